@@ -1,0 +1,39 @@
+"""Errors a user can act on, each with the exit code of the command line.
+
+A message says where, what was found, what was expected and what to do. Anything that is not one of
+these is a bug in Rankscope (exit code 1).
+"""
+
+
+class RankscopeError(Exception):
+    """Base of every error Rankscope raises on purpose."""
+
+    exit_code = 1
+
+
+class BadInput(RankscopeError):
+    """A study file, data row, model folder or argument cannot be used as it is (exit code 2)."""
+
+    exit_code = 2
+
+
+class IntegrityError(RankscopeError):
+    """A stored artifact is not what was written: missing, altered or not finite (exit code 4)."""
+
+    exit_code = 4
+
+
+class StudyLocked(BadInput):
+    """Another process is running this study (exit code 2)."""
+
+
+class DiskFull(RankscopeError):
+    """An artifact could not be written for want of space; the previous state is kept."""
+
+    exit_code = 3
+
+
+class Interrupted(RankscopeError):
+    """The user asked to stop; the same command continues (exit code 130)."""
+
+    exit_code = 130
