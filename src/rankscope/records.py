@@ -8,7 +8,7 @@ bytes, losses nats per token.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -290,20 +290,18 @@ class ItemResult:
 
 def write_items(path: Path, items: list[ItemResult]) -> None:
     """Write per-item results as one Parquet file; floats are stored as they are."""
-    columns = {
-        name: [getattr(item, name) for item in items] for name in ITEM_SCHEMA.names
-    }
+    columns = {name: [getattr(item, name) for item in items] for name in ITEM_SCHEMA.names}
     pq.write_table(pa.table(columns, schema=ITEM_SCHEMA), path)
 
 
 def read_items(path: Path) -> list[ItemResult]:
     """Read what ``write_items`` wrote."""
-    rows = pq.read_table(path, schema=ITEM_SCHEMA).to_pylist()
-    as_tuple = ("option_logprobs", "option_tokens", "letter_logprobs")
-    return [
-        ItemResult(**{k: tuple(v) if k in as_tuple and v is not None else v for k, v in r.items()})
-        for r in rows
-    ]
+    rows: list[dict[str, Any]] = pq.read_table(path, schema=ITEM_SCHEMA).to_pylist()
+    for row in rows:
+        for name in ("option_logprobs", "option_tokens", "letter_logprobs"):
+            if row[name] is not None:
+                row[name] = tuple(row[name])
+    return [ItemResult(**row) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
