@@ -27,7 +27,7 @@ FAILED: frozenset[Status] = frozenset({"diverged", "oom", "failed"})
 
 
 class Record(BaseModel):
-    """Base of every stored result: frozen, no unknown fields, with the version it was written in."""
+    """Base of every stored result: frozen, no unknown fields, with its version."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -72,13 +72,19 @@ class TrialSpec(Record):
 
     @property
     def arm_label(self) -> str:
-        """Short name for tables, such as ``r=32 lr=0.0002``; the task is not part of it."""
+        """Short name for tables, such as ``r=32 lr=0.0002``; the task is not part of it.
+
+        Two arms of one task never share a label: what differs from the default is spelled out.
+        """
         if self.rank is None:
             return f"full lr={self.lr:g}"
         method = "" if self.method == "lora" else f"{self.method} "
         alpha = "" if self.alpha == 2 * self.rank else f" alpha={self.alpha:g}"
         dropout = f" dropout={self.dropout:g}" if self.dropout else ""
-        return f"{method}r={self.rank}{alpha} lr={self.lr:g}{dropout}"
+        targets = ""
+        if set(self.targets) != {"q_proj", "k_proj", "v_proj", "o_proj"}:
+            targets = " on " + ",".join(t.removesuffix("_proj") for t in sorted(self.targets))
+        return f"{method}r={self.rank}{alpha} lr={self.lr:g}{dropout}{targets}"
 
     @property
     def label(self) -> str:
