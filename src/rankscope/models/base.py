@@ -1,0 +1,150 @@
+"""The frozen base model and the batches it sees: concatenated rows, grouped by adapter."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rankscope.models.lora import Pack, PackedLinear, Segment
+from rankscope.models.row_attention import RowCache, RowPlan
+from rankscope.records import ModelRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of token ids and the adapter it belongs to.
+
+    ``keep`` lists the positions in the row whose logits are wanted, ascending; the logits at
+    position t predict token t + 1. ``start`` is the position of the first id: the number of tokens
+    the row's cache already holds.
+    """
+
+    ids: Sequence[int]
+    keep: Sequence[int]
+    slot: str | None = None
+    start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RowBatch:
+    """Rows concatenated for one forward pass."""
+
+    input_ids: Tensor
+    """(1, N) int64."""
+    position_ids: Tensor
+    """(1, N) int64."""
+    lengths: tuple[int, ...]
+    segments: tuple[Segment, ...]
+    keep: Tensor
+    """(M,) indices into N at which logits are computed, rows in order."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], device: torch.device) -> "RowBatch":
+        """Concatenate rows; consecutive rows of one slot become one segment."""
+        ids: list[int] = []
+        positions: list[int] = []
+        keep: list[int] = []
+        segments: list[Segment] = []
+        for row in rows:
+            offset = len(ids)
+            ids.extend(row.ids)
+            positions.extend(range(row.start, row.start + len(row.ids)))
+            keep.extend(offset + position for position in row.keep)
+            if segments and segments[-1].slot == row.slot:
+                segments[-1] = Segment(row.slot, segments[-1].start, len(ids))
+            else:
+                segments.append(Segment(row.slot, offset, len(ids)))
+        return cls(
+            input_ids=torch.tensor([ids], device=device),
+            position_ids=torch.tensor([positions], device=device),
+            lengths=tuple(len(row.ids) for row in rows),
+            segments=tuple(segments),
+            keep=torch.tensor(keep, dtype=torch.int64, device=device),
+        )
+
+
+@dataclass(slots=True)
+class Base:
+    """A causal language model with its tokenizer, ready for packs of adapters.
+
+    ``model`` uses the row attention; its parameters are frozen unless :meth:`trainable_copy` made
+    it. ``folder`` is where its weights were read from.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    record: ModelRecord
+    folder: Path
+    pack: Pack
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    def logits(
+        self, batch: RowBatch, cache: RowCache | None = None, store: bool = False
+    ) -> Tensor:
+        """Logits at the kept positions, (M, vocabulary), in the base's dtype.
+
+        With ``cache`` each row continues its cached prefix; with ``store`` the pass's keys and
+        values are appended to it.
+        """
+        plan = RowPlan.of(batch.lengths, self.device, cache, store)
+        self.pack.segments = batch.segments
+        out: Tensor = self.model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            use_cache=False,
+            logits_to_keep=batch.keep,
+            row_plan=plan,
+        ).logits[0]
+        if cache is not None and store:
+            cache.advance(plan.lengths)
+        return out
+
+    def linears(self) -> dict[str, nn.Linear]:
+        """Every linear layer by module name, as the base has it (adapters unwrapped)."""
+        found: dict[str, nn.Linear] = {}
+        for name, layer in self.model.named_modules():
+            if isinstance(layer, PackedLinear):
+                found[name] = layer.linear
+            elif isinstance(layer, nn.Linear) and not name.endswith(".linear"):
+                found[name] = layer
+        return found
+
+    def trainable_copy(self) -> "Base":
+        """A float32 copy whose every parameter trains: full fine-tuning's own weights."""
+        self.pack.clear()
+        model = copy.deepcopy(self.model).float()
+        unwrap(model)
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        return Base(model, self.tokenizer, self.record, self.folder, Pack(model))
+
+
+def unwrap(model: nn.Module) -> None:
+    """Put plain linear layers back in place of packed ones."""
+    packed = [(n, m) for n, m in model.named_modules() if isinstance(m, PackedLinear)]
+    modules = dict(model.named_modules())
+    for name, layer in packed:
+        parent, _, leaf = name.rpartition(".")
+        setattr(modules[parent], leaf, layer.linear)
+
+
+def batches_of(rows: Iterable[Row], batch_tokens: int) -> Iterable[list[Row]]:
+    """Cut rows, in order, into lists of at most ``batch_tokens`` tokens (at least one row)."""
+    batch: list[Row] = []
+    size = 0
+    for row in rows:
+        if batch and size + len(row.ids) > batch_tokens:
+            yield batch
+            batch, size = [], 0
+        batch.append(row)
+        size += len(row.ids)
+    if batch:
+        yield batch

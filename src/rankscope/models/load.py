@@ -1,0 +1,163 @@
+"""From the study file's ``model`` section to a frozen base: pocket, cache, local folder or hub."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from rankscope.config.schema import ModelConfig
+from rankscope.errors import BadInput
+from rankscope.models import row_attention
+from rankscope.models.base import Base
+from rankscope.models.lora import Pack
+from rankscope.provenance import weights_sha256
+from rankscope.records import ModelRecord
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def model_folder(config: ModelConfig) -> Path:
+    """The local folder that holds the model, downloaded first where it is a hub id.
+
+    Raises:
+        BadInput: no such folder, no safetensors weights in it, or the hub cannot be reached.
+    """
+    if config.pocket:
+        from rankscope.models.pocket import pocket_folder
+
+        return pocket_folder()
+    if config.cached is not None:
+        from rankscope.models.fetch import cached_model_folder
+
+        return cached_model_folder(config.cached)
+    if config.path is not None:
+        return checked_folder(Path(config.path).expanduser())
+    assert config.hub is not None
+    return hub_folder(config.hub, config.revision)
+
+
+def hub_folder(hub: str, revision: str | None) -> Path:
+    """Snapshot of a hub repository: configuration, tokenizer and safetensors only."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(
+            hub,
+            revision=revision,
+            allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"],
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise BadInput(
+            f"model {hub!r}: the hub did not give it ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]}); check the id and revision and, where there is no "
+            "network, give a local folder: model: {path: ./folder}"
+        ) from error
+    return checked_folder(Path(folder))
+
+
+def checked_folder(folder: Path) -> Path:
+    """The folder itself, once it is known to hold a loadable model."""
+    if not folder.is_dir():
+        raise BadInput(f"model folder {folder}: no such folder")
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"model folder {folder}: no config.json; expected a Hugging Face folder")
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
+        if pickles:
+            raise BadInput(
+                f"model folder {folder}: {pickles[0]} is a pickle, which can run code when loaded "
+                "and is refused; convert it once where you trust it: "
+                "model.save_pretrained(folder) writes safetensors"
+            )
+        raise BadInput(f"model folder {folder}: no *.safetensors weights")
+    return folder
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer.
+
+    Raises:
+        BadInput: it has none, or one that needs code of its own.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(f"model folder {folder}: tokenizer cannot be loaded: {error}") from error
+    return tokenizer
+
+
+def load_base(
+    config: ModelConfig, device: torch.device, dtype: torch.dtype, folder: Path | None = None
+) -> Base:
+    """Load the base, frozen, with row attention.
+
+    Args:
+        config: the study's model section.
+        device, dtype: where and in what precision its weights live.
+        folder: read the weights from here instead (a fully fine-tuned trial of the same base).
+
+    Raises:
+        BadInput: the folder cannot be used (see :func:`model_folder`), or needs remote code.
+    """
+    source = folder if folder is not None else model_folder(config)
+    row_attention.register()
+    tokenizer = load_tokenizer(source)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            attn_implementation=row_attention.NAME,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(f"model folder {source}: cannot be loaded: {error}") from error
+    model.to(device)
+    model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    shape = model.config.get_text_config()
+    record = ModelRecord(
+        label=config.label,
+        sha256=weights_sha256(source),
+        architecture=type(model).__name__,
+        num_parameters=sum(p.numel() for p in model.parameters()),
+        num_layers=int(shape.num_hidden_layers),
+        hidden_size=int(shape.hidden_size),
+        vocab_size=int(shape.vocab_size),
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        prompt_format=resolved_prompt_format(config, tokenizer),
+    )
+    return Base(model, tokenizer, record, source, Pack(model))
+
+
+def resolved_prompt_format(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+    """``chat`` where asked for or, under ``auto``, where the tokenizer has a chat template."""
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if config.prompt_format == "auto":
+        return "chat" if has_template else "plain"
+    if config.prompt_format == "chat" and not has_template:
+        raise BadInput(
+            f"model {config.label}: prompt_format is 'chat' but its tokenizer has no chat template; "
+            "expected 'plain' or 'auto'"
+        )
+    return config.prompt_format
+
+
+def model_config(folder: Path) -> AutoConfig:
+    """The architecture's configuration alone: no weights are needed.
+
+    Raises:
+        BadInput: no readable config.json, or an architecture transformers does not know.
+    """
+    try:
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(f"model folder {folder}: config.json cannot be used: {error}") from error
