@@ -1,0 +1,98 @@
+"""The resumable state of a pack in training: weights, optimizer, dropout generators, step.
+
+One folder per checkpoint, written aside and renamed, so that what is there is whole. Everything is
+safetensors and JSON; nothing is pickled.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rankscope.errors import DiskFull
+
+STATE = "state.safetensors"
+META = "meta.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PackState:
+    """What a checkpoint holds.
+
+    Attributes:
+        step: optimizer steps done.
+        tensors: ``<trial>/<what>/<index>`` -> tensor.
+        meta: ``<trial>`` -> counters and loss points, JSON-compatible.
+    """
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    meta: Mapping[str, object]
+
+
+class PackCheckpoint:
+    """Writes and reads the newest state of one pack under ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, state: PackState) -> None:
+        """Replace the stored state; after a crash either the old or the new one is there.
+
+        Raises:
+            DiskFull: no space; the previous state is kept.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        aside = self.folder / "aside"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        try:
+            save_file(dict(state.tensors), aside / STATE)
+            (aside / META).write_text(
+                json.dumps({"step": state.step, "trials": state.meta}), encoding="utf-8"
+            )
+            for name in (STATE, META):
+                flush(aside / name)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            size = sum(t.numel() * t.element_size() for t in state.tensors.values())
+            raise DiskFull(
+                f"checkpoint {self.folder}: {size} bytes could not be written ({error}); "
+                "the previous state is kept; free some space and run the same command again"
+            ) from error
+        target = self.folder / f"step-{state.step:09d}"
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(aside, target)
+        flush(self.folder)
+        for old in self.folder.glob("step-*"):
+            if old != target:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def load(self) -> PackState | None:
+        """The newest whole state, or None."""
+        for folder in sorted(self.folder.glob("step-*"), reverse=True):
+            try:
+                meta = json.loads((folder / META).read_text(encoding="utf-8"))
+                return PackState(meta["step"], load_file(folder / STATE), meta["trials"])
+            except (OSError, ValueError, SafetensorError):
+                continue  # a state that cannot be read is no state: training starts earlier
+        return None
+
+    def remove(self) -> None:
+        """Delete the state: the pack's results are stored."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Ask the system to put a file or folder on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

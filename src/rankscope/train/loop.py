@@ -1,0 +1,193 @@
+"""THE training loop: every pack of LoRA trials, and full fine-tuning as a pack of one.
+
+At every micro-step each trial that still has steps left contributes one micro-batch of its own
+rows; the concatenation runs through the shared base once. The loss is the sum over trials of
+(sum of token losses / label tokens of the trial's whole optimizer step): parameters of different
+trials are disjoint, so one backward gives each the gradient it would have had alone.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from rankscope.config.schema import TrainConfig
+from rankscope.data.batches import RowOrder
+from rankscope.data.encode import EncodedRow
+from rankscope.errors import BadInput, Interrupted
+from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.lora import new_adapter
+from rankscope.records import TrialSpec
+from rankscope.train.checkpoint import PackCheckpoint, PackState
+from rankscope.train.loss import summed_losses
+from rankscope.train.trainee import Trainee
+from rankscope.trials import planned_steps
+
+
+class Progress(Protocol):
+    """Hears of every optimizer step."""
+
+    def __call__(self, step: int, num_steps: int, num_tokens: int, losses: list[float]) -> None:
+        """Steps done of all, valid tokens of the step, each active trial's loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackResult:
+    """A trained pack: the trials in the order given, and the wall time of this and earlier runs.
+
+    For full fine-tuning ``base`` is the trained copy; for LoRA the adapters hang on the trainees.
+    """
+
+    trainees: tuple[Trainee, ...]
+    base: Base
+    seconds: float
+
+
+def train_pack(
+    base: Base,
+    trials: Sequence[TrialSpec],
+    rows: Sequence[EncodedRow],
+    protocol: TrainConfig,
+    *,
+    checkpoint: PackCheckpoint | None = None,
+    progress: Progress | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> PackResult:
+    """Train one pack to its end, from its checkpoint where there is one.
+
+    Args:
+        base: the frozen base; full fine-tuning trains a float32 copy of it.
+        trials: LoRA trials of one task, or a single full trial.
+        rows: the task's encoded training rows; each trial sees them in its own seed's order.
+        protocol: epochs, batch size and the rest, the same for every trial.
+        checkpoint: where the resumable state goes, at most every ``checkpoint_seconds``.
+        progress: called after every optimizer step.
+        should_stop: asked after every step; True writes the state and raises.
+
+    Raises:
+        BadInput: no rows, or full fine-tuning packed with other trials.
+        Interrupted: ``should_stop`` said so.
+    """
+    if not rows:
+        raise BadInput("no training rows are left after encoding: there is nothing to train on")
+    base, trainees = prepare(base, trials, len(rows), protocol)
+    start_step, seconds_before = resume(trainees, checkpoint)
+    num_steps = max(trainee.num_steps for trainee in trainees)
+    begun = saved = time.monotonic()
+    base.pack.training = True
+    try:
+        for step in range(start_step, num_steps):
+            active = [trainee for trainee in trainees if trainee.is_active(step)]
+            if not active:
+                break
+            num_tokens = run_step(base, active, rows, step)
+            if progress is not None:
+                losses = [t.losses[-1].loss for t in active if t.failure is None]
+                progress(step + 1, num_steps, num_tokens, losses)
+            now = time.monotonic()
+            stop = should_stop()
+            if checkpoint is not None and (stop or now - saved >= protocol.checkpoint_seconds):
+                save(trainees, checkpoint, step + 1, seconds_before + now - begun)
+                saved = now
+            if stop:
+                raise Interrupted(f"stopped after step {step + 1} of {num_steps}")
+    finally:
+        base.pack.training = False
+    return PackResult(tuple(trainees), base, seconds_before + time.monotonic() - begun)
+
+
+def prepare(
+    base: Base, trials: Sequence[TrialSpec], num_rows: int, protocol: TrainConfig
+) -> tuple[Base, list[Trainee]]:
+    """Fresh trainees, and the base they train on (a trainable copy for full fine-tuning)."""
+    is_full = any(trial.method == "full" for trial in trials)
+    if is_full and len(trials) > 1:
+        raise BadInput("full fine-tuning changes the base itself and trains alone, not in a pack")
+    base.pack.clear()
+    if is_full:
+        base = base.trainable_copy()
+    trainees = []
+    for trial in trials:
+        adapter = None if is_full else new_adapter(base.model, trial)
+        if adapter is not None:
+            base.pack.attach(adapter)
+        trainees.append(
+            Trainee(
+                spec=trial,
+                parameters=list(adapter.parameters() if adapter else base.model.parameters()),
+                adapter=adapter,
+                protocol=protocol,
+                order=RowOrder(
+                    num_rows, protocol.batch_size, protocol.gradient_accumulation, trial.seed
+                ),
+                num_steps=planned_steps(num_rows, protocol),
+            )
+        )
+    return base, trainees
+
+
+def run_step(base: Base, active: list[Trainee], rows: Sequence[EncodedRow], step: int) -> int:
+    """One optimizer step of every active trial; the number of valid tokens seen."""
+    micro_batches = [trainee.order.step(step) for trainee in active]
+    label_tokens = [
+        sum(sum(rows[i].is_label) for micro in micros for i in micro) for micros in micro_batches
+    ]
+    step_losses = torch.zeros(len(active), device=base.device)
+    num_tokens = 0
+    for micro in range(max(len(micros) for micros in micro_batches)):
+        members = [i for i, micros in enumerate(micro_batches) if micro < len(micros)]
+        batch_rows: list[Row] = []
+        targets: list[int] = []
+        counts: list[int] = []
+        for i in members:
+            before = len(targets)
+            for index in micro_batches[i][micro]:
+                encoded = rows[index]
+                keep = [t - 1 for t, labelled in enumerate(encoded.is_label) if labelled]
+                batch_rows.append(Row(encoded.input_ids, keep, active[i].slot))
+                targets.extend(encoded.input_ids[t + 1] for t in keep)
+                active[i].num_tokens += len(encoded.input_ids)
+                num_tokens += len(encoded.input_ids)
+            counts.append(len(targets) - before)
+        batch = RowBatch.of(batch_rows, base.device)
+        sums = summed_losses(base.logits(batch), torch.tensor(targets, device=base.device), counts)
+        losses = sums / torch.tensor([label_tokens[i] for i in members], device=base.device)
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        step_losses[members] += losses.detach()
+    for trainee, count, loss in zip(active, label_tokens, step_losses.tolist(), strict=True):
+        trainee.num_label_tokens += count
+        trainee.update(step, loss)
+    return num_tokens
+
+
+def resume(
+    trainees: Sequence[Trainee], checkpoint: PackCheckpoint | None
+) -> tuple[int, float]:
+    """Restore the stored state, if any: the next step, and the seconds already spent."""
+    state = checkpoint.load() if checkpoint is not None else None
+    if state is None:
+        return 0, 0.0
+    for trainee in trainees:
+        prefix = f"{trainee.spec.trial_id}/"
+        tensors = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in state.tensors.items()
+            if name.startswith(prefix)
+        }
+        trainee.restore(tensors, state.meta[trainee.spec.trial_id])  # type: ignore[arg-type]
+    return state.step, float(state.meta["seconds"])  # type: ignore[arg-type]
+
+
+def save(
+    trainees: Sequence[Trainee], checkpoint: PackCheckpoint, step: int, seconds: float
+) -> None:
+    """Write the state after ``step`` optimizer steps."""
+    tensors = {
+        f"{trainee.spec.trial_id}/{name}": tensor
+        for trainee in trainees
+        for name, tensor in trainee.tensors().items()
+    }
+    meta: dict[str, object] = {t.spec.trial_id: t.counters() for t in trainees}
+    checkpoint.save(PackState(step, tensors, {**meta, "seconds": seconds}))

@@ -1,0 +1,43 @@
+"""AdamW, the learning-rate schedules and gradient clipping of one trial."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+
+Schedule = Literal["linear", "cosine", "constant"]
+
+
+def new_optimizer(
+    parameters: Sequence[nn.Parameter], weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW (betas .9, .999, eps 1e-8, decoupled decay), fused; the loop sets the rate."""
+    return torch.optim.AdamW(
+        list(parameters), lr=0.0, weight_decay=weight_decay, betas=(0.9, 0.999), eps=1e-8, fused=True
+    )
+
+
+def learning_rate(
+    peak: float, step: int, num_steps: int, schedule: Schedule, warmup_fraction: float
+) -> float:
+    """Rate of optimizer step ``step`` (from 0) of ``num_steps``.
+
+    The same numbers as transformers' schedules: warm-up rises linearly over
+    ceil(warmup_fraction x num_steps) steps from 0 at step 0, then falls to 0 at ``num_steps``.
+    """
+    warmup = math.ceil(warmup_fraction * num_steps)
+    if step < warmup:
+        return peak * step / warmup
+    if schedule == "constant":
+        return peak
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    if schedule == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * max(0.0, 1 - progress)
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
+    """Scale gradients down to ``max_norm`` (2-norm over all parameters); the norm before."""
+    return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))

@@ -1,0 +1,111 @@
+"""One trial while it trains: its parameters, optimizer, order of rows and counters."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from rankscope.config.schema import TrainConfig
+from rankscope.data.batches import RowOrder
+from rankscope.models.lora import Adapter
+from rankscope.records import LossPoint, TrialSpec
+from rankscope.train.optimizer import clip_gradients, learning_rate, new_optimizer
+
+
+@dataclass(slots=True)
+class Trainee:
+    """A trial's own state in a pack; neighbours share nothing of it.
+
+    ``adapter`` is None for full fine-tuning, whose parameters are the model's. ``failure`` says why
+    the trial left the pack.
+    """
+
+    spec: TrialSpec
+    parameters: list[nn.Parameter]
+    adapter: Adapter | None
+    protocol: TrainConfig
+    order: RowOrder
+    num_steps: int
+    optimizer: torch.optim.AdamW = field(init=False)
+    losses: list[LossPoint] = field(default_factory=list)
+    num_tokens: int = 0
+    num_label_tokens: int = 0
+    failure: str | None = None
+
+    def __post_init__(self) -> None:
+        self.optimizer = new_optimizer(self.parameters, self.protocol.weight_decay)
+
+    @property
+    def slot(self) -> str | None:
+        """Its adapter's slot in the pack; None trains the model itself."""
+        return self.adapter.slot if self.adapter is not None else None
+
+    def is_active(self, step: int) -> bool:
+        """Whether it takes part in optimizer step ``step``."""
+        return self.failure is None and step < self.num_steps
+
+    def update(self, step: int, loss: float) -> None:
+        """Clip, check and apply the gradients of one optimizer step.
+
+        Args:
+            step: the step's index, from 0.
+            loss: mean over the step's label tokens, nats.
+        """
+        norm = clip_gradients(self.parameters, self.protocol.max_grad_norm)
+        rate = learning_rate(
+            self.spec.lr,
+            step,
+            self.num_steps,
+            self.protocol.schedule,
+            self.protocol.warmup_fraction,
+        )
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.losses.append(LossPoint(step=step, loss=loss, lr=rate, grad_norm=norm))
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+        else:
+            what = "loss" if not math.isfinite(loss) else "gradient norm"
+            self.failure = f"{what} not finite at step {step + 1} of {self.num_steps}"
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything a resumed run needs, by name, contiguous on the CPU."""
+        found = {f"parameter/{i}": p.detach() for i, p in enumerate(self.parameters)}
+        for i, parameter in enumerate(self.parameters):
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                found[f"{key}/{i}"] = value
+        if self.adapter is not None:
+            found["generator/0"] = self.adapter.generator.get_state()
+        return {name: t.detach().cpu().clone().contiguous() for name, t in found.items()}
+
+    def counters(self) -> dict[str, object]:
+        """The rest of the state, JSON-compatible."""
+        return {
+            "losses": [point.model_dump() for point in self.losses],
+            "num_tokens": self.num_tokens,
+            "num_label_tokens": self.num_label_tokens,
+            "failure": self.failure,
+        }
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], counters: dict[str, object]) -> None:
+        """Set the state to what :meth:`tensors` and :meth:`counters` gave."""
+        for i, parameter in enumerate(self.parameters):
+            parameter.copy_(tensors[f"parameter/{i}"])
+            state = {
+                key: tensors[f"{key}/{i}"].to(parameter.device if key != "step" else "cpu")
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"{key}/{i}" in tensors
+            }
+            if state:
+                self.optimizer.state[parameter] = state
+        if self.adapter is not None:
+            self.adapter.generator.set_state(tensors["generator/0"])
+        losses: Sequence[dict[str, object]] = counters["losses"]  # type: ignore[assignment]
+        self.losses = [LossPoint.model_validate(point) for point in losses]
+        self.num_tokens = int(counters["num_tokens"])  # type: ignore[call-overload]
+        self.num_label_tokens = int(counters["num_label_tokens"])  # type: ignore[call-overload]
+        self.failure = counters["failure"]  # type: ignore[assignment]
