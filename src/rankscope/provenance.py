@@ -1,0 +1,165 @@
+"""Hashes of what a study is made of, and a record of the machine and libraries it ran on."""
+
+import hashlib
+import json
+import os
+import platform
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from rankscope.errors import BadInput
+from rankscope.records import Provenance
+
+LIBRARIES = (
+    "datasets",
+    "numpy",
+    "peft",
+    "pyarrow",
+    "safetensors",
+    "scipy",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+"""Distributions whose version can move a result."""
+
+VOLATILE_CONFIG_KEYS = frozenset(
+    {
+        "_attn_implementation",
+        "_name_or_path",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
+"""Keys of ``config.json`` that change on saving, or say nothing the weights do not say."""
+
+PICKLE_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of one file's bytes. Raises OSError where it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_folder(folder: Path) -> str:
+    """Hex sha256 over the relative names and contents of all files under ``folder``.
+
+    Independent of where the folder lies and of the order the file system lists it in.
+    """
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return _sha256_named(folder, paths)
+
+
+def sha256_json(value: object) -> str:
+    """Hex sha256 of ``value`` in canonical JSON: sorted keys, no white space, no NaN.
+
+    Raises ValueError for NaN and infinities, TypeError for what JSON cannot say.
+    """
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def canonical_json(value: object) -> str:
+    """``value`` as JSON text that is equal whenever the values are equal."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
+
+
+def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hex sha256 over names, dtypes, shapes and bits of ``tensors``, in the order of names.
+
+    Equal for equal bits wherever the tensors live; used to show that a frozen base stayed frozen.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(canonical_json([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def weights_sha256(folder: Path) -> str:
+    """Hex sha256 of a model folder: ``config.json`` and every safetensors file.
+
+    Keys of the configuration that change on saving are left out. Raises BadInput where there is no
+    configuration or no safetensors file.
+    """
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise BadInput(
+            f"{folder}: there is no config.json. Expected a Hugging Face model folder with "
+            "config.json and safetensors weights."
+        )
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"found a {type(config).__name__}, expected an object")
+    except ValueError as error:
+        raise BadInput(f"{config_path}: not a JSON object ({error}).") from error
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise BadInput(_no_safetensors(folder))
+    settings = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG_KEYS}
+    digest = hashlib.sha256(canonical_json(settings).encode())
+    digest.update(_sha256_named(folder, weights).encode())
+    return digest.hexdigest()
+
+
+def provenance() -> Provenance:
+    """Versions, processor and threads of this process, now."""
+    return Provenance(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        rankscope=_version("rankscope"),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        processor=_processor(),
+        num_threads=torch.get_num_threads(),
+        libraries={name: _version(name) for name in LIBRARIES},
+    )
+
+
+def _sha256_named(folder: Path, paths: Iterable[Path]) -> str:
+    named = sorted((path.relative_to(folder).as_posix(), path) for path in paths)
+    digest = hashlib.sha256()
+    for name, path in named:
+        # The JSON form ends a name unambiguously, so moving a character from a name into the
+        # contents cannot give the same hash.
+        digest.update(canonical_json([name, sha256_file(path)]).encode())
+    return digest.hexdigest()
+
+
+def _no_safetensors(folder: Path) -> str:
+    pickles = sorted(path.name for pattern in PICKLE_WEIGHTS for path in folder.glob(pattern))
+    if pickles:
+        return (
+            f"{folder}: found pickle weights ({pickles[0]}), expected *.safetensors. Pickle files "
+            "can run code on loading and are not read; convert them once with "
+            "model.save_pretrained(folder) in a place you trust."
+        )
+    return f"{folder}: no *.safetensors file found. Expected the weights of a model there."
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    """Name of the processor; Linux's ``platform.processor()`` is empty, so /proc comes first."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        match = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(errors="replace"), re.M)
+        if match:
+            return f"{match[1].strip()} ({os.cpu_count()} logical)"
+    return platform.processor() or platform.machine() or "unknown"

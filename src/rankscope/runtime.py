@@ -1,0 +1,173 @@
+"""The machine a study runs on: allocator, device, dtype, threads and peak memory."""
+
+import ctypes
+import os
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from rankscope.errors import BadInput
+
+# Parameters of mallopt(3), from glibc's malloc.h.
+M_TRIM_THRESHOLD = -1
+M_TOP_PAD = -2
+M_MMAP_MAX = -4
+NEVER_TRIM = -1
+TOP_PAD_BYTES = 64 * 2**20
+
+BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+"""Processor flags with which bfloat16 products are faster than float32 ones."""
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc's allocator keep freed memory instead of handing it back to the kernel.
+
+    A training step frees and asks for the same large blocks again and again; on virtual machines
+    the page faults can cost more than the arithmetic. Returns whether it was done: False where the
+    C library is not glibc. Affects this process for good and costs memory only after the peak.
+    """
+    if not _is_glibc():
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt.argtypes = (ctypes.c_int, ctypes.c_int)
+    mallopt.restype = ctypes.c_int
+    settings = (
+        (M_MMAP_MAX, 0),
+        (M_TRIM_THRESHOLD, NEVER_TRIM),
+        (M_TOP_PAD, TOP_PAD_BYTES),
+    )
+    return all(mallopt(parameter, value) == 1 for parameter, value in settings)
+
+
+def _is_glibc() -> bool:
+    try:
+        return (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
+    except (AttributeError, ValueError, OSError):
+        return False
+
+
+def choose_device(text: str = "auto") -> torch.device:
+    """The device to compute on; ``auto`` takes CUDA, then MPS, then CPU.
+
+    ``text`` is ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:1``. Raises BadInput for anything
+    else and for a device this machine does not have.
+    """
+    if text == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise BadInput(f"device {text!r}: expected 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'.")
+    found = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }[device.type]
+    if (device.index or 0) >= found:
+        raise BadInput(
+            f"device {text!r}: this machine has {found} {device.type} device(s) that this torch "
+            f"({torch.__version__}) can use. Use 'device: auto', or install a torch built for it."
+        )
+    return device
+
+
+def choose_dtype(text: str, device: torch.device) -> torch.dtype:
+    """The base's dtype; ``auto`` is bfloat16 where ``device`` computes in it natively.
+
+    That is CUDA from compute capability 8.0 on, and processors with AVX512-BF16 or AMX; float32
+    elsewhere. Raises BadInput for a name that is neither ``auto``, ``float32`` nor ``bfloat16``.
+    """
+    if text == "float32":
+        return torch.float32
+    if text == "bfloat16":
+        return torch.bfloat16
+    if text != "auto":
+        raise BadInput(f"dtype {text!r}: expected 'auto', 'float32' or 'bfloat16'.")
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and bool(BFLOAT16_FLAGS & processor_flags())
+    return torch.bfloat16 if native else torch.float32
+
+
+def processor_flags() -> frozenset[str]:
+    """Instruction set flags of the processor as Linux names them; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip() == "flags":
+            return frozenset(value.split())
+    return frozenset()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory in use at once since the last reset, bytes.
+
+    On CUDA what torch's allocator handed out on ``device``; elsewhere the resident set of the
+    whole process, libraries included.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak_memory(device: torch.device) -> bool:
+    """Start ``peak_memory_bytes`` anew; returns whether this system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set
+    except OSError:
+        return False
+    return True
+
+
+def available_memory_bytes(device: torch.device) -> int:
+    """Memory that can still be taken on ``device``, bytes; a container's limit counts."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):  # no such limit: the file is absent, or says "max"
+        return available
+    return max(0, min(available, limit - used))
+
+
+def use_deterministic(seed: int) -> None:
+    """Seed every generator and choose deterministic kernels where torch has them.
+
+    Two runs of the same program on the same machine and libraries are then bitwise equal on a CPU;
+    a CUDA kernel without a deterministic form warns.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    # cuBLAS reads it when its first handle is made.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # The default fills every torch.empty with NaN, which finds bugs and costs a pass over memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
