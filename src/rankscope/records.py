@@ -224,8 +224,6 @@ class TaskRecord(Record):
     """Rows left out on reading, counted."""
     leaks: dict[str, int]
     """Report rows also found in train, by kind: exact, ngram13."""
-    sha256: str = ""
-    """Of its rows, splits, prompt and scorer; the ledger refuses to mix results across it."""
     source: str
     """Where the rows came from, for people."""
     sha256: str
