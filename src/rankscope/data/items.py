@@ -1,0 +1,50 @@
+"""Items: one row of a data set in the one form that training and evaluation read."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Names of the options of a multiple-choice item, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One row, whatever its shape was in the file."""
+
+    item_id: str
+    """Stable: ``<task>/<split file>/<row number>``, rows counted from 1."""
+    prompt: str
+    """Rendered prompt; empty for a plain text row."""
+    completion: str
+    """Training target: the right option's text or letter, a chain with its answer, a reply."""
+    choices: tuple[str, ...] = ()
+    """Option texts of a multiple-choice row."""
+    answer: int | None = None
+    """Index of the right option, from 0."""
+    subject: str | None = None
+    messages: tuple[Message, ...] = ()
+    """All turns of a chat row; ``prompt`` and ``completion`` are then of its last turn."""
+    reference: str = ""
+    """Gold answer for generation scorers, such as ``18`` of a chain that ends ``#### 18``."""
+    question: str = ""
+    """The row's own words, without template and options: what the leak search compares."""
+
+    @property
+    def content(self) -> tuple[str, str]:
+        """Question and gold answer, normalized: equal contents are the same item twice."""
+        gold = self.choices[self.answer] if self.answer is not None else self.completion
+        return normalized(self.question or self.prompt), normalized(gold)
+
+
+def normalized(text: str) -> str:
+    """Lower case, letters and digits only, one space between words: how texts are compared."""
+    return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())

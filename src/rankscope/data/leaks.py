@@ -1,0 +1,64 @@
+"""Report rows that training has seen: the same item, or a long run of the same words.
+
+13 words are the run length that GPT-3's contamination study used (Brown et al., 2005.14165,
+appendix C) and many since.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rankscope.data.items import Item
+
+NGRAM = 13
+"""Words in a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaks:
+    """Item ids of the report rows also found in train; no id stands in both."""
+
+    exact: tuple[str, ...]
+    """Question and gold answer are equal after normalization."""
+    ngram13: tuple[str, ...]
+    """Not exact, but 13 words in a row of question or answer stand in one training row."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows by kind, as a task's record keeps them."""
+        return {"exact": len(self.exact), "ngram13": len(self.ngram13)}
+
+    @property
+    def item_ids(self) -> frozenset[str]:
+        """Every leaked item: the scores without them are of the others."""
+        return frozenset(self.exact + self.ngram13)
+
+
+def _ngrams(item: Item) -> Iterator[tuple[str, ...]]:
+    for text in item.content:
+        words = text.split()
+        for start in range(len(words) - NGRAM + 1):
+            yield tuple(words[start : start + NGRAM])
+
+
+def find_leaks(train: Iterable[Item], report: Sequence[Item]) -> Leaks:
+    """Compare every report row with every training row.
+
+    Templates and wrong options are not compared, since they repeat without being leaks. The
+    report's runs are held in memory (some 100 bytes a word); training rows are streamed past them.
+    """
+    contents: dict[tuple[str, str], list[int]] = {}
+    runs: dict[tuple[str, ...], list[int]] = {}
+    for position, item in enumerate(report):
+        contents.setdefault(item.content, []).append(position)
+        for run in _ngrams(item):
+            runs.setdefault(run, []).append(position)
+    exact: set[int] = set()
+    overlapping: set[int] = set()
+    for item in train:
+        exact.update(contents.get(item.content, ()))
+        for run in _ngrams(item):
+            overlapping.update(runs.get(run, ()))
+    return Leaks(
+        exact=tuple(report[position].item_id for position in sorted(exact)),
+        ngram13=tuple(report[position].item_id for position in sorted(overlapping - exact)),
+    )

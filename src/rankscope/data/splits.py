@@ -1,0 +1,118 @@
+"""Three splits from the files of a task: train, selection (chooses) and report (is quoted).
+
+No row stands in two of them. Every draw is a pure function of (seed, task, purpose), so adding a
+task or a limit moves no other draw.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from rankscope.data.items import Item
+from rankscope.errors import BadInput
+
+MIN_SELECTION_FILE = 50
+"""A published validation file with fewer rows chooses too noisily and is not used."""
+MAX_CUT = 500
+CUT_SHARE = 0.1
+TEST_CUT_SHARE = 0.2
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """The rows of one task by use."""
+
+    train: tuple[Item, ...]
+    selection: tuple[Item, ...]
+    report: tuple[Item, ...]
+    notes: tuple[str, ...]
+    """What was cut from where, one sentence each."""
+
+
+def seeded_order(count: int, *purpose: object) -> list[int]:
+    """A permutation of range(count) that depends on ``purpose`` (seed, task, ...) alone."""
+    order = list(range(count))
+    random.Random("/".join(map(str, purpose))).shuffle(order)
+    return order
+
+
+def first_of_order(rows: Sequence[T], limit: int | None, *purpose: object) -> tuple[T, ...]:
+    """The first ``limit`` rows of the seeded order, in file order: smaller limits give subsets."""
+    if limit is None or limit >= len(rows):
+        return tuple(rows)
+    chosen = sorted(seeded_order(len(rows), *purpose)[:limit])
+    return tuple(rows[position] for position in chosen)
+
+
+def _cut(rows: Sequence[Item], size: int, *purpose: object) -> tuple[list[Item], list[Item]]:
+    """(kept, cut): the tail of the seeded order is cut, both stay in file order."""
+    tail = set(seeded_order(len(rows), *purpose)[len(rows) - size :])
+    kept = [row for position, row in enumerate(rows) if position not in tail]
+    return kept, [row for position, row in enumerate(rows) if position in tail]
+
+
+def split_rows(
+    task: str, files: Mapping[str, Sequence[Item]], data_seed: int, *, own: bool
+) -> Splits:
+    """Assign the rows of a task's files to train, selection and report.
+
+    Args:
+        task: name of the task, part of every draw.
+        files: rows by file: ``train``, ``validation``, ``test``, any of them absent.
+        data_seed: the study's ``data_seed``.
+        own: the user's own data, whose validation file is used whatever its size.
+
+    Returns:
+        Selection is the validation file (of at least 50 rows, for published data); else min(500,
+        10 %) of the train rows; else 20 % of the test rows. Report is the test file less what
+        selection took; where there is none, min(500, 10 %) of the train rows. Training rows that
+        repeat a selection row are taken out.
+
+    Raises:
+        BadInput: where the rows are too few to make a selection and a report split.
+    """
+    train = list(files.get("train", ()))
+    validation = list(files.get("validation", ()))
+    report = list(files.get("test", ()))
+    notes = []
+    selection = validation if own or len(validation) >= MIN_SELECTION_FILE else []
+    if validation and not selection:
+        notes.append(
+            f"{task}: the validation file's {len(validation)} rows are too few to choose by "
+            f"(under {MIN_SELECTION_FILE}) and are not used"
+        )
+    size = min(MAX_CUT, max(1, int(CUT_SHARE * len(train))))
+    if not report and train:
+        train, report = _cut(train, size, data_seed, task, "report")
+        notes.append(f"{task}: no report rows were given; {len(report)} were cut from train")
+    if not selection and train:
+        train, selection = _cut(train, size, data_seed, task, "selection")
+        notes.append(f"{task}: {len(selection)} selection rows were cut from train")
+    elif not selection and report:
+        size = max(1, int(TEST_CUT_SHARE * len(report)))
+        report, selection = _cut(report, size, data_seed, task, "selection")
+        notes.append(f"{task}: no train rows; {len(selection)} selection rows were cut from test")
+    if not selection or not report:
+        raise BadInput(
+            f"task {task!r}: {len(train)} train, {len(selection)} selection and {len(report)} "
+            "report rows are left; expected at least one selection and one report row. Give more "
+            "rows, or the missing file ('selection:' or 'report:')"
+        )
+    train, repeated = _without(train, selection)
+    if repeated:
+        notes.append(f"{task}: {repeated} train rows repeat a selection row and were taken out")
+    for name, rows in (("train", train), ("selection", selection), ("report", report)):
+        copies = len(rows) - len({(row.content, row.choices) for row in rows})
+        if copies:
+            notes.append(f"{task}: {copies} rows of {name} are copies of others and were kept")
+    return Splits(tuple(train), tuple(selection), tuple(report), tuple(notes))
+
+
+def _without(train: list[Item], held_out: list[Item]) -> tuple[list[Item], int]:
+    """Train rows whose question and gold answer stand in no held-out row, and how many did."""
+    held = {row.content for row in held_out}
+    kept = [row for row in train if row.content not in held]
+    return kept, len(train) - len(kept)

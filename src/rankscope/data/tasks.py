@@ -1,0 +1,449 @@
+"""Tasks as data: source, prompt and scorer; and ``load_task``, which reads and splits one.
+
+A named task's prompt and version are part of every result made with it: changing what an item
+looks like means raising the version.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rankscope.config.schema import Scorer, TaskConfig
+from rankscope.data.formats import FileContents, RowContent, read_contents
+from rankscope.data.items import LETTERS, Item
+from rankscope.data.leaks import find_leaks
+from rankscope.data.sources import (
+    LAW_SUBJECTS,
+    HubSource,
+    RawRow,
+    legal_from_mmlu,
+    read_file,
+    read_folder,
+    read_hub,
+    read_pocket,
+)
+from rankscope.data.splits import first_of_order, split_rows
+from rankscope.errors import BadInput
+
+QUESTION = "Question: {question}\nAnswer:"
+LETTERED = "Question: {question}\n{options}\nAnswer:"
+CHOICE_SCORERS: tuple[Scorer, ...] = ("option_text", "option_letter")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """What a task is: where its rows come from, how they are asked and how answers are scored."""
+
+    name: str
+    doc: str
+    """One sentence for people."""
+    scorer: Scorer
+    """Makes the headline metric."""
+    prompt: str
+    """Template over a row's fields; ``{options}`` are the lettered choices, one a line."""
+    version: int = 1
+    hub: HubSource | None = None
+    folder: str | None = None
+    """Folder inside ``data_dir``."""
+    chance: float | None = None
+    """Score of guessing; ``load_task`` puts the exact value of the report rows here."""
+    licence: str = ""
+    overlaps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Other task -> its subjects that must be left out where a study trains on this one."""
+
+    @property
+    def lists_options(self) -> bool:
+        """The prompt shows the lettered options, so that letters can be scored."""
+        return "{options}" in self.prompt
+
+    @property
+    def higher_is(self) -> str:
+        """``accuracy`` (share of 1) or ``log_probability`` (mean log p per token, nats)."""
+        return "log_probability" if self.scorer == "loss" else "accuracy"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTask:
+    """A task's items, split, with everything its record tells."""
+
+    spec: TaskSpec
+    train: tuple[Item, ...]
+    selection: tuple[Item, ...]
+    report: tuple[Item, ...]
+    sha256: str
+    """Of the items used, prompts included."""
+    dropped: int
+    """Rows left out on reading: no completion, or a published flaw."""
+    source: str
+    """Where the rows came from, for people."""
+    leaks: dict[str, int]
+    """Report rows also found in train, by kind: exact, ngram13."""
+    notes: tuple[str, ...]
+    """What a reader of the results must know, one sentence each."""
+    leaked_ids: frozenset[str] = frozenset()
+    """Items behind ``leaks``."""
+
+
+# --- the named tasks ----------------------------------------------------------------------------
+
+
+def _text_task(name: str, doc: str, hub: HubSource, chance: float, licence: str) -> TaskSpec:
+    return TaskSpec(
+        name, doc, "option_text", QUESTION, hub=hub, folder=name, chance=chance, licence=licence
+    )
+
+
+def _letter_task(name: str, doc: str, hub: HubSource, chance: float, licence: str) -> TaskSpec:
+    return TaskSpec(
+        name, doc, "option_letter", LETTERED, hub=hub, folder=name, chance=chance, licence=licence
+    )
+
+
+def _pocket_task(name: str, doc: str, scorer: Scorer) -> TaskSpec:
+    # The pocket model's language has no frame words: the question alone is its prompt.
+    chance = 0.25 if scorer == "option_text" else None
+    return TaskSpec(name, doc, scorer, "{question}", chance=chance, licence="Apache-2.0")
+
+
+# Data sets whose default branch is a loading script are read from the hub's own Parquet copy.
+PARQUET_COPY = "refs/convert/parquet"
+MMLU_HUB = HubSource("cais/mmlu", "all", train=None)
+
+_SPECS = (
+    replace(
+        _text_task(
+            "gsm8k",
+            "Grade-school word problems, answered by a chain that ends in a number.",
+            HubSource("openai/gsm8k", "main", validation=None),
+            0.0,
+            "MIT",
+        ),
+        scorer="number",
+    ),
+    _letter_task("mmlu", "Exam questions of 57 subjects.", MMLU_HUB, 0.25, "MIT"),
+    _letter_task(
+        "medmcqa",
+        "Medical entrance exam questions.",
+        HubSource("openlifescienceai/medmcqa", validation=None, test="validation"),
+        0.25,
+        "MIT",
+    ),
+    _letter_task(
+        "mathqa",
+        "Word problems with five options.",
+        HubSource("allenai/math_qa", revision=PARQUET_COPY),
+        0.2,
+        "Apache-2.0",
+    ),
+    replace(
+        _letter_task(
+            "legal_mcq",
+            "Law questions cut from MMLU: an open stand-in for the unpublished LegalMCQ.",
+            MMLU_HUB,
+            0.25,
+            "MIT",
+        ),
+        overlaps={"mmlu": LAW_SUBJECTS},
+    ),
+    _letter_task(
+        "casehold",
+        "Which of five holdings a court's citation stands for.",
+        HubSource("coastalcph/lex_glue", "case_hold"),
+        0.2,
+        "CC BY 4.0",
+    ),
+    _text_task(
+        "arc_easy",
+        "School science questions, the easier part.",
+        HubSource("allenai/ai2_arc", "ARC-Easy"),
+        0.25,
+        "CC BY-SA 4.0",
+    ),
+    _text_task(
+        "arc_challenge",
+        "School science questions that retrieval and word statistics get wrong.",
+        HubSource("allenai/ai2_arc", "ARC-Challenge"),
+        0.25,
+        "CC BY-SA 4.0",
+    ),
+    _text_task(
+        "openbookqa",
+        "Elementary science facts applied to new situations.",
+        HubSource("allenai/openbookqa", "main"),
+        0.25,
+        "Apache-2.0",
+    ),
+    replace(
+        _text_task(
+            "boolq",
+            "Yes-or-no questions of web searchers, asked without their passage.",
+            HubSource("google/boolq", validation=None, test="validation"),
+            0.5,
+            "CC BY-SA 3.0",
+        ),
+        folder="boolq_noctx",
+    ),
+    _text_task(
+        "piqa",
+        "Which of two ways reaches an everyday physical goal.",
+        HubSource("ybisk/piqa", revision=PARQUET_COPY, validation=None, test="validation"),
+        0.5,
+        "AFL-3.0",
+    ),
+    _pocket_task("pocket_general", "Known facts of the pocket world, asked.", "option_text"),
+    _pocket_task("pocket_cloze", "Known facts of the pocket world, stated.", "option_text"),
+    _pocket_task("pocket_med", "New facts of the pocket world.", "option_text"),
+    _pocket_task("pocket_law", "Facts of the pocket world, half of them new.", "option_text"),
+    _pocket_task("pocket_gsm", "Running totals of four or five steps, written out.", "number"),
+    _pocket_task("pocket_math", "Sums and differences with four options.", "option_text"),
+)
+NAMED_TASKS: dict[str, TaskSpec] = {spec.name: spec for spec in _SPECS}
+
+
+def overlapping_subjects(task: str, trained_on: Collection[str]) -> tuple[str, ...]:
+    """Subjects of ``task`` to leave out because a training task holds the same questions."""
+    subjects: list[str] = []
+    for name in sorted(trained_on):
+        spec = NAMED_TASKS.get(name)
+        if spec is not None and name != task:
+            subjects += spec.overlaps.get(task, ())
+    return tuple(dict.fromkeys(subjects))
+
+
+# --- items --------------------------------------------------------------------------------------
+
+
+def fill_template(template: str, content: RowContent, where: str) -> str:
+    """Put a row's fields into a prompt template.
+
+    Only plain ``{name}`` is replaced; nothing is evaluated.
+
+    Raises:
+        BadInput: where the template names a field that the row lacks.
+    """
+    values: dict[str, Any] = {**content.fields, "question": content.question}
+    values["options"] = "\n".join(
+        f"{letter}. {choice}" for letter, choice in zip(LETTERS, content.choices, strict=False)
+    )
+
+    def value_of(match: re.Match[str]) -> str:
+        value = values.get(match[1])
+        if not isinstance(value, str | int | float):
+            raise BadInput(
+                f"{where}: the prompt template names {{{match[1]}}}, which is no text in this "
+                f"row; fields: {', '.join(values)}"
+            )
+        return str(value)
+
+    return re.sub(r"\{(\w+)\}", value_of, template)
+
+
+def make_item(content: RowContent, spec: TaskSpec, item_id: str, where: str) -> Item:
+    """One row as an item of its task.
+
+    Raises:
+        BadInput: where the row cannot be asked or scored as the task says.
+    """
+    if spec.scorer in CHOICE_SCORERS and content.answer is None:
+        raise BadInput(f"{where}: scorer {spec.scorer!r} needs rows with choices and an answer")
+    if spec.scorer == "number" and not re.search(r"\d", content.reference):
+        raise BadInput(
+            f"{where}: scorer 'number' found no number in the answer "
+            f"{content.reference[:60]!r}; expected digits, as in '#### 18'"
+        )
+    completion = content.completion
+    if spec.scorer == "option_letter" and content.answer is not None:
+        completion = LETTERS[content.answer]
+    prompt = content.question
+    if not content.messages:
+        prompt = fill_template(spec.prompt, content, where)
+    return Item(
+        item_id=item_id,
+        prompt=prompt,
+        completion=completion,
+        choices=content.choices,
+        answer=content.answer,
+        subject=content.subject,
+        messages=content.messages,
+        reference=content.reference,
+        question=content.question,
+    )
+
+
+def _own_spec(config: TaskConfig, content: RowContent) -> TaskSpec:
+    """The spec of the user's own data: what the first row allows, unless the study file says."""
+    scorer: Scorer = "loss"
+    if content.choices:
+        scorer = "option_text"
+    elif content.reference and content.reference != content.completion.strip():
+        scorer = "number"
+    scorer = config.scorer or scorer
+    default = LETTERED if scorer == "option_letter" else content.template
+    if config.prompt is not None and content.messages:
+        raise BadInput(
+            f"task {config.name!r}: 'prompt' does not apply to rows of messages, which the chat "
+            "template renders; remove it"
+        )
+    return TaskSpec(config.name, "Own data.", scorer, config.prompt or default)
+
+
+def _named_spec(spec: TaskSpec, config: TaskConfig) -> TaskSpec:
+    """A named task with the study file's scorer and prompt, each bringing the other's default."""
+    prompt = config.prompt
+    if config.scorer is not None and config.scorer != spec.scorer and spec.name[:6] != "pocket":
+        prompt = prompt or (LETTERED if config.scorer == "option_letter" else QUESTION)
+    return replace(spec, scorer=config.scorer or spec.scorer, prompt=prompt or spec.prompt)
+
+
+# --- loading ------------------------------------------------------------------------------------
+
+
+def _own_files(config: TaskConfig) -> tuple[dict[str, list[RawRow]], str]:
+    """(rows by split file, label) of the user's own files or hub data set."""
+    paths = {"train": config.train, "validation": config.selection, "test": config.report}
+    given = {split: Path(path).expanduser() for split, path in paths.items() if path is not None}
+    if given and config.hub is not None:
+        raise BadInput(f"task {config.name!r}: give files or 'hub', not both")
+    if given:
+        files = {split: read_file(path) for split, path in given.items()}
+        return files, ", ".join(str(path) for path in given.values())
+    assert config.hub is not None
+    source = HubSource(config.hub, revision=config.revision)
+    return read_hub(source), source.label
+
+
+def _named_files(spec: TaskSpec, data_dir: Path | None) -> tuple[dict[str, list[RawRow]], str]:
+    """(rows by split file, label) of a named task."""
+    if spec.hub is None:
+        return read_pocket(spec.name), "pocket world"
+    if data_dir is not None:
+        folder = data_dir / (spec.folder or spec.name)
+        return read_folder(folder), str(folder)
+    files = read_hub(spec.hub)
+    if spec.name == "legal_mcq":
+        files = legal_from_mmlu(files)
+    return files, spec.hub.label
+
+
+def _known_task(config: TaskConfig) -> TaskSpec:
+    if config.name in NAMED_TASKS:
+        return NAMED_TASKS[config.name]
+    close = difflib.get_close_matches(config.name, NAMED_TASKS, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise BadInput(
+        f"task {config.name!r} is not a named task{hint} Named tasks: {', '.join(NAMED_TASKS)}. "
+        "For your own data give 'train:' (a JSONL or Parquet file) or 'hub:'"
+    )
+
+
+def _items_of_file(
+    spec: TaskSpec, file: str, contents: FileContents, excluded: Collection[str]
+) -> list[Item]:
+    return [
+        make_item(content, spec, f"{spec.name}/{file}/{number}", f"{spec.name}/{file}/{number}")
+        for number, content in contents.rows
+        if content.subject not in excluded
+    ]
+
+
+OWN_NAMES = {"train": "train", "validation": "selection", "test": "report"}
+
+
+def load_task(
+    config: TaskConfig,
+    data_dir: Path | None,
+    data_seed: int,
+    max_items: int | None = None,
+    *,
+    exclude_subjects: Collection[str] = (),
+) -> LoadedTask:
+    """Read, check, render and split one task.
+
+    Args:
+        config: the task as the study file names it.
+        data_dir: folder with ``<task>/{train,validation,test}.jsonl``; None takes the hub.
+        data_seed: seed of the splits and of every limit.
+        max_items: at most so many selection and report items each, first of the seeded order.
+        exclude_subjects: subjects left out, see ``overlapping_subjects``.
+
+    Raises:
+        BadInput: where the rows cannot be had or used; the message names file and row.
+    """
+    own = config.train or config.selection or config.report or config.hub
+    if own:
+        files, source = _own_files(config)
+    else:
+        spec = _named_spec(_known_task(config), config)
+        files, source = _named_files(spec, data_dir)
+    contents = {file: read_contents(rows, strict=bool(own)) for file, rows in files.items()}
+    if own:
+        first = next(c.rows[0][1] for c in contents.values() if c.rows)
+        spec = _own_spec(config, first)
+    if spec.scorer == "option_letter" and not spec.lists_options:
+        raise BadInput(
+            f"task {spec.name!r}: scorer 'option_letter' needs {{options}} in the prompt, so that "
+            "the model sees which letter is which"
+        )
+    items = {
+        file: _items_of_file(spec, OWN_NAMES[file] if own else file, content, exclude_subjects)
+        for file, content in contents.items()
+    }
+    splits = split_rows(spec.name, items, data_seed, own=bool(own))
+    name = spec.name
+    train = first_of_order(splits.train, config.max_train_rows, data_seed, name, "train")
+    selection = first_of_order(splits.selection, max_items, data_seed, name, "selection items")
+    report = first_of_order(splits.report, max_items, data_seed, name, "report items")
+    leaks = find_leaks(train, report)
+    return LoadedTask(
+        spec=replace(spec, chance=_chance(spec, report)),
+        train=train,
+        selection=selection,
+        report=report,
+        sha256=_sha256(train, selection, report),
+        dropped=sum(c.without_completion + c.flawed for c in contents.values()),
+        source=source,
+        leaks=leaks.counts,
+        notes=splits.notes + _notes(name, contents, leaks.counts, exclude_subjects),
+        leaked_ids=leaks.item_ids,
+    )
+
+
+def _chance(spec: TaskSpec, report: Sequence[Item]) -> float | None:
+    """Expected score of guessing among each item's own options."""
+    if spec.scorer in CHOICE_SCORERS:
+        return sum(1 / len(item.choices) for item in report) / len(report)
+    return spec.chance
+
+
+def _sha256(*splits: Sequence[Item]) -> str:
+    rows = [[asdict(item) for item in split] for split in splits]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def _notes(
+    name: str,
+    contents: Mapping[str, FileContents],
+    leaks: Mapping[str, int],
+    excluded: Collection[str],
+) -> tuple[str, ...]:
+    notes = []
+    missing = sum(c.without_completion for c in contents.values())
+    flawed = sum(c.flawed for c in contents.values())
+    if missing:
+        notes.append(f"{name}: {missing} rows have no completion and were left out")
+    if flawed:
+        notes.append(f"{name}: {flawed} published rows cannot be asked as they stand (the right "
+                     "choice twice, or unreadable options) and were left out")  # fmt: skip
+    if any(leaks.values()):
+        notes.append(
+            f"{name}: of the report rows {leaks['exact']} stand in train too and "
+            f"{leaks['ngram13']} more share 13 words in a row with it"
+        )
+    if excluded:
+        notes.append(f"{name}: left out, since trained on: {', '.join(sorted(excluded))}")
+    return tuple(notes)
