@@ -1,107 +1,90 @@
-"""The study file as typed, validated models: one class per section, defaults as in arXiv 2512.15634.
+"""The study file as typed, validated models: one class per section.
 
-Every model forbids unknown keys. Each field is followed by a sentence with its unit or meaning;
-the published JSON schema (``rankscope init --schema``) is generated from these classes.
+Defaults are the protocol of arXiv 2512.15634.
+
+Every model forbids unknown keys and takes values as they are (``rank: "8"`` is not a rank). Each
+field is followed by a sentence with its unit or meaning; the published JSON schema
+(``rankscope init --schema``, docs/study.schema.json) is generated from these classes.
 """
 
 import math
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from rankscope.config.section import (
+    HubId,
+    Name,
+    PathText,
+    PlainText,
+    Section,
+    as_list,
+    matching,
+    shown,
 )
 
 Method = Literal["lora", "rslora", "full"]
 Scorer = Literal["option_text", "option_letter", "number", "exact_match", "loss"]
 
-# A name becomes a path component and a label in reports, so it may hold nothing that could leave
-# the study's directory or confuse a terminal.
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
-NAME_RULE = "1 to 64 letters, digits, '_', '-' or '.', starting with a letter or digit"
+MODULE_PATTERN = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
+DEVICE_PATTERN = r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$"
+MAX_SEED = 2**32 - 1
+"""Largest seed that NumPy's and PyTorch's generators both take."""
+MAX_TRIALS = 10_000
+"""A larger grid is a slip of the pen, and would fill memory before ``plan`` could say so."""
 
 TARGET_GROUPS: dict[str, tuple[str, ...]] = {
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "mlp": ("gate_proj", "up_proj", "down_proj"),
+    "attention": ("k_proj", "o_proj", "q_proj", "v_proj"),
+    "mlp": ("down_proj", "gate_proj", "up_proj"),
     "all-linear": (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
         "down_proj",
+        "gate_proj",
+        "k_proj",
+        "o_proj",
+        "q_proj",
+        "up_proj",
+        "v_proj",
     ),
 }
 
 
-def as_list(value: Any) -> Any:
-    """A single grid value stands for a list of one."""
-    return value if isinstance(value, list) else [value]
-
-
-def distinct(values: list[Any]) -> list[Any]:
-    """Equal grid points are one point; order is kept."""
-    seen: list[Any] = []
-    for value in values:
-        if value not in seen:
-            seen.append(value)
-    return seen
-
-
-def checked_name(value: str) -> str:
-    """Refuse a name that is not safe as a path component."""
-    if not re.fullmatch(NAME_PATTERN, value):
-        shown = value if len(value) <= 40 else value[:37] + "..."
-        raise ValueError(f"{shown!r} is not a usable name: expected {NAME_RULE}")
-    return value
-
-
-Name = Annotated[str, AfterValidator(checked_name)]
-
-
-class Section(BaseModel):
-    """Base of every section: unknown keys are errors and values do not change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+AlphaMultiple = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)?)?r$")]
+LORA_ONLY = frozenset({"rank", "alpha", "targets", "dropout"})
+"""Fields of an arm that full fine-tuning does not have."""
 
 
 class ModelConfig(Section):
-    """The base model: exactly one of ``pocket``, a local folder or a hub id."""
+    """The base model: exactly one of ``pocket``, ``path``, ``hub`` and ``cached``."""
 
     pocket: bool = False
     """Use the embedded pocket model."""
-    path: str | None = None
+    path: PathText = None
     """Local Hugging Face folder with safetensors weights."""
-    hub: str | None = None
+    hub: HubId | None = None
     """Hub id, such as ``Qwen/Qwen2.5-7B-Instruct``."""
-    revision: str | None = None
+    cached: Name | None = None
+    """A model that ``rankscope fetch`` put into the cache, such as ``smollm2-135m``."""
+    revision: PlainText | None = None
     """Branch, tag or commit on the hub; only with ``hub``."""
     prompt_format: Literal["auto", "chat", "plain"] = "auto"
     """``chat`` renders the tokenizer's chat template; ``auto`` does so where there is one."""
 
-    @model_validator(mode="before")
     @classmethod
-    def from_text(cls, value: Any) -> Any:
-        """``model: pocket``, ``model: ./folder`` and ``model: owner/name`` are short forms."""
-        if not isinstance(value, str):
-            return value
-        if value == "pocket":
+    def from_short_form(cls, text: str) -> dict[str, Any]:
+        """``pocket``, ``./folder``, ``owner/name`` (hub) or a name known to ``rankscope fetch``."""
+        if text == "pocket":
             return {"pocket": True}
-        if value.startswith((".", "/", "~")):
-            return {"path": value}
-        return {"hub": value}
+        if text.startswith((".", "/", "~")):
+            return {"path": text}
+        return {"hub": text} if "/" in text else {"cached": text}
 
     @model_validator(mode="after")
     def one_source(self) -> Self:
-        if sum([self.pocket, self.path is not None, self.hub is not None]) != 1:
-            raise ValueError("give exactly one of 'pocket: true', 'path' and 'hub'")
+        """Exactly one place to take the model from."""
+        given = [self.pocket, self.path is not None, self.hub is not None, self.cached is not None]
+        if sum(given) != 1:
+            raise ValueError("give exactly one of 'pocket: true', 'path', 'hub' and 'cached'")
         if self.revision is not None and self.hub is None:
             raise ValueError("'revision' needs 'hub'")
         return self
@@ -109,7 +92,7 @@ class ModelConfig(Section):
     @property
     def label(self) -> str:
         """What reports call this model."""
-        return "pocket" if self.pocket else (self.hub or str(self.path))
+        return "pocket" if self.pocket else (self.hub or self.cached or str(self.path))
 
 
 class TaskConfig(Section):
@@ -117,15 +100,15 @@ class TaskConfig(Section):
 
     name: Name
     """A named task (``gsm8k``, ``arc_easy``, ...) or a new name for one's own data."""
-    train: str | None = None
+    train: PathText = None
     """JSONL or Parquet file with training rows (own data)."""
-    selection: str | None = None
+    selection: PathText = None
     """File with the rows that choose; cut from ``train`` where absent."""
-    report: str | None = None
+    report: PathText = None
     """File with the rows that are reported; cut from ``train`` where absent."""
-    hub: str | None = None
+    hub: HubId | None = None
     """Hub data set id (own data)."""
-    revision: str | None = None
+    revision: PlainText | None = None
     """Revision of the hub data set."""
     prompt: str | None = None
     """Prompt template over a row's fields, such as ``"Question: {question}\\nAnswer:"``."""
@@ -134,33 +117,58 @@ class TaskConfig(Section):
     max_train_rows: int | None = Field(None, ge=1)
     """Use only the first rows of the seeded order."""
 
-    @model_validator(mode="before")
     @classmethod
-    def from_text(cls, value: Any) -> Any:
+    def from_short_form(cls, text: str) -> dict[str, Any]:
         """``- arc_easy`` stands for ``- {name: arc_easy}``."""
-        return {"name": value} if isinstance(value, str) else value
+        return {"name": text}
 
 
-Rank = Annotated[int, Field(ge=1, strict=True)]
-LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rank = Annotated[int, Field(ge=1)]
+LearningRate = Annotated[float, Field(gt=0)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
 def checked_alpha(value: Any) -> Any:
     """Alpha is a positive number or a multiple of the rank, such as ``2r``."""
+    expected = "expected a positive number or a multiple of the rank such as '2r'"
     if isinstance(value, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)?r", value.strip())
-        if match is None or (match[1] is not None and float(match[1]) <= 0):
-            raise ValueError(f"alpha {value!r}: expected a positive number or a multiple like '2r'")
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)?r", value.strip())
+        if match is None or (match[1] is not None and not 0 < float(match[1]) < math.inf):
+            raise ValueError(f"alpha {shown(value)}: {expected}")
         return value.strip()
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"alpha {value!r}: expected a positive number or a multiple like '2r'")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"alpha {value!r}: expected a positive number")
+        raise ValueError(f"alpha {shown(value)}: {expected}")
+    if not 0 < value < math.inf:  # NaN compares false
+        raise ValueError(f"alpha {shown(value)}: {expected}")
     return float(value)
 
 
-Alpha = Annotated[float | str, BeforeValidator(checked_alpha)]
-Targets = str | list[str]
+Alpha = Annotated[
+    float | str, BeforeValidator(checked_alpha, json_schema_input_type=float | AlphaMultiple)
+]
+
+
+def checked_targets(value: Any) -> Any:
+    """Targets are a group's name or a list of module names."""
+    groups = ", ".join(TARGET_GROUPS)
+    if isinstance(value, str) and value in TARGET_GROUPS:
+        return value
+    if isinstance(value, str) or not isinstance(value, list):
+        raise ValueError(f"targets {shown(value)}: expected one of {groups}, or a list of names")
+    if not value:
+        raise ValueError("targets is empty: name at least one module")
+    for name in value:
+        if not isinstance(name, str) or not re.fullmatch(MODULE_PATTERN, name):
+            raise ValueError(f"target {shown(name)}: expected a module name such as 'q_proj'")
+    return value
+
+
+TargetGroup = Literal["attention", "mlp", "all-linear"]
+Targets = Annotated[
+    str | list[str],
+    BeforeValidator(checked_targets, json_schema_input_type=TargetGroup | list[str]),
+]
 
 
 class ArmConfig(Section):
@@ -168,50 +176,52 @@ class ArmConfig(Section):
 
     method: Method
     """``lora``, ``rslora`` (scaling alpha / sqrt(rank)) or ``full`` fine-tuning."""
-    rank: Annotated[list[Rank], BeforeValidator(as_list), AfterValidator(distinct)] = []
+    rank: Annotated[
+        list[Rank], BeforeValidator(as_list, json_schema_input_type=Rank | list[Rank])
+    ] = []
     """LoRA rank r, one or more."""
-    alpha: Annotated[list[Alpha], BeforeValidator(as_list), AfterValidator(distinct)] = ["2r"]
+    alpha: Annotated[
+        list[Alpha],
+        BeforeValidator(as_list, json_schema_input_type=Alpha | list[Alpha]),
+        Field(min_length=1),
+    ] = ["2r"]
     """LoRA alpha: a number, or a multiple of the rank such as ``2r``."""
     lr: Annotated[
-        list[LearningRate], BeforeValidator(as_list), AfterValidator(distinct), Field(min_length=1)
+        list[LearningRate],
+        BeforeValidator(as_list, json_schema_input_type=LearningRate | list[LearningRate]),
+        Field(min_length=1),
     ]
     """Peak learning rate; always explicit, since a rank sweep at one rate measures the rate."""
     targets: Targets = "attention"
     """``attention``, ``mlp``, ``all-linear`` or a list of module names."""
     dropout: Annotated[
-        list[Annotated[float, Field(ge=0, lt=1)]],
-        BeforeValidator(as_list),
-        AfterValidator(distinct),
+        list[Dropout],
+        BeforeValidator(as_list, json_schema_input_type=Dropout | list[Dropout]),
+        Field(min_length=1),
     ] = [0.0]
     """Dropout on the adapter's input, probability."""
 
     @model_validator(mode="after")
     def fits_method(self) -> Self:
+        """LoRA needs a rank; full fine-tuning has none."""
         if self.method == "full":
-            given = sorted(
-                {"rank", "alpha", "targets", "dropout"} & self.model_fields_set
-            )
+            given = sorted(LORA_ONLY & self.model_fields_set)
             if given:
                 raise ValueError(f"method 'full' trains every weight: remove {', '.join(given)}")
         elif not self.rank:
             raise ValueError(f"method {self.method!r} needs 'rank'")
         return self
 
-    @field_validator("targets")
-    @classmethod
-    def known_group(cls, value: Targets) -> Targets:
-        if isinstance(value, str) and value not in TARGET_GROUPS:
-            names = ", ".join(TARGET_GROUPS)
-            raise ValueError(f"targets {value!r}: expected one of {names}, or a list of names")
-        if isinstance(value, list) and not value:
-            raise ValueError("targets is empty: name at least one module")
-        return value
-
     def target_names(self) -> tuple[str, ...]:
-        """The module names that receive adapters, sorted."""
-        if isinstance(self.targets, str):
-            return TARGET_GROUPS[self.targets]
-        return tuple(sorted(set(self.targets)))
+        """The module names that receive adapters, sorted, each once."""
+        names = TARGET_GROUPS[self.targets] if isinstance(self.targets, str) else self.targets
+        return tuple(sorted(set(names)))
+
+    def num_points(self) -> int:
+        """Points of this arm's grid as written, repeated values counted."""
+        if self.method == "full":
+            return len(self.lr)
+        return len(self.rank) * len(self.alpha) * len(self.lr) * len(self.dropout)
 
 
 class TrainConfig(Section):
@@ -285,15 +295,14 @@ class StudyConfig(Section):
 
     name: Name
     model: ModelConfig
-    data_dir: str | None = None
+    data_dir: PathText = None
     """Folder with ``<task>/{train,validation,test}.jsonl`` for the named tasks; else the hub."""
     tasks: list[TaskConfig] = Field(min_length=1)
     """Training tasks: every arm is trained on each."""
     arms: list[ArmConfig] = Field(min_length=1)
     seeds: Annotated[
-        list[Annotated[int, Field(ge=0, strict=True)]],
-        BeforeValidator(as_list),
-        AfterValidator(distinct),
+        list[Seed],
+        BeforeValidator(as_list, json_schema_input_type=Seed | list[Seed]),
         Field(min_length=1),
     ] = [0, 1, 2]
     """One trial per seed: row order and adapter initialization."""
@@ -301,22 +310,39 @@ class StudyConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     spectra: SpectraConfig = SpectraConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
-    device: str = "auto"
+    device: Annotated[
+        str, AfterValidator(matching(DEVICE_PATTERN, "auto, cpu, mps, cuda or cuda:0"))
+    ] = "auto"
     """``auto`` takes CUDA, then MPS, then CPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The base's dtype; adapters and optimizer state are always float32."""
     max_pack: int | None = Field(None, ge=1)
     """Most LoRA trials trained together; by default what memory allows."""
-    data_seed: int = Field(0, ge=0)
+    data_seed: Seed = 0
     """Seed of the splits and of ``max_items``; not a trial axis."""
 
     @model_validator(mode="after")
     def distinct_tasks(self) -> Self:
+        """Training tasks carry different names."""
         names = [task.name for task in self.tasks]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"training task {repeated[0]!r} stands twice: give each its own name")
         return self
+
+    @model_validator(mode="after")
+    def bounded_grid(self) -> Self:
+        """The grid stays within ``MAX_TRIALS``."""
+        trials = self.num_asked()
+        if trials > MAX_TRIALS:
+            raise ValueError(
+                f"the grid asks for {trials:,} trials: expected at most {MAX_TRIALS:,}"
+            )
+        return self
+
+    def num_asked(self) -> int:
+        """Trials as written, repeated values counted: tasks x arm points x seeds."""
+        return len(self.tasks) * sum(arm.num_points() for arm in self.arms) * len(self.seeds)
 
     def evaluation_tasks(self) -> dict[str, TaskConfig]:
         """Every task that is scored, by name: training tasks first, then further ones."""
@@ -324,3 +350,36 @@ class StudyConfig(Section):
         for task in [*self.tasks, *self.evaluate.cross_domain, *self.evaluate.retention]:
             tasks.setdefault(task.name, task)
         return tasks
+
+
+def section_at(location: tuple[str | int, ...]) -> type[Section] | None:
+    """The section class at a place of the study file, such as ``("arms", 0)``."""
+    section: type[Section] | None = StudyConfig
+    inside_list: type[Section] | None = None
+    for part in location:
+        if isinstance(part, int):
+            section, inside_list = inside_list, None
+            continue
+        field = section.model_fields.get(part) if section is not None else None
+        annotation = field.annotation if field is not None else None
+        section = as_section(annotation)
+        inside_list = (
+            as_section(get_args(annotation)[0]) if get_origin(annotation) is list else None
+        )
+    return section
+
+
+def as_section(annotation: Any) -> type[Section] | None:
+    """The annotation itself where it is a section."""
+    is_section = isinstance(annotation, type) and issubclass(annotation, Section)
+    return annotation if is_section else None
+
+
+def study_json_schema() -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of the study file, short forms included."""
+    schema = StudyConfig.model_json_schema()
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "Rankscope study file",
+    }
