@@ -1,0 +1,55 @@
+"""One training task's case: the records, the arms and what the selection split chose."""
+
+from dataclasses import dataclass
+
+from rankscope.advise.choose import Choice, Objective
+from rankscope.advise.summaries import Arm, retention_tasks
+from rankscope.advise.wording import Unit
+from rankscope.records import BASE, FAILED, StudyRecords, TaskRecord, TrialRecords
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What a decision and its reasons are made from."""
+
+    study: StudyRecords
+    task: str
+    arms: tuple[Arm, ...]
+    choice: Choice
+    objective: Objective
+
+    @property
+    def record(self) -> TaskRecord | None:
+        """The task as it was read; None where the study no longer holds it."""
+        return next((t for t in self.study.tasks if t.name == self.task), None)
+
+    @property
+    def unit(self) -> Unit:
+        """Of the training task's score."""
+        return "accuracy" if self.record is None else self.record.higher_is
+
+    @property
+    def retention_unit(self) -> Unit:
+        """Of forgetting; accuracy where nothing measures it."""
+        tasks = retention_tasks(self.study, self.task)
+        return tasks[0].higher_is if tasks else "accuracy"
+
+    @property
+    def trials(self) -> tuple[TrialRecords, ...]:
+        """All trials of the task."""
+        return tuple(t for arm in self.arms for t in arm.trials)
+
+    @property
+    def failed(self) -> tuple[TrialRecords, ...]:
+        """Trials that did not finish and will not."""
+        return tuple(t for t in self.trials if t.status in FAILED)
+
+    @property
+    def waiting(self) -> int:
+        """Trials still to run."""
+        return sum(t.status in ("planned", "trained") for t in self.trials)
+
+    def base_score(self, task: str) -> float | None:
+        """The base's mean on the report split of ``task``; None where it was not scored."""
+        base = self.study.items.get((BASE, task, "report"))
+        return float(base.scores.mean()) if base is not None and len(base.scores) else None

@@ -1,0 +1,159 @@
+"""The sentences behind a decision, each with its numbers: report split unless it says otherwise."""
+
+from rankscope.advise.case import Case
+from rankscope.advise.limits import limits
+from rankscope.advise.signs import signs
+from rankscope.advise.statistics import non_inferior
+from rankscope.advise.summaries import Arm, arm_difference, forgetting_difference
+from rankscope.advise.wording import (
+    amount,
+    count,
+    difference,
+    evidence,
+    level,
+    settings,
+    values_of,
+)
+from rankscope.records import ArmSummary, Reason
+
+
+def reasons_for(case: Case, subject: Arm | None) -> tuple[Reason, ...]:
+    """Everything worth saying of ``subject``, and the signs and limits of the whole task."""
+    own: list[Reason] = []
+    if subject is not None:
+        arm = subject.summary
+        own += [
+            *_gain(case, arm),
+            *_full(case, subject),
+            *_forgetting(case, arm),
+            *_transfer(case, arm),
+            *_cost(case, arm),
+            *_choice(case),
+        ]
+    return (*own, *signs(case, subject), *limits(case, subject))
+
+
+def _gain(case: Case, arm: ArmSummary) -> list[Reason]:
+    if arm.score is None or arm.gain is None:
+        return []
+    base = arm.score.value - arm.gain.value
+    text = (
+        f"{settings(arm)} reaches {level(arm.score.value, case.unit)} on {case.task} against the "
+        f"base's {level(base, case.unit)}: {difference(arm.gain.value, case.unit)} "
+        f"({evidence(arm.gain, case.unit)})."
+    )
+    values = {"score": arm.score.value, "base": base, **values_of(arm.gain, "gain")}
+    return [Reason(kind="gain", text=text, values=values)]
+
+
+def _full(case: Case, subject: Arm) -> list[Reason]:
+    """LoRA against full fine-tuning, whichever of the two is recommended."""
+    rival = case.choice.best_full if subject.summary.rank is not None else case.choice.best_lora
+    if rival is None:
+        return []
+    gap = arm_difference(case.study, subject, rival.arm, case.task)
+    if gap is None:
+        return []
+    margin = case.objective.margin
+    name = settings(rival.arm.summary)
+    if gap.low is not None and gap.low > 0:
+        verdict = "it is better"
+    elif non_inferior(gap, margin):
+        verdict = f"it matches it within {amount(margin, case.unit)}"
+    elif gap.high is not None and gap.high < 0:
+        verdict = "it falls short of it"
+    else:
+        verdict = f"matching it within {amount(margin, case.unit)} is not shown"
+    text = (
+        f"Against {name} it scores {difference(gap.value, case.unit)} "
+        f"({evidence(gap, case.unit)}): {verdict}."
+    )
+    values = values_of(gap, "gap")
+    forgot_more = forgetting_difference(case.study, subject, rival.arm)
+    if forgot_more is not None:
+        than = "more" if forgot_more > 0 else "less"
+        text += f" It forgets {amount(forgot_more, case.retention_unit)} {than}."
+        values["forgetting_gap"] = forgot_more
+    return [Reason(kind="full", text=text, values=values)]
+
+
+def _forgetting(case: Case, arm: ArmSummary) -> list[Reason]:
+    if arm.forgetting is None:
+        return []
+    unit = case.retention_unit
+    change = arm.forgetting
+    word = "loses" if change.value > 0 else "gains" if change.value < 0 else "loses"
+    unknown = change.low is None or change.high is None
+    clear = not unknown and (float(change.low or 0) > 0 or float(change.high or 0) < 0)
+    by_task = {t.name: t.higher_is for t in case.study.tasks}
+    parts = [
+        f"{name} {difference(e.value, by_task[name])}" for name, e in sorted(arm.retention.items())
+    ]
+    text = (
+        f"On what the base knew it {word} {amount(change.value, unit)} "
+        f"({evidence(change, unit)}; forgetting is the fall)"
+        f"{'' if clear else ', not clear of zero'}: {', '.join(parts)}."
+    )
+    values = values_of(change, "forgetting")
+    values |= {f"retention.{name}": e.value for name, e in arm.retention.items()}
+    return [Reason(kind="forgetting", text=text, values=values)]
+
+
+def _transfer(case: Case, arm: ArmSummary) -> list[Reason]:
+    """Other tasks, the largest fall first."""
+    if not arm.transfer:
+        return []
+    by_task = {t.name: t.higher_is for t in case.study.tasks}
+    ordered = sorted(arm.transfer.items(), key=lambda pair: pair[1].value)
+    parts = []
+    for name, e in ordered:
+        sure = e.low is not None and e.high is not None and (e.low > 0 or e.high < 0)
+        parts.append(f"{name} {difference(e.value, by_task[name])}{'' if sure else ' (unclear)'}")
+    text = f"On other tasks it changes the score by: {', '.join(parts)}."
+    values = {f"transfer.{name}": e.value for name, e in ordered}
+    return [Reason(kind="transfer", text=text, values=values)]
+
+
+def _cost(case: Case, arm: ArmSummary) -> list[Reason]:
+    total = case.study.model.num_parameters
+    text = f"It trains {count(arm.trainable_parameters, 'parameter')}"
+    values = {"trainable_parameters": float(arm.trainable_parameters)}
+    if total:
+        share = arm.trainable_parameters / total
+        text += f", {_percent(share)} of the model's {total:,}"
+        values["share_of_model"] = share
+    if arm.seconds is not None:
+        text += f", in {arm.seconds:.3g} s a trial"
+        values["seconds"] = arm.seconds
+    rival = case.choice.best_full
+    if rival is not None and arm.rank is not None and rival.arm.summary.seconds:
+        text += f" (full fine-tuning: {rival.arm.summary.seconds:.3g} s)"
+        values["full_seconds"] = rival.arm.summary.seconds
+    return [Reason(kind="cost", text=text + ".", values=values)]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
+
+
+def _choice(case: Case) -> list[Reason]:
+    """What the selection split said, and where the report split led elsewhere."""
+    best, chosen = case.choice.best, case.choice.chosen
+    if best is None or chosen is None:
+        return []
+    margin = case.objective.margin
+    text = (
+        f"On the selection split the highest utility ({case.objective.formula}) is "
+        f"{best.utility:.3f}, of {settings(best.arm.summary)}"
+    )
+    if chosen is best:
+        text += f"; no smaller rank comes within {margin:g} of it."
+        if best.arm.summary.rank is None:
+            text = text.replace("no smaller rank", "no LoRA arm")
+    else:
+        text += (
+            f"; {settings(chosen.arm.summary)} has {chosen.utility:.3f} and is the smallest rank "
+            f"within {margin:g} of it."
+        )
+    values = {"best_utility": best.utility, "chosen_utility": chosen.utility, "margin": margin}
+    return [Reason(kind="choice", text=text, values=values)]

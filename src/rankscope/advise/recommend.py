@@ -1,0 +1,333 @@
+"""The decision: which arm to use on each training task, or that none is worth it, and why.
+
+A pure function of the records. The arm is chosen on the selection split (``choose.py``); whether it
+beats the base, and every figure quoted, comes from the report split. The rule is written out in
+docs/science.md, "From scores to a decision".
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rankscope.advise.case import Case
+from rankscope.advise.choose import Candidate, Objective, choose
+from rankscope.advise.reasons import reasons_for
+from rankscope.advise.statistics import holm, items_needed
+from rankscope.advise.summaries import Arm, arm_difference, forgetting_difference, summarize
+from rankscope.advise.wording import amount, count, difference, evidence, level, settings
+from rankscope.records import (
+    BASE,
+    ArmSummary,
+    Decision,
+    Estimate,
+    Recommendation,
+    StudyRecords,
+    TaskAdvice,
+)
+
+Confidence = Literal["firm", "tentative", "none"]
+
+ALPHA = 0.05
+FIRM_SEEDS = 3
+LEAK_SHARE = 0.01
+"""Share of report rows seen in training above which a score is not trusted to be firm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A decision before its reasons are written."""
+
+    decision: Decision
+    confidence: Confidence
+    headline: str
+    subject: Arm | None
+    """The arm that the reasons speak of: the one recommended, or the nearest to it."""
+
+
+def recommend(study: StudyRecords) -> Recommendation:
+    """Answer every training task of the study; never fails for what is missing.
+
+    ``use``: the chosen LoRA arm beats the base on the report split. ``use_full``: only full
+    fine-tuning does, or LoRA is clearly worse than it by the margin. ``do_not_fine_tune``: no arm
+    is shown to beat the base and none looks likely to by the margin, or more is forgotten than
+    gained. ``not_decided``: nothing finished, too little data, or the intervals cannot tell.
+    """
+    objective = Objective.from_config(study.config)
+    advice = tuple(_advise(study, task, arms, objective) for task, arms in summarize(study).items())
+    return Recommendation(study=study.name, advice=advice, method=method_text(objective))
+
+
+def method_text(objective: Objective) -> str:
+    """How every choice of the study was made, one paragraph."""
+    limit = (
+        ""
+        if objective.max_forgetting is None
+        else f" Arms that forget more than {objective.max_forgetting:g} are left out."
+    )
+    return (
+        f"On the selection split every arm has the utility {objective.formula}, against the base "
+        "and with failed trials counting as no gain; cost is the logarithm of the trainable "
+        "parameters, from 0 for the fewest to 1 for the most. The learning rate is chosen for each "
+        "rank first; then the smallest LoRA rank whose utility is within "
+        f"{objective.margin:g} of the best arm's.{limit} Every figure quoted comes from the report "
+        "split, which took no part in choosing: paired differences on the same items, 95 % "
+        "intervals by a bootstrap over seeds and items, exact McNemar tests for one seed. An arm "
+        f"is recommended only if its gain over the base has p < {ALPHA:g}."
+    )
+
+
+def _advise(
+    study: StudyRecords, task: str, arms: tuple[Arm, ...], objective: Objective
+) -> TaskAdvice:
+    base = study.items.get((BASE, task, "selection"))
+    base_score = float(base.scores.mean()) if base is not None and len(base.scores) else None
+    choice = choose(arms, base_score, objective)
+    case = Case(study, task, arms, choice, objective)
+    verdict = _decide(case)
+    subject = verdict.subject
+    used = verdict.decision in ("use", "use_full")
+    return TaskAdvice(
+        task=task,
+        decision=verdict.decision,
+        confidence=verdict.confidence,
+        headline=verdict.headline,
+        chosen=subject.summary if used and subject is not None else None,
+        reasons=reasons_for(case, subject),
+        arms=tuple(arm.summary for arm in arms),
+    )
+
+
+def _decide(case: Case) -> Verdict:
+    """Enough finished? Better than the base? Worth the forgetting? LoRA or full?"""
+    chosen, best = case.choice.chosen, case.choice.best
+    if chosen is None or best is None:
+        return _without_candidates(case)
+    gain = chosen.arm.summary.gain
+    if gain is None or gain.low is None or gain.p is None or _too_few(gain.n):
+        return _too_little(case, chosen)
+    proven = _proven(case, chosen, best)
+    if proven is None:
+        return _no_proof(case, best)
+    if proven.utility <= 0 and case.objective.retention > 0:
+        return _outweighed(case, proven)
+    if proven.arm.summary.rank is None:
+        return _full_or_lora(case, proven)
+    return _use(case, proven)
+
+
+def _without_candidates(case: Case) -> Verdict:
+    if case.choice.excluded:
+        arm = min(case.choice.excluded, key=lambda a: a.summary.selection_forgetting or 0.0)
+        least = arm.summary
+        return Verdict(
+            "do_not_fine_tune",
+            "firm" if _is_firm(case, least) else "tentative",
+            f"Use none of these arms on {case.task}: each forgets more than the "
+            f"{case.objective.max_forgetting:g} allowed; the least, {settings(least)}, loses "
+            f"{least.selection_forgetting:.3g} on the selection split. A lower learning rate, "
+            "fewer steps or an adapter scaled down may stay within it.",
+            arm,
+        )
+    done = sum(t.status == "done" for t in case.trials)
+    if not case.trials:
+        return _undecided(f"No arm was trained on {case.task}: only the base is known.")
+    if done == 0:
+        todo = "Run the study again to go on." if case.waiting else "Lower the learning rate."
+        return _undecided(
+            f"No trial on {case.task} has finished: {len(case.failed)} failed, {case.waiting} to "
+            f"run. {todo}"
+        )
+    return _undecided(
+        f"{count(done, 'trial')} on {case.task} finished, but none has a score on the "
+        "selection split: run the study again so that it is evaluated."
+    )
+
+
+def _too_little(case: Case, chosen: Candidate) -> Verdict:
+    gain = chosen.arm.summary.gain
+    if gain is None:
+        found = "the base and the arm share no scored item on the report split"
+    else:
+        found = f"the report split has {count(gain.n, 'item')}"
+    return _undecided(
+        f"Too little data to decide on {case.task}: {found}. With "
+        f"{_enough_items(case, chosen.arm.summary):,} report items a gain of "
+        f"{amount(case.objective.margin, case.unit)} could be seen.",
+        chosen.arm,
+    )
+
+
+def _enough_items(case: Case, arm: ArmSummary) -> int:
+    """Items at which a gain as small as the margin would be seen."""
+    spread = 0.1
+    if arm.gain is not None and arm.gain.low is not None and arm.gain.high is not None:
+        # Variance of one item's difference, from the interval's width: 3.92 = 2 x 1.96.
+        spread = arm.gain.n * ((arm.gain.high - arm.gain.low) / 3.92) ** 2
+    return items_needed(case.objective.margin, max(spread, 1e-6)) or 1
+
+
+def _proven(case: Case, chosen: Candidate, best: Candidate) -> Candidate | None:
+    """The chosen arm if its gain passes; else the best on the selection split if its does.
+
+    Two arms named beforehand, so a Holm family of two.
+    """
+    pair = [chosen] if chosen is best else [chosen, best]
+    gains = [c.arm.summary.gain for c in pair]
+    adjusted = holm([1.0 if g is None or g.p is None else g.p for g in gains])
+    for candidate, gain, p in zip(pair, gains, adjusted, strict=True):
+        if gain is not None and gain.value > 0 and p < ALPHA:
+            return candidate
+    return None
+
+
+def _no_proof(case: Case, best: Candidate) -> Verdict:
+    gains = [(a.summary, g) for a in case.arms if (g := a.summary.gain) is not None]
+    arm, top = max(gains, key=lambda pair: pair[1].value)
+    margin = case.objective.margin
+    shown = f"{settings(arm)}, {difference(top.value, case.unit)} ({evidence(top, case.unit)})"
+    if top.value >= margin:
+        needed = _enough_items(case, arm)
+        return _undecided(
+            f"The data cannot tell whether fine-tuning helps on {case.task}: the largest gain "
+            f"is that of {shown}, and the arm chosen on the selection split is not shown to "
+            f"beat the base. {needed:,} report items would show a gain of "
+            f"{amount(margin, case.unit)}.",
+            best.arm,
+        )
+    ruled_out = all(g.high is not None and g.high < margin for _, g in gains)
+    rest = (
+        f"gains of {amount(margin, case.unit)} are ruled out for every arm"
+        if ruled_out
+        else f"a gain up to {amount(_largest_high(gains), case.unit)} cannot be ruled out"
+    )
+    firm = ruled_out and all(_is_firm(case, a) for a, _ in gains)
+    return Verdict(
+        "do_not_fine_tune",
+        "firm" if firm else "tentative",
+        f"Do not fine-tune on {case.task} with these settings: no arm is shown to beat the "
+        f"base. The best arm is {shown}; {rest}.",
+        best.arm,
+    )
+
+
+def _outweighed(case: Case, proven: Candidate) -> Verdict:
+    arm = proven.arm.summary
+    gain = arm.gain.value if arm.gain is not None else 0.0
+    lost = arm.forgetting.value if arm.forgetting is not None else 0.0
+    clear = (
+        arm.forgetting is not None
+        and arm.forgetting.low is not None
+        and arm.gain is not None
+        and arm.gain.high is not None
+        and case.objective.retention * arm.forgetting.low > case.objective.in_domain * arm.gain.high
+    )
+    return Verdict(
+        "do_not_fine_tune",
+        "firm" if clear and _is_firm(case, arm) else "tentative",
+        f"By this study's weights ({case.objective.formula}) no arm is worth it on "
+        f"{case.task}: even {settings(arm)} gains {amount(gain, case.unit)} and loses "
+        f"{amount(lost, case.retention_unit)} of what the base knew.",
+        proven.arm,
+    )
+
+
+def _full_or_lora(case: Case, full: Candidate) -> Verdict:
+    lora = case.choice.best_lora
+    if lora is None or _clearly_worse(case, lora.arm, full.arm):
+        arm = full.arm.summary
+        why = (
+            "no LoRA arm was left to compare"
+            if lora is None
+            else f"the best LoRA arm, {settings(lora.arm.summary)}, is worse by more than "
+            f"{amount(case.objective.margin, case.unit)}"
+        )
+        return Verdict(
+            "use_full",
+            "firm" if _is_firm(case, arm) else "tentative",
+            f"Use {settings(arm)} for {case.task}: {_result(case, arm)}; {why}.",
+            full.arm,
+        )
+    gain = lora.arm.summary.gain
+    if gain is None or gain.p is None or gain.p >= ALPHA or gain.value <= 0:
+        arm = full.arm.summary
+        return Verdict(
+            "use_full",
+            "tentative",
+            f"Use {settings(arm)} for {case.task}: {_result(case, arm)}; no LoRA arm is shown "
+            "to beat the base.",
+            full.arm,
+        )
+    # Full fine-tuning led on the selection split, yet the report split does not show it: the
+    # cheaper of two that cannot be told apart.
+    return _use(case, lora, doubtful=True)
+
+
+def _clearly_worse(case: Case, lora: Arm, full: Arm) -> bool:
+    """In utility by the margin, with an interval behind it, on the report split."""
+    gap = arm_difference(case.study, lora, full, case.task)
+    if gap is None:
+        return False
+    forgot_more = forgetting_difference(case.study, lora, full) or 0.0
+    weights = case.objective
+    scale = max(weights.in_domain, weights.retention) or 1.0
+    net = (weights.in_domain * gap.value - weights.retention * forgot_more) / scale
+    behind = gap.high is not None and gap.high < 0
+    a, b = lora.summary.forgetting, full.summary.forgetting
+    forgets = a is not None and b is not None and (a.low or 0.0) > (b.high or 1.0)
+    return net < -weights.margin and (behind or forgets)
+
+
+def _use(case: Case, candidate: Candidate, doubtful: bool = False) -> Verdict:
+    arm = candidate.arm.summary
+    firm = _is_firm(case, arm) and not doubtful
+    tail = (
+        "; full fine-tuning led on the selection split, but the report split does not show it"
+        if doubtful
+        else ""
+    )
+    return Verdict(
+        "use",
+        "firm" if firm else "tentative",
+        f"Use {settings(arm)} for {case.task}: {_result(case, arm)}{tail}.",
+        candidate.arm,
+    )
+
+
+def _result(case: Case, arm: ArmSummary) -> str:
+    """Score, gain and forgetting in one clause."""
+    score, gain, forgetting = arm.score, arm.gain, arm.forgetting
+    if score is None or gain is None:
+        return "its report score is missing"
+    verb = "it answers" if case.unit == "accuracy" else "its answers have log probability"
+    right = " right" if case.unit == "accuracy" else ""
+    text = (
+        f"{verb} {level(score.value, case.unit)}{right}, "
+        f"{difference(gain.value, case.unit)} against the base"
+    )
+    if forgetting is None:
+        return text + "; forgetting was not measured"
+    return text + (
+        f", and retention changes by {difference(-forgetting.value, case.retention_unit)}"
+    )
+
+
+def _is_firm(case: Case, arm: ArmSummary) -> bool:
+    """Three seeds, none failed, none still to run, and report rows not seen in training."""
+    record = case.record
+    leaked = record is not None and (
+        max(record.leaks.values(), default=0) > LEAK_SHARE * record.rows.get("report", 0)
+    )
+    return arm.seeds >= FIRM_SEEDS and arm.failed == 0 and not leaked and not case.waiting
+
+
+def _undecided(headline: str, subject: Arm | None = None) -> Verdict:
+    return Verdict("not_decided", "none", headline, subject)
+
+
+def _too_few(n: int) -> bool:
+    """Whether even unanimous items could not reach the test's level: 2 x 0.5^n."""
+    return 2 * 0.5**n >= ALPHA
+
+
+def _largest_high(gains: Sequence[tuple[ArmSummary, Estimate]]) -> float:
+    return max((g.high if g.high is not None else 1.0) for _, g in gains)
