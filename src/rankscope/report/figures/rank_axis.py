@@ -1,0 +1,189 @@
+"""The drawing most figures share: quantities of the arms against rank, one panel each, stacked.
+
+The rank axis is log2; arms of one learning rate form a line with its 95 % band (or range over
+seeds); full fine-tuning, the base and other references are horizontal lines.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from rankscope.records import ArmSummary, Estimate, TrialRecords
+from rankscope.report.figure import axis, heading, layout, name
+from rankscope.report.style import BASE, FULL, INK, MUTED, Color, Unit, faded, number
+from rankscope.report.view import Series, StudyView
+
+
+class Point(NamedTuple):
+    """One value with what surrounds it; None where unknown."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+class Line(NamedTuple):
+    """A horizontal reference."""
+
+    label: str
+    point: Point
+    color: Color
+    dash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One quantity against rank."""
+
+    heading: str
+    """With its unit."""
+    value: Callable[[ArmSummary], Point | None]
+    digits: int | None = None
+    lines: tuple[Line, ...] = ()
+    log: bool = False
+
+
+def estimate_point(estimate: Estimate | None, unit: Unit, sign: float = 1.0) -> Point | None:
+    """An estimate in its unit; ``sign`` -1 turns a rise into a fall."""
+    if estimate is None:
+        return None
+    scale = sign * unit.scale
+    if estimate.low is None or estimate.high is None:
+        return Point(estimate.value * scale, None, None)
+    low, high = sorted((estimate.low * scale, estimate.high * scale))
+    return Point(estimate.value * scale, low, high)
+
+
+def over_seeds(
+    trials: Sequence[TrialRecords], value: Callable[[TrialRecords], float | None]
+) -> Point | None:
+    """Mean over an arm's trials, with the smallest and the largest."""
+    values = [v for v in map(value, trials) if v is not None and math.isfinite(v)]
+    if not values:
+        return None
+    low, high = (min(values), max(values)) if len(values) > 1 else (None, None)
+    return Point(sum(values) / len(values), low, high)
+
+
+def full_line(
+    view: StudyView, task: str, value: Callable[[ArmSummary], Point | None]
+) -> list[Line]:
+    """Full fine-tuning's value as a reference line, where there is one."""
+    arm = view.best_full(task)
+    point = value(arm) if arm else None
+    return [Line("full", point, FULL, "solid")] if point else []
+
+
+def base_line(point: Point | None) -> list[Line]:
+    """The base model's value as a reference line, where there is one."""
+    return [Line("base", point, BASE, "dot")] if point else []
+
+
+def rank_plot(view: StudyView, task: str, panels: Sequence[Panel]) -> go.Figure | None:
+    """Stacked panels over one log2 rank axis; None where no LoRA arm has a value in any panel."""
+    lines = view.series(task)
+    has_value = any(p.value(arm) is not None for p in panels for s in lines for arm in s.arms)
+    if not has_value:
+        return None
+    ranks = sorted({arm.rank for s in lines for arm in s.arms if arm.rank})
+    rows = len(panels)
+    plot_height = 300 if rows == 1 else 200 * rows
+    figure = make_subplots(
+        rows=rows, cols=1, shared_xaxes=True, vertical_spacing=0.18 / rows if rows > 1 else 0
+    )
+    figure.update_layout(layout(plot_height + 84))
+    # The label of a reference line stands at the right end, so the axis leaves it room.
+    width = max(math.log2(ranks[-1] / ranks[0]), 1.0)
+    left, right = math.log2(ranks[0]) - 0.06 * width, math.log2(ranks[-1]) + 0.14 * width
+    for row, panel in enumerate(panels, start=1):
+        for line in panel.lines:
+            _add_reference(figure, row, line, (left, right), panel.digits)
+        for series in lines:
+            _add_series(figure, row, view, series, panel)
+        figure.update_yaxes(axis(type="log" if panel.log else "linear"), row=row, col=1)
+        top = figure.layout["yaxis" if row == 1 else f"yaxis{row}"].domain[1]
+        figure.add_annotation(heading(panel.heading, top))
+    ticks = {"tickvals": [math.log2(r) for r in ranks], "ticktext": [str(r) for r in ranks]}
+    figure.update_xaxes(axis(range=[left, right], zeroline=False, **ticks))
+    figure.update_xaxes(title={"text": "LoRA rank r (log scale)", "standoff": 10}, row=rows, col=1)
+    return figure
+
+
+def _add_series(figure: go.Figure, row: int, view: StudyView, series: Series, panel: Panel) -> None:
+    found = [(arm, panel.value(arm)) for arm in series.arms]
+    points = [(arm, point) for arm, point in found if point is not None]
+    if not points:
+        return
+    x = [math.log2(arm.rank or 1) for arm, _ in points]
+    banded = [(at, p.low, p.high) for at, (_, p) in zip(x, points, strict=True)]
+    band = [(at, low, high) for at, low, high in banded if low is not None and high is not None]
+    if band:
+        outline = [(at, high) for at, _, high in band] + [(at, low) for at, low, _ in band[::-1]]
+        figure.add_scatter(
+            x=[at for at, _ in outline],
+            y=[y for _, y in outline],
+            fill="toself",
+            fillcolor=faded(MUTED.light),
+            line={"width": 0},
+            mode="lines",
+            hoverinfo="skip",
+            row=row,
+            col=1,
+        )
+    figure.add_scatter(
+        x=x,
+        y=[p.value for _, p in points],
+        mode="lines+markers",
+        line={"color": MUTED.light, "dash": series.dash, "width": 1.5},
+        marker={
+            "color": [view.color(arm).light for arm, _ in points],
+            "symbol": series.symbol,
+            "size": 10,
+        },
+        hoverinfo="text",
+        hovertext=[f"<b>{name(a.label)}</b><br>{_text(p, panel.digits)}" for a, p in points],
+        row=row,
+        col=1,
+    )
+
+
+def _add_reference(
+    figure: go.Figure, row: int, line: Line, ends: tuple[float, float], digits: int | None
+) -> None:
+    value, low, high = line.point
+    if low is not None and high is not None:
+        figure.add_scatter(
+            x=[*ends, *ends[::-1]],
+            y=[low, low, high, high],
+            fill="toself",
+            fillcolor=faded(line.color.light),
+            line={"width": 0},
+            mode="lines",
+            hoverinfo="skip",
+            row=row,
+            col=1,
+        )
+    figure.add_scatter(
+        x=list(ends),
+        y=[value, value],
+        mode="lines+text",
+        line={"color": line.color.light, "dash": line.dash, "width": 1.5},
+        text=["", name(line.label)],
+        textposition="top left",
+        textfont={"color": line.color.light if line.color != BASE else INK.light, "size": 12},
+        hoverinfo="text",
+        hovertext=f"<b>{name(line.label)}</b><br>{_text(line.point, digits)}",
+        row=row,
+        col=1,
+    )
+
+
+def _text(point: Point, digits: int | None) -> str:
+    if point.low is None or point.high is None:
+        return number(point.value, digits)
+    ends = f"{number(point.low, digits)} to {number(point.high, digits)}"
+    return f"{number(point.value, digits)} ({ends})"

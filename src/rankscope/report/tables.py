@@ -1,0 +1,123 @@
+"""Tables of a study: the terminal's summary, and the page's lists of failures and data."""
+
+from rich.markup import escape
+from rich.table import Table
+
+from rankscope.records import ArmSummary, Recommendation, StudyRecords
+from rankscope.report.figure import Column, DataTable, table
+from rankscope.report.style import MAX_NAME, UNKNOWN, duration, number, plus_minus, visible
+from rankscope.report.view import StudyView
+
+
+def summary_table(study: StudyRecords, recommendation: Recommendation) -> Table:
+    """The study in the terminal: one row per arm, the base first, the recommended arm marked.
+
+    Scores are of the report split, in per cent (or nats per token); differences in points; ``±`` is
+    half the 95 % interval, ``±?`` where it is unknown.
+    """
+    view = StudyView(study, recommendation)
+    drawn = Table(title=escape(visible(study.name, MAX_NAME)), title_justify="left")
+    drawn.add_column("", no_wrap=True)
+    drawn.add_column("arm", overflow="fold")
+    for heading in ("seeds", "in-domain", "gain", "forgetting", "parameters", "time"):
+        drawn.add_column(heading, justify="right", no_wrap=True)
+    for place, task in enumerate(view.training_tasks):
+        if place:
+            drawn.add_section()
+        if len(view.training_tasks) > 1:
+            drawn.add_row("", f"[bold]{escape(visible(task, MAX_NAME))}[/bold]")
+        drawn.add_row(*_base_row(view, task))
+        advice = view.advice(task)
+        chosen = advice.chosen.label if advice and advice.chosen else None
+        for arm in view.arms(task):
+            style = "bold green" if arm.label == chosen else ""
+            drawn.add_row(*_arm_row(view, arm, arm.label == chosen), style=style)
+        if not view.arms(task):
+            drawn.add_row("", "no arm has finished")
+    return drawn
+
+
+def _base_row(view: StudyView, task: str) -> list[str]:
+    base, unit = view.base(task), view.unit(task)
+    shown = number(base.score * unit.scale, unit.digits) if base else "not scored"
+    return ["", "base", "", shown, "", "", "", ""]
+
+
+def _arm_row(view: StudyView, arm: ArmSummary, chosen: bool) -> list[str]:
+    unit = view.unit(arm.task)
+    seeds = str(arm.seeds)
+    if arm.failed:
+        seeds += f" [red]({arm.failed} failed)[/red]"
+    return [
+        "\N{BLACK RIGHT-POINTING SMALL TRIANGLE}" if chosen else "",
+        escape(visible(arm.label, MAX_NAME)),
+        seeds,
+        plus_minus(arm.score, unit),
+        plus_minus(arm.gain, unit, sign=True),
+        plus_minus(arm.forgetting, view.forgetting_unit(arm.task), sign=True),
+        number(arm.trainable_parameters) if arm.trainable_parameters else UNKNOWN,
+        duration(arm.seconds),
+    ]
+
+
+def failed_trials(view: StudyView) -> DataTable:
+    """Trials that ended without a result, each with its reason."""
+    columns = [Column("trial"), Column("status"), Column("reason"), Column("last step", 0)]
+    rows = [
+        (
+            t.spec.label,
+            t.status,
+            t.failure or "no reason recorded",
+            t.train.losses[-1].step if t.train and t.train.losses else None,
+        )
+        for t in view.failed()
+    ]
+    return table(columns, rows)
+
+
+def tasks_read(view: StudyView) -> DataTable:
+    """What each task was read from, its rows per split, and what was left out or leaked."""
+    columns = [
+        *(Column("task"), Column("role"), Column("metric"), Column("chance score")),
+        *(Column("train rows", 0), Column("selection rows", 0), Column("report rows", 0)),
+        *(Column("dropped on reading", 0), Column("leaks, exact", 0)),
+        *(Column("leaks, 13-gram", 0), Column("source"), Column("sha256")),
+    ]
+    rows = [
+        (
+            task.name,
+            ", ".join(role.replace("_", " ") for role in task.roles),
+            task.metric,
+            task.chance,
+            *(task.rows.get(split) for split in ("train", "selection", "report")),
+            task.dropped,
+            *(task.leaks.get(kind) for kind in ("exact", "ngram13")),
+            task.source,
+            task.sha256,
+        )
+        for task in view.study.tasks
+    ]
+    return table(columns, rows)
+
+
+def training_rows(view: StudyView) -> DataTable:
+    """Rows and tokens training used per task, the same for every finished trial of the task.
+
+    Where trials differ, the smallest and the largest are shown.
+    """
+    columns = [Column("training task"), Column("finished trials", 0)]
+    names = ["rows", "rows_dropped", "rows_truncated", "steps", "num_tokens", "num_label_tokens"]
+    headings = ["rows used", "dropped", "cut", "optimizer steps", "tokens", "label tokens"]
+    rows = []
+    for task in view.training_tasks:
+        trained = [t.train for t in view.study.trials if t.spec.task == task and t.train]
+        cells = []
+        for field in names:
+            values = sorted({int(getattr(record, field)) for record in trained})
+            cells.append(
+                " to ".join(number(v) for v in dict.fromkeys((values[0], values[-1])))
+                if values
+                else None
+            )
+        rows.append((task, len(trained), *cells))
+    return table([*columns, *(Column(h) for h in headings)], rows)
