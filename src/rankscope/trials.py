@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from rankscope.config.schema import ArmConfig, StudyConfig, TaskConfig, TrainConfig
+from rankscope.config.schema import ArmConfig, StudyConfig, TrainConfig
 from rankscope.errors import BadInput
 from rankscope.provenance import sha256_json
 from rankscope.records import TrialSpec
@@ -36,14 +36,17 @@ def make_trials(
     config: its ``dtype`` enters the ids as it stands, so put the dtype that ``auto`` resolved to
     there first if a machine with another one must not continue the study.
     base_sha256: hash of the base model's weights and configuration.
-    data_sha256: by training task, hash of the rows it trains on, after splitting.
+    data_sha256: by training task, hash of its training items as split and rendered, in order. The
+    items hold prompts and completions, so prompt template, scorer (letter or text), row limits and
+    ``data_seed`` act through it; selection and report items must not enter it, or a change of
+    evaluation would train again.
     Raises BadInput where a training task has no hash.
     """
     trials: dict[str, TrialSpec] = {}
     for task in config.tasks:
         if task.name not in data_sha256:
             raise BadInput(f"task {task.name!r}: no data was loaded for it")
-        shared = shared_identity(config, task, base_sha256, data_sha256[task.name])
+        shared = shared_identity(config, base_sha256, data_sha256[task.name])
         for arm in config.arms:
             for point, seed in itertools.product(arm_points(arm), unique(config.seeds)):
                 settings = {"task": task.name, **point, "seed": seed}
@@ -103,25 +106,15 @@ def planned_steps(num_rows: int, train: TrainConfig) -> int:
     return math.ceil(train.epochs * math.ceil(num_rows / rows_per_step))
 
 
-def shared_identity(
-    config: StudyConfig, task: TaskConfig, base_sha256: str, data_sha256: str
-) -> dict[str, object]:
-    """What determines a trial's training besides its own settings; nothing about evaluation.
-
-    The task's scorer is here because it decides what the completion is (an option's letter or its
-    text).
-    """
+def shared_identity(config: StudyConfig, base_sha256: str, data_sha256: str) -> dict[str, object]:
+    """What determines a trial's training besides its own settings; nothing about evaluation."""
     train = config.train.model_dump(exclude={"checkpoint_seconds"})
     if config.train.max_steps is not None:
-        del train["epochs"]
+        del train["epochs"]  # max_steps wins, so epochs change nothing
     return {
         "results_version": RESULTS_VERSION,
         "base": base_sha256,
         "data": data_sha256,
-        "prompt": task.prompt,
-        "scorer": task.scorer,
-        "max_train_rows": task.max_train_rows,
-        "data_seed": config.data_seed,
         "prompt_format": config.model.prompt_format,
         "dtype": config.dtype,
         "train": train,
