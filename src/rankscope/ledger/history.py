@@ -1,0 +1,53 @@
+"""What may change in a study between two runs, and what a reader must be told of it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from rankscope.errors import BadInput
+from rankscope.records import ModelRecord, Provenance, TaskRecord
+
+
+def refuse_other_model(out: Path, stored: ModelRecord, model: ModelRecord) -> None:
+    """Raise BadInput where the stored results belong to another base model."""
+    if stored.sha256 != model.sha256:
+        raise BadInput(
+            f"{out}: holds results of the base model {stored.label} "
+            f"(sha256 {stored.sha256[:12]}), but the study now names {model.label} "
+            f"(sha256 {model.sha256[:12]}). Give the new study its own --out folder."
+        )
+
+
+def refuse_other_tasks(
+    out: Path, stored: Mapping[str, TaskRecord], tasks: Sequence[TaskRecord]
+) -> None:
+    """Raise BadInput where a task's name now means other rows or another metric."""
+    for task in tasks:
+        before = stored.get(task.name, task)
+        changed = [
+            f"{field} was {getattr(before, field)!r}, is {getattr(task, field)!r}"
+            for field in ("metric", "higher_is", "rows", "sha256")
+            if getattr(before, field) != getattr(task, field)
+        ]
+        if changed:
+            raise BadInput(
+                f"{out}: holds results on task {task.name!r} as it was before "
+                f"({'; '.join(changed)}). Give the changed study its own --out folder."
+            )
+
+
+def same_machine(first: Provenance, second: Provenance) -> bool:
+    """Whether two runs differ in nothing but their time."""
+    return first.model_copy(update={"created": second.created}) == second
+
+
+def mixed_versions_notes(history: Sequence[Provenance]) -> Iterator[str]:
+    """A note where the runs of one study used different versions of a library."""
+    versions: dict[str, list[str]] = {}
+    for entry in history:
+        for library, version in {"rankscope": entry.rankscope, **entry.libraries}.items():
+            seen = versions.setdefault(library, [])
+            if version not in seen:
+                seen.append(version)
+    mixed = [f"{name} {', '.join(seen)}" for name, seen in versions.items() if len(seen) > 1]
+    if mixed:
+        yield f"The results were computed with more than one version of: {'; '.join(mixed)}."

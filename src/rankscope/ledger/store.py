@@ -1,0 +1,384 @@
+"""The ledger: what was asked, what is done, what came out. SQLite (WAL) beside hashed artifacts."""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from rankscope.errors import BadInput
+from rankscope.ledger.artifacts import Artifact, ArtifactStore, Problem, disk_full_named
+from rankscope.ledger.database import (
+    SMALL_WRITE,
+    body_sha256,
+    connect,
+    parse_record,
+    record_row,
+    stored_list,
+    stored_records,
+    study_body,
+    transaction,
+)
+from rankscope.ledger.history import refuse_other_model, refuse_other_tasks, same_machine
+from rankscope.ledger.items import items_path
+from rankscope.ledger.loading import load_study
+from rankscope.ledger.lock import StudyLock
+from rankscope.records import (
+    BASE,
+    FAILED,
+    EvalKey,
+    EvalRecord,
+    ModelRecord,
+    Provenance,
+    Record,
+    SpectraRecord,
+    Status,
+    StudyRecords,
+    TaskRecord,
+    TrainRecord,
+    TrialSpec,
+)
+
+UNTRAINED: tuple[Status, ...] = ("planned", *sorted(FAILED))
+"""From these a trial can become trained, or fail (again)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialFailure:
+    """Why a trial did not finish; kept and shown like any result."""
+
+    trial_id: str
+    status: Literal["diverged", "oom", "failed"]
+    reason: str
+    """One sentence."""
+
+
+class Ledger:
+    """State of one study under ``out``; a context manager that closes it.
+
+    A stage stores what it made in one transaction: records, statuses and the names of the
+    artifacts, all or nothing. Storing the same thing again changes nothing, and a stored result
+    is never replaced.
+    """
+
+    def __init__(self, out: Path, db: sqlite3.Connection, lock: StudyLock | None) -> None:
+        self.out = out
+        self._db = db
+        self._lock = lock
+        self._store = ArtifactStore(out)
+
+    @classmethod
+    def open(cls, out: Path, *, write: bool) -> Self:
+        """Open the study in ``out``; with ``write``, create it where there is none.
+
+        A writer holds the study's lock and begins by removing what a killed writer left behind.
+        Raises StudyLocked, BadInput (no study there, or one of a later Rankscope), IntegrityError
+        (not a ledger) and DiskFull.
+        """
+        path = out / "ledger.sqlite"
+        if not write and not path.is_file():
+            raise BadInput(
+                f"{out}: there is no study here (no ledger.sqlite). Expected a folder that "
+                "'rankscope run' or 'rankscope quickstart' wrote to."
+            )
+        if not write:
+            return cls(out, connect(path, write=False), None)
+        with disk_full_named(out.parent, lambda: SMALL_WRITE):
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError, PermissionError) as error:
+                raise BadInput(f"{out}: cannot be used as a study folder ({error}).") from error
+        lock = StudyLock(out / "lock").acquire()
+        try:
+            with disk_full_named(out, lambda: SMALL_WRITE):
+                ledger = cls(out, connect(path, write=True), lock)
+            ledger._store.remove_unnamed({artifact.path for artifact in ledger.artifacts()})
+        except BaseException:
+            lock.release()
+            raise
+        return ledger
+
+    def close(self) -> None:
+        """Close the data base and give the lock back."""
+        self._db.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- what was asked
+
+    def put_study(
+        self,
+        name: str,
+        config: Mapping[str, object],
+        model: ModelRecord,
+        tasks: Sequence[TaskRecord],
+        provenance: Provenance,
+    ) -> None:
+        """Store what the study is made of, now.
+
+        The study file may gain or lose arms, seeds and tasks between runs. Raises BadInput where
+        the stored results would no longer be comparable: another base model, or other rows or
+        another metric under a task's name.
+        """
+        stored_model = study_body(self._db, "model")
+        if stored_model is not None:
+            refuse_other_model(self.out, parse_record(ModelRecord, stored_model, "study"), model)
+        known = {task.name: task for task in stored_list(self._db, "known_tasks", TaskRecord)}
+        refuse_other_tasks(self.out, known, tasks)
+        known.update((task.name, task) for task in tasks)
+        history = stored_list(self._db, "provenance", Provenance)
+        if not history or not same_machine(history[-1], provenance):
+            history.append(provenance)
+        bodies = {
+            "name": json.dumps(name),
+            "config": json.dumps(config, allow_nan=False),
+            "model": model.model_dump_json(),
+            "tasks": _json_list(tasks),
+            "known_tasks": _json_list(known.values()),
+            "provenance": _json_list(history),
+        }
+        with transaction(self._db, self.out):
+            self._db.executemany("INSERT OR REPLACE INTO study VALUES (?, ?)", bodies.items())
+
+    def put_notes(self, notes: Sequence[str]) -> None:
+        """Replace what a reader of the results must know."""
+        with transaction(self._db, self.out):
+            self._db.execute(
+                "INSERT OR REPLACE INTO study VALUES ('notes', ?)", (json.dumps(list(notes)),)
+            )
+
+    def put_trials(self, specs: Sequence[TrialSpec]) -> int:
+        """Make ``specs``, in this order, the trials of the study; returns how many are new.
+
+        Trials it had before and no longer has keep their results, but are left out of ``load``.
+        """
+        with transaction(self._db, self.out):
+            before = self._count("trials")
+            self._db.execute("UPDATE trials SET position = NULL")
+            self._db.executemany(
+                "INSERT INTO trials VALUES (?, ?, ?, 'planned', NULL) "
+                "ON CONFLICT (trial_id) DO UPDATE SET position = excluded.position",
+                [(spec.trial_id, i, spec.model_dump_json()) for i, spec in enumerate(specs)],
+            )
+            return self._count("trials") - before
+
+    def add_seconds(self, seconds: float) -> None:
+        """Add to the wall time spent on the study over all runs."""
+        with transaction(self._db, self.out):
+            total = float(study_body(self._db, "seconds") or 0.0) + seconds
+            self._db.execute("INSERT OR REPLACE INTO study VALUES ('seconds', ?)", (repr(total),))
+
+    # --- what came out
+
+    def stage(self, expected_bytes: int | None = None) -> AbstractContextManager[Path]:
+        """A fresh folder inside the study to write artifacts into; see ``ArtifactStore.stage``."""
+        return self._store.stage(expected_bytes)
+
+    def publish(self, staged: Path, relative: str) -> tuple[Artifact, ...]:
+        """Move a staged file or folder to ``relative``; pass the result to a ``commit_...``.
+
+        Where the ledger names that place already, what is stored stays and its rows are returned.
+        Raises BadInput for a name outside ``artifacts/``, DiskFull.
+        """
+        self._store.resolve(relative)
+        return self.artifacts(relative) or self._store.publish(staged, relative)
+
+    def commit_training(
+        self,
+        records: Sequence[TrainRecord],
+        failures: Sequence[TrialFailure] = (),
+        artifacts: Iterable[Artifact] = (),
+    ) -> None:
+        """Store one pack's results in one transaction: all of it, or nothing.
+
+        Raises IntegrityError for a number that is not finite, KeyError for an unknown trial.
+        """
+        rows = [record_row(record.trial_id, "train", "", record) for record in records]
+        with transaction(self._db, self.out):
+            self._insert(rows, artifacts)
+            for record in records:
+                self._set_status(record.trial_id, "trained", None, expected=UNTRAINED)
+            for failure in failures:
+                self._set_status(failure.trial_id, failure.status, failure.reason, UNTRAINED)
+
+    def commit_evals(
+        self, records: Sequence[EvalRecord], artifacts: Iterable[Artifact] = ()
+    ) -> None:
+        """Store evaluations with their per-item tables (published at ``items_path``)."""
+        rows = [
+            record_row(record.trial_id, "eval", f"{record.task}/{record.split}", record)
+            for record in records
+        ]
+        with transaction(self._db, self.out):
+            self._insert(rows, artifacts)
+            for record in records:
+                place = items_path(record.trial_id, record.task, record.split)
+                if not self.artifacts(place):
+                    raise KeyError(f"{place}: an evaluation is stored together with its items")
+
+    def commit_spectra(
+        self, records: Sequence[SpectraRecord], artifacts: Iterable[Artifact] = ()
+    ) -> None:
+        """Store the spectra of trials."""
+        rows = [record_row(record.trial_id, "spectra", "", record) for record in records]
+        with transaction(self._db, self.out):
+            self._insert(rows, artifacts)
+
+    def fail_trials(self, failures: Sequence[TrialFailure]) -> None:
+        """Mark trials that cannot go on, whatever stage they are in."""
+        with transaction(self._db, self.out):
+            for failure in failures:
+                self._set_status(failure.trial_id, failure.status, failure.reason)
+
+    def retry_trials(self, trial_ids: Sequence[str]) -> None:
+        """Plan failed trials again; a trial that was trained goes back to ``trained``."""
+        with transaction(self._db, self.out):
+            for trial_id in trial_ids:
+                trained = self._db.execute(
+                    "SELECT 1 FROM records WHERE trial_id = ? AND kind = 'train'", (trial_id,)
+                ).fetchone()
+                status: Status = "trained" if trained else "planned"
+                self._set_status(trial_id, status, None, expected=tuple(FAILED))
+
+    def finish_trials(self, trial_ids: Sequence[str]) -> None:
+        """Mark trained trials whose every stage is stored as ``done``."""
+        with transaction(self._db, self.out):
+            for trial_id in trial_ids:
+                self._set_status(trial_id, "done", None, expected=("trained",))
+
+    # --- what is missing
+
+    def trials(self) -> list[TrialSpec]:
+        """The trials of the study as it is now, in order."""
+        rows = self._db.execute(
+            "SELECT spec FROM trials WHERE position IS NOT NULL ORDER BY position"
+        )
+        return [parse_record(TrialSpec, body, "trials") for (body,) in rows]
+
+    def statuses(self) -> dict[str, Status]:
+        """Status by trial id, for the trials of the study as it is now, in order."""
+        rows = self._db.execute(
+            "SELECT trial_id, status FROM trials WHERE position IS NOT NULL ORDER BY position"
+        )
+        return dict(rows)
+
+    def missing_training(self) -> list[TrialSpec]:
+        """Trials still to be trained, in order."""
+        statuses = self.statuses()
+        return [spec for spec in self.trials() if statuses[spec.trial_id] == "planned"]
+
+    def missing_evals(self, wanted: Iterable[EvalKey]) -> list[EvalKey]:
+        """The evaluations of ``wanted`` that are not stored, in its order; failed trials' too."""
+        rows = self._db.execute("SELECT trial_id, key FROM records WHERE kind = 'eval'")
+        stored = set(rows)
+        return [key for key in wanted if (key[0], f"{key[1]}/{key[2]}") not in stored]
+
+    def missing_spectra(self) -> list[TrialSpec]:
+        """Trained trials without spectra, in order."""
+        rows = self._db.execute("SELECT trial_id FROM records WHERE kind = 'spectra'")
+        stored = {trial_id for (trial_id,) in rows}
+        statuses = self.statuses()
+        return [
+            spec
+            for spec in self.trials()
+            if spec.trial_id not in stored and statuses[spec.trial_id] in ("trained", "done")
+        ]
+
+    # --- reading
+
+    def train_records(self, trial_ids: Sequence[str]) -> list[TrainRecord]:
+        """Stored training records of ``trial_ids``; those not trained are left out."""
+        stored = dict(stored_records(self._db, "train", TrainRecord))
+        return [stored[trial_id] for trial_id in trial_ids if trial_id in stored]
+
+    def artifacts(self, below: str | None = None) -> tuple[Artifact, ...]:
+        """What the ledger names: all, or the file ``below`` and the files under it."""
+        if below is None:
+            rows = self._db.execute("SELECT path, sha256, bytes FROM artifacts ORDER BY path")
+        else:
+            rows = self._db.execute(
+                "SELECT path, sha256, bytes FROM artifacts "
+                "WHERE path = ?1 OR (path > ?1 || '/' AND path < ?1 || '0') ORDER BY path",
+                (below,),  # '0' follows '/' in ASCII, so the range is everything below
+            )
+        return tuple(Artifact(*row) for row in rows)
+
+    def checked_path(self, relative: str) -> Path:
+        """The place of a stored file or folder, after comparing every hash in it.
+
+        Raises IntegrityError where something is missing or altered.
+        """
+        return self._store.checked_path(relative, self.artifacts(relative))
+
+    def load(self) -> StudyRecords:
+        """Everything known of the study as it is now; per-item tables are read when asked for,
+        also after the ledger was closed.
+
+        Raises BadInput where no run has got as far as storing a study, IntegrityError where a
+        stored record was altered.
+        """
+        return load_study(self._db, self._store, self.artifacts("artifacts"))
+
+    def verify(self) -> list[Problem]:
+        """Re-hash every record and artifact; an empty list means all is as it was written."""
+        problems = []
+        for (found,) in self._db.execute("PRAGMA integrity_check"):
+            if found != "ok":
+                problems.append(Problem("ledger.sqlite", "a sound data base", found))
+        for trial_id, kind, key, body, digest in self._db.execute("SELECT * FROM records"):
+            found = body_sha256(body)
+            if found != digest:
+                place = f"ledger.sqlite: {kind} record {trial_id} {key}".rstrip()
+                problems.append(Problem(place, f"sha256 {digest}", f"sha256 {found}"))
+        problems += [p for p in map(self._store.check, self.artifacts()) if p is not None]
+        return problems
+
+    def _insert(self, rows: Sequence[tuple[str, ...]], artifacts: Iterable[Artifact]) -> None:
+        known = {BASE, *(row[0] for row in self._db.execute("SELECT trial_id FROM trials"))}
+        for row in rows:
+            if row[0] not in known:
+                raise KeyError(f"trial {row[0]!r} is not in the ledger")
+        self._db.executemany("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?, ?)", rows)
+        self._db.executemany(
+            "INSERT OR IGNORE INTO artifacts VALUES (?, ?, ?)",
+            [(a.path, a.sha256, a.num_bytes) for a in artifacts],
+        )
+
+    def _set_status(
+        self,
+        trial_id: str,
+        status: Status,
+        reason: str | None,
+        expected: Sequence[Status] | None = None,
+    ) -> None:
+        """Move a trial on from one of the ``expected`` statuses; elsewhere it stays as it is."""
+        row = self._db.execute("SELECT status FROM trials WHERE trial_id = ?", (trial_id,))
+        found = row.fetchone()
+        if found is None:
+            raise KeyError(f"trial {trial_id!r} is not in the ledger")
+        if expected is None or found[0] in expected:
+            self._db.execute(
+                "UPDATE trials SET status = ?, failure = ? WHERE trial_id = ?",
+                (status, reason, trial_id),
+            )
+
+    def _count(self, table: Literal["trials"]) -> int:
+        return int(self._db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
+
+
+def _json_list(records: Iterable[Record]) -> str:
+    return json.dumps([record.model_dump(mode="json") for record in records])
