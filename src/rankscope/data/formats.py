@@ -52,7 +52,7 @@ class RowContent:
 def _text(row: RawRow, name: str) -> str:
     value = row.fields.get(name)
     if not isinstance(value, str):
-        found = "nothing" if value is None else f"{type(value).__name__}"
+        found = "nothing" if value is None else type(value).__name__
         raise BadInput(f"{row.where}: field {name!r} holds {found}, expected text")
     return value
 
@@ -280,13 +280,8 @@ def _read_piqa(row: RawRow, strict: bool) -> RowContent:
 
 
 def _read_casehold(row: RawRow, strict: bool) -> RowContent:
-    return _multiple_choice(
-        row,
-        _text(row, "context"),
-        row.fields["endings"],
-        _index_or_none(row, "label"),
-        strict,
-    )
+    label = _index_or_none(row, "label")
+    return _multiple_choice(row, _text(row, "context"), row.fields["endings"], label, strict)
 
 
 OPTION_MARK = re.compile(r"(?:^|,)\s*([a-e])\s*\)\s*")

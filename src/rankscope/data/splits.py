@@ -105,9 +105,10 @@ def split_rows(
     if repeated:
         notes.append(f"{task}: {repeated} train rows repeat a selection row and were taken out")
     for name, rows in (("train", train), ("selection", selection), ("report", report)):
-        copies = len(rows) - len({(row.content, row.choices) for row in rows})
+        distinct = {(row.prompt, row.question, row.choices, row.completion) for row in rows}
+        copies = len(rows) - len(distinct)
         if copies:
-            notes.append(f"{task}: {copies} rows of {name} are copies of others and were kept")
+            notes.append(f"{task}: {copies} {name} rows are copies of others and were kept")
     return Splits(tuple(train), tuple(selection), tuple(report), tuple(notes))
 
 

@@ -1,15 +1,9 @@
-"""Tasks as data: source, prompt and scorer; and ``load_task``, which reads and splits one.
-
-A named task's prompt and version are part of every result made with it: changing what an item
-looks like means raising the version.
-"""
+"""``load_task``: one task of a study file, read, checked, rendered and split."""
 
 import difflib
-import hashlib
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +11,15 @@ from rankscope.config.schema import Scorer, TaskConfig
 from rankscope.data.formats import FileContents, RowContent, read_contents
 from rankscope.data.items import LETTERS, Item
 from rankscope.data.leaks import find_leaks
+from rankscope.data.named_tasks import (
+    CHOICE_SCORERS,
+    LETTERED,
+    NAMED_TASKS,
+    QUESTION,
+    TaskSpec,
+    overlapping_subjects,
+)
 from rankscope.data.sources import (
-    LAW_SUBJECTS,
     HubSource,
     RawRow,
     legal_from_mmlu,
@@ -29,42 +30,9 @@ from rankscope.data.sources import (
 )
 from rankscope.data.splits import first_of_order, split_rows
 from rankscope.errors import BadInput
+from rankscope.provenance import sha256_json
 
-QUESTION = "Question: {question}\nAnswer:"
-LETTERED = "Question: {question}\n{options}\nAnswer:"
-CHOICE_SCORERS: tuple[Scorer, ...] = ("option_text", "option_letter")
-
-
-@dataclass(frozen=True, slots=True)
-class TaskSpec:
-    """What a task is: where its rows come from, how they are asked and how answers are scored."""
-
-    name: str
-    doc: str
-    """One sentence for people."""
-    scorer: Scorer
-    """Makes the headline metric."""
-    prompt: str
-    """Template over a row's fields; ``{options}`` are the lettered choices, one a line."""
-    version: int = 1
-    hub: HubSource | None = None
-    folder: str | None = None
-    """Folder inside ``data_dir``."""
-    chance: float | None = None
-    """Score of guessing; ``load_task`` puts the exact value of the report rows here."""
-    licence: str = ""
-    overlaps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Other task -> its subjects that must be left out where a study trains on this one."""
-
-    @property
-    def lists_options(self) -> bool:
-        """The prompt shows the lettered options, so that letters can be scored."""
-        return "{options}" in self.prompt
-
-    @property
-    def higher_is(self) -> str:
-        """``accuracy`` (share of 1) or ``log_probability`` (mean log p per token, nats)."""
-        return "log_probability" if self.scorer == "loss" else "accuracy"
+__all__ = ["NAMED_TASKS", "LoadedTask", "TaskSpec", "load_task", "overlapping_subjects"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,132 +55,6 @@ class LoadedTask:
     """What a reader of the results must know, one sentence each."""
     leaked_ids: frozenset[str] = frozenset()
     """Items behind ``leaks``."""
-
-
-# --- the named tasks ----------------------------------------------------------------------------
-
-
-def _text_task(name: str, doc: str, hub: HubSource, chance: float, licence: str) -> TaskSpec:
-    return TaskSpec(
-        name, doc, "option_text", QUESTION, hub=hub, folder=name, chance=chance, licence=licence
-    )
-
-
-def _letter_task(name: str, doc: str, hub: HubSource, chance: float, licence: str) -> TaskSpec:
-    return TaskSpec(
-        name, doc, "option_letter", LETTERED, hub=hub, folder=name, chance=chance, licence=licence
-    )
-
-
-def _pocket_task(name: str, doc: str, scorer: Scorer) -> TaskSpec:
-    # The pocket model's language has no frame words: the question alone is its prompt.
-    chance = 0.25 if scorer == "option_text" else None
-    return TaskSpec(name, doc, scorer, "{question}", chance=chance, licence="Apache-2.0")
-
-
-# Data sets whose default branch is a loading script are read from the hub's own Parquet copy.
-PARQUET_COPY = "refs/convert/parquet"
-MMLU_HUB = HubSource("cais/mmlu", "all", train=None)
-
-_SPECS = (
-    replace(
-        _text_task(
-            "gsm8k",
-            "Grade-school word problems, answered by a chain that ends in a number.",
-            HubSource("openai/gsm8k", "main", validation=None),
-            0.0,
-            "MIT",
-        ),
-        scorer="number",
-    ),
-    _letter_task("mmlu", "Exam questions of 57 subjects.", MMLU_HUB, 0.25, "MIT"),
-    _letter_task(
-        "medmcqa",
-        "Medical entrance exam questions.",
-        HubSource("openlifescienceai/medmcqa", validation=None, test="validation"),
-        0.25,
-        "MIT",
-    ),
-    _letter_task(
-        "mathqa",
-        "Word problems with five options.",
-        HubSource("allenai/math_qa", revision=PARQUET_COPY),
-        0.2,
-        "Apache-2.0",
-    ),
-    replace(
-        _letter_task(
-            "legal_mcq",
-            "Law questions cut from MMLU: an open stand-in for the unpublished LegalMCQ.",
-            MMLU_HUB,
-            0.25,
-            "MIT",
-        ),
-        overlaps={"mmlu": LAW_SUBJECTS},
-    ),
-    _letter_task(
-        "casehold",
-        "Which of five holdings a court's citation stands for.",
-        HubSource("coastalcph/lex_glue", "case_hold"),
-        0.2,
-        "CC BY 4.0",
-    ),
-    _text_task(
-        "arc_easy",
-        "School science questions, the easier part.",
-        HubSource("allenai/ai2_arc", "ARC-Easy"),
-        0.25,
-        "CC BY-SA 4.0",
-    ),
-    _text_task(
-        "arc_challenge",
-        "School science questions that retrieval and word statistics get wrong.",
-        HubSource("allenai/ai2_arc", "ARC-Challenge"),
-        0.25,
-        "CC BY-SA 4.0",
-    ),
-    _text_task(
-        "openbookqa",
-        "Elementary science facts applied to new situations.",
-        HubSource("allenai/openbookqa", "main"),
-        0.25,
-        "Apache-2.0",
-    ),
-    replace(
-        _text_task(
-            "boolq",
-            "Yes-or-no questions of web searchers, asked without their passage.",
-            HubSource("google/boolq", validation=None, test="validation"),
-            0.5,
-            "CC BY-SA 3.0",
-        ),
-        folder="boolq_noctx",
-    ),
-    _text_task(
-        "piqa",
-        "Which of two ways reaches an everyday physical goal.",
-        HubSource("ybisk/piqa", revision=PARQUET_COPY, validation=None, test="validation"),
-        0.5,
-        "AFL-3.0",
-    ),
-    _pocket_task("pocket_general", "Known facts of the pocket world, asked.", "option_text"),
-    _pocket_task("pocket_cloze", "Known facts of the pocket world, stated.", "option_text"),
-    _pocket_task("pocket_med", "New facts of the pocket world.", "option_text"),
-    _pocket_task("pocket_law", "Facts of the pocket world, half of them new.", "option_text"),
-    _pocket_task("pocket_gsm", "Running totals of four or five steps, written out.", "number"),
-    _pocket_task("pocket_math", "Sums and differences with four options.", "option_text"),
-)
-NAMED_TASKS: dict[str, TaskSpec] = {spec.name: spec for spec in _SPECS}
-
-
-def overlapping_subjects(task: str, trained_on: Collection[str]) -> tuple[str, ...]:
-    """Subjects of ``task`` to leave out because a training task holds the same questions."""
-    subjects: list[str] = []
-    for name in sorted(trained_on):
-        spec = NAMED_TASKS.get(name)
-        if spec is not None and name != task:
-            subjects += spec.overlaps.get(task, ())
-    return tuple(dict.fromkeys(subjects))
 
 
 # --- items --------------------------------------------------------------------------------------
@@ -421,8 +263,7 @@ def _chance(spec: TaskSpec, report: Sequence[Item]) -> float | None:
 
 
 def _sha256(*splits: Sequence[Item]) -> str:
-    rows = [[asdict(item) for item in split] for split in splits]
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+    return sha256_json([[asdict(item) for item in split] for split in splits])
 
 
 def _notes(

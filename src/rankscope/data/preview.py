@@ -1,0 +1,73 @@
+"""A training row as ``rankscope check`` prints it: every token, and which ones carry loss."""
+
+import unicodedata
+
+from rich.text import Text
+
+from rankscope.data.encode import EncodedRow, Encoder
+
+LABEL_OPEN, LABEL_CLOSE = "\u27e6", "\u27e7"
+"""Stand around labelled tokens, so that the marks survive without colour."""
+PROMPT_STYLES = ("dim", "dim underline")
+LABEL_STYLES = ("black on green", "black on bright_green")
+SPECIAL_STYLE = "bold magenta"
+LABELLED_SPECIAL_STYLE = "bold magenta on green"
+MAX_TOKENS = 2000
+
+
+def visible(text: str) -> str:
+    """Text that cannot move the cursor, reverse direction or hide: such characters are escaped.
+
+    Line feeds are kept and shown. Controls, format characters (direction marks, zero-width
+    characters), unassigned code points and letters of right-to-left scripts become ``\\uXXXX``:
+    here the order of tokens matters more than reading them.
+    """
+    shown = []
+    for character in text:
+        category = unicodedata.category(character)
+        if character == "\n":
+            shown.append("\\n\n")
+        elif character == "\t":
+            shown.append("\\t")
+        elif category in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+            code = ord(character)
+            shown.append(f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
+        elif unicodedata.bidirectional(character) in ("R", "AL", "AN"):
+            shown.append(f"\\u{ord(character):04x}")
+        else:
+            shown.append(character)
+    return "".join(shown)
+
+
+def token_text(encoder: Encoder, token_id: int) -> str:
+    """One token's text; where it is part of a character, its name in the vocabulary."""
+    text = encoder.tokenizer.decode([token_id], skip_special_tokens=False)
+    if "\ufffd" in text or not text:
+        text = str(encoder.tokenizer.convert_ids_to_tokens(token_id))
+    return str(text)
+
+
+def colour_row(encoder: Encoder, row: EncodedRow) -> Text:
+    """The row's tokens in alternating shades, labelled ones green and between marks.
+
+    Special tokens are shown by name. Rows over 2,000 tokens are cut, which is said.
+    """
+    shown = Text()
+    inside = False
+    pairs = list(zip(row.input_ids, row.is_label, strict=True))
+    for position, (token_id, labelled) in enumerate(pairs[:MAX_TOKENS]):
+        if labelled != inside:
+            shown.append(LABEL_OPEN if labelled else LABEL_CLOSE, style="bold green")
+            inside = labelled
+        if token_id in encoder.special_ids:
+            style = LABELLED_SPECIAL_STYLE if labelled else SPECIAL_STYLE
+        else:
+            style = (LABEL_STYLES if labelled else PROMPT_STYLES)[position % 2]
+        shown.append(visible(token_text(encoder, token_id)), style=style)
+    if inside:
+        shown.append(LABEL_CLOSE, style="bold green")
+    if len(pairs) > MAX_TOKENS:
+        shown.append(f"\n... {len(pairs) - MAX_TOKENS} more tokens", style="italic")
+    if row.truncated:
+        shown.append("\n(the answer is cut at max_length)", style="bold red")
+    return shown
