@@ -1,0 +1,102 @@
+"""Pure scoring: from log-probabilities and generated text to scores. No model is needed here."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rankscope.config.schema import Scorer
+from rankscope.records import ItemResult
+
+HEADLINE: dict[Scorer, str] = {
+    "option_text": "acc",
+    "option_letter": "letter",
+    "number": "exact_match",
+    "exact_match": "exact_match",
+    "loss": "logprob_per_token",
+}
+"""Headline metric of each scorer: the key of ``EvalRecord.metrics`` that ``score`` repeats."""
+
+ANSWER_MARK = "####"
+"""GSM8K's sign before the final number (Cobbe et al., 2110.14168)."""
+
+# A minus is a sign only where it does not stand between two operands, as in 16-3. Thousands are
+# grouped by commas in threes, or not at all.
+_NUMBER = re.compile(
+    r"(?P<sign>(?<![\w)\]])[-\u2212]\s?)?[$\u00a3\u20ac]?"
+    r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?"
+    r"(?P<fraction>\.[0-9]+)?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelScores:
+    """One model scored on one split: per-item results in item order, and their summary."""
+
+    items: list[ItemResult]
+    metrics: dict[str, float]
+    seconds: float
+    num_tokens: int
+    """Valid tokens computed, padding not counted."""
+
+
+def extract_number(text: str) -> str | None:
+    """The number that a written answer ends in, in plain form; None where there is none.
+
+    After the first ``####`` where there is one (a model may run on into a next question), the first
+    number; otherwise the last number of the text. ``1,234``, ``$18.00``, ``60%`` and ``18.`` at the
+    end of a sentence give ``1234``, ``18``, ``60`` and ``18``: equal numbers give equal texts.
+    """
+    _, mark, after = text.partition(ANSWER_MARK)
+    found = [m for m in _NUMBER.finditer(after if mark else text) if m["whole"] or m["fraction"]]
+    if not found:
+        return None
+    match = found[0] if mark else found[-1]
+    whole = (match["whole"] or "0").replace(",", "").lstrip("0") or "0"
+    fraction = (match["fraction"] or "").rstrip("0").rstrip(".")
+    is_negative = match["sign"] and (whole, fraction) != ("0", "")
+    return f"{'-' if is_negative else ''}{whole}{fraction}"
+
+
+def normalized_answer(text: str) -> str:
+    """An answer for comparison: case folded, one space between words, no full stop at its end."""
+    return " ".join(text.casefold().split()).rstrip(".").rstrip()
+
+
+def first_best(values: Sequence[float]) -> int | None:
+    """Index of the largest value; the first one wins ties. None where a value is NaN."""
+    if any(math.isnan(value) for value in values):
+        return None
+    return max(range(len(values)), key=values.__getitem__)
+
+
+def choice_predictions(
+    option_logprobs: Sequence[float], option_tokens: Sequence[int], choices: Sequence[str]
+) -> dict[str, int | None]:
+    """Which option each metric picks.
+
+    Returns:
+        ``acc``: largest log p(option | prompt). ``acc_norm``: largest per character of the option's
+        text, which is what lm-evaluation-harness divides by under this name. ``acc_token``: largest
+        per token. None where a log-probability is NaN.
+    """
+    rows = list(zip(option_logprobs, option_tokens, choices, strict=True))
+    return {
+        "acc": first_best([logprob for logprob, _, _ in rows]),
+        "acc_norm": first_best([logprob / max(1, len(text)) for logprob, _, text in rows]),
+        "acc_token": first_best([logprob / tokens for logprob, tokens, _ in rows]),
+    }
+
+
+def standard_error(scores: Sequence[float]) -> float | None:
+    """Standard error of the mean from the sample variance; None where n < 2."""
+    if len(scores) < 2:
+        return None
+    return float(np.std(scores, ddof=1) / math.sqrt(len(scores)))
+
+
+def mean(scores: Sequence[float]) -> float:
+    """Mean of at least one score, summed without rounding so that order plays no part."""
+    return math.fsum(scores) / len(scores)

@@ -1,0 +1,171 @@
+"""One task, many models: the scorer the task names, run for every adapter and the base at once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PretrainedConfig
+
+from rankscope.config.schema import EvaluateConfig
+from rankscope.data.encode import EncodedRow, Encoder
+from rankscope.data.items import Item
+from rankscope.data.tasks import LoadedTask, TaskSpec
+from rankscope.errors import BadInput
+from rankscope.evaluate.choice import Question, encode_choices, score_choices
+from rankscope.evaluate.generate import Limits, encode_prompts, score_generations, stop_strings
+from rankscope.evaluate.loss import encode_losses, score_losses
+from rankscope.evaluate.scorers import HEADLINE, ModelScores, standard_error
+from rankscope.models.base import Base
+from rankscope.records import EvalRecord, ItemResult, Split
+
+Evaluation = tuple[EvalRecord, list[ItemResult]]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSplit:
+    """The items of one split as token ids: exactly one of the three, by the task's scorer."""
+
+    items: tuple[Item, ...]
+    questions: Sequence[Question] = ()
+    prompts: Sequence[Sequence[int]] = ()
+    rows: Sequence[EncodedRow] = ()
+
+    def lengths(self) -> list[int]:
+        """Tokens each item needs of the context; a generated answer needs one at least."""
+        return [
+            *(question.num_tokens for question in self.questions),
+            *(len(prompt) + 1 for prompt in self.prompts),
+            *(len(row.input_ids) for row in self.rows),
+        ]
+
+
+def split_items(task: LoadedTask, split: Split) -> tuple[Item, ...]:
+    """The items that are scored."""
+    return task.selection if split == "selection" else task.report
+
+
+def encode_split(
+    encoder: Encoder, task: LoadedTask, split: Split, context: int | None
+) -> EncodedSplit:
+    """The items of one split as the task's scorer needs them; no model is involved.
+
+    Args:
+        encoder: of the model that will be scored.
+        task: with its scorer and items.
+        split: which items.
+        context: most tokens the model takes in, :func:`context_length`; None is no bound.
+
+    Raises:
+        BadInput: no items, items that cannot be scored, or items longer than ``context``. To cut
+            them would score another question than was asked.
+    """
+    items, spec = split_items(task, split), task.spec
+    if not items:
+        raise BadInput(f"task {spec.name!r}: no {split} items to score")
+    if spec.scorer in ("option_text", "option_letter"):
+        encoded = EncodedSplit(items, questions=encode_choices(encoder, items, spec))
+    elif spec.scorer == "loss":
+        encoded = EncodedSplit(items, rows=encode_losses(encoder, items))
+    else:
+        encoded = EncodedSplit(items, prompts=encode_prompts(encoder, items))
+    lengths = encoded.lengths()
+    too_long = [i for i, length in enumerate(lengths) if context is not None and length > context]
+    if too_long:
+        worst = max(too_long, key=lengths.__getitem__)
+        raise BadInput(
+            f"task {spec.name!r}, {split}: {len(too_long)} of {len(items)} items do not fit the "
+            f"model's context of {context} tokens; the longest, {items[worst].item_id}, needs "
+            f"{lengths[worst]}. Leave these rows out, or use a model with a longer context"
+        )
+    return encoded
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """Positions the model was made for; None where its configuration names no bound."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length else None
+
+
+def evaluate_task(
+    base: Base,
+    encoder: Encoder,
+    task: LoadedTask,
+    split: Split,
+    models: Mapping[str | None, str],
+    settings: EvaluateConfig,
+) -> dict[str | None, Evaluation]:
+    """Score one split of one task under the base and any number of adapters.
+
+    Args:
+        base: the base with the adapters attached to its pack; a fully fine-tuned model is a base of
+            its own.
+        encoder: made for the base's tokenizer.
+        task: with its scorer and items.
+        split: which items.
+        models: slot -> trial id for the records; slot None is the bare base.
+        settings: ``batch_tokens`` and ``max_new_tokens``; ``max_items`` was applied on loading.
+
+    Returns:
+        Per slot its record and the items' results, in item order.
+
+    Raises:
+        BadInput: items that cannot be scored (see :func:`encode_split`).
+        IntegrityError: a model without finite likelihoods, for scorer ``loss``.
+        ValueError: a slot that no attached adapter has.
+    """
+    missing = [slot for slot in models if slot is not None and slot not in base.pack.adapters]
+    if missing:
+        raise ValueError(f"no adapter is attached for slot {missing[0]!r}")
+    encoded = encode_split(encoder, task, split, context_length(base.model.config))
+    was_training, base.pack.training = base.pack.training, False
+    try:
+        with torch.inference_mode():
+            scores = run_scorer(base, encoder, task.spec, encoded, list(models), settings)
+    finally:
+        base.pack.training = was_training
+    return {
+        slot: (make_record(found, task.spec, split, models[slot]), found.items)
+        for slot, found in scores.items()
+    }
+
+
+def run_scorer(
+    base: Base,
+    encoder: Encoder,
+    spec: TaskSpec,
+    encoded: EncodedSplit,
+    slots: Sequence[str | None],
+    settings: EvaluateConfig,
+) -> dict[str | None, ModelScores]:
+    """Scores of every slot by the scorer the task names."""
+    items = encoded.items
+    if encoded.questions:
+        return score_choices(base, items, encoded.questions, spec, slots, settings.batch_tokens)
+    if encoded.rows:
+        return score_losses(base, items, encoded.rows, slots, settings.batch_tokens)
+    longest = max(map(len, encoded.prompts))
+    limits = Limits(
+        max_new_tokens=settings.max_new_tokens,
+        context=context_length(base.model.config) or longest + settings.max_new_tokens,
+        batch_tokens=settings.batch_tokens,
+        stop_ids=encoder.stop_ids,
+        stop_strings=stop_strings(encoder, spec),
+    )
+    return score_generations(base, items, encoded.prompts, spec.scorer, slots, limits)
+
+
+def make_record(scores: ModelScores, spec: TaskSpec, split: Split, trial_id: str) -> EvalRecord:
+    """The record of one model on one split."""
+    metric = HEADLINE[spec.scorer]
+    return EvalRecord(
+        trial_id=trial_id,
+        task=spec.name,
+        split=split,
+        metric=metric,
+        score=scores.metrics[metric],
+        standard_error=standard_error([item.score for item in scores.items]),
+        n=len(scores.items),
+        metrics=scores.metrics,
+        seconds=scores.seconds,
+        num_tokens=scores.num_tokens,
+    )
