@@ -1,0 +1,282 @@
+"""Trials: content ids, merging, order, packs and steps."""
+
+from typing import Any
+
+import pytest
+
+from rankscope import trials as trials_module
+from rankscope.config.schema import StudyConfig, TrainConfig
+from rankscope.data.batches import RowOrder
+from rankscope.errors import BadInput
+from rankscope.records import TrialSpec
+from rankscope.trials import (
+    duplicate_grid_points,
+    make_packs,
+    make_trials,
+    pack_id,
+    planned_steps,
+)
+
+DATA = {"med": "1" * 64, "law": "2" * 64}
+
+
+def study(**changes: Any) -> StudyConfig:
+    values: dict[str, Any] = {
+        "name": "s",
+        "model": "pocket",
+        "tasks": ["med", "law"],
+        "arms": [
+            {"method": "lora", "rank": [2, 8], "lr": [1e-3, 5e-4]},
+            {"method": "full", "lr": 5e-5},
+        ],
+        "seeds": [0, 1, 2],
+    }
+    return StudyConfig.model_validate({**values, **changes})
+
+
+def ids(config: StudyConfig, base: str = "b" * 64) -> set[str]:
+    return {trial.trial_id for trial in make_trials(config, base, DATA)}
+
+
+def arm(**changes: Any) -> list[dict[str, Any]]:
+    return [{"method": "lora", "rank": 8, "lr": 1e-3, **changes}]
+
+
+def test_trials_are_tasks_by_points_by_seeds_in_the_documented_order() -> None:
+    trials = make_trials(study(), "b", DATA)
+    # 2 tasks x (2 ranks x 2 rates + 1 full) x 3 seeds
+    assert len(trials) == 30
+    assert [(t.task, t.rank, t.lr, t.seed) for t in trials[:7]] == [
+        ("med", 2, 1e-3, 0),
+        ("med", 2, 1e-3, 1),
+        ("med", 2, 1e-3, 2),
+        ("med", 2, 5e-4, 0),
+        ("med", 2, 5e-4, 1),
+        ("med", 2, 5e-4, 2),
+        ("med", 8, 1e-3, 0),
+    ]
+    assert [t.task for t in trials] == ["med"] * 15 + ["law"] * 15
+    assert [t.method for t in trials[12:15]] == ["full"] * 3
+
+
+def test_ids_are_sixteen_hex_digits_and_differ_between_all_trials() -> None:
+    trials = make_trials(study(), "b", DATA)
+    assert len({t.trial_id for t in trials}) == len(trials)
+    assert all(len(t.trial_id) == 16 and int(t.trial_id, 16) >= 0 for t in trials)
+
+
+def test_a_full_trial_has_no_adapter_settings() -> None:
+    full = next(t for t in make_trials(study(), "b", DATA) if t.method == "full")
+    assert (full.rank, full.alpha, full.targets, full.dropout) == (None, None, (), 0.0)
+    assert full.scaling == 1.0
+
+
+@pytest.mark.parametrize(
+    ("alpha", "number", "scaling"),
+    [("2r", 16.0, 2.0), ("r", 8.0, 1.0), ("0.5r", 4.0, 0.5), (16, 16.0, 2.0), (12.0, 12.0, 1.5)],
+)
+def test_alpha_becomes_a_number(alpha: Any, number: float, scaling: float) -> None:
+    (trial,) = make_trials(study(arms=arm(alpha=alpha), tasks=["med"], seeds=0), "b", DATA)
+    assert trial.alpha == number
+    assert trial.scaling == scaling
+
+
+def test_equal_points_are_one_trial_however_they_are_written() -> None:
+    one = study(arms=arm(targets="attention"))
+    same = study(
+        arms=[
+            *arm(alpha=["2r", 16, 16.0], rank=[8, 8], dropout=[0, 0.0]),
+            *arm(targets=["v_proj", "q_proj", "o_proj", "k_proj", "q_proj"]),
+        ],
+        seeds=[0, 1, 2, 2],
+    )
+    assert ids(one) == ids(same)
+
+
+def test_what_sets_points_apart_keeps_them_apart() -> None:
+    settings = [
+        arm(),
+        arm(rank=16, alpha=16),
+        arm(alpha=8),
+        arm(lr=2e-3),
+        arm(method="rslora"),
+        arm(targets="mlp"),
+        arm(targets=["q_proj"]),
+        arm(dropout=0.1),
+    ]
+    seen = [ids(study(arms=arms, tasks=["med"], seeds=0)) for arms in settings]
+    assert len(set.union(*seen)) == len(settings)
+
+
+def test_duplicates_are_counted_once_per_file() -> None:
+    assert duplicate_grid_points(study()) == 0
+    assert duplicate_grid_points(study(arms=arm(rank=[8, 8]))) == 1
+    assert duplicate_grid_points(study(arms=[*arm(rank=[8, 16]), *arm(rank=[8, 32])])) == 1
+    assert duplicate_grid_points(study(arms=arm(rank=[8, 8], lr=[1e-3, 1e-4]))) == 2
+    assert duplicate_grid_points(study(arms=arm(alpha=["2r", 16]))) == 1
+    assert duplicate_grid_points(study(arms=[{"method": "full", "lr": [1e-4, 1e-4]}])) == 1
+    assert duplicate_grid_points(study(seeds=[0, 0, 1, 1, 1])) == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"evaluate": {"retention": ["mmlu"], "max_items": 5, "batch_tokens": 128}},
+        {"spectra": {"enabled": False}},
+        {"objective": {"retention": 3.0}},
+        {"name": "other"},
+        {"device": "cpu"},
+        {"max_pack": 2},
+        {"data_dir": "/elsewhere"},
+        {"train": {"checkpoint_seconds": 1.0}},
+        {"seeds": [2, 1, 0]},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_does_not_train_does_not_change_an_id(change: dict[str, Any]) -> None:
+    assert ids(study(**change)) == ids(study())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train": {"epochs": 1.0}},
+        {"train": {"max_steps": 10}},
+        {"train": {"batch_size": 4}},
+        {"train": {"gradient_accumulation": 2}},
+        {"train": {"schedule": "cosine"}},
+        {"train": {"warmup_fraction": 0.0}},
+        {"train": {"weight_decay": 0.1}},
+        {"train": {"max_grad_norm": 2.0}},
+        {"train": {"max_length": 512}},
+        {"train": {"labels": "all"}},
+        {"dtype": "bfloat16"},
+        {"model": {"pocket": True, "prompt_format": "plain"}},
+    ],
+    ids=str,
+)
+def test_what_trains_changes_every_id(change: dict[str, Any]) -> None:
+    assert not ids(study(**change)) & ids(study())
+
+
+def test_every_field_of_the_protocol_but_checkpoints_enters_the_id() -> None:
+    """A field added to TrainConfig must be put into one of the two lists above."""
+    assert set(TrainConfig.model_fields) == {
+        "epochs",
+        "max_steps",
+        "batch_size",
+        "gradient_accumulation",
+        "schedule",
+        "warmup_fraction",
+        "weight_decay",
+        "max_grad_norm",
+        "max_length",
+        "labels",
+        "checkpoint_seconds",
+    }
+
+
+def test_base_data_and_code_version_enter_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = make_trials(study(), "b", DATA)
+    assert not ids(study(), base="c") & {t.trial_id for t in before}
+    after = make_trials(study(), "b", {**DATA, "law": "3" * 64})
+    changed = {t.task for t, u in zip(before, after, strict=True) if t.trial_id != u.trial_id}
+    assert changed == {"law"}
+    monkeypatch.setattr(trials_module, "RESULTS_VERSION", 10**6)
+    assert not {t.trial_id for t in make_trials(study(), "b", DATA)} & {t.trial_id for t in before}
+
+
+def test_epochs_do_not_matter_beside_max_steps() -> None:
+    few = study(train={"max_steps": 7, "epochs": 1.0})
+    many = study(train={"max_steps": 7, "epochs": 9.0})
+    assert ids(few) == ids(many)
+
+
+def test_a_task_without_data_is_refused() -> None:
+    with pytest.raises(BadInput, match="task 'law': no data"):
+        make_trials(study(), "b", {"med": "1"})
+
+
+def test_packs_hold_each_trial_once_and_full_trials_alone() -> None:
+    trials = make_trials(study(), "b", DATA)
+    packs = make_packs(trials, 5)
+    assert sorted(t.trial_id for pack in packs for t in pack) == sorted(t.trial_id for t in trials)
+    for pack in packs:
+        assert len({t.task for t in pack}) == 1
+        assert len(pack) <= 5
+        if any(t.method == "full" for t in pack):
+            assert len(pack) == 1
+    # 12 LoRA trials of a task at most 5 together: three packs of 4, then three full trials.
+    assert [len(pack) for pack in packs] == [4, 4, 4, 1, 1, 1] * 2
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 11, 12, 13, 100])
+def test_packs_are_as_few_as_the_limit_allows_and_balanced(limit: int) -> None:
+    adapters = [t for t in make_trials(study(tasks=["med"]), "b", DATA) if t.method == "lora"]
+    packs = make_packs(adapters, limit)
+    sizes = [len(pack) for pack in packs]
+    assert len(sizes) == -(-len(adapters) // limit)
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= limit
+    assert [t for pack in packs for t in pack] == adapters
+
+
+def test_by_default_sixteen_trials_are_packed() -> None:
+    config = study(tasks=["med"], arms=arm(rank=list(range(1, 18))), seeds=0)
+    assert [len(p) for p in make_packs(make_trials(config, "b", DATA))] == [8, 9]
+
+
+def test_a_pack_size_below_one_is_refused() -> None:
+    with pytest.raises(BadInput, match="max_pack is 0"):
+        make_packs(make_trials(study(), "b", DATA), 0)
+
+
+def test_no_trials_no_packs() -> None:
+    assert make_packs([]) == []
+
+
+def test_pack_ids_follow_from_their_trials() -> None:
+    packs = make_packs(make_trials(study(), "b", DATA), 4)
+    assert len({pack_id(pack) for pack in packs}) == len(packs)
+    again = make_packs(make_trials(study(), "b", DATA), 4)
+    assert [pack_id(pack) for pack in again] == [pack_id(pack) for pack in packs]
+    assert len(pack_id(packs[0])) == 16
+    assert pack_id(packs[0][::-1]) != pack_id(packs[0])
+
+
+@pytest.mark.parametrize(
+    ("rows", "train", "steps"),
+    [
+        # The paper's protocol on GSM8K: ceil(7473 / 8) = 935 steps an epoch, three epochs.
+        (7473, TrainConfig(), 2805),
+        (8, TrainConfig(epochs=1), 1),
+        (9, TrainConfig(epochs=1), 2),
+        (1, TrainConfig(epochs=1), 1),
+        (80, TrainConfig(epochs=0.25), 3),
+        (80, TrainConfig(epochs=3, max_steps=4), 4),
+        (80, TrainConfig(epochs=3, max_steps=400), 400),
+    ],
+)
+def test_planned_steps(rows: int, train: TrainConfig, steps: int) -> None:
+    assert planned_steps(rows, train) == steps
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 64, 65, 1000])
+@pytest.mark.parametrize(("batch", "accumulation"), [(1, 1), (2, 4), (3, 5), (64, 1)])
+@pytest.mark.parametrize("epochs", [0.1, 1.0, 2.5, 3.0])
+def test_the_plan_counts_the_steps_that_training_takes(
+    rows: int, batch: int, accumulation: int, epochs: float
+) -> None:
+    train = TrainConfig(epochs=epochs, batch_size=batch, gradient_accumulation=accumulation)
+    order = RowOrder(rows, batch, accumulation, seed=0)
+    assert planned_steps(rows, train) == order.num_steps(epochs)
+
+
+def test_no_rows_cannot_be_planned() -> None:
+    with pytest.raises(BadInput, match="no training rows"):
+        planned_steps(0, TrainConfig())
+
+
+def test_specs_are_records() -> None:
+    (trial,) = make_trials(study(arms=arm(), tasks=["med"], seeds=0), "b", DATA)
+    assert TrialSpec.model_validate_json(trial.model_dump_json()) == trial
