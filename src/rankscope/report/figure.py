@@ -57,9 +57,10 @@ class Figure:
     choices: tuple[Choice, ...] = ()
 
 
-def axis(**settings: object) -> dict[str, object]:
+def axis(title: str = "", **settings: object) -> dict[str, object]:
     """Settings of a plain axis in the report's colours."""
     return {
+        "title": {"text": title, "standoff": 8, "font": {"size": 13, "color": MUTED.light}},
         "gridcolor": GRID.light,
         "zerolinecolor": MUTED.light,
         "zerolinewidth": 1,
@@ -67,7 +68,6 @@ def axis(**settings: object) -> dict[str, object]:
         "tickcolor": GRID.light,
         "ticks": "outside",
         "automargin": True,
-        "title": {"standoff": 10},
     } | settings
 
 

@@ -5,7 +5,7 @@ from rich.table import Table
 
 from rankscope.records import ArmSummary, Recommendation, StudyRecords
 from rankscope.report.figure import Column, DataTable, table
-from rankscope.report.style import MAX_NAME, UNKNOWN, duration, number, plus_minus, visible
+from rankscope.report.style import MAX_NAME, NATS, UNKNOWN, duration, number, plus_minus, visible
 from rankscope.report.view import StudyView
 
 
@@ -19,6 +19,10 @@ def summary_table(study: StudyRecords, recommendation: Recommendation) -> Table:
     drawn = Table(title=escape(visible(study.name, MAX_NAME)), title_justify="left")
     drawn.add_column("", no_wrap=True)
     drawn.add_column("arm", overflow="fold")
+    drawn.caption = "in-domain in %, gain and forgetting in points, ± half the 95 % interval"
+    if any(view.unit(task) == NATS for task in view.training_tasks):
+        drawn.caption = "nats per token, or % and points; ± half the 95 % interval"
+    drawn.caption_justify = "left"
     for heading in ("seeds", "in-domain", "gain", "forgetting", "parameters", "time"):
         drawn.add_column(heading, justify="right", no_wrap=True)
     for place, task in enumerate(view.training_tasks):
@@ -81,7 +85,7 @@ def tasks_read(view: StudyView) -> DataTable:
         *(Column("task"), Column("role"), Column("metric"), Column("chance score")),
         *(Column("train rows", 0), Column("selection rows", 0), Column("report rows", 0)),
         *(Column("dropped on reading", 0), Column("leaks, exact", 0)),
-        *(Column("leaks, 13-gram", 0), Column("source"), Column("sha256")),
+        *(Column("leaks, 13-gram", 0), Column("source"), Column("sha256, first digits")),
     ]
     rows = [
         (
@@ -93,7 +97,7 @@ def tasks_read(view: StudyView) -> DataTable:
             task.dropped,
             *(task.leaks.get(kind) for kind in ("exact", "ngram13")),
             task.source,
-            task.sha256,
+            task.sha256[:16],
         )
         for task in view.study.tasks
     ]

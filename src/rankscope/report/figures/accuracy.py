@@ -28,7 +28,7 @@ def draw_in_domain(view: StudyView, task: str) -> Figure:
     base = _base_point(view.base(task), unit)
     lines = (*full_line(view, task, value), *base_line(base))
     metric = view.study.task(task).metric
-    panel = Panel(f"in-domain {metric}, {unit.score}", value, unit.digits, lines)
+    panel = Panel(f"in-domain score ({metric}), {unit.score}", value, unit.digits, lines)
     rows = []
     for arm in view.arms(task):
         point = value(arm) or (None, None, None)
@@ -76,8 +76,8 @@ def _in_domain_finding(view: StudyView, task: str) -> str:
     scored = [(arm, arm.score.value) for arm in (line.arms if line else ()) if arm.score]
     if line is None or not scored:
         return "No LoRA arm has an in-domain score, so there is nothing to draw against rank."
-    values = ", ".join(f"r={arm.rank} {score(v, unit)}" for arm, v in scored[:10])
-    text = f"At {line.label}: {values}."
+    values = ", ".join(f"{score(v, unit)} at r={arm.rank}" for arm, v in scored[:10])
+    text = f"At {line.label} the score is {values}."
     best_arm, best = max(scored, key=lambda pair: pair[1])
     if len(scored) > 1:
         near = next((arm for arm, v in scored if best - v < 0.01 * unit.scale / 100), best_arm)

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from rankscope.records import ArmSummary
 from rankscope.report.figure import Column, DataTable, Figure, axis, layout, name, table
+from rankscope.report.figures.labels import Label, add_labels, place
 from rankscope.report.figures.rank_axis import Point, estimate_point
 from rankscope.report.style import (
     BASE,
@@ -20,7 +21,6 @@ from rankscope.report.style import (
     count,
     difference,
     faded,
-    listing,
     number,
 )
 from rankscope.report.view import StudyView
@@ -59,8 +59,7 @@ def _finding(view: StudyView, task: str, arms: list[ArmSummary]) -> str:
         f"The largest gain is {difference(best, unit)} ({most.label}), with "
         f"{_forgotten(fall, forgetting)}; {least.label} forgot least "
         f"({_forgotten(gain_and_fall(least)[1], forgetting)}). {count(len(front), 'arm')} of "
-        f"{len(arms)} {'is' if len(front) == 1 else 'are'} on the Pareto front: "
-        f"{listing([a.label for a in front])}."
+        f"{len(arms)} {'is' if len(front) == 1 else 'are'} on the Pareto front."
     )
 
 
@@ -130,7 +129,6 @@ def _plot(view: StudyView, task: str, arms: list[ArmSummary]) -> go.Figure:
     front = plane_front(arms)
     _add_front(figure, front, at)
     _add_crosses(figure, view, front if len(arms) > MAX_CROSSES else arms, at)
-    named = {a.label for a in front} | {a.label for a in arms if a.rank is None}
     for series in view.series(task):
         drawn = [a for a in series.arms if a.label in at]
         colors = [view.color(a).light for a in drawn]
@@ -138,31 +136,28 @@ def _plot(view: StudyView, task: str, arms: list[ArmSummary]) -> go.Figure:
             "marker": {"color": colors, "symbol": series.symbol, "size": 11},
             "line": {"color": MUTED.light, "dash": series.dash, "width": 1},
         }
-        _add_points(figure, drawn, at, named, style)
+        _add_points(figure, drawn, at, style)
     full = sorted((a for a in arms if a.rank is None), key=lambda a: a.lr)
     style = {
         "marker": {"color": FULL.light, "symbol": "square", "size": 11},
         "line": {"color": FULL.light, "width": 1},
     }
-    _add_points(figure, full, at, named, style)
+    _add_points(figure, full, at, style)
     figure.add_scatter(
         x=[0],
         y=[0],
-        mode="markers+text",
+        mode="markers",
         marker={"color": BASE.light, "symbol": "x", "size": 11},
-        text=["base"],
-        textposition="bottom right",
-        textfont={"color": INK.light, "size": 12},
         hoverinfo="text",
         hovertext="<b>base</b><br>untuned: the origin",
     )
-    _add_ring(figure, view, task, at)
-    figure.update_xaxes(axis(title={"text": f"gain over base, {unit.difference}", "standoff": 8}))
+    chosen = _chosen(view, task, at)
+    if chosen is not None:
+        _add_ring(figure, at[chosen.label])
+    _add_names(figure, [*([chosen] if chosen else []), *full, *front], chosen, at)
+    figure.update_xaxes(axis(f"gain over base, {unit.difference}"))
     figure.update_yaxes(
-        axis(
-            title={"text": f"forgetting, {forgetting.difference} (up: less)", "standoff": 6},
-            autorange="reversed",
-        )
+        axis(f"forgetting, {forgetting.difference} (up: less)", autorange="reversed")
     )
     return figure
 
@@ -174,7 +169,6 @@ def _add_points(
     figure: go.Figure,
     arms: list[ArmSummary],
     at: At,
-    named: set[str],
     style: dict[str, dict[str, object]],
 ) -> None:
     if not arms:
@@ -182,20 +176,32 @@ def _add_points(
     figure.add_scatter(
         x=[at[a.label][0].value for a in arms],
         y=[at[a.label][1].value for a in arms],
-        mode="lines+markers+text",
+        mode="lines+markers",
         marker=style["marker"] | {"line": {"color": SURFACE.light, "width": 1}},
         line=style["line"],
-        text=[_short(a) if a.label in named else "" for a in arms],
-        textposition="top center",
-        textfont={"color": INK.light, "size": 12},
         hoverinfo="text",
         hovertext=[_hover(a, *at[a.label]) for a in arms],
         cliponaxis=False,
     )
 
 
-def _short(arm: ArmSummary) -> str:
-    return "full" if arm.rank is None else f"r={arm.rank}"
+def _add_names(
+    figure: go.Figure, arms: list[ArmSummary], chosen: ArmSummary | None, at: At
+) -> None:
+    """Name the base and the given arms, most important first, where there is room."""
+    labels = []
+    for arm in dict.fromkeys(arm.label for arm in arms):
+        found = next(a for a in arms if a.label == arm)
+        text = "full" if found.rank is None else f"r={found.rank}"
+        if chosen is not None and chosen.label == arm:
+            text += ", recommended"
+        labels.append(Label(at[arm][0].value, at[arm][1].value, text))
+    ends = [p for pair in at.values() for p in pair]
+    known = [[v for v in (p.low, p.value, p.high, 0.0) if v is not None] for p in ends]
+    x, y = ([v for values in known[axis_::2] for v in values] for axis_ in (0, 1))
+    points = [(0.0, 0.0), *((gain.value, forgot.value) for gain, forgot in at.values())]
+    labels.insert(1, Label(0.0, 0.0, "base"))
+    add_labels(figure, place(labels, points, (min(x), max(x)), (max(y), min(y))))
 
 
 def _hover(arm: ArmSummary, gain: Point, forgot: Point) -> str:
@@ -240,24 +246,23 @@ def _add_crosses(figure: go.Figure, view: StudyView, arms: list[ArmSummary], at:
         )
 
 
-def _add_ring(figure: go.Figure, view: StudyView, task: str, at: At) -> None:
+def _chosen(view: StudyView, task: str, at: At) -> ArmSummary | None:
     advice = view.advice(task)
-    if advice is None or advice.chosen is None or advice.chosen.label not in at:
-        return
-    gain, forgot = at[advice.chosen.label]
+    chosen = advice.chosen if advice else None
+    return chosen if chosen and chosen.label in at else None
+
+
+def _add_ring(figure: go.Figure, place_of: tuple[Point, Point]) -> None:
     figure.add_scatter(
-        x=[gain.value],
-        y=[forgot.value],
-        mode="markers+text",
+        x=[place_of[0].value],
+        y=[place_of[1].value],
+        mode="markers",
         marker={
             "symbol": "circle-open",
             "size": 22,
             "color": INK.light,
             "line": {"width": 2, "color": INK.light},
         },
-        text=["recommended"],
-        textposition="bottom center",
-        textfont={"color": INK.light, "size": 12},
         hoverinfo="skip",
         cliponaxis=False,
     )

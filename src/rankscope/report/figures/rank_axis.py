@@ -45,6 +45,8 @@ class Panel:
     digits: int | None = None
     lines: tuple[Line, ...] = ()
     log: bool = False
+    from_zero: bool = False
+    """The axis shows zero: for quantities whose ratio matters."""
 
 
 def estimate_point(estimate: Estimate | None, unit: Unit, sign: float = 1.0) -> Point | None:
@@ -104,12 +106,21 @@ def rank_plot(view: StudyView, task: str, panels: Sequence[Panel]) -> go.Figure 
             _add_reference(figure, row, line, (left, right), panel.digits)
         for series in lines:
             _add_series(figure, row, view, series, panel)
-        figure.update_yaxes(axis(type="log" if panel.log else "linear"), row=row, col=1)
+        y_axis = axis(
+            type="log" if panel.log else "linear",
+            rangemode="tozero" if panel.from_zero else "normal",
+        )
+        figure.update_yaxes(y_axis, row=row, col=1)
         top = figure.layout["yaxis" if row == 1 else f"yaxis{row}"].domain[1]
         figure.add_annotation(heading(panel.heading, top))
-    ticks = {"tickvals": [math.log2(r) for r in ranks], "ticktext": [str(r) for r in ranks]}
-    figure.update_xaxes(axis(range=[left, right], zeroline=False, **ticks))
-    figure.update_xaxes(title={"text": "LoRA rank r (log scale)", "standoff": 10}, row=rows, col=1)
+    x_axis = axis(
+        range=[left, right],
+        zeroline=False,
+        tickvals=[math.log2(r) for r in ranks],
+        ticktext=[str(r) for r in ranks],
+    )
+    figure.update_xaxes(x_axis)
+    figure.update_xaxes(title_text="LoRA rank r (log scale)", row=rows, col=1)
     return figure
 
 

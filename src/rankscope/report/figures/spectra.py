@@ -2,7 +2,8 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -42,12 +43,20 @@ def _of_arm(view: StudyView, measure: Measure) -> Callable[[ArmSummary], Point |
 
 
 def _figure(
-    view: StudyView, task: str, panels: list[tuple[str, Measure]], **texts: str
+    view: StudyView,
+    task: str,
+    panels: list[tuple[str, Measure]],
+    first_panel: Sequence[Line] = (),
+    **texts: str,
 ) -> tuple[Figure, list[Callable[[ArmSummary], Point | None]]]:
     values = [_of_arm(view, measure) for _, measure in panels]
     drawn = [
-        Panel(text, value, lines=tuple(full_line(view, task, value)))
-        for (text, _), value in zip(panels, values, strict=True)
+        Panel(
+            text,
+            value,
+            lines=(*full_line(view, task, value), *(first_panel if place == 0 else ())),
+        )
+        for place, ((text, _), value) in enumerate(zip(panels, values, strict=True))
     ]
     columns = [Column("arm"), Column("rank", 0)]
     for text, _ in panels:
@@ -152,8 +161,8 @@ def _fit_sentence(
     fits: dict[str, tuple[float, float, float]] | None,
 ) -> str:
     if fits is None:
-        values = ", ".join(f"r={rank} {number(v)}" for rank, v in found)
-        return f"At {line.label}: {values}. A fit needs three ranks."
+        values = ", ".join(f"{number(v)} at r={rank}" for rank, v in found)
+        return f"At {line.label} |dW|_F is {values}. A fit needs three ranks."
     a, b, rms = fits["log"]
     _, p, power_rms = fits["power"]
     mean = sum(v for _, v in found) / len(found)
@@ -196,7 +205,7 @@ def draw_effective_rank(view: StudyView, task: str) -> Figure:
     )
     line = view.focus_series(task)
     found = [
-        f"r={arm.rank} uses {number(point.value)} ({number(100 * point.value / arm.rank, 0)} %)"
+        f"{number(point.value)} of r={arm.rank}"
         for arm in (line.arms if line else ())
         if arm.rank and (point := effective(arm))
     ]
@@ -218,6 +227,10 @@ def _side_mean(pair: tuple[float, float]) -> float:
 def draw_similarity(view: StudyView, task: str) -> Figure:
     """Similarity of the leading singular vectors before and after, three definitions."""
     subspace = mean_over_matrices(lambda m: _side_mean(m.similarity_subspace))
+    chance = _chance(view, task)
+    references = []
+    if chance is not None:
+        references = [Line("unrelated", Point(chance, None, None), MUTED, "dot")]
     figure, values = _figure(
         view,
         task,
@@ -231,19 +244,11 @@ def draw_similarity(view: StudyView, task: str) -> Figure:
         how_to_read="1 is unchanged. Means over matrices, left and right vectors; C holds the "
         "cosines between the leading vectors of W0 and of W. Dotted: the subspace similarity of "
         "unrelated vectors, k/d.",
+        first_panel=references,
     )
-    chance = _chance(view, task)
-    if chance is not None and figure.plot is not None:
-        reference = Line("chance", Point(chance, None, None), MUTED, "dot")
-        figure.plot.add_hline(
-            y=chance,
-            line={"color": MUTED.light, "dash": reference.dash, "width": 1.5},
-            row=1,
-            col=1,
-        )
     line = view.focus_series(task)
     found = [
-        f"r={arm.rank} {number(p.value, 3)}"
+        f"{number(p.value, 3)} at r={arm.rank}"
         for arm in (line.arms if line else ())
         if (p := values[0](arm))
     ]
@@ -307,14 +312,14 @@ def draw_intruders(view: StudyView, task: str) -> Figure:
         hovertemplate="%{y}<br>layer %{x}: %{z:.3~g} intruders per trial<extra></extra>",
         showscale=False,
     )
-    shared = {"showgrid": False, "zeroline": False, "ticks": "", "type": "category"}
-    figure.update_xaxes(axis(**shared, title={"text": "layer", "standoff": 8}))
+    shared: dict[str, Any] = {"showgrid": False, "zeroline": False, "ticks": "", "type": "category"}
+    figure.update_xaxes(axis("layer", **shared))
     figure.update_yaxes(axis(**shared, autorange="reversed"))
     totals = [(arm, sum(n for n, _ in found.values())) for arm, found in arms]
     most = max(totals, key=lambda pair: pair[1])
     text = "No arm has an intruder dimension."
     if most[1] > 0:
-        each = ", ".join(f"{arm.label} {number(total)}" for arm, total in totals[:8])
+        each = ", ".join(f"{number(total)} in {arm.label}" for arm, total in totals[:8])
         text = f"Intruders per trial, all layers: {each}."
     how = "Leading left singular vectors of the tuned matrix that resemble no base vector, summed "
     how += "over a layer's matrices, mean over seeds. A sign of spread-out change, not a verdict."

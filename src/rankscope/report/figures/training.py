@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 from rankscope.records import ArmSummary, TrialRecords
 from rankscope.report.figure import Column, Figure, axis, layout, name, table
 from rankscope.report.figures.rank_axis import Panel, Point, full_line, over_seeds, rank_plot
-from rankscope.report.style import FULL, count, duration, number
+from rankscope.report.style import count, duration, number
 from rankscope.report.view import StudyView
 
 MAX_LOSS_POINTS = 80
@@ -44,9 +44,8 @@ def draw_losses(view: StudyView, task: str) -> Figure:
         return Figure(key, title, "No trial has a training record yet.", table(columns, rows))
     figure = go.Figure(layout=layout(360, margin={"l": 56, "r": 64, "t": 20, "b": 52}))
     for arm, curve in curves:
-        color = FULL.light if arm.rank is None else view.color(arm).light
+        color = view.color(arm).light
         x, y = zip(*curve, strict=True)
-        label = "full" if arm.rank is None else f"r={arm.rank}"
         figure.add_scatter(
             x=x,
             y=y,
@@ -57,19 +56,9 @@ def draw_losses(view: StudyView, task: str) -> Figure:
                 f"<b>{name(arm.label)}</b><br>step {at:.0f}: {number(v)}" for at, v in curve
             ],
         )
-        figure.add_annotation(
-            x=x[-1],
-            y=y[-1],
-            text=label,
-            xanchor="left",
-            xshift=4,
-            showarrow=False,
-            font_color=color,
-        )
-    figure.update_xaxes(axis(title={"text": "optimizer step", "standoff": 8}, zeroline=False))
-    figure.update_yaxes(
-        axis(title={"text": "loss, nats per token", "standoff": 8}, rangemode="tozero")
-    )
+    _label_ends(figure, view, curves)
+    figure.update_xaxes(axis("optimizer step", zeroline=False))
+    figure.update_yaxes(axis("loss, nats per token", rangemode="tozero"))
     ends = [(arm, curve[-1][1]) for arm, curve in curves]
     low, high = (pick(ends, key=lambda pair: pair[1]) for pick in (min, max))
     text = (
@@ -83,6 +72,26 @@ def draw_losses(view: StudyView, task: str) -> Figure:
     how = f"Mean over seeds, in at most {MAX_LOSS_POINTS} bins of steps. A low loss in training is "
     how += "not yet a result."
     return Figure(key, title, text, table(columns, rows), figure, how)
+
+
+def _label_ends(
+    figure: go.Figure, view: StudyView, curves: list[tuple[ArmSummary, list[tuple[float, float]]]]
+) -> None:
+    """Name each curve at its end, the names pushed apart where the curves meet."""
+    top = max(loss for _, curve in curves for _, loss in curve)
+    gap = top * 15 / 288  # a line of text over the plot's height, pixels
+    height = -gap
+    for arm, curve in sorted(curves, key=lambda pair: pair[1][-1][1]):
+        height = max(height + gap, curve[-1][1])
+        figure.add_annotation(
+            x=curve[-1][0],
+            y=height,
+            text="full" if arm.rank is None else f"r={arm.rank}",
+            xanchor="left",
+            xshift=6,
+            showarrow=False,
+            font={"size": 12, "color": view.color(arm).light},
+        )
 
 
 def draw_cost(view: StudyView, task: str) -> Figure:
@@ -105,7 +114,7 @@ def draw_cost(view: StudyView, task: str) -> Figure:
         ("peak memory while its pack trained, GiB", memory, False),
     ]
     panels = [
-        Panel(text, value, lines=tuple(full_line(view, task, value)), log=log)
+        Panel(text, value, lines=tuple(full_line(view, task, value)), log=log, from_zero=not log)
         for text, value, log in measures
     ]
     rows = [

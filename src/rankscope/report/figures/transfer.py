@@ -1,6 +1,7 @@
 """The train x test map: what training on one task did to every other."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -143,11 +144,9 @@ def _plot(
             showscale=False,
             visible=place == 0,
         )
-    shared = {"showgrid": False, "zeroline": False, "ticks": "", "type": "category"}
-    figure.update_xaxes(axis(**shared, title={"text": "tested on", "standoff": 8}))
-    figure.update_yaxes(
-        axis(**shared, title={"text": "trained on", "standoff": 8}, autorange="reversed")
-    )
+    shared: dict[str, Any] = {"showgrid": False, "zeroline": False, "ticks": "", "type": "category"}
+    figure.update_xaxes(axis("tested on", **shared))
+    figure.update_yaxes(axis("trained on", **shared, autorange="reversed"))
     for test, train in ((t, t) for t in trains if t in tests):
         i, j = tests.index(test), trains.index(train)
         box = {"x0": i - 0.48, "x1": i + 0.48, "y0": j - 0.47, "y1": j + 0.47}

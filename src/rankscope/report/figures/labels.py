@@ -1,0 +1,96 @@
+"""Names beside points without overlap: the first free side of each point, most important first."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import plotly.graph_objects as go
+
+from rankscope.report.style import INK
+
+# Nominal size of the plot, pixels: that beside the answer, the narrowest of a wide screen.
+WIDTH, HEIGHT = 460.0, 350.0
+CHARACTER, LINE, MARKER = 7.0, 15.0, 8.0
+
+
+class Label(NamedTuple):
+    """A name for the point (x, y), in the axes' units."""
+
+    x: float
+    y: float
+    text: str
+
+
+class Box(NamedTuple):
+    """A rectangle in pixels."""
+
+    left: float
+    right: float
+    low: float
+    high: float
+
+    def meets(self, other: "Box") -> bool:
+        """Whether the two overlap."""
+        apart_x = self.right <= other.left or other.right <= self.left
+        apart_y = self.high <= other.low or other.high <= self.low
+        return not (apart_x or apart_y)
+
+
+def place(
+    labels: Sequence[Label],
+    points: Sequence[tuple[float, float]],
+    x_range: tuple[float, float],
+    y_range: tuple[float, float],
+) -> list[tuple[Label, str]]:
+    """Plotly text positions for as many labels as fit, in the given order of importance.
+
+    Args:
+        labels: names with their points.
+        points: every marker of the plot, none of which a name may cover.
+        x_range: the axis from left to right.
+        y_range: the axis from bottom to top; reversed axes have the larger number first.
+
+    Returns:
+        (label, ``textposition``) of those placed.
+    """
+
+    def pixels(x: float, y: float) -> tuple[float, float]:
+        across, up = x_range[1] - x_range[0] or 1.0, y_range[1] - y_range[0] or 1.0
+        return (x - x_range[0]) / across * WIDTH, (y - y_range[0]) / up * HEIGHT
+
+    taken = [
+        Box(px - MARKER / 2, px + MARKER / 2, py - MARKER / 2, py + MARKER / 2)
+        for px, py in (pixels(*point) for point in points)
+    ]
+    placed = []
+    for label in labels:
+        for position, box in _sides(*pixels(label.x, label.y), len(label.text) * CHARACTER):
+            inside = box.left >= 0 and box.right <= WIDTH and box.low >= 0 and box.high <= HEIGHT
+            if inside and not any(box.meets(other) for other in taken):
+                taken.append(box)
+                placed.append((label, position))
+                break
+    return placed
+
+
+def _sides(px: float, py: float, width: float) -> list[tuple[str, Box]]:
+    half, gap = width / 2, MARKER
+    return [
+        ("top center", Box(px - half, px + half, py + gap, py + gap + LINE)),
+        ("middle right", Box(px + gap, px + gap + width, py - LINE / 2, py + LINE / 2)),
+        ("bottom center", Box(px - half, px + half, py - gap - LINE, py - gap)),
+        ("middle left", Box(px - gap - width, px - gap, py - LINE / 2, py + LINE / 2)),
+    ]
+
+
+def add_labels(figure: go.Figure, placed: Sequence[tuple[Label, str]]) -> None:
+    """Write placed labels as one text trace."""
+    figure.add_scatter(
+        x=[label.x for label, _ in placed],
+        y=[label.y for label, _ in placed],
+        mode="text",
+        text=[label.text for label, _ in placed],
+        textposition=[position for _, position in placed],
+        textfont={"color": INK.light, "size": 12},
+        hoverinfo="skip",
+        cliponaxis=False,
+    )
