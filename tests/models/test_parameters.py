@@ -1,0 +1,166 @@
+"""Parameter counts: published numbers, PEFT's own count, and memory that can be measured."""
+
+import json
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config
+
+from rankscope.errors import BadInput
+from rankscope.models.parameters import (
+    architecture,
+    full_cost,
+    largest_useful_rank,
+    lora_cost,
+    lora_parameters,
+    read_config,
+)
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+ALL_LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
+
+LLAMA_8B = LlamaConfig(
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    vocab_size=128256,
+    tie_word_embeddings=False,
+)
+QWEN_7B = Qwen2Config(
+    hidden_size=3584,
+    intermediate_size=18944,
+    num_hidden_layers=28,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    vocab_size=152064,
+    tie_word_embeddings=False,
+)
+TINY = LlamaConfig(
+    hidden_size=64,
+    intermediate_size=176,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=128,
+    tie_word_embeddings=True,
+)
+
+
+# By hand: Llama-3.1-8B has 32 layers of q, o 4096 x 4096 and k, v 1024 x 4096, so q,k,v,o give
+# 32 * (2 * 8192 + 2 * 5120) = 851,968 per unit of rank; the three MLP layers 14336 x 4096 add
+# 32 * 3 * 18432 = 1,769,472. Qwen2.5-7B alike with 28 layers, 3584, 512 and 18944.
+@pytest.mark.parametrize(
+    ("config", "targets", "per_rank"),
+    [
+        (LLAMA_8B, ATTENTION, 851_968),
+        (LLAMA_8B, ALL_LINEAR, 2_621_440),
+        (QWEN_7B, ATTENTION, 630_784),
+        (QWEN_7B, ALL_LINEAR, 2_523_136),
+    ],
+)
+def test_large_models_have_the_known_counts(
+    config: LlamaConfig | Qwen2Config, targets: tuple[str, ...], per_rank: int
+) -> None:
+    shapes = architecture(config)
+    for rank in (1, 8, 32, 64, 128):
+        assert lora_parameters(shapes, rank, targets) == per_rank * rank
+
+
+def test_a_folder_with_nothing_but_a_configuration_is_enough(tmp_path: Path) -> None:
+    LLAMA_8B.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    for path in (tmp_path, tmp_path / "config.json"):
+        config = read_config(path)
+        counts = {rank: lora_parameters(config, rank, ATTENTION) for rank in (8, 32, 64, 128)}
+        assert counts == {8: 6_815_744, 32: 27_262_976, 64: 54_525_952, 128: 109_051_904}
+    # Meta's model card says 8.03 billion; by hand 8,030,261,248.
+    assert architecture(config).num_parameters == 8_030_261_248
+
+
+def test_the_count_is_what_peft_makes_trainable() -> None:
+    model = LlamaForCausalLM(TINY)
+    expected_total = sum(parameter.numel() for parameter in model.parameters())
+    shapes = architecture(TINY)
+    assert shapes.num_parameters == expected_total
+    wrapped = peft.get_peft_model(
+        model, peft.LoraConfig(r=5, target_modules=["q_proj", "v_proj", "down_proj"])
+    )
+    trainable, _ = wrapped.get_nb_trainable_parameters()
+    assert lora_parameters(TINY, 5, ["q_proj", "v_proj", "down_proj"]) == trainable
+
+
+def test_costs_follow_from_the_count() -> None:
+    shapes = architecture(TINY)
+    cost = lora_cost(shapes, 8, ATTENTION, torch.bfloat16)
+    # q, o: 64 + 64; k, v: 64 + 32; two layers.
+    assert cost.trainable_parameters == 8 * 2 * (2 * 128 + 2 * 96)
+    assert cost.weight_bytes == cost.gradient_bytes == 4 * cost.trainable_parameters
+    parameters = [torch.nn.Parameter(torch.zeros(cost.trainable_parameters))]
+    optimizer = torch.optim.AdamW(parameters)
+    parameters[0].grad = torch.zeros_like(parameters[0])
+    optimizer.step()
+    states = [s for s in optimizer.state[parameters[0]].values() if s.numel() > 1]
+    assert cost.optimizer_bytes == sum(state.numel() * state.itemsize for state in states)
+    full = full_cost(shapes, torch.float32)
+    assert full.trainable_parameters == shapes.num_parameters
+    assert full.activation_bytes_per_token == 2 * cost.activation_bytes_per_token
+    assert largest_useful_rank(shapes, ATTENTION) == 32
+    assert largest_useful_rank(shapes, ["q_proj"]) == 64
+
+
+def test_the_activation_estimate_is_within_a_factor_of_two() -> None:
+    # Deep enough that the layers, not the embedding, are what is measured.
+    config = LlamaConfig(**{**TINY.to_dict(), "num_hidden_layers": 6})
+    model = peft.get_peft_model(
+        LlamaForCausalLM(config), peft.LoraConfig(r=2, target_modules=list(ALL_LINEAR))
+    )
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    num_tokens = 64
+    ids = torch.arange(num_tokens)[None]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = model(input_ids=ids, logits_to_keep=1)
+    measured = sum(saved.values()) / num_tokens
+    estimate = lora_cost(architecture(config), 2, ALL_LINEAR, torch.float32)
+    assert out.logits.requires_grad
+    assert 0.5 < measured / estimate.activation_bytes_per_token < 2
+
+
+def test_targets_that_match_nothing_are_named_with_candidates() -> None:
+    with pytest.raises(BadInput, match=r"'q_porj' matches no linear layer.*q_proj.*up_proj") as e:
+        lora_parameters(TINY, 8, ["v_proj", "q_porj"])
+    assert "lm_head" not in str(e.value)
+    with pytest.raises(BadInput, match="rank 0: expected"):
+        lora_parameters(TINY, 0, ATTENTION)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"no config\.json"),
+        ("{", "not a usable configuration"),
+        (json.dumps({"model_type": "no-such-model"}), "not a usable configuration"),
+    ],
+)
+def test_unusable_configurations_are_named(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(BadInput, match=message):
+        read_config(tmp_path)
+
+
+def test_a_model_that_writes_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(BadInput, match="'vit' is not a causal language model"):
+        architecture(read_config(tmp_path))
