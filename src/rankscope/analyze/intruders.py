@@ -1,0 +1,54 @@
+"""Intruder dimensions: leading singular vectors of W that resemble none of W0's.
+
+After Shuttleworth et al. (arXiv 2410.21228): left vector y_j among the first k of W is an intruder
+iff max_i |cos(y_j, x_i)| < epsilon over ALL left vectors x_i of W0. A vector that is spread evenly
+over more than 1 / epsilon^2 base vectors is one too: the word means "not any single one of the old
+directions", not "outside their span". Counts saturate at k, so their energy is reported as well.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rankscope.errors import BadInput
+
+
+@dataclass(frozen=True, slots=True)
+class Intruders:
+    """What was found among the leading vectors of one matrix."""
+
+    count: int
+    energy: float
+    """sum sigma^2 of the intruders / sum sigma^2 of the k vectors; 0 for a zero matrix."""
+    positions: tuple[int, ...]
+    """Which of the k vectors, from 0, largest singular value first."""
+    max_cosine: tuple[float, ...]
+    """max_i |cos(y_j, x_i)| of each of the k vectors."""
+
+
+def intruder_dimensions(
+    U0: Tensor, U: Tensor, S: Tensor, k: int = 10, epsilon: float = 0.5
+) -> Intruders:
+    """Count intruders among the first ``k`` left vectors of the tuned weight.
+
+    ``U0`` (m, d0): unit left vectors of W0, as many as it has. ``U`` (m, d), ``S`` (d,): left
+    vectors and singular values of W, largest first. Raises BadInput where k or a shape is off.
+    """
+    if not 1 <= k <= min(U.shape[1], len(S)):
+        raise BadInput(f"intruders: k = {k}, expected 1 to {min(U.shape[1], len(S))} vectors")
+    if U0.shape[0] != U.shape[0]:
+        raise BadInput(
+            f"intruders: left vectors have {U0.shape[0]} and {U.shape[0]} entries, expected the "
+            "same number"
+        )
+    cosines = (U0.mT @ U[:, :k].to(U0.dtype)).abs().max(dim=0).values
+    is_intruder = cosines < epsilon
+    squared = S[:k].cpu().double() ** 2
+    total = float(squared.sum())
+    return Intruders(
+        count=int(is_intruder.sum()),
+        energy=float(squared[is_intruder.cpu()].sum()) / total if total else 0.0,
+        positions=tuple(torch.nonzero(is_intruder).flatten().tolist()),
+        max_cosine=tuple(cosines.tolist()),
+    )

@@ -1,0 +1,333 @@
+"""What training did to a weight matrix: norm, spectrum and singular vectors of W0 and W = W0 + dW.
+
+Legend: m = out, n = in, d = min(m, n), r = rank, A (r, n), B (m, r), dW = s B A (m, n), k = leading
+vectors compared. Formulas and sources: docs/science.md, "Spectra". Everything is computed in
+float32 or better whatever the weights' dtype; spectra of dW in float64.
+
+A faster route may replace ``tuned_svd``: everything after it takes singular vectors as they come.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from rankscope.analyze.intruders import Intruders, intruder_dimensions
+from rankscope.errors import BadInput, IntegrityError
+from rankscope.records import MatrixSpectrum, SpectraRecord
+
+STORED_SINGULAR_VALUES = 128
+PAPER_TOP_K = 500
+"""Vectors compared in arXiv 2512.15634."""
+
+BaseWeights = Callable[[str], Tensor] | Mapping[str, Tensor]
+"""Module path -> base weight (m, n)."""
+Factors = tuple[Tensor, Tensor]
+"""A (r, n), B (m, r)."""
+
+
+class SpectraSettings(Protocol):
+    """What the analysis reads of the study file's ``spectra`` section."""
+
+    @property
+    def top_k(self) -> int | None: ...
+    @property
+    def intruder_k(self) -> int: ...
+    @property
+    def intruder_epsilon(self) -> float: ...
+
+
+class SVD(NamedTuple):
+    """Thin singular value decomposition, largest value first."""
+
+    U: Tensor
+    """Left vectors, (m, d)."""
+    S: Tensor
+    """Singular values, (d,)."""
+    V: Tensor
+    """Right vectors, (n, d)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Similarity:
+    """Leading singular vectors of W against those of W0, left and right."""
+
+    index: tuple[float, float]
+    """(a) mean_i |C_ii|, vectors matched by position."""
+    max: tuple[float, float]
+    """(b) mean_j max_i |C_ij|, each tuned vector with its closest base vector."""
+    subspace: tuple[float, float]
+    """(c) |C|_F^2 / k, whatever the basis within."""
+    chance: tuple[float, float]
+    """Expected (c) of unrelated subspaces, k / m and k / n."""
+
+
+@dataclass(slots=True)
+class BaseSpectra:
+    """SVDs of base weights, kept for all trials of a study up to ``max_bytes``.
+
+    The matrix used longest ago leaves first. A matrix larger than the bound is not kept.
+    """
+
+    max_bytes: int = 2 * 1024**3
+    _kept: OrderedDict[str, SVD] = field(default_factory=OrderedDict, init=False, repr=False)
+
+    def of(self, name: str, weight: Tensor) -> SVD:
+        """The SVD of ``weight`` (m, n), computed at the first call for ``name``."""
+        if name not in self._kept:
+            self._kept[name] = svd(weight)
+            self._shrink()
+            if name not in self._kept:
+                return svd(weight)
+        self._kept.move_to_end(name)
+        return self._kept[name]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory held."""
+        return sum(t.numel() * t.element_size() for kept in self._kept.values() for t in kept)
+
+    def _shrink(self) -> None:
+        while self.num_bytes > self.max_bytes and self._kept:
+            self._kept.popitem(last=False)
+
+
+def svd(weight: Tensor) -> SVD:
+    """Thin SVD of ``weight`` (m, n) in float32 or better."""
+    u, s, vh = torch.linalg.svd(_precise(weight), full_matrices=False)
+    return SVD(u, s, vh.mT)
+
+
+def delta_frobenius(A: Tensor, B: Tensor, scaling: float) -> float:
+    """|s B A|_F without forming it: s^2 tr[(B^T B)(A A^T)], in float64."""
+    a, b = _double(A), _double(B)
+    # The trace of a product of symmetric matrices is the sum of their elementwise product.
+    squared = float(((b.mT @ b) * (a @ a.mT)).sum())
+    return abs(scaling) * sqrt(max(0.0, squared))
+
+
+def delta_singular_values(A: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """Singular values of s B A, largest first, (min(r, m, n),), float64.
+
+    With B = Q_B R_B and A^T = Q_A R_A they are those of s R_B R_A^T, at most r x r.
+    """
+    r_b = torch.linalg.qr(_double(B), mode="r").R
+    r_a = torch.linalg.qr(_double(A).mT, mode="r").R
+    values: Tensor = torch.linalg.svdvals(scaling * (r_b @ r_a.mT))
+    return values
+
+
+def effective_rank(singular_values: Tensor) -> float:
+    """exp(-sum p ln p), p = sigma / sum(sigma) (Roy & Vetterli 2007); 0 for a zero matrix."""
+    sigma = _double(singular_values)
+    total = float(sigma.sum())
+    if total == 0:
+        return 0.0
+    p = sigma / total
+    return float(torch.exp(torch.special.entr(p).sum()))
+
+
+def stable_rank(singular_values: Tensor) -> float:
+    """|dW|_F^2 / sigma_1^2 (Rudelson & Vershynin 2007); 0 for a zero matrix."""
+    sigma = _double(singular_values)
+    if sigma.numel() == 0 or float(sigma.max()) == 0:
+        return 0.0
+    return float(((sigma / sigma.max()) ** 2).sum())
+
+
+def default_top_k(shape: tuple[int, int]) -> int:
+    """min(500, d / 4), at least 1: comparing more would find likeness by counting alone."""
+    return max(1, min(PAPER_TOP_K, min(shape) // 4))
+
+
+def similarity(base: SVD, tuned: SVD, k: int) -> Similarity:
+    """Compare the first ``k`` singular vectors of W0 and W by three definitions.
+
+    C = U_k^T U~_k (k, k), and the same with right vectors. arXiv 2512.15634 compares k = 500
+    without saying by which; (c) cannot fall below (2k - d) / k and is k / d by chance, which is
+    reported beside it.
+    """
+    if not 1 <= k <= len(base.S):
+        raise BadInput(f"similarity: k = {k}, expected 1 to {len(base.S)} singular vectors")
+    pairs = [
+        (base.U[:, :k].mT @ tuned.U[:, :k]).abs(),
+        (base.V[:, :k].mT @ tuned.V[:, :k]).abs(),
+    ]
+
+    def both(values: Iterable[Tensor]) -> tuple[float, float]:
+        # Rounding can lift a cosine of one just above it.
+        left, right = (min(1.0, float(v)) for v in values)
+        return left, right
+
+    return Similarity(
+        index=both(c.diagonal().mean() for c in pairs),
+        max=both(c.max(dim=0).values.mean() for c in pairs),
+        subspace=both((c**2).sum() / k for c in pairs),
+        chance=(k / base.U.shape[0], k / base.V.shape[0]),
+    )
+
+
+def analyze_adapter(
+    base_weights: BaseWeights,
+    adapter: Mapping[str, Factors],
+    scaling: float,
+    config: SpectraSettings,
+    trial_id: str,
+    cache: BaseSpectra | None = None,
+) -> SpectraRecord:
+    """Spectra of a LoRA adapter: module path -> (A (r, n), B (m, r)), dW = scaling B A.
+
+    Raises BadInput where factors do not fit the base weight, IntegrityError where a number is not
+    finite. ``cache`` keeps base SVDs from trial to trial.
+    """
+    started = time.perf_counter()
+    cache = cache or BaseSpectra()
+    matrices = []
+    for name, (A, B) in adapter.items():
+        weight = _base_weight(base_weights, name)
+        _check_factors(name, weight, A, B)
+        sigma = delta_singular_values(A, B, scaling)
+        norm = delta_frobenius(A, B, scaling)
+        before = _precise(weight)
+        tuned = before + scaling * (B.detach().to(before) @ A.detach().to(before))
+        matrices.append(_spectrum(name, weight, tuned, (norm, sigma), config, cache))
+    return _record(trial_id, config, matrices, started)
+
+
+def analyze_full(
+    base_weights: BaseWeights,
+    tuned_weights: BaseWeights,
+    names: Iterable[str],
+    config: SpectraSettings,
+    trial_id: str,
+    cache: BaseSpectra | None = None,
+) -> SpectraRecord:
+    """The same measures for weights that were trained themselves: dW = W - W0 is dense.
+
+    ``names`` are module paths of linear layers. Raises as ``analyze_adapter``.
+    """
+    started = time.perf_counter()
+    cache = cache or BaseSpectra()
+    matrices = []
+    for name in names:
+        weight = _base_weight(base_weights, name)
+        tuned = _base_weight(tuned_weights, name)
+        if tuned.shape != weight.shape:
+            raise BadInput(
+                f"{name}: tuned weight is {tuple(tuned.shape)}, the base's {tuple(weight.shape)}: "
+                "these are not the same architecture"
+            )
+        _check_finite(name, tuned)
+        delta = _double(tuned) - _double(weight)
+        sigma = torch.linalg.svdvals(delta)
+        norm = float(torch.linalg.matrix_norm(delta))
+        matrices.append(_spectrum(name, weight, _precise(tuned), (norm, sigma), config, cache))
+    return _record(trial_id, config, matrices, started)
+
+
+def tuned_svd(tuned: Tensor) -> SVD:
+    """SVD of the tuned weight (m, n), directly."""
+    return svd(tuned)
+
+
+def _spectrum(
+    name: str,
+    weight: Tensor,
+    tuned: Tensor,
+    delta: tuple[float, Tensor],
+    config: SpectraSettings,
+    cache: BaseSpectra,
+) -> MatrixSpectrum:
+    """Measures of one matrix; ``delta`` is |dW|_F and the singular values of dW."""
+    norm, sigma = delta
+    shape = (int(weight.shape[0]), int(weight.shape[1]))
+    base = cache.of(name, weight)
+    # An update of zero leaves the very same vectors; a second SVD might rotate degenerate ones.
+    after = base if norm == 0 else tuned_svd(tuned)
+    k = min(config.top_k or default_top_k(shape), min(shape))
+    alike = similarity(base, after, k)
+    found: Intruders = intruder_dimensions(
+        base.U, after.U, after.S, min(config.intruder_k, min(shape)), config.intruder_epsilon
+    )
+    base_norm = float(torch.linalg.vector_norm(_double(base.S)))
+    return MatrixSpectrum(
+        name=name,
+        layer=next((int(part) for part in name.split(".") if part.isdigit()), None),
+        module=name.rsplit(".", 1)[-1],
+        shape=shape,
+        frobenius=norm,
+        relative=norm / base_norm if base_norm else 0.0,
+        singular_values=tuple(sigma[:STORED_SINGULAR_VALUES].tolist()),
+        effective_rank=effective_rank(sigma),
+        stable_rank=stable_rank(sigma),
+        top_k=k,
+        similarity_index=alike.index,
+        similarity_max=alike.max,
+        similarity_subspace=alike.subspace,
+        chance_subspace=alike.chance,
+        intruders=found.count,
+        intruder_energy=found.energy,
+    )
+
+
+def _record(
+    trial_id: str, config: SpectraSettings, matrices: list[MatrixSpectrum], started: float
+) -> SpectraRecord:
+    return SpectraRecord(
+        trial_id=trial_id,
+        intruder_k=config.intruder_k,
+        intruder_epsilon=config.intruder_epsilon,
+        matrices=tuple(matrices),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _precise(weight: Tensor) -> Tensor:
+    """``weight`` detached, in float64 if it is, else in float32."""
+    weight = weight.detach()
+    return weight if weight.dtype == torch.float64 else weight.float()
+
+
+def _double(tensor: Tensor) -> Tensor:
+    """``tensor`` detached, in float64; on the CPU where its device has no float64."""
+    tensor = tensor.detach()
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
+def _base_weight(weights: BaseWeights, name: str) -> Tensor:
+    if isinstance(weights, Mapping):
+        if name not in weights:
+            raise BadInput(
+                f"{name}: no such weight among the {len(weights)} given; is this the model the "
+                "adapter was trained on?"
+            )
+        weight = weights[name]
+    else:
+        weight = weights(name)
+    if weight.ndim != 2 or not weight.numel():
+        raise BadInput(f"{name}: weight has shape {tuple(weight.shape)}, expected a matrix")
+    _check_finite(name, weight)
+    return weight.detach()
+
+
+def _check_factors(name: str, weight: Tensor, A: Tensor, B: Tensor) -> None:
+    m, n = weight.shape
+    fits = A.ndim == 2 and B.ndim == 2 and A.shape[1] == n and B.shape[0] == m
+    if not fits or A.shape[0] != B.shape[1]:
+        raise BadInput(
+            f"{name}: adapter has A {tuple(A.shape)} and B {tuple(B.shape)}, expected A (r, {n}) "
+            f"and B ({m}, r) for this base weight: it was made for another model"
+        )
+    _check_finite(f"{name}: A", A)
+    _check_finite(f"{name}: B", B)
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise IntegrityError(f"{name}: {bad} of {tensor.numel()} numbers are NaN or infinite")

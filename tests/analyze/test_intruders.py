@@ -1,0 +1,120 @@
+"""Constructed matrices whose intruders are known: docs/science.md, "Numbers that must come out"."""
+
+import math
+
+import pytest
+import torch
+from scipy.linalg import hadamard
+from torch import Tensor
+
+from rankscope.analyze.intruders import Intruders, intruder_dimensions
+from rankscope.analyze.spectra import SVD, svd
+from rankscope.errors import BadInput
+
+SIZE = 256
+
+
+def orthogonal(size: int, seed: int) -> Tensor:
+    """(size, size), float64, seeded."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(
+        torch.randn(size, size, generator=generator, dtype=torch.float64)
+    ).Q.contiguous()
+
+
+@pytest.fixture(scope="module")
+def base() -> SVD:
+    """W0 = Q1 diag(linspace(1, .1, 256)) Q2^T."""
+    return SVD(
+        orthogonal(SIZE, 1),
+        torch.linspace(1, 0.1, SIZE, dtype=torch.float64),
+        orthogonal(SIZE, 2),
+    )
+
+
+def product(parts: SVD) -> Tensor:
+    return (parts.U * parts.S) @ parts.V.mT
+
+
+def found(base: SVD, delta: Tensor, k: int = 10, epsilon: float = 0.5) -> Intruders:
+    """Intruders of W0 + delta by its SVD in float32, as users' weights are."""
+    before = product(base)
+    after = svd((before + delta).float())
+    return intruder_dimensions(base.U.float(), after.U, after.S, k, epsilon)
+
+
+@pytest.mark.parametrize(("planted", "expected"), [(0, 0), (1, 1), (3, 3), (8, 8), (12, 10)])
+def test_planted_intruders_are_counted_up_to_k(base: SVD, planted: int, expected: int) -> None:
+    h = torch.tensor(hadamard(SIZE), dtype=torch.float64) / 16
+    delta = torch.zeros(SIZE, SIZE, dtype=torch.float64)
+    for j in range(planted):
+        delta += (20 - j) * torch.outer(base.U @ h[:, j + 1], base.V @ h[:, j + 101])
+    result = found(base, delta)
+    assert result.count == expected
+    assert result.positions == tuple(range(expected))
+    # Each planted direction has 256 entries of +-1/16 in the base's vectors: its largest cosine is
+    # 1/16, moved a little by W0 itself (.066 in the founding notes).
+    assert all(c == pytest.approx(0.066, abs=0.004) for c in result.max_cosine[:expected])
+    if planted == 1:
+        s = svd((product(base) + delta).float()).S[:10].double() ** 2
+        assert result.energy == pytest.approx(float(s[0] / s.sum()))
+    if expected == 10:
+        assert result.energy == 1.0
+
+
+def test_amplifying_an_existing_direction_makes_no_intruder(base: SVD) -> None:
+    result = found(base, 5 * torch.outer(base.U[:, 99], base.V[:, 99]))
+    assert result.count == 0
+    assert result.energy == 0.0
+    assert result.max_cosine[0] == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("share", "decay", "none"),
+    [(0.1, "geometric", True), (0.05, "linear", True), (0.1, "linear", False)],
+)
+def test_gaussian_noise_makes_no_intruder_unless_singular_values_crowd(
+    base: SVD, share: float, decay: str, none: bool
+) -> None:
+    # Noise of a tenth of |W0|_F moves singular values by more than the gaps of a linear spectrum
+    # (.0035): vectors of such a crowd mix freely and some look like intruders. Over 12 draws of the
+    # noise the counts were 0 to 4 there, and 0 in all draws of the other two cases.
+    if decay == "geometric":
+        base = base._replace(S=torch.logspace(0, -1, SIZE, dtype=torch.float64))
+    generator = torch.Generator().manual_seed(1004)
+    noise = torch.randn(SIZE, SIZE, generator=generator, dtype=torch.float64)
+    noise *= share * float(torch.linalg.vector_norm(base.S)) / float(noise.norm())
+    assert (found(base, noise).count == 0) is none
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 5, 6, 16])
+def test_an_even_mix_of_m_base_vectors_is_an_intruder_from_five_on(base: SVD, m: int) -> None:
+    u = base.U[:, 20 : 20 + m].sum(dim=1) / math.sqrt(m)
+    v = base.V[:, 60 : 60 + m].sum(dim=1) / math.sqrt(m)
+    result = found(base, 1e4 * torch.outer(u, v))
+    assert result.max_cosine[0] == pytest.approx(1 / math.sqrt(m), abs=1e-3)
+    assert (0 in result.positions) == (m >= 5)
+
+
+@pytest.mark.parametrize("theta", [0.5, 1.0, 1.7, 1.8, 5.0])
+def test_left_null_space_of_a_tall_matrix(theta: float) -> None:
+    q = orthogonal(96, 4)
+    s = torch.linspace(1, 0.1, 32, dtype=torch.float64)
+    tall = SVD(q[:, :32], s, orthogonal(32, 5))
+    delta = theta * torch.outer(q[:, 40], tall.V[:, 0])
+    result = found(tall, delta)
+    after = svd(product(tall) + delta)
+    assert float(after.S[0]) == pytest.approx(math.sqrt(1 + theta**2))
+    assert result.max_cosine[0] == pytest.approx(1 / math.sqrt(1 + theta**2), abs=1e-5)
+    assert (0 in result.positions) == (theta > math.sqrt(3))
+
+
+def test_a_zero_matrix_has_no_energy_to_share() -> None:
+    zero = SVD(torch.eye(4), torch.zeros(4), torch.eye(4))
+    assert intruder_dimensions(torch.eye(4), zero.U, zero.S, 2) == Intruders(0, 0.0, (), (1.0, 1.0))
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_more_vectors_than_there_are_is_refused(k: int) -> None:
+    with pytest.raises(BadInput, match="expected 1 to 4"):
+        intruder_dimensions(torch.eye(4), torch.eye(4), torch.ones(4), k)

@@ -1,0 +1,211 @@
+"""Spectra of LoRA updates against the dense product, and records that survive odd inputs."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from rankscope.analyze.spectra import (
+    BaseSpectra,
+    analyze_adapter,
+    analyze_full,
+    default_top_k,
+    delta_frobenius,
+    delta_singular_values,
+    effective_rank,
+    similarity,
+    stable_rank,
+    svd,
+)
+from rankscope.config.schema import SpectraConfig
+from rankscope.errors import BadInput, IntegrityError
+
+NAME = "model.layers.3.self_attn.q_proj"
+SHAPES = [(40, 40), (64, 24), (24, 64)]
+
+
+def gaussian(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rank", [1, 3, 24, 30])
+def test_small_core_equals_the_dense_product(shape: tuple[int, int], rank: int) -> None:
+    m, n = shape
+    A, B, s = gaussian(rank, n, seed=1), gaussian(m, rank, seed=2), 0.7
+    dense = s * B.double() @ A.double()
+    sigma = torch.linalg.svdvals(dense)
+    core = delta_singular_values(A, B, s)
+    count = min(rank, m, n)
+    assert core.shape == (count,)
+    torch.testing.assert_close(core, sigma[:count], rtol=1e-10, atol=1e-10)
+    # rank(dW) <= r: nothing is left beyond.
+    assert float(sigma[count:].abs().max() if count < len(sigma) else 0.0) < 1e-10
+    assert delta_frobenius(A, B, s) == pytest.approx(float(dense.norm()), rel=1e-12)
+
+
+def test_ranks_of_known_spectra() -> None:
+    assert effective_rank(torch.ones(7)) == pytest.approx(7)
+    assert stable_rank(torch.ones(7)) == pytest.approx(7)
+    assert effective_rank(torch.tensor([3.0, 0.0, 0.0])) == pytest.approx(1)
+    # p = (3/4, 1/4): exp of its entropy is 4 / 3^(3/4); stable rank (9 + 1) / 9.
+    assert effective_rank(torch.tensor([3.0, 1.0])) == pytest.approx(4 / 3**0.75)
+    assert stable_rank(torch.tensor([3.0, 1.0])) == pytest.approx(10 / 9)
+    assert effective_rank(torch.zeros(3)) == stable_rank(torch.zeros(3)) == 0.0
+
+
+def test_default_top_k_is_a_quarter_and_at_most_the_papers() -> None:
+    assert default_top_k((4096, 4096)) == 500
+    assert default_top_k((512, 3584)) == 128
+    assert default_top_k((3, 2)) == 1
+
+
+def test_similarity_of_a_matrix_with_itself_is_one() -> None:
+    one = svd(gaussian(30, 20))
+    found = similarity(one, one, 5)
+    for pair in (found.index, found.max, found.subspace):
+        assert pair == pytest.approx((1, 1), abs=1e-5)
+    assert found.chance == (5 / 30, 5 / 20)
+
+
+def test_the_three_similarities_tell_a_permutation_from_a_rotation_from_a_new_space() -> None:
+    u, v = torch.linalg.qr(gaussian(20, 20, seed=1)).Q, torch.linalg.qr(gaussian(20, 20, seed=2)).Q
+    s = torch.linspace(2, 1, 20)
+    base = svd((u * s) @ v.mT)
+    swapped = [1, 0, 3, 2, *range(4, 20)]
+    permuted = base._replace(U=base.U[:, swapped], V=base.V[:, swapped])
+    found = similarity(base, permuted, 4)
+    assert found.index == pytest.approx((0, 0), abs=1e-5)
+    assert found.max == pytest.approx((1, 1), abs=1e-5)
+    assert found.subspace == pytest.approx((1, 1), abs=1e-5)
+
+    turned = base.U.clone()
+    c = math.sqrt(0.5)
+    turned[:, :2] = base.U[:, :2] @ torch.tensor([[c, -c], [c, c]])
+    found = similarity(base, base._replace(U=turned), 2)
+    assert found.index[0] == pytest.approx(c, abs=1e-5)
+    assert found.max[0] == pytest.approx(c, abs=1e-5)
+    assert found.subspace[0] == pytest.approx(1, abs=1e-5)
+
+    found = similarity(base, base._replace(U=base.U.roll(4, dims=1)), 4)
+    assert found.subspace[0] == pytest.approx(0, abs=1e-5)
+    assert found.subspace[1] == pytest.approx(1, abs=1e-5)
+
+
+def test_subspace_similarity_of_unrelated_matrices_is_chance_and_has_a_floor() -> None:
+    d, k = 64, 48
+    values = [
+        similarity(svd(gaussian(d, d, seed=i)), svd(gaussian(d, d, seed=100 + i)), k).subspace[0]
+        for i in range(10)
+    ]
+    assert sum(values) / 10 == pytest.approx(k / d, abs=0.01)
+    assert min(values) >= (2 * k - d) / k
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_adapters_record_equals_the_dense_analysis(shape: tuple[int, int]) -> None:
+    m, n = shape
+    base = {NAME: gaussian(m, n)}
+    A, B = gaussian(4, n, seed=1), gaussian(m, 4, seed=2)
+    tuned = {NAME: base[NAME] + 0.5 * B @ A}
+    config = SpectraConfig()
+    small = analyze_adapter(base, {NAME: (A, B)}, 0.5, config, "trial").matrices[0]
+    dense = analyze_full(base.__getitem__, tuned, [NAME], config, "trial").matrices[0]
+    assert (small.layer, small.module, small.shape) == (3, "q_proj", shape)
+    assert small.top_k == min(shape) // 4
+    assert len(small.singular_values) == 4
+    assert small.singular_values == pytest.approx(dense.singular_values[:4], rel=1e-5)
+    assert small.frobenius == pytest.approx(dense.frobenius, rel=1e-6)
+    assert small.relative == pytest.approx(dense.frobenius / float(base[NAME].norm()), rel=1e-5)
+    assert small.stable_rank == pytest.approx(dense.stable_rank, rel=1e-5)
+    assert small.similarity_subspace == pytest.approx(dense.similarity_subspace, abs=1e-4)
+    assert small.similarity_max == pytest.approx(dense.similarity_max, abs=1e-3)
+    assert (small.intruders, small.intruder_energy) == pytest.approx(
+        (dense.intruders, dense.intruder_energy), abs=1e-4
+    )
+
+
+def test_an_untrained_adapter_changed_nothing() -> None:
+    base = {NAME: gaussian(24, 16)}
+    record = analyze_adapter(
+        base, {NAME: (gaussian(8, 16), torch.zeros(24, 8))}, 2.0, SpectraConfig(), "trial"
+    )
+    m = record.matrices[0]
+    assert (m.frobenius, m.relative, m.effective_rank, m.stable_rank) == (0, 0, 0, 0)
+    assert set(m.singular_values) == {0.0}
+    assert (m.intruders, m.intruder_energy) == (0, 0)
+    assert m.similarity_index == pytest.approx((1, 1), abs=1e-5)
+    assert record.frobenius == record.intruders == 0
+
+
+def test_half_precision_weights_are_analyzed_in_single() -> None:
+    base = {NAME: gaussian(24, 16).bfloat16()}
+    A, B = gaussian(2, 16, seed=1), gaussian(24, 2, seed=2)
+    low = analyze_adapter(base, {NAME: (A, B)}, 1e-3, SpectraConfig(), "trial").matrices[0]
+    high = analyze_adapter(
+        {NAME: base[NAME].double()}, {NAME: (A, B)}, 1e-3, SpectraConfig(), "trial"
+    ).matrices[0]
+    # In bfloat16 an update a thousandth of the weights would be rounded away.
+    assert low.similarity_index == pytest.approx(high.similarity_index, abs=1e-4)
+    assert 0 < low.relative < 0.01
+
+
+def test_matrices_smaller_than_the_vectors_asked_for() -> None:
+    config = SpectraConfig(top_k=100, intruder_k=10)
+    base = {"out": gaussian(3, 2)}
+    record = analyze_adapter(base, {"out": (gaussian(2, 2), gaussian(3, 2))}, 1.0, config, "t")
+    assert (record.matrices[0].top_k, record.matrices[0].layer) == (2, None)
+
+
+def test_base_spectra_are_computed_once_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, ...]] = []
+    original = torch.linalg.svd
+
+    def counted(weight: Tensor, full_matrices: bool) -> tuple[Tensor, Tensor, Tensor]:
+        calls.append(tuple(weight.shape))
+        u, s, vh = original(weight, full_matrices=full_matrices)
+        return u, s, vh
+
+    monkeypatch.setattr(torch.linalg, "svd", counted)
+    a, b = gaussian(16, 8, seed=1), gaussian(16, 8, seed=2)
+    cache = BaseSpectra()
+    first = cache.of("a", a)
+    assert cache.of("a", a) is first
+    assert len(calls) == 1
+    one = cache.num_bytes
+    assert one == 4 * (16 * 8 + 8 + 8 * 8)
+
+    tight = BaseSpectra(max_bytes=one)
+    tight.of("a", a)
+    tight.of("b", b)
+    assert tight.num_bytes == one
+    torch.testing.assert_close(tight.of("a", a).S, first.S)
+
+    calls.clear()
+    none = BaseSpectra(max_bytes=0)
+    torch.testing.assert_close(none.of("a", a).S, first.S)
+    assert none.num_bytes == 0
+
+
+def test_an_adapter_for_another_model_is_refused() -> None:
+    base = {NAME: gaussian(24, 16)}
+    with pytest.raises(BadInput, match=r"A \(4, 8\).*expected A \(r, 16\)"):
+        analyze_adapter(
+            base, {NAME: (gaussian(4, 8), gaussian(24, 4))}, 1.0, SpectraConfig(), "trial"
+        )
+    with pytest.raises(BadInput, match="no such weight"):
+        analyze_adapter(
+            base, {"other": (gaussian(4, 16), gaussian(24, 4))}, 1.0, SpectraConfig(), "trial"
+        )
+    with pytest.raises(BadInput, match="not the same architecture"):
+        analyze_full(base, {NAME: gaussian(24, 8)}, [NAME], SpectraConfig(), "trial")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_an_integrity_error(value: float) -> None:
+    base = {NAME: gaussian(24, 16)}
+    B = gaussian(24, 4)
+    B[3, 2] = value
+    with pytest.raises(IntegrityError, match="1 of 96 numbers"):
+        analyze_adapter(base, {NAME: (gaussian(4, 16), B)}, 1.0, SpectraConfig(), "trial")
