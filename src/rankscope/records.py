@@ -29,7 +29,7 @@ FAILED: frozenset[Status] = frozenset({"diverged", "oom", "failed"})
 class Record(BaseModel):
     """Base of every stored result: frozen, no unknown fields, with its version."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     schema_version: int = SCHEMA_VERSION
 
@@ -77,14 +77,14 @@ class TrialSpec(Record):
         Two arms of one task never share a label: what differs from the default is spelled out.
         """
         if self.rank is None:
-            return f"full lr={self.lr:g}"
+            return f"full lr={self.lr:.12g}"
         method = "" if self.method == "lora" else f"{self.method} "
         alpha = "" if self.alpha == 2 * self.rank else f" alpha={self.alpha:g}"
         dropout = f" dropout={self.dropout:g}" if self.dropout else ""
         targets = ""
         if set(self.targets) != {"q_proj", "k_proj", "v_proj", "o_proj"}:
             targets = " on " + ",".join(t.removesuffix("_proj") for t in sorted(self.targets))
-        return f"{method}r={self.rank}{alpha} lr={self.lr:g}{dropout}{targets}"
+        return f"{method}r={self.rank}{alpha} lr={self.lr:.12g}{dropout}{targets}"
 
     @property
     def label(self) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, TaskType
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -43,6 +44,10 @@ def save_adapter(adapter: Adapter, trial: TrialSpec, base: ModelRecord, folder: 
         bias="none",
         inference_mode=True,
     ).save_pretrained(str(folder))
+    # PEFT writes a set, whose order changes from process to process; the bytes must not.
+    settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    settings["target_modules"] = sorted(settings["target_modules"])
+    (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
     (folder / "README.md").write_text(model_card(trial, base), encoding="utf-8")
 
 
@@ -115,26 +120,67 @@ def load_adapter(folder: Path, slot: str, base: ModelRecord | None = None) -> Ad
             f"adapter {folder}: made for another base (weights {found[:12]}..., "
             f"this one is {base.sha256[:12]}...)"
         )
-    rank = int(settings["r"])
-    check_pairs(a, b, rank, path)
-    alpha = float(settings["lora_alpha"])
-    scaling = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
+    check_pairs(a, b, settings.r, path)
     return Adapter(
         slot=slot,
-        rank=rank,
-        alpha=alpha,
-        scaling=scaling,
-        targets=tuple(sorted({name.rsplit(".", 1)[-1] for name in a})),
+        rank=settings.r,
+        alpha=settings.lora_alpha,
+        scaling=settings.scaling,
+        targets=tuple(sorted(a)),
         a=a,
         b=b,
     )
 
 
-def read_config(folder: Path) -> dict[str, object]:
+class AdapterSettings(BaseModel):
+    """The part of ``adapter_config.json`` that says what the stored A and B mean."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    r: int = Field(ge=1)
+    lora_alpha: float = Field(gt=0, allow_inf_nan=False)
+    use_rslora: bool = False
+
+    @property
+    def scaling(self) -> float:
+        """s in W0 + s B A."""
+        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
+
+
+HARMLESS = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "corda_config",
+        "ensure_weight_tying",
+        "eva_config",
+        "exclude_modules",
+        "inference_mode",
+        "layers_pattern",
+        "layers_to_transform",
+        "loftq_config",
+        "lora_alpha",
+        "lora_dropout",
+        "peft_type",
+        "peft_version",
+        "r",
+        "revision",
+        "target_modules",
+        "task_type",
+        "use_rslora",
+    }
+)
+"""Settings that say which matrices have an A and B, or nothing, but not what A and B mean."""
+
+PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
+"""Initializations that leave the base as it is; PiSSA, OLoRA, CorDA and LoftQ change it."""
+
+
+def read_config(folder: Path) -> AdapterSettings:
     """``adapter_config.json`` of a plain LoRA adapter.
 
     Raises:
-        BadInput: it is missing, unreadable, or asks for something this reader does not do.
+        BadInput: it is missing, unreadable, or sets something that gives A and B another meaning.
     """
     if not (folder / WEIGHTS).is_file():
         if (folder / "adapter_model.bin").is_file():
@@ -144,18 +190,26 @@ def read_config(folder: Path) -> dict[str, object]:
             )
         raise BadInput(f"adapter {folder}: no {WEIGHTS}; expected a PEFT adapter folder")
     try:
-        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        settings = AdapterSettings.model_validate(found)
     except (OSError, ValueError) as error:
-        raise BadInput(f"adapter {folder}: {CONFIG} cannot be read: {error}") from error
-    kind = settings.get("peft_type")
-    if kind != "LORA":
-        raise BadInput(f"adapter {folder}: peft_type {kind!r}; expected 'LORA'")
-    for option in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "use_qalora"):
-        if settings.get(option):
-            raise BadInput(f"adapter {folder}: {option} is set, which is not supported")
-    if settings.get("bias", "none") != "none":
-        raise BadInput(f"adapter {folder}: bias {settings['bias']!r}; expected 'none'")
-    return dict(settings)
+        raise BadInput(f"adapter {folder}: {CONFIG} cannot be used: {error}") from error
+    if found.get("peft_type") != "LORA":
+        raise BadInput(f"adapter {folder}: peft_type {found.get('peft_type')!r}; expected 'LORA'")
+    start = found.get("init_lora_weights", True)
+    if start not in PLAIN_STARTS:
+        raise BadInput(
+            f"adapter {folder}: init_lora_weights {start!r} changes the base weights, so these A "
+            "and B do not fit the plain base; convert it with PEFT's "
+            "path_initial_model_for_weight_conversion"
+        )
+    defaults = vars(LoraConfig())
+    for name, value in found.items():
+        if name in HARMLESS or name == "init_lora_weights" or not value:
+            continue
+        if name not in defaults or value != defaults[name]:
+            raise BadInput(f"adapter {folder}: {name} = {value!r} is not supported")
+    return settings
 
 
 def module_and_side(key: str, path: Path) -> tuple[str, str]:

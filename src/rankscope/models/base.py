@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rankscope.models.lora import Pack, PackedLinear, Segment
+from rankscope.models.lora import Pack, PackedLinear, Segment, linear_layers
 from rankscope.models.row_attention import RowCache, RowPlan
 from rankscope.records import ModelRecord
 
@@ -86,14 +86,19 @@ class Base:
         """Where the weights are."""
         return self.model.device
 
-    def logits(
-        self, batch: RowBatch, cache: RowCache | None = None, store: bool = False
-    ) -> Tensor:
+    def logits(self, batch: RowBatch, cache: RowCache | None = None, store: bool = False) -> Tensor:
         """Logits at the kept positions, (M, vocabulary), in the base's dtype.
 
         With ``cache`` each row continues its cached prefix; with ``store`` the pass's keys and
         values are appended to it.
+
+        Raises:
+            KeyError: a row names a slot that no attached adapter has; without this a misspelt slot
+                would score the bare base.
         """
+        for segment in batch.segments:
+            if segment.slot is not None and segment.slot not in self.pack.adapters:
+                raise KeyError(f"no adapter is attached for slot {segment.slot!r}")
         plan = RowPlan.of(batch.lengths, self.device, cache, store)
         self.pack.segments = batch.segments
         out: Tensor = self.model(
@@ -109,17 +114,16 @@ class Base:
 
     def linears(self) -> dict[str, nn.Linear]:
         """Every linear layer by module name, as the base has it (adapters unwrapped)."""
-        found: dict[str, nn.Linear] = {}
-        for name, layer in self.model.named_modules():
-            if isinstance(layer, PackedLinear):
-                found[name] = layer.linear
-            elif isinstance(layer, nn.Linear) and not name.endswith(".linear"):
-                found[name] = layer
-        return found
+        return linear_layers(self.model)
 
     def trainable_copy(self) -> "Base":
-        """A float32 copy whose every parameter trains: full fine-tuning's own weights."""
-        self.pack.clear()
+        """A float32 copy whose every parameter trains: full fine-tuning's own weights.
+
+        Raises:
+            ValueError: adapters are attached; a copy would carry them along.
+        """
+        if self.pack.adapters:
+            raise ValueError("detach the pack's adapters before copying the base")
         model = copy.deepcopy(self.model).float()
         unwrap(model)
         for parameter in model.parameters():

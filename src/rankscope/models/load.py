@@ -2,14 +2,23 @@
 
 import json
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rankscope.config.schema import ModelConfig
-from rankscope.errors import BadInput
+from rankscope.errors import BadInput, IntegrityError
 from rankscope.models import row_attention
-from rankscope.models.base import Base
+from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.lora import Pack
 from rankscope.provenance import weights_sha256
 from rankscope.records import ModelRecord
@@ -47,6 +56,8 @@ def hub_folder(hub: str, revision: str | None) -> Path:
             hub,
             revision=revision,
             allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"],
+            # Second copies of the same weights in their makers' own layout.
+            ignore_patterns=["original/*", "consolidated*", "*/*"],
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise BadInput(
@@ -104,20 +115,9 @@ def load_base(
         BadInput: the folder cannot be used (see :func:`model_folder`), or needs remote code.
     """
     source = folder if folder is not None else model_folder(config)
-    row_attention.register()
     tokenizer = load_tokenizer(source)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=dtype,
-            attn_implementation=row_attention.NAME,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"model folder {source}: cannot be loaded: {error}") from error
-    model.to(device)
+    model = load_model(source, dtype)
+    model.to(device)  # type: ignore[arg-type]  # a wrapper without its own types
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -134,23 +134,88 @@ def load_base(
         device=str(device),
         prompt_format=resolved_prompt_format(config, tokenizer),
     )
-    return Base(model, tokenizer, record, source, Pack(model))
+    base = Base(model, tokenizer, record, source, Pack(model))
+    check_rows_apart(base)
+    return base
 
 
-def resolved_prompt_format(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The weights of a folder in a model with row attention.
+
+    Raises:
+        BadInput: an architecture that cannot be used.
+        IntegrityError: weights that are missing, unreadable, misshapen or not finite; transformers
+            by itself fills what is missing with random numbers.
+    """
+    row_attention.register()
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=row_attention.NAME,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(f"model folder {folder}: cannot be loaded: {error}") from error
+    except (RuntimeError, SafetensorError) as error:
+        raise IntegrityError(f"model folder {folder}: weights cannot be read: {error}") from error
+    model: PreTrainedModel = loaded[0]
+    absent = sorted(loaded[1]["missing_keys"])
+    if absent:
+        raise IntegrityError(
+            f"model folder {folder}: {len(absent)} weights are missing, such as {absent[0]!r}"
+        )
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise IntegrityError(f"model folder {folder}: weight {name!r} is not finite")
+    return model
+
+
+def check_rows_apart(base: Base) -> None:
+    """Run two rows together and alone: an architecture that lets rows see each other is refused.
+
+    Layers other than attention that mix tokens (convolutions, state spaces, linear attention) would
+    run from one concatenated row into the next.
+
+    Raises:
+        BadInput: the second row's logits depend on the first.
+    """
+    vocabulary = base.record.vocab_size
+    first = [(7 * i + 3) % vocabulary for i in range(9)]
+    second = [(5 * i + 2) % vocabulary for i in range(6)]
+    keep = range(len(second))
+    with torch.inference_mode():
+        alone = base.logits(RowBatch.of([Row(second, keep)], base.device)).float()
+        both = RowBatch.of([Row(first, []), Row(second, keep)], base.device)
+        gap = float((base.logits(both).float() - alone).norm() / alone.norm())
+    tolerance = 1e-5 if base.model.dtype == torch.float32 else 0.05
+    if not gap < tolerance:
+        raise BadInput(
+            f"{base.record.architecture}: a row's logits change by {gap:.1e} (relative) when "
+            "another row precedes it; architectures that mix tokens outside attention cannot be "
+            "used"
+        )
+
+
+def resolved_prompt_format(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase
+) -> Literal["chat", "plain"]:
     """``chat`` where asked for or, under ``auto``, where the tokenizer has a chat template."""
     has_template = bool(getattr(tokenizer, "chat_template", None))
     if config.prompt_format == "auto":
         return "chat" if has_template else "plain"
     if config.prompt_format == "chat" and not has_template:
         raise BadInput(
-            f"model {config.label}: prompt_format is 'chat' but its tokenizer has no chat template; "
-            "expected 'plain' or 'auto'"
+            f"model {config.label}: prompt_format is 'chat' but its tokenizer has no chat "
+            "template; expected 'plain' or 'auto'"
         )
     return config.prompt_format
 
 
-def model_config(folder: Path) -> AutoConfig:
+def model_config(folder: Path) -> PreTrainedConfig:
     """The architecture's configuration alone: no weights are needed.
 
     Raises:
@@ -158,6 +223,9 @@ def model_config(folder: Path) -> AutoConfig:
     """
     try:
         json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f"model folder {folder}: config.json cannot be used: {error}") from error
+    return config

@@ -63,6 +63,19 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """Every linear layer by module name, in model order, with adapters unwrapped."""
+    found: dict[str, nn.Linear] = {}
+    inside = set()
+    for name, layer in model.named_modules():
+        if isinstance(layer, PackedLinear):
+            found[name] = layer.linear
+            inside.add(layer.linear)
+        elif isinstance(layer, nn.Linear) and layer not in inside:
+            found[name] = layer
+    return found
+
+
 def target_linears(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Linear]:
     """The linear layers an adapter goes on: full module name -> layer, in model order.
 
@@ -72,12 +85,7 @@ def target_linears(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Lin
     Raises:
         BadInput: a target that matches no linear layer.
     """
-    linears = {
-        name: layer.linear if isinstance(layer, PackedLinear) else layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear | PackedLinear)
-        and not name.endswith(".linear")
-    }
+    linears = linear_layers(model)
     chosen: set[str] = set()
     for target in targets:
         matched = {n for n in linears if n == target or n.endswith("." + target)}
@@ -157,7 +165,7 @@ class PackedLinear(nn.Module):
         parts: list[Tensor] = []
         for slot, start, stop in pack.segments:
             part = y[:, start:stop]
-            adapter = pack.adapters.get(slot) if slot is not None else None
+            adapter = pack.adapters[slot] if slot is not None else None
             if adapter is not None and self.name in adapter.a:
                 delta = self.delta(adapter, x[:, start:stop], training=pack.training)
                 part = part + delta.to(y.dtype)
@@ -220,4 +228,3 @@ class Pack:
 def delta_weight(adapter: Adapter, name: str) -> Tensor:
     """s B A of one module, (out, in) float32."""
     return adapter.scaling * (adapter.b[name].detach() @ adapter.a[name].detach())
-

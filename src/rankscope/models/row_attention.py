@@ -196,7 +196,8 @@ def row_attention(
     for feature in ("softcap", "s_aux"):
         if kwargs.get(feature) is not None:
             raise BadInput(
-                f"{type(module).__name__} uses attention feature {feature!r}, which is not supported"
+                f"{type(module).__name__} uses attention feature {feature!r}, which is not "
+                "supported"
             )
     q, k, v = row_plan.rows(query), row_plan.rows(key), row_plan.rows(value)
     width = q.shape[2]

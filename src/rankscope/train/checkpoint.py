@@ -80,7 +80,7 @@ class PackCheckpoint:
             try:
                 meta = json.loads((folder / META).read_text(encoding="utf-8"))
                 return PackState(meta["step"], load_file(folder / STATE), meta["trials"])
-            except (OSError, ValueError, SafetensorError):
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError):
                 continue  # a state that cannot be read is no state: training starts earlier
         return None
 

@@ -105,7 +105,8 @@ def prepare(
     is_full = any(trial.method == "full" for trial in trials)
     if is_full and len(trials) > 1:
         raise BadInput("full fine-tuning changes the base itself and trains alone, not in a pack")
-    base.pack.clear()
+    if base.pack.adapters:
+        raise ValueError("the base carries adapters already: detach them before training")
     if is_full:
         base = base.trainable_copy()
     trainees = []
@@ -152,9 +153,10 @@ def run_step(base: Base, active: list[Trainee], rows: Sequence[EncodedRow], step
                 num_tokens += len(encoded.input_ids)
             counts.append(len(targets) - before)
         batch = RowBatch.of(batch_rows, base.device)
-        sums = summed_losses(base.logits(batch), torch.tensor(targets, device=base.device), counts)
+        target_ids = torch.tensor(targets, dtype=torch.int64, device=base.device)
+        sums = summed_losses(base.logits(batch), target_ids, counts)
         losses = sums / torch.tensor([label_tokens[i] for i in members], device=base.device)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        losses.sum().backward()
         step_losses[members] += losses.detach()
     for trainee, count, loss in zip(active, label_tokens, step_losses.tolist(), strict=True):
         trainee.num_label_tokens += count
@@ -162,9 +164,7 @@ def run_step(base: Base, active: list[Trainee], rows: Sequence[EncodedRow], step
     return num_tokens
 
 
-def resume(
-    trainees: Sequence[Trainee], checkpoint: PackCheckpoint | None
-) -> tuple[int, float]:
+def resume(trainees: Sequence[Trainee], checkpoint: PackCheckpoint | None) -> tuple[int, float]:
     """Restore the stored state, if any: the next step, and the seconds already spent."""
     state = checkpoint.load() if checkpoint is not None else None
     if state is None:

@@ -10,12 +10,15 @@ from torch import nn
 Schedule = Literal["linear", "cosine", "constant"]
 
 
-def new_optimizer(
-    parameters: Sequence[nn.Parameter], weight_decay: float
-) -> torch.optim.AdamW:
+def new_optimizer(parameters: Sequence[nn.Parameter], weight_decay: float) -> torch.optim.AdamW:
     """AdamW (betas .9, .999, eps 1e-8, decoupled decay), fused; the loop sets the rate."""
     return torch.optim.AdamW(
-        list(parameters), lr=0.0, weight_decay=weight_decay, betas=(0.9, 0.999), eps=1e-8, fused=True
+        list(parameters),
+        lr=0.0,
+        weight_decay=weight_decay,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        fused=True,
     )
 
 

@@ -96,7 +96,7 @@ class Trainee:
         for i, parameter in enumerate(self.parameters):
             parameter.copy_(tensors[f"parameter/{i}"])
             state = {
-                key: tensors[f"{key}/{i}"].to(parameter.device if key != "step" else "cpu")
+                key: tensors[f"{key}/{i}"].to(parameter.device)  # step too: AdamW is fused
                 for key in ("step", "exp_avg", "exp_avg_sq")
                 if f"{key}/{i}" in tensors
             }

@@ -1,0 +1,155 @@
+"""How a run tells what it is doing: one protocol, shown as bars or lines, or written down."""
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class Watcher(Protocol):
+    """Hears of a run's stages; every method must be cheap and must not raise."""
+
+    def stage(self, name: str, total: int) -> None:
+        """A stage begins; ``total`` steps of it are to come."""
+
+    def advance(self, done: int, detail: str = "") -> None:
+        """The stage has done ``done`` of its steps."""
+
+    def finish(self, detail: str = "") -> None:
+        """The stage is over."""
+
+    def note(self, text: str) -> None:
+        """Something a reader of the results must know."""
+
+
+class Silent:
+    """A watcher that says nothing: the default of the Python API."""
+
+    def stage(self, name: str, total: int) -> None: ...
+
+    def advance(self, done: int, detail: str = "") -> None: ...
+
+    def finish(self, detail: str = "") -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class Screen:
+    """Bars on a terminal, and one plain line per stage (at most every 10 s within it) elsewhere."""
+
+    LINE_SECONDS = 10.0
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[detail]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.bar: TaskID | None = None
+        self.name = ""
+        self.total = 0
+        self.begun = self.last_line = 0.0
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bars.stop()
+
+    def stage(self, name: str, total: int) -> None:
+        self.name, self.total = name, total
+        self.begun = self.last_line = time.monotonic()
+        self.bar = self.bars.add_task(name, total=max(1, total), detail="")
+
+    def advance(self, done: int, detail: str = "") -> None:
+        if self.bar is None:
+            return
+        self.bars.update(self.bar, completed=done, detail=detail)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.last_line >= self.LINE_SECONDS:
+            self.last_line = now
+            self.line(f"{self.name}: {done} of {self.total}", detail)
+
+    def finish(self, detail: str = "") -> None:
+        if self.bar is None:
+            return
+        self.bars.update(self.bar, completed=max(1, self.total), detail=detail)
+        self.bars.stop_task(self.bar)
+        self.bar = None
+        if not self.console.is_terminal:
+            self.line(f"{self.name}: done in {time.monotonic() - self.begun:.1f} s", detail)
+
+    def note(self, text: str) -> None:
+        self.console.print(f"note: {text}", markup=False, highlight=False, style="yellow")
+
+    def line(self, text: str, detail: str) -> None:
+        """One plain line, for logs."""
+        self.console.print(
+            f"{text}  {detail}".rstrip(), markup=False, highlight=False, soft_wrap=True
+        )
+
+
+class Logged:
+    """Passes everything on to another watcher and writes it down as JSON lines."""
+
+    LINE_SECONDS = 1.0
+
+    def __init__(self, inner: Watcher, path: Path) -> None:
+        self.inner = inner
+        self.path = path
+        self.name = ""
+        self.last_line = 0.0
+
+    def write(self, event: str, **values: object) -> None:
+        """Append one event with its time."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": now, "event": event, **values}, ensure_ascii=False)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def stage(self, name: str, total: int) -> None:
+        self.name = name
+        self.write("stage", name=name, total=total)
+        self.inner.stage(name, total)
+
+    def advance(self, done: int, detail: str = "") -> None:
+        now = time.monotonic()
+        if now - self.last_line >= self.LINE_SECONDS:
+            self.last_line = now
+            self.write("advance", name=self.name, done=done, detail=detail)
+        self.inner.advance(done, detail)
+
+    def finish(self, detail: str = "") -> None:
+        self.write("finish", name=self.name, detail=detail)
+        self.inner.finish(detail)
+
+    def note(self, text: str) -> None:
+        self.write("note", text=text)
+        self.inner.note(text)
