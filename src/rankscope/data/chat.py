@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Some templates write today's date into the system turn. A study continued tomorrow must see the
-# same tokens, so they are given a fixed day instead.
+# same tokens, so they are given a fixed day instead: as the variable that some of them read, and
+# as a macro in place of the clock that others call (functions cannot be passed to a template).
 TEMPLATE_DATE = date(2024, 7, 26)
+FIXED_CLOCK = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    + "".join(f" | replace('%{c}', '{TEMPLATE_DATE.strftime('%' + c)}')" for c in "aAbBdHIjmMpSyY")
+    + " }}{%- endmacro -%}"
+)
 PROBE = "RANKSCOPEPROBE"
 
 
@@ -63,7 +69,8 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", special_texts: Sequence[str]) -> None:
         self._apply: Callable[..., object] = tokenizer.apply_chat_template
-        source = str(tokenizer.chat_template)
+        source = tokenizer.get_chat_template()
+        self._source = (FIXED_CLOCK if "strftime_now" in source else "") + source
         self.writes_date = "strftime_now" in source or "date_string" in source
         self.frame = self._measure_frame(special_texts)
 
@@ -76,10 +83,10 @@ class ChatTemplate:
         try:
             text = self._apply(
                 [{"role": turn.role, "content": turn.content} for turn in turns],
+                chat_template=self._source,
                 tokenize=False,
                 add_generation_prompt=ask,
                 date_string=TEMPLATE_DATE.strftime("%d %b %Y"),
-                strftime_now=TEMPLATE_DATE.strftime,
             )
         except Exception as error:  # a template may raise anything its author likes
             reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -1,11 +1,11 @@
 """Items: one row of a data set in the one form that training and evaluation read."""
 
+import re
 from dataclasses import dataclass
-from typing import Literal
 
-Role = Literal["system", "user", "assistant", "tool"]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Names of the options of a multiple-choice item, in order."""
+NOT_A_WORD = re.compile(r"[\W_]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,4 +47,4 @@ class Item:
 
 def normalized(text: str) -> str:
     """Lower case, letters and digits only, one space between words: how texts are compared."""
-    return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+    return NOT_A_WORD.sub(" ", text.lower()).strip()

@@ -4,7 +4,7 @@
 appendix C) and many since.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rankscope.data.items import Item
@@ -33,30 +33,34 @@ class Leaks:
         return frozenset(self.exact + self.ngram13)
 
 
-def _ngrams(item: Item) -> Iterator[tuple[str, ...]]:
-    for text in item.content:
+def _ngrams(content: tuple[str, str]) -> Iterator[tuple[str, ...]]:
+    for text in content:
         words = text.split()
         for start in range(len(words) - NGRAM + 1):
             yield tuple(words[start : start + NGRAM])
 
 
-def find_leaks(train: Iterable[Item], report: Sequence[Item]) -> Leaks:
+def find_leaks(train: Sequence[Item], report: Sequence[Item]) -> Leaks:
     """Compare every report row with every training row.
 
     Templates and wrong options are not compared, since they repeat without being leaks. The
     report's runs are held in memory (some 100 bytes a word); training rows are streamed past them.
     """
+    if not train:
+        return Leaks(exact=(), ngram13=())
     contents: dict[tuple[str, str], list[int]] = {}
     runs: dict[tuple[str, ...], list[int]] = {}
     for position, item in enumerate(report):
-        contents.setdefault(item.content, []).append(position)
-        for run in _ngrams(item):
+        content = item.content
+        contents.setdefault(content, []).append(position)
+        for run in _ngrams(content):
             runs.setdefault(run, []).append(position)
     exact: set[int] = set()
     overlapping: set[int] = set()
     for item in train:
-        exact.update(contents.get(item.content, ()))
-        for run in _ngrams(item):
+        content = item.content
+        exact.update(contents.get(content, ()))
+        for run in _ngrams(content):
             overlapping.update(runs.get(run, ()))
     return Leaks(
         exact=tuple(report[position].item_id for position in sorted(exact)),

@@ -102,6 +102,11 @@ def split_rows(
             "rows, or the missing file ('selection:' or 'report:')"
         )
     train, repeated = _without(train, selection)
+    if files.get("train") and not train:
+        raise BadInput(
+            f"task {task!r}: no train row is left once {len(selection)} selection and "
+            f"{len(report)} report rows are taken out; give more train rows"
+        )
     if repeated:
         notes.append(f"{task}: {repeated} train rows repeat a selection row and were taken out")
     for name, rows in (("train", train), ("selection", selection), ("report", report)):
@@ -114,6 +119,8 @@ def split_rows(
 
 def _without(train: list[Item], held_out: list[Item]) -> tuple[list[Item], int]:
     """Train rows whose question and gold answer stand in no held-out row, and how many did."""
+    if not train:
+        return train, 0
     held = {row.content for row in held_out}
     kept = [row for row in train if row.content not in held]
     return kept, len(train) - len(kept)

@@ -3,13 +3,13 @@
 import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from rankscope.config.schema import Scorer, TaskConfig
 from rankscope.data.formats import FileContents, RowContent, read_contents
-from rankscope.data.items import LETTERS, Item
+from rankscope.data.items import LETTERS, Item, Message
 from rankscope.data.leaks import find_leaks
 from rankscope.data.named_tasks import (
     CHOICE_SCORERS,
@@ -263,7 +263,16 @@ def _chance(spec: TaskSpec, report: Sequence[Item]) -> float | None:
 
 
 def _sha256(*splits: Sequence[Item]) -> str:
-    return sha256_json([[asdict(item) for item in split] for split in splits])
+    names = [field.name for field in fields(Item)]
+    rows = [[_plain(getattr(item, name)) for name in names] for split in splits for item in split]
+    return sha256_json([[len(split) for split in splits], rows])
+
+
+def _plain(value: object) -> object:
+    """A field of an item as JSON can say it."""
+    if isinstance(value, tuple):
+        return [[m.role, m.content] if isinstance(m, Message) else m for m in value]
+    return value
 
 
 def _notes(

@@ -1,0 +1,162 @@
+"""Files as users have them: broken in every way that was seen."""
+
+import json
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rankscope.data.formats import read_contents
+from rankscope.data.sources import (
+    HubSource,
+    legal_from_mmlu,
+    read_file,
+    read_folder,
+    read_hub,
+    read_pocket,
+)
+from rankscope.errors import BadInput
+from shared_data import shared_data
+
+ROW = {"prompt": "a", "completion": "b"}
+
+
+def written(path: Path, *lines: str | bytes) -> Path:
+    path.write_bytes(b"\n".join(x if isinstance(x, bytes) else x.encode() for x in lines))
+    return path
+
+
+def test_a_byte_order_mark_and_blank_lines_are_accepted(tmp_path: Path) -> None:
+    line = json.dumps(ROW).encode()
+    path = written(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + line, b"", line, b"  ")
+    rows = read_file(path)
+    assert [row.number for row in rows] == [1, 3]
+    assert [row.fields for row in rows] == [ROW, ROW]
+
+
+def test_windows_line_ends_and_line_separators_inside_texts(tmp_path: Path) -> None:
+    row = {"prompt": "a\u2028b", "completion": "c"}
+    path = written(tmp_path / "a.jsonl", json.dumps(row, ensure_ascii=False) + "\r", "")
+    assert [r.fields for r in read_file(path)] == [row]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (b'{"prompt": "\xff"}', r"a\.jsonl, row 2: byte 13 of the line is not valid UTF-8"),
+        (b'{"prompt": "a"', r"a\.jsonl, row 2: not valid JSON"),
+        (b"[1, 2]", r"a\.jsonl, row 2: found a JSON list, expected an object"),
+        (b'{"prompt": "\\ud800", "completion": "b"}', r"a\.jsonl, row 2: a lone surrogate"),
+        (b"[" * 100_000, r"a\.jsonl, row 2: not valid JSON"),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path: Path, bad: bytes, message: str) -> None:
+    path = written(tmp_path / "a.jsonl", json.dumps(ROW), bad)
+    with pytest.raises(BadInput, match=message):
+        read_file(path)
+
+
+def test_a_whole_surrogate_pair_is_a_character(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", '{"text": "\\ud83d\\ude00"}')
+    assert read_file(path)[0].fields == {"text": "\U0001f600"}
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\n\n"])
+def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(BadInput, match="has no rows"):
+        read_file(written(tmp_path / "a.jsonl", content))
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".pickle", ".pt", ".bin", ".npz"])
+def test_files_that_can_run_code_are_refused_unopened(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(BadInput, match="refused because loading one can run code"):
+        read_file(written(tmp_path / f"a{suffix}", b"\x80\x04"))
+
+
+def test_other_kinds_of_path_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"found suffix '\.csv'"):
+        read_file(written(tmp_path / "a.csv", "a,b"))
+    with pytest.raises(BadInput, match="found a folder"):
+        read_file(tmp_path)
+    with pytest.raises(BadInput, match="found nothing"):
+        read_file(tmp_path / "absent.jsonl")
+    with pytest.raises(BadInput, match="not a readable Parquet file"):
+        read_file(written(tmp_path / "a.parquet", "PAR1 not really"))
+
+
+def test_parquet_holds_the_rows_of_json_lines(tmp_path: Path) -> None:
+    rows = [
+        {"question": "q", "choices": ["a", "b"], "answer": 1, "subject": None},
+        {"question": "r", "choices": ["c", "d", "e"], "answer": 0, "subject": "s"},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    lines = written(tmp_path / "a.jsonl", *map(json.dumps, rows))
+    read = [read_file(tmp_path / "a.parquet"), read_file(lines)]
+    assert [r.fields for r in read[0]] == [r.fields for r in read[1]] == rows
+    assert read_contents(read[0], strict=True).rows[1][1].choices == ("c", "d", "e")
+
+
+def test_a_folder_gives_its_split_files(tmp_path: Path) -> None:
+    (tmp_path / "task").mkdir()
+    with pytest.raises(BadInput, match="expected train, validation or test"):
+        read_folder(tmp_path / "task")
+    written(tmp_path / "task" / "test.jsonl", json.dumps(ROW))
+    assert list(read_folder(tmp_path / "task")) == ["test"]
+    pq.write_table(pa.Table.from_pylist([ROW]), tmp_path / "task" / "test.parquet")
+    with pytest.raises(BadInput, match="both stand for test"):
+        read_folder(tmp_path / "task")
+    with pytest.raises(BadInput, match=r"no such folder; .* has task\b.*data_dir"):
+        read_folder(tmp_path / "tusk")
+
+
+def test_the_hub_route_reads_a_local_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``load_dataset`` on a folder of Parquet: the code path of the hub without the network."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "arc"
+    folder.mkdir()
+    row = {
+        "id": "1",
+        "question": "q",
+        "choices": {"text": ["a", "b"], "label": ["1", "2"]},
+        "answerKey": "2",
+    }
+    for split in ("train", "test"):
+        pq.write_table(pa.Table.from_pylist([row]), folder / f"{split}-00000.parquet")
+    files = read_hub(HubSource(str(folder), validation=None))
+    assert list(files) == ["train", "test"]
+    assert files["test"][0].where.endswith("test, row 1")
+    content = read_contents(files["test"], strict=False).rows[0][1]
+    assert (content.choices, content.answer) == (("a", "b"), 1)
+    with pytest.raises(BadInput, match="has the splits train, test; expected one of dev"):
+        read_hub(HubSource(str(folder), train=None, validation="dev", test=None))
+
+
+def test_an_unreachable_hub_is_told_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(BadInput, match=r"hub nobody/nothing: cannot be loaded .*data_dir"):
+        read_hub(HubSource("nobody/nothing"))
+
+
+def test_legal_mcq_from_mmlu_is_the_folder_form() -> None:
+    data = shared_data()
+    derived = legal_from_mmlu(read_folder(data / "mmlu"))
+    stored = read_folder(data / "legal_mcq")
+    for split in ("train", "test"):
+        assert [r.fields for r in derived[split]] == [r.fields for r in stored[split]]
+
+
+def test_the_pocket_world_is_a_source_like_any_other() -> None:
+    files = read_pocket("pocket_gsm")
+    assert list(files) == ["train", "validation", "test"]
+    contents = read_contents(files["test"], strict=True)
+    assert all(content.reference.isdigit() for _, content in contents.rows)
+
+
+def test_the_shuffle_behind_legal_mcq_is_stable() -> None:
+    # Origin: random.Random(0).shuffle(list(range(10))), CPython 3.11.
+    order = list(range(10))
+    random.Random(0).shuffle(order)
+    assert order == [7, 8, 1, 5, 3, 4, 2, 0, 9, 6]

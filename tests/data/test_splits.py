@@ -1,0 +1,102 @@
+"""Laws of the splits: apart, complete, seeded, and of the sizes that are promised."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from rankscope.data.items import Item
+from rankscope.data.splits import Splits, first_of_order, split_rows
+from rankscope.errors import BadInput
+
+
+def rows(file: str, count: int) -> list[Item]:
+    return [Item(f"t/{file}/{n}", f"{file} {n}", f"answer {n}") for n in range(1, count + 1)]
+
+
+def ids(items: Sequence[Item]) -> list[str]:
+    return [item.item_id for item in items]
+
+
+def sizes(splits: Splits) -> tuple[int, int, int]:
+    return len(splits.train), len(splits.selection), len(splits.report)
+
+
+# files -> (train, selection, report), published data
+PUBLISHED = [
+    ({"train": 1000, "validation": 50, "test": 200}, (1000, 50, 200)),
+    ({"train": 1000, "validation": 49, "test": 200}, (900, 100, 200)),
+    ({"train": 1000, "test": 200}, (900, 100, 200)),
+    ({"train": 9000, "test": 200}, (8500, 500, 200)),
+    ({"validation": 285, "test": 1000}, (0, 285, 1000)),
+    ({"test": 1838}, (0, 367, 1471)),
+]
+OWN = [
+    ({"train": 100}, (80, 10, 10)),
+    ({"train": 100, "test": 30}, (90, 10, 30)),
+    ({"train": 100, "validation": 5}, (90, 5, 10)),
+    ({"train": 100, "validation": 5, "test": 30}, (100, 5, 30)),
+    ({"test": 30}, (0, 6, 24)),
+    ({"train": 3}, (1, 1, 1)),
+]
+
+
+@pytest.mark.parametrize(
+    ("files", "expected", "own"),
+    [(f, e, False) for f, e in PUBLISHED] + [(f, e, True) for f, e in OWN],
+)
+def test_sizes_and_separation(
+    files: dict[str, int], expected: tuple[int, int, int], own: bool
+) -> None:
+    items = {name: rows(name, count) for name, count in files.items()}
+    splits = split_rows("t", items, 0, own=own)
+    assert sizes(splits) == expected
+    parts = [ids(splits.train), ids(splits.selection), ids(splits.report)]
+    together = [i for part in parts for i in part]
+    assert len(together) == len(set(together))
+    used = {name for name in files if own or name != "validation" or files[name] >= 50}
+    assert set(together) == {i for name in used for i in ids(items[name])}
+    for part in parts:  # in file order
+        numbers = [int(i.rsplit("/", 1)[1]) for i in part]
+        assert numbers == sorted(numbers)
+
+
+def test_a_cut_is_seeded_by_data_seed_and_task() -> None:
+    items = {"train": rows("train", 300), "test": rows("test", 50)}
+    first = split_rows("t", items, 0, own=False)
+    assert split_rows("t", items, 0, own=False) == first
+    assert ids(split_rows("t", items, 1, own=False).selection) != ids(first.selection)
+    assert ids(split_rows("u", items, 0, own=False).selection) != ids(first.selection)
+
+
+def test_train_rows_that_repeat_a_selection_row_are_taken_out() -> None:
+    train = rows("train", 100)
+    held = [Item("t/validation/1", "TRAIN  5!", "Answer 5."), *rows("validation", 60)]
+    splits = split_rows("t", {"train": train, "validation": held, "test": train[:2]}, 0, own=False)
+    assert ids(splits.train) == [i for i in ids(train) if i != "t/train/5"]
+    assert any("1 train rows repeat a selection row" in note for note in splits.notes)
+    # Report rows that stand in train are leaks: told, not mended.
+    assert ids(splits.report) == ["t/train/1", "t/train/2"]
+
+
+def test_copies_inside_a_split_are_kept_and_told() -> None:
+    test = [*rows("test", 20), Item("t/test/21", "test 3", "answer 3")]
+    splits = split_rows("t", {"validation": rows("validation", 60), "test": test}, 0, own=False)
+    assert len(splits.report) == 21
+    assert splits.notes == ("t: 1 report rows are copies of others and were kept",)
+
+
+@pytest.mark.parametrize("files", [{"train": 1}, {"train": 2}, {"test": 1}, {"validation": 9}, {}])
+def test_too_few_rows_are_refused(files: dict[str, int]) -> None:
+    items = {name: rows(name, count) for name, count in files.items()}
+    with pytest.raises(BadInput, match=r"task 't': .*(one report row|no train row is left)"):
+        split_rows("t", items, 0, own=True)
+
+
+def test_limits_are_nested_and_in_file_order() -> None:
+    items = rows("test", 100)
+    small, large = (first_of_order(items, n, 0, "t") for n in (10, 40))
+    assert len(small) == 10
+    assert set(small) < set(large)
+    assert list(large) == [item for item in items if item in set(large)]
+    assert first_of_order(items, None, 0, "t") == first_of_order(items, 500, 0, "t") == tuple(items)
+    assert set(first_of_order(items, 10, 1, "t")) != set(small)

@@ -1,0 +1,250 @@
+"""Named tasks on real rows, and one's own data from file to items."""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+from rankscope.config.schema import TaskConfig
+from rankscope.data.pocket_world import POCKET_TASKS
+from rankscope.data.tasks import NAMED_TASKS, LoadedTask, load_task, overlapping_subjects
+from rankscope.errors import BadInput
+from shared_data import shared_data
+
+# Rows of the files, from SOURCES.md of the data folder: train + validation + test.
+FILE_ROWS = {
+    "gsm8k": 7473 + 1319,
+    "mmlu": 285 + 14042,
+    "medmcqa": 3183 + 1000,
+    "mathqa": 3860 + 500 + 2919,
+    "legal_mcq": 1034 + 729,  # 15 validation rows are too few and unused
+    "casehold": 700 + 100 + 200,
+    "arc_easy": 2251 + 2376,
+    "arc_challenge": 1119 + 1172,
+    "openbookqa": 4957 + 500,
+    "boolq": 9427 + 3270,
+    "piqa": 1838,
+}
+
+
+@lru_cache
+def load(name: str, **options: object) -> LoadedTask:
+    return load_task(TaskConfig(name=name, **options), shared_data(), data_seed=0)
+
+
+def own_file(path: Path, rows: list[dict[str, object]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def repeated_out(task: LoadedTask) -> int:
+    notes = [note for note in task.notes if "repeat a selection row" in note]
+    return int(notes[0].split()[1]) if notes else 0
+
+
+@pytest.mark.parametrize("name", FILE_ROWS)
+def test_every_row_of_a_named_task_is_used_once_or_accounted_for(name: str) -> None:
+    task = load(name)
+    items = [*task.train, *task.selection, *task.report]
+    assert len({item.item_id for item in items}) == len(items)
+    assert len(items) + task.dropped + repeated_out(task) == FILE_ROWS[name]
+    for item in items:
+        assert item.completion.strip()
+        assert item.prompt.endswith("Answer:")
+        if item.choices:
+            assert item.answer is not None
+            assert item.reference == item.choices[item.answer]
+    assert task.source.endswith(NAMED_TASKS[name].folder or name)
+
+
+def test_prompts_as_the_model_sees_them() -> None:
+    arc = load("arc_easy").report[1]
+    assert arc.item_id == "arc_easy/test/2"
+    assert arc.prompt == (
+        "Question: Which piece of safety equipment is used to keep mold spores from entering the "
+        "respiratory system?\nAnswer:"
+    )
+    assert arc.completion == "breathing mask"
+    mmlu = load("mmlu").report[0]
+    assert mmlu.prompt == (
+        "Question: Find the degree for the given field extension Q(sqrt(2), sqrt(3), sqrt(18)) "
+        "over Q.\nA. 0\nB. 4\nC. 2\nD. 6\nAnswer:"
+    )
+    assert (mmlu.completion, mmlu.reference, mmlu.subject) == ("B", "4", "abstract_algebra")
+    gsm = load("gsm8k").report[0]
+    assert gsm.completion.startswith("Janet sells 16 - 3 - 4 = 9 duck eggs a day.")
+    assert gsm.completion.endswith("\n#### 18")
+    assert gsm.reference == "18"
+    assert all("<<" not in item.completion for item in load("gsm8k").train)
+    assert all("??" not in item.prompt for item in load("boolq").report)
+
+
+def test_chance_is_the_mean_over_the_report_rows() -> None:
+    arc = load("arc_challenge")
+    # 1172 rows: 1165 of four options, 4 of three, 3 of five.
+    assert arc.spec.chance == pytest.approx((1165 / 4 + 4 / 3 + 3 / 5) / 1172)
+    assert load("gsm8k").spec.chance == 0
+    assert load("boolq").spec.chance == 0.5
+
+
+def test_training_on_law_takes_the_law_subjects_out_of_mmlu() -> None:
+    subjects = overlapping_subjects("mmlu", ["arc_easy", "legal_mcq"])
+    assert set(subjects) == {"professional_law", "jurisprudence", "international_law"}
+    assert overlapping_subjects("mmlu", ["arc_easy"]) == ()
+    assert overlapping_subjects("legal_mcq", ["legal_mcq"]) == ()
+    task = load_task(TaskConfig(name="mmlu"), shared_data(), 0, exclude_subjects=subjects)
+    # 14042 less 1534, 108 and 121 rows of the three subjects, less the ill-posed of the others.
+    assert 14042 - 1534 - 108 - 121 - task.dropped <= len(task.report) <= 14042 - 1763
+    assert not set(subjects) & {item.subject for item in task.report + task.selection}
+    law = {item.content for item in load("legal_mcq").train}
+    assert not law & {item.content for item in task.report}
+
+
+def test_the_scorer_brings_its_prompt() -> None:
+    text = load("mmlu", scorer="option_text").report[0]
+    assert text.prompt.endswith("sqrt(18)) over Q.\nAnswer:")
+    assert text.completion == "4"
+    letters = load("arc_easy", scorer="option_letter")
+    assert "\nA. safety goggles\nB. breathing mask\n" in letters.report[1].prompt
+    assert letters.report[1].completion == "B"
+    assert letters.spec.lists_options
+    assert not load("arc_easy").spec.lists_options
+    with pytest.raises(BadInput, match=r"'option_letter' needs \{options\}"):
+        load("mmlu", prompt="{question} ?")
+    with pytest.raises(BadInput, match="'option_text' needs rows with choices"):
+        load("gsm8k", scorer="option_text")
+
+
+def test_limits_give_subsets_and_another_hash() -> None:
+    whole = load("openbookqa")
+    config = TaskConfig(name="openbookqa", max_train_rows=64)
+    small = load_task(config, shared_data(), 0, max_items=20)
+    assert (len(small.train), len(small.selection), len(small.report)) == (64, 20, 20)
+    assert set(small.train) < set(whole.train)
+    assert set(small.report) < set(whole.report)
+    assert small.sha256 != whole.sha256
+    assert load_task(config, shared_data(), 0, max_items=20).sha256 == small.sha256
+    assert load_task(config, shared_data(), 1, max_items=20).sha256 != small.sha256
+
+
+@pytest.mark.parametrize("name", POCKET_TASKS)
+def test_pocket_tasks_need_no_folder(name: str) -> None:
+    task = load_task(TaskConfig(name=name), None, data_seed=0)
+    assert task.train
+    assert task.selection
+    assert task.report
+    assert task.leaks["exact"] == 0
+    assert task.report[0].prompt == task.report[0].question
+    assert task.source == "pocket world"
+    assert task.spec.chance == (None if name == "pocket_gsm" else 0.25)
+
+
+def test_unknown_and_missing_tasks_are_told_with_a_way_out(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"'arc_esay' is not a named task; did you mean 'arc_easy'"):
+        load("arc_esay")
+    with pytest.raises(BadInput, match="For your own data give 'train:'"):
+        load("zzz")
+    with pytest.raises(BadInput, match=r"arc_easy: no such folder"):
+        load_task(TaskConfig(name="arc_easy"), tmp_path, 0)
+
+
+# --- own data -----------------------------------------------------------------------------------
+
+
+def test_own_choices_are_scored_by_text_and_named_by_file(tmp_path: Path) -> None:
+    rows = [{"question": f"q{n}", "choices": ["left", "right"], "answer": n % 2} for n in range(40)]
+    path = own_file(tmp_path / "d.jsonl", rows)
+    task = load_task(TaskConfig(name="mine", train=path), None, 0)
+    assert (task.spec.scorer, task.spec.chance) == ("option_text", 0.5)
+    assert (len(task.train), len(task.selection), len(task.report)) == (32, 4, 4)
+    assert {item.item_id.rsplit("/", 1)[0] for item in task.report} == {"mine/train"}
+    assert [note.split(";")[0] for note in task.notes] == [
+        "mine: no report rows were given",
+        "mine: 4 selection rows were cut from train",
+    ]
+    assert task.source == path
+    lettered = TaskConfig(name="mine", train=path, scorer="option_letter")
+    item = load_task(lettered, None, 0).report[0]
+    assert item.prompt.endswith("\nA. left\nB. right\nAnswer:")
+    assert item.completion in ("A", "B")
+
+
+@pytest.mark.parametrize(
+    ("row", "scorer", "prompt"),
+    [
+        ({"prompt": "p{n}", "completion": "c{n}"}, "loss", "p7"),
+        ({"text": "t{n}"}, "loss", ""),
+        ({"instruction": "i{n}", "input": "x", "output": "o{n}"}, "loss", "i7\n\nx\n\n"),
+        ({"question": "q{n}", "answer": "so #### {n}"}, "number", "Question: q7\nAnswer:"),
+        ({"question": "q{n}", "answer": "a{n}"}, "loss", "Question: q7\nAnswer:"),
+    ],
+)
+def test_own_rows_are_scored_by_what_they_allow(
+    tmp_path: Path, row: dict[str, str], scorer: str, prompt: str
+) -> None:
+    rows = [{k: v.replace("{n}", str(n)) for k, v in row.items()} for n in range(30)]
+    paths = {
+        name: own_file(tmp_path / f"{name}.jsonl", rows[start:stop])
+        for name, start, stop in [("train", 0, 7), ("selection", 20, 30), ("report", 7, 20)]
+    }
+    task = load_task(TaskConfig(name="mine", **paths), None, 0)
+    assert task.spec.scorer == scorer
+    assert task.report[0].item_id == "mine/report/1"
+    assert task.report[0].prompt == prompt
+    assert (len(task.train), len(task.selection), len(task.report)) == (7, 10, 13)
+
+
+def test_own_conversations_keep_their_turns(tmp_path: Path) -> None:
+    turns = [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "ho"},
+    ]
+    rows: list[dict[str, object]] = [{"messages": [*turns[:2], turns[2] | {"content": f"ho{n}"}]}
+                                     for n in range(20)]  # fmt: skip
+    path = own_file(tmp_path / "d.jsonl", rows)
+    task = load_task(TaskConfig(name="mine", train=path), None, 0)
+    assert [m.role for m in task.report[0].messages] == ["system", "user", "assistant"]
+    assert task.report[0].completion.startswith("ho")
+    with pytest.raises(BadInput, match="'prompt' does not apply to rows of messages"):
+        load_task(TaskConfig(name="mine", train=path, prompt="{x}"), None, 0)
+
+
+def test_a_prompt_template_takes_any_field_and_evaluates_nothing(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"question": f"q{n}", "passage": "{question.__class__}", "answer": f"a{n}", "n": n}
+        for n in range(20)
+    ]
+    path = own_file(tmp_path / "d.jsonl", rows)
+    config = TaskConfig(name="mine", train=path, prompt="{passage} | {question} {n}:\n{}")
+    item = load_task(config, None, 0).train[0]
+    number = item.item_id.rsplit("/", 1)[1]
+    place = int(number) - 1
+    assert item.prompt == f"{{question.__class__}} | q{place} {place}:\n{{}}"
+    with pytest.raises(BadInput, match=r"names \{passsage\}.*fields: question, passage, answer"):
+        load_task(config.model_copy(update={"prompt": "{passsage}"}), None, 0)
+
+
+def test_a_scorer_that_the_rows_do_not_allow_is_refused(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"prompt": "p", "completion": "five"}] * 20
+    path = own_file(tmp_path / "d.jsonl", rows)
+    with pytest.raises(BadInput, match=r"mine/train/1: scorer 'number' found no number.*'five'"):
+        load_task(TaskConfig(name="mine", train=path, scorer="number"), None, 0)
+    with pytest.raises(BadInput, match="give files or 'hub', not both"):
+        load_task(TaskConfig(name="mine", train=path, hub="a/b"), None, 0)
+
+
+def test_a_megabyte_in_one_cell_is_a_row_like_any_other(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {
+            "prompt": f"p{n}",
+            "completion": "</script><img onerror=1>\u202e" + "x" * 1_000_000 * (n == 3),
+        }
+        for n in range(20)
+    ]
+    path = own_file(tmp_path / "d.jsonl", rows)
+    task = load_task(TaskConfig(name="mine", train=path), None, 0)
+    lengths = [len(i.completion) for i in task.train + task.selection + task.report]
+    assert max(lengths) > 1_000_000
+    assert len(lengths) == 20
