@@ -1,6 +1,7 @@
 """The study file at the door: YAML in; a checked ``StudyConfig``, or every fault with its line."""
 
 import difflib
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from pydantic_core import ErrorDetails
 from rankscope.config.overrides import OVERRIDE, apply_override
 from rankscope.config.schema import LORA_ONLY, StudyConfig, section_at
 from rankscope.config.section import LocalPath, Section, printable, shown
-from rankscope.config.yaml_nodes import Location, PlainValues, compose, dump, is_scalar_at, mark_at
+from rankscope.config.yaml_nodes import Location, PlainValues, compose, dump, is_list_at, mark_at
 from rankscope.errors import BadInput
 
 MAX_BYTES = 2**20
@@ -80,8 +81,9 @@ def read_nodes(path: Path) -> yaml.MappingNode:
         raise BadInput(f"{path}{line}: not valid YAML: {said}{hint}") from error
     except yaml.reader.ReaderError as error:
         line_number = text.count("\n", 0, error.position) + 1
+        found = chr(error.character)
         raise BadInput(
-            f"{path}:{line_number}: character {error.character!r} is not allowed in YAML: remove it"
+            f"{path}:{line_number}: character {found!r} is not allowed in YAML: remove it"
         ) from error
     except yaml.YAMLError as error:
         raise BadInput(f"{path}: not valid YAML: {error}") from error
@@ -162,7 +164,7 @@ def described(root: yaml.Node, details: ErrorDetails) -> str:
 def as_written_place(root: yaml.Node, location: Location) -> str:
     """``arms.0.rank`` for a single value, though it was checked as a list of one."""
     written = location
-    if location and isinstance(location[-1], int) and is_scalar_at(root, location[:-1]):
+    if location and isinstance(location[-1], int) and not is_list_at(root, location[:-1]):
         written = location[:-1]
     return ".".join(printable(part) for part in written) or "study"
 
@@ -229,3 +231,18 @@ def absolute(text: str, start: Path) -> str:
         path = path.expanduser()
     # normpath rather than resolve: a linked data folder keeps the name its owner gave it.
     return os.path.normpath(start / path)
+
+
+def study_json_schema() -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of the study file, short forms included."""
+    schema = StudyConfig.model_json_schema()
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "Rankscope study file",
+    }
+
+
+def published_schema() -> str:
+    """The JSON schema of the study file as published in docs/study.schema.json."""
+    return json.dumps(study_json_schema(), indent=2, ensure_ascii=False) + "\n"

@@ -270,6 +270,7 @@ class SpectraConfig(Section):
     """Weight spectra of every trial."""
 
     enabled: bool = True
+    """Analyze every trial's weights; ``false`` saves the time."""
     top_k: int | None = Field(None, ge=1)
     """Singular vectors compared; by default min(500, smaller dimension / 4)."""
     intruder_k: int = Field(10, ge=1)
@@ -282,8 +283,11 @@ class ObjectiveConfig(Section):
     """What the recommendation trades off; weights are relative."""
 
     in_domain: float = Field(1.0, ge=0)
+    """Weight of the gain on the training task."""
     retention: float = Field(1.0, ge=0)
+    """Weight of what was forgotten: the mean fall over the retention tasks."""
     cost: float = Field(0.0, ge=0)
+    """Weight of what training and storing the arm costs."""
     margin: float = Field(0.02, gt=0, lt=1)
     """Two arms are equally good when their scores differ by less, as a share of 1."""
     max_forgetting: float | None = Field(None, ge=0, le=1)
@@ -294,12 +298,15 @@ class StudyConfig(Section):
     """One study file."""
 
     name: Name
+    """Name of the study in reports."""
     model: ModelConfig
+    """The base model; a text is a short form: ``pocket``, ``./folder``, ``owner/name``."""
     data_dir: PathText = None
     """Folder with ``<task>/{train,validation,test}.jsonl`` for the named tasks; else the hub."""
     tasks: list[TaskConfig] = Field(min_length=1)
     """Training tasks: every arm is trained on each."""
     arms: list[ArmConfig] = Field(min_length=1)
+    """Methods with their grids; points that two arms share are one trial."""
     seeds: Annotated[
         list[Seed],
         BeforeValidator(as_list, json_schema_input_type=Seed | list[Seed]),
@@ -307,9 +314,13 @@ class StudyConfig(Section):
     ] = [0, 1, 2]
     """One trial per seed: row order and adapter initialization."""
     train: TrainConfig = TrainConfig()
+    """The training protocol."""
     evaluate: EvaluateConfig = EvaluateConfig()
+    """What each trial and the base are scored on."""
     spectra: SpectraConfig = SpectraConfig()
+    """The analysis of what the weights became."""
     objective: ObjectiveConfig = ObjectiveConfig()
+    """What the recommendation trades off."""
     device: Annotated[
         str, AfterValidator(matching(DEVICE_PATTERN, "auto, cpu, mps, cuda or cuda:0"))
     ] = "auto"
@@ -317,17 +328,25 @@ class StudyConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The base's dtype; adapters and optimizer state are always float32."""
     max_pack: int | None = Field(None, ge=1)
-    """Most LoRA trials trained together; by default what memory allows."""
+    """Most LoRA trials trained together; by default 16."""
     data_seed: Seed = 0
     """Seed of the splits and of ``max_items``; not a trial axis."""
 
     @model_validator(mode="after")
     def distinct_tasks(self) -> Self:
-        """Training tasks carry different names."""
+        """A name stands for one training task, and for one description of a task."""
         names = [task.name for task in self.tasks]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"training task {repeated[0]!r} stands twice: give each its own name")
+        defined = {task.name: task for task in self.tasks}
+        for task in [*self.evaluate.cross_domain, *self.evaluate.retention]:
+            first = defined.setdefault(task.name, task)
+            if task not in (first, TaskConfig(name=task.name)):
+                raise ValueError(
+                    f"task {task.name!r} is described twice, differently: describe it where it "
+                    "first stands and give its name alone after that, or choose another name"
+                )
         return self
 
     @model_validator(mode="after")
@@ -373,13 +392,3 @@ def as_section(annotation: Any) -> type[Section] | None:
     """The annotation itself where it is a section."""
     is_section = isinstance(annotation, type) and issubclass(annotation, Section)
     return annotation if is_section else None
-
-
-def study_json_schema() -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of the study file, short forms included."""
-    schema = StudyConfig.model_json_schema()
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
-        "title": "Rankscope study file",
-    }

@@ -171,12 +171,12 @@ def mark_at(root: yaml.Node, location: Location, of_key: bool = False) -> yaml.M
     return mark
 
 
-def is_scalar_at(root: yaml.Node, location: Location) -> bool:
-    """Whether a scalar stands exactly at ``location``."""
+def is_list_at(root: yaml.Node, location: Location) -> bool:
+    """Whether a list stands exactly at ``location``."""
     node = root
     for part in location:
         step = child(node, part)
         if step is None:
             return False
         node = step[1]
-    return isinstance(node, yaml.ScalarNode)
+    return isinstance(node, yaml.SequenceNode)

@@ -1,0 +1,193 @@
+"""Presets, examples and the published schema: every shipped study loads and is what it says."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankscope.config.file import dump_study, load_study, published_schema, study_json_schema
+from rankscope.config.presets import PRESETS, model_in_study, study_template
+from rankscope.config.schema import StudyConfig
+from rankscope.errors import BadInput
+from rankscope.trials import make_packs, make_trials
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+
+
+def load_text(text: str, folder: Path) -> StudyConfig:
+    path = folder / "study.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_study(path)
+
+
+def planned(config: StudyConfig) -> int:
+    """Trials of a study; its packs must hold them all."""
+    trials = make_trials(config, "base", {task.name: "data" for task in config.tasks})
+    assert sum(len(pack) for pack in make_packs(trials, config.max_pack)) == len(trials)
+    return len(trials)
+
+
+def test_every_preset_has_its_file_and_every_file_its_preset() -> None:
+    folder = ROOT / "src" / "rankscope" / "config" / "studies"
+    assert {path.stem for path in folder.glob("*.yaml")} == set(PRESETS)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_load_and_are_commented(preset: str, tmp_path: Path) -> None:
+    text = study_template(preset)
+    assert text.startswith("# ")
+    config = load_text(text, tmp_path)
+    # No point is written twice, so what the file asks for is what is trained.
+    assert planned(config) == config.num_asked()
+
+
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "pocket"])
+@pytest.mark.parametrize("model", ["pocket", "./m", "owner/name", "smollm2-135m", "./a: b #c 'd'"])
+def test_a_model_takes_the_place_of_the_presets_own(
+    preset: str, model: str, tmp_path: Path
+) -> None:
+    plain = load_text(study_template(preset), tmp_path)
+    config = load_text(study_template(preset, model), tmp_path)
+    expected = load_text(
+        f"name: x\nmodel: '{model.replace(chr(39), 2 * chr(39))}'\n"
+        "tasks: [a]\narms: [{method: full, lr: 1}]\n",
+        tmp_path,
+    )
+    assert config == plain.model_copy(update={"model": expected.model})
+
+
+@pytest.mark.parametrize("model", ["a b", "../x\nname: y", "", "owner/../name", "a/b/c"])
+def test_text_that_is_no_model_is_refused(model: str) -> None:
+    with pytest.raises(BadInput, match=r"^model: "):
+        study_template("default", model)
+
+
+def test_an_unknown_preset_is_refused_with_what_was_meant() -> None:
+    with pytest.raises(BadInput, match="did you mean 'rank-sanity'"):
+        study_template("rank_sanity")
+    with pytest.raises(BadInput, match="expected one of default, pocket"):
+        study_template("../../etc/passwd")
+
+
+def test_the_pocket_preset_keeps_its_model() -> None:
+    assert study_template("pocket", "pocket") == study_template("pocket")
+    with pytest.raises(BadInput, match="only fits the pocket model"):
+        study_template("pocket", "owner/name")
+
+
+def test_a_folder_is_named_from_the_study_files_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "m").mkdir(parents=True)
+    (tmp_path / "studies").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert model_in_study("models/m", Path("study.yaml")) == "./models/m"
+    assert model_in_study("models/m", Path("studies/study.yaml")) == "../models/m"
+    assert model_in_study("owner/name", Path("study.yaml")) == "owner/name"
+    text = study_template("default", model_in_study("models/m", Path("studies/study.yaml")))
+    config = load_text(text, tmp_path / "studies")
+    assert config.model.path == str(tmp_path / "models" / "m")
+
+
+def test_the_paper_preset_is_the_papers_protocol(tmp_path: Path) -> None:
+    """arXiv 2512.15634: five data sets, r 8 to 128 on q, k, v, o, alpha 2r, full at 5e-5."""
+    config = load_text(study_template("paper"), tmp_path)
+    assert [t.name for t in config.tasks] == ["gsm8k", "mmlu", "medmcqa", "mathqa", "legal_mcq"]
+    lora, full = config.arms
+    assert lora.rank == [8, 16, 32, 64, 128]
+    assert lora.target_names() == ("k_proj", "o_proj", "q_proj", "v_proj")
+    trials = make_trials(config, "b", {task.name: "d" for task in config.tasks})
+    assert {t.alpha / t.rank for t in trials if t.alpha and t.rank} == {2.0}
+    assert full.lr == [5e-5]
+    train = config.train
+    assert (train.epochs, train.batch_size, train.gradient_accumulation) == (3, 2, 4)
+    assert (train.schedule, train.warmup_fraction) == ("linear", 0.1)
+    assert config.spectra.top_k == 500
+
+
+def test_the_pocket_study_has_rank_rate_and_seed_as_axes(tmp_path: Path) -> None:
+    config = load_text(study_template("pocket"), tmp_path)
+    assert config.model.pocket
+    lora = next(arm for arm in config.arms if arm.method == "lora")
+    assert len(lora.rank) > 1
+    assert len(lora.lr) > 1
+    assert len(config.seeds) > 1
+
+
+def test_there_are_examples() -> None:
+    assert {path.stem for path in EXAMPLES} >= {"own-data", "paper-llama", "smollm2-arc"}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_load_plan_and_dump(path: Path, tmp_path: Path) -> None:
+    config = load_study(path)
+    assert 0 < planned(config) <= config.num_asked()
+    assert load_text(dump_study(config), tmp_path) == config
+
+
+def test_the_smollm2_example_asks_what_it_should() -> None:
+    config = load_study(ROOT / "examples" / "smollm2-arc.yaml")
+    assert config.model.cached == "smollm2-135m"
+    assert {arm.method for arm in config.arms} == {"lora", "full"}
+    assert config.arms[0].rank == [2, 8, 32, 128]
+    names = set(config.evaluation_tasks())
+    assert names == {"arc_easy", "arc_challenge", "openbookqa", "piqa", "boolq"}
+
+
+# --- the published schema -----------------------------------------------------------------------
+
+
+def test_the_published_schema_is_up_to_date() -> None:
+    published = ROOT / "docs" / "study.schema.json"
+    assert json.loads(published.read_text("utf-8")) == json.loads(published_schema()), (
+        "docs/study.schema.json is not what the study file's classes say; write it anew with "
+        "'rankscope init --schema > docs/study.schema.json'"
+    )
+
+
+def every_schema(node: Any) -> list[dict[str, Any]]:
+    """All JSON schema objects below a node that describe an object with properties."""
+    found: list[dict[str, Any]] = []
+    if isinstance(node, dict):
+        if "properties" in node:
+            found.append(node)
+        for value in node.values():
+            found += every_schema(value)
+    if isinstance(node, list):
+        for value in node:
+            found += every_schema(value)
+    return found
+
+
+def test_the_schema_explains_every_key_and_forbids_others() -> None:
+    sections = every_schema(study_json_schema())
+    # Study, model, task, arm, train, evaluate, spectra, objective.
+    assert len(sections) == 8
+    for section in sections:
+        assert section["additionalProperties"] is False
+        unexplained = [k for k, v in section["properties"].items() if "description" not in v]
+        assert not unexplained, f"{section['title']}: {unexplained}"
+
+
+def test_the_schema_knows_short_forms() -> None:
+    definitions = study_json_schema()["$defs"]
+    for name in ("ModelConfig", "TaskConfig"):
+        assert definitions[name]["anyOf"][0] == {"type": "string"}
+    rank = definitions["ArmConfig"]["properties"]["rank"]
+    assert [form["type"] for form in rank["anyOf"]] == ["integer", "array"]
+
+
+def test_the_reference_names_every_key() -> None:
+    text = (ROOT / "docs" / "study-file.md").read_text("utf-8")
+    for section in every_schema(study_json_schema()):
+        for key in section["properties"]:
+            assert f"`{key}`" in text, f"docs/study-file.md does not name {key!r}"
+
+
+def test_the_references_smallest_study_loads(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "study-file.md").read_text("utf-8")
+    (smallest,) = [b for b in re.findall(r"```yaml\n(.*?)```", text, re.S) if "name:" in b]
+    assert planned(load_text(smallest, tmp_path)) == 3 * 2 * 3
