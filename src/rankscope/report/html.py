@@ -103,7 +103,12 @@ def sections(view: StudyView) -> list[Section]:
     )
     return [
         Section("first", "", "", tuple(planes[:1])),
-        Section("planes", "Learning against forgetting", "The other tasks.", tuple(planes[1:])),
+        Section(
+            "planes",
+            "Learning against forgetting",
+            "The other tasks, drawn as the first one above.",
+            tuple(planes[1:]),
+        ),
         Section(
             "ranks",
             "How much rank is enough",

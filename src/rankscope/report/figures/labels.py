@@ -10,6 +10,8 @@ from rankscope.report.style import INK
 # Nominal size of the plot, pixels: that beside the answer, the narrowest of a wide screen.
 WIDTH, HEIGHT = 460.0, 350.0
 CHARACTER, LINE, MARKER = 7.0, 15.0, 8.0
+# Plotly pads its axes beyond the outermost point.
+MARGIN = 20.0
 
 
 class Label(NamedTuple):
@@ -64,7 +66,8 @@ def place(
     placed = []
     for label in labels:
         for position, box in _sides(*pixels(label.x, label.y), len(label.text) * CHARACTER):
-            inside = box.left >= 0 and box.right <= WIDTH and box.low >= 0 and box.high <= HEIGHT
+            inside = box.left >= -MARGIN and box.right <= WIDTH + MARGIN
+            inside = inside and box.low >= -MARGIN and box.high <= HEIGHT + MARGIN
             if inside and not any(box.meets(other) for other in taken):
                 taken.append(box)
                 placed.append((label, position))
@@ -87,7 +90,9 @@ def add_labels(figure: go.Figure, placed: Sequence[tuple[Label, str]]) -> None:
     figure.add_scatter(
         x=[label.x for label, _ in placed],
         y=[label.y for label, _ in placed],
-        mode="text",
+        # An invisible marker keeps the text clear of the visible one.
+        mode="markers+text",
+        marker={"size": 14, "opacity": 0},
         text=[label.text for label, _ in placed],
         textposition=[position for _, position in placed],
         textfont={"color": INK.light, "size": 12},

@@ -41,7 +41,7 @@ def draw(view: StudyView, task: str) -> Figure:
         how_to_read="Each point is one arm, the mean over its seeds; right is learned more, up is "
         "forgot less, so the good corner is top right. Crosses are 95 % intervals, lines join the "
         "ranks of one learning rate, the broad grey line is the Pareto front: "
-        "no other arm learned more and forgot less.",
+        "no other arm learned more and forgot less. The ring marks the recommended arm.",
     )
 
 
@@ -154,7 +154,7 @@ def _plot(view: StudyView, task: str, arms: list[ArmSummary]) -> go.Figure:
     chosen = _chosen(view, task, at)
     if chosen is not None:
         _add_ring(figure, at[chosen.label])
-    _add_names(figure, [*([chosen] if chosen else []), *full, *front], chosen, at)
+    _add_names(figure, [*([chosen] if chosen else []), *full, *front], at)
     figure.update_xaxes(axis(f"gain over base, {unit.difference}"))
     figure.update_yaxes(
         axis(f"forgetting, {forgetting.difference} (up: less)", autorange="reversed")
@@ -185,16 +185,12 @@ def _add_points(
     )
 
 
-def _add_names(
-    figure: go.Figure, arms: list[ArmSummary], chosen: ArmSummary | None, at: At
-) -> None:
+def _add_names(figure: go.Figure, arms: list[ArmSummary], at: At) -> None:
     """Name the base and the given arms, most important first, where there is room."""
     labels = []
     for arm in dict.fromkeys(arm.label for arm in arms):
         found = next(a for a in arms if a.label == arm)
         text = "full" if found.rank is None else f"r={found.rank}"
-        if chosen is not None and chosen.label == arm:
-            text += ", recommended"
         labels.append(Label(at[arm][0].value, at[arm][1].value, text))
     ends = [p for pair in at.values() for p in pair]
     known = [[v for v in (p.low, p.value, p.high, 0.0) if v is not None] for p in ends]

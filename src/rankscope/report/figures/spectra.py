@@ -323,7 +323,9 @@ def draw_intruders(view: StudyView, task: str) -> Figure:
         text = f"Intruders per trial, all layers: {each}."
     how = "Leading left singular vectors of the tuned matrix that resemble no base vector, summed "
     how += "over a layer's matrices, mean over seeds. A sign of spread-out change, not a verdict."
-    return Figure(key, title, text, table(columns, rows), figure, how)
+    return Figure(
+        key, title, text, table(columns, rows), figure, how, min_width=150 + 18 * len(layers)
+    )
 
 
 def _by_layer(view: StudyView, arm: ArmSummary) -> dict[int, tuple[float, float]]:

@@ -58,6 +58,7 @@ def draw(view: StudyView, unit: Unit) -> Figure:
         how_to_read="Rows are what was trained on, columns what was tested. Blue is better than "
         "the base, orange worse; in brackets where the 95 % interval includes zero or is unknown.",
         choices=tuple(Choice(text, (i,)) for i, (text, _) in enumerate(layers)),
+        min_width=150 + 56 * len(tests),
     )
 
 
