@@ -18,7 +18,6 @@ from rankscope.data.sources import (
     read_pocket,
 )
 from rankscope.errors import BadInput
-from shared_data import shared_data
 
 ROW = {"prompt": "a", "completion": "b"}
 
@@ -140,10 +139,9 @@ def test_an_unreachable_hub_is_told_with_the_way_out(monkeypatch: pytest.MonkeyP
         read_hub(HubSource("nobody/nothing"))
 
 
-def test_legal_mcq_from_mmlu_is_the_folder_form() -> None:
-    data = shared_data()
-    derived = legal_from_mmlu(read_folder(data / "mmlu"))
-    stored = read_folder(data / "legal_mcq")
+def test_legal_mcq_from_mmlu_is_the_folder_form(data_dir: Path) -> None:
+    derived = legal_from_mmlu(read_folder(data_dir / "mmlu"))
+    stored = read_folder(data_dir / "legal_mcq")
     for split in ("train", "test"):
         assert [r.fields for r in derived[split]] == [r.fields for r in stored[split]]
 

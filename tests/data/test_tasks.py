@@ -1,6 +1,7 @@
 """Named tasks on real rows, and one's own data from file to items."""
 
 import json
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from rankscope.config.schema import TaskConfig
 from rankscope.data.pocket_world import POCKET_TASKS
 from rankscope.data.tasks import NAMED_TASKS, LoadedTask, load_task, overlapping_subjects
 from rankscope.errors import BadInput
-from shared_data import shared_data
 
 # Rows of the files, from SOURCES.md of the data folder: train + validation + test.
 FILE_ROWS = {
@@ -28,9 +28,18 @@ FILE_ROWS = {
 }
 
 
-@lru_cache
-def load(name: str, **options: object) -> LoadedTask:
-    return load_task(TaskConfig(name=name, **options), shared_data(), data_seed=0)
+Load = Callable[..., LoadedTask]
+
+
+@pytest.fixture(scope="module")
+def load(data_dir: Path) -> Load:
+    """``load(name, **options)`` reads a named task once per module."""
+
+    @lru_cache
+    def read(name: str, **options: object) -> LoadedTask:
+        return load_task(TaskConfig(name=name, **options), data_dir, data_seed=0)
+
+    return read
 
 
 def own_file(path: Path, rows: list[dict[str, object]]) -> str:
@@ -44,7 +53,7 @@ def repeated_out(task: LoadedTask) -> int:
 
 
 @pytest.mark.parametrize("name", FILE_ROWS)
-def test_every_row_of_a_named_task_is_used_once_or_accounted_for(name: str) -> None:
+def test_every_row_of_a_named_task_is_used_once_or_accounted_for(name: str, load: Load) -> None:
     task = load(name)
     items = [*task.train, *task.selection, *task.report]
     assert len({item.item_id for item in items}) == len(items)
@@ -58,7 +67,7 @@ def test_every_row_of_a_named_task_is_used_once_or_accounted_for(name: str) -> N
     assert task.source.endswith(NAMED_TASKS[name].folder or name)
 
 
-def test_prompts_as_the_model_sees_them() -> None:
+def test_prompts_as_the_model_sees_them(load: Load) -> None:
     arc = load("arc_easy").report[1]
     assert arc.item_id == "arc_easy/test/2"
     assert arc.prompt == (
@@ -80,7 +89,7 @@ def test_prompts_as_the_model_sees_them() -> None:
     assert all("??" not in item.prompt for item in load("boolq").report)
 
 
-def test_chance_is_the_mean_over_the_report_rows() -> None:
+def test_chance_is_the_mean_over_the_report_rows(load: Load) -> None:
     arc = load("arc_challenge")
     # 1172 rows: 1165 of four options, 4 of three, 3 of five.
     assert arc.spec.chance == pytest.approx((1165 / 4 + 4 / 3 + 3 / 5) / 1172)
@@ -88,12 +97,12 @@ def test_chance_is_the_mean_over_the_report_rows() -> None:
     assert load("boolq").spec.chance == 0.5
 
 
-def test_training_on_law_takes_the_law_subjects_out_of_mmlu() -> None:
+def test_training_on_law_takes_the_law_subjects_out_of_mmlu(load: Load, data_dir: Path) -> None:
     subjects = overlapping_subjects("mmlu", ["arc_easy", "legal_mcq"])
     assert set(subjects) == {"professional_law", "jurisprudence", "international_law"}
     assert overlapping_subjects("mmlu", ["arc_easy"]) == ()
     assert overlapping_subjects("legal_mcq", ["legal_mcq"]) == ()
-    task = load_task(TaskConfig(name="mmlu"), shared_data(), 0, exclude_subjects=subjects)
+    task = load_task(TaskConfig(name="mmlu"), data_dir, 0, exclude_subjects=subjects)
     # 14042 less 1534, 108 and 121 rows of the three subjects, less the ill-posed of the others.
     assert 14042 - 1534 - 108 - 121 - task.dropped <= len(task.report) <= 14042 - 1763
     assert not set(subjects) & {item.subject for item in task.report + task.selection}
@@ -101,7 +110,7 @@ def test_training_on_law_takes_the_law_subjects_out_of_mmlu() -> None:
     assert not law & {item.content for item in task.report}
 
 
-def test_the_scorer_brings_its_prompt() -> None:
+def test_the_scorer_brings_its_prompt(load: Load) -> None:
     text = load("mmlu", scorer="option_text").report[0]
     assert text.prompt.endswith("sqrt(18)) over Q.\nAnswer:")
     assert text.completion == "4"
@@ -116,16 +125,16 @@ def test_the_scorer_brings_its_prompt() -> None:
         load("gsm8k", scorer="option_text")
 
 
-def test_limits_give_subsets_and_another_hash() -> None:
+def test_limits_give_subsets_and_another_hash(load: Load, data_dir: Path) -> None:
     whole = load("openbookqa")
     config = TaskConfig(name="openbookqa", max_train_rows=64)
-    small = load_task(config, shared_data(), 0, max_items=20)
+    small = load_task(config, data_dir, 0, max_items=20)
     assert (len(small.train), len(small.selection), len(small.report)) == (64, 20, 20)
     assert set(small.train) < set(whole.train)
     assert set(small.report) < set(whole.report)
     assert small.sha256 != whole.sha256
-    assert load_task(config, shared_data(), 0, max_items=20).sha256 == small.sha256
-    assert load_task(config, shared_data(), 1, max_items=20).sha256 != small.sha256
+    assert load_task(config, data_dir, 0, max_items=20).sha256 == small.sha256
+    assert load_task(config, data_dir, 1, max_items=20).sha256 != small.sha256
 
 
 @pytest.mark.parametrize("name", POCKET_TASKS)
@@ -140,7 +149,7 @@ def test_pocket_tasks_need_no_folder(name: str) -> None:
     assert task.spec.chance == (None if name == "pocket_gsm" else 0.25)
 
 
-def test_unknown_and_missing_tasks_are_told_with_a_way_out(tmp_path: Path) -> None:
+def test_unknown_and_missing_tasks_are_told_with_a_way_out(tmp_path: Path, load: Load) -> None:
     with pytest.raises(BadInput, match=r"'arc_esay' is not a named task; did you mean 'arc_easy'"):
         load("arc_esay")
     with pytest.raises(BadInput, match="For your own data give 'train:'"):
