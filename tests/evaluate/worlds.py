@@ -82,7 +82,7 @@ def choice_item(number: int, prompt: str, choices: tuple[str, ...], answer: int)
 
 
 def choice_items() -> tuple[Item, ...]:
-    """Options of one and many tokens, prefixes of each other, beyond ASCII; prompts of all sizes."""
+    """Options of one and many tokens, prefixes of each other, beyond ASCII; prompts short, long."""
     return (
         choice_item(1, "Question: the cat sat on the\nAnswer:", ("mat", "other mat", "1"), 0),
         choice_item(2, "a", ("1", "18", "182", "1823"), 2),

@@ -1,0 +1,197 @@
+"""Options scored from cached prompts equal a plain model reading one whole option at a time."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import LlamaForCausalLM
+
+from evaluate.worlds import adapter, base, choice_item, choice_items, encoder, lettered, loaded
+from rankscope.config.schema import EvaluateConfig
+from rankscope.data.items import LETTERS, Item
+from rankscope.errors import BadInput
+from rankscope.evaluate import choice
+from rankscope.evaluate.choice import Question, continuation_logprobs, encode_choices, make_chunks
+from rankscope.evaluate.suite import evaluate_task
+from rankscope.models.adapter_io import save_adapter
+from rankscope.models.base import Base
+from rankscope.records import BASE, ItemResult, TrialSpec
+
+
+def plain_model(engine: Base) -> LlamaForCausalLM:
+    """The engine's weights in a stock model with stock attention."""
+    # The configuration carries the attention in use, so the two must not share one.
+    model = LlamaForCausalLM(copy.deepcopy(engine.model.config)).eval()
+    state = {name: p for name, p in engine.model.state_dict().items() if "lora" not in name}
+    model.load_state_dict({n.replace(".linear.", "."): p for n, p in state.items()})
+    model.set_attn_implementation("sdpa")
+    return model
+
+
+@torch.no_grad()
+def one_at_a_time(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> float:
+    """log p(answer | prompt): one row, one forward pass, no cache."""
+    logprobs = model(torch.tensor([[*prompt, *answer]])).logits[0].double().log_softmax(-1)
+    return sum(float(logprobs[len(prompt) + step - 1, token]) for step, token in enumerate(answer))
+
+
+def reference(model: torch.nn.Module, item: Item, answers: tuple[str, ...]) -> list[float]:
+    coder = encoder()
+    prompt = coder.prompt_ids(item)
+    return [one_at_a_time(model, prompt, coder.answer_ids(answer, item)) for answer in answers]
+
+
+def score(
+    engine: Base, task_items: tuple[Item, ...], scorer: str, prompt: str, batch_tokens: int = 64
+) -> dict[str | None, list[ItemResult]]:
+    slots = {None: BASE, **{slot: slot for slot in engine.pack.adapters}}
+    settings = EvaluateConfig(batch_tokens=batch_tokens)
+    task = loaded(task_items, scorer, prompt)
+    found = evaluate_task(engine, encoder(), task, "report", slots, settings)
+    return {slot: items for slot, (_, items) in found.items()}
+
+
+@pytest.mark.parametrize("batch_tokens", [64, 150, 4096])
+def test_option_texts_equal_one_option_at_a_time(batch_tokens: int) -> None:
+    engine = base()
+    results = score(engine, choice_items(), "option_text", "{question}", batch_tokens)[None]
+    model = plain_model(engine)
+    for item, result in zip(choice_items(), results, strict=True):
+        expected = reference(model, item, item.choices)
+        assert result.option_logprobs == pytest.approx(expected, rel=1e-5)
+        assert result.letter_logprobs is None
+        assert item.answer is not None
+        assert result.gold_logprob == result.option_logprobs[item.answer]
+        assert result.prediction == item.choices[int(np.argmax(expected))]
+        assert result.score == float(np.argmax(expected) == item.answer)
+        lengths = tuple(len(encoder().answer_ids(choice, item)) for choice in item.choices)
+        assert result.option_tokens == lengths
+
+
+def test_letters_equal_one_letter_at_a_time() -> None:
+    engine = base()
+    items = lettered(choice_items())
+    prompt = "{question}\n{options}\nAnswer:"
+    by_letter = score(engine, items, "option_letter", prompt)[None]
+    by_text = score(engine, items, "option_text", prompt)[None]
+    model = plain_model(engine)
+    for item, letter, text in zip(items, by_letter, by_text, strict=True):
+        expected = reference(model, item, tuple(LETTERS[: len(item.choices)]))
+        assert letter.letter_logprobs == pytest.approx(expected, rel=1e-5)
+        assert letter.option_logprobs is None
+        assert letter.prediction == item.choices[int(np.argmax(expected))]
+        # A prompt that lists its options serves the letters too, whatever the headline.
+        assert text.letter_logprobs == pytest.approx(expected, rel=1e-5)
+        assert text.option_logprobs == pytest.approx(reference(model, item, item.choices), rel=1e-5)
+
+
+# PEFT asks transformers for a property that is to be renamed.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_every_adapter_equals_its_merged_weights(tmp_path: Path) -> None:
+    engine = base()
+    stock = plain_model(engine)
+    pack = [adapter(engine, rank, seed=rank) for rank in (1, 4, 16)]
+    for member in pack:
+        engine.pack.attach(member)
+    results = score(engine, choice_items(), "option_text", "{question}")
+    for member in pack:
+        folder = tmp_path / member.slot
+        folder.mkdir()
+        trial = TrialSpec(
+            trial_id=member.slot,
+            task="toy",
+            method="lora",
+            rank=member.rank,
+            alpha=member.alpha,
+            lr=1e-3,
+            targets=member.targets,
+            dropout=0.0,
+            seed=0,
+        )
+        save_adapter(member, trial, engine.record, folder)
+        fresh = LlamaForCausalLM(copy.deepcopy(stock.config)).eval()
+        fresh.load_state_dict(stock.state_dict())
+        merged = PeftModel.from_pretrained(fresh, str(folder)).merge_and_unload()
+        for item, result in zip(choice_items(), results[member.slot], strict=True):
+            assert result.option_logprobs == pytest.approx(
+                reference(merged, item, item.choices), rel=1e-4
+            )
+
+
+def test_equal_options_tie_and_the_first_wins() -> None:
+    # Items of the data room never repeat a choice; two texts of one token sequence still may tie.
+    items = tuple(
+        choice_item(answer + 1, "the cat", ("same", "same", "same"), answer) for answer in range(3)
+    )
+    results = score(base(), items, "option_text", "{question}")[None]
+    assert [result.score for result in results] == [1.0, 0.0, 0.0]
+    for result in results:
+        assert len(set(result.option_logprobs)) == 1
+
+
+def test_a_prefix_is_never_less_likely_than_what_it_begins() -> None:
+    item = choice_item(1, "Question: how many?\nAnswer:", ("5", "57", "578"), 1)
+    (result,) = score(base(), (item,), "option_text", "{question}")[None]
+    tokens = [encoder().answer_ids(choice, item) for choice in item.choices]
+    assert tokens[1][: len(tokens[0])] == tokens[0]
+    assert tokens[2][: len(tokens[1])] == tokens[1]
+    assert result.option_logprobs[0] > result.option_logprobs[1] > result.option_logprobs[2]
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "message"),
+    [
+        (("a", ""), 0, "option '' has no tokens"),
+        (("a",), 0, "found 1 choices"),
+        (("a", "b"), None, "answer None"),
+    ],
+)
+def test_unscorable_items_are_refused(
+    choices: tuple[str, ...], answer: int | None, message: str
+) -> None:
+    # The prompt ends in a space, so that the empty option is not even a space of its own.
+    item = Item("toy/test/7", "a ", "a", choices=choices, answer=answer)
+    with pytest.raises(BadInput, match=f"toy/test/7: .*{message}"):
+        encode_choices(encoder(), [item], loaded((item,), "option_text").spec)
+
+
+def test_more_choices_than_letters_are_refused() -> None:
+    item = choice_item(1, "pick", tuple(f"c{n}" for n in range(27)), 0)
+    spec = loaded((item,), "option_letter", "{question}\n{options}").spec
+    with pytest.raises(BadInput, match="27 choices; letters name 26"):
+        encode_choices(encoder(), [item], spec)
+
+
+def test_passes_keep_their_bounds_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "MAX_LOGITS", 300 * 5)  # five kept positions per pass
+    rng = np.random.default_rng(0)
+    questions = [
+        Question(
+            rng.integers(3, 300, rng.integers(1, 30)).tolist(),
+            [rng.integers(3, 300, rng.integers(1, 5)).tolist() for _ in range(3)],
+        )
+        for _ in range(20)
+    ]
+    engine = base()
+    chunks = list(make_chunks(questions, 64, 300, engine.device))
+    assert sorted(position for chunk in chunks for position in chunk.positions) == list(range(20))
+    for chunk in chunks:
+        assert sum(chunk.prompts.lengths) <= 64
+        assert len(chunk.prompts.keep) <= 5
+        for option in chunk.options:
+            assert len(option.batch.keep) <= 5
+    assert max(len(chunk.options) for chunk in chunks) > 1
+    with torch.inference_mode():
+        found = continuation_logprobs(engine, questions, [None], 64)[None]
+    model = plain_model(engine)
+    for question, values in zip(questions, found.values, strict=True):
+        expected = [
+            one_at_a_time(model, list(question.prompt), list(ids)) for ids in question.continuations
+        ]
+        assert values == pytest.approx(expected, rel=1e-5)
+    assert found.num_tokens == sum(
+        len(q.prompt) + sum(len(ids) - 1 for ids in q.continuations) for q in questions
+    )

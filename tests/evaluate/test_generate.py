@@ -1,0 +1,176 @@
+"""The running batch writes, token for token, what transformers' own generation writes."""
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from evaluate.test_choice import plain_model
+from evaluate.worlds import adapter, base, encoder, loaded, tokenizer
+from rankscope.config.schema import EvaluateConfig
+from rankscope.data.items import Item
+from rankscope.errors import BadInput
+from rankscope.evaluate.generate import Limits, encode_prompts, generate, stop_strings
+from rankscope.evaluate.suite import evaluate_task
+from rankscope.models.base import Base
+from rankscope.models.lora import Adapter, delta_weight
+from rankscope.records import BASE
+from tiny_models import base_of
+
+NEW_TOKENS = 40
+
+
+def prompts() -> list[list[int]]:
+    """Twelve prompts of 1 to 45 tokens."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randint(3, 300, (length,), generator=generator).tolist()
+        for length in (5, 1, 30, 12, 3, 45, 8, 8, 2, 21, 17, 9)
+    ]
+
+
+def limits(batch_tokens: int = 4096, **changes: object) -> Limits:
+    settings = {"max_new_tokens": NEW_TOKENS, "context": 256, "stop_ids": frozenset({2})}
+    return Limits(**{**settings, "batch_tokens": batch_tokens, **changes})  # type: ignore[arg-type]
+
+
+def merged(engine: Base, member: Adapter | None) -> PreTrainedModel:
+    """A stock model with s B A added to its weights."""
+    model = plain_model(engine)
+    if member is not None:
+        for name in member.a:
+            weight = model.get_submodule(name).weight
+            weight.data += delta_weight(member, name)
+    return model
+
+
+def stock_generation(model: PreTrainedModel, prompt: list[int], stops: frozenset[int]) -> list[int]:
+    """transformers, one prompt alone; the stop token is taken off."""
+    ids = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+        do_sample=False,
+        max_new_tokens=NEW_TOKENS,
+        eos_token_id=sorted(stops),
+        pad_token_id=0,
+    )[0, len(prompt) :].tolist()
+    return ids[:-1] if ids[-1] in stops else ids
+
+
+@torch.inference_mode()
+def run(engine: Base, slots: list[str | None], bounds: Limits) -> dict[str | None, list[list[int]]]:
+    found = generate(engine, prompts(), slots, bounds)
+    return {slot: [g.ids for g in generations] for slot, generations in found.items()}
+
+
+@pytest.fixture(scope="module")
+def packed() -> tuple[Base, list[Adapter]]:
+    engine = base()
+    pack = [adapter(engine, rank, seed=rank) for rank in (2, 8)]
+    for member in pack:
+        engine.pack.attach(member)
+    return engine, pack
+
+
+@pytest.mark.parametrize("batch_tokens", [4096, 16])
+def test_equals_transformers_token_for_token(
+    packed: tuple[Base, list[Adapter]], batch_tokens: int
+) -> None:
+    """Three models mixed, prompts of all lengths; with 16, sequences wait, enter and leave."""
+    engine, pack = packed
+    slots = [None, *(member.slot for member in pack)]
+    # Tokens that do come up, so that sequences end at different steps.
+    free = run(engine, slots, limits())
+    stops = frozenset({2, *(ids[k] for k, ids in enumerate(free[None]))})
+    found = run(engine, slots, limits(batch_tokens, stop_ids=stops))
+    for member in (None, *pack):
+        slot = member.slot if member else None
+        model = merged(engine, member)
+        expected = [stock_generation(model, prompt, stops) for prompt in prompts()]
+        assert found[slot] == expected
+    lengths = {len(ids) for ids in found[None]}
+    assert len(lengths) > 3
+    assert found[None] != found[pack[0].slot]
+
+
+def test_company_changes_nothing(packed: tuple[Base, list[Adapter]]) -> None:
+    engine, pack = packed
+    slots = [None, *(member.slot for member in pack)]
+    together = run(engine, slots, limits(32))
+    for slot in slots:
+        assert run(engine, [slot], limits()) == {slot: together[slot]}
+
+
+@torch.inference_mode()
+def test_stop_strings_cut_the_text_and_end_the_sequence() -> None:
+    engine = base()
+    free = generate(engine, prompts(), [None], limits())[None]
+    pairs = [g.text[k : k + 2] for g in free for k in range(3, len(g.text) - 1)]
+    stop = next(pair for pair in pairs if "\ufffd" not in pair)
+    found = generate(engine, prompts(), [None], limits(stop_strings=(stop,)))[None]
+    assert [g.text for g in found] == [g.text.partition(stop)[0] for g in free]
+    for before, after in zip(free, found, strict=True):
+        if stop in before.text:
+            assert after.stopped
+            # It ended with the token that completed the string.
+            written = tokenizer().decode(after.ids)
+            assert stop in written
+            assert stop not in tokenizer().decode(after.ids[:-1])
+        else:
+            assert after.ids == before.ids
+    assert any(stop in g.text for g in free)
+
+
+@torch.inference_mode()
+def test_generation_ends_at_the_context() -> None:
+    engine = base()
+    long = [7] * 250
+    (found,) = generate(engine, [long], [None], limits(stop_ids=frozenset()))[None]
+    assert len(found.ids) == 6
+    assert not found.stopped
+    for prompt in ([], [7] * 256):
+        with pytest.raises(ValueError, match="expected 1 to 255"):
+            generate(engine, [prompt], [None], limits())
+
+
+@torch.inference_mode()
+def test_finished_rows_stay_inside_learned_positions() -> None:
+    """GPT-2 has a table of positions: a finished row that runs on must not read past its end."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=300, n_positions=32, n_embd=32, n_layer=1, n_head=2)
+    engine = base_of(GPT2LMHeadModel(config).eval(), tokenizer())
+    rows = [[5] * 31, *([n + 3] for n in range(20))]
+    bounds = limits(context=32, max_new_tokens=20, stop_ids=frozenset())
+    found = generate(engine, rows, [None], bounds)[None]
+    assert [len(g.ids) for g in found] == [1] + [20] * 20
+
+
+def test_stop_strings_come_from_plain_prompts() -> None:
+    item = Item("toy/test/1", "Question: 1\nAnswer:", "1", reference="1")
+    spec = loaded((item,), "number", "Question: {question}\nAnswer:").spec
+    assert stop_strings(encoder(), spec) == ("\nQuestion:",)
+    assert stop_strings(encoder(), loaded((item,), "number", "{question}").spec) == ()
+
+
+def test_an_item_without_gold_answer_is_refused() -> None:
+    item = Item("toy/test/1", "a", " ")
+    with pytest.raises(BadInput, match="toy/test/1: no gold answer"):
+        encode_prompts(encoder(), [item])
+
+
+def test_scores_follow_from_what_was_written() -> None:
+    """Gold answers taken from the model's own text are right, others are wrong."""
+    engine = base()
+    plain = [Item(f"toy/test/{n}", word, "1", reference="1") for n, word in enumerate("abcdefgh")]
+    settings = EvaluateConfig(max_new_tokens=12)
+    task = loaded(tuple(plain), "exact_match")
+    first = evaluate_task(engine, encoder(), task, "report", {None: BASE}, settings)[None][1]
+    items = tuple(
+        Item(item.item_id, item.prompt, "x", reference=result.generated if n % 2 else "nothing")
+        for n, (item, result) in enumerate(zip(plain, first, strict=True))
+    )
+    record, results = evaluate_task(
+        engine, encoder(), loaded(items, "exact_match"), "report", {None: BASE}, settings
+    )[None]
+    assert [result.score for result in results] == [0.0, 1.0] * 4
+    assert (record.metric, record.score) == ("exact_match", 0.5)
+    assert record.num_tokens >= sum(len(encoder().prompt_ids(item)) for item in items)
