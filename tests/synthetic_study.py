@@ -115,10 +115,10 @@ def synthetic_study(truth: Truth | None = None, seed: int = 0) -> StudyRecords:
             for spec, true_score in zip((None, *specs), true_scores, strict=True):
                 # The draws are made for failed trials too, so that a failure changes nothing else.
                 scores = _scores(rng, truth, true_score, difficulty)
-                if spec is not None and _is_absent(truth, spec, name):
-                    continue
                 key = (BASE if spec is None else spec.trial_id, name, split)
-                items[key], evals[key] = _evaluation(rng, truth, key, scores)
+                found = _evaluation(rng, truth, key, scores)
+                if spec is None or not _is_absent(truth, spec, name):
+                    items[key], evals[key] = found
     trials = tuple(_trial(rng, truth, spec) for spec in specs)
     return StudyRecords(
         name="synthetic",

@@ -1,0 +1,301 @@
+"""The decision on studies whose truth is known, and on studies that lack almost everything."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+
+import pytest
+
+from rankscope.advise.recommend import recommend
+from rankscope.records import BASE, Reason, Recommendation, StudyRecords, TaskAdvice
+from synthetic_study import Truth, synthetic_study
+
+
+def advise(truth: Truth, seed: int = 0) -> TaskAdvice:
+    (advice,) = recommend(synthetic_study(truth, seed)).advice
+    return advice
+
+
+def texts(advice: TaskAdvice, kind: str) -> str:
+    return "\n".join(r.text for r in advice.reasons if r.kind == kind)
+
+
+def first(advice: TaskAdvice, kind: str) -> Reason:
+    return next(r for r in advice.reasons if r.kind == kind)
+
+
+def step_at_16(rank: int | None, lr: float) -> float:
+    return 0.9 if rank is None or rank >= 16 else 0.6
+
+
+STEP = Truth(ranks=(4, 8, 16, 32), accuracy=step_at_16, forgetting=lambda rank, lr: 0.03)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_step_at_16_is_found(seed: int) -> None:
+    advice = advise(STEP, seed)
+    assert (advice.decision, advice.confidence) == ("use", "firm")
+    assert advice.chosen is not None
+    # 32 is as good as 16; noise on the selection split may put 16 beyond the margin.
+    assert advice.chosen.rank in (16, 32)
+
+
+def test_the_smallest_rank_within_the_margin_is_chosen_most_of_the_time() -> None:
+    chosen = [advise(STEP, seed).chosen for seed in range(12)]
+    assert sum(c is not None and c.rank == 16 for c in chosen) >= 9
+
+
+def test_where_the_rank_does_not_matter_the_smallest_is_chosen_most_of_the_time() -> None:
+    flat = Truth(
+        ranks=(4, 8, 16, 32),
+        accuracy=lambda rank, lr: 0.7,
+        forgetting=lambda rank, lr: 0.0,
+        num_items=3000,
+        seed_spread=0.003,
+    )
+    found = [advise(flat, seed) for seed in range(6)]
+    assert all(a.decision == "use" for a in found)
+    # Noise in the best of five utilities passes the margin of .02 now and then.
+    assert sum(a.chosen is not None and a.chosen.rank == 4 for a in found) >= 4
+    assert "rank hardly matters" in texts(found[0], "sign")
+    assert "smallest rank tried" in texts(found[0], "limit")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_base_better_than_every_arm_is_kept(seed: int) -> None:
+    advice = advise(Truth(base_accuracy=0.6, accuracy=lambda rank, lr: 0.5), seed)
+    assert (advice.decision, advice.confidence) == ("do_not_fine_tune", "firm")
+    assert advice.chosen is None
+    assert "worse than the base" in texts(advice, "sign")
+
+
+def test_no_gain_is_rarely_called_one() -> None:
+    nothing = Truth(base_accuracy=0.6, accuracy=lambda rank, lr: 0.6, num_items=200)
+    decisions = [advise(nothing, seed).decision for seed in range(20)]
+    # The test errs one time in twenty; two arms may be tried.
+    assert sum(d in ("use", "use_full") for d in decisions) <= 3
+    assert "do_not_fine_tune" in decisions
+
+
+def test_a_saturated_base_is_named() -> None:
+    advice = advise(Truth(base_accuracy=0.98, accuracy=lambda rank, lr: 0.98))
+    assert advice.decision == "do_not_fine_tune"
+    assert "left to gain" in texts(advice, "sign")
+
+
+def test_full_fine_tuning_is_recommended_only_where_lora_is_clearly_worse() -> None:
+    worse = advise(Truth(accuracy=lambda rank, lr: 0.9 if rank is None else 0.5))
+    assert worse.decision == "use_full"
+    assert worse.chosen is not None
+    assert worse.chosen.rank is None
+    alike = advise(Truth(accuracy=lambda rank, lr: 0.9, forgetting=lambda rank, lr: 0.0))
+    assert alike.decision == "use"
+    assert "full fine-tuning" in texts(alike, "full")
+    lora_failed = advise(
+        Truth(failed={(r, 1e-3, s): "diverged" for r in (2, 8, 32) for s in (0, 1, 2)})
+    )
+    assert lora_failed.decision == "use_full"
+
+
+def test_the_learning_rate_is_chosen_for_each_rank() -> None:
+    best = {4: 2e-3, 32: 5e-4}
+
+    def accuracy(rank: int | None, lr: float) -> float:
+        return 0.3 if rank is None else (0.9 if rank == 32 else 0.7) - 0.3 * (lr != best[rank])
+
+    advice = advise(Truth(ranks=(4, 32), lrs=(5e-4, 1e-3, 2e-3), accuracy=accuracy, full_lrs=()))
+    assert advice.chosen is not None
+    assert (advice.chosen.rank, advice.chosen.lr) == (32, 5e-4)
+    assert "lowest of the 3 tried" in texts(advice, "limit")
+    assert "one learning rate" not in texts(advice, "limit")
+
+
+def test_forgetting_is_traded_by_the_objective() -> None:
+    truth = Truth(
+        ranks=(2, 32),
+        accuracy=lambda rank, lr: 0.9 if rank is None or rank == 32 else 0.7,
+        forgetting=lambda rank, lr: 0.6 if rank is None or rank == 32 else 0.0,
+    )
+    assert (advise(truth).chosen or pytest.fail("no arm")).rank == 2
+    careless = dataclasses.replace(truth, objective={"retention": 0.0})
+    assert (advise(careless).chosen or pytest.fail("no arm")).rank == 32
+    limited = dataclasses.replace(careless, objective={"retention": 0.0, "max_forgetting": 0.1})
+    assert (advise(limited).chosen or pytest.fail("no arm")).rank == 2
+
+
+def test_more_forgotten_than_gained_is_not_worth_it() -> None:
+    advice = advise(Truth(forgetting=lambda rank, lr: 0.75))
+    assert (advice.decision, advice.confidence) == ("do_not_fine_tune", "firm")
+    assert "no arm is worth it" in advice.headline
+
+
+def test_a_limit_no_arm_keeps_is_said() -> None:
+    advice = advise(Truth(forgetting=lambda rank, lr: 0.2, objective={"max_forgetting": 0.02}))
+    assert advice.decision == "do_not_fine_tune"
+    assert "0.02 allowed" in advice.headline
+
+
+def test_cost_breaks_what_scores_do_not() -> None:
+    truth = Truth(ranks=(2, 32), accuracy=lambda r, lr: 0.9 if r != 2 else 0.85, retention=())
+    assert (advise(truth).chosen or pytest.fail("no arm")).rank == 32
+    dear = dataclasses.replace(truth, objective={"cost": 0.2})
+    assert (advise(dear).chosen or pytest.fail("no arm")).rank == 2
+
+
+def test_one_seed_is_tentative_and_says_so() -> None:
+    advice = advise(Truth(seeds=(0,)))
+    assert (advice.decision, advice.confidence) == ("use", "tentative")
+    assert "rests on 1 seed" in texts(advice, "limit")
+
+
+def test_diverging_seeds_count_against_their_arm() -> None:
+    """r = 32 is best where it lives, but two of its three seeds diverge."""
+    truth = Truth(
+        ranks=(8, 32),
+        full_lrs=(),
+        accuracy=lambda rank, lr: 0.9 if rank == 32 else 0.8,
+        failed={(32, 1e-3, 0): "diverged", (32, 1e-3, 1): "diverged"},
+    )
+    advice = advise(truth)
+    assert advice.chosen is not None
+    assert advice.chosen.rank == 8
+    assert "2 of 6 trials failed" in texts(advice, "limit")
+    assert {a.rank: a.failed for a in advice.arms} == {8: 0, 32: 2}
+
+
+def test_choosing_does_not_look_at_the_report_split() -> None:
+    study = synthetic_study(Truth(num_items=200))
+    turned = {
+        key: dataclasses.replace(found, scores=found.scores[::-1].copy())
+        if key[2] == "report" and key[0] != BASE and "-32-" in key[0]
+        else found
+        for key, found in study.items.items()
+    }
+    ruined = {
+        key: dataclasses.replace(found, scores=found.scores * 0)
+        if key[2] == "report" and key[0] != BASE and "-2-" in key[0]
+        else found
+        for key, found in study.items.items()
+    }
+    before = first(recommend(study).advice[0], "choice")
+    for items in (turned, ruined):
+        after = recommend(dataclasses.replace(study, items=items)).advice[0]
+        assert first(after, "choice") == before
+
+
+def test_signs_and_limits_of_the_data() -> None:
+    advice = advise(Truth(transfer=lambda rank, lr: -0.3, leaks=10, base_other=0.8, num_items=500))
+    assert "Negative transfer: math falls by" in texts(advice, "sign")
+    assert "10 exact" in texts(advice, "limit")
+    # 10 of 500 report rows are more than one in a hundred.
+    assert advice.confidence == "tentative"
+    assert "one learning rate" in texts(advice, "limit")
+    at_chance = advise(Truth(base_other=0.25, forgetting=lambda rank, lr: 0.0))
+    assert "at chance on general" in texts(at_chance, "limit")
+    assert "not measured" in texts(advise(Truth(retention=())), "limit")
+
+
+def test_ranks_without_order_are_named() -> None:
+    jagged = {2: 0.9, 4: 0.5, 8: 0.9, 16: 0.5, 32: 0.75, 64: 0.7}
+    advice = advise(Truth(ranks=tuple(jagged), accuracy=lambda r, lr: jagged[r or 2], retention=()))
+    assert "No pattern across ranks" in texts(advice, "sign")
+
+
+def test_own_text_is_worded_in_nats() -> None:
+    advice = advise(
+        Truth(
+            metric="log_probability",
+            num_items=60,
+            base_accuracy=0.0,
+            base_other=0.0,
+            accuracy=lambda rank, lr: 0.5,
+            forgetting=lambda rank, lr: 0.0,
+        )
+    )
+    assert advice.decision == "use"
+    everything = advice.headline + "".join(r.text for r in advice.reasons)
+    assert "nats per token" in everything
+    assert "points" not in everything
+    assert "%" not in everything.replace("95 % interval", "").replace("% of the model", "")
+
+
+def strip_selection(study: StudyRecords) -> StudyRecords:
+    kept = {k: v for k, v in study.items.items() if k[2] == "report"}
+    return dataclasses.replace(study, items=kept)
+
+
+def strip_base(study: StudyRecords) -> StudyRecords:
+    kept = {k: v for k, v in study.items.items() if k[0] != BASE}
+    return dataclasses.replace(study, items=kept)
+
+
+def strip_items(study: StudyRecords) -> StudyRecords:
+    return dataclasses.replace(study, items={}, evals={})
+
+
+def all_equal(study: StudyRecords) -> StudyRecords:
+    same = {k: dataclasses.replace(v, scores=v.scores * 0 + 1) for k, v in study.items.items()}
+    return dataclasses.replace(study, items=same)
+
+
+def nothing_run(study: StudyRecords) -> StudyRecords:
+    waiting = tuple(dataclasses.replace(t, status="planned", train=None) for t in study.trials)
+    return strip_items(dataclasses.replace(study, trials=waiting))
+
+
+def only_base(study: StudyRecords) -> StudyRecords:
+    kept = {k: v for k, v in study.items.items() if k[0] == BASE}
+    return dataclasses.replace(study, items=kept, trials=())
+
+
+def no_tasks(study: StudyRecords) -> StudyRecords:
+    return dataclasses.replace(study, trials=(), tasks=(), items={}, evals={})
+
+
+@pytest.mark.parametrize(
+    ("change", "decisions"),
+    [
+        (strip_selection, {"not_decided"}),
+        (strip_base, {"not_decided"}),
+        (strip_items, {"not_decided"}),
+        (all_equal, {"do_not_fine_tune"}),
+        (nothing_run, {"not_decided"}),
+        (only_base, {"not_decided"}),
+        (no_tasks, set()),
+    ],
+)
+@pytest.mark.parametrize("n", [1, 2, 60])
+def test_what_is_missing_never_stops_the_advice(
+    change: Callable[[StudyRecords], StudyRecords], decisions: set[str], n: int
+) -> None:
+    study = change(synthetic_study(Truth(num_items=n, seeds=(0,))))
+    found = recommend(study)
+    if n < 6 and decisions:
+        decisions = {"not_decided"}
+    assert {a.decision for a in found.advice} == decisions
+    undecided = [a for a in found.advice if a.decision == "not_decided"]
+    assert all(a.headline and a.confidence == "none" for a in undecided)
+    assert Recommendation.model_validate_json(found.model_dump_json()) == found
+
+
+def test_every_trial_failed() -> None:
+    failed = {(r, 1e-3, s): "oom" for r in (2, 8, 32) for s in (0, 1, 2)}
+    advice = advise(Truth(failed=failed, full_lrs=()))
+    assert advice.decision == "not_decided"
+    assert "9 failed" in advice.headline
+
+
+def test_too_few_items_cannot_tell_and_say_how_many_would() -> None:
+    advice = advise(Truth(num_items=40, base_accuracy=0.5, accuracy=lambda r, lr: 0.56), seed=1)
+    assert advice.decision == "not_decided"
+    assert "report items" in advice.headline
+
+
+def test_a_recommendation_is_a_pure_function_and_json() -> None:
+    study = synthetic_study(Truth(num_items=80, tasks=("med", "law")))
+    one = recommend(study)
+    assert one == recommend(study)
+    assert [a.task for a in one.advice] == ["med", "law"]
+    body = json.loads(one.model_dump_json())
+    assert all(r["text"].endswith(".") for a in body["advice"] for r in a["reasons"])
+    assert any(arm["on_pareto_front"] for arm in body["advice"][0]["arms"])
