@@ -138,10 +138,10 @@ def test_finished_rows_stay_inside_learned_positions() -> None:
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=300, n_positions=32, n_embd=32, n_layer=1, n_head=2)
     engine = base_of(GPT2LMHeadModel(config).eval(), tokenizer())
-    rows = [[5] * 31, *([n + 3] for n in range(20))]
+    rows = [[5] * 20, *([n + 3] for n in range(20))]
     bounds = limits(context=32, max_new_tokens=20, stop_ids=frozenset())
     found = generate(engine, rows, [None], bounds)[None]
-    assert [len(g.ids) for g in found] == [1] + [20] * 20
+    assert [len(g.ids) for g in found] == [12] + [20] * 20
 
 
 def test_stop_strings_come_from_plain_prompts() -> None:
