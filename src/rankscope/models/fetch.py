@@ -7,6 +7,7 @@ downstream sees an ordinary model folder.
 
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -105,7 +106,7 @@ def convert_gguf(gguf: Path, out: Path) -> None:
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32
         )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    except (OSError, ValueError, NotImplementedError) as error:
+    except (OSError, ValueError, NotImplementedError, struct.error) as error:
         raise BadInput(f"{gguf}: not a GGUF model that transformers reads ({error}).") from error
     # The weights are plain floats now: a loader that saw this entry would de-quantize them again,
     # and save_pretrained asks the quantizer whether it can write them.
