@@ -1,0 +1,414 @@
+"""The pocket world: a small, seeded universe of facts and sums that the pocket model lives in.
+
+Every row the embedded study trains on or is scored on comes from here, and so does the text the
+pocket model is pretrained on. Nothing is stored: the world is regenerated, identically, from one
+seed in a fraction of a second, with the standard library alone.
+
+Three kinds of beings carry facts. A *person* has four attributes, all known from pretraining (the
+retention set). A *drug* has two: the drugs of `pocket_med` are new to the model, but a few other
+drugs appear in pretraining so that the words for what drugs do are not themselves new. A legal
+*case* has two: half of the cases of `pocket_law` appear in pretraining, as statements only.
+Sums are running totals ("Balin has 7 gains 5 loses 3"): pretraining shows one to three steps,
+`pocket_gsm` asks for four or five.
+
+Splits of a family are apart. For facts they are apart by entity: a selection item and a report
+item never concern the same person, drug or case. An evaluated item of `pocket_med` or
+`pocket_law` asks a fact that the train split teaches, in a phrasing that the train split never
+uses; an evaluated sum is a problem that appears nowhere else.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
+from typing import Any
+
+Row = dict[str, Any]
+
+WORLD_SEED = 0
+POCKET_TASKS = (
+    "pocket_general",
+    "pocket_cloze",
+    "pocket_med",
+    "pocket_law",
+    "pocket_gsm",
+    "pocket_math",
+)
+POCKET_SPLITS = ("train", "selection", "report")
+
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
+DIGITS = tuple("0123456789")
+PUNCTUATION = ("?", ":", ",", "+", "-", "####")
+
+# Names are two of these 64 words, so single words say nothing about the bearer: a fact is bound
+# to the pair, and new names are made of words the model has known in other company.
+_NAME_STARTS = "Ba Ce Do Fi Gu Ha Je Ko Li Mu Na Pe Ro Si Tu Va".split()
+_NAME_ENDS = "lin ros mek tar".split()
+NAME_WORDS = tuple(start + end for start in _NAME_STARTS for end in _NAME_ENDS)
+
+# kind of being -> attribute -> the values it can take
+ATTRIBUTES: dict[str, dict[str, tuple[str, ...]]] = {
+    "person": {
+        "metal": tuple(
+            "iron copper silver gold tin lead zinc nickel cobalt chrome steel bronze brass "
+            "titanium platinum mercury".split()
+        ),
+        "animal": tuple(
+            "fox wolf bear otter heron eagle horse goat hare lynx seal crow toad moth trout "
+            "mole".split()
+        ),
+        "fruit": tuple(
+            "apple pear plum fig cherry lemon lime mango peach quince olive grape melon banana "
+            "orange papaya".split()
+        ),
+        "trade": tuple(
+            "baker mason tailor weaver smith potter miller sailor farmer hunter painter cooper "
+            "tanner glazier scribe brewer".split()
+        ),
+    },
+    "drug": {
+        "target": tuple(
+            "fever cough gout asthma eczema migraine anemia malaria scurvy angina colic croup "
+            "mumps rabies tetanus ulcer".split()
+        ),
+        "risk": tuple(
+            "nausea rash thirst tremor vertigo insomnia fatigue cramps bleeding swelling "
+            "itching dizziness chills sweating numbness fainting".split()
+        ),
+    },
+    "case": {
+        "charge": tuple(
+            "theft fraud arson libel perjury bribery treason assault forgery piracy smuggling "
+            "burglary trespass slander usury poaching".split()
+        ),
+        "outcome": tuple(
+            "acquittal fine prison probation exile pardon parole appeal mistrial settlement "
+            "damages injunction dismissal caution curfew service".split()
+        ),
+    },
+}
+
+# Two ways to state a fact and three to ask for it; each is a prefix that the value completes.
+_STATEMENTS = (
+    "the {attribute} of {kind} {name} is",
+    "{kind} {name} has the {attribute}",
+)
+_TRAINED_QUESTIONS = (
+    "{attribute} of {kind} {name} ?",
+    "{kind} {name} : {attribute} ?",
+)
+_EVALUATED_QUESTION = "which {attribute} has {kind} {name} ?"
+
+_FRAME_WORDS = tuple(
+    dict.fromkeys(
+        word
+        for template in (*_STATEMENTS, *_TRAINED_QUESTIONS, _EVALUATED_QUESTION)
+        for word in template.split()
+        if word.isalpha()
+    )
+)
+_SUM_WORDS = ("gains", "loses", "total", "what")
+
+NUM_PERSONS = 200
+NUM_DRUGS_NEW = 160
+NUM_DRUGS_OLD = 60
+NUM_CASES = 160
+
+NUM_SUMS_TRAIN = 2000
+NUM_SUMS_EVALUATED = 200
+HARD_STEPS = (4, 5)
+EASY_STEPS = (1, 2, 3)
+LARGEST_NUMBER = 99
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One thing that is so: `kind` `name` has the `attribute` `value`."""
+
+    kind: str
+    name: str
+    attribute: str
+    value: str
+
+    def render(self, template: str) -> str:
+        """The template filled in, without the value: what stands before the answer."""
+        return template.format(kind=self.kind, name=self.name, attribute=self.attribute)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """All facts, grouped by what the model is meant to know of them.
+
+    Each field holds one tuple of facts per entity, in a seeded order.
+    """
+
+    persons: tuple[tuple[Fact, ...], ...]
+    drugs_new: tuple[tuple[Fact, ...], ...]
+    drugs_old: tuple[tuple[Fact, ...], ...]
+    cases: tuple[tuple[Fact, ...], ...]
+
+    @property
+    def cases_stated_in_pretraining(self) -> tuple[tuple[Fact, ...], ...]:
+        """Every second case, so that each split of `pocket_law` holds both sorts."""
+        return self.cases[::2]
+
+
+def _rng(*purpose: object) -> Random:
+    """An independent generator per purpose: adding one draw never shifts the others."""
+    return Random(f"{WORLD_SEED}/" + "/".join(str(part) for part in purpose))
+
+
+@lru_cache(maxsize=1)
+def pocket_world() -> World:
+    """The facts of the world; the same object at every call."""
+    rng = _rng("facts")
+    pairs = [f"{first} {last}" for first, last in itertools.permutations(NAME_WORDS, 2)]
+    names = iter(rng.sample(pairs, NUM_PERSONS + NUM_DRUGS_NEW + NUM_DRUGS_OLD + NUM_CASES))
+
+    def beings(kind: str, count: int) -> tuple[tuple[Fact, ...], ...]:
+        return tuple(
+            tuple(
+                Fact(kind, name, attribute, rng.choice(values))
+                for attribute, values in ATTRIBUTES[kind].items()
+            )
+            for name in itertools.islice(names, count)
+        )
+
+    return World(
+        persons=beings("person", NUM_PERSONS),
+        drugs_new=beings("drug", NUM_DRUGS_NEW),
+        drugs_old=beings("drug", NUM_DRUGS_OLD),
+        cases=beings("case", NUM_CASES),
+    )
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Every token of the world, special tokens first; the index is the token id."""
+    words = itertools.chain(
+        SPECIAL_TOKENS,
+        DIGITS,
+        PUNCTUATION,
+        ATTRIBUTES,
+        *ATTRIBUTES.values(),
+        *(values for kind in ATTRIBUTES.values() for values in kind.values()),
+        NAME_WORDS,
+        _FRAME_WORDS,
+        _SUM_WORDS,
+    )
+    return tuple(dict.fromkeys(words))
+
+
+# --- facts as rows ------------------------------------------------------------------------------
+
+
+def _choices(right: str, candidates: tuple[str, ...] | list[str], rng: Random) -> Row:
+    """Four choices in random order, as the fields `choices` and `answer` of a row."""
+    choices = [right, *rng.sample([other for other in candidates if other != right], 3)]
+    rng.shuffle(choices)
+    return {"choices": choices, "answer": choices.index(right)}
+
+
+def _fact_row(fact: Fact, template: str, rng: Random) -> Row:
+    return {
+        "question": fact.render(template),
+        **_choices(fact.value, ATTRIBUTES[fact.kind][fact.attribute], rng),
+        "subject": fact.attribute,
+    }
+
+
+def _facts_of_split(
+    entities: tuple[tuple[Fact, ...], ...], split: str, *, taught: bool
+) -> list[Fact]:
+    """The facts behind one split.
+
+    Evaluated splits take alternate runs of entities. When the family is `taught` (its facts are
+    what fine-tuning is for) training covers all of them; otherwise (retention) half of the
+    entities are kept for training, for replay, and the evaluated splits share the rest.
+    """
+    evaluated = entities if taught else entities[len(entities) // 2 :]
+    middle = len(evaluated) // 2
+    chosen = {
+        "train": entities if taught else entities[: len(entities) // 2],
+        "selection": evaluated[:middle],
+        "report": evaluated[middle:],
+    }[split]
+    return list(itertools.chain.from_iterable(chosen))
+
+
+def _fact_rows(task: str, split: str) -> list[Row]:
+    world = pocket_world()
+    entities = {
+        "pocket_general": world.persons,
+        "pocket_cloze": world.persons,
+        "pocket_med": world.drugs_new,
+        "pocket_law": world.cases,
+    }[task]
+    if task == "pocket_cloze":
+        templates: tuple[str, ...] = _STATEMENTS[:1]
+    elif split == "train":
+        templates = _TRAINED_QUESTIONS
+    else:
+        templates = (_EVALUATED_QUESTION,)
+    rng = _rng(task, split)
+    facts = _facts_of_split(entities, split, taught=task in ("pocket_med", "pocket_law"))
+    rows = [_fact_row(fact, template, rng) for fact in facts for template in templates]
+    rng.shuffle(rows)
+    return rows
+
+
+# --- sums as rows -------------------------------------------------------------------------------
+
+
+def _running_total(num_steps: int, rng: Random) -> Row:
+    """A story of gains and losses; the answer shows every total on the way to the last."""
+    total = rng.randint(5, 40)
+    story = [f"{rng.choice(NAME_WORDS)} has {total}"]
+    totals = []
+    for _ in range(num_steps):
+        amount = rng.randint(1, 9)
+        gains = total + amount <= LARGEST_NUMBER and (amount > total or rng.random() < 0.5)
+        total += amount if gains else -amount
+        story.append(f"{'gains' if gains else 'loses'} {amount}")
+        totals.append(str(total))
+    return {
+        "question": " ".join([*story, "total ?"]),
+        "answer": f"{', '.join(totals)} #### {total}",
+    }
+
+
+@lru_cache(maxsize=1)
+def _hard_sums() -> dict[str, list[Row]]:
+    """Distinct four- and five-step problems, the evaluated ones drawn first."""
+    rng = _rng("hard sums")
+    distinct: dict[str, Row] = {}
+    while len(distinct) < 2 * NUM_SUMS_EVALUATED + NUM_SUMS_TRAIN:
+        row = _running_total(rng.choice(HARD_STEPS), rng)
+        distinct[row["question"]] = row
+    rows = list(distinct.values())
+    return {
+        "selection": rows[:NUM_SUMS_EVALUATED],
+        "report": rows[NUM_SUMS_EVALUATED : 2 * NUM_SUMS_EVALUATED],
+        "train": rows[2 * NUM_SUMS_EVALUATED :],
+    }
+
+
+@lru_cache(maxsize=1)
+def _math_problems() -> dict[str, list[tuple[int, str, int]]]:
+    """Every a + b and a - b with b of up to 29 and a result in 0..99, split once."""
+    problems = [
+        (a, sign, b)
+        for a in range(10, LARGEST_NUMBER + 1)
+        for b in range(2, 30)
+        for sign in "+-"
+        if 0 <= (a + b if sign == "+" else a - b) <= LARGEST_NUMBER
+    ]
+    _rng("math problems").shuffle(problems)
+    return {
+        "selection": problems[:NUM_SUMS_EVALUATED],
+        "report": problems[NUM_SUMS_EVALUATED : 2 * NUM_SUMS_EVALUATED],
+        "train": problems[2 * NUM_SUMS_EVALUATED :],
+    }
+
+
+def _math_row(problem: tuple[int, str, int], rng: Random) -> Row:
+    a, sign, b = problem
+    right = a + b if sign == "+" else a - b
+    # Near misses: a digit off by one or two, and the forgotten carry.
+    near = [right + off for off in (-11, -10, -9, -2, -1, 1, 2, 9, 10, 11)]
+    candidates = [str(number) for number in near if 0 <= number <= LARGEST_NUMBER]
+    return {
+        "question": f"what is {a} {sign} {b} ?",
+        **_choices(str(right), candidates, rng),
+        "subject": "addition" if sign == "+" else "subtraction",
+    }
+
+
+# --- the public face ----------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=len(POCKET_TASKS) * len(POCKET_SPLITS))
+def _rows(task: str, split: str) -> tuple[Row, ...]:
+    if task == "pocket_gsm":
+        return tuple(_hard_sums()[split])
+    if task == "pocket_math":
+        rng = _rng(task, split)
+        return tuple(
+            _math_row(problem, rng) for problem in _math_problems()[split][:NUM_SUMS_TRAIN]
+        )
+    return tuple(_fact_rows(task, split))
+
+
+def pocket_rows(task: str, split: str) -> list[Row]:
+    """The rows of one split of one family, always the same and in the same order.
+
+    Multiple choice rows are `{"question": str, "choices": [4 str], "answer": 0-based int,
+    "subject": str}`; rows of `pocket_gsm` are `{"question": str, "answer": str}` where the answer
+    ends in `#### <number>`. The list and the rows are the caller's own to change.
+
+    Raises:
+        ValueError: if the task or the split is unknown; the message lists the known ones.
+    """
+    if task not in POCKET_TASKS:
+        raise ValueError(f"unknown pocket task {task!r}; expected one of {list(POCKET_TASKS)}")
+    if split not in POCKET_SPLITS:
+        raise ValueError(f"unknown split {split!r}; expected one of {list(POCKET_SPLITS)}")
+    return [
+        {key: list(value) if isinstance(value, list) else value for key, value in row.items()}
+        for row in _rows(task, split)
+    ]
+
+
+def easy_sums(count: int, seed: int) -> list[Row]:
+    """Rows like those of `pocket_gsm`, of one to three steps: what pretraining teaches."""
+    rng = _rng("easy sums", seed)
+    return [_running_total(rng.choice(EASY_STEPS), rng) for _ in range(count)]
+
+
+# Shares of the pretraining documents, in percent. Statements outweigh questions: a statement is
+# what the cloze task asks for and it is the form that law knowledge has, too.
+CORPUS_MIXTURE = {
+    "person stated": 28,
+    "person asked": 24,
+    "old drug": 8,
+    "known case stated": 8,
+    "easy sum": 18,
+    "math": 14,
+}
+
+
+def pretraining_corpus(seed: int, num_documents: int) -> Iterator[str]:
+    """Documents of the pretraining mixture, one short text each, without special tokens.
+
+    Args:
+        seed: chooses the order and the sums; the facts are the world's and do not change.
+        num_documents: how many to yield.
+    """
+    world = pocket_world()
+    rng = _rng("corpus", seed)
+    persons = list(itertools.chain.from_iterable(world.persons))
+    old_drugs = list(itertools.chain.from_iterable(world.drugs_old))
+    known_cases = list(itertools.chain.from_iterable(world.cases_stated_in_pretraining))
+    questions = (*_TRAINED_QUESTIONS, _EVALUATED_QUESTION)
+    facts: dict[str, tuple[list[Fact], tuple[str, ...]]] = {
+        "person stated": (persons, _STATEMENTS),
+        "person asked": (persons, questions),
+        "old drug": (old_drugs, _STATEMENTS + questions),
+        "known case stated": (known_cases, _STATEMENTS),
+    }
+    sources = list(CORPUS_MIXTURE)
+    weights = list(CORPUS_MIXTURE.values())
+    known_math = _math_problems()["train"]
+    for source in rng.choices(sources, weights, k=num_documents):
+        if source == "easy sum":
+            row = _running_total(rng.choice(EASY_STEPS), rng)
+            yield f"{row['question']} {row['answer']}"
+        elif source == "math":
+            row = _math_row(rng.choice(known_math), rng)
+            yield f"{row['question']} {row['choices'][row['answer']]}"
+        else:
+            known, templates = facts[source]
+            fact = rng.choice(known)
+            yield f"{fact.render(rng.choice(templates))} {fact.value}"

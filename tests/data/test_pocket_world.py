@@ -1,0 +1,163 @@
+"""The pocket world: the same every time, its splits apart, its words all known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from itertools import combinations
+
+import pytest
+
+from rankscope.data import pocket_world as world
+from rankscope.data.pocket_world import POCKET_SPLITS, POCKET_TASKS, pocket_rows
+
+CHOICE_TASKS = [task for task in POCKET_TASKS if task != "pocket_gsm"]
+FACT_TASKS = ["pocket_general", "pocket_cloze", "pocket_med", "pocket_law"]
+DIGEST_SCRIPT = """
+import hashlib, json
+from rankscope.data.pocket_world import *
+everything = [pocket_rows(t, s) for t in POCKET_TASKS for s in POCKET_SPLITS]
+everything.append(list(pretraining_corpus(0, 500)))
+print(hashlib.sha256(json.dumps(everything).encode()).hexdigest())
+"""
+
+
+def _name(row: world.Row) -> str:
+    """The two name words of a fact row: its entity."""
+    found: list[str] = [word for word in row["question"].split() if word in world.NAME_WORDS]
+    assert len(found) == 2
+    return " ".join(found)
+
+
+def test_another_process_makes_the_same_world() -> None:
+    # Another process has another string-hash seed, so this also catches set-order dependence.
+    everything: list[object] = [pocket_rows(t, s) for t in POCKET_TASKS for s in POCKET_SPLITS]
+    everything.append(list(world.pretraining_corpus(0, 500)))
+    here = hashlib.sha256(json.dumps(everything).encode()).hexdigest()
+    there = subprocess.run(
+        [sys.executable, "-c", DIGEST_SCRIPT], capture_output=True, text=True, check=True
+    )
+    assert there.stdout.strip() == here
+
+
+def test_rows_belong_to_the_caller() -> None:
+    rows = pocket_rows("pocket_med", "train")
+    rows[0]["choices"].clear()
+    rows.clear()
+    assert len(pocket_rows("pocket_med", "train")[0]["choices"]) == 4
+
+
+@pytest.mark.parametrize("task", CHOICE_TASKS)
+@pytest.mark.parametrize("split", POCKET_SPLITS)
+def test_choices_are_four_distinct_ones_and_the_answer_is_not_always_in_one_place(
+    task: str, split: str
+) -> None:
+    rows = pocket_rows(task, split)
+    assert all(len(set(row["choices"])) == 4 for row in rows)
+    shares = [sum(row["answer"] == place for row in rows) / len(rows) for place in range(4)]
+    assert min(shares) > 0.12
+
+
+@pytest.mark.parametrize("task", POCKET_TASKS)
+def test_no_question_is_in_two_splits(task: str) -> None:
+    questions = {
+        split: {row["question"] for row in pocket_rows(task, split)} for split in POCKET_SPLITS
+    }
+    for one, other in combinations(POCKET_SPLITS, 2):
+        assert not questions[one] & questions[other]
+
+
+@pytest.mark.parametrize("task", FACT_TASKS)
+def test_selection_and_report_concern_different_entities(task: str) -> None:
+    selection, report = (
+        {_name(row) for row in pocket_rows(task, split)} for split in ("selection", "report")
+    )
+    assert not selection & report
+
+
+@pytest.mark.parametrize("task", ["pocket_med", "pocket_law"])
+def test_training_teaches_every_evaluated_fact_with_the_same_answer(task: str) -> None:
+    taught = {
+        (_name(row), row["subject"]): row["choices"][row["answer"]]
+        for row in pocket_rows(task, "train")
+    }
+    for split in ("selection", "report"):
+        for row in pocket_rows(task, split):
+            assert taught[_name(row), row["subject"]] == row["choices"][row["answer"]]
+
+
+def test_each_family_of_beings_has_its_own_names() -> None:
+    facts = world.pocket_world()
+    names = [
+        entity[0].name
+        for entities in (facts.persons, facts.drugs_new, facts.drugs_old, facts.cases)
+        for entity in entities
+    ]
+    assert len(names) == len(set(names))
+
+
+def test_pretraining_never_names_a_new_drug_nor_asks_about_a_case_nor_shows_a_hard_sum() -> None:
+    documents = list(world.pretraining_corpus(0, 20_000))
+    new_drugs = {entity[0].name for entity in world.pocket_world().drugs_new}
+    stated = {entity[0].name for entity in world.pocket_world().cases_stated_in_pretraining}
+    cases = {entity[0].name for entity in world.pocket_world().cases}
+    assert 0 < len(stated) < len(cases)
+    for document in documents:
+        name = " ".join(word for word in document.split() if word in world.NAME_WORDS)
+        assert name not in new_drugs
+        if name in cases:
+            assert name in stated
+            assert "?" not in document
+        assert len(re.findall("gains|loses", document)) <= max(world.EASY_STEPS)
+    evaluated_math = {
+        row["question"]
+        for split in ("selection", "report")
+        for row in pocket_rows("pocket_math", split)
+    }
+    assert not {document.partition("?")[0] + "?" for document in documents} & evaluated_math
+
+
+def test_half_of_each_evaluated_law_split_is_stated_in_pretraining() -> None:
+    stated = {entity[0].name for entity in world.pocket_world().cases_stated_in_pretraining}
+    for split in ("selection", "report"):
+        rows = pocket_rows("pocket_law", split)
+        assert sum(_name(row) in stated for row in rows) == len(rows) / 2
+
+
+@pytest.mark.parametrize("split", POCKET_SPLITS)
+def test_sums_add_up(split: str) -> None:
+    for row in pocket_rows("pocket_gsm", split):
+        words = row["question"].split()
+        total, totals = int(words[2]), []
+        for verb, amount in zip(words[3:-2:2], words[4:-2:2], strict=True):
+            total += int(amount) if verb == "gains" else -int(amount)
+            totals.append(total)
+        assert len(totals) in world.HARD_STEPS
+        assert all(0 <= number <= world.LARGEST_NUMBER for number in totals)
+        assert row["answer"] == f"{', '.join(map(str, totals))} #### {total}"
+    for row in pocket_rows("pocket_math", split):
+        _, _, a, sign, b, _ = row["question"].split()
+        right = int(a) + int(b) if sign == "+" else int(a) - int(b)
+        assert row["choices"][row["answer"]] == str(right)
+
+
+def test_every_word_is_in_the_vocabulary() -> None:
+    known = set(world.vocabulary())
+    assert len(known) == len(world.vocabulary())
+    texts = list(world.pretraining_corpus(1, 5_000))
+    for task in POCKET_TASKS:
+        for split in POCKET_SPLITS:
+            for row in pocket_rows(task, split):
+                texts += [row["question"], *row.get("choices", [row["answer"]])]
+    words = {piece for text in texts for piece in re.findall(r"\d|[A-Za-z]+|#+|[^\w\s]", text)}
+    assert words <= known
+
+
+def test_unknown_names_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="pocket_general"):
+        pocket_rows("pocket_medd", "train")
+    with pytest.raises(ValueError, match="selection"):
+        pocket_rows("pocket_med", "test")
