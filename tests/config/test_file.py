@@ -453,6 +453,12 @@ def test_paths_start_at_the_study_file_and_overrides_at_the_working_directory(
     assert config.evaluate.retention[0].report == str(tmp_path / "r.jsonl")
 
 
+def test_a_home_that_is_not_there(write: Write) -> None:
+    assert faults(write(replaced("./base", "~no-such-user-here/m"))) == [
+        "study.yaml:2: model.path: '~no-such-user-here/m': there is no such home directory"
+    ]
+
+
 # --- overrides ----------------------------------------------------------------------------------
 
 
@@ -468,7 +474,7 @@ def test_overrides_are_read_as_yaml_and_applied_in_order(write: Write) -> None:
             "seeds=0",
             "evaluate.max_items=50",
             "evaluate.retention=[piqa, {name: boolq}]",
-            "spectra.enabled=false",
+            "analyze.spectra.enabled=false",
             "name=other",
         ],
     )
@@ -478,7 +484,7 @@ def test_overrides_are_read_as_yaml_and_applied_in_order(write: Write) -> None:
     assert config.seeds == [0]
     assert config.evaluate.max_items == 50
     assert [task.name for task in config.evaluate.retention] == ["piqa", "boolq"]
-    assert not config.spectra.enabled
+    assert not config.analyze.spectra.enabled
     assert config.name == "other"
 
 
@@ -563,7 +569,7 @@ def test_a_dumped_study_loads_back_equal_from_anywhere(
 
 def test_a_dumped_study_states_every_default(write: Write) -> None:
     text = dump_study(load_study(write(GOOD)))
-    for section in ("train", "evaluate", "spectra", "objective"):
+    for section in ("train", "evaluate", "analyze", "objective"):
         fields = StudyConfig.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
         required = [n for n, f in fields.items() if f.default is not None]
         assert all(f"\n  {name}:" in text for name in required)

@@ -105,7 +105,7 @@ def test_the_paper_preset_is_the_papers_protocol(tmp_path: Path) -> None:
     train = config.train
     assert (train.epochs, train.batch_size, train.gradient_accumulation) == (3, 2, 4)
     assert (train.schedule, train.warmup_fraction) == ("linear", 0.1)
-    assert config.spectra.top_k == 500
+    assert config.analyze.spectra.top_k == 500
 
 
 def test_the_pocket_study_has_rank_rate_and_seed_as_axes(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def every_schema(node: Any) -> list[dict[str, Any]]:
 
 def test_the_schema_explains_every_key_and_forbids_others() -> None:
     sections = every_schema(study_json_schema())
-    # Study, model, task, arm, train, evaluate, spectra, objective.
+    # Study, model, task, arm, train, evaluate, analyze, spectra, objective.
     assert len(sections) == 8
     for section in sections:
         assert section["additionalProperties"] is False

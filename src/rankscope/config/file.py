@@ -226,11 +226,8 @@ def with_absolute_paths(
 
 def absolute(text: str, start: Path) -> str:
     """``text`` as an absolute path without ``..``; ``~`` is the home directory."""
-    path = Path(text)
-    if text.startswith("~"):
-        path = path.expanduser()
     # normpath rather than resolve: a linked data folder keeps the name its owner gave it.
-    return os.path.normpath(start / path)
+    return os.path.normpath(start / Path(text).expanduser())
 
 
 def study_json_schema() -> dict[str, Any]:

@@ -61,7 +61,7 @@ def model_in_study(model: str, study_file: Path) -> str:
     A folder that is there becomes a path from the study file's own folder, since that is where a
     study file's paths start; anything else is left as it is.
     """
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))  # noqa: PTH111  leaves unknown users as they are
     if not folder.is_dir():
         return model
     try:

@@ -279,6 +279,13 @@ class SpectraConfig(Section):
     """Largest |cosine| to any base vector below which a vector is an intruder."""
 
 
+class AnalyzeConfig(Section):
+    """What is looked into besides scores."""
+
+    spectra: SpectraConfig = SpectraConfig()
+    """The analysis of what the weights became."""
+
+
 class ObjectiveConfig(Section):
     """What the recommendation trades off; weights are relative."""
 
@@ -317,8 +324,8 @@ class StudyConfig(Section):
     """The training protocol."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """What each trial and the base are scored on."""
-    spectra: SpectraConfig = SpectraConfig()
-    """The analysis of what the weights became."""
+    analyze: AnalyzeConfig = AnalyzeConfig()
+    """What is looked into besides scores."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """What the recommendation trades off."""
     device: Annotated[

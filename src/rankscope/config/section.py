@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
@@ -63,6 +64,15 @@ def checked_text(value: str) -> str:
     return value
 
 
+def checked_path(value: str) -> str:
+    """Refuse a path into the home directory of a user that is not known."""
+    try:
+        Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{shown(value)}: there is no such home directory") from error
+    return value
+
+
 @dataclass(frozen=True)
 class LocalPath:
     """Marks a field whose text names a local file or folder.
@@ -82,7 +92,7 @@ HubId = Annotated[
     AfterValidator(matching(HUB_PATTERN, "a hub id such as 'owner/name', not a path")),
 ]
 PlainText = Annotated[str, AfterValidator(checked_text)]
-PathText = Annotated[PlainText | None, LocalPath()]
+PathText = Annotated[Annotated[PlainText, AfterValidator(checked_path)] | None, LocalPath()]
 
 
 class Section(BaseModel):
