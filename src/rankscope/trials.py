@@ -36,10 +36,9 @@ def make_trials(
     config: its ``dtype`` enters the ids as it stands, so put the dtype that ``auto`` resolved to
     there first if a machine with another one must not continue the study.
     base_sha256: hash of the base model's weights and configuration.
-    data_sha256: by training task, hash of its training items as split and rendered, in order. The
-    items hold prompts and completions, so prompt template, scorer (letter or text), row limits and
-    ``data_seed`` act through it; selection and report items must not enter it, or a change of
-    evaluation would train again.
+    data_sha256: by training task, hash of its training rows as split, rendered and encoded, in
+    order. Prompt template, scorer (letter or text), row limits and ``data_seed`` act through it;
+    selection and report items must not enter it, or a change of evaluation would train again.
     Raises BadInput where a training task has no hash.
     """
     trials: dict[str, TrialSpec] = {}
