@@ -256,7 +256,8 @@ def test_missing_work_is_what_no_record_tells_of(tmp_path: Path) -> None:
 def test_a_pack_enters_whole_or_not_at_all(tmp_path: Path) -> None:
     with Ledger.open(tmp_path, write=True) as ledger:
         begin(ledger)
-        bad = train_record(IDS[1], loss=float("nan"))
+        # A copy is not validated again, so this is the last place to refuse it.
+        bad = train_record(IDS[1]).model_copy(update={"seconds": float("nan")})
         with pytest.raises(IntegrityError, match="NaN or an infinity"):
             ledger.commit_training([train_record(IDS[0]), bad])
         with pytest.raises(KeyError, match="unknown"):
@@ -460,10 +461,13 @@ def test_links_are_not_stored(tmp_path: Path) -> None:
 def test_a_changed_base_or_task_is_not_mixed_in(tmp_path: Path) -> None:
     run_everything(tmp_path)
     other_model = MODEL.model_copy(update={"sha256": "d" * 64})
+    other_dtype = MODEL.model_copy(update={"dtype": "bfloat16"})
     other_task = TASK.model_copy(update={"sha256": "e" * 64})
     with Ledger.open(tmp_path, write=True) as ledger:
         with pytest.raises(BadInput, match=r"base model tiny .*its own --out"):
             ledger.put_study("test", {}, other_model, [TASK], PROVENANCE)
+        with pytest.raises(BadInput, match="Set 'dtype: float32' to continue"):
+            ledger.put_study("test", {}, other_dtype, [TASK], PROVENANCE)
         with pytest.raises(BadInput, match="task 'med' as it was before"):
             ledger.put_study("test", {}, MODEL, [other_task], PROVENANCE)
         second = TASK.model_copy(update={"name": "law"})
@@ -517,6 +521,16 @@ def test_places_that_hold_no_study_are_named(tmp_path: Path) -> None:
     for write in (False, True):
         with pytest.raises(IntegrityError, match="not a ledger"):
             Ledger.open(tmp_path, write=write)
+
+
+@pytest.mark.parametrize("name", ["artifacts", "tmp"])
+def test_folders_that_no_ledger_tells_of_are_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "precious").write_text("kept")
+    for _ in range(2):
+        with pytest.raises(BadInput, match=f"a folder '{name}' but no ledger"):
+            Ledger.open(tmp_path, write=True)
+    assert (tmp_path / name / "precious").read_text() == "kept"
 
 
 def test_a_later_ledger_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,15 @@
 """The only memory of a study: SQLite state, hashed artifacts and a lock against two runners."""
 
 from rankscope.ledger.artifacts import Artifact, Problem
-from rankscope.ledger.items import adapter_path, items_path
+from rankscope.ledger.items import adapter_path, items_path, model_path
 from rankscope.ledger.store import Ledger, TrialFailure
 
-__all__ = ["Artifact", "Ledger", "Problem", "TrialFailure", "adapter_path", "items_path"]
+__all__ = [
+    "Artifact",
+    "Ledger",
+    "Problem",
+    "TrialFailure",
+    "adapter_path",
+    "items_path",
+    "model_path",
+]

@@ -12,7 +12,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from rankscope.errors import BadInput, IntegrityError
-from rankscope.ledger.artifacts import disk_full_named
+from rankscope.ledger.artifacts import ARTIFACTS, STAGING, disk_full_named
 from rankscope.records import Record
 
 LEDGER_VERSION = 1
@@ -53,6 +53,7 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
             db.execute("PRAGMA synchronous = FULL")
         version = int(db.execute("PRAGMA user_version").fetchone()[0])
         if version == 0 and write:
+            _refuse_foreign_folders(path.parent)
             db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {LEDGER_VERSION}; COMMIT;")
         elif version != LEDGER_VERSION:
             raise BadInput(
@@ -68,6 +69,16 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _refuse_foreign_folders(out: Path) -> None:
+    """A new ledger names nothing, so opening it would remove what lies in these folders."""
+    for name in (ARTIFACTS, STAGING):
+        if (out / name).exists():
+            raise BadInput(
+                f"{out}: holds a folder {name!r} but no ledger that tells what is in it. Expected "
+                "an empty or new folder, or a study: give another --out folder, or move it away."
+            )
 
 
 def record_row(trial_id: str, kind: str, key: str, record: Record) -> tuple[str, ...]:

@@ -19,6 +19,11 @@ def adapter_path(trial_id: str) -> str:
     return f"artifacts/{trial_id}/adapter"
 
 
+def model_path(trial_id: str) -> str:
+    """Where a fully fine-tuned trial's model folder lies, relative to the study."""
+    return f"artifacts/{trial_id}/model"
+
+
 def items_path(trial_id: str, task: str, split: str) -> str:
     """Where the per-item Parquet table of one evaluation lies, relative to the study."""
     return f"artifacts/{trial_id}/items/{task}.{split}.parquet"

@@ -75,8 +75,8 @@ class Ledger:
         """Open the study in ``out``; with ``write``, create it where there is none.
 
         A writer holds the study's lock and begins by removing what a killed writer left behind.
-        Raises StudyLocked, BadInput (no study there, or one of a later Rankscope), IntegrityError
-        (not a ledger) and DiskFull.
+        Raises StudyLocked, BadInput (no study there, one of a later Rankscope, or a folder that
+        is used for something else), IntegrityError (not a ledger) and DiskFull.
         """
         path = out / "ledger.sqlite"
         if not write and not path.is_file():
@@ -131,8 +131,8 @@ class Ledger:
         """Store what the study is made of, now.
 
         The study file may gain or lose arms, seeds and tasks between runs. Raises BadInput where
-        the stored results would no longer be comparable: another base model, or other rows or
-        another metric under a task's name.
+        the stored results would no longer be comparable: another base model, dtype or prompt
+        format, or other rows or another metric under a task's name.
         """
         stored_model = study_body(self._db, "model")
         if stored_model is not None:
