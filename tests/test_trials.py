@@ -122,7 +122,7 @@ def test_duplicates_are_counted_once_per_file() -> None:
     "change",
     [
         {"evaluate": {"retention": ["mmlu"], "max_items": 5, "batch_tokens": 128}},
-        {"spectra": {"enabled": False}},
+        {"analyze": {"spectra": {"enabled": False}}},
         {"objective": {"retention": 3.0}},
         {"name": "other"},
         {"device": "cpu"},

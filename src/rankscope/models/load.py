@@ -1,16 +1,14 @@
 """From the study file's ``model`` section to a frozen base: pocket, cache, local folder or hub."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -215,17 +213,19 @@ def resolved_prompt_format(
     return config.prompt_format
 
 
-def model_config(folder: Path) -> PreTrainedConfig:
-    """The architecture's configuration alone: no weights are needed.
+def shapes_folder(model: str) -> Path:
+    """The folder with a model's ``config.json``; weights may be absent.
+
+    Args:
+        model: a local folder, ``pocket``, a fetched model's name, or a hub id.
 
     Raises:
-        BadInput: no readable config.json, or an architecture transformers does not know.
+        BadInput: it names nothing that can be found.
     """
+    local = Path(model).expanduser()
+    if local.exists():
+        return local
     try:
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"model folder {folder}: config.json cannot be used: {error}") from error
-    return config
+        return model_folder(ModelConfig.model_validate(model))
+    except ValidationError as error:
+        raise BadInput(f"model {model!r}: no such folder, and not a model's name") from error

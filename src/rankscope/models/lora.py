@@ -52,9 +52,11 @@ class Adapter:
         """A and B of every module, in module order."""
         return [p for name in self.a for p in (self.a[name], self.b[name])]
 
-    def num_parameters(self) -> int:
-        """Trainable parameters: the sum of r (in + out)."""
-        return sum(p.numel() for p in self.parameters())
+    def to(self, device: torch.device) -> "Adapter":
+        """The adapter itself, with A and B moved to ``device``."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(device)
+        return self
 
 
 def seed_of(*parts: object) -> int:

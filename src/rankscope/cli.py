@@ -1,0 +1,269 @@
+"""The command line: parse, call, print."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from rankscope.errors import BadInput, RankscopeError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="How much LoRA rank is enough on my model and my data, and what does it cost?",
+)
+out_console = Console()
+err_console = Console(stderr=True)
+
+StudyFile = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The study file.")]
+StudyFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value, such as train.epochs=1."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+SOME_FAILED = 3
+INTEGRITY = 4
+
+
+def print_json(value: object) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Where the study goes.")] = Path("studies/pocket"),
+    as_json: AsJson = False,
+) -> None:
+    """The whole study on the built-in pocket model; minutes on a laptop, offline.
+
+    Example: rankscope quickstart --out studies/pocket
+    """
+    from rankscope.config.presets import study_template
+
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "quickstart.yaml"
+    file.write_text(study_template("pocket"), encoding="utf-8")
+    run_study(file, [], out, as_json)
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="Where to write it.")],
+    preset: Annotated[str, typer.Option(help="Which ready-made study.")] = "default",
+    model: Annotated[str | None, typer.Option(help="Model folder, hub id or 'pocket'.")] = None,
+    force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
+) -> None:
+    """Write a commented study file.
+
+    Example: rankscope init study.yaml --preset rank-sanity --model ./my-model
+    """
+    from rankscope.config.presets import model_in_study, study_template
+
+    text = study_template(preset, model_in_study(model, file) if model else None)
+    if file.exists() and not force:
+        raise BadInput(f"{file}: exists already; give another name, or --force to overwrite it")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    out_console.print(f"wrote {file}; next: rankscope check {file}", markup=False, highlight=False)
+
+
+@app.command()
+def check(
+    file: StudyFile,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(help="Training rows to show per task.")] = 3,
+) -> None:
+    """Validate; show how rows become tokens and labels; find train/test leaks; touch no GPU.
+
+    Example: rankscope check study.yaml --set data_dir=../data --rows 5
+    """
+    from rankscope.screens import check_screen
+    from rankscope.study import Study
+
+    out_console.print(check_screen(Study.load(file, overrides or []).check(), rows))
+
+
+@app.command()
+def plan(file: StudyFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Trials, packs, steps, tokens, memory, disk and time, before anything runs.
+
+    Example: rankscope plan study.yaml --set seeds=[0]
+    """
+    from rankscope.screens import plan_screen
+    from rankscope.study import Study
+
+    made = Study.load(file, overrides or []).plan()
+    if as_json:
+        print_json(made.model_dump(mode="json"))
+    else:
+        out_console.print(plan_screen(made))
+
+
+@app.command()
+def run(
+    file: StudyFile,
+    out: Annotated[
+        Path | None, typer.Option(help="The study's folder; by default studies/<name>.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run, or continue where it stopped: the same command, always safe.
+
+    Example: rankscope run study.yaml --out studies/mine --set train.epochs=1
+    """
+    run_study(file, overrides or [], out, as_json)
+
+
+def run_study(file: Path, overrides: list[str], out: Path | None, as_json: bool) -> None:
+    """Run a study with a screen, conclude it, print the answer."""
+    from rankscope.records import FAILED
+    from rankscope.report.tables import summary_table
+    from rankscope.study import Study, conclude
+    from rankscope.watch import Screen
+
+    study = Study.load(file, overrides)
+    folder = out or Path("studies") / study.config.name
+    with Screen(err_console) as screen:
+        study.run(folder, screen)
+    records, recommendation = conclude(folder)
+    if as_json:
+        print_json(recommendation.model_dump(mode="json"))
+    else:
+        out_console.print(summary_table(records, recommendation))
+        for advice in recommendation.advice:
+            out_console.print(f"{advice.task}: {advice.headline}", markup=False, style="bold")
+            for reason in advice.reasons:
+                out_console.print(f"  - {reason.text}", markup=False, highlight=False)
+        out_console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False)
+    if any(trial.status in FAILED for trial in records.trials):
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command()
+def status(folder: StudyFolder, as_json: AsJson = False) -> None:
+    """Where every trial of a study stands.
+
+    Example: rankscope status studies/pocket
+    """
+    from rankscope.ledger import Ledger
+    from rankscope.screens import status_screen
+
+    with Ledger.open(folder, write=False) as ledger:
+        study = ledger.load()
+    if as_json:
+        print_json(
+            [
+                {**t.spec.model_dump(mode="json"), "status": t.status, "failure": t.failure}
+                for t in study.trials
+            ]
+        )
+    else:
+        out_console.print(status_screen(study))
+
+
+@app.command()
+def report(folder: StudyFolder) -> None:
+    """(Re)write report.html and recommendation.json from the records.
+
+    Example: rankscope report studies/pocket
+    """
+    from rankscope.report.tables import summary_table
+    from rankscope.study import conclude
+
+    records, recommendation = conclude(folder)
+    out_console.print(summary_table(records, recommendation))
+    out_console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False)
+
+
+@app.command()
+def verify(folder: StudyFolder) -> None:
+    """Re-hash every record and artifact of a study; exit code 4 where one was altered.
+
+    Example: rankscope verify studies/pocket
+    """
+    from rankscope.ledger import Ledger
+
+    with Ledger.open(folder, write=False) as ledger:
+        problems = ledger.verify()
+        count = len(ledger.artifacts())
+    for problem in problems:
+        err_console.print(str(problem), markup=False, highlight=False, style="red")
+    if problems:
+        raise typer.Exit(INTEGRITY)
+    out_console.print(f"{count} artifacts are as they were written.")
+
+
+@app.command()
+def params(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder with config.json, hub id or 'pocket'.")
+    ],
+    rank: Annotated[list[int] | None, typer.Option(help="LoRA rank; may be repeated.")] = None,
+    targets: Annotated[
+        str, typer.Option(help="attention, mlp, all-linear, or names separated by commas.")
+    ] = "attention",
+    as_json: AsJson = False,
+) -> None:
+    """Trainable parameters, optimizer and activation memory; no weights are needed.
+
+    Example: rankscope params ./llama-3.1-8b --rank 8 --rank 64
+    """
+    from rankscope.config.schema import TARGET_GROUPS
+    from rankscope.models.load import shapes_folder
+    from rankscope.models.parameters import architecture, lora_parameters, read_config
+    from rankscope.screens import parameters_screen
+
+    ranks = rank or [8, 16, 32, 64, 128]
+    names = TARGET_GROUPS.get(targets) or tuple(targets.split(","))
+    shapes = architecture(read_config(shapes_folder(model)))
+    if as_json:
+        counts = {str(r): lora_parameters(shapes, r, names) for r in ranks}
+        print_json({"parameters": shapes.num_parameters, "trainable": counts})
+    else:
+        out_console.print(parameters_screen(shapes, ranks, names))
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A model such as smollm2-135m.")],
+) -> None:
+    """Get a small real model into the cache as a plain Hugging Face folder.
+
+    Example: rankscope fetch smollm2-135m
+    """
+    from rankscope.models.fetch import fetch_model
+
+    def say(text: str) -> None:
+        err_console.print(text, markup=False, highlight=False)
+
+    sys.stdout.write(f"{fetch_model(name, say=say)}\n")
+
+
+def exit_code_of(call: Callable[[], Any]) -> int:
+    """Run a verb; errors a user can act on become one message and their exit code."""
+    try:
+        call()
+    except RankscopeError as error:
+        err_console.print(f"error: {error}", markup=False, highlight=False, style="red")
+        return error.exit_code
+    except KeyboardInterrupt:
+        err_console.print("interrupted; the same command continues", markup=False)
+        return 130
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 1
+    return 0
+
+
+def main() -> NoReturn:
+    """Entry point of the ``rankscope`` command."""
+    sys.exit(exit_code_of(app))

@@ -1,0 +1,204 @@
+"""Everything a study needs that can be known before weights are loaded.
+
+``check`` shows it, ``plan`` counts it and ``run`` works on it: tokenizer, tasks split and encoded,
+trials with their ids, packs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rankscope.config.schema import EvaluateConfig, StudyConfig
+from rankscope.data.encode import EncodedRows, Encoder, encode_rows
+from rankscope.data.tasks import LoadedTask, load_task, overlapping_subjects
+from rankscope.evaluate.scorers import HEADLINE
+from rankscope.evaluate.suite import context_length, encode_split
+from rankscope.models.load import load_tokenizer, model_folder
+from rankscope.models.parameters import read_config
+from rankscope.provenance import sha256_json, weights_sha256
+from rankscope.records import BASE, EvalKey, Role, TaskRecord, TrialSpec
+from rankscope.runtime import choose_device, choose_dtype
+from rankscope.trials import Pack, duplicate_grid_points, make_packs, make_trials
+
+EVALUATION_VERSION = 1
+"""Part of every task's hash: raise it when a change of the code changes scores."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyInputs:
+    """A study file resolved on this machine.
+
+    Attributes:
+        config: the study file with ``auto`` values resolved.
+        folder: the base model's folder.
+        base_sha256: hash of its weights.
+        encoder: turns items into tokens.
+        tasks: every task that is trained on or scored, by name.
+        rows: encoded training rows of each training task.
+        records: one per task, as stored.
+        trials, packs: in the order they run.
+        notes: what a reader of the results must know.
+    """
+
+    config: StudyConfig
+    folder: Path
+    base_sha256: str
+    device: torch.device
+    dtype: torch.dtype
+    encoder: Encoder
+    tasks: Mapping[str, LoadedTask]
+    rows: Mapping[str, EncodedRows]
+    records: tuple[TaskRecord, ...]
+    trials: tuple[TrialSpec, ...]
+    packs: tuple[Pack, ...]
+    notes: tuple[str, ...]
+
+    def wanted_evals(self, trial_id: str, trained_on: str | None) -> list[EvalKey]:
+        """What one model is scored on, in order.
+
+        Every task's report split; and the selection split of what choosing looks at: the model's
+        own training task and the retention tasks (for the base, every training task).
+        """
+        keys: list[EvalKey] = []
+        for record in self.records:
+            chooses = "retention" in record.roles or (
+                record.trained_on and trained_on in (None, record.name)
+            )
+            if chooses:
+                keys.append((trial_id, record.name, "selection"))
+            keys.append((trial_id, record.name, "report"))
+        return keys
+
+    def base_evals(self) -> list[EvalKey]:
+        """What the untuned base is scored on."""
+        return self.wanted_evals(BASE, None)
+
+
+def read_inputs(config: StudyConfig) -> StudyInputs:
+    """Resolve, read, split and encode; nothing is trained and no weights are loaded.
+
+    Raises:
+        BadInput: the model, a task or a row cannot be used.
+    """
+    folder = model_folder(config.model)
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    tokenizer = load_tokenizer(folder)
+    encoder = Encoder(tokenizer, config.model.prompt_format, config.train.max_length)
+    config = resolved(config, encoder, dtype)
+    tasks = read_tasks(config)
+    context = context_length(read_config(folder))
+    for task in tasks.values():
+        for split in ("selection", "report"):
+            encode_split(encoder, task, split, context)  # refuses what could not be scored later
+    rows = {
+        task.name: encode_rows(encoder, tasks[task.name].train, config.train.labels)
+        for task in config.tasks
+    }
+    base_sha256 = weights_sha256(folder)
+    trials = make_trials(config, base_sha256, {n: rows_sha256(r) for n, r in rows.items()})
+    notes = [*encoder.notes, *(note for task in tasks.values() for note in task.notes)]
+    repeated = duplicate_grid_points(config)
+    if repeated:
+        notes.append(f"{repeated} grid points stand twice in the study file and were merged")
+    for name, encoded in rows.items():
+        if encoded.dropped or encoded.truncated:
+            notes.append(
+                f"{name}: {encoded.dropped} training rows dropped, {encoded.truncated} completions "
+                f"cut at max_length = {config.train.max_length} tokens"
+            )
+    return StudyInputs(
+        config=config,
+        folder=folder,
+        base_sha256=base_sha256,
+        device=device,
+        dtype=dtype,
+        encoder=encoder,
+        tasks=tasks,
+        rows=rows,
+        records=tuple(task_record(config, encoder, task) for task in tasks.values()),
+        trials=tuple(trials),
+        packs=tuple(make_packs(trials, config.max_pack)),
+        notes=tuple(notes),
+    )
+
+
+def resolved(config: StudyConfig, encoder: Encoder, dtype: torch.dtype) -> StudyConfig:
+    """``auto`` replaced by what it means here, so that trial ids say what was done."""
+    model = config.model.model_copy(update={"prompt_format": encoder.prompt_format})
+    name = str(dtype).removeprefix("torch.")
+    return config.model_copy(update={"model": model, "dtype": name})
+
+
+def read_tasks(config: StudyConfig) -> dict[str, LoadedTask]:
+    """Every task of the study, read and split."""
+    trained_on = [task.name for task in config.tasks]
+    data_dir = Path(config.data_dir) if config.data_dir is not None else None
+    return {
+        name: load_task(
+            task,
+            data_dir,
+            config.data_seed,
+            config.evaluate.max_items,
+            exclude_subjects=overlapping_subjects(name, trained_on),
+        )
+        for name, task in config.evaluation_tasks().items()
+    }
+
+
+def rows_sha256(rows: EncodedRows) -> str:
+    """Hash of what training sees: tokens and labels, so tokenizer and template are in it too."""
+    return sha256_json([[row.input_ids, [int(x) for x in row.is_label]] for row in rows.rows])
+
+
+def task_record(config: StudyConfig, encoder: Encoder, task: LoadedTask) -> TaskRecord:
+    """The stored form of a loaded task, with a hash of everything its scores depend on."""
+    name = task.spec.name
+    return TaskRecord(
+        name=name,
+        roles=roles(config, name),
+        trained_on=any(name == trained.name for trained in config.tasks),
+        metric=HEADLINE[task.spec.scorer],
+        higher_is=task.spec.higher_is,
+        chance=task.spec.chance,
+        rows={
+            "train": len(task.train),
+            "selection": len(task.selection),
+            "report": len(task.report),
+        },
+        dropped=task.dropped,
+        leaks=task.leaks,
+        source=task.source,
+        sha256=sha256_json(
+            {
+                "items": task.sha256,
+                "scorer": task.spec.scorer,
+                "version": task.spec.version,
+                "prompt_format": encoder.prompt_format,
+                "settings": scoring_settings(config.evaluate),
+                "evaluation_version": EVALUATION_VERSION,
+            }
+        ),
+    )
+
+
+def scoring_settings(settings: EvaluateConfig) -> dict[str, int]:
+    """The settings of evaluation that can move a score."""
+    return {"batch_tokens": settings.batch_tokens, "max_new_tokens": settings.max_new_tokens}
+
+
+def roles(config: StudyConfig, name: str) -> tuple[Role, ...]:
+    """What a task is in the study; a training task is cross-domain for the other ones."""
+    trained = [task.name for task in config.tasks]
+    found: list[Role] = []
+    if name in trained:
+        found.append("in_domain")
+    if (name in trained and len(trained) > 1) or name in [
+        task.name for task in config.evaluate.cross_domain
+    ]:
+        found.append("cross_domain")
+    if name in [task.name for task in config.evaluate.retention]:
+        found.append("retention")
+    return tuple(found)

@@ -1,0 +1,194 @@
+"""What a study will cost, before anything runs: counted where it can be, estimated where not.
+
+Trials, packs, steps and tokens are counted. Arithmetic follows from them (2 operations per weight
+and token forward, the same backward for activations, and the same again for trained weights); time
+is that arithmetic over the rate of a matrix product measured here and now, times the share of it
+that real steps reach.
+"""
+
+import time
+from collections.abc import Mapping
+
+import torch
+
+from rankscope.inputs import StudyInputs
+from rankscope.models.parameters import (
+    Architecture,
+    architecture,
+    full_cost,
+    lora_cost,
+    read_config,
+)
+from rankscope.records import Record, TrialSpec
+from rankscope.trials import Pack, planned_steps
+
+SHARE_OF_PEAK = 0.25
+"""Part of the measured matrix-product rate that a step reaches; docs/findings has the measurements
+it comes from. Small models reach less."""
+
+PROBE_SIZE = 1024
+PROBE_SECONDS = 0.3
+
+
+class PackPlan(Record):
+    """One pack, planned."""
+
+    task: str
+    labels: tuple[str, ...]
+    """Its trials."""
+    steps: int
+    num_tokens: int
+    """Training tokens of all its trials together."""
+    memory_bytes: int
+    """Estimate: base, adapters, gradients, optimizer state, activations of one micro-batch."""
+    seconds: float
+    """Estimate, training and evaluation."""
+
+
+class Plan(Record):
+    """A study, planned."""
+
+    study: str
+    model: str
+    device: str
+    dtype: str
+    trials: int
+    packs: tuple[PackPlan, ...]
+    evaluations: int
+    """Models x tasks x splits."""
+    train_tokens: int
+    evaluation_tokens: int
+    disk_bytes: int
+    seconds: float
+    """Estimate of the whole study."""
+    measured_gflops: float
+    """Rate of a matrix product on this device, 10^9 operations per second."""
+    notes: tuple[str, ...]
+
+
+def make_plan(inputs: StudyInputs) -> Plan:
+    """Count and estimate; the only thing measured is one matrix product."""
+    shapes = architecture(read_config(inputs.folder))
+    rate = product_rate(inputs.device, inputs.dtype) * SHARE_OF_PEAK
+    item_tokens = evaluation_tokens(inputs)
+    packs = tuple(plan_pack(inputs, shapes, pack, item_tokens, rate) for pack in inputs.packs)
+    base_tokens = sum(item_tokens[task, split] for _, task, split in inputs.base_evals())
+    trial_tokens = sum(
+        item_tokens[task, split]
+        for trial in inputs.trials
+        for _, task, split in inputs.wanted_evals(trial.trial_id, trial.task)
+    )
+    evaluations = len(inputs.base_evals()) + sum(
+        len(inputs.wanted_evals(t.trial_id, t.task)) for t in inputs.trials
+    )
+    return Plan(
+        study=inputs.config.name,
+        model=inputs.config.model.label,
+        device=str(inputs.device),
+        dtype=str(inputs.dtype).removeprefix("torch."),
+        trials=len(inputs.trials),
+        packs=packs,
+        evaluations=evaluations,
+        train_tokens=sum(pack.num_tokens for pack in packs),
+        evaluation_tokens=base_tokens + trial_tokens,
+        disk_bytes=sum(stored_bytes(shapes, trial, inputs.dtype) for trial in inputs.trials),
+        seconds=sum(p.seconds for p in packs) + 2 * shapes.num_parameters * base_tokens / rate,
+        measured_gflops=rate / SHARE_OF_PEAK / 1e9,
+        notes=inputs.notes,
+    )
+
+
+def plan_pack(
+    inputs: StudyInputs,
+    shapes: Architecture,
+    pack: Pack,
+    item_tokens: Mapping[tuple[str, str], int],
+    rate: float,
+) -> PackPlan:
+    """Count one pack's steps and tokens and estimate its memory and time."""
+    config = inputs.config.train
+    rows = inputs.rows[pack[0].task]
+    steps = planned_steps(len(rows.rows), config)
+    mean_tokens = rows.num_tokens / len(rows.rows)
+    rows_per_step = min(len(rows.rows), config.batch_size * config.gradient_accumulation)
+    tokens_each = round(steps * rows_per_step * mean_tokens)
+    costs = [
+        full_cost(shapes, inputs.dtype)
+        if trial.rank is None
+        else lora_cost(shapes, trial.rank, trial.targets, inputs.dtype)
+        for trial in pack
+    ]
+    base_bytes = shapes.num_parameters * inputs.dtype.itemsize
+    longest = max(len(row.input_ids) for row in rows.rows)
+    activations = len(pack) * config.batch_size * longest * costs[0].activation_bytes_per_token
+    backward = 2 if pack[0].rank is not None else 4
+    operations = tokens_each * sum(
+        (2 + backward) * shapes.num_parameters
+        + (6 * cost.trainable_parameters if trial.rank is not None else 0)
+        for trial, cost in zip(pack, costs, strict=True)
+    )
+    scored = sum(
+        item_tokens[task, split]
+        for trial in pack
+        for _, task, split in inputs.wanted_evals(trial.trial_id, trial.task)
+    )
+    operations += scored * 2 * shapes.num_parameters
+    return PackPlan(
+        task=pack[0].task,
+        labels=tuple(f"{trial.arm_label} seed={trial.seed}" for trial in pack),
+        steps=steps,
+        num_tokens=tokens_each * len(pack),
+        memory_bytes=base_bytes
+        + sum(c.weight_bytes + c.gradient_bytes + c.optimizer_bytes for c in costs)
+        + activations,
+        seconds=operations / rate,
+    )
+
+
+def evaluation_tokens(inputs: StudyInputs) -> dict[tuple[str, str], int]:
+    """Tokens one model reads (and writes) on one split of one task.
+
+    Generated answers count at their longest, so generation is estimated from above.
+    """
+    counts: dict[tuple[str, str], int] = {}
+    for _, name, split in inputs.base_evals():
+        task = inputs.tasks[name]
+        total = 0
+        for item in task.selection if split == "selection" else task.report:
+            total += len(inputs.encoder.prompt_ids(item))
+            if task.spec.scorer in ("number", "exact_match"):
+                total += inputs.config.evaluate.max_new_tokens
+            else:
+                answers = item.choices or (item.completion,)
+                total += sum(len(inputs.encoder.answer_ids(text, item)) for text in answers)
+        counts[name, split] = total
+    return counts
+
+
+def stored_bytes(shapes: Architecture, trial: TrialSpec, dtype: torch.dtype) -> int:
+    """Bytes of a trial's stored weights, float32."""
+    if trial.rank is None:
+        return full_cost(shapes, dtype).weight_bytes
+    return lora_cost(shapes, trial.rank, trial.targets, dtype).weight_bytes
+
+
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of a square matrix product, measured for a moment."""
+    a = torch.randn(PROBE_SIZE, PROBE_SIZE, device=device).to(dtype)
+    b = a.clone()
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
+
+    a @ b
+    wait()
+    begun = time.perf_counter()
+    count = 0
+    while time.perf_counter() - begun < PROBE_SECONDS:
+        a @ b
+        wait()
+        count += 1
+    return count * 2 * PROBE_SIZE**3 / (time.perf_counter() - begun)

@@ -1,0 +1,150 @@
+"""The conductor: a study file in, records, a recommendation and a report out."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Self
+
+from rankscope.advise.recommend import recommend
+from rankscope.config.file import dump_study, load_study
+from rankscope.config.schema import StudyConfig
+from rankscope.errors import BadInput
+from rankscope.inputs import StudyInputs, read_inputs
+from rankscope.ledger import Ledger
+from rankscope.models.load import load_base
+from rankscope.plan import Plan, make_plan
+from rankscope.provenance import provenance
+from rankscope.records import Recommendation, StudyRecords
+from rankscope.report.html import write_report
+from rankscope.runtime import keep_freed_memory, use_deterministic
+from rankscope.stages import Runner
+from rankscope.watch import Logged, Silent, Watcher
+
+
+class Study:
+    """One study file, ready to check, plan and run.
+
+    >>> study = Study.load("study.yaml")
+    >>> records = study.run("studies/mine")
+    """
+
+    def __init__(self, config: StudyConfig) -> None:
+        self.config = config
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """Read a study file; ``overrides`` are ``key=value`` as of ``--set``.
+
+        Raises:
+            BadInput: the file cannot be read or used; every fault is named with its line.
+        """
+        return cls(load_study(Path(path), overrides))
+
+    def check(self) -> StudyInputs:
+        """Everything that can be wrong before a run: model, data, tokens, labels, leaks.
+
+        Raises:
+            BadInput: it would not run.
+        """
+        return read_inputs(self.config)
+
+    def plan(self) -> Plan:
+        """Trials, packs, steps, tokens, memory, disk and time, before anything runs."""
+        return make_plan(self.check())
+
+    def run(self, out: str | Path, watcher: Watcher | None = None) -> StudyRecords:
+        """Run the study into ``out``, or continue it there; always safe to repeat.
+
+        Args:
+            out: the study's folder; made where there is none.
+            watcher: hears of progress; silent by default.
+
+        Raises:
+            BadInput, StudyLocked, IntegrityError, DiskFull, Interrupted.
+        """
+        keep_freed_memory()
+        use_deterministic(0)
+        out = Path(out)
+        with Ledger.open(out, write=True) as ledger, interruptible() as should_stop:
+            watcher = Logged(watcher or Silent(), out / "log.jsonl")
+            begun = time.monotonic()
+            inputs = read_inputs(self.config)
+            if ledger.trials():
+                refuse_other_spectra(ledger.load(), inputs.config)
+            base = load_base(inputs.config.model, inputs.device, inputs.dtype)
+            (out / "study.yaml").write_text(dump_study(inputs.config), encoding="utf-8")
+            config = inputs.config.model_dump(mode="json")
+            ledger.put_study(inputs.config.name, config, base.record, inputs.records, provenance())
+            ledger.put_notes(inputs.notes)
+            ledger.put_trials(inputs.trials)
+            for note in inputs.notes:
+                watcher.note(note)
+            try:
+                Runner(ledger, inputs, base, watcher, should_stop).run()
+            finally:
+                ledger.add_seconds(time.monotonic() - begun)
+            return ledger.load()
+
+
+def conclude(out: Path) -> tuple[StudyRecords, Recommendation]:
+    """Write ``recommendation.json`` and ``report.html`` from the stored records of a study.
+
+    Raises:
+        BadInput: no study there.
+        IntegrityError: a stored record or table was altered.
+    """
+    with Ledger.open(out, write=False) as ledger:
+        study = ledger.load()
+    recommendation = recommend(study)
+    (out / "recommendation.json").write_text(
+        recommendation.model_dump_json(indent=2), encoding="utf-8"
+    )
+    write_report(study, recommendation, out / "report.html")
+    return study, recommendation
+
+
+def refuse_other_spectra(study: StudyRecords, config: StudyConfig) -> None:
+    """Stored spectra must have been made as the study file asks.
+
+    Raises:
+        BadInput: other k or epsilon; results of two definitions would be compared.
+    """
+    asked = config.analyze.spectra
+    for trial in study.trials:
+        made = trial.spectra
+        if made is not None and (made.intruder_k, made.intruder_epsilon) != (
+            asked.intruder_k,
+            asked.intruder_epsilon,
+        ):
+            raise BadInput(
+                f"{study.name}: stored spectra were made with intruder_k {made.intruder_k} and "
+                f"intruder_epsilon {made.intruder_epsilon:g}, the study file now asks for "
+                f"{asked.intruder_k} and {asked.intruder_epsilon:g}; use another --out"
+            )
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C asks the run to stop at the next safe point; the second aborts.
+
+    Outside the main thread signals belong to somebody else and nothing is changed.
+    """
+    asked = threading.Event()
+
+    def on_interrupt(signum: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
