@@ -3,6 +3,7 @@
 from rankscope.records import ArmSummary, Estimate, EvalRecord
 from rankscope.report.figure import Column, Figure, table
 from rankscope.report.figures.rank_axis import (
+    BANDS_NOTE,
     Panel,
     Point,
     base_line,
@@ -52,7 +53,8 @@ def draw_in_domain(view: StudyView, task: str) -> Figure:
         finding=_in_domain_finding(view, task),
         table=table(columns, rows),
         plot=rank_plot(view, task, [panel]),
-        how_to_read="Report split. Bands are 95 % intervals; the base's counts items only.",
+        how_to_read="Report split. Bands are 95 % intervals; the base's counts items only. "
+        + BANDS_NOTE,
     )
 
 
@@ -80,7 +82,7 @@ def _in_domain_finding(view: StudyView, task: str) -> str:
     text = f"At {line.label} the score is {values}."
     best_arm, best = max(scored, key=lambda pair: pair[1])
     if len(scored) > 1:
-        near = next((arm for arm, v in scored if best - v < 0.01 * unit.scale / 100), best_arm)
+        near = next((arm for arm, v in scored if best - v < 0.01), best_arm)
         text += f" The highest is r={best_arm.rank}"
         within = "1 point" if unit.scale == 100 else f"0.01 {unit.difference}"
         text += f"; r={near.rank} is within {within} of it." if near is not best_arm else "."
@@ -116,7 +118,7 @@ def draw_retention(view: StudyView, task: str) -> Figure:
         table=table([*columns, Column("low", 3), Column("high", 3)], rows),
         plot=rank_plot(view, task, panels) if panels else None,
         how_to_read="Tuned minus base on the report split, so below zero is forgotten. Bands are "
-        "95 % intervals.",
+        "95 % intervals. " + BANDS_NOTE,
     )
 
 

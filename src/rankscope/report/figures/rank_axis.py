@@ -17,6 +17,10 @@ from rankscope.report.figure import axis, heading, layout, name
 from rankscope.report.style import BASE, FULL, INK, MUTED, Color, Unit, faded, number
 from rankscope.report.view import Series, StudyView
 
+MAX_BANDS = 3
+"""With more lines than this, only the line the text speaks of carries its band."""
+BANDS_NOTE = f"With more than {MAX_BANDS} lines only the one named above has its band."
+
 
 class Point(NamedTuple):
     """One value with what surrounds it; None where unknown."""
@@ -92,6 +96,7 @@ def rank_plot(view: StudyView, task: str, panels: Sequence[Panel]) -> go.Figure 
     if not has_value:
         return None
     ranks = sorted({arm.rank for s in lines for arm in s.arms if arm.rank})
+    spoken_of = view.focus_series(task)
     rows = len(panels)
     plot_height = 300 if rows == 1 else 200 * rows
     figure = make_subplots(
@@ -105,6 +110,8 @@ def rank_plot(view: StudyView, task: str, panels: Sequence[Panel]) -> go.Figure 
         for line in panel.lines:
             _add_reference(figure, row, line, (left, right), panel.digits)
         for series in lines:
+            if len(lines) <= MAX_BANDS or series == spoken_of:
+                _add_band(figure, row, series, panel)
             _add_series(figure, row, view, series, panel)
         y_axis = axis(
             type="log" if panel.log else "linear",
@@ -124,39 +131,50 @@ def rank_plot(view: StudyView, task: str, panels: Sequence[Panel]) -> go.Figure 
     return figure
 
 
-def _add_series(figure: go.Figure, row: int, view: StudyView, series: Series, panel: Panel) -> None:
+def _points(series: Series, panel: Panel) -> list[tuple[ArmSummary, float, Point]]:
+    """(arm, log2 rank, point) of the arms that have a value."""
     found = [(arm, panel.value(arm)) for arm in series.arms]
-    points = [(arm, point) for arm, point in found if point is not None]
+    return [(arm, math.log2(arm.rank or 1), p) for arm, p in found if p is not None]
+
+
+def _add_band(figure: go.Figure, row: int, series: Series, panel: Panel) -> None:
+    band = [
+        (at, p.low, p.high)
+        for _, at, p in _points(series, panel)
+        if p.low is not None and p.high is not None
+    ]
+    if not band:
+        return
+    outline = [(at, high) for at, _, high in band] + [(at, low) for at, low, _ in band[::-1]]
+    figure.add_scatter(
+        x=[at for at, _ in outline],
+        y=[y for _, y in outline],
+        fill="toself",
+        fillcolor=faded(MUTED.light),
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        row=row,
+        col=1,
+    )
+
+
+def _add_series(figure: go.Figure, row: int, view: StudyView, series: Series, panel: Panel) -> None:
+    points = _points(series, panel)
     if not points:
         return
-    x = [math.log2(arm.rank or 1) for arm, _ in points]
-    banded = [(at, p.low, p.high) for at, (_, p) in zip(x, points, strict=True)]
-    band = [(at, low, high) for at, low, high in banded if low is not None and high is not None]
-    if band:
-        outline = [(at, high) for at, _, high in band] + [(at, low) for at, low, _ in band[::-1]]
-        figure.add_scatter(
-            x=[at for at, _ in outline],
-            y=[y for _, y in outline],
-            fill="toself",
-            fillcolor=faded(MUTED.light),
-            line={"width": 0},
-            mode="lines",
-            hoverinfo="skip",
-            row=row,
-            col=1,
-        )
     figure.add_scatter(
-        x=x,
-        y=[p.value for _, p in points],
+        x=[at for _, at, _ in points],
+        y=[p.value for _, _, p in points],
         mode="lines+markers",
         line={"color": MUTED.light, "dash": series.dash, "width": 1.5},
         marker={
-            "color": [view.color(arm).light for arm, _ in points],
+            "color": [view.color(arm).light for arm, _, _ in points],
             "symbol": series.symbol,
             "size": 10,
         },
         hoverinfo="text",
-        hovertext=[f"<b>{name(a.label)}</b><br>{_text(p, panel.digits)}" for a, p in points],
+        hovertext=[f"<b>{name(a.label)}</b><br>{_text(p, panel.digits)}" for a, _, p in points],
         row=row,
         col=1,
     )
