@@ -325,7 +325,7 @@ class StudyConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     """What each trial and the base are scored on."""
     analyze: AnalyzeConfig = AnalyzeConfig()
-    """What is looked into besides scores."""
+    """The analyses of each trial's weights."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """What the recommendation trades off."""
     device: Annotated[
