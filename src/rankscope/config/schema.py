@@ -48,7 +48,6 @@ TARGET_GROUPS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-
 AlphaMultiple = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)?)?r$")]
 LORA_ONLY = frozenset({"rank", "alpha", "targets", "dropout"})
 """Fields of an arm that full fine-tuning does not have."""
