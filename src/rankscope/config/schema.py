@@ -1,8 +1,8 @@
 """The study file as typed, validated models: one class per section.
 
 Defaults are the protocol of arXiv 2512.15634. Every model forbids unknown keys and takes values as
-they are (``rank: "8"`` is not a rank). Each field is followed by a sentence with its unit or meaning;
-the published JSON schema (docs/study.schema.json) is generated from these classes.
+they are (``rank: "8"`` is not a rank). Each field is followed by a sentence with its unit or
+meaning; the published JSON schema (docs/study.schema.json) is generated from these classes.
 """
 
 import math
