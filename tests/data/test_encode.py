@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 from rich.console import Console
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from chat_tokenizers import (
@@ -139,6 +140,17 @@ def test_a_prompt_that_holds_bos_gets_no_second() -> None:
     encoder = encoder_of("plain")
     ids = encoder.prompt_ids(dataclasses.replace(QUESTION, prompt="<s>Say it:"))
     assert ids.count(encoder.tokenizer.bos_token_id) == 1
+
+
+def test_a_template_without_bos_is_left_without() -> None:
+    """The template decides, as when the tokenizer renders and tokenizes in one go."""
+    encoder = Encoder(byte_tokenizer(CHATML, "<|im_end|>", bos=True), "auto", 512)
+    turn = [{"role": "user", "content": QUESTION.prompt}]
+    whole = encoder.tokenizer.apply_chat_template(
+        turn, tokenize=True, return_dict=False, add_generation_prompt=True
+    )
+    assert encoder.prompt_ids(QUESTION) == whole
+    assert encoder.prompt_ids(TEXT) == [encoder.tokenizer.bos_token_id]
 
 
 def test_golden_masks() -> None:
@@ -320,3 +332,33 @@ def test_the_preview_shows_labels_and_hides_nothing() -> None:
     with console.capture() as capture:
         console.print(colour_row(encoder, encoded(encoder, item)))
     assert "<|im_start|>assistant" in capture.get()
+
+
+def test_the_preview_keeps_the_spaces_of_word_level_tokens() -> None:
+    vocabulary = {token: i for i, token in enumerate("<s> </s> <unk> which metal ? gold".split())}
+    backend = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens(["<s>", "</s>", "<unk>"])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", unk_token="<unk>"
+    )
+    encoder = Encoder(tokenizer, "auto", 64)
+    row = encoded(encoder, Item("t/train/1", "which metal ?", "gold"))
+    assert colour_row(encoder, row).plain == f"which metal ?{LABEL_OPEN} gold </s>{LABEL_CLOSE}"
+
+
+@every_format
+def test_the_bare_backend_gives_the_ids_of_the_tokenizer(name: str) -> None:
+    """Reference: the tokenizer as everybody calls it."""
+    encoder, reference = encoder_of(name), encoder_of(name)
+    reference._backend = None
+    for item in (QUESTION, DIALOGUE, TEXT):
+        assert encoded(encoder, item) == encoded(reference, item)
+
+
+def test_truncation_and_padding_kept_in_a_tokenizer_file_are_not_applied() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.enable_truncation(8)
+    tokenizer.backend_tokenizer.enable_padding(length=64)
+    encoder = Encoder(tokenizer, "auto", 512)
+    assert encoded(encoder, QUESTION) == encoded(encoder_of("plain"), QUESTION)

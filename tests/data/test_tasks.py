@@ -149,6 +149,20 @@ def test_pocket_tasks_need_no_folder(name: str) -> None:
     assert task.spec.chance == (None if name == "pocket_gsm" else 0.25)
 
 
+def test_the_documented_table_is_true(load: Load) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    for name in FILE_ROWS:
+        (line,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+        _, _, scorer, folder, hub, licence, rows, chance, _ = map(str.strip, line.split("|"))
+        task = load(name)
+        assert scorer == f"`{task.spec.scorer}`"
+        assert folder == f"`{task.spec.folder}`"
+        assert f"`{task.spec.hub.id}`" in hub
+        assert licence == task.spec.licence
+        assert rows == f"{len(task.train)} / {len(task.selection)} / {len(task.report)}"
+        assert float(chance) == pytest.approx(task.spec.chance, abs=5e-5)
+
+
 def test_unknown_and_missing_tasks_are_told_with_a_way_out(tmp_path: Path, load: Load) -> None:
     with pytest.raises(BadInput, match=r"'arc_esay' is not a named task; did you mean 'arc_easy'"):
         load("arc_esay")

@@ -102,6 +102,11 @@ class Encoder:
                 "in tokenizer_config.json"
             )
         self._eos_id = int(tokenizer.eos_token_id)
+        # The Rust tokenizer by itself: the wrapper around it costs as much again, on every segment.
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        if self._backend is not None:
+            self._backend.no_truncation()
+            self._backend.no_padding()
         self._bos_ids = self._bos_in_use()
         self._anchor_ids = self._measure_anchor()
         self._chat: ChatTemplate | None = None
@@ -206,11 +211,13 @@ class Encoder:
     # --- tokens ---------------------------------------------------------------------------------
 
     def _tokenize(self, text: str) -> list[int]:
+        """Ids of a text by itself; special tokens that are written out in it count as such."""
         if not text:
             return []
-        ids: list[int] = self.tokenizer(
-            text, add_special_tokens=False, return_attention_mask=False, verbose=False
-        )["input_ids"]
+        if self._backend is not None:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        else:
+            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
     def _continue(self, text: str) -> list[int]:

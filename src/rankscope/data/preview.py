@@ -39,12 +39,20 @@ def visible(text: str) -> str:
     return "".join(shown)
 
 
-def token_text(encoder: Encoder, token_id: int) -> str:
-    """One token's text; where it is part of a character, its name in the vocabulary."""
-    text = encoder.tokenizer.decode([token_id], skip_special_tokens=False)
+def token_text(encoder: Encoder, token_id: int, before: int | None) -> str:
+    """One token's text as it continues the token before it, spaces of word-level tokens included.
+
+    Where a token is part of a character, its name in the vocabulary.
+    """
+    decode = encoder.tokenizer.decode
+    text = str(decode([token_id]))
+    if before is not None:
+        first, pair = str(decode([before])), str(decode([before, token_id]))
+        if pair.startswith(first):
+            text = pair[len(first) :]
     if "\ufffd" in text or not text:
         text = str(encoder.tokenizer.convert_ids_to_tokens(token_id))
-    return str(text)
+    return text
 
 
 def colour_row(encoder: Encoder, row: EncodedRow) -> Text:
@@ -63,7 +71,8 @@ def colour_row(encoder: Encoder, row: EncodedRow) -> Text:
             style = LABELLED_SPECIAL_STYLE if labelled else SPECIAL_STYLE
         else:
             style = (LABEL_STYLES if labelled else PROMPT_STYLES)[position % 2]
-        shown.append(visible(token_text(encoder, token_id)), style=style)
+        before = pairs[position - 1][0] if position else None
+        shown.append(visible(token_text(encoder, token_id, before)), style=style)
     if inside:
         shown.append(LABEL_CLOSE, style="bold green")
     if len(pairs) > MAX_TOKENS:

@@ -135,11 +135,14 @@ def _own_spec(config: TaskConfig, content: RowContent) -> TaskSpec:
 
 
 def _named_spec(spec: TaskSpec, config: TaskConfig) -> TaskSpec:
-    """A named task with the study file's scorer and prompt, each bringing the other's default."""
+    """A named task with the study file's changes; another scorer brings its own prompt."""
     prompt = config.prompt
     if config.scorer is not None and config.scorer != spec.scorer and spec.name[:6] != "pocket":
         prompt = prompt or (LETTERED if config.scorer == "option_letter" else QUESTION)
-    return replace(spec, scorer=config.scorer or spec.scorer, prompt=prompt or spec.prompt)
+    hub = spec.hub
+    if hub is not None and config.revision is not None:
+        hub = replace(hub, revision=config.revision)
+    return replace(spec, scorer=config.scorer or spec.scorer, prompt=prompt or spec.prompt, hub=hub)
 
 
 # --- loading ------------------------------------------------------------------------------------
