@@ -97,7 +97,6 @@ def layout(height: int, **settings: object) -> go.Layout:
                     "color": MUTED.light,
                     "activecolor": INK.light,
                 },
-                "template": "none",
             }
             | settings
         )
@@ -107,7 +106,7 @@ def layout(height: int, **settings: object) -> go.Layout:
 def heading(text: str, y: float) -> dict[str, object]:
     """A panel's heading: an annotation flush left above height ``y`` of the paper."""
     return {
-        "text": text,
+        "text": name(text),
         "x": 0,
         "y": y,
         "xref": "paper",

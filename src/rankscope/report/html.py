@@ -7,6 +7,7 @@ as JSON that cannot end its script element.
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from rankscope.report.figures import accuracy, plane, spectra, training, transfe
 from rankscope.report.style import DASHES, dark_colors, duration, number, visible
 from rankscope.report.tables import failed_trials, tasks_read, training_rows
 from rankscope.report.view import StudyView
+
+# Plotly reads a few tags inside its texts; these are the ones the figures themselves write.
+_FOREIGN_TAG = re.compile(r"<(?!/?(?:b|br|extra)>)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +142,12 @@ def sections(view: StudyView) -> list[Section]:
 
 def figure_data(figure: Figure) -> dict[str, object]:
     """What the page's script needs to draw one figure."""
-    plot = figure.plot.to_plotly_json() if figure.plot is not None else {}
+    plot = figure.plot.to_plotly_json() if figure.plot is not None else {"data": [], "layout": {}}
+    # Plotly's template holds colours that have no dark partner, and every figure would repeat it.
+    layout = {key: value for key, value in plot["layout"].items() if key != "template"}
     return {
-        "data": _plain(plot.get("data", [])),
-        "layout": _plain(plot.get("layout", {})),
+        "data": _plain(plot["data"]),
+        "layout": _plain(layout),
         "choices": [list(choice.traces) for choice in figure.choices],
         "file": f"rankscope-{figure.key}",
     }
@@ -156,7 +162,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}") if value - value == 0 else None
     if isinstance(value, str):
-        return visible(value)
+        return _FOREIGN_TAG.sub("&lt;", visible(value))
     return value
 
 

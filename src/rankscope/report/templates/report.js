@@ -47,7 +47,7 @@
   // Text that a spreadsheet would run as a formula is kept text.
   function csvCell(cell) {
     if (cell.dataset.v !== undefined) return cell.dataset.v;
-    if (cell.classList.contains("n")) return "";
+    if (cell.matches("td.n")) return "";
     const text = cell.textContent;
     const safe = /^[=+\-@\t\r]/.test(text) ? "'" + text : text;
     return '"' + safe.replaceAll('"', '""') + '"';

@@ -1,0 +1,226 @@
+"""What the figures draw is what the records say."""
+
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rankscope.advise.recommend import recommend
+from rankscope.report.figure import Figure
+from rankscope.report.figures import accuracy, plane, spectra, training, transfer
+from rankscope.report.figures.labels import Label, place
+from rankscope.report.figures.plane import gain_and_fall, plane_front
+from rankscope.report.figures.spectra import fit_growth
+from rankscope.report.figures.training import binned_losses
+from rankscope.report.html import figure_data, sections
+from rankscope.report.style import FULL, MUTED, POINTS, dark_colors
+from rankscope.report.view import StudyView
+from synthetic_study import Truth
+
+from .studies import ORDINARY, ordinary_study, study_and_advice
+
+
+@pytest.fixture(scope="module")
+def view() -> StudyView:
+    return StudyView(*ordinary_study())
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every text in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from strings(inner)
+
+
+@pytest.fixture(scope="module")
+def figures(view: StudyView) -> list[Figure]:
+    return [figure for section in sections(view) for figure in section.figures]
+
+
+def test_every_figure_has_a_plot_a_finding_and_numbers(figures: list[Figure]) -> None:
+    assert len({figure.key for figure in figures}) == len(figures)
+    for figure in figures:
+        assert figure.plot is not None, figure.title
+        assert figure.finding.endswith("."), figure.title
+        assert figure.table.rows, figure.title
+        widths = {len(row) for row in figure.table.rows}
+        assert widths == {len(figure.table.columns)}, figure.title
+
+
+def test_every_color_of_a_figure_has_a_dark_partner(view: StudyView, figures: list[Figure]) -> None:
+    known = dark_colors(view.ranks).keys() | {"rgba(0,0,0,0)"}
+    found = {
+        text
+        for figure in figures
+        for text in strings(figure_data(figure))
+        if re.fullmatch(r"#[0-9a-f]{6}|rgba?\([^)]*\)", text)
+    }
+    assert found <= known
+    assert {FULL.light, MUTED.light} <= found
+
+
+def test_in_domain_points_are_the_arms_scores(view: StudyView) -> None:
+    figure = accuracy.draw_in_domain(view, "med")
+    drawn = {
+        (trace.hovertext[i].split("<b>")[1].split("</b>")[0]): trace.y[i]
+        for trace in figure.plot.data
+        if trace.mode == "lines+markers"
+        for i in range(len(trace.x))
+    }
+    arms = {a.label: 100 * a.score.value for a in view.arms("med") if a.rank and a.score}
+    assert drawn == pytest.approx(arms)
+    full = view.best_full("med")
+    lines = [t for t in figure.plot.data if t.text is not None and "full" in t.text]
+    assert full is not None
+    assert full.score is not None
+    assert list(lines[0].y) == pytest.approx([100 * full.score.value] * 2)
+
+
+def test_an_arm_has_one_color_in_every_figure(figures: list[Figure]) -> None:
+    colors: dict[str, set[str]] = {}
+    for figure in figures:
+        for trace in figure.plot.data:
+            shades = trace.marker.color if trace.type == "scatter" else None
+            if isinstance(shades, tuple) and trace.hovertext:
+                for text, shade in zip(trace.hovertext, shades, strict=True):
+                    colors.setdefault(text.split("</b>")[0], set()).add(shade)
+    assert len(colors) == len(ORDINARY.ranks) * len(ORDINARY.lrs)
+    assert all(len(shades) == 1 for shades in colors.values())
+    by_rank = {re.search(r"r=\d+", arm)[0]: shades for arm, shades in colors.items()}  # type: ignore[index]
+    assert len(set(itertools.chain(*by_rank.values()))) == len(ORDINARY.ranks)
+
+
+def test_map_cells_are_gains_on_the_diagonal_and_transfer_beside_it(view: StudyView) -> None:
+    figure = transfer.draw(view, POINTS)
+    assert figure.choices[0].label == "best arm of each task"
+    grid = figure.plot.data[0]
+    cells = {(y, x): grid.z[j][i] for j, y in enumerate(grid.y) for i, x in enumerate(grid.x)}
+    for task in ("med", "law"):
+        arm = view.focus(task)
+        assert arm is not None
+        assert arm.gain is not None
+        other = {"med": "law", "law": "med"}[task]
+        assert cells[task, task] == pytest.approx(100 * arm.gain.value)
+        assert cells[task, other] == pytest.approx(100 * arm.transfer[other].value)
+        assert cells[task, "general"] == pytest.approx(100 * arm.retention["general"].value)
+    assert grid.zmin == -grid.zmax
+    assert grid.zmax >= max(abs(value) for value in cells.values())
+
+
+def test_plane_front_equals_the_definition(view: StudyView) -> None:
+    arms = [a for a in view.arms("med") if a.gain and a.forgetting]
+    front = {a.label for a in plane_front(arms)}
+    for arm in arms:
+        gain, fall = gain_and_fall(arm)
+        beaten = any(
+            g >= gain and f <= fall and (g, f) != (gain, fall) for g, f in map(gain_and_fall, arms)
+        )
+        assert (arm.label in front) != beaten
+    gains = [gain_and_fall(a)[0] for a in plane_front(arms)]
+    assert gains == sorted(gains)
+
+
+def test_the_good_corner_of_the_plane_is_top_right(view: StudyView) -> None:
+    figure = plane.draw(view, "med")
+    assert figure.plot.layout.yaxis.autorange == "reversed"
+    ring = [t for t in figure.plot.data if t.marker.symbol == "circle-open"]
+    advice = view.advice("med")
+    assert advice is not None
+    assert advice.chosen is not None
+    assert advice.chosen.forgetting is not None
+    assert ring[0].y[0] == pytest.approx(100 * advice.chosen.forgetting.value)
+
+
+def test_fit_growth_finds_a_logarithm_and_a_power_law() -> None:
+    ranks = [2, 8, 32, 128]
+    logarithm = fit_growth(ranks, [0.5 + 0.25 * np.log2(r) for r in ranks])
+    assert logarithm is not None
+    assert logarithm["log"] == pytest.approx((0.5, 0.25, 0.0), abs=1e-9)
+    assert logarithm["power"][2] > 0.01
+    power = fit_growth(ranks, [3.0 * r**0.5 for r in ranks])
+    assert power is not None
+    assert power["power"] == pytest.approx((3.0, 0.5, 0.0), abs=1e-9)
+    assert power["log"][2] > 0.01
+    assert fit_growth([2, 8], [1.0, 2.0]) is None
+    assert fit_growth([2, 8, 32], [0.0, 1.0, 2.0]) is None
+
+
+def test_binned_losses_keep_short_curves_and_thin_long_ones(view: StudyView) -> None:
+    arm = next(a for a in view.arms("med") if a.seeds == 3)
+    trials = view.trials(arm)
+    records = [t.train for t in trials if t.train]
+    curve = binned_losses(trials, points=10_000)
+    by_step = [np.mean([r.losses[i].loss for r in records]) for i in range(records[0].steps)]
+    assert [step for step, _ in curve] == [p.step for p in records[0].losses]
+    assert [loss for _, loss in curve] == pytest.approx(by_step)
+    thin = binned_losses(trials, points=8)
+    assert len(thin) == 8
+    # Forty steps fall into eight bins of five, so the mean of bins is the mean of steps.
+    assert np.mean([loss for _, loss in thin]) == pytest.approx(np.mean(by_step))
+
+
+def test_intruders_of_a_layer_are_summed_over_its_matrices(view: StudyView) -> None:
+    figure = spectra.draw_intruders(view, "med")
+    grid = figure.plot.data[0]
+    for row, arm in enumerate(view.focus_arms("med")):
+        records = [t.spectra for t in view.trials(arm) if t.spectra]
+        for column, layer in enumerate(grid.x):
+            counts = [
+                sum(m.intruders for m in s.matrices if m.layer == int(layer)) for s in records
+            ]
+            assert grid.z[row][column] == pytest.approx(np.mean(counts))
+
+
+def test_cost_names_the_share_of_full_fine_tuning(view: StudyView) -> None:
+    arm, full = view.focus("med"), view.best_full("med")
+    assert arm is not None
+    assert full is not None
+    share = 100 * arm.trainable_parameters / full.trainable_parameters
+    assert f"{share:.3g} % of full" in training.draw_cost(view, "med").finding
+
+
+def test_labels_never_overlap_and_the_first_is_kept() -> None:
+    rng = np.random.default_rng(0)
+    points = [(float(x), float(y)) for x, y in rng.uniform(0, 1, (40, 2))]
+    labels = [Label(x, y, f"r={i}") for i, (x, y) in enumerate(points)]
+    placed = place(labels, points, (0.0, 1.0), (1.0, 0.0))
+    assert 10 < len(placed) < 40
+    assert place(labels[:1], points[:1], (0.0, 1.0), (1.0, 0.0)) == [(labels[0], "top center")]
+    # Two names of one point cannot both stand above it.
+    twins = [Label(0.5, 0.5, "r=8"), Label(0.5, 0.5, "full")]
+    sides = [side for _, side in place(twins, points[:0], (0.0, 1.0), (0.0, 1.0))]
+    assert len(set(sides)) == 2
+
+
+@pytest.mark.parametrize(
+    ("alphas", "lines"),
+    [
+        ({2: 4.0, 8: 16.0, 32: 64.0}, {"lr=0.001"}),
+        ({2: 2.0, 8: 8.0, 32: 32.0}, {"lr=0.001 alpha=1r"}),
+        ({2: 16.0, 8: 16.0, 32: 16.0}, {"lr=0.001 alpha=16"}),
+    ],
+)
+def test_lines_over_rank_follow_what_alpha_does(alphas: dict[int, float], lines: set[str]) -> None:
+    study, _ = study_and_advice(Truth(num_items=20, seeds=(0,)))
+    study = replace(
+        study,
+        trials=tuple(
+            replace(t, spec=t.spec.model_copy(update={"alpha": alphas[t.spec.rank]}))
+            if t.spec.rank
+            else t
+            for t in study.trials
+        ),
+    )
+    view = StudyView(study, recommend(study))
+    series = view.series("med")
+    assert {s.label for s in series} == lines
+    assert [[a.rank for a in s.arms] for s in series] == [[2, 8, 32]]
