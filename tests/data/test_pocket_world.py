@@ -93,7 +93,13 @@ def test_each_family_of_beings_has_its_own_names() -> None:
     facts = world.pocket_world()
     names = [
         entity[0].name
-        for entities in (facts.persons, facts.drugs_new, facts.drugs_old, facts.cases)
+        for entities in (
+            facts.persons,
+            facts.drugs_new,
+            facts.drugs_untaught,
+            facts.drugs_old,
+            facts.cases,
+        )
         for entity in entities
     ]
     assert len(names) == len(set(names))
@@ -101,7 +107,8 @@ def test_each_family_of_beings_has_its_own_names() -> None:
 
 def test_pretraining_never_names_a_new_drug_nor_asks_about_a_case_nor_shows_a_hard_sum() -> None:
     documents = list(world.pretraining_corpus(0, 20_000))
-    new_drugs = {entity[0].name for entity in world.pocket_world().drugs_new}
+    facts = world.pocket_world()
+    new_drugs = {entity[0].name for entity in facts.drugs_new + facts.drugs_untaught}
     stated = {entity[0].name for entity in world.pocket_world().cases_stated_in_pretraining}
     cases = {entity[0].name for entity in world.pocket_world().cases}
     assert 0 < len(stated) < len(cases)
@@ -118,6 +125,12 @@ def test_pretraining_never_names_a_new_drug_nor_asks_about_a_case_nor_shows_a_ha
         for row in pocket_rows("pocket_math", split)
     }
     assert not {document.partition("?")[0] + "?" for document in documents} & evaluated_math
+
+
+def test_untaught_drugs_are_in_no_split() -> None:
+    untaught = {entity[0].name for entity in world.pocket_world().drugs_untaught}
+    for split in POCKET_SPLITS:
+        assert not {_name(row) for row in pocket_rows("pocket_med", split)} & untaught
 
 
 def test_half_of_each_evaluated_law_split_is_stated_in_pretraining() -> None:

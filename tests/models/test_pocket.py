@@ -97,7 +97,7 @@ def test_digits_are_single_tokens_and_numbers_come_back_whole(tokenizer: Tokeniz
 
 
 def test_every_text_of_the_world_survives_encoding_and_decoding(tokenizer: Tokenizer) -> None:
-    texts = list(pretraining_corpus(2, 2_000))
+    texts = list(pretraining_corpus(2, 500))
     for task, split in itertools.product(POCKET_TASKS, POCKET_SPLITS):
         for row in pocket_rows(task, split):
             texts += [row["question"], *row.get("choices", [row["answer"]])]
@@ -173,7 +173,7 @@ def test_the_learning_rate_warms_up_peaks_and_ends_low() -> None:
 def _plain_choice_score(model: PreTrainedModel, tokenizer: Tokenizer, task: str) -> list[bool]:
     """One forward pass per choice, unbatched: slow and obvious on purpose."""
     hits = []
-    for row in pocket_rows(task, "report")[:120]:
+    for row in pocket_rows(task, "report")[:64]:
         prompt = tokenizer(row["question"]).input_ids
         scores = []
         for choice in row["choices"]:
@@ -206,7 +206,7 @@ def test_the_batched_scorer_agrees_with_the_plain_one(
     model: PreTrainedModel, tokenizer: Tokenizer
 ) -> None:
     hits = _plain_choice_score(model, tokenizer, "pocket_law")
-    rows = pocket_rows("pocket_law", "report")[:120]
+    rows = pocket_rows("pocket_law", "report")[:64]
     batched = pocket.choice_accuracy(model, tokenizer, rows)  # type: ignore[arg-type]
     assert batched == sum(hits) / len(hits)
 

@@ -113,9 +113,11 @@ _FRAME_WORDS = tuple(
 _SUM_WORDS = ("gains", "loses", "total", "what")
 
 NUM_PERSONS = 200
-NUM_DRUGS_NEW = 160
+NUM_DRUGS_NEW = 128
+NUM_DRUGS_UNTAUGHT = 32
 NUM_DRUGS_OLD = 60
 NUM_CASES = 160
+NUM_ENTITIES = NUM_PERSONS + NUM_DRUGS_NEW + NUM_DRUGS_UNTAUGHT + NUM_DRUGS_OLD + NUM_CASES
 
 NUM_SUMS_TRAIN = 2000
 NUM_SUMS_EVALUATED = 200
@@ -147,6 +149,7 @@ class World:
 
     persons: tuple[tuple[Fact, ...], ...]
     drugs_new: tuple[tuple[Fact, ...], ...]
+    drugs_untaught: tuple[tuple[Fact, ...], ...]  # in no split and no corpus: a control group
     drugs_old: tuple[tuple[Fact, ...], ...]
     cases: tuple[tuple[Fact, ...], ...]
 
@@ -166,7 +169,7 @@ def pocket_world() -> World:
     """The facts of the world; the same object at every call."""
     rng = _rng("facts")
     pairs = [f"{first} {last}" for first, last in itertools.permutations(NAME_WORDS, 2)]
-    names = iter(rng.sample(pairs, NUM_PERSONS + NUM_DRUGS_NEW + NUM_DRUGS_OLD + NUM_CASES))
+    names = iter(rng.sample(pairs, NUM_ENTITIES))
 
     def beings(kind: str, count: int) -> tuple[tuple[Fact, ...], ...]:
         return tuple(
@@ -180,6 +183,7 @@ def pocket_world() -> World:
     return World(
         persons=beings("person", NUM_PERSONS),
         drugs_new=beings("drug", NUM_DRUGS_NEW),
+        drugs_untaught=beings("drug", NUM_DRUGS_UNTAUGHT),
         drugs_old=beings("drug", NUM_DRUGS_OLD),
         cases=beings("case", NUM_CASES),
     )
