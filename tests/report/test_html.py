@@ -206,7 +206,14 @@ def no_spectra() -> tuple[StudyRecords, Recommendation]:
         (nothing_finished, ["None of the 4 trials has finished", "There is no recommendation"]),
         (nothing_but_the_base, ["The study has no trials", "There is no recommendation"]),
         (one_seed, ["4 arms have fewer than 3 finished seeds"]),
-        (no_retention, ["There is no retention task, so forgetting is unknown."]),
+        (
+            no_retention,
+            [
+                "There is no retention task, so forgetting is unknown.",
+                # The score against rank takes the plane's place beside the answer.
+                "In-domain score against rank, med At lr=0.001 the score is",
+            ],
+        ),
         (log_probabilities, ["nats per token"]),
         (full_only, ["No LoRA arm has an in-domain score"]),
         (no_spectra, ["No trial has a spectra record"]),

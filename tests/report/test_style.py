@@ -8,6 +8,8 @@ from rankscope.records import Estimate
 from rankscope.report.style import (
     NATS,
     POINTS,
+    clock,
+    compact,
     dark_colors,
     difference,
     duration,
@@ -60,6 +62,21 @@ def test_unknown_intervals_are_said_to_be_unknown() -> None:
 )
 def test_duration(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (200, "3:20"), (7500, "2:05:00")]
+)
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("n", "text"),
+    [(8192, "8,192"), (54_016, "54 K"), (6_815_744, "6.82 M"), (8_030_261_248, "8.03 B")],
+)
+def test_compact(n: int, text: str) -> None:
+    assert compact(n) == text
 
 
 def test_visible_spells_out_controls_and_cuts_with_the_length() -> None:

@@ -1,6 +1,7 @@
 """The terminal's summary and the page's lists."""
 
 import io
+import re
 
 from rich.console import Console
 from rich.table import Table
@@ -12,9 +13,9 @@ from synthetic_study import Truth
 from .studies import hostile_study, ordinary_study, study_and_advice
 
 
-def printed(table: Table) -> list[str]:
+def printed(table: Table, width: int = 140) -> list[str]:
     output = io.StringIO()
-    Console(file=output, width=140, color_system=None).print(table)
+    Console(file=output, width=width, color_system=None).print(table)
     return output.getvalue().splitlines()
 
 
@@ -31,7 +32,7 @@ def test_summary_has_the_base_first_every_arm_and_one_mark_per_task() -> None:
     assert all(
         a.chosen.label in line for a, line in zip(advice.advice, marked, strict=True) if a.chosen
     )
-    failed = [line for line in rows if "(1 failed)" in line]
+    failed = [line for line in rows if "2/3" in line]
     assert len(failed) == 2
     assert all("r=32 lr=0.003" in line for line in failed)
 
@@ -47,11 +48,26 @@ def test_summary_writes_points_and_half_widths() -> None:
     assert f"{arm.trainable_parameters:,}" in row
 
 
+def test_summary_fits_eighty_columns_with_whole_arm_names() -> None:
+    study, advice = ordinary_study()
+    lines = printed(summary_table(study, advice), width=80)
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    for task in advice.advice:
+        for arm in task.arms:
+            assert arm.label in text
+    assert "…" not in text
+    heading = next(line for line in lines if "arm" in line)
+    assert heading.split() == ["arm", *"seeds in-domain gain forgetting params time".split()]
+    rows = [line for line in lines if "lr=" in line]
+    assert all(re.search(r"\d:\d\d\s*$", line) for line in rows)
+
+
 def test_summary_of_a_study_without_results_says_so() -> None:
     every = {(rank, 1e-3, 0): "oom" for rank in (2, 8, 32)} | {(None, 5e-4, 0): "failed"}
     study, advice = study_and_advice(Truth(num_items=20, seeds=(0,), failed=every))  # type: ignore[arg-type]
     text = "\n".join(printed(summary_table(study, advice)))
-    assert text.count("0 (1 failed)") == 4
+    assert text.count(" 0/1 ") == 4
     assert "▸" not in text
 
 

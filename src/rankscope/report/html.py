@@ -95,10 +95,12 @@ def sections(view: StudyView) -> list[Section]:
     """
     tasks = view.training_tasks
     planes = [plane.draw(view, task) for task in tasks]
+    in_domain = [accuracy.draw_in_domain(view, task) for task in tasks]
+    # Without retention tasks the plane is empty; then the score against rank is the picture.
+    first = next((f for f in (*planes[:1], *in_domain[:1]) if f.plot is not None), None)
     units = dict.fromkeys(view.unit(task.name) for task in view.study.tasks)
-    per_task = [
-        (accuracy.draw_in_domain(view, task), accuracy.draw_retention(view, task)) for task in tasks
-    ]
+    retention = [accuracy.draw_retention(view, task) for task in tasks]
+    ranks = [figure for pair in zip(in_domain, retention, strict=True) for figure in pair]
     weights = (
         spectra.draw_norm,
         spectra.draw_effective_rank,
@@ -106,18 +108,18 @@ def sections(view: StudyView) -> list[Section]:
         spectra.draw_intruders,
     )
     return [
-        Section("first", "", "", tuple(planes[:1])),
+        Section("first", "", "", (first,) if first else ()),
         Section(
             "planes",
             "Learning against forgetting",
-            "The other tasks, drawn as the first one above.",
-            tuple(planes[1:]),
+            "What each arm learned in its domain and what it lost elsewhere.",
+            tuple(f for f in planes if f is not first),
         ),
         Section(
             "ranks",
             "How much rank is enough",
             "Scores of the report split against LoRA rank.",
-            tuple(figure for pair in per_task for figure in pair),
+            tuple(f for f in ranks if f is not first),
         ),
         Section(
             "transfer",

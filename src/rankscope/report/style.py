@@ -182,6 +182,23 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {rest:02d} min"
 
 
+def clock(seconds: float | None) -> str:
+    """Seconds as ``0:48``, ``3:20`` or ``2:05:00``."""
+    if seconds is None:
+        return UNKNOWN
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def compact(n: int) -> str:
+    """A count in thousands, millions or billions from 10,000 on: ``8,192``, ``54.5 M``."""
+    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if n >= max(size, 10_000):
+            return f"{n / size:.3g} {letter}"
+    return f"{n:,}"
+
+
 def count(n: int, noun: str, plural: str | None = None) -> str:
     """``1 trial``, ``3 trials``."""
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"

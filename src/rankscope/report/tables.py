@@ -1,11 +1,21 @@
 """Tables of a study: the terminal's summary, and the page's lists of failures and data."""
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
 from rankscope.records import ArmSummary, Recommendation, StudyRecords
 from rankscope.report.figure import Column, DataTable, table
-from rankscope.report.style import MAX_NAME, NATS, UNKNOWN, duration, number, plus_minus, visible
+from rankscope.report.style import (
+    MAX_NAME,
+    NATS,
+    UNKNOWN,
+    clock,
+    compact,
+    number,
+    plus_minus,
+    visible,
+)
 from rankscope.report.view import StudyView
 
 
@@ -13,18 +23,23 @@ def summary_table(study: StudyRecords, recommendation: Recommendation) -> Table:
     """The study in the terminal: one row per arm, the base first, the recommended arm marked.
 
     Scores are of the report split, in per cent (or nats per token); differences in points; ``±`` is
-    half the 95 % interval, ``±?`` where it is unknown.
+    half the 95 % interval, ``±?`` where it is unknown; seeds ``2/3``: one of three trials failed.
     """
     view = StudyView(study, recommendation)
-    drawn = Table(title=escape(visible(study.name, MAX_NAME)), title_justify="left")
+    drawn = Table(
+        title=escape(visible(study.name, MAX_NAME)),
+        title_justify="left",
+        caption=_caption(view),
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=0,
+    )
     drawn.add_column("", no_wrap=True)
-    drawn.add_column("arm", overflow="fold")
-    drawn.caption = "in-domain in %, gain and forgetting in points, ± half the 95 % interval"
-    if any(view.unit(task) == NATS for task in view.training_tasks):
-        drawn.caption = "nats per token, or % and points; ± half the 95 % interval"
-    drawn.caption_justify = "left"
-    for heading in ("seeds", "in-domain", "gain", "forgetting", "parameters", "time"):
-        drawn.add_column(heading, justify="right", no_wrap=True)
+    # Eighty columns must hold the table, and an arm's name is the last thing to give way.
+    drawn.add_column("arm", overflow="fold", min_width=15)
+    for heading in ("seeds", "in-domain", "gain", "forgetting", "params", "time"):
+        drawn.add_column(heading, justify="right")
     for place, task in enumerate(view.training_tasks):
         if place:
             drawn.add_section()
@@ -41,6 +56,14 @@ def summary_table(study: StudyRecords, recommendation: Recommendation) -> Table:
     return drawn
 
 
+def _caption(view: StudyView) -> str:
+    units = {view.unit(task) for task in view.training_tasks}
+    scores = "in-domain in %, gain and forgetting in points"
+    if NATS in units:
+        scores = "nats per token" if units == {NATS} else f"{scores}, or nats per token"
+    return f"{scores}; ± half the 95 % interval; time per trial"
+
+
 def _base_row(view: StudyView, task: str) -> list[str]:
     base, unit = view.base(task), view.unit(task)
     shown = number(base.score * unit.scale, unit.digits) if base else "not scored"
@@ -49,9 +72,7 @@ def _base_row(view: StudyView, task: str) -> list[str]:
 
 def _arm_row(view: StudyView, arm: ArmSummary, chosen: bool) -> list[str]:
     unit = view.unit(arm.task)
-    seeds = str(arm.seeds)
-    if arm.failed:
-        seeds += f" [red]({arm.failed} failed)[/red]"
+    seeds = f"[red]{arm.seeds}/{arm.seeds + arm.failed}[/red]" if arm.failed else str(arm.seeds)
     return [
         "\N{BLACK RIGHT-POINTING SMALL TRIANGLE}" if chosen else "",
         escape(visible(arm.label, MAX_NAME)),
@@ -59,8 +80,8 @@ def _arm_row(view: StudyView, arm: ArmSummary, chosen: bool) -> list[str]:
         plus_minus(arm.score, unit),
         plus_minus(arm.gain, unit, sign=True),
         plus_minus(arm.forgetting, view.forgetting_unit(arm.task), sign=True),
-        number(arm.trainable_parameters) if arm.trainable_parameters else UNKNOWN,
-        duration(arm.seconds),
+        compact(arm.trainable_parameters) if arm.trainable_parameters else UNKNOWN,
+        clock(arm.seconds),
     ]
 
 

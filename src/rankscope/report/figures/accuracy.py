@@ -3,9 +3,9 @@
 from rankscope.records import ArmSummary, Estimate, EvalRecord
 from rankscope.report.figure import Column, Figure, table
 from rankscope.report.figures.rank_axis import (
-    BANDS_NOTE,
     Panel,
     Point,
+    bands_note,
     base_line,
     estimate_point,
     full_line,
@@ -53,8 +53,8 @@ def draw_in_domain(view: StudyView, task: str) -> Figure:
         finding=_in_domain_finding(view, task),
         table=table(columns, rows),
         plot=rank_plot(view, task, [panel]),
-        how_to_read="Report split. Bands are 95 % intervals; the base's counts items only. "
-        + BANDS_NOTE,
+        how_to_read="Report split. Bands are 95 % intervals; the base's counts items only."
+        + bands_note(view, task),
     )
 
 
@@ -118,7 +118,7 @@ def draw_retention(view: StudyView, task: str) -> Figure:
         table=table([*columns, Column("low", 3), Column("high", 3)], rows),
         plot=rank_plot(view, task, panels) if panels else None,
         how_to_read="Tuned minus base on the report split, so below zero is forgotten. Bands are "
-        "95 % intervals. " + BANDS_NOTE,
+        "95 % intervals." + bands_note(view, task),
     )
 
 

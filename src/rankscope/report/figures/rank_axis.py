@@ -19,7 +19,6 @@ from rankscope.report.view import Series, StudyView
 
 MAX_BANDS = 3
 """With more lines than this, only the line the text speaks of carries its band."""
-BANDS_NOTE = f"With more than {MAX_BANDS} lines only the one named above has its band."
 
 
 class Point(NamedTuple):
@@ -87,6 +86,13 @@ def full_line(
 def base_line(point: Point | None) -> list[Line]:
     """The base model's value as a reference line, where there is one."""
     return [Line("base", point, BASE, "dot")] if point else []
+
+
+def bands_note(view: StudyView, task: str) -> str:
+    """What a reader must know of the bands, where there are too many lines for all of them."""
+    if len(view.series(task)) <= MAX_BANDS:
+        return ""
+    return " Of the many lines only the one named above carries its band."
 
 
 def rank_plot(view: StudyView, task: str, panels: Sequence[Panel]) -> go.Figure | None:
