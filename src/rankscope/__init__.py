@@ -1,0 +1,33 @@
+"""Rankscope: how much LoRA rank is enough on your model and your data, and what it costs.
+
+>>> import rankscope
+>>> records = rankscope.Study.load("study.yaml").run("studies/mine")
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rankscope.study import Study
+
+    __version__: str
+
+__all__ = ["Study", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    """The public names, read when asked for: the conductor behind ``Study`` imports torch."""
+    value: object
+    if name == "Study":
+        value = import_module("rankscope.study").Study
+    elif name == "__version__":
+        value = version("rankscope")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
