@@ -280,3 +280,30 @@ def test_no_rows_cannot_be_planned() -> None:
 def test_specs_are_records() -> None:
     (trial,) = make_trials(study(arms=arm(), tasks=["med"], seeds=0), "b", DATA)
     assert TrialSpec.model_validate_json(trial.model_dump_json()) == trial
+
+
+def test_every_field_of_an_arm_may_be_a_list() -> None:
+    config = study(
+        arms=[
+            {
+                "method": ["lora", "rslora"],
+                "rank": [4, 8],
+                "lr": [1e-3, 2e-3],
+                "alpha": ["2r", 16],
+                "targets": ["attention", ["q_proj", "v_proj"]],
+                "dropout": [0.0, 0.1],
+            }
+        ],
+        seeds=[0],
+        tasks=["med"],
+    )
+    trials = make_trials(config, "b", DATA)
+    # alpha 2r at rank 8 is 16 too: that point stands twice for each of the other axes.
+    assert config.num_asked() == 2**6
+    assert len(trials) == 2**6 - 2**4
+    assert duplicate_grid_points(config) == 2**4
+    assert {t.targets for t in trials} == {
+        ("k_proj", "o_proj", "q_proj", "v_proj"),
+        ("q_proj", "v_proj"),
+    }
+    assert {t.method for t in trials} == {"lora", "rslora"}

@@ -1,7 +1,7 @@
 """Arms x seeds x tasks become trials with content ids, and trials become packs.
 
-Order of trials: training task, then arm, then grid point (rank, alpha, learning rate, dropout, each
-in the order of the study file), then seed. Seeds of one point are neighbours, so a study that is
+Order of trials: training task, then arm, then grid point (method, targets, rank, alpha, learning
+rate, dropout, each in the order of the study file), then seed. Seeds of one point are neighbours, so a study that is
 stopped early has whole arms rather than many arms with one seed each.
 """
 
@@ -122,8 +122,8 @@ def shared_identity(config: StudyConfig, base_sha256: str, data_sha256: str) -> 
 
 def arm_points(arm: ArmConfig) -> Iterator[dict[str, object]]:
     """An arm's grid points as fields of TrialSpec, repeated ones included."""
-    if arm.method == "full":
-        for lr in arm.lr:
+    if arm.is_full:
+        for _, lr in itertools.product(arm.method, arm.lr):
             yield {
                 "method": "full",
                 "rank": None,
@@ -133,13 +133,14 @@ def arm_points(arm: ArmConfig) -> Iterator[dict[str, object]]:
                 "dropout": 0.0,
             }
         return
-    for rank, alpha, lr, dropout in itertools.product(arm.rank, arm.alpha, arm.lr, arm.dropout):
+    axes = (arm.method, arm.target_sets(), arm.rank, arm.alpha, arm.lr, arm.dropout)
+    for method, targets, rank, alpha, lr, dropout in itertools.product(*axes):
         yield {
-            "method": arm.method,
+            "method": method,
             "rank": rank,
             "alpha": resolved_alpha(alpha, rank),
             "lr": lr,
-            "targets": arm.target_names(),
+            "targets": targets,
             "dropout": dropout,
         }
 

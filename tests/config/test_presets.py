@@ -98,7 +98,7 @@ def test_the_paper_preset_is_the_papers_protocol(tmp_path: Path) -> None:
     assert [t.name for t in config.tasks] == ["gsm8k", "mmlu", "medmcqa", "mathqa", "legal_mcq"]
     lora, full = config.arms
     assert lora.rank == [8, 16, 32, 64, 128]
-    assert lora.target_names() == ("k_proj", "o_proj", "q_proj", "v_proj")
+    assert lora.target_sets() == [("k_proj", "o_proj", "q_proj", "v_proj")]
     trials = make_trials(config, "b", {task.name: "d" for task in config.tasks})
     assert {t.alpha / t.rank for t in trials if t.alpha and t.rank} == {2.0}
     assert full.lr == [5e-5]
@@ -111,7 +111,7 @@ def test_the_paper_preset_is_the_papers_protocol(tmp_path: Path) -> None:
 def test_the_pocket_study_has_rank_rate_and_seed_as_axes(tmp_path: Path) -> None:
     config = load_text(study_template("pocket"), tmp_path)
     assert config.model.pocket
-    lora = next(arm for arm in config.arms if arm.method == "lora")
+    lora = next(arm for arm in config.arms if arm.method == ["lora"])
     assert len(lora.rank) > 1
     assert len(lora.lr) > 1
     assert len(config.seeds) > 1
@@ -131,7 +131,7 @@ def test_examples_load_plan_and_dump(path: Path, tmp_path: Path) -> None:
 def test_the_smollm2_example_asks_what_it_should() -> None:
     config = load_study(ROOT / "examples" / "smollm2-arc.yaml")
     assert config.model.cached == "smollm2-135m"
-    assert {arm.method for arm in config.arms} == {"lora", "full"}
+    assert {m for arm in config.arms for m in arm.method} == {"lora", "full"}
     assert config.arms[0].rank == [2, 8, 32, 128]
     names = set(config.evaluation_tasks())
     assert names == {"arc_easy", "arc_challenge", "openbookqa", "piqa", "boolq"}

@@ -235,12 +235,7 @@ def _full_or_lora(case: Case, full: Candidate) -> Verdict:
     lora = case.choice.best_lora
     if lora is None or _clearly_worse(case, lora.arm, full.arm):
         arm = full.arm.summary
-        why = (
-            "no LoRA arm was left to compare"
-            if lora is None
-            else f"the best LoRA arm, {settings(lora.arm.summary)}, is worse by more than "
-            f"{amount(case.objective.margin, case.unit)}"
-        )
+        why = "no LoRA arm was left to compare" if lora is None else _less(case, lora.arm.summary)
         return Verdict(
             "use_full",
             "firm" if _is_firm(case, arm) else "tentative",
@@ -260,6 +255,16 @@ def _full_or_lora(case: Case, full: Candidate) -> Verdict:
     # Full fine-tuning led on the selection split, yet the report split does not show it: the
     # cheaper of two that cannot be told apart.
     return _use(case, lora, doubtful=True)
+
+
+def _less(case: Case, lora: ArmSummary) -> str:
+    """What the best LoRA arm gains and forgets, where that is worth less than full fine-tuning."""
+    parts = []
+    if lora.gain is not None:
+        parts.append(f"gains {difference(lora.gain.value, case.unit)}")
+    if lora.forgetting is not None:
+        parts.append(f"forgets {amount(lora.forgetting.value, case.retention_unit)}")
+    return f"the best LoRA arm, {settings(lora)}, {' and '.join(parts)}"
 
 
 def _clearly_worse(case: Case, lora: Arm, full: Arm) -> bool:

@@ -62,7 +62,7 @@ def dump_study(config: StudyConfig) -> str:
     """Canonical YAML of a study, every default written out; it loads back to an equal config."""
     values = config.model_dump(mode="json", exclude_none=True)
     for arm in values["arms"]:
-        if arm["method"] == "full":
+        if "full" in arm["method"]:
             for key in LORA_ONLY:
                 del arm[key]
     return dump(values)

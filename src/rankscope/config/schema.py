@@ -21,30 +21,17 @@ from rankscope.config.section import (
     matching,
     shown,
 )
+from rankscope.config.targets import TARGET_GROUPS, TargetGroup, TargetSet, as_target_sets
 
 Method = Literal["lora", "rslora", "full"]
 Scorer = Literal["option_text", "option_letter", "number", "exact_match", "loss"]
 
-MODULE_PATTERN = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
 DEVICE_PATTERN = r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$"
 MAX_SEED = 2**32 - 1
 """Largest seed that NumPy's and PyTorch's generators both take."""
 MAX_TRIALS = 10_000
 """A larger grid is a slip of the pen, and would fill memory before ``plan`` could say so."""
 
-TARGET_GROUPS: dict[str, tuple[str, ...]] = {
-    "attention": ("k_proj", "o_proj", "q_proj", "v_proj"),
-    "mlp": ("down_proj", "gate_proj", "up_proj"),
-    "all-linear": (
-        "down_proj",
-        "gate_proj",
-        "k_proj",
-        "o_proj",
-        "q_proj",
-        "up_proj",
-        "v_proj",
-    ),
-}
 
 AlphaMultiple = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)?)?r$")]
 LORA_ONLY = frozenset({"rank", "alpha", "targets", "dropout"})
@@ -146,32 +133,14 @@ Alpha = Annotated[
 ]
 
 
-def checked_targets(value: Any) -> Any:
-    """Targets are a group's name or a list of module names."""
-    groups = ", ".join(TARGET_GROUPS)
-    if isinstance(value, str) and value in TARGET_GROUPS:
-        return value
-    if isinstance(value, str) or not isinstance(value, list):
-        raise ValueError(f"targets {shown(value)}: expected one of {groups}, or a list of names")
-    if not value:
-        raise ValueError("targets is empty: name at least one module")
-    for name in value:
-        if not isinstance(name, str) or not re.fullmatch(MODULE_PATTERN, name):
-            raise ValueError(f"target {shown(name)}: expected a module name such as 'q_proj'")
-    return value
-
-
-TargetGroup = Literal["attention", "mlp", "all-linear"]
-Targets = Annotated[
-    str | list[str],
-    BeforeValidator(checked_targets, json_schema_input_type=TargetGroup | list[str]),
-]
-
-
 class ArmConfig(Section):
     """One method with its hyper-parameter lists; the grid is their product."""
 
-    method: Method
+    method: Annotated[
+        list[Method],
+        BeforeValidator(as_list, json_schema_input_type=Method | list[Method]),
+        Field(min_length=1),
+    ]
     """``lora``, ``rslora`` (scaling alpha / sqrt(rank)) or ``full`` fine-tuning."""
     rank: Annotated[
         list[Rank], BeforeValidator(as_list, json_schema_input_type=Rank | list[Rank])
@@ -189,8 +158,13 @@ class ArmConfig(Section):
         Field(min_length=1),
     ]
     """Peak learning rate; always explicit, since a rank sweep at one rate measures the rate."""
-    targets: Targets = "attention"
-    """``attention``, ``mlp``, ``all-linear`` or a list of module names."""
+    targets: Annotated[
+        list[TargetSet],
+        BeforeValidator(
+            as_target_sets, json_schema_input_type=TargetGroup | list[str] | list[TargetSet]
+        ),
+    ] = ["attention"]
+    """``attention``, ``mlp``, ``all-linear`` or a list of module names; several sets in a list."""
     dropout: Annotated[
         list[Dropout],
         BeforeValidator(as_list, json_schema_input_type=Dropout | list[Dropout]),
@@ -201,24 +175,40 @@ class ArmConfig(Section):
     @model_validator(mode="after")
     def fits_method(self) -> Self:
         """LoRA needs a rank; full fine-tuning has none."""
-        if self.method == "full":
+        if "full" in self.method:
+            if len(set(self.method)) > 1:
+                raise ValueError("method 'full' has no rank: give it an arm of its own")
             given = sorted(LORA_ONLY & self.model_fields_set)
             if given:
                 raise ValueError(f"method 'full' trains every weight: remove {', '.join(given)}")
         elif not self.rank:
-            raise ValueError(f"method {self.method!r} needs 'rank'")
+            raise ValueError(f"method {self.method[0]!r} needs 'rank'")
         return self
 
-    def target_names(self) -> tuple[str, ...]:
-        """The module names that receive adapters, sorted, each once."""
-        names = TARGET_GROUPS[self.targets] if isinstance(self.targets, str) else self.targets
-        return tuple(sorted(set(names)))
+    @property
+    def is_full(self) -> bool:
+        """Full fine-tuning: no rank, alpha, targets or dropout."""
+        return "full" in self.method
+
+    def target_sets(self) -> list[tuple[str, ...]]:
+        """The sets of module names that receive adapters, each sorted, names once."""
+        return [
+            tuple(sorted(set(TARGET_GROUPS[s] if isinstance(s, str) else s))) for s in self.targets
+        ]
 
     def num_points(self) -> int:
         """Points of this arm's grid as written, repeated values counted."""
-        if self.method == "full":
-            return len(self.lr)
-        return len(self.rank) * len(self.alpha) * len(self.lr) * len(self.dropout)
+        if self.is_full:
+            return len(self.method) * len(self.lr)
+        axes: tuple[list[Any], ...] = (
+            self.method,
+            self.rank,
+            self.alpha,
+            self.lr,
+            self.targets,
+            self.dropout,
+        )
+        return math.prod(len(axis) for axis in axes)
 
 
 class TrainConfig(Section):

@@ -209,6 +209,7 @@ def _add_reference(
         line={"color": line.color.light, "dash": line.dash, "width": 1.5},
         text=["", name(line.label)],
         textposition="top left",
+        cliponaxis=False,  # a line at the top of its panel keeps its name
         textfont={"color": line.color.light if line.color != BASE else INK.light, "size": 12},
         hoverinfo="text",
         hovertext=f"<b>{name(line.label)}</b><br>{_text(line.point, digits)}",
