@@ -1,0 +1,181 @@
+"""The README keeps its word: commands exist, links lead somewhere, the own-data walk runs."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rankscope.cli import app, exit_code_of
+from rankscope.data.pocket_world import pocket_rows
+from rankscope.ledger import Ledger
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text("utf-8")
+PAGES = [
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LOG.md")),
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
+]
+
+TO_THE_POCKET_MODEL = (
+    "model=pocket",
+    "arms=[{method: lora, rank: [2, 4], lr: 2e-3}, {method: full, lr: 5e-4}]",
+    "seeds=[0]",
+    "train.max_steps=3",
+    "evaluate.retention=[pocket_cloze]",
+    "evaluate.max_items=16",
+    "dtype=float32",
+)
+"""What the reader is told to write into the study file, for a model that trains in seconds."""
+
+
+def shell_blocks(text: str) -> list[list[list[str]]]:
+    """The commands of every ``sh`` block, as words."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    return [
+        [words for line in block.splitlines() if (words := shlex.split(line, comments=True))]
+        for block in blocks
+    ]
+
+
+BLOCKS = shell_blocks(README)
+COMMANDS = [words for block in BLOCKS for words in block]
+OWN_DATA = next(block for block in BLOCKS if block[0][:2] == ["rankscope", "init"])
+
+
+def run_verb(words: list[str]) -> int:
+    """Exit code of ``rankscope`` with these arguments, in this process."""
+    return exit_code_of(lambda: app(words, prog_name="rankscope"))
+
+
+def make_targets() -> set[str]:
+    """Targets that the Makefile defines and names phony."""
+    text = (REPOSITORY / "Makefile").read_text("utf-8")
+    defined = set(re.findall(r"^([a-z][a-z-]*):", text, flags=re.MULTILINE))
+    phony = re.search(r"^\.PHONY: (.*)$", text, flags=re.MULTILINE)
+    assert phony is not None
+    return defined & set(phony[1].split())
+
+
+def missing_links(page: Path, text: str) -> list[str]:
+    """Links of a page to files that are not there; addresses with a scheme are not looked up."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose)
+    files = [t.partition("#")[0] for t in targets if not re.match(r"[a-z]+:", t)]
+    return [f for f in files if f and not (page.parent / f).exists()]
+
+
+def test_the_two_commands_come_first() -> None:
+    assert COMMANDS[:2] == [["make", "quickstart"], ["make", "test"]]
+
+
+def test_every_command_is_known() -> None:
+    """Other programs than make and rankscope appear only to install and call them."""
+    for words in COMMANDS:
+        assert words[0] in {"make", "rankscope", "python3", "pip", "."}, words
+        if words[0] == "make":
+            assert set(words[1:]) <= make_targets(), words
+
+
+@pytest.mark.parametrize(
+    "words", [w for w in COMMANDS if w[0] == "rankscope"], ids=lambda words: " ".join(words)
+)
+def test_every_rankscope_line_parses(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """``--help`` of the verb answers, and knows each option that the line uses."""
+    assert run_verb([words[1], "--help"]) == 0
+    known = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+    used = {word.partition("=")[0] for word in words[2:] if word.startswith("--")}
+    assert used <= known
+
+
+def test_options_named_in_the_text_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    """In code spans: ``rankscope init study.yaml --preset paper``, ``--set train.epochs=1``."""
+    spans = re.findall(r"`([^`\n]*--[a-z][^`\n]*)`", README)
+    assert spans
+    for span in spans:
+        words = shlex.split(span)
+        verb = words[1] if words[0] == "rankscope" else "run"
+        assert run_verb([verb, "--help"]) == 0, span
+        known = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+        assert {word for word in words if word.startswith("--")} <= known, span
+
+
+def test_an_unknown_verb_is_an_error() -> None:
+    """So that the checks above can fail."""
+    assert run_verb(["guess", "--help"]) == 2
+
+
+def test_study_files_and_models_named_are_there() -> None:
+    from rankscope.models.fetch import KNOWN_MODELS
+
+    for words in COMMANDS:
+        for word in words[1:]:
+            if word.startswith("examples/"):
+                assert (REPOSITORY / word).is_file(), word
+        if words[:2] == ["rankscope", "fetch"]:
+            assert words[2] in KNOWN_MODELS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    assert missing_links(page, page.read_text("utf-8")) == []
+
+
+def test_a_broken_link_is_found() -> None:
+    page = REPOSITORY / "docs" / "science.md"
+    text = "[a](report.md#top) [b](../README.md) [c](nowhere.md) [d](https://arxiv.org)"
+    assert missing_links(page, text) == ["nowhere.md"]
+
+
+def test_the_tests_that_pages_name_are_there() -> None:
+    """``train/test_parity.py`` in docs/footguns.md is a file under tests/."""
+    named = {
+        file
+        for page in PAGES
+        for file in re.findall(r"`(?:tests/)?([a-z_/]*test_[a-z_]+\.py)`", page.read_text("utf-8"))
+    }
+    assert len(named) > 10
+    assert [file for file in sorted(named) if not (REPOSITORY / "tests" / file).is_file()] == []
+
+
+def test_the_public_names_come_without_torch() -> None:
+    """In a process of its own: here everything is imported already."""
+    code = (
+        "import sys, rankscope\n"
+        "assert rankscope.__version__ and dir(rankscope) == sorted(rankscope.__all__)\n"
+        "assert 'torch' not in sys.modules\n"
+        "from rankscope import Study\n"
+        "from rankscope.study import Study as conductor\n"
+        "assert Study is conductor\n"
+        "assert not hasattr(rankscope, 'Studies')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_own_data_walk_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The README's own lines, on a JSONL file where the file that ``init`` writes expects one."""
+    monkeypatch.chdir(tmp_path)
+    rows = pocket_rows("pocket_med", "train")[:80]
+    Path("data").mkdir()
+    Path("data/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    settings = [word for value in TO_THE_POCKET_MODEL for word in ("--set", value)]
+    assert [words[1] for words in OWN_DATA] == ["init", "check", "plan", "run"]
+    for _, verb, *arguments in OWN_DATA:
+        code = run_verb([verb, *arguments, *(settings if verb != "init" else [])])
+        assert code == 0, capsys.readouterr()
+    shown = capsys.readouterr().out
+    # 80 rows: 8 are cut for the report, 8 for selection (docs/data.md), 64 are trained on.
+    assert "64 training rows" in shown
+    assert "3 trials in 2 packs" in shown
+    folder = Path("studies/my-study")
+    assert (folder / "report.html").stat().st_size > 1_000_000  # plotly.js is inside
+    with Ledger.open(folder, write=False) as ledger:
+        assert set(ledger.statuses().values()) == {"done"}
+    for _, verb, place in next(block for block in BLOCKS if block[0][1:2] == ["status"]):
+        assert Path(place) == folder
+        assert run_verb([verb, place]) == 0
