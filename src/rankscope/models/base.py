@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rankscope.models import row_attention
 from rankscope.models.lora import Pack, PackedLinear, Segment, linear_layers
 from rankscope.models.row_attention import RowCache, RowPlan
 from rankscope.records import ModelRecord
@@ -95,7 +96,16 @@ class Base:
         Raises:
             KeyError: a row names a slot that no attached adapter has; without this a misspelt slot
                 would score the bare base.
+            RuntimeError: the model's attention was switched; rows would see each other.
         """
+        # The choice lives in the config object, which another model may share and change.
+        attention = self.model.config.get_text_config()._attn_implementation
+        if attention != row_attention.NAME:
+            raise RuntimeError(
+                f"{self.record.label}: attention implementation is {attention!r}, expected "
+                f"{row_attention.NAME!r}: something called set_attn_implementation on this model's "
+                "config; give each model a config of its own"
+            )
         for segment in batch.segments:
             if segment.slot is not None and segment.slot not in self.pack.adapters:
                 raise KeyError(f"no adapter is attached for slot {segment.slot!r}")

@@ -196,12 +196,13 @@ class Pack:
         self.training = False
 
     def attach(self, adapter: Adapter) -> None:
-        """Make an adapter usable in segments named after its slot.
+        """Make an adapter usable in segments named after its slot; one refused changes nothing.
 
         Raises:
             BadInput: it changes a module this model does not have, or of another shape.
         """
         modules = dict(self.model.named_modules())
+        unwrapped: dict[str, nn.Linear] = {}
         for name, a in adapter.a.items():
             layer = modules.get(name)
             linear = layer.linear if isinstance(layer, PackedLinear) else layer
@@ -214,8 +215,10 @@ class Pack:
                     f"{(linear.out_features, linear.in_features)}: it was made for another base"
                 )
             if not isinstance(layer, PackedLinear):
-                parent, _, leaf = name.rpartition(".")
-                setattr(modules[parent], leaf, PackedLinear(linear, name, self))
+                unwrapped[name] = linear
+        for name, linear in unwrapped.items():
+            parent, _, leaf = name.rpartition(".")
+            setattr(modules[parent], leaf, PackedLinear(linear, name, self))
         self.adapters[adapter.slot] = adapter
 
     def detach(self, slot: str) -> None:
