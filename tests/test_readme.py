@@ -1,6 +1,7 @@
 """The README keeps its word: commands exist, links lead somewhere, the own-data walk runs."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -74,7 +75,12 @@ def test_the_two_commands_come_first() -> None:
 
 def test_every_command_is_known() -> None:
     """Other programs than make and rankscope appear only to install and call them."""
-    for words in COMMANDS:
+    contributing = shell_blocks((REPOSITORY / "CONTRIBUTING.md").read_text("utf-8"))
+    assert contributing
+    for words in [*COMMANDS, *(words for block in contributing for words in block)]:
+        if words == [".ci/run"]:
+            assert os.access(REPOSITORY / words[0], os.X_OK)
+            continue
         assert words[0] in {"make", "rankscope", "python3", "pip", "."}, words
         if words[0] == "make":
             assert set(words[1:]) <= make_targets(), words
