@@ -294,8 +294,8 @@ def test_dropout_keeps_the_expectation_and_acts_only_in_training() -> None:
     layer = one_layer(base, adapter)
     x = torch.randn(64, generator=torch.Generator().manual_seed(0))
     tokens = x.expand(1, 20_000, 64)
-    plain = layer.delta(adapter, x.expand(1, 1, 64), training=False)[0, 0]
-    drawn = layer.delta(adapter, tokens, training=True)[0]
+    plain = layer.delta(adapter, x.expand(1, 1, 64), training=False)[0, 0].detach()
+    drawn = layer.delta(adapter, tokens, training=True)[0].detach()
     error = drawn.std(dim=0) / math.sqrt(len(drawn))
     # 64 outputs: five standard errors are passed once in 30,000 correct runs.
     assert bool(((drawn.mean(dim=0) - plain).abs() < 5 * error).all())

@@ -26,7 +26,15 @@ PREFIX = "base_model.model."
 
 
 def save_adapter(adapter: Adapter, trial: TrialSpec, base: ModelRecord, folder: Path) -> None:
-    """Write one trained adapter into an existing, empty folder."""
+    """Write one trained adapter into an existing, empty folder.
+
+    Raises:
+        ValueError: the trial says another scaling than the adapter was trained with.
+    """
+    if trial.scaling != adapter.scaling:
+        raise ValueError(
+            f"{trial.label}: scaling {trial.scaling} is not the adapter's, {adapter.scaling}"
+        )
     tensors = {}
     for name in adapter.a:
         tensors[f"{PREFIX}{name}.lora_A.weight"] = adapter.a[name].detach().cpu().contiguous()
@@ -224,11 +232,16 @@ def module_and_side(key: str, path: Path) -> tuple[str, str]:
 def check_pairs(
     a: dict[str, nn.Parameter], b: dict[str, nn.Parameter], rank: int, path: Path
 ) -> None:
-    """Every module has both halves, of the configured rank."""
+    """Every module has both halves, matrices of the configured rank."""
     if not a or set(a) != set(b):
         lonely = sorted(set(a) ^ set(b))
         raise IntegrityError(f"{path}: modules without both lora_A and lora_B: {lonely[:3]}")
     for name in a:
+        if a[name].ndim != 2 or b[name].ndim != 2:
+            raise IntegrityError(
+                f"{path}: {name!r} has lora_A of shape {tuple(a[name].shape)} and lora_B of shape "
+                f"{tuple(b[name].shape)}; expected matrices"
+            )
         found = (a[name].shape[0], b[name].shape[1])
         if found != (rank, rank):
             raise IntegrityError(
