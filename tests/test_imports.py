@@ -21,7 +21,7 @@ WALK = (
     "advise",
     "report",
 )
-GROUND = frozenset({"errors", "records", "provenance", "runtime"})
+GROUND = frozenset({"errors", "records", "provenance", "runtime", "disk"})
 """What every room may import. It imports only itself."""
 
 CONDUCT = ("inputs", "plan", "stages", "study", "screens", "cli")
@@ -35,7 +35,7 @@ LAW: dict[str, frozenset[str]] = {
     # The decision and the report are functions of records alone.
     "advise": frozenset({"advise", "records", "errors"}),
     "report": frozenset({"report", "records", "errors"}),
-    "ledger": frozenset({"ledger", "errors", "records", "provenance"}),
+    "ledger": frozenset({"ledger", "errors", "records", "provenance", "disk"}),
     **{part: HOUSE | frozenset(CONDUCT[: i + 1]) for i, part in enumerate(CONDUCT)},
     # The public names, and ``python -m rankscope``.
     "__init__": HOUSE | frozenset(CONDUCT),

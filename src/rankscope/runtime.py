@@ -22,6 +22,9 @@ TOP_PAD_BYTES = 64 * 2**20
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """Processor flags with which bfloat16 products are faster than float32 ones."""
 
+CPU_OUT_OF_MEMORY = ("not enough memory: you tried to allocate", "can't allocate memory")
+"""What torch's CPU allocator says in a plain RuntimeError, on Windows and elsewhere."""
+
 
 def keep_freed_memory() -> bool:
     """Let glibc's allocator keep freed memory instead of handing it back to the kernel.
@@ -154,6 +157,13 @@ def available_memory_bytes(device: torch.device) -> int:
     except (OSError, ValueError):  # no such limit: the file is absent, or says "max"
         return available
     return max(0, min(available, limit - used))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; torch's CPU allocator has no type for it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(p in str(error) for p in CPU_OUT_OF_MEMORY)
 
 
 def use_deterministic(seed: int) -> None:

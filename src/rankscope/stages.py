@@ -5,7 +5,7 @@ transaction per pack (training) or per pack, task and split (evaluation), so tha
 process, the next run finds whole units and repeats none.
 """
 
-import time
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from rankscope.analyze.spectra import BaseSpectra, analyze_adapter, analyze_full
-from rankscope.errors import Interrupted
-from rankscope.evaluate.suite import evaluate_task
+from rankscope.errors import IntegrityError, Interrupted
+from rankscope.evaluate.suite import Evaluation, evaluate_task
 from rankscope.inputs import StudyInputs
 from rankscope.ledger import Artifact, Ledger, TrialFailure, adapter_path, items_path, model_path
 from rankscope.models.adapter_io import load_adapter, save_adapter
@@ -24,7 +24,6 @@ from rankscope.models.lora import rank_notes, target_linears
 from rankscope.provenance import sha256_file, sha256_json
 from rankscope.records import (
     BASE,
-    FAILED,
     EvalKey,
     SpectraRecord,
     Split,
@@ -32,14 +31,14 @@ from rankscope.records import (
     TrialSpec,
     write_items,
 )
-from rankscope.runtime import peak_memory_bytes, reset_peak_memory
+from rankscope.runtime import is_out_of_memory, peak_memory_bytes, reset_peak_memory
 from rankscope.train.checkpoint import PackCheckpoint
-from rankscope.train.loop import PackResult, train_pack
+from rankscope.train.loop import NOTHING_TRAINED, PackResult, train_pack
 from rankscope.train.trainee import Trainee
 from rankscope.trials import Pack, pack_id, planned_steps
-from rankscope.watch import Watcher
+from rankscope.watch import SpeedMeter, Watcher
 
-OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(slots=True)
@@ -52,6 +51,8 @@ class Runner:
     watcher: Watcher
     should_stop: Callable[[], bool]
     spectra: BaseSpectra = field(default_factory=BaseSpectra)
+    did_something: bool = False
+    """Whether anything was missing."""
 
     def run(self) -> None:
         """Bring every trial to its end.
@@ -59,6 +60,7 @@ class Runner:
         Raises:
             Interrupted: ``should_stop`` said so; everything finished is stored.
         """
+        self.remove_orphans()
         self.evaluate(self.base, {None: BASE}, self.inputs.base_evals(), "base")
         num_packs = len(self.inputs.packs)
         for index, pack in enumerate(self.inputs.packs):
@@ -66,20 +68,15 @@ class Runner:
 
     def run_pack(self, pack: Pack, name: str) -> None:
         """Train, evaluate and analyze one pack, as far as that is not done."""
-        statuses = self.ledger.statuses()
-        if any(statuses[trial.trial_id] == "planned" for trial in pack):
-            self.train(pack, f"{name} train {described(pack)}")
-        statuses = self.ledger.statuses()
-        alive = [trial for trial in pack if statuses[trial.trial_id] not in FAILED]
-        if all(statuses[trial.trial_id] == "done" for trial in alive):
+        untrained = self.untrained(pack)
+        if untrained:
+            self.train(untrained, f"{name} train")
+        alive = self.unfinished(pack)
+        if not alive:
             return
+        wanted = [key for trial in alive for key in self.wanted_evals(trial)]
         try:
             base = self.with_weights(alive)
-            wanted = [
-                key
-                for trial in alive
-                for key in self.inputs.wanted_evals(trial.trial_id, trial.task)
-            ]
             is_full = alive[0].method == "full"
             models = {(None if is_full else trial.trial_id): trial.trial_id for trial in alive}
             self.evaluate(base, models, wanted, f"{name} evaluate")
@@ -88,18 +85,59 @@ class Runner:
             self.base.pack.clear()
         self.ledger.finish_trials([trial.trial_id for trial in alive])
 
+    def untrained(self, pack: Pack) -> Pack:
+        """The trials of a pack that training has to deal with: all, unless the study was edited.
+
+        A pack's results enter the ledger together, so some are trained and some are not only where
+        the study file gained trials since; those train by themselves and the others stay as they
+        are.
+        """
+        statuses = self.ledger.statuses()
+        return tuple(trial for trial in pack if statuses[trial.trial_id] == "planned")
+
+    def unfinished(self, pack: Pack) -> Pack:
+        """The trained trials of a pack that are not done, or of which more is asked since."""
+        statuses = self.ledger.statuses()
+        no_spectra = {trial.trial_id for trial in self.ledger.missing_spectra()}
+        analyzes = self.inputs.config.analyze.spectra.enabled
+        return tuple(
+            trial
+            for trial in pack
+            if statuses[trial.trial_id] == "trained"
+            or (
+                statuses[trial.trial_id] == "done"
+                and (
+                    self.ledger.missing_evals(self.wanted_evals(trial))
+                    or (analyzes and trial.trial_id in no_spectra)
+                )
+            )
+        )
+
+    def wanted_evals(self, trial: TrialSpec) -> list[EvalKey]:
+        """What a trial is scored on."""
+        return self.inputs.wanted_evals(trial.trial_id, trial.task)
+
+    def remove_orphans(self) -> None:
+        """Remove states of packs that no run of this study as it is now would go on with."""
+        current = {pack_id(untrained) for untrained in map(self.untrained, self.inputs.packs)}
+        for folder in (self.ledger.out / CHECKPOINTS).glob("*"):
+            if folder.name not in current:
+                shutil.rmtree(folder, ignore_errors=True)
+
     # --- train
 
     def train(self, pack: Pack, name: str) -> None:
-        """Train a pack and store weights and records together."""
+        """Train a pack and store what it gave; one too large for the memory is halved."""
         config = self.inputs.config
         rows = self.inputs.rows[pack[0].task]
-        checkpoint = PackCheckpoint(self.ledger.out / "checkpoints" / pack_id(pack))
+        checkpoint = PackCheckpoint(self.ledger.out / CHECKPOINTS / pack_id(pack))
         for note in dict.fromkeys(n for t in pack for n in rank_notes(self.base.model, t)):
             self.watcher.note(note)
         meter = SpeedMeter(self.watcher)
-        self.watcher.stage(name, planned_steps(len(rows.rows), config.train))
+        self.did_something = True
+        self.watcher.stage(f"{name} {described(pack)}", planned_steps(len(rows.rows), config.train))
         reset_peak_memory(self.base.device)
+        shortage = ""
         try:
             result = train_pack(
                 self.base,
@@ -110,16 +148,31 @@ class Runner:
                 progress=meter,
                 should_stop=self.should_stop,
             )
-        except OUT_OF_MEMORY as error:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            shortage = f"out of memory: {(str(error).splitlines() or ['no details'])[0]}"
+        if shortage:  # outside of the except block, whose traceback keeps the tensors alive
+            self.after_shortage(pack, name, shortage)
+        else:
+            self.watcher.finish(f"{result.seconds:.1f} s")
+            self.store_training(pack, result)
             self.base.pack.clear()
-            reason = f"out of memory: {str(error).splitlines()[0]}"
-            self.ledger.fail_trials([TrialFailure(t.trial_id, "oom", reason) for t in pack])
-            checkpoint.remove()
-            return
-        self.watcher.finish(f"{result.seconds:.1f} s")
-        self.store_training(pack, result)
         checkpoint.remove()
+
+    def after_shortage(self, pack: Pack, name: str, shortage: str) -> None:
+        """Train the halves of a pack that did not fit; a single trial is ``oom``."""
+        self.watcher.finish(shortage)
         self.base.pack.clear()
+        if self.base.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(pack) == 1:
+            self.ledger.fail_trials([TrialFailure(pack[0].trial_id, "oom", shortage)])
+            return
+        self.watcher.note(f"{len(pack)} trials do not fit into memory together: halved")
+        middle = (len(pack) + 1) // 2
+        for half in (pack[:middle], pack[middle:]):
+            self.train(half, name)
 
     def store_training(self, pack: Pack, result: PackResult) -> None:
         """Weights of every trial that ended well, and all records, in one transaction."""
@@ -129,8 +182,9 @@ class Runner:
         records = []
         failures = []
         for trainee in result.trainees:
-            if trainee.failure is not None:
-                failures.append(TrialFailure(trainee.spec.trial_id, "diverged", trainee.failure))
+            failure = failure_of(trainee)
+            if failure is not None:
+                failures.append(failure)
                 continue
             with self.ledger.stage() as folder:
                 weights = self.write_weights(trainee, result, folder)
@@ -203,30 +257,28 @@ class Runner:
         units = list(dict.fromkeys((task, split) for _, task, split in missing))
         if not units:
             return
+        self.did_something = True
         self.watcher.stage(name, len(units))
+        failed: set[str] = set()
         for done, (task, split) in enumerate(units):
             self.check_stop()
             self.watcher.advance(done, f"{task} {split}")
             chosen = {
                 slot: trial_id
                 for slot, trial_id in models.items()
-                if (trial_id, task, split) in missing
+                if (trial_id, task, split) in missing and trial_id not in failed
             }
-            self.evaluate_unit(base, chosen, task, split)
+            failed |= self.evaluate_unit(base, chosen, task, split)
         self.watcher.finish()
 
     def evaluate_unit(
         self, base: Base, models: Mapping[str | None, str], task: str, split: Split
-    ) -> None:
-        """Score some models on one split of one task and store records and items."""
-        results = evaluate_task(
-            base,
-            self.inputs.encoder,
-            self.inputs.tasks[task],
-            split,
-            models,
-            self.inputs.config.evaluate,
-        )
+    ) -> set[str]:
+        """Score some models on one split of one task and store records and items.
+
+        Returns the trials that could not be scored and are ``failed`` now.
+        """
+        results, failures = self.scored(base, models, task, split)
         artifacts: list[Artifact] = []
         with self.ledger.stage() as folder:
             for slot, (_, items) in results.items():
@@ -234,6 +286,45 @@ class Runner:
                 write_items(file, items)
                 artifacts += self.ledger.publish(file, items_path(models[slot], task, split))
         self.ledger.commit_evals([record for record, _ in results.values()], artifacts)
+        self.ledger.fail_trials(failures)
+        return {failure.trial_id for failure in failures}
+
+    def scored(
+        self, base: Base, models: Mapping[str | None, str], task: str, split: Split
+    ) -> tuple[dict[str | None, Evaluation], list[TrialFailure]]:
+        """Results by slot, and the trials whose likelihoods are not finite.
+
+        Raises:
+            IntegrityError: the untuned base has none.
+        """
+        if not models:
+            return {}, []
+        try:
+            found = evaluate_task(
+                base,
+                self.inputs.encoder,
+                self.inputs.tasks[task],
+                split,
+                models,
+                self.inputs.config.evaluate,
+            )
+        except IntegrityError as error:
+            if BASE in models.values():
+                raise
+            if len(models) == 1:
+                (trial_id,) = models.values()
+                reason = f"{task} {split}: {str(error).splitlines()[0]}"
+                return {}, [TrialFailure(trial_id, "failed", reason)]
+        else:
+            return found, []
+        # One of several: score each by itself to tell which.
+        results: dict[str | None, Evaluation] = {}
+        failures: list[TrialFailure] = []
+        for slot, trial_id in models.items():
+            of_one, failed = self.scored(base, {slot: trial_id}, task, split)
+            results |= of_one
+            failures += failed
+        return results, failures
 
     # --- analyze
 
@@ -245,6 +336,7 @@ class Runner:
         if not settings.enabled or not todo:
             return
         weights = {name: layer.weight.detach() for name, layer in self.base.linears().items()}
+        self.did_something = True
         self.watcher.stage(name, len(todo))
         for done, trial in enumerate(todo):
             self.check_stop()
@@ -280,22 +372,19 @@ class Runner:
     def check_stop(self) -> None:
         """Leave between two units of work where the user asked to."""
         if self.should_stop():
-            raise Interrupted("stopped; everything finished is stored")
+            raise Interrupted("stopped; everything finished is stored: the same command continues")
 
 
-class SpeedMeter:
-    """Passes a pack's steps on to the watcher with the loss range and tokens per second."""
-
-    def __init__(self, watcher: Watcher) -> None:
-        self.watcher = watcher
-        self.begun = time.monotonic()
-        self.num_tokens = 0
-
-    def __call__(self, step: int, num_steps: int, num_tokens: int, losses: list[float]) -> None:
-        self.num_tokens += num_tokens
-        speed = self.num_tokens / max(1e-9, time.monotonic() - self.begun)
-        span = f"loss {min(losses):.3f} to {max(losses):.3f}" if losses else "no finite loss"
-        self.watcher.advance(step, f"{span}, {speed:,.0f} tokens/s")
+def failure_of(trainee: Trainee) -> TrialFailure | None:
+    """Why training gave a trial no weights to store; None where it gave some."""
+    trial_id, reason = trainee.spec.trial_id, trainee.failure
+    if reason is not None:
+        nothing = reason.startswith(NOTHING_TRAINED)
+        return TrialFailure(trial_id, "failed" if nothing else "diverged", reason)
+    # The loop looks at losses and gradients before a step; the last step has no look after it.
+    if not all(bool(torch.isfinite(p).all()) for p in trainee.parameters):
+        return TrialFailure(trial_id, "diverged", "weights not finite after the last step")
+    return None
 
 
 def weights_place(trial: TrialSpec) -> str:

@@ -9,10 +9,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
+from transformers.utils.logging import disable_progress_bar
+
 from rankscope.advise.recommend import recommend
 from rankscope.config.file import dump_study, load_study
 from rankscope.config.schema import StudyConfig
-from rankscope.errors import BadInput
+from rankscope.disk import replace_text
+from rankscope.errors import BadInput, Interrupted
 from rankscope.inputs import StudyInputs, read_inputs
 from rankscope.ledger import Ledger
 from rankscope.models.load import load_base
@@ -68,6 +71,7 @@ class Study:
         """
         keep_freed_memory()
         use_deterministic(0)
+        disable_progress_bar()  # transformers' own bars for reading and writing weights
         out = Path(out)
         with Ledger.open(out, write=True) as ledger, interruptible() as should_stop:
             watcher = Logged(watcher or Silent(), out / "log.jsonl")
@@ -76,17 +80,19 @@ class Study:
             if ledger.trials():
                 refuse_other_spectra(ledger.load(), inputs.config)
             base = load_base(inputs.config.model, inputs.device, inputs.dtype)
-            (out / "study.yaml").write_text(dump_study(inputs.config), encoding="utf-8")
             config = inputs.config.model_dump(mode="json")
             ledger.put_study(inputs.config.name, config, base.record, inputs.records, provenance())
+            replace_text(out / "study.yaml", dump_study(inputs.config))
             ledger.put_notes(inputs.notes)
             ledger.put_trials(inputs.trials)
             for note in inputs.notes:
                 watcher.note(note)
+            runner = Runner(ledger, inputs, base, watcher, should_stop)
             try:
-                Runner(ledger, inputs, base, watcher, should_stop).run()
+                runner.run()
             finally:
-                ledger.add_seconds(time.monotonic() - begun)
+                if runner.did_something:  # a run that finds all done costs the study nothing
+                    ledger.add_seconds(time.monotonic() - begun)
             return ledger.load()
 
 
@@ -100,9 +106,7 @@ def conclude(out: Path) -> tuple[StudyRecords, Recommendation]:
     with Ledger.open(out, write=False) as ledger:
         study = ledger.load()
     recommendation = recommend(study)
-    (out / "recommendation.json").write_text(
-        recommendation.model_dump_json(indent=2), encoding="utf-8"
-    )
+    replace_text(out / "recommendation.json", recommendation.model_dump_json(indent=2) + "\n")
     write_report(study, recommendation, out / "report.html")
     return study, recommendation
 
@@ -132,6 +136,9 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     """The first Ctrl-C asks the run to stop at the next safe point; the second aborts.
 
     Outside the main thread signals belong to somebody else and nothing is changed.
+
+    Raises:
+        Interrupted: the second Ctrl-C came.
     """
     asked = threading.Event()
 
@@ -146,5 +153,9 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield asked.is_set
+    except KeyboardInterrupt as abort:
+        raise Interrupted("aborted; what was finished is stored: the same command continues") from (
+            abort
+        )
     finally:
         signal.signal(signal.SIGINT, before)

@@ -1,5 +1,6 @@
 """How a run tells what it is doing: one protocol, shown as bars or lines, or written down."""
 
+import contextlib
 import json
 import time
 from datetime import UTC, datetime
@@ -128,10 +129,10 @@ class Logged:
         self.last_line = 0.0
 
     def write(self, event: str, **values: object) -> None:
-        """Append one event with its time."""
+        """Append one event with its time; a log that cannot be written does not end a study."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, "event": event, **values}, ensure_ascii=False)
-        with self.path.open("a", encoding="utf-8") as file:
+        with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def stage(self, name: str, total: int) -> None:
@@ -153,3 +154,18 @@ class Logged:
     def note(self, text: str) -> None:
         self.write("note", text=text)
         self.inner.note(text)
+
+
+class SpeedMeter:
+    """Passes a pack's steps on to the watcher with the loss range and tokens per second."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self.watcher = watcher
+        self.begun = time.monotonic()
+        self.num_tokens = 0
+
+    def __call__(self, step: int, num_steps: int, num_tokens: int, losses: list[float]) -> None:
+        self.num_tokens += num_tokens
+        speed = self.num_tokens / max(1e-9, time.monotonic() - self.begun)
+        span = f"loss {min(losses):.3f} to {max(losses):.3f}" if losses else "no finite loss"
+        self.watcher.advance(step, f"{span}, {speed:,.0f} tokens/s")

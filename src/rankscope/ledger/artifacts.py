@@ -4,7 +4,6 @@ What the ledger does not name is garbage, so a process may die at any moment bet
 steps and leave nothing behind that could be taken for a result.
 """
 
-import errno
 import os
 import shutil
 import sqlite3
@@ -16,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from safetensors import SafetensorError
 
+from rankscope.disk import fsync, says_disk_full
 from rankscope.errors import BadInput, DiskFull, IntegrityError
 from rankscope.provenance import sha256_file
 
@@ -112,17 +112,17 @@ class ArtifactStore:
         num_bytes = sum(path.stat().st_size for path in files)
         with disk_full_named(self.out, lambda: f"{num_bytes:,}"):
             for path in files:
-                _fsync(path)
+                fsync(path)
                 inside = path.relative_to(staged).as_posix() if staged.is_dir() else ""
                 name = f"{relative}/{inside}" if inside else relative
                 artifacts.append(Artifact(name, sha256_file(path), path.stat().st_size))
             if staged.is_dir():
                 for folder in [p for p in staged.rglob("*") if p.is_dir()] + [staged]:
-                    _fsync(folder)
+                    fsync(folder)
             self._make_durable_folders(target.parent)
             _remove(target)
             os.replace(staged, target)
-            _fsync(target.parent)
+            fsync(target.parent)
         return tuple(artifacts)
 
     def _make_durable_folders(self, folder: Path) -> None:
@@ -132,7 +132,7 @@ class ArtifactStore:
             folder = folder.parent
         for path in reversed(missing):
             path.mkdir()
-            _fsync(path.parent)
+            fsync(path.parent)
 
     def remove_unnamed(self, named: Container[str]) -> int:
         """Remove staged leftovers and every artifact not in ``named``; returns how many files."""
@@ -193,19 +193,10 @@ def disk_full_named(out: Path, needed: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (OSError, sqlite3.Error, SafetensorError) as error:
-        if not _says_disk_full(error):
+        if not says_disk_full(error):
             raise
         free = shutil.disk_usage(out).free
         raise DiskFull(_disk_full_message(out, needed(), free)) from error
-
-
-def _says_disk_full(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if isinstance(error, sqlite3.Error):
-        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-    # safetensors passes the operating system's error on as text only.
-    return f"os error {errno.ENOSPC})" in str(error)
 
 
 def _disk_full_message(out: Path, needed: str, free: int) -> str:
@@ -229,11 +220,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rankscope.disk import fsync, says_disk_full
 from rankscope.errors import DiskFull
 
 STATE = "state.safetensors"
@@ -47,29 +48,32 @@ class PackCheckpoint:
 
         Raises:
             DiskFull: no space; the previous state is kept.
+            OSError: the folder cannot be written for another reason.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         aside = self.folder / "aside"
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
+        target = self.folder / f"step-{state.step:09d}"
         try:
+            aside.mkdir(parents=True)
             save_file(dict(state.tensors), aside / STATE)
             (aside / META).write_text(
                 json.dumps({"step": state.step, "trials": state.meta}), encoding="utf-8"
             )
-            for name in (STATE, META):
-                flush(aside / name)
+            for path in (aside / STATE, aside / META, aside):
+                fsync(path)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(aside, target)
+            fsync(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(aside, ignore_errors=True)
+            if not says_disk_full(error):
+                raise
             size = sum(t.numel() * t.element_size() for t in state.tensors.values())
             raise DiskFull(
-                f"checkpoint {self.folder}: {size} bytes could not be written ({error}); "
-                "the previous state is kept; free some space and run the same command again"
+                f"checkpoint {self.folder}: the disk is full; {size:,} bytes could not be written "
+                f"({error}); the previous state is kept; free some space and run the same command "
+                "again"
             ) from error
-        target = self.folder / f"step-{state.step:09d}"
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(aside, target)
-        flush(self.folder)
         for old in self.folder.glob("step-*"):
             if old != target:
                 shutil.rmtree(old, ignore_errors=True)
@@ -87,12 +91,3 @@ class PackCheckpoint:
     def remove(self) -> None:
         """Delete the state: the pack's results are stored."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def flush(path: Path) -> None:
-    """Ask the system to put a file or folder on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

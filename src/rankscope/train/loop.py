@@ -22,8 +22,12 @@ from rankscope.models.lora import new_adapter
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import PackCheckpoint, PackState
 from rankscope.train.loss import summed_losses
+from rankscope.train.optimizer import learning_rate
 from rankscope.train.trainee import Trainee
 from rankscope.trials import planned_steps
+
+NOTHING_TRAINED = "nothing was trained"
+"""Begins the failure of a trial whose weights training left as they were."""
 
 
 class Progress(Protocol):
@@ -67,11 +71,12 @@ def train_pack(
         should_stop: asked after every step; True writes the state and raises.
 
     Raises:
-        BadInput: no rows, or full fine-tuning packed with other trials.
+        BadInput: no rows, steps that are all at rate 0, or full fine-tuning packed with others.
         Interrupted: ``should_stop`` said so.
     """
     if not rows:
         raise BadInput("no training rows are left after encoding: there is nothing to train on")
+    refuse_zero_rates(planned_steps(len(rows), protocol), protocol)
     base, trainees = prepare(base, trials, len(rows), protocol)
     start_step, seconds_before = resume(trainees, checkpoint)
     num_steps = max(trainee.num_steps for trainee in trainees)
@@ -92,10 +97,36 @@ def train_pack(
                 save(trainees, checkpoint, step + 1, seconds_before + now - begun)
                 saved = now
             if stop:
-                raise Interrupted(f"stopped after step {step + 1} of {num_steps}")
+                raise Interrupted(
+                    f"stopped after step {step + 1} of {num_steps}; the same command continues"
+                )
     finally:
         base.pack.training = False
+    for trainee in trainees:
+        trainee.failure = trainee.failure or nothing_trained(trainee)
     return PackResult(tuple(trainees), base, seconds_before + time.monotonic() - begun)
+
+
+def refuse_zero_rates(num_steps: int, protocol: TrainConfig) -> None:
+    """Raise BadInput where the schedule gives every one of ``num_steps`` the rate 0."""
+    schedule, warmup = protocol.schedule, protocol.warmup_fraction
+    if not any(learning_rate(1.0, s, num_steps, schedule, warmup) for s in range(num_steps)):
+        raise BadInput(
+            f"train: warm-up starts at rate 0 and the whole training is {num_steps} optimizer "
+            "step, so no weight would change; expected at least 2 steps (max_steps, epochs, or a "
+            "smaller batch_size x gradient_accumulation), or 'warmup_fraction: 0'"
+        )
+
+
+def nothing_trained(trainee: Trainee) -> str | None:
+    """Why a trial that came to its end has the base's own outputs, or None where it has not."""
+    if all(point.lr == 0 for point in trainee.losses):
+        return f"{NOTHING_TRAINED}: the learning rate was 0 at every step"
+    if trainee.adapter is not None and not any(b.any() for b in trainee.adapter.b.values()):
+        return f"{NOTHING_TRAINED}: B of every target module is still zero"
+    if all(point.grad_norm == 0 for point in trainee.losses):
+        return f"{NOTHING_TRAINED}: the gradient was 0 at every step"
+    return None
 
 
 def prepare(

@@ -1,0 +1,60 @@
+"""The disk: whether an error says that it is full, writes that last and take effect at once."""
+
+import errno
+import os
+import sqlite3
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from rankscope.errors import DiskFull
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""No space, no quota, or a file above the limit for one file."""
+
+
+def says_disk_full(error: BaseException) -> bool:
+    """Whether an error of the system, SQLite or safetensors means that the disk took no more."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    # safetensors passes the operating system's error on as text only.
+    return isinstance(error, SafetensorError) and any(
+        f"os error {number})" in str(error) for number in FULL
+    )
+
+
+def fsync(path: Path) -> None:
+    """Return once a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_text(path: Path, text: str) -> bool:
+    """Make ``text`` the content of ``path`` in one step; whether it was not so before.
+
+    A reader, or a run that begins after a crash, finds the old text or the new one, never a part.
+
+    Raises:
+        DiskFull: no space; the old text stays.
+    """
+    if path.is_file() and path.read_bytes() == text.encode():
+        return False
+    aside = path.with_name(path.name + ".part")
+    try:
+        aside.write_bytes(text.encode())
+        fsync(aside)
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        if not says_disk_full(error):
+            raise
+        raise DiskFull(
+            f"{path}: the disk is full; {len(text.encode()):,} bytes could not be written. Make "
+            "room, then give the same command again."
+        ) from error
+    return True
