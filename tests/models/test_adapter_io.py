@@ -198,6 +198,12 @@ def test_the_folders_bytes_do_not_depend_on_the_hash_seed(tmp_path: Path) -> Non
     assert sha256_folder(tmp_path / "1") == sha256_folder(tmp_path / "2")
 
 
+def test_the_weights_bytes_do_not_change_from_call_to_call(tmp_path: Path) -> None:
+    """safetensors shuffles metadata: eight equal files by chance once in 128 runs without care."""
+    hashes = {sha256_folder(written(tmp_path / str(i))) for i in range(8)}
+    assert len(hashes) == 1
+
+
 # --- faults ---
 
 

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, TaskType
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from rankscope.errors import BadInput, IntegrityError
@@ -39,7 +39,8 @@ def save_adapter(adapter: Adapter, trial: TrialSpec, base: ModelRecord, folder: 
     for name in adapter.a:
         tensors[f"{PREFIX}{name}.lora_A.weight"] = adapter.a[name].detach().cpu().contiguous()
         tensors[f"{PREFIX}{name}.lora_B.weight"] = adapter.b[name].detach().cpu().contiguous()
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", BASE_HASH: base.sha256})
+    data = save(tensors, metadata={"format": "pt", BASE_HASH: base.sha256})
+    (folder / WEIGHTS).write_bytes(with_sorted_metadata(data))
     LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         base_model_name_or_path=base.label,
@@ -57,6 +58,21 @@ def save_adapter(adapter: Adapter, trial: TrialSpec, base: ModelRecord, folder: 
     settings["target_modules"] = sorted(settings["target_modules"])
     (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
     (folder / "README.md").write_text(model_card(trial, base), encoding="utf-8")
+
+
+def with_sorted_metadata(data: bytes) -> bytes:
+    """A safetensors file's bytes with its metadata in the order of keys.
+
+    safetensors writes them in an order that changes from call to call; equal adapters must have
+    equal bytes. The file is the header's length (8 bytes, little-endian), the header and the data.
+    """
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    padding = -len(text) % 8  # the data starts at a multiple of 8
+    size = (len(text) + padding).to_bytes(8, "little")
+    return size + text + b" " * padding + data[8 + length :]
 
 
 def model_card(trial: TrialSpec, base: ModelRecord) -> str:
