@@ -1,9 +1,12 @@
 """From the study file's ``model`` section to a frozen base: pocket, cache, local folder or hub."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from transformers import (
@@ -20,6 +23,20 @@ from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.lora import Pack
 from rankscope.provenance import weights_sha256
 from rankscope.records import ModelRecord
+
+UNUSABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    ArithmeticError,
+    ImportError,
+    StrictDataclassError,
+)
+"""What transformers raises for a folder whose files it can read but not use."""
+
+LAYER = re.compile(r"model\.layers\.\d+\.(?!.*inv_freq$)")
+"""A weight of a decoder layer; old checkpoints also stored rotary frequencies, which are none."""
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -72,6 +89,15 @@ def checked_folder(folder: Path) -> Path:
         raise BadInput(f"model folder {folder}: no such folder")
     if not (folder / "config.json").is_file():
         raise BadInput(f"model folder {folder}: no config.json; expected a Hugging Face folder")
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"model folder {folder}: config.json cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise BadInput(
+            f"model folder {folder}: config.json holds a {type(settings).__name__}; expected a "
+            "Hugging Face model's configuration, an object"
+        )
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
         if pickles:
@@ -94,7 +120,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except UNUSABLE as error:
         raise BadInput(f"model folder {folder}: tokenizer cannot be loaded: {error}") from error
     return tokenizer
 
@@ -142,8 +168,8 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
     Raises:
         BadInput: an architecture that cannot be used.
-        IntegrityError: weights that are missing, unreadable, misshapen or not finite; transformers
-            by itself fills what is missing with random numbers.
+        IntegrityError: weights that are missing, left over, unreadable, misshapen or not finite;
+            transformers by itself fills what is missing with random numbers and drops the rest.
     """
     row_attention.register()
     try:
@@ -156,7 +182,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except UNUSABLE as error:
         raise BadInput(f"model folder {folder}: cannot be loaded: {error}") from error
     except (RuntimeError, SafetensorError) as error:
         raise IntegrityError(f"model folder {folder}: weights cannot be read: {error}") from error
@@ -165,6 +191,12 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     if absent:
         raise IntegrityError(
             f"model folder {folder}: {len(absent)} weights are missing, such as {absent[0]!r}"
+        )
+    stray = sorted(name for name in loaded[1]["unexpected_keys"] if LAYER.match(name))
+    if stray:
+        raise IntegrityError(
+            f"model folder {folder}: {len(stray)} weights have no place in the model that "
+            f"config.json describes, such as {stray[0]!r}"
         )
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():

@@ -1,0 +1,258 @@
+"""A base that is whole loads and stays frozen; one that is not is refused by the right error."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from chat_tokenizers import CHATML, byte_tokenizer
+from evaluate.worlds import tokenizer
+from rankscope.config.schema import ModelConfig, TrainConfig
+from rankscope.data.encode import EncodedRow
+from rankscope.errors import BadInput, IntegrityError
+from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.load import load_base, model_folder
+from rankscope.provenance import sha256_tensors, weights_sha256
+from rankscope.records import TrialSpec
+from rankscope.train.loop import train_pack
+from tiny_models import VOCABULARY, tiny_llama
+
+CPU = torch.device("cpu")
+IDS = [5, 9, 31, 7, 250, 3]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_llama().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(whole, tmp_path / "tiny"))
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32, prompt_format: str = "auto") -> Base:
+    config = ModelConfig(path=str(folder), prompt_format=prompt_format)  # type: ignore[arg-type]
+    return load_base(config, CPU, dtype)
+
+
+def edit(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+# --- what is whole ---
+
+
+def test_a_whole_folder_loads_frozen_with_its_own_logits(whole: Path) -> None:
+    base = load(whole)
+    with torch.inference_mode():
+        found = base.logits(RowBatch.of([Row(IDS, range(len(IDS)))], CPU))
+        expected = tiny_llama()(torch.tensor([IDS])).logits[0]
+    assert float((found - expected).norm()) < 1e-5 * float(expected.norm())
+    assert not any(p.requires_grad for p in base.model.parameters())
+    assert not base.model.training
+    record = base.record
+    assert record.sha256 == weights_sha256(whole)
+    assert record.num_parameters == sum(p.numel() for p in tiny_llama().parameters())
+    assert (record.num_layers, record.hidden_size, record.vocab_size) == (2, 64, VOCABULARY)
+    assert (record.dtype, record.device, record.prompt_format) == ("float32", "cpu", "plain")
+    assert record.architecture == "LlamaForCausalLM"
+
+
+def test_weights_of_another_folder_are_read_in_the_bases_place(whole: Path, tmp_path: Path) -> None:
+    tiny_llama(seed=1).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    config = ModelConfig(path=str(whole))
+    base = load_base(config, CPU, torch.float32, tmp_path)
+    weights = dict(base.model.named_parameters())
+    assert all(torch.equal(weights[n], p) for n, p in tiny_llama(seed=1).named_parameters())
+    assert base.folder == tmp_path
+
+
+def test_bfloat16_is_asked_for_and_got(whole: Path) -> None:
+    base = load(whole, torch.bfloat16)
+    assert {p.dtype for p in base.model.parameters()} == {torch.bfloat16}
+    assert base.record.dtype == "bfloat16"
+
+
+def test_lora_training_leaves_every_weight_as_it_was(whole: Path) -> None:
+    base = load(whole)
+    before = sha256_tensors(dict(base.model.named_parameters()))
+    spec = TrialSpec(
+        trial_id="a",
+        task="toy",
+        method="lora",
+        rank=4,
+        alpha=8.0,
+        lr=1e-2,
+        targets=("q_proj", "down_proj", "lm_head"),
+        dropout=0.1,
+        seed=0,
+    )
+    row = EncodedRow(tuple(IDS), (False,) + (True,) * (len(IDS) - 1), False)
+    result = train_pack(base, [spec], [row], TrainConfig(max_steps=5, warmup_fraction=0))
+    assert result.trainees[0].losses[-1].loss < result.trainees[0].losses[0].loss
+    base.pack.clear()
+    after = {
+        name.replace(".linear.weight", ".weight"): p for name, p in base.model.named_parameters()
+    }
+    assert sha256_tensors(after) == before
+
+
+# --- what is not ---
+
+
+def drop(tensors: dict[str, Tensor]) -> None:
+    del tensors["model.layers.1.self_attn.v_proj.weight"]
+
+
+def poison(tensors: dict[str, Tensor]) -> None:
+    tensors["model.layers.1.self_attn.v_proj.weight"][3, 4] = float("nan")
+
+
+def overflow(tensors: dict[str, Tensor]) -> None:
+    tensors["model.norm.weight"][0] = float("inf")
+
+
+def misshape(tensors: dict[str, Tensor]) -> None:
+    tensors["model.layers.1.self_attn.v_proj.weight"] = torch.zeros(32, 63)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop, r"1 weights are missing, such as 'model\.layers\.1\.self_attn\.v_proj\.weight'"),
+        (poison, r"'model\.layers\.1\.self_attn\.v_proj\.weight' is not finite"),
+        (overflow, r"'model\.norm\.weight' is not finite"),
+        (misshape, r"(?s)cannot be read.*"),
+    ],
+)
+def test_faulty_weights_are_integrity_errors(
+    folder: Path, change: Callable[[dict[str, Tensor]], None], message: str
+) -> None:
+    edit(folder, change)
+    with pytest.raises(IntegrityError, match=message) as caught:
+        load(folder)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_a_truncated_file_is_an_integrity_error(folder: Path, share: float) -> None:
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        load(folder)
+
+
+def test_one_of_several_files_that_is_absent_is_refused(tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path, max_shard_size="200KB")
+    tokenizer().save_pretrained(tmp_path)
+    files = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(files) > 1
+    load(tmp_path)
+    files[0].unlink()
+    with pytest.raises((BadInput, IntegrityError), match=str(tmp_path)):
+        load(tmp_path)
+
+
+def test_stored_rotary_frequencies_are_no_stray_weights(folder: Path) -> None:
+    def add(tensors: dict[str, Tensor]) -> None:
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+
+    edit(folder, add)
+    load(folder)
+
+
+def test_a_pickle_alone_is_refused_and_not_opened(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"not even a pickle")
+    with pytest.raises(BadInput, match=r"pytorch_model\.bin is a pickle"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("config.json", r"no config\.json"),
+        ("model.safetensors", r"no \*\.safetensors weights"),
+        ("tokenizer.json", "tokenizer cannot be loaded"),
+    ],
+)
+def test_a_missing_file_is_named(folder: Path, name: str, message: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(BadInput, match=message):
+        load(folder)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no such folder"):
+        model_folder(ModelConfig(path=str(tmp_path / "absent")))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model_type": "nothing-known"}'])
+def test_a_configuration_that_cannot_be_used_is_refused(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(BadInput, match=str(folder)):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error"),
+    [
+        ("hidden_size", "x", BadInput),
+        ("hidden_size", None, BadInput),
+        ("num_attention_heads", 0, BadInput),
+        ("hidden_act", "nope", BadInput),
+        ("rope_parameters", "x", BadInput),
+        ("quantization_config", {"quant_method": "gptq", "bits": 4}, BadInput),
+        ("num_hidden_layers", 3, IntegrityError),
+        ("num_hidden_layers", 1, IntegrityError),
+        ("vocab_size", VOCABULARY + 1, IntegrityError),
+    ],
+)
+def test_a_configuration_that_does_not_fit_the_weights_is_refused(
+    folder: Path, key: str, value: object, error: type[Exception]
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(error, match=str(folder)):
+        load(folder)
+
+
+def test_code_that_comes_with_a_model_is_not_run(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "own"
+    config["auto_map"] = {
+        "AutoConfig": "own.OwnConfig",
+        "AutoModelForCausalLM": "own.OwnModel",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    mark = folder / "ran"
+    (folder / "own.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    with pytest.raises(BadInput, match=str(folder)):
+        load(folder)
+    assert not mark.exists()
+
+
+def test_chat_is_refused_without_a_template_and_found_where_there_is_one(
+    whole: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match="prompt_format is 'chat' but its tokenizer has no chat"):
+        load(whole, prompt_format="chat")
+    LlamaForCausalLM.from_pretrained(whole).save_pretrained(tmp_path)
+    byte_tokenizer(CHATML).save_pretrained(tmp_path)
+    assert load(tmp_path).record.prompt_format == "chat"
+    assert load(tmp_path, prompt_format="plain").record.prompt_format == "plain"
