@@ -1,0 +1,153 @@
+"""The stored state of a pack: whole or absent, and training goes on from it bit for bit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rankscope.errors import DiskFull, Interrupted
+from rankscope.provenance import sha256_tensors
+from rankscope.records import TrialSpec
+from rankscope.train.checkpoint import META, STATE, PackCheckpoint, PackState
+from rankscope.train.loop import PackResult, train_pack
+from tiny_models import base_of, tiny_llama
+from train.toy import full_trial, protocol, toy_rows, trial
+
+LORA = [
+    trial("a", dropout=0.3),
+    trial("b", rank=16, lr=1e-3, dropout=0.1, seed=1, targets=("q_proj", "down_proj")),
+]
+FULL = [full_trial()]
+ROWS = toy_rows()
+NUM_STEPS = 8  # 20 rows, 6 a step, 2 epochs
+
+
+def train(trials: list[TrialSpec], folder: Path | None = None, stop_at: int = 0) -> PackResult:
+    """Train on a fresh base; ``stop_at`` asks for a stop after that many steps from the start."""
+    done = [0]
+
+    def progress(step: int, num_steps: int, num_tokens: int, losses: list[float]) -> None:
+        done[0] = step
+        assert num_steps == NUM_STEPS
+
+    return train_pack(
+        base_of(tiny_llama()),
+        trials,
+        ROWS,
+        protocol(),
+        checkpoint=PackCheckpoint(folder) if folder is not None else None,
+        progress=progress,
+        should_stop=lambda: done[0] == stop_at,
+    )
+
+
+def everything(result: PackResult) -> list[object]:
+    """Weights by hash, optimizer, generator and every counter."""
+    return [
+        (trainee.spec, sha256_tensors(trainee.tensors()), trainee.counters())
+        for trainee in result.trainees
+    ]
+
+
+@pytest.mark.parametrize("trials", [LORA, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize("stop_at", range(1, NUM_STEPS))
+def test_stopped_at_any_step_it_ends_with_the_same_bits(
+    tmp_path: Path, trials: list[TrialSpec], stop_at: int
+) -> None:
+    with pytest.raises(Interrupted, match=f"after step {stop_at} of {NUM_STEPS}"):
+        train(trials, tmp_path, stop_at)
+    assert [path.name for path in tmp_path.iterdir()] == [f"step-{stop_at:09d}"]
+    assert everything(train(trials, tmp_path)) == everything(train(trials))
+
+
+def test_stopped_after_every_step_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+    for step in range(1, NUM_STEPS):
+        with pytest.raises(Interrupted):
+            train(LORA, tmp_path, step)
+    assert everything(train(LORA, tmp_path)) == everything(train(LORA))
+
+
+def test_a_trial_that_left_stays_out_after_resuming(tmp_path: Path) -> None:
+    trials = [trial("wild", lr=1e30), trial("b", seed=1, dropout=0.2)]
+    with pytest.raises(Interrupted):
+        train(trials, tmp_path, 6)
+    resumed = train(trials, tmp_path)
+    assert resumed.trainees[0].failure is not None
+    assert everything(resumed)[1] == everything(train(trials))[1]
+    assert resumed.trainees[0].failure == train(trials).trainees[0].failure
+
+
+# --- the files ---
+
+
+def state(step: int) -> PackState:
+    return PackState(step, {"a/parameter/0": torch.full((3,), float(step))}, {"a": {"n": step}})
+
+
+def test_the_newest_state_replaces_the_one_before(tmp_path: Path) -> None:
+    checkpoint = PackCheckpoint(tmp_path / "pack")
+    assert checkpoint.load() is None
+    for step in (3, 11):
+        checkpoint.save(state(step))
+    found = checkpoint.load()
+    assert found is not None
+    assert (found.step, found.meta) == (11, {"a": {"n": 11}})
+    assert torch.equal(found.tensors["a/parameter/0"], torch.full((3,), 11.0))
+    assert [path.name for path in (tmp_path / "pack").iterdir()] == ["step-000000011"]
+    checkpoint.remove()
+    assert not (tmp_path / "pack").exists()
+    assert checkpoint.load() is None
+
+
+def test_a_crash_between_writing_and_removing_leaves_the_newer(tmp_path: Path) -> None:
+    checkpoint = PackCheckpoint(tmp_path)
+    checkpoint.save(state(5))
+    (tmp_path / "step-000000005").rename(tmp_path / "kept")
+    checkpoint.save(state(9))
+    (tmp_path / "kept").rename(tmp_path / "step-000000005")
+    found = checkpoint.load()
+    assert found is not None
+    assert found.step == 9
+
+
+@pytest.mark.parametrize("name", [STATE, META])
+def test_a_state_that_cannot_be_read_falls_back_to_the_one_before(
+    tmp_path: Path, name: str
+) -> None:
+    checkpoint = PackCheckpoint(tmp_path)
+    checkpoint.save(state(5))
+    (tmp_path / "step-000000005").rename(tmp_path / "kept")
+    checkpoint.save(state(9))
+    (tmp_path / "kept").rename(tmp_path / "step-000000005")
+    path = tmp_path / "step-000000009" / name
+    path.write_bytes(path.read_bytes()[:20])
+    found = checkpoint.load()
+    assert found is not None
+    assert found.step == 5
+
+
+def test_what_was_left_half_written_is_no_state(tmp_path: Path) -> None:
+    (tmp_path / "aside").mkdir()
+    (tmp_path / "aside" / STATE).write_bytes(b"half")
+    checkpoint = PackCheckpoint(tmp_path)
+    assert checkpoint.load() is None
+    checkpoint.save(state(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000002"]
+
+
+def test_a_full_disk_keeps_the_state_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = PackCheckpoint(tmp_path)
+    checkpoint.save(state(5))
+
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rankscope.train.checkpoint.save_file", no_space)
+    with pytest.raises(DiskFull, match="12 bytes could not be written.*free some space"):
+        checkpoint.save(state(9))
+    found = checkpoint.load()
+    assert found is not None
+    assert found.step == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000005"]

@@ -1,0 +1,95 @@
+"""Schedules, AdamW and clipping against transformers, PyTorch and hand numbers."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
+
+from rankscope.train.optimizer import clip_gradients, learning_rate, new_optimizer
+
+STEPS = 40
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.26, 0.99])
+def test_rates_are_those_of_transformers_schedules(schedule: str, fraction: float) -> None:
+    warmup = math.ceil(fraction * STEPS)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2e-3)
+    makers = {
+        "linear": lambda: get_linear_schedule_with_warmup(optimizer, warmup, STEPS),
+        "cosine": lambda: get_cosine_schedule_with_warmup(optimizer, warmup, STEPS),
+        "constant": lambda: get_constant_schedule_with_warmup(optimizer, warmup),
+    }
+    scheduler = makers[schedule]()
+    for step in range(STEPS):
+        found = learning_rate(2e-3, step, STEPS, schedule, fraction)  # type: ignore[arg-type]
+        assert found == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12, abs=1e-15)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_a_single_step_trains_unless_it_is_warm_up() -> None:
+    assert learning_rate(1.0, 0, 1, "linear", 0.0) == 1.0
+    assert learning_rate(1.0, 0, 1, "linear", 0.1) == 0.0  # ceil(0.1) = 1 step of warm-up, at 0
+
+
+def test_first_step_of_adamw_by_hand() -> None:
+    """After one step both averages are debiased to the gradient: p (1 - lr wd) - lr g / (|g| +
+    eps)."""
+    p = nn.Parameter(torch.tensor([2.0, -3.0, 5.0]))
+    optimizer = new_optimizer([p], weight_decay=0.1)
+    optimizer.param_groups[0]["lr"] = 0.01
+    p.grad = torch.tensor([4.0, -1e-3, 0.0])
+    optimizer.step()
+    expected = [2 * 0.999 - 0.01, -3 * 0.999 + 0.01, 5 * 0.999]
+    assert p.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_weight_decay_is_decoupled_from_the_gradient() -> None:
+    """Scaled gradients leave Adam's step as it is, so the decay must not go through them."""
+    found = []
+    for scale in (1.0, 1000.0):
+        p = nn.Parameter(torch.linspace(-1, 1, 5))
+        optimizer = new_optimizer([p], weight_decay=0.5)
+        optimizer.param_groups[0]["lr"] = 0.01
+        for step in range(4):
+            p.grad = scale * torch.sin(torch.arange(5) + step + 1.0)
+            optimizer.step()
+        found.append(p.detach())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+
+
+def test_many_steps_are_plain_unfused_adamw() -> None:
+    ours, plain = (nn.Parameter(torch.linspace(-1, 1, 6)) for _ in range(2))
+    fused = new_optimizer([ours], weight_decay=0.01)
+    reference = torch.optim.AdamW([plain], lr=3e-3, weight_decay=0.01, fused=False, foreach=False)
+    for step in range(20):
+        fused.param_groups[0]["lr"] = 3e-3
+        for p in (ours, plain):
+            p.grad = torch.cos(torch.arange(6) * (step + 1.0))
+        fused.step()
+        reference.step()
+    torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-7)
+
+
+def test_clipping_acts_on_the_norm_over_all_parameters() -> None:
+    a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    a.grad, b.grad = torch.tensor([3.0]), torch.tensor([4.0])
+    assert clip_gradients([a, b], 10.0) == 5.0
+    assert (a.grad.item(), b.grad.item()) == (3.0, 4.0)
+    assert clip_gradients([a, b], 1.0) == 5.0
+    assert (a.grad.item(), b.grad.item()) == pytest.approx((0.6, 0.8), rel=1e-5)
+
+
+def test_a_norm_that_is_not_finite_is_said() -> None:
+    a = nn.Parameter(torch.zeros(2))
+    a.grad = torch.tensor([1.0, float("nan")])
+    assert math.isnan(clip_gradients([a], 1.0))
+    a.grad = torch.tensor([1.0, float("inf")])
+    assert clip_gradients([a], 1.0) == math.inf
