@@ -191,3 +191,20 @@ def test_the_references_smallest_study_loads(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "study-file.md").read_text("utf-8")
     (smallest,) = [b for b in re.findall(r"```yaml\n(.*?)```", text, re.S) if "name:" in b]
     assert planned(load_text(smallest, tmp_path)) == 3 * 2 * 3
+
+
+def test_own_rows_and_a_data_folder_are_written_in(tmp_path: Path) -> None:
+    text = study_template("default", "pocket", "./rows: mine.jsonl", "../data")
+    config = load_text(text, tmp_path)
+    assert config.tasks[0].train == str(tmp_path / "rows: mine.jsonl")
+    assert config.data_dir == str(tmp_path.parent / "data")
+    assert text.count("data_dir:") == 1
+    with pytest.raises(BadInput, match="named tasks"):
+        study_template("paper", data="rows.jsonl")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_data_folder_fits_every_preset(preset: str, tmp_path: Path) -> None:
+    plain = load_text(study_template(preset), tmp_path)
+    config = load_text(study_template(preset, data_dir="./data"), tmp_path)
+    assert config == plain.model_copy(update={"data_dir": str(tmp_path / "data")})

@@ -26,17 +26,24 @@ PRESETS: dict[str, str] = {
 }
 """What each preset is for, by name."""
 
-MODEL_KEY = "model: "
+OWN_ROWS = "    train: "
+"""Begins the line of a preset that names the user's own training rows."""
 
 
-def study_template(preset: str, model: str | None = None) -> str:
+def study_template(
+    preset: str, model: str | None = None, data: str | None = None, data_dir: str | None = None
+) -> str:
     """The commented study file of a preset, ready to be written.
 
     model: put in place of the preset's own: a short form of the ``model`` key, such as ``pocket``,
     ``./folder`` or ``owner/name``; ``model_in_study`` makes one from a folder's path.
+    data: file with the user's own training rows, as the study file will name it; only in presets
+    that train on own rows.
+    data_dir: folder of the named tasks, as the study file will name it.
 
-    Raises BadInput for an unknown preset, for text that is no model, and for another model than
-    ``pocket`` in the pocket preset, whose tasks are in that model's own words.
+    Raises BadInput for an unknown preset, for text that is no model, for another model than
+    ``pocket`` in the pocket preset, whose tasks are in that model's own words, and for ``data`` in
+    a preset of named tasks.
     """
     if preset not in PRESETS:
         close = difflib.get_close_matches(preset, PRESETS, n=1)
@@ -44,30 +51,48 @@ def study_template(preset: str, model: str | None = None) -> str:
         raise BadInput(f"preset {shown(preset)}: there is none; {hint}")
     file = resources.files("rankscope.config") / "studies" / f"{preset}.yaml"
     text = file.read_text(encoding="utf-8")
-    if model is None:
-        return text
-    checked = checked_model(model)
-    if preset == "pocket" and not checked.pocket:
-        raise BadInput("the pocket preset only fits the pocket model: choose another preset")
-    return "".join(
-        f"{MODEL_KEY}{dump_text(model)}\n" if line.startswith(MODEL_KEY) else line
-        for line in text.splitlines(keepends=True)
-    )
+    if model is not None:
+        if preset == "pocket" and not checked_model(model).pocket:
+            raise BadInput("the pocket preset only fits the pocket model: choose another preset")
+        checked_model(model)
+        text = with_line(text, "model: ", f"model: {dump_text(model)}")
+    if data is not None:
+        if OWN_ROWS not in text:
+            raise BadInput(
+                f"preset {preset!r} trains on named tasks, not on own rows: leave --data out, or "
+                "choose the preset 'default'"
+            )
+        text = with_line(text, OWN_ROWS, f"{OWN_ROWS}{dump_text(data)}")
+    if data_dir is not None:
+        text = with_line(text, "# data_dir: ", "")
+        text = with_line(text, "data_dir: ", "")
+        text = text.rstrip("\n") + f"\n\ndata_dir: {dump_text(data_dir)}\n"
+    return text
+
+
+def with_line(text: str, start: str, line: str) -> str:
+    """The text with every line that begins with ``start`` replaced, or removed for an empty one."""
+    lines = text.splitlines()
+    kept = [line if found.startswith(start) else found for found in lines]
+    return "\n".join(n for n, found in zip(kept, lines, strict=True) if n or not found) + "\n"
 
 
 def model_in_study(model: str, study_file: Path) -> str:
     """What to write under ``model`` in ``study_file`` for a model named on the command line.
 
-    A folder that is there becomes a path from the study file's own folder, since that is where a
-    study file's paths start; anything else is left as it is.
+    A folder that is there becomes a path from the study file's own folder; anything else is left
+    as it is.
     """
     folder = Path(os.path.expanduser(model))  # noqa: PTH111  leaves unknown users as they are
-    if not folder.is_dir():
-        return model
+    return path_in_study(folder, study_file) if folder.is_dir() else model
+
+
+def path_in_study(path: Path, study_file: Path) -> str:
+    """A path as ``study_file`` must name it: from its own folder, where its paths start."""
     try:
-        relative = os.path.relpath(folder.absolute(), study_file.absolute().parent)
+        relative = os.path.relpath(path.absolute(), study_file.absolute().parent)
     except ValueError:  # another drive on Windows
-        return str(folder.absolute())
+        return str(path.absolute())
     return relative if relative.startswith(".") else f"./{relative}"
 
 
