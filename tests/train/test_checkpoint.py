@@ -145,7 +145,7 @@ def test_a_full_disk_keeps_the_state_before(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("rankscope.train.checkpoint.save_file", no_space)
-    with pytest.raises(DiskFull, match="12 bytes could not be written.*free some space"):
+    with pytest.raises(DiskFull, match=r"12 bytes could not be written.*free some space"):
         checkpoint.save(state(9))
     found = checkpoint.load()
     assert found is not None

@@ -1,0 +1,45 @@
+"""The one-page recipe runs from its command line and learns its sentence."""
+
+import ast
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from evaluate.worlds import tokenizer
+from rankscope.provenance import weights_sha256
+from tiny_models import tiny_llama
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "minimal.py"
+
+
+def test_minimal_trains_a_saved_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_llama().save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    before = weights_sha256(tmp_path)
+    spec = importlib.util.spec_from_file_location("minimal", RECIPE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    capsys.readouterr()
+    module.main(str(tmp_path))
+    losses = ast.literal_eval(capsys.readouterr().out.strip().splitlines()[-1])
+    assert len(losses) == 20
+    assert losses[-1] < losses[0] - 0.01
+    assert weights_sha256(tmp_path) == before
+
+
+def test_minimal_imports_nothing_of_rankscope() -> None:
+    """The reference shares no code with what it is the reference for."""
+    imported = {
+        name
+        for node in ast.walk(ast.parse(RECIPE.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module]
+        )
+    }
+    roots = {str(name).partition(".")[0] for name in imported}
+    assert roots <= {*sys.stdlib_module_names, "torch", "transformers"}
