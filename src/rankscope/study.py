@@ -99,6 +99,8 @@ class Study:
 def conclude(out: Path) -> tuple[StudyRecords, Recommendation]:
     """Write ``recommendation.json`` and ``report.html`` from the stored records of a study.
 
+    A file that would not change is left alone.
+
     Raises:
         BadInput: no study there.
         IntegrityError: a stored record or table was altered.
@@ -107,7 +109,10 @@ def conclude(out: Path) -> tuple[StudyRecords, Recommendation]:
         study = ledger.load()
     recommendation = recommend(study)
     replace_text(out / "recommendation.json", recommendation.model_dump_json(indent=2) + "\n")
-    write_report(study, recommendation, out / "report.html")
+    made = out / "report.html.new"
+    write_report(study, recommendation, made)
+    replace_text(out / "report.html", made.read_bytes().decode())
+    made.unlink()
     return study, recommendation
 
 
