@@ -51,7 +51,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         **SHAPE,
         sliding_window=WINDOW,
         layer_types=["sliding_attention", "full_attention"],
-        query_pre_attn_scalar=8,
+        query_pre_attn_scalar=32,  # not the head dim: the scale must be passed on
     ),
 }
 ARCHITECTURES = ["llama", *CONFIGS]
