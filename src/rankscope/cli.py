@@ -1,14 +1,17 @@
 """The command line: parse, call, print."""
 
+import errno
 import json
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
+from rankscope.disk import replace_text
 from rankscope.errors import BadInput, RankscopeError
 
 app = typer.Typer(
@@ -16,7 +19,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="How much LoRA rank is enough on my model and my data, and what does it cost?",
 )
 out_console = Console()
 err_console = Console(stderr=True)
@@ -29,13 +31,50 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
+BAD_INPUT = 2
 SOME_FAILED = 3
 INTEGRITY = 4
+INTERRUPTED = 130
+
+REFUSED = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP),
+        *(errno.EEXIST, errno.EISDIR, errno.ENOTDIR),
+    }
+)
+"""What the file system says to a path that cannot be used: the user's to mend, not a bug."""
 
 
 def print_json(value: object) -> None:
     """One JSON document on standard output."""
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def say(text: str, console: Console = out_console, style: str | None = None) -> None:
+    """Plain text, as it is: no markup, and lines left whole, so that paths can be copied."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True, style=style)
+
+
+def print_version(asked: bool) -> None:
+    """``--version`` answers and leaves."""
+    if asked:
+        sys.stdout.write(f"rankscope {version('rankscope')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def rankscope(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """How much LoRA rank is enough on my model and my data, and what does it cost?
+
+    Example: rankscope quickstart --out studies/pocket
+    """
 
 
 @app.command()
@@ -51,36 +90,55 @@ def quickstart(
 
     out.mkdir(parents=True, exist_ok=True)
     file = out / "quickstart.yaml"
-    file.write_text(study_template("pocket"), encoding="utf-8")
+    replace_text(file, study_template("pocket"))
     run_study(file, [], out, as_json)
 
 
 @app.command()
 def init(
-    file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="Where to write it.")],
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE.yaml", help="Where to write it.")
+    ] = None,
     preset: Annotated[str, typer.Option(help="Which ready-made study.")] = "default",
     model: Annotated[str | None, typer.Option(help="Model folder, hub id or 'pocket'.")] = None,
-    force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Your training rows (JSONL, Parquet).")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the named tasks.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the study file's JSON schema instead.")
+    ] = False,
 ) -> None:
     """Write a commented study file.
 
     Example: rankscope init study.yaml --preset rank-sanity --model ./my-model
     """
-    from rankscope.config.presets import model_in_study, study_template
+    from rankscope.config.file import published_schema
+    from rankscope.config.presets import model_in_study, path_in_study, study_template
 
-    text = study_template(preset, model_in_study(model, file) if model else None)
-    if file.exists() and not force:
-        raise BadInput(f"{file}: exists already; give another name, or --force to overwrite it")
+    if schema:
+        sys.stdout.write(published_schema())
+        return
+    if file is None:
+        raise BadInput("init: no file given; expected a name such as 'rankscope init study.yaml'")
+    text = study_template(
+        preset,
+        model_in_study(model, file) if model else None,
+        path_in_study(data, file) if data else None,
+        path_in_study(data_dir, file) if data_dir else None,
+    )
+    if file.exists() and not (force and file.is_file()):
+        remedy = "give another name" + (", or --force to overwrite it" if file.is_file() else "")
+        raise BadInput(f"{file}: exists already; {remedy}")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
-    out_console.print(f"wrote {file}; next: rankscope check {file}", markup=False, highlight=False)
+    replace_text(file, text)
+    say(f"wrote {file}; next: rankscope check {file}")
 
 
 @app.command()
 def check(
     file: StudyFile,
     overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(help="Training rows to show per task.")] = 3,
+    rows: Annotated[int, typer.Option(min=0, help="Training rows to show per task.")] = 3,
 ) -> None:
     """Validate; show how rows become tokens and labels; find train/test leaks; touch no GPU.
 
@@ -144,7 +202,7 @@ def run_study(file: Path, overrides: list[str], out: Path | None, as_json: bool)
             out_console.print(f"{advice.task}: {advice.headline}", markup=False, style="bold")
             for reason in advice.reasons:
                 out_console.print(f"  - {reason.text}", markup=False, highlight=False)
-        out_console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False)
+        say(f"report: {folder / 'report.html'}")
     if any(trial.status in FAILED for trial in records.trials):
         raise typer.Exit(SOME_FAILED)
 
@@ -182,7 +240,7 @@ def report(folder: StudyFolder) -> None:
 
     records, recommendation = conclude(folder)
     out_console.print(summary_table(records, recommendation))
-    out_console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False)
+    say(f"report: {folder / 'report.html'}")
 
 
 @app.command()
@@ -197,10 +255,26 @@ def verify(folder: StudyFolder) -> None:
         problems = ledger.verify()
         count = len(ledger.artifacts())
     for problem in problems:
-        err_console.print(str(problem), markup=False, highlight=False, style="red")
+        say(str(problem), err_console, "red")
     if problems:
         raise typer.Exit(INTEGRITY)
-    out_console.print(f"{count} artifacts are as they were written.")
+    say(f"{count} artifacts are as they were written.")
+
+
+@app.command()
+def export(
+    folder: StudyFolder,
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial's id, or its beginning.")],
+    out: Annotated[Path, typer.Option(help="Where the weights go: a new or empty folder.")],
+) -> None:
+    """A trial's weights as a plain PEFT adapter, or a plain model folder; hashes are compared.
+
+    Example: rankscope export studies/pocket 3f2a --out ./adapter
+    """
+    from rankscope.export import export_trial
+
+    spec = export_trial(folder, trial, out)
+    say(f"{spec.label}: {'model' if spec.rank is None else 'adapter'} written to {out}")
 
 
 @app.command()
@@ -208,7 +282,9 @@ def params(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Folder with config.json, hub id or 'pocket'.")
     ],
-    rank: Annotated[list[int] | None, typer.Option(help="LoRA rank; may be repeated.")] = None,
+    rank: Annotated[
+        list[int] | None, typer.Option(min=1, help="LoRA rank; may be repeated.")
+    ] = None,
     targets: Annotated[
         str, typer.Option(help="attention, mlp, all-linear, or names separated by commas.")
     ] = "attention",
@@ -235,7 +311,7 @@ def params(
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="A model such as smollm2-135m.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model such as smollm2-135m.")],
 ) -> None:
     """Get a small real model into the cache as a plain Hugging Face folder.
 
@@ -243,22 +319,27 @@ def fetch(
     """
     from rankscope.models.fetch import fetch_model
 
-    def say(text: str) -> None:
-        err_console.print(text, markup=False, highlight=False)
-
-    sys.stdout.write(f"{fetch_model(name, say=say)}\n")
+    sys.stdout.write(f"{fetch_model(name, say=lambda text: say(text, err_console))}\n")
 
 
 def exit_code_of(call: Callable[[], Any]) -> int:
-    """Run a verb; errors a user can act on become one message and their exit code."""
+    """Run a verb; errors a user can act on become one message and their exit code.
+
+    Any other exception is a bug and passes through, which ends the process with code 1.
+    """
     try:
         call()
     except RankscopeError as error:
-        err_console.print(f"error: {error}", markup=False, highlight=False, style="red")
+        say(f"error: {error}", err_console, "red")
         return error.exit_code
+    except OSError as error:
+        if error.errno not in REFUSED or error.filename is None:
+            raise
+        say(f"error: {error.filename}: {error.strerror}; give another path", err_console, "red")
+        return BAD_INPUT
     except KeyboardInterrupt:
-        err_console.print("interrupted; the same command continues", markup=False)
-        return 130
+        say("interrupted; the same command continues", err_console)
+        return INTERRUPTED
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 1
     return 0

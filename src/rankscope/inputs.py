@@ -16,7 +16,12 @@ from rankscope.data.tasks import LoadedTask, load_task, overlapping_subjects
 from rankscope.evaluate.scorers import HEADLINE
 from rankscope.evaluate.suite import context_length, encode_split
 from rankscope.models.load import load_tokenizer, model_folder
-from rankscope.models.parameters import read_config
+from rankscope.models.parameters import (
+    Architecture,
+    architecture,
+    largest_useful_rank,
+    read_config,
+)
 from rankscope.provenance import sha256_json, weights_sha256
 from rankscope.records import BASE, EvalKey, Role, TaskRecord, TrialSpec
 from rankscope.runtime import choose_device, choose_dtype
@@ -33,6 +38,7 @@ class StudyInputs:
     Attributes:
         config: the study file with ``auto`` values resolved.
         folder: the base model's folder.
+        shapes: of its matrices.
         base_sha256: hash of its weights.
         encoder: turns items into tokens.
         tasks: every task that is trained on or scored, by name.
@@ -44,6 +50,7 @@ class StudyInputs:
 
     config: StudyConfig
     folder: Path
+    shapes: Architecture
     base_sha256: str
     device: torch.device
     dtype: torch.dtype
@@ -80,16 +87,19 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
     """Resolve, read, split and encode; nothing is trained and no weights are loaded.
 
     Raises:
-        BadInput: the model, a task or a row cannot be used.
+        BadInput: the model, a target module, a task or a row cannot be used.
     """
     folder = model_folder(config.model)
+    model_config = read_config(folder)
+    shapes = architecture(model_config)
+    caps = rank_notes(config, shapes)  # refuses a target that is not there, before rows are read
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     tokenizer = load_tokenizer(folder)
     encoder = Encoder(tokenizer, config.model.prompt_format, config.train.max_length)
     config = resolved(config, encoder, dtype)
     tasks = read_tasks(config)
-    context = context_length(read_config(folder))
+    context = context_length(model_config)
     for task in tasks.values():
         for split in ("selection", "report"):
             encode_split(encoder, task, split, context)  # refuses what could not be scored later
@@ -99,7 +109,7 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
     }
     base_sha256 = weights_sha256(folder)
     trials = make_trials(config, base_sha256, {n: rows_sha256(r) for n, r in rows.items()})
-    notes = [*encoder.notes, *(note for task in tasks.values() for note in task.notes)]
+    notes = [*encoder.notes, *caps, *(note for task in tasks.values() for note in task.notes)]
     repeated = duplicate_grid_points(config)
     if repeated:
         notes.append(f"{repeated} grid points stand twice in the study file and were merged")
@@ -112,6 +122,7 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
     return StudyInputs(
         config=config,
         folder=folder,
+        shapes=shapes,
         base_sha256=base_sha256,
         device=device,
         dtype=dtype,
@@ -122,6 +133,30 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
         trials=tuple(trials),
         packs=tuple(make_packs(trials, config.max_pack)),
         notes=tuple(notes),
+    )
+
+
+def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:
+    """One sentence per rank that exceeds what a target matrix can hold, min(in, out).
+
+    Raises:
+        BadInput: a target that matches no linear layer.
+    """
+    notes: list[str] = []
+    for arm in config.arms:
+        if arm.is_full:
+            continue
+        for targets in arm.target_sets():
+            cap = largest_useful_rank(shapes, targets)
+            notes += [rank_note(rank, cap) for rank in arm.rank if rank > cap]
+    return list(dict.fromkeys(notes))
+
+
+def rank_note(rank: int, cap: int) -> str:
+    """Why a rank above ``cap`` buys nothing."""
+    return (
+        f"rank {rank} is above {cap}, the smaller dimension of the smallest target matrix: "
+        f"ranks beyond {cap} add parameters there but no directions"
     )
 
 

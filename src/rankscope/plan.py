@@ -12,13 +12,7 @@ from collections.abc import Mapping
 import torch
 
 from rankscope.inputs import StudyInputs
-from rankscope.models.parameters import (
-    Architecture,
-    architecture,
-    full_cost,
-    lora_cost,
-    read_config,
-)
+from rankscope.models.parameters import Architecture, full_cost, lora_cost
 from rankscope.records import Record, TrialSpec
 from rankscope.trials import Pack, planned_steps
 
@@ -68,7 +62,7 @@ class Plan(Record):
 
 def make_plan(inputs: StudyInputs) -> Plan:
     """Count and estimate; the only thing measured is one matrix product."""
-    shapes = architecture(read_config(inputs.folder))
+    shapes = inputs.shapes
     rate = product_rate(inputs.device, inputs.dtype) * SHARE_OF_PEAK
     item_tokens = evaluation_tokens(inputs)
     packs = tuple(plan_pack(inputs, shapes, pack, item_tokens, rate) for pack in inputs.packs)

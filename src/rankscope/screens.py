@@ -1,7 +1,9 @@
 """What the verbs print: tables and previews for a terminal."""
 
+from collections import Counter
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -11,7 +13,7 @@ from rankscope.data.preview import colour_row, visible
 from rankscope.inputs import StudyInputs
 from rankscope.models.parameters import Architecture, full_cost, largest_useful_rank, lora_cost
 from rankscope.plan import Plan
-from rankscope.records import StudyRecords
+from rankscope.records import Role, StudyRecords, TaskRecord
 from rankscope.runtime import choose_device, choose_dtype
 
 
@@ -33,53 +35,106 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def listing(title: str, headings: Sequence[str], right: frozenset[str]) -> Table:
+    """An empty table that spares columns for its words: it has to read well in eighty.
+
+    right: headings of the columns of numbers, which never break; words fold where they must.
+    """
+    table = Table(
+        title=visible(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=0
+    )
+    for heading in headings:
+        if heading in right:
+            table.add_column(heading, justify="right", no_wrap=True)
+        else:
+            table.add_column(heading, overflow="fold")
+    return table
+
+
+ROLE_NAMES: dict[Role, str] = {
+    "in_domain": "in-domain",
+    "cross_domain": "cross-domain",
+    "retention": "retention",
+}
+LEAK_NAMES = {"exact": "exact", "ngram13": "13-gram"}
+
+
 def check_screen(inputs: StudyInputs, rows_shown: int) -> RenderableType:
     """What ``check`` prints: tasks, splits, leaks, notes, and rows as coloured tokens."""
-    table = Table(title="tasks", title_justify="left")
-    for heading in ("task", "roles", "metric", "train", "selection", "report", "leaks", "source"):
-        table.add_column(heading, overflow="fold")
-    for record in inputs.records:
+    return Group(
+        tasks_table(inputs.records),
+        *sources(inputs.records),
+        *(part for name in inputs.rows for part in rows_as_tokens(inputs, name, rows_shown)),
+        *notes_lines(inputs.notes),
+        Text(f"\n{counted(len(inputs.trials), len(inputs.packs))}: the study can run."),
+    )
+
+
+def tasks_table(records: Sequence[TaskRecord]) -> Table:
+    """Every task with its roles, metric, rows per split and leaked report rows."""
+    numbers = ("train", "selection", "report")
+    table = listing("tasks", ("task", "roles", "metric", *numbers, "leaks"), frozenset(numbers))
+    for record in records:
+        leaks = [f"{n} {LEAK_NAMES[kind]}" for kind, n in record.leaks.items() if n]
         table.add_row(
             record.name,
-            ", ".join(record.roles),
+            "\n".join(ROLE_NAMES[role] for role in record.roles),
             record.metric,
-            str(record.rows["train"]) if record.trained_on else "-",
-            str(record.rows["selection"]),
-            str(record.rows["report"]),
-            f"{record.leaks['exact']} exact, {record.leaks['ngram13']} near"
-            if record.trained_on
-            else "-",
-            Text(visible(record.source)),
+            f"{record.rows['train']:,}" if record.trained_on else "-",
+            f"{record.rows['selection']:,}",
+            f"{record.rows['report']:,}",
+            ("\n".join(leaks) or "none") if record.trained_on else "-",
         )
-    parts: list[RenderableType] = [table]
-    for name, rows in inputs.rows.items():
-        encoder = inputs.encoder
-        parts.append(
-            Text(
-                f"\n{name}: {len(rows.rows)} training rows, {rows.num_tokens} tokens, "
-                f"{rows.num_label_tokens} of them with loss (marked), "
-                f"{rows.dropped} rows dropped, {rows.truncated} cut; "
-                f"{encoder.prompt_format} prompts"
-            )
-        )
-        parts += [Padding(colour_row(encoder, row), (1, 0, 0, 2)) for row in rows.rows[:rows_shown]]
-    parts += [Text(f"note: {visible(note)}", style="yellow") for note in inputs.notes]
-    parts.append(
-        Text(f"\n{len(inputs.trials)} trials in {len(inputs.packs)} packs: the study can run.")
+    return table
+
+
+def sources(records: Sequence[TaskRecord]) -> list[RenderableType]:
+    """Where rows came from, a line each: ``pocket world: pocket_med, pocket_law``."""
+    tasks: dict[str, list[str]] = {}
+    for record in records:
+        tasks.setdefault(record.source, []).append(record.name)
+    return [
+        Text(f"{', '.join(names)}: rows from {visible(source)}", overflow="fold")
+        for source, names in tasks.items()
+    ]
+
+
+def rows_as_tokens(inputs: StudyInputs, name: str, rows_shown: int) -> list[RenderableType]:
+    """A training task's rows counted, and the first ones as coloured tokens."""
+    rows, encoder = inputs.rows[name], inputs.encoder
+    count = Text(
+        f"\n{name}: {len(rows.rows):,} training rows ({encoder.prompt_format} prompts), "
+        f"{rows.num_tokens:,} tokens; {rows.num_label_tokens:,} carry loss (marked). "
+        f"{rows.dropped:,} rows dropped, {rows.truncated:,} cut"
     )
-    return Group(*parts)
+    shown = rows.rows[:rows_shown]
+    return [count, *(Padding(colour_row(encoder, row), (1, 0, 0, 2)) for row in shown)]
+
+
+def notes_lines(notes: Sequence[str]) -> list[RenderableType]:
+    """What a reader of the results must know, apart from what stands above."""
+    lines = [Text(f"note: {visible(note)}", style="yellow") for note in notes]
+    return [Text(), *lines] if lines else []
+
+
+def counted(trials: int, packs: int) -> str:
+    """``30 trials in 8 packs``."""
+    many = "" if trials == 1 else "s"
+    return f"{trials:,} trial{many} in {packs:,} pack{'' if packs == 1 else 's'}"
 
 
 def plan_screen(plan: Plan) -> RenderableType:
-    """What ``plan`` prints."""
-    table = Table(title=f"{plan.study} on {plan.model} ({plan.device}, {plan.dtype})")
-    for heading in ("pack", "task", "trials", "steps", "tokens", "memory", "time"):
-        table.add_column(heading, justify="right" if heading != "task" else "left")
+    """What ``plan`` prints; the task of a pack only where there are several."""
+    several = len({pack.task for pack in plan.packs}) > 1
+    numbers = ("pack", "steps", "tokens", "memory", "time")
+    headings = ("pack", *(("task",) if several else ()), "trials", *numbers[1:])
+    title = f"{plan.study} on {plan.model} ({plan.device}, {plan.dtype})"
+    table = listing(title, headings, frozenset(numbers))
     for index, pack in enumerate(plan.packs):
         trials = pack.labels[0] if len(pack.labels) == 1 else f"{len(pack.labels)} adapters"
         table.add_row(
             str(index + 1),
-            pack.task,
+            *((pack.task,) if several else ()),
             trials,
             f"{pack.steps:,}",
             f"{pack.num_tokens:,}",
@@ -87,32 +142,39 @@ def plan_screen(plan: Plan) -> RenderableType:
             duration(pack.seconds),
         )
     text = (
-        f"{plan.trials} trials in {len(plan.packs)} packs, {plan.evaluations} evaluations: "
+        f"{counted(plan.trials, len(plan.packs))}, {plan.evaluations:,} evaluations: "
         f"{plan.train_tokens:,} tokens to train on, {plan.evaluation_tokens:,} to score; "
         f"about {size(plan.disk_bytes)} on disk and {duration(plan.seconds)} "
         f"(estimated from {plan.measured_gflops:,.0f} GFLOP/s measured here)."
     )
-    return Group(table, Text(text))
+    return Group(table, Text(text), *notes_lines(plan.notes))
 
 
 def status_screen(study: StudyRecords) -> RenderableType:
-    """What ``status`` prints: every trial with where it stands."""
-    table = Table(title=study.name, title_justify="left")
-    for heading in ("trial", "task", "arm", "seed", "status", "evaluations", "reason"):
-        table.add_column(heading, overflow="fold")
+    """What ``status`` prints: every trial with where it stands, and why those that failed did."""
+    several = len({trial.spec.task for trial in study.trials}) > 1
+    numbers = ("seed", "evaluations")
+    headings = ("trial", *(("task",) if several else ()), "arm", "seed", "status", "evaluations")
+    table = listing(study.name, headings, frozenset({*numbers, "trial"}))
     for trial in study.trials:
         spec = trial.spec
         done = sum(1 for key in study.evals if key[0] == spec.trial_id)
         table.add_row(
             spec.trial_id,
-            spec.task,
+            *((spec.task,) if several else ()),
             spec.arm_label,
             str(spec.seed),
             trial.status,
             str(done),
-            Text(visible(trial.failure or "")),
         )
-    return table
+    statuses = Counter(trial.status for trial in study.trials)
+    summary = ", ".join(f"{count} {status}" for status, count in statuses.items())
+    reasons = [
+        Text(f"{t.spec.trial_id}: {t.status}: {visible(t.failure)}", style="red", overflow="fold")
+        for t in study.trials
+        if t.failure
+    ]
+    return Group(table, *reasons, Text(f"{summary or 'no trials'} of {len(study.trials)}"))
 
 
 def parameters_screen(
@@ -121,9 +183,8 @@ def parameters_screen(
     """What ``params`` prints: trainable parameters and the memory they need, rank by rank."""
     dtype = choose_dtype("auto", choose_device("auto"))
     name = str(dtype).removeprefix("torch.")
-    table = Table(title=f"LoRA on {', '.join(targets)}", title_justify="left")
-    for heading in ("rank", "trainable", "share", "weights", "gradients", "AdamW", "per token"):
-        table.add_column(heading, justify="right")
+    numbers = ("rank", "trainable", "share", "weights", "gradients", "AdamW", "per token")
+    table = listing(f"LoRA on {', '.join(targets)}", numbers, frozenset(numbers))
     costs = [(str(r), lora_cost(shapes, r, targets, dtype)) for r in ranks]
     for label, cost in [*costs, ("full", full_cost(shapes, dtype))]:
         table.add_row(

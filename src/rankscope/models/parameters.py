@@ -99,23 +99,21 @@ def architecture(config: PretrainedConfig) -> Architecture:
 def target_shapes(shapes: Architecture, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
     """(out, in) of the linear layers that ``targets`` names, by module path.
 
-    A target is the last part of a module path, as in PEFT's ``target_modules``. Raises BadInput
-    for a target that matches nothing, naming what could be matched.
+    A target is the last part, or the last parts, of a module path, as in PEFT's
+    ``target_modules``. Raises BadInput for a target that matches nothing, naming what could be
+    matched.
     """
-    last_part = {name: name.rsplit(".", 1)[-1] for name in shapes.linear_shapes}
+    wanted: set[str] = set()
     for target in targets:
-        if target not in last_part.values():
-            known = sorted(
-                {part for name, part in last_part.items() if name != shapes.output_layer}
-            )
+        matched = {n for n in shapes.linear_shapes if n == target or n.endswith("." + target)}
+        if not matched:
+            known = {n.rsplit(".", 1)[-1] for n in shapes.linear_shapes if n != shapes.output_layer}
             raise BadInput(
                 f"target module {target!r} matches no linear layer of this model. "
-                f"Expected some of: {', '.join(known)}."
+                f"Expected some of: {', '.join(sorted(known))}."
             )
-    wanted = set(targets)
-    return {
-        name: shape for name, shape in shapes.linear_shapes.items() if last_part[name] in wanted
-    }
+        wanted |= matched
+    return {name: shape for name, shape in shapes.linear_shapes.items() if name in wanted}
 
 
 def lora_parameters(

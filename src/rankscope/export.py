@@ -1,0 +1,83 @@
+"""One trial's weights out of a study: a plain PEFT adapter, or a plain model folder."""
+
+import os
+import shutil
+from pathlib import Path
+
+from rankscope.disk import says_disk_full
+from rankscope.errors import BadInput, DiskFull
+from rankscope.ledger import Ledger, adapter_path, model_path
+from rankscope.records import TrialSpec
+
+
+def export_trial(folder: Path, trial: str, out: Path) -> TrialSpec:
+    """Copy the weights of one trial of the study in ``folder`` to ``out``; returns the trial.
+
+    Every hash is compared first, and ``out`` comes to be in one step.
+
+    Args:
+        folder: a study's folder.
+        trial: a trial's id, or a beginning of it that no other trial shares.
+        out: a folder that is empty or not there yet, outside the study.
+
+    Raises:
+        BadInput: no such study or trial, one without weights, or ``out`` cannot be used.
+        IntegrityError: the stored weights are not what was written.
+        DiskFull: ``out`` is left as it was.
+    """
+    refuse_target(folder, out)
+    with Ledger.open(folder, write=False) as ledger:
+        spec = chosen_trial(ledger.trials(), trial, folder)
+        place = adapter_path(spec.trial_id) if spec.rank is not None else model_path(spec.trial_id)
+        if not ledger.artifacts(place):
+            status = ledger.statuses()[spec.trial_id]
+            raise BadInput(
+                f"{folder}: trial {spec.trial_id} ({spec.label}) has no weights, it is {status!r}; "
+                "'rankscope status' shows which trials are done"
+            )
+        copy_folder(ledger.checked_path(place), out)
+    return spec
+
+
+def refuse_target(folder: Path, out: Path) -> None:
+    """A target must be free, and not in the study, whose folder holds what the ledger names."""
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise BadInput(f"{out}: lies inside the study {folder}; give --out another place")
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if out.exists() or out.is_symlink():
+        found = "a folder with files in it" if out.is_dir() else "a file"
+        raise BadInput(f"{out}: found {found}, expected nothing or an empty folder; give another")
+
+
+def chosen_trial(trials: list[TrialSpec], wanted: str, folder: Path) -> TrialSpec:
+    """The trial whose id is, or alone begins with, ``wanted``."""
+    found = [spec for spec in trials if wanted and spec.trial_id.startswith(wanted)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise BadInput(
+            f"{folder}: trial {wanted!r} fits {len(found)} trials, such as {found[0].trial_id} and "
+            f"{found[1].trial_id}; give more of the id"
+        )
+    raise BadInput(
+        f"{folder}: there is no trial {wanted!r}; expected the id of one of its {len(trials)} "
+        f"trials, as 'rankscope status {folder}' lists them"
+    )
+
+
+def copy_folder(source: Path, out: Path) -> None:
+    """Copy beside ``out``, then rename: a copy that broke off is never taken for a whole one."""
+    aside = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        for file in sorted(path for path in source.rglob("*") if path.is_file()):
+            target = aside / file.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+        os.replace(aside, out)
+    except OSError as error:
+        if not says_disk_full(error):
+            raise
+        raise DiskFull(f"{out}: the disk is full; nothing was left there. Make room.") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
