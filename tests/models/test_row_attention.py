@@ -19,8 +19,7 @@ from transformers import (
 )
 
 from rankscope.errors import BadInput
-from rankscope.models import row_attention
-from rankscope.models.base import Row, RowBatch, batches_of
+from rankscope.models.base import Row, RowBatch
 from rankscope.models.load import check_rows_apart
 from rankscope.models.row_attention import RowCache, RowPlan
 from tiny_models import VOCABULARY, base_of, tiny_llama
@@ -270,24 +269,3 @@ def test_architectures_that_mix_rows_are_refused(config: PreTrainedConfig) -> No
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_architectures_that_keep_rows_apart_pass(architecture: str) -> None:
     check_rows_apart(base_of(stock(architecture)))
-
-
-def test_another_models_switch_on_a_shared_config_is_noticed() -> None:
-    base = base_of(tiny_llama())
-    batch = RowBatch.of([Row([3, 4, 5], [2]), Row([6, 7], [1])], base.device)
-    with torch.inference_mode():
-        base.logits(batch)
-        neighbour = type(base.model)(base.model.config)
-        neighbour.set_attn_implementation("sdpa")
-        with pytest.raises(RuntimeError, match=f"expected {row_attention.NAME!r}"):
-            base.logits(batch)
-        base.model.set_attn_implementation(row_attention.NAME)
-        base.logits(batch)
-
-
-def test_batches_hold_every_row_once_within_the_limit() -> None:
-    rows = [Row(ids, []) for ids in token_rows([5, 5, 30, 1, 1, 9])]
-    batches = list(batches_of(rows, 10))
-    assert [row for batch in batches for row in batch] == rows
-    # The row of 30 is longer than the limit and stands alone.
-    assert [[len(row.ids) for row in batch] for batch in batches] == [[5, 5], [30], [1, 1], [9]]

@@ -1,0 +1,82 @@
+"""The base and its batches: rows laid end to end, copies of their own, a guarded attention."""
+
+import pytest
+import torch
+
+from rankscope.models import row_attention
+from rankscope.models.base import Row, RowBatch, batches_of
+from rankscope.models.lora import PackedLinear, Segment, new_adapter
+from rankscope.provenance import sha256_tensors
+from tiny_models import base_of, tiny_llama
+from train.toy import trial
+
+CPU = torch.device("cpu")
+
+
+def test_a_batch_lays_rows_end_to_end_by_hand() -> None:
+    batch = RowBatch.of(
+        [
+            Row([5, 6, 7], [0, 2], "a"),
+            Row([8], [0], "a"),
+            Row([9, 10], [1], None, start=4),
+            Row([11], [], "a"),
+        ],
+        CPU,
+    )
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 10, 11]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 4, 5, 0]]
+    assert batch.lengths == (3, 1, 2, 1)
+    # Rows of one slot join only where they stand together.
+    assert batch.segments == (Segment("a", 0, 4), Segment(None, 4, 6), Segment("a", 6, 7))
+    assert batch.keep.tolist() == [0, 2, 3, 5]
+
+
+def test_a_trainable_copy_is_float32_and_shares_nothing_with_the_base() -> None:
+    base = base_of(tiny_llama().bfloat16())
+    base.pack.attach(new_adapter(base.model, trial("a")))
+    with pytest.raises(ValueError, match="detach the pack's adapters"):
+        base.trainable_copy()
+    base.pack.clear()
+    before = sha256_tensors(dict(base.model.named_parameters()))
+    copied = base.trainable_copy()
+    assert not any(isinstance(module, PackedLinear) for module in copied.model.modules())
+    assert {p.dtype for p in copied.model.parameters()} == {torch.float32}
+    assert all(p.requires_grad for p in copied.model.parameters())
+    for name, parameter in tiny_llama().bfloat16().named_parameters():
+        assert torch.equal(copied.model.get_parameter(name), parameter.float())
+    with torch.no_grad():
+        for parameter in copied.model.parameters():
+            parameter.add_(1.0)
+    copied.model.set_attn_implementation("sdpa")
+    assert sha256_tensors(dict(base.model.named_parameters())) == before
+    base.logits(RowBatch.of([Row([3, 4], [1])], CPU))
+
+
+def test_linear_layers_keep_their_names_behind_adapters() -> None:
+    base = base_of(tiny_llama())
+    before = base.linears()
+    base.pack.attach(new_adapter(base.model, trial("a")))
+    after = base.linears()
+    assert list(after) == list(before)
+    assert all(after[name] is layer for name, layer in before.items())
+
+
+def test_another_models_switch_on_a_shared_config_is_noticed() -> None:
+    base = base_of(tiny_llama())
+    batch = RowBatch.of([Row([3, 4, 5], [2]), Row([6, 7], [1])], base.device)
+    with torch.inference_mode():
+        base.logits(batch)
+        neighbour = type(base.model)(base.model.config)
+        neighbour.set_attn_implementation("sdpa")
+        with pytest.raises(RuntimeError, match=f"expected {row_attention.NAME!r}"):
+            base.logits(batch)
+        base.model.set_attn_implementation(row_attention.NAME)
+        base.logits(batch)
+
+
+def test_batches_hold_every_row_once_within_the_limit() -> None:
+    rows = [Row(ids, []) for ids in [[3] * n for n in (5, 5, 30, 1, 1, 9)]]
+    batches = list(batches_of(rows, 10))
+    assert [row for batch in batches for row in batch] == rows
+    # The row of 30 is longer than the limit and stands alone.
+    assert [[len(row.ids) for row in batch] for batch in batches] == [[5, 5], [30], [1, 1], [9]]
