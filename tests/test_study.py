@@ -301,26 +301,46 @@ def test_a_trial_that_diverges_leaves_its_neighbours_alone(
         )
 
 
-def test_a_model_without_likelihoods_fails_and_the_others_go_on(tmp_path: Path) -> None:
+def own_texts(folder: Path) -> dict[str, Any]:
+    """A task of plain texts, whose scorer is the loss."""
+    texts = "".join(json.dumps({"text": f"a plain text number {i}"}) + "\n" for i in range(60))
+    (folder / "texts.jsonl").write_text(texts, encoding="utf-8")
+    return {"name": "texts", "train": "texts.jsonl"}
+
+
+@pytest.mark.parametrize("scorer", ["loss", "option_text"])
+def test_a_model_without_likelihoods_fails_and_the_others_go_on(
+    scorer: str, tmp_path: Path
+) -> None:
     """At rate 2e19 the last of two steps (the first is at rate 0) leaves finite weights whose
     queries times keys are beyond float32, so that likelihoods are not finite."""
-    texts = "".join(json.dumps({"text": f"a plain text number {i}"}) + "\n" for i in range(40))
-    (tmp_path / "texts.jsonl").write_text(texts, encoding="utf-8")
     study = small_study(
         tmp_path,
+        tasks=[own_texts(tmp_path)] if scorer == "loss" else ["pocket_med"],
         arms=[{**LORA, "lr": [1e-3, 2e19, 2e-3]}],
         seeds=[0],
         max_pack=3,
         train={**SETTINGS["train"], "max_steps": 2},
-        evaluate={"max_items": 8, "retention": [{"name": "texts", "train": "texts.jsonl"}]},
+        evaluate={"max_items": 8, "retention": ["pocket_cloze"]},
     ).run(tmp_path / "out")
     assert [t.status for t in study.trials] == ["done", "failed", "done"]
     assert study.trials[1].train is not None
-    assert "not finite" in str(study.trials[1].failure)
-    scored = {key[0] for key in study.evals if key[1] == "texts"}
-    assert scored == {"base", study.trials[0].spec.trial_id, study.trials[2].spec.trial_id}
+    assert "finite" in str(study.trials[1].failure)
+    assert {key[0] for key in study.evals} == {
+        "base",
+        study.trials[0].spec.trial_id,
+        study.trials[2].spec.trial_id,
+    }
     _, recommendation = conclude(tmp_path / "out")
     assert sum(arm.failed for arm in recommendation.advice[0].arms) == 1
+
+
+def test_a_full_model_that_cannot_run_any_more_fails_alone(tmp_path: Path) -> None:
+    arms = [{**FULL, "lr": [1e4, 5e-4]}]
+    two_steps = changed("train", max_steps=2)
+    study = small_study(tmp_path, arms=arms, seeds=[0], **two_steps).run(tmp_path / "out")
+    assert [t.status for t in study.trials] == ["failed", "done"]
+    assert "cannot be used" in str(study.trials[0].failure)
 
 
 def test_a_trial_that_trained_nothing_is_not_passed_as_trained(tmp_path: Path) -> None:

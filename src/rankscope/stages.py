@@ -9,18 +9,19 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from rankscope.analyze.spectra import BaseSpectra, analyze_adapter, analyze_full
-from rankscope.errors import IntegrityError, Interrupted
+from rankscope.errors import BadInput, IntegrityError, Interrupted
 from rankscope.evaluate.suite import Evaluation, evaluate_task
 from rankscope.inputs import StudyInputs
 from rankscope.ledger import Artifact, Ledger, TrialFailure, adapter_path, items_path, model_path
 from rankscope.models.adapter_io import load_adapter, save_adapter
 from rankscope.models.base import Base
 from rankscope.models.load import load_base
-from rankscope.models.lora import rank_notes, target_linears
+from rankscope.models.lora import target_linears
 from rankscope.provenance import sha256_file, sha256_json
 from rankscope.records import (
     BASE,
@@ -35,10 +36,11 @@ from rankscope.runtime import is_out_of_memory, peak_memory_bytes, reset_peak_me
 from rankscope.train.checkpoint import PackCheckpoint
 from rankscope.train.loop import NOTHING_TRAINED, PackResult, train_pack
 from rankscope.train.trainee import Trainee
-from rankscope.trials import Pack, pack_id, planned_steps
+from rankscope.trials import Pack, described, pack_id, planned_steps
 from rankscope.watch import SpeedMeter, Watcher
 
 CHECKPOINTS = "checkpoints"
+NO_LIKELIHOOD = "the model gives no item a finite likelihood"
 
 
 @dataclass(slots=True)
@@ -77,6 +79,8 @@ class Runner:
         wanted = [key for trial in alive for key in self.wanted_evals(trial)]
         try:
             base = self.with_weights(alive)
+            if base is None:
+                return
             is_full = alive[0].method == "full"
             models = {(None if is_full else trial.trial_id): trial.trial_id for trial in alive}
             self.evaluate(base, models, wanted, f"{name} evaluate")
@@ -131,8 +135,6 @@ class Runner:
         config = self.inputs.config
         rows = self.inputs.rows[pack[0].task]
         checkpoint = PackCheckpoint(self.ledger.out / CHECKPOINTS / pack_id(pack))
-        for note in dict.fromkeys(n for t in pack for n in rank_notes(self.base.model, t)):
-            self.watcher.note(note)
         meter = SpeedMeter(self.watcher)
         self.did_something = True
         self.watcher.stage(f"{name} {described(pack)}", planned_steps(len(rows.rows), config.train))
@@ -182,9 +184,10 @@ class Runner:
         records = []
         failures = []
         for trainee in result.trainees:
-            failure = failure_of(trainee)
-            if failure is not None:
-                failures.append(failure)
+            if trainee.failure is not None:
+                nothing = trainee.failure.startswith(NOTHING_TRAINED)
+                status: Literal["failed", "diverged"] = "failed" if nothing else "diverged"
+                failures.append(TrialFailure(trainee.spec.trial_id, status, trainee.failure))
                 continue
             with self.ledger.stage() as folder:
                 weights = self.write_weights(trainee, result, folder)
@@ -232,15 +235,24 @@ class Runner:
             weights_sha256=weights_sha256,
         )
 
-    def with_weights(self, trials: Sequence[TrialSpec]) -> Base:
-        """The base with the trials' stored adapters attached, or a full trial's own model.
+    def with_weights(self, trials: Sequence[TrialSpec]) -> Base | None:
+        """The base with the trials' stored adapters attached, or a full trial's own model; None
+        where training left that in a state in which it cannot run, so that the trial is ``failed``.
 
         Raises:
             IntegrityError: stored weights are not what was written.
         """
         if trials[0].method == "full":
-            folder = self.ledger.checked_path(weights_place(trials[0]))
-            return load_base(self.inputs.config.model, self.base.device, self.inputs.dtype, folder)
+            folder, model = (
+                self.ledger.checked_path(weights_place(trials[0])),
+                self.inputs.config.model,
+            )
+            try:
+                return load_base(model, self.base.device, self.inputs.dtype, folder)
+            except BadInput as error:  # the base itself has passed the same checks
+                reason = f"the trained model cannot be used: {str(error).split(';')[0]}"
+                self.ledger.fail_trials([TrialFailure(trials[0].trial_id, "failed", reason)])
+                return None
         for trial in trials:
             folder = self.ledger.checked_path(weights_place(trial))
             adapter = load_adapter(folder, trial.trial_id, self.base.record)
@@ -316,7 +328,12 @@ class Runner:
                 reason = f"{task} {split}: {str(error).splitlines()[0]}"
                 return {}, [TrialFailure(trial_id, "failed", reason)]
         else:
-            return found, []
+            dead = {
+                slot: TrialFailure(models[slot], "failed", f"{task} {split}: {NO_LIKELIHOOD}")
+                for slot, (record, _) in found.items()
+                if record.metrics.get("not_finite") == 1 and models[slot] != BASE
+            }
+            return {slot: r for slot, r in found.items() if slot not in dead}, [*dead.values()]
         # One of several: score each by itself to tell which.
         results: dict[str | None, Evaluation] = {}
         failures: list[TrialFailure] = []
@@ -375,26 +392,6 @@ class Runner:
             raise Interrupted("stopped; everything finished is stored: the same command continues")
 
 
-def failure_of(trainee: Trainee) -> TrialFailure | None:
-    """Why training gave a trial no weights to store; None where it gave some."""
-    trial_id, reason = trainee.spec.trial_id, trainee.failure
-    if reason is not None:
-        nothing = reason.startswith(NOTHING_TRAINED)
-        return TrialFailure(trial_id, "failed" if nothing else "diverged", reason)
-    # The loop looks at losses and gradients before a step; the last step has no look after it.
-    if not all(bool(torch.isfinite(p).all()) for p in trainee.parameters):
-        return TrialFailure(trial_id, "diverged", "weights not finite after the last step")
-    return None
-
-
 def weights_place(trial: TrialSpec) -> str:
     """Where a trial's weights lie in the study: an adapter, or a whole model."""
     return model_path(trial.trial_id) if trial.method == "full" else adapter_path(trial.trial_id)
-
-
-def described(pack: Pack) -> str:
-    """A pack for one line of the screen: ``12 adapters r 2-128``, or ``full lr=0.0005``."""
-    if len(pack) == 1:
-        return pack[0].arm_label
-    ranks = [trial.rank for trial in pack if trial.rank is not None]
-    return f"{len(pack)} adapters r {min(ranks)}-{max(ranks)}"

@@ -1,8 +1,8 @@
 """Arms x seeds x tasks become trials with content ids, and trials become packs.
 
 Order of trials: training task, then arm, then grid point (method, targets, rank, alpha, learning
-rate, dropout, each in the order of the study file), then seed. Seeds of one point are neighbours, so a study that is
-stopped early has whole arms rather than many arms with one seed each.
+rate, dropout, each in the order of the study file), then seed. Seeds of one point are neighbours,
+so a study that is stopped early has whole arms rather than many arms with one seed each.
 """
 
 import itertools
@@ -78,6 +78,14 @@ def make_packs(trials: Sequence[TrialSpec], max_pack: int | None = None) -> list
 def pack_id(pack: Sequence[TrialSpec]) -> str:
     """Content id of a pack: hash of its trial ids in their order."""
     return sha256_json([trial.trial_id for trial in pack])[:ID_LENGTH]
+
+
+def described(pack: Pack) -> str:
+    """A pack for one line of the screen: ``12 adapters r 2-128``, or ``full lr=0.0005``."""
+    if len(pack) == 1:
+        return pack[0].arm_label
+    ranks = [trial.rank for trial in pack if trial.rank is not None]
+    return f"{len(pack)} adapters r {min(ranks)}-{max(ranks)}"
 
 
 def duplicate_grid_points(config: StudyConfig) -> int:

@@ -103,7 +103,7 @@ def train_pack(
     finally:
         base.pack.training = False
     for trainee in trainees:
-        trainee.failure = trainee.failure or nothing_trained(trainee)
+        trainee.failure = trainee.failure or fault_at_end(trainee)
     return PackResult(tuple(trainees), base, seconds_before + time.monotonic() - begun)
 
 
@@ -118,8 +118,11 @@ def refuse_zero_rates(num_steps: int, protocol: TrainConfig) -> None:
         )
 
 
-def nothing_trained(trainee: Trainee) -> str | None:
-    """Why a trial that came to its end has the base's own outputs, or None where it has not."""
+def fault_at_end(trainee: Trainee) -> str | None:
+    """Why a trial that came to its last step has no weights worth storing; None where it has."""
+    # A step's loss and gradient are looked at before it; after the last one nothing follows.
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in trainee.parameters):
+        return "weights not finite after the last step"
     if all(point.lr == 0 for point in trainee.losses):
         return f"{NOTHING_TRAINED}: the learning rate was 0 at every step"
     if trainee.adapter is not None and not any(b.any() for b in trainee.adapter.b.values()):
