@@ -31,7 +31,10 @@ def state(step: int, size: int = 4) -> PackState:
 
 
 def test_a_device_without_space_is_a_full_disk() -> None:
-    with pytest.raises(OSError, match="No space") as failure, open("/dev/full", "wb", buffering=0) as file:
+    with (
+        pytest.raises(OSError, match="No space") as failure,
+        open("/dev/full", "wb", buffering=0) as file,
+    ):
         file.write(b"x")
     assert says_disk_full(failure.value)
 
