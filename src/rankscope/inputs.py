@@ -112,7 +112,10 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
     notes = [*encoder.notes, *caps, *(note for task in tasks.values() for note in task.notes)]
     repeated = duplicate_grid_points(config)
     if repeated:
-        notes.append(f"{repeated} grid points stand twice in the study file and were merged")
+        were = (
+            "1 grid point is repeated" if repeated == 1 else f"{repeated} grid points are repeated"
+        )
+        notes.append(f"{were} in the study file and merged: each is trained once")
     for name, encoded in rows.items():
         if encoded.dropped or encoded.truncated:
             notes.append(

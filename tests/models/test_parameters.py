@@ -8,7 +8,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config
 
+from large_shapes import LLAMA_8B, QWEN_7B
 from rankscope.errors import BadInput
+from rankscope.models.lora import target_linears
 from rankscope.models.parameters import (
     architecture,
     full_cost,
@@ -16,29 +18,12 @@ from rankscope.models.parameters import (
     lora_cost,
     lora_parameters,
     read_config,
+    target_shapes,
 )
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL_LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 
-LLAMA_8B = LlamaConfig(
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    vocab_size=128256,
-    tie_word_embeddings=False,
-)
-QWEN_7B = Qwen2Config(
-    hidden_size=3584,
-    intermediate_size=18944,
-    num_hidden_layers=28,
-    num_attention_heads=28,
-    num_key_value_heads=4,
-    vocab_size=152064,
-    tie_word_embeddings=False,
-)
 TINY = LlamaConfig(
     hidden_size=64,
     intermediate_size=176,
@@ -141,8 +126,23 @@ def test_targets_that_match_nothing_are_named_with_candidates() -> None:
     with pytest.raises(BadInput, match=r"'q_porj' matches no linear layer.*q_proj.*up_proj") as e:
         lora_parameters(TINY, 8, ["v_proj", "q_porj"])
     assert "lm_head" not in str(e.value)
+    with pytest.raises(BadInput, match=r"'1\.q_proj' matches no linear layer"):
+        lora_parameters(TINY, 8, ["1.q_proj"])
     with pytest.raises(BadInput, match="rank 0: expected"):
         lora_parameters(TINY, 0, ATTENTION)
+
+
+def test_targets_are_matched_by_any_whole_end_of_the_path() -> None:
+    """As in PEFT, and as ``models.lora.target_linears`` does when it trains."""
+    shapes = architecture(TINY)
+    for target in ("q_proj", "self_attn.q_proj", "model.layers.1.self_attn.q_proj"):
+        found = target_shapes(shapes, [target])
+        with torch.device("meta"):
+            assert list(found) == list(target_linears(LlamaForCausalLM(TINY), [target]))
+    assert set(target_shapes(shapes, ["layers.1.self_attn.q_proj", "lm_head"])) == {
+        "model.layers.1.self_attn.q_proj",
+        "lm_head",
+    }
 
 
 @pytest.mark.parametrize(
