@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from command_line import Outcome, files_below, rankscope, settings, write_rows
 from rankscope.data.pocket_world import pocket_rows
@@ -365,23 +367,44 @@ REVERSED = "\u202e\u05d0\u05d1"
 HOSTILE = (IMAGE, SCRIPT, REVERSED, "\x1b[2J\x07", "{{ 7 * 7 }}", "'; DROP TABLE trials; --")
 
 
+FILE_NAME = f"{IMAGE}\u05d0.jsonl"
+
+
+def letters_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """One token per character of ``texts``, so that nothing hostile hides behind ``<unk>``."""
+    specials = ["<pad>", "<bos>", "<eos>", "<unk>"]
+    words = [*specials, *sorted(set("".join(texts)))]
+    letters = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    letters.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    letters.decoder = decoders.Fuse()
+    names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), specials, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=letters, **names)
+
+
 @pytest.fixture(scope="module")
 def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome, Outcome]:
     """A study on rows full of hostile text, in a file of such a name: (folder, check, run)."""
     folder = tmp_path_factory.mktemp("hostile")
-    rows = good_rows(60)
-    for index, row in enumerate(rows):
+    rows: list[dict[str, Any]] = []
+    for index in range(60):
         text = HOSTILE[index % len(HOSTILE)]
-        row["question"] = f"{text} {row['question']}"
-        row["choices"] = [f"{choice} {text}" for choice in row["choices"]]
-        row["subject"] = text
-    rows[7]["subject"] = "x" * 10**6  # a cell of a megabyte
-    write_rows(folder / f"{IMAGE}.jsonl", rows)
-    text = STUDY.replace("rows.jsonl", json.dumps(f"{IMAGE}.jsonl")).replace("32}", "128}")
+        choices = [f"{letter} {text}" for letter in "abcd"]
+        subject = text if index != 7 else "x" * 10**6  # a cell of a megabyte
+        rows.append(
+            {"question": f"{index} {text}", "choices": choices, "answer": 1, "subject": subject}
+        )
+    write_rows(folder / FILE_NAME, rows)
+    shutil.copytree(pocket_folder(), folder / "model")
+    words = [text for row in rows for text in (row["question"], *row["choices"])]
+    letters_tokenizer([*words, "Question:\nAnswer:"]).save_pretrained(folder / "model")
+    changes = {"rows.jsonl": json.dumps(FILE_NAME), "pocket": "./model", "32}": "128}"}
+    text = STUDY
+    for old, new in changes.items():
+        text = text.replace(old, new)
     (folder / "study.yaml").write_text(text, "utf-8")
-    words = (folder / "study.yaml", *settings("arms.0.rank=[2,129]"))
-    checked = rankscope("check", *words, "--rows", "12")
-    return folder, checked, rankscope("run", *words, "--out", folder / "out")
+    asked = (folder / "study.yaml", *settings("arms.0.rank=[2,129]"))
+    checked = rankscope("check", *asked, "--rows", "12")
+    return folder, checked, rankscope("run", *asked, "--out", folder / "out")
 
 
 class Tags(HTMLParser):
@@ -418,7 +441,11 @@ def test_hostile_rows_do_not_steer_the_terminal(
     for outcome in hostile_run[1:]:
         assert not {"\u202e", "\x1b", "\x07", "\u05d0"} & set(outcome.out + outcome.err)
         assert len(outcome.out + outcome.err) < 20_000
-    assert IMAGE in hostile_run[1].told  # the file's own name, as text
+    shown = hostile_run[1].told
+    assert f"{IMAGE}\\u05d0.jsonl" in shown  # the file's own name, as text
+    for text in ("\\u202e\\u05d0\\u05d1", "\\u001b[2J\\u0007", SCRIPT, "{{ 7 * 7 }}"):
+        assert text in shown
+    assert "<unk>" not in shown
 
 
 def test_hostile_rows_are_inert_in_the_report(hostile_run: tuple[Path, Outcome, Outcome]) -> None:
