@@ -51,6 +51,7 @@ def wait_for(launcher: Launcher, what: Callable[[], bool]) -> None:
         assert launcher.ended(0.01) is None, launcher.said()
 
 
+@pytest.mark.timeout(900)  # some seven lives of the command, each long where others use the cores
 def test_a_run_killed_at_any_moment_continues(
     launcher: Launcher, file: Path, uninterrupted: tuple[dict, float], tmp_path: Path
 ) -> None:
