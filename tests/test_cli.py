@@ -20,7 +20,7 @@ from command_line import rankscope as command
 from large_shapes import LLAMA_8B, QWEN_7B
 from rankscope.config.file import load_study, published_schema
 from rankscope.data.pocket_world import pocket_rows
-from rankscope.ledger import Ledger
+from rankscope.ledger import Ledger, TrialFailure
 from rankscope.models.adapter_io import load_adapter
 from rankscope.models.load import load_model
 from rankscope.models.pocket import pocket_folder
@@ -99,6 +99,7 @@ def test_the_verbs_there_are() -> None:
     shown = command("--help").out
     assert "Example: rankscope quickstart" in shown
     assert all(f"  {verb} " in shown for verb in VERBS)
+    assert "..." not in shown.partition("Commands:")[2]  # each verb's sentence fits its line
     assert command().told.startswith("Usage: rankscope")
 
 
@@ -262,7 +263,20 @@ def test_status(walk: Walk) -> None:
     with Ledger.open(walk.out, write=False) as ledger:
         for trial in ledger.trials():
             assert trial.trial_id in outcome.out
-    assert "3 done of 3" in outcome.told
+    assert "3 trials: 3 done" in outcome.told
+
+
+def test_failed_trials_are_shown_and_end_a_run_with_3(walk: Walk, copied: Path) -> None:
+    with Ledger.open(copied, write=True) as ledger:
+        failed = ledger.trials()[1].trial_id
+        ledger.fail_trials([TrialFailure(failed, "diverged", "loss is nan at step 3\x1b[2J")])
+    outcome = command("status", copied)
+    assert outcome.code == 0
+    assert f"{failed}: diverged: loss is nan at step 3\\u001b[2J" in outcome.told
+    assert "3 trials: 2 done, 1 diverged" in outcome.told
+    again = command("run", walk.file, *CHANGES, "--out", copied, "--json")
+    assert again.code == 3, again.err
+    Recommendation.model_validate_json(again.out)
 
 
 def test_report_is_written_again(copied: Path) -> None:

@@ -82,7 +82,9 @@ def quickstart(
     out: Annotated[Path, typer.Option(help="Where the study goes.")] = Path("studies/pocket"),
     as_json: AsJson = False,
 ) -> None:
-    """The whole study on the built-in pocket model; minutes on a laptop, offline.
+    """Run the built-in study, offline, in minutes.
+
+    The whole walk on the pocket model, a tiny language model that the package holds.
 
     Example: rankscope quickstart --out studies/pocket
     """
@@ -140,7 +142,9 @@ def check(
     overrides: Overrides = None,
     rows: Annotated[int, typer.Option(min=0, help="Training rows to show per task.")] = 3,
 ) -> None:
-    """Validate; show how rows become tokens and labels; find train/test leaks; touch no GPU.
+    """Validate a study file and show its rows.
+
+    How rows become tokens and labels; train/test leaks; what would be refused. Touches no GPU.
 
     Example: rankscope check study.yaml --set data_dir=../data --rows 5
     """
@@ -152,7 +156,9 @@ def check(
 
 @app.command()
 def plan(file: StudyFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Trials, packs, steps, tokens, memory, disk and time, before anything runs.
+    """Say what a study will take.
+
+    Trials, packs, steps, tokens, memory, disk and time, before anything runs.
 
     Example: rankscope plan study.yaml --set seeds=[0]
     """
@@ -175,7 +181,9 @@ def run(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run, or continue where it stopped: the same command, always safe.
+    """Run a study, or continue where it stopped.
+
+    The same command continues, whatever stopped it, and repeats nothing that is finished.
 
     Example: rankscope run study.yaml --out studies/mine --set train.epochs=1
     """
@@ -209,7 +217,7 @@ def run_study(file: Path, overrides: list[str], out: Path | None, as_json: bool)
 
 @app.command()
 def status(folder: StudyFolder, as_json: AsJson = False) -> None:
-    """Where every trial of a study stands.
+    """Say where every trial of a study stands.
 
     Example: rankscope status studies/pocket
     """
@@ -231,7 +239,9 @@ def status(folder: StudyFolder, as_json: AsJson = False) -> None:
 
 @app.command()
 def report(folder: StudyFolder) -> None:
-    """(Re)write report.html and recommendation.json from the records.
+    """Write the report again from the records.
+
+    Both report.html and recommendation.json.
 
     Example: rankscope report studies/pocket
     """
@@ -245,7 +255,9 @@ def report(folder: StudyFolder) -> None:
 
 @app.command()
 def verify(folder: StudyFolder) -> None:
-    """Re-hash every record and artifact of a study; exit code 4 where one was altered.
+    """Re-hash everything that a study stored.
+
+    Exit code 4 where a record or an artifact was altered.
 
     Example: rankscope verify studies/pocket
     """
@@ -267,7 +279,9 @@ def export(
     trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial's id, or its beginning.")],
     out: Annotated[Path, typer.Option(help="Where the weights go: a new or empty folder.")],
 ) -> None:
-    """A trial's weights as a plain PEFT adapter, or a plain model folder; hashes are compared.
+    """Copy a trial's weights out of a study.
+
+    A plain PEFT adapter or, of full fine-tuning, a plain model folder; hashes are compared first.
 
     Example: rankscope export studies/pocket 3f2a --out ./adapter
     """
@@ -290,7 +304,9 @@ def params(
     ] = "attention",
     as_json: AsJson = False,
 ) -> None:
-    """Trainable parameters, optimizer and activation memory; no weights are needed.
+    """Count trainable parameters and memory.
+
+    Of LoRA at each rank and of full fine-tuning; no weights are needed.
 
     Example: rankscope params ./llama-3.1-8b --rank 8 --rank 64
     """
@@ -313,7 +329,9 @@ def params(
 def fetch(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A model such as smollm2-135m.")],
 ) -> None:
-    """Get a small real model into the cache as a plain Hugging Face folder.
+    """Get a small real model into the cache.
+
+    As a plain Hugging Face folder, whose place is printed.
 
     Example: rankscope fetch smollm2-135m
     """

@@ -156,6 +156,7 @@ def status_screen(study: StudyRecords) -> RenderableType:
     numbers = ("seed", "evaluations")
     headings = ("trial", *(("task",) if several else ()), "arm", "seed", "status", "evaluations")
     table = listing(study.name, headings, frozenset({*numbers, "trial"}))
+    table.columns[0].justify = "left"
     for trial in study.trials:
         spec = trial.spec
         done = sum(1 for key in study.evals if key[0] == spec.trial_id)
@@ -174,7 +175,7 @@ def status_screen(study: StudyRecords) -> RenderableType:
         for t in study.trials
         if t.failure
     ]
-    return Group(table, *reasons, Text(f"{summary or 'no trials'} of {len(study.trials)}"))
+    return Group(table, *reasons, Text(f"{len(study.trials):,} trials: {summary or 'none yet'}"))
 
 
 def parameters_screen(
