@@ -7,8 +7,6 @@ import pytest
 from scipy import stats
 
 from rankscope.advise.statistics import (
-    PairedCounts,
-    binomial_standard_error,
     holm,
     items_needed,
     mcnemar_exact,
@@ -16,9 +14,9 @@ from rankscope.advise.statistics import (
     minimum_detectable_effect,
     negated,
     non_inferior,
-    paired_counts,
     paired_estimate,
     score_estimate,
+    sign_flip,
     standard_error,
 )
 from rankscope.errors import BadInput
@@ -26,10 +24,13 @@ from rankscope.errors import BadInput
 
 def test_mcnemar_of_the_founding_notes() -> None:
     # docs/science.md, numbers that must come out: b = 30, c = 15, n = 1319.
-    counts = PairedCounts(b=30, c=15, n=1319)
-    assert round(counts.p, 4) == 0.0357
-    assert round(100 * counts.difference, 3) == 1.137
-    assert round(100 * (counts.standard_error or 0), 3) == 0.508
+    first, second = np.zeros(1319), np.zeros(1319)
+    first[:30], second[30:45] = 1, 1
+    found = paired_estimate(first[None], second)
+    assert found.p is not None
+    assert round(found.p, 4) == 0.0357
+    assert round(100 * found.value, 3) == 1.137
+    assert round(100 * (standard_error(first - second) or 0), 3) == 0.508
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (3, 9), (9, 3), (50, 50), (200, 120)])
@@ -38,21 +39,7 @@ def test_mcnemar_is_the_binomial_test(b: int, c: int) -> None:
     assert mcnemar_exact(b, c) == pytest.approx(expected)
 
 
-def test_counts_and_standard_error_come_from_the_same_items() -> None:
-    rng = np.random.default_rng(0)
-    first = (rng.uniform(size=500) < 0.7).astype(float)
-    second = (rng.uniform(size=500) < 0.6).astype(float)
-    counts = paired_counts(first, second)
-    assert counts.difference == pytest.approx(first.mean() - second.mean())
-    # The formula is the population standard deviation of the differences over sqrt(n).
-    assert counts.standard_error == pytest.approx((first - second).std() / math.sqrt(500))
-    with pytest.raises(BadInput, match="differ"):
-        paired_counts(first, second[:-1])
-
-
 def test_standard_errors() -> None:
-    assert binomial_standard_error(0.3, 100) == pytest.approx(0.0458, abs=1e-4)
-    assert binomial_standard_error(0.3, 1) is None
     scores = np.array([0.0, 1.0, 1.0, 0.0, 1.0])
     assert standard_error(scores) == pytest.approx(stats.sem(scores))
     assert standard_error(scores[:1]) is None
@@ -106,15 +93,94 @@ def scores(rng: np.random.Generator, accuracies: list[float], n: int) -> np.ndar
 def test_one_seed_is_the_mcnemar_test_with_its_interval() -> None:
     rows = scores(np.random.default_rng(2), [0.7, 0.6], 400)
     found = paired_estimate(rows[:1], rows[1])
-    counts = paired_counts(rows[0], rows[1])
-    assert (found.value, found.p) == (pytest.approx(counts.difference), counts.p)
+    difference = rows[0] - rows[1]
+    p = mcnemar_exact(int((difference > 0).sum()), int((difference < 0).sum()))
+    assert (found.value, found.p) == (pytest.approx(difference.mean()), p)
     assert (found.n, found.seeds) == (400, 1)
     assert found.low is not None
     assert found.high is not None
     # A percentile interval of a mean of 400 is close to the normal one.
-    half = 1.96 * (counts.standard_error or 0)
-    assert found.low == pytest.approx(counts.difference - half, abs=0.006)
-    assert found.high == pytest.approx(counts.difference + half, abs=0.006)
+    half = 1.96 * stats.sem(difference)
+    assert found.low == pytest.approx(difference.mean() - half, abs=0.006)
+    assert found.high == pytest.approx(difference.mean() + half, abs=0.006)
+
+
+def test_sign_flips_of_few_units_are_all_counted() -> None:
+    # Of the eight sums +-3 +-2 +-1 only 6 and -6 are as far from zero as 6; four reach 4.
+    assert sign_flip(np.array([3.0, 2.0, 1.0, 0.0])) == 0.25
+    assert sign_flip(np.array([3.0, 2.0, -1.0])) == 0.5
+    assert sign_flip(np.zeros(4)) == 1.0
+    # Units of one size make it the sign test, however their thirds were rounded.
+    thirds = np.array([0.1 + 0.2] * 5 + [0.3] * 6 + [-0.3])
+    assert sign_flip(thirds) == pytest.approx(mcnemar_exact(11, 1))
+
+
+def test_drawn_sign_flips_agree_with_scipys() -> None:
+    rng = np.random.default_rng(10)
+    parts = rng.normal(0.25, 1, size=60)
+    reference = stats.permutation_test(
+        (parts,), np.mean, permutation_type="samples", n_resamples=20_000, rng=rng
+    ).pvalue
+    # Two thousand draws: three standard errors of a p near .05.
+    assert sign_flip(parts) == pytest.approx(reference, abs=0.015)
+
+
+def test_losses_in_one_seed_do_not_outvote_gains_in_all() -> None:
+    """45 items gained in three seeds of three, 60 lost in one of three: +12.5 points."""
+    base = np.zeros(200)
+    base[:60] = 1
+    tuned = np.tile(base, (3, 1))
+    for item in range(60):
+        tuned[item % 3, item] = 0
+    tuned[:, 60:105] = 1
+    found = paired_estimate(tuned, base)
+    assert found.value == pytest.approx((45 - 20) / 200)
+    assert found.p is not None
+    assert found.p < 0.01
+    both = mean_paired_estimate([(tuned, base), (tuned, base)])
+    assert both.p is not None
+    assert both.p < 0.01
+
+
+@pytest.mark.parametrize("n", [40, 200])
+def test_p_and_interval_agree(n: int) -> None:
+    """Both are of the mean: p < .05 where the interval is clear of zero, and not elsewhere."""
+    rng = np.random.default_rng(11)
+    agreed = found_of_them = 0
+    for i in range(100):
+        gain = (0, 0.05, 0.1, 0.2)[i % 4]
+        rows = scores(rng, [0.5 + gain + 0.01 * rng.standard_normal() for _ in range(3)] + [0.5], n)
+        one = paired_estimate(rows[:3], rows[3], seed=i)
+        assert one.low is not None
+        assert one.high is not None
+        assert one.p is not None
+        clear = one.low > 0 or one.high < 0
+        agreed += clear == (one.p < 0.05)
+        found_of_them += clear
+    assert agreed >= 90
+    assert 10 < found_of_them < 90
+
+
+def test_power_over_seeds_is_about_that_of_the_t_test_on_item_means() -> None:
+    """Seeds alike, so the t test on item means is right; seed noise of answers is split."""
+    rng = np.random.default_rng(12)
+    flips = t_test = 0
+    for i in range(100):
+        rows = scores(rng, [0.6, 0.6, 0.6, 0.5], 150)
+        p = paired_estimate(rows[:3], rows[3], seed=i).p
+        assert p is not None
+        flips += p < 0.05
+        t_test += stats.ttest_1samp(rows[:3].mean(axis=0) - rows[3], 0).pvalue < 0.05
+    # The bootstrap also allows for seeds that differ, hence a little less.
+    assert flips >= 0.75 * t_test
+    assert t_test > 60
+
+
+def test_one_task_of_few_items_does_not_make_the_mean_certain() -> None:
+    """Five items that all improved: 2 x .5^5 exactly, in the mean over tasks as by themselves."""
+    unchanged = (np.ones((2, 50)), np.ones(50))
+    found = mean_paired_estimate([(np.ones((2, 5)), np.zeros(5)), unchanged])
+    assert found.p == 0.0625
 
 
 def test_item_interval_agrees_with_scipys_bootstrap() -> None:
@@ -126,8 +192,8 @@ def test_item_interval_agrees_with_scipys_bootstrap() -> None:
     ).confidence_interval
     assert (found.low, found.high) == pytest.approx((reference.low, reference.high), abs=0.02)
     assert found.p is not None
-    # The t test is the larger of the two p values here.
-    assert found.p == pytest.approx(stats.ttest_1samp((tuned - base)[0], 0).pvalue)
+    # Sign flips of 200 normal differences are close to the t test.
+    assert found.p == pytest.approx(stats.ttest_1samp((tuned - base)[0], 0).pvalue, abs=0.01)
 
 
 def test_intervals_cover_the_truth_with_items_and_seeds_redrawn() -> None:
@@ -205,7 +271,7 @@ def test_equal_answers_leave_open_what_items_not_drawn_would_say() -> None:
     assert found.p == 1.0
     perfect = score_estimate(same)
     assert (perfect.low, perfect.high) == pytest.approx((1 - bound, 1.0))
-    # Three items that all improved are not proof: the sign test says 2 x .5^3.
+    # Three items that all improved are not proof: sign flips say 2 x .5^3.
     assert paired_estimate(np.ones((2, 3)), np.zeros(3)).p == 0.25
     # Scores that are not right or wrong have no such bound.
     level = paired_estimate(np.full((1, 5), -1.5), np.full(5, -2.0))

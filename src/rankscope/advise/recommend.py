@@ -11,8 +11,9 @@ from typing import Literal
 
 from rankscope.advise.case import Case
 from rankscope.advise.choose import Candidate, Objective, choose
+from rankscope.advise.limits import FIRM_SEEDS
 from rankscope.advise.reasons import reasons_for
-from rankscope.advise.statistics import holm, items_needed
+from rankscope.advise.statistics import ALPHA, holm, items_needed
 from rankscope.advise.summaries import Arm, arm_difference, forgetting_difference, summarize
 from rankscope.advise.wording import amount, count, difference, evidence, level, settings
 from rankscope.records import (
@@ -27,8 +28,6 @@ from rankscope.records import (
 
 Confidence = Literal["firm", "tentative", "none"]
 
-ALPHA = 0.05
-FIRM_SEEDS = 3
 LEAK_SHARE = 0.01
 """Share of report rows seen in training above which a score is not trusted to be firm."""
 
@@ -70,9 +69,11 @@ def method_text(objective: Objective) -> str:
         "parameters, from 0 for the fewest to 1 for the most. The learning rate is chosen for each "
         "rank first; then the smallest LoRA rank whose utility is within "
         f"{objective.margin:g} of the best arm's.{limit} Every figure quoted comes from the report "
-        "split, which took no part in choosing: paired differences on the same items, 95 % "
-        "intervals by a bootstrap over seeds and items, exact McNemar tests for one seed. An arm "
-        f"is recommended only if its gain over the base has p < {ALPHA:g}."
+        "split: paired differences on the same items, 95 % "
+        "intervals by a bootstrap over seeds and items, exact McNemar tests for one seed and "
+        "sign-flip tests on item means for more. An arm is recommended only if its gain over the "
+        f"base has p < {ALPHA:g} there; where the smallest rank's has not, the arm of the highest "
+        "utility gets a second try (Holm over the two)."
     )
 
 

@@ -4,12 +4,11 @@ from scipy import stats
 
 from rankscope.advise.case import Case
 from rankscope.advise.choose import Candidate
-from rankscope.advise.statistics import holm
+from rankscope.advise.statistics import ALPHA, holm
 from rankscope.advise.summaries import Arm
 from rankscope.advise.wording import amount, difference, level, settings
 from rankscope.records import Reason
 
-ALPHA = 0.05
 SATURATED = 0.95
 """Base accuracy from which little is left to gain."""
 NEGATIVE_TRANSFER = 0.10

@@ -19,14 +19,13 @@ from rankscope.records import Estimate
 Array = npt.NDArray[np.float64]
 
 CONFIDENCE = 0.95
+ALPHA = 0.05
+"""Level of every test that a decision rests on."""
 NUM_DRAWS = 2000
+MOST_ENUMERATED = 12
+"""Units up to which all 2^units sign flips are counted instead of drawn."""
 CHUNK_CELLS = 4_000_000
 """Resampling weights held at once; 32 MB."""
-
-
-def binomial_standard_error(accuracy: float, n: int) -> float | None:
-    """sqrt(p (1 - p) / n), a share of 1; None where n < 2."""
-    return sqrt(accuracy * (1 - accuracy) / n) if n >= 2 else None
 
 
 def standard_error(scores: Array, clusters: Sequence[Hashable] | None = None) -> float | None:
@@ -54,41 +53,31 @@ def mcnemar_exact(b: int, c: int) -> float:
     return min(1.0, 2 * float(stats.binom.cdf(min(b, c), b + c, 0.5)))
 
 
-@dataclass(frozen=True, slots=True)
-class PairedCounts:
-    """Two models on the same right-or-wrong items."""
+def sign_flip(parts: Array, seed: int = 0) -> float:
+    """Two-sided p that the sum of ``parts`` (units,) is zero, by flipping signs (Fisher 1935).
 
-    b: int
-    """Items only the first model answers right."""
-    c: int
-    """Items only the second answers right."""
-    n: int
-    """Items."""
-
-    @property
-    def difference(self) -> float:
-        """First minus second accuracy, a share of 1."""
-        return (self.b - self.c) / self.n
-
-    @property
-    def standard_error(self) -> float | None:
-        """sqrt(b + c - (b - c)^2 / n) / n; None where n < 2."""
-        if self.n < 2:
-            return None
-        return sqrt(self.b + self.c - (self.b - self.c) ** 2 / self.n) / self.n
-
-    @property
-    def p(self) -> float:
-        """Exact McNemar p."""
-        return mcnemar_exact(self.b, self.c)
-
-
-def paired_counts(first: Array, second: Array) -> PairedCounts:
-    """Count gains and losses of ``first`` (N,) over ``second`` (N,), both of zeros and ones."""
-    if first.shape != second.shape:
-        raise BadInput(f"paired scores: shapes {first.shape} and {second.shape} differ")
-    difference = first - second
-    return PairedCounts(int((difference > 0).sum()), int((difference < 0).sum()), len(first))
+    If the two models were alike, either sign of a unit's difference would be as likely. Exact for
+    up to ``MOST_ENUMERATED`` units that differ at all; else (k + 1) / (D + 1) with D drawn flips,
+    k of them with a sum at least as far from zero (Phipson & Smyth 2010).
+    """
+    # Equal sizes share a binomial draw; rounding joins what only summation order tells apart.
+    scale = float(np.abs(parts).max())
+    if scale == 0:
+        return 1.0
+    sizes, counts = np.unique((np.abs(parts) / scale).round(12), return_counts=True)
+    sizes, counts = sizes[sizes > 0], counts[sizes > 0]
+    units = int(counts.sum())
+    found = abs(float(parts.sum())) / scale - 1e-9 * units
+    if units <= MOST_ENUMERATED:
+        flips = 1 - 2 * (np.arange(2**units)[:, None] >> np.arange(units) & 1)
+        return float((np.abs(flips @ np.repeat(sizes, counts)) >= found).mean())
+    rng = np.random.default_rng([seed, 2])
+    further, chunk = 0, max(1, CHUNK_CELLS // len(sizes))
+    for start in range(0, NUM_DRAWS, chunk):
+        shape = (min(chunk, NUM_DRAWS - start), len(sizes))
+        sums = (2 * rng.binomial(counts, 0.5, size=shape) - counts) @ sizes
+        further += int((np.abs(sums) >= found).sum())
+    return (further + 1) / (NUM_DRAWS + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -150,9 +139,9 @@ def paired_estimate(
     sqrt(S / (S - 1)), since a resample of S seeds shows only (S - 1) / S of their variance. With
     one seed the interval speaks of that one trained model.
 
-    p: exact McNemar for one seed of right-or-wrong items; otherwise the larger of the bootstrap's
-    and an exact sign test (right-or-wrong items) or t test (other scores) on item means, which
-    guard small samples. Interval and p are None where N < 2.
+    p: exact McNemar for one seed of right-or-wrong items; otherwise the larger of the bootstrap's,
+    which knows the spread between seeds, and that of ``sign_flip`` on item means, which guards
+    small samples. Both test the mean, as the interval does. Interval and p are None where N < 2.
     """
     return _estimate([_Comparison(tuned, reference, clusters)], seed)
 
@@ -205,6 +194,20 @@ class _Comparison:
         return self.combine_groups(self.rows.T)
 
     @property
+    def parts(self) -> Array:
+        """What every item, or cluster of them, adds to the mean difference."""
+        shares: Array = self.item_means / self.tuned.shape[1]
+        if self.clusters is None:
+            return shares
+        sums = np.bincount(_cluster_index(self.clusters, len(shares)), weights=shares)
+        return sums.astype(np.float64)
+
+    @property
+    def is_one_pair(self) -> bool:
+        """Two models on right-or-wrong items that stand by themselves."""
+        return self.is_right_or_wrong and len(self.rows) == 2 and self.clusters is None
+
+    @property
     def seeds(self) -> int:
         """Seeds of the arm that has fewer; a base (N,) has none to count."""
         if self.reference is None or self.reference.ndim == 1:
@@ -243,7 +246,7 @@ def _estimate(comparisons: list[_Comparison], seed: int, tested: bool = True) ->
     per_task = [_bootstrap(c, [seed, i]) for i, c in enumerate(comparisons)]
     draws: Array = np.mean(per_task, axis=0)
     low, high = _interval(draws, value, comparisons)
-    p = _p_value(draws, comparisons) if tested else None
+    p = _p_value(draws, comparisons, seed) if tested else None
     return Estimate(value=value, low=low, high=high, p=p, n=n, seeds=seeds)
 
 
@@ -313,23 +316,14 @@ def _interval(
     return max(lowest, value - half_width), min(1.0, value + half_width)
 
 
-def _p_value(draws: Array, comparisons: list[_Comparison]) -> float:
+def _p_value(draws: Array, comparisons: list[_Comparison], seed: int) -> float:
     only = comparisons[0] if len(comparisons) == 1 else None
-    if only is not None and only.is_right_or_wrong and len(only.rows) == 2:
-        return paired_counts(only.rows[0], only.rows[1]).p
+    if only is not None and only.is_one_pair:
+        difference = only.item_means
+        return mcnemar_exact(int((difference > 0).sum()), int((difference < 0).sum()))
     below, above = int((draws <= 0).sum()), int((draws >= 0).sum())
     bootstrap = min(1.0, 2 * (min(below, above) + 1) / (len(draws) + 1))
-    return max([bootstrap, *(_small_sample_p(only) if only is not None else [])])
-
-
-def _small_sample_p(comparison: _Comparison) -> list[float]:
-    """Exact sign test on item means, or Student's t for scores that are not right or wrong."""
-    means = comparison.item_means
-    if comparison.is_right_or_wrong or np.ptp(means) < 1e-12:
-        tolerance = 1e-12
-        return [mcnemar_exact(int((means > tolerance).sum()), int((means < -tolerance).sum()))]
-    t = float(means.mean()) / (float(means.std(ddof=1)) / sqrt(len(means)))
-    return [2 * float(stats.t.sf(abs(t), len(means) - 1))]
+    return max(bootstrap, sign_flip(np.concatenate([c.parts for c in comparisons]), seed))
 
 
 def _cluster_index(clusters: Sequence[Hashable], n: int) -> npt.NDArray[np.intp]:
