@@ -5,6 +5,7 @@ transaction per pack (training) or per pack, task and split (evaluation), so tha
 process, the next run finds whole units and repeats none.
 """
 
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ from rankscope.trials import Pack, described, pack_id, planned_steps
 from rankscope.watch import SpeedMeter, Watcher
 
 CHECKPOINTS = "checkpoints"
+PACK_ID = re.compile(r"[0-9a-f]{16}")
+"""Only folders so named are ours to remove."""
 NO_LIKELIHOOD = "the model gives no item a finite likelihood"
 
 
@@ -125,7 +128,7 @@ class Runner:
         """Remove states of packs that no run of this study as it is now would go on with."""
         current = {pack_id(untrained) for untrained in map(self.untrained, self.inputs.packs)}
         for folder in (self.ledger.out / CHECKPOINTS).glob("*"):
-            if folder.name not in current:
+            if PACK_ID.fullmatch(folder.name) and folder.name not in current:
                 shutil.rmtree(folder, ignore_errors=True)
 
     # --- train

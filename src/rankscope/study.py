@@ -62,6 +62,9 @@ class Study:
     def run(self, out: str | Path, watcher: Watcher | None = None) -> StudyRecords:
         """Run the study into ``out``, or continue it there; always safe to repeat.
 
+        Changes the process: the allocator keeps freed memory, Python's, NumPy's and torch's
+        generators are seeded, and torch uses deterministic algorithms.
+
         Args:
             out: the study's folder; made where there is none.
             watcher: hears of progress; silent by default.
@@ -73,16 +76,16 @@ class Study:
         use_deterministic(0)
         disable_progress_bar()  # transformers' own bars for reading and writing weights
         out = Path(out)
+        begun = time.monotonic()
+        inputs = read_inputs(self.config)  # before the folder: a refused study leaves nothing
         with Ledger.open(out, write=True) as ledger, interruptible() as should_stop:
             watcher = Logged(watcher or Silent(), out / "log.jsonl")
-            begun = time.monotonic()
-            inputs = read_inputs(self.config)
             if ledger.trials():
                 refuse_other_spectra(ledger.load(), inputs.config)
             base = load_base(inputs.config.model, inputs.device, inputs.dtype)
             config = inputs.config.model_dump(mode="json")
             ledger.put_study(inputs.config.name, config, base.record, inputs.records, provenance())
-            replace_text(out / "study.yaml", dump_study(inputs.config))
+            replace_text(out / "study.resolved.yaml", dump_study(inputs.config))
             ledger.put_notes(inputs.notes)
             ledger.put_trials(inputs.trials)
             for note in inputs.notes:

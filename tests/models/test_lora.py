@@ -14,7 +14,6 @@ from rankscope.models.lora import (
     delta_weight,
     linear_layers,
     new_adapter,
-    rank_notes,
     target_linears,
 )
 from rankscope.records import TrialSpec
@@ -161,14 +160,6 @@ def test_targets_are_found_behind_attached_adapters_too() -> None:
     after = target_linears(base.model, ATTENTION)
     assert list(after) == list(before)
     assert all(after[name] is before[name] for name in before)
-
-
-def test_a_rank_above_the_smallest_dimension_is_noted() -> None:
-    model = tiny_llama()  # k and v are (32, 64)
-    assert rank_notes(model, trial(rank=32)) == []
-    (note,) = rank_notes(model, trial(rank=33))
-    assert "rank 33 is above 32" in note
-    assert rank_notes(model, trial(rank=33, targets=("q_proj",))) == []
 
 
 # --- starts ---

@@ -42,7 +42,7 @@ def trial(
 PACK = [
     trial(1, 1e-2, 0),
     trial(4, 3e-3, 1),
-    trial(4, 1e-3, 0, ("q_proj", "down_proj")),
+    trial(4, 1e-3, 0, ("q_proj", "down_proj", "lm_head")),  # the head sees kept positions alone
     trial(16, 1e-3, 2),
     trial(64, 3e-4, 3),
 ]

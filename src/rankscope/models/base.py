@@ -1,6 +1,7 @@
 """The frozen base model and the batches it sees: concatenated rows, grouped by adapter."""
 
 import copy
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,14 @@ class RowBatch:
     segments: tuple[Segment, ...]
     keep: Tensor
     """(M,) indices into N at which logits are computed, rows in order."""
+
+    def kept_segments(self) -> tuple[Segment, ...]:
+        """The segments counted in kept positions, M in place of N: what the output layer sees."""
+        keep = self.keep.tolist()
+        return tuple(
+            Segment(slot, bisect_left(keep, start), bisect_left(keep, stop))
+            for slot, start, stop in self.segments
+        )
 
     @classmethod
     def of(cls, rows: Sequence[Row], device: torch.device) -> "RowBatch":
@@ -111,6 +120,7 @@ class Base:
                 raise KeyError(f"no adapter is attached for slot {segment.slot!r}")
         plan = RowPlan.of(batch.lengths, self.device, cache, store)
         self.pack.segments = batch.segments
+        self.pack.kept_segments = batch.kept_segments()
         out: Tensor = self.model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,

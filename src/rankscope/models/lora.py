@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from rankscope.errors import BadInput
 from rankscope.records import TrialSpec
@@ -78,6 +79,13 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return found
 
 
+def output_layer(model: nn.Module) -> nn.Linear | None:
+    """The linear layer that gives the logits, adapters unwrapped; None where there is none."""
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    head = head.linear if isinstance(head, PackedLinear) else head
+    return head if isinstance(head, nn.Linear) else None
+
+
 def target_linears(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Linear]:
     """The linear layers an adapter goes on: full module name -> layer, in model order.
 
@@ -99,20 +107,6 @@ def target_linears(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Lin
             )
         chosen |= matched
     return {name: layer for name, layer in linears.items() if name in chosen}
-
-
-def rank_notes(model: nn.Module, trial: TrialSpec) -> list[str]:
-    """One sentence where the rank exceeds what a target matrix can hold, min(in, out)."""
-    if trial.rank is None:
-        return []
-    linears = target_linears(model, trial.targets)
-    smallest = min(min(w.in_features, w.out_features) for w in linears.values())
-    if trial.rank <= smallest:
-        return []
-    return [
-        f"rank {trial.rank} is above {smallest}, the smaller dimension of the smallest target "
-        f"matrix: ranks beyond {smallest} add parameters there but no directions"
-    ]
 
 
 def new_adapter(model: nn.Module, trial: TrialSpec) -> Adapter:
@@ -154,18 +148,19 @@ class PackedLinear(nn.Module):
     shared with the :class:`Pack` that installed the layer.
     """
 
-    def __init__(self, linear: nn.Linear, name: str, pack: "Pack") -> None:
+    def __init__(self, linear: nn.Linear, name: str, pack: "Pack", is_head: bool) -> None:
         super().__init__()
         self.linear = linear
         self.name = name
+        self.is_head = is_head  # the output layer sees the kept positions alone
         self._pack = [pack]  # in a list: the pack is no submodule
 
     def forward(self, x: Tensor) -> Tensor:
-        """(1, N, in) -> (1, N, out)."""
+        """(1, N, in) -> (1, N, out); M kept positions in place of N in the output layer."""
         y: Tensor = self.linear(x)
         pack = self._pack[0]
         parts: list[Tensor] = []
-        for slot, start, stop in pack.segments:
+        for slot, start, stop in pack.kept_segments if self.is_head else pack.segments:
             part = y[:, start:stop]
             adapter = pack.adapters[slot] if slot is not None else None
             if adapter is not None and self.name in adapter.a:
@@ -193,6 +188,7 @@ class Pack:
         self.model = model
         self.adapters: dict[str, Adapter] = {}
         self.segments: tuple[Segment, ...] = ()
+        self.kept_segments: tuple[Segment, ...] = ()
         self.training = False
 
     def attach(self, adapter: Adapter) -> None:
@@ -216,9 +212,10 @@ class Pack:
                 )
             if not isinstance(layer, PackedLinear):
                 unwrapped[name] = linear
+        head = output_layer(self.model)
         for name, linear in unwrapped.items():
             parent, _, leaf = name.rpartition(".")
-            setattr(modules[parent], leaf, PackedLinear(linear, name, self))
+            setattr(modules[parent], leaf, PackedLinear(linear, name, self, linear is head))
         self.adapters[adapter.slot] = adapter
 
     def detach(self, slot: str) -> None:
