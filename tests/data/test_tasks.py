@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rankscope.config.schema import TaskConfig
+from rankscope.data.numbers import extract_number
 from rankscope.data.pocket_world import POCKET_TASKS
 from rankscope.data.tasks import NAMED_TASKS, LoadedTask, load_task, overlapping_subjects
 from rankscope.errors import BadInput
@@ -252,7 +253,9 @@ def test_a_prompt_template_takes_any_field_and_evaluates_nothing(tmp_path: Path)
 def test_a_scorer_that_the_rows_do_not_allow_is_refused(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"prompt": "p", "completion": "five"}] * 20
     path = own_file(tmp_path / "d.jsonl", rows)
-    with pytest.raises(BadInput, match=r"mine/train/1: scorer 'number' found no number.*'five'"):
+    with pytest.raises(
+        BadInput, match=r"mine/train/1: scorer 'number' found no single number.*'five'"
+    ):
         load_task(TaskConfig(name="mine", train=path, scorer="number"), None, 0)
     with pytest.raises(BadInput, match="give files or 'hub', not both"):
         load_task(TaskConfig(name="mine", train=path, hub="a/b"), None, 0)
@@ -271,3 +274,32 @@ def test_a_megabyte_in_one_cell_is_a_row_like_any_other(tmp_path: Path) -> None:
     lengths = [len(i.completion) for i in task.train + task.selection + task.report]
     assert max(lengths) > 1_000_000
     assert len(lengths) == 20
+
+
+@pytest.mark.parametrize(
+    "gold", ["3/4", "1e6", "7:30", "10, 20", "10,20", "\u0661\u0668", "1\u00bd"]
+)
+def test_golds_that_are_not_one_number_are_refused(tmp_path: Path, gold: str) -> None:
+    rows = [{"question": f"q{n}", "answer": f"so #### {n}"} for n in range(40)]
+    rows[2] = {"question": "q2", "answer": f"so #### {gold}"}
+    config = TaskConfig(name="mine", train=own_file(tmp_path / "d.jsonl", rows))
+    with pytest.raises(BadInput, match=r"mine/train/3: scorer 'number' found no single number"):
+        load_task(config, None, 0)
+
+
+def test_published_golds_that_are_not_one_number_are_left_out_and_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "gsm8k"
+    folder.mkdir()
+    rows = [{"question": f"q{n}", "answer": f"so #### {n}"} for n in range(200)]
+    rows[5] = {"question": "q5", "answer": "so #### 3/4"}
+    own_file(folder / "train.jsonl", rows)
+    own_file(folder / "test.jsonl", [{"question": "t", "answer": "#### - 3"}])
+    task = load_task(TaskConfig(name="gsm8k"), tmp_path, 0)
+    assert task.dropped == 1
+    assert [extract_number(item.reference) for item in task.report] == ["-3"]
+    assert "gsm8k/train/6" not in {item.item_id for item in task.train + task.selection}
+    assert any("1 published rows" in note and "not one number" in note for note in task.notes)
+    rows[7:10] = [{"question": "q", "answer": "so #### 1e6"}] * 3
+    own_file(folder / "train.jsonl", rows)
+    with pytest.raises(BadInput, match="gsm8k/train/9: scorer 'number' found no single number"):
+        load_task(TaskConfig(name="gsm8k"), tmp_path, 0)

@@ -6,47 +6,10 @@ import pytest
 
 from rankscope.evaluate.scorers import (
     choice_predictions,
-    extract_number,
     first_best,
     normalized_answer,
     standard_error,
 )
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("18", "18"),
-        ("She makes 9 * 2 = $<<9*2=18>>18 every day.\n#### 18", "18"),
-        ("so 5 then 7.\n#### 18\nQuestion: and 99? #### 12", "18"),
-        ("#### 1,234", "1234"),
-        ("#### $18.00", "18"),
-        ("####18", "18"),
-        ("#### -3", "-3"),
-        ("#### - 3", "-3"),
-        ("####", None),
-        ("9 #### none, or 4 after all", "4"),
-        ("The answer is 18.", "18"),
-        ("It costs $1,234,567.50 in all", "1234567.5"),
-        ("about 60%", "60"),
-        ("x = -3", "-3"),
-        ("x = \u22123", "-3"),
-        ("16-3", "3"),
-        ("(1)-3", "3"),
-        ("from -$5 to -$7", "-7"),
-        ("007", "7"),
-        ("0.50", "0.5"),
-        (".5", "0.5"),
-        ("-0.0", "0"),
-        ("first 10, 20 and 30,5", "5"),
-        ("10,2000", "2000"),
-        ("123456789012345678901234567890123", "123456789012345678901234567890123"),
-        ("no number here - none", None),
-        ("", None),
-    ],
-)
-def test_extract_number(text: str, number: str | None) -> None:
-    assert extract_number(text) == number
 
 
 def test_normalized_answer_keeps_what_matters() -> None:

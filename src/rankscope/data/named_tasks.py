@@ -18,6 +18,8 @@ from rankscope.data.sources import LAW_SUBJECTS, HubSource
 
 QUESTION = "Question: {question}\nAnswer:"
 LETTERED = "Question: {question}\n{options}\nAnswer:"
+NUMBER_VERSION = 2
+"""Version of tasks whose written answers may hold dashes: from 2 on they are not read as signs."""
 CHOICE_SCORERS: tuple[Scorer, ...] = ("option_text", "option_letter")
 
 
@@ -85,6 +87,7 @@ _SPECS = (
             "MIT",
         ),
         scorer="number",
+        version=NUMBER_VERSION,
     ),
     _letter_task("mmlu", "Exam questions of 57 subjects.", MMLU_HUB, 0.25, "MIT"),
     _letter_task(

@@ -8,17 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from rankscope.config.schema import Scorer, TaskConfig
-from rankscope.data.formats import FileContents, RowContent, read_contents
+from rankscope.data.formats import (
+    MAX_SHARE_WITHOUT_COMPLETION,
+    FileContents,
+    RowContent,
+    read_contents,
+)
 from rankscope.data.items import LETTERS, Item, Message
 from rankscope.data.leaks import find_leaks
 from rankscope.data.named_tasks import (
     CHOICE_SCORERS,
     LETTERED,
     NAMED_TASKS,
+    NUMBER_VERSION,
     QUESTION,
     TaskSpec,
     overlapping_subjects,
 )
+from rankscope.data.numbers import ANSWER_MARK, extract_number, gold_number
 from rankscope.data.sources import (
     HubSource,
     RawRow,
@@ -57,6 +64,10 @@ class LoadedTask:
     """Items behind ``leaks``."""
 
 
+class NoSingleNumber(BadInput):
+    """The gold answer of a number task is not one number."""
+
+
 # --- items --------------------------------------------------------------------------------------
 
 
@@ -89,15 +100,23 @@ def make_item(content: RowContent, spec: TaskSpec, item_id: str, where: str) -> 
     """One row as an item of its task.
 
     Raises:
-        BadInput: where the row cannot be asked or scored as the task says.
+        BadInput: where the row cannot be asked or scored as the task says
+            (:class:`NoSingleNumber` where its gold answer is not one number).
     """
     if spec.scorer in CHOICE_SCORERS and content.answer is None:
         raise BadInput(f"{where}: scorer {spec.scorer!r} needs rows with choices and an answer")
-    if spec.scorer == "number" and not re.search(r"\d", content.reference):
-        raise BadInput(
-            f"{where}: scorer 'number' found no number in the answer "
-            f"{content.reference[:60]!r}; expected digits, as in '#### 18'"
-        )
+    reference = content.reference
+    if spec.scorer == "number":
+        written = content.completion if ANSWER_MARK in content.completion else content.reference
+        gold = gold_number(written)
+        if gold is None:
+            raise NoSingleNumber(
+                f"{where}: scorer 'number' found no single number in the answer "
+                f"{content.reference[:60]!r}; expected one in digits 0 to 9, as in '#### 18': no "
+                "fraction, power, time or list"
+            )
+        if extract_number(reference) != gold:  # a sign that only its mark tells from a dash
+            reference = gold
     completion = content.completion
     if spec.scorer == "option_letter" and content.answer is not None:
         completion = LETTERS[content.answer]
@@ -112,7 +131,7 @@ def make_item(content: RowContent, spec: TaskSpec, item_id: str, where: str) -> 
         answer=content.answer,
         subject=content.subject,
         messages=content.messages,
-        reference=content.reference,
+        reference=reference,
         question=content.question,
     )
 
@@ -131,7 +150,13 @@ def _own_spec(config: TaskConfig, content: RowContent) -> TaskSpec:
             f"task {config.name!r}: 'prompt' does not apply to rows of messages, which the chat "
             "template renders; remove it"
         )
-    return TaskSpec(config.name, "Own data.", scorer, config.prompt or default)
+    return TaskSpec(
+        config.name,
+        "Own data.",
+        scorer,
+        config.prompt or default,
+        version=NUMBER_VERSION if scorer == "number" else 1,
+    )
 
 
 def _named_spec(spec: TaskSpec, config: TaskConfig) -> TaskSpec:
@@ -186,17 +211,34 @@ def _known_task(config: TaskConfig) -> TaskSpec:
     )
 
 
-def _items_of_file(
-    spec: TaskSpec, file: str, contents: FileContents, excluded: Collection[str]
-) -> list[Item]:
-    return [
-        make_item(content, spec, f"{spec.name}/{file}/{number}", f"{spec.name}/{file}/{number}")
-        for number, content in contents.rows
-        if content.subject not in excluded
-    ]
-
-
 OWN_NAMES = {"train": "train", "validation": "selection", "test": "report"}
+
+
+def _items_of_files(
+    spec: TaskSpec, contents: Mapping[str, FileContents], excluded: Collection[str], *, own: bool
+) -> tuple[dict[str, list[Item]], int]:
+    """(items by file, published rows left out).
+
+    Of a published file up to 1 % may have an answer that is not one number; of own data none.
+    """
+    items: dict[str, list[Item]] = {}
+    flawed = 0
+    for file, content in contents.items():
+        items[file] = []
+        label = OWN_NAMES[file] if own else file
+        left_out = 0
+        for number, row in content.rows:
+            if row.subject in excluded:
+                continue
+            place = f"{spec.name}/{label}/{number}"
+            try:
+                items[file].append(make_item(row, spec, place, place))
+            except NoSingleNumber:
+                left_out += 1
+                if own or left_out > MAX_SHARE_WITHOUT_COMPLETION * len(content.rows):
+                    raise
+        flawed += left_out + content.flawed
+    return items, flawed
 
 
 def load_task(
@@ -234,10 +276,7 @@ def load_task(
             f"task {spec.name!r}: scorer 'option_letter' needs {{options}} in the prompt, so that "
             "the model sees which letter is which"
         )
-    items = {
-        file: _items_of_file(spec, OWN_NAMES[file] if own else file, content, exclude_subjects)
-        for file, content in contents.items()
-    }
+    items, flawed = _items_of_files(spec, contents, exclude_subjects, own=bool(own))
     splits = split_rows(spec.name, items, data_seed, own=bool(own))
     name = spec.name
     train = first_of_order(splits.train, config.max_train_rows, data_seed, name, "train")
@@ -250,10 +289,10 @@ def load_task(
         selection=selection,
         report=report,
         sha256=_sha256(train, selection, report),
-        dropped=sum(c.without_completion + c.flawed for c in contents.values()),
+        dropped=flawed + sum(c.without_completion for c in contents.values()),
         source=source,
         leaks=leaks.counts,
-        notes=splits.notes + _notes(name, contents, leaks.counts, exclude_subjects),
+        notes=splits.notes + _notes(name, contents, flawed, leaks.counts, exclude_subjects),
         leaked_ids=leaks.item_ids,
     )
 
@@ -281,17 +320,19 @@ def _plain(value: object) -> object:
 def _notes(
     name: str,
     contents: Mapping[str, FileContents],
+    flawed: int,
     leaks: Mapping[str, int],
     excluded: Collection[str],
 ) -> tuple[str, ...]:
     notes = []
     missing = sum(c.without_completion for c in contents.values())
-    flawed = sum(c.flawed for c in contents.values())
     if missing:
         notes.append(f"{name}: {missing} rows have no completion and were left out")
     if flawed:
-        notes.append(f"{name}: {flawed} published rows cannot be asked as they stand (the right "
-                     "choice twice, or unreadable options) and were left out")  # fmt: skip
+        notes.append(
+            f"{name}: {flawed} published rows cannot be asked as they stand (the right choice "
+            "twice, unreadable options, or an answer that is not one number) and were left out"
+        )
     if any(leaks.values()):
         notes.append(
             f"{name}: of the report rows {leaks['exact']} stand in train too and "

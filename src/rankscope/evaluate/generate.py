@@ -18,9 +18,10 @@ from transformers import PreTrainedTokenizerBase
 from rankscope.config.schema import Scorer
 from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
+from rankscope.data.numbers import extract_number
 from rankscope.data.tasks import TaskSpec
 from rankscope.errors import BadInput
-from rankscope.evaluate.scorers import ModelScores, extract_number, mean, normalized_answer
+from rankscope.evaluate.scorers import ModelScores, mean, normalized_answer
 from rankscope.models.base import Base, Row, RowBatch, batches_of
 from rankscope.models.lora import Segment
 from rankscope.models.row_attention import RowCache

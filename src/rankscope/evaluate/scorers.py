@@ -1,7 +1,6 @@
 """Pure scoring: from log-probabilities and generated text to scores. No model is needed here."""
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,17 +18,6 @@ HEADLINE: dict[Scorer, str] = {
 }
 """Headline metric of each scorer: the key of ``EvalRecord.metrics`` that ``score`` repeats."""
 
-ANSWER_MARK = "####"
-"""GSM8K's sign before the final number (Cobbe et al., 2110.14168)."""
-
-# A minus is a sign only where it does not stand between two operands, as in 16-3. Thousands are
-# grouped by commas in threes, or not at all.
-_NUMBER = re.compile(
-    r"(?P<sign>(?<![\w)\]])[-\u2212]\s?)?[$\u00a3\u20ac]?"
-    r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?"
-    r"(?P<fraction>\.[0-9]+)?"
-)
-
 
 @dataclass(frozen=True, slots=True)
 class ModelScores:
@@ -40,24 +28,6 @@ class ModelScores:
     seconds: float
     num_tokens: int
     """Valid tokens computed, padding not counted."""
-
-
-def extract_number(text: str) -> str | None:
-    """The number that a written answer ends in, in plain form; None where there is none.
-
-    After the first ``####`` where there is one (a model may run on into a next question), the first
-    number; otherwise the last number of the text. ``1,234``, ``$18.00``, ``60%`` and ``18.`` at the
-    end of a sentence give ``1234``, ``18``, ``60`` and ``18``: equal numbers give equal texts.
-    """
-    _, mark, after = text.partition(ANSWER_MARK)
-    found = [m for m in _NUMBER.finditer(after if mark else text) if m["whole"] or m["fraction"]]
-    if not found:
-        return None
-    match = found[0] if mark else found[-1]
-    whole = (match["whole"] or "0").replace(",", "").lstrip("0") or "0"
-    fraction = (match["fraction"] or "").rstrip("0").rstrip(".")
-    is_negative = match["sign"] and (whole, fraction) != ("0", "")
-    return f"{'-' if is_negative else ''}{whole}{fraction}"
 
 
 def normalized_answer(text: str) -> str:
