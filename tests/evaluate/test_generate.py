@@ -7,7 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from evaluate.test_choice import plain_model
 from evaluate.worlds import adapter, base, encoder, loaded, tokenizer
 from rankscope.config.schema import EvaluateConfig
-from rankscope.data.items import Item
+from rankscope.data.items import Item, Message
 from rankscope.errors import BadInput
 from rankscope.evaluate.generate import Limits, encode_prompts, generate, stop_strings
 from rankscope.evaluate.suite import evaluate_task
@@ -144,11 +144,39 @@ def test_finished_rows_stay_inside_learned_positions() -> None:
     assert [len(g.ids) for g in found] == [12] + [20] * 20
 
 
-def test_stop_strings_come_from_plain_prompts() -> None:
-    item = Item("toy/test/1", "Question: 1\nAnswer:", "1", reference="1")
-    spec = loaded((item,), "number", "Question: {question}\nAnswer:").spec
-    assert stop_strings(encoder(), spec) == ("\nQuestion:",)
-    assert stop_strings(encoder(), loaded((item,), "number", "{question}").spec) == ()
+@pytest.mark.parametrize(
+    ("prompt", "stops"),
+    [
+        ("Question: {question}\nAnswer:", ("\nQuestion:",)),
+        ("{question}", ()),
+        ("{passage}\nQ: {question}\nA:", ("\nQ:",)),
+        ("Read, then answer.\n{passage}\nQ: {question}\nA:", ("\nQ:",)),
+        ("{question}\n\n", ()),
+        ("{question}\nContext: {passage}\nA:", ("\nContext:",)),
+        ("# {question}\n", ()),
+        ("#### {question}\n", ()),
+        ("A {question}", ()),
+        ("Problem {n}. {question}", ("\nProblem",)),
+        ("### Question: {question}\n### Answer:", ("\n### Question:",)),
+    ],
+)
+def test_stop_strings_begin_a_next_question(prompt: str, stops: tuple[str, ...]) -> None:
+    item = Item("toy/test/1", "1", "1", reference="1")
+    assert stop_strings(encoder(), loaded((item,), "number", prompt).spec, (item,)) == stops
+    answer = "9*2=18, 18+4=22\n#### 18"
+    for stop in stops:
+        assert answer.partition(stop)[0] == answer
+
+
+def test_conversations_in_plain_text_stop_at_the_next_turn() -> None:
+    turns = (Message("user", "1"), Message("assistant", "2"))
+    item = Item("toy/test/1", "1", "2", messages=turns, reference="2")
+    made = encoder()
+    assert stop_strings(made, loaded((item,), "number").spec, (item,)) == ("\n\nUser:",)
+    # As the format renders it: a second turn of the user begins so.
+    longer = Item("toy/test/2", "1", "2", messages=turns * 2, reference="2")
+    rendered = made.tokenizer.decode(made.prompt_ids(longer))
+    assert rendered.count("\n\nUser:") == 1
 
 
 def test_an_item_without_gold_answer_is_refused() -> None:

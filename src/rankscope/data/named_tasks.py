@@ -18,8 +18,9 @@ from rankscope.data.sources import LAW_SUBJECTS, HubSource
 
 QUESTION = "Question: {question}\nAnswer:"
 LETTERED = "Question: {question}\n{options}\nAnswer:"
-NUMBER_VERSION = 2
-"""Version of tasks whose written answers may hold dashes: from 2 on they are not read as signs."""
+WRITTEN_VERSION = 2
+"""Version of tasks with written answers. From 2 on dashes are not read as signs, and an answer is
+cut where the template's next question begins. The pocket tasks' answers have neither."""
 CHOICE_SCORERS: tuple[Scorer, ...] = ("option_text", "option_letter")
 
 
@@ -87,7 +88,7 @@ _SPECS = (
             "MIT",
         ),
         scorer="number",
-        version=NUMBER_VERSION,
+        version=WRITTEN_VERSION,
     ),
     _letter_task("mmlu", "Exam questions of 57 subjects.", MMLU_HUB, 0.25, "MIT"),
     _letter_task(

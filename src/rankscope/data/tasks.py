@@ -20,8 +20,8 @@ from rankscope.data.named_tasks import (
     CHOICE_SCORERS,
     LETTERED,
     NAMED_TASKS,
-    NUMBER_VERSION,
     QUESTION,
+    WRITTEN_VERSION,
     TaskSpec,
     overlapping_subjects,
 )
@@ -155,7 +155,7 @@ def _own_spec(config: TaskConfig, content: RowContent) -> TaskSpec:
         "Own data.",
         scorer,
         config.prompt or default,
-        version=NUMBER_VERSION if scorer == "number" else 1,
+        version=WRITTEN_VERSION if scorer in ("number", "exact_match") else 1,
     )
 
 

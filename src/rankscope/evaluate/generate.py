@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from rankscope.config.schema import Scorer
 from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
-from rankscope.data.numbers import extract_number
+from rankscope.data.numbers import ANSWER_MARK, extract_number
 from rankscope.data.tasks import TaskSpec
 from rankscope.errors import BadInput
 from rankscope.evaluate.scorers import ModelScores, mean, normalized_answer
@@ -286,14 +286,38 @@ def gold_answer(item: Item) -> str:
     return item.reference or item.completion
 
 
-def stop_strings(encoder: Encoder, spec: TaskSpec) -> tuple[str, ...]:
-    """Text at which a plain-format answer is over: the beginning of a next prompt.
+def stop_strings(encoder: Encoder, spec: TaskSpec, items: Sequence[Item] = ()) -> tuple[str, ...]:
+    """Text at which a plain-format answer is over: the beginning of a next question.
 
-    A model that was not tuned to stop goes on with ``\\nQuestion: ...``. Chat models end their turn
-    with a token instead.
+    A model that was not tuned to stop goes on with ``\\nQuestion: ...`` or, in a conversation, with
+    ``\\n\\nUser: ...``. Chat models end their turn with a token instead. A template whose questions
+    begin with nothing to tell them by gives none.
     """
-    opening = spec.prompt.partition("{")[0].strip()
-    return (f"\n{opening}",) if opening and encoder.prompt_format == "plain" else ()
+    if encoder.prompt_format != "plain":
+        return ()
+    if any(item.messages for item in items):
+        return ("\n\nUser:",)
+    openings = [opening_of(line) for line in question_lines(spec.prompt)]
+    return tuple(f"\n{opening}" for opening in openings if opening)[:1]
+
+
+def question_lines(template: str) -> list[str]:
+    """The lines of a template that hold fields, that of the question first."""
+    lines = [line for line in template.splitlines() if "{" in line]
+    return sorted(lines, key=lambda line: "{question}" not in line)
+
+
+def opening_of(line: str) -> str:
+    """The literal text that a template's line begins with, where answers do not begin so too.
+
+    It ends in a colon or has three letters, and is no part of the mark before a final number:
+    ``#`` would cut ``#### 18`` away.
+    """
+    opening = line.partition("{")[0].strip()
+    letters = sum(character.isalpha() for character in opening)
+    if opening.startswith(ANSWER_MARK) or not (opening.endswith(":") or letters >= 3):
+        return ""
+    return opening
 
 
 def score_generations(

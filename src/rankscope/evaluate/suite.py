@@ -149,7 +149,7 @@ def run_scorer(
         context=context_length(base.model.config) or longest + settings.max_new_tokens,
         batch_tokens=settings.batch_tokens,
         stop_ids=encoder.stop_ids,
-        stop_strings=stop_strings(encoder, spec),
+        stop_strings=stop_strings(encoder, spec, items),
     )
     return score_generations(base, items, encoded.prompts, spec.scorer, slots, limits)
 
