@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from rankscope.advise.choose import Choice, Objective, choose
 from rankscope.advise.recommend import recommend
+from rankscope.advise.summaries import summarize
 from rankscope.records import BASE, Reason, Recommendation, StudyRecords, TaskAdvice
 from synthetic_study import Truth, synthetic_study
 
@@ -129,6 +131,81 @@ def test_more_forgotten_than_gained_is_not_worth_it() -> None:
     assert "no arm is worth it" in advice.headline
 
 
+def test_a_rise_in_retention_is_not_called_forgetting() -> None:
+    improved = advise(
+        Truth(
+            accuracy=lambda rank, lr: 0.9 if rank is None else 0.5,
+            forgetting=lambda rank, lr: -0.08,
+        )
+    )
+    assert improved.decision == "use_full"
+    lora = next(a for a in improved.arms if a.rank == 2)
+    assert lora.forgetting is not None
+    assert lora.forgetting.value < -0.05
+    assert "retention changes by +" in improved.headline.partition("the best LoRA arm")[2]
+    everything = improved.headline + "".join(r.text for r in improved.reasons)
+    assert "forgets" not in everything
+    unmeasured = advise(Truth(accuracy=lambda rank, lr: 0.9 if rank is None else 0.5, retention=()))
+    assert unmeasured.decision == "use_full"
+    assert "retention" not in unmeasured.headline.partition("the best LoRA arm")[2]
+
+
+def test_a_negative_verdict_speaks_of_the_arms_that_were_tested() -> None:
+    """Arms that gain a point of 4000 items: some p is small, and some arm was never tested."""
+    truth = Truth(
+        ranks=(2, 4, 8, 16, 32, 64),
+        accuracy=lambda rank, lr: 0.612,
+        forgetting=lambda rank, lr: 0.0,
+        base_accuracy=0.6,
+        num_items=1500,
+        seed_spread=0.006,
+        agreement=0.95,
+    )
+    found = [a for seed in range(12) if (a := advise(truth, seed)).decision == "do_not_fine_tune"]
+    told = 0
+    for advice in found:
+        assert "no arm is shown" not in advice.headline
+        assert "chosen on the selection split" in advice.headline
+        assert "not shown to beat the base" in advice.headline
+        told += "but was not chosen" in advice.headline
+    assert told > 0
+
+
+def test_equal_changes_in_nats_are_not_called_too_little_data() -> None:
+    study = synthetic_study(Truth(metric="log_probability", num_items=60, retention=()))
+    level = {
+        key: dataclasses.replace(found, scores=found.scores * 0 - 1.0 - 0.5 * (key[0] == BASE))
+        for key, found in study.items.items()
+    }
+    advice = recommend(dataclasses.replace(study, items=level)).advice[0]
+    assert advice.decision == "not_decided"
+    assert "Too little" not in advice.headline
+    assert "all 60 report items changed by the same +0.500 nats" in advice.headline
+
+
+def test_a_smaller_rank_left_out_for_being_below_the_base_is_not_denied() -> None:
+    """r = 2 may come within the margin of r = 8, yet below zero utility it is not as good."""
+    truth = Truth(
+        ranks=(2, 8),
+        full_lrs=(),
+        accuracy=lambda rank, lr: 0.605,
+        forgetting=lambda rank, lr: 0.0,
+        base_accuracy=0.6,
+    )
+    seen = 0
+    for seed in range(40):
+        study = synthetic_study(truth, seed)
+        advice = recommend(study).advice[0]
+        base = study.items[BASE, "med", "selection"].scores.mean()
+        small, large = (
+            (a.selection_score or 0) - base - (a.selection_forgetting or 0) for a in advice.arms
+        )
+        if small <= 0 < large and large - small < 0.02:
+            seen += 1
+            assert "no smaller rank with more utility than the base" in texts(advice, "choice")
+    assert seen > 0
+
+
 def test_a_limit_no_arm_keeps_is_said() -> None:
     advice = advise(Truth(forgetting=lambda rank, lr: 0.2, objective={"max_forgetting": 0.02}))
     assert advice.decision == "do_not_fine_tune"
@@ -177,10 +254,21 @@ def test_choosing_does_not_look_at_the_report_split() -> None:
         else found
         for key, found in study.items.items()
     }
-    before = first(recommend(study).advice[0], "choice")
+
+    def chosen(of: StudyRecords) -> Choice:
+        (arms,) = summarize(of).values()
+        base = float(of.items[BASE, "med", "selection"].scores.mean())
+        return choose(arms, base, Objective.from_config(of.config))
+
+    before = chosen(study)
     for items in (turned, ruined):
-        after = recommend(dataclasses.replace(study, items=items)).advice[0]
-        assert first(after, "choice") == before
+        after = chosen(dataclasses.replace(study, items=items))
+        assert [(c.arm.summary.label, c.utility) for c in after.candidates] == [
+            (c.arm.summary.label, c.utility) for c in before.candidates
+        ]
+        for name in ("chosen", "best", "best_lora", "best_full"):
+            one, other = getattr(before, name), getattr(after, name)
+            assert one.arm.summary.label == other.arm.summary.label
 
 
 def test_signs_and_limits_of_the_data() -> None:

@@ -71,8 +71,7 @@ def _full(case: Case, subject: Arm) -> list[Reason]:
     values = values_of(gap, "gap")
     forgot_more = forgetting_difference(case.study, subject, rival.arm)
     if forgot_more is not None:
-        than = "more" if forgot_more > 0 else "less"
-        text += f" It forgets {amount(forgot_more, case.retention_unit)} {than}."
+        text += f" Its retention is {difference(-forgot_more, case.retention_unit)} against it."
         values["forgetting_gap"] = forgot_more
     return [Reason(kind="full", text=text, values=values)]
 
@@ -146,14 +145,17 @@ def _choice(case: Case) -> list[Reason]:
         f"On the selection split the highest utility ({case.objective.formula}) is "
         f"{best.utility:.3f}, of {settings(best.arm.summary)}"
     )
+    # Arms below zero or over the limit are not looked at, however near they come.
+    counted = [" with more utility than the base"] if best.utility > 0 else []
+    counted += [" within the forgetting limit"] if case.choice.excluded else []
+    which = " and".join(counted)
     if chosen is best:
-        text += f"; no smaller rank comes within {margin:g} of it."
-        if best.arm.summary.rank is None:
-            text = text.replace("no smaller rank", "no LoRA arm")
+        rank = "LoRA arm" if best.arm.summary.rank is None else "smaller rank"
+        text += f"; no {rank}{which} comes within {margin:g} of it."
     else:
         text += (
-            f"; {settings(chosen.arm.summary)} has {chosen.utility:.3f} and is the smallest rank "
-            f"within {margin:g} of it."
+            f"; {settings(chosen.arm.summary)} has {chosen.utility:.3f} and is the smallest rank"
+            f"{which} that comes within {margin:g} of it."
         )
     values = {"best_utility": best.utility, "chosen_utility": chosen.utility, "margin": margin}
     return [Reason(kind="choice", text=text, values=values)]

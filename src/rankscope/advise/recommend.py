@@ -47,8 +47,8 @@ def recommend(study: StudyRecords) -> Recommendation:
     """Answer every training task of the study; never fails for what is missing.
 
     ``use``: the chosen LoRA arm beats the base on the report split. ``use_full``: only full
-    fine-tuning does, or LoRA is clearly worse than it by the margin. ``do_not_fine_tune``: no arm
-    is shown to beat the base and none looks likely to by the margin, or more is forgotten than
+    fine-tuning does, or LoRA is clearly worse than it by the margin. ``do_not_fine_tune``: the arms
+    tested are not shown to beat the base and no arm gains the margin, or more is forgotten than
     gained. ``not_decided``: nothing finished, too little data, or the intervals cannot tell.
     """
     objective = Objective.from_config(study.config)
@@ -108,7 +108,7 @@ def _decide(case: Case) -> Verdict:
         return _too_little(case, chosen)
     proven = _proven(case, chosen, best)
     if proven is None:
-        return _no_proof(case, best)
+        return _no_proof(case, chosen, best)
     if proven.utility <= 0 and case.objective.retention > 0:
         return _outweighed(case, proven)
     if proven.arm.summary.rank is None:
@@ -148,6 +148,13 @@ def _too_little(case: Case, chosen: Candidate) -> Verdict:
     gain = chosen.arm.summary.gain
     if gain is None:
         found = "the base and the arm share no scored item on the report split"
+    elif not _too_few(gain.n):
+        return _undecided(
+            f"Nothing can be tested on {case.task}: all {gain.n:,} report items changed by the "
+            f"same {difference(gain.value, case.unit)}, so how far others would spread is "
+            "unknown. Look at the scores before anything else.",
+            chosen.arm,
+        )
     else:
         found = f"the report split has {count(gain.n, 'item')}"
     return _undecided(
@@ -181,19 +188,18 @@ def _proven(case: Case, chosen: Candidate, best: Candidate) -> Candidate | None:
     return None
 
 
-def _no_proof(case: Case, best: Candidate) -> Verdict:
+def _no_proof(case: Case, chosen: Candidate, best: Candidate) -> Verdict:
+    """Says of the arms that were tested, and no more; what the others reached is only told."""
     gains = [(a.summary, g) for a in case.arms if (g := a.summary.gain) is not None]
-    arm, top = max(gains, key=lambda pair: pair[1].value)
+    top = max(g.value for _, g in gains)
     margin = case.objective.margin
-    shown = f"{settings(arm)}, {difference(top.value, case.unit)} ({evidence(top, case.unit)})"
-    if top.value >= margin:
-        needed = _enough_items(case, arm)
+    tested = f"{_not_shown(case, chosen, best)}{_largest(case, (chosen, best), gains)}"
+    if top >= margin:
         return _undecided(
-            f"The data cannot tell whether fine-tuning helps on {case.task}: the largest gain "
-            f"is that of {shown}, and the arm chosen on the selection split is not shown to "
-            f"beat the base. {needed:,} report items would show a gain of "
+            f"The data cannot tell whether fine-tuning helps on {case.task}: {tested}. "
+            f"{_enough_items(case, chosen.arm.summary):,} report items would show a gain of "
             f"{amount(margin, case.unit)}.",
-            best.arm,
+            chosen.arm,
         )
     ruled_out = all(g.high is not None and g.high < margin for _, g in gains)
     rest = (
@@ -205,16 +211,41 @@ def _no_proof(case: Case, best: Candidate) -> Verdict:
     return Verdict(
         "do_not_fine_tune",
         "firm" if firm else "tentative",
-        f"Do not fine-tune on {case.task} with these settings: no arm is shown to beat the "
-        f"base. The best arm is {shown}; {rest}.",
-        best.arm,
+        f"Do not fine-tune on {case.task} with these settings: {tested}; {rest}.",
+        chosen.arm,
+    )
+
+
+def _not_shown(case: Case, chosen: Candidate, best: Candidate) -> str:
+    def quoted(candidate: Candidate) -> str:
+        arm = candidate.arm.summary
+        if arm.gain is None:
+            return settings(arm)
+        found = f"{difference(arm.gain.value, case.unit)} ({evidence(arm.gain, case.unit)})"
+        return f"{settings(arm)}, {found}"
+
+    text = f"the arm chosen on the selection split, {quoted(chosen)}, "
+    if chosen is not best:
+        text += f"and the one of the highest utility there, {quoted(best)}, are"
+        return f"{text} not shown to beat the base"
+    return f"{text}is not shown to beat the base"
+
+
+def _largest(
+    case: Case, tested: tuple[Candidate, ...], gains: Sequence[tuple[ArmSummary, Estimate]]
+) -> str:
+    """The largest gain on the report split, where it is of an arm that was not tested."""
+    arm, top = max(gains, key=lambda pair: pair[1].value)
+    if any(arm is c.arm.summary for c in tested):
+        return ""
+    return (
+        f" ({settings(arm)} has the largest gain of {len(gains)} on the report split, "
+        f"{difference(top.value, case.unit)}, but was not chosen)"
     )
 
 
 def _outweighed(case: Case, proven: Candidate) -> Verdict:
     arm = proven.arm.summary
-    gain = arm.gain.value if arm.gain is not None else 0.0
-    lost = arm.forgetting.value if arm.forgetting is not None else 0.0
     clear = (
         arm.forgetting is not None
         and arm.forgetting.low is not None
@@ -226,8 +257,7 @@ def _outweighed(case: Case, proven: Candidate) -> Verdict:
         "do_not_fine_tune",
         "firm" if clear and _is_firm(case, arm) else "tentative",
         f"By this study's weights ({case.objective.formula}) no arm is worth it on "
-        f"{case.task}: even {settings(arm)} gains {amount(gain, case.unit)} and loses "
-        f"{amount(lost, case.retention_unit)} of what the base knew.",
+        f"{case.task}, not even {settings(arm)}: {_changes(case, arm)}.",
         proven.arm,
     )
 
@@ -249,8 +279,8 @@ def _full_or_lora(case: Case, full: Candidate) -> Verdict:
         return Verdict(
             "use_full",
             "tentative",
-            f"Use {settings(arm)} for {case.task}: {_result(case, arm)}; no LoRA arm is shown "
-            "to beat the base.",
+            f"Use {settings(arm)} for {case.task}: {_result(case, arm)}; the best LoRA arm, "
+            f"{settings(lora.arm.summary)}, is not shown to beat the base.",
             full.arm,
         )
     # Full fine-tuning led on the selection split, yet the report split does not show it: the
@@ -259,13 +289,19 @@ def _full_or_lora(case: Case, full: Candidate) -> Verdict:
 
 
 def _less(case: Case, lora: ArmSummary) -> str:
-    """What the best LoRA arm gains and forgets, where that is worth less than full fine-tuning."""
+    """The best LoRA arm's changes, where they are worth less than full fine-tuning's."""
+    return f"the best LoRA arm, {settings(lora)}: {_changes(case, lora)}"
+
+
+def _changes(case: Case, arm: ArmSummary) -> str:
+    """Signed changes of score and retention against the base, as far as they are known."""
     parts = []
-    if lora.gain is not None:
-        parts.append(f"gains {difference(lora.gain.value, case.unit)}")
-    if lora.forgetting is not None:
-        parts.append(f"forgets {amount(lora.forgetting.value, case.retention_unit)}")
-    return f"the best LoRA arm, {settings(lora)}, {' and '.join(parts)}"
+    if arm.gain is not None:
+        parts.append(f"{difference(arm.gain.value, case.unit)} against the base")
+    if arm.forgetting is not None:
+        change = difference(-arm.forgetting.value, case.retention_unit)
+        parts.append(f"retention changes by {change}")
+    return " and ".join(parts) or "not scored on the report split"
 
 
 def _clearly_worse(case: Case, lora: Arm, full: Arm) -> bool:
