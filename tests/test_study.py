@@ -156,7 +156,7 @@ def test_every_trial_is_trained_scored_and_told_of(finished: Path) -> None:
     page = (finished / "report.html").read_text("utf-8")
     for found in study.trials:
         assert found.spec.arm_label in page
-    assert (finished / "study.yaml").is_file()
+    assert (finished / "study.resolved.yaml").is_file()
     assert leftovers(finished) == []
 
 

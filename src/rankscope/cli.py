@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -365,4 +366,7 @@ def exit_code_of(call: Callable[[], Any]) -> int:
 
 def main() -> NoReturn:
     """Entry point of the ``rankscope`` command."""
+    # OpenMP's threads wait for each other in a loop by default: on a machine with other work the
+    # loop eats the very core it waits for. It reads this when torch is loaded, after this line.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     sys.exit(exit_code_of(app))
