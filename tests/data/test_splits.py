@@ -85,6 +85,40 @@ def test_copies_inside_a_split_are_kept_and_told() -> None:
     assert splits.notes == ("t: 1 report rows are copies of others and were kept",)
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "files", [("train",), ("test",), ("train", "test"), ("train", "validation")]
+)
+def test_copies_stay_together_in_every_cut(files: tuple[str, ...], seed: int) -> None:
+    def repeated(file: str, distinct: int) -> list[Item]:
+        made = [Item(f"t/{file}/{n}", f"{file} {n % distinct}", "a") for n in range(3 * distinct)]
+        many = [Item(f"t/{file}/{1000 + n}", f"{file} 0", "a") for n in range(100)]
+        return made + many
+
+    splits = split_rows("t", {file: repeated(file, 50) for file in files}, seed, own=True)
+    parts = [
+        {row.content for row in part} for part in (splits.train, splits.selection, splits.report)
+    ]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 50 * len(files)
+    assert len(splits.train + splits.selection + splits.report) == 250 * len(files)
+
+
+def test_selection_rows_that_repeat_a_report_row_are_taken_out() -> None:
+    held = rows("validation", 60)
+    test = [Item("t/test/1", "Validation 5.", "ANSWER 5"), *rows("test", 20)]
+    splits = split_rows("t", {"validation": held, "test": test}, 0, own=False)
+    assert ids(splits.selection) == [i for i in ids(held) if i != "t/validation/5"]
+    assert len(splits.report) == 21
+    assert splits.notes == ("t: 1 selection rows repeat a report row and were taken out",)
+    # Report is cut from train here, and one file is given for two uses there.
+    both = {"train": rows("train", 50), "validation": rows("train", 50)}
+    cut = split_rows("t", both | {"train": rows("train", 60)}, 0, own=True)
+    contents = [{row.content for row in part} for part in (cut.train, cut.selection, cut.report)]
+    assert sum(map(len, contents)) == len(set.union(*contents)) == 60
+    with pytest.raises(BadInput, match=r"0 selection .* 9 selection rows being report rows too"):
+        split_rows("t", {"validation": rows("test", 9), "test": rows("test", 9)}, 0, own=True)
+
+
 @pytest.mark.parametrize("files", [{"train": 1}, {"train": 2}, {"test": 1}, {"validation": 9}, {}])
 def test_too_few_rows_are_refused(files: dict[str, int]) -> None:
     items = {name: rows(name, count) for name, count in files.items()}

@@ -29,7 +29,7 @@ class Leaks:
 
     @property
     def item_ids(self) -> frozenset[str]:
-        """Every leaked item: the scores without them are of the others."""
+        """Every leaked item."""
         return frozenset(self.exact + self.ngram13)
 
 

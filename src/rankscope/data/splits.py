@@ -1,6 +1,7 @@
 """Three splits from the files of a task: train, selection (chooses) and report (is quoted).
 
-No row stands in two of them. Every draw is a pure function of (seed, task, purpose), so adding a
+No row stands in two of them, but for report rows that were published in train too: those are
+counted as leaks. Every draw is a pure function of (seed, task, purpose), so adding a
 task or a limit moves no other draw.
 """
 
@@ -47,11 +48,25 @@ def first_of_order(rows: Sequence[T], limit: int | None, *purpose: object) -> tu
     return tuple(rows[position] for position in chosen)
 
 
+def _originals(rows: Sequence[Item]) -> list[int]:
+    """Positions of the rows that copy no row before them."""
+    first: dict[tuple[str, str], int] = {}
+    for position, row in enumerate(rows):
+        first.setdefault(row.content, position)
+    return list(first.values())
+
+
 def _cut(rows: Sequence[Item], size: int, *purpose: object) -> tuple[list[Item], list[Item]]:
-    """(kept, cut): the tail of the seeded order is cut, both stay in file order."""
-    tail = set(seeded_order(len(rows), *purpose)[len(rows) - size :])
-    kept = [row for position, row in enumerate(rows) if position not in tail]
-    return kept, [row for position, row in enumerate(rows) if position in tail]
+    """(kept, cut): the tail of the seeded order is cut, both stay in file order.
+
+    ``size`` distinct rows are drawn, each as likely whatever its number of copies; the copies go
+    where their original goes.
+    """
+    originals = set(_originals(rows))
+    order = [p for p in seeded_order(len(rows), *purpose) if p in originals]
+    drawn = {rows[position].content for position in order[len(order) - size :]}
+    kept = [row for row in rows if row.content not in drawn]
+    return kept, [row for row in rows if row.content in drawn]
 
 
 def split_rows(
@@ -67,9 +82,10 @@ def split_rows(
 
     Returns:
         Selection is the validation file (of at least 50 rows, for published data); else min(500,
-        10 %) of the train rows; else 20 % of the test rows. Report is the test file less what
-        selection took; where there is none, min(500, 10 %) of the train rows. Training rows that
-        repeat a selection row are taken out.
+        10 %) of the distinct train rows; else 20 % of the distinct test rows. Report is the test
+        file less what selection took; where there is none, min(500, 10 %) of the distinct train
+        rows. Copies go where their original goes. Selection rows that repeat a report row, and
+        training rows that repeat a selection row, are taken out.
 
     Raises:
         BadInput: where the rows are too few to make a selection and a report split.
@@ -84,7 +100,7 @@ def split_rows(
             f"{task}: the validation file's {len(validation)} rows are too few to choose by "
             f"(under {MIN_SELECTION_FILE}) and are not used"
         )
-    size = min(MAX_CUT, max(1, int(CUT_SHARE * len(train))))
+    size = min(MAX_CUT, max(1, int(CUT_SHARE * len(_originals(train)))))
     if not report and train:
         train, report = _cut(train, size, data_seed, task, "report")
         notes.append(f"{task}: no report rows were given; {len(report)} were cut from train")
@@ -92,15 +108,19 @@ def split_rows(
         train, selection = _cut(train, size, data_seed, task, "selection")
         notes.append(f"{task}: {len(selection)} selection rows were cut from train")
     elif not selection and report:
-        size = max(1, int(TEST_CUT_SHARE * len(report)))
+        size = max(1, int(TEST_CUT_SHARE * len(_originals(report))))
         report, selection = _cut(report, size, data_seed, task, "selection")
         notes.append(f"{task}: no train rows; {len(selection)} selection rows were cut from test")
+    selection, quoted = _without(selection, report)
     if not selection or not report:
         raise BadInput(
             f"task {task!r}: {len(train)} train, {len(selection)} selection and {len(report)} "
-            "report rows are left; expected at least one selection and one report row. Give more "
-            "rows, or the missing file ('selection:' or 'report:')"
+            f"report rows are left, {quoted} selection rows being report rows too; expected at "
+            "least one selection and one report row. Give more rows, or the missing file "
+            "('selection:' or 'report:')"
         )
+    if quoted:
+        notes.append(f"{task}: {quoted} selection rows repeat a report row and were taken out")
     train, repeated = _without(train, selection)
     if files.get("train") and not train:
         raise BadInput(
@@ -117,10 +137,8 @@ def split_rows(
     return Splits(tuple(train), tuple(selection), tuple(report), tuple(notes))
 
 
-def _without(train: list[Item], held_out: list[Item]) -> tuple[list[Item], int]:
-    """Train rows whose question and gold answer stand in no held-out row, and how many did."""
-    if not train:
-        return train, 0
-    held = {row.content for row in held_out}
-    kept = [row for row in train if row.content not in held]
-    return kept, len(train) - len(kept)
+def _without(rows: list[Item], others: list[Item]) -> tuple[list[Item], int]:
+    """Rows whose question and gold answer stand in no other row, and how many did."""
+    held = {row.content for row in others}
+    kept = [row for row in rows if row.content not in held]
+    return kept, len(rows) - len(kept)

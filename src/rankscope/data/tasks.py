@@ -61,7 +61,7 @@ class LoadedTask:
     notes: tuple[str, ...]
     """What a reader of the results must know, one sentence each."""
     leaked_ids: frozenset[str] = frozenset()
-    """Items behind ``leaks``."""
+    """Items behind ``leaks``: kept for scores without them, which are not reported yet."""
 
 
 class NoSingleNumber(BadInput):
