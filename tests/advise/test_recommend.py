@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from rankscope.advise.choose import Choice, Objective, choose
@@ -281,6 +282,106 @@ def test_signs_and_limits_of_the_data() -> None:
     at_chance = advise(Truth(base_other=0.25, forgetting=lambda rank, lr: 0.0))
     assert "at chance on general" in texts(at_chance, "limit")
     assert "not measured" in texts(advise(Truth(retention=())), "limit")
+
+
+def test_leaks_of_different_kinds_are_added_up() -> None:
+    study = synthetic_study(Truth(num_items=1000))
+
+    def leaking(exact: int, ngram: int) -> TaskAdvice:
+        tasks = tuple(
+            t.model_copy(
+                update={"leaks": {"exact": exact, "ngram13": ngram}} if t.trained_on else {}
+            )
+            for t in study.tasks
+        )
+        return recommend(dataclasses.replace(study, tasks=tasks)).advice[0]
+
+    # One in a hundred of 1000 rows is 10.
+    assert leaking(9, 0).confidence == "firm"
+    assert leaking(9, 9).confidence == "tentative"
+
+
+def test_full_fine_tuning_hands_over_to_lora_only_where_lora_is_worth_it() -> None:
+    """LoRA forgets about what it gains: now and then its utility on the selection split is < 0."""
+    truth = Truth(
+        ranks=(8,),
+        accuracy=lambda rank, lr: 0.45,
+        forgetting=lambda rank, lr: 0.13 if rank is None else 0.17,
+        num_items=150,
+        seed_spread=0.03,
+    )
+    below = 0
+    for seed in range(25):
+        study = synthetic_study(truth, seed)
+        advice = recommend(study).advice[0]
+        base = float(study.items[BASE, "med", "selection"].scores.mean())
+        lora = next(a for a in advice.arms if a.rank is not None)
+        utility = (lora.selection_score or 0) - base - (lora.selection_forgetting or 0)
+        below += utility <= 0 and advice.decision == "use_full"
+        if utility <= 0:
+            assert advice.decision != "use", seed
+    assert below > 0
+
+
+def with_one_more_right(scores: np.ndarray) -> np.ndarray:
+    changed = scores.copy()
+    changed[np.argmin(changed)] = 1.0
+    return changed
+
+
+def test_the_hand_over_takes_the_smallest_rank_within_the_margin() -> None:
+    """Full fine-tuning leads on the selection split by luck; ranks 4 and 32 are alike."""
+    study = synthetic_study(
+        Truth(
+            ranks=(4, 32),
+            accuracy=lambda rank, lr: 0.8,
+            forgetting=lambda rank, lr: 0.0,
+            num_items=600,
+            seed_spread=0.0,
+            agreement=0.99,
+        )
+    )
+    lead = dict(study.items)
+    for trial, task, split in study.items:
+        if (task, split) != ("med", "selection"):
+            continue
+        own = study.items[trial, task, split]
+        if "-full-" in trial:
+            lead[trial, task, split] = dataclasses.replace(own, scores=np.ones_like(own.scores))
+        if "-32-" in trial:
+            # One item of 600 better than rank 4: within the margin of .02.
+            scores = study.items[trial.replace("-32-", "-4-"), task, split].scores
+            better = dataclasses.replace(own, scores=with_one_more_right(scores))
+            lead[trial, task, split] = better
+    advice = recommend(dataclasses.replace(study, items=lead)).advice[0]
+    assert advice.decision == "use"
+    assert "full fine-tuning led" in advice.headline
+    assert (advice.chosen or pytest.fail("no arm")).rank == 4
+
+
+def test_forgetting_nothing_at_all_is_a_known_bound() -> None:
+    """Retention of full fine-tuning is equal to the base's; LoRA forgets much for the same gain."""
+    alike = Truth(
+        ranks=(8,),
+        accuracy=lambda rank, lr: 0.9,
+        forgetting=lambda rank, lr: 0.0 if rank is None else 0.3,
+        seed_spread=0.0,
+    )
+    study = synthetic_study(alike)
+    base = {s: study.items[BASE, "general", s].scores for s in ("selection", "report")}
+    items = {
+        # Right answers can only be added: the interval of forgetting ends at 0.
+        key: dataclasses.replace(found, scores=with_one_more_right(base[key[2]]))
+        if key[1] == "general" and "-full-" in key[0]
+        else found
+        for key, found in study.items.items()
+    }
+    (advice,) = recommend(dataclasses.replace(study, items=items)).advice
+    full = next(a for a in advice.arms if a.rank is None)
+    assert full.forgetting is not None
+    assert full.forgetting.high == 0
+    assert advice.decision == "use_full"
+    assert "retention changes by -" in advice.headline.partition("the best LoRA arm")[2]
 
 
 def test_ranks_without_order_are_named() -> None:

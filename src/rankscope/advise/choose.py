@@ -73,6 +73,8 @@ class Choice:
     chosen: Candidate | None
     """LoRA of the smallest rank within the margin of the best; else the best."""
     best_lora: Candidate | None
+    small_lora: Candidate | None
+    """LoRA of the smallest rank within the margin of the best LoRA arm."""
     best_full: Candidate | None
     excluded: tuple[Arm, ...]
     """Arms over the forgetting limit."""
@@ -98,12 +100,13 @@ def choose(arms: Sequence[Arm], base_score: float | None, objective: Objective) 
         candidates.append(Candidate(top.arm, top.utility, lrs))
     lora = [c for c in candidates if c.arm.summary.rank is not None]
     full = [c for c in candidates if c.arm.summary.rank is None]
-    best = _highest(candidates)
+    best, best_lora = _highest(candidates), _highest(lora)
     return Choice(
         candidates=tuple(candidates),
         best=best,
         chosen=None if best is None else (_smallest_rank(lora, best, objective) or best),
-        best_lora=_highest(lora),
+        best_lora=best_lora,
+        small_lora=None if best_lora is None else _smallest_rank(lora, best_lora, objective),
         best_full=_highest(full),
         excluded=excluded,
     )

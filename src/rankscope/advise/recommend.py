@@ -175,7 +175,7 @@ def _enough_items(case: Case, arm: ArmSummary) -> int:
 
 
 def _proven(case: Case, chosen: Candidate, best: Candidate) -> Candidate | None:
-    """The chosen arm if its gain passes; else the best on the selection split if its does.
+    """The first arm if its gain over the base passes; else the second if its does.
 
     Two arms named beforehand, so a Holm family of two.
     """
@@ -273,19 +273,25 @@ def _full_or_lora(case: Case, full: Candidate) -> Verdict:
             f"Use {settings(arm)} for {case.task}: {_result(case, arm)}; {why}.",
             full.arm,
         )
-    gain = lora.arm.summary.gain
-    if gain is None or gain.p is None or gain.p >= ALPHA or gain.value <= 0:
+    small = case.choice.small_lora
+    if small is None or _clearly_worse(case, small.arm, full.arm):
+        small = lora
+    shown = _proven(case, small, lora)
+    if shown is None or lora.utility <= 0:
         arm = full.arm.summary
+        why = "is not shown to beat the base"
+        if shown is not None:
+            why = f"is not worth it by this study's weights ({case.objective.formula})"
         return Verdict(
             "use_full",
             "tentative",
-            f"Use {settings(arm)} for {case.task}: {_result(case, arm)}; the best LoRA arm, "
-            f"{settings(lora.arm.summary)}, is not shown to beat the base.",
+            f"Use {settings(arm)} for {case.task}: {_result(case, arm)}; the best LoRA arm on the "
+            f"selection split, {settings(lora.arm.summary)}, {why}.",
             full.arm,
         )
     # Full fine-tuning led on the selection split, yet the report split does not show it: the
     # cheaper of two that cannot be told apart.
-    return _use(case, lora, doubtful=True)
+    return _use(case, shown, doubtful=True)
 
 
 def _less(case: Case, lora: ArmSummary) -> str:
@@ -315,7 +321,8 @@ def _clearly_worse(case: Case, lora: Arm, full: Arm) -> bool:
     net = (weights.in_domain * gap.value - weights.retention * forgot_more) / scale
     behind = gap.high is not None and gap.high < 0
     a, b = lora.summary.forgetting, full.summary.forgetting
-    forgets = a is not None and b is not None and (a.low or 0.0) > (b.high or 1.0)
+    low, high = None if a is None else a.low, None if b is None else b.high
+    forgets = low is not None and high is not None and low > high
     return net < -weights.margin and (behind or forgets)
 
 
@@ -357,7 +364,7 @@ def _is_firm(case: Case, arm: ArmSummary) -> bool:
     """Three seeds, none failed, none still to run, and report rows not seen in training."""
     record = case.record
     leaked = record is not None and (
-        max(record.leaks.values(), default=0) > LEAK_SHARE * record.rows.get("report", 0)
+        sum(record.leaks.values()) > LEAK_SHARE * record.rows.get("report", 0)
     )
     return arm.seeds >= FIRM_SEEDS and arm.failed == 0 and not leaked and not case.waiting
 
