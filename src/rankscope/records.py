@@ -432,6 +432,12 @@ class TaskAdvice(Record):
     chosen: ArmSummary | None
     reasons: tuple[Reason, ...]
     arms: tuple[ArmSummary, ...]
+    subject_label: str | None = None
+    """Of the arm that headline and reasons speak of; None where they speak of none."""
+    best_full_label: str | None = None
+    """Of full fine-tuning at the rate of the highest utility on the selection split."""
+    best_lora_label: str | None = None
+    """Of the LoRA arm of the highest utility on the selection split."""
 
 
 class Recommendation(Record):

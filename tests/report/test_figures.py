@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rankscope.advise.recommend import recommend
+from rankscope.report.answer import answer
 from rankscope.report.figure import Figure
 from rankscope.report.figures import accuracy, plane, spectra, training, transfer
 from rankscope.report.figures.labels import Label, place
@@ -224,3 +225,33 @@ def test_lines_over_rank_follow_what_alpha_does(alphas: dict[int, float], lines:
     series = view.series("med")
     assert {s.label for s in series} == lines
     assert [[a.rank for a in s.arms] for s in series] == [[2, 8, 32]]
+
+
+def test_the_view_looks_at_the_arms_that_the_advice_speaks_of() -> None:
+    """The highest score forgets most: by score alone another arm would be shown."""
+    truth = Truth(
+        ranks=(2, 32),
+        full_lrs=(1e-4, 1e-3),
+        accuracy=lambda rank, lr: 0.6 if rank == 2 or (rank is None and lr == 1e-4) else 0.9,
+        forgetting=lambda rank, lr: 0.4 if rank == 2 or (rank is None and lr == 1e-4) else 0.75,
+    )
+    view = StudyView(*study_and_advice(truth))
+    advice = view.advice("med")
+    assert advice is not None
+    assert advice.chosen is None
+    focus, full, lora = view.focus("med"), view.best_full("med"), view.best_lora("med")
+    assert focus is not None
+    assert full is not None
+    assert lora is not None
+    assert (lora.rank, full.lr) == (2, 1e-4)
+    assert focus.label == advice.subject_label
+    gain = next(r for r in advice.reasons if r.kind == "gain")
+    assert focus.gain is not None
+    assert gain.values["gain"] == focus.gain.value
+    assert answer(view, "med").subject.endswith(f"speaks of, {focus.label}")
+    # A recommendation written before the labels were: by selection score, as it was then.
+    unnamed = advice.model_copy(
+        update={"subject_label": None, "best_full_label": None, "best_lora_label": None}
+    )
+    older = StudyView(view.study, view.recommendation.model_copy(update={"advice": (unnamed,)}))
+    assert (older.best_full("med") or pytest.fail("no arm")).lr == 1e-3

@@ -95,7 +95,14 @@ def _advise(
         chosen=subject.summary if used and subject is not None else None,
         reasons=reasons_for(case, subject),
         arms=tuple(arm.summary for arm in arms),
+        subject_label=None if subject is None else subject.summary.label,
+        best_full_label=_label(choice.best_full),
+        best_lora_label=_label(choice.best_lora),
     )
+
+
+def _label(candidate: Candidate | None) -> str | None:
+    return None if candidate is None else candidate.arm.summary.label
 
 
 def _decide(case: Case) -> Verdict:

@@ -83,6 +83,8 @@ def _subject(view: StudyView, task: str, advice: TaskAdvice) -> str:
         return ""
     if advice.chosen is not None:
         return f"The recommended arm, {arm.label}"
+    if advice.subject_label == arm.label:
+        return f"The arm this answer speaks of, {arm.label}"
     return f"The best arm on the selection split, {arm.label}"
 
 

@@ -123,19 +123,33 @@ class StudyView:
         """The base model on the report split of ``task``."""
         return self.study.evals.get((BASE, task, "report"))
 
-    def best(self, task: str, accept: Callable[[ArmSummary], bool]) -> ArmSummary | None:
-        """The arm with the best selection score among those accepted; never the report split."""
+    def _named(self, task: str, label: str | None) -> ArmSummary | None:
+        return next((a for a in self.arms(task) if a.label == label), None)
+
+    def _best(self, task: str, accept: Callable[[ArmSummary], bool]) -> ArmSummary | None:
+        """By selection score: for a recommendation that does not name its best arms."""
         arms = [a for a in self.arms(task) if accept(a) and a.selection_score is not None]
         return max(arms, key=lambda a: a.selection_score or 0.0, default=None)
 
     def best_full(self, task: str) -> ArmSummary | None:
-        """Full fine-tuning at its best learning rate."""
-        return self.best(task, lambda arm: arm.rank is None)
+        """Full fine-tuning as the advice compares with it; never by the report split."""
+        advice = self.advice(task)
+        named = self._named(task, advice.best_full_label) if advice else None
+        return named or self._best(task, lambda arm: arm.rank is None)
+
+    def best_lora(self, task: str) -> ArmSummary | None:
+        """The LoRA arm of the highest utility on the selection split."""
+        advice = self.advice(task)
+        named = self._named(task, advice.best_lora_label) if advice else None
+        return named or self._best(task, lambda arm: arm.rank is not None)
 
     def focus(self, task: str) -> ArmSummary | None:
-        """The arm the task's answer speaks of: the chosen one, else the best on selection."""
+        """The arm the task's answer speaks of: the chosen one, else its subject."""
         advice = self.advice(task)
-        return (advice.chosen if advice else None) or self.best(task, lambda arm: True)
+        if advice is None:
+            return None
+        named = self._named(task, advice.subject_label)
+        return advice.chosen or named or self._best(task, lambda arm: True)
 
     def color(self, arm: ArmSummary) -> Color:
         """The arm's colour, the same in every figure."""
@@ -179,7 +193,7 @@ class StudyView:
         """The line that holds the best LoRA arm of the task: what single-line figures show."""
         focus = self.focus(task)
         if focus is None or focus.rank is None:
-            focus = self.best(task, lambda arm: arm.rank is not None)
+            focus = self.best_lora(task)
         lines = self.series(task)
         if focus is None:
             return lines[0] if lines else None
