@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -335,7 +336,7 @@ def test_the_hand_over_takes_the_smallest_rank_within_the_margin() -> None:
         Truth(
             ranks=(4, 32),
             accuracy=lambda rank, lr: 0.8,
-            forgetting=lambda rank, lr: 0.0,
+            retention=(),
             num_items=600,
             seed_spread=0.0,
             agreement=0.99,
@@ -472,6 +473,50 @@ def test_every_trial_failed() -> None:
     advice = advise(Truth(failed=failed, full_lrs=()))
     assert advice.decision == "not_decided"
     assert "9 failed" in advice.headline
+
+
+def test_what_could_be_seen_is_said_of_the_arm_it_is_compared_with() -> None:
+    """Full fine-tuning is measured by the best LoRA arm, not by the first of the grid."""
+    steep = Truth(accuracy=lambda rank, lr: {None: 0.9, 2: 0.4, 8: 0.5, 32: 0.7}[rank])
+    study = synthetic_study(steep)
+    advice = recommend(study).advice[0]
+    assert advice.decision == "use_full"
+    seen = next(r for r in advice.reasons if "detectable" in r.values)
+    assert "full fine-tuning (lr 0.0005) and LoRA r=32" in seen.text
+
+    def mean(method: str) -> np.ndarray:
+        return np.mean(
+            [
+                study.items[t.spec.trial_id, "med", "report"].scores
+                for t in study.trials
+                if f"-{method}-" in t.spec.trial_id
+            ],
+            axis=0,
+        )
+
+    assert seen.values["spread"] == pytest.approx(np.var(mean("full") - mean("32")))
+
+
+def test_seeds_that_differ_do_not_ask_for_more_items() -> None:
+    """Items cannot make seeds alike: those needed follow the variance of item means."""
+
+    def needed(spread: float) -> int:
+        truth = Truth(
+            num_items=100,
+            base_accuracy=0.5,
+            accuracy=lambda r, lr: 0.54,
+            seed_spread=spread,
+            retention=(),
+        )
+        found = [
+            int(m[1].replace(",", ""))
+            for seed in range(8)
+            if (m := re.search(r"About ([\d,]+) report items", advise(truth, seed).headline))
+        ]
+        assert found
+        return int(np.median(found))
+
+    assert needed(0.15) < 1.5 * needed(0.0)
 
 
 def test_too_few_items_cannot_tell_and_say_how_many_would() -> None:

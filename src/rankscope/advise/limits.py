@@ -4,7 +4,7 @@ import numpy as np
 
 from rankscope.advise.case import Case
 from rankscope.advise.statistics import minimum_detectable_effect, standard_error
-from rankscope.advise.summaries import Arm, paired_scores, retention_tasks, trial_scores
+from rankscope.advise.summaries import Arm, item_differences, retention_tasks
 from rankscope.advise.wording import amount, count, level, settings
 from rankscope.records import BASE, Reason
 
@@ -149,20 +149,24 @@ def _retention(case: Case, subject: Arm | None) -> list[Reason]:
     return reasons
 
 
-def _detectable(case: Case, subject: Arm) -> list[Reason]:
-    """What the report split could have shown at all between two trained models."""
+def _rival(case: Case, subject: Arm) -> Arm | None:
+    """What the subject is measured by: LoRA by full, full by LoRA, else the next in utility."""
     choice = case.choice
-    others = [c.arm for c in (choice.best_full, choice.best, *choice.candidates) if c is not None]
-    rival = next((arm for arm in others if arm is not subject), None)
+    other = choice.best_lora if subject.summary.rank is None else choice.best_full
+    if other is not None:
+        return other.arm
+    rest = [c for c in choice.candidates if c.arm is not subject]
+    return max(rest, key=lambda c: c.utility).arm if rest else None
+
+
+def _detectable(case: Case, subject: Arm) -> list[Reason]:
+    """What the report split could have shown at all, with the seeds as they are."""
+    rival = _rival(case, subject)
     against = "the base" if rival is None else settings(rival.summary)
-    if rival is None:
-        pair = paired_scores(case.study, subject.finished[:1], case.task, "report")
-    else:
-        pair = trial_scores(case.study, subject, rival, case.task)
-    if pair is None or pair[1].shape[-1] < 2:
+    difference = item_differences(case.study, subject, rival, case.task)
+    if difference is None or len(difference) < 2:
         return []
-    difference = pair[0][0] - pair[1]
-    n = difference.shape[-1]
+    n = len(difference)
     # Around the difference found: for right-or-wrong scores the discordance less its square.
     spread = float(np.var(difference))
     effect = minimum_detectable_effect(n, spread)
@@ -170,9 +174,9 @@ def _detectable(case: Case, subject: Arm) -> list[Reason]:
         return []
     return [
         _limit(
-            f"With {count(n, 'report item')} a difference of {amount(effect, case.unit)} between "
-            f"one trained model and {against} would be seen four times out of five; a smaller one "
-            "may go unseen.",
+            f"With {count(n, 'report item')} a difference of about {amount(effect, case.unit)} "
+            f"between {settings(subject.summary)} and {against} would be seen four times out of "
+            "five, if seeds varied no more; a smaller one may go unseen.",
             n=float(n),
             detectable=effect,
             spread=spread,

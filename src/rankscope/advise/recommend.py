@@ -14,7 +14,13 @@ from rankscope.advise.choose import Candidate, Objective, choose
 from rankscope.advise.limits import FIRM_SEEDS
 from rankscope.advise.reasons import reasons_for
 from rankscope.advise.statistics import ALPHA, holm, items_needed
-from rankscope.advise.summaries import Arm, arm_difference, forgetting_difference, summarize
+from rankscope.advise.summaries import (
+    Arm,
+    arm_difference,
+    forgetting_difference,
+    item_differences,
+    summarize,
+)
 from rankscope.advise.wording import amount, count, difference, evidence, level, settings
 from rankscope.records import (
     BASE,
@@ -165,19 +171,20 @@ def _too_little(case: Case, chosen: Candidate) -> Verdict:
     else:
         found = f"the report split has {count(gain.n, 'item')}"
     return _undecided(
-        f"Too little data to decide on {case.task}: {found}. With "
-        f"{_enough_items(case, chosen.arm.summary):,} report items a gain of "
-        f"{amount(case.objective.margin, case.unit)} could be seen.",
+        f"Too little data to decide on {case.task}: {found}. With about "
+        f"{_enough_items(case, chosen.arm):,} report items a gain of "
+        f"{amount(case.objective.margin, case.unit)} could be seen, if seeds varied no more.",
         chosen.arm,
     )
 
 
-def _enough_items(case: Case, arm: ArmSummary) -> int:
-    """Items at which a gain as small as the margin would be seen."""
-    spread = 0.1
-    if arm.gain is not None and arm.gain.low is not None and arm.gain.high is not None:
-        # Variance of one item's difference, from the interval's width: 3.92 = 2 x 1.96.
-        spread = arm.gain.n * ((arm.gain.high - arm.gain.low) / 3.92) ** 2
+def _enough_items(case: Case, arm: Arm) -> int:
+    """Items at which a gain as small as the margin would be seen, if seeds varied no more.
+
+    More items do not make seeds alike: only the variance of item means falls with their number.
+    """
+    difference = item_differences(case.study, arm, None, case.task)
+    spread = 0.1 if difference is None or len(difference) < 2 else float(difference.var())
     return items_needed(case.objective.margin, max(spread, 1e-6)) or 1
 
 
@@ -204,8 +211,8 @@ def _no_proof(case: Case, chosen: Candidate, best: Candidate) -> Verdict:
     if top >= margin:
         return _undecided(
             f"The data cannot tell whether fine-tuning helps on {case.task}: {tested}. "
-            f"{_enough_items(case, chosen.arm.summary):,} report items would show a gain of "
-            f"{amount(margin, case.unit)}.",
+            f"About {_enough_items(case, chosen.arm):,} report items would show a gain of "
+            f"{amount(margin, case.unit)}, if seeds varied no more.",
             chosen.arm,
         )
     ruled_out = all(g.high is not None and g.high < margin for _, g in gains)

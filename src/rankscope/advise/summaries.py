@@ -107,18 +107,24 @@ def arm_difference(study: StudyRecords, first: Arm, second: Arm, task: str) -> E
     return paired_estimate(rows[:split], rows[split:])
 
 
-def trial_scores(
-    study: StudyRecords, first: Arm, second: Arm, task: str
-) -> tuple[Array, Array] | None:
-    """Report scores (1, N) and (N,) of one trial of each arm on their common items."""
-    found = []
-    for arm in (first, second):
-        scores = (study.items.get((t.spec.trial_id, task, "report")) for t in arm.finished)
-        found.append(next((s for s in scores if s is not None), None))
-    if found[0] is None or found[1] is None:
+def item_differences(
+    study: StudyRecords, first: Arm, second: Arm | None, task: str
+) -> Array | None:
+    """First arm minus second arm, or the base, of every report item, means over seeds: (N,)."""
+    groups = [
+        [s for t in arm.finished if (s := study.items.get((t.spec.trial_id, task, "report")))]
+        for arm in (first, second)
+        if arm is not None
+    ]
+    base = study.items.get((BASE, task, "report"))
+    if second is None and base is not None:
+        groups.append([base])
+    if len(groups) < 2 or not all(groups):
         return None
-    rows = _aligned([found[0], found[1]])
-    return rows[:1], rows[1]
+    rows = _aligned([*groups[0], *groups[1]])
+    split = len(groups[0])
+    difference: Array = rows[:split].mean(axis=0) - rows[split:].mean(axis=0)
+    return difference
 
 
 def forgetting_difference(study: StudyRecords, first: Arm, second: Arm) -> float | None:
