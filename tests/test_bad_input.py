@@ -247,8 +247,9 @@ def test_prompts_longer_than_the_row(place: Path) -> None:
     """With files of their own for selection and report, all 200 rows are trained on."""
     rows = [{"prompt": f"{i} + 1 =", "completion": str(i)} for i in range(200)]
     held_out = [{"prompt": f"{i} + 2 =", "completion": str(i)} for i in range(9)]
-    for name in ("selection", "report"):
-        write_rows(place / f"{name}.jsonl", held_out)
+    chosen_by = [{"prompt": f"{i} + 3 =", "completion": str(i)} for i in range(9)]
+    write_rows(place / "report.jsonl", held_out)
+    write_rows(place / "selection.jsonl", chosen_by)
     edit(
         place, "rows.jsonl", "rows.jsonl\n    selection: selection.jsonl\n    report: report.jsonl"
     )
@@ -259,6 +260,12 @@ def test_prompts_longer_than_the_row(place: Path) -> None:
     counted = "mine: 1 training rows dropped, 1 completions cut at max_length = 32 tokens"
     assert counted in outcome.told
     assert "199 training rows" in outcome.told
+    assert "up to there" not in outcome.told
+    for row in held_out:
+        row["completion"] = "1 " * 40
+    write_rows(place / "report.jsonl", held_out)
+    scored = "report items are longer than max_length = 32 tokens and scored up to there"
+    assert scored in check_rows(place, rows).told
     for index in (102, 104):
         rows[index]["prompt"] = "1 + " * 40
     refused(

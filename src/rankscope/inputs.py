@@ -4,14 +4,15 @@
 trials with their ids, packs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from rankscope.config.schema import EvaluateConfig, StudyConfig
+from rankscope.config.schema import Scorer, StudyConfig
 from rankscope.data.encode import EncodedRows, Encoder, encode_rows
+from rankscope.data.leaks import leaks_between
 from rankscope.data.tasks import LoadedTask, load_task, overlapping_subjects
 from rankscope.evaluate.scorers import HEADLINE
 from rankscope.evaluate.suite import context_length, encode_split
@@ -23,10 +24,11 @@ from rankscope.models.parameters import (
     read_config,
 )
 from rankscope.provenance import sha256_json, weights_sha256
-from rankscope.records import BASE, EvalKey, Role, TaskRecord, TrialSpec
+from rankscope.records import BASE, EvalKey, Role, Split, TaskRecord, TrialSpec
 from rankscope.runtime import choose_device, choose_dtype
 from rankscope.trials import Pack, duplicate_grid_points, make_packs, make_trials
 
+SPLITS: tuple[Split, ...] = ("selection", "report")
 EVALUATION_VERSION = 1
 """Part of every task's hash: raise it when a change of the code changes scores."""
 
@@ -99,10 +101,7 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
     encoder = Encoder(tokenizer, config.model.prompt_format, config.train.max_length)
     config = resolved(config, encoder, dtype)
     tasks = read_tasks(config)
-    context = context_length(model_config)
-    for task in tasks.values():
-        for split in ("selection", "report"):
-            encode_split(encoder, task, split, context)  # refuses what could not be scored later
+    scoring = scoring_notes(encoder, tasks.values(), context_length(model_config))
     rows = {
         task.name: encode_rows(encoder, tasks[task.name].train, config.train.labels)
         for task in config.tasks
@@ -111,6 +110,11 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
     trials = make_trials(config, base_sha256, {n: rows_sha256(r) for n, r in rows.items()})
     notes = [*encoder.notes, *caps, *(note for task in tasks.values() for note in task.notes)]
     repeated = duplicate_grid_points(config)
+    notes += scoring
+    notes += leaks_between(
+        {task.name: tasks[task.name].train for task in config.tasks},
+        {name: task.report for name, task in tasks.items()},
+    )
     if repeated:
         were = (
             "1 grid point is repeated" if repeated == 1 else f"{repeated} grid points are repeated"
@@ -137,6 +141,25 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
         packs=tuple(make_packs(trials, config.max_pack)),
         notes=tuple(notes),
     )
+
+
+def scoring_notes(encoder: Encoder, tasks: Iterable[LoadedTask], context: int | None) -> list[str]:
+    """One sentence per split whose items are scored on their first tokens only (scorer ``loss``).
+
+    Raises:
+        BadInput: what could not be scored later.
+    """
+    notes: list[str] = []
+    for task in tasks:
+        for split in SPLITS:
+            encoded = encode_split(encoder, task, split, context)
+            cut = sum(row.truncated for row in encoded.rows)
+            if cut:
+                notes.append(
+                    f"{task.spec.name}: {cut} of {len(encoded.items)} {split} items are longer "
+                    f"than max_length = {encoder.max_length} tokens and scored up to there"
+                )
+    return notes
 
 
 def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:
@@ -215,16 +238,22 @@ def task_record(config: StudyConfig, encoder: Encoder, task: LoadedTask) -> Task
                 "scorer": task.spec.scorer,
                 "version": task.spec.version,
                 "prompt_format": encoder.prompt_format,
-                "settings": scoring_settings(config.evaluate),
+                "settings": scoring_settings(config, task.spec.scorer),
                 "evaluation_version": EVALUATION_VERSION,
             }
         ),
     )
 
 
-def scoring_settings(settings: EvaluateConfig) -> dict[str, int]:
-    """The settings of evaluation that can move a score."""
-    return {"batch_tokens": settings.batch_tokens, "max_new_tokens": settings.max_new_tokens}
+def scoring_settings(config: StudyConfig, scorer: Scorer) -> dict[str, int]:
+    """The settings that can move a score; likelihoods are of rows cut at ``max_length``."""
+    settings = {
+        "batch_tokens": config.evaluate.batch_tokens,
+        "max_new_tokens": config.evaluate.max_new_tokens,
+    }
+    if scorer == "loss":
+        settings["max_length"] = config.train.max_length
+    return settings
 
 
 def roles(config: StudyConfig, name: str) -> tuple[Role, ...]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rankscope.config.schema import TaskConfig
 from rankscope.data.items import Item
-from rankscope.data.leaks import find_leaks
+from rankscope.data.leaks import find_leaks, leaks_between
 from rankscope.data.tasks import load_task
 
 WORDS = [f"w{n}" for n in range(400)]
@@ -66,3 +66,10 @@ def test_leaks_of_a_real_task_are_those_of_the_slow_way(data_dir: Path) -> None:
     assert task.leaked_ids == exact | overlapping
     assert task.leaks == {"exact": len(exact), "ngram13": len(overlapping - exact)}
     assert any("13 words in a row" in note for note in task.notes)
+
+
+def test_report_rows_that_another_task_trains_on_are_told() -> None:
+    one = [Item(f"one/{n}", f"q {n}", f"a {n}") for n in range(4)]
+    two = [Item("two/1", "Q 1?", "A 1."), Item("two/2", "q 2", "another answer")]
+    notes = leaks_between({"one": one}, {"one": one, "two": two, "three": []})
+    assert notes == ["1 of 2 report rows of two stand in the training rows of one"]

@@ -4,7 +4,7 @@
 appendix C) and many since.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rankscope.data.items import Item
@@ -66,3 +66,25 @@ def find_leaks(train: Sequence[Item], report: Sequence[Item]) -> Leaks:
         exact=tuple(report[position].item_id for position in sorted(exact)),
         ngram13=tuple(report[position].item_id for position in sorted(overlapping - exact)),
     )
+
+
+def leaks_between(
+    train: Mapping[str, Sequence[Item]], report: Mapping[str, Sequence[Item]]
+) -> list[str]:
+    """One sentence per two tasks where one's training rows hold report rows of the other.
+
+    Args:
+        train: training rows of every task that is trained on.
+        report: report rows of every task that is scored.
+    """
+    notes = []
+    for trained, rows in train.items():
+        seen = {row.content for row in rows}
+        for scored, held_out in report.items():
+            count = sum(row.content in seen for row in held_out)
+            if count and scored != trained:
+                notes.append(
+                    f"{count} of {len(held_out)} report rows of {scored} stand in the training "
+                    f"rows of {trained}"
+                )
+    return notes
