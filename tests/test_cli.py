@@ -410,6 +410,23 @@ def test_the_published_counts_of_llama(tmp_path: Path) -> None:
         assert count in shown
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_attention_heads", 0), ("hidden_size", "abc"), ("hidden_size", -8)],
+)
+def test_a_configuration_that_builds_no_model(
+    tmp_path: Path, walk: Walk, key: str, value: object
+) -> None:
+    shutil.copytree(pocket_folder(), tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), key: value}), "utf-8")
+    asked = settings(f"model={{path: {tmp_path / 'model'}}}")
+    for words in (("check", walk.file, *CHANGES, *asked), ("params", tmp_path / "model")):
+        outcome = command(*words)
+        assert outcome.code == 2, outcome
+        assert "config.json" in outcome.err
+
+
 # --- how it looks -------------------------------------------------------------------------------
 
 

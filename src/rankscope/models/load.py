@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from transformers import (
@@ -21,19 +20,9 @@ from rankscope.errors import BadInput, IntegrityError
 from rankscope.models import row_attention
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.lora import Pack
+from rankscope.models.parameters import UNUSABLE
 from rankscope.provenance import weights_sha256
 from rankscope.records import ModelRecord
-
-UNUSABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    ArithmeticError,
-    ImportError,
-    StrictDataclassError,
-)
-"""What transformers raises for a folder whose files it can read but not use."""
 
 LAYER = re.compile(r"model\.layers\.\d+\.(?!.*inv_freq$)")
 """A weight of a decoder layer; old checkpoints also stored rotary frequencies, which are none."""

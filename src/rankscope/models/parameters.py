@@ -9,9 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from rankscope.errors import BadInput
+
+UNUSABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    ImportError,
+    StrictDataclassError,
+)
+"""What transformers raises for a folder whose files it can read but not use."""
 
 FLOAT32_BYTES = 4
 ADAMW_STATES = 2
@@ -65,8 +78,8 @@ def read_config(path: Path) -> PretrainedConfig:
     if not (folder / "config.json").is_file():
         raise BadInput(f"{folder}: there is no config.json. Expected a Hugging Face model folder.")
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except UNUSABLE as error:
         raise BadInput(f"{folder / 'config.json'}: not a usable configuration: {error}") from error
     if not isinstance(config, PretrainedConfig):
         raise BadInput(f"{folder / 'config.json'}: expected the configuration of one model.")
@@ -76,14 +89,17 @@ def read_config(path: Path) -> PretrainedConfig:
 def architecture(config: PretrainedConfig) -> Architecture:
     """Shapes of the causal language model of ``config``, built without storage.
 
-    Raises BadInput where ``config`` is not that of a causal language model.
+    Raises BadInput where ``config`` is not that of a causal language model, or its values build
+    none.
     """
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except ValueError as error:
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    # On the meta device a RuntimeError tells of shapes, such as a negative one.
+    except (*UNUSABLE, RuntimeError) as error:
         raise BadInput(
-            f"model type {config.model_type!r} is not a causal language model: {error}"
+            f"model type {config.model_type!r}: config.json does not describe a causal language "
+            f"model that can be built: {type(error).__name__}: {error}"
         ) from error
     output = model.get_output_embeddings()
     linear = {
