@@ -182,7 +182,7 @@ def test_places_that_cannot_be_used(place: Path, words: tuple[str, ...]) -> None
     assert files_below(place) - before <= {"studies", "studies/own", *OPENED}
 
 
-OPENED = {f"studies/own/{name}" for name in ("ledger.sqlite", "lock", "log.jsonl", "tmp")}
+OPENED = {f"studies/own/{name}" for name in ("ledger.sqlite", "ledger.lock", "log.jsonl", "tmp")}
 """What a run that could not begin leaves in its own folder."""
 
 

@@ -311,6 +311,16 @@ def test_verify_finds_one_flipped_bit(copied: Path) -> None:
     assert command("verify", copied).code == 4
 
 
+def test_a_damaged_ledger_ends_in_4(copied: Path) -> None:
+    file = copied / "ledger.sqlite"
+    content = file.read_bytes()
+    file.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    for verb in ("verify", "status", "report"):
+        outcome = command(verb, copied)
+        assert outcome.code == 4, outcome
+        assert "ledger.sqlite" in outcome.err
+
+
 def flip_bit(file: Path) -> None:
     """Change the last byte's lowest bit."""
     content = bytearray(file.read_bytes())

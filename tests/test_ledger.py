@@ -24,6 +24,7 @@ from rankscope.records import (
     TrialSpec,
     write_items,
 )
+from rankscope.stages import CHECKPOINTS
 
 MODEL = ModelRecord(
     label="tiny",
@@ -143,6 +144,12 @@ def store_training(ledger: Ledger, trial_ids: list[str]) -> None:
         ledger.commit_training([train_record(i) for i in trial_ids], artifacts=artifacts)
 
 
+def planned(ledger: Ledger) -> list[TrialSpec]:
+    """Trials still to be trained, in order."""
+    statuses = ledger.statuses()
+    return [spec for spec in ledger.trials() if statuses[spec.trial_id] == "planned"]
+
+
 def store_eval(ledger: Ledger, trial_id: str) -> None:
     with ledger.stage() as folder:
         write_items(folder / "items.parquet", item_results(trial_id))
@@ -155,7 +162,7 @@ def run_everything(out: Path) -> None:
     """A whole small study; begun, continued or repeated, it ends in the same state."""
     with Ledger.open(out, write=True) as ledger:
         begin(ledger)
-        missing = [spec.trial_id for spec in ledger.missing_training()]
+        missing = [spec.trial_id for spec in planned(ledger)]
         if missing:
             store_training(ledger, missing)
         for trial_id, _, _ in ledger.missing_evals((i, "med", "report") for i in [BASE, *IDS]):
@@ -234,11 +241,11 @@ def test_repeating_a_run_changes_nothing(tmp_path: Path) -> None:
 def test_missing_work_is_what_no_record_tells_of(tmp_path: Path) -> None:
     with Ledger.open(tmp_path, write=True) as ledger:
         begin(ledger)
-        assert ledger.missing_training() == SPECS
+        assert planned(ledger) == SPECS
         assert ledger.missing_spectra() == []
         store_training(ledger, IDS[:1])
         ledger.commit_training([], [TrialFailure(IDS[1], "diverged", "loss is NaN at step 3")])
-        assert ledger.missing_training() == SPECS[2:]
+        assert planned(ledger) == SPECS[2:]
         assert ledger.missing_spectra() == SPECS[:1]
         wanted = [(i, "med", "report") for i in (BASE, IDS[0])]
         assert ledger.missing_evals(wanted) == wanted
@@ -262,7 +269,7 @@ def test_a_pack_enters_whole_or_not_at_all(tmp_path: Path) -> None:
             ledger.commit_training([train_record(IDS[0]), bad])
         with pytest.raises(KeyError, match="unknown"):
             ledger.commit_training([train_record(IDS[0])], [TrialFailure("unknown", "oom", "x")])
-        assert ledger.missing_training() == SPECS
+        assert planned(ledger) == SPECS
         assert [trial.train for trial in ledger.load().trials] == [None] * 3
         with pytest.raises(KeyError, match="together with its items"):
             ledger.commit_evals([eval_record(BASE)])
@@ -361,9 +368,9 @@ def test_a_second_runner_is_told_who_holds_the_study(tmp_path: Path) -> None:
         Ledger.open(tmp_path, write=False).close()
         holder.kill()
     # The killed holder's lock is gone, whatever its file says.
-    assert str(holder.pid) in (tmp_path / "lock").read_text()
+    assert str(holder.pid) in (tmp_path / "ledger.lock").read_text()
     with Ledger.open(tmp_path, write=True):
-        assert str(os.getpid()) in (tmp_path / "lock").read_text()
+        assert str(os.getpid()) in (tmp_path / "ledger.lock").read_text()
 
 
 @pytest.mark.parametrize("place", [items_path(IDS[0], "med", "report"), adapter_path(IDS[2])])
@@ -523,7 +530,7 @@ def test_places_that_hold_no_study_are_named(tmp_path: Path) -> None:
             Ledger.open(tmp_path, write=write)
 
 
-@pytest.mark.parametrize("name", ["artifacts", "tmp"])
+@pytest.mark.parametrize("name", ["artifacts", "tmp", CHECKPOINTS])
 def test_folders_that_no_ledger_tells_of_are_left_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "precious").write_text("kept")
@@ -531,6 +538,32 @@ def test_folders_that_no_ledger_tells_of_are_left_alone(tmp_path: Path, name: st
         with pytest.raises(BadInput, match=f"a folder '{name}' but no ledger"):
             Ledger.open(tmp_path, write=True)
     assert (tmp_path / name / "precious").read_text() == "kept"
+
+
+def test_a_file_named_lock_is_the_users(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("kept")
+    run_everything(tmp_path)
+    assert (tmp_path / "lock").read_text() == "kept"
+
+
+def test_a_damaged_data_base_is_told_of(tmp_path: Path) -> None:
+    run_everything(tmp_path)
+    file = tmp_path / "ledger.sqlite"
+    with sqlite3.connect(file) as db:
+        (page,) = db.execute("PRAGMA page_size").fetchone()
+    db.close()
+    content = file.read_bytes()
+    file.write_bytes(content[:page] + b"\xff" * (len(content) - page))
+    with pytest.raises(IntegrityError, match="damaged since it was written"):
+        Ledger.open(tmp_path, write=True)
+    with Ledger.open(tmp_path, write=False) as ledger:
+        problems = ledger.verify()
+    assert {problem.path for problem in problems} == {"ledger.sqlite"}
+    with (
+        pytest.raises(IntegrityError, match="damaged since it was written"),
+        Ledger.open(tmp_path, write=False) as ledger,
+    ):
+        ledger.load()
 
 
 def test_a_later_ledger_is_refused(tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ def verify(folder: StudyFolder) -> None:
 
     with Ledger.open(folder, write=False) as ledger:
         problems = ledger.verify()
-        count = len(ledger.artifacts())
+        count = 0 if problems else len(ledger.artifacts())
     for problem in problems:
         say(str(problem), err_console, "red")
     if problems:

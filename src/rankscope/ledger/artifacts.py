@@ -21,6 +21,8 @@ from rankscope.provenance import sha256_file
 
 ARTIFACTS = "artifacts"
 STAGING = "tmp"
+CHECKPOINTS = "checkpoints"
+"""Where a run keeps the states of packs it has begun, and removes those of others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from rankscope.errors import BadInput, IntegrityError
-from rankscope.ledger.artifacts import ARTIFACTS, STAGING, disk_full_named
+from rankscope.ledger.artifacts import ARTIFACTS, CHECKPOINTS, STAGING, disk_full_named
 from rankscope.records import Record
 
 LEDGER_VERSION = 1
@@ -72,13 +72,30 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
 
 
 def _refuse_foreign_folders(out: Path) -> None:
-    """A new ledger names nothing, so opening it would remove what lies in these folders."""
-    for name in (ARTIFACTS, STAGING):
+    """A new ledger names nothing, so a run would remove what lies in these folders."""
+    for name in (ARTIFACTS, STAGING, CHECKPOINTS):
         if (out / name).exists():
             raise BadInput(
                 f"{out}: holds a folder {name!r} but no ledger that tells what is in it. Expected "
                 "an empty or new folder, or a study: give another --out folder, or move it away."
             )
+
+
+def says_damaged(error: BaseException | None) -> bool:
+    """Whether SQLite read bytes that it cannot have written; a full or busy disk is no damage."""
+    # Its subclasses tell of statements that are wrong, or of a disk; but text that is not UTF-8
+    # comes as one of them.
+    return type(error) is sqlite3.DatabaseError or (
+        isinstance(error, sqlite3.OperationalError) and "Could not decode" in str(error)
+    )
+
+
+def damaged(out: Path, error: BaseException) -> IntegrityError:
+    """What is said of a ledger whose file was damaged."""
+    return IntegrityError(
+        f"{out / 'ledger.sqlite'}: damaged since it was written ({error}). Restore it from a copy, "
+        "or run the study again in another folder."
+    )
 
 
 def record_row(trial_id: str, kind: str, key: str, record: Record) -> tuple[str, ...]:
@@ -126,7 +143,10 @@ def study_body(db: sqlite3.Connection, key: str) -> str | None:
 
 def stored_list(db: sqlite3.Connection, key: str, model: type[R]) -> list[R]:
     """A list of records kept as one entry of the ``study`` table; empty where never stored."""
-    entries = json.loads(study_body(db, key) or "[]")
+    try:
+        entries = json.loads(study_body(db, key) or "[]")
+    except ValueError as error:
+        raise IntegrityError(f"study: {key}: not JSON ({error}).") from error
     return [parse_record(model, json.dumps(entry), f"study: {key}") for entry in entries]
 
 

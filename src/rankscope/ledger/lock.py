@@ -10,7 +10,7 @@ from rankscope.errors import StudyLocked
 
 
 class StudyLock:
-    """Exclusive ``flock`` on ``OUT/lock``; the file says which process holds it.
+    """Exclusive ``flock`` on ``OUT/ledger.lock``; the file says which process holds it.
 
     The kernel drops the lock when its process ends, however it ends, so a file left behind by a
     killed runner locks nobody out.

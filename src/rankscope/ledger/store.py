@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,11 @@ from rankscope.ledger.database import (
     SMALL_WRITE,
     body_sha256,
     connect,
+    damaged,
     parse_record,
     record_row,
+    says_damaged,
     stored_list,
-    stored_records,
     study_body,
     transaction,
 )
@@ -42,6 +43,8 @@ from rankscope.records import (
     TrialSpec,
 )
 
+LOCK = "ledger.lock"
+SOUND = "a sound data base"
 UNTRAINED: tuple[Status, ...] = ("planned", *sorted(FAILED))
 """From these a trial can become trained, or fail (again)."""
 
@@ -61,7 +64,7 @@ class Ledger:
 
     A stage stores what it made in one transaction: records, statuses and the names of the
     artifacts, all or nothing. Storing the same thing again changes nothing, and a stored result
-    is never replaced.
+    is never replaced. Whatever reads a damaged data base inside ``with`` ends in IntegrityError.
     """
 
     def __init__(self, out: Path, db: sqlite3.Connection, lock: StudyLock | None) -> None:
@@ -91,13 +94,15 @@ class Ledger:
                 out.mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError, PermissionError) as error:
                 raise BadInput(f"{out}: cannot be used as a study folder ({error}).") from error
-        lock = StudyLock(out / "lock").acquire()
+        lock = StudyLock(out / LOCK).acquire()
         try:
             with disk_full_named(out, lambda: SMALL_WRITE):
                 ledger = cls(out, connect(path, write=True), lock)
             ledger._store.remove_unnamed({artifact.path for artifact in ledger.artifacts()})
-        except BaseException:
+        except BaseException as error:
             lock.release()
+            if says_damaged(error):
+                raise damaged(out, error) from error
             raise
         return ledger
 
@@ -117,6 +122,8 @@ class Ledger:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+        if error is not None and says_damaged(error):
+            raise damaged(self.out, error) from error
 
     # --- what was asked
 
@@ -276,11 +283,6 @@ class Ledger:
         )
         return dict(rows)
 
-    def missing_training(self) -> list[TrialSpec]:
-        """Trials still to be trained, in order."""
-        statuses = self.statuses()
-        return [spec for spec in self.trials() if statuses[spec.trial_id] == "planned"]
-
     def missing_evals(self, wanted: Iterable[EvalKey]) -> list[EvalKey]:
         """The evaluations of ``wanted`` that are not stored, in its order; failed trials' too."""
         rows = self._db.execute("SELECT trial_id, key FROM records WHERE kind = 'eval'")
@@ -299,11 +301,6 @@ class Ledger:
         ]
 
     # --- reading
-
-    def train_records(self, trial_ids: Sequence[str]) -> list[TrainRecord]:
-        """Stored training records of ``trial_ids``; those not trained are left out."""
-        stored = dict(stored_records(self._db, "train", TrainRecord))
-        return [stored[trial_id] for trial_id in trial_ids if trial_id in stored]
 
     def artifacts(self, below: str | None = None) -> tuple[Artifact, ...]:
         """What the ledger names: all, or the file ``below`` and the files under it."""
@@ -335,17 +332,26 @@ class Ledger:
 
     def verify(self) -> list[Problem]:
         """Re-hash every record and artifact; an empty list means all is as it was written."""
-        problems = []
+        problems: list[Problem] = []
+        try:
+            for problem in self._problems():
+                problems.append(problem)  # one by one: those before a damaged page count
+        except sqlite3.DatabaseError as error:
+            if not says_damaged(error):
+                raise
+            problems.append(Problem("ledger.sqlite", SOUND, str(error)))
+        return problems
+
+    def _problems(self) -> Iterator[Problem]:
         for (found,) in self._db.execute("PRAGMA integrity_check"):
             if found != "ok":
-                problems.append(Problem("ledger.sqlite", "a sound data base", found))
+                yield Problem("ledger.sqlite", SOUND, found)
         for trial_id, kind, key, body, digest in self._db.execute("SELECT * FROM records"):
             found = body_sha256(body)
             if found != digest:
                 place = f"ledger.sqlite: {kind} record {trial_id} {key}".rstrip()
-                problems.append(Problem(place, f"sha256 {digest}", f"sha256 {found}"))
-        problems += [p for p in map(self._store.check, self.artifacts()) if p is not None]
-        return problems
+                yield Problem(place, f"sha256 {digest}", f"sha256 {found}")
+        yield from filter(None, map(self._store.check, self.artifacts()))
 
     def _insert(self, rows: Sequence[tuple[str, ...]], artifacts: Iterable[Artifact]) -> None:
         known = {BASE, *(row[0] for row in self._db.execute("SELECT trial_id FROM trials"))}
