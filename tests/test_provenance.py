@@ -19,6 +19,7 @@ from rankscope.provenance import (
     sha256_folder,
     sha256_json,
     sha256_tensors,
+    tokenizer_sha256,
     weights_sha256,
 )
 
@@ -150,3 +151,20 @@ def test_provenance_describes_this_process() -> None:
     assert found.processor
     age = datetime.now(UTC) - datetime.fromisoformat(found.created)
     assert 0 <= age.total_seconds() < 3600
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+        *("chat_template.jinja", "additional_chat_templates/tools.jinja"),
+        *("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json"),
+    ],
+)
+def test_tokenizer_digest_sees_its_files_and_no_others(tmp_path: Path, name: str) -> None:
+    folder = make_folder(tmp_path, {name: "one", "config.json": "{}"})
+    before = tokenizer_sha256(folder)
+    make_folder(folder, {"config.json": "{ }", "README.md": "a card"})
+    assert tokenizer_sha256(folder) == before
+    make_folder(folder, {name: "two"})
+    assert tokenizer_sha256(folder) != before

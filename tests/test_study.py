@@ -246,6 +246,16 @@ def other_base(folder: Path) -> Path:
     return folder
 
 
+def other_tokenizer(folder: Path) -> Path:
+    """The pocket model with a tokenizer that decodes in another way."""
+    shutil.copytree(pocket_folder(), folder)
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text("utf-8"))
+    settings["clean_up_tokenization_spaces"] = not settings.get("clean_up_tokenization_spaces")
+    file.write_text(json.dumps(settings), "utf-8")
+    return folder
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -255,6 +265,7 @@ def other_base(folder: Path) -> Path:
         ({"dtype": "bfloat16"}, "dtype"),
         ({"analyze": {"spectra": {"intruder_k": 9}}}, "intruder_k"),
         ({"model": "other"}, "base model"),
+        ({"model": "same weights, other tokenizer"}, "task 'pocket_med'"),
     ],
 )
 def test_an_edit_that_would_mix_results_is_refused(
@@ -266,7 +277,8 @@ def test_an_edit_that_would_mix_results_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if "model" in changes:
-        changes = {"model": str(other_base(tmp_path / "other"))}
+        made = other_base if changes["model"] == "other" else other_tokenizer
+        changes = {"model": str(made(tmp_path / "other"))}
     rows_before, written_before = rows(copy), written(copy)
     assert rankscope_command("run", study_file(tmp_path, **changes), "--out", copy) == 2
     said = " ".join(capsys.readouterr().err.split())
@@ -363,8 +375,10 @@ def test_training_that_never_leaves_rate_zero_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = study_file(tmp_path, arms=[LORA], **changed("train", max_steps=1))
-    assert rankscope_command("run", file, "--out", tmp_path / "out") == 2
-    assert "warmup_fraction" in capsys.readouterr().err
+    for words in (("check", file), ("run", file, "--out", tmp_path / "out")):
+        assert rankscope_command(*words) == 2
+        assert "warmup_fraction" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()  # before the base is scored
     warm = changed("train", max_steps=1, warmup_fraction=0.0)
     study = small_study(tmp_path, arms=[LORA], seeds=[0], **warm).run(tmp_path / "warm")
     assert study.trials[0].status == "done"

@@ -23,10 +23,11 @@ from rankscope.models.parameters import (
     largest_useful_rank,
     read_config,
 )
-from rankscope.provenance import sha256_json, weights_sha256
+from rankscope.provenance import sha256_json, tokenizer_sha256, weights_sha256
 from rankscope.records import BASE, EvalKey, Role, Split, TaskRecord, TrialSpec
 from rankscope.runtime import choose_device, choose_dtype
-from rankscope.trials import Pack, duplicate_grid_points, make_packs, make_trials
+from rankscope.train.loop import refuse_zero_rates
+from rankscope.trials import Pack, duplicate_grid_points, make_packs, make_trials, planned_steps
 
 SPLITS: tuple[Split, ...] = ("selection", "report")
 EVALUATION_VERSION = 1
@@ -106,7 +107,10 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
         task.name: encode_rows(encoder, tasks[task.name].train, config.train.labels)
         for task in config.tasks
     }
+    for encoded in rows.values():
+        refuse_zero_rates(planned_steps(len(encoded.rows), config.train), config.train)
     base_sha256 = weights_sha256(folder)
+    tokenizer_hash = tokenizer_sha256(folder)
     trials = make_trials(config, base_sha256, {n: rows_sha256(r) for n, r in rows.items()})
     notes = [*encoder.notes, *caps, *(note for task in tasks.values() for note in task.notes)]
     repeated = duplicate_grid_points(config)
@@ -120,12 +124,7 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
             "1 grid point is repeated" if repeated == 1 else f"{repeated} grid points are repeated"
         )
         notes.append(f"{were} in the study file and merged: each is trained once")
-    for name, encoded in rows.items():
-        if encoded.dropped or encoded.truncated:
-            notes.append(
-                f"{name}: {encoded.dropped} training rows dropped, {encoded.truncated} completions "
-                f"cut at max_length = {config.train.max_length} tokens"
-            )
+    notes += row_notes(rows, config.train.max_length)
     return StudyInputs(
         config=config,
         folder=folder,
@@ -136,7 +135,9 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
         encoder=encoder,
         tasks=tasks,
         rows=rows,
-        records=tuple(task_record(config, encoder, task) for task in tasks.values()),
+        records=tuple(
+            task_record(config, encoder, task, tokenizer_hash) for task in tasks.values()
+        ),
         trials=tuple(trials),
         packs=tuple(make_packs(trials, config.max_pack)),
         notes=tuple(notes),
@@ -160,6 +161,16 @@ def scoring_notes(encoder: Encoder, tasks: Iterable[LoadedTask], context: int | 
                     f"than max_length = {encoder.max_length} tokens and scored up to there"
                 )
     return notes
+
+
+def row_notes(rows: Mapping[str, EncodedRows], max_length: int) -> list[str]:
+    """One sentence per task whose training rows do not all fit."""
+    return [
+        f"{name}: {encoded.dropped} training rows dropped, {encoded.truncated} completions "
+        f"cut at max_length = {max_length} tokens"
+        for name, encoded in rows.items()
+        if encoded.dropped or encoded.truncated
+    ]
 
 
 def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:
@@ -214,7 +225,9 @@ def rows_sha256(rows: EncodedRows) -> str:
     return sha256_json([[row.input_ids, [int(x) for x in row.is_label]] for row in rows.rows])
 
 
-def task_record(config: StudyConfig, encoder: Encoder, task: LoadedTask) -> TaskRecord:
+def task_record(
+    config: StudyConfig, encoder: Encoder, task: LoadedTask, tokenizer_hash: str
+) -> TaskRecord:
     """The stored form of a loaded task, with a hash of everything its scores depend on."""
     name = task.spec.name
     return TaskRecord(
@@ -238,6 +251,7 @@ def task_record(config: StudyConfig, encoder: Encoder, task: LoadedTask) -> Task
                 "scorer": task.spec.scorer,
                 "version": task.spec.version,
                 "prompt_format": encoder.prompt_format,
+                "tokenizer": tokenizer_hash,
                 "settings": scoring_settings(config, task.spec.scorer),
                 "evaluation_version": EVALUATION_VERSION,
             }

@@ -40,6 +40,13 @@ VOLATILE_CONFIG_KEYS = frozenset(
 )
 """Keys of ``config.json`` that change on saving, or say nothing the weights do not say."""
 
+TOKENIZER_FILES = (
+    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template*", "additional_chat_templates/*", "*.model", "*.tiktoken"),
+    *("vocab.json", "vocab.txt", "merges.txt"),
+)
+"""What transformers builds a tokenizer and its chat templates from."""
+
 PICKLE_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -112,6 +119,12 @@ def weights_sha256(folder: Path) -> str:
     digest = hashlib.sha256(canonical_json(settings).encode())
     digest.update(_sha256_named(folder, weights).encode())
     return digest.hexdigest()
+
+
+def tokenizer_sha256(folder: Path) -> str:
+    """Hex sha256 over names and contents of the files of a model folder's tokenizer."""
+    found = {path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)}
+    return _sha256_named(folder, (path for path in found if path.is_file()))
 
 
 def provenance() -> Provenance:
