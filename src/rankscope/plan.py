@@ -18,8 +18,8 @@ from rankscope.trials import Pack, planned_steps
 
 SHARE_OF_PEAK = 0.25
 """Part of the measured matrix-product rate that a step reaches. LOG.md, "a pack on a CPU is
-correct, not yet fast": the 272 tokens/s there of SmolLM2-135M in bfloat16, a pack of 8 on two
-cores, are about 0.2 of that rate. Small models reach less."""
+correct, not yet fast": a pack of the pocket study did 47 GFLOP/s on two cores that can do 200,
+float32. Small models reach less."""
 
 PROBE_SIZE = 1024
 PROBE_SECONDS = 0.3
