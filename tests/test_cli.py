@@ -277,6 +277,9 @@ def test_failed_trials_are_shown_and_end_a_run_with_3(walk: Walk, copied: Path) 
     again = command("run", walk.file, *CHANGES, "--out", copied, "--json")
     assert again.code == 3, again.err
     Recommendation.model_validate_json(again.out)
+    retried = command("run", walk.file, *CHANGES, "--out", copied, "--retry-failed")
+    assert retried.code == 0, retried.err
+    assert "3 trials: 3 done" in command("status", copied).told
 
 
 def test_report_is_written_again(copied: Path) -> None:
@@ -410,6 +413,10 @@ def test_parameter_counts(
     shown = command("params", tmp_path, *asked, "--targets", "all-linear")
     assert shown.code == 0
     assert all(f"{rank * per_rank_all:,}" in shown.out for rank in ranks)
+    spaced = command(
+        "params", tmp_path, *asked, "--json", "--targets", "q_proj, k_proj ,v_proj,o_proj"
+    )
+    assert json.loads(spaced.out)["trainable"] == counts
 
 
 def test_the_published_counts_of_llama(tmp_path: Path) -> None:

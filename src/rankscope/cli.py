@@ -180,6 +180,9 @@ def run(
         Path | None, typer.Option(help="The study's folder; by default studies/<name>.")
     ] = None,
     overrides: Overrides = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Plan trials that failed before again.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a study, or continue where it stopped.
@@ -188,10 +191,17 @@ def run(
 
     Example: rankscope run study.yaml --out studies/mine --set train.epochs=1
     """
-    run_study(file, overrides or [], out, as_json)
+    run_study(file, overrides or [], out, as_json, retry_failed=retry_failed)
 
 
-def run_study(file: Path, overrides: list[str], out: Path | None, as_json: bool) -> None:
+def run_study(
+    file: Path,
+    overrides: list[str],
+    out: Path | None,
+    as_json: bool,
+    *,
+    retry_failed: bool = False,
+) -> None:
     """Run a study with a screen, conclude it, print the answer."""
     from rankscope.records import FAILED
     from rankscope.report.tables import summary_table
@@ -200,6 +210,9 @@ def run_study(file: Path, overrides: list[str], out: Path | None, as_json: bool)
 
     study = Study.load(file, overrides)
     folder = out or Path("studies") / study.config.name
+    if retry_failed:
+        study.check()  # a study that is refused keeps its failures
+        plan_failed_again(folder)
     with Screen(err_console) as screen:
         study.run(folder, screen)
     records, recommendation = conclude(folder)
@@ -214,6 +227,17 @@ def run_study(file: Path, overrides: list[str], out: Path | None, as_json: bool)
         say(f"report: {folder / 'report.html'}")
     if any(trial.status in FAILED for trial in records.trials):
         raise typer.Exit(SOME_FAILED)
+
+
+def plan_failed_again(folder: Path) -> None:
+    """Forget that trials failed, diverged or ran out of memory; no study there is fine."""
+    from rankscope.ledger import Ledger
+    from rankscope.records import FAILED
+
+    if (folder / "ledger.sqlite").is_file():
+        with Ledger.open(folder, write=True) as ledger:
+            statuses = ledger.statuses()
+            ledger.retry_trials([trial for trial in statuses if statuses[trial] in FAILED])
 
 
 @app.command()
@@ -317,7 +341,7 @@ def params(
     from rankscope.screens import parameters_screen
 
     ranks = rank or [8, 16, 32, 64, 128]
-    names = TARGET_GROUPS.get(targets) or tuple(targets.split(","))
+    names = TARGET_GROUPS.get(targets) or tuple(part.strip() for part in targets.split(","))
     shapes = architecture(read_config(shapes_folder(model)))
     if as_json:
         counts = {str(r): lora_parameters(shapes, r, names) for r in ranks}
