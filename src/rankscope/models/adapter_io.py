@@ -121,7 +121,8 @@ def load_adapter(folder: Path, slot: str, base: ModelRecord | None = None) -> Ad
 
     Raises:
         BadInput: no such files, a pickle, a PEFT type other than LoRA, or another base.
-        IntegrityError: missing, extra, misshapen or non-finite tensors.
+        IntegrityError: an A without its B or the reverse, extra, misshapen or non-finite tensors. A
+            module that lacks both is not noticed here: the ledger's hash of the file does that.
     """
     settings = read_config(folder)
     a: dict[str, nn.Parameter] = {}
