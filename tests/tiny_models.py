@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from rankscope.models import row_attention
 from rankscope.models.base import Base
-from rankscope.models.lora import Pack
+from rankscope.models.packed import Pack
 from rankscope.records import ModelRecord
 
 VOCABULARY = 300

@@ -22,7 +22,7 @@ from rankscope.ledger import Artifact, Ledger, TrialFailure, adapter_path, items
 from rankscope.models.adapter_io import load_adapter, save_adapter
 from rankscope.models.base import Base
 from rankscope.models.load import load_base
-from rankscope.models.lora import target_linears
+from rankscope.models.packed import target_linears
 from rankscope.provenance import sha256_file, sha256_json
 from rankscope.records import (
     BASE,

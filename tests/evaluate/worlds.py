@@ -10,7 +10,8 @@ from rankscope.data.encode import Encoder
 from rankscope.data.items import LETTERS, Item
 from rankscope.data.tasks import LoadedTask, TaskSpec
 from rankscope.models.base import Base
-from rankscope.models.lora import Adapter, new_adapter
+from rankscope.models.lora import Adapter
+from rankscope.models.methods import new_adapter
 from rankscope.records import TrialSpec
 from tiny_models import VOCABULARY, base_of, tiny_llama
 

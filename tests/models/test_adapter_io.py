@@ -17,7 +17,8 @@ from torch import Tensor
 from rankscope.errors import BadInput, IntegrityError
 from rankscope.models.adapter_io import CONFIG, WEIGHTS, load_adapter, save_adapter
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.lora import Adapter, new_adapter
+from rankscope.models.lora import Adapter
+from rankscope.models.methods import new_adapter
 from rankscope.provenance import sha256_folder
 from rankscope.records import TrialSpec
 from tiny_models import base_of, tiny_llama

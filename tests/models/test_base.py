@@ -5,7 +5,8 @@ import torch
 
 from rankscope.models import row_attention
 from rankscope.models.base import Row, RowBatch, batches_of
-from rankscope.models.lora import PackedLinear, Segment, new_adapter
+from rankscope.models.methods import new_adapter
+from rankscope.models.packed import PackedLinear, Segment
 from rankscope.provenance import sha256_tensors
 from tiny_models import base_of, tiny_llama
 from train.toy import trial

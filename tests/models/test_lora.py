@@ -7,14 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from rankscope.errors import BadInput
-from rankscope.models.base import Base, Row, RowBatch, unwrap
-from rankscope.models.lora import (
-    Adapter,
+from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.lora import Adapter, delta_weight
+from rankscope.models.methods import new_adapter
+from rankscope.models.packed import (
+    Pack,
     PackedLinear,
-    delta_weight,
+    Segment,
     linear_layers,
-    new_adapter,
     target_linears,
+    unwrap,
 )
 from rankscope.records import TrialSpec
 from tiny_models import base_of, tiny_llama
@@ -253,45 +255,129 @@ def test_an_adapter_for_another_shape_or_module_is_refused() -> None:
 # --- dropout ---
 
 
-def one_layer(base: Base, adapter: Adapter) -> PackedLinear:
-    layer = base.model.get_submodule(next(iter(adapter.a)))
-    assert isinstance(layer, PackedLinear)
-    return layer
-
-
-def test_dropout_masks_are_the_same_alone_and_in_a_pack() -> None:
+def test_dropout_masks_are_the_same_alone_in_a_pack_and_however_a_step_is_cut() -> None:
     spec = trial("a", dropout=0.4)
     neighbour = trial("b", rank=8, dropout=0.4, seed=1)
     found = []
-    for others in ([], [neighbour]):
+    for others, cuts in (([], [[0, 1, 2]]), ([neighbour], [[0], [1, 2]])):
         base = base_of(tiny_llama())
         for other in others:
             filled(base, other)
         adapter = filled(base, spec)
         base.pack.training = True
-        slots = [other.trial_id for other in others] + ["a"]
-        for _ in range(2):  # the second pass goes on with the same stream
-            last = logits(base, *slots)[-1]
-        x = torch.ones(1, 9, 64)
-        found.append((last, one_layer(base, adapter).delta(adapter, x, training=True)))
-    (alone_logits, alone_delta), (pack_logits, pack_delta) = found
-    assert torch.equal(alone_delta, pack_delta)
-    assert relative_gap(pack_logits, alone_logits) < 1e-5
+        parts = []
+        for step in (0, 1):
+            adapter.begin_step(step)
+            for cut in cuts:
+                slots = [other.trial_id for other in others] + ["a"]
+                rows = [Row(ROWS[i], range(len(ROWS[i])), slot) for slot in slots for i in cut]
+                with torch.inference_mode():
+                    parts.append(base.logits(RowBatch.of(rows, base.device)).chunk(len(slots))[-1])
+        found.append(torch.cat(parts))
+    alone, packed = found
+    assert relative_gap(packed, alone) < 1e-5
+    first, second = alone.chunk(2)
+    assert relative_gap(second, first) > 1e-3  # another step, other masks
+
+
+def test_a_mask_keeps_the_share_it_should_and_depends_on_seed_module_and_step() -> None:
+    adapter = new_adapter(tiny_llama(), trial(dropout=0.25))
+    first, second = list(adapter.a)[:2]
+    shape, cpu = torch.Size((400, 64)), torch.device("cpu")
+    mask = adapter.mask(first, shape, cpu)
+    # 25,600 draws: standard error sqrt(.25 x .75 / 25,600) = .0027; five of them.
+    assert float(mask.float().mean()) == pytest.approx(0.75, abs=0.0135)
+    assert not torch.equal(adapter.mask(second, shape, cpu), mask)
+    assert not torch.equal(adapter.mask(first, shape, cpu), mask)  # the step's next tokens
+    adapter.begin_step(0)
+    assert torch.equal(adapter.mask(first, shape, cpu), mask)
+    adapter.begin_step(1)
+    assert not torch.equal(adapter.mask(first, shape, cpu), mask)
+    other = new_adapter(tiny_llama(), trial(dropout=0.25, seed=1))
+    assert not torch.equal(other.mask(first, shape, cpu), mask)
 
 
 def test_dropout_keeps_the_expectation_and_acts_only_in_training() -> None:
     base = base_of(tiny_llama())
     adapter = filled(base, trial(dropout=0.25))
-    layer = one_layer(base, adapter)
+    layer = base.model.get_submodule(next(iter(adapter.a)))
+    assert isinstance(layer, PackedLinear)
     x = torch.randn(64, generator=torch.Generator().manual_seed(0))
-    tokens = x.expand(1, 20_000, 64)
-    plain = layer.delta(adapter, x.expand(1, 1, 64), training=False)[0, 0].detach()
-    drawn = layer.delta(adapter, tokens, training=True)[0].detach()
+    with torch.inference_mode():
+        base.pack.segments = (Segment("a", 0, 1),)
+        plain = layer(x.expand(1, 1, 64))[0, 0]
+        base.pack.segments = (Segment("a", 0, 20_000),)
+        base.pack.training = True
+        drawn = layer(x.expand(1, 20_000, 64))[0]
     error = drawn.std(dim=0) / math.sqrt(len(drawn))
     # 64 outputs: five standard errors are passed once in 30,000 correct runs.
     assert bool(((drawn.mean(dim=0) - plain).abs() < 5 * error).all())
     assert float(drawn.std(dim=0).min()) > 0
+    base.pack.training = False
     (first,), (second,) = logits(base, "a"), logits(base, "a")
     assert torch.equal(first, second)
     base.pack.training = True
     assert not torch.equal(logits(base, "a")[0], first)
+
+
+# --- the written backward pass ---
+
+
+def slow_delta(layer: nn.Linear, adapter: Adapter, name: str, x: Tensor) -> Tensor:
+    """g * (W + s (B A - B0 A0)) x + bias as the formula says it, for autograd."""
+    weight = layer.weight.detach()
+    tuned = weight + adapter.scaling * (adapter.b[name] @ adapter.a[name])
+    if name in adapter.start:
+        a0, b0 = adapter.start[name]
+        tuned = tuned - adapter.scaling * (b0 @ a0)
+    y = x @ tuned.T
+    if name in adapter.magnitude:
+        y = y * (adapter.magnitude[name] / tuned.detach().norm(dim=1))
+    return y if layer.bias is None else y + layer.bias
+
+
+@pytest.mark.parametrize("with_gain", [False, True])
+@pytest.mark.parametrize("with_start", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_gradients_are_autograds(with_gain: bool, with_start: bool, with_bias: bool) -> None:
+    """Float64, so that only a wrong formula can differ; two adapters and a bare stretch."""
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    linear = nn.Linear(6, 5, bias=with_bias, dtype=torch.float64).requires_grad_(False)
+    linear.weight.copy_(draw(5, 6))
+    model = nn.Sequential(linear)
+    pack = Pack(model)
+    for slot, rank in (("a", 2), ("b", 3)):
+        adapter = Adapter(
+            slot=slot,
+            rank=rank,
+            alpha=3.0,
+            scaling=1.5,
+            targets=("0",),
+            a={"0": nn.Parameter(draw(rank, 6))},
+            b={"0": nn.Parameter(draw(5, rank))},
+            magnitude={"0": nn.Parameter(draw(5).abs() + 1)} if with_gain else {},
+            start={"0": (draw(rank, 6), draw(5, rank))} if with_start else {},
+        )
+        pack.attach(adapter)
+    pack.segments = (Segment("a", 0, 4), Segment(None, 4, 6), Segment("b", 6, 9))
+    x, target = draw(1, 9, 6).requires_grad_(), draw(1, 9, 5)
+    adapters = list(pack.adapters.values())
+    parameters = [p for adapter in adapters for p in adapter.parameters()]
+    y = model(x)
+    found = torch.autograd.grad((y * target).sum(), [x, *parameters])
+    slow = torch.cat(
+        [
+            slow_delta(linear, adapters[0], "0", x[:, :4]),
+            x[:, 4:6] @ linear.weight.T + (linear.bias if with_bias else 0),
+            slow_delta(linear, adapters[1], "0", x[:, 6:]),
+        ],
+        dim=1,
+    )
+    expected = torch.autograd.grad((slow * target).sum(), [x, *parameters])
+    assert relative_gap(y.detach(), slow.detach()) < 1e-6  # the gain's norm is float32
+    for one, other in zip(found, expected, strict=True):
+        assert relative_gap(one, other) < 1e-6

@@ -18,7 +18,7 @@ from rankscope.errors import BadInput
 from rankscope.evaluate.generate import Limits, generate
 from rankscope.models.base import Base
 from rankscope.models.load import load_base
-from rankscope.models.lora import new_adapter
+from rankscope.models.methods import new_adapter
 from rankscope.provenance import sha256_tensors
 from rankscope.records import TrialSpec
 from rankscope.train.loop import train_pack

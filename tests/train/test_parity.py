@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from rankscope.config.schema import TrainConfig
 from rankscope.data.batches import RowOrder
 from rankscope.data.encode import EncodedRow
-from rankscope.models.lora import new_adapter
+from rankscope.models.methods import new_adapter
 from rankscope.records import TrialSpec
 from rankscope.train.loop import train_pack
 from rankscope.trials import planned_steps

@@ -26,7 +26,7 @@ from rankscope.data.tasks import TaskSpec
 from rankscope.errors import BadInput
 from rankscope.evaluate.scorers import ModelScores, choice_predictions, first_best, mean
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.lora import Segment
+from rankscope.models.packed import Segment
 from rankscope.models.row_attention import RowCache
 from rankscope.records import ItemResult
 

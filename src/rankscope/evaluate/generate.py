@@ -23,7 +23,7 @@ from rankscope.data.tasks import TaskSpec
 from rankscope.errors import BadInput
 from rankscope.evaluate.scorers import ModelScores, mean, normalized_answer
 from rankscope.models.base import Base, Row, RowBatch, batches_of
-from rankscope.models.lora import Segment
+from rankscope.models.packed import Segment
 from rankscope.models.row_attention import RowCache
 from rankscope.records import ItemResult
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankscope.models import row_attention
-from rankscope.models.lora import Pack, PackedLinear, Segment, linear_layers
+from rankscope.models.packed import Pack, Segment, linear_layers, unwrap
 from rankscope.models.row_attention import RowCache, RowPlan
 from rankscope.records import ModelRecord
 
@@ -149,15 +149,6 @@ class Base:
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         return Base(model, self.tokenizer, self.record, self.folder, Pack(model))
-
-
-def unwrap(model: nn.Module) -> None:
-    """Put plain linear layers back in place of packed ones."""
-    packed = [(n, m) for n, m in model.named_modules() if isinstance(m, PackedLinear)]
-    modules = dict(model.named_modules())
-    for name, layer in packed:
-        parent, _, leaf = name.rpartition(".")
-        setattr(modules[parent], leaf, layer.linear)
 
 
 def batches_of(rows: Iterable[Row], batch_tokens: int) -> Iterable[list[Row]]:

@@ -19,7 +19,7 @@ from rankscope.config.schema import ModelConfig
 from rankscope.errors import BadInput, IntegrityError
 from rankscope.models import row_attention
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.lora import Pack
+from rankscope.models.packed import Pack
 from rankscope.models.parameters import UNUSABLE
 from rankscope.provenance import weights_sha256
 from rankscope.records import ModelRecord

@@ -18,7 +18,7 @@ from rankscope.data.batches import RowOrder
 from rankscope.data.encode import EncodedRow
 from rankscope.errors import BadInput, Interrupted
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.lora import new_adapter
+from rankscope.models.methods import new_adapter
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import PackCheckpoint, PackState
 from rankscope.train.loss import summed_losses
@@ -165,6 +165,9 @@ def prepare(
 
 def run_step(base: Base, active: list[Trainee], rows: Sequence[EncodedRow], step: int) -> int:
     """One optimizer step of every active trial; the number of valid tokens seen."""
+    for trainee in active:
+        if trainee.adapter is not None:
+            trainee.adapter.begin_step(step)
     micro_batches = [trainee.order.step(step) for trainee in active]
     label_tokens = [
         sum(sum(rows[i].is_label) for micro in micros for i in micro) for micros in micro_batches

@@ -66,6 +66,8 @@ class Trainee:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
+            if self.adapter is not None:
+                self.adapter.weights_changed()
         else:
             what = "loss" if not math.isfinite(loss) else "gradient norm"
             self.failure = f"{what} not finite at step {step + 1} of {self.num_steps}"
@@ -77,8 +79,6 @@ class Trainee:
         for i, parameter in enumerate(self.parameters):
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 found[f"{key}/{i}"] = value
-        if self.adapter is not None:
-            found["generator/0"] = self.adapter.generator.get_state()
         return {name: t.detach().cpu().clone().contiguous() for name, t in found.items()}
 
     def counters(self) -> dict[str, object]:
@@ -103,7 +103,7 @@ class Trainee:
             if state:
                 self.optimizer.state[parameter] = state
         if self.adapter is not None:
-            self.adapter.generator.set_state(tensors["generator/0"])
+            self.adapter.weights_changed()
         losses: Sequence[dict[str, object]] = counters["losses"]  # type: ignore[assignment]
         self.losses = [LossPoint.model_validate(point) for point in losses]
         self.num_tokens = int(counters["num_tokens"])  # type: ignore[call-overload]
