@@ -104,7 +104,7 @@ def test_every_room_is_in_the_law() -> None:
         ("report/x.py", "from rankscope.advise.recommend import recommend"),
         ("advise/x.py", "from rankscope.config.schema import StudyConfig"),
         ("ledger.py", "from rankscope.runtime import choose_device"),
-        ("records.py", "from rankscope.config.schema import Method"),
+        ("records/x.py", "from rankscope.config.schema import Method"),
         ("evaluate/x.py", "from rankscope.study import Study"),
         ("data/x.py", "import rankscope"),
         ("plan.py", "from rankscope.study import Study"),

@@ -1,0 +1,58 @@
+"""Per-item results and their Parquet table."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ITEM_SCHEMA = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("subject", pa.string()),
+        ("score", pa.float64()),
+        ("gold", pa.string()),
+        ("prediction", pa.string()),
+        ("gold_logprob", pa.float64()),
+        ("option_logprobs", pa.list_(pa.float64())),
+        ("option_tokens", pa.list_(pa.int32())),
+        ("letter_logprobs", pa.list_(pa.float64())),
+        ("generated", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemResult:
+    """One item scored by one model; the row of the per-item Parquet table."""
+
+    item_id: str
+    subject: str | None
+    score: float
+    """Headline metric of this item: 1 right, 0 wrong (or log p per token)."""
+    gold: str
+    prediction: str
+    gold_logprob: float | None = None
+    """Summed over the gold answer's tokens, nats."""
+    option_logprobs: tuple[float, ...] | None = None
+    """Summed log p of each option's text."""
+    option_tokens: tuple[int, ...] | None = None
+    letter_logprobs: tuple[float, ...] | None = None
+    generated: str | None = None
+
+
+def write_items(path: Path, items: list[ItemResult]) -> None:
+    """Write per-item results as one Parquet file; floats are stored as they are."""
+    columns = {name: [getattr(item, name) for item in items] for name in ITEM_SCHEMA.names}
+    pq.write_table(pa.table(columns, schema=ITEM_SCHEMA), path)
+
+
+def read_items(path: Path) -> list[ItemResult]:
+    """Read what ``write_items`` wrote."""
+    rows: list[dict[str, Any]] = pq.read_table(path, schema=ITEM_SCHEMA).to_pylist()
+    for row in rows:
+        for name in ("option_logprobs", "option_tokens", "letter_logprobs"):
+            if row[name] is not None:
+                row[name] = tuple(row[name])
+    return [ItemResult(**row) for row in rows]

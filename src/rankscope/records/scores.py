@@ -1,0 +1,44 @@
+"""What evaluation gave: a model's score on a split, and its results item by item."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from rankscope.records.record import Record, Split
+
+
+class EvalRecord(Record):
+    """One model (the base or a trial) scored on one split of one task."""
+
+    trial_id: str
+    """``base`` for the untuned model."""
+    task: str
+    split: Split
+    metric: str
+    """Headline metric: one of the keys of ``metrics``."""
+    score: float
+    """Value of the headline metric: mean over items."""
+    standard_error: float | None
+    """Of the score, over items; None where n < 2."""
+    n: int
+    metrics: dict[str, float]
+    """Every metric recorded, such as ``acc``, ``acc_norm``, ``letter``, ``exact_match``."""
+    seconds: float
+    num_tokens: int
+
+
+EvalKey = tuple[str, str, Split]
+"""(trial id or ``base``, task, split)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ItemScores:
+    """Per-item headline scores of one model on one split: the material of every statistic."""
+
+    item_ids: tuple[str, ...]
+    scores: npt.NDArray[np.float64]
+    """Shape (items,)."""
+    gold_logprobs: npt.NDArray[np.float64]
+    """Shape (items,); NaN where unknown."""
+    subjects: tuple[str | None, ...]

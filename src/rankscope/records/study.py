@@ -1,0 +1,101 @@
+"""What a study was made of, and everything known of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rankscope.records.record import Record, Role, Status
+from rankscope.records.scores import EvalKey, EvalRecord, ItemScores
+from rankscope.records.spectra import SpectraRecord
+from rankscope.records.trials import TrainRecord, TrialSpec
+
+
+class TaskRecord(Record):
+    """One task as it was read and split."""
+
+    name: str
+    roles: tuple[Role, ...]
+    trained_on: bool
+    metric: str
+    """Headline metric."""
+    higher_is: Literal["accuracy", "log_probability"]
+    """``accuracy``: share of 1; ``log_probability``: mean log p per token, nats."""
+    chance: float | None
+    """Score of guessing, where it is known."""
+    rows: dict[str, int]
+    """Rows per split: train, selection, report."""
+    dropped: int
+    """Rows left out on reading, counted."""
+    leaks: dict[str, int]
+    """Report rows also found in train, by kind: exact, ngram13."""
+    source: str
+    """Where the rows came from, for people."""
+    sha256: str
+    """Of the rows used."""
+
+
+class ModelRecord(Record):
+    """The base model."""
+
+    label: str
+    sha256: str
+    """Of its weights and configuration."""
+    architecture: str
+    num_parameters: int
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    dtype: str
+    device: str
+    prompt_format: Literal["chat", "plain"]
+
+
+class Provenance(Record):
+    """What ran where."""
+
+    created: str
+    """ISO 8601, UTC."""
+    rankscope: str
+    python: str
+    platform: str
+    processor: str
+    num_threads: int
+    libraries: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecords:
+    """Everything known of one trial."""
+
+    spec: TrialSpec
+    status: Status
+    failure: str | None = None
+    """Why it did not finish, one sentence."""
+    train: TrainRecord | None = None
+    spectra: SpectraRecord | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRecords:
+    """Everything known of one study: the input of ``advise`` and ``report``."""
+
+    name: str
+    config: Mapping[str, object]
+    """The study file as resolved, JSON-compatible."""
+    model: ModelRecord
+    tasks: tuple[TaskRecord, ...]
+    trials: tuple[TrialRecords, ...]
+    evals: Mapping[EvalKey, EvalRecord]
+    items: Mapping[EvalKey, ItemScores]
+    provenance: Provenance
+    total_seconds: float
+    """Wall time spent on the study so far."""
+    notes: tuple[str, ...] = field(default=())
+    """What a reader of the results must know, such as rows dropped."""
+
+    def task(self, name: str) -> TaskRecord:
+        """The task called ``name``; KeyError where there is none."""
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise KeyError(name)
