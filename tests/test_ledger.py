@@ -13,6 +13,7 @@ from rankscope.errors import BadInput, IntegrityError, StudyLocked
 from rankscope.ledger import Ledger, TrialFailure, adapter_path, items_path
 from rankscope.records import (
     BASE,
+    CurvePoint,
     EvalRecord,
     ItemResult,
     LossPoint,
@@ -258,6 +259,40 @@ def test_missing_work_is_what_no_record_tells_of(tmp_path: Path) -> None:
         assert list(ledger.statuses().values()) == ["done", "diverged", "planned"]
         ledger.retry_trials(IDS)
         assert list(ledger.statuses().values()) == ["done", "planned", "planned"]
+
+
+def curve_point(trial_id: str, step: int, task: str = "med", score: float = 0.5) -> CurvePoint:
+    return CurvePoint(
+        trial_id=trial_id,
+        task=task,
+        step=step,
+        metric="acc",
+        score=score,
+        standard_error=0.25,
+        n=4,
+        seconds=0.1,
+        num_tokens=40,
+    )
+
+
+def test_a_curve_has_each_point_once_and_outlives_its_trials_failure(tmp_path: Path) -> None:
+    first, second = IDS[0], IDS[1]
+    with Ledger.open(tmp_path, write=True) as ledger:
+        begin(ledger)
+        wanted = [(i, "med", step) for step in (2, 4) for i in (first, second)]
+        assert ledger.missing_points(wanted) == wanted
+        ledger.commit_curve([curve_point(first, 4), curve_point(second, 4)])
+        ledger.commit_curve([curve_point(first, 4, score=0.9), curve_point(first, 2)])
+        assert ledger.missing_points(wanted) == [(second, "med", 2)]
+        ledger.commit_training([], [TrialFailure(first, "diverged", "loss is NaN at step 5")])
+        ledger.commit_curve([curve_point(first, 2, task="no longer in the study")])
+        found = {trial.spec.trial_id: trial for trial in ledger.load().trials}
+        assert found[first].status == "diverged"
+        assert found[first].curve == (curve_point(first, 2), curve_point(first, 4))
+        assert found[second].curve == (curve_point(second, 4),)
+        assert found[IDS[2]].curve == ()
+        with pytest.raises(KeyError, match="stranger"):
+            ledger.commit_curve([curve_point("stranger", 2)])
 
 
 def test_a_pack_enters_whole_or_not_at_all(tmp_path: Path) -> None:

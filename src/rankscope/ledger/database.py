@@ -27,8 +27,8 @@ CREATE TABLE trials (
 ) WITHOUT ROWID;
 CREATE TABLE records (
     trial_id TEXT NOT NULL,
-    kind TEXT NOT NULL,  -- train, eval or spectra
-    key TEXT NOT NULL,   -- task/split of an eval, else empty
+    kind TEXT NOT NULL,  -- train, curve, eval or spectra
+    key TEXT NOT NULL,   -- task/step of a curve's point, task/split of an eval, else empty
     body TEXT NOT NULL,
     sha256 TEXT NOT NULL,
     PRIMARY KEY (trial_id, kind, key)

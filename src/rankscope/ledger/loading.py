@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 from rankscope.errors import BadInput
 from rankscope.ledger.artifacts import Artifact, ArtifactStore
@@ -11,6 +11,7 @@ from rankscope.ledger.history import mixed_versions_notes
 from rankscope.ledger.items import StoredItems
 from rankscope.records import (
     BASE,
+    CurvePoint,
     EvalRecord,
     ModelRecord,
     Provenance,
@@ -32,7 +33,7 @@ def load_study(
         raise BadInput(f"{store.out}: the study has not begun yet; run it first.")
     tasks = tuple(stored_list(db, "tasks", TaskRecord))
     task_names = {task.name for task in tasks}
-    trials = tuple(_trial_records(db))
+    trials = tuple(_trial_records(db, task_names))
     shown = {BASE, *(trial.spec.trial_id for trial in trials)}
     evals = {
         (trial_id, record.task, record.split): record
@@ -58,17 +59,32 @@ def load_study(
     )
 
 
-def _trial_records(db: sqlite3.Connection) -> Iterator[TrialRecords]:
+def _trial_records(db: sqlite3.Connection, tasks: Container[str]) -> Iterator[TrialRecords]:
     train = dict(stored_records(db, "train", TrainRecord))
     spectra = dict(stored_records(db, "spectra", SpectraRecord))
+    curves = _curves(db, tasks)
     rows = db.execute(
         "SELECT spec, status, failure FROM trials WHERE position IS NOT NULL ORDER BY position"
     )
     for body, status, failure in rows:
         spec = parse_record(TrialSpec, body, "trials")
         yield TrialRecords(
-            spec, status, failure, train.get(spec.trial_id), spectra.get(spec.trial_id)
+            spec,
+            status,
+            failure,
+            train=train.get(spec.trial_id),
+            spectra=spectra.get(spec.trial_id),
+            curve=tuple(curves.get(spec.trial_id, ())),
         )
+
+
+def _curves(db: sqlite3.Connection, tasks: Container[str]) -> dict[str, list[CurvePoint]]:
+    """By trial, the points of its curve on the study's tasks, by rising step."""
+    curves: dict[str, list[CurvePoint]] = {}
+    for trial_id, point in stored_records(db, "curve", CurvePoint):
+        if point.task in tasks:
+            curves.setdefault(trial_id, []).append(point)
+    return {trial_id: sorted(curve, key=lambda p: p.step) for trial_id, curve in curves.items()}
 
 
 def _earlier_trials_notes(db: sqlite3.Connection) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,6 @@ from rankscope.errors import BadInput
 from rankscope.ledger.artifacts import Artifact, ArtifactStore, Problem, disk_full_named
 from rankscope.ledger.database import (
     SMALL_WRITE,
-    body_sha256,
     connect,
     damaged,
     parse_record,
@@ -27,9 +26,11 @@ from rankscope.ledger.history import refuse_other_model, refuse_other_tasks, sam
 from rankscope.ledger.items import items_path
 from rankscope.ledger.loading import load_study
 from rankscope.ledger.lock import StudyLock
+from rankscope.ledger.verification import found_problems
 from rankscope.records import (
     BASE,
     FAILED,
+    CurvePoint,
     EvalKey,
     EvalRecord,
     ModelRecord,
@@ -44,9 +45,11 @@ from rankscope.records import (
 )
 
 LOCK = "ledger.lock"
-SOUND = "a sound data base"
 UNTRAINED: tuple[Status, ...] = ("planned", *sorted(FAILED))
 """From these a trial can become trained, or fail (again)."""
+
+PointKey = tuple[str, str, int]
+"""Of one point of a curve: (trial id, task, optimizer steps done)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +225,15 @@ class Ledger:
             for failure in failures:
                 self._set_status(failure.trial_id, failure.status, failure.reason, UNTRAINED)
 
+    def commit_curve(self, points: Sequence[CurvePoint]) -> None:
+        """Store scores of trials that are training; a point that is stored already stays."""
+        rows = [
+            record_row(point.trial_id, "curve", f"{point.task}/{point.step}", point)
+            for point in points
+        ]
+        with transaction(self._db, self.out):
+            self._insert(rows, ())
+
     def commit_evals(
         self, records: Sequence[EvalRecord], artifacts: Iterable[Artifact] = ()
     ) -> None:
@@ -289,6 +301,12 @@ class Ledger:
         stored = set(rows)
         return [key for key in wanted if (key[0], f"{key[1]}/{key[2]}") not in stored]
 
+    def missing_points(self, wanted: Iterable[PointKey]) -> list[PointKey]:
+        """The points of curves of ``wanted`` that are not stored, in its order."""
+        rows = self._db.execute("SELECT trial_id, key FROM records WHERE kind = 'curve'")
+        stored = set(rows)
+        return [key for key in wanted if (key[0], f"{key[1]}/{key[2]}") not in stored]
+
     def missing_spectra(self) -> list[TrialSpec]:
         """Trained trials without spectra, in order."""
         rows = self._db.execute("SELECT trial_id FROM records WHERE kind = 'spectra'")
@@ -332,26 +350,7 @@ class Ledger:
 
     def verify(self) -> list[Problem]:
         """Re-hash every record and artifact; an empty list means all is as it was written."""
-        problems: list[Problem] = []
-        try:
-            for problem in self._problems():
-                problems.append(problem)  # one by one: those before a damaged page count
-        except sqlite3.DatabaseError as error:
-            if not says_damaged(error):
-                raise
-            problems.append(Problem("ledger.sqlite", SOUND, str(error)))
-        return problems
-
-    def _problems(self) -> Iterator[Problem]:
-        for (found,) in self._db.execute("PRAGMA integrity_check"):
-            if found != "ok":
-                yield Problem("ledger.sqlite", SOUND, found)
-        for trial_id, kind, key, body, digest in self._db.execute("SELECT * FROM records"):
-            found = body_sha256(body)
-            if found != digest:
-                place = f"ledger.sqlite: {kind} record {trial_id} {key}".rstrip()
-                yield Problem(place, f"sha256 {digest}", f"sha256 {found}")
-        yield from filter(None, map(self._store.check, self.artifacts()))
+        return found_problems(self._db, self._store, self.artifacts)
 
     def _insert(self, rows: Sequence[tuple[str, ...]], artifacts: Iterable[Artifact]) -> None:
         known = {BASE, *(row[0] for row in self._db.execute("SELECT trial_id FROM trials"))}

@@ -15,7 +15,7 @@ from rankscope.records.advice import (
 )
 from rankscope.records.items import ITEM_SCHEMA, ItemResult, read_items, write_items
 from rankscope.records.record import BASE, FAILED, SCHEMA_VERSION, Record, Role, Split, Status
-from rankscope.records.scores import EvalKey, EvalRecord, ItemScores
+from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores
 from rankscope.records.spectra import MatrixSpectrum, SpectraRecord
 from rankscope.records.study import ModelRecord, Provenance, StudyRecords, TaskRecord, TrialRecords
 from rankscope.records.trials import LossPoint, TrainRecord, TrialSpec
@@ -26,6 +26,7 @@ __all__ = [
     "ITEM_SCHEMA",
     "SCHEMA_VERSION",
     "ArmSummary",
+    "CurvePoint",
     "Decision",
     "Estimate",
     "EvalKey",

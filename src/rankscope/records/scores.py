@@ -28,6 +28,29 @@ class EvalRecord(Record):
     num_tokens: int
 
 
+class CurvePoint(Record):
+    """One trial scored while it trained, on the first items of a task's selection split.
+
+    Its points over steps are the learning-forgetting curve (Biderman et al., arXiv 2405.09673).
+    Nothing is chosen by them.
+    """
+
+    trial_id: str
+    task: str
+    step: int
+    """Optimizer steps done."""
+    metric: str
+    """Headline metric of the task."""
+    score: float
+    """Mean over the items scored."""
+    standard_error: float | None
+    """Of the score, over items; None where n < 2."""
+    n: int
+    """Items scored: the first of the selection split."""
+    seconds: float
+    num_tokens: int
+
+
 EvalKey = tuple[str, str, Split]
 """(trial id or ``base``, task, split)."""
 

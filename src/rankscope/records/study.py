@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rankscope.records.record import Record, Role, Status
-from rankscope.records.scores import EvalKey, EvalRecord, ItemScores
+from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores
 from rankscope.records.spectra import SpectraRecord
 from rankscope.records.trials import TrainRecord, TrialSpec
 
@@ -73,6 +73,8 @@ class TrialRecords:
     """Why it did not finish, one sentence."""
     train: TrainRecord | None = None
     spectra: SpectraRecord | None = None
+    curve: tuple[CurvePoint, ...] = ()
+    """Scores while it trained, by step; empty where the study asked for none."""
 
 
 @dataclass(frozen=True, slots=True)
