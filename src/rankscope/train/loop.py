@@ -37,6 +37,17 @@ class Progress(Protocol):
         """Steps done of all, valid tokens of the step, each active trial's loss."""
 
 
+class AfterStep(Protocol):
+    """Looks at a pack between two optimizer steps, and leaves it as it is."""
+
+    def __call__(self, step: int, base: Base, trainees: Sequence[Trainee]) -> None:
+        """``step`` optimizer steps are done; for full fine-tuning ``base`` is the copy it trains.
+
+        Called again for the step that a run is resumed at, since what stopped the run may have
+        stopped this too.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class PackResult:
     """A trained pack: the trials in the order given, and the wall time of this and earlier runs.
@@ -57,6 +68,7 @@ def train_pack(
     *,
     checkpoint: PackCheckpoint | None = None,
     progress: Progress | None = None,
+    after_step: AfterStep | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> PackResult:
     """Train one pack to its end, from its checkpoint where there is one.
@@ -68,6 +80,7 @@ def train_pack(
         protocol: epochs, batch size and the rest, the same for every trial.
         checkpoint: where the resumable state goes, at most every ``checkpoint_seconds``.
         progress: called after every optimizer step.
+        after_step: called after that; its time is not the training's.
         should_stop: asked after every step; True writes the state and raises.
 
     Raises:
@@ -83,6 +96,8 @@ def train_pack(
     begun = saved = time.monotonic()
     base.pack.training = True
     try:
+        if after_step is not None and start_step:
+            begun += timed(after_step, start_step, base, trainees)
         for step in range(start_step, num_steps):
             active = [trainee for trainee in trainees if trainee.is_active(step)]
             if not active:
@@ -91,6 +106,8 @@ def train_pack(
             if progress is not None:
                 losses = [t.losses[-1].loss for t in active if t.failure is None]
                 progress(step + 1, num_steps, num_tokens, losses)
+            if after_step is not None:
+                begun += timed(after_step, step + 1, base, trainees)
             now = time.monotonic()
             stop = should_stop()
             if checkpoint is not None and (stop or now - saved >= protocol.checkpoint_seconds):
@@ -105,6 +122,13 @@ def train_pack(
     for trainee in trainees:
         trainee.failure = trainee.failure or fault_at_end(trainee)
     return PackResult(tuple(trainees), base, seconds_before + time.monotonic() - begun)
+
+
+def timed(after_step: AfterStep, step: int, base: Base, trainees: Sequence[Trainee]) -> float:
+    """Call ``after_step``; the seconds it took."""
+    begun = time.monotonic()
+    after_step(step, base, trainees)
+    return time.monotonic() - begun
 
 
 def refuse_zero_rates(num_steps: int, protocol: TrainConfig) -> None:
