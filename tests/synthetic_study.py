@@ -8,7 +8,7 @@ effect. With ``metric="log_probability"`` an item's score is p + item effect + n
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from rankscope.config.schema import StudyConfig
 from rankscope.records import (
     BASE,
+    CurvePoint,
     EvalKey,
     EvalRecord,
     ItemScores,
@@ -94,6 +95,10 @@ class Truth:
     agreement: float = 0.8
     """Share of items on which models answer by the shared difficulty."""
     metric: Literal["accuracy", "log_probability"] = "accuracy"
+    curve_steps: tuple[int, ...] = ()
+    """Steps of 40 at which every trial was scored while it trained; failed ones up to step 7."""
+    curve_items: int = 20
+    """Items of the selection split scored then."""
     objective: Mapping[str, float] = field(default_factory=dict)
     """Fields of the study file's ``objective`` section."""
 
@@ -120,6 +125,7 @@ def synthetic_study(truth: Truth | None = None, seed: int = 0) -> StudyRecords:
                 if spec is None or not _is_absent(truth, spec, name):
                     items[key], evals[key] = found
     trials = tuple(_trial(rng, truth, spec) for spec in specs)
+    trials = tuple(replace(t, curve=_curve(truth, t.spec, items)) for t in trials)
     return StudyRecords(
         name="synthetic",
         config=_config(truth).model_dump(mode="json"),
@@ -290,6 +296,35 @@ def _trial(rng: np.random.Generator, truth: Truth, spec: TrialSpec) -> TrialReco
     if status != "done":
         return TrialRecords(spec, status, failure=f"simulated: {status} at step 7")
     return TrialRecords(spec, status, train=train, spectra=spectra)
+
+
+def _curve(
+    truth: Truth, spec: TrialSpec, items: Mapping[EvalKey, ItemScores]
+) -> tuple[CurvePoint, ...]:
+    """Straight from the base's scores, at step 0, to the arm's truth at the last of 40 steps."""
+    points = []
+    for step in truth.curve_steps:
+        if step > 7 and _status(truth, spec) != "done":
+            continue
+        for task in (spec.task, *truth.retention):
+            base = float(items[BASE, task, "selection"].scores[: truth.curve_items].mean())
+            change = -truth.forgetting(spec.rank, spec.lr)
+            if task == spec.task:
+                change = truth.accuracy(spec.rank, spec.lr) - truth.base_accuracy
+            points.append(
+                CurvePoint(
+                    trial_id=spec.trial_id,
+                    task=task,
+                    step=step,
+                    metric="acc",
+                    score=base + change * step / 40,
+                    standard_error=0.1,
+                    n=truth.curve_items,
+                    seconds=0.1,
+                    num_tokens=400,
+                )
+            )
+    return tuple(points)
 
 
 def _train(rng: np.random.Generator, spec: TrialSpec) -> TrainRecord:

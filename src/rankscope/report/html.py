@@ -22,7 +22,7 @@ from rankscope.errors import BadInput
 from rankscope.records import Recommendation, Record, StudyRecords
 from rankscope.report.answer import answer, missing
 from rankscope.report.figure import Figure
-from rankscope.report.figures import accuracy, plane, spectra, training, transfer
+from rankscope.report.figures import accuracy, curve, plane, spectra, training, transfer
 from rankscope.report.style import DASHES, dark_colors, duration, number, visible
 from rankscope.report.tables import failed_trials, tasks_read, training_rows
 from rankscope.report.view import StudyView
@@ -95,6 +95,7 @@ def sections(view: StudyView) -> list[Section]:
     """
     tasks = view.training_tasks
     planes = [plane.draw(view, task) for task in tasks]
+    curves = [figure for task in tasks if (figure := curve.draw(view, task)) is not None]
     in_domain = [accuracy.draw_in_domain(view, task) for task in tasks]
     # Without retention tasks the plane is empty; then the score against rank is the picture.
     first = next((f for f in (*planes[:1], *in_domain[:1]) if f.plot is not None), None)
@@ -113,7 +114,7 @@ def sections(view: StudyView) -> list[Section]:
             "planes",
             "Learning against forgetting",
             "What each arm learned in its domain and what it lost elsewhere.",
-            tuple(f for f in planes if f is not first),
+            (*(f for f in planes if f is not first), *curves),
         ),
         Section(
             "ranks",
