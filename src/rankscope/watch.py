@@ -3,6 +3,7 @@
 import contextlib
 import json
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -169,3 +170,12 @@ class SpeedMeter:
         speed = self.num_tokens / max(1e-9, time.monotonic() - self.begun)
         span = f"loss {min(losses):.3f} to {max(losses):.3f}" if losses else "no finite loss"
         self.watcher.advance(step, f"{span}, {speed:,.0f} tokens/s")
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Something else than training goes on: its time does not slow the tokens."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.begun += time.monotonic() - begun
