@@ -1,5 +1,6 @@
 """Trials: content ids, merging, order, packs and steps."""
 
+import json
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from rankscope.trials import (
     duplicate_grid_points,
     make_packs,
     make_trials,
+    own_protocol,
     pack_id,
+    pack_steps,
     planned_steps,
 )
 
@@ -103,9 +106,94 @@ def test_what_sets_points_apart_keeps_them_apart() -> None:
         arm(targets="mlp"),
         arm(targets=["q_proj"]),
         arm(dropout=0.1),
+        arm(method="lora+"),
+        arm(method="lora+", lr_ratio=4),
+        arm(method="dora"),
+        arm(method="pissa"),
+        arm(method="eva"),
+        arm(batch_size=4),
+        arm(gradient_accumulation=1),
+        arm(schedule="cosine"),
+        arm(warmup_fraction=0.2),
+        arm(weight_decay=0.1),
+        [{"method": {"peft": {"peft_type": "VERA", "r": 8}}, "lr": 1e-3}],
+        [{"method": {"peft": {"peft_type": "VERA", "r": 4}}, "lr": 1e-3}],
+        [{"method": {"peft": {"peft_type": "LOHA", "r": 8}}, "lr": 1e-3}],
     ]
     seen = [ids(study(arms=arms, tasks=["med"], seeds=0)) for arms in settings]
     assert len(set.union(*seen)) == len(settings)
+
+
+def test_a_setting_of_the_protocol_may_stand_in_train_or_in_the_arm() -> None:
+    """The trial is the same, and its label names only what the study's protocol does not say."""
+    for name, value in (
+        ("batch_size", 8),
+        ("gradient_accumulation", 1),
+        ("schedule", "cosine"),
+        ("warmup_fraction", 0.0),
+        ("weight_decay", 0.1),
+    ):
+        in_train = study(arms=arm(), tasks=["med"], train={name: value})
+        in_arm = study(arms=arm(**{name: value}), tasks=["med"])
+        in_both = study(arms=arm(**{name: value}), tasks=["med"], train={name: value})
+        assert ids(in_train) == ids(in_arm) == ids(in_both)
+        (named, *_), (bare, *_) = (make_trials(c, "b", DATA) for c in (in_arm, in_both))
+        assert named.overrides == {name: value}
+        assert bare.overrides == {}
+        assert named.arm_label != bare.arm_label == "r=8 lr=0.001"
+        for trial, config in ((named, in_arm), (bare, in_both)):
+            assert getattr(own_protocol(trial, config.train), name) == value
+
+
+def test_an_arms_protocol_is_a_grid_of_its_own() -> None:
+    arms = [
+        *arm(batch_size=[2, 8], schedule=["linear", "constant"]),
+        {"method": "full", "lr": 1e-4, "weight_decay": [0, 0.1]},
+    ]
+    config = study(arms=arms, seeds=0, tasks=["med"])
+    trials = make_trials(config, "b", DATA)
+    assert [t.arm_label for t in trials] == [
+        "r=8 lr=0.001",
+        "r=8 lr=0.001 schedule=constant",
+        "r=8 lr=0.001 batch=8",
+        "r=8 lr=0.001 batch=8 schedule=constant",
+        "full lr=0.0001",
+        "full lr=0.0001 decay=0.1",
+    ]
+    # 64 rows at 2 x 4 and at 8 x 4 rows a step, three epochs: 24 and 6 steps.
+    steps = [planned_steps(64, 640, own_protocol(t, config.train)) for t in trials]
+    assert steps == [24, 24, 6, 6, 24, 24]
+    assert pack_steps(tuple(trials[2:5]), 64, 640, config.train) == 24
+
+
+def test_the_ratio_of_rates_belongs_to_lora_plus_alone() -> None:
+    config = study(arms=arm(method=["lora", "lora+"], lr_ratio=[4, 16]), seeds=0, tasks=["med"])
+    trials = make_trials(config, "b", DATA)
+    assert [t.lr_ratio for t in trials] == [None, 4, 16]
+    assert config.num_asked() == 3
+    (default,) = make_trials(study(arms=arm(method="lora+"), seeds=0, tasks=["med"]), "b", DATA)
+    assert default == trials[2]
+
+
+def test_a_method_of_pefts_carries_its_settings_and_trains_alone() -> None:
+    settings = {"r": 8, "peft_type": "ADALORA", "init_r": 12, "layers_pattern": None}
+    same = {"init_r": 12, "peft_type": "ADALORA", "r": 8}
+    arms = [
+        {"method": {"peft": settings}, "lr": [1e-3, 2e-3], "targets": "mlp"},
+        {"method": {"peft": same}, "lr": 1e-3, "targets": "mlp"},
+        {"method": {"peft": {"peft_type": "IA3"}}, "lr": 1e-3},
+    ]
+    config = study(arms=arms, seeds=0, tasks=["med"])
+    trials = make_trials(config, "b", DATA)
+    assert [t.arm_label for t in trials] == [
+        "adalora init_r=12 r=8 lr=0.001 on down,gate,up",
+        "adalora init_r=12 r=8 lr=0.002 on down,gate,up",
+        "ia3 lr=0.001",
+    ]
+    assert [t.method for t in trials] == ["peft"] * 3
+    assert [t.rank for t in trials] == [8, 8, None]
+    assert json.loads(trials[0].peft or "") == same
+    assert [len(pack) for pack in make_packs(trials)] == [1, 1, 1]
 
 
 def test_duplicates_are_counted_once_per_file() -> None:
@@ -127,8 +215,11 @@ def test_duplicates_are_counted_once_per_file() -> None:
         {"name": "other"},
         {"device": "cpu"},
         {"max_pack": 2},
+        {"memory_limit": "2GiB"},
         {"data_dir": "/elsewhere"},
         {"train": {"checkpoint_seconds": 1.0}},
+        {"train": {"evaluate_every": 10}},
+        {"train": {"gradient_checkpointing": True}},
         {"seeds": [2, 1, 0]},
     ],
     ids=lambda change: next(iter(change)),
@@ -142,6 +233,7 @@ def test_what_does_not_train_does_not_change_an_id(change: dict[str, Any]) -> No
     [
         {"train": {"epochs": 1.0}},
         {"train": {"max_steps": 10}},
+        {"train": {"tokens": 10}},
         {"train": {"batch_size": 4}},
         {"train": {"gradient_accumulation": 2}},
         {"train": {"schedule": "cosine"}},
@@ -151,6 +243,7 @@ def test_what_does_not_train_does_not_change_an_id(change: dict[str, Any]) -> No
         {"train": {"max_length": 512}},
         {"train": {"labels": "all"}},
         {"dtype": "bfloat16"},
+        {"quantize": "4bit"},
         {"model": {"pocket": True, "prompt_format": "plain"}},
     ],
     ids=str,
@@ -164,6 +257,10 @@ def test_every_field_of_the_protocol_but_checkpoints_enters_the_id() -> None:
     assert set(TrainConfig.model_fields) == {
         "epochs",
         "max_steps",
+        "tokens",
+        "optimizer",
+        "evaluate_every",
+        "gradient_checkpointing",
         "batch_size",
         "gradient_accumulation",
         "schedule",
@@ -190,6 +287,28 @@ def test_epochs_do_not_matter_beside_max_steps() -> None:
     few = study(train={"max_steps": 7, "epochs": 1.0})
     many = study(train={"max_steps": 7, "epochs": 9.0})
     assert ids(few) == ids(many)
+
+
+def test_an_8_bit_optimizer_changes_full_fine_tuning_alone() -> None:
+    before = make_trials(study(), "b", DATA)
+    after = make_trials(study(train={"optimizer": "adamw8bit"}), "b", DATA)
+    changed = {t.method for t, u in zip(before, after, strict=True) if t.trial_id != u.trial_id}
+    assert changed == {"full"}
+
+
+def test_ids_stay_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a study that says nothing which earlier versions did not know.
+
+    The ids are those of commit 16cdb33, before an arm could set its own protocol.
+    """
+    monkeypatch.setattr(trials_module, "RESULTS_VERSION", 1)
+    assert [t.trial_id for t in make_trials(study(), "b", DATA)][::6] == [
+        "eeb1f864b8aa668a",
+        "2f81776eb3091dd3",
+        "6d4485447f83e4cf",
+        "a055a6165958804c",
+        "9d42c25923b3e6dd",
+    ]
 
 
 def test_a_task_without_data_is_refused() -> None:
@@ -255,10 +374,16 @@ def test_pack_ids_follow_from_their_trials() -> None:
         (80, TrainConfig(epochs=0.25), 3),
         (80, TrainConfig(epochs=3, max_steps=4), 4),
         (80, TrainConfig(epochs=3, max_steps=400), 400),
+        # 80 rows of 10 tokens are ten steps of 80 tokens; a step begun is a step.
+        (80, TrainConfig(tokens=800), 10),
+        (80, TrainConfig(tokens=801), 11),
+        (80, TrainConfig(tokens=1), 1),
+        # 9 rows are two steps an epoch of 90 tokens: 45 tokens to a step on the average.
+        (9, TrainConfig(tokens=135), 3),
     ],
 )
 def test_planned_steps(rows: int, train: TrainConfig, steps: int) -> None:
-    assert planned_steps(rows, train) == steps
+    assert planned_steps(rows, 10 * rows, train) == steps
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 64, 65, 1000])
@@ -269,12 +394,12 @@ def test_the_plan_counts_the_steps_that_training_takes(
 ) -> None:
     train = TrainConfig(epochs=epochs, batch_size=batch, gradient_accumulation=accumulation)
     order = RowOrder(rows, batch, accumulation, seed=0)
-    assert planned_steps(rows, train) == order.num_steps(epochs)
+    assert planned_steps(rows, 10 * rows, train) == order.num_steps(epochs)
 
 
 def test_no_rows_cannot_be_planned() -> None:
     with pytest.raises(BadInput, match="no training rows"):
-        planned_steps(0, TrainConfig())
+        planned_steps(0, 0, TrainConfig())
 
 
 def test_specs_are_records() -> None:

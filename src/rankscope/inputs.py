@@ -27,7 +27,14 @@ from rankscope.provenance import sha256_json, tokenizer_sha256, weights_sha256
 from rankscope.records import BASE, EvalKey, Role, Split, TaskRecord, TrialSpec
 from rankscope.runtime import choose_device, choose_dtype
 from rankscope.train.loop import refuse_zero_rates
-from rankscope.trials import Pack, duplicate_grid_points, make_packs, make_trials, planned_steps
+from rankscope.trials import (
+    Pack,
+    duplicate_grid_points,
+    make_packs,
+    make_trials,
+    own_protocol,
+    planned_steps,
+)
 
 SPLITS: tuple[Split, ...] = ("selection", "report")
 EVALUATION_VERSION = 1
@@ -107,11 +114,12 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
         task.name: encode_rows(encoder, tasks[task.name].train, config.train.labels)
         for task in config.tasks
     }
-    for encoded in rows.values():
-        refuse_zero_rates(planned_steps(len(encoded.rows), config.train), config.train)
     base_sha256 = weights_sha256(folder)
     tokenizer_hash = tokenizer_sha256(folder)
     trials = make_trials(config, base_sha256, {n: rows_sha256(r) for n, r in rows.items()})
+    for trial in trials:
+        encoded, train = rows[trial.task], own_protocol(trial, config.train)
+        refuse_zero_rates(planned_steps(len(encoded.rows), encoded.num_tokens, train), train)
     notes = [*encoder.notes, *caps, *(note for task in tasks.values() for note in task.notes)]
     repeated = duplicate_grid_points(config)
     notes += scoring

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 
 import torch
 
+from rankscope.config.schema import TrainConfig
+from rankscope.data.encode import EncodedRows
 from rankscope.inputs import StudyInputs
 from rankscope.models.parameters import Architecture, full_cost, lora_cost
 from rankscope.records import Record, TrialSpec
-from rankscope.trials import Pack, planned_steps
+from rankscope.trials import Pack, own_protocol, pack_steps, planned_steps
 
 SHARE_OF_PEAK = 0.25
 """Part of the measured matrix-product rate that a step reaches. LOG.md, "a pack on a CPU is
@@ -103,10 +105,8 @@ def plan_pack(
     """Count one pack's steps and tokens and estimate its memory and time."""
     config = inputs.config.train
     rows = inputs.rows[pack[0].task]
-    steps = planned_steps(len(rows.rows), config)
-    mean_tokens = rows.num_tokens / len(rows.rows)
-    rows_per_step = min(len(rows.rows), config.batch_size * config.gradient_accumulation)
-    tokens_each = round(steps * rows_per_step * mean_tokens)
+    protocols = [own_protocol(trial, config) for trial in pack]
+    tokens = [trained_tokens(rows, protocol) for protocol in protocols]
     costs = [
         full_cost(shapes, inputs.dtype)
         if trial.rank is None
@@ -115,12 +115,16 @@ def plan_pack(
     ]
     base_bytes = shapes.num_parameters * inputs.dtype.itemsize
     longest = max(len(row.input_ids) for row in rows.rows)
-    activations = len(pack) * config.batch_size * longest * costs[0].activation_bytes_per_token
+    batch_rows = sum(protocol.batch_size for protocol in protocols)
+    activations = batch_rows * longest * costs[0].activation_bytes_per_token
     backward = 2 if pack[0].rank is not None else 4
-    operations = tokens_each * sum(
-        (2 + backward) * shapes.num_parameters
-        + (6 * cost.trainable_parameters if trial.rank is not None else 0)
-        for trial, cost in zip(pack, costs, strict=True)
+    operations = sum(
+        num_tokens
+        * (
+            (2 + backward) * shapes.num_parameters
+            + (6 * cost.trainable_parameters if trial.rank is not None else 0)
+        )
+        for trial, cost, num_tokens in zip(pack, costs, tokens, strict=True)
     )
     scored = sum(
         item_tokens[task, split]
@@ -131,13 +135,20 @@ def plan_pack(
     return PackPlan(
         task=pack[0].task,
         labels=tuple(f"{trial.arm_label} seed={trial.seed}" for trial in pack),
-        steps=steps,
-        num_tokens=tokens_each * len(pack),
+        steps=pack_steps(pack, len(rows.rows), rows.num_tokens, config),
+        num_tokens=sum(tokens),
         memory_bytes=base_bytes
         + sum(c.weight_bytes + c.gradient_bytes + c.optimizer_bytes for c in costs)
         + activations,
         seconds=operations / rate,
     )
+
+
+def trained_tokens(rows: EncodedRows, protocol: TrainConfig) -> int:
+    """Tokens one trial is trained on, every row taken to have the mean length."""
+    steps = planned_steps(len(rows.rows), rows.num_tokens, protocol)
+    rows_per_step = min(len(rows.rows), protocol.batch_size * protocol.gradient_accumulation)
+    return round(steps * rows_per_step * rows.num_tokens / len(rows.rows))
 
 
 def evaluation_tokens(inputs: StudyInputs) -> dict[tuple[str, str], int]:

@@ -37,7 +37,7 @@ from rankscope.runtime import is_out_of_memory, peak_memory_bytes, reset_peak_me
 from rankscope.train.checkpoint import PackCheckpoint
 from rankscope.train.loop import NOTHING_TRAINED, PackResult, train_pack
 from rankscope.train.trainee import Trainee
-from rankscope.trials import Pack, described, pack_id, planned_steps
+from rankscope.trials import Pack, described, pack_id, pack_steps
 from rankscope.watch import SpeedMeter, Watcher
 
 CHECKPOINTS = "checkpoints"
@@ -140,7 +140,8 @@ class Runner:
         checkpoint = PackCheckpoint(self.ledger.out / CHECKPOINTS / pack_id(pack))
         meter = SpeedMeter(self.watcher)
         self.did_something = True
-        self.watcher.stage(f"{name} {described(pack)}", planned_steps(len(rows.rows), config.train))
+        num_steps = pack_steps(pack, len(rows.rows), rows.num_tokens, config.train)
+        self.watcher.stage(f"{name} {described(pack)}", num_steps)
         reset_peak_memory(self.base.device)
         shortage = ""
         try:

@@ -1,18 +1,20 @@
 """Arms x seeds x tasks become trials with content ids, and trials become packs.
 
 Order of trials: training task, then arm, then grid point (method, targets, rank, alpha, learning
-rate, dropout, each in the order of the study file), then seed. Seeds of one point are neighbours,
-so a study that is stopped early has whole arms rather than many arms with one seed each.
+rate, its ratio, dropout, then the arm's own protocol, each in the order of the study file), then
+seed. Seeds of one point are neighbours, so a study that is stopped early has whole arms rather than
+many arms with one seed each.
 """
 
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from rankscope.config.schema import ArmConfig, StudyConfig, TrainConfig
+from rankscope.config.arm import OVERRIDES, ArmConfig
+from rankscope.config.schema import StudyConfig, TrainConfig
 from rankscope.errors import BadInput
-from rankscope.provenance import sha256_json
+from rankscope.provenance import canonical_json, sha256_json
 from rankscope.records import TrialSpec
 
 RESULTS_VERSION = 1
@@ -23,6 +25,12 @@ DEFAULT_MAX_PACK = 16
 
 ID_LENGTH = 16
 """Hex digits of a trial or pack id: 64 bits, so 10,000 trials collide with probability 3e-12."""
+
+ALONE = frozenset({"full", "peft"})
+"""Methods that change the base or its modules and so cannot share it."""
+
+NOT_TRAINING = frozenset({"checkpoint_seconds", "evaluate_every", "gradient_checkpointing"})
+"""Fields of ``train`` that change when and how something is computed, and no result."""
 
 Pack = tuple[TrialSpec, ...]
 Value = TypeVar("Value")
@@ -47,16 +55,17 @@ def make_trials(
             raise BadInput(f"task {task.name!r}: no data was loaded for it")
         shared = shared_identity(config, base_sha256, data_sha256[task.name])
         for arm in config.arms:
-            for point, seed in itertools.product(arm_points(arm), unique(config.seeds)):
-                settings = {"task": task.name, **point, "seed": seed}
-                trial_id = sha256_json({**shared, **settings})[:ID_LENGTH]
-                spec = TrialSpec.model_validate({"trial_id": trial_id, **settings})
-                trials.setdefault(trial_id, spec)
+            for point, seed in itertools.product(arm_points(arm, config.train), config.seeds):
+                spec = TrialSpec.model_validate(
+                    {"trial_id": "", "task": task.name, **point, "seed": seed}
+                )
+                trial_id = sha256_json({**shared, **own_identity(spec, config.train)})[:ID_LENGTH]
+                trials.setdefault(trial_id, spec.model_copy(update={"trial_id": trial_id}))
     return list(trials.values())
 
 
 def make_packs(trials: Sequence[TrialSpec], max_pack: int | None = None) -> list[Pack]:
-    """Trials that are trained together: per task its LoRA packs, then each full trial alone.
+    """Trials that are trained together: per task its LoRA packs, then each other trial alone.
 
     The LoRA trials of a task are cut, in trial order, into as few packs as ``max_pack`` (by
     default ``DEFAULT_MAX_PACK``) allows, whose sizes differ by at most one. Give all trials of a
@@ -69,9 +78,8 @@ def make_packs(trials: Sequence[TrialSpec], max_pack: int | None = None) -> list
     packs: list[Pack] = []
     for task in unique([trial.task for trial in trials]):
         of_task = [trial for trial in trials if trial.task == task]
-        adapters = [trial for trial in of_task if trial.method != "full"]
-        packs += balanced(adapters, limit)
-        packs += [(trial,) for trial in of_task if trial.method == "full"]
+        packs += balanced([trial for trial in of_task if trial.method not in ALONE], limit)
+        packs += [(trial,) for trial in of_task if trial.method in ALONE]
     return packs
 
 
@@ -94,63 +102,88 @@ def duplicate_grid_points(config: StudyConfig) -> int:
     Counted per study file, not per task: ``rank: [8, 8]`` is one, whatever the seeds and tasks;
     a point that two arms share is one; ``seeds: [0, 0]`` is one.
     """
-    points = [point for arm in config.arms for point in arm_points(arm)]
+    points = [point for arm in config.arms for point in arm_points(arm, config.train)]
     return len(points) - len(unique(points)) + len(config.seeds) - len(unique(config.seeds))
 
 
-def planned_steps(num_rows: int, train: TrainConfig) -> int:
-    """Optimizer steps of one trial on ``num_rows`` rows; ``max_steps`` wins over ``epochs``.
+def own_protocol(trial: TrialSpec, train: TrainConfig) -> TrainConfig:
+    """The protocol a trial is trained by: the study's, with what the trial's arm sets itself."""
+    return train.model_copy(update=trial.overrides)
+
+
+def planned_steps(num_rows: int, num_tokens: int, train: TrainConfig) -> int:
+    """Optimizer steps of one trial on ``num_rows`` rows of ``num_tokens`` tokens together.
 
     As in transformers' Trainer, an epoch is ceil(ceil(rows / batch) / accumulation) steps, its last
     step being smaller where rows run out, and a fraction of an epoch is rounded up to a whole step.
-    Raises BadInput for no rows.
+    ``tokens`` asks for tokens / ``num_tokens`` epochs: every row is taken to have the mean length.
+    ``max_steps`` wins over both. Raises BadInput for no rows.
     """
     if num_rows < 1:
         raise BadInput("there are no training rows: expected at least one")
     if train.max_steps is not None:
         return train.max_steps
-    rows_per_step = train.batch_size * train.gradient_accumulation
-    return math.ceil(train.epochs * math.ceil(num_rows / rows_per_step))
+    steps_per_epoch = math.ceil(num_rows / (train.batch_size * train.gradient_accumulation))
+    if train.tokens is not None:
+        return math.ceil(train.tokens * steps_per_epoch / num_tokens)
+    return math.ceil(train.epochs * steps_per_epoch)
+
+
+def pack_steps(pack: Pack, num_rows: int, num_tokens: int, train: TrainConfig) -> int:
+    """Optimizer steps of the pack's longest trial; arguments as of ``planned_steps``."""
+    return max(planned_steps(num_rows, num_tokens, own_protocol(t, train)) for t in pack)
 
 
 def shared_identity(config: StudyConfig, base_sha256: str, data_sha256: str) -> dict[str, object]:
-    """What determines a trial's training besides its own settings; nothing about evaluation."""
-    train = config.train.model_dump(exclude={"checkpoint_seconds"})
-    if config.train.max_steps is not None:
-        del train["epochs"]  # max_steps wins, so epochs change nothing
-    return {
+    """What the trials of one task share of what determines their training."""
+    shared: dict[str, object] = {
         "results_version": RESULTS_VERSION,
         "base": base_sha256,
         "data": data_sha256,
         "prompt_format": config.model.prompt_format,
         "dtype": config.dtype,
-        "train": train,
     }
+    return shared if config.quantize == "none" else {**shared, "quantize": config.quantize}
 
 
-def arm_points(arm: ArmConfig) -> Iterator[dict[str, object]]:
-    """An arm's grid points as fields of TrialSpec, repeated ones included."""
-    if arm.is_full:
-        for _, lr in itertools.product(arm.method, arm.lr):
-            yield {
-                "method": "full",
-                "rank": None,
-                "alpha": None,
-                "lr": lr,
-                "targets": (),
-                "dropout": 0.0,
-            }
-        return
-    axes = (arm.method, arm.target_sets(), arm.rank, arm.alpha, arm.lr, arm.dropout)
-    for method, targets, rank, alpha, lr, dropout in itertools.product(*axes):
-        yield {
-            "method": method,
-            "rank": rank,
-            "alpha": resolved_alpha(alpha, rank),
-            "lr": lr,
-            "targets": targets,
-            "dropout": dropout,
-        }
+def own_identity(trial: TrialSpec, train: TrainConfig) -> dict[str, object]:
+    """A trial's own settings and protocol as they enter its id; nothing about evaluation.
+
+    What an arm sets of the protocol stands in the protocol alone, so that a setting that moves
+    from ``train`` into the arms, or back, leaves the id as it was.
+    """
+    settings = trial.model_dump(mode="json", exclude={"trial_id", "schema_version", *OVERRIDES})
+    for name in ("peft", "lr_ratio"):
+        if settings[name] is None:
+            del settings[name]
+    protocol = own_protocol(trial, train).model_dump(exclude=set(NOT_TRAINING))
+    if train.max_steps is not None or train.tokens is not None:
+        del protocol["epochs"]  # these win, so epochs change nothing
+    if train.tokens is None:
+        del protocol["tokens"]
+    if train.optimizer == "adamw" or not trial.is_full:
+        del protocol["optimizer"]
+    return {**settings, "train": protocol}
+
+
+def arm_points(arm: ArmConfig, train: TrainConfig) -> Iterator[dict[str, Any]]:
+    """An arm's grid points as fields of TrialSpec, repeated ones included.
+
+    What an arm sets of the protocol is left out where the study's ``train`` says the same.
+    """
+    nothing = {"rank": None, "alpha": None, "targets": (), "dropout": 0.0}
+    for grid in arm.grids():
+        for values in itertools.product(*grid.values()):
+            point: dict[str, Any] = nothing | dict(zip(grid, values, strict=True))
+            if isinstance(point["method"], dict):
+                settings = point["method"]["peft"]
+                rank = settings.get("r")
+                point["rank"] = rank if isinstance(rank, int) else None
+                point |= {"method": "peft", "peft": canonical_json(settings)}
+            elif point["rank"] is not None:
+                point["alpha"] = resolved_alpha(point["alpha"], point["rank"])
+            same = {name for name in OVERRIDES if point.get(name) == getattr(train, name)}
+            yield {name: value for name, value in point.items() if name not in same}
 
 
 def resolved_alpha(alpha: float | str, rank: int) -> float:

@@ -77,7 +77,7 @@ def reference_steps(spec: TrialSpec, rows: list[EncodedRow]) -> list:
     order = RowOrder(len(rows), PROTOCOL.batch_size, PROTOCOL.gradient_accumulation, spec.seed)
     return [
         [[(list(rows[i].input_ids), list(rows[i].is_label)) for i in m] for m in order.step(step)]
-        for step in range(planned_steps(len(rows), PROTOCOL))
+        for step in range(planned_steps(len(rows), sum(len(r.input_ids) for r in rows), PROTOCOL))
     ]
 
 

@@ -138,8 +138,7 @@ def _smallest_rank(
 
 
 def _without_lr(arm: Arm) -> tuple[object, ...]:
-    spec = arm.trials[0].spec
-    return (spec.method, spec.rank, spec.alpha, spec.targets, spec.dropout)
+    return arm.trials[0].spec.arm_without_lr
 
 
 def _forgets_too_much(arm: Arm, objective: Objective) -> bool:

@@ -11,8 +11,9 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from rankscope.config.arm import LORA_ONLY
 from rankscope.config.overrides import OVERRIDE, apply_override
-from rankscope.config.schema import LORA_ONLY, StudyConfig, section_at
+from rankscope.config.schema import StudyConfig, section_at
 from rankscope.config.section import LocalPath, Section, printable, shown
 from rankscope.config.yaml_nodes import Location, PlainValues, compose, dump, is_list_at, mark_at
 from rankscope.errors import BadInput
@@ -61,10 +62,10 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
 def dump_study(config: StudyConfig) -> str:
     """Canonical YAML of a study, every default written out; it loads back to an equal config."""
     values = config.model_dump(mode="json", exclude_none=True)
-    for arm in values["arms"]:
-        if "full" in arm["method"]:
-            for key in LORA_ONLY:
-                del arm[key]
+    for arm, written in zip(config.arms, values["arms"], strict=True):
+        if arm.is_full or arm.is_peft:
+            for key in LORA_ONLY - ({"targets"} if arm.is_peft else set()):
+                written.pop(key, None)
     return dump(values)
 
 

@@ -5,12 +5,12 @@ they are (``rank: "8"`` is not a rank). Each field is followed by a sentence wit
 meaning; the published JSON schema (docs/study.schema.json) is generated from these classes.
 """
 
-import math
 import re
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from rankscope.config.arm import ArmConfig, Schedule
 from rankscope.config.section import (
     HubId,
     Name,
@@ -21,9 +21,7 @@ from rankscope.config.section import (
     matching,
     shown,
 )
-from rankscope.config.targets import TARGET_GROUPS, TargetGroup, TargetSet, as_target_sets
 
-Method = Literal["lora", "rslora", "full"]
 Scorer = Literal["option_text", "option_letter", "number", "exact_match", "loss"]
 
 DEVICE_PATTERN = r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$"
@@ -31,11 +29,6 @@ MAX_SEED = 2**32 - 1
 """Largest seed that NumPy's and PyTorch's generators both take."""
 MAX_TRIALS = 10_000
 """A larger grid is a slip of the pen, and would fill memory before ``plan`` could say so."""
-
-
-AlphaMultiple = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)?)?r$")]
-LORA_ONLY = frozenset({"rank", "alpha", "targets", "dropout"})
-"""Fields of an arm that full fine-tuning does not have."""
 
 
 class ModelConfig(Section):
@@ -107,122 +100,23 @@ class TaskConfig(Section):
         return {"name": text}
 
 
-Rank = Annotated[int, Field(ge=1)]
-LearningRate = Annotated[float, Field(gt=0)]
-Dropout = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
-def checked_alpha(value: Any) -> Any:
-    """Alpha is a positive number or a multiple of the rank, such as ``2r``."""
-    expected = "expected a positive number or a multiple of the rank such as '2r'"
-    if isinstance(value, str):
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)?r", value.strip())
-        if match is None or (match[1] is not None and not 0 < float(match[1]) < math.inf):
-            raise ValueError(f"alpha {shown(value)}: {expected}")
-        return value.strip()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"alpha {shown(value)}: {expected}")
-    if not 0 < value < math.inf:  # NaN compares false
-        raise ValueError(f"alpha {shown(value)}: {expected}")
-    return float(value)
-
-
-Alpha = Annotated[
-    float | str, BeforeValidator(checked_alpha, json_schema_input_type=float | AlphaMultiple)
-]
-
-
-class ArmConfig(Section):
-    """One method with its hyper-parameter lists; the grid is their product."""
-
-    method: Annotated[
-        list[Method],
-        BeforeValidator(as_list, json_schema_input_type=Method | list[Method]),
-        Field(min_length=1),
-    ]
-    """``lora``, ``rslora`` (scaling alpha / sqrt(rank)) or ``full`` fine-tuning."""
-    rank: Annotated[
-        list[Rank], BeforeValidator(as_list, json_schema_input_type=Rank | list[Rank])
-    ] = []
-    """LoRA rank r, one or more."""
-    alpha: Annotated[
-        list[Alpha],
-        BeforeValidator(as_list, json_schema_input_type=Alpha | list[Alpha]),
-        Field(min_length=1),
-    ] = ["2r"]
-    """LoRA alpha: a number, or a multiple of the rank such as ``2r``."""
-    lr: Annotated[
-        list[LearningRate],
-        BeforeValidator(as_list, json_schema_input_type=LearningRate | list[LearningRate]),
-        Field(min_length=1),
-    ]
-    """Peak learning rate; always explicit, since a rank sweep at one rate measures the rate."""
-    targets: Annotated[
-        list[TargetSet],
-        BeforeValidator(
-            as_target_sets, json_schema_input_type=TargetGroup | list[str] | list[TargetSet]
-        ),
-    ] = ["attention"]
-    """``attention``, ``mlp``, ``all-linear`` or a list of module names; several sets in a list."""
-    dropout: Annotated[
-        list[Dropout],
-        BeforeValidator(as_list, json_schema_input_type=Dropout | list[Dropout]),
-        Field(min_length=1),
-    ] = [0.0]
-    """Dropout on the adapter's input, probability."""
-
-    @model_validator(mode="after")
-    def fits_method(self) -> Self:
-        """LoRA needs a rank; full fine-tuning has none."""
-        if "full" in self.method:
-            if len(set(self.method)) > 1:
-                raise ValueError("method 'full' has no rank: give it an arm of its own")
-            given = sorted(LORA_ONLY & self.model_fields_set)
-            if given:
-                raise ValueError(f"method 'full' trains every weight: remove {', '.join(given)}")
-        elif not self.rank:
-            raise ValueError(f"method {self.method[0]!r} needs 'rank'")
-        return self
-
-    @property
-    def is_full(self) -> bool:
-        """Full fine-tuning: no rank, alpha, targets or dropout."""
-        return "full" in self.method
-
-    def target_sets(self) -> list[tuple[str, ...]]:
-        """The sets of module names that receive adapters, each sorted, names once."""
-        return [
-            tuple(sorted(set(TARGET_GROUPS[s] if isinstance(s, str) else s))) for s in self.targets
-        ]
-
-    def num_points(self) -> int:
-        """Points of this arm's grid as written, repeated values counted."""
-        if self.is_full:
-            return len(self.method) * len(self.lr)
-        axes: tuple[list[Any], ...] = (
-            self.method,
-            self.rank,
-            self.alpha,
-            self.lr,
-            self.targets,
-            self.dropout,
-        )
-        return math.prod(len(axis) for axis in axes)
-
-
 class TrainConfig(Section):
-    """The training protocol, the same for every arm."""
+    """The training protocol; an arm may set some of it for itself, see ``arm.OVERRIDES``."""
 
     epochs: float = Field(3.0, gt=0)
-    """Passes over the training rows; ``max_steps`` wins where both are given."""
+    """Passes over the training rows; ``max_steps`` and ``tokens`` win over it."""
     max_steps: int | None = Field(None, ge=1)
     """Optimizer steps."""
+    tokens: int | None = Field(None, ge=1)
+    """Training tokens, by the mean length of a row; instead of ``max_steps``."""
     batch_size: int = Field(2, ge=1)
     """Rows per micro-batch and adapter."""
     gradient_accumulation: int = Field(4, ge=1)
     """Micro-batches per optimizer step."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Schedule = "linear"
     """Shape of the learning rate after warm-up."""
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
     """Share of the steps over which the learning rate rises from zero."""
@@ -234,8 +128,21 @@ class TrainConfig(Section):
     """Tokens per row; longer prompts are dropped, longer completions cut, both counted."""
     labels: Literal["completion", "all"] = "completion"
     """Which tokens carry loss."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """Of full fine-tuning: ``adamw8bit`` keeps its moments in 8 bits; adapters have AdamW."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time, the same numbers."""
+    evaluate_every: int | None = Field(None, ge=1)
+    """Score each trial on the selection splits after every so many optimizer steps."""
     checkpoint_seconds: float = Field(120.0, gt=0)
     """A pack writes its resumable state at most this often, seconds."""
+
+    @model_validator(mode="after")
+    def one_length(self) -> Self:
+        """``tokens`` and ``max_steps`` say the same thing twice."""
+        if self.tokens is not None and self.max_steps is not None:
+            raise ValueError("'tokens' and 'max_steps' both say how long to train: give one")
+        return self
 
 
 class EvaluateConfig(Section):
@@ -271,6 +178,17 @@ class AnalyzeConfig(Section):
 
     spectra: SpectraConfig = SpectraConfig()
     """The analysis of what the weights became."""
+
+
+def checked_memory(value: Any) -> Any:
+    """Bytes, or a number with a unit: ``12GiB`` is 12 x 2^30, ``12 GB`` is 12 x 10^9."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]i?B)", value.strip())
+    if match is None:
+        raise ValueError(f"memory_limit {shown(value)}: expected bytes, or a text such as '12GiB'")
+    power = 1 + "KMGT".index(match[2][0])
+    return round(float(match[1]) * (1024 if "i" in match[2] else 1000) ** power)
 
 
 class ObjectiveConfig(Section):
@@ -321,8 +239,16 @@ class StudyConfig(Section):
     """``auto`` takes CUDA, then MPS, then CPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The base's dtype; adapters and optimizer state are always float32."""
+    quantize: Literal["none", "4bit"] = "none"
+    """``4bit`` holds the base in 4 bits (CUDA alone); adapters are trained as ever."""
     max_pack: int | None = Field(None, ge=1)
     """Most LoRA trials trained together; by default 16."""
+    memory_limit: Annotated[
+        int | None,
+        BeforeValidator(checked_memory, json_schema_input_type=int | str | None),
+        Field(ge=1),
+    ] = None
+    """Memory a pack may take, bytes or a text such as ``12GiB``; by default the device's."""
     data_seed: Seed = 0
     """Seed of the splits and of ``max_items``; not a trial axis."""
 

@@ -1,5 +1,6 @@
 """A trial as it was asked for, and what training it gave."""
 
+import json
 from typing import Literal
 
 from rankscope.records.record import Record
@@ -12,14 +13,30 @@ class TrialSpec(Record):
     """Content id: canonical settings + base weights + data + code version."""
     task: str
     """Training task."""
-    method: Literal["lora", "rslora", "full"]
+    method: Literal["lora", "rslora", "lora+", "dora", "pissa", "eva", "full", "peft"]
+    peft: str | None = None
+    """``peft`` alone: its settings as canonical JSON, ``peft_type`` among them."""
     rank: int | None
-    """None for full fine-tuning."""
+    """None for full fine-tuning, and for a method of PEFT's that names no ``r``."""
     alpha: float | None
     lr: float
+    """Peak learning rate; for ``lora+`` that of A."""
+    lr_ratio: float | None = None
+    """``lora+`` alone: the learning rate of B over that of A."""
     targets: tuple[str, ...]
     dropout: float
     seed: int
+    batch_size: int | None = None
+    """Here and below: what the trial's arm sets itself, where the study's protocol says other."""
+    gradient_accumulation: int | None = None
+    schedule: Literal["linear", "cosine", "constant"] | None = None
+    warmup_fraction: float | None = None
+    weight_decay: float | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Full fine-tuning: every weight of the base trains."""
+        return self.method == "full"
 
     @property
     def scaling(self) -> float:
@@ -29,16 +46,35 @@ class TrialSpec(Record):
         return self.alpha / (self.rank**0.5 if self.method == "rslora" else self.rank)
 
     @property
-    def arm(self) -> tuple[str, str, int | None, float | None, float, tuple[str, ...], float]:
+    def overrides(self) -> dict[str, int | float | str]:
+        """What the trial's arm sets of the training protocol, by the protocol's names."""
+        own: dict[str, int | float | str | None] = {
+            "batch_size": self.batch_size,
+            "gradient_accumulation": self.gradient_accumulation,
+            "schedule": self.schedule,
+            "warmup_fraction": self.warmup_fraction,
+            "weight_decay": self.weight_decay,
+        }
+        return {name: value for name, value in own.items() if value is not None}
+
+    @property
+    def arm(self) -> tuple[object, ...]:
         """Everything but the seed: trials of one arm point are replicates."""
+        return (*self.arm_without_lr, self.lr)
+
+    @property
+    def arm_without_lr(self) -> tuple[object, ...]:
+        """Everything but the seed and the learning rate, which is chosen for each arm."""
         return (
             self.task,
             self.method,
+            self.peft,
             self.rank,
             self.alpha,
-            self.lr,
+            self.lr_ratio,
             self.targets,
             self.dropout,
+            *self.overrides.items(),
         )
 
     @property
@@ -47,20 +83,46 @@ class TrialSpec(Record):
 
         Two arms of one task never share a label: what differs from the default is spelled out.
         """
-        if self.rank is None:
-            return f"full lr={self.lr:.12g}"
-        method = "" if self.method == "lora" else f"{self.method} "
-        alpha = "" if self.alpha == 2 * self.rank else f" alpha={self.alpha:g}"
-        dropout = f" dropout={self.dropout:g}" if self.dropout else ""
-        targets = ""
-        if set(self.targets) != {"q_proj", "k_proj", "v_proj", "o_proj"}:
-            targets = " on " + ",".join(t.removesuffix("_proj") for t in sorted(self.targets))
-        return f"{method}r={self.rank}{alpha} lr={self.lr:.12g}{dropout}{targets}"
+        parts = [f"lr={self.lr:.12g}"]
+        if self.peft is not None:
+            parts = [*peft_label(self.peft), *parts]
+        elif self.rank is None:
+            parts = ["full", *parts]
+        else:
+            method = [] if self.method == "lora" else [self.method]
+            alpha = [] if self.alpha == 2 * self.rank else [f"alpha={self.alpha:g}"]
+            parts = [*method, f"r={self.rank}", *alpha, *parts]
+        if self.lr_ratio is not None:
+            parts.append(f"ratio={self.lr_ratio:.12g}")
+        if self.dropout:
+            parts.append(f"dropout={self.dropout:g}")
+        if self.targets and set(self.targets) != {"q_proj", "k_proj", "v_proj", "o_proj"}:
+            parts.append("on " + ",".join(t.removesuffix("_proj") for t in sorted(self.targets)))
+        for name, value in self.overrides.items():
+            number = value if isinstance(value, str) else f"{value:.12g}"
+            parts.append(f"{OVERRIDE_LABELS[name]}={number}")
+        return " ".join(parts)
 
     @property
     def label(self) -> str:
         """Name of the trial for logs, such as ``arc_easy r=32 lr=0.0002 seed=0``."""
         return f"{self.task} {self.arm_label} seed={self.seed}"
+
+
+OVERRIDE_LABELS = {
+    "batch_size": "batch",
+    "gradient_accumulation": "accumulation",
+    "schedule": "schedule",
+    "warmup_fraction": "warmup",
+    "weight_decay": "decay",
+}
+
+
+def peft_label(settings: str) -> list[str]:
+    """``adalora``, ``init_r=12``: type and settings of a method of PEFT's, from their JSON."""
+    fields: dict[str, object] = json.loads(settings)
+    kind = str(fields.pop("peft_type")).lower()
+    return [kind, *(f"{name}={json.dumps(value)}" for name, value in fields.items())]
 
 
 class LossPoint(Record):

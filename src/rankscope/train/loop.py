@@ -24,7 +24,7 @@ from rankscope.train.checkpoint import PackCheckpoint, PackState
 from rankscope.train.loss import summed_losses
 from rankscope.train.optimizer import learning_rate
 from rankscope.train.trainee import Trainee
-from rankscope.trials import planned_steps
+from rankscope.trials import own_protocol, planned_steps
 
 NOTHING_TRAINED = "nothing was trained"
 """Begins the failure of a trial whose weights training left as they were."""
@@ -77,7 +77,7 @@ def train_pack(
         base: the frozen base; full fine-tuning trains a float32 copy of it.
         trials: LoRA trials of one task, or a single full trial.
         rows: the task's encoded training rows; each trial sees them in its own seed's order.
-        protocol: epochs, batch size and the rest, the same for every trial.
+        protocol: epochs, batch size and the rest; ``own_protocol`` says what a trial makes of it.
         checkpoint: where the resumable state goes, at most every ``checkpoint_seconds``.
         progress: called after every optimizer step.
         after_step: called after that; its time is not the training's.
@@ -89,8 +89,7 @@ def train_pack(
     """
     if not rows:
         raise BadInput("no training rows are left after encoding: there is nothing to train on")
-    refuse_zero_rates(planned_steps(len(rows), protocol), protocol)
-    base, trainees = prepare(base, trials, len(rows), protocol)
+    base, trainees = prepare(base, trials, rows, protocol)
     start_step, seconds_before = resume(trainees, checkpoint)
     num_steps = max(trainee.num_steps for trainee in trainees)
     begun = saved = time.monotonic()
@@ -157,7 +156,7 @@ def fault_at_end(trainee: Trainee) -> str | None:
 
 
 def prepare(
-    base: Base, trials: Sequence[TrialSpec], num_rows: int, protocol: TrainConfig
+    base: Base, trials: Sequence[TrialSpec], rows: Sequence[EncodedRow], protocol: TrainConfig
 ) -> tuple[Base, list[Trainee]]:
     """Fresh trainees, and the base they train on (a trainable copy for full fine-tuning)."""
     is_full = any(trial.method == "full" for trial in trials)
@@ -165,10 +164,15 @@ def prepare(
         raise BadInput("full fine-tuning changes the base itself and trains alone, not in a pack")
     if base.pack.adapters:
         raise ValueError("the base carries adapters already: detach them before training")
+    num_tokens = sum(len(row.input_ids) for row in rows)
+    own = [own_protocol(trial, protocol) for trial in trials]
+    steps = [planned_steps(len(rows), num_tokens, each) for each in own]
+    for each, num_steps in zip(own, steps, strict=True):
+        refuse_zero_rates(num_steps, each)
     if is_full:
         base = base.trainable_copy()
     trainees = []
-    for trial in trials:
+    for trial, each, num_steps in zip(trials, own, steps, strict=True):
         adapter = None if is_full else new_adapter(base.model, trial)
         if adapter is not None:
             base.pack.attach(adapter)
@@ -177,11 +181,9 @@ def prepare(
                 spec=trial,
                 parameters=list(adapter.parameters() if adapter else base.model.parameters()),
                 adapter=adapter,
-                protocol=protocol,
-                order=RowOrder(
-                    num_rows, protocol.batch_size, protocol.gradient_accumulation, trial.seed
-                ),
-                num_steps=planned_steps(num_rows, protocol),
+                protocol=each,
+                order=RowOrder(len(rows), each.batch_size, each.gradient_accumulation, trial.seed),
+                num_steps=num_steps,
             )
         )
     return base, trainees

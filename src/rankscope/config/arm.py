@@ -1,0 +1,251 @@
+"""An arm of the study file: one method, or several alike, with lists that span a grid."""
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
+
+from rankscope.config.section import Section, as_list, shown
+from rankscope.config.targets import TARGET_GROUPS, TargetGroup, TargetSet, as_target_sets
+
+Method = Literal["lora", "rslora", "lora+", "dora", "pissa", "eva", "full"]
+Schedule = Literal["linear", "cosine", "constant"]
+PeftSettings = dict[str, JsonValue]
+PeftMethod = dict[Literal["peft"], PeftSettings]
+"""``{peft: {peft_type: ADALORA, ...}}``: a method of PEFT's with fields of its configuration."""
+
+METHODS: tuple[str, ...] = get_args(Method)
+LORA_ONLY = frozenset({"rank", "alpha", "targets", "dropout", "lr_ratio"})
+"""Fields of an arm that full fine-tuning does not have."""
+OVERRIDES = ("batch_size", "gradient_accumulation", "schedule", "warmup_fraction", "weight_decay")
+"""Fields of ``train`` that an arm may set for itself."""
+DEFAULT_LR_RATIO = 16.0
+"""LoRA+ (Hayou et al., 2402.12354): the rate of B over that of A."""
+
+AlphaMultiple = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)?)?r$")]
+Rank = Annotated[int, Field(ge=1)]
+LearningRate = Annotated[float, Field(gt=0)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+Rows = Annotated[int, Field(ge=1)]
+WarmupFraction = Annotated[float, Field(ge=0, lt=1)]
+WeightDecay = Annotated[float, Field(ge=0)]
+
+
+def checked_method(value: Any) -> Any:
+    """A method by name, or ``{peft: {...}}`` with values that JSON knows, empty ones left out."""
+    if isinstance(value, dict):
+        return checked_peft(value)
+    if value not in METHODS:
+        close = difflib.get_close_matches(str(value), METHODS, n=1, cutoff=0.55)
+        meant = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"method {shown(value)}: expected one of {', '.join(METHODS)}, or a method of PEFT's "
+            f"as {{peft: {{peft_type: ADALORA, ...}}}}{meant}"
+        )
+    return value
+
+
+def checked_peft(value: dict[Any, Any]) -> dict[str, dict[str, Any]]:
+    """A method of PEFT's: one key ``peft`` with a mapping that names its ``peft_type``."""
+    settings = value.get("peft")
+    if set(value) != {"peft"} or not isinstance(settings, dict):
+        raise ValueError(
+            f"method {shown(value)}: expected {{peft: {{peft_type: ADALORA, ...}}}}, one key with "
+            "the settings of PEFT's method"
+        )
+    settings = {key: entry for key, entry in settings.items() if entry is not None}
+    if not isinstance(settings.get("peft_type"), str):
+        raise ValueError("method peft: 'peft_type' is missing: name one, such as ADALORA or VERA")
+    if "target_modules" in settings:
+        raise ValueError("method peft: remove 'target_modules': the arm's 'targets' names them")
+    try:
+        json.dumps(settings, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"method peft: expected values that JSON can hold: {error}") from error
+    return {"peft": settings}
+
+
+def checked_alpha(value: Any) -> Any:
+    """Alpha is a positive number or a multiple of the rank, such as ``2r``."""
+    expected = "expected a positive number or a multiple of the rank such as '2r'"
+    if isinstance(value, str):
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)?r", value.strip())
+        if match is None or (match[1] is not None and not 0 < float(match[1]) < math.inf):
+            raise ValueError(f"alpha {shown(value)}: {expected}")
+        return value.strip()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"alpha {shown(value)}: {expected}")
+    if not 0 < value < math.inf:  # NaN compares false
+        raise ValueError(f"alpha {shown(value)}: {expected}")
+    return float(value)
+
+
+Alpha = Annotated[
+    float | str, BeforeValidator(checked_alpha, json_schema_input_type=float | AlphaMultiple)
+]
+AnyMethod = Annotated[
+    Method | PeftMethod,
+    BeforeValidator(checked_method, json_schema_input_type=Method | PeftMethod),
+]
+
+
+class ArmConfig(Section):
+    """One method with its hyper-parameter lists; the grid is their product."""
+
+    method: Annotated[
+        list[AnyMethod],
+        BeforeValidator(as_list, json_schema_input_type=Method | PeftMethod | list[AnyMethod]),
+        Field(min_length=1),
+    ]
+    """By name, or ``{peft: {peft_type: ADALORA, ...}}`` for any other method of PEFT's."""
+    rank: Annotated[
+        list[Rank], BeforeValidator(as_list, json_schema_input_type=Rank | list[Rank])
+    ] = []
+    """LoRA rank r, one or more."""
+    alpha: Annotated[
+        list[Alpha],
+        BeforeValidator(as_list, json_schema_input_type=Alpha | list[Alpha]),
+        Field(min_length=1),
+    ] = ["2r"]
+    """LoRA alpha: a number, or a multiple of the rank such as ``2r``."""
+    lr: Annotated[
+        list[LearningRate],
+        BeforeValidator(as_list, json_schema_input_type=LearningRate | list[LearningRate]),
+        Field(min_length=1),
+    ]
+    """Peak learning rate; always explicit, since a rank sweep at one rate measures the rate."""
+    lr_ratio: (
+        Annotated[
+            list[LearningRate],
+            BeforeValidator(as_list, json_schema_input_type=LearningRate | list[LearningRate]),
+            Field(min_length=1),
+        ]
+        | None
+    ) = None
+    """``lora+`` alone: the learning rate of B over that of A, whose rate is ``lr``; 16."""
+    targets: Annotated[
+        list[TargetSet],
+        BeforeValidator(
+            as_target_sets, json_schema_input_type=TargetGroup | list[str] | list[TargetSet]
+        ),
+    ] = ["attention"]
+    """``attention``, ``mlp``, ``all-linear`` or a list of module names; several sets in a list."""
+    dropout: Annotated[
+        list[Dropout],
+        BeforeValidator(as_list, json_schema_input_type=Dropout | list[Dropout]),
+        Field(min_length=1),
+    ] = [0.0]
+    """Dropout on the adapter's input, probability."""
+    batch_size: (
+        Annotated[
+            list[Rows],
+            BeforeValidator(as_list, json_schema_input_type=Rows | list[Rows]),
+            Field(min_length=1),
+        ]
+        | None
+    ) = None
+    """This arm's own ``train.batch_size``."""
+    gradient_accumulation: (
+        Annotated[
+            list[Rows],
+            BeforeValidator(as_list, json_schema_input_type=Rows | list[Rows]),
+            Field(min_length=1),
+        ]
+        | None
+    ) = None
+    """This arm's own ``train.gradient_accumulation``."""
+    schedule: (
+        Annotated[
+            list[Schedule],
+            BeforeValidator(as_list, json_schema_input_type=Schedule | list[Schedule]),
+            Field(min_length=1),
+        ]
+        | None
+    ) = None
+    """This arm's own ``train.schedule``."""
+    warmup_fraction: (
+        Annotated[
+            list[WarmupFraction],
+            BeforeValidator(as_list, json_schema_input_type=WarmupFraction | list[WarmupFraction]),
+            Field(min_length=1),
+        ]
+        | None
+    ) = None
+    """This arm's own ``train.warmup_fraction``."""
+    weight_decay: (
+        Annotated[
+            list[WeightDecay],
+            BeforeValidator(as_list, json_schema_input_type=WeightDecay | list[WeightDecay]),
+            Field(min_length=1),
+        ]
+        | None
+    ) = None
+    """This arm's own ``train.weight_decay``."""
+
+    @model_validator(mode="after")
+    def fits_method(self) -> Self:
+        """LoRA needs a rank; full fine-tuning and PEFT's methods have none here."""
+        given = sorted(LORA_ONLY & self.model_fields_set)
+        if self.is_full:
+            if len(set(map(str, self.method))) > 1:
+                raise ValueError("method 'full' has no rank: give it an arm of its own")
+            if given:
+                raise ValueError(f"method 'full' trains every weight: remove {', '.join(given)}")
+            return self
+        if self.is_peft:
+            if any(isinstance(method, str) for method in self.method):
+                raise ValueError("a method of PEFT's has settings of its own: give it its own arm")
+            if given := [name for name in given if name != "targets"]:
+                raise ValueError(
+                    f"a method of PEFT's takes {', '.join(given)} from its own settings: put them "
+                    "there, under the names PEFT has for them"
+                )
+            return self
+        if not self.rank:
+            raise ValueError(f"method {self.method[0]!r} needs 'rank'")
+        if "lr_ratio" in given and "lora+" not in self.method:
+            raise ValueError(
+                f"'lr_ratio' is the rate of B over that of A in 'lora+', found method "
+                f"{self.method[0]!r}: remove it, or change the method"
+            )
+        return self
+
+    @property
+    def is_full(self) -> bool:
+        """Full fine-tuning: no rank, alpha, targets or dropout."""
+        return "full" in self.method
+
+    @property
+    def is_peft(self) -> bool:
+        """A method that PEFT trains, with settings of its own."""
+        return any(isinstance(method, dict) for method in self.method)
+
+    def target_sets(self) -> list[tuple[str, ...]]:
+        """The sets of module names that receive adapters, each sorted, names once."""
+        return [
+            tuple(sorted(set(TARGET_GROUPS[s] if isinstance(s, str) else s))) for s in self.targets
+        ]
+
+    def grids(self) -> Iterator[dict[str, list[Any]]]:
+        """One grid per method: the field of a trial -> its values, in the order of the product."""
+        for method in self.method:
+            axes: dict[str, list[Any]] = {"method": [method]}
+            if not self.is_full:
+                axes["targets"] = self.target_sets()
+            if not (self.is_full or self.is_peft):
+                axes |= {"rank": self.rank, "alpha": self.alpha}
+            axes["lr"] = self.lr
+            if method == "lora+":
+                axes["lr_ratio"] = self.lr_ratio or [DEFAULT_LR_RATIO]
+            if not (self.is_full or self.is_peft):
+                axes["dropout"] = self.dropout
+            own = {name: getattr(self, name) for name in OVERRIDES}
+            yield axes | {name: values for name, values in own.items() if values is not None}
+
+    def num_points(self) -> int:
+        """Points of this arm's grid as written, repeated values counted."""
+        return sum(math.prod(len(axis) for axis in grid.values()) for grid in self.grids())
