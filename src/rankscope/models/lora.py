@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from rankscope.models.quantize import dense_weight
+
 
 @dataclass(slots=True)
 class Adapter:
@@ -42,6 +44,7 @@ class Adapter:
     dropout_seed: int = 0
     step: int = 0
     _masks: dict[str, torch.Generator] = field(default_factory=dict)
+    _begun: dict[str, Tensor] = field(default_factory=dict)
     _norms: dict[str, Tensor] = field(default_factory=dict)
 
     def parameters(self) -> list[nn.Parameter]:
@@ -65,21 +68,30 @@ class Adapter:
         """Draw the dropout masks of optimizer step ``step`` from here on."""
         self.step = step
         self._masks.clear()
+        self._begun.clear()
 
     def weights_changed(self) -> None:
         """Forget what was derived from A and B."""
         self._norms.clear()
 
-    def mask(self, name: str, shape: torch.Size, device: torch.device) -> Tensor:
+    def mask(
+        self, name: str, shape: torch.Size, device: torch.device, again: bool = False
+    ) -> Tensor:
         """The next rows of a module's dropout mask in this step, bool, True = kept.
 
         A pure function of (dropout_seed, module, step) and of the tokens that came before in the
         step. On a CPU it does not matter how the step's tokens are cut into forward passes.
+        ``again`` gives the rows drawn last once more: for a pass that is computed a second time.
         """
         generator = self._masks.get(name)
         if generator is None:
             seed = seed_of("dropout", self.dropout_seed, name, self.step)
             generator = self._masks[name] = torch.Generator(device).manual_seed(seed)
+        if again:
+            generator = torch.Generator(device)
+            generator.set_state(self._begun[name])
+        else:
+            self._begun[name] = generator.get_state()
         return torch.rand(shape, generator=generator, device=device) >= self.dropout
 
     def factors(self, name: str) -> tuple[Tensor, Tensor]:
@@ -94,12 +106,12 @@ class Adapter:
         a0, b0 = self.start[name]
         return torch.cat([a, a - a0]), torch.cat([b - b0, b0], dim=1)
 
-    def inverse_norm(self, name: str, weight: Tensor) -> Tensor | None:
+    def inverse_norm(self, name: str, linear: nn.Linear) -> Tensor | None:
         """1 / |W0 + s B A| of each output, (out,) float32, without gradient; None unless DoRA."""
         if name not in self.magnitude:
             return None
         if name not in self._norms:
-            tuned = weight.detach().float() + delta_weight(self, name)
+            tuned = dense_weight(linear).float() + delta_weight(self, name)
             self._norms[name] = 1 / tuned.norm(dim=1)
         return self._norms[name]
 

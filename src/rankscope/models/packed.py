@@ -12,7 +12,7 @@ Products run in the base's dtype; A, B and their gradients are float32.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from rankscope.errors import BadInput
 from rankscope.models.lora import Adapter
+from rankscope.models.quantize import dense_weight
 
 
 class Segment(NamedTuple):
@@ -53,6 +54,13 @@ class Share:
     mask: Tensor | None = None
     hidden: Tensor | None = None
     before_gain: Tensor | None = None
+
+    def hand_over(self) -> tuple[Tensor | None, ...]:
+        """Mask, hidden and z, no longer kept here: autograd keeps them, and lets them go where the
+        pass is recomputed."""
+        kept = (self.mask, self.hidden, self.before_gain)
+        self.mask = self.hidden = self.before_gain = None
+        return kept
 
     def of(self, x: Tensor) -> Tensor:
         """The adapter's own tokens of (N, ...), a view."""
@@ -91,7 +99,7 @@ class PackedProduct(torch.autograd.Function):
         ctx: Any, x: Tensor, linear: nn.Linear, shares: list[Share], *parameters: Tensor
     ) -> Tensor:
         """(N, in) -> (N, out). ``parameters`` are those of ``shares``, in order, for autograd."""
-        y = F.linear(x, linear.weight, linear.bias)
+        y = linear(x)
         for share in shares:
             inputs = share.dropped(share.of(x))
             share.hidden = inputs @ share.a.T
@@ -99,19 +107,20 @@ class PackedProduct(torch.autograd.Function):
                 share.of(y).addmm_(share.hidden, share.b.T, alpha=share.adapter.scaling)
             else:
                 add_with_gain(share, share.of(y), inputs, linear)
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(x, *(tensor for share in shares for tensor in share.hand_over()))
         ctx.linear, ctx.shares = linear, shares
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         """Gradients of x and of every share's A, B and m."""
-        (grad,), (x,) = grads, ctx.saved_tensors
-        linear: nn.Linear = ctx.linear
+        (grad,), (x, *saved) = grads, ctx.saved_tensors
         shares: list[Share] = ctx.shares
-        grad_x = grad @ linear.weight if ctx.needs_input_grad[0] else None
+        weight = dense_weight(ctx.linear) if ctx.needs_input_grad[0] else None
+        grad_x = grad @ weight if weight is not None else None
         found: list[Tensor] = []
         for share in shares:
+            share.mask, share.hidden, share.before_gain, *saved = saved
             part = share.of(grad)
             inputs = share.dropped(share.of(x))
             gained = part if share.gain is None else part * share.gain[0].to(part.dtype)
@@ -121,17 +130,16 @@ class PackedProduct(torch.autograd.Function):
                 assert share.before_gain is not None
                 product = part.float() * share.before_gain.float()
                 found.append(product.sum(0) * share.gain[1])
-            share.hidden = share.before_gain = None
-            if grad_x is None:
-                continue
-            target = share.of(grad_x)
-            if share.gain is None and share.mask is None:
-                target.addmm_(back, share.a, alpha=share.adapter.scaling)
-                continue
-            through = share.adapter.scaling * (back @ share.a)
-            if share.gain is not None:
-                through += (gained - part) @ linear.weight
-            target += share.dropped(through)
+            if grad_x is not None and weight is not None:
+                target = share.of(grad_x)
+                if share.gain is None and share.mask is None:
+                    target.addmm_(back, share.a, alpha=share.adapter.scaling)
+                else:
+                    through = share.adapter.scaling * (back @ share.a)
+                    if share.gain is not None:
+                        through += (gained - part) @ weight
+                    target += share.dropped(through)
+            share.hand_over()
         return grad_x, None, None, *found
 
 
@@ -142,7 +150,7 @@ def add_with_gain(share: Share, y: Tensor, inputs: Tensor, linear: nn.Linear) ->
     """
     assert share.gain is not None
     assert share.hidden is not None
-    plain = F.linear(inputs, linear.weight)
+    plain = F.linear(inputs, dense_weight(linear))
     share.before_gain = plain.addmm(share.hidden, share.b.T, alpha=share.adapter.scaling)
     y += share.before_gain * share.gain[0].to(y.dtype) - plain
 
@@ -173,7 +181,7 @@ class PackedLinear(nn.Module):
             share = self.share(adapter, start, stop, x)
             if pack.training and adapter.dropout > 0:
                 shape = torch.Size((stop - start, x.shape[-1]))
-                share.mask = adapter.mask(self.name, shape, x.device)
+                share.mask = adapter.mask(self.name, shape, x.device, again=pack.recomputing)
             shares.append(share)
             parameters += adapter.of_module(self.name)
         if not shares:
@@ -185,7 +193,7 @@ class PackedLinear(nn.Module):
     def share(self, adapter: Adapter, start: int, stop: int, x: Tensor) -> Share:
         """An adapter's factors in the dtype of x, with its gain where it has one."""
         a, b = adapter.factors(self.name)
-        inverse = adapter.inverse_norm(self.name, self.linear.weight)
+        inverse = adapter.inverse_norm(self.name, self.linear)
         gain = None
         if inverse is not None:
             gain = (adapter.magnitude[self.name].detach() * inverse, inverse)
@@ -193,8 +201,21 @@ class PackedLinear(nn.Module):
         return Share(adapter, start, stop, is_started, a.to(x.dtype), b.to(x.dtype), gain)
 
 
+class Guest(Protocol):
+    """A method on the base that is no adapter of a pack, see ``peft_tuner.py``."""
+
+    def remove(self) -> None:
+        """Take it off: the base is what it was."""
+
+
 class Pack:
-    """The adapters that share one base; installs itself into the model's linear layers."""
+    """The adapters that share one base; installs itself into the model's linear layers.
+
+    Attributes:
+        training: dropout is on.
+        recomputing: a pass runs for a second time and draws the masks it drew the first time.
+        guest: what is on the base in place of adapters.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -202,6 +223,8 @@ class Pack:
         self.segments: tuple[Segment, ...] = ()
         self.kept_segments: tuple[Segment, ...] = ()
         self.training = False
+        self.recomputing = False
+        self.guest: Guest | None = None
 
     def attach(self, adapter: Adapter) -> None:
         """Make an adapter usable in segments named after its slot; one refused changes nothing.
@@ -236,8 +259,11 @@ class Pack:
         del self.adapters[slot]
 
     def clear(self) -> None:
-        """Forget every adapter."""
+        """Forget every adapter, and take the guest off."""
         self.adapters.clear()
+        if self.guest is not None:
+            self.guest.remove()
+            self.guest = None
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
