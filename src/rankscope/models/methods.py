@@ -1,41 +1,164 @@
-"""How each method starts: one function per way of filling A and B."""
+"""How each method starts: one function per way of filling A and B.
+
+m, n  outputs and inputs of a module      r  rank      s  scaling
+"""
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from rankscope.data.batches import RowOrder
+from rankscope.data.encode import EncodedRow
+from rankscope.errors import BadInput
+from rankscope.models.base import Base
+from rankscope.models.eva import input_directions
 from rankscope.models.lora import Adapter, seed_of
 from rankscope.models.packed import target_linears
+from rankscope.models.quantize import dense_weight
 from rankscope.records import TrialSpec
 
 
-def new_adapter(model: nn.Module, trial: TrialSpec) -> Adapter:
-    """A fresh adapter: A uniform in +-1/sqrt(in) (PEFT's Kaiming default), B zero.
+@dataclass(slots=True)
+class Starts:
+    """What adapters of one pack start from besides a seed, each thing computed once.
 
-    Each matrix draws from its own seed, (trial seed, module name), so an adapter's start does not
-    depend on which other modules or adapters exist.
+    What a trial gets does not depend on the other trials: of a matrix the whole decomposition is
+    made and as much of it kept as the largest rank among ``trials`` needs.
+    """
+
+    base: Base
+    rows: Sequence[EncodedRow]
+    trials: Sequence[TrialSpec]
+    _principal: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    _directions: dict[tuple[object, ...], dict[str, Tensor]] = field(default_factory=dict)
+
+    def principal(self, name: str, layer: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
+        """U (m, k), S (k,) and V^T (k, n) of W0, the k largest singular values, float32."""
+        if name not in self._principal:
+            ranks = [t.rank for t in self.trials if t.method == "pissa" and t.rank is not None]
+            u, s, vt = torch.linalg.svd(dense_weight(layer).float(), full_matrices=False)
+            k = max(ranks)
+            self._principal[name] = (u[:, :k].clone(), s[:k].clone(), vt[:k].clone())
+        return self._principal[name]
+
+    def directions(self, trial: TrialSpec, rank: int) -> dict[str, Tensor]:
+        """EVA's A by module, from the rows in the trial's own order."""
+        key = (trial.seed, rank, trial.targets)
+        if key not in self._directions:
+            order = RowOrder(len(self.rows), 1, 1, trial.seed).epoch(0)
+            self._directions[key] = input_directions(
+                self.base,
+                target_linears(self.base.model, trial.targets),
+                [self.rows[i] for i in order],
+                rank,
+            )
+        return self._directions[key]
+
+
+def new_adapter(model: nn.Module, trial: TrialSpec, starts: Starts | None = None) -> Adapter:
+    """A fresh adapter, whose module computes what the base's does, up to rounding.
+
+    Args:
+        starts: shared by the trials of a pack. Without it decompositions are made for this adapter
+            alone, and EVA, which looks at rows, cannot start.
+
+    Raises:
+        BadInput: a target that matches nothing; PiSSA at a rank that a matrix does not have; EVA on
+            too few rows.
     """
     if trial.rank is None or trial.alpha is None:
         raise ValueError(f"{trial.label}: not a LoRA trial")
-    a: dict[str, nn.Parameter] = {}
-    b: dict[str, nn.Parameter] = {}
-    for name, layer in target_linears(model, trial.targets).items():
-        generator = torch.Generator().manual_seed(seed_of("init", trial.seed, name))
-        bound = 1 / math.sqrt(layer.in_features)
-        start = torch.empty(trial.rank, layer.in_features)
-        start.uniform_(-bound, bound, generator=generator)
-        device = layer.weight.device
-        a[name] = nn.Parameter(start.to(device))
-        b[name] = nn.Parameter(torch.zeros(layer.out_features, trial.rank, device=device))
-    return Adapter(
+    adapter = Adapter(
         slot=trial.trial_id,
         rank=trial.rank,
         alpha=trial.alpha,
         scaling=trial.scaling,
         targets=trial.targets,
-        a=a,
-        b=b,
+        a={},
+        b={},
         dropout=trial.dropout,
         dropout_seed=trial.seed,
     )
+    layers = target_linears(model, trial.targets)
+    if trial.method == "eva":
+        if starts is None:
+            raise ValueError(f"{trial.label}: EVA starts from training rows, none were given")
+        start_from_inputs(adapter, layers, starts.directions(trial, trial.rank))
+        return adapter
+    fill = START.get(trial.method, start_at_zero)
+    for name, layer in layers.items():
+        fill(adapter, name, layer, starts)
+    return adapter
+
+
+def start_at_zero(
+    adapter: Adapter, name: str, layer: nn.Linear, starts: Starts | None = None
+) -> None:
+    """A uniform in +-1/sqrt(n), PEFT's Kaiming default, B zero (Hu et al., 2106.09685).
+
+    Each matrix draws from its own seed, (trial seed, module name), so an adapter's start does not
+    depend on which other modules or adapters exist.
+    """
+    generator = torch.Generator().manual_seed(seed_of("init", adapter.dropout_seed, name))
+    bound = 1 / math.sqrt(layer.in_features)
+    a = torch.empty(adapter.rank, layer.in_features).uniform_(-bound, bound, generator=generator)
+    device = layer.weight.device
+    put(adapter, name, a.to(device), torch.zeros(layer.out_features, adapter.rank, device=device))
+
+
+def start_with_magnitude(
+    adapter: Adapter, name: str, layer: nn.Linear, starts: Starts | None = None
+) -> None:
+    """DoRA (Liu et al., 2402.09353, eq. 5): LoRA's start, and m the length of W0's rows."""
+    start_at_zero(adapter, name, layer)
+    adapter.magnitude[name] = nn.Parameter(dense_weight(layer).float().norm(dim=1))
+
+
+def start_as_principal_part(
+    adapter: Adapter, name: str, layer: nn.Linear, starts: Starts | None = None
+) -> None:
+    """PiSSA (Meng et al., 2404.02948, eq. 2-4): s B0 A0 = U_r S_r V_r^T, the part of W0 trained.
+
+    A0 = sqrt(S_r / s) V_r^T and B0 = U_r sqrt(S_r / s), as in PEFT. The base stays whole and
+    shared; ``Adapter.start`` remembers what is to be subtracted from it.
+    """
+    rank, shape = adapter.rank, (layer.out_features, layer.in_features)
+    if rank > min(shape):
+        raise BadInput(
+            f"method pissa: rank {rank} is above {min(shape)}, the smaller dimension of {name!r} "
+            f"{shape}: it has no {rank} singular vectors to start from"
+        )
+    if starts is not None:
+        u, sigma, vt = starts.principal(name, layer)
+    else:
+        u, sigma, vt = torch.linalg.svd(dense_weight(layer).float(), full_matrices=False)
+    root = (sigma[:rank] / adapter.scaling).sqrt()
+    a, b = root[:, None] * vt[:rank], u[:, :rank] * root
+    adapter.start[name] = (a, b)
+    put(adapter, name, a.clone(), b.clone())
+
+
+def start_from_inputs(
+    adapter: Adapter, layers: dict[str, nn.Linear], directions: dict[str, Tensor]
+) -> None:
+    """EVA: A as given, of each module's own rank; B zero. A module left out has no adapter."""
+    for name, layer in layers.items():
+        if name in directions:
+            a = directions[name].clone()
+            put(adapter, name, a, torch.zeros(layer.out_features, len(a), device=a.device))
+
+
+def put(adapter: Adapter, name: str, a: Tensor, b: Tensor) -> None:
+    """Give a module its A (r, n) and B (m, r), which train."""
+    adapter.a[name] = nn.Parameter(a.contiguous())
+    adapter.b[name] = nn.Parameter(b.contiguous())
+
+
+START: dict[str, Callable[[Adapter, str, nn.Linear, Starts | None], None]] = {
+    "dora": start_with_magnitude,
+    "pissa": start_as_principal_part,
+}
+"""By method, what fills one module; :func:`start_at_zero` for any other."""
