@@ -18,7 +18,7 @@ from rankscope.data.batches import RowOrder
 from rankscope.data.encode import EncodedRow
 from rankscope.errors import BadInput, Interrupted
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.methods import new_adapter
+from rankscope.models.methods import Starts, new_adapter
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import PackCheckpoint, PackState
 from rankscope.train.loss import summed_losses
@@ -171,9 +171,10 @@ def prepare(
         refuse_zero_rates(num_steps, each)
     if is_full:
         base = base.trainable_copy()
+    starts = Starts(base, rows, trials)
     trainees = []
     for trial, each, num_steps in zip(trials, own, steps, strict=True):
-        adapter = None if is_full else new_adapter(base.model, trial)
+        adapter = None if is_full else new_adapter(base.model, trial, starts)
         if adapter is not None:
             base.pack.attach(adapter)
         trainees.append(
