@@ -270,6 +270,8 @@ def test_every_field_of_the_protocol_but_checkpoints_enters_the_id() -> None:
         "max_length",
         "labels",
         "checkpoint_seconds",
+        "batch_tokens",
+        "evaluate_items",
     }
 
 

@@ -9,7 +9,7 @@ many arms with one seed each.
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from rankscope.config.arm import OVERRIDES, ArmConfig
 from rankscope.config.schema import StudyConfig, TrainConfig
@@ -29,7 +29,15 @@ ID_LENGTH = 16
 ALONE = frozenset({"full", "peft"})
 """Methods that change the base or its modules and so cannot share it."""
 
-NOT_TRAINING = frozenset({"checkpoint_seconds", "evaluate_every", "gradient_checkpointing"})
+NOT_TRAINING = frozenset(
+    {
+        "batch_tokens",
+        "checkpoint_seconds",
+        "evaluate_every",
+        "evaluate_items",
+        "gradient_checkpointing",
+    }
+)
 """Fields of ``train`` that change when and how something is computed, and no result."""
 
 Pack = tuple[TrialSpec, ...]
@@ -123,10 +131,28 @@ def planned_steps(num_rows: int, num_tokens: int, train: TrainConfig) -> int:
         raise BadInput("there are no training rows: expected at least one")
     if train.max_steps is not None:
         return train.max_steps
-    steps_per_epoch = math.ceil(num_rows / (train.batch_size * train.gradient_accumulation))
     if train.tokens is not None:
-        return math.ceil(train.tokens * steps_per_epoch / num_tokens)
-    return math.ceil(train.epochs * steps_per_epoch)
+        return math.ceil(train.tokens * epoch_steps(num_rows, train) / num_tokens)
+    return math.ceil(train.epochs * epoch_steps(num_rows, train))
+
+
+def epoch_steps(num_rows: int, train: TrainConfig) -> int:
+    """Optimizer steps in which every row is seen once, the last step smaller where rows run out."""
+    return math.ceil(num_rows / (train.batch_size * train.gradient_accumulation))
+
+
+def due_steps(
+    every: int | Literal["epoch"] | None, num_rows: int, num_tokens: int, train: TrainConfig
+) -> tuple[int, ...]:
+    """Optimizer steps after which something is due that happens ``every`` so many of them.
+
+    After the last step it is due in any case; None is never. Arguments as of ``planned_steps``.
+    """
+    if every is None:
+        return ()
+    last = planned_steps(num_rows, num_tokens, train)
+    stride = epoch_steps(num_rows, train) if every == "epoch" else every
+    return (*range(stride, last, stride), last)
 
 
 def pack_steps(pack: Pack, num_rows: int, num_tokens: int, train: TrainConfig) -> int:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import math
+import random
 from pathlib import Path
 
 import pytest
@@ -21,8 +21,8 @@ from rankscope.models.load import load_base
 from rankscope.models.methods import new_adapter
 from rankscope.provenance import sha256_tensors
 from rankscope.records import TrialSpec
-from rankscope.train.loop import train_pack
-from rankscope.train.loss import summed_losses
+from rankscope.train.loop import forward_passes, train_pack
+from rankscope.train.loss import mean_losses
 from rankscope.train.trainee import Trainee
 from tiny_models import VOCABULARY, base_of, tiny_llama
 from train.toy import full_trial, protocol, toy_rows, trial
@@ -50,13 +50,60 @@ def assert_same_weights(found: Trainee, expected: Trainee, relative: float = 1e-
 # --- normalization ---
 
 
-def test_losses_are_summed_per_adapter_in_float32() -> None:
-    logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0], [0.0, 0.0]]).bfloat16().float()
-    found = summed_losses(logits, torch.tensor([0, 1, 1]), [2, 1])
-    second = F.cross_entropy(logits[1:2], torch.tensor([1]))
-    # Two equal logits: log 2.
-    assert found.tolist() == pytest.approx([math.log(2) + second.item(), math.log(2)])
-    assert summed_losses(logits.bfloat16(), torch.tensor([0, 1, 1]), [2, 1]).dtype == torch.float32
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_and_their_gradient_are_cross_entropys(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(5)
+    # 70,000 columns: a block is 29 rows, so 64 rows cross its edge twice. The last row's target is
+    # less likely than float32 can say.
+    logits = (3 * torch.randn(64, 70_000, generator=generator)).to(dtype)
+    targets = torch.randint(0, 70_000, (64,), generator=generator)
+    logits[-1] = 0.0
+    logits[-1, 0] = 200.0
+    targets[-1] = 5
+    counts, divisors = [10, 50, 4], [20, 50, 7]
+    found_logits = logits.clone().requires_grad_()
+    found = mean_losses(found_logits, targets, counts, divisors)
+    assert found.dtype == torch.float32
+    (found * torch.tensor([1.0, 1.0, 0.5])).sum().backward()
+    slow_logits = logits.double().requires_grad_()
+    each = F.cross_entropy(slow_logits, targets, reduction="none")
+    slow = torch.stack([p.sum() / d for p, d in zip(each.split(counts), divisors, strict=True)])
+    (slow * torch.tensor([1.0, 1.0, 0.5])).sum().backward()
+    assert found.tolist() == pytest.approx(slow.tolist(), rel=1e-6)
+    assert each[-1].item() == 200.0
+    assert found_logits.grad is not None
+    assert slow_logits.grad is not None
+    gap = (found_logits.grad.double() - slow_logits.grad).norm() / slow_logits.grad.norm()
+    assert float(gap) < (1e-6 if dtype == torch.float32 else 2**-8)
+
+
+def test_a_steps_rows_are_cut_into_passes_of_like_size() -> None:
+    def of(*lengths: int) -> list[EncodedRow]:
+        return [EncodedRow((1,) * n, (True,) * n, False) for n in lengths]
+
+    def sizes(of_step: list[list[EncodedRow]], budget: int) -> list[list[tuple[int, list[int]]]]:
+        return [
+            [(i, [len(row.input_ids) for row in own]) for i, own in parts]
+            for parts in forward_passes(of_step, budget)
+        ]
+
+    assert sizes([of(3, 4), of(5)], 100) == [[(0, [3, 4]), (1, [5])]]
+    # 12 tokens, 8 at most: two passes near 6, not one of 8 and one of 4.
+    assert sizes([of(3, 3), of(3, 3)], 8) == [[(0, [3, 3])], [(1, [3, 3])]]
+    assert sizes([of(4), of(2, 2, 4)], 8) == [[(0, [4]), (1, [2])], [(1, [2, 4])]]
+    # A row longer than the budget goes by itself.
+    assert sizes([of(9), of(1)], 4) == [[(0, [9])], [(1, [1])]]
+    rng = random.Random(0)
+    for _ in range(200):
+        of_step = [of(*(rng.randint(1, 9) for _ in range(rng.randint(1, 6)))) for _ in range(4)]
+        budget = rng.randint(4, 40)
+        passes = forward_passes(of_step, budget)
+        for i, own in enumerate(of_step):  # every row once, in order
+            assert [r for parts in passes for j, rows in parts if j == i for r in rows] == own
+        for parts in passes:
+            lengths = [len(row.input_ids) for _, rows in parts for row in rows]
+            assert lengths
+            assert sum(lengths) <= budget or len(lengths) == 1
 
 
 @pytest.mark.parametrize("spec", [trial(), full_trial()], ids=["lora", "full"])

@@ -103,6 +103,23 @@ class TaskConfig(Section):
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
+def checked_interval(value: Any) -> Any:
+    """Every so many optimizer steps, or every epoch."""
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if value is None or value == "epoch" or is_count:
+        return value
+    raise ValueError(f"found {shown(value)}, expected a number of optimizer steps, or 'epoch'")
+
+
+Interval = Annotated[
+    int | Literal["epoch"] | None,
+    BeforeValidator(
+        checked_interval,
+        json_schema_input_type=Annotated[int, Field(ge=1)] | Literal["epoch"] | None,
+    ),
+]
+
+
 class TrainConfig(Section):
     """The training protocol; an arm may set some of it for itself, see ``arm.OVERRIDES``."""
 
@@ -116,6 +133,9 @@ class TrainConfig(Section):
     """Rows per micro-batch and adapter."""
     gradient_accumulation: int = Field(4, ge=1)
     """Micro-batches per optimizer step."""
+    batch_tokens: int = Field(4096, ge=64)
+    """Most tokens in one forward pass; a step's rows are joined or cut to it, whatever the batch
+    size: it moves memory and speed, and results by rounding alone."""
     schedule: Schedule = "linear"
     """Shape of the learning rate after warm-up."""
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
@@ -132,8 +152,10 @@ class TrainConfig(Section):
     """Of full fine-tuning: ``adamw8bit`` keeps its moments in 8 bits; adapters have AdamW."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same numbers."""
-    evaluate_every: int | None = Field(None, ge=1)
-    """Score each trial on the selection splits after every so many optimizer steps."""
+    evaluate_every: Interval = None
+    """Score each trial after every so many optimizer steps, or after every ``epoch``."""
+    evaluate_items: int = Field(100, ge=1)
+    """Items of a task's selection split scored then, the first of the seeded order."""
     checkpoint_seconds: float = Field(120.0, gt=0)
     """A pack writes its resumable state at most this often, seconds."""
 

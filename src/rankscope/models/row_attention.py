@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from rankscope.errors import BadInput
+from rankscope.models.row_products import MAX_LENGTH, Layout, row_products
 
 NAME = "rankscope_rows"
 """Name of the attention implementation, for ``attn_implementation=``."""
@@ -94,6 +95,8 @@ class RowPlan:
     cache: RowCache | None = None
     store: bool = False
     """Append this pass's keys and values to ``cache``."""
+    layout: Layout | None = None
+    """How ``row_products`` lays the rows out, where it is the faster way."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -115,6 +118,7 @@ class RowPlan:
         steps = torch.arange(width)
         valid = steps[None, :] < counts[:, None]
         to_rows = torch.where(valid, starts[:, None] + steps[None, :], starts[:, None])
+        by_products = device.type == "cpu" and cache is None and width <= MAX_LENGTH
         return cls(
             lengths=counts,
             to_rows=to_rows.reshape(-1).to(device),
@@ -122,6 +126,7 @@ class RowPlan:
             is_rectangular=bool(valid.all()),
             cache=cache,
             store=store,
+            layout=Layout.of(lengths, device) if by_products else None,
         )
 
     def rows(self, x: Tensor) -> Tensor:
@@ -199,9 +204,13 @@ def row_attention(
                 f"{type(module).__name__} uses attention feature {feature!r}, which is not "
                 "supported"
             )
-    q, k, v = row_plan.rows(query), row_plan.rows(key), row_plan.rows(value)
-    width = q.shape[2]
+    width = row_plan.shape[1]
     window = kwargs.get("sliding_window")
+    if row_plan.layout is not None and not dropout and (window is None or window >= width):
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        return row_products(q, k, v, row_plan.layout, scale)[None], None
+    q, k, v = row_plan.rows(query), row_plan.rows(key), row_plan.rows(value)
     cache = row_plan.cache
     mask = None
     if cache is not None:

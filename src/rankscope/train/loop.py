@@ -1,11 +1,13 @@
 """THE training loop: every pack of LoRA trials, and full fine-tuning as a pack of one.
 
-At every micro-step each trial that still has steps left contributes one micro-batch of its own
-rows; the concatenation runs through the shared base once. The loss is the sum over trials of
-(sum of token losses / label tokens of the trial's whole optimizer step): parameters of different
-trials are disjoint, so one backward gives each the gradient it would have had alone.
+In every optimizer step each trial that still has steps left contributes the rows of its own step;
+they run through the shared base one after another, joined or cut into forward passes of a size that
+suits the machine. The loss is the sum over trials of (sum of token losses / label tokens of the
+trial's whole optimizer step): parameters of different trials are disjoint, so one backward gives
+each the gradient it would have had alone.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.methods import Starts, new_adapter
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import PackCheckpoint, PackState
-from rankscope.train.loss import summed_losses
+from rankscope.train.loss import mean_losses
 from rankscope.train.optimizer import learning_rate
 from rankscope.train.trainee import Trainee
 from rankscope.trials import own_protocol, planned_steps
@@ -101,7 +103,7 @@ def train_pack(
             active = [trainee for trainee in trainees if trainee.is_active(step)]
             if not active:
                 break
-            num_tokens = run_step(base, active, rows, step)
+            num_tokens = run_step(base, active, rows, step, protocol.batch_tokens)
             if progress is not None:
                 losses = [t.losses[-1].loss for t in active if t.failure is None]
                 progress(step + 1, num_steps, num_tokens, losses)
@@ -190,42 +192,70 @@ def prepare(
     return base, trainees
 
 
-def run_step(base: Base, active: list[Trainee], rows: Sequence[EncodedRow], step: int) -> int:
+def run_step(
+    base: Base, active: list[Trainee], rows: Sequence[EncodedRow], step: int, batch_tokens: int
+) -> int:
     """One optimizer step of every active trial; the number of valid tokens seen."""
     for trainee in active:
         if trainee.adapter is not None:
             trainee.adapter.begin_step(step)
-    micro_batches = [trainee.order.step(step) for trainee in active]
-    label_tokens = [
-        sum(sum(rows[i].is_label) for micro in micros for i in micro) for micros in micro_batches
-    ]
+    of_step = [[rows[i] for micro in t.order.step(step) for i in micro] for t in active]
+    label_tokens = [sum(sum(row.is_label) for row in own) for own in of_step]
     step_losses = torch.zeros(len(active), device=base.device)
-    num_tokens = 0
-    for micro in range(max(len(micros) for micros in micro_batches)):
-        members = [i for i, micros in enumerate(micro_batches) if micro < len(micros)]
+    for parts in forward_passes(of_step, batch_tokens):
         batch_rows: list[Row] = []
         targets: list[int] = []
         counts: list[int] = []
-        for i in members:
+        for i, own in parts:
             before = len(targets)
-            for index in micro_batches[i][micro]:
-                encoded = rows[index]
-                keep = [t - 1 for t, labelled in enumerate(encoded.is_label) if labelled]
-                batch_rows.append(Row(encoded.input_ids, keep, active[i].slot))
-                targets.extend(encoded.input_ids[t + 1] for t in keep)
-                active[i].num_tokens += len(encoded.input_ids)
-                num_tokens += len(encoded.input_ids)
+            for row in own:
+                keep = [t - 1 for t, labelled in enumerate(row.is_label) if labelled]
+                batch_rows.append(Row(row.input_ids, keep, active[i].slot))
+                targets.extend(row.input_ids[t + 1] for t in keep)
             counts.append(len(targets) - before)
-        batch = RowBatch.of(batch_rows, base.device)
-        target_ids = torch.tensor(targets, dtype=torch.int64, device=base.device)
-        sums = summed_losses(base.logits(batch), target_ids, counts)
-        losses = sums / torch.tensor([label_tokens[i] for i in members], device=base.device)
+        members = [i for i, _ in parts]
+        losses = mean_losses(
+            base.logits(RowBatch.of(batch_rows, base.device)),
+            torch.tensor(targets, dtype=torch.int64, device=base.device),
+            counts,
+            [label_tokens[i] for i in members],
+        )
         losses.sum().backward()
         step_losses[members] += losses.detach()
-    for trainee, count, loss in zip(active, label_tokens, step_losses.tolist(), strict=True):
-        trainee.num_label_tokens += count
+    num_tokens = [sum(len(row.input_ids) for row in own) for own in of_step]
+    for i, (trainee, loss) in enumerate(zip(active, step_losses.tolist(), strict=True)):
+        trainee.num_tokens += num_tokens[i]
+        trainee.num_label_tokens += label_tokens[i]
         trainee.update(step, loss)
-    return num_tokens
+    return sum(num_tokens)
+
+
+def forward_passes(
+    of_step: Sequence[Sequence[EncodedRow]], batch_tokens: int
+) -> list[list[tuple[int, list[EncodedRow]]]]:
+    """Cut the rows of one optimizer step, by trial, into forward passes of like size.
+
+    A pass is as large as the memory allows and a product is fast, whatever the trials' batch sizes
+    and accumulation: the gradient is a sum over the step's rows, however they are cut. Each pass
+    lists (trial's place in ``of_step``, rows) and has at most ``batch_tokens`` tokens, or one row.
+    """
+    total = sum(len(row.input_ids) for own in of_step for row in own)
+    share = total / max(1, math.ceil(total / batch_tokens))
+    passes: list[list[tuple[int, list[EncodedRow]]]] = [[]]
+    size = seen = 0
+    for i, own in enumerate(of_step):
+        for row in own:
+            length = len(row.input_ids)
+            # Either the pass is full, or its middle row would fall into the next share.
+            if size and (size + length > batch_tokens or seen + length / 2 > len(passes) * share):
+                passes.append([])
+                size = 0
+            if not passes[-1] or passes[-1][-1][0] != i:
+                passes[-1].append((i, []))
+            passes[-1][-1][1].append(row)
+            size += length
+            seen += length
+    return passes
 
 
 def resume(trainees: Sequence[Trainee], checkpoint: PackCheckpoint | None) -> tuple[int, float]:

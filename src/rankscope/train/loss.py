@@ -1,23 +1,77 @@
 """Token losses of a pack: one forward's logits, split by adapter."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+BLOCK_BYTES = 8 * 2**20
+"""Float32 logits worked on at a time; such a block stays in a processor's cache."""
 
-def summed_losses(logits: Tensor, targets: Tensor, counts: Sequence[int]) -> Tensor:
-    """Sum of the cross-entropy of each adapter's labelled tokens.
+
+class MeanLosses(torch.autograd.Function):
+    """Cross-entropy by adapter, a block of rows of the logits at a time.
+
+    The gradient is made in the same walk over the logits, in their dtype. Autograd would keep the
+    logits and their logarithms in float32: with a vocabulary of 128,000 that is a gigabyte for a
+    thousand labelled tokens, the largest tensors of the whole step.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, counts: Sequence[int], divisors: Sequence[int]
+    ) -> Tensor:
+        """(M, vocabulary), (M,) -> (len(counts),) float32."""
+        losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+        grads = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        weights = torch.repeat_interleave(
+            1 / torch.tensor(divisors, dtype=torch.float32), torch.tensor(counts)
+        ).to(logits.device)
+        rows = max(1, BLOCK_BYTES // (4 * logits.shape[1]))
+        for start in range(0, len(logits), rows):
+            span = slice(start, start + rows)
+            block = logits[span].float()
+            chosen = targets[span, None]
+            # The largest probability is exp(largest - log sum exp): no second walk of exponentials,
+            # and no logarithm of a target's probability, which may be too small for float32.
+            losses[span] = block.amax(1) - block.gather(1, chosen)[:, 0]
+            block = torch.softmax(block, 1)
+            losses[span] -= block.amax(1).log_()
+            if grads is not None:
+                block.scatter_add_(1, chosen, block.new_full(chosen.shape, -1.0))
+                grads[span] = block.mul_(weights[span, None])
+        ctx.counts = list(counts)
+        if grads is not None:
+            ctx.save_for_backward(grads)
+        return torch.stack([part.sum() for part in (losses * weights).split(list(counts))])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        """Gradient of the logits; may be asked for once."""
+        (found,) = ctx.saved_tensors
+        if found.is_meta:  # shapes alone: there is no number to read
+            return found, None, None, None
+        for part, scale in zip(found.split(ctx.counts), grads[0].tolist(), strict=True):
+            if scale != 1:  # a sum over adapters asks for each as it is
+                part.mul_(scale)
+        return found, None, None, None
+
+
+def mean_losses(
+    logits: Tensor, targets: Tensor, counts: Sequence[int], divisors: Sequence[int]
+) -> Tensor:
+    """Each adapter's cross-entropy, summed over its labelled tokens here and divided.
 
     Args:
         logits: (M, vocabulary); computed in float32 whatever the dtype.
         targets: (M,) token ids.
         counts: labelled tokens of each adapter, in the order of the batch, summing to M.
+        divisors: label tokens of each adapter's whole optimizer step, so that uneven passes weigh
+            by tokens, and parts of a step add up to its mean.
 
     Returns:
-        (len(counts),) float32, nats. Sums, not means: the loop divides by the label tokens of the
-        whole optimizer step, so that uneven micro-batches weigh by tokens.
+        (len(counts),) float32, nats.
     """
-    token_losses = F.cross_entropy(logits.float(), targets, reduction="none")
-    return torch.stack([part.sum() for part in token_losses.split(list(counts))])
+    found: Tensor = MeanLosses.apply(logits, targets, counts, divisors)  # type: ignore[no-untyped-call]
+    return found
