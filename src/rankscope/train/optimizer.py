@@ -1,25 +1,47 @@
 """AdamW, the learning-rate schedules and gradient clipping of one trial."""
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Container, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.optim.optimizer import ParamsT
 
 Schedule = Literal["linear", "cosine", "constant"]
 
 
-def new_optimizer(parameters: Sequence[nn.Parameter], weight_decay: float) -> torch.optim.AdamW:
+def new_optimizer(parameters: ParamsT, weight_decay: float) -> torch.optim.AdamW:
     """AdamW (betas .9, .999, eps 1e-8, decoupled decay), fused; the loop sets the rate."""
     return torch.optim.AdamW(
-        list(parameters),
+        parameters,
         lr=0.0,
         weight_decay=weight_decay,
         betas=(0.9, 0.999),
         eps=1e-8,
         fused=True,
     )
+
+
+RATIO = "lr_ratio"
+"""Key of a parameter group: its learning rate over the trial's."""
+
+
+def rate_groups(
+    parameters: Sequence[nn.Parameter], faster: Container[nn.Parameter], ratio: float
+) -> list[dict[str, Any]]:
+    """Parameter groups of LoRA+ (Hayou et al., 2402.12354): those in ``faster`` at ``ratio`` times
+    the rate of the others."""
+    return [
+        {"params": [p for p in parameters if p not in faster], RATIO: 1.0},
+        {"params": [p for p in parameters if p in faster], RATIO: ratio},
+    ]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every parameter group its rate, where the trial's is ``rate``."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get(RATIO, 1.0)
 
 
 def learning_rate(
