@@ -6,12 +6,19 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from rankscope.config.schema import TrainConfig
 from rankscope.data.batches import RowOrder
 from rankscope.models.lora import Adapter
 from rankscope.records import LossPoint, TrialSpec
-from rankscope.train.optimizer import clip_gradients, learning_rate, new_optimizer
+from rankscope.train.optimizer import (
+    clip_gradients,
+    learning_rate,
+    new_optimizer,
+    rate_groups,
+    set_rate,
+)
 
 
 @dataclass(slots=True)
@@ -35,7 +42,12 @@ class Trainee:
     failure: str | None = None
 
     def __post_init__(self) -> None:
-        self.optimizer = new_optimizer(self.parameters, self.protocol.weight_decay)
+        parameters: ParamsT = self.parameters
+        if self.adapter is not None and self.spec.lr_ratio is not None:
+            parameters = rate_groups(
+                self.parameters, set(self.adapter.b.values()), self.spec.lr_ratio
+            )
+        self.optimizer = new_optimizer(parameters, self.protocol.weight_decay)
 
     @property
     def slot(self) -> str | None:
@@ -63,8 +75,7 @@ class Trainee:
         )
         if math.isfinite(loss) and math.isfinite(norm):
             self.losses.append(LossPoint(step=step, loss=loss, lr=rate, grad_norm=norm))
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            set_rate(self.optimizer, rate)
             self.optimizer.step()
             if self.adapter is not None:
                 self.adapter.weights_changed()
