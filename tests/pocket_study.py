@@ -88,6 +88,10 @@ def results(out: Path) -> dict[str, Any]:
             )
             for t in study.trials
         },
+        "curves": {
+            t.spec.label: [point.model_dump(exclude=measured) for point in t.curve]
+            for t in study.trials
+        },
         "evals": {key: e.model_dump(exclude=measured) for key, e in study.evals.items()},
         "files": files,
     }

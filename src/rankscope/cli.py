@@ -254,7 +254,12 @@ def status(folder: StudyFolder, as_json: AsJson = False) -> None:
     if as_json:
         print_json(
             [
-                {**t.spec.model_dump(mode="json"), "status": t.status, "failure": t.failure}
+                {
+                    **t.spec.model_dump(mode="json"),
+                    "status": t.status,
+                    "failure": t.failure,
+                    "curve": [point.model_dump(mode="json") for point in t.curve],
+                }
                 for t in study.trials
             ]
         )

@@ -29,6 +29,7 @@ from rankscope.runtime import choose_device, choose_dtype
 from rankscope.train.loop import refuse_zero_rates
 from rankscope.trials import (
     Pack,
+    due_steps,
     duplicate_grid_points,
     make_packs,
     make_trials,
@@ -87,6 +88,18 @@ class StudyInputs:
                 keys.append((trial_id, record.name, "selection"))
             keys.append((trial_id, record.name, "report"))
         return keys
+
+    def curve_steps(self, trial: TrialSpec) -> tuple[int, ...]:
+        """Optimizer steps after which a trial is scored while it trains."""
+        rows, train = self.rows[trial.task], self.config.train
+        return due_steps(
+            train.evaluate_every, len(rows.rows), rows.num_tokens, own_protocol(trial, train)
+        )
+
+    def curve_tasks(self, trained_on: str) -> list[str]:
+        """What it is scored on then: the selection splits that it is scored on in the end."""
+        wanted = self.wanted_evals("", trained_on)
+        return [task for _, task, split in wanted if split == "selection"]
 
     def base_evals(self) -> list[EvalKey]:
         """What the untuned base is scored on."""

@@ -7,7 +7,7 @@ that real steps reach.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -53,6 +53,8 @@ class Plan(Record):
     packs: tuple[PackPlan, ...]
     evaluations: int
     """Models x tasks x splits."""
+    curve_evaluations: int
+    """Trials x tasks x points while they train, on at most ``evaluate_items`` items each."""
     train_tokens: int
     evaluation_tokens: int
     disk_bytes: int
@@ -68,13 +70,9 @@ def make_plan(inputs: StudyInputs) -> Plan:
     shapes = inputs.shapes
     rate = product_rate(inputs.device, inputs.dtype) * SHARE_OF_PEAK
     item_tokens = evaluation_tokens(inputs)
-    packs = tuple(plan_pack(inputs, shapes, pack, item_tokens, rate) for pack in inputs.packs)
-    base_tokens = sum(item_tokens[task, split] for _, task, split in inputs.base_evals())
-    trial_tokens = sum(
-        item_tokens[task, split]
-        for trial in inputs.trials
-        for _, task, split in inputs.wanted_evals(trial.trial_id, trial.task)
-    )
+    scored_tokens = trial_tokens(inputs, item_tokens)
+    packs = tuple(plan_pack(inputs, shapes, pack, scored_tokens, rate) for pack in inputs.packs)
+    base_tokens = sum(sum(item_tokens[task, split]) for _, task, split in inputs.base_evals())
     evaluations = len(inputs.base_evals()) + sum(
         len(inputs.wanted_evals(t.trial_id, t.task)) for t in inputs.trials
     )
@@ -86,8 +84,11 @@ def make_plan(inputs: StudyInputs) -> Plan:
         trials=len(inputs.trials),
         packs=packs,
         evaluations=evaluations,
+        curve_evaluations=sum(
+            len(inputs.curve_steps(t)) * len(inputs.curve_tasks(t.task)) for t in inputs.trials
+        ),
         train_tokens=sum(pack.num_tokens for pack in packs),
-        evaluation_tokens=base_tokens + trial_tokens,
+        evaluation_tokens=base_tokens + sum(scored_tokens.values()),
         disk_bytes=sum(stored_bytes(shapes, trial, inputs.dtype) for trial in inputs.trials),
         seconds=sum(p.seconds for p in packs) + 2 * shapes.num_parameters * base_tokens / rate,
         measured_gflops=rate / SHARE_OF_PEAK / 1e9,
@@ -99,7 +100,7 @@ def plan_pack(
     inputs: StudyInputs,
     shapes: Architecture,
     pack: Pack,
-    item_tokens: Mapping[tuple[str, str], int],
+    scored_tokens: Mapping[str, int],
     rate: float,
 ) -> PackPlan:
     """Count one pack's steps and tokens and estimate its memory and time."""
@@ -126,11 +127,7 @@ def plan_pack(
         )
         for trial, cost, num_tokens in zip(pack, costs, tokens, strict=True)
     )
-    scored = sum(
-        item_tokens[task, split]
-        for trial in pack
-        for _, task, split in inputs.wanted_evals(trial.trial_id, trial.task)
-    )
+    scored = sum(scored_tokens[trial.trial_id] for trial in pack)
     operations += scored * 2 * shapes.num_parameters
     return PackPlan(
         task=pack[0].task,
@@ -151,23 +148,40 @@ def trained_tokens(rows: EncodedRows, protocol: TrainConfig) -> int:
     return round(steps * rows_per_step * rows.num_tokens / len(rows.rows))
 
 
-def evaluation_tokens(inputs: StudyInputs) -> dict[tuple[str, str], int]:
-    """Tokens one model reads (and writes) on one split of one task.
+def trial_tokens(
+    inputs: StudyInputs, item_tokens: Mapping[tuple[str, str], Sequence[int]]
+) -> dict[str, int]:
+    """By trial, the tokens that scoring it takes, while it trains and after."""
+    few = inputs.config.train.evaluate_items
+    counts = {}
+    for trial in inputs.trials:
+        after = inputs.wanted_evals(trial.trial_id, trial.task)
+        point = sum(
+            sum(item_tokens[task, "selection"][:few]) for task in inputs.curve_tasks(trial.task)
+        )
+        counts[trial.trial_id] = len(inputs.curve_steps(trial)) * point + sum(
+            sum(item_tokens[task, split]) for _, task, split in after
+        )
+    return counts
+
+
+def evaluation_tokens(inputs: StudyInputs) -> dict[tuple[str, str], list[int]]:
+    """Tokens one model reads (and writes) on each item of a split of a task.
 
     Generated answers count at their longest, so generation is estimated from above.
     """
-    counts: dict[tuple[str, str], int] = {}
+    counts: dict[tuple[str, str], list[int]] = {}
     for _, name, split in inputs.base_evals():
-        task = inputs.tasks[name]
-        total = 0
+        task, found = inputs.tasks[name], []
         for item in task.selection if split == "selection" else task.report:
-            total += len(inputs.encoder.prompt_ids(item))
+            tokens = len(inputs.encoder.prompt_ids(item))
             if task.spec.scorer in ("number", "exact_match"):
-                total += inputs.config.evaluate.max_new_tokens
+                tokens += inputs.config.evaluate.max_new_tokens
             else:
                 answers = item.choices or (item.completion,)
-                total += sum(len(inputs.encoder.answer_ids(text, item)) for text in answers)
-        counts[name, split] = total
+                tokens += sum(len(inputs.encoder.answer_ids(text, item)) for text in answers)
+            found.append(tokens)
+        counts[name, split] = found
     return counts
 
 

@@ -141,8 +141,9 @@ def plan_screen(plan: Plan) -> RenderableType:
             size(pack.memory_bytes),
             duration(pack.seconds),
         )
+    points = f" and {plan.curve_evaluations:,} while training" if plan.curve_evaluations else ""
     text = (
-        f"{counted(plan.trials, len(plan.packs))}, {plan.evaluations:,} evaluations: "
+        f"{counted(plan.trials, len(plan.packs))}, {plan.evaluations:,} evaluations{points}: "
         f"{plan.train_tokens:,} tokens to train on, {plan.evaluation_tokens:,} to score; "
         f"about {size(plan.disk_bytes)} on disk and {duration(plan.seconds)} "
         f"(estimated from {plan.measured_gflops:,.0f} GFLOP/s measured here)."

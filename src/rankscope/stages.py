@@ -15,8 +15,9 @@ from typing import Literal
 import torch
 
 from rankscope.analyze.spectra import BaseSpectra, analyze_adapter, analyze_full
-from rankscope.errors import BadInput, IntegrityError, Interrupted
-from rankscope.evaluate.suite import Evaluation, evaluate_task
+from rankscope.curves import Curves
+from rankscope.errors import BadInput, Interrupted
+from rankscope.evaluate.suite import Evaluation, evaluate_apart, evaluate_task
 from rankscope.inputs import StudyInputs
 from rankscope.ledger import Artifact, Ledger, TrialFailure, adapter_path, items_path, model_path
 from rankscope.models.adapter_io import load_adapter, save_adapter
@@ -43,7 +44,6 @@ from rankscope.watch import SpeedMeter, Watcher
 CHECKPOINTS = "checkpoints"
 PACK_ID = re.compile(r"[0-9a-f]{16}")
 """Only folders so named are ours to remove."""
-NO_LIKELIHOOD = "the model gives no item a finite likelihood"
 
 
 @dataclass(slots=True)
@@ -152,6 +152,7 @@ class Runner:
                 config.train,
                 checkpoint=checkpoint,
                 progress=meter,
+                after_step=Curves(self.ledger, self.inputs, self.base, meter, self.should_stop),
                 should_stop=self.should_stop,
             )
         except (MemoryError, RuntimeError) as error:
@@ -313,39 +314,15 @@ class Runner:
         Raises:
             IntegrityError: the untuned base has none.
         """
-        if not models:
-            return {}, []
-        try:
-            found = evaluate_task(
-                base,
-                self.inputs.encoder,
-                self.inputs.tasks[task],
-                split,
-                models,
-                self.inputs.config.evaluate,
-            )
-        except IntegrityError as error:
-            if BASE in models.values():
-                raise
-            if len(models) == 1:
-                (trial_id,) = models.values()
-                reason = f"{task} {split}: {str(error).splitlines()[0]}"
-                return {}, [TrialFailure(trial_id, "failed", reason)]
-        else:
-            dead = {
-                slot: TrialFailure(models[slot], "failed", f"{task} {split}: {NO_LIKELIHOOD}")
-                for slot, (record, _) in found.items()
-                if record.metrics.get("not_finite") == 1 and models[slot] != BASE
-            }
-            return {slot: r for slot, r in found.items() if slot not in dead}, [*dead.values()]
-        # One of several: score each by itself to tell which.
-        results: dict[str | None, Evaluation] = {}
-        failures: list[TrialFailure] = []
-        for slot, trial_id in models.items():
-            of_one, failed = self.scored(base, {slot: trial_id}, task, split)
-            results |= of_one
-            failures += failed
-        return results, failures
+        encoder, settings = self.inputs.encoder, self.inputs.config.evaluate
+        loaded = self.inputs.tasks[task]
+        if BASE in models.values():
+            return evaluate_task(base, encoder, loaded, split, models, settings), []
+        results, reasons = evaluate_apart(base, encoder, loaded, split, models, settings)
+        return results, [
+            TrialFailure(models[slot], "failed", f"{task} {split}: {reason}")
+            for slot, reason in reasons.items()
+        ]
 
     # --- analyze
 

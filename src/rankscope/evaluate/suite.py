@@ -10,7 +10,7 @@ from rankscope.config.schema import EvaluateConfig
 from rankscope.data.encode import EncodedRow, Encoder
 from rankscope.data.items import Item
 from rankscope.data.tasks import LoadedTask, TaskSpec
-from rankscope.errors import BadInput
+from rankscope.errors import BadInput, IntegrityError
 from rankscope.evaluate.choice import Question, encode_choices, score_choices
 from rankscope.evaluate.generate import Limits, encode_prompts, score_generations, stop_strings
 from rankscope.evaluate.loss import encode_losses, score_losses
@@ -19,6 +19,7 @@ from rankscope.models.base import Base
 from rankscope.records import EvalRecord, ItemResult, Split
 
 Evaluation = tuple[EvalRecord, list[ItemResult]]
+NO_LIKELIHOOD = "the model gives no item a finite likelihood"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,43 @@ def evaluate_task(
         slot: (make_record(found, task.spec, split, models[slot]), found.items)
         for slot, found in scores.items()
     }
+
+
+def evaluate_apart(
+    base: Base,
+    encoder: Encoder,
+    task: LoadedTask,
+    split: Split,
+    models: Mapping[str | None, str],
+    settings: EvaluateConfig,
+) -> tuple[dict[str | None, Evaluation], dict[str | None, str]]:
+    """As :func:`evaluate_task`, but a model whose likelihoods are not finite stops no other.
+
+    Returns:
+        Per slot its evaluation, or why it could not be scored, one sentence.
+    """
+    if not models:
+        return {}, {}
+    try:
+        found = evaluate_task(base, encoder, task, split, models, settings)
+    except IntegrityError as error:
+        if len(models) == 1:
+            return {}, dict.fromkeys(models, str(error).splitlines()[0])
+    else:
+        dead = {
+            slot: NO_LIKELIHOOD
+            for slot, (record, _) in found.items()
+            if record.metrics.get("not_finite") == 1
+        }
+        return {slot: result for slot, result in found.items() if slot not in dead}, dead
+    # One of several: score each by itself to tell which.
+    results: dict[str | None, Evaluation] = {}
+    reasons: dict[str | None, str] = {}
+    for slot, trial_id in models.items():
+        of_one, failed = evaluate_apart(base, encoder, task, split, {slot: trial_id}, settings)
+        results |= of_one
+        reasons |= failed
+    return results, reasons
 
 
 def run_scorer(
