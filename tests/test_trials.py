@@ -273,7 +273,6 @@ def test_every_field_of_the_protocol_but_checkpoints_enters_the_id() -> None:
         "labels",
         "checkpoint_seconds",
         "batch_tokens",
-        "evaluate_items",
     }
 
 
