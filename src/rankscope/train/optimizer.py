@@ -8,11 +8,33 @@ import torch
 from torch import nn
 from torch.optim.optimizer import ParamsT
 
+from rankscope.models.quantize import require_bitsandbytes
+
 Schedule = Literal["linear", "cosine", "constant"]
 
 
-def new_optimizer(parameters: ParamsT, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (betas .9, .999, eps 1e-8, decoupled decay), fused; the loop sets the rate."""
+Kind = Literal["adamw", "adamw8bit"]
+
+
+def new_optimizer(
+    parameters: ParamsT, weight_decay: float, kind: Kind = "adamw"
+) -> torch.optim.Optimizer:
+    """AdamW (betas .9, .999, eps 1e-8, decoupled decay), fused; the loop sets the rate.
+
+    ``adamw8bit`` keeps the moments of all but small parameters in 8 bits, with a scale for every
+    256 of them (Dettmers et al., 2110.02861): a quarter of the optimizer's memory.
+
+    Raises:
+        BadInput: ``adamw8bit`` without the package bitsandbytes.
+    """
+    if kind == "adamw8bit":
+        require_bitsandbytes("optimizer: adamw8bit")
+        from bitsandbytes.optim import AdamW8bit
+
+        eight_bit: torch.optim.Optimizer = AdamW8bit(
+            parameters, lr=0.0, weight_decay=weight_decay, betas=(0.9, 0.999), eps=1e-8
+        )
+        return eight_bit
     return torch.optim.AdamW(
         parameters,
         lr=0.0,

@@ -1,0 +1,331 @@
+"""One PEFT method on the shared frozen base: put on, trained, stored, taken off without a trace."""
+
+import copy
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rankscope.errors import BadInput, IntegrityError
+from rankscope.models.adapter_io import BASE_HASH, CONFIG, WEIGHTS, with_sorted_metadata
+from rankscope.models.lora import seed_of
+from rankscope.models.packed import unwrap
+from rankscope.models.peft_methods import PEFT_FAILURES, described, injected, trainable_parameters
+from rankscope.records import ModelRecord, TrialSpec
+
+ADAPTER = "default"
+"""PEFT's name for the only adapter of a model."""
+
+
+class Original:
+    """A model as it was: its modules, and where the values of its parameters are.
+
+    Nothing is copied. What PEFT puts in place of a module, and values that it puts in place of a
+    parameter's, are taken out again by :meth:`restore`; a parameter that is itself to be trained
+    gets values of its own first (:meth:`lend`).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.attributes = set(vars(model))
+        self.children = {module: dict(module._modules) for module in model.modules()}
+        self.values = {parameter: parameter.data for parameter in model.parameters()}
+        self.places = [
+            (module, name, parameter)
+            for module in model.modules()
+            for name, parameter in module._parameters.items()
+        ]
+        self.checksum = self.sum()
+
+    def sum(self) -> int:
+        """Sum of all bits of all values, read as whole numbers: moves when a weight moves."""
+        total = 0
+        for values in self.values.values():
+            whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+            total += int(values.view(whole[values.element_size()]).sum(dtype=torch.int64))
+        return total
+
+    def lend(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Give those of ``parameters`` that are the model's own a copy of their values to train."""
+        for parameter in parameters.values():
+            if parameter in self.values:
+                parameter.data = parameter.data.clone()
+
+    def restore(self) -> None:
+        """Put everything back.
+
+        Raises:
+            RuntimeError: the weights are not bit for bit what they were.
+        """
+        for module, children in self.children.items():
+            module._modules.clear()
+            module._modules.update(children)
+        for module, name, parameter in self.places:
+            module._parameters[name] = parameter
+        for parameter, values in self.values.items():
+            parameter.data = values
+            parameter.grad = None
+            parameter.requires_grad_(False)
+        for name in set(vars(self.model)) - self.attributes:
+            delattr(self.model, name)
+        self.model.eval()
+        if self.sum() != self.checksum:
+            raise RuntimeError(
+                "the PEFT method wrote into the base's own weights, which all trials share: this "
+                "run cannot go on; run it again without that method"
+            )
+
+
+class PeftTuner:
+    """A PEFT method while it is on the base; there is one at a time.
+
+    Attributes:
+        model: PEFT's model around the base's, which it changed in place: running the base's own
+            model runs the method.
+        seed: what its start and its dropout depend on.
+    """
+
+    def __init__(self, base: PreTrainedModel, seed: int = 0) -> None:
+        unwrap(base)
+        self.original = Original(base)
+        self.seed = seed
+        self.model: PeftModel
+
+    @classmethod
+    def new(cls, base: PreTrainedModel, config: PeftConfig, seed: int) -> "PeftTuner":
+        """Put a fresh method on a frozen base; what it draws depends on ``seed`` alone.
+
+        Raises:
+            BadInput: it does not fit this model, or trains nothing; the base is as it was.
+        """
+        tuner = cls(base, seed)
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed_of("init", seed, "peft"))
+                tuner.model = injected(base, config)
+            found = trainable_parameters(tuner.model)
+            if not found:
+                raise BadInput(
+                    f"method peft, {config.peft_type.value}: trains no parameter of this model; "
+                    "check its settings and the arm's targets"
+                )
+            tuner.original.lend(found)
+        except BaseException:
+            tuner.original.restore()
+            raise
+        return tuner
+
+    @classmethod
+    def load(cls, base: PreTrainedModel, folder: Path, record: ModelRecord) -> "PeftTuner":
+        """Put a stored method on a frozen base, to be scored.
+
+        Raises:
+            BadInput: it was made for another base.
+            IntegrityError: what is stored cannot be read or does not fit.
+        """
+        check_file(folder / WEIGHTS, record)
+        tuner = cls(base)
+        try:
+            with warnings.catch_warnings():
+                # AdaLoRA's pattern of ranks, which its own loader reads later.
+                warnings.filterwarnings("ignore", "The following rank_pattern keys")
+                warnings.filterwarnings("error", "Found missing adapter keys")
+                tuner.model = PeftModel.from_pretrained(base, str(folder))
+        except (*PEFT_FAILURES, UserWarning) as error:
+            tuner.original.restore()
+            raise IntegrityError(f"adapter {folder}: {described(error)}") from error
+        tuner.model.eval()
+        return tuner
+
+    def remove(self) -> None:
+        """Take the method off: the base is bit for bit what it was."""
+        self.original.restore()
+
+    # --- training
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What trains, in the model's order."""
+        return list(trainable_parameters(self.model).values())
+
+    def layers(self) -> dict[str, BaseTunerLayer]:
+        """The layers the method put in, by the name that theirs has in the base."""
+        return {
+            name: module
+            for name, module in self.original.model.named_modules()
+            if isinstance(module, BaseTunerLayer)
+        }
+
+    def train(self, training: bool) -> None:
+        """Switch the method's own dropout; the base's stays off, as in every other method."""
+        for layer in self.layers().values():
+            assert isinstance(layer, nn.Module)
+            layer.train(training)
+            layer.get_base_layer().eval()
+
+    def begin_step(self, step: int) -> None:
+        """Switch dropout on; what the step draws depends on seed and step alone."""
+        self.train(True)
+        torch.manual_seed(seed_of("dropout", self.seed, "peft", step))
+
+    @property
+    def _adalora(self) -> Any:
+        """PEFT's AdaLoRA model; None for another method."""
+        tuner = self.model.base_model
+        return tuner if hasattr(tuner, "rankallocator") else None
+
+    def penalty(self) -> Tensor | None:
+        """What the method adds to a step's loss: AdaLoRA's orthogonality, nats; None for others.
+
+        orth_reg_weight times the mean of |P^T P - I| and |Q Q^T - I|, Frobenius norms over all
+        matrices: equation 4 of 2303.10512 as PEFT has it, unsquared.
+        """
+        if self._adalora is None:
+            return None
+        config = self.model.peft_config[ADAPTER]
+        norms = []
+        for name, p in trainable_parameters(self.model).items():
+            if ".lora_A." in name or ".lora_B." in name:
+                gram = p @ p.T if ".lora_A." in name else p.T @ p
+                norms.append(torch.norm(gram - torch.eye(len(gram), device=p.device)))
+        weight: float = config.orth_reg_weight
+        return weight * torch.stack(norms).mean()
+
+    def penalize(self) -> None:
+        """Add the penalty's gradient to that of the step's loss."""
+        penalty = self.penalty()
+        if penalty is not None:
+            penalty.backward()
+
+    def after_update(self, step: int) -> None:
+        """Switch dropout off, and move AdaLoRA's budget after optimizer step ``step`` (from 0), its
+        gradients still there."""
+        self.train(False)
+        if self._adalora is not None:
+            self._adalora.update_and_allocate(step + 1)
+
+    # --- what a checkpoint needs besides the parameters
+
+    def tensors(self) -> dict[str, Tensor]:
+        """AdaLoRA's importance scores, by name."""
+        if self._adalora is None:
+            return {}
+        allocator = self._adalora.rankallocator
+        return {
+            f"{kind}/{name}": tensor
+            for kind in ("ipt", "exp_avg_ipt", "exp_avg_unc")
+            for name, tensor in getattr(allocator, kind).items()
+        }
+
+    def counters(self) -> dict[str, Any]:
+        """AdaLoRA's pattern of kept ranks, JSON-compatible."""
+        return {"rank_pattern": getattr(self.model.peft_config[ADAPTER], "rank_pattern", None)}
+
+    def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
+        """Set to what :meth:`tensors` and :meth:`counters` gave."""
+        if self._adalora is None:
+            return
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition("/")
+            getattr(self._adalora.rankallocator, kind)[name] = tensor.to(self.model.device)
+        self.model.peft_config[ADAPTER].rank_pattern = counters["rank_pattern"]
+
+    # --- weights
+
+    def base_weight(self, name: str) -> Tensor:
+        """W0 of a layer the method changes, (out, in)."""
+        weight: Tensor = self.layers()[name].get_base_layer().weight
+        return weight.detach()
+
+    def merged_weight(self, name: str) -> Tensor | None:
+        """W of a layer with the method merged in, (out, in) float32.
+
+        None where the method has no such weight: what it does is no change of a matrix, or PEFT
+        cannot merge it.
+        """
+        layer = self.layers()[name]
+        if not isinstance(layer.get_base_layer(), nn.Linear):
+            return None
+        alone: Any = copy.deepcopy(layer).float()
+        try:
+            alone.merge(safe_merge=True)
+        except PEFT_FAILURES:
+            return None
+        weight: Tensor = alone.get_base_layer().weight
+        return weight.detach()
+
+    def save(self, trial: TrialSpec, base: ModelRecord, folder: Path) -> None:
+        """Write the method into an existing, empty folder, as PEFT stores it.
+
+        Equal methods give equal bytes. The hash of the base goes into the metadata.
+        """
+        self.model.peft_config[ADAPTER].base_model_name_or_path = base.label
+        self.model.save_pretrained(str(folder), save_embedding_layers=False)
+        tensors = load((folder / WEIGHTS).read_bytes())
+        data = save(tensors, metadata={"format": "pt", BASE_HASH: base.sha256})
+        (folder / WEIGHTS).write_bytes(with_sorted_metadata(data))
+        # PEFT writes a set, whose order changes from process to process; the bytes must not.
+        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        for key in ("target_modules", "feedforward_modules", "exclude_modules"):
+            if isinstance(settings.get(key), list):
+                settings[key] = sorted(settings[key])
+        text = json.dumps(settings, indent=2, sort_keys=True)
+        (folder / CONFIG).write_text(text, encoding="utf-8")
+        (folder / "README.md").write_text(card(trial, settings, base), encoding="utf-8")
+
+
+def check_file(path: Path, record: ModelRecord) -> None:
+    """Raise for a file of weights that is not readable, not finite, or another base's."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = (file.metadata() or {}).get(BASE_HASH)
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                if not torch.isfinite(file.get_tensor(key)).all():
+                    raise IntegrityError(f"{path}: tensor {key!r} holds values that are not finite")
+    except (SafetensorError, OSError) as error:
+        raise IntegrityError(f"{path}: not a readable safetensors file: {error}") from error
+    if found is not None and found != record.sha256:
+        raise BadInput(
+            f"adapter {path.parent}: made for another base (weights {found[:12]}..., this one is "
+            f"{record.sha256[:12]}...)"
+        )
+
+
+def card(trial: TrialSpec, settings: Mapping[str, Any], base: ModelRecord) -> str:
+    """A plain model card: how to load the adapter and how it was trained."""
+    kind = settings["peft_type"]
+    return f"""---
+base_model: {json.dumps(base.label)}
+library_name: peft
+tags: [{kind.lower()}, rankscope]
+---
+
+# {trial.task}, {trial.arm_label}, seed {trial.seed}
+
+A {kind} adapter trained by Rankscope; its settings stand in `{CONFIG}`.
+
+| setting | value |
+|---|---|
+| base | {base.label} ({base.architecture}) |
+| base weights, sha256 | {base.sha256} |
+| training task | {trial.task} |
+| learning rate | {trial.lr} |
+| seed | {trial.seed} |
+| trial | {trial.trial_id} |
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("BASE")
+model = PeftModel.from_pretrained(model, "THIS FOLDER")
+```
+"""
