@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rankscope.analyze.spectra import (
     BaseSpectra,
@@ -20,6 +20,7 @@ from rankscope.analyze.spectra import (
 )
 from rankscope.config.schema import SpectraConfig
 from rankscope.errors import BadInput, IntegrityError
+from rankscope.models.lora import Adapter
 
 NAME = "model.layers.3.self_attn.q_proj"
 SHAPES = [(40, 40), (64, 24), (24, 64)]
@@ -27,6 +28,19 @@ SHAPES = [(40, 40), (64, 24), (24, 64)]
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+
+
+def adapter(A: Tensor, B: Tensor, scaling: float = 1.0, name: str = NAME) -> Adapter:
+    """One module's adapter of rank r: A (r, n), B (m, r)."""
+    return Adapter(
+        slot="a",
+        rank=len(A),
+        alpha=scaling * len(A),
+        scaling=scaling,
+        targets=(name,),
+        a={name: nn.Parameter(A)},
+        b={name: nn.Parameter(B)},
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -110,7 +124,7 @@ def test_an_adapters_record_equals_the_dense_analysis(shape: tuple[int, int]) ->
     A, B = gaussian(4, n, seed=1), gaussian(m, 4, seed=2)
     tuned = {NAME: base[NAME] + 0.5 * B @ A}
     config = SpectraConfig()
-    small = analyze_adapter(base, {NAME: (A, B)}, 0.5, config, "trial").matrices[0]
+    small = analyze_adapter(base, adapter(A, B, 0.5), config, "trial").matrices[0]
     dense = analyze_full(base.__getitem__, tuned, [NAME], config, "trial").matrices[0]
     assert (small.layer, small.module, small.shape) == (3, "q_proj", shape)
     assert small.top_k == min(shape) // 4
@@ -126,11 +140,42 @@ def test_an_adapters_record_equals_the_dense_analysis(shape: tuple[int, int]) ->
     )
 
 
+def test_a_magnitude_changes_the_length_of_every_row() -> None:
+    """DoRA: each row of W0 + s B A, made as long as its entry of m."""
+    base = {NAME: gaussian(24, 16)}
+    tuned = adapter(gaussian(4, 16, seed=1), gaussian(24, 4, seed=2), 0.5)
+    m = torch.linspace(0.5, 4, 24)
+    tuned.magnitude[NAME] = nn.Parameter(m)
+    directed = base[NAME] + 0.5 * tuned.b[NAME].detach() @ tuned.a[NAME].detach()
+    dense = {NAME: m[:, None] * directed / directed.norm(dim=1, keepdim=True)}
+    found = analyze_adapter(base, tuned, SpectraConfig(), "trial").matrices[0]
+    expected = analyze_full(base, dense, [NAME], SpectraConfig(), "trial").matrices[0]
+    assert found.frobenius == pytest.approx(expected.frobenius, rel=1e-5)
+    assert found.singular_values == pytest.approx(expected.singular_values, rel=1e-4)
+    assert found.similarity_max == pytest.approx(expected.similarity_max, abs=1e-3)
+    assert len(found.singular_values) == 16  # of full rank, unlike s B A
+
+
+def test_the_part_of_the_base_that_pissa_starts_from_is_no_change() -> None:
+    base = {NAME: gaussian(24, 16)}
+    trained = adapter(gaussian(4, 16, seed=1), gaussian(24, 4, seed=2), 0.5)
+    start = (gaussian(4, 16, seed=3), gaussian(24, 4, seed=4))
+    trained.start[NAME] = start
+    moved = trained.b[NAME].detach() @ trained.a[NAME].detach() - start[1] @ start[0]
+    found = analyze_adapter(base, trained, SpectraConfig(), "trial").matrices[0]
+    assert found.frobenius == pytest.approx(float(0.5 * moved.norm()), rel=1e-5)
+    # Rank 8: B A and B0 A0 together.
+    assert sum(sigma > 1e-4 * found.singular_values[0] for sigma in found.singular_values) == 8
+    trained.a[NAME].data.copy_(start[0])
+    trained.b[NAME].data.copy_(start[1])
+    fresh = analyze_adapter(base, trained, SpectraConfig(), "trial").matrices[0]
+    assert fresh.frobenius == 0
+
+
 def test_an_untrained_adapter_changed_nothing() -> None:
     base = {NAME: gaussian(24, 16)}
-    record = analyze_adapter(
-        base, {NAME: (gaussian(8, 16), torch.zeros(24, 8))}, 2.0, SpectraConfig(), "trial"
-    )
+    nothing = adapter(gaussian(8, 16), torch.zeros(24, 8), 2.0)
+    record = analyze_adapter(base, nothing, SpectraConfig(), "trial")
     m = record.matrices[0]
     assert (m.frobenius, m.relative, m.effective_rank, m.stable_rank) == (0, 0, 0, 0)
     assert set(m.singular_values) == {0.0}
@@ -142,10 +187,10 @@ def test_an_untrained_adapter_changed_nothing() -> None:
 def test_half_precision_weights_are_analyzed_in_single() -> None:
     base = {NAME: gaussian(24, 16).bfloat16()}
     A, B = gaussian(2, 16, seed=1), gaussian(24, 2, seed=2)
-    low = analyze_adapter(base, {NAME: (A, B)}, 1e-3, SpectraConfig(), "trial").matrices[0]
-    high = analyze_adapter(
-        {NAME: base[NAME].double()}, {NAME: (A, B)}, 1e-3, SpectraConfig(), "trial"
-    ).matrices[0]
+    small = adapter(A, B, 1e-3)
+    low = analyze_adapter(base, small, SpectraConfig(), "trial").matrices[0]
+    double = {NAME: base[NAME].double()}
+    high = analyze_adapter(double, small, SpectraConfig(), "trial").matrices[0]
     # In bfloat16 an update a thousandth of the weights would be rounded away.
     assert low.similarity_index == pytest.approx(high.similarity_index, abs=1e-4)
     assert 0 < low.relative < 0.01
@@ -154,7 +199,7 @@ def test_half_precision_weights_are_analyzed_in_single() -> None:
 def test_matrices_smaller_than_the_vectors_asked_for() -> None:
     config = SpectraConfig(top_k=100, intruder_k=10)
     base = {"out": gaussian(3, 2)}
-    record = analyze_adapter(base, {"out": (gaussian(2, 2), gaussian(3, 2))}, 1.0, config, "t")
+    record = analyze_adapter(base, adapter(gaussian(2, 2), gaussian(3, 2), name="out"), config, "t")
     assert (record.matrices[0].top_k, record.matrices[0].layer) == (2, None)
 
 
@@ -191,13 +236,10 @@ def test_base_spectra_are_computed_once_and_bounded(monkeypatch: pytest.MonkeyPa
 def test_an_adapter_for_another_model_is_refused() -> None:
     base = {NAME: gaussian(24, 16)}
     with pytest.raises(BadInput, match=r"A \(4, 8\).*expected A \(r, 16\)"):
-        analyze_adapter(
-            base, {NAME: (gaussian(4, 8), gaussian(24, 4))}, 1.0, SpectraConfig(), "trial"
-        )
+        analyze_adapter(base, adapter(gaussian(4, 8), gaussian(24, 4)), SpectraConfig(), "trial")
+    other = adapter(gaussian(4, 16), gaussian(24, 4), name="other")
     with pytest.raises(BadInput, match="no such weight"):
-        analyze_adapter(
-            base, {"other": (gaussian(4, 16), gaussian(24, 4))}, 1.0, SpectraConfig(), "trial"
-        )
+        analyze_adapter(base, other, SpectraConfig(), "trial")
     with pytest.raises(BadInput, match="not the same architecture"):
         analyze_full(base, {NAME: gaussian(24, 8)}, [NAME], SpectraConfig(), "trial")
 
@@ -208,4 +250,4 @@ def test_numbers_that_are_not_finite_are_an_integrity_error(value: float) -> Non
     B = gaussian(24, 4)
     B[3, 2] = value
     with pytest.raises(IntegrityError, match="1 of 96 numbers"):
-        analyze_adapter(base, {NAME: (gaussian(4, 16), B)}, 1.0, SpectraConfig(), "trial")
+        analyze_adapter(base, adapter(gaussian(4, 16), B), SpectraConfig(), "trial")

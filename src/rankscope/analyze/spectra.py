@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rankscope.analyze.intruders import Intruders, intruder_dimensions
 from rankscope.errors import BadInput, IntegrityError
+from rankscope.models.lora import Adapter, tuned_delta
 from rankscope.records import MatrixSpectrum, SpectraRecord
 
 STORED_SINGULAR_VALUES = 128
@@ -27,8 +28,6 @@ PAPER_TOP_K = 500
 
 BaseWeights = Callable[[str], Tensor] | Mapping[str, Tensor]
 """Module path -> base weight (m, n)."""
-Factors = tuple[Tensor, Tensor]
-"""A (r, n), B (m, r)."""
 
 
 class SpectraSettings(Protocol):
@@ -174,13 +173,12 @@ def similarity(base: SVD, tuned: SVD, k: int) -> Similarity:
 
 def analyze_adapter(
     base_weights: BaseWeights,
-    adapter: Mapping[str, Factors],
-    scaling: float,
+    adapter: Adapter,
     config: SpectraSettings,
     trial_id: str,
     cache: BaseSpectra | None = None,
 ) -> SpectraRecord:
-    """Spectra of a LoRA adapter: module path -> (A (r, n), B (m, r)), dW = scaling B A.
+    """Spectra of an adapter: dW = s B A, or what DoRA's magnitude makes of W0 + s B A, less W0.
 
     Raises BadInput where factors do not fit the base weight, IntegrityError where a number is not
     finite. ``cache`` keeps base SVDs from trial to trial.
@@ -188,13 +186,21 @@ def analyze_adapter(
     started = time.perf_counter()
     cache = cache or BaseSpectra()
     matrices = []
-    for name, (A, B) in adapter.items():
+    for name in adapter.a:
         weight = _base_weight(base_weights, name)
+        A, B = adapter.factors(name)
         _check_factors(name, weight, A, B)
-        sigma = delta_singular_values(A, B, scaling)
-        norm = delta_frobenius(A, B, scaling)
         before = _precise(weight)
-        tuned = before + scaling * (B.detach().to(before) @ A.detach().to(before))
+        if name in adapter.magnitude:  # dW is of full rank
+            _check_finite(f"{name}: magnitude", adapter.magnitude[name])
+            delta = tuned_delta(adapter, name, _double(weight))
+            sigma = torch.linalg.svdvals(delta)
+            norm = float(torch.linalg.matrix_norm(delta))
+            tuned = before + delta.to(before)
+        else:
+            sigma = delta_singular_values(A, B, adapter.scaling)
+            norm = delta_frobenius(A, B, adapter.scaling)
+            tuned = before + tuned_delta(adapter, name, before)
         matrices.append(_spectrum(name, weight, tuned, (norm, sigma), config, cache))
     return _record(trial_id, config, matrices, started)
 

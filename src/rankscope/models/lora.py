@@ -126,3 +126,17 @@ def delta_weight(adapter: Adapter, name: str) -> Tensor:
     """s (B A - B0 A0) of one module, (out, in) float32: W - W0 but for DoRA's magnitude."""
     a, b = adapter.factors(name)
     return adapter.scaling * (b @ a)
+
+
+def tuned_delta(adapter: Adapter, name: str, weight: Tensor) -> Tensor:
+    """W - W0 of one module, (out, in), DoRA's magnitude included, in the dtype of W0, ``weight``.
+
+    DoRA: W = m (W0 + s B A) / |W0 + s B A|, row by row (2402.09353, eq. 5).
+    """
+    a, b = (factor.to(weight) for factor in adapter.factors(name))
+    delta = adapter.scaling * (b @ a)
+    if name not in adapter.magnitude:
+        return delta
+    directed = weight + delta
+    gain = adapter.magnitude[name].detach().to(weight) / directed.norm(dim=1)
+    return gain[:, None] * directed - weight
