@@ -349,10 +349,7 @@ class Runner:
         settings = self.inputs.config.analyze.spectra
         if trial.method != "full":
             adapter = base.pack.adapters[trial.trial_id]
-            factors = {n: (adapter.a[n].detach(), adapter.b[n].detach()) for n in adapter.a}
-            return analyze_adapter(
-                weights, factors, adapter.scaling, settings, trial.trial_id, self.spectra
-            )
+            return analyze_adapter(weights, adapter, settings, trial.trial_id, self.spectra)
         tuned = {name: layer.weight.detach() for name, layer in base.linears().items()}
         return analyze_full(
             weights, tuned, self.compared_names(), settings, trial.trial_id, self.spectra
