@@ -221,6 +221,7 @@ class Drawing:
                 "color": color,
                 "symbol": line.symbol if line else "square",
                 "size": sizes,
+                "opacity": 1,
                 "line": {"color": SURFACE.light, "width": 1},
             },
             hoverinfo="text",
