@@ -127,7 +127,7 @@ class Base:
             use_cache=False,
             logits_to_keep=batch.keep,
             row_plan=plan,
-        ).logits[0]
+        ).logits.squeeze(0)
         if cache is not None and store:
             cache.advance(plan.lengths)
         return out

@@ -187,7 +187,7 @@ class PackedLinear(nn.Module):
         if not shares:
             y: Tensor = self.linear(x)
             return y
-        y = PackedProduct.apply(x[0], self.linear, shares, *parameters)  # type: ignore[no-untyped-call]
+        y = PackedProduct.apply(x.squeeze(0), self.linear, shares, *parameters)  # type: ignore[no-untyped-call]
         return y[None]
 
     def share(self, adapter: Adapter, start: int, stop: int, x: Tensor) -> Share:

@@ -132,7 +132,7 @@ class RowPlan:
     def rows(self, x: Tensor) -> Tensor:
         """(1, heads, N, D) -> (R, heads, T, D)."""
         num_rows, width = self.shape
-        flat = x[0].transpose(0, 1)
+        flat = x.squeeze(0).transpose(0, 1)
         if not self.is_rectangular:
             flat = flat.index_select(0, self.to_rows)
         return flat.reshape(num_rows, width, *flat.shape[1:]).transpose(1, 2)
@@ -208,7 +208,7 @@ def row_attention(
     window = kwargs.get("sliding_window")
     if row_plan.layout is not None and not dropout and (window is None or window >= width):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
         return row_products(q, k, v, row_plan.layout, scale)[None], None
     q, k, v = row_plan.rows(query), row_plan.rows(key), row_plan.rows(value)
     cache = row_plan.cache
