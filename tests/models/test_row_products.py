@@ -65,14 +65,15 @@ def test_bfloat16_is_as_near_as_torchs_own() -> None:
     assert errors[0] < 1.5 * errors[1]
 
 
-def test_a_layout_holds_every_token_once_and_back() -> None:
+def test_a_layout_holds_every_token_and_head_once_and_back() -> None:
     lengths = [5, 9, 1, 5, 8, 30]
     layout = Layout.of(lengths, CPU)
-    tokens = torch.arange(sum(lengths))[:, None, None]
-    assert torch.equal(layout.gather(layout.spread(tokens)), tokens)
-    num_places = layout.groups[-1].stop
-    assert len(layout.padding) == num_places - sum(lengths)
-    assert sorted([*layout.to_tokens.tolist(), *layout.padding.tolist()]) == list(range(num_places))
+    places = layout.places(3)
+    everything = torch.arange(3 * sum(lengths))
+    assert torch.equal(everything[places.spread][places.gather], everything)
+    num_places = 3 * layout.groups[-1].stop
+    assert len(places.spread) == num_places
+    assert sorted([*places.gather.tolist(), *places.padding.tolist()]) == list(range(num_places))
 
 
 def test_rows_of_like_length_share_a_group() -> None:

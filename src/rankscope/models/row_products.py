@@ -10,7 +10,7 @@ spent on padding; and long rows are cut into blocks of queries that see no keys 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ BLOCK = 128
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rows laid out together, as (R, K, T, ...)."""
+    """Rows laid out together, as (R, K, T)."""
 
     num_rows: int
     width: int
@@ -41,18 +41,44 @@ class Group:
         """Where it ends in the laid-out tokens."""
         return self.start + self.num_rows * self.width
 
+    def part(self, x: Tensor, num_kv: int) -> Tensor:
+        """(L K, G D), laid-out tokens by key/value head, -> the group's (R K, T, G D), a view."""
+        rows = x[self.start * num_kv : self.stop * num_kv]
+        return rows.view(self.num_rows * num_kv, self.width, -1)
+
+    def spans(self) -> list[tuple[int, int]]:
+        """First query and the one after the last of each block."""
+        firsts = range(0, self.width, BLOCK)
+        return [(first, min(first + BLOCK, self.width)) for first in firsts]
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Which (token, key/value head) stands where once rows are sorted into groups.
+
+    Both sides are rows of memory: the heads that share a key/value head lie side by side, so one
+    walk over memory lays queries out as the products want them.
+    """
+
+    spread: Tensor
+    """(L K,) index into N K; padding points at its row's first token."""
+    gather: Tensor
+    """(N K,) index into L K."""
+    padding: Tensor
+    """Places that hold padding."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Which token stands where once rows are sorted into groups; L laid-out places in all."""
+    """Rows in groups of like length; L laid-out places in all, padding included."""
 
     groups: tuple[Group, ...]
-    to_groups: Tensor
-    """(L,) index into the N tokens; padding points at its row's first token."""
-    to_tokens: Tensor
-    """(N,) index into the L places."""
-    padding: Tensor
-    """Places that hold padding."""
+    sources: tuple[Tensor, ...]
+    """By group, (R, T): index into the N tokens, -1 for padding."""
+    num_tokens: int
+    device: torch.device
+    _places: dict[int, Places] = field(default_factory=dict)
+    _masks: dict[tuple[int, int, int, torch.dtype], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> "Layout":
@@ -61,81 +87,59 @@ class Layout:
         starts = torch.cumsum(counts, 0) - counts
         groups: list[Group] = []
         sources: list[Tensor] = []
-        valid: list[Tensor] = []
         place = 0
         for rows in alike(lengths):
             index = torch.tensor(rows)
             width = int(counts[index].max())
             steps = torch.arange(width)
-            exists = steps[None, :] < counts[index, None]
-            first = starts[index, None]
-            sources.append(torch.where(exists, first + steps[None, :], first).reshape(-1))
-            valid.append(exists.reshape(-1))
+            exists = steps < counts[index, None]
+            sources.append(torch.where(exists, starts[index, None] + steps, -1))
             groups.append(Group(len(rows), width, place))
             place = groups[-1].stop
-        to_groups, is_valid = torch.cat(sources), torch.cat(valid)
-        places = torch.nonzero(is_valid).reshape(-1)
-        to_tokens = torch.empty(int(counts.sum()), dtype=torch.int64)
-        to_tokens[to_groups[places]] = places
-        return cls(
-            tuple(groups),
-            to_groups.to(device),
-            to_tokens.to(device),
-            torch.nonzero(~is_valid).reshape(-1).to(device),
-        )
+        return cls(tuple(groups), tuple(sources), int(counts.sum()), device)
 
-    def spread(self, x: Tensor) -> Tensor:
-        """(N, heads, D) -> (L, heads, D)."""
-        return x.index_select(0, self.to_groups)
+    def places(self, num_kv: int) -> Places:
+        """Where everything stands for ``num_kv`` key/value heads; made once."""
+        if num_kv not in self._places:
+            heads = torch.arange(num_kv)[:, None]
+            ordered = []
+            for tokens in self.sources:  # (R, T) -> (R, K, T)
+                own = tokens[:, None, :]
+                ordered.append(torch.where(own < 0, -1, own * num_kv + heads).reshape(-1))
+            source = torch.cat(ordered)
+            valid = torch.nonzero(source >= 0).reshape(-1)
+            gather = torch.empty(self.num_tokens * num_kv, dtype=torch.int64)
+            gather[source[valid]] = valid
+            self._places[num_kv] = Places(
+                source.clamp(min=0).to(self.device),
+                gather.to(self.device),
+                torch.nonzero(source < 0).reshape(-1).to(self.device),
+            )
+        return self._places[num_kv]
 
-    def gather(self, x: Tensor) -> Tensor:
-        """(L, heads, D) -> (N, heads, D)."""
-        return x.index_select(0, self.to_tokens)
+    def mask(self, span: tuple[int, int], per_key: int, dtype: torch.dtype) -> Tensor:
+        """(queries x G, last): 0 where a query may look and minus infinity where not; made once."""
+        first, last = span
+        key = (first, last, per_key, dtype)
+        if key not in self._masks:
+            queries = torch.arange(first, last, device=self.device)
+            keys = torch.arange(last, device=self.device)
+            hidden = (keys > queries[:, None]).repeat_interleave(per_key, 0)
+            zeros = torch.zeros(hidden.shape, dtype=dtype, device=self.device)
+            self._masks[key] = zeros.masked_fill_(hidden, float("-inf"))
+        return self._masks[key]
 
 
 def alike(lengths: Sequence[int]) -> list[list[int]]:
     """Row indices in groups of like length, longest first."""
     groups: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if groups and 100 * lengths[groups[-1][0]] <= (100 + PADDING_PERCENT) * lengths[row]:
+        longest = lengths[groups[-1][0]] if groups else None
+        if longest is not None and 100 * longest <= (100 + PADDING_PERCENT) * lengths[row]:
             groups[-1].append(row)
         else:
             groups.append([row])
     return groups
-
-
-@dataclass(slots=True)
-class Block:
-    """One block of queries of one group: what its backward pass needs."""
-
-    group: Group
-    first: int
-    """Its first query and, ``last``, the one after its last; it sees keys 0 to ``last``."""
-    last: int
-    probabilities: Tensor
-    """(R K, queries x G, last)."""
-
-
-def causal_mask(first: int, last: int, per_key: int, like: Tensor) -> Tensor:
-    """(queries x G, last), 0 where a query may look and minus infinity where not."""
-    queries = torch.arange(first, last, device=like.device)
-    keys = torch.arange(last, device=like.device)
-    hidden = (keys[None, :] > queries[:, None]).repeat_interleave(per_key, 0)
-    return like.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
-
-
-def folded(x: Tensor, group: Group, num_kv: int) -> Tensor:
-    """(L, heads, D) -> one group as (R K, T G, D), G heads of a token side by side."""
-    part = x[group.start : group.stop].view(group.num_rows, group.width, num_kv, -1, x.shape[-1])
-    return part.transpose(1, 2).reshape(group.num_rows * num_kv, -1, x.shape[-1])
-
-
-def unfold(x: Tensor, group: Group, out: Tensor) -> None:
-    """(R K, T G, D) into its place in ``out``, (L, heads, D)."""
-    num_kv = x.shape[0] // group.num_rows
-    target = out[group.start : group.stop]
-    target = target.view(group.num_rows, group.width, num_kv, -1, x.shape[-1])
-    target.copy_(x.view(group.num_rows, num_kv, group.width, -1, x.shape[-1]).transpose(1, 2))
 
 
 class RowProducts(torch.autograd.Function):
@@ -144,61 +148,61 @@ class RowProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
         """q (N, H, D), k and v (N, K, D) -> (N, H, D)."""
-        num_kv = k.shape[1]
+        num_kv, size = k.shape[1:]
         per_key = q.shape[1] // num_kv
-        spread = [layout.spread(x) for x in (q, k, v)]
+        places = layout.places(num_kv)
+        spread = [x.reshape(len(k) * num_kv, -1).index_select(0, places.spread) for x in (q, k, v)]
         out = torch.empty_like(spread[0])
-        blocks: list[Block] = []
-        kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        kept: list[Tensor] = []
         for group in layout.groups:
-            queries, keys, values = (folded(x, group, num_kv) for x in spread)
-            result = torch.empty_like(queries)
-            for first in range(0, group.width, BLOCK):
-                last = min(first + BLOCK, group.width)
-                span = slice(first * per_key, last * per_key)
+            queries, keys, values, result = (group.part(x, num_kv) for x in (*spread, out))
+            queries, result = (x.view(len(x), -1, size) for x in (queries, result))
+            for span in group.spans():
+                rows = slice(span[0] * per_key, span[1] * per_key)
                 scores = torch.baddbmm(
-                    causal_mask(first, last, per_key, q),
-                    queries[:, span],
-                    keys[:, :last].transpose(1, 2),
+                    layout.mask(span, per_key, q.dtype),
+                    queries[:, rows],
+                    keys[:, : span[1]].transpose(1, 2),
                     alpha=scale,
                 )
                 probabilities = torch.softmax(scores, -1)
-                result[:, span] = probabilities @ values[:, :last]
-                blocks.append(Block(group, first, last, probabilities))
-            kept.append((queries, keys, values))
-            unfold(result, group, out)
-        ctx.layout, ctx.scale, ctx.blocks, ctx.kept = layout, scale, blocks, kept
-        return layout.gather(out)
+                result[:, rows] = probabilities @ values[:, : span[1]]
+                kept.append(probabilities)
+        ctx.save_for_backward(*spread, *kept)
+        ctx.layout, ctx.scale = layout, scale
+        return out.index_select(0, places.gather).view(q.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         """Gradients of q, k and v."""
         layout: Layout = ctx.layout
-        grad = layout.spread(grads[0].contiguous())
-        grad.index_fill_(0, layout.padding, 0)
-        blocks = iter(ctx.blocks)
-        num_kv = ctx.kept[0][1].shape[0] // layout.groups[0].num_rows
-        per_key = grad.shape[1] // num_kv
-        outs = [torch.empty_like(grad)]
-        outs += [grad.new_empty(len(grad), num_kv, grad.shape[2]) for _ in range(2)]
-        for group, (queries, keys, values) in zip(layout.groups, ctx.kept, strict=True):
-            above = folded(grad, group, num_kv)
-            grads_qkv = (torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(keys))
-            for _ in range(0, group.width, BLOCK):
-                block = next(blocks)
-                last, probabilities = block.last, block.probabilities
-                span = slice(block.first * per_key, last * per_key)
-                part = above[:, span]
-                grads_qkv[2][:, :last] += probabilities.transpose(1, 2) @ part
+        spread = ctx.saved_tensors[:3]
+        kept = iter(ctx.saved_tensors[3:])
+        size = spread[1].shape[1]
+        per_key = spread[0].shape[1] // size
+        num_kv = grads[0].shape[1] // per_key
+        places = layout.places(num_kv)
+        grad = grads[0].reshape(-1, per_key * size).index_select(0, places.spread)
+        grad.index_fill_(0, places.padding, 0)
+        found = [torch.empty_like(spread[0]), *(torch.zeros_like(x) for x in spread[1:])]
+        for group in layout.groups:
+            queries, keys, values, above, grad_q, grad_k, grad_v = (
+                group.part(x, num_kv) for x in (*spread, grad, *found)
+            )
+            queries, above, grad_q = (x.view(len(x), -1, size) for x in (queries, above, grad_q))
+            for span in group.spans():
+                last, probabilities = span[1], next(kept)
+                rows = slice(span[0] * per_key, last * per_key)
+                part = above[:, rows]
+                grad_v[:, :last] += probabilities.transpose(1, 2) @ part
                 inner = part @ values[:, :last].transpose(1, 2)
                 inner = torch._softmax_backward_data(inner, probabilities, -1, inner.dtype)
                 inner *= ctx.scale
-                grads_qkv[0][:, span] = inner @ keys[:, :last]
-                grads_qkv[1][:, :last] += inner.transpose(1, 2) @ queries[:, span]
-                block.probabilities = probabilities.new_empty(0)
-            for x, out in zip(grads_qkv, outs, strict=True):
-                unfold(x, group, out)
-        return *(layout.gather(out) for out in outs), None, None
+                grad_q[:, rows] = inner @ keys[:, :last]
+                grad_k[:, :last] += inner.transpose(1, 2) @ queries[:, rows]
+        shapes = (grads[0].shape, *2 * [(len(grads[0]), num_kv, size)])
+        gathered = (x.index_select(0, places.gather) for x in found)
+        return *(x.view(shape) for x, shape in zip(gathered, shapes, strict=True)), None, None
 
 
 def row_products(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
