@@ -76,6 +76,21 @@ def test_a_layout_holds_every_token_and_head_once_and_back() -> None:
     assert sorted([*places.gather.tolist(), *places.padding.tolist()]) == list(range(num_places))
 
 
+def test_a_row_of_nan_stays_the_only_one() -> None:
+    lengths = [19, 20, 18, 20]  # one group, two rows with padding
+    q, k, v = (drawn(sum(lengths), 2, 8, seed=s) for s in range(3))
+    for bad in range(len(lengths)):
+        spoilt = [x.detach().clone() for x in (q, k, v)]
+        for x in spoilt:
+            x.split(lengths)[bad].fill_(float("nan"))
+            x.requires_grad_()
+        out = row_products(*spoilt, Layout.of(lengths, CPU), 0.3)
+        grads = torch.autograd.grad(out.sum(), spoilt)
+        for x in (out.detach(), *grads):
+            finite = [bool(torch.isfinite(row).all()) for row in x.split(lengths)]
+            assert finite == [row != bad for row in range(len(lengths))]
+
+
 def test_rows_of_like_length_share_a_group() -> None:
     # 1.15 x 100 = 115: the group of 115 reaches down to 100.
     assert alike([100, 115, 99, 30]) == [[1, 0], [2], [3]]

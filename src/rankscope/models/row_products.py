@@ -74,7 +74,7 @@ class Layout:
 
     groups: tuple[Group, ...]
     sources: tuple[Tensor, ...]
-    """By group, (R, T): index into the N tokens, -1 for padding."""
+    """By group, (R, T): index i into the N tokens; for padding -1 - i, i its row's first."""
     num_tokens: int
     device: torch.device
     _places: dict[int, Places] = field(default_factory=dict)
@@ -93,7 +93,10 @@ class Layout:
             width = int(counts[index].max())
             steps = torch.arange(width)
             exists = steps < counts[index, None]
-            sources.append(torch.where(exists, starts[index, None] + steps, -1))
+            # Padding is minus one less its row's first token: no row may see another one's numbers,
+            # which a diverged adapter turns into NaN, not even multiplied by zero.
+            first = starts[index, None]
+            sources.append(torch.where(exists, first + steps, -1 - first))
             groups.append(Group(len(rows), width, place))
             place = groups[-1].stop
         return cls(tuple(groups), tuple(sources), int(counts.sum()), device)
@@ -102,18 +105,20 @@ class Layout:
         """Where everything stands for ``num_kv`` key/value heads; made once."""
         if num_kv not in self._places:
             heads = torch.arange(num_kv)[:, None]
-            ordered = []
+            ordered, is_valid = [], []
             for tokens in self.sources:  # (R, T) -> (R, K, T)
                 own = tokens[:, None, :]
-                ordered.append(torch.where(own < 0, -1, own * num_kv + heads).reshape(-1))
-            source = torch.cat(ordered)
-            valid = torch.nonzero(source >= 0).reshape(-1)
+                token = torch.where(own < 0, -1 - own, own)
+                ordered.append((token * num_kv + heads).reshape(-1))
+                is_valid.append((own >= 0).expand(-1, num_kv, -1).reshape(-1))
+            source, exists = torch.cat(ordered), torch.cat(is_valid)
+            valid = torch.nonzero(exists).reshape(-1)
             gather = torch.empty(self.num_tokens * num_kv, dtype=torch.int64)
             gather[source[valid]] = valid
             self._places[num_kv] = Places(
-                source.clamp(min=0).to(self.device),
+                source.to(self.device),
                 gather.to(self.device),
-                torch.nonzero(source < 0).reshape(-1).to(self.device),
+                torch.nonzero(~exists).reshape(-1).to(self.device),
             )
         return self._places[num_kv]
 
