@@ -18,10 +18,11 @@ from rankscope.errors import BadInput, IntegrityError
 from rankscope.models.adapter_io import CONFIG, WEIGHTS, load_adapter, save_adapter
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.lora import Adapter
-from rankscope.models.methods import new_adapter
+from rankscope.models.methods import Starts, new_adapter
 from rankscope.provenance import sha256_folder
 from rankscope.records import TrialSpec
 from tiny_models import base_of, tiny_llama
+from train.toy import toy_rows
 
 IDS = [5, 9, 31, 7, 250, 3, 77, 12]
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -31,6 +32,8 @@ TARGETS = pytest.mark.parametrize(
     "targets", [ATTENTION, LINEAR, DOTTED], ids=["attention", "all-linear", "dotted"]
 )
 METHOD = pytest.mark.parametrize("method", ["lora", "rslora"])
+METHODS = pytest.mark.parametrize("method", ["lora", "rslora", "lora+", "dora", "pissa", "eva"])
+ROWS = toy_rows(80)
 
 
 def trial(
@@ -50,11 +53,13 @@ def trial(
 
 
 def trained(base: Base, spec: TrialSpec) -> Adapter:
-    """An adapter whose B is no longer zero."""
-    adapter = new_adapter(base.model, spec)
+    """An adapter that is somewhere else than where its method starts."""
+    adapter = new_adapter(base.model, spec, Starts(base, ROWS, [spec]))
     generator = torch.Generator().manual_seed(0)
     for b in adapter.b.values():
-        b.data.copy_(0.2 * torch.randn(b.shape, generator=generator))
+        b.data.add_(0.2 * torch.randn(b.shape, generator=generator))
+    for m in adapter.magnitude.values():
+        m.data.mul_(1 + 0.2 * torch.rand(m.shape, generator=generator))
     return adapter
 
 
@@ -100,7 +105,7 @@ def peft_folder(folder: Path, **settings: Any) -> tuple[PeftModel, Path]:
 # --- there and back ---
 
 
-@METHOD
+@METHODS
 @TARGETS
 @pytest.mark.parametrize("alpha", [6.0, 2.5])
 def test_what_we_save_plain_peft_loads_with_the_same_logits(
@@ -112,6 +117,7 @@ def test_what_we_save_plain_peft_loads_with_the_same_logits(
     expected = our_logits(trained(base, spec))
     model = PeftModel.from_pretrained(tiny_llama(), tmp_path).eval()
     assert_same_and_changed(their_logits(model), expected)
+    assert_same_and_changed(our_logits(load_adapter(tmp_path, "a")), expected)
 
 
 @METHOD
@@ -123,6 +129,53 @@ def test_what_plain_peft_saves_loads_here_with_the_same_logits(
         tmp_path, target_modules=list(targets), use_rslora=method == "rslora", lora_dropout=0.1
     )
     assert_same_and_changed(our_logits(load_adapter(folder, "x")), their_logits(model))
+
+
+def test_a_module_without_a_rank_is_no_target(tmp_path: Path) -> None:
+    """EVA at rank 1 shares eight ranks out over eight modules, and not every module gets one."""
+    spec = trial(method="eva", alpha=1.0).model_copy(update={"rank": 1})
+    base = base_of(tiny_llama())
+    adapter = trained(base, spec)
+    assert len(adapter.a) < 8 == sum(len(a) for a in adapter.a.values())
+    save_adapter(adapter, spec, base.record, tmp_path)
+    model = PeftModel.from_pretrained(tiny_llama(), tmp_path).eval()
+    changed = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
+    assert changed == {f"base_model.model.{name}" for name in adapter.a}
+    base.pack.clear()
+    assert_same_and_changed(their_logits(model), our_logits(adapter))
+
+
+def test_pissa_is_stored_as_plain_lora_of_twice_the_rank(tmp_path: Path) -> None:
+    spec = trial(method="pissa")
+    written(tmp_path, spec)
+    settings = json.loads((tmp_path / CONFIG).read_text())
+    assert (settings["r"], settings["lora_alpha"]) == (8, 12)  # twice 4 and 6: s stays 1.5
+    assert settings["init_lora_weights"] is True
+    loaded = load_adapter(tmp_path, "a")
+    assert (loaded.rank, loaded.scaling, loaded.start) == (8, 1.5, {})
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_ranks_alphas_and_magnitudes_that_peft_wrote_are_read(
+    tmp_path: Path, use_dora: bool, use_rslora: bool
+) -> None:
+    """A scaling of its own, as ``alpha_pattern`` may give a module, goes into its B."""
+    model, folder = peft_folder(
+        tmp_path,
+        use_dora=use_dora,
+        use_rslora=use_rslora,
+        rank_pattern={"layers.1.self_attn.q_proj": 2, "o_proj": 6},
+        alpha_pattern={"q_proj": 9, "layers.0.self_attn.k_proj": 3},
+    )
+    for name, parameter in model.named_parameters():
+        if "magnitude" in name:
+            parameter.data.mul_(1.3)
+    model.save_pretrained(folder)
+    adapter = load_adapter(folder, "x")
+    assert len(adapter.a["model.layers.1.self_attn.q_proj"]) == 2
+    assert bool(adapter.magnitude) == use_dora
+    assert_same_and_changed(our_logits(adapter), their_logits(model))
 
 
 def test_layers_chosen_by_peft_are_loaded_and_saved_again_by_their_exact_names(
@@ -144,14 +197,16 @@ def test_layers_chosen_by_peft_are_loaded_and_saved_again_by_their_exact_names(
     assert_same_and_changed(our_logits(load_adapter(again, "x")), expected)
 
 
-def test_our_own_round_trip_keeps_every_bit(tmp_path: Path) -> None:
-    before = trained(base_of(tiny_llama()), trial(LINEAR, "rslora"))
-    after = load_adapter(written(tmp_path, trial(LINEAR, "rslora")), "a")
+@pytest.mark.parametrize("method", ["lora", "rslora", "lora+", "dora", "eva"])
+def test_our_own_round_trip_keeps_every_bit(tmp_path: Path, method: str) -> None:
+    before = trained(base_of(tiny_llama()), trial(LINEAR, method))
+    after = load_adapter(written(tmp_path, trial(LINEAR, method)), "a")
     assert (after.rank, after.alpha, after.scaling) == (4, 6.0, before.scaling)
     assert after.a.keys() == before.a.keys()
+    assert after.magnitude.keys() == before.magnitude.keys()
     for name in before.a:
-        assert torch.equal(after.a[name], before.a[name])
-        assert torch.equal(after.b[name], before.b[name])
+        for found, expected in zip(after.of_module(name), before.of_module(name), strict=True):
+            assert torch.equal(found, expected)
 
 
 def test_a_spec_that_is_not_the_adapters_is_refused(tmp_path: Path) -> None:
@@ -219,6 +274,23 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
 def test_one_without_a_recorded_base_is_accepted(tmp_path: Path) -> None:
     _, folder = peft_folder(tmp_path)
     load_adapter(folder, "a", base_of(tiny_llama()).record)
+
+
+@pytest.mark.parametrize("change", ["none", "missing", "short"])
+def test_magnitudes_that_do_not_fit_are_integrity_errors(tmp_path: Path, change: str) -> None:
+    folder = written(tmp_path, trial(method="dora"))
+    tensors = load_file(folder / WEIGHTS)
+    name = next(name for name in sorted(tensors) if "magnitude" in name)
+    if change == "none":
+        settings = json.loads((folder / CONFIG).read_text())
+        (folder / CONFIG).write_text(json.dumps({**settings, "use_dora": False}))
+    elif change == "missing":
+        del tensors[name]
+    else:
+        tensors[name] = tensors[name][:-1].clone()
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(IntegrityError, match=r"magnitude.*self_attn"):
+        load_adapter(folder, "a")
 
 
 def first(tensors: dict[str, Tensor], side: str) -> str:
@@ -326,12 +398,13 @@ REMOVED = object()
         ("init_lora_weights", "pissa_niter_4"),
         ("init_lora_weights", "olora"),
         ("init_lora_weights", ["gaussian"]),
-        ("use_dora", True),
+        ("use_dora", "often"),
         ("bias", "all"),
         ("fan_in_fan_out", True),
         ("modules_to_save", ["lm_head"]),
-        ("rank_pattern", {"q_proj": 8}),
-        ("alpha_pattern", {"q_proj": 8}),
+        ("rank_pattern", {"q_proj": 0}),
+        ("rank_pattern", ["q_proj"]),
+        ("alpha_pattern", {"q_proj": -8}),
         ("trainable_token_indices", [3]),
         ("a_setting_of_tomorrow", True),
     ],
@@ -358,10 +431,8 @@ def test_a_configuration_that_is_no_object_is_refused(tmp_path: Path, text: str)
         load_adapter(folder, "a")
 
 
-def test_dora_and_pissa_as_peft_saves_them_are_refused(tmp_path: Path) -> None:
-    _, dora = peft_folder(tmp_path / "dora", use_dora=True)
-    with pytest.raises(BadInput, match="use_dora"):
-        load_adapter(dora, "a")
+def test_pissa_as_peft_saves_it_is_refused(tmp_path: Path) -> None:
+    """Its A and B belong to a base without the part they started from, which is not stored."""
     _, pissa = peft_folder(tmp_path / "pissa", init_lora_weights="pissa")
     with pytest.raises(BadInput, match="init_lora_weights 'pissa' changes the base"):
         load_adapter(pissa, "a")

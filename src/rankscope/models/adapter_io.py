@@ -6,10 +6,13 @@ it.
 """
 
 import json
+import math
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 from peft import LoraConfig, TaskType
+from peft.utils.other import get_pattern_key
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -23,6 +26,8 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 BASE_HASH = "rankscope_base_sha256"
 PREFIX = "base_model.model."
+MAGNITUDE = ".lora_magnitude_vector"
+"""Ends the name of DoRA's m."""
 
 
 def save_adapter(adapter: Adapter, trial: TrialSpec, base: ModelRecord, folder: Path) -> None:
@@ -37,27 +42,53 @@ def save_adapter(adapter: Adapter, trial: TrialSpec, base: ModelRecord, folder: 
         )
     tensors = {}
     for name in adapter.a:
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = adapter.a[name].detach().cpu().contiguous()
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = adapter.b[name].detach().cpu().contiguous()
+        factors = dict(zip("AB", adapter.factors(name), strict=True))
+        for side, tensor in factors.items():
+            tensors[f"{PREFIX}{name}.lora_{side}.weight"] = tensor.cpu().contiguous()
+        if name in adapter.magnitude:
+            magnitude = adapter.magnitude[name].detach()
+            tensors[f"{PREFIX}{name}{MAGNITUDE}"] = magnitude.cpu().contiguous()
     data = save(tensors, metadata={"format": "pt", BASE_HASH: base.sha256})
     (folder / WEIGHTS).write_bytes(with_sorted_metadata(data))
-    LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        base_model_name_or_path=base.label,
-        r=adapter.rank,
-        # PEFT knows alpha as an integer, though it divides like a number.
-        lora_alpha=int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha,  # type: ignore[arg-type]
-        lora_dropout=adapter.dropout,
-        use_rslora=trial.method == "rslora",
-        target_modules=list(adapter.targets),
-        bias="none",
-        inference_mode=True,
-    ).save_pretrained(str(folder))
+    peft_settings(adapter, trial, base).save_pretrained(str(folder))
     # PEFT writes a set, whose order changes from process to process; the bytes must not.
     settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     settings["target_modules"] = sorted(settings["target_modules"])
     (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
     (folder / "README.md").write_text(model_card(trial, base), encoding="utf-8")
+
+
+def peft_settings(adapter: Adapter, trial: TrialSpec, base: ModelRecord) -> LoraConfig:
+    """What PEFT needs to know of an adapter, so that it finds the same scaling in every module.
+
+    Ranks differ between modules for EVA alone, whose scaling is alpha / r. An adapter that
+    started as a part of the base (PiSSA) is stored as B A - B0 A0: plain LoRA of twice the rank,
+    which fits the whole base.
+    """
+    double = 2 if adapter.start else 1
+    ranks = {name: len(a) for name, a in adapter.a.items() if len(a) != adapter.rank}
+    alphas = {name: adapter.alpha * rank / adapter.rank for name, rank in ranks.items()}
+    # A module that got no rank at all must not be a target: PEFT would give it one.
+    targets = sorted(adapter.a) if trial.method == "eva" else list(adapter.targets)
+    return LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        base_model_name_or_path=base.label,
+        r=double * adapter.rank,
+        lora_alpha=as_whole(double * adapter.alpha),
+        rank_pattern=ranks,
+        alpha_pattern={name: as_whole(alpha) for name, alpha in alphas.items()},
+        lora_dropout=adapter.dropout,
+        use_rslora=trial.method == "rslora",
+        use_dora=bool(adapter.magnitude),
+        target_modules=targets,
+        bias="none",
+        inference_mode=True,
+    )
+
+
+def as_whole(alpha: float) -> Any:
+    """Alpha as PEFT knows it, an integer, where it is one; PEFT divides by it like a number."""
+    return int(alpha) if alpha == int(alpha) else alpha
 
 
 def with_sorted_metadata(data: bytes) -> bytes:
@@ -77,6 +108,8 @@ def with_sorted_metadata(data: bytes) -> bytes:
 
 def model_card(trial: TrialSpec, base: ModelRecord) -> str:
     """A plain model card: how to load the adapter and how it was trained."""
+    settings = {**({"lr_ratio": trial.lr_ratio} if trial.lr_ratio else {}), **trial.overrides}
+    own = "".join(f"| {name.replace('_', ' ')} | {value} |\n" for name, value in settings.items())
     return f"""---
 base_model: {json.dumps(base.label)}
 library_name: peft
@@ -98,7 +131,7 @@ A LoRA adapter trained by Rankscope.
 | learning rate | {trial.lr} |
 | dropout | {trial.dropout} |
 | target modules | {", ".join(trial.targets)} |
-| seed | {trial.seed} |
+{own}| seed | {trial.seed} |
 | trial | {trial.trial_id} |
 
 ```python
@@ -112,7 +145,10 @@ model = PeftModel.from_pretrained(model, "THIS FOLDER")
 
 
 def load_adapter(folder: Path, slot: str, base: ModelRecord | None = None) -> Adapter:
-    """Read a LoRA adapter that PEFT or Rankscope wrote, strictly.
+    """Read a LoRA or DoRA adapter that PEFT or Rankscope wrote, strictly.
+
+    Where PEFT's ``alpha_pattern`` gives a module another scaling than the rest, its B takes the
+    difference, so that one scaling holds for the adapter.
 
     Args:
         folder: holds ``adapter_config.json`` and ``adapter_model.safetensors``.
@@ -125,18 +161,17 @@ def load_adapter(folder: Path, slot: str, base: ModelRecord | None = None) -> Ad
             module that lacks both is not noticed here: the ledger's hash of the file does that.
     """
     settings = read_config(folder)
-    a: dict[str, nn.Parameter] = {}
-    b: dict[str, nn.Parameter] = {}
+    parts: dict[str, dict[str, nn.Parameter]] = {"A": {}, "B": {}, "m": {}}
     path = folder / WEIGHTS
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             for key in file.keys():  # noqa: SIM118 - not a mapping
-                name, side = module_and_side(key, path)
+                name, part = module_and_part(key, path)
                 tensor = file.get_tensor(key).float()
                 if not torch.isfinite(tensor).all():
                     raise IntegrityError(f"{path}: tensor {key!r} holds values that are not finite")
-                (a if side == "A" else b)[name] = nn.Parameter(tensor, requires_grad=False)
+                parts[part][name] = nn.Parameter(tensor, requires_grad=False)
     except (SafetensorError, OSError) as error:
         raise IntegrityError(f"{path}: not a readable safetensors file: {error}") from error
     found = metadata.get(BASE_HASH)
@@ -145,7 +180,13 @@ def load_adapter(folder: Path, slot: str, base: ModelRecord | None = None) -> Ad
             f"adapter {folder}: made for another base (weights {found[:12]}..., "
             f"this one is {base.sha256[:12]}...)"
         )
-    check_pairs(a, b, settings.r, path)
+    a, b, magnitude = parts["A"], parts["B"], parts["m"]
+    check_pairs(a, b, settings, path)
+    check_magnitudes(magnitude, b, settings, path)
+    for name, own in b.items():
+        ratio = settings.scaling_of(name) / settings.scaling
+        if not math.isclose(ratio, 1, rel_tol=1e-9):  # beyond the rounding of alpha itself
+            own.mul_(ratio)
     return Adapter(
         slot=slot,
         rank=settings.r,
@@ -154,6 +195,7 @@ def load_adapter(folder: Path, slot: str, base: ModelRecord | None = None) -> Ad
         targets=tuple(sorted(a)),
         a=a,
         b=b,
+        magnitude=magnitude,
     )
 
 
@@ -165,15 +207,32 @@ class AdapterSettings(BaseModel):
     r: int = Field(ge=1)
     lora_alpha: float = Field(gt=0, allow_inf_nan=False)
     use_rslora: bool = False
+    use_dora: bool = False
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """Ranks of modules other than ``r``; keys are matched as PEFT matches them."""
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
 
     @property
     def scaling(self) -> float:
         """s in W0 + s B A."""
         return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
 
+    def rank_of(self, name: str) -> int:
+        """A module's own rank."""
+        return self.rank_pattern.get(get_pattern_key(self.rank_pattern, name), self.r)
+
+    def scaling_of(self, name: str) -> float:
+        """A module's own s."""
+        key = get_pattern_key(self.alpha_pattern, name)
+        rank = self.rank_of(name)
+        return self.alpha_pattern.get(key, self.lora_alpha) / (
+            rank**0.5 if self.use_rslora else rank
+        )
+
 
 HARMLESS = frozenset(
     {
+        "alpha_pattern",
         "auto_mapping",
         "base_model_name_or_path",
         "corda_config",
@@ -189,13 +248,15 @@ HARMLESS = frozenset(
         "peft_type",
         "peft_version",
         "r",
+        "rank_pattern",
         "revision",
         "target_modules",
         "task_type",
+        "use_dora",
         "use_rslora",
     }
 )
-"""Settings that say which matrices have an A and B, or nothing, but not what A and B mean."""
+"""Settings that are read, or that say nothing about what A and B mean."""
 
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """Initializations that leave the base as it is; PiSSA, OLoRA, CorDA and LoftQ change it."""
@@ -237,17 +298,17 @@ def read_config(folder: Path) -> AdapterSettings:
     return settings
 
 
-def module_and_side(key: str, path: Path) -> tuple[str, str]:
-    """``base_model.model.x.lora_A.weight`` -> (``x``, ``A``)."""
-    for side in ("A", "B"):
-        ending = f".lora_{side}.weight"
+def module_and_part(key: str, path: Path) -> tuple[str, str]:
+    """``base_model.model.x.lora_A.weight`` -> (``x``, ``A``); m is the magnitude."""
+    endings = {"A": ".lora_A.weight", "B": ".lora_B.weight", "m": MAGNITUDE}
+    for part, ending in endings.items():
         if key.startswith(PREFIX) and key.endswith(ending):
-            return key[len(PREFIX) : -len(ending)], side
+            return key[len(PREFIX) : -len(ending)], part
     raise IntegrityError(f"{path}: unexpected tensor {key!r}; expected lora_A and lora_B weights")
 
 
 def check_pairs(
-    a: dict[str, nn.Parameter], b: dict[str, nn.Parameter], rank: int, path: Path
+    a: dict[str, nn.Parameter], b: dict[str, nn.Parameter], settings: AdapterSettings, path: Path
 ) -> None:
     """Every module has both halves, matrices of the configured rank."""
     if not a or set(a) != set(b):
@@ -259,8 +320,30 @@ def check_pairs(
                 f"{path}: {name!r} has lora_A of shape {tuple(a[name].shape)} and lora_B of shape "
                 f"{tuple(b[name].shape)}; expected matrices"
             )
-        found = (a[name].shape[0], b[name].shape[1])
+        found, rank = (a[name].shape[0], b[name].shape[1]), settings.rank_of(name)
         if found != (rank, rank):
             raise IntegrityError(
                 f"{path}: {name!r} has rank {found}, adapter_config.json says {rank}"
+            )
+
+
+def check_magnitudes(
+    magnitude: dict[str, nn.Parameter],
+    b: dict[str, nn.Parameter],
+    settings: AdapterSettings,
+    path: Path,
+) -> None:
+    """With ``use_dora`` every module has its m, (out,), and without it none."""
+    expected = set(b) if settings.use_dora else set()
+    if set(magnitude) != expected:
+        odd = sorted(set(magnitude) ^ expected)
+        says = str(settings.use_dora).lower()
+        raise IntegrityError(
+            f"{path}: use_dora is {says}, which does not fit the magnitudes of {odd[:3]}"
+        )
+    for name, m in magnitude.items():
+        if m.shape != b[name].shape[:1]:
+            raise IntegrityError(
+                f"{path}: the magnitude of {name!r} has shape {tuple(m.shape)}, expected "
+                f"{tuple(b[name].shape[:1])}"
             )

@@ -47,7 +47,7 @@ class Inputs:
 
     @property
     def directions(self) -> Tensor | None:
-        """(num_components, in) float32, most variance first; None before the first batch."""
+        """(num_components, in), most variance first; None before the first batch."""
         found: Tensor | None = getattr(self.pca, "components_", None)
         return found
 
@@ -56,7 +56,8 @@ class Inputs:
         if len(x) < self.num_components:
             return
         before = self.directions
-        self.pca.partial_fit(x.float())
+        # Means are taken in float64, which MPS does not have.
+        self.pca.partial_fit(x.float().cpu() if x.device.type == "mps" else x.float())
         if before is not None:
             similarity = torch.cosine_similarity(self.pca.components_, before)
             self.stays = (similarity >= CONVERGED).cpu()
@@ -95,7 +96,7 @@ def input_directions(
         if all(seen.directions is not None for seen in inputs.values()):
             ranks = shared_out(inputs, leaders, rank * len(targets))
     found = {name: inputs[leader].directions for name, leader in leaders.items()}
-    return {n: v[: ranks[n]].clone() for n, v in found.items() if v is not None and ranks[n]}
+    return {n: v[: ranks[n]].float() for n, v in found.items() if v is not None and ranks[n]}
 
 
 def new_inputs(layer: nn.Linear, num_components: int) -> Inputs:

@@ -147,7 +147,7 @@ def start_from_inputs(
     """EVA: A as given, of each module's own rank; B zero. A module left out has no adapter."""
     for name, layer in layers.items():
         if name in directions:
-            a = directions[name].clone()
+            a = directions[name].to(layer.weight.device, copy=True)
             put(adapter, name, a, torch.zeros(layer.out_features, len(a), device=a.device))
 
 
