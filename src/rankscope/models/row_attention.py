@@ -118,7 +118,8 @@ class RowPlan:
         steps = torch.arange(width)
         valid = steps[None, :] < counts[:, None]
         to_rows = torch.where(valid, starts[:, None] + steps[None, :], starts[:, None])
-        by_products = device.type == "cpu" and cache is None and width <= MAX_LENGTH
+        is_fresh = cache is None or not cache.lengths.any()
+        by_products = device.type == "cpu" and is_fresh and width <= MAX_LENGTH
         return cls(
             lengths=counts,
             to_rows=to_rows.reshape(-1).to(device),
@@ -206,12 +207,15 @@ def row_attention(
             )
     width = row_plan.shape[1]
     window = kwargs.get("sliding_window")
+    cache = row_plan.cache
     if row_plan.layout is not None and not dropout and (window is None or window >= width):
+        if cache is not None and row_plan.store:
+            own = (row_plan.rows(key), row_plan.rows(value))
+            cache.append(int(module.layer_idx), *own, row_plan.lengths)  # type: ignore[arg-type]
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
         return row_products(q, k, v, row_plan.layout, scale)[None], None
     q, k, v = row_plan.rows(query), row_plan.rows(key), row_plan.rows(value)
-    cache = row_plan.cache
     mask = None
     if cache is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
