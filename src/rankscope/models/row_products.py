@@ -181,8 +181,8 @@ class RowProducts(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         """Gradients of q, k and v."""
         layout: Layout = ctx.layout
-        spread = ctx.saved_tensors[:3]
-        kept = iter(ctx.saved_tensors[3:])
+        saved = ctx.saved_tensors  # asked for once: where layers are recomputed, there is no again
+        spread, kept = saved[:3], iter(saved[3:])
         size = spread[1].shape[1]
         per_key = spread[0].shape[1] // size
         num_kv = grads[0].shape[1] // per_key
