@@ -103,11 +103,29 @@ def test_interrupted_over_and_over_the_curve_is_the_same(
     assert interrupter.scored == 4 * len(STEPS) * len(TASKS)
 
 
-def test_full_fine_tuning_is_scored_in_the_studys_dtype(tmp_path: Path) -> None:
-    settings = {"arms": [SETTINGS["arms"][2]], "seeds": [0], "dtype": "bfloat16"}
+METHODS = [
+    {"method": ["dora", "pissa", "lora+"], "rank": 4, "lr": 2e-3, "dropout": 0.1},
+]
+
+
+def test_every_method_ends_at_its_final_score_and_trains_the_same(tmp_path: Path) -> None:
+    settings = {"arms": METHODS, "seeds": [0]}
+    small_study(tmp_path / "without", **settings).run(tmp_path / "without" / "out")
+    study = small_study(tmp_path / "with", **settings, **curved()).run(tmp_path / "with" / "out")
+    assert [trial.status for trial in study.trials] == ["done"] * 3
+    for trial in study.trials:
+        assert_last_point_is_the_final_score(study, trial)
+    without, watched = (results(tmp_path / name / "out") for name in ("without", "with"))
+    for part in ("trials", "evals", "files"):
+        assert watched[part] == without[part]
+
+
+def test_every_model_is_scored_in_the_studys_dtype(tmp_path: Path) -> None:
+    settings = {"arms": SETTINGS["arms"], "seeds": [0], "dtype": "bfloat16"}
     study = small_study(tmp_path, **curved(), **settings).run(tmp_path / "out")
-    (trial,) = study.trials
-    assert_last_point_is_the_final_score(study, trial)
+    assert study.trials[-1].spec.method == "full"
+    for trial in study.trials:
+        assert_last_point_is_the_final_score(study, trial)
 
 
 def test_a_copy_in_another_dtype_has_the_trained_weights() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pocket_study import Launcher, last_stage, leftovers, results, study_file
+from pocket_study import Launcher, changed, last_stage, leftovers, results, study_file
 from rankscope.cli import main
 
 KILLS = 10
@@ -22,7 +22,9 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return study_file(tmp_path_factory.mktemp("study"))
+    """With what is stored while a pack trains: points of curves, and weights by step."""
+    train = changed("train", evaluate_every=3, evaluate_items=8, checkpoint_every=5)
+    return study_file(tmp_path_factory.mktemp("study"), **train)
 
 
 @pytest.fixture(scope="module")

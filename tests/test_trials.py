@@ -219,6 +219,7 @@ def test_duplicates_are_counted_once_per_file() -> None:
         {"data_dir": "/elsewhere"},
         {"train": {"checkpoint_seconds": 1.0}},
         {"train": {"evaluate_every": 10}},
+        {"train": {"checkpoint_every": 10}},
         {"train": {"evaluate_every": "epoch", "evaluate_items": 7}},
         {"train": {"gradient_checkpointing": True}},
         {"seeds": [2, 1, 0]},
@@ -271,6 +272,7 @@ def test_every_field_of_the_protocol_but_checkpoints_enters_the_id() -> None:
         "max_grad_norm",
         "max_length",
         "labels",
+        "checkpoint_every",
         "checkpoint_seconds",
         "batch_tokens",
     }

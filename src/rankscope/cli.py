@@ -247,22 +247,12 @@ def status(folder: StudyFolder, as_json: AsJson = False) -> None:
     Example: rankscope status studies/pocket
     """
     from rankscope.ledger import Ledger
-    from rankscope.screens import status_screen
+    from rankscope.screens import status_screen, trial_status
 
     with Ledger.open(folder, write=False) as ledger:
         study = ledger.load()
     if as_json:
-        print_json(
-            [
-                {
-                    **t.spec.model_dump(mode="json"),
-                    "status": t.status,
-                    "failure": t.failure,
-                    "curve": [point.model_dump(mode="json") for point in t.curve],
-                }
-                for t in study.trials
-            ]
-        )
+        print_json([trial_status(trial) for trial in study.trials])
     else:
         out_console.print(status_screen(study))
 
@@ -308,6 +298,9 @@ def export(
     folder: StudyFolder,
     trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial's id, or its beginning.")],
     out: Annotated[Path, typer.Option(help="Where the weights go: a new or empty folder.")],
+    step: Annotated[
+        int | None, typer.Option(help="Weights kept after so many steps, not the last ones.")
+    ] = None,
 ) -> None:
     """Copy a trial's weights out of a study.
 
@@ -317,7 +310,7 @@ def export(
     """
     from rankscope.export import export_trial
 
-    spec = export_trial(folder, trial, out)
+    spec = export_trial(folder, trial, out, step)
     say(f"{spec.label}: {'model' if spec.rank is None else 'adapter'} written to {out}")
 
 

@@ -9,17 +9,43 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
 from rankscope.evaluate.suite import evaluate_apart
 from rankscope.inputs import StudyInputs
-from rankscope.ledger import Ledger
+from rankscope.ledger import Artifact, Ledger, kept_path
 from rankscope.models.base import Base
 from rankscope.models.packed import Pack, unwrap
 from rankscope.records import CurvePoint, EvalRecord
+from rankscope.train.loop import AfterStep
 from rankscope.train.trainee import Trainee
 from rankscope.watch import SpeedMeter
+
+
+@dataclass(slots=True)
+class KeptWeights:
+    """Stores the weights that trials have after the steps that the study asks for."""
+
+    ledger: Ledger
+    inputs: StudyInputs
+    write: Callable[[Trainee, Base, Path], str]
+    """Writes a trial's weights into a folder."""
+
+    def __call__(self, step: int, base: Base, trainees: Sequence[Trainee]) -> None:
+        """Store what is due and not stored; part of the study once all of it is written."""
+        artifacts: list[Artifact] = []
+        for trainee in trainees:
+            if step not in self.inputs.kept_steps(trainee.spec) or not is_alive(trainee):
+                continue
+            place = kept_path(trainee.spec, step)
+            if not self.ledger.artifacts(place):
+                with self.ledger.stage() as folder:
+                    self.write(trainee, base, folder)
+                    artifacts += self.ledger.publish(folder, place)
+        if artifacts:
+            self.ledger.commit_files(artifacts)
 
 
 @dataclass(slots=True)
@@ -74,6 +100,16 @@ class Curves:
         settings = self.inputs.config.evaluate
         found, _ = evaluate_apart(base, self.inputs.encoder, few, "selection", models, settings)
         self.ledger.commit_curve([point_of(record, step) for record, _ in found.values()])
+
+
+def in_turn(*looks: AfterStep) -> AfterStep:
+    """Looks at a pack one after another."""
+
+    def look(step: int, base: Base, trainees: Sequence[Trainee]) -> None:
+        for each in looks:
+            each(step, base, trainees)
+
+    return look
 
 
 def is_alive(trainee: Trainee) -> bool:

@@ -2,15 +2,15 @@
 
 import os
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from rankscope.disk import says_disk_full
 from rankscope.errors import BadInput, DiskFull
-from rankscope.ledger import Ledger, adapter_path, model_path
+from rankscope.ledger import Ledger, kept_path, weights_path
 from rankscope.records import TrialSpec
 
 
-def export_trial(folder: Path, trial: str, out: Path) -> TrialSpec:
+def export_trial(folder: Path, trial: str, out: Path, step: int | None = None) -> TrialSpec:
     """Copy the weights of one trial of the study in ``folder`` to ``out``; returns the trial.
 
     Every hash is compared first, and ``out`` comes to be in one step.
@@ -19,16 +19,17 @@ def export_trial(folder: Path, trial: str, out: Path) -> TrialSpec:
         folder: a study's folder.
         trial: a trial's id, or a beginning of it that no other trial shares.
         out: a folder that is empty or not there yet, outside the study.
+        step: the weights kept after so many optimizer steps; the last ones by default.
 
     Raises:
-        BadInput: no such study or trial, one without weights, or ``out`` cannot be used.
+        BadInput: no such study or trial, no weights (of ``step``), or ``out`` cannot be used.
         IntegrityError: the stored weights are not what was written.
         DiskFull: ``out`` is left as it was.
     """
     refuse_target(folder, out)
     with Ledger.open(folder, write=False) as ledger:
         spec = chosen_trial(ledger.trials(), trial, folder)
-        place = adapter_path(spec.trial_id) if spec.rank is not None else model_path(spec.trial_id)
+        place = weights_path(spec) if step is None else kept_place(ledger, spec, step)
         if not ledger.artifacts(place):
             status = ledger.statuses()[spec.trial_id]
             raise BadInput(
@@ -37,6 +38,28 @@ def export_trial(folder: Path, trial: str, out: Path) -> TrialSpec:
             )
         copy_folder(ledger.checked_path(place), out)
     return spec
+
+
+def kept_place(ledger: Ledger, spec: TrialSpec, step: int) -> str:
+    """Where the weights of one step lie; those of the last step are the trial's own.
+
+    Raises:
+        BadInput: they were not kept.
+    """
+    train = next(t.train for t in ledger.load().trials if t.spec == spec)
+    if train is not None and step == train.steps:
+        return weights_path(spec)
+    place = kept_path(spec, step)
+    if ledger.artifacts(place):
+        return place
+    paths = ledger.artifacts(f"artifacts/{spec.trial_id}/steps")
+    kept = sorted({int(PurePosixPath(artifact.path).parts[3]) for artifact in paths})
+    known = [*kept, *([train.steps] if train is not None else [])]
+    raise BadInput(
+        f"{ledger.out}: trial {spec.trial_id} ({spec.label}) has no weights of step {step}; "
+        f"expected one of {', '.join(map(str, known)) or 'none'}, as 'train.checkpoint_every' "
+        "asked for"
+    )
 
 
 def refuse_target(folder: Path, out: Path) -> None:

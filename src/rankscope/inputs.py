@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from rankscope.config.schema import Scorer, StudyConfig
+from rankscope.config.schema import Interval, Scorer, StudyConfig
 from rankscope.data.encode import EncodedRows, Encoder, encode_rows
 from rankscope.data.leaks import leaks_between
 from rankscope.data.tasks import LoadedTask, load_task, overlapping_subjects
@@ -91,10 +91,16 @@ class StudyInputs:
 
     def curve_steps(self, trial: TrialSpec) -> tuple[int, ...]:
         """Optimizer steps after which a trial is scored while it trains."""
+        return self.due_steps(trial, self.config.train.evaluate_every)
+
+    def kept_steps(self, trial: TrialSpec) -> tuple[int, ...]:
+        """Optimizer steps after which its weights are kept; the last one's are stored anyway."""
+        return self.due_steps(trial, self.config.train.checkpoint_every)[:-1]
+
+    def due_steps(self, trial: TrialSpec, every: Interval) -> tuple[int, ...]:
+        """The steps of one trial after which something is due; see ``trials.due_steps``."""
         rows, train = self.rows[trial.task], self.config.train
-        return due_steps(
-            train.evaluate_every, len(rows.rows), rows.num_tokens, own_protocol(trial, train)
-        )
+        return due_steps(every, len(rows.rows), rows.num_tokens, own_protocol(trial, train))
 
     def curve_tasks(self, trained_on: str) -> list[str]:
         """What it is scored on then: the selection splits that it is scored on in the end."""

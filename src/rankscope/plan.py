@@ -89,7 +89,10 @@ def make_plan(inputs: StudyInputs) -> Plan:
         ),
         train_tokens=sum(pack.num_tokens for pack in packs),
         evaluation_tokens=base_tokens + sum(scored_tokens.values()),
-        disk_bytes=sum(stored_bytes(shapes, trial, inputs.dtype) for trial in inputs.trials),
+        disk_bytes=sum(
+            stored_bytes(shapes, trial, inputs.dtype) * (1 + len(inputs.kept_steps(trial)))
+            for trial in inputs.trials
+        ),
         seconds=sum(p.seconds for p in packs) + 2 * shapes.num_parameters * base_tokens / rate,
         measured_gflops=rate / SHARE_OF_PEAK / 1e9,
         notes=inputs.notes,

@@ -13,7 +13,7 @@ from rankscope.data.preview import colour_row, visible
 from rankscope.inputs import StudyInputs
 from rankscope.models.parameters import Architecture, full_cost, largest_useful_rank, lora_cost
 from rankscope.plan import Plan
-from rankscope.records import Role, StudyRecords, TaskRecord
+from rankscope.records import Role, StudyRecords, TaskRecord, TrialRecords
 from rankscope.runtime import choose_device, choose_dtype
 
 
@@ -177,6 +177,16 @@ def status_screen(study: StudyRecords) -> RenderableType:
         if t.failure
     ]
     return Group(table, *reasons, Text(f"{len(study.trials):,} trials: {summary or 'none yet'}"))
+
+
+def trial_status(trial: TrialRecords) -> dict[str, object]:
+    """What ``status --json`` prints of one trial."""
+    return {
+        **trial.spec.model_dump(mode="json"),
+        "status": trial.status,
+        "failure": trial.failure,
+        "curve": [point.model_dump(mode="json") for point in trial.curve],
+    }
 
 
 def parameters_screen(

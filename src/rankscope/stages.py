@@ -15,11 +15,11 @@ from typing import Literal
 import torch
 
 from rankscope.analyze.spectra import BaseSpectra, analyze_adapter, analyze_full
-from rankscope.curves import Curves
+from rankscope.curves import Curves, KeptWeights, in_turn
 from rankscope.errors import BadInput, Interrupted
 from rankscope.evaluate.suite import Evaluation, evaluate_apart, evaluate_task
 from rankscope.inputs import StudyInputs
-from rankscope.ledger import Artifact, Ledger, TrialFailure, adapter_path, items_path, model_path
+from rankscope.ledger import Artifact, Ledger, TrialFailure, items_path, weights_path
 from rankscope.models.adapter_io import load_adapter, save_adapter
 from rankscope.models.base import Base
 from rankscope.models.load import load_base
@@ -152,7 +152,10 @@ class Runner:
                 config.train,
                 checkpoint=checkpoint,
                 progress=meter,
-                after_step=Curves(self.ledger, self.inputs, self.base, meter, self.should_stop),
+                after_step=in_turn(
+                    KeptWeights(self.ledger, self.inputs, self.write_weights),
+                    Curves(self.ledger, self.inputs, self.base, meter, self.should_stop),
+                ),
                 should_stop=self.should_stop,
             )
         except (MemoryError, RuntimeError) as error:
@@ -195,8 +198,8 @@ class Runner:
                 failures.append(TrialFailure(trainee.spec.trial_id, status, trainee.failure))
                 continue
             with self.ledger.stage() as folder:
-                weights = self.write_weights(trainee, result, folder)
-                artifacts += self.ledger.publish(folder, weights_place(trainee.spec))
+                weights = self.write_weights(trainee, result.base, folder)
+                artifacts += self.ledger.publish(folder, weights_path(trainee.spec))
             records.append(
                 self.train_record(
                     trainee,
@@ -208,13 +211,13 @@ class Runner:
             )
         self.ledger.commit_training(records, failures, artifacts)
 
-    def write_weights(self, trainee: Trainee, result: PackResult, folder: Path) -> str:
+    def write_weights(self, trainee: Trainee, base: Base, folder: Path) -> str:
         """Write a PEFT adapter, or a whole model, into ``folder``; sha256 of its weights."""
         if trainee.adapter is not None:
             save_adapter(trainee.adapter, trainee.spec, self.base.record, folder)
         else:
-            result.base.model.save_pretrained(folder)
-            result.base.tokenizer.save_pretrained(folder)
+            base.model.save_pretrained(folder)
+            base.tokenizer.save_pretrained(folder)
         files = sorted(folder.glob("*.safetensors"))
         return sha256_json([sha256_file(path) for path in files])
 
@@ -249,7 +252,7 @@ class Runner:
         """
         if trials[0].method == "full":
             folder, model = (
-                self.ledger.checked_path(weights_place(trials[0])),
+                self.ledger.checked_path(weights_path(trials[0])),
                 self.inputs.config.model,
             )
             try:
@@ -259,7 +262,7 @@ class Runner:
                 self.ledger.fail_trials([TrialFailure(trials[0].trial_id, "failed", reason)])
                 return None
         for trial in trials:
-            folder = self.ledger.checked_path(weights_place(trial))
+            folder = self.ledger.checked_path(weights_path(trial))
             adapter = load_adapter(folder, trial.trial_id, self.base.record)
             self.base.pack.attach(adapter.to(self.base.device))
         return self.base
@@ -368,8 +371,3 @@ class Runner:
         """Leave between two units of work where the user asked to."""
         if self.should_stop():
             raise Interrupted("stopped; everything finished is stored: the same command continues")
-
-
-def weights_place(trial: TrialSpec) -> str:
-    """Where a trial's weights lie in the study: an adapter, or a whole model."""
-    return model_path(trial.trial_id) if trial.method == "full" else adapter_path(trial.trial_id)

@@ -32,6 +32,7 @@ ALONE = frozenset({"full", "peft"})
 NOT_TRAINING = frozenset(
     {
         "batch_tokens",
+        "checkpoint_every",
         "checkpoint_seconds",
         "evaluate_every",
         "evaluate_items",

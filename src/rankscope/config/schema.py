@@ -156,6 +156,8 @@ class TrainConfig(Section):
     """Score each trial after every so many optimizer steps, or after every ``epoch``."""
     evaluate_items: int = Field(100, ge=1)
     """Items of a task's selection split scored then, the first of the seeded order."""
+    checkpoint_every: Interval = None
+    """Keep each trial's weights after every so many optimizer steps, or after every ``epoch``."""
     checkpoint_seconds: float = Field(120.0, gt=0)
     """A pack writes its resumable state at most this often, seconds."""
 

@@ -1,7 +1,7 @@
 """The only memory of a study: SQLite state, hashed artifacts and a lock against two runners."""
 
 from rankscope.ledger.artifacts import Artifact, Problem
-from rankscope.ledger.items import adapter_path, items_path, model_path
+from rankscope.ledger.items import adapter_path, items_path, kept_path, model_path, weights_path
 from rankscope.ledger.store import Ledger, TrialFailure
 
 __all__ = [
@@ -11,5 +11,7 @@ __all__ = [
     "TrialFailure",
     "adapter_path",
     "items_path",
+    "kept_path",
     "model_path",
+    "weights_path",
 ]

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from rankscope.errors import IntegrityError
 from rankscope.ledger.artifacts import Artifact, ArtifactStore
-from rankscope.records import EvalKey, ItemScores
+from rankscope.records import EvalKey, ItemScores, TrialSpec
 
 COLUMNS = ["item_id", "subject", "score", "gold_logprob"]
 
@@ -22,6 +22,17 @@ def adapter_path(trial_id: str) -> str:
 def model_path(trial_id: str) -> str:
     """Where a fully fine-tuned trial's model folder lies, relative to the study."""
     return f"artifacts/{trial_id}/model"
+
+
+def weights_path(spec: TrialSpec) -> str:
+    """Where a trial's weights lie, relative to the study: an adapter, or a whole model."""
+    return model_path(spec.trial_id) if spec.is_full else adapter_path(spec.trial_id)
+
+
+def kept_path(spec: TrialSpec, step: int) -> str:
+    """Where the weights lie that a trial had after ``step`` optimizer steps."""
+    kind = "model" if spec.is_full else "adapter"
+    return f"artifacts/{spec.trial_id}/steps/{step}/{kind}"
 
 
 def items_path(trial_id: str, task: str, split: str) -> str:

@@ -234,6 +234,11 @@ class Ledger:
         with transaction(self._db, self.out):
             self._insert(rows, ())
 
+    def commit_files(self, artifacts: Iterable[Artifact]) -> None:
+        """Name published files that no record tells of, such as weights kept by the way."""
+        with transaction(self._db, self.out):
+            self._insert([], artifacts)
+
     def commit_evals(
         self, records: Sequence[EvalRecord], artifacts: Iterable[Artifact] = ()
     ) -> None:
