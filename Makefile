@@ -2,7 +2,7 @@ OUT ?= studies/pocket
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint bench-train clean
 
 quickstart: .venv/installed
 	$(BIN)/rankscope quickstart --out $(OUT)
@@ -14,6 +14,11 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# On an idle machine, nothing beside it; see benchmarks/README.md.
+bench-train: .venv/installed-dev
+	$(BIN)/python benchmarks/train_sweep.py
+	$(BIN)/python benchmarks/train_pocket.py
 
 # Stamps: the package is installed again only when pyproject.toml has changed.
 .venv/bin/python:

@@ -1,0 +1,230 @@
+"""Rankscope's own side: all trials in one pack; and what each part that makes it fast contributes.
+
+A part is switched off by putting back what others do in its place; the losses stay the same.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from race import TOLERANCE, Rows, StepClock, Times, parity_of
+from rankscope.config.schema import ModelConfig, TrainConfig
+from rankscope.models import row_attention
+from rankscope.models.base import Base, RowBatch
+from rankscope.models.load import load_base
+from rankscope.models.packed import PackedProduct, Segment, Share
+from rankscope.models.row_attention import RowPlan
+from rankscope.records import TrialSpec
+from rankscope.train import loop
+from rankscope.train.loop import train_pack
+
+STEPS_PER_PART = 1
+"""Optimizer steps of every run with one part off."""
+
+
+def packed(rows: Rows) -> Times:
+    """Train the trials in one pack."""
+    times = Times()
+    train(load(rows), rows.setting.specs(), rows, rows.setting.protocol(), times)
+    return times
+
+
+def load(rows: Rows) -> Base:
+    """The base, as a study loads it."""
+    setting = rows.setting
+    config = ModelConfig(path=setting.model, prompt_format="plain")
+    return load_base(config, setting.torch_device(), setting.torch_dtype())
+
+
+def train(
+    base: Base, pack: Sequence[TrialSpec], rows: Rows, protocol: TrainConfig, times: Times
+) -> None:
+    """Train one pack and add what it measured."""
+    clock = StepClock(base.device)
+    result = train_pack(base, pack, rows.encoded, protocol, progress=lambda *_: clock.step_done())
+    for trainee in result.trainees:
+        if trainee.failure is not None:
+            raise RuntimeError(f"{trainee.spec.trial_id}: {trainee.failure}")
+        times.losses[trainee.spec.trial_id] = [point.loss for point in trainee.losses]
+        times.tokens += sum(len(row.input_ids) for row in rows.timed(trainee.spec))
+    times.seconds += clock.seconds_after(rows.setting.warmup_steps)
+    base.pack.clear()
+
+
+# --- what each part contributes -------------------------------------------------------------------
+
+
+def contributions(rows: Rows) -> Times:
+    """How many times as slow the pack is with one part off, in ``notes``.
+
+    All runs are in one process, so that every one is warm; the whole runs first, once more to be
+    timed, and last, since a machine drifts: its time is the mean of those two.
+
+    Raises:
+        ValueError: a run with a part off computed other losses.
+    """
+    steps = STEPS_PER_PART
+    # A run that is all warm-up would leave every weight as it was.
+    short = replace(rows, setting=replace(rows.setting, steps=steps, warmup_steps=0))
+    protocol = rows.setting.protocol().model_copy(
+        update={"max_steps": steps, "schedule": "constant", "warmup_fraction": 0.0}
+    )
+    base, specs = load(rows), rows.setting.specs()
+
+    def run(packs: Sequence[Sequence[TrialSpec]], protocol: TrainConfig) -> Times:
+        times = Times()
+        for pack in packs:
+            train(base, pack, short, protocol, times)
+        return times
+
+    run([specs], protocol)
+    whole = [run([specs], protocol)]
+    without: dict[str, Times] = {}
+    for name, switched_off in parts(rows).items():
+        with switched_off:
+            without[name] = run([specs], protocol)
+    micro_batches = {"batch_tokens": micro_batch_tokens(rows)}
+    without["joined micro-batches"] = run([specs], protocol.model_copy(update=micro_batches))
+    without["packing"] = run([[spec] for spec in specs], protocol)
+    whole.append(run([specs], protocol))
+    parity = parity_of(whole[0], without.values())
+    if not parity <= TOLERANCE[base.model.dtype]:
+        raise ValueError(f"a part changes losses by {parity:.2g}: its time says nothing")
+    seconds = sum(times.seconds for times in whole) / 2
+    notes: dict[str, object] = {name: times.seconds / seconds for name, times in without.items()}
+    return Times(notes=notes)
+
+
+def micro_batch_tokens(rows: Rows) -> int:
+    """Tokens of one micro-batch of every trial, on average."""
+    mean = sum(len(row.input_ids) for row in rows.encoded) / len(rows.encoded)
+    return max(64, round(mean * rows.setting.batch_size * len(rows.setting.trials)))
+
+
+def parts(rows: Rows) -> dict[str, AbstractContextManager[object]]:
+    """Name of each part -> what, while entered, puts in its place what it spares."""
+    padding = partial(padded, rows_per_micro_batch=rows.setting.batch_size)
+    return {
+        "padding-free": seen_as(padding),
+        "logits at labels": logits_everywhere(),
+        "row attention": with_stock_attention(),
+        "written-out adapters": patch.object(PackedProduct, "apply", by_autograd),
+        "loss in blocks": patch.object(loop, "mean_losses", stock_losses),
+    }
+
+
+def seen_as(change: Callable[[RowBatch], RowBatch]) -> AbstractContextManager[object]:
+    """Let the base see every batch changed; logits come out for the kept positions as before."""
+    logits = Base.logits
+
+    def changed(base: Base, batch: RowBatch, *args: Any, **kwargs: Any) -> Tensor:
+        return logits(base, change(batch), *args, **kwargs)
+
+    return patch.object(Base, "logits", changed)
+
+
+def padded(batch: RowBatch, rows_per_micro_batch: int) -> RowBatch:
+    """Every adapter's rows in micro-batches padded to their longest row.
+
+    Padding repeats the row's last token; it stands to its right, where causality hides it.
+    """
+    ends = torch.tensor(batch.lengths).cumsum(0).tolist()
+    source: list[int] = []  # of each new token the old one
+    place = torch.zeros(ends[-1], dtype=torch.int64)  # of each old token the new one
+    lengths: list[int] = []
+    segments: list[Segment] = []
+    for slot, start, stop in batch.segments:
+        rows = [(end - n, end) for n, end in zip(batch.lengths, ends, strict=True)]
+        rows = [row for row in rows if start <= row[0] < stop]
+        begun = len(source)
+        for i in range(0, len(rows), rows_per_micro_batch):
+            micro = rows[i : i + rows_per_micro_batch]
+            width = max(end - first for first, end in micro)
+            for first, end in micro:
+                place[first:end] = torch.arange(len(source), len(source) + end - first)
+                source += [*range(first, end), *[end - 1] * (width - end + first)]
+                lengths.append(width)
+        segments.append(Segment(slot, begun, len(source)))
+    index = torch.tensor(source, device=batch.input_ids.device)
+    return replace(
+        batch,
+        input_ids=batch.input_ids[:, index],
+        position_ids=batch.position_ids[:, index],
+        lengths=tuple(lengths),
+        segments=tuple(segments),
+        keep=place.to(batch.keep.device)[batch.keep],
+    )
+
+
+@contextmanager
+def logits_everywhere() -> Iterator[None]:
+    """The output layer at every position; the labelled ones are picked out of the logits."""
+    logits = Base.logits
+
+    def everywhere(base: Base, batch: RowBatch, *args: Any, **kwargs: Any) -> Tensor:
+        every = torch.arange(batch.input_ids.shape[1], device=batch.keep.device)
+        return logits(base, replace(batch, keep=every), *args, **kwargs)[batch.keep]
+
+    with patch.object(Base, "logits", everywhere):
+        yield
+
+
+def stock_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    row_plan: RowPlan | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The stock causal attention on each row by itself."""
+    assert row_plan is not None
+    lengths = row_plan.lengths.tolist()
+    outs = [
+        F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        for q, k, v in zip(*(x.split(lengths, 2) for x in (query, key, value)), strict=True)
+    ]
+    return torch.cat(outs, 2).transpose(1, 2), None
+
+
+@contextmanager
+def with_stock_attention() -> Iterator[None]:
+    """Stock attention under the name of Rankscope's own."""
+    AttentionInterface.register(row_attention.NAME, stock_attention)
+    try:
+        yield
+    finally:
+        row_attention.register()
+
+
+def by_autograd(
+    x: Tensor, linear: nn.Linear, shares: Sequence[Share], *parameters: nn.Parameter
+) -> Tensor:
+    """(N, in) -> (N, out): W x + s B A x of every adapter's tokens, left to autograd."""
+    y = F.linear(x, linear.weight, linear.bias)
+    outs = []
+    for share, a, b in zip(shares, parameters[::2], parameters[1::2], strict=True):
+        hidden = share.of(x) @ a.to(x.dtype).T
+        outs.append(share.of(y) + share.adapter.scaling * (hidden @ b.to(x.dtype).T))
+    return torch.cat(outs)
+
+
+def stock_losses(
+    logits: Tensor, targets: Tensor, counts: Sequence[int], divisors: Sequence[int]
+) -> Tensor:
+    """PyTorch's cross-entropy on float32 logits, by adapter."""
+    losses = F.cross_entropy(logits.float(), targets, reduction="none")
+    sums = torch.stack([part.sum() for part in losses.split(list(counts))])
+    return sums / torch.tensor(divisors, device=logits.device)

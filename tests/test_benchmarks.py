@@ -1,0 +1,175 @@
+"""The races: each runs in a tiny form, and what makes their figures mean something holds."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from packed_runs import contributions, packed, parts
+from race import Rows, Setting, Times, announce, parity_of
+from rankscope.data.encode import EncodedRow
+from rankscope.models.pocket import pocket_folder
+from single_runs import (
+    Loop,
+    attention_of,
+    check_rows,
+    concatenated,
+    load,
+    padded_at_labels,
+    plain,
+    train_alone,
+)
+from tiny_models import tiny_llama
+from useful_work import useful_flops
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+RELATIVE = 1e-5
+TRIALS = ((2, 1e-3, 0), (8, 1e-3, 1))
+
+
+@pytest.fixture(scope="module")
+def rows(data_dir: Path) -> Rows:
+    """GSM8K rows of up to 100 words of the pocket model, of different lengths."""
+    setting = Setting(
+        model=str(pocket_folder()),
+        task="gsm8k",
+        data_dir=str(data_dir),
+        trials=TRIALS,
+        batch_size=2,
+        gradient_accumulation=2,
+        max_length=100,
+        steps=4,
+        dtype="float32",
+        device="cpu",
+    )
+    return Rows.read(setting)
+
+
+@pytest.fixture(scope="module")
+def ours(rows: Rows) -> Times:
+    return packed(rows)
+
+
+def result_of(script: str, *arguments: str) -> dict[str, object]:
+    """The JSON line of a benchmark that ended well."""
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    result: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def test_train_sweep_prints_its_line(data_dir: Path) -> None:
+    options = "--ranks 2,4 --steps 3 --lr 1e-3 --max-length 100 --dtype float32 --device cpu"
+    places = ["--model", str(pocket_folder()), "--data-dir", str(data_dir), "--no-parts"]
+    result = result_of("train_sweep.py", *options.split(), *places)
+    assert result["benchmark"] == "train_sweep"
+    assert result["dtype"] == "float32"
+    assert isinstance(result["device"], str)
+    parity = result["parity"]
+    assert isinstance(parity, float)
+    # TRL, the hand-tuned loop and the pack: other code, the same numbers but for rounding.
+    assert 0 < parity <= RELATIVE
+    ratios = [
+        "ratio",
+        "ratio_hand_tuned",
+        "ratio_trl_without_recomputation",
+        "ratio_hand_tuned_joined",
+        "mfu",
+    ]
+    for name in ratios:
+        value = result[name]
+        assert isinstance(value, float)
+        assert 0 < value < math.inf
+
+
+def test_train_pocket_prints_its_line() -> None:
+    result = result_of("train_pocket.py", "--steps", "4", "--batch-size", "4")
+    assert result["benchmark"] == "train_pocket"
+    parity = result["parity"]
+    assert isinstance(parity, float)
+    assert parity <= RELATIVE
+    assert {"ratio", "ratio_hand_tuned", "device"} <= set(result)
+
+
+@pytest.mark.parametrize("loss", [plain, padded_at_labels, concatenated])
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_every_single_run_loop_gives_the_packs_losses(
+    rows: Rows, ours: Times, loss: Callable[..., torch.Tensor], is_joined: bool
+) -> None:
+    loop = Loop(loss, is_joined=is_joined)
+    times = Times()
+    for spec in rows.setting.specs():
+        train_alone(load(rows.setting, attention_of(loop)), spec, rows, loop, times)
+    assert parity_of(ours, [times]) <= RELATIVE
+    assert times.tokens == ours.tokens > 0
+
+
+def test_a_part_switched_off_leaves_the_losses(rows: Rows, ours: Times) -> None:
+    """Four steps: after the first update losses hang on gradients too."""
+    for name, switched_off in parts(rows).items():
+        with switched_off:
+            assert parity_of(ours, [packed(rows)]) <= RELATIVE, name
+
+
+def test_every_part_is_timed(rows: Rows) -> None:
+    notes = contributions(rows).notes
+    assert set(notes) == {*parts(rows), "joined micro-batches", "packing"}
+    for factor in notes.values():
+        assert isinstance(factor, float)
+        assert 0 < factor < math.inf
+
+
+def test_the_losses_fall(ours: Times) -> None:
+    for losses in ours.losses.values():
+        # The warm-up's rate is 0, so the first two steps see the same weights.
+        assert losses[-1] < losses[0]
+
+
+def test_rows_survive_the_way_to_another_process(rows: Rows) -> None:
+    assert Rows.from_json(json.dumps(asdict(rows))) == rows
+    assert all(len(row.input_ids) <= 100 for row in rows.encoded)
+
+
+def test_useful_operations_by_hand() -> None:
+    """Hidden 64, inner 96, 2 layers, 4 query and 2 key/value heads of 16, 300 words."""
+    frozen = 2 * (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 96)
+    adapter = 2 * 4 * (64 + 64)  # rank 4 on q_proj
+    row = EncodedRow((5, 6, 7), (False, True, True), truncated=False)
+    attention = 2 * 4 * 6 * (2 * 16 * 6)  # layers, heads, products; 6 pairs, 2 operations each
+    expected = 4 * frozen * 3 + 6 * adapter * 3 + attention + 4 * 64 * 300 * 2
+    assert useful_flops(tiny_llama(), 4, ["q_proj"], [row]) == expected == 918_528
+
+
+def test_parity_is_the_largest_difference_and_nan_where_a_loss_is() -> None:
+    first = Times(losses={"a": [2.0, 4.0]})
+    assert parity_of(first, [Times(losses={"a": [2.0, 4.0]})]) == 0
+    assert parity_of(first, [Times(losses={"a": [2.5, 4.0]})]) == 0.25
+    assert math.isnan(parity_of(first, [Times(losses={"a": [2.0, math.nan]})]))
+    with pytest.raises(ValueError, match="different trials"):
+        parity_of(first, [Times(losses={"b": [2.0, 4.0]})])
+
+
+def test_a_race_without_parity_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert announce({"parity": 1e-6, "parity_tolerance": 1e-5, "ratio": 1.23456}) == 0
+    assert json.loads(capsys.readouterr().out)["ratio"] == 1.235
+    for parity in (1e-4, math.nan):
+        assert announce({"parity": parity, "parity_tolerance": 1e-5}) == 1
+
+
+def test_trl_may_not_train_on_other_labels() -> None:
+    row = EncodedRow((5, 6, 7), (False, True, True), truncated=False)
+    check_rows([{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}], [row])
+    with pytest.raises(ValueError, match="other tokens or labels"):
+        check_rows([{"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}], [row])
