@@ -59,14 +59,19 @@ def padded(rows: list[tuple[list[int], list[bool]]]) -> tuple[Tensor, Tensor, Te
 
 def train(
     model: nn.Module,
-    parameters: list[nn.Parameter],
+    rates: dict[nn.Parameter, float],
     steps: list[list[list[tuple[list[int], list[bool]]]]],
-    peak_lr: float,
+    schedule: str = "linear",
     warmup_fraction: float = 0.1,
+    weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
 ) -> list[float]:
-    """Train on ``steps``: per optimizer step a list of micro-batches of rows. The step losses."""
-    optimizer = torch.optim.AdamW(parameters, lr=peak_lr, weight_decay=0.0)
+    """Train on ``steps``: per optimizer step a list of micro-batches of rows. The step losses.
+
+    ``rates`` are the peak learning rates of what trains: one for all, or LoRA+'s two.
+    """
+    groups = [{"params": [p], "peak": peak} for p, peak in rates.items()]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=weight_decay)
     warmup = math.ceil(warmup_fraction * len(steps))
     losses = []
     for step, micro_batches in enumerate(steps):
@@ -79,10 +84,11 @@ def train(
             loss = F.cross_entropy(flat, labels[:, 1:].reshape(-1), reduction="sum") / num_labels
             loss.backward()
             total += loss.item()
-        torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-        rising = step / max(1, warmup)
-        falling = (len(steps) - step) / max(1, len(steps) - warmup)
-        optimizer.param_groups[0]["lr"] = peak_lr * (rising if step < warmup else falling)
+        torch.nn.utils.clip_grad_norm_(list(rates), max_grad_norm)
+        done = (step - warmup) / max(1, len(steps) - warmup)
+        falling = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1}
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * (step / warmup if step < warmup else falling[schedule])
         optimizer.step()
         optimizer.zero_grad()
         losses.append(total)
@@ -106,7 +112,7 @@ def main(folder: str) -> None:
     parameters = [p for layer in layers.values() for p in (layer.a, layer.b)]
     ids = tokenizer("The best rank is the smallest one that is enough.").input_ids
     row = (ids, [False] + [True] * (len(ids) - 1))
-    print(train(model, parameters, [[[row]]] * 20, peak_lr=1e-3))
+    print(train(model, dict.fromkeys(parameters, 1e-3), [[[row]]] * 20))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,13 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from rankscope.train.optimizer import clip_gradients, learning_rate, new_optimizer
+from rankscope.train.optimizer import (
+    clip_gradients,
+    learning_rate,
+    new_optimizer,
+    rate_groups,
+    set_rate,
+)
 
 STEPS = 40
 
@@ -93,3 +99,14 @@ def test_a_norm_that_is_not_finite_is_said() -> None:
     assert math.isnan(clip_gradients([a], 1.0))
     a.grad = torch.tensor([1.0, float("inf")])
     assert clip_gradients([a], 1.0) == math.inf
+
+
+def test_groups_have_rates_of_their_own() -> None:
+    """LoRA+: B at four times the rate of A. After one step of Adam each has gone its own rate."""
+    a, b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = new_optimizer(rate_groups([a, b], {b}, 4.0), weight_decay=0.0)
+    set_rate(optimizer, 0.01)
+    a.grad, b.grad = torch.full((3,), 2.0), torch.full((3,), -5.0)
+    optimizer.step()
+    assert a.tolist() == pytest.approx([0.99] * 3, rel=1e-6)
+    assert b.tolist() == pytest.approx([1.04] * 3, rel=1e-6)

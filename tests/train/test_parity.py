@@ -1,64 +1,54 @@
-"""An adapter trained in a pack equals the same adapter trained alone, by three other routes."""
+"""An adapter trained in a pack equals the same adapter trained alone, by two other routes.
+
+One is the recipe ``minimal.py``, the other PEFT; both with padded batches, transformers' attention,
+every logit, plain AdamW and autograd. The pack is of every method, with ranks, rates, seeds, batch
+sizes, schedules and dropouts that all differ.
+"""
 
 import importlib.util
-import random
+import math
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
 
 from rankscope.config.schema import TrainConfig
 from rankscope.data.batches import RowOrder
-from rankscope.data.encode import EncodedRow
-from rankscope.models.methods import new_adapter
+from rankscope.errors import Interrupted
+from rankscope.models.lora import Adapter
+from rankscope.models.methods import Starts, new_adapter
 from rankscope.records import TrialSpec
+from rankscope.train.checkpoint import PackCheckpoint
 from rankscope.train.loop import train_pack
-from rankscope.trials import planned_steps
+from rankscope.train.trainee import Trainee
+from rankscope.trials import own_protocol
 from tiny_models import VOCABULARY, base_of, tiny_llama
+from train.toy import ATTENTION, full_trial, toy_rows, trial
 
-ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")
-PROTOCOL = TrainConfig(epochs=2, batch_size=2, gradient_accumulation=3)
+STEPS = 50
+PROTOCOL = TrainConfig(max_steps=STEPS, batch_size=2, gradient_accumulation=3)
 RELATIVE = 1e-5
+MLP = ("gate_proj", "up_proj", "down_proj")
+ROWS = toy_rows(50)
+"""Rows of 3 to 24 tokens; nine steps an epoch at the protocol's batch size, the last one short."""
 
-
-def trial(
-    rank: int | None, lr: float, seed: int, targets: tuple[str, ...] = ATTENTION
-) -> TrialSpec:
-    return TrialSpec(
-        trial_id=f"r{rank}-{lr}-{seed}",
-        task="toy",
-        method="full" if rank is None else "lora",
-        rank=rank,
-        alpha=None if rank is None else 2.0 * rank,
-        lr=lr,
-        targets=() if rank is None else targets,
-        dropout=0.0,
-        seed=seed,
-    )
-
-
-PACK = [
-    trial(1, 1e-2, 0),
-    trial(4, 3e-3, 1),
-    trial(4, 1e-3, 0, ("q_proj", "down_proj", "lm_head")),  # the head sees kept positions alone
-    trial(16, 1e-3, 2),
-    trial(64, 3e-4, 3),
-]
-
-
-@pytest.fixture(scope="module")
-def rows() -> list[EncodedRow]:
-    """50 rows of 3 to 24 tokens; the last one to six carry loss."""
-    rng = random.Random(0)
-    made = []
-    for _ in range(50):
-        length = rng.randint(3, 24)
-        labelled = rng.randint(1, min(6, length - 1))
-        ids = tuple(rng.randrange(3, VOCABULARY) for _ in range(length))
-        made.append(EncodedRow(ids, (False,) * (length - labelled) + (True,) * labelled, False))
-    return made
+PACK = (
+    trial("lora", rank=1, alpha=2.0, lr=1e-2, warmup_fraction=0.3),
+    trial("head", rank=4, lr=1e-3, seed=1, targets=("q_proj", "down_proj", "lm_head")),
+    trial("wide", rank=64, alpha=64.0, lr=3e-4, seed=2, dropout=0.3, batch_size=5),
+    trial("rslora", method="rslora", rank=16, lr=1e-3, seed=3, gradient_accumulation=1),
+    trial("lora+", method="lora+", rank=4, lr=3e-4, lr_ratio=8.0, seed=4, schedule="constant"),
+    trial("dora", method="dora", rank=8, lr=2e-3, seed=5, weight_decay=0.1),
+    trial("dora-dropout", method="dora", rank=2, lr=1e-3, dropout=0.1, targets=MLP, batch_size=1),
+    trial("pissa", method="pissa", rank=8, alpha=8.0, lr=5e-4, seed=6, schedule="cosine"),
+    trial("eva", method="eva", rank=4, lr=1e-3, seed=7, targets=(*ATTENTION, *MLP)),
+)
 
 
 def minimal() -> ModuleType:
@@ -72,79 +62,262 @@ def minimal() -> ModuleType:
     return module
 
 
-def reference_steps(spec: TrialSpec, rows: list[EncodedRow]) -> list:
+@cache
+def packed(dtype: torch.dtype = torch.float32) -> dict[str, Trainee]:
+    """The pack, trained together once."""
+    result = train_pack(base_of(tiny_llama().to(dtype)), PACK, ROWS, PROTOCOL)
+    return {trainee.spec.trial_id: trainee for trainee in result.trainees}
+
+
+def started(spec: TrialSpec, dtype: torch.dtype = torch.float32) -> Adapter:
+    """A trial's fresh adapter, made alone."""
+    base = base_of(tiny_llama().to(dtype))
+    return new_adapter(base.model, spec, Starts(base, ROWS, [spec]))
+
+
+def steps_of(spec: TrialSpec) -> list[list[list[tuple[list[int], list[bool]]]]]:
     """The recipe's input: per optimizer step the micro-batches of (ids, labelled)."""
-    order = RowOrder(len(rows), PROTOCOL.batch_size, PROTOCOL.gradient_accumulation, spec.seed)
+    own = own_protocol(spec, PROTOCOL)
+    order = RowOrder(len(ROWS), own.batch_size, own.gradient_accumulation, spec.seed)
     return [
-        [[(list(rows[i].input_ids), list(rows[i].is_label)) for i in m] for m in order.step(step)]
-        for step in range(planned_steps(len(rows), sum(len(r.input_ids) for r in rows), PROTOCOL))
+        [[(list(ROWS[i].input_ids), list(ROWS[i].is_label)) for i in m] for m in order.step(step)]
+        for step in range(STEPS)
     ]
 
 
-def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
+def trained_plainly(
+    spec: TrialSpec, model: nn.Module, parameters: dict[nn.Parameter, float]
+) -> list[float]:
+    """The recipe's loop by the trial's own protocol; the losses."""
+    own = own_protocol(spec, PROTOCOL)
+    losses: list[float] = minimal().train(
+        model, parameters, steps_of(spec), own.schedule, own.warmup_fraction, own.weight_decay
+    )
+    return losses
+
+
+def without_start(model: nn.Module, adapter: Adapter) -> None:
+    """PiSSA's residual base: the part that the adapter starts from is taken out of W0."""
+    modules = dict(model.named_modules())
+    for name, (a, b) in adapter.start.items():
+        modules[name].weight.data -= adapter.scaling * (b @ a)
+
+
+def rates_of(spec: TrialSpec, a: list[nn.Parameter], b: list[nn.Parameter]) -> dict[Any, float]:
+    return {**dict.fromkeys(a, spec.lr), **dict.fromkeys(b, spec.lr * (spec.lr_ratio or 1))}
+
+
+def assert_same(found: Tensor, expected: Tensor) -> None:
     """Equal to 1e-5 of the tensor's norm."""
+    found, expected = found.detach(), expected.detach()
     assert float((found - expected).norm()) <= RELATIVE * float(expected.norm())
 
 
-def test_pack_equals_the_minimal_reference(rows: list[EncodedRow]) -> None:
-    result = train_pack(base_of(tiny_llama()), PACK, rows, PROTOCOL)
-    recipe = minimal()
-    for trainee in result.trainees:
-        model = tiny_llama()
-        start = new_adapter(model, trainee.spec)
-        starts = {name: (start.a[name].data, start.b[name].data) for name in start.a}
-        layers = recipe.add_lora(model, starts, start.scaling)
-        parameters = [p for layer in layers.values() for p in (layer.a, layer.b)]
-        losses = recipe.train(
-            model, parameters, reference_steps(trainee.spec, rows), trainee.spec.lr
-        )
-        assert [p.loss for p in trainee.losses] == pytest.approx(losses, rel=RELATIVE)
-        assert trainee.adapter is not None
-        for name, layer in layers.items():
-            assert_same(trainee.adapter.a[name].data, layer.a.data)
-            assert_same(trainee.adapter.b[name].data, layer.b.data)
-            assert float(layer.b.detach().norm()) > 0
+# --- by the recipe ---
+
+PLAIN = [spec for spec in PACK if spec.method != "dora" and not spec.dropout]
 
 
-def test_pack_equals_peft_with_plain_pytorch(rows: list[EncodedRow]) -> None:
-    result = train_pack(base_of(tiny_llama()), PACK, rows, PROTOCOL)
-    for trainee in result.trainees:
-        spec = trainee.spec
-        model = tiny_llama()
-        start = new_adapter(model, spec)
-        config = LoraConfig(
-            r=spec.rank, lora_alpha=int(spec.alpha), target_modules=list(spec.targets)
-        )
-        peft_model = get_peft_model(model, config)
-        weights = {
-            name.removeprefix("base_model.model.").replace(".default.weight", ""): parameter
-            for name, parameter in peft_model.named_parameters()
-            if parameter.requires_grad
-        }
-        with torch.no_grad():
-            for name in start.a:
-                weights[f"{name}.lora_A"].copy_(start.a[name])
-                weights[f"{name}.lora_B"].copy_(start.b[name])
-        losses = minimal().train(
-            peft_model, list(weights.values()), reference_steps(spec, rows), spec.lr
-        )
-        assert [p.loss for p in trainee.losses] == pytest.approx(losses, rel=RELATIVE)
-        assert trainee.adapter is not None
-        for name in trainee.adapter.a:
-            assert_same(trainee.adapter.a[name].data, weights[f"{name}.lora_A"].data)
-            assert_same(trainee.adapter.b[name].data, weights[f"{name}.lora_B"].data)
-
-
-def test_full_fine_tuning_equals_plain_pytorch(rows: list[EncodedRow]) -> None:
-    spec = trial(None, 1e-3, 0)
-    base = base_of(tiny_llama())
-    result = train_pack(base, [spec], rows, PROTOCOL)
+@pytest.mark.parametrize("spec", PLAIN, ids=lambda spec: spec.trial_id)
+def test_pack_equals_the_minimal_reference(spec: TrialSpec) -> None:
+    trainee = packed()[spec.trial_id]
     model = tiny_llama()
-    losses = minimal().train(model, list(model.parameters()), reference_steps(spec, rows), 1e-3)
+    start = started(spec)
+    without_start(model, start)
+    starts = {name: (start.a[name].data, start.b[name].data) for name in start.a}
+    layers = minimal().add_lora(model, starts, start.scaling)
+    a, b = [layer.a for layer in layers.values()], [layer.b for layer in layers.values()]
+    losses = trained_plainly(spec, model, rates_of(spec, a, b))
+    assert len(losses) == STEPS
+    assert [p.loss for p in trainee.losses] == pytest.approx(losses, rel=RELATIVE)
+    assert trainee.adapter is not None
+    for name, layer in layers.items():
+        assert_same(trainee.adapter.a[name], layer.a)
+        assert_same(trainee.adapter.b[name], layer.b)
+        assert not torch.equal(layer.b, start.b[name])
+
+
+# --- by PEFT ---
+
+
+class MaskedDropout(nn.Module):
+    """Dropout with the masks that the packed layer draws for the same tokens, in their order.
+
+    ``valid``: of the batch at hand, (rows, tokens) bool, False at padding.
+    """
+
+    def __init__(self, adapter: Adapter, name: str, valid: list[Tensor]) -> None:
+        super().__init__()
+        self.adapter, self.name, self.valid = adapter, name, valid
+
+    def forward(self, x: Tensor) -> Tensor:
+        valid = self.valid[0]
+        mask = torch.ones_like(x, dtype=torch.bool)
+        shape = torch.Size((int(valid.sum()), x.shape[-1]))
+        mask[valid] = self.adapter.mask(self.name, shape, x.device)
+        return x * mask / (1 - self.adapter.dropout)
+
+
+def peft_model(spec: TrialSpec, start: Adapter, model: nn.Module) -> nn.Module:
+    """PEFT's model of a trial at the start of its training, dropout masks ours."""
+    without_start(model, start)
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        target_modules=list(start.a),
+        lora_dropout=spec.dropout,
+        use_rslora=spec.method == "rslora",
+        use_dora=spec.method == "dora",
+        rank_pattern={name: len(a) for name, a in start.a.items()},
+        alpha_pattern={name: spec.alpha / spec.rank * len(a) for name, a in start.a.items()}
+        if spec.method == "eva"
+        else {},
+    )
+    model = get_peft_model(model, config).train()
+    valid: list[Tensor] = []
+    first_of_step = iter([i == 0 for step in steps_of(spec) for i in range(len(step))])
+    step = iter(range(STEPS))
+
+    def note_batch(module: nn.Module, args: object, kwargs: dict[str, Tensor]) -> None:
+        valid[:] = [kwargs["attention_mask"].bool()]
+        if next(first_of_step):
+            start.begin_step(next(step))
+
+    model.register_forward_pre_hook(note_batch, with_kwargs=True)
+    modules = dict(model.named_modules())
+    for name in start.a:
+        layer = modules[f"base_model.model.{name}"]
+        layer.lora_A["default"].weight.data.copy_(start.a[name])
+        layer.lora_B["default"].weight.data.copy_(start.b[name])
+        if spec.dropout:
+            layer.lora_dropout["default"] = MaskedDropout(start, name, valid)
+    return model
+
+
+def peft_parameters(model: nn.Module, adapter: Adapter) -> dict[str, list[nn.Parameter]]:
+    """Module -> PEFT's A, B and, for DoRA, m: as ``Adapter.of_module``."""
+    modules = dict(model.named_modules())
+    found = {}
+    for name in adapter.a:
+        layer = modules[f"base_model.model.{name}"]
+        found[name] = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+        if adapter.magnitude:
+            found[name].append(layer.lora_magnitude_vector["default"].weight)
+    return found
+
+
+@pytest.mark.parametrize("spec", PACK, ids=lambda spec: spec.trial_id)
+def test_pack_equals_peft_with_plain_pytorch(spec: TrialSpec) -> None:
+    trainee = packed()[spec.trial_id]
+    start = started(spec)
+    model = peft_model(spec, start, tiny_llama())
+    found = peft_parameters(model, start)
+    slow = [p for a, _, *m in found.values() for p in (a, *m)]
+    losses = trained_plainly(spec, model, rates_of(spec, slow, [b for _, b, *_ in found.values()]))
+    assert [p.loss for p in trainee.losses] == pytest.approx(losses, rel=RELATIVE)
+    assert trainee.adapter is not None
+    for name, expected in found.items():
+        for ours, theirs in zip(trainee.adapter.of_module(name), expected, strict=True):
+            assert_same(ours, theirs)
+        assert not torch.equal(expected[1], start.b[name])
+
+
+BF16_LOSS = 1e-3
+"""Largest relative difference of a loss; up to 4.5e-4 was found in this pack."""
+BF16_WEIGHTS = 0.05
+"""Distance between the weights over the way they went; up to .025 was found."""
+
+
+@pytest.mark.parametrize("spec", PACK, ids=lambda spec: spec.trial_id)
+def test_in_bfloat16_a_pack_stays_near_peft(spec: TrialSpec) -> None:
+    """The base rounds to 8 bits on both sides; PEFT multiplies A and B in float32, the pack in the
+    base's dtype."""
+    trainee = packed(torch.bfloat16)[spec.trial_id]
+    start = started(spec, torch.bfloat16)
+    model = peft_model(spec, start, tiny_llama().bfloat16())
+    found = peft_parameters(model, start)
+    slow = [p for a, _, *m in found.values() for p in (a, *m)]
+    losses = trained_plainly(spec, model, rates_of(spec, slow, [b for _, b, *_ in found.values()]))
+    gaps = [abs(p.loss - loss) / loss for p, loss in zip(trainee.losses, losses, strict=True)]
+    assert trainee.adapter is not None
+    fresh = started(spec, torch.bfloat16)
+    moved = apart = 0.0
+    for name, expected in found.items():
+        triples = zip(trainee.adapter.of_module(name), expected, fresh.of_module(name), strict=True)
+        for ours, theirs, before in triples:
+            apart += float((ours - theirs).detach().norm()) ** 2
+            moved += float((theirs - before).detach().norm()) ** 2
+    assert max(gaps) < BF16_LOSS
+    assert (apart / moved) ** 0.5 < BF16_WEIGHTS
+
+
+def test_full_fine_tuning_equals_plain_pytorch() -> None:
+    spec = full_trial()
+    base = base_of(tiny_llama())
+    result = train_pack(base, [spec], ROWS, PROTOCOL)
+    model = tiny_llama()
+    losses = trained_plainly(spec, model, dict.fromkeys(model.parameters(), spec.lr))
     assert [p.loss for p in result.trainees[0].losses] == pytest.approx(losses, rel=RELATIVE)
     tuned = dict(result.base.model.named_parameters())
     for name, parameter in model.named_parameters():
-        assert_same(tuned[name].data, parameter.data)
+        assert_same(tuned[name], parameter)
     # The base itself is as it was.
     for name, parameter in tiny_llama().named_parameters():
         assert torch.equal(dict(base.model.named_parameters())[name], parameter)
+
+
+# --- neighbours, and a stop ---
+
+
+def weights(trainee: Trainee) -> list[Tensor]:
+    assert trainee.adapter is not None
+    return [parameter.detach() for parameter in trainee.adapter.parameters()]
+
+
+@pytest.mark.parametrize("lr", [1e6, 1e30])
+def test_a_neighbour_that_diverges_changes_nobody(lr: float) -> None:
+    """At 1e6 it guesses ever after, at 1e30 its weights are no numbers after a step."""
+    wild = trial("wild", method="pissa", lr=lr, warmup_fraction=0.0)
+    result = train_pack(base_of(tiny_llama()), [*PACK[:4], wild, *PACK[4:]], ROWS, PROTOCOL)
+    for trainee in result.trainees:
+        if trainee.spec is wild:
+            if lr == 1e30:
+                assert trainee.failure is not None
+            else:
+                assert trainee.losses[-1].loss == pytest.approx(math.log(VOCABULARY), abs=0.01)
+            continue
+        alone = packed()[trainee.spec.trial_id]
+        assert trainee.failure is None
+        assert [p.loss for p in trainee.losses] == pytest.approx(
+            [p.loss for p in alone.losses], rel=RELATIVE
+        )
+        for found, expected in zip(weights(trainee), weights(alone), strict=True):
+            assert_same(found, expected)
+
+
+def stopping_after(steps: int) -> Callable[[], bool]:
+    seen = iter(range(1, steps + 1))
+    return lambda: next(seen) == steps
+
+
+@pytest.mark.parametrize("stop", [1, 13, 49])
+def test_a_pack_stopped_within_an_epoch_goes_on_bit_for_bit(tmp_path: Path, stop: int) -> None:
+    checkpoint = PackCheckpoint(tmp_path)
+    with pytest.raises(Interrupted):
+        train_pack(
+            base_of(tiny_llama()),
+            PACK,
+            ROWS,
+            PROTOCOL,
+            checkpoint=checkpoint,
+            should_stop=stopping_after(stop),
+        )
+    result = train_pack(base_of(tiny_llama()), PACK, ROWS, PROTOCOL, checkpoint=checkpoint)
+    for trainee in result.trainees:
+        whole = packed()[trainee.spec.trial_id]
+        assert trainee.losses == whole.losses
+        assert (trainee.num_tokens, trainee.num_label_tokens) == (
+            whole.num_tokens,
+            whole.num_label_tokens,
+        )
+        assert all(map(torch.equal, weights(trainee), weights(whole)))
