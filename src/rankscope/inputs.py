@@ -14,14 +14,17 @@ from rankscope.config.schema import Interval, Scorer, StudyConfig
 from rankscope.data.encode import EncodedRows, Encoder, encode_rows
 from rankscope.data.leaks import leaks_between
 from rankscope.data.tasks import LoadedTask, load_task, overlapping_subjects
+from rankscope.errors import BadInput
 from rankscope.evaluate.scorers import HEADLINE
 from rankscope.evaluate.suite import context_length, encode_split
+from rankscope.models.eva import RHO
 from rankscope.models.load import load_tokenizer, model_folder
 from rankscope.models.parameters import (
     Architecture,
     architecture,
     largest_useful_rank,
     read_config,
+    target_shapes,
 )
 from rankscope.provenance import sha256_json, tokenizer_sha256, weights_sha256
 from rankscope.records import BASE, EvalKey, Role, Split, TaskRecord, TrialSpec
@@ -139,6 +142,7 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
     for trial in trials:
         encoded, train = rows[trial.task], own_protocol(trial, config.train)
         refuse_zero_rates(planned_steps(len(encoded.rows), encoded.num_tokens, train), train)
+    refuse_eva(trials, rows, shapes)
     notes = [*encoder.notes, *caps, *(note for task in tasks.values() for note in task.notes)]
     repeated = duplicate_grid_points(config)
     notes += scoring
@@ -204,7 +208,7 @@ def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:
     """One sentence per rank that exceeds what a target matrix can hold, min(in, out).
 
     Raises:
-        BadInput: a target that matches no linear layer.
+        BadInput: a target that matches no linear layer, or such a rank for PiSSA.
     """
     notes: list[str] = []
     for arm in config.arms:
@@ -212,8 +216,32 @@ def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:
             continue
         for targets in arm.target_sets():
             cap = largest_useful_rank(shapes, targets)
-            notes += [rank_note(rank, cap) for rank in arm.rank if rank > cap]
+            above = [rank for rank in arm.rank if rank > cap]
+            if above and "pissa" in arm.method:
+                raise BadInput(
+                    f"method pissa: rank {above[0]} is above {cap}, the smaller dimension of the "
+                    f"smallest target matrix, which has {cap} singular vectors to start from; "
+                    "choose a smaller rank"
+                )
+            notes += [rank_note(rank, cap) for rank in above]
     return list(dict.fromkeys(notes))
+
+
+def refuse_eva(
+    trials: Iterable[TrialSpec], rows: Mapping[str, EncodedRows], shapes: Architecture
+) -> None:
+    """Raise BadInput where EVA would look for more directions than there are training tokens."""
+    for trial in trials:
+        if trial.method != "eva" or trial.rank is None:
+            continue
+        targets = target_shapes(shapes, trial.targets).values()
+        needed = max(min(round(RHO * trial.rank), inputs) for _, inputs in targets)
+        found = rows[trial.task].num_tokens
+        if found < needed:
+            raise BadInput(
+                f"method eva, rank {trial.rank}: {trial.task} has {found} training tokens, expected "
+                f"at least {needed} to find as many directions in; choose a smaller rank"
+            )
 
 
 def rank_note(rank: int, cap: int) -> str:
