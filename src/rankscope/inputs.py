@@ -239,8 +239,8 @@ def refuse_eva(
         found = rows[trial.task].num_tokens
         if found < needed:
             raise BadInput(
-                f"method eva, rank {trial.rank}: {trial.task} has {found} training tokens, expected "
-                f"at least {needed} to find as many directions in; choose a smaller rank"
+                f"method eva, rank {trial.rank}: {trial.task} has {found} training tokens, "
+                f"expected at least {needed} to find as many directions in; choose a smaller rank"
             )
 
 
