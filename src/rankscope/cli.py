@@ -311,7 +311,7 @@ def export(
     from rankscope.export import export_trial
 
     spec = export_trial(folder, trial, out, step)
-    say(f"{spec.label}: {'model' if spec.rank is None else 'adapter'} written to {out}")
+    say(f"{spec.label}: {'model' if spec.is_full else 'adapter'} written to {out}")
 
 
 @app.command()

@@ -4,13 +4,14 @@
 trials with their ids, packs.
 """
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from rankscope.config.schema import Interval, Scorer, StudyConfig
+from rankscope.config.schema import Interval, Scorer, StudyConfig, TrainConfig
 from rankscope.data.encode import EncodedRows, Encoder, encode_rows
 from rankscope.data.leaks import leaks_between
 from rankscope.data.tasks import LoadedTask, load_task, overlapping_subjects
@@ -26,6 +27,8 @@ from rankscope.models.parameters import (
     read_config,
     target_shapes,
 )
+from rankscope.models.peft_methods import count_parameters, peft_config
+from rankscope.models.quantize import refuse_quantize, require_bitsandbytes
 from rankscope.provenance import sha256_json, tokenizer_sha256, weights_sha256
 from rankscope.records import BASE, EvalKey, Role, Split, TaskRecord, TrialSpec
 from rankscope.runtime import choose_device, choose_dtype
@@ -143,6 +146,9 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
         encoded, train = rows[trial.task], own_protocol(trial, config.train)
         refuse_zero_rates(planned_steps(len(encoded.rows), encoded.num_tokens, train), train)
     refuse_eva(trials, rows, shapes)
+    refuse_methods(config, trials, device)
+    for settings, targets, num_steps in peft_methods(trials, rows, config.train):
+        count_parameters(model_config, peft_config(json.loads(settings), targets, num_steps))
     notes = [*encoder.notes, *caps, *(note for task in tasks.values() for note in task.notes)]
     repeated = duplicate_grid_points(config)
     notes += scoring
@@ -202,6 +208,33 @@ def row_notes(rows: Mapping[str, EncodedRows], max_length: int) -> list[str]:
         for name, encoded in rows.items()
         if encoded.dropped or encoded.truncated
     ]
+
+
+def refuse_methods(config: StudyConfig, trials: Sequence[TrialSpec], device: torch.device) -> None:
+    """Raise BadInput for what this machine, or a base in 4 bits, cannot do."""
+    if config.train.optimizer == "adamw8bit" and any(trial.is_full for trial in trials):
+        require_bitsandbytes("optimizer: adamw8bit")
+    if config.quantize == "none":
+        return
+    refuse_quantize(device)
+    if any(trial.is_full for trial in trials):
+        raise BadInput(
+            "quantize: 4bit: full fine-tuning trains the base's own weights, which 4 bits cannot "
+            "hold; remove the arm of method 'full', or 'quantize'"
+        )
+
+
+def peft_methods(
+    trials: Iterable[TrialSpec], rows: Mapping[str, EncodedRows], train: TrainConfig
+) -> list[tuple[str, tuple[str, ...], int]]:
+    """Settings, targets and optimizer steps of every method of PEFT's in the study, each once."""
+    found = []
+    for trial in trials:
+        if trial.peft is not None:
+            encoded, own = rows[trial.task], own_protocol(trial, train)
+            steps = planned_steps(len(encoded.rows), encoded.num_tokens, own)
+            found.append((trial.peft, trial.targets, steps))
+    return list(dict.fromkeys(found))
 
 
 def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:

@@ -6,15 +6,26 @@ is that arithmetic over the rate of a matrix product measured here and now, time
 that real steps reach.
 """
 
+import functools
+import json
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
 from rankscope.config.schema import TrainConfig
 from rankscope.data.encode import EncodedRows
 from rankscope.inputs import StudyInputs
-from rankscope.models.parameters import Architecture, full_cost, lora_cost
+from rankscope.models.parameters import (
+    Architecture,
+    TrainingCost,
+    full_cost,
+    lora_cost,
+    read_config,
+    training_cost,
+)
+from rankscope.models.peft_methods import count_parameters, peft_config
 from rankscope.records import Record, TrialSpec
 from rankscope.trials import Pack, own_protocol, pack_steps, planned_steps
 
@@ -90,7 +101,7 @@ def make_plan(inputs: StudyInputs) -> Plan:
         train_tokens=sum(pack.num_tokens for pack in packs),
         evaluation_tokens=base_tokens + sum(scored_tokens.values()),
         disk_bytes=sum(
-            stored_bytes(shapes, trial, inputs.dtype) * (1 + len(inputs.kept_steps(trial)))
+            trial_cost(inputs, trial).weight_bytes * (1 + len(inputs.kept_steps(trial)))
             for trial in inputs.trials
         ),
         seconds=sum(p.seconds for p in packs) + 2 * shapes.num_parameters * base_tokens / rate,
@@ -111,22 +122,17 @@ def plan_pack(
     rows = inputs.rows[pack[0].task]
     protocols = [own_protocol(trial, config) for trial in pack]
     tokens = [trained_tokens(rows, protocol) for protocol in protocols]
-    costs = [
-        full_cost(shapes, inputs.dtype)
-        if trial.rank is None
-        else lora_cost(shapes, trial.rank, trial.targets, inputs.dtype)
-        for trial in pack
-    ]
+    costs = [trial_cost(inputs, trial) for trial in pack]
     base_bytes = shapes.num_parameters * inputs.dtype.itemsize
     longest = max(len(row.input_ids) for row in rows.rows)
     batch_rows = sum(protocol.batch_size for protocol in protocols)
     activations = batch_rows * longest * costs[0].activation_bytes_per_token
-    backward = 2 if pack[0].rank is not None else 4
+    backward = 4 if pack[0].is_full else 2
     operations = sum(
         num_tokens
         * (
             (2 + backward) * shapes.num_parameters
-            + (6 * cost.trainable_parameters if trial.rank is not None else 0)
+            + (0 if trial.is_full else 6 * cost.trainable_parameters)
         )
         for trial, cost, num_tokens in zip(pack, costs, tokens, strict=True)
     )
@@ -188,11 +194,26 @@ def evaluation_tokens(inputs: StudyInputs) -> dict[tuple[str, str], list[int]]:
     return counts
 
 
-def stored_bytes(shapes: Architecture, trial: TrialSpec, dtype: torch.dtype) -> int:
-    """Bytes of a trial's stored weights, float32."""
-    if trial.rank is None:
-        return full_cost(shapes, dtype).weight_bytes
-    return lora_cost(shapes, trial.rank, trial.targets, dtype).weight_bytes
+def trial_cost(inputs: StudyInputs, trial: TrialSpec) -> TrainingCost:
+    """Trainable parameters of a trial and the memory they need besides the base.
+
+    Of a method of PEFT's they are counted on PEFT's own model; one whose start is computed from the
+    base's weights cannot be counted before and is taken to need none.
+    """
+    if trial.is_full:
+        return full_cost(inputs.shapes, inputs.dtype)
+    if trial.peft is not None:
+        trainable = peft_parameters(inputs.folder, trial.peft, trial.targets)
+        return training_cost(trainable, inputs.shapes, inputs.dtype)
+    assert trial.rank is not None
+    return lora_cost(inputs.shapes, trial.rank, trial.targets, inputs.dtype)
+
+
+@functools.cache
+def peft_parameters(folder: Path, settings: str, targets: tuple[str, ...]) -> int:
+    """Parameters that a method of PEFT's trains in the model of ``folder``, 0 if unknown."""
+    config = peft_config(json.loads(settings), targets)
+    return count_parameters(read_config(folder), config) or 0
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:

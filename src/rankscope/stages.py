@@ -24,6 +24,8 @@ from rankscope.models.adapter_io import load_adapter, save_adapter
 from rankscope.models.base import Base
 from rankscope.models.load import load_base
 from rankscope.models.packed import target_linears
+from rankscope.models.peft_tuner import PeftTuner, load_tuner
+from rankscope.models.quantize import dense_weight
 from rankscope.provenance import sha256_file, sha256_json
 from rankscope.records import (
     BASE,
@@ -38,7 +40,7 @@ from rankscope.runtime import is_out_of_memory, peak_memory_bytes, reset_peak_me
 from rankscope.train.checkpoint import PackCheckpoint
 from rankscope.train.loop import NOTHING_TRAINED, PackResult, train_pack
 from rankscope.train.trainee import Trainee
-from rankscope.trials import Pack, described, pack_id, pack_steps
+from rankscope.trials import ALONE, Pack, described, pack_id, pack_steps
 from rankscope.watch import SpeedMeter, Watcher
 
 CHECKPOINTS = "checkpoints"
@@ -84,8 +86,8 @@ class Runner:
             base = self.with_weights(alive)
             if base is None:
                 return
-            is_full = alive[0].method == "full"
-            models = {(None if is_full else trial.trial_id): trial.trial_id for trial in alive}
+            is_alone = alive[0].method in ALONE
+            models = {(None if is_alone else trial.trial_id): trial.trial_id for trial in alive}
             self.evaluate(base, models, wanted, f"{name} evaluate")
             self.analyze(base, alive, f"{name} spectra")
         finally:
@@ -215,6 +217,8 @@ class Runner:
         """Write a PEFT adapter, or a whole model, into ``folder``; sha256 of its weights."""
         if trainee.adapter is not None:
             save_adapter(trainee.adapter, trainee.spec, self.base.record, folder)
+        elif trainee.tuner is not None:
+            trainee.tuner.save(trainee.spec, self.base.record, folder)
         else:
             base.model.save_pretrained(folder)
             base.tokenizer.save_pretrained(folder)
@@ -261,6 +265,9 @@ class Runner:
                 reason = f"the trained model cannot be used: {str(error).split(';')[0]}"
                 self.ledger.fail_trials([TrialFailure(trials[0].trial_id, "failed", reason)])
                 return None
+        if trials[0].method == "peft":
+            load_tuner(self.base, self.ledger.checked_path(weights_path(trials[0])))
+            return self.base
         for trial in trials:
             folder = self.ledger.checked_path(weights_path(trial))
             adapter = load_adapter(folder, trial.trial_id, self.base.record)
@@ -336,20 +343,37 @@ class Runner:
         todo = [trial for trial in trials if trial.trial_id in missing]
         if not settings.enabled or not todo:
             return
-        weights = {name: layer.weight.detach() for name, layer in self.base.linears().items()}
         self.did_something = True
         self.watcher.stage(name, len(todo))
         for done, trial in enumerate(todo):
             self.check_stop()
             self.watcher.advance(done, trial.arm_label)
-            self.ledger.commit_spectra([self.spectra_of(base, trial, weights)])
+            found = self.spectra_of(base, trial)
+            if not found.matrices:
+                self.watcher.note(
+                    f"{trial.arm_label}: the method changes no matrix that it can be merged into, "
+                    "so there are no spectra of it"
+                )
+            self.ledger.commit_spectra([found])
         self.watcher.finish()
 
-    def spectra_of(
-        self, base: Base, trial: TrialSpec, weights: Mapping[str, torch.Tensor]
-    ) -> SpectraRecord:
+    def spectra_of(self, base: Base, trial: TrialSpec) -> SpectraRecord:
         """Spectra of one trial: of its adapter, or of the matrices the study's adapters target."""
         settings = self.inputs.config.analyze.spectra
+        if isinstance(tuner := base.pack.guest, PeftTuner):
+            return analyze_full(
+                tuner.base_weight,
+                tuner.merged_weight,
+                tuner.mergeable(),
+                settings,
+                trial.trial_id,
+                self.spectra,
+            )
+        linears = self.base.linears()
+
+        def weights(name: str) -> torch.Tensor:
+            return dense_weight(linears[name])
+
         if trial.method != "full":
             adapter = base.pack.adapters[trial.trial_id]
             return analyze_adapter(weights, adapter, settings, trial.trial_id, self.spectra)

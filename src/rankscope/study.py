@@ -82,7 +82,12 @@ class Study:
             watcher = Logged(watcher or Silent(), out / "log.jsonl")
             if ledger.trials():
                 refuse_other_spectra(ledger.load(), inputs.config)
-            base = load_base(inputs.config.model, inputs.device, inputs.dtype)
+            base = load_base(
+                inputs.config.model,
+                inputs.device,
+                inputs.dtype,
+                quantize=inputs.config.quantize,
+            )
             config = inputs.config.model_dump(mode="json")
             ledger.put_study(inputs.config.name, config, base.record, inputs.records, provenance())
             replace_text(out / "study.resolved.yaml", dump_study(inputs.config))

@@ -17,7 +17,7 @@ from rankscope.errors import BadInput
 from rankscope.provenance import canonical_json, sha256_json
 from rankscope.records import TrialSpec
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 """Part of every trial id: raise it when a change of the code changes what training gives."""
 
 DEFAULT_MAX_PACK = 16

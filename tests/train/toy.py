@@ -5,6 +5,7 @@ from typing import Any
 
 from rankscope.config.schema import TrainConfig
 from rankscope.data.encode import EncodedRow
+from rankscope.provenance import canonical_json
 from rankscope.records import TrialSpec
 from tiny_models import VOCABULARY
 
@@ -31,6 +32,12 @@ def full_trial(slot: str = "full", **changes: Any) -> TrialSpec:
     """Full fine-tuning."""
     settings = {"method": "full", "rank": None, "alpha": None, "lr": 1e-3, "targets": ()}
     return trial(slot, **(settings | changes))
+
+
+def peft_trial(slot: str = "peft", lr: float = 3e-3, seed: int = 0, **settings: Any) -> TrialSpec:
+    """A trial of one of PEFT's own methods; ``settings`` are the method's."""
+    text = canonical_json(settings)
+    return trial(slot, method="peft", peft=text, rank=None, alpha=None, lr=lr, seed=seed)
 
 
 def protocol(**changes: Any) -> TrainConfig:

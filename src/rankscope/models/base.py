@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankscope.models import row_attention
 from rankscope.models.packed import Pack, Segment, linear_layers, unwrap
+from rankscope.models.precision import compute_in
 from rankscope.models.row_attention import RowCache, RowPlan
 from rankscope.records import ModelRecord
 
@@ -139,6 +140,8 @@ class Base:
     def trainable_copy(self) -> "Base":
         """A float32 copy whose every parameter trains: full fine-tuning's own weights.
 
+        Its products run in the base's dtype.
+
         Raises:
             ValueError: adapters are attached; a copy would carry them along.
         """
@@ -148,6 +151,7 @@ class Base:
         unwrap(model)
         for parameter in model.parameters():
             parameter.requires_grad_(True)
+        compute_in(model, self.model.dtype)
         return Base(model, self.tokenizer, self.record, self.folder, Pack(model))
 
 

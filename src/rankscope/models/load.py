@@ -21,6 +21,7 @@ from rankscope.models import row_attention
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.packed import Pack
 from rankscope.models.parameters import UNUSABLE
+from rankscope.models.quantize import quantization, refuse_quantize
 from rankscope.provenance import weights_sha256
 from rankscope.records import ModelRecord
 
@@ -115,7 +116,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_base(
-    config: ModelConfig, device: torch.device, dtype: torch.dtype, folder: Path | None = None
+    config: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    folder: Path | None = None,
+    quantize: Literal["none", "4bit"] = "none",
 ) -> Base:
     """Load the base, frozen, with row attention.
 
@@ -123,14 +128,22 @@ def load_base(
         config: the study's model section.
         device, dtype: where and in what precision its weights live.
         folder: read the weights from here instead (a fully fine-tuned trial of the same base).
+        quantize: ``4bit`` holds the linear layers in 4 bits; products then run in ``dtype``.
 
     Raises:
-        BadInput: the folder cannot be used (see :func:`model_folder`), or needs remote code.
+        BadInput: ``quantize`` without a CUDA device or bitsandbytes; or the folder cannot be used
+            (see :func:`model_folder`), or needs remote code.
     """
     source = folder if folder is not None else model_folder(config)
     tokenizer = load_tokenizer(source)
-    model = load_model(source, dtype)
-    model.to(device)  # type: ignore[arg-type]  # a wrapper without its own types
+    if quantize == "4bit":
+        refuse_quantize(device)
+        model = load_model(
+            source, dtype, quantization_config=quantization(dtype), device_map={"": device}
+        )
+    else:
+        model = load_model(source, dtype)
+        model.to(device)  # type: ignore[arg-type]  # a wrapper without its own types
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -139,7 +152,7 @@ def load_base(
         label=config.label,
         sha256=weights_sha256(source),
         architecture=type(model).__name__,
-        num_parameters=sum(p.numel() for p in model.parameters()),
+        num_parameters=model.num_parameters(),  # packed 4-bit weights counted one by one
         num_layers=int(shape.num_hidden_layers),
         hidden_size=int(shape.hidden_size),
         vocab_size=int(shape.vocab_size),
@@ -152,8 +165,8 @@ def load_base(
     return base
 
 
-def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The weights of a folder in a model with row attention.
+def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    """The weights of a folder in a model with row attention; ``options`` are transformers'.
 
     Raises:
         BadInput: an architecture that cannot be used.
@@ -170,6 +183,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            **options,
         )
     except UNUSABLE as error:
         raise BadInput(f"model folder {folder}: cannot be loaded: {error}") from error

@@ -99,7 +99,7 @@ class PackedProduct(torch.autograd.Function):
         ctx: Any, x: Tensor, linear: nn.Linear, shares: list[Share], *parameters: Tensor
     ) -> Tensor:
         """(N, in) -> (N, out). ``parameters`` are those of ``shares``, in order, for autograd."""
-        y = linear(x)
+        y: Tensor = linear(x)
         for share in shares:
             inputs = share.dropped(share.of(x))
             share.hidden = inputs @ share.a.T

@@ -155,15 +155,16 @@ def lora_cost(
     shapes: Architecture, rank: int, targets: Sequence[str], dtype: torch.dtype
 ) -> TrainingCost:
     """Cost of one LoRA trial on a frozen base computed in ``dtype``."""
-    return _cost(lora_parameters(shapes, rank, targets), shapes, dtype)
+    return training_cost(lora_parameters(shapes, rank, targets), shapes, dtype)
 
 
 def full_cost(shapes: Architecture, dtype: torch.dtype) -> TrainingCost:
     """Cost of full fine-tuning with float32 weights, computed in ``dtype``."""
-    return _cost(shapes.num_parameters, shapes, dtype)
+    return training_cost(shapes.num_parameters, shapes, dtype)
 
 
-def _cost(trainable: int, shapes: Architecture, dtype: torch.dtype) -> TrainingCost:
+def training_cost(trainable: int, shapes: Architecture, dtype: torch.dtype) -> TrainingCost:
+    """Cost of training ``trainable`` float32 parameters in a model computed in ``dtype``."""
     return TrainingCost(
         trainable_parameters=trainable,
         weight_bytes=trainable * FLOAT32_BYTES,

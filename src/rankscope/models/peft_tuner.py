@@ -17,9 +17,19 @@ from transformers import PreTrainedModel
 
 from rankscope.errors import BadInput, IntegrityError
 from rankscope.models.adapter_io import BASE_HASH, CONFIG, WEIGHTS, with_sorted_metadata
+from rankscope.models.base import Base
+from rankscope.models.load import check_rows_apart
 from rankscope.models.lora import seed_of
 from rankscope.models.packed import unwrap
-from rankscope.models.peft_methods import PEFT_FAILURES, described, injected, trainable_parameters
+from rankscope.models.peft_methods import (
+    PEFT_FAILURES,
+    described,
+    injected,
+    peft_config,
+    trainable_parameters,
+    type_name,
+)
+from rankscope.models.quantize import dense_weight
 from rankscope.records import ModelRecord, TrialSpec
 
 ADAPTER = "default"
@@ -115,7 +125,7 @@ class PeftTuner:
             found = trainable_parameters(tuner.model)
             if not found:
                 raise BadInput(
-                    f"method peft, {config.peft_type.value}: trains no parameter of this model; "
+                    f"method peft, {type_name(type(config))}: trains no parameter of this model; "
                     "check its settings and the arm's targets"
                 )
             tuner.original.lend(found)
@@ -190,7 +200,7 @@ class PeftTuner:
         """
         if self._adalora is None:
             return None
-        config = self.model.peft_config[ADAPTER]
+        config: Any = self.model.peft_config[ADAPTER]
         norms = []
         for name, p in trainable_parameters(self.model).items():
             if ".lora_A." in name or ".lora_B." in name:
@@ -236,31 +246,39 @@ class PeftTuner:
         for key, tensor in tensors.items():
             kind, _, name = key.partition("/")
             getattr(self._adalora.rankallocator, kind)[name] = tensor.to(self.model.device)
-        self.model.peft_config[ADAPTER].rank_pattern = counters["rank_pattern"]
+        config: Any = self.model.peft_config[ADAPTER]
+        config.rank_pattern = counters["rank_pattern"]
 
     # --- weights
 
     def base_weight(self, name: str) -> Tensor:
         """W0 of a layer the method changes, (out, in)."""
-        weight: Tensor = self.layers()[name].get_base_layer().weight
-        return weight.detach()
+        layer: Any = self.layers()[name].get_base_layer()
+        return dense_weight(layer)
 
-    def merged_weight(self, name: str) -> Tensor | None:
-        """W of a layer with the method merged in, (out, in) float32.
+    def mergeable(self) -> list[str]:
+        """Names of the linear layers whose change is a change of their matrix."""
+        return [name for name in self.layers() if self._merged(name) is not None]
 
-        None where the method has no such weight: what it does is no change of a matrix, or PEFT
-        cannot merge it.
-        """
+    def merged_weight(self, name: str) -> Tensor:
+        """W of one of :meth:`mergeable`'s layers with the method merged in, (out, in) float32."""
+        merged = self._merged(name)
+        if merged is None:
+            raise ValueError(f"{name}: the method cannot be merged into this layer")
+        return merged
+
+    def _merged(self, name: str) -> Tensor | None:
         layer = self.layers()[name]
         if not isinstance(layer.get_base_layer(), nn.Linear):
             return None
-        alone: Any = copy.deepcopy(layer).float()
+        alone: Any = copy.deepcopy(layer)
+        alone.float()
         try:
             alone.merge(safe_merge=True)
         except PEFT_FAILURES:
             return None
-        weight: Tensor = alone.get_base_layer().weight
-        return weight.detach()
+        weight: Tensor = dense_weight(alone.get_base_layer())
+        return weight
 
     def save(self, trial: TrialSpec, base: ModelRecord, folder: Path) -> None:
         """Write the method into an existing, empty folder, as PEFT stores it.
@@ -268,7 +286,10 @@ class PeftTuner:
         Equal methods give equal bytes. The hash of the base goes into the metadata.
         """
         self.model.peft_config[ADAPTER].base_model_name_or_path = base.label
-        self.model.save_pretrained(str(folder), save_embedding_layers=False)
+        with warnings.catch_warnings():
+            # AdaLoRA may prune every rank of a matrix, which PEFT takes for a shard that is absent.
+            warnings.filterwarnings("ignore", "Adapter .* invalid shape")
+            self.model.save_pretrained(str(folder), save_embedding_layers=False)
         tensors = load((folder / WEIGHTS).read_bytes())
         data = save(tensors, metadata={"format": "pt", BASE_HASH: base.sha256})
         (folder / WEIGHTS).write_bytes(with_sorted_metadata(data))
@@ -280,6 +301,40 @@ class PeftTuner:
         text = json.dumps(settings, indent=2, sort_keys=True)
         (folder / CONFIG).write_text(text, encoding="utf-8")
         (folder / "README.md").write_text(card(trial, settings, base), encoding="utf-8")
+
+
+def trial_config(trial: TrialSpec, num_steps: int | None) -> PeftConfig:
+    """PEFT's configuration of a trial of ``num_steps`` optimizer steps.
+
+    Raises:
+        BadInput: settings that cannot be used, see ``peft_methods.peft_config``.
+    """
+    if trial.peft is None:
+        raise ValueError(f"{trial.label}: not a trial of a PEFT method")
+    return peft_config(json.loads(trial.peft), trial.targets, num_steps)
+
+
+def new_tuner(base: Base, trial: TrialSpec, num_steps: int) -> PeftTuner:
+    """Put a trial's method on the base, fresh, as the guest of its pack.
+
+    Raises:
+        BadInput: it does not fit this model, or lets rows see each other; the base is as it was.
+    """
+    tuner = PeftTuner.new(base.model, trial_config(trial, num_steps), trial.seed)
+    base.pack.guest = tuner
+    try:
+        check_rows_apart(base)
+    except BaseException:
+        base.pack.clear()
+        raise
+    return tuner
+
+
+def load_tuner(base: Base, folder: Path) -> PeftTuner:
+    """Put a stored method on the base, as the guest of its pack; raises as ``PeftTuner.load``."""
+    tuner = PeftTuner.load(base.model, folder, base.record)
+    base.pack.guest = tuner
+    return tuner
 
 
 def check_file(path: Path, record: ModelRecord) -> None:

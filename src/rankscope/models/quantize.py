@@ -55,5 +55,6 @@ def dense_weight(linear: nn.Linear) -> Tensor:
         return linear.weight.detach()
     from bitsandbytes.functional import dequantize_4bit
 
-    dense: Tensor = dequantize_4bit(linear.weight.data, linear.weight.quant_state)
+    packed: Any = linear.weight
+    dense: Tensor = dequantize_4bit(packed.data, packed.quant_state)
     return dense.detach()

@@ -205,6 +205,8 @@ def row_attention(
                 f"{type(module).__name__} uses attention feature {feature!r}, which is not "
                 "supported"
             )
+    # Under autocast rotary positions leave queries and keys in float32.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     width = row_plan.shape[1]
     window = kwargs.get("sliding_window")
     cache = row_plan.cache
@@ -214,7 +216,8 @@ def row_attention(
             cache.append(int(module.layer_idx), *own, row_plan.lengths)  # type: ignore[arg-type]
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
-        return row_products(q, k, v, row_plan.layout, scale)[None], None
+        with torch.autocast(query.device.type, enabled=False):  # it chooses its own precision
+            return row_products(q, k, v, row_plan.layout, scale)[None], None
     q, k, v = row_plan.rows(query), row_plan.rows(key), row_plan.rows(value)
     mask = None
     if cache is not None:

@@ -21,12 +21,14 @@ from rankscope.data.encode import EncodedRow
 from rankscope.errors import BadInput, Interrupted
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.methods import Starts, new_adapter
+from rankscope.models.peft_tuner import new_tuner
+from rankscope.models.recompute import keep_activations, recompute_layers
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import PackCheckpoint, PackState
 from rankscope.train.loss import mean_losses
 from rankscope.train.optimizer import learning_rate
 from rankscope.train.trainee import Trainee
-from rankscope.trials import own_protocol, planned_steps
+from rankscope.trials import ALONE, own_protocol, planned_steps
 
 NOTHING_TRAINED = "nothing was trained"
 """Begins the failure of a trial whose weights training left as they were."""
@@ -120,6 +122,7 @@ def train_pack(
                 )
     finally:
         base.pack.training = False
+        keep_activations(base.model)
     for trainee in trainees:
         trainee.failure = trainee.failure or fault_at_end(trainee)
     return PackResult(tuple(trainees), base, seconds_before + time.monotonic() - begun)
@@ -162,9 +165,12 @@ def prepare(
 ) -> tuple[Base, list[Trainee]]:
     """Fresh trainees, and the base they train on (a trainable copy for full fine-tuning)."""
     is_full = any(trial.method == "full" for trial in trials)
-    if is_full and len(trials) > 1:
-        raise BadInput("full fine-tuning changes the base itself and trains alone, not in a pack")
-    if base.pack.adapters:
+    if len(trials) > 1 and any(trial.method in ALONE for trial in trials):
+        raise BadInput(
+            "full fine-tuning and PEFT's own methods change the base itself: each such trial "
+            "trains alone, not in a pack"
+        )
+    if base.pack.adapters or base.pack.guest is not None:
         raise ValueError("the base carries adapters already: detach them before training")
     num_tokens = sum(len(row.input_ids) for row in rows)
     own = [own_protocol(trial, protocol) for trial in trials]
@@ -173,17 +179,21 @@ def prepare(
         refuse_zero_rates(num_steps, each)
     if is_full:
         base = base.trainable_copy()
+    tuner = new_tuner(base, trials[0], steps[0]) if trials[0].method == "peft" else None
+    if protocol.gradient_checkpointing:
+        recompute_layers(base.model, base.pack)
     starts = Starts(base, rows, trials)
     trainees = []
     for trial, each, num_steps in zip(trials, own, steps, strict=True):
-        adapter = None if is_full else new_adapter(base.model, trial, starts)
+        adapter = None if is_full or tuner else new_adapter(base.model, trial, starts)
         if adapter is not None:
             base.pack.attach(adapter)
         trainees.append(
             Trainee(
                 spec=trial,
-                parameters=list(adapter.parameters() if adapter else base.model.parameters()),
+                parameters=list((adapter or tuner or base.model).parameters()),
                 adapter=adapter,
+                tuner=tuner,
                 protocol=each,
                 order=RowOrder(len(rows), each.batch_size, each.gradient_accumulation, trial.seed),
                 num_steps=num_steps,
@@ -197,8 +207,7 @@ def run_step(
 ) -> int:
     """One optimizer step of every active trial; the number of valid tokens seen."""
     for trainee in active:
-        if trainee.adapter is not None:
-            trainee.adapter.begin_step(step)
+        trainee.begin_step(step)
     of_step = [[rows[i] for micro in t.order.step(step) for i in micro] for t in active]
     label_tokens = [sum(sum(row.is_label) for row in own) for own in of_step]
     step_losses = torch.zeros(len(active), device=base.device)

@@ -1,5 +1,6 @@
 """AdamW, the learning-rate schedules and gradient clipping of one trial."""
 
+import importlib
 import math
 from collections.abc import Container, Sequence
 from typing import Any, Literal
@@ -29,9 +30,8 @@ def new_optimizer(
     """
     if kind == "adamw8bit":
         require_bitsandbytes("optimizer: adamw8bit")
-        from bitsandbytes.optim import AdamW8bit
-
-        eight_bit: torch.optim.Optimizer = AdamW8bit(
+        package: Any = importlib.import_module("bitsandbytes.optim")
+        eight_bit: torch.optim.Optimizer = package.AdamW8bit(
             parameters, lr=0.0, weight_decay=weight_decay, betas=(0.9, 0.999), eps=1e-8
         )
         return eight_bit

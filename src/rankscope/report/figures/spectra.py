@@ -120,7 +120,7 @@ def draw_norm(view: StudyView, task: str) -> Figure:
         view,
         task,
         [
-            ("|dW|_F over all matrices", lambda s: s.frobenius),
+            ("|dW|_F over all matrices", lambda s: s.frobenius if s.matrices else None),
             ("mean of |dW|_F / |W0|_F", mean_over_matrices(lambda m: m.relative)),
         ],
         key="norm",
@@ -330,7 +330,8 @@ def draw_intruders(view: StudyView, task: str) -> Figure:
 
 def _by_layer(view: StudyView, arm: ArmSummary) -> dict[int, tuple[float, float]]:
     """Layer (-1 outside the layers) -> (intruders per trial, mean energy share)."""
-    trials = [trial.spectra for trial in view.trials(arm) if trial.spectra is not None]
+    found = [trial.spectra for trial in view.trials(arm) if trial.spectra is not None]
+    trials = [spectra for spectra in found if spectra.matrices]
     counts: dict[int, float] = defaultdict(float)
     energies: dict[int, list[float]] = defaultdict(list)
     for spectra in trials:

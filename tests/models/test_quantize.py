@@ -1,0 +1,83 @@
+"""A base in 4 bits: products, gradients and refusals."""
+
+import sys
+
+import bitsandbytes
+import pytest
+import torch
+from torch import nn
+
+from rankscope.config.schema import ModelConfig
+from rankscope.errors import BadInput
+from rankscope.models.load import load_base
+from rankscope.models.lora import Adapter
+from rankscope.models.methods import new_adapter
+from rankscope.models.packed import Pack, Segment
+from rankscope.models.quantize import dense_weight, is_quantized, require_bitsandbytes
+from train.toy import trial
+
+
+def quantized(linear: nn.Linear) -> nn.Linear:
+    """The layer with its weight in NF4, double quantization, as a 4-bit load gives it."""
+    layer = bitsandbytes.nn.Linear4bit(
+        linear.in_features, linear.out_features, bias=False, compute_dtype=torch.float32
+    )
+    layer.weight = bitsandbytes.nn.Params4bit(
+        linear.weight.data.clone(), requires_grad=False, quant_type="nf4", compress_statistics=True
+    )
+    return layer.to("cpu")
+
+
+def test_the_weight_of_a_plain_layer_is_its_own() -> None:
+    linear = nn.Linear(6, 4)
+    assert not is_quantized(linear)
+    assert dense_weight(linear).data_ptr() == linear.weight.data_ptr()
+    assert not dense_weight(linear).requires_grad
+
+
+def test_the_weight_of_a_quantized_layer_is_near_its_own() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(128, 64, bias=False)
+    layer = quantized(linear)
+    assert is_quantized(layer)
+    dense = dense_weight(layer)
+    assert dense.shape == (64, 128)
+    # NF4 has 16 levels; the widest gap is 0.3 of a block's largest value, so half of it is 0.15.
+    error = (dense - linear.weight).abs().max() / linear.weight.abs().max()
+    assert 0 < float(error) < 0.16
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_a_pack_on_a_quantized_layer_is_a_pack_on_its_numbers(method: str) -> None:
+    torch.manual_seed(0)
+    layer = quantized(nn.Linear(64, 48, bias=False))
+    plain = nn.Linear(64, 48, bias=False)
+    plain.weight.data = dense_weight(layer)
+    plain.weight.requires_grad_(False)
+    x = torch.randn(1, 10, 64)
+    found = []
+    for linear in (layer, plain):
+        model = nn.ModuleDict({"q_proj": linear})
+        pack = Pack(model)
+        adapter: Adapter = new_adapter(model, trial("a", method=method, targets=("q_proj",)))
+        with torch.no_grad():
+            adapter.b["q_proj"].normal_(generator=torch.Generator().manual_seed(1))
+        pack.attach(adapter)
+        pack.segments = pack.kept_segments = (Segment(None, 0, 4), Segment("a", 4, 10))
+        own = x.clone().requires_grad_()
+        y = model["q_proj"](own)
+        y.square().sum().backward()
+        found.append([y.detach(), own.grad, *(p.grad for p in adapter.parameters())])
+    for ours, expected in zip(*found, strict=True):
+        assert float((ours - expected).norm()) <= 1e-5 * float(expected.norm())
+
+
+def test_on_a_processor_it_is_refused() -> None:
+    with pytest.raises(BadInput, match="needs a CUDA device, this study runs on 'cpu'"):
+        load_base(ModelConfig(pocket=True), torch.device("cpu"), torch.float32, quantize="4bit")
+
+
+def test_without_the_package_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as where it is not installed
+    with pytest.raises(BadInput, match=r"quantize: 4bit needs the package bitsandbytes: pip"):
+        require_bitsandbytes("quantize: 4bit")

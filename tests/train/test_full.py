@@ -1,0 +1,181 @@
+"""Full fine-tuning's options, and recomputed activations in a pack."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rankscope.config.schema import TrainConfig
+from rankscope.errors import BadInput, Interrupted
+from rankscope.models.base import Row, RowBatch
+from rankscope.models.recompute import keep_activations, recompute_layers
+from rankscope.provenance import sha256_tensors
+from rankscope.records import TrialSpec
+from rankscope.train.checkpoint import PackCheckpoint
+from rankscope.train.loop import PackResult, train_pack
+from tiny_models import base_of, tiny_llama
+from train.toy import full_trial, protocol, toy_rows, trial
+
+ROWS = toy_rows()
+
+
+def trained(
+    trials: list[TrialSpec], train: TrainConfig, dtype: torch.dtype = torch.float32
+) -> PackResult:
+    return train_pack(base_of(tiny_llama().to(dtype)), trials, ROWS, train)
+
+
+# --- bfloat16 products, float32 weights
+
+
+def test_a_bfloat16_study_trains_float32_weights_with_bfloat16_products() -> None:
+    base = base_of(tiny_llama().bfloat16())
+    copy = base.trainable_copy()
+    assert {p.dtype for p in copy.model.parameters()} == {torch.float32}
+    logits = copy.logits(RowBatch.of([Row([5, 6, 7], [0, 2])], copy.device))
+    assert logits.dtype == torch.bfloat16
+    logits.float().sum().backward()
+    assert {p.grad.dtype for p in copy.model.parameters() if p.grad is not None} == {torch.float32}
+    assert (
+        base_of(tiny_llama())
+        .trainable_copy()
+        .logits(RowBatch.of([Row([5], [0])], copy.device))
+        .dtype
+        == torch.float32
+    )
+
+
+def test_steps_too_small_for_bfloat16_are_not_lost() -> None:
+    """A rate of 1e-6 moves weights of about 0.02 by less than bfloat16's 8 bits can hold."""
+    start = tiny_llama().bfloat16()
+    result = trained([full_trial(lr=1e-6)], protocol(), torch.bfloat16)
+    moved = unseen = total = 0
+    for before, after in zip(start.parameters(), result.base.model.parameters(), strict=True):
+        change = after.detach() != before.float()
+        moved += int(change.sum())
+        unseen += int((change & (after.detach().bfloat16() == before)).sum())
+        total += before.numel()
+    assert moved > 0.5 * total
+    assert unseen > 0.9 * moved
+
+
+def test_bfloat16_products_follow_the_float32_losses() -> None:
+    # Products carry 8 bits, relative 4e-3 each; losses are means over a step's labels.
+    single = trained([full_trial()], protocol())
+    mixed = trained([full_trial()], protocol(), torch.bfloat16)
+    for a, b in zip(single.trainees[0].losses, mixed.trainees[0].losses, strict=True):
+        assert b.loss == pytest.approx(a.loss, rel=1e-2)
+    assert single.trainees[0].losses != mixed.trainees[0].losses
+
+
+# --- AdamW in 8 bits
+
+
+def test_eight_bit_moments_are_kept_and_train_alike() -> None:
+    # bitsandbytes keeps the moments of parameters below 4096 values in float32.
+    plain = trained([full_trial()], protocol())
+    eight = trained([full_trial()], protocol(optimizer="adamw8bit"))
+    state = eight.trainees[0].optimizer.state
+    large = [p for p in eight.trainees[0].parameters if p.numel() >= 4096]
+    assert large
+    assert all(state[p]["state1"].dtype == torch.uint8 for p in large)
+    for a, b in zip(plain.trainees[0].losses, eight.trainees[0].losses, strict=True):
+        assert b.loss == pytest.approx(a.loss, rel=2e-2)
+    assert plain.trainees[0].losses[-1] != eight.trainees[0].losses[-1]
+
+
+def test_eight_bit_moments_resume_bit_for_bit(tmp_path: Path) -> None:
+    train = protocol(optimizer="adamw8bit")
+
+    def run(stop: int) -> list[object]:
+        done = [0]
+
+        def progress(step: int, *_: Any) -> None:
+            done[0] = step
+
+        result = train_pack(
+            base_of(tiny_llama()),
+            [full_trial()],
+            ROWS,
+            train,
+            checkpoint=PackCheckpoint(tmp_path),
+            progress=progress,
+            should_stop=lambda: done[0] == stop,
+        )
+        return [(sha256_tensors(t.tensors()), t.counters()) for t in result.trainees]
+
+    with pytest.raises(Interrupted):
+        run(3)
+    resumed = run(0)
+    PackCheckpoint(tmp_path).remove()
+    assert run(0) == resumed
+
+
+def test_adapters_have_adamw_whatever_the_option() -> None:
+    result = trained([trial()], protocol(optimizer="adamw8bit"))
+    assert type(result.trainees[0].optimizer) is torch.optim.AdamW
+
+
+def test_without_the_package_the_option_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as where it is not installed
+    with pytest.raises(BadInput, match=r"bitsandbytes: pip install 'rankscope\[gpu\]'"):
+        trained([full_trial()], protocol(optimizer="adamw8bit"))
+
+
+# --- recomputed activations
+
+PACK = [
+    trial("a", dropout=0.3),
+    trial("b", rank=16, lr=1e-3, dropout=0.1, seed=1, targets=("q_proj", "down_proj", "lm_head")),
+    trial("c", method="dora", dropout=0.2, seed=2),
+    trial("d", method="pissa", seed=3),
+]
+
+
+@pytest.mark.parametrize("trials", [PACK, [full_trial()]], ids=["pack", "full"])
+def test_recomputed_activations_give_the_same_bits(trials: list[TrialSpec]) -> None:
+    # 64 tokens a pass: several passes a step, so masks go on where the last pass ended.
+    kept, again = (
+        trained(trials, protocol(batch_tokens=64, gradient_checkpointing=on))
+        for on in (False, True)
+    )
+    for a, b in zip(kept.trainees, again.trainees, strict=True):
+        assert a.losses == b.losses
+        for first, second in zip(a.parameters, b.parameters, strict=True):
+            assert torch.equal(first, second)
+
+
+def test_recomputed_layers_keep_little_and_are_as_before_afterwards() -> None:
+    base = base_of(tiny_llama())
+    result = train_pack(base, PACK, ROWS, protocol(max_steps=1, warmup_fraction=0))
+    slots = [trainee.slot for trainee in result.trainees]
+    batch = RowBatch.of([Row(ROWS[0].input_ids, [1], slot) for slot in slots], base.device)
+
+    def kept_bytes() -> int:
+        sizes: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        base.pack.training = True
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            base.logits(batch).sum().backward()
+        base.pack.training = False
+        return sum(sizes.values())
+
+    before = kept_bytes()
+    recompute_layers(base.model, base.pack)
+    recomputed = kept_bytes()
+    keep_activations(base.model)
+    assert recomputed < before / 4
+    assert kept_bytes() == before
+    assert not any("forward" in vars(module) for module in base.model.modules())
+
+
+def test_a_model_that_marks_no_layer_is_refused() -> None:
+    base = base_of(tiny_llama())
+    with pytest.raises(BadInput, match="marks no layer"):
+        recompute_layers(base.model.lm_head, base.pack)

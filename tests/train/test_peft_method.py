@@ -1,0 +1,205 @@
+"""A method of PEFT's in the loop equals it in plain PyTorch, and resumes bit for bit."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel, get_peft_model
+
+from rankscope.data.batches import RowOrder
+from rankscope.errors import BadInput, Interrupted
+from rankscope.models.lora import seed_of
+from rankscope.provenance import sha256_tensors
+from rankscope.records import TrialSpec
+from rankscope.train.checkpoint import PackCheckpoint
+from rankscope.train.loop import PackResult, train_pack
+from rankscope.train.optimizer import learning_rate
+from tiny_models import base_of, tiny_llama
+from train.toy import ATTENTION, peft_trial, protocol, toy_rows, trial
+
+RELATIVE = 1e-5
+NOTHING = 1e-8
+"""AdaLoRA's singular values start at zero and move by 1e-5 in the first steps."""
+ROWS = toy_rows(44)
+PROTOCOL = protocol(epochs=3)
+NUM_STEPS = 24  # 44 rows, 6 a step, 3 epochs
+ADALORA: dict[str, Any] = {
+    "peft_type": "ADALORA",
+    "init_r": 6,
+    "target_r": 3,
+    "tinit": 3,
+    "tfinal": 5,
+    "deltaT": 2,
+}
+
+
+def reference(spec: TrialSpec, settings: dict[str, Any], **more: Any) -> PeftModel:
+    """PEFT's own model with the start that the trial's seed gives."""
+    settings = dict(settings)
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[settings.pop("peft_type")]
+    torch.manual_seed(seed_of("init", spec.seed, "peft"))
+    model = tiny_llama()
+    torch.manual_seed(seed_of("init", spec.seed, "peft"))
+    config = kind(task_type="CAUSAL_LM", target_modules=list(ATTENTION), **settings, **more)
+    return get_peft_model(model, config)
+
+
+def recipe() -> ModuleType:
+    path = Path(__file__).parents[2] / "recipes" / "minimal.py"
+    spec = importlib.util.spec_from_file_location("minimal", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def steps_of(spec: TrialSpec) -> list[list[list[tuple[list[int], list[bool]]]]]:
+    """Per optimizer step the micro-batches of (ids, labelled)."""
+    order = RowOrder(len(ROWS), PROTOCOL.batch_size, PROTOCOL.gradient_accumulation, spec.seed)
+    return [
+        [[(list(ROWS[i].input_ids), list(ROWS[i].is_label)) for i in m] for m in order.step(step)]
+        for step in range(NUM_STEPS)
+    ]
+
+
+def assert_same_weights(result: PackResult, expected: list[torch.nn.Parameter]) -> None:
+    found = result.trainees[0].parameters
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (
+            float((ours - theirs).detach().norm())
+            <= RELATIVE * float(theirs.detach().norm()) + NOTHING
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "lr"),
+    [
+        ({"peft_type": "VERA", "r": 16}, 1e-2),
+        ({"peft_type": "OFT", "oft_block_size": 8}, 1e-3),
+        ({"peft_type": "IA3", "feedforward_modules": ["o_proj"]}, 1e-2),
+        ({"peft_type": "LORA", "r": 4, "use_dora": True, "bias": "lora_only"}, 1e-3),
+    ],
+    ids=["vera", "oft", "ia3", "dora"],
+)
+def test_it_equals_peft_in_plain_pytorch(settings: dict[str, Any], lr: float) -> None:
+    spec = peft_trial(lr=lr, seed=1, **settings)
+    result = train_pack(base_of(tiny_llama()), [spec], ROWS, PROTOCOL)
+    model = reference(spec, settings)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    losses = recipe().train(model, dict.fromkeys(parameters, lr), steps_of(spec))
+    assert [p.loss for p in result.trainees[0].losses] == pytest.approx(losses, rel=RELATIVE)
+    assert_same_weights(result, parameters)
+    start = [p for p in reference(spec, settings).parameters() if p.requires_grad]
+    assert not any(torch.equal(a, b) for a, b in zip(start, parameters, strict=True))
+
+
+def test_adalora_equals_its_own_loop_in_plain_pytorch() -> None:
+    """PEFT's forward adds the penalty to its loss; its budget moves after every step."""
+    spec = peft_trial(seed=2, **ADALORA)
+    result = train_pack(base_of(tiny_llama()), [spec], ROWS, PROTOCOL)
+    model = reference(spec, ADALORA, total_step=NUM_STEPS)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
+    losses = []
+    for step, micro_batches in enumerate(steps_of(spec)):
+        batches = [recipe().padded(rows) for rows in micro_batches]
+        num_labels = sum(int((labels[:, 1:] != -100).sum()) for _, _, labels in batches)
+        total = 0.0
+        for ids, mask, labels in batches:
+            out = model(input_ids=ids, attention_mask=mask, labels=labels)
+            flat, wanted = out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+            loss = F.cross_entropy(flat, wanted, reduction="sum") / num_labels
+            penalty = out.loss - F.cross_entropy(flat, wanted)
+            (loss + penalty / len(batches)).backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(parameters, PROTOCOL.max_grad_norm)
+        optimizer.param_groups[0]["lr"] = learning_rate(spec.lr, step, NUM_STEPS, "linear", 0.1)
+        optimizer.step()
+        model.base_model.update_and_allocate(step + 1)
+        optimizer.zero_grad()
+        losses.append(total)
+    assert [p.loss for p in result.trainees[0].losses] == pytest.approx(losses, rel=RELATIVE)
+    assert_same_weights(result, parameters)
+    tuner = result.trainees[0].tuner
+    assert tuner is not None
+    pattern = tuner.counters()["rank_pattern"]
+    assert pattern == model.peft_config["default"].rank_pattern
+    # Eight matrices keep three ranks each on average, of six.
+    assert sum(map(sum, pattern.values())) == 8 * 3
+
+
+WITH_DROPOUT = [
+    {**ADALORA, "lora_dropout": 0.2},
+    {"peft_type": "LOHA", "r": 4, "module_dropout": 0.1, "rank_dropout": 0.2},
+]
+
+
+@pytest.mark.parametrize("settings", WITH_DROPOUT, ids=["adalora", "loha"])
+@pytest.mark.parametrize("stop_at", [1, 7, 20])
+def test_stopped_at_any_step_it_ends_with_the_same_bits(
+    tmp_path: Path, settings: dict[str, Any], stop_at: int
+) -> None:
+    spec = peft_trial(**settings)
+
+    def train(stop: int) -> list[object]:
+        done = [0]
+
+        def progress(step: int, num_steps: int, num_tokens: int, losses: list[float]) -> None:
+            done[0] = step
+
+        result = train_pack(
+            base_of(tiny_llama()),
+            [spec],
+            ROWS,
+            PROTOCOL,
+            checkpoint=PackCheckpoint(tmp_path),
+            progress=progress,
+            should_stop=lambda: done[0] == stop,
+        )
+        return [
+            (sha256_tensors(trainee.tensors()), trainee.counters()) for trainee in result.trainees
+        ]
+
+    with pytest.raises(Interrupted):
+        train(stop_at)
+    resumed = train(0)
+    PackCheckpoint(tmp_path).remove()
+    torch.rand(7)  # what other code draws in between must not matter
+    assert train(0) == resumed
+
+
+def test_dropout_acts_in_training_and_not_between_steps() -> None:
+    without = peft_trial(**ADALORA)
+    spec = peft_trial(**WITH_DROPOUT[0])
+    first = train_pack(base_of(tiny_llama()), [without], ROWS, PROTOCOL)
+    base = base_of(tiny_llama())
+    training: list[bool] = []
+
+    def after_step(step: int, base: Any, trainees: Any) -> None:
+        training.append(any(module.training for module in base.model.modules()))
+
+    second = train_pack(base, [spec], ROWS, PROTOCOL, after_step=after_step)
+    assert training == [False] * NUM_STEPS
+    assert first.trainees[0].losses[-1].loss != second.trainees[0].losses[-1].loss
+
+
+def test_a_method_of_pefts_is_in_no_pack() -> None:
+    pack = [peft_trial(peft_type="VERA"), trial("b")]
+    with pytest.raises(BadInput, match="trains alone"):
+        train_pack(base_of(tiny_llama()), pack, ROWS, PROTOCOL)
+
+
+def test_recomputed_layers_give_the_same_bits() -> None:
+    spec = peft_trial(**WITH_DROPOUT[1])
+    kept, again = (
+        train_pack(base_of(tiny_llama()), [spec], ROWS, protocol(gradient_checkpointing=on))
+        for on in (False, True)
+    )
+    assert kept.trainees[0].losses == again.trainees[0].losses
+    for a, b in zip(kept.trainees[0].parameters, again.trainees[0].parameters, strict=True):
+        assert torch.equal(a, b)
