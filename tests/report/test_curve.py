@@ -104,3 +104,25 @@ def test_without_a_retention_task_the_gain_is_drawn_against_the_step() -> None:
 def test_points_on_more_items_than_the_base_has_are_left_out() -> None:
     truth = Truth(num_items=10, curve_steps=(40,), curve_items=20)
     assert curve.draw(StudyView(*study_and_advice(truth)), "med") is None
+
+
+def test_forgetting_is_the_mean_over_tasks_of_one_unit() -> None:
+    """As in the advice: where some retention tasks have accuracy, nats are not mixed in."""
+    truth = Truth(retention=("general", "text"), curve_steps=(40,), num_items=40)
+    study, advice = study_and_advice(truth)
+    nats = {"higher_is": "log_probability"}
+    tasks = tuple(t.model_copy(update=nats if t.name == "text" else {}) for t in study.tasks)
+    trials = tuple(
+        replace(
+            trial,
+            curve=tuple(
+                point.model_copy(update={"score": -9.0} if point.task == "text" else {})
+                for point in trial.curve
+            ),
+        )
+        for trial in study.trials
+    )
+    view = StudyView(replace(study, tasks=tasks, trials=trials), advice)
+    arm = next(a for a in view.arms("med") if a.rank == 8)
+    (spot,) = curve.places(view, arm)
+    assert spot.forgetting == pytest.approx(100 * truth.forgetting(8, arm.lr))

@@ -104,10 +104,11 @@ def _change(view: StudyView, point: CurvePoint) -> float | None:
 
 
 def _falls(view: StudyView, task: str, points: dict[str, CurvePoint]) -> list[float] | None:
-    """Base minus tuned on every retention task; None where one of them is missing."""
+    """Base minus tuned on every retention task of the unit that is averaged; None where one of
+    them is missing."""
     falls = []
     for retained in view.retention_tasks:
-        if retained == task:
+        if retained == task or view.unit(retained) != view.forgetting_unit(task):
             continue
         change = _change(view, points[retained]) if retained in points else None
         if change is None:
@@ -262,8 +263,8 @@ class Drawing:
         told = [arm.label for arm in self.view.focus_arms(self.task)]
         ordered = sorted(arms, key=lambda arm: arm.label not in told)
         labels = [
-            Label(*self.spots(arm)[-1], "full" if arm.rank is None else f"r={arm.rank}")
-            for arm in ordered
+            Label(*self.spots(arm)[-1], f"r={arm.rank}" if arm.rank else arm.label.split()[0])
+            for arm in ordered  # 'full' of full fine-tuning, the type of a method of PEFT's
         ]
         upwards = (max(y), min(y)) if self.is_plane else (min(y), max(y))
         labels.insert(1, Label(0.0, 0.0, "base"))
