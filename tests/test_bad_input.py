@@ -124,6 +124,35 @@ def test_repeated_grid_points(place: Path) -> None:
     assert "2 trials in 1 pack:" in outcome.told
 
 
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        (["arms.0.method=lroa"], ["arms.0.method", "'lroa'", "pissa", "did you mean 'lora'?"]),
+        (["arms.0.method=[lora, full]"], ["arms.0", "method 'full' has no rank"]),
+        (["arms.0.lr=0"], ["arms.0.lr", "found 0", "greater than 0"]),
+        (["arms.0.lr=[1e-3, .nan]"], ["arms.0.lr.1", "found nan", "finite number"]),
+        (["arms.0.lr_ratio=8"], ["arms.0", "'lr_ratio'", "'lora+'", "'lora'"]),
+        (["arms.0.schedule=[linear, cubic]"], ["arms.0.schedule.1", "'cubic'", "'cosine'"]),
+        (["arms.0.batch_size=0"], ["arms.0.batch_size", "found 0"]),
+        (["train.tokens=1000"], ["train", "'tokens' and 'max_steps'", "give one"]),
+        (["memory_limit=12 apples"], ["memory_limit '12 apples'", "'12GiB'"]),
+        (
+            ["arms.0.method=pissa", "arms.0.rank=[8, 129]"],
+            ["method pissa: rank 129 is above 128", "smaller rank"],
+        ),
+        (
+            ["arms.0.method=eva", "arms.0.rank=64", "tasks.0.max_train_rows=4"],
+            ["method eva, rank 64: mine has", "at least 128", "smaller rank"],
+        ),
+    ],
+    ids=lambda given: given[0],
+)
+def test_arms_that_cannot_be_trained(place: Path, changes: list[str], parts: list[str]) -> None:
+    before = files_below(place)
+    refused(rankscope("run", "study.yaml", *settings(*changes)), *parts)
+    assert files_below(place) == before
+
+
 PAYLOADS = (
     "!!python/object/apply:os.system ['touch executed']",
     "!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [executed]]",

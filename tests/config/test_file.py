@@ -373,6 +373,66 @@ def test_full_fine_tuning_has_no_adapter_settings(write: Write) -> None:
     assert fault == ("study.yaml:11: arms.1: method 'full' trains every weight: remove alpha, rank")
 
 
+@pytest.mark.parametrize(
+    ("arm", "expected"),
+    [
+        (
+            "{method: {peft: {r: 8}}, lr: 1e-3}",
+            "arms.0.method: method peft: 'peft_type' is missing: name one, such as ADALORA or VERA",
+        ),
+        (
+            "{method: {peft: {peft_type: VERA, target_modules: [q_proj]}}, lr: 1e-3}",
+            "arms.0.method: method peft: remove 'target_modules': the arm's 'targets' names them",
+        ),
+        (
+            "{method: {peft: {peft_type: VERA, d_initial: .nan}}, lr: 1e-3}",
+            "arms.0.method: method peft: expected values that JSON can hold: ",
+        ),
+        (
+            "{method: {peft: {peft_type: VERA}}, rank: 8, alpha: 16, lr: 1e-3}",
+            "arms.0: a method of PEFT's takes alpha, rank from its own settings: put them there",
+        ),
+        (
+            "{method: [lora, {peft: {peft_type: VERA}}], rank: 8, lr: 1e-3}",
+            "arms.0: a method of PEFT's has settings of its own: give it its own arm",
+        ),
+        (
+            "{method: {peft: {peft_type: VERA}, lora: 1}, lr: 1e-3}",
+            "arms.0.method: method {'peft': {'peft_type': 'VERA'}, 'lora': 1}: expected {peft: ",
+        ),
+        (
+            "{method: dorra, rank: 8, lr: 1e-3}",
+            "arms.0.method: method 'dorra': expected one of lora, rslora, lora+, dora, pissa, eva, "
+            "full, or a method of PEFT's as {peft: {peft_type: ADALORA, ...}}; "
+            "did you mean 'dora'?",
+        ),
+        (
+            "{method: [dora, pissa], rank: 8, lr: 1e-3, lr_ratio: 4}",
+            "arms.0: 'lr_ratio' is the rate of B over that of A in 'lora+', found method 'dora'",
+        ),
+    ],
+)
+def test_arms_that_contradict_themselves(write: Write, arm: str, expected: str) -> None:
+    start = GOOD.index("  - method: lora")
+    text = GOOD[:start] + f"  - {arm}\n" + GOOD[GOOD.index("  - method: full") :]
+    (fault,) = faults(write(text))
+    assert fault.startswith(f"study.yaml:8: {expected}")
+
+
+@pytest.mark.parametrize(
+    ("written", "bytes_"),
+    [
+        ("4096", 4096),
+        ("12GiB", 12 * 2**30),
+        ("12 GB", 12 * 10**9),
+        ("1.5 MiB", 3 * 2**19),
+        ("~", None),
+    ],
+)
+def test_a_memory_limit_is_bytes(write: Write, written: str, bytes_: int | None) -> None:
+    assert load_study(write(f"{GOOD}memory_limit: {written}\n")).memory_limit == bytes_
+
+
 def test_lora_needs_a_rank(write: Write) -> None:
     (fault,) = faults(write(replaced("    rank: [2, 8]\n", "")))
     assert fault == "study.yaml:8: arms.0: method 'lora' needs 'rank'"
@@ -545,7 +605,9 @@ tasks:
   - {name: 'null', max_train_rows: 10}
 arms:
   - {method: rslora, rank: [8, 8], alpha: [r, 3], lr: [1e-7, 0.1], targets: [b, a.b], dropout: 0.1}
-  - {method: full, lr: 123456.789}
+  - {method: full, lr: 123456.789, batch_size: 3}
+  - {method: [lora+, lora], rank: 2, lr: 1, lr_ratio: 3, schedule: [cosine], weight_decay: 0}
+  - {method: {peft: {peft_type: 'no', r: 3, x: ['1e3', {y: '#'}]}}, lr: 1, targets: mlp}
 seeds: [0, 0, 4294967295]
 evaluate: {cross_domain: ['true', '2026-01-01'], retention: [{name: '0.5', report: x}]}
 objective: {max_forgetting: 0.1, cost: 0.5}
