@@ -1,8 +1,10 @@
 """Race: sixteen small adapters of mixed rank on the pocket model, against PEFT one after another.
 
     python benchmarks/train_pocket.py
+    python benchmarks/train_pocket.py --batch-size 2 --gradient-accumulation 4
 
-Rows, micro-batch and precision are the pocket study's. Its last line is one JSON object;
+Rows, micro-batch and precision are the pocket study's; the second line has the micro-batches that
+studies of large models use. Its last line is one JSON object;
 benchmarks/README.md says what the fields mean.
 """
 
@@ -24,6 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--steps", type=int, default=32, help="of each trial, 2 warm-up included")
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--gradient-accumulation", type=int, default=1)
     options = parser.parse_args()
     rows = Rows.read(
         Setting(
@@ -32,7 +35,7 @@ def main() -> int:
             data_dir=None,
             trials=tuple(itertools.product(RANKS, LEARNING_RATES, SEEDS)),
             batch_size=options.batch_size,
-            gradient_accumulation=1,
+            gradient_accumulation=options.gradient_accumulation,
             max_length=64,
             steps=options.steps,
             warmup_steps=2,
@@ -43,6 +46,8 @@ def main() -> int:
     peers = {name: run_side("single_runs", side, rows) for name, side in PEERS.items()}
     ours = run_side("packed_runs", "packed", rows)
     result = heading("train_pocket", rows.setting)
+    result["batch_size"] = options.batch_size
+    result["gradient_accumulation"] = options.gradient_accumulation
     result["parity"] = parity_of(ours, peers.values())
     for name, times in peers.items():
         result[name] = ours.tokens_per_second / times.tokens_per_second
