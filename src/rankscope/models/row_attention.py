@@ -16,6 +16,7 @@ keyword arguments on; one that does not is refused with a message instead of mix
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -216,7 +217,7 @@ def row_attention(
             cache.append(int(module.layer_idx), *own, row_plan.lengths)  # type: ignore[arg-type]
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
-        with torch.autocast(query.device.type, enabled=False):  # it chooses its own precision
+        with no_autocast(query.device.type):  # it chooses its own precision
             return row_products(q, k, v, row_plan.layout, scale)[None], None
     q, k, v = row_plan.rows(query), row_plan.rows(key), row_plan.rows(value)
     mask = None
@@ -243,6 +244,13 @@ def row_attention(
         enable_gqa=q.shape[1] != k.shape[1],
     )
     return row_plan.tokens(out.transpose(1, 2)), None
+
+
+def no_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Autocast off; torch's meta device has none."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def register() -> None:
