@@ -1,0 +1,140 @@
+"""What one pass of the training loop allocates, counted on shapes alone.
+
+The pass runs on torch's meta device, whose tensors have shapes and no storage, and every tensor
+that it would allocate is counted from its birth to its end. So what is counted is what the code
+does, on any architecture, and it follows the code where that changes.
+"""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from rankscope.models.base import Row, RowBatch
+from rankscope.models.packed import Pack
+from rankscope.models.row_attention import RowPlan
+from rankscope.models.row_products import Layout
+from rankscope.train.loss import mean_losses
+
+META = torch.device("meta")
+
+
+class AllocationCounter(TorchDispatchMode):
+    """Counts the bytes of the tensors made inside it, as long as they live.
+
+    Storage that existed before does not count, and a view of some other tensor is none of its own.
+
+    >>> with AllocationCounter() as counter:
+    ...     x = torch.zeros(1000, device="meta")
+    >>> counter.peak_bytes
+    4000
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self._living: dict[int, weakref.ref[Any]] = {}
+        self._foreign: dict[int, Any] = {}  # held, so that no new storage takes their address
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        for storage in storages((args, kwargs)):
+            if storage._cdata not in self._living:
+                self._foreign[storage._cdata] = storage
+        out = func(*args, **(kwargs or {}))
+        for storage in storages(out):
+            if storage._cdata not in self._living and storage._cdata not in self._foreign:
+                self._born(storage)
+        return out
+
+    def _born(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+
+        def gone(_: object) -> None:
+            self.live_bytes -= size
+            del self._living[key]
+
+        self._living[key] = weakref.ref(storage, gone)
+        self.live_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
+
+def storages(values: object) -> list[Any]:
+    """The storage of every tensor in a nest of tuples, lists and dictionaries."""
+    return [t.untyped_storage() for t in tree_leaves(values) if isinstance(t, Tensor)]
+
+
+@dataclass(frozen=True, slots=True)
+class PassShape:
+    """A forward pass as memory sees it: tokens of each row, and positions with a label."""
+
+    lengths: tuple[int, ...]
+    num_labels: int
+
+
+def counted_pass(pack: Pack, shape: PassShape, weights: Sequence[int], device: torch.device) -> int:
+    """Most bytes that one forward and backward pass of the training loop holds at once.
+
+    Gradients are there from an earlier pass of the step and not counted.
+
+    Args:
+        pack: on the meta device; its adapters share the rows by ``weights``. Without adapters the
+            model itself trains.
+        device: that which the pass is meant for; the layout of rows depends on it.
+    """
+    slots = [slot for slot, n in zip(pack.adapters, weights, strict=True) for _ in range(n)]
+    rows = []
+    for index, length in enumerate(shape.lengths):
+        labels = share(shape.num_labels, index, len(shape.lengths))
+        slot = slots[index * len(slots) // len(shape.lengths)] if slots else None
+        rows.append(Row([0] * length, range(max(0, length - 1 - labels), length - 1), slot))
+    batch = RowBatch.of(rows, torch.device("cpu"))
+    plan = meta_plan(batch.lengths, device)
+    pack.segments, pack.kept_segments = batch.segments, batch.kept_segments()
+    for parameter in pack.model.parameters():
+        parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+    for adapter in pack.adapters.values():
+        for parameter in adapter.parameters():
+            parameter.grad = torch.empty_like(parameter)
+    pack.training = True
+    with AllocationCounter() as counter:
+        logits = pack.model(
+            input_ids=batch.input_ids.to(META),
+            position_ids=batch.position_ids.to(META),
+            use_cache=False,
+            logits_to_keep=batch.keep.to(META),
+            row_plan=plan,
+        ).logits[0]
+        targets = torch.zeros(len(batch.keep), dtype=torch.int64, device=META)
+        losses = mean_losses(logits, targets, [len(batch.keep)], [len(batch.keep)])
+        del logits
+        losses.sum().backward()
+    return counter.peak_bytes
+
+
+def meta_plan(lengths: Sequence[int], device: torch.device) -> RowPlan:
+    """The plan that rows have on ``device``, for tensors on the meta device."""
+    plan = RowPlan.of(lengths, device)
+    return replace(
+        plan,
+        to_rows=plan.to_rows.to(META),
+        to_tokens=plan.to_tokens.to(META),
+        layout=None if plan.layout is None else Layout.of(lengths, META),
+    )
+
+
+def spread(total: int, count: int) -> tuple[int, ...]:
+    """``total`` in ``count`` whole parts that differ by at most one."""
+    return tuple(share(total, index, count) for index in range(count))
+
+
+def share(total: int, index: int, count: int) -> int:
+    """The part at ``index`` of ``total`` in ``count`` whole parts."""
+    return total * (index + 1) // count - total * index // count

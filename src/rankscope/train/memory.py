@@ -1,0 +1,231 @@
+"""Peak memory of training a pack, known before any weight is loaded.
+
+The base once; of each adapter its weights, gradients and optimizer state; and what one forward and
+backward pass allocates, which ``allocations.py`` counts on shapes alone. What a device's kernels
+allocate inside of one operation cannot be seen there: ``KERNEL_SHARE`` stands for it.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from rankscope.config.schema import TrainConfig
+from rankscope.data.encode import EncodedRow
+from rankscope.models import row_attention
+from rankscope.models.lora import Adapter
+from rankscope.models.packed import Pack, linear_layers, target_linears, unwrap
+from rankscope.models.parameters import ADAMW_STATES, FLOAT32_BYTES
+from rankscope.models.recompute import keep_activations, recompute_layers
+from rankscope.records import TrialSpec
+from rankscope.train.allocations import META, PassShape, counted_pass, spread
+from rankscope.trials import own_protocol
+
+KERNEL_SHARE = 1.0
+"""Measured over counted bytes of a pass."""
+
+DEVIATIONS = 3.0
+"""The fullest of some thousand steps lies about so many standard deviations above the mean."""
+
+STAND_IN_RANK = 8
+"""Of a method of PEFT's that names no rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowCounts:
+    """Tokens and labels of a task's training rows."""
+
+    num_rows: int
+    mean_tokens: float
+    tokens_deviation: float
+    longest: int
+    mean_labels: float
+    labels_deviation: float
+    most_labels: int
+
+    @classmethod
+    def of(cls, rows: Sequence[EncodedRow]) -> "RowCounts":
+        """Count rows, of which there is at least one."""
+        tokens = [len(row.input_ids) for row in rows]
+        labels = [sum(row.is_label) for row in rows]
+        return cls(
+            len(rows),
+            statistics.fmean(tokens),
+            statistics.pstdev(tokens),
+            max(tokens),
+            statistics.fmean(labels),
+            statistics.pstdev(labels),
+            max(labels),
+        )
+
+    def fullest_pass(self, num_rows: int, batch_tokens: int) -> PassShape:
+        """About the largest of the passes that steps of ``num_rows`` rows are cut into.
+
+        It holds the longest row, which attention costs most, and others of mean length beside it.
+        """
+        beyond = DEVIATIONS * self.tokens_deviation * math.sqrt(num_rows)
+        most = min(num_rows * self.mean_tokens + beyond, num_rows * self.longest)
+        fewest = num_rows * self.mean_tokens - beyond
+        # A step is cut into passes of like size: just below a multiple of the budget they are full.
+        full_passes = int(most // batch_tokens)
+        is_full = full_passes > 0 and full_passes * batch_tokens >= fewest
+        tokens = batch_tokens if is_full else most / max(1, math.ceil(most / batch_tokens))
+        others = max(0, round(tokens) - self.longest)
+        lengths = (self.longest, *spread(others, math.ceil(others / self.mean_tokens)))
+        count = len(lengths)
+        labels = count * self.mean_labels + DEVIATIONS * self.labels_deviation * math.sqrt(count)
+        most_labels = min(round(labels), count * self.most_labels, sum(lengths) - count)
+        return PassShape(lengths, max(1, most_labels))
+
+
+@dataclass(frozen=True, slots=True)
+class PackMemory:
+    """Peak memory of training one pack, bytes, without the process's own libraries."""
+
+    base_bytes: int
+    """The frozen base."""
+    state_bytes: int
+    """Trained weights, gradients and optimizer state of all trials."""
+    pass_bytes: int
+    """What one forward and backward pass allocates."""
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return self.base_bytes + self.state_bytes + self.pass_bytes
+
+
+class MemoryModel:
+    """Memory of training packs on one base, of which nothing but the configuration is needed."""
+
+    def __init__(self, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype = dtype
+        self.device = device
+        row_attention.register()
+        with META:
+            self.base: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, attn_implementation=row_attention.NAME, dtype=dtype
+            )
+        head = self.base.get_output_embeddings()
+        self._layers = [n for n, layer in linear_layers(self.base).items() if layer is not head]
+        self._counted: dict[tuple[object, ...], int] = {}
+
+    def of_pack(
+        self, pack: Sequence[TrialSpec], counts: RowCounts, train: TrainConfig
+    ) -> PackMemory:
+        """Peak memory of training a pack: LoRA trials of one task, or a single other trial."""
+        own = [own_protocol(trial, train) for trial in pack]
+        rows_each = [min(counts.num_rows, p.batch_size * p.gradient_accumulation) for p in own]
+        shape = counts.fullest_pass(sum(rows_each), train.batch_tokens)
+        recomputes = train.gradient_checkpointing
+        if pack[0].is_full:
+            values = sum(parameter.numel() for parameter in self.base.parameters())
+            state = values * (2 + ADAMW_STATES) * FLOAT32_BYTES
+            casts = values * self.dtype.itemsize if self.dtype != torch.float32 else 0
+            return PackMemory(
+                nbytes(self.base), state, self._counted_pass((), shape, recomputes) + casts
+            )
+        pack = [self.stand_in(trial) for trial in pack]
+        together = math.ceil(len(pack) * len(shape.lengths) / sum(rows_each))
+        casts = sum(sorted(map(self._cast_bytes, pack))[-together:])
+        return PackMemory(
+            nbytes(self.base),
+            sum(map(self.state_bytes, pack)),
+            self._counted_pass(pack, shape, recomputes) + casts,
+        )
+
+    def stand_in(self, trial: TrialSpec) -> TrialSpec:
+        """LoRA on every linear layer in place of a method of PEFT's, whose parts are not known."""
+        if trial.method != "peft":
+            return trial
+        leaves = {name.rsplit(".", 1)[-1] for name in self._layers}
+        rank = trial.rank or STAND_IN_RANK
+        return trial.model_copy(
+            update={"method": "lora", "rank": rank, "targets": tuple(sorted(leaves))}
+        )
+
+    def state_bytes(self, trial: TrialSpec) -> int:
+        """What one LoRA trial keeps in float32: weights, gradients and AdamW's moments."""
+        adapter = self._adapter(trial)
+        values = sum(parameter.numel() for parameter in adapter.parameters())
+        fixed = sum(part.numel() for pair in adapter.start.values() for part in pair)
+        return (values * (2 + ADAMW_STATES) + fixed) * FLOAT32_BYTES
+
+    def _cast_bytes(self, trial: TrialSpec) -> int:
+        """A and B in the base's dtype, kept while a pass runs, where that is not their own."""
+        if self.dtype == torch.float32:
+            return 0
+        values = sum(parameter.numel() for parameter in self._adapter(trial).parameters())
+        return values * self.dtype.itemsize
+
+    def _adapter(self, trial: TrialSpec) -> Adapter:
+        """The trial's adapter as shapes, without dropout, whose generators need numbers."""
+        rank, layers = trial.rank or 1, target_linears(self.base, trial.targets)
+        a = {n: torch.empty(rank, x.in_features, device=META) for n, x in layers.items()}
+        b = {n: torch.empty(x.out_features, rank, device=META) for n, x in layers.items()}
+        gains = {n: torch.empty(x.out_features, device=META) for n, x in layers.items()}
+        return Adapter(
+            slot=trial.trial_id,
+            rank=rank,
+            alpha=1.0,
+            scaling=1.0,
+            targets=trial.targets,
+            a={name: nn.Parameter(part) for name, part in a.items()},
+            b={name: nn.Parameter(part) for name, part in b.items()},
+            magnitude=(
+                {name: nn.Parameter(part) for name, part in gains.items()}
+                if trial.method == "dora"
+                else {}
+            ),
+            start={name: (a[name], b[name]) for name in a} if trial.method == "pissa" else {},
+        )
+
+    def _counted_pass(self, pack: Sequence[TrialSpec], shape: PassShape, recomputes: bool) -> int:
+        """What a pass allocates but for the casts of A and B; without trials the base trains.
+
+        Adapters of one kind share the tokens alike, so one of their mean rank stands for them.
+        """
+        kinds: dict[tuple[object, ...], list[TrialSpec]] = {}
+        for trial in pack:
+            kinds.setdefault((trial.method, trial.targets, trial.dropout > 0), []).append(trial)
+        merged = [mean_trial(trials) for trials in kinds.values()]
+        weights = [len(trials) for trials in kinds.values()]
+        ranks = tuple(trial.rank for trial in merged)
+        key = (*kinds, ranks, *weights, shape, recomputes)
+        if key not in self._counted:
+            packed = Pack(self.base)
+            self.base.requires_grad_(not merged)
+            for trial in merged:
+                packed.attach(self._adapter(trial))
+            if recomputes:
+                recompute_layers(self.base, packed)
+            try:
+                counted = counted_pass(packed, shape, weights, self.device)
+            finally:
+                keep_activations(self.base)
+                unwrap(self.base)
+            self._counted[key] = counted - sum(map(self._cast_bytes, merged))
+        masks = sum(self._mask_bytes(trial) for trial in pack) / max(1, len(pack))
+        return round(KERNEL_SHARE * (self._counted[key] + masks * sum(shape.lengths)))
+
+    def _mask_bytes(self, trial: TrialSpec) -> int:
+        """Dropout's masks per token: a byte for each input of each target."""
+        if trial.dropout == 0:
+            return 0
+        return sum(x.in_features for x in target_linears(self.base, trial.targets).values())
+
+
+def mean_trial(trials: Sequence[TrialSpec]) -> TrialSpec:
+    """The first of some trials, with the mean of their ranks."""
+    rank = round(statistics.fmean(trial.rank or 1 for trial in trials))
+    return trials[0].model_copy(update={"rank": rank})
+
+
+def nbytes(model: nn.Module) -> int:
+    """Bytes of a model's parameters and buffers, shared ones once."""
+    parts = [*model.parameters(), *model.buffers()]
+    return sum(part.numel() * part.itemsize for part in parts)

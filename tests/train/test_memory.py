@@ -1,0 +1,125 @@
+"""What a pass allocates: counted by hand, and shapes alone against a pass that really runs."""
+
+import pytest
+import torch
+
+from rankscope.records import TrialSpec
+from rankscope.train.allocations import AllocationCounter, spread
+from rankscope.train.loop import train_pack
+from rankscope.train.memory import MemoryModel, RowCounts
+from tiny_models import base_of, tiny_llama
+from train.toy import full_trial, protocol, toy_rows, trial
+
+CPU = torch.device("cpu")
+
+
+def model(dtype: torch.dtype = torch.float32) -> MemoryModel:
+    return MemoryModel(tiny_llama().config, dtype, CPU)
+
+
+def test_a_counter_counts_what_lives() -> None:
+    before = torch.zeros(1000)
+    with AllocationCounter() as counter:
+        first = torch.zeros(500)  # 2,000 bytes
+        view = first.view(5, 100)[1:]
+        before.mul_(2)
+        second = torch.zeros(250, dtype=torch.bfloat16)  # 500 bytes
+        assert counter.live_bytes == 2500
+        del first
+        assert counter.live_bytes == 2500  # the view holds it
+        del view
+        assert counter.live_bytes == 500
+        second = second.float()  # both live until the name moves
+        assert counter.live_bytes == 1000
+    assert counter.peak_bytes == 2500
+
+
+def test_a_step_on_shapes_takes_what_a_step_on_numbers_takes() -> None:
+    """The peak of whole steps of the real loop, weights that train and their states included."""
+    rows = toy_rows(12)
+    train = protocol(max_steps=3, warmup_fraction=0.0, batch_tokens=64)
+    trials = [trial("a", rank=4), trial("b", rank=12, seed=1)]
+    base = base_of(tiny_llama())
+    with AllocationCounter() as counter:
+        train_pack(base, trials, rows, train)
+    found = model().of_pack(trials, RowCounts.of(rows), train)
+    allocated = found.state_bytes + found.pass_bytes
+    assert 0.85 < allocated / counter.peak_bytes < 1.15
+
+
+def test_a_step_of_full_fine_tuning_takes_what_it_is_said_to_take() -> None:
+    rows = toy_rows(12)
+    train = protocol(max_steps=3, warmup_fraction=0.0, batch_tokens=64)
+    base = base_of(tiny_llama())
+    with AllocationCounter() as counter:
+        train_pack(base, [full_trial()], rows, train)
+    found = model().of_pack([full_trial()], RowCounts.of(rows), train)
+    assert 0.85 < (found.state_bytes + found.pass_bytes) / counter.peak_bytes < 1.15
+
+
+def test_the_base_counts_once_and_states_add_up() -> None:
+    rows = RowCounts.of(toy_rows())
+    one = model().of_pack([trial("a", rank=4)], rows, protocol())
+    # q, o: 64 + 64; k, v: 64 + 32; two layers: 896 per rank; weights, gradients, two moments.
+    assert one.state_bytes == 4 * 896 * 4 * 4
+    base = tiny_llama()
+    assert one.base_bytes == sum(p.numel() * 4 for p in [*base.parameters(), *base.buffers()])
+    three = model().of_pack([trial(str(i), rank=4) for i in range(3)], rows, protocol())
+    assert three.base_bytes == one.base_bytes
+    assert three.state_bytes == 3 * one.state_bytes
+    assert model().state_bytes(trial(rank=4, method="dora")) == one.state_bytes + 2 * 192 * 16
+    assert model().state_bytes(trial(rank=4, method="pissa")) == 5 * 4 * 896 * 4
+
+
+def test_the_token_budget_bounds_a_pass() -> None:
+    counts = RowCounts.of(toy_rows(200))
+    pack = [trial(str(i)) for i in range(8)]
+    of = model()
+    small, large = (of.of_pack(pack, counts, protocol(batch_tokens=size)) for size in (128, 512))
+    assert small.state_bytes == large.state_bytes
+    assert 3 < large.pass_bytes / small.pass_bytes < 5
+
+
+def test_recomputation_dropout_and_more_targets_move_the_pass_as_they_should() -> None:
+    counts = RowCounts.of(toy_rows(200))
+    of = model()
+
+    def passes(trial_: TrialSpec, **changes: object) -> int:
+        return of.of_pack([trial_], counts, protocol(**changes)).pass_bytes
+
+    plain = passes(trial())
+    assert passes(trial(), gradient_checkpointing=True) < 0.8 * plain
+    assert passes(trial()) == plain  # the model is what it was
+    tokens = sum(counts.fullest_pass(6, 4096).lengths)
+    assert passes(trial(dropout=0.5)) == plain + tokens * 2 * 4 * 64  # a byte per input of a target
+    assert passes(trial(method="dora")) > plain
+    half = model(torch.bfloat16).of_pack([trial()], counts, protocol()).pass_bytes
+    assert 0.4 < half / plain < 0.75
+
+
+def test_the_fullest_pass_is_about_the_fullest_there_is() -> None:
+    """Against the cut of the loop itself, over every step of some trials."""
+    from rankscope.data.batches import RowOrder
+    from rankscope.train.loop import forward_passes
+
+    rows = toy_rows(300)
+    counts = RowCounts.of(rows)
+    for num_trials, budget in ((1, 64), (1, 4096), (5, 300), (5, 4096)):
+        orders = [RowOrder(len(rows), 2, 4, seed) for seed in range(num_trials)]
+        tokens = 0
+        for step in range(30):
+            of_step = [[rows[i] for m in order.step(step) for i in m] for order in orders]
+            for parts in forward_passes(of_step, budget):
+                tokens = max(tokens, sum(len(row.input_ids) for _, own in parts for row in own))
+        shape = counts.fullest_pass(8 * num_trials, budget)
+        assert shape.lengths[0] == counts.longest
+        assert sum(shape.lengths) <= max(budget, counts.longest)
+        assert 0.85 < sum(shape.lengths) / tokens < 1.2
+
+
+@pytest.mark.parametrize(("total", "count"), [(10, 3), (0, 2), (7, 7), (5, 0)])
+def test_parts_differ_by_at_most_one(total: int, count: int) -> None:
+    parts = spread(total, count)
+    assert len(parts) == count
+    assert sum(parts) == (total if count else 0)
+    assert not parts or max(parts) - min(parts) <= 1
