@@ -188,6 +188,22 @@ def test_dropout_acts_in_training_and_not_between_steps() -> None:
     assert first.trainees[0].losses[-1].loss != second.trainees[0].losses[-1].loss
 
 
+def test_what_is_stored_between_two_steps_changes_nothing(tmp_path: Path) -> None:
+    spec = peft_trial(**WITH_DROPOUT[0])
+    plain = train_pack(base_of(tiny_llama()), [spec], ROWS, PROTOCOL)
+
+    def after_step(step: int, base: Any, trainees: Any) -> None:
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        trainees[0].tuner.save(spec, base.record, folder)
+
+    stored = train_pack(base_of(tiny_llama()), [spec], ROWS, PROTOCOL, after_step=after_step)
+    assert sha256_tensors(stored.trainees[0].tensors()) == sha256_tensors(
+        plain.trainees[0].tensors()
+    )
+    assert stored.trainees[0].counters() == plain.trainees[0].counters()
+
+
 def test_a_method_of_pefts_is_in_no_pack() -> None:
     pack = [peft_trial(peft_type="VERA"), trial("b")]
     with pytest.raises(BadInput, match="trains alone"):

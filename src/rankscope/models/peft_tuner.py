@@ -285,11 +285,15 @@ class PeftTuner:
 
         Equal methods give equal bytes. The hash of the base goes into the metadata.
         """
-        self.model.peft_config[ADAPTER].base_model_name_or_path = base.label
+        config: Any = self.model.peft_config[ADAPTER]
+        config.base_model_name_or_path = base.label
+        pattern = self.counters()["rank_pattern"]  # PEFT renames its keys for the file
         with warnings.catch_warnings():
             # AdaLoRA may prune every rank of a matrix, which PEFT takes for a shard that is absent.
             warnings.filterwarnings("ignore", "Adapter .* invalid shape")
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
+        if pattern is not None:
+            config.rank_pattern = pattern
         tensors = load((folder / WEIGHTS).read_bytes())
         data = save(tensors, metadata={"format": "pt", BASE_HASH: base.sha256})
         (folder / WEIGHTS).write_bytes(with_sorted_metadata(data))
