@@ -11,6 +11,8 @@ from rankscope.data.batches import RowOrder
 from rankscope.errors import BadInput
 from rankscope.records import TrialSpec
 from rankscope.trials import (
+    Pack,
+    cut_into,
     duplicate_grid_points,
     make_packs,
     make_trials,
@@ -18,6 +20,7 @@ from rankscope.trials import (
     pack_id,
     pack_steps,
     planned_steps,
+    what_limits,
 )
 
 DATA = {"med": "1" * 64, "law": "2" * 64}
@@ -343,6 +346,25 @@ def test_packs_are_as_few_as_the_limit_allows_and_balanced(limit: int) -> None:
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) <= limit
     assert [t for pack in packs for t in pack] == adapters
+
+
+def test_packs_are_as_few_as_the_memory_allows() -> None:
+    """Memory as 10 for the base and the rank of each: by hand, 12 trials of ranks 8 and 32."""
+    adapters = [t for t in make_trials(study(tasks=["med"]), "b", DATA) if t.method == "lora"]
+
+    def memory(pack: Pack) -> int:
+        return 10 + sum(t.rank or 0 for t in pack)
+
+    for room in (10, 60, 100, 200, 10_000):
+        packs = make_packs(adapters, 5, lambda pack, room=room: memory(pack) <= room)
+        assert [t for pack in packs for t in pack] == adapters
+        assert all(memory(pack) <= room or len(pack) == 1 for pack in packs)
+        fewer = cut_into(adapters, len(packs) - 1) if len(packs) > 3 else []
+        assert any(memory(pack) > room for pack in fewer) or len(packs) == 3
+        limits = {what_limits(pack, packs, 5) for pack in packs}
+        assert limits == {"memory" if len(packs) > 3 else "max_pack"}
+    whole = make_packs(adapters, 16)
+    assert what_limits(whole[0], whole, 16) == "all trials of the task"
 
 
 def test_by_default_sixteen_trials_are_packed() -> None:

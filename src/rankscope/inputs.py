@@ -31,8 +31,9 @@ from rankscope.models.peft_methods import count_parameters, peft_config
 from rankscope.models.quantize import refuse_quantize, require_bitsandbytes
 from rankscope.provenance import sha256_json, tokenizer_sha256, weights_sha256
 from rankscope.records import BASE, EvalKey, Role, Split, TaskRecord, TrialSpec
-from rankscope.runtime import choose_device, choose_dtype
+from rankscope.runtime import available_memory_bytes, choose_device, choose_dtype
 from rankscope.train.loop import refuse_zero_rates
+from rankscope.train.memory import MemoryModel, PackMemory, RowCounts
 from rankscope.trials import (
     Pack,
     due_steps,
@@ -46,6 +47,32 @@ from rankscope.trials import (
 SPLITS: tuple[Split, ...] = ("selection", "report")
 EVALUATION_VERSION = 1
 """Part of every task's hash: raise it when a change of the code changes scores."""
+
+
+USABLE_SHARE = 0.9
+"""Part of the memory that is free now which packs are planned to take; estimates err by less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How trials become packs that fit into ``room_bytes``."""
+
+    model: MemoryModel
+    counts: Mapping[str, RowCounts]
+    """By training task."""
+    room_bytes: int
+
+    def memory(self, pack: Pack, train: TrainConfig) -> PackMemory:
+        """What training a pack takes."""
+        return self.model.of_pack(pack, self.counts[pack[0].task], train)
+
+    def packs(self, trials: Sequence[TrialSpec], config: StudyConfig) -> list[Pack]:
+        """Trials cut into packs as ``max_pack`` and the memory allow."""
+
+        def fits(pack: Pack) -> bool:
+            return self.memory(pack, config.train).total_bytes <= self.room_bytes
+
+        return make_packs(trials, config.max_pack, fits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +89,7 @@ class StudyInputs:
         rows: encoded training rows of each training task.
         records: one per task, as stored.
         trials, packs: in the order they run.
+        packing: how much memory packs take, and how much there is.
         notes: what a reader of the results must know.
     """
 
@@ -77,6 +105,7 @@ class StudyInputs:
     records: tuple[TaskRecord, ...]
     trials: tuple[TrialSpec, ...]
     packs: tuple[Pack, ...]
+    packing: "Packing"
     notes: tuple[str, ...]
 
     def wanted_evals(self, trial_id: str, trained_on: str | None) -> list[EvalKey]:
@@ -149,6 +178,11 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
     refuse_methods(config, trials, device)
     for settings, targets, num_steps in peft_methods(trials, rows, config.train):
         count_parameters(model_config, peft_config(json.loads(settings), targets, num_steps))
+    packing = Packing(
+        MemoryModel(model_config, dtype, device),
+        {name: RowCounts.of(encoded.rows) for name, encoded in rows.items()},
+        config.memory_limit or round(USABLE_SHARE * available_memory_bytes(device)),
+    )
     notes = [*encoder.notes, *caps, *(note for task in tasks.values() for note in task.notes)]
     repeated = duplicate_grid_points(config)
     notes += scoring
@@ -176,7 +210,8 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
             task_record(config, encoder, task, tokenizer_hash) for task in tasks.values()
         ),
         trials=tuple(trials),
-        packs=tuple(make_packs(trials, config.max_pack)),
+        packs=tuple(packing.packs(trials, config)),
+        packing=packing,
         notes=tuple(notes),
     )
 

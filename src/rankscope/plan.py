@@ -27,7 +27,14 @@ from rankscope.models.parameters import (
 )
 from rankscope.models.peft_methods import count_parameters, peft_config
 from rankscope.records import Record, TrialSpec
-from rankscope.trials import Pack, own_protocol, pack_steps, planned_steps
+from rankscope.trials import (
+    Pack,
+    PackLimit,
+    own_protocol,
+    pack_steps,
+    planned_steps,
+    what_limits,
+)
 
 SHARE_OF_PEAK = 0.25
 """Part of the measured matrix-product rate that a step reaches. LOG.md, "a pack on a CPU is
@@ -48,7 +55,10 @@ class PackPlan(Record):
     num_tokens: int
     """Training tokens of all its trials together."""
     memory_bytes: int
-    """Estimate: base, adapters, gradients, optimizer state, activations of one micro-batch."""
+    """Peak while it trains, estimated: base, adapters with their states, one forward and backward
+    pass. The libraries' own few hundred MB come on top."""
+    limited_by: PackLimit
+    """What keeps the pack from being larger."""
     seconds: float
     """Estimate, training and evaluation."""
 
@@ -123,10 +133,6 @@ def plan_pack(
     protocols = [own_protocol(trial, config) for trial in pack]
     tokens = [trained_tokens(rows, protocol) for protocol in protocols]
     costs = [trial_cost(inputs, trial) for trial in pack]
-    base_bytes = shapes.num_parameters * inputs.dtype.itemsize
-    longest = max(len(row.input_ids) for row in rows.rows)
-    batch_rows = sum(protocol.batch_size for protocol in protocols)
-    activations = batch_rows * longest * costs[0].activation_bytes_per_token
     backward = 4 if pack[0].is_full else 2
     operations = sum(
         num_tokens
@@ -143,9 +149,8 @@ def plan_pack(
         labels=tuple(f"{trial.arm_label} seed={trial.seed}" for trial in pack),
         steps=pack_steps(pack, len(rows.rows), rows.num_tokens, config),
         num_tokens=sum(tokens),
-        memory_bytes=base_bytes
-        + sum(c.weight_bytes + c.gradient_bytes + c.optimizer_bytes for c in costs)
-        + activations,
+        memory_bytes=inputs.packing.memory(pack, config).total_bytes,
+        limited_by=what_limits(pack, inputs.packs, inputs.config.max_pack),
         seconds=operations / rate,
     )
 

@@ -8,7 +8,7 @@ many arms with one seed each.
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from rankscope.config.arm import OVERRIDES, ArmConfig
@@ -42,6 +42,7 @@ NOT_TRAINING = frozenset(
 """Fields of ``train`` that change when and how something is computed, and no result."""
 
 Pack = tuple[TrialSpec, ...]
+PackLimit = Literal["all trials of the task", "max_pack", "memory", "method"]
 Value = TypeVar("Value")
 
 
@@ -73,13 +74,17 @@ def make_trials(
     return list(trials.values())
 
 
-def make_packs(trials: Sequence[TrialSpec], max_pack: int | None = None) -> list[Pack]:
+def make_packs(
+    trials: Sequence[TrialSpec],
+    max_pack: int | None = None,
+    fits: Callable[[Pack], bool] = lambda pack: True,
+) -> list[Pack]:
     """Trials that are trained together: per task its LoRA packs, then each other trial alone.
 
     The LoRA trials of a task are cut, in trial order, into as few packs as ``max_pack`` (by
-    default ``DEFAULT_MAX_PACK``) allows, whose sizes differ by at most one. Give all trials of a
-    study, done or not: packs, and with them the arithmetic, then do not depend on where a run was
-    stopped.
+    default ``DEFAULT_MAX_PACK``) and the memory (``fits``) allow, whose sizes differ by at most
+    one; a trial that does not fit alone is a pack all the same. Give all trials of a study, done or
+    not: packs, and with them the arithmetic, then do not depend on where a run was stopped.
     """
     limit = DEFAULT_MAX_PACK if max_pack is None else max_pack
     if limit < 1:
@@ -87,7 +92,7 @@ def make_packs(trials: Sequence[TrialSpec], max_pack: int | None = None) -> list
     packs: list[Pack] = []
     for task in unique([trial.task for trial in trials]):
         of_task = [trial for trial in trials if trial.task == task]
-        packs += balanced([trial for trial in of_task if trial.method not in ALONE], limit)
+        packs += balanced([t for t in of_task if t.method not in ALONE], limit, fits)
         packs += [(trial,) for trial in of_task if trial.method in ALONE]
     return packs
 
@@ -220,13 +225,37 @@ def resolved_alpha(alpha: float | str, rank: int) -> float:
     return float(alpha)
 
 
-def balanced(trials: Sequence[TrialSpec], limit: int) -> list[Pack]:
-    """Cut into the fewest runs of at most ``limit``, sizes differing by at most one."""
+def balanced(
+    trials: Sequence[TrialSpec], limit: int, fits: Callable[[Pack], bool] = lambda pack: True
+) -> list[Pack]:
+    """Cut into the fewest runs of at most ``limit`` that fit, sizes differing by at most one."""
     if not trials:
         return []
-    count = math.ceil(len(trials) / limit)
+    fewest, most = math.ceil(len(trials) / limit), len(trials)
+    while fewest < most:  # more runs are smaller ones, so what fits goes on fitting
+        count = (fewest + most) // 2
+        if all(map(fits, cut_into(trials, count))):
+            most = count
+        else:
+            fewest = count + 1
+    return cut_into(trials, fewest)
+
+
+def cut_into(trials: Sequence[TrialSpec], count: int) -> list[Pack]:
+    """``count`` runs whose sizes differ by at most one."""
     cuts = [len(trials) * i // count for i in range(count + 1)]
     return [tuple(trials[start:end]) for start, end in itertools.pairwise(cuts)]
+
+
+def what_limits(pack: Pack, packs: Sequence[Pack], max_pack: int | None = None) -> PackLimit:
+    """What keeps a pack from holding more trials."""
+    if pack[0].method in ALONE:
+        return "method"
+    alike = [p for p in packs if p[0].task == pack[0].task and p[0].method not in ALONE]
+    if len(alike) == 1:
+        return "all trials of the task"
+    fewest = math.ceil(sum(map(len, alike)) / (max_pack or DEFAULT_MAX_PACK))
+    return "max_pack" if len(alike) <= fewest else "memory"
 
 
 def unique(values: Sequence[Value]) -> list[Value]:

@@ -1,0 +1,37 @@
+"""What a plan says of packs and memory, against the study's own numbers."""
+
+from pathlib import Path
+
+from pocket_study import NUM_LORA, small_study
+from rankscope.trials import Pack
+
+
+def test_a_pack_says_what_keeps_it_from_being_larger(tmp_path: Path) -> None:
+    plan = small_study(tmp_path).plan()
+    assert [p.limited_by for p in plan.packs] == ["max_pack"] * 2 + ["method"] * 2
+    whole = small_study(tmp_path, max_pack=None).plan()
+    assert [p.limited_by for p in whole.packs] == ["all trials of the task"] + ["method"] * 2
+    assert len(whole.packs[0].labels) == NUM_LORA
+
+
+def test_packs_keep_to_the_memory_limit(tmp_path: Path) -> None:
+    """A limit just above and just below what a pack of two takes."""
+    two = small_study(tmp_path).plan().packs
+    limit = max(pack.memory_bytes for pack in two[:2])
+    fitting = small_study(tmp_path, max_pack=None, memory_limit=limit).plan()
+    assert [len(p.labels) for p in fitting.packs] == [2, 2, 1, 1]
+    assert [p.limited_by for p in fitting.packs] == ["memory"] * 2 + ["method"] * 2
+    tight = small_study(tmp_path, max_pack=None, memory_limit=limit - 1).plan()
+    assert [len(p.labels) for p in tight.packs] == [1] * 6
+
+
+def test_a_pack_takes_the_base_once(tmp_path: Path) -> None:
+    inputs = small_study(tmp_path, max_pack=None).check()
+
+    def memory(pack: Pack) -> int:
+        found = inputs.packing.memory(pack, inputs.config.train)
+        assert found.base_bytes == inputs.shapes.num_parameters * 4
+        return found.state_bytes
+
+    pack = inputs.packs[0]
+    assert memory(pack) == sum(memory((trial,)) for trial in pack)
