@@ -45,7 +45,7 @@ def test_the_weight_of_a_quantized_layer_is_near_its_own() -> None:
     # NF4 has 16 levels; the widest gap is 0.3 of a block's largest value, so half of it is 0.15.
     weight = linear.weight.detach()
     error = (dense - weight).abs().max() / weight.abs().max()
-    assert 0 < float(error) < 0.16
+    assert 0 < error.item() < 0.16
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
