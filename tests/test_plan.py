@@ -30,7 +30,8 @@ def test_a_pack_takes_the_base_once(tmp_path: Path) -> None:
 
     def memory(pack: Pack) -> int:
         found = inputs.packing.memory(pack, inputs.config.train)
-        assert found.base_bytes == inputs.shapes.num_parameters * 4
+        weights = inputs.shapes.num_parameters * 4
+        assert weights <= found.base_bytes < weights + 1000  # rotary frequencies
         return found.state_bytes
 
     pack = inputs.packs[0]

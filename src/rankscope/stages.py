@@ -26,6 +26,7 @@ from rankscope.models.load import load_base
 from rankscope.models.packed import target_linears
 from rankscope.models.peft_tuner import PeftTuner, load_tuner
 from rankscope.models.quantize import dense_weight
+from rankscope.packing import budget_of, halve, hand_down, shrink, smaller_budget
 from rankscope.provenance import sha256_file, sha256_json
 from rankscope.records import (
     BASE,
@@ -137,12 +138,13 @@ class Runner:
 
     def train(self, pack: Pack, name: str) -> None:
         """Train a pack and store what it gave; one too large for the memory is halved."""
-        config = self.inputs.config
+        budget = budget_of(self.ledger, self.inputs, pack)
+        protocol = self.inputs.config.train.model_copy(update={"batch_tokens": budget})
         rows = self.inputs.rows[pack[0].task]
-        checkpoint = PackCheckpoint(self.ledger.out / CHECKPOINTS / pack_id(pack))
+        checkpoint = self.checkpoint(pack)
         meter = SpeedMeter(self.watcher)
         self.did_something = True
-        num_steps = pack_steps(pack, len(rows.rows), rows.num_tokens, config.train)
+        num_steps = pack_steps(pack, len(rows.rows), rows.num_tokens, protocol)
         self.watcher.stage(f"{name} {described(pack)}", num_steps)
         reset_peak_memory(self.base.device)
         shortage = ""
@@ -151,7 +153,7 @@ class Runner:
                 self.base,
                 pack,
                 rows.rows,
-                config.train,
+                protocol,
                 checkpoint=checkpoint,
                 progress=meter,
                 after_step=in_turn(
@@ -173,18 +175,30 @@ class Runner:
         checkpoint.remove()
 
     def after_shortage(self, pack: Pack, name: str, shortage: str) -> None:
-        """Train the halves of a pack that did not fit; a single trial is ``oom``."""
+        """Train what did not fit in smaller passes, then by halves; a single trial is ``oom``."""
         self.watcher.finish(shortage)
         self.base.pack.clear()
         if self.base.device.type == "cuda":
             torch.cuda.empty_cache()
-        if len(pack) == 1:
+        budget = budget_of(self.ledger, self.inputs, pack)
+        smaller = smaller_budget(self.inputs, pack, budget)
+        if smaller is not None:
+            self.watcher.note(f"out of memory: forward passes are cut to {smaller} tokens")
+            shrink(self.ledger, self.inputs, pack, smaller)
+            self.train(pack, name)
+        elif len(pack) == 1:
             self.ledger.fail_trials([TrialFailure(pack[0].trial_id, "oom", shortage)])
-            return
-        self.watcher.note(f"{len(pack)} trials do not fit into memory together: halved")
-        middle = (len(pack) + 1) // 2
-        for half in (pack[:middle], pack[middle:]):
-            self.train(half, name)
+        else:
+            self.watcher.note(f"{len(pack)} trials do not fit into memory together: halved")
+            halves = halve(self.ledger, self.inputs, pack)
+            for half in halves:
+                hand_down(self.checkpoint(pack), half, self.checkpoint(half))
+            for half in halves:
+                self.train(half, name)
+
+    def checkpoint(self, pack: Pack) -> PackCheckpoint:
+        """Where a pack's resumable state goes."""
+        return PackCheckpoint(self.ledger.out / CHECKPOINTS / pack_id(pack))
 
     def store_training(self, pack: Pack, result: PackResult) -> None:
         """Weights of every trial that ended well, and all records, in one transaction."""

@@ -19,6 +19,7 @@ from rankscope.errors import BadInput, Interrupted
 from rankscope.inputs import StudyInputs, read_inputs
 from rankscope.ledger import Ledger
 from rankscope.models.load import load_base
+from rankscope.packing import settled
 from rankscope.plan import Plan, make_plan
 from rankscope.provenance import provenance
 from rankscope.records import Recommendation, StudyRecords
@@ -95,6 +96,7 @@ class Study:
             ledger.put_trials(inputs.trials)
             for note in inputs.notes:
                 watcher.note(note)
+            inputs = settled(ledger, inputs)
             runner = Runner(ledger, inputs, base, watcher, should_stop)
             try:
                 runner.run()

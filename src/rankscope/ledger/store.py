@@ -26,6 +26,7 @@ from rankscope.ledger.history import refuse_other_model, refuse_other_tasks, sam
 from rankscope.ledger.items import items_path
 from rankscope.ledger.loading import load_study
 from rankscope.ledger.lock import StudyLock
+from rankscope.ledger.packs import StoredPacks
 from rankscope.ledger.verification import found_problems
 from rankscope.records import (
     BASE,
@@ -185,6 +186,18 @@ class Ledger:
                 [(spec.trial_id, i, spec.model_dump_json()) for i, spec in enumerate(specs)],
             )
             return self._count("trials") - before
+
+    def put_packs(self, packs: StoredPacks) -> None:
+        """Replace what the study trains together."""
+        with transaction(self._db, self.out):
+            self._db.execute(
+                "INSERT OR REPLACE INTO study VALUES ('packs', ?)", (packs.model_dump_json(),)
+            )
+
+    def packs(self) -> StoredPacks | None:
+        """What the study trains together; None before its first run said so."""
+        body = study_body(self._db, "packs")
+        return None if body is None else parse_record(StoredPacks, body, "study: packs")
 
     def add_seconds(self, seconds: float) -> None:
         """Add to the wall time spent on the study over all runs."""

@@ -92,6 +92,8 @@ class PackMemory:
     """Trained weights, gradients and optimizer state of all trials."""
     pass_bytes: int
     """What one forward and backward pass allocates."""
+    pass_tokens: int
+    """Tokens of that pass."""
 
     @property
     def total_bytes(self) -> int:
@@ -127,7 +129,10 @@ class MemoryModel:
             state = values * (2 + ADAMW_STATES) * FLOAT32_BYTES
             casts = values * self.dtype.itemsize if self.dtype != torch.float32 else 0
             return PackMemory(
-                nbytes(self.base), state, self._counted_pass((), shape, recomputes) + casts
+                nbytes(self.base),
+                state,
+                self._counted_pass((), shape, recomputes) + casts,
+                sum(shape.lengths),
             )
         pack = [self.stand_in(trial) for trial in pack]
         together = math.ceil(len(pack) * len(shape.lengths) / sum(rows_each))
@@ -136,6 +141,7 @@ class MemoryModel:
             nbytes(self.base),
             sum(map(self.state_bytes, pack)),
             self._counted_pass(pack, shape, recomputes) + casts,
+            sum(shape.lengths),
         )
 
     def stand_in(self, trial: TrialSpec) -> TrialSpec:
