@@ -15,6 +15,7 @@ from rankscope.models.parameters import Architecture, full_cost, largest_useful_
 from rankscope.plan import Plan
 from rankscope.records import Role, StudyRecords, TaskRecord, TrialRecords
 from rankscope.runtime import choose_device, choose_dtype
+from rankscope.watch import duration
 
 
 def size(num_bytes: float) -> str:
@@ -24,15 +25,6 @@ def size(num_bytes: float) -> str:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.1f} TB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds with a unit: ``41 s``, ``12 min``, ``3.5 h``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def listing(title: str, headings: Sequence[str], right: frozenset[str]) -> Table:

@@ -142,7 +142,7 @@ class Runner:
         protocol = self.inputs.config.train.model_copy(update={"batch_tokens": budget})
         rows = self.inputs.rows[pack[0].task]
         checkpoint = self.checkpoint(pack)
-        meter = SpeedMeter(self.watcher)
+        meter = SpeedMeter(self.watcher, len(pack))
         self.did_something = True
         num_steps = pack_steps(pack, len(rows.rows), rows.num_tokens, protocol)
         self.watcher.stage(f"{name} {described(pack)}", num_steps)

@@ -3,7 +3,8 @@
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -158,24 +159,49 @@ class Logged:
 
 
 class SpeedMeter:
-    """Passes a pack's steps on to the watcher with the loss range and tokens per second."""
+    """Passes a pack's steps on to the watcher: range of the losses, tokens per second, time left.
 
-    def __init__(self, watcher: Watcher) -> None:
+    Speed is that of the last ``WINDOW`` steps: the first ones are slow, and a pack grows faster or
+    slower as trials leave it.
+    """
+
+    WINDOW = 20
+
+    def __init__(
+        self, watcher: Watcher, num_trials: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.watcher = watcher
-        self.begun = time.monotonic()
-        self.num_tokens = 0
+        self.num_trials = num_trials
+        self.clock = clock
+        self.paused_seconds = 0.0
+        # Moments at which steps ended, pauses left out, and the tokens seen until then.
+        self.recent = deque([(clock(), 0)], maxlen=self.WINDOW + 1)
 
     def __call__(self, step: int, num_steps: int, num_tokens: int, losses: list[float]) -> None:
-        self.num_tokens += num_tokens
-        speed = self.num_tokens / max(1e-9, time.monotonic() - self.begun)
+        self.recent.append((self.clock() - self.paused_seconds, self.recent[-1][1] + num_tokens))
+        (first, before), (last, after) = self.recent[0], self.recent[-1]
+        seconds = max(1e-9, last - first)
+        speed = (after - before) / seconds
+        left = (num_steps - step) * seconds / (len(self.recent) - 1)
         span = f"loss {min(losses):.3f} to {max(losses):.3f}" if losses else "no finite loss"
-        self.watcher.advance(step, f"{span}, {speed:,.0f} tokens/s")
+        if len(losses) < self.num_trials:
+            span += f" ({len(losses)} of {self.num_trials} trials)"
+        self.watcher.advance(step, f"{span}, {speed:,.0f} tokens/s, {duration(left)} left")
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Something else than training goes on: its time does not slow the tokens."""
-        begun = time.monotonic()
+        begun = self.clock()
         try:
             yield
         finally:
-            self.begun += time.monotonic() - begun
+            self.paused_seconds += self.clock() - begun
+
+
+def duration(seconds: float) -> str:
+    """Seconds with a unit: ``41 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
