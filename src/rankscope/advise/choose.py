@@ -98,8 +98,8 @@ def choose(arms: Sequence[Arm], base_score: float | None, objective: Objective) 
         lrs = tuple(sorted({c.arm.summary.lr for c in group}))
         top = max(group, key=lambda c: (c.utility, -c.arm.summary.lr))
         candidates.append(Candidate(top.arm, top.utility, lrs))
-    lora = [c for c in candidates if c.arm.summary.rank is not None]
-    full = [c for c in candidates if c.arm.summary.rank is None]
+    lora = [c for c in candidates if c.arm.summary.is_lora]
+    full = [c for c in candidates if c.arm.summary.is_full]
     best, best_lora = _highest(candidates), _highest(lora)
     return Choice(
         candidates=tuple(candidates),

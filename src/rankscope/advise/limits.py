@@ -152,7 +152,7 @@ def _retention(case: Case, subject: Arm | None) -> list[Reason]:
 def _rival(case: Case, subject: Arm) -> Arm | None:
     """What the subject is measured by: LoRA by full, full by LoRA, else the next in utility."""
     choice = case.choice
-    other = choice.best_lora if subject.summary.rank is None else choice.best_full
+    other = choice.best_lora if subject.summary.is_full else choice.best_full
     if other is not None:
         return other.arm
     rest = [c for c in choice.candidates if c.arm is not subject]

@@ -48,7 +48,7 @@ def _gain(case: Case, arm: ArmSummary) -> list[Reason]:
 
 def _full(case: Case, subject: Arm) -> list[Reason]:
     """LoRA against full fine-tuning, whichever of the two is recommended."""
-    rival = case.choice.best_full if subject.summary.rank is not None else case.choice.best_lora
+    rival = case.choice.best_lora if subject.summary.is_full else case.choice.best_full
     if rival is None:
         return []
     gap = arm_difference(case.study, subject, rival.arm, case.task)
@@ -125,7 +125,7 @@ def _cost(case: Case, arm: ArmSummary) -> list[Reason]:
         text += f", in {arm.seconds:.3g} s a trial"
         values["seconds"] = arm.seconds
     rival = case.choice.best_full
-    if rival is not None and arm.rank is not None and rival.arm.summary.seconds:
+    if rival is not None and not arm.is_full and rival.arm.summary.seconds:
         text += f" (full fine-tuning: {rival.arm.summary.seconds:.3g} s)"
         values["full_seconds"] = rival.arm.summary.seconds
     return [Reason(kind="cost", text=text + ".", values=values)]
@@ -150,7 +150,7 @@ def _choice(case: Case) -> list[Reason]:
     counted += [" within the forgetting limit"] if case.choice.excluded else []
     which = " and".join(counted)
     if chosen is best:
-        rank = "LoRA arm" if best.arm.summary.rank is None else "smaller rank"
+        rank = "LoRA arm" if best.arm.summary.is_full else "smaller rank"
         text += f"; no {rank}{which} comes within {margin:g} of it."
     else:
         text += (

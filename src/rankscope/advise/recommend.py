@@ -124,7 +124,7 @@ def _decide(case: Case) -> Verdict:
         return _no_proof(case, chosen, best)
     if proven.utility <= 0 and case.objective.retention > 0:
         return _outweighed(case, proven)
-    if proven.arm.summary.rank is None:
+    if proven.arm.summary.is_full:
         return _full_or_lora(case, proven)
     return _use(case, proven)
 

@@ -50,11 +50,23 @@ def count(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
+METHOD_NAMES = {
+    "lora": "LoRA",
+    "rslora": "rsLoRA",
+    "lora+": "LoRA+",
+    "dora": "DoRA",
+    "pissa": "PiSSA",
+    "eva": "EVA",
+}
+
+
 def settings(arm: ArmSummary) -> str:
     """Method and settings of an arm: ``LoRA r=32 (alpha 64, lr 0.0002)``."""
-    if arm.rank is None:
+    if arm.is_full:
         return f"full fine-tuning (lr {arm.lr:g})"
-    name = {"lora": "LoRA", "rslora": "rsLoRA"}.get(arm.method, arm.method)
+    if arm.alpha is None:  # a method of PEFT's, with settings of its own
+        return arm.label
+    name = METHOD_NAMES.get(arm.method, arm.method)
     return f"{name} r={arm.rank} (alpha {arm.alpha:g}, lr {arm.lr:g})"
 
 

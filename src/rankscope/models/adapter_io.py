@@ -219,11 +219,11 @@ class AdapterSettings(BaseModel):
 
     def rank_of(self, name: str) -> int:
         """A module's own rank."""
-        return self.rank_pattern.get(get_pattern_key(self.rank_pattern, name), self.r)
+        return self.rank_pattern.get(get_pattern_key(list(self.rank_pattern), name), self.r)
 
     def scaling_of(self, name: str) -> float:
         """A module's own s."""
-        key = get_pattern_key(self.alpha_pattern, name)
+        key = get_pattern_key(list(self.alpha_pattern), name)
         rank = self.rank_of(name)
         return self.alpha_pattern.get(key, self.lora_alpha) / (
             rank**0.5 if self.use_rslora else rank

@@ -57,7 +57,8 @@ class Inputs:
             return
         before = self.directions
         # Means are taken in float64, which MPS does not have.
-        self.pca.partial_fit(x.float().cpu() if x.device.type == "mps" else x.float())
+        x = x.float().cpu() if x.device.type == "mps" else x.float()
+        self.pca.partial_fit(x)  # type: ignore[no-untyped-call]
         if before is not None:
             similarity = torch.cosine_similarity(self.pca.components_, before)
             self.stays = (similarity >= CONVERGED).cpu()

@@ -138,5 +138,5 @@ def tuned_delta(adapter: Adapter, name: str, weight: Tensor) -> Tensor:
     if name not in adapter.magnitude:
         return delta
     directed = weight + delta
-    gain = adapter.magnitude[name].detach().to(weight) / directed.norm(dim=1)
+    gain: Tensor = adapter.magnitude[name].detach().to(weight) / directed.norm(dim=1)
     return gain[:, None] * directed - weight

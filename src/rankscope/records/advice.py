@@ -50,6 +50,21 @@ class ArmSummary(Record):
     """Mean training time of one trial."""
     on_pareto_front: bool = False
 
+    @property
+    def is_full(self) -> bool:
+        """Full fine-tuning."""
+        return self.method == "full"
+
+    @property
+    def is_lora(self) -> bool:
+        """LoRA or its kin, which a rank sweep compares; no other method of PEFT's."""
+        return self.method not in ("full", "peft")
+
+    @property
+    def short_label(self) -> str:
+        """For a mark in a figure: ``r=8``, ``full``, ``vera``."""
+        return f"r={self.rank}" if self.is_lora else self.label.split()[0]
+
 
 class Reason(Record):
     """One sentence of the advice with the numbers behind it."""

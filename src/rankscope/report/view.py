@@ -135,13 +135,13 @@ class StudyView:
         """Full fine-tuning as the advice compares with it; never by the report split."""
         advice = self.advice(task)
         named = self._named(task, advice.best_full_label) if advice else None
-        return named or self._best(task, lambda arm: arm.rank is None)
+        return named or self._best(task, lambda arm: arm.is_full)
 
     def best_lora(self, task: str) -> ArmSummary | None:
         """The LoRA arm of the highest utility on the selection split."""
         advice = self.advice(task)
         named = self._named(task, advice.best_lora_label) if advice else None
-        return named or self._best(task, lambda arm: arm.rank is not None)
+        return named or self._best(task, lambda arm: arm.is_lora)
 
     def focus(self, task: str) -> ArmSummary | None:
         """The arm the task's answer speaks of: the chosen one, else its subject."""
@@ -153,7 +153,7 @@ class StudyView:
 
     def color(self, arm: ArmSummary) -> Color:
         """The arm's colour, the same in every figure."""
-        return FULL if arm.rank is None else self.colors.get(arm.rank, MUTED)
+        return FULL if arm.is_full else self.colors.get(arm.rank or 0, MUTED)
 
     @cached_property
     def _variants(self) -> dict[tuple[str, str], str]:

@@ -137,7 +137,7 @@ def _plot(view: StudyView, task: str, arms: list[ArmSummary]) -> go.Figure:
             "line": {"color": MUTED.light, "dash": series.dash, "width": 1},
         }
         _add_points(figure, drawn, at, style)
-    full = sorted((a for a in arms if a.rank is None), key=lambda a: a.lr)
+    full = sorted((a for a in arms if a.is_full), key=lambda a: a.lr)
     style = {
         "marker": {"color": FULL.light, "symbol": "square", "size": 11},
         "line": {"color": FULL.light, "width": 1},
@@ -190,7 +190,7 @@ def _add_names(figure: go.Figure, arms: list[ArmSummary], at: At) -> None:
     labels = []
     for arm in dict.fromkeys(arm.label for arm in arms):
         found = next(a for a in arms if a.label == arm)
-        text = "full" if found.rank is None else f"r={found.rank}"
+        text = found.short_label
         labels.append(Label(at[arm][0].value, at[arm][1].value, text))
     ends = [p for pair in at.values() for p in pair]
     known = [[v for v in (p.low, p.value, p.high, 0.0) if v is not None] for p in ends]

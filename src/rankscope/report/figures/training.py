@@ -50,7 +50,7 @@ def draw_losses(view: StudyView, task: str) -> Figure:
             x=x,
             y=y,
             mode="lines",
-            line={"color": color, "width": 2, "dash": "dash" if arm.rank is None else "solid"},
+            line={"color": color, "width": 2, "dash": "dash" if arm.is_full else "solid"},
             hoverinfo="text",
             hovertext=[
                 f"<b>{name(arm.label)}</b><br>step {at:.0f}: {number(v)}" for at, v in curve
@@ -86,7 +86,7 @@ def _label_ends(
         figure.add_annotation(
             x=curve[-1][0],
             y=height,
-            text="full" if arm.rank is None else f"r={arm.rank}",
+            text=arm.short_label,
             xanchor="left",
             xshift=6,
             showarrow=False,

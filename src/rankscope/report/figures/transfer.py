@@ -28,9 +28,7 @@ def draw(view: StudyView, unit: Unit) -> Figure:
     best = {task: arm for task in view.training_tasks if (arm := view.focus(task))}
     labels = sorted(
         {
-            arm.label: (arm.rank is None, arm.lr, arm.rank or 0)
-            for t in best
-            for arm in view.arms(t)
+            arm.label: (arm.is_full, arm.lr, arm.rank or 0) for t in best for arm in view.arms(t)
         }.items(),
         key=lambda item: item[1],
     )[:MAX_CHOICES]
