@@ -333,20 +333,43 @@ class Runner:
     def scored(
         self, base: Base, models: Mapping[str | None, str], task: str, split: Split
     ) -> tuple[dict[str | None, Evaluation], list[TrialFailure]]:
-        """Results by slot, and the trials whose likelihoods are not finite.
+        """Results by slot, and the trials without finite likelihoods or without enough memory,
+        which is told of one that is scored alone.
 
         Raises:
-            IntegrityError: the untuned base has none.
+            BadInput: there is not enough memory for the base.
+            IntegrityError: the untuned base has no finite likelihoods.
         """
         encoder, settings = self.inputs.encoder, self.inputs.config.evaluate
-        loaded = self.inputs.tasks[task]
-        if BASE in models.values():
-            return evaluate_task(base, encoder, loaded, split, models, settings), []
-        results, reasons = evaluate_apart(base, encoder, loaded, split, models, settings)
-        return results, [
-            TrialFailure(models[slot], "failed", f"{task} {split}: {reason}")
-            for slot, reason in reasons.items()
-        ]
+        loaded, is_base = self.inputs.tasks[task], BASE in models.values()
+        shortage = ""
+        try:
+            if is_base:
+                return evaluate_task(base, encoder, loaded, split, models, settings), []
+            results, reasons = evaluate_apart(base, encoder, loaded, split, models, settings)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            shortage = f"out of memory: {(str(error).splitlines() or ['no details'])[0]}"
+        if not shortage:
+            return results, [
+                TrialFailure(models[slot], "failed", f"{task} {split}: {reason}")
+                for slot, reason in reasons.items()
+            ]
+        if is_base:
+            raise BadInput(
+                f"{task} {split}: scoring the base ran {shortage}; lower evaluate.batch_tokens "
+                f"(now {settings.batch_tokens}) in a study with an --out of its own"
+            )
+        if len(models) == 1:
+            return {}, [
+                TrialFailure(t, "oom", f"{task} {split}: {shortage}") for t in models.values()
+            ]
+        alone = [self.scored(base, {s: t}, task, split) for s, t in models.items()]
+        return (
+            {slot: found for results, _ in alone for slot, found in results.items()},
+            [failure for _, failures in alone for failure in failures],
+        )
 
     # --- analyze
 

@@ -36,9 +36,9 @@ class AllocationCounter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live_bytes = 0
-        self.peak_bytes = 0
+        self.peak_bytes: int = 0
         self._living: dict[int, weakref.ref[Any]] = {}
         self._foreign: dict[int, Any] = {}  # held, so that no new storage takes their address
 
@@ -116,7 +116,8 @@ def counted_pass(pack: Pack, shape: PassShape, weights: Sequence[int], device: t
         losses = mean_losses(logits, targets, [len(batch.keep)], [len(batch.keep)])
         del logits
         losses.sum().backward()
-    return counter.peak_bytes
+    peak: int = counter.peak_bytes
+    return peak
 
 
 def meta_plan(lengths: Sequence[int], device: torch.device) -> RowPlan:
