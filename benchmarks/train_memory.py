@@ -30,7 +30,13 @@ from rankscope.models.load import load_base
 from rankscope.models.parameters import read_config
 from rankscope.models.pocket import pocket_folder
 from rankscope.records import TrialSpec
-from rankscope.runtime import keep_freed_memory, peak_memory_bytes, reset_peak_memory
+from rankscope.runtime import (
+    keep_freed_memory,
+    limit_kernel_cache,
+    peak_memory_bytes,
+    release_freed_memory,
+    reset_peak_memory,
+)
 from rankscope.train.loop import train_pack
 from rankscope.train.memory import MemoryModel, RowCounts
 
@@ -128,15 +134,18 @@ def train_peft(folder: Path, dtype: torch.dtype, rows: list[EncodedRow], rank: i
 def measure(side: str, shape: str, count: int, folder: Path) -> None:
     """In a process of its own: train, and print its peak and what its libraries took of it."""
     keep_freed_memory()
+    limit_kernel_cache()
     rows, pocket = rows_of(folder), rows_of(pocket_folder())
     base = load_base(ModelConfig(pocket=True), CPU, torch.float32)
     train_pack(base, trials(1), pocket, PROTOCOL.model_copy(update={"batch_size": 1}))
+    release_freed_memory()  # kept pages of that step would serve the model for nothing
     reset_peak_memory(CPU)
     libraries = peak_memory_bytes(CPU)
     if side == "peft":
         train_peft(folder, SHAPES[shape], rows, RANKS[0])
     else:
         base = load_base(ModelConfig(path=str(folder)), CPU, SHAPES[shape])
+        release_freed_memory()
         reset_peak_memory(CPU)  # what loading took and gave back is not training's
         train_pack(base, trials(count), rows, PROTOCOL)
     print(json.dumps({"peak": peak_memory_bytes(CPU), "libraries": libraries}))

@@ -1,10 +1,12 @@
 """The machine: what the allocator keeps, which device and dtype are chosen, what memory is seen."""
 
 import mmap
+import os
 import subprocess
 import sys
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -14,8 +16,10 @@ from rankscope.runtime import (
     choose_device,
     choose_dtype,
     keep_freed_memory,
+    limit_kernel_cache,
     peak_memory_bytes,
     processor_flags,
+    release_freed_memory,
     reset_peak_memory,
     use_deterministic,
 )
@@ -117,3 +121,24 @@ def test_one_seed_gives_one_sequence() -> None:
         assert torch.get_num_threads() == threads
     finally:
         torch.use_deterministic_algorithms(mode)
+
+
+def test_few_compiled_products_are_kept_unless_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, "7")
+    limit_kernel_cache()
+    assert os.environ[name] == "7"
+    monkeypatch.delenv(name)
+    limit_kernel_cache()
+    assert 0 < int(os.environ[name]) < 1024
+
+
+def test_freed_memory_can_be_handed_back() -> None:
+    keep_freed_memory()
+    blocks = [torch.ones(2**20) for _ in range(64)]
+    del blocks
+    before = psutil.Process().memory_info().rss
+    if release_freed_memory():
+        assert psutil.Process().memory_info().rss < before - 128 * MIB

@@ -19,6 +19,9 @@ M_MMAP_MAX = -4
 NEVER_TRIM = -1
 TOP_PAD_BYTES = 64 * 2**20
 
+KEPT_KERNELS = 32
+"""LOG.md, "where the memory of a pack goes": as fast as 1,024, and 170 MB less after two steps."""
+
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """Processor flags with which bfloat16 products are faster than float32 ones."""
 
@@ -44,6 +47,23 @@ def keep_freed_memory() -> bool:
         (M_TOP_PAD, TOP_PAD_BYTES),
     )
     return all(mallopt(parameter, value) == 1 for parameter, value in settings)
+
+
+def release_freed_memory() -> bool:
+    """Hand back what is free now, such as what loading a model needed for a moment.
+
+    Returns whether it was done: False where the C library is not glibc.
+    """
+    return _is_glibc() and ctypes.CDLL(None).malloc_trim(0) in (0, 1)
+
+
+def limit_kernel_cache() -> None:
+    """Let oneDNN keep few of the products it compiles, unless the environment says how many.
+
+    It keeps 1,024, and every pass of training has another number of tokens, so hardly one is used
+    again once its pass is over. Call it before the first product.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_KERNELS))
 
 
 def _is_glibc() -> bool:

@@ -24,7 +24,12 @@ from rankscope.plan import Plan, make_plan
 from rankscope.provenance import provenance
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.html import write_report
-from rankscope.runtime import keep_freed_memory, use_deterministic
+from rankscope.runtime import (
+    keep_freed_memory,
+    limit_kernel_cache,
+    release_freed_memory,
+    use_deterministic,
+)
 from rankscope.stages import Runner
 from rankscope.watch import Logged, Silent, Watcher
 
@@ -74,6 +79,7 @@ class Study:
             BadInput, StudyLocked, IntegrityError, DiskFull, Interrupted.
         """
         keep_freed_memory()
+        limit_kernel_cache()
         use_deterministic(0)
         disable_progress_bar()  # transformers' own bars for reading and writing weights
         out = Path(out)
@@ -89,6 +95,7 @@ class Study:
                 inputs.dtype,
                 quantize=inputs.config.quantize,
             )
+            release_freed_memory()
             config = inputs.config.model_dump(mode="json")
             ledger.put_study(inputs.config.name, config, base.record, inputs.records, provenance())
             replace_text(out / "study.resolved.yaml", dump_study(inputs.config))
