@@ -19,6 +19,7 @@ from rankscope.config.schema import ModelConfig
 from rankscope.errors import BadInput, IntegrityError
 from rankscope.models import row_attention
 from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.output_layer import block_output_layer
 from rankscope.models.packed import Pack
 from rankscope.models.parameters import UNUSABLE
 from rankscope.models.quantize import quantization, refuse_quantize
@@ -160,6 +161,7 @@ def load_base(
         device=str(device),
         prompt_format=resolved_prompt_format(config, tokenizer),
     )
+    block_output_layer(model)
     base = Base(model, tokenizer, record, source, Pack(model))
     check_rows_apart(base)
     return base

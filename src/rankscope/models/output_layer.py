@@ -1,0 +1,74 @@
+"""The output layer, hidden states to logits, a block of positions at a time.
+
+A vocabulary makes it the widest product of the model by far. On two cores, 2,738 positions of 576
+and 49,152 tokens in bfloat16: forward and backward 1.41 s at once, 0.88 s in blocks of 512; what
+one block reads and writes still fits into the processor's cache, or nearly.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+BLOCK = 512
+"""Most positions of one product; 128 and 1,024 were slower."""
+
+
+def blocks(num_rows: int) -> Iterator[slice]:
+    """Spans of at most ``BLOCK`` rows, of like size."""
+    count = -(-num_rows // BLOCK)
+    for i in range(count):
+        yield slice(num_rows * i // count, num_rows * (i + 1) // count)
+
+
+class BlockedProduct(torch.autograd.Function):
+    """x W^T + bias with frozen W and bias."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(M, in) -> (M, out)."""
+        ctx.save_for_backward(weight)
+        y = x.new_empty(len(x), len(weight))
+        for span in blocks(len(x)):
+            torch.mm(x[span], weight.T, out=y[span])
+        return y if bias is None else y.add_(bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """Gradient of x."""
+        (weight,) = ctx.saved_tensors
+        found = grads[0].new_empty(len(grads[0]), weight.shape[1])
+        for span in blocks(len(found)):
+            torch.mm(grads[0][span], weight, out=found[span])
+        return found, None, None
+
+
+class BlockedLinear(nn.Linear):
+    """A linear layer whose frozen product goes block by block; one that trains is an ordinary one.
+
+    It holds the very parameters of the layer it stands for, which may be tied to the embedding.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight = linear.weight
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        flat = x.reshape(-1, x.shape[-1])
+        if len(flat) <= BLOCK or self.weight.requires_grad or x.dtype != self.weight.dtype:
+            return F.linear(x, self.weight, self.bias)
+        y: Tensor = BlockedProduct.apply(flat, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return y.view(*x.shape[:-1], -1)
+
+
+def block_output_layer(model: PreTrainedModel) -> None:
+    """Let a model on a processor compute its logits block by block."""
+    head = model.get_output_embeddings()
+    if type(head) is nn.Linear and head.weight.device.type == "cpu":
+        model.set_output_embeddings(BlockedLinear(head))
