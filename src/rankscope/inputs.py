@@ -45,7 +45,7 @@ from rankscope.trials import (
 )
 
 SPLITS: tuple[Split, ...] = ("selection", "report")
-EVALUATION_VERSION = 1
+EVALUATION_VERSION = 2
 """Part of every task's hash: raise it when a change of the code changes scores."""
 
 
