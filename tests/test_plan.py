@@ -2,15 +2,33 @@
 
 from pathlib import Path
 
+from rich.console import Console
+
 from pocket_study import NUM_LORA, small_study
+from rankscope.plan import Plan
+from rankscope.screens import plan_screen
 from rankscope.trials import Pack
+
+
+def printed_limits(plan: Plan) -> list[str]:
+    """The column "limited by" of what ``rankscope plan`` prints in eighty columns."""
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(plan_screen(plan))
+    lines = [line.rstrip() for line in capture.get().splitlines()]
+    heading = next(line for line in lines if line.endswith("limited by"))
+    column = heading.index("limited by")
+    rows = lines[lines.index(heading) + 2 :]  # below the rule
+    return [line[column:] for line in rows[: rows.index("")]]
 
 
 def test_a_pack_says_what_keeps_it_from_being_larger(tmp_path: Path) -> None:
     plan = small_study(tmp_path).plan()
     assert [p.limited_by for p in plan.packs] == ["max_pack"] * 2 + ["method"] * 2
+    assert printed_limits(plan) == ["max_pack"] * 2 + ["method"] * 2
     whole = small_study(tmp_path, max_pack=None).plan()
     assert [p.limited_by for p in whole.packs] == ["all trials of the task"] + ["method"] * 2
+    assert printed_limits(whole) == ["all trials"] + ["method"] * 2
     assert len(whole.packs[0].labels) == NUM_LORA
 
 
@@ -21,6 +39,7 @@ def test_packs_keep_to_the_memory_limit(tmp_path: Path) -> None:
     fitting = small_study(tmp_path, max_pack=None, memory_limit=limit).plan()
     assert [len(p.labels) for p in fitting.packs] == [2, 2, 1, 1]
     assert [p.limited_by for p in fitting.packs] == ["memory"] * 2 + ["method"] * 2
+    assert printed_limits(fitting) == ["memory"] * 2 + ["method"] * 2
     tight = small_study(tmp_path, max_pack=None, memory_limit=limit - 1).plan()
     assert [len(p.labels) for p in tight.packs] == [1] * 6
 

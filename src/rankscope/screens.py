@@ -15,6 +15,7 @@ from rankscope.models.parameters import Architecture, full_cost, largest_useful_
 from rankscope.plan import Plan
 from rankscope.records import Role, StudyRecords, TaskRecord, TrialRecords
 from rankscope.runtime import choose_device, choose_dtype
+from rankscope.trials import PackLimit
 from rankscope.watch import duration
 
 
@@ -49,6 +50,13 @@ ROLE_NAMES: dict[Role, str] = {
     "retention": "retention",
 }
 LEAK_NAMES = {"exact": "exact", "ngram13": "13-gram"}
+LIMIT_NAMES: dict[PackLimit, str] = {
+    "all trials of the task": "all trials",
+    "max_pack": "max_pack",
+    "memory": "memory",
+    "method": "method",
+}
+"""Short, so that a row of the table stays a line in eighty columns."""
 
 
 def check_screen(inputs: StudyInputs, rows_shown: int) -> RenderableType:
@@ -116,10 +124,10 @@ def counted(trials: int, packs: int) -> str:
 
 
 def plan_screen(plan: Plan) -> RenderableType:
-    """What ``plan`` prints; the task of a pack only where there are several."""
+    """What ``plan`` prints: a line per pack, which names its task only where there are several."""
     several = len({pack.task for pack in plan.packs}) > 1
     numbers = ("pack", "steps", "tokens", "memory", "time")
-    headings = ("pack", *(("task",) if several else ()), "trials", *numbers[1:])
+    headings = ("pack", *(("task",) if several else ()), "trials", *numbers[1:], "limited by")
     title = f"{plan.study} on {plan.model} ({plan.device}, {plan.dtype})"
     table = listing(title, headings, frozenset(numbers))
     for index, pack in enumerate(plan.packs):
@@ -132,6 +140,7 @@ def plan_screen(plan: Plan) -> RenderableType:
             f"{pack.num_tokens:,}",
             size(pack.memory_bytes),
             duration(pack.seconds),
+            LIMIT_NAMES[pack.limited_by],
         )
     points = f" and {plan.curve_evaluations:,} while training" if plan.curve_evaluations else ""
     text = (
