@@ -14,7 +14,8 @@ from typing import Literal
 
 import torch
 
-from rankscope.analyze.spectra import BaseSpectra, analyze_adapter, analyze_full
+from rankscope.analyze.spectra import BaseSpectra
+from rankscope.analyze.trial import analyze_trial
 from rankscope.curves import Curves, KeptWeights, in_turn
 from rankscope.errors import BadInput, Interrupted
 from rankscope.evaluate.suite import Evaluation, evaluate_apart, evaluate_task
@@ -23,15 +24,12 @@ from rankscope.ledger import Artifact, Ledger, TrialFailure, items_path, weights
 from rankscope.models.adapter_io import load_adapter, save_adapter
 from rankscope.models.base import Base
 from rankscope.models.load import load_base
-from rankscope.models.packed import target_linears
-from rankscope.models.peft_tuner import PeftTuner, load_tuner
-from rankscope.models.quantize import dense_weight
+from rankscope.models.peft_tuner import load_tuner
 from rankscope.packing import budget_of, halve, hand_down, shrink, smaller_budget
 from rankscope.provenance import sha256_file, sha256_json
 from rankscope.records import (
     BASE,
     EvalKey,
-    SpectraRecord,
     Split,
     TrainRecord,
     TrialSpec,
@@ -269,10 +267,8 @@ class Runner:
             IntegrityError: stored weights are not what was written.
         """
         if trials[0].method == "full":
-            folder, model = (
-                self.ledger.checked_path(weights_path(trials[0])),
-                self.inputs.config.model,
-            )
+            folder = self.ledger.checked_path(weights_path(trials[0]))
+            model = self.inputs.config.model
             try:
                 return load_base(model, self.base.device, self.inputs.dtype, folder)
             except BadInput as error:  # the base itself has passed the same checks
@@ -385,7 +381,9 @@ class Runner:
         for done, trial in enumerate(todo):
             self.check_stop()
             self.watcher.advance(done, trial.arm_label)
-            found = self.spectra_of(base, trial)
+            found = analyze_trial(
+                trial, self.base, base, self.inputs.trials, settings, self.spectra
+            )
             if not found.matrices:
                 self.watcher.note(
                     f"{trial.arm_label}: the method changes no matrix that it can be merged into, "
@@ -393,40 +391,6 @@ class Runner:
                 )
             self.ledger.commit_spectra([found])
         self.watcher.finish()
-
-    def spectra_of(self, base: Base, trial: TrialSpec) -> SpectraRecord:
-        """Spectra of one trial: of its adapter, or of the matrices the study's adapters target."""
-        settings = self.inputs.config.analyze.spectra
-        if isinstance(tuner := base.pack.guest, PeftTuner):
-            return analyze_full(
-                tuner.base_weight,
-                tuner.merged_weight,
-                tuner.mergeable(),
-                settings,
-                trial.trial_id,
-                self.spectra,
-            )
-        linears = self.base.linears()
-
-        def weights(name: str) -> torch.Tensor:
-            return dense_weight(linears[name])
-
-        if trial.method != "full":
-            adapter = base.pack.adapters[trial.trial_id]
-            return analyze_adapter(weights, adapter, settings, trial.trial_id, self.spectra)
-        tuned = {name: layer.weight.detach() for name, layer in base.linears().items()}
-        return analyze_full(
-            weights, tuned, self.compared_names(), settings, trial.trial_id, self.spectra
-        )
-
-    def compared_names(self) -> list[str]:
-        """Matrices compared over arms: those some adapter of the study changes, else all linear
-        layers but the output head, so that full fine-tuning and LoRA are measured on the same."""
-        targets = sorted({name for trial in self.inputs.trials for name in trial.targets})
-        if targets:
-            return list(target_linears(self.base.model, targets))
-        head = self.base.model.get_output_embeddings()
-        return [name for name, layer in self.base.linears().items() if layer is not head]
 
     def check_stop(self) -> None:
         """Leave between two units of work where the user asked to."""

@@ -2,7 +2,8 @@
 
 from rankscope.ledger.artifacts import Artifact, Problem
 from rankscope.ledger.items import adapter_path, items_path, kept_path, model_path, weights_path
-from rankscope.ledger.store import Ledger, TrialFailure
+from rankscope.ledger.statuses import TrialFailure
+from rankscope.ledger.store import Ledger
 
 __all__ = [
     "Artifact",

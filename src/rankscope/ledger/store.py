@@ -4,7 +4,6 @@ import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -27,10 +26,16 @@ from rankscope.ledger.items import items_path
 from rankscope.ledger.loading import load_study
 from rankscope.ledger.lock import StudyLock
 from rankscope.ledger.packs import StoredPacks
+from rankscope.ledger.statuses import (
+    UNTRAINED,
+    TrialFailure,
+    plan_again,
+    set_status,
+    stored_statuses,
+)
 from rankscope.ledger.verification import found_problems
 from rankscope.records import (
     BASE,
-    FAILED,
     CurvePoint,
     EvalKey,
     EvalRecord,
@@ -46,21 +51,9 @@ from rankscope.records import (
 )
 
 LOCK = "ledger.lock"
-UNTRAINED: tuple[Status, ...] = ("planned", *sorted(FAILED))
-"""From these a trial can become trained, or fail (again)."""
 
 PointKey = tuple[str, str, int]
 """Of one point of a curve: (trial id, task, optimizer steps done)."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrialFailure:
-    """Why a trial did not finish; kept and shown like any result."""
-
-    trial_id: str
-    status: Literal["diverged", "oom", "failed"]
-    reason: str
-    """One sentence."""
 
 
 class Ledger:
@@ -234,9 +227,9 @@ class Ledger:
         with transaction(self._db, self.out):
             self._insert(rows, artifacts)
             for record in records:
-                self._set_status(record.trial_id, "trained", None, expected=UNTRAINED)
+                set_status(self._db, record.trial_id, "trained", expected=UNTRAINED)
             for failure in failures:
-                self._set_status(failure.trial_id, failure.status, failure.reason, UNTRAINED)
+                set_status(self._db, failure.trial_id, failure.status, failure.reason, UNTRAINED)
 
     def commit_curve(self, points: Sequence[CurvePoint]) -> None:
         """Store scores of trials that are training; a point that is stored already stays."""
@@ -279,23 +272,19 @@ class Ledger:
         """Mark trials that cannot go on, whatever stage they are in."""
         with transaction(self._db, self.out):
             for failure in failures:
-                self._set_status(failure.trial_id, failure.status, failure.reason)
+                set_status(self._db, failure.trial_id, failure.status, failure.reason)
 
     def retry_trials(self, trial_ids: Sequence[str]) -> None:
         """Plan failed trials again; a trial that was trained goes back to ``trained``."""
         with transaction(self._db, self.out):
             for trial_id in trial_ids:
-                trained = self._db.execute(
-                    "SELECT 1 FROM records WHERE trial_id = ? AND kind = 'train'", (trial_id,)
-                ).fetchone()
-                status: Status = "trained" if trained else "planned"
-                self._set_status(trial_id, status, None, expected=tuple(FAILED))
+                plan_again(self._db, trial_id)
 
     def finish_trials(self, trial_ids: Sequence[str]) -> None:
         """Mark trained trials whose every stage is stored as ``done``."""
         with transaction(self._db, self.out):
             for trial_id in trial_ids:
-                self._set_status(trial_id, "done", None, expected=("trained",))
+                set_status(self._db, trial_id, "done", expected=("trained",))
 
     # --- what is missing
 
@@ -308,10 +297,7 @@ class Ledger:
 
     def statuses(self) -> dict[str, Status]:
         """Status by trial id, for the trials of the study as it is now, in order."""
-        rows = self._db.execute(
-            "SELECT trial_id, status FROM trials WHERE position IS NOT NULL ORDER BY position"
-        )
-        return dict(rows)
+        return stored_statuses(self._db)
 
     def missing_evals(self, wanted: Iterable[EvalKey]) -> list[EvalKey]:
         """The evaluations of ``wanted`` that are not stored, in its order; failed trials' too."""
@@ -380,24 +366,6 @@ class Ledger:
             "INSERT OR IGNORE INTO artifacts VALUES (?, ?, ?)",
             [(a.path, a.sha256, a.num_bytes) for a in artifacts],
         )
-
-    def _set_status(
-        self,
-        trial_id: str,
-        status: Status,
-        reason: str | None,
-        expected: Sequence[Status] | None = None,
-    ) -> None:
-        """Move a trial on from one of the ``expected`` statuses; elsewhere it stays as it is."""
-        row = self._db.execute("SELECT status FROM trials WHERE trial_id = ?", (trial_id,))
-        found = row.fetchone()
-        if found is None:
-            raise KeyError(f"trial {trial_id!r} is not in the ledger")
-        if expected is None or found[0] in expected:
-            self._db.execute(
-                "UPDATE trials SET status = ?, failure = ? WHERE trial_id = ?",
-                (status, reason, trial_id),
-            )
 
     def _count(self, table: Literal["trials"]) -> int:
         return int(self._db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
