@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from rankscope.config.schema import Interval, Scorer, StudyConfig, TrainConfig
+from rankscope.config.schema import Interval, StudyConfig, TrainConfig
 from rankscope.data.encode import EncodedRows, Encoder, encode_rows
 from rankscope.data.leaks import leaks_between
 from rankscope.data.tasks import LoadedTask, load_task, overlapping_subjects
 from rankscope.errors import BadInput
-from rankscope.evaluate.scorers import HEADLINE
 from rankscope.evaluate.suite import context_length, encode_split
+from rankscope.evaluate.task_record import task_record
 from rankscope.models.eva import RHO
 from rankscope.models.load import load_tokenizer, model_folder
 from rankscope.models.parameters import (
@@ -30,7 +30,7 @@ from rankscope.models.parameters import (
 from rankscope.models.peft_methods import count_parameters, peft_config
 from rankscope.models.quantize import refuse_quantize, require_bitsandbytes
 from rankscope.provenance import sha256_json, tokenizer_sha256, weights_sha256
-from rankscope.records import BASE, EvalKey, Role, Split, TaskRecord, TrialSpec
+from rankscope.records import BASE, EvalKey, Split, TaskRecord, TrialSpec
 from rankscope.runtime import available_memory_bytes, choose_device, choose_dtype
 from rankscope.train.loop import refuse_zero_rates
 from rankscope.train.memory import MemoryModel, PackMemory, RowCounts
@@ -45,9 +45,6 @@ from rankscope.trials import (
 )
 
 SPLITS: tuple[Split, ...] = ("selection", "report")
-EVALUATION_VERSION = 2
-"""Part of every task's hash: raise it when a change of the code changes scores."""
-
 
 USABLE_SHARE = 0.9
 """Part of the memory that is free now which packs are planned to take; estimates err by less."""
@@ -346,63 +343,3 @@ def read_tasks(config: StudyConfig) -> dict[str, LoadedTask]:
 def rows_sha256(rows: EncodedRows) -> str:
     """Hash of what training sees: tokens and labels, so tokenizer and template are in it too."""
     return sha256_json([[row.input_ids, [int(x) for x in row.is_label]] for row in rows.rows])
-
-
-def task_record(
-    config: StudyConfig, encoder: Encoder, task: LoadedTask, tokenizer_hash: str
-) -> TaskRecord:
-    """The stored form of a loaded task, with a hash of everything its scores depend on."""
-    name = task.spec.name
-    return TaskRecord(
-        name=name,
-        roles=roles(config, name),
-        trained_on=any(name == trained.name for trained in config.tasks),
-        metric=HEADLINE[task.spec.scorer],
-        higher_is=task.spec.higher_is,
-        chance=task.spec.chance,
-        rows={
-            "train": len(task.train),
-            "selection": len(task.selection),
-            "report": len(task.report),
-        },
-        dropped=task.dropped,
-        leaks=task.leaks,
-        source=task.source,
-        sha256=sha256_json(
-            {
-                "items": task.sha256,
-                "scorer": task.spec.scorer,
-                "version": task.spec.version,
-                "prompt_format": encoder.prompt_format,
-                "tokenizer": tokenizer_hash,
-                "settings": scoring_settings(config, task.spec.scorer),
-                "evaluation_version": EVALUATION_VERSION,
-            }
-        ),
-    )
-
-
-def scoring_settings(config: StudyConfig, scorer: Scorer) -> dict[str, int]:
-    """The settings that can move a score; likelihoods are of rows cut at ``max_length``."""
-    settings = {
-        "batch_tokens": config.evaluate.batch_tokens,
-        "max_new_tokens": config.evaluate.max_new_tokens,
-    }
-    if scorer == "loss":
-        settings["max_length"] = config.train.max_length
-    return settings
-
-
-def roles(config: StudyConfig, name: str) -> tuple[Role, ...]:
-    """What a task is in the study; a training task is cross-domain for the other ones."""
-    trained = [task.name for task in config.tasks]
-    found: list[Role] = []
-    if name in trained:
-        found.append("in_domain")
-    if (name in trained and len(trained) > 1) or name in [
-        task.name for task in config.evaluate.cross_domain
-    ]:
-        found.append("cross_domain")
-    if name in [task.name for task in config.evaluate.retention]:
-        found.append("retention")
-    return tuple(found)
