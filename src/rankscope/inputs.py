@@ -18,6 +18,8 @@ from rankscope.data.tasks import LoadedTask, load_task, overlapping_subjects
 from rankscope.errors import BadInput
 from rankscope.evaluate.suite import context_length, encode_split
 from rankscope.evaluate.task_record import task_record
+from rankscope.models.adapter_io import refuse_other_base
+from rankscope.models.continued import start_notes, with_starts
 from rankscope.models.eva import RHO
 from rankscope.models.load import load_tokenizer, model_folder
 from rankscope.models.parameters import (
@@ -153,6 +155,7 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
     folder = model_folder(config.model)
     model_config = read_config(folder)
     shapes = architecture(model_config)
+    config, starts = with_starts(config, shapes)
     caps = rank_notes(config, shapes)  # refuses a target that is not there, before rows are read
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
@@ -166,8 +169,15 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
         for task in config.tasks
     }
     base_sha256 = weights_sha256(folder)
+    for start in starts.values():
+        refuse_other_base(start.folder, start.base_sha256, base_sha256)
     tokenizer_hash = tokenizer_sha256(folder)
-    trials = make_trials(config, base_sha256, {n: rows_sha256(r) for n, r in rows.items()})
+    trials = make_trials(
+        config,
+        base_sha256,
+        {name: rows_sha256(encoded) for name, encoded in rows.items()},
+        {name: start.sha256 for name, start in starts.items()},
+    )
     for trial in trials:
         encoded, train = rows[trial.task], own_protocol(trial, config.train)
         refuse_zero_rates(planned_steps(len(encoded.rows), encoded.num_tokens, train), train)
@@ -182,7 +192,7 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
     )
     notes = [*encoder.notes, *caps, *(note for task in tasks.values() for note in task.notes)]
     repeated = duplicate_grid_points(config)
-    notes += scoring
+    notes += [*scoring, *start_notes(starts.values())]
     notes += leaks_between(
         {task.name: tasks[task.name].train for task in config.tasks},
         {name: task.report for name, task in tasks.items()},

@@ -47,7 +47,10 @@ Value = TypeVar("Value")
 
 
 def make_trials(
-    config: StudyConfig, base_sha256: str, data_sha256: Mapping[str, str]
+    config: StudyConfig,
+    base_sha256: str,
+    data_sha256: Mapping[str, str],
+    adapter_sha256: Mapping[str, str] | None = None,
 ) -> list[TrialSpec]:
     """Every trial of the study, equal ones once, in the order this module documents.
 
@@ -57,17 +60,23 @@ def make_trials(
     data_sha256: by training task, hash of its training rows as split, rendered and encoded, in
     order. Prompt template, scorer (letter or text), row limits and ``data_seed`` act through it;
     selection and report items must not enter it, or a change of evaluation would train again.
-    Raises BadInput where a training task has no hash.
+    adapter_sha256: by folder, hash of each adapter that an arm goes on from (``init_from``); such
+    an arm has the rank, alpha and targets of its adapter by now.
+    Raises BadInput where a training task or such a folder has no hash.
     """
+    known = adapter_sha256 or {}
     trials: dict[str, TrialSpec] = {}
     for task in config.tasks:
         if task.name not in data_sha256:
             raise BadInput(f"task {task.name!r}: no data was loaded for it")
         shared = shared_identity(config, base_sha256, data_sha256[task.name])
         for arm in config.arms:
+            if arm.init_from is not None and arm.init_from not in known:
+                raise BadInput(f"init_from {arm.init_from!r}: no adapter was read there")
+            start = {} if arm.init_from is None else {"init_sha256": known[arm.init_from]}
             for point, seed in itertools.product(arm_points(arm, config.train), config.seeds):
                 spec = TrialSpec.model_validate(
-                    {"trial_id": "", "task": task.name, **point, "seed": seed}
+                    {"trial_id": "", "task": task.name, **point, **start, "seed": seed}
                 )
                 trial_id = sha256_json({**shared, **own_identity(spec, config.train)})[:ID_LENGTH]
                 trials.setdefault(trial_id, spec.model_copy(update={"trial_id": trial_id}))
@@ -181,11 +190,13 @@ def shared_identity(config: StudyConfig, base_sha256: str, data_sha256: str) -> 
 def own_identity(trial: TrialSpec, train: TrainConfig) -> dict[str, object]:
     """A trial's own settings and protocol as they enter its id; nothing about evaluation.
 
+    An adapter to go on from counts by its content, wherever it lies.
     What an arm sets of the protocol stands in the protocol alone, so that a setting that moves
     from ``train`` into the arms, or back, leaves the id as it was.
     """
-    settings = trial.model_dump(mode="json", exclude={"trial_id", "schema_version", *OVERRIDES})
-    for name in ("peft", "lr_ratio"):
+    nowhere = {"trial_id", "schema_version", "init_from", *OVERRIDES}
+    settings = trial.model_dump(mode="json", exclude=nowhere)
+    for name in ("peft", "lr_ratio", "init_sha256"):
         if settings[name] is None:
             del settings[name]
     protocol = own_protocol(trial, train).model_dump(exclude=set(NOT_TRAINING))

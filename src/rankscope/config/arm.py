@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
-from rankscope.config.section import Section, as_list, shown
+from rankscope.config.section import PathText, Section, as_list, shown
 from rankscope.config.targets import TARGET_GROUPS, TargetGroup, TargetSet, as_target_sets
 
 Method = Literal["lora", "rslora", "lora+", "dora", "pissa", "eva", "full"]
@@ -23,6 +23,8 @@ LORA_ONLY = frozenset({"rank", "alpha", "targets", "dropout", "lr_ratio"})
 """Fields of an arm that full fine-tuning does not have."""
 OVERRIDES = ("batch_size", "gradient_accumulation", "schedule", "warmup_fraction", "weight_decay")
 """Fields of ``train`` that an arm may set for itself."""
+CONTINUED = ("lora", "rslora", "lora+", "dora")
+"""Methods that can go on from an adapter on disk; the others have a start that makes them."""
 DEFAULT_LR_RATIO = 16.0
 """LoRA+ (Hayou et al., 2402.12354): the rate of B over that of A."""
 
@@ -140,6 +142,8 @@ class ArmConfig(Section):
         Field(min_length=1),
     ] = [0.0]
     """Dropout on the adapter's input, probability."""
+    init_from: PathText = None
+    """Folder of a LoRA or DoRA adapter in PEFT's format that training goes on from."""
     batch_size: (
         Annotated[
             list[Rows],
@@ -190,6 +194,12 @@ class ArmConfig(Section):
     def fits_method(self) -> Self:
         """LoRA needs a rank; full fine-tuning and PEFT's methods have none here."""
         given = sorted(LORA_ONLY & self.model_fields_set)
+        unfit = [method for method in self.method if method not in CONTINUED]
+        if self.init_from is not None and unfit:
+            raise ValueError(
+                f"'init_from' goes on from a LoRA or DoRA adapter: expected a method among "
+                f"{', '.join(CONTINUED)}, found {shown(unfit[0])}"
+            )
         if self.is_full:
             if len(set(map(str, self.method))) > 1:
                 raise ValueError("method 'full' has no rank: give it an arm of its own")
@@ -205,7 +215,7 @@ class ArmConfig(Section):
                     "there, under the names PEFT has for them"
                 )
             return self
-        if not self.rank:
+        if not self.rank and self.init_from is None:
             raise ValueError(f"method {self.method[0]!r} needs 'rank'")
         if "lr_ratio" in given and "lora+" not in self.method:
             raise ValueError(
@@ -237,12 +247,16 @@ class ArmConfig(Section):
             if not self.is_full:
                 axes["targets"] = self.target_sets()
             if not (self.is_full or self.is_peft):
-                axes |= {"rank": self.rank, "alpha": self.alpha}
+                # Without a rank there is an adapter to take it from, which is not read here.
+                ranks: list[int | None] = [*self.rank] or [None]
+                axes |= {"rank": ranks, "alpha": self.alpha}
             axes["lr"] = self.lr
             if method == "lora+":
                 axes["lr_ratio"] = self.lr_ratio or [DEFAULT_LR_RATIO]
             if not (self.is_full or self.is_peft):
                 axes["dropout"] = self.dropout
+            if self.init_from is not None:
+                axes["init_from"] = [self.init_from]
             own = {name: getattr(self, name) for name in OVERRIDES}
             yield axes | {name: values for name, values in own.items() if values is not None}
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from rankscope.errors import BadInput, IntegrityError
 from rankscope.models.lora import Adapter
+from rankscope.provenance import sha256_file, sha256_json
 from rankscope.records import ModelRecord, TrialSpec
 
 WEIGHTS = "adapter_model.safetensors"
@@ -61,13 +62,15 @@ def save_adapter(adapter: Adapter, trial: TrialSpec, base: ModelRecord, folder: 
 def peft_settings(adapter: Adapter, trial: TrialSpec, base: ModelRecord) -> LoraConfig:
     """What PEFT needs to know of an adapter, so that it finds the same scaling in every module.
 
-    Ranks differ between modules for EVA alone, whose scaling is alpha / r. An adapter that
-    started as a part of the base (PiSSA) is stored as B A - B0 A0: plain LoRA of twice the rank,
-    which fits the whole base.
+    Ranks differ between modules for EVA, and where an adapter whose ranks do is trained further;
+    every module keeps the adapter's scaling. An adapter that started as a part of the base (PiSSA)
+    is stored as B A - B0 A0: plain LoRA of twice the rank, which fits the whole base.
     """
     double = 2 if adapter.start else 1
     ranks = {name: len(a) for name, a in adapter.a.items() if len(a) != adapter.rank}
     alphas = {name: adapter.alpha * rank / adapter.rank for name, rank in ranks.items()}
+    if trial.method == "rslora":
+        alphas = {n: adapter.alpha * (rank / adapter.rank) ** 0.5 for n, rank in ranks.items()}
     # A module that got no rank at all must not be a target: PEFT would give it one.
     targets = sorted(adapter.a) if trial.method == "eva" else list(adapter.targets)
     return LoraConfig(
@@ -108,7 +111,11 @@ def with_sorted_metadata(data: bytes) -> bytes:
 
 def model_card(trial: TrialSpec, base: ModelRecord) -> str:
     """A plain model card: how to load the adapter and how it was trained."""
-    settings = {**({"lr_ratio": trial.lr_ratio} if trial.lr_ratio else {}), **trial.overrides}
+    settings: dict[str, object] = {
+        **({"lr_ratio": trial.lr_ratio} if trial.lr_ratio else {}),
+        **({"continues_adapter": trial.init_sha256} if trial.init_sha256 else {}),
+        **trial.overrides,
+    }
     own = "".join(f"| {name.replace('_', ' ')} | {value} |\n" for name, value in settings.items())
     return f"""---
 base_model: {json.dumps(base.label)}
@@ -174,12 +181,8 @@ def load_adapter(folder: Path, slot: str, base: ModelRecord | None = None) -> Ad
                 parts[part][name] = nn.Parameter(tensor, requires_grad=False)
     except (SafetensorError, OSError) as error:
         raise IntegrityError(f"{path}: not a readable safetensors file: {error}") from error
-    found = metadata.get(BASE_HASH)
-    if base is not None and found is not None and found != base.sha256:
-        raise BadInput(
-            f"adapter {folder}: made for another base (weights {found[:12]}..., "
-            f"this one is {base.sha256[:12]}...)"
-        )
+    if base is not None:
+        refuse_other_base(folder, metadata.get(BASE_HASH), base.sha256)
     a, b, magnitude = parts["A"], parts["B"], parts["m"]
     check_pairs(a, b, settings, path)
     check_magnitudes(magnitude, b, settings, path)
@@ -199,6 +202,34 @@ def load_adapter(folder: Path, slot: str, base: ModelRecord | None = None) -> Ad
     )
 
 
+def refuse_other_base(folder: Path, recorded: str | None, base_sha256: str) -> None:
+    """Raise BadInput where an adapter says that it was made for other weights."""
+    if recorded is not None and recorded != base_sha256:
+        raise BadInput(
+            f"adapter {folder}: made for another base (weights {recorded[:12]}..., "
+            f"this one is {base_sha256[:12]}...)"
+        )
+
+
+def recorded_base(folder: Path) -> str | None:
+    """Hash of the base that a readable adapter was made for; None where PEFT alone wrote it."""
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        found: str | None = (file.metadata() or {}).get(BASE_HASH)
+    return found
+
+
+def adapter_sha256(folder: Path) -> str:
+    """Hex sha256 over an adapter's configuration and weights.
+
+    Raises:
+        BadInput: they are not there.
+    """
+    try:
+        return sha256_json([sha256_file(folder / name) for name in (CONFIG, WEIGHTS)])
+    except OSError as error:
+        raise BadInput(f"adapter {folder}: cannot be read: {error}") from error
+
+
 class AdapterSettings(BaseModel):
     """The part of ``adapter_config.json`` that says what the stored A and B mean."""
 
@@ -208,6 +239,7 @@ class AdapterSettings(BaseModel):
     lora_alpha: float = Field(gt=0, allow_inf_nan=False)
     use_rslora: bool = False
     use_dora: bool = False
+    target_modules: list[str] | str | None = None
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
     """Ranks of modules other than ``r``; keys are matched as PEFT matches them."""
     alpha_pattern: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}

@@ -6,6 +6,7 @@ m, n  outputs and inputs of a module      r  rank      s  scaling
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from rankscope.data.batches import RowOrder
 from rankscope.data.encode import EncodedRow
 from rankscope.errors import BadInput
+from rankscope.models.adapter_io import adapter_sha256, load_adapter
 from rankscope.models.base import Base
 from rankscope.models.eva import input_directions
 from rankscope.models.lora import Adapter, seed_of
@@ -59,7 +61,10 @@ class Starts:
 
 
 def new_adapter(model: nn.Module, trial: TrialSpec, starts: Starts | None = None) -> Adapter:
-    """A fresh adapter, whose module computes what the base's does, up to rounding.
+    """A trial's adapter before its first step.
+
+    A fresh one's module computes what the base's does, up to rounding; one that goes on from an
+    adapter on disk (``init_from``) computes what that one does.
 
     Args:
         starts: shared by the trials of a pack. Without it decompositions are made for this adapter
@@ -67,7 +72,7 @@ def new_adapter(model: nn.Module, trial: TrialSpec, starts: Starts | None = None
 
     Raises:
         BadInput: a target that matches nothing; PiSSA at a rank that a matrix does not have; EVA on
-            too few rows.
+            too few rows; an adapter on disk that changed since the study was read.
     """
     if trial.rank is None or trial.alpha is None:
         raise ValueError(f"{trial.label}: not a LoRA trial")
@@ -83,6 +88,9 @@ def new_adapter(model: nn.Module, trial: TrialSpec, starts: Starts | None = None
         dropout_seed=trial.seed,
     )
     layers = target_linears(model, trial.targets)
+    if trial.init_from is not None:
+        start_from_folder(adapter, layers, trial, Path(trial.init_from))
+        return adapter
     if trial.method == "eva":
         if starts is None:
             raise ValueError(f"{trial.label}: EVA starts from training rows, none were given")
@@ -149,6 +157,22 @@ def start_from_inputs(
         if name in directions:
             a = directions[name].to(layer.weight.device, copy=True)
             put(adapter, name, a, torch.zeros(layer.out_features, len(a), device=a.device))
+
+
+def start_from_folder(
+    adapter: Adapter, layers: dict[str, nn.Linear], trial: TrialSpec, folder: Path
+) -> None:
+    """A, B and DoRA's m as they lie in ``folder``, of each module's own rank."""
+    if adapter_sha256(folder) != trial.init_sha256:
+        raise BadInput(
+            f"adapter {folder}: changed while the study was running; the same command reads it anew"
+        )
+    stored = load_adapter(folder, trial.trial_id)
+    for name, layer in layers.items():
+        device = layer.weight.device
+        put(adapter, name, stored.a[name].detach().to(device), stored.b[name].detach().to(device))
+        if name in stored.magnitude:
+            adapter.magnitude[name] = nn.Parameter(stored.magnitude[name].detach().to(device))
 
 
 def put(adapter: Adapter, name: str, a: Tensor, b: Tensor) -> None:

@@ -1,6 +1,7 @@
 """A trial as it was asked for, and what training it gave."""
 
 import json
+from pathlib import PurePath
 from typing import Literal
 
 from rankscope.records.record import Record
@@ -26,6 +27,10 @@ class TrialSpec(Record):
     targets: tuple[str, ...]
     dropout: float
     seed: int
+    init_from: str | None = None
+    """Folder of the adapter that training goes on from; None for the method's own start."""
+    init_sha256: str | None = None
+    """Hash of that adapter's configuration and weights."""
     batch_size: int | None = None
     """Here and below: what the trial's arm sets itself, where the study's protocol says other."""
     gradient_accumulation: int | None = None
@@ -74,6 +79,7 @@ class TrialSpec(Record):
             self.lr_ratio,
             self.targets,
             self.dropout,
+            self.init_sha256,
             *self.overrides.items(),
         )
 
@@ -98,6 +104,9 @@ class TrialSpec(Record):
             parts.append(f"dropout={self.dropout:g}")
         if self.targets and set(self.targets) != {"q_proj", "k_proj", "v_proj", "o_proj"}:
             parts.append("on " + ",".join(t.removesuffix("_proj") for t in sorted(self.targets)))
+        if self.init_from is not None:
+            name = "_".join(PurePath(self.init_from).name.split())[:MAX_FOLDER_NAME]
+            parts.append(f"from {name}@{(self.init_sha256 or '')[:8]}")  # names may repeat
         for name, value in self.overrides.items():
             number = value if isinstance(value, str) else f"{value:.12g}"
             parts.append(f"{OVERRIDE_LABELS[name]}={number}")
@@ -108,6 +117,9 @@ class TrialSpec(Record):
         """Name of the trial for logs, such as ``arc_easy r=32 lr=0.0002 seed=0``."""
         return f"{self.task} {self.arm_label} seed={self.seed}"
 
+
+MAX_FOLDER_NAME = 40
+"""Characters of a folder's name in a label."""
 
 OVERRIDE_LABELS = {
     "batch_size": "batch",
