@@ -199,6 +199,26 @@ def test_a_method_of_pefts_carries_its_settings_and_trains_alone() -> None:
     assert [len(pack) for pack in make_packs(trials)] == [1, 1, 1]
 
 
+def test_a_trial_goes_on_from_an_adapter_by_its_content() -> None:
+    """The adapter's hash is in the id, its place is not; without one the id is as it was."""
+
+    def made(folder: str, digest: str) -> TrialSpec:
+        arms = arm(init_from=folder, targets=["q_proj"])
+        config = study(arms=arms, seeds=0, tasks=["med"])
+        (trial,) = make_trials(config, "b", DATA, {folder: digest})
+        return trial
+
+    one, moved, other = made("/a/x", "1" * 64), made("/b/y", "1" * 64), made("/a/x", "2" * 64)
+    (fresh,) = make_trials(study(arms=arm(targets=["q_proj"]), seeds=0, tasks=["med"]), "b", DATA)
+    assert one.trial_id == moved.trial_id
+    assert len({one.trial_id, other.trial_id, fresh.trial_id}) == 3
+    assert one.arm_label == "r=8 lr=0.001 on q from x@11111111"
+    assert other.arm_label == "r=8 lr=0.001 on q from x@22222222"
+    assert [len(pack) for pack in make_packs([one, other, fresh])] == [3]
+    with pytest.raises(BadInput, match="init_from '/a/x': no adapter was read"):
+        make_trials(study(arms=arm(init_from="/a/x")), "b", DATA)
+
+
 def test_duplicates_are_counted_once_per_file() -> None:
     assert duplicate_grid_points(study()) == 0
     assert duplicate_grid_points(study(arms=arm(rank=[8, 8]))) == 1

@@ -410,6 +410,12 @@ def test_full_fine_tuning_has_no_adapter_settings(write: Write) -> None:
             "{method: [dora, pissa], rank: 8, lr: 1e-3, lr_ratio: 4}",
             "arms.0: 'lr_ratio' is the rate of B over that of A in 'lora+', found method 'dora'",
         ),
+        (
+            "{method: [lora, pissa], lr: 1e-3, init_from: x}",
+            "arms.0: 'init_from' goes on from a LoRA or DoRA adapter: expected a method among "
+            "lora, rslora, lora+, dora, found 'pissa'",
+        ),
+        ("{method: lora, lr: 1e-3, init_from: }", "arms.0: method 'lora' needs 'rank'"),
     ],
 )
 def test_arms_that_contradict_themselves(write: Write, arm: str, expected: str) -> None:
@@ -608,6 +614,8 @@ arms:
   - {method: full, lr: 123456.789, batch_size: 3}
   - {method: [lora+, lora], rank: 2, lr: 1, lr_ratio: 3, schedule: [cosine], weight_decay: 0}
   - {method: {peft: {peft_type: 'no', r: 3, x: ['1e3', {y: '#'}]}}, lr: 1, targets: mlp}
+  - {method: [lora, lora+], lr: 1, init_from: '../no: #1'}
+  - {method: dora, lr: 1, init_from: ~/x, rank: 3, alpha: 2r, targets: mlp}
 seeds: [0, 0, 4294967295]
 evaluate: {cross_domain: ['true', '2026-01-01'], retention: [{name: '0.5', report: x}]}
 objective: {max_forgetting: 0.1, cost: 0.5}
@@ -627,6 +635,16 @@ def test_a_dumped_study_loads_back_equal_from_anywhere(
     again = load_study(dumped)
     assert again == config
     assert dump_study(again) == dump_study(config)
+
+
+def test_a_dumped_arm_leaves_to_its_adapter_what_the_file_did(write: Write) -> None:
+    """A default written out would be taken as what the arm says."""
+    config = load_study(write(FULL_OF_TRAPS))
+    again = load_study(write(dump_study(config)))
+    for arm, same in zip(config.arms[-2:], again.arms[-2:], strict=True):
+        assert arm.init_from == same.init_from
+        for name in ("rank", "alpha", "targets"):
+            assert (name in arm.model_fields_set) == (name in same.model_fields_set)
 
 
 def test_a_dumped_study_states_every_default(write: Write) -> None:

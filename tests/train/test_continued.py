@@ -9,10 +9,11 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from rankscope.data.batches import RowOrder
-from rankscope.errors import BadInput
+from rankscope.errors import BadInput, Interrupted
 from rankscope.models.adapter_io import CONFIG, WEIGHTS, load_adapter, save_adapter
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.methods import new_adapter
+from rankscope.train.checkpoint import PackCheckpoint
 from rankscope.train.loop import train_pack
 from rankscope.train.trainee import Trainee
 from tiny_models import base_of, tiny_llama
@@ -181,3 +182,26 @@ def test_an_adapter_that_changes_while_the_study_runs_is_refused(tmp_path: Path,
     path.unlink()
     with pytest.raises(BadInput, match=f"adapter {tmp_path}: cannot be read"):
         new_adapter(tiny_llama(), spec)
+
+
+def test_stopped_and_resumed_it_is_the_same_bit_for_bit(tmp_path: Path) -> None:
+    """The folder is read again and what was trained since is put in its place."""
+    peft_adapter(tmp_path / "stored", use_dora=True)
+    pack = [trial("fresh"), continued(tmp_path / "stored", method="dora", dropout=0.1)]
+    whole = train_pack(base_of(tiny_llama()), pack, ROWS, PROTOCOL).trainees
+    checkpoint = PackCheckpoint(tmp_path / "checkpoint")
+    asked = iter(range(STEPS))
+    with pytest.raises(Interrupted):
+        train_pack(
+            base_of(tiny_llama()),
+            pack,
+            ROWS,
+            PROTOCOL,
+            checkpoint=checkpoint,
+            should_stop=lambda: next(asked) == 6,
+        )
+    resumed = train_pack(base_of(tiny_llama()), pack, ROWS, PROTOCOL, checkpoint=checkpoint)
+    for found, expected in zip(resumed.trainees, whole, strict=True):
+        assert found.losses == expected.losses
+        for name, own in parts(expected).items():
+            assert all(map(torch.equal, parts(found)[name], own))

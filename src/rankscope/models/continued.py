@@ -146,10 +146,10 @@ def methods_of(folder: Path, settings: AdapterSettings) -> tuple[tuple[str, ...]
 def exact_targets(
     settings: AdapterSettings, modules: frozenset[str], shapes: Architecture
 ) -> tuple[str, ...]:
-    """Names that match the adapter's modules alone: PEFT's own, last parts of paths, or paths."""
+    """Names that match the adapter's modules alone: last parts of paths, PEFT's own, or paths."""
     leaves = {name.rsplit(".", 1)[-1] for name in modules}
     asked = settings.target_modules if isinstance(settings.target_modules, list) else []
-    for names in (tuple(sorted(set(asked))), tuple(sorted(leaves))):
+    for names in (tuple(sorted(leaves)), tuple(sorted(set(asked)))):
         every = {other for name in names for other in matched(name, shapes)}
         if names and all(matched(name, shapes) for name in names) and every == modules:
             return names
