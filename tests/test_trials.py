@@ -1,5 +1,6 @@
 """Trials: content ids, merging, order, packs and steps."""
 
+import itertools
 import json
 from typing import Any
 
@@ -12,7 +13,6 @@ from rankscope.errors import BadInput
 from rankscope.records import TrialSpec
 from rankscope.trials import (
     Pack,
-    cut_into,
     duplicate_grid_points,
     make_packs,
     make_trials,
@@ -369,7 +369,7 @@ def test_packs_are_as_few_as_the_limit_allows_and_balanced(limit: int) -> None:
 
 
 def test_packs_are_as_few_as_the_memory_allows() -> None:
-    """Memory as 10 for the base and the rank of each: by hand, 12 trials of ranks 8 and 32."""
+    """Memory as 10 for the base and the rank of each: by hand, 12 trials of ranks 2 and 8."""
     adapters = [t for t in make_trials(study(tasks=["med"]), "b", DATA) if t.method == "lora"]
 
     def memory(pack: Pack) -> int:
@@ -379,12 +379,56 @@ def test_packs_are_as_few_as_the_memory_allows() -> None:
         packs = make_packs(adapters, 5, lambda pack, room=room: memory(pack) <= room)
         assert [t for pack in packs for t in pack] == adapters
         assert all(memory(pack) <= room or len(pack) == 1 for pack in packs)
-        fewer = cut_into(adapters, len(packs) - 1) if len(packs) > 3 else []
-        assert any(memory(pack) > room for pack in fewer) or len(packs) == 3
+        for pack, following in itertools.pairwise(packs):  # none could take one more
+            assert memory((*pack, following[0])) > room or len(packs) == 3
         limits = {what_limits(pack, packs, 5) for pack in packs}
         assert limits == {"memory" if len(packs) > 3 else "max_pack"}
     whole = make_packs(adapters, 16)
     assert what_limits(whole[0], whole, 16) == "all trials of the task"
+
+
+def rank_trials(ranks: list[int]) -> list[TrialSpec]:
+    """One trial of each rank, in order."""
+    config = study(tasks=["med"], arms=arm(), seeds=list(range(len(ranks))))
+    trials = make_trials(config, "b", DATA)
+    return [t.model_copy(update={"rank": rank}) for t, rank in zip(trials, ranks, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "sizes"),
+    [
+        ([8] * 15 + [590], [15, 1]),
+        ([590] + [8] * 15, [2, 14]),
+        ([8] * 15 + [700], [15, 1]),  # 700 does not fit alone
+        ([8] * 7 + [700] + [8] * 8, [7, 1, 8]),
+        ([700] * 3, [1, 1, 1]),
+        ([100] * 16, [6, 6, 4]),
+        ([8] * 17, [8, 9]),
+    ],
+)
+def test_a_large_trial_leaves_the_others_together(ranks: list[int], sizes: list[int]) -> None:
+    """Memory as the sum of ranks, 600 of it."""
+    trials = rank_trials(ranks)
+    packs = make_packs(trials, 16, lambda pack: sum(t.rank or 0 for t in pack) <= 600)
+    assert [len(pack) for pack in packs] == sizes
+    assert [t for pack in packs for t in pack] == trials
+
+
+def test_memory_is_asked_for_a_few_times_a_pack() -> None:
+    asked = 0
+
+    def fits(pack: Pack, room: int) -> bool:
+        nonlocal asked
+        asked += 1
+        return sum(t.rank or 0 for t in pack) <= room
+
+    trials = rank_trials([2**i for i in range(8)] * 12)
+    assert len(make_packs(trials, 16, lambda pack: fits(pack, 600))) == 6
+    assert asked == 6  # all fits: once a pack
+    asked = 0
+    packs = make_packs(trials, 16, lambda pack: fits(pack, 300))
+    assert all(fits(pack, 300) for pack in packs)
+    assert asked <= 1 + 5 * len(packs) + len(packs)
 
 
 def test_by_default_sixteen_trials_are_packed() -> None:

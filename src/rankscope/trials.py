@@ -91,9 +91,10 @@ def make_packs(
     """Trials that are trained together: per task its LoRA packs, then each other trial alone.
 
     The LoRA trials of a task are cut, in trial order, into as few packs as ``max_pack`` (by
-    default ``DEFAULT_MAX_PACK``) and the memory (``fits``) allow, whose sizes differ by at most
-    one; a trial that does not fit alone is a pack all the same. Give all trials of a study, done or
-    not: packs, and with them the arithmetic, then do not depend on where a run was stopped.
+    default ``DEFAULT_MAX_PACK``) and the memory (``fits``) allow; a trial that does not fit alone
+    is a pack all the same. Sizes differ by at most one where ``max_pack`` alone limits. Give all
+    trials of a study, done or not: packs, and with them the arithmetic, then do not depend on where
+    a run was stopped.
     """
     limit = DEFAULT_MAX_PACK if max_pack is None else max_pack
     if limit < 1:
@@ -101,7 +102,7 @@ def make_packs(
     packs: list[Pack] = []
     for task in unique([trial.task for trial in trials]):
         of_task = [trial for trial in trials if trial.task == task]
-        packs += balanced([t for t in of_task if t.method not in ALONE], limit, fits)
+        packs += cut_to_fit([t for t in of_task if t.method not in ALONE], limit, fits)
         packs += [(trial,) for trial in of_task if trial.method in ALONE]
     return packs
 
@@ -236,20 +237,39 @@ def resolved_alpha(alpha: float | str, rank: int) -> float:
     return float(alpha)
 
 
-def balanced(
+def cut_to_fit(
     trials: Sequence[TrialSpec], limit: int, fits: Callable[[Pack], bool] = lambda pack: True
 ) -> list[Pack]:
-    """Cut into the fewest runs of at most ``limit`` that fit, sizes differing by at most one."""
+    """Cut into runs of at most ``limit`` that fit, in order.
+
+    Sizes differ by at most one where the memory does not matter. Where it does, each run takes all
+    that it can, so that a large trial costs its neighbours nothing. A run that fits is taken to fit
+    with fewer trials too: ``fits`` costs a pass on shapes, and is asked a logarithm of times a run.
+    """
     if not trials:
         return []
-    fewest, most = math.ceil(len(trials) / limit), len(trials)
-    while fewest < most:  # more runs are smaller ones, so what fits goes on fitting
-        count = (fewest + most) // 2
-        if all(map(fits, cut_into(trials, count))):
-            most = count
+    packs = cut_into(trials, math.ceil(len(trials) / limit))
+    if all(map(fits, packs)):
+        return packs
+    packs, rest = [], tuple(trials)
+    while rest:
+        size = most_that_fit(rest[:limit], fits)
+        packs.append(rest[:size])
+        rest = rest[size:]
+    return packs
+
+
+def most_that_fit(trials: Pack, fits: Callable[[Pack], bool]) -> int:
+    """How many of the first trials fit together; one is taken in any case."""
+    fewest, most = 1, len(trials)
+    size = most
+    while fewest < most:
+        if fits(trials[:size]):
+            fewest = size
         else:
-            fewest = count + 1
-    return cut_into(trials, fewest)
+            most = size - 1
+        size = (fewest + most + 1) // 2
+    return fewest
 
 
 def cut_into(trials: Sequence[TrialSpec], count: int) -> list[Pack]:
