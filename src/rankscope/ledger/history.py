@@ -9,14 +9,14 @@ from rankscope.records import ModelRecord, Provenance, TaskRecord
 
 def refuse_other_model(out: Path, stored: ModelRecord, model: ModelRecord) -> None:
     """Raise BadInput where the stored results belong to another base model, or to the same one
-    computed in another dtype or asked in another prompt format."""
+    computed in another dtype, held in other bits or asked in another prompt format."""
     if stored.sha256 != model.sha256:
         raise BadInput(
             f"{out}: holds results of the base model {stored.label} "
             f"(sha256 {stored.sha256[:12]}), but the study now names {model.label} "
             f"(sha256 {model.sha256[:12]}). Give the new study its own --out folder."
         )
-    for field in ("dtype", "prompt_format"):
+    for field in ("dtype", "quantize", "prompt_format"):
         before, now = getattr(stored, field), getattr(model, field)
         if before != now:
             raise BadInput(

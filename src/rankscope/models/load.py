@@ -158,6 +158,7 @@ def load_base(
         hidden_size=int(shape.hidden_size),
         vocab_size=int(shape.vocab_size),
         dtype=str(dtype).removeprefix("torch."),
+        quantize=quantize,
         device=str(device),
         prompt_format=resolved_prompt_format(config, tokenizer),
     )

@@ -46,6 +46,8 @@ class ModelRecord(Record):
     hidden_size: int
     vocab_size: int
     dtype: str
+    quantize: Literal["none", "4bit"] = "none"
+    """How the weights are held; adapters and scores belong to the base so held."""
     device: str
     prompt_format: Literal["chat", "plain"]
 
