@@ -19,7 +19,7 @@ from rankscope.ledger import Ledger
 from rankscope.models.adapter_io import BASE_HASH, CONFIG, WEIGHTS
 from rankscope.provenance import sha256_folder
 
-ARM: dict[str, Any] = {"method": "lora", "init_from": "stored", "lr": 1e-3}
+ARM: dict[str, Any] = {"init_from": "stored", "lr": 1e-3}
 ONE: dict[str, Any] = {
     "seeds": [0],
     "evaluate": {"retention": ["pocket_cloze"], "max_items": 8, "max_new_tokens": 8},
@@ -153,7 +153,7 @@ def test_what_a_study_trained_goes_on_in_another(place: Path) -> None:
 
     arms = [
         {"method": "dora", "rank": 2, "lr": 2e-3},
-        {"method": "dora", "init_from": str(source.relative_to(place)), "lr": 2e-3},
+        {"init_from": str(source.relative_to(place)), "lr": 2e-3},
     ]
     second = study_file(place, arms=arms, **ONE)
     outcome = rankscope("run", second, "--out", place / "two")

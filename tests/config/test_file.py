@@ -416,6 +416,7 @@ def test_full_fine_tuning_has_no_adapter_settings(write: Write) -> None:
             "lora, rslora, lora+, dora, found 'pissa'",
         ),
         ("{method: lora, lr: 1e-3, init_from: }", "arms.0: method 'lora' needs 'rank'"),
+        ("{lr: 1e-3, rank: 8}", "arms.0: 'method' is missing: name one of lora, rslora, lora+"),
     ],
 )
 def test_arms_that_contradict_themselves(write: Write, arm: str, expected: str) -> None:
@@ -616,6 +617,7 @@ arms:
   - {method: {peft: {peft_type: 'no', r: 3, x: ['1e3', {y: '#'}]}}, lr: 1, targets: mlp}
   - {method: [lora, lora+], lr: 1, init_from: '../no: #1'}
   - {method: dora, lr: 1, init_from: ~/x, rank: 3, alpha: 2r, targets: mlp}
+  - {lr: [1, 2], init_from: y}
 seeds: [0, 0, 4294967295]
 evaluate: {cross_domain: ['true', '2026-01-01'], retention: [{name: '0.5', report: x}]}
 objective: {max_forgetting: 0.1, cost: 0.5}
@@ -641,9 +643,10 @@ def test_a_dumped_arm_leaves_to_its_adapter_what_the_file_did(write: Write) -> N
     """A default written out would be taken as what the arm says."""
     config = load_study(write(FULL_OF_TRAPS))
     again = load_study(write(dump_study(config)))
-    for arm, same in zip(config.arms[-2:], again.arms[-2:], strict=True):
+    assert [arm.num_points() for arm in config.arms[-3:]] == [2, 1, 2]
+    for arm, same in zip(config.arms[-3:], again.arms[-3:], strict=True):
         assert arm.init_from == same.init_from
-        for name in ("rank", "alpha", "targets"):
+        for name in ("method", "rank", "alpha", "targets"):
             assert (name in arm.model_fields_set) == (name in same.model_fields_set)
 
 

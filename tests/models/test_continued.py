@@ -31,7 +31,7 @@ def study(folder: Path, **arm: Any) -> StudyConfig:
     """Two arms, of which the second goes on from ``folder``."""
     arms = [
         {"method": "lora", "rank": 2, "lr": 1e-3},
-        {"method": "lora", "lr": 1e-3, "init_from": str(folder), **arm},
+        {"lr": 1e-3, "init_from": str(folder), **arm},
     ]
     return StudyConfig.model_validate(
         {"name": "s", "model": "pocket", "tasks": ["med"], "arms": arms, "seeds": [0]}
@@ -68,9 +68,15 @@ def test_what_the_arm_says_as_well_makes_the_same_trial(
 ) -> None:
     peft_adapter(tmp_path, r=3, lora_alpha=6)
     (_, taken) = trials(study(tmp_path), shapes)
-    (_, said) = trials(study(tmp_path, rank=[3, 3], alpha="2r", targets="attention"), shapes)
+    every = {"method": "lora", "rank": [3, 3], "alpha": "2r", "targets": "attention"}
+    (_, said) = trials(study(tmp_path, **every), shapes)
     assert taken == said
-    for half in ({"rank": 3}, {"alpha": [6, "2r"]}, {"targets": [list(ATTENTION)]}):
+    for half in (
+        {"method": "lora"},
+        {"rank": 3},
+        {"alpha": [6, "2r"]},
+        {"targets": [list(ATTENTION)]},
+    ):
         assert trials(study(tmp_path, **half), shapes)[1] == taken
 
 
@@ -193,8 +199,9 @@ def test_a_method_that_is_not_the_adapters(tmp_path: Path, shapes: Architecture,
     with pytest.raises(
         BadInput, match=f"'lora' does not fit .* use_{kind}: true; expected '{kind}'"
     ):
-        with_starts(study(tmp_path), shapes)
+        with_starts(study(tmp_path, method="lora"), shapes)
     assert trials(study(tmp_path, method=kind), shapes)[1].method == kind
+    assert trials(study(tmp_path), shapes)[1].method == kind
 
 
 def test_dora_with_rsloras_scaling_is_no_method_here(tmp_path: Path, shapes: Architecture) -> None:

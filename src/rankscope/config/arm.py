@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, JsonValue, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from rankscope.config.section import PathText, Section, as_list, shown
 from rankscope.config.targets import TARGET_GROUPS, TargetGroup, TargetSet, as_target_sets
@@ -98,11 +98,15 @@ AnyMethod = Annotated[
 class ArmConfig(Section):
     """One method with its hyper-parameter lists; the grid is their product."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": ["method"]}, {"required": ["init_from"]}]}
+    )
+
     method: Annotated[
         list[AnyMethod],
         BeforeValidator(as_list, json_schema_input_type=Method | PeftMethod | list[AnyMethod]),
         Field(min_length=1),
-    ]
+    ] = []
     """By name, or ``{peft: {peft_type: ADALORA, ...}}`` for any other method of PEFT's."""
     rank: Annotated[
         list[Rank], BeforeValidator(as_list, json_schema_input_type=Rank | list[Rank])
@@ -195,6 +199,8 @@ class ArmConfig(Section):
         """LoRA needs a rank; full fine-tuning and PEFT's methods have none here."""
         given = sorted(LORA_ONLY & self.model_fields_set)
         unfit = [method for method in self.method if method not in CONTINUED]
+        if not self.method and self.init_from is None:
+            raise ValueError(f"'method' is missing: name one of {', '.join(METHODS)}")
         if self.init_from is not None and unfit:
             raise ValueError(
                 f"'init_from' goes on from a LoRA or DoRA adapter: expected a method among "
@@ -242,13 +248,14 @@ class ArmConfig(Section):
 
     def grids(self) -> Iterator[dict[str, list[Any]]]:
         """One grid per method: the field of a trial -> its values, in the order of the product."""
-        for method in self.method:
+        # What is left out beside 'init_from' is its adapter's, which is not read here.
+        methods: list[AnyMethod | None] = [*self.method] or [None]
+        ranks: list[int | None] = [*self.rank] or [None]
+        for method in methods:
             axes: dict[str, list[Any]] = {"method": [method]}
             if not self.is_full:
                 axes["targets"] = self.target_sets()
             if not (self.is_full or self.is_peft):
-                # Without a rank there is an adapter to take it from, which is not read here.
-                ranks: list[int | None] = [*self.rank] or [None]
                 axes |= {"rank": ranks, "alpha": self.alpha}
             axes["lr"] = self.lr
             if method == "lora+":

@@ -67,7 +67,7 @@ def dump_study(config: StudyConfig) -> str:
             for key in LORA_ONLY - ({"targets"} if arm.is_peft else set()):
                 written.pop(key, None)
         if arm.init_from is not None:  # what the arm leaves out is the adapter's, not a default
-            for key in {"rank", "alpha", "targets"} - arm.model_fields_set:
+            for key in {"method", "rank", "alpha", "targets"} - arm.model_fields_set:
                 del written[key]
     return dump(values)
 

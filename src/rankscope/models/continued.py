@@ -32,7 +32,7 @@ class StoredStart:
         sha256: of its configuration and weights.
         base_sha256: of the base it was made for; None where it does not say.
         rank, alpha: as its configuration names them; single modules may have ranks of their own.
-        methods: those that train such an adapter.
+        methods: those that train such an adapter, first the one an arm has that names none.
         kind: the settings which say so.
         modules: paths of the layers it changes.
         targets: the shortest names that match these and no others.
@@ -52,7 +52,7 @@ class StoredStart:
 def with_starts(
     config: StudyConfig, shapes: Architecture
 ) -> tuple[StudyConfig, Mapping[str, StoredStart]]:
-    """The study with rank, alpha and targets of every adapter that an arm goes on from.
+    """The study with method, rank, alpha and targets of every adapter that an arm goes on from.
 
     Also what was read, by folder as the study names it.
 
@@ -189,6 +189,7 @@ def with_start(arm: ArmConfig, start: StoredStart, shapes: Architecture) -> ArmC
             if set(target_shapes(shapes, targets)) != start.modules:
                 raise BadInput(differs("targets", few(targets), few(start.targets), start))
     taken = {
+        "method": [start.methods[0]],
         "rank": [start.rank],
         "alpha": [start.alpha],
         "targets": [list(start.targets)],
