@@ -416,6 +416,10 @@ def test_full_fine_tuning_has_no_adapter_settings(write: Write) -> None:
             "lora, rslora, lora+, dora, found 'pissa'",
         ),
         ("{method: lora, lr: 1e-3, init_from: }", "arms.0: method 'lora' needs 'rank'"),
+        (
+            "{init_from: x, lr: 1e-3, lr_ratio: 4}",
+            "arms.0: 'lr_ratio' is the rate of B over that of A in 'lora+', found no method: ",
+        ),
         ("{lr: 1e-3, rank: 8}", "arms.0: 'method' is missing: name one of lora, rslora, lora+"),
     ],
 )

@@ -224,9 +224,10 @@ class ArmConfig(Section):
         if not self.rank and self.init_from is None:
             raise ValueError(f"method {self.method[0]!r} needs 'rank'")
         if "lr_ratio" in given and "lora+" not in self.method:
+            found = f"method {self.method[0]!r}" if self.method else "no method"
             raise ValueError(
-                f"'lr_ratio' is the rate of B over that of A in 'lora+', found method "
-                f"{self.method[0]!r}: remove it, or change the method"
+                f"'lr_ratio' is the rate of B over that of A in 'lora+', found {found}: "
+                "remove it, or change the method"
             )
         return self
 
