@@ -29,6 +29,7 @@ METHODS: list[dict[str, Any]] = [
     {"peft_type": "FOURIERFT", "n_frequency": 50},
     {"peft_type": "LN_TUNING"},
     {"peft_type": "LORA", "init_lora_weights": "pissa", "r": 4},
+    {"peft_type": "LORA", "init_lora_weights": "olora", "r": 4},
     {"peft_type": "LORA", "modules_to_save": ["lm_head"], "r": 4},
 ]
 IDS = [json.dumps(settings) for settings in METHODS]
@@ -80,7 +81,7 @@ def test_a_method_that_writes_into_the_bases_weights_is_found_out() -> None:
     new_tuner(base, peft_trial("p", peft_type="VERA"), 4)
     with torch.no_grad():
         base.model.model.norm.weight[3] += 1e-7
-    with pytest.raises(RuntimeError, match="wrote into the base's own weights"):
+    with pytest.raises(IntegrityError, match="wrote into the base's own weights"):
         base.pack.clear()
 
 
@@ -129,6 +130,38 @@ def test_merged_weights_give_the_logits_of_the_method(settings: dict[str, Any]) 
     for name, weight in merged.items():
         modules[name].weight.data = weight
     assert torch.allclose(logits(base), after, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_start_taken_from_the_weights_is_no_change_of_them(start: str) -> None:
+    """PEFT leaves W0 - s B A in the base's place, so that the merged weight starts at W0."""
+    settings = {"peft_type": "LORA", "init_lora_weights": start, "r": 4}
+    base = base_of(tiny_llama())
+    before = logits(base)
+    tuner = new_tuner(base, peft_trial("p", **settings), 4)
+    for name in tuner.mergeable():
+        weight = tuner.base_weight(name)
+        assert torch.equal(weight, dict(tiny_llama().named_parameters())[f"{name}.weight"])
+        assert torch.allclose(tuner.merged_weight(name), weight, atol=1e-6, rtol=0)
+    assert torch.allclose(logits(base), before, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"peft_type": "LORA", "init_lora_weights": False, "lora_dropout": 0.3},
+        {"peft_type": "PVERA", "init_weights": False},
+    ],
+    ids=["lora", "pvera"],
+)
+def test_what_a_method_draws_in_training_is_not_taken_for_rows_that_mix(
+    settings: dict[str, Any],
+) -> None:
+    base = base_of(tiny_llama())
+    tuner = new_tuner(base, peft_trial("p", **settings), 4)
+    assert torch.equal(logits(base), logits(base))
+    tuner.begin_step(0)
+    assert not torch.equal(logits(base), logits(base))
 
 
 def test_norms_have_no_matrix_to_merge_into() -> None:

@@ -52,6 +52,9 @@ OWN_TARGETS = ("LN_TUNING", "TRAINABLE_TOKENS")
 STARTS_FROM_DATA = ("corda", "eva", "lora_ga")
 """Values of ``init_lora_weights`` for which PEFT wants a pass over data first."""
 
+WRITES_IN_PLACE = ("olora",)
+"""Values of ``init_lora_weights`` for which PEFT subtracts the start from the weights in place."""
+
 PEFT_FAILURES = (
     ArithmeticError,
     AssertionError,
@@ -188,6 +191,11 @@ def injected(model: Any, config: PeftConfig) -> PeftModel:
         raise BadInput(f"method peft, {name}: does not fit this model: {described(error)}") from (
             error
         )
+
+
+def writes_in_place(config: PeftConfig) -> bool:
+    """Whether putting the method on a model writes into the model's own values."""
+    return str(getattr(config, "init_lora_weights", None)).lower() in WRITES_IN_PLACE
 
 
 def described(error: BaseException) -> str:

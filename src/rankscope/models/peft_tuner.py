@@ -3,7 +3,7 @@
 import copy
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from rankscope.models.adapter_io import BASE_HASH, CONFIG, WEIGHTS, with_sorted_
 from rankscope.models.base import Base
 from rankscope.models.load import check_rows_apart
 from rankscope.models.lora import seed_of
+from rankscope.models.original import Original
 from rankscope.models.packed import unwrap
 from rankscope.models.peft_methods import (
     PEFT_FAILURES,
@@ -28,71 +29,13 @@ from rankscope.models.peft_methods import (
     peft_config,
     trainable_parameters,
     type_name,
+    writes_in_place,
 )
 from rankscope.models.quantize import dense_weight
 from rankscope.records import ModelRecord, TrialSpec
 
 ADAPTER = "default"
 """PEFT's name for the only adapter of a model."""
-
-
-class Original:
-    """A model as it was: its modules, and where the values of its parameters are.
-
-    Nothing is copied. What PEFT puts in place of a module, and values that it puts in place of a
-    parameter's, are taken out again by :meth:`restore`; a parameter that is itself to be trained
-    gets values of its own first (:meth:`lend`).
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.attributes = set(vars(model))
-        self.children = {module: dict(module._modules) for module in model.modules()}
-        self.values = {parameter: parameter.data for parameter in model.parameters()}
-        self.places = [
-            (module, name, parameter)
-            for module in model.modules()
-            for name, parameter in module._parameters.items()
-        ]
-        self.checksum = self.sum()
-
-    def sum(self) -> int:
-        """Sum of all bits of all values, read as whole numbers: moves when a weight moves."""
-        total = 0
-        for values in self.values.values():
-            whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-            total += int(values.view(whole[values.element_size()]).sum(dtype=torch.int64))
-        return total
-
-    def lend(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Give those of ``parameters`` that are the model's own a copy of their values to train."""
-        for parameter in parameters.values():
-            if parameter in self.values:
-                parameter.data = parameter.data.clone()
-
-    def restore(self) -> None:
-        """Put everything back.
-
-        Raises:
-            RuntimeError: the weights are not bit for bit what they were.
-        """
-        for module, children in self.children.items():
-            module._modules.clear()
-            module._modules.update(children)
-        for module, name, parameter in self.places:
-            module._parameters[name] = parameter
-        for parameter, values in self.values.items():
-            parameter.data = values
-            parameter.grad = None
-            parameter.requires_grad_(False)
-        for name in set(vars(self.model)) - self.attributes:
-            delattr(self.model, name)
-        self.model.eval()
-        if self.sum() != self.checksum:
-            raise RuntimeError(
-                "the PEFT method wrote into the base's own weights, which all trials share: this "
-                "run cannot go on; run it again without that method"
-            )
 
 
 class PeftTuner:
@@ -121,7 +64,7 @@ class PeftTuner:
         try:
             with torch.random.fork_rng():
                 torch.manual_seed(seed_of("init", seed, "peft"))
-                tuner.model = injected(base, config)
+                tuner.put_on(config, lambda: injected(base, config))
             found = trainable_parameters(tuner.model)
             if not found:
                 raise BadInput(
@@ -132,6 +75,7 @@ class PeftTuner:
         except BaseException:
             tuner.original.restore()
             raise
+        tuner.model.eval()  # PEFT leaves its dropout on; every step switches it on for itself
         return tuner
 
     @classmethod
@@ -149,12 +93,20 @@ class PeftTuner:
                 # AdaLoRA's pattern of ranks, which its own loader reads later.
                 warnings.filterwarnings("ignore", "The following rank_pattern keys")
                 warnings.filterwarnings("error", "Found missing adapter keys")
-                tuner.model = PeftModel.from_pretrained(base, str(folder))
+                config = PeftConfig.from_pretrained(str(folder))
+                tuner.put_on(config, lambda: PeftModel.from_pretrained(base, str(folder)))
         except (*PEFT_FAILURES, UserWarning) as error:
             tuner.original.restore()
             raise IntegrityError(f"adapter {folder}: {described(error)}") from error
         tuner.model.eval()
         return tuner
+
+    def put_on(self, config: PeftConfig, make: Callable[[], PeftModel]) -> None:
+        """Set :attr:`model`, the base's own values kept from a start that writes into weights."""
+        if writes_in_place(config):
+            self.original.lend(dict(self.original.model.named_parameters()))
+        self.model = make()
+        self.original.share()
 
     def remove(self) -> None:
         """Take the method off: the base is bit for bit what it was."""
@@ -252,9 +204,14 @@ class PeftTuner:
     # --- weights
 
     def base_weight(self, name: str) -> Tensor:
-        """W0 of a layer the method changes, (out, in)."""
+        """W0 of a layer the method changes, (out, in), whatever its start made of it."""
         layer: Any = self.layers()[name].get_base_layer()
-        return dense_weight(layer)
+        now = layer.weight.data
+        layer.weight.data = self.original.values.get(layer.weight, now)
+        try:
+            return dense_weight(layer)
+        finally:
+            layer.weight.data = now
 
     def mergeable(self) -> list[str]:
         """Names of the linear layers whose change is a change of their matrix."""
