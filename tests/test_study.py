@@ -4,7 +4,7 @@ import json
 import shutil
 import signal
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import rankscope.stages
 from pocket_study import (
     EVALS_EACH,
     NUM_LORA,
@@ -28,10 +27,9 @@ from rankscope.cli import main
 from rankscope.errors import Interrupted
 from rankscope.ledger import Ledger, adapter_path
 from rankscope.models.pocket import pocket_folder
-from rankscope.records import FAILED, StudyRecords, TrialRecords
+from rankscope.records import StudyRecords, TrialRecords
 from rankscope.runtime import is_out_of_memory
 from rankscope.study import Study, conclude
-from rankscope.train.loop import train_pack
 from rankscope.watch import Silent
 
 LORA, _, FULL = SETTINGS["arms"]
@@ -395,36 +393,6 @@ def test_the_allocators_failure_is_known_for_what_it_is() -> None:
     assert is_out_of_memory(failure.value)
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("size mismatch"))
-
-
-@pytest.mark.parametrize(("fits", "statuses"), [(1, ["done"] * 3), (0, ["oom"] * 3)])
-def test_a_pack_too_large_is_halved_until_it_fits(
-    fits: int, statuses: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The allocator fails for packs of more than ``fits`` trials, with what a step attached."""
-
-    def small_memory(base: Any, trials: Sequence[Any], *rest: Any, **named: Any) -> Any:
-        result = train_pack(base, trials, *rest, **named)
-        if len(trials) > fits:
-            more_than_there_is()
-        return result
-
-    settings: dict[str, Any] = {"arms": [LORA], "seeds": [0, 1, 2], "max_pack": 3}
-    whole = small_study(tmp_path, **settings).run(tmp_path / "whole")
-    monkeypatch.setattr(rankscope.stages, "train_pack", small_memory)
-    listener = Listener()
-    study = small_study(tmp_path, **settings).run(tmp_path / "out", listener)
-    assert [t.status for t in study.trials] == statuses
-    assert any("halved" in text for text in listener.notes)
-    assert leftovers(tmp_path / "out") == []
-    for found in study.trials:
-        if found.status in FAILED:
-            assert str(found.failure).startswith("out of memory")
-        else:
-            label = found.spec.label
-            assert_same(
-                adapter(tmp_path / "out", study, label), adapter(tmp_path / "whole", whole, label)
-            )
 
 
 def test_states_of_packs_that_are_no_more_are_removed(copy: Path, tmp_path: Path) -> None:

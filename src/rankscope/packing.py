@@ -55,11 +55,11 @@ def store(
 
 
 def budget_of(ledger: Ledger, inputs: StudyInputs, pack: Pack) -> int:
-    """Most tokens of one forward pass of a pack."""
+    """Most tokens of one forward pass of a pack: the study's, or fewer after a shortage."""
     stored = ledger.packs()
     found = stored.batch_tokens if stored is not None else {}
     study = inputs.config.train.batch_tokens
-    return min(found.get(trial.trial_id, study) for trial in pack)
+    return min(study, *(found.get(trial.trial_id, study) for trial in pack))
 
 
 def smaller_budget(inputs: StudyInputs, pack: Pack, budget: int) -> int | None:
@@ -88,10 +88,15 @@ def shrink(ledger: Ledger, inputs: StudyInputs, pack: Pack, budget: int) -> None
     store(ledger, inputs, packs, budgets)
 
 
+def halves_of(pack: Pack) -> tuple[Pack, Pack]:
+    """A pack of at least two cut in two, the first half never the smaller one."""
+    middle = (len(pack) + 1) // 2
+    return pack[:middle], pack[middle:]
+
+
 def halve(ledger: Ledger, inputs: StudyInputs, pack: Pack) -> tuple[Pack, Pack]:
     """The halves of a pack, which take its place in the ledger."""
-    middle = (len(pack) + 1) // 2
-    halves = (pack[:middle], pack[middle:])
+    halves = halves_of(pack)
     stored = ledger.packs()
     assert stored is not None
     known = {trial.trial_id: trial for trial in inputs.trials}
@@ -106,11 +111,18 @@ def halve(ledger: Ledger, inputs: StudyInputs, pack: Pack) -> tuple[Pack, Pack]:
 
 
 def hand_down(whole: PackCheckpoint, pack: Pack, into: PackCheckpoint) -> None:
-    """Give a part of a pack the state that the whole one had, if any."""
+    """Give a part of a pack the state that the whole one had, if any.
+
+    What it took in seconds goes with the tokens of the part's trials, of all that the state holds.
+    """
     state = whole.load()
     if state is None:
         return
     ids = {trial.trial_id for trial in pack}
     tensors = {n: tensor for n, tensor in state.tensors.items() if n.split("/")[0] in ids}
-    meta = {name: value for name, value in state.meta.items() if name in ids or name == "seconds"}
-    into.save(PackState(state.step, tensors, meta))
+    meta = {name: value for name, value in state.meta.items() if name in ids}
+    tokens = {n: trial["num_tokens"] for n, trial in state.meta.items() if isinstance(trial, dict)}
+    share = sum(tokens.get(i, 0) for i in ids) / max(1, sum(tokens.values()))
+    seconds = state.meta["seconds"]
+    assert isinstance(seconds, float | int)
+    into.save(PackState(state.step, tensors, {**meta, "seconds": seconds * share}))

@@ -25,8 +25,13 @@ KEPT_KERNELS = 32
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """Processor flags with which bfloat16 products are faster than float32 ones."""
 
-CPU_OUT_OF_MEMORY = ("not enough memory: you tried to allocate", "can't allocate memory")
-"""What torch's CPU allocator says in a plain RuntimeError, on Windows and elsewhere."""
+CPU_OUT_OF_MEMORY = (
+    "not enough memory: you tried to allocate",
+    "can't allocate memory",
+    "Cannot allocate memory",
+)
+"""What torch says in a plain RuntimeError: its CPU allocator on Windows and elsewhere, and where it
+maps a file of weights."""
 
 
 def keep_freed_memory() -> bool:
@@ -184,6 +189,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(p in str(error) for p in CPU_OUT_OF_MEMORY)
+
+
+def shortage_said(error: BaseException) -> str:
+    """``out of memory: `` and the error's first line; an error that says other is raised again."""
+    if not is_out_of_memory(error):
+        raise error
+    return f"out of memory: {(str(error).splitlines() or ['no details'])[0]}"
 
 
 def use_deterministic(seed: int) -> None:

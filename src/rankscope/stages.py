@@ -25,7 +25,7 @@ from rankscope.models.adapter_io import load_adapter, save_adapter
 from rankscope.models.base import Base
 from rankscope.models.load import load_base
 from rankscope.models.peft_tuner import load_tuner
-from rankscope.packing import budget_of, halve, hand_down, shrink, smaller_budget
+from rankscope.packing import budget_of, halve, halves_of, hand_down, shrink, smaller_budget
 from rankscope.provenance import sha256_file, sha256_json
 from rankscope.records import (
     BASE,
@@ -35,7 +35,7 @@ from rankscope.records import (
     TrialSpec,
     write_items,
 )
-from rankscope.runtime import is_out_of_memory, peak_memory_bytes, reset_peak_memory
+from rankscope.runtime import peak_memory_bytes, reset_peak_memory, shortage_said
 from rankscope.train.checkpoint import PackCheckpoint
 from rankscope.train.loop import NOTHING_TRAINED, PackResult, train_pack
 from rankscope.train.trainee import Trainee
@@ -77,21 +77,36 @@ class Runner:
         untrained = self.untrained(pack)
         if untrained:
             self.train(untrained, f"{name} train")
-        alive = self.unfinished(pack)
-        if not alive:
-            return
-        wanted = [key for trial in alive for key in self.wanted_evals(trial)]
+        if alive := self.unfinished(pack):
+            self.conclude(alive, name)
+
+    def conclude(self, pack: Pack, name: str) -> None:
+        """Evaluate and analyze trained trials, by halves where they do not fit into memory
+        together; a single one that does not fit is ``oom``."""
+        wanted = [key for trial in pack for key in self.wanted_evals(trial)]
+        shortage = ""
         try:
-            base = self.with_weights(alive)
-            if base is None:
-                return
-            is_alone = alive[0].method in ALONE
-            models = {(None if is_alone else trial.trial_id): trial.trial_id for trial in alive}
-            self.evaluate(base, models, wanted, f"{name} evaluate")
-            self.analyze(base, alive, f"{name} spectra")
+            base = self.with_weights(pack)
+            if base is not None:
+                is_alone = pack[0].method in ALONE
+                models = {(None if is_alone else trial.trial_id): trial.trial_id for trial in pack}
+                self.evaluate(base, models, wanted, f"{name} evaluate")
+                self.analyze(base, pack, f"{name} spectra")
+        except (MemoryError, RuntimeError) as error:
+            shortage = shortage_said(error)
         finally:
             self.base.pack.clear()
-        self.ledger.finish_trials([trial.trial_id for trial in alive])
+        if not shortage:
+            self.ledger.finish_trials([trial.trial_id for trial in pack])
+            return
+        self.tell_shortage(shortage)
+        if len(pack) == 1:
+            failure = TrialFailure(pack[0].trial_id, "oom", f"scoring it ran {shortage}")
+            self.ledger.fail_trials([failure])
+            return
+        self.watcher.note(f"{len(pack)} trials cannot be scored together: halved")
+        for half in halves_of(pack):
+            self.conclude(half, name)
 
     def untrained(self, pack: Pack) -> Pack:
         """The trials of a pack that training has to deal with: all, unless the study was edited.
@@ -161,9 +176,7 @@ class Runner:
                 should_stop=self.should_stop,
             )
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            shortage = f"out of memory: {(str(error).splitlines() or ['no details'])[0]}"
+            shortage = shortage_said(error)
         if shortage:  # outside of the except block, whose traceback keeps the tensors alive
             self.after_shortage(pack, name, shortage)
         else:
@@ -174,10 +187,8 @@ class Runner:
 
     def after_shortage(self, pack: Pack, name: str, shortage: str) -> None:
         """Train what did not fit in smaller passes, then by halves; a single trial is ``oom``."""
-        self.watcher.finish(shortage)
+        self.tell_shortage(shortage)
         self.base.pack.clear()
-        if self.base.device.type == "cuda":
-            torch.cuda.empty_cache()
         budget = budget_of(self.ledger, self.inputs, pack)
         smaller = smaller_budget(self.inputs, pack, budget)
         if smaller is not None:
@@ -193,6 +204,12 @@ class Runner:
                 hand_down(self.checkpoint(pack), half, self.checkpoint(half))
             for half in halves:
                 self.train(half, name)
+
+    def tell_shortage(self, shortage: str) -> None:
+        """End the stage that ran out of memory, whose tensors are gone by now."""
+        self.watcher.finish(shortage)
+        if self.base.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def checkpoint(self, pack: Pack) -> PackCheckpoint:
         """Where a pack's resumable state goes."""
@@ -329,43 +346,27 @@ class Runner:
     def scored(
         self, base: Base, models: Mapping[str | None, str], task: str, split: Split
     ) -> tuple[dict[str | None, Evaluation], list[TrialFailure]]:
-        """Results by slot, and the trials without finite likelihoods or without enough memory,
-        which is told of one that is scored alone.
+        """Results by slot, and the trials without finite likelihoods.
 
         Raises:
             BadInput: there is not enough memory for the base.
             IntegrityError: the untuned base has no finite likelihoods.
         """
         encoder, settings = self.inputs.encoder, self.inputs.config.evaluate
-        loaded, is_base = self.inputs.tasks[task], BASE in models.values()
-        shortage = ""
-        try:
-            if is_base:
-                return evaluate_task(base, encoder, loaded, split, models, settings), []
+        loaded = self.inputs.tasks[task]
+        if BASE not in models.values():
             results, reasons = evaluate_apart(base, encoder, loaded, split, models, settings)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            shortage = f"out of memory: {(str(error).splitlines() or ['no details'])[0]}"
-        if not shortage:
             return results, [
                 TrialFailure(models[slot], "failed", f"{task} {split}: {reason}")
                 for slot, reason in reasons.items()
             ]
-        if is_base:
+        try:
+            return evaluate_task(base, encoder, loaded, split, models, settings), []
+        except (MemoryError, RuntimeError) as error:
             raise BadInput(
-                f"{task} {split}: scoring the base ran {shortage}; lower evaluate.batch_tokens "
-                f"(now {settings.batch_tokens}) in a study with an --out of its own"
-            )
-        if len(models) == 1:
-            return {}, [
-                TrialFailure(t, "oom", f"{task} {split}: {shortage}") for t in models.values()
-            ]
-        alone = [self.scored(base, {s: t}, task, split) for s, t in models.items()]
-        return (
-            {slot: found for results, _ in alone for slot, found in results.items()},
-            [failure for _, failures in alone for failure in failures],
-        )
+                f"{task} {split}: scoring the base ran {shortage_said(error)}; lower evaluate."
+                f"batch_tokens (now {settings.batch_tokens}) in a study with an --out of its own"
+            ) from error
 
     # --- analyze
 

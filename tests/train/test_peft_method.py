@@ -204,6 +204,23 @@ def test_what_is_stored_between_two_steps_changes_nothing(tmp_path: Path) -> Non
     assert stored.trainees[0].counters() == plain.trainees[0].counters()
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [*WITH_DROPOUT, {"peft_type": "PVERA", "r": 8}],
+    ids=["adalora", "loha", "pvera"],
+)
+def test_what_it_draws_does_not_depend_on_the_size_of_a_pass(settings: dict[str, Any]) -> None:
+    spec = peft_trial(**settings)
+    small, large = (
+        train_pack(base_of(tiny_llama()), [spec], ROWS, protocol(batch_tokens=tokens))
+        for tokens in (64, 4096)
+    )
+    assert small.trainees[0].losses == large.trainees[0].losses
+    assert sha256_tensors(small.trainees[0].tensors()) == sha256_tensors(
+        large.trainees[0].tensors()
+    )
+
+
 def test_a_method_of_pefts_is_in_no_pack() -> None:
     pack = [peft_trial(peft_type="VERA"), trial("b")]
     with pytest.raises(BadInput, match="trains alone"):

@@ -198,6 +198,12 @@ def writes_in_place(config: PeftConfig) -> bool:
     return str(getattr(config, "init_lora_weights", None)).lower() in WRITES_IN_PLACE
 
 
+def draws_in_training(config: PeftConfig) -> bool:
+    """Whether forward passes of training draw random numbers: dropout, or PVeRA's samples."""
+    rates = [value for name, value in vars(config).items() if name.endswith("dropout")]
+    return type_name(type(config)) == "PVERA" or any(rates)
+
+
 def described(error: BaseException) -> str:
     """An error of PEFT's in one line."""
     lines = str(error).strip().splitlines()

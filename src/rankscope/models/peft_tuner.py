@@ -25,6 +25,7 @@ from rankscope.models.packed import unwrap
 from rankscope.models.peft_methods import (
     PEFT_FAILURES,
     described,
+    draws_in_training,
     injected,
     peft_config,
     trainable_parameters,
@@ -132,6 +133,11 @@ class PeftTuner:
             assert isinstance(layer, nn.Module)
             layer.train(training)
             layer.get_base_layer().eval()
+
+    @property
+    def draws(self) -> bool:
+        """Whether its passes in training draw from the generator, as many numbers as they do."""
+        return draws_in_training(self.model.peft_config[ADAPTER])
 
     def begin_step(self, step: int) -> None:
         """Switch dropout on; what the step draws depends on seed and step alone."""

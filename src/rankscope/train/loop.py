@@ -210,6 +210,8 @@ def run_step(
         trainee.begin_step(step)
     of_step = [[rows[i] for micro in t.order.step(step) for i in micro] for t in active]
     label_tokens = [sum(sum(row.is_label) for row in own) for own in of_step]
+    if any(trainee.needs_row_passes for trainee in active):
+        batch_tokens = 1
     step_losses = torch.zeros(len(active), device=base.device)
     for parts in forward_passes(of_step, batch_tokens):
         batch_rows: list[Row] = []

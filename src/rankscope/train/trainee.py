@@ -64,6 +64,12 @@ class Trainee:
         """Whether it takes part in optimizer step ``step``."""
         return self.failure is None and step < self.num_steps
 
+    @property
+    def needs_row_passes(self) -> bool:
+        """Whether each row needs a forward pass of its own: PEFT draws its dropout pass by pass,
+        and what a row gets must not hang on how many fit into memory beside it."""
+        return self.tuner is not None and self.tuner.draws
+
     def begin_step(self, step: int) -> None:
         """Make ready for the forward passes of optimizer step ``step``."""
         if self.adapter is not None:
