@@ -18,6 +18,7 @@ import rankscope.cli
 from command_line import Outcome, files_below, settings, write_rows
 from command_line import rankscope as command
 from large_shapes import LLAMA_8B, QWEN_7B
+from rankscope.cli import terminal
 from rankscope.config.file import load_study, published_schema
 from rankscope.data.pocket_world import pocket_rows
 from rankscope.ledger import Ledger, TrialFailure
@@ -451,7 +452,7 @@ def test_a_configuration_that_builds_no_model(
 def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """A terminal of so many columns."""
     columns = int(request.param)
-    monkeypatch.setattr(rankscope.cli, "out_console", Console(width=columns))
+    monkeypatch.setattr(terminal, "out_console", Console(width=columns))
     return columns
 
 

@@ -1,81 +1,23 @@
-"""The command line: parse, call, print."""
+"""Verbs of a study: from writing its file to copying a trial's weights out of it."""
 
-import errno
-import json
-import os
 import sys
-from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from rankscope.cli.application import (
+    INTEGRITY,
+    SOME_FAILED,
+    AsJson,
+    Overrides,
+    StudyFile,
+    StudyFolder,
+    app,
+)
+from rankscope.cli.terminal import err_console, print_json, say, show, tell
 from rankscope.disk import replace_text
-from rankscope.errors import BadInput, RankscopeError
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-out_console = Console()
-err_console = Console(stderr=True)
-
-StudyFile = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The study file.")]
-StudyFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a value, such as train.epochs=1."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-
-BAD_INPUT = 2
-SOME_FAILED = 3
-INTEGRITY = 4
-INTERRUPTED = 130
-
-REFUSED = frozenset(
-    {
-        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP),
-        *(errno.EEXIST, errno.EISDIR, errno.ENOTDIR),
-    }
-)
-"""What the file system says to a path that cannot be used: the user's to mend, not a bug."""
-
-
-def print_json(value: object) -> None:
-    """One JSON document on standard output."""
-    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def say(text: str, console: Console = out_console, style: str | None = None) -> None:
-    """Plain text, as it is: no markup, and lines left whole, so that paths can be copied."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True, style=style)
-
-
-def print_version(asked: bool) -> None:
-    """``--version`` answers and leaves."""
-    if asked:
-        sys.stdout.write(f"rankscope {version('rankscope')}\n")
-        raise typer.Exit
-
-
-@app.callback()
-def rankscope(
-    show_version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=print_version, is_eager=True, help="Print the version and exit."
-        ),
-    ] = False,
-) -> None:
-    """How much LoRA rank is enough on my model and my data, and what does it cost?
-
-    Example: rankscope quickstart --out studies/pocket
-    """
+from rankscope.errors import BadInput
 
 
 @app.command()
@@ -152,7 +94,7 @@ def check(
     from rankscope.screens import check_screen
     from rankscope.study import Study
 
-    out_console.print(check_screen(Study.load(file, overrides or []).check(), rows))
+    show(check_screen(Study.load(file, overrides or []).check(), rows))
 
 
 @app.command()
@@ -170,7 +112,7 @@ def plan(file: StudyFile, overrides: Overrides = None, as_json: AsJson = False) 
     if as_json:
         print_json(made.model_dump(mode="json"))
     else:
-        out_console.print(plan_screen(made))
+        show(plan_screen(made))
 
 
 @app.command()
@@ -219,11 +161,11 @@ def run_study(
     if as_json:
         print_json(recommendation.model_dump(mode="json"))
     else:
-        out_console.print(summary_table(records, recommendation))
+        show(summary_table(records, recommendation))
         for advice in recommendation.advice:
-            out_console.print(f"{advice.task}: {advice.headline}", markup=False, style="bold")
+            say(f"{advice.task}: {advice.headline}", "bold")
             for reason in advice.reasons:
-                out_console.print(f"  - {reason.text}", markup=False, highlight=False)
+                say(f"  - {reason.text}")
         say(f"report: {folder / 'report.html'}")
     if any(trial.status in FAILED for trial in records.trials):
         raise typer.Exit(SOME_FAILED)
@@ -254,7 +196,7 @@ def status(folder: StudyFolder, as_json: AsJson = False) -> None:
     if as_json:
         print_json([trial_status(trial) for trial in study.trials])
     else:
-        out_console.print(status_screen(study))
+        show(status_screen(study))
 
 
 @app.command()
@@ -269,7 +211,7 @@ def report(folder: StudyFolder) -> None:
     from rankscope.study import conclude
 
     records, recommendation = conclude(folder)
-    out_console.print(summary_table(records, recommendation))
+    show(summary_table(records, recommendation))
     say(f"report: {folder / 'report.html'}")
 
 
@@ -287,7 +229,7 @@ def verify(folder: StudyFolder) -> None:
         problems = ledger.verify()
         count = 0 if problems else len(ledger.artifacts())
     for problem in problems:
-        say(str(problem), err_console, "red")
+        tell(str(problem), "red")
     if problems:
         raise typer.Exit(INTEGRITY)
     say(f"{count} artifacts are as they were written.")
@@ -312,83 +254,3 @@ def export(
 
     spec = export_trial(folder, trial, out, step)
     say(f"{spec.label}: {'model' if spec.is_full else 'adapter'} written to {out}")
-
-
-@app.command()
-def params(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Folder with config.json, hub id or 'pocket'.")
-    ],
-    rank: Annotated[
-        list[int] | None, typer.Option(min=1, help="LoRA rank; may be repeated.")
-    ] = None,
-    targets: Annotated[
-        str, typer.Option(help="attention, mlp, all-linear, or names separated by commas.")
-    ] = "attention",
-    as_json: AsJson = False,
-) -> None:
-    """Count trainable parameters and memory.
-
-    Of LoRA at each rank and of full fine-tuning; no weights are needed.
-
-    Example: rankscope params ./llama-3.1-8b --rank 8 --rank 64
-    """
-    from rankscope.config.targets import TARGET_GROUPS
-    from rankscope.models.load import shapes_folder
-    from rankscope.models.parameters import architecture, lora_parameters, read_config
-    from rankscope.screens import parameters_screen
-
-    ranks = rank or [8, 16, 32, 64, 128]
-    names = TARGET_GROUPS.get(targets) or tuple(part.strip() for part in targets.split(","))
-    shapes = architecture(read_config(shapes_folder(model)))
-    if as_json:
-        counts = {str(r): lora_parameters(shapes, r, names) for r in ranks}
-        print_json({"parameters": shapes.num_parameters, "trainable": counts})
-    else:
-        out_console.print(parameters_screen(shapes, ranks, names))
-
-
-@app.command()
-def fetch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A model such as smollm2-135m.")],
-) -> None:
-    """Get a small real model into the cache.
-
-    As a plain Hugging Face folder, whose place is printed.
-
-    Example: rankscope fetch smollm2-135m
-    """
-    from rankscope.models.fetch import fetch_model
-
-    sys.stdout.write(f"{fetch_model(name, say=lambda text: say(text, err_console))}\n")
-
-
-def exit_code_of(call: Callable[[], Any]) -> int:
-    """Run a verb; errors a user can act on become one message and their exit code.
-
-    Any other exception is a bug and passes through, which ends the process with code 1.
-    """
-    try:
-        call()
-    except RankscopeError as error:
-        say(f"error: {error}", err_console, "red")
-        return error.exit_code
-    except OSError as error:
-        if error.errno not in REFUSED or error.filename is None:
-            raise
-        say(f"error: {error.filename}: {error.strerror}; give another path", err_console, "red")
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        say("interrupted; the same command continues", err_console)
-        return INTERRUPTED
-    except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else 1
-    return 0
-
-
-def main() -> NoReturn:
-    """Entry point of the ``rankscope`` command."""
-    # OpenMP's threads wait for each other in a loop by default: on a machine with other work the
-    # loop eats the very core it waits for. It reads this when torch is loaded, after this line.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    sys.exit(exit_code_of(app))

@@ -1,0 +1,58 @@
+"""Verbs of models and adapters, which need no study."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from rankscope.cli.application import AsJson, app
+from rankscope.cli.terminal import print_json, show, tell
+
+
+@app.command()
+def params(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder with config.json, hub id or 'pocket'.")
+    ],
+    rank: Annotated[
+        list[int] | None, typer.Option(min=1, help="LoRA rank; may be repeated.")
+    ] = None,
+    targets: Annotated[
+        str, typer.Option(help="attention, mlp, all-linear, or names separated by commas.")
+    ] = "attention",
+    as_json: AsJson = False,
+) -> None:
+    """Count trainable parameters and memory.
+
+    Of LoRA at each rank and of full fine-tuning; no weights are needed.
+
+    Example: rankscope params ./llama-3.1-8b --rank 8 --rank 64
+    """
+    from rankscope.config.targets import TARGET_GROUPS
+    from rankscope.models.load import shapes_folder
+    from rankscope.models.parameters import architecture, lora_parameters, read_config
+    from rankscope.screens import parameters_screen
+
+    ranks = rank or [8, 16, 32, 64, 128]
+    names = TARGET_GROUPS.get(targets) or tuple(part.strip() for part in targets.split(","))
+    shapes = architecture(read_config(shapes_folder(model)))
+    if as_json:
+        counts = {str(r): lora_parameters(shapes, r, names) for r in ranks}
+        print_json({"parameters": shapes.num_parameters, "trainable": counts})
+    else:
+        show(parameters_screen(shapes, ranks, names))
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model such as smollm2-135m.")],
+) -> None:
+    """Get a small real model into the cache.
+
+    As a plain Hugging Face folder, whose place is printed.
+
+    Example: rankscope fetch smollm2-135m
+    """
+    from rankscope.models.fetch import fetch_model
+
+    sys.stdout.write(f"{fetch_model(name, say=tell)}\n")
