@@ -43,7 +43,31 @@ from rankscope.train.memory import MemoryModel, RowCounts
 CPU = torch.device("cpu")
 ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")
 RANKS = (8, 16, 32, 64)
-SHAPES = {"pocket": torch.float32, "smollm2-135m": torch.bfloat16, "random-56m": torch.float32}
+SHAPES = {
+    "pocket": torch.float32,
+    "smollm2-135m": torch.bfloat16,
+    "random-56m": torch.float32,
+    "random-70m": torch.bfloat16,
+}
+"""The estimate's one fitted figure is from SmolLM2; the random shapes had no part in it."""
+RANDOM: dict[str, dict[str, int]] = {
+    "random-56m": {
+        "hidden_size": 512,
+        "intermediate_size": 1376,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "vocab_size": 64_000,
+    },
+    "random-70m": {
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 12,
+        "vocab_size": 32_000,
+    },
+}
 PROTOCOL = TrainConfig(
     max_steps=2,
     batch_size=2,
@@ -63,15 +87,7 @@ def folder_of(shape: str, scratch: Path) -> Path:
     folder = scratch / shape
     if not folder.exists():
         torch.manual_seed(0)
-        config = LlamaConfig(
-            hidden_size=512,
-            intermediate_size=1376,
-            num_hidden_layers=8,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            vocab_size=64_000,
-            tie_word_embeddings=True,
-        )
+        config = LlamaConfig(**RANDOM[shape], tie_word_embeddings=True)
         LlamaForCausalLM(config).save_pretrained(folder)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             (folder / name).write_bytes((pocket_folder() / name).read_bytes())

@@ -1,6 +1,7 @@
 """The ``rankscope`` command: its options that several verbs share, its exit codes, its entry."""
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -92,4 +93,7 @@ def main() -> NoReturn:
     # OpenMP's threads wait for each other in a loop by default: on a machine with other work the
     # loop eats the very core it waits for. It reads this when torch is loaded, after this line.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # PEFT imports bitsandbytes wherever it is installed, which then warns of a kernel that nothing
+    # on a processor needs here, on every command.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     sys.exit(exit_code_of(app))
