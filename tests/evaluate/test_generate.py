@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from evaluate.test_choice import plain_model
+from evaluate.test_choice import merged
 from evaluate.worlds import adapter, base, encoder, loaded, tokenizer
 from rankscope.config.schema import EvaluateConfig
 from rankscope.data.items import Item, Message
@@ -12,7 +12,7 @@ from rankscope.errors import BadInput
 from rankscope.evaluate.generate import Limits, encode_prompts, generate, stop_strings
 from rankscope.evaluate.suite import evaluate_task
 from rankscope.models.base import Base
-from rankscope.models.lora import Adapter, delta_weight
+from rankscope.models.lora import Adapter
 from rankscope.records import BASE
 from tiny_models import base_of
 
@@ -31,16 +31,6 @@ def prompts() -> list[list[int]]:
 def limits(batch_tokens: int = 4096, **changes: object) -> Limits:
     settings = {"max_new_tokens": NEW_TOKENS, "context": 256, "stop_ids": frozenset({2})}
     return Limits(**{**settings, "batch_tokens": batch_tokens, **changes})  # type: ignore[arg-type]
-
-
-def merged(engine: Base, member: Adapter | None) -> PreTrainedModel:
-    """A stock model with s B A added to its weights."""
-    model = plain_model(engine)
-    if member is not None:
-        for name in member.a:
-            weight = model.get_submodule(name).weight
-            weight.data += delta_weight(member, name)
-    return model
 
 
 def stock_generation(model: PreTrainedModel, prompt: list[int], stops: frozenset[int]) -> list[int]:

@@ -73,21 +73,50 @@ class Generation:
         """No further token is wanted."""
         return self.stopped or len(self.ids) >= self.room
 
-    def accept(self, token: int, limits: Limits, tokenizer: PreTrainedTokenizerBase) -> None:
+    def accept(self, token: int, stops: "Stops") -> None:
         """Take the next token."""
-        if token in limits.stop_ids:
+        if token in stops.limits.stop_ids:
             self.stopped = True
             return
         self.ids.append(token)
-        if limits.stop_strings:
-            tail = decode(tokenizer, self.ids[-limits.tail :])
-            self.stopped = any(text in tail for text in limits.stop_strings)
+        self.stopped = stops.end(self.ids)
 
     def finish(self, limits: Limits, tokenizer: PreTrainedTokenizerBase) -> None:
         """Decode, and cut at the first stop string."""
         self.text = decode(tokenizer, self.ids)
         for stop in limits.stop_strings:
             self.text = self.text.partition(stop)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Stops:
+    """Finds stop strings as they are completed."""
+
+    limits: Limits
+    tokenizer: PreTrainedTokenizerBase
+    _can_end: dict[int, bool] = field(default_factory=dict)
+
+    def end(self, ids: list[int]) -> bool:
+        """The last of ``ids`` completes a stop string."""
+        if not self.can_end(ids[-1]):
+            return False
+        tail = decode(self.tokenizer, ids[-self.limits.tail :])
+        return any(text in tail for text in self.limits.stop_strings)
+
+    def can_end(self, token: int) -> bool:
+        """The token's text holds the last character of a stop string, or may do so in company.
+
+        Most tokens do not, and decoding one costs as much as it does to decode the tail: each is
+        looked at once. White space may be stripped from a token that stands alone, and other
+        characters than ASCII's may be spread over several.
+        """
+        if token not in self._can_end:
+            text = decode(self.tokenizer, [token])
+            lasts = [stop[-1] for stop in self.limits.stop_strings if stop]
+            self._can_end[token] = any(
+                last in text or last.isspace() or not last.isascii() for last in lasts
+            )
+        return self._can_end[token]
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
@@ -107,6 +136,7 @@ class RunningBatch:
     def __init__(self, base: Base, limits: Limits) -> None:
         self.base = base
         self.limits = limits
+        self.stops = Stops(limits, base.tokenizer)
         self.sequences: list[Generation] = []
         self.cache = RowCache(0, 0)
         self.tokens = torch.zeros(0, dtype=torch.int64)
@@ -149,7 +179,7 @@ class RunningBatch:
         tokens = logits.argmax(dim=-1).cpu()
         for sequence, token in zip(sequences, tokens.tolist(), strict=True):
             if not sequence.is_finished:
-                sequence.accept(token, self.limits, self.base.tokenizer)
+                sequence.accept(token, self.stops)
         return tokens
 
     def lay_out(self, parts: Sequence[tuple[RowCache, Sequence[Generation], Tensor]]) -> None:
