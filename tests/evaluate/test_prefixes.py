@@ -33,7 +33,8 @@ def best_cost(prompts: list[list[int]]) -> int:
             length = min((common_length(ordered[a], ordered[b])
                           for a, b in itertools.pairwise(group)), default=0)
             saved = (len(group) - 1) * length - prefixes.PASS_TOKENS
-            cuts.append((length if saved > 0 else 0, tuple(group)))
+            pays = saved > 0 and length >= prefixes.MIN_LENGTH
+            cuts.append((length if pays else 0, tuple(group)))
         best = min(best, cost(ordered, cuts))
     return best
 
@@ -41,6 +42,7 @@ def best_cost(prompts: list[list[int]]) -> int:
 @pytest.mark.parametrize("seed", range(40))
 def test_no_other_cut_computes_fewer_tokens(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefixes, "PASS_TOKENS", 3)
+    monkeypatch.setattr(prefixes, "MIN_LENGTH", 2)
     rng = random.Random(seed)
     stems = [[rng.randrange(2) for _ in range(rng.randrange(6))] for _ in range(3)]
     prompts = [

@@ -290,7 +290,7 @@ def score_choices(
 ) -> dict[str | None, ModelScores]:
     """Multiple choice under every model; ``questions`` are the items as encoded for ``spec``.
 
-    Metrics: ``acc``, ``acc_norm`` and ``acc_token`` where option texts are scored, ``letter`` where
+    Metrics: ``acc``, ``acc_norm``, ``acc_bytes`` and ``acc_token`` where option texts are scored, ``letter`` where
     letters are (see :func:`encode_choices`). The first option wins ties. An item whose log p are
     not finite counts as wrong, and ``not_finite`` then tells the share of such items.
     """

@@ -7,8 +7,10 @@ passage asked about more than once. Nothing needs to be declared.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-PASS_TOKENS = 128
+PASS_TOKENS = 256
 """What a group costs, in tokens: a pass for its prefix, and one that it does not fill."""
+MIN_LENGTH = 16
+"""Shorter beginnings, such as those of questions that open alike, are not worth a cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Span:
 
     def close(self, stop: int) -> None:
         """Share one prefix over the whole of it where that saves more than its parts do."""
+        if self.length < MIN_LENGTH:
+            return
         saved = (stop - self.first - 1) * self.length - PASS_TOKENS
         if saved > self.saved:
             self.saved, self.cuts = saved, [(self.length, self.first, stop)]
