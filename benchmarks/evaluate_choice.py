@@ -10,6 +10,7 @@ The last line is one JSON object; benchmarks/README.md says what the fields mean
 """
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -19,10 +20,10 @@ from evaluation_race import arc_easy, dtype_of, heading, mmlu, run_side, write_a
 from race import announce
 from rankscope.models.fetch import cached_model_folder
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = Path(os.environ.get("RANKSCOPE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 TOLERANCE = {"float32": 1e-3, "bfloat16": 1.0}
-"""Largest difference of an option's log p, in nats. bfloat16 keeps 8 bits, and sums over an option's
-tokens add up what each side rounds otherwise."""
+"""Largest difference of an option's log p, in nats. bfloat16 keeps 8 bits, and sums over an
+option's tokens add up what each side rounds otherwise."""
 BATCH_SIZES = {"arc_easy": [8, 16, 32, 64], "mmlu": [1, 2, 4, 8]}
 
 

@@ -3,9 +3,9 @@
     python benchmarks/evaluate_generate.py
     python benchmarks/evaluate_generate.py --merged
 
-Adapters are PEFT's, unmerged, as its documentation loads them; with ``--merged`` each is merged into
-a base of its own first. The peer's batch size is the best of several. The last line is one JSON
-object; benchmarks/README.md says what the fields mean.
+Adapters are PEFT's, unmerged, as its documentation loads them; with ``--merged`` each is merged
+into a base of its own first. The peer's batch size is the best of several. The last line is one
+JSON object; benchmarks/README.md says what the fields mean.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from race import announce
 from rankscope.models.fetch import cached_model_folder
 
 SAME_TEXTS = {"float32": 0.98, "bfloat16": 0.0}
-"""Share of texts that must be the same; in bfloat16 near ties fall either way within a few words."""
+"""Share of texts that must be the same; in bfloat16 near ties fall either way within words."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

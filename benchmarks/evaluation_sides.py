@@ -7,6 +7,7 @@ folders in PEFT's format, with None for the bare base; ``questions`` or ``prompt
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ TRIED = 24
 STOP = "\nQuestion:"
 
 
-def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+def timed(call: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     """What a call returns, and its seconds."""
     begun = time.perf_counter()
-    found = call()
+    found = call(*arguments)
     return found, time.perf_counter() - begun
 
 
@@ -59,9 +60,7 @@ def rankscope_choice(given: Given) -> dict[str, Any]:
         for q in given["questions"]
     ]
     continuation_logprobs(base, questions[:TRIED], slots[:1], given["batch_tokens"])
-    found, seconds = timed(
-        lambda: continuation_logprobs(base, questions, slots, given["batch_tokens"])
-    )
+    found, seconds = timed(continuation_logprobs, base, questions, slots, given["batch_tokens"])
     return {
         "logprobs": [[values.tolist() for values in found[slot].values] for slot in slots],
         "tokens": [[list(q.prompt), [list(c) for c in q.continuations]] for q in questions],
@@ -84,7 +83,7 @@ def rankscope_generation(given: Given) -> dict[str, Any]:
         stop_strings=(STOP,),
     )
     generate(base, prompts[:2], slots[:1], limits)
-    found, seconds = timed(lambda: generate(base, prompts, slots, limits))
+    found, seconds = timed(generate, base, prompts, slots, limits)
     return {
         "texts": [[g.text for g in found[slot]] for slot in slots],
         "seconds": seconds,
@@ -95,11 +94,14 @@ def rankscope_generation(given: Given) -> dict[str, Any]:
 # --- lm-evaluation-harness ----------------------------------------------------------------------
 
 
-def best_of(sizes: Sequence[int], seconds_of: Callable[[int], float]) -> int:
-    """The batch size with which a peer is fastest; tried from small to large while that helps."""
+def best_of(sizes: Sequence[int], run: Callable[[int], float]) -> int:
+    """The batch size with which a peer is fastest; tried from small to large while that helps.
+
+    ``run`` tries one and returns its seconds.
+    """
     best, least = sizes[0], float("inf")
     for size in sizes:
-        seconds = seconds_of(size)
+        seconds = run(size)
         if seconds < least:
             best, least = size, seconds
         elif seconds > 1.3 * least:
@@ -135,10 +137,8 @@ def harness_choice(given: Given) -> dict[str, Any]:
                 if number % step == 0
                 for request in part
             ]
-            batch_size = best_of(
-                given["batch_sizes"], lambda size: timed(lambda: score(lm, chosen, size))[1]
-            )
-        found, took = timed(lambda: score(lm, requests, batch_size))
+            batch_size = best_of(given["batch_sizes"], partial(seconds_of_scoring, lm, chosen))
+        found, took = timed(score, lm, requests, batch_size)
         seconds += took
         logprobs.append([[value for value, _ in part] for part in parts(found, counts)])
         if not tokens:
@@ -149,6 +149,11 @@ def harness_choice(given: Given) -> dict[str, Any]:
         "seconds": seconds,
         "batch_size": batch_size,
     }
+
+
+def seconds_of_scoring(lm: Any, requests: Sequence[Any], batch_size: int) -> float:
+    """What a batch size costs."""
+    return timed(score, lm, requests, batch_size)[1]
 
 
 def score(lm: Any, requests: Sequence[Any], batch_size: int) -> list[tuple[float, bool]]:
@@ -184,16 +189,12 @@ def stock_generation(given: Given) -> dict[str, Any]:
             if given["merged"]:
                 model = model.merge_and_unload()
 
-        def run(prompts: Sequence[str], size: int, model: Any = model) -> list[str]:
-            return in_batches(model, tokenizer, prompts, size, given["max_new_tokens"])
-
+        run = partial(in_batches, model, tokenizer, given["max_new_tokens"])
         if batch_size is None:
-            run(given["prompts"][:2], 2)
+            run(2, given["prompts"][:2])
             sizes = [size for size in given["batch_sizes"] if size <= len(given["prompts"])]
-            batch_size = best_of(
-                sizes, lambda size: timed(lambda: run(given["prompts"][:size], size))[1] / size
-            )
-        found, took = timed(lambda: run(given["prompts"], batch_size))
+            batch_size = best_of(sizes, partial(seconds_per_prompt, run, given["prompts"]))
+        found, took = timed(run, batch_size, given["prompts"])
         seconds += took
         texts.append([text.partition(STOP)[0] for text in found])
         new_tokens += sum(len(tokenizer(text).input_ids) for text in texts[-1])
@@ -205,12 +206,19 @@ def stock_generation(given: Given) -> dict[str, Any]:
     }
 
 
+def seconds_per_prompt(
+    run: Callable[[int, Sequence[str]], list[str]], prompts: Sequence[str], batch_size: int
+) -> float:
+    """What a batch size costs, tried on one batch."""
+    return timed(run, batch_size, prompts[:batch_size])[1] / batch_size
+
+
 def in_batches(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    batch_size: int,
     max_new_tokens: int,
+    batch_size: int,
+    prompts: Sequence[str],
 ) -> list[str]:
     """Greedy text after every prompt, like lengths together, as the harness batches them."""
     lengths = [len(tokenizer(prompt).input_ids) for prompt in prompts]

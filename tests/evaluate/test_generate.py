@@ -9,6 +9,7 @@ from evaluate.worlds import adapter, base, encoder, loaded, tokenizer
 from rankscope.config.schema import EvaluateConfig
 from rankscope.data.items import Item, Message
 from rankscope.errors import BadInput
+from rankscope.evaluate import prefixes
 from rankscope.evaluate.generate import Limits, encode_prompts, generate, stop_strings
 from rankscope.evaluate.suite import evaluate_task
 from rankscope.models.base import Base
@@ -88,6 +89,25 @@ def test_company_changes_nothing(packed: tuple[Base, list[Adapter]]) -> None:
     together = run(engine, slots, limits(32))
     for slot in slots:
         assert run(engine, [slot], limits()) == {slot: together[slot]}
+
+
+@torch.inference_mode()
+def test_prompts_that_begin_alike_write_the_same(
+    packed: tuple[Base, list[Adapter]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two beginnings of 50 and 30 tokens, of which one prompt is nothing more; others alone."""
+    engine, pack = packed
+    heads = [[(7 * i) % 290 + 3 for i in range(50)], [(11 * i) % 290 + 3 for i in range(30)]]
+    rows = [[*heads[i % 2], *prompt] for i, prompt in enumerate(prompts())]
+    rows += [heads[0], *prompts()[:3]]
+    slots = [None, pack[1].slot]
+    alone = generate(engine, rows, slots, limits())
+    monkeypatch.setattr(prefixes, "PASS_TOKENS", 10)
+    assert {group.length for group in prefixes.shared_prefixes(rows)} == {0, 30, 49}
+    for batch_tokens in (4096, 24):
+        shared = generate(engine, rows, slots, limits(batch_tokens))
+        for slot in slots:
+            assert [g.ids for g in shared[slot]] == [g.ids for g in alone[slot]]
 
 
 @torch.inference_mode()

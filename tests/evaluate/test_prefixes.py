@@ -30,8 +30,10 @@ def best_cost(prompts: list[list[int]]) -> int:
             groups[-1].append(index)
         cuts = []
         for group in groups:
-            length = min((common_length(ordered[a], ordered[b])
-                          for a, b in itertools.pairwise(group)), default=0)
+            length = min(
+                (common_length(ordered[a], ordered[b]) for a, b in itertools.pairwise(group)),
+                default=0,
+            )
             saved = (len(group) - 1) * length - prefixes.PASS_TOKENS
             pays = saved > 0 and length >= prefixes.MIN_LENGTH
             cuts.append((length if pays else 0, tuple(group)))

@@ -197,9 +197,7 @@ def cut(
     questions: Sequence[Question], shared: SharedPrefix, batch_tokens: int, max_kept: int
 ) -> Iterator[list[int]]:
     """Members of a group, longest rows first, in parts bounded by tokens and by kept positions."""
-    branched = {
-        i: sum(len(ids) - 1 for ids in questions[i].continuations) for i in shared.members
-    }
+    branched = {i: sum(len(ids) - 1 for ids in questions[i].continuations) for i in shared.members}
     lengths = {i: len(questions[i].prompt) - shared.length + branched[i] for i in shared.members}
     part: list[int] = []
     size = kept = 0
@@ -232,12 +230,20 @@ def token_logprobs(logits: Tensor, rows: Tensor | None, tokens: Tensor) -> Float
 
 
 def run_chunk(
-    base: Base, chunk: Chunk, slot: str | None, shared: RowCache | None = None
-) -> Floats:
-    """Summed log p of every continuation of the chunk under one model, (continuations,)."""
+    base: Base, chunk: Chunk, slot: str | None, shared: RowCache | None, *, greedy: bool
+) -> tuple[Floats, Floats | None]:
+    """Of every continuation of the chunk: summed log p, and how many tokens are not the likeliest.
+
+    (continuations,) each under one model; the second is None unless ``greedy`` asks for it.
+    """
     logits = base.logits(of_slot(chunk.batch, slot), prefix=shared)
     logprobs = token_logprobs(logits, chunk.sources, chunk.targets)
-    return np.bincount(chunk.owners, weights=logprobs, minlength=sum(chunk.counts))
+    count = sum(chunk.counts)
+    totals: Floats = np.bincount(chunk.owners, weights=logprobs, minlength=count).astype(float)
+    if not greedy:
+        return totals, None
+    missed = (logits.argmax(-1)[chunk.sources] != chunk.targets).double().cpu().numpy()
+    return totals, np.bincount(chunk.owners, weights=missed, minlength=count).astype(float)
 
 
 @dataclass(slots=True)
@@ -246,12 +252,29 @@ class Logprobs:
 
     values: list[Floats]
     """Per question, (continuations,)."""
+    missed: list[Floats]
+    """Per question, (continuations,): tokens that greedy decoding would not write; empty arrays
+    unless asked for."""
     seconds: float = 0.0
     num_tokens: int = 0
 
+    def put(self, chunk: Chunk, totals: Floats, missed: Floats | None) -> None:
+        """Take what a chunk's pass found."""
+        bounds = np.cumsum(chunk.counts)[:-1]
+        for kept, found in ((self.values, totals), (self.missed, missed)):
+            if found is not None:
+                for position, part in zip(chunk.positions, np.split(found, bounds), strict=True):
+                    kept[position] = part
+        self.num_tokens += chunk.num_tokens
+
 
 def continuation_logprobs(
-    base: Base, questions: Sequence[Question], slots: Sequence[str | None], batch_tokens: int
+    base: Base,
+    questions: Sequence[Question],
+    slots: Sequence[str | None],
+    batch_tokens: int,
+    *,
+    greedy: bool = False,
 ) -> dict[str | None, Logprobs]:
     """log p(continuation | prompt) in nats, summed over its tokens, under every model.
 
@@ -260,19 +283,17 @@ def continuation_logprobs(
         questions: prompts of at least one token, continuations of at least one token each.
         slots: distinct.
         batch_tokens: most tokens of a pass; a longer row, or a longer prefix, runs alone.
+        greedy: find ``missed`` too.
     """
-    found = {slot: Logprobs([np.zeros(0)] * len(questions)) for slot in slots}
+    empty = [np.zeros(0)] * len(questions)
+    found = {slot: Logprobs(list(empty), list(empty)) for slot in slots}
     for group in make_groups(questions, batch_tokens, base.record.vocab_size, base.device):
         for slot, logprobs in found.items():
             begun = time.perf_counter()
             shared = group.shared(base, slot)
             logprobs.num_tokens += 0 if group.prefix is None else group.prefix.lengths[0]
             for chunk in group.chunks:
-                values = run_chunk(base, chunk, slot, shared)
-                parts = np.split(values, np.cumsum(chunk.counts)[:-1])
-                for position, part in zip(chunk.positions, parts, strict=True):
-                    logprobs.values[position] = part
-                logprobs.num_tokens += chunk.num_tokens
+                logprobs.put(chunk, *run_chunk(base, chunk, slot, shared, greedy=greedy))
             logprobs.seconds += time.perf_counter() - begun
     return found
 
@@ -290,9 +311,10 @@ def score_choices(
 ) -> dict[str | None, ModelScores]:
     """Multiple choice under every model; ``questions`` are the items as encoded for ``spec``.
 
-    Metrics: ``acc``, ``acc_norm``, ``acc_bytes`` and ``acc_token`` where option texts are scored, ``letter`` where
-    letters are (see :func:`encode_choices`). The first option wins ties. An item whose log p are
-    not finite counts as wrong, and ``not_finite`` then tells the share of such items.
+    Metrics: ``acc``, ``acc_norm``, ``acc_bytes`` and ``acc_token`` where option texts are scored,
+    ``letter`` where letters are (see :func:`encode_choices`). The first option wins ties. An item
+    whose log p are not finite counts as wrong, and ``not_finite`` then tells the share of such
+    items.
     """
     found = continuation_logprobs(base, questions, slots, batch_tokens)
     return {slot: summarize(items, questions, spec, logprobs) for slot, logprobs in found.items()}

@@ -57,7 +57,9 @@ def choice_predictions(
     return {
         "acc": first_best([logprob for logprob, _, _ in rows]),
         "acc_norm": first_best([logprob / max(1, len(text)) for logprob, _, text in rows]),
-        "acc_bytes": first_best([logprob / max(1, len(text.encode())) for logprob, _, text in rows]),
+        "acc_bytes": first_best(
+            [logprob / max(1, len(text.encode())) for logprob, _, text in rows]
+        ),
         "acc_token": first_best([logprob / tokens for logprob, tokens, _ in rows]),
     }
 

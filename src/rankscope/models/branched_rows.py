@@ -52,7 +52,7 @@ class Branches:
         return cls(branch, position, tuple(trunks))
 
     def visible(self, rows: Sequence[int], first: int, last: int) -> Tensor:
-        """Which of keys 0 to ``last`` the queries ``first`` to ``last`` may see, (R, queries, keys).
+        """Which keys before ``last`` the queries from ``first`` on may see, (R, queries, keys).
 
         Places beyond a row's end see its first token: a softmax over nothing would be NaN.
         """

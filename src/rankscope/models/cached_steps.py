@@ -1,9 +1,9 @@
 """One token per row against the keys and values that the row has cached, where they lie.
 
-A step of generation reads every cached key and value once; nothing of it is copied. Query heads that
-share a key/value head go to torch's fused attention as queries of one head: 96 rows of 300 tokens (9
-query and 3 key/value heads of 64) take 3.2 ms on two cores, where ``enable_gqa`` takes 4.3 in float32
-and 14.9 in bfloat16, and plain products 4.0 and 3.6.
+A step of generation reads every cached key and value once; nothing of it is copied. Query heads
+that share a key/value head go to torch's fused attention as queries of one head: 96 rows of 300
+tokens (9 query and 3 key/value heads of 64) take 3.2 ms on two cores, where ``enable_gqa`` takes
+4.3 in float32 and 14.9 in bfloat16, and plain products 4.0 and 3.6.
 
     R rows, S the longest with its new token, C the cache's capacity; H query and K key/value heads,
     G = H / K; D head dim

@@ -260,9 +260,9 @@ def row_attention(
         return branched_attention(module, (query, key, value), row_plan, window, scaling), None
     cache = row_plan.cache
     if row_plan.step is not None and cache is not None:
-        cached = tuple(x[int(module.layer_idx)] for x in cache.stored)  # type: ignore[arg-type]
+        keys, values = (x[int(module.layer_idx)] for x in cache.stored)  # type: ignore[arg-type]
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return row_plan.step.attend((query, key, value), cached, scale, window), None
+        return row_plan.step.attend((query, key, value), (keys, values), scale, window), None
     if row_plan.layout is not None and not dropout and (window is None or window >= width):
         if cache is not None and row_plan.store:
             own = (row_plan.rows(key), row_plan.rows(value))
@@ -311,13 +311,14 @@ def branched_attention(
     assert plan.branches is not None
     prefix = None
     if plan.prefix is not None:
-        prefix = tuple(x[layer][0, :, : plan.num_shared] for x in plan.prefix.stored)
+        keys, values = (x[layer][0, :, : plan.num_shared] for x in plan.prefix.stored)
+        prefix = (keys, values)
     if plan.store and plan.cache is not None:
         plan.cache.append(layer, plan.rows(key), plan.rows(value), plan.lengths)
     if plan.layout is not None and (window is None or window >= plan.num_shared + plan.shape[1]):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        flat = tuple(x.squeeze(0).transpose(0, 1) for x in qkv)
-        return branched_products(flat, plan.layout, scale, plan.branches, prefix)[None]
+        q, k, v = (x.squeeze(0).transpose(0, 1) for x in qkv)
+        return branched_products((q, k, v), plan.layout, scale, plan.branches, prefix)[None]
     q, k, v = (plan.rows(x) for x in qkv)
     if prefix is not None:
         k, v = (
