@@ -275,14 +275,14 @@ def heading(benchmark: str, setting: Setting) -> dict[str, object]:
 
 
 def announce(result: Mapping[str, object]) -> int:
-    """Print the result as one JSON line; the exit code, 1 where the sides computed other losses."""
+    """Print the result as one JSON line; the exit code, 1 where the sides do not agree."""
     print(json.dumps(rounded(result)))
     parity, tolerance = result["parity"], result["parity_tolerance"]
     assert isinstance(parity, float)
     assert isinstance(tolerance, float)
     if parity <= tolerance:  # False for NaN
         return 0
-    print(f"no race: losses differ by {parity:.2g}, more than {tolerance}", file=sys.stderr)
+    print(f"no race: sides differ by {parity:.2g}, more than {tolerance}", file=sys.stderr)
     return 1
 
 

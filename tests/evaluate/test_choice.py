@@ -13,11 +13,12 @@ from evaluate.worlds import adapter, base, choice_item, choice_items, encoder, l
 from rankscope.config.schema import EvaluateConfig
 from rankscope.data.items import LETTERS, Item
 from rankscope.errors import BadInput
-from rankscope.evaluate import choice
-from rankscope.evaluate.choice import Question, continuation_logprobs, encode_choices, make_chunks
+from rankscope.evaluate import choice, prefixes
+from rankscope.evaluate.choice import Question, continuation_logprobs, encode_choices, make_groups
 from rankscope.evaluate.suite import evaluate_task
 from rankscope.models.adapter_io import save_adapter
 from rankscope.models.base import Base
+from rankscope.models.lora import Adapter, delta_weight
 from rankscope.records import BASE, ItemResult, TrialSpec
 
 
@@ -28,6 +29,15 @@ def plain_model(engine: Base) -> LlamaForCausalLM:
     state = {name: p for name, p in engine.model.state_dict().items() if "lora" not in name}
     model.load_state_dict({n.replace(".linear.", "."): p for n, p in state.items()})
     model.set_attn_implementation("sdpa")
+    return model
+
+
+def merged(engine: Base, member: Adapter | None) -> LlamaForCausalLM:
+    """A stock model with s B A added to its weights."""
+    model = plain_model(engine)
+    if member is not None:
+        for name in member.a:
+            model.get_submodule(name).weight.data += delta_weight(member, name)
     return model
 
 
@@ -166,7 +176,7 @@ def test_more_choices_than_letters_are_refused() -> None:
 
 
 def test_passes_keep_their_bounds_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "MAX_LOGITS", 300 * 5)  # five kept positions per pass
+    monkeypatch.setattr(choice, "MAX_LOGITS", 300 * 20)  # twenty kept positions per pass
     rng = np.random.default_rng(0)
     questions = [
         Question(
@@ -176,14 +186,15 @@ def test_passes_keep_their_bounds_and_lose_nothing(monkeypatch: pytest.MonkeyPat
         for _ in range(20)
     ]
     engine = base()
-    chunks = list(make_chunks(questions, 64, 300, engine.device))
+    (group,) = make_groups(questions, 64, 300, engine.device)
+    assert group.prefix is None
+    chunks = group.chunks
     assert sorted(position for chunk in chunks for position in chunk.positions) == list(range(20))
     for chunk in chunks:
-        assert sum(chunk.prompts.lengths) <= 64
-        assert len(chunk.prompts.keep) <= 5
-        for option in chunk.options:
-            assert len(option.batch.keep) <= 5
-    assert max(len(chunk.options) for chunk in chunks) > 1
+        alone = len(chunk.positions) == 1
+        assert alone or sum(chunk.batch.lengths) <= 64
+        assert alone or len(chunk.batch.keep) <= 20
+    assert max(len(chunk.positions) for chunk in chunks) > 1
     with torch.inference_mode():
         found = continuation_logprobs(engine, questions, [None], 64)[None]
     model = plain_model(engine)
@@ -195,3 +206,66 @@ def test_passes_keep_their_bounds_and_lose_nothing(monkeypatch: pytest.MonkeyPat
     assert found.num_tokens == sum(
         len(q.prompt) + sum(len(ids) - 1 for ids in q.continuations) for q in questions
     )
+
+
+def few_shot_questions() -> list[Question]:
+    """Two subjects of six questions after 40 and 70 tokens each, and three that stand alone."""
+    rng = np.random.default_rng(1)
+
+    def drawn(length: int) -> list[int]:
+        return rng.integers(3, 300, length).tolist()
+
+    def question(head: list[int]) -> Question:
+        options = [drawn(length) for length in (1, 3, 2)]
+        return Question([*head, *drawn(int(rng.integers(1, 12)))], [*options, options[1][:2]])
+
+    heads = [drawn(40), drawn(70)]
+    questions = [question(head) for head in heads for _ in range(6)]
+    # One that ends where the shared tokens do, and one that repeats another.
+    questions += [Question(heads[1], [[5], [6, 7]]), questions[2]]
+    return [*questions, *(question(drawn(n)) for n in (1, 9, 30))]
+
+
+@pytest.mark.parametrize("batch_tokens", [64, 4096])
+def test_shared_prefixes_change_no_score(
+    monkeypatch: pytest.MonkeyPatch, batch_tokens: int
+) -> None:
+    monkeypatch.setattr(prefixes, "PASS_TOKENS", 10)
+    engine = base()
+    member = adapter(engine, 4, seed=4)
+    engine.pack.attach(member)
+    questions = few_shot_questions()
+    groups = list(make_groups(questions, batch_tokens, 300, engine.device))
+    assert [group.prefix and group.prefix.lengths for group in groups].count(None) == 1
+    shared = {group.prefix.lengths[0]: group for group in groups if group.prefix is not None}
+    # The question that is nothing but its examples keeps its last token.
+    assert sorted(shared) == [40, 69]
+    with torch.inference_mode():
+        found = continuation_logprobs(engine, questions, [None, member.slot], batch_tokens)
+    for slot, of in ((None, None), (member.slot, member)):
+        model = merged(engine, of)
+        for question, values in zip(questions, found[slot].values, strict=True):
+            expected = [
+                one_at_a_time(model, list(question.prompt), list(ids))
+                for ids in question.continuations
+            ]
+            assert values == pytest.approx(expected, rel=1e-5)
+    # Of seven questions the first 40 tokens are computed once, of seven the first 69.
+    alone = sum(len(q.prompt) + sum(len(i) - 1 for i in q.continuations) for q in questions)
+    assert found[None].num_tokens == alone - 6 * 40 - 6 * 69
+
+
+def test_an_adapter_that_changes_nothing_gives_the_bases_scores_bit_for_bit() -> None:
+    engine = base()
+    member = adapter(engine, 8, seed=1, size=0)
+    other = adapter(engine, 2, seed=2)
+    for one in (member, other):
+        engine.pack.attach(one)
+    questions = few_shot_questions()
+    with torch.inference_mode():
+        mixed = continuation_logprobs(engine, questions, [None, other.slot, member.slot], 64)
+        alone = continuation_logprobs(engine, questions, [other.slot], 64)
+    for slot, same in ((member.slot, mixed[None]), (other.slot, alone[other.slot])):
+        for one, two in zip(mixed[slot].values, same.values, strict=True):
+            assert one.tolist() == two.tolist()
+    assert mixed[None].values[0].tolist() != mixed[other.slot].values[0].tolist()

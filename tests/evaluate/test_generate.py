@@ -4,15 +4,16 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from evaluate.test_choice import plain_model
+from evaluate.test_choice import merged
 from evaluate.worlds import adapter, base, encoder, loaded, tokenizer
 from rankscope.config.schema import EvaluateConfig
 from rankscope.data.items import Item, Message
 from rankscope.errors import BadInput
+from rankscope.evaluate import prefixes
 from rankscope.evaluate.generate import Limits, encode_prompts, generate, stop_strings
 from rankscope.evaluate.suite import evaluate_task
 from rankscope.models.base import Base
-from rankscope.models.lora import Adapter, delta_weight
+from rankscope.models.lora import Adapter
 from rankscope.records import BASE
 from tiny_models import base_of
 
@@ -31,16 +32,6 @@ def prompts() -> list[list[int]]:
 def limits(batch_tokens: int = 4096, **changes: object) -> Limits:
     settings = {"max_new_tokens": NEW_TOKENS, "context": 256, "stop_ids": frozenset({2})}
     return Limits(**{**settings, "batch_tokens": batch_tokens, **changes})  # type: ignore[arg-type]
-
-
-def merged(engine: Base, member: Adapter | None) -> PreTrainedModel:
-    """A stock model with s B A added to its weights."""
-    model = plain_model(engine)
-    if member is not None:
-        for name in member.a:
-            weight = model.get_submodule(name).weight
-            weight.data += delta_weight(member, name)
-    return model
 
 
 def stock_generation(model: PreTrainedModel, prompt: list[int], stops: frozenset[int]) -> list[int]:
@@ -98,6 +89,25 @@ def test_company_changes_nothing(packed: tuple[Base, list[Adapter]]) -> None:
     together = run(engine, slots, limits(32))
     for slot in slots:
         assert run(engine, [slot], limits()) == {slot: together[slot]}
+
+
+@torch.inference_mode()
+def test_prompts_that_begin_alike_write_the_same(
+    packed: tuple[Base, list[Adapter]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two beginnings of 50 and 30 tokens, of which one prompt is nothing more; others alone."""
+    engine, pack = packed
+    heads = [[(7 * i) % 290 + 3 for i in range(50)], [(11 * i) % 290 + 3 for i in range(30)]]
+    rows = [[*heads[i % 2], *prompt] for i, prompt in enumerate(prompts())]
+    rows += [heads[0], *prompts()[:3]]
+    slots = [None, pack[1].slot]
+    alone = generate(engine, rows, slots, limits())
+    monkeypatch.setattr(prefixes, "PASS_TOKENS", 10)
+    assert {group.length for group in prefixes.shared_prefixes(rows)} == {0, 30, 49}
+    for batch_tokens in (4096, 24):
+        shared = generate(engine, rows, slots, limits(batch_tokens))
+        for slot in slots:
+            assert [g.ids for g in shared[slot]] == [g.ids for g in alone[slot]]
 
 
 @torch.inference_mode()

@@ -27,12 +27,17 @@ def test_first_option_wins_ties_and_nan_wins_nothing() -> None:
 def test_each_normalization_can_pick_its_own_option() -> None:
     # Per option: -4.0, -4.5, -8.0 in all; -2.0, -4.5, -1.6 per token; -2.0, -0.9, -1.0 per letter.
     picks = choice_predictions([-4.0, -4.5, -8.0], [2, 1, 5], ["ab", "abcde", "abcdefgh"])
-    assert picks == {"acc": 0, "acc_norm": 1, "acc_token": 2}
+    assert picks == {"acc": 0, "acc_norm": 1, "acc_bytes": 1, "acc_token": 2}
 
 
-def test_length_counts_characters_not_bytes() -> None:
-    # Three characters in nine bytes against six in six: -1.0 and -1.1 each.
-    assert choice_predictions([-3.0, -6.6], [3, 6], ["日本語", "abcdef"])["acc_norm"] == 0
+def test_length_counts_characters_and_bytes_apart() -> None:
+    # Three characters in nine bytes against six in six: -1.0 and -1.1 per character, -0.333 and
+    # -1.1 per byte.
+    picks = choice_predictions([-3.0, -6.6], [3, 6], ["日本語", "abcdef"])
+    assert (picks["acc_norm"], picks["acc_bytes"]) == (0, 0)
+    # -2.0 and -1.5 per character, -0.667 and -1.5 per byte.
+    picks = choice_predictions([-6.0, -9.0], [3, 6], ["日本語", "abcdef"])
+    assert (picks["acc_norm"], picks["acc_bytes"]) == (1, 0)
 
 
 def test_standard_error() -> None:

@@ -1,8 +1,10 @@
 """Multiple choice by log-probability: log p(option | prompt) of every option, for many models.
 
-The prompt of an item is computed once per model. The logits at its last token already score the
-first token of every option, so letters and one-token options need nothing more; longer options
-continue the prompt's cached keys and values.
+An item is one row that branches: its prompt, then its options side by side, each of which sees the
+prompt and itself. The logits at the prompt's last token score the first token of every option, so
+letters and one-token options need nothing more. What prompts begin with in common (the examples
+before every question of a subject) is computed once per model and kept as keys and values, see
+``prefixes.py``.
 
 Batches are cut once and every model runs through the same ones, one model per pass. So a model's
 scores do not depend on which others are scored with it, an adapter with B = 0 gives the base's
@@ -24,6 +26,7 @@ from rankscope.data.encode import Encoder
 from rankscope.data.items import LETTERS, Item
 from rankscope.data.tasks import TaskSpec
 from rankscope.errors import BadInput
+from rankscope.evaluate.prefixes import SharedPrefix, shared_prefixes
 from rankscope.evaluate.scorers import ModelScores, choice_predictions, first_best, mean
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.packed import Segment
@@ -32,8 +35,6 @@ from rankscope.records import ItemResult
 
 MAX_LOGITS = 2**26
 """Most logits of one pass, 256 MB in float32: bounds kept positions under large vocabularies."""
-CACHED_PER_BATCH_TOKEN = 4
-"""Most cached tokens of one pass over options, as a multiple of ``batch_tokens``."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -99,111 +100,117 @@ def scores_letters(spec: TaskSpec) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class OptionPass:
-    """One pass over options of two or more tokens, continuing cached prompts.
-
-    A row feeds all but its last token; its M kept logits predict all but its first.
-    """
-
-    batch: RowBatch
-    prompts: Tensor
-    """(R,) which prompt of the chunk each row continues."""
-    targets: Tensor
-    """(M,) token ids."""
-    owners: npt.NDArray[np.int64]
-    """(M,) which continuation of the chunk each target belongs to."""
-
-
-@dataclass(frozen=True, slots=True)
 class Chunk:
-    """Questions scored together: one pass over prompts, then passes over longer options."""
+    """Questions scored in one pass: each a row whose options of two or more tokens are branches.
+
+    A branch feeds all but its last token. The prompt's last logits predict the first token of every
+    option, and a branch's predict the rest.
+    """
 
     positions: tuple[int, ...]
     """Which questions, by their place in the caller's order."""
     counts: tuple[int, ...]
     """Continuations of each."""
-    prompts: RowBatch
-    first_rows: Tensor
-    first_tokens: Tensor
-    """(C,) each: the prompt row and the first token of every continuation."""
-    options: tuple[OptionPass, ...]
+    batch: RowBatch
+    sources: Tensor
+    """(C,) which row of the logits predicts each continuation token."""
+    targets: Tensor
+    """(C,) token ids."""
+    owners: npt.NDArray[np.int64]
+    """(C,) which continuation of the chunk each token belongs to."""
+
+    @classmethod
+    def of(
+        cls,
+        questions: Sequence[Question],
+        members: Sequence[int],
+        num_shared: int,
+        device: torch.device,
+    ) -> "Chunk":
+        """The pass of ``members``, whose first ``num_shared`` tokens are in a cache."""
+        rows: list[Row] = []
+        sources: list[int] = []
+        targets: list[int] = []
+        owners: list[int] = []
+        owner = kept = 0
+        for question in (questions[i] for i in members):
+            trunk = question.prompt[num_shared:]
+            branches = [ids[:-1] for ids in question.continuations if len(ids) > 1]
+            first, kept = kept, kept + 1
+            for ids in question.continuations:
+                sources += [first, *range(kept, kept + len(ids) - 1)]
+                targets += ids
+                owners += [owner] * len(ids)
+                kept += len(ids) - 1
+                owner += 1
+            ids = [*trunk, *(token for branch in branches for token in branch)]
+            keep = range(len(trunk) - 1, len(ids))
+            rows.append(Row(ids, keep, None, num_shared, [len(branch) for branch in branches]))
+        return cls(
+            positions=tuple(members),
+            counts=tuple(len(questions[i].continuations) for i in members),
+            batch=RowBatch.of(rows, device),
+            sources=torch.tensor(sources, device=device),
+            targets=torch.tensor(targets, device=device),
+            owners=np.array(owners, dtype=np.int64),
+        )
 
     @property
     def num_tokens(self) -> int:
-        """Valid tokens over all passes."""
-        return sum(sum(b.lengths) for b in (self.prompts, *(o.batch for o in self.options)))
+        """Computed in the pass."""
+        return sum(self.batch.lengths)
 
 
-def make_chunks(
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Chunks of questions whose prompts begin alike."""
+
+    prefix: RowBatch | None
+    """What they begin with, one row; None where each is computed whole."""
+    chunks: tuple[Chunk, ...]
+
+    def shared(self, base: Base, slot: str | None) -> RowCache | None:
+        """The prefix's keys and values under one model."""
+        if self.prefix is None:
+            return None
+        cache = RowCache(1, self.prefix.lengths[0])
+        base.logits(of_slot(self.prefix, slot), cache, store=True)
+        return cache
+
+
+def make_groups(
     questions: Sequence[Question], batch_tokens: int, vocab_size: int, device: torch.device
-) -> Iterator[Chunk]:
-    """Cut questions, longest prompts first, into chunks of at most ``batch_tokens`` tokens."""
+) -> Iterator[Group]:
+    """Questions by common prefix, in passes of at most ``batch_tokens`` tokens."""
     max_kept = max(1, MAX_LOGITS // vocab_size)
-    order = sorted(range(len(questions)), key=lambda i: -len(questions[i].prompt))
-    members: list[int] = []
-    size = 0
-    for index in order:
-        length = len(questions[index].prompt)
-        if members and (size + length > batch_tokens or len(members) == max_kept):
-            yield make_chunk(questions, members, batch_tokens, max_kept, device)
-            members, size = [], 0
-        members.append(index)
-        size += length
-    if members:
-        yield make_chunk(questions, members, batch_tokens, max_kept, device)
+    for shared in shared_prefixes([question.prompt for question in questions]):
+        length = shared.length
+        prefix = None
+        if length:
+            row = Row(questions[shared.members[0]].prompt[:length], [])
+            prefix = RowBatch.of([row], device)
+        parts = cut(questions, shared, batch_tokens, max_kept)
+        yield Group(prefix, tuple(Chunk.of(questions, part, length, device) for part in parts))
 
 
-def make_chunk(
-    questions: Sequence[Question],
-    members: Sequence[int],
-    batch_tokens: int,
-    max_kept: int,
-    device: torch.device,
-) -> Chunk:
-    """The passes of one chunk, ready for any model."""
-    chosen = [questions[i] for i in members]
-    flat = [(row, ids) for row, q in enumerate(chosen) for ids in q.continuations]
-    longer = [(c, row, ids) for c, (row, ids) in enumerate(flat) if len(ids) > 1]
-    passes: list[OptionPass] = []
-    part: list[tuple[int, int, Sequence[int]]] = []
-    cached = kept = 0
-    for entry in longer:
-        _, row, ids = entry
-        more_cached = len(chosen[row].prompt) + len(ids) - 1
-        full = cached + more_cached > CACHED_PER_BATCH_TOKEN * batch_tokens
-        if part and (full or kept + len(ids) - 1 > min(max_kept, batch_tokens)):
-            passes.append(option_pass(part, chosen, device))
-            part, cached, kept = [], 0, 0
-        part.append(entry)
-        cached += more_cached
-        kept += len(ids) - 1
+def cut(
+    questions: Sequence[Question], shared: SharedPrefix, batch_tokens: int, max_kept: int
+) -> Iterator[list[int]]:
+    """Members of a group, longest rows first, in parts bounded by tokens and by kept positions."""
+    branched = {i: sum(len(ids) - 1 for ids in questions[i].continuations) for i in shared.members}
+    lengths = {i: len(questions[i].prompt) - shared.length + branched[i] for i in shared.members}
+    part: list[int] = []
+    size = kept = 0
+    for index in sorted(shared.members, key=lambda i: -lengths[i]):
+        full = size + lengths[index] > batch_tokens or kept + 1 + branched[index] > max_kept
+        if part and full:
+            yield part
+            part, size, kept = [], 0, 0
+        part.append(index)
+        size += lengths[index]
+        kept += 1 + branched[index]
     if part:
-        passes.append(option_pass(part, chosen, device))
-    return Chunk(
-        positions=tuple(members),
-        counts=tuple(len(q.continuations) for q in chosen),
-        prompts=RowBatch.of([Row(q.prompt, [len(q.prompt) - 1]) for q in chosen], device),
-        first_rows=torch.tensor([row for row, _ in flat], device=device),
-        first_tokens=torch.tensor([ids[0] for _, ids in flat], device=device),
-        options=tuple(passes),
-    )
-
-
-def option_pass(
-    part: Sequence[tuple[int, int, Sequence[int]]],
-    chosen: Sequence[Question],
-    device: torch.device,
-) -> OptionPass:
-    """One pass over (continuation, prompt row, ids) of one chunk."""
-    rows = [
-        Row(ids[:-1], range(len(ids) - 1), start=len(chosen[row].prompt)) for _, row, ids in part
-    ]
-    return OptionPass(
-        batch=RowBatch.of(rows, device),
-        prompts=torch.tensor([row for _, row, _ in part]),
-        targets=torch.tensor([t for _, _, ids in part for t in ids[1:]], device=device),
-        owners=np.repeat([c for c, _, _ in part], [len(ids) - 1 for _, _, ids in part]),
-    )
+        yield part
 
 
 def of_slot(batch: RowBatch, slot: str | None) -> RowBatch:
@@ -222,21 +229,21 @@ def token_logprobs(logits: Tensor, rows: Tensor | None, tokens: Tensor) -> Float
     return logprobs[rows, tokens].double().cpu().numpy()
 
 
-def run_chunk(base: Base, chunk: Chunk, slot: str | None) -> Floats:
-    """Summed log p of every continuation of the chunk under one model, (C,)."""
-    cache = None
-    if chunk.options:
-        cache = RowCache(len(chunk.prompts.lengths), max(chunk.prompts.lengths))
-    logits = base.logits(of_slot(chunk.prompts, slot), cache, store=cache is not None)
-    total = token_logprobs(logits, chunk.first_rows, chunk.first_tokens)
-    for option in chunk.options:
-        assert cache is not None
-        width = int(cache.lengths[option.prompts].max())
-        prefix = cache.select(option.prompts, width)
-        logits = base.logits(of_slot(option.batch, slot), prefix)
-        logprobs = token_logprobs(logits, None, option.targets)
-        total += np.bincount(option.owners, weights=logprobs, minlength=len(total))
-    return total
+def run_chunk(
+    base: Base, chunk: Chunk, slot: str | None, shared: RowCache | None, *, greedy: bool
+) -> tuple[Floats, Floats | None]:
+    """Of every continuation of the chunk: summed log p, and how many tokens are not the likeliest.
+
+    (continuations,) each under one model; the second is None unless ``greedy`` asks for it.
+    """
+    logits = base.logits(of_slot(chunk.batch, slot), prefix=shared)
+    logprobs = token_logprobs(logits, chunk.sources, chunk.targets)
+    count = sum(chunk.counts)
+    totals: Floats = np.bincount(chunk.owners, weights=logprobs, minlength=count).astype(float)
+    if not greedy:
+        return totals, None
+    missed = (logits.argmax(-1)[chunk.sources] != chunk.targets).double().cpu().numpy()
+    return totals, np.bincount(chunk.owners, weights=missed, minlength=count).astype(float)
 
 
 @dataclass(slots=True)
@@ -245,12 +252,29 @@ class Logprobs:
 
     values: list[Floats]
     """Per question, (continuations,)."""
+    missed: list[Floats]
+    """Per question, (continuations,): tokens that greedy decoding would not write; empty arrays
+    unless asked for."""
     seconds: float = 0.0
     num_tokens: int = 0
 
+    def put(self, chunk: Chunk, totals: Floats, missed: Floats | None) -> None:
+        """Take what a chunk's pass found."""
+        bounds = np.cumsum(chunk.counts)[:-1]
+        for kept, found in ((self.values, totals), (self.missed, missed)):
+            if found is not None:
+                for position, part in zip(chunk.positions, np.split(found, bounds), strict=True):
+                    kept[position] = part
+        self.num_tokens += chunk.num_tokens
+
 
 def continuation_logprobs(
-    base: Base, questions: Sequence[Question], slots: Sequence[str | None], batch_tokens: int
+    base: Base,
+    questions: Sequence[Question],
+    slots: Sequence[str | None],
+    batch_tokens: int,
+    *,
+    greedy: bool = False,
 ) -> dict[str | None, Logprobs]:
     """log p(continuation | prompt) in nats, summed over its tokens, under every model.
 
@@ -258,18 +282,19 @@ def continuation_logprobs(
         base: carries the adapters of ``slots``; None among them is the bare base.
         questions: prompts of at least one token, continuations of at least one token each.
         slots: distinct.
-        batch_tokens: most tokens of a pass; a longer prompt runs alone.
+        batch_tokens: most tokens of a pass; a longer row, or a longer prefix, runs alone.
+        greedy: find ``missed`` too.
     """
-    found = {slot: Logprobs([np.zeros(0)] * len(questions)) for slot in slots}
-    for chunk in make_chunks(questions, batch_tokens, base.record.vocab_size, base.device):
-        bounds = np.cumsum(chunk.counts)[:-1]
+    empty = [np.zeros(0)] * len(questions)
+    found = {slot: Logprobs(list(empty), list(empty)) for slot in slots}
+    for group in make_groups(questions, batch_tokens, base.record.vocab_size, base.device):
         for slot, logprobs in found.items():
             begun = time.perf_counter()
-            parts = np.split(run_chunk(base, chunk, slot), bounds)
-            for position, part in zip(chunk.positions, parts, strict=True):
-                logprobs.values[position] = part
+            shared = group.shared(base, slot)
+            logprobs.num_tokens += 0 if group.prefix is None else group.prefix.lengths[0]
+            for chunk in group.chunks:
+                logprobs.put(chunk, *run_chunk(base, chunk, slot, shared, greedy=greedy))
             logprobs.seconds += time.perf_counter() - begun
-            logprobs.num_tokens += chunk.num_tokens
     return found
 
 
@@ -286,9 +311,10 @@ def score_choices(
 ) -> dict[str | None, ModelScores]:
     """Multiple choice under every model; ``questions`` are the items as encoded for ``spec``.
 
-    Metrics: ``acc``, ``acc_norm`` and ``acc_token`` where option texts are scored, ``letter`` where
-    letters are (see :func:`encode_choices`). The first option wins ties. An item whose log p are
-    not finite counts as wrong, and ``not_finite`` then tells the share of such items.
+    Metrics: ``acc``, ``acc_norm``, ``acc_bytes`` and ``acc_token`` where option texts are scored,
+    ``letter`` where letters are (see :func:`encode_choices`). The first option wins ties. An item
+    whose log p are not finite counts as wrong, and ``not_finite`` then tells the share of such
+    items.
     """
     found = continuation_logprobs(base, questions, slots, batch_tokens)
     return {slot: summarize(items, questions, spec, logprobs) for slot, logprobs in found.items()}

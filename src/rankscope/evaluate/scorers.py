@@ -49,13 +49,17 @@ def choice_predictions(
 
     Returns:
         ``acc``: largest log p(option | prompt). ``acc_norm``: largest per character of the option's
-        text, which is what lm-evaluation-harness divides by under this name. ``acc_token``: largest
-        per token. None where a log-probability is NaN.
+        text, the space before it not counted, which is what lm-evaluation-harness 0.4.13 divides by
+        under this name; ``acc_bytes``: largest per byte of its UTF-8, the same under that name.
+        ``acc_token``: largest per token. None where a log-probability is NaN.
     """
     rows = list(zip(option_logprobs, option_tokens, choices, strict=True))
     return {
         "acc": first_best([logprob for logprob, _, _ in rows]),
         "acc_norm": first_best([logprob / max(1, len(text)) for logprob, _, text in rows]),
+        "acc_bytes": first_best(
+            [logprob / max(1, len(text.encode())) for logprob, _, text in rows]
+        ),
         "acc_token": first_best([logprob / tokens for logprob, tokens, _ in rows]),
     }
 

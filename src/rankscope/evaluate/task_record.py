@@ -7,7 +7,7 @@ from rankscope.evaluate.scorers import HEADLINE
 from rankscope.provenance import sha256_json
 from rankscope.records import Role, TaskRecord
 
-EVALUATION_VERSION = 2
+EVALUATION_VERSION = 3
 """Part of every task's hash: raise it when a change of the code changes scores."""
 
 

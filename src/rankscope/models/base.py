@@ -1,8 +1,9 @@
 """The frozen base model and the batches it sees: concatenated rows, grouped by adapter."""
 
 import copy
+import itertools
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +24,22 @@ class Row:
 
     ``keep`` lists the positions in the row whose logits are wanted, ascending; the logits at
     position t predict token t + 1. ``start`` is the position of the first id: the number of tokens
-    the row's cache already holds.
+    the row's cache already holds. ``branches`` are lengths of continuations at the end of ``ids``:
+    each goes on from the token before the first of them, and sees none of the others.
     """
 
     ids: Sequence[int]
     keep: Sequence[int]
     slot: str | None = None
     start: int = 0
+    branches: Sequence[int] = ()
+
+    @property
+    def positions(self) -> Iterator[int]:
+        """Of every id."""
+        trunk = self.start + len(self.ids) - sum(self.branches)
+        spans = [(self.start, trunk), *((trunk, trunk + length) for length in self.branches)]
+        return itertools.chain.from_iterable(range(*span) for span in spans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,8 @@ class RowBatch:
     segments: tuple[Segment, ...]
     keep: Tensor
     """(M,) indices into N at which logits are computed, rows in order."""
+    branches: tuple[tuple[int, ...], ...] = ()
+    """Of each row; empty where no row has any."""
 
     def kept_segments(self) -> tuple[Segment, ...]:
         """The segments counted in kept positions, M in place of N: what the output layer sees."""
@@ -63,7 +75,7 @@ class RowBatch:
         for row in rows:
             offset = len(ids)
             ids.extend(row.ids)
-            positions.extend(range(row.start, row.start + len(row.ids)))
+            positions.extend(row.positions)
             keep.extend(offset + position for position in row.keep)
             if segments and segments[-1].slot == row.slot:
                 segments[-1] = Segment(row.slot, segments[-1].start, len(ids))
@@ -75,6 +87,9 @@ class RowBatch:
             lengths=tuple(len(row.ids) for row in rows),
             segments=tuple(segments),
             keep=torch.tensor(keep, dtype=torch.int64, device=device),
+            branches=tuple(tuple(row.branches) for row in rows)
+            if any(row.branches for row in rows)
+            else (),
         )
 
 
@@ -97,11 +112,18 @@ class Base:
         """Where the weights are."""
         return self.model.device
 
-    def logits(self, batch: RowBatch, cache: RowCache | None = None, store: bool = False) -> Tensor:
+    def logits(
+        self,
+        batch: RowBatch,
+        cache: RowCache | None = None,
+        store: bool = False,
+        prefix: RowCache | None = None,
+    ) -> Tensor:
         """Logits at the kept positions, (M, vocabulary), in the base's dtype.
 
         With ``cache`` each row continues its cached prefix; with ``store`` the pass's keys and
-        values are appended to it.
+        values are appended to it. With ``prefix``, a cache of one row, all rows continue that one;
+        ``cache`` is then written alone.
 
         Raises:
             KeyError: a row names a slot that no attached adapter has; without this a misspelt slot
@@ -120,6 +142,8 @@ class Base:
             if segment.slot is not None and segment.slot not in self.pack.adapters:
                 raise KeyError(f"no adapter is attached for slot {segment.slot!r}")
         plan = RowPlan.of(batch.lengths, self.device, cache, store)
+        if batch.branches or prefix is not None:
+            plan = plan.branched(batch.branches, prefix, self.device)
         self.pack.segments = batch.segments
         self.pack.kept_segments = batch.kept_segments()
         out: Tensor = self.model(

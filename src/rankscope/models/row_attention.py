@@ -17,7 +17,7 @@ keyword arguments on; one that does not is refused with a message instead of mix
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from rankscope.errors import BadInput
+from rankscope.models.branched_rows import MAX_SCORES, Branches, branched_products
+from rankscope.models.cached_steps import Step
 from rankscope.models.row_products import MAX_LENGTH, Layout, row_products
 
 NAME = "rankscope_rows"
@@ -45,6 +47,11 @@ class RowCache:
         self.capacity = capacity
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
+
+    @property
+    def stored(self) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Keys and values."""
+        return self.keys, self.values
 
     def select(self, rows: Tensor, capacity: int) -> "RowCache":
         """A new cache holding the given rows, (R',) int64, in that order; rows may repeat."""
@@ -98,11 +105,21 @@ class RowPlan:
     """Append this pass's keys and values to ``cache``."""
     layout: Layout | None = None
     """How ``row_products`` lays the rows out, where it is the faster way."""
+    step: Step | None = None
+    """All rows continue what they have cached by one token."""
+    branches: Branches | None = None
+    prefix: RowCache | None = None
+    """A cache of one row, which every row continues."""
 
     @property
     def shape(self) -> tuple[int, int]:
         """(R, T)."""
         return len(self.lengths), int(self.lengths.max())
+
+    @property
+    def num_shared(self) -> int:
+        """P, tokens of the prefix that all rows continue."""
+        return 0 if self.prefix is None else int(self.prefix.lengths)
 
     @classmethod
     def of(
@@ -120,6 +137,7 @@ class RowPlan:
         valid = steps[None, :] < counts[:, None]
         to_rows = torch.where(valid, starts[:, None] + steps[None, :], starts[:, None])
         is_fresh = cache is None or not cache.lengths.any()
+        is_step = width == 1 and store and cache is not None and bool(cache.lengths.all())
         by_products = device.type == "cpu" and is_fresh and width <= MAX_LENGTH
         return cls(
             lengths=counts,
@@ -129,6 +147,34 @@ class RowPlan:
             cache=cache,
             store=store,
             layout=Layout.of(lengths, device) if by_products else None,
+            step=Step.of(cache.lengths, device) if is_step and cache is not None else None,
+        )
+
+    def branched(
+        self, branches: Sequence[Sequence[int]], prefix: RowCache | None, device: torch.device
+    ) -> "RowPlan":
+        """The plan for rows that branch, or continue ``prefix``; for passes without gradients.
+
+        Args:
+            branches: lengths of the branches at each row's end; empty where no row has any.
+            prefix: see :attr:`prefix`.
+            device: of the pass.
+
+        Raises:
+            ValueError: a prefix of several rows, or a pass that gradients are wanted of.
+        """
+        if prefix is not None and len(prefix.lengths) != 1:
+            raise ValueError(f"a prefix of {len(prefix.lengths)} rows; all rows continue one")
+        if torch.is_grad_enabled():
+            raise ValueError("rows that branch or continue a prefix have no backward pass")
+        plan = replace(self, prefix=prefix)
+        lengths = self.lengths.tolist()
+        return replace(
+            plan,
+            branches=Branches.of(lengths, branches or [()] * len(lengths)),
+            layout=Layout.of(lengths, device, MAX_SCORES, plan.num_shared)
+            if device.type == "cpu"
+            else None,
         )
 
     def rows(self, x: Tensor) -> Tensor:
@@ -210,7 +256,13 @@ def row_attention(
     query, key = query.to(value.dtype), key.to(value.dtype)
     width = row_plan.shape[1]
     window = kwargs.get("sliding_window")
+    if row_plan.branches is not None:
+        return branched_attention(module, (query, key, value), row_plan, window, scaling), None
     cache = row_plan.cache
+    if row_plan.step is not None and cache is not None:
+        keys, values = (x[int(module.layer_idx)] for x in cache.stored)  # type: ignore[arg-type]
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return row_plan.step.attend((query, key, value), (keys, values), scale, window), None
     if row_plan.layout is not None and not dropout and (window is None or window >= width):
         if cache is not None and row_plan.store:
             own = (row_plan.rows(key), row_plan.rows(value))
@@ -244,6 +296,39 @@ def row_attention(
         enable_gqa=q.shape[1] != k.shape[1],
     )
     return row_plan.tokens(out.transpose(1, 2)), None
+
+
+def branched_attention(
+    module: nn.Module,
+    qkv: tuple[Tensor, Tensor, Tensor],
+    plan: RowPlan,
+    window: int | None,
+    scaling: float | None,
+) -> Tensor:
+    """Attend within the branches of rows, and to the prefix of all; shapes as in the caller."""
+    query, key, value = qkv
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    assert plan.branches is not None
+    prefix = None
+    if plan.prefix is not None:
+        keys, values = (x[layer][0, :, : plan.num_shared] for x in plan.prefix.stored)
+        prefix = (keys, values)
+    if plan.store and plan.cache is not None:
+        plan.cache.append(layer, plan.rows(key), plan.rows(value), plan.lengths)
+    if plan.layout is not None and (window is None or window >= plan.num_shared + plan.shape[1]):
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        q, k, v = (x.squeeze(0).transpose(0, 1) for x in qkv)
+        return branched_products((q, k, v), plan.layout, scale, plan.branches, prefix)[None]
+    q, k, v = (plan.rows(x) for x in qkv)
+    if prefix is not None:
+        k, v = (
+            torch.cat([shared[None].expand(len(own), -1, -1, -1), own], dim=2)
+            for shared, own in zip(prefix, (k, v), strict=True)
+        )
+    mask = plan.branches.wide_mask(plan.num_shared, window).to(q.device)
+    is_grouped = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, mask, scale=scaling, enable_gqa=is_grouped)
+    return plan.tokens(out.transpose(1, 2))
 
 
 def no_autocast(device_type: str) -> AbstractContextManager[Any]:

@@ -29,12 +29,18 @@ BLOCK = 128
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rows laid out together, as (R, K, T)."""
+    """Rows laid out together, as (K, R, T)."""
 
-    num_rows: int
+    rows: tuple[int, ...]
+    """Which rows, by their place in the batch."""
     width: int
     start: int
     """Where it begins in the laid-out tokens, R x T of each group one after another."""
+
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        return len(self.rows)
 
     @property
     def stop(self) -> int:
@@ -42,7 +48,7 @@ class Group:
         return self.start + self.num_rows * self.width
 
     def part(self, x: Tensor, num_kv: int) -> Tensor:
-        """(L K, G D), laid-out tokens by key/value head, -> the group's (R K, T, G D), a view."""
+        """(L K, G D), laid-out tokens by key/value head, -> the group's (K R, T, G D), a view."""
         rows = x[self.start * num_kv : self.stop * num_kv]
         return rows.view(self.num_rows * num_kv, self.width, -1)
 
@@ -81,14 +87,24 @@ class Layout:
     _masks: dict[tuple[int, int, int, torch.dtype], Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> "Layout":
-        """Lay out consecutive rows of the given lengths (each at least 1)."""
+    def of(
+        cls,
+        lengths: Sequence[int],
+        device: torch.device,
+        max_scores: int | None = None,
+        num_shared: int = 0,
+    ) -> "Layout":
+        """Lay out consecutive rows of the given lengths (each at least 1).
+
+        ``max_scores`` bounds a group's scores, of one head, while each of its queries has
+        ``num_shared`` keys besides those of its own row.
+        """
         counts = torch.tensor(lengths, dtype=torch.int64)
         starts = torch.cumsum(counts, 0) - counts
         groups: list[Group] = []
         sources: list[Tensor] = []
         place = 0
-        for rows in alike(lengths):
+        for rows in alike(lengths, max_scores, num_shared):
             index = torch.tensor(rows)
             width = int(counts[index].max())
             steps = torch.arange(width)
@@ -97,20 +113,19 @@ class Layout:
             # which a diverged adapter turns into NaN, not even multiplied by zero.
             first = starts[index, None]
             sources.append(torch.where(exists, first + steps, -1 - first))
-            groups.append(Group(len(rows), width, place))
+            groups.append(Group(tuple(rows), width, place))
             place = groups[-1].stop
         return cls(tuple(groups), tuple(sources), int(counts.sum()), device)
 
     def places(self, num_kv: int) -> Places:
         """Where everything stands for ``num_kv`` key/value heads; made once."""
         if num_kv not in self._places:
-            heads = torch.arange(num_kv)[:, None]
+            heads = torch.arange(num_kv)[:, None, None]
             ordered, is_valid = [], []
-            for tokens in self.sources:  # (R, T) -> (R, K, T)
-                own = tokens[:, None, :]
+            for own in self.sources:  # (R, T) -> (K, R, T)
                 token = torch.where(own < 0, -1 - own, own)
                 ordered.append((token * num_kv + heads).reshape(-1))
-                is_valid.append((own >= 0).expand(-1, num_kv, -1).reshape(-1))
+                is_valid.append((own >= 0).expand(num_kv, -1, -1).reshape(-1))
             source, exists = torch.cat(ordered), torch.cat(is_valid)
             valid = torch.nonzero(exists).reshape(-1)
             gather = torch.empty(self.num_tokens * num_kv, dtype=torch.int64)
@@ -135,12 +150,17 @@ class Layout:
         return self._masks[key]
 
 
-def alike(lengths: Sequence[int]) -> list[list[int]]:
-    """Row indices in groups of like length, longest first."""
+def alike(
+    lengths: Sequence[int], max_scores: int | None = None, num_shared: int = 0
+) -> list[list[int]]:
+    """Row indices in groups of like length, longest first; see :meth:`Layout.of`."""
     groups: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        longest = lengths[groups[-1][0]] if groups else None
-        if longest is not None and 100 * longest <= (100 + PADDING_PERCENT) * lengths[row]:
+        longest = lengths[groups[-1][0]] if groups else 0
+        is_alike = bool(groups) and 100 * longest <= (100 + PADDING_PERCENT) * lengths[row]
+        scores = longest * (num_shared + longest)
+        most = len(lengths) if max_scores is None else max(1, max_scores // max(1, scores))
+        if is_alike and len(groups[-1]) < most:
             groups[-1].append(row)
         else:
             groups.append([row])

@@ -1,0 +1,163 @@
+"""Task files of lm-evaluation-harness, checked before anything in them can run.
+
+A YAML file is read as data. Functions that it names, metrics fetched from elsewhere, data sets that
+need code of their own and tasks that run what a model writes are refused.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from rankscope.errors import BadInput
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+PREFIX = "lm_eval:"
+"""Before a harness task's name."""
+FUNCTION = "!function"
+PLAIN_TAG = "tag:yaml.org,2002:"
+PLAIN_TYPES = frozenset(
+    {"map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "binary", "set"}
+)
+
+
+def is_file(name: str) -> bool:
+    """A task's name that is the path of a YAML file."""
+    return name.endswith((".yaml", ".yml"))
+
+
+def check_task(manager: "TaskManager", name: str, allow_functions: bool) -> list[str]:
+    """What to load for a name, once every file behind it is known to be harmless.
+
+    Raises:
+        BadInput: no such task, or one that is refused.
+    """
+    if is_file(name):
+        path = Path(name).expanduser().resolve()
+        if not path.is_file():
+            raise BadInput(f"task {PREFIX}{name}: no such file; expected a harness task's YAML")
+        files = [path]
+    else:
+        files = files_of(manager, name)
+    for file in files:
+        refuse_code(file, allow_functions)
+        refuse_remote(file, allow_functions)
+    return [str(files[0]) if is_file(name) else name]
+
+
+def files_of(manager: "TaskManager", name: str) -> list[Path]:
+    """YAML files of a registered task, or of all members of a group or tag."""
+    found: list[Path] = []
+    waiting, seen = [name], set()
+    while waiting:
+        current = waiting.pop()
+        entry = manager.task_index.get(current)
+        if entry is None and current == name:
+            raise BadInput(
+                f"task {PREFIX}{name}: lm-evaluation-harness has no task, group or tag of this "
+                "name; 'lm-eval ls tasks' lists them, and a path that ends in .yaml names a file"
+            )
+        if entry is None or current in seen:
+            continue
+        seen.add(current)
+        if entry.yaml_path is not None:
+            found.append(Path(entry.yaml_path))
+        waiting += sorted(entry.tags) if entry.kind.name == "TAG" else []
+        members = (entry.cfg or {}).get("task")
+        waiting += names_in(members) if isinstance(members, list) else []
+    return found
+
+
+def names_in(members: Sequence[Any]) -> list[str]:
+    """Names of a group's members, inner groups' too."""
+    names: list[str] = []
+    for member in members:
+        if isinstance(member, dict):
+            inner = member.get("task")
+            names += names_in(inner) if isinstance(inner, list) else [str(inner)]
+            names += [str(member["group"])] if "group" in member else []
+        else:
+            names.append(str(member))
+    return names
+
+
+def refuse_code(path: Path, allow_functions: bool, seen: frozenset[Path] = frozenset()) -> None:
+    """Read a YAML file and what it includes as a tree of tagged nodes; nothing is constructed.
+
+    Raises:
+        BadInput: it names a function without leave to, or an object of Python's in any case.
+    """
+    if path in seen:
+        return
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"task file {path}: cannot be read: {error}") from error
+    if not isinstance(root, yaml.MappingNode):
+        raise BadInput(f"task file {path}: expected a mapping with 'task', 'dataset_path', ...")
+    for node in nodes_of(root):
+        where = f"task file {path}, line {node.start_mark.line + 1}"
+        if node.tag == FUNCTION:
+            if not allow_functions:
+                raise BadInput(
+                    f"{where}: {FUNCTION} {node.value} would run Python from beside this file. "
+                    "Read that code first; then allow it (allow_functions)"
+                )
+        elif node.tag.removeprefix(PLAIN_TAG) not in PLAIN_TYPES:
+            raise BadInput(f"{where}: tag {node.tag!r}; expected plain YAML")
+    for key, value in root.value:
+        if key.value == "include":
+            names = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            for name in names:
+                refuse_code((path.parent / name.value).resolve(), allow_functions, seen | {path})
+
+
+def nodes_of(root: yaml.Node) -> Iterator[yaml.Node]:
+    """Every node of a tree, each once: an alias may lead back to where it stands."""
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node
+        if isinstance(node, yaml.MappingNode):
+            waiting += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+
+
+def refuse_remote(path: Path, allow_functions: bool) -> None:
+    """Refuse what would fetch code from elsewhere, or run what a model writes.
+
+    Raises:
+        BadInput: such a data set, metric or task.
+    """
+    from lm_eval.api.registry import metric_registry
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    config = load_yaml(path, resolve_func=False)
+    where = f"task file {path}"
+    options = config.get("dataset_kwargs") or {}
+    script = str(config.get("dataset_path") or "").endswith(".py")
+    if script or (isinstance(options, dict) and options.get("trust_remote_code")):
+        raise BadInput(
+            f"{where}: its data set {config.get('dataset_path')!r} needs code of its own; expected "
+            "files of data: convert it to JSONL or Parquet and name those in dataset_kwargs"
+        )
+    if config.get("unsafe_code") and not allow_functions:
+        raise BadInput(f"{where}: it runs what the model writes (unsafe_code); refused")
+    import lm_eval.api.metrics  # noqa: F401  (fills the registry)
+
+    for metric in config.get("metric_list") or []:
+        name = metric.get("metric") if isinstance(metric, dict) else metric
+        is_known = not isinstance(name, str) or name in metric_registry
+        is_fetched = isinstance(metric, dict) and metric.get("hf_evaluate")
+        if not allow_functions and (is_fetched or not is_known):
+            raise BadInput(
+                f"{where}: metric {name!r} would be fetched as code from the hub; expected one of "
+                "the harness's own"
+            )

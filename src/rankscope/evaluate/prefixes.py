@@ -1,0 +1,93 @@
+"""Which prompts begin alike, so that what they share is computed once.
+
+Found by content, on token ids: examples shown before each question of a subject, a system prompt, a
+passage asked about more than once. Nothing needs to be declared.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+PASS_TOKENS = 256
+"""What a group costs, in tokens: a pass for its prefix, and one that it does not fill."""
+MIN_LENGTH = 16
+"""Shorter beginnings, such as those of questions that open alike, are not worth a cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPrefix:
+    """Prompts that begin with the same ``length`` tokens; 0 where sharing would not pay."""
+
+    length: int
+    members: tuple[int, ...]
+    """Which prompts, by their place in the caller's order."""
+
+
+@dataclass(slots=True)
+class Span:
+    """Sorted prompts from ``first`` on that share ``length`` tokens, and how best to cut them."""
+
+    first: int
+    length: int = 0
+    saved: int = 0
+    """Tokens saved by ``cuts``."""
+    cuts: list[tuple[int, int, int]] = field(default_factory=list)
+    """(shared tokens, first prompt, one after the last)."""
+
+    def take(self, inner: "Span") -> None:
+        """Add the cuts of a part of it."""
+        self.saved += inner.saved
+        self.cuts += inner.cuts
+
+    def close(self, stop: int) -> None:
+        """Share one prefix over the whole of it where that saves more than its parts do."""
+        if self.length < MIN_LENGTH:
+            return
+        saved = (stop - self.first - 1) * self.length - PASS_TOKENS
+        if saved > self.saved:
+            self.saved, self.cuts = saved, [(self.length, self.first, stop)]
+
+
+def shared_prefixes(prompts: Sequence[Sequence[int]]) -> list[SharedPrefix]:
+    """Every prompt in one group, such that the fewest tokens are computed.
+
+    A group's prefix leaves at least one token of every prompt: its last one gives the logits.
+    Sorted prompts that share a prefix are neighbours, and such spans lie inside one another or
+    apart, so the best cuts of a span are its own prefix or the best cuts of its parts.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
+    cuts: list[tuple[int, int, int]] = []
+    open_spans: list[Span] = []
+    for place, index in enumerate(order):
+        next_shared = 0
+        if place + 1 < len(order):
+            next_shared = common_length(prompts[index], prompts[order[place + 1]])
+        last = Span(place)
+        while open_spans and open_spans[-1].length > next_shared:
+            span = open_spans.pop()
+            span.take(last)
+            span.close(place + 1)
+            last = span
+        if open_spans and open_spans[-1].length == next_shared:
+            open_spans[-1].take(last)
+        elif next_shared:
+            open_spans.append(Span(last.first, next_shared, last.saved, last.cuts))
+        else:
+            cuts += last.cuts
+    groups = [
+        SharedPrefix(length, tuple(sorted(order[first:stop]))) for length, first, stop in cuts
+    ]
+    shared = {index for group in groups for index in group.members}
+    alone = tuple(index for index in range(len(prompts)) if index not in shared)
+    return [*groups, SharedPrefix(0, alone)] if alone else groups
+
+
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Tokens that both begin with, at least one of each left over."""
+    low, high = 0, min(len(one), len(other)) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if list(one[:middle]) == list(other[:middle]):
+            low = middle
+        else:
+            high = middle - 1
+    return low
