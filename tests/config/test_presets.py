@@ -164,8 +164,8 @@ def every_schema(node: Any) -> list[dict[str, Any]]:
 
 def test_the_schema_explains_every_key_and_forbids_others() -> None:
     sections = every_schema(study_json_schema())
-    # Study, model, task, arm, train, evaluate, analyze, spectra, objective.
-    assert len(sections) == 9
+    # Study, model, task, arm, replay, early stop, train, evaluate, analyze, spectra, objective.
+    assert len(sections) == 11
     for section in sections:
         assert section["additionalProperties"] is False
         unexplained = [k for k, v in section["properties"].items() if "description" not in v]
@@ -189,7 +189,7 @@ def test_the_reference_names_every_key() -> None:
 
 def test_the_references_smallest_study_loads(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "study-file.md").read_text("utf-8")
-    (smallest,) = [b for b in re.findall(r"```yaml\n(.*?)```", text, re.S) if "name:" in b]
+    (smallest,) = [b for b in re.findall(r"```yaml\n(.*?)```", text, re.S) if "model:" in b]
     assert planned(load_text(smallest, tmp_path)) == 3 * 2 * 3
 
 

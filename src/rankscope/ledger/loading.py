@@ -21,6 +21,7 @@ from rankscope.records import (
     TrainRecord,
     TrialRecords,
     TrialSpec,
+    trial_of,
 )
 
 
@@ -38,7 +39,7 @@ def load_study(
     evals = {
         (trial_id, record.task, record.split): record
         for trial_id, record in stored_records(db, "eval", EvalRecord)
-        if trial_id in shown and record.task in task_names
+        if trial_of(trial_id) in shown and record.task in task_names
     }
     history = stored_list(db, "provenance", Provenance)
     return StudyRecords(

@@ -48,6 +48,7 @@ from rankscope.records import (
     TaskRecord,
     TrainRecord,
     TrialSpec,
+    trial_of,
 )
 
 LOCK = "ledger.lock"
@@ -311,6 +312,14 @@ class Ledger:
         stored = set(rows)
         return [key for key in wanted if (key[0], f"{key[1]}/{key[2]}") not in stored]
 
+    def curve_point(self, key: PointKey) -> CurvePoint | None:
+        """One point of a trial's curve; None where it is not stored."""
+        row = self._db.execute(
+            "SELECT body FROM records WHERE trial_id = ? AND kind = 'curve' AND key = ?",
+            (key[0], f"{key[1]}/{key[2]}"),
+        ).fetchone()
+        return None if row is None else parse_record(CurvePoint, row[0], f"curve of {key[0]}")
+
     def missing_spectra(self) -> list[TrialSpec]:
         """Trained trials without spectra, in order."""
         rows = self._db.execute("SELECT trial_id FROM records WHERE kind = 'spectra'")
@@ -359,7 +368,7 @@ class Ledger:
     def _insert(self, rows: Sequence[tuple[str, ...]], artifacts: Iterable[Artifact]) -> None:
         known = {BASE, *(row[0] for row in self._db.execute("SELECT trial_id FROM trials"))}
         for row in rows:
-            if row[0] not in known:
+            if trial_of(row[0]) not in known:
                 raise KeyError(f"trial {row[0]!r} is not in the ledger")
         self._db.executemany("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?, ?)", rows)
         self._db.executemany(

@@ -18,7 +18,8 @@ from rankscope.records.record import BASE, FAILED, SCHEMA_VERSION, Record, Role,
 from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores
 from rankscope.records.spectra import MatrixSpectrum, SpectraRecord
 from rankscope.records.study import ModelRecord, Provenance, StudyRecords, TaskRecord, TrialRecords
-from rankscope.records.trials import LossPoint, TrainRecord, TrialSpec
+from rankscope.records.trials import LossPoint, PenaltyPoint, TrainRecord, TrialSpec
+from rankscope.records.variants import Variant, VariantKind, trial_of, variant_of
 
 __all__ = [
     "BASE",
@@ -36,6 +37,7 @@ __all__ = [
     "LossPoint",
     "MatrixSpectrum",
     "ModelRecord",
+    "PenaltyPoint",
     "Provenance",
     "Reason",
     "Recommendation",
@@ -50,6 +52,10 @@ __all__ = [
     "TrainRecord",
     "TrialRecords",
     "TrialSpec",
+    "Variant",
+    "VariantKind",
     "read_items",
+    "trial_of",
+    "variant_of",
     "write_items",
 ]
