@@ -11,6 +11,7 @@ from typing import Self
 
 from transformers.utils.logging import disable_progress_bar
 
+from rankscope.advise.mitigation import compare_mitigations
 from rankscope.advise.recommend import recommend
 from rankscope.config.file import dump_study, load_study
 from rankscope.config.schema import StudyConfig
@@ -124,7 +125,7 @@ def conclude(out: Path) -> tuple[StudyRecords, Recommendation]:
     """
     with Ledger.open(out, write=False) as ledger:
         study = ledger.load()
-    recommendation = recommend(study)
+    recommendation = recommend(study).model_copy(update={"mitigation": compare_mitigations(study)})
     replace_text(out / "recommendation.json", recommendation.model_dump_json(indent=2) + "\n")
     made = out / "report.html.new"
     write_report(study, recommendation, made)

@@ -14,6 +14,13 @@ from rankscope.records.advice import (
     TaskAdvice,
 )
 from rankscope.records.items import ITEM_SCHEMA, ItemResult, read_items, write_items
+from rankscope.records.mitigation import (
+    MitigationComparison,
+    ScaledPoint,
+    ScalingCurve,
+    SeedMean,
+    TaskMitigation,
+)
 from rankscope.records.record import BASE, FAILED, SCHEMA_VERSION, Record, Role, Split, Status
 from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores
 from rankscope.records.spectra import MatrixSpectrum, SpectraRecord
@@ -36,6 +43,7 @@ __all__ = [
     "ItemScores",
     "LossPoint",
     "MatrixSpectrum",
+    "MitigationComparison",
     "ModelRecord",
     "PenaltyPoint",
     "Provenance",
@@ -43,11 +51,15 @@ __all__ = [
     "Recommendation",
     "Record",
     "Role",
+    "ScaledPoint",
+    "ScalingCurve",
+    "SeedMean",
     "SpectraRecord",
     "Split",
     "Status",
     "StudyRecords",
     "TaskAdvice",
+    "TaskMitigation",
     "TaskRecord",
     "TrainRecord",
     "TrialRecords",

@@ -22,7 +22,7 @@ from rankscope.errors import BadInput
 from rankscope.records import Recommendation, Record, StudyRecords
 from rankscope.report.answer import answer, missing
 from rankscope.report.figure import Figure
-from rankscope.report.figures import accuracy, curve, plane, spectra, training, transfer
+from rankscope.report.figures import accuracy, curve, plane, scaling, spectra, training, transfer
 from rankscope.report.style import DASHES, dark_colors, duration, number, visible
 from rankscope.report.tables import failed_trials, tasks_read, training_rows
 from rankscope.report.view import StudyView
@@ -115,6 +115,12 @@ def sections(view: StudyView) -> list[Section]:
             "Learning against forgetting",
             "What each arm learned in its domain and what it lost elsewhere.",
             (*(f for f in planes if f is not first), *curves),
+        ),
+        Section(
+            "mitigation",
+            "Forgetting less",
+            "What a milder update keeps, and what was done in training to keep more.",
+            tuple(figure for task in tasks for figure in scaling.draw(view, task)),
         ),
         Section(
             "ranks",
