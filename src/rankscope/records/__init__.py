@@ -13,6 +13,7 @@ from rankscope.records.advice import (
     Recommendation,
     TaskAdvice,
 )
+from rankscope.records.inspection import Inspection, NormGrowth, TunedKind, TunedModel
 from rankscope.records.items import ITEM_SCHEMA, ItemResult, read_items, write_items
 from rankscope.records.record import BASE, FAILED, SCHEMA_VERSION, Record, Role, Split, Status
 from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores
@@ -31,11 +32,13 @@ __all__ = [
     "Estimate",
     "EvalKey",
     "EvalRecord",
+    "Inspection",
     "ItemResult",
     "ItemScores",
     "LossPoint",
     "MatrixSpectrum",
     "ModelRecord",
+    "NormGrowth",
     "Provenance",
     "Reason",
     "Recommendation",
@@ -50,6 +53,8 @@ __all__ = [
     "TrainRecord",
     "TrialRecords",
     "TrialSpec",
+    "TunedKind",
+    "TunedModel",
     "read_items",
     "write_items",
 ]
