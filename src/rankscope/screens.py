@@ -14,7 +14,15 @@ from rankscope.data.preview import colour_row, visible
 from rankscope.inputs import StudyInputs
 from rankscope.models.parameters import Architecture, full_cost, largest_useful_rank, lora_cost
 from rankscope.plan import Plan
-from rankscope.records import Inspection, Role, StudyRecords, TaskRecord, TrialRecords, TunedModel
+from rankscope.records import (
+    AdapterChange,
+    Inspection,
+    Role,
+    StudyRecords,
+    TaskRecord,
+    TrialRecords,
+    TunedModel,
+)
 from rankscope.runtime import choose_device, choose_dtype
 from rankscope.trials import PackLimit
 from rankscope.watch import duration
@@ -266,3 +274,22 @@ def inspected_modules(model: TunedModel) -> Table:
             f"{mean(m.intruder_energy for m in own):.3f}",
         )
     return table
+
+
+def change_screen(changes: Sequence[AdapterChange]) -> RenderableType:
+    """What ``shrink`` prints: per adapter written, each matrix and the whole."""
+    return Group(*(part for change in changes for part in changed_matrices(change)))
+
+
+def changed_matrices(change: AdapterChange) -> tuple[RenderableType, ...]:
+    """One adapter's matrices, its total and where it is."""
+    numbers = ("rank", "now", "|dW|", "now ", "|dW-dW'|/|dW|", "intruders")
+    table = listing(change.action, ("matrix", *numbers), frozenset(numbers))
+    for m in change.matrices:
+        share = m.error / m.frobenius_before if m.frobenius_before else 0.0
+        found = "-" if m.intruders is None else str(m.intruders)
+        norms = (f"{m.frobenius_before:.3g}", f"{m.frobenius_after:.3g}", f"{share:.2g}")
+        table.add_row(visible(m.name), str(m.rank_before), str(m.rank_after), *norms, found)
+    share = change.error / change.frobenius if change.frobenius else 0.0
+    total = f"in all |dW-dW'|/|dW| = {share:.3g}; written to {visible(change.out)}\n"
+    return table, Text(total)

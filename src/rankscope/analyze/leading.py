@@ -53,13 +53,17 @@ class NotConvergedError(Exception):
     """The iteration did not reach its tolerance; a direct decomposition is the way."""
 
 
-def leading_triples(operator: Operator, start: Tensor, k: int, tolerance: float) -> Triples:
+def leading_triples(
+    operator: Operator, start: Tensor, k: int, tolerance: float, least: int = 0
+) -> Triples:
     """The ``k`` leading singular triples of K.
 
     Args:
         operator: K; products in the dtype of ``start``.
         start: (n, b) vectors whose span lies near the wanted right vectors, b > k.
         tolerance: every residual at most this share of the largest singular value.
+        least: sweeps that are made in any case. A direction that the start hardly touches has a
+            large residual nowhere, and shows only once a sweep has amplified it.
 
     Raises:
         NotConvergedError: not within :data:`MAX_SWEEPS` sweeps.
@@ -69,7 +73,7 @@ def leading_triples(operator: Operator, start: Tensor, k: int, tolerance: float)
     for sweep in range(MAX_SWEEPS):
         u, s, v = rayleigh_ritz(operator, basis, size)
         residuals = torch.linalg.vector_norm(operator.adjoint(u[:, :k]) - v[:, :k] * s[:k], dim=0)
-        if bool((residuals <= tolerance * s[0]).all()):
+        if sweep >= least and bool((residuals <= tolerance * s[0]).all()):
             following = float(s[k]) if len(s) > k else 0.0
             return Triples(u[:, :k], s[:k], v[:, :k], residuals, following, sweep)
         basis = orthonormal(filtered(operator, s, v, k))

@@ -1,6 +1,7 @@
 """Adapters and checkpoints as they lie on disk: opened, told apart, analyzed matrix by matrix."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from rankscope.analyze.spectra import SpectraSettings, adapter_matrix, delta_of,
 from rankscope.errors import BadInput
 from rankscope.models.adapter_io import (
     CONFIG,
-    PLAIN_STARTS,
+    READ_STARTS,
     load_adapter,
     read_config,
     recorded_base,
@@ -23,8 +24,6 @@ from rankscope.models.stored_weights import StoredModel
 from rankscope.provenance import weights_sha256
 from rankscope.records import MatrixSpectrum, TunedKind
 
-READABLE_STARTS = (*PLAIN_STARTS, "pissa")
-"""PEFT's own PiSSA adapters too: their start is a function of the base, so W - W0 is known."""
 GENERIC = frozenset({"adapter", "model", "final", "checkpoint"})
 """Folder names that say nothing: the folder above is named with them."""
 
@@ -57,8 +56,8 @@ class StoredTuned:
         if not folder.is_dir():
             raise BadInput(f"{folder}: no such folder; expected a PEFT adapter or a model")
         if (folder / CONFIG).is_file() or not (folder / "config.json").is_file():
-            adapter = load_adapter(folder, name, starts=READABLE_STARTS)
-            settings = read_config(folder, READABLE_STARTS)
+            adapter = load_adapter(folder, name, starts=READ_STARTS)
+            settings = read_config(folder, READ_STARTS)
             kind: TunedKind = "rslora" if settings.use_rslora else "lora"
             if settings.init_lora_weights == "pissa":
                 kind = "pissa"
@@ -83,11 +82,26 @@ class StoredTuned:
             tuned = self.model.weight(name, weight.device)
             return full_matrix(name, weight, delta_of(name, weight, tuned), settings, cache)
         assert self.adapter is not None
-        if self.kind != "pissa":
+        with self.started(name, weight):
             return adapter_matrix(name, weight, self.adapter, settings, cache)
+
+    def factors(self, name: str, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(A, B) of an adapter's W0 + s B A, PiSSA's start subtracted."""
+        assert self.adapter is not None
+        with self.started(name, weight):
+            return self.adapter.factors(name)
+
+    @contextmanager
+    def started(self, name: str, weight: Tensor | None) -> Iterator[None]:
+        """With PiSSA's start of one module in the adapter, which is as large as its factors."""
+        if self.kind != "pissa":
+            yield
+            return
+        assert self.adapter is not None
+        assert weight is not None
         self.adapter.start[name] = principal_part(weight, self.adapter, name)
         try:
-            return adapter_matrix(name, weight, self.adapter, settings, cache)
+            yield
         finally:
             del self.adapter.start[name]
 

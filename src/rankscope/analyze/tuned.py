@@ -18,8 +18,12 @@ DIRECT_BELOW = 256
 """d below which a full decomposition is as quick."""
 TOLERANCE = 1e-8
 """Residual of every triple over the largest singular value, in float64."""
-SINGLE_TOLERANCE = 2e-6
-"""The same where products run in float32."""
+ITERATED_FROM = 1024
+"""d from which a dense matrix is iterated where few vectors are asked for."""
+ITERATED_SHARE = 40
+"""Few: at most d over this."""
+RANDOM = 16
+"""Random vectors in the start of an iteration on a dense matrix."""
 UNCERTAIN = 0.01
 """Sine of the angle by which rounding may turn a vector before it is called ill-conditioned."""
 
@@ -71,13 +75,44 @@ def _iterated(core: Core, k: int) -> Triples | None:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class DenseMatrix:
+    """A dense matrix as an operator."""
+
+    W: Tensor
+
+    def apply(self, x: Tensor) -> Tensor:
+        """W x."""
+        return self.W @ x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """W^T y."""
+        return self.W.mT @ y
+
+    @staticmethod
+    def start(V: Tensor, count: int) -> Tensor:
+        """The base's ``count`` leading right vectors, and random ones that any direction meets."""
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randn(len(V), RANDOM, generator=generator, dtype=torch.float64)
+        return torch.cat([V[:, :count].double(), drawn.to(V.device)], dim=1)
+
+
 def of_matrix(base: SVD, tuned: Tensor, k: int) -> Leading:
     """The ``k`` leading vectors of a dense tuned weight (m, n)."""
-    after = svd(tuned)
-    following = float(after.S[k]) if len(after.S) > k else 0.0
-    u, v, s = after.U[:, :k], after.V[:, :k], after.S[:k]
-    found = Triples(u, s, v, torch.zeros_like(s), following)
-    return _leading(base.U.mT @ u.to(base.U), base.V.mT @ v.to(base.V), found)
+    found = None
+    if len(base.S) >= ITERATED_FROM and ITERATED_SHARE * k <= len(base.S):
+        start = DenseMatrix.start(base.V, k + max(16, k // 5))
+        try:
+            found = leading_triples(DenseMatrix(tuned.double()), start, k, TOLERANCE, least=1)
+        except NotConvergedError:
+            found = None
+    if found is None:
+        after = svd(tuned)
+        following = float(after.S[k]) if len(after.S) > k else 0.0
+        u, v, s = after.U[:, :k], after.V[:, :k], after.S[:k]
+        found = Triples(u, s, v, torch.zeros_like(s), following)
+    u, v = found.U.to(base.U), found.V.to(base.V)
+    return _leading(base.U.mT @ u, base.V.mT @ v, found)
 
 
 def unchanged(base: SVD, k: int) -> Leading:

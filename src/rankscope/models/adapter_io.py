@@ -34,6 +34,8 @@ MAGNITUDE = ".lora_magnitude_vector"
 
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """Initializations that leave the base as it is; PiSSA, OLoRA, CorDA and LoftQ change it."""
+READ_STARTS = (*PLAIN_STARTS, "pissa")
+"""Those from which W - W0 is known: PiSSA's start is a function of the base."""
 
 
 def save_adapter(adapter: Adapter, trial: TrialSpec, base: ModelRecord, folder: Path) -> None:
@@ -265,13 +267,15 @@ class AdapterSettings(BaseModel):
         """A module's own rank."""
         return self.rank_pattern.get(get_pattern_key(list(self.rank_pattern), name), self.r)
 
+    def alpha_of(self, name: str) -> float:
+        """A module's own alpha."""
+        key = get_pattern_key(list(self.alpha_pattern), name)
+        return self.alpha_pattern.get(key, self.lora_alpha)
+
     def scaling_of(self, name: str) -> float:
         """A module's own s."""
-        key = get_pattern_key(list(self.alpha_pattern), name)
         rank = self.rank_of(name)
-        return self.alpha_pattern.get(key, self.lora_alpha) / (
-            rank**0.5 if self.use_rslora else rank
-        )
+        return self.alpha_of(name) / (rank**0.5 if self.use_rslora else rank)
 
 
 HARMLESS = frozenset(

@@ -13,7 +13,14 @@ from rankscope.records.advice import (
     Recommendation,
     TaskAdvice,
 )
-from rankscope.records.inspection import Inspection, NormGrowth, TunedKind, TunedModel
+from rankscope.records.inspection import (
+    AdapterChange,
+    Inspection,
+    MatrixChange,
+    NormGrowth,
+    TunedKind,
+    TunedModel,
+)
 from rankscope.records.items import ITEM_SCHEMA, ItemResult, read_items, write_items
 from rankscope.records.record import BASE, FAILED, SCHEMA_VERSION, Record, Role, Split, Status
 from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores
@@ -26,6 +33,7 @@ __all__ = [
     "FAILED",
     "ITEM_SCHEMA",
     "SCHEMA_VERSION",
+    "AdapterChange",
     "ArmSummary",
     "CurvePoint",
     "Decision",
@@ -36,6 +44,7 @@ __all__ = [
     "ItemResult",
     "ItemScores",
     "LossPoint",
+    "MatrixChange",
     "MatrixSpectrum",
     "ModelRecord",
     "NormGrowth",

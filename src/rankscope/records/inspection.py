@@ -1,5 +1,6 @@
 """What ``inspect`` found in adapters and fine-tuned checkpoints."""
 
+import math
 from typing import Literal
 
 from rankscope.records.record import Record
@@ -54,3 +55,37 @@ class Inspection(Record):
     """Size of the base's decompositions on disk; 0 where none are kept."""
     provenance: Provenance
     seconds: float
+
+
+class MatrixChange(Record):
+    """What was done to one matrix of an adapter."""
+
+    name: str
+    rank_before: int
+    rank_after: int
+    frobenius_before: float
+    """|dW|_F."""
+    frobenius_after: float
+    error: float
+    """|dW - dW'|_F."""
+    intruders: int | None = None
+    """Intruder dimensions scaled down; None where none were looked for."""
+
+
+class AdapterChange(Record):
+    """An adapter that was made smaller or milder."""
+
+    source: str
+    out: str
+    action: str
+    matrices: tuple[MatrixChange, ...]
+
+    @property
+    def frobenius(self) -> float:
+        """|dW|_F of the adapter as it was, all matrices together."""
+        return math.sqrt(sum(m.frobenius_before**2 for m in self.matrices))
+
+    @property
+    def error(self) -> float:
+        """|dW - dW'|_F, all matrices together."""
+        return math.sqrt(sum(m.error**2 for m in self.matrices))
