@@ -197,11 +197,26 @@ class SpectraConfig(Section):
     """Largest |cosine| to any base vector below which a vector is an intruder."""
 
 
+class HeadsConfig(Section):
+    """Attention heads of every trial, beside the base's."""
+
+    enabled: bool = False
+    """Look at every trial's heads: how far each moved, its importance, its attention's entropy."""
+    task: Name | None = None
+    """Task whose report items importance and entropy are of; by default the trial's own."""
+    items: int = Field(64, ge=1)
+    """At most so many items of a task, the first of its report split."""
+    ablate: list[Name] = []
+    """Tasks on which every head is removed by itself and the items are scored again."""
+
+
 class AnalyzeConfig(Section):
     """What is looked into besides scores."""
 
     spectra: SpectraConfig = SpectraConfig()
     """The analysis of what the weights became."""
+    heads: HeadsConfig = HeadsConfig()
+    """The analysis of what the attention heads became."""
 
 
 def checked_memory(value: Any) -> Any:
@@ -290,6 +305,18 @@ class StudyConfig(Section):
                 raise ValueError(
                     f"task {task.name!r} is described twice, differently: describe it where it "
                     "first stands and give its name alone after that, or choose another name"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def known_head_tasks(self) -> Self:
+        """Heads are looked at on tasks that the study scores."""
+        heads, known = self.analyze.heads, self.evaluation_tasks()
+        for name in [*([] if heads.task is None else [heads.task]), *heads.ablate]:
+            if name not in known:
+                raise ValueError(
+                    f"analyze.heads names task {name!r}, which the study does not have: expected "
+                    f"one of {', '.join(known)}"
                 )
         return self
 

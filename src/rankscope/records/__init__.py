@@ -13,6 +13,7 @@ from rankscope.records.advice import (
     Recommendation,
     TaskAdvice,
 )
+from rankscope.records.heads import HeadAblation, HeadChange, HeadRole, HeadsRecord, LayerHeads
 from rankscope.records.items import ITEM_SCHEMA, ItemResult, read_items, write_items
 from rankscope.records.record import BASE, FAILED, SCHEMA_VERSION, Record, Role, Split, Status
 from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores
@@ -31,8 +32,13 @@ __all__ = [
     "Estimate",
     "EvalKey",
     "EvalRecord",
+    "HeadAblation",
+    "HeadChange",
+    "HeadRole",
+    "HeadsRecord",
     "ItemResult",
     "ItemScores",
+    "LayerHeads",
     "LossPoint",
     "MatrixSpectrum",
     "ModelRecord",
