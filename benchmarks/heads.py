@@ -132,11 +132,14 @@ def race(w: World, layers: list[int], num_scratch: int, num_plain: int) -> dict[
     ablations = single_heads(w.layout, layers)
     warm = w.trees[:8]
     ablate(w.base, w.layout, warm, ablations[:1], None, w.batch_tokens)
-    begun = time.perf_counter()
+    begun, computed = time.perf_counter(), time.process_time()
     ours = ablate(w.base, w.layout, w.trees, ablations, None, w.batch_tokens)
-    seconds = (time.perf_counter() - begun) / len(ablations)
+    spent, computed = time.perf_counter() - begun, time.process_time() - computed
+    seconds = spent / len(ablations)
+    busy = computed / spent / torch.get_num_threads()
     places = np.linspace(0, len(ablations) - 1, num_scratch).round().astype(int).tolist()
     times: dict[str, list[float]] = {"scratch": [], "plain": []}
+    begun, computed = time.perf_counter(), time.process_time()
     gaps, flips, margin = [], 0, []
     for count, place in enumerate(places):
         values, spent = timed(scratch, w, ablations[place])
@@ -149,6 +152,7 @@ def race(w: World, layers: list[int], num_scratch: int, num_plain: int) -> dict[
             values, spent = timed(plain, w, ablations[place])
             times["plain"].append(spent)
             gaps.append(gap(ours.ablated[place], values)[0])
+    others = (time.process_time() - computed) / (time.perf_counter() - begun)
     per_scratch, per_plain = np.mean(times["scratch"]), np.mean(times["plain"])
     return {
         "ratio": float(per_scratch) / seconds,
@@ -156,6 +160,7 @@ def race(w: World, layers: list[int], num_scratch: int, num_plain: int) -> dict[
         "seconds_per_head": seconds,
         "seconds_per_head_scratch": float(per_scratch),
         "seconds_per_head_plain": float(per_plain),
+        "cores_busy": {"ours": busy, "others": others / torch.get_num_threads()},
         "seconds_scratch": {str(p): t for p, t in zip(places, times["scratch"], strict=True)},
         "heads": len(ablations),
         "layers": layers,
