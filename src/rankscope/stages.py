@@ -19,6 +19,7 @@ from rankscope.analyze.trial import analyze_trial
 from rankscope.curves import Curves, EarlyStops, KeptWeights, in_turn
 from rankscope.errors import BadInput, Interrupted
 from rankscope.evaluate.suite import Evaluation, evaluate_apart, evaluate_task
+from rankscope.head_stage import HeadStage
 from rankscope.inputs import StudyInputs
 from rankscope.ledger import Artifact, Ledger, TrialFailure, items_path, weights_path
 from rankscope.models.base import Base
@@ -57,15 +58,16 @@ class Runner:
     spectra: BaseSpectra = field(default_factory=lambda: BaseSpectra(folder=spectra_folder()))
     did_something: bool = False
     """Whether anything was missing."""
+    heads: HeadStage = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.heads = HeadStage(self.ledger, self.inputs, self.base, self.watcher, self.check_stop)
 
     def run(self) -> None:
-        """Bring every trial to its end.
-
-        Raises:
-            Interrupted: ``should_stop`` said so; everything finished is stored.
-        """
+        """Bring every trial to its end; Interrupted where ``should_stop`` said so."""
         self.remove_orphans()
         self.evaluate(self.base, {None: BASE}, self.inputs.base_evals(), "base")
+        self.did_something |= self.heads.measure_base()
         num_packs = len(self.inputs.packs)
         for index, pack in enumerate(self.inputs.packs):
             self.run_pack(pack, f"pack {index + 1}/{num_packs} {pack[0].task}")
@@ -97,6 +99,7 @@ class Runner:
                 for slot in milder:
                     base.pack.detach(slot)
                 self.analyze(base, pack, f"{name} spectra")
+                self.did_something |= self.heads.run(base, pack, f"{name} heads")
         except (MemoryError, RuntimeError) as error:
             shortage = shortage_said(error)
         finally:
@@ -126,20 +129,17 @@ class Runner:
     def unfinished(self, pack: Pack) -> Pack:
         """The trained trials of a pack that are not done, or of which more is asked since."""
         statuses = self.ledger.statuses()
-        no_spectra = {trial.trial_id for trial in self.ledger.missing_spectra()}
-        analyzes = self.inputs.config.analyze.spectra.enabled
-        return tuple(
-            trial
-            for trial in pack
-            if statuses[trial.trial_id] == "trained"
-            or (
-                statuses[trial.trial_id] == "done"
-                and (
-                    self.ledger.missing_evals(self.wanted_evals(trial))
-                    or (analyzes and trial.trial_id in no_spectra)
-                )
-            )
-        )
+        lacking = self.heads.missing()
+        if self.inputs.config.analyze.spectra.enabled:
+            lacking |= {trial.trial_id for trial in self.ledger.missing_spectra()}
+
+        def is_unfinished(trial: TrialSpec) -> bool:
+            if statuses[trial.trial_id] != "done":
+                return statuses[trial.trial_id] == "trained"
+            missing = self.ledger.missing_evals(self.wanted_evals(trial))
+            return bool(missing) or trial.trial_id in lacking
+
+        return tuple(trial for trial in pack if is_unfinished(trial))
 
     def wanted_evals(self, trial: TrialSpec) -> list[EvalKey]:
         """What a trial is scored on."""

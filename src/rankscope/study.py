@@ -17,6 +17,7 @@ from rankscope.config.file import dump_study, load_study
 from rankscope.config.schema import StudyConfig
 from rankscope.disk import replace_text
 from rankscope.errors import BadInput, Interrupted
+from rankscope.head_stage import refuse_other_heads
 from rankscope.inputs import StudyInputs, read_inputs
 from rankscope.ledger import Ledger
 from rankscope.models.load import load_base
@@ -89,7 +90,9 @@ class Study:
         with Ledger.open(out, write=True) as ledger, interruptible() as should_stop:
             watcher = Logged(watcher or Silent(), out / "log.jsonl")
             if ledger.trials():
-                refuse_other_spectra(ledger.load(), inputs.config)
+                stored = ledger.load()
+                refuse_other_spectra(stored, inputs.config)
+                refuse_other_heads(stored, inputs.config)
             base = load_base(
                 inputs.config.model,
                 inputs.device,

@@ -17,7 +17,7 @@ from rankscope.analyze.spectra import (
     similarity,
     stable_rank,
 )
-from rankscope.config.schema import SpectraConfig
+from rankscope.config.analyze import SpectraConfig
 from rankscope.errors import BadInput, IntegrityError
 from rankscope.models.lora import Adapter
 

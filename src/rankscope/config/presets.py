@@ -29,6 +29,7 @@ PRESETS: dict[str, str] = {
     "methods": "LoRA's kin, one method of PEFT's and full fine-tuning",
     "base-vs-instruct": "the same study on a base model and on its instruction-tuned twin",
     "mitigation": "replay, KL to the base, decay and early stopping beside a milder update",
+    "heads": "which attention heads change, and what each does when it is switched off",
 }
 """What each preset is for, by name."""
 

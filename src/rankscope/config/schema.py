@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from rankscope.config.analyze import AnalyzeConfig
 from rankscope.config.arm import ArmConfig, Schedule
 from rankscope.config.section import (
     HubId,
@@ -215,26 +216,6 @@ class EvaluateConfig(Section):
     """Longest generated answer, tokens."""
 
 
-class SpectraConfig(Section):
-    """Weight spectra of every trial."""
-
-    enabled: bool = True
-    """Analyze every trial's weights; ``false`` saves the time."""
-    top_k: int | None = Field(None, ge=1)
-    """Singular vectors compared; by default min(500, smaller dimension / 4)."""
-    intruder_k: int = Field(10, ge=1)
-    """Leading vectors of the tuned matrix examined for intruders."""
-    intruder_epsilon: float = Field(0.5, gt=0, lt=1)
-    """Largest |cosine| to any base vector below which a vector is an intruder."""
-
-
-class AnalyzeConfig(Section):
-    """What is looked into besides scores."""
-
-    spectra: SpectraConfig = SpectraConfig()
-    """The analysis of what the weights became."""
-
-
 def checked_memory(value: Any) -> Any:
     """Bytes, or a number with a unit: ``12GiB`` is 12 x 2^30, ``12 GB`` is 12 x 10^9."""
     if not isinstance(value, str):
@@ -342,6 +323,18 @@ class StudyConfig(Section):
                 raise ValueError(
                     "'early_stop' looks at the points of 'train.evaluate_every': set it, for "
                     "example to 20 (optimizer steps) or to 'epoch'"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def known_head_tasks(self) -> Self:
+        """Heads are looked at on tasks that the study scores."""
+        heads, known = self.analyze.heads, self.evaluation_tasks()
+        for name in [*([] if heads.task is None else [heads.task]), *heads.ablate]:
+            if name not in known:
+                raise ValueError(
+                    f"analyze.heads names task {name!r}, which the study does not have: expected "
+                    f"one of {', '.join(known)}"
                 )
         return self
 

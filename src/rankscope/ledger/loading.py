@@ -13,6 +13,7 @@ from rankscope.records import (
     BASE,
     CurvePoint,
     EvalRecord,
+    HeadsRecord,
     ModelRecord,
     Provenance,
     SpectraRecord,
@@ -63,6 +64,7 @@ def load_study(
 def _trial_records(db: sqlite3.Connection, tasks: Container[str]) -> Iterator[TrialRecords]:
     train = dict(stored_records(db, "train", TrainRecord))
     spectra = dict(stored_records(db, "spectra", SpectraRecord))
+    heads = dict(stored_records(db, "heads", HeadsRecord))
     curves = _curves(db, tasks)
     rows = db.execute(
         "SELECT spec, status, failure FROM trials WHERE position IS NOT NULL ORDER BY position"
@@ -75,6 +77,7 @@ def _trial_records(db: sqlite3.Connection, tasks: Container[str]) -> Iterator[Tr
             failure,
             train=train.get(spec.trial_id),
             spectra=spectra.get(spec.trial_id),
+            heads=heads.get(spec.trial_id),
             curve=tuple(curves.get(spec.trial_id, ())),
         )
 

@@ -39,6 +39,7 @@ from rankscope.records import (
     CurvePoint,
     EvalKey,
     EvalRecord,
+    HeadsRecord,
     ModelRecord,
     Provenance,
     Record,
@@ -269,6 +270,12 @@ class Ledger:
         with transaction(self._db, self.out):
             self._insert(rows, artifacts)
 
+    def commit_heads(self, records: Sequence[HeadsRecord]) -> None:
+        """Store what became of the attention heads of trials."""
+        rows = [record_row(record.trial_id, "heads", "", record) for record in records]
+        with transaction(self._db, self.out):
+            self._insert(rows, ())
+
     def fail_trials(self, failures: Sequence[TrialFailure]) -> None:
         """Mark trials that cannot go on, whatever stage they are in."""
         with transaction(self._db, self.out):
@@ -322,7 +329,14 @@ class Ledger:
 
     def missing_spectra(self) -> list[TrialSpec]:
         """Trained trials without spectra, in order."""
-        rows = self._db.execute("SELECT trial_id FROM records WHERE kind = 'spectra'")
+        return self._trained_without("spectra")
+
+    def missing_heads(self) -> list[TrialSpec]:
+        """Trained trials whose attention heads were not looked at, in order."""
+        return self._trained_without("heads")
+
+    def _trained_without(self, kind: Literal["spectra", "heads"]) -> list[TrialSpec]:
+        rows = self._db.execute("SELECT trial_id FROM records WHERE kind = ?", (kind,))
         stored = {trial_id for (trial_id,) in rows}
         statuses = self.statuses()
         return [

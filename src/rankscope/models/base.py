@@ -97,11 +97,18 @@ class Base:
         """Where the weights are."""
         return self.model.device
 
-    def logits(self, batch: RowBatch, cache: RowCache | None = None, store: bool = False) -> Tensor:
+    def logits(
+        self,
+        batch: RowBatch,
+        cache: RowCache | None = None,
+        store: bool = False,
+        plan: RowPlan | None = None,
+    ) -> Tensor:
         """Logits at the kept positions, (M, vocabulary), in the base's dtype.
 
         With ``cache`` each row continues its cached prefix; with ``store`` the pass's keys and
-        values are appended to it.
+        values are appended to it. ``plan`` is that of the batch's rows where they branch or their
+        attention is looked at.
 
         Raises:
             KeyError: a row names a slot that no attached adapter has; without this a misspelt slot
@@ -119,7 +126,7 @@ class Base:
         for segment in batch.segments:
             if segment.slot is not None and segment.slot not in self.pack.adapters:
                 raise KeyError(f"no adapter is attached for slot {segment.slot!r}")
-        plan = RowPlan.of(batch.lengths, self.device, cache, store)
+        plan = plan or RowPlan.of(batch.lengths, self.device, cache, store)
         self.pack.segments = batch.segments
         self.pack.kept_segments = batch.kept_segments()
         out: Tensor = self.model(

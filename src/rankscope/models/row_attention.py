@@ -15,7 +15,7 @@ Works for every architecture that goes through transformers' attention interface
 keyword arguments on; one that does not is refused with a message instead of mixing rows silently.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -27,9 +27,13 @@ from transformers import AttentionInterface
 
 from rankscope.errors import BadInput
 from rankscope.models.row_products import MAX_LENGTH, Layout, row_products
+from rankscope.models.row_trees import TreeLayout, tree_products
 
 NAME = "rankscope_rows"
 """Name of the attention implementation, for ``attn_implementation=``."""
+
+Probe = Callable[[int, Tensor, Tensor, float, int | None], None]
+"""Looks at one layer's attention: (layer, queries (H, N, D), keys (K, N, D), scale, window)."""
 
 
 class RowCache:
@@ -98,6 +102,10 @@ class RowPlan:
     """Append this pass's keys and values to ``cache``."""
     layout: Layout | None = None
     """How ``row_products`` lays the rows out, where it is the faster way."""
+    tree: TreeLayout | None = None
+    """Of rows that branch; tokens of one branch do not see another's."""
+    probe: Probe | None = None
+    """Called in every layer, before its attention is computed."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -211,11 +219,16 @@ def row_attention(
     width = row_plan.shape[1]
     window = kwargs.get("sliding_window")
     cache = row_plan.cache
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if row_plan.probe is not None:
+        row_plan.probe(int(module.layer_idx), query[0], key[0], scale, window)  # type: ignore[arg-type]
+    if row_plan.tree is not None:
+        q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+        return tree_products(q, k, v, row_plan.tree, scale, window)[None], None
     if row_plan.layout is not None and not dropout and (window is None or window >= width):
         if cache is not None and row_plan.store:
             own = (row_plan.rows(key), row_plan.rows(value))
             cache.append(int(module.layer_idx), *own, row_plan.lengths)  # type: ignore[arg-type]
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
         with no_autocast(query.device.type):  # it chooses its own precision
             return row_products(q, k, v, row_plan.layout, scale)[None], None

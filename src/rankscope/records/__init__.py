@@ -13,6 +13,7 @@ from rankscope.records.advice import (
     Recommendation,
     TaskAdvice,
 )
+from rankscope.records.heads import HeadAblation, HeadChange, HeadRole, HeadsRecord, LayerHeads
 from rankscope.records.inspection import (
     AdapterChange,
     Inspection,
@@ -48,9 +49,14 @@ __all__ = [
     "Estimate",
     "EvalKey",
     "EvalRecord",
+    "HeadAblation",
+    "HeadChange",
+    "HeadRole",
+    "HeadsRecord",
     "Inspection",
     "ItemResult",
     "ItemScores",
+    "LayerHeads",
     "LossPoint",
     "MatrixChange",
     "MatrixSpectrum",
