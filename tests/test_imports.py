@@ -25,8 +25,8 @@ GROUND = frozenset({"errors", "records", "provenance", "runtime", "disk"})
 """What every room may import. It imports only itself."""
 
 CONDUCT = (
-    "reading", "inputs", "packing", "plan", "curves", "head_stage", "weights", "stages", "study",
-    "export", "inspection", "shrinking", "screens", "cli",
+    "reading", "inputs", "packing", "plan", "curves", "head_stage", "weights", "milder", "stages",
+    "study", "export", "inspection", "shrinking", "screens", "cli",
 )  # fmt: skip
 """The conductor's parts see every room, and of each other those that stand before them."""
 

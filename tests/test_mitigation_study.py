@@ -26,7 +26,7 @@ CHANGES = {
     "seeds": [0],
     "max_pack": 16,
     **changed("train", evaluate_every=2, evaluate_items=8),
-    **changed("evaluate", scales=[0.5], layer_scales=[0.5], cross_domain=[]),
+    **changed("evaluate", scales=[0.5], layer_scales=[0.5], intruder_scales=[0], cross_domain=[]),
 }
 
 
@@ -67,8 +67,8 @@ def test_every_arm_is_trained_as_asked_and_told_of(finished: Path) -> None:
 def test_every_trial_has_milder_forms_on_the_line_from_the_base(finished: Path) -> None:
     study, _ = conclude(finished)
     milder = {key for key in study.evals if variant_of(key[0])}
-    # Four trials, two forms, in-domain and one retention task, two splits.
-    assert len(milder) == 4 * 2 * 2 * 2
+    # Four trials, four forms, in-domain and one retention task, two splits.
+    assert len(milder) == 4 * 4 * 2 * 2
     assert {trial_of(model) for model, _, _ in milder} == {t.spec.trial_id for t in study.trials}
     between = 0
     for trial in study.trials:

@@ -133,6 +133,8 @@ class StudyInputs:
         settings = self.config.evaluate
         found = [Variant("scale", strength) for strength in settings.scales]
         found += [Variant("layers", strength) for strength in settings.layer_scales]
+        for strength in settings.intruder_scales:
+            found += [Variant("intruders", strength), Variant("control", strength)]
         return list(dict.fromkeys(found)) if trial.method != "peft" else []
 
     def wanted_variants(self, trial: TrialSpec) -> list[EvalKey]:

@@ -22,6 +22,7 @@ from rankscope.evaluate.suite import Evaluation, evaluate_apart, evaluate_task
 from rankscope.head_stage import HeadStage
 from rankscope.inputs import StudyInputs
 from rankscope.ledger import Artifact, Ledger, TrialFailure, items_path, weights_path
+from rankscope.milder import attach_variants, scaled_models
 from rankscope.models.base import Base
 from rankscope.packing import budget_of, halve, halves_of, hand_down, shrink, smaller_budget
 from rankscope.records import (
@@ -39,7 +40,7 @@ from rankscope.train.loop import NOTHING_TRAINED, PackResult, train_pack
 from rankscope.train.trainee import Trainee
 from rankscope.trials import ALONE, Pack, described, pack_id, pack_steps
 from rankscope.watch import SpeedMeter, Watcher
-from rankscope.weights import attach_variants, scaled_models, with_weights, write_weights
+from rankscope.weights import with_weights, write_weights
 
 CHECKPOINTS = "checkpoints"
 PACK_ID = re.compile(r"[0-9a-f]{16}")
@@ -92,9 +93,11 @@ class Runner:
                 models: dict[str | None, str] = {
                     (None if is_alone else trial.trial_id): trial.trial_id for trial in pack
                 }
-                milder = attach_variants(base, self.inputs, pack)
+                milder = attach_variants(base, self.inputs, pack, self.spectra)
                 self.evaluate(base, models | dict(milder.items()), wanted, f"{name} evaluate")
-                for model_id, scaled in scaled_models(self.base, base, self.inputs, pack):
+                for model_id, scaled in scaled_models(
+                    self.base, base, self.inputs, pack, self.spectra
+                ):
                     self.evaluate(scaled, {None: model_id}, wanted, f"{name} {model_id[17:]}")
                 for slot in milder:
                     base.pack.detach(slot)

@@ -1,6 +1,6 @@
-"""A trained trial's weights: written into the study, read back, and made milder to be scored."""
+"""A trained trial's weights: written into the study, and read back."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rankscope.errors import BadInput
@@ -10,11 +10,9 @@ from rankscope.models.adapter_io import load_adapter, save_adapter
 from rankscope.models.base import Base
 from rankscope.models.load import load_base
 from rankscope.models.peft_tuner import load_tuner
-from rankscope.models.scaled import factors, scaled_adapter, scaled_model
 from rankscope.provenance import sha256_file, sha256_json
 from rankscope.records import ModelRecord, TrialSpec
 from rankscope.train.trainee import Trainee
-from rankscope.trials import ALONE
 
 
 def write_weights(trainee: Trainee, base: Base, record: ModelRecord, folder: Path) -> str:
@@ -58,29 +56,3 @@ def with_weights(
         adapter = load_adapter(folder, trial.trial_id, base.record)
         base.pack.attach(adapter.to(base.device))
     return base
-
-
-def attach_variants(base: Base, inputs: StudyInputs, trials: Sequence[TrialSpec]) -> dict[str, str]:
-    """Attach the milder forms of attached adapters; slots, which are their model ids, by slot."""
-    if trials[0].method in ALONE:
-        return {}
-    num_layers, linears = base.record.num_layers, base.linears()
-    found: dict[str, str] = {}
-    for trial in trials:
-        for variant in inputs.variants(trial):
-            model_id = variant.of(trial.trial_id)
-            adapter = base.pack.adapters[trial.trial_id]
-            scale = factors(variant, num_layers)
-            base.pack.attach(scaled_adapter(adapter, model_id, scale, linears))
-            found[model_id] = model_id
-    return found
-
-
-def scaled_models(
-    frozen: Base, tuned: Base, inputs: StudyInputs, trials: Sequence[TrialSpec]
-) -> Iterator[tuple[str, Base]]:
-    """The milder forms of a fully fine-tuned model, one after another, by model id."""
-    for trial in trials:
-        for variant in inputs.variants(trial) if trial.is_full else []:
-            scale = factors(variant, frozen.record.num_layers)
-            yield variant.of(trial.trial_id), scaled_model(frozen, tuned, scale)

@@ -54,10 +54,13 @@ def test_the_ends_are_the_base_and_the_adapter(method: str, variant: str) -> Non
     assert torch.equal(logits(base, "a"), tuned)  # which is as it was
 
 
+@pytest.mark.parametrize("method", ["lora", "dora"])
 @pytest.mark.parametrize("variant", [Variant("scale", 0.4), Variant("layers", 0.25)])
-def test_a_scaled_adapter_is_the_base_plus_that_part_of_the_update(variant: Variant) -> None:
+def test_a_scaled_adapter_is_the_base_plus_that_part_of_the_update(
+    variant: Variant, method: str
+) -> None:
     base = base_of(tiny_llama())
-    adapter = moved(base, "lora")
+    adapter = moved(base, method)
     scale = factors(variant, 2)
     base.pack.attach(scaled_adapter(adapter, "b", scale, base.linears()))
     merged = base_of(tiny_llama())

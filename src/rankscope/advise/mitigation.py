@@ -8,6 +8,7 @@ where a curve passes a gain more than once, its least forgetting counts: the bes
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 from scipy import stats
@@ -118,8 +119,8 @@ def scaling_spots(
 ) -> dict[float, Spot] | None:
     """A trial's curve by strength, base and the trial itself included; None where it has none.
 
-    Scaled by layer, strength 0 still leaves the last layer as trained, so the base is no part of
-    that curve.
+    Scaled by layer, or in its intruders, strength 0 leaves a part as trained, so the base is no
+    part of such a curve.
     """
     task, trial_id = trial.spec.task, trial.spec.trial_id
     models = {s: Variant(kind, s).of(trial_id) for s in strengths(study, trial, kind)}
@@ -135,8 +136,7 @@ def scaling_spots(
 def _curves(study: StudyRecords, arm: Sequence[TrialRecords]) -> list[ScalingCurve]:
     objective = Objective.from_config(study.config)
     found = []
-    kinds: tuple[VariantKind, ...] = ("scale", "layers")
-    for kind in kinds:
+    for kind in get_args(VariantKind):
         report = [c for t in arm if (c := scaling_spots(study, t, kind, "report"))]
         selection = [c for t in arm if (c := scaling_spots(study, t, kind, "selection"))]
         if not report or len(report) != len(selection):
@@ -177,11 +177,12 @@ def _mean_point(
 
 
 def _comparisons(study: StudyRecords, trials: Sequence[TrialRecords]) -> list[MitigationComparison]:
-    """Mitigated arms beside their plain ones, then scaling by layer beside scaling as a whole."""
+    """Mitigated arms beside their plain ones; other ways of scaling beside scaling as a whole."""
     plain = {
         (settings_without_mitigation(t), t.spec.seed): t for t in trials if not is_mitigated(t)
     }
     found = []
+    kinds: tuple[VariantKind, ...] = ("layers", "intruders", "control")
     for arm in by_arm(trials):
         if is_mitigated(arm[0]):
             pairs = [
@@ -190,10 +191,11 @@ def _comparisons(study: StudyRecords, trials: Sequence[TrialRecords]) -> list[Mi
                 if (partner := plain.get((settings_without_mitigation(t), t.spec.seed)))
             ]
             found += _compared(study, arm[0].spec.arm_label, pairs)
-        for strength in strengths(study, arm[0], "layers"):
-            variant = Variant("layers", strength)
-            label = f"{arm[0].spec.arm_label} layers={strength:g}"
-            found += _compared(study, label, [(variant.of(t.spec.trial_id), t) for t in arm])
+        for kind in kinds:
+            for strength in strengths(study, arm[0], kind):
+                variant = Variant(kind, strength)
+                label = variant.of(f"{arm[0].spec.arm_label} ").replace("@", "")
+                found += _compared(study, label, [(variant.of(t.spec.trial_id), t) for t in arm])
     return found
 
 

@@ -190,6 +190,7 @@ class TrainConfig(Section):
 
 
 Scale = Annotated[float, Field(gt=0, lt=1)]
+IntruderScale = Annotated[float, Field(ge=0, lt=1)]
 
 
 class EvaluateConfig(Section):
@@ -210,6 +211,12 @@ class EvaluateConfig(Section):
     ] = []
     """The same with a scale that rises linearly from this one in the first layer to 1 in the last
     (LiNeS)."""
+    intruder_scales: Annotated[
+        list[IntruderScale],
+        BeforeValidator(as_list, json_schema_input_type=IntruderScale | list[IntruderScale]),
+    ] = []
+    """The same with the intruder dimensions alone scaled by each, 0 removing them; beside it a
+    control, the whole update of every matrix shrunk to the same norm."""
     batch_tokens: int = Field(4096, ge=64)
     """Tokens per forward pass; recorded, since it can move the last digits."""
     max_new_tokens: int = Field(256, ge=1)

@@ -41,9 +41,9 @@ def scaled_adapter(
 ) -> Adapter:
     """An adapter, ready to score, whose module ``name`` computes W0 + f s B A with its own f.
 
-    A and B are shared with ``adapter`` where f is the same for all. Of DoRA the magnitude goes
-    back to the length of W0's rows by the same factor, m = |W0| + f (m - |W0|), so that f = 0 is
-    the base and f = 1 the adapter.
+    A and B are shared with ``adapter`` where f is the same for all. DoRA's
+    W = g (W0 + s B A), g by row, becomes W0 + f (W - W0) = g' (W0 + s B' A) with
+    g' = 1 + f (g - 1) and B' = f (g / g') B.
 
     Raises:
         ValueError: an adapter that starts from a part of W0 and is not stored as plain LoRA yet.
@@ -52,15 +52,18 @@ def scaled_adapter(
         raise ValueError(f"{adapter.slot}: only stored adapters can be scaled")
     each = {name: factor_of(name) for name in adapter.a}
     whole = next(iter(each.values()))
-    shared = all(f == whole for f in each.values())
+    shared = not adapter.magnitude and all(f == whole for f in each.values())
     with torch.no_grad():
-        magnitude = {}
-        for name, m in adapter.magnitude.items():
-            start = dense_weight(linears[name]).float().norm(dim=1)
-            magnitude[name] = nn.Parameter(start + each[name] * (m - start), requires_grad=False)
-        b = adapter.b
+        b, magnitude = adapter.b, {}
         if not shared:
             b = {n: nn.Parameter(each[n] * part, requires_grad=False) for n, part in b.items()}
+        for name, m in adapter.magnitude.items():
+            weight, s = dense_weight(linears[name]).float(), adapter.scaling
+            gain = m / (weight + s * adapter.b[name] @ adapter.a[name]).norm(dim=1)
+            milder = 1 + each[name] * (gain - 1)
+            b[name] = nn.Parameter((gain / milder)[:, None] * b[name], requires_grad=False)
+            length = (weight + s * b[name] @ adapter.a[name]).norm(dim=1)
+            magnitude[name] = nn.Parameter(milder * length, requires_grad=False)
     return Adapter(
         slot=slot,
         rank=adapter.rank,

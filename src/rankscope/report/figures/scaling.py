@@ -8,6 +8,9 @@ from rankscope.report.figures.labels import Label, add_labels, place
 from rankscope.report.style import BASE, MUTED, SURFACE, Color, count, difference, number
 from rankscope.report.view import StudyView
 
+DASH_OF = {"scale": "solid", "layers": "dot", "intruders": "dash", "control": "dashdot"}
+"""Lines of one arm, by how it is scaled."""
+
 
 def draw(view: StudyView, task: str) -> tuple[Figure, ...]:
     """The scaling curves of one training task and what is compared with them; none if not asked."""
@@ -115,7 +118,12 @@ def _table(view: StudyView, found: TaskMitigation) -> DataTable:
         Column("forgetting", f),
         Column("seeds", 0),
     ]
-    kinds = {"scale": "as a whole", "layers": "by layer"}
+    kinds = {
+        "scale": "as a whole",
+        "layers": "by layer",
+        "intruders": "in its intruders",
+        "control": "as a whole, to their norm",
+    }
     rows = [
         (
             curve.label,
@@ -245,7 +253,12 @@ class Drawing:
         """Draw one arm; the index of its trace."""
         x, y = zip(*self.spots(curve), strict=True)
         color = _color(self.view, self.found.task, curve.label).light
-        reaches = {"scale": "all", "layers": "first layer"}
+        reaches = {
+            "scale": "all",
+            "layers": "first layer",
+            "intruders": "intruders",
+            "control": "norm of intruders",
+        }
         self.figure.add_scatter(
             x=x,
             y=y,
@@ -253,7 +266,7 @@ class Drawing:
             line={
                 "color": color,
                 "width": 1.5,
-                "dash": "solid" if curve.kind == "scale" else "dot",
+                "dash": DASH_OF[curve.kind],
             },
             marker={
                 "color": color,
