@@ -30,6 +30,16 @@ from rankscope.records.mitigation import (
     SeedMean,
     TaskMitigation,
 )
+from rankscope.records.prediction import (
+    Backtest,
+    BacktestTask,
+    Predictor,
+    PredictorFeatures,
+    PredictorScore,
+    RankPrediction,
+    RankScore,
+    TaskPrediction,
+)
 from rankscope.records.record import BASE, FAILED, SCHEMA_VERSION, Record, Role, Split, Status
 from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores
 from rankscope.records.spectra import MatrixSpectrum, SpectraRecord
@@ -44,6 +54,8 @@ __all__ = [
     "SCHEMA_VERSION",
     "AdapterChange",
     "ArmSummary",
+    "Backtest",
+    "BacktestTask",
     "CurvePoint",
     "Decision",
     "Estimate",
@@ -64,7 +76,12 @@ __all__ = [
     "ModelRecord",
     "NormGrowth",
     "PenaltyPoint",
+    "Predictor",
+    "PredictorFeatures",
+    "PredictorScore",
     "Provenance",
+    "RankPrediction",
+    "RankScore",
     "Reason",
     "Recommendation",
     "Record",
@@ -78,6 +95,7 @@ __all__ = [
     "StudyRecords",
     "TaskAdvice",
     "TaskMitigation",
+    "TaskPrediction",
     "TaskRecord",
     "TrainRecord",
     "TrialRecords",
