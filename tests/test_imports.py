@@ -24,7 +24,11 @@ WALK = (
 GROUND = frozenset({"errors", "records", "provenance", "runtime", "disk"})
 """What every room may import. It imports only itself."""
 
-CONDUCT = ("inputs", "packing", "plan", "curves", "stages", "study", "export", "screens", "cli")
+CONDUCT = (
+    "reading", "inputs", "packing", "plan", "curves", "head_stage", "weights", "milder", "stages",
+    "study", "export", "inspection", "shrinking", "prediction",
+    "prediction_screens", "screens", "cli",
+)  # fmt: skip
 """The conductor's parts see every room, and of each other those that stand before them."""
 
 HOUSE = GROUND | frozenset(WALK) | {"ledger", "watch"}

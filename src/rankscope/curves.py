@@ -37,7 +37,7 @@ class KeptWeights:
         """Store what is due and not stored; part of the study once all of it is written."""
         artifacts: list[Artifact] = []
         for trainee in trainees:
-            if step not in self.inputs.kept_steps(trainee.spec) or not is_alive(trainee):
+            if step not in self.inputs.kept_steps(trainee.spec) or not takes_part(trainee, step):
                 continue
             place = kept_path(trainee.spec, step)
             if not self.ledger.artifacts(place):
@@ -66,7 +66,8 @@ class Curves:
 
     def __call__(self, step: int, base: Base, trainees: Sequence[Trainee]) -> None:
         """Score whom it is time for; ends early, between two tasks, where the run is to stop."""
-        due = {t.spec.trial_id: t for t in trainees if step in self.steps(t) and is_alive(t)}
+        due = {t.spec.trial_id: t for t in trainees if step in self.steps(t)}
+        due = {trial_id: t for trial_id, t in due.items() if takes_part(t, step)}
         wanted = [
             (trial_id, task, step)
             for trial_id, trainee in due.items()
@@ -100,6 +101,29 @@ class Curves:
         settings = self.inputs.config.evaluate
         found, _ = evaluate_apart(base, self.inputs.encoder, few, "selection", models, settings)
         self.ledger.commit_curve([point_of(record, step) for record, _ in found.values()])
+
+
+@dataclass(slots=True)
+class EarlyStops:
+    """Tells trials with an early stop the in-domain scores that :class:`Curves` stored."""
+
+    ledger: Ledger
+    inputs: StudyInputs
+
+    def __call__(self, step: int, base: Base, trainees: Sequence[Trainee]) -> None:
+        """A point that is not there, because the run is to stop, is told when it goes on."""
+        for trainee in trainees:
+            spec = trainee.spec
+            if trainee.early_stop is None or step not in self.inputs.curve_steps(spec):
+                continue
+            point = self.ledger.curve_point((spec.trial_id, spec.task, step))
+            if point is not None and takes_part(trainee, step):
+                trainee.early_stop.hear(step, point.score, trainee.parameters)
+
+
+def takes_part(trainee: Trainee, step: int) -> bool:
+    """Whether a trial made the last of the ``step`` optimizer steps done, and can be scored."""
+    return trainee.is_active(step - 1) and is_alive(trainee)
 
 
 def in_turn(*looks: AfterStep) -> AfterStep:

@@ -6,7 +6,7 @@ trials with their ids, packs.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from rankscope.config.schema import Interval, StudyConfig, TrainConfig
 from rankscope.data.encode import EncodedRows, Encoder, encode_rows
 from rankscope.data.leaks import leaks_between
-from rankscope.data.tasks import LoadedTask, load_task, overlapping_subjects
+from rankscope.data.tasks import LoadedTask
 from rankscope.errors import BadInput
 from rankscope.evaluate.suite import context_length, encode_split
 from rankscope.evaluate.task_record import task_record
@@ -32,7 +32,8 @@ from rankscope.models.parameters import (
 from rankscope.models.peft_methods import count_parameters, peft_config
 from rankscope.models.quantize import refuse_quantize, require_bitsandbytes
 from rankscope.provenance import sha256_json, tokenizer_sha256, weights_sha256
-from rankscope.records import BASE, EvalKey, Split, TaskRecord, TrialSpec
+from rankscope.reading import read_replay, read_tasks, replay_notes
+from rankscope.records import BASE, EvalKey, Split, TaskRecord, TrialSpec, Variant
 from rankscope.runtime import available_memory_bytes, choose_device, choose_dtype
 from rankscope.train.loop import refuse_zero_rates
 from rankscope.train.memory import MemoryModel, PackMemory, RowCounts
@@ -58,12 +59,14 @@ class Packing:
 
     model: MemoryModel
     counts: Mapping[str, RowCounts]
-    """By training task."""
+    """By training task, and by task whose rows are replayed."""
     room_bytes: int
 
     def memory(self, pack: Pack, train: TrainConfig) -> PackMemory:
-        """What training a pack takes."""
-        return self.model.of_pack(pack, self.counts[pack[0].task], train)
+        """What training a pack takes; with replay every row is taken to be of the longer kind."""
+        counts = [self.counts[pack[0].task]]
+        counts += [self.counts[trial.replay] for trial in pack if trial.replay is not None]
+        return self.model.of_pack(pack, RowCounts.longer(counts), train)
 
     def packs(self, trials: Sequence[TrialSpec], config: StudyConfig) -> list[Pack]:
         """Trials cut into packs as ``max_pack`` and the memory allow."""
@@ -106,6 +109,8 @@ class StudyInputs:
     packs: tuple[Pack, ...]
     packing: "Packing"
     notes: tuple[str, ...]
+    replay: Mapping[str, EncodedRows] = field(default_factory=dict)
+    """By task, the encoded rows that arms replay."""
 
     def wanted_evals(self, trial_id: str, trained_on: str | None) -> list[EvalKey]:
         """What one model is scored on, in order.
@@ -122,6 +127,25 @@ class StudyInputs:
                 keys.append((trial_id, record.name, "selection"))
             keys.append((trial_id, record.name, "report"))
         return keys
+
+    def variants(self, trial: TrialSpec) -> list[Variant]:
+        """How a trial is changed at inference and scored again; a method of PEFT's is not."""
+        settings = self.config.evaluate
+        found = [Variant("scale", strength) for strength in settings.scales]
+        found += [Variant("layers", strength) for strength in settings.layer_scales]
+        for strength in settings.intruder_scales:
+            found += [Variant("intruders", strength), Variant("control", strength)]
+        return list(dict.fromkeys(found)) if trial.method != "peft" else []
+
+    def wanted_variants(self, trial: TrialSpec) -> list[EvalKey]:
+        """What the changed forms of a trial are scored on: in-domain and retention, both splits."""
+        tasks = self.curve_tasks(trial.task)
+        return [
+            (variant.of(trial.trial_id), task, split)
+            for variant in self.variants(trial)
+            for task in tasks
+            for split in SPLITS
+        ]
 
     def curve_steps(self, trial: TrialSpec) -> tuple[int, ...]:
         """Optimizer steps after which a trial is scored while it trains."""
@@ -168,15 +192,19 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
         task.name: encode_rows(encoder, tasks[task.name].train, config.train.labels)
         for task in config.tasks
     }
+    replay, replayed = read_replay(config, tasks, encoder)
     base_sha256 = weights_sha256(folder)
     for start in starts.values():
         refuse_other_base(start.folder, start.base_sha256, base_sha256)
     tokenizer_hash = tokenizer_sha256(folder)
+    records = tuple(task_record(config, encoder, task, tokenizer_hash) for task in tasks.values())
     trials = make_trials(
         config,
         base_sha256,
         {name: rows_sha256(encoded) for name, encoded in rows.items()},
         {name: start.sha256 for name, start in starts.items()},
+        {name: rows_sha256(encoded) for name, encoded in replay.items()},
+        {record.name: record.sha256 for record in records},
     )
     for trial in trials:
         encoded, train = rows[trial.task], own_protocol(trial, config.train)
@@ -187,14 +215,18 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
         count_parameters(model_config, peft_config(json.loads(settings), targets, num_steps))
     packing = Packing(
         MemoryModel(model_config, dtype, device),
-        {name: RowCounts.of(encoded.rows) for name, encoded in rows.items()},
+        {name: RowCounts.of(encoded.rows) for name, encoded in {**replay, **rows}.items()},
         config.memory_limit or round(USABLE_SHARE * available_memory_bytes(device)),
     )
     notes = [*encoder.notes, *caps, *(note for task in tasks.values() for note in task.notes)]
     repeated = duplicate_grid_points(config)
     notes += [*scoring, *start_notes(starts.values())]
+    notes += replay_notes(config)
     notes += leaks_between(
-        {task.name: tasks[task.name].train for task in config.tasks},
+        {
+            **{name: task.train for name, task in replayed.items()},
+            **{task.name: tasks[task.name].train for task in config.tasks},
+        },
         {name: task.report for name, task in tasks.items()},
     )
     if repeated:
@@ -202,7 +234,7 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
             "1 grid point is repeated" if repeated == 1 else f"{repeated} grid points are repeated"
         )
         notes.append(f"{were} in the study file and merged: each is trained once")
-    notes += row_notes(rows, config.train.max_length)
+    notes += row_notes({**replay, **rows}, config.train.max_length)
     return StudyInputs(
         config=config,
         folder=folder,
@@ -213,13 +245,12 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
         encoder=encoder,
         tasks=tasks,
         rows=rows,
-        records=tuple(
-            task_record(config, encoder, task, tokenizer_hash) for task in tasks.values()
-        ),
+        records=records,
         trials=tuple(trials),
         packs=tuple(packing.packs(trials, config)),
         packing=packing,
         notes=tuple(notes),
+        replay=replay,
     )
 
 
@@ -230,7 +261,7 @@ def scoring_notes(encoder: Encoder, tasks: Iterable[LoadedTask], context: int | 
         BadInput: what could not be scored later.
     """
     notes: list[str] = []
-    for task in tasks:
+    for task in [part for whole in tasks for part in whole.parts or (whole,)]:
         for split in SPLITS:
             encoded = encode_split(encoder, task, split, context)
             cut = sum(row.truncated for row in encoded.rows)
@@ -332,22 +363,6 @@ def resolved(config: StudyConfig, encoder: Encoder, dtype: torch.dtype) -> Study
     model = config.model.model_copy(update={"prompt_format": encoder.prompt_format})
     name = str(dtype).removeprefix("torch.")
     return config.model_copy(update={"model": model, "dtype": name})
-
-
-def read_tasks(config: StudyConfig) -> dict[str, LoadedTask]:
-    """Every task of the study, read and split."""
-    trained_on = [task.name for task in config.tasks]
-    data_dir = Path(config.data_dir) if config.data_dir is not None else None
-    return {
-        name: load_task(
-            task,
-            data_dir,
-            config.data_seed,
-            config.evaluate.max_items,
-            exclude_subjects=overlapping_subjects(name, trained_on),
-        )
-        for name, task in config.evaluation_tasks().items()
-    }
 
 
 def rows_sha256(rows: EncodedRows) -> str:

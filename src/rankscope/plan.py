@@ -95,7 +95,8 @@ def make_plan(inputs: StudyInputs) -> Plan:
     packs = tuple(plan_pack(inputs, shapes, pack, scored_tokens, rate) for pack in inputs.packs)
     base_tokens = sum(sum(item_tokens[task, split]) for _, task, split in inputs.base_evals())
     evaluations = len(inputs.base_evals()) + sum(
-        len(inputs.wanted_evals(t.trial_id, t.task)) for t in inputs.trials
+        len(inputs.wanted_evals(t.trial_id, t.task)) + len(inputs.wanted_variants(t))
+        for t in inputs.trials
     )
     return Plan(
         study=inputs.config.name,
@@ -131,7 +132,8 @@ def plan_pack(
     config = inputs.config.train
     rows = inputs.rows[pack[0].task]
     protocols = [own_protocol(trial, config) for trial in pack]
-    tokens = [trained_tokens(rows, protocol) for protocol in protocols]
+    own = [trained_tokens(rows, protocol) for protocol in protocols]
+    tokens = [n + replayed_tokens(inputs, t, n) for t, n in zip(pack, own, strict=True)]
     costs = [trial_cost(inputs, trial) for trial in pack]
     backward = 4 if pack[0].is_full else 2
     operations = sum(
@@ -141,6 +143,11 @@ def plan_pack(
             + (0 if trial.is_full else 6 * cost.trainable_parameters)
         )
         for trial, cost, num_tokens in zip(pack, costs, tokens, strict=True)
+    )
+    operations += sum(
+        2 * shapes.num_parameters * (replayed_tokens(inputs, t, n) if t.replay else n)
+        for t, n in zip(pack, own, strict=True)
+        if t.kl_to_base  # the bare base's forward pass
     )
     scored = sum(scored_tokens[trial.trial_id] for trial in pack)
     operations += scored * 2 * shapes.num_parameters
@@ -162,6 +169,16 @@ def trained_tokens(rows: EncodedRows, protocol: TrainConfig) -> int:
     return round(steps * rows_per_step * rows.num_tokens / len(rows.rows))
 
 
+def replayed_tokens(inputs: StudyInputs, trial: TrialSpec, own_tokens: int) -> int:
+    """General tokens beside ``own_tokens`` of a trial's own, every row taken to have its mean."""
+    if trial.replay is None or not trial.replay_share:
+        return 0
+    own, general = inputs.rows[trial.task], inputs.replay[trial.replay]
+    num_rows = own_tokens * len(own.rows) / own.num_tokens
+    beside = num_rows * trial.replay_share / (1 - trial.replay_share)
+    return round(beside * general.num_tokens / len(general.rows))
+
+
 def trial_tokens(
     inputs: StudyInputs, item_tokens: Mapping[tuple[str, str], Sequence[int]]
 ) -> dict[str, int]:
@@ -169,7 +186,7 @@ def trial_tokens(
     few = inputs.config.train.evaluate_items
     counts = {}
     for trial in inputs.trials:
-        after = inputs.wanted_evals(trial.trial_id, trial.task)
+        after = inputs.wanted_evals(trial.trial_id, trial.task) + inputs.wanted_variants(trial)
         point = sum(
             sum(item_tokens[task, "selection"][:few]) for task in inputs.curve_tasks(trial.task)
         )
@@ -187,9 +204,14 @@ def evaluation_tokens(inputs: StudyInputs) -> dict[tuple[str, str], list[int]]:
     counts: dict[tuple[str, str], list[int]] = {}
     for _, name, split in inputs.base_evals():
         task, found = inputs.tasks[name], []
+        scorers = {
+            item.item_id: part.spec.scorer
+            for part in task.parts
+            for item in (*part.selection, *part.report)
+        }
         for item in task.selection if split == "selection" else task.report:
             tokens = len(inputs.encoder.prompt_ids(item))
-            if task.spec.scorer in ("number", "exact_match"):
+            if scorers.get(item.item_id, task.spec.scorer) in ("number", "exact_match"):
                 tokens += inputs.config.evaluate.max_new_tokens
             else:
                 answers = item.choices or (item.completion,)

@@ -14,25 +14,24 @@ from typing import Literal
 
 import torch
 
-from rankscope.analyze.spectra import BaseSpectra
+from rankscope.analyze.decomposition import BaseSpectra, spectra_folder
 from rankscope.analyze.trial import analyze_trial
-from rankscope.curves import Curves, KeptWeights, in_turn
+from rankscope.curves import Curves, EarlyStops, KeptWeights, in_turn
 from rankscope.errors import BadInput, Interrupted
 from rankscope.evaluate.suite import Evaluation, evaluate_apart, evaluate_task
+from rankscope.head_stage import HeadStage
 from rankscope.inputs import StudyInputs
 from rankscope.ledger import Artifact, Ledger, TrialFailure, items_path, weights_path
-from rankscope.models.adapter_io import load_adapter, save_adapter
+from rankscope.milder import attach_variants, scaled_models
 from rankscope.models.base import Base
-from rankscope.models.load import load_base
-from rankscope.models.peft_tuner import load_tuner
 from rankscope.packing import budget_of, halve, halves_of, hand_down, shrink, smaller_budget
-from rankscope.provenance import sha256_file, sha256_json
 from rankscope.records import (
     BASE,
     EvalKey,
     Split,
     TrainRecord,
     TrialSpec,
+    trial_of,
     write_items,
 )
 from rankscope.runtime import peak_memory_bytes, reset_peak_memory, shortage_said
@@ -41,6 +40,7 @@ from rankscope.train.loop import NOTHING_TRAINED, PackResult, train_pack
 from rankscope.train.trainee import Trainee
 from rankscope.trials import ALONE, Pack, described, pack_id, pack_steps
 from rankscope.watch import SpeedMeter, Watcher
+from rankscope.weights import with_weights, write_weights
 
 CHECKPOINTS = "checkpoints"
 PACK_ID = re.compile(r"[0-9a-f]{16}")
@@ -56,18 +56,19 @@ class Runner:
     base: Base
     watcher: Watcher
     should_stop: Callable[[], bool]
-    spectra: BaseSpectra = field(default_factory=BaseSpectra)
+    spectra: BaseSpectra = field(default_factory=lambda: BaseSpectra(folder=spectra_folder()))
     did_something: bool = False
     """Whether anything was missing."""
+    heads: HeadStage = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.heads = HeadStage(self.ledger, self.inputs, self.base, self.watcher, self.check_stop)
 
     def run(self) -> None:
-        """Bring every trial to its end.
-
-        Raises:
-            Interrupted: ``should_stop`` said so; everything finished is stored.
-        """
+        """Bring every trial to its end; Interrupted where ``should_stop`` said so."""
         self.remove_orphans()
         self.evaluate(self.base, {None: BASE}, self.inputs.base_evals(), "base")
+        self.did_something |= self.heads.measure_base()
         num_packs = len(self.inputs.packs)
         for index, pack in enumerate(self.inputs.packs):
             self.run_pack(pack, f"pack {index + 1}/{num_packs} {pack[0].task}")
@@ -86,12 +87,22 @@ class Runner:
         wanted = [key for trial in pack for key in self.wanted_evals(trial)]
         shortage = ""
         try:
-            base = self.with_weights(pack)
+            base = with_weights(self.ledger, self.inputs, self.base, pack)
             if base is not None:
                 is_alone = pack[0].method in ALONE
-                models = {(None if is_alone else trial.trial_id): trial.trial_id for trial in pack}
-                self.evaluate(base, models, wanted, f"{name} evaluate")
+                models: dict[str | None, str] = {
+                    (None if is_alone else trial.trial_id): trial.trial_id for trial in pack
+                }
+                milder = attach_variants(base, self.inputs, pack, self.spectra)
+                self.evaluate(base, models | dict(milder.items()), wanted, f"{name} evaluate")
+                for model_id, scaled in scaled_models(
+                    self.base, base, self.inputs, pack, self.spectra
+                ):
+                    self.evaluate(scaled, {None: model_id}, wanted, f"{name} {model_id[17:]}")
+                for slot in milder:
+                    base.pack.detach(slot)
                 self.analyze(base, pack, f"{name} spectra")
+                self.did_something |= self.heads.run(base, pack, f"{name} heads")
         except (MemoryError, RuntimeError) as error:
             shortage = shortage_said(error)
         finally:
@@ -121,24 +132,22 @@ class Runner:
     def unfinished(self, pack: Pack) -> Pack:
         """The trained trials of a pack that are not done, or of which more is asked since."""
         statuses = self.ledger.statuses()
-        no_spectra = {trial.trial_id for trial in self.ledger.missing_spectra()}
-        analyzes = self.inputs.config.analyze.spectra.enabled
-        return tuple(
-            trial
-            for trial in pack
-            if statuses[trial.trial_id] == "trained"
-            or (
-                statuses[trial.trial_id] == "done"
-                and (
-                    self.ledger.missing_evals(self.wanted_evals(trial))
-                    or (analyzes and trial.trial_id in no_spectra)
-                )
-            )
-        )
+        lacking = self.heads.missing()
+        if self.inputs.config.analyze.spectra.enabled:
+            lacking |= {trial.trial_id for trial in self.ledger.missing_spectra()}
+
+        def is_unfinished(trial: TrialSpec) -> bool:
+            if statuses[trial.trial_id] != "done":
+                return statuses[trial.trial_id] == "trained"
+            missing = self.ledger.missing_evals(self.wanted_evals(trial))
+            return bool(missing) or trial.trial_id in lacking
+
+        return tuple(trial for trial in pack if is_unfinished(trial))
 
     def wanted_evals(self, trial: TrialSpec) -> list[EvalKey]:
         """What a trial is scored on."""
-        return self.inputs.wanted_evals(trial.trial_id, trial.task)
+        wanted = self.inputs.wanted_evals(trial.trial_id, trial.task)
+        return wanted + self.inputs.wanted_variants(trial)
 
     def remove_orphans(self) -> None:
         """Remove states of packs that no run of this study as it is now would go on with."""
@@ -167,11 +176,13 @@ class Runner:
                 pack,
                 rows.rows,
                 protocol,
+                replay={name: encoded.rows for name, encoded in self.inputs.replay.items()},
                 checkpoint=checkpoint,
                 progress=meter,
                 after_step=in_turn(
                     KeptWeights(self.ledger, self.inputs, self.write_weights),
                     Curves(self.ledger, self.inputs, self.base, meter, self.should_stop),
+                    EarlyStops(self.ledger, self.inputs),
                 ),
                 should_stop=self.should_stop,
             )
@@ -243,16 +254,8 @@ class Runner:
         self.ledger.commit_training(records, failures, artifacts)
 
     def write_weights(self, trainee: Trainee, base: Base, folder: Path) -> str:
-        """Write a PEFT adapter, or a whole model, into ``folder``; sha256 of its weights."""
-        if trainee.adapter is not None:
-            save_adapter(trainee.adapter, trainee.spec, self.base.record, folder)
-        elif trainee.tuner is not None:
-            trainee.tuner.save(trainee.spec, self.base.record, folder)
-        else:
-            base.model.save_pretrained(folder)
-            base.tokenizer.save_pretrained(folder)
-        files = sorted(folder.glob("*.safetensors"))
-        return sha256_json([sha256_file(path) for path in files])
+        """Write a trial's weights into ``folder``; their sha256."""
+        return write_weights(trainee, base, self.base.record, folder)
 
     def train_record(
         self, trainee: Trainee, pack: Pack, *, seconds: float, peak: int, weights_sha256: str
@@ -264,7 +267,7 @@ class Runner:
             pack_id=pack_id(pack),
             pack_size=len(pack),
             trainable_parameters=sum(p.numel() for p in trainee.parameters),
-            steps=trainee.num_steps,
+            steps=trainee.steps_done,
             num_tokens=trainee.num_tokens,
             num_label_tokens=trainee.num_label_tokens,
             rows=len(rows.rows),
@@ -274,32 +277,10 @@ class Runner:
             peak_memory_bytes=peak,
             losses=tuple(trainee.losses),
             weights_sha256=weights_sha256,
+            penalties=tuple(trainee.penalties),
+            num_replay_tokens=trainee.num_replay_tokens,
+            best_step=trainee.early_stop.best_step or None if trainee.early_stop else None,
         )
-
-    def with_weights(self, trials: Sequence[TrialSpec]) -> Base | None:
-        """The base with the trials' stored adapters attached, or a full trial's own model; None
-        where training left that in a state in which it cannot run, so that the trial is ``failed``.
-
-        Raises:
-            IntegrityError: stored weights are not what was written.
-        """
-        if trials[0].method == "full":
-            folder = self.ledger.checked_path(weights_path(trials[0]))
-            model = self.inputs.config.model
-            try:
-                return load_base(model, self.base.device, self.inputs.dtype, folder)
-            except BadInput as error:  # the base itself has passed the same checks
-                reason = f"the trained model cannot be used: {str(error).split(';')[0]}"
-                self.ledger.fail_trials([TrialFailure(trials[0].trial_id, "failed", reason)])
-                return None
-        if trials[0].method == "peft":
-            load_tuner(self.base, self.ledger.checked_path(weights_path(trials[0])))
-            return self.base
-        for trial in trials:
-            folder = self.ledger.checked_path(weights_path(trial))
-            adapter = load_adapter(folder, trial.trial_id, self.base.record)
-            self.base.pack.attach(adapter.to(self.base.device))
-        return self.base
 
     # --- evaluate
 
@@ -308,7 +289,8 @@ class Runner:
     ) -> None:
         """Score what is missing of ``wanted``; ``models`` maps slots to trial ids."""
         missing = self.ledger.missing_evals(wanted)
-        units = list(dict.fromkeys((task, split) for _, task, split in missing))
+        here = [key for key in missing if key[0] in models.values()]
+        units = list(dict.fromkeys((task, split) for _, task, split in here))
         if not units:
             return
         self.did_something = True
@@ -320,7 +302,7 @@ class Runner:
             chosen = {
                 slot: trial_id
                 for slot, trial_id in models.items()
-                if (trial_id, task, split) in missing and trial_id not in failed
+                if (trial_id, task, split) in missing and trial_of(trial_id) not in failed
             }
             failed |= self.evaluate_unit(base, chosen, task, split)
         self.watcher.finish()
@@ -357,7 +339,7 @@ class Runner:
         if BASE not in models.values():
             results, reasons = evaluate_apart(base, encoder, loaded, split, models, settings)
             return results, [
-                TrialFailure(models[slot], "failed", f"{task} {split}: {reason}")
+                TrialFailure(trial_of(models[slot]), "failed", f"{task} {split}: {reason}")
                 for slot, reason in reasons.items()
             ]
         try:

@@ -11,11 +11,13 @@ from typing import Self
 
 from transformers.utils.logging import disable_progress_bar
 
+from rankscope.advise.mitigation import compare_mitigations
 from rankscope.advise.recommend import recommend
 from rankscope.config.file import dump_study, load_study
 from rankscope.config.schema import StudyConfig
 from rankscope.disk import replace_text
 from rankscope.errors import BadInput, Interrupted
+from rankscope.head_stage import refuse_other_heads
 from rankscope.inputs import StudyInputs, read_inputs
 from rankscope.ledger import Ledger
 from rankscope.models.load import load_base
@@ -88,7 +90,9 @@ class Study:
         with Ledger.open(out, write=True) as ledger, interruptible() as should_stop:
             watcher = Logged(watcher or Silent(), out / "log.jsonl")
             if ledger.trials():
-                refuse_other_spectra(ledger.load(), inputs.config)
+                stored = ledger.load()
+                refuse_other_spectra(stored, inputs.config)
+                refuse_other_heads(stored, inputs.config)
             base = load_base(
                 inputs.config.model,
                 inputs.device,
@@ -124,7 +128,7 @@ def conclude(out: Path) -> tuple[StudyRecords, Recommendation]:
     """
     with Ledger.open(out, write=False) as ledger:
         study = ledger.load()
-    recommendation = recommend(study)
+    recommendation = recommend(study).model_copy(update={"mitigation": compare_mitigations(study)})
     replace_text(out / "recommendation.json", recommendation.model_dump_json(indent=2) + "\n")
     made = out / "report.html.new"
     write_report(study, recommendation, made)

@@ -1,9 +1,9 @@
 """Arms x seeds x tasks become trials with content ids, and trials become packs.
 
 Order of trials: training task, then arm, then grid point (method, targets, rank, alpha, learning
-rate, its ratio, dropout, then the arm's own protocol, each in the order of the study file), then
-seed. Seeds of one point are neighbours, so a study that is stopped early has whole arms rather than
-many arms with one seed each.
+rate, its ratio, dropout, the arm's own protocol, then replay, KL and early stopping, each in the
+order of the study file), then seed. Seeds of one point are neighbours, so a study that is stopped
+early has whole arms rather than many arms with one seed each.
 """
 
 import itertools
@@ -41,6 +41,21 @@ NOT_TRAINING = frozenset(
 )
 """Fields of ``train`` that change when and how something is computed, and no result."""
 
+STOPPING = frozenset({"evaluate_every", "evaluate_items"})
+"""Of these, what decides when a trial with early stopping ends."""
+
+WHERE_GIVEN = (
+    "peft",
+    "lr_ratio",
+    "init_sha256",
+    "replay_share",
+    "replay_sha256",
+    "kl_to_base",
+    "early_stop",
+    "selection_sha256",
+)
+"""Settings of a trial that are in its id only where it has them: ids older than they stay."""
+
 Pack = tuple[TrialSpec, ...]
 PackLimit = Literal["all trials of the task", "max_pack", "memory", "method"]
 Value = TypeVar("Value")
@@ -51,6 +66,8 @@ def make_trials(
     base_sha256: str,
     data_sha256: Mapping[str, str],
     adapter_sha256: Mapping[str, str] | None = None,
+    replay_sha256: Mapping[str, str] | None = None,
+    selection_sha256: Mapping[str, str] | None = None,
 ) -> list[TrialSpec]:
     """Every trial of the study, equal ones once, in the order this module documents.
 
@@ -62,9 +79,12 @@ def make_trials(
     selection and report items must not enter it, or a change of evaluation would train again.
     adapter_sha256: by folder, hash of each adapter that an arm goes on from (``init_from``); such
     an arm has the rank, alpha and targets of its adapter by now.
-    Raises BadInput where a training task or such a folder has no hash.
+    replay_sha256: by task, hash of the rows that an arm replays, as encoded.
+    selection_sha256: by training task, hash of what early stopping scores.
+    Raises BadInput where a training task, such a folder or such rows have no hash.
     """
     known = adapter_sha256 or {}
+    looked_at = {"replay_sha256": replay_sha256 or {}, "selection_sha256": selection_sha256 or {}}
     trials: dict[str, TrialSpec] = {}
     for task in config.tasks:
         if task.name not in data_sha256:
@@ -75,12 +95,33 @@ def make_trials(
                 raise BadInput(f"init_from {arm.init_from!r}: no adapter was read there")
             start = {} if arm.init_from is None else {"init_sha256": known[arm.init_from]}
             for point, seed in itertools.product(arm_points(arm, config.train), config.seeds):
+                seen = seen_besides(point, task.name, looked_at)
                 spec = TrialSpec.model_validate(
-                    {"trial_id": "", "task": task.name, **point, **start, "seed": seed}
+                    {"trial_id": "", "task": task.name, **point, **start, **seen, "seed": seed}
                 )
                 trial_id = sha256_json({**shared, **own_identity(spec, config.train)})[:ID_LENGTH]
                 trials.setdefault(trial_id, spec.model_copy(update={"trial_id": trial_id}))
     return list(trials.values())
+
+
+def seen_besides(
+    point: Mapping[str, Any], task: str, hashes: Mapping[str, Mapping[str, str]]
+) -> dict[str, str]:
+    """Hashes of what a trial sees besides its own rows: replayed ones, early stopping's items.
+
+    Raises BadInput where there is none.
+    """
+    wanted = {
+        "replay_sha256": point.get("replay"),
+        "selection_sha256": task if point.get("early_stop") is not None else None,
+    }
+    found = {}
+    for field, name in wanted.items():
+        if name is not None:
+            if name not in hashes[field]:
+                raise BadInput(f"task {name!r}: no data was loaded for it")
+            found[field] = hashes[field][name]
+    return found
 
 
 def make_packs(
@@ -191,16 +232,18 @@ def shared_identity(config: StudyConfig, base_sha256: str, data_sha256: str) -> 
 def own_identity(trial: TrialSpec, train: TrainConfig) -> dict[str, object]:
     """A trial's own settings and protocol as they enter its id; nothing about evaluation.
 
-    An adapter to go on from counts by its content, wherever it lies.
+    An adapter to go on from counts by its content, wherever it lies, and so do replayed rows,
+    whatever their task is called.
     What an arm sets of the protocol stands in the protocol alone, so that a setting that moves
     from ``train`` into the arms, or back, leaves the id as it was.
     """
-    nowhere = {"trial_id", "schema_version", "init_from", *OVERRIDES}
+    nowhere = {"trial_id", "schema_version", "init_from", "replay", *OVERRIDES}
     settings = trial.model_dump(mode="json", exclude=nowhere)
-    for name in ("peft", "lr_ratio", "init_sha256"):
+    for name in WHERE_GIVEN:
         if settings[name] is None:
             del settings[name]
-    protocol = own_protocol(trial, train).model_dump(exclude=set(NOT_TRAINING))
+    aside = NOT_TRAINING if trial.early_stop is None else NOT_TRAINING - STOPPING
+    protocol = own_protocol(trial, train).model_dump(exclude=set(aside))
     if train.max_steps is not None or train.tokens is not None:
         del protocol["epochs"]  # these win, so epochs change nothing
     if train.tokens is None:
@@ -227,7 +270,22 @@ def arm_points(arm: ArmConfig, train: TrainConfig) -> Iterator[dict[str, Any]]:
             elif point["rank"] is not None:
                 point["alpha"] = resolved_alpha(point["alpha"], point["rank"])
             same = {name for name in OVERRIDES if point.get(name) == getattr(train, name)}
+            point |= mitigation_fields(point)
             yield {name: value for name, value in point.items() if name not in same}
+
+
+def mitigation_fields(point: Mapping[str, Any]) -> dict[str, Any]:
+    """What a grid point does against forgetting, as fields of TrialSpec; nothing of weight 0."""
+    replay, stop = point.get("replay"), point.get("early_stop")
+    fields: dict[str, Any] = {}
+    if replay is not None:
+        fields["replay"] = replay.task if replay.share else None
+        fields["replay_share"] = replay.share or None
+    if "kl_to_base" in point:
+        fields["kl_to_base"] = point["kl_to_base"] or None
+    if stop is not None:
+        fields["early_stop"] = stop.patience
+    return fields
 
 
 def resolved_alpha(alpha: float | str, rank: int) -> float:

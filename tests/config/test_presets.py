@@ -25,7 +25,9 @@ def load_text(text: str, folder: Path) -> StudyConfig:
 
 def planned(config: StudyConfig) -> int:
     """Trials of a study; its packs must hold them all."""
-    trials = make_trials(config, "base", {task.name: "data" for task in config.tasks})
+    hashes = dict.fromkeys(config.evaluation_tasks(), "data")
+    hashes |= {r.task: "rows" for arm in config.arms for r in arm.replay or ()}
+    trials = make_trials(config, "base", hashes, None, hashes, hashes)
     assert sum(len(pack) for pack in make_packs(trials, config.max_pack)) == len(trials)
     return len(trials)
 
@@ -33,6 +35,34 @@ def planned(config: StudyConfig) -> int:
 def test_every_preset_has_its_file_and_every_file_its_preset() -> None:
     folder = ROOT / "src" / "rankscope" / "config" / "studies"
     assert {path.stem for path in folder.glob("*.yaml")} == set(PRESETS)
+    on_pocket = {path.stem for path in (folder / "on-pocket").glob("*.yaml")}
+    assert on_pocket == set(PRESETS) - {"pocket"}
+
+
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "pocket"])
+def test_on_the_pocket_model_a_preset_asks_the_same_in_its_words(
+    preset: str, tmp_path: Path
+) -> None:
+    own, config = (load_text(study_template(preset, m), tmp_path) for m in (None, "pocket"))
+    assert config.model.pocket
+    assert all(name.startswith("pocket_") for name in config.evaluation_tasks())
+    assert planned(config) == config.num_asked()
+    assert config.name == own.name
+    assert len(config.tasks) == len(own.tasks)
+    for asked, found in zip(own.arms, config.arms, strict=True):
+        kinds = [
+            [m if isinstance(m, str) else "peft" for m in arm.method] for arm in (asked, found)
+        ]
+        assert kinds[0] == kinds[1]
+        set_by = [
+            asked.model_fields_set - {"targets"},
+            found.model_fields_set - {"targets"},
+        ]
+        assert set_by[0] == set_by[1]
+        for name in ("alpha", "kl_to_base", "replay"):
+            axes = [getattr(arm, name) or [] for arm in (asked, found)]
+            assert len(axes[0]) == len(axes[1])
+    assert config.evaluate.scales == own.evaluate.scales
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -45,7 +75,7 @@ def test_presets_load_and_are_commented(preset: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "pocket"])
-@pytest.mark.parametrize("model", ["pocket", "./m", "owner/name", "smollm2-135m", "./a: b #c 'd'"])
+@pytest.mark.parametrize("model", ["./m", "owner/name", "smollm2-135m", "./a: b #c 'd'"])
 def test_a_model_takes_the_place_of_the_presets_own(
     preset: str, model: str, tmp_path: Path
 ) -> None:
@@ -164,8 +194,9 @@ def every_schema(node: Any) -> list[dict[str, Any]]:
 
 def test_the_schema_explains_every_key_and_forbids_others() -> None:
     sections = every_schema(study_json_schema())
-    # Study, model, task, arm, train, evaluate, analyze, spectra, objective.
-    assert len(sections) == 9
+    # Study, model, task, arm, replay, early stop, train, evaluate, analyze, spectra, heads,
+    # objective.
+    assert len(sections) == 12
     for section in sections:
         assert section["additionalProperties"] is False
         unexplained = [k for k, v in section["properties"].items() if "description" not in v]
@@ -189,7 +220,7 @@ def test_the_reference_names_every_key() -> None:
 
 def test_the_references_smallest_study_loads(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "study-file.md").read_text("utf-8")
-    (smallest,) = [b for b in re.findall(r"```yaml\n(.*?)```", text, re.S) if "name:" in b]
+    (smallest,) = [b for b in re.findall(r"```yaml\n(.*?)```", text, re.S) if "model:" in b]
     assert planned(load_text(smallest, tmp_path)) == 3 * 2 * 3
 
 

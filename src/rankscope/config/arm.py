@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
+from rankscope.config.mitigation import MITIGATIONS, EarlyStopConfig, ReplayConfig
 from rankscope.config.section import PathText, Section, as_list, shown
 from rankscope.config.targets import TARGET_GROUPS, TargetGroup, TargetSet, as_target_sets
 
@@ -35,6 +36,7 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 Rows = Annotated[int, Field(ge=1)]
 WarmupFraction = Annotated[float, Field(ge=0, lt=1)]
 WeightDecay = Annotated[float, Field(ge=0)]
+DivergenceWeight = Annotated[float, Field(ge=0)]
 
 
 def checked_method(value: Any) -> Any:
@@ -193,6 +195,39 @@ class ArmConfig(Section):
         | None
     ) = None
     """This arm's own ``train.weight_decay``."""
+    replay: (
+        Annotated[
+            list[ReplayConfig],
+            BeforeValidator(as_list, json_schema_input_type=ReplayConfig | list[ReplayConfig]),
+            Field(min_length=1),
+        ]
+        | None
+    ) = None
+    """General rows mixed in: ``{task: NAME, share: 0.1}``."""
+    kl_to_base: (
+        Annotated[
+            list[DivergenceWeight],
+            BeforeValidator(
+                as_list, json_schema_input_type=DivergenceWeight | list[DivergenceWeight]
+            ),
+            Field(min_length=1),
+        ]
+        | None
+    ) = None
+    """Weight of KL(base || tuned), nats per label token, in the loss; of the replayed rows where
+    the arm has ``replay``, of the task's own where it has not."""
+    early_stop: (
+        Annotated[
+            list[EarlyStopConfig],
+            BeforeValidator(
+                as_list, json_schema_input_type=EarlyStopConfig | list[EarlyStopConfig]
+            ),
+            Field(min_length=1),
+        ]
+        | None
+    ) = None
+    """``{patience: N}``: stop after N points of ``train.evaluate_every`` without a better in-domain
+    score on the selection split, and keep the best weights."""
 
     @model_validator(mode="after")
     def fits_method(self) -> Self:
@@ -219,6 +254,12 @@ class ArmConfig(Section):
                 raise ValueError(
                     f"a method of PEFT's takes {', '.join(given)} from its own settings: put them "
                     "there, under the names PEFT has for them"
+                )
+            if any(self.kl_to_base or ()):
+                raise ValueError(
+                    "'kl_to_base' needs the bare base beside the trained model, and a method of "
+                    "PEFT's is on the base itself: remove it, or use one of "
+                    f"{', '.join(METHODS)}"
                 )
             return self
         if not self.rank and self.init_from is None:
@@ -265,7 +306,7 @@ class ArmConfig(Section):
                 axes["dropout"] = self.dropout
             if self.init_from is not None:
                 axes["init_from"] = [self.init_from]
-            own = {name: getattr(self, name) for name in OVERRIDES}
+            own = {name: getattr(self, name) for name in (*OVERRIDES, *MITIGATIONS)}
             yield axes | {name: values for name, values in own.items() if values is not None}
 
     def num_points(self) -> int:

@@ -23,8 +23,18 @@ PRESETS: dict[str, str] = {
     "rank-sanity": "ranks 8, 32 and 64: does any beat the untuned model?",
     "retention-probe": "LoRA and full fine-tuning on general benchmarks: what was forgotten?",
     "cross-domain": "train on A, test on B and the other way round",
+    "alpha": "alpha apart from the rank, and what it does to the weights",
+    "learning-rate": "learning rates from 1e-5 to 1e-3 at three ranks, and full fine-tuning's",
+    "high-rank": "ranks to 512, scaled by alpha / r and by alpha / sqrt(r)",
+    "methods": "LoRA's kin, one method of PEFT's and full fine-tuning",
+    "base-vs-instruct": "the same study on a base model and on its instruction-tuned twin",
+    "mitigation": "replay, KL to the base, decay and early stopping beside a milder update",
+    "heads": "which attention heads change, and what each does when it is switched off",
 }
 """What each preset is for, by name."""
+
+ON_POCKET = "on-pocket"
+"""Folder of the presets as they are on the pocket model."""
 
 OWN_ROWS = "    train: "
 """Begins the line of a preset that names the user's own training rows."""
@@ -35,8 +45,10 @@ def study_template(
 ) -> str:
     """The commented study file of a preset, ready to be written.
 
-    model: put in place of the preset's own: a short form of the ``model`` key, such as ``pocket``,
-    ``./folder`` or ``owner/name``; ``model_in_study`` makes one from a folder's path.
+    model: put in place of the preset's own: a short form of the ``model`` key, such as ``./folder``
+    or ``owner/name``; ``model_in_study`` makes one from a folder's path. With ``pocket`` the whole
+    file is another: the same question in tasks and learning rates that suit that model; with own
+    rows, which are then in its words, it is the preset's own file.
     data: file with the user's own training rows, as the study file will name it; only in presets
     that train on own rows.
     data_dir: folder of the named tasks, as the study file will name it.
@@ -49,8 +61,10 @@ def study_template(
         close = difflib.get_close_matches(preset, PRESETS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(PRESETS)}"
         raise BadInput(f"preset {shown(preset)}: there is none; {hint}")
-    file = resources.files("rankscope.config") / "studies" / f"{preset}.yaml"
-    text = file.read_text(encoding="utf-8")
+    on_pocket = model is not None and checked_model(model).pocket and data is None
+    studies = resources.files("rankscope.config") / "studies"
+    folder = studies / ON_POCKET if on_pocket and preset != "pocket" else studies
+    text = (folder / f"{preset}.yaml").read_text(encoding="utf-8")
     if model is not None:
         if preset == "pocket" and not checked_model(model).pocket:
             raise BadInput("the pocket preset only fits the pocket model: choose another preset")

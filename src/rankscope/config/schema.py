@@ -6,10 +6,12 @@ meaning; the published JSON schema (docs/study.schema.json) is generated from th
 """
 
 import re
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from rankscope.config.analyze import AnalyzeConfig
 from rankscope.config.arm import ArmConfig, Schedule
 from rankscope.config.section import (
     HubId,
@@ -93,11 +95,29 @@ class TaskConfig(Section):
     """How answers are scored; by default what the rows allow."""
     max_train_rows: int | None = Field(None, ge=1)
     """Use only the first rows of the seeded order."""
+    join: list[Name] = []
+    """Of a training task alone: the rows of these tasks together, which the study describes
+    elsewhere or which are named ones; scored on the items of all of them."""
 
     @classmethod
     def from_short_form(cls, text: str) -> dict[str, Any]:
         """``- arc_easy`` stands for ``- {name: arc_easy}``."""
         return {"name": text}
+
+    @model_validator(mode="after")
+    def joins_others(self) -> Self:
+        """A joined task is made of other tasks and of nothing else."""
+        if not self.join:
+            return self
+        own = ("train", "selection", "report", "hub", "revision", "prompt", "scorer")
+        given = [key for key in own if getattr(self, key) is not None]
+        if given:
+            raise ValueError(f"'join' takes rows and prompts from its tasks: remove {given[0]!r}")
+        if len(set(self.join)) < 2 or len(set(self.join)) < len(self.join):
+            raise ValueError(f"'join' {shown(self.join)}: expected at least two tasks, each once")
+        if self.name in self.join:
+            raise ValueError(f"task {self.name!r} joins itself: give it a name of its own")
+        return self
 
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -169,6 +189,10 @@ class TrainConfig(Section):
         return self
 
 
+Scale = Annotated[float, Field(gt=0, lt=1)]
+IntruderScale = Annotated[float, Field(ge=0, lt=1)]
+
+
 class EvaluateConfig(Section):
     """What each trial and the base are scored on, besides the training tasks themselves."""
 
@@ -178,30 +202,25 @@ class EvaluateConfig(Section):
     """Tasks whose fall against the base is forgetting."""
     max_items: int | None = Field(None, ge=1)
     """At most so many items per task and split, the first of the seeded order."""
+    scales: Annotated[
+        list[Scale], BeforeValidator(as_list, json_schema_input_type=Scale | list[Scale])
+    ] = []
+    """Every trial is scored once more with its whole update scaled by each: W0 + scale (W - W0)."""
+    layer_scales: Annotated[
+        list[Scale], BeforeValidator(as_list, json_schema_input_type=Scale | list[Scale])
+    ] = []
+    """The same with a scale that rises linearly from this one in the first layer to 1 in the last
+    (LiNeS)."""
+    intruder_scales: Annotated[
+        list[IntruderScale],
+        BeforeValidator(as_list, json_schema_input_type=IntruderScale | list[IntruderScale]),
+    ] = []
+    """The same with the intruder dimensions alone scaled by each, 0 removing them; beside it a
+    control, the whole update of every matrix shrunk to the same norm."""
     batch_tokens: int = Field(4096, ge=64)
     """Tokens per forward pass; recorded, since it can move the last digits."""
     max_new_tokens: int = Field(256, ge=1)
     """Longest generated answer, tokens."""
-
-
-class SpectraConfig(Section):
-    """Weight spectra of every trial."""
-
-    enabled: bool = True
-    """Analyze every trial's weights; ``false`` saves the time."""
-    top_k: int | None = Field(None, ge=1)
-    """Singular vectors compared; by default min(500, smaller dimension / 4)."""
-    intruder_k: int = Field(10, ge=1)
-    """Leading vectors of the tuned matrix examined for intruders."""
-    intruder_epsilon: float = Field(0.5, gt=0, lt=1)
-    """Largest |cosine| to any base vector below which a vector is an intruder."""
-
-
-class AnalyzeConfig(Section):
-    """What is looked into besides scores."""
-
-    spectra: SpectraConfig = SpectraConfig()
-    """The analysis of what the weights became."""
 
 
 def checked_memory(value: Any) -> Any:
@@ -294,6 +313,39 @@ class StudyConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def known_parts(self) -> Self:
+        """A joined task is trained on, and made of plain tasks; early stopping has its points."""
+        joined = {task.name for task in self.tasks if task.join}
+        for task in [*self.evaluate.cross_domain, *self.evaluate.retention]:
+            if task.join:
+                raise ValueError(f"task {task.name!r}: 'join' is for training tasks, in 'tasks'")
+        for task in self.tasks:
+            if nested := sorted(joined & set(task.join)):
+                raise ValueError(f"task {task.name!r} joins {nested[0]!r}, which is joined itself")
+        for arm in self.arms:
+            for replay in arm.replay or ():
+                if replay.task in joined:
+                    raise ValueError(f"replay of {replay.task!r}: name one of the tasks it joins")
+            if arm.early_stop and self.train.evaluate_every is None:
+                raise ValueError(
+                    "'early_stop' looks at the points of 'train.evaluate_every': set it, for "
+                    "example to 20 (optimizer steps) or to 'epoch'"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def known_head_tasks(self) -> Self:
+        """Heads are looked at on tasks that the study scores."""
+        heads, known = self.analyze.heads, self.evaluation_tasks()
+        for name in [*([] if heads.task is None else [heads.task]), *heads.ablate]:
+            if name not in known:
+                raise ValueError(
+                    f"analyze.heads names task {name!r}, which the study does not have: expected "
+                    f"one of {', '.join(known)}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def bounded_grid(self) -> Self:
         """The grid stays within ``MAX_TRIALS``."""
         trials = self.num_asked()
@@ -324,12 +376,20 @@ def section_at(location: tuple[str | int, ...]) -> type[Section] | None:
             section, inside_list = inside_list, None
             continue
         field = section.model_fields.get(part) if section is not None else None
-        annotation = field.annotation if field is not None else None
+        annotation = without_none(field.annotation) if field is not None else None
         section = as_section(annotation)
         inside_list = (
             as_section(get_args(annotation)[0]) if get_origin(annotation) is list else None
         )
     return section
+
+
+def without_none(annotation: Any) -> Any:
+    """``list[X]`` of ``list[X] | None``, constraints left out; anything else as it is."""
+    parts = [part for part in get_args(annotation) if part is not NoneType]
+    if get_origin(annotation) in (Union, UnionType) and len(parts) == 1:
+        return get_args(parts[0])[0] if get_origin(parts[0]) is Annotated else parts[0]
+    return annotation
 
 
 def as_section(annotation: Any) -> type[Section] | None:

@@ -53,3 +53,43 @@ class RowOrder:
         start = position * self.rows_per_step
         rows = self.epoch(epoch)[start : start + self.rows_per_step]
         return [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+
+
+class ReplayOrder:
+    """Which general rows stand beside a trial's own in every optimizer step.
+
+    After any number of steps the general rows are the ``share`` of all rows seen, up to the
+    rounding of one row; they come in a fresh permutation each time they are through. A pure
+    function of (own order, number of general rows, share), so resuming needs no state either.
+    """
+
+    def __init__(self, own: RowOrder, num_rows: int, share: float) -> None:
+        if num_rows < 1 or not 0 < share < 1:
+            raise ValueError(
+                f"num_rows {num_rows} and share {share}: expected rows, and 0 < share < 1"
+            )
+        self.own = own
+        self.num_rows = num_rows
+        self.share = share
+        self._pass = -1
+        self._permutation: list[int] = []
+
+    def through(self, index: int) -> int:
+        """General rows of the steps before step ``index``."""
+        epoch, position = divmod(index, self.own.steps_per_epoch)
+        in_epoch = min(position * self.own.rows_per_step, self.own.num_rows)
+        seen = epoch * self.own.num_rows + in_epoch
+        return math.floor(seen * self.share / (1 - self.share) + 0.5)
+
+    def step(self, index: int) -> list[int]:
+        """Indices of the general rows of optimizer step ``index``, from 0."""
+        return [self.row(place) for place in range(self.through(index), self.through(index + 1))]
+
+    def row(self, place: int) -> int:
+        """The row at ``place`` of the endless sequence of general rows."""
+        number, position = divmod(place, self.num_rows)
+        if number != self._pass:
+            order = list(range(self.num_rows))
+            random.Random(f"replay/{self.own.seed}/{number}").shuffle(order)
+            self._pass, self._permutation = number, order
+        return self._permutation[position]

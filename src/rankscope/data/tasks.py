@@ -62,6 +62,8 @@ class LoadedTask:
     """What a reader of the results must know, one sentence each."""
     leaked_ids: frozenset[str] = frozenset()
     """Items behind ``leaks``: kept for scores without them, which are not reported yet."""
+    parts: tuple["LoadedTask", ...] = ()
+    """Of a joined task: the tasks that its rows and items are of, each asked its own way."""
 
 
 class NoSingleNumber(BadInput):

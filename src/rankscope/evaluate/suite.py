@@ -13,6 +13,7 @@ from rankscope.data.tasks import LoadedTask, TaskSpec
 from rankscope.errors import BadInput, IntegrityError
 from rankscope.evaluate.choice import Question, encode_choices, score_choices
 from rankscope.evaluate.generate import Limits, encode_prompts, score_generations, stop_strings
+from rankscope.evaluate.joined import evaluate_parts
 from rankscope.evaluate.loss import encode_losses, score_losses
 from rankscope.evaluate.scorers import HEADLINE, ModelScores, standard_error
 from rankscope.models.base import Base
@@ -117,6 +118,10 @@ def evaluate_task(
     missing = [slot for slot in models if slot is not None and slot not in base.pack.adapters]
     if missing:
         raise ValueError(f"no adapter is attached for slot {missing[0]!r}")
+    if task.parts:
+        return evaluate_parts(
+            task, split, lambda part: evaluate_task(base, encoder, part, split, models, settings)
+        )
     encoded = encode_split(encoder, task, split, context_length(base.model.config))
     was_training, base.pack.training = base.pack.training, False
     try:

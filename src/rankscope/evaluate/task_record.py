@@ -3,7 +3,7 @@
 from rankscope.config.schema import Scorer, StudyConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask
-from rankscope.evaluate.scorers import HEADLINE
+from rankscope.evaluate.joined import headline
 from rankscope.provenance import sha256_json
 from rankscope.records import Role, TaskRecord
 
@@ -20,7 +20,7 @@ def task_record(
         name=name,
         roles=roles(config, name),
         trained_on=any(name == trained.name for trained in config.tasks),
-        metric=HEADLINE[task.spec.scorer],
+        metric=headline(task),
         higher_is=task.spec.higher_is,
         chance=task.spec.chance,
         rows={
@@ -36,6 +36,7 @@ def task_record(
                 "items": task.sha256,
                 "scorer": task.spec.scorer,
                 "version": task.spec.version,
+                **({"parts": [part.spec.scorer for part in task.parts]} if task.parts else {}),
                 "prompt_format": encoder.prompt_format,
                 "tokenizer": tokenizer_hash,
                 "settings": scoring_settings(config, task.spec.scorer),

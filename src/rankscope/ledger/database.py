@@ -27,7 +27,7 @@ CREATE TABLE trials (
 ) WITHOUT ROWID;
 CREATE TABLE records (
     trial_id TEXT NOT NULL,
-    kind TEXT NOT NULL,  -- train, curve, eval or spectra
+    kind TEXT NOT NULL,  -- train, curve, eval, spectra or heads
     key TEXT NOT NULL,   -- task/step of a curve's point, task/split of an eval, else empty
     body TEXT NOT NULL,
     sha256 TEXT NOT NULL,

@@ -37,7 +37,8 @@ def kept_path(spec: TrialSpec, step: int) -> str:
 
 def items_path(trial_id: str, task: str, split: str) -> str:
     """Where the per-item Parquet table of one evaluation lies, relative to the study."""
-    return f"artifacts/{trial_id}/items/{task}.{split}.parquet"
+    folder = trial_id.replace("@", "/")  # a changed trial's below the trial's own
+    return f"artifacts/{folder}/items/{task}.{split}.parquet"
 
 
 class StoredItems(Mapping[EvalKey, ItemScores]):

@@ -13,6 +13,7 @@ from rankscope.records import (
     BASE,
     CurvePoint,
     EvalRecord,
+    HeadsRecord,
     ModelRecord,
     Provenance,
     SpectraRecord,
@@ -21,6 +22,7 @@ from rankscope.records import (
     TrainRecord,
     TrialRecords,
     TrialSpec,
+    trial_of,
 )
 
 
@@ -38,7 +40,7 @@ def load_study(
     evals = {
         (trial_id, record.task, record.split): record
         for trial_id, record in stored_records(db, "eval", EvalRecord)
-        if trial_id in shown and record.task in task_names
+        if trial_of(trial_id) in shown and record.task in task_names
     }
     history = stored_list(db, "provenance", Provenance)
     return StudyRecords(
@@ -62,6 +64,7 @@ def load_study(
 def _trial_records(db: sqlite3.Connection, tasks: Container[str]) -> Iterator[TrialRecords]:
     train = dict(stored_records(db, "train", TrainRecord))
     spectra = dict(stored_records(db, "spectra", SpectraRecord))
+    heads = dict(stored_records(db, "heads", HeadsRecord))
     curves = _curves(db, tasks)
     rows = db.execute(
         "SELECT spec, status, failure FROM trials WHERE position IS NOT NULL ORDER BY position"
@@ -74,6 +77,7 @@ def _trial_records(db: sqlite3.Connection, tasks: Container[str]) -> Iterator[Tr
             failure,
             train=train.get(spec.trial_id),
             spectra=spectra.get(spec.trial_id),
+            heads=heads.get(spec.trial_id),
             curve=tuple(curves.get(spec.trial_id, ())),
         )
 

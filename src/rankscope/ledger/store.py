@@ -39,6 +39,7 @@ from rankscope.records import (
     CurvePoint,
     EvalKey,
     EvalRecord,
+    HeadsRecord,
     ModelRecord,
     Provenance,
     Record,
@@ -48,6 +49,7 @@ from rankscope.records import (
     TaskRecord,
     TrainRecord,
     TrialSpec,
+    trial_of,
 )
 
 LOCK = "ledger.lock"
@@ -268,6 +270,12 @@ class Ledger:
         with transaction(self._db, self.out):
             self._insert(rows, artifacts)
 
+    def commit_heads(self, records: Sequence[HeadsRecord]) -> None:
+        """Store what became of the attention heads of trials."""
+        rows = [record_row(record.trial_id, "heads", "", record) for record in records]
+        with transaction(self._db, self.out):
+            self._insert(rows, ())
+
     def fail_trials(self, failures: Sequence[TrialFailure]) -> None:
         """Mark trials that cannot go on, whatever stage they are in."""
         with transaction(self._db, self.out):
@@ -311,9 +319,24 @@ class Ledger:
         stored = set(rows)
         return [key for key in wanted if (key[0], f"{key[1]}/{key[2]}") not in stored]
 
+    def curve_point(self, key: PointKey) -> CurvePoint | None:
+        """One point of a trial's curve; None where it is not stored."""
+        row = self._db.execute(
+            "SELECT body FROM records WHERE trial_id = ? AND kind = 'curve' AND key = ?",
+            (key[0], f"{key[1]}/{key[2]}"),
+        ).fetchone()
+        return None if row is None else parse_record(CurvePoint, row[0], f"curve of {key[0]}")
+
     def missing_spectra(self) -> list[TrialSpec]:
         """Trained trials without spectra, in order."""
-        rows = self._db.execute("SELECT trial_id FROM records WHERE kind = 'spectra'")
+        return self._trained_without("spectra")
+
+    def missing_heads(self) -> list[TrialSpec]:
+        """Trained trials whose attention heads were not looked at, in order."""
+        return self._trained_without("heads")
+
+    def _trained_without(self, kind: Literal["spectra", "heads"]) -> list[TrialSpec]:
+        rows = self._db.execute("SELECT trial_id FROM records WHERE kind = ?", (kind,))
         stored = {trial_id for (trial_id,) in rows}
         statuses = self.statuses()
         return [
@@ -359,7 +382,7 @@ class Ledger:
     def _insert(self, rows: Sequence[tuple[str, ...]], artifacts: Iterable[Artifact]) -> None:
         known = {BASE, *(row[0] for row in self._db.execute("SELECT trial_id FROM trials"))}
         for row in rows:
-            if row[0] not in known:
+            if trial_of(row[0]) not in known:
                 raise KeyError(f"trial {row[0]!r} is not in the ledger")
         self._db.executemany("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?, ?)", rows)
         self._db.executemany(

@@ -118,12 +118,14 @@ class Base:
         cache: RowCache | None = None,
         store: bool = False,
         prefix: RowCache | None = None,
+        plan: RowPlan | None = None,
     ) -> Tensor:
         """Logits at the kept positions, (M, vocabulary), in the base's dtype.
 
         With ``cache`` each row continues its cached prefix; with ``store`` the pass's keys and
         values are appended to it. With ``prefix``, a cache of one row, all rows continue that one;
-        ``cache`` is then written alone.
+        ``cache`` is then written alone. ``plan`` is the batch's own, where it was
+        made before.
 
         Raises:
             KeyError: a row names a slot that no attached adapter has; without this a misspelt slot
@@ -141,9 +143,10 @@ class Base:
         for segment in batch.segments:
             if segment.slot is not None and segment.slot not in self.pack.adapters:
                 raise KeyError(f"no adapter is attached for slot {segment.slot!r}")
-        plan = RowPlan.of(batch.lengths, self.device, cache, store)
-        if batch.branches or prefix is not None:
-            plan = plan.branched(batch.branches, prefix, self.device)
+        if plan is None:
+            plan = RowPlan.of(batch.lengths, self.device, cache, store)
+            if batch.branches or prefix is not None:
+                plan = plan.branched(batch.branches, prefix, self.device)
         self.pack.segments = batch.segments
         self.pack.kept_segments = batch.kept_segments()
         out: Tensor = self.model(

@@ -15,7 +15,7 @@ Works for every architecture that goes through transformers' attention interface
 keyword arguments on; one that does not is refused with a message instead of mixing rows silently.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,6 +32,9 @@ from rankscope.models.row_products import MAX_LENGTH, Layout, row_products
 
 NAME = "rankscope_rows"
 """Name of the attention implementation, for ``attn_implementation=``."""
+
+Probe = Callable[[int, Tensor, Tensor, float, int | None], None]
+"""Looks at one layer's attention: (layer, queries (H, N, D), keys (K, N, D), scale, window)."""
 
 
 class RowCache:
@@ -110,6 +113,8 @@ class RowPlan:
     branches: Branches | None = None
     prefix: RowCache | None = None
     """A cache of one row, which every row continues."""
+    probe: Probe | None = None
+    """Called in every layer, before its attention is computed."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -256,18 +261,19 @@ def row_attention(
     query, key = query.to(value.dtype), key.to(value.dtype)
     width = row_plan.shape[1]
     window = kwargs.get("sliding_window")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if row_plan.probe is not None:
+        row_plan.probe(int(module.layer_idx), query[0], key[0], scale, window)  # type: ignore[arg-type]
     if row_plan.branches is not None:
-        return branched_attention(module, (query, key, value), row_plan, window, scaling), None
+        return branched_attention(module, (query, key, value), row_plan, window, scale), None
     cache = row_plan.cache
     if row_plan.step is not None and cache is not None:
         keys, values = (x[int(module.layer_idx)] for x in cache.stored)  # type: ignore[arg-type]
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return row_plan.step.attend((query, key, value), (keys, values), scale, window), None
     if row_plan.layout is not None and not dropout and (window is None or window >= width):
         if cache is not None and row_plan.store:
             own = (row_plan.rows(key), row_plan.rows(value))
             cache.append(int(module.layer_idx), *own, row_plan.lengths)  # type: ignore[arg-type]
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
         with no_autocast(query.device.type):  # it chooses its own precision
             return row_products(q, k, v, row_plan.layout, scale)[None], None
@@ -303,10 +309,10 @@ def branched_attention(
     qkv: tuple[Tensor, Tensor, Tensor],
     plan: RowPlan,
     window: int | None,
-    scaling: float | None,
+    scale: float,
 ) -> Tensor:
     """Attend within the branches of rows, and to the prefix of all; shapes as in the caller."""
-    query, key, value = qkv
+    _, key, value = qkv
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     assert plan.branches is not None
     prefix = None
@@ -316,7 +322,6 @@ def branched_attention(
     if plan.store and plan.cache is not None:
         plan.cache.append(layer, plan.rows(key), plan.rows(value), plan.lengths)
     if plan.layout is not None and (window is None or window >= plan.num_shared + plan.shape[1]):
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         q, k, v = (x.squeeze(0).transpose(0, 1) for x in qkv)
         return branched_products((q, k, v), plan.layout, scale, plan.branches, prefix)[None]
     q, k, v = (plan.rows(x) for x in qkv)
@@ -327,7 +332,7 @@ def branched_attention(
         )
     mask = plan.branches.wide_mask(plan.num_shared, window).to(q.device)
     is_grouped = q.shape[1] != k.shape[1]
-    out = F.scaled_dot_product_attention(q, k, v, mask, scale=scaling, enable_gqa=is_grouped)
+    out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=is_grouped)
     return plan.tokens(out.transpose(1, 2))
 
 

@@ -13,43 +13,99 @@ from rankscope.records.advice import (
     Recommendation,
     TaskAdvice,
 )
+from rankscope.records.heads import HeadAblation, HeadChange, HeadRole, HeadsRecord, LayerHeads
+from rankscope.records.inspection import (
+    AdapterChange,
+    Inspection,
+    MatrixChange,
+    NormGrowth,
+    TunedKind,
+    TunedModel,
+)
 from rankscope.records.items import ITEM_SCHEMA, ItemResult, read_items, write_items
+from rankscope.records.mitigation import (
+    MitigationComparison,
+    ScaledPoint,
+    ScalingCurve,
+    SeedMean,
+    TaskMitigation,
+)
+from rankscope.records.prediction import (
+    Backtest,
+    BacktestTask,
+    Predictor,
+    PredictorFeatures,
+    PredictorScore,
+    RankPrediction,
+    RankScore,
+    TaskPrediction,
+)
 from rankscope.records.record import BASE, FAILED, SCHEMA_VERSION, Record, Role, Split, Status
 from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores
 from rankscope.records.spectra import MatrixSpectrum, SpectraRecord
 from rankscope.records.study import ModelRecord, Provenance, StudyRecords, TaskRecord, TrialRecords
-from rankscope.records.trials import LossPoint, TrainRecord, TrialSpec
+from rankscope.records.trials import LossPoint, PenaltyPoint, TrainRecord, TrialSpec
+from rankscope.records.variants import Variant, VariantKind, trial_of, variant_of
 
 __all__ = [
     "BASE",
     "FAILED",
     "ITEM_SCHEMA",
     "SCHEMA_VERSION",
+    "AdapterChange",
     "ArmSummary",
+    "Backtest",
+    "BacktestTask",
     "CurvePoint",
     "Decision",
     "Estimate",
     "EvalKey",
     "EvalRecord",
+    "HeadAblation",
+    "HeadChange",
+    "HeadRole",
+    "HeadsRecord",
+    "Inspection",
     "ItemResult",
     "ItemScores",
+    "LayerHeads",
     "LossPoint",
+    "MatrixChange",
     "MatrixSpectrum",
+    "MitigationComparison",
     "ModelRecord",
+    "NormGrowth",
+    "PenaltyPoint",
+    "Predictor",
+    "PredictorFeatures",
+    "PredictorScore",
     "Provenance",
+    "RankPrediction",
+    "RankScore",
     "Reason",
     "Recommendation",
     "Record",
     "Role",
+    "ScaledPoint",
+    "ScalingCurve",
+    "SeedMean",
     "SpectraRecord",
     "Split",
     "Status",
     "StudyRecords",
     "TaskAdvice",
+    "TaskMitigation",
+    "TaskPrediction",
     "TaskRecord",
     "TrainRecord",
     "TrialRecords",
     "TrialSpec",
+    "TunedKind",
+    "TunedModel",
+    "Variant",
+    "VariantKind",
     "read_items",
+    "trial_of",
+    "variant_of",
     "write_items",
 ]

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from rankscope.records.mitigation import TaskMitigation
 from rankscope.records.record import Record
 
 
@@ -103,3 +104,5 @@ class Recommendation(Record):
     advice: tuple[TaskAdvice, ...]
     method: str
     """How the choice was made, one paragraph."""
+    mitigation: tuple[TaskMitigation, ...] = ()
+    """Trials made milder at inference, and mitigations beside them, where the study has any."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rankscope.records.heads import HeadsRecord
 from rankscope.records.record import Record, Role, Status
 from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores
 from rankscope.records.spectra import SpectraRecord
@@ -75,6 +76,7 @@ class TrialRecords:
     """Why it did not finish, one sentence."""
     train: TrainRecord | None = None
     spectra: SpectraRecord | None = None
+    heads: HeadsRecord | None = None
     curve: tuple[CurvePoint, ...] = ()
     """Scores while it trained, by step; empty where the study asked for none."""
 

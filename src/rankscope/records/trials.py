@@ -37,6 +37,18 @@ class TrialSpec(Record):
     schedule: Literal["linear", "cosine", "constant"] | None = None
     warmup_fraction: float | None = None
     weight_decay: float | None = None
+    replay: str | None = None
+    """Here and below: what holds the trial back from forgetting. Task whose rows are mixed in."""
+    replay_share: float | None = None
+    """Their share of all rows seen, and of the loss."""
+    replay_sha256: str | None = None
+    """Hash of those rows as encoded."""
+    kl_to_base: float | None = None
+    """Weight of KL(base || tuned), nats per label token, in the loss."""
+    early_stop: int | None = None
+    """Points without a better in-domain score after which training stops."""
+    selection_sha256: str | None = None
+    """Early stopping alone: hash of what it is scored on then."""
 
     @property
     def is_full(self) -> bool:
@@ -63,6 +75,17 @@ class TrialSpec(Record):
         return {name: value for name, value in own.items() if value is not None}
 
     @property
+    def mitigations(self) -> dict[str, object]:
+        """What holds the trial back from forgetting, as labels name it; empty for a plain one."""
+        share = "" if self.replay_share is None else f"{self.replay_share:.12g}"
+        own: dict[str, object] = {
+            "replay": None if self.replay is None else f"{share}x{self.replay}",
+            "kl": None if self.kl_to_base is None else f"{self.kl_to_base:.12g}",
+            "patience": self.early_stop,
+        }
+        return {name: value for name, value in own.items() if value is not None}
+
+    @property
     def arm(self) -> tuple[object, ...]:
         """Everything but the seed: trials of one arm point are replicates."""
         return (*self.arm_without_lr, self.lr)
@@ -81,6 +104,7 @@ class TrialSpec(Record):
             self.dropout,
             self.init_sha256,
             *self.overrides.items(),
+            *self.mitigations.items(),
         )
 
     @property
@@ -110,6 +134,7 @@ class TrialSpec(Record):
         for name, value in self.overrides.items():
             number = value if isinstance(value, str) else f"{value:.12g}"
             parts.append(f"{OVERRIDE_LABELS[name]}={number}")
+        parts += [f"{name}={value}" for name, value in self.mitigations.items()]
         return " ".join(parts)
 
     @property
@@ -142,10 +167,20 @@ class LossPoint(Record):
 
     step: int
     loss: float
-    """Mean over the step's labelled tokens, nats."""
+    """Mean over the labelled tokens of the step's own rows, nats."""
     lr: float
     grad_norm: float
     """Before clipping."""
+
+
+class PenaltyPoint(Record):
+    """What a step of a trial with replay or KL had in its loss besides the task's own rows."""
+
+    step: int
+    replay_loss: float | None = None
+    """Mean over the replayed rows' labelled tokens, nats; None in a step without such rows."""
+    divergence: float | None = None
+    """KL(base || tuned), mean over the labelled tokens it is taken at, nats; not weighted."""
 
 
 class TrainRecord(Record):
@@ -173,3 +208,9 @@ class TrainRecord(Record):
     losses: tuple[LossPoint, ...]
     weights_sha256: str
     """Of the stored adapter or full model weights."""
+    penalties: tuple[PenaltyPoint, ...] = ()
+    """Of a trial with replay or KL to the base, by step."""
+    num_replay_tokens: int = 0
+    """Of ``num_tokens``, those of replayed rows."""
+    best_step: int | None = None
+    """Early stopping alone: the step whose weights were kept."""

@@ -22,7 +22,16 @@ from rankscope.errors import BadInput
 from rankscope.records import Recommendation, Record, StudyRecords
 from rankscope.report.answer import answer, missing
 from rankscope.report.figure import Figure
-from rankscope.report.figures import accuracy, curve, plane, spectra, training, transfer
+from rankscope.report.figures import (
+    accuracy,
+    curve,
+    heads,
+    plane,
+    scaling,
+    spectra,
+    training,
+    transfer,
+)
 from rankscope.report.style import DASHES, dark_colors, duration, number, visible
 from rankscope.report.tables import failed_trials, tasks_read, training_rows
 from rankscope.report.view import StudyView
@@ -99,6 +108,7 @@ def sections(view: StudyView) -> list[Section]:
     in_domain = [accuracy.draw_in_domain(view, task) for task in tasks]
     # Without retention tasks the plane is empty; then the score against rank is the picture.
     first = next((f for f in (*planes[:1], *in_domain[:1]) if f.plot is not None), None)
+    maps = [figure for task in tasks if (figure := heads.draw(view, task)) is not None]
     units = dict.fromkeys(view.unit(task.name) for task in view.study.tasks)
     retention = [accuracy.draw_retention(view, task) for task in tasks]
     ranks = [figure for pair in zip(in_domain, retention, strict=True) for figure in pair]
@@ -117,6 +127,12 @@ def sections(view: StudyView) -> list[Section]:
             (*(f for f in planes if f is not first), *curves),
         ),
         Section(
+            "mitigation",
+            "Forgetting less",
+            "What a milder update keeps, and what was done in training to keep more.",
+            tuple(figure for task in tasks for figure in scaling.draw(view, task)),
+        ),
+        Section(
             "ranks",
             "How much rank is enough",
             "Scores of the report split against LoRA rank.",
@@ -132,7 +148,7 @@ def sections(view: StudyView) -> list[Section]:
             "spectra",
             "Inside the weights",
             "dW is what training added to a weight matrix W0.",
-            tuple(draw(view, task) for task in tasks for draw in weights),
+            (*(draw(view, task) for task in tasks for draw in weights), *maps),
         ),
         Section(
             "training",

@@ -4,19 +4,20 @@ In every optimizer step each trial that still has steps left contributes the row
 they run through the shared base one after another, joined or cut into forward passes of a size that
 suits the machine. The loss is the sum over trials of (sum of token losses / label tokens of the
 trial's whole optimizer step): parameters of different trials are disjoint, so one backward gives
-each the gradient it would have had alone.
+each the gradient it would have had alone. What a trial has besides its own rows, replay and KL to
+the base, is a term of its own loss (``mitigation.py``).
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from rankscope.config.schema import TrainConfig
-from rankscope.data.batches import RowOrder
+from rankscope.data.batches import ReplayOrder, RowOrder
 from rankscope.data.encode import EncodedRow
 from rankscope.errors import BadInput, Interrupted
 from rankscope.models.base import Base, Row, RowBatch
@@ -26,8 +27,16 @@ from rankscope.models.recompute import keep_activations, recompute_layers
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import PackCheckpoint, PackState
 from rankscope.train.loss import mean_losses
+from rankscope.train.mitigation import (
+    EarlyStop,
+    Portion,
+    Replayed,
+    base_logits_of,
+    divergences,
+    label_positions,
+)
 from rankscope.train.optimizer import learning_rate
-from rankscope.train.trainee import Trainee
+from rankscope.train.trainee import StepLosses, Trainee
 from rankscope.trials import ALONE, own_protocol, planned_steps
 
 NOTHING_TRAINED = "nothing was trained"
@@ -42,7 +51,8 @@ class Progress(Protocol):
 
 
 class AfterStep(Protocol):
-    """Looks at a pack between two optimizer steps, and leaves it as it is."""
+    """Looks at a pack between two optimizer steps, and leaves its weights as they are; a trainee
+    with an early stop may be told a score."""
 
     def __call__(self, step: int, base: Base, trainees: Sequence[Trainee]) -> None:
         """``step`` optimizer steps are done; for full fine-tuning ``base`` is the copy it trains.
@@ -70,6 +80,7 @@ def train_pack(
     rows: Sequence[EncodedRow],
     protocol: TrainConfig,
     *,
+    replay: Mapping[str, Sequence[EncodedRow]] | None = None,
     checkpoint: PackCheckpoint | None = None,
     progress: Progress | None = None,
     after_step: AfterStep | None = None,
@@ -82,6 +93,7 @@ def train_pack(
         trials: LoRA trials of one task, or a single full trial.
         rows: the task's encoded training rows; each trial sees them in its own seed's order.
         protocol: epochs, batch size and the rest; ``own_protocol`` says what a trial makes of it.
+        replay: by task, the encoded rows that trials may replay.
         checkpoint: where the resumable state goes, at most every ``checkpoint_seconds``.
         progress: called after every optimizer step.
         after_step: called after that; its time is not the training's.
@@ -93,7 +105,9 @@ def train_pack(
     """
     if not rows:
         raise BadInput("no training rows are left after encoding: there is nothing to train on")
+    frozen = base
     base, trainees = prepare(base, trials, rows, protocol)
+    add_mitigations(trainees, replay or {})
     start_step, seconds_before = resume(trainees, checkpoint)
     num_steps = max(trainee.num_steps for trainee in trainees)
     begun = saved = time.monotonic()
@@ -105,9 +119,15 @@ def train_pack(
             active = [trainee for trainee in trainees if trainee.is_active(step)]
             if not active:
                 break
-            num_tokens = run_step(base, active, rows, step, protocol.batch_tokens)
+            for trainee in active:
+                trainee.begin_step(step)
+            portions = [p for i, t in enumerate(active) for p in t.portions(step, i, rows)]
+            losses_of = run_step(base, frozen, active, portions, protocol.batch_tokens)
+            for trainee, losses_found in zip(active, losses_of, strict=True):
+                trainee.update(step, losses_found)
             if progress is not None:
                 losses = [t.losses[-1].loss for t in active if t.failure is None]
+                num_tokens = sum(len(row.input_ids) for p in portions for row in p.rows)
                 progress(step + 1, num_steps, num_tokens, losses)
             if after_step is not None:
                 begun += timed(after_step, step + 1, base, trainees)
@@ -124,6 +144,7 @@ def train_pack(
         base.pack.training = False
         keep_activations(base.model)
     for trainee in trainees:
+        trainee.keep_best()
         trainee.failure = trainee.failure or fault_at_end(trainee)
     return PackResult(tuple(trainees), base, seconds_before + time.monotonic() - begun)
 
@@ -202,53 +223,104 @@ def prepare(
     return base, trainees
 
 
+def add_mitigations(
+    trainees: Sequence[Trainee], replay: Mapping[str, Sequence[EncodedRow]]
+) -> None:
+    """Give each trainee its replayed rows and its early stop, where its trial has them."""
+    for trainee in trainees:
+        spec = trainee.spec
+        if spec.kl_to_base and trainee.tuner is not None:
+            raise BadInput(
+                f"{spec.label}: kl_to_base needs the bare base, which PEFT's method is on"
+            )
+        if spec.early_stop is not None:
+            trainee.early_stop = EarlyStop(spec.early_stop)
+        if spec.replay is not None and spec.replay_share:
+            rows = replay[spec.replay]
+            order = ReplayOrder(trainee.order, len(rows), spec.replay_share)
+            trainee.replayed = Replayed(rows, order)
+
+
 def run_step(
-    base: Base, active: list[Trainee], rows: Sequence[EncodedRow], step: int, batch_tokens: int
-) -> int:
-    """One optimizer step of every active trial; the number of valid tokens seen."""
-    for trainee in active:
-        trainee.begin_step(step)
-    of_step = [[rows[i] for micro in t.order.step(step) for i in micro] for t in active]
-    label_tokens = [sum(sum(row.is_label) for row in own) for own in of_step]
+    base: Base,
+    frozen: Base,
+    active: Sequence[Trainee],
+    portions: Sequence[Portion],
+    batch_tokens: int,
+) -> list[StepLosses]:
+    """Losses and gradients of one optimizer step of every active trial.
+
+    frozen: the untuned base, which KL looks at; ``base`` itself but for full fine-tuning.
+    portions: the rows of the step, those of one trial one after another.
+    """
+    for portion in portions:
+        active[portion.trainee].count(portion)
+    labels = [portion.num_labels for portion in portions]
     if any(trainee.needs_row_passes for trainee in active):
         batch_tokens = 1
-    step_losses = torch.zeros(len(active), device=base.device)
-    for parts in forward_passes(of_step, batch_tokens):
-        batch_rows: list[Row] = []
-        targets: list[int] = []
-        counts: list[int] = []
-        for i, own in parts:
-            before = len(targets)
-            for row in own:
-                keep = [t - 1 for t, labelled in enumerate(row.is_label) if labelled]
-                batch_rows.append(Row(row.input_ids, keep, active[i].slot))
-                targets.extend(row.input_ids[t + 1] for t in keep)
-            counts.append(len(targets) - before)
+    found = torch.zeros(2, len(portions), device=base.device)  # of the rows; of KL to the base
+    for parts in forward_passes([portion.rows for portion in portions], batch_tokens):
         members = [i for i, _ in parts]
+        kept = [i for i in members if portions[i].kl_weight]
+        of_base = base_logits_of(frozen, [own for i, own in parts if i in kept]) if kept else []
+        batch_rows = [
+            Row(row.input_ids, label_positions(row), active[portions[i].trainee].slot)
+            for i, own in parts
+            for row in own
+        ]
+        counts = [sum(sum(row.is_label) for row in own) for _, own in parts]
+        logits = base.logits(RowBatch.of(batch_rows, base.device))
         losses = mean_losses(
-            base.logits(RowBatch.of(batch_rows, base.device)),
-            torch.tensor(targets, dtype=torch.int64, device=base.device),
+            logits,
+            torch.tensor(label_ids(parts), dtype=torch.int64, device=base.device),
             counts,
-            [label_tokens[i] for i in members],
+            [labels[i] / portions[i].weight for i in members],
         )
-        losses.sum().backward()
-        step_losses[members] += losses.detach()
-    num_tokens = [sum(len(row.input_ids) for row in own) for own in of_step]
-    for i, (trainee, loss) in enumerate(zip(active, step_losses.tolist(), strict=True)):
-        trainee.num_tokens += num_tokens[i]
-        trainee.num_label_tokens += label_tokens[i]
-        trainee.update(step, loss)
-    return sum(num_tokens)
+        total = losses.sum()
+        if kept:
+            spans = dict(zip(members, logits.split(counts), strict=True))
+            for i, base_logits in zip(kept, of_base, strict=True):
+                apart = divergences(spans[i], base_logits).sum() / labels[i]
+                total = total + portions[i].kl_weight * apart
+                found[1, i] += apart.detach()
+        total.backward()
+        found[0, members] += losses.detach()
+    return step_losses(len(active), portions, found.tolist())
+
+
+def label_ids(parts: Sequence[tuple[int, Sequence[EncodedRow]]]) -> list[int]:
+    """The labelled tokens of a pass, in order."""
+    return [row.input_ids[t + 1] for _, own in parts for row in own for t in label_positions(row)]
+
+
+def step_losses(
+    count: int, portions: Sequence[Portion], found: Sequence[Sequence[float]]
+) -> list[StepLosses]:
+    """What each of ``count`` trials had in its loss; ``found``: weighted losses and KL by portion.
+
+    A portion's loss becomes its mean again; weights are those of ``portions``.
+    """
+    own, replayed, divergence = [0.0] * count, [None] * count, [None] * count
+    for portion, loss, apart in zip(portions, *found, strict=True):
+        i = portion.trainee
+        if portion.is_replay:
+            replayed[i] = loss / portion.weight
+        else:
+            own[i] = loss / portion.weight
+        if portion.kl_weight:
+            divergence[i] = apart
+    return [StepLosses(*each) for each in zip(own, replayed, divergence, strict=True)]
 
 
 def forward_passes(
     of_step: Sequence[Sequence[EncodedRow]], batch_tokens: int
 ) -> list[list[tuple[int, list[EncodedRow]]]]:
-    """Cut the rows of one optimizer step, by trial, into forward passes of like size.
+    """Cut the rows of one optimizer step, by portion, into forward passes of like size.
 
     A pass is as large as the memory allows and a product is fast, whatever the trials' batch sizes
     and accumulation: the gradient is a sum over the step's rows, however they are cut. Each pass
-    lists (trial's place in ``of_step``, rows) and has at most ``batch_tokens`` tokens, or one row.
+    lists (portion's place in ``of_step``, rows) and has at most ``batch_tokens`` tokens, or one
+    row.
     """
     total = sum(len(row.input_ids) for own in of_step for row in own)
     share = total / max(1, math.ceil(total / batch_tokens))

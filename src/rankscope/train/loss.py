@@ -20,7 +20,7 @@ class MeanLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, targets: Tensor, counts: Sequence[int], divisors: Sequence[int]
+        ctx: Any, logits: Tensor, targets: Tensor, counts: Sequence[int], divisors: Sequence[float]
     ) -> Tensor:
         """(M, vocabulary), (M,) -> (len(counts),) float32."""
         losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
@@ -59,7 +59,7 @@ class MeanLosses(torch.autograd.Function):
 
 
 def mean_losses(
-    logits: Tensor, targets: Tensor, counts: Sequence[int], divisors: Sequence[int]
+    logits: Tensor, targets: Tensor, counts: Sequence[int], divisors: Sequence[float]
 ) -> Tensor:
     """Each adapter's cross-entropy, summed over its labelled tokens here and divided.
 
@@ -68,7 +68,8 @@ def mean_losses(
         targets: (M,) token ids.
         counts: labelled tokens of each adapter, in the order of the batch, summing to M.
         divisors: label tokens of each adapter's whole optimizer step, so that uneven passes weigh
-            by tokens, and parts of a step add up to its mean.
+            by tokens, and parts of a step add up to its mean; divided by the weight of a portion
+            that is no whole step.
 
     Returns:
         (len(counts),) float32, nats.

@@ -8,7 +8,7 @@ allocate inside of one operation cannot be seen there: ``KERNEL_SHARE`` stands f
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import nn
@@ -68,6 +68,11 @@ class RowCounts:
             statistics.pstdev(labels),
             max(labels),
         )
+
+    @classmethod
+    def longer(cls, counts: Sequence["RowCounts"]) -> "RowCounts":
+        """Of rows that stand together, each figure the largest, so that none is underestimated."""
+        return cls(*(max(values) for values in zip(*map(astuple, counts), strict=True)))
 
     def fullest_pass(self, num_rows: int, batch_tokens: int) -> PassShape:
         """About the largest of the passes that steps of ``num_rows`` rows are cut into.
@@ -130,7 +135,13 @@ class MemoryModel:
     ) -> PackMemory:
         """Peak memory of training a pack: LoRA trials of one task, or a single other trial."""
         own = [own_protocol(trial, train) for trial in pack]
-        rows_each = [min(counts.num_rows, p.batch_size * p.gradient_accumulation) for p in own]
+        rows_each = [
+            math.ceil(
+                min(counts.num_rows, p.batch_size * p.gradient_accumulation)
+                / (1 - (trial.replay_share or 0.0))
+            )
+            for trial, p in zip(pack, own, strict=True)
+        ]
         shape = counts.fullest_pass(sum(rows_each), train.batch_tokens)
         recomputes = train.gradient_checkpointing
         if pack[0].is_full:
@@ -140,7 +151,7 @@ class MemoryModel:
             return PackMemory(
                 nbytes(self.base),
                 state,
-                self._counted_pass((), shape, recomputes) + casts,
+                self._counted_pass((), shape, recomputes) + casts + self._kl_bytes(pack, shape),
                 sum(shape.lengths),
             )
         pack = [self.stand_in(trial) for trial in pack]
@@ -150,10 +161,18 @@ class MemoryModel:
         return PackMemory(
             nbytes(self.base),
             state,
-            self._counted_pass(pack, shape, recomputes) + casts,
+            self._counted_pass(pack, shape, recomputes) + casts + self._kl_bytes(pack, shape),
             sum(shape.lengths),
             round(HELD_SHARE * state) if self.device.type == "cpu" else 0,
         )
+
+    def _kl_bytes(self, pack: Sequence[TrialSpec], shape: PassShape) -> int:
+        """What KL to the base keeps beside a pass: the base's logits, once as they come and once by
+        trial, and a second gradient of the tuned ones."""
+        if not any(trial.kl_to_base for trial in pack):
+            return 0
+        vocabulary = self.base.config.get_text_config().vocab_size
+        return 3 * shape.num_labels * int(vocabulary) * self.dtype.itemsize
 
     def stand_in(self, trial: TrialSpec) -> TrialSpec:
         """LoRA on every linear layer in place of a method of PEFT's, whose parts are not known."""

@@ -10,9 +10,11 @@ from torch.optim.optimizer import ParamsT
 
 from rankscope.config.schema import TrainConfig
 from rankscope.data.batches import RowOrder
+from rankscope.data.encode import EncodedRow
 from rankscope.models.lora import Adapter
 from rankscope.models.peft_tuner import PeftTuner
-from rankscope.records import LossPoint, TrialSpec
+from rankscope.records import LossPoint, PenaltyPoint, TrialSpec
+from rankscope.train.mitigation import EarlyStop, Portion, Replayed, portions_of
 from rankscope.train.optimizer import (
     clip_gradients,
     learning_rate,
@@ -23,6 +25,22 @@ from rankscope.train.optimizer import (
 
 TUNER = "tuner/"
 """Begins the names of a PEFT method's own tensors in a checkpoint."""
+BEST = "best"
+"""Key of the weights that early stopping would keep."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepLosses:
+    """What one optimizer step of one trial had in its loss: means over labelled tokens, nats."""
+
+    own: float
+    replayed: float | None = None
+    divergence: float | None = None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all of it is a number."""
+        return all(math.isfinite(x or 0.0) for x in (self.own, self.replayed, self.divergence))
 
 
 @dataclass(slots=True)
@@ -40,10 +58,14 @@ class Trainee:
     order: RowOrder
     num_steps: int
     tuner: PeftTuner | None = None
+    replayed: Replayed | None = None
+    early_stop: EarlyStop | None = None
     optimizer: torch.optim.Optimizer = field(init=False)
     losses: list[LossPoint] = field(default_factory=list)
     num_tokens: int = 0
     num_label_tokens: int = 0
+    num_replay_tokens: int = 0
+    penalties: list[PenaltyPoint] = field(default_factory=list)
     failure: str | None = None
 
     def __post_init__(self) -> None:
@@ -62,7 +84,25 @@ class Trainee:
 
     def is_active(self, step: int) -> bool:
         """Whether it takes part in optimizer step ``step``."""
-        return self.failure is None and step < self.num_steps
+        stopped = self.early_stop.stopped_after if self.early_stop is not None else None
+        return self.failure is None and step < (self.num_steps if stopped is None else stopped)
+
+    def portions(self, step: int, place: int, rows: Sequence[EncodedRow]) -> list[Portion]:
+        """The rows of optimizer step ``step``; ``place`` is the trial's among those of the step."""
+        own = [rows[i] for micro in self.order.step(step) for i in micro]
+        replayed: list[EncodedRow] = []
+        if self.replayed is not None:
+            replayed = [self.replayed.rows[i] for i in self.replayed.order.step(step)]
+        has_replay = self.replayed is not None
+        return portions_of(place, own, replayed, self.spec.kl_to_base or 0.0, has_replay)
+
+    def count(self, portion: Portion) -> None:
+        """Count a portion's tokens as seen."""
+        num_tokens = sum(len(row.input_ids) for row in portion.rows)
+        self.num_tokens += num_tokens
+        self.num_label_tokens += portion.num_labels
+        if portion.is_replay:
+            self.num_replay_tokens += num_tokens
 
     @property
     def needs_row_passes(self) -> bool:
@@ -77,13 +117,8 @@ class Trainee:
         if self.tuner is not None:
             self.tuner.begin_step(step)
 
-    def update(self, step: int, loss: float) -> None:
-        """Clip, check and apply the gradients of one optimizer step.
-
-        Args:
-            step: the step's index, from 0.
-            loss: mean over the step's label tokens, nats.
-        """
+    def update(self, step: int, losses: StepLosses) -> None:
+        """Clip, check and apply the gradients of the optimizer step of index ``step``, from 0."""
         if self.tuner is not None:
             self.tuner.penalize()
         norm = clip_gradients(self.parameters, self.protocol.max_grad_norm)
@@ -94,8 +129,14 @@ class Trainee:
             self.protocol.schedule,
             self.protocol.warmup_fraction,
         )
-        if math.isfinite(loss) and math.isfinite(norm):
-            self.losses.append(LossPoint(step=step, loss=loss, lr=rate, grad_norm=norm))
+        if losses.is_finite and math.isfinite(norm):
+            self.losses.append(LossPoint(step=step, loss=losses.own, lr=rate, grad_norm=norm))
+            if losses.replayed is not None or losses.divergence is not None:
+                self.penalties.append(
+                    PenaltyPoint(
+                        step=step, replay_loss=losses.replayed, divergence=losses.divergence
+                    )
+                )
             set_rate(self.optimizer, rate)
             self.optimizer.step()
             if self.adapter is not None:
@@ -103,9 +144,21 @@ class Trainee:
             if self.tuner is not None:
                 self.tuner.after_update(step)
         else:
-            what = "loss" if not math.isfinite(loss) else "gradient norm"
+            what = "loss" if not losses.is_finite else "gradient norm"
             self.failure = f"{what} not finite at step {step + 1} of {self.num_steps}"
         self.optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps that were made."""
+        return len(self.losses)
+
+    def keep_best(self) -> None:
+        """At the end: the weights that early stopping found best, where the trial has it."""
+        if self.early_stop is not None and self.failure is None:
+            self.early_stop.restore_best(self.parameters)
+            if self.adapter is not None:
+                self.adapter.weights_changed()
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, by name, contiguous on the CPU."""
@@ -113,6 +166,8 @@ class Trainee:
         for i, parameter in enumerate(self.parameters):
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 found[f"{key}/{i}"] = torch.as_tensor(value)
+        if self.early_stop is not None:
+            found |= {f"{BEST}/{i}": best for i, best in enumerate(self.early_stop.weights)}
         if self.tuner is not None:
             found |= {f"{TUNER}{name}": tensor for name, tensor in self.tuner.tensors().items()}
         return {name: t.detach().cpu().clone().contiguous() for name, t in found.items()}
@@ -125,6 +180,9 @@ class Trainee:
             "num_label_tokens": self.num_label_tokens,
             "failure": self.failure,
             "tuner": self.tuner.counters() if self.tuner is not None else {},
+            "num_replay_tokens": self.num_replay_tokens,
+            "penalties": [point.model_dump() for point in self.penalties],
+            "early_stop": self.early_stop.counters() if self.early_stop is not None else {},
         }
 
     @torch.no_grad()
@@ -133,7 +191,7 @@ class Trainee:
         of_tuner = {n.removeprefix(TUNER): t for n, t in tensors.items() if n.startswith(TUNER)}
         for name, tensor in tensors.items():
             key, _, index = name.rpartition("/")
-            if name.startswith(TUNER):
+            if name.startswith(TUNER) or key == BEST:
                 continue
             parameter = self.parameters[int(index)]
             if key == "parameter":
@@ -148,6 +206,17 @@ class Trainee:
         self.losses = [LossPoint.model_validate(point) for point in losses]
         self.num_tokens = int(counters["num_tokens"])  # type: ignore[call-overload]
         self.num_label_tokens = int(counters["num_label_tokens"])  # type: ignore[call-overload]
+        self.num_replay_tokens = int(counters["num_replay_tokens"])  # type: ignore[call-overload]
+        penalties: Sequence[dict[str, object]] = counters["penalties"]  # type: ignore[assignment]
+        self.penalties = [PenaltyPoint.model_validate(point) for point in penalties]
         self.failure = counters["failure"]  # type: ignore[assignment]
+        if self.early_stop is not None:
+            best = {n: t for n, t in tensors.items() if n.startswith(f"{BEST}/")}
+            self.early_stop.restore(
+                counters["early_stop"],  # type: ignore[arg-type]
+                [best[f"{BEST}/{i}"].to(p.device) for i, p in enumerate(self.parameters)]
+                if best
+                else [],
+            )
         if self.tuner is not None:
             self.tuner.restore(of_tuner, counters["tuner"])  # type: ignore[arg-type]

@@ -1,0 +1,263 @@
+"""Ways of forgetting less, compared at an equal in-domain score.
+
+Scaling a trained update down, W0 + f (W - W0), costs no training and always forgets less in the
+end, f = 0 being the base. So whatever else is meant to help has to forget less than the plain arm
+scaled to the *same* gain. Between two strengths both gain and forgetting are interpolated linearly;
+where a curve passes a gain more than once, its least forgetting counts: the best scaling can do.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import get_args
+
+import numpy as np
+from scipy import stats
+
+from rankscope.advise.choose import Objective
+from rankscope.records import (
+    BASE,
+    MitigationComparison,
+    ScaledPoint,
+    ScalingCurve,
+    SeedMean,
+    Split,
+    StudyRecords,
+    TaskMitigation,
+    TrialRecords,
+    Variant,
+    VariantKind,
+    variant_of,
+)
+
+Spot = tuple[float, float]
+"""(gain, forgetting) of one trained trial at one strength."""
+
+CONFIDENCE = 0.95
+
+
+def compare_mitigations(study: StudyRecords) -> tuple[TaskMitigation, ...]:
+    """The scaling curves of every arm and what they say of mitigations, by training task.
+
+    Empty where the study scored no trial scaled, or has no retention task.
+    """
+    found = []
+    for task in dict.fromkeys(trial.spec.task for trial in study.trials):
+        trials = [t for t in study.trials if t.spec.task == task and t.status == "done"]
+        curves = [c for c in (_curves(study, group) for group in by_arm(trials)) if c]
+        if curves:
+            found.append(
+                TaskMitigation(
+                    task=task,
+                    curves=tuple(curve for of_arm in curves for curve in of_arm),
+                    comparisons=tuple(_comparisons(study, trials)),
+                )
+            )
+    return tuple(found)
+
+
+def forgetting_at(curve: Sequence[Spot], gain: float) -> float | None:
+    """Least forgetting at which a piecewise linear curve of (gain, forgetting) has ``gain``.
+
+    None where the curve does not reach it.
+    """
+    reached = [forgotten for found, forgotten in curve if found == gain]
+    for (g0, f0), (g1, f1) in pairwise(curve):
+        if min(g0, g1) <= gain <= max(g0, g1) and g0 != g1:
+            reached.append(f0 + (f1 - f0) * (gain - g0) / (g1 - g0))
+    return min(reached, default=None)
+
+
+def by_arm(trials: Sequence[TrialRecords]) -> list[list[TrialRecords]]:
+    """Trials that differ in their seed alone, together."""
+    groups: dict[tuple[object, ...], list[TrialRecords]] = {}
+    for trial in trials:
+        groups.setdefault(trial.spec.arm, []).append(trial)
+    return list(groups.values())
+
+
+def spot(study: StudyRecords, task: str, model: str, split: Split) -> Spot | None:
+    """What one model gained on ``task`` and forgot on the retention tasks; None where unknown."""
+    gain = _change(study, model, task, split)
+    retained = [t for t in study.tasks if "retention" in t.roles and t.name != task]
+    of_unit = [t for t in retained if t.higher_is == "accuracy"] or retained
+    falls = [_change(study, model, t.name, split) for t in of_unit]
+    known = [-fall for fall in falls if fall is not None]
+    if gain is None or not known or len(known) < len(falls):
+        return None
+    return gain, float(np.mean(known))
+
+
+def _change(study: StudyRecords, model: str, task: str, split: Split) -> float | None:
+    """Mean score of a model minus the base's, on the items that both have; None without any."""
+    base, tuned = (study.items.get((m, task, split)) for m in (BASE, model))
+    if base is None or tuned is None:
+        return None
+    if base.item_ids == tuned.item_ids:
+        differences = tuned.scores - base.scores
+    else:
+        scores = dict(zip(base.item_ids, base.scores.tolist(), strict=True))
+        pairs = zip(tuned.item_ids, tuned.scores.tolist(), strict=True)
+        differences = np.array([score - scores[i] for i, score in pairs if i in scores])
+    differences = differences[np.isfinite(differences)]
+    return float(differences.mean()) if differences.size else None
+
+
+def strengths(study: StudyRecords, trial: TrialRecords, kind: VariantKind) -> list[float]:
+    """At which strengths a trial was scored, rising; 0 and 1 are not among them."""
+    found = {
+        variant.strength
+        for model, _, _ in study.evals
+        if model.startswith(trial.spec.trial_id)
+        and (variant := variant_of(model)) is not None
+        and variant.kind == kind
+    }
+    return sorted(found)
+
+
+def scaling_spots(
+    study: StudyRecords, trial: TrialRecords, kind: VariantKind, split: Split
+) -> dict[float, Spot] | None:
+    """A trial's curve by strength, base and the trial itself included; None where it has none.
+
+    Scaled by layer, or in its intruders, strength 0 leaves a part as trained, so the base is no
+    part of such a curve.
+    """
+    task, trial_id = trial.spec.task, trial.spec.trial_id
+    models = {s: Variant(kind, s).of(trial_id) for s in strengths(study, trial, kind)}
+    if not models:
+        return None
+    spots = {s: spot(study, task, model, split) for s, model in (models | {1.0: trial_id}).items()}
+    known = {s: found for s, found in spots.items() if found is not None}
+    if len(known) < 2:
+        return None
+    return {0.0: (0.0, 0.0), **known} if kind == "scale" else known
+
+
+def _curves(study: StudyRecords, arm: Sequence[TrialRecords]) -> list[ScalingCurve]:
+    objective = Objective.from_config(study.config)
+    found = []
+    for kind in get_args(VariantKind):
+        report = [c for t in arm if (c := scaling_spots(study, t, kind, "report"))]
+        selection = [c for t in arm if (c := scaling_spots(study, t, kind, "selection"))]
+        if not report or len(report) != len(selection):
+            continue
+        shared = sorted(set.intersection(*(set(c) for c in (*report, *selection))))
+        points = tuple(_mean_point(s, report, selection) for s in shared)
+        if len(points) < 2:
+            continue
+        best = max(
+            points,
+            key=lambda p: (
+                objective.in_domain * p.selection_gain
+                - objective.retention * p.selection_forgetting
+            ),
+        )
+        label = arm[0].spec.arm_label
+        found.append(
+            ScalingCurve(label=label, kind=kind, points=points, chosen_strength=best.strength)
+        )
+    return found
+
+
+def _mean_point(
+    strength: float,
+    report: Sequence[Mapping[float, Spot]],
+    selection: Sequence[Mapping[float, Spot]],
+) -> ScaledPoint:
+    gain, forgetting = np.mean([curve[strength] for curve in report], axis=0)
+    chosen = np.mean([curve[strength] for curve in selection], axis=0)
+    return ScaledPoint(
+        strength=strength,
+        gain=float(gain),
+        forgetting=float(forgetting),
+        selection_gain=float(chosen[0]),
+        selection_forgetting=float(chosen[1]),
+        seeds=len(report),
+    )
+
+
+def _comparisons(study: StudyRecords, trials: Sequence[TrialRecords]) -> list[MitigationComparison]:
+    """Mitigated arms beside their plain ones; other ways of scaling beside scaling as a whole."""
+    plain = {
+        (settings_without_mitigation(t), t.spec.seed): t for t in trials if not is_mitigated(t)
+    }
+    found = []
+    kinds: tuple[VariantKind, ...] = ("layers", "intruders", "control")
+    for arm in by_arm(trials):
+        if is_mitigated(arm[0]):
+            pairs = [
+                (t.spec.trial_id, partner)
+                for t in arm
+                if (partner := plain.get((settings_without_mitigation(t), t.spec.seed)))
+            ]
+            found += _compared(study, arm[0].spec.arm_label, pairs)
+        for kind in kinds:
+            for strength in strengths(study, arm[0], kind):
+                variant = Variant(kind, strength)
+                label = variant.of(f"{arm[0].spec.arm_label} ").replace("@", "")
+                found += _compared(study, label, [(variant.of(t.spec.trial_id), t) for t in arm])
+    return found
+
+
+def is_mitigated(trial: TrialRecords) -> bool:
+    """Whether a trial was trained with anything against forgetting."""
+    spec = trial.spec
+    return bool(spec.mitigations or spec.dropout or spec.weight_decay)
+
+
+def settings_without_mitigation(trial: TrialRecords) -> tuple[object, ...]:
+    """What a mitigated trial and its plain partner have in common."""
+    spec = trial.spec
+    overrides = {name: v for name, v in spec.overrides.items() if name != "weight_decay"}
+    return (
+        spec.method,
+        spec.peft,
+        spec.rank,
+        spec.alpha,
+        spec.lr,
+        spec.lr_ratio,
+        spec.targets,
+        spec.init_sha256,
+        *overrides.items(),
+    )
+
+
+def _compared(
+    study: StudyRecords, label: str, pairs: Sequence[tuple[str, TrialRecords]]
+) -> list[MitigationComparison]:
+    """One comparison over seeds, of models and the plain trials that they are compared with; none
+    where the plain trials were not scored scaled."""
+    spots, baselines = [], []
+    for model, trial in pairs:
+        curve = scaling_spots(study, trial, "scale", "report")
+        found = spot(study, trial.spec.task, model, "report")
+        if curve is not None and found is not None:
+            spots.append(found)
+            baselines.append(forgetting_at([curve[s] for s in sorted(curve)], found[0]))
+    if not spots:
+        return []
+    known = [(s[1], b) for s, b in zip(spots, baselines, strict=True) if b is not None]
+    gain, forgetting = np.mean(spots, axis=0)
+    return [
+        MitigationComparison(
+            label=label,
+            plain=pairs[0][1].spec.arm_label,
+            gain=float(gain),
+            forgetting=float(forgetting),
+            baseline=float(np.mean([b for _, b in known])) if known else None,
+            difference=over_seeds([f - b for f, b in known]),
+            beyond=len(spots) - len(known),
+        )
+    ]
+
+
+def over_seeds(values: Sequence[float]) -> SeedMean | None:
+    """The mean with Student's t interval; its width is unknown for one value, None for none."""
+    if not values:
+        return None
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return SeedMean(value=mean, low=None, high=None, seeds=count)
+    error = float(np.std(values, ddof=1)) / count**0.5
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1)) * error
+    return SeedMean(value=mean, low=mean - half, high=mean + half, seeds=count)

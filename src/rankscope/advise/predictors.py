@@ -1,0 +1,166 @@
+"""Which rank to expect, from what is known before training: hypotheses, with a backtest.
+
+No predictor of the best rank is established. Each of these is a rule simple enough to be wrong in a
+way that shows; ``backtest`` counts how often, beside the constant r = 32.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from rankscope.records import (
+    BacktestTask,
+    Predictor,
+    PredictorFeatures,
+    PredictorScore,
+    RankPrediction,
+    StudyRecords,
+    TrialRecords,
+)
+
+VARIANCE = 0.9
+"""Share of the inputs' variance that the directions of a sufficient rank hold."""
+USUAL_RANK = 32
+
+
+def predict(features: PredictorFeatures, ranks: Sequence[int]) -> tuple[RankPrediction, ...]:
+    """Every predictor's rank among ``ranks``; one whose figures are missing is left out."""
+    ranks = sorted(set(ranks))
+    found = [_capacity(features, ranks)]
+    for kind, value in (
+        ("gradient_effective_rank", features.gradient_effective_rank),
+        ("gradient_stable_rank", features.gradient_stable_rank),
+    ):
+        if value is not None:
+            name = kind.replace("_", " ")
+            why = f"the {name} of a target matrix is {value:.1f}, mean over them"
+            found.append(_named(kind, at_least(ranks, value), why))  # type: ignore[arg-type]
+    found += [_input_variance(features, ranks), _base_score(features, ranks)]
+    usual = min(ranks, key=lambda rank: abs(math.log2(rank / USUAL_RANK)))
+    found.append(_named("always_32", usual, f"the rank nearest to {USUAL_RANK}, whatever the data"))
+    return tuple(found)
+
+
+def at_least(ranks: Sequence[int], wanted: float) -> int:
+    """The smallest rank of at least ``wanted``, else the largest."""
+    return min((rank for rank in ranks if rank >= wanted), default=max(ranks))
+
+
+def _named(predictor: Predictor, rank: int, why: str) -> RankPrediction:
+    return RankPrediction(predictor=predictor, rank=rank, why=why)
+
+
+def _capacity(features: PredictorFeatures, ranks: Sequence[int]) -> RankPrediction:
+    """LoRA has at least as many parameters as the rows have completion tokens."""
+    tokens, sizes = features.num_label_tokens, features.lora_parameters
+    rank = min((r for r in ranks if sizes[r] >= tokens), default=max(ranks))
+    return _named(
+        "capacity", rank, f"{tokens:,} completion tokens, {sizes[rank]:,} parameters at r = {rank}"
+    )
+
+
+def _input_variance(features: PredictorFeatures, ranks: Sequence[int]) -> RankPrediction:
+    share = features.input_variance
+    rank = min((r for r in ranks if share[r] >= VARIANCE), default=max(ranks))
+    why = f"{share[rank]:.0%} of the inputs' variance lies in {rank} directions"
+    return _named("input_variance", rank, f"{why}; {VARIANCE:.0%} is taken to be enough")
+
+
+def _base_score(features: PredictorFeatures, ranks: Sequence[int]) -> RankPrediction:
+    """The more the base has to learn, the higher the rank, log-linearly over ``ranks``."""
+    chance = features.chance or 0.0
+    known = (features.base_score - chance) / (1 - chance) if chance < 1 else 0.0
+    missing = 1 - min(1.0, max(0.0, known)) if features.base_score >= 0 else 1.0
+    wanted = min(ranks) * (max(ranks) / min(ranks)) ** missing
+    rank = min(ranks, key=lambda r: abs(math.log2(r / wanted)))
+    said = f"the base scores {features.base_score:.3f}, {features.base_loss:.2f} nats per token"
+    return _named("base_score", rank, f"{said}: {missing:.0%} is left to learn")
+
+
+def screened(curve: Mapping[int, float], margin: float, whole: int) -> RankPrediction:
+    """The truncation screen: the smallest rank whose cut loses less than ``margin``.
+
+    curve: rank -> score of the adapter of rank ``whole`` truncated to it, selection split.
+    """
+    rank = best_rank(curve, margin)
+    why = f"r = {whole} cut to {rank} scores {curve[rank]:.3f}, whole {curve[whole]:.3f}"
+    return _named("truncation_screen", rank, why)
+
+
+def best_rank(curve: Mapping[int, float], margin: float) -> int:
+    """The smallest rank within ``margin`` of the best score."""
+    best = max(curve.values())
+    return min(rank for rank, score in curve.items() if score >= best - margin)
+
+
+def chosen_by_rank(study: StudyRecords, task: str) -> dict[int, list[TrialRecords]]:
+    """Per rank of plain LoRA, the trials at the learning rate that is best on the selection split.
+
+    Arms that differ in anything but rank and learning rate from the first one of the study are left
+    out, so that a curve over ranks shows ranks.
+    """
+    trials = [
+        t
+        for t in study.trials
+        if t.spec.task == task
+        and t.status == "done"
+        and t.spec.method in ("lora", "rslora")
+        and not t.spec.mitigations
+    ]
+    if not trials:
+        return {}
+    alike = [t for t in trials if _but_rank(t) == _but_rank(trials[0])]
+    groups: dict[tuple[int, float], list[TrialRecords]] = {}
+    for trial in alike:
+        assert trial.spec.rank is not None
+        groups.setdefault((trial.spec.rank, trial.spec.lr), []).append(trial)
+    chosen: dict[int, tuple[float, list[TrialRecords]]] = {}
+    for (rank, _), group in groups.items():
+        score = mean_score(study, group, task, "selection")
+        if score is not None and (rank not in chosen or score > chosen[rank][0]):
+            chosen[rank] = (score, group)
+    return {rank: chosen[rank][1] for rank in sorted(chosen)}
+
+
+def _but_rank(trial: TrialRecords) -> tuple[object, ...]:
+    spec = trial.spec
+    ratio = None if not (spec.alpha and spec.rank) else spec.alpha / spec.rank
+    return spec.method, ratio, spec.targets, spec.dropout, *spec.overrides.items()
+
+
+def mean_score(
+    study: StudyRecords, trials: Sequence[TrialRecords], task: str, split: str
+) -> float | None:
+    """Mean over trials; None where one was not scored."""
+    found = [study.evals.get((t.spec.trial_id, task, split)) for t in trials]  # type: ignore[arg-type]
+    scores = [record.score for record in found if record is not None]
+    return float(np.mean(scores)) if scores and len(scores) == len(trials) else None
+
+
+def score_predictors(tasks: Sequence[BacktestTask]) -> tuple[PredictorScore, ...]:
+    """How often each predictor named the best rank, how far off it was, and what that cost."""
+    found: dict[Predictor, list[tuple[bool, float, float]]] = {}
+    for task in tasks:
+        trained = {p.rank: p.trained for p in task.curve if p.trained is not None}
+        best = trained[task.best_rank]
+        for named in task.prediction.predictions:
+            if named.rank not in trained:
+                continue
+            found.setdefault(named.predictor, []).append(
+                (
+                    named.rank == task.best_rank,
+                    abs(math.log2(named.rank / task.best_rank)),
+                    max(0.0, best - trained[named.rank]),
+                )
+            )
+    return tuple(
+        PredictorScore(
+            predictor=predictor,
+            tasks=len(rows),
+            right=sum(right for right, _, _ in rows),
+            doublings=float(np.mean([off for _, off, _ in rows])),
+            regret=float(np.mean([cost for _, _, cost in rows])),
+        )
+        for predictor, rows in found.items()
+    )

@@ -1,0 +1,182 @@
+"""The items of a task as rows whose log-probabilities are wanted, for whichever model runs them.
+
+A question is a tree: its prompt is the trunk and every option of two tokens or more a branch
+(``models/branched_rows.py``). A row of text is a trunk alone.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rankscope.data.encode import EncodedRow
+from rankscope.evaluate.choice import MAX_LOGITS, Question
+from rankscope.evaluate.suite import EncodedSplit
+from rankscope.models.base import Row, RowBatch
+from rankscope.models.packed import Segment
+from rankscope.models.row_attention import RowPlan
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """One item's tokens, and which of them predict what."""
+
+    ids: tuple[int, ...]
+    """The trunk, then the branches one after another."""
+    branches: tuple[int, ...]
+    """Tokens of each branch, in the order of the continuations; 0 where one token is all."""
+    keep: tuple[int, ...]
+    """Tokens whose logits are wanted, ascending."""
+    targets: tuple[tuple[int, int, int], ...]
+    """(index into ``keep``, token id, which continuation) of every log-probability."""
+    num_continuations: int
+    gold: int
+    """Which continuation is the right answer."""
+
+    @classmethod
+    def of_question(cls, question: Question, gold: int) -> "Tree":
+        """Prompt and options; the prompt's last token predicts every option's first."""
+        ids = list(question.prompt)
+        keep = [len(ids) - 1]
+        targets = []
+        for continuation, tokens in enumerate(question.continuations):
+            targets.append((0, tokens[0], continuation))
+            for token, following in itertools.pairwise(tokens):
+                targets.append((len(keep), following, continuation))
+                keep.append(len(ids))
+                ids.append(token)
+        branches = tuple(len(tokens) - 1 for tokens in question.continuations)
+        return cls(tuple(ids), branches, tuple(keep), tuple(targets), len(branches), gold)
+
+    @classmethod
+    def of_row(cls, row: EncodedRow) -> "Tree":
+        """A row of text; its labelled tokens are the one continuation."""
+        labels = [t for t, kept in enumerate(row.is_label) if kept]
+        return cls(
+            tuple(row.input_ids),
+            (),
+            tuple(t - 1 for t in labels),
+            tuple((i, row.input_ids[t], 0) for i, t in enumerate(labels)),
+            1,
+            0,
+        )
+
+    def gold_row(self) -> "Tree":
+        """The trunk and the right answer alone, as one row of text."""
+        trunk = len(self.ids) - sum(self.branches)
+        start = trunk + sum(self.branches[: self.gold])
+        own = range(start, start + self.branches[self.gold]) if self.branches else range(0)
+        place = {token: i for i, token in enumerate([*range(trunk), *own])}
+        found = [(self.keep[k], token) for k, token, c in self.targets if c == self.gold]
+        return Tree(
+            tuple(self.ids[t] for t in place),
+            (),
+            tuple(place[at] for at, _ in found),
+            tuple((i, token, 0) for i, (_, token) in enumerate(found)),
+            1,
+            0,
+        )
+
+
+def trees_of(encoded: EncodedSplit) -> list[Tree]:
+    """The items of a split as trees: multiple choice, of which the continuations that the headline
+    metric compares are taken, or rows of text."""
+    if encoded.rows:
+        return [Tree.of_row(row) for row in encoded.rows]
+    trees = []
+    for item, question in zip(encoded.items, encoded.questions, strict=True):
+        assert item.answer is not None
+        compared = question.continuations[: len(item.choices)]
+        trees.append(Tree.of_question(Question(question.prompt, compared), item.answer))
+    return trees
+
+
+@dataclass(frozen=True, slots=True)
+class TreeBatch:
+    """Trees concatenated for one pass."""
+
+    batch: RowBatch
+    plan: RowPlan
+    rows: Tensor
+    """(P,) which kept position each wanted log-probability is at."""
+    tokens: Tensor
+    """(P,) token ids."""
+    owners: npt.NDArray[np.int64]
+    """(P,) continuation, counted over the whole batch."""
+    bounds: tuple[int, ...]
+    """Continuations of all trees before each, and of all."""
+
+    @classmethod
+    def of(cls, trees: Sequence[Tree], device: torch.device) -> "TreeBatch":
+        """Concatenate trees."""
+        batch = RowBatch.of(
+            [Row(t.ids, t.keep, branches=tuple(filter(None, t.branches))) for t in trees], device
+        )
+        plan = RowPlan.of(batch.lengths, device)
+        if batch.branches:
+            with torch.no_grad():  # gradients are asked of rows without branches alone
+                plan = plan.branched(batch.branches, None, device)
+        rows, tokens, owners, bounds = [], [], [], [0]
+        kept = 0
+        for tree in trees:
+            rows += [kept + at for at, _, _ in tree.targets]
+            tokens += [token for _, token, _ in tree.targets]
+            owners += [bounds[-1] + c for _, _, c in tree.targets]
+            kept += len(tree.keep)
+            bounds.append(bounds[-1] + tree.num_continuations)
+        return cls(
+            batch,
+            plan,
+            torch.tensor(rows, device=device),
+            torch.tensor(tokens, device=device),
+            np.array(owners, dtype=np.int64),
+            tuple(bounds),
+        )
+
+    def of_slot(self, slot: str | None) -> RowBatch:
+        """The rows, every token belonging to one adapter, or to the bare base."""
+        return replace(self.batch, segments=(Segment(slot, 0, self.batch.input_ids.shape[1]),))
+
+    def scores(self, logits: Tensor) -> list[Floats]:
+        """Summed log p of every continuation, by tree, from the logits at kept positions."""
+        found = logprobs_at(logits, self.rows, self.tokens).double().cpu().numpy()
+        sums = np.bincount(self.owners, weights=found, minlength=self.bounds[-1])
+        return np.split(sums, self.bounds[1:-1])
+
+
+NORMALIZED_AT_ONCE = 128
+"""Positions whose float32 logits exist at the same time: they stay in a processor's cache."""
+
+
+def logprobs_at(logits: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+    """log p of ``tokens`` (P,) at ``rows`` (P,) of ``logits`` (M, vocabulary), float32."""
+    parts = logits.split(NORMALIZED_AT_ONCE)
+    norms = torch.cat([torch.logsumexp(part.float(), -1) for part in parts])
+    return logits[rows, tokens].float() - norms[rows]
+
+
+def cut(trees: Sequence[Tree], max_tokens: int, max_kept: int) -> list[list[int]]:
+    """Indices of trees, longest first, in batches bounded by tokens and by kept positions."""
+    batches: list[list[int]] = []
+    size = kept = 0
+    for index in sorted(range(len(trees)), key=lambda i: -len(trees[i].ids)):
+        tree = trees[index]
+        fits = size + len(tree.ids) <= max_tokens and kept + len(tree.keep) <= max_kept
+        if not batches or not fits:
+            batches.append([])
+            size = kept = 0
+        batches[-1].append(index)
+        size += len(tree.ids)
+        kept += len(tree.keep)
+    return batches
+
+
+def most_kept(vocab_size: int) -> int:
+    """Kept positions of one pass whose logits stay within bounds."""
+    return max(1, MAX_LOGITS // vocab_size)

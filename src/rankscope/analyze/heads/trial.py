@@ -1,0 +1,228 @@
+"""The heads of one trained trial, whatever trained it, beside those of its base."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from rankscope.analyze.heads.ablation import AblationScores, ablate, single_heads
+from rankscope.analyze.heads.change import adapter_changes, dense_changes
+from rankscope.analyze.heads.entropy import attention_entropy
+from rankscope.analyze.heads.importance import head_importance, normalized
+from rankscope.analyze.heads.layout import PROJECTIONS, HeadLayout
+from rankscope.analyze.heads.roles import head_roles
+from rankscope.analyze.heads.trees import Floats, Tree, trees_of
+from rankscope.data.encode import Encoder
+from rankscope.data.tasks import LoadedTask
+from rankscope.evaluate.loss import encode_losses
+from rankscope.evaluate.scorers import HEADLINE, first_best
+from rankscope.evaluate.suite import EncodedSplit, context_length, encode_split
+from rankscope.models.base import Base
+from rankscope.models.peft_tuner import PeftTuner
+from rankscope.models.quantize import dense_weight
+from rankscope.records import HeadAblation, HeadChange, HeadsRecord, LayerHeads, TrialSpec
+
+T = TypeVar("T")
+
+LIKELIHOOD = "logprob_per_token"
+"""Score of items that have no options: the gold answer's log-probability per token."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadTask:
+    """The items of one task that heads are looked at on."""
+
+    name: str
+    metric: str
+    trees: tuple[Tree, ...]
+
+    def scores(self, values: Sequence[Floats]) -> Floats:
+        """Headline score of every item from the log-probabilities of its continuations."""
+        if self.metric == LIKELIHOOD:
+            counts = [len(tree.targets) for tree in self.trees]
+            return np.array([v[0] / n for v, n in zip(values, counts, strict=True)])
+        hits = [
+            first_best(v.tolist()) == tree.gold for v, tree in zip(values, self.trees, strict=True)
+        ]
+        return np.array(hits, dtype=np.float64)
+
+    def gold(self, values: Sequence[Floats]) -> Floats:
+        """Log-probability of every item's right answer, nats."""
+        return np.array([v[tree.gold] for v, tree in zip(values, self.trees, strict=True)])
+
+
+def head_task(base: Base, encoder: Encoder, task: LoadedTask, most_items: int) -> HeadTask:
+    """The first report items of a task. What is answered by generating is scored by likelihood.
+
+    Raises:
+        BadInput: items that cannot be scored.
+    """
+    first = replace(task, report=task.report[:most_items])
+    if task.spec.scorer in ("option_text", "option_letter", "loss"):
+        encoded = encode_split(encoder, first, "report", context_length(base.model.config))
+        metric = HEADLINE[task.spec.scorer]
+    else:
+        encoded = EncodedSplit(first.report, rows=encode_losses(encoder, first.report))
+        metric = LIKELIHOOD
+    return HeadTask(task.spec.name, metric, tuple(trees_of(encoded)))
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One model's heads."""
+
+    layers: tuple[LayerHeads, ...]
+    ablations: Mapping[str, AblationScores]
+    """By task."""
+
+
+def measure(
+    base: Base,
+    layout: HeadLayout,
+    slot: str | None,
+    task: HeadTask,
+    ablated_on: Sequence[HeadTask],
+    batch_tokens: int,
+) -> Measured:
+    """Importance and entropy on one task, and every head removed by itself on some.
+
+    Args:
+        base: the base, with the adapter attached or the method on it.
+        layout: of its heads.
+        slot: the adapter; None is the base, or whatever is on it.
+        task: whose right answers importance and entropy are of.
+        ablated_on: tasks to score again without each head.
+        batch_tokens: most tokens of a pass.
+    """
+    importance = head_importance(base, layout, task.trees, slot, batch_tokens)
+    entropy = attention_entropy(base, layout, task.trees, slot, batch_tokens)
+    groups = importance.raw_groups(layout)
+    layers = tuple(
+        LayerHeads(
+            layer=layer.index,
+            importance=tuple(normalized(raw).tolist()),
+            group_importance=tuple(normalized(group).tolist()),
+            entropy=of_layer,
+        )
+        for layer, raw, group, of_layer in zip(
+            layout, importance.raw(), groups, entropy, strict=True
+        )
+    )
+    every = single_heads(layout)
+    return Measured(
+        layers,
+        {
+            other.name: ablate(base, layout, other.trees, every, slot, batch_tokens)
+            for other in ablated_on
+        },
+    )
+
+
+def ablation_record(
+    layout: HeadLayout, task: HeadTask, base: AblationScores, tuned: AblationScores
+) -> HeadAblation:
+    """Every head removed by itself, of the base and of a tuned model, on one task."""
+
+    def by_layer(values: Sequence[T]) -> tuple[tuple[T, ...], ...]:
+        ends = np.cumsum([layer.num_heads for layer in layout]).tolist()
+        starts = [0, *ends[:-1]]
+        return tuple(tuple(values[a:b]) for a, b in zip(starts, ends, strict=True))
+
+    def changes(found: AblationScores) -> tuple[list[float], list[Floats]]:
+        score, gold = task.scores(found.intact), task.gold(found.intact)
+        return (
+            [float((task.scores(v) - score).mean()) for v in found.ablated],
+            [task.gold(v) - gold for v in found.ablated],
+        )
+
+    base_score, base_gold = changes(base)
+    tuned_score, tuned_gold = changes(tuned)
+    pairs = zip(base_gold, tuned_gold, strict=True)
+    n = len(task.trees)
+    errors = [float((t - b).std(ddof=1) / np.sqrt(n)) if n > 1 else None for b, t in pairs]
+    return HeadAblation(
+        task=task.name,
+        items=n,
+        metric=task.metric,
+        base_score=float(task.scores(base.intact).mean()),
+        tuned_score=float(task.scores(tuned.intact).mean()),
+        base_change=by_layer(base_score),
+        tuned_change=by_layer(tuned_score),
+        base_gold_change=by_layer([float(d.mean()) for d in base_gold]),
+        tuned_gold_change=by_layer([float(d.mean()) for d in tuned_gold]),
+        gold_difference_error=by_layer(errors),
+    )
+
+
+def changes_of(
+    layout: HeadLayout, trial: TrialSpec, base: Base, tuned: Base
+) -> tuple[HeadChange, ...]:
+    """How far training moved each head: of an adapter, a method of PEFT's, or a whole model."""
+    if isinstance(tuner := tuned.pack.guest, PeftTuner):
+        return dense_changes(layout, tuner.base_weight, tuner.merged_weight, tuner.mergeable())
+    linears = base.linears()
+
+    def weights(name: str) -> torch.Tensor:
+        return dense_weight(linears[name])
+
+    if not trial.is_full:
+        return adapter_changes(layout, weights, tuned.pack.adapters[trial.trial_id])
+    own = tuned.linears()
+    names = [layer.projection(module) for layer in layout for module in PROJECTIONS]
+    return dense_changes(layout, weights, lambda name: own[name].weight.detach(), names)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadStudy:
+    """What the heads of all trials of one training task are looked at on, and the base's.
+
+    Attributes:
+        layout: of the base's heads.
+        task: of importance and entropy.
+        ablated_on: tasks to score again without each head.
+        items_asked: the most items of each.
+        batch_tokens: most tokens of a pass.
+        base: of the untouched base.
+    """
+
+    layout: HeadLayout
+    task: HeadTask
+    ablated_on: tuple[HeadTask, ...]
+    items_asked: int
+    batch_tokens: int
+    base: Measured
+
+    def record(self, trial: TrialSpec, base: Base, tuned: Base) -> HeadsRecord:
+        """The heads of one trial.
+
+        Args:
+            trial: what trained.
+            base: the frozen base.
+            tuned: the base with the trial's weights on it, or a full trial's own model.
+        """
+        begun = time.perf_counter()
+        slot = trial.trial_id if trial.trial_id in tuned.pack.adapters else None
+        found = measure(tuned, self.layout, slot, self.task, self.ablated_on, self.batch_tokens)
+        ablations = tuple(
+            ablation_record(
+                self.layout, task, self.base.ablations[task.name], found.ablations[task.name]
+            )
+            for task in self.ablated_on
+        )
+        own = [a for a in ablations if a.task == trial.task]
+        others = [a for a in ablations if a.task != trial.task]
+        return HeadsRecord(
+            trial_id=trial.trial_id,
+            task=self.task.name,
+            items=len(self.task.trees),
+            items_asked=self.items_asked,
+            changes=changes_of(self.layout, trial, base, tuned),
+            base=self.base.layers,
+            tuned=found.layers,
+            ablations=(*own, *others),
+            roles=head_roles(own[0], others) if own else (),
+            seconds=time.perf_counter() - begun,
+        )

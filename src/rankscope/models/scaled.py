@@ -1,0 +1,91 @@
+"""A tuned model milder than it was trained: W0 + f (W - W0), with one factor or one per layer."""
+
+import copy
+import re
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from rankscope.models.base import Base
+from rankscope.models.lora import Adapter
+from rankscope.models.packed import Pack, unwrap
+from rankscope.models.quantize import dense_weight
+from rankscope.records import Variant
+
+FactorOf = Callable[[str], float]
+"""Name of a module or parameter -> its factor f."""
+
+
+def factors(variant: Variant, num_layers: int) -> FactorOf:
+    """The factor of every module under a variant.
+
+    ``layers`` (LiNeS, Wang et al., 2410.17146): f = start + (1 - start) l / (L - 1) in layer l,
+    from 0, of L. Embeddings count as the first layer, final norm and output layer as the last.
+    """
+    if variant.kind == "scale":
+        return lambda name: variant.strength
+
+    def of_depth(name: str) -> float:
+        found = re.search(r"(?:^|\.)([0-9]+)\.", name)
+        last = num_layers - 1
+        outside = 0 if "embed" in name else last
+        layer = int(found[1]) if found is not None else outside
+        return variant.strength + (1 - variant.strength) * layer / max(1, last)
+
+    return of_depth
+
+
+def scaled_adapter(
+    adapter: Adapter, slot: str, factor_of: FactorOf, linears: Mapping[str, nn.Linear]
+) -> Adapter:
+    """An adapter, ready to score, whose module ``name`` computes W0 + f s B A with its own f.
+
+    A and B are shared with ``adapter`` where f is the same for all. DoRA's
+    W = g (W0 + s B A), g by row, becomes W0 + f (W - W0) = g' (W0 + s B' A) with
+    g' = 1 + f (g - 1) and B' = f (g / g') B.
+
+    Raises:
+        ValueError: an adapter that starts from a part of W0 and is not stored as plain LoRA yet.
+    """
+    if adapter.start:
+        raise ValueError(f"{adapter.slot}: only stored adapters can be scaled")
+    each = {name: factor_of(name) for name in adapter.a}
+    whole = next(iter(each.values()))
+    shared = not adapter.magnitude and all(f == whole for f in each.values())
+    with torch.no_grad():
+        b, magnitude = adapter.b, {}
+        if not shared:
+            b = {n: nn.Parameter(each[n] * part, requires_grad=False) for n, part in b.items()}
+        for name, m in adapter.magnitude.items():
+            weight, s = dense_weight(linears[name]).float(), adapter.scaling
+            gain = m / (weight + s * adapter.b[name] @ adapter.a[name]).norm(dim=1)
+            milder = 1 + each[name] * (gain - 1)
+            b[name] = nn.Parameter((gain / milder)[:, None] * b[name], requires_grad=False)
+            length = (weight + s * b[name] @ adapter.a[name]).norm(dim=1)
+            magnitude[name] = nn.Parameter(milder * length, requires_grad=False)
+    return Adapter(
+        slot=slot,
+        rank=adapter.rank,
+        alpha=adapter.alpha * (whole if shared else 1.0),
+        scaling=adapter.scaling * (whole if shared else 1.0),
+        targets=adapter.targets,
+        a=adapter.a,
+        b=b,
+        magnitude=magnitude,
+    )
+
+
+@torch.no_grad()
+def scaled_model(frozen: Base, tuned: Base, factor_of: FactorOf) -> Base:
+    """A copy of a fully fine-tuned model with every parameter at W0 + f (W - W0).
+
+    The sum is made in float32 and rounded to the base's dtype once.
+    """
+    model = copy.deepcopy(frozen.model)
+    unwrap(model)
+    trained = dict(tuned.model.named_parameters())
+    for name, parameter in model.named_parameters():
+        start = parameter.float()
+        parameter.copy_(start + factor_of(name) * (trained[name].float() - start))
+    return Base(model, frozen.tokenizer, frozen.record, frozen.folder, Pack(model))

@@ -1,0 +1,85 @@
+"""The rows of a study as read: tasks, those joined of others, and those whose rows are replayed."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rankscope.config.schema import StudyConfig, TaskConfig
+from rankscope.data.encode import EncodedRows, Encoder, encode_rows
+from rankscope.data.joined import join_tasks
+from rankscope.data.tasks import LoadedTask, load_task, overlapping_subjects
+from rankscope.errors import BadInput
+
+
+def read_tasks(config: StudyConfig) -> dict[str, LoadedTask]:
+    """Every task that is trained on or scored, read and split."""
+    return {
+        task.name: join_tasks(
+            task, [read(config, part) for part in parts_of(config, task)], config.data_seed
+        )
+        if task.join
+        else read(config, task)
+        for task in config.evaluation_tasks().values()
+    }
+
+
+def read(config: StudyConfig, task: TaskConfig) -> LoadedTask:
+    """One task that is not joined."""
+    return load_task(
+        task,
+        Path(config.data_dir) if config.data_dir is not None else None,
+        config.data_seed,
+        config.evaluate.max_items,
+        exclude_subjects=overlapping_subjects(task.name, trained_names(config)),
+    )
+
+
+def trained_names(config: StudyConfig) -> list[str]:
+    """Names of the tasks whose rows are trained on: parts in place of what they are joined to."""
+    return [name for task in config.tasks for name in (task.join or [task.name])]
+
+
+def parts_of(config: StudyConfig, task: TaskConfig) -> list[TaskConfig]:
+    """The tasks a joined one is made of: as the study describes them, else named ones."""
+    described = config.evaluation_tasks()
+    return [described.get(name, TaskConfig(name=name)) for name in task.join]
+
+
+def replayed_tasks(config: StudyConfig) -> list[str]:
+    """Names of the tasks whose rows some arm replays, each once."""
+    found = [r.task for arm in config.arms for r in arm.replay or () if r.share]
+    return list(dict.fromkeys(found))
+
+
+def read_replay(
+    config: StudyConfig, tasks: Mapping[str, LoadedTask], encoder: Encoder
+) -> tuple[dict[str, EncodedRows], dict[str, LoadedTask]]:
+    """By task, the encoded rows that arms replay, and the tasks themselves.
+
+    Raises:
+        BadInput: a task without training rows.
+    """
+    loaded = {
+        name: tasks[name] if name in tasks else read(config, TaskConfig(name=name))
+        for name in replayed_tasks(config)
+    }
+    for name, task in loaded.items():
+        if not task.train:
+            raise BadInput(
+                f"replay of {name!r}: the task has no training rows, only items to score; "
+                "replay another one, or give it a file of rows ('train:')"
+            )
+    rows = {
+        name: encode_rows(encoder, task.train, config.train.labels) for name, task in loaded.items()
+    }
+    return rows, loaded
+
+
+def replay_notes(config: StudyConfig) -> Iterator[str]:
+    """What a reader must know of replayed rows: that their own task is no stranger any more."""
+    retained = {task.name for task in config.evaluate.retention}
+    for name in replayed_tasks(config):
+        if name in retained:
+            yield (
+                f"{name}: training rows of this task are replayed by some arms, so what those "
+                "forget there is not what they would forget of a task they never see"
+            )

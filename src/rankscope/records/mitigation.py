@@ -1,0 +1,66 @@
+"""What trained arms learn and forget when they are made milder, and mitigations beside that."""
+
+from rankscope.records.record import Record
+from rankscope.records.variants import VariantKind
+
+
+class ScaledPoint(Record):
+    """An arm at one strength of its update, means over its seeds; shares of 1 or nats."""
+
+    strength: float
+    """0 is the base and 1 the arm as trained."""
+    gain: float
+    """In-domain: tuned minus base, report split."""
+    forgetting: float
+    """Base minus tuned, mean over retention tasks, report split; positive = forgot."""
+    selection_gain: float
+    selection_forgetting: float
+    seeds: int
+
+
+class ScalingCurve(Record):
+    """One arm from the base to what was trained, by rising strength."""
+
+    label: str
+    """Of the arm."""
+    kind: VariantKind
+    points: tuple[ScaledPoint, ...]
+    chosen_strength: float
+    """The strength of the highest utility on the selection split."""
+
+
+class SeedMean(Record):
+    """A mean over seeds with Student's t interval over them; items are taken as they are."""
+
+    value: float
+    low: float | None
+    """None with one seed, whose spread cannot be known."""
+    high: float | None
+    seeds: int
+
+
+class MitigationComparison(Record):
+    """A way of forgetting less beside scaling the plain arm down to the same in-domain score."""
+
+    label: str
+    """The arm, or the arm and how its update is scaled."""
+    plain: str
+    """Label of the arm whose scaling curve it is compared with."""
+    gain: float
+    """In-domain, mean over the seeds compared."""
+    forgetting: float
+    baseline: float | None
+    """What the plain arm forgets when it is scaled to the same gain, interpolated; None where no
+    seed's curve reaches that gain."""
+    difference: SeedMean | None
+    """Forgetting minus baseline. Below 0: better than scaling."""
+    beyond: int
+    """Seeds left out, whose gain the plain arm does not reach at any strength."""
+
+
+class TaskMitigation(Record):
+    """Of one training task."""
+
+    task: str
+    curves: tuple[ScalingCurve, ...]
+    comparisons: tuple[MitigationComparison, ...]

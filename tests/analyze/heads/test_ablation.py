@@ -1,0 +1,114 @@
+"""The fast ablation gives what scoring again from scratch gives."""
+
+import numpy as np
+import pytest
+import torch
+
+from evaluate.worlds import adapter, base, choice_items, encoder, lettered, loaded
+from rankscope.analyze.heads.ablation import (
+    Ablation,
+    ablate,
+    kv_groups,
+    layer_group,
+    single_heads,
+    zeroed,
+)
+from rankscope.analyze.heads.layout import HeadLayout
+from rankscope.analyze.heads.trees import Floats, Tree, trees_of
+from rankscope.evaluate.choice import continuation_logprobs
+from rankscope.evaluate.loss import score_losses
+from rankscope.evaluate.suite import EncodedSplit, encode_split
+from rankscope.models.base import Base
+
+TOLERANCE = 1e-4
+"""Nats, of sums of log-probabilities of up to 100 nats in float32."""
+
+
+@pytest.fixture(scope="module")
+def world() -> tuple[Base, HeadLayout, str]:
+    made = base()
+    tuned = adapter(made, 4, seed=0)
+    made.pack.attach(tuned)
+    return made, HeadLayout.of(made.model), tuned.slot
+
+
+def split_of(scorer: str) -> EncodedSplit:
+    items = choice_items() if scorer != "option_letter" else lettered(choice_items())
+    return encode_split(encoder(), loaded(items, scorer), "report", 256)
+
+
+def from_scratch(made: Base, split: EncodedSplit, slot: str | None) -> list[Floats]:
+    with torch.inference_mode():
+        if split.rows:
+            scores = score_losses(made, split.items, split.rows, [slot], 4096)[slot]
+            return [np.array([item.gold_logprob]) for item in scores.items]
+        found = continuation_logprobs(made, split.questions, [slot], 4096)[slot].values
+    return [v[: len(i.choices)] for v, i in zip(found, split.items, strict=True)]
+
+
+def largest_gap(first: list[Floats], second: list[Floats]) -> float:
+    return max(float(np.abs(a - b).max()) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("scorer", ["option_text", "option_letter", "loss"])
+@pytest.mark.parametrize("is_tuned", [False, True])
+@pytest.mark.parametrize("batch_tokens", [4096, 150])
+def test_every_ablation_equals_scoring_again_from_scratch(
+    world: tuple[Base, HeadLayout, str], scorer: str, is_tuned: bool, batch_tokens: int
+) -> None:
+    made, layout, slot = world[0], world[1], world[2] if is_tuned else None
+    split = split_of(scorer)
+    ablations = [
+        *single_heads(layout),
+        *kv_groups(layout),
+        layer_group(layout, [1]),
+        layer_group(layout, [0, 1]),
+        Ablation(((0, 3), (1, 0), (1, 2))),
+    ]
+    found = ablate(made, layout, trees_of(split), ablations, slot, batch_tokens)
+    intact = from_scratch(made, split, slot)
+    assert largest_gap(found.intact, intact) < TOLERANCE
+    for ablation, scores in zip(ablations, found.ablated, strict=True):
+        with zeroed(made, layout, ablation.heads):
+            expected = from_scratch(made, split, slot)
+        assert largest_gap(scores, expected) < TOLERANCE
+        assert [int(v.argmax()) for v in scores] == [int(v.argmax()) for v in expected]
+        assert largest_gap(scores, intact) > 10 * TOLERANCE  # it did remove something
+
+
+def test_removing_no_head_changes_no_bit(world: tuple[Base, HeadLayout, str]) -> None:
+    made, layout, slot = world
+    trees = trees_of(split_of("option_text"))
+    found = ablate(made, layout, trees, [Ablation(((1, 0),))], slot, 4096)
+    split = split_of("option_text")
+    with zeroed(made, layout, []):
+        again = from_scratch(made, split, slot)
+    assert largest_gap(from_scratch(made, split, slot), again) == 0
+    # Nothing of it stays behind either.
+    assert largest_gap(found.intact, ablate(made, layout, trees, [], slot, 4096).intact) == 0
+
+
+def test_a_copy_beside_others_is_the_copy_alone(world: tuple[Base, HeadLayout, str]) -> None:
+    made, layout, slot = world
+    trees = trees_of(split_of("option_text"))
+    every = single_heads(layout)
+    together = ablate(made, layout, trees, every, slot, 4096)
+    for place in (0, 5):
+        alone = ablate(made, layout, trees, [every[place]], slot, 4096)
+        assert largest_gap(alone.ablated[0], together.ablated[place]) < TOLERANCE
+
+
+def test_a_row_of_its_own_for_the_right_answer() -> None:
+    """Prompt and gold option, with the same targets at the same positions."""
+    split = split_of("option_text")
+    for tree, question, item in zip(trees_of(split), split.questions, split.items, strict=True):
+        assert item.answer is not None
+        gold = list(question.continuations[item.answer])
+        row = tree.gold_row()
+        assert list(row.ids) == [*question.prompt, *gold[:-1]]
+        assert list(row.positions) == list(range(len(row.ids)))
+        assert [token for _, token, _ in row.targets] == gold
+        assert [row.keep[k] for k, _, _ in row.targets] == [
+            len(question.prompt) - 1 + step for step in range(len(gold))
+        ]
+        assert isinstance(row, Tree)

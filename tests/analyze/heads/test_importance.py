@@ -1,0 +1,105 @@
+"""First-order importance against finite differences, and its signs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from evaluate.worlds import adapter, base, choice_items, encoder, loaded
+from rankscope.analyze.heads.ablation import ablate
+from rankscope.analyze.heads.importance import Importance, head_importance, normalized
+from rankscope.analyze.heads.layout import AttentionLayer, HeadLayout
+from rankscope.analyze.heads.trees import Floats, trees_of
+from rankscope.evaluate.suite import encode_split
+from rankscope.models.base import Base
+
+STEP = 1e-2
+
+
+@pytest.fixture(scope="module")
+def world() -> tuple[Base, HeadLayout, str]:
+    made = base()
+    made.model.double()  # finite differences need the digits
+    tuned = adapter(made, 4, seed=0)
+    made.pack.attach(tuned)
+    return made, HeadLayout.of(made.model), tuned.slot
+
+
+@contextmanager
+def scaled(made: Base, layer: AttentionLayer, heads: list[int], factor: float) -> Iterator[None]:
+    def scale(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        z = args[0].clone()
+        z.view(*z.shape[:-1], layer.num_heads, layer.head_dim)[..., heads, :] *= factor
+        return (z,)
+
+    module = made.model.get_submodule(layer.projection("o_proj"))
+    handle = module.register_forward_pre_hook(scale)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def losses(made: Base, layout: HeadLayout, slot: str | None) -> Floats:
+    trees = trees_of(encode_split(encoder(), loaded(choice_items(), "option_text"), "report", 256))
+    found = ablate(made, layout, trees, [], slot, 4096).intact
+    return np.array([-v[tree.gold] for v, tree in zip(found, trees, strict=True)])
+
+
+def importance(made: Base, layout: HeadLayout, slot: str | None, tokens: int = 4096) -> Importance:
+    trees = trees_of(encode_split(encoder(), loaded(choice_items(), "option_text"), "report", 256))
+    return head_importance(made, layout, trees, slot, tokens)
+
+
+@pytest.mark.parametrize("is_tuned", [False, True])
+def test_importance_is_the_slope_of_the_loss_in_the_scale_of_z(
+    world: tuple[Base, HeadLayout, str], is_tuned: bool
+) -> None:
+    made, layout, slot = world[0], world[1], world[2] if is_tuned else None
+    found = importance(made, layout, slot)
+    assert found.losses.numpy() == pytest.approx(losses(made, layout, slot), rel=1e-4)
+    for layer in layout:
+        heads = [[h] for h in range(layer.num_heads)] + [[0, 1]]  # and a key/value group
+        for chosen in heads:
+            ends = []
+            for factor in (1 + STEP, 1 - STEP):
+                with scaled(made, layer, chosen, factor):
+                    ends.append(losses(made, layout, slot))
+            slope = (ends[0] - ends[1]) / (2 * STEP)
+            first_order = found.signed[layer.index][:, chosen].sum(1).numpy()
+            assert first_order == pytest.approx(slope, rel=0.02, abs=0.02)
+
+
+def test_one_backward_or_many_the_same_numbers(world: tuple[Base, HeadLayout, str]) -> None:
+    made, layout, slot = world
+    for whole, cut in zip(
+        importance(made, layout, slot).signed,
+        importance(made, layout, slot, tokens=60).signed,
+        strict=True,
+    ):
+        assert whole.numpy() == pytest.approx(cut.numpy(), rel=1e-3, abs=1e-4)
+
+
+def test_nothing_is_left_behind(world: tuple[Base, HeadLayout, str]) -> None:
+    made, layout, slot = world
+    before = losses(made, layout, slot)
+    importance(made, layout, slot)
+    assert (losses(made, layout, slot) == before).all()
+    tuned = made.pack.adapters[slot]
+    assert all(parameter.grad is None for parameter in tuned.parameters())
+    assert all(parameter.grad is None for parameter in made.model.parameters())
+
+
+def test_signs_count_within_an_example_and_a_group_and_not_between_examples() -> None:
+    """Two examples, one layer of four query heads on two key/value heads; by hand."""
+    layer = AttentionLayer(0, "layers.0", "layers.0.self_attn", 4, 2, 16)
+    signed = torch.tensor([[1.0, -1.0, 2.0, 1.0], [-3.0, 3.0, 0.0, -1.0]])
+    found = Importance((signed,), torch.zeros(2))
+    assert found.raw()[0].tolist() == [2.0, 2.0, 1.0, 1.0]
+    # 1 - 1 and -3 + 3 cancel; |2 + 1| and |0 - 1| do not.
+    assert found.raw_groups(HeadLayout((layer,)))[0].tolist() == [0.0, 2.0]
+    assert normalized(torch.tensor([3.0, 4.0])).tolist() == pytest.approx([0.6, 0.8])
+    assert normalized(torch.zeros(2)).tolist() == [0.0, 0.0]
