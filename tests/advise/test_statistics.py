@@ -6,18 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from rankscope.advise.power import items_needed, minimum_detectable_effect
+from rankscope.advise.significance import holm, mcnemar_exact, sign_flip
 from rankscope.advise.statistics import (
-    holm,
-    items_needed,
-    mcnemar_exact,
-    mean_paired_estimate,
-    minimum_detectable_effect,
+    Comparison,
     negated,
     non_inferior,
     paired_estimate,
     score_estimate,
-    sign_flip,
     standard_error,
+    weighted_estimate,
 )
 from rankscope.errors import BadInput
 
@@ -137,7 +135,7 @@ def test_losses_in_one_seed_do_not_outvote_gains_in_all() -> None:
     assert found.value == pytest.approx((45 - 20) / 200)
     assert found.p is not None
     assert found.p < 0.01
-    both = mean_paired_estimate([(tuned, base), (tuned, base)])
+    both = weighted_estimate([Comparison(tuned, base)] * 2)
     assert both.p is not None
     assert both.p < 0.01
 
@@ -178,8 +176,8 @@ def test_power_over_seeds_is_about_that_of_the_t_test_on_item_means() -> None:
 
 def test_one_task_of_few_items_does_not_make_the_mean_certain() -> None:
     """Five items that all improved: 2 x .5^5 exactly, in the mean over tasks as by themselves."""
-    unchanged = (np.ones((2, 50)), np.ones(50))
-    found = mean_paired_estimate([(np.ones((2, 5)), np.zeros(5)), unchanged])
+    unchanged = Comparison(np.ones((2, 50)), np.ones(50))
+    found = weighted_estimate([Comparison(np.ones((2, 5)), np.zeros(5)), unchanged])
     assert found.p == 0.0625
 
 
@@ -279,11 +277,12 @@ def test_equal_answers_leave_open_what_items_not_drawn_would_say() -> None:
 
 
 def test_the_mean_over_tasks_weighs_tasks_not_items() -> None:
-    few, many = (np.zeros((2, 10)), np.ones(10)), (np.ones((2, 90)), np.ones(90))
-    found = mean_paired_estimate([few, many])
+    few = Comparison(np.zeros((2, 10)), np.ones(10))
+    many = Comparison(np.ones((2, 90)), np.ones(90))
+    found = weighted_estimate([few, many])
     assert (found.value, found.n, found.seeds) == (-0.5, 100, 2)
     with pytest.raises(BadInput):
-        mean_paired_estimate([])
+        weighted_estimate([])
 
 
 def test_the_other_side_and_the_margin() -> None:

@@ -6,9 +6,11 @@ bytes, losses nats per token.
 """
 
 from rankscope.records.advice import (
+    ArmComparison,
     ArmSummary,
     Decision,
     Estimate,
+    Need,
     Reason,
     Recommendation,
     TaskAdvice,
@@ -25,6 +27,7 @@ __all__ = [
     "FAILED",
     "ITEM_SCHEMA",
     "SCHEMA_VERSION",
+    "ArmComparison",
     "ArmSummary",
     "CurvePoint",
     "Decision",
@@ -36,6 +39,7 @@ __all__ = [
     "LossPoint",
     "MatrixSpectrum",
     "ModelRecord",
+    "Need",
     "Provenance",
     "Reason",
     "Recommendation",
