@@ -1,7 +1,7 @@
 """Simulated studies whose truth is known: do intervals cover it, do tests err as often as they say,
 and is the advice right?
 
-    python benchmarks/simulate_studies.py [--studies 2000] [--draws 500]
+    python benchmarks/simulate_studies.py [--studies 2000] [--draws 500] [--only truths]
 
 prints the tables of docs/findings/2026-11-25-simulated-studies.md. One thread, NumPy alone. The
 model of an answer is that of tests/synthetic_study.py: every item has a latent difficulty that all
@@ -138,7 +138,7 @@ def coverage(scenario: Scenario, studies: int, seed: int = 0) -> Coverage:
 
 
 def percentile_bootstrap(
-    comparison: Comparison, rng: np.random.Generator, nested: bool, draws: int = 500
+    comparison: Comparison, rng: np.random.Generator, nested: bool, draws: int = 300
 ) -> tuple[float, float]:
     """The plain percentile interval over seeds and items, for comparison; no correction.
 
@@ -306,46 +306,76 @@ def judged(name: str, draws: int, start: int = 0) -> Counter[str]:
     found: Counter[str] = Counter()
     for seed in range(start, start + draws):
         (advice,) = recommend(synthetic_study(truth, seed)).advice
-        found[judge(advice)] += 1
+        verdict = judge(advice)
+        found[verdict] += 1
         found["firm"] += advice.confidence == "firm"
+        found["firm and wrong"] += advice.confidence == "firm" and verdict == "wrong"
     return found
 
 
-def main() -> None:
-    """Print every table."""
-    parser = argparse.ArgumentParser(description="Simulated studies of known truth.")
-    parser.add_argument("--studies", type=int, default=2000, help="of every interval")
-    parser.add_argument("--draws", type=int, default=500, help="of every truth")
-    given = parser.parse_args()
-    began = time.perf_counter()
+def print_coverage(studies: int, draws: int) -> None:
+    """Intervals of every scenario."""
     print("| scenario | seeds | covers the truth | half-width | called different |")
     print("|---|---|---|---|---|")
     for s in SCENARIOS:
-        c = coverage(s, given.studies)
+        c = coverage(s, studies)
         print(
             f"| {s.name} | {s.seeds} | {100 * c.covered:.1f} % | {100 * c.width:.1f} | "
             f"{100 * c.called_different:.1f} % |",
             flush=True,
         )
-    print("\n| 3 seeds | percentile, items once for all | percentile, items within seeds |")
+
+
+def print_plain(studies: int, draws: int) -> None:
+    """What an uncorrected bootstrap of seeds covers."""
+    print("| 3 seeds | percentile, items once for all | percentile, items within seeds |")
     print("|---|---|---|")
-    for s in SCENARIOS[:6]:
-        crossed, nested = (plain_coverage(s, given.draws, n) for n in (False, True))
+    for s in SCENARIOS[:7]:
+        crossed, nested = (plain_coverage(s, draws, n) for n in (False, True))
         print(f"| {s.name} | {100 * crossed:.1f} % | {100 * nested:.1f} % |", flush=True)
-    raw, adjusted = family_wise(given.studies)
-    error = 100 * sqrt(0.05 * 0.95 / given.studies)
+
+
+def print_family(studies: int, draws: int) -> None:
+    """Errors over a family of tests."""
+    raw, adjusted = family_wise(studies)
+    error = 100 * sqrt(0.05 * 0.95 / studies)
     print(
-        f"\n4 ranks x 3 tasks without any effect: some arm differs from the base in "
-        f"{100 * raw:.1f} % of studies, by Holm in {100 * adjusted:.1f} % (+- {error:.1f}).",
+        "4 ranks x 3 tasks without any effect: some arm differs from the base in "
+        f"{100 * raw:.1f} % of {studies} studies, by Holm in {100 * adjusted:.1f} % (+- {error:.1f}).",
         flush=True,
     )
-    print("\n| truth | right | right, dearer | cannot know | wrong | firm |")
-    print("|---|---|---|---|---|---|")
+
+
+def print_truths(studies: int, draws: int) -> None:
+    """The advice on known truths."""
+    columns = ("right", "right, dearer", "cannot know", "wrong", "firm", "firm and wrong")
+    print("| truth | " + " | ".join(columns) + " |")
+    print("|---|---|---|---|---|---|---|")
     for name in TRUTHS:
-        n = judged(name, given.draws)
-        columns = ("right", "right, dearer", "cannot know", "wrong", "firm")
+        n = judged(name, draws)
         print(f"| {name} | " + " | ".join(str(n[c]) for c in columns) + " |", flush=True)
-    print(f"\n{time.perf_counter() - began:.0f} s")
+
+
+PARTS = {
+    "truths": print_truths,
+    "coverage": print_coverage,
+    "family": print_family,
+    "plain": print_plain,
+}
+
+
+def main() -> None:
+    """Print the tables asked for."""
+    parser = argparse.ArgumentParser(description="Simulated studies of known truth.")
+    parser.add_argument("--studies", type=int, default=2000, help="of every interval")
+    parser.add_argument("--draws", type=int, default=500, help="of every truth")
+    parser.add_argument("--only", choices=sorted(PARTS), help="one table; by default all")
+    given = parser.parse_args()
+    for name, part in PARTS.items():
+        if given.only in (None, name):
+            began = time.perf_counter()
+            part(given.studies, given.draws)
+            print(f"({time.perf_counter() - began:.0f} s)\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Literal
 
 from rankscope.advise.case import Case
 from rankscope.advise.choose import Candidate
-from rankscope.advise.comparisons import net_difference
+from rankscope.advise.comparisons import arm_difference, net_difference
 from rankscope.advise.limits import FIRM_SEEDS
 from rankscope.advise.needs import enough_text
 from rankscope.advise.significance import ALPHA, holm
@@ -192,17 +192,22 @@ def _outweighed(case: Case, proven: Candidate) -> Verdict:
 
 def _full_or_lora(case: Case, full: Candidate) -> Verdict:
     lora = case.choice.best_lora
-    if lora is None or _clearly_worse(case, lora.arm, full.arm):
+    worse = lora is None or _clearly_worse(case, lora.arm, full.arm)
+    if lora is None or worse or _falls_short(case, lora.arm, full.arm):
         arm = full.arm.summary
         why = "no LoRA arm was left to compare" if lora is None else _less(case, lora.arm.summary)
+        if not worse:
+            why += (
+                "; its score falls short, but by the study's weights the sum is not clear of zero"
+            )
         return Verdict(
             "use_full",
-            "firm" if _is_firm(case, arm) else "tentative",
+            "firm" if worse and _is_firm(case, arm) else "tentative",
             f"Use {settings(arm)} for {case.task}: {_result(case, arm)}; {why}.",
             full.arm,
         )
     small = case.choice.small_lora
-    if small is None or _clearly_worse(case, small.arm, full.arm):
+    if small is None or _falls_short(case, small.arm, full.arm):
         small = lora
     shown = _handed_over(case, small, lora)
     if shown is None or lora.utility <= 0:
@@ -244,6 +249,19 @@ def _clearly_worse(case: Case, lora: Arm, full: Arm) -> bool:
     if net is None or net.high is None:
         return False
     return net.value < -case.objective.margin and net.high < 0
+
+
+def _falls_short(case: Case, lora: Arm, full: Arm) -> bool:
+    """Clearly worse, or by the margin in what the study weighs with the score alone clearly lower.
+
+    Forgetting may be too noisy to say what the two amount to together: grounds for full
+    fine-tuning, not for being firm.
+    """
+    net = net_difference(case.study, lora, full, case.objective.shares)
+    gap = arm_difference(case.study, lora, full, case.task)
+    if net is None or net.value >= -case.objective.margin:
+        return False
+    return any(e is not None and e.high is not None and e.high < 0 for e in (net, gap))
 
 
 def _use(case: Case, candidate: Candidate, doubtful: bool = False) -> Verdict:
