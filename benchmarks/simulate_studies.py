@@ -124,8 +124,8 @@ def coverage(scenario: Scenario, studies: int, seed: int = 0) -> Coverage:
     rng = np.random.default_rng([seed, 1])
     covered = better = different = 0
     widths = []
-    for i in range(studies):
-        found = weighted_estimate(draw(rng, scenario), seed=i)
+    for _ in range(studies):
+        found = weighted_estimate(draw(rng, scenario))
         if found.low is None or found.high is None or found.p is None:
             raise SystemExit(f"{scenario.name}: an interval is unknown")
         covered += found.low <= scenario.gain <= found.high
@@ -176,13 +176,13 @@ def family_wise(studies: int, ranks: int = 4, tasks: int = 3, seed: int = 0) -> 
     """
     rng = np.random.default_rng([seed, 3])
     raw = adjusted = 0
-    for i in range(studies):
+    for _ in range(studies):
         p_values = []
         for _ in range(tasks):
             whole = replace(SCENARIOS[1], seeds=3 * ranks, gain=0.0)
             (rows,) = draw(rng, whole)
             p_values += [
-                paired_estimate(rows.tuned[3 * r : 3 * r + 3], rows.reference, seed=i).p or 0.0
+                paired_estimate(rows.tuned[3 * r : 3 * r + 3], rows.reference).p or 0.0
                 for r in range(ranks)
             ]
         raw += min(p_values) < 0.05
@@ -341,7 +341,8 @@ def print_family(studies: int, draws: int) -> None:
     error = 100 * sqrt(0.05 * 0.95 / studies)
     print(
         "4 ranks x 3 tasks without any effect: some arm differs from the base in "
-        f"{100 * raw:.1f} % of {studies} studies, by Holm in {100 * adjusted:.1f} % (+- {error:.1f}).",
+        f"{100 * raw:.1f} % of {studies} studies, by Holm in {100 * adjusted:.1f} % "
+        f"(+- {error:.1f}).",
         flush=True,
     )
 

@@ -119,8 +119,8 @@ def test_drawn_sign_flips_agree_with_scipys() -> None:
     reference = stats.permutation_test(
         (parts,), np.mean, permutation_type="samples", n_resamples=20_000, rng=rng
     ).pvalue
-    # Two thousand draws: three standard errors of a p near .05.
-    assert sign_flip(parts) == pytest.approx(reference, abs=0.015)
+    # Three standard errors of a p near .8 from two thousand draws.
+    assert sign_flip(parts) == pytest.approx(reference, abs=0.028)
 
 
 def test_losses_in_one_seed_do_not_outvote_gains_in_all() -> None:
@@ -148,7 +148,7 @@ def test_p_and_interval_agree(n: int) -> None:
     for i in range(100):
         gain = (0, 0.05, 0.1, 0.2)[i % 4]
         rows = scores(rng, [0.5 + gain + 0.01 * rng.standard_normal() for _ in range(3)] + [0.5], n)
-        one = paired_estimate(rows[:3], rows[3], seed=i)
+        one = paired_estimate(rows[:3], rows[3])
         assert one.low is not None
         assert one.high is not None
         assert one.p is not None
@@ -163,9 +163,9 @@ def test_power_over_seeds_is_about_that_of_the_t_test_on_item_means() -> None:
     """Seeds alike, so the t test on item means is right; seed noise of answers is split."""
     rng = np.random.default_rng(12)
     flips = t_test = 0
-    for i in range(100):
+    for _ in range(100):
         rows = scores(rng, [0.6, 0.6, 0.6, 0.5], 150)
-        p = paired_estimate(rows[:3], rows[3], seed=i).p
+        p = paired_estimate(rows[:3], rows[3]).p
         assert p is not None
         flips += p < 0.05
         t_test += stats.ttest_1samp(rows[:3].mean(axis=0) - rows[3], 0).pvalue < 0.05
@@ -199,10 +199,10 @@ def test_intervals_cover_the_truth_with_items_and_seeds_redrawn() -> None:
     rng = np.random.default_rng(4)
     covered = item_only = 0
     draws = 200
-    for i in range(draws):
+    for _ in range(draws):
         accuracies = [0.65 + 0.02 * rng.standard_normal() for _ in range(4)]
         rows = scores(rng, [*accuracies, 0.6], 150)
-        found = paired_estimate(rows[:4], rows[4], seed=i)
+        found = paired_estimate(rows[:4], rows[4])
         assert found.low is not None
         assert found.high is not None
         covered += found.low <= 0.05 <= found.high
@@ -218,9 +218,9 @@ def test_intervals_cover_the_truth_with_items_and_seeds_redrawn() -> None:
 def test_no_difference_is_called_one_in_twenty_times_at_most() -> None:
     rng = np.random.default_rng(5)
     found = 0
-    for i in range(200):
+    for _ in range(200):
         rows = scores(rng, [0.6 + 0.01 * rng.standard_normal() for _ in range(3)] + [0.6], 150)
-        p = paired_estimate(rows[:3], rows[3], seed=i).p
+        p = paired_estimate(rows[:3], rows[3]).p
         assert p is not None
         found += p < 0.05
     # .05 + 3 standard errors of a share of 200 draws.
