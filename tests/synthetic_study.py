@@ -9,6 +9,7 @@ effect. With ``metric="log_probability"`` an item's score is p + item effect + n
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -95,6 +96,8 @@ class Truth:
     agreement: float = 0.8
     """Share of items on which models answer by the shared difficulty."""
     metric: Literal["accuracy", "log_probability"] = "accuracy"
+    subjects: int = 5
+    """Subjects that the items of every task are spread over; from ten on they are clusters."""
     curve_steps: tuple[int, ...] = ()
     """Steps of 40 at which every trial was scored while it trained; failed ones up to step 7."""
     curve_items: int = 20
@@ -245,10 +248,10 @@ def _evaluation(
     accuracy = truth.metric == "accuracy"
     gold = np.where(scores > 0.5, -0.4, -2.5) * rng.uniform(0.2, 1.0, n) if accuracy else scores
     item_scores = ItemScores(
-        item_ids=tuple(f"{task}-{split}-{i}" for i in range(n)),
+        item_ids=_item_ids(task, split, n),
         scores=scores,
         gold_logprobs=gold,
-        subjects=tuple(f"subject {i % 5}" for i in range(n)),
+        subjects=_subjects(n, truth.subjects),
     )
     metric = "acc" if accuracy else "log_probability"
     record = EvalRecord(
@@ -264,6 +267,17 @@ def _evaluation(
         num_tokens=20 * n,
     )
     return item_scores, record
+
+
+@lru_cache(maxsize=64)
+def _item_ids(task: str, split: Split, n: int) -> tuple[str, ...]:
+    """Shared by all models, as the ledger's are."""
+    return tuple(f"{task}-{split}-{i}" for i in range(n))
+
+
+@lru_cache(maxsize=64)
+def _subjects(n: int, subjects: int) -> tuple[str, ...]:
+    return tuple(f"subject {i % subjects}" for i in range(n))
 
 
 def _task(truth: Truth, name: str) -> TaskRecord:

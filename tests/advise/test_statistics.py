@@ -6,18 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from rankscope.advise.power import items_needed, minimum_detectable_effect
+from rankscope.advise.significance import holm, mcnemar_exact, sign_flip
 from rankscope.advise.statistics import (
-    holm,
-    items_needed,
-    mcnemar_exact,
-    mean_paired_estimate,
-    minimum_detectable_effect,
+    Comparison,
     negated,
     non_inferior,
     paired_estimate,
     score_estimate,
-    sign_flip,
     standard_error,
+    weighted_estimate,
 )
 from rankscope.errors import BadInput
 
@@ -121,8 +119,8 @@ def test_drawn_sign_flips_agree_with_scipys() -> None:
     reference = stats.permutation_test(
         (parts,), np.mean, permutation_type="samples", n_resamples=20_000, rng=rng
     ).pvalue
-    # Two thousand draws: three standard errors of a p near .05.
-    assert sign_flip(parts) == pytest.approx(reference, abs=0.015)
+    # Three standard errors of a p near .8 from two thousand draws.
+    assert sign_flip(parts) == pytest.approx(reference, abs=0.028)
 
 
 def test_losses_in_one_seed_do_not_outvote_gains_in_all() -> None:
@@ -137,7 +135,7 @@ def test_losses_in_one_seed_do_not_outvote_gains_in_all() -> None:
     assert found.value == pytest.approx((45 - 20) / 200)
     assert found.p is not None
     assert found.p < 0.01
-    both = mean_paired_estimate([(tuned, base), (tuned, base)])
+    both = weighted_estimate([Comparison(tuned, base)] * 2)
     assert both.p is not None
     assert both.p < 0.01
 
@@ -150,7 +148,7 @@ def test_p_and_interval_agree(n: int) -> None:
     for i in range(100):
         gain = (0, 0.05, 0.1, 0.2)[i % 4]
         rows = scores(rng, [0.5 + gain + 0.01 * rng.standard_normal() for _ in range(3)] + [0.5], n)
-        one = paired_estimate(rows[:3], rows[3], seed=i)
+        one = paired_estimate(rows[:3], rows[3])
         assert one.low is not None
         assert one.high is not None
         assert one.p is not None
@@ -165,9 +163,9 @@ def test_power_over_seeds_is_about_that_of_the_t_test_on_item_means() -> None:
     """Seeds alike, so the t test on item means is right; seed noise of answers is split."""
     rng = np.random.default_rng(12)
     flips = t_test = 0
-    for i in range(100):
+    for _ in range(100):
         rows = scores(rng, [0.6, 0.6, 0.6, 0.5], 150)
-        p = paired_estimate(rows[:3], rows[3], seed=i).p
+        p = paired_estimate(rows[:3], rows[3]).p
         assert p is not None
         flips += p < 0.05
         t_test += stats.ttest_1samp(rows[:3].mean(axis=0) - rows[3], 0).pvalue < 0.05
@@ -178,8 +176,8 @@ def test_power_over_seeds_is_about_that_of_the_t_test_on_item_means() -> None:
 
 def test_one_task_of_few_items_does_not_make_the_mean_certain() -> None:
     """Five items that all improved: 2 x .5^5 exactly, in the mean over tasks as by themselves."""
-    unchanged = (np.ones((2, 50)), np.ones(50))
-    found = mean_paired_estimate([(np.ones((2, 5)), np.zeros(5)), unchanged])
+    unchanged = Comparison(np.ones((2, 50)), np.ones(50))
+    found = weighted_estimate([Comparison(np.ones((2, 5)), np.zeros(5)), unchanged])
     assert found.p == 0.0625
 
 
@@ -201,10 +199,10 @@ def test_intervals_cover_the_truth_with_items_and_seeds_redrawn() -> None:
     rng = np.random.default_rng(4)
     covered = item_only = 0
     draws = 200
-    for i in range(draws):
+    for _ in range(draws):
         accuracies = [0.65 + 0.02 * rng.standard_normal() for _ in range(4)]
         rows = scores(rng, [*accuracies, 0.6], 150)
-        found = paired_estimate(rows[:4], rows[4], seed=i)
+        found = paired_estimate(rows[:4], rows[4])
         assert found.low is not None
         assert found.high is not None
         covered += found.low <= 0.05 <= found.high
@@ -220,9 +218,9 @@ def test_intervals_cover_the_truth_with_items_and_seeds_redrawn() -> None:
 def test_no_difference_is_called_one_in_twenty_times_at_most() -> None:
     rng = np.random.default_rng(5)
     found = 0
-    for i in range(200):
+    for _ in range(200):
         rows = scores(rng, [0.6 + 0.01 * rng.standard_normal() for _ in range(3)] + [0.6], 150)
-        p = paired_estimate(rows[:3], rows[3], seed=i).p
+        p = paired_estimate(rows[:3], rows[3]).p
         assert p is not None
         found += p < 0.05
     # .05 + 3 standard errors of a share of 200 draws.
@@ -279,11 +277,12 @@ def test_equal_answers_leave_open_what_items_not_drawn_would_say() -> None:
 
 
 def test_the_mean_over_tasks_weighs_tasks_not_items() -> None:
-    few, many = (np.zeros((2, 10)), np.ones(10)), (np.ones((2, 90)), np.ones(90))
-    found = mean_paired_estimate([few, many])
+    few = Comparison(np.zeros((2, 10)), np.ones(10))
+    many = Comparison(np.ones((2, 90)), np.ones(90))
+    found = weighted_estimate([few, many])
     assert (found.value, found.n, found.seeds) == (-0.5, 100, 2)
     with pytest.raises(BadInput):
-        mean_paired_estimate([])
+        weighted_estimate([])
 
 
 def test_the_other_side_and_the_margin() -> None:

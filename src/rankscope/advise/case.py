@@ -1,11 +1,12 @@
 """One training task's case: the records, the arms and what the selection split chose."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from rankscope.advise.choose import Choice, Objective
 from rankscope.advise.summaries import Arm, retention_tasks
 from rankscope.advise.wording import Unit
-from rankscope.records import BASE, FAILED, StudyRecords, TaskRecord, TrialRecords
+from rankscope.records import BASE, FAILED, ArmComparison, StudyRecords, TaskRecord, TrialRecords
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,11 @@ class Case:
     arms: tuple[Arm, ...]
     choice: Choice
     objective: Objective
+    comparisons: tuple[ArmComparison, ...] = ()
+    tested: Mapping[str, float] = field(default_factory=dict)
+    """Label of an arm that may be recommended -> p of its gain, Holm over all of the study."""
+    num_tasks: int = 1
+    """Training tasks of the study."""
 
     @property
     def record(self) -> TaskRecord | None:

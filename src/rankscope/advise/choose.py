@@ -47,6 +47,12 @@ class Objective:
         )
 
     @property
+    def shares(self) -> tuple[float, float]:
+        """Weights of score and retention over the larger of them: units of the score remain."""
+        scale = max(self.in_domain, self.retention) or 1.0
+        return self.in_domain / scale, self.retention / scale
+
+    @property
     def formula(self) -> str:
         """The utility for people."""
         return f"{self.in_domain:g} x gain - {self.retention:g} x forgetting - {self.cost:g} x cost"

@@ -1,10 +1,10 @@
 """What limits a conclusion, and what would lift the limit."""
 
-import numpy as np
-
 from rankscope.advise.case import Case
-from rankscope.advise.statistics import minimum_detectable_effect, standard_error
-from rankscope.advise.summaries import Arm, item_differences, retention_tasks
+from rankscope.advise.comparisons import arm_difference
+from rankscope.advise.power import detectable
+from rankscope.advise.statistics import standard_error
+from rankscope.advise.summaries import Arm, retention_tasks
 from rankscope.advise.wording import amount, count, level, settings
 from rankscope.records import BASE, Reason
 
@@ -114,7 +114,7 @@ def _leaks(case: Case) -> list[Reason]:
     return [
         _limit(
             f"Of the {rows:,} report rows of {case.task} some also stand in its training rows "
-            f"({shown}): its scores are flattered.",
+            f"({shown}): its scores are flattered. Next: take those rows out of one of the two.",
             rows=float(rows),
             **{f"leaks_{kind}": float(v) for kind, v in leaks.items()},
         )
@@ -141,7 +141,8 @@ def _retention(case: Case, subject: Arm | None) -> list[Reason]:
             reasons.append(
                 _limit(
                     f"The base is at chance on {task.name} ({level(mean, 'accuracy')}, guessing "
-                    f"gives {level(task.chance, 'accuracy')}): forgetting cannot show there.",
+                    f"gives {level(task.chance, 'accuracy')}): forgetting cannot show there, and "
+                    "no fall is no evidence of none. Next: a retention task that the base knows.",
                     base=mean,
                     chance=task.chance,
                 )
@@ -160,25 +161,21 @@ def _rival(case: Case, subject: Arm) -> Arm | None:
 
 
 def _detectable(case: Case, subject: Arm) -> list[Reason]:
-    """What the report split could have shown at all, with the seeds as they are."""
+    """What the report split could have shown at all, with these items and these seeds."""
     rival = _rival(case, subject)
     against = "the base" if rival is None else settings(rival.summary)
-    difference = item_differences(case.study, subject, rival, case.task)
-    if difference is None or len(difference) < 2:
+    found = arm_difference(case.study, subject, rival, case.task)
+    effect = None if found is None else detectable(found)
+    if found is None or effect is None:
         return []
-    n = len(difference)
-    # Around the difference found: for right-or-wrong scores the discordance less its square.
-    spread = float(np.var(difference))
-    effect = minimum_detectable_effect(n, spread)
-    if not effect:
-        return []
+    seeds = count(found.seeds, "seed") if found.seeds > 1 else "these trained models"
     return [
         _limit(
-            f"With {count(n, 'report item')} a difference of about {amount(effect, case.unit)} "
-            f"between {settings(subject.summary)} and {against} would be seen four times out of "
-            "five, if seeds varied no more; a smaller one may go unseen.",
-            n=float(n),
+            f"With {count(found.n, 'report item')} and {seeds} a difference of about "
+            f"{amount(effect, case.unit)} between {settings(subject.summary)} and {against} would "
+            "be seen four times out of five; a smaller one may go unseen.",
+            n=float(found.n),
+            seeds=float(found.seeds),
             detectable=effect,
-            spread=spread,
         )
     ]

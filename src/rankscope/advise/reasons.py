@@ -1,10 +1,11 @@
 """The sentences behind a decision, each with its numbers: report split unless it says otherwise."""
 
 from rankscope.advise.case import Case
+from rankscope.advise.comparisons import arm_difference, forgetting_difference, net_difference
 from rankscope.advise.limits import limits
 from rankscope.advise.signs import signs
 from rankscope.advise.statistics import non_inferior
-from rankscope.advise.summaries import Arm, arm_difference, forgetting_difference
+from rankscope.advise.summaries import Arm
 from rankscope.advise.wording import (
     amount,
     count,
@@ -29,6 +30,7 @@ def reasons_for(case: Case, subject: Arm | None) -> tuple[Reason, ...]:
             *_transfer(case, arm),
             *_cost(case, arm),
             *_choice(case),
+            *_net(case, subject),
         ]
     return (*own, *signs(case, subject), *limits(case, subject))
 
@@ -124,6 +126,9 @@ def _cost(case: Case, arm: ArmSummary) -> list[Reason]:
     if arm.seconds is not None:
         text += f", in {arm.seconds:.3g} s a trial"
         values["seconds"] = arm.seconds
+    if arm.peak_memory_bytes is not None:
+        text += f", with {arm.peak_memory_bytes / 1e9:.2g} GB at the peak of its pack"
+        values["peak_memory_bytes"] = float(arm.peak_memory_bytes)
     rival = case.choice.best_full
     if rival is not None and not arm.is_full and rival.arm.summary.seconds:
         text += f" (full fine-tuning: {rival.arm.summary.seconds:.3g} s)"
@@ -158,4 +163,28 @@ def _choice(case: Case) -> list[Reason]:
             f"{which} that comes within {margin:g} of it."
         )
     values = {"best_utility": best.utility, "chosen_utility": chosen.utility, "margin": margin}
+    gap = None if chosen is best else arm_difference(case.study, chosen.arm, best.arm, case.task)
+    if gap is not None:
+        matches = "" if non_inferior(gap, margin) else " not"
+        text += (
+            f" On the report split it scores {difference(gap.value, case.unit)} against it "
+            f"({evidence(gap, case.unit)}): as good within {amount(margin, case.unit)} is{matches} "
+            "shown."
+        )
+        values |= values_of(gap, "gap_to_best")
     return [Reason(kind="choice", text=text, values=values)]
+
+
+def _net(case: Case, subject: Arm) -> list[Reason]:
+    """What the arm is worth by the study's weights, gain and forgetting tested as one."""
+    weights = case.objective.shares
+    net = net_difference(case.study, subject, None, weights)
+    if net is None or not weights[1] or subject.summary.forgetting is None:
+        return []
+    if case.unit != case.retention_unit:
+        return []  # a sum of points and nats has no unit to be worded in
+    text = (
+        f"By the study's weights (gain x {weights[0]:g} less forgetting x {weights[1]:g}) it is "
+        f"worth {difference(net.value, case.unit)} ({evidence(net, case.unit)})."
+    )
+    return [Reason(kind="choice", text=text, values=values_of(net, "net"))]

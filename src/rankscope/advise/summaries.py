@@ -7,29 +7,21 @@ left out; a trial whose score on a task is missing is left out of that task's fi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from rankscope.advise.statistics import (
-    mean_paired_estimate,
-    negated,
-    paired_estimate,
-    score_estimate,
-)
+from rankscope.advise.matching import compared, paired_scores, scores_of, with_all
+from rankscope.advise.significance import holm
+from rankscope.advise.statistics import negated, weighted_estimate
 from rankscope.records import (
-    BASE,
     FAILED,
     ArmSummary,
     Estimate,
-    ItemScores,
-    Split,
     StudyRecords,
     TaskRecord,
     TrialRecords,
 )
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +37,10 @@ class Arm:
         """The trials that ran to the end."""
         return tuple(t for t in self.trials if t.status == "done")
 
+    def updated(self, **fields: object) -> "Arm":
+        """The same arm with fields of its summary set."""
+        return Arm(self.task, self.trials, self.summary.model_copy(update=fields))
+
 
 def training_tasks(study: StudyRecords) -> tuple[str, ...]:
     """Tasks that were trained on, in the order of the study file, then of the trials."""
@@ -54,8 +50,28 @@ def training_tasks(study: StudyRecords) -> tuple[str, ...]:
 
 
 def summarize(study: StudyRecords) -> dict[str, tuple[Arm, ...]]:
-    """Every arm of every training task, in the order of the trials; Pareto front marked."""
-    return {task: _arms_of(study, task) for task in training_tasks(study)}
+    """Every arm of every training task, in the order of the trials; Pareto fronts marked.
+
+    The gains of all arms on all training tasks are one family (Holm).
+    """
+    found = {task: _arms_of(study, task) for task in training_tasks(study)}
+    gains = [a.summary.gain for arms in found.values() for a in arms if a.summary.gain is not None]
+    adjusted = iter(adjusted_within_family(gains))
+    return {
+        task: _marked(
+            [a if a.summary.gain is None else a.updated(gain=next(adjusted)) for a in arms]
+        )
+        for task, arms in found.items()
+    }
+
+
+def retention_by_unit(
+    study: StudyRecords, trained: str
+) -> tuple[tuple[TaskRecord, ...], tuple[TaskRecord, ...]]:
+    """Retention tasks for an arm trained on ``trained``: those in accuracy, those of text."""
+    tasks = [t for t in study.tasks if "retention" in t.roles and t.name != trained]
+    accuracy = tuple(t for t in tasks if t.higher_is == "accuracy")
+    return accuracy, tuple(t for t in tasks if t.higher_is != "accuracy")
 
 
 def retention_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]:
@@ -64,9 +80,8 @@ def retention_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]
     Forgetting is a mean over tasks, so it keeps to one unit: accuracy where any retention task has
     it, log probability otherwise.
     """
-    tasks = [t for t in study.tasks if "retention" in t.roles and t.name != trained]
-    accuracy = tuple(t for t in tasks if t.higher_is == "accuracy")
-    return accuracy or tuple(tasks)
+    accuracy, text = retention_by_unit(study, trained)
+    return accuracy or text
 
 
 def transfer_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]:
@@ -76,86 +91,42 @@ def transfer_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]:
     )
 
 
-def paired_scores(
-    study: StudyRecords, trials: Sequence[TrialRecords], task: str, split: Split
-) -> tuple[Array, Array] | None:
-    """Scores of trials (S, N) and the base (N,) on the items all of them answered.
-
-    None where the base, every trial, or every common item is missing. Items whose score is not
-    finite for one of the models are left out for all.
-    """
-    base = study.items.get((BASE, task, split))
-    tuned = [s for t in trials if (s := study.items.get((t.spec.trial_id, task, split)))]
-    if base is None or not tuned:
-        return None
-    rows = _aligned([base, *tuned])
-    return (rows[1:], rows[0]) if rows.shape[1] else None
+def base_estimates(study: StudyRecords) -> dict[str, Estimate]:
+    """The base's mean on the report split of every task, with its interval over items."""
+    found = {}
+    for task in study.tasks:
+        own = compared(scores_of(study, (), task.name, "report", base=True), None, trained=False)
+        if own is not None:
+            found[task.name] = weighted_estimate([own], tested=False)
+    return found
 
 
-def arm_difference(study: StudyRecords, first: Arm, second: Arm, task: str) -> Estimate | None:
-    """First arm minus second arm on the report split of ``task``; None where either is missing."""
-    groups = [
-        [s for t in arm.finished if (s := study.items.get((t.spec.trial_id, task, "report")))]
-        for arm in (first, second)
+def adjusted_within_family(family: Sequence[Estimate]) -> list[Estimate]:
+    """The estimates with ``p_holm``; one without a p counts as 1, since it was to be tested."""
+    adjusted = holm([1.0 if e.p is None else e.p for e in family])
+    return [
+        e if e.p is None else e.model_copy(update={"p_holm": p})
+        for e, p in zip(family, adjusted, strict=True)
     ]
-    if not all(groups):
-        return None
-    rows = _aligned([*groups[0], *groups[1]])
-    if not rows.shape[1]:
-        return None
-    split = len(groups[0])
-    return paired_estimate(rows[:split], rows[split:])
 
 
-def item_differences(
-    study: StudyRecords, first: Arm, second: Arm | None, task: str
-) -> Array | None:
-    """First arm minus second arm, or the base, of every report item, means over seeds: (N,)."""
-    groups = [
-        [s for t in arm.finished if (s := study.items.get((t.spec.trial_id, task, "report")))]
-        for arm in (first, second)
-        if arm is not None
-    ]
-    base = study.items.get((BASE, task, "report"))
-    if second is None and base is not None:
-        groups.append([base])
-    if len(groups) < 2 or not all(groups):
-        return None
-    rows = _aligned([*groups[0], *groups[1]])
-    split = len(groups[0])
-    difference: Array = rows[:split].mean(axis=0) - rows[split:].mean(axis=0)
-    return difference
-
-
-def forgetting_difference(study: StudyRecords, first: Arm, second: Arm) -> float | None:
-    """How much more the first arm forgot than the second, report split; None where unknown."""
-    a, b = first.summary.forgetting, second.summary.forgetting
-    return None if a is None or b is None else a.value - b.value
-
-
-def _aligned(models: Sequence[ItemScores]) -> Array:
-    """(models, N) scores of the items that every model has, in the first model's order."""
-    ids = models[0].item_ids
-    if all(m.item_ids == ids for m in models):
-        rows = np.stack([m.scores for m in models])
-    else:
-        by_id = [dict(zip(m.item_ids, m.scores.tolist(), strict=True)) for m in models]
-        common = [i for i in ids if all(i in scores for scores in by_id)]
-        rows = np.array([[scores[i] for i in common] for scores in by_id], dtype=np.float64)
-        rows = rows.reshape(len(models), len(common))
-    return rows[:, np.isfinite(rows).all(axis=0)]
-
-
-def _arms_of(study: StudyRecords, task: str) -> tuple[Arm, ...]:
+def _arms_of(study: StudyRecords, task: str) -> list[Arm]:
     groups: dict[tuple[object, ...], list[TrialRecords]] = {}
     for trial in study.trials:
         if trial.spec.task == task:
             groups.setdefault(trial.spec.arm, []).append(trial)
-    arms = [Arm(task, tuple(trials), _summary(study, trials)) for trials in groups.values()]
-    front = pareto_front([arm.summary for arm in arms])
+    return [Arm(task, tuple(trials), _summary(study, trials)) for trials in groups.values()]
+
+
+def _marked(arms: Sequence[Arm]) -> tuple[Arm, ...]:
+    """The arms with their place on the fronts."""
+    summaries = [arm.summary for arm in arms]
+    fronts = zip(pareto_front(summaries), pareto_front(summaries, "text_forgetting"), strict=True)
     return tuple(
-        Arm(a.task, a.trials, a.summary.model_copy(update={"on_pareto_front": on}))
-        for a, on in zip(arms, front, strict=True)
+        arm.updated(
+            on_pareto_front=on, on_text_front=on_text and arm.summary.text_forgetting is not None
+        )
+        for arm, (on, on_text) in zip(arms, fronts, strict=True)
     )
 
 
@@ -163,13 +134,13 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
     spec = trials[0].spec
     done = [t for t in trials if t.status == "done"]
     trained = [t.train for t in trials if t.train is not None]
-    score, gain = _score_and_gain(study, done, spec.task)
-    forgetting, retention = _forgetting(study, done, spec.task)
-    transfer: dict[str, Estimate] = {}
-    for other in transfer_tasks(study, spec.task):
-        pair = paired_scores(study, done, other.name, "report")
-        if pair is not None:
-            transfer[other.name] = paired_estimate(*pair)
+    own = compared(scores_of(study, done, spec.task, "report"), None, trained=False)
+    others = [t.name for t in transfer_tasks(study, spec.task)]
+    retained = [t.name for t in study.tasks if "retention" in t.roles and t.name != spec.task]
+    transfer = {n: e for n in others if (e := _change(study, done, n)) is not None}
+    family = adjusted_within_family(list(transfer.values()))
+    accuracy, text = retention_by_unit(study, spec.task)
+    counted = [t.name for t in accuracy or text]
     return ArmSummary(
         label=spec.arm_label,
         task=spec.task,
@@ -181,75 +152,72 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
         failed=sum(t.status in FAILED for t in trials),
         selection_score=_selection_score(study, done, spec.task),
         selection_forgetting=_selection_forgetting(study, done, spec.task),
-        score=score,
-        gain=gain,
-        forgetting=forgetting,
-        transfer=transfer,
-        retention=retention,
+        score=None if own is None else weighted_estimate([own], tested=False),
+        gain=_change(study, done, spec.task),
+        forgetting=_fall(study, done, counted),
+        text_forgetting=_fall(study, done, [t.name for t in text]),
+        transfer=dict(zip(transfer, family, strict=True)),
+        retention={n: e for n in retained if (e := _change(study, done, n)) is not None},
         trainable_parameters=trained[0].trainable_parameters if trained else 0,
         seconds=float(np.mean([t.seconds for t in trained])) if trained else None,
+        peak_memory_bytes=max((t.peak_memory_bytes for t in trained), default=None),
     )
 
 
-def _score_and_gain(
-    study: StudyRecords, done: list[TrialRecords], task: str
-) -> tuple[Estimate | None, Estimate | None]:
-    found = [s for t in done if (s := study.items.get((t.spec.trial_id, task, "report")))]
-    rows = _aligned(found) if found else np.empty((0, 0))
-    score = score_estimate(rows) if rows.size else None
-    pair = paired_scores(study, done, task, "report")
-    return score, paired_estimate(*pair) if pair is not None else None
+def _change(study: StudyRecords, done: list[TrialRecords], task: str) -> Estimate | None:
+    """Tuned minus base on the report split."""
+    found = paired_scores(study, done, task, "report")
+    return None if found is None else weighted_estimate([found])
 
 
-def _forgetting(
-    study: StudyRecords, done: list[TrialRecords], task: str
-) -> tuple[Estimate | None, dict[str, Estimate]]:
-    """Mean fall over the tasks of one unit, and every retention task's change."""
-    pairs = {}
-    for other in study.tasks:
-        if "retention" in other.roles and other.name != task:
-            pair = paired_scores(study, done, other.name, "report")
-            if pair is not None:
-                pairs[other.name] = pair
-    retention = {name: paired_estimate(*pair) for name, pair in pairs.items()}
-    counted = [pairs[t.name] for t in retention_tasks(study, task) if t.name in pairs]
-    return (negated(mean_paired_estimate(counted)) if counted else None), retention
+def _fall(study: StudyRecords, done: list[TrialRecords], tasks: Sequence[str]) -> Estimate | None:
+    """Base minus tuned, mean over the tasks that have scores, of the trials that have all of them.
+
+    The trials' seeds are shared by the tasks, so one trained model has to be one row of each.
+    """
+    known = [n for n in tasks if paired_scores(study, done, n, "report") is not None]
+    pairs = [
+        paired_scores(study, with_all(study, done, known, "report"), n, "report") for n in known
+    ]
+    found = [p for p in pairs if p is not None]
+    return negated(weighted_estimate(found)) if found and len(found) == len(known) else None
 
 
 def _selection_score(study: StudyRecords, done: list[TrialRecords], task: str) -> float | None:
-    found = [s for t in done if (s := study.items.get((t.spec.trial_id, task, "selection")))]
-    rows = _aligned(found) if found else np.empty((0, 0))
-    return float(rows.mean()) if rows.size else None
+    own = compared(scores_of(study, done, task, "selection"), None, trained=False)
+    return None if own is None else float(own.tuned.mean())
 
 
 def _selection_forgetting(study: StudyRecords, done: list[TrialRecords], task: str) -> float | None:
     falls = []
     for other in retention_tasks(study, task):
-        pair = paired_scores(study, done, other.name, "selection")
-        if pair is not None:
-            falls.append(float(pair[1].mean() - pair[0].mean()))
+        found = paired_scores(study, done, other.name, "selection")
+        if found is not None:
+            falls.append(-float(found.item_means.mean()))
     return float(np.mean(falls)) if falls else None
 
 
-def pareto_front(arms: Sequence[ArmSummary]) -> list[bool]:
+def pareto_front(
+    arms: Sequence[ArmSummary], measure: Literal["forgetting", "text_forgetting"] = "forgetting"
+) -> list[bool]:
     """Which arms no other arm beats in score, forgetting and trainable parameters together.
 
-    Report split. Forgetting counts only where every scored arm has it.
+    Report split. ``measure``: fall in the retention tasks' unit, or rise of the cross-entropy of
+    held-out text. It counts only where every scored arm has it.
     """
     scored = [a for a in arms if a.score is not None]
-    all_retained = all(a.forgetting is not None for a in scored)
-
-    def losses(arm: ArmSummary) -> tuple[float, float, float]:
-        score = arm.score.value if arm.score else 0.0
-        forgetting = arm.forgetting.value if arm.forgetting and all_retained else 0.0
-        return -score, forgetting, float(arm.trainable_parameters)
-
-    points = [losses(a) for a in scored]
-    return [
-        a.score is not None
-        and not any(
-            p != losses(a) and all(x <= y for x, y in zip(p, losses(a), strict=True))
-            for p in points
-        )
-        for a in arms
-    ]
+    forgot: list[Estimate | None] = [getattr(a, measure) for a in scored]
+    counts = all(f is not None for f in forgot)
+    points = np.array(
+        [
+            (
+                0.0 if a.score is None else -a.score.value,
+                f.value if counts and f is not None else 0.0,
+                a.trainable_parameters,
+            )
+            for a, f in zip(scored, forgot, strict=True)
+        ]
+    ).reshape(len(scored), 3)
+    beaten = [bool(((points <= p).all(axis=1) & (points < p).any(axis=1)).any()) for p in points]
+    on = iter(not b for b in beaten)
+    return [a.score is not None and next(on) for a in arms]

@@ -71,7 +71,7 @@ def settings(arm: ArmSummary) -> str:
 
 
 def values_of(estimate: Estimate, name: str) -> dict[str, float]:
-    """An estimate as plain numbers: ``name``, ``name_low``, ``name_high``, ``name_p``, ``n``."""
+    """An estimate as plain numbers: ``name``, ``name_low``, ``name_p``, ``name_error``, ``n``..."""
     found = {
         name: estimate.value,
         f"{name}_low": estimate.low,
@@ -79,5 +79,7 @@ def values_of(estimate: Estimate, name: str) -> dict[str, float]:
         f"{name}_p": estimate.p,
         "n": float(estimate.n),
         "seeds": float(estimate.seeds),
+        f"{name}_error": estimate.standard_error,
+        f"{name}_p_holm": estimate.p_holm,
     }
     return {key: value for key, value in found.items() if value is not None}

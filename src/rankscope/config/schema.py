@@ -234,6 +234,20 @@ def checked_memory(value: Any) -> Any:
     return round(float(match[1]) * (1024 if "i" in match[2] else 1000) ** power)
 
 
+def checked_share(value: Any) -> Any:
+    """A share of 1, or a text that says its unit: ``2 points`` and ``2 %`` are 0.02."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(points?|%|nats?)", value.strip())
+    if match is None:
+        raise ValueError(
+            f"found {shown(value)}, expected a share of 1 such as 0.02, or a text such as "
+            "'2 points', '2 %' or, for log probabilities, '0.02 nats'"
+        )
+    number = float(match[1])
+    return number if match[2].startswith("nat") else round(number / 100, 12)
+
+
 class ObjectiveConfig(Section):
     """What the recommendation trades off; weights are relative."""
 
@@ -243,10 +257,29 @@ class ObjectiveConfig(Section):
     """Weight of what was forgotten: the mean fall over the retention tasks."""
     cost: float = Field(0.0, ge=0)
     """Weight of what training and storing the arm costs."""
-    margin: float = Field(0.02, gt=0, lt=1)
-    """Two arms are equally good when their scores differ by less, as a share of 1."""
-    max_forgetting: float | None = Field(None, ge=0, le=1)
-    """Arms that lose more on retention than this are not recommended, as a share of 1."""
+    margin: Annotated[
+        float,
+        BeforeValidator(checked_share, json_schema_input_type=float | str),
+        Field(gt=0, lt=1),
+    ] = 0.02
+    """Two arms are equally good when their scores differ by less: a share of 1, or ``2 points``."""
+    max_forgetting: Annotated[
+        float | None,
+        BeforeValidator(checked_share, json_schema_input_type=float | str | None),
+        Field(ge=0, le=1),
+    ] = None
+    """Arms that lose more on retention than this are not recommended: a share of 1, or a text such
+    as ``2 points``."""
+
+    @model_validator(mode="after")
+    def something_to_choose_by(self) -> Self:
+        """Weights of nothing choose nothing."""
+        if self.in_domain == 0 and self.retention == 0:
+            raise ValueError(
+                "'in_domain' and 'retention' are both 0: nothing is left to choose an arm by. "
+                "Give one of them a weight above 0"
+            )
+        return self
 
 
 class StudyConfig(Section):
@@ -352,6 +385,21 @@ class StudyConfig(Section):
         if trials > MAX_TRIALS:
             raise ValueError(
                 f"the grid asks for {trials:,} trials: expected at most {MAX_TRIALS:,}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def measurable_limits(self) -> Self:
+        """A limit on forgetting needs something that measures it, for every training task."""
+        if self.objective.max_forgetting is None:
+            return self
+        measured = {task.name for task in self.evaluate.retention}
+        unmeasured = [task.name for task in self.tasks if not measured - {task.name}]
+        if unmeasured:
+            raise ValueError(
+                f"objective.max_forgetting {self.objective.max_forgetting:g} cannot be kept: no "
+                f"retention task measures what training on {unmeasured[0]!r} forgets. Name one "
+                "under 'evaluate.retention', or remove the limit"
             )
         return self
 

@@ -6,9 +6,11 @@ bytes, losses nats per token.
 """
 
 from rankscope.records.advice import (
+    ArmComparison,
     ArmSummary,
     Decision,
     Estimate,
+    Need,
     Reason,
     Recommendation,
     TaskAdvice,
@@ -53,6 +55,7 @@ __all__ = [
     "ITEM_SCHEMA",
     "SCHEMA_VERSION",
     "AdapterChange",
+    "ArmComparison",
     "ArmSummary",
     "Backtest",
     "BacktestTask",
@@ -74,6 +77,7 @@ __all__ = [
     "MatrixSpectrum",
     "MitigationComparison",
     "ModelRecord",
+    "Need",
     "NormGrowth",
     "PenaltyPoint",
     "Predictor",

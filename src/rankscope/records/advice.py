@@ -1,5 +1,6 @@
 """The recommendation: what ``advise`` decides and ``report`` shows."""
 
+import math
 from typing import Literal
 
 from rankscope.records.mitigation import TaskMitigation
@@ -15,9 +16,26 @@ class Estimate(Record):
     high: float | None
     p: float | None = None
     """Two-sided p value where a test was made."""
+    p_holm: float | None = None
+    """The same within its family (Holm), where it belongs to one: gains of all arms on all training
+    tasks; changes of one arm on all other tasks; comparisons of arms on all training tasks."""
     n: int
     """Items."""
     seeds: int
+    clusters: int | None = None
+    """Clusters of items (subjects, passages) that were resampled whole; None: items by
+    themselves."""
+    item_error: float | None = None
+    """Standard error from which items were drawn; None where it cannot be known."""
+    seed_error: float | None = None
+    """Standard error from which seeds were trained; None with one seed."""
+
+    @property
+    def standard_error(self) -> float | None:
+        """Of items and seeds together; with one seed, of items alone."""
+        if self.item_error is None:
+            return None
+        return math.hypot(self.item_error, self.seed_error or 0.0)
 
 
 class ArmSummary(Record):
@@ -42,6 +60,9 @@ class ArmSummary(Record):
     """In-domain minus base."""
     forgetting: Estimate | None
     """Base minus tuned, mean over retention tasks; positive = forgot."""
+    text_forgetting: Estimate | None = None
+    """Rise of the cross-entropy of held-out text against the base, nats per token, mean over the
+    retention tasks scored so; positive = forgot."""
     transfer: dict[str, Estimate]
     """Other tasks: tuned minus base."""
     retention: dict[str, Estimate]
@@ -49,7 +70,12 @@ class ArmSummary(Record):
     trainable_parameters: int
     seconds: float | None
     """Mean training time of one trial."""
+    peak_memory_bytes: int | None = None
+    """Largest of its trials' packs: adapters trained together share it."""
     on_pareto_front: bool = False
+    """No other arm is better in score, ``forgetting`` and trainable parameters together."""
+    on_text_front: bool = False
+    """The same with ``text_forgetting``."""
 
     @property
     def is_full(self) -> bool:
@@ -75,6 +101,25 @@ class Reason(Record):
     values: dict[str, float] = {}
 
 
+class ArmComparison(Record):
+    """Two arms of one training task on the same report items."""
+
+    kind: Literal["full", "ranks"]
+    """LoRA against full fine-tuning, or a rank against a smaller one."""
+    first_label: str
+    second_label: str
+    difference: Estimate
+    """Score of the first minus score of the second."""
+
+
+class Need(Record):
+    """What would decide, or firm up, the answer: one sentence with its numbers."""
+
+    kind: Literal["items", "seeds", "learning_rate", "runs", "retention"]
+    text: str
+    values: dict[str, float] = {}
+
+
 Decision = Literal["use", "do_not_fine_tune", "use_full", "not_decided"]
 
 
@@ -89,6 +134,10 @@ class TaskAdvice(Record):
     chosen: ArmSummary | None
     reasons: tuple[Reason, ...]
     arms: tuple[ArmSummary, ...]
+    comparisons: tuple[ArmComparison, ...] = ()
+    """Each arm at the learning rate chosen for it."""
+    needs: tuple[Need, ...] = ()
+    """What would decide it, or make it firm."""
     subject_label: str | None = None
     """Of the arm that headline and reasons speak of; None where they speak of none."""
     best_full_label: str | None = None
@@ -104,5 +153,7 @@ class Recommendation(Record):
     advice: tuple[TaskAdvice, ...]
     method: str
     """How the choice was made, one paragraph."""
+    base: dict[str, Estimate] = {}
+    """The base's score on every task, report split."""
     mitigation: tuple[TaskMitigation, ...] = ()
     """Trials made milder at inference, and mitigations beside them, where the study has any."""

@@ -93,12 +93,15 @@ class TrialSpec(Record):
     @property
     def arm_without_lr(self) -> tuple[object, ...]:
         """Everything but the seed and the learning rate, which is chosen for each arm."""
+        return (*self.arm_without_rank, self.rank, self.alpha)
+
+    @property
+    def arm_without_rank(self) -> tuple[object, ...]:
+        """Everything but seed, learning rate, rank and alpha, which mostly follows the rank."""
         return (
             self.task,
             self.method,
             self.peft,
-            self.rank,
-            self.alpha,
             self.lr_ratio,
             self.targets,
             self.dropout,

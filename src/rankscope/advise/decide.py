@@ -1,0 +1,320 @@
+"""The decision tree of one training task: which verdict, how firm, in one sentence.
+
+The rule is written out in docs/science.md, "From scores to a decision".
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rankscope.advise.case import Case
+from rankscope.advise.choose import Candidate
+from rankscope.advise.comparisons import arm_difference, net_difference
+from rankscope.advise.limits import FIRM_SEEDS
+from rankscope.advise.needs import enough_text
+from rankscope.advise.significance import ALPHA, holm
+from rankscope.advise.summaries import Arm
+from rankscope.advise.wording import amount, count, difference, evidence, level, settings
+from rankscope.records import ArmSummary, Decision, Estimate
+
+Confidence = Literal["firm", "tentative", "none"]
+
+LEAK_SHARE = 0.01
+"""Share of report rows seen in training above which a score is not trusted to be firm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A decision before its reasons are written."""
+
+    decision: Decision
+    confidence: Confidence
+    headline: str
+    subject: Arm | None
+    """The arm that the reasons speak of: the one recommended, or the nearest to it."""
+
+
+def decide(case: Case) -> Verdict:
+    """Enough finished? Better than the base? Worth the forgetting? LoRA or full?"""
+    chosen, best = case.choice.chosen, case.choice.best
+    if chosen is None or best is None:
+        return _without_candidates(case)
+    gain = chosen.arm.summary.gain
+    if gain is None or gain.low is None or gain.p is None or too_few(gain.n):
+        return _too_little(case, chosen)
+    proven = _proven(case, chosen, best)
+    if proven is None:
+        return _no_proof(case, chosen, best)
+    if proven.utility <= 0 and case.objective.retention > 0:
+        return _outweighed(case, proven)
+    if proven.arm.summary.is_full:
+        return _full_or_lora(case, proven)
+    return _use(case, proven)
+
+
+def _without_candidates(case: Case) -> Verdict:
+    if case.choice.excluded:
+        arm = min(case.choice.excluded, key=lambda a: a.summary.selection_forgetting or 0.0)
+        least = arm.summary
+        return Verdict(
+            "do_not_fine_tune",
+            "firm" if _is_firm(case, least) else "tentative",
+            f"Use none of these arms on {case.task}: each forgets more than the "
+            f"{case.objective.max_forgetting:g} allowed; the least, {settings(least)}, loses "
+            f"{least.selection_forgetting:.3g} on the selection split. A lower learning rate, "
+            "fewer steps or an adapter scaled down may stay within it.",
+            arm,
+        )
+    done = sum(t.status == "done" for t in case.trials)
+    if not case.trials:
+        return _undecided(f"No arm was trained on {case.task}: only the base is known.")
+    if done == 0:
+        todo = "Run the study again to go on." if case.waiting else "Lower the learning rate."
+        return _undecided(
+            f"No trial on {case.task} has finished: {len(case.failed)} failed, {case.waiting} to "
+            f"run. {todo}"
+        )
+    return _undecided(
+        f"{count(done, 'trial')} on {case.task} finished, but none has a score on the "
+        "selection split: run the study again so that it is evaluated."
+    )
+
+
+def _too_little(case: Case, chosen: Candidate) -> Verdict:
+    gain = chosen.arm.summary.gain
+    if gain is None:
+        found = "the base and the arm share no scored item on the report split"
+    elif not too_few(gain.n):
+        return _undecided(
+            f"Nothing can be tested on {case.task}: all {gain.n:,} report items changed by the "
+            f"same {difference(gain.value, case.unit)}, so how far others would spread is "
+            "unknown. Look at the scores before anything else.",
+            chosen.arm,
+        )
+    else:
+        found = f"the report split has {count(gain.n, 'item')}"
+    return _undecided(
+        f"Too little data to decide on {case.task}: {found}. {enough_text(case, chosen.arm)}",
+        chosen.arm,
+    )
+
+
+def _proven(case: Case, chosen: Candidate, best: Candidate) -> Candidate | None:
+    """The first arm if its gain over the base passes; else the second if its does.
+
+    Two arms named beforehand on each training task: one Holm family over all of them.
+    """
+    for candidate in (chosen, best):
+        gain, p = candidate.arm.summary.gain, case.tested.get(candidate.arm.summary.label)
+        if gain is not None and gain.value > 0 and p is not None and p < ALPHA:
+            return candidate
+    return None
+
+
+def _handed_over(case: Case, small: Candidate, lora: Candidate) -> Candidate | None:
+    """The first of two LoRA arms whose gain passes, Holm over the two on every training task."""
+    pair = [small] if small is lora else [small, lora]
+    gains = [c.arm.summary.gain for c in pair]
+    adjusted = holm([1.0 if g is None or g.p is None else g.p for g in gains])
+    for candidate, gain, p in zip(pair, gains, adjusted, strict=True):
+        if gain is not None and gain.value > 0 and p * case.num_tasks < ALPHA:
+            return candidate
+    return None
+
+
+def _no_proof(case: Case, chosen: Candidate, best: Candidate) -> Verdict:
+    """Says of the arms that were tested, and no more; what the others reached is only told."""
+    gains = [(a.summary, g) for a in case.arms if (g := a.summary.gain) is not None]
+    top = max(g.value for _, g in gains)
+    margin = case.objective.margin
+    tested = f"{_not_shown(case, chosen, best)}{_largest(case, (chosen, best), gains)}"
+    if top >= margin:
+        return _undecided(
+            f"The data cannot tell whether fine-tuning helps on {case.task}: {tested}. "
+            f"{enough_text(case, chosen.arm)}",
+            chosen.arm,
+        )
+    ruled_out = all(g.high is not None and g.high < margin for _, g in gains)
+    rest = (
+        f"gains of {amount(margin, case.unit)} are ruled out for every arm"
+        if ruled_out
+        else f"a gain up to {amount(_largest_high(gains), case.unit)} cannot be ruled out"
+    )
+    firm = ruled_out and all(_is_firm(case, a) for a, _ in gains)
+    return Verdict(
+        "do_not_fine_tune",
+        "firm" if firm else "tentative",
+        f"Do not fine-tune on {case.task} with these settings: {tested}; {rest}.",
+        chosen.arm,
+    )
+
+
+def _not_shown(case: Case, chosen: Candidate, best: Candidate) -> str:
+    def quoted(candidate: Candidate) -> str:
+        arm = candidate.arm.summary
+        if arm.gain is None:
+            return settings(arm)
+        found = f"{difference(arm.gain.value, case.unit)} ({evidence(arm.gain, case.unit)})"
+        return f"{settings(arm)}, {found}"
+
+    text = f"the arm chosen on the selection split, {quoted(chosen)}, "
+    if chosen is not best:
+        text += f"and the one of the highest utility there, {quoted(best)}, are"
+        return f"{text} not shown to beat the base"
+    return f"{text}is not shown to beat the base"
+
+
+def _largest(
+    case: Case, tested: tuple[Candidate, ...], gains: Sequence[tuple[ArmSummary, Estimate]]
+) -> str:
+    """The largest gain on the report split, where it is of an arm that was not tested."""
+    arm, top = max(gains, key=lambda pair: pair[1].value)
+    if any(arm is c.arm.summary for c in tested):
+        return ""
+    return (
+        f" ({settings(arm)} has the largest gain of {len(gains)} on the report split, "
+        f"{difference(top.value, case.unit)}, but was not chosen)"
+    )
+
+
+def _outweighed(case: Case, proven: Candidate) -> Verdict:
+    arm = proven.arm.summary
+    net = net_difference(case.study, proven.arm, None, case.objective.shares)
+    clear = net is not None and net.high is not None and net.high < 0
+    return Verdict(
+        "do_not_fine_tune",
+        "firm" if clear and _is_firm(case, arm) else "tentative",
+        f"By this study's weights ({case.objective.formula}) no arm is worth it on "
+        f"{case.task}, not even {settings(arm)}: {_changes(case, arm)}.",
+        proven.arm,
+    )
+
+
+def _full_or_lora(case: Case, full: Candidate) -> Verdict:
+    lora = case.choice.best_lora
+    worse = lora is None or _clearly_worse(case, lora.arm, full.arm)
+    if lora is None or worse or _falls_short(case, lora.arm, full.arm):
+        arm = full.arm.summary
+        why = "no LoRA arm was left to compare" if lora is None else _less(case, lora.arm.summary)
+        if not worse:
+            why += (
+                "; its score falls short, but by the study's weights the sum is not clear of zero"
+            )
+        return Verdict(
+            "use_full",
+            "firm" if worse and _is_firm(case, arm) else "tentative",
+            f"Use {settings(arm)} for {case.task}: {_result(case, arm)}; {why}.",
+            full.arm,
+        )
+    small = case.choice.small_lora
+    if small is None or _falls_short(case, small.arm, full.arm):
+        small = lora
+    shown = _handed_over(case, small, lora)
+    if shown is None or lora.utility <= 0:
+        arm = full.arm.summary
+        why = "is not shown to beat the base"
+        if shown is not None:
+            why = f"is not worth it by this study's weights ({case.objective.formula})"
+        return Verdict(
+            "use_full",
+            "tentative",
+            f"Use {settings(arm)} for {case.task}: {_result(case, arm)}; the best LoRA arm on the "
+            f"selection split, {settings(lora.arm.summary)}, {why}.",
+            full.arm,
+        )
+    # Full fine-tuning led on the selection split, yet the report split does not show it: the
+    # cheaper of two that cannot be told apart.
+    return _use(case, shown, doubtful=True)
+
+
+def _less(case: Case, lora: ArmSummary) -> str:
+    """The best LoRA arm's changes, where they are worth less than full fine-tuning's."""
+    return f"the best LoRA arm, {settings(lora)}: {_changes(case, lora)}"
+
+
+def _changes(case: Case, arm: ArmSummary) -> str:
+    """Signed changes of score and retention against the base, as far as they are known."""
+    parts = []
+    if arm.gain is not None:
+        parts.append(f"{difference(arm.gain.value, case.unit)} against the base")
+    if arm.forgetting is not None:
+        change = difference(-arm.forgetting.value, case.retention_unit)
+        parts.append(f"retention changes by {change}")
+    return " and ".join(parts) or "not scored on the report split"
+
+
+def _clearly_worse(case: Case, lora: Arm, full: Arm) -> bool:
+    """By the margin, in what the study weighs, with the whole interval below zero; report split."""
+    net = net_difference(case.study, lora, full, case.objective.shares)
+    if net is None or net.high is None:
+        return False
+    return net.value < -case.objective.margin and net.high < 0
+
+
+def _falls_short(case: Case, lora: Arm, full: Arm) -> bool:
+    """Clearly worse, or by the margin in what the study weighs with the score alone clearly lower.
+
+    Forgetting may be too noisy to say what the two amount to together: grounds for full
+    fine-tuning, not for being firm.
+    """
+    net = net_difference(case.study, lora, full, case.objective.shares)
+    gap = arm_difference(case.study, lora, full, case.task)
+    if net is None or net.value >= -case.objective.margin:
+        return False
+    return any(e is not None and e.high is not None and e.high < 0 for e in (net, gap))
+
+
+def _use(case: Case, candidate: Candidate, doubtful: bool = False) -> Verdict:
+    arm = candidate.arm.summary
+    firm = _is_firm(case, arm) and not doubtful
+    tail = (
+        "; full fine-tuning led on the selection split, but the report split does not show it"
+        if doubtful
+        else ""
+    )
+    return Verdict(
+        "use",
+        "firm" if firm else "tentative",
+        f"Use {settings(arm)} for {case.task}: {_result(case, arm)}{tail}.",
+        candidate.arm,
+    )
+
+
+def _result(case: Case, arm: ArmSummary) -> str:
+    """Score, gain and forgetting in one clause."""
+    score, gain, forgetting = arm.score, arm.gain, arm.forgetting
+    if score is None or gain is None:
+        return "its report score is missing"
+    verb = "it answers" if case.unit == "accuracy" else "its answers have log probability"
+    right = " right" if case.unit == "accuracy" else ""
+    text = (
+        f"{verb} {level(score.value, case.unit)}{right}, "
+        f"{difference(gain.value, case.unit)} against the base"
+    )
+    if forgetting is None:
+        return text + "; forgetting was not measured"
+    return text + (
+        f", and retention changes by {difference(-forgetting.value, case.retention_unit)}"
+    )
+
+
+def _is_firm(case: Case, arm: ArmSummary) -> bool:
+    """Three seeds, none failed, none still to run, and report rows not seen in training."""
+    record = case.record
+    leaked = record is not None and (
+        sum(record.leaks.values()) > LEAK_SHARE * record.rows.get("report", 0)
+    )
+    return arm.seeds >= FIRM_SEEDS and arm.failed == 0 and not leaked and not case.waiting
+
+
+def _undecided(headline: str, subject: Arm | None = None) -> Verdict:
+    return Verdict("not_decided", "none", headline, subject)
+
+
+def too_few(n: int) -> bool:
+    """Whether even unanimous items could not reach the test's level: 2 x 0.5^n."""
+    return 2 * 0.5**n >= ALPHA
+
+
+def _largest_high(gains: Sequence[tuple[ArmSummary, Estimate]]) -> float:
+    return max((g.high if g.high is not None else 1.0) for _, g in gains)

@@ -1,0 +1,104 @@
+"""What could have been seen, and what it would take to see it: items, seeds.
+
+A paired difference is seen with power .8 at alpha .05 where it is (quantile of the interval +
+quantile of the power) standard errors. Items count with the normal distribution, seeds with
+Student's of their degrees of freedom, as in the intervals (``statistics.py``).
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+from scipy import stats
+
+from rankscope.records import Estimate
+
+POWER = 0.8
+MOST_SEEDS = 200
+"""Seeds beyond which more of them is no advice."""
+
+
+def minimum_detectable_effect(
+    n: int, discordance: float, alpha: float = 0.05, power: float = POWER
+) -> float | None:
+    """Smallest paired difference seen with ``power``, a share of 1; None where n < 1.
+
+    (z_{1 - alpha/2} + z_power) sqrt(discordance / n), ``discordance`` being the share of items on
+    which the two models differ (Connor 1987, with the variance at no difference).
+    """
+    if n < 1:
+        return None
+    return _factor(None, alpha, power) * sqrt(discordance / n)
+
+
+def detectable(estimate: Estimate) -> float | None:
+    """Smallest difference seen with power .8 with these items and these seeds; None if unknown.
+
+    With one seed it is of that one trained model: how seeds vary is not in it.
+    """
+    if estimate.item_error is None:
+        return None
+    seeds = estimate.seed_error or 0.0
+    squares = (_factor(None) * estimate.item_error) ** 2
+    if seeds:
+        squares += (_factor(estimate.seeds) * seeds) ** 2
+    return sqrt(squares) or None
+
+
+def items_needed(effect: float, discordance: float) -> int | None:
+    """Items at which a paired difference of ``effect`` is seen with power .8 at alpha .05."""
+    smallest_at_one = minimum_detectable_effect(1, discordance)
+    if smallest_at_one is None or effect <= 0:
+        return None
+    return int(np.ceil((smallest_at_one / effect) ** 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Enough:
+    """What would show an effect; None where that alone cannot, or where it is not known."""
+
+    items: int | None
+    """Report items, with the seeds there are."""
+    seeds: int | None
+    """Seeds, with the items there are."""
+    both: tuple[int, int] | None
+    """Items and seeds together, each taking half of what the effect leaves."""
+
+
+def enough(estimate: Estimate, effect: float) -> Enough:
+    """How much more data would show a difference of ``effect`` as noisy as ``estimate``."""
+    if estimate.item_error is None or effect <= 0:
+        return Enough(None, None, None)
+    at_one_item = (_factor(None) * estimate.item_error) ** 2 * estimate.n
+    if estimate.seed_error is None:  # one seed: how they vary is not known
+        return Enough(_ceil(at_one_item / effect**2), None, None)
+    at_one_seed = estimate.seed_error**2 * estimate.seeds
+    by_seeds = _factor(estimate.seeds) ** 2 * estimate.seed_error**2
+    left_to_items = effect**2 - by_seeds
+    left_to_seeds = effect**2 - at_one_item / estimate.n
+    both_seeds = _seeds(at_one_seed, effect**2 / 2)
+    return Enough(
+        items=_ceil(at_one_item / left_to_items) if left_to_items > 0 else None,
+        seeds=_seeds(at_one_seed, left_to_seeds) if left_to_seeds > 0 else None,
+        both=None if both_seeds is None else (_ceil(2 * at_one_item / effect**2), both_seeds),
+    )
+
+
+def _seeds(at_one_seed: float, allowed: float) -> int | None:
+    """Smallest number of seeds, three at least, whose share of the square is allowed."""
+    for seeds in range(3, MOST_SEEDS + 1):
+        if _factor(seeds) ** 2 * at_one_seed / seeds <= allowed:
+            return seeds
+    return None
+
+
+def _factor(seeds: int | None, alpha: float = 0.05, power: float = POWER) -> float:
+    """Standard errors of a difference that is seen; None: normal."""
+    if seeds is None:
+        return float(stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power))
+    freedom = max(1, seeds - 1)
+    return float(stats.t.ppf(1 - alpha / 2, freedom) + stats.t.ppf(power, freedom))
+
+
+def _ceil(items: float) -> int:
+    return max(1, int(np.ceil(items - 1e-9)))

@@ -1,0 +1,62 @@
+"""Bootstrap of a mean over items, or over whole clusters of them.
+
+Legend: N units (items, or clusters), D draws, K kinds of units that are exactly alike.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+NUM_DRAWS = 2000
+CHUNK_CELLS = 4_000_000
+"""Weights held at once; 32 MB."""
+MOST_KEPT = 2000
+"""Units up to which a table of resampling weights is kept for the next call."""
+
+
+def resampled_means(sums: Array, sizes: Array, seed: int) -> Array:
+    """D bootstrap means, (D,), of units with ``sums`` (N,) of scores over ``sizes`` (N,) items.
+
+    A unit is drawn whole. Equal arguments give equal draws; up to ``MOST_KEPT`` units, two calls
+    with one seed and one number of units draw the same units, whatever their sums.
+    """
+    units = len(sums)
+    if units <= MOST_KEPT:
+        weights = _kept_weights(units, seed)
+        drawn = weights @ sums.astype(np.float32)
+        return np.asarray(drawn / (weights @ sizes.astype(np.float32)), dtype=np.float64)
+    # Units alike are exchangeable: resampling their count is resampling them, and right-or-wrong
+    # items of a few models have few kinds however many items there are.
+    kinds, counts = np.unique(np.vstack([sums, sizes]), axis=1, return_counts=True)
+    rng = np.random.default_rng([seed, 1])
+    if kinds.shape[1] * 8 < units:
+        totals = rng.multinomial(units, counts / units, size=NUM_DRAWS) @ kinds.T
+        return np.asarray(totals[:, 0] / totals[:, 1])
+    means, chunk = np.empty(NUM_DRAWS), max(1, CHUNK_CELLS // units)
+    for start in range(0, NUM_DRAWS, chunk):
+        size = min(chunk, NUM_DRAWS - start)
+        units_drawn = rng.integers(units, size=(size, units))
+        total = sums[units_drawn].sum(axis=1)
+        means[start : start + size] = total / sizes[units_drawn].sum(axis=1)
+    return means
+
+
+@lru_cache(maxsize=8)
+def _kept_weights(units: int, seed: int) -> npt.NDArray[np.float32]:
+    """How often each unit is drawn, (D, N); at most 16 MB."""
+    rng = np.random.default_rng([seed, 1])
+    drawn = rng.integers(units, size=(NUM_DRAWS, units))
+    drawn += units * np.arange(NUM_DRAWS)[:, None]
+    counted = np.bincount(drawn.ravel(), minlength=NUM_DRAWS * units)
+    return counted.reshape(NUM_DRAWS, units).astype(np.float32)
+
+
+@lru_cache(maxsize=8)
+def kept_signs(units: int, seed: int) -> npt.NDArray[np.float32]:
+    """Random signs, (D, N), for ``units`` <= ``MOST_KEPT``."""
+    rng = np.random.default_rng([seed, 2])
+    signs = 2 * rng.integers(2, size=(NUM_DRAWS, units), dtype=np.int8) - 1
+    return signs.astype(np.float32)

@@ -1,0 +1,115 @@
+"""The same figures from statsmodels, and a closed form for seeds."""
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+
+from rankscope.advise.significance import holm, mcnemar_exact
+from rankscope.advise.statistics import (
+    Comparison,
+    paired_estimate,
+    standard_error,
+    weighted_estimate,
+)
+from rankscope.errors import BadInput
+
+
+@pytest.mark.parametrize(("b", "c"), [(30, 15), (0, 7), (4, 4), (210, 160)])
+def test_mcnemar(b: int, c: int) -> None:
+    table = [[50, b], [c, 60]]
+    assert mcnemar_exact(b, c) == pytest.approx(mcnemar(table, exact=True).pvalue)
+
+
+def test_holm() -> None:
+    rng = np.random.default_rng(1)
+    p_values = list(rng.uniform(size=24) ** 3)
+    assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
+
+
+@pytest.mark.parametrize("clusters", [5, 40])
+def test_clustered_standard_errors(clusters: int) -> None:
+    """Robust covariance of a mean with groups of unequal size; its factor C/(C-1) (n-1)/(n-1)."""
+    rng = np.random.default_rng(2)
+    labels = rng.integers(clusters, size=300)
+    scores = rng.normal(size=300) + 0.5 * rng.normal(size=clusters)[labels]
+    fitted = sm.OLS(scores, np.ones(300)).fit(
+        cov_type="cluster", cov_kwds={"groups": labels, "use_correction": True}
+    )
+    assert standard_error(scores, list(labels)) == pytest.approx(float(fitted.bse[0]))
+
+
+def test_seeds_alone_give_students_interval() -> None:
+    """Items that all move alike leave the seeds: mean +- t of S - 1 times their standard error."""
+    changes = np.array([0.1, 0.3, 0.35, 0.2])
+    base = np.random.default_rng(3).normal(size=50)
+    found = paired_estimate(base + changes[:, None] + 1e-7 * base, base)
+    expected = stats.t.interval(0.95, 3, loc=changes.mean(), scale=stats.sem(changes))
+    assert (found.low, found.high) == pytest.approx(expected, abs=1e-5)
+    assert found.seed_error == pytest.approx(stats.sem(changes), abs=1e-6)
+    assert found.p is not None
+    # Sign flips see 50 items that all rose; seeds are what is uncertain.
+    assert found.p == pytest.approx(stats.ttest_1samp(changes, 0).pvalue, abs=1e-5)
+
+
+def test_shares_of_items_and_seeds_are_those_of_a_two_way_layout() -> None:
+    """Expected mean squares by hand, for scores = item + seed + rest on a grid without noise."""
+    rng = np.random.default_rng(4)
+    rows = rng.normal(size=(4, 200)) + rng.normal(size=200) + 0.3 * rng.normal(size=(4, 1))
+    s, n = rows.shape
+    grand = rows.mean()
+    between_items = s * ((rows.mean(axis=0) - grand) ** 2).sum() / (n - 1)
+    between_seeds = n * ((rows.mean(axis=1) - grand) ** 2).sum() / (s - 1)
+    rest = rows - rows.mean(axis=0) - rows.mean(axis=1, keepdims=True) + grand
+    left = (rest**2).sum() / ((s - 1) * (n - 1))
+    found = paired_estimate(rows, np.zeros(n))
+    assert found.item_error == pytest.approx((between_items / (s * n)) ** 0.5)
+    assert found.seed_error == pytest.approx((max(0, between_seeds - left) / (s * n)) ** 0.5)
+    assert found.standard_error == pytest.approx(
+        ((between_items + between_seeds - left) / (s * n)) ** 0.5
+    )
+
+
+def test_a_sum_over_tasks_adds_item_variances_and_joins_seeds() -> None:
+    rng = np.random.default_rng(5)
+    seeds = 0.5 * rng.normal(size=(3, 1))
+    pairs = [
+        Comparison(seeds + rng.normal(size=n) + 0.1 * rng.normal(size=(3, n)), rng.normal(size=n))
+        for n in (60, 90)
+    ]
+    together = weighted_estimate(pairs, (1.0, -1.0))
+    apart = [weighted_estimate([p]) for p in pairs]
+    assert together.item_error is not None
+    assert together.seed_error is not None
+    assert together.item_error**2 == pytest.approx(sum((a.item_error or 0) ** 2 for a in apart))
+    # What the two tasks share of a seed cancels in their difference.
+    assert together.seed_error < 0.2 * (apart[0].seed_error or 0)
+    assert together.value == pytest.approx(apart[0].value - apart[1].value)
+
+
+def test_the_level_at_which_the_interval_ends_at_zero_is_p() -> None:
+    rng = np.random.default_rng(6)
+    rows = rng.normal(size=(3, 400)) + rng.normal(size=400) + 0.1 * rng.normal(size=(3, 1))
+    found = paired_estimate(rows, np.zeros(400))
+    assert found.high is not None
+    # Shifted so that the upper end of the 95 % interval is at zero.
+    at_zero = paired_estimate(rows - found.high, np.zeros(400))
+    # Quantiles of 2000 draws are known to a twentieth of a standard error.
+    assert at_zero.p == pytest.approx(0.05, abs=0.02)
+
+
+def test_means_far_from_zero_are_told_apart_below_what_flips_can_draw() -> None:
+    """Holm over a thousand arms asks for p below 1/2001."""
+    rng = np.random.default_rng(7)
+    found = paired_estimate(0.5 + rng.normal(size=(1, 1000)), np.zeros(1000))
+    assert found.p is not None
+    assert 0 < found.p < 1e-8
+
+
+def test_tasks_of_other_seeds_are_refused() -> None:
+    with pytest.raises(BadInput, match="not the same seeds"):
+        weighted_estimate(
+            [Comparison(np.ones((2, 5)), np.ones(5)), Comparison(np.ones((3, 5)), np.ones(5))]
+        )

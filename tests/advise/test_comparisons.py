@@ -1,0 +1,200 @@
+"""Net differences, families of tests, clusters, and comparisons between ranks, on studies."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from rankscope.advise.choose import Objective
+from rankscope.advise.comparisons import arm_difference, net_difference
+from rankscope.advise.matching import cluster_labels
+from rankscope.advise.recommend import recommend
+from rankscope.advise.significance import holm
+from rankscope.advise.statistics import standard_error
+from rankscope.advise.summaries import Arm, pareto_front, summarize
+from rankscope.records import BASE, StudyRecords, TaskAdvice
+from synthetic_study import Truth, synthetic_study
+
+TRUTH = Truth(ranks=(2, 8, 32), num_items=120, tasks=("med", "law"), retention=("general", "more"))
+
+
+def by_label(study: StudyRecords) -> dict[str, Arm]:
+    return {a.summary.label: a for a in summarize(study)["med"]}
+
+
+def mean(study: StudyRecords, arm: Arm, task: str) -> float:
+    return float(np.mean([study.items[t.spec.trial_id, task, "report"].scores for t in arm.trials]))
+
+
+def test_the_net_difference_is_the_weighted_sum_of_its_parts() -> None:
+    study = synthetic_study(TRUTH)
+    arms = by_label(study)
+    lora, full = arms["r=2 lr=0.001"], arms["full lr=0.0005"]
+    score = mean(study, lora, "med") - mean(study, full, "med")
+    kept = np.mean([mean(study, lora, n) - mean(study, full, n) for n in ("general", "more")])
+    found = net_difference(study, lora, full, (1.0, 0.5))
+    assert found is not None
+    assert found.value == pytest.approx(score + 0.5 * kept)
+    assert found.n == 360
+    against_base = net_difference(study, lora, None, (1.0, 0.5))
+    assert against_base is not None
+    assert lora.summary.gain is not None
+    assert lora.summary.forgetting is not None
+    expected = lora.summary.gain.value - 0.5 * lora.summary.forgetting.value
+    assert against_base.value == pytest.approx(expected)
+    score_alone = net_difference(study, lora, full, (1.0, 0.0))
+    assert score_alone is not None
+    assert score_alone == arm_difference(study, lora, full, "med")
+
+
+def test_a_net_difference_is_of_trials_that_have_all_scores() -> None:
+    gone = frozenset({("med r=2 lr=0.001 seed=0", "more")})
+    study = synthetic_study(dataclasses.replace(TRUTH, missing=gone))
+    arms = by_label(study)
+    found = net_difference(study, arms["r=2 lr=0.001"], None, (1.0, 1.0))
+    assert found is not None
+    assert found.seeds == 2
+    nowhere = dataclasses.replace(
+        TRUTH, missing=frozenset((f"med r=2 lr=0.001 seed={s}", "more") for s in (0, 1, 2))
+    )
+    study = synthetic_study(nowhere)
+    assert net_difference(study, by_label(study)["r=2 lr=0.001"], None, (1.0, 1.0)) is None
+
+
+def test_small_losses_that_add_up_are_clearly_worse_than_full() -> None:
+    """Score and retention each too close to call, their sum is not."""
+    truth = Truth(
+        ranks=(8,),
+        num_items=1000,
+        seed_spread=0.0,
+        agreement=0.9,
+        accuracy=lambda rank, lr: 0.9 if rank is None else 0.884,
+        forgetting=lambda rank, lr: 0.02 if rank is None else 0.036,
+        objective={"margin": 0.01},
+    )
+    seen = 0
+    for seed in range(12):
+        study = synthetic_study(truth, seed)
+        arms = by_label(study)
+        lora, full = arms["r=8 lr=0.001"], arms["full lr=0.0005"]
+        gap = arm_difference(study, lora, full, "med")
+        net = net_difference(study, lora, full, Objective.from_config(study.config).shares)
+        assert gap is not None
+        assert net is not None
+        assert gap.high is not None
+        assert net.high is not None
+        decision = recommend(study).advice[0].decision
+        if net.high >= 0:
+            # Not shown to be worse in what the study weighs: never "full" for that reason.
+            assert decision == "use" or gap.value < 0
+        elif gap.high >= 0 and net.value < -0.01:
+            seen += decision == "use_full"
+    assert seen > 0
+
+
+def test_the_declared_family_is_all_arms_on_all_training_tasks() -> None:
+    study = synthetic_study(TRUTH)
+    gains = [a.summary.gain for arms in summarize(study).values() for a in arms]
+    found = [g for g in gains if g is not None and g.p is not None]
+    assert len(found) == 8
+    assert [g.p_holm for g in found] == pytest.approx(holm([g.p or 0.0 for g in found]))
+
+
+def test_ranks_are_compared_with_the_next_and_with_full() -> None:
+    study = synthetic_study(TRUTH)
+    advice = recommend(study).advice
+    (med, law) = (list(a.comparisons) for a in advice)
+    ranks = [(c.first_label[:4], c.second_label[:4]) for c in med if c.kind == "ranks"]
+    assert ranks == [("r=8 ", "r=2 "), ("r=32", "r=8 "), ("r=32", "r=2 ")]
+    assert sum(c.kind == "full" for c in med) == 3
+    arms = by_label(study)
+    first = next(c for c in med if c.kind == "ranks")
+    expected = mean(study, arms["r=8 lr=0.001"], "med") - mean(study, arms["r=2 lr=0.001"], "med")
+    assert first.difference.value == pytest.approx(expected)
+    everything = [c.difference for c in [*med, *law]]
+    assert [e.p_holm for e in everything] == pytest.approx(holm([e.p or 0 for e in everything]))
+
+
+def test_subjects_are_clusters_where_there_are_enough() -> None:
+    few = tuple(f"subject {i % 9}" for i in range(90))
+    many = tuple(f"subject {i % 10}" for i in range(90))
+    assert cluster_labels(few) is None
+    assert cluster_labels((None,) * 90) is None
+    assert cluster_labels(tuple(str(i) for i in range(90))) is None  # nobody shares one
+    labels = cluster_labels(many)
+    assert labels is not None
+    assert [len(set(labels)), labels[0] == labels[10], labels[0] == labels[1]] == [10, True, False]
+    apart = cluster_labels((*many, None, None))
+    assert apart is not None
+    assert len(set(apart)) == 12
+
+
+def test_cells_have_clustered_errors() -> None:
+    study = synthetic_study(dataclasses.replace(TRUTH, subjects=12))
+    arm = by_label(study)["r=8 lr=0.001"].summary
+    assert arm.score is not None
+    assert arm.score.clusters == 12
+    base = recommend(study).base
+    own = study.items[BASE, "med", "report"]
+    assert base["med"].value == pytest.approx(own.scores.mean())
+    assert base["med"].standard_error == pytest.approx(standard_error(own.scores, own.subjects))
+    by_themselves = recommend(synthetic_study(TRUTH)).base["med"]
+    assert by_themselves.clusters is None
+    assert by_themselves.standard_error == pytest.approx(standard_error(own.scores))
+
+
+def test_forgetting_of_text_stands_beside_forgetting_of_answers() -> None:
+    study = synthetic_study(TRUTH)
+    nats = tuple(
+        t.model_copy(update={"higher_is": "log_probability"}) if t.name == "more" else t
+        for t in study.tasks
+    )
+    mixed = dataclasses.replace(study, tasks=nats)
+    arms = summarize(mixed)["med"]
+    for arm in arms:
+        summary = arm.summary
+        assert summary.forgetting is not None
+        assert summary.text_forgetting is not None
+        assert summary.forgetting.value == pytest.approx(-summary.retention["general"].value)
+        assert summary.text_forgetting.value == pytest.approx(-summary.retention["more"].value)
+    summaries = [a.summary for a in arms]
+    assert [s.on_pareto_front for s in summaries] == pareto_front(summaries)
+    assert [s.on_text_front for s in summaries] == pareto_front(summaries, "text_forgetting")
+    assert not any(a.summary.on_text_front for a in by_label(study).values())
+
+
+def needs(advice: TaskAdvice, kind: str) -> list[dict[str, float]]:
+    return [n.values for n in advice.needs if n.kind == kind]
+
+
+def test_what_is_open_says_what_would_decide_it() -> None:
+    unclear = Truth(
+        ranks=(8,), full_lrs=(), num_items=60, base_accuracy=0.5, accuracy=lambda r, lr: 0.56
+    )
+    (advice,) = recommend(synthetic_study(unclear, 1)).advice
+    assert advice.decision == "not_decided"
+    assert needs(advice, "items")
+    assert needs(advice, "items")[0]["items"] > 60
+    (rate,) = needs(advice, "learning_rate")
+    assert rate["lower"] == pytest.approx(1e-3 / 10**0.5)
+    one_seed = recommend(synthetic_study(dataclasses.replace(TRUTH, seeds=(0,)))).advice[0]
+    assert needs(one_seed, "seeds") == [{"seeds": 3.0, "missing": 2.0}]
+    firm = recommend(synthetic_study(TRUTH)).advice[0]
+    assert (firm.confidence, firm.needs) == ("firm", ())
+
+
+def test_a_rate_at_the_end_of_its_list_names_the_next() -> None:
+    def accuracy(rank: int | None, lr: float) -> float:
+        return 0.8 if lr == 1e-2 else 0.6
+
+    truth = Truth(ranks=(8,), lrs=(1e-3, 1e-2), full_lrs=(), accuracy=accuracy, seeds=(0, 1))
+    (advice,) = recommend(synthetic_study(truth)).advice
+    assert advice.chosen is not None
+    (rate,) = needs(advice, "learning_rate")
+    assert (rate["lr"], round(rate["next"], 4)) == (1e-2, 0.0316)
+
+
+def test_all_failed_asks_for_a_lower_rate() -> None:
+    failed = {(r, 1e-3, s): "diverged" for r in (2, 8, 32) for s in (0, 1, 2)}
+    (advice,) = recommend(synthetic_study(Truth(failed=failed, full_lrs=()))).advice
+    assert needs(advice, "learning_rate") == [{"lr": 1e-4}]
