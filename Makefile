@@ -7,8 +7,9 @@ BIN := .venv/bin
 quickstart: .venv/installed
 	$(BIN)/rankscope quickstart --out $(OUT)
 
+# One process per core, one thread each: most tests are too small for more.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
