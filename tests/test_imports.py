@@ -25,17 +25,9 @@ GROUND = frozenset({"errors", "records", "provenance", "runtime", "disk"})
 """What every room may import. It imports only itself."""
 
 CONDUCT = (
-    "inputs",
-    "packing",
-    "plan",
-    "curves",
-    "head_stage",
-    "stages",
-    "study",
-    "export",
-    "screens",
-    "cli",
-)
+    "inputs", "packing", "plan", "curves", "head_stage", "stages", "study", "export", "inspection",
+    "head_inspection", "shrinking", "screens", "cli",
+)  # fmt: skip
 """The conductor's parts see every room, and of each other those that stand before them."""
 
 HOUSE = GROUND | frozenset(WALK) | {"ledger", "watch"}

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from rankscope.analyze.spectra import BaseSpectra
+from rankscope.analyze.decomposition import BaseSpectra, spectra_folder
 from rankscope.analyze.trial import analyze_trial
 from rankscope.curves import Curves, KeptWeights, in_turn
 from rankscope.errors import BadInput, Interrupted
@@ -57,7 +57,7 @@ class Runner:
     base: Base
     watcher: Watcher
     should_stop: Callable[[], bool]
-    spectra: BaseSpectra = field(default_factory=BaseSpectra)
+    spectra: BaseSpectra = field(default_factory=lambda: BaseSpectra(folder=spectra_folder()))
     did_something: bool = False
     """Whether anything was missing."""
     heads: HeadStage = field(init=False)

@@ -7,8 +7,8 @@ import torch
 from scipy.linalg import hadamard
 from torch import Tensor
 
+from rankscope.analyze.decomposition import SVD, svd
 from rankscope.analyze.intruders import Intruders, intruder_dimensions
-from rankscope.analyze.spectra import SVD, svd
 from rankscope.errors import BadInput
 
 SIZE = 256

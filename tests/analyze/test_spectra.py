@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rankscope.analyze.decomposition import BaseSpectra, svd
 from rankscope.analyze.spectra import (
-    BaseSpectra,
     analyze_adapter,
     analyze_full,
     default_top_k,
@@ -16,7 +16,6 @@ from rankscope.analyze.spectra import (
     effective_rank,
     similarity,
     stable_rank,
-    svd,
 )
 from rankscope.config.schema import SpectraConfig
 from rankscope.errors import BadInput, IntegrityError

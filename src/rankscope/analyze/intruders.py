@@ -42,13 +42,18 @@ def intruder_dimensions(
             f"intruders: left vectors have {U0.shape[0]} and {U.shape[0]} entries, expected the "
             "same number"
         )
-    cosines = (U0.mT @ U[:, :k].to(U0.dtype)).abs().max(dim=0).values
-    is_intruder = cosines < epsilon
-    squared = S[:k].cpu().double() ** 2
+    return intruders_among((U0.mT @ U[:, :k].to(U0.dtype)).abs(), S[:k], epsilon)
+
+
+def intruders_among(cosines: Tensor, S: Tensor, epsilon: float) -> Intruders:
+    """Intruders by the cosines to every base vector, ``cosines`` (d0, k) and ``S`` (k,)."""
+    largest = cosines.abs().max(dim=0).values
+    is_intruder = largest < epsilon
+    squared = S.cpu().double() ** 2
     total = float(squared.sum())
     return Intruders(
         count=int(is_intruder.sum()),
         energy=float(squared[is_intruder.cpu()].sum()) / total if total else 0.0,
         positions=tuple(torch.nonzero(is_intruder).flatten().tolist()),
-        max_cosine=tuple(cosines.tolist()),
+        max_cosine=tuple(largest.tolist()),
     )

@@ -4,20 +4,21 @@ Legend: m = out, n = in, d = min(m, n), r = rank, A (r, n), B (m, r), dW = s B A
 vectors compared. Formulas and sources: docs/science.md, "Spectra". Everything is computed in
 float32 or better whatever the weights' dtype; spectra of dW in float64.
 
-A faster route may replace ``tuned_svd``: everything after it takes singular vectors as they come.
+``tuned.py`` finds the leading vectors of W; everything here takes their cosines as they come.
 """
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import sqrt
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from rankscope.analyze.intruders import Intruders, intruder_dimensions
+from rankscope.analyze.decomposition import SVD, BaseSpectra, precise
+from rankscope.analyze.intruders import intruders_among
+from rankscope.analyze.tuned import Leading, of_adapter, of_matrix, unchanged
 from rankscope.errors import BadInput, IntegrityError
 from rankscope.models.lora import Adapter, tuned_delta
 from rankscope.records import MatrixSpectrum, SpectraRecord
@@ -41,17 +42,6 @@ class SpectraSettings(Protocol):
     def intruder_epsilon(self) -> float: ...
 
 
-class SVD(NamedTuple):
-    """Thin singular value decomposition, largest value first."""
-
-    U: Tensor
-    """Left vectors, (m, d)."""
-    S: Tensor
-    """Singular values, (d,)."""
-    V: Tensor
-    """Right vectors, (n, d)."""
-
-
 @dataclass(frozen=True, slots=True)
 class Similarity:
     """Leading singular vectors of W against those of W0, left and right."""
@@ -66,45 +56,9 @@ class Similarity:
     """Expected (c) of unrelated subspaces, k / m and k / n."""
 
 
-@dataclass(slots=True)
-class BaseSpectra:
-    """SVDs of base weights, kept for all trials of a study up to ``max_bytes``.
-
-    The matrix used longest ago leaves first. A matrix larger than the bound is not kept.
-    """
-
-    max_bytes: int = 2 * 1024**3
-    _kept: OrderedDict[str, SVD] = field(default_factory=OrderedDict, init=False, repr=False)
-
-    def of(self, name: str, weight: Tensor) -> SVD:
-        """The SVD of ``weight`` (m, n), computed at the first call for ``name``."""
-        if name not in self._kept:
-            self._kept[name] = svd(weight)
-            self._shrink()
-            if name not in self._kept:
-                return svd(weight)
-        self._kept.move_to_end(name)
-        return self._kept[name]
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory held."""
-        return sum(t.numel() * t.element_size() for kept in self._kept.values() for t in kept)
-
-    def _shrink(self) -> None:
-        while self.num_bytes > self.max_bytes and self._kept:
-            self._kept.popitem(last=False)
-
-
-def svd(weight: Tensor) -> SVD:
-    """Thin SVD of ``weight`` (m, n) in float32 or better."""
-    u, s, vh = torch.linalg.svd(_precise(weight), full_matrices=False)
-    return SVD(u, s, vh.mT)
-
-
 def delta_frobenius(A: Tensor, B: Tensor, scaling: float) -> float:
     """|s B A|_F without forming it: s^2 tr[(B^T B)(A A^T)], in float64."""
-    a, b = _double(A), _double(B)
+    a, b = double(A), double(B)
     # The trace of a product of symmetric matrices is the sum of their elementwise product.
     squared = float(((b.mT @ b) * (a @ a.mT)).sum())
     return abs(scaling) * sqrt(max(0.0, squared))
@@ -115,15 +69,15 @@ def delta_singular_values(A: Tensor, B: Tensor, scaling: float) -> Tensor:
 
     With B = Q_B R_B and A^T = Q_A R_A they are those of s R_B R_A^T, at most r x r.
     """
-    r_b = torch.linalg.qr(_double(B), mode="r").R
-    r_a = torch.linalg.qr(_double(A).mT, mode="r").R
+    r_b = torch.linalg.qr(double(B), mode="r").R
+    r_a = torch.linalg.qr(double(A).mT, mode="r").R
     values: Tensor = torch.linalg.svdvals(scaling * (r_b @ r_a.mT))
     return values
 
 
 def effective_rank(singular_values: Tensor) -> float:
     """exp(-sum p ln p), p = sigma / sum(sigma) (Roy & Vetterli 2007); 0 for a zero matrix."""
-    sigma = _double(singular_values)
+    sigma = double(singular_values)
     total = float(sigma.sum())
     if total == 0:
         return 0.0
@@ -133,7 +87,7 @@ def effective_rank(singular_values: Tensor) -> float:
 
 def stable_rank(singular_values: Tensor) -> float:
     """|dW|_F^2 / sigma_1^2 (Rudelson & Vershynin 2007); 0 for a zero matrix."""
-    sigma = _double(singular_values)
+    sigma = double(singular_values)
     if sigma.numel() == 0 or float(sigma.max()) == 0:
         return 0.0
     return float(((sigma / sigma.max()) ** 2).sum())
@@ -153,10 +107,14 @@ def similarity(base: SVD, tuned: SVD, k: int) -> Similarity:
     """
     if not 1 <= k <= len(base.S):
         raise BadInput(f"similarity: k = {k}, expected 1 to {len(base.S)} singular vectors")
-    pairs = [
-        (base.U[:, :k].mT @ tuned.U[:, :k]).abs(),
-        (base.V[:, :k].mT @ tuned.V[:, :k]).abs(),
-    ]
+    left, right = base.U[:, :k].mT @ tuned.U[:, :k], base.V[:, :k].mT @ tuned.V[:, :k]
+    return similarity_of(left, right, (len(base.U), len(base.V)))
+
+
+def similarity_of(left: Tensor, right: Tensor, shape: tuple[int, int]) -> Similarity:
+    """The same from the cosines C themselves, (k, k), of left and of right vectors."""
+    k = len(left)
+    pairs = [left.abs(), right.abs()]
 
     def both(values: Iterable[Tensor]) -> tuple[float, float]:
         # Rounding can lift a cosine of one just above it.
@@ -167,7 +125,7 @@ def similarity(base: SVD, tuned: SVD, k: int) -> Similarity:
         index=both(c.diagonal().mean() for c in pairs),
         max=both(c.max(dim=0).values.mean() for c in pairs),
         subspace=both((c**2).sum() / k for c in pairs),
-        chance=(k / base.U.shape[0], k / base.V.shape[0]),
+        chance=(k / shape[0], k / shape[1]),
     )
 
 
@@ -185,24 +143,29 @@ def analyze_adapter(
     """
     started = time.perf_counter()
     cache = cache or BaseSpectra()
-    matrices = []
-    for name in adapter.a:
-        weight = _base_weight(base_weights, name)
-        A, B = adapter.factors(name)
-        _check_factors(name, weight, A, B)
-        before = _precise(weight)
-        if name in adapter.magnitude:  # dW is of full rank
-            _check_finite(f"{name}: magnitude", adapter.magnitude[name])
-            delta = tuned_delta(adapter, name, _double(weight))
-            sigma = torch.linalg.svdvals(delta)
-            norm = float(torch.linalg.matrix_norm(delta))
-            tuned = before + delta.to(before)
-        else:
-            sigma = delta_singular_values(A, B, adapter.scaling)
-            norm = delta_frobenius(A, B, adapter.scaling)
-            tuned = before + tuned_delta(adapter, name, before)
-        matrices.append(_spectrum(name, weight, tuned, (norm, sigma), config, cache))
-    return _record(trial_id, config, matrices, started)
+    matrices = [
+        adapter_matrix(name, _base_weight(base_weights, name), adapter, config, cache)
+        for name in adapter.a
+    ]
+    return spectra_record(trial_id, config, matrices, started)
+
+
+def adapter_matrix(
+    name: str, weight: Tensor, adapter: Adapter, config: SpectraSettings, cache: BaseSpectra
+) -> MatrixSpectrum:
+    """Spectra of one matrix of an adapter; ``weight`` is W0 (m, n)."""
+    A, B = (factor.to(weight.device) for factor in adapter.factors(name))
+    _check_factors(name, weight, A, B)
+    if name in adapter.magnitude:  # dW is of full rank
+        _check_finite(f"{name}: magnitude", adapter.magnitude[name])
+        delta = tuned_delta(adapter, name, double(weight))
+        return full_matrix(name, weight, delta, config, cache)
+    norm = delta_frobenius(A, B, adapter.scaling)
+    sigma = delta_singular_values(A, B, adapter.scaling)
+    base, k = cache.of(name, weight), _vectors(weight, config)
+    # An update of zero leaves the very same vectors; a second SVD might rotate degenerate ones.
+    after = of_adapter(base, A, B, adapter.scaling, k) if norm else unchanged(base, k)
+    return _spectrum(name, weight, (norm, sigma), (base, after), config)
 
 
 def analyze_full(
@@ -223,44 +186,70 @@ def analyze_full(
     for name in names:
         weight = _base_weight(base_weights, name)
         tuned = _base_weight(tuned_weights, name)
-        if tuned.shape != weight.shape:
-            raise BadInput(
-                f"{name}: tuned weight is {tuple(tuned.shape)}, the base's {tuple(weight.shape)}: "
-                "these are not the same architecture"
-            )
-        _check_finite(name, tuned)
-        delta = _double(tuned) - _double(weight)
-        sigma = torch.linalg.svdvals(delta)
-        norm = float(torch.linalg.matrix_norm(delta))
-        matrices.append(_spectrum(name, weight, _precise(tuned), (norm, sigma), config, cache))
-    return _record(trial_id, config, matrices, started)
+        matrices.append(full_matrix(name, weight, delta_of(name, weight, tuned), config, cache))
+    return spectra_record(trial_id, config, matrices, started)
 
 
-def tuned_svd(tuned: Tensor) -> SVD:
-    """SVD of the tuned weight (m, n), directly."""
-    return svd(tuned)
+def delta_of(name: str, weight: Tensor, tuned: Tensor) -> Tensor:
+    """W - W0, (m, n) float64.
+
+    Raises:
+        BadInput: the shapes differ.
+    """
+    if tuned.shape != weight.shape:
+        raise BadInput(
+            f"{name}: tuned weight is {tuple(tuned.shape)}, the base's {tuple(weight.shape)}: "
+            "these are not the same architecture"
+        )
+    _check_finite(name, tuned)
+    return double(tuned) - double(weight)
+
+
+def full_matrix(
+    name: str, weight: Tensor, delta: Tensor, config: SpectraSettings, cache: BaseSpectra
+) -> MatrixSpectrum:
+    """Spectra of one matrix whose update ``delta``, (m, n) float64, is of full rank."""
+    norm = float(torch.linalg.matrix_norm(delta))
+    sigma = dense_singular_values(delta)
+    base, k = cache.of(name, weight), _vectors(weight, config)
+    tuned = precise(weight) + delta.to(precise(weight))
+    after = of_matrix(base, tuned, k) if norm else unchanged(base, k)
+    return _spectrum(name, weight, (norm, sigma), (base, after), config)
+
+
+def dense_singular_values(delta: Tensor) -> Tensor:
+    """Singular values of a dense matrix (m, n) in float64, largest first, (min(m, n),).
+
+    By the Gram matrix of the shorter side, at a third of the cost; values below 1e-8 of the largest
+    are lost in rounding, which no measure here can see.
+    """
+    small = delta.mT @ delta if delta.shape[0] >= delta.shape[1] else delta @ delta.mT
+    values: Tensor = torch.linalg.eigvalsh(small).flip(0).clamp_min(0).sqrt()
+    return values
+
+
+def _vectors(weight: Tensor, config: SpectraSettings) -> int:
+    """How many leading vectors of W the measures need."""
+    shape = (int(weight.shape[0]), int(weight.shape[1]))
+    return min(max(config.top_k or default_top_k(shape), config.intruder_k), min(shape))
 
 
 def _spectrum(
     name: str,
     weight: Tensor,
-    tuned: Tensor,
     delta: tuple[float, Tensor],
+    vectors: tuple[SVD, Leading],
     config: SpectraSettings,
-    cache: BaseSpectra,
 ) -> MatrixSpectrum:
     """Measures of one matrix; ``delta`` is |dW|_F and the singular values of dW."""
     norm, sigma = delta
+    base, after = vectors
     shape = (int(weight.shape[0]), int(weight.shape[1]))
-    base = cache.of(name, weight)
-    # An update of zero leaves the very same vectors; a second SVD might rotate degenerate ones.
-    after = base if norm == 0 else tuned_svd(tuned)
     k = min(config.top_k or default_top_k(shape), min(shape))
-    alike = similarity(base, after, k)
-    found: Intruders = intruder_dimensions(
-        base.U, after.U, after.S, min(config.intruder_k, min(shape)), config.intruder_epsilon
-    )
-    base_norm = float(torch.linalg.vector_norm(_double(base.S)))
+    alike = similarity_of(after.left[:k, :k], after.right[:k, :k], shape)
+    examined = min(config.intruder_k, min(shape))
+    found = intruders_among(after.left[:, :examined], after.S[:examined], config.intruder_epsilon)
+    base_norm = float(torch.linalg.vector_norm(double(base.S)))
     return MatrixSpectrum(
         name=name,
         layer=next((int(part) for part in name.split(".") if part.isdigit()), None),
@@ -278,10 +267,15 @@ def _spectrum(
         chance_subspace=alike.chance,
         intruders=found.count,
         intruder_energy=found.energy,
+        intruder_positions=found.positions,
+        tuned_singular_values=tuple(after.S[:examined].tolist()),
+        largest_cosines=tuple(min(1.0, cosine) for cosine in found.max_cosine),
+        residual=after.residual,
+        ill_conditioned=after.ill_conditioned,
     )
 
 
-def _record(
+def spectra_record(
     trial_id: str, config: SpectraSettings, matrices: list[MatrixSpectrum], started: float
 ) -> SpectraRecord:
     return SpectraRecord(
@@ -293,13 +287,7 @@ def _record(
     )
 
 
-def _precise(weight: Tensor) -> Tensor:
-    """``weight`` detached, in float64 if it is, else in float32."""
-    weight = weight.detach()
-    return weight if weight.dtype == torch.float64 else weight.float()
-
-
-def _double(tensor: Tensor) -> Tensor:
+def double(tensor: Tensor) -> Tensor:
     """``tensor`` detached, in float64; on the CPU where its device has no float64."""
     tensor = tensor.detach()
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from rankscope.analyze.spectra import BaseSpectra, SpectraSettings, analyze_adapter, analyze_full
+from rankscope.analyze.decomposition import BaseSpectra
+from rankscope.analyze.spectra import SpectraSettings, analyze_adapter, analyze_full
 from rankscope.models.base import Base
 from rankscope.models.packed import target_linears
 from rankscope.models.peft_tuner import PeftTuner

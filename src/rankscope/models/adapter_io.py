@@ -7,6 +7,7 @@ it.
 
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +30,12 @@ BASE_HASH = "rankscope_base_sha256"
 PREFIX = "base_model.model."
 MAGNITUDE = ".lora_magnitude_vector"
 """Ends the name of DoRA's m."""
+
+
+PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
+"""Initializations that leave the base as it is; PiSSA, OLoRA, CorDA and LoftQ change it."""
+READ_STARTS = (*PLAIN_STARTS, "pissa")
+"""Those from which W - W0 is known: PiSSA's start is a function of the base."""
 
 
 def save_adapter(adapter: Adapter, trial: TrialSpec, base: ModelRecord, folder: Path) -> None:
@@ -151,7 +158,12 @@ model = PeftModel.from_pretrained(model, "THIS FOLDER")
 """
 
 
-def load_adapter(folder: Path, slot: str, base: ModelRecord | None = None) -> Adapter:
+def load_adapter(
+    folder: Path,
+    slot: str,
+    base: ModelRecord | None = None,
+    starts: Collection[object] = PLAIN_STARTS,
+) -> Adapter:
     """Read a LoRA or DoRA adapter that PEFT or Rankscope wrote, strictly.
 
     Where PEFT's ``alpha_pattern`` gives a module another scaling than the rest, its B takes the
@@ -161,13 +173,14 @@ def load_adapter(folder: Path, slot: str, base: ModelRecord | None = None) -> Ad
         folder: holds ``adapter_config.json`` and ``adapter_model.safetensors``.
         slot: the name it gets in a pack.
         base: refuse an adapter whose recorded base hash differs; one without a hash is accepted.
+        starts: values of PEFT's ``init_lora_weights`` that the caller knows how to read.
 
     Raises:
         BadInput: no such files, a pickle, a PEFT type other than LoRA, or another base.
         IntegrityError: an A without its B or the reverse, extra, misshapen or non-finite tensors. A
             module that lacks both is not noticed here: the ledger's hash of the file does that.
     """
-    settings = read_config(folder)
+    settings = read_config(folder, starts)
     parts: dict[str, dict[str, nn.Parameter]] = {"A": {}, "B": {}, "m": {}}
     path = folder / WEIGHTS
     try:
@@ -240,6 +253,7 @@ class AdapterSettings(BaseModel):
     use_rslora: bool = False
     use_dora: bool = False
     target_modules: list[str] | str | None = None
+    init_lora_weights: bool | str = True
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
     """Ranks of modules other than ``r``; keys are matched as PEFT matches them."""
     alpha_pattern: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
@@ -253,13 +267,15 @@ class AdapterSettings(BaseModel):
         """A module's own rank."""
         return self.rank_pattern.get(get_pattern_key(list(self.rank_pattern), name), self.r)
 
+    def alpha_of(self, name: str) -> float:
+        """A module's own alpha."""
+        key = get_pattern_key(list(self.alpha_pattern), name)
+        return self.alpha_pattern.get(key, self.lora_alpha)
+
     def scaling_of(self, name: str) -> float:
         """A module's own s."""
-        key = get_pattern_key(list(self.alpha_pattern), name)
         rank = self.rank_of(name)
-        return self.alpha_pattern.get(key, self.lora_alpha) / (
-            rank**0.5 if self.use_rslora else rank
-        )
+        return self.alpha_of(name) / (rank**0.5 if self.use_rslora else rank)
 
 
 HARMLESS = frozenset(
@@ -271,6 +287,7 @@ HARMLESS = frozenset(
         "ensure_weight_tying",
         "eva_config",
         "exclude_modules",
+        "fan_in_fan_out",
         "inference_mode",
         "layers_pattern",
         "layers_to_transform",
@@ -290,11 +307,8 @@ HARMLESS = frozenset(
 )
 """Settings that are read, or that say nothing about what A and B mean."""
 
-PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
-"""Initializations that leave the base as it is; PiSSA, OLoRA, CorDA and LoftQ change it."""
 
-
-def read_config(folder: Path) -> AdapterSettings:
+def read_config(folder: Path, starts: Collection[object] = PLAIN_STARTS) -> AdapterSettings:
     """``adapter_config.json`` of a plain LoRA adapter.
 
     Raises:
@@ -315,7 +329,7 @@ def read_config(folder: Path) -> AdapterSettings:
     if found.get("peft_type") != "LORA":
         raise BadInput(f"adapter {folder}: peft_type {found.get('peft_type')!r}; expected 'LORA'")
     start = found.get("init_lora_weights", True)
-    if start not in PLAIN_STARTS:
+    if start not in starts:
         raise BadInput(
             f"adapter {folder}: init_lora_weights {start!r} changes the base weights, so these A "
             "and B do not fit the plain base; convert it with PEFT's "

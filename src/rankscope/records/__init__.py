@@ -14,6 +14,14 @@ from rankscope.records.advice import (
     TaskAdvice,
 )
 from rankscope.records.heads import HeadAblation, HeadChange, HeadRole, HeadsRecord, LayerHeads
+from rankscope.records.inspection import (
+    AdapterChange,
+    Inspection,
+    MatrixChange,
+    NormGrowth,
+    TunedKind,
+    TunedModel,
+)
 from rankscope.records.items import ITEM_SCHEMA, ItemResult, read_items, write_items
 from rankscope.records.record import BASE, FAILED, SCHEMA_VERSION, Record, Role, Split, Status
 from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores
@@ -26,6 +34,7 @@ __all__ = [
     "FAILED",
     "ITEM_SCHEMA",
     "SCHEMA_VERSION",
+    "AdapterChange",
     "ArmSummary",
     "CurvePoint",
     "Decision",
@@ -36,12 +45,15 @@ __all__ = [
     "HeadChange",
     "HeadRole",
     "HeadsRecord",
+    "Inspection",
     "ItemResult",
     "ItemScores",
     "LayerHeads",
     "LossPoint",
+    "MatrixChange",
     "MatrixSpectrum",
     "ModelRecord",
+    "NormGrowth",
     "Provenance",
     "Reason",
     "Recommendation",
@@ -56,6 +68,8 @@ __all__ = [
     "TrainRecord",
     "TrialRecords",
     "TrialSpec",
+    "TunedKind",
+    "TunedModel",
     "read_items",
     "write_items",
 ]

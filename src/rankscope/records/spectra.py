@@ -5,6 +5,17 @@ import math
 from rankscope.records.record import Record
 
 
+def expected_largest(count: int) -> float:
+    """Expected largest of ``count`` independent |standard normal| values, by the trapezoid rule.
+
+    E max = integral over x > 0 of 1 - P(|z| < x)^count.
+    """
+    step = 0.01
+    return step * (
+        0.5 + sum(1 - math.erf(i * step / math.sqrt(2)) ** count for i in range(1, 1000))
+    )
+
+
 class MatrixSpectrum(Record):
     """What one weight matrix became: science.md section 1."""
 
@@ -39,6 +50,32 @@ class MatrixSpectrum(Record):
     """Leading left vectors of W whose largest |cosine| to a base vector is below epsilon."""
     intruder_energy: float
     """Their share of the squared singular values of the leading vectors examined."""
+    intruder_positions: tuple[int, ...] = ()
+    """Which of the leading vectors, from 0."""
+    tuned_singular_values: tuple[float, ...] = ()
+    """Leading singular values of W, as many as were examined for intruders."""
+    largest_cosines: tuple[float, ...] = ()
+    """Largest |cosine| of each vector examined for intruders to any base vector."""
+    residual: float = 0.0
+    """Largest |W^T u - sigma v| of the leading vectors over sigma_1."""
+    ill_conditioned: int = 0
+    """Of the vectors compared, those in a cluster of singular values so close that rounding to
+    float32 may turn them by more than a sine of .01."""
+
+    @property
+    def chance_index(self) -> tuple[float, float]:
+        """Expected index-matched similarity of unrelated vectors, left and right.
+
+        Mean |cosine| of random directions in m dimensions: sqrt(2 / (pi m)) for large m.
+        """
+        left, right = (math.sqrt(2 / (math.pi * size)) for size in self.shape)
+        return left, right
+
+    @property
+    def chance_max(self) -> tuple[float, float]:
+        """Expected max-matched similarity of unrelated vectors, left and right."""
+        left, right = (expected_largest(self.top_k) / math.sqrt(size) for size in self.shape)
+        return min(1.0, left), min(1.0, right)
 
 
 class SpectraRecord(Record):

@@ -1,5 +1,7 @@
 """The fast ablation gives what scoring again from scratch gives."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from rankscope.analyze.heads.ablation import (
     zeroed,
 )
 from rankscope.analyze.heads.layout import HeadLayout
-from rankscope.analyze.heads.trees import Floats, Tree, trees_of
+from rankscope.analyze.heads.trees import Floats, Tree, set_apart, trees_of
 from rankscope.evaluate.choice import continuation_logprobs
 from rankscope.evaluate.loss import score_losses
 from rankscope.evaluate.suite import EncodedSplit, encode_split
@@ -34,6 +36,11 @@ def world() -> tuple[Base, HeadLayout, str]:
 
 def split_of(scorer: str) -> EncodedSplit:
     items = choice_items() if scorer != "option_letter" else lettered(choice_items())
+    if scorer == "shared":  # all begin alike, one of them with nothing more
+        begun = "Question: the cat sat on the mat and the other"
+        prompts = [begun, *(f"{begun} {item.prompt}" for item in items[1:])]
+        items = tuple(replace(i, prompt=p) for i, p in zip(items, prompts, strict=True))
+        scorer = "option_text"
     return encode_split(encoder(), loaded(items, scorer), "report", 256)
 
 
@@ -50,7 +57,7 @@ def largest_gap(first: list[Floats], second: list[Floats]) -> float:
     return max(float(np.abs(a - b).max()) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("scorer", ["option_text", "option_letter", "loss"])
+@pytest.mark.parametrize("scorer", ["option_text", "option_letter", "loss", "shared"])
 @pytest.mark.parametrize("is_tuned", [False, True])
 @pytest.mark.parametrize("batch_tokens", [4096, 150])
 def test_every_ablation_equals_scoring_again_from_scratch(
@@ -74,6 +81,20 @@ def test_every_ablation_equals_scoring_again_from_scratch(
         assert largest_gap(scores, expected) < TOLERANCE
         assert [int(v.argmax()) for v in scores] == [int(v.argmax()) for v in expected]
         assert largest_gap(scores, intact) > 10 * TOLERANCE  # it did remove something
+
+
+def test_what_all_items_begin_with_goes_through_once() -> None:
+    trees = trees_of(split_of("shared"))
+    shared, own = set_apart(trees)
+    assert shared is not None
+    # The first item's prompt is nothing but that, and its last token is wanted, so it stays.
+    assert len(shared.ids) == trees[0].keep[0] > 5
+    for tree, rest in zip(trees, own, strict=True):
+        assert (*shared.ids, *rest.ids) == tree.ids
+        assert (*shared.positions, *rest.positions) == tree.positions
+        assert [rest.ids[at] for at in rest.keep] == [tree.ids[at] for at in tree.keep]
+    assert set_apart(trees[:1])[0] is None
+    assert set_apart(trees_of(split_of("option_text")))[0] is None
 
 
 def test_removing_no_head_changes_no_bit(world: tuple[Base, HeadLayout, str]) -> None:

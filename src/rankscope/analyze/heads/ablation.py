@@ -6,7 +6,8 @@ The slow, obvious way is :func:`zeroed`, a context in which anything may be scor
 - the hidden states that enter layer l are the same for every head of layer l, and so is its
   attention: they are computed once, and each head goes on from layer l's o_proj;
 - several heads of a layer go through the later layers in one pass, as rows of their own;
-- a prompt and its options are one row with branches, so there is one pass and no cache.
+- a prompt and its options are one row with branches, so there is one pass and no cache, and what
+  all prompts begin with, such as a chat template's system turn, is computed once.
 
 For the first layers that is little, for the last ones nearly everything: half of all layers on the
 average.
@@ -22,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from rankscope.analyze.heads.layout import HeadLayout
-from rankscope.analyze.heads.trees import Floats, Tree, TreeBatch, cut, most_kept
+from rankscope.analyze.heads.trees import Floats, Tree, TreeBatch, cut, most_kept, set_apart
 from rankscope.models.base import Base
+from rankscope.models.row_trees import NO_PARENT
 
 Head = tuple[int, int]
 """(layer, query head), both from 0."""
@@ -129,14 +131,17 @@ def ablate(
     for i, ablation in enumerate(ablations):
         begins.setdefault(ablation.first_layer, []).append(i)
     together = max(map(len, begins.values()), default=1)
-    longest = max(len(tree.ids) for tree in trees)
+    shared, own = set_apart(trees)
+    begun = 0 if shared is None else len(shared.ids)
+    longest = begun + max(len(tree.ids) for tree in own)
     together = max(1, min(together, batch_tokens // longest))
     limit = most_kept(base.record.vocab_size)
     was_training, base.pack.training = base.pack.training, False
     try:
         with torch.inference_mode():
-            for members in cut(trees, batch_tokens // together, max(1, limit // together)):
-                walk = Walk(base, layout, [trees[i] for i in members], slot)
+            most = batch_tokens // together - begun
+            for members in cut(own, most, max(1, limit // together)):
+                walk = Walk(base, layout, [own[i] for i in members], slot, shared)
                 for which, scores in walk.scores(ablations, begins, together):
                     into = found.intact if which is None else found.ablated[which]
                     for member, values in zip(members, scores, strict=True):
@@ -147,15 +152,27 @@ def ablate(
 
 
 class Walk:
-    """Some items on their way through the model, layer by layer, with ablations branching off."""
+    """Some items on their way through the model, layer by layer, with ablations branching off.
+
+    ``shared`` is what all of them begin with.
+    """
 
     def __init__(
-        self, base: Base, layout: HeadLayout, trees: Sequence[Tree], slot: str | None
+        self,
+        base: Base,
+        layout: HeadLayout,
+        trees: Sequence[Tree],
+        slot: str | None,
+        shared: Tree | None,
     ) -> None:
         self.base = base
         self.layout = layout
-        self.trees = trees
         self.slot = slot
+        self.trees = list(trees)
+        self.parents: list[int] | None = None
+        if shared is not None:
+            self.trees = [shared, *self.trees]
+            self.parents = [NO_PARENT, *([0] * len(trees))]
         self._batches: dict[int, TreeBatch] = {}
         modules = dict(base.model.named_modules())
         self._layers = [modules[layer.layer] for layer in layout]
@@ -165,8 +182,21 @@ class Walk:
     def batch(self, copies: int) -> TreeBatch:
         """The items, so many times one after another; made once."""
         if copies not in self._batches:
-            self._batches[copies] = TreeBatch.of([*self.trees] * copies, self.base.device)
+            parents = None
+            if self.parents is not None:
+                count = len(self.trees)
+                parents = [
+                    NO_PARENT if parent == NO_PARENT else parent + copy * count
+                    for copy in range(copies)
+                    for parent in self.parents
+                ]
+            trees = [*self.trees] * copies
+            self._batches[copies] = TreeBatch.of(trees, self.base.device, parents)
         return self._batches[copies]
+
+    def of_items(self, scores: list[Floats]) -> list[Floats]:
+        """Without what the beginning that items share gives, which is nothing."""
+        return scores if self.parents is None else scores[1:]
 
     def scores(
         self, ablations: Sequence[Ablation], begins: dict[int, list[int]], together: int
@@ -182,10 +212,11 @@ class Walk:
                 logits = self.without(index, hidden, z, [ablations[i] for i in chosen])
                 scores = batch.scores(logits)
                 for place, which in enumerate(chosen):
-                    yield which, scores[place * len(self.trees) : (place + 1) * len(self.trees)]
+                    own = scores[place * len(self.trees) : (place + 1) * len(self.trees)]
+                    yield which, self.of_items(own)
             hidden = after
         whole = self.run(self.batch(1), self.skipping(len(self.layout), hidden))
-        yield None, self.batch(1).scores(whole)
+        yield None, self.of_items(self.batch(1).scores(whole))
 
     def through(self, index: int, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
         """One layer on the hidden states (1, N, E) that enter it, None for the embedding's.

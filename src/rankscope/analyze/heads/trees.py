@@ -125,16 +125,17 @@ class TreeBatch:
     """Continuations of all trees before each, and of all."""
 
     @classmethod
-    def of(cls, trees: Sequence[Tree], device: torch.device) -> "TreeBatch":
-        """Concatenate trees."""
+    def of(
+        cls, trees: Sequence[Tree], device: torch.device, parents: Sequence[int] | None = None
+    ) -> "TreeBatch":
+        """Concatenate trees; ``parents`` names for each the tree it continues, -1 for none."""
         batch = RowBatch.of([Row(tree.ids, tree.keep) for tree in trees], device)
-        positions = [p for tree in trees for p in tree.positions]
-        batch = replace(batch, position_ids=torch.tensor([positions], device=device))
+        places = torch.tensor([[p for tree in trees for p in tree.positions]], device=device)
+        batch = replace(batch, position_ids=places)
         plan = RowPlan.of(batch.lengths, device)
-        if any(tree.branches[-1] != TRUNK for tree in trees):
-            layout = TreeLayout.of(
-                [t.branches for t in trees], [t.positions for t in trees], device
-            )
+        if parents or any(tree.branches[-1] != TRUNK for tree in trees):
+            branches, positions = [t.branches for t in trees], [t.positions for t in trees]
+            layout = TreeLayout.of(branches, positions, device, parents)
             plan = replace(plan, tree=layout)
         rows, tokens, owners, bounds = [], [], [], [0]
         kept = 0
@@ -173,6 +174,30 @@ def logprobs_at(logits: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
     parts = logits.split(NORMALIZED_AT_ONCE)
     norms = torch.cat([torch.logsumexp(part.float(), -1) for part in parts])
     return logits[rows, tokens].float() - norms[rows]
+
+
+def set_apart(trees: Sequence[Tree]) -> tuple[Tree | None, list[Tree]]:
+    """What the trunks of all trees begin with, as a tree that wants nothing, and what is left.
+
+    Causality makes it the same for all of them, whatever follows. None where there is nothing, and
+    a tree keeps at least the first token it wants something of.
+    """
+    most = min(tree.keep[0] for tree in trees)
+    differs = (at for at in range(most) if len({tree.ids[at] for tree in trees}) > 1)
+    length = next(differs, most)
+    if not length or len(trees) == 1:
+        return None, list(trees)
+    shared = Tree(trees[0].ids[:length], tuple(range(length)), (TRUNK,) * length, (), (), 0, 0)
+    return shared, [
+        replace(
+            tree,
+            ids=tree.ids[length:],
+            positions=tree.positions[length:],
+            branches=tree.branches[length:],
+            keep=tuple(at - length for at in tree.keep),
+        )
+        for tree in trees
+    ]
 
 
 def cut(trees: Sequence[Tree], max_tokens: int, max_kept: int) -> list[list[int]]:

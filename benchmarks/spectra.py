@@ -1,0 +1,231 @@
+"""Race: intruders and vector similarity from the base's cached decomposition, against full SVDs.
+
+    python benchmarks/spectra.py
+    python benchmarks/spectra.py --size 1024 --model ""
+
+One matrix of random numbers with a random update of rank 64, then a whole adapter of random numbers
+on the attention of a real model. The peer decomposes W0 and W fully, as PEFT's
+``reduce_intruder_dimension`` does for every layer (measured: the same two ``torch.linalg.svd``
+calls); similarity needs W's alone. Every line is one JSON object; it ends with 1 where a parity
+fails. benchmarks/README.md says what the fields mean.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from race import rounded
+from rankscope.analyze.decomposition import SVD, BaseSpectra, cache_bytes, svd
+from rankscope.analyze.intruders import Intruders, intruder_dimensions, intruders_among
+from rankscope.analyze.spectra import default_top_k, similarity, similarity_of
+from rankscope.analyze.tuned import Leading, of_adapter
+from rankscope.models.fetch import cached_model_folder
+from rankscope.models.stored_weights import StoredModel
+from rankscope.provenance import provenance
+from rankscope.runtime import keep_freed_memory, peak_memory_bytes
+
+SIGMA, DECISIONS, SIMILARITY = 1e-5, 0, 1e-3
+"""Largest relative difference of a singular value, decisions that differ, and largest difference of
+a max-matched similarity, between the fast route and a full decomposition."""
+INTRUDERS = 10
+EPSILON = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How far the fast route is from full decompositions."""
+
+    sigma: float
+    decisions: int
+    similarity: float
+    ill_conditioned: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether all three are within their bounds; not for NaN."""
+        close = self.sigma <= SIGMA and self.similarity <= SIMILARITY
+        return close and self.decisions <= DECISIONS
+
+    def fields(self) -> dict[str, object]:
+        """For the JSON line."""
+        return {
+            "parity": self.sigma,
+            "parity_decisions": self.decisions,
+            "parity_max_matched": self.similarity,
+            "ill_conditioned": self.ill_conditioned,
+        }
+
+
+def compared(base: SVD, full: SVD, fast: Leading, k: int) -> Parity:
+    """The fast route's first ``k`` vectors against a full decomposition of W."""
+    expected, found = (
+        decisions(base, full),
+        intruders_among(fast.left[:, :INTRUDERS], fast.S[:INTRUDERS], EPSILON),
+    )
+    shape = (len(base.U), len(base.V))
+    alike = similarity_of(fast.left[:k, :k], fast.right[:k, :k], shape).max
+    reference = similarity(base, full, k).max
+    return Parity(
+        sigma=float(((fast.S[:k] - full.S[:k]) / full.S[:k]).abs().max()),
+        decisions=len(set(expected.positions) ^ set(found.positions)),
+        similarity=max(abs(a - b) for a, b in zip(alike, reference, strict=True)),
+        ill_conditioned=fast.ill_conditioned,
+    )
+
+
+def decisions(base: SVD, full: SVD) -> Intruders:
+    """Intruders by full decompositions."""
+    return intruder_dimensions(base.U, full.U, full.S, INTRUDERS, EPSILON)
+
+
+def seconds(call: Callable[[], object], times: int = 1) -> float:
+    """Median seconds of a call."""
+    found = []
+    for _ in range(times):
+        began = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - began)
+    return statistics.median(found)
+
+
+def update(m: int, n: int, rank: int, size: float, seed: int) -> tuple[Tensor, Tensor]:
+    """A (r, n) and B (m, r) of random numbers with |B A|_2 near ``size``."""
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.randn(rank, n, generator=generator) / n**0.5
+    return a, size * torch.randn(m, rank, generator=generator) / m**0.5
+
+
+def heading(benchmark: str) -> dict[str, object]:
+    """The first fields of a line."""
+    here = provenance()
+    device = f"{here.processor}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return {"benchmark": benchmark, "device": device}
+
+
+def race_matrix(size: int, rank: int, folder: Path) -> list[tuple[dict[str, object], Parity]]:
+    """One square matrix: intruders among the first ten, then similarity of the first 500."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(size, size, generator=generator) / size**0.5
+    cache = BaseSpectra(max_bytes=0, folder=folder)
+    first = seconds(lambda: cache.of("W", weight))
+    base = cache.of("W", weight)
+    loading = seconds(lambda: cache.of("W", weight), 3)
+    k = default_top_k((size, size))
+    # Some new directions stand above the base's largest value of 2, others below.
+    A, B = update(size, size, rank, 1.8, seed=1)
+    began = time.perf_counter()
+    exact = svd(weight)
+    base_seconds = time.perf_counter() - began
+    began = time.perf_counter()
+    full = svd(weight + B @ A)
+    tuned_seconds = time.perf_counter() - began
+    results = []
+    for name, vectors, peer in (
+        ("spectra_intruders", INTRUDERS, base_seconds + tuned_seconds),
+        ("spectra_similarity", k, tuned_seconds),
+    ):
+        fast = of_adapter(base, A, B, 1.0, vectors)
+        ours = seconds(lambda v=vectors: of_adapter(base, A, B, 1.0, v), 3)
+        parity = compared(exact, full, fast, vectors)
+        line = heading(name) | {
+            "ratio": peer / ours,
+            "ratio_from_disk": peer / (ours + loading),
+            **parity.fields(),
+            "size": size,
+            "rank": rank,
+            "vectors": vectors,
+            "seconds": {
+                "ours": ours,
+                "loading": loading,
+                "full": peer,
+                "first_of_a_base": first,
+            },
+            "intruders": decisions(exact, full).count,
+            "residual": fast.residual,
+            "cache_bytes": cache_bytes(folder),
+            "peak_memory_bytes": peak_memory_bytes(torch.device("cpu")),
+        }
+        results.append((line, parity))
+    return results
+
+
+def race_adapter(folder: Path, rank: int, cache: Path) -> tuple[dict[str, object], Parity]:
+    """A whole adapter of a real model: everything cached, against two full SVDs a matrix."""
+    model = StoredModel.open(folder)
+    names = [n for n in model.layers if n.endswith(("q_proj", "k_proj", "v_proj", "o_proj"))]
+    spectra = BaseSpectra(max_bytes=0, folder=cache)
+    took = {"ours": 0.0, "first_of_a_base": 0.0, "full": 0.0}
+    parities, count = [], 0
+    for seed, name in enumerate(names):
+        weight = model.weight(name).float()
+        m, n = weight.shape
+        size = 0.5 * float(torch.linalg.matrix_norm(weight, 2))
+        A, B = update(m, n, rank, size, seed)
+        k = default_top_k((m, n))
+        took["first_of_a_base"] += seconds(lambda w=weight: spectra.of("W", w))
+
+        def ours(w: Tensor = weight, A: Tensor = A, B: Tensor = B, k: int = k) -> Leading:
+            return of_adapter(spectra.of("W", w), A, B, 1.0, max(k, INTRUDERS))
+
+        took["ours"] += seconds(ours)
+        began = time.perf_counter()
+        base, full = svd(weight), svd(weight + B @ A)
+        took["full"] += time.perf_counter() - began
+        parities.append(compared(base, full, ours(), k))
+        count += decisions(base, full).count
+    parity = Parity(
+        sigma=max(p.sigma for p in parities),
+        decisions=sum(p.decisions for p in parities),
+        similarity=max(p.similarity for p in parities),
+        ill_conditioned=sum(p.ill_conditioned for p in parities),
+    )
+    line = heading("spectra_adapter") | {
+        "ratio": took["full"] / took["ours"],
+        **parity.fields(),
+        "model": folder.name,
+        "rank": rank,
+        "matrices": len(names),
+        "seconds": took,
+        "intruders": count,
+        "cache_bytes": cache_bytes(cache),
+        "peak_memory_bytes": peak_memory_bytes(torch.device("cpu")),
+    }
+    return line, parity
+
+
+def main() -> int:
+    """Race, print, and exit with 1 where the sides did not find the same."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--size", type=int, default=4096, help="of the square matrix; 0 for none")
+    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--model", default="smollm2-135m", help="fetched model or folder, or none")
+    options = parser.parse_args()
+    keep_freed_memory()
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        if options.size:
+            results += race_matrix(options.size, options.rank, Path(folder) / "matrix")
+            for line, _ in results:
+                print(json.dumps(rounded(line)), flush=True)
+        if options.model:
+            given = Path(options.model)
+            place = given if given.is_dir() else cached_model_folder(options.model)
+            results.append(race_adapter(place, 16, Path(folder) / "adapter"))
+            print(json.dumps(rounded(results[-1][0])), flush=True)
+    if all(parity.holds for _, parity in results):
+        return 0
+    print("no race: the fast route found other values than full decompositions", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""Singular value decompositions of base weights: computed once, kept in memory and on disk.
+
+On disk a decomposition is found by the sha256 of the matrix itself, whatever model or file it came
+from: equal weights share it, changed weights never meet a stale one. Legend: m = out, n = in,
+d = min(m, n).
+"""
+
+import os
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rankscope.disk import says_disk_full
+from rankscope.models.fetch import cache_folder
+from rankscope.provenance import sha256_tensors
+
+SMALLEST_STORED = 256
+"""d from which a decomposition is worth a file: below, computing it takes milliseconds."""
+HALF_FROM = 1024
+"""d from which vectors are kept in 16 bits."""
+LARGEST_CACHE = 20 * 1024**3
+"""Bytes on disk; what was used longest ago leaves first."""
+PROBE_TOLERANCE = 5e-3
+"""|W x - U S V^T x| / |W x| of a stored decomposition that is taken for W's own."""
+
+
+class SVD(NamedTuple):
+    """Thin singular value decomposition, largest value first."""
+
+    U: Tensor
+    """Left vectors, (m, d)."""
+    S: Tensor
+    """Singular values, (d,)."""
+    V: Tensor
+    """Right vectors, (n, d)."""
+
+
+def svd(weight: Tensor) -> SVD:
+    """Thin SVD of ``weight`` (m, n) in float32 or better."""
+    u, s, vh = torch.linalg.svd(precise(weight), full_matrices=False)
+    return SVD(u, s, vh.mT)
+
+
+def precise(weight: Tensor) -> Tensor:
+    """``weight`` detached, in float64 if it is, else in float32."""
+    weight = weight.detach()
+    return weight if weight.dtype == torch.float64 else weight.float()
+
+
+def as_stored(found: SVD) -> SVD:
+    """What the disk gives back: vectors rounded to 16 bits where d is large.
+
+    A value of a unit vector is rounded by at most 2^-11 of itself, so a cosine moves by less than
+    3e-4 (each vector by 2.1e-4 of its length; measured in ``tests/analyze/test_decomposition.py``)
+    and the update's part in the base's basis by as much of the update. Singular values are kept in
+    float32. Rounded in memory too, so that a result does not depend on whether a file was there.
+    """
+    if len(found.S) < HALF_FROM or found.U.dtype == torch.float64:
+        return found
+    return found._replace(U=found.U.half().float(), V=found.V.half().float())
+
+
+@dataclass(slots=True)
+class BaseSpectra:
+    """SVDs of base weights, kept for all trials of a study up to ``max_bytes``.
+
+    The matrix used longest ago leaves first. A matrix larger than the bound is not kept in memory.
+    With ``folder`` those of d >= 256 are kept on disk too, for other studies and inspections.
+    """
+
+    max_bytes: int = 2 * 1024**3
+    folder: Path | None = None
+    _kept: OrderedDict[str, SVD] = field(default_factory=OrderedDict, init=False, repr=False)
+
+    def of(self, name: str, weight: Tensor) -> SVD:
+        """The SVD of ``weight`` (m, n), computed at the first call for ``name``."""
+        if name not in self._kept:
+            found = self._found(weight)
+            if sum(t.numel() * t.element_size() for t in found) > self.max_bytes:
+                return found
+            self._kept[name] = found
+            self._shrink()
+        self._kept.move_to_end(name)
+        return self._kept[name]
+
+    def keep(self, name: str, found: SVD) -> None:
+        """Hold a decomposition that was made before."""
+        self._kept[name] = found
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory held."""
+        return sum(t.numel() * t.element_size() for kept in self._kept.values() for t in kept)
+
+    def _shrink(self) -> None:
+        while self.num_bytes > self.max_bytes and self._kept:
+            self._kept.popitem(last=False)
+
+    def _found(self, weight: Tensor) -> SVD:
+        if self.folder is None or min(weight.shape) < SMALLEST_STORED:
+            return as_stored(svd(weight))
+        path = stored_path(self.folder, weight)
+        stored = read_stored(path, weight)
+        if stored is None:
+            stored = as_stored(svd(weight))
+            write_stored(path, stored)
+            make_room(self.folder)
+        return stored
+
+
+def spectra_folder() -> Path:
+    """Where decompositions of base weights are kept on disk."""
+    return cache_folder() / "spectra"
+
+
+def stored_path(folder: Path, weight: Tensor) -> Path:
+    """Where the decomposition of a matrix lies: by its bits, shape and dtype."""
+    return folder / f"{sha256_tensors({'W': weight})}.safetensors"
+
+
+def read_stored(path: Path, weight: Tensor) -> SVD | None:
+    """The decomposition in a file of the cache; None where there is none that is ``weight``'s."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            u, s, v = (file.get_tensor(key).to(weight.device).float() for key in "USV")
+    except (SafetensorError, OSError):  # absent, or broken off: computed again
+        return None
+    m, n = weight.shape
+    if (u.shape, s.shape, v.shape) != ((m, len(s)), (min(m, n),), (n, len(s))):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 1, generator=generator).to(u)
+    expected = precise(weight).to(u) @ x
+    gap = torch.linalg.vector_norm(expected - u @ (s[:, None] * (v.mT @ x)))
+    if not bool(gap <= PROBE_TOLERANCE * torch.linalg.vector_norm(expected)):
+        return None
+    os.utime(path)
+    return SVD(u, s, v)
+
+
+def write_stored(path: Path, found: SVD) -> None:
+    """Keep a decomposition, written aside and renamed; a disk or folder that takes none is let be.
+
+    The cache only saves time, so a full disk is no error.
+    """
+    dtype = torch.float16 if len(found.S) >= HALF_FROM else torch.float32
+    tensors = {"U": found.U.to(dtype), "S": found.S.float(), "V": found.V.to(dtype)}
+    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({key: t.cpu().contiguous() for key, t in tensors.items()}, aside)
+        os.replace(aside, path)
+    except (OSError, SafetensorError) as error:
+        aside.unlink(missing_ok=True)
+        if not (says_disk_full(error) or isinstance(error, PermissionError)):
+            raise
+
+
+def cache_bytes(folder: Path) -> int:
+    """Size of the cache on disk."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def make_room(folder: Path, most: int = LARGEST_CACHE) -> None:
+    """Remove what was used longest ago until the cache is within ``most`` bytes."""
+    files = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
+    total = sum(path.stat().st_size for path in files)
+    for path in files:
+        if total <= most:
+            return
+        total -= path.stat().st_size
+        path.unlink(missing_ok=True)

@@ -1,0 +1,146 @@
+"""Leading singular vectors of a tuned matrix, by their cosines to the base's: the fast route.
+
+Everything the measures need of W = W0 + dW: its leading singular values, and the cosines of its
+leading vectors to every singular vector of W0. Legend: m = out, n = in, d = min(m, n), k = leading
+vectors asked for.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rankscope.analyze.core import Core, core_of
+from rankscope.analyze.decomposition import SVD, svd
+from rankscope.analyze.leading import NotConvergedError, Triples, leading_triples
+
+DIRECT_BELOW = 256
+"""d below which a full decomposition is as quick."""
+TOLERANCE = 1e-8
+"""Residual of every triple over the largest singular value, in float64."""
+ITERATED_FROM = 1024
+"""d from which a dense matrix is iterated where few vectors are asked for."""
+ITERATED_SHARE = 40
+"""Few: at most d over this."""
+RANDOM = 16
+"""Random vectors in the start of an iteration on a dense matrix."""
+UNCERTAIN = 0.01
+"""Sine of the angle by which rounding may turn a vector before it is called ill-conditioned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leading:
+    """The leading k singular vectors of W in the basis of W0's."""
+
+    left: Tensor
+    """Cosines to every left vector of W0, (d, k)."""
+    right: Tensor
+    """The same of right vectors, (d, k)."""
+    S: Tensor
+    """Singular values of W, (k,)."""
+    residual: float
+    """Largest |W^T u - sigma v| over sigma_1; 0 for a direct decomposition."""
+    ill_conditioned: int
+    """Vectors within a cluster so close that rounding turns them: single ones mean little."""
+
+
+def of_adapter(base: SVD, A: Tensor, B: Tensor, scaling: float, k: int) -> Leading:
+    """The ``k`` leading vectors of W0 + s B A, from the base's decomposition alone."""
+    core = core_of(base, A, B, scaling)
+    d = len(base.S)
+    found = _iterated(core, k) if d >= DIRECT_BELOW and 3 * k <= d else None
+    if found is None:
+        u, s, vh = torch.linalg.svd(core.dense(), full_matrices=False)
+        following = float(s[k]) if len(s) > k else 0.0
+        found = Triples(u[:, :k], s[:k], vh.mT[:, :k], torch.zeros_like(s[:k]), following)
+    left, right = found.U[:d], found.V
+    if core.is_transposed:
+        left, right = right, left
+    return _leading(left, right, found)
+
+
+def _iterated(core: Core, k: int) -> Triples | None:
+    """The leading triples of a core, nothing missed; None where the iteration does not say so."""
+    try:
+        found = leading_triples(core, core.start(k + max(16, k // 5)), k, TOLERANCE)
+    except NotConvergedError:
+        return None
+    # Each triple is one of K's by its residual; that none was passed over, the count says. Where
+    # the k-th and the next value are one cluster the count is not asked to part them.
+    gap = float(found.S[-1]) - found.next_value
+    if gap > 1e-6 * float(found.S[0]):
+        between = (float(found.S[-1]) + found.next_value) / 2
+        if core.count_above(between) != k:
+            return None
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class DenseMatrix:
+    """A dense matrix as an operator."""
+
+    W: Tensor
+
+    def apply(self, x: Tensor) -> Tensor:
+        """W x."""
+        return self.W @ x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """W^T y."""
+        return self.W.mT @ y
+
+    @staticmethod
+    def start(V: Tensor, count: int) -> Tensor:
+        """The base's ``count`` leading right vectors, and random ones that any direction meets."""
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randn(len(V), RANDOM, generator=generator, dtype=torch.float64)
+        return torch.cat([V[:, :count].double(), drawn.to(V.device)], dim=1)
+
+
+def of_matrix(base: SVD, tuned: Tensor, k: int) -> Leading:
+    """The ``k`` leading vectors of a dense tuned weight (m, n)."""
+    found = None
+    if len(base.S) >= ITERATED_FROM and ITERATED_SHARE * k <= len(base.S):
+        start = DenseMatrix.start(base.V, k + max(16, k // 5))
+        try:
+            found = leading_triples(DenseMatrix(tuned.double()), start, k, TOLERANCE, least=1)
+        except NotConvergedError:
+            found = None
+    if found is None:
+        after = svd(tuned)
+        following = float(after.S[k]) if len(after.S) > k else 0.0
+        u, v, s = after.U[:, :k], after.V[:, :k], after.S[:k]
+        found = Triples(u, s, v, torch.zeros_like(s), following)
+    u, v = found.U.to(base.U), found.V.to(base.V)
+    return _leading(base.U.mT @ u, base.V.mT @ v, found)
+
+
+def unchanged(base: SVD, k: int) -> Leading:
+    """The base's own vectors: what an update of zero leaves, whatever equal values there are."""
+    unit = torch.eye(len(base.S), k, dtype=base.U.dtype, device=base.U.device)
+    return Leading(unit, unit, base.S[:k], 0.0, 0)
+
+
+def _leading(left: Tensor, right: Tensor, found: Triples) -> Leading:
+    top = float(found.S[0]) if len(found.S) else 0.0
+    return Leading(
+        left=left,
+        right=right,
+        S=found.S,
+        residual=float(found.residuals.max()) / top if top else 0.0,
+        ill_conditioned=num_ill_conditioned(found),
+    )
+
+
+def num_ill_conditioned(found: Triples) -> int:
+    """Vectors that rounding W to float32 may turn by more than a sine of :data:`UNCERTAIN`.
+
+    Davis & Kahan 1970: the sine is at most the perturbation over the distance to the other singular
+    values; the perturbation taken is 2^-23 of the largest value, and the triple's own residual.
+    """
+    s = found.S.double()
+    below = torch.cat([s[1:], torch.tensor([found.next_value], dtype=s.dtype, device=s.device)])
+    gap = s - below
+    gap = torch.minimum(gap, torch.cat([torch.full_like(gap[:1], torch.inf), gap[:-1]]))
+    error = found.residuals.double() + torch.finfo(torch.float32).eps * s[:1]
+    return int((error > UNCERTAIN * gap).sum())

@@ -1,0 +1,164 @@
+"""``inspect``: look through adapters and fine-tuned checkpoints without training anything."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rankscope.analyze.decomposition import BaseSpectra, cache_bytes, spectra_folder
+from rankscope.analyze.growth import norm_growth
+from rankscope.analyze.stored import StoredTuned, compared, computing_device, names_of
+from rankscope.disk import replace_text
+from rankscope.errors import BadInput
+from rankscope.models.load import shapes_folder
+from rankscope.models.stored_weights import StoredModel
+from rankscope.provenance import provenance
+from rankscope.records import Inspection, MatrixSpectrum, NormGrowth, SpectraRecord, TunedModel
+from rankscope.runtime import choose_device, keep_freed_memory
+from rankscope.watch import Silent, Watcher
+
+
+@dataclass(frozen=True)
+class InspectSettings:
+    """What is looked for; the defaults are science.md's."""
+
+    top_k: int | None = None
+    """Singular vectors compared; by default min(500, d / 4) of each matrix."""
+    intruder_k: int = 10
+    """Leading vectors examined for intruders."""
+    intruder_epsilon: float = 0.5
+    """Largest |cosine| to any base vector below which a vector is an intruder."""
+
+
+def inspect(
+    base: str | Path,
+    tuned: str | Path | Sequence[str | Path],
+    settings: InspectSettings | None = None,
+    *,
+    device: str = "auto",
+    any_base: bool = False,
+    watcher: Watcher | None = None,
+) -> Inspection:
+    """Compare adapters and checkpoints with their base, one matrix in memory at a time.
+
+    Args:
+        base: a model folder, ``pocket``, a fetched model's name, or a hub id.
+        tuned: folders of PEFT adapters or full checkpoints; they share the base's decompositions.
+        device: where decompositions run, as a study's ``device``.
+        any_base: look at adapters whose recorded base is another one, too.
+        watcher: is told how far it is.
+
+    Raises:
+        BadInput: something cannot be used: another base, an adapter of another type, pickled
+            weights, more vectors asked for than a matrix has.
+        IntegrityError: weights are missing, misshapen or not finite.
+    """
+    started = time.perf_counter()
+    keep_freed_memory()
+    settings, watcher = settings or InspectSettings(), watcher or Silent()
+    folders = [Path(one) for one in ([tuned] if isinstance(tuned, str | Path) else tuned)]
+    if not folders:
+        raise BadInput("inspect: no tuned model given; expected a folder or several")
+    stored = StoredModel.open(shapes_folder(str(base)))
+    pairs = zip(folders, names_of(folders), strict=True)
+    models = [StoredTuned.open(folder, name) for folder, name in pairs]
+    if not any_base:
+        for model in models:
+            model.refuse_other_base(stored)
+    found = spectra_of(stored, models, settings, choose_device(device), watcher)
+    tuned_models = tuple(
+        TunedModel(
+            name=model.name,
+            path=str(model.folder),
+            kind=model.kind,
+            rank=model.adapter.rank if model.adapter is not None else None,
+            scaling=model.adapter.scaling if model.adapter is not None else None,
+            spectra=found[model.name],
+        )
+        for model in models
+    )
+    return Inspection(
+        base=str(base),
+        base_path=str(stored.folder),
+        architecture=stored.architecture,
+        quantized=stored.quantized,
+        tuned=tuned_models,
+        growth=growth_of(tuned_models),
+        cache_bytes=cache_bytes(spectra_folder()),
+        provenance=provenance(),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def spectra_of(
+    base: StoredModel,
+    models: Sequence[StoredTuned],
+    settings: InspectSettings,
+    device: torch.device,
+    watcher: Watcher,
+) -> dict[str, SpectraRecord]:
+    """Spectra of every tuned model, by its name; matrix by matrix, all models of one together."""
+    plan = compared(base, models)
+    refuse_too_many(base, plan, settings)
+    # One matrix at a time needs no more than its own decomposition.
+    cache = BaseSpectra(max_bytes=0, folder=spectra_folder())
+    matrices: dict[str, list[MatrixSpectrum]] = {model.name: [] for model in models}
+    seconds = dict.fromkeys(matrices, 0.0)
+    watcher.stage("spectra", len(plan))
+    for done, (name, here) in enumerate(plan.items()):
+        watcher.advance(done, name)
+        weight = base.weight(name, computing_device(device))
+        held = BaseSpectra(max_bytes=2**62)
+        held.keep(name, cache.of(name, weight))
+        for model in here:
+            began = time.perf_counter()
+            matrices[model.name].append(model.matrix(name, weight, settings, held))
+            seconds[model.name] += time.perf_counter() - began
+    watcher.finish()
+    return {
+        name: SpectraRecord(
+            trial_id=name,
+            intruder_k=settings.intruder_k,
+            intruder_epsilon=settings.intruder_epsilon,
+            matrices=tuple(found),
+            seconds=seconds[name],
+        )
+        for name, found in matrices.items()
+    }
+
+
+def refuse_too_many(base: StoredModel, names: Iterable[str], settings: InspectSettings) -> None:
+    """Raise BadInput where more vectors are asked for than a matrix has; a default fits any."""
+    asked = {"--top-k": settings.top_k, "--intruder-k": settings.intruder_k}
+    if settings.intruder_k == InspectSettings.intruder_k:
+        del asked["--intruder-k"]
+    for name in names:
+        most = min(base.layer(name).shape)
+        for option, k in asked.items():
+            if k is not None and not 1 <= k <= most:
+                raise BadInput(
+                    f"{option} {k}: {name} {base.layer(name).shape} has {most} singular vectors; "
+                    f"expected 1 to {most}"
+                )
+
+
+def growth_of(models: Sequence[TunedModel]) -> NormGrowth | None:
+    """The fit of |dW|_F over ranks, of the low-rank kind with the most of them."""
+    groups: dict[tuple[str, tuple[str, ...]], list[TunedModel]] = {}
+    for model in models:
+        if model.rank is not None:
+            changed = tuple(matrix.name for matrix in model.spectra.matrices)
+            groups.setdefault((model.kind, changed), []).append(model)
+    if not groups:
+        return None
+    largest = max(groups.values(), key=lambda group: len({model.rank for model in group}))
+    ranks = [model.rank for model in largest if model.rank is not None]
+    return norm_growth(ranks, [model.spectra.frobenius for model in largest])
+
+
+def write_inspection(found: Inspection, out: Path) -> None:
+    """Write ``inspection.json`` into ``out``, made where it is not there."""
+    out.mkdir(parents=True, exist_ok=True)
+    replace_text(out / "inspection.json", found.model_dump_json(indent=2) + "\n")

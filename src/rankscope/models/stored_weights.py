@@ -1,0 +1,248 @@
+"""The matrices of a model folder, read one at a time: a checkpoint never sits in memory whole.
+
+Names come from the architecture that ``config.json`` describes, values from its safetensors files,
+whichever shard holds them. Tied weights are found under the name they are stored by, GPT-2's
+``Conv1D`` layers are turned to (out, in), and what bitsandbytes stored in 4 or 8 bits becomes
+numbers again.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from rankscope.errors import BadInput, IntegrityError
+from rankscope.models.load import checked_folder
+from rankscope.models.parameters import UNUSABLE, read_config
+from rankscope.models.quantize import require_bitsandbytes
+
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One linear layer as the architecture has it."""
+
+    name: str
+    """Module path, such as ``model.layers.3.self_attn.q_proj``."""
+    shape: tuple[int, int]
+    """(out, in)."""
+    keys: tuple[str, ...]
+    """Names its weight may be stored by, likeliest first."""
+    is_transposed: bool
+    """Stored (in, out): ``Conv1D``."""
+
+
+@dataclass(slots=True)
+class StoredModel:
+    """A model folder whose weights are read when asked for.
+
+    Attributes:
+        layers: every linear layer but the output head, by module path, in model order.
+        head: the output head where it is a linear layer; an adapter may name it.
+        shards: name of a stored tensor -> file that holds it.
+        quantized: ``bitsandbytes`` where the file says so, else nothing.
+    """
+
+    folder: Path
+    architecture: str
+    layers: dict[str, Layer]
+    head: Layer | None
+    shards: dict[str, Path]
+    quantized: str | None
+    num_layers: int
+    _open: dict[Path, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path) -> "StoredModel":
+        """Look at a folder's configuration and at what its files hold, not at the values.
+
+        Raises:
+            BadInput: no configuration, no safetensors (a pickle is named), an architecture that
+                cannot be built, or a quantization other than bitsandbytes'.
+            IntegrityError: a shard is missing or cannot be read.
+        """
+        checked_folder(folder)
+        config = read_config(folder)
+        settings = getattr(config, "quantization_config", None)
+        quantized = quantization_of(folder, settings)
+        if settings is not None:
+            delattr(config, "quantization_config")  # a model built on shapes has no packed weights
+        try:
+            with torch.device("meta"):
+                model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        except (*UNUSABLE, RuntimeError) as error:
+            raise BadInput(
+                f"model folder {folder}: config.json does not describe a causal language model "
+                f"that can be built: {type(error).__name__}: {error}"
+            ) from error
+        layers = layers_of(model)
+        head = model.get_output_embeddings()
+        name = next((n for n, m in model.named_modules() if m is head), None)
+        return cls(
+            folder=folder,
+            architecture=type(model).__name__,
+            head=layers.pop(name, None) if name is not None else None,
+            layers=layers,
+            shards=shards_of(folder),
+            quantized=quantized,
+            num_layers=int(config.get_text_config().num_hidden_layers),
+        )
+
+    def layer(self, name: str) -> Layer:
+        """The linear layer of a module path.
+
+        Raises:
+            BadInput: there is none.
+        """
+        if self.head is not None and name == self.head.name:
+            return self.head
+        if name not in self.layers:
+            raise BadInput(
+                f"model folder {self.folder}: no linear layer {name!r} in {self.architecture}; it "
+                f"has {', '.join(list(self.layers)[:2])} and others: another architecture"
+            )
+        return self.layers[name]
+
+    def weight(self, name: str, device: torch.device | None = None) -> Tensor:
+        """The weight of a linear layer, (out, in), in the dtype it is stored in.
+
+        Raises:
+            BadInput: there is no such layer.
+            IntegrityError: its values are not stored, misshapen or not finite.
+        """
+        layer = self.layer(name)
+        stored = next((key for key in layer.keys if key in self.shards), None)
+        if stored is None:
+            raise IntegrityError(
+                f"model folder {self.folder}: no weight {layer.keys[0]!r} in its "
+                f"{len(set(self.shards.values()))} safetensors file(s)"
+            )
+        weight = self.tensor(stored)
+        if weight.dtype in (torch.uint8, torch.int8):
+            weight = self.dequantized(stored, weight)
+        if layer.is_transposed:
+            weight = weight.mT
+        if tuple(weight.shape) != layer.shape:
+            raise IntegrityError(
+                f"model folder {self.folder}: {stored!r} has shape {tuple(weight.shape)}, "
+                f"config.json says {layer.shape}"
+            )
+        if not bool(torch.isfinite(weight).all()):
+            bad = int((~torch.isfinite(weight)).sum())
+            raise IntegrityError(
+                f"model folder {self.folder}: {stored!r}: {bad} of {weight.numel()} numbers are "
+                "NaN or infinite"
+            )
+        return weight.to(device) if device is not None else weight
+
+    def tensor(self, key: str) -> Tensor:
+        """One stored tensor as it is."""
+        path = self.shards[key]
+        try:
+            if path not in self._open:
+                self._open[path] = safe_open(path, framework="pt")
+            found: Tensor = self._open[path].get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise IntegrityError(f"{path}: tensor {key!r} cannot be read: {error}") from error
+        return found
+
+    def dequantized(self, key: str, packed: Tensor) -> Tensor:
+        """Numbers out of what bitsandbytes stored, in the dtype they were quantized from.
+
+        8 bits: row by row, value * SCB / 127 (Dettmers et al., 2208.07339). 4 bits: blocks of NF4
+        or FP4 (2305.14314).
+        """
+        if self.quantized is None:
+            raise IntegrityError(
+                f"model folder {self.folder}: {key!r} is {packed.dtype}, and config.json says "
+                "nothing of a quantization"
+            )
+        if packed.dtype == torch.int8:
+            scale = self.tensor(key.removesuffix("weight") + "SCB")
+            return packed.float() * (scale.float()[:, None] / 127)
+        require_bitsandbytes(f"model folder {self.folder}: a base in 4 bits")
+        from bitsandbytes.functional import QuantState, dequantize_4bit
+
+        parts = {name: self.tensor(name) for name in self.shards if name.startswith(key + ".")}
+        state = QuantState.from_dict(
+            {name.removeprefix(key + "."): part for name, part in parts.items()},
+            device=packed.device,
+        )
+        dense: Tensor = dequantize_4bit(packed, state)
+        return dense
+
+
+def layers_of(model: nn.Module) -> dict[str, Layer]:
+    """Every linear layer of a model on the meta device, by module path, in model order."""
+    tied = getattr(model, "_tied_weights_keys", None)
+    same = dict(tied) if isinstance(tied, Mapping) else {}
+    prefix = str(getattr(model, "base_model_prefix", "")) + "."
+    found = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear | Conv1D):
+            continue
+        rows, columns = (int(size) for size in module.weight.shape)
+        is_transposed = isinstance(module, Conv1D)
+        key = f"{name}.weight"
+        keys = [key, *([same[key]] if key in same else [])]
+        # Some checkpoints hold the inner model alone, whose names lack its prefix.
+        keys += [k.removeprefix(prefix) for k in keys if k.startswith(prefix)]
+        shape = (columns, rows) if is_transposed else (rows, columns)
+        found[name] = Layer(name, shape, tuple(keys), is_transposed)
+    return found
+
+
+def shards_of(folder: Path) -> dict[str, Path]:
+    """Name of every stored tensor -> the safetensors file that holds it.
+
+    Raises:
+        IntegrityError: a shard that the index names is missing, or a file cannot be read.
+    """
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            wanted = {key: folder / Path(str(shard)).name for key, shard in dict(names).items()}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(f"{index}: not a readable index of shards: {error}") from error
+        absent = sorted({path.name for path in wanted.values() if not path.is_file()})
+        if absent:
+            raise IntegrityError(
+                f"model folder {folder}: {len(absent)} of {len(set(wanted.values()))} shards that "
+                f"{INDEX} names are missing, such as {absent[0]}; copy the whole model"
+            )
+        return wanted
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                found.update(dict.fromkeys(file.keys(), path))
+        except (SafetensorError, OSError) as error:
+            raise IntegrityError(f"{path}: not a readable safetensors file: {error}") from error
+    return found
+
+
+def quantization_of(folder: Path, settings: object) -> str | None:
+    """``bitsandbytes`` for a checkpoint that it quantized; None for plain weights.
+
+    Raises:
+        BadInput: another quantization, by its name.
+    """
+    if settings is None:
+        return None
+    found = settings if isinstance(settings, Mapping) else vars(settings)
+    method = str(found.get("quant_method", "unknown")).removeprefix("QuantizationMethod.").lower()
+    if method in ("bitsandbytes", "bits_and_bytes"):
+        return "bitsandbytes"
+    raise BadInput(
+        f"model folder {folder}: weights are quantized by {method!r}, which is not read here; "
+        "expected plain weights, or bitsandbytes' 4 or 8 bits; de-quantize the model first"
+    )

@@ -1,0 +1,94 @@
+"""What ``inspect`` found in adapters and fine-tuned checkpoints."""
+
+import math
+from typing import Literal
+
+from rankscope.records.heads import HeadsRecord
+from rankscope.records.record import Record
+from rankscope.records.spectra import SpectraRecord
+from rankscope.records.study import Provenance
+
+TunedKind = Literal["lora", "rslora", "dora", "pissa", "full"]
+
+
+class NormGrowth(Record):
+    """Least-squares fit of |dW|_F against rank: a + b ln r (claimed by arXiv 2512.15634)."""
+
+    ranks: tuple[int, ...]
+    norms: tuple[float, ...]
+    """|dW|_F over all matrices, same order."""
+    start: float
+    """a."""
+    slope: float
+    """b, per unit of ln r."""
+    rms: float
+    """Root mean square of the residual, in the norm's unit."""
+    power: float
+    """Exponent p of c r^p, fitted in logarithms: the rival."""
+    power_rms: float
+
+
+class TunedModel(Record):
+    """One adapter or checkpoint that was looked into."""
+
+    name: str
+    """Folder's name, made unique within the inspection."""
+    path: str
+    kind: TunedKind
+    rank: int | None
+    """None for a full checkpoint."""
+    scaling: float | None
+    """s in W0 + s B A; None for a full checkpoint."""
+    spectra: SpectraRecord
+    heads: HeadsRecord | None = None
+    """Where they were asked for."""
+
+
+class Inspection(Record):
+    """Everything that one ``inspect`` found."""
+
+    base: str
+    base_path: str
+    architecture: str
+    quantized: str | None
+    tuned: tuple[TunedModel, ...]
+    growth: NormGrowth | None
+    """Over the adapters of one kind, where there are three ranks."""
+    cache_bytes: int
+    """Size of the base's decompositions on disk; 0 where none are kept."""
+    provenance: Provenance
+    seconds: float
+
+
+class MatrixChange(Record):
+    """What was done to one matrix of an adapter."""
+
+    name: str
+    rank_before: int
+    rank_after: int
+    frobenius_before: float
+    """|dW|_F."""
+    frobenius_after: float
+    error: float
+    """|dW - dW'|_F."""
+    intruders: int | None = None
+    """Intruder dimensions scaled down; None where none were looked for."""
+
+
+class AdapterChange(Record):
+    """An adapter that was made smaller or milder."""
+
+    source: str
+    out: str
+    action: str
+    matrices: tuple[MatrixChange, ...]
+
+    @property
+    def frobenius(self) -> float:
+        """|dW|_F of the adapter as it was, all matrices together."""
+        return math.sqrt(sum(m.frobenius_before**2 for m in self.matrices))
+
+    @property
+    def error(self) -> float:
+        """|dW - dW'|_F, all matrices together."""
+        return math.sqrt(sum(m.error**2 for m in self.matrices))

@@ -1,0 +1,163 @@
+"""The fast route to a tuned matrix's leading vectors, against its full decomposition."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from rankscope.analyze import tuned
+from rankscope.analyze.core import core_of
+from rankscope.analyze.decomposition import SVD, svd
+from rankscope.analyze.intruders import intruder_dimensions, intruders_among
+from rankscope.analyze.leading import NotConvergedError, leading_triples
+from rankscope.analyze.spectra import similarity, similarity_of
+from rankscope.analyze.tuned import Leading, of_adapter, of_matrix
+
+SHAPES = [(400, 400), (500, 300), (300, 500), (310, 300)]
+K = 60
+
+
+def gaussian(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def base_weight(shape: tuple[int, int], decay: float) -> Tensor:
+    """A matrix with random vectors whose singular values fall like i^-decay; gaussian for 0."""
+    if not decay:
+        return gaussian(*shape, seed=3)
+    d = min(shape)
+    u, v = torch.linalg.qr(gaussian(shape[0], d)).Q, torch.linalg.qr(gaussian(shape[1], d)).Q
+    return 20 * (u * torch.arange(1, d + 1, dtype=torch.float64) ** -decay) @ v.mT
+
+
+@pytest.fixture
+def iterates_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A direct decomposition in place of the iteration is an error."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("fell back to the direct route")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tuned.Core, "dense", refused)
+        yield
+
+
+@pytest.mark.usefixtures("iterates_only")
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("decay", [0.0, 0.5, 1.5])
+@pytest.mark.parametrize("size", [1e-3, 0.3, 3.0])
+def test_iteration_equals_the_full_decomposition(
+    shape: tuple[int, int], decay: float, size: float
+) -> None:
+    m, n = shape
+    weight = base_weight(shape, decay)
+    base = svd(weight)
+    A, B = gaussian(8, n, seed=1) / n**0.5, gaussian(m, 8, seed=2) / m**0.5
+    scaling = size * float(base.S[0])
+    full = svd(weight + scaling * B @ A)
+    found = of_adapter(base, A, B, scaling, K)
+    torch.testing.assert_close(found.S, full.S[:K], rtol=1e-7, atol=1e-7 * float(full.S[0]))
+    assert found.residual <= 1e-8
+    expected = similarity(base, full, K)
+    alike = similarity_of(found.left[:K], found.right[:K], shape)
+    for name in ("index", "max", "subspace"):
+        assert getattr(alike, name) == pytest.approx(getattr(expected, name), abs=1e-4)
+    direct = intruder_dimensions(base.U, full.U, full.S, 10)
+    intruders = intruders_among(found.left[:, :10], found.S[:10], 0.5)
+    assert intruders.positions == direct.positions
+    assert intruders.max_cosine == pytest.approx(direct.max_cosine, abs=1e-5)
+    assert intruders.energy == pytest.approx(direct.energy, abs=1e-6)
+
+
+@pytest.mark.usefixtures("iterates_only")
+@pytest.mark.parametrize("shape", [(300, 300), (400, 300), (300, 400)])
+def test_a_new_direction_without_a_share_in_the_leading_vectors_is_found(
+    shape: tuple[int, int],
+) -> None:
+    """dW = 50 u_250 v_280^T: orthogonal to all that an iteration from e_1.. would begin with."""
+    base = svd(base_weight(shape, 0.5))
+    A, B = base.V[:, 279:280].mT, base.U[:, 249:250]
+    found = of_adapter(base, A, B, 50.0, 10)
+    assert float(found.S[0]) == pytest.approx(50, rel=1e-3)
+    assert float(found.left[249, 0].abs()) == pytest.approx(1, abs=1e-3)
+    assert float(found.right[279, 0].abs()) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (60, 40), (40, 60)])
+@pytest.mark.parametrize("rank", [1, 5, 30])
+def test_the_core_is_the_tuned_matrix_in_the_bases_basis(shape: tuple[int, int], rank: int) -> None:
+    m, n = shape
+    weight = gaussian(m, n)
+    A, B = gaussian(rank, n, seed=1), gaussian(m, rank, seed=2)
+    core = core_of(svd(weight), A, B, 0.3)
+    dense = core.dense()
+    sigma = torch.linalg.svdvals(weight + 0.3 * B @ A)
+    torch.testing.assert_close(torch.linalg.svdvals(dense), sigma)
+    x, y = gaussian(dense.shape[1], 4, seed=4), gaussian(dense.shape[0], 4, seed=5)
+    torch.testing.assert_close(core.apply(x), dense @ x)
+    torch.testing.assert_close(core.adjoint(y), dense.mT @ y)
+    # Inertia: an exact count, at any value between two singular values.
+    for i in range(len(sigma) - 1):
+        assert core.count_above(float(sigma[i] + sigma[i + 1]) / 2) == i + 1
+    assert core.count_above(2 * float(sigma[0])) == 0
+
+
+def test_what_the_iteration_missed_is_noticed_and_computed_directly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Begun without the update's directions, it may converge to other vectors: the count tells."""
+    weight = base_weight((300, 300), 0.5)
+    base = svd(weight)
+    A, B = base.V[:, 279:280].mT, base.U[:, 249:250]
+
+    def blind(core: tuned.Core, count: int) -> Tensor:
+        return torch.eye(len(core.S), count, dtype=core.Q.dtype)
+
+    monkeypatch.setattr(tuned.Core, "start", blind)
+    core = core_of(base, A, B, 50.0)
+    passed_over = leading_triples(core, blind(core, 30), 10, 1e-8)
+    assert float(passed_over.S[0]) < 49
+    assert core.count_above(float(passed_over.S[9] + passed_over.next_value) / 2) == 11
+    found = of_adapter(base, A, B, 50.0, 10)
+    assert float(found.S[0]) == pytest.approx(50, rel=1e-3)
+    assert found.residual == 0  # the direct route
+
+
+def test_a_start_that_cannot_converge_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rankscope.analyze.leading.MAX_SWEEPS", 1)
+    weight = gaussian(300, 300)
+    core = core_of(svd(weight), gaussian(4, 300, seed=1), gaussian(300, 4, seed=2), 0.5)
+    with pytest.raises(NotConvergedError, match="after 1 sweeps"):
+        leading_triples(core, core.start(40), 20, 1e-8)
+
+
+def test_a_cluster_is_called_ill_conditioned() -> None:
+    q = torch.linalg.qr(gaussian(40, 40)).Q
+    s = torch.cat([torch.tensor([2.0, 1.5, 1.0, 1.0 + 1e-9]), torch.linspace(0.5, 0.1, 36)])
+    weight = (q * s.double()) @ torch.linalg.qr(gaussian(40, 40, seed=1)).Q
+    base = svd(weight)
+    nothing: Leading = of_matrix(base, weight, 4)
+    assert nothing.ill_conditioned == 2  # the third and the fourth, by each other
+    assert of_matrix(base, weight, 2).ill_conditioned == 0
+    # The k-th value and the next are one cluster: the last vector is not determined.
+    assert of_matrix(base, weight, 3).ill_conditioned == 1
+
+
+def test_a_zero_update_is_the_base_itself() -> None:
+    base = svd(gaussian(300, 300))
+    found = of_adapter(base, torch.zeros(4, 300), torch.zeros(300, 4), 1.0, 10)
+    torch.testing.assert_close(found.S, base.S[:10])
+    eye = torch.eye(300, 10, dtype=torch.float64)
+    torch.testing.assert_close(found.left.abs(), eye, atol=1e-7, rtol=0)
+
+
+def test_an_iteration_on_a_dense_matrix_equals_the_full_decomposition() -> None:
+    weight = base_weight((400, 300), 0.3)
+    after = weight + 0.05 * gaussian(400, 300, seed=8)
+    base = svd(weight)
+    full = svd(after)
+    found = of_matrix(base, after, 20)
+    torch.testing.assert_close(found.S, full.S[:20], rtol=1e-6, atol=0)
+    expected = SVD(full.U[:, :20], full.S[:20], full.V[:, :20])
+    torch.testing.assert_close(found.left.abs(), (base.U.mT @ expected.U).abs(), atol=1e-4, rtol=0)
