@@ -141,6 +141,7 @@ def race(w: World, layers: list[int], num_scratch: int, num_plain: int) -> dict[
     times: dict[str, list[float]] = {"scratch": [], "plain": []}
     begun, computed = time.perf_counter(), time.process_time()
     gaps, flips, margin = [], 0, []
+    noise, noise_flips = [], 0
     for count, place in enumerate(places):
         values, spent = timed(scratch, w, ablations[place])
         times["scratch"].append(spent)
@@ -149,9 +150,12 @@ def race(w: World, layers: list[int], num_scratch: int, num_plain: int) -> dict[
         flips += changed
         margin += closest(ours.ablated[place], values)
         if count < num_plain:
-            values, spent = timed(plain, w, ablations[place])
+            others_values, spent = timed(plain, w, ablations[place])
             times["plain"].append(spent)
-            gaps.append(gap(ours.ablated[place], values)[0])
+            gaps.append(gap(ours.ablated[place], others_values)[0])
+            rounding, changed = gap(values, others_values)
+            noise.append(rounding)
+            noise_flips += changed
     others = (time.process_time() - computed) / (time.perf_counter() - begun)
     per_scratch, per_plain = np.mean(times["scratch"]), np.mean(times["plain"])
     return {
@@ -167,6 +171,9 @@ def race(w: World, layers: list[int], num_scratch: int, num_plain: int) -> dict[
         "items": len(w.trees),
         "tokens": sum(len(tree.ids) for tree in w.trees),
         "parity": max(gaps),
+        "parity_of_the_others": max(noise),
+        "predictions_that_differ_of_the_others": noise_flips,
+        "predictions_of_the_others": len(noise) * len(w.trees),
         "parity_tolerance": TOLERANCE[w.base.model.dtype],
         "predictions": len(places) * len(w.trees),
         "predictions_that_differ": flips,
@@ -251,7 +258,7 @@ def main(arguments: list[str]) -> int:
     w = world(options)
     every = list(range(len(w.layout)))
     step = max(1, len(every) // 6)
-    spread = every if options.validate else every[(len(every) - 1 - 5 * step) // 2 :: step]
+    spread = every if options.validate else every[max(0, (len(every) - 1 - 5 * step) // 2) :: step]
     layers = [int(part) for part in options.layers.split(",")] if options.layers else spread
     here = provenance()
     result: dict[str, object] = {

@@ -173,3 +173,25 @@ def test_trl_may_not_train_on_other_labels() -> None:
     check_rows([{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}], [row])
     with pytest.raises(ValueError, match="other tokens or labels"):
         check_rows([{"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}], [row])
+
+
+def test_heads_prints_its_line() -> None:
+    options = "--model pocket --task pocket_cloze --items 12 --dtype float32 --scratch-heads 3"
+    result = result_of("heads.py", *options.split())
+    assert result["benchmark"] == "heads"
+    parity = result["parity"]
+    assert isinstance(parity, float)
+    assert parity <= 1e-4  # nats; other code, the same numbers but for rounding
+    assert result["predictions_that_differ"] == 0
+    assert result["heads"] == 4 * 8
+    assert {"ratio", "ratio_plain", "seconds_per_head", "device"} <= set(result)
+
+
+def test_importance_is_validated_against_ablation() -> None:
+    options = "--model pocket --task pocket_cloze --items 12 --dtype float32 --validate"
+    result = result_of("heads.py", *options.split())
+    assert (result["heads"], result["items"]) == (4 * 8, 12)
+    for name in ("spearman", "spearman_within_layers_mean", "spearman_signed_mean"):
+        value = result[name]
+        assert isinstance(value, float)
+        assert -1 <= value <= 1

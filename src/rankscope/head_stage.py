@@ -90,7 +90,8 @@ class HeadStage:
         for done, trial in enumerate(todo):
             self.check_stop()
             self.watcher.advance(done, trial.arm_label)
-            found = self._studies[trial.task].record(trial, self.base, tuned)
+            study = self._studies[trial.task]
+            found = study.record(trial.trial_id, trial.task, self.base, tuned)
             self.ledger.commit_heads([found])
         self.watcher.finish()
         return True

@@ -11,11 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from rankscope.data.preview import colour_row, visible
+from rankscope.head_inspection import most_moved
 from rankscope.inputs import StudyInputs
 from rankscope.models.parameters import Architecture, full_cost, largest_useful_rank, lora_cost
 from rankscope.plan import Plan
 from rankscope.records import (
     AdapterChange,
+    HeadsRecord,
     Inspection,
     Role,
     StudyRecords,
@@ -233,7 +235,12 @@ def parameters_screen(
 
 def inspection_screen(found: Inspection) -> RenderableType:
     """What ``inspect`` prints: one row per tuned model, then one per module type."""
-    return Group(inspected_models(found), *(inspected_modules(model) for model in found.tuned))
+    parts: list[RenderableType] = [inspected_models(found)]
+    for model in found.tuned:
+        parts.append(inspected_modules(model))
+        if model.heads is not None:
+            parts.append(inspected_heads(model.name, model.heads))
+    return Group(*parts)
 
 
 def inspected_models(found: Inspection) -> Table:
@@ -273,6 +280,32 @@ def inspected_modules(model: TunedModel) -> Table:
             str(sum(m.intruders for m in own)),
             f"{mean(m.intruder_energy for m in own):.3f}",
         )
+    return table
+
+
+def inspected_heads(name: str, heads: HeadsRecord) -> Table:
+    """The heads whose q_proj or o_proj slices moved most."""
+    numbers: tuple[str, ...] = (
+        "layer",
+        "head",
+        "|dW_h|/|W0_h|",
+        "importance",
+        "base",
+        "entropy",
+        "base ",
+    )
+    numbers += ("skill", "lost") if heads.roles else ()
+    title = f"{name}, heads that moved most; {heads.items} items of {heads.task}"
+    table = listing(title, numbers, frozenset(numbers))
+    roles = {(role.layer, role.head): role for role in heads.roles}
+    for layer, head, moved in most_moved(heads):
+        base, tuned = heads.base[layer], heads.tuned[layer]
+        values: list[float | None] = [tuned.importance[head], base.importance[head]]
+        values += [tuned.entropy[head], base.entropy[head]]
+        if (role := roles.get((layer, head))) is not None:
+            values += [role.skill, role.lost]
+        cells = ["-" if value is None else f"{value:.3f}" for value in values]
+        table.add_row(str(layer), str(head), f"{moved:.3g}", *cells)
     return table
 
 

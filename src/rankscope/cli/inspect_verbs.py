@@ -28,6 +28,18 @@ def inspect(
     force: Annotated[
         bool, typer.Option("--force", help="Take adapters that were made for another base.")
     ] = False,
+    heads: Annotated[
+        str | None,
+        typer.Option(metavar="TASK", help="Look at attention heads too, on this task's items."),
+    ] = None,
+    ablate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK", help="With --heads: remove every head by itself and score."),
+    ] = None,
+    items: Annotated[int, typer.Option(min=1, help="With --heads: at most so many.")] = 64,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="With --heads: folder of the named tasks' files.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Look through adapters and checkpoints; nothing is trained.
@@ -36,14 +48,22 @@ def inspect(
 
     Example: rankscope inspect ./base ./adapter-r8 ./adapter-r64 --out looked
     """
+    from rankscope.errors import BadInput
     from rankscope.inspection import InspectSettings
     from rankscope.inspection import inspect as look
     from rankscope.screens import inspection_screen
     from rankscope.watch import Screen
 
+    if ablate and heads is None:
+        raise BadInput("inspect: --ablate needs --heads TASK, the task that was trained on")
     settings = InspectSettings(top_k, intruder_k, epsilon)
     with Screen(err_console) as screen:
         found = look(base, tuned, settings, any_base=force, watcher=screen)
+        if heads is not None:
+            from rankscope.head_inspection import HeadSettings, with_heads
+
+            asked = HeadSettings(heads, tuple(ablate or ()), items, data_dir)
+            found = with_heads(found, asked, watcher=screen)
     if out is not None:
         from rankscope.inspection import write_inspection
 

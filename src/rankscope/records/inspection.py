@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+from rankscope.records.heads import HeadsRecord
 from rankscope.records.record import Record
 from rankscope.records.spectra import SpectraRecord
 from rankscope.records.study import Provenance
@@ -39,6 +40,8 @@ class TunedModel(Record):
     scaling: float | None
     """s in W0 + s B A; None for a full checkpoint."""
     spectra: SpectraRecord
+    heads: HeadsRecord | None = None
+    """Where they were asked for."""
 
 
 class Inspection(Record):

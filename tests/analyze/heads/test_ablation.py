@@ -1,5 +1,7 @@
 """The fast ablation gives what scoring again from scratch gives."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -34,6 +36,11 @@ def world() -> tuple[Base, HeadLayout, str]:
 
 def split_of(scorer: str) -> EncodedSplit:
     items = choice_items() if scorer != "option_letter" else lettered(choice_items())
+    if scorer == "shared":  # all begin alike, one of them with nothing more
+        begun = "Question: the cat sat on the mat and the other"
+        prompts = [begun, *(f"{begun} {item.prompt}" for item in items[1:])]
+        items = tuple(replace(i, prompt=p) for i, p in zip(items, prompts, strict=True))
+        scorer = "option_text"
     return encode_split(encoder(), loaded(items, scorer), "report", 256)
 
 
@@ -50,7 +57,7 @@ def largest_gap(first: list[Floats], second: list[Floats]) -> float:
     return max(float(np.abs(a - b).max()) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("scorer", ["option_text", "option_letter", "loss"])
+@pytest.mark.parametrize("scorer", ["option_text", "option_letter", "loss", "shared"])
 @pytest.mark.parametrize("is_tuned", [False, True])
 @pytest.mark.parametrize("batch_tokens", [4096, 150])
 def test_every_ablation_equals_scoring_again_from_scratch(

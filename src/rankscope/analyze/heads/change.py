@@ -77,8 +77,8 @@ def dense_changes(
 
     def of_head(layer: AttentionLayer, module: str) -> Tensor:
         name = layer.projection(module)
-        before = base(name).float()
-        delta = tuned(name).to(before) - before
+        before, after = base(name).float(), tuned(name)
+        delta = after.to(before) - before
         return dense_heads(delta, layer.heads_of(module), module == "o_proj")
 
     return tuple(_changes(layout, set(names), base, of_head))

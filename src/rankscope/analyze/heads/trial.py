@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from rankscope.analyze.heads.ablation import AblationScores, ablate, single_heads
-from rankscope.analyze.heads.change import adapter_changes, dense_changes
+from rankscope.analyze.heads.change import Weights, adapter_changes, dense_changes
 from rankscope.analyze.heads.entropy import attention_entropy
 from rankscope.analyze.heads.importance import head_importance, normalized
 from rankscope.analyze.heads.layout import PROJECTIONS, HeadLayout
@@ -23,7 +23,8 @@ from rankscope.evaluate.suite import EncodedSplit, context_length, encode_split
 from rankscope.models.base import Base
 from rankscope.models.peft_tuner import PeftTuner
 from rankscope.models.quantize import dense_weight
-from rankscope.records import HeadAblation, HeadChange, HeadsRecord, LayerHeads, TrialSpec
+from rankscope.models.stored_weights import StoredModel
+from rankscope.records import HeadAblation, HeadChange, HeadsRecord, LayerHeads
 
 T = TypeVar("T")
 
@@ -158,7 +159,7 @@ def ablation_record(
 
 
 def changes_of(
-    layout: HeadLayout, trial: TrialSpec, base: Base, tuned: Base
+    layout: HeadLayout, slot: str | None, base: Base, tuned: Base
 ) -> tuple[HeadChange, ...]:
     """How far training moved each head: of an adapter, a method of PEFT's, or a whole model."""
     if isinstance(tuner := tuned.pack.guest, PeftTuner):
@@ -168,11 +169,18 @@ def changes_of(
     def weights(name: str) -> torch.Tensor:
         return dense_weight(linears[name])
 
-    if not trial.is_full:
-        return adapter_changes(layout, weights, tuned.pack.adapters[trial.trial_id])
-    own = tuned.linears()
+    if slot is not None:
+        return adapter_changes(layout, weights, tuned.pack.adapters[slot])
+    return checkpoint_changes(layout, weights, StoredModel.open(tuned.folder))
+
+
+def checkpoint_changes(
+    layout: HeadLayout, base: Weights, stored: StoredModel
+) -> tuple[HeadChange, ...]:
+    """How far the heads of a whole model moved, from its file: in memory it may be in bfloat16,
+    whose rounding, up to a part in 512, can be as large as what training changed."""
     names = [layer.projection(module) for layer in layout for module in PROJECTIONS]
-    return dense_changes(layout, weights, lambda name: own[name].weight.detach(), names)
+    return dense_changes(layout, base, stored.weight, names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,16 +203,17 @@ class HeadStudy:
     batch_tokens: int
     base: Measured
 
-    def record(self, trial: TrialSpec, base: Base, tuned: Base) -> HeadsRecord:
+    def record(self, trial_id: str, trained_on: str, base: Base, tuned: Base) -> HeadsRecord:
         """The heads of one trial.
 
         Args:
-            trial: what trained.
+            trial_id: of the trial, and the slot of its adapter where it has one.
+            trained_on: its task.
             base: the frozen base.
-            tuned: the base with the trial's weights on it, or a full trial's own model.
+            tuned: the base with the trial's weights on it, or a model of its own.
         """
         begun = time.perf_counter()
-        slot = trial.trial_id if trial.trial_id in tuned.pack.adapters else None
+        slot = trial_id if trial_id in tuned.pack.adapters else None
         found = measure(tuned, self.layout, slot, self.task, self.ablated_on, self.batch_tokens)
         ablations = tuple(
             ablation_record(
@@ -212,14 +221,14 @@ class HeadStudy:
             )
             for task in self.ablated_on
         )
-        own = [a for a in ablations if a.task == trial.task]
-        others = [a for a in ablations if a.task != trial.task]
+        own = [a for a in ablations if a.task == trained_on]
+        others = [a for a in ablations if a.task != trained_on]
         return HeadsRecord(
-            trial_id=trial.trial_id,
+            trial_id=trial_id,
             task=self.task.name,
             items=len(self.task.trees),
             items_asked=self.items_asked,
-            changes=changes_of(self.layout, trial, base, tuned),
+            changes=changes_of(self.layout, slot, base, tuned),
             base=self.base.layers,
             tuned=found.layers,
             ablations=(*own, *others),

@@ -65,6 +65,8 @@ def role(lost: bool) -> Measure:
     return measure
 
 
+SKILL = "carries the trained skill, nats"
+
 QUANTITIES = (
     Quantity("query heads moved: |dW_h| / |W0_h| of q_proj", moved("q_proj")),
     Quantity("key heads moved: k_proj", moved("k_proj")),
@@ -73,7 +75,7 @@ QUANTITIES = (
     Quantity("importance after training", of_layers(lambda layer: layer.importance)),
     Quantity("importance, change", of_layers(lambda layer: layer.importance, True), True),
     Quantity("attention entropy, change", of_layers(lambda layer: layer.entropy, True), True),
-    Quantity("carries the trained skill, nats", role(lost=False), True),
+    Quantity(SKILL, role(lost=False), True),
     Quantity("carried what was lost, nats", role(lost=True), True),
 )
 
@@ -141,6 +143,7 @@ def draw(view: StudyView, task: str) -> Figure | None:
         plot=plot,
         how_to_read=how,
         choices=tuple(choices),
+        choices_are="Shown",
         min_width=140 + len(arms) * max(120, 16 * widest),
     )
 
@@ -227,18 +230,18 @@ def _plot(
 def _finding(
     arms: Sequence[ArmSummary], shown: Sequence[Quantity], maps: dict[tuple[str, str], Map]
 ) -> str:
-    """Which head moved most in each arm, and whether the arms moved the same ones."""
+    """Which head comes first in each arm, whether both order them alike, who has the skill."""
     first = shown[0]
+    what = first.label.rpartition(": ")[2]
     found = [(arm, m) for arm in arms if (m := maps.get((first.label, arm.label))) is not None]
     parts = []
     for arm, m in found:
-        layer, head = np.unravel_index(int(np.nanargmax(m)), m.shape)
-        typical = float(np.nanmedian(m))
+        layer, head = largest(m)
         parts.append(
-            f"layer {layer} head {head} in {arm.label} ({number(float(np.nanmax(m)))}; the median "
-            f"head {number(typical)})"
+            f"layer {layer} head {head} in {arm.label}, {number(float(np.nanmax(m)))} (the median "
+            f"head {number(float(np.nanmedian(m)))})"
         )
-    text = f"Largest, {first.label}: {'; '.join(parts)}."
+    text = f"By {what}, these heads come first: {'; '.join(parts)}."
     if len(found) == 2 and found[0][1].shape == found[1][1].shape:
         a, b = (m.ravel() for _, m in found)
         both = ~(np.isnan(a) | np.isnan(b))
@@ -248,7 +251,20 @@ def _finding(
                 f" Over {count(int(both.sum()), 'head')} the two arms' rank correlation is "
                 f"{number(rho, 2)}: 1 is the same heads, 0 unrelated ones."
             )
+    for arm in arms[:1]:
+        if (skill := maps.get((SKILL, arm.label))) is not None:
+            layer, head = largest(skill)
+            text += (
+                f" Removing layer {layer} head {head} costs {arm.label} "
+                f"{number(float(np.nanmax(skill)))} nats more of the right answer than the base."
+            )
     return text
+
+
+def largest(values: Map) -> tuple[int, int]:
+    """(layer, head) of the largest known value."""
+    layer, head = np.unravel_index(int(np.nanargmax(values)), values.shape)
+    return int(layer), int(head)
 
 
 def rank_correlation(a: Map, b: Map) -> float | None:

@@ -1,0 +1,139 @@
+"""``inspect --heads``: the attention heads of stored adapters and checkpoints beside the base's.
+
+Unlike spectra, which read one matrix at a time, this runs the models: the base is loaded whole, and
+checkpoints one after another beside it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rankscope.analyze.heads.layout import HeadLayout
+from rankscope.analyze.heads.trial import HeadStudy, checkpoint_changes, head_task, measure
+from rankscope.analyze.stored import StoredTuned, principal_part
+from rankscope.config.schema import ModelConfig, TaskConfig
+from rankscope.data.encode import Encoder
+from rankscope.data.tasks import LoadedTask, load_task
+from rankscope.models.base import Base
+from rankscope.models.load import load_base, shapes_folder
+from rankscope.models.lora import Adapter
+from rankscope.models.quantize import dense_weight
+from rankscope.models.stored_weights import StoredModel
+from rankscope.records import HeadsRecord, Inspection, TunedModel
+from rankscope.runtime import choose_device, choose_dtype
+from rankscope.watch import Silent, Watcher
+
+BATCH_TOKENS = 4096
+"""Most tokens of a pass."""
+MAX_LENGTH = 1024
+"""Most tokens of a row of text; longer ones are looked at up to there."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSettings:
+    """What heads are looked at on.
+
+    Attributes:
+        task: a named task, whose report items importance and entropy are of, and which counts as
+            the one trained on.
+        ablate: tasks on which every head is removed by itself.
+        items: at most so many of each task.
+        data_dir: folder of the named tasks' files; the hub's where None.
+        dtype: the models run in; ``auto`` is the machine's fast one. Changes are of stored weights.
+    """
+
+    task: str
+    ablate: tuple[str, ...] = ()
+    items: int = 64
+    data_dir: Path | None = None
+    dtype: str = "auto"
+
+
+def with_heads(
+    found: Inspection, settings: HeadSettings, device: str = "auto", watcher: Watcher | None = None
+) -> Inspection:
+    """An inspection with the heads of every tuned model in it.
+
+    Raises:
+        BadInput: an architecture whose heads cannot be told apart, or a task that cannot be read.
+        IntegrityError: weights that are missing, misshapen or not finite.
+    """
+    watcher = watcher or Silent()
+    study, base = base_heads(found.base, settings, choose_device(device), watcher)
+    tuned = []
+    watcher.stage("heads", len(found.tuned))
+    for done, model in enumerate(found.tuned):
+        watcher.advance(done, model.name)
+        heads = heads_of(model, study, base, settings.task)
+        tuned.append(model.model_copy(update={"heads": heads}))
+    watcher.finish()
+    return found.model_copy(update={"tuned": tuple(tuned)})
+
+
+def base_heads(
+    name: str, settings: HeadSettings, device: torch.device, watcher: Watcher
+) -> tuple[HeadStudy, Base]:
+    """The base and what its heads are."""
+    folder = shapes_folder(name)
+    model = ModelConfig(path=str(folder.resolve()))
+    base = load_base(model, device, choose_dtype(settings.dtype, device))
+    layout = HeadLayout.of(base.model)
+    encoder = Encoder(base.tokenizer, base.record.prompt_format, MAX_LENGTH)
+
+    def read(task: str) -> LoadedTask:
+        return load_task(TaskConfig(name=task), settings.data_dir, 0, settings.items)
+
+    task = head_task(base, encoder, read(settings.task), settings.items)
+    ablated_on = tuple(
+        head_task(base, encoder, read(other), settings.items)
+        for other in dict.fromkeys(settings.ablate)
+    )
+    watcher.stage("base heads", 1)
+    measured = measure(base, layout, None, task, ablated_on, BATCH_TOKENS)
+    watcher.finish()
+    return HeadStudy(layout, task, ablated_on, settings.items, BATCH_TOKENS, measured), base
+
+
+def heads_of(model: TunedModel, study: HeadStudy, base: Base, trained_on: str) -> HeadsRecord:
+    """Heads of one adapter or checkpoint."""
+    stored = StoredTuned.open(Path(model.path), model.name)
+    if stored.adapter is None:
+        config = ModelConfig(path=str(Path(model.path).resolve()))
+        tuned = load_base(config, base.device, base.model.dtype)
+        record = study.record(model.name, trained_on, base, tuned)
+        assert stored.model is not None
+        before = StoredModel.open(base.folder)
+        changes = checkpoint_changes(study.layout, before.weight, stored.model)
+        return record.model_copy(update={"changes": changes})
+    adapter = started(stored, base)
+    base.pack.attach(adapter.to(base.device))
+    try:
+        return study.record(adapter.slot, trained_on, base, base)
+    finally:
+        base.pack.clear()
+
+
+def started(stored: StoredTuned, base: Base) -> Adapter:
+    """A stored adapter, PiSSA's start subtracted from every module."""
+    assert stored.adapter is not None
+    adapter = stored.adapter
+    if stored.kind == "pissa":
+        linears = base.linears()
+        for name in adapter.a:
+            weight = dense_weight(linears[name]).float()
+            adapter.start[name] = principal_part(weight, adapter, name)
+    return adapter
+
+
+def most_moved(record: HeadsRecord, most: int = 8) -> Sequence[tuple[int, int, float]]:
+    """(layer, query head, |dW_h| / |W0_h|) of the q_proj or o_proj slices that moved most."""
+    found: dict[tuple[int, int], float] = {}
+    for change in record.changes:
+        if change.module in ("q_proj", "o_proj"):
+            for head, value in enumerate(change.relative):
+                place = (change.layer, head)
+                found[place] = max(found.get(place, 0.0), value)
+    ordered = sorted(found.items(), key=lambda item: -item[1])[:most]
+    return [(layer, head, value) for (layer, head), value in ordered]

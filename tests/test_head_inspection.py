@@ -1,0 +1,71 @@
+"""``inspect --heads`` on adapters that plain PEFT wrote, and on a checkpoint."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from command_line import rankscope
+from rankscope.head_inspection import HeadSettings, with_heads
+from rankscope.inspection import inspect
+from rankscope.models.pocket import pocket_folder
+
+NUM_LAYERS, NUM_HEADS, SIZE = 4, 8, 16
+
+
+def pocket_adapter(folder: Path, **settings: object) -> Path:
+    """PEFT's own adapter on the pocket model, trained as far as anyone can see."""
+    model = AutoModelForCausalLM.from_pretrained(pocket_folder(), dtype=torch.float32)
+    options = {"r": 2, "target_modules": ["q_proj", "o_proj"], "task_type": "CAUSAL_LM"}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tuned = get_peft_model(model, LoraConfig(**(options | settings)))
+        for name, parameter in tuned.named_parameters():
+            if "lora_" in name:
+                parameter.data.add_(0.05 * torch.randn(parameter.shape))
+    tuned.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"init_lora_weights": "pissa"}])
+def test_heads_of_an_adapter_equal_those_of_its_merged_checkpoint(
+    settings: dict[str, object], tmp_path: Path
+) -> None:
+    adapter = pocket_adapter(tmp_path / "adapter", **settings)
+    model = AutoModelForCausalLM.from_pretrained(pocket_folder(), dtype=torch.float32)
+    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    for file in pocket_folder().glob("tokenizer*"):
+        (tmp_path / "merged" / file.name).write_bytes(file.read_bytes())
+    settings_of_heads = HeadSettings("pocket_med", ("pocket_med",), items=6, dtype="float32")
+    found = with_heads(inspect("pocket", [adapter, tmp_path / "merged"]), settings_of_heads, "cpu")
+    one, other = (model.heads for model in found.tuned)
+    assert one is not None
+    assert other is not None
+    moved = {(c.layer, c.module): c.frobenius for c in other.changes}
+    for change in one.changes:
+        assert change.frobenius == pytest.approx(moved[change.layer, change.module], rel=1e-3)
+    for mine, its in zip(one.tuned, other.tuned, strict=True):
+        assert mine.importance == pytest.approx(its.importance, abs=1e-3)
+        assert mine.group_importance == pytest.approx(its.group_importance, abs=1e-3)
+        assert mine.entropy == pytest.approx(its.entropy, abs=1e-3)
+    assert np.array(one.ablations[0].tuned_gold_change) == pytest.approx(
+        np.array(other.ablations[0].tuned_gold_change), abs=1e-3
+    )
+
+
+def test_the_screen_names_the_heads_that_moved_most(tmp_path: Path) -> None:
+    adapter = pocket_adapter(tmp_path / "adapter")
+    outcome = rankscope("inspect", "pocket", adapter, "--heads", "pocket_med", "--items", "4")
+    assert outcome.code == 0, outcome.told
+    assert "4 items of pocket_med" in outcome.told
+
+
+def test_ablation_needs_to_know_what_was_trained(tmp_path: Path) -> None:
+    adapter = pocket_adapter(tmp_path / "adapter")
+    outcome = rankscope("inspect", "pocket", adapter, "--ablate", "pocket_med")
+    assert outcome.code == 2
+    assert "--heads" in outcome.told
