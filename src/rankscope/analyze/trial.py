@@ -10,6 +10,7 @@ from rankscope.models.base import Base
 from rankscope.models.packed import target_linears
 from rankscope.models.peft_tuner import PeftTuner
 from rankscope.models.quantize import dense_weight
+from rankscope.models.stored_weights import StoredModel
 from rankscope.records import SpectraRecord, TrialSpec
 
 
@@ -61,6 +62,8 @@ def analyze_trial(
     if not trial.is_full:
         adapter = tuned.pack.adapters[trial.trial_id]
         return analyze_adapter(weights, adapter, settings, trial.trial_id, spectra)
-    own = {name: layer.weight.detach() for name, layer in tuned.linears().items()}
+    # From the stored float32: in bfloat16 a weight is rounded by up to a part in 512, which can be
+    # as much as a small learning rate moved it.
+    stored = StoredModel.open(tuned.folder)
     names = compared_matrices(base, trials)
-    return analyze_full(weights, own, names, settings, trial.trial_id, spectra)
+    return analyze_full(weights, stored.weight, names, settings, trial.trial_id, spectra)
