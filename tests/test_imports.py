@@ -24,7 +24,10 @@ WALK = (
 GROUND = frozenset({"errors", "records", "provenance", "runtime", "disk"})
 """What every room may import. It imports only itself."""
 
-CONDUCT = ("inputs", "packing", "plan", "curves", "stages", "study", "export", "screens", "cli")
+CONDUCT = (
+    *("inputs", "packing", "plan", "curves", "stages", "study", "export", "scoring", "screens"),
+    "cli",
+)
 """The conductor's parts see every room, and of each other those that stand before them."""
 
 HOUSE = GROUND | frozenset(WALK) | {"ledger", "watch"}

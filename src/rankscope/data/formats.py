@@ -174,6 +174,7 @@ MAX_SHARE_WITHOUT_COMPLETION = 0.01
 FieldNames = Mapping[str, str | list[str]]
 """Field of a shape -> the row's own name for it, or names of several that make a list."""
 
+
 def renamed(row: RawRow, names: FieldNames) -> RawRow:
     """The row as its shape knows it: the mapped fields alone, under the names of the shape.
 

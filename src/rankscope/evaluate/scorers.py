@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankscope.config.schema import Scorer
+from rankscope.config.task import Scorer
+from rankscope.data.named_tasks import TaskSpec
 from rankscope.records import ItemResult
 
 HEADLINE: dict[Scorer, str] = {
@@ -15,6 +16,7 @@ HEADLINE: dict[Scorer, str] = {
     "number": "exact_match",
     "exact_match": "exact_match",
     "loss": "logprob_per_token",
+    "perplexity": "logprob_per_token",
 }
 """Headline metric of each scorer: the key of ``EvalRecord.metrics`` that ``score`` repeats."""
 
@@ -28,6 +30,11 @@ class ModelScores:
     seconds: float
     num_tokens: int
     """Valid tokens computed, padding not counted."""
+
+
+def headline(spec: TaskSpec) -> str:
+    """The metric a task is reported by."""
+    return spec.headline or HEADLINE[spec.scorer]
 
 
 def normalized_answer(text: str) -> str:
@@ -50,12 +57,16 @@ def choice_predictions(
     Returns:
         ``acc``: largest log p(option | prompt). ``acc_norm``: largest per character of the option's
         text, which is what lm-evaluation-harness divides by under this name. ``acc_token``: largest
-        per token. None where a log-probability is NaN.
+        per token; ``acc_bytes``: largest per UTF-8 byte of the option's text. None where a
+        log-probability is NaN.
     """
     rows = list(zip(option_logprobs, option_tokens, choices, strict=True))
     return {
         "acc": first_best([logprob for logprob, _, _ in rows]),
         "acc_norm": first_best([logprob / max(1, len(text)) for logprob, _, text in rows]),
+        "acc_bytes": first_best(
+            [logprob / max(1, len(text.encode())) for logprob, _, text in rows]
+        ),
         "acc_token": first_best([logprob / tokens for logprob, tokens, _ in rows]),
     }
 

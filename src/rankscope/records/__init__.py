@@ -15,7 +15,7 @@ from rankscope.records.advice import (
 )
 from rankscope.records.items import ITEM_SCHEMA, ItemResult, read_items, write_items
 from rankscope.records.record import BASE, FAILED, SCHEMA_VERSION, Record, Role, Split, Status
-from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores
+from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores, WithoutLeaks
 from rankscope.records.spectra import MatrixSpectrum, SpectraRecord
 from rankscope.records.study import ModelRecord, Provenance, StudyRecords, TaskRecord, TrialRecords
 from rankscope.records.trials import LossPoint, TrainRecord, TrialSpec
@@ -50,6 +50,7 @@ __all__ = [
     "TrainRecord",
     "TrialRecords",
     "TrialSpec",
+    "WithoutLeaks",
     "read_items",
     "write_items",
 ]
