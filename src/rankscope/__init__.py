@@ -9,11 +9,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rankscope.scoring import Asked, score
     from rankscope.study import Study
 
     __version__: str
 
-__all__ = ["Study", "__version__"]
+__all__ = ["Asked", "Study", "__version__", "score"]
 
 
 def __getattr__(name: str) -> object:
@@ -21,6 +22,8 @@ def __getattr__(name: str) -> object:
     value: object
     if name == "Study":
         value = import_module("rankscope.study").Study
+    elif name in ("Asked", "score"):
+        value = getattr(import_module("rankscope.scoring"), name)
     elif name == "__version__":
         value = version("rankscope")
     else:

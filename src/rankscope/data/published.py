@@ -89,7 +89,8 @@ def read_hellaswag(row: RawRow, strict: bool) -> RowContent:
     begun = text_of(row, "ctx_b")
     scene = f"{text_of(row, 'ctx_a')} {begun.capitalize()}"
     endings = row.fields["endings"]
-    if not isinstance(endings, Sequence) or not all(isinstance(one, str) for one in endings):
+    is_list = isinstance(endings, Sequence) and not isinstance(endings, str)
+    if not is_list or not all(isinstance(one, str) for one in endings):
         raise BadInput(f"{row.where}: endings must be a list of texts")
     return multiple_choice(
         row,

@@ -106,8 +106,10 @@ def _choose(
     rows = list(pool.rows)
     if spec.shots_by_subject:
         rows = [row for row in rows if row.subject == subject]
-    distinct = list({row.content: row for row in rows}.values())
-    if not (spec.shots_by_subject and pool.file):
+    if spec.shots_by_subject and pool.file:
+        distinct = rows  # MMLU's dev rows of college_physics hold a copy: shown twice, as published
+    else:
+        distinct = list({row.content: row for row in rows}.values())
         order = seeded_order(len(distinct), data_seed, spec.name, "shots", subject)
         distinct = [distinct[position] for position in order]
     if len(distinct) < spec.shots:
