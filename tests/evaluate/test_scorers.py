@@ -27,7 +27,7 @@ def test_first_option_wins_ties_and_nan_wins_nothing() -> None:
 def test_each_normalization_can_pick_its_own_option() -> None:
     # Per option: -4.0, -4.5, -8.0 in all; -2.0, -4.5, -1.6 per token; -2.0, -0.9, -1.0 per letter.
     picks = choice_predictions([-4.0, -4.5, -8.0], [2, 1, 5], ["ab", "abcde", "abcdefgh"])
-    assert picks == {"acc": 0, "acc_norm": 1, "acc_token": 2}
+    assert picks == {"acc": 0, "acc_norm": 1, "acc_bytes": 1, "acc_token": 2}
 
 
 def test_length_counts_characters_not_bytes() -> None:
