@@ -50,7 +50,7 @@ def evaluate(
 
     The base is always among them; what --out holds already is not scored again.
 
-    Example: rankscope eval pocket --tasks pocket_med,pocket_cloze --max-items 20
+    Example: rankscope eval pocket --tasks pocket_med --max-items 20
     """
     from rankscope.scoring import Asked, score
     from rankscope.scoring.asked import settings_of
