@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rankscope.inspection import inspect
+    from rankscope.scoring import Asked, score
     from rankscope.study import Study
 
     __version__: str
 
-__all__ = ["Study", "__version__", "inspect"]
+__all__ = ["Asked", "Study", "__version__", "inspect", "score"]
 
 
 def __getattr__(name: str) -> object:
@@ -24,6 +25,8 @@ def __getattr__(name: str) -> object:
         value = import_module("rankscope.study").Study
     elif name == "inspect":
         value = import_module("rankscope.inspection").inspect
+    elif name in ("Asked", "score"):
+        value = getattr(import_module("rankscope.scoring"), name)
     elif name == "__version__":
         value = version("rankscope")
     else:

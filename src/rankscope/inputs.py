@@ -6,12 +6,12 @@ trials with their ids, packs.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from rankscope.config.schema import Interval, StudyConfig, TrainConfig
+from rankscope.config.schema import EvaluateConfig, Interval, StudyConfig, TrainConfig
 from rankscope.data.encode import EncodedRows, Encoder, encode_rows
 from rankscope.data.leaks import leaks_between
 from rankscope.data.tasks import LoadedTask
@@ -186,13 +186,15 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
     tokenizer = load_tokenizer(folder)
     encoder = Encoder(tokenizer, config.model.prompt_format, config.train.max_length)
     config = resolved(config, encoder, dtype)
-    tasks = read_tasks(config)
-    scoring = scoring_notes(encoder, tasks.values(), context_length(model_config))
+    read = read_tasks(config)
+    replay, replayed = read_replay(config, read, encoder)
+    tasks, leak_notes = with_leaks(config, read, replayed)
+    context = context_length(model_config)
+    scoring = scoring_notes(encoder, tasks.values(), context, config.evaluate)
     rows = {
         task.name: encode_rows(encoder, tasks[task.name].train, config.train.labels)
         for task in config.tasks
     }
-    replay, replayed = read_replay(config, tasks, encoder)
     base_sha256 = weights_sha256(folder)
     for start in starts.values():
         refuse_other_base(start.folder, start.base_sha256, base_sha256)
@@ -222,13 +224,7 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
     repeated = duplicate_grid_points(config)
     notes += [*scoring, *start_notes(starts.values())]
     notes += replay_notes(config)
-    notes += leaks_between(
-        {
-            **{name: task.train for name, task in replayed.items()},
-            **{task.name: tasks[task.name].train for task in config.tasks},
-        },
-        {name: task.report for name, task in tasks.items()},
-    )
+    notes += leak_notes
     if repeated:
         were = (
             "1 grid point is repeated" if repeated == 1 else f"{repeated} grid points are repeated"
@@ -254,8 +250,31 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
     )
 
 
-def scoring_notes(encoder: Encoder, tasks: Iterable[LoadedTask], context: int | None) -> list[str]:
-    """One sentence per split whose items are scored on their first tokens only (scorer ``loss``).
+def with_leaks(
+    config: StudyConfig, tasks: Mapping[str, LoadedTask], replayed: Mapping[str, LoadedTask]
+) -> tuple[dict[str, LoadedTask], list[str]]:
+    """The tasks, each with the report items that some training row of the study holds; and notes.
+
+    A task that the study does not train on leaks nothing from training rows of its own.
+    """
+    trained = {**replayed, **{task.name: tasks[task.name] for task in config.tasks}}
+    notes, between = leaks_between(
+        {name: task.train for name, task in trained.items()},
+        {name: task.report for name, task in tasks.items()},
+    )
+    found = {}
+    for name, task in tasks.items():
+        own = task.leaked_ids if name in trained else frozenset[str]()
+        found[name] = replace(task, leaked_ids=own | between.get(name, set()))
+    return found, notes
+
+
+def scoring_notes(
+    encoder: Encoder, tasks: Iterable[LoadedTask], context: int | None, settings: EvaluateConfig
+) -> list[str]:
+    """One sentence per split whose items are not scored whole.
+
+    Their first tokens alone (scorer ``loss``), or without their beginning (``too_long``).
 
     Raises:
         BadInput: what could not be scored later.
@@ -263,7 +282,12 @@ def scoring_notes(encoder: Encoder, tasks: Iterable[LoadedTask], context: int | 
     notes: list[str] = []
     for task in [part for whole in tasks for part in whole.parts or (whole,)]:
         for split in SPLITS:
-            encoded = encode_split(encoder, task, split, context)
+            encoded = encode_split(encoder, task, split, context, settings)
+            if encoded.truncated:
+                notes.append(
+                    f"{task.spec.name}: {encoded.truncated} of {len(encoded.items)} {split} items "
+                    f"do not fit the context of {context} tokens and are cut at their beginning"
+                )
             cut = sum(row.truncated for row in encoded.rows)
             if cut:
                 notes.append(

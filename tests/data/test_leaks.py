@@ -71,5 +71,6 @@ def test_leaks_of_a_real_task_are_those_of_the_slow_way(data_dir: Path) -> None:
 def test_report_rows_that_another_task_trains_on_are_told() -> None:
     one = [Item(f"one/{n}", f"q {n}", f"a {n}") for n in range(4)]
     two = [Item("two/1", "Q 1?", "A 1."), Item("two/2", "q 2", "another answer")]
-    notes = leaks_between({"one": one}, {"one": one, "two": two, "three": []})
+    notes, leaked = leaks_between({"one": one}, {"one": one, "two": two, "three": []})
+    assert leaked == {"two": {"two/1"}}
     assert notes == ["1 of 2 report rows of two stand in the training rows of one"]

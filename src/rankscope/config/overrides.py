@@ -2,7 +2,8 @@
 
 import yaml
 
-from rankscope.config.schema import section_at
+from rankscope.config.places import section_at
+from rankscope.config.schema import StudyConfig
 from rankscope.config.section import printable, shown
 from rankscope.config.yaml_nodes import TAG, Location, child, compose, dump, read_scalar
 from rankscope.errors import BadInput
@@ -58,7 +59,7 @@ def written_out(node: yaml.ScalarNode, place: tuple[str, ...], name: str) -> yam
     """
     if node.tag == TAG + "null":
         return mapping(name)
-    section = section_at(typed(place))
+    section = section_at(typed(place), StudyConfig)
     text = read_scalar(node)
     long_form = section.from_short_form(text) if section and isinstance(text, str) else None
     if long_form is None:

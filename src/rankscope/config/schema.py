@@ -6,8 +6,7 @@ meaning; the published JSON schema (docs/study.schema.json) is generated from th
 """
 
 import re
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -23,8 +22,9 @@ from rankscope.config.section import (
     matching,
     shown,
 )
+from rankscope.config.task import Scorer, TaskConfig
 
-Scorer = Literal["option_text", "option_letter", "number", "exact_match", "loss"]
+__all__ = ["Scorer", "StudyConfig", "TaskConfig"]
 
 DEVICE_PATTERN = r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$"
 MAX_SEED = 2**32 - 1
@@ -72,52 +72,6 @@ class ModelConfig(Section):
     def label(self) -> str:
         """What reports call this model."""
         return "pocket" if self.pocket else (self.hub or self.cached or str(self.path))
-
-
-class TaskConfig(Section):
-    """A data set with its prompt and scorer: a named task, or the user's own files."""
-
-    name: Name
-    """A named task (``gsm8k``, ``arc_easy``, ...) or a new name for one's own data."""
-    train: PathText = None
-    """JSONL or Parquet file with training rows (own data)."""
-    selection: PathText = None
-    """File with the rows that choose; cut from ``train`` where absent."""
-    report: PathText = None
-    """File with the rows that are reported; cut from ``train`` where absent."""
-    hub: HubId | None = None
-    """Hub data set id (own data)."""
-    revision: PlainText | None = None
-    """Revision of the hub data set."""
-    prompt: str | None = None
-    """Prompt template over a row's fields, such as ``"Question: {question}\\nAnswer:"``."""
-    scorer: Scorer | None = None
-    """How answers are scored; by default what the rows allow."""
-    max_train_rows: int | None = Field(None, ge=1)
-    """Use only the first rows of the seeded order."""
-    join: list[Name] = []
-    """Of a training task alone: the rows of these tasks together, which the study describes
-    elsewhere or which are named ones; scored on the items of all of them."""
-
-    @classmethod
-    def from_short_form(cls, text: str) -> dict[str, Any]:
-        """``- arc_easy`` stands for ``- {name: arc_easy}``."""
-        return {"name": text}
-
-    @model_validator(mode="after")
-    def joins_others(self) -> Self:
-        """A joined task is made of other tasks and of nothing else."""
-        if not self.join:
-            return self
-        own = ("train", "selection", "report", "hub", "revision", "prompt", "scorer")
-        given = [key for key in own if getattr(self, key) is not None]
-        if given:
-            raise ValueError(f"'join' takes rows and prompts from its tasks: remove {given[0]!r}")
-        if len(set(self.join)) < 2 or len(set(self.join)) < len(self.join):
-            raise ValueError(f"'join' {shown(self.join)}: expected at least two tasks, each once")
-        if self.name in self.join:
-            raise ValueError(f"task {self.name!r} joins itself: give it a name of its own")
-        return self
 
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -221,6 +175,8 @@ class EvaluateConfig(Section):
     """Tokens per forward pass; recorded, since it can move the last digits."""
     max_new_tokens: int = Field(256, ge=1)
     """Longest generated answer, tokens."""
+    too_long: Literal["refuse", "truncate_left"] = "refuse"
+    """Items longer than the model's context: an error, or cut at their beginning and counted."""
 
 
 def checked_memory(value: Any) -> Any:
@@ -413,34 +369,3 @@ class StudyConfig(Section):
         for task in [*self.tasks, *self.evaluate.cross_domain, *self.evaluate.retention]:
             tasks.setdefault(task.name, task)
         return tasks
-
-
-def section_at(location: tuple[str | int, ...]) -> type[Section] | None:
-    """The section class at a place of the study file, such as ``("arms", 0)``."""
-    section: type[Section] | None = StudyConfig
-    inside_list: type[Section] | None = None
-    for part in location:
-        if isinstance(part, int):
-            section, inside_list = inside_list, None
-            continue
-        field = section.model_fields.get(part) if section is not None else None
-        annotation = without_none(field.annotation) if field is not None else None
-        section = as_section(annotation)
-        inside_list = (
-            as_section(get_args(annotation)[0]) if get_origin(annotation) is list else None
-        )
-    return section
-
-
-def without_none(annotation: Any) -> Any:
-    """``list[X]`` of ``list[X] | None``, constraints left out; anything else as it is."""
-    parts = [part for part in get_args(annotation) if part is not NoneType]
-    if get_origin(annotation) in (Union, UnionType) and len(parts) == 1:
-        return get_args(parts[0])[0] if get_origin(parts[0]) is Annotated else parts[0]
-    return annotation
-
-
-def as_section(annotation: Any) -> type[Section] | None:
-    """The annotation itself where it is a section."""
-    is_section = isinstance(annotation, type) and issubclass(annotation, Section)
-    return annotation if is_section else None

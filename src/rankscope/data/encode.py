@@ -4,7 +4,8 @@ Prompt and answer are tokenized apart and concatenated: in training, in choice s
 generation the same prompt ids precede the same answer ids. Labels go by position; no token id is
 ever compared with the pad id, so a tokenizer whose pad is its end token still teaches stopping.
 
-A row is a list of segments. Plain: the prompt, then the answer and the end token. Chat: the
+A row is a list of segments. Plain: the prompt, then the answer and the end token; shots stand
+before the prompt, each with its answer, set off by blank lines. Chat: shots are earlier turns; the
 segments are cut out of the rendered chat template (``chat.py``), every assistant turn with its
 turn-end token labelled. The template's text is tokenized without special tokens, since it writes
 its own.
@@ -78,6 +79,8 @@ class Encoder:
     """What a reader of the results must know about this tokenizer."""
     stop_ids: frozenset[int]
     """Tokens that end an answer."""
+    bos_ids: list[int]
+    """[BOS] where the tokenizer puts one before text by itself, else []."""
 
     def __init__(
         self,
@@ -107,7 +110,7 @@ class Encoder:
         if self._backend is not None:
             self._backend.no_truncation()
             self._backend.no_padding()
-        self._bos_ids = self._bos_in_use()
+        self.bos_ids = self._bos_in_use()
         self._anchor_ids = self._measure_anchor()
         self._chat: ChatTemplate | None = None
         self._end_ids = {"": [], "eos": [self._eos_id], "turn": [self._eos_id]}
@@ -174,6 +177,16 @@ class Encoder:
             return None
         return EncodedRow(tuple(ids[:kept]), tuple(marks), truncated=kept < length)
 
+    @property
+    def start_id(self) -> int:
+        """What the first token of a text is scored after: the begin token, else the end token."""
+        bos = self.tokenizer.bos_token_id
+        return self._eos_id if bos is None else int(bos)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Tokens of a text by itself, without begin and end."""
+        return self._tokenize(text)
+
     # --- segments -------------------------------------------------------------------------------
 
     def _starts_with_bos(self, item: Item) -> bool:
@@ -185,13 +198,18 @@ class Encoder:
         if _is_plain_text(item):
             return [Segment(""), Segment(item.completion, labelled=True, end="eos")]
         if self._chat is not None:
-            asked = Message("user", item.prompt.rstrip())
-            turns = item.messages or (asked, Message("assistant", item.completion))
+            asked = (*item.shots, (item.prompt, item.completion))
+            turns = item.messages or [
+                Message(role, text.rstrip() if role == "user" else text)
+                for pair in asked
+                for role, text in zip(("user", "assistant"), pair, strict=True)
+            ]
             return self._chat.segments(turns, item.item_id)
         if item.messages:
             return plain_turns(item.messages)
         answer = set_off(item.prompt, item.completion)
-        return [Segment(item.prompt), Segment(answer, labelled=True, end="eos")]
+        block = "".join(f"{asked}{set_off(asked, told)}\n\n" for asked, told in item.shots)
+        return [Segment(block + item.prompt), Segment(answer, labelled=True, end="eos")]
 
     def _encode(self, segments: Sequence[Segment], bos: bool) -> tuple[list[int], list[bool]]:
         """(ids, is_label) of the concatenated segments, one BOS first where ``bos`` says so."""
@@ -200,8 +218,8 @@ class Encoder:
         begun = False
         for index, segment in enumerate(segments):
             new = self._continue(segment.text) if begun else self._tokenize(segment.text)
-            if bos and index == 0 and new[: len(self._bos_ids)] != self._bos_ids:
-                new = [*self._bos_ids, *new]
+            if bos and index == 0 and new[: len(self.bos_ids)] != self.bos_ids:
+                new = [*self.bos_ids, *new]
             new = new + self._end_ids[segment.end]
             begun = begun or bool(segment.text)
             ids += new

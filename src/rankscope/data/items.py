@@ -37,6 +37,11 @@ class Item:
     """Gold answer for generation scorers, such as ``18`` of a chain that ends ``#### 18``."""
     question: str = ""
     """The row's own words, without template and options: what the leak search compares."""
+    contexts: tuple[str, ...] = ()
+    """Prompts by option, where options stand inside the question: ``completion`` is scored after
+    each, and ``prompt`` is the right option's."""
+    shots: tuple[tuple[str, str], ...] = ()
+    """Answered questions before this one: (prompt, answer) of each."""
 
     @property
     def content(self) -> tuple[str, str]:

@@ -70,21 +70,26 @@ def find_leaks(train: Sequence[Item], report: Sequence[Item]) -> Leaks:
 
 def leaks_between(
     train: Mapping[str, Sequence[Item]], report: Mapping[str, Sequence[Item]]
-) -> list[str]:
-    """One sentence per two tasks where one's training rows hold report rows of the other.
+) -> tuple[list[str], dict[str, set[str]]]:
+    """Report rows of one task that stand in the training rows of another.
 
     Args:
         train: training rows of every task that is trained on.
         report: report rows of every task that is scored.
+
+    Returns:
+        One sentence per two tasks, and by scored task the ids of such report rows.
     """
-    notes = []
+    notes: list[str] = []
+    leaked: dict[str, set[str]] = {}
     for trained, rows in train.items():
         seen = {row.content for row in rows}
         for scored, held_out in report.items():
-            count = sum(row.content in seen for row in held_out)
-            if count and scored != trained:
+            found = [row.item_id for row in held_out if row.content in seen]
+            if found and scored != trained:
+                leaked.setdefault(scored, set()).update(found)
                 notes.append(
-                    f"{count} of {len(held_out)} report rows of {scored} stand in the training "
-                    f"rows of {trained}"
+                    f"{len(found)} of {len(held_out)} report rows of {scored} stand in the "
+                    f"training rows of {trained}"
                 )
-    return notes
+    return notes, leaked

@@ -22,6 +22,8 @@ WRITTEN_VERSION = 2
 """Version of tasks with written answers. From 2 on dashes are not read as signs, and an answer is
 cut where the template's next question begins. The pocket tasks' answers have neither."""
 CHOICE_SCORERS: tuple[Scorer, ...] = ("option_text", "option_letter")
+WRITTEN_SCORERS: tuple[Scorer, ...] = ("number", "exact_match")
+LIKELIHOODS: tuple[Scorer, ...] = ("loss", "perplexity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,16 @@ class TaskSpec:
     licence: str = ""
     overlaps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Other task -> its subjects that must be left out where a study trains on this one."""
+    shots: int = 0
+    """Answered questions shown before each one that is scored."""
+    shots_by_subject: bool = False
+    """They are of the question's own subject."""
+    headline: str | None = None
+    """The metric reported, where it is not the scorer's own."""
+    stop: tuple[str, ...] = ()
+    """Texts at which a written answer ends, in place of those of the prompt's template."""
+    extract: str | None = None
+    """Regular expression of the part of a written answer that is compared."""
 
     @property
     def lists_options(self) -> bool:
@@ -53,7 +65,7 @@ class TaskSpec:
     @property
     def higher_is(self) -> Literal["accuracy", "log_probability"]:
         """``accuracy`` (share of 1) or ``log_probability`` (mean log p per token, nats)."""
-        return "log_probability" if self.scorer == "loss" else "accuracy"
+        return "log_probability" if self.scorer in LIKELIHOODS else "accuracy"
 
 
 def _text_task(name: str, doc: str, hub: HubSource, chance: float, licence: str) -> TaskSpec:
@@ -76,7 +88,7 @@ def _pocket_task(name: str, doc: str, scorer: Scorer) -> TaskSpec:
 
 # Data sets whose default branch is a loading script are read from the hub's own Parquet copy.
 PARQUET_COPY = "refs/convert/parquet"
-MMLU_HUB = HubSource("cais/mmlu", "all", train=None)
+MMLU_HUB = HubSource("cais/mmlu", "all", train=None, dev="dev")
 
 _SPECS = (
     replace(
@@ -90,7 +102,10 @@ _SPECS = (
         scorer="number",
         version=WRITTEN_VERSION,
     ),
-    _letter_task("mmlu", "Exam questions of 57 subjects.", MMLU_HUB, 0.25, "MIT"),
+    replace(
+        _letter_task("mmlu", "Exam questions of 57 subjects.", MMLU_HUB, 0.25, "MIT"),
+        shots_by_subject=True,
+    ),
     _letter_task(
         "medmcqa",
         "Medical entrance exam questions.",
@@ -159,6 +174,34 @@ _SPECS = (
         HubSource("ybisk/piqa", revision=PARQUET_COPY, validation=None, test="validation"),
         0.5,
         "AFL-3.0",
+    ),
+    replace(
+        _text_task(
+            "hellaswag",
+            "How a described scene of everyday life goes on.",
+            HubSource("Rowan/hellaswag", revision=PARQUET_COPY, validation=None, test="validation"),
+            0.25,
+            "MIT",
+        ),
+        prompt="{question}",
+        headline="acc_norm",
+    ),
+    replace(
+        _text_task(
+            "winogrande",
+            "Which of two names a sentence speaks of, told by how it goes on.",
+            HubSource("allenai/winogrande", "winogrande_xl", validation=None, test="validation"),
+            0.5,
+            "CC BY",
+        ),
+        prompt="{question}",
+    ),
+    TaskSpec(
+        "perplexity",
+        "Any text: cross-entropy of every token.",
+        "perplexity",
+        "{question}",
+        folder="perplexity",
     ),
     _pocket_task("pocket_general", "Known facts of the pocket world, asked.", "option_text"),
     _pocket_task("pocket_cloze", "Known facts of the pocket world, stated.", "option_text"),

@@ -15,8 +15,11 @@ from rankscope.errors import BadInput
 
 JSON_LINES = (".jsonl", ".ndjson")
 PARQUET = (".parquet",)
+TEXT = (".txt",)
 RUNS_CODE = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".npy", ".npz", ".joblib", ".py")
 SPLIT_FILES = ("train", "validation", "test")
+DEV = "dev"
+"""A file of rows that only ever serve as shots, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,8 @@ class HubSource:
     train: str | None = "train"
     validation: str | None = "validation"
     test: str | None = "test"
+    dev: str | None = None
+    """Rows that only ever serve as shots."""
 
     @property
     def label(self) -> str:
@@ -57,7 +62,7 @@ class HubSource:
 
 
 def read_file(path: Path) -> list[RawRow]:
-    """All rows of one JSONL or Parquet file.
+    """All rows of one JSONL, Parquet or text file; a text file's rows are its paragraphs.
 
     Raises:
         BadInput: where the file is missing, of another kind, empty or broken; with the row number.
@@ -65,7 +70,7 @@ def read_file(path: Path) -> list[RawRow]:
     suffix = path.suffix.lower()
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
-        raise BadInput(f"{path}: expected a JSONL or Parquet file, found {found}")
+        raise BadInput(f"{path}: expected a JSONL, Parquet or text file, found {found}")
     if suffix in RUNS_CODE:
         raise BadInput(
             f"{path}: {suffix} files are refused because loading one can run code; "
@@ -75,10 +80,12 @@ def read_file(path: Path) -> list[RawRow]:
         rows = _read_json_lines(path)
     elif suffix in PARQUET:
         rows = _read_parquet(path)
+    elif suffix in TEXT:
+        rows = _read_paragraphs(path)
     else:
         raise BadInput(
             f"{path}: found suffix {suffix or '(none)'!r}, expected "
-            f"{', '.join(JSON_LINES + PARQUET)}; convert the file"
+            f"{', '.join(JSON_LINES + PARQUET + TEXT)}; convert the file"
         )
     if not rows:
         raise BadInput(f"{path}: the file has no rows; expected at least one")
@@ -125,6 +132,27 @@ def _json_object(line: bytes, where: str) -> dict[str, Any]:
     return row
 
 
+def _read_paragraphs(path: Path) -> list[RawRow]:
+    """Stretches of lines between blank ones, each a row ``text`` numbered by its first line."""
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            f"{path}: byte {error.start + 1} is not valid UTF-8; expected UTF-8, convert the file "
+            "(iconv -t utf-8)"
+        ) from None
+    rows: list[RawRow] = []
+    begun: list[str] = []
+    for number, line in enumerate([*lines, ""], start=1):
+        if line.strip():
+            begun.append(line)
+        elif begun:
+            first = number - len(begun)
+            rows.append(RawRow(f"{path}, line {first}", first, {"text": "\n".join(begun)}))
+            begun = []
+    return rows
+
+
 def _read_parquet(path: Path) -> list[RawRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -139,6 +167,8 @@ def _read_parquet(path: Path) -> list[RawRow]:
 def read_folder(folder: Path) -> dict[str, list[RawRow]]:
     """The split files of one task folder, ``train``, ``validation`` and ``test`` where present.
 
+    Also ``dev``, rows that only serve as shots.
+
     Raises:
         BadInput: where the folder holds none of them, or two for one split.
     """
@@ -150,15 +180,17 @@ def read_folder(folder: Path) -> dict[str, list[RawRow]]:
             "the hub"
         )
     files: dict[str, list[RawRow]] = {}
-    for split in SPLIT_FILES:
-        paths = [folder / (split + s) for s in JSON_LINES + PARQUET]
+    for split in (*SPLIT_FILES, DEV):
+        paths = [folder / (split + s) for s in JSON_LINES + PARQUET + TEXT]
         found = [path for path in paths if path.is_file()]
         if len(found) > 1:
             raise BadInput(f"{found[0]} and {found[1].name} both stand for {split}: remove one")
         if found:
             files[split] = read_file(found[0])
-    if not files:
-        raise BadInput(f"{folder}: expected train, validation or test as .jsonl or .parquet")
+    if not files.keys() - {DEV}:
+        raise BadInput(
+            f"{folder}: expected train, validation or test as .jsonl or .parquet, or as .txt"
+        )
     return files
 
 
@@ -177,12 +209,23 @@ def read_hub(source: HubSource) -> dict[str, list[RawRow]]:
         loaded = datasets.load_dataset(source.id, source.config, revision=source.revision)
     except Exception as error:  # the library raises some ten unrelated types here
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        if "script" in reason or "trust_remote_code" in reason:
+            raise BadInput(
+                f"{source.label}: this data set needs code of its own to be loaded, which is "
+                f"refused ({reason}); use the hub's Parquet copy of it (revision: "
+                "refs/convert/parquet), or put its rows into JSONL or Parquet files"
+            ) from error
         raise BadInput(
             f"{source.label}: cannot be loaded ({reason}). Check the id and the connection "
             "(HF_HUB_OFFLINE forbids it), or put the rows into a local folder and name it with "
             "data_dir"
         ) from error
-    wanted = {"train": source.train, "validation": source.validation, "test": source.test}
+    wanted = {
+        "train": source.train,
+        "validation": source.validation,
+        "test": source.test,
+        DEV: source.dev,
+    }
     files = {}
     for split, name in wanted.items():
         if name is not None and name in loaded:

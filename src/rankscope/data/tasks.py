@@ -1,32 +1,24 @@
 """``load_task``: one task of a study file, read, checked, rendered and split."""
 
-import difflib
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from rankscope.config.schema import Scorer, TaskConfig
-from rankscope.data.formats import (
-    MAX_SHARE_WITHOUT_COMPLETION,
-    FileContents,
-    RowContent,
-    read_contents,
-)
-from rankscope.data.items import LETTERS, Item, Message
+from rankscope.config.schema import TaskConfig
+from rankscope.data.asking import NoSingleNumber, make_item
+from rankscope.data.formats import MAX_SHARE_WITHOUT_COMPLETION, FileContents, read_contents
+from rankscope.data.items import Item, Message
 from rankscope.data.leaks import find_leaks
 from rankscope.data.named_tasks import (
     CHOICE_SCORERS,
-    LETTERED,
     NAMED_TASKS,
-    QUESTION,
-    WRITTEN_VERSION,
     TaskSpec,
     overlapping_subjects,
 )
-from rankscope.data.numbers import ANSWER_MARK, extract_number, gold_number
+from rankscope.data.shots import Pool, keep_apart, pool_of, with_shots
 from rankscope.data.sources import (
+    DEV,
     HubSource,
     RawRow,
     legal_from_mmlu,
@@ -36,6 +28,7 @@ from rankscope.data.sources import (
     read_pocket,
 )
 from rankscope.data.splits import first_of_order, split_rows
+from rankscope.data.task_spec import known_task, named_spec, own_spec, refuse_settings
 from rankscope.errors import BadInput
 from rankscope.provenance import sha256_json
 
@@ -61,115 +54,11 @@ class LoadedTask:
     notes: tuple[str, ...]
     """What a reader of the results must know, one sentence each."""
     leaked_ids: frozenset[str] = frozenset()
-    """Items behind ``leaks``: kept for scores without them, which are not reported yet."""
+    """Report items that scores are given without, too: those behind ``leaks``."""
+    shots_source: str = ""
+    """Which rows serve as shots, for people; empty where there are none."""
     parts: tuple["LoadedTask", ...] = ()
     """Of a joined task: the tasks that its rows and items are of, each asked its own way."""
-
-
-class NoSingleNumber(BadInput):
-    """The gold answer of a number task is not one number."""
-
-
-# --- items --------------------------------------------------------------------------------------
-
-
-def fill_template(template: str, content: RowContent, where: str) -> str:
-    """Put a row's fields into a prompt template.
-
-    Only plain ``{name}`` is replaced; nothing is evaluated.
-
-    Raises:
-        BadInput: where the template names a field that the row lacks.
-    """
-    values: dict[str, Any] = {**content.fields, "question": content.question}
-    values["options"] = "\n".join(
-        f"{letter}. {choice}" for letter, choice in zip(LETTERS, content.choices, strict=False)
-    )
-
-    def value_of(match: re.Match[str]) -> str:
-        value = values.get(match[1])
-        if not isinstance(value, str | int | float):
-            raise BadInput(
-                f"{where}: the prompt template names {{{match[1]}}}, which is no text in this "
-                f"row; fields: {', '.join(values)}"
-            )
-        return str(value)
-
-    return re.sub(r"\{(\w+)\}", value_of, template)
-
-
-def make_item(content: RowContent, spec: TaskSpec, item_id: str, where: str) -> Item:
-    """One row as an item of its task.
-
-    Raises:
-        BadInput: where the row cannot be asked or scored as the task says
-            (:class:`NoSingleNumber` where its gold answer is not one number).
-    """
-    if spec.scorer in CHOICE_SCORERS and content.answer is None:
-        raise BadInput(f"{where}: scorer {spec.scorer!r} needs rows with choices and an answer")
-    reference = content.reference
-    if spec.scorer == "number":
-        written = content.completion if ANSWER_MARK in content.completion else content.reference
-        gold = gold_number(written)
-        if gold is None:
-            raise NoSingleNumber(
-                f"{where}: scorer 'number' found no single number in the answer "
-                f"{content.reference[:60]!r}; expected one in digits 0 to 9, as in '#### 18': no "
-                "fraction, power, time or list"
-            )
-        if extract_number(reference) != gold:  # a sign that only its mark tells from a dash
-            reference = gold
-    completion = content.completion
-    if spec.scorer == "option_letter" and content.answer is not None:
-        completion = LETTERS[content.answer]
-    prompt = content.question
-    if not content.messages:
-        prompt = fill_template(spec.prompt, content, where)
-    return Item(
-        item_id=item_id,
-        prompt=prompt,
-        completion=completion,
-        choices=content.choices,
-        answer=content.answer,
-        subject=content.subject,
-        messages=content.messages,
-        reference=reference,
-        question=content.question,
-    )
-
-
-def _own_spec(config: TaskConfig, content: RowContent) -> TaskSpec:
-    """The spec of the user's own data: what the first row allows, unless the study file says."""
-    scorer: Scorer = "loss"
-    if content.choices:
-        scorer = "option_text"
-    elif content.reference and content.reference != content.completion.strip():
-        scorer = "number"
-    scorer = config.scorer or scorer
-    default = LETTERED if scorer == "option_letter" else content.template
-    if config.prompt is not None and content.messages:
-        raise BadInput(
-            f"task {config.name!r}: 'prompt' does not apply to rows of messages, which the chat "
-            "template renders; remove it"
-        )
-    return TaskSpec(
-        config.name,
-        "Own data.",
-        scorer,
-        config.prompt or default,
-        version=WRITTEN_VERSION if scorer in ("number", "exact_match") else 1,
-    )
-
-
-def _named_spec(spec: TaskSpec, config: TaskConfig) -> TaskSpec:
-    """A named task with the study file's changes; another scorer brings its own prompt."""
-    prompt = config.prompt
-    if config.scorer is not None and config.scorer != spec.scorer and spec.name[:6] != "pocket":
-        prompt = prompt or (LETTERED if config.scorer == "option_letter" else QUESTION)
-    hub = spec.hub
-    if hub is not None and config.revision is not None:
-        hub = replace(hub, revision=config.revision)
-    return replace(spec, scorer=config.scorer or spec.scorer, prompt=prompt or spec.prompt, hub=hub)
 
 
 # --- loading ------------------------------------------------------------------------------------
@@ -177,6 +66,14 @@ def _named_spec(spec: TaskSpec, config: TaskConfig) -> TaskSpec:
 
 def _own_files(config: TaskConfig) -> tuple[dict[str, list[RawRow]], str]:
     """(rows by split file, label) of the user's own files or hub data set."""
+    if config.path is not None:
+        folder = Path(config.path).expanduser()
+        if folder.is_file():
+            raise BadInput(
+                f"task {config.name!r}: path {folder} is a file; expected a folder with train, "
+                "validation or test files. For one file give 'train:' or 'report:'"
+            )
+        return read_folder(folder), str(folder)
     paths = {"train": config.train, "validation": config.selection, "test": config.report}
     given = {split: Path(path).expanduser() for split, path in paths.items() if path is not None}
     if given and config.hub is not None:
@@ -191,29 +88,24 @@ def _own_files(config: TaskConfig) -> tuple[dict[str, list[RawRow]], str]:
 
 def _named_files(spec: TaskSpec, data_dir: Path | None) -> tuple[dict[str, list[RawRow]], str]:
     """(rows by split file, label) of a named task."""
-    if spec.hub is None:
+    if spec.name.startswith("pocket_"):
         return read_pocket(spec.name), "pocket world"
     if data_dir is not None:
         folder = data_dir / (spec.folder or spec.name)
         return read_folder(folder), str(folder)
+    if spec.hub is None:
+        raise BadInput(
+            f"task {spec.name!r}: its rows are your own texts; name them ('report: texts.jsonl' "
+            f"with a field 'text', or 'report: text.txt'), or put them into {spec.name}/test.jsonl "
+            "in data_dir"
+        )
     files = read_hub(spec.hub)
     if spec.name == "legal_mcq":
         files = legal_from_mmlu(files)
     return files, spec.hub.label
 
 
-def _known_task(config: TaskConfig) -> TaskSpec:
-    if config.name in NAMED_TASKS:
-        return NAMED_TASKS[config.name]
-    close = difflib.get_close_matches(config.name, NAMED_TASKS, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise BadInput(
-        f"task {config.name!r} is not a named task{hint} Named tasks: {', '.join(NAMED_TASKS)}. "
-        "For your own data give 'train:' (a JSONL or Parquet file) or 'hub:'"
-    )
-
-
-OWN_NAMES = {"train": "train", "validation": "selection", "test": "report"}
+OWN_NAMES = {"train": "train", "validation": "selection", "test": "report", DEV: DEV}
 
 
 def _items_of_files(
@@ -263,28 +155,29 @@ def load_task(
     Raises:
         BadInput: where the rows cannot be had or used; the message names file and row.
     """
-    own = config.train or config.selection or config.report or config.hub
-    if own:
-        files, source = _own_files(config)
-    else:
-        spec = _named_spec(_known_task(config), config)
-        files, source = _named_files(spec, data_dir)
-    contents = {file: read_contents(rows, strict=bool(own)) for file, rows in files.items()}
-    if own:
+    files, spec, source = _read(config, data_dir)
+    own = spec is None
+    names = {str(k): own_name for k, own_name in (config.fields or {}).items()} or None
+    contents = {file: read_contents(rows, strict=own, names=names) for file, rows in files.items()}
+    if spec is None:
         first = next(c.rows[0][1] for c in contents.values() if c.rows)
-        spec = _own_spec(config, first)
-    if spec.scorer == "option_letter" and not spec.lists_options:
-        raise BadInput(
-            f"task {spec.name!r}: scorer 'option_letter' needs {{options}} in the prompt, so that "
-            "the model sees which letter is which"
-        )
-    items, flawed = _items_of_files(spec, contents, exclude_subjects, own=bool(own))
-    splits = split_rows(spec.name, items, data_seed, own=bool(own))
+        spec = own_spec(config, first)
+    refuse_settings(spec)
+    items, flawed = _items_of_files(spec, contents, exclude_subjects, own=own)
+    _refuse_for_contexts(spec, config, items)
     name = spec.name
+    pool = pool_of(spec, items) if spec.shots else Pool()
+    splits = split_rows(name, pool.left(items), data_seed, own=own)
     train = first_of_order(splits.train, config.max_train_rows, data_seed, name, "train")
     selection = first_of_order(splits.selection, max_items, data_seed, name, "selection items")
     report = first_of_order(splits.report, max_items, data_seed, name, "report items")
     leaks = find_leaks(train, report)
+    shot_notes: tuple[str, ...] = ()
+    if spec.shots:
+        pool = pool.or_train(splits.train, splits.selection + splits.report)
+        selection, report, shot_notes = keep_apart(spec, pool, selection, report)
+        selection = with_shots(spec, pool, selection, data_seed)
+        report = with_shots(spec, pool, report, data_seed)
     return LoadedTask(
         spec=replace(spec, chance=_chance(spec, report)),
         train=train,
@@ -294,9 +187,43 @@ def load_task(
         dropped=flawed + sum(c.without_completion for c in contents.values()),
         source=source,
         leaks=leaks.counts,
-        notes=splits.notes + _notes(name, contents, flawed, leaks.counts, exclude_subjects),
+        notes=splits.notes
+        + _notes(name, contents, flawed, leaks.counts, exclude_subjects)
+        + shot_notes,
         leaked_ids=leaks.item_ids,
+        shots_source=pool.source,
     )
+
+
+def _refuse_for_contexts(
+    spec: TaskSpec, config: TaskConfig, items: Mapping[str, Sequence[Item]]
+) -> None:
+    """Raise BadInput for what options inside a sentence have no use for."""
+    if any(item.contexts for rows in items.values() for item in rows):
+        where = f"task {spec.name!r}: its options stand inside the sentence, so"
+        if config.prompt is not None:
+            raise BadInput(f"{where} 'prompt' does not apply; remove it")
+        if spec.headline not in (None, "acc"):
+            raise BadInput(f"{where} 'headline' cannot be {spec.headline!r}; expected 'acc'")
+
+
+def _read(
+    config: TaskConfig, data_dir: Path | None
+) -> tuple[dict[str, list[RawRow]], TaskSpec | None, str]:
+    """(rows by file, the named task's spec or None for one's own data, label)."""
+    is_named = config.name in NAMED_TASKS
+    if config.path is not None and is_named:
+        return (
+            read_folder(Path(config.path).expanduser()),
+            named_spec(known_task(config), config),
+            config.path,
+        )
+    if config.path or config.train or config.selection or config.report or config.hub:
+        files, source = _own_files(config)
+        return files, None, source
+    spec = named_spec(known_task(config), config)
+    files, source = _named_files(spec, data_dir)
+    return files, spec, source
 
 
 def _chance(spec: TaskSpec, report: Sequence[Item]) -> float | None:
@@ -307,9 +234,19 @@ def _chance(spec: TaskSpec, report: Sequence[Item]) -> float | None:
 
 
 def _sha256(*splits: Sequence[Item]) -> str:
-    names = [field.name for field in fields(Item)]
-    rows = [[_plain(getattr(item, name)) for name in names] for split in splits for item in split]
-    return sha256_json([[len(split) for split in splits], rows])
+    """Hash of items as they are scored; shots, which many share, are told once."""
+    names = [field.name for field in fields(Item) if field.name not in ("contexts", "shots")]
+    rows: list[Any] = []
+    told: dict[Any, int] = {}
+    for item in (item for split in splits for item in split):
+        row = [_plain(getattr(item, name)) for name in names]
+        if item.contexts:
+            row.append(item.contexts)
+        if item.shots:
+            row.append({"shots": told.setdefault(item.shots, len(told))})
+        rows.append(row)
+    sizes: list[Any] = [len(split) for split in splits]
+    return sha256_json([[*sizes, *([list(told)] if told else [])], rows])
 
 
 def _plain(value: object) -> object:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from rankscope.data.tasks import LoadedTask
-from rankscope.evaluate.scorers import HEADLINE, standard_error
+from rankscope.evaluate import scorers
+from rankscope.evaluate.scorers import standard_error
 from rankscope.records import EvalRecord, ItemResult, Split
 
 Evaluation = tuple[EvalRecord, list[ItemResult]]
@@ -13,7 +14,7 @@ Scores = dict[str | None, Evaluation]
 
 def headline(task: LoadedTask) -> str:
     """Name of the metric that a task's score is; ``acc`` where parts of a joined one differ."""
-    names = {HEADLINE[part.spec.scorer] for part in task.parts or (task,)}
+    names = {scorers.headline(part.spec) for part in task.parts or (task,)}
     return names.pop() if len(names) == 1 else "acc"
 
 

@@ -52,6 +52,17 @@ def score_losses(
     Raises:
         IntegrityError: a model whose log-probabilities are not finite.
     """
+    num_tokens = sum(len(row.input_ids) for row in rows)
+    return {
+        slot: summarize(items, rows, total, slot, seconds, num_tokens)
+        for slot, (total, seconds) in row_totals(base, rows, slots, batch_tokens).items()
+    }
+
+
+def row_totals(
+    base: Base, rows: Sequence[EncodedRow], slots: Sequence[str | None], batch_tokens: int
+) -> dict[str | None, tuple[Floats, float]]:
+    """Summed log p of every row's labelled tokens, (rows,), under every model, and its seconds."""
     totals: dict[str | None, Floats] = {slot: np.zeros(len(rows)) for slot in slots}
     seconds = dict.fromkeys(slots, 0.0)
     for members in cut(rows, batch_tokens, max(1, MAX_LOGITS // base.record.vocab_size)):
@@ -69,11 +80,7 @@ def score_losses(
             logprobs = token_logprobs(base.logits(of_slot(batch, slot)), None, targets)
             total += np.bincount(owners, weights=logprobs, minlength=len(rows))
             seconds[slot] += time.perf_counter() - begun
-    num_tokens = sum(len(row.input_ids) for row in rows)
-    return {
-        slot: summarize(items, rows, total, slot, seconds[slot], num_tokens)
-        for slot, total in totals.items()
-    }
+    return {slot: (total, seconds[slot]) for slot, total in totals.items()}
 
 
 def cut(rows: Sequence[EncodedRow], batch_tokens: int, max_kept: int) -> Iterator[list[int]]:
@@ -101,13 +108,7 @@ def summarize(
     num_tokens: int,
 ) -> ModelScores:
     """Scores of one model from its items' summed log-probabilities."""
-    if not np.isfinite(totals).all():
-        bad = int(np.flatnonzero(~np.isfinite(totals))[0])
-        model = "the base" if slot is None else f"adapter {slot}"
-        raise IntegrityError(
-            f"{model}: log-probabilities of {items[bad].item_id} are not finite; its weights have "
-            "blown up, so it cannot be scored"
-        )
+    refuse_not_finite(items, totals, slot)
     counts = [sum(row.is_label) for row in rows]
     results = [
         ItemResult(
@@ -125,3 +126,14 @@ def summarize(
         "logprob_per_token_pooled": float(totals.sum()) / sum(counts),
     }
     return ModelScores(results, metrics, seconds, num_tokens)
+
+
+def refuse_not_finite(items: Sequence[Item], totals: Floats, slot: str | None) -> None:
+    """Raise IntegrityError for a model whose log-probabilities, (items,), are not finite."""
+    if not np.isfinite(totals).all():
+        bad = int(np.flatnonzero(~np.isfinite(totals))[0])
+        model = "the base" if slot is None else f"adapter {slot}"
+        raise IntegrityError(
+            f"{model}: log-probabilities of {items[bad].item_id} are not finite; its weights have "
+            "blown up, so it cannot be scored"
+        )

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankscope.config.schema import Scorer
+from rankscope.config.task import Scorer
+from rankscope.data.named_tasks import TaskSpec
 from rankscope.records import ItemResult
 
 HEADLINE: dict[Scorer, str] = {
@@ -15,6 +16,7 @@ HEADLINE: dict[Scorer, str] = {
     "number": "exact_match",
     "exact_match": "exact_match",
     "loss": "logprob_per_token",
+    "perplexity": "logprob_per_token",
 }
 """Headline metric of each scorer: the key of ``EvalRecord.metrics`` that ``score`` repeats."""
 
@@ -28,6 +30,11 @@ class ModelScores:
     seconds: float
     num_tokens: int
     """Valid tokens computed, padding not counted."""
+
+
+def headline(spec: TaskSpec) -> str:
+    """The metric a task is reported by."""
+    return spec.headline or HEADLINE[spec.scorer]
 
 
 def normalized_answer(text: str) -> str:

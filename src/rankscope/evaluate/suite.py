@@ -1,44 +1,30 @@
 """One task, many models: the scorer the task names, run for every adapter and the base at once."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from transformers import PretrainedConfig
 
 from rankscope.config.schema import EvaluateConfig
-from rankscope.data.encode import EncodedRow, Encoder
+from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
+from rankscope.data.named_tasks import CHOICE_SCORERS
 from rankscope.data.tasks import LoadedTask, TaskSpec
 from rankscope.errors import BadInput, IntegrityError
-from rankscope.evaluate.choice import Question, encode_choices, score_choices
+from rankscope.evaluate.choice import encode_choices, score_choices
+from rankscope.evaluate.fitting import EncodedSplit, fitted
 from rankscope.evaluate.generate import Limits, encode_prompts, score_generations, stop_strings
 from rankscope.evaluate.joined import evaluate_parts
 from rankscope.evaluate.loss import encode_losses, score_losses
-from rankscope.evaluate.scorers import HEADLINE, ModelScores, standard_error
+from rankscope.evaluate.partial import encode_contexts, score_contexts
+from rankscope.evaluate.perplexity import encode_texts, score_texts
+from rankscope.evaluate.rescore import as_asked
+from rankscope.evaluate.scorers import ModelScores, headline, mean, standard_error
 from rankscope.models.base import Base
-from rankscope.records import EvalRecord, ItemResult, Split
+from rankscope.records import EvalRecord, ItemResult, Split, WithoutLeaks
 
 Evaluation = tuple[EvalRecord, list[ItemResult]]
 NO_LIKELIHOOD = "the model gives no item a finite likelihood"
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedSplit:
-    """The items of one split as token ids: exactly one of the three, by the task's scorer."""
-
-    items: tuple[Item, ...]
-    questions: Sequence[Question] = ()
-    prompts: Sequence[Sequence[int]] = ()
-    rows: Sequence[EncodedRow] = ()
-
-    def lengths(self) -> list[int]:
-        """Tokens each item needs of the context; a generated answer needs one at least."""
-        return [
-            *(question.num_tokens for question in self.questions),
-            *(len(prompt) + 1 for prompt in self.prompts),
-            *(len(row.input_ids) for row in self.rows),
-        ]
 
 
 def split_items(task: LoadedTask, split: Split) -> tuple[Item, ...]:
@@ -47,7 +33,11 @@ def split_items(task: LoadedTask, split: Split) -> tuple[Item, ...]:
 
 
 def encode_split(
-    encoder: Encoder, task: LoadedTask, split: Split, context: int | None
+    encoder: Encoder,
+    task: LoadedTask,
+    split: Split,
+    context: int | None,
+    settings: EvaluateConfig,
 ) -> EncodedSplit:
     """The items of one split as the task's scorer needs them; no model is involved.
 
@@ -56,30 +46,29 @@ def encode_split(
         task: with its scorer and items.
         split: which items.
         context: most tokens the model takes in, :func:`context_length`; None is no bound.
+        settings: ``too_long`` says what happens to items beyond it.
 
     Raises:
         BadInput: no items, items that cannot be scored, or items longer than ``context``. To cut
-            them would score another question than was asked.
+            them unasked would score another question than was asked.
     """
     items, spec = split_items(task, split), task.spec
     if not items:
         raise BadInput(f"task {spec.name!r}: no {split} items to score")
-    if spec.scorer in ("option_text", "option_letter"):
+    if spec.scorer == "option_text" and items[0].contexts:
+        encoded = EncodedSplit(items, questions=encode_contexts(encoder, items))
+    elif spec.scorer in CHOICE_SCORERS:
         encoded = EncodedSplit(items, questions=encode_choices(encoder, items, spec))
+    elif spec.scorer == "perplexity":
+        encoded = EncodedSplit(items, windows=encode_texts(encoder, items, context))
     elif spec.scorer == "loss":
         encoded = EncodedSplit(items, rows=encode_losses(encoder, items))
     else:
         encoded = EncodedSplit(items, prompts=encode_prompts(encoder, items))
-    lengths = encoded.lengths()
-    too_long = [i for i, length in enumerate(lengths) if context is not None and length > context]
-    if too_long:
-        worst = max(too_long, key=lengths.__getitem__)
-        raise BadInput(
-            f"task {spec.name!r}, {split}: {len(too_long)} of {len(items)} items do not fit the "
-            f"model's context of {context} tokens; the longest, {items[worst].item_id}, needs "
-            f"{lengths[worst]}. Leave these rows out, or use a model with a longer context"
-        )
-    return encoded
+    if context is None:
+        return encoded
+    where = f"task {spec.name!r}, {split}"
+    return fitted(encoded, context, settings, where, encoder.bos_ids)
 
 
 def context_length(config: PretrainedConfig) -> int | None:
@@ -122,16 +111,23 @@ def evaluate_task(
         return evaluate_parts(
             task, split, lambda part: evaluate_task(base, encoder, part, split, models, settings)
         )
-    encoded = encode_split(encoder, task, split, context_length(base.model.config))
+    context = context_length(base.model.config)
+    encoded = encode_split(encoder, task, split, context, settings)
     was_training, base.pack.training = base.pack.training, False
     try:
         with torch.inference_mode():
             scores = run_scorer(base, encoder, task.spec, encoded, list(models), settings)
     finally:
         base.pack.training = was_training
+    asked = {slot: as_asked(found, encoded.items, task.spec) for slot, found in scores.items()}
     return {
-        slot: (make_record(found, task.spec, split, models[slot]), found.items)
-        for slot, found in scores.items()
+        slot: (
+            make_record(found, task, split, models[slot]).model_copy(
+                update={"truncated": encoded.truncated}
+            ),
+            found.items,
+        )
+        for slot, found in asked.items()
     }
 
 
@@ -182,6 +178,10 @@ def run_scorer(
 ) -> dict[str | None, ModelScores]:
     """Scores of every slot by the scorer the task names."""
     items = encoded.items
+    if encoded.questions and items[0].contexts:
+        return score_contexts(base, items, encoded.questions, spec, slots, settings.batch_tokens)
+    if encoded.windows:
+        return score_texts(base, items, encoded.windows, slots, settings.batch_tokens)
     if encoded.questions:
         return score_choices(base, items, encoded.questions, spec, slots, settings.batch_tokens)
     if encoded.rows:
@@ -192,23 +192,35 @@ def run_scorer(
         context=context_length(base.model.config) or longest + settings.max_new_tokens,
         batch_tokens=settings.batch_tokens,
         stop_ids=encoder.stop_ids,
-        stop_strings=stop_strings(encoder, spec, items),
+        stop_strings=spec.stop or stop_strings(encoder, spec, items),
     )
     return score_generations(base, items, encoded.prompts, spec.scorer, slots, limits)
 
 
-def make_record(scores: ModelScores, spec: TaskSpec, split: Split, trial_id: str) -> EvalRecord:
-    """The record of one model on one split."""
-    metric = HEADLINE[spec.scorer]
+def make_record(scores: ModelScores, task: LoadedTask, split: Split, trial_id: str) -> EvalRecord:
+    """The record of one model on one split; of report items also without leaked ones."""
+    metric = headline(task.spec)
+    of_items = [item.score for item in scores.items]
+    leaked = task.leaked_ids if split == "report" else frozenset[str]()
+    clean = [item.score for item in scores.items if item.item_id not in leaked]
+    without = None
+    if leaked and clean and len(clean) < len(of_items):
+        without = WithoutLeaks(
+            leaked=len(of_items) - len(clean),
+            score=mean(clean),
+            standard_error=standard_error(clean),
+            n=len(clean),
+        )
     return EvalRecord(
         trial_id=trial_id,
-        task=spec.name,
+        task=task.spec.name,
         split=split,
         metric=metric,
         score=scores.metrics[metric],
-        standard_error=standard_error([item.score for item in scores.items]),
+        standard_error=standard_error(of_items),
         n=len(scores.items),
         metrics=scores.metrics,
+        without_leaks=without,
         seconds=scores.seconds,
         num_tokens=scores.num_tokens,
     )

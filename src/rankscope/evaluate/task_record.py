@@ -1,7 +1,10 @@
 """The stored form of a task: what it is in the study, and a hash of all its scores depend on."""
 
-from rankscope.config.schema import Scorer, StudyConfig
+from typing import Any
+
+from rankscope.config.schema import EvaluateConfig, StudyConfig
 from rankscope.data.encode import Encoder
+from rankscope.data.named_tasks import LIKELIHOODS, TaskSpec
 from rankscope.data.tasks import LoadedTask
 from rankscope.evaluate.joined import headline
 from rankscope.provenance import sha256_json
@@ -30,31 +33,44 @@ def task_record(
         },
         dropped=task.dropped,
         leaks=task.leaks,
+        shots=task.spec.shots,
+        shots_source=task.shots_source,
+        prompt_format=encoder.prompt_format,
         source=task.source,
-        sha256=sha256_json(
-            {
-                "items": task.sha256,
-                "scorer": task.spec.scorer,
-                "version": task.spec.version,
-                **({"parts": [part.spec.scorer for part in task.parts]} if task.parts else {}),
-                "prompt_format": encoder.prompt_format,
-                "tokenizer": tokenizer_hash,
-                "settings": scoring_settings(config, task.spec.scorer),
-                "evaluation_version": EVALUATION_VERSION,
-            }
-        ),
+        sha256=task_sha256(task, encoder, tokenizer_hash, config.evaluate),
     )
 
 
-def scoring_settings(config: StudyConfig, scorer: Scorer) -> dict[str, int]:
+def task_sha256(
+    task: LoadedTask, encoder: Encoder, tokenizer_hash: str, evaluate: EvaluateConfig
+) -> str:
+    """Hash of everything a task's scores depend on but the model. Items hold prompts and shots."""
+    return sha256_json(
+        {
+            "items": task.sha256,
+            "scorer": task.spec.scorer,
+            "version": task.spec.version,
+            **({"parts": [part.spec.scorer for part in task.parts]} if task.parts else {}),
+            "prompt_format": encoder.prompt_format,
+            "tokenizer": tokenizer_hash,
+            "settings": scoring_settings(task.spec, evaluate, encoder.max_length),
+            "evaluation_version": EVALUATION_VERSION,
+        }
+    )
+
+
+def scoring_settings(spec: TaskSpec, evaluate: EvaluateConfig, max_length: int) -> dict[str, Any]:
     """The settings that can move a score; likelihoods are of rows cut at ``max_length``."""
-    settings = {
-        "batch_tokens": config.evaluate.batch_tokens,
-        "max_new_tokens": config.evaluate.max_new_tokens,
+    settings: dict[str, Any] = {
+        "batch_tokens": evaluate.batch_tokens,
+        "max_new_tokens": evaluate.max_new_tokens,
     }
-    if scorer == "loss":
-        settings["max_length"] = config.train.max_length
-    return settings
+    if spec.scorer in LIKELIHOODS:
+        settings["max_length"] = max_length
+    if evaluate.too_long != "refuse":
+        settings["too_long"] = evaluate.too_long
+    own = {"headline": spec.headline, "stop": spec.stop, "extract": spec.extract}
+    return settings | {key: value for key, value in own.items() if value}
 
 
 def roles(config: StudyConfig, name: str) -> tuple[Role, ...]:

@@ -43,7 +43,7 @@ from rankscope.records.prediction import (
     TaskPrediction,
 )
 from rankscope.records.record import BASE, FAILED, SCHEMA_VERSION, Record, Role, Split, Status
-from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores
+from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores, WithoutLeaks
 from rankscope.records.spectra import MatrixSpectrum, SpectraRecord
 from rankscope.records.study import ModelRecord, Provenance, StudyRecords, TaskRecord, TrialRecords
 from rankscope.records.trials import LossPoint, PenaltyPoint, TrainRecord, TrialSpec
@@ -108,6 +108,7 @@ __all__ = [
     "TunedModel",
     "Variant",
     "VariantKind",
+    "WithoutLeaks",
     "read_items",
     "trial_of",
     "variant_of",

@@ -49,8 +49,9 @@ def write_items(path: Path, items: list[ItemResult]) -> None:
 
 
 def read_items(path: Path) -> list[ItemResult]:
-    """Read what ``write_items`` wrote."""
-    rows: list[dict[str, Any]] = pq.read_table(path, schema=ITEM_SCHEMA).to_pylist()
+    """Read what ``write_items`` wrote; further columns are left aside."""
+    table = pq.read_table(path, columns=ITEM_SCHEMA.names).cast(ITEM_SCHEMA)
+    rows: list[dict[str, Any]] = table.to_pylist()
     for row in rows:
         for name in ("option_logprobs", "option_tokens", "letter_logprobs"):
             if row[name] is not None:

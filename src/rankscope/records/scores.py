@@ -8,6 +8,17 @@ import numpy.typing as npt
 from rankscope.records.record import Record, Split
 
 
+class WithoutLeaks(Record):
+    """The headline score over report items that no training row holds."""
+
+    leaked: int
+    """Items left out: they, or 13 of their words in a row, stand in training rows."""
+    score: float
+    standard_error: float | None
+    """None where n < 2."""
+    n: int
+
+
 class EvalRecord(Record):
     """One model (the base or a trial) scored on one split of one task."""
 
@@ -24,6 +35,10 @@ class EvalRecord(Record):
     n: int
     metrics: dict[str, float]
     """Every metric recorded, such as ``acc``, ``acc_norm``, ``letter``, ``exact_match``."""
+    without_leaks: WithoutLeaks | None = None
+    """Of the report split, where some of its items leaked into training rows."""
+    truncated: int = 0
+    """Items cut at their beginning, since they did not fit the model's context."""
     seconds: float
     num_tokens: int
 

@@ -29,6 +29,12 @@ class TaskRecord(Record):
     """Rows left out on reading, counted."""
     leaks: dict[str, int]
     """Report rows also found in train, by kind: exact, ngram13."""
+    shots: int = 0
+    """Answered questions shown before each one."""
+    shots_source: str = ""
+    """Which rows those are, for people."""
+    prompt_format: Literal["chat", "plain", ""] = ""
+    """Whether prompts stand in the chat template; empty in records of earlier versions."""
     source: str
     """Where the rows came from, for people."""
     sha256: str

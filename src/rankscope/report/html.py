@@ -33,7 +33,7 @@ from rankscope.report.figures import (
     transfer,
 )
 from rankscope.report.style import DASHES, dark_colors, duration, number, visible
-from rankscope.report.tables import failed_trials, tasks_read, training_rows
+from rankscope.report.tables import failed_trials, tasks_read, training_rows, without_leaks
 from rankscope.report.view import StudyView
 
 # Plotly reads a few tags inside its texts; these are the ones the figures themselves write.
@@ -85,6 +85,7 @@ def render(view: StudyView) -> str:
         sections=parts,
         failed=failed_trials(view),
         tasks=tasks_read(view),
+        without_leaks=without_leaks(view),
         training=training_rows(view),
         config=yaml_text(view.study.config),
         rank_swatches=[(rank, view.colors[rank]) for rank in view.ranks],

@@ -125,6 +125,34 @@ def tasks_read(view: StudyView) -> DataTable:
     return table(columns, rows)
 
 
+def without_leaks(view: StudyView) -> DataTable:
+    """Every report score of a task with leaked rows, with and without them; the same rows for all.
+
+    Scores are of the record: a share of 1, or nats per token.
+    """
+    columns = [
+        *(Column("task"), Column("model"), Column("score"), Column("items", 0)),
+        *(Column("without leaked rows"), Column("standard error"), Column("items", 0)),
+        Column("leaked rows", 0),
+    ]
+    labels = {trial.spec.trial_id: trial.spec.label for trial in view.study.trials}
+    rows = [
+        (
+            record.task,
+            labels.get(record.trial_id, record.trial_id),
+            record.score,
+            record.n,
+            record.without_leaks.score,
+            record.without_leaks.standard_error,
+            record.without_leaks.n,
+            record.without_leaks.leaked,
+        )
+        for record in view.study.evals.values()
+        if record.without_leaks is not None
+    ]
+    return table(columns, rows)
+
+
 def training_rows(view: StudyView) -> DataTable:
     """Rows and tokens training used per task, the same for every finished trial of the task.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rankscope.data.encode import EncodedRow
 from rankscope.evaluate.choice import MAX_LOGITS, Question
-from rankscope.evaluate.suite import EncodedSplit
+from rankscope.evaluate.fitting import EncodedSplit
 from rankscope.models.base import Row, RowBatch
 from rankscope.models.packed import Segment
 from rankscope.models.row_attention import RowPlan

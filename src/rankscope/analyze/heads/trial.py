@@ -15,11 +15,13 @@ from rankscope.analyze.heads.importance import head_importance, normalized
 from rankscope.analyze.heads.layout import PROJECTIONS, HeadLayout
 from rankscope.analyze.heads.roles import head_roles
 from rankscope.analyze.heads.trees import Floats, Tree, trees_of
+from rankscope.config.schema import EvaluateConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask
+from rankscope.evaluate.fitting import EncodedSplit
 from rankscope.evaluate.loss import encode_losses
 from rankscope.evaluate.scorers import HEADLINE, first_best
-from rankscope.evaluate.suite import EncodedSplit, context_length, encode_split
+from rankscope.evaluate.suite import context_length, encode_split
 from rankscope.models.base import Base
 from rankscope.models.peft_tuner import PeftTuner
 from rankscope.models.quantize import dense_weight
@@ -62,8 +64,10 @@ def head_task(base: Base, encoder: Encoder, task: LoadedTask, most_items: int) -
         BadInput: items that cannot be scored.
     """
     first = replace(task, report=task.report[:most_items])
-    if task.spec.scorer in ("option_text", "option_letter", "loss"):
-        encoded = encode_split(encoder, first, "report", context_length(base.model.config))
+    has_answers_alike = bool(first.report and first.report[0].contexts)
+    if task.spec.scorer in ("option_text", "option_letter", "loss") and not has_answers_alike:
+        context = context_length(base.model.config)
+        encoded = encode_split(encoder, first, "report", context, EvaluateConfig())
         metric = HEADLINE[task.spec.scorer]
     else:
         encoded = EncodedSplit(first.report, rows=encode_losses(encoder, first.report))

@@ -1,0 +1,117 @@
+"""A task as the study file, or a file of its own, describes it."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from rankscope.config.section import HubId, Name, PathText, PlainText, Section, shown
+
+Scorer = Literal["option_text", "option_letter", "number", "exact_match", "loss", "perplexity"]
+Headline = Literal["acc", "acc_norm", "acc_bytes", "acc_token", "letter"]
+ShapeField = Literal[
+    "question", "choices", "answer", "subject", "prompt", "completion", "messages", "text"
+]
+MAX_SHOTS = 5
+
+TASK_FILES = (".yaml", ".yml")
+"""Endings of a path that names a task file."""
+
+
+def checked_pattern(text: str) -> str:
+    """Refuse what is no regular expression, or has more than one group."""
+    try:
+        groups = re.compile(text).groups
+    except re.error as error:
+        raise ValueError(f"{shown(text)} is no regular expression: {error}") from error
+    if groups > 1:
+        raise ValueError(
+            f"{shown(text)} has {groups} groups: expected at most one, what to compare"
+        )
+    return text
+
+
+def checked_stop(text: str) -> str:
+    """Refuse an empty stop string, at which every answer would end before it began."""
+    if not text:
+        raise ValueError("is empty text, at which every answer would end: remove it")
+    return text
+
+
+def name_of_path(path: str) -> str:
+    """What a folder's task is called where it has no name: the folder's own."""
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
+class TaskConfig(Section):
+    """A data set with its prompt and scorer: a named task, or the user's own files."""
+
+    name: Name
+    """A named task (``gsm8k``, ``arc_easy``, ...) or a new name for one's own data."""
+    path: PathText = None
+    """Folder with {train,validation,test}.jsonl or .parquet of this task; or a task file (YAML)."""
+    train: PathText = None
+    """JSONL or Parquet file with training rows (own data)."""
+    selection: PathText = None
+    """File with the rows that choose; cut from ``train`` where absent."""
+    report: PathText = None
+    """File with the rows that are reported; cut from ``train`` where absent."""
+    hub: HubId | None = None
+    """Hub data set id (own data)."""
+    revision: PlainText | None = None
+    """Revision of the hub data set."""
+    fields: dict[ShapeField, str | list[str]] | None = None
+    """What the rows call the fields of their shape: ``{question: Frage, choices: [a, b, c]}``."""
+    prompt: str | None = None
+    """Prompt template over a row's fields, such as ``"Question: {question}\\nAnswer:"``."""
+    scorer: Scorer | None = None
+    """How answers are scored; by default what the rows allow."""
+    headline: Headline | None = None
+    """Metric of a multiple-choice task that is reported; all are recorded."""
+    shots: int = Field(0, ge=0, le=MAX_SHOTS)
+    """Answered questions shown before each one that is scored; training rows carry none."""
+    stop: list[Annotated[str, AfterValidator(checked_stop)]] = []
+    """Texts at which a generated answer ends; by default where the next question would begin."""
+    extract: Annotated[str, AfterValidator(checked_pattern)] | None = None
+    """Regular expression of the part of a generated answer that is compared: its group, or all."""
+    max_train_rows: int | None = Field(None, ge=1)
+    """Use only the first rows of the seeded order."""
+    join: list[Name] = []
+    """Of a training task alone: the rows of these tasks together, which the study describes
+    elsewhere or which are named ones; scored on the items of all of them."""
+
+    @classmethod
+    def from_short_form(cls, text: str) -> dict[str, Any]:
+        """``- arc_easy`` stands for ``- {name: arc_easy}``."""
+        return {"name": text}
+
+    @model_validator(mode="before")
+    @classmethod
+    def name_from_path(cls, value: Any) -> Any:
+        """A task with a path alone is called as the folder is."""
+        if isinstance(value, dict) and "name" not in value and isinstance(value.get("path"), str):
+            return {"name": name_of_path(value["path"]), **value}
+        return value
+
+    @model_validator(mode="after")
+    def one_source(self) -> Self:
+        """Rows come from one place."""
+        beside = [key for key in ("train", "selection", "report", "hub") if getattr(self, key)]
+        if self.path is not None and beside:
+            raise ValueError(f"'path' and {beside[0]!r} both say where the rows are: give one")
+        return self
+
+    @model_validator(mode="after")
+    def joins_others(self) -> Self:
+        """A joined task is made of other tasks and of nothing else."""
+        if not self.join:
+            return self
+        allowed = {"name", "join", "max_train_rows"}
+        given = sorted(self.model_fields_set - allowed)
+        if given:
+            raise ValueError(f"'join' takes rows and prompts from its tasks: remove {given[0]!r}")
+        if len(set(self.join)) < 2 or len(set(self.join)) < len(self.join):
+            raise ValueError(f"'join' {shown(self.join)}: expected at least two tasks, each once")
+        if self.name in self.join:
+            raise ValueError(f"task {self.name!r} joins itself: give it a name of its own")
+        return self

@@ -1,0 +1,270 @@
+"""The engine alone: any model and any number of its adapters, on any tasks.
+
+What was scored into a folder before is not scored again: a result's key is a hash of the weights,
+the dtype, the task with everything its scores depend on, and the split.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from rankscope.advise.statistics import Array, paired_estimate
+from rankscope.data.encode import Encoder
+from rankscope.data.tasks import LoadedTask
+from rankscope.errors import BadInput, IntegrityError
+from rankscope.evaluate.suite import context_length, encode_split, evaluate_apart
+from rankscope.evaluate.task_record import task_sha256
+from rankscope.models.adapter_io import load_adapter
+from rankscope.models.base import Base
+from rankscope.models.load import load_base, load_tokenizer, model_folder
+from rankscope.models.parameters import read_config
+from rankscope.models.peft_tuner import PeftTuner
+from rankscope.provenance import sha256_json, tokenizer_sha256, weights_sha256
+from rankscope.records import BASE, EvalRecord, ItemResult, Split
+from rankscope.runtime import choose_device, choose_dtype, shortage_said
+from rankscope.scoring.asked import (
+    DEVICE,
+    DTYPES,
+    PROMPT_FORMATS,
+    AdapterFolder,
+    Asked,
+    checked_split,
+    model_config,
+    one_of,
+    read_adapters,
+    read_tasks,
+)
+from rankscope.scoring.folder import Score, ScoresFolder
+from rankscope.watch import Silent, Watcher
+
+MAX_LENGTH = 1024
+"""Most tokens of a window of text, or of an answer scored by its likelihood: a study's default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Everything that was asked for, and what could not be had."""
+
+    scores: tuple[Score, ...]
+    """Task by task, the base first, then adapters in the order asked."""
+    failed: tuple[str, ...]
+    """One sentence per adapter and task that gave no likelihoods."""
+    new: int
+    """How many were scored now; the others had been before."""
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-compatible."""
+        return {
+            "scores": [score.model_dump(mode="json") for score in self.scores],
+            "failed": list(self.failed),
+            "scored_now": self.new,
+            "scored_before": len(self.scores) - self.new,
+            "notes": list(self.notes),
+        }
+
+    def told(self, out: Path) -> str:
+        """Where results are, and which of them were there before, one line."""
+        before = len(self.scores) - self.new
+        if not self.new:
+            return f"{out}: all {before} results were there already; nothing was scored again"
+        already = f", {before} were there already" if before else ""
+        return f"{out}: {self.new} results scored now{already}"
+
+
+def score(asked: Asked, out: Path | None = None, watcher: Watcher | None = None) -> Scored:
+    """Score a model and its adapters on tasks, each only where ``out`` does not hold it yet.
+
+    Nothing is written before everything asked for was checked and read; then every task's results
+    are written whole, as soon as they are there.
+
+    Raises:
+        BadInput: a model, adapter, task, split or row that cannot be used.
+        IntegrityError: ``out`` holds results that were altered.
+    """
+    watcher = watcher or Silent()
+    split = checked_split(asked.split)
+    prompt_format = one_of(asked.prompt_format, PROMPT_FORMATS, "--prompt-format")
+    asked_dtype = one_of(asked.dtype, DTYPES, "--dtype")
+    if not DEVICE.fullmatch(asked.device):
+        raise BadInput(f"--device {asked.device!r}: expected auto, cpu, mps, cuda or cuda:0")
+    config = model_config(asked.model, prompt_format)
+    folder = model_folder(config)
+    device = choose_device(asked.device)
+    dtype = choose_dtype(asked_dtype, device)
+    encoder = Encoder(load_tokenizer(folder), prompt_format, MAX_LENGTH)
+    base_sha256 = weights_sha256(folder)
+    adapters = read_adapters(asked, folder, base_sha256)
+    tasks = read_tasks(asked)
+    notes = [*encoder.notes, *(note for task in tasks for note in task.notes)]
+    notes += [forced_note(adapter) for adapter in adapters if adapter.is_forced]
+    context = context_length(read_config(folder))
+    for task in tasks:
+        encode_split(encoder, task, split, context, asked.settings)  # refuses what cannot be scored
+    tokenizer_hash = tokenizer_sha256(folder)
+    hashes = {
+        task.spec.name: task_sha256(task, encoder, tokenizer_hash, asked.settings) for task in tasks
+    }
+    dtype_name = str(dtype).removeprefix("torch.")
+    weights = {BASE: base_sha256, **{a.label: joint(base_sha256, a.sha256) for a in adapters}}
+    keys = {
+        (model, name): key_of(found, dtype_name, task_hash, split)
+        for model, found in weights.items()
+        for name, task_hash in hashes.items()
+    }
+    stored = ScoresFolder(out)
+    missing = {place for place, key in keys.items() if not stored.holds(key)}
+    run = Run(asked, encoder, tasks, split, stored, keys, watcher)
+    if missing:
+        base = load_base(config, device, dtype, folder)
+        run.score_missing(base, adapters, missing)
+    scores = run.collect(weights, dtype_name, hashes, encoder.prompt_format, adapters)
+    return Scored(tuple(scores), tuple(run.failed), run.new, tuple(notes))
+
+
+def joint(base_sha256: str, adapter_hash: str) -> str:
+    """Hash of the weights that a base with an adapter on it has."""
+    return sha256_json([base_sha256, adapter_hash])
+
+
+def key_of(weights: str, dtype: str, task_hash: str, split: str) -> str:
+    """What makes a result the same result, 16 hex digits."""
+    return sha256_json([weights, dtype, task_hash, split])[:16]
+
+
+def forced_note(adapter: AdapterFolder) -> str:
+    """What a reader of the scores must know of an adapter taken by force."""
+    return (
+        f"adapter {adapter.label}: says that it was made for other weights "
+        f"({(adapter.recorded_base or '')[:12]}...) and is scored on this model by --force"
+    )
+
+
+@dataclass(slots=True)
+class Run:
+    """One run of the engine over what is missing."""
+
+    asked: Asked
+    encoder: Encoder
+    tasks: list[LoadedTask]
+    split: Split
+    stored: ScoresFolder
+    keys: Mapping[tuple[str, str], str]
+    """(model, task) -> key."""
+    watcher: Watcher
+    failed: list[str] = field(default_factory=list)
+    new: int = 0
+
+    def score_missing(
+        self, base: Base, adapters: Sequence[AdapterFolder], missing: set[tuple[str, str]]
+    ) -> None:
+        """Base and LoRA adapters together; every other method by itself on the base."""
+        wanted = {model for model, _ in missing}
+        packed = [a for a in adapters if a.is_lora and a.label in wanted]
+        models: dict[str | None, str] = {None: BASE} if BASE in wanted else {}
+        for adapter in packed:
+            made = load_adapter(adapter.folder, adapter.label).to(base.device)
+            base.pack.attach(made)
+            models[adapter.label] = adapter.label
+        if models:
+            self.score_models(base, models, missing)
+        base.pack.clear()
+        for adapter in adapters:
+            if adapter.is_lora or adapter.label not in wanted:
+                continue
+            record = base.record
+            if adapter.is_forced and adapter.recorded_base is not None:
+                record = record.model_copy(update={"sha256": adapter.recorded_base})
+            try:
+                base.pack.guest = PeftTuner.load(base.model, adapter.folder, record)
+            except IntegrityError as error:
+                raise BadInput(f"adapter {adapter.folder}: cannot be put on: {error}") from error
+            try:
+                self.score_models(base, {None: adapter.label}, missing)
+            finally:
+                base.pack.clear()
+
+    def score_models(
+        self, base: Base, models: Mapping[str | None, str], missing: set[tuple[str, str]]
+    ) -> None:
+        """Score models that are on the base together, task by task."""
+        self.watcher.stage(f"scoring {', '.join(models.values())}", len(self.tasks))
+        for done, task in enumerate(self.tasks):
+            name = task.spec.name
+            self.watcher.advance(done, name)
+            chosen = {slot: model for slot, model in models.items() if (model, name) in missing}
+            if not chosen:
+                continue
+            try:
+                results, reasons = evaluate_apart(
+                    base, self.encoder, task, self.split, chosen, self.asked.settings
+                )
+            except (MemoryError, RuntimeError) as error:
+                raise BadInput(
+                    f"{name}: scoring ran {shortage_said(error)}; give fewer adapters at once, or "
+                    f"a smaller --batch-tokens (now {self.asked.settings.batch_tokens})"
+                ) from error
+            self.failed += [f"{chosen[slot]}: {name}: {why}" for slot, why in reasons.items()]
+            self.keep(task, {chosen[slot]: result for slot, result in results.items()})
+        self.watcher.finish()
+
+    def keep(
+        self, task: LoadedTask, results: Mapping[str, tuple[EvalRecord, list[ItemResult]]]
+    ) -> None:
+        """Hand one task's results over to the folder."""
+        for model, (record, items) in results.items():
+            self.stored.keep(self.keys[model, task.spec.name], model, record, items)
+            self.new += 1
+
+    def collect(
+        self,
+        weights: Mapping[str, str],
+        dtype: str,
+        hashes: Mapping[str, str],
+        prompt_format: Literal["chat", "plain"],
+        adapters: Sequence[AdapterFolder],
+    ) -> list[Score]:
+        """Every score asked for, compared with the base's, and stored as ``scores.json``."""
+        forced = {adapter.label for adapter in adapters if adapter.is_forced}
+        scores = []
+        for task in self.tasks:
+            name = task.spec.name
+            base = self.stored.items(self.keys[BASE, name])
+            for model in weights:
+                key = self.keys[model, name]
+                record = self.stored.record(key)
+                if record is None:
+                    continue
+                change = None
+                if model != BASE and base is not None:
+                    found = self.stored.items(key)
+                    assert found is not None
+                    change = paired_estimate(scores_of(found)[None], scores_of(base))
+                scores.append(
+                    Score(
+                        key=key,
+                        model=model,
+                        record=record.model_copy(update={"trial_id": model}),
+                        change=change,
+                        chance=task.spec.chance,
+                        higher_is=task.spec.higher_is,
+                        weights_sha256=weights[model],
+                        task_sha256=hashes[name],
+                        dtype=dtype,
+                        prompt_format=prompt_format,
+                        shots=task.spec.shots,
+                        scorer=task.spec.scorer,
+                        source=task.source,
+                        other_base_forced=model in forced,
+                    )
+                )
+        self.stored.write(scores)
+        return scores
+
+
+def scores_of(items: Sequence[ItemResult]) -> Array:
+    """Headline scores, (items,)."""
+    return np.array([item.score for item in items], dtype=np.float64)

@@ -1,0 +1,211 @@
+"""``rankscope eval`` as a user meets it: scores, adapters, what is kept, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, TaskType, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from command_line import Outcome, files_below, write_rows
+from command_line import rankscope as command
+from rankscope.models.adapter_io import BASE_HASH, WEIGHTS
+from rankscope.models.pocket import pocket_folder
+
+TASKS = "pocket_med,pocket_gsm"
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Adapters of plain PEFT: ``zero`` and ``lora`` of rank 4, and ``ia3``, another method."""
+    folder = tmp_path_factory.mktemp("adapters")
+    targets = ["q_proj", "v_proj"]
+    lora = LoraConfig(r=4, target_modules=targets, task_type=TaskType.CAUSAL_LM)
+    ia3 = IA3Config(target_modules=targets, feedforward_modules=[], task_type=TaskType.CAUSAL_LM)
+    for name, config in (("zero", lora), ("lora", lora), ("ia3", ia3)):
+        model = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(pocket_folder(), dtype=torch.float32), config
+        )
+        generator = torch.Generator().manual_seed(1)
+        for key, parameter in model.named_parameters():
+            if name == "lora" and "lora_B" in key:
+                parameter.data.normal_(0, 0.3, generator=generator)
+            if name == "ia3" and "ia3" in key:
+                parameter.data.normal_(1, 0.5, generator=generator)
+        model.save_pretrained(folder / name)
+    return folder
+
+
+def ask(*words: object) -> Outcome:
+    return command("eval", "pocket", "--max-items", 12, "--dtype", "float32", *words)
+
+
+def by_model(said: Outcome) -> dict[tuple[str, str], dict[str, Any]]:
+    assert said.code == 0, said.told
+    found = json.loads(said.out)["scores"]
+    return {(score["model"], score["record"]["task"]): score for score in found}
+
+
+def test_base_and_adapters_are_scored_and_kept(adapters: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores"
+    chosen = [w for n in ("zero", "lora", "ia3") for w in ("--adapter", adapters / n)]
+    scores = by_model(ask("--tasks", TASKS, *chosen, "--out", out, "--json"))
+    assert [model for model, _ in scores][:4] == ["base", "zero", "lora", "ia3"]
+    for task in TASKS.split(","):
+        base, zero = scores["base", task], scores["zero", task]
+        assert zero["record"]["score"] == base["record"]["score"]
+        assert zero["change"]["value"] == 0
+        assert base["change"] is None
+    tables = {
+        model: pq.read_table(next((out / "items").rglob(f"{score['key']}.parquet"))).to_pylist()
+        for (model, task), score in scores.items()
+        if task == "pocket_med"
+    }
+    assert tables["zero"][0]["option_logprobs"] == tables["base"][0]["option_logprobs"]
+    for name in ("lora", "ia3"):
+        assert tables[name][0]["option_logprobs"] != tables["base"][0]["option_logprobs"]
+        row = tables[name][3]
+        assert row["adapter"] == name
+        assert row["correct"] is (row["score"] == 1)
+        assert row["gold_logprob"] in row["option_logprobs"]
+    # Again: nothing is scored; more: only what is new.
+    again = ask("--tasks", TASKS, *chosen, "--out", out)
+    assert "all 8 results were there already; nothing was scored again" in again.told
+    more = json.loads(ask("--tasks", f"{TASKS},pocket_law", *chosen, "--out", out, "--json").out)
+    assert (more["scored_now"], more["scored_before"]) == (4, 8)
+    shots = json.loads(ask("--tasks", TASKS, "--shots", 1, "--out", out, "--json").out)
+    assert shots["scored_now"] == 2
+    # What was altered is told.
+    table = next((out / "items" / "pocket_med.report").glob("*.parquet"))
+    table.write_bytes(table.read_bytes()[:-1])
+    damaged = ask("--tasks", TASKS, *chosen, "--out", out)
+    assert (damaged.code, "not what was written" in damaged.told) == (4, True)
+
+
+def test_an_adapter_is_applied_as_peft_applies_it(adapters: Path, tmp_path: Path) -> None:
+    """Merged into the weights by PEFT and scored as a model, it gives the same scores."""
+    from peft import PeftModel
+
+    for name in ("lora", "ia3"):
+        base = AutoModelForCausalLM.from_pretrained(pocket_folder(), dtype=torch.float32)
+        merged = PeftModel.from_pretrained(base, adapters / name).merge_and_unload()
+        folder = tmp_path / name
+        shutil.copytree(pocket_folder(), folder)
+        merged.save_pretrained(folder)
+        words = ("--tasks", "pocket_med", "--max-items", 12, "--dtype", "float32", "--json")
+        alone, beside = tmp_path / f"{name}-a", tmp_path / f"{name}-b"
+        assert command("eval", folder, *words, "--out", alone).code == 0
+        assert ask("--tasks", "pocket_med", "--adapter", adapters / name, "--out", beside).code == 0
+        wanted = next(iter((alone / "items").rglob("*.parquet")))
+        found = {
+            rows[0]["adapter"]: rows
+            for path in (beside / "items").rglob("*.parquet")
+            for rows in [pq.read_table(path).to_pylist()]
+        }[name]
+        for one, other in zip(pq.read_table(wanted).to_pylist(), found, strict=True):
+            assert other["option_logprobs"] == pytest.approx(one["option_logprobs"], abs=1e-3)
+
+
+def test_an_adapter_for_another_base_is_refused(adapters: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(adapters / "lora", other)
+    tensors = load_file(other / WEIGHTS)
+    save_file(tensors, other / WEIGHTS, metadata={"format": "pt", BASE_HASH: "f" * 64})
+    words = ("--tasks", "pocket_med", "--adapter", other, "--out", tmp_path / "out")
+    refused = ask(*words)
+    assert (refused.code, "made for another base" in refused.told) == (2, True)
+    assert "--force" in refused.told
+    assert not (tmp_path / "out").exists()
+    forced = by_model(ask(*words, "--force", "--json"))
+    assert forced["other", "pocket_med"]["other_base_forced"] is True
+    # Of other shapes, by force or not.
+    name = next(key for key in tensors if "lora_A" in key)
+    tensors[name] = torch.zeros(4, 3)
+    save_file(tensors, other / WEIGHTS, metadata={"format": "pt"})
+    shapes = ask(*words, "--force")
+    assert (shapes.code, "expected an adapter of this model" in shapes.told) == (2, True)
+
+
+MCQ = {"question": "q", "choices": ["a", "b"], "answer": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (MCQ | {"answer": 2}, "rows.jsonl, row 7: answer 2 names none of the 2 choices"),
+        (MCQ | {"choices": ["a", "a "]}, "rows.jsonl, row 7: the choice 'a' stands twice"),
+        ({"choices": ["a", "b"], "answer": 1}, "rows.jsonl, row 7: the fields"),
+        (MCQ | {"choices": "ab"}, "rows.jsonl, row 7: choices must be a list"),
+        ("{", "rows.jsonl, row 7: not valid JSON"),
+        (MCQ | {"question": "word " * 900}, "do not fit the model's context"),
+    ],
+)
+def test_bad_rows_are_named_and_nothing_is_written(tmp_path: Path, row: object, told: str) -> None:
+    good = [MCQ | {"question": f"q{n}"} for n in range(12)]
+    path = write_rows(tmp_path / "rows.jsonl", [*good[:6], row, *good[6:]])
+    before = files_below(tmp_path)
+    said = command("eval", "pocket", "--tasks", path, "--out", tmp_path / "out")
+    assert said.code == 2
+    assert told in said.told
+    assert files_below(tmp_path) == before
+
+
+def test_long_rows_are_cut_by_choice(tmp_path: Path) -> None:
+    rows = [MCQ | {"question": f"q{n} " + "word " * (900 if n < 3 else 1)} for n in range(12)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    said = command("eval", "pocket", "--tasks", path, "--too-long", "truncate_left", "--json")
+    record = json.loads(said.out)["scores"][0]["record"]
+    assert 1 <= record["truncated"] <= 3
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--tasks", "pocket_mad"), "did you mean 'pocket_med'?"),
+        (("--tasks", ""), "no tasks were given"),
+        (("--tasks", "pocket_med,pocket_med"), "stands twice"),
+        (("--tasks", "pocket_med", "--split", "test"), "did you mean 'report'?"),
+        (("--tasks", "pocket_med", "--adapter", "nowhere"), "no such folder"),
+        (("--tasks", "pocket_med", "--dtype", "float16"), "Expected one of: auto, float32"),
+        (("--tasks", "pocket_med", "--too-long", "cut"), "Expected one of: refuse"),
+        (("--tasks", "nowhere.yaml"), "nowhere.yaml: no such file"),
+        (("--tasks", "./nowhere"), "no such file or folder"),
+        (("--tasks", "perplexity"), "its rows are your own texts"),
+    ],
+)
+def test_what_does_not_exist_is_told(words: tuple[str, ...], told: str) -> None:
+    said = ask(*words)
+    assert said.code == 2
+    assert told in said.told
+
+
+def test_a_task_file_and_texts(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", [MCQ | {"question": f"q{n}"} for n in range(12)])
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\nreport: rows.jsonl\nscorer: option_text\nheadline: acc_bytes\n"
+    )
+    (tmp_path / "text.txt").write_text("\n\n".join(f"Some text {n}." for n in range(10)))
+    texts = tmp_path / "texts.yaml"
+    texts.write_text("name: texts\nreport: text.txt\nscorer: perplexity\n")
+    scores = by_model(ask("--tasks", f"{tmp_path / 'mine.yaml'},{texts}", "--json"))
+    assert scores["base", "mine"]["record"]["metric"] == "acc_bytes"
+    metrics = scores["base", "texts"]["record"]["metrics"]
+    assert metrics["bits_per_byte"] > 0
+    assert metrics["perplexity"] > 1
+
+
+def test_a_data_set_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
+    from rankscope.data.sources import HubSource, read_hub
+    from rankscope.errors import BadInput
+
+    folder = tmp_path / "scripted"
+    folder.mkdir()
+    (folder / "scripted.py").write_text("raise SystemExit('ran')\n")
+    with pytest.raises(BadInput, match="needs code of its own") as error:
+        read_hub(HubSource(str(folder)))
+    assert "refs/convert/parquet" in str(error.value)
