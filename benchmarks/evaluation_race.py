@@ -36,7 +36,8 @@ Row = Mapping[str, Any]
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """A JSONL file's rows."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Not splitlines: some rows hold other line separators than the line feed.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 # --- prompts ------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from rankscope.models.base import Base
 from rankscope.runtime import limit_kernel_cache
 
 Given = Mapping[str, Any]
-TRIED = 24
+TRIED = 16
 """Items with which a peer's batch sizes are tried."""
 STOP = "\nQuestion:"
 

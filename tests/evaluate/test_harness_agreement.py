@@ -108,13 +108,13 @@ def smollm2(folder: Path) -> Base:
 def test_real_questions_and_answers_on_smollm2(
     folder: Path, smollm2: Base, data_dir: Path, tmp_path: Path
 ) -> None:
-    """ARC-easy by text, MMLU by letter after two examples, GSM8K written; base and adapter."""
+    """ARC-easy by text, MMLU by letter after an example, GSM8K written; base and adapter."""
     (place,) = write_adapters(str(folder), tmp_path, [8])
     smollm2.pack.attach(load_adapter(Path(place), "adapter", smollm2.record))
-    questions = [*arc_easy(data_dir, 6), *mmlu(data_dir, 1, 3, 2)]
+    questions = [*arc_easy(data_dir, 3), *mmlu(data_dir, 1, 2, 1)]
     prompt = "Question: Tom has 3 apples and buys 4 more. How many apples has he?\nAnswer:"
     ids = smollm2.tokenizer.encode(prompt)
-    limits = Limits(16, 2048, 4096, frozenset({smollm2.tokenizer.eos_token_id}), (STOP,))
+    limits = Limits(10, 2048, 4096, frozenset({smollm2.tokenizer.eos_token_id}), (STOP,))
     tokens = smollm2.tokenizer
     for slot in (None, "adapter"):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -124,6 +124,6 @@ def test_real_questions_and_answers_on_smollm2(
         agree(questions, our_side(smollm2, slot, questions), theirs)
         with torch.inference_mode():
             found = generate(smollm2, [ids], [slot], limits)[slot]
-            texts = in_batches(model.eval(), tokens, 16, 1, [prompt])
+            texts = in_batches(model.eval(), tokens, 10, 1, [prompt])
         stock = {"texts": [[text.partition(STOP)[0] for text in texts]]}
         assert text_agreement({"texts": [[g.text for g in found]]}, stock) == 1

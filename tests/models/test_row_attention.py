@@ -144,6 +144,48 @@ def test_cached_prefixes_selected_with_repeats_and_continued_twice(architecture:
     assert_close(found[1], torch.cat([w[cut:] for w, cut in zip(whole, cuts, strict=True)]))
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("num_shared", [0, 1, 9])
+def test_branches_see_their_trunk_themselves_and_what_all_rows_share(
+    architecture: str, num_shared: int
+) -> None:
+    """Trunks of 6, 1 and 20 tokens; branches of 3 and 1, of none, and of 2, 2 and 5."""
+    (shared,) = token_rows([num_shared]) if num_shared else ([],)
+    trunks = token_rows([6, 1, 20], seed=1)
+    branches = [token_rows([3, 1], seed=2), [], token_rows([2, 2, 5], seed=3)]
+    model = stock(architecture)
+    expected = []
+    for trunk, parts in zip(trunks, branches, strict=True):
+        expected.append(alone(model, shared + trunk)[num_shared:])
+        expected += [alone(model, shared + trunk + p)[num_shared + len(trunk) :] for p in parts]
+    base = base_of(stock(architecture))
+    rows = [
+        Row(
+            trunk + [token for part in parts for token in part],
+            range(len(trunk) + sum(map(len, parts))),
+            start=num_shared,
+            branches=[len(part) for part in parts],
+        )
+        for trunk, parts in zip(trunks, branches, strict=True)
+    ]
+    with torch.inference_mode():
+        cache = None
+        if shared:
+            cache = RowCache(1, num_shared)
+            base.logits(RowBatch.of([Row(shared, [])], base.device), cache, store=True)
+        found = base.logits(RowBatch.of(rows, base.device), prefix=cache)
+    assert_close(found, torch.cat(expected))
+
+
+def test_branches_and_prefixes_are_for_scoring() -> None:
+    base = base_of(tiny_llama())
+    batch = RowBatch.of([Row([3, 4, 5], [2], branches=[1])], base.device)
+    with pytest.raises(ValueError, match="no backward pass"):
+        base.logits(batch)
+    with pytest.raises(ValueError, match="a prefix of 2 rows"), torch.inference_mode():
+        base.logits(batch, prefix=RowCache(2, 4))
+
+
 def test_without_store_a_cache_is_read_and_left_as_it_is() -> None:
     (prefix,) = token_rows([6])
     base = base_of(tiny_llama())

@@ -51,6 +51,10 @@ class Question:
         """Of the longest row: what must fit into the model's context."""
         return len(self.prompt) + max(map(len, self.continuations))
 
+    def distinct(self) -> "Question":
+        """Every continuation once: equal ones tie, whatever a product's rounding does by place."""
+        return Question(self.prompt, list(dict.fromkeys(map(tuple, self.continuations))))
+
 
 def encode_choices(encoder: Encoder, items: Sequence[Item], spec: TaskSpec) -> list[Question]:
     """Every item with its option texts and its letters, as far as the task scores them.
@@ -287,7 +291,8 @@ def continuation_logprobs(
     """
     empty = [np.zeros(0)] * len(questions)
     found = {slot: Logprobs(list(empty), list(empty)) for slot in slots}
-    for group in make_groups(questions, batch_tokens, base.record.vocab_size, base.device):
+    distinct = [question.distinct() for question in questions]
+    for group in make_groups(distinct, batch_tokens, base.record.vocab_size, base.device):
         for slot, logprobs in found.items():
             begun = time.perf_counter()
             shared = group.shared(base, slot)
@@ -295,6 +300,11 @@ def continuation_logprobs(
             for chunk in group.chunks:
                 logprobs.put(chunk, *run_chunk(base, chunk, slot, shared, greedy=greedy))
             logprobs.seconds += time.perf_counter() - begun
+    for logprobs in found.values():
+        for kept in (logprobs.values, logprobs.missed) if greedy else (logprobs.values,):
+            for index, (question, once) in enumerate(zip(questions, distinct, strict=True)):
+                places = {ids: place for place, ids in enumerate(once.continuations)}
+                kept[index] = kept[index][[places[tuple(ids)] for ids in question.continuations]]
     return found
 
 
