@@ -4,6 +4,9 @@ Scaling a trained update down, W0 + f (W - W0), costs no training and always for
 end, f = 0 being the base. So whatever else is meant to help has to forget less than the plain arm
 scaled to the *same* gain. Between two strengths both gain and forgetting are interpolated linearly;
 where a curve passes a gain more than once, its least forgetting counts: the best scaling can do.
+Where a mitigation learned more than the plain arm at any strength, the plain arm is granted what it
+lacks: no seed is left out, since leaving out those that learned most would be choosing by the
+result. All comparisons of a training task are one family (Holm).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +17,7 @@ import numpy as np
 from scipy import stats
 
 from rankscope.advise.choose import Objective
+from rankscope.advise.statistics import holm
 from rankscope.records import (
     BASE,
     MitigationComparison,
@@ -49,22 +53,24 @@ def compare_mitigations(study: StudyRecords) -> tuple[TaskMitigation, ...]:
                 TaskMitigation(
                     task=task,
                     curves=tuple(curve for of_arm in curves for curve in of_arm),
-                    comparisons=tuple(_comparisons(study, trials)),
+                    comparisons=with_holm(_comparisons(study, trials)),
                 )
             )
     return tuple(found)
 
 
-def forgetting_at(curve: Sequence[Spot], gain: float) -> float | None:
+def forgetting_at(curve: Sequence[Spot], gain: float) -> float:
     """Least forgetting at which a piecewise linear curve of (gain, forgetting) has ``gain``.
 
-    None where the curve does not reach it.
+    Beyond its largest gain, what it forgets there; below its smallest likewise.
     """
+    gains = [found for found, _ in curve]
+    gain = min(max(gain, min(gains)), max(gains))
     reached = [forgotten for found, forgotten in curve if found == gain]
     for (g0, f0), (g1, f1) in pairwise(curve):
         if min(g0, g1) <= gain <= max(g0, g1) and g0 != g1:
             reached.append(f0 + (f1 - f0) * (gain - g0) / (g1 - g0))
-    return min(reached, default=None)
+    return min(reached)
 
 
 def by_arm(trials: Sequence[TrialRecords]) -> list[list[TrialRecords]]:
@@ -191,6 +197,7 @@ def _comparisons(study: StudyRecords, trials: Sequence[TrialRecords]) -> list[Mi
                 if (partner := plain.get((settings_without_mitigation(t), t.spec.seed)))
             ]
             found += _compared(study, arm[0].spec.arm_label, pairs)
+            continue
         for kind in kinds:
             for strength in strengths(study, arm[0], kind):
                 variant = Variant(kind, strength)
@@ -227,16 +234,16 @@ def _compared(
 ) -> list[MitigationComparison]:
     """One comparison over seeds, of models and the plain trials that they are compared with; none
     where the plain trials were not scored scaled."""
-    spots, baselines = [], []
+    spots, baselines, beyond = [], [], 0
     for model, trial in pairs:
         curve = scaling_spots(study, trial, "scale", "report")
         found = spot(study, trial.spec.task, model, "report")
         if curve is not None and found is not None:
             spots.append(found)
             baselines.append(forgetting_at([curve[s] for s in sorted(curve)], found[0]))
+            beyond += found[0] > max(gain for gain, _ in curve.values())
     if not spots:
         return []
-    known = [(s[1], b) for s, b in zip(spots, baselines, strict=True) if b is not None]
     gain, forgetting = np.mean(spots, axis=0)
     return [
         MitigationComparison(
@@ -244,20 +251,35 @@ def _compared(
             plain=pairs[0][1].spec.arm_label,
             gain=float(gain),
             forgetting=float(forgetting),
-            baseline=float(np.mean([b for _, b in known])) if known else None,
-            difference=over_seeds([f - b for f, b in known]),
-            beyond=len(spots) - len(known),
+            baseline=float(np.mean(baselines)),
+            difference=over_seeds([f - b for (_, f), b in zip(spots, baselines, strict=True)]),
+            beyond=beyond,
         )
     ]
 
 
-def over_seeds(values: Sequence[float]) -> SeedMean | None:
-    """The mean with Student's t interval; its width is unknown for one value, None for none."""
-    if not values:
-        return None
+def with_holm(found: Sequence[MitigationComparison]) -> tuple[MitigationComparison, ...]:
+    """The comparisons of one training task, each p also within all of them; unknown ones count."""
+    adjusted = holm([1.0 if c.difference.p is None else c.difference.p for c in found])
+    return tuple(
+        c.model_copy(
+            update={
+                "difference": c.difference.model_copy(
+                    update={"p_holm": None if c.difference.p is None else p}
+                )
+            }
+        )
+        for c, p in zip(found, adjusted, strict=True)
+    )
+
+
+def over_seeds(values: Sequence[float]) -> SeedMean:
+    """The mean of at least one value with Student's t interval; width unknown for one value."""
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
-        return SeedMean(value=mean, low=None, high=None, seeds=count)
+        return SeedMean(value=mean, low=None, high=None, p=None, seeds=count)
     error = float(np.std(values, ddof=1)) / count**0.5
     half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1)) * error
-    return SeedMean(value=mean, low=mean - half, high=mean + half, seeds=count)
+    alike = 1.0 if mean == 0 else 0.0  # seeds that agree to the last digit
+    p = 2 * float(stats.t.sf(abs(mean) / error, count - 1)) if error else alike
+    return SeedMean(value=mean, low=mean - half, high=mean + half, p=p, seeds=count)

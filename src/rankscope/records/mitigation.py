@@ -36,6 +36,10 @@ class SeedMean(Record):
     low: float | None
     """None with one seed, whose spread cannot be known."""
     high: float | None
+    p: float | None
+    """Two-sided, that it is zero."""
+    p_holm: float | None = None
+    """The same among all comparisons of the training task (Holm)."""
     seeds: int
 
 
@@ -49,13 +53,13 @@ class MitigationComparison(Record):
     gain: float
     """In-domain, mean over the seeds compared."""
     forgetting: float
-    baseline: float | None
-    """What the plain arm forgets when it is scaled to the same gain, interpolated; None where no
-    seed's curve reaches that gain."""
-    difference: SeedMean | None
+    baseline: float
+    """What the plain arm forgets when it is scaled to the same gain, interpolated."""
+    difference: SeedMean
     """Forgetting minus baseline. Below 0: better than scaling."""
     beyond: int
-    """Seeds left out, whose gain the plain arm does not reach at any strength."""
+    """Seeds whose gain the plain arm does not reach at any strength: its baseline is then what it
+    forgets at the most it learned, which grants it the rest for nothing."""
 
 
 class TaskMitigation(Record):

@@ -2,12 +2,13 @@
 
 import plotly.graph_objects as go
 
-from rankscope.records import ArmSummary, MitigationComparison, ScalingCurve, TaskMitigation
+from rankscope.records import ArmSummary, ScalingCurve, TaskMitigation
 from rankscope.report.figure import Choice, Column, DataTable, Figure, axis, layout, name, table
 from rankscope.report.figures.labels import Label, add_labels, place
 from rankscope.report.style import BASE, MUTED, SURFACE, Color, count, difference, number
 from rankscope.report.view import StudyView
 
+LEVEL = 0.05
 DASH_OF = {"scale": "solid", "layers": "dot", "intruders": "dash", "control": "dashdot"}
 """Lines of one arm, by how it is scaled."""
 
@@ -41,14 +42,16 @@ def draw(view: StudyView, task: str) -> tuple[Figure, ...]:
         plot=_bars(view, found),
         how_to_read="How much more each forgets than the same arm without it, scaled down until "
         "both have the same in-domain score. Left of zero it keeps more than scaling does, which "
-        "is free. Bars are 95 % intervals over seeds; a hollow mark has no interval. What learned "
-        "more than the plain arm at any scale is not drawn.",
+        "is free. Bars are 95 % intervals over seeds, each by itself; a hollow mark has none. "
+        "Where a mitigation learned more than the plain arm at any scale, that one is granted the "
+        "rest.",
+        min_width=560,
     )
     return curves, compared
 
 
 def _finding(view: StudyView, found: TaskMitigation) -> str:
-    unit, forgetting = view.unit(found.task), view.forgetting_unit(found.task)
+    unit = view.unit(found.task)
     focus = view.focus(found.task)
     curves = [curve for curve in found.curves if curve.kind == "scale"] or list(found.curves)
     told = next((c for c in curves if focus is not None and c.label == focus.label), curves[0])
@@ -65,7 +68,7 @@ def _finding(view: StudyView, found: TaskMitigation) -> str:
     return (
         f"{as_trained}; at {chosen.strength:g} of its update, chosen on the selection split, "
         f"{difference(chosen.gain, unit)} and {_fell(chosen.forgetting, view, found.task)}"
-        f" ({forgetting.difference} over {count(chosen.seeds, 'seed')})."
+        f" (means over {count(chosen.seeds, 'seed')})."
     )
 
 
@@ -76,33 +79,28 @@ def _fell(value: float, view: StudyView, task: str) -> str:
 
 
 def _verdict(view: StudyView, found: TaskMitigation) -> str:
-    known = [c for c in found.comparisons if c.difference is not None]
-    beyond = len(found.comparisons) - len(known)
+    known = [c for c in found.comparisons if c.difference.p_holm is not None]
     if not known:
         return (
-            "Every mitigation learned more than its plain arm at any scale: none can be compared."
+            f"{count(len(found.comparisons), 'comparison')} over one seed: how much seeds differ "
+            "is unknown, so none says which is better. Give the study more seeds."
         )
-    better = [
-        c for c in known if c.difference and c.difference.high is not None and c.difference.high < 0
-    ]
-    worse = [
-        c for c in known if c.difference and c.difference.low is not None and c.difference.low > 0
-    ]
-    best = min(known, key=_gap)
-    unit = view.forgetting_unit(found.task)
+    clear = [c for c in known if (c.difference.p_holm or 0.0) < LEVEL]
+    better = [c for c in clear if c.difference.value < 0]
+    fewer = sum(c.difference.value < 0 for c in known)
     text = (
-        f"Of {count(len(known), 'mitigation')}, {len(better)} clearly kept more than scaling the "
-        f"plain arm to the same score, {len(worse)} clearly less. The best, {best.label}: "
-        f"{number(abs(_gap(best)) * unit.scale, unit.digits)} {unit.difference} "
-        f"{'less' if _gap(best) < 0 else 'more'} forgotten."
+        f"Of {count(len(known), 'comparison')} over seeds, {fewer} forgot less than the plain arm "
+        f"scaled to the same score, {len(known) - fewer} did not. Counted together (Holm, 5 %) "
     )
-    if beyond:
-        text += f" {count(beyond, 'other')} learned more than the plain arm at any scale."
+    if not clear:
+        return text + "none of these differences is shown: look at them as hints."
+    text += f"shown to be better: {len(better)}, worse: {len(clear) - len(better)}."
+    if better:
+        first = min(better, key=lambda c: c.difference.value)
+        unit = view.forgetting_unit(found.task)
+        amount = number(abs(first.difference.value) * unit.scale, unit.digits)
+        text += f" The largest shown: {first.label}, {amount} {unit.difference} less forgotten."
     return text
-
-
-def _gap(comparison: MitigationComparison) -> float:
-    return comparison.difference.value if comparison.difference is not None else 0.0
 
 
 def _table(view: StudyView, found: TaskMitigation) -> DataTable:
@@ -153,65 +151,64 @@ def _comparison_table(view: StudyView, found: TaskMitigation) -> DataTable:
         Column("difference", f),
         Column("low", f),
         Column("high", f),
-        Column("seeds compared", 0),
-        Column("seeds beyond it", 0),
+        Column("p (Holm)", 3),
+        Column("seeds", 0),
+        Column("seeds that learned more than it", 0),
     ]
     rows = []
     for c in found.comparisons:
         d = c.difference
-        ends = [None, None, None] if d is None else [d.value, d.low, d.high]
+        ends = [None if value is None else value * forgetting.scale for value in (d.low, d.high)]
         rows.append(
             (
                 c.label,
                 c.plain,
                 c.gain * unit.scale,
                 c.forgetting * forgetting.scale,
-                None if c.baseline is None else c.baseline * forgetting.scale,
-                *(None if value is None else value * forgetting.scale for value in ends),
-                0 if d is None else d.seeds,
+                c.baseline * forgetting.scale,
+                d.value * forgetting.scale,
+                *ends,
+                d.p_holm,
+                d.seeds,
                 c.beyond,
             )
         )
     return table(columns, rows)
 
 
-def _bars(view: StudyView, found: TaskMitigation) -> go.Figure | None:
-    known = [c for c in found.comparisons if c.difference is not None]
-    if not known:
-        return None
+def _bars(view: StudyView, found: TaskMitigation) -> go.Figure:
     scale = view.forgetting_unit(found.task).scale
-    known = sorted(known, key=_gap, reverse=True)
-    figure = go.Figure(
-        layout=layout(110 + 30 * len(known), margin={"l": 20, "r": 20, "t": 10, "b": 52})
-    )
+    known = sorted(found.comparisons, key=lambda c: c.difference.value, reverse=True)
+    height = 110 + 30 * len(known)
+    figure = go.Figure(layout=layout(height, margin={"l": 20, "r": 20, "t": 10, "b": 52}))
     names = [name(c.label) for c in known]
-    whole = [c for c in known if c.difference and c.difference.low is not None]
     x: list[float | None] = []
     y: list[str | None] = []
-    for c in whole:
-        assert c.difference is not None
-        assert c.difference.low is not None
-        assert c.difference.high is not None
-        x += [c.difference.low * scale, c.difference.high * scale, None]
-        y += [name(c.label)] * 2 + [None]
+    for c in known:
+        if c.difference.low is not None and c.difference.high is not None:
+            x += [c.difference.low * scale, c.difference.high * scale, None]
+            y += [name(c.label), name(c.label), None]
+    line = {"color": MUTED.light, "width": 2}
+    figure.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip")
+    values = [c.difference.value * scale for c in known]
     figure.add_scatter(
-        x=x, y=y, mode="lines", line={"color": MUTED.light, "width": 2}, hoverinfo="skip"
-    )
-    figure.add_scatter(
-        x=[_gap(c) * scale for c in known],
+        x=values,
         y=names,
         mode="markers",
         marker={
             "color": [_color(view, found.task, c.plain).light for c in known],
             "size": 11,
-            "symbol": ["circle" if c in whole else "circle-open" for c in known],
+            "symbol": ["circle-open" if c.difference.low is None else "circle" for c in known],
         },
         hoverinfo="text",
-        hovertext=[f"<b>{name(c.label)}</b><br>{number(_gap(c) * scale, 2)}" for c in known],
+        hovertext=[
+            f"<b>{text}</b><br>{number(v, 2)}" for text, v in zip(names, values, strict=True)
+        ],
     )
     unit = view.forgetting_unit(found.task).difference
     figure.update_xaxes(axis(f"forgetting beyond scaling, {unit}"))
-    figure.update_yaxes(axis("", categoryorder="array", categoryarray=names, gridcolor=None))
+    span = [-0.7, len(known) - 0.3]
+    figure.update_yaxes(axis("", categoryorder="array", categoryarray=names, range=span))
     return figure
 
 
@@ -302,6 +299,8 @@ class Drawing:
         x, y = ([0.0, *(spot[i] for spot in points)] for i in (0, 1))
         labels = [Label(0.0, 0.0, "base")]
         for curve in curves:
+            if curve.kind != "scale":  # it ends where the arm's own curve does
+                continue
             arm = self.arms.get(curve.label)
             labels.append(Label(*self.spots(curve)[-1], arm.short_label if arm else curve.label))
         add_labels(self.figure, place(labels, points, (min(x), max(x)), (max(y), min(y))))
