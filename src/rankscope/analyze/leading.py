@@ -19,7 +19,7 @@ from torch import Tensor
 
 MAX_SWEEPS = 40
 MAX_DEGREE = 60
-CACHED, MIN_WIDTH = 1 << 24, 16
+CACHED, MIN_WIDTH = 1 << 18, 16
 """Numbers of a block of columns that stay in a processor's cache, and columns at least."""
 MARGIN = 2.0
 """Logarithm of what a sweep aims below the tolerance."""
