@@ -103,6 +103,33 @@ def test_train_pocket_prints_its_line() -> None:
     assert {"ratio", "ratio_hand_tuned", "device"} <= set(result)
 
 
+def test_spectra_prints_its_lines(tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path / "model")
+    done = subprocess.run(
+        [
+            *(sys.executable, str(BENCHMARKS / "spectra.py"), "--size", "300", "--rank", "4"),
+            *("--model", str(tmp_path / "model")),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["benchmark"] for line in lines] == [
+        "spectra_intruders",
+        "spectra_similarity",
+        "spectra_adapter",
+    ]
+    for line in lines:
+        assert 0 < line["parity"] <= 1e-5
+        assert line["parity_decisions"] == 0
+        assert 0 <= line["parity_max_matched"] <= 1e-3
+        assert line["ratio"] > 0
+        assert line["intruders"] > 0
+        assert "torch" in line["device"]
+
+
 @pytest.mark.parametrize("loss", [plain, padded_at_labels, concatenated])
 @pytest.mark.parametrize("is_joined", [False, True])
 def test_every_single_run_loop_gives_the_packs_losses(

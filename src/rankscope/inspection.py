@@ -16,6 +16,8 @@ from rankscope.models.load import shapes_folder
 from rankscope.models.stored_weights import StoredModel
 from rankscope.provenance import provenance
 from rankscope.records import Inspection, MatrixSpectrum, NormGrowth, SpectraRecord, TunedModel
+from rankscope.records.inspection_tables import write_tables
+from rankscope.report.inspection import write_inspection_page
 from rankscope.runtime import choose_device, keep_freed_memory
 from rankscope.watch import Silent, Watcher
 
@@ -131,6 +133,10 @@ def spectra_of(
 
 def refuse_too_many(base: StoredModel, names: Iterable[str], settings: InspectSettings) -> None:
     """Raise BadInput where more vectors are asked for than a matrix has; a default fits any."""
+    if not 0 < settings.intruder_epsilon < 1:
+        raise BadInput(
+            f"--epsilon {settings.intruder_epsilon}: expected a number between 0 and 1, a cosine"
+        )
     asked = {"--top-k": settings.top_k, "--intruder-k": settings.intruder_k}
     if settings.intruder_k == InspectSettings.intruder_k:
         del asked["--intruder-k"]
@@ -159,6 +165,13 @@ def growth_of(models: Sequence[TunedModel]) -> NormGrowth | None:
 
 
 def write_inspection(found: Inspection, out: Path) -> None:
-    """Write ``inspection.json`` into ``out``, made where it is not there."""
+    """Write everything into ``out``, made where it is not there.
+
+    ``inspection.json`` is the whole record, ``inspection.html`` the page, ``matrices.parquet`` has
+    a row per tuned model and matrix; ``layers.parquet`` and ``modules.parquet`` sum it up by layer
+    and by type of module.
+    """
     out.mkdir(parents=True, exist_ok=True)
     replace_text(out / "inspection.json", found.model_dump_json(indent=2) + "\n")
+    write_tables(found, out)
+    write_inspection_page(found, out / "inspection.html")

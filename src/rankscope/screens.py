@@ -242,7 +242,29 @@ def inspection_screen(found: Inspection) -> RenderableType:
         parts.append(inspected_modules(model))
         if model.heads is not None:
             parts.append(inspected_heads(model.name, model.heads))
-    return Group(*parts)
+    return Group(*parts, *notes_lines(inspected_notes(found)))
+
+
+def inspected_notes(found: Inspection) -> list[str]:
+    """What the tables do not say: growth with rank, uncertain vectors, what is kept on disk."""
+    notes = []
+    if (growth := found.growth) is not None:
+        notes.append(
+            f"|dW| = {growth.start:.3g} + {growth.slope:.3g} ln r over ranks "
+            f"{', '.join(map(str, growth.ranks))}: residual {growth.rms:.2g} (root mean square); "
+            f"r^{growth.power:.2g} leaves {growth.power_rms:.2g}"
+        )
+    for model in found.tuned:
+        uncertain = sum(m.ill_conditioned for m in model.spectra.matrices)
+        total = sum(m.top_k for m in model.spectra.matrices)
+        if uncertain:
+            notes.append(
+                f"{visible(model.name)}: {uncertain} of {total} vectors compared lie in clusters "
+                "of close singular values, where single vectors mean little"
+            )
+    if found.cache_bytes:
+        notes.append(f"decompositions of base weights on disk: {size(found.cache_bytes)}")
+    return notes
 
 
 def inspected_models(found: Inspection) -> Table:

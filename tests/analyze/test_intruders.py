@@ -8,7 +8,8 @@ from scipy.linalg import hadamard
 from torch import Tensor
 
 from rankscope.analyze.decomposition import SVD, svd
-from rankscope.analyze.intruders import Intruders, intruder_dimensions
+from rankscope.analyze.intruders import Intruders, intruder_dimensions, intruders_among
+from rankscope.analyze.tuned import of_adapter
 from rankscope.errors import BadInput
 
 SIZE = 256
@@ -105,6 +106,46 @@ def test_left_null_space_of_a_tall_matrix(theta: float) -> None:
     result = found(tall, delta)
     after = svd(product(tall) + delta)
     assert float(after.S[0]) == pytest.approx(math.sqrt(1 + theta**2))
+    assert result.max_cosine[0] == pytest.approx(1 / math.sqrt(1 + theta**2), abs=1e-5)
+    assert (0 in result.positions) == (theta > math.sqrt(3))
+
+
+def fast(base: SVD, factors: list[tuple[float, Tensor, Tensor]]) -> Intruders:
+    """The same by the base's decomposition, with dW = sum of value u v^T as an adapter."""
+    values = torch.tensor([value for value, _, _ in factors], dtype=torch.float64)
+    B = torch.stack([u for _, u, _ in factors], dim=1) * values
+    A = torch.stack([v for _, _, v in factors])
+    leading = of_adapter(base, A, B, 1.0, 10)
+    return intruders_among(leading.left, leading.S, 0.5)
+
+
+@pytest.mark.parametrize(("planted", "expected"), [(1, 1), (3, 3), (8, 8), (12, 10)])
+def test_planted_intruders_by_the_fast_route(base: SVD, planted: int, expected: int) -> None:
+    h = torch.tensor(hadamard(SIZE), dtype=torch.float64) / 16
+    factors = [(20.0 - j, base.U @ h[:, j + 1], base.V @ h[:, j + 101]) for j in range(planted)]
+    result = fast(base, factors)
+    assert result.positions == tuple(range(expected))
+    assert all(c == pytest.approx(0.066, abs=0.004) for c in result.max_cosine[:expected])
+
+
+def test_known_directions_by_the_fast_route(base: SVD) -> None:
+    amplified = fast(base, [(5.0, base.U[:, 99], base.V[:, 99])])
+    assert amplified.count == 0
+    assert amplified.max_cosine[0] == pytest.approx(1.0, abs=1e-5)
+    for m in (2, 3, 5, 16):
+        u = base.U[:, 20 : 20 + m].sum(dim=1) / math.sqrt(m)
+        v = base.V[:, 60 : 60 + m].sum(dim=1) / math.sqrt(m)
+        mixed = fast(base, [(1e4, u, v)])
+        assert mixed.max_cosine[0] == pytest.approx(1 / math.sqrt(m), abs=1e-3)
+        assert (0 in mixed.positions) == (m >= 5)
+
+
+@pytest.mark.parametrize("theta", [0.5, 1.7, 1.8, 5.0])
+def test_left_null_space_by_the_fast_route(theta: float) -> None:
+    q = orthogonal(400, 4)
+    s = torch.linspace(1, 0.1, SIZE, dtype=torch.float64)
+    tall = SVD(q[:, :SIZE], s, orthogonal(SIZE, 5))
+    result = fast(tall, [(theta, q[:, 300], tall.V[:, 0])])
     assert result.max_cosine[0] == pytest.approx(1 / math.sqrt(1 + theta**2), abs=1e-5)
     assert (0 in result.positions) == (theta > math.sqrt(3))
 

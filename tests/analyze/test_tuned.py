@@ -1,21 +1,33 @@
 """The fast route to a tuned matrix's leading vectors, against its full decomposition."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from rankscope.analyze import tuned
+from rankscope.analyze import decomposition, tuned
 from rankscope.analyze.core import core_of
-from rankscope.analyze.decomposition import SVD, svd
+from rankscope.analyze.decomposition import (
+    SVD,
+    BaseSpectra,
+    cache_bytes,
+    make_room,
+    packed,
+    read_stored,
+    stored_path,
+    svd,
+    unpacked,
+)
 from rankscope.analyze.intruders import intruder_dimensions, intruders_among
 from rankscope.analyze.leading import NotConvergedError, leading_triples
 from rankscope.analyze.spectra import similarity, similarity_of
 from rankscope.analyze.tuned import Leading, of_adapter, of_matrix
 
 SHAPES = [(400, 400), (500, 300), (300, 500), (310, 300)]
-K = 60
+K = 24
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -152,12 +164,115 @@ def test_a_zero_update_is_the_base_itself() -> None:
     torch.testing.assert_close(found.left.abs(), eye, atol=1e-7, rtol=0)
 
 
-def test_an_iteration_on_a_dense_matrix_equals_the_full_decomposition() -> None:
-    weight = base_weight((400, 300), 0.3)
-    after = weight + 0.05 * gaussian(400, 300, seed=8)
+@pytest.mark.parametrize("shape", [(400, 300), (300, 400), (300, 300)])
+def test_an_iteration_on_a_dense_matrix_equals_the_full_decomposition(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]
+) -> None:
+    """With a new direction that none of the base's leading vectors touches."""
+    weight = base_weight(shape, 0.3)
     base = svd(weight)
+    after = weight + 0.05 * gaussian(*shape, seed=8)
+    after += 60 * torch.outer(base.U[:, 249], base.V[:, 279])
     full = svd(after)
+    monkeypatch.setattr(tuned, "ITERATED_FROM", 256)
+    monkeypatch.setattr(tuned, "ITERATED_SHARE", 10)
+
+    def refused(_: Tensor) -> SVD:
+        raise AssertionError("fell back to the direct route")
+
+    monkeypatch.setattr(tuned, "svd", refused)
     found = of_matrix(base, after, 20)
     torch.testing.assert_close(found.S, full.S[:20], rtol=1e-6, atol=0)
-    expected = SVD(full.U[:, :20], full.S[:20], full.V[:, :20])
-    torch.testing.assert_close(found.left.abs(), (base.U.mT @ expected.U).abs(), atol=1e-4, rtol=0)
+    expected = (base.U.mT @ full.U[:, :20]).abs()
+    torch.testing.assert_close(found.left.abs(), expected, atol=1e-4, rtol=0)
+    assert float(found.left[249, 0].abs()) > 0.9
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_what_the_disk_keeps_is_what_memory_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    """The second reader computes nothing, and nothing depends on whether a file was there."""
+    if large:
+        monkeypatch.setattr(decomposition, "ROUNDED_FROM", 256)
+    weight = base_weight((300, 260), 0.5).float()
+    first = BaseSpectra(folder=tmp_path).of("a", weight)
+    files = list(tmp_path.iterdir())
+    assert len(files) == 1
+    bytes_each, blocks = (2, 5 + 5) if large else (4, 0)
+    expected = bytes_each * 260 * (300 + 260) + 4 * 260 * (1 + blocks)
+    assert expected <= cache_bytes(tmp_path) <= expected + 400
+    alone = BaseSpectra().of("a", weight)
+
+    def refused(_: Tensor) -> SVD:
+        raise AssertionError("computed what the disk has")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(decomposition, "svd", refused)
+        second = BaseSpectra(folder=tmp_path).of("b", weight)
+    for one, other, third in zip(first, second, alone, strict=True):
+        assert torch.equal(one, other)
+        assert torch.equal(one, third)
+    error = (first.U - svd(weight).U).norm(dim=0).max()
+    assert float(error) < (5e-5 if large else 1e-6)
+    # Another matrix is not taken for this one, and neither is a damaged file.
+    other_weight = weight.clone()
+    other_weight[0, 0] += 1e-3
+    assert read_stored(stored_path(tmp_path, other_weight), other_weight) is None
+    content = bytearray(files[0].read_bytes())
+    content[600:6000] = b"\x3c" * 5400
+    files[0].write_bytes(content)
+    assert read_stored(files[0], weight) is None
+    files[0].write_bytes(b"junk")
+    again = BaseSpectra(folder=tmp_path).of("a", weight)
+    torch.testing.assert_close(again.S, first.S)
+    assert read_stored(files[0], weight) is not None
+
+
+def test_rounded_vectors_keep_what_is_measured_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 bits: singular values to 1e-5, the same intruders, similarity to 1e-3."""
+    monkeypatch.setattr(decomposition, "ROUNDED_FROM", 256)
+    weight = gaussian(400, 400, seed=3).float() / 20
+    A, B = gaussian(8, 400, seed=1).float() / 20, 1.9 * gaussian(400, 8, seed=2).float() / 20
+    exact, full = svd(weight), svd(weight + B @ A)
+    rounded = BaseSpectra().of("W", weight)
+    assert not torch.equal(rounded.U, exact.U)
+    found = of_adapter(rounded, A, B, 1.0, 100)
+    assert float(((found.S - full.S[:100]) / full.S[:100]).abs().max()) < 1e-5
+    alike = similarity_of(found.left[:100], found.right[:100], (400, 400)).max
+    assert alike == pytest.approx(similarity(exact, full, 100).max, abs=1e-3)
+    intruders = intruders_among(found.left[:, :10], found.S[:10], 0.5)
+    direct = intruder_dimensions(exact.U, full.U, full.S, 10)
+    assert 0 < intruders.count < 10
+    assert intruders.positions == direct.positions
+
+
+def test_vectors_in_sixteen_bits() -> None:
+    """Spread out or in one entry alone: the error is a share of the vector's length."""
+    spread = torch.linalg.qr(gaussian(500, 8)).Q.float()
+    assert float((unpacked(*packed(spread)) - spread).norm(dim=0).max()) < 5e-5
+    narrow = torch.full((500, 1), 1e-3)
+    narrow[70] = 1
+    error = unpacked(*packed(narrow)) - narrow
+    assert 0 < float(error.norm()) < 1.3e-4
+    assert float(error[:64].abs().max()) < 1e-7  # another block, with a scale of its own
+    assert torch.equal(unpacked(*packed(torch.zeros(3, 2))), torch.zeros(3, 2))
+
+
+def test_the_cache_keeps_within_its_bound(tmp_path: Path) -> None:
+    paths = []
+    for i in range(4):
+        paths.append(tmp_path / f"{i}.safetensors")
+        paths[-1].write_bytes(bytes(100))
+        os.utime(paths[-1], (i, i))
+    os.utime(paths[0], (9, 9))  # used lately
+    make_room(tmp_path, most=250)
+    assert {p.name for p in tmp_path.iterdir()} == {"0.safetensors", "3.safetensors"}
+    assert cache_bytes(tmp_path) == 200
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder", "utf-8")
+    weight = base_weight((260, 260), 0.5).float()
+    found = BaseSpectra(folder=tmp_path / "file").of("a", weight)
+    torch.testing.assert_close(found.S, svd(weight).S)

@@ -52,7 +52,7 @@ def test_rows_belong_to_the_caller() -> None:
 
 @pytest.mark.parametrize("task", CHOICE_TASKS)
 @pytest.mark.parametrize("split", POCKET_SPLITS)
-def test_choices_are_four_distinct_ones_and_the_answer_is_not_always_in_one_place(
+def test_choice_name_four_distinct_ones_and_the_answer_is_not_always_in_one_place(
     task: str, split: str
 ) -> None:
     rows = pocket_rows(task, split)

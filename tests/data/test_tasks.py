@@ -175,7 +175,7 @@ def test_unknown_and_missing_tasks_are_told_with_a_way_out(tmp_path: Path, load:
 # --- own data -----------------------------------------------------------------------------------
 
 
-def test_own_choices_are_scored_by_text_and_named_by_file(tmp_path: Path) -> None:
+def test_own_choice_name_scored_by_text_and_named_by_file(tmp_path: Path) -> None:
     rows = [{"question": f"q{n}", "choices": ["left", "right"], "answer": n % 2} for n in range(40)]
     path = own_file(tmp_path / "d.jsonl", rows)
     task = load_task(TaskConfig(name="mine", train=path), None, 0)

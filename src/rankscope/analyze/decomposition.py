@@ -5,6 +5,7 @@ from: equal weights share it, changed weights never meet a stale one. Legend: m 
 d = min(m, n).
 """
 
+import contextlib
 import os
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -16,14 +17,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rankscope.disk import says_disk_full
 from rankscope.models.fetch import cache_folder
 from rankscope.provenance import sha256_tensors
 
 SMALLEST_STORED = 256
 """d from which a decomposition is worth a file: below, computing it takes milliseconds."""
-HALF_FROM = 1024
+ROUNDED_FROM = 1024
 """d from which vectors are kept in 16 bits."""
+BLOCK = 64
+"""Rows of a vector that share a scale."""
+STEPS = 32767
+"""Of a block's largest number, in int16."""
 LARGEST_CACHE = 20 * 1024**3
 """Bytes on disk; what was used longest ago leaves first."""
 PROBE_TOLERANCE = 5e-3
@@ -54,16 +58,32 @@ def precise(weight: Tensor) -> Tensor:
 
 
 def as_stored(found: SVD) -> SVD:
-    """What the disk gives back: vectors rounded to 16 bits where d is large.
+    """What the disk gives back: where d is large, vectors rounded to 16 bits.
 
-    A value of a unit vector is rounded by at most 2^-11 of itself, so a cosine moves by less than
-    3e-4 (each vector by 2.1e-4 of its length; measured in ``tests/analyze/test_decomposition.py``)
-    and the update's part in the base's basis by as much of the update. Singular values are kept in
-    float32. Rounded in memory too, so that a result does not depend on whether a file was there.
+    Rounded in memory too, so that a result does not depend on whether a file was there.
     """
-    if len(found.S) < HALF_FROM or found.U.dtype == torch.float64:
+    if len(found.S) < ROUNDED_FROM or found.U.dtype == torch.float64:
         return found
-    return found._replace(U=found.U.half().float(), V=found.V.half().float())
+    return found._replace(U=unpacked(*packed(found.U)), V=unpacked(*packed(found.V)))
+
+
+def packed(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns in 16-bit fixed point: numbers (rows, d) int16, and the scale of each block of rows.
+
+    A vector moves by about 3e-5 of its length, and by at most 1.3e-4 however few entries it lies
+    in: half a step is 1 / 65534 of the block's largest number, in 64 rows. float16 has the same
+    size and moves every vector by 2e-4, which is too much for singular values to 1e-5.
+    """
+    rows, count = vectors.shape
+    blocks = torch.nn.functional.pad(vectors, (0, 0, 0, -rows % BLOCK)).view(-1, BLOCK, count)
+    scale = blocks.abs().amax(dim=1) / STEPS
+    steps = blocks / scale.clamp_min(torch.finfo(scale.dtype).tiny)[:, None]
+    return steps.round().to(torch.int16).view(-1, count)[:rows], scale
+
+
+def unpacked(steps: Tensor, scale: Tensor) -> Tensor:
+    """The float32 vectors of :func:`packed`."""
+    return steps.float() * scale.repeat_interleave(BLOCK, dim=0)[: len(steps)]
 
 
 @dataclass(slots=True)
@@ -108,9 +128,10 @@ class BaseSpectra:
         path = stored_path(self.folder, weight)
         stored = read_stored(path, weight)
         if stored is None:
-            stored = as_stored(svd(weight))
-            write_stored(path, stored)
+            found = svd(weight)
+            write_stored(path, found)
             make_room(self.folder)
+            stored = as_stored(found)
         return stored
 
 
@@ -128,8 +149,14 @@ def read_stored(path: Path, weight: Tensor) -> SVD | None:
     """The decomposition in a file of the cache; None where there is none that is ``weight``'s."""
     try:
         with safe_open(path, framework="pt") as file:
-            u, s, v = (file.get_tensor(key).to(weight.device).float() for key in "USV")
-    except (SafetensorError, OSError):  # absent, or broken off: computed again
+            tensors = {key: file.get_tensor(key).to(weight.device) for key in file.keys()}  # noqa: SIM118
+        u, s, v = (
+            unpacked(tensors[key], tensors[f"{key}.scale"])
+            if tensors[key].dtype == torch.int16
+            else tensors[key]
+            for key in "USV"
+        )
+    except (SafetensorError, OSError, KeyError, RuntimeError):  # absent or damaged: made again
         return None
     m, n = weight.shape
     if (u.shape, s.shape, v.shape) != ((m, len(s)), (min(m, n),), (n, len(s))):
@@ -147,19 +174,20 @@ def read_stored(path: Path, weight: Tensor) -> SVD | None:
 def write_stored(path: Path, found: SVD) -> None:
     """Keep a decomposition, written aside and renamed; a disk or folder that takes none is let be.
 
-    The cache only saves time, so a full disk is no error.
+    The cache only saves time, so none of this is an error.
     """
-    dtype = torch.float16 if len(found.S) >= HALF_FROM else torch.float32
-    tensors = {"U": found.U.to(dtype), "S": found.S.float(), "V": found.V.to(dtype)}
+    tensors = {"U": found.U.float(), "S": found.S.float(), "V": found.V.float()}
+    if len(found.S) >= ROUNDED_FROM:
+        for key in "UV":
+            tensors[key], tensors[f"{key}.scale"] = packed(tensors[key])
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({key: t.cpu().contiguous() for key, t in tensors.items()}, aside)
         os.replace(aside, path)
-    except (OSError, SafetensorError) as error:
-        aside.unlink(missing_ok=True)
-        if not (says_disk_full(error) or isinstance(error, PermissionError)):
-            raise
+    except (OSError, SafetensorError):  # full, read-only, or in the way of a file
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def cache_bytes(folder: Path) -> int:

@@ -19,6 +19,10 @@ from torch import Tensor
 
 MAX_SWEEPS = 40
 MAX_DEGREE = 60
+CACHED, MIN_WIDTH = 1 << 18, 16
+"""Numbers of a block of columns that stay in a processor's cache, and columns at least."""
+MARGIN = 2.0
+"""Logarithm of what a sweep aims below the tolerance."""
 
 
 class Operator(Protocol):
@@ -76,7 +80,8 @@ def leading_triples(
         if sweep >= least and bool((residuals <= tolerance * s[0]).all()):
             following = float(s[k]) if len(s) > k else 0.0
             return Triples(u[:, :k], s[:k], v[:, :k], residuals, following, sweep)
-        basis = orthonormal(filtered(operator, s, v, k))
+        missing = math.log(float(residuals.max() / (tolerance * s[0]))) + MARGIN
+        basis = orthonormal(filtered(operator, (s, v), k, missing))
     raise NotConvergedError(
         f"residual {float(residuals.max() / s[0]):.1e} after {MAX_SWEEPS} sweeps"
     )
@@ -96,21 +101,29 @@ def rayleigh_ritz(operator: Operator, basis: Tensor, size: int) -> tuple[Tensor,
     return left / sigma.clamp_min(torch.finfo(sigma.dtype).tiny), sigma, basis @ turn
 
 
-def filtered(operator: Operator, sigma: Tensor, v: Tensor, k: int) -> Tensor:
+def filtered(operator: Operator, block: tuple[Tensor, Tensor], k: int, missing: float) -> Tensor:
     """The block after a Chebyshev polynomial in G that is small on [0, cut] and grows above.
 
-    The degree follows from the growth at the k-th value, kept so small that the largest values do
-    not drown the others in rounding errors; those far above are taken out of G first (deflated).
+    The degree is what brings the k-th vector within the tolerance, kept so small that the largest
+    values do not drown the others in rounding errors; those far above are taken out of G first
+    (deflated).
+
+    Args:
+        operator: K.
+        block: values and right vectors of the last sweep, (b,) and (n, b).
+        k: vectors wanted.
+        missing: logarithm of the factor by which the largest residual has to fall.
     """
+    sigma, v = block
     values = (sigma.double() ** 2).cpu()
     cut = float(values[-1])
     room = -math.log(torch.finfo(v.dtype).eps) - 7  # digits that growth may spread over
     wanted = growth(float(values[k - 1]), cut)
     outliers = num_outliers(values[:k], cut, room)
-    top = growth(float(values[outliers]), cut)
-    degree = max(2, math.ceil(room / max(wanted, 1e-3)))
-    if top > wanted:
-        degree = min(degree, max(2, int(room / (top - wanted))))
+    fastest = growth(float(values[outliers]), cut)
+    degree = max(2, math.ceil(min(room, missing) / max(wanted, 1e-3)))
+    if fastest > wanted:
+        degree = min(degree, max(2, int(room / (fastest - wanted))))
     degree = min(degree, MAX_DEGREE)
     far, weight = v[:, :outliers], sigma[:outliers] ** 2
     rest = v[:, outliers:]
@@ -124,12 +137,15 @@ def filtered(operator: Operator, sigma: Tensor, v: Tensor, k: int) -> Tensor:
             y -= far @ (weight[:, None] * (far.mT @ x))
         return y
 
-    block = chebyshev(deflated, rest, cut, float(values[outliers]), degree)
+    # Columns are filtered each for itself: a few at a time stay in a processor's cache.
+    width = rest.shape[1] if rest.is_cuda else max(MIN_WIDTH, CACHED // len(rest))
+    top = float(values[outliers])
+    parts = [chebyshev(deflated, part, cut, top, degree) for part in rest.split(width, dim=1)]
     if outliers:  # far above the rest: a low degree is enough for them
         spread = growth(float(values[0]), cut) - growth(float(values[outliers - 1]), cut)
         low = min(degree, max(2, int(room / max(spread, 1e-3))))
-        block = torch.cat([chebyshev(gram, far, cut, float(values[0]), low), block], dim=1)
-    return block
+        parts.insert(0, chebyshev(gram, far, cut, float(values[0]), low))
+    return torch.cat(parts, dim=1)
 
 
 def num_outliers(values: Tensor, cut: float, room: float) -> int:

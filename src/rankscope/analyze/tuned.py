@@ -14,8 +14,8 @@ from rankscope.analyze.core import Core, core_of
 from rankscope.analyze.decomposition import SVD, svd
 from rankscope.analyze.leading import NotConvergedError, Triples, leading_triples
 
-DIRECT_BELOW = 256
-"""d below which a full decomposition is as quick."""
+FEW, SOME = (256, 12), (1024, 3)
+"""(d, share): from such a d on, at most d / share vectors are quicker iterated than decomposed."""
 TOLERANCE = 1e-8
 """Residual of every triple over the largest singular value, in float64."""
 ITERATED_FROM = 1024
@@ -48,9 +48,10 @@ def of_adapter(base: SVD, A: Tensor, B: Tensor, scaling: float, k: int) -> Leadi
     """The ``k`` leading vectors of W0 + s B A, from the base's decomposition alone."""
     core = core_of(base, A, B, scaling)
     d = len(base.S)
-    found = _iterated(core, k) if d >= DIRECT_BELOW and 3 * k <= d else None
+    is_quicker = any(d >= least and share * k <= d for least, share in (FEW, SOME))
+    found = _iterated(core, k) if is_quicker else None
     if found is None:
-        u, s, vh = torch.linalg.svd(core.dense(), full_matrices=False)
+        u, s, vh = torch.linalg.svd(core.dense().to(base.S.dtype), full_matrices=False)
         following = float(s[k]) if len(s) > k else 0.0
         found = Triples(u[:, :k], s[:k], vh.mT[:, :k], torch.zeros_like(s[:k]), following)
     left, right = found.U[:d], found.V

@@ -1,10 +1,12 @@
 """What the weights became."""
 
 import math
+from functools import cache
 
 from rankscope.records.record import Record
 
 
+@cache
 def expected_largest(count: int) -> float:
     """Expected largest of ``count`` independent |standard normal| values, by the trapezoid rule.
 

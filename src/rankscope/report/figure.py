@@ -55,8 +55,8 @@ class Figure:
     plot: go.Figure | None = None
     how_to_read: str = ""
     choices: tuple[Choice, ...] = ()
-    choices_are: str = "Arm"
-    """What the drop-down chooses among."""
+    choice_name: str = "Arm"
+    """What the drop-down chooses."""
     min_width: int = 0
     """Pixels below which the figure scrolls sideways instead of shrinking."""
 

@@ -5,23 +5,15 @@ request. Text from data reaches the page through one filter (``visible``, then J
 as JSON that cannot end its script element.
 """
 
-import json
-import os
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from rankscope.errors import BadInput
-from rankscope.records import Recommendation, Record, StudyRecords
+from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.answer import answer, missing
-from rankscope.report.figure import Figure
 from rankscope.report.figures import (
     accuracy,
     curve,
@@ -32,22 +24,10 @@ from rankscope.report.figures import (
     training,
     transfer,
 )
-from rankscope.report.style import DASHES, dark_colors, duration, number, visible
+from rankscope.report.page import Section, embedded, figure_data, source, templates, write_page
+from rankscope.report.style import DASHES, dark_colors, visible
 from rankscope.report.tables import failed_trials, tasks_read, training_rows, without_leaks
 from rankscope.report.view import StudyView
-
-# Plotly reads a few tags inside its texts; these are the ones the figures themselves write.
-_FOREIGN_TAG = re.compile(r"<(?!/?(?:b|br|extra)>)")
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """One part of the page with its figures."""
-
-    key: str
-    title: str
-    lead: str
-    figures: tuple[Figure, ...]
 
 
 def write_report(study: StudyRecords, recommendation: Recommendation, path: Path) -> None:
@@ -61,24 +41,18 @@ def write_report(study: StudyRecords, recommendation: Recommendation, path: Path
     Raises:
         BadInput: ``path`` is a folder, or its folder does not exist.
     """
-    if path.is_dir() or not path.parent.is_dir():
-        raise BadInput(
-            f"{path}: cannot write the report here; expected a file in an existing folder"
-        )
-    page = render(StudyView(study, recommendation))
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(page, encoding="utf-8")
-    os.replace(aside, path)
+    write_page(path, lambda: render(StudyView(study, recommendation)))
 
 
 def render(view: StudyView) -> str:
     """The whole page as text."""
     first, *parts = sections(view)
     drawn = [f for part in (first, *parts) for f in part.figures]
-    templates = _templates()
-    return templates.get_template("report.html.j2").render(
+    environment = templates()
+    return environment.get_template("report.html.j2").render(
         view=view,
         study=view.study,
+        provenance=view.study.provenance,
         answers=[answer(view, task) for task in view.training_tasks],
         missing=missing(view),
         hero=first.figures[0] if first.figures else None,
@@ -91,10 +65,10 @@ def render(view: StudyView) -> str:
         rank_swatches=[(rank, view.colors[rank]) for rank in view.ranks],
         lines=_line_key(view),
         plotly=Markup(get_plotlyjs()),
-        style=Markup(_source(templates, "report.css")),
-        script=Markup(_source(templates, "report.js")),
-        figures_json=_embedded({f.key: figure_data(f) for f in drawn if f.plot is not None}),
-        dark_json=_embedded(dark_colors(view.ranks)),
+        style=Markup(source(environment, "report.css")),
+        script=Markup(source(environment, "report.js")),
+        figures_json=embedded({f.key: figure_data(f) for f in drawn if f.plot is not None}),
+        dark_json=embedded(dark_colors(view.ranks)),
     )
 
 
@@ -160,40 +134,6 @@ def sections(view: StudyView) -> list[Section]:
     ]
 
 
-def figure_data(figure: Figure) -> dict[str, object]:
-    """What the page's script needs to draw one figure."""
-    plot = figure.plot.to_plotly_json() if figure.plot is not None else {"data": [], "layout": {}}
-    # Plotly's template holds colours that have no dark partner, and every figure would repeat it.
-    layout = {key: value for key, value in plot["layout"].items() if key != "template"}
-    return {
-        "data": _plain(plot["data"]),
-        "layout": _plain(layout),
-        "choices": [list(choice.traces) for choice in figure.choices],
-        "file": f"rankscope-{figure.key}",
-    }
-
-
-def _plain(value: Any) -> Any:
-    """JSON types only: six significant digits are more than a screen shows."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if value - value == 0 else None
-    if isinstance(value, str):
-        return _FOREIGN_TAG.sub("&lt;", visible(value))
-    return value
-
-
-def _embedded(value: object) -> Markup:
-    """JSON for a script element: no character of it can end the element or start another."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
-
-
 def yaml_text(config: Mapping[str, object]) -> str:
     """The study file as resolved, in YAML, long or hostile values cut and made visible."""
 
@@ -205,35 +145,6 @@ def yaml_text(config: Mapping[str, object]) -> str:
         return visible(value, 500) if isinstance(value, str) else value
 
     return yaml.safe_dump(cut(config), sort_keys=False, allow_unicode=True, width=90)
-
-
-def _templates() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("rankscope.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # Every value the templates print passes here first, so none can be forgotten.
-        finalize=lambda value: value if isinstance(value, Markup) else visible(value, 20_000),
-    )
-    environment.filters |= {"number": number, "duration": duration, "facts": _facts}
-    return environment
-
-
-def _source(environment: Environment, name: str) -> str:
-    if environment.loader is None:
-        raise AssertionError("the environment is made with a loader")
-    return environment.loader.get_source(environment, name)[0]
-
-
-def _facts(record: Record) -> list[tuple[str, str]]:
-    """A record's plain fields as (name, value) for a definition list."""
-    fields = record.model_dump(exclude={"schema_version", "libraries"})
-    return [
-        (field.replace("_", " "), number(value) if isinstance(value, int) else str(value))
-        for field, value in fields.items()
-    ]
 
 
 def _line_key(view: StudyView) -> list[tuple[str, str]]:

@@ -143,7 +143,7 @@ def draw(view: StudyView, task: str) -> Figure | None:
         plot=plot,
         how_to_read=how,
         choices=tuple(choices),
-        choices_are="Shown",
+        choice_name="Shown",
         min_width=140 + len(arms) * max(120, 16 * widest),
     )
 
