@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from rankscope.advise.choose import Objective
-from rankscope.advise.statistics import holm
+from rankscope.advise.significance import holm
 from rankscope.records import (
     BASE,
     MitigationComparison,
