@@ -110,7 +110,7 @@ def leftovers(out: Path) -> list[str]:
 
 LAUNCHER = """
 import json, os, sys
-import rankscope.cli, rankscope.study, rankscope.report.tables, rankscope.screens
+import rankscope.cli, rankscope.study, rankscope.report.tables, rankscope.screens.study
 
 for line in sys.stdin:
     order = json.loads(line)

@@ -27,7 +27,7 @@ GROUND = frozenset({"errors", "records", "provenance", "runtime", "disk"})
 CONDUCT = (
     "reading", "inputs", "packing", "plan", "curves", "head_stage", "weights", "milder", "stages",
     "study", "export", "inspection", "head_inspection", "shrinking", "prediction", "scoring",
-    "prediction_screens", "screens", "cli",
+    "screens", "cli",
 )  # fmt: skip
 """The conductor's parts see every room, and of each other those that stand before them."""
 

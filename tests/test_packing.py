@@ -103,7 +103,7 @@ def test_a_study_that_asks_for_smaller_passes_gets_them(tmp_path: Path) -> None:
 LIMITED = """
 import json, resource, sys
 import psutil, torch
-import rankscope.screens
+import rankscope.screens.study
 from rankscope.study import Study
 
 class Listener:

@@ -15,7 +15,7 @@ from rankscope.config.presets import study_template
 from rankscope.models.parameters import architecture
 from rankscope.models.pocket import pocket_folder
 from rankscope.plan import Plan
-from rankscope.screens import plan_screen
+from rankscope.screens.study import plan_screen
 from rankscope.study import Study
 from rankscope.trials import Pack
 

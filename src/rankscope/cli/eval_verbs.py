@@ -54,7 +54,7 @@ def evaluate(
     """
     from rankscope.scoring import Asked, score
     from rankscope.scoring.asked import settings_of
-    from rankscope.screens import scores_screen
+    from rankscope.screens.scores import scores_screen
     from rankscope.watch import Screen
 
     settings = settings_of(

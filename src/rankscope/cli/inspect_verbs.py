@@ -51,7 +51,7 @@ def inspect(
     from rankscope.errors import BadInput
     from rankscope.inspection import InspectSettings
     from rankscope.inspection import inspect as look
-    from rankscope.screens import inspection_screen
+    from rankscope.screens.inspection import inspection_screen
     from rankscope.watch import Screen
 
     if ablate and heads is None:
@@ -109,7 +109,7 @@ def shrink(
     from rankscope import shrinking
     from rankscope.errors import BadInput
     from rankscope.inspection import InspectSettings
-    from rankscope.screens import change_screen
+    from rankscope.screens.inspection import change_screen
 
     named = {"--rank": rank, "--scale": scale, "--layer-scale": layer_scale, "--mitigate": mitigate}
     action = shrinking.actions_asked(named)

@@ -31,7 +31,7 @@ def params(
     from rankscope.config.targets import TARGET_GROUPS
     from rankscope.models.load import shapes_folder
     from rankscope.models.parameters import architecture, lora_parameters, read_config
-    from rankscope.screens import parameters_screen
+    from rankscope.screens.parameters import parameters_screen
 
     ranks = rank or [8, 16, 32, 64, 128]
     names = TARGET_GROUPS.get(targets) or tuple(part.strip() for part in targets.split(","))

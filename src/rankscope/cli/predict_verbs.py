@@ -36,7 +36,7 @@ def predict(
     from rankscope.config.file import load_study
     from rankscope.prediction import backtest as run_backtest
     from rankscope.prediction import predict_study
-    from rankscope.prediction_screens import backtest_screen, prediction_screen
+    from rankscope.screens.prediction import backtest_screen, prediction_screen
 
     if backtest:
         if overrides:

@@ -91,7 +91,7 @@ def check(
 
     Example: rankscope check study.yaml --set data_dir=../data --rows 5
     """
-    from rankscope.screens import check_screen
+    from rankscope.screens.study import check_screen
     from rankscope.study import Study
 
     show(check_screen(Study.load(file, overrides or []).check(), rows))
@@ -105,7 +105,7 @@ def plan(file: StudyFile, overrides: Overrides = None, as_json: AsJson = False) 
 
     Example: rankscope plan study.yaml --set seeds=[0]
     """
-    from rankscope.screens import plan_screen
+    from rankscope.screens.study import plan_screen
     from rankscope.study import Study
 
     made = Study.load(file, overrides or []).plan()
@@ -189,7 +189,7 @@ def status(folder: StudyFolder, as_json: AsJson = False) -> None:
     Example: rankscope status studies/pocket
     """
     from rankscope.ledger import Ledger
-    from rankscope.screens import status_screen, trial_status
+    from rankscope.screens.study import status_screen, trial_status
 
     with Ledger.open(folder, write=False) as ledger:
         study = ledger.load()

@@ -1,0 +1,130 @@
+"""What ``inspect`` and ``shrink`` print."""
+
+from collections.abc import Sequence
+from statistics import fmean as mean
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from rankscope.data.preview import visible
+from rankscope.head_inspection import most_moved
+from rankscope.records import AdapterChange, HeadsRecord, Inspection, TunedModel
+from rankscope.screens.tables import listing, notes_lines, size
+
+
+def inspection_screen(found: Inspection) -> RenderableType:
+    """What ``inspect`` prints: one row per tuned model, then one per module type."""
+    parts: list[RenderableType] = [inspected_models(found)]
+    for model in found.tuned:
+        parts.append(inspected_modules(model))
+        if model.heads is not None:
+            parts.append(inspected_heads(model.name, model.heads))
+    return Group(*parts, *notes_lines(inspected_notes(found)))
+
+
+def inspected_notes(found: Inspection) -> list[str]:
+    """What the tables do not say: growth with rank, uncertain vectors, what is kept on disk."""
+    notes = []
+    if (growth := found.growth) is not None:
+        notes.append(
+            f"|dW| = {growth.start:.3g} + {growth.slope:.3g} ln r over ranks "
+            f"{', '.join(map(str, growth.ranks))}: residual {growth.rms:.2g} (root mean square); "
+            f"r^{growth.power:.2g} leaves {growth.power_rms:.2g}"
+        )
+    for model in found.tuned:
+        uncertain = sum(m.ill_conditioned for m in model.spectra.matrices)
+        total = sum(m.top_k for m in model.spectra.matrices)
+        if uncertain:
+            notes.append(
+                f"{visible(model.name)}: {uncertain} of {total} vectors compared lie in clusters "
+                "of close singular values, where single vectors mean little"
+            )
+    if found.cache_bytes:
+        notes.append(f"decompositions of base weights on disk: {size(found.cache_bytes)}")
+    return notes
+
+
+def inspected_models(found: Inspection) -> Table:
+    """Each tuned model in one row."""
+    numbers = ("rank", "matrices", "|dW|", "/|W0|", "eff. rank", "intruders")
+    table = listing(
+        f"tuned models of {found.base}", ("model", "kind", *numbers), frozenset(numbers)
+    )
+    for model in found.tuned:
+        matrices = model.spectra.matrices
+        table.add_row(
+            visible(model.name),
+            model.kind,
+            str(model.rank or "-"),
+            str(len(matrices)),
+            f"{model.spectra.frobenius:.3g}",
+            f"{mean(m.relative for m in matrices):.3g}",
+            f"{mean(m.effective_rank for m in matrices):.3g}",
+            str(model.spectra.intruders),
+        )
+    return table
+
+
+def inspected_modules(model: TunedModel) -> Table:
+    """One tuned model by type of module: means over its layers."""
+    numbers = ("/|W0|", "eff. rank", "stable rank", "subspace", "chance", "intruders", "energy")
+    table = listing(f"{model.name}, means over layers", ("module", *numbers), frozenset(numbers))
+    for module in dict.fromkeys(m.module for m in model.spectra.matrices):
+        own = [m for m in model.spectra.matrices if m.module == module]
+        table.add_row(
+            visible(module),
+            f"{mean(m.relative for m in own):.3g}",
+            f"{mean(m.effective_rank for m in own):.3g}",
+            f"{mean(m.stable_rank for m in own):.3g}",
+            f"{mean(mean(m.similarity_subspace) for m in own):.3f}",
+            f"{mean(mean(m.chance_subspace) for m in own):.3f}",
+            str(sum(m.intruders for m in own)),
+            f"{mean(m.intruder_energy for m in own):.3f}",
+        )
+    return table
+
+
+def inspected_heads(name: str, heads: HeadsRecord) -> Table:
+    """The heads whose q_proj or o_proj slices moved most."""
+    numbers: tuple[str, ...] = (
+        "layer",
+        "head",
+        "|dW_h|/|W0_h|",
+        "importance",
+        "base",
+        "entropy",
+        "base ",
+    )
+    numbers += ("skill", "lost") if heads.roles else ()
+    title = f"{name}, heads that moved most; {heads.items} items of {heads.task}"
+    table = listing(title, numbers, frozenset(numbers))
+    roles = {(role.layer, role.head): role for role in heads.roles}
+    for layer, head, moved in most_moved(heads):
+        base, tuned = heads.base[layer], heads.tuned[layer]
+        values: list[float | None] = [tuned.importance[head], base.importance[head]]
+        values += [tuned.entropy[head], base.entropy[head]]
+        if (role := roles.get((layer, head))) is not None:
+            values += [role.skill, role.lost]
+        cells = ["-" if value is None else f"{value:.3f}" for value in values]
+        table.add_row(str(layer), str(head), f"{moved:.3g}", *cells)
+    return table
+
+
+def change_screen(changes: Sequence[AdapterChange]) -> RenderableType:
+    """What ``shrink`` prints: per adapter written, each matrix and the whole."""
+    return Group(*(part for change in changes for part in changed_matrices(change)))
+
+
+def changed_matrices(change: AdapterChange) -> tuple[RenderableType, ...]:
+    """One adapter's matrices, its total and where it is."""
+    numbers = ("rank", "now", "|dW|", "now ", "|dW-dW'|/|dW|", "intruders")
+    table = listing(change.action, ("matrix", *numbers), frozenset(numbers))
+    for m in change.matrices:
+        share = m.error / m.frobenius_before if m.frobenius_before else 0.0
+        found = "-" if m.intruders is None else str(m.intruders)
+        norms = (f"{m.frobenius_before:.3g}", f"{m.frobenius_after:.3g}", f"{share:.2g}")
+        table.add_row(visible(m.name), str(m.rank_before), str(m.rank_after), *norms, found)
+    share = change.error / change.frobenius if change.frobenius else 0.0
+    total = f"in all |dW-dW'|/|dW| = {share:.3g}; written to {visible(change.out)}\n"
+    return table, Text(total)
