@@ -96,7 +96,7 @@ def test_help_has_an_example_that_parses(verb: str) -> None:
 
 
 def test_the_verbs_there_are() -> None:
-    assert set(VERBS) == PROMISED | {"params", "fetch", "inspect", "shrink"}
+    assert set(VERBS) == PROMISED | {"params", "fetch", "inspect", "predict", "shrink"}
     shown = command("--help").out
     assert "Example: rankscope quickstart" in shown
     assert all(f"  {verb} " in shown for verb in VERBS)
