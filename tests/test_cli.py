@@ -96,7 +96,8 @@ def test_help_has_an_example_that_parses(verb: str) -> None:
 
 
 def test_the_verbs_there_are() -> None:
-    assert set(VERBS) == PROMISED | {"eval", "params", "fetch", "inspect", "shrink"}
+    others = {"eval", "fetch", "inspect", "params", "predict", "shrink"}
+    assert set(VERBS) == PROMISED | others
     shown = command("--help").out
     assert "Example: rankscope quickstart" in shown
     assert all(f"  {verb} " in shown for verb in VERBS)

@@ -3,13 +3,11 @@
 import shutil
 from pathlib import Path
 
-import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import save_file
-from transformers import PretrainedConfig
 
-from large_shapes import LLAMA_8B, QWEN_7B
+from large_shapes import LLAMA_8B
 from pocket_study import NUM_LORA, small_study
 from rankscope.config.presets import study_template
 from rankscope.models.parameters import architecture
@@ -68,30 +66,31 @@ def test_a_pack_takes_the_base_once(tmp_path: Path) -> None:
     assert memory(pack) == sum(memory((trial,)) for trial in pack)
 
 
-@pytest.mark.parametrize("shapes", [LLAMA_8B, QWEN_7B], ids=["llama-8b", "qwen-7b"])
-def test_the_paper_preset_plans_for_both_of_its_models(
-    shapes: PretrainedConfig, tmp_path: Path, data_dir: Path
-) -> None:
+def test_the_paper_presets_grid_plans_for_an_8b_model(tmp_path: Path) -> None:
     """From configurations alone: a plan reads no weight, so a file of one number stands for them.
 
-    In place of MMLU, which is published without training rows, it trains on ARC here.
+    The rows are the pocket form's, in that model's tokens, under the paper's batches and epochs.
     """
     folder = tmp_path / "model"
-    shapes.save_pretrained(folder)
-    for file in pocket_folder().glob("*token*"):
+    LLAMA_8B.save_pretrained(folder)
+    for file in pocket_folder().glob("tokenizer*"):
         shutil.copy(file, folder)
     save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
     study = tmp_path / "paper.yaml"
-    study.write_text(study_template("paper", "./model", data_dir=str(data_dir)), encoding="utf-8")
+    study.write_text(study_template("paper", "pocket"), encoding="utf-8")
+    protocol = "train={epochs: 3, batch_size: 2, gradient_accumulation: 4, max_length: 64}"
     few = [f"tasks.{i}.max_train_rows=64" for i in range(5)]
-    few += ["tasks.1={name: arc_easy, max_train_rows: 64}", "evaluate.retention=[mmlu]"]
-    plan = Study.load(study, [*few, "evaluate.max_items=20", "dtype=bfloat16"]).plan()
+    sets = [f"model={folder}", protocol, "dtype=bfloat16", "memory_limit=80GB", *few]
+    plan = Study.load(study, [*sets, "evaluate.max_items=20"]).plan()
     # 5 tasks x (5 ranks x 2 rates + full) x 3 seeds.
     assert plan.trials == 165
     assert sum(len(pack.labels) for pack in plan.packs) == 165
-    base_bytes = 2 * architecture(shapes).num_parameters
-    assert all(pack.memory_bytes > base_bytes for pack in plan.packs)
+    base_bytes = 2 * architecture(LLAMA_8B).num_parameters
     full = [pack for pack in plan.packs if pack.labels[0].startswith("full")]
+    assert len(full) == 15
     # Float32 weights, gradients and two moments beside the base: 16 + 2 bytes a parameter.
     assert all(pack.memory_bytes > 9 * base_bytes for pack in full)
-    assert plan.seconds > 0
+    lora = [pack for pack in plan.packs if pack not in full]
+    assert all(base_bytes < pack.memory_bytes <= 80e9 for pack in lora)
+    # 64 rows three times, 8 a step.
+    assert {pack.steps for pack in plan.packs} == {24}
