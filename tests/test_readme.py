@@ -185,3 +185,9 @@ def test_the_own_data_walk_runs(
     for _, verb, place in next(block for block in BLOCKS if block[0][1:2] == ["status"]):
         assert Path(place) == folder
         assert run_verb([verb, place]) == 0
+
+
+def test_scoring_without_a_study_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    words = next(words for words in COMMANDS if words[:2] == ["rankscope", "eval"])
+    assert run_verb(words[1:]) == 0
+    assert "pocket_med" in capsys.readouterr().out
