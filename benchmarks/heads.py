@@ -31,7 +31,7 @@ from rankscope.analyze.heads.importance import head_importance
 from rankscope.analyze.heads.layout import HeadLayout
 from rankscope.analyze.heads.trees import Floats, Tree, trees_of
 from rankscope.analyze.heads.trial import HeadTask
-from rankscope.config.schema import ModelConfig, TaskConfig
+from rankscope.config.schema import EvaluateConfig, ModelConfig, TaskConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import load_task
 from rankscope.evaluate.choice import Question, continuation_logprobs
@@ -71,7 +71,9 @@ def world(options: argparse.Namespace) -> World:
     base = load_base(ModelConfig.model_validate(options.model), device, dtype)
     task = load_task(TaskConfig(name=options.task), options.data_dir, 0, options.items)
     encoder = Encoder(base.tokenizer, "plain", 1024)
-    encoded = encode_split(encoder, task, "report", context_length(base.model.config))
+    encoded = encode_split(
+        encoder, task, "report", context_length(base.model.config), EvaluateConfig()
+    )
     trees = tuple(trees_of(encoded))
     questions = tuple(
         Question(q.prompt, q.continuations[: len(item.choices)])

@@ -25,7 +25,8 @@ GROUND = frozenset({"errors", "records", "provenance", "runtime", "disk"})
 """What every room may import. It imports only itself."""
 
 CONDUCT = (
-    "reading", "inputs", "packing", "plan", "curves", "head_stage", "weights", "milder", "stages",
+    "reading", "inputs", "packing", "plan", "curves", "head_stage", "weights", "trained",
+    "milder", "stages",
     "study", "export", "inspection", "head_inspection", "shrinking", "prediction", "scoring",
     "screens", "cli",
 )  # fmt: skip

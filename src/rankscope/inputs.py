@@ -62,11 +62,15 @@ class Packing:
     """By training task, and by task whose rows are replayed."""
     room_bytes: int
 
-    def memory(self, pack: Pack, train: TrainConfig) -> PackMemory:
-        """What training a pack takes; with replay every row is taken to be of the longer kind."""
+    def counts_of(self, pack: Pack) -> RowCounts:
+        """Of a pack's rows; with replay every row is taken to be of the longer kind."""
         counts = [self.counts[pack[0].task]]
         counts += [self.counts[trial.replay] for trial in pack if trial.replay is not None]
-        return self.model.of_pack(pack, RowCounts.longer(counts), train)
+        return RowCounts.longer(counts)
+
+    def memory(self, pack: Pack, train: TrainConfig) -> PackMemory:
+        """What training a pack takes."""
+        return self.model.of_pack(pack, self.counts_of(pack), train)
 
     def packs(self, trials: Sequence[TrialSpec], config: StudyConfig) -> list[Pack]:
         """Trials cut into packs as ``max_pack`` and the memory allow."""

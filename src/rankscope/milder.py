@@ -1,6 +1,6 @@
 """Trained trials made milder at inference, to be scored under model ids of their own."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,23 +19,29 @@ from rankscope.trials import ALONE
 
 
 def attach_variants(
-    base: Base, inputs: StudyInputs, trials: Sequence[TrialSpec], spectra: BaseSpectra
-) -> dict[str, str]:
-    """Attach the milder forms of attached adapters; slots, which are their model ids, by slot."""
+    base: Base,
+    inputs: StudyInputs,
+    trials: Sequence[TrialSpec],
+    spectra: BaseSpectra,
+    wanted: Collection[str],
+) -> list[str]:
+    """Attach those milder forms of attached adapters whose model ids, their slots, are wanted."""
     if trials[0].method in ALONE:
-        return {}
-    found: dict[str, str] = {}
+        return []
+    found: list[str] = []
     for trial in trials:
         adapter = base.pack.adapters[trial.trial_id]
         for variant in inputs.variants(trial):
             slot = variant.of(trial.trial_id)
+            if slot not in wanted:
+                continue
             if variant.kind in ("scale", "layers"):
                 scale = factors(variant, base.record.num_layers)
                 milder = scaled_adapter(adapter, slot, scale, base.linears())
             else:
                 milder = without_intruders(base, adapter, variant, slot, inputs, spectra)
             base.pack.attach(milder)
-            found[slot] = slot
+            found.append(slot)
     return found
 
 
@@ -95,14 +101,21 @@ def change_of(
 
 
 def scaled_models(
-    base: Base, tuned: Base, inputs: StudyInputs, trials: Sequence[TrialSpec], spectra: BaseSpectra
+    base: Base,
+    tuned: Base,
+    inputs: StudyInputs,
+    trials: Sequence[TrialSpec],
+    spectra: BaseSpectra,
+    wanted: Collection[str],
 ) -> Iterator[tuple[str, Base]]:
-    """The milder forms of a fully fine-tuned model, one after another, by model id.
+    """The wanted milder forms of a fully fine-tuned model, one after another, by model id.
 
     Intruders are those of the matrices whose spectra the study compares; the others stay as tuned.
     """
     for trial in trials:
         for variant in inputs.variants(trial) if trial.is_full else []:
+            if variant.of(trial.trial_id) not in wanted:
+                continue
             if variant.kind in ("scale", "layers"):
                 scale = factors(variant, base.record.num_layers)
                 yield variant.of(trial.trial_id), scaled_model(base, tuned, scale)
@@ -120,3 +133,4 @@ def scaled_models(
                 with torch.no_grad():
                     linears[name].weight.copy_(weight + milder)
             yield variant.of(trial.trial_id), model
+            del model, linears  # before the next copy is made

@@ -68,7 +68,7 @@ def smaller_budget(inputs: StudyInputs, pack: Pack, budget: int) -> int | None:
     The gradient is the same sum however it is cut, so this comes before a pack is halved.
     """
     train = inputs.config.train.model_copy(update={"batch_tokens": budget})
-    counts = inputs.packing.counts[pack[0].task]
+    counts = inputs.packing.counts_of(pack)
     takes = inputs.packing.memory(pack, train)
     tokens = takes.pass_tokens
     if tokens <= counts.longest or (len(pack) > 1 and takes.pass_bytes < takes.state_bytes):

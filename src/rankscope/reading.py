@@ -34,8 +34,10 @@ def read(config: StudyConfig, task: TaskConfig) -> LoadedTask:
 
 
 def trained_names(config: StudyConfig) -> list[str]:
-    """Names of the tasks whose rows are trained on: parts in place of what they are joined to."""
-    return [name for task in config.tasks for name in (task.join or [task.name])]
+    """Names of the tasks whose rows are trained on: parts in place of what they are joined to, and
+    replayed tasks."""
+    own = [name for task in config.tasks for name in (task.join or [task.name])]
+    return [*own, *replayed_tasks(config)]
 
 
 def parts_of(config: StudyConfig, task: TaskConfig) -> list[TaskConfig]:

@@ -9,8 +9,8 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -21,7 +21,7 @@ from rankscope.errors import BadInput, Interrupted
 from rankscope.evaluate.suite import Evaluation, evaluate_apart, evaluate_task
 from rankscope.head_stage import HeadStage
 from rankscope.inputs import StudyInputs
-from rankscope.ledger import Artifact, Ledger, TrialFailure, items_path, weights_path
+from rankscope.ledger import Artifact, Ledger, TrialFailure, items_path
 from rankscope.milder import attach_variants, scaled_models
 from rankscope.models.base import Base
 from rankscope.packing import budget_of, halve, halves_of, hand_down, shrink, smaller_budget
@@ -29,15 +29,15 @@ from rankscope.records import (
     BASE,
     EvalKey,
     Split,
-    TrainRecord,
     TrialSpec,
     trial_of,
     write_items,
 )
-from rankscope.runtime import peak_memory_bytes, reset_peak_memory, shortage_said
+from rankscope.runtime import reset_peak_memory, shortage_said
 from rankscope.train.checkpoint import PackCheckpoint
-from rankscope.train.loop import NOTHING_TRAINED, PackResult, train_pack
+from rankscope.train.loop import train_pack
 from rankscope.train.trainee import Trainee
+from rankscope.trained import store_training
 from rankscope.trials import ALONE, Pack, described, pack_id, pack_steps
 from rankscope.watch import SpeedMeter, Watcher
 from rankscope.weights import with_weights, write_weights
@@ -68,7 +68,13 @@ class Runner:
         """Bring every trial to its end; Interrupted where ``should_stop`` said so."""
         self.remove_orphans()
         self.evaluate(self.base, {None: BASE}, self.inputs.base_evals(), "base")
-        self.did_something |= self.heads.measure_base()
+        try:
+            self.did_something |= self.heads.measure_base()
+        except (MemoryError, RuntimeError) as error:
+            raise BadInput(
+                f"analyze.heads: looking into the base ran {shortage_said(error)}; lower "
+                "evaluate.batch_tokens, or leave heads out ('enabled: false')"
+            ) from error
         num_packs = len(self.inputs.packs)
         for index, pack in enumerate(self.inputs.packs):
             self.run_pack(pack, f"pack {index + 1}/{num_packs} {pack[0].task}")
@@ -82,42 +88,75 @@ class Runner:
             self.conclude(alive, name)
 
     def conclude(self, pack: Pack, name: str) -> None:
-        """Evaluate and analyze trained trials, by halves where they do not fit into memory
-        together; a single one that does not fit is ``oom``."""
-        wanted = [key for trial in pack for key in self.wanted_evals(trial)]
+        """Score trained trials, then look into them.
+
+        One that cannot be scored for want of memory is ``oom``; one that can, and of which what is
+        asked besides does not fit, is told and ends with its scores.
+        """
+        short = self.by_halves(pack, partial(self.score, name=name), "scored")
+        self.ledger.fail_trials(
+            [TrialFailure(i, "oom", f"scoring it ran {why}") for i, why in short.items()]
+        )
+        scored = tuple(trial for trial in self.unfinished(pack) if trial.trial_id not in short)
+        asked = tuple(trial for trial in scored if self.is_more_asked(trial))
+        short = self.by_halves(asked, partial(self.look_into, name=name), "looked into")
+        for trial in asked:
+            if trial.trial_id in short:
+                why = short[trial.trial_id]
+                self.watcher.note(f"{trial.label}: looking into it ran {why}; its scores stand")
+        self.ledger.finish_trials([trial.trial_id for trial in scored])
+
+    def by_halves(
+        self, pack: Pack, work: Callable[[Base, Pack], None], done: str
+    ) -> dict[str, str]:
+        """Do ``work`` with the trials' weights on the base, by halves where memory is short.
+
+        Returns why each trial that does not fit alone does not; ``done`` says what was tried.
+        """
+        if not pack:
+            return {}
         shortage = ""
+        tuned: Base | None = None
         try:
-            base = with_weights(self.ledger, self.inputs, self.base, pack)
-            if base is not None:
-                is_alone = pack[0].method in ALONE
-                models: dict[str | None, str] = {
-                    (None if is_alone else trial.trial_id): trial.trial_id for trial in pack
-                }
-                milder = attach_variants(base, self.inputs, pack, self.spectra)
-                self.evaluate(base, models | dict(milder.items()), wanted, f"{name} evaluate")
-                for model_id, scaled in scaled_models(
-                    self.base, base, self.inputs, pack, self.spectra
-                ):
-                    self.evaluate(scaled, {None: model_id}, wanted, f"{name} {model_id[17:]}")
-                for slot in milder:
-                    base.pack.detach(slot)
-                self.analyze(base, pack, f"{name} spectra")
-                self.did_something |= self.heads.run(base, pack, f"{name} heads")
+            tuned = with_weights(self.ledger, self.inputs, self.base, pack)
+            if tuned is not None:
+                work(tuned, pack)
         except (MemoryError, RuntimeError) as error:
             shortage = shortage_said(error)
         finally:
+            tuned = None  # a model of its own must be gone before memory is counted again
             self.base.pack.clear()
         if not shortage:
-            self.ledger.finish_trials([trial.trial_id for trial in pack])
-            return
+            return {}
         self.tell_shortage(shortage)
         if len(pack) == 1:
-            failure = TrialFailure(pack[0].trial_id, "oom", f"scoring it ran {shortage}")
-            self.ledger.fail_trials([failure])
-            return
-        self.watcher.note(f"{len(pack)} trials cannot be scored together: halved")
-        for half in halves_of(pack):
-            self.conclude(half, name)
+            return {pack[0].trial_id: shortage}
+        self.watcher.note(f"{len(pack)} trials cannot be {done} together: halved")
+        first, second = (self.by_halves(half, work, done) for half in halves_of(pack))
+        return first | second
+
+    def score(self, tuned: Base, pack: Pack, name: str) -> None:
+        """Score the trials themselves."""
+        wanted = [key for t in pack for key in self.inputs.wanted_evals(t.trial_id, t.task)]
+        is_alone = pack[0].method in ALONE
+        models = {(None if is_alone else t.trial_id): t.trial_id for t in pack}
+        self.evaluate(tuned, models, wanted, f"{name} evaluate")
+
+    def look_into(self, tuned: Base, pack: Pack, name: str) -> None:
+        """Score the trials' milder forms and analyze their weights and heads, where missing."""
+        wanted = [key for trial in pack for key in self.inputs.wanted_variants(trial)]
+        missing = {model_id for model_id, _, _ in self.ledger.missing_evals(wanted)}
+        milder = attach_variants(tuned, self.inputs, pack, self.spectra, missing)
+        self.evaluate(tuned, {slot: slot for slot in milder}, wanted, f"{name} milder")
+        for slot in milder:
+            tuned.pack.detach(slot)
+        for model_id, scaled in scaled_models(
+            self.base, tuned, self.inputs, pack, self.spectra, missing
+        ):
+            self.evaluate(scaled, {None: model_id}, wanted, f"{name} {model_id[17:]}")
+            del scaled
+        self.analyze(tuned, pack, f"{name} spectra")
+        self.did_something |= self.heads.run(tuned, pack, f"{name} heads")
 
     def untrained(self, pack: Pack) -> Pack:
         """The trials of a pack that training has to deal with: all, unless the study was edited.
@@ -132,22 +171,22 @@ class Runner:
     def unfinished(self, pack: Pack) -> Pack:
         """The trained trials of a pack that are not done, or of which more is asked since."""
         statuses = self.ledger.statuses()
-        lacking = self.heads.missing()
-        if self.inputs.config.analyze.spectra.enabled:
-            lacking |= {trial.trial_id for trial in self.ledger.missing_spectra()}
 
         def is_unfinished(trial: TrialSpec) -> bool:
             if statuses[trial.trial_id] != "done":
                 return statuses[trial.trial_id] == "trained"
-            missing = self.ledger.missing_evals(self.wanted_evals(trial))
-            return bool(missing) or trial.trial_id in lacking
+            wanted = self.inputs.wanted_evals(trial.trial_id, trial.task)
+            return bool(self.ledger.missing_evals(wanted)) or self.is_more_asked(trial)
 
         return tuple(trial for trial in pack if is_unfinished(trial))
 
-    def wanted_evals(self, trial: TrialSpec) -> list[EvalKey]:
-        """What a trial is scored on."""
-        wanted = self.inputs.wanted_evals(trial.trial_id, trial.task)
-        return wanted + self.inputs.wanted_variants(trial)
+    def is_more_asked(self, trial: TrialSpec) -> bool:
+        """Whether something is missing of what is asked besides its scores."""
+        lacking = self.heads.missing()
+        if self.inputs.config.analyze.spectra.enabled:
+            lacking |= {t.trial_id for t in self.ledger.missing_spectra()}
+        variants = self.ledger.missing_evals(self.inputs.wanted_variants(trial))
+        return bool(variants) or trial.trial_id in lacking
 
     def remove_orphans(self) -> None:
         """Remove states of packs that no run of this study as it is now would go on with."""
@@ -192,7 +231,7 @@ class Runner:
             self.after_shortage(pack, name, shortage)
         else:
             self.watcher.finish(f"{result.seconds:.1f} s")
-            self.store_training(pack, result)
+            store_training(self.ledger, self.inputs, self.base, pack, result)
             self.base.pack.clear()
         checkpoint.remove()
 
@@ -226,61 +265,9 @@ class Runner:
         """Where a pack's resumable state goes."""
         return PackCheckpoint(self.ledger.out / CHECKPOINTS / pack_id(pack))
 
-    def store_training(self, pack: Pack, result: PackResult) -> None:
-        """Weights of every trial that ended well, and all records, in one transaction."""
-        peak = peak_memory_bytes(self.base.device)
-        total_tokens = max(1, sum(trainee.num_tokens for trainee in result.trainees))
-        artifacts: list[Artifact] = []
-        records = []
-        failures = []
-        for trainee in result.trainees:
-            if trainee.failure is not None:
-                nothing = trainee.failure.startswith(NOTHING_TRAINED)
-                status: Literal["failed", "diverged"] = "failed" if nothing else "diverged"
-                failures.append(TrialFailure(trainee.spec.trial_id, status, trainee.failure))
-                continue
-            with self.ledger.stage() as folder:
-                weights = self.write_weights(trainee, result.base, folder)
-                artifacts += self.ledger.publish(folder, weights_path(trainee.spec))
-            records.append(
-                self.train_record(
-                    trainee,
-                    pack,
-                    seconds=result.seconds * trainee.num_tokens / total_tokens,
-                    peak=peak,
-                    weights_sha256=weights,
-                )
-            )
-        self.ledger.commit_training(records, failures, artifacts)
-
     def write_weights(self, trainee: Trainee, base: Base, folder: Path) -> str:
         """Write a trial's weights into ``folder``; their sha256."""
         return write_weights(trainee, base, self.base.record, folder)
-
-    def train_record(
-        self, trainee: Trainee, pack: Pack, *, seconds: float, peak: int, weights_sha256: str
-    ) -> TrainRecord:
-        """What training one trial gave."""
-        rows = self.inputs.rows[trainee.spec.task]
-        return TrainRecord(
-            trial_id=trainee.spec.trial_id,
-            pack_id=pack_id(pack),
-            pack_size=len(pack),
-            trainable_parameters=sum(p.numel() for p in trainee.parameters),
-            steps=trainee.steps_done,
-            num_tokens=trainee.num_tokens,
-            num_label_tokens=trainee.num_label_tokens,
-            rows=len(rows.rows),
-            rows_dropped=rows.dropped,
-            rows_truncated=rows.truncated,
-            seconds=seconds,
-            peak_memory_bytes=peak,
-            losses=tuple(trainee.losses),
-            weights_sha256=weights_sha256,
-            penalties=tuple(trainee.penalties),
-            num_replay_tokens=trainee.num_replay_tokens,
-            best_step=trainee.early_stop.best_step or None if trainee.early_stop else None,
-        )
 
     # --- evaluate
 

@@ -17,6 +17,7 @@ from rankscope.analyze.heads.ablation import (
 )
 from rankscope.analyze.heads.layout import HeadLayout
 from rankscope.analyze.heads.trees import Floats, Tree, trees_of
+from rankscope.config.schema import EvaluateConfig
 from rankscope.evaluate.choice import continuation_logprobs
 from rankscope.evaluate.loss import score_losses
 from rankscope.evaluate.suite import EncodedSplit, encode_split
@@ -41,7 +42,7 @@ def split_of(scorer: str) -> EncodedSplit:
         prompts = [begun, *(f"{begun} {item.prompt}" for item in items[1:])]
         items = tuple(replace(i, prompt=p) for i, p in zip(items, prompts, strict=True))
         scorer = "option_text"
-    return encode_split(encoder(), loaded(items, scorer), "report", 256)
+    return encode_split(encoder(), loaded(items, scorer), "report", 256, EvaluateConfig())
 
 
 def from_scratch(made: Base, split: EncodedSplit, slot: str | None) -> list[Floats]:
@@ -113,7 +114,6 @@ def test_a_row_of_its_own_for_the_right_answer() -> None:
         gold = list(question.continuations[item.answer])
         row = tree.gold_row()
         assert list(row.ids) == [*question.prompt, *gold[:-1]]
-        assert list(row.positions) == list(range(len(row.ids)))
         assert [token for _, token, _ in row.targets] == gold
         assert [row.keep[k] for k, _, _ in row.targets] == [
             len(question.prompt) - 1 + step for step in range(len(gold))
