@@ -190,6 +190,18 @@ def test_what_an_option_says_is_part_of_the_id(tmp_path: Path) -> None:
             "joined itself",
         ),
         (changed("evaluate", retention=[{"name": "b", "join": ["x", "y"]}]), "training tasks"),
+        (
+            {"tasks": ["med", {"name": "both", "join": ["pocket_gsm", "pocket_cloze"]}]},
+            "'pocket_cloze' is a part of the training task 'both'",
+        ),
+        (
+            {
+                "tasks": ["pocket_med", {"name": "both", "join": ["pocket_med", "pocket_law"]}],
+                **changed("evaluate", retention=["both"]),
+                "objective": {"max_forgetting": 0.02},
+            },
+            "no retention task measures what training on 'pocket_med'",
+        ),
         (changed("evaluate", scales=[1.5]), "less than 1"),
     ],
 )

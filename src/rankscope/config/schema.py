@@ -311,6 +311,13 @@ class StudyConfig(Section):
         for task in self.tasks:
             if nested := sorted(joined & set(task.join)):
                 raise ValueError(f"task {task.name!r} joins {nested[0]!r}, which is joined itself")
+            for retained in self.evaluate.retention:
+                if retained.name in task.join:
+                    raise ValueError(
+                        f"retention task {retained.name!r} is a part of the training task "
+                        f"{task.name!r}, which cannot show what training on it forgets: name "
+                        "another one, or score it under 'evaluate.cross_domain'"
+                    )
         for arm in self.arms:
             for replay in arm.replay or ():
                 if replay.task in joined:
@@ -349,8 +356,12 @@ class StudyConfig(Section):
         """A limit on forgetting needs something that measures it, for every training task."""
         if self.objective.max_forgetting is None:
             return self
-        measured = {task.name for task in self.evaluate.retention}
-        unmeasured = [task.name for task in self.tasks if not measured - {task.name}]
+        joins = {task.name: {task.name, *task.join} for task in self.tasks}
+        unmeasured = [
+            name
+            for name, own in joins.items()
+            if not any(own.isdisjoint(joins.get(t.name, {t.name})) for t in self.evaluate.retention)
+        ]
         if unmeasured:
             raise ValueError(
                 f"objective.max_forgetting {self.objective.max_forgetting:g} cannot be kept: no "

@@ -23,6 +23,7 @@ def task_record(
         name=name,
         roles=roles(config, name),
         trained_on=any(name == trained.name for trained in config.tasks),
+        parts=tuple(part.spec.name for part in task.parts),
         metric=headline(task),
         higher_is=task.spec.higher_is,
         chance=task.spec.chance,
