@@ -8,6 +8,8 @@ import pytest
 from pocket_study import SETTINGS, changed, results, small_study, study_file
 from rankscope.config.file import load_study
 from rankscope.errors import BadInput, Interrupted
+from rankscope.export import export_trial
+from rankscope.provenance import sha256_folder
 from rankscope.records import BASE, StudyRecords, TrialRecords, trial_of, variant_of
 from rankscope.study import Study, conclude
 from rankscope.trials import make_trials
@@ -62,6 +64,23 @@ def test_every_arm_is_trained_as_asked_and_told_of(finished: Path) -> None:
     for found in study.trials:
         assert found.spec.arm_label in page
     assert advice.advice[0].arms[1].label == replaying.spec.arm_label
+
+
+def test_the_weights_of_a_stopped_trial_are_those_of_its_best_step(
+    finished: Path, tmp_path: Path
+) -> None:
+    """Not of the last it made, which were not kept."""
+    study, _ = conclude(finished)
+    trial = trial_with(study, "patience=1")
+    assert trial.train is not None
+    best, last = trial.train.best_step, trial.train.steps
+    assert best is not None
+    assert best < last
+    export_trial(finished, trial.spec.trial_id, tmp_path / "best", best)
+    export_trial(finished, trial.spec.trial_id, tmp_path / "own")
+    assert sha256_folder(tmp_path / "best") == sha256_folder(tmp_path / "own")
+    with pytest.raises(BadInput, match=f"no weights of step {last}; expected one of {best},"):
+        export_trial(finished, trial.spec.trial_id, tmp_path / "last", last)
 
 
 def test_every_trial_has_milder_forms_on_the_line_from_the_base(finished: Path) -> None:
