@@ -196,6 +196,19 @@ def test_what_an_option_says_is_part_of_the_id(tmp_path: Path) -> None:
             {"arms": [{"method": {"peft": {"peft_type": "VERA"}}, "lr": 1, "kl_to_base": 1}]},
             "bare base",
         ),
+        (
+            {
+                "arms": [
+                    {
+                        "method": {"peft": {"peft_type": "adalora"}},
+                        "lr": 1,
+                        "early_stop": {"patience": 1},
+                    }
+                ],
+                **changed("train", evaluate_every=2),
+            },
+            "ADALORA is more than its parameters",
+        ),
         ({"tasks": [{"name": "b", "join": ["pocket_med"]}]}, "at least two tasks"),
         ({"tasks": [{"name": "b", "join": ["b", "pocket_med"]}]}, "joins itself"),
         ({"tasks": [{"name": "b", "join": ["x", "y"], "scorer": "loss"}]}, "remove 'scorer'"),
