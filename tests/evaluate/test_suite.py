@@ -10,6 +10,8 @@ import torch
 from evaluate.worlds import adapter, base, choice_items, encoder, lettered, loaded, tokenizer
 from rankscope.config.schema import EvaluateConfig
 from rankscope.data.items import Item
+from rankscope.data.joined import in_turns
+from rankscope.data.tasks import LoadedTask
 from rankscope.errors import BadInput, IntegrityError
 from rankscope.evaluate.suite import evaluate_task
 from rankscope.records import BASE, read_items, write_items
@@ -131,6 +133,45 @@ def test_items_beyond_the_context_are_counted_and_refused() -> None:
     task = loaded(tuple(items), "option_text")
     with pytest.raises(BadInput, match=r"2 of 6 items do not fit .* 256 tokens.*toy/test/2"):
         evaluate_task(base(), encoder(), task, "report", {None: BASE}, SETTINGS)
+
+
+def joined(leaked: frozenset[str] = frozenset()) -> LoadedTask:
+    """Multiple choice and answers of other ids as one task, in turns."""
+    choices = TASKS["option_text"]
+    numbers = tuple(
+        dataclasses.replace(item, item_id=f"other/{item.item_id}") for item in number_items()
+    )
+    parts = (choices, dataclasses.replace(loaded(numbers, "number"), selection=()))
+    return dataclasses.replace(
+        choices,
+        report=in_turns([part.report for part in parts]),
+        selection=choices.selection,
+        leaked_ids=leaked,
+        parts=parts,
+    )
+
+
+def test_a_joined_record_tells_what_leaked_and_what_was_cut() -> None:
+    leaked = frozenset({"toy/test/1", "other/toy/test/2"})
+    found = evaluate_task(base(), encoder(), joined(leaked), "report", {None: BASE}, SETTINGS)
+    record, results = found[None]
+    clean = [result.score for result in results if result.item_id not in leaked]
+    assert record.n == len(results) == 10
+    assert record.without_leaks is not None
+    assert (record.without_leaks.leaked, record.without_leaks.n) == (2, 8)
+    assert record.without_leaks.score == pytest.approx(sum(clean) / 8)
+    task = joined()
+    parts = [
+        dataclasses.replace(
+            part,
+            report=(dataclasses.replace(part.report[0], prompt="the " * 300), *part.report[1:]),
+        )
+        for part in task.parts
+    ]
+    settings = SETTINGS.model_copy(update={"too_long": "truncate_left"})
+    task = dataclasses.replace(task, parts=tuple(parts))
+    record, _ = evaluate_task(base(), encoder(), task, "report", {None: BASE}, settings)[None]
+    assert (record.truncated, record.without_leaks) == (2, None)
 
 
 def test_no_items_are_refused() -> None:
