@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from rankscope.data.joined import in_turns
 from rankscope.data.tasks import LoadedTask
 from rankscope.errors import BadInput, IntegrityError
 from rankscope.evaluate.suite import evaluate_task
+from rankscope.evaluate.task_record import task_sha256
 from rankscope.records import BASE, read_items, write_items
 
 SETTINGS = EvaluateConfig(batch_tokens=64, max_new_tokens=12)
@@ -172,6 +174,22 @@ def test_a_joined_record_tells_what_leaked_and_what_was_cut() -> None:
     task = dataclasses.replace(task, parts=tuple(parts))
     record, _ = evaluate_task(base(), encoder(), task, "report", {None: BASE}, settings)[None]
     assert (record.truncated, record.without_leaks) == (2, None)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize(
+    "change", [{"headline": "acc_norm"}, {"extract": "[0-9]"}, {"stop": ("x",)}, {"version": 7}]
+)
+def test_how_any_part_is_scored_is_in_a_joined_tasks_hash(
+    change: dict[str, Any], place: int
+) -> None:
+    task = joined()
+    parts = list(task.parts)
+    spec = dataclasses.replace(parts[place].spec, **change)
+    parts[place] = dataclasses.replace(parts[place], spec=spec)
+    other = dataclasses.replace(task, parts=tuple(parts))
+    first, second = (task_sha256(t, encoder(), "t" * 64, SETTINGS) for t in (task, other))
+    assert first != second
 
 
 def test_no_items_are_refused() -> None:
