@@ -57,19 +57,19 @@ class HeadStage:
         if not tasks:
             return False
         encoder, loaded = self.inputs.encoder, self.inputs.tasks
-        most, batch_tokens = self.settings.items, self.inputs.config.evaluate.batch_tokens
+        most, evaluate = self.settings.items, self.inputs.config.evaluate
         ablated_on = tuple(
-            head_task(self.base, encoder, loaded[name], most)
+            head_task(self.base, encoder, loaded[name], most, evaluate)
             for name in dict.fromkeys(self.settings.ablate)
         )
         self.watcher.stage("base heads", len(tasks))
         for done, (trained_on, name) in enumerate(tasks.items()):
             self.check_stop()
             self.watcher.advance(done, name)
-            task = head_task(self.base, encoder, loaded[name], most)
-            measured = measure(self.base, layout, None, task, ablated_on, batch_tokens)
+            task = head_task(self.base, encoder, loaded[name], most, evaluate)
+            measured = measure(self.base, layout, None, task, ablated_on, evaluate.batch_tokens)
             self._studies[trained_on] = HeadStudy(
-                layout, task, ablated_on, most, batch_tokens, measured
+                layout, task, ablated_on, most, evaluate.batch_tokens, measured
             )
         self.watcher.finish()
         return True

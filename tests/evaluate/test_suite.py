@@ -8,10 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from evaluate.worlds import adapter, base, choice_items, encoder, lettered, loaded, tokenizer
+from evaluate.worlds import (
+    adapter,
+    base,
+    choice_items,
+    encoder,
+    joined_of,
+    lettered,
+    loaded,
+    tokenizer,
+)
 from rankscope.config.schema import EvaluateConfig
 from rankscope.data.items import Item
-from rankscope.data.joined import in_turns
 from rankscope.data.tasks import LoadedTask
 from rankscope.errors import BadInput, IntegrityError
 from rankscope.evaluate.suite import evaluate_task
@@ -138,23 +146,12 @@ def test_items_beyond_the_context_are_counted_and_refused() -> None:
 
 
 def joined(leaked: frozenset[str] = frozenset()) -> LoadedTask:
-    """Multiple choice and answers of other ids as one task, in turns."""
-    choices = TASKS["option_text"]
-    numbers = tuple(
-        dataclasses.replace(item, item_id=f"other/{item.item_id}") for item in number_items()
-    )
-    parts = (choices, dataclasses.replace(loaded(numbers, "number"), selection=()))
-    return dataclasses.replace(
-        choices,
-        report=in_turns([part.report for part in parts]),
-        selection=choices.selection,
-        leaked_ids=leaked,
-        parts=parts,
-    )
+    """Multiple choice and answers that are generated."""
+    return dataclasses.replace(joined_of(TASKS["option_text"], TASKS["number"]), leaked_ids=leaked)
 
 
 def test_a_joined_record_tells_what_leaked_and_what_was_cut() -> None:
-    leaked = frozenset({"toy/test/1", "other/toy/test/2"})
+    leaked = frozenset({"toy/test/1", "0/toy/test/2"})
     found = evaluate_task(base(), encoder(), joined(leaked), "report", {None: BASE}, SETTINGS)
     record, results = found[None]
     clean = [result.score for result in results if result.item_id not in leaked]

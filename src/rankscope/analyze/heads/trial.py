@@ -57,17 +57,23 @@ class HeadTask:
         return np.array([v[tree.gold] for v, tree in zip(values, self.trees, strict=True)])
 
 
-def head_task(base: Base, encoder: Encoder, task: LoadedTask, most_items: int) -> HeadTask:
-    """The first report items of a task. What is answered by generating is scored by likelihood.
+def head_task(
+    base: Base, encoder: Encoder, task: LoadedTask, most_items: int, settings: EvaluateConfig
+) -> HeadTask:
+    """The first report items of a task. What is answered by generating is scored by likelihood,
+    and so is a joined task whose parts are asked differently.
 
     Raises:
         BadInput: items that cannot be scored.
     """
     first = replace(task, report=task.report[:most_items])
-    has_answers_alike = bool(first.report and first.report[0].contexts)
-    if task.spec.scorer in ("option_text", "option_letter", "loss") and not has_answers_alike:
+    has_answers_alike = any(item.contexts for item in first.report)
+    specs = [part.spec for part in task.parts or (task,)]
+    is_one_kind = len({(spec.scorer, spec.lists_options) for spec in specs}) == 1
+    has_scorer = task.spec.scorer in ("option_text", "option_letter", "loss")
+    if has_scorer and is_one_kind and not has_answers_alike:
         context = context_length(base.model.config)
-        encoded = encode_split(encoder, first, "report", context, EvaluateConfig())
+        encoded = encode_split(encoder, first, "report", context, settings)
         metric = HEADLINE[task.spec.scorer]
     else:
         encoded = EncodedSplit(first.report, rows=encode_losses(encoder, first.report))
