@@ -318,10 +318,14 @@ class StudyConfig(Section):
                         f"{task.name!r}, which cannot show what training on it forgets: name "
                         "another one, or score it under 'evaluate.cross_domain'"
                     )
+        trained = {part: t.name for t in self.tasks for part in (t.name, *t.join)}
         for arm in self.arms:
             for replay in arm.replay or ():
-                if replay.task in joined:
-                    raise ValueError(f"replay of {replay.task!r}: name one of the tasks it joins")
+                if replay.share and replay.task in trained:
+                    raise ValueError(
+                        f"replay of {replay.task!r}: the arm trains on its rows as training task "
+                        f"{trained[replay.task]!r}; replay those of a task that is not trained on"
+                    )
             if arm.early_stop and self.train.evaluate_every is None:
                 raise ValueError(
                     "'early_stop' looks at the points of 'train.evaluate_every': set it, for "
