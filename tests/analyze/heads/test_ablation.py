@@ -44,7 +44,7 @@ def split_of(scorer: str) -> EncodedSplit:
         prompts = [begun, *(f"{begun} {item.prompt}" for item in items[1:])]
         items = tuple(replace(i, prompt=p) for i, p in zip(items, prompts, strict=True))
         scorer = "option_text"
-    return encode_split(encoder(), loaded(items, scorer), "report", 256)
+    return encode_split(encoder(), loaded(items, scorer), "report", 256, EvaluateConfig())
 
 
 def from_scratch(made: Base, split: EncodedSplit, slot: str | None) -> list[Floats]:
