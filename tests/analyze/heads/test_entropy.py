@@ -9,6 +9,7 @@ from evaluate.worlds import base, choice_items, encoder, loaded
 from rankscope.analyze.heads.entropy import attention_entropy, normalized_entropy, row_entropy
 from rankscope.analyze.heads.layout import HeadLayout
 from rankscope.analyze.heads.trees import trees_of
+from rankscope.config.schema import EvaluateConfig
 from rankscope.evaluate.suite import encode_split
 from tiny_models import tiny_llama
 
@@ -38,7 +39,8 @@ def test_a_query_far_along_one_key_looks_at_it_alone() -> None:
 
 def test_against_the_weights_that_transformers_gives() -> None:
     made = base()
-    trees = trees_of(encode_split(encoder(), loaded(choice_items(), "option_text"), "report", 256))
+    task = loaded(choice_items(), "option_text")
+    trees = trees_of(encode_split(encoder(), task, "report", 256, EvaluateConfig()))
     found = attention_entropy(made, HeadLayout.of(made.model), trees, None, 100)
     stock = tiny_llama()
     stock.load_state_dict(made.model.state_dict())
