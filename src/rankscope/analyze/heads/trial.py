@@ -204,6 +204,8 @@ class HeadStudy:
         items_asked: the most items of each.
         batch_tokens: most tokens of a pass.
         base: of the untouched base.
+        related: tasks whose items are, in part, those of the training task: they are not among the
+            others in which a head's role is looked for.
     """
 
     layout: HeadLayout
@@ -212,6 +214,7 @@ class HeadStudy:
     items_asked: int
     batch_tokens: int
     base: Measured
+    related: frozenset[str] = frozenset()
 
     def record(self, trial_id: str, trained_on: str, base: Base, tuned: Base) -> HeadsRecord:
         """The heads of one trial.
@@ -233,6 +236,7 @@ class HeadStudy:
         )
         own = [a for a in ablations if a.task == trained_on]
         others = [a for a in ablations if a.task != trained_on]
+        strangers = [a for a in others if a.task not in self.related]
         return HeadsRecord(
             trial_id=trial_id,
             task=self.task.name,
@@ -242,6 +246,6 @@ class HeadStudy:
             base=self.base.layers,
             tuned=found.layers,
             ablations=(*own, *others),
-            roles=head_roles(own[0], others) if own else (),
+            roles=head_roles(own[0], strangers) if own else (),
             seconds=time.perf_counter() - begun,
         )
