@@ -1,5 +1,6 @@
 """A whole study that looks at its heads: stored once, continued, refused where it changed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 
 from command_line import rankscope
+from evaluate.worlds import choice_items, loaded
 from pocket_study import small_study, study_file
+from rankscope.head_stage import related
 from rankscope.ledger import Ledger
 from rankscope.records import HeadsRecord, StudyRecords
 
@@ -119,3 +122,16 @@ def test_a_task_the_study_does_not_have_is_told(tmp_path: Path) -> None:
     outcome = rankscope("check", file)
     assert outcome.code == 2
     assert "pocket_law" in outcome.told
+
+
+def test_parts_of_a_joined_task_are_related_to_it_and_it_to_them() -> None:
+    med, law, math = (
+        replace(made, spec=replace(made.spec, name=name))
+        for name in ("med", "law", "math")
+        for made in [loaded(choice_items(), "option_text")]
+    )
+    both = replace(med, spec=replace(med.spec, name="both"), parts=(med, law))
+    tasks = {task.spec.name: task for task in (both, med, law, math)}
+    assert related(tasks, "both") == {"both", "med", "law"}
+    assert related(tasks, "med") == {"both", "med"}
+    assert related(tasks, "math") == {"math"}

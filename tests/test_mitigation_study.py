@@ -8,6 +8,9 @@ import pytest
 from pocket_study import SETTINGS, changed, results, small_study, study_file
 from rankscope.config.file import load_study
 from rankscope.errors import BadInput, Interrupted
+from rankscope.export import export_trial
+from rankscope.provenance import sha256_folder
+from rankscope.reading import replay_notes
 from rankscope.records import BASE, StudyRecords, TrialRecords, trial_of, variant_of
 from rankscope.study import Study, conclude
 from rankscope.trials import make_trials
@@ -62,6 +65,23 @@ def test_every_arm_is_trained_as_asked_and_told_of(finished: Path) -> None:
     for found in study.trials:
         assert found.spec.arm_label in page
     assert advice.advice[0].arms[1].label == replaying.spec.arm_label
+
+
+def test_the_weights_of_a_stopped_trial_are_those_of_its_best_step(
+    finished: Path, tmp_path: Path
+) -> None:
+    """Not of the last it made, which were not kept."""
+    study, _ = conclude(finished)
+    trial = trial_with(study, "patience=1")
+    assert trial.train is not None
+    best, last = trial.train.best_step, trial.train.steps
+    assert best is not None
+    assert best < last
+    export_trial(finished, trial.spec.trial_id, tmp_path / "best", best)
+    export_trial(finished, trial.spec.trial_id, tmp_path / "own")
+    assert sha256_folder(tmp_path / "best") == sha256_folder(tmp_path / "own")
+    with pytest.raises(BadInput, match=f"no weights of step {last}; expected one of {best},"):
+        export_trial(finished, trial.spec.trial_id, tmp_path / "last", last)
 
 
 def test_every_trial_has_milder_forms_on_the_line_from_the_base(finished: Path) -> None:
@@ -129,7 +149,7 @@ def test_a_joined_task_has_the_rows_and_items_of_its_parts(tmp_path: Path) -> No
 
 def ids(tmp_path: Path, arm: dict[str, Any], **changes: Any) -> str:
     config = load_study(study_file(tmp_path, arms=[arm], seeds=[0], **changes))
-    hashes = {"pocket_med": "1" * 64, "pocket_cloze": "2" * 64}
+    hashes = {"pocket_med": "1" * 64, "pocket_cloze": "2" * 64, "pocket_math": "3" * 64}
     (trial,) = make_trials(config, "b" * 64, hashes, None, hashes, hashes)
     return trial.trial_id
 
@@ -151,7 +171,7 @@ def test_what_an_option_says_is_part_of_the_id(tmp_path: Path) -> None:
         ids(tmp_path, LORA),
         ids(tmp_path, {**LORA, "replay": REPLAY}),
         ids(tmp_path, {**LORA, "replay": {**REPLAY, "share": 0.5}}),
-        ids(tmp_path, {**LORA, "replay": {**REPLAY, "task": "pocket_med"}}),
+        ids(tmp_path, {**LORA, "replay": {**REPLAY, "task": "pocket_math"}}),
         ids(tmp_path, {**LORA, "kl_to_base": 1}),
         ids(tmp_path, {**LORA, "kl_to_base": 0.5}),
         ids(tmp_path, stop, **curve),
@@ -172,10 +192,31 @@ def test_what_an_option_says_is_part_of_the_id(tmp_path: Path) -> None:
         ({"arms": [{**LORA, "replay": {"task": "x", "share": 1}}]}, "less than 1"),
         ({"arms": [{**LORA, "replay": {"tsk": "x", "share": 0.1}}]}, "did you mean 'task'"),
         ({"arms": [{**LORA, "early_stop": {"patience": 1}}]}, "evaluate_every"),
+        ({"arms": [{**LORA, "replay": {**REPLAY, "task": "pocket_med"}}]}, "task 'pocket_med';"),
+        (
+            {
+                "tasks": [{"name": "both", "join": ["pocket_med", "pocket_gsm"]}],
+                "arms": [{**LORA, "replay": {**REPLAY, "task": "pocket_gsm"}}],
+            },
+            "training task 'both'; replay those of a task that is not trained on",
+        ),
         ({"arms": [{**LORA, "kl_to_base": -1}]}, "greater than or equal to 0"),
         (
             {"arms": [{"method": {"peft": {"peft_type": "VERA"}}, "lr": 1, "kl_to_base": 1}]},
             "bare base",
+        ),
+        (
+            {
+                "arms": [
+                    {
+                        "method": {"peft": {"peft_type": "adalora"}},
+                        "lr": 1,
+                        "early_stop": {"patience": 1},
+                    }
+                ],
+                **changed("train", evaluate_every=2),
+            },
+            "ADALORA is more than its parameters",
         ),
         ({"tasks": [{"name": "b", "join": ["pocket_med"]}]}, "at least two tasks"),
         ({"tasks": [{"name": "b", "join": ["b", "pocket_med"]}]}, "joins itself"),
@@ -190,6 +231,18 @@ def test_what_an_option_says_is_part_of_the_id(tmp_path: Path) -> None:
             "joined itself",
         ),
         (changed("evaluate", retention=[{"name": "b", "join": ["x", "y"]}]), "training tasks"),
+        (
+            {"tasks": ["med", {"name": "both", "join": ["pocket_gsm", "pocket_cloze"]}]},
+            "'pocket_cloze' is a part of the training task 'both'",
+        ),
+        (
+            {
+                "tasks": ["pocket_med", {"name": "both", "join": ["pocket_med", "pocket_law"]}],
+                **changed("evaluate", retention=["both"]),
+                "objective": {"max_forgetting": 0.02},
+            },
+            "no retention task measures what training on 'pocket_med'",
+        ),
         (changed("evaluate", scales=[1.5]), "less than 1"),
     ],
 )
@@ -198,6 +251,14 @@ def test_what_makes_no_sense_is_refused_on_reading(
 ) -> None:
     with pytest.raises(BadInput, match=said):
         load_study(study_file(tmp_path, **changes))
+
+
+def test_replay_of_what_transfer_is_measured_on_is_told(tmp_path: Path) -> None:
+    arms = [{**LORA, "replay": {**REPLAY, "task": "pocket_gsm"}}]
+    config = load_study(study_file(tmp_path, arms=arms))
+    (note,) = replay_notes(config)
+    assert note.startswith("pocket_gsm: training rows of this task are replayed")
+    assert note.endswith("no transfer: they are trained on it")
 
 
 def test_replay_of_what_has_no_rows_or_no_name_is_refused(tmp_path: Path) -> None:

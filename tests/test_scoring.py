@@ -14,8 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from command_line import Outcome, files_below, write_rows
 from command_line import rankscope as command
+from rankscope.errors import BadInput
 from rankscope.models.adapter_io import BASE_HASH, WEIGHTS
 from rankscope.models.pocket import pocket_folder
+from rankscope.scoring.asked import task_config
 
 TASKS = "pocket_med,pocket_gsm"
 
@@ -197,6 +199,14 @@ def test_a_task_file_and_texts(tmp_path: Path) -> None:
     metrics = scores["base", "texts"]["record"]["metrics"]
     assert metrics["bits_per_byte"] > 0
     assert metrics["perplexity"] > 1
+
+
+def test_a_task_file_that_joins_others_is_refused(tmp_path: Path) -> None:
+    """Not scored as the task whose name it has."""
+    path = tmp_path / "both.yaml"
+    path.write_text("name: pocket_med\njoin: [pocket_law, pocket_gsm]\n")
+    with pytest.raises(BadInput, match="give the tasks it joins to --tasks: pocket_law, pocket_gs"):
+        task_config(str(path), None)
 
 
 def test_a_data_set_with_code_of_its_own_is_refused(tmp_path: Path) -> None:

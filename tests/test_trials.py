@@ -227,6 +227,11 @@ def test_duplicates_are_counted_once_per_file() -> None:
     assert duplicate_grid_points(study(arms=arm(alpha=["2r", 16]))) == 1
     assert duplicate_grid_points(study(arms=[{"method": "full", "lr": [1e-4, 1e-4]}])) == 1
     assert duplicate_grid_points(study(seeds=[0, 0, 1, 1, 1])) == 3
+    nothing = [{"kl_to_base": 0}, {"replay": {"task": "mmlu", "share": 0}}]
+    plain_and_nothing = [*arm(), *(point for none in nothing for point in arm(**none))]
+    assert duplicate_grid_points(study(arms=plain_and_nothing)) == 2
+    replays = [{"task": name, "share": 0} for name in ("mmlu", "arc_easy")]
+    assert duplicate_grid_points(study(arms=arm(replay=replays, kl_to_base=[0, 1]))) == 2
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ class EarlyStops:
                 continue
             point = self.ledger.curve_point((spec.trial_id, spec.task, step))
             if point is not None and takes_part(trainee, step):
-                trainee.early_stop.hear(step, point.score, trainee.parameters)
+                trainee.hear(step, point.score)
 
 
 def takes_part(trainee: Trainee, step: int) -> bool:

@@ -41,20 +41,22 @@ def export_trial(folder: Path, trial: str, out: Path, step: int | None = None) -
 
 
 def kept_place(ledger: Ledger, spec: TrialSpec, step: int) -> str:
-    """Where the weights of one step lie; those of the last step are the trial's own.
+    """Where the weights of one step lie; those of the last or best step are the trial's own.
 
     Raises:
         BadInput: they were not kept.
     """
     train = next(t.train for t in ledger.load().trials if t.spec == spec)
-    if train is not None and step == train.steps:
+    # Early stopping puts its best step's weights where those of the last step would be.
+    last = None if train is None else train.best_step or train.steps
+    if step == last:
         return weights_path(spec)
     place = kept_path(spec, step)
     if ledger.artifacts(place):
         return place
     paths = ledger.artifacts(f"artifacts/{spec.trial_id}/steps")
-    kept = sorted({int(PurePosixPath(artifact.path).parts[3]) for artifact in paths})
-    known = [*kept, *([train.steps] if train is not None else [])]
+    kept = {int(PurePosixPath(artifact.path).parts[3]) for artifact in paths}
+    known = sorted(kept if last is None else kept | {last})
     raise BadInput(
         f"{ledger.out}: trial {spec.trial_id} ({spec.label}) has no weights of step {step}; "
         f"expected one of {', '.join(map(str, known)) or 'none'}, as 'train.checkpoint_every' "

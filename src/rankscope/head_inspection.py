@@ -13,7 +13,7 @@ import torch
 from rankscope.analyze.heads.layout import HeadLayout
 from rankscope.analyze.heads.trial import HeadStudy, checkpoint_changes, head_task, measure
 from rankscope.analyze.stored import StoredTuned, principal_part
-from rankscope.config.schema import ModelConfig, TaskConfig
+from rankscope.config.schema import EvaluateConfig, ModelConfig, TaskConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.models.base import Base
@@ -85,9 +85,9 @@ def base_heads(
     def read(task: str) -> LoadedTask:
         return load_task(TaskConfig(name=task), settings.data_dir, 0, settings.items)
 
-    task = head_task(base, encoder, read(settings.task), settings.items)
+    task = head_task(base, encoder, read(settings.task), settings.items, EvaluateConfig())
     ablated_on = tuple(
-        head_task(base, encoder, read(other), settings.items)
+        head_task(base, encoder, read(other), settings.items, EvaluateConfig())
         for other in dict.fromkeys(settings.ablate)
     )
     watcher.stage("base heads", 1)

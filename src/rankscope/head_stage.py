@@ -1,10 +1,11 @@
 """The stage that looks at attention heads: the base's first, then those of every trained trial."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rankscope.analyze.heads.layout import HeadLayout
 from rankscope.analyze.heads.trial import HeadStudy, head_task, measure
 from rankscope.config.schema import StudyConfig
+from rankscope.data.tasks import LoadedTask
 from rankscope.errors import BadInput
 from rankscope.inputs import StudyInputs
 from rankscope.ledger import Ledger
@@ -57,19 +58,25 @@ class HeadStage:
         if not tasks:
             return False
         encoder, loaded = self.inputs.encoder, self.inputs.tasks
-        most, batch_tokens = self.settings.items, self.inputs.config.evaluate.batch_tokens
+        most, evaluate = self.settings.items, self.inputs.config.evaluate
         ablated_on = tuple(
-            head_task(self.base, encoder, loaded[name], most)
+            head_task(self.base, encoder, loaded[name], most, evaluate)
             for name in dict.fromkeys(self.settings.ablate)
         )
         self.watcher.stage("base heads", len(tasks))
         for done, (trained_on, name) in enumerate(tasks.items()):
             self.check_stop()
             self.watcher.advance(done, name)
-            task = head_task(self.base, encoder, loaded[name], most)
-            measured = measure(self.base, layout, None, task, ablated_on, batch_tokens)
+            task = head_task(self.base, encoder, loaded[name], most, evaluate)
+            measured = measure(self.base, layout, None, task, ablated_on, evaluate.batch_tokens)
             self._studies[trained_on] = HeadStudy(
-                layout, task, ablated_on, most, batch_tokens, measured
+                layout,
+                task,
+                ablated_on,
+                most,
+                evaluate.batch_tokens,
+                measured,
+                related(loaded, trained_on),
             )
         self.watcher.finish()
         return True
@@ -118,3 +125,10 @@ def refuse_other_heads(study: StudyRecords, config: StudyConfig) -> None:
                 f"items {before[1]} and ablate {before[2]}, the study file now asks for "
                 f"{now[0]!r}, {now[1]} and {now[2]}; use another --out"
             )
+
+
+def related(tasks: Mapping[str, LoadedTask], trained_on: str) -> frozenset[str]:
+    """Names of the tasks that share items with a training task: it, its parts, what joins those."""
+    made_of = {n: {n, *(part.spec.name for part in task.parts)} for n, task in tasks.items()}
+    own = made_of[trained_on]
+    return frozenset(name for name, found in made_of.items() if found & own)

@@ -18,6 +18,7 @@ from rankscope.advise.predictors import (
     score_predictors,
     screened,
 )
+from rankscope.advise.summaries import retention_tasks
 from rankscope.analyze.truncate import truncated
 from rankscope.config.file import load_study
 from rankscope.config.schema import StudyConfig
@@ -347,8 +348,7 @@ def rank_score(
     def mean(values: Sequence[float]) -> float:
         return sum(values) / len(values)
 
-    retained = [t for t in study.tasks if "retention" in t.roles and t.name != task]
-    of_unit = [t for t in retained if t.higher_is == "accuracy"] or retained
+    of_unit = retention_tasks(study, task)
     falls = [
         base.score - mean(scores[rank, t.name, "report"])
         for t in of_unit

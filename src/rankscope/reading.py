@@ -79,9 +79,10 @@ def read_replay(
 def replay_notes(config: StudyConfig) -> Iterator[str]:
     """What a reader must know of replayed rows: that their own task is no stranger any more."""
     retained = {task.name for task in config.evaluate.retention}
+    transferred = {task.name for task in config.evaluate.cross_domain}
     for name in replayed_tasks(config):
+        said = f"{name}: training rows of this task are replayed by some arms, so what those "
         if name in retained:
-            yield (
-                f"{name}: training rows of this task are replayed by some arms, so what those "
-                "forget there is not what they would forget of a task they never see"
-            )
+            yield f"{said}forget there is not what they would forget of a task they never see"
+        if name in transferred:
+            yield f"{said}gain there is no transfer: they are trained on it"

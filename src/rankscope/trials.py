@@ -256,7 +256,8 @@ def own_identity(trial: TrialSpec, train: TrainConfig) -> dict[str, object]:
 def arm_points(arm: ArmConfig, train: TrainConfig) -> Iterator[dict[str, Any]]:
     """An arm's grid points as fields of TrialSpec, repeated ones included.
 
-    What an arm sets of the protocol is left out where the study's ``train`` says the same.
+    What an arm sets of the protocol is left out where the study's ``train`` says the same, and so
+    is what it sets against forgetting at weight 0.
     """
     nothing = {"rank": None, "alpha": None, "targets": (), "dropout": 0.0}
     for grid in arm.grids():
@@ -269,9 +270,10 @@ def arm_points(arm: ArmConfig, train: TrainConfig) -> Iterator[dict[str, Any]]:
                 point |= {"method": "peft", "peft": canonical_json(settings)}
             elif point["rank"] is not None:
                 point["alpha"] = resolved_alpha(point["alpha"], point["rank"])
-            same = {name for name in OVERRIDES if point.get(name) == getattr(train, name)}
-            point |= mitigation_fields(point)
-            yield {name: value for name, value in point.items() if name not in same}
+            aside = {name for name in OVERRIDES if point.get(name) == getattr(train, name)}
+            fields = mitigation_fields(point)
+            aside |= {name for name, value in fields.items() if value is None}
+            yield {name: v for name, v in (point | fields).items() if name not in aside}
 
 
 def mitigation_fields(point: Mapping[str, Any]) -> dict[str, Any]:

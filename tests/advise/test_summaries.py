@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rankscope.advise.comparisons import arm_difference
+from rankscope.advise.mitigation import spot
 from rankscope.advise.summaries import (
     Arm,
     pareto_front,
@@ -14,7 +15,15 @@ from rankscope.advise.summaries import (
     training_tasks,
     transfer_tasks,
 )
-from rankscope.records import BASE, ArmSummary, Estimate, ItemScores, Split, StudyRecords
+from rankscope.records import (
+    BASE,
+    ArmSummary,
+    Estimate,
+    ItemScores,
+    Split,
+    StudyRecords,
+    trained_parts,
+)
 from synthetic_study import Truth, synthetic_study
 
 TRUTH = Truth(ranks=(2, 8), full_lrs=(), num_items=60, tasks=("med", "law"))
@@ -214,3 +223,24 @@ def test_pareto_front_by_hand() -> None:
     assert pareto_front(arms) == [True, False, True, True, True, False]
     # Without forgetting for all, score and parameters decide.
     assert pareto_front([summary(0.9, None, 100), summary(0.8, 0.0, 100)]) == [True, False]
+
+
+def test_what_shares_training_rows_is_neither_forgetting_nor_transfer() -> None:
+    """``both`` joins ``med`` and ``general``: to a model of either it is no stranger, nor back."""
+    truth = Truth(ranks=(2,), full_lrs=(), num_items=20, tasks=("med", "law", "both"))
+    study = synthetic_study(truth)
+    joined = study.task("both").model_copy(update={"parts": ("med", "general")})
+    tasks = tuple(joined if task.name == "both" else task for task in study.tasks)
+    study = dataclasses.replace(study, tasks=tasks)
+    assert trained_parts(study, "both") == {"both", "med", "general"}
+    assert trained_parts(study, "med") == {"med", "both"}
+    assert trained_parts(study, "law") == {"law"}
+    of = {task: arms[0].summary for task, arms in summarize(study).items()}
+    assert set(of["both"].transfer) == {"law", "math"}
+    assert (of["both"].retention, of["both"].forgetting) == ({}, None)
+    assert set(of["med"].transfer) == {"law", "math"}
+    assert set(of["med"].retention) == {"general"}
+    assert set(of["law"].transfer) == {"med", "math", "both"}
+    trials = {trial.spec.task: trial.spec.trial_id for trial in study.trials}
+    assert spot(study, "both", trials["both"], "report") is None
+    assert spot(study, "med", trials["med"], "report") is not None

@@ -58,6 +58,15 @@ def test_dev_rows_are_shots_alone(tmp_path: Path) -> None:
         own(rows(tmp_path / "alone", test=test), shots=1)
 
 
+def test_leaks_are_counted_of_the_rows_that_are_scored(tmp_path: Path) -> None:
+    """q4 stands among the shots too, and is taken out; q5 leaks and stays."""
+    dev, test = [question(n) for n in range(5)], [question(n) for n in range(4, 24)]
+    train = [question(n) for n in (4, 5, *range(30, 40))]
+    task = own(rows(tmp_path, dev=dev, train=train, validation=[question(50)], test=test), shots=5)
+    assert [item.question for item in task.report if item.item_id in task.leaked_ids] == ["q5"]
+    assert task.leaks == {"exact": 1, "ngram13": 0}
+
+
 def test_mmlu_takes_the_dev_rows_of_the_same_subject(data_dir: Path) -> None:
     task = load_task(TaskConfig(name="mmlu", shots=5), data_dir, 0, max_items=300)
     lines = (data_dir / "mmlu" / "validation.jsonl").read_text("utf-8").splitlines()

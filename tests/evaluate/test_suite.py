@@ -3,15 +3,27 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from evaluate.worlds import adapter, base, choice_items, encoder, lettered, loaded, tokenizer
+from evaluate.worlds import (
+    adapter,
+    base,
+    choice_items,
+    encoder,
+    joined_of,
+    lettered,
+    loaded,
+    tokenizer,
+)
 from rankscope.config.schema import EvaluateConfig
 from rankscope.data.items import Item
+from rankscope.data.tasks import LoadedTask
 from rankscope.errors import BadInput, IntegrityError
 from rankscope.evaluate.suite import evaluate_task
+from rankscope.evaluate.task_record import task_sha256
 from rankscope.records import BASE, read_items, write_items
 
 SETTINGS = EvaluateConfig(batch_tokens=64, max_new_tokens=12)
@@ -131,6 +143,50 @@ def test_items_beyond_the_context_are_counted_and_refused() -> None:
     task = loaded(tuple(items), "option_text")
     with pytest.raises(BadInput, match=r"2 of 6 items do not fit .* 256 tokens.*toy/test/2"):
         evaluate_task(base(), encoder(), task, "report", {None: BASE}, SETTINGS)
+
+
+def joined(leaked: frozenset[str] = frozenset()) -> LoadedTask:
+    """Multiple choice and answers that are generated."""
+    return dataclasses.replace(joined_of(TASKS["option_text"], TASKS["number"]), leaked_ids=leaked)
+
+
+def test_a_joined_record_tells_what_leaked_and_what_was_cut() -> None:
+    leaked = frozenset({"toy/test/1", "0/toy/test/2"})
+    found = evaluate_task(base(), encoder(), joined(leaked), "report", {None: BASE}, SETTINGS)
+    record, results = found[None]
+    clean = [result.score for result in results if result.item_id not in leaked]
+    assert record.n == len(results) == 10
+    assert record.without_leaks is not None
+    assert (record.without_leaks.leaked, record.without_leaks.n) == (2, 8)
+    assert record.without_leaks.score == pytest.approx(sum(clean) / 8)
+    task = joined()
+    parts = [
+        dataclasses.replace(
+            part,
+            report=(dataclasses.replace(part.report[0], prompt="the " * 300), *part.report[1:]),
+        )
+        for part in task.parts
+    ]
+    settings = SETTINGS.model_copy(update={"too_long": "truncate_left"})
+    task = dataclasses.replace(task, parts=tuple(parts))
+    record, _ = evaluate_task(base(), encoder(), task, "report", {None: BASE}, settings)[None]
+    assert (record.truncated, record.without_leaks) == (2, None)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize(
+    "change", [{"headline": "acc_norm"}, {"extract": "[0-9]"}, {"stop": ("x",)}, {"version": 7}]
+)
+def test_how_any_part_is_scored_is_in_a_joined_tasks_hash(
+    change: dict[str, Any], place: int
+) -> None:
+    task = joined()
+    parts = list(task.parts)
+    spec = dataclasses.replace(parts[place].spec, **change)
+    parts[place] = dataclasses.replace(parts[place], spec=spec)
+    other = dataclasses.replace(task, parts=tuple(parts))
+    first, second = (task_sha256(t, encoder(), "t" * 64, SETTINGS) for t in (task, other))
+    assert first != second
 
 
 def test_no_items_are_refused() -> None:

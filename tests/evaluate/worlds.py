@@ -1,5 +1,6 @@
 """What the evaluation tests score: a byte-level tokenizer, items, and adapters that change much."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -8,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rankscope.data.encode import Encoder
 from rankscope.data.items import LETTERS, Item
+from rankscope.data.joined import in_turns
 from rankscope.data.tasks import LoadedTask, TaskSpec
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
@@ -120,3 +122,13 @@ def loaded(items: tuple[Item, ...], scorer: str, prompt: str = "{question}") -> 
         leaks={},
         notes=(),
     )
+
+
+def joined_of(*parts: LoadedTask) -> LoadedTask:
+    """Tasks of equal ids as one, its items in turns; those of the first keep their ids."""
+    renamed = [parts[0]]
+    for number, part in enumerate(parts[1:]):
+        items = tuple(replace(item, item_id=f"{number}/{item.item_id}") for item in part.report)
+        renamed.append(replace(part, selection=(), report=items))
+    report = in_turns([part.report for part in renamed])
+    return replace(parts[0], selection=(), report=report, parts=tuple(renamed))

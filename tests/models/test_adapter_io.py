@@ -400,7 +400,6 @@ REMOVED = object()
         ("init_lora_weights", ["gaussian"]),
         ("use_dora", "often"),
         ("bias", "all"),
-        ("fan_in_fan_out", True),
         ("modules_to_save", ["lm_head"]),
         ("rank_pattern", {"q_proj": 0}),
         ("rank_pattern", ["q_proj"]),

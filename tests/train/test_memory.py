@@ -69,6 +69,17 @@ def test_the_base_counts_once_and_states_add_up() -> None:
     assert three.state_bytes == 3 * one.state_bytes
     assert model().state_bytes(trial(rank=4, method="dora")) == one.state_bytes + 2 * 192 * 16
     assert model().state_bytes(trial(rank=4, method="pissa")) == 5 * 4 * 896 * 4
+    assert model().state_bytes(trial(rank=4, early_stop=1)) == 5 * 4 * 896 * 4
+
+
+def test_the_best_weights_of_an_early_stop_are_one_more_copy() -> None:
+    rows = RowCounts.of(toy_rows())
+    plain, stopping = (
+        model().of_pack([full_trial(early_stop=patience)], rows, protocol())
+        for patience in (None, 1)
+    )
+    size = sum(parameter.numel() * 4 for parameter in tiny_llama().parameters())
+    assert stopping.total_bytes - plain.total_bytes == size
 
 
 def test_the_token_budget_bounds_a_pass() -> None:

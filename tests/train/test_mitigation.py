@@ -285,6 +285,25 @@ def test_a_trial_stops_and_has_the_weights_of_its_best_point(
     assert any(not torch.equal(p, q) for p, q in zip(found.parameters, at[5], strict=True))
 
 
+@pytest.mark.parametrize("kind", [trial, full_trial])
+def test_weights_that_no_step_has_moved_are_no_best_ones(kind: Callable[..., TrialSpec]) -> None:
+    """Warm-up begins at rate 0, so the first point is the base's, whatever its score."""
+
+    def look(step: int, base: Base, trainees: Sequence[Trainee]) -> None:
+        if trainees[0].is_active(step - 1):
+            trainees[0].hear(step, 1 / step)
+
+    settings = SETTINGS.model_copy(update={"warmup_fraction": 0.5})
+    result = train_pack(
+        base_of(tiny_llama()), [kind("a", early_stop=2)], ROWS, settings, after_step=look
+    )
+    (found,) = result.trainees
+    assert found.failure is None
+    assert found.early_stop is not None
+    assert found.losses[0].lr == 0
+    assert (found.early_stop.best_step, found.steps_done) == (2, 4)
+
+
 def test_the_neighbours_of_a_trial_that_stops_do_not_notice() -> None:
     stopping, other = trained([trial("a", early_stop=2), trial("b", seed=1, rank=8)], told)
     (alone,) = trained([other.spec])

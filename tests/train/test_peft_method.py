@@ -48,6 +48,12 @@ def reference(spec: TrialSpec, settings: dict[str, Any], **more: Any) -> PeftMod
     return get_peft_model(model, config)
 
 
+def test_an_early_stop_of_what_is_more_than_its_parameters_is_refused() -> None:
+    spec = peft_trial(**ADALORA).model_copy(update={"early_stop": 1})
+    with pytest.raises(BadInput, match="early_stop brings back parameters"):
+        train_pack(base_of(tiny_llama()), [spec], ROWS, PROTOCOL)
+
+
 def recipe() -> ModuleType:
     path = Path(__file__).parents[2] / "recipes" / "minimal.py"
     spec = importlib.util.spec_from_file_location("minimal", path)

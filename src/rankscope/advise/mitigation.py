@@ -18,6 +18,7 @@ from scipy import stats
 
 from rankscope.advise.choose import Objective
 from rankscope.advise.significance import holm
+from rankscope.advise.summaries import retention_tasks
 from rankscope.records import (
     BASE,
     MitigationComparison,
@@ -84,8 +85,7 @@ def by_arm(trials: Sequence[TrialRecords]) -> list[list[TrialRecords]]:
 def spot(study: StudyRecords, task: str, model: str, split: Split) -> Spot | None:
     """What one model gained on ``task`` and forgot on the retention tasks; None where unknown."""
     gain = _change(study, model, task, split)
-    retained = [t for t in study.tasks if "retention" in t.roles and t.name != task]
-    of_unit = [t for t in retained if t.higher_is == "accuracy"] or retained
+    of_unit = retention_tasks(study, task)
     falls = [_change(study, model, t.name, split) for t in of_unit]
     known = [-fall for fall in falls if fall is not None]
     if gain is None or not known or len(known) < len(falls):

@@ -21,6 +21,7 @@ from rankscope.records import (
     StudyRecords,
     TaskRecord,
     TrialRecords,
+    trained_parts,
 )
 
 
@@ -69,7 +70,8 @@ def retention_by_unit(
     study: StudyRecords, trained: str
 ) -> tuple[tuple[TaskRecord, ...], tuple[TaskRecord, ...]]:
     """Retention tasks for an arm trained on ``trained``: those in accuracy, those of text."""
-    tasks = [t for t in study.tasks if "retention" in t.roles and t.name != trained]
+    own = trained_parts(study, trained)
+    tasks = [t for t in study.tasks if "retention" in t.roles and t.name not in own]
     accuracy = tuple(t for t in tasks if t.higher_is == "accuracy")
     return accuracy, tuple(t for t in tasks if t.higher_is != "accuracy")
 
@@ -86,8 +88,9 @@ def retention_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]
 
 def transfer_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]:
     """Tasks that show what an arm trained on ``trained`` carries elsewhere."""
+    own = trained_parts(study, trained)
     return tuple(
-        t for t in study.tasks if t.name != trained and (t.trained_on or "cross_domain" in t.roles)
+        t for t in study.tasks if t.name not in own and (t.trained_on or "cross_domain" in t.roles)
     )
 
 
@@ -136,10 +139,10 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
     trained = [t.train for t in trials if t.train is not None]
     own = compared(scores_of(study, done, spec.task, "report"), None, trained=False)
     others = [t.name for t in transfer_tasks(study, spec.task)]
-    retained = [t.name for t in study.tasks if "retention" in t.roles and t.name != spec.task]
     transfer = {n: e for n in others if (e := _change(study, done, n)) is not None}
     family = adjusted_within_family(list(transfer.values()))
     accuracy, text = retention_by_unit(study, spec.task)
+    retained = {t.name for t in (*accuracy, *text)}
     counted = [t.name for t in accuracy or text]
     return ArmSummary(
         label=spec.arm_label,
@@ -157,7 +160,11 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
         forgetting=_fall(study, done, counted),
         text_forgetting=_fall(study, done, [t.name for t in text]),
         transfer=dict(zip(transfer, family, strict=True)),
-        retention={n: e for n in retained if (e := _change(study, done, n)) is not None},
+        retention={
+            t.name: e
+            for t in study.tasks
+            if t.name in retained and (e := _change(study, done, t.name)) is not None
+        },
         trainable_parameters=trained[0].trainable_parameters if trained else 0,
         seconds=float(np.mean([t.seconds for t in trained])) if trained else None,
         peak_memory_bytes=max((t.peak_memory_bytes for t in trained), default=None),

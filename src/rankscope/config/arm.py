@@ -24,6 +24,8 @@ LORA_ONLY = frozenset({"rank", "alpha", "targets", "dropout", "lr_ratio"})
 """Fields of an arm that full fine-tuning does not have."""
 OVERRIDES = ("batch_size", "gradient_accumulation", "schedule", "warmup_fraction", "weight_decay")
 """Fields of ``train`` that an arm may set for itself."""
+STATEFUL_PEFT = frozenset({"ADALORA"})
+"""Methods of PEFT's that are more than their parameters: these alone do not bring them back."""
 CONTINUED = ("lora", "rslora", "lora+", "dora")
 """Methods that can go on from an adapter on disk; the others have a start that makes them."""
 DEFAULT_LR_RATIO = 16.0
@@ -261,6 +263,11 @@ class ArmConfig(Section):
                     "PEFT's is on the base itself: remove it, or use one of "
                     f"{', '.join(METHODS)}"
                 )
+            if self.early_stop and (kept := STATEFUL_PEFT & self.peft_types()):
+                raise ValueError(
+                    f"'early_stop' keeps the best parameters, and {min(kept)} is more than its "
+                    "parameters (a pattern of ranks that goes on falling): remove it"
+                )
             return self
         if not self.rank and self.init_from is None:
             raise ValueError(f"method {self.method[0]!r} needs 'rank'")
@@ -281,6 +288,10 @@ class ArmConfig(Section):
     def is_peft(self) -> bool:
         """A method that PEFT trains, with settings of its own."""
         return any(isinstance(method, dict) for method in self.method)
+
+    def peft_types(self) -> set[str]:
+        """The types of the methods that PEFT trains, in capitals."""
+        return {str(m["peft"]["peft_type"]).upper() for m in self.method if isinstance(m, dict)}
 
     def target_sets(self) -> list[tuple[str, ...]]:
         """The sets of module names that receive adapters, each sorted, names once."""

@@ -311,10 +311,21 @@ class StudyConfig(Section):
         for task in self.tasks:
             if nested := sorted(joined & set(task.join)):
                 raise ValueError(f"task {task.name!r} joins {nested[0]!r}, which is joined itself")
+            for retained in self.evaluate.retention:
+                if retained.name in task.join:
+                    raise ValueError(
+                        f"retention task {retained.name!r} is a part of the training task "
+                        f"{task.name!r}, which cannot show what training on it forgets: name "
+                        "another one, or score it under 'evaluate.cross_domain'"
+                    )
+        trained = {part: t.name for t in self.tasks for part in (t.name, *t.join)}
         for arm in self.arms:
             for replay in arm.replay or ():
-                if replay.task in joined:
-                    raise ValueError(f"replay of {replay.task!r}: name one of the tasks it joins")
+                if replay.share and replay.task in trained:
+                    raise ValueError(
+                        f"replay of {replay.task!r}: the arm trains on its rows as training task "
+                        f"{trained[replay.task]!r}; replay those of a task that is not trained on"
+                    )
             if arm.early_stop and self.train.evaluate_every is None:
                 raise ValueError(
                     "'early_stop' looks at the points of 'train.evaluate_every': set it, for "
@@ -349,8 +360,12 @@ class StudyConfig(Section):
         """A limit on forgetting needs something that measures it, for every training task."""
         if self.objective.max_forgetting is None:
             return self
-        measured = {task.name for task in self.evaluate.retention}
-        unmeasured = [task.name for task in self.tasks if not measured - {task.name}]
+        joins = {task.name: {task.name, *task.join} for task in self.tasks}
+        unmeasured = [
+            name
+            for name, own in joins.items()
+            if not any(own.isdisjoint(joins.get(t.name, {t.name})) for t in self.evaluate.retention)
+        ]
         if unmeasured:
             raise ValueError(
                 f"objective.max_forgetting {self.objective.max_forgetting:g} cannot be kept: no "

@@ -171,11 +171,12 @@ def load_task(
     train = first_of_order(splits.train, config.max_train_rows, data_seed, name, "train")
     selection = first_of_order(splits.selection, max_items, data_seed, name, "selection items")
     report = first_of_order(splits.report, max_items, data_seed, name, "report items")
-    leaks = find_leaks(train, report)
     shot_notes: tuple[str, ...] = ()
     if spec.shots:
         pool = pool.or_train(splits.train, splits.selection + splits.report)
         selection, report, shot_notes = keep_apart(spec, pool, selection, report)
+    leaks = find_leaks(train, report)
+    if spec.shots:
         selection = with_shots(spec, pool, selection, data_seed)
         report = with_shots(spec, pool, report, data_seed)
     return LoadedTask(

@@ -14,14 +14,14 @@ from rankscope.errors import BadInput, IntegrityError
 from rankscope.evaluate.choice import encode_choices, score_choices
 from rankscope.evaluate.fitting import EncodedSplit, fitted
 from rankscope.evaluate.generate import Limits, encode_prompts, score_generations, stop_strings
-from rankscope.evaluate.joined import evaluate_parts
+from rankscope.evaluate.joined import evaluate_parts, without_leaks
 from rankscope.evaluate.loss import encode_losses, score_losses
 from rankscope.evaluate.partial import encode_contexts, score_contexts
 from rankscope.evaluate.perplexity import encode_texts, score_texts
 from rankscope.evaluate.rescore import as_asked
-from rankscope.evaluate.scorers import ModelScores, headline, mean, standard_error
+from rankscope.evaluate.scorers import ModelScores, headline, standard_error
 from rankscope.models.base import Base
-from rankscope.records import EvalRecord, ItemResult, Split, WithoutLeaks
+from rankscope.records import EvalRecord, ItemResult, Split
 
 Evaluation = tuple[EvalRecord, list[ItemResult]]
 NO_LIKELIHOOD = "the model gives no item a finite likelihood"
@@ -201,16 +201,6 @@ def make_record(scores: ModelScores, task: LoadedTask, split: Split, trial_id: s
     """The record of one model on one split; of report items also without leaked ones."""
     metric = headline(task.spec)
     of_items = [item.score for item in scores.items]
-    leaked = task.leaked_ids if split == "report" else frozenset[str]()
-    clean = [item.score for item in scores.items if item.item_id not in leaked]
-    without = None
-    if leaked and clean and len(clean) < len(of_items):
-        without = WithoutLeaks(
-            leaked=len(of_items) - len(clean),
-            score=mean(clean),
-            standard_error=standard_error(clean),
-            n=len(clean),
-        )
     return EvalRecord(
         trial_id=trial_id,
         task=task.spec.name,
@@ -220,7 +210,7 @@ def make_record(scores: ModelScores, task: LoadedTask, split: Split, trial_id: s
         standard_error=standard_error(of_items),
         n=len(scores.items),
         metrics=scores.metrics,
-        without_leaks=without,
+        without_leaks=without_leaks(task, split, scores.items),
         seconds=scores.seconds,
         num_tokens=scores.num_tokens,
     )

@@ -23,6 +23,7 @@ def task_record(
         name=name,
         roles=roles(config, name),
         trained_on=any(name == trained.name for trained in config.tasks),
+        parts=tuple(part.spec.name for part in task.parts),
         metric=headline(task),
         higher_is=task.spec.higher_is,
         chance=task.spec.chance,
@@ -45,12 +46,21 @@ def task_sha256(
     task: LoadedTask, encoder: Encoder, tokenizer_hash: str, evaluate: EvaluateConfig
 ) -> str:
     """Hash of everything a task's scores depend on but the model. Items hold prompts and shots."""
+    parts = [
+        [
+            part.spec.scorer,
+            part.spec.version,
+            part.spec.headline,
+            scoring_settings(part.spec, evaluate, encoder.max_length),
+        ]
+        for part in task.parts
+    ]
     return sha256_json(
         {
             "items": task.sha256,
             "scorer": task.spec.scorer,
             "version": task.spec.version,
-            **({"parts": [part.spec.scorer for part in task.parts]} if task.parts else {}),
+            **({"parts": parts} if parts else {}),
             "prompt_format": encoder.prompt_format,
             "tokenizer": tokenizer_hash,
             "settings": scoring_settings(task.spec, evaluate, encoder.max_length),

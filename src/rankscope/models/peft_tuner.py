@@ -150,6 +150,11 @@ class PeftTuner:
         tuner = self.model.base_model
         return tuner if hasattr(tuner, "rankallocator") else None
 
+    @property
+    def has_state(self) -> bool:
+        """Whether the method is more than its parameters."""
+        return self._adalora is not None
+
     def penalty(self) -> Tensor | None:
         """What the method adds to a step's loss: AdaLoRA's orthogonality, nats; None for others.
 

@@ -45,7 +45,14 @@ from rankscope.records.prediction import (
 from rankscope.records.record import BASE, FAILED, SCHEMA_VERSION, Record, Role, Split, Status
 from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores, WithoutLeaks
 from rankscope.records.spectra import MatrixSpectrum, SpectraRecord
-from rankscope.records.study import ModelRecord, Provenance, StudyRecords, TaskRecord, TrialRecords
+from rankscope.records.study import (
+    ModelRecord,
+    Provenance,
+    StudyRecords,
+    TaskRecord,
+    TrialRecords,
+    trained_parts,
+)
 from rankscope.records.trials import LossPoint, PenaltyPoint, TrainRecord, TrialSpec
 from rankscope.records.variants import Variant, VariantKind, trial_of, variant_of
 
@@ -110,6 +117,7 @@ __all__ = [
     "VariantKind",
     "WithoutLeaks",
     "read_items",
+    "trained_parts",
     "trial_of",
     "variant_of",
     "write_items",

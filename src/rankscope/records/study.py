@@ -17,6 +17,8 @@ class TaskRecord(Record):
     name: str
     roles: tuple[Role, ...]
     trained_on: bool
+    parts: tuple[str, ...] = ()
+    """Of a joined task: names of the tasks whose rows it is trained on."""
     metric: str
     """Headline metric."""
     higher_is: Literal["accuracy", "log_probability"]
@@ -111,3 +113,13 @@ class StudyRecords:
             if task.name == name:
                 return task
         raise KeyError(name)
+
+
+def trained_parts(study: StudyRecords, task: str) -> frozenset[str]:
+    """Names of the tasks that are no other tasks to a model trained on ``task``.
+
+    Itself, the parts it joins, and every joined task that has one of these as a part: what such a
+    model scores there is neither forgetting nor transfer.
+    """
+    seen = {task, *(part for t in study.tasks if t.name == task for part in t.parts)}
+    return frozenset(seen | {t.name for t in study.tasks if seen & set(t.parts)})

@@ -14,6 +14,7 @@ from rankscope.records import (
     StudyRecords,
     TaskAdvice,
     TrialRecords,
+    trained_parts,
 )
 from rankscope.report.style import (
     DASHES,
@@ -114,9 +115,14 @@ class StudyView:
         """Names of the tasks whose fall is forgetting."""
         return tuple(task.name for task in self.study.tasks if "retention" in task.roles)
 
+    def retained(self, task: str) -> list[str]:
+        """Names of the retention tasks of arms trained on ``task``: those they never saw."""
+        own = trained_parts(self.study, task)
+        return [name for name in self.retention_tasks if name not in own]
+
     def forgetting_unit(self, task: str) -> Unit:
         """Unit of the mean over retention tasks: points where any of them has accuracy."""
-        units = {self.unit(name) for name in self.retention_tasks if name != task}
+        units = {self.unit(name) for name in self.retained(task)}
         return NATS if units == {NATS} else POINTS
 
     def base(self, task: str) -> EvalRecord | None:

@@ -155,7 +155,13 @@ def task_config(text: str, shots: int | None) -> TaskConfig:
     path = Path(text).expanduser()
     changes: dict[str, object] = {} if shots is None else {"shots": shots}
     if is_task_file(text):
-        return load_task_file(path).model_copy(update=changes)
+        told = load_task_file(path)
+        if told.join:
+            raise BadInput(
+                f"task {text}: 'join' is for training tasks of a study; give the tasks it joins "
+                f"to --tasks: {', '.join(told.join)}"
+            )
+        return told.model_copy(update=changes)
     looks_like_path = text.startswith((".", "/", "~")) or path.suffix in (
         *(".jsonl", ".ndjson", ".parquet", ".txt"),
     )

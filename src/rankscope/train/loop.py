@@ -233,6 +233,10 @@ def add_mitigations(
             raise BadInput(
                 f"{spec.label}: kl_to_base needs the bare base, which PEFT's method is on"
             )
+        if spec.early_stop is not None and trainee.tuner is not None and trainee.tuner.has_state:
+            raise BadInput(
+                f"{spec.label}: early_stop brings back parameters, which PEFT's method is more than"
+            )
         if spec.early_stop is not None:
             trainee.early_stop = EarlyStop(spec.early_stop)
         if spec.replay is not None and spec.replay_share:

@@ -101,7 +101,7 @@ class PackMemory:
     base_bytes: int
     """The frozen base."""
     state_bytes: int
-    """Trained weights, gradients and optimizer state of all trials."""
+    """Trained weights and copies of them, gradients and optimizer state of all trials."""
     pass_bytes: int
     """What one forward and backward pass allocates."""
     pass_tokens: int
@@ -146,7 +146,7 @@ class MemoryModel:
         recomputes = train.gradient_checkpointing
         if pack[0].is_full:
             values = sum(parameter.numel() for parameter in self.base.parameters())
-            state = values * (2 + ADAMW_STATES) * FLOAT32_BYTES
+            state = values * (2 + ADAMW_STATES + copies(pack[0])) * FLOAT32_BYTES
             casts = values * self.dtype.itemsize if self.dtype != torch.float32 else 0
             return PackMemory(
                 nbytes(self.base),
@@ -185,11 +185,12 @@ class MemoryModel:
         )
 
     def state_bytes(self, trial: TrialSpec) -> int:
-        """What one LoRA trial keeps in float32: weights, gradients and AdamW's moments."""
+        """What one LoRA trial keeps in float32: weights, gradients, AdamW's moments, and the best
+        weights where it has an early stop."""
         adapter = self._adapter(trial)
         values = sum(parameter.numel() for parameter in adapter.parameters())
         fixed = sum(part.numel() for pair in adapter.start.values() for part in pair)
-        return (values * (2 + ADAMW_STATES) + fixed) * FLOAT32_BYTES
+        return (values * (2 + ADAMW_STATES + copies(trial)) + fixed) * FLOAT32_BYTES
 
     def _cast_bytes(self, trial: TrialSpec) -> int:
         """A and B in the base's dtype, kept while a pass runs, where that is not their own."""
@@ -253,6 +254,11 @@ class MemoryModel:
         if trial.dropout == 0:
             return 0
         return sum(x.in_features for x in target_linears(self.base, trial.targets).values())
+
+
+def copies(trial: TrialSpec) -> int:
+    """Copies of its weights that a trial keeps: those of its best point."""
+    return 1 if trial.early_stop is not None else 0
 
 
 def mean_trial(trials: Sequence[TrialSpec]) -> TrialSpec:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluate.worlds import adapter, base, choice_items, encoder, lettered, loaded
+from evaluate.worlds import adapter, base, choice_items, encoder, joined_of, lettered, loaded
 from rankscope.analyze.heads.ablation import (
     Ablation,
     ablate,
@@ -17,7 +17,9 @@ from rankscope.analyze.heads.ablation import (
 )
 from rankscope.analyze.heads.layout import HeadLayout
 from rankscope.analyze.heads.trees import Floats, Tree, trees_of
+from rankscope.analyze.heads.trial import LIKELIHOOD, head_task
 from rankscope.config.schema import EvaluateConfig
+from rankscope.errors import BadInput
 from rankscope.evaluate.choice import continuation_logprobs
 from rankscope.evaluate.loss import score_losses
 from rankscope.evaluate.suite import EncodedSplit, encode_split
@@ -114,8 +116,31 @@ def test_a_row_of_its_own_for_the_right_answer() -> None:
         gold = list(question.continuations[item.answer])
         row = tree.gold_row()
         assert list(row.ids) == [*question.prompt, *gold[:-1]]
+        assert row.branches == ()  # so its positions are 0, 1, 2, ...
         assert [token for _, token, _ in row.targets] == gold
         assert [row.keep[k] for k, _, _ in row.targets] == [
             len(question.prompt) - 1 + step for step in range(len(gold))
         ]
         assert isinstance(row, Tree)
+
+
+def test_a_joined_task_whose_parts_are_asked_differently_is_scored_by_likelihood() -> None:
+    """Parts alike are scored as they are asked, whatever the order."""
+    made, settings = base(), EvaluateConfig(too_long="truncate_left")
+    letters = loaded(lettered(choice_items()), "option_letter", "{question}\n{options}")
+    texts = loaded(choice_items(), "option_text")
+    metrics = [
+        head_task(made, encoder(), joined_of(*parts), 6, settings).metric
+        for parts in ((texts, texts), (letters, texts), (texts, letters))
+    ]
+    assert metrics == ["acc", LIKELIHOOD, LIKELIHOOD]
+
+
+def test_items_beyond_the_context_are_cut_where_the_study_says_so() -> None:
+    items = list(choice_items())
+    items[3] = replace(items[3], prompt="the " * 300)
+    task = loaded(tuple(items), "option_text")
+    with pytest.raises(BadInput, match="do not fit"):
+        head_task(base(), encoder(), task, 6, EvaluateConfig())
+    found = head_task(base(), encoder(), task, 6, EvaluateConfig(too_long="truncate_left"))
+    assert len(found.trees) == 6

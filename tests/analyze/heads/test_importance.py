@@ -45,21 +45,15 @@ def scaled(made: Base, layer: AttentionLayer, heads: list[int], factor: float) -
 
 
 def losses(made: Base, layout: HeadLayout, slot: str | None) -> Floats:
-    trees = trees_of(
-        encode_split(
-            encoder(), loaded(choice_items(), "option_text"), "report", 256, EvaluateConfig()
-        )
-    )
+    task = loaded(choice_items(), "option_text")
+    trees = trees_of(encode_split(encoder(), task, "report", 256, EvaluateConfig()))
     found = ablate(made, layout, trees, [], slot, 4096).intact
     return np.array([-v[tree.gold] for v, tree in zip(found, trees, strict=True)])
 
 
 def importance(made: Base, layout: HeadLayout, slot: str | None, tokens: int = 4096) -> Importance:
-    trees = trees_of(
-        encode_split(
-            encoder(), loaded(choice_items(), "option_text"), "report", 256, EvaluateConfig()
-        )
-    )
+    task = loaded(choice_items(), "option_text")
+    trees = trees_of(encode_split(encoder(), task, "report", 256, EvaluateConfig()))
     return head_importance(made, layout, trees, slot, tokens)
 
 

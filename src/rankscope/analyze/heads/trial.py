@@ -57,17 +57,23 @@ class HeadTask:
         return np.array([v[tree.gold] for v, tree in zip(values, self.trees, strict=True)])
 
 
-def head_task(base: Base, encoder: Encoder, task: LoadedTask, most_items: int) -> HeadTask:
-    """The first report items of a task. What is answered by generating is scored by likelihood.
+def head_task(
+    base: Base, encoder: Encoder, task: LoadedTask, most_items: int, settings: EvaluateConfig
+) -> HeadTask:
+    """The first report items of a task. What is answered by generating is scored by likelihood,
+    and so is a joined task whose parts are asked differently.
 
     Raises:
         BadInput: items that cannot be scored.
     """
     first = replace(task, report=task.report[:most_items])
-    has_answers_alike = bool(first.report and first.report[0].contexts)
-    if task.spec.scorer in ("option_text", "option_letter", "loss") and not has_answers_alike:
+    has_answers_alike = any(item.contexts for item in first.report)
+    specs = [part.spec for part in task.parts or (task,)]
+    is_one_kind = len({(spec.scorer, spec.lists_options) for spec in specs}) == 1
+    has_scorer = task.spec.scorer in ("option_text", "option_letter", "loss")
+    if has_scorer and is_one_kind and not has_answers_alike:
         context = context_length(base.model.config)
-        encoded = encode_split(encoder, first, "report", context, EvaluateConfig())
+        encoded = encode_split(encoder, first, "report", context, settings)
         metric = HEADLINE[task.spec.scorer]
     else:
         encoded = EncodedSplit(first.report, rows=encode_losses(encoder, first.report))
@@ -198,6 +204,8 @@ class HeadStudy:
         items_asked: the most items of each.
         batch_tokens: most tokens of a pass.
         base: of the untouched base.
+        related: tasks whose items are, in part, those of the training task: they are not among the
+            others in which a head's role is looked for.
     """
 
     layout: HeadLayout
@@ -206,6 +214,7 @@ class HeadStudy:
     items_asked: int
     batch_tokens: int
     base: Measured
+    related: frozenset[str] = frozenset()
 
     def record(self, trial_id: str, trained_on: str, base: Base, tuned: Base) -> HeadsRecord:
         """The heads of one trial.
@@ -227,6 +236,7 @@ class HeadStudy:
         )
         own = [a for a in ablations if a.task == trained_on]
         others = [a for a in ablations if a.task != trained_on]
+        strangers = [a for a in others if a.task not in self.related]
         return HeadsRecord(
             trial_id=trial_id,
             task=self.task.name,
@@ -236,6 +246,6 @@ class HeadStudy:
             base=self.base.layers,
             tuned=found.layers,
             ablations=(*own, *others),
-            roles=head_roles(own[0], others) if own else (),
+            roles=head_roles(own[0], strangers) if own else (),
             seconds=time.perf_counter() - begun,
         )

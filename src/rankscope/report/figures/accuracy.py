@@ -94,7 +94,7 @@ def _in_domain_finding(view: StudyView, task: str) -> str:
 
 def draw_retention(view: StudyView, task: str) -> Figure:
     """Change on each retention task against rank."""
-    names = [n for n in view.retention_tasks if n != task]
+    names = view.retained(task)
     panels = []
     for retention in names[:MAX_RETENTION_PANELS]:
         unit = view.unit(retention)

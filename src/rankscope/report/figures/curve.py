@@ -107,8 +107,8 @@ def _falls(view: StudyView, task: str, points: dict[str, CurvePoint]) -> list[fl
     """Base minus tuned on every retention task of the unit that is averaged; None where one of
     them is missing."""
     falls = []
-    for retained in view.retention_tasks:
-        if retained == task or view.unit(retained) != view.forgetting_unit(task):
+    for retained in view.retained(task):
+        if view.unit(retained) != view.forgetting_unit(task):
             continue
         change = _change(view, points[retained]) if retained in points else None
         if change is None:

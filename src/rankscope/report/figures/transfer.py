@@ -5,7 +5,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from rankscope.records import ArmSummary, Estimate
+from rankscope.records import ArmSummary, Estimate, trained_parts
 from rankscope.report.figure import Choice, Column, Figure, axis, layout, name, table
 from rankscope.report.style import (
     BETTER,
@@ -125,13 +125,20 @@ def _plot(
     names = [name(t) for t in tests], [name(t) for t in trains]
     for place, (_, arms) in enumerate(layers):
         cells = {(train, test): (arm, e) for train, test, arm, e in _cells(arms, tests)}
-        grid = [[cells.get((train, test)) for test in tests] for train in trains]
+        pairs = [[(train, test) for test in tests] for train in trains]
+        grid = [[cells.get(pair) for pair in row] for row in pairs]
         figure.add_heatmap(
             x=names[0],
             y=names[1],
             z=[[e[1].value * unit.scale if e else None for e in row] for row in grid],
             text=[[_cell_text(e[1], unit) if e else "" for e in row] for row in grid],
-            hovertext=[[_hover(*e, unit) if e else "not scored" for e in row] for row in grid],
+            hovertext=[
+                [
+                    _hover(*e, unit) if e else _absent(view, *pair)
+                    for e, pair in zip(*rows, strict=True)
+                ]
+                for rows in zip(grid, pairs, strict=True)
+            ],
             hoverinfo="text",
             texttemplate="%{text}",
             textfont={"size": 13},
@@ -156,6 +163,12 @@ def _plot(
 def _cell_text(estimate: Estimate, unit: Unit) -> str:
     text = signed(estimate.value, unit)
     return text if _clear(estimate) else f"({text})"
+
+
+def _absent(view: StudyView, train: str, test: str) -> str:
+    """Why a cell is empty."""
+    shares = train != test and test in trained_parts(view.study, train)
+    return "shares its training rows" if shares else "not scored"
 
 
 def _hover(arm: ArmSummary, estimate: Estimate, unit: Unit) -> str:
