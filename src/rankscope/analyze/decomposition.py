@@ -57,6 +57,12 @@ def precise(weight: Tensor) -> Tensor:
     return weight if weight.dtype == torch.float64 else weight.float()
 
 
+def double(tensor: Tensor) -> Tensor:
+    """``tensor`` detached, in float64; on the CPU where its device has no float64."""
+    tensor = tensor.detach()
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 def as_stored(found: SVD) -> SVD:
     """What the disk gives back: where d is large, vectors rounded to 16 bits.
 

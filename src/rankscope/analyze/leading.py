@@ -17,6 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from rankscope.analyze.decomposition import double
+
 MAX_SWEEPS = 40
 MAX_DEGREE = 60
 CACHED, MIN_WIDTH = 1 << 18, 16
@@ -93,8 +95,8 @@ def rayleigh_ritz(operator: Operator, basis: Tensor, size: int) -> tuple[Tensor,
     In float64 the Gram matrix gives values down to 1e-8 of the largest.
     """
     image = operator.apply(basis)
-    gram = image.double().mT @ image.double()
-    values, vectors = torch.linalg.eigh(gram)
+    precise = double(image)
+    values, vectors = torch.linalg.eigh(precise.mT @ precise)
     turn = vectors.flip(1)[:, :size].to(basis)
     sigma = values.flip(0)[:size].clamp_min(0).sqrt().to(basis)
     left = image @ turn
@@ -115,7 +117,7 @@ def filtered(operator: Operator, block: tuple[Tensor, Tensor], k: int, missing: 
         missing: logarithm of the factor by which the largest residual has to fall.
     """
     sigma, v = block
-    values = (sigma.double() ** 2).cpu()
+    values = sigma.cpu().double() ** 2
     cut = float(values[-1])
     room = -math.log(torch.finfo(v.dtype).eps) - 7  # digits that growth may spread over
     wanted = growth(float(values[k - 1]), cut)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rankscope.analyze.core import Core, core_of
-from rankscope.analyze.decomposition import SVD, svd
+from rankscope.analyze.decomposition import SVD, double, svd
 from rankscope.analyze.leading import NotConvergedError, Triples, leading_triples
 
 FEW, SOME = (256, 12), (1024, 3)
@@ -93,9 +93,10 @@ class DenseMatrix:
     @staticmethod
     def start(V: Tensor, count: int) -> Tensor:
         """The base's ``count`` leading right vectors, and random ones that any direction meets."""
+        leading = double(V[:, :count])
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randn(len(V), RANDOM, generator=generator, dtype=torch.float64)
-        return torch.cat([V[:, :count].double(), drawn.to(V.device)], dim=1)
+        return torch.cat([leading, drawn.to(leading.device)], dim=1)
 
 
 def of_matrix(base: SVD, tuned: Tensor, k: int) -> Leading:
@@ -104,7 +105,7 @@ def of_matrix(base: SVD, tuned: Tensor, k: int) -> Leading:
     if len(base.S) >= ITERATED_FROM and ITERATED_SHARE * k <= len(base.S):
         start = DenseMatrix.start(base.V, k + max(16, k // 5))
         try:
-            found = leading_triples(DenseMatrix(tuned.double()), start, k, TOLERANCE, least=1)
+            found = leading_triples(DenseMatrix(double(tuned)), start, k, TOLERANCE, least=1)
         except NotConvergedError:
             found = None
     if found is None:
@@ -139,9 +140,9 @@ def num_ill_conditioned(found: Triples) -> int:
     Davis & Kahan 1970: the sine is at most the perturbation over the distance to the other singular
     values; the perturbation taken is 2^-23 of the largest value, and the triple's own residual.
     """
-    s = found.S.double()
+    s = double(found.S)
     below = torch.cat([s[1:], torch.tensor([found.next_value], dtype=s.dtype, device=s.device)])
     gap = s - below
     gap = torch.minimum(gap, torch.cat([torch.full_like(gap[:1], torch.inf), gap[:-1]]))
-    error = found.residuals.double() + torch.finfo(torch.float32).eps * s[:1]
+    error = double(found.residuals) + torch.finfo(torch.float32).eps * s[:1]
     return int((error > UNCERTAIN * gap).sum())
