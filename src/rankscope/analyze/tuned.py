@@ -18,6 +18,8 @@ FEW, SOME = (256, 12), (1024, 3)
 """(d, share): from such a d on, at most d / share vectors are quicker iterated than decomposed."""
 TOLERANCE = 1e-8
 """Residual of every triple over the largest singular value, in float64."""
+CLUSTER = 1e-6
+"""Gap over the largest singular value up to which two count as one cluster."""
 ITERATED_FROM = 1024
 """d from which a dense matrix is iterated where few vectors are asked for."""
 ITERATED_SHARE = 40
@@ -66,14 +68,26 @@ def _iterated(core: Core, k: int) -> Triples | None:
         found = leading_triples(core, core.start(k + max(16, k // 5)), k, TOLERANCE)
     except NotConvergedError:
         return None
-    # Each triple is one of K's by its residual; that none was passed over, the count says. Where
-    # the k-th and the next value are one cluster the count is not asked to part them.
-    gap = float(found.S[-1]) - found.next_value
-    if gap > 1e-6 * float(found.S[0]):
-        between = (float(found.S[-1]) + found.next_value) / 2
-        if core.count_above(between) != k:
-            return None
-    return found
+    # Each triple is one of K's by its residual; that none was passed over, the count says.
+    count, value = certified(found)
+    return found if core.count_above(value) == count else None
+
+
+def certified(found: Triples) -> tuple[int, float]:
+    """How many of the triples can be counted, and a value that so many singular values exceed.
+
+    All k where the k-th and the next value are apart. Where they are one cluster, by gaps of at
+    most :data:`CLUSTER`, rounding may part it anywhere: then those above it, none where it begins
+    with the largest.
+    """
+    values = [*found.S.tolist(), found.next_value]
+    apart = CLUSTER * values[0]
+    k = count = len(values) - 1
+    while count and values[count - 1] - values[count] <= apart:
+        count -= 1
+    if count == k:
+        return k, (values[k - 1] + values[k]) / 2
+    return count, values[count] + apart / 2
 
 
 @dataclass(frozen=True, slots=True)
