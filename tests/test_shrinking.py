@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from command_line import rankscope as command
@@ -25,6 +25,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "patterns": {"rank_pattern": {"v_proj": 6}, "alpha_pattern": {"q_proj": 20}},
 }
 FILES = ("adapter_config.json", "adapter_model.safetensors")
+MITIGATE = ("--mitigate", "intruders", "--lambda", 0.5, "--base", "BASE")
 Q = "model.layers.1.self_attn.q_proj"
 
 
@@ -191,6 +192,10 @@ def test_from_the_command_line(base: Path, tmp_path: Path) -> None:
         (("--mitigate", "intruders"), "together with '--lambda L'"),
         (("--mitigate", "intruders", "--lambda", 0.5), "give --base"),
         (("--mitigate", "intruders", "--lambda", 2, "--base", "BASE"), "expected 0"),
+        ((*MITIGATE, "--epsilon", 5), "--epsilon 5.0: expected a number between 0 and 1"),
+        ((*MITIGATE, "--epsilon", "nan"), "expected a number between 0 and 1"),
+        ((*MITIGATE, "--intruder-k", 0), "--intruder-k 0: model.layers"),
+        ((*MITIGATE, "--intruder-k", -1), "--intruder-k -1: model.layers"),
     ],
 )
 def test_options_that_make_no_sense(
@@ -202,6 +207,19 @@ def test_options_that_make_no_sense(
     assert refused.code == 2
     assert said in refused.told
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_of_other_shapes_is_refused(base: Path, tmp_path: Path) -> None:
+    wide = saved_adapter(tmp_path / "wide", tiny_llama())
+    tensors = load_file(wide / FILES[1])
+    key = next(key for key in tensors if key.endswith("q_proj.lora_A.weight"))
+    tensors[key] = torch.cat([tensors[key]] * 2, dim=1)
+    save_file(tensors, wide / FILES[1])
+    words = ("shrink", wide, "--scale", 0.5, "--base", base, "--out", tmp_path / "out")
+    refused = command(*words)
+    assert refused.code == 2
+    assert "expected A (r, 64) and B (64, r)" in refused.told
+    assert "it was made for another model" in refused.told
 
 
 def test_what_cannot_be_shrunk(base: Path, tmp_path: Path) -> None:

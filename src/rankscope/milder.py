@@ -5,8 +5,9 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from rankscope.analyze.decomposition import BaseSpectra
+from rankscope.analyze.decomposition import BaseSpectra, double
 from rankscope.analyze.mitigate import Change, intruder_change, norm_matched
+from rankscope.analyze.stored import computing_device
 from rankscope.analyze.trial import compared_matrices
 from rankscope.analyze.update import Update
 from rankscope.inputs import StudyInputs
@@ -55,36 +56,42 @@ def without_intruders(
 ) -> Adapter:
     """The adapter with its intruder dimensions scaled, or its norm-matched control; of rank r +
     number of intruders."""
-    linears = base.linears()
-    updates: dict[str, Update] = {}
-    for name, a in adapter.a.items():
-        weight = dense_weight(linears[name]).float()
-        low, high = a.detach().double(), adapter.scaling * adapter.b[name].detach().double()
-        update = Update(low, high)
+    linears, device = base.linears(), computing_device(base.device)
+    a: dict[str, nn.Parameter] = {}
+    b: dict[str, nn.Parameter] = {}
+    magnitude: dict[str, nn.Parameter] = {}
+    for name in adapter.a:
+        weight = dense_weight(linears[name]).to(device)
+        low, high = (double(part[name].to(device)) for part in (adapter.a, adapter.b))
+        update = Update(low, adapter.scaling * high)
         if name in adapter.magnitude:
-            update = Update.of_magnitude(low, high, adapter.magnitude[name].double(), weight)
-        delta = tuned_delta(adapter, name, weight)
+            m = adapter.magnitude[name].to(device)
+            update = Update.of_magnitude(update.A, update.B, m, weight)
+        delta = tuned_delta(adapter, name, weight.float())
         change = change_of(name, weight, delta, variant, inputs, spectra)
         if variant.kind == "intruders":
-            updates[name] = update.plus(change)
+            update = update.plus(change)
         else:
-            updates[name] = update.scaled(norm_matched(delta, change))
-    magnitudes = {n: u.magnitude for n, u in updates.items()}
+            update = update.scaled(norm_matched(delta, change))
+        # An update holds the whole weight in float64: only what is stored of it stays.
+        a[name], b[name] = frozen(update.A, base.device), frozen(update.B, base.device)
+        if (gains := update.magnitude) is not None:
+            magnitude[name] = frozen(gains, base.device)
     return Adapter(
         slot=slot,
         rank=adapter.rank,
         alpha=float(adapter.rank),
         scaling=1.0,
         targets=adapter.targets,
-        a={name: frozen(update.A) for name, update in updates.items()},
-        b={name: frozen(update.B) for name, update in updates.items()},
-        magnitude={name: frozen(m) for name, m in magnitudes.items() if m is not None},
+        a=a,
+        b=b,
+        magnitude=magnitude,
     )
 
 
-def frozen(values: Tensor) -> nn.Parameter:
-    """Float32 weights that do not train."""
-    return nn.Parameter(values.detach().float(), requires_grad=False)
+def frozen(values: Tensor, device: torch.device) -> nn.Parameter:
+    """Float32 weights on ``device`` that do not train."""
+    return nn.Parameter(values.detach().float().to(device), requires_grad=False)
 
 
 def change_of(
@@ -95,7 +102,10 @@ def change_of(
     inputs: StudyInputs,
     spectra: BaseSpectra,
 ) -> Change:
-    """What scaling the intruders of one matrix adds to it, by the study's definition of them."""
+    """What scaling the intruders of one matrix adds to it, by the study's definition of them.
+
+    ``weight`` is in the dtype that the spectra are of, so that its decomposition is theirs.
+    """
     settings = inputs.config.analyze.spectra
     return intruder_change(weight, delta, spectra.of(name, weight), variant.strength, settings)
 
@@ -112,6 +122,7 @@ def scaled_models(
 
     Intruders are those of the matrices whose spectra the study compares; the others stay as tuned.
     """
+    device = computing_device(base.device)
     for trial in trials:
         for variant in inputs.variants(trial) if trial.is_full else []:
             if variant.of(trial.trial_id) not in wanted:
@@ -123,14 +134,15 @@ def scaled_models(
             model = scaled_model(base, tuned, lambda name: 1.0)
             linears, originals = model.linears(), base.linears()
             for name in compared_matrices(base, inputs.trials):
-                weight = dense_weight(originals[name]).float()
-                delta = linears[name].weight.float() - weight
+                weight = dense_weight(originals[name]).to(device)
+                tuned_weight = linears[name].weight.detach().to(device)
+                delta = tuned_weight.float() - weight.float()
                 change = change_of(name, weight, delta, variant, inputs, spectra)
                 if variant.kind == "intruders":
                     milder = delta + (change.left @ change.right).float()
                 else:
                     milder = norm_matched(delta, change) * delta
                 with torch.no_grad():
-                    linears[name].weight.copy_(weight + milder)
+                    linears[name].weight.copy_(weight.float() + milder)
             yield variant.of(trial.trial_id), model
             del model, linears  # before the next copy is made

@@ -13,7 +13,7 @@ from rankscope.analyze.mitigate import intruder_change, norm_matched
 from rankscope.analyze.stored import StoredTuned
 from rankscope.analyze.update import Update
 from rankscope.errors import BadInput
-from rankscope.inspection import InspectSettings
+from rankscope.inspection import InspectSettings, refuse_too_many
 from rankscope.models.adapter_files import Module, refuse_taken, rewrite
 from rankscope.models.adapter_io import READ_STARTS, read_config
 from rankscope.models.load import shapes_folder
@@ -53,9 +53,22 @@ class Source:
         return cls(folder, tuned, model)
 
     def weight(self, name: str) -> Tensor:
-        """W0 of a module, checked against the adapter's shapes."""
+        """W0 of a module.
+
+        Raises:
+            BadInput: the adapter's shapes are not the base's.
+        """
         assert self.base is not None
-        return self.base.weight(name)
+        assert self.tuned.adapter is not None
+        weight = self.base.weight(name)
+        a, b = self.tuned.adapter.a[name], self.tuned.adapter.b[name]
+        if (b.shape[0], a.shape[1]) != tuple(weight.shape):
+            raise BadInput(
+                f"adapter {self.folder}: {name} has A {tuple(a.shape)} and B {tuple(b.shape)}, "
+                f"expected A (r, {weight.shape[1]}) and B ({weight.shape[0]}, r) for the base "
+                f"{self.base.folder}: it was made for another model"
+            )
+        return weight
 
     def update(self, name: str) -> Update:
         """dW of one module, float64, scaling included."""
@@ -131,12 +144,14 @@ def mitigate(
         factor: lambda; 1 changes no bit, 0 removes the intruders.
 
     Raises:
-        BadInput: no base, a factor out of 0 to 1, or a target that is not free.
+        BadInput: no base, a factor out of 0 to 1, settings that ``inspect`` refuses, or a target
+            that is not free.
     """
     if source.base is None:
         raise BadInput("--mitigate intruders: intruders are told by the base: give --base")
     if not 0 <= factor <= 1:
         raise BadInput(f"--lambda {factor}: expected 0 (remove intruders) to 1 (change nothing)")
+    refuse_too_many(source.base, source.names(), settings)
     refuse_taken(out)
     cache = BaseSpectra(max_bytes=0, folder=spectra_folder())
     shares: dict[str, tuple[float, int]] = {}

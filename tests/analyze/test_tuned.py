@@ -136,6 +136,38 @@ def test_what_the_iteration_missed_is_noticed_and_computed_directly(
     assert found.residual == 0  # the direct route
 
 
+def test_a_cluster_at_the_last_vector_does_not_hide_one_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The 9th to the 12th value are one, so that the count is of those above them."""
+    values = torch.linspace(20, 1, 300, dtype=torch.float64)
+    values[8:12] = values[8]
+    u, v = torch.linalg.qr(gaussian(300, 300)).Q, torch.linalg.qr(gaussian(300, 300, seed=1)).Q
+    base = SVD(u, values, v)
+    A, B = v[:, 279:280].mT, u[:, 249:250]
+
+    def blind(core: tuned.Core, count: int) -> Tensor:
+        return torch.eye(len(core.S), count, dtype=core.Q.dtype)
+
+    seen = of_adapter(base, A, B, 50.0, 11)
+    assert 0 < seen.residual <= 1e-8  # iterated, and the count agrees
+    monkeypatch.setattr(tuned.Core, "start", blind)
+    core = core_of(base, A, B, 50.0)
+    passed_over = leading_triples(core, blind(core, 30), 10, 1e-8)
+    assert tuned.certified(passed_over)[0] == 8
+    found = of_adapter(base, A, B, 50.0, 10)
+    assert float(found.S[0]) == pytest.approx(50, rel=1e-2)
+    assert found.residual == 0  # the direct route
+
+
+def test_a_base_of_zeros_or_of_low_rank_is_decomposed_directly() -> None:
+    A, B = gaussian(4, 300, seed=1), gaussian(300, 4, seed=2)
+    for weight in (torch.zeros(300, 300).double(), gaussian(300, 2) @ gaussian(2, 300)):
+        found = of_adapter(svd(weight), A, B, 1.0, 20)
+        sigma = torch.linalg.svdvals(weight + B @ A)
+        torch.testing.assert_close(found.S, sigma[:20], rtol=1e-6, atol=1e-6)
+
+
 def test_a_start_that_cannot_converge_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rankscope.analyze.leading.MAX_SWEEPS", 1)
     weight = gaussian(300, 300)
@@ -188,14 +220,15 @@ def test_an_iteration_on_a_dense_matrix_equals_the_full_decomposition(
     assert float(found.left[249, 0].abs()) > 0.9
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("large", [False, True])
 def test_what_the_disk_keeps_is_what_memory_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool, dtype: torch.dtype
 ) -> None:
     """The second reader computes nothing, and nothing depends on whether a file was there."""
     if large:
         monkeypatch.setattr(decomposition, "ROUNDED_FROM", 256)
-    weight = base_weight((300, 260), 0.5).float()
+    weight = base_weight((300, 260), 0.5).to(dtype)
     first = BaseSpectra(folder=tmp_path).of("a", weight)
     files = list(tmp_path.iterdir())
     assert len(files) == 1
@@ -213,7 +246,7 @@ def test_what_the_disk_keeps_is_what_memory_has(
     for one, other, third in zip(first, second, alone, strict=True):
         assert torch.equal(one, other)
         assert torch.equal(one, third)
-    error = (first.U - svd(weight).U).norm(dim=0).max()
+    error = (first.U - svd(weight).U.float()).norm(dim=0).max()
     assert float(error) < (5e-5 if large else 1e-6)
     # Another matrix is not taken for this one, and neither is a damaged file.
     other_weight = weight.clone()
@@ -276,3 +309,23 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     weight = base_weight((260, 260), 0.5).float()
     found = BaseSpectra(folder=tmp_path / "file").of("a", weight)
     torch.testing.assert_close(found.S, svd(weight).S)
+
+
+def test_a_cache_of_another_user_is_read_and_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its times nor its files can be changed, and one of them not even be looked at."""
+    weight = base_weight((260, 260), 0.5).float()
+    first = BaseSpectra(folder=tmp_path).of("a", weight)
+    (tmp_path / "broken.safetensors").symlink_to(tmp_path / "gone")
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError("not yours")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(decomposition.os, "utime", refused)
+        patched.setattr(Path, "unlink", refused)
+        again = BaseSpectra(folder=tmp_path).of("a", weight)
+        make_room(tmp_path, most=0)
+    assert torch.equal(again.U, first.U)
+    assert cache_bytes(tmp_path) == stored_path(tmp_path, weight).stat().st_size

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rankscope.analyze.decomposition import SVD
+from rankscope.analyze.decomposition import SVD, double
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Core:
         additivity of inertia its positive eigenvalues are those of S^2 - t, plus those of
         -M^-1 - Z^T (S^2 - t)^-1 Z, less those of -M^-1, of which there are r.
         """
-        s, p, q, r = (t.double() for t in (self.S, self.P, self.Q, self.R))
+        s, p, q, r = (double(t) for t in (self.S, self.P, self.Q, self.R))
         shifted = s**2 - value**2
         z = torch.cat([s * p, q], dim=1)
         rank = p.shape[1]
@@ -85,10 +85,10 @@ class Core:
 def core_of(base: SVD, A: Tensor, B: Tensor, scaling: float) -> Core:
     """The core of W0 + s B A for ``A`` (r, n) and ``B`` (m, r), in float64."""
     m, n = len(base.U), len(base.V)
-    u, s, v = (t.double() for t in base)
+    u, s, v = (double(t) for t in base)
     long_basis, short_basis = (u, v) if m >= n else (v, u)
     long_side, short_side = (B, A.mT) if m >= n else (A.mT, B)
-    long_side, short_side = scaling * long_side.double(), short_side.double()
+    long_side, short_side = scaling * double(long_side), double(short_side)
     inside = long_basis.mT @ long_side
     outside = torch.empty(0, long_side.shape[1], dtype=s.dtype, device=s.device)
     if m != n:

@@ -57,12 +57,20 @@ def precise(weight: Tensor) -> Tensor:
     return weight if weight.dtype == torch.float64 else weight.float()
 
 
+def double(tensor: Tensor) -> Tensor:
+    """``tensor`` detached, in float64; on the CPU where its device has no float64."""
+    tensor = tensor.detach()
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 def as_stored(found: SVD) -> SVD:
-    """What the disk gives back: where d is large, vectors rounded to 16 bits.
+    """What the disk gives back: float32, and where d is large, vectors rounded to 16 bits.
 
     Rounded in memory too, so that a result does not depend on whether a file was there.
     """
-    if len(found.S) < ROUNDED_FROM or found.U.dtype == torch.float64:
+    if len(found.S) >= SMALLEST_STORED:
+        found = SVD(*(part.float() for part in found))
+    if len(found.S) < ROUNDED_FROM:
         return found
     return found._replace(U=unpacked(*packed(found.U)), V=unpacked(*packed(found.V)))
 
@@ -167,7 +175,8 @@ def read_stored(path: Path, weight: Tensor) -> SVD | None:
     gap = torch.linalg.vector_norm(expected - u @ (s[:, None] * (v.mT @ x)))
     if not bool(gap <= PROBE_TOLERANCE * torch.linalg.vector_norm(expected)):
         return None
-    os.utime(path)
+    with contextlib.suppress(OSError):  # another user's file
+        os.utime(path)
     return SVD(u, s, v)
 
 
@@ -192,15 +201,27 @@ def write_stored(path: Path, found: SVD) -> None:
 
 def cache_bytes(folder: Path) -> int:
     """Size of the cache on disk."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return sum(found.st_size for _, found in cached_files(folder))
+
+
+def cached_files(folder: Path) -> list[tuple[Path, os.stat_result]]:
+    """Files of the cache, without those that another process has just removed or may alone see."""
+    files = []
+    with contextlib.suppress(OSError):
+        for path in folder.glob("*.safetensors"):
+            with contextlib.suppress(OSError):
+                files.append((path, path.stat()))
+    return files
 
 
 def make_room(folder: Path, most: int = LARGEST_CACHE) -> None:
-    """Remove what was used longest ago until the cache is within ``most`` bytes."""
-    files = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
-    total = sum(path.stat().st_size for path in files)
-    for path in files:
+    """Remove what was used longest ago until the cache is within ``most`` bytes; what may not be
+    removed stays."""
+    files = sorted(cached_files(folder), key=lambda file: file[1].st_mtime)
+    total = sum(found.st_size for _, found in files)
+    for path, found in files:
         if total <= most:
             return
-        total -= path.stat().st_size
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+            total -= found.st_size

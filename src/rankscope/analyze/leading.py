@@ -17,6 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from rankscope.analyze.decomposition import double
+
 MAX_SWEEPS = 40
 MAX_DEGREE = 60
 CACHED, MIN_WIDTH = 1 << 18, 16
@@ -80,7 +82,8 @@ def leading_triples(
         if sweep >= least and bool((residuals <= tolerance * s[0]).all()):
             following = float(s[k]) if len(s) > k else 0.0
             return Triples(u[:, :k], s[:k], v[:, :k], residuals, following, sweep)
-        missing = math.log(float(residuals.max() / (tolerance * s[0]))) + MARGIN
+        left = float(residuals.max() / (tolerance * s[0]))
+        missing = math.log(max(left, 1e-300)) + MARGIN
         basis = orthonormal(filtered(operator, (s, v), k, missing))
     raise NotConvergedError(
         f"residual {float(residuals.max() / s[0]):.1e} after {MAX_SWEEPS} sweeps"
@@ -93,8 +96,8 @@ def rayleigh_ritz(operator: Operator, basis: Tensor, size: int) -> tuple[Tensor,
     In float64 the Gram matrix gives values down to 1e-8 of the largest.
     """
     image = operator.apply(basis)
-    gram = image.double().mT @ image.double()
-    values, vectors = torch.linalg.eigh(gram)
+    precise = double(image)
+    values, vectors = torch.linalg.eigh(precise.mT @ precise)
     turn = vectors.flip(1)[:, :size].to(basis)
     sigma = values.flip(0)[:size].clamp_min(0).sqrt().to(basis)
     left = image @ turn
@@ -113,10 +116,15 @@ def filtered(operator: Operator, block: tuple[Tensor, Tensor], k: int, missing: 
         block: values and right vectors of the last sweep, (b,) and (n, b).
         k: vectors wanted.
         missing: logarithm of the factor by which the largest residual has to fall.
+
+    Raises:
+        NotConvergedError: the smallest value of the block is 0, which no polynomial damps.
     """
     sigma, v = block
-    values = (sigma.double() ** 2).cpu()
+    values = sigma.cpu().double() ** 2
     cut = float(values[-1])
+    if cut <= 0:  # a matrix of lower rank than the block: there is nothing to filter out
+        raise NotConvergedError(f"{len(values)} vectors span a matrix of lower rank")
     room = -math.log(torch.finfo(v.dtype).eps) - 7  # digits that growth may spread over
     wanted = growth(float(values[k - 1]), cut)
     outliers = num_outliers(values[:k], cut, room)

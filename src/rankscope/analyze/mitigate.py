@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rankscope.analyze.decomposition import SVD
+from rankscope.analyze.decomposition import SVD, double
 from rankscope.analyze.intruders import Intruders, intruders_among
 from rankscope.analyze.leading import NotConvergedError, leading_triples
-from rankscope.analyze.spectra import SpectraSettings, double
+from rankscope.analyze.spectra import SpectraSettings
 from rankscope.analyze.tuned import TOLERANCE, DenseMatrix
 
 SPARE = 16
@@ -45,7 +45,7 @@ def intruder_change(
     tuned = double(weight) + double(delta)
     k = min(settings.intruder_k, *weight.shape)
     u, s, v = leading_of(tuned, base, k)
-    cosines = base.U.double().mT @ u
+    cosines = double(base.U).mT @ u
     found = intruders_among(cosines, s, settings.intruder_epsilon)
     chosen = list(found.positions)
     left = (factor - 1) * u[:, chosen] * s[chosen]

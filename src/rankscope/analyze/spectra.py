@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rankscope.analyze.decomposition import SVD, BaseSpectra, precise
+from rankscope.analyze.decomposition import SVD, BaseSpectra, double, precise
 from rankscope.analyze.intruders import intruders_among
 from rankscope.analyze.tuned import Leading, of_adapter, of_matrix, unchanged
 from rankscope.errors import BadInput, IntegrityError
@@ -285,12 +285,6 @@ def spectra_record(
         matrices=tuple(matrices),
         seconds=time.perf_counter() - started,
     )
-
-
-def double(tensor: Tensor) -> Tensor:
-    """``tensor`` detached, in float64; on the CPU where its device has no float64."""
-    tensor = tensor.detach()
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def _base_weight(weights: BaseWeights, name: str) -> Tensor:

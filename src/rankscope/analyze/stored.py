@@ -56,8 +56,13 @@ class StoredTuned:
         if not folder.is_dir():
             raise BadInput(f"{folder}: no such folder; expected a PEFT adapter or a model")
         if (folder / CONFIG).is_file() or not (folder / "config.json").is_file():
-            adapter = load_adapter(folder, name, starts=READ_STARTS)
             settings = read_config(folder, READ_STARTS)
+            if settings.use_dora and settings.init_lora_weights == "pissa":
+                raise BadInput(
+                    f"adapter {folder}: use_dora with init_lora_weights 'pissa' is not read: its "
+                    "norms are of a base without PiSSA's part; expected one of both"
+                )
+            adapter = load_adapter(folder, name, starts=READ_STARTS)
             kind: TunedKind = "rslora" if settings.use_rslora else "lora"
             if settings.init_lora_weights == "pissa":
                 kind = "pissa"

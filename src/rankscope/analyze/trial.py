@@ -6,6 +6,7 @@ import torch
 
 from rankscope.analyze.decomposition import BaseSpectra
 from rankscope.analyze.spectra import SpectraSettings, analyze_adapter, analyze_full
+from rankscope.analyze.stored import computing_device
 from rankscope.models.base import Base
 from rankscope.models.packed import target_linears
 from rankscope.models.peft_tuner import PeftTuner
@@ -45,10 +46,11 @@ def analyze_trial(
         settings: of the study file's ``spectra`` section.
         spectra: of base weights, kept for other trials.
     """
+    device = computing_device(base.device)
     if isinstance(tuner := tuned.pack.guest, PeftTuner):
         return analyze_full(
-            tuner.base_weight,
-            tuner.merged_weight,
+            lambda name: tuner.base_weight(name).to(device),
+            lambda name: tuner.merged_weight(name).to(device),
             tuner.mergeable(),
             settings,
             trial.trial_id,
@@ -57,7 +59,7 @@ def analyze_trial(
     linears = base.linears()
 
     def weights(name: str) -> torch.Tensor:
-        return dense_weight(linears[name])
+        return dense_weight(linears[name]).to(device)
 
     if not trial.is_full:
         adapter = tuned.pack.adapters[trial.trial_id]
@@ -66,4 +68,11 @@ def analyze_trial(
     # as much as a small learning rate moved it.
     stored = StoredModel.open(tuned.folder)
     names = compared_matrices(base, trials)
-    return analyze_full(weights, stored.weight, names, settings, trial.trial_id, spectra)
+    return analyze_full(
+        weights,
+        lambda name: stored.weight(name, device),
+        names,
+        settings,
+        trial.trial_id,
+        spectra,
+    )

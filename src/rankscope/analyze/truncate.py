@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rankscope.analyze.spectra import double
+from rankscope.analyze.decomposition import double
 
 
 class Truncated(NamedTuple):

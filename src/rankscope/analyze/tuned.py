@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from rankscope.analyze.core import Core, core_of
-from rankscope.analyze.decomposition import SVD, svd
+from rankscope.analyze.decomposition import SVD, double, svd
 from rankscope.analyze.leading import NotConvergedError, Triples, leading_triples
 
 FEW, SOME = (256, 12), (1024, 3)
 """(d, share): from such a d on, at most d / share vectors are quicker iterated than decomposed."""
 TOLERANCE = 1e-8
 """Residual of every triple over the largest singular value, in float64."""
+CLUSTER = 1e-6
+"""Gap over the largest singular value up to which two count as one cluster."""
 ITERATED_FROM = 1024
 """d from which a dense matrix is iterated where few vectors are asked for."""
 ITERATED_SHARE = 40
@@ -66,14 +68,26 @@ def _iterated(core: Core, k: int) -> Triples | None:
         found = leading_triples(core, core.start(k + max(16, k // 5)), k, TOLERANCE)
     except NotConvergedError:
         return None
-    # Each triple is one of K's by its residual; that none was passed over, the count says. Where
-    # the k-th and the next value are one cluster the count is not asked to part them.
-    gap = float(found.S[-1]) - found.next_value
-    if gap > 1e-6 * float(found.S[0]):
-        between = (float(found.S[-1]) + found.next_value) / 2
-        if core.count_above(between) != k:
-            return None
-    return found
+    # Each triple is one of K's by its residual; that none was passed over, the count says.
+    count, value = certified(found)
+    return found if core.count_above(value) == count else None
+
+
+def certified(found: Triples) -> tuple[int, float]:
+    """How many of the triples can be counted, and a value that so many singular values exceed.
+
+    All k where the k-th and the next value are apart. Where they are one cluster, by gaps of at
+    most :data:`CLUSTER`, rounding may part it anywhere: then those above it, none where it begins
+    with the largest.
+    """
+    values = [*found.S.tolist(), found.next_value]
+    apart = CLUSTER * values[0]
+    k = count = len(values) - 1
+    while count and values[count - 1] - values[count] <= apart:
+        count -= 1
+    if count == k:
+        return k, (values[k - 1] + values[k]) / 2
+    return count, values[count] + apart / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +107,10 @@ class DenseMatrix:
     @staticmethod
     def start(V: Tensor, count: int) -> Tensor:
         """The base's ``count`` leading right vectors, and random ones that any direction meets."""
+        leading = double(V[:, :count])
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randn(len(V), RANDOM, generator=generator, dtype=torch.float64)
-        return torch.cat([V[:, :count].double(), drawn.to(V.device)], dim=1)
+        return torch.cat([leading, drawn.to(leading.device)], dim=1)
 
 
 def of_matrix(base: SVD, tuned: Tensor, k: int) -> Leading:
@@ -104,7 +119,7 @@ def of_matrix(base: SVD, tuned: Tensor, k: int) -> Leading:
     if len(base.S) >= ITERATED_FROM and ITERATED_SHARE * k <= len(base.S):
         start = DenseMatrix.start(base.V, k + max(16, k // 5))
         try:
-            found = leading_triples(DenseMatrix(tuned.double()), start, k, TOLERANCE, least=1)
+            found = leading_triples(DenseMatrix(double(tuned)), start, k, TOLERANCE, least=1)
         except NotConvergedError:
             found = None
     if found is None:
@@ -139,9 +154,9 @@ def num_ill_conditioned(found: Triples) -> int:
     Davis & Kahan 1970: the sine is at most the perturbation over the distance to the other singular
     values; the perturbation taken is 2^-23 of the largest value, and the triple's own residual.
     """
-    s = found.S.double()
+    s = double(found.S)
     below = torch.cat([s[1:], torch.tensor([found.next_value], dtype=s.dtype, device=s.device)])
     gap = s - below
     gap = torch.minimum(gap, torch.cat([torch.full_like(gap[:1], torch.inf), gap[:-1]]))
-    error = found.residuals.double() + torch.finfo(torch.float32).eps * s[:1]
+    error = double(found.residuals) + torch.finfo(torch.float32).eps * s[:1]
     return int((error > UNCERTAIN * gap).sum())

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from rankscope.analyze.decomposition import double
 from rankscope.analyze.mitigate import Change
-from rankscope.analyze.spectra import double
 from rankscope.analyze.truncate import truncated
 from rankscope.errors import BadInput
 

@@ -230,7 +230,7 @@ def token_logprobs(logits: Tensor, rows: Tensor | None, tokens: Tensor) -> Float
     logprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
     if rows is None:
         rows = torch.arange(len(tokens), device=tokens.device)
-    return logprobs[rows, tokens].double().cpu().numpy()
+    return logprobs[rows, tokens].cpu().double().numpy()
 
 
 def run_chunk(
@@ -246,7 +246,7 @@ def run_chunk(
     totals: Floats = np.bincount(chunk.owners, weights=logprobs, minlength=count).astype(float)
     if not greedy:
         return totals, None
-    missed = (logits.argmax(-1)[chunk.sources] != chunk.targets).double().cpu().numpy()
+    missed = (logits.argmax(-1)[chunk.sources] != chunk.targets).cpu().double().numpy()
     return totals, np.bincount(chunk.owners, weights=missed, minlength=count).astype(float)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
+from rankscope.analyze.decomposition import double
 from rankscope.analyze.heads.layout import PROJECTIONS, AttentionLayer, HeadLayout
 from rankscope.errors import IntegrityError
 from rankscope.models.lora import Adapter, tuned_delta
@@ -30,7 +31,7 @@ def low_rank_heads(A: Tensor, B: Tensor, num_heads: int, by_columns: bool) -> Te
         num_heads: heads side by side in the rows of B, or in the columns of A.
         by_columns: heads are columns (o_proj).
     """
-    a, b = A.detach().double(), B.detach().double()
+    a, b = double(A), double(B)
     # tr[(B_h^T B_h) M] with M = A A^T is the sum of (B_h M) * B_h: row by row, then head by head.
     squares = ((b.T @ b @ a) * a).sum(0) if by_columns else ((b @ (a @ a.T)) * b).sum(1)
     return squares.view(num_heads, -1).sum(1).clamp_(min=0).sqrt()
@@ -38,7 +39,7 @@ def low_rank_heads(A: Tensor, B: Tensor, num_heads: int, by_columns: bool) -> Te
 
 def dense_heads(weight: Tensor, num_heads: int, by_columns: bool) -> Tensor:
     """|W_h|_F of every head's rows, or columns, of ``weight`` (out, in); (heads,) float64."""
-    squares = weight.detach().double().square().sum(0 if by_columns else 1)
+    squares = double(weight).square().sum(0 if by_columns else 1)
     return squares.view(num_heads, -1).sum(1).sqrt()
 
 
@@ -96,8 +97,8 @@ def _changes(
             name = layer.projection(module)
             if name not in chosen:
                 continue
-            moved = of_head(layer, module)
-            whole = dense_heads(base(name), layer.heads_of(module), module == "o_proj")
+            moved = of_head(layer, module).cpu()
+            whole = dense_heads(base(name), layer.heads_of(module), module == "o_proj").cpu()
             if not bool(torch.isfinite(moved).all() and torch.isfinite(whole).all()):
                 raise IntegrityError(f"{name}: a head's weights are NaN or infinite")
             relative = torch.where(whole > 0, moved / whole, torch.zeros_like(whole))

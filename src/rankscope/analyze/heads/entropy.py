@@ -54,7 +54,7 @@ def row_entropy(q: Tensor, k: Tensor, scale: float, window: int | None) -> Tenso
         scores = scale * (q[:, first:last].float() @ keys[:, :last].transpose(1, 2))
         visible = window_mask(last, width, q.device)[first:last]
         weights = torch.softmax(scores.masked_fill(~visible, -math.inf), -1)
-        total += normalized_entropy(weights, visible.sum(1)).sum(1).double().cpu()
+        total += normalized_entropy(weights, visible.sum(1)).sum(1).cpu().double()
     return total
 
 

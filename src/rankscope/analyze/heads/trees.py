@@ -145,7 +145,7 @@ class TreeBatch:
 
     def scores(self, logits: Tensor) -> list[Floats]:
         """Summed log p of every continuation, by tree, from the logits at kept positions."""
-        found = logprobs_at(logits, self.rows, self.tokens).double().cpu().numpy()
+        found = logprobs_at(logits, self.rows, self.tokens).cpu().double().numpy()
         sums = np.bincount(self.owners, weights=found, minlength=self.bounds[-1])
         return np.split(sums, self.bounds[1:-1])
 
