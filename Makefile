@@ -2,7 +2,7 @@ OUT ?= studies/pocket
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint bench-train clean
+.PHONY: quickstart test lint bench-train bench-eval clean
 
 quickstart: .venv/installed
 	$(BIN)/rankscope quickstart --out $(OUT)
@@ -20,6 +20,12 @@ lint: .venv/installed-dev
 bench-train: .venv/installed-dev
 	$(BIN)/python benchmarks/train_sweep.py
 	$(BIN)/python benchmarks/train_pocket.py
+
+bench-eval: .venv/installed-dev
+	$(BIN)/python benchmarks/evaluate_choice.py --task arc_easy
+	$(BIN)/python benchmarks/evaluate_choice.py --task mmlu
+	$(BIN)/python benchmarks/evaluate_generate.py
+	$(BIN)/python benchmarks/evaluate_agreement.py
 
 # Stamps: the package is installed again only when pyproject.toml has changed.
 .venv/bin/python:

@@ -16,7 +16,9 @@ def evaluate(
     ],
     tasks: Annotated[
         str,
-        typer.Option(help="Names, task files (.yaml), or files and folders of rows; by commas."),
+        typer.Option(
+            help="Names, task files (.yaml), files and folders of rows, or lm_eval:NAME; by commas."
+        ),
     ],
     adapter: Annotated[
         list[str] | None,
@@ -43,6 +45,9 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest generated answer.")] = 256,
     force: Annotated[
         bool, typer.Option("--force", help="Take adapters made for other weights.")
+    ] = False,
+    trust_task_code: Annotated[
+        bool, typer.Option("--trust-task-code", help="Run the Python that lm_eval: tasks name.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -74,6 +79,7 @@ def evaluate(
         dtype=dtype,
         prompt_format=prompt_format,
         force=force,
+        trust_task_code=trust_task_code,
         settings=settings,
     )
     with Screen(err_console) as screen:

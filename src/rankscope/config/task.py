@@ -18,6 +18,10 @@ TASK_FILES = (".yaml", ".yml")
 """Endings of a path that names a task file."""
 
 
+HARNESS = "lm_eval:"
+"""Before the name of a task of lm-evaluation-harness, or the path of its YAML file."""
+
+
 def checked_pattern(text: str) -> str:
     """Refuse what is no regular expression, or has more than one group."""
     try:
@@ -84,6 +88,19 @@ class TaskConfig(Section):
     def from_short_form(cls, text: str) -> dict[str, Any]:
         """``- arc_easy`` stands for ``- {name: arc_easy}``."""
         return {"name": text}
+
+    @model_validator(mode="before")
+    @classmethod
+    def is_no_harness_task(cls, value: Any) -> Any:
+        """The harness's tasks have no rows to train on, choose by or compare with training rows."""
+        places = [value.get("name"), value.get("path")] if isinstance(value, dict) else [value]
+        for text in places:
+            if isinstance(text, str) and text.startswith(HARNESS):
+                raise ValueError(
+                    f"{shown(text)} is a task of lm-evaluation-harness, which a study does not "
+                    f"take: score its trained adapters with 'rankscope eval --tasks {text}'"
+                )
+        return value
 
     @model_validator(mode="before")
     @classmethod

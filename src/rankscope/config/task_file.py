@@ -17,7 +17,7 @@ from rankscope.config.reading import (
     validated,
     with_absolute_paths,
 )
-from rankscope.config.task import TASK_FILES, TaskConfig
+from rankscope.config.task import HARNESS, TASK_FILES, TaskConfig
 from rankscope.config.yaml_nodes import Location, PlainValues, mark_at
 from rankscope.errors import BadInput
 
@@ -47,7 +47,8 @@ def load_task_file(path: Path) -> TaskConfig:
 
 def is_task_file(text: object) -> bool:
     """Whether a text in the place of a task, or of its path, names a task file."""
-    return isinstance(text, str) and text.lower().endswith(TASK_FILES)
+    is_file = isinstance(text, str) and text.lower().endswith(TASK_FILES)
+    return is_file and not str(text).startswith(HARNESS)
 
 
 def with_task_files(raw: Any, root: yaml.Node, folder: Path) -> tuple[Any, list[Fault]]:

@@ -6,11 +6,14 @@ generators are put back as they were. What a task's files may do is checked in `
 before anything in them can run; its templates run in Jinja's sandbox.
 """
 
+import json
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from rankscope.errors import BadInput
 from rankscope.evaluate.lm_eval_tasks import PREFIX, check_task, is_file
 from rankscope.evaluate.scorers import standard_error
 from rankscope.models.base import Base
+from rankscope.provenance import sha256_file, sha256_json
 from rankscope.records import EvalRecord, ItemResult, Split
 
 if TYPE_CHECKING:
@@ -54,6 +58,70 @@ def is_harness_task(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
+@dataclass(frozen=True, slots=True)
+class HarnessTask:
+    """A harness task, or every task of a group or tag, with its documents."""
+
+    source: str
+    """``lm_eval:NAME``, or the same with the path of a YAML file."""
+    loaded: dict[str, Any]
+    """As the harness's index returns it."""
+    settings: HarnessSettings
+    sha256: str
+    """Of its files, documents and settings: of all that scores depend on but model and tokenizer.
+    Of code that it may run, the Python files beside its own."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its tasks, as records call them."""
+        return tuple(PREFIX + name for name in self.loaded["tasks"])
+
+    def config(self, name: str, key: str) -> Any:
+        """What one of :attr:`names` says under a key of its file."""
+        return self.loaded["tasks"][name.removeprefix(PREFIX)].get_config(key)
+
+
+def read_harness_task(source: str, settings: HarnessSettings) -> HarnessTask:
+    """Read a task and its documents; no model is needed.
+
+    Args:
+        source: ``lm_eval:NAME``, or the same with the path of a YAML file.
+        settings: see there.
+
+    Raises:
+        BadInput: the package is missing, no such task, or one that is refused or cannot be read.
+    """
+    _, manager = harness(source)
+    checked = check_task(manager, source.removeprefix(PREFIX), settings.allow_functions)
+    with generators_put_back(), sandboxed_templates():
+        loaded = load(manager, checked.names)
+        for task in loaded["tasks"].values():
+            if settings.num_fewshot is not None:
+                task.set_config(key="num_fewshot", value=settings.num_fewshot)
+            elif task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+        return HarnessTask(source, loaded, settings, hash_of(loaded, checked.files, settings))
+
+
+def hash_of(loaded: Mapping[str, Any], files: Sequence[Path], settings: HarnessSettings) -> str:
+    """Hash of all that a task's scores depend on but the model and its tokenizer."""
+    read = list(files)
+    if settings.allow_functions:
+        read += [code for folder in {f.parent for f in files} for code in folder.glob("*.py")]
+    documents = [
+        [list(task.eval_docs), list(task.fewshot_docs()) if task.get_config("num_fewshot") else []]
+        for task in loaded["tasks"].values()
+    ]
+    return sha256_json(
+        {
+            "lm_eval": version("lm_eval"),
+            "files": sorted(sha256_file(path) for path in read),
+            "documents": json.dumps(documents, default=str, sort_keys=True),
+            "settings": asdict(settings),
+        }
+    )
+
+
 def evaluate_harness(
     base: Base,
     source: str,
@@ -61,33 +129,37 @@ def evaluate_harness(
     settings: HarnessSettings,
     split: Split = "report",
 ) -> dict[str | None, list[Evaluation]]:
+    """Read a harness task and score it, see :func:`score_harness_task`."""
+    return score_harness_task(base, read_harness_task(source, settings), models, split)
+
+
+def score_harness_task(
+    base: Base, task: HarnessTask, models: Mapping[str | None, str], split: Split = "report"
+) -> dict[str | None, list[Evaluation]]:
     """Score one harness task, or every task of a group or tag, under the base and any adapters.
 
     Args:
         base: with the adapters attached.
-        source: ``lm_eval:NAME``, or the same with the path of a YAML file.
+        task: with its settings.
         models: slot -> trial id for the records; slot None is the bare base.
-        settings: see there.
         split: what the records call these items; the harness takes a task's test or validation.
 
     Returns:
         Per slot the record and items of each task, in the harness's order.
 
     Raises:
-        BadInput: the package is missing, no such task, or one that is refused or cannot be read or
-            scored.
+        BadInput: a prompt beyond the context, or a task that samples.
     """
-    evaluate, manager = harness(source)
-    names = check_task(manager, source.removeprefix(PREFIX), settings.allow_functions)
+    evaluate, _ = harness(task.source)
     was_training, base.pack.training = base.pack.training, False
     try:
         with generators_put_back(), sandboxed_templates(), torch.inference_mode():
-            loaded = load(manager, names)
             found: dict[str | None, list[Evaluation]] = {}
             for slot, trial_id in models.items():
-                results, lm = run(evaluate, base, slot, loaded, settings)
+                results, lm = run(evaluate, base, slot, task.loaded, task.settings)
                 found[slot] = [
-                    evaluation_of(name, results, lm, trial_id, split) for name in loaded["tasks"]
+                    evaluation_of(name, results, lm, trial_id, split)
+                    for name in task.loaded["tasks"]
                 ]
     finally:
         base.pack.training = was_training
@@ -175,10 +247,6 @@ def run(
     from rankscope.evaluate.lm_eval_model import HarnessModel
 
     for task in loaded["tasks"].values():
-        if settings.num_fewshot is not None:
-            task.set_config(key="num_fewshot", value=settings.num_fewshot)
-        elif task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=SEEDS[1])
     lm = HarnessModel(base, slot, settings.context, settings.batch_tokens)
     results = evaluate(
@@ -205,19 +273,25 @@ def evaluation_of(
     metrics, headline, kept = metrics_of(results["results"][name])
     samples = [s for s in results["samples"][name] if s["filter"] == kept]
     items = [item_of(name, headline.partition(",")[0], sample) for sample in samples]
+    of_items = [item.score for item in items]
     record = EvalRecord(
         trial_id=trial_id,
         task=PREFIX + name,
         split=split,
         metric=headline,
         score=metrics[headline],
-        standard_error=standard_error([item.score for item in items]),
+        standard_error=standard_error(of_items) if is_mean(metrics[headline], of_items) else None,
         n=len(items),
         metrics=metrics,
         seconds=lm.seconds,
         num_tokens=lm.num_tokens,
     )
     return record, items
+
+
+def is_mean(score: float, of_items: Sequence[float] | np.ndarray[Any, Any]) -> bool:
+    """A score that is the mean of its items: not a perplexity, nor an F1."""
+    return math.isclose(score, math.fsum(of_items) / len(of_items), rel_tol=1e-9, abs_tol=1e-12)
 
 
 def metrics_of(found: Mapping[str, Any]) -> tuple[dict[str, float], str, str]:

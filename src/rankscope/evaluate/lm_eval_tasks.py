@@ -5,17 +5,19 @@ need code of their own and tasks that run what a model writes are refused.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from rankscope.config.task import HARNESS
 from rankscope.errors import BadInput
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
-PREFIX = "lm_eval:"
+PREFIX = HARNESS
 """Before a harness task's name."""
 FUNCTION = "!function"
 PLAIN_TAG = "tag:yaml.org,2002:"
@@ -29,7 +31,15 @@ def is_file(name: str) -> bool:
     return name.endswith((".yaml", ".yml"))
 
 
-def check_task(manager: "TaskManager", name: str, allow_functions: bool) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class CheckedTask:
+    """What to load, and every file that says what it is, included ones too."""
+
+    names: list[str]
+    files: tuple[Path, ...]
+
+
+def check_task(manager: "TaskManager", name: str, allow_functions: bool) -> CheckedTask:
     """What to load for a name, once every file behind it is known to be harmless.
 
     Raises:
@@ -42,10 +52,11 @@ def check_task(manager: "TaskManager", name: str, allow_functions: bool) -> list
         files = [path]
     else:
         files = files_of(manager, name)
+    read: dict[Path, None] = {}
     for file in files:
-        refuse_code(file, allow_functions)
+        read |= dict.fromkeys(refuse_code(file, allow_functions))
         refuse_remote(file, allow_functions)
-    return [str(files[0]) if is_file(name) else name]
+    return CheckedTask([str(files[0]) if is_file(name) else name], tuple(read))
 
 
 def files_of(manager: "TaskManager", name: str) -> list[Path]:
@@ -84,14 +95,19 @@ def names_in(members: Sequence[Any]) -> list[str]:
     return names
 
 
-def refuse_code(path: Path, allow_functions: bool, seen: frozenset[Path] = frozenset()) -> None:
+def refuse_code(
+    path: Path, allow_functions: bool, seen: frozenset[Path] = frozenset()
+) -> list[Path]:
     """Read a YAML file and what it includes as a tree of tagged nodes; nothing is constructed.
+
+    Returns:
+        The files read, this one first.
 
     Raises:
         BadInput: it names a function without leave to, or an object of Python's in any case.
     """
     if path in seen:
-        return
+        return []
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -104,15 +120,18 @@ def refuse_code(path: Path, allow_functions: bool, seen: frozenset[Path] = froze
             if not allow_functions:
                 raise BadInput(
                     f"{where}: {FUNCTION} {node.value} would run Python from beside this file. "
-                    "Read that code first; then allow it (allow_functions)"
+                    "Read that code first; then allow it with --trust-task-code"
                 )
         elif node.tag.removeprefix(PLAIN_TAG) not in PLAIN_TYPES:
             raise BadInput(f"{where}: tag {node.tag!r}; expected plain YAML")
+    read = [path]
     for key, value in root.value:
         if key.value == "include":
             names = value.value if isinstance(value, yaml.SequenceNode) else [value]
             for name in names:
-                refuse_code((path.parent / name.value).resolve(), allow_functions, seen | {path})
+                place = (path.parent / name.value).resolve()
+                read += refuse_code(place, allow_functions, seen | {path})
+    return read
 
 
 def nodes_of(root: yaml.Node) -> Iterator[yaml.Node]:

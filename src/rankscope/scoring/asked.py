@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import ValidationError
 
 from rankscope.config.schema import DEVICE_PATTERN, EvaluateConfig, ModelConfig
-from rankscope.config.task import TaskConfig
+from rankscope.config.task import HARNESS, TaskConfig
 from rankscope.config.task_file import is_task_file, load_task_file
 from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.errors import BadInput, IntegrityError
@@ -37,11 +37,12 @@ class Asked:
     Attributes:
         model: a folder, a hub id, a fetched model's name or ``pocket``.
         adapters: folders in PEFT's format.
-        tasks: names, task files, or files and folders of rows.
+        tasks: names, task files, files and folders of rows, or ``lm_eval:NAME``.
         data_dir: folder with the named tasks' rows; None takes the hub.
         split: which items.
         shots: of every task; None leaves what the task says.
         force: take adapters that say they were made for other weights.
+        trust_task_code: let the files of harness tasks run the Python that they name.
     """
 
     model: str
@@ -55,6 +56,7 @@ class Asked:
     prompt_format: str = "auto"
     data_seed: int = 0
     force: bool = False
+    trust_task_code: bool = False
     settings: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
@@ -179,14 +181,15 @@ def task_config(text: str, shots: int | None) -> TaskConfig:
 
 
 def read_tasks(asked: Asked) -> list[LoadedTask]:
-    """Every task, read and split.
+    """Every task but the harness's, read and split.
 
     Raises:
         BadInput: no tasks, one that stands twice, or rows that cannot be used.
     """
-    configs = [task_config(text, asked.shots) for text in asked.tasks]
+    own = [text for text in asked.tasks if not text.startswith(HARNESS)]
+    configs = [task_config(text, asked.shots) for text in own]
     names = [config.name for config in configs]
-    if not configs:
+    if not asked.tasks:
         raise BadInput("no tasks were given; expected names such as --tasks arc_easy,mmlu")
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:

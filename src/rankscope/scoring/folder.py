@@ -9,6 +9,7 @@ of its table.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -37,7 +38,8 @@ class Score(Record):
     """Adapter minus base, paired, with a 95 % interval; None for the base."""
     chance: float | None
     """Score of guessing, where it is known."""
-    higher_is: Literal["accuracy", "log_probability"]
+    higher_is: Literal["accuracy", "log_probability"] | None
+    """What a higher score is; None where the metric is in a unit of its own."""
     weights_sha256: str
     task_sha256: str
     dtype: str
@@ -124,7 +126,9 @@ class ScoresFolder:
         self._kept[key] = (record, items)
         if self.out is None:
             return
-        place = f"items/{record.task}.{record.split}/{key}.parquet"
+        # A harness task's name is whatever its file says.
+        name = re.sub(r"[^\w.+-]", "_", record.task)
+        place = f"items/{name}.{record.split}/{key}.parquet"
         table = self.out / place
         table.parent.mkdir(parents=True, exist_ok=True)
         (self.out / "results").mkdir(exist_ok=True)
@@ -156,11 +160,12 @@ class ScoresFolder:
 def write_table(path: Path, model: str, record: EvalRecord, items: Sequence[ItemResult]) -> None:
     """Per-item results of one model: ``ITEM_SCHEMA``'s columns, ``adapter`` and ``correct``.
 
-    ``correct`` is null where an item has a likelihood and nothing to be right about.
+    ``correct`` is null where an item has a likelihood, or a score in another unit, and nothing to
+    be right about.
     """
     columns = {name: [getattr(item, name) for item in items] for name in ITEM_SCHEMA.names}
     table = pa.table(columns, schema=ITEM_SCHEMA)
     table = table.append_column("adapter", pa.array([model] * len(items), pa.string()))
-    has_answers = record.metric != "logprob_per_token"
+    has_answers = record.metric != "logprob_per_token" and all(0 <= i.score <= 1 for i in items)
     correct = [item.score == 1 if has_answers else None for item in items]
     pq.write_table(table.append_column("correct", pa.array(correct, pa.bool_())), path)

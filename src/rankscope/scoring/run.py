@@ -4,7 +4,8 @@ What was scored into a folder before is not scored again: a result's key is a ha
 the dtype, the task with everything its scores depend on, and the split.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,12 @@ from rankscope.advise.statistics import Array, paired_estimate
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask
 from rankscope.errors import BadInput, IntegrityError
+from rankscope.evaluate.lm_eval_bridge import (
+    HarnessTask,
+    is_harness_task,
+    is_mean,
+    score_harness_task,
+)
 from rankscope.evaluate.suite import context_length, encode_split, evaluate_apart
 from rankscope.evaluate.task_record import task_sha256
 from rankscope.models.adapter_io import load_adapter
@@ -38,6 +45,14 @@ from rankscope.scoring.asked import (
     read_tasks,
 )
 from rankscope.scoring.folder import Score, ScoresFolder
+from rankscope.scoring.harness import (
+    SHARES,
+    TaskFacts,
+    facts_of,
+    harness_facts,
+    read_harness_tasks,
+    without_dead,
+)
 from rankscope.watch import Silent, Watcher
 
 MAX_LENGTH = 1024
@@ -104,24 +119,26 @@ def score(asked: Asked, out: Path | None = None, watcher: Watcher | None = None)
     context = context_length(read_config(folder))
     for task in tasks:
         encode_split(encoder, task, split, context, asked.settings)  # refuses what cannot be scored
+    harness = read_harness_tasks(asked, split, context, encoder.prompt_format)
     tokenizer_hash = tokenizer_sha256(folder)
-    hashes = {
-        task.spec.name: task_sha256(task, encoder, tokenizer_hash, asked.settings) for task in tasks
-    }
+    facts = [
+        facts_of(task, task_sha256(task, encoder, tokenizer_hash, asked.settings)) for task in tasks
+    ]
+    facts += [fact for task in harness for fact in harness_facts(task, tokenizer_hash)]
     dtype_name = str(dtype).removeprefix("torch.")
     weights = {BASE: base_sha256, **{a.label: joint(base_sha256, a.sha256) for a in adapters}}
     keys = {
-        (model, name): key_of(found, dtype_name, task_hash, split)
+        (model, fact.name): key_of(found, dtype_name, fact.sha256, split)
         for model, found in weights.items()
-        for name, task_hash in hashes.items()
+        for fact in facts
     }
     stored = ScoresFolder(out)
     missing = {place for place, key in keys.items() if not stored.holds(key)}
-    run = Run(asked, encoder, tasks, split, stored, keys, watcher)
+    run = Run(asked, encoder, tasks, harness, split, stored, keys, watcher)
     if missing:
         base = load_base(config, device, dtype, folder)
         run.score_missing(base, adapters, missing)
-    scores = run.collect(weights, dtype_name, hashes, encoder.prompt_format, adapters)
+    scores = run.collect(weights, dtype_name, facts, encoder.prompt_format, adapters)
     return Scored(tuple(scores), tuple(run.failed), run.new, tuple(notes))
 
 
@@ -150,6 +167,7 @@ class Run:
     asked: Asked
     encoder: Encoder
     tasks: list[LoadedTask]
+    harness: list[HarnessTask]
     split: Split
     stored: ScoresFolder
     keys: Mapping[tuple[str, str], str]
@@ -191,47 +209,82 @@ class Run:
         self, base: Base, models: Mapping[str | None, str], missing: set[tuple[str, str]]
     ) -> None:
         """Score models that are on the base together, task by task."""
-        self.watcher.stage(f"scoring {', '.join(models.values())}", len(self.tasks))
+        num_tasks = len(self.tasks) + len(self.harness)
+        self.watcher.stage(f"scoring {', '.join(models.values())}", num_tasks)
         for done, task in enumerate(self.tasks):
             name = task.spec.name
             self.watcher.advance(done, name)
             chosen = {slot: model for slot, model in models.items() if (model, name) in missing}
             if not chosen:
                 continue
-            try:
+            with self.shortage_told(name):
                 results, reasons = evaluate_apart(
                     base, self.encoder, task, self.split, chosen, self.asked.settings
                 )
-            except (MemoryError, RuntimeError) as error:
-                raise BadInput(
-                    f"{name}: scoring ran {shortage_said(error)}; give fewer adapters at once, or "
-                    f"a smaller --batch-tokens (now {self.asked.settings.batch_tokens})"
-                ) from error
             self.failed += [f"{chosen[slot]}: {name}: {why}" for slot, why in reasons.items()]
-            self.keep(task, {chosen[slot]: result for slot, result in results.items()})
+            for slot, result in results.items():
+                self.keep(chosen[slot], *result)
+        for done, members in enumerate(self.harness, start=len(self.tasks)):
+            self.watcher.advance(done, members.source)
+            self.score_harness(base, members, models, missing)
         self.watcher.finish()
 
-    def keep(
-        self, task: LoadedTask, results: Mapping[str, tuple[EvalRecord, list[ItemResult]]]
+    def score_harness(
+        self,
+        base: Base,
+        task: HarnessTask,
+        models: Mapping[str | None, str],
+        missing: set[tuple[str, str]],
     ) -> None:
-        """Hand one task's results over to the folder."""
-        for model, (record, items) in results.items():
-            self.stored.keep(self.keys[model, task.spec.name], model, record, items)
-            self.new += 1
+        """Score models on a harness task, or all members of a group of which one is missing."""
+        chosen = {
+            slot: model
+            for slot, model in models.items()
+            if any((model, name) in missing for name in task.names)
+        }
+        if not chosen:
+            return
+        with self.shortage_told(task.source):
+            found, reasons = without_dead(score_harness_task(base, task, chosen, self.split))
+        self.failed += [f"{chosen[slot]}: {name}: {why}" for (slot, name), why in reasons.items()]
+        for slot, evaluations in found.items():
+            for record, items in evaluations:
+                if (chosen[slot], record.task) in missing:
+                    self.keep(chosen[slot], record, items)
+
+    @contextmanager
+    def shortage_told(self, name: str) -> Iterator[None]:
+        """Out of memory is a matter of what was asked for.
+
+        Raises:
+            BadInput: memory ran out.
+        """
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            raise BadInput(
+                f"{name}: scoring ran {shortage_said(error)}; give fewer adapters at once, or "
+                f"a smaller --batch-tokens (now {self.asked.settings.batch_tokens})"
+            ) from error
+
+    def keep(self, model: str, record: EvalRecord, items: list[ItemResult]) -> None:
+        """Hand one result over to the folder."""
+        self.stored.keep(self.keys[model, record.task], model, record, items)
+        self.new += 1
 
     def collect(
         self,
         weights: Mapping[str, str],
         dtype: str,
-        hashes: Mapping[str, str],
+        facts: Sequence[TaskFacts],
         prompt_format: Literal["chat", "plain"],
         adapters: Sequence[AdapterFolder],
     ) -> list[Score]:
         """Every score asked for, compared with the base's, and stored as ``scores.json``."""
         forced = {adapter.label for adapter in adapters if adapter.is_forced}
         scores = []
-        for task in self.tasks:
-            name = task.spec.name
+        for task in facts:
+            name = task.name
             base = self.stored.items(self.keys[BASE, name])
             for model in weights:
                 key = self.keys[model, name]
@@ -239,9 +292,11 @@ class Run:
                 if record is None:
                     continue
                 change = None
-                if model != BASE and base is not None:
-                    found = self.stored.items(key)
-                    assert found is not None
+                found = self.stored.items(key)
+                assert found is not None
+                # Of a harness score that is no mean of its items there is nothing to pair.
+                is_paired = not is_harness_task(name) or is_mean(record.score, scores_of(found))
+                if model != BASE and base is not None and is_paired:
                     change = paired_estimate(scores_of(found)[None], scores_of(base))
                 scores.append(
                     Score(
@@ -249,20 +304,25 @@ class Run:
                         model=model,
                         record=record.model_copy(update={"trial_id": model}),
                         change=change,
-                        chance=task.spec.chance,
-                        higher_is=task.spec.higher_is,
+                        chance=task.chance,
+                        higher_is=task.higher_is or accuracy_of(record),
                         weights_sha256=weights[model],
-                        task_sha256=hashes[name],
+                        task_sha256=task.sha256,
                         dtype=dtype,
                         prompt_format=prompt_format,
-                        shots=task.spec.shots,
-                        scorer=task.spec.scorer,
+                        shots=task.shots,
+                        scorer=task.scorer,
                         source=task.source,
                         other_base_forced=model in forced,
                     )
                 )
         self.stored.write(scores)
         return scores
+
+
+def accuracy_of(record: EvalRecord) -> Literal["accuracy"] | None:
+    """What a harness task's score is, as far as its metric's name tells."""
+    return "accuracy" if record.metric.partition(",")[0] in SHARES else None
 
 
 def scores_of(items: Sequence[ItemResult]) -> Array:
