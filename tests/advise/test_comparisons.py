@@ -5,14 +5,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rankscope.advise.choose import Objective
+from rankscope.advise.case import Case
+from rankscope.advise.choose import Objective, choose
 from rankscope.advise.comparisons import arm_difference, net_difference
 from rankscope.advise.matching import cluster_labels
-from rankscope.advise.recommend import recommend
+from rankscope.advise.needs import enough_text, needs_of
+from rankscope.advise.power import enough
+from rankscope.advise.recommend import _chosen, recommend
 from rankscope.advise.significance import holm
 from rankscope.advise.statistics import standard_error
 from rankscope.advise.summaries import Arm, pareto_front, summarize
-from rankscope.records import BASE, StudyRecords, TaskAdvice
+from rankscope.records import BASE, EvalKey, StudyRecords, TaskAdvice
 from synthetic_study import Truth, synthetic_study
 
 TRUTH = Truth(ranks=(2, 8, 32), num_items=120, tasks=("med", "law"), retention=("general", "more"))
@@ -181,6 +184,60 @@ def test_what_is_open_says_what_would_decide_it() -> None:
     assert needs(one_seed, "seeds") == [{"seeds": 3.0, "missing": 2.0}]
     firm = recommend(synthetic_study(TRUTH)).advice[0]
     assert (firm.confidence, firm.needs) == ("firm", ())
+
+
+def test_an_arm_is_chosen_by_its_gain_on_items_that_the_base_has_too() -> None:
+    """Scores that are not finite, of the arm where the base is wrong, and of the base elsewhere."""
+    study = synthetic_study(dataclasses.replace(TRUTH, ranks=(8,), full_lrs=(), tasks=("med",)))
+    items = dict(study.items)
+    base = study.items[BASE, "med", "selection"]
+    right = base.scores == 1
+    for trial in study.trials:
+        key: EvalKey = (trial.spec.trial_id, "med", "selection")
+        scores = np.where(right, study.items[key].scores, np.nan)
+        items[key] = dataclasses.replace(study.items[key], scores=scores)
+    gone = base.scores.copy()
+    first = int(np.flatnonzero(right)[0])
+    gone[first] = np.nan
+    items[BASE, "med", "selection"] = dataclasses.replace(base, scores=gone)
+    altered = dataclasses.replace(study, items=items)
+    kept = right & (np.arange(len(right)) != first)
+    tuned = [items[t.spec.trial_id, "med", "selection"].scores[kept].mean() for t in study.trials]
+    (arm,) = summarize(altered)["med"]
+    assert arm.summary.selection_gain == pytest.approx(np.mean(tuned) - 1)
+    objective = Objective.from_config(study.config)
+    chosen = _chosen(altered, "med", (arm,), objective).best
+    assert chosen is not None
+    forgotten = arm.summary.selection_forgetting
+    assert forgotten is not None
+    assert chosen.utility == pytest.approx(np.mean(tuned) - 1 - forgotten)
+
+
+def test_what_is_there_already_is_not_asked_for() -> None:
+    """Many items and no gain: a gain of the margin would have been seen."""
+    idle = Truth(
+        ranks=(8,), full_lrs=(), num_items=4000, seed_spread=0.0, accuracy=lambda r, lr: 0.3
+    )
+    study = synthetic_study(idle, 2)
+    (advice,) = recommend(study).advice
+    (arm,) = summarize(study)["med"]
+    gain = arm.summary.gain
+    assert gain is not None
+    needed = enough(gain, 0.02).items
+    assert needed is not None
+    assert needed <= gain.n == 4000
+    objective = Objective.from_config(study.config)
+    case = Case(study, "med", (arm,), choose((arm,), 0.3, objective), objective)
+    assert [n.kind for n in needs_of(case, arm)] == ["learning_rate"]
+    assert "not what is missing" in enough_text(case, arm)
+    assert not any(n.kind in ("items", "seeds") for n in advice.needs)
+    few = synthetic_study(dataclasses.replace(idle, num_items=100), 2)
+    (arm,) = summarize(few)["med"]
+    case = dataclasses.replace(case, study=few, arms=(arm,))
+    assert arm.summary.gain is not None
+    asked = {k: v for n in needs_of(case, arm) for k, v in n.values.items()}
+    assert asked["items"] > arm.summary.gain.n == 100
+    assert "not what is missing" not in enough_text(case, arm)
 
 
 def test_a_rate_at_the_end_of_its_list_names_the_next() -> None:

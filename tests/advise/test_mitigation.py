@@ -9,15 +9,13 @@ import pytest
 from rankscope.advise.mitigation import (
     compare_mitigations,
     forgetting_at,
-    over_seeds,
-    with_holm,
 )
 from rankscope.records import (
     BASE,
     EvalKey,
     EvalRecord,
     ItemScores,
-    MitigationComparison,
+    SeedMean,
     StudyRecords,
     TrialRecords,
     Variant,
@@ -25,6 +23,7 @@ from rankscope.records import (
 from synthetic_study import Truth, synthetic_study
 
 ITEMS = 1000
+STUDIES = 12
 
 
 @pytest.mark.parametrize(
@@ -43,18 +42,6 @@ def test_of_several_passages_the_least_forgetting_counts() -> None:
     assert forgetting_at(curve, 0.3) == pytest.approx(0.075)
     assert forgetting_at(curve, 0.4) == pytest.approx(0.1)
     assert forgetting_at([(0.2, 0.3), (0.2, 0.1)], 0.2) == pytest.approx(0.1)
-
-
-def test_over_seeds_is_students_t() -> None:
-    """1, 2, 3: mean 2, error 1/sqrt(3); t(.975; 2) = 4.3027."""
-    found = over_seeds([1.0, 2.0, 3.0])
-    assert (found.value, found.seeds) == (2.0, 3)
-    assert found.low == pytest.approx(2 - 4.3027 / 3**0.5, abs=1e-4)
-    assert found.high == pytest.approx(2 + 4.3027 / 3**0.5, abs=1e-4)
-    # t = 2 sqrt(3) = 3.4641 with two degrees of freedom: p = 1 - t / sqrt(2 + t^2) = .0742.
-    assert found.p == pytest.approx(1 - 12**0.5 / 14**0.5, rel=1e-9)
-    single = over_seeds([1.0])
-    assert (single.value, single.low, single.high, single.p) == (1.0, None, None, None)
 
 
 def exact(right: float) -> ItemScores:
@@ -138,23 +125,85 @@ def test_what_learned_more_than_the_plain_arm_keeps_its_seeds_and_grants_the_res
     assert (comparison.beyond, comparison.difference.p_holm) == (1, None)
 
 
+def drawn_study(
+    rng: np.random.Generator, items: int, seeds: int, arms: int, better: float = 0.0
+) -> StudyRecords:
+    """Mitigated arms that forget less than the scaled plain arm by ``better``, right or wrong.
+
+    Plain: gains 0, .2, .4 at forgetting 0, .06, .2. Mitigated: gain .3, forgetting .13 - better.
+    An item is right where its difficulty, which all models share, is below a model's accuracy, or
+    a draw of its own one time in four.
+    """
+    truth: dict[str, tuple[float, float]] = {BASE: (0.3, 0.8)}
+    specs: dict[str, dict[str, Any]] = {}
+    for seed in range(seeds):
+        plain = f"{seed:016x}"
+        truth |= {plain: (0.7, 0.6), HALF.of(plain): (0.5, 0.74)}
+        specs[plain] = {"seed": seed}
+        for arm in range(arms):
+            name = f"{arm + 1:08x}{seed:08x}"
+            truth[name] = (0.6, 0.67 + better)
+            specs[name] = {"seed": seed, "kl_to_base": 0.1 * (arm + 1)}
+    study = study_of(truth, specs)
+    ids = tuple(f"i{i}" for i in range(items))
+    nothing = np.full(items, np.nan), (None,) * items
+    found: dict[EvalKey, ItemScores] = {}
+    for column, task in enumerate(("med", "general")):
+        for split in ("selection", "report"):
+            shared = rng.uniform(size=items)
+            for model, accuracy in truth.items():
+                own = rng.uniform(size=items)
+                difficulty = np.where(rng.uniform(size=items) < 0.25, own, shared)
+                scores = (difficulty < accuracy[column]).astype(float)
+                found[model, task, split] = ItemScores(ids, scores, *nothing)  # type: ignore[index]
+    return replace(study, items=found)
+
+
+def differences(study: StudyRecords) -> list[SeedMean]:
+    (found,) = compare_mitigations(study)
+    return [c.difference for c in found.comparisons]
+
+
 def test_differences_of_chance_are_not_shown_however_many_are_compared() -> None:
-    """Twelve mitigations that do nothing, three seeds each: the family errs in at most 5 %."""
+    """Twelve mitigations that do nothing, three seeds, few items, so that seeds often agree."""
     rng = np.random.default_rng(0)
-    studies = 400
-    wrong = 0
-    for _ in range(studies):
-        blank = MitigationComparison(
-            label="", plain="", gain=0, forgetting=0, baseline=0,
-            difference=over_seeds([0.0]), beyond=0,
-        )  # fmt: skip
-        family = [
-            blank.model_copy(update={"difference": over_seeds(rng.normal(size=3).tolist())})
-            for _ in range(12)
-        ]
-        wrong += any((c.difference.p_holm or 1.0) < 0.05 for c in with_holm(family))
-    # 20 expected; three standard deviations of the count are 13.
-    assert 7 <= wrong <= 33
+    families = [differences(drawn_study(rng, 12, 3, 12)) for _ in range(STUDIES)]
+    shown = sum(any((d.p_holm or 1.0) < 0.05 for d in family) for family in families)
+    assert shown <= 2  # of 12 at 5 % each: three or more have a probability of .02
+    alike = [d for family in families for d in family]
+    assert sum(d.p is not None and d.p < 0.05 for d in alike) <= 0.1 * len(alike)
+    covered = [d.low <= 0 <= d.high for d in alike if d.low is not None and d.high is not None]
+    assert len(covered) == len(alike)
+    assert np.mean(covered) >= 0.93
+
+
+def test_a_mitigation_that_helps_is_shown() -> None:
+    rng = np.random.default_rng(1)
+    found = [differences(drawn_study(rng, 400, 3, 1, better=0.06))[0] for _ in range(10)]
+    assert np.mean([d.value for d in found]) == pytest.approx(-0.06, abs=0.015)
+    assert sum(d.p is not None and d.p < 0.05 for d in found) >= 7
+
+
+def test_seeds_that_agree_do_not_make_few_items_many() -> None:
+    """Equal seeds have no spread; what is left is the items', as wide as sqrt(10) from 10 times."""
+    widths = {}
+    for items in (20, 200):
+        drawn = drawn_study(np.random.default_rng(3), items, 1, 1)
+        (plain, arm) = (t.spec for t in drawn.trials)
+        names = {f"{s:016x}": plain.trial_id for s in range(3)}
+        names |= {HALF.of(k): HALF.of(v) for k, v in names.items()}
+        names |= {f"{1:08x}{s:08x}": arm.trial_id for s in range(3)} | {BASE: BASE}
+        study = drawn_study(np.random.default_rng(3), items, 3, 1)
+        alike = {key: drawn.items[names[key[0]], key[1], key[2]] for key in study.items}
+        (found,) = differences(replace(study, items=alike))
+        assert found.low is not None
+        assert found.high is not None
+        assert found.p is not None
+        assert found.p > 0.01
+        widths[items] = found.high - found.low
+        (of_two,) = differences(replace(study, items=alike, trials=study.trials[:4]))
+        assert (of_two.seeds, of_two.low, of_two.high, of_two.p) == (2, None, None, None)
+    assert widths[20] / widths[200] == pytest.approx(10**0.5, rel=0.5)
 
 
 def test_scaling_by_layer_is_compared_with_scaling_as_a_whole() -> None:

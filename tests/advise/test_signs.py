@@ -33,6 +33,41 @@ def test_small_ranks_that_underfit_are_named_with_the_rank_to_try() -> None:
     assert not any("underfit" in r.text for r in signs(synthetic_study(flat)))
 
 
+def test_a_series_of_ranks_is_of_one_method_and_one_set_of_targets() -> None:
+    """Attention levels off from r = 8; the query matrices alone still rise from 28 to 40."""
+    of_rank = {None: 0.8, 2: 0.4, 8: 0.8, 32: 0.8, 28: 0.5, 40: 0.75}
+    study = synthetic_study(Truth(ranks=(2, 8, 32, 28, 40), accuracy=lambda r, lr: of_rank[r]))
+    trials = tuple(
+        dataclasses.replace(t, spec=t.spec.model_copy(update={"targets": ("q_proj",)}))
+        if t.spec.rank in (28, 40)
+        else t
+        for t in study.trials
+    )
+    mixed = dataclasses.replace(study, trials=trials)
+    found = sign(mixed, "Small ranks underfit")
+    assert found.values["rank"] == 32
+    assert found.values["still_rising"] == 0
+    # Without order over all five, but each series rises: nothing is said of order.
+    assert not [r for r in signs(mixed) if "No pattern" in r.text or "score falls" in r.text]
+
+
+def test_order_is_not_read_across_series() -> None:
+    """Each series is flat or rises; only together do they fall with the rank."""
+    of_rank = {None: 0.8, 2: 0.85, 4: 0.86, 8: 0.87, 9: 0.5, 12: 0.51, 14: 0.52}
+    study = synthetic_study(
+        Truth(ranks=(2, 4, 8, 9, 12, 14), accuracy=lambda r, lr: of_rank[r], seed_spread=0.0)
+    )
+    assert [r for r in signs(study) if "falls with the rank" in r.text]
+    trials = tuple(
+        dataclasses.replace(t, spec=t.spec.model_copy(update={"targets": ("q_proj",)}))
+        if t.spec.rank in (9, 12, 14)
+        else t
+        for t in study.trials
+    )
+    mixed = dataclasses.replace(study, trials=trials)
+    assert not [r for r in signs(mixed) if "falls with the rank" in r.text]
+
+
 def test_forgetting_that_eats_the_gain_is_named() -> None:
     dear = Truth(
         accuracy=lambda rank, lr: 0.5,

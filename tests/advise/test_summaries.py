@@ -66,7 +66,7 @@ def test_figures_are_the_plain_means_of_the_items() -> None:
 
 def test_each_split_feeds_its_own_figures_only() -> None:
     study = synthetic_study(TRUTH)
-    chosen_by = {"selection_score", "selection_forgetting"}
+    chosen_by = {"selection_score", "selection_gain", "selection_forgetting"}
     quoted = {"score", "gain", "forgetting", "transfer", "retention"}
     before = arms_by_label(study)["r=2 lr=0.001"].summary
     for split, moved, still in (

@@ -214,6 +214,28 @@ def test_task_files_that_are_refused(
         evaluate_harness(packed[0], f"lm_eval:{path}", {None: BASE}, SETTINGS)
 
 
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        ({"unsafe_code": True}, "runs what the model writes"),
+        ({"metric_list": [{"metric": "x", "hf_evaluate": True}]}, "fetched as code"),
+        ({"dataset_kwargs": {"trust_remote_code": True}}, "needs code of its own"),
+        ({"dataset_path": "./loader.py"}, "needs code of its own"),
+    ],
+)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_members_written_inside_a_group_are_refused_alike(
+    tmp_path: Path, packed: tuple[Base, Adapter], inner: dict[str, object], message: str, depth: int
+) -> None:
+    members: list[object] = [{**CHOICE, **inner}]
+    for level in range(depth - 1):
+        members = [{"group": f"inner {level}", "task": members}]
+    path = tmp_path / "group.yaml"
+    path.write_text(yaml.safe_dump({"group": "g", "task": members}))
+    with pytest.raises(BadInput, match=message):
+        evaluate_harness(packed[0], f"lm_eval:{path}", {None: BASE}, SETTINGS)
+
+
 def test_names_that_lead_nowhere(tmp_path: Path, packed: tuple[Base, Adapter]) -> None:
     with pytest.raises(BadInput, match="no such file"):
         evaluate_harness(packed[0], f"lm_eval:{tmp_path}/none.yaml", {None: BASE}, SETTINGS)

@@ -89,8 +89,9 @@ class Choice:
 def choose(arms: Sequence[Arm], base_score: float | None, objective: Objective) -> Choice:
     """Choose an arm of one task.
 
-    ``base_score`` is the base's mean on the selection split, None where it was not scored (arms are
-    then ranked by their score). Learning rates are chosen first, for each other setting by itself.
+    An arm's gain is on the selection items that it shares with the base. ``base_score`` is the
+    base's mean there, for arms without such items; None where it was not scored (arms are then
+    ranked by their score). Learning rates are chosen first, for each other setting by itself.
     """
     scored = [a for a in arms if a.summary.selection_score is not None]
     excluded = tuple(a for a in scored if _forgets_too_much(a, objective))
@@ -155,7 +156,9 @@ def _forgets_too_much(arm: Arm, objective: Objective) -> bool:
 
 def _utility(arm: Arm, arms: Sequence[Arm], base_score: float, objective: Objective) -> float:
     summary = arm.summary
-    gain = (summary.selection_score or 0.0) - base_score
+    gain = summary.selection_gain
+    if gain is None:
+        gain = (summary.selection_score or 0.0) - base_score
     kept = objective.in_domain * gain - objective.retention * (summary.selection_forgetting or 0.0)
     finished = summary.seeds / max(1, summary.seeds + summary.failed)
     scale = max(objective.in_domain, objective.retention) or 1.0

@@ -6,17 +6,17 @@ scaled to the *same* gain. Between two strengths both gain and forgetting are in
 where a curve passes a gain more than once, its least forgetting counts: the best scaling can do.
 Where a mitigation learned more than the plain arm at any strength, the plain arm is granted what it
 lacks: no seed is left out, since leaving out those that learned most would be choosing by the
-result. All comparisons of a training task are one family (Holm).
+result. Differences have intervals and tests over seeds and items (``equal_score.py``); all
+comparisons of a training task are one family (Holm).
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import get_args
 
 import numpy as np
-from scipy import stats
 
 from rankscope.advise.choose import Objective
+from rankscope.advise.equal_score import Match, Spot, difference_over_seeds, passage_at
 from rankscope.advise.significance import holm
 from rankscope.advise.summaries import retention_tasks
 from rankscope.records import (
@@ -24,7 +24,6 @@ from rankscope.records import (
     MitigationComparison,
     ScaledPoint,
     ScalingCurve,
-    SeedMean,
     Split,
     StudyRecords,
     TaskMitigation,
@@ -33,11 +32,6 @@ from rankscope.records import (
     VariantKind,
     variant_of,
 )
-
-Spot = tuple[float, float]
-"""(gain, forgetting) of one trained trial at one strength."""
-
-CONFIDENCE = 0.95
 
 
 def compare_mitigations(study: StudyRecords) -> tuple[TaskMitigation, ...]:
@@ -65,13 +59,7 @@ def forgetting_at(curve: Sequence[Spot], gain: float) -> float:
 
     Beyond its largest gain, what it forgets there; below its smallest likewise.
     """
-    gains = [found for found, _ in curve]
-    gain = min(max(gain, min(gains)), max(gains))
-    reached = [forgotten for found, forgotten in curve if found == gain]
-    for (g0, f0), (g1, f1) in pairwise(curve):
-        if min(g0, g1) <= gain <= max(g0, g1) and g0 != g1:
-            reached.append(f0 + (f1 - f0) * (gain - g0) / (g1 - g0))
-    return min(reached)
+    return passage_at(curve, gain).forgetting
 
 
 def by_arm(trials: Sequence[TrialRecords]) -> list[list[TrialRecords]]:
@@ -85,8 +73,7 @@ def by_arm(trials: Sequence[TrialRecords]) -> list[list[TrialRecords]]:
 def spot(study: StudyRecords, task: str, model: str, split: Split) -> Spot | None:
     """What one model gained on ``task`` and forgot on the retention tasks; None where unknown."""
     gain = _change(study, model, task, split)
-    of_unit = retention_tasks(study, task)
-    falls = [_change(study, model, t.name, split) for t in of_unit]
+    falls = [_change(study, model, t.name, split) for t in retention_tasks(study, task)]
     known = [-fall for fall in falls if fall is not None]
     if gain is None or not known or len(known) < len(falls):
         return None
@@ -234,28 +221,40 @@ def _compared(
 ) -> list[MitigationComparison]:
     """One comparison over seeds, of models and the plain trials that they are compared with; none
     where the plain trials were not scored scaled."""
-    spots, baselines, beyond = [], [], 0
+    task = pairs[0][1].spec.task if pairs else ""
+    spots, matches, beyond = [], [], 0
     for model, trial in pairs:
         curve = scaling_spots(study, trial, "scale", "report")
-        found = spot(study, trial.spec.task, model, "report")
+        found = spot(study, task, model, "report")
         if curve is not None and found is not None:
             spots.append(found)
-            baselines.append(forgetting_at([curve[s] for s in sorted(curve)], found[0]))
+            matches.append(_matched(model, trial.spec.trial_id, curve, found))
             beyond += found[0] > max(gain for gain, _ in curve.values())
     if not spots:
         return []
     gain, forgetting = np.mean(spots, axis=0)
+    retained = [t.name for t in retention_tasks(study, task)]
     return [
         MitigationComparison(
             label=label,
             plain=pairs[0][1].spec.arm_label,
             gain=float(gain),
             forgetting=float(forgetting),
-            baseline=float(np.mean(baselines)),
-            difference=over_seeds([f - b for (_, f), b in zip(spots, baselines, strict=True)]),
+            baseline=float(np.mean([m.passage.forgetting for m in matches])),
+            difference=difference_over_seeds(study, task, retained, matches),
             beyond=beyond,
         )
     ]
+
+
+def _matched(model: str, trial_id: str, curve: Mapping[float, Spot], found: Spot) -> Match:
+    """A model beside the plain trial's curve where that has the model's gain."""
+    rising = sorted(curve)
+    names = [
+        BASE if s == 0 else trial_id if s == 1 else Variant("scale", s).of(trial_id) for s in rising
+    ]
+    at = passage_at([curve[s] for s in rising], found[0])
+    return Match(model, names[at.first], names[at.second], at, found[1] - at.forgetting)
 
 
 def with_holm(found: Sequence[MitigationComparison]) -> tuple[MitigationComparison, ...]:
@@ -271,15 +270,3 @@ def with_holm(found: Sequence[MitigationComparison]) -> tuple[MitigationComparis
         )
         for c, p in zip(found, adjusted, strict=True)
     )
-
-
-def over_seeds(values: Sequence[float]) -> SeedMean:
-    """The mean of at least one value with Student's t interval; width unknown for one value."""
-    mean, count = float(np.mean(values)), len(values)
-    if count < 2:
-        return SeedMean(value=mean, low=None, high=None, p=None, seeds=count)
-    error = float(np.std(values, ddof=1)) / count**0.5
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1)) * error
-    alike = 1.0 if mean == 0 else 0.0  # seeds that agree to the last digit
-    p = 2 * float(stats.t.sf(abs(mean) / error, count - 1)) if error else alike
-    return SeedMean(value=mean, low=mean - half, high=mean + half, p=p, seeds=count)

@@ -7,7 +7,7 @@ from rankscope.advise.limits import FIRM_SEEDS
 from rankscope.advise.power import Enough, enough, items_needed
 from rankscope.advise.summaries import Arm, retention_tasks
 from rankscope.advise.wording import amount, count
-from rankscope.records import Need
+from rankscope.records import Estimate, Need
 
 NEXT_RATE = 10**0.5
 """Factor to the next learning rate beyond the end of a list: half a power of ten."""
@@ -24,6 +24,11 @@ def enough_text(case: Case, arm: Arm) -> str:
     """How much more data would show the gain looked for, one or two sentences."""
     effect, found = _enough(case, arm)
     shown = f"a gain of {amount(effect, case.unit)}"
+    if found is None:
+        return (
+            f"These items and seeds would show {shown} in four studies of five: more of them is "
+            "not what is missing."
+        )
     if found.items is not None and found.seeds is not None:
         return (
             f"About {found.items:,} report items would show {shown} with these seeds, or "
@@ -45,16 +50,26 @@ def enough_text(case: Case, arm: Arm) -> str:
     return f"The seeds differ too much to show {shown} with any number of seeds worth training."
 
 
-def _enough(case: Case, arm: Arm) -> tuple[float, Enough]:
-    """The gain looked for, the margin or what was found if that is more, and what shows it."""
+def _enough(case: Case, arm: Arm) -> tuple[float, Enough | None]:
+    """The gain looked for, the margin or what was found if that is more, and what shows it.
+
+    None where the items and seeds there are do so already.
+    """
     gain = arm.summary.gain
     effect = case.objective.margin
-    if gain is None or gain.item_error is None:
-        return effect, Enough(items_needed(effect, TYPICAL_DISCORDANCE), None, None)
-    if not gain.item_error and not gain.seed_error:
-        return effect, Enough(items_needed(effect, TYPICAL_DISCORDANCE), None, None)
-    effect = max(effect, gain.value)
-    return effect, enough(gain, effect)
+    if gain is None or gain.item_error is None or not (gain.item_error or gain.seed_error):
+        found = Enough(items_needed(effect, TYPICAL_DISCORDANCE), None, None)
+    else:
+        effect = max(effect, gain.value)
+        found = enough(gain, effect)
+    return effect, None if gain is not None and _is_met(found, gain) else found
+
+
+def _is_met(found: Enough, gain: Estimate) -> bool:
+    """Whether the items, or the seeds, that would show a gain are there."""
+    return (found.items is not None and found.items <= gain.n) or (
+        found.seeds is not None and found.seeds <= gain.seeds
+    )
 
 
 def _runs(case: Case) -> Iterator[Need]:
@@ -90,10 +105,12 @@ def _seeds(subject: Arm | None) -> Iterator[Need]:
 
 
 def _more_data(case: Case, subject: Arm | None) -> Iterator[Need]:
-    """Items and seeds at which the open gain would be seen."""
+    """Items and seeds at which the open gain would be seen; none that are there already."""
     if subject is None or (subject.summary.gain is not None and _shown(case, subject)):
         return
     effect, found = _enough(case, subject)
+    if found is None:
+        return
     if found.items is not None:
         yield Need(
             kind="items",

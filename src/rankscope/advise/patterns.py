@@ -20,11 +20,14 @@ def patterns(case: Case) -> list[Reason]:
 
 
 def _order(case: Case) -> Iterable[Reason]:
-    by_rank: dict[int, Candidate] = {}
+    series: dict[tuple[object, ...], dict[int, Candidate]] = {}
     for c in case.choice.candidates:
         rank = c.arm.summary.rank
-        if rank is not None and (rank not in by_rank or c.utility > by_rank[rank].utility):
-            by_rank[rank] = c
+        of_rank = series.setdefault(c.arm.trials[0].spec.arm_without_rank, {})
+        if rank is not None and (rank not in of_rank or c.utility > of_rank[rank].utility):
+            of_rank[rank] = c
+    # Methods and targets differ in more than the rank: one series, the widest.
+    by_rank = max(series.values(), key=lambda s: max(s) - min(s) if s else -1, default={})
     ranks = sorted(by_rank)
     if len(ranks) < 3:
         return
@@ -77,7 +80,9 @@ def _underfitting(case: Case) -> Iterable[Reason]:
         f"Small ranks underfit: on the report split r={small.rank} is below r={large.rank} by "
         f"{amount(found.value, case.unit)} ({evidence(found, case.unit)})."
     )
-    last = max(series, key=lambda c: (ends(c)[0].rank or 0, ends(c)[1].rank or 0))
+    arms = {a.summary.label: a.trials[0].spec.arm_without_rank for a in case.arms}
+    own = [c for c in series if arms[c.first_label] == arms[widest.first_label]]
+    last = max(own, key=lambda c: (ends(c)[0].rank or 0, ends(c)[1].rank or 0))
     rising = (
         last.difference.value >= case.objective.margin
         and last.difference.p_holm is not None

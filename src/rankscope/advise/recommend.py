@@ -5,6 +5,8 @@ beats the base, and every figure quoted, comes from the report split. The rule i
 docs/science.md, "From scores to a decision".
 """
 
+import numpy as np
+
 from rankscope.advise.case import Case
 from rankscope.advise.choose import Candidate, Choice, Objective, choose
 from rankscope.advise.comparisons import compare_candidates, with_holm
@@ -76,8 +78,8 @@ def method_text(objective: Objective) -> str:
 
 def _chosen(study: StudyRecords, task: str, arms: tuple[Arm, ...], objective: Objective) -> Choice:
     base = study.items.get((BASE, task, "selection"))
-    base_score = float(base.scores.mean()) if base is not None and len(base.scores) else None
-    return choose(arms, base_score, objective)
+    finite = [] if base is None else base.scores[np.isfinite(base.scores)]
+    return choose(arms, float(np.mean(finite)) if len(finite) else None, objective)
 
 
 def _tested(choices: dict[str, Choice]) -> dict[str, dict[str, float]]:

@@ -154,6 +154,7 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
         seeds=len(done),
         failed=sum(t.status in FAILED for t in trials),
         selection_score=_selection_score(study, done, spec.task),
+        selection_gain=_selection_gain(study, done, spec.task),
         selection_forgetting=_selection_forgetting(study, done, spec.task),
         score=None if own is None else weighted_estimate([own], tested=False),
         gain=_change(study, done, spec.task),
@@ -193,6 +194,12 @@ def _fall(study: StudyRecords, done: list[TrialRecords], tasks: Sequence[str]) -
 def _selection_score(study: StudyRecords, done: list[TrialRecords], task: str) -> float | None:
     own = compared(scores_of(study, done, task, "selection"), None, trained=False)
     return None if own is None else float(own.tuned.mean())
+
+
+def _selection_gain(study: StudyRecords, done: list[TrialRecords], task: str) -> float | None:
+    """Over the base, on the items that both have."""
+    found = paired_scores(study, done, task, "selection")
+    return None if found is None else float(found.item_means.mean())
 
 
 def _selection_forgetting(study: StudyRecords, done: list[TrialRecords], task: str) -> float | None:

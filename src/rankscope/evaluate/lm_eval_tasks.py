@@ -152,30 +152,58 @@ def nodes_of(root: yaml.Node) -> Iterator[yaml.Node]:
 def refuse_remote(path: Path, allow_functions: bool) -> None:
     """Refuse what would fetch code from elsewhere, or run what a model writes.
 
+    A group's members may be written out inside it, so every mapping of the file is checked.
+
     Raises:
         BadInput: such a data set, metric or task.
     """
-    from lm_eval.api.registry import metric_registry
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    config = load_yaml(path, resolve_func=False)
     where = f"task file {path}"
-    options = config.get("dataset_kwargs") or {}
+    for config in mappings_of(load_yaml(path, resolve_func=False)):
+        refuse_data_code(config, where)
+        if config.get("unsafe_code") and not allow_functions:
+            raise BadInput(f"{where}: it runs what the model writes (unsafe_code); refused")
+        if not allow_functions:
+            refuse_fetched_metrics(config, where)
+
+
+def mappings_of(root: Any) -> Iterator[dict[Any, Any]]:
+    """Every mapping in what a YAML file holds, each once."""
+    waiting, seen = [root], set()
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, dict):
+            yield part
+            waiting += part.values()
+        elif isinstance(part, list):
+            waiting += part
+
+
+def refuse_data_code(config: dict[Any, Any], where: str) -> None:
+    """Raises BadInput where a task's data set is a script, or asks to run one."""
+    options = config.get("dataset_kwargs")
     script = str(config.get("dataset_path") or "").endswith(".py")
     if script or (isinstance(options, dict) and options.get("trust_remote_code")):
         raise BadInput(
             f"{where}: its data set {config.get('dataset_path')!r} needs code of its own; expected "
             "files of data: convert it to JSONL or Parquet and name those in dataset_kwargs"
         )
-    if config.get("unsafe_code") and not allow_functions:
-        raise BadInput(f"{where}: it runs what the model writes (unsafe_code); refused")
-    import lm_eval.api.metrics  # noqa: F401  (fills the registry)
 
-    for metric in config.get("metric_list") or []:
+
+def refuse_fetched_metrics(config: dict[Any, Any], where: str) -> None:
+    """Raises BadInput where a task names a metric that is not the harness's own."""
+    import lm_eval.api.metrics  # noqa: F401  (fills the registry)
+    from lm_eval.api.registry import metric_registry
+
+    listed = config.get("metric_list") or []
+    for metric in listed if isinstance(listed, list) else [listed]:
         name = metric.get("metric") if isinstance(metric, dict) else metric
         is_known = not isinstance(name, str) or name in metric_registry
-        is_fetched = isinstance(metric, dict) and metric.get("hf_evaluate")
-        if not allow_functions and (is_fetched or not is_known):
+        if not is_known or (isinstance(metric, dict) and metric.get("hf_evaluate")):
             raise BadInput(
                 f"{where}: metric {name!r} would be fetched as code from the hub; expected one of "
                 "the harness's own"

@@ -51,7 +51,9 @@ class ArmSummary(Record):
     failed: int
     """Trials that did not finish."""
     selection_score: float | None
-    """In-domain, selection split: what choosing looks at."""
+    """In-domain, selection split."""
+    selection_gain: float | None = None
+    """The same minus the base's on the items that both have: what choosing looks at."""
     selection_forgetting: float | None
     """Mean fall over retention tasks against the base, selection split; positive = forgot."""
     score: Estimate | None

@@ -30,11 +30,11 @@ class ScalingCurve(Record):
 
 
 class SeedMean(Record):
-    """A mean over seeds with Student's t interval over them; items are taken as they are."""
+    """A mean over seeds with an interval over seeds and items."""
 
     value: float
     low: float | None
-    """None with one seed, whose spread cannot be known."""
+    """None below three seeds, whose spread is not known well enough."""
     high: float | None
     p: float | None
     """Two-sided, that it is zero."""

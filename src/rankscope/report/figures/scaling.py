@@ -42,7 +42,8 @@ def draw(view: StudyView, task: str) -> tuple[Figure, ...]:
         plot=_bars(view, found),
         how_to_read="How much more each forgets than the same arm without it, scaled down until "
         "both have the same in-domain score. Left of zero it keeps more than scaling does, which "
-        "is free. Bars are 95 % intervals over seeds, each by itself; a hollow mark has none. "
+        "is free. Bars are 95 % intervals over seeds and items, each by itself; a hollow mark has "
+        "none. "
         "Where a mitigation learned more than the plain arm at any scale, that one is granted the "
         "rest.",
         min_width=560,
@@ -82,15 +83,16 @@ def _verdict(view: StudyView, found: TaskMitigation) -> str:
     known = [c for c in found.comparisons if c.difference.p_holm is not None]
     if not known:
         return (
-            f"{count(len(found.comparisons), 'comparison')} over one seed: how much seeds differ "
-            "is unknown, so none says which is better. Give the study more seeds."
+            f"{count(len(found.comparisons), 'comparison')} over fewer than three seeds: how much "
+            "seeds differ is unknown, so none says which is better. Give the study more seeds."
         )
     clear = [c for c in known if (c.difference.p_holm or 0.0) < LEVEL]
     better = [c for c in clear if c.difference.value < 0]
     fewer = sum(c.difference.value < 0 for c in known)
     text = (
-        f"Of {count(len(known), 'comparison')} over seeds, {fewer} forgot less than the plain arm "
-        f"scaled to the same score, {len(known) - fewer} did not. Counted together (Holm, 5 %) "
+        f"Of {count(len(known), 'comparison')} over seeds and items, {fewer} forgot less than the "
+        f"plain arm scaled to the same score, {len(known) - fewer} did not. "
+        "Counted together (Holm, 5 %) "
     )
     if not clear:
         return text + "none of these differences is shown: look at them as hints."
