@@ -69,3 +69,19 @@ def test_ablation_needs_to_know_what_was_trained(tmp_path: Path) -> None:
     outcome = rankscope("inspect", "pocket", adapter, "--ablate", "pocket_med")
     assert outcome.code == 2
     assert "--heads" in outcome.told
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}])
+def test_changes_are_of_stored_weights_whatever_the_model_runs_in(
+    settings: dict[str, object], tmp_path: Path
+) -> None:
+    """In bfloat16 |W0_h| would be off by up to a part in 512, and so would DoRA's change."""
+    found = inspect("pocket", [pocket_adapter(tmp_path / "adapter", **settings)])
+    one, other = (
+        with_heads(found, HeadSettings("pocket_med", items=2, dtype=dtype), "cpu").tuned[0].heads
+        for dtype in ("float32", "bfloat16")
+    )
+    assert one is not None
+    assert other is not None
+    assert one.tuned != other.tuned
+    assert one.changes == other.changes

@@ -11,15 +11,14 @@ from pathlib import Path
 import torch
 
 from rankscope.analyze.heads.layout import HeadLayout
-from rankscope.analyze.heads.trial import HeadStudy, checkpoint_changes, head_task, measure
-from rankscope.analyze.stored import StoredTuned, principal_part
+from rankscope.analyze.heads.trial import HeadStudy, head_task, measure
+from rankscope.analyze.stored import StoredTuned, computing_device, principal_part
 from rankscope.config.schema import EvaluateConfig, ModelConfig, TaskConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.models.base import Base
 from rankscope.models.load import load_base, shapes_folder
 from rankscope.models.lora import Adapter
-from rankscope.models.quantize import dense_weight
 from rankscope.models.stored_weights import StoredModel
 from rankscope.records import HeadsRecord, Inspection, TunedModel
 from rankscope.runtime import choose_device, choose_dtype
@@ -99,31 +98,26 @@ def base_heads(
 def heads_of(model: TunedModel, study: HeadStudy, base: Base, trained_on: str) -> HeadsRecord:
     """Heads of one adapter or checkpoint."""
     stored = StoredTuned.open(Path(model.path), model.name)
+    before = StoredModel.open(base.folder)
     if stored.adapter is None:
         config = ModelConfig(path=str(Path(model.path).resolve()))
         tuned = load_base(config, base.device, base.model.dtype)
-        record = study.record(model.name, trained_on, base, tuned)
-        assert stored.model is not None
-        before = StoredModel.open(base.folder)
-        changes = checkpoint_changes(study.layout, before.weight, stored.model)
-        return record.model_copy(update={"changes": changes})
-    adapter = started(stored, base)
+        return study.record(model.name, trained_on, base, tuned, before.weight)
+    adapter = started(stored, before, computing_device(base.device))
     base.pack.attach(adapter.to(base.device))
     try:
-        return study.record(adapter.slot, trained_on, base, base)
+        return study.record(adapter.slot, trained_on, base, base, before.weight)
     finally:
         base.pack.clear()
 
 
-def started(stored: StoredTuned, base: Base) -> Adapter:
-    """A stored adapter, PiSSA's start subtracted from every module."""
+def started(stored: StoredTuned, base: StoredModel, device: torch.device) -> Adapter:
+    """A stored adapter, PiSSA's start, computed on ``device``, subtracted from every module."""
     assert stored.adapter is not None
     adapter = stored.adapter
     if stored.kind == "pissa":
-        linears = base.linears()
         for name in adapter.a:
-            weight = dense_weight(linears[name]).float()
-            adapter.start[name] = principal_part(weight, adapter, name)
+            adapter.start[name] = principal_part(base.weight(name, device), adapter, name)
     return adapter
 
 

@@ -18,8 +18,10 @@ from rankscope.errors import BadInput
 from rankscope.evaluate.lm_eval_bridge import (
     HarnessSettings,
     evaluate_harness,
+    evaluation_of,
     is_harness_task,
 )
+from rankscope.evaluate.lm_eval_model import HarnessModel
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
 from rankscope.records import BASE
@@ -241,3 +243,24 @@ def test_names_that_lead_nowhere(tmp_path: Path, packed: tuple[Base, Adapter]) -
         evaluate_harness(packed[0], f"lm_eval:{tmp_path}/none.yaml", {None: BASE}, SETTINGS)
     assert is_harness_task("lm_eval:hellaswag")
     assert not is_harness_task("hellaswag")
+
+
+def test_tasks_of_a_group_share_its_seconds_by_items() -> None:
+    """Three items of four, under two filters, take three quarters of what the group took."""
+
+    def sample(doc: int, name: str) -> dict[str, object]:
+        answers = {"filtered_resps": ["x"], "target": "x", "arguments": []}
+        return {"doc_id": doc, "filter": name, "exact_match": 1.0, **answers}
+
+    results = {
+        "results": {name: {"exact_match,a": 1.0} for name in ("long", "short")},
+        "samples": {
+            "long": [sample(doc, name) for name in "ab" for doc in range(3)],
+            "short": [sample(0, "a")],
+        },
+    }
+    lm = HarnessModel(base(), None, 256, 512)
+    lm.seconds, lm.num_tokens = 8.0, 100
+    parts = [evaluation_of(name, results, lm, "trial", "report")[0] for name in ("long", "short")]
+    assert [part.seconds for part in parts] == [6.0, 2.0]
+    assert [part.num_tokens for part in parts] == [75, 25]

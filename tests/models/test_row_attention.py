@@ -20,6 +20,7 @@ from transformers import (
 
 from rankscope.errors import BadInput
 from rankscope.models.base import Row, RowBatch
+from rankscope.models.branched_rows import Branches
 from rankscope.models.load import check_rows_apart
 from rankscope.models.row_attention import RowCache, RowPlan
 from tiny_models import VOCABULARY, base_of, tiny_llama
@@ -311,3 +312,14 @@ def test_architectures_that_mix_rows_are_refused(config: PreTrainedConfig) -> No
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_architectures_that_keep_rows_apart_pass(architecture: str) -> None:
     check_rows_apart(base_of(stock(architecture)))
+
+
+def test_what_branches_see_is_laid_out_once_for_all_layers() -> None:
+    branches = Branches.of([7, 5], [(2, 2), (1,)])
+    cpu = torch.device("cpu")
+    mask = branches.wide_mask(3, None, cpu)
+    assert branches.wide_mask(3, None, cpu) is mask
+    narrow = branches.wide_mask(3, 2, cpu)
+    assert int(narrow.sum()) < int(mask.sum())
+    assert branches.wide_mask(3, None, cpu) is mask
+    assert branches.wide_mask(0, None, cpu).shape == (2, 1, 7, 7)

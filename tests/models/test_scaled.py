@@ -77,6 +77,9 @@ def test_a_factor_per_layer_rises_linearly_to_one() -> None:
     names = [f"model.layers.{i}.self_attn.q_proj" for i in range(3)]
     assert [of(name) for name in names] == pytest.approx([0.2, 0.6, 1.0])
     assert of("model.embed_tokens.weight") == pytest.approx(0.2)
+    assert of("gpt_neox.embed_in.weight") == pytest.approx(0.2)
+    assert of("transformer.wte.weight") == of("transformer.wpe.weight") == pytest.approx(0.2)
+    assert of("embed_out.weight") == of("transformer.ln_f.weight") == 1.0
     assert (of("lm_head"), of("model.norm.weight")) == (1.0, 1.0)
     assert factors(Variant("layers", 0.2), 1)("model.layers.0.mlp.up_proj") == pytest.approx(0.2)
 

@@ -126,3 +126,28 @@ def test_forgetting_is_the_mean_over_tasks_of_one_unit() -> None:
     arm = next(a for a in view.arms("med") if a.rank == 8)
     (spot,) = curve.places(view, arm)
     assert spot.forgetting == pytest.approx(100 * truth.forgetting(8, arm.lr))
+
+
+def test_a_trial_that_stopped_early_ends_at_the_weights_it_kept() -> None:
+    """Seed 0 kept step 10 and trained to 20: 40 averages its step 10 with the others' step 40."""
+    study, advice = study_and_advice(CURVES)
+    before = StudyView(study, advice)
+    arm = next(a for a in before.arms("med") if a.rank == 8)
+    first = min(t.spec.seed for t in before.trials(arm))
+    trials = []
+    for trial in study.trials:
+        train = trial.train
+        if train is not None and trial.spec.seed == first:
+            trial = replace(
+                trial,
+                train=train.model_copy(update={"best_step": 10}),
+                curve=tuple(point for point in trial.curve if point.step <= 20),
+            )
+        trials.append(trial)
+    view = StudyView(replace(study, trials=tuple(trials)), advice)
+    whole, found = curve.places(before, arm), curve.places(view, arm)
+    assert [(p.step, p.seeds) for p in found] == [(5, 3), (10, 3), (20, 3), (40, 3)]
+    # All seeds of the simulated curve gain alike.
+    gain = [p.gain for p in whole]
+    expected = [gain[0], gain[1], (gain[1] + 2 * gain[2]) / 3, (gain[1] + 2 * gain[3]) / 3]
+    assert [p.gain for p in found] == pytest.approx(expected)

@@ -269,11 +269,19 @@ def run(
 def evaluation_of(
     name: str, results: Mapping[str, Any], lm: "HarnessModel", trial_id: str, split: Split
 ) -> Evaluation:
-    """One task's record and items; the headline is its first metric under its first filter."""
+    """One task's record and items; the headline is its first metric under its first filter.
+
+    A group is run as one: its seconds and tokens are shared by items.
+    """
     metrics, headline, kept = metrics_of(results["results"][name])
     samples = [s for s in results["samples"][name] if s["filter"] == kept]
     items = [item_of(name, headline.partition(",")[0], sample) for sample in samples]
     of_items = [item.score for item in items]
+    counts = {
+        task: len({sample["doc_id"] for sample in found})
+        for task, found in results["samples"].items()
+    }
+    share = counts[name] / max(1, sum(counts.values()))
     record = EvalRecord(
         trial_id=trial_id,
         task=PREFIX + name,
@@ -283,8 +291,8 @@ def evaluation_of(
         standard_error=standard_error(of_items) if is_mean(metrics[headline], of_items) else None,
         n=len(items),
         metrics=metrics,
-        seconds=lm.seconds,
-        num_tokens=lm.num_tokens,
+        seconds=share * lm.seconds,
+        num_tokens=round(share * lm.num_tokens),
     )
     return record, items
 

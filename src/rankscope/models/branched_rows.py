@@ -31,7 +31,7 @@ class Branches:
     """(R, T) int64, positions counted from the row's first token: branches start alike."""
     trunks: tuple[int, ...]
     """Tokens before the first branch, by row."""
-    _masks: dict[tuple[int, int, int, torch.dtype], Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, lengths: Sequence[int], branches: Sequence[Sequence[int]]) -> "Branches":
@@ -75,15 +75,21 @@ class Branches:
         first, last = span
         if min(self.trunks[row] for row in group.rows) >= last:
             return None
-        key = (group.start, first, per_key, dtype)
+        key = (group.start, first, num_kv, per_key, dtype)
         if key not in self._masks:
             hidden = ~self.visible(group.rows, first, last).repeat_interleave(per_key, 1)
             mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
             self._masks[key] = mask.repeat(num_kv, 1, 1)
         return self._masks[key]
 
-    def wide_mask(self, num_shared: int, window: int | None) -> Tensor:
-        """What each query sees of P shared keys and its row's T, (R, 1, T, P + T) bool."""
+    def wide_mask(self, num_shared: int, window: int | None, device: torch.device) -> Tensor:
+        """What each query sees of P shared keys and its row's T, (R, 1, T, P + T) bool.
+
+        Made once for all layers.
+        """
+        key = (num_shared, window, device)
+        if key in self._masks:
+            return self._masks[key]
         rows = range(len(self.branch))
         seen = self.visible(rows, 0, self.branch.shape[1])
         shared = torch.ones(*seen.shape[:2], num_shared, dtype=torch.bool)
@@ -92,7 +98,8 @@ class Branches:
             distance = num_shared + self.position[:, :, None] - torch.arange(num_shared)
             shared &= distance < window
         seen[:, :, 0] |= ~torch.cat([shared, seen], 2).any(2)
-        return torch.cat([shared, seen], 2)[:, None]
+        self._masks[key] = torch.cat([shared, seen], 2)[:, None].to(device)
+        return self._masks[key]
 
 
 def branched_products(

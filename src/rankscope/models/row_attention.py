@@ -330,7 +330,7 @@ def branched_attention(
             torch.cat([shared[None].expand(len(own), -1, -1, -1), own], dim=2)
             for shared, own in zip(prefix, (k, v), strict=True)
         )
-    mask = plan.branches.wide_mask(plan.num_shared, window).to(q.device)
+    mask = plan.branches.wide_mask(plan.num_shared, window, q.device)
     is_grouped = q.shape[1] != k.shape[1]
     out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=is_grouped)
     return plan.tokens(out.transpose(1, 2))

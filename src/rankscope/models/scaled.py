@@ -13,6 +13,8 @@ from rankscope.models.packed import Pack, unwrap
 from rankscope.models.quantize import dense_weight
 from rankscope.records import Variant
 
+FIRST = re.compile(r"embed(?!_out)|(?:^|\.)w[tp]e(?:\.|$)")
+"""Embeddings by name; GPT-2 calls them wte and wpe, GPT-NeoX its output layer embed_out."""
 FactorOf = Callable[[str], float]
 """Name of a module or parameter -> its factor f."""
 
@@ -29,7 +31,7 @@ def factors(variant: Variant, num_layers: int) -> FactorOf:
     def of_depth(name: str) -> float:
         found = re.search(r"(?:^|\.)([0-9]+)\.", name)
         last = num_layers - 1
-        outside = 0 if "embed" in name else last
+        outside = 0 if FIRST.search(name) else last
         layer = int(found[1]) if found is not None else outside
         return variant.strength + (1 - variant.strength) * layer / max(1, last)
 

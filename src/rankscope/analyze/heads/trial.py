@@ -169,9 +169,12 @@ def ablation_record(
 
 
 def changes_of(
-    layout: HeadLayout, slot: str | None, base: Base, tuned: Base
+    layout: HeadLayout, slot: str | None, base: Base, tuned: Base, stored: Weights | None = None
 ) -> tuple[HeadChange, ...]:
-    """How far training moved each head: of an adapter, a method of PEFT's, or a whole model."""
+    """How far training moved each head: of an adapter, a method of PEFT's, or a whole model.
+
+    ``stored`` gives W0 where it is not to be the base's as it runs.
+    """
     if isinstance(tuner := tuned.pack.guest, PeftTuner):
         return dense_changes(layout, tuner.base_weight, tuner.merged_weight, tuner.mergeable())
     linears = base.linears()
@@ -179,9 +182,10 @@ def changes_of(
     def weights(name: str) -> torch.Tensor:
         return dense_weight(linears[name])
 
+    before = stored or weights
     if slot is not None:
-        return adapter_changes(layout, weights, tuned.pack.adapters[slot])
-    return checkpoint_changes(layout, weights, StoredModel.open(tuned.folder))
+        return adapter_changes(layout, before, tuned.pack.adapters[slot])
+    return checkpoint_changes(layout, before, StoredModel.open(tuned.folder))
 
 
 def checkpoint_changes(
@@ -216,7 +220,14 @@ class HeadStudy:
     base: Measured
     related: frozenset[str] = frozenset()
 
-    def record(self, trial_id: str, trained_on: str, base: Base, tuned: Base) -> HeadsRecord:
+    def record(
+        self,
+        trial_id: str,
+        trained_on: str,
+        base: Base,
+        tuned: Base,
+        stored: Weights | None = None,
+    ) -> HeadsRecord:
         """The heads of one trial.
 
         Args:
@@ -224,6 +235,7 @@ class HeadStudy:
             trained_on: its task.
             base: the frozen base.
             tuned: the base with the trial's weights on it, or a model of its own.
+            stored: W0 of changes where it is not to be the base's as it runs.
         """
         begun = time.perf_counter()
         slot = trial_id if trial_id in tuned.pack.adapters else None
@@ -242,7 +254,7 @@ class HeadStudy:
             task=self.task.name,
             items=len(self.task.trees),
             items_asked=self.items_asked,
-            changes=changes_of(self.layout, slot, base, tuned),
+            changes=changes_of(self.layout, slot, base, tuned, stored),
             base=self.base.layers,
             tuned=found.layers,
             ablations=(*own, *others),

@@ -21,6 +21,10 @@ SMALLEST, LARGEST = 5.0, 11.0
 """Size of the first and the last marker of a line, pixels."""
 
 
+Spot = tuple[float, float | None, int]
+"""Gain, forgetting and items of one trial after some steps."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """An arm after some steps, the mean over its seeds; differences in the task's units."""
@@ -62,17 +66,19 @@ def draw(view: StudyView, task: str) -> Figure | None:
 
 
 def places(view: StudyView, arm: ArmSummary) -> list[Place]:
-    """An arm's curve by rising step; a trial counts at the steps at which all its scores are."""
-    found: dict[int, list[tuple[float, float | None, int]]] = defaultdict(list)
-    for trial in view.trials(arm):
-        for step, points in _by_step(trial).items():
-            learned = points.get(arm.task)
-            gain = None if learned is None else _change(view, learned)
-            falls = _falls(view, arm.task, points)
-            if learned is not None and gain is not None and falls is not None:
-                scale = view.forgetting_unit(arm.task).scale
-                fall = scale * float(np.mean(falls)) if falls else None
-                found[step].append((view.unit(arm.task).scale * gain, fall, learned.n))
+    """An arm's curve by rising step; a trial counts at the steps at which all its scores are.
+
+    One that stopped early counts up to the step whose weights were kept, and from there on, as long
+    as others of the arm trained, with the last score up to there.
+    """
+    trials = [(_spots(view, arm, trial), _kept_step(trial)) for trial in view.trials(arm)]
+    steps = sorted({step for spots, _ in trials for step in spots})
+    found: dict[int, list[Spot]] = defaultdict(list)
+    for spots, kept in trials:
+        for step in steps:
+            at = step if kept is None or step <= kept else max(spots, default=None)
+            if at is not None and at in spots:
+                found[step].append(spots[at])
     curve = []
     for step, seeds in sorted(found.items()):
         falls_ = [fall for _, fall, _ in seeds if fall is not None]
@@ -86,6 +92,28 @@ def places(view: StudyView, arm: ArmSummary) -> list[Place]:
             )
         )
     return curve
+
+
+def _kept_step(trial: TrialRecords) -> int | None:
+    """The step whose weights a trial with early stopping kept."""
+    return None if trial.train is None else trial.train.best_step
+
+
+def _spots(view: StudyView, arm: ArmSummary, trial: TrialRecords) -> dict[int, Spot]:
+    """One trial's curve by step, up to the weights that were kept."""
+    kept = _kept_step(trial)
+    spots = {}
+    for step, points in _by_step(trial).items():
+        if kept is not None and step > kept:
+            continue
+        learned = points.get(arm.task)
+        gain = None if learned is None else _change(view, learned)
+        falls = _falls(view, arm.task, points)
+        if learned is not None and gain is not None and falls is not None:
+            scale = view.forgetting_unit(arm.task).scale
+            fall = scale * float(np.mean(falls)) if falls else None
+            spots[step] = (view.unit(arm.task).scale * gain, fall, learned.n)
+    return spots
 
 
 def _by_step(trial: TrialRecords) -> dict[int, dict[str, CurvePoint]]:
