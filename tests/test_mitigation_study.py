@@ -1,5 +1,6 @@
 """Studies with replay, KL, early stops, joined tasks and scales: run, continued, identified."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ from pocket_study import SETTINGS, changed, results, small_study, study_file
 from rankscope.config.file import load_study
 from rankscope.errors import BadInput, Interrupted
 from rankscope.export import export_trial
+from rankscope.ledger import Ledger
 from rankscope.provenance import sha256_folder
 from rankscope.reading import replay_notes
 from rankscope.records import BASE, StudyRecords, TrialRecords, trial_of, variant_of
-from rankscope.study import Study, conclude
+from rankscope.study import Study, conclude, refuse_other_intruders
 from rankscope.trials import make_trials
 from test_study import Interrupter
 
@@ -274,3 +276,24 @@ def test_replay_of_what_has_no_rows_or_no_name_is_refused(tmp_path: Path) -> Non
     )
     with pytest.raises(BadInput, match="no training rows"):
         study.check()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"analyze": {"spectra": {"intruder_k": 3}}},
+        {"analyze": {"spectra": {"intruder_epsilon": 0.4}}},
+        {"arms": [*ARMS, {**LORA, "targets": ["q_proj", "up_proj"]}]},
+    ],
+)
+def test_scores_without_other_intruders_are_not_mixed(
+    finished: Path, change: dict[str, Any]
+) -> None:
+    """Spectra are put aside, so that the stored scores alone stand against it."""
+    with Ledger.open(finished, write=False) as ledger:
+        stored = ledger.load()
+    bare = replace(stored, trials=tuple(replace(t, spectra=None) for t in stored.trials))
+    refuse_other_intruders(bare, small_study(finished.parent, **CHANGES).check())
+    other = small_study(finished.parent, **{**CHANGES, **change}).check()
+    with pytest.raises(BadInput, match="scaled intruders were made with"):
+        refuse_other_intruders(bare, other)

@@ -1,6 +1,7 @@
 """Features of the base against a slow way, the truncation screen's ends, and the verb."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from pocket_study import small_study, study_file
+from rankscope.errors import BadInput
 from rankscope.ledger import Ledger
 from rankscope.models.packed import target_linears
 from rankscope.prediction import (
+    backtest,
     backtest_study,
     cut,
     features_of,
@@ -105,6 +108,31 @@ def test_the_whole_adapter_is_the_end_of_the_truncation_screen(finished: Path) -
     ]
     assert task.curve[0].trained == pytest.approx(sum(of_rank) / 2)
     assert {p.predictor for p in task.prediction.predictions} >= {"capacity", "truncation_screen"}
+
+
+def test_a_study_that_has_no_ranks_is_left_out_by_name(finished: Path, tmp_path: Path) -> None:
+    full = [{"method": "full", "lr": 5e-4}]
+    small_study(tmp_path, arms=full, seeds=[0]).run(tmp_path / "out")
+    made = backtest([tmp_path / "out", finished])
+    assert made.skipped == (str(tmp_path / "out"),)
+    assert [task.task for task in made.tasks] == ["pocket_med"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [("max_items: 16", "max_items: 12", "pocket_med"), ("float32", "bfloat16", "dtype")],
+)
+def test_a_study_that_is_no_longer_the_same_is_refused(
+    finished: Path, tmp_path: Path, before: str, after: str, said: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    resolved = copy / "study.resolved.yaml"
+    text = resolved.read_text()
+    assert before in text
+    resolved.write_text(text.replace(before, after))
+    with pytest.raises(BadInput, match=said):
+        backtest_study(copy)
 
 
 def test_a_truncated_adapter_is_the_nearest_of_its_rank() -> None:

@@ -28,6 +28,7 @@ from rankscope.errors import BadInput
 from rankscope.evaluate.suite import evaluate_task
 from rankscope.inputs import StudyInputs, read_inputs
 from rankscope.ledger import Ledger, adapter_path
+from rankscope.ledger.history import refuse_other_model, refuse_other_tasks
 from rankscope.models.adapter_io import load_adapter
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.eva import new_inputs, run, shared_inputs
@@ -281,23 +282,34 @@ def backtest(folders: Sequence[Path]) -> Backtest:
     """Every predictor against finished studies: what it would have said, and what came out.
 
     Raises:
-        BadInput: a folder holds no study, or no study has two ranks of one task trained.
+        BadInput: a folder holds no study, or one whose model or rows are not what they were; or no
+            study has two ranks of one task trained.
     """
-    tasks = [task for folder in folders for task in backtest_study(folder)]
+    found = {folder: backtest_study(folder) for folder in folders}
+    tasks = [task for of_study in found.values() for task in of_study]
     if not tasks:
         raise BadInput(
             "predict --backtest: no study has finished LoRA trials at two ranks or more of one "
             "training task; expected folders that 'rankscope run' wrote"
         )
-    return Backtest(tasks=tuple(tasks), scores=score_predictors(tasks))
+    skipped = tuple(str(folder) for folder, of_study in found.items() if not of_study)
+    return Backtest(tasks=tuple(tasks), scores=score_predictors(tasks), skipped=skipped)
 
 
 def backtest_study(folder: Path) -> list[BacktestTask]:
-    """The training tasks of one finished study that have at least two ranks."""
+    """The training tasks of one finished study that have at least two ranks; maybe none.
+
+    Raises:
+        BadInput: no study there, or its model or rows are not those of the stored results.
+    """
     with Ledger.open(folder, write=False) as ledger:
         study = ledger.load()
+        if not any(len(chosen_by_rank(study, task.name)) > 1 for task in study.tasks):
+            return []
         inputs = read_inputs(load_study(folder / "study.resolved.yaml"))
+        refuse_other_tasks(folder, {task.name: task for task in study.tasks}, inputs.records)
         base = open_base(inputs)
+        refuse_other_model(folder, study.model, base.record)
         margin = Objective.from_config(study.config).margin
         found = []
         for made in predictions(inputs, base):

@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rankscope.advise.mitigation import compare_mitigations
 from rankscope.advise.recommend import recommend
+from rankscope.config.analyze import SpectraConfig
 from rankscope.config.file import dump_study, load_study
 from rankscope.config.schema import StudyConfig
 from rankscope.disk import replace_text
@@ -24,7 +25,7 @@ from rankscope.models.load import load_base
 from rankscope.packing import settled
 from rankscope.plan import Plan, make_plan
 from rankscope.provenance import provenance
-from rankscope.records import Recommendation, StudyRecords
+from rankscope.records import Recommendation, StudyRecords, trial_of, variant_of
 from rankscope.report.html import write_report
 from rankscope.runtime import (
     keep_freed_memory,
@@ -92,6 +93,7 @@ class Study:
             if ledger.trials():
                 stored = ledger.load()
                 refuse_other_spectra(stored, inputs.config)
+                refuse_other_intruders(stored, inputs)
                 refuse_other_heads(stored, inputs.config)
             base = load_base(
                 inputs.config.model,
@@ -155,6 +157,37 @@ def refuse_other_spectra(study: StudyRecords, config: StudyConfig) -> None:
                 f"intruder_epsilon {made.intruder_epsilon:g}, the study file now asks for "
                 f"{asked.intruder_k} and {asked.intruder_epsilon:g}; use another --out"
             )
+
+
+def refuse_other_intruders(study: StudyRecords, inputs: StudyInputs) -> None:
+    """Stored scores without intruders must be of what the study file now calls intruders.
+
+    Raises:
+        BadInput: other k or epsilon; or, of full fine-tuning, other matrices looked at.
+    """
+    made = {
+        trial_of(model)
+        for model, _, _ in study.evals
+        if (variant := variant_of(model)) is not None and variant.kind in ("intruders", "control")
+    }
+    if not made:
+        return
+    analyze = study.config.get("analyze")
+    section = analyze.get("spectra", {}) if isinstance(analyze, dict) else {}
+    stored, asked = SpectraConfig.model_validate(section), inputs.config.analyze.spectra
+    before = {"intruder_k": stored.intruder_k, "intruder_epsilon": stored.intruder_epsilon}
+    now = {"intruder_k": asked.intruder_k, "intruder_epsilon": asked.intruder_epsilon}
+    told: tuple[object, object] = (before, now)
+    if before == now and any(t.spec.is_full and t.spec.trial_id in made for t in study.trials):
+        told = (
+            {"targets": sorted({n for t in study.trials for n in t.spec.targets})},
+            {"targets": sorted({n for t in inputs.trials for n in t.targets})},
+        )
+    if told[0] != told[1]:
+        raise BadInput(
+            f"{study.name}: stored scores of scaled intruders were made with {told[0]}, the study "
+            f"file now asks for {told[1]}; use another --out"
+        )
 
 
 @contextmanager

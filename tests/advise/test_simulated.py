@@ -1,7 +1,7 @@
 """Small, seeded forms of benchmarks/simulate_studies.py; the large one is in docs/findings.
 
-Seeds are fixed, so nothing here passes or fails by chance; bounds are what a sample of this size
-may show around the law that is tested (three standard errors).
+Seeds are fixed, so nothing here passes or fails by chance; bounds of laws are what a sample of this
+size may show around them (standard errors of a binomial share).
 """
 
 from math import sqrt
@@ -24,51 +24,65 @@ from simulate_studies import (
 from synthetic_study import synthetic_study
 
 STUDIES = 400
-THREE_ERRORS = 3 * sqrt(0.05 * 0.95 / STUDIES)
+ONE_ERROR = sqrt(0.05 * 0.95 / STUDIES)
+THREE_ERRORS = 3 * ONE_ERROR
 NAMED = {s.name: s for s in SCENARIOS}
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "held"),
     [
-        "seeds alike",
-        "usual",
-        "seeds apart by 2 points",
-        "seeds apart by 5 points",
-        "10 seeds, apart by 2 points",
-        "against 3 seeds of another arm",
-        "mean of 3 tasks",
-        "50 subjects, gains apart by 10 points",
-        "nats",
+        ("seeds alike", 384),
+        ("usual", 378),
+        ("seeds apart by 2 points", 380),
+        ("seeds apart by 5 points", 387),
+        ("10 seeds, apart by 2 points", 379),
+        ("against 3 seeds of another arm", 390),
+        ("mean of 3 tasks", 384),
+        ("50 subjects, gains apart by 10 points", 383),
+        ("nats", 387),
     ],
 )
-def test_intervals_cover_the_truth(name: str) -> None:
+def test_intervals_cover_the_truth(name: str, held: int) -> None:
+    """Of 400 studies, as many as these intervals held when the large simulation showed 93 to 97 %.
+
+    The draws are the same on every machine; three studies may lie at an end of their interval. Of
+    400 studies a coverage of .95 is known to a standard error of .011, which the law is given.
+    """
     covered = coverage(NAMED[name], STUDIES).covered
-    # The law is 93 to 97 %; the sample adds its own three errors.
-    assert 0.93 - THREE_ERRORS <= covered <= 0.97 + THREE_ERRORS
+    assert covered * STUDIES == pytest.approx(held, abs=3)
+    assert 0.93 - ONE_ERROR <= covered <= 0.97 + ONE_ERROR
 
 
-def test_a_plain_bootstrap_of_three_seeds_does_not() -> None:
-    apart = NAMED["seeds apart by 5 points, 1,500 items"]
-    assert plain_coverage(apart, 100, nested=False) < 0.85
-    assert coverage(apart, 200).covered > 0.92
+def test_plain_intervals_of_three_seeds_do_not() -> None:
+    """Neither percentiles of a bootstrap nor the normal's quantile of the same standard error."""
+    far = NAMED["seeds apart by 5 points, 1,500 items"]
+    assert plain_coverage(far, 60, nested=False) < 0.85
+    apart = NAMED["seeds apart by 5 points"]
+    rng = np.random.default_rng([0, 1])  # the draws of ``coverage``
+    normal = 0
+    for _ in range(STUDIES):
+        found = weighted_estimate(draw(rng, apart))
+        assert found.standard_error is not None
+        normal += abs(found.value - apart.gain) <= 1.96 * found.standard_error
+    assert normal / STUDIES < 0.93 - ONE_ERROR
 
 
 def test_subjects_that_are_passed_over_make_intervals_too_narrow() -> None:
     """The same studies, their items taken as if each stood by itself."""
     clustered = Scenario("", clusters=12, cluster_spread=0.2, items=600)
-    found = coverage(clustered, 200)
+    found = coverage(clustered, 100)
     assert found.covered > 0.91
 
     rng = np.random.default_rng([0, 1])
     covered = 0
-    for _ in range(200):
+    for _ in range(100):
         (rows,) = draw(rng, clustered)
         blind = weighted_estimate([Comparison(rows.tuned, rows.reference)])
         assert blind.low is not None
         assert blind.high is not None
         covered += blind.low <= clustered.gain <= blind.high
-    assert covered / 200 < 0.8
+    assert covered / 100 < 0.8
 
 
 def test_no_gain_is_called_one_no_more_often_than_said() -> None:
@@ -78,14 +92,14 @@ def test_no_gain_is_called_one_no_more_often_than_said() -> None:
 
 
 def test_holm_keeps_the_family_of_ranks_and_tasks() -> None:
-    raw, adjusted = family_wise(100)
+    raw, adjusted = family_wise(60)
     assert raw > 0.15  # what twelve tests at .05 would otherwise do
-    assert adjusted <= 0.05 + 3 * sqrt(0.05 * 0.95 / 100)
+    assert adjusted <= 0.05 + 3 * sqrt(0.05 * 0.95 / 60)
 
 
 @pytest.mark.parametrize("name", TRUTHS)
 def test_the_advice_on_a_known_truth_is_right_or_open(name: str) -> None:
-    draws = 16
+    draws = 12
     found = judged(name, draws)
     assert found["wrong"] <= 1
     assert found["right"] + found["right, dearer"] >= draws // 2

@@ -78,8 +78,9 @@ def method_text(objective: Objective) -> str:
 
 def _chosen(study: StudyRecords, task: str, arms: tuple[Arm, ...], objective: Objective) -> Choice:
     base = study.items.get((BASE, task, "selection"))
-    finite = np.empty(0) if base is None else base.scores[np.isfinite(base.scores)]
-    return choose(arms, float(finite.mean()) if len(finite) else None, objective)
+    scores = np.empty(0) if base is None else base.scores
+    finite = scores[np.isfinite(scores)]
+    return choose(arms, float(finite.mean()) if finite.size else None, objective)
 
 
 def _tested(choices: dict[str, Choice]) -> dict[str, dict[str, float]]:

@@ -107,3 +107,5 @@ class Backtest(Record):
 
     tasks: tuple[BacktestTask, ...]
     scores: tuple[PredictorScore, ...]
+    skipped: tuple[str, ...] = ()
+    """Folders of studies without finished LoRA trials at two ranks of one task."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from rankscope.records import Backtest, TaskPrediction
 
@@ -37,6 +38,8 @@ def backtest_screen(made: Backtest) -> RenderableType:
         for point in task.curve:
             curve.add_row(str(point.rank), shown(point.trained), shown(point.truncated))
         tables.append(curve)
+    for folder in made.skipped:
+        tables.append(Text(f"{folder}: left out, no finished LoRA trials at two ranks of one task"))
     return Group(*tables)
 
 
