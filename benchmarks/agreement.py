@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from rankscope.evaluate.scorers import choice_predictions
 
 Side = Mapping[str, Any]
@@ -22,7 +24,8 @@ def choice_agreement(
     differences = []
     for model, (own, other) in enumerate(zip(ours["logprobs"], theirs["logprobs"], strict=True)):
         for number, (question, a, b) in enumerate(zip(questions, own, other, strict=True)):
-            largest = max(largest, *(abs(x - y) for x, y in zip(a, b, strict=True)))
+            # Not max(): it passes over NaN.
+            largest = float(np.max([largest, *(np.abs(np.subtract(a, b)))]))
             texts = [answer.removeprefix(" ") for answer in question["answers"]]
             picks = [choice_predictions(x, [1] * len(x), texts) for x in (a, b)]
             for metric in ("acc", "acc_norm", "acc_bytes"):

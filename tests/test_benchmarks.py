@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from agreement import choice_agreement, text_agreement
+from evaluate_agreement import passes
 from packed_runs import contributions, packed, parts
 from race import Rows, Setting, Times, announce, parity_of
 from rankscope.data.encode import EncodedRow
@@ -222,3 +224,33 @@ def test_importance_is_validated_against_ablation() -> None:
         value = result[name]
         assert isinstance(value, float)
         assert -1 <= value <= 1
+
+
+def test_every_other_prediction_is_counted_with_its_margin() -> None:
+    """By hand: the second item of the second model is predicted otherwise, per character alone."""
+    questions = [{"answers": [" ab", " abcd"]}] * 2
+    ids = {"tokens": [[1], [2]]}
+    ours = {"logprobs": [[[-1, -4], [-2, -6]], [[-1, -4], [-2.0, -3.8]]], **ids}
+    theirs = {"logprobs": [[[-1, -4], [-2, -6]], [[-1, -4], [-2.0, -4.2]]], "tokens": [[1], [3]]}
+    found = choice_agreement(questions, ours, theirs)
+    assert found["parity"] == pytest.approx(0.4)
+    assert found["same_prediction"] == {"acc": 1, "acc_norm": 0.75, "acc_bytes": 0.75}
+    assert found["same_tokens"] == 0.5
+    # Per character ours are -1 and -0.95, theirs -1 and -1.05.
+    by_metric = {case.pop("metric"): case for case in found["differences"]}
+    assert set(by_metric) == {"acc_norm", "acc_bytes"}
+    for case in by_metric.values():
+        assert case == {"model": 1, "item": 1, "margin": pytest.approx(0.05)}
+    assert text_agreement({"texts": [["a", "b"], ["c"]]}, {"texts": [["a", "x"], ["c"]]}) == 2 / 3
+
+
+def test_a_nan_is_no_agreement() -> None:
+    ids = {"tokens": [[1]]}
+    ours, theirs = {"logprobs": [[[-1, math.nan]]], **ids}, {"logprobs": [[[-1, -2]]], **ids}
+    assert math.isnan(choice_agreement([{"answers": [" a", " b"]}], ours, theirs)["parity"])
+    same = {"acc": 1.0}
+    assert passes({"parity": 1e-4, "same_prediction": same})
+    for parity, share in ((math.nan, 1.0), (2e-3, 1.0), (1e-4, 0.99), (1e-4, math.nan)):
+        assert not passes({"parity": parity, "same_prediction": {"acc": share}})
+    assert passes({"same_texts": 0.98})
+    assert not passes({"same_texts": 0.97})
