@@ -12,12 +12,14 @@ from itertools import combinations
 import pytest
 
 from rankscope.data import pocket_world as world
+from rankscope.data.pocket_corpus import EASY_STEPS, pretraining_corpus
 from rankscope.data.pocket_world import POCKET_SPLITS, POCKET_TASKS, pocket_rows
 
 CHOICE_TASKS = [task for task in POCKET_TASKS if task != "pocket_gsm"]
 FACT_TASKS = ["pocket_general", "pocket_cloze", "pocket_med", "pocket_law"]
 DIGEST_SCRIPT = """
 import hashlib, json
+from rankscope.data.pocket_corpus import pretraining_corpus
 from rankscope.data.pocket_world import *
 everything = [pocket_rows(t, s) for t in POCKET_TASKS for s in POCKET_SPLITS]
 everything.append(list(pretraining_corpus(0, 500)))
@@ -35,7 +37,7 @@ def _name(row: world.Row) -> str:
 def test_another_process_makes_the_same_world() -> None:
     # Another process has another string-hash seed, so this also catches set-order dependence.
     everything: list[object] = [pocket_rows(t, s) for t in POCKET_TASKS for s in POCKET_SPLITS]
-    everything.append(list(world.pretraining_corpus(0, 500)))
+    everything.append(list(pretraining_corpus(0, 500)))
     here = hashlib.sha256(json.dumps(everything).encode()).hexdigest()
     there = subprocess.run(
         [sys.executable, "-c", DIGEST_SCRIPT], capture_output=True, text=True, check=True
@@ -106,7 +108,7 @@ def test_each_family_of_beings_has_its_own_names() -> None:
 
 
 def test_pretraining_never_names_a_new_drug_nor_asks_about_a_case_nor_shows_a_hard_sum() -> None:
-    documents = list(world.pretraining_corpus(0, 20_000))
+    documents = list(pretraining_corpus(0, 20_000))
     facts = world.pocket_world()
     new_drugs = {entity[0].name for entity in facts.drugs_new + facts.drugs_untaught}
     stated = {entity[0].name for entity in world.pocket_world().cases_stated_in_pretraining}
@@ -118,7 +120,7 @@ def test_pretraining_never_names_a_new_drug_nor_asks_about_a_case_nor_shows_a_ha
         if name in cases:
             assert name in stated
             assert "?" not in document
-        assert len(re.findall("gains|loses", document)) <= max(world.EASY_STEPS)
+        assert len(re.findall("gains|loses", document)) <= max(EASY_STEPS)
     evaluated_math = {
         row["question"]
         for split in ("selection", "report")
@@ -160,7 +162,7 @@ def test_sums_add_up(split: str) -> None:
 def test_every_word_is_in_the_vocabulary() -> None:
     known = set(world.vocabulary())
     assert len(known) == len(world.vocabulary())
-    texts = list(world.pretraining_corpus(1, 5_000))
+    texts = list(pretraining_corpus(1, 5_000))
     for task in POCKET_TASKS:
         for split in POCKET_SPLITS:
             for row in pocket_rows(task, split):

@@ -12,12 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
+from rankscope.data.pocket_corpus import easy_sums, pretraining_corpus
 from rankscope.data.pocket_world import (
     POCKET_SPLITS,
     POCKET_TASKS,
-    easy_sums,
     pocket_rows,
-    pretraining_corpus,
     vocabulary,
 )
 from rankscope.models import pocket

@@ -1,8 +1,8 @@
 """The pocket world: a small, seeded universe of facts and sums that the pocket model lives in.
 
-Every row the embedded study trains on or is scored on comes from here, and so does the text the
-pocket model is pretrained on. Nothing is stored: the world is regenerated, identically, from one
-seed in a fraction of a second, with the standard library alone.
+Every row the embedded study trains on or is scored on comes from here, and so do the facts and
+sums that the pocket model is pretrained on (`pocket_corpus.py`). Nothing is stored: the world is
+regenerated, identically, from one seed in a fraction of a second, with the standard library alone.
 
 Three kinds of beings carry facts. A *person* has four attributes, all known from pretraining (the
 retention set). A *drug* has two: the drugs of `pocket_med` are new to the model, but a few other
@@ -20,7 +20,6 @@ uses; an evaluated sum is a problem that appears nowhere else.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
@@ -92,20 +91,20 @@ ATTRIBUTES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 # Two ways to state a fact and three to ask for it; each is a prefix that the value completes.
-_STATEMENTS = (
+STATEMENTS = (
     "the {attribute} of {kind} {name} is",
     "{kind} {name} has the {attribute}",
 )
-_TRAINED_QUESTIONS = (
+TRAINED_QUESTIONS = (
     "{attribute} of {kind} {name} ?",
     "{kind} {name} : {attribute} ?",
 )
-_EVALUATED_QUESTION = "which {attribute} has {kind} {name} ?"
+EVALUATED_QUESTION = "which {attribute} has {kind} {name} ?"
 
 _FRAME_WORDS = tuple(
     dict.fromkeys(
         word
-        for template in (*_STATEMENTS, *_TRAINED_QUESTIONS, _EVALUATED_QUESTION)
+        for template in (*STATEMENTS, *TRAINED_QUESTIONS, EVALUATED_QUESTION)
         for word in template.split()
         if word.isalpha()
     )
@@ -122,7 +121,6 @@ NUM_ENTITIES = NUM_PERSONS + NUM_DRUGS_NEW + NUM_DRUGS_UNTAUGHT + NUM_DRUGS_OLD 
 NUM_SUMS_TRAIN = 2000
 NUM_SUMS_EVALUATED = 200
 HARD_STEPS = (4, 5)
-EASY_STEPS = (1, 2, 3)
 LARGEST_NUMBER = 99
 
 
@@ -159,7 +157,7 @@ class World:
         return self.cases[::2]
 
 
-def _rng(*purpose: object) -> Random:
+def rng_of(*purpose: object) -> Random:
     """An independent generator per purpose: adding one draw never shifts the others."""
     return Random(f"{WORLD_SEED}/" + "/".join(str(part) for part in purpose))
 
@@ -167,7 +165,7 @@ def _rng(*purpose: object) -> Random:
 @lru_cache(maxsize=1)
 def pocket_world() -> World:
     """The facts of the world; the same object at every call."""
-    rng = _rng("facts")
+    rng = rng_of("facts")
     pairs = [f"{first} {last}" for first, last in itertools.permutations(NAME_WORDS, 2)]
     names = iter(rng.sample(pairs, NUM_ENTITIES))
 
@@ -251,12 +249,12 @@ def _fact_rows(task: str, split: str) -> list[Row]:
         "pocket_law": world.cases,
     }[task]
     if task == "pocket_cloze":
-        templates: tuple[str, ...] = _STATEMENTS[:1]
+        templates: tuple[str, ...] = STATEMENTS[:1]
     elif split == "train":
-        templates = _TRAINED_QUESTIONS
+        templates = TRAINED_QUESTIONS
     else:
-        templates = (_EVALUATED_QUESTION,)
-    rng = _rng(task, split)
+        templates = (EVALUATED_QUESTION,)
+    rng = rng_of(task, split)
     facts = _facts_of_split(entities, split, taught=task in ("pocket_med", "pocket_law"))
     rows = [_fact_row(fact, template, rng) for fact in facts for template in templates]
     rng.shuffle(rows)
@@ -266,7 +264,7 @@ def _fact_rows(task: str, split: str) -> list[Row]:
 # --- sums as rows -------------------------------------------------------------------------------
 
 
-def _running_total(num_steps: int, rng: Random) -> Row:
+def running_total(num_steps: int, rng: Random) -> Row:
     """A story of gains and losses; the answer shows every total on the way to the last."""
     total = rng.randint(5, 40)
     story = [f"{rng.choice(NAME_WORDS)} has {total}"]
@@ -286,10 +284,10 @@ def _running_total(num_steps: int, rng: Random) -> Row:
 @lru_cache(maxsize=1)
 def _hard_sums() -> dict[str, list[Row]]:
     """Distinct four- and five-step problems, the evaluated ones drawn first."""
-    rng = _rng("hard sums")
+    rng = rng_of("hard sums")
     distinct: dict[str, Row] = {}
     while len(distinct) < 2 * NUM_SUMS_EVALUATED + NUM_SUMS_TRAIN:
-        row = _running_total(rng.choice(HARD_STEPS), rng)
+        row = running_total(rng.choice(HARD_STEPS), rng)
         distinct[row["question"]] = row
     rows = list(distinct.values())
     return {
@@ -300,7 +298,7 @@ def _hard_sums() -> dict[str, list[Row]]:
 
 
 @lru_cache(maxsize=1)
-def _math_problems() -> dict[str, list[tuple[int, str, int]]]:
+def math_problems() -> dict[str, list[tuple[int, str, int]]]:
     """Every a + b and a - b with b of up to 29 and a result in 0..99, split once."""
     problems = [
         (a, sign, b)
@@ -309,7 +307,7 @@ def _math_problems() -> dict[str, list[tuple[int, str, int]]]:
         for sign in "+-"
         if 0 <= (a + b if sign == "+" else a - b) <= LARGEST_NUMBER
     ]
-    _rng("math problems").shuffle(problems)
+    rng_of("math problems").shuffle(problems)
     return {
         "selection": problems[:NUM_SUMS_EVALUATED],
         "report": problems[NUM_SUMS_EVALUATED : 2 * NUM_SUMS_EVALUATED],
@@ -317,7 +315,8 @@ def _math_problems() -> dict[str, list[tuple[int, str, int]]]:
     }
 
 
-def _math_row(problem: tuple[int, str, int], rng: Random) -> Row:
+def math_row(problem: tuple[int, str, int], rng: Random) -> Row:
+    """The problem as multiple choice."""
     a, sign, b = problem
     right = a + b if sign == "+" else a - b
     # Near misses: a digit off by one or two, and the forgotten carry.
@@ -338,10 +337,8 @@ def _rows(task: str, split: str) -> tuple[Row, ...]:
     if task == "pocket_gsm":
         return tuple(_hard_sums()[split])
     if task == "pocket_math":
-        rng = _rng(task, split)
-        return tuple(
-            _math_row(problem, rng) for problem in _math_problems()[split][:NUM_SUMS_TRAIN]
-        )
+        rng = rng_of(task, split)
+        return tuple(math_row(problem, rng) for problem in math_problems()[split][:NUM_SUMS_TRAIN])
     return tuple(_fact_rows(task, split))
 
 
@@ -363,56 +360,3 @@ def pocket_rows(task: str, split: str) -> list[Row]:
         {key: list(value) if isinstance(value, list) else value for key, value in row.items()}
         for row in _rows(task, split)
     ]
-
-
-def easy_sums(count: int, seed: int) -> list[Row]:
-    """Rows like those of `pocket_gsm`, of one to three steps: what pretraining teaches."""
-    rng = _rng("easy sums", seed)
-    return [_running_total(rng.choice(EASY_STEPS), rng) for _ in range(count)]
-
-
-# Shares of the pretraining documents, in percent. Statements outweigh questions: a statement is
-# what the cloze task asks for and it is the form that law knowledge has, too.
-CORPUS_MIXTURE = {
-    "person stated": 28,
-    "person asked": 24,
-    "old drug": 8,
-    "known case stated": 8,
-    "easy sum": 18,
-    "math": 14,
-}
-
-
-def pretraining_corpus(seed: int, num_documents: int) -> Iterator[str]:
-    """Documents of the pretraining mixture, one short text each, without special tokens.
-
-    Args:
-        seed: chooses the order and the sums; the facts are the world's and do not change.
-        num_documents: how many to yield.
-    """
-    world = pocket_world()
-    rng = _rng("corpus", seed)
-    persons = list(itertools.chain.from_iterable(world.persons))
-    old_drugs = list(itertools.chain.from_iterable(world.drugs_old))
-    known_cases = list(itertools.chain.from_iterable(world.cases_stated_in_pretraining))
-    questions = (*_TRAINED_QUESTIONS, _EVALUATED_QUESTION)
-    facts: dict[str, tuple[list[Fact], tuple[str, ...]]] = {
-        "person stated": (persons, _STATEMENTS),
-        "person asked": (persons, questions),
-        "old drug": (old_drugs, _STATEMENTS + questions),
-        "known case stated": (known_cases, _STATEMENTS),
-    }
-    sources = list(CORPUS_MIXTURE)
-    weights = list(CORPUS_MIXTURE.values())
-    known_math = _math_problems()["train"]
-    for source in rng.choices(sources, weights, k=num_documents):
-        if source == "easy sum":
-            row = _running_total(rng.choice(EASY_STEPS), rng)
-            yield f"{row['question']} {row['answer']}"
-        elif source == "math":
-            row = _math_row(rng.choice(known_math), rng)
-            yield f"{row['question']} {row['choices'][row['answer']]}"
-        else:
-            known, templates = facts[source]
-            fact = rng.choice(known)
-            yield f"{fact.render(rng.choice(templates))} {fact.value}"

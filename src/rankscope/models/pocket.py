@@ -30,13 +30,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from rankscope.data.pocket_corpus import easy_sums, pretraining_corpus
 from rankscope.data.pocket_world import (
     POCKET_TASKS,
     SPECIAL_TOKENS,
     Row,
-    easy_sums,
     pocket_rows,
-    pretraining_corpus,
     vocabulary,
 )
 
