@@ -201,6 +201,16 @@ def test_a_task_file_and_texts(tmp_path: Path) -> None:
     assert metrics["perplexity"] > 1
 
 
+def test_a_file_of_rows_is_scored_whole(tmp_path: Path) -> None:
+    """Nothing is chosen by it: no fifth is put aside, as a study would."""
+    write_rows(tmp_path / "rows.jsonl", [MCQ | {"question": f"q{n}"} for n in range(11)])
+    asked = ("--tasks", tmp_path / "rows.jsonl")
+    assert by_model(ask(*asked, "--json"))["base", "rows"]["record"]["n"] == 11
+    said = ask(*asked, "--split", "selection")
+    assert said.code == 2
+    assert "has no selection split" in said.told
+
+
 def test_a_task_file_that_joins_others_is_refused(tmp_path: Path) -> None:
     """Not scored as the task whose name it has."""
     path = tmp_path / "both.yaml"

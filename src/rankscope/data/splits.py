@@ -70,7 +70,12 @@ def _cut(rows: Sequence[Item], size: int, *purpose: object) -> tuple[list[Item],
 
 
 def split_rows(
-    task: str, files: Mapping[str, Sequence[Item]], data_seed: int, *, own: bool
+    task: str,
+    files: Mapping[str, Sequence[Item]],
+    data_seed: int,
+    *,
+    own: bool,
+    nothing_is_chosen: bool = False,
 ) -> Splits:
     """Assign the rows of a task's files to train, selection and report.
 
@@ -79,6 +84,7 @@ def split_rows(
         files: rows by file: ``train``, ``validation``, ``test``, any of them absent.
         data_seed: the study's ``data_seed``.
         own: the user's own data, whose validation file is used whatever its size.
+        nothing_is_chosen: the report file is scored whole: no selection is cut from it.
 
     Returns:
         Selection is the validation file (of at least 50 rows, for published data); else min(500,
@@ -107,12 +113,12 @@ def split_rows(
     if not selection and train:
         train, selection = _cut(train, size, data_seed, task, "selection")
         notes.append(f"{task}: {len(selection)} selection rows were cut from train")
-    elif not selection and report:
+    elif not selection and report and not nothing_is_chosen:
         size = max(1, int(TEST_CUT_SHARE * len(_originals(report))))
         report, selection = _cut(report, size, data_seed, task, "selection")
         notes.append(f"{task}: no train rows; {len(selection)} selection rows were cut from test")
     selection, quoted = _without(selection, report)
-    if not selection or not report:
+    if not report or not (selection or nothing_is_chosen):
         raise BadInput(
             f"task {task!r}: {len(train)} train, {len(selection)} selection and {len(report)} "
             f"report rows are left, {quoted} selection rows being report rows too; expected at "

@@ -142,6 +142,7 @@ def load_task(
     max_items: int | None = None,
     *,
     exclude_subjects: Collection[str] = (),
+    nothing_is_chosen: bool = False,
 ) -> LoadedTask:
     """Read, check, render and split one task.
 
@@ -151,6 +152,7 @@ def load_task(
         data_seed: seed of the splits and of every limit.
         max_items: at most so many selection and report items each, first of the seeded order.
         exclude_subjects: subjects left out, see ``overlapping_subjects``.
+        nothing_is_chosen: of a report file alone no selection is cut; every row is a report item.
 
     Raises:
         BadInput: where the rows cannot be had or used; the message names file and row.
@@ -167,7 +169,9 @@ def load_task(
     _refuse_for_contexts(spec, config, items)
     name = spec.name
     pool = pool_of(spec, items) if spec.shots else Pool()
-    splits = split_rows(name, pool.left(items), data_seed, own=own)
+    splits = split_rows(
+        name, pool.left(items), data_seed, own=own, nothing_is_chosen=nothing_is_chosen
+    )
     train = first_of_order(splits.train, config.max_train_rows, data_seed, name, "train")
     selection = first_of_order(splits.selection, max_items, data_seed, name, "selection items")
     report = first_of_order(splits.report, max_items, data_seed, name, "report items")

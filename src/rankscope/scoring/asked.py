@@ -194,9 +194,24 @@ def read_tasks(asked: Asked) -> list[LoadedTask]:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise BadInput(f"task {repeated[0]!r} stands twice in --tasks; give it once")
+    lone = [
+        config.report is not None and not is_task_file(text)
+        for text, config in zip(own, configs, strict=True)
+    ]
+    if asked.split == "selection" and any(lone):
+        raise BadInput(
+            f"task {own[lone.index(True)]}: a file of rows is scored whole and has no selection "
+            "split; leave out --split, or name the rows in a task file ('selection: rows.jsonl')"
+        )
     return [
-        load_task(config, asked.data_dir, asked.data_seed, asked.settings.max_items)
-        for config in configs
+        load_task(
+            config,
+            asked.data_dir,
+            asked.data_seed,
+            asked.settings.max_items,
+            nothing_is_chosen=is_lone,
+        )
+        for config, is_lone in zip(configs, lone, strict=True)
     ]
 
 
