@@ -192,7 +192,8 @@ def stock_generation(given: Given) -> dict[str, Any]:
         run = partial(in_batches, model, tokenizer, given["max_new_tokens"])
         if batch_size is None:
             run(2, given["prompts"][:2])
-            sizes = [size for size in given["batch_sizes"] if size <= len(given["prompts"])]
+            tried = given["batch_sizes"]
+            sizes = [size for size in tried if size <= len(given["prompts"])] or tried[:1]
             batch_size = best_of(sizes, partial(seconds_per_prompt, run, given["prompts"]))
         found, took = timed(run, batch_size, given["prompts"])
         seconds += took

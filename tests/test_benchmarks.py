@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from agreement import choice_agreement, text_agreement
 from evaluate_agreement import passes
@@ -28,7 +30,7 @@ from single_runs import (
     plain,
     train_alone,
 )
-from tiny_models import tiny_llama
+from tiny_models import VOCABULARY, tiny_llama
 from useful_work import useful_flops
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -224,6 +226,66 @@ def test_importance_is_validated_against_ablation() -> None:
         value = result[name]
         assert isinstance(value, float)
         assert -1 <= value <= 1
+
+
+@pytest.fixture(scope="module")
+def byte_pair_model(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama on byte pairs; transformers' stop strings need a tokenizer of that kind."""
+    folder = tmp_path_factory.mktemp("byte_pairs")
+    pieces = Tokenizer(models.BPE())
+    pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces.decoder = decoders.ByteLevel()
+    specials = ["<pad>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    pieces.train([str(data_dir / "arc_easy" / "train.jsonl")], trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=pieces, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+    model = tiny_llama()
+    model.config.max_position_embeddings = 4096
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_evaluate_choice_prints_its_line(byte_pair_model: Path, data_dir: Path) -> None:
+    options = "--task arc_easy --items 12 --ranks 2"
+    places = ["--model", str(byte_pair_model), "--data-dir", str(data_dir)]
+    result = result_of("evaluate_choice.py", *options.split(), *places)
+    assert result["benchmark"] == "evaluate_choice"
+    parity = result["parity"]
+    assert isinstance(parity, float)
+    assert 0 < parity <= 1e-3
+    assert result["same_tokens"] == 1
+    # A random model ties nearly: every item predicted otherwise has to be listed as that.
+    differences = result["differences"]
+    assert isinstance(differences, list)
+    assert all(abs(case["margin"]) <= 2e-3 for case in differences)
+    ratio = result["ratio"]
+    assert isinstance(ratio, float)
+    assert 0 < ratio < math.inf
+
+
+def test_evaluate_generate_prints_its_line(byte_pair_model: Path, data_dir: Path) -> None:
+    options = "--items 3 --ranks 2,4 --with-base --max-new-tokens 8 --batch-sizes 2,4"
+    places = ["--model", str(byte_pair_model), "--data-dir", str(data_dir)]
+    result = result_of("evaluate_generate.py", *options.split(), *places)
+    assert result["benchmark"] == "evaluate_generate"
+    assert result["same_texts"] == 1
+    assert result["adapters"] == 2
+
+
+def test_evaluate_agreement_prints_its_line(byte_pair_model: Path, data_dir: Path) -> None:
+    options = "--items 4 --written 2 --max-new-tokens 8 --shots 1"
+    places = ["--model", str(byte_pair_model), "--data-dir", str(data_dir)]
+    result = result_of("evaluate_agreement.py", *options.split(), *places)
+    assert result["benchmark"] == "evaluate_agreement"
+    cases = [name for name, value in result.items() if isinstance(value, dict)]
+    assert cases == ["arc_easy 1 shots", "mmlu 1 shots", "gsm8k written"]
 
 
 def test_every_other_prediction_is_counted_with_its_margin() -> None:
