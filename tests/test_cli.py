@@ -1,5 +1,6 @@
 """Every verb as a user meets it: help with an example, the own-data walk, JSON, exit codes."""
 
+import csv
 import json
 import re
 import shlex
@@ -96,7 +97,7 @@ def test_help_has_an_example_that_parses(verb: str) -> None:
 
 
 def test_the_verbs_there_are() -> None:
-    others = {"eval", "fetch", "inspect", "params", "predict", "shrink"}
+    others = {"compare", "eval", "fetch", "inspect", "params", "predict", "shrink"}
     assert set(VERBS) == PROMISED | others
     shown = command("--help").out
     assert "Example: rankscope quickstart" in shown
@@ -358,13 +359,37 @@ def test_export_copies_an_adapter_and_a_model(walk: Walk, tmp_path: Path) -> Non
         ),
     }
     assert load_adapter(target, "x").rank == 4
+    card = (target / "README.md").read_text("utf-8")
+    assert card.startswith("---\nbase_model: ")
+    assert "library_name: peft" in card
+    assert "| rank | 4 |" in card
+    assert re.search(r"\| in domain \| .* %.* points", card)
     model = tmp_path / "model"
     model.mkdir()  # an empty folder may be there
     assert command("export", walk.out, ids[None], "--out", model).code == 0
+    assert "library_name: transformers" in (model / "README.md").read_text("utf-8")
     tuned = load_model(model, torch.float32)
     base = load_model(pocket_folder(), torch.float32)
     pairs = zip(tuned.parameters(), base.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
+
+
+def test_tables_are_written_beside_the_study(walk: Walk, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "tables"
+    outcome = command("report", walk.out, "--tables", target)
+    assert outcome.code == 0, outcome
+    names = {path.stem for path in target.iterdir()}
+    assert {"arms", "changes", "answers", "tasks", "training"} <= names
+    assert {path.name for path in target.iterdir()} == {
+        f"{name}.{ending}" for name in names for ending in ("md", "csv", "tex")
+    }
+    assert f"tables: {3 * len(names)} files in {target}" in outcome.out
+    with (target / "arms.csv").open(encoding="utf-8", newline="") as file:
+        heading, *rows = csv.reader(file)
+    assert [row[heading.index("rank")] for row in rows] == ["2", "4", ""]
+    (tmp_path / "file").write_text("mine")
+    for place in (walk.out / "artifacts" / "t", tmp_path / "file"):
+        assert command("report", walk.out, "--tables", place).code == 2
 
 
 def test_export_refuses(walk: Walk, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ CONDUCT = (
     "reading", "inputs", "packing", "plan", "curves", "head_stage", "weights", "trained",
     "milder", "stages",
     "study", "export", "inspection", "head_inspection", "shrinking", "prediction", "scoring",
+    "comparing",
     "screens", "cli",
 )  # fmt: skip
 """The conductor's parts see every room, and of each other those that stand before them."""

@@ -1,19 +1,27 @@
-"""One trial's weights out of a study: a plain PEFT adapter, or a plain model folder."""
+"""What leaves a study: one trial's weights with their model card, and its tables as files."""
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
+from rankscope.advise.recommend import recommend
+from rankscope.advise.summaries import summarize_trial
 from rankscope.disk import says_disk_full
 from rankscope.errors import BadInput, DiskFull
 from rankscope.ledger import Ledger, kept_path, weights_path
-from rankscope.records import TrialSpec
+from rankscope.records import Recommendation, StudyRecords, TrialSpec
+from rankscope.report.main_tables import main_tables
+from rankscope.report.model_card import model_card
+from rankscope.report.table_text import FORMATS
+from rankscope.report.view import StudyView
 
 
 def export_trial(folder: Path, trial: str, out: Path, step: int | None = None) -> TrialSpec:
     """Copy the weights of one trial of the study in ``folder`` to ``out``; returns the trial.
 
-    Every hash is compared first, and ``out`` comes to be in one step.
+    Every hash is compared first, and ``out`` comes to be in one step. Its README.md is a model card
+    with the study's figures.
 
     Args:
         folder: a study's folder.
@@ -36,8 +44,50 @@ def export_trial(folder: Path, trial: str, out: Path, step: int | None = None) -
                 f"{folder}: trial {spec.trial_id} ({spec.label}) has no weights, it is {status!r}; "
                 "'rankscope status' shows which trials are done"
             )
-        copy_folder(ledger.checked_path(place), out)
+        card = card_of(ledger.load(), spec, None if place == weights_path(spec) else step)
+        copy_folder(ledger.checked_path(place), out, {"README.md": card})
     return spec
+
+
+def card_of(study: StudyRecords, spec: TrialSpec, step: int | None) -> str:
+    """The model card of one trial, with what the study knows of it."""
+    trial = next(t for t in study.trials if t.spec == spec)
+    view = StudyView(study, recommend(study))
+    return model_card(view, trial, summarize_trial(study, trial), step)
+
+
+def write_tables(
+    folder: Path, study: StudyRecords, recommendation: Recommendation, out: Path
+) -> list[Path]:
+    """Write the main tables as Markdown, CSV and LaTeX: ``arms.md``, ``arms.csv``, ``arms.tex``...
+
+    Files of these names are replaced, others left alone; returns those written.
+
+    Args:
+        folder: the study's folder, which holds what its ledger names and nothing else.
+        study: its records.
+        recommendation: what was made of them.
+        out: a folder, made where there is none.
+
+    Raises:
+        BadInput: ``out`` lies inside the study.
+        DiskFull: there is no room.
+    """
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise BadInput(f"{out}: lies inside the study {folder}; give --tables another place")
+    written = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, made in main_tables(StudyView(study, recommendation)).items():
+            for ending, text_of in FORMATS.items():
+                # Written as it is: CSV's line ends are part of its format.
+                (out / f"{name}.{ending}").write_text(text_of(made), encoding="utf-8", newline="")
+                written.append(out / f"{name}.{ending}")
+    except OSError as error:
+        if not says_disk_full(error):
+            raise
+        raise DiskFull(f"{out}: the disk is full; make room.") from error
+    return written
 
 
 def kept_place(ledger: Ledger, spec: TrialSpec, step: int) -> str:
@@ -91,14 +141,19 @@ def chosen_trial(trials: list[TrialSpec], wanted: str, folder: Path) -> TrialSpe
     )
 
 
-def copy_folder(source: Path, out: Path) -> None:
-    """Copy beside ``out``, then rename: a copy that broke off is never taken for a whole one."""
+def copy_folder(source: Path, out: Path, texts: Mapping[str, str]) -> None:
+    """Copy beside ``out``, then rename: a copy that broke off is never taken for a whole one.
+
+    texts: by name, files written instead of the source's, or beside them.
+    """
     aside = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         for file in sorted(path for path in source.rglob("*") if path.is_file()):
             target = aside / file.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
+        for name, text in texts.items():
+            (aside / name).write_text(text, encoding="utf-8")
         os.replace(aside, out)
     except OSError as error:
         if not says_disk_full(error):

@@ -66,6 +66,11 @@ def summarize(study: StudyRecords) -> dict[str, tuple[Arm, ...]]:
     }
 
 
+def summarize_trial(study: StudyRecords, trial: TrialRecords) -> ArmSummary:
+    """The figures of one trained model by itself: intervals are over items alone."""
+    return _summary(study, [trial])
+
+
 def retention_by_unit(
     study: StudyRecords, trained: str
 ) -> tuple[tuple[TaskRecord, ...], tuple[TaskRecord, ...]]:

@@ -200,19 +200,29 @@ def status(folder: StudyFolder, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def report(folder: StudyFolder) -> None:
+def report(
+    folder: StudyFolder,
+    tables: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write its tables there: Markdown, CSV, LaTeX."),
+    ] = None,
+) -> None:
     """Write the report again from the records.
 
-    Both report.html and recommendation.json.
+    Both report.html and recommendation.json; with --tables the study's main tables as files, too.
 
-    Example: rankscope report studies/pocket
+    Example: rankscope report studies/pocket --tables tables
     """
+    from rankscope.export import write_tables
     from rankscope.report.tables import summary_table
     from rankscope.study import conclude
 
     records, recommendation = conclude(folder)
+    written = write_tables(folder, records, recommendation, tables) if tables is not None else []
     show(summary_table(records, recommendation))
     say(f"report: {folder / 'report.html'}")
+    if written:
+        say(f"tables: {len(written)} files in {tables}")
 
 
 @app.command()

@@ -141,4 +141,5 @@ def card(source: Path, note: str) -> str:
     """The source's model card with what was done to it, or a short one of its own."""
     path = source / "README.md"
     before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    return f"{before.rstrip()}\n\n## Changed by Rankscope\n\n{note}\n".lstrip()
+    scores = "\nScores that stand above are of the adapter before that.\n" if before else ""
+    return f"{before.rstrip()}\n\n## Changed by Rankscope\n\n{note}\n{scores}".lstrip()

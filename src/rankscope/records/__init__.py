@@ -13,7 +13,16 @@ from rankscope.records.advice import (
     Need,
     Reason,
     Recommendation,
+    SubjectChange,
     TaskAdvice,
+)
+from rankscope.records.comparison import (
+    ComparedCell,
+    ComparedStudy,
+    Facet,
+    StudyAnswer,
+    StudyComparison,
+    StudyPair,
 )
 from rankscope.records.heads import HeadAblation, HeadChange, HeadRole, HeadsRecord, LayerHeads
 from rankscope.records.inspection import (
@@ -66,11 +75,14 @@ __all__ = [
     "ArmSummary",
     "Backtest",
     "BacktestTask",
+    "ComparedCell",
+    "ComparedStudy",
     "CurvePoint",
     "Decision",
     "Estimate",
     "EvalKey",
     "EvalRecord",
+    "Facet",
     "HeadAblation",
     "HeadChange",
     "HeadRole",
@@ -103,7 +115,11 @@ __all__ = [
     "SpectraRecord",
     "Split",
     "Status",
+    "StudyAnswer",
+    "StudyComparison",
+    "StudyPair",
     "StudyRecords",
+    "SubjectChange",
     "TaskAdvice",
     "TaskMitigation",
     "TaskPrediction",

@@ -148,6 +148,20 @@ class TaskAdvice(Record):
     """Of the LoRA arm of the highest utility on the selection split."""
 
 
+class SubjectChange(Record):
+    """What one arm forgot of one subject of a retention task."""
+
+    task: str
+    """Training task of the arm."""
+    label: str
+    """Of the arm."""
+    tested_on: str
+    subject: str
+    change: Estimate
+    """Tuned minus base on the subject's report items; ``p_holm`` within the arm's subjects of all
+    retention tasks."""
+
+
 class Recommendation(Record):
     """``recommendation.json``: one answer per training task."""
 
@@ -159,3 +173,5 @@ class Recommendation(Record):
     """The base's score on every task, report split."""
     mitigation: tuple[TaskMitigation, ...] = ()
     """Trials made milder at inference, and mitigations beside them, where the study has any."""
+    subjects: tuple[SubjectChange, ...] = ()
+    """Retention subject by subject, of the arms that the advice compares."""

@@ -1,0 +1,149 @@
+"""The model card: front matter that the hub reads, the study's own figures, nothing made up."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from rankscope.advise.statistics import paired_estimate
+from rankscope.advise.summaries import summarize_trial
+from rankscope.records import BASE, StudyRecords, TrialRecords
+from rankscope.report.model_card import hub_name, model_card
+from rankscope.report.style import difference, interval, score
+from rankscope.report.view import StudyView
+from synthetic_study import Truth, synthetic_study
+
+from .studies import hostile_study, ordinary_study, study_and_advice
+
+
+def card_of(view: StudyView, trial: TrialRecords, step: int | None = None) -> str:
+    return model_card(view, trial, summarize_trial(view.study, trial), step)
+
+
+def trial_of(study: StudyRecords, label: str) -> TrialRecords:
+    return next(t for t in study.trials if t.spec.label == label)
+
+
+def test_the_hub_reads_the_front_matter() -> None:
+    view = StudyView(*ordinary_study())
+    adapter = ModelCard(card_of(view, trial_of(view.study, "med r=8 lr=0.001 seed=0"))).data
+    assert adapter.base_model == "synthetic-base"
+    assert adapter.library_name == "peft"
+    assert adapter.tags == ["rankscope", "lora"]
+    assert adapter.license is None
+    full = ModelCard(card_of(view, trial_of(view.study, "med full lr=0.0005 seed=0"))).data
+    assert full.library_name == "transformers"
+    assert full.tags == ["rankscope"]
+
+
+def test_the_figures_are_those_of_the_one_trained_model() -> None:
+    view = StudyView(*ordinary_study())
+    trial = trial_of(view.study, "med r=8 lr=0.001 seed=1")
+    text = card_of(view, trial)
+    own, base = (view.study.items[i, "med", "report"].scores for i in (trial.spec.trial_id, BASE))
+    gain, unit = paired_estimate(own[np.newaxis], base), view.unit("med")
+    row = next(line for line in text.splitlines() if line.startswith("| med | in domain |"))
+    for part in (
+        score(float(base.mean()), unit),
+        score(float(own.mean()), unit),
+        difference(gain.value, unit),
+        interval(gain, unit).removeprefix("95 % interval "),
+        "| 60 |",
+    ):
+        assert part in row
+    arm = next(a for a in view.arms("med") if a.label == trial.spec.arm_label)
+    assert arm.gain is not None
+    assert f"Trained with 3 seeds, these settings came to: gain over the base " \
+        f"{difference(arm.gain.value, unit)}" in text  # fmt: skip
+    for part in (
+        view.study.model.sha256,
+        view.study.task("med").sha256,
+        "| rank | 8 |",
+        "| alpha | 16.0 |",
+        "| learning rate | 0.001 |",
+        "Forgetting, the mean fall on general: ",
+        "torch 2.13.0",
+        "## License",
+    ):
+        assert part in text
+    advice = view.advice("med")
+    assert advice is not None
+    assert advice.headline.split(":")[0] in text.replace("\\", "")
+
+
+def test_whether_these_settings_are_the_recommended_ones_is_said() -> None:
+    view = StudyView(*ordinary_study())
+    advice = view.advice("med")
+    assert advice is not None
+    assert advice.chosen is not None
+    texts = {t.spec.arm_label: card_of(view, t) for t in view.study.trials if t.spec.task == "med"}
+    told = [k for k, text in texts.items() if "settings that the study recommends." in text]
+    assert told == [advice.chosen.label]
+    others = [text for label, text in texts.items() if label != advice.chosen.label]
+    assert all("The study recommends other settings, " in text for text in others)
+
+
+@pytest.mark.parametrize(
+    ("truth", "step", "sentence"),
+    [
+        (Truth(num_items=20, retention=()), None, "the study has no retention task."),
+        (Truth(num_items=20), 5, "These are the weights after 5 optimizer steps. The study scored"),
+        (
+            Truth(num_items=20, failed={(8, 1e-3, 0): "failed"}),
+            None,
+            "The study has not scored this trial, so nothing is known of it.",
+        ),
+    ],
+)
+def test_what_the_study_does_not_know_is_said(
+    truth: Truth, step: int | None, sentence: str
+) -> None:
+    view = StudyView(*study_and_advice(truth))
+    text = card_of(view, trial_of(view.study, "med r=8 lr=0.001 seed=0"), step)
+    assert sentence in text
+    part = text.partition("## What it scores")[2].partition("## How it was chosen")[0]
+    if "no retention" not in sentence:
+        assert not re.search(r"\d (%|points)", part)
+    for word in ("nan", "None"):
+        assert not re.search(rf"\b{word}\b", text)
+
+
+def test_hostile_text_stays_text() -> None:
+    view = StudyView(*hostile_study())
+    text = card_of(view, view.study.trials[0])
+    front = text.split("---\n")[1]
+    assert set(yaml.safe_load(front)) == {"base_model", "library_name", "pipeline_tag", "tags"}
+    outside = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    body = outside.partition("\n---\n")[2]
+    assert "\u202e" not in text
+    assert not re.search(r"(?<!\\)<[a-zA-Z/!]", body)
+    assert not re.search(r"(?<!\\)\]\(", body)
+
+
+def test_a_card_names_no_folder_of_its_maker() -> None:
+    study = synthetic_study(Truth(num_items=20))
+    study = replace(
+        study,
+        model=study.model.model_copy(update={"label": "/home/me/models/Mine 7B"}),
+        tasks=tuple(
+            t.model_copy(update={"source": "/home/me/train.jsonl, ./x/test.jsonl"})
+            for t in study.tasks
+        ),
+    )
+    _, advice = study_and_advice(Truth(num_items=20))
+    text = card_of(StudyView(study, advice), study.trials[0])
+    assert "/home" not in text
+    assert "| data | train.jsonl, test.jsonl |" in text
+    assert yaml.safe_load(text.split("---\n")[1])["base_model"] == "Mine-7B"
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B"), ("pocket", "pocket"), ("../a/b c", "b-c"),
+     ("/", "unknown"), ("a/b/c", "c")],
+)  # fmt: skip
+def test_names_of_bases(label: str, name: str) -> None:
+    assert hub_name(label) == name
