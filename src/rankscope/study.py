@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rankscope.advise.mitigation import compare_mitigations
 from rankscope.advise.recommend import recommend
+from rankscope.advise.subjects import subject_changes
 from rankscope.config.analyze import SpectraConfig
 from rankscope.config.file import dump_study, load_study
 from rankscope.config.schema import StudyConfig
@@ -130,7 +131,13 @@ def conclude(out: Path) -> tuple[StudyRecords, Recommendation]:
     """
     with Ledger.open(out, write=False) as ledger:
         study = ledger.load()
-    recommendation = recommend(study).model_copy(update={"mitigation": compare_mitigations(study)})
+    recommendation = recommend(study)
+    recommendation = recommendation.model_copy(
+        update={
+            "mitigation": compare_mitigations(study),
+            "subjects": subject_changes(study, recommendation),
+        }
+    )
     replace_text(out / "recommendation.json", recommendation.model_dump_json(indent=2) + "\n")
     made = out / "report.html.new"
     write_report(study, recommendation, made)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import cache
 
 from rankscope.advise.recommend import recommend
+from rankscope.advise.subjects import subject_changes
 from rankscope.records import Recommendation, StudyRecords
 from synthetic_study import Truth, synthetic_study
 
@@ -35,7 +36,8 @@ ORDINARY = Truth(
 def study_and_advice(truth: Truth) -> tuple[StudyRecords, Recommendation]:
     """A simulated study with its recommendation."""
     study = synthetic_study(truth)
-    return study, recommend(study)
+    advice = recommend(study)
+    return study, advice.model_copy(update={"subjects": subject_changes(study, advice)})
 
 
 @cache
@@ -86,5 +88,9 @@ def _renamed(advice: Recommendation, names: dict[str, str]) -> Recommendation:
                 arm[group] = {names[key]: value for key, value in arm[group].items()}
         for reason in task["reasons"]:
             reason["text"] = HOSTILE
+    for change in text["subjects"]:
+        change["task"] = names[change["task"]]
+        change["tested_on"] = names[change["tested_on"]]
+        change["subject"] += HOSTILE
     text["method"] = HOSTILE
     return Recommendation.model_validate(text)

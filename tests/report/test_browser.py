@@ -1,125 +1,198 @@
-"""The report opened in Chromium: everything drawn, nothing asked for, nothing broken.
+"""Our pages opened in Chromium: everything drawn, nothing asked for, nothing broken."""
 
-The page keeps its own record of faults on ``<html>``; Chromium runs it and prints the document.
-"""
-
-import html
-import re
-import shutil
-import subprocess
+import csv
+import io
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, Page
 
-from rankscope.report.html import render
+from pocket_study import changed, small_study
+from rankscope.comparing import compare
+from rankscope.provenance import provenance
+from rankscope.records import Recommendation, StudyRecords
+from rankscope.report.comparison import write_comparison_page
+from rankscope.report.html import render, sections
+from rankscope.report.inspection import render as render_inspection
 from rankscope.report.style import SURFACE
 from rankscope.report.view import StudyView
+from rankscope.study import conclude
 
+from .browser import CHROMIUM, NONE_FOUND, chromium, opened
 from .studies import hostile_study, ordinary_study
+from .test_inspection_page import HOSTILE, inspection
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
-    None,
-)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium on this machine: the page was not opened in a browser"
-)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NONE_FOUND)
 
-QUIET = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-default-apps",
-    "--disable-extensions",
-    "--disable-sync",
-    "--virtual-time-budget=120000",
-)
-
-# Runs after the page is ready and writes what it finds on <html>, as the page itself does.
-AFTER = """<script>
-(async () => {
-  const out = document.documentElement.dataset;
-  while (out.ready !== "yes") await new Promise((go) => setTimeout(go, 50));
-  const boxes = Array.from(document.querySelectorAll("[data-figure]"));
-  out.drawings = boxes.filter((box) => box.querySelector("svg.main-svg")).length;
-  out.paper = boxes[0]._fullLayout.paper_bgcolor;
-  const image = await Plotly.toImage(boxes[0], { format: "png", width: 400, height: 300 });
-  out.png = image.slice(0, 21) + image.length;
-  const blobs = [];
-  URL.createObjectURL = (blob) => { blobs.push(blob); return "#"; };
-  document.querySelector("button.csv").click();
-  out.csv = await blobs[0].text();
-  const select = document.querySelector("select[data-for]");
-  select.selectedIndex = 1;
-  select.dispatchEvent(new Event("change"));
-  const map = boxes.find((box) => box.dataset.figure === select.dataset.for);
-  out.layers = map.data.map((trace) => Number(trace.visible)).join("");
-  out.overflow = document.documentElement.scrollWidth - innerWidth;
-  out.requests = performance.getEntriesByType("resource").length;
-  out.done = "yes";
-})();
-</script>"""
-DARK = """<script>
-const asked = window.matchMedia.bind(window);
-window.matchMedia = (query) => query.includes("color-scheme: dark")
-  ? { matches: true, addEventListener() {} } : asked(query);
-</script>"""
+PHONE = {"width": 400, "height": 800}
+NO_OVERFLOW = "() => document.documentElement.scrollWidth <= innerWidth"
 
 
-def opened(page: str, folder: Path, width: int = 1280) -> dict[str, str]:
-    """Open a page in Chromium; what it left on ``<html>``, by name."""
-    path = folder / "report.html"
-    path.write_text(page.replace("</body>", AFTER + "</body>"), encoding="utf-8")
-    command = [
-        str(CHROMIUM),
-        *QUIET,
-        f"--window-size={width},900",
-        f"--user-data-dir={folder / 'profile'}",
-        "--dump-dom",
-        path.as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=240)
-    text = done.stdout.decode("utf-8")
-    opening = re.search(r"<html[^>]*>", text)
-    assert opening is not None, done.stderr.decode("utf-8", "replace")[-2000:]
-    return {k: html.unescape(v) for k, v in re.findall(r'data-([\w-]+)="([^"]*)"', opening[0])}
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
 
 
-def assert_clean(found: dict[str, str], figures: int) -> None:
-    assert found.get("done") == "yes", found
-    assert found["errors"] == "0", found.get("last-error")
-    assert found["violations"] == "0", found.get("last-violation")
-    assert found["requests"] == "0"
-    assert int(found["figures"]) == int(found["drawn"]) == int(found["drawings"]) == figures
-    assert found["png"].startswith("data:image/png;base64")
-    assert "owned" not in found
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study trained here, with curves, milder forms and heads: every kind of figure."""
+    folder = tmp_path_factory.mktemp("real")
+    small_study(
+        folder,
+        arms=[
+            {"method": "lora", "rank": [2, 8], "lr": [1e-3, 2e-3]},
+            {"method": "full", "lr": 5e-4},
+        ],
+        max_pack=None,
+        **changed("train", evaluate_every=4, evaluate_items=8),
+        **changed("evaluate", scales=[0.5]),
+        analyze={"heads": {"enabled": True, "ablate": ["pocket_med"]}},
+    ).run(folder / "out")
+    conclude(folder / "out")
+    return folder / "out"
 
 
-def test_every_figure_is_drawn_and_every_button_works(tmp_path: Path) -> None:
+def plots_of(study: StudyRecords, advice: Recommendation) -> int:
+    """Figures of a study's page that have something to draw."""
+    parts = sections(StudyView(study, advice))
+    return sum(f.plot is not None for part in parts for f in part.figures)
+
+
+def written(page: str, folder: Path) -> Path:
+    path = folder / "page.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def test_the_report_of_a_real_study_draws_every_figure(browser: Browser, real: Path) -> None:
+    study, advice = conclude(real)
+    expected = plots_of(study, advice)
+    assert expected >= 14  # planes, curves, scaling, ranks, map, spectra, heads, loss, cost
+    with opened(browser, real / "report.html") as found:
+        found.assert_clean(expected)
+        page = found.page
+        for select in page.query_selector_all("select[data-for]"):
+            for choice in range(len(select.query_selector_all("option"))):
+                select.select_option(index=choice)
+        found.assert_clean(expected)
+        image = page.evaluate(
+            "() => Plotly.toImage(document.querySelector('[data-figure]'), {format: 'png'})"
+        )
+        assert image.startswith("data:image/png;base64")
+
+
+def column(page: Page, key: str, place: int) -> list[str]:
+    """What a column of a figure's table shows, from top to bottom."""
+    cells = page.query_selector_all(f"#{key} tbody td:nth-child({place})")
+    return [cell.text_content() or "" for cell in cells]
+
+
+def test_tables_sort_by_mouse_and_by_keyboard(browser: Browser, real: Path) -> None:
+    with opened(browser, real / "report.html") as found:
+        page = found.page
+        page.eval_on_selector_all("details", "(all) => all.forEach((one) => { one.open = true; })")
+        key = "in-domain-0"
+        ranks = column(page, key, 2)
+        # Two learning rates of two ranks; full fine-tuning and the base have no rank.
+        assert sorted(ranks) == ["2", "2", "8", "8", "\N{EN DASH}", "\N{EN DASH}"]
+        button = f"#{key} th:nth-child(2) button"
+        page.click(button)
+        assert column(page, key, 2) == ["2", "2", "8", "8", "\N{EN DASH}", "\N{EN DASH}"]
+        heading = page.query_selector(f"#{key} th:nth-child(2)")
+        assert heading is not None
+        assert heading.get_attribute("aria-sort") == "ascending"
+        page.focus(button)
+        page.keyboard.press("Enter")
+        assert column(page, key, 2) == ["8", "8", "2", "2", "\N{EN DASH}", "\N{EN DASH}"]
+        assert heading.get_attribute("aria-sort") == "descending"
+        page.click(f"#{key} th:nth-child(1) button")
+        assert column(page, key, 1)[0] == "base"
+        assert heading.get_attribute("aria-sort") is None
+        bare = page.query_selector_all("table:has(tbody tr:nth-child(2)) th:not(:has(button))")
+        assert bare == []
+
+
+def test_every_table_of_a_figure_downloads_as_csv(browser: Browser, tmp_path: Path) -> None:
     study, advice = ordinary_study()
-    page = render(StudyView(study, advice))
-    found = opened(page, tmp_path)
-    assert_clean(found, figures=19)
-    lines = found["csv"].splitlines()
-    arms = advice.advice[0].arms
-    assert lines[0].startswith('"arm","seeds","gain over base, points"')
-    assert [line.split(",")[0] for line in lines[1:]] == [f'"{arm.label}"' for arm in arms]
-    gain = arms[0].gain
-    assert gain is not None
-    assert float(lines[1].split(",")[2]) == pytest.approx(100 * gain.value)
-    assert found["layers"] == "01" + "0" * (len(found["layers"]) - 2)
+    figures = [f for part in sections(StudyView(study, advice)) for f in part.figures]
+    path = written(render(StudyView(study, advice)), tmp_path)
+    with opened(browser, path) as found:
+        page = found.page
+        page.eval_on_selector_all("details", "(all) => all.forEach((one) => { one.open = true; })")
+        assert len(page.query_selector_all("figure button.csv")) == len(figures)
+        for figure in figures:
+            with page.expect_download() as started:
+                page.click(f"#{figure.key} button.csv")
+            assert started.value.suggested_filename == f"rankscope-{figure.key}.csv"
+            text = started.value.path().read_bytes().decode("utf-8")
+            heading, *rows = csv.reader(io.StringIO(text, newline=""))
+            assert heading == [c.title for c in figure.table.columns]
+            assert len(rows) == len(figure.table.rows)
+            for row, cells in zip(rows, figure.table.rows, strict=True):
+                for shown, cell in zip(row, cells, strict=True):
+                    if isinstance(cell, str):
+                        assert shown.removeprefix("'") == cell
+                    else:
+                        assert (float(shown) if shown else None) == cell
+        assert found.complaints == []
 
 
-def test_hostile_data_do_nothing_in_a_browser(tmp_path: Path) -> None:
-    assert_clean(opened(render(StudyView(*hostile_study())), tmp_path), figures=19)
+def test_a_dark_system_gets_dark_figures_and_may_change_its_mind(
+    browser: Browser, real: Path
+) -> None:
+    paper = "() => document.querySelector('[data-figure]')._fullLayout.paper_bgcolor"
+    with opened(browser, real / "report.html", color_scheme="dark") as found:
+        found.assert_clean(plots_of(*conclude(real)))
+        assert found.page.evaluate(paper) == SURFACE.dark
+        found.page.emulate_media(color_scheme="light")
+        deadline = time.monotonic() + 60
+        while found.page.evaluate(paper) != SURFACE.light and time.monotonic() < deadline:
+            found.page.wait_for_timeout(50)  # the page's policy forbids Playwright's own waiting
+        assert found.page.evaluate(paper) == SURFACE.light
+        assert found.complaints == []
 
 
-def test_a_dark_system_gets_dark_figures_and_a_phone_no_sideways_scroll(tmp_path: Path) -> None:
-    page = render(StudyView(*ordinary_study())).replace("<style>", DARK + "<style>", 1)
-    found = opened(page, tmp_path, width=500)
-    assert_clean(found, figures=19)
-    assert found["paper"] == SURFACE.dark
-    assert int(found["overflow"]) <= 0
+def test_a_phone_gets_no_sideways_scroll(browser: Browser, real: Path) -> None:
+    with opened(browser, real / "report.html", viewport=PHONE) as found:
+        found.assert_clean(plots_of(*conclude(real)))
+        assert found.page.evaluate(NO_OVERFLOW)
+        found.page.eval_on_selector_all(
+            "details", "(all) => all.forEach((one) => { one.open = true; })"
+        )
+        assert found.page.evaluate(NO_OVERFLOW)
+
+
+def test_hostile_data_do_nothing_in_a_browser(browser: Browser, tmp_path: Path) -> None:
+    study, advice = hostile_study()
+    path = written(render(StudyView(study, advice)), tmp_path)
+    for viewport in ({"width": 1280, "height": 900}, PHONE):
+        with opened(browser, path, viewport=viewport) as found:
+            found.page.eval_on_selector_all(
+                "details", "(all) => all.forEach((one) => { one.open = true; })"
+            )
+            for button in found.page.query_selector_all("button.sort"):
+                button.click(force=True)
+            found.assert_clean(plots_of(study, advice))
+            assert found.page.evaluate(NO_OVERFLOW)
+
+
+def test_the_pages_of_a_comparison_and_an_inspection_are_whole(
+    browser: Browser, real: Path, tmp_path: Path
+) -> None:
+    small_study(tmp_path, arms=[{"method": "lora", "rank": [2, 8], "lr": 2e-3}], seeds=[0]).run(
+        tmp_path / "other"
+    )
+    write_comparison_page(
+        compare([real, tmp_path / "other"]), provenance(), tmp_path / "compared.html"
+    )
+    inspected = written(render_inspection(inspection(HOSTILE)), tmp_path)
+    for path in (tmp_path / "compared.html", inspected):
+        for context in ({"color_scheme": "dark"}, {"viewport": PHONE}):
+            with opened(browser, path, **context) as found:
+                drawn = len(found.page.query_selector_all("[data-figure]"))
+                assert drawn >= 1
+                found.assert_clean(drawn)
+                assert found.page.evaluate(NO_OVERFLOW)

@@ -49,6 +49,26 @@ def test_a_small_table_as_it_was_written_by_hand() -> None:
     assert latex(SMALL) == LATEX
 
 
+def test_a_value_and_its_interval_are_one_column_but_in_csv() -> None:
+    titles = ("gain", "gain, low", "gain, high")
+    made = table(
+        [Column("arm"), *(Column(t, 1) for t in titles), Column("n", 0)],
+        [("a", 3.14, -1.0, 7.25, 12), ("b", 2.0, None, None, 1), ("c", None, None, None, 0)],
+    )
+    assert markdown(made) == (
+        "| arm | gain \\[95 %\\] | n |\n| --- | --- | ---: |\n"
+        "| a | 3.1 \\[\N{MINUS SIGN}1.0, 7.2\\] | 12 |\n| b | 2.0 | 1 |\n"
+        "| c | \N{EN DASH} | 0 |\n"
+    )
+    assert r"a & 3.1 {[}$-$1.0, 7.2] & 12 \\" in latex(made)
+    assert comma_separated(made).splitlines() == [
+        'arm,gain,"gain, low","gain, high",n',
+        "a,3.14,-1.0,7.25,12",
+        "b,2.0,,,1",
+        "c,,,,0",
+    ]
+
+
 def test_csv_reads_back_with_every_digit() -> None:
     numbers = (1 / 3, -1e-12, 12345678901234567890, 0)
     made = table([Column("n", 1)], [(value,) for value in numbers])

@@ -19,8 +19,10 @@ from rankscope.report.figures import (
     curve,
     heads,
     plane,
+    rate_map,
     scaling,
     spectra,
+    subjects,
     training,
     transfer,
 )
@@ -86,7 +88,11 @@ def sections(view: StudyView) -> list[Section]:
     maps = [figure for task in tasks if (figure := heads.draw(view, task)) is not None]
     units = dict.fromkeys(view.unit(task.name) for task in view.study.tasks)
     retention = [accuracy.draw_retention(view, task) for task in tasks]
-    ranks = [figure for pair in zip(in_domain, retention, strict=True) for figure in pair]
+    rates = [rate_map.draw(view, task) for task in tasks]
+    ranks = [
+        figure for of_task in zip(in_domain, retention, rates, strict=True) for figure in of_task
+    ]
+    by_subject = [figure for task in tasks if (figure := subjects.draw(view, task)) is not None]
     weights = (
         spectra.draw_norm,
         spectra.draw_effective_rank,
@@ -117,7 +123,7 @@ def sections(view: StudyView) -> list[Section]:
             "transfer",
             "What training did elsewhere",
             "Every tested task against every trained one.",
-            tuple(transfer.draw(view, unit) for unit in units) if tasks else (),
+            (*(transfer.draw(view, unit) for unit in units), *by_subject) if tasks else (),
         ),
         Section(
             "spectra",

@@ -1,6 +1,7 @@
 """Data tables as Markdown, CSV and LaTeX: inert text, whatever stands in the data.
 
-Markdown and LaTeX show the digits that the page shows; CSV has every digit.
+Markdown and LaTeX show the digits that the page shows, and a value with its interval in one column;
+CSV has every digit, and a column for each.
 """
 
 import csv
@@ -8,7 +9,7 @@ import io
 import re
 from collections.abc import Callable
 
-from rankscope.report.figure import Cell, DataTable
+from rankscope.report.figure import Cell, Column, DataTable
 from rankscope.report.style import MINUS, UNKNOWN, visible
 
 MAX_CELL = 400
@@ -67,8 +68,32 @@ def is_numeric(table: DataTable, column: int) -> bool:
     return any(cell is not None for cell in cells) and not any(isinstance(c, str) for c in cells)
 
 
+def with_intervals(table: DataTable) -> DataTable:
+    """Columns ``x``, ``x, low`` and ``x, high`` as one, ``x [95 %]``: ``3.1 [1.0, 5.2]``."""
+    titles = [column.title for column in table.columns]
+    starts = {
+        place
+        for place, title in enumerate(titles)
+        if titles[place + 1 : place + 3] == [f"{title}, low", f"{title}, high"]
+    }
+    kept = [p for p in range(len(titles)) if not {p - 1, p - 2} & starts]
+
+    def cell(row: tuple[Cell, ...], place: int) -> Cell:
+        value = row[place]
+        if place not in starts or value is None:
+            return value
+        shown, *ends = (table.shown(row[place + i], table.columns[place + i]) for i in range(3))
+        return f"{shown} [{ends[0]}, {ends[1]}]" if None not in row[place : place + 3] else shown
+
+    return DataTable(
+        tuple(Column(f"{titles[p]} [95 %]") if p in starts else table.columns[p] for p in kept),
+        tuple(tuple(cell(row, place) for place in kept) for row in table.rows),
+    )
+
+
 def markdown(table: DataTable) -> str:
     """A table in GitHub's Markdown; numbers flush right."""
+    table = with_intervals(table)
     rules = ["---:" if is_numeric(table, i) else "---" for i in range(len(table.columns))]
     lines = [
         [markdown_text(column.title) for column in table.columns],
@@ -80,6 +105,7 @@ def markdown(table: DataTable) -> str:
 
 def latex(table: DataTable) -> str:
     """A ``tabular`` for the booktabs package; numbers flush right."""
+    table = with_intervals(table)
     kinds = "".join("r" if is_numeric(table, i) else "l" for i in range(len(table.columns)))
     heading = " & ".join(latex_text(column.title) for column in table.columns)
     body = "".join(" & ".join(row) + r" \\" + "\n" for row in shown_rows(table, latex_text))

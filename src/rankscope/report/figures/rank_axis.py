@@ -113,8 +113,8 @@ def rank_plot(view: StudyView, task: str, panels: Sequence[Panel]) -> go.Figure 
     width = max(math.log2(ranks[-1] / ranks[0]), 1.0)
     left, right = math.log2(ranks[0]) - 0.06 * width, math.log2(ranks[-1]) + 0.14 * width
     for row, panel in enumerate(panels, start=1):
-        for line in panel.lines:
-            _add_reference(figure, row, line, (left, right), panel.digits)
+        for line, side in zip(panel.lines, _sides(panel, lines), strict=True):
+            _add_reference(figure, row, line, (left, right, side), panel.digits)
         for series in lines:
             if len(lines) <= MAX_BANDS or series == spoken_of:
                 _add_band(figure, row, series, panel)
@@ -122,6 +122,8 @@ def rank_plot(view: StudyView, task: str, panels: Sequence[Panel]) -> go.Figure 
         y_axis = axis(
             type="log" if panel.log else "linear",
             rangemode="tozero" if panel.from_zero else "normal",
+            # One tick a decade, where there are decades.
+            dtick=1 if panel.log and _span(panel, lines) > 1.5 else None,
         )
         figure.update_yaxes(y_axis, row=row, col=1)
         top = figure.layout["yaxis" if row == 1 else f"yaxis{row}"].domain[1]
@@ -135,6 +137,42 @@ def rank_plot(view: StudyView, task: str, panels: Sequence[Panel]) -> go.Figure 
     figure.update_xaxes(x_axis)
     figure.update_xaxes(title_text="LoRA rank r (log scale)", row=rows, col=1)
     return figure
+
+
+def _heights(panel: Panel, lines: Sequence[Series]) -> list[float]:
+    """Every value of a panel on its axis, ends of intervals too."""
+    points = [line.point for line in panel.lines]
+    points += [p for series in lines for arm in series.arms if (p := panel.value(arm))]
+    values = [v for point in points for v in point if v is not None]
+    if panel.log:
+        return [math.log10(v) for v in values if v > 0]
+    return [*values, 0.0] if panel.from_zero else values
+
+
+def _span(panel: Panel, lines: Sequence[Series]) -> float:
+    """Height of a panel in its axis's units; decades of a logarithmic one."""
+    heights = _heights(panel, lines)
+    return max(heights) - min(heights) if heights else 0.0
+
+
+def _sides(panel: Panel, lines: Sequence[Series]) -> list[str]:
+    """Where the name of every reference line stands: above it, or below where another line that
+    lies close above has its name."""
+    close = 0.12 * _span(panel, lines)
+    at = [
+        math.log10(line.point.value) if panel.log and line.point.value > 0 else line.point.value
+        for line in panel.lines
+    ]
+    return [
+        "bottom left"
+        if any(
+            0 <= other - own < close and (other > own or place < position)
+            for place, other in enumerate(at)
+            if place != position
+        )
+        else "top left"
+        for position, own in enumerate(at)
+    ]
 
 
 def _points(series: Series, panel: Panel) -> list[tuple[ArmSummary, float, Point]]:
@@ -187,9 +225,14 @@ def _add_series(figure: go.Figure, row: int, view: StudyView, series: Series, pa
 
 
 def _add_reference(
-    figure: go.Figure, row: int, line: Line, ends: tuple[float, float], digits: int | None
+    figure: go.Figure,
+    row: int,
+    line: Line,
+    ends_and_side: tuple[float, float, str],
+    digits: int | None,
 ) -> None:
     value, low, high = line.point
+    ends, side = ends_and_side[:2], ends_and_side[2]
     if low is not None and high is not None:
         figure.add_scatter(
             x=[*ends, *ends[::-1]],
@@ -208,7 +251,7 @@ def _add_reference(
         mode="lines+text",
         line={"color": line.color.light, "dash": line.dash, "width": 1.5},
         text=["", name(line.label)],
-        textposition="top left",
+        textposition=side,
         cliponaxis=False,  # a line at the top of its panel keeps its name
         textfont={"color": line.color.light if line.color != BASE else INK.light, "size": 12},
         hoverinfo="text",

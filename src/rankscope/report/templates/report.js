@@ -68,6 +68,46 @@
     });
   });
 
+  // What a cell is sorted by; unknown numbers come last in either direction.
+  function sortValue(cell) {
+    if (cell.dataset.v !== undefined) return Number(cell.dataset.v);
+    return cell.matches("td.n") ? null : cell.textContent;
+  }
+
+  function compared(a, b) {
+    if (typeof a === "number" && typeof b === "number") return a - b;
+    return String(a).localeCompare(String(b), "en", { numeric: true });
+  }
+
+  function sortBy(table, column, direction) {
+    const known = [], unknown = [];
+    for (const row of table.tBodies[0].rows) {
+      const value = sortValue(row.cells[column]);
+      (value === null ? unknown : known).push({ row, value });
+    }
+    known.sort((a, b) => direction * compared(a.value, b.value));
+    table.tBodies[0].append(...known.concat(unknown).map((entry) => entry.row));
+  }
+
+  document.querySelectorAll("thead").forEach((head) => {
+    const table = head.parentElement;
+    if (table.tBodies[0].rows.length < 2) return;
+    const headings = Array.from(head.rows[0].cells);
+    headings.forEach((heading, column) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.className = "sort";
+      button.append(...heading.childNodes);
+      heading.append(button);
+      button.addEventListener("click", () => {
+        const up = heading.getAttribute("aria-sort") !== "ascending";
+        headings.forEach((other) => other.removeAttribute("aria-sort"));
+        heading.setAttribute("aria-sort", up ? "ascending" : "descending");
+        sortBy(table, column, up ? 1 : -1);
+      });
+    });
+  });
+
   document.querySelectorAll("select[data-for]").forEach((select) => {
     select.addEventListener("change", () => {
       shown[select.dataset.for] = select.selectedIndex;

@@ -1,0 +1,92 @@
+"""Retention subject by subject: where an arm forgot, not only how much."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rankscope.advise.matching import compared, scores_of
+from rankscope.advise.statistics import weighted_estimate
+from rankscope.advise.summaries import (
+    Arm,
+    adjusted_within_family,
+    retention_by_unit,
+    summarize,
+)
+from rankscope.records import (
+    BASE,
+    ItemScores,
+    Recommendation,
+    StudyRecords,
+    SubjectChange,
+    TaskAdvice,
+)
+
+MOST_ARMS = 16
+"""Arms of a training task that are looked at: a table of all of a large study is no picture."""
+
+
+def subject_changes(
+    study: StudyRecords, recommendation: Recommendation
+) -> tuple[SubjectChange, ...]:
+    """Tuned minus base on each subject of each retention task, report split.
+
+    Of the arms that the advice names or compares, each at the learning rate chosen for it. Tasks
+    with fewer than two subjects have nothing to tell apart; items without a subject are left out.
+    """
+    arms = summarize(study)
+    found: list[SubjectChange] = []
+    for advice in recommendation.advice:
+        named = labels_of(advice)
+        shown = [arm for arm in arms.get(advice.task, ()) if arm.summary.label in named]
+        for arm in shown[:MOST_ARMS]:
+            found += changes_of(study, arm)
+    return tuple(found)
+
+
+def labels_of(advice: TaskAdvice) -> set[str]:
+    """Arms that the advice of one task compares, chose or speaks of."""
+    named = [label for c in advice.comparisons for label in (c.first_label, c.second_label)]
+    named += [advice.chosen.label] if advice.chosen else []
+    others = (advice.subject_label, advice.best_full_label, advice.best_lora_label)
+    return {*named, *(label for label in others if label is not None)}
+
+
+def changes_of(study: StudyRecords, arm: Arm) -> list[SubjectChange]:
+    """One arm: its changes are one family."""
+    found = []
+    for task in [t for of_unit in retention_by_unit(study, arm.task) for t in of_unit]:
+        base = study.items.get((BASE, task.name, "report"))
+        subjects = [] if base is None else subjects_of(base)
+        if base is None or len(subjects) < 2:
+            continue
+        tuned = scores_of(study, arm.finished, task.name, "report")
+        for subject in subjects:
+            pair = compared(
+                [only(scores, subject) for scores in tuned], [only(base, subject)], trained=False
+            )
+            if pair is not None:
+                found.append((task.name, subject, weighted_estimate([pair])))
+    adjusted = adjusted_within_family([estimate for _, _, estimate in found])
+    return [
+        SubjectChange(
+            task=arm.task, label=arm.summary.label, tested_on=name, subject=subject, change=estimate
+        )
+        for (name, subject, _), estimate in zip(found, adjusted, strict=True)
+    ]
+
+
+def subjects_of(scores: ItemScores) -> list[str]:
+    """Every subject named, in alphabetic order."""
+    return sorted({subject for subject in scores.subjects if subject is not None})
+
+
+def only(scores: ItemScores, subject: str) -> ItemScores:
+    """The items of one subject; they stand by themselves."""
+    mask = np.array([own == subject for own in scores.subjects], dtype=bool)
+    kept: Sequence[int] = np.flatnonzero(mask).tolist()
+    return ItemScores(
+        item_ids=tuple(scores.item_ids[i] for i in kept),
+        scores=scores.scores[mask],
+        gold_logprobs=scores.gold_logprobs[mask],
+        subjects=(None,) * len(kept),
+    )

@@ -1,0 +1,83 @@
+"""The maps of learning rate x rank and of retention by subject."""
+
+import pytest
+
+from rankscope.records import Recommendation, StudyRecords
+from rankscope.report.figures import rate_map, subjects
+from rankscope.report.view import StudyView
+from synthetic_study import Truth
+
+from .studies import ordinary_study, study_and_advice
+
+
+def view_of(pair: tuple[StudyRecords, Recommendation]) -> StudyView:
+    return StudyView(*pair)
+
+
+def test_every_arm_has_its_cell_and_the_frame_is_around_the_recommended_one() -> None:
+    view = view_of(ordinary_study())
+    figure = rate_map.draw(view, "med")
+    assert figure.plot is not None
+    arms = {arm.label: arm for arm in view.arms("med")}
+    assert {row[0] for row in figure.table.rows} == set(arms)
+    gain, selection, forgetting = figure.plot.data
+    assert [c.label for c in figure.choices] == [
+        "gain over base", "gain on the selection split", "forgetting",
+    ]  # fmt: skip
+    assert tuple(gain.x) == ("0.0005", "0.001", "0.003")
+    assert tuple(gain.y) == ("r=2", "r=8", "r=32", "full")
+    place = (tuple(gain.y).index("r=8"), tuple(gain.x).index("0.003"))
+    arm = arms["r=8 lr=0.003"]
+    assert arm.gain is not None
+    assert arm.forgetting is not None
+    assert gain.z[place[0]][place[1]] == 100 * arm.gain.value
+    assert selection.z[place[0]][place[1]] == 100 * (arm.selection_gain or 0)
+    assert forgetting.z[place[0]][place[1]] == -100 * arm.forgetting.value  # blue is good
+    assert gain.z[0][0] is None  # no LoRA arm at full fine-tuning's rate
+    advice = view.advice("med")
+    assert advice is not None
+    assert advice.chosen is not None
+    (frame,) = figure.plot.layout.shapes
+    at = gain.y[round((frame.y0 + frame.y1) / 2)], gain.x[round((frame.x0 + frame.x1) / 2)]
+    assert at == (f"r={advice.chosen.rank}", f"{advice.chosen.lr:g}")
+
+
+def test_the_best_rate_of_every_rank_is_named_and_the_edge_said() -> None:
+    def accuracy(rank: int | None, lr: float) -> float:
+        return 0.9 if lr == {2: 4e-3, 8: 2e-3}.get(rank or 0) else 0.4
+
+    truth = Truth(ranks=(2, 8), lrs=(1e-3, 2e-3, 4e-3), accuracy=accuracy)
+    finding = rate_map.draw(view_of(study_and_advice(truth)), "med").finding
+    assert finding == (
+        "On the selection split the gain is largest with the rate 0.002 at r=8; 0.004 at r=2. "
+        "That is the edge of the grid for r=2."
+    )
+
+
+def test_a_study_of_one_rate_is_told_so() -> None:
+    figure = rate_map.draw(view_of(study_and_advice(Truth(num_items=20))), "med")
+    assert figure.plot is None
+    assert "at one learning rate, 0.001" in figure.finding
+
+
+def test_subjects_that_fell_most_stand_on_top() -> None:
+    view = view_of(ordinary_study())
+    figure = subjects.draw(view, "law")
+    assert figure is not None
+    assert figure.plot is not None
+    (drawn,) = figure.plot.data
+    assert figure.choices[0].label == "general"
+    means = [sum(row) / len(row) for row in drawn.z]
+    assert means == pytest.approx(sorted(means))
+    # Five subjects; three ranks at the rate chosen for each, and full fine-tuning.
+    assert (len(drawn.y), len(drawn.x)) == (5, 4)
+    assert len(figure.table.rows) == 20
+    found = view.recommendation.subjects[-1]
+    row = figure.table.rows[-1]
+    assert row[:3] == (found.label, "general", found.subject)
+    assert row[3] == 100 * found.change.value
+
+
+def test_without_subjects_there_is_no_map() -> None:
+    view = view_of(study_and_advice(Truth(num_items=20, retention=())))
+    assert subjects.draw(view, "med") is None
