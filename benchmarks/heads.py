@@ -192,7 +192,7 @@ def closest(first: list[Floats], second: list[Floats]) -> list[float]:
     ]
 
 
-def validate(w: World, layers: list[int]) -> dict[str, object]:
+def validate(w: World, layers: list[int], save: Path | None) -> dict[str, object]:
     """Spearman's rank correlations of first-order importance with exact ablation."""
     ablations = single_heads(w.layout, layers)
     begun = time.perf_counter()
@@ -210,6 +210,8 @@ def validate(w: World, layers: list[int]) -> dict[str, object]:
     by_layer = [np.array([x.first_layer for x in ablations]) == layer for layer in layers]
     norms = np.concatenate([first[own] / np.linalg.norm(first[own]) for own in by_layer])
     worst = np.argsort(-exact)[:10]
+    if save is not None:
+        np.savez(save, signed=signed, rises=rises, falls=falls, layers=layers)
     return {
         "heads": len(ablations),
         "items": len(w.trees),
@@ -219,6 +221,16 @@ def validate(w: World, layers: list[int]) -> dict[str, object]:
         "spearman_within_layers_mean": float(
             np.mean([spearman(first[own], exact[own]) for own in by_layer])
         ),
+        "spearman_by_layer": {
+            str(layer): spearman(first[own], exact[own])
+            for layer, own in zip(layers, by_layer, strict=True)
+        },
+        "reliability": {
+            "exact": reliability(np.abs(rises)),
+            "importance": reliability(np.abs(signed)),
+            "exact_signed": reliability(rises),
+            "importance_signed": reliability(signed),
+        },
         "spearman_signed_mean": spearman(-signed.mean(1), rises.mean(1)),
         "spearman_accuracy_fall": spearman(first, falls),
         "spearman_without_layer_0": spearman(first[~by_layer[0]], exact[~by_layer[0]])
@@ -235,6 +247,27 @@ def validate(w: World, layers: list[int]) -> dict[str, object]:
             for i in worst
         },
     }
+
+
+SPLITS = 200
+"""Random halvings of the items."""
+
+
+def reliability(per_item: Floats) -> float:
+    """How far another draw of items would order the heads alike, by their means over items.
+
+    Spearman and Brown's 2 r / (1 + r), r the mean rank correlation between random halves of the
+    items. ``per_item`` is (heads, items).
+    """
+    drawn = np.random.default_rng(0)
+    found = []
+    for _ in range(SPLITS):
+        order = drawn.permutation(per_item.shape[1])
+        half = len(order) // 2
+        parts = (order[:half], order[half:])
+        found.append(spearman(*(per_item[:, part].mean(1) for part in parts)))
+    r = float(np.mean(found))
+    return 2 * r / (1 + r)
 
 
 def spearman(a: object, b: object) -> float:
@@ -256,6 +289,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--validate", action="store_true")
+    parser.add_argument("--save", type=Path, help="with --validate: an .npz of all values")
     options = parser.parse_args(arguments)
     w = world(options)
     every = list(range(len(w.layout)))
@@ -269,7 +303,7 @@ def main(arguments: list[str]) -> int:
         "dtype": str(w.base.model.dtype).removeprefix("torch."),
     }
     if options.validate:
-        result |= validate(w, layers)
+        result |= validate(w, layers, options.save)
     else:
         result |= race(w, layers, options.scratch_heads, options.plain_heads)
     print(json.dumps(rounded(result)))

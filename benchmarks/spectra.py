@@ -4,10 +4,10 @@
     python benchmarks/spectra.py --size 1024 --model ""
 
 One matrix of random numbers with a random update of rank 64, then a whole adapter of random numbers
-on the attention of a real model. The peer decomposes W0 and W fully, as PEFT's
-``reduce_intruder_dimension`` does for every layer (measured: the same two ``torch.linalg.svd``
-calls); similarity needs W's alone. Every line is one JSON object; it ends with 1 where a parity
-fails. benchmarks/README.md says what the fields mean.
+on the attention of a real model. The peer decomposes W0 and W fully; similarity needs W's alone.
+With ``--peft`` PEFT's own ``reduce_intruder_dimension`` is timed on that matrix as well: it
+decomposes W0 and W, and then what it writes. Every line is one JSON object; it ends with 1 where a
+parity fails. benchmarks/README.md says what the fields mean.
 """
 
 import argparse
@@ -16,12 +16,15 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.intruders import reduce_intruder_dimension
+from torch import Tensor, nn
 
 from race import rounded
 from rankscope.analyze.decomposition import SVD, BaseSpectra, cache_bytes, svd
@@ -104,6 +107,23 @@ def update(m: int, n: int, rank: int, size: float, seed: int) -> tuple[Tensor, T
     return a, size * torch.randn(m, rank, generator=generator) / m**0.5
 
 
+def peft_on_one_layer(weight: Tensor, A: Tensor, B: Tensor) -> tuple[float, int]:
+    """Seconds of PEFT's own function on a model of this one layer, and intruders that it names."""
+    model = nn.Sequential(OrderedDict(layer=nn.Linear(*weight.shape[::-1], bias=False)))
+    settings = LoraConfig(r=len(A), lora_alpha=len(A), target_modules=["layer"])
+    tuned = get_peft_model(model, settings)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for name, tensor in (("base_layer", weight), ("lora_A", A), ("lora_B", B)):
+            found = [p for key, p in tuned.named_parameters() if f".{name}." in key]
+            found[0].copy_(tensor)
+    said: list[str] = []
+    began = time.perf_counter()
+    reduce_intruder_dimension(tuned, top_k=INTRUDERS, logging_sink=said.append)
+    took = time.perf_counter() - began
+    counts = [int(text.rpartition(" ")[2]) for text in said if "Intruders: " in text]
+    return took, sum(counts)
+
+
 def heading(benchmark: str) -> dict[str, object]:
     """The first fields of a line."""
     here = provenance()
@@ -111,7 +131,9 @@ def heading(benchmark: str) -> dict[str, object]:
     return {"benchmark": benchmark, "device": device}
 
 
-def race_matrix(size: int, rank: int, folder: Path) -> list[tuple[dict[str, object], Parity]]:
+def race_matrix(
+    size: int, rank: int, folder: Path, peft: bool
+) -> list[tuple[dict[str, object], Parity]]:
     """One square matrix: intruders among the first ten, then similarity of the first 500."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(size, size, generator=generator) / size**0.5
@@ -154,6 +176,9 @@ def race_matrix(size: int, rank: int, folder: Path) -> list[tuple[dict[str, obje
             "cache_bytes": cache_bytes(folder),
             "peak_memory_bytes": peak_memory_bytes(torch.device("cpu")),
         }
+        if peft and name == "spectra_intruders":
+            took, count = peft_on_one_layer(weight, A, B)
+            line |= {"peft_seconds": took, "ratio_peft": took / ours, "peft_intruders": count}
         results.append((line, parity))
     return results
 
@@ -208,18 +233,20 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=4096, help="of the square matrix; 0 for none")
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--model", default="smollm2-135m", help="fetched model or folder, or none")
+    parser.add_argument("--peft", action="store_true", help="time PEFT's own function too")
     options = parser.parse_args()
     keep_freed_memory()
     results = []
     with tempfile.TemporaryDirectory() as folder:
         if options.size:
-            results += race_matrix(options.size, options.rank, Path(folder) / "matrix")
+            place = Path(folder) / "matrix"
+            results += race_matrix(options.size, options.rank, place, options.peft)
             for line, _ in results:
                 print(json.dumps(rounded(line)), flush=True)
         if options.model:
             given = Path(options.model)
-            place = given if given.is_dir() else cached_model_folder(options.model)
-            results.append(race_adapter(place, 16, Path(folder) / "adapter"))
+            given = given if given.is_dir() else cached_model_folder(options.model)
+            results.append(race_adapter(given, 16, Path(folder) / "adapter"))
             print(json.dumps(rounded(results[-1][0])), flush=True)
     if all(parity.holds for _, parity in results):
         return 0

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -16,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from agreement import choice_agreement, text_agreement
 from evaluate_agreement import passes
+from heads import reliability
 from packed_runs import contributions, packed, parts
 from race import Rows, Setting, Times, announce, parity_of
 from rankscope.data.encode import EncodedRow
@@ -112,7 +114,7 @@ def test_spectra_prints_its_lines(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, str(BENCHMARKS / "spectra.py"), "--size", "300", "--rank", "4"),
-            *("--model", str(tmp_path / "model")),
+            *("--model", str(tmp_path / "model"), "--peft"),
         ],
         capture_output=True,
         text=True,
@@ -132,6 +134,8 @@ def test_spectra_prints_its_lines(tmp_path: Path) -> None:
         assert line["ratio"] > 0
         assert line["intruders"] > 0
         assert "torch" in line["device"]
+    assert lines[0]["peft_intruders"] == lines[0]["intruders"]
+    assert lines[0]["peft_seconds"] > 0
 
 
 @pytest.mark.parametrize("loss", [plain, padded_at_labels, concatenated])
@@ -286,6 +290,19 @@ def test_evaluate_agreement_prints_its_line(byte_pair_model: Path, data_dir: Pat
     assert result["benchmark"] == "evaluate_agreement"
     cases = [name for name, value in result.items() if isinstance(value, dict)]
     assert cases == ["arc_easy 1 shots", "mmlu 1 shots", "gsm8k written"]
+
+
+def test_how_reliable_means_over_items_are() -> None:
+    """Heads whose true values have variance 1, items of variance 16 each, 64 items: a mean over all
+    has 16 / 64 of noise, so that two draws of items correlate by 1 / (1 + 1 / 4)."""
+    drawn = np.random.default_rng(0)
+    true = drawn.standard_normal((2000, 1))
+    noise = drawn.standard_normal((2000, 64))
+    # Of ranks the correlation is 6 / pi asin(r / 2), and so a little below r itself.
+    found = reliability(true + 4 * noise)
+    assert found == pytest.approx(6 / math.pi * math.asin(0.8 / 2), abs=0.02)
+    assert reliability(true + 0 * noise) == pytest.approx(1)
+    assert abs(reliability(noise)) < 0.1
 
 
 def test_every_other_prediction_is_counted_with_its_margin() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -100,6 +101,40 @@ def test_a_full_checkpoint_beside_adapters(base: Path, plain: Path, tmp_path: Pa
     adapter, full = (t.spectra for t in both.tuned)
     assert [m.name for m in adapter.matrices] == [m.name for m in full.matrices]
     assert {m.module for m in full.matrices} == set(TARGETS)
+
+
+def test_an_adapter_and_its_merged_checkpoint_are_the_same_update(
+    base: Path, plain: Path, tmp_path: Path
+) -> None:
+    """Low rank by its factors against W - W0 of what PEFT merged and saved."""
+    model: Any = PeftModel.from_pretrained(tiny_llama(), str(plain))
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    both = inspect(base, [plain, tmp_path / "merged"])
+    adapter, checkpoint = (tuned.spectra.matrices for tuned in both.tuned)
+    assert [tuned.kind for tuned in both.tuned] == ["lora", "full"]
+    assert len({tuple(sorted(m.shape)) for m in adapter}) > 1  # wide and square
+    for one, other in zip(adapter, checkpoint, strict=True):
+        assert one.name == other.name
+        assert one.frobenius == pytest.approx(other.frobenius, rel=1e-5)
+        assert one.singular_values[:4] == pytest.approx(other.singular_values[:4], rel=1e-4)
+        assert one.similarity_max == pytest.approx(other.similarity_max, abs=1e-3)
+        assert one.similarity_subspace == pytest.approx(other.similarity_subspace, abs=1e-3)
+        assert one.intruder_positions == other.intruder_positions
+        assert one.tuned_singular_values == pytest.approx(other.tuned_singular_values, rel=1e-5)
+
+
+def test_an_adapter_of_a_tied_output_head(base: Path, tmp_path: Path) -> None:
+    """The head's W0 is the embedding, which is stored under another name."""
+    tied = tiny_llama()
+    tied.config.tie_word_embeddings = True
+    tied.tie_weights()
+    tied.save_pretrained(tmp_path / "tied")
+    adapter = saved_adapter(tmp_path / "lora", tiny_llama(), target_modules=["lm_head"])
+    (matrix,) = inspect(tmp_path / "tied", adapter).tuned[0].spectra.matrices
+    before = tied.get_input_embeddings().weight.detach().double()
+    delta = merged(tiny_llama(), adapter)["lm_head"] - weights(tiny_llama())["lm_head"]
+    assert matrix.shape == (300, 64)  # tall
+    check_against_svd(matrix, before, before + delta)
 
 
 def test_conv1d_weights_stand_the_other_way_round(tmp_path: Path) -> None:

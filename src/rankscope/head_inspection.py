@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from rankscope.analyze.heads.layout import HeadLayout
 from rankscope.analyze.heads.trial import HeadStudy, head_task, measure
@@ -60,6 +61,7 @@ def with_heads(
         IntegrityError: weights that are missing, misshapen or not finite.
     """
     watcher = watcher or Silent()
+    disable_progress_bar()  # transformers' own, for reading weights
     study, base = base_heads(found.base, settings, choose_device(device), watcher)
     tuned = []
     watcher.stage("heads", len(found.tuned))

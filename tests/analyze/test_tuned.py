@@ -21,6 +21,7 @@ from rankscope.analyze.decomposition import (
     svd,
     unpacked,
 )
+from rankscope.analyze.gram import Step
 from rankscope.analyze.intruders import intruder_dimensions, intruders_among
 from rankscope.analyze.leading import NotConvergedError, leading_triples
 from rankscope.analyze.spectra import similarity, similarity_of
@@ -113,6 +114,41 @@ def test_the_core_is_the_tuned_matrix_in_the_bases_basis(shape: tuple[int, int],
     for i in range(len(sigma) - 1):
         assert core.count_above(float(sigma[i] + sigma[i + 1]) / 2) == i + 1
     assert core.count_above(2 * float(sigma[0])) == 0
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (60, 40), (40, 60)])
+@pytest.mark.parametrize("num_far", [0, 3])
+def test_a_step_of_the_filter_is_what_the_dense_matrix_gives(
+    shape: tuple[int, int], num_far: int
+) -> None:
+    """a (K^T K - sum of values v v^T - c) x - b y, of a core and of a dense matrix."""
+    m, n = shape
+    core = core_of(svd(gaussian(m, n)), gaussian(5, n, seed=1), gaussian(m, 5, seed=2), 0.3)
+    dense = core.dense()
+    square = dense.mT @ dense
+    far = torch.linalg.qr(gaussian(len(square), num_far, seed=6)).Q
+    values = torch.arange(1, num_far + 1, dtype=torch.float64)
+    x, y = gaussian(len(square), 4, seed=4), gaussian(len(square), 4, seed=5)
+    expected = 0.7 * (square - (far * values) @ far.mT - 1.3 * torch.eye(len(square)).double()) @ x
+    for gram in (core.gram(), tuned.DenseMatrix(dense).gram()):
+        deflated = gram.without(far, values) if num_far else gram
+        torch.testing.assert_close(deflated.step(x, y, Step(0.7, 1.3)), expected)
+        torch.testing.assert_close(deflated.step(x, y, Step(0.7, 1.3, 0.4)), expected - 0.4 * y)
+    torch.testing.assert_close(x, gaussian(len(square), 4, seed=4))  # nothing in place
+
+
+@pytest.mark.parametrize(("count", "rank"), [(10, 4), (38, 4), (40, 4), (60, 4), (10, 60)])
+def test_an_iteration_begins_with_the_bases_vectors_and_the_new_directions(
+    count: int, rank: int
+) -> None:
+    core = core_of(svd(gaussian(40, 40)), gaussian(rank, 40, seed=1), gaussian(40, rank), 0.3)
+    start = core.start(count)
+    width = start.shape[1]
+    assert width == min(40, count + rank)
+    torch.testing.assert_close(start.mT @ start, torch.eye(width, dtype=torch.float64))
+    wanted = torch.cat([torch.eye(40, min(count, 40), dtype=torch.float64), core.Q], dim=1)
+    if width == count + rank:
+        torch.testing.assert_close(start @ (start.mT @ wanted), wanted)
 
 
 def test_what_the_iteration_missed_is_noticed_and_computed_directly(

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from rankscope.analyze.decomposition import SVD, double
+from rankscope.analyze.gram import DiagonalPlusLowRank
+from rankscope.analyze.leading import orthonormal
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +52,30 @@ class Core:
         inside = torch.diag(self.S[:, 0]) + self.P @ self.Q.mT
         return torch.cat([inside, self.R @ self.Q.mT])
 
+    def gram(self) -> DiagonalPlusLowRank:
+        """K^T K = S^2 + Z M Z^T with Z = [S P, Q] and M = [0, 1; 1, P^T P + R^T R]."""
+        rank = self.P.shape[1]
+        identity = torch.eye(rank, dtype=self.P.dtype, device=self.P.device)
+        inner = self.P.mT @ self.P + self.R.mT @ self.R
+        upper = torch.cat([torch.zeros_like(identity), identity], dim=1)
+        middle = torch.cat([upper, torch.cat([identity, inner], dim=1)])
+        return DiagonalPlusLowRank(self.S**2, torch.cat([self.S * self.P, self.Q], dim=1), middle)
+
     def start(self, count: int) -> Tensor:
-        """Vectors to begin with: e_1 .. e_count, and the directions that the update brings.
+        """Vectors to begin with, orthonormal: e_1 .. e_count, and what the directions that the
+        update brings add to them; (d, b).
 
         An iteration that begins with the base's vectors alone may miss a new direction.
         """
         d = len(self.S)
-        unit = torch.eye(d, min(count, d), dtype=self.Q.dtype, device=self.Q.device)
-        return torch.cat([unit, self.Q], dim=1)[:, :d]
+        count = min(count, d)
+        found = torch.zeros(
+            d, min(d, count + self.Q.shape[1]), dtype=self.Q.dtype, device=self.Q.device
+        )
+        found[:count, :count].fill_diagonal_(1)
+        if found.shape[1] > count:
+            found[count:, count:] = orthonormal(self.Q[count:])[:, : found.shape[1] - count]
+        return found
 
     def count_above(self, value: float) -> int:
         """How many singular values of K exceed ``value``: exact, by inertia.

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from rankscope.analyze.core import Core, core_of
 from rankscope.analyze.decomposition import SVD, double, svd
-from rankscope.analyze.leading import NotConvergedError, Triples, leading_triples
+from rankscope.analyze.gram import Product
+from rankscope.analyze.leading import NotConvergedError, Triples, leading_triples, orthonormal
 
 FEW, SOME = (256, 12), (1024, 3)
 """(d, share): from such a d on, at most d / share vectors are quicker iterated than decomposed."""
@@ -104,13 +105,18 @@ class DenseMatrix:
         """W^T y."""
         return self.W.mT @ y
 
+    def gram(self) -> Product:
+        """W^T W, never formed."""
+        return Product(lambda x: self.adjoint(self.apply(x)))
+
     @staticmethod
     def start(V: Tensor, count: int) -> Tensor:
-        """The base's ``count`` leading right vectors, and random ones that any direction meets."""
+        """The base's ``count`` leading right vectors, and random ones that any direction meets;
+        orthonormal."""
         leading = double(V[:, :count])
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randn(len(V), RANDOM, generator=generator, dtype=torch.float64)
-        return torch.cat([leading, drawn.to(leading.device)], dim=1)
+        return orthonormal(torch.cat([leading, drawn.to(leading.device)], dim=1))
 
 
 def of_matrix(base: SVD, tuned: Tensor, k: int) -> Leading:

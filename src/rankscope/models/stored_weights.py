@@ -58,7 +58,8 @@ class StoredModel:
     shards: dict[str, Path]
     quantized: str | None
     num_layers: int
-    _open: dict[Path, Any] = field(default_factory=dict)
+    _open: tuple[Path, Any] | None = field(default=None, repr=False)
+    """The shard read last: a file stays mapped as long as it, or a tensor of it, is held."""
 
     @classmethod
     def open(cls, folder: Path) -> "StoredModel":
@@ -147,9 +148,10 @@ class StoredModel:
         """One stored tensor as it is."""
         path = self.shards[key]
         try:
-            if path not in self._open:
-                self._open[path] = safe_open(path, framework="pt")
-            found: Tensor = self._open[path].get_tensor(key)
+            if self._open is None or self._open[0] != path:
+                self._open = None  # closed before the next is opened
+                self._open = (path, safe_open(path, framework="pt"))
+            found: Tensor = self._open[1].get_tensor(key)
         except (SafetensorError, OSError) as error:
             raise IntegrityError(f"{path}: tensor {key!r} cannot be read: {error}") from error
         return found

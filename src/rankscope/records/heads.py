@@ -51,6 +51,9 @@ class HeadAblation(Record):
     tuned_gold_change: tuple[tuple[float, ...], ...]
     gold_difference_error: tuple[tuple[float | None, ...], ...]
     """Standard error of tuned_gold_change minus base_gold_change over the items."""
+    base_layer_gold_change: tuple[float, ...] = ()
+    """By layer, with all its heads removed together; empty in records of before."""
+    tuned_layer_gold_change: tuple[float, ...] = ()
 
 
 class HeadRole(Record):

@@ -1,12 +1,13 @@
-"""An inspection as Parquet tables: by matrix, by layer, by type of module."""
+"""An inspection as Parquet tables: by matrix, by layer, by type of module, by attention head."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rankscope.records.heads import HeadsRecord
 from rankscope.records.inspection import Inspection, TunedModel
 from rankscope.records.spectra import MatrixSpectrum
 
@@ -23,8 +24,9 @@ AVERAGED = ("relative", "effective_rank", "stable_rank", "intruder_energy")
 
 
 def write_tables(found: Inspection, folder: Path) -> None:
-    """Write ``matrices``, ``layers`` and ``modules.parquet`` into a folder."""
-    tables: Mapping[str, list[dict[str, object]]] = {
+    """Write ``matrices``, ``layers`` and ``modules.parquet`` into a folder, and where heads were
+    looked at ``heads``, ``kv_heads`` and ``head_ablations.parquet``."""
+    tables: dict[str, list[dict[str, object]]] = {
         "matrices": [
             model_row(model) | matrix_row(m)
             for model in found.tuned
@@ -33,6 +35,13 @@ def write_tables(found: Inspection, folder: Path) -> None:
         "layers": summed(found, "layer", lambda m: m.layer),
         "modules": summed(found, "module", lambda m: m.module),
     }
+    looked_at = [(model_row(m), m.heads) for m in found.tuned if m.heads is not None]
+    by_head = {
+        "heads": [row for model, heads in looked_at for row in head_rows(model, heads)],
+        "kv_heads": [row for model, heads in looked_at for row in kv_head_rows(model, heads)],
+        "head_ablations": [row for model, heads in looked_at for row in ablated(model, heads)],
+    }
+    tables |= {name: rows for name, rows in by_head.items() if rows}
     for name, rows in tables.items():
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
 
@@ -79,3 +88,84 @@ def summed(
             row |= {field: fmean(getattr(m, field) for m in own) for field in AVERAGED}
             rows.append(row | sides(own))
     return rows
+
+
+# --- heads ---------------------------------------------------------------------------------------
+
+
+def head_rows(model: Mapping[str, object], heads: HeadsRecord) -> Iterator[dict[str, object]]:
+    """A row per query head: how far its slices moved, importance, entropy, what it carries."""
+    moved = changes(heads, ("q_proj", "o_proj"))
+    roles = {(role.layer, role.head): role for role in heads.roles}
+    for before, after in zip(heads.base, heads.tuned, strict=True):
+        for head in range(len(after.importance)):
+            place = (after.layer, head)
+            role = roles.get(place)
+            yield {
+                **model,
+                "layer": after.layer,
+                "head": head,
+                **moved(place),
+                "importance_before": before.importance[head],
+                "importance_after": after.importance[head],
+                "entropy_before": before.entropy[head],
+                "entropy_after": after.entropy[head],
+                "skill": None if role is None else role.skill,
+                "lost": None if role is None else role.lost,
+            }
+
+
+def kv_head_rows(model: Mapping[str, object], heads: HeadsRecord) -> Iterator[dict[str, object]]:
+    """A row per key/value head."""
+    moved = changes(heads, ("k_proj", "v_proj"))
+    for before, after in zip(heads.base, heads.tuned, strict=True):
+        for head in range(len(after.group_importance)):
+            yield {
+                **model,
+                "layer": after.layer,
+                "head": head,
+                **moved((after.layer, head)),
+                "importance_before": before.group_importance[head],
+                "importance_after": after.group_importance[head],
+            }
+
+
+def changes(
+    heads: HeadsRecord, modules: Sequence[str]
+) -> Callable[[tuple[int, int]], dict[str, object]]:
+    """Columns of |dW_h|_F and |dW_h|_F / |W0_h|_F by (layer, head), None where nothing changed."""
+    found = {
+        (change.module, change.layer, head): (change.frobenius[head], change.relative[head])
+        for change in heads.changes
+        for head in range(len(change.relative))
+    }
+
+    def columns(place: tuple[int, int]) -> dict[str, object]:
+        row: dict[str, object] = {}
+        for module in modules:
+            row[f"{module}_frobenius"], row[f"{module}_relative"] = found.get(
+                (module, *place), (None, None)
+            )
+        return row
+
+    return columns
+
+
+def ablated(model: Mapping[str, object], heads: HeadsRecord) -> Iterator[dict[str, object]]:
+    """A row per task and query head removed: changes of the score and of the right answer's
+    log-probability, before and after, and the standard error of their difference."""
+    for ablation in heads.ablations:
+        for layer, errors in enumerate(ablation.gold_difference_error):
+            for head, error in enumerate(errors):
+                yield {
+                    **model,
+                    "task": ablation.task,
+                    "items": ablation.items,
+                    "layer": layer,
+                    "head": head,
+                    "score_change_before": ablation.base_change[layer][head],
+                    "score_change_after": ablation.tuned_change[layer][head],
+                    "gold_change_before": ablation.base_gold_change[layer][head],
+                    "gold_change_after": ablation.tuned_gold_change[layer][head],
+                    "gold_difference_error": error,
+                }

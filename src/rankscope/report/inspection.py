@@ -7,6 +7,7 @@ from plotly.offline import get_plotlyjs
 
 from rankscope.records import Inspection
 from rankscope.report.figures import inspected
+from rankscope.report.figures.inspected_heads import head_figures
 from rankscope.report.page import Section, embedded, figure_data, source, templates, write_page
 from rankscope.report.style import dark_colors
 
@@ -43,7 +44,7 @@ def sections(found: Inspection) -> list[Section]:
     side = [inspected.draw_modules(found)]
     if found.growth is not None:
         side.append(inspected.draw_growth(found.growth))
-    return [
+    parts = [
         Section("size", "How much changed", "", (*side, maps["relative"], maps["effective"])),
         Section(
             "vectors",
@@ -52,3 +53,7 @@ def sections(found: Inspection) -> list[Section]:
             (maps["kept"], maps["intruders"]),
         ),
     ]
+    if heads := head_figures(found):
+        lead = "What tuning did to each head of each layer, on the same items before and after."
+        parts.append(Section("heads", "Attention heads", lead, heads))
+    return parts

@@ -20,6 +20,8 @@ def inspection_screen(found: Inspection) -> RenderableType:
         parts.append(inspected_modules(model))
         if model.heads is not None:
             parts.append(inspected_heads(model.name, model.heads))
+            if model.heads.ablations:
+                parts.append(inspected_ablations(model.name, model.heads))
     return Group(*parts, *notes_lines(inspected_notes(found)))
 
 
@@ -108,6 +110,33 @@ def inspected_heads(name: str, heads: HeadsRecord) -> Table:
             values += [role.skill, role.lost]
         cells = ["-" if value is None else f"{value:.3f}" for value in values]
         table.add_row(str(layer), str(head), f"{moved:.3g}", *cells)
+    return table
+
+
+def inspected_ablations(name: str, heads: HeadsRecord) -> Table:
+    """By task: scores, and the head and the layer of heads whose removal costs most."""
+    numbers = ("items", "score before", "after", "costliest head", "nats", "layer", "nats ")
+    title = f"{name}, heads removed; cost on the right answer after tuning"
+    table = listing(title, ("task", *numbers), frozenset(numbers))
+    for found in heads.ablations:
+        costs = [
+            (-change, f"{layer}.{head}")
+            for layer, changes in enumerate(found.tuned_gold_change)
+            for head, change in enumerate(changes)
+        ]
+        most, head = max(costs)
+        whole = [(-c, str(layer)) for layer, c in enumerate(found.tuned_layer_gold_change)]
+        most_of_all, layer = max(whole) if whole else (None, "-")
+        table.add_row(
+            visible(found.task),
+            str(found.items),
+            f"{found.base_score:.3f}",
+            f"{found.tuned_score:.3f}",
+            head,
+            f"{most:.3f}",
+            layer,
+            "-" if most_of_all is None else f"{most_of_all:.3f}",
+        )
     return table
 
 

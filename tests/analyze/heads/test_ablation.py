@@ -1,6 +1,8 @@
 """The fast ablation gives what scoring again from scratch gives."""
 
+import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +22,10 @@ from rankscope.analyze.heads.trees import Floats, Tree, trees_of
 from rankscope.analyze.heads.trial import LIKELIHOOD, head_task
 from rankscope.config.schema import EvaluateConfig
 from rankscope.errors import BadInput
-from rankscope.evaluate.choice import continuation_logprobs
+from rankscope.evaluate.choice import Question, continuation_logprobs
 from rankscope.evaluate.loss import score_losses
 from rankscope.evaluate.suite import EncodedSplit, encode_split
-from rankscope.models.base import Base
+from rankscope.models.base import Base, RowBatch
 
 TOLERANCE = 1e-4
 """Nats, of sums of log-probabilities of up to 100 nats in float32."""
@@ -44,6 +46,10 @@ def split_of(scorer: str) -> EncodedSplit:
         prompts = [begun, *(f"{begun} {item.prompt}" for item in items[1:])]
         items = tuple(replace(i, prompt=p) for i, p in zip(items, prompts, strict=True))
         scorer = "option_text"
+    if scorer in ("few-shot", "few-shot loss"):  # worth a row of its own, seen by all items
+        examples = "Question: the cat sat on the mat and the other. " * 6
+        items = tuple(replace(i, prompt=examples + i.prompt) for i in items)
+        scorer = "loss" if scorer.endswith("loss") else "option_text"
     return encode_split(encoder(), loaded(items, scorer), "report", 256, EvaluateConfig())
 
 
@@ -60,7 +66,9 @@ def largest_gap(first: list[Floats], second: list[Floats]) -> float:
     return max(float(np.abs(a - b).max()) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("scorer", ["option_text", "option_letter", "loss", "shared"])
+@pytest.mark.parametrize(
+    "scorer", ["option_text", "option_letter", "loss", "shared", "few-shot", "few-shot loss"]
+)
 @pytest.mark.parametrize("is_tuned", [False, True])
 @pytest.mark.parametrize("batch_tokens", [4096, 150])
 def test_every_ablation_equals_scoring_again_from_scratch(
@@ -84,6 +92,42 @@ def test_every_ablation_equals_scoring_again_from_scratch(
         assert largest_gap(scores, expected) < TOLERANCE
         assert [int(v.argmax()) for v in scores] == [int(v.argmax()) for v in expected]
         assert largest_gap(scores, intact) > 10 * TOLERANCE  # it did remove something
+
+
+def test_a_long_common_beginning_is_computed_once_for_every_ablation(
+    world: tuple[Base, HeadLayout, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, layout, _ = world
+    trees = trees_of(split_of("few-shot"))
+    columns = zip(*(tree.ids for tree in trees), strict=False)
+    beginning = sum(1 for _ in itertools.takewhile(lambda ids: len(set(ids)) == 1, columns))
+    assert beginning > 60
+    tokens = []
+    forward = Base.logits
+
+    def counted(self: Base, batch: RowBatch, **settings: Any) -> torch.Tensor:
+        tokens.append(batch.input_ids.shape[1])
+        return forward(self, batch, **settings)
+
+    monkeypatch.setattr(Base, "logits", counted)
+    ablate(made, layout, trees, [Ablation(((0, 1),))], None, 4096)
+    rest = sum(len(tree.ids) - beginning for tree in trees)
+    # Two layers one by one, the ablation from its layer on, and what is left of the untouched one.
+    assert sum(tokens) == 3 * beginning + 4 * rest
+
+
+def test_equal_options_are_one_and_tie() -> None:
+    question = Question([5, 6, 7], [(8, 9), (10, 11, 12), (8, 9), (13,), (10, 11, 12)])
+    tree = Tree.of_question(question, gold=4)
+    assert tree.ids == (5, 6, 7, 8, 10, 11)
+    assert tree.branches == (1, 2, 0, 0, 0)
+    by_option = [[(k, t) for k, t, c in tree.targets if c == option] for option in range(5)]
+    assert by_option[0] == by_option[2]
+    assert by_option[1] == by_option[4] == [(0, 10), (2, 11), (3, 12)]
+    row = tree.gold_row()
+    assert row.ids == (5, 6, 7, 10, 11)
+    assert row.keep == (2, 3, 4)
+    assert [token for _, token, _ in row.targets] == [10, 11, 12]
 
 
 def test_removing_no_head_changes_no_bit(world: tuple[Base, HeadLayout, str]) -> None:

@@ -4,7 +4,6 @@ A question is a tree: its prompt is the trunk and every option of two tokens or 
 (``models/branched_rows.py``). A row of text is a trunk alone.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -30,7 +29,8 @@ class Tree:
     ids: tuple[int, ...]
     """The trunk, then the branches one after another."""
     branches: tuple[int, ...]
-    """Tokens of each branch, in the order of the continuations; 0 where one token is all."""
+    """Tokens of each branch, in the order of the continuations; 0 where one token is all, and where
+    an equal one came before."""
     keep: tuple[int, ...]
     """Tokens whose logits are wanted, ascending."""
     targets: tuple[tuple[int, int, int], ...]
@@ -45,14 +45,19 @@ class Tree:
         ids = list(question.prompt)
         keep = [len(ids) - 1]
         targets = []
+        branches = []
+        places: dict[tuple[int, ...], list[int]] = {}
         for continuation, tokens in enumerate(question.continuations):
-            targets.append((0, tokens[0], continuation))
-            for token, following in itertools.pairwise(tokens):
-                targets.append((len(keep), following, continuation))
-                keep.append(len(ids))
-                ids.append(token)
-        branches = tuple(len(tokens) - 1 for tokens in question.continuations)
-        return cls(tuple(ids), branches, tuple(keep), tuple(targets), len(branches), gold)
+            own = places.get(tuple(tokens))
+            branches.append(len(tokens) - 1 if own is None else 0)
+            if own is None:  # equal options tie, whatever a product's rounding does by place
+                own = [0, *range(len(keep), len(keep) + len(tokens) - 1)]
+                keep += range(len(ids), len(ids) + len(tokens) - 1)
+                ids += tokens[:-1]
+                places[tuple(tokens)] = own
+            pairs = zip(own, tokens, strict=True)
+            targets += [(place, token, continuation) for place, token in pairs]
+        return cls(tuple(ids), tuple(branches), tuple(keep), tuple(targets), len(branches), gold)
 
     @classmethod
     def of_row(cls, row: EncodedRow) -> "Tree":
@@ -70,10 +75,9 @@ class Tree:
     def gold_row(self) -> "Tree":
         """The trunk and the right answer alone, as one row of text."""
         trunk = len(self.ids) - sum(self.branches)
-        start = trunk + sum(self.branches[: self.gold])
-        own = range(start, start + self.branches[self.gold]) if self.branches else range(0)
-        place = {token: i for i, token in enumerate([*range(trunk), *own])}
         found = [(self.keep[k], token) for k, token, c in self.targets if c == self.gold]
+        own = [at for at, _ in found if at >= trunk] if self.branches else []
+        place = {token: i for i, token in enumerate([*range(trunk), *own])}
         return Tree(
             tuple(self.ids[t] for t in place),
             (),
@@ -82,6 +86,11 @@ class Tree:
             1,
             0,
         )
+
+    def after(self, num_shared: int) -> "Tree":
+        """The same item without its first tokens, none of which is kept."""
+        keep = tuple(at - num_shared for at in self.keep)
+        return replace(self, ids=self.ids[num_shared:], keep=keep)
 
 
 def trees_of(encoded: EncodedSplit) -> list[Tree]:
@@ -113,13 +122,14 @@ class TreeBatch:
     """Continuations of all trees before each, and of all."""
 
     @classmethod
-    def of(cls, trees: Sequence[Tree], device: torch.device) -> "TreeBatch":
-        """Concatenate trees."""
+    def of(cls, trees: Sequence[Tree], device: torch.device, num_shared: int = 0) -> "TreeBatch":
+        """Concatenate trees, which all come after the same ``num_shared`` tokens."""
         batch = RowBatch.of(
-            [Row(t.ids, t.keep, branches=tuple(filter(None, t.branches))) for t in trees], device
+            [Row(t.ids, t.keep, None, num_shared, tuple(filter(None, t.branches))) for t in trees],
+            device,
         )
         plan = RowPlan.of(batch.lengths, device)
-        if batch.branches:
+        if batch.branches or num_shared:
             with torch.no_grad():  # gradients are asked of rows without branches alone
                 plan = plan.branched(batch.branches, None, device)
         rows, tokens, owners, bounds = [], [], [], [0]

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from rankscope.analyze.heads.ablation import AblationScores, ablate, single_heads
+from rankscope.analyze.heads.ablation import AblationScores, ablate, single_heads, whole_layers
 from rankscope.analyze.heads.change import Weights, adapter_changes, dense_changes
 from rankscope.analyze.heads.entropy import attention_entropy
 from rankscope.analyze.heads.importance import head_importance, normalized
@@ -98,14 +98,15 @@ def measure(
     ablated_on: Sequence[HeadTask],
     batch_tokens: int,
 ) -> Measured:
-    """Importance and entropy on one task, and every head removed by itself on some.
+    """Importance and entropy on one task, and every head removed by itself on some, then all heads
+    of every layer.
 
     Args:
         base: the base, with the adapter attached or the method on it.
         layout: of its heads.
         slot: the adapter; None is the base, or whatever is on it.
         task: whose right answers importance and entropy are of.
-        ablated_on: tasks to score again without each head.
+        ablated_on: tasks to score again without each head, and without each layer's.
         batch_tokens: most tokens of a pass.
     """
     importance = head_importance(base, layout, task.trees, slot, batch_tokens)
@@ -122,7 +123,7 @@ def measure(
             layout, importance.raw(), groups, entropy, strict=True
         )
     )
-    every = single_heads(layout)
+    every = [*single_heads(layout), *whole_layers(layout)]
     return Measured(
         layers,
         {
@@ -135,7 +136,7 @@ def measure(
 def ablation_record(
     layout: HeadLayout, task: HeadTask, base: AblationScores, tuned: AblationScores
 ) -> HeadAblation:
-    """Every head removed by itself, of the base and of a tuned model, on one task."""
+    """Every head removed by itself, of the base and of a tuned model, on one task; then layers."""
 
     def by_layer(values: Sequence[T]) -> tuple[tuple[T, ...], ...]:
         ends = np.cumsum([layer.num_heads for layer in layout]).tolist()
@@ -151,9 +152,10 @@ def ablation_record(
 
     base_score, base_gold = changes(base)
     tuned_score, tuned_gold = changes(tuned)
-    pairs = zip(base_gold, tuned_gold, strict=True)
-    n = len(task.trees)
+    heads, n = layout.num_heads, len(task.trees)
+    pairs = zip(base_gold[:heads], tuned_gold[:heads], strict=True)
     errors = [float((t - b).std(ddof=1) / np.sqrt(n)) if n > 1 else None for b, t in pairs]
+    base_mean, tuned_mean = ([float(d.mean()) for d in gold] for gold in (base_gold, tuned_gold))
     return HeadAblation(
         task=task.name,
         items=n,
@@ -162,9 +164,11 @@ def ablation_record(
         tuned_score=float(task.scores(tuned.intact).mean()),
         base_change=by_layer(base_score),
         tuned_change=by_layer(tuned_score),
-        base_gold_change=by_layer([float(d.mean()) for d in base_gold]),
-        tuned_gold_change=by_layer([float(d.mean()) for d in tuned_gold]),
+        base_gold_change=by_layer(base_mean),
+        tuned_gold_change=by_layer(tuned_mean),
         gold_difference_error=by_layer(errors),
+        base_layer_gold_change=tuple(base_mean[heads:]),
+        tuned_layer_gold_change=tuple(tuned_mean[heads:]),
     )
 
 

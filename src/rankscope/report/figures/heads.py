@@ -1,21 +1,19 @@
 """Layer x head maps: what training did to each attention head, LoRA beside full fine-tuning."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from plotly.subplots import make_subplots
 from scipy.stats import rankdata
 
 from rankscope.records import ArmSummary, HeadsRecord, LayerHeads
 from rankscope.report.figure import Choice, Column, Figure, axis, layout, name, table
-from rankscope.report.style import BETTER, MANY, MUTED, NEUTRAL, NONE_YET, WORSE, count, number
+from rankscope.report.figures.head_maps import Map, heat, largest, stacked
+from rankscope.report.style import MUTED, count, number
 from rankscope.report.view import StudyView
 
-Map = npt.NDArray[np.float64]
-"""(layers, heads), NaN where unknown."""
 Measure = Callable[[HeadsRecord], Map | None]
 
 
@@ -78,17 +76,6 @@ QUANTITIES = (
     Quantity(SKILL, role(lost=False), True),
     Quantity("carried what was lost, nats", role(lost=True), True),
 )
-
-
-def stacked(by_layer: Mapping[int, Sequence[float | None]]) -> Map | None:
-    """Rows by layer, filled with NaN where a layer is absent or has fewer heads."""
-    if not by_layer:
-        return None
-    width = max(map(len, by_layer.values()))
-    found = np.full((max(by_layer) + 1, width), np.nan)
-    for layer, values in by_layer.items():
-        found[layer, : len(values)] = [np.nan if v is None else v for v in values]
-    return found
 
 
 def draw(view: StudyView, task: str) -> Figure | None:
@@ -178,20 +165,7 @@ def _plot(
                 continue
             traces.append(len(figure.data))
             figure.add_heatmap(
-                x=[str(head) for head in range(m.shape[1])],
-                y=[str(layer) for layer in range(m.shape[0])],
-                z=[[None if np.isnan(v) else float(v) for v in row] for row in m],
-                colorscale=(
-                    [[0, WORSE.light], [0.5, NEUTRAL.light], [1, BETTER.light]]
-                    if quantity.has_sign
-                    else [[0, NONE_YET.light], [1, MANY.light]]
-                ),
-                zmin=-reach if quantity.has_sign else 0,
-                zmax=reach,
-                xgap=1,
-                ygap=1,
-                hovertemplate="layer %{y}, head %{x}: %{z:.3~g}<extra></extra>",
-                showscale=len(traces) == 1,
+                **heat(m, quantity.has_sign, reach) | {"showscale": len(traces) == 1},
                 colorbar={
                     "thickness": 10,
                     "outlinewidth": 0,
@@ -259,12 +233,6 @@ def _finding(
                 f"{number(float(np.nanmax(skill)))} nats more of the right answer than the base."
             )
     return text
-
-
-def largest(values: Map) -> tuple[int, int]:
-    """(layer, head) of the largest known value."""
-    layer, head = np.unravel_index(int(np.nanargmax(values)), values.shape)
-    return int(layer), int(head)
 
 
 def rank_correlation(a: Map, b: Map) -> float | None:
