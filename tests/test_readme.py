@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -181,10 +182,14 @@ def test_the_own_data_walk_runs(
     folder = Path("studies/my-study")
     assert (folder / "report.html").stat().st_size > 1_000_000  # plotly.js is inside
     with Ledger.open(folder, write=False) as ledger:
-        assert set(ledger.statuses().values()) == {"done"}
-    for _, verb, place in next(block for block in BLOCKS if block[0][1:2] == ["status"]):
+        statuses = ledger.statuses()
+    assert set(statuses.values()) == {"done"}
+    shutil.copytree(folder, "studies/another")
+    for _, verb, place, *arguments in next(b for b in BLOCKS if b[0][1:2] == ["status"]):
         assert Path(place) == folder
-        assert run_verb([verb, place]) == 0
+        words = [next(iter(statuses)) if word == "TRIAL" else word for word in arguments]
+        assert run_verb([verb, place, *words]) == 0, capsys.readouterr()
+    assert (Path("my-adapter") / "README.md").read_text("utf-8").startswith("---\n")
 
 
 def test_scoring_without_a_study_runs(capsys: pytest.CaptureFixture[str]) -> None:
