@@ -142,6 +142,23 @@ def synthetic_study(truth: Truth | None = None, seed: int = 0) -> StudyRecords:
     )
 
 
+def with_own_trials(study: StudyRecords, suffix: str) -> StudyRecords:
+    """The same study, its trials no other study's: every id ends in ``suffix``."""
+
+    def own(trial_id: str) -> str:
+        return trial_id if trial_id == BASE else trial_id + suffix
+
+    return replace(
+        study,
+        trials=tuple(
+            replace(t, spec=t.spec.model_copy(update={"trial_id": own(t.spec.trial_id)}))
+            for t in study.trials
+        ),
+        evals={(own(i), task, split): e for (i, task, split), e in study.evals.items()},
+        items={(own(i), task, split): s for (i, task, split), s in study.items.items()},
+    )
+
+
 _MODEL = ModelRecord(
     label="synthetic base",
     sha256="0" * 64,

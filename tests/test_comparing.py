@@ -77,7 +77,7 @@ def test_json_has_all_of_it_and_further_studies_meet_the_first(studies: Path) ->
     assert not any(c["paired"] or c["difference"]["p"] for c in other["cells"])
     # Six items are not eight, so the task is another one; the training is the very same.
     assert any(f["what"] == "task pocket_med" and not f["same"] for f in other["facets"])
-    assert [c["same_trials"] for c in other["cells"] if c["arm"]] == [True, True]
+    assert [c["same_models"] for c in other["cells"] if c["arm"]] == [True, True]
     assert {c["arm"] for c in other["cells"]} == {None, "r=4 lr=0.002"}
 
 
@@ -106,7 +106,8 @@ def test_a_copy_under_the_same_name_is_told_by_its_folder(studies: Path, tmp_pat
     assert [s.label for s in found.studies] == [str(studies / "a"), str(tmp_path / "copy")]
     (pair,) = found.pairs
     assert all(facet.same for facet in pair.facets), pair.facets
-    assert all(cell.difference.value == 0 for cell in pair.cells)
+    assert all(cell.same_models and cell.difference.value == 0 for cell in pair.cells)
+    assert "+0.0 same models" in command("compare", studies / "a", tmp_path / "copy").told
 
 
 def test_what_cannot_be_compared_is_refused(studies: Path, tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rankscope.advise.across import arms_by_point, compare_cells, paired_in
+from rankscope.advise.across import compare_cells, paired_in
 from rankscope.advise.recommend import recommend
+from rankscope.advise.summaries import replicates
 from rankscope.errors import BadInput
 from rankscope.ledger import Ledger
 from rankscope.records import (
@@ -109,9 +110,13 @@ def compare_pair(
     first_label: str, first: StudyRecords, second_label: str, second: StudyRecords
 ) -> StudyPair:
     """One study against the first."""
-    arms = arms_by_point(first), arms_by_point(second)
+    arms = replicates(first), replicates(second)
     only = [
-        tuple(f"{arm.task} {arm.summary.label}" for point, arm in own.items() if point not in other)
+        tuple(
+            f"{arm[0].spec.task} {arm[0].spec.arm_label}"
+            for point, arm in own.items()
+            if point not in other
+        )
         for own, other in (arms, arms[::-1])
     ]
     cells = compare_cells(first, second)

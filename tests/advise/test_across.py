@@ -10,7 +10,7 @@ from rankscope.advise.across import compare_cells
 from rankscope.advise.significance import holm
 from rankscope.advise.statistics import paired_estimate, score_estimate, unpaired_difference
 from rankscope.records import BASE, Estimate, StudyRecords
-from synthetic_study import Truth, synthetic_study
+from synthetic_study import Truth, synthetic_study, with_own_trials
 
 FIRST = Truth(ranks=(2, 8), num_items=60)
 SECOND = Truth(ranks=(8, 32), num_items=60)
@@ -50,7 +50,7 @@ def test_unpaired_difference_of_symmetric_intervals_adds_standard_errors_in_squa
 
 
 def test_on_the_same_items_arms_in_both_are_compared_item_by_item() -> None:
-    first, second = synthetic_study(FIRST), synthetic_study(SECOND, seed=1)
+    first, second = synthetic_study(FIRST), with_own_trials(synthetic_study(SECOND, seed=1), "#1")
     cells = compare_cells(first, second)
     assert {(c.arm, c.tested_on) for c in cells} == {
         (arm, task)
@@ -59,13 +59,15 @@ def test_on_the_same_items_arms_in_both_are_compared_item_by_item() -> None:
     }
     cell = next(c for c in cells if c.arm == "r=8 lr=0.001" and c.tested_on == "general")
     rows = [
-        np.stack([s.items[f"med-8-0.001-{seed}", "general", "report"].scores for seed in (0, 1, 2)])
-        for s in (first, second)
+        np.stack([s.items[f"med-8-0.001-{i}{end}", "general", "report"].scores for i in (0, 1, 2)])
+        for s, end in ((first, ""), (second, "#1"))
     ]
     expected = paired_estimate(rows[1], rows[0])
     assert cell.paired
     assert cell.difference.model_copy(update={"p_holm": None}) == expected
     assert cell.first == score_estimate(rows[0])
+    other_base = second.model.model_copy(update={"sha256": "1" * 64})
+    cells = compare_cells(first, replace(second, model=other_base))
     base = next(c for c in cells if c.arm is None and c.tested_on == "med")
     ones = [s.items[BASE, "med", "report"].scores for s in (first, second)]
     assert base.difference == paired_estimate(ones[1][None], ones[0])
@@ -73,7 +75,10 @@ def test_on_the_same_items_arms_in_both_are_compared_item_by_item() -> None:
 
 
 def test_on_other_items_nothing_is_paired() -> None:
-    first, second = synthetic_study(FIRST), on_other_items(synthetic_study(SECOND, seed=1))
+    first, second = (
+        synthetic_study(FIRST),
+        on_other_items(with_own_trials(synthetic_study(SECOND, seed=1), "#1")),
+    )
     for cell in compare_cells(first, second):
         assert not cell.paired
         assert cell.difference == unpaired_difference(cell.second, cell.first)
@@ -81,19 +86,21 @@ def test_on_other_items_nothing_is_paired() -> None:
 
 
 def test_arms_on_all_tasks_are_one_family() -> None:
-    cells = compare_cells(synthetic_study(FIRST), synthetic_study(SECOND, seed=1))
+    cells = compare_cells(
+        synthetic_study(FIRST), with_own_trials(synthetic_study(SECOND, seed=1), "#1")
+    )
     trained = [c.difference for c in cells if c.arm is not None]
     ps = [e.p for e in trained if e.p is not None]
     assert len(ps) == len(trained) == 6
     assert [e.p_holm for e in trained] == pytest.approx(holm(ps))
 
 
-def test_a_study_against_itself_differs_nowhere() -> None:
+def test_of_the_very_same_models_there_is_nothing_to_estimate() -> None:
     study = synthetic_study(FIRST)
-    cells = compare_cells(study, study)
-    assert all(c.difference.value == 0 for c in cells)
-    assert all(c.difference.p in (1.0, None) for c in cells)
-    assert all(c.same_trials == (c.arm is not None) for c in cells)
+    for cell in compare_cells(study, study):
+        assert cell.same_models
+        e = cell.difference
+        assert (e.value, e.low, e.high, e.p, e.p_holm) == (0, None, None, None, None)
 
 
 def test_scores_of_another_unit_and_arms_that_did_not_finish_have_no_cell() -> None:

@@ -255,3 +255,21 @@ def test_the_view_looks_at_the_arms_that_the_advice_speaks_of() -> None:
     )
     older = StudyView(view.study, view.recommendation.model_copy(update={"advice": (unnamed,)}))
     assert (older.best_full("med") or pytest.fail("no arm")).lr == 1e-3
+
+
+def test_names_of_lines_that_lie_close_stand_on_two_sides() -> None:
+    """Where full fine-tuning forgets next to nothing its line lies on the base's."""
+
+    def forgetting(rank: int | None, lr: float) -> float:
+        return 0.0 if rank is None else 0.2
+
+    for forgot, sides in (
+        (forgetting, {"top left", "bottom left"}),
+        (lambda rank, lr: 0.3 if rank is None else 0.1, {"top left"}),
+    ):
+        view = StudyView(*study_and_advice(Truth(forgetting=forgot)))
+        plot = accuracy.draw_retention(view, "med").plot
+        assert plot is not None
+        found = {t.text[1]: t.textposition for t in plot.data if t.text is not None}
+        assert set(found) == {"full", "base"}
+        assert set(found.values()) == sides

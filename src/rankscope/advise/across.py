@@ -4,13 +4,10 @@ from collections.abc import Sequence
 
 from rankscope.advise.matching import compared, scores_of
 from rankscope.advise.statistics import unpaired_difference, weighted_estimate
-from rankscope.advise.summaries import Arm, adjusted_within_family, summarize
-from rankscope.records import ComparedCell, Estimate, ItemScores, StudyRecords
+from rankscope.advise.summaries import adjusted_within_family, replicates
+from rankscope.records import ComparedCell, Estimate, ItemScores, StudyRecords, TrialRecords
 
-
-def arms_by_point(study: StudyRecords) -> dict[tuple[object, ...], Arm]:
-    """The arms of a study by all that was asked of them but the seed, training task included."""
-    return {arm.trials[0].spec.arm: arm for arms in summarize(study).values() for arm in arms}
+Arm = Sequence[TrialRecords]
 
 
 def compare_cells(first: StudyRecords, second: StudyRecords) -> tuple[ComparedCell, ...]:
@@ -18,22 +15,26 @@ def compare_cells(first: StudyRecords, second: StudyRecords) -> tuple[ComparedCe
 
     Report split. Item by item where a task's hash says that both asked the same questions in the
     same way; otherwise the two means stand beside each other with the interval of two samples.
-    The p values of all arms on all tasks are one family (Holm).
+    The p values of all arms on all tasks are one family (Holm). Of the very same trials on the same
+    items there is nothing to estimate.
     """
     shared = [t.name for t in first.tasks if any(t.name == o.name for o in second.tasks)]
-    cells = [c for name in shared if (c := _cell(first, second, None, None, name)) is not None]
-    others = arms_by_point(second)
+    cells = [c for name in shared if (c := _cell(first, second, (), (), name)) is not None]
+    others = replicates(second)
     trained = [
         c
-        for point, arm in arms_by_point(first).items()
+        for point, arm in replicates(first).items()
         if point in others
         for name in shared
         if (c := _cell(first, second, arm, others[point], name)) is not None
     ]
-    adjusted = adjusted_within_family([c.difference for c in trained])
+    adjusted = iter(adjusted_within_family([c.difference for c in trained if not c.same_models]))
     return (
         *cells,
-        *(c.model_copy(update={"difference": e}) for c, e in zip(trained, adjusted, strict=True)),
+        *(
+            c if c.same_models else c.model_copy(update={"difference": next(adjusted)})
+            for c in trained
+        ),
     )
 
 
@@ -44,10 +45,12 @@ def paired_in(first: StudyRecords, second: StudyRecords, task: str) -> bool:
 
 
 def _cell(
-    first: StudyRecords, second: StudyRecords, arm: Arm | None, other: Arm | None, task: str
+    first: StudyRecords, second: StudyRecords, arm: Arm, other: Arm, task: str
 ) -> ComparedCell | None:
-    """One arm (None: the base) on one task; None where one study has no score of it, or where the
-    two scores have not the same unit."""
+    """One arm (no trials: the base) on one task.
+
+    None where one study has no score of it, or where the two scores have not the same unit.
+    """
     one, two = _scores(first, arm, task), _scores(second, other, task)
     record = first.task(task)
     if not one or not two or record.higher_is != second.task(task).higher_is:
@@ -55,28 +58,34 @@ def _cell(
     means = [_mean(one), _mean(two)]
     if means[0] is None or means[1] is None:
         return None
+    same = _ids(arm) == _ids(other) if arm else first.model == second.model
     # A base is one model and no sample of seeds.
-    items = compared(two, one, trained=arm is not None) if paired_in(first, second, task) else None
+    items = compared(two, one, trained=bool(arm)) if paired_in(first, second, task) else None
     difference = (
         unpaired_difference(means[1], means[0]) if items is None else weighted_estimate([items])
     )
     return ComparedCell(
-        trained_on=None if arm is None else arm.task,
-        arm=None if arm is None else arm.summary.label,
-        rank=None if arm is None else arm.summary.rank,
+        trained_on=arm[0].spec.task if arm else None,
+        arm=arm[0].spec.arm_label if arm else None,
+        rank=arm[0].spec.rank if arm else None,
         tested_on=task,
         higher_is=record.higher_is,
         paired=items is not None,
-        same_trials=arm is not None and other is not None and _ids(arm) == _ids(other),
+        same_models=same,
         first=means[0],
         second=means[1],
-        difference=difference,
+        difference=_without_interval(difference) if same and items is not None else difference,
     )
 
 
-def _scores(study: StudyRecords, arm: Arm | None, task: str) -> list[ItemScores]:
-    trials = () if arm is None else arm.finished
-    return scores_of(study, trials, task, "report", base=arm is None)
+def _without_interval(estimate: Estimate) -> Estimate:
+    """Of the same models on the same items: seeds and items that could be others are no matter."""
+    return Estimate(value=estimate.value, low=None, high=None, n=estimate.n, seeds=estimate.seeds)
+
+
+def _scores(study: StudyRecords, arm: Arm, task: str) -> list[ItemScores]:
+    finished = [trial for trial in arm if trial.status == "done"]
+    return scores_of(study, finished, task, "report", base=not arm)
 
 
 def _mean(models: Sequence[ItemScores]) -> Estimate | None:
@@ -85,4 +94,4 @@ def _mean(models: Sequence[ItemScores]) -> Estimate | None:
 
 
 def _ids(arm: Arm) -> set[str]:
-    return {t.spec.trial_id for t in arm.finished}
+    return {t.spec.trial_id for t in arm if t.status == "done"}

@@ -11,6 +11,7 @@ comparisons of a training task are one family (Holm).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
@@ -30,6 +31,7 @@ from rankscope.records import (
     TrialRecords,
     Variant,
     VariantKind,
+    trial_of,
     variant_of,
 )
 
@@ -39,16 +41,19 @@ def compare_mitigations(study: StudyRecords) -> tuple[TaskMitigation, ...]:
 
     Empty where the study scored no trial scaled, or has no retention task.
     """
+    scored = Scored.of(study)
+    if not scored.strengths:
+        return ()
     found = []
     for task in dict.fromkeys(trial.spec.task for trial in study.trials):
         trials = [t for t in study.trials if t.spec.task == task and t.status == "done"]
-        curves = [c for c in (_curves(study, group) for group in by_arm(trials)) if c]
+        curves = [c for c in (_curves(scored, group) for group in by_arm(trials)) if c]
         if curves:
             found.append(
                 TaskMitigation(
                     task=task,
                     curves=tuple(curve for of_arm in curves for curve in of_arm),
-                    comparisons=with_holm(_comparisons(study, trials)),
+                    comparisons=with_holm(_comparisons(scored, trials)),
                 )
             )
     return tuple(found)
@@ -95,20 +100,31 @@ def _change(study: StudyRecords, model: str, task: str, split: Split) -> float |
     return float(differences.mean()) if differences.size else None
 
 
-def strengths(study: StudyRecords, trial: TrialRecords, kind: VariantKind) -> list[float]:
-    """At which strengths a trial was scored, rising; 0 and 1 are not among them."""
-    found = {
-        variant.strength
-        for model, _, _ in study.evals
-        if model.startswith(trial.spec.trial_id)
-        and (variant := variant_of(model)) is not None
-        and variant.kind == kind
-    }
-    return sorted(found)
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A study with the strengths at which its trials were scored milder, looked up once."""
+
+    study: StudyRecords
+    strengths: Mapping[tuple[str, VariantKind], tuple[float, ...]]
+    """(trial id, kind) -> strengths, rising; 0 and 1 are not among them."""
+
+    @classmethod
+    def of(cls, study: StudyRecords) -> "Scored":
+        """Find them among the evaluations."""
+        found: dict[tuple[str, VariantKind], set[float]] = {}
+        for model, _, _ in study.evals:
+            variant = variant_of(model)
+            if variant is not None:
+                found.setdefault((trial_of(model), variant.kind), set()).add(variant.strength)
+        return cls(study, {key: tuple(sorted(values)) for key, values in found.items()})
+
+    def of_trial(self, trial: TrialRecords, kind: VariantKind) -> tuple[float, ...]:
+        """Strengths of one trial."""
+        return self.strengths.get((trial.spec.trial_id, kind), ())
 
 
 def scaling_spots(
-    study: StudyRecords, trial: TrialRecords, kind: VariantKind, split: Split
+    scored: Scored, trial: TrialRecords, kind: VariantKind, split: Split
 ) -> dict[float, Spot] | None:
     """A trial's curve by strength, base and the trial itself included; None where it has none.
 
@@ -116,22 +132,24 @@ def scaling_spots(
     part of such a curve.
     """
     task, trial_id = trial.spec.task, trial.spec.trial_id
-    models = {s: Variant(kind, s).of(trial_id) for s in strengths(study, trial, kind)}
+    models = {s: Variant(kind, s).of(trial_id) for s in scored.of_trial(trial, kind)}
     if not models:
         return None
-    spots = {s: spot(study, task, model, split) for s, model in (models | {1.0: trial_id}).items()}
+    spots = {
+        s: spot(scored.study, task, model, split) for s, model in (models | {1.0: trial_id}).items()
+    }
     known = {s: found for s, found in spots.items() if found is not None}
     if len(known) < 2:
         return None
     return {0.0: (0.0, 0.0), **known} if kind == "scale" else known
 
 
-def _curves(study: StudyRecords, arm: Sequence[TrialRecords]) -> list[ScalingCurve]:
-    objective = Objective.from_config(study.config)
+def _curves(scored: Scored, arm: Sequence[TrialRecords]) -> list[ScalingCurve]:
+    objective = Objective.from_config(scored.study.config)
     found = []
     for kind in get_args(VariantKind):
-        report = [c for t in arm if (c := scaling_spots(study, t, kind, "report"))]
-        selection = [c for t in arm if (c := scaling_spots(study, t, kind, "selection"))]
+        report = [c for t in arm if (c := scaling_spots(scored, t, kind, "report"))]
+        selection = [c for t in arm if (c := scaling_spots(scored, t, kind, "selection"))]
         if not report or len(report) != len(selection):
             continue
         shared = sorted(set.intersection(*(set(c) for c in (*report, *selection))))
@@ -169,7 +187,7 @@ def _mean_point(
     )
 
 
-def _comparisons(study: StudyRecords, trials: Sequence[TrialRecords]) -> list[MitigationComparison]:
+def _comparisons(scored: Scored, trials: Sequence[TrialRecords]) -> list[MitigationComparison]:
     """Mitigated arms beside their plain ones; other ways of scaling beside scaling as a whole."""
     plain = {
         (settings_without_mitigation(t), t.spec.seed): t for t in trials if not is_mitigated(t)
@@ -183,13 +201,13 @@ def _comparisons(study: StudyRecords, trials: Sequence[TrialRecords]) -> list[Mi
                 for t in arm
                 if (partner := plain.get((settings_without_mitigation(t), t.spec.seed)))
             ]
-            found += _compared(study, arm[0].spec.arm_label, pairs)
+            found += _compared(scored, arm[0].spec.arm_label, pairs)
             continue
         for kind in kinds:
-            for strength in strengths(study, arm[0], kind):
+            for strength in scored.of_trial(arm[0], kind):
                 variant = Variant(kind, strength)
                 label = variant.of(f"{arm[0].spec.arm_label} ").replace("@", "")
-                found += _compared(study, label, [(variant.of(t.spec.trial_id), t) for t in arm])
+                found += _compared(scored, label, [(variant.of(t.spec.trial_id), t) for t in arm])
     return found
 
 
@@ -217,14 +235,14 @@ def settings_without_mitigation(trial: TrialRecords) -> tuple[object, ...]:
 
 
 def _compared(
-    study: StudyRecords, label: str, pairs: Sequence[tuple[str, TrialRecords]]
+    scored: Scored, label: str, pairs: Sequence[tuple[str, TrialRecords]]
 ) -> list[MitigationComparison]:
     """One comparison over seeds, of models and the plain trials that they are compared with; none
     where the plain trials were not scored scaled."""
-    task = pairs[0][1].spec.task if pairs else ""
+    study, task = scored.study, pairs[0][1].spec.task if pairs else ""
     spots, matches, beyond = [], [], 0
     for model, trial in pairs:
-        curve = scaling_spots(study, trial, "scale", "report")
+        curve = scaling_spots(scored, trial, "scale", "report")
         found = spot(study, task, model, "report")
         if curve is not None and found is not None:
             spots.append(found)

@@ -27,6 +27,8 @@ def resampled_means(sums: Array, sizes: Array, seed: int) -> Array:
     if units <= MOST_KEPT:
         weights = _kept_weights(units, seed)
         drawn = weights @ sums.astype(np.float32)
+        if (sizes == 1).all():  # every draw has as many items as there are
+            return np.asarray(drawn / np.float32(units), dtype=np.float64)
         return np.asarray(drawn / (weights @ sizes.astype(np.float32)), dtype=np.float64)
     # Units alike are exchangeable: resampling their count is resampling them, and right-or-wrong
     # items of a few models have few kinds however many items there are.

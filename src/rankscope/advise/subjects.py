@@ -6,12 +6,7 @@ import numpy as np
 
 from rankscope.advise.matching import compared, scores_of
 from rankscope.advise.statistics import weighted_estimate
-from rankscope.advise.summaries import (
-    Arm,
-    adjusted_within_family,
-    retention_by_unit,
-    summarize,
-)
+from rankscope.advise.summaries import adjusted_within_family, replicates, retention_by_unit
 from rankscope.records import (
     BASE,
     ItemScores,
@@ -19,6 +14,7 @@ from rankscope.records import (
     StudyRecords,
     SubjectChange,
     TaskAdvice,
+    TrialRecords,
 )
 
 MOST_ARMS = 16
@@ -33,12 +29,12 @@ def subject_changes(
     Of the arms that the advice names or compares, each at the learning rate chosen for it. Tasks
     with fewer than two subjects have nothing to tell apart; items without a subject are left out.
     """
-    arms = summarize(study)
+    arms = list(replicates(study).values())
     found: list[SubjectChange] = []
     for advice in recommendation.advice:
         named = labels_of(advice)
-        shown = [arm for arm in arms.get(advice.task, ()) if arm.summary.label in named]
-        for arm in shown[:MOST_ARMS]:
+        own = [arm for arm in arms if arm[0].spec.task == advice.task]
+        for arm in [arm for arm in own if arm[0].spec.arm_label in named][:MOST_ARMS]:
             found += changes_of(study, arm)
     return tuple(found)
 
@@ -51,15 +47,16 @@ def labels_of(advice: TaskAdvice) -> set[str]:
     return {*named, *(label for label in others if label is not None)}
 
 
-def changes_of(study: StudyRecords, arm: Arm) -> list[SubjectChange]:
-    """One arm: its changes are one family."""
-    found = []
-    for task in [t for of_unit in retention_by_unit(study, arm.task) for t in of_unit]:
+def changes_of(study: StudyRecords, arm: Sequence[TrialRecords]) -> list[SubjectChange]:
+    """The trials of one arm: its changes are one family."""
+    spec, found = arm[0].spec, []
+    finished = [trial for trial in arm if trial.status == "done"]
+    for task in [t for of_unit in retention_by_unit(study, spec.task) for t in of_unit]:
         base = study.items.get((BASE, task.name, "report"))
         subjects = [] if base is None else subjects_of(base)
         if base is None or len(subjects) < 2:
             continue
-        tuned = scores_of(study, arm.finished, task.name, "report")
+        tuned = scores_of(study, finished, task.name, "report")
         for subject in subjects:
             pair = compared(
                 [only(scores, subject) for scores in tuned], [only(base, subject)], trained=False
@@ -69,7 +66,7 @@ def changes_of(study: StudyRecords, arm: Arm) -> list[SubjectChange]:
     adjusted = adjusted_within_family([estimate for _, _, estimate in found])
     return [
         SubjectChange(
-            task=arm.task, label=arm.summary.label, tested_on=name, subject=subject, change=estimate
+            task=spec.task, label=spec.arm_label, tested_on=name, subject=subject, change=estimate
         )
         for (name, subject, _), estimate in zip(found, adjusted, strict=True)
     ]

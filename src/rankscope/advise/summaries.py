@@ -118,12 +118,20 @@ def adjusted_within_family(family: Sequence[Estimate]) -> list[Estimate]:
     ]
 
 
-def _arms_of(study: StudyRecords, task: str) -> list[Arm]:
+def replicates(study: StudyRecords) -> dict[tuple[object, ...], list[TrialRecords]]:
+    """Trials by their arm: everything that was asked of them but the seed; in their order."""
     groups: dict[tuple[object, ...], list[TrialRecords]] = {}
     for trial in study.trials:
-        if trial.spec.task == task:
-            groups.setdefault(trial.spec.arm, []).append(trial)
-    return [Arm(task, tuple(trials), _summary(study, trials)) for trials in groups.values()]
+        groups.setdefault(trial.spec.arm, []).append(trial)
+    return groups
+
+
+def _arms_of(study: StudyRecords, task: str) -> list[Arm]:
+    return [
+        Arm(task, tuple(trials), _summary(study, trials))
+        for trials in replicates(study).values()
+        if trials[0].spec.task == task
+    ]
 
 
 def _marked(arms: Sequence[Arm]) -> tuple[Arm, ...]:

@@ -51,8 +51,9 @@ class ComparedCell(Record):
     higher_is: Literal["accuracy", "log_probability"]
     paired: bool
     """The same items, asked and scored in the same way: compared item by item."""
-    same_trials: bool
-    """Both studies hold the very same trials of the arm."""
+    same_models: bool
+    """Both studies scored the very same trials, or the same base: no more than rounding can differ,
+    so the difference has no interval."""
     first: Estimate
     """Mean score in the first study."""
     second: Estimate

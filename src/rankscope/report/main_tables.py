@@ -3,7 +3,7 @@
 from rankscope.records import ArmSummary, Estimate, StudyRecords
 from rankscope.report.figure import Cell, Column, DataTable, table
 from rankscope.report.figures.transfer import change
-from rankscope.report.style import Unit
+from rankscope.report.style import NATS, Unit
 from rankscope.report.tables import failed_trials, tasks_read, training_rows, without_leaks
 from rankscope.report.view import StudyView
 
@@ -51,19 +51,25 @@ def arms(view: StudyView) -> DataTable:
         *(Column(c) for c in ("task", "arm", "method")),
         *(Column("rank", 0), Column("alpha"), Column("learning rate")),
         *(Column("seeds", 0), Column("failed", 0)),
-        *interval_columns("score"),
-        *interval_columns("gain"),
+        *interval_columns(view, "score"),
+        *interval_columns(view, "gain"),
         *(Column("p", SIGNIFICANT), Column("p, Holm", SIGNIFICANT)),
-        *interval_columns("forgetting"),
-        *(Column("unit"), Column("trainable parameters", 0), Column("seconds a trial", 1)),
+        *interval_columns(view, "forgetting"),
+        *(
+            Column("unit"),
+            Column("unit of forgetting"),
+            Column("trainable parameters", 0),
+            Column("seconds a trial", 1),
+        ),
         *(Column("peak memory, bytes", 0), Column("recommended")),
     ]
     return table(columns, [arm_row(view, a) for t in view.training_tasks for a in view.arms(t)])
 
 
-def interval_columns(title: str) -> list[Column]:
-    """A value with the ends of its interval."""
-    return [Column(title, 2), Column(f"{title}, low", 2), Column(f"{title}, high", 2)]
+def interval_columns(view: StudyView, title: str) -> list[Column]:
+    """A value with the ends of its interval: two digits of points, four where there are nats."""
+    digits = 4 if any(view.unit(task.name) == NATS for task in view.study.tasks) else 2
+    return [Column(name, digits) for name in (title, f"{title}, low", f"{title}, high")]
 
 
 def ends(estimate: Estimate | None, unit: Unit) -> tuple[Cell, Cell, Cell]:
@@ -85,7 +91,8 @@ def arm_row(view: StudyView, arm: ArmSummary) -> tuple[Cell, ...]:
         *ends(gain, unit),
         *((None, None) if gain is None else (gain.p, gain.p_holm)),
         *ends(arm.forgetting, view.forgetting_unit(arm.task)),
-        *(unit.score, arm.trainable_parameters or None, arm.seconds, arm.peak_memory_bytes),
+        *(unit.score, view.forgetting_unit(arm.task).difference),
+        *(arm.trainable_parameters or None, arm.seconds, arm.peak_memory_bytes),
         "yes" if chosen else "no",
     )
 
@@ -94,7 +101,7 @@ def changes(view: StudyView) -> DataTable:
     """Every arm on every task it was tested on: change against the base."""
     columns = [
         *(Column(c) for c in ("trained on", "arm", "tested on", "role")),
-        *interval_columns("change"),
+        *interval_columns(view, "change"),
         *(Column("p", SIGNIFICANT), Column("items", 0), Column("seeds", 0), Column("unit")),
     ]
     rows = [
@@ -122,7 +129,7 @@ def comparisons(view: StudyView) -> DataTable:
     """LoRA against full fine-tuning and ranks against each other, on the same items."""
     columns = [
         *(Column(c) for c in ("task", "first", "second")),
-        *interval_columns("difference"),
+        *interval_columns(view, "difference"),
         *(Column("p", SIGNIFICANT), Column("p, Holm", SIGNIFICANT), Column("unit")),
     ]
     rows = [

@@ -18,19 +18,16 @@ def comparison_screen(found: StudyComparison) -> RenderableType:
     """The answers side by side; then, pair by pair, what is the same and how arms compare."""
     return Group(
         answers_table(found),
+        *headlines(found),
         *(part for pair in found.pairs for part in pair_parts(pair, len(found.pairs) > 1)),
     )
 
 
 def answers_table(found: StudyComparison) -> Table:
-    """A row per study and training task: trials, base, recommended arm, headline."""
-    table = listing(
-        "answers",
-        ("task", "study", "base", "trials", "confidence", "answer"),
-        frozenset({"trials"}),
-    )
-    tasks = dict.fromkeys(answer.task for study in found.studies for answer in study.answers)
-    for place, task in enumerate(tasks):
+    """A row per training task and study: base, trials, decision, arm, confidence."""
+    headings = ("task", "study", "base", "trials", "answer", "arm", "confidence")
+    table = listing("answers", headings, frozenset({"trials"}))
+    for place, task in enumerate(training_tasks(found)):
         if place:
             table.add_section()
         for position, study in enumerate(found.studies):
@@ -40,10 +37,32 @@ def answers_table(found: StudyComparison) -> Table:
                 visible(study.label),
                 visible(study.base),
                 f"{study.done}/{study.trials}",
+                answer.decision.replace("_", " ") if answer else "not trained on",
+                visible(answer.chosen_label or "-") if answer else "",
                 answer.confidence if answer else "",
-                visible(answer.headline) if answer else "not a training task of this study",
             )
     return table
+
+
+def training_tasks(found: StudyComparison) -> list[str]:
+    """Tasks that any of the studies answers."""
+    return list(dict.fromkeys(a.task for study in found.studies for a in study.answers))
+
+
+def headlines(found: StudyComparison) -> list[RenderableType]:
+    """The answers in words; equal ones once."""
+    lines: list[RenderableType] = []
+    for task in training_tasks(found):
+        said: dict[str, list[str]] = {}
+        for study in found.studies:
+            for answer in study.answers:
+                if answer.task == task:
+                    said.setdefault(answer.headline, []).append(study.label)
+        lines += [
+            Text(f"{', '.join(map(visible, labels))}: {visible(headline)}", overflow="fold")
+            for headline, labels in said.items()
+        ]
+    return [*lines, Text()]
 
 
 def pair_parts(pair: StudyPair, several: bool) -> list[RenderableType]:
@@ -90,7 +109,7 @@ def cells_table(pair: StudyPair, task: str | None, cells: Sequence[ComparedCell]
         if last and arm != last:
             table.add_section()
         table.add_row(
-            visible(arm) + (" (same trials)" if cell.same_trials else "") if arm != last else "",
+            visible(arm) if arm != last else "",
             visible(cell.tested_on),
             level(cell.first, cell),
             level(cell.second, cell),
@@ -115,6 +134,8 @@ def difference(estimate: Estimate, cell: ComparedCell) -> str:
     scale, digits = scale_of(cell)
     star = "" if cell.paired else "*"
     value = f"{round(scale * estimate.value, digits) + 0.0:+.{digits}f}{star}"
+    if cell.same_models and cell.paired:
+        return f"{value} same models"
     if estimate.low is None or estimate.high is None:
         return f"{value} [?]"
     low, high = (round(scale * end, digits) + 0.0 for end in (estimate.low, estimate.high))

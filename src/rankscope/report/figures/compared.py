@@ -58,8 +58,11 @@ def finding(pair: StudyPair, cells: list[ComparedCell]) -> str:
     arms = len({c.arm for c in cells})
     apart = [c for c in cells if is_clear(c)]
     what = "The bases" if cells[0].arm is None else count(arms, "arm") + " in both"
+    same = sum(c.same_models for c in cells)
     text = f"{what}, {count(len(cells), 'score')} compared, {sum(c.paired for c in cells)} of them "
     text += f"item by item; {len(apart)} with an interval that leaves zero out"
+    if same:
+        text += f"; {same} of the very same models"
     if not apart:
         return text + "."
     largest = max(apart, key=lambda c: abs(c.difference.value))
@@ -80,7 +83,8 @@ def columns() -> list[Column]:
     return [
         *(Column("arm"), Column("tested on"), *scores),
         *(Column("difference", 2), Column("low", 2), Column("high", 2), Column("p", 4)),
-        *(Column("p, Holm", 4), Column("paired"), Column("items", 0), Column("seeds", 0)),
+        *(Column("p, Holm", 4), Column("paired"), Column("same models")),
+        *(Column("items", 0), Column("seeds", 0)),
     ]
 
 
@@ -93,7 +97,8 @@ def row(cell: ComparedCell) -> tuple[str | float | int | None, ...]:
         for v in (found.value, found.low, found.high)
     ]
     paired = "yes" if cell.paired else "no"
-    return (cell.arm or "base", cell.tested_on, *ends, e.p, e.p_holm, paired, e.n, e.seeds)
+    same = "yes" if cell.same_models else "no"
+    return (cell.arm or "base", cell.tested_on, *ends, e.p, e.p_holm, paired, same, e.n, e.seeds)
 
 
 def plot(cells: list[ComparedCell], tests: list[str], colors: dict[int, Color]) -> go.Figure:
@@ -128,7 +133,7 @@ def add_marks(
         ends = (
             f"{number(e.low * scale, 2)} to {number(e.high * scale, 2)}"
             if e.low is not None and e.high is not None
-            else "interval unknown"
+            else ("the same models" if cell.same_models else "interval unknown")
         )
         hover.append(
             f"<b>{name(cell.arm or 'base')}</b><br>{name(cell.tested_on)}: "

@@ -64,7 +64,8 @@
       link.href = URL.createObjectURL(new Blob([csvOf(table)], { type: "text/csv;charset=utf-8" }));
       link.download = button.dataset.file + ".csv";
       link.click();
-      URL.revokeObjectURL(link.href);
+      // Not at once: the download reads the blob after the click has returned.
+      setTimeout(() => URL.revokeObjectURL(link.href), 60000);
     });
   });
 

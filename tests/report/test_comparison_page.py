@@ -1,0 +1,78 @@
+"""The page of a comparison: both answers, what differs, inert whatever the studies are called."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from rankscope.comparing import compare_pair, compared_study
+from rankscope.records import StudyComparison, StudyRecords
+from rankscope.report.comparison import figures, ranks_of, render
+from rankscope.report.page import figure_data
+from rankscope.report.style import dark_colors
+from synthetic_study import Truth, synthetic_study, with_own_trials
+
+from .studies import HOSTILE, hostile_study, ordinary_study
+
+SECOND = Truth(ranks=(8, 64), lrs=(1e-3,), tasks=("med", "law"), num_items=60)
+
+
+def comparison(*studies: tuple[str, StudyRecords]) -> StudyComparison:
+    first, *others = studies
+    return StudyComparison(
+        studies=tuple(compared_study(label, Path(label), study) for label, study in studies),
+        pairs=tuple(compare_pair(*first, *other) for other in others),
+    )
+
+
+@pytest.fixture(scope="module")
+def found() -> StudyComparison:
+    return comparison(
+        ("one", ordinary_study()[0]), ("two", with_own_trials(synthetic_study(SECOND, seed=1), "#"))
+    )
+
+
+def test_the_page_has_both_answers_and_a_figure_for_every_training_task(
+    found: StudyComparison,
+) -> None:
+    page = render(found, ordinary_study()[0].provenance)
+    text = re.sub(r"\s+", " ", page.replace("&amp;", "&").replace("&#39;", "'"))
+    for study in found.studies:
+        for answer in study.answers:
+            assert answer.headline in text
+    (pair,) = found.pairs
+    made = figures(pair, 0, ranks_of(found))
+    assert [f.title for f in made] == [
+        "two minus one, untuned bases",
+        "two minus one, arms trained on med",
+        "two minus one, arms trained on law",
+    ]
+    # r=8 lr=0.001 and full fine-tuning are in both, scored on med, law, math and general.
+    assert len(made[1].table.rows) == 8
+    assert [choice.label for choice in made[1].choices] == ["med", "law", "math", "general"]
+    assert made[1].plot is not None
+    first = made[1].plot.data[0]
+    cell = next(c for c in pair.cells if c.trained_on == c.tested_on == "med")
+    assert first.x[0] == 100 * cell.difference.value
+    assert first.error_x.array[0] == pytest.approx(
+        100 * ((cell.difference.high or 0) - cell.difference.value)
+    )
+
+
+def test_every_colour_has_a_dark_partner(found: StudyComparison) -> None:
+    known = dark_colors(ranks_of(found))
+    for figure in figures(found.pairs[0], 0, ranks_of(found)):
+        text = json.dumps(figure_data(figure))
+        assert set(re.findall(r"#[0-9a-fA-F]{6}|rgb\([^)]*\)", text)) <= set(known)
+
+
+def test_hostile_names_stay_text(found: StudyComparison) -> None:
+    attacked, _ = hostile_study()
+    page = render(
+        comparison((HOSTILE, attacked), ("again " + HOSTILE, attacked)), attacked.provenance
+    )
+    assert "<img src=x" not in page
+    assert "\u202e" not in page
+    plain = render(found, attacked.provenance)
+    assert page.count("</script>") == plain.count("</script>")
