@@ -52,16 +52,33 @@ def test_heads_of_an_adapter_equal_those_of_its_merged_checkpoint(
         assert mine.importance == pytest.approx(its.importance, abs=1e-3)
         assert mine.group_importance == pytest.approx(its.group_importance, abs=1e-3)
         assert mine.entropy == pytest.approx(its.entropy, abs=1e-3)
-    assert np.array(one.ablations[0].tuned_gold_change) == pytest.approx(
-        np.array(other.ablations[0].tuned_gold_change), abs=1e-3
+    mine, its = one.ablations[0], other.ablations[0]
+    assert np.array(mine.tuned_gold_change) == pytest.approx(
+        np.array(its.tuned_gold_change), abs=1e-3
     )
+    # And with all heads of a layer gone.
+    assert len(mine.tuned_layer_gold_change) == NUM_LAYERS
+    assert mine.tuned_layer_gold_change == pytest.approx(its.tuned_layer_gold_change, abs=1e-3)
+    assert mine.base_layer_gold_change == its.base_layer_gold_change
 
 
 def test_the_screen_names_the_heads_that_moved_most(tmp_path: Path) -> None:
     adapter = pocket_adapter(tmp_path / "adapter")
-    outcome = rankscope("inspect", "pocket", adapter, "--heads", "pocket_med", "--items", "4")
+    asked = ("--heads", "pocket_med", "--ablate", "pocket_med", "--ablate", "pocket_cloze")
+    out = tmp_path / "looked"
+    outcome = rankscope("inspect", "pocket", adapter, *asked, "--items", "4", "--out", out)
     assert outcome.code == 0, outcome.told
     assert "4 items of pocket_med" in outcome.told
+    assert "costliest head" in outcome.told
+    assert "Loading weights" not in outcome.told
+    page = (out / "inspection.html").read_text("utf-8")
+    for figure in ("moved", "importance", "entropy", "ablated", "matrix"):
+        assert f'id="heads-{figure}"' in page
+    assert {path.name for path in out.iterdir()} >= {
+        "heads.parquet",
+        "kv_heads.parquet",
+        "head_ablations.parquet",
+    }
 
 
 def test_ablation_needs_to_know_what_was_trained(tmp_path: Path) -> None:
