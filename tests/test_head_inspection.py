@@ -88,6 +88,18 @@ def test_ablation_needs_to_know_what_was_trained(tmp_path: Path) -> None:
     assert "--heads" in outcome.told
 
 
+def test_what_cannot_be_done_is_said_before_anything_is_computed(tmp_path: Path) -> None:
+    """Not even the adapter, which is not there, has been looked for."""
+    nowhere = tmp_path / "nowhere"
+    outcome = rankscope("inspect", "pocket", nowhere, "--heads", "pocket_medd")
+    assert outcome.code == 2
+    assert "'pocket_medd' is not a named task; did you mean 'pocket_med'?" in outcome.told
+    (tmp_path / "file").write_text("")
+    outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "file")
+    assert outcome.code == 2
+    assert "is a file; expected a folder" in outcome.told
+
+
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}])
 def test_changes_are_of_stored_weights_whatever_the_model_runs_in(
     settings: dict[str, object], tmp_path: Path

@@ -322,11 +322,12 @@ def read_config(folder: Path, starts: Collection[object] = PLAIN_STARTS) -> Adap
         raise BadInput(f"adapter {folder}: no {WEIGHTS}; expected a PEFT adapter folder")
     try:
         found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("expected a JSON object")
     except (OSError, ValueError) as error:
         raise BadInput(f"adapter {folder}: {CONFIG} cannot be used: {error}") from error
-    kind = found.get("peft_type") if isinstance(found, dict) else None
-    if kind != "LORA":
-        raise BadInput(f"adapter {folder}: peft_type {kind!r}; expected 'LORA'")
+    if found.get("peft_type") != "LORA":
+        raise BadInput(f"adapter {folder}: peft_type {found.get('peft_type')!r}; expected 'LORA'")
     try:
         settings = AdapterSettings.model_validate(found)
     except ValidationError as error:
