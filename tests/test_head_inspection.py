@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from command_line import rankscope
+from peft_adapters import tiny_gpt2
 from rankscope.head_inspection import HeadSettings, with_heads
 from rankscope.inspection import inspect
 from rankscope.models.pocket import pocket_folder
@@ -94,6 +95,10 @@ def test_what_cannot_be_done_is_said_before_anything_is_computed(tmp_path: Path)
     outcome = rankscope("inspect", "pocket", nowhere, "--heads", "pocket_medd")
     assert outcome.code == 2
     assert "'pocket_medd' is not a named task; did you mean 'pocket_med'?" in outcome.told
+    tiny_gpt2().save_pretrained(tmp_path / "gpt2")
+    outcome = rankscope("inspect", tmp_path / "gpt2", nowhere, "--heads", "pocket_med")
+    assert outcome.code == 2
+    assert "'transformer.h.0.attn.c_attn' is one matrix" in outcome.told
     (tmp_path / "file").write_text("")
     outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "file")
     assert outcome.code == 2

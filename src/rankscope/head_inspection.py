@@ -56,12 +56,13 @@ def read(settings: HeadSettings, task: str) -> LoadedTask:
     return load_task(TaskConfig(name=task), settings.data_dir, 0, settings.items)
 
 
-def check_tasks(settings: HeadSettings) -> None:
-    """Read the tasks once: an inspection may take minutes before it comes to them.
+def check(base: str, settings: HeadSettings) -> None:
+    """Look at the base's shapes and read the tasks before spectra, which may take minutes.
 
     Raises:
-        BadInput: a task that is not known or cannot be read.
+        BadInput: heads that cannot be told apart, a task that is not known or cannot be read.
     """
+    HeadLayout.of(StoredModel.open(shapes_folder(base)).shapes)
     for task in dict.fromkeys((settings.task, *settings.ablate)):
         read(settings, task)
 

@@ -63,10 +63,10 @@ def inspect(
         if heads is None:
             found = look(base, tuned, settings, any_base=force, watcher=screen)
         else:
-            from rankscope.head_inspection import HeadSettings, check_tasks, with_heads
+            from rankscope.head_inspection import HeadSettings, check, with_heads
 
             asked = HeadSettings(heads, tuple(ablate or ()), items, data_dir)
-            check_tasks(asked)
+            check(base, asked)
             found = look(base, tuned, settings, any_base=force, watcher=screen)
             found = with_heads(found, asked, watcher=screen)
     if out is not None:
