@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from command_line import rankscope
+from peft_adapters import tiny_gpt2
 from rankscope.head_inspection import HeadSettings, with_heads
 from rankscope.inspection import inspect
 from rankscope.models.pocket import pocket_folder
@@ -52,16 +53,33 @@ def test_heads_of_an_adapter_equal_those_of_its_merged_checkpoint(
         assert mine.importance == pytest.approx(its.importance, abs=1e-3)
         assert mine.group_importance == pytest.approx(its.group_importance, abs=1e-3)
         assert mine.entropy == pytest.approx(its.entropy, abs=1e-3)
-    assert np.array(one.ablations[0].tuned_gold_change) == pytest.approx(
-        np.array(other.ablations[0].tuned_gold_change), abs=1e-3
+    mine, its = one.ablations[0], other.ablations[0]
+    assert np.array(mine.tuned_gold_change) == pytest.approx(
+        np.array(its.tuned_gold_change), abs=1e-3
     )
+    # And with all heads of a layer gone.
+    assert len(mine.tuned_layer_gold_change) == NUM_LAYERS
+    assert mine.tuned_layer_gold_change == pytest.approx(its.tuned_layer_gold_change, abs=1e-3)
+    assert mine.base_layer_gold_change == its.base_layer_gold_change
 
 
 def test_the_screen_names_the_heads_that_moved_most(tmp_path: Path) -> None:
     adapter = pocket_adapter(tmp_path / "adapter")
-    outcome = rankscope("inspect", "pocket", adapter, "--heads", "pocket_med", "--items", "4")
+    asked = ("--heads", "pocket_med", "--ablate", "pocket_med", "--ablate", "pocket_cloze")
+    out = tmp_path / "looked"
+    outcome = rankscope("inspect", "pocket", adapter, *asked, "--items", "4", "--out", out)
     assert outcome.code == 0, outcome.told
     assert "4 items of pocket_med" in outcome.told
+    assert "costliest head" in outcome.told
+    assert "Loading weights" not in outcome.told
+    page = (out / "inspection.html").read_text("utf-8")
+    for figure in ("moved", "importance", "entropy", "ablated", "matrix"):
+        assert f'id="heads-{figure}"' in page
+    assert {path.name for path in out.iterdir()} >= {
+        "heads.parquet",
+        "kv_heads.parquet",
+        "head_ablations.parquet",
+    }
 
 
 def test_ablation_needs_to_know_what_was_trained(tmp_path: Path) -> None:
@@ -69,6 +87,22 @@ def test_ablation_needs_to_know_what_was_trained(tmp_path: Path) -> None:
     outcome = rankscope("inspect", "pocket", adapter, "--ablate", "pocket_med")
     assert outcome.code == 2
     assert "--heads" in outcome.told
+
+
+def test_what_cannot_be_done_is_said_before_anything_is_computed(tmp_path: Path) -> None:
+    """Not even the adapter, which is not there, has been looked for."""
+    nowhere = tmp_path / "nowhere"
+    outcome = rankscope("inspect", "pocket", nowhere, "--heads", "pocket_medd")
+    assert outcome.code == 2
+    assert "'pocket_medd' is not a named task; did you mean 'pocket_med'?" in outcome.told
+    tiny_gpt2().save_pretrained(tmp_path / "gpt2")
+    outcome = rankscope("inspect", tmp_path / "gpt2", nowhere, "--heads", "pocket_med")
+    assert outcome.code == 2
+    assert "'transformer.h.0.attn.c_attn' is one matrix" in outcome.told
+    (tmp_path / "file").write_text("")
+    outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "file")
+    assert outcome.code == 2
+    assert "is a file; expected a folder" in outcome.told
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}])

@@ -9,7 +9,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from peft import PeftModel
+from peft import (
+    IA3Config,
+    LoHaConfig,
+    OFTConfig,
+    PeftConfig,
+    PeftModel,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -328,6 +336,41 @@ def test_adapters_of_another_kind_are_named(
     base: Path, plain: Path, tmp_path: Path, config: dict[str, Any], said: str
 ) -> None:
     refused(2, said, base, altered(plain, tmp_path / "x", config))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        LoHaConfig(r=4, target_modules=["q_proj"]),
+        OFTConfig(r=0, oft_block_size=8, target_modules=["q_proj"]),
+        PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
+    ],
+    ids=lambda config: config.peft_type.value,
+)
+def test_other_methods_of_peft_are_named(base: Path, tmp_path: Path, config: PeftConfig) -> None:
+    """As PEFT saves them: most have neither rank nor alpha of LoRA's."""
+    get_peft_model(tiny_llama(), config).save_pretrained(tmp_path / "x")
+    said = f"peft_type {config.peft_type.value!r}; expected 'LORA'"  # type: ignore[union-attr]
+    refused(2, said, base, tmp_path / "x")
+
+
+def test_what_an_adapters_settings_lack_is_one_line(
+    base: Path, plain: Path, tmp_path: Path
+) -> None:
+    refused(
+        2,
+        "cannot be used: lora_alpha: Input should be greater than 0",
+        base,
+        altered(plain, tmp_path / "x", {"lora_alpha": 0}),
+    )
+    (tmp_path / "x" / "adapter_config.json").write_text("[1]")
+    refused(2, "cannot be used: expected a JSON object", base, tmp_path / "x")
+
+
+def test_an_adapted_embedding_is_named(base: Path, tmp_path: Path) -> None:
+    adapter = saved_adapter(tmp_path / "x", tiny_llama(), target_modules=["embed_tokens", "q_proj"])
+    refused(2, "is of an adapted embedding; expected linear layers", base, adapter)
 
 
 def test_numbers_that_are_none(base: Path, plain: Path, tmp_path: Path) -> None:

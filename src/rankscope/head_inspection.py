@@ -51,6 +51,22 @@ class HeadSettings:
     dtype: str = "auto"
 
 
+def read(settings: HeadSettings, task: str) -> LoadedTask:
+    """A task's items, as many as are looked at."""
+    return load_task(TaskConfig(name=task), settings.data_dir, 0, settings.items)
+
+
+def check(base: str, settings: HeadSettings) -> None:
+    """Look at the base's shapes and read the tasks before spectra, which may take minutes.
+
+    Raises:
+        BadInput: heads that cannot be told apart, a task that is not known or cannot be read.
+    """
+    HeadLayout.of(StoredModel.open(shapes_folder(base)).shapes)
+    for task in dict.fromkeys((settings.task, *settings.ablate)):
+        read(settings, task)
+
+
 def with_heads(
     found: Inspection, settings: HeadSettings, device: str = "auto", watcher: Watcher | None = None
 ) -> Inspection:
@@ -82,13 +98,9 @@ def base_heads(
     base = load_base(model, device, choose_dtype(settings.dtype, device))
     layout = HeadLayout.of(base.model)
     encoder = Encoder(base.tokenizer, base.record.prompt_format, MAX_LENGTH)
-
-    def read(task: str) -> LoadedTask:
-        return load_task(TaskConfig(name=task), settings.data_dir, 0, settings.items)
-
-    task = head_task(base, encoder, read(settings.task), settings.items, EvaluateConfig())
+    task = head_task(base, encoder, read(settings, settings.task), settings.items, EvaluateConfig())
     ablated_on = tuple(
-        head_task(base, encoder, read(other), settings.items, EvaluateConfig())
+        head_task(base, encoder, read(settings, other), settings.items, EvaluateConfig())
         for other in dict.fromkeys(settings.ablate)
     )
     watcher.stage("base heads", 1)

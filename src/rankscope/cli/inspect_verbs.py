@@ -56,13 +56,18 @@ def inspect(
 
     if ablate and heads is None:
         raise BadInput("inspect: --ablate needs --heads TASK, the task that was trained on")
+    if out is not None and out.exists() and not out.is_dir():
+        raise BadInput(f"--out {out}: is a file; expected a folder, or a name that is not taken")
     settings = InspectSettings(top_k, intruder_k, epsilon)
     with Screen(err_console) as screen:
-        found = look(base, tuned, settings, any_base=force, watcher=screen)
-        if heads is not None:
-            from rankscope.head_inspection import HeadSettings, with_heads
+        if heads is None:
+            found = look(base, tuned, settings, any_base=force, watcher=screen)
+        else:
+            from rankscope.head_inspection import HeadSettings, check, with_heads
 
             asked = HeadSettings(heads, tuple(ablate or ()), items, data_dir)
+            check(base, asked)
+            found = look(base, tuned, settings, any_base=force, watcher=screen)
             found = with_heads(found, asked, watcher=screen)
     if out is not None:
         from rankscope.inspection import write_inspection

@@ -22,7 +22,7 @@ def known_task(config: TaskConfig) -> TaskSpec:
     if config.name in NAMED_TASKS:
         return NAMED_TASKS[config.name]
     close = difflib.get_close_matches(config.name, NAMED_TASKS, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else "."
     raise BadInput(
         f"task {config.name!r} is not a named task{hint} Named tasks: {', '.join(NAMED_TASKS)}. "
         "For your own data give 'train:' (a JSONL or Parquet file) or 'hub:'"

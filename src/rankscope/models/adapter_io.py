@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import torch
 from peft import LoraConfig, TaskType
 from peft.utils.other import get_pattern_key
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
@@ -30,7 +30,6 @@ BASE_HASH = "rankscope_base_sha256"
 PREFIX = "base_model.model."
 MAGNITUDE = ".lora_magnitude_vector"
 """Ends the name of DoRA's m."""
-
 
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """Initializations that leave the base as it is; PiSSA, OLoRA, CorDA and LoftQ change it."""
@@ -323,11 +322,17 @@ def read_config(folder: Path, starts: Collection[object] = PLAIN_STARTS) -> Adap
         raise BadInput(f"adapter {folder}: no {WEIGHTS}; expected a PEFT adapter folder")
     try:
         found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        settings = AdapterSettings.model_validate(found)
+        if not isinstance(found, dict):
+            raise ValueError("expected a JSON object")
     except (OSError, ValueError) as error:
         raise BadInput(f"adapter {folder}: {CONFIG} cannot be used: {error}") from error
     if found.get("peft_type") != "LORA":
         raise BadInput(f"adapter {folder}: peft_type {found.get('peft_type')!r}; expected 'LORA'")
+    try:
+        settings = AdapterSettings.model_validate(found)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise BadInput(f"adapter {folder}: {CONFIG} cannot be used: {faults}") from error
     start = found.get("init_lora_weights", True)
     if start not in starts:
         raise BadInput(
@@ -350,6 +355,8 @@ def module_and_part(key: str, path: Path) -> tuple[str, str]:
     for part, ending in endings.items():
         if key.startswith(PREFIX) and key.endswith(ending):
             return key[len(PREFIX) : -len(ending)], part
+    if ".lora_embedding_" in key or key.endswith(".base_layer.weight"):
+        raise BadInput(f"{path}: {key!r} is of an adapted embedding; expected linear layers")
     raise IntegrityError(f"{path}: unexpected tensor {key!r}; expected lora_A and lora_B weights")
 
 

@@ -49,6 +49,7 @@ class StoredModel:
         head: the output head where it is a linear layer; an adapter may name it.
         shards: name of a stored tensor -> file that holds it.
         quantized: ``bitsandbytes`` where the file says so, else nothing.
+        shapes: the model on the meta device, without values.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class StoredModel:
     shards: dict[str, Path]
     quantized: str | None
     num_layers: int
+    shapes: Any = field(repr=False)
     _open: tuple[Path, Any] | None = field(default=None, repr=False)
     """The shard read last: a file stays mapped as long as it, or a tensor of it, is held."""
 
@@ -95,6 +97,7 @@ class StoredModel:
             shards=shards_of(folder),
             quantized=quantized,
             num_layers=int(config.get_text_config().num_hidden_layers),
+            shapes=model,
         )
 
     def layer(self, name: str) -> Layer:

@@ -26,8 +26,15 @@ def inspection_screen(found: Inspection) -> RenderableType:
 
 
 def inspected_notes(found: Inspection) -> list[str]:
-    """What the tables do not say: growth with rank, uncertain vectors, what is kept on disk."""
-    notes = []
+    """What the tables do not say: what stands out and what it means, growth with rank, uncertain
+    vectors, what is kept on disk."""
+    notes = [stands_out(model) for model in found.tuned if model.spectra.matrices]
+    notes.append(
+        "subspace: how much of the leading singular vectors' span was kept, 1 is all, chance what "
+        "unrelated ones give; intruders: of each matrix's leading vectors those unlike any one of "
+        "the base's, energy their share. Larger updates and intruders may go with forgetting, but "
+        "only scores show it: rankscope eval on a task that was not trained"
+    )
     if (growth := found.growth) is not None:
         notes.append(
             f"|dW| = {growth.start:.3g} + {growth.slope:.3g} ln r over ranks "
@@ -45,6 +52,18 @@ def inspected_notes(found: Inspection) -> list[str]:
     if found.cache_bytes:
         notes.append(f"decompositions of base weights on disk: {size(found.cache_bytes)}")
     return notes
+
+
+def stands_out(model: TunedModel) -> str:
+    """Where the update is largest, and how many of the leading vectors are new."""
+    spectra = model.spectra
+    largest = max(spectra.matrices, key=lambda m: m.relative)
+    examined = sum(len(m.largest_cosines) for m in spectra.matrices)
+    return (
+        f"{visible(model.name)}: |dW| is {100 * mean(m.relative for m in spectra.matrices):.2g} % "
+        f"of |W0| on average, most in {visible(largest.name)} ({100 * largest.relative:.2g} %); "
+        f"{spectra.intruders:,} of {examined:,} leading vectors are intruders"
+    )
 
 
 def inspected_models(found: Inspection) -> Table:
@@ -79,7 +98,7 @@ def inspected_modules(model: TunedModel) -> Table:
             f"{mean(m.relative for m in own):.3g}",
             f"{mean(m.effective_rank for m in own):.3g}",
             f"{mean(m.stable_rank for m in own):.3g}",
-            f"{mean(mean(m.similarity_subspace) for m in own):.3f}",
+            f"{mean(mean(m.similarity_subspace) for m in own):.4f}",
             f"{mean(mean(m.chance_subspace) for m in own):.3f}",
             str(sum(m.intruders for m in own)),
             f"{mean(m.intruder_energy for m in own):.3f}",
@@ -93,10 +112,10 @@ def inspected_heads(name: str, heads: HeadsRecord) -> Table:
         "layer",
         "head",
         "|dW_h|/|W0_h|",
-        "importance",
-        "base",
-        "entropy",
-        "base ",
+        "importance before",
+        "after",
+        "entropy before",
+        "after ",
     )
     numbers += ("skill", "lost") if heads.roles else ()
     title = f"{name}, heads that moved most; {heads.items} items of {heads.task}"
@@ -104,8 +123,8 @@ def inspected_heads(name: str, heads: HeadsRecord) -> Table:
     roles = {(role.layer, role.head): role for role in heads.roles}
     for layer, head, moved in most_moved(heads):
         base, tuned = heads.base[layer], heads.tuned[layer]
-        values: list[float | None] = [tuned.importance[head], base.importance[head]]
-        values += [tuned.entropy[head], base.entropy[head]]
+        values: list[float | None] = [base.importance[head], tuned.importance[head]]
+        values += [base.entropy[head], tuned.entropy[head]]
         if (role := roles.get((layer, head))) is not None:
             values += [role.skill, role.lost]
         cells = ["-" if value is None else f"{value:.3f}" for value in values]
