@@ -33,6 +33,8 @@ BAD_INPUT = 2
 SOME_FAILED = 3
 INTEGRITY = 4
 INTERRUPTED = 130
+WAITING_LOOPS = 1_000
+"""How often a waiting thread looks before it sleeps; what others cost is in LOG.md."""
 
 REFUSED = frozenset(
     {
@@ -88,11 +90,19 @@ def exit_code_of(call: Callable[[], Any]) -> int:
     return 0
 
 
+def wait_briefly() -> None:
+    """Let OpenMP's threads (GNU's) wait for each other in a short loop, and then sleep.
+
+    By default the loop is long: on a machine with other work it eats the very core it waits for.
+    Asleep at once, they wake too late where products are small. Read when torch is loaded.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(WAITING_LOOPS))
+
+
 def main() -> NoReturn:
     """Entry point of the ``rankscope`` command."""
-    # OpenMP's threads wait for each other in a loop by default: on a machine with other work the
-    # loop eats the very core it waits for. It reads this when torch is loaded, after this line.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    wait_briefly()
     # PEFT imports bitsandbytes wherever it is installed, which then warns of a kernel that nothing
     # on a processor needs here, on every command.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
