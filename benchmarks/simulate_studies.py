@@ -2,6 +2,7 @@
 and is the advice right?
 
     python benchmarks/simulate_studies.py [--studies 2000] [--draws 500] [--only truths]
+        [--row flat]
 
 prints the tables of docs/findings/2026-11-25-simulated-studies.md. One thread, NumPy alone. The
 model of an answer is that of tests/synthetic_study.py: every item has a latent difficulty that all
@@ -313,11 +314,11 @@ def judged(name: str, draws: int, start: int = 0) -> Counter[str]:
     return found
 
 
-def print_coverage(studies: int, draws: int) -> None:
+def print_coverage(studies: int, draws: int, row: str) -> None:
     """Intervals of every scenario."""
     print("| scenario | seeds | covers the truth | half-width | called different |")
     print("|---|---|---|---|---|")
-    for s in SCENARIOS:
+    for s in [s for s in SCENARIOS if row in s.name]:
         c = coverage(s, studies)
         print(
             f"| {s.name} | {s.seeds} | {100 * c.covered:.1f} % | {100 * c.width:.1f} | "
@@ -326,16 +327,16 @@ def print_coverage(studies: int, draws: int) -> None:
         )
 
 
-def print_plain(studies: int, draws: int) -> None:
+def print_plain(studies: int, draws: int, row: str) -> None:
     """What an uncorrected bootstrap of seeds covers."""
     print("| 3 seeds | percentile, items once for all | percentile, items within seeds |")
     print("|---|---|---|")
-    for s in SCENARIOS[:7]:
+    for s in [s for s in SCENARIOS[:7] if row in s.name]:
         crossed, nested = (plain_coverage(s, draws, n) for n in (False, True))
         print(f"| {s.name} | {100 * crossed:.1f} % | {100 * nested:.1f} % |", flush=True)
 
 
-def print_family(studies: int, draws: int) -> None:
+def print_family(studies: int, draws: int, row: str) -> None:
     """Errors over a family of tests."""
     raw, adjusted = family_wise(studies)
     error = 100 * sqrt(0.05 * 0.95 / studies)
@@ -347,12 +348,12 @@ def print_family(studies: int, draws: int) -> None:
     )
 
 
-def print_truths(studies: int, draws: int) -> None:
+def print_truths(studies: int, draws: int, row: str) -> None:
     """The advice on known truths."""
     columns = ("right", "right, dearer", "cannot know", "wrong", "firm", "firm and wrong")
     print("| truth | " + " | ".join(columns) + " |")
     print("|---|---|---|---|---|---|---|")
-    for name in TRUTHS:
+    for name in [name for name in TRUTHS if row in name]:
         n = judged(name, draws)
         print(f"| {name} | " + " | ".join(str(n[c]) for c in columns) + " |", flush=True)
 
@@ -371,11 +372,12 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=2000, help="of every interval")
     parser.add_argument("--draws", type=int, default=500, help="of every truth")
     parser.add_argument("--only", choices=sorted(PARTS), help="one table; by default all")
+    parser.add_argument("--row", default="", help="rows whose name holds this; by default all")
     given = parser.parse_args()
     for name, part in PARTS.items():
         if given.only in (None, name):
             began = time.perf_counter()
-            part(given.studies, given.draws)
+            part(given.studies, given.draws, given.row)
             print(f"({time.perf_counter() - began:.0f} s)\n", flush=True)
 
 

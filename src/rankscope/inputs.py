@@ -25,14 +25,14 @@ from rankscope.models.load import load_tokenizer, model_folder
 from rankscope.models.parameters import (
     Architecture,
     architecture,
-    largest_useful_rank,
+    rank_notes,
     read_config,
     target_shapes,
 )
 from rankscope.models.peft_methods import count_parameters, peft_config
 from rankscope.models.quantize import refuse_quantize, require_bitsandbytes
 from rankscope.provenance import sha256_json, tokenizer_sha256, weights_sha256
-from rankscope.reading import read_replay, read_tasks, replay_notes
+from rankscope.reading import read_replay, read_tasks, refuse_untrainable, replay_notes
 from rankscope.records import BASE, EvalKey, Split, TaskRecord, TrialSpec, Variant
 from rankscope.runtime import available_memory_bytes, choose_device, choose_dtype
 from rankscope.train.loop import refuse_zero_rates
@@ -89,7 +89,7 @@ class StudyInputs:
         config: the study file with ``auto`` values resolved.
         folder: the base model's folder.
         shapes: of its matrices.
-        base_sha256: hash of its weights.
+        base_sha256: hash of its weights, where they were read.
         encoder: turns items into tokens.
         tasks: every task that is trained on or scored, by name.
         rows: encoded training rows of each training task.
@@ -174,13 +174,16 @@ class StudyInputs:
         return self.wanted_evals(BASE, None)
 
 
-def read_inputs(config: StudyConfig) -> StudyInputs:
+def read_inputs(config: StudyConfig, weights: bool = True) -> StudyInputs:
     """Resolve, read, split and encode; nothing is trained and no weights are loaded.
+
+    weights: the base's files must be there and are hashed. Without, its configuration and
+    tokenizer are enough, and trials' ids are not those of a run.
 
     Raises:
         BadInput: the model, a target module, a task or a row cannot be used.
     """
-    folder = model_folder(config.model)
+    folder = model_folder(config.model, weights)
     model_config = read_config(folder)
     shapes = architecture(model_config)
     config, starts = with_starts(config, shapes)
@@ -191,6 +194,7 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
     encoder = Encoder(tokenizer, config.model.prompt_format, config.train.max_length)
     config = resolved(config, encoder, dtype)
     read = read_tasks(config)
+    refuse_untrainable(config, read)
     replay, replayed = read_replay(config, read, encoder)
     tasks, leak_notes = with_leaks(config, read, replayed)
     context = context_length(model_config)
@@ -199,7 +203,7 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
         task.name: encode_rows(encoder, tasks[task.name].train, config.train.labels)
         for task in config.tasks
     }
-    base_sha256 = weights_sha256(folder)
+    base_sha256 = weights_sha256(folder) if weights or starts else "not read"
     for start in starts.values():
         refuse_other_base(start.folder, start.base_sha256, base_sha256)
     tokenizer_hash = tokenizer_sha256(folder)
@@ -224,7 +228,8 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
         {name: RowCounts.of(encoded.rows) for name, encoded in {**replay, **rows}.items()},
         config.memory_limit or round(USABLE_SHARE * available_memory_bytes(device)),
     )
-    notes = [*encoder.notes, *caps, *(note for task in tasks.values() for note in task.notes)]
+    notes = [] if weights else without_weights(folder)
+    notes += [*encoder.notes, *caps, *(note for task in tasks.values() for note in task.notes)]
     repeated = duplicate_grid_points(config)
     notes += [*scoring, *start_notes(starts.values())]
     notes += replay_notes(config)
@@ -252,6 +257,13 @@ def read_inputs(config: StudyConfig) -> StudyInputs:
         notes=tuple(notes),
         replay=replay,
     )
+
+
+def without_weights(folder: Path) -> list[str]:
+    """A note where a model's folder holds none."""
+    if any(folder.glob("*.safetensors")):
+        return []
+    return [f"{folder} holds no weights: planned from config.json; a run needs *.safetensors there"]
 
 
 def with_leaks(
@@ -338,29 +350,6 @@ def peft_methods(
     return list(dict.fromkeys(found))
 
 
-def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:
-    """One sentence per rank that exceeds what a target matrix can hold, min(in, out).
-
-    Raises:
-        BadInput: a target that matches no linear layer, or such a rank for PiSSA.
-    """
-    notes: list[str] = []
-    for arm in config.arms:
-        if arm.is_full:
-            continue
-        for targets in arm.target_sets():
-            cap = largest_useful_rank(shapes, targets)
-            above = [rank for rank in arm.rank if rank > cap]
-            if above and "pissa" in arm.method:
-                raise BadInput(
-                    f"method pissa: rank {above[0]} is above {cap}, the smaller dimension of the "
-                    f"smallest target matrix, which has {cap} singular vectors to start from; "
-                    "choose a smaller rank"
-                )
-            notes += [rank_note(rank, cap) for rank in above]
-    return list(dict.fromkeys(notes))
-
-
 def refuse_eva(
     trials: Iterable[TrialSpec], rows: Mapping[str, EncodedRows], shapes: Architecture
 ) -> None:
@@ -376,14 +365,6 @@ def refuse_eva(
                 f"method eva, rank {trial.rank}: {trial.task} has {found} training tokens, "
                 f"expected at least {needed} to find as many directions in; choose a smaller rank"
             )
-
-
-def rank_note(rank: int, cap: int) -> str:
-    """Why a rank above ``cap`` buys nothing."""
-    return (
-        f"rank {rank} is above {cap}, the smaller dimension of the smallest target matrix: "
-        f"ranks beyond {cap} add parameters there but no directions"
-    )
 
 
 def resolved(config: StudyConfig, encoder: Encoder, dtype: torch.dtype) -> StudyConfig:

@@ -30,6 +30,7 @@ def read(config: StudyConfig, task: TaskConfig) -> LoadedTask:
         config.data_seed,
         config.evaluate.max_items,
         exclude_subjects=overlapping_subjects(task.name, trained_names(config)),
+        trained=task.name in trained_names(config),
     )
 
 
@@ -74,6 +75,30 @@ def read_replay(
         name: encode_rows(encoder, task.train, config.train.labels) for name, task in loaded.items()
     }
     return rows, loaded
+
+
+def refuse_untrainable(config: StudyConfig, tasks: Mapping[str, LoadedTask]) -> None:
+    """Raise BadInput for a training task without training rows, with the ways out."""
+    without = [task.name for task in config.tasks if not tasks[task.name].train]
+    if not without:
+        return
+    name, spec = without[0], tasks[without[0]].spec
+    ways = ["give it a file of them ('train:')"]
+    if spec.folder is not None:
+        ways = [f"put train.jsonl or train.parquet into {tasks[name].source}"]
+    if spec.hub is not None and spec.hub.train is not None:
+        ways[0] += f" (published rows: the split {spec.hub.train!r} of {spec.hub.label})"
+    rest = [task.name for task in config.tasks if task.name not in without]
+    if rest:
+        leave = f"leave it to be scored alone: --set tasks=[{','.join(rest)}]"
+        scored = (*config.evaluate.retention, *config.evaluate.cross_domain)
+        if name not in {task.name for task in scored}:
+            leave += f" --set evaluate.cross_domain=[{name}]"
+        ways.append(leave)
+    raise BadInput(
+        f"task {name!r} is trained on but has no training rows, only items to score "
+        f"({tasks[name].source}): {', or '.join(ways)}"
+    )
 
 
 def replay_notes(config: StudyConfig) -> Iterator[str]:

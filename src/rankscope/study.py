@@ -66,8 +66,11 @@ class Study:
         return read_inputs(self.config)
 
     def plan(self) -> Plan:
-        """Trials, packs, steps, tokens, memory, disk and time, before anything runs."""
-        return make_plan(self.check())
+        """Trials, packs, steps, tokens, memory, disk and time, before anything runs.
+
+        Of the model its configuration and tokenizer are enough.
+        """
+        return make_plan(read_inputs(self.config, weights=False))
 
     def run(self, out: str | Path, watcher: Watcher | None = None) -> StudyRecords:
         """Run the study into ``out``, or continue it there; always safe to repeat.

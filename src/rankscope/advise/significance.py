@@ -50,7 +50,7 @@ def sign_flip(parts: Array, seed: int = 0) -> float:
     if bound < 1 / (NUM_DRAWS + 1):
         return bound  # further out than the draws can tell
     if units <= MOST_KEPT:
-        sums = kept_signs(units, seed) @ sizes.astype(np.float32)
+        sums = sizes.astype(np.float32) @ kept_signs(units, seed)
         # Single precision: a sum as far as the one found may come out a little short of it.
         further = int((np.abs(sums) >= found - 1e-5 * units).sum())
     else:

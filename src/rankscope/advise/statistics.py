@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize, special
 
-from rankscope.advise.resampling import resampled_means
+from rankscope.advise.resampling import quantiles, resampled_means
 from rankscope.advise.significance import mcnemar_exact, sign_flip
 from rankscope.errors import BadInput
 from rankscope.records import Estimate
@@ -29,6 +29,10 @@ Labels = Sequence[Hashable] | npt.NDArray[np.intp]
 
 CONFIDENCE = 0.95
 TINY = 1e-12
+TAKEN_OFF_TWO = 0.6
+"""Part of the answers' noise that is taken off the spread of two seeds, by simulation: two that lie
+close by chance would else count as alike too often, and their interval then holds the truth in two
+studies of three (docs/findings, simulated studies)."""
 SMALLEST_P = 1e-20
 """Below it p of an interval is not told apart."""
 
@@ -43,8 +47,8 @@ def standard_error(scores: Array, clusters: Labels | None = None) -> float | Non
     n = len(scores)
     if clusters is None:
         return float(scores.std(ddof=1)) / sqrt(n) if n >= 2 else None
-    sums, sizes = _units(scores - scores.mean(), clusters)
-    return sqrt(_variance_of_mean(sums, n)) if len(sizes) >= 2 else None
+    sums, _ = _units(scores - scores.mean(), _cluster_index(clusters, n))
+    return sqrt(_variance_of_mean(sums, n)) if len(sums) >= 2 else None
 
 
 def non_inferior(difference: Estimate, margin: float) -> bool:
@@ -165,6 +169,49 @@ class _Share:
         return -float(special.stdtrit(self.freedom, alpha / 2)) * sqrt(self.variance)
 
 
+@dataclass(frozen=True, slots=True)
+class _Weighed:
+    """One task of an estimate, with its weight and what of it is drawn as one."""
+
+    comparison: Comparison
+    weight: float
+    mean: float
+    """Of the items' differences."""
+    labels: npt.NDArray[np.intp] | None
+    """Cluster of every item, 0 .. C - 1; None where items stand by themselves."""
+    sums: Array
+    """Differences summed by item or cluster, (C,)."""
+    sizes: Array
+    """Items in each, (C,)."""
+
+    @classmethod
+    def of(cls, comparison: Comparison, weight: float) -> "_Weighed":
+        means, clusters = comparison.item_means, comparison.clusters
+        labels = None if clusters is None else _cluster_index(clusters, len(means))
+        sums, sizes = _units(means, labels)
+        return cls(comparison, weight, float(means.mean()), labels, sums, sizes)
+
+    @property
+    def n(self) -> int:
+        """Items."""
+        return int(self.comparison.tuned.shape[1])
+
+    @property
+    def item_variance(self) -> float:
+        """From which items were drawn, weighed."""
+        return self.weight**2 * _variance_of_mean(self.sums - self.sizes * self.mean, self.n)
+
+    def answer_noise(self, rows: Array, by_seed: Array) -> float:
+        """Variance of the seeds' means, (S,), from what each answered beside the others, weighed.
+
+        rows: one trained arm's scores, (S, N).
+        """
+        residuals = rows - rows.mean(axis=0) - by_seed[:, None] + by_seed.mean()
+        if self.labels is not None:
+            residuals = np.stack([_units(row, self.labels)[0] for row in residuals])
+        return self.weight**2 * _variance_of_mean(residuals, self.n) / (len(rows) - 1)
+
+
 def weighted_estimate(
     comparisons: Sequence[Comparison],
     weights: Sequence[float] | None = None,
@@ -181,18 +228,17 @@ def weighted_estimate(
     if len({tuple(len(a) for a in c.arms) for c in comparisons}) > 1:
         raise BadInput("weighted_estimate: the tasks have not the same seeds")
     weighing = list(weights or [1 / len(comparisons)] * len(comparisons))
-    value = sum(w * float(c.item_means.mean()) for w, c in zip(weighing, comparisons, strict=True))
-    units = [_units(c.item_means, c.clusters) for c in comparisons]
-    n = sum(c.tuned.shape[1] for c in comparisons)
+    tasks = [_Weighed.of(c, w) for c, w in zip(comparisons, weighing, strict=True)]
+    value = sum(t.weight * t.mean for t in tasks)
+    n = sum(t.n for t in tasks)
     seeds = min(len(a) for a in comparisons[0].arms)
-    clustered = any(c.clusters is not None for c in comparisons)
-    clusters = sum(len(sums) for sums, _ in units) if clustered else None
-    if any(len(sums) < 2 for sums, _ in units):
+    clustered = any(t.labels is not None for t in tasks)
+    clusters = sum(len(t.sums) for t in tasks) if clustered else None
+    if any(len(t.sums) < 2 for t in tasks):
         return Estimate(value=value, low=None, high=None, n=n, seeds=seeds, clusters=clusters)
-    items = _item_share(comparisons, units, weighing)
-    between = _seed_shares(comparisons, weighing)
-    low, high = _interval(comparisons, units, weighing, (items, *between), value, seed)
-    p = _p_value(comparisons, units, weighing, (items, *between), value, seed) if tested else None
+    items, between = _item_share(tasks), _seed_shares(tasks)
+    low, high = _interval(tasks, items, between, value, seed)
+    p = _p_value(tasks, (items, *between), value, seed) if tested else None
     unknown = items.variance == 0 and low is None
     seed_error = sqrt(sum(s.variance for s in between)) if seeds > 1 else None
     return Estimate(
@@ -208,85 +254,74 @@ def weighted_estimate(
     )
 
 
-def _units(values: Array, clusters: Labels | None) -> tuple[Array, Array]:
+def _units(values: Array, labels: npt.NDArray[np.intp] | None) -> tuple[Array, Array]:
     """Sums and sizes of what is drawn as one: every item, or every cluster; (C,) each."""
-    if clusters is None:
+    if labels is None:
         return values, np.ones(len(values))
-    labels = _cluster_index(clusters, len(values))
     sums = np.bincount(labels, weights=values)
     return sums.astype(np.float64), np.bincount(labels).astype(np.float64)
 
 
 def _variance_of_mean(residual_sums: Array, n: int) -> float:
-    """Of a mean of n items, from the residual sums of its C >= 2 units."""
-    c = len(residual_sums)
+    """Of a mean of n items, from the residual sums (..., C) of its C >= 2 units; rows add up."""
+    c = int(residual_sums.shape[-1])
     return float((residual_sums**2).sum()) * c / (c - 1) / n**2
 
 
-def _item_share(
-    comparisons: Sequence[Comparison], units: list[tuple[Array, Array]], weights: list[float]
-) -> _Share:
+def _item_share(tasks: Sequence[_Weighed]) -> _Share:
     """Variance from which items were drawn; over several tasks Satterthwaite's freedom (1946)."""
-    variances = [
-        w**2 * _variance_of_mean(sums - sizes * c.item_means.mean(), c.tuned.shape[1])
-        for w, c, (sums, sizes) in zip(weights, comparisons, units, strict=True)
-    ]
+    variances = [t.item_variance for t in tasks]
     total = sum(variances)
     if total < TINY**2:
         return _Share(0.0, 1.0)
-    parts = zip(variances, units, strict=True)
-    return _Share(total, total**2 / sum(v**2 / (len(sums) - 1) for v, (sums, _) in parts))
+    parts = zip(variances, tasks, strict=True)
+    return _Share(total, total**2 / sum(v**2 / (len(t.sums) - 1) for v, t in parts))
 
 
-def _seed_shares(comparisons: Sequence[Comparison], weights: list[float]) -> list[_Share]:
+def _seed_shares(tasks: Sequence[_Weighed]) -> list[_Share]:
     """Variance from which seeds were trained, one share for each trained arm of two or more.
 
     The seeds' means vary by what the seeds are and by the noise of their own answers; the latter
     stands in the item share already (it is in the item means), so it is taken off.
     """
     shares = []
-    for position, arm in enumerate(comparisons[0].arms):
+    for position, arm in enumerate(tasks[0].comparison.arms):
         seeds = len(arm)
         if seeds < 2:
             continue
         means, noise = np.zeros(seeds), 0.0
-        for w, c in zip(weights, comparisons, strict=True):
-            rows = c.arms[position]
+        for task in tasks:
+            rows = task.comparison.arms[position]
             by_seed = rows.mean(axis=1)
-            means += w * by_seed
-            residuals = rows - rows.mean(axis=0) - by_seed[:, None] + rows.mean()
-            sums = [_units(row, c.clusters)[0] for row in residuals]
-            noise += w**2 * sum(_variance_of_mean(s, rows.shape[1]) for s in sums) / (seeds - 1)
+            means += task.weight * by_seed
+            noise += task.answer_noise(rows, by_seed)
+        if seeds == 2:
+            noise *= TAKEN_OFF_TWO
         variance = max(0.0, float(means.var(ddof=1)) - noise) / seeds
         shares.append(_Share(variance if variance > TINY**2 else 0.0, seeds - 1))
     return shares
 
 
 def _interval(
-    comparisons: Sequence[Comparison],
-    units: list[tuple[Array, Array]],
-    weights: list[float],
-    shares: tuple[_Share, ...],
-    value: float,
-    seed: int,
+    tasks: Sequence[_Weighed], items: _Share, between: list[_Share], value: float, seed: int
 ) -> tuple[float | None, float | None]:
-    items, between = shares[0], shares[1:]
     alpha = 1 - CONFIDENCE
-    accuracy = all(c.is_right_or_wrong for c in comparisons)
+    accuracy = all(t.comparison.is_right_or_wrong for t in tasks)
+    widest = sum(abs(t.weight) for t in tasks)
     if items.variance > 0:
         draws = np.zeros(1)
-        for i, (w, (sums, sizes)) in enumerate(zip(weights, units, strict=True)):
-            draws = draws + w * resampled_means(sums, sizes, seed + i)
+        for i, task in enumerate(tasks):
+            draws = draws + task.weight * resampled_means(task.sums, task.sizes, seed + i)
         # A resample of few units shows too little spread, and its quantiles are the normal's.
         spread = max(float(draws.std()), TINY)
         stretch = items.half_width(alpha) / float(special.ndtri(1 - alpha / 2)) / spread
-        ends = np.quantile(draws, [alpha / 2, 1 - alpha / 2])
-        below, above = (float(d) * stretch for d in (value - ends[0], ends[1] - value))
+        ends = quantiles(draws, (alpha / 2, 1 - alpha / 2))
+        below, above = (d * stretch for d in (value - ends[0], ends[1] - value))
     elif accuracy:
         # Every unit gave the same: the bootstrap sees no spread, yet items not drawn may differ.
         # The exact bound on what N equal answers leave open is 1 - (alpha / 2)^(1/N).
-        fewest = min(len(sums) for sums, _ in units)
-        below = above = sum(map(abs, weights)) * (1 - (alpha / 2) ** (1 / fewest))
+        fewest = min(len(t.sums) for t in tasks)
+        below = above = widest * (1 - (alpha / 2) ** (1 / fewest))
     else:
         return None, None
     squares = sum(s.half_width(alpha) ** 2 for s in between)
@@ -294,26 +329,17 @@ def _interval(
     if not accuracy:
         return low, high
     # Accuracies and their differences cannot leave their range.
-    widest = sum(map(abs, weights))
-    lowest = 0.0 if all(c.reference is None for c in comparisons) else -widest
+    lowest = 0.0 if all(t.comparison.reference is None for t in tasks) else -widest
     return max(lowest, low), min(widest, high)
 
 
 def _p_value(
-    comparisons: Sequence[Comparison],
-    units: list[tuple[Array, Array]],
-    weights: list[float],
-    shares: tuple[_Share, ...],
-    value: float,
-    seed: int,
+    tasks: Sequence[_Weighed], shares: tuple[_Share, ...], value: float, seed: int
 ) -> float:
-    if len(comparisons) == 1 and comparisons[0].is_one_pair:
-        difference = comparisons[0].item_means
+    if len(tasks) == 1 and tasks[0].comparison.is_one_pair:
+        difference = tasks[0].sums  # items by themselves: their differences
         return mcnemar_exact(int((difference > 0).sum()), int((difference < 0).sum()))
-    parts = [
-        w * sums / c.tuned.shape[1]
-        for w, c, (sums, _) in zip(weights, comparisons, units, strict=True)
-    ]
+    parts = [t.weight * t.sums / t.n for t in tasks]
     return max(_p_of_interval(shares, value), sign_flip(np.concatenate(parts), seed))
 
 

@@ -49,6 +49,8 @@ class HubSource:
     test: str | None = "test"
     dev: str | None = None
     """Rows that only ever serve as shots."""
+    train_is_apart: bool = False
+    """The training rows are another collection: read only where a study trains on the task."""
 
     @property
     def label(self) -> str:

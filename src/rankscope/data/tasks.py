@@ -143,6 +143,7 @@ def load_task(
     *,
     exclude_subjects: Collection[str] = (),
     nothing_is_chosen: bool = False,
+    trained: bool = True,
 ) -> LoadedTask:
     """Read, check, render and split one task.
 
@@ -153,11 +154,13 @@ def load_task(
         max_items: at most so many selection and report items each, first of the seeded order.
         exclude_subjects: subjects left out, see ``overlapping_subjects``.
         nothing_is_chosen: of a report file alone no selection is cut; every row is a report item.
+        trained: the study trains on the task; else training rows that are a collection apart are
+            not read.
 
     Raises:
         BadInput: where the rows cannot be had or used; the message names file and row.
     """
-    files, spec, source = _read(config, data_dir)
+    files, spec, source = _read(config, data_dir, trained)
     own = spec is None
     names = {str(k): own_name for k, own_name in (config.fields or {}).items()} or None
     contents = {file: read_contents(rows, strict=own, names=names) for file, rows in files.items()}
@@ -213,7 +216,7 @@ def _refuse_for_contexts(
 
 
 def _read(
-    config: TaskConfig, data_dir: Path | None
+    config: TaskConfig, data_dir: Path | None, trained: bool
 ) -> tuple[dict[str, list[RawRow]], TaskSpec | None, str]:
     """(rows by file, the named task's spec or None for one's own data, label)."""
     is_named = config.name in NAMED_TASKS
@@ -227,6 +230,8 @@ def _read(
         files, source = _own_files(config)
         return files, None, source
     spec = named_spec(known_task(config), config)
+    if spec.hub is not None and spec.hub.train_is_apart and not trained:
+        spec = replace(spec, hub=replace(spec.hub, train=None))
     files, source = _named_files(spec, data_dir)
     return files, spec, source
 

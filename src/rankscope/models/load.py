@@ -32,8 +32,10 @@ LAYER = re.compile(r"model\.layers\.\d+\.(?!.*inv_freq$)")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def model_folder(config: ModelConfig) -> Path:
+def model_folder(config: ModelConfig, weights: bool = True) -> Path:
     """The local folder that holds the model, downloaded first where it is a hub id.
+
+    weights: they must be there, too; else configuration and tokenizer are enough.
 
     Raises:
         BadInput: no such folder, no safetensors weights in it, or the hub cannot be reached.
@@ -47,13 +49,13 @@ def model_folder(config: ModelConfig) -> Path:
 
         return cached_model_folder(config.cached)
     if config.path is not None:
-        return checked_folder(Path(config.path).expanduser())
+        return checked_folder(Path(config.path).expanduser(), weights)
     assert config.hub is not None
-    return hub_folder(config.hub, config.revision)
+    return hub_folder(config.hub, config.revision, weights)
 
 
-def hub_folder(hub: str, revision: str | None) -> Path:
-    """Snapshot of a hub repository: configuration, tokenizer and safetensors only."""
+def hub_folder(hub: str, revision: str | None, weights: bool = True) -> Path:
+    """Snapshot of a hub repository: configuration, tokenizer and, if asked, safetensors only."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -61,7 +63,10 @@ def hub_folder(hub: str, revision: str | None) -> Path:
         folder = snapshot_download(
             hub,
             revision=revision,
-            allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"],
+            allow_patterns=[
+                *("*.json", "*.model", "*.jinja", "*.txt"),
+                *(["*.safetensors"] if weights else []),
+            ],
             # Second copies of the same weights in their makers' own layout.
             ignore_patterns=["original/*", "consolidated*", "*/*"],
         )
@@ -71,11 +76,11 @@ def hub_folder(hub: str, revision: str | None) -> Path:
             f"{str(error).splitlines()[0]}); check the id and revision and, where there is no "
             "network, give a local folder: model: {path: ./folder}"
         ) from error
-    return checked_folder(Path(folder))
+    return checked_folder(Path(folder), weights)
 
 
-def checked_folder(folder: Path) -> Path:
-    """The folder itself, once it is known to hold a loadable model."""
+def checked_folder(folder: Path, weights: bool = True) -> Path:
+    """The folder itself, once it is known to hold a loadable model; or one without weights."""
     if not folder.is_dir():
         raise BadInput(f"model folder {folder}: no such folder")
     if not (folder / "config.json").is_file():
@@ -97,7 +102,8 @@ def checked_folder(folder: Path) -> Path:
                 "and is refused; convert it once where you trust it: "
                 "model.save_pretrained(folder) writes safetensors"
             )
-        raise BadInput(f"model folder {folder}: no *.safetensors weights")
+        if weights:
+            raise BadInput(f"model folder {folder}: no *.safetensors weights")
     return folder
 
 

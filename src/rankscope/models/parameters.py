@@ -12,6 +12,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from rankscope.config.schema import StudyConfig
 from rankscope.errors import BadInput
 
 UNUSABLE = (
@@ -171,4 +172,35 @@ def training_cost(trainable: int, shapes: Architecture, dtype: torch.dtype) -> T
         gradient_bytes=trainable * FLOAT32_BYTES,
         optimizer_bytes=trainable * FLOAT32_BYTES * ADAMW_STATES,
         activation_bytes_per_token=shapes.activation_values_per_token * dtype.itemsize,
+    )
+
+
+def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:
+    """One sentence per rank that exceeds what a target matrix can hold, min(in, out).
+
+    Raises:
+        BadInput: a target that matches no linear layer, or such a rank for PiSSA.
+    """
+    notes: list[str] = []
+    for arm in config.arms:
+        if arm.is_full:
+            continue
+        for targets in arm.target_sets():
+            cap = largest_useful_rank(shapes, targets)
+            above = [rank for rank in arm.rank if rank > cap]
+            if above and "pissa" in arm.method:
+                raise BadInput(
+                    f"method pissa: rank {above[0]} is above {cap}, the smaller dimension of the "
+                    f"smallest target matrix, which has {cap} singular vectors to start from; "
+                    "choose a smaller rank"
+                )
+            notes += [rank_note(rank, cap) for rank in above]
+    return list(dict.fromkeys(notes))
+
+
+def rank_note(rank: int, cap: int) -> str:
+    """Why a rank above ``cap`` buys nothing."""
+    return (
+        f"rank {rank} is above {cap}, the smaller dimension of the smallest target matrix: "
+        f"ranks beyond {cap} add parameters there but no directions"
     )
