@@ -18,8 +18,8 @@ from rankscope.report.html import render, sections
 from rankscope.report.style import dark_colors
 from rankscope.report.view import StudyView
 
+from .browser import CHROMIUM, NONE_FOUND, chromium, opened
 from .studies import ordinary_study
-from .test_browser import CHROMIUM, assert_clean, opened
 
 LAYERS, HEADS, GROUPS = 3, 4, 2
 
@@ -129,7 +129,10 @@ def test_its_colors_have_dark_partners(view: StudyView) -> None:
         assert {color for _, color in trace.colorscale} <= set(known)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.skipif(CHROMIUM is None, reason=NONE_FOUND)
 def test_the_page_draws_it(view: StudyView, tmp_path: Path) -> None:
-    drawn = [f for section in sections(view) for f in section.figures]
-    assert_clean(opened(render(view), tmp_path), figures=len(drawn))
+    drawn = [f for section in sections(view) for f in section.figures if f.plot is not None]
+    page = tmp_path / "report.html"
+    page.write_text(render(view), encoding="utf-8")
+    with chromium() as browser, opened(browser, page) as found:
+        found.assert_clean(len(drawn))
