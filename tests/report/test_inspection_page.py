@@ -201,6 +201,9 @@ def test_ablation_sets_the_trained_task_against_others() -> None:
     assert before["z"][1] == [0.01, 0.02, 0.03, 0.04]
     assert after["z"][1] == [0.03, 0.06, 0.09, 0.12]
     assert difference["z"][1] == [0.02, 0.04, 0.06, 0.08]
+    # Each task has colours of its own: the second one's costs are a third.
+    ends = [trace["zmax"] for trace in json.loads(json.dumps(figure_data(ablated)["data"]))]
+    assert ends == [0.12, 0.12, 0.08, 0.04, 0.04, 0.02]
     assert ablated.table.rows[7] == ("r4", 1, 3, "trained", 0.04, 0.12, 0.01, 0.04, 0.08)
     (shown,) = json.loads(json.dumps(figure_data(matrix)["data"]))
     assert shown["x"] == ["trained (trained)", "other"]
@@ -209,6 +212,8 @@ def test_ablation_sets_the_trained_task_against_others() -> None:
     # On the trained task heads differ by 2 (l + h) / 100 from before, errors are .01: five of the
     # six with an error are further than two errors apart.
     assert "r4 on trained 5 of 6 and r4 on other 0 of 6." in matrix.finding
+    # Student's t with 19 degrees of freedom, from a table: beyond 2.0 lie 6.0 %.
+    assert "Noise alone would give 6.0 %" in matrix.finding
     assert matrix.table.rows[3] == ("r4", 0, 3, pytest.approx(0.3), None)
 
 

@@ -107,18 +107,18 @@ def inspected_modules(model: TunedModel) -> Table:
 
 
 def inspected_heads(name: str, heads: HeadsRecord) -> Table:
-    """The heads whose q_proj or o_proj slices moved most."""
+    """The heads whose q_proj or o_proj slices moved most, as layer.head; importance and entropy
+    before tuning and after."""
     numbers: tuple[str, ...] = (
-        "layer",
         "head",
         "|dW_h|/|W0_h|",
-        "importance before",
+        "importance",
         "after",
-        "entropy before",
+        "entropy",
         "after ",
     )
     numbers += ("skill", "lost") if heads.roles else ()
-    title = f"{name}, heads that moved most; {heads.items} items of {heads.task}"
+    title = f"{name}, heads that moved most (layer.head); {heads.items} items of {heads.task}"
     table = listing(title, numbers, frozenset(numbers))
     roles = {(role.layer, role.head): role for role in heads.roles}
     for layer, head, moved in most_moved(heads):
@@ -128,7 +128,7 @@ def inspected_heads(name: str, heads: HeadsRecord) -> Table:
         if (role := roles.get((layer, head))) is not None:
             values += [role.skill, role.lost]
         cells = ["-" if value is None else f"{value:.3f}" for value in values]
-        table.add_row(str(layer), str(head), f"{moved:.3g}", *cells)
+        table.add_row(f"{layer}.{head}", f"{moved:.3g}", *cells)
     return table
 
 

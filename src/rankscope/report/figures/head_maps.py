@@ -32,6 +32,8 @@ class Panel:
     has_sign: bool = False
     scale: str = ""
     """Panels with the same one have one end of the colours; by default each has its own."""
+    is_scaled_by_entry: bool = False
+    """Each entry of the drop-down has ends of its own: tasks whose values are of other sizes."""
 
     @property
     def width(self) -> int:
@@ -75,19 +77,14 @@ def panels_plot(panels: Sequence[Panel], labels: Sequence[str]) -> tuple[go.Figu
         )
     )
     choices = []
-    reaches = {scale_of(panel): 0.0 for panel in panels}
-    for panel in panels:
-        for values in panel.values.values():
-            if not np.isnan(values).all():
-                most = float(np.nanmax(np.abs(values)))
-                reaches[scale_of(panel)] = max(reaches[scale_of(panel)], most)
+    reaches = reaches_of(panels)
     for place, label in enumerate(labels):
         traces = []
         for column, panel in enumerate(panels):
             if label not in panel.values:
                 continue
             traces.append(len(figure.data))
-            reach = reaches[scale_of(panel)] or 1.0
+            reach = reaches[scale_of(panel, label)] or 1.0
             figure.add_heatmap(
                 **heat(panel.values[label], panel.has_sign, reach),
                 visible=place == 0,
@@ -106,9 +103,20 @@ def panels_plot(panels: Sequence[Panel], labels: Sequence[str]) -> tuple[go.Figu
     return figure, choices
 
 
-def scale_of(panel: Panel) -> str:
-    """What panels share their colours by."""
-    return panel.scale or panel.title
+def scale_of(panel: Panel, label: str) -> tuple[str, str]:
+    """What maps share the ends of their colours by."""
+    return panel.scale or panel.title, label if panel.is_scaled_by_entry else ""
+
+
+def reaches_of(panels: Sequence[Panel]) -> dict[tuple[str, str], float]:
+    """Largest absolute value of all maps that share their colours; 0 where none is known."""
+    found: dict[tuple[str, str], float] = {}
+    for panel in panels:
+        for label, values in panel.values.items():
+            most = 0.0 if np.isnan(values).all() else float(np.nanmax(np.abs(values)))
+            key = scale_of(panel, label)
+            found[key] = max(found.get(key, 0.0), most)
+    return found
 
 
 def min_width(panels: Sequence[Panel]) -> int:

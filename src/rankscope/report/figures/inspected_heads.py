@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
+from scipy.stats import t as student
 
 from rankscope.records import HeadAblation, HeadsRecord, Inspection, LayerHeads
 from rankscope.report.figure import Cell, Choice, Column, Figure, axis, layout, name, table
@@ -27,8 +28,6 @@ MODULES = {
 MOST_ROWS = 16
 """Heads of the ablation matrix."""
 PER_LAYER = (Column("model"), Column("layer", 0), Column("head", 0))
-BY_CHANCE = 0.0455
-"""Share of normal differences beyond two standard errors."""
 
 
 def looked_at(found: Inspection) -> list[tuple[str, HeadsRecord]]:
@@ -163,9 +162,9 @@ def draw_ablations(models: Sequence[tuple[str, HeadsRecord]]) -> Figure:
             said.append(most)
     difference = {label: after[label] - before[label] for label in before}
     panels = [
-        Panel("before", before, True, "cost"),
-        Panel("after", after, True, "cost"),
-        Panel("difference", difference, True),
+        Panel("before", before, True, "cost", is_scaled_by_entry=True),
+        Panel("after", after, True, "cost", is_scaled_by_entry=True),
+        Panel("difference", difference, True, is_scaled_by_entry=True),
     ]
     plot, choices = panels_plot(panels, list(before))
     columns = (
@@ -206,13 +205,15 @@ def draw_matrix(models: Sequence[tuple[str, HeadsRecord]]) -> Figure:
         for model, heads in ablated_on
         for role in heads.roles
     ]
+    fewest = min(a.items for _, heads in ablated_on for a in heads.ablations)
+    by_chance = 2 * float(student.sf(2, max(1, fewest - 1)))
     trained = models[0][1].task
     titles = [name(f"{task} (trained)" if task == trained else task) for task in tasks]
     return Figure(
         key="heads-matrix",
         title="Which heads carry the tuned skill, which carried what was lost",
         finding=f"Heads whose cost changed by more than two standard errors: {listing(said)}. "
-        f"Noise alone would give {number(100 * BY_CHANCE, 1)} %.",
+        f"Noise alone would give {number(100 * by_chance, 1)} %.",
         table=table((*PER_LAYER, Column("skill, nats"), Column("lost, nats")), rows),
         plot=matrix_plot(found, tasks, titles),
         how_to_read="How much more removing a head costs after tuning than before, nats per item, "
