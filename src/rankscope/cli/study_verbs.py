@@ -212,6 +212,8 @@ def report(folder: StudyFolder) -> None:
 
     records, recommendation = conclude(folder)
     show(summary_table(records, recommendation))
+    for advice in recommendation.advice:
+        say(f"{advice.task}: {advice.headline}", "bold")
     say(f"report: {folder / 'report.html'}")
 
 
