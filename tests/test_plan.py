@@ -3,16 +3,18 @@
 import shutil
 from pathlib import Path
 
-import torch
+import pytest
 from rich.console import Console
-from safetensors.torch import save_file
 
+from hub_copies import paper_hub
 from large_shapes import LLAMA_8B
 from pocket_study import NUM_LORA, small_study
 from rankscope.config.presets import study_template
+from rankscope.errors import BadInput
 from rankscope.models.parameters import architecture
 from rankscope.models.pocket import pocket_folder
 from rankscope.plan import Plan
+from rankscope.reading import read_tasks, refuse_untrainable
 from rankscope.screens.study import plan_screen
 from rankscope.study import Study
 from rankscope.trials import Pack
@@ -66,22 +68,23 @@ def test_a_pack_takes_the_base_once(tmp_path: Path) -> None:
     assert memory(pack) == sum(memory((trial,)) for trial in pack)
 
 
-def test_the_paper_presets_grid_plans_for_an_8b_model(tmp_path: Path) -> None:
-    """From configurations alone: a plan reads no weight, so a file of one number stands for them.
+def test_the_paper_preset_plans_as_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For an 8B model's configuration and a tokenizer, without weights.
 
-    The rows are the pocket form's, in that model's tokens, under the paper's batches and epochs.
+    Its five data sets are in the hub's layout and splits, a few rows of each; no task is set.
     """
     folder = tmp_path / "model"
     LLAMA_8B.save_pretrained(folder)
     for file in pocket_folder().glob("tokenizer*"):
         shutil.copy(file, folder)
-    save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
+    (tmp_path / "hub").mkdir()
+    paper_hub(tmp_path / "hub", monkeypatch)
     study = tmp_path / "paper.yaml"
-    study.write_text(study_template("paper", "pocket"), encoding="utf-8")
-    protocol = "train={epochs: 3, batch_size: 2, gradient_accumulation: 4, max_length: 64}"
-    few = [f"tasks.{i}.max_train_rows=64" for i in range(5)]
-    sets = [f"model={folder}", protocol, "dtype=bfloat16", "memory_limit=80GB", *few]
-    plan = Study.load(study, [*sets, "evaluate.max_items=20"]).plan()
+    study.write_text(study_template("paper", str(folder)), encoding="utf-8")
+    sets = ["memory_limit=80GB", "dtype=bfloat16"]
+    plan = Study.load(study, sets).plan()
     # 5 tasks x (5 ranks x 2 rates + full) x 3 seeds.
     assert plan.trials == 165
     assert sum(len(pack.labels) for pack in plan.packs) == 165
@@ -92,5 +95,33 @@ def test_the_paper_presets_grid_plans_for_an_8b_model(tmp_path: Path) -> None:
     assert all(pack.memory_bytes > 9 * base_bytes for pack in full)
     lora = [pack for pack in plan.packs if pack not in full]
     assert all(base_bytes < pack.memory_bytes <= 80e9 for pack in lora)
-    # 64 rows three times, 8 a step.
-    assert {pack.steps for pack in plan.packs} == {24}
+    # Of gsm8k's 100 rows a tenth chooses; MMLU's are the 90 to train on; of medmcqa's 70 a tenth
+    # chooses; mathqa's are 60; of 20 rows of law a tenth. Three epochs, steps of 8 rows.
+    rows = {"gsm8k": 90, "mmlu": 90, "medmcqa": 63, "mathqa": 60, "legal_mcq": 18}
+    steps = {pack.task: pack.steps for pack in plan.packs}
+    assert steps == {name: 3 * -(-count // 8) for name, count in rows.items()}
+    assert "holds no weights: planned from config.json" in plan.notes[0]
+    with pytest.raises(BadInput, match=r"no \*\.safetensors weights"):
+        Study.load(study, sets).check()
+
+
+def test_a_task_without_training_rows_says_what_to_do(tmp_path: Path, data_dir: Path) -> None:
+    """MMLU's local rows hold no train file; the way out that is printed is taken."""
+    study = tmp_path / "paper.yaml"
+    text = study_template("paper", "./model", None, str(data_dir))
+    study.write_text(text.replace("model: ./model", "model: pocket"), encoding="utf-8")
+    config = Study.load(study, ["evaluate.max_items=5"]).config
+    tasks = read_tasks(config)
+    with pytest.raises(BadInput) as error:
+        refuse_untrainable(config, tasks)
+    told = str(error.value)
+    assert f"put train.jsonl or train.parquet into {data_dir}/mmlu" in told
+    assert "split 'auxiliary_train' of hub cais/mmlu (all)" in told
+    way_out = told.split("--set ")[1]
+    assert way_out == "tasks=[gsm8k,medmcqa,mathqa,legal_mcq]"
+    alone = Study.load(study, [way_out]).config
+    refuse_untrainable(alone, tasks)
+    assert "mmlu" in alone.evaluation_tasks()
+    unscored = Study.load(study, ["tasks=[gsm8k,mmlu]", "evaluate.retention=[medmcqa]"]).config
+    with pytest.raises(BadInput, match=r"--set evaluate.cross_domain=\[mmlu\]$"):
+        refuse_untrainable(unscored, tasks)

@@ -1,4 +1,4 @@
-"""The disk: whether an error says that it is full, writes that last and take effect at once."""
+"""The disk: full or not, a place free or not, writes that last and take effect at once."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from rankscope.errors import DiskFull
+from rankscope.errors import BadInput, DiskFull
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """No space, no quota, or a file above the limit for one file."""
@@ -23,6 +23,15 @@ def says_disk_full(error: BaseException) -> bool:
     return isinstance(error, SafetensorError) and any(
         f"os error {number})" in str(error) for number in FULL
     )
+
+
+def refuse_taken(out: Path) -> None:
+    """Raise BadInput for a folder to be written whose place is not free."""
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if out.exists() or out.is_symlink():
+        found = "a folder with files in it" if out.is_dir() else "a file"
+        raise BadInput(f"{out}: found {found}, expected nothing or an empty folder; give another")
 
 
 def fsync(path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from rankscope.advise.recommend import recommend
 from rankscope.advise.summaries import summarize_trial
-from rankscope.disk import says_disk_full
+from rankscope.disk import refuse_taken, says_disk_full
 from rankscope.errors import BadInput, DiskFull
 from rankscope.ledger import Ledger, kept_path, weights_path
 from rankscope.records import Recommendation, StudyRecords, TrialSpec
@@ -118,11 +118,7 @@ def refuse_target(folder: Path, out: Path) -> None:
     """A target must be free, and not in the study, whose folder holds what the ledger names."""
     if out.resolve().is_relative_to(folder.resolve()):
         raise BadInput(f"{out}: lies inside the study {folder}; give --out another place")
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.exists() or out.is_symlink():
-        found = "a folder with files in it" if out.is_dir() else "a file"
-        raise BadInput(f"{out}: found {found}, expected nothing or an empty folder; give another")
+    refuse_taken(out)
 
 
 def chosen_trial(trials: list[TrialSpec], wanted: str, folder: Path) -> TrialSpec:

@@ -12,9 +12,10 @@ from rankscope.analyze.decomposition import BaseSpectra, spectra_folder
 from rankscope.analyze.mitigate import intruder_change, norm_matched
 from rankscope.analyze.stored import StoredTuned
 from rankscope.analyze.update import Update
+from rankscope.disk import refuse_taken
 from rankscope.errors import BadInput
 from rankscope.inspection import InspectSettings, refuse_too_many
-from rankscope.models.adapter_files import Module, refuse_taken, rewrite
+from rankscope.models.adapter_files import Module, rewrite
 from rankscope.models.adapter_io import READ_STARTS, read_config
 from rankscope.models.load import shapes_folder
 from rankscope.models.stored_weights import StoredModel

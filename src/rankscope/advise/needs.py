@@ -35,7 +35,13 @@ def enough_text(case: Case, arm: Arm) -> str:
             f"{count(found.seeds, 'seed')} with these items."
         )
     if found.items is not None:
-        return f"About {found.items:,} report items would show {shown}, if seeds varied no more."
+        unless = "if seeds varied no more"
+        if _is_spread_unknown(arm.summary.gain):
+            unless = (
+                f"if models differed on {TYPICAL_DISCORDANCE:.0%} of them; how much these do is "
+                "not known"
+            )
+        return f"About {found.items:,} report items would show {shown}, {unless}."
     if found.seeds is not None:
         return (
             f"{count(found.seeds, 'seed')} would show {shown}; more items alone would not, since "
@@ -57,12 +63,19 @@ def _enough(case: Case, arm: Arm) -> tuple[float, Enough | None]:
     """
     gain = arm.summary.gain
     effect = case.objective.margin
-    if gain is None or gain.item_error is None or not (gain.item_error or gain.seed_error):
+    if gain is None or _is_spread_unknown(gain):
         found = Enough(items_needed(effect, TYPICAL_DISCORDANCE), None, None)
     else:
         effect = max(effect, gain.value)
         found = enough(gain, effect)
     return effect, None if gain is not None and _is_met(found, gain) else found
+
+
+def _is_spread_unknown(gain: Estimate | None) -> bool:
+    """Whether nothing says how much items and seeds vary."""
+    if gain is None or gain.item_error is None:
+        return True
+    return not (gain.item_error or gain.seed_error)
 
 
 def _is_met(found: Enough, gain: Estimate) -> bool:

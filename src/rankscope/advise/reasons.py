@@ -4,7 +4,7 @@ from rankscope.advise.case import Case
 from rankscope.advise.comparisons import arm_difference, forgetting_difference, net_difference
 from rankscope.advise.limits import limits
 from rankscope.advise.signs import signs
-from rankscope.advise.statistics import non_inferior
+from rankscope.advise.statistics import negated, non_inferior
 from rankscope.advise.summaries import Arm
 from rankscope.advise.wording import (
     amount,
@@ -83,7 +83,8 @@ def _forgetting(case: Case, arm: ArmSummary) -> list[Reason]:
         return []
     unit = case.retention_unit
     change = arm.forgetting
-    word = "loses" if change.value > 0 else "gains" if change.value < 0 else "loses"
+    gained = change.value < 0  # then the interval is of the gain, too
+    shown = evidence(negated(change) if gained else change, unit)
     unknown = change.low is None or change.high is None
     clear = not unknown and (float(change.low or 0) > 0 or float(change.high or 0) < 0)
     by_task = {t.name: t.higher_is for t in case.study.tasks}
@@ -91,8 +92,8 @@ def _forgetting(case: Case, arm: ArmSummary) -> list[Reason]:
         f"{name} {difference(e.value, by_task[name])}" for name, e in sorted(arm.retention.items())
     ]
     text = (
-        f"On what the base knew it {word} {amount(change.value, unit)} "
-        f"({evidence(change, unit)}; forgetting is the fall)"
+        f"On what the base knew it {'gains' if gained else 'loses'} {amount(change.value, unit)} "
+        f"({shown}{'' if gained else '; forgetting is the fall'})"
         f"{'' if clear else ', not clear of zero'}: {', '.join(parts)}."
     )
     values = values_of(change, "forgetting")

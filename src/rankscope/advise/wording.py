@@ -61,13 +61,18 @@ METHOD_NAMES = {
 
 
 def settings(arm: ArmSummary) -> str:
-    """Method and settings of an arm: ``LoRA r=32 (alpha 64, lr 0.0002)``."""
+    """Method and settings of an arm: ``LoRA r=32 (alpha 64, lr 0.0002, dropout=0.1)``.
+
+    What else its label names, after the learning rate, is told too: arms may differ in that alone.
+    """
+    rest = arm.label.partition("lr=")[2].partition(" ")[2]
+    rate = f"lr {arm.lr:g}" + (f", {rest}" if rest else "")
     if arm.is_full:
-        return f"full fine-tuning (lr {arm.lr:g})"
+        return f"full fine-tuning ({rate})"
     if arm.alpha is None:  # a method of PEFT's, with settings of its own
         return arm.label
     name = METHOD_NAMES.get(arm.method, arm.method)
-    return f"{name} r={arm.rank} (alpha {arm.alpha:g}, lr {arm.lr:g})"
+    return f"{name} r={arm.rank} (alpha {arm.alpha:g}, {rate})"
 
 
 def values_of(estimate: Estimate, name: str) -> dict[str, float]:

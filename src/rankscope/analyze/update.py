@@ -13,6 +13,7 @@ from rankscope.analyze.decomposition import double
 from rankscope.analyze.mitigate import Change
 from rankscope.analyze.truncate import truncated
 from rankscope.errors import BadInput
+from rankscope.models.scaled import scaled_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +54,15 @@ class Update:
     def scaled(self, factor: float) -> "Update":
         """``factor`` dW.
 
-        Of DoRA: factor (g (W0 + B A) - W0) + W0 = g' (W0 + B' A), with g' = 1 + factor (g - 1) and
-        B' = factor (g / g') B.
-
         Raises:
             BadInput: a row's g' is not above 0, so that no magnitude can say it.
         """
         if self.gain is None:
             return replace(self, B=factor * self.B)
-        gain = 1 + factor * (self.gain - 1)
+        gain, b = scaled_rows(self.gain, self.B, factor)
         if not bool((gain > 0).all()):
             raise BadInput(f"scale {factor}: turns a row of a DoRA weight over; expected a smaller")
-        return replace(self, B=(factor * self.gain / gain)[:, None] * self.B, gain=gain)
+        return replace(self, B=b, gain=gain)
 
     def cut(self, rank: int) -> "Update":
         """The nearest B A of at most ``rank``; gains stay."""

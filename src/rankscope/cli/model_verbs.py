@@ -35,7 +35,7 @@ def params(
 
     ranks = rank or [8, 16, 32, 64, 128]
     names = TARGET_GROUPS.get(targets) or tuple(part.strip() for part in targets.split(","))
-    shapes = architecture(read_config(shapes_folder(model)))
+    shapes = architecture(read_config(shapes_folder(model, weights=False)))
     if as_json:
         counts = {str(r): lora_parameters(shapes, r, names) for r in ranks}
         print_json({"parameters": shapes.num_parameters, "trainable": counts})

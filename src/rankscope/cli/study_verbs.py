@@ -220,6 +220,8 @@ def report(
     records, recommendation = conclude(folder)
     written = write_tables(folder, records, recommendation, tables) if tables is not None else []
     show(summary_table(records, recommendation))
+    for advice in recommendation.advice:
+        say(f"{advice.task}: {advice.headline}", "bold")
     say(f"report: {folder / 'report.html'}")
     if written:
         say(f"tables: {len(written)} files in {tables}")

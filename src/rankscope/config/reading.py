@@ -146,6 +146,12 @@ def described(root: yaml.Node, details: ErrorDetails, whole: type[Section]) -> s
     if kind_of_fault == "value_error":
         return f"{place}: {details['ctx']['error']}"
     expected = details["msg"].removeprefix("Input should be ")
+    if kind_of_fault in ("model_type", "model_attributes_type"):
+        section = section_at(location, whole)
+        keys = ", ".join(section.model_fields) if section else ""
+        expected = f"a mapping with keys such as {keys}" if keys else "a mapping"
+    if kind_of_fault == "too_short":
+        expected = f"a list of at least {details['ctx']['min_length']}"
     if kind_of_fault == "string_type":
         expected += "; put it in quotes"
     return f"{place}: found {as_written(found)}, expected {expected}"

@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from rankscope.disk import says_disk_full
-from rankscope.errors import BadInput, DiskFull
+from rankscope.disk import refuse_taken, says_disk_full
+from rankscope.errors import DiskFull
 from rankscope.models.adapter_io import (
     CONFIG,
     MAGNITUDE,
@@ -75,15 +75,6 @@ def rewrite(source: Path, out: Path, changed: Mapping[str, Module], note: str) -
         raise DiskFull(f"{out}: the disk is full; nothing was left there. Make room.") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def refuse_taken(out: Path) -> None:
-    """Raise BadInput for a target that is not free."""
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.exists() or out.is_symlink():
-        found = "a folder with files in it" if out.is_dir() else "a file"
-        raise BadInput(f"{out}: found {found}, expected nothing or an empty folder; give another")
 
 
 def write_changed(source: Path, folder: Path, changed: Mapping[str, Module]) -> None:

@@ -257,11 +257,12 @@ def resolved_prompt_format(
     return config.prompt_format
 
 
-def shapes_folder(model: str) -> Path:
-    """The folder with a model's ``config.json``; weights may be absent.
+def shapes_folder(model: str, weights: bool = True) -> Path:
+    """The folder with a model's ``config.json``; in a local one weights may be absent.
 
     Args:
         model: a local folder, ``pocket``, a fetched model's name, or a hub id.
+        weights: fetch a hub model's, too.
 
     Raises:
         BadInput: it names nothing that can be found.
@@ -270,6 +271,6 @@ def shapes_folder(model: str) -> Path:
     if local.exists():
         return local
     try:
-        return model_folder(ModelConfig.model_validate(model))
+        return model_folder(ModelConfig.model_validate(model), weights)
     except ValidationError as error:
         raise BadInput(f"model {model!r}: no such folder, and not a model's name") from error

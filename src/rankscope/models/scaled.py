@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
@@ -43,9 +43,7 @@ def scaled_adapter(
 ) -> Adapter:
     """An adapter, ready to score, whose module ``name`` computes W0 + f s B A with its own f.
 
-    A and B are shared with ``adapter`` where f is the same for all. DoRA's
-    W = g (W0 + s B A), g by row, becomes W0 + f (W - W0) = g' (W0 + s B' A) with
-    g' = 1 + f (g - 1) and B' = f (g / g') B.
+    A and B are shared with ``adapter`` where f is the same for all, and there is no magnitude.
 
     Raises:
         ValueError: an adapter that starts from a part of W0 and is not stored as plain LoRA yet.
@@ -62,8 +60,8 @@ def scaled_adapter(
         for name, m in adapter.magnitude.items():
             weight, s = dense_weight(linears[name]).float(), adapter.scaling
             gain = m / (weight + s * adapter.b[name] @ adapter.a[name]).norm(dim=1)
-            milder = 1 + each[name] * (gain - 1)
-            b[name] = nn.Parameter((gain / milder)[:, None] * b[name], requires_grad=False)
+            milder, part = scaled_rows(gain, adapter.b[name], each[name])
+            b[name] = nn.Parameter(part, requires_grad=False)
             length = (weight + s * b[name] @ adapter.a[name]).norm(dim=1)
             magnitude[name] = nn.Parameter(milder * length, requires_grad=False)
     return Adapter(
@@ -76,6 +74,15 @@ def scaled_adapter(
         b=b,
         magnitude=magnitude,
     )
+
+
+def scaled_rows(gain: Tensor, b: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """DoRA: W = g (W0 + B A), g by row, (m,), as W0 + f (W - W0) = g' (W0 + B' A): g' and B'.
+
+    g' = 1 + f (g - 1) and B' = f (g / g') B; of no use where a g' is not above 0.
+    """
+    milder = 1 + factor * (gain - 1)
+    return milder, (gain / milder)[:, None] * (factor * b)
 
 
 @torch.no_grad()
