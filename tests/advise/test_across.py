@@ -95,6 +95,21 @@ def test_arms_on_all_tasks_are_one_family() -> None:
     assert [e.p_holm for e in trained] == pytest.approx(holm(ps))
 
 
+def test_cells_without_a_test_are_not_in_the_family() -> None:
+    second = with_own_trials(synthetic_study(SECOND, seed=1), "#1")
+    tasks = tuple(
+        t if t.name == "med" else t.model_copy(update={"sha256": "1" * 64}) for t in second.tasks
+    )
+    cells = compare_cells(synthetic_study(FIRST), replace(second, tasks=tasks))
+    trained = [c for c in cells if c.arm is not None]
+    assert [c.paired for c in trained] == [c.tested_on == "med" for c in trained]
+    paired = [c.difference for c in trained if c.paired]
+    ps = [e.p for e in paired if e.p is not None]
+    assert len(ps) == len(paired) == 2
+    assert [e.p_holm for e in paired] == pytest.approx(holm(ps))
+    assert all(c.difference.p_holm is None for c in trained if not c.paired)
+
+
 def test_of_the_very_same_models_there_is_nothing_to_estimate() -> None:
     study = synthetic_study(FIRST)
     for cell in compare_cells(study, study):

@@ -15,8 +15,8 @@ def compare_cells(first: StudyRecords, second: StudyRecords) -> tuple[ComparedCe
 
     Report split. Item by item where a task's hash says that both asked the same questions in the
     same way; otherwise the two means stand beside each other with the interval of two samples.
-    The p values of all arms on all tasks are one family (Holm). Of the very same trials on the same
-    items there is nothing to estimate.
+    The p values of all arms on all tasks that are paired are one family (Holm); those of the bases
+    stand outside it. Of the very same trials on the same items there is nothing to estimate.
     """
     shared = [t.name for t in first.tasks if any(t.name == o.name for o in second.tasks)]
     cells = [c for name in shared if (c := _cell(first, second, (), (), name)) is not None]
@@ -28,14 +28,19 @@ def compare_cells(first: StudyRecords, second: StudyRecords) -> tuple[ComparedCe
         for name in shared
         if (c := _cell(first, second, arm, others[point], name)) is not None
     ]
-    adjusted = iter(adjusted_within_family([c.difference for c in trained if not c.same_models]))
+    adjusted = iter(adjusted_within_family([c.difference for c in trained if _is_tested(c)]))
     return (
         *cells,
         *(
-            c if c.same_models else c.model_copy(update={"difference": next(adjusted)})
+            c.model_copy(update={"difference": next(adjusted)}) if _is_tested(c) else c
             for c in trained
         ),
     )
+
+
+def _is_tested(cell: ComparedCell) -> bool:
+    """Whether there is a test: of the same models, or of two samples of items, there is none."""
+    return cell.paired and not cell.same_models
 
 
 def paired_in(first: StudyRecords, second: StudyRecords, task: str) -> bool:
