@@ -155,3 +155,13 @@ def test_a_study_that_is_not_finished_says_how_much_is_left(studies: Path, tmp_p
     assert notes == ("a: 1 of 2 trials are still to run; they count nowhere.",)
     with pytest.raises(BadInput, match="two or more"):
         compare([])
+
+
+def test_scores_that_cannot_be_subtracted_are_said_to_be_so() -> None:
+    study = synthetic_study(Truth(ranks=(8,), num_items=30))
+    tasks = tuple(t.model_copy(update={"metric": "exact_match"}) for t in study.tasks)
+    pair = compare_pair("a", study, "b", replace(study, tasks=tasks))
+    assert pair.cells == ()
+    told = [f.text for f in pair.facets if f.what.startswith("task ")]
+    assert len(told) == len(tasks)
+    assert all(text.endswith("not comparable, so no score is compared") for text in told)

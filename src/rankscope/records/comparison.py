@@ -52,8 +52,8 @@ class ComparedCell(Record):
     paired: bool
     """The same items, asked and scored in the same way: compared item by item."""
     same_models: bool
-    """Both studies scored the very same trials, or the same base: no more than rounding can differ,
-    so the difference has no interval."""
+    """Both studies scored the very same trials, or the same base. Paired, no more than rounding can
+    differ, so the difference has no interval; unpaired, the items differ, and it has one."""
     first: Estimate
     """Mean score in the first study."""
     second: Estimate
