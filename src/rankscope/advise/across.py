@@ -94,6 +94,7 @@ def _cell(
         trained_on=arm[0].spec.task if arm else None,
         arm=arm[0].spec.arm_label if arm else None,
         rank=arm[0].spec.rank if arm else None,
+        full=bool(arm) and arm[0].spec.is_full,
         tested_on=task,
         higher_is=record.higher_is,
         paired=items is not None,

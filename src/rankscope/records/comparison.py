@@ -47,6 +47,8 @@ class ComparedCell(Record):
     arm: str | None
     """Label of the arm; None: the untuned bases."""
     rank: int | None
+    full: bool
+    """Full fine-tuning; False for the bases."""
     tested_on: str
     higher_is: Literal["accuracy", "log_probability"]
     paired: bool
