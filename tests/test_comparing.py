@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import pytest
 from command_line import files_below
 from command_line import rankscope as command
 from pocket_study import changed, small_study
-from rankscope.comparing import compare
+from rankscope.comparing import compare, compare_pair
 from rankscope.errors import BadInput
+from rankscope.screens.comparison import meaning
+from synthetic_study import Truth, synthetic_study, with_own_trials
 
 LORA = {"method": "lora", "lr": 2e-3}
 SHORT = changed("train", max_steps=2)["train"]
@@ -111,6 +114,17 @@ def test_a_copy_under_the_same_name_is_told_by_its_folder(studies: Path, tmp_pat
     assert "+0.0 same models" in command("compare", studies / "a", tmp_path / "copy").told
 
 
+def test_which_p_values_are_adjusted_is_said() -> None:
+    first = synthetic_study(Truth(ranks=(8,), num_items=30))
+    second = with_own_trials(synthetic_study(Truth(ranks=(8,), num_items=30), seed=1), "#1")
+    base = second.model.model_copy(update={"sha256": "1" * 64})
+    (said,) = meaning(compare_pair("a", first, "b", replace(second, model=base)))
+    assert "p of arms within the family of all paired arms and tasks (Holm)" in said
+    assert "p of the bases: not adjusted" in said
+    (said,) = meaning(compare_pair("a", first, "b", second))
+    assert "p of the bases" not in said  # One base: there is nothing to test.
+
+
 def test_what_cannot_be_compared_is_refused(studies: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     shutil.copytree(studies / "a", tmp_path / "begun")
@@ -159,3 +173,13 @@ def test_a_page_replaces_neither_a_study_nor_a_pipe(studies: Path, tmp_path: Pat
     assert pipe.is_fifo()
     assert files_below(tmp_path) == {"pipe"}
     assert stored(studies) == before
+
+
+def test_scores_that_cannot_be_subtracted_are_said_to_be_so() -> None:
+    study = synthetic_study(Truth(ranks=(8,), num_items=30))
+    tasks = tuple(t.model_copy(update={"metric": "exact_match"}) for t in study.tasks)
+    pair = compare_pair("a", study, "b", replace(study, tasks=tasks))
+    assert pair.cells == ()
+    told = [f.text for f in pair.facets if f.what.startswith("task ")]
+    assert len(told) == len(tasks)
+    assert all(text.endswith("not comparable, so no score is compared") for text in told)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rankscope.advise.across import compare_cells, paired_in
+from rankscope.advise.across import compare_cells, incomparable, paired_in
 from rankscope.advise.recommend import recommend
 from rankscope.advise.summaries import replicates
 from rankscope.errors import BadInput
@@ -153,7 +153,10 @@ def unfinished_notes(label: str, study: StudyRecords) -> list[str]:
     if waiting:
         found.append(f"{label}: {waiting} of {total} trials are still to run; they count nowhere.")
     if failed:
-        found.append(f"{label}: {failed} of {total} trials failed; their arms have fewer seeds.")
+        found.append(
+            f"{label}: {failed} of {total} trials failed; their arms have fewer "
+            "seeds, or no row where none is left."
+        )
     return found
 
 
@@ -172,7 +175,12 @@ def facets(first: StudyRecords, second: StudyRecords) -> list[Facet]:
         base_facet(first, second),
         *(f for f in [model_settings_facet(first, second)] if f is not None),
         *(
-            task_facet(task, second.task(task.name), paired_in(first, second, task.name))
+            task_facet(
+                task,
+                second.task(task.name),
+                paired_in(first, second, task.name),
+                first.model.sha256 == second.model.sha256,
+            )
             for task in first.tasks
             if any(task.name == other.name for other in second.tasks)
         ),
@@ -206,9 +214,14 @@ def model_settings_facet(first: StudyRecords, second: StudyRecords) -> Facet | N
     )
 
 
-def task_facet(task: TaskRecord, other: TaskRecord, paired: bool) -> Facet:
+def task_facet(task: TaskRecord, other: TaskRecord, paired: bool, same_base: bool) -> Facet:
     """One task that both have: whether its scores may be compared item by item."""
     what = f"task {task.name}"
+    apart = incomparable(task, other, paired, same_base)
+    if apart is not None:
+        return Facet(
+            what=what, same=False, text=f"{apart}: not comparable, so no score is compared"
+        )
     if paired:
         text = (
             f"the same items, prompts and scoring (sha256 {task.sha256[:12]}): "
@@ -281,7 +294,8 @@ def differences(one: Mapping[str, object], two: Mapping[str, object]) -> list[st
 
 def training_facet(first: StudyRecords, second: StudyRecords) -> Facet:
     """Whether trials of one arm and seed are the same trial: an id covers all that training is
-    made of (base, rows as encoded, protocol, method, seed, version of the training code)."""
+    made of (base and how it runs, rows as encoded, protocol, method, seed, version of the training
+    code)."""
     what = "trials of arms in both"
     ids = [{(*t.spec.arm, t.spec.seed): t.spec.trial_id for t in s.trials} for s in (first, second)]
     both = ids[0].keys() & ids[1].keys()
@@ -293,7 +307,7 @@ def training_facet(first: StudyRecords, second: StudyRecords) -> Facet:
         return Facet(what=what, same=True, text=text)
     text = (
         f"{equal} of {len(both)} of the same arm and seed have the same id; the others differ in "
-        "base, training rows, protocol or the version of the training code"
+        "base, how the base runs, training rows, protocol or the version of the training code"
     )
     return Facet(what=what, same=False, text=text)
 

@@ -106,6 +106,21 @@ def test_arms_on_all_tasks_are_one_family() -> None:
     assert [e.p_holm for e in trained] == pytest.approx(holm(ps))
 
 
+def test_cells_without_a_test_are_not_in_the_family() -> None:
+    second = with_own_trials(synthetic_study(SECOND, seed=1), "#1")
+    tasks = tuple(
+        t if t.name == "med" else t.model_copy(update={"sha256": "1" * 64}) for t in second.tasks
+    )
+    cells = compare_cells(synthetic_study(FIRST), replace(second, tasks=tasks))
+    trained = [c for c in cells if c.arm is not None]
+    assert [c.paired for c in trained] == [c.tested_on == "med" for c in trained]
+    paired = [c.difference for c in trained if c.paired]
+    ps = [e.p for e in paired if e.p is not None]
+    assert len(ps) == len(paired) == 2
+    assert [e.p_holm for e in paired] == pytest.approx(holm(ps))
+    assert all(c.difference.p_holm is None for c in trained if not c.paired)
+
+
 def test_of_the_very_same_models_there_is_nothing_to_estimate() -> None:
     study = synthetic_study(FIRST)
     for cell in compare_cells(study, study):
@@ -114,9 +129,25 @@ def test_of_the_very_same_models_there_is_nothing_to_estimate() -> None:
         assert (e.value, e.low, e.high, e.p, e.p_holm) == (0, None, None, None, None)
 
 
+def test_nats_per_token_are_compared_where_the_tokenizer_is_known_to_be_the_same() -> None:
+    nats = replace(FIRST, metric="log_probability", ranks=(8,))
+    first, second = synthetic_study(nats), with_own_trials(synthetic_study(nats, seed=1), "#1")
+    base = second.model.model_copy(update={"sha256": "1" * 64})
+    assert compare_cells(first, replace(second, model=base))  # the tasks' hashes cover it
+    assert compare_cells(first, on_other_items(second))  # the same base
+    assert compare_cells(first, replace(on_other_items(second), model=base)) == ()
+
+
 def test_scores_of_another_unit_and_arms_that_did_not_finish_have_no_cell() -> None:
     nats = synthetic_study(replace(SECOND, metric="log_probability"))
     assert compare_cells(synthetic_study(FIRST), nats) == ()
+    second = with_own_trials(synthetic_study(SECOND, seed=1), "#1")
+    exact = tuple(
+        t.model_copy(update={"metric": "exact_match"}) if t.name == "med" else t
+        for t in second.tasks
+    )
+    cells = compare_cells(synthetic_study(FIRST), replace(second, tasks=exact))
+    assert {c.tested_on for c in cells} == {"math", "general"}
     lost = {(8, 1e-3, seed): "diverged" for seed in (0, 1, 2)}
     cells = compare_cells(synthetic_study(FIRST), synthetic_study(replace(SECOND, failed=lost)))  # type: ignore[arg-type]
     assert {c.arm for c in cells} == {None, "full lr=0.0005"}

@@ -9,8 +9,9 @@ import pytest
 from rankscope.comparing import compare_pair, compared_study
 from rankscope.records import StudyComparison, StudyRecords
 from rankscope.report.comparison import figures, ranks_of, render
+from rankscope.report.figures.compared import MAX_ARMS
 from rankscope.report.page import figure_data
-from rankscope.report.style import dark_colors
+from rankscope.report.style import FULL, MUTED, dark_colors
 from synthetic_study import Truth, synthetic_study, with_own_trials
 
 from .studies import HOSTILE, hostile_study, ordinary_study
@@ -58,6 +59,31 @@ def test_the_page_has_both_answers_and_a_figure_for_every_training_task(
     assert first.error_x.array[0] == pytest.approx(
         100 * ((cell.difference.high or 0) - cell.difference.value)
     )
+
+
+def test_a_method_without_a_rank_has_not_full_fine_tunings_colour(found: StudyComparison) -> None:
+    (pair,) = found.pairs
+    (full,) = {c.arm for c in pair.cells if c.full}
+    assert full is not None
+    assert full.startswith("full")
+    other = [c.model_copy(update={"full": False, "arm": "ia3"}) for c in pair.cells if c.full]
+    made = figures(pair.model_copy(update={"cells": (*pair.cells, *other)}), 0, ranks_of(found))
+    assert made[1].plot is not None
+    drawn = made[1].plot.data[0]
+    color = dict(zip(drawn.y, drawn.marker.color, strict=True))
+    assert (color[full], color["ia3"]) == (FULL.light, MUTED.light)
+
+
+def test_how_many_arms_are_not_drawn_is_said(found: StudyComparison) -> None:
+    (pair,) = found.pairs
+    cell = next(c for c in pair.cells if c.arm)
+    many = [cell.model_copy(update={"arm": f"arm {i}"}) for i in range(MAX_ARMS + 3)]
+    (made,) = figures(pair.model_copy(update={"cells": tuple(many)}), 0, ranks_of(found))
+    assert made.finding.endswith(" 3 arms are in the table alone.")
+    assert made.plot is not None
+    assert len(made.plot.data[0].y) == MAX_ARMS
+    (made,) = figures(pair.model_copy(update={"cells": tuple(many[3:])}), 0, ranks_of(found))
+    assert "alone" not in made.finding
 
 
 def test_every_colour_has_a_dark_partner(found: StudyComparison) -> None:

@@ -1,7 +1,10 @@
 """The maps of learning rate x rank and of retention by subject."""
 
+from dataclasses import replace
+
 import pytest
 
+from rankscope.advise.recommend import recommend
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.figures import rate_map, subjects
 from rankscope.report.view import StudyView
@@ -20,7 +23,7 @@ def test_every_arm_has_its_cell_and_the_frame_is_around_the_recommended_one() ->
     assert figure.plot is not None
     arms = {arm.label: arm for arm in view.arms("med")}
     assert {row[0] for row in figure.table.rows} == set(arms)
-    gain, selection, forgetting = figure.plot.data
+    gain, selection, forgetting, frame = figure.plot.data
     assert [c.label for c in figure.choices] == [
         "gain over base", "gain on the selection split", "forgetting",
     ]  # fmt: skip
@@ -37,9 +40,51 @@ def test_every_arm_has_its_cell_and_the_frame_is_around_the_recommended_one() ->
     advice = view.advice("med")
     assert advice is not None
     assert advice.chosen is not None
-    (frame,) = figure.plot.layout.shapes
-    at = gain.y[round((frame.y0 + frame.y1) / 2)], gain.x[round((frame.x0 + frame.x1) / 2)]
+    at = gain.y[round(sum(frame.y[:4]) / 4)], gain.x[round(sum(frame.x[:4]) / 4)]
     assert at == (f"r={advice.chosen.rank}", f"{advice.chosen.lr:g}")
+    assert [c.traces for c in figure.choices] == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_the_frame_is_drawn_in_the_recommended_arms_variant_alone() -> None:
+    study, _ = ordinary_study()
+    dora = [
+        replace(
+            t,
+            spec=t.spec.model_copy(
+                update={"method": "dora", "trial_id": t.spec.trial_id + "-dora"}
+            ),
+        )
+        for t in study.trials
+        if t.spec.rank is not None
+    ]
+    own = {t.spec.trial_id.removesuffix("-dora"): t.spec.trial_id for t in dora}
+    both = replace(
+        study,
+        trials=(*study.trials, *dora),
+        evals=study.evals | {(own[i], *k): e for (i, *k), e in study.evals.items() if i in own},
+        items=study.items | {(own[i], *k): s for (i, *k), s in study.items.items() if i in own},
+    )  # type: ignore[arg-type]
+    view = StudyView(both, recommend(both))
+    advice = view.advice("med")
+    assert advice is not None
+    assert advice.chosen is not None
+    figure = rate_map.draw(view, "med")
+    assert figure.plot is not None
+    assert len(figure.choices) == 6
+    assert len(figure.plot.data) == 7
+    chosen = "dora" if advice.chosen.method == "dora" else ""
+    of_chosen = [c.label.startswith("dora") == bool(chosen) for c in figure.choices]
+    assert [6 in c.traces for c in figure.choices] == of_chosen
+    assert sum(of_chosen) == 3
+
+
+def test_ranks_at_one_rate_each_are_not_called_unscored() -> None:
+    view = view_of(study_and_advice(Truth(num_items=20, ranks=(2, 8), lrs=(1e-3, 2e-3))))
+    apart = [a for a in view.arms("med") if (a.rank, a.lr) in {(2, 1e-3), (8, 2e-3)}]
+    said = rate_map.finding({"": apart}, view, "med")
+    assert said == "No rank was trained and scored at two rates, so no rate can be called the best."
+    bare = [a.model_copy(update={"selection_gain": None}) for a in apart]
+    assert "No arm was scored" in rate_map.finding({"": bare}, view, "med")
 
 
 def test_the_best_rate_of_every_rank_is_named_and_the_edge_said() -> None:

@@ -47,13 +47,15 @@ class ComparedCell(Record):
     arm: str | None
     """Label of the arm; None: the untuned bases."""
     rank: int | None
+    full: bool
+    """Full fine-tuning; False for the bases."""
     tested_on: str
     higher_is: Literal["accuracy", "log_probability"]
     paired: bool
     """The same items, asked and scored in the same way: compared item by item."""
     same_models: bool
-    """Both studies scored the very same trials, or the same base: no more than rounding can differ,
-    so the difference has no interval."""
+    """Both studies scored the very same trials, or the same base. Paired, no more than rounding can
+    differ, so the difference has no interval; unpaired, the items differ, and it has one."""
     first: Estimate
     """Mean score in the first study."""
     second: Estimate

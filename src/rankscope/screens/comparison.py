@@ -92,7 +92,9 @@ def meaning(pair: StudyPair) -> list[str]:
         return []
     words = ["accuracies in %, differences in points: second minus first, 95 % intervals"]
     if any(cell.paired and cell.arm for cell in pair.cells):
-        words.append("p within the family of all arms and tasks (Holm)")
+        words.append("p of arms within the family of all paired arms and tasks (Holm)")
+    if any(cell.difference.p is not None and cell.arm is None for cell in pair.cells):
+        words.append("p of the bases: not adjusted")
     if any(not cell.paired for cell in pair.cells):
         words.append("* not the same items: unpaired")
     return ["; ".join(words)]

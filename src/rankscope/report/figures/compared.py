@@ -58,17 +58,20 @@ def finding(pair: StudyPair, cells: list[ComparedCell]) -> str:
     arms = len({c.arm for c in cells})
     apart = [c for c in cells if is_clear(c)]
     what = "The bases" if cells[0].arm is None else count(arms, "arm") + " in both"
-    same = sum(c.same_models for c in cells)
+    same, left_out = sum(c.same_models for c in cells), arms - MAX_ARMS
     text = f"{what}, {count(len(cells), 'score')} compared, {sum(c.paired for c in cells)} of them "
     text += f"item by item; {len(apart)} with an interval that leaves zero out"
     if same:
         text += f"; {same} of the very same models"
+    drawn, are = "", "is" if left_out == 1 else "are"
+    if left_out > 0:
+        drawn = f" {count(left_out, 'arm')} {are} in the table alone."
     if not apart:
-        return text + "."
+        return f"{text}.{drawn}"
     largest = max(apart, key=lambda c: abs(c.difference.value))
     arm = "" if largest.arm is None else f"{largest.arm} "
     value = difference(largest.difference.value, unit_of(largest))
-    return f"{text}, the largest {value} ({arm}on {largest.tested_on})."
+    return f"{text}, the largest {value} ({arm}on {largest.tested_on}).{drawn}"
 
 
 def is_clear(cell: ComparedCell) -> bool:
@@ -139,7 +142,7 @@ def add_marks(
             f"<b>{name(cell.arm or 'base')}</b><br>{name(cell.tested_on)}: "
             f"{number(e.value * scale, 2)} ({ends})<br>{'paired' if cell.paired else 'unpaired'}"
         )
-    marks = [FULL.light if c.rank is None else colors.get(c.rank, MUTED).light for c in cells]
+    marks = [FULL.light if c.full else colors.get(c.rank or 0, MUTED).light for c in cells]
     figure.add_scatter(
         x=values,
         y=[name(c.arm or "base") for c in cells],

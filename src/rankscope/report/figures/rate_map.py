@@ -49,17 +49,27 @@ def draw(view: StudyView, task: str) -> Figure:
     columns += [Column(f"{q.label}, {q.unit.difference}", q.unit.digits + 1) for q in quantities]
     rows = [(a.label, a.rank, a.lr, *(q.of(a) for q in quantities)) for a in [*arms, *full]]
     drawn = {label: [*group, *full] for label, group in variants.items()}
+    advice = view.advice(task)
+    chosen = advice.chosen if advice else None
+    framed = {  # The frame is the last trace.
+        label: (len(layers),)
+        for label, group in drawn.items()
+        if chosen is not None and any(arm.label == chosen.label for arm in group)
+    }
     return Figure(
         key=key,
         title=title,
         finding=finding(variants, view, task),
         table=table(columns, rows),
-        plot=plot(view, task, drawn, layers),
+        plot=plot(drawn, layers, chosen if framed else None),
         how_to_read="Each cell is one arm, the mean over its seeds; blue is better than the base, "
         "orange worse; an empty cell was not trained. The frame marks the recommended arm. Where "
         "the best rate of a rank is at the edge of its grid, a better one may lie beyond it.",
         choices=tuple(
-            Choice(f"{label}: {q.label}" if len(variants) > 1 and label else q.label, (place,))
+            Choice(
+                f"{label}: {q.label}" if len(variants) > 1 and label else q.label,
+                (place, *framed.get(label, ())),
+            )
             for place, (label, q) in enumerate(layers)
         ),
         choice_name="Shown",
@@ -96,7 +106,10 @@ def quantities_of(view: StudyView, task: str) -> list[Quantity]:
 
 def finding(variants: Mapping[str, Sequence[ArmSummary]], view: StudyView, task: str) -> str:
     """Of the variant that the answer speaks of: the rate of the largest gain, rank by rank."""
-    best = best_rates(next(iter(variants.values())))
+    arms = next(iter(variants.values()))
+    best = best_rates(arms)
+    if not best and any(arm.selection_gain is not None for arm in arms):
+        return "No rank was trained and scored at two rates, so no rate can be called the best."
     if not best:
         return "No arm was scored on the selection split, so no rate can be called the best."
     by_rate: dict[float, list[int]] = defaultdict(list)
@@ -132,12 +145,11 @@ def row_name(arm: ArmSummary) -> str:
 
 
 def plot(
-    view: StudyView,
-    task: str,
     drawn: Mapping[str, Sequence[ArmSummary]],
     layers: Sequence[tuple[str, Quantity]],
+    chosen: ArmSummary | None,
 ) -> go.Figure:
-    """One heat map a layer; the axes hold what the largest of them needs."""
+    """One heat map a layer, then the chosen arm's frame; the axes hold what all of them need."""
     everything = list({id(a): a for group in drawn.values() for a in group}.values())
     rates = [f"{lr:g}" for lr in sorted({a.lr for a in everything})]
     ranks = sorted({a.rank for a in everything if a.rank is not None})
@@ -153,13 +165,36 @@ def plot(
     shared: dict[str, Any] = {"showgrid": False, "zeroline": False, "ticks": "", "type": "category"}
     figure.update_xaxes(axis("learning rate", **shared))
     figure.update_yaxes(axis("", **shared, autorange="reversed"))
-    advice = view.advice(task)
-    chosen = advice.chosen if advice else None
-    if chosen is not None and f"{chosen.lr:g}" in rates and row_name(chosen) in rows:
-        i, j = rates.index(f"{chosen.lr:g}"), rows.index(row_name(chosen))
-        box = {"x0": i - 0.48, "x1": i + 0.48, "y0": j - 0.46, "y1": j + 0.46}
-        figure.add_shape(**box, line={"color": INK.light, "width": 2}, fillcolor="rgba(0,0,0,0)")
+    if chosen is not None:
+        cell = rates.index(f"{chosen.lr:g}"), rows.index(row_name(chosen))
+        shown = any(arm.label == chosen.label for arm in drawn[layers[0][0]])
+        add_frame(figure, cell, (len(rates), len(rows)), shown)
     return figure
+
+
+def add_frame(
+    figure: go.Figure, place: tuple[int, int], size: tuple[int, int], shown: bool
+) -> None:
+    """A frame around the cell at ``place`` (column, row): a trace, so that a layer can be without.
+
+    Category axes know no place between two categories, so it has number axes over them.
+    """
+    (i, j), (columns, rows) = place, size
+    hidden: dict[str, Any] = {"visible": False, "showgrid": False, "zeroline": False}
+    figure.update_layout(
+        xaxis2={"overlaying": "x", "range": [-0.5, columns - 0.5], **hidden},
+        yaxis2={"overlaying": "y", "range": [rows - 0.5, -0.5], **hidden},
+    )
+    figure.add_scatter(
+        x=[i - 0.48, i + 0.48, i + 0.48, i - 0.48, i - 0.48],
+        y=[j - 0.46, j - 0.46, j + 0.46, j + 0.46, j - 0.46],
+        xaxis="x2",
+        yaxis="y2",
+        mode="lines",
+        line={"color": INK.light, "width": 2},
+        hoverinfo="skip",
+        visible=shown,
+    )
 
 
 def add_map(

@@ -71,7 +71,10 @@
 
   // What a cell is sorted by; unknown numbers come last in either direction.
   function sortValue(cell) {
-    if (cell.dataset.v !== undefined) return Number(cell.dataset.v);
+    if (cell.dataset.v !== undefined) {
+      const value = Number(cell.dataset.v);
+      return Number.isFinite(value) ? value : null;
+    }
     return cell.matches("td.n") ? null : cell.textContent;
   }
 
