@@ -387,9 +387,32 @@ def test_tables_are_written_beside_the_study(walk: Walk, tmp_path: Path) -> None
     with (target / "arms.csv").open(encoding="utf-8", newline="") as file:
         heading, *rows = csv.reader(file)
     assert [row[heading.index("rank")] for row in rows] == ["2", "4", ""]
+    assert "failed" not in names
+    (target / "failed.md").write_text("of another day")
+    assert command("report", walk.out, "--tables", target).code == 0
+    assert {path.stem for path in target.iterdir()} == names
+
+
+def test_tables_are_refused_before_the_report_is_written(copied: Path, tmp_path: Path) -> None:
+    (copied / "report.html").write_text("as it was")
     (tmp_path / "file").write_text("mine")
-    for place in (walk.out / "artifacts" / "t", tmp_path / "file"):
-        assert command("report", walk.out, "--tables", place).code == 2
+    for place in (copied / "artifacts" / "t", tmp_path / "file"):
+        assert command("report", copied, "--tables", place).code == 2
+    assert (copied / "report.html").read_text() == "as it was"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_export_into_the_folder_one_stands_in(
+    walk: Walk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    study = walk.out.resolve()
+    monkeypatch.chdir(here)
+    outcome = command("export", study, trial_ids(study)[4], "--out", ".")
+    assert outcome.code == 0, outcome
+    assert "adapter_model.safetensors" in files_below(here)
+    assert files_below(tmp_path) == {"here", *(f"here/{name}" for name in files_below(here))}
 
 
 def test_export_refuses(walk: Walk, tmp_path: Path) -> None:

@@ -122,6 +122,11 @@ def test_a_task_without_training_rows_says_what_to_do(tmp_path: Path, data_dir: 
     alone = Study.load(study, [way_out]).config
     refuse_untrainable(alone, tasks)
     assert "mmlu" in alone.evaluation_tasks()
-    unscored = Study.load(study, ["tasks=[gsm8k,mmlu]", "evaluate.retention=[medmcqa]"]).config
-    with pytest.raises(BadInput, match=r"--set evaluate.cross_domain=\[mmlu\]$"):
+    sets = ["tasks=[gsm8k,mmlu]", "evaluate.retention=[medmcqa]", "evaluate.cross_domain=[mathqa]"]
+    unscored = Study.load(study, sets).config
+    with pytest.raises(BadInput, match=r"--set evaluate.cross_domain=\[mathqa,mmlu\]$"):
         refuse_untrainable(unscored, tasks)
+    # Names alone would drop what is said of a task.
+    sets[0] = "tasks=[{name: gsm8k, shots: 2},mmlu]"
+    with pytest.raises(BadInput, match=r"file, move it from 'tasks' to 'evaluate.cross_domain'$"):
+        refuse_untrainable(Study.load(study, sets).config, tasks)

@@ -85,10 +85,10 @@ def read(folder: Path) -> StudyRecords:
 
 
 def labels_of(folders: Sequence[Path], studies: Sequence[StudyRecords]) -> list[str]:
-    """The studies' names; their folders where a name stands twice."""
-    names = [study.name for study in studies]
-    if len(set(names)) == len(names):
-        return names
+    """The studies' names; their folders' where a name stands twice, as a path if need be."""
+    for names in ([study.name for study in studies], [path.resolve().name for path in folders]):
+        if len(set(names)) == len(names):
+            return names
     return [str(folder) for folder in folders]
 
 

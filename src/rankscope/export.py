@@ -7,12 +7,12 @@ from pathlib import Path, PurePosixPath
 
 from rankscope.advise.recommend import recommend
 from rankscope.advise.summaries import summarize_trial
-from rankscope.disk import refuse_taken, says_disk_full
+from rankscope.disk import refuse_taken, replace_text, says_disk_full
 from rankscope.errors import BadInput, DiskFull
 from rankscope.ledger import Ledger, kept_path, weights_path
 from rankscope.models.fetch import KNOWN_MODELS
 from rankscope.records import Recommendation, StudyRecords, TrialSpec
-from rankscope.report.main_tables import main_tables
+from rankscope.report.main_tables import all_tables
 from rankscope.report.model_card import model_card
 from rankscope.report.table_text import FORMATS
 from rankscope.report.view import StudyView
@@ -36,6 +36,7 @@ def export_trial(folder: Path, trial: str, out: Path, step: int | None = None) -
         DiskFull: ``out`` is left as it was.
     """
     refuse_target(folder, out)
+    out = out.resolve()  # "." has no name to put a copy beside
     with Ledger.open(folder, write=False) as ledger:
         spec = chosen_trial(ledger.trials(), trial, folder)
         place = weights_path(spec) if step is None else kept_place(ledger, spec, step)
@@ -63,7 +64,8 @@ def write_tables(
 ) -> list[Path]:
     """Write the main tables as Markdown, CSV and LaTeX: ``arms.md``, ``arms.csv``, ``arms.tex``...
 
-    Files of these names are replaced, others left alone; returns those written.
+    Files of these names are replaced, or removed where a table has no rows; others are left alone.
+    Returns those written.
 
     Args:
         folder: the study's folder, which holds what its ledger names and nothing else.
@@ -72,24 +74,34 @@ def write_tables(
         out: a folder, made where there is none.
 
     Raises:
-        BadInput: ``out`` lies inside the study.
-        DiskFull: there is no room.
+        BadInput: ``out`` lies inside the study, or is no folder.
+        DiskFull: there is no room; no file is cut short.
     """
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise BadInput(f"{out}: lies inside the study {folder}; give --tables another place")
+    refuse_tables(folder, out)
     written = []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, made in main_tables(StudyView(study, recommendation)).items():
+        for name, made in all_tables(StudyView(study, recommendation)).items():
             for ending, text_of in FORMATS.items():
-                # Written as it is: CSV's line ends are part of its format.
-                (out / f"{name}.{ending}").write_text(text_of(made), encoding="utf-8", newline="")
-                written.append(out / f"{name}.{ending}")
+                place = out / f"{name}.{ending}"
+                if made.rows:
+                    replace_text(place, text_of(made))
+                    written.append(place)
+                else:  # what an earlier call found is not so any more
+                    place.unlink(missing_ok=True)
     except OSError as error:
         if not says_disk_full(error):
             raise
         raise DiskFull(f"{out}: the disk is full; make room.") from error
     return written
+
+
+def refuse_tables(folder: Path, out: Path) -> None:
+    """Tables go into a folder, new or not, outside the study. Raises BadInput."""
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise BadInput(f"{out}: lies inside the study {folder}; give --tables another place")
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"{out}: found a file, expected a folder; give --tables another place")
 
 
 def kept_place(ledger: Ledger, spec: TrialSpec, step: int) -> str:

@@ -1,6 +1,6 @@
 """The rows of a study as read: tasks, those joined of others, and those whose rows are replayed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from rankscope.config.schema import StudyConfig, TaskConfig
@@ -88,17 +88,34 @@ def refuse_untrainable(config: StudyConfig, tasks: Mapping[str, LoadedTask]) -> 
         ways = [f"put train.jsonl or train.parquet into {tasks[name].source}"]
     if spec.hub is not None and spec.hub.train is not None:
         ways[0] += f" (published rows: the split {spec.hub.train!r} of {spec.hub.label})"
-    rest = [task.name for task in config.tasks if task.name not in without]
-    if rest:
-        leave = f"leave it to be scored alone: --set tasks=[{','.join(rest)}]"
-        scored = (*config.evaluate.retention, *config.evaluate.cross_domain)
-        if name not in {task.name for task in scored}:
-            leave += f" --set evaluate.cross_domain=[{name}]"
-        ways.append(leave)
+    if len(without) < len(config.tasks):
+        ways.append(f"leave it to be scored alone: {scored_alone(config, name, without)}")
     raise BadInput(
         f"task {name!r} is trained on but has no training rows, only items to score "
         f"({tasks[name].source}): {', or '.join(ways)}"
     )
+
+
+def scored_alone(config: StudyConfig, name: str, without: Collection[str]) -> str:
+    """How to move a task from those trained on to those scored, and lose nothing of the others.
+
+    Args:
+        config: the study.
+        name: the task to move.
+        without: it and all others that cannot be trained on either.
+    """
+    crossed = config.evaluate.cross_domain
+    is_scored = name in {task.name for task in (*config.evaluate.retention, *crossed)}
+    # A list that is set anew holds names alone, so a task's own settings would be gone.
+    touched = config.tasks if is_scored else [*config.tasks, *crossed]
+    if any(task != TaskConfig(name=task.name) for task in touched):
+        there = "" if is_scored else " to 'evaluate.cross_domain'"
+        return f"in the study file, {'take' if is_scored else 'move'} it from 'tasks'{there}"
+    rest = ",".join(task.name for task in config.tasks if task.name not in without)
+    if is_scored:
+        return f"--set tasks=[{rest}]"
+    scored = ",".join([*(task.name for task in crossed), name])
+    return f"--set tasks=[{rest}] --set evaluate.cross_domain=[{scored}]"
 
 
 def replay_notes(config: StudyConfig) -> Iterator[str]:

@@ -15,7 +15,7 @@ from rankscope.records import BASE, StudyRecords, TrialRecords
 from rankscope.report.model_card import folder_name, model_card
 from rankscope.report.style import difference, interval, score
 from rankscope.report.view import StudyView
-from synthetic_study import Truth, synthetic_study
+from synthetic_study import Truth
 
 from .studies import hostile_study, ordinary_study, study_and_advice
 
@@ -124,21 +124,32 @@ def test_hostile_text_stays_text() -> None:
     assert not re.search(r"(?<!\\)\]\(", body)
 
 
-def test_a_card_names_no_folder_of_its_maker() -> None:
-    study = synthetic_study(Truth(num_items=20))
+@pytest.mark.parametrize(
+    ("settings", "source", "shown"),
+    [
+        ({"train": "data/me, mine/train.jsonl", "report": "./x/test.jsonl"},
+         "data/me, mine/train.jsonl, ./x/test.jsonl", "train.jsonl, test.jsonl"),
+        ({"path": "/home/me/rows, all"}, "/home/me/rows, all", "rows, all"),
+        ({}, "data/me/med", "med"),
+        ({}, "hub cais/mmlu (all)", "hub cais/mmlu (all)"),
+        ({}, "pocket world", "pocket world"),
+    ],
+)  # fmt: skip
+def test_a_card_names_no_folder_of_its_maker(
+    settings: dict[str, object], source: str, shown: str
+) -> None:
+    study, advice = study_and_advice(Truth(num_items=20))
+    model = {"path": "/home/me/models/Mine 7B"}
     study = replace(
         study,
-        config={**study.config, "model": {"path": "/home/me/models/Mine 7B"}},
-        model=study.model.model_copy(update={"label": "/home/me/models/Mine 7B"}),
-        tasks=tuple(
-            t.model_copy(update={"source": "/home/me/train.jsonl, ./x/test.jsonl"})
-            for t in study.tasks
-        ),
+        config={**study.config, "model": model, "tasks": [{"name": "med", **settings}]},
+        model=study.model.model_copy(update={"label": model["path"]}),
+        tasks=tuple(t.model_copy(update={"source": source}) for t in study.tasks),
     )
-    _, advice = study_and_advice(Truth(num_items=20))
-    text = card_of(StudyView(study, advice), study.trials[0])
+    text = card_of(StudyView(study, advice), trial_of(study, "med r=8 lr=0.001 seed=0"))
     assert "/home" not in text
-    assert "| data | train.jsonl, test.jsonl |" in text
+    assert "data/me" not in text
+    assert f"| data | {shown} |" in text
     assert "| base | a local folder, Mine-7B (" in text
 
 

@@ -116,6 +116,14 @@ def test_hostile_text_stays_text_in_every_format() -> None:
         assert "\x00" not in text
 
 
+def test_files_hold_an_answer_whole() -> None:
+    answer = " ".join(f"sentence {i}." for i in range(250))
+    made = table([Column("answer")], [(answer,)])
+    assert len(answer) > 3000
+    for text in (markdown(made), latex(made), comma_separated(made)):
+        assert answer in text
+
+
 def cells(made: DataTable, key: str) -> list[object]:
     place = [c.title for c in made.columns].index(key)
     return [row[place] for row in made.rows]

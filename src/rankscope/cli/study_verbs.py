@@ -213,10 +213,12 @@ def report(
 
     Example: rankscope report studies/pocket --tables tables
     """
-    from rankscope.export import write_tables
+    from rankscope.export import refuse_tables, write_tables
     from rankscope.report.tables import summary_table
     from rankscope.study import conclude
 
+    if tables is not None:
+        refuse_tables(folder, tables)
     records, recommendation = conclude(folder)
     written = write_tables(folder, records, recommendation, tables) if tables is not None else []
     show(summary_table(records, recommendation))

@@ -1,6 +1,6 @@
 """The page of a comparison of studies: one HTML file that opens offline."""
 
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
@@ -32,6 +32,8 @@ def render(found: StudyComparison, made_by: Provenance) -> str:
     environment = templates()
     return environment.get_template("comparison.html.j2").render(
         found=found,
+        # Where they lie is their owner's business; a page is passed on.
+        places=[(s.label, PurePath(s.folder).name or s.label) for s in found.studies],
         tasks=list(dict.fromkeys(a.task for s in found.studies for a in s.answers)),
         parts=parts,
         provenance=made_by,

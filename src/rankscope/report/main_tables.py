@@ -13,7 +13,12 @@ SIGNIFICANT = 4
 
 def main_tables(view: StudyView) -> dict[str, DataTable]:
     """Name -> table; those without a row are left out. Scores of the report split."""
-    found = {
+    return {name: made for name, made in all_tables(view).items() if made.rows}
+
+
+def all_tables(view: StudyView) -> dict[str, DataTable]:
+    """Name -> table, those without a row too."""
+    return {
         "arms": arms(view),
         "changes": changes(view),
         "comparisons": comparisons(view),
@@ -23,7 +28,6 @@ def main_tables(view: StudyView) -> dict[str, DataTable]:
         "failed": failed_trials(view),
         "without-leaks": without_leaks(view),
     }
-    return {name: made for name, made in found.items() if made.rows}
 
 
 def answers(view: StudyView) -> DataTable:

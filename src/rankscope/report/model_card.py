@@ -137,7 +137,7 @@ def settings_table(
         ("base computed in", model.dtype + (", 4 bit" if model.quantize != "none" else "")),
         ("prompts", "chat template" if model.prompt_format == "chat" else "plain text"),
         ("training task", spec.task),
-        *data_rows(task),
+        *data_rows(study, task),
         ("method", method_name(trial)),
         ("rank", spec.rank),
         ("alpha", spec.alpha),
@@ -163,17 +163,31 @@ def settings_table(
     return markdown(table([Column("setting"), Column("value")], shown))
 
 
-def data_rows(task: TaskRecord | None) -> list[tuple[str, object]]:
+def data_rows(study: StudyRecords, task: TaskRecord | None) -> list[tuple[str, object]]:
     """Where the rows came from, and their hash."""
     if task is None:
         return []
-    source = ", ".join(map(without_folders, task.source.split(", ")))
+    settings = task_settings(study, task.name)
+    given = (settings.get(key) for key in ("train", "selection", "report"))
+    # A record's text of several files cannot be parted again: a folder's name may hold ", ".
+    files = [PurePath(path).name for path in given if isinstance(path, str)]
+    source = ", ".join(files) or without_folders(task.source)
     return [("data", source), ("data as read and asked, sha256", task.sha256)]
+
+
+def task_settings(study: StudyRecords, name: str) -> Mapping[str, object]:
+    """What the study file said of a task that is trained on."""
+    tasks = study.config.get("tasks")
+    for task in tasks if isinstance(tasks, list | tuple) else ():
+        if isinstance(task, Mapping) and task.get("name") == name:
+            return task
+    return {}
 
 
 def without_folders(source: str) -> str:
     """A file or folder of one's own by its name: a card is for strangers."""
-    return PurePath(source).name if source.startswith(("/", ".", "~")) else source
+    is_public = source.startswith("hub ") or source.endswith(" together")
+    return source if is_public else PurePath(source).name
 
 
 def scores(view: StudyView, trial: TrialRecords, own: ArmSummary, step: int | None) -> list[str]:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from rankscope.report.figure import Cell, Column, DataTable
 from rankscope.report.style import MINUS, UNKNOWN, visible
 
-MAX_CELL = 400
-"""Longest text of a cell, characters: more than a table shows, so that nothing is cut twice."""
+MAX_CELL = 4000
+"""Longest text of a cell, characters: a whole answer; the page's cells are shorter."""
 
 _MARKDOWN = re.compile(r"([\\`*\[\]<>|~$&])|(?<![^\W_])_|_(?![^\W_])")
 _DASHES = re.compile("-(?=-)|(?<=-)-")  # two would join into one dash
@@ -116,9 +116,12 @@ def latex(table: DataTable) -> str:
 
 
 def shown_rows(table: DataTable, escape: Callable[[str], str]) -> list[list[str]]:
-    """Every cell as the page shows it, escaped."""
+    """Every cell, escaped: numbers as the page shows them, texts whole."""
     return [
-        [escape(table.shown(cell, column)) for cell, column in zip(row, table.columns, strict=True)]
+        [
+            escape(cell if isinstance(cell, str) else table.shown(cell, column))
+            for cell, column in zip(row, table.columns, strict=True)
+        ]
         for row in table.rows
     ]
 

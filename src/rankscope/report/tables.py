@@ -1,11 +1,13 @@
 """Tables of a study: the terminal's summary, and the page's lists of failures and data."""
 
+from collections.abc import Callable
+
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
 from rankscope.records import ArmSummary, Recommendation, StudyRecords
-from rankscope.report.figure import Column, DataTable, table
+from rankscope.report.figure import Cell, Column, DataTable, table
 from rankscope.report.style import (
     MAX_NAME,
     NATS,
@@ -156,21 +158,29 @@ def without_leaks(view: StudyView) -> DataTable:
 def training_rows(view: StudyView) -> DataTable:
     """Rows and tokens training used per task, the same for every finished trial of the task.
 
-    Where trials differ, the smallest and the largest are shown.
+    Where trials differ, the smallest and the largest have a column each.
     """
+    fields = {
+        "rows": "rows used",
+        "rows_dropped": "dropped",
+        "rows_truncated": "cut",
+        "steps": "optimizer steps",
+        "num_tokens": "tokens",
+        "num_label_tokens": "label tokens",
+    }
+    trained = {
+        task: [t.train for t in view.study.trials if t.spec.task == task and t.train]
+        for task in view.training_tasks
+    }
     columns = [Column("training task"), Column("finished trials", 0)]
-    names = ["rows", "rows_dropped", "rows_truncated", "steps", "num_tokens", "num_label_tokens"]
-    headings = ["rows used", "dropped", "cut", "optimizer steps", "tokens", "label tokens"]
-    rows = []
-    for task in view.training_tasks:
-        trained = [t.train for t in view.study.trials if t.spec.task == task and t.train]
-        cells = []
-        for field in names:
-            values = sorted({int(getattr(record, field)) for record in trained})
-            cells.append(
-                " to ".join(number(v) for v in dict.fromkeys((values[0], values[-1])))
-                if values
-                else None
-            )
-        rows.append((task, len(trained), *cells))
-    return table([*columns, *(Column(h) for h in headings)], rows)
+    rows: list[list[Cell]] = [[task, len(records)] for task, records in trained.items()]
+    for field, title in fields.items():
+        found = [[int(getattr(r, field)) for r in records] for records in trained.values()]
+        pick: list[tuple[str, Callable[[list[int]], int]]] = [(title, min)]
+        if any(len(set(values)) > 1 for values in found):
+            pick = [(f"{title}, smallest", min), (f"{title}, largest", max)]
+        for heading, of in pick:
+            columns.append(Column(heading, 0))
+            for row, values in zip(rows, found, strict=True):
+                row.append(of(values) if values else None)
+    return table(columns, rows)
