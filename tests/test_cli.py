@@ -360,8 +360,8 @@ def test_export_copies_an_adapter_and_a_model(walk: Walk, tmp_path: Path) -> Non
     }
     assert load_adapter(target, "x").rank == 4
     card = (target / "README.md").read_text("utf-8")
-    assert card.startswith("---\nbase_model: ")
-    assert "library_name: peft" in card
+    assert card.startswith("---\nlibrary_name: peft\n")
+    assert "base_model" not in card  # the pocket model is on no hub
     assert "| rank | 4 |" in card
     assert re.search(r"\| in domain \| .* %.* points", card)
     model = tmp_path / "model"

@@ -1,6 +1,7 @@
 """``rankscope compare`` on real studies of the pocket model: what is the same is said in words."""
 
 import json
+import os
 import shutil
 import sqlite3
 from dataclasses import replace
@@ -155,6 +156,23 @@ def test_a_study_that_is_not_finished_says_how_much_is_left(studies: Path, tmp_p
     assert notes == ("a: 1 of 2 trials are still to run; they count nowhere.",)
     with pytest.raises(BadInput, match="two or more"):
         compare([])
+
+
+def test_a_page_replaces_neither_a_study_nor_a_pipe(studies: Path, tmp_path: Path) -> None:
+    before = stored(studies)
+    pair = (studies / "a", studies / "b")
+    for place in (studies / "b" / "ledger.sqlite", studies / "a" / "new.html"):
+        shown = command("compare", *pair, "--out", place)
+        assert shown.code == 2
+        assert "lies inside the study" in shown.told
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    shown = command("compare", *pair, "--out", pipe)
+    assert shown.code == 2
+    assert "expected a file in an existing folder" in shown.told
+    assert pipe.is_fifo()
+    assert files_below(tmp_path) == {"pipe"}
+    assert stored(studies) == before
 
 
 def test_scores_that_cannot_be_subtracted_are_said_to_be_so() -> None:

@@ -39,8 +39,6 @@ def test_heads_of_an_adapter_equal_those_of_its_merged_checkpoint(
     model = AutoModelForCausalLM.from_pretrained(pocket_folder(), dtype=torch.float32)
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
-    for file in pocket_folder().glob("tokenizer*"):
-        (tmp_path / "merged" / file.name).write_bytes(file.read_bytes())
     settings_of_heads = HeadSettings("pocket_med", ("pocket_med",), items=6, dtype="float32")
     found = with_heads(inspect("pocket", [adapter, tmp_path / "merged"]), settings_of_heads, "cpu")
     one, other = (model.heads for model in found.tuned)

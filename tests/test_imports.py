@@ -40,7 +40,7 @@ LAW: dict[str, frozenset[str]] = {
     **dict.fromkeys(GROUND, GROUND),
     # The decision and the report are functions of records alone.
     "advise": frozenset({"advise", "records", "errors"}),
-    "report": frozenset({"report", "records", "errors"}),
+    "report": frozenset({"report", "records", "errors", "disk"}),
     "ledger": frozenset({"ledger", "errors", "records", "provenance", "disk"}),
     **{part: HOUSE | frozenset(CONDUCT[: i + 1]) for i, part in enumerate(CONDUCT)},
     # The public names, and ``python -m rankscope``.

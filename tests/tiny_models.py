@@ -13,14 +13,14 @@ from rankscope.records import ModelRecord
 VOCABULARY = 300
 
 
-def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
-    """Two layers, hidden size 64, 4 query heads on 2 key/value heads, float32, stock attention."""
+def tiny_llama(seed: int = 0, num_layers: int = 2) -> LlamaForCausalLM:
+    """Hidden size 64, 4 query heads on 2 key/value heads, float32, stock attention."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=64,
         intermediate_size=96,
-        num_hidden_layers=2,
+        num_hidden_layers=num_layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,

@@ -63,6 +63,15 @@ def refuse_folders(folders: Sequence[Path]) -> None:
             )
 
 
+def refuse_inside(out: Path, folders: Sequence[Path]) -> None:
+    """A page belongs into no study, whose folder holds what its ledger names. Raises BadInput."""
+    # As a link is written and where it leads to: neither may be a study's.
+    places = (out.parent.resolve() / out.name, out.resolve())
+    for folder in folders:
+        if any(place.is_relative_to(folder.resolve()) for place in places):
+            raise BadInput(f"{out}: lies inside the study {folder}; give --out another place")
+
+
 def read(folder: Path) -> StudyRecords:
     """The records of a study with at least one finished trial. Raises BadInput, IntegrityError."""
     with Ledger.open(folder, write=False) as ledger:

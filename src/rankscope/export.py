@@ -10,6 +10,7 @@ from rankscope.advise.summaries import summarize_trial
 from rankscope.disk import refuse_taken, says_disk_full
 from rankscope.errors import BadInput, DiskFull
 from rankscope.ledger import Ledger, kept_path, weights_path
+from rankscope.models.fetch import KNOWN_MODELS
 from rankscope.records import Recommendation, StudyRecords, TrialSpec
 from rankscope.report.main_tables import main_tables
 from rankscope.report.model_card import model_card
@@ -53,7 +54,8 @@ def card_of(study: StudyRecords, spec: TrialSpec, step: int | None) -> str:
     """The model card of one trial, with what the study knows of it."""
     trial = next(t for t in study.trials if t.spec == spec)
     view = StudyView(study, recommend(study))
-    return model_card(view, trial, summarize_trial(study, trial), step)
+    known = {name: model.card for name, model in KNOWN_MODELS.items()}
+    return model_card(view, trial, summarize_trial(study, trial), step, known)
 
 
 def write_tables(

@@ -115,7 +115,8 @@ def heads_of(model: TunedModel, study: HeadStudy, base: Base, trained_on: str) -
     before = StoredModel.open(base.folder)
     if stored.adapter is None:
         config = ModelConfig(path=str(Path(model.path).resolve()))
-        tuned = load_base(config, base.device, base.model.dtype)
+        # Its items are encoded already; many trainers save a checkpoint without a tokenizer.
+        tuned = load_base(config, base.device, base.model.dtype, tokenizer=base.tokenizer)
         return study.record(model.name, trained_on, base, tuned, before.weight)
     adapter = started(stored, before, computing_device(base.device))
     base.pack.attach(adapter.to(base.device))

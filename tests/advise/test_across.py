@@ -6,7 +6,7 @@ from math import hypot
 import numpy as np
 import pytest
 
-from rankscope.advise.across import compare_cells
+from rankscope.advise.across import compare_cells, paired_in
 from rankscope.advise.significance import holm
 from rankscope.advise.statistics import paired_estimate, score_estimate, unpaired_difference
 from rankscope.records import BASE, Estimate, StudyRecords
@@ -72,6 +72,17 @@ def test_on_the_same_items_arms_in_both_are_compared_item_by_item() -> None:
     ones = [s.items[BASE, "med", "report"].scores for s in (first, second)]
     assert base.difference == paired_estimate(ones[1][None], ones[0])
     assert base.difference.p_holm is None
+
+
+def test_training_rows_do_not_part_the_same_report_items() -> None:
+    """Two hashes: all of a task's rows, and its report items with how they are asked."""
+    first = synthetic_study(FIRST)
+    tasks = tuple(t.model_copy(update={"report_sha256": "r" + t.sha256}) for t in first.tasks)
+    first = replace(first, tasks=tasks)
+    others = tuple(t.model_copy(update={"sha256": "more rows"}) for t in tasks)
+    assert paired_in(first, replace(first, tasks=others), tasks[0].name)
+    asked_otherwise = tuple(t.model_copy(update={"report_sha256": "other"}) for t in others)
+    assert not paired_in(first, replace(first, tasks=asked_otherwise), tasks[0].name)
 
 
 def test_on_other_items_nothing_is_paired() -> None:

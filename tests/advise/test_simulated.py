@@ -54,6 +54,12 @@ def test_intervals_cover_the_truth(name: str, held: int) -> None:
     assert 0.93 - ONE_ERROR <= covered <= 0.97 + ONE_ERROR
 
 
+def test_of_two_seeds_part_of_the_noise_is_left_in() -> None:
+    """With all of the answers' noise taken off 369 were held; the large simulation shows 93.0 %."""
+    apart = NAMED["2 seeds, apart by 5 points"]
+    assert coverage(apart, STUDIES).covered * STUDIES == pytest.approx(376, abs=3)
+
+
 def test_plain_intervals_of_three_seeds_do_not() -> None:
     """Neither percentiles of a bootstrap nor the normal's quantile of the same standard error."""
     far = NAMED["seeds apart by 5 points, 1,500 items"]

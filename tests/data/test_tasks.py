@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hub_copies import paper_hub
 from rankscope.config.schema import TaskConfig
 from rankscope.data.numbers import extract_number
 from rankscope.data.pocket_world import POCKET_TASKS
@@ -258,6 +259,18 @@ def test_a_scorer_that_the_rows_do_not_allow_is_refused(tmp_path: Path) -> None:
         load_task(TaskConfig(name="mine", train=path, scorer="number"), None, 0)
     with pytest.raises(BadInput, match="give files or 'hub', not both"):
         load_task(TaskConfig(name="mine", train=path, hub="a/b"), None, 0)
+
+
+def test_mmlus_training_rows_are_read_where_it_is_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paper_hub(tmp_path, monkeypatch)
+    scored = load_task(TaskConfig(name="mmlu"), None, 0)
+    trained = load_task(TaskConfig(name="mmlu"), None, 0, trained=True)
+    assert (len(scored.train), len(trained.train)) == (0, 90)
+    assert scored.report == trained.report
+    assert scored.report_sha256 == trained.report_sha256
+    assert scored.sha256 != trained.sha256
 
 
 def test_a_megabyte_in_one_cell_is_a_row_like_any_other(tmp_path: Path) -> None:

@@ -42,9 +42,9 @@ def encoder(max_length: int = 200) -> Encoder:
     return Encoder(tokenizer(), "plain", max_length)
 
 
-def base() -> Base:
+def base(num_layers: int = 2) -> Base:
     """The tiny model with weights large enough that its predictions are far from uniform."""
-    model = tiny_llama()
+    model = tiny_llama(num_layers=num_layers)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:

@@ -26,7 +26,7 @@ from rankscope.report.inspection import render, sections
 from rankscope.report.page import figure_data
 from rankscope.report.style import dark_colors
 
-from .test_browser import CHROMIUM, assert_clean, opened
+from .browser import CHROMIUM, NONE_FOUND, chromium, opened
 
 HOSTILE = "<img src=x onerror=alert(1)></script>\u202e"
 
@@ -230,11 +230,14 @@ def test_a_page_with_heads_is_inert_and_has_dark_partners() -> None:
             assert set(re.findall(r"#[0-9a-fA-F]{6}", text)) <= set(known)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.skipif(CHROMIUM is None, reason=NONE_FOUND)
 def test_a_browser_draws_the_heads(tmp_path: Path) -> None:
     found = with_heads(inspection("r4"), ablation("trained", 3.0), ablation("other", 0.5))
     drawn = [f for section in sections(found) for f in section.figures]
-    assert_clean(opened(render(found), tmp_path), figures=len(drawn))
+    page = tmp_path / "inspection.html"
+    page.write_text(render(found), encoding="utf-8")
+    with chromium() as browser, opened(browser, page) as shown:
+        shown.assert_clean(len(drawn))
 
 
 def test_tables_have_a_row_for_every_head(tmp_path: Path) -> None:

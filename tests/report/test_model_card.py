@@ -10,8 +10,9 @@ from huggingface_hub import ModelCard
 
 from rankscope.advise.statistics import paired_estimate
 from rankscope.advise.summaries import summarize_trial
+from rankscope.config.schema import ModelConfig
 from rankscope.records import BASE, StudyRecords, TrialRecords
-from rankscope.report.model_card import hub_name, model_card
+from rankscope.report.model_card import folder_name, model_card
 from rankscope.report.style import difference, interval, score
 from rankscope.report.view import StudyView
 from synthetic_study import Truth, synthetic_study
@@ -30,7 +31,7 @@ def trial_of(study: StudyRecords, label: str) -> TrialRecords:
 def test_the_hub_reads_the_front_matter() -> None:
     view = StudyView(*ordinary_study())
     adapter = ModelCard(card_of(view, trial_of(view.study, "med r=8 lr=0.001 seed=0"))).data
-    assert adapter.base_model == "synthetic-base"
+    assert adapter.base_model is None
     assert adapter.library_name == "peft"
     assert adapter.tags == ["rankscope", "lora"]
     assert adapter.license is None
@@ -115,7 +116,7 @@ def test_hostile_text_stays_text() -> None:
     view = StudyView(*hostile_study())
     text = card_of(view, view.study.trials[0])
     front = text.split("---\n")[1]
-    assert set(yaml.safe_load(front)) == {"base_model", "library_name", "pipeline_tag", "tags"}
+    assert set(yaml.safe_load(front)) == {"library_name", "pipeline_tag", "tags"}
     outside = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     body = outside.partition("\n---\n")[2]
     assert "\u202e" not in text
@@ -127,6 +128,7 @@ def test_a_card_names_no_folder_of_its_maker() -> None:
     study = synthetic_study(Truth(num_items=20))
     study = replace(
         study,
+        config={**study.config, "model": {"path": "/home/me/models/Mine 7B"}},
         model=study.model.model_copy(update={"label": "/home/me/models/Mine 7B"}),
         tasks=tuple(
             t.model_copy(update={"source": "/home/me/train.jsonl, ./x/test.jsonl"})
@@ -137,13 +139,60 @@ def test_a_card_names_no_folder_of_its_maker() -> None:
     text = card_of(StudyView(study, advice), study.trials[0])
     assert "/home" not in text
     assert "| data | train.jsonl, test.jsonl |" in text
-    assert yaml.safe_load(text.split("---\n")[1])["base_model"] == "Mine-7B"
+    assert "| base | a local folder, Mine-7B (" in text
+
+
+def card_with_base(model: dict[str, object], label: str) -> str:
+    """The first trial's card, an adapter, of a study on this base."""
+    study, advice = study_and_advice(Truth(num_items=20))
+    study = replace(
+        study,
+        config={**study.config, "model": ModelConfig.model_validate(model).model_dump(mode="json")},
+        model=study.model.model_copy(update={"label": label}),
+    )
+    trial = trial_of(study, "med r=8 lr=0.001 seed=0")
+    return model_card(
+        StudyView(study, advice), trial, summarize_trial(study, trial),
+        known_bases={"smollm2-135m": "SmolLM2-135M-Instruct of somebody"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "label", "base", "code", "words"),
+    [
+        (
+            {"hub": "Qwen/Qwen2.5-7B", "revision": "abc"}, "Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B",
+            'from_pretrained("Qwen/Qwen2.5-7B", revision="abc")', "on the hub, revision abc (",
+        ),
+        ({"hub": "a/b"}, "a/b", "a/b", 'from_pretrained("a/b")', "| a/b on the hub ("),
+        (
+            {"pocket": True}, "pocket", None,
+            "from_pretrained(pocket_folder())", "the pocket model, built into Rankscope (",
+        ),
+        (
+            {"cached": "smollm2-135m"}, "smollm2-135m", None,
+            'from_pretrained(cached_model_folder("smollm2-135m"))',
+            ": SmolLM2-135M-Instruct of somebody (",
+        ),
+        (
+            {"path": "models/x"}, "models/x", None,
+            'from_pretrained("FOLDER OF THE BASE")', "| a local folder, x (",
+        ),
+    ],
+)  # fmt: skip
+def test_only_a_base_of_the_hub_is_named_as_one(
+    model: dict[str, object], label: str, base: str | None, code: str, words: str
+) -> None:
+    text = card_with_base(model, label)
+    assert ModelCard(text).data.base_model == base
+    assert ("base_model" in text) == (base is not None)
+    assert code in text
+    assert words in text
 
 
 @pytest.mark.parametrize(
     ("label", "name"),
-    [("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B"), ("pocket", "pocket"), ("../a/b c", "b-c"),
-     ("/", "unknown"), ("a/b/c", "c")],
-)  # fmt: skip
-def test_names_of_bases(label: str, name: str) -> None:
-    assert hub_name(label) == name
+    [("/models/Mine 7B", "Mine-7B"), ("../a/b c", "b-c"), ("/", "unknown"), ("a/b/c", "c")],
+)
+def test_names_of_local_folders(label: str, name: str) -> None:
+    assert folder_name(label) == name

@@ -51,9 +51,11 @@ def _is_tested(cell: ComparedCell) -> bool:
 
 
 def paired_in(first: StudyRecords, second: StudyRecords, task: str) -> bool:
-    """Whether both studies asked the same items of a task in the same way: its hash covers rows,
-    prompts, tokenizer, scorer and the settings that scores depend on."""
-    return first.task(task).sha256 == second.task(task).sha256
+    """Whether both studies asked the same report items of a task in the same way: the hash covers
+    them, prompts, tokenizer, scorer and the settings that scores depend on, not training rows."""
+    one, two = first.task(task), second.task(task)
+    same = one.report_sha256 == two.report_sha256 != ""
+    return same or one.sha256 == two.sha256
 
 
 def incomparable(one: TaskRecord, two: TaskRecord, paired: bool, same_base: bool) -> str | None:

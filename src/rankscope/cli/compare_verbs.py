@@ -27,8 +27,11 @@ def compare(
     Example: rankscope compare studies/pocket studies/mine --out compared.html
     """
     from rankscope.comparing import compare as compare_studies
+    from rankscope.comparing import refuse_inside
     from rankscope.screens.comparison import comparison_screen
 
+    if out is not None:
+        refuse_inside(out, folders)
     found = compare_studies(folders)
     if out is not None:
         from rankscope.provenance import provenance

@@ -59,6 +59,7 @@ def join_tasks(config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int) 
         leaks=leaks.counts,
         notes=(f"{config.name}: {len(train)} training rows of {names} together",),
         leaked_ids=leaks.item_ids,
+        report_sha256=sha256_json([[part.spec.name, part.report_sha256] for part in parts]),
         parts=tuple(parts),
     )
 

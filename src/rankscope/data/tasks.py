@@ -57,6 +57,8 @@ class LoadedTask:
     """Report items that scores are given without, too: those behind ``leaks``."""
     shots_source: str = ""
     """Which rows serve as shots, for people; empty where there are none."""
+    report_sha256: str = ""
+    """Of the report items alone, prompts included."""
     parts: tuple["LoadedTask", ...] = ()
     """Of a joined task: the tasks that its rows and items are of, each asked its own way."""
 
@@ -143,7 +145,7 @@ def load_task(
     *,
     exclude_subjects: Collection[str] = (),
     nothing_is_chosen: bool = False,
-    trained: bool = True,
+    trained: bool = False,
 ) -> LoadedTask:
     """Read, check, render and split one task.
 
@@ -200,6 +202,7 @@ def load_task(
         + shot_notes,
         leaked_ids=leaks.item_ids,
         shots_source=pool.source,
+        report_sha256=_sha256(report),
     )
 
 

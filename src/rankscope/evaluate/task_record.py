@@ -39,13 +39,23 @@ def task_record(
         prompt_format=encoder.prompt_format,
         source=task.source,
         sha256=task_sha256(task, encoder, tokenizer_hash, config.evaluate),
+        report_sha256=task_sha256(
+            task, encoder, tokenizer_hash, config.evaluate, task.report_sha256
+        ),
     )
 
 
 def task_sha256(
-    task: LoadedTask, encoder: Encoder, tokenizer_hash: str, evaluate: EvaluateConfig
+    task: LoadedTask,
+    encoder: Encoder,
+    tokenizer_hash: str,
+    evaluate: EvaluateConfig,
+    items: str | None = None,
 ) -> str:
-    """Hash of everything a task's scores depend on but the model. Items hold prompts and shots."""
+    """Hash of everything a task's scores depend on but the model. Items hold prompts and shots.
+
+    items: hash of those to speak of; None is all of the task's rows.
+    """
     parts = [
         [
             part.spec.scorer,
@@ -57,7 +67,7 @@ def task_sha256(
     ]
     return sha256_json(
         {
-            "items": task.sha256,
+            "items": task.sha256 if items is None else items,
             "scorer": task.spec.scorer,
             "version": task.spec.version,
             **({"parts": parts} if parts else {}),

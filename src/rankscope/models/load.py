@@ -128,6 +128,7 @@ def load_base(
     dtype: torch.dtype,
     folder: Path | None = None,
     quantize: Literal["none", "4bit"] = "none",
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Base:
     """Load the base, frozen, with row attention.
 
@@ -136,13 +137,14 @@ def load_base(
         device, dtype: where and in what precision its weights live.
         folder: read the weights from here instead (a fully fine-tuned trial of the same base).
         quantize: ``4bit`` holds the linear layers in 4 bits; products then run in ``dtype``.
+        tokenizer: another model's instead of the folder's own, which then needs none.
 
     Raises:
         BadInput: ``quantize`` without a CUDA device or bitsandbytes; or the folder cannot be used
             (see :func:`model_folder`), or needs remote code.
     """
     source = folder if folder is not None else model_folder(config)
-    tokenizer = load_tokenizer(source)
+    tokenizer = tokenizer or load_tokenizer(source)
     if quantize == "4bit":
         refuse_quantize(device)
         model = load_model(

@@ -28,7 +28,8 @@ class Estimate(Record):
     item_error: float | None = None
     """Standard error from which items were drawn; None where it cannot be known."""
     seed_error: float | None = None
-    """Standard error from which seeds were trained; None with one seed."""
+    """Standard error from which seeds were trained; None with one seed. Of two seeds too large
+    where seeds are alike: part of the answers' noise is left in it, see ``advise.statistics``."""
 
     @property
     def standard_error(self) -> float | None:

@@ -41,6 +41,9 @@ class TaskRecord(Record):
     """Where the rows came from, for people."""
     sha256: str
     """Of the rows used."""
+    report_sha256: str = ""
+    """Of the report items and how they are asked and scored, whatever is trained on; empty in
+    records of earlier versions."""
 
 
 class ModelRecord(Record):

@@ -6,7 +6,9 @@ do not hold is said to be unknown.
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import PurePath
+from types import MappingProxyType
 
 from rankscope.records import (
     ArmSummary,
@@ -24,11 +26,15 @@ from rankscope.report.table_text import markdown, markdown_text
 from rankscope.report.view import StudyView
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
-"""What the hub takes as ``base_model``."""
+"""What the hub takes as ``base_model``; of a base from elsewhere the card names none."""
 
 
 def model_card(
-    view: StudyView, trial: TrialRecords, own: ArmSummary, step: int | None = None
+    view: StudyView,
+    trial: TrialRecords,
+    own: ArmSummary,
+    step: int | None = None,
+    known_bases: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """The card as Markdown.
 
@@ -37,6 +43,7 @@ def model_card(
         trial: the trial whose weights stand beside the card.
         own: its figures, of this one trained model.
         step: the weights are those after so many optimizer steps, not those that were scored.
+        known_bases: of a base that was fetched, by its name, whose model it is.
     """
     spec = trial.spec
     advice = view.advice(spec.task)
@@ -46,7 +53,7 @@ def model_card(
         f"# {markdown_text(f'{spec.task}, {spec.arm_label}, seed {spec.seed}')}\n",
         f"A {kind}, one trial of the Rankscope study {markdown_text(view.study.name)}.\n",
         "## How it was trained\n",
-        settings_table(view.study, trial, step),
+        settings_table(view.study, trial, step, known_bases),
         "## What it scores\n",
         *scores(view, trial, own, step),
         "## How it was chosen\n",
@@ -71,10 +78,10 @@ def method_name(trial: TrialRecords) -> str:
 
 def front_matter(study: StudyRecords, trial: TrialRecords) -> str:
     """YAML between rules; texts are JSON strings, which YAML reads as they are."""
-    base = hub_name(study.model.label)
+    base = hub_name(study)
     tags = ["rankscope", *([] if trial.spec.is_full else [method_name(trial)])]
     lines = [
-        f"base_model: {json.dumps(base)}",
+        *([] if base is None else [f"base_model: {json.dumps(base)}"]),
         f"library_name: {'transformers' if trial.spec.is_full else 'peft'}",
         "pipeline_tag: text-generation",
         f"tags: {json.dumps(tags)}",
@@ -82,19 +89,50 @@ def front_matter(study: StudyRecords, trial: TrialRecords) -> str:
     return "---\n" + "\n".join(lines) + "\n---\n"
 
 
-def hub_name(label: str) -> str:
-    """The base as the hub may call it; of a local folder, its name."""
-    if HUB_NAME.fullmatch(label):
-        return label
+def base_settings(study: StudyRecords) -> Mapping[str, object]:
+    """What the study file said of the base: where it was taken from."""
+    found = study.config.get("model")
+    return found if isinstance(found, Mapping) else {}
+
+
+def hub_name(study: StudyRecords) -> str | None:
+    """The base's name on the hub; None where it was not taken from there."""
+    hub = base_settings(study).get("hub")
+    return hub if isinstance(hub, str) and HUB_NAME.fullmatch(hub) else None
+
+
+def hub_revision(study: StudyRecords) -> str | None:
+    """Branch, tag or commit that the study asked the hub for."""
+    revision = base_settings(study).get("revision")
+    return str(revision) if revision is not None else None
+
+
+def folder_name(label: str) -> str:
+    """The name alone of a local folder: a card is for strangers."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", PurePath(label).name).strip("-.") or "unknown"
 
 
-def settings_table(study: StudyRecords, trial: TrialRecords, step: int | None) -> str:
+def origin(study: StudyRecords, known_bases: Mapping[str, str]) -> str:
+    """Where the base came from, in words."""
+    settings, hub, revision = base_settings(study), hub_name(study), hub_revision(study)
+    if hub is not None:
+        return f"{hub} on the hub" + (f", revision {revision}" if revision else "")
+    if settings.get("pocket"):
+        return "the pocket model, built into Rankscope"
+    if (cached := settings.get("cached")) is not None:
+        said = known_bases.get(str(cached))
+        return f"{cached}, fetched by Rankscope" + (f": {said}" if said else "")
+    return f"a local folder, {folder_name(study.model.label)}"
+
+
+def settings_table(
+    study: StudyRecords, trial: TrialRecords, step: int | None, known_bases: Mapping[str, str]
+) -> str:
     """Base, data, method and protocol."""
     spec, train, model = trial.spec, trial.train, study.model
     task = next((t for t in study.tasks if t.name == spec.task), None)
     rows: list[tuple[str, object]] = [
-        ("base", f"{hub_name(model.label)} ({model.architecture})"),
+        ("base", f"{origin(study, known_bases)} ({model.architecture})"),
         ("base weights, sha256", model.sha256),
         ("base computed in", model.dtype + (", 4 bit" if model.quantize != "none" else "")),
         ("prompts", "chat template" if model.prompt_format == "chat" else "plain text"),
@@ -247,26 +285,40 @@ def chosen(view: StudyView, trial: TrialRecords, advice: TaskAdvice | None) -> l
 
 def loading(study: StudyRecords, trial: TrialRecords) -> str:
     """A few lines of Python."""
-    base = json.dumps(hub_name(study.model.label))
-    local = (
-        ""
-        if HUB_NAME.fullmatch(study.model.label)
-        else "The base was a local folder: put its place, or its name on the hub, there.\n\n"
-    )
+    asked = "in the tokenizer's chat template" if study.model.prompt_format == "chat" else "as text"
+    imports = "from transformers import AutoModelForCausalLM\n"
     if trial.spec.is_full:
-        code = 'model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")'
-        first = ""
+        note, code = "", 'model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")'
     else:
-        first = "from peft import PeftModel\n"
+        note, imported, base = base_in_code(study)
+        imports = f"from peft import PeftModel\n{imported}{imports}"
         code = (
             f"model = AutoModelForCausalLM.from_pretrained({base})\n"
             'model = PeftModel.from_pretrained(model, "THIS FOLDER")'
         )
-    asked = "in the tokenizer's chat template" if study.model.prompt_format == "chat" else "as text"
     return (
-        f"{'' if trial.spec.is_full else local}```python\n{first}"
-        f"from transformers import AutoModelForCausalLM\n\n{code}\n```\n\n"
+        f"{note}```python\n{imports}\n{code}\n```\n\n"
         f"It was trained and scored with prompts {asked}.\n"
+    )
+
+
+def base_in_code(study: StudyRecords) -> tuple[str, str, str]:
+    """(what to know first, a line of imports, the arguments that load the base)."""
+    settings, hub, revision = base_settings(study), hub_name(study), hub_revision(study)
+    if hub is not None:
+        return "", "", json.dumps(hub) + (f", revision={json.dumps(revision)}" if revision else "")
+    if settings.get("pocket"):
+        return "", "from rankscope.models.pocket import pocket_folder\n", "pocket_folder()"
+    if (cached := settings.get("cached")) is not None:
+        return (
+            f"`rankscope fetch` brings the base, {markdown_text(str(cached))}, first.\n\n",
+            "from rankscope.models.fetch import cached_model_folder\n",
+            f"cached_model_folder({json.dumps(cached)})",
+        )
+    return (
+        "The base was a local folder: put its place, or its name on the hub, there.\n\n",
+        "",
+        '"FOLDER OF THE BASE"',
     )
 
 

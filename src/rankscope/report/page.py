@@ -1,7 +1,6 @@
 """What every page of ours shares: templates, inert data, one file that is replaced in one step."""
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from rankscope.disk import replace_text
 from rankscope.errors import BadInput
 from rankscope.records import Record
 from rankscope.report.figure import Figure
@@ -34,16 +34,14 @@ def write_page(path: Path, render: Callable[[], str]) -> None:
     """Write one page, replacing ``path`` in one step.
 
     Raises:
-        BadInput: ``path`` is a folder, or its folder does not exist.
+        BadInput: ``path`` is there and no file (a folder, a pipe, a device), or its folder is not.
+        DiskFull: no space; what was there stays.
     """
-    if path.is_dir() or not path.parent.is_dir():
+    if (path.exists() and not path.is_file()) or not path.parent.is_dir():
         raise BadInput(
             f"{path}: cannot write the report here; expected a file in an existing folder"
         )
-    page = render()
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(page, encoding="utf-8")
-    os.replace(aside, path)
+    replace_text(path, render())
 
 
 def figure_data(figure: Figure) -> dict[str, object]:

@@ -33,7 +33,8 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def world() -> tuple[Base, HeadLayout, str]:
-    made = base()
+    """Three layers: what items begin with has to leave one and enter another before a third."""
+    made = base(num_layers=3)
     tuned = adapter(made, 4, seed=0)
     made.pack.attach(tuned)
     return made, HeadLayout.of(made.model), tuned.slot
@@ -112,8 +113,9 @@ def test_a_long_common_beginning_is_computed_once_for_every_ablation(
     monkeypatch.setattr(Base, "logits", counted)
     ablate(made, layout, trees, [Ablation(((0, 1),))], None, 4096)
     rest = sum(len(tree.ids) - beginning for tree in trees)
-    # Two layers one by one, the ablation from its layer on, and what is left of the untouched one.
-    assert sum(tokens) == 3 * beginning + 4 * rest
+    # Three layers one by one, the ablation from its layer on, and what is left of the untouched
+    # one.
+    assert sum(tokens) == 4 * beginning + 5 * rest
 
 
 def test_equal_options_are_one_and_tie() -> None:
