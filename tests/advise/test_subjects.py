@@ -37,12 +37,16 @@ def test_a_change_is_that_of_the_subjects_items(study: StudyRecords) -> None:
 def test_the_subjects_make_up_the_change_of_the_task(study: StudyRecords) -> None:
     advice = recommend(study)
     found = subject_changes(study, advice)
+    checked = []
     for arm in advice.advice[0].arms:
         for task, whole in arm.retention.items():
             parts = [c.change for c in found if (c.label, c.tested_on) == (arm.label, task)]
             if parts:
                 mean = sum(e.value * e.n for e in parts) / sum(e.n for e in parts)
                 assert mean == pytest.approx(whole.value)
+                checked.append((arm.label, task))
+    assert set(checked) == {(c.label, c.tested_on) for c in found}
+    assert {task for _, task in checked} == {"general", "text"}
 
 
 def test_one_arm_is_one_family_and_only_compared_arms_are_looked_at(study: StudyRecords) -> None:

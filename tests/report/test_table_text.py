@@ -11,7 +11,7 @@ from rankscope.report.main_tables import main_tables
 from rankscope.report.table_text import comma_separated, latex, latex_text, markdown, markdown_text
 from rankscope.report.view import StudyView
 
-from .studies import ATTACKS, hostile_study, ordinary_study
+from .studies import ATTACKS, HOSTILE, hostile_study, ordinary_study
 
 SMALL = table(
     [Column("arm"), Column("gain, %", 1), Column("p", 3), Column("note")],
@@ -99,18 +99,28 @@ def unescaped(text: str, special: str) -> list[str]:
     return [c for c in re.sub(r"\\.", "", text) if c in special]
 
 
-def test_hostile_text_stays_text_in_every_format() -> None:
-    made = table([Column("x")], [(attack,) for attack in ATTACKS])
-    for line in markdown(made).splitlines()[2:]:
-        assert unescaped(line.removeprefix("| ").removesuffix(" |"), "<>|`[]*$") == []
+def assert_inert(made: DataTable) -> None:
+    """A line for every row, a cell for every column, and no mark-up but the table's own."""
+    head, _, *lines = markdown(made).splitlines()
+    assert len(lines) == len(made.rows)
+    for line in lines:
+        assert unescaped(line.replace("| ", " ").replace(" |", " "), "<>|`[]*$") == []
+        assert unescaped(line, "|") == unescaped(head, "|")
     body = latex(made).partition("\\midrule\n")[2].partition("\\bottomrule")[0]
-    assert len(body.splitlines()) == len(ATTACKS)
+    assert len(body.splitlines()) == len(made.rows)
+    assert len({len(unescaped(line, "&")) for line in body.splitlines()}) == 1
     macros = set(re.findall(r"\\[a-zA-Z]+", body))
     assert macros <= {r"\textless", r"\textgreater", r"\textbackslash", r"\ldots",
                       r"\textbar"}  # fmt: skip
     _, *rows = csv.reader(io.StringIO(comma_separated(made), newline=""))
-    assert len(rows) == len(ATTACKS)
-    assert all(row[0][0] not in "=+-@\t\r" for row in rows)
+    assert [len(row) for row in rows] == [len(made.columns)] * len(made.rows)
+    texts = [
+        cell
+        for row, values in zip(rows, made.rows, strict=True)
+        for cell, value in zip(row, values, strict=True)
+        if isinstance(value, str)
+    ]
+    assert all(cell[:1] not in ("=", "+", "-", "@", "\t", "\r") for cell in texts)
     for text in (markdown(made), latex(made), comma_separated(made)):
         assert "\u202e" not in text
         assert "\x00" not in text
@@ -122,6 +132,10 @@ def test_files_hold_an_answer_whole() -> None:
     assert len(answer) > 3000
     for text in (markdown(made), latex(made), comma_separated(made)):
         assert answer in text
+
+
+def test_hostile_text_stays_text_in_every_format() -> None:
+    assert_inert(table([Column("x")], [(attack,) for attack in ATTACKS]))
 
 
 def cells(made: DataTable, key: str) -> list[object]:
@@ -147,6 +161,7 @@ def test_main_tables_hold_the_arms_figures() -> None:
     assert len(found["comparisons"].rows) == sum(len(t.comparisons) for t in advice.advice)
 
 
-def test_main_tables_of_a_hostile_study_can_be_written() -> None:
+def test_main_tables_of_a_hostile_study_stay_text() -> None:
     for made in main_tables(StudyView(*hostile_study())).values():
-        assert "\u202e" not in markdown(made) + latex(made) + comma_separated(made)
+        assert any(isinstance(v, str) and HOSTILE[:20] in v for row in made.rows for v in row)
+        assert_inert(made)

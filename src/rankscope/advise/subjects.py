@@ -1,6 +1,7 @@
 """Retention subject by subject: where an arm forgot, not only how much."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -57,10 +58,10 @@ def changes_of(study: StudyRecords, arm: Sequence[TrialRecords]) -> list[Subject
         if base is None or len(subjects) < 2:
             continue
         tuned = scores_of(study, finished, task.name, "report")
+        models = [(scores, places_of(scores)) for scores in (base, *tuned)]
         for subject in subjects:
-            pair = compared(
-                [only(scores, subject) for scores in tuned], [only(base, subject)], trained=False
-            )
+            reference, *own = [only(scores, places, subject) for scores, places in models]
+            pair = compared(own, [reference], trained=False)
             if pair is not None:
                 found.append((task.name, subject, weighted_estimate([pair])))
     adjusted = adjusted_within_family([estimate for _, _, estimate in found])
@@ -77,13 +78,22 @@ def subjects_of(scores: ItemScores) -> list[str]:
     return sorted({subject for subject in scores.subjects if subject is not None})
 
 
-def only(scores: ItemScores, subject: str) -> ItemScores:
+def places_of(scores: ItemScores) -> dict[str, list[int]]:
+    """Subject -> places of its items, rising."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for place, subject in enumerate(scores.subjects):
+        if subject is not None:
+            found[subject].append(place)
+    return dict(found)
+
+
+def only(scores: ItemScores, places: Mapping[str, list[int]], subject: str) -> ItemScores:
     """The items of one subject; they stand by themselves."""
-    mask = np.array([own == subject for own in scores.subjects], dtype=bool)
-    kept: Sequence[int] = np.flatnonzero(mask).tolist()
+    kept = places.get(subject, [])
+    rows = np.array(kept, dtype=np.intp)
     return ItemScores(
         item_ids=tuple(scores.item_ids[i] for i in kept),
-        scores=scores.scores[mask],
-        gold_logprobs=scores.gold_logprobs[mask],
+        scores=scores.scores[rows],
+        gold_logprobs=scores.gold_logprobs[rows],
         subjects=(None,) * len(kept),
     )

@@ -1,4 +1,7 @@
-"""Data tables as Markdown, CSV and LaTeX: inert text, whatever stands in the data.
+"""Data tables as Markdown, CSV and LaTeX: text of the data is not read as mark-up.
+
+What a viewer makes of plain words is its own: GitHub links bare addresses, ``www.`` and ``@name``,
+and draws ``:name:`` as an emoji where it knows one.
 
 Markdown and LaTeX show the digits that the page shows, and a value with its interval in one column;
 CSV has every digit, and a column for each.
@@ -44,7 +47,10 @@ _LATEX = {
 
 
 def markdown_text(text: str, limit: int = MAX_CELL) -> str:
-    """Text for a Markdown table's cell, or a line of its own: no mark-up of it is read as such."""
+    """Text for a Markdown table's cell, or a line of its own: no mark-up of it is read as such.
+
+    Bare addresses, ``@name`` and ``:name:`` stay as they are; some viewers link or replace them.
+    """
     line = " ".join(visible(text, limit).split())
     return _MARKDOWN.sub(lambda found: "\\" + found[0], line)
 
