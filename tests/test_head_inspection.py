@@ -1,5 +1,6 @@
 """``inspect --heads`` on adapters that plain PEFT wrote, and on a checkpoint."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,8 @@ def test_the_screen_names_the_heads_that_moved_most(tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.told
     assert "4 items of pocket_med" in outcome.told
     assert "costliest head" in outcome.told
+    assert "32 heads and 4 layers are removed one by one" in outcome.told
+    assert "4 items of pocket_med and 4 items of pocket_cloze scored each time" in outcome.told
     assert "Loading weights" not in outcome.told
     page = (out / "inspection.html").read_text("utf-8")
     for figure in ("moved", "importance", "entropy", "ablated", "matrix"):
@@ -101,6 +104,16 @@ def test_what_cannot_be_done_is_said_before_anything_is_computed(tmp_path: Path)
     outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "file")
     assert outcome.code == 2
     assert "is a file; expected a folder" in outcome.told
+    outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "file" / "looked")
+    assert outcome.code == 2
+    assert "the folder cannot be made" in outcome.told
+    (tmp_path / "gsm8k").mkdir()
+    rows = [{"question": "the " * 3000 + str(i), "answer": f"#### {i}"} for i in range(20)]
+    (tmp_path / "gsm8k" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = ("--heads", "gsm8k", "--data-dir", tmp_path)
+    outcome = rankscope("inspect", "pocket", nowhere, *asked)
+    assert outcome.code == 2
+    assert "a prompt that fills max_length = 1024 tokens. Leave these rows out" in outcome.told
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}])

@@ -12,23 +12,26 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from rankscope.analyze.heads.layout import HeadLayout
-from rankscope.analyze.heads.trial import HeadStudy, head_task, measure
+from rankscope.analyze.heads.trial import HeadStudy, HeadTask, head_task, measure
 from rankscope.analyze.stored import StoredTuned, computing_device, principal_part
 from rankscope.config.schema import EvaluateConfig, ModelConfig, TaskConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask, load_task
+from rankscope.evaluate.suite import context_length
 from rankscope.models.base import Base
-from rankscope.models.load import load_base, shapes_folder
+from rankscope.models.load import load_base, load_tokenizer, shapes_folder
 from rankscope.models.lora import Adapter
 from rankscope.models.stored_weights import StoredModel
 from rankscope.records import HeadsRecord, Inspection, TunedModel
+from rankscope.report.style import count, listing
 from rankscope.runtime import choose_device, choose_dtype
 from rankscope.watch import Silent, Watcher
 
 BATCH_TOKENS = 4096
 """Most tokens of a pass."""
 MAX_LENGTH = 1024
-"""Most tokens of a row of text; longer ones are looked at up to there."""
+"""Most tokens of a row of text; longer ones are looked at up to there, and one whose prompt alone
+fills it is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +60,21 @@ def read(settings: HeadSettings, task: str) -> LoadedTask:
 
 
 def check(base: str, settings: HeadSettings) -> None:
-    """Look at the base's shapes and read the tasks before spectra, which may take minutes.
+    """Look at the base's shapes, read the tasks and encode their items before spectra, which may
+    take minutes.
 
     Raises:
-        BadInput: heads that cannot be told apart, a task that is not known or cannot be read.
+        BadInput: heads that cannot be told apart, a task that is not known or cannot be read, items
+            that cannot be scored: longer than the base's context, or whose prompt fills
+            ``MAX_LENGTH``.
     """
-    HeadLayout.of(StoredModel.open(shapes_folder(base)).shapes)
+    folder = shapes_folder(base)
+    shapes = StoredModel.open(folder).shapes
+    HeadLayout.of(shapes)
+    encoder = Encoder(load_tokenizer(folder), "auto", MAX_LENGTH)
+    context = context_length(shapes.config)
     for task in dict.fromkeys((settings.task, *settings.ablate)):
-        read(settings, task)
+        head_task(context, encoder, read(settings, task), settings.items, EvaluateConfig())
 
 
 def with_heads(
@@ -98,15 +108,28 @@ def base_heads(
     base = load_base(model, device, choose_dtype(settings.dtype, device))
     layout = HeadLayout.of(base.model)
     encoder = Encoder(base.tokenizer, base.record.prompt_format, MAX_LENGTH)
-    task = head_task(base, encoder, read(settings, settings.task), settings.items, EvaluateConfig())
+    context, evaluate = context_length(base.model.config), EvaluateConfig()
+    task = head_task(context, encoder, read(settings, settings.task), settings.items, evaluate)
     ablated_on = tuple(
-        head_task(base, encoder, read(settings, other), settings.items, EvaluateConfig())
+        head_task(context, encoder, read(settings, other), settings.items, evaluate)
         for other in dict.fromkeys(settings.ablate)
     )
+    if ablated_on:
+        watcher.note(ablation_size(layout, ablated_on))
     watcher.stage("base heads", 1)
     measured = measure(base, layout, None, task, ablated_on, BATCH_TOKENS)
     watcher.finish()
     return HeadStudy(layout, task, ablated_on, settings.items, BATCH_TOKENS, measured), base
+
+
+def ablation_size(layout: HeadLayout, ablated_on: Sequence[HeadTask]) -> str:
+    """How much is ablated: real models have hundreds of heads, and it may take hours."""
+    tasks = listing(f"{count(len(task.trees), 'item')} of {task.name}" for task in ablated_on)
+    return (
+        f"ablation: {count(layout.num_heads, 'head')} and {count(len(layout), 'layer')} are "
+        f"removed one by one and {tasks} scored each time, in the base and again in every tuned "
+        "model; this may take hours on a large one"
+    )
 
 
 def heads_of(model: TunedModel, study: HeadStudy, base: Base, trained_on: str) -> HeadsRecord:

@@ -7,6 +7,7 @@ from rankscope.analyze.heads.trial import HeadStudy, head_task, measure
 from rankscope.config.schema import StudyConfig
 from rankscope.data.tasks import LoadedTask
 from rankscope.errors import BadInput
+from rankscope.evaluate.suite import context_length
 from rankscope.inputs import StudyInputs
 from rankscope.ledger import Ledger
 from rankscope.models.base import Base
@@ -59,15 +60,16 @@ class HeadStage:
             return False
         encoder, loaded = self.inputs.encoder, self.inputs.tasks
         most, evaluate = self.settings.items, self.inputs.config.evaluate
+        context = context_length(self.base.model.config)
         ablated_on = tuple(
-            head_task(self.base, encoder, loaded[name], most, evaluate)
+            head_task(context, encoder, loaded[name], most, evaluate)
             for name in dict.fromkeys(self.settings.ablate)
         )
         self.watcher.stage("base heads", len(tasks))
         for done, (trained_on, name) in enumerate(tasks.items()):
             self.check_stop()
             self.watcher.advance(done, name)
-            task = head_task(self.base, encoder, loaded[name], most, evaluate)
+            task = head_task(context, encoder, loaded[name], most, evaluate)
             measured = measure(self.base, layout, None, task, ablated_on, evaluate.batch_tokens)
             self._studies[trained_on] = HeadStudy(
                 layout,

@@ -128,6 +128,8 @@ def ablation(task: str, factor: float) -> HeadAblation:
         base_gold_change=before,
         tuned_gold_change=tuple(tuple(factor * v for v in row) for row in before),
         gold_difference_error=tuple((None, *(HEADS - 1) * (0.01,)) for _ in range(LAYERS)),
+        base_layer_gold_change=(-0.5, -0.25),
+        tuned_layer_gold_change=(-1.5, -0.75),
     )
 
 
@@ -217,6 +219,30 @@ def test_ablation_sets_the_trained_task_against_others() -> None:
     assert matrix.table.rows[3] == ("r4", 0, 3, pytest.approx(0.3), None)
 
 
+def test_one_item_tests_nothing() -> None:
+    alone = ablation("trained", 3.0).model_copy(
+        update={"items": 1, "gold_difference_error": LAYERS * (HEADS * (None,),)}
+    )
+    finding = head_figures_of(alone)["heads-matrix"].finding
+    assert "0 of 0" in finding
+    assert "nothing was tested" in finding
+    assert "%" not in finding
+
+
+def test_what_moved_opens_on_a_model_whose_heads_moved() -> None:
+    """The first model's adapter is on no attention matrix."""
+    found = with_heads(inspection("r4"))
+    first, second = found.tuned
+    assert first.heads is not None
+    still = first.model_copy(update={"heads": first.heads.model_copy(update={"changes": ()})})
+    second = second.model_copy(update={"heads": first.heads})
+    *_, part = sections(found.model_copy(update={"tuned": (still, second)}))
+    (moved,) = (figure for figure in part.figures if figure.key == "heads-moved")
+    assert [(choice.label, choice.traces) for choice in moved.choices] == [("full", (0, 1))]
+    assert moved.plot is not None
+    assert [trace.visible for trace in moved.plot.data] == [True, True]
+
+
 def test_a_page_with_heads_is_inert_and_has_dark_partners() -> None:
     found = with_heads(inspection(HOSTILE), ablation(HOSTILE, 2.0))
     page = render(found)
@@ -254,8 +280,13 @@ def test_tables_have_a_row_for_every_head(tmp_path: Path) -> None:
     groups = pq.read_table(tmp_path / "kv_heads.parquet").to_pylist()
     assert [row["v_proj_frobenius"] for row in groups] == [2, 4, 4, 6]
     ablated = pq.read_table(tmp_path / "head_ablations.parquet").to_pylist()
-    assert len(ablated) == LAYERS * HEADS
-    assert ablated[-1]["gold_change_after"] == pytest.approx(-0.12)
+    by_head, whole = ablated[: LAYERS * HEADS], ablated[LAYERS * HEADS :]
+    assert by_head[-1]["gold_change_after"] == pytest.approx(-0.12)
+    # Whole layers follow, and no head is named.
+    assert [(row["layer"], row["head"]) for row in whole] == [(0, None), (1, None)]
+    assert [row["gold_change_before"] for row in whole] == [-0.5, -0.25]
+    assert [row["gold_change_after"] for row in whole] == [-1.5, -0.75]
+    assert whole[0]["score_change_after"] is None
     (tmp_path / "none").mkdir()
     write_tables(inspection("r4"), tmp_path / "none")
     assert {path.name for path in (tmp_path / "none").iterdir()} == {

@@ -34,7 +34,9 @@ def inspect(
     ] = None,
     ablate: Annotated[
         list[str] | None,
-        typer.Option(metavar="TASK", help="With --heads: remove every head by itself and score."),
+        typer.Option(
+            metavar="TASK", help="With --heads: remove each head, then all of a layer, and score."
+        ),
     ] = None,
     items: Annotated[int, typer.Option(min=1, help="With --heads: at most so many.")] = 64,
     data_dir: Annotated[
@@ -58,6 +60,14 @@ def inspect(
         raise BadInput("inspect: --ablate needs --heads TASK, the task that was trained on")
     if out is not None and out.exists() and not out.is_dir():
         raise BadInput(f"--out {out}: is a file; expected a folder, or a name that is not taken")
+    if out is not None:
+        try:  # before minutes of work that could not be written
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(
+                f"--out {out}: the folder cannot be made ({error.strerror}); expected a place that "
+                "can be written to"
+            ) from error
     settings = InspectSettings(top_k, intruder_k, epsilon)
     with Screen(err_console) as screen:
         if heads is None:

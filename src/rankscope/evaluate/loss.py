@@ -31,8 +31,8 @@ def encode_losses(encoder: Encoder, items: Sequence[Item]) -> list[EncodedRow]:
     if empty:
         raise BadInput(
             f"{empty[0]}: no token to score is left; so are {len(empty)} of {len(items)} items: no "
-            f"completion, or a prompt that fills max_length = {encoder.max_length} tokens. Raise "
-            "train.max_length or leave these rows out"
+            f"completion, or a prompt that fills max_length = {encoder.max_length} tokens. Leave "
+            "these rows out or, in a study, raise train.max_length"
         )
     return [row for row in rows if row is not None]
 

@@ -153,14 +153,14 @@ def changes(
 
 def ablated(model: Mapping[str, object], heads: HeadsRecord) -> Iterator[dict[str, object]]:
     """A row per task and query head removed: changes of the score and of the right answer's
-    log-probability, before and after, and the standard error of their difference."""
+    log-probability, before and after, and the standard error of their difference. Then one per
+    layer removed whole, whose head is None: of it the log-probability alone is recorded."""
     for ablation in heads.ablations:
+        identity = {**model, "task": ablation.task, "items": ablation.items}
         for layer, errors in enumerate(ablation.gold_difference_error):
             for head, error in enumerate(errors):
                 yield {
-                    **model,
-                    "task": ablation.task,
-                    "items": ablation.items,
+                    **identity,
                     "layer": layer,
                     "head": head,
                     "score_change_before": ablation.base_change[layer][head],
@@ -169,3 +169,15 @@ def ablated(model: Mapping[str, object], heads: HeadsRecord) -> Iterator[dict[st
                     "gold_change_after": ablation.tuned_gold_change[layer][head],
                     "gold_difference_error": error,
                 }
+        whole = zip(ablation.base_layer_gold_change, ablation.tuned_layer_gold_change, strict=True)
+        for layer, (before, after) in enumerate(whole):
+            yield {
+                **identity,
+                "layer": layer,
+                "head": None,
+                "score_change_before": None,
+                "score_change_after": None,
+                "gold_change_before": before,
+                "gold_change_after": after,
+                "gold_difference_error": None,
+            }

@@ -172,11 +172,11 @@ def test_a_row_of_its_own_for_the_right_answer() -> None:
 
 def test_a_joined_task_whose_parts_are_asked_differently_is_scored_by_likelihood() -> None:
     """Parts alike are scored as they are asked, whatever the order."""
-    made, settings = base(), EvaluateConfig(too_long="truncate_left")
+    context, settings = 256, EvaluateConfig(too_long="truncate_left")
     letters = loaded(lettered(choice_items()), "option_letter", "{question}\n{options}")
     texts = loaded(choice_items(), "option_text")
     metrics = [
-        head_task(made, encoder(), joined_of(*parts), 6, settings).metric
+        head_task(context, encoder(), joined_of(*parts), 6, settings).metric
         for parts in ((texts, texts), (letters, texts), (texts, letters))
     ]
     assert metrics == ["acc", LIKELIHOOD, LIKELIHOOD]
@@ -187,6 +187,6 @@ def test_items_beyond_the_context_are_cut_where_the_study_says_so() -> None:
     items[3] = replace(items[3], prompt="the " * 300)
     task = loaded(tuple(items), "option_text")
     with pytest.raises(BadInput, match="do not fit"):
-        head_task(base(), encoder(), task, 6, EvaluateConfig())
-    found = head_task(base(), encoder(), task, 6, EvaluateConfig(too_long="truncate_left"))
+        head_task(256, encoder(), task, 6, EvaluateConfig())
+    found = head_task(256, encoder(), task, 6, EvaluateConfig(too_long="truncate_left"))
     assert len(found.trees) == 6

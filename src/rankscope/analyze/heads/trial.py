@@ -21,7 +21,7 @@ from rankscope.data.tasks import LoadedTask
 from rankscope.evaluate.fitting import EncodedSplit
 from rankscope.evaluate.loss import encode_losses
 from rankscope.evaluate.scorers import HEADLINE, first_best
-from rankscope.evaluate.suite import context_length, encode_split
+from rankscope.evaluate.suite import encode_split
 from rankscope.models.base import Base
 from rankscope.models.peft_tuner import PeftTuner
 from rankscope.models.quantize import dense_weight
@@ -58,10 +58,16 @@ class HeadTask:
 
 
 def head_task(
-    base: Base, encoder: Encoder, task: LoadedTask, most_items: int, settings: EvaluateConfig
+    context: int | None,
+    encoder: Encoder,
+    task: LoadedTask,
+    most_items: int,
+    settings: EvaluateConfig,
 ) -> HeadTask:
-    """The first report items of a task. What is answered by generating is scored by likelihood,
-    and so is a joined task whose parts are asked differently.
+    """The first report items of a task, for a model that takes in ``context`` tokens.
+
+    What is answered by generating is scored by likelihood, and so is a joined task whose parts are
+    asked differently.
 
     Raises:
         BadInput: items that cannot be scored.
@@ -72,7 +78,6 @@ def head_task(
     is_one_kind = len({(spec.scorer, spec.lists_options) for spec in specs}) == 1
     has_scorer = task.spec.scorer in ("option_text", "option_letter", "loss")
     if has_scorer and is_one_kind and not has_answers_alike:
-        context = context_length(base.model.config)
         encoded = encode_split(encoder, first, "report", context, settings)
         metric = HEADLINE[task.spec.scorer]
     else:

@@ -66,7 +66,9 @@ def draw_changes(models: Sequence[tuple[str, HeadsRecord]]) -> Figure | None:
             panels.append(Panel(f"{title}, {module}", values, scale="moved"))
     if not panels:
         return None
-    plot, choices = panels_plot(panels, [model for model, _ in models])
+    # The drop-down opens on its first entry: one of a model with nothing to show would be blank.
+    has_any = [model for model, _ in models if any(model in panel.values for panel in panels)]
+    plot, choices = panels_plot(panels, has_any)
     columns = (*PER_LAYER, Column("matrix"), Column("|dW_h|_F"), Column("|dW_h|_F / |W0_h|_F"))
     said = []
     for model, _ in models:
@@ -205,15 +207,13 @@ def draw_matrix(models: Sequence[tuple[str, HeadsRecord]]) -> Figure:
         for model, heads in ablated_on
         for role in heads.roles
     ]
-    fewest = min(a.items for _, heads in ablated_on for a in heads.ablations)
-    by_chance = 2 * float(student.sf(2, max(1, fewest - 1)))
     trained = models[0][1].task
     titles = [name(f"{task} (trained)" if task == trained else task) for task in tasks]
     return Figure(
         key="heads-matrix",
         title="Which heads carry the tuned skill, which carried what was lost",
         finding=f"Heads whose cost changed by more than two standard errors: {listing(said)}. "
-        f"Noise alone would give {number(100 * by_chance, 1)} %.",
+        f"{by_noise([a for _, heads in ablated_on for a in heads.ablations])}",
         table=table((*PER_LAYER, Column("skill, nats"), Column("lost, nats")), rows),
         plot=matrix_plot(found, tasks, titles),
         how_to_read="How much more removing a head costs after tuning than before, nats per item, "
@@ -357,3 +357,12 @@ def beyond_noise(model: str, ablation: HeadAblation) -> str:
     tested = [(v, e) for v, e in zip(values, errors, strict=True) if e is not None]
     beyond = sum(abs(v) > 2 * e for v, e in tested)
     return f"{model} on {ablation.task} {beyond} of {len(tested)}"
+
+
+def by_noise(ablations: Sequence[HeadAblation]) -> str:
+    """How many heads noise alone puts beyond two standard errors, at the fewest items; by Student's
+    t. One item has no standard error, so nothing was tested on it."""
+    tested = [ablation.items for ablation in ablations if ablation.items > 1]
+    if not tested:
+        return "One item has no standard error: nothing was tested."
+    return f"Noise alone would give {number(200 * float(student.sf(2, min(tested) - 1)), 1)} %."
