@@ -114,13 +114,6 @@ def test_tables_sort_by_mouse_and_by_keyboard(browser: Browser, real: Path) -> N
         page.click(f"#{key} th:nth-child(1) button")
         assert column(page, key, 1)[0] == "base"
         assert heading.get_attribute("aria-sort") is None
-        # What is no number comes last as well, in either direction.
-        page.eval_on_selector(
-            f"#{key} tbody td[data-v='8']", "(cell) => { cell.dataset.v = 'nan'; }"
-        )
-        for order in (["2", "2", "8"], ["8", "2", "2"]):
-            page.click(button)
-            assert column(page, key, 2)[:3] == order
         bare = page.query_selector_all("table:has(tbody tr:nth-child(2)) th:not(:has(button))")
         assert bare == []
 
