@@ -107,6 +107,9 @@ def test_what_cannot_be_done_is_said_before_anything_is_computed(tmp_path: Path)
     outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "file" / "looked")
     assert outcome.code == 2
     assert "the folder cannot be made" in outcome.told
+    outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "looked")
+    assert outcome.code == 2
+    assert not (tmp_path / "looked").exists()
     (tmp_path / "gsm8k").mkdir()
     rows = [{"question": "the " * 3000 + str(i), "answer": f"#### {i}"} for i in range(20)]
     (tmp_path / "gsm8k" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
