@@ -16,7 +16,8 @@ from pocket_study import study_file
 from rankscope.config.file import load_study
 from rankscope.inputs import read_inputs
 from rankscope.ledger import Ledger
-from rankscope.models.adapter_io import BASE_HASH, CONFIG, WEIGHTS
+from rankscope.models.adapter_io import BASE_HASH
+from rankscope.models.adapter_settings import CONFIG, WEIGHTS
 from rankscope.provenance import sha256_folder
 
 ARM: dict[str, Any] = {"init_from": "stored", "lr": 1e-3}

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 from command_line import Outcome, files_below, write_rows
 from command_line import rankscope as command
 from rankscope.errors import BadInput
-from rankscope.models.adapter_io import BASE_HASH, WEIGHTS
+from rankscope.models.adapter_io import BASE_HASH
+from rankscope.models.adapter_settings import WEIGHTS
 from rankscope.models.pocket import pocket_folder
 from rankscope.scoring.asked import task_config
 

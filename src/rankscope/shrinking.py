@@ -16,7 +16,7 @@ from rankscope.disk import refuse_taken
 from rankscope.errors import BadInput
 from rankscope.inspection import InspectSettings, refuse_too_many
 from rankscope.models.adapter_files import Module, rewrite
-from rankscope.models.adapter_io import READ_STARTS, read_config
+from rankscope.models.adapter_settings import READ_STARTS, read_config
 from rankscope.models.load import shapes_folder
 from rankscope.models.stored_weights import StoredModel
 from rankscope.records import AdapterChange, MatrixChange

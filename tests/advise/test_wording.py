@@ -1,5 +1,7 @@
 """Names of arms in sentences."""
 
+from dataclasses import replace
+
 from rankscope.advise.recommend import recommend
 from rankscope.advise.summaries import summarize
 from rankscope.advise.wording import settings
@@ -7,12 +9,23 @@ from synthetic_study import Truth, synthetic_study
 
 
 def test_arms_that_differ_in_a_mitigation_alone_have_different_names() -> None:
-    (arms,) = summarize(synthetic_study(Truth(ranks=(8,)))).values()
-    lora, full = (arm.summary for arm in arms)
-    assert settings(lora) == "LoRA r=8 (alpha 16, lr 0.001)"
-    assert settings(full) == "full fine-tuning (lr 0.0005)"
-    replayed = lora.model_copy(update={"label": f"{lora.label} replay=0.3xgeneral kl=1"})
-    assert settings(replayed) == "LoRA r=8 (alpha 16, lr 0.001, replay=0.3xgeneral kl=1)"
+    study = synthetic_study(Truth(ranks=(8,)))
+    held = {"replay": "general", "replay_share": 0.3, "kl_to_base": 1.0}
+    trials = tuple(
+        replace(trial, spec=trial.spec.model_copy(update=held)) for trial in study.trials
+    )
+    names = [
+        [settings(arm.summary) for arm in arms]
+        for found in (study, replace(study, trials=trials))
+        for arms in summarize(found).values()
+    ]
+    assert names == [
+        ["LoRA r=8 (alpha 16, lr 0.001)", "full fine-tuning (lr 0.0005)"],
+        [
+            "LoRA r=8 (alpha 16, lr 0.001, replay=0.3xgeneral, kl=1)",
+            "full fine-tuning (lr 0.0005, replay=0.3xgeneral, kl=1)",
+        ],
+    ]
 
 
 def test_what_was_gained_on_retention_has_the_interval_of_the_gain() -> None:

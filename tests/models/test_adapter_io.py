@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rankscope.errors import BadInput, IntegrityError
-from rankscope.models.adapter_io import CONFIG, WEIGHTS, load_adapter, save_adapter
+from rankscope.models.adapter_io import load_adapter, save_adapter
+from rankscope.models.adapter_settings import CONFIG, WEIGHTS
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.lora import Adapter
 from rankscope.models.methods import Starts, new_adapter

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from rankscope.config.schema import StudyConfig
 from rankscope.errors import BadInput
-from rankscope.models.adapter_io import BASE_HASH, CONFIG, WEIGHTS, adapter_sha256
+from rankscope.models.adapter_io import BASE_HASH, adapter_sha256
+from rankscope.models.adapter_settings import CONFIG, WEIGHTS
 from rankscope.models.continued import read_start, start_notes, with_starts
 from rankscope.models.parameters import Architecture, architecture
 from rankscope.records import TrialSpec

@@ -10,7 +10,8 @@ from peft import PeftModel
 from torch import Tensor
 
 from rankscope.errors import BadInput, IntegrityError
-from rankscope.models.adapter_io import BASE_HASH, CONFIG, WEIGHTS
+from rankscope.models.adapter_io import BASE_HASH
+from rankscope.models.adapter_settings import CONFIG, WEIGHTS
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.methods import new_adapter
 from rankscope.models.peft_methods import count_parameters, peft_config

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from rankscope.data.batches import RowOrder
 from rankscope.errors import BadInput, Interrupted
-from rankscope.models.adapter_io import CONFIG, WEIGHTS, load_adapter, save_adapter
+from rankscope.models.adapter_io import load_adapter, save_adapter
+from rankscope.models.adapter_settings import CONFIG, WEIGHTS
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.methods import new_adapter
 from rankscope.train.checkpoint import PackCheckpoint

@@ -164,6 +164,7 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
         rank=spec.rank,
         alpha=spec.alpha,
         lr=spec.lr,
+        special_settings=spec.special_settings,
         seeds=len(done),
         failed=sum(t.status in FAILED for t in trials),
         selection_score=_selection_score(study, done, spec.task),

@@ -61,12 +61,8 @@ METHOD_NAMES = {
 
 
 def settings(arm: ArmSummary) -> str:
-    """Method and settings of an arm: ``LoRA r=32 (alpha 64, lr 0.0002, dropout=0.1)``.
-
-    What else its label names, after the learning rate, is told too: arms may differ in that alone.
-    """
-    rest = arm.label.partition("lr=")[2].partition(" ")[2]
-    rate = f"lr {arm.lr:g}" + (f", {rest}" if rest else "")
+    """Method and settings of an arm: ``LoRA r=32 (alpha 64, lr 0.0002, dropout=0.1)``."""
+    rate = ", ".join([f"lr {arm.lr:g}", *arm.special_settings])
     if arm.is_full:
         return f"full fine-tuning ({rate})"
     if arm.alpha is None:  # a method of PEFT's, with settings of its own

@@ -11,14 +11,8 @@ from torch import Tensor
 from rankscope.analyze.decomposition import BaseSpectra, svd
 from rankscope.analyze.spectra import SpectraSettings, adapter_matrix, delta_of, full_matrix
 from rankscope.errors import BadInput
-from rankscope.models.adapter_io import (
-    CONFIG,
-    READ_STARTS,
-    load_adapter,
-    read_config,
-    recorded_base,
-    refuse_other_base,
-)
+from rankscope.models.adapter_io import load_adapter, recorded_base, refuse_other_base
+from rankscope.models.adapter_settings import CONFIG, READ_STARTS, read_config
 from rankscope.models.lora import Adapter
 from rankscope.models.stored_weights import StoredModel
 from rankscope.provenance import weights_sha256

@@ -19,15 +19,8 @@ from torch import Tensor
 
 from rankscope.disk import refuse_taken, says_disk_full
 from rankscope.errors import DiskFull
-from rankscope.models.adapter_io import (
-    CONFIG,
-    MAGNITUDE,
-    PREFIX,
-    WEIGHTS,
-    AdapterSettings,
-    as_whole,
-    with_sorted_metadata,
-)
+from rankscope.models.adapter_io import MAGNITUDE, PREFIX, as_whole, with_sorted_metadata
+from rankscope.models.adapter_settings import CONFIG, WEIGHTS, AdapterSettings
 
 
 @dataclass(frozen=True, slots=True)

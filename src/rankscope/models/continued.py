@@ -8,13 +8,8 @@ from pathlib import Path
 from rankscope.config.arm import ArmConfig
 from rankscope.config.schema import StudyConfig
 from rankscope.errors import BadInput, IntegrityError
-from rankscope.models.adapter_io import (
-    AdapterSettings,
-    adapter_sha256,
-    load_adapter,
-    read_config,
-    recorded_base,
-)
+from rankscope.models.adapter_io import adapter_sha256, load_adapter, recorded_base
+from rankscope.models.adapter_settings import AdapterSettings, read_config
 from rankscope.models.lora import Adapter
 from rankscope.models.parameters import Architecture, target_shapes
 from rankscope.trials import resolved_alpha

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rankscope.errors import BadInput, IntegrityError
-from rankscope.models.adapter_io import BASE_HASH, CONFIG, WEIGHTS, with_sorted_metadata
+from rankscope.models.adapter_io import BASE_HASH, with_sorted_metadata
+from rankscope.models.adapter_settings import CONFIG, WEIGHTS
 from rankscope.models.base import Base
 from rankscope.models.load import check_rows_apart
 from rankscope.models.lora import seed_of

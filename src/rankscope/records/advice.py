@@ -48,6 +48,8 @@ class ArmSummary(Record):
     rank: int | None
     alpha: float | None
     lr: float
+    special_settings: tuple[str, ...] = ()
+    """As the label ends: what else differs from the default."""
     seeds: int
     failed: int
     """Trials that did not finish."""

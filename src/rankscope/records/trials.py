@@ -116,15 +116,20 @@ class TrialSpec(Record):
 
         Two arms of one task never share a label: what differs from the default is spelled out.
         """
-        parts = [f"lr={self.lr:.12g}"]
         if self.peft is not None:
-            parts = [*peft_label(self.peft), *parts]
+            parts = peft_label(self.peft)
         elif self.rank is None:
-            parts = ["full", *parts]
+            parts = ["full"]
         else:
             method = [] if self.method == "lora" else [self.method]
             alpha = [] if self.alpha == 2 * self.rank else [f"alpha={self.alpha:g}"]
-            parts = [*method, f"r={self.rank}", *alpha, *parts]
+            parts = [*method, f"r={self.rank}", *alpha]
+        return " ".join([*parts, f"lr={self.lr:.12g}", *self.special_settings])
+
+    @property
+    def special_settings(self) -> tuple[str, ...]:
+        """What else differs from the default, such as ``dropout=0.1``, as labels name it."""
+        parts = []
         if self.lr_ratio is not None:
             parts.append(f"ratio={self.lr_ratio:.12g}")
         if self.dropout:
@@ -138,7 +143,7 @@ class TrialSpec(Record):
             number = value if isinstance(value, str) else f"{value:.12g}"
             parts.append(f"{OVERRIDE_LABELS[name]}={number}")
         parts += [f"{name}={value}" for name, value in self.mitigations.items()]
-        return " ".join(parts)
+        return tuple(parts)
 
     @property
     def label(self) -> str:

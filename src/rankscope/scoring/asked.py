@@ -16,14 +16,12 @@ from rankscope.config.task_file import is_task_file, load_task_file
 from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.errors import BadInput, IntegrityError
 from rankscope.models.adapter_io import (
-    CONFIG,
-    WEIGHTS,
     adapter_sha256,
     load_adapter,
-    read_config,
     recorded_base,
     refuse_other_base,
 )
+from rankscope.models.adapter_settings import CONFIG, WEIGHTS, read_config
 from rankscope.models.continued import refuse_other_shapes
 from rankscope.models.parameters import architecture
 from rankscope.models.parameters import read_config as read_model_config
