@@ -244,9 +244,11 @@ def _never_firm(advice: TaskAdvice) -> str:
 
 
 def _over_the_limit(advice: TaskAdvice) -> str:
-    if advice.decision == "not_decided":
-        return "cannot know"
-    return "wrong" if advice.decision in ("use", "use_full") else "right"
+    """A recommendation that says that the limit may be broken does not claim to know."""
+    if advice.decision == "do_not_fine_tune":
+        return "right"
+    told = any("allowed is not shown" in r.text for r in advice.reasons)
+    return "wrong" if advice.confidence == "firm" or not told else "cannot know"
 
 
 def _at_16(rank: int | None, lr: float) -> float:
