@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from rankscope.advise.choose import Choice, Objective
+from rankscope.advise.choose import Choice
+from rankscope.advise.objective import Objective
 from rankscope.advise.summaries import Arm, retention_tasks
 from rankscope.advise.wording import Unit
 from rankscope.records import BASE, FAILED, ArmComparison, StudyRecords, TaskRecord, TrialRecords
@@ -18,6 +19,7 @@ class Case:
     arms: tuple[Arm, ...]
     choice: Choice
     objective: Objective
+    """Of this task: forgetting that cannot be added to the gain has no weight."""
     comparisons: tuple[ArmComparison, ...] = ()
     tested: Mapping[str, float] = field(default_factory=dict)
     """Label of an arm that may be recommended -> p of its gain, Holm over all of the study."""
@@ -39,6 +41,11 @@ class Case:
         """Of forgetting; accuracy where nothing measures it."""
         tasks = retention_tasks(self.study, self.task)
         return tasks[0].higher_is if tasks else "accuracy"
+
+    @property
+    def is_forgetting_apart(self) -> bool:
+        """Whether the study weighs forgetting, and its unit is another than the gain's."""
+        return self.objective.retention != Objective.from_config(self.study.config).retention
 
     @property
     def trials(self) -> tuple[TrialRecords, ...]:
