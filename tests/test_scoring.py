@@ -161,12 +161,38 @@ def test_bad_rows_are_named_and_nothing_is_written(tmp_path: Path, row: object, 
     assert files_below(tmp_path) == before
 
 
-def test_long_rows_are_cut_by_choice(tmp_path: Path) -> None:
+def test_long_rows_are_cut_by_choice_and_told(tmp_path: Path) -> None:
     rows = [MCQ | {"question": f"q{n} " + "word " * (900 if n < 3 else 1)} for n in range(12)]
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    said = command("eval", "pocket", "--tasks", path, "--too-long", "truncate_left", "--json")
-    record = json.loads(said.out)["scores"][0]["record"]
-    assert 1 <= record["truncated"] <= 3
+    words = ("eval", "pocket", "--tasks", path)
+    refused = command(*words)
+    assert (refused.code, "'--too-long truncate_left'" in refused.told) == (2, True)
+    said = command(*words, "--too-long", "truncate_left", "--json")
+    assert json.loads(said.out)["scores"][0]["record"]["truncated"] == 3
+    note = "rows: 3 of 12 report items do not fit the context of 128 tokens and are cut at their be"
+    assert f"note: {note}" in said.err
+    assert json.loads(said.out)["notes"][-1].startswith(note)
+
+
+def test_long_answers_are_scored_whole(tmp_path: Path) -> None:
+    """Up to the model's context, whatever length a study trains on by default."""
+    folder = tmp_path / "longer"
+    shutil.copytree(pocket_folder(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 3000}))
+    rows = [{"prompt": "say", "completion": "gold " * 1500}]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    words = ("eval", folder, "--tasks", path, "--prompt-format", "plain")
+    record = json.loads(command(*words, "--json").out)["scores"][0]["record"]
+    assert record["truncated"] == 0
+    assert record["num_tokens"] > 1500
+    write_rows(path, [{"prompt": "say", "completion": "gold " * 3000}])
+    refused = command(*words)
+    assert (refused.code, "context of 3000 tokens" in refused.told) == (2, True)
+    cut = json.loads(command(*words, "--too-long", "truncate_left", "--json").out)
+    record = cut["scores"][0]["record"]
+    assert (record["truncated"], record["num_tokens"]) == (1, 3000)
+    assert "1 of 1 report items do not fit the context of 3000 tokens" in cut["notes"][-1]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from rankscope.evaluate.lm_eval_bridge import (
     is_mean,
     score_harness_task,
 )
-from rankscope.evaluate.suite import context_length, encode_split, evaluate_apart
+from rankscope.evaluate.suite import context_length, cut_notes, evaluate_apart
 from rankscope.evaluate.task_record import task_sha256
 from rankscope.models.adapter_io import load_adapter
 from rankscope.models.base import Base
@@ -54,9 +54,6 @@ from rankscope.scoring.harness import (
     without_dead,
 )
 from rankscope.watch import Silent, Watcher
-
-MAX_LENGTH = 1024
-"""Most tokens of a window of text, or of an answer scored by its likelihood: a study's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +107,15 @@ def score(asked: Asked, out: Path | None = None, watcher: Watcher | None = None)
     folder = model_folder(config)
     device = choose_device(asked.device)
     dtype = choose_dtype(asked_dtype, device)
-    encoder = Encoder(load_tokenizer(folder), prompt_format, MAX_LENGTH)
+    encoder = Encoder(load_tokenizer(folder), prompt_format, max_length=None)
     base_sha256 = weights_sha256(folder)
     adapters = read_adapters(asked, folder, base_sha256)
     tasks = read_tasks(asked)
     notes = [*encoder.notes, *(note for task in tasks for note in task.notes)]
     notes += [forced_note(adapter) for adapter in adapters if adapter.is_forced]
     context = context_length(read_config(folder))
-    for task in tasks:
-        encode_split(encoder, task, split, context, asked.settings)  # refuses what cannot be scored
+    for task in tasks:  # refuses what cannot be scored
+        notes += cut_notes(encoder, task, split, context, asked.settings)
     harness = read_harness_tasks(asked, split, context, encoder.prompt_format)
     tokenizer_hash = tokenizer_sha256(folder)
     facts = [
