@@ -137,6 +137,22 @@ def test_an_adapter_for_another_base_is_refused(adapters: Path, tmp_path: Path) 
     assert (shapes.code, "expected an adapter of this model" in shapes.told) == (2, True)
 
 
+def test_another_method_of_other_shapes_is_refused_before_anything_is_scored(
+    adapters: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(adapters / "ia3", other)
+    tensors = {key: torch.ones(3, 1) for key in load_file(other / WEIGHTS)}
+    save_file(tensors, other / WEIGHTS, metadata={"format": "pt"})
+    chosen = ("--adapter", adapters / "lora", "--adapter", other, "--out", tmp_path / "out")
+    refused = ask("--tasks", "pocket_med", *chosen)
+    assert refused.code == 2
+    assert "size mismatch for" in refused.told
+    assert "[3, 1]" in refused.told
+    assert "expected an undamaged adapter of this model" in refused.told
+    assert not (tmp_path / "out").exists()
+
+
 MCQ = {"question": "q", "choices": ["a", "b"], "answer": 1}
 
 

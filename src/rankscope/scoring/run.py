@@ -157,6 +157,21 @@ def forced_note(adapter: AdapterFolder) -> str:
     )
 
 
+def put_on(base: Base, adapter: AdapterFolder) -> None:
+    """Put an adapter of a method other than LoRA on the base, as the guest of its pack.
+
+    Raises:
+        BadInput: it is damaged, or does not fit the model.
+    """
+    record = base.record
+    if adapter.is_forced and adapter.recorded_base is not None:
+        record = record.model_copy(update={"sha256": adapter.recorded_base})
+    try:
+        base.pack.guest = PeftTuner.load(base.model, adapter.folder, record)
+    except IntegrityError as error:
+        raise BadInput(f"{error}; expected an undamaged adapter of this model") from error
+
+
 @dataclass(slots=True)
 class Run:
     """One run of the engine over what is missing."""
@@ -176,9 +191,17 @@ class Run:
     def score_missing(
         self, base: Base, adapters: Sequence[AdapterFolder], missing: set[tuple[str, str]]
     ) -> None:
-        """Base and LoRA adapters together; every other method by itself on the base."""
+        """Base and LoRA adapters together; every other method by itself on the base.
+
+        Raises:
+            BadInput: an adapter that is damaged or does not fit, before anything is scored.
+        """
         wanted = {model for model, _ in missing}
         packed = [a for a in adapters if a.is_lora and a.label in wanted]
+        guests = [a for a in adapters if not a.is_lora and a.label in wanted]
+        for adapter in guests:
+            put_on(base, adapter)
+            base.pack.clear()
         models: dict[str | None, str] = {None: BASE} if BASE in wanted else {}
         for adapter in packed:
             made = load_adapter(adapter.folder, adapter.label).to(base.device)
@@ -187,16 +210,8 @@ class Run:
         if models:
             self.score_models(base, models, missing)
         base.pack.clear()
-        for adapter in adapters:
-            if adapter.is_lora or adapter.label not in wanted:
-                continue
-            record = base.record
-            if adapter.is_forced and adapter.recorded_base is not None:
-                record = record.model_copy(update={"sha256": adapter.recorded_base})
-            try:
-                base.pack.guest = PeftTuner.load(base.model, adapter.folder, record)
-            except IntegrityError as error:
-                raise BadInput(f"adapter {adapter.folder}: cannot be put on: {error}") from error
+        for adapter in guests:
+            put_on(base, adapter)
             try:
                 self.score_models(base, {None: adapter.label}, missing)
             finally:
