@@ -19,6 +19,7 @@ from rankscope.models.adapter_io import BASE_HASH
 from rankscope.models.adapter_settings import WEIGHTS
 from rankscope.models.pocket import pocket_folder
 from rankscope.scoring.asked import task_config
+from rankscope.scoring.run import Run
 
 TASKS = "pocket_med,pocket_gsm"
 
@@ -151,6 +152,25 @@ def test_another_method_of_other_shapes_is_refused_before_anything_is_scored(
     assert "[3, 1]" in refused.told
     assert "expected an undamaged adapter of this model" in refused.told
     assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scored(*_: object) -> None:
+        raise AssertionError("scored")
+
+    monkeypatch.setattr(Run, "score_missing", scored)
+    (tmp_path / "file").write_text("")
+    for out, told in (
+        (tmp_path / "file", "is a file; expected a folder"),
+        (tmp_path / "file" / "out", "the folder cannot be made"),
+        (Path("/proc/nope"), "cannot be made"),
+        (Path("/proc"), "or not be written to"),
+    ):
+        said = ask("--tasks", "pocket_med", "--out", out)
+        assert (said.code, told in said.told) == (2, True), said.told
+        assert said.err.count("error: ") == 1
 
 
 MCQ = {"question": "q", "choices": ["a", "b"], "answer": 1}

@@ -15,6 +15,7 @@ import numpy as np
 from rankscope.advise.statistics import Array, paired_estimate
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask
+from rankscope.disk import made_folder
 from rankscope.errors import BadInput, IntegrityError
 from rankscope.evaluate.lm_eval_bridge import (
     HarnessTask,
@@ -94,7 +95,8 @@ def score(asked: Asked, out: Path | None = None, watcher: Watcher | None = None)
     are written whole, as soon as they are there.
 
     Raises:
-        BadInput: a model, adapter, task, split or row that cannot be used.
+        BadInput: a model, adapter, task, split or row that cannot be used, or an ``out`` that
+            cannot be written to.
         IntegrityError: ``out`` holds results that were altered.
     """
     watcher = watcher or Silent()
@@ -133,8 +135,8 @@ def score(asked: Asked, out: Path | None = None, watcher: Watcher | None = None)
     missing = {place for place, key in keys.items() if not stored.holds(key)}
     run = Run(asked, encoder, tasks, harness, split, stored, keys, watcher)
     if missing:
-        base = load_base(config, device, dtype, folder)
-        run.score_missing(base, adapters, missing)
+        with made_folder(out):
+            run.score_missing(load_base(config, device, dtype, folder), adapters, missing)
     scores = run.collect(weights, dtype_name, facts, encoder.prompt_format, adapters)
     return Scored(tuple(scores), tuple(run.failed), run.new, tuple(notes))
 
