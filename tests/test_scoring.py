@@ -184,7 +184,8 @@ MCQ = {"question": "q", "choices": ["a", "b"], "answer": 1}
         ({"choices": ["a", "b"], "answer": 1}, "rows.jsonl, row 7: the fields"),
         (MCQ | {"choices": "ab"}, "rows.jsonl, row 7: choices must be a list"),
         ("{", "rows.jsonl, row 7: not valid JSON"),
-        (MCQ | {"question": "word " * 900}, "do not fit the model's context"),
+        (MCQ | {"choices": ["a", ""]}, "rows.jsonl, row 7: option '' has no tokens"),
+        (MCQ | {"question": "word " * 900}, "rows.jsonl, row 7, needs"),
     ],
 )
 def test_bad_rows_are_named_and_nothing_is_written(tmp_path: Path, row: object, told: str) -> None:
@@ -195,6 +196,33 @@ def test_bad_rows_are_named_and_nothing_is_written(tmp_path: Path, row: object, 
     assert said.code == 2
     assert told in said.told
     assert files_below(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ('prompt: "{nofield}"', "rows.jsonl, row 1: the prompt template names {nofield}"),
+        ("scorer: number", "rows.jsonl, row 1: scorer 'number' found no single number"),
+    ],
+)
+def test_rows_that_a_task_file_cannot_use_are_named(
+    tmp_path: Path, settings: str, told: str
+) -> None:
+    rows = [{"question": f"q{n}", "answer": "none"} for n in range(10)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    (tmp_path / "mine.yaml").write_text(f"name: mine\nreport: rows.jsonl\n{settings}\n")
+    said = ask("--tasks", tmp_path / "mine.yaml")
+    assert (said.code, told in said.told) == (2, True), said.told
+
+
+def test_where_rows_lie_is_no_part_of_what_they_are(tmp_path: Path) -> None:
+    """The same rows elsewhere were scored already."""
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for folder in (tmp_path, elsewhere):
+        write_rows(folder / "rows.jsonl", [MCQ | {"question": f"q{n}"} for n in range(4)])
+        said = ask("--tasks", folder / "rows.jsonl", "--out", out)
+    assert "nothing was scored again" in said.told
 
 
 def test_long_rows_are_cut_by_choice_and_told(tmp_path: Path) -> None:

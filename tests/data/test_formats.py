@@ -186,7 +186,7 @@ def test_flaws_of_published_rows_are_counted_where_they_spoil_the_question() -> 
     right_twice = MCQ | {"choices": ["a", "b", "a"], "answer": 0}
     unreadable = {"Problem": "p", "options": "a ) 1 , b ) 2", "correct": "a"}
     read = read_contents(raw(wrong_twice, right_twice), strict=False)
-    assert ([n for n, _ in read.rows], read.flawed) == ([1], 1)
+    assert ([row.number for row, _ in read.rows], read.flawed) == ([1], 1)
     assert read_contents(raw(unreadable), strict=False).flawed == 1
     with pytest.raises(BadInput, match="options do not read"):
         read_contents(raw(unreadable), strict=True)

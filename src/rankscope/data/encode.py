@@ -204,7 +204,7 @@ class Encoder:
                 for pair in asked
                 for role, text in zip(("user", "assistant"), pair, strict=True)
             ]
-            return self._chat.segments(turns, item.item_id)
+            return self._chat.segments(turns, item.place)
         if item.messages:
             return plain_turns(item.messages)
         answer = set_off(item.prompt, item.completion)
@@ -298,7 +298,7 @@ def encode_rows(encoder: Encoder, items: Sequence[Item], labels: Labels) -> Enco
             rows.append(row)
     if len(dropped) > MAX_SHARE_DROPPED * len(items):
         raise BadInput(
-            f"{dropped[0].item_id}: no token to learn is left; so are {len(dropped)} of "
+            f"{dropped[0].place}: no token to learn is left; so are {len(dropped)} of "
             f"{len(items)} rows: their prompts fill max_length = {encoder.max_length} tokens, or "
             "they have no completion. Raise train.max_length or shorten the rows; up to 1 % would "
             "be left out and counted"

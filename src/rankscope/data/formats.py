@@ -161,9 +161,9 @@ def shape_of(row: RawRow) -> Shape:
 
 @dataclass(frozen=True, slots=True)
 class FileContents:
-    """The readable rows of one file with their numbers, and how many were left out."""
+    """The readable rows of one file with what they say, and how many were left out."""
 
-    rows: tuple[tuple[int, RowContent], ...]
+    rows: tuple[tuple[RawRow, RowContent], ...]
     without_completion: int
     flawed: int
 
@@ -218,7 +218,7 @@ def read_contents(
     """
     given = rows if names is None else [renamed(row, names) for row in rows]
     shape = shape_of(given[0])
-    read: list[tuple[int, RowContent]] = []
+    read: list[tuple[RawRow, RowContent]] = []
     missing: list[RawRow] = []
     flawed = 0
     for row, original in zip(given, rows, strict=True):
@@ -232,7 +232,7 @@ def read_contents(
             content = shape.read(row, strict)
             if names is not None:
                 content = replace(content, fields={**original.fields, **row.fields})
-            read.append((row.number, content))
+            read.append((row, content))
         except NoCompletion:
             missing.append(row)
         except FlawedRow:

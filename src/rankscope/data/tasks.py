@@ -123,12 +123,12 @@ def _items_of_files(
         items[file] = []
         label = OWN_NAMES[file] if own else file
         left_out = 0
-        for number, row in content.rows:
-            if row.subject in excluded:
+        for row, said in content.rows:
+            if said.subject in excluded:
                 continue
-            place = f"{spec.name}/{label}/{number}"
+            item_id = f"{spec.name}/{label}/{row.number}"
             try:
-                items[file].append(make_item(row, spec, place, place))
+                items[file].append(make_item(said, spec, item_id, row.where))
             except NoSingleNumber:
                 left_out += 1
                 if own or left_out > MAX_SHARE_WITHOUT_COMPLETION * len(content.rows):
@@ -248,7 +248,8 @@ def _chance(spec: TaskSpec, report: Sequence[Item]) -> float | None:
 
 def _sha256(*splits: Sequence[Item]) -> str:
     """Hash of items as they are scored; shots, which many share, are told once."""
-    names = [field.name for field in fields(Item) if field.name not in ("contexts", "shots")]
+    apart = ("contexts", "shots", "where")
+    names = [field.name for field in fields(Item) if field.name not in apart]
     rows: list[Any] = []
     told: dict[Any, int] = {}
     for item in (item for split in splits for item in split):

@@ -27,7 +27,7 @@ def encode_losses(encoder: Encoder, items: Sequence[Item]) -> list[EncodedRow]:
             ``max_length``.
     """
     rows = [encoder.training_row(item, "completion") for item in items]
-    empty = [item.item_id for item, row in zip(items, rows, strict=True) if row is None]
+    empty = [item.place for item, row in zip(items, rows, strict=True) if row is None]
     if empty:
         bound = encoder.max_length
         fills = f", or a prompt that fills max_length = {bound} tokens" if bound else ""

@@ -42,12 +42,12 @@ def encode_texts(
     for item in items:
         if item.prompt or item.messages:
             raise BadInput(
-                f"{item.item_id}: scorer 'perplexity' scores whole texts; expected rows with a "
+                f"{item.place}: scorer 'perplexity' scores whole texts; expected rows with a "
                 "field 'text' alone (scorer 'loss' scores answers after their prompts)"
             )
         ids = [encoder.start_id, *encoder.text_ids(item.completion)]
         if len(ids) < 2:
-            raise BadInput(f"{item.item_id}: the text has no tokens")
+            raise BadInput(f"{item.place}: the text has no tokens")
         found.append(
             [window(ids[start : start + width]) for start in range(0, len(ids) - 1, width - 1)]
         )
