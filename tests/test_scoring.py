@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from command_line import Outcome, files_below, write_rows
 from command_line import rankscope as command
+from rankscope.data.named_tasks import NAMED_TASKS
 from rankscope.errors import BadInput
 from rankscope.models.adapter_io import BASE_HASH
 from rankscope.models.adapter_settings import WEIGHTS
@@ -303,6 +304,26 @@ def test_a_file_of_rows_is_scored_whole(tmp_path: Path) -> None:
     said = ask(*asked, "--split", "selection")
     assert said.code == 2
     assert "has no selection split" in said.told
+
+
+def test_a_path_is_known_by_its_slash_or_dot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not any(set(name) & {"/", "."} for name in NAMED_TASKS)
+    (tmp_path / "d" / "sub").mkdir(parents=True)
+    for split in ("train", "test"):
+        rows = [MCQ | {"question": f"{split} {n}"} for n in range(12)]
+        write_rows(tmp_path / "d" / "sub" / f"{split}.jsonl", rows)
+    write_rows(tmp_path / "rows.csv", ["question,answer"])
+    monkeypatch.chdir(tmp_path)
+    assert by_model(ask("--tasks", "d/sub", "--json"))["base", "sub"]["record"]["n"] == 12
+    for task, told in (
+        ("rows.csv", "rows.csv: found suffix '.csv', expected .jsonl"),
+        ("rows.json", "task rows.json: no such file or folder"),
+        ("owner/name", "'hub: owner/name'"),
+    ):
+        said = ask("--tasks", task)
+        assert (said.code, told in said.told) == (2, True), said.told
 
 
 def test_a_task_file_that_joins_others_is_refused(tmp_path: Path) -> None:
