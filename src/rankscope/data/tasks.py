@@ -84,8 +84,7 @@ def _own_files(config: TaskConfig) -> tuple[dict[str, list[RawRow]], str]:
         files = {split: read_file(path) for split, path in given.items()}
         return files, ", ".join(str(path) for path in given.values())
     assert config.hub is not None
-    source = HubSource(config.hub, revision=config.revision)
-    return read_hub(source), source.label
+    return read_hub(HubSource(config.hub, revision=config.revision))
 
 
 def _named_files(spec: TaskSpec, data_dir: Path | None) -> tuple[dict[str, list[RawRow]], str]:
@@ -101,10 +100,10 @@ def _named_files(spec: TaskSpec, data_dir: Path | None) -> tuple[dict[str, list[
             f"with a field 'text', or 'report: text.txt'), or put them into {spec.name}/test.jsonl "
             "in data_dir"
         )
-    files = read_hub(spec.hub)
+    files, source = read_hub(spec.hub)
     if spec.name == "legal_mcq":
         files = legal_from_mmlu(files)
-    return files, spec.hub.label
+    return files, source
 
 
 OWN_NAMES = {"train": "train", "validation": "selection", "test": "report", DEV: DEV}
