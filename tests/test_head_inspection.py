@@ -68,12 +68,13 @@ def test_the_screen_names_the_heads_that_moved_most(tmp_path: Path) -> None:
     out = tmp_path / "looked"
     outcome = rankscope("inspect", "pocket", adapter, *asked, "--items", "4", "--out", out)
     assert outcome.code == 0, outcome.told
-    assert "4 items of pocket_med" in outcome.told
+    assert "4 items of pocket_med, float32" in outcome.told
     assert "costliest head" in outcome.told
     assert "32 heads and 4 layers are removed one by one" in outcome.told
     assert "4 items of pocket_med and 4 items of pocket_cloze scored each time" in outcome.told
     assert "Loading weights" not in outcome.told
     page = (out / "inspection.html").read_text("utf-8")
+    assert "The models ran in float32." in page
     for figure in ("moved", "importance", "entropy", "ablated", "matrix"):
         assert f'id="heads-{figure}"' in page
     assert {path.name for path in out.iterdir()} >= {
@@ -100,6 +101,9 @@ def test_what_cannot_be_done_is_said_before_anything_is_computed(tmp_path: Path)
     outcome = rankscope("inspect", tmp_path / "gpt2", nowhere, "--heads", "pocket_med")
     assert outcome.code == 2
     assert "'transformer.h.0.attn.c_attn' is one matrix" in outcome.told
+    outcome = rankscope(*("inspect", "pocket", nowhere, "--heads", "pocket_med"), "--dtype", "half")
+    assert outcome.code == 2
+    assert "dtype 'half': expected" in outcome.told
     (tmp_path / "file").write_text("")
     outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "file")
     assert outcome.code == 2
@@ -131,5 +135,6 @@ def test_changes_are_of_stored_weights_whatever_the_model_runs_in(
     )
     assert one is not None
     assert other is not None
+    assert (one.dtype, other.dtype) == ("float32", "bfloat16")
     assert one.tuned != other.tuned
     assert one.changes == other.changes

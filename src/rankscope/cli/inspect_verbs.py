@@ -72,6 +72,9 @@ def inspect(
     data_dir: Annotated[
         Path | None, typer.Option(help="With --heads: folder of the named tasks' files.")
     ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="With --heads: float32, bfloat16 or auto, the machine's fast one.")
+    ] = "float32",
     as_json: AsJson = False,
 ) -> None:
     """Look through adapters and checkpoints; nothing is trained.
@@ -95,7 +98,7 @@ def inspect(
         else:
             from rankscope.head_inspection import HeadSettings, check, with_heads
 
-            asked = HeadSettings(heads, tuple(ablate or ()), items, data_dir)
+            asked = HeadSettings(heads, tuple(ablate or ()), items, data_dir, dtype)
             check(base, asked)
             found = look(base, tuned, settings, any_base=force, watcher=screen)
             found = with_heads(found, asked, watcher=screen)

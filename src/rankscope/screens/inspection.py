@@ -119,6 +119,7 @@ def inspected_heads(name: str, heads: HeadsRecord) -> Table:
     )
     numbers += ("skill", "lost") if heads.roles else ()
     title = f"{name}, heads that moved most (layer.head); {heads.items} items of {heads.task}"
+    title += f", {heads.dtype}" if heads.dtype else ""
     table = listing(title, numbers, frozenset(numbers))
     roles = {(role.layer, role.head): role for role in heads.roles}
     for layer, head, moved in most_moved(heads):
