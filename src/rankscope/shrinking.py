@@ -177,7 +177,11 @@ def mitigate(
 
 
 def edited(source: Source, out: Path, said: str, edit: Edit) -> AdapterChange:
-    """Write the adapter that ``edit`` makes; modules it leaves alone keep their bytes."""
+    """Write the adapter that ``edit`` makes; modules it leaves alone keep their bytes.
+
+    Raises:
+        BadInput: a number that float32 cannot hold, or a place that is not free.
+    """
     refuse_taken(out)
     settings = read_config(source.folder, READ_STARTS)
     changed: dict[str, Module] = {}
@@ -187,6 +191,7 @@ def edited(source: Source, out: Path, said: str, edit: Edit) -> AdapterChange:
         after, intruders = edit(name, before)
         if after is not before:
             changed[name] = module_of(after, settings.scaling_of(name))
+            refuse_too_large(name, said, changed[name])
         matrices.append(matrix_change(name, before, after, intruders))
     if changed and source.tuned.kind == "pissa":  # the rest, too, becomes plain LoRA
         for name in set(source.names()) - set(changed):
@@ -203,6 +208,16 @@ def edited(source: Source, out: Path, said: str, edit: Edit) -> AdapterChange:
 def module_of(update: Update, scaling: float) -> Module:
     """An update as PEFT stores it: B without the scaling."""
     return Module(update.A, update.B / scaling, update.magnitude)
+
+
+def refuse_too_large(name: str, said: str, module: Module) -> None:
+    """Raise BadInput where a number is beyond float32, in which adapters are written."""
+    for tensor in (module.A, module.B, module.magnitude):
+        if tensor is not None and not bool(torch.isfinite(tensor.float()).all()):
+            raise BadInput(
+                f"{name}: {said}, numbers are above float32's largest, 3.4e38; expected a smaller "
+                "--scale or --layer-scale"
+            )
 
 
 def matrix_change(name: str, before: Update, after: Update, intruders: int | None) -> MatrixChange:
