@@ -111,7 +111,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_computed(tmp_path: Path)
     outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "file" / "looked")
     assert outcome.code == 2
     assert "the folder cannot be made" in outcome.told
-    outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "looked")
+    outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "looked" / "a" / "b")
     assert outcome.code == 2
     assert not (tmp_path / "looked").exists()
     (tmp_path / "gsm8k").mkdir()

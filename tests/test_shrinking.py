@@ -212,6 +212,26 @@ def test_options_that_make_no_sense(
     assert not (tmp_path / "out").exists()
 
 
+def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = saved_adapter(tmp_path / "lora", tiny_llama())
+    (tmp_path / "file").write_text("mine", "utf-8")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out, said in (
+        (".", "the folder this command runs in"),
+        ("nope/..", "the folder this command runs in"),
+        ("/proc/x", "--out /proc/x: the folder cannot be made"),
+        ("../file/x", "--out ../file/x: the folder cannot be made"),
+        ("../file", "is a file; expected a folder"),
+    ):
+        refused = command("shrink", adapter, "--scale", 0.5, "--out", out)
+        assert (refused.code, said in refused.told) == (2, True), refused
+    assert {path.name for path in tmp_path.iterdir()} == {"lora", "file", "here"}
+    assert not any((tmp_path / "here").iterdir())
+    assert command("shrink", adapter, "--scale", 0.5, "--out", "x/../y").code == 0
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {"y"}
+
+
 def test_an_adapter_of_other_shapes_is_refused(base: Path, tmp_path: Path) -> None:
     wide = saved_adapter(tmp_path / "wide", tiny_llama())
     tensors = load_file(wide / FILES[1])

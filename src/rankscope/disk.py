@@ -26,8 +26,17 @@ def says_disk_full(error: BaseException) -> bool:
 
 
 def refuse_taken(out: Path) -> None:
-    """Raise BadInput for a folder to be written whose place is not free."""
+    """Raise BadInput for a folder to be written in one step, by renaming, whose place is not free.
+
+    An empty folder is, but the current one: it would go, and leave the shell in a folder that is no
+    more.
+    """
     if out.is_dir() and not any(out.iterdir()):
+        if out.resolve() == Path.cwd():
+            raise BadInput(
+                f"{out}: the folder this command runs in, which would be replaced; expected a name "
+                "in it or elsewhere"
+            )
         return
     if out.exists() or out.is_symlink():
         found = "a folder with files in it" if out.is_dir() else "a file"

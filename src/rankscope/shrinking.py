@@ -153,7 +153,8 @@ def mitigate(
     if not 0 <= factor <= 1:
         raise BadInput(f"--lambda {factor}: expected 0 (remove intruders) to 1 (change nothing)")
     refuse_too_many(source.base, source.names(), settings)
-    refuse_taken(out)
+    for name in (MITIGATED, CONTROL):
+        refuse_taken(out / name)
     cache = BaseSpectra(max_bytes=0, folder=spectra_folder())
     shares: dict[str, tuple[float, int]] = {}
 

@@ -1,7 +1,7 @@
 """Verbs that look into tuned models."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +13,8 @@ from rankscope.cli.terminal import err_console, print_json, show, tell
 
 @contextmanager
 def made(out: Path | None) -> Iterator[None]:
-    """Make ``out`` before minutes of work that could not be written; a new one goes again with it.
+    """Make ``out`` before minutes of work that could not be written; where that fails, what was
+    made goes again, parents too.
 
     Raises:
         BadInput: no folder can be there.
@@ -25,17 +26,21 @@ def made(out: Path | None) -> Iterator[None]:
         return
     if out.exists():
         raise BadInput(f"--out {out}: is a file; expected a folder, or a name that is not taken")
+    place = out.resolve()  # "x/.." would make x
+    new = [folder for folder in (place, *place.parents) if not folder.exists()]
     try:
-        out.mkdir(parents=True)
-    except OSError as error:
-        raise BadInput(
-            f"--out {out}: the folder cannot be made ({error.strerror}); expected a place that "
-            "can be written to"
-        ) from error
-    try:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(
+                f"--out {out}: the folder cannot be made ({error.strerror}); expected a place that "
+                "can be written to"
+            ) from error
         yield
     except BaseException:
-        out.rmdir()
+        for folder in new:
+            with suppress(OSError):  # not there, or somebody put something in it
+                folder.rmdir()
         raise
 
 
@@ -153,16 +158,17 @@ def shrink(
     action = shrinking.actions_asked(named)
     if (mitigate is None) != (factor is None) or mitigate not in (None, "intruders"):
         raise BadInput("shrink: expected '--mitigate intruders' together with '--lambda L'")
-    source = shrinking.Source.open(adapter, base, any_base=force)
-    if action == "--rank" and rank is not None:
-        changes = [shrinking.truncate(source, out, rank)]
-    elif action == "--scale" and scale is not None:
-        changes = [shrinking.scale(source, out, scale)]
-    elif action == "--layer-scale" and layer_scale is not None:
-        changes = [shrinking.layer_scale(source, out, *shrinking.layer_factors(layer_scale))]
-    else:
-        settings = InspectSettings(None, intruder_k, epsilon)
-        changes = [*shrinking.mitigate(source, out, factor or 0.0, settings)]
+    with made(out):
+        source = shrinking.Source.open(adapter, base, any_base=force)
+        if action == "--rank" and rank is not None:
+            changes = [shrinking.truncate(source, out, rank)]
+        elif action == "--scale" and scale is not None:
+            changes = [shrinking.scale(source, out, scale)]
+        elif action == "--layer-scale" and layer_scale is not None:
+            changes = [shrinking.layer_scale(source, out, *shrinking.layer_factors(layer_scale))]
+        else:
+            settings = InspectSettings(None, intruder_k, epsilon)
+            changes = [*shrinking.mitigate(source, out, factor or 0.0, settings)]
     if as_json:
         print_json([change.model_dump(mode="json") for change in changes])
     else:
