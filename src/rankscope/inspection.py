@@ -9,6 +9,7 @@ import torch
 
 from rankscope.analyze.decomposition import BaseSpectra, cache_bytes, spectra_folder
 from rankscope.analyze.growth import norm_growth
+from rankscope.analyze.spectra import refuse_too_many
 from rankscope.analyze.stored import StoredTuned, compared, computing_device, names_of
 from rankscope.disk import replace_text
 from rankscope.errors import BadInput
@@ -103,7 +104,7 @@ def spectra_of(
 ) -> dict[str, SpectraRecord]:
     """Spectra of every tuned model, by its name; matrix by matrix, all models of one together."""
     plan = compared(base, models)
-    refuse_too_many(base, plan, settings)
+    refuse_settings(base, plan, settings)
     # One matrix at a time needs no more than its own decomposition.
     cache = BaseSpectra(max_bytes=0, folder=spectra_folder())
     matrices: dict[str, list[MatrixSpectrum]] = {model.name: [] for model in models}
@@ -131,23 +132,17 @@ def spectra_of(
     }
 
 
-def refuse_too_many(base: StoredModel, names: Iterable[str], settings: InspectSettings) -> None:
-    """Raise BadInput where more vectors are asked for than a matrix has; a default fits any."""
+def refuse_settings(base: StoredModel, names: Iterable[str], settings: InspectSettings) -> None:
+    """Raise BadInput for settings that do not fit the base's matrices; a default fits any."""
     if not 0 < settings.intruder_epsilon < 1:
         raise BadInput(
             f"--epsilon {settings.intruder_epsilon}: expected a number between 0 and 1, a cosine"
         )
-    asked = {"--top-k": settings.top_k, "--intruder-k": settings.intruder_k}
-    if settings.intruder_k == InspectSettings.intruder_k:
-        del asked["--intruder-k"]
-    for name in names:
-        most = min(base.layer(name).shape)
-        for option, k in asked.items():
-            if k is not None and not 1 <= k <= most:
-                raise BadInput(
-                    f"{option} {k}: {name} {base.layer(name).shape} has {most} singular vectors; "
-                    f"expected 1 to {most}"
-                )
+    intruder_k = settings.intruder_k if settings.intruder_k != InspectSettings.intruder_k else None
+    refuse_too_many(
+        {name: base.layer(name).shape for name in names},
+        {"--top-k": settings.top_k, "--intruder-k": intruder_k},
+    )
 
 
 def growth_of(models: Sequence[TunedModel]) -> NormGrowth | None:

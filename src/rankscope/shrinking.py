@@ -14,7 +14,7 @@ from rankscope.analyze.stored import StoredTuned
 from rankscope.analyze.update import Update
 from rankscope.disk import refuse_taken
 from rankscope.errors import BadInput
-from rankscope.inspection import InspectSettings, refuse_too_many
+from rankscope.inspection import InspectSettings, refuse_settings
 from rankscope.models.adapter_files import Module, rewrite
 from rankscope.models.adapter_settings import READ_STARTS, read_config
 from rankscope.models.load import shapes_folder
@@ -152,7 +152,7 @@ def mitigate(
         raise BadInput("--mitigate intruders: intruders are told by the base: give --base")
     if not 0 <= factor <= 1:
         raise BadInput(f"--lambda {factor}: expected 0 (remove intruders) to 1 (change nothing)")
-    refuse_too_many(source.base, source.names(), settings)
+    refuse_settings(source.base, source.names(), settings)
     for name in (MITIGATED, CONTROL):
         refuse_taken(out / name)
     cache = BaseSpectra(max_bytes=0, folder=spectra_folder())

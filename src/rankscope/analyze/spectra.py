@@ -98,6 +98,26 @@ def default_top_k(shape: tuple[int, int]) -> int:
     return max(1, min(PAPER_TOP_K, min(shape) // 4))
 
 
+def compared_vectors(shape: tuple[int, int], config: SpectraSettings) -> int:
+    """How many leading vectors of a matrix are compared: as asked or by default, at most all."""
+    return min(config.top_k or default_top_k(shape), *shape)
+
+
+def refuse_too_many(shapes: Mapping[str, tuple[int, int]], asked: Mapping[str, int | None]) -> None:
+    """Raise BadInput where an option asks for more vectors than a matrix, by name, has.
+
+    All vectors of a matrix span what they always spanned: compared, they would be alike whatever
+    happened. None is a default, which fits any.
+    """
+    for name, shape in shapes.items():
+        for option, k in asked.items():
+            if k is not None and not 1 <= k <= min(shape):
+                raise BadInput(
+                    f"{option} {k}: {name} {shape} has {min(shape)} singular vectors; expected 1 "
+                    f"to {min(shape)}"
+                )
+
+
 def similarity(base: SVD, tuned: SVD, k: int) -> Similarity:
     """Compare the first ``k`` singular vectors of W0 and W by three definitions.
 
@@ -231,7 +251,7 @@ def dense_singular_values(delta: Tensor) -> Tensor:
 def _vectors(weight: Tensor, config: SpectraSettings) -> int:
     """How many leading vectors of W the measures need."""
     shape = (int(weight.shape[0]), int(weight.shape[1]))
-    return min(max(config.top_k or default_top_k(shape), config.intruder_k), min(shape))
+    return min(max(compared_vectors(shape, config), config.intruder_k), min(shape))
 
 
 def _spectrum(
@@ -245,7 +265,7 @@ def _spectrum(
     norm, sigma = delta
     base, after = vectors
     shape = (int(weight.shape[0]), int(weight.shape[1]))
-    k = min(config.top_k or default_top_k(shape), min(shape))
+    k = compared_vectors(shape, config)
     alike = similarity_of(after.left[:k, :k], after.right[:k, :k], shape)
     examined = min(config.intruder_k, min(shape))
     found = intruders_among(after.left[:, :examined], after.S[:examined], config.intruder_epsilon)
