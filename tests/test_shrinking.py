@@ -195,6 +195,8 @@ def test_from_the_command_line(base: Path, tmp_path: Path) -> None:
         (("--mitigate", "intruders"), "together with '--lambda L'"),
         (("--mitigate", "intruders", "--lambda", 0.5), "give --base"),
         (("--mitigate", "intruders", "--lambda", 2, "--base", "BASE"), "expected 0"),
+        (("--rank", 2, "--epsilon", 0.5), "--epsilon does nothing without --mitigate intruders"),
+        (("--rank", 2, "--intruder-k", -5), "--intruder-k does nothing without --mitigate"),
         ((*MITIGATE, "--epsilon", 5), "--epsilon 5.0: expected a number between 0 and 1"),
         ((*MITIGATE, "--epsilon", "nan"), "expected a number between 0 and 1"),
         ((*MITIGATE, "--intruder-k", 0), "--intruder-k 0: model.layers"),

@@ -118,6 +118,11 @@ def base_heads(
     )
     if ablated_on:
         watcher.note(ablation_size(layout, ablated_on))
+        if settings.task not in settings.ablate:
+            watcher.note(
+                f"what heads carry of the tuned skill and carried of what was lost is not told: it "
+                f"needs --ablate {settings.task} too"
+            )
     watcher.stage("base heads", 1)
     measured = measure(base, layout, None, task, ablated_on, BATCH_TOKENS)
     watcher.finish()

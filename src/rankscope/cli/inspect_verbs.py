@@ -1,6 +1,6 @@
 """Verbs that look into tuned models."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
@@ -44,8 +44,19 @@ def made(out: Path | None) -> Iterator[None]:
         raise
 
 
+def refuse_idle(ctx: typer.Context, names: Sequence[str], needed: str) -> None:
+    """Raise BadInput for options that were given and do nothing without another."""
+    from rankscope.errors import BadInput
+
+    for name in names:
+        if (source := ctx.get_parameter_source(name)) is not None and source.name != "DEFAULT":
+            option = f"--{name.replace('_', '-')}"
+            raise BadInput(f"{ctx.info_name}: {option} does nothing without {needed}")
+
+
 @app.command()
 def inspect(
+    ctx: typer.Context,
     base: Annotated[
         str, typer.Argument(metavar="BASE", help="Model folder, hub id, 'pocket' or fetched name.")
     ],
@@ -88,14 +99,14 @@ def inspect(
 
     Example: rankscope inspect ./base ./adapter-r8 ./adapter-r64 --out looked
     """
-    from rankscope.errors import BadInput
     from rankscope.inspection import InspectSettings
     from rankscope.inspection import inspect as look
     from rankscope.screens.inspection import inspection_screen
     from rankscope.watch import Screen
 
-    if ablate and heads is None:
-        raise BadInput("inspect: --ablate needs --heads TASK, the task that was trained on")
+    if heads is None:
+        idle = ("ablate", "items", "data_dir", "dtype")
+        refuse_idle(ctx, idle, "--heads TASK, the task that was trained on")
     settings = InspectSettings(top_k, intruder_k, epsilon)
     with made(out), Screen(err_console) as screen:
         if heads is None:
@@ -120,6 +131,7 @@ def inspect(
 
 @app.command()
 def shrink(
+    ctx: typer.Context,
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT adapter's folder.")],
     out: Annotated[Path, typer.Option(help="Folder of the new adapter.")],
     rank: Annotated[int | None, typer.Option(help="Cut to this rank, optimally.")] = None,
@@ -158,6 +170,8 @@ def shrink(
     action = shrinking.actions_asked(named)
     if (mitigate is None) != (factor is None) or mitigate not in (None, "intruders"):
         raise BadInput("shrink: expected '--mitigate intruders' together with '--lambda L'")
+    if mitigate is None:
+        refuse_idle(ctx, ("intruder_k", "epsilon"), "--mitigate intruders")
     with made(out):
         source = shrinking.Source.open(adapter, base, any_base=force)
         if action == "--rank" and rank is not None:

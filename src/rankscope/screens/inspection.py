@@ -135,9 +135,9 @@ def inspected_heads(name: str, heads: HeadsRecord) -> Table:
 
 def inspected_ablations(name: str, heads: HeadsRecord) -> Table:
     """By task: scores, and the head and the layer of heads whose removal costs most."""
-    numbers = ("items", "score before", "after", "costliest head", "nats", "layer", "nats ")
-    title = f"{name}, heads removed; cost on the right answer after tuning"
-    table = listing(title, ("task", *numbers), frozenset(numbers))
+    numbers = ("items", "before", "after", "head", "nats", "layer", "nats ")
+    title = f"{name}, heads removed: scores; costliest head and layer after tuning, right answer"
+    table = listing(title, ("task", "score", *numbers), frozenset(numbers))
     for found in heads.ablations:
         costs = [
             (-change, f"{layer}.{head}")
@@ -149,6 +149,7 @@ def inspected_ablations(name: str, heads: HeadsRecord) -> Table:
         most_of_all, layer = max(whole) if whole else (None, "-")
         table.add_row(
             visible(found.task),
+            found.metric,
             str(found.items),
             f"{found.base_score:.3f}",
             f"{found.tuned_score:.3f}",
