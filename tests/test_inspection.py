@@ -315,6 +315,7 @@ def test_an_adapter_for_another_base(base: Path, plain: Path, tmp_path: Path) ->
     metadata = {"format": "pt", "rankscope_base_sha256": "f" * 64}
     save_file(tensors, ours / "adapter_model.safetensors", metadata=metadata)
     refused(2, "made for another base (weights ffffffffffff", base, ours)
+    refused(2, "give the base that it was trained on, or --force", base, ours)
     assert command("inspect", base, ours, "--force").code == 0
 
 

@@ -70,8 +70,15 @@ class StoredTuned:
         if self.adapter is None:
             return
         recorded = recorded_base(self.folder)
-        if recorded is not None:
+        if recorded is None:
+            return
+        try:
             refuse_other_base(self.folder, recorded, weights_sha256(base.folder))
+        except BadInput as error:
+            raise BadInput(
+                f"{error}; give the base that it was trained on, or --force to compare it with "
+                "this one"
+            ) from error
 
     def matrix(
         self, name: str, weight: Tensor, settings: SpectraSettings, cache: BaseSpectra
