@@ -183,7 +183,9 @@ def load_adapter(
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            for key in file.keys():  # noqa: SIM118 - not a mapping
+            keys = list(file.keys())
+            for key in keys:
+                refuse_copy(key, keys, path)
                 name, part = module_and_part(key, path)
                 tensor = file.get_tensor(key).float()
                 if not torch.isfinite(tensor).all():
@@ -238,6 +240,21 @@ def adapter_sha256(folder: Path) -> str:
         return sha256_json([sha256_file(folder / name) for name in (CONFIG, WEIGHTS)])
     except OSError as error:
         raise BadInput(f"adapter {folder}: cannot be read: {error}") from error
+
+
+def refuse_copy(key: str, keys: Collection[str], path: Path) -> None:
+    """Raise BadInput for an output head's own weight, which PEFT writes beside its A and B.
+
+    PEFT loads it in place of the base's. They are equal unless somebody trained it, and here only
+    the base's would be used.
+    """
+    head = key.removesuffix(".base_layer.weight")
+    if head != key and f"{head}.lora_A.weight" in keys:
+        raise BadInput(
+            f"{path}: {key!r} is a copy of the output head, which is read from the base alone; "
+            "expected A and B: load the adapter with PEFT and write it by "
+            "save_pretrained(FOLDER, save_embedding_layers=False)"
+        )
 
 
 def module_and_part(key: str, path: Path) -> tuple[str, str]:
