@@ -216,6 +216,10 @@ def test_the_python_api_and_the_command_agree(base: Path, plain: Path, tmp_path:
     said = command("inspect", base, *adapters, "--out", out, "--json")
     assert said.code == 0, said.err
     printed = Inspection.model_validate_json(said.out)
+    (matrix, *_) = json.loads(said.out)["tuned"][0]["spectra"]["matrices"]
+    read = printed.tuned[0].spectra.matrices[0]
+    assert tuple(matrix["chance_index"]) == read.chance_index
+    assert tuple(matrix["chance_max"]) == read.chance_max
     assert printed == Inspection.model_validate_json((out / "inspection.json").read_text("utf-8"))
     assert [t.spectra.matrices for t in printed.tuned] == [t.spectra.matrices for t in found.tuned]
     assert found.growth is not None

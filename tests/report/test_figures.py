@@ -181,6 +181,16 @@ def test_intruders_of_a_layer_are_summed_over_its_matrices(view: StudyView) -> N
             assert grid.z[row][column] == pytest.approx(np.mean(counts))
 
 
+def test_every_similarity_has_its_chance_level(view: StudyView) -> None:
+    figure = spectra.draw_similarity(view, "med")
+    assert figure.plot is not None
+    record = next(t.spectra for t in view.study.trials if t.spectra)
+    (matrix, *_) = record.matrices  # all are of one shape
+    drawn = [trace.y[0] for trace in figure.plot.data if "unrelated" in (trace.text or ())]
+    chances = (matrix.chance_subspace, matrix.chance_max, matrix.chance_index)
+    assert drawn == pytest.approx([sum(pair) / 2 for pair in chances])
+
+
 def test_cost_names_the_share_of_full_fine_tuning(view: StudyView) -> None:
     arm, full = view.focus("med"), view.best_full("med")
     assert arm is not None

@@ -22,6 +22,8 @@ from rankscope.report.style import MANY, MINUS, MUTED, NONE_YET, number
 from rankscope.report.view import Series, StudyView
 
 Measure = Callable[[SpectraRecord], float | None]
+Pair = Callable[[MatrixSpectrum], tuple[float, float]]
+"""Something of the left and of the right vectors."""
 
 
 def mean_over_matrices(value: Callable[[MatrixSpectrum], float]) -> Measure:
@@ -46,17 +48,16 @@ def _figure(
     view: StudyView,
     task: str,
     panels: list[tuple[str, Measure]],
-    first_panel: Sequence[Line] = (),
+    references: Sequence[Sequence[Line]] = (),
     **texts: str,
 ) -> tuple[Figure, list[Callable[[ArmSummary], Point | None]]]:
+    """``references`` are lines of each panel beside that of full fine-tuning."""
     values = [_of_arm(view, measure) for _, measure in panels]
     drawn = [
-        Panel(
-            text,
-            value,
-            lines=(*full_line(view, task, value), *(first_panel if place == 0 else ())),
+        Panel(text, value, lines=(*full_line(view, task, value), *lines))
+        for (text, _), value, lines in zip(
+            panels, values, references or [()] * len(panels), strict=True
         )
-        for place, ((text, _), value) in enumerate(zip(panels, values, strict=True))
     ]
     columns = [Column("arm"), Column("rank", 0)]
     for text, _ in panels:
@@ -201,7 +202,8 @@ def draw_effective_rank(view: StudyView, task: str) -> Figure:
         key="effective-rank",
         title="Directions the update uses",
         how_to_read="Effective rank: exp of the entropy of the singular values' shares. Stable "
-        "rank: |dW|_F² over the largest singular value squared. Both are at most the rank.",
+        "rank: |dW|_F² over the largest singular value squared. Both are at most the rank of dW: "
+        "of LoRA r, of PiSSA 2r, of DoRA and full fine-tuning the smaller side of the matrix.",
     )
     line = view.focus_series(task)
     found = [
@@ -220,31 +222,35 @@ def draw_effective_rank(view: StudyView, task: str) -> Figure:
 _effective = mean_over_matrices(lambda m: m.effective_rank)
 
 
-def _side_mean(pair: tuple[float, float]) -> float:
-    return (pair[0] + pair[1]) / 2
+def _sides(pair: Pair) -> Measure:
+    """The mean over matrices and over left and right."""
+    return mean_over_matrices(lambda m: sum(pair(m)) / 2)
+
+
+SIMILARITIES: tuple[tuple[str, Pair, Pair], ...] = (
+    ("same subspace, |C|_F² / k", lambda m: m.similarity_subspace, lambda m: m.chance_subspace),
+    ("best match, mean of max |C_ij|", lambda m: m.similarity_max, lambda m: m.chance_max),
+    ("same index, mean of |C_ii|", lambda m: m.similarity_index, lambda m: m.chance_index),
+)
+"""Heading, similarity, and what unrelated vectors would give."""
 
 
 def draw_similarity(view: StudyView, task: str) -> Figure:
     """Similarity of the leading singular vectors before and after, three definitions."""
-    subspace = mean_over_matrices(lambda m: _side_mean(m.similarity_subspace))
-    chance = _chance(view, task)
-    references = []
-    if chance is not None:
-        references = [Line("unrelated", Point(chance, None, None), MUTED, "dot")]
+    chances = [_chance(view, task, chance) for _, _, chance in SIMILARITIES]
     figure, values = _figure(
         view,
         task,
-        [
-            ("same subspace, |C|_F² / k", subspace),
-            ("best match, mean of max |C_ij|", _matched),
-            ("same index, mean of |C_ii|", mean_over_matrices(_index_matched)),
-        ],
+        [(heading, _sides(pair)) for heading, pair, _ in SIMILARITIES],
         key="similarity",
         title="Singular vectors before and after",
         how_to_read="1 is unchanged. Means over matrices, left and right vectors; C holds the "
-        "cosines between the leading vectors of W0 and of W. Dotted: the subspace similarity of "
-        "unrelated vectors, k/d.",
-        first_panel=references,
+        "cosines between the leading vectors of W0 and of W. Dotted: what unrelated vectors would "
+        "give; of subspaces k/d.",
+        references=[
+            [] if chance is None else [Line("unrelated", Point(chance, None, None), MUTED, "dot")]
+            for chance in chances
+        ],
     )
     line = view.focus_series(task)
     found = [
@@ -258,19 +264,11 @@ def draw_similarity(view: StudyView, task: str) -> Figure:
     full = view.best_full(task)
     point = values[0](full) if full else None
     text += f"; full {number(point.value, 3)}" if point else ""
-    return _with(figure, f"{text}. Unrelated vectors would give {number(chance, 3)}.")
+    return _with(figure, f"{text}. Unrelated vectors would give {number(chances[0], 3)}.")
 
 
-def _matched(spectra: SpectraRecord) -> float | None:
-    return mean_over_matrices(lambda m: _side_mean(m.similarity_max))(spectra)
-
-
-def _index_matched(matrix: MatrixSpectrum) -> float:
-    return _side_mean(matrix.similarity_index)
-
-
-def _chance(view: StudyView, task: str) -> float | None:
-    measure = mean_over_matrices(lambda m: _side_mean(m.chance_subspace))
+def _chance(view: StudyView, task: str, pair: Pair) -> float | None:
+    measure = _sides(pair)
     found = [measure(t.spectra) for a in view.arms(task) for t in view.trials(a) if t.spectra]
     known = [value for value in found if value is not None]
     return sum(known) / len(known) if known else None
