@@ -180,6 +180,16 @@ def test_from_the_command_line(base: Path, tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "m" / "control").iterdir()} == {*FILES, "README.md"}
 
 
+def test_a_mitigation_that_moves_further_from_the_base_says_so(base: Path, tmp_path: Path) -> None:
+    """Of a small update an intruder is mostly W0's: removing it takes more than the update was."""
+    for size, grown in ((0.02, True), (0.3, False)):
+        adapter = saved_adapter(tmp_path / f"{size}", tiny_llama(), size=size)
+        options = ("--mitigate", "intruders", "--lambda", 0, "--base", base)
+        told = command("shrink", adapter, *options, "--out", tmp_path / f"m{size}").told
+        assert ("6 of 6 matrices are further from the base than before" in told) is grown
+        assert ("further from the base" in told) is grown
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -22,7 +22,7 @@ from rankscope.models.stored_weights import StoredModel
 from rankscope.records import AdapterChange, MatrixChange
 
 MITIGATED, CONTROL = "mitigated", "control"
-"""Folders of a mitigation: the adapter with its intruders scaled, and the one shrunk as a whole."""
+"""Folders of a mitigation: the adapter with its intruders scaled, and the one scaled as a whole."""
 
 
 @dataclass(slots=True)
@@ -137,11 +137,12 @@ def layer_scale(source: Source, out: Path, first: float, last: float) -> Adapter
 def mitigate(
     source: Source, out: Path, factor: float, settings: InspectSettings
 ) -> tuple[AdapterChange, AdapterChange]:
-    """Scale the intruder dimensions of every matrix; beside it, the update shrunk as a whole.
+    """Scale the intruder dimensions of every matrix; beside it, the update scaled as a whole.
 
     Args:
         out: gets two adapters: ``mitigated``, exact, of rank r + number of intruders, and
-            ``control``, the whole update of each matrix shrunk to the mitigated one's norm.
+            ``control``, the whole update of each matrix scaled to the mitigated one's norm. That
+            may be the larger: an intruder is of W, and takes a part of W0 with it.
         factor: lambda; 1 changes no bit, 0 removes the intruders.
 
     Raises:
@@ -173,7 +174,7 @@ def mitigate(
 
     said = f"intruder dimensions scaled by {factor:g}"
     mitigated = edited(source, out / MITIGATED, said, edit)
-    matched = f"the whole update shrunk to the norm of '{said}'"
+    matched = f"the whole update scaled to the norm of '{said}'"
     return mitigated, edited(source, out / CONTROL, matched, control)
 
 

@@ -163,7 +163,14 @@ def inspected_ablations(name: str, heads: HeadsRecord) -> Table:
 
 def change_screen(changes: Sequence[AdapterChange]) -> RenderableType:
     """What ``shrink`` prints: per adapter written, each matrix and the whole."""
-    return Group(*(part for change in changes for part in changed_matrices(change)))
+    parts = [part for change in changes for part in changed_matrices(change)]
+    last = changes[-1].matrices
+    grown = sum(1 for m in last if m.intruders and m.frobenius_after > m.frobenius_before)
+    notes = [
+        f"{grown} of {len(last)} matrices are further from the base than before, their controls as "
+        "well: intruders are of the whole weight, and the base's share of them is scaled too"
+    ]
+    return Group(*parts, *notes_lines(notes if grown else []))
 
 
 def changed_matrices(change: AdapterChange) -> tuple[RenderableType, ...]:
