@@ -26,12 +26,11 @@ import rankscope
 from command_line import rankscope as command
 from peft_adapters import TARGETS, merged, saved_adapter, saved_base, tiny_gpt2, weights
 from rankscope.analyze.decomposition import svd
-from rankscope.analyze.growth import norm_growth
 from rankscope.analyze.intruders import intruder_dimensions
 from rankscope.analyze.spectra import effective_rank, similarity, stable_rank
 from rankscope.inspection import InspectSettings, inspect
 from rankscope.models.stored_weights import StoredModel
-from rankscope.records import Inspection, MatrixSpectrum
+from rankscope.records import Inspection, MatrixSpectrum, NormGrowth
 from tiny_models import tiny_llama
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -241,19 +240,36 @@ def test_the_python_api_and_the_command_agree(base: Path, plain: Path, tmp_path:
     assert all(name in shown.out for name in ("r2", "r8", *TARGETS))
 
 
+def test_only_adapters_alike_but_for_the_rank_are_fitted(base: Path, tmp_path: Path) -> None:
+    """A rank of its own in some modules, or neither scaling nor alpha in common, tells of more."""
+
+    def growth(**more: dict[str, Any]) -> tuple[int, ...] | None:
+        settings = {f"r{r}": {"r": r, "lora_alpha": 2 * r} for r in (2, 4)} | more
+        folders = [tmp_path / name for name in settings]
+        for folder, own in zip(folders, settings.values(), strict=True):
+            if not folder.is_dir():
+                saved_adapter(folder, tiny_llama(), **own)
+        found = inspect(base, folders).growth
+        return None if found is None else found.ranks
+
+    assert growth(alike={"r": 8, "lora_alpha": 16}) == (2, 4, 8)
+    assert growth(other={"r": 8, "lora_alpha": 8}) is None
+    assert growth(mixed={"r": 8, "lora_alpha": 16, "rank_pattern": {"v_proj": 6}}) is None
+
+
 def test_the_fit_over_ranks_by_hand() -> None:
     ranks = [2, 4, 8, 16]
-    exact = norm_growth(ranks, [1 + 3 * math.log(r) for r in ranks])
+    exact = NormGrowth.fit(ranks, [1 + 3 * math.log(r) for r in ranks])
     assert exact is not None
     assert (exact.start, exact.slope) == pytest.approx((1, 3))
     assert exact.rms == pytest.approx(0, abs=1e-9)
-    power = norm_growth(ranks, [2 * r**0.5 for r in ranks])
+    power = NormGrowth.fit(ranks, [2 * r**0.5 for r in ranks])
     assert power is not None
     assert power.power == pytest.approx(0.5)
     assert power.power_rms == pytest.approx(0, abs=1e-9)
     assert power.rms > 0.01
-    assert norm_growth([2, 4, 4], [1, 2, 2]) is None
-    assert norm_growth([2, 4, 8], [1, 0, 2]) is None
+    assert NormGrowth.fit([2, 4, 4], [1, 2, 2]) is None
+    assert NormGrowth.fit([2, 4, 8], [1, 0, 2]) is None
 
 
 def test_chance_levels_by_simulation() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from rankscope.analyze.decomposition import BaseSpectra, cache_bytes, spectra_folder
-from rankscope.analyze.growth import norm_growth
 from rankscope.analyze.spectra import refuse_too_many
 from rankscope.analyze.stored import StoredTuned, compared, computing_device, names_of
 from rankscope.disk import replace_text
@@ -88,7 +87,7 @@ def inspect(
         architecture=stored.architecture,
         quantized=stored.quantized,
         tuned=tuned_models,
-        growth=growth_of(tuned_models),
+        growth=growth_of([t for t, s in zip(tuned_models, models, strict=True) if s.has_one_rank]),
         cache_bytes=cache_bytes(spectra_folder()),
         provenance=provenance(),
         seconds=time.perf_counter() - started,
@@ -146,17 +145,25 @@ def refuse_settings(base: StoredModel, names: Iterable[str], settings: InspectSe
 
 
 def growth_of(models: Sequence[TunedModel]) -> NormGrowth | None:
-    """The fit of |dW|_F over ranks, of the low-rank kind with the most of them."""
-    groups: dict[tuple[str, tuple[str, ...]], list[TunedModel]] = {}
+    """The fit of |dW|_F over ranks, of the largest set of adapters that differ in nothing else that
+    is known: of one kind, on the same matrices, with the same scaling or the same alpha.
+
+    models: each of one rank throughout.
+    """
+    groups: dict[tuple[object, ...], list[TunedModel]] = {}
     for model in models:
-        if model.rank is not None:
-            changed = tuple(matrix.name for matrix in model.spectra.matrices)
-            groups.setdefault((model.kind, changed), []).append(model)
+        if model.rank is None or model.scaling is None:
+            continue
+        changed = tuple(matrix.name for matrix in model.spectra.matrices)
+        alpha = model.scaling * (model.rank**0.5 if model.kind == "rslora" else model.rank)
+        for rule, value in (("scaling", model.scaling), ("alpha", alpha)):
+            key = (model.kind, changed, rule, float(f"{value:.6g}"))  # but for rounding
+            groups.setdefault(key, []).append(model)
     if not groups:
         return None
     largest = max(groups.values(), key=lambda group: len({model.rank for model in group}))
     ranks = [model.rank for model in largest if model.rank is not None]
-    return norm_growth(ranks, [model.spectra.frobenius for model in largest])
+    return NormGrowth.fit(ranks, [model.spectra.frobenius for model in largest])
 
 
 def write_inspection(found: Inspection, out: Path) -> None:

@@ -65,6 +65,11 @@ class StoredTuned:
             return cls(name, folder, kind, adapter=adapter)
         return cls(name, folder, "full", model=StoredModel.open(folder))
 
+    @property
+    def has_one_rank(self) -> bool:
+        """An adapter whose modules all have the same rank."""
+        return self.adapter is not None and len({len(a) for a in self.adapter.a.values()}) == 1
+
     def refuse_other_base(self, base: StoredModel) -> None:
         """Raise BadInput where an adapter says that it was made for other weights."""
         if self.adapter is None:

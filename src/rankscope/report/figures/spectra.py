@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from rankscope.records import ArmSummary, MatrixSpectrum, SpectraRecord, TrialRecords
+from rankscope.records import ArmSummary, MatrixSpectrum, NormGrowth, SpectraRecord, TrialRecords
 from rankscope.report.figure import Column, Figure, axis, layout, name, table
 from rankscope.report.figures.rank_axis import (
     Line,
@@ -82,39 +82,6 @@ def _figure(
 NOTHING = "No trial has a spectra record, so there is nothing to show here."
 
 
-def fit_growth(
-    ranks: list[int], norms: list[float]
-) -> dict[str, tuple[float, float, float]] | None:
-    """Least-squares fits of |dW|_F against rank: what arXiv 2512.15634 claims, and its rival.
-
-    Args:
-        ranks: at least three different ranks.
-        norms: positive norms, same length.
-
-    Returns:
-        ``log``: (a, b, rms) of a + b log2 r, and ``power``: (c, p, rms) of c r^p fitted in
-        logarithms; rms is the residual's root mean square in the norm's own unit. None where there
-        are fewer than three ranks.
-    """
-    if len(set(ranks)) < 3 or min(norms) <= 0:
-        return None
-    x, y = np.log2(np.asarray(ranks, float)), np.asarray(norms, float)
-    slope, start = np.polyfit(x, y, 1)
-    power, log_start = np.polyfit(x, np.log(y), 1)
-
-    def rms(fitted: np.typing.NDArray[np.float64]) -> float:
-        return float(np.sqrt(np.mean((y - fitted) ** 2)))
-
-    return {
-        "log": (float(start), float(slope), rms(start + slope * x)),
-        "power": (
-            float(np.exp(log_start)),
-            float(power / math.log(2)),
-            rms(np.exp(log_start + power * x)),
-        ),
-    }
-
-
 def draw_norm(view: StudyView, task: str) -> Figure:
     """|dW|_F against log2 rank with the logarithmic fit."""
     figure, (value, _) = _figure(
@@ -134,10 +101,10 @@ def draw_norm(view: StudyView, task: str) -> Figure:
     found = [(arm.rank or 1, point.value) for arm, point in points if point is not None]
     if not found or line is None:
         return _with(figure, NOTHING)
-    fits = fit_growth([r for r, _ in found], [v for _, v in found])
-    if fits is not None and figure.plot is not None:
-        _add_fit(figure.plot, [r for r, _ in found], fits["log"])
-    text = _fit_sentence(line, found, fits)
+    fit = NormGrowth.fit([r for r, _ in found], [v for _, v in found])
+    if fit is not None and figure.plot is not None:
+        _add_fit(figure.plot, fit)
+    text = _fit_sentence(line, found, fit)
     full = view.best_full(task)
     full_point = value(full) if full else None
     if full_point:
@@ -159,25 +126,25 @@ def _with(figure: Figure, finding: str) -> Figure:
 def _fit_sentence(
     line: Series,
     found: list[tuple[int, float]],
-    fits: dict[str, tuple[float, float, float]] | None,
+    fit: NormGrowth | None,
 ) -> str:
-    if fits is None:
+    if fit is None:
         values = ", ".join(f"{number(v)} at r={rank}" for rank, v in found)
         return f"At {line.label} |dW|_F is {values}. A fit needs three ranks."
-    a, b, rms = fits["log"]
-    _, p, power_rms = fits["power"]
+    a, b = fit.start, fit.slope * math.log(2)
     mean = sum(v for _, v in found) / len(found)
-    closer = "a power law" if power_rms < rms else "the logarithm"
+    closer = "a power law" if fit.power_rms < fit.rms else "the logarithm"
     return (
         f"At {line.label}, |dW|_F = {number(a)} {'+' if b >= 0 else MINUS} {number(abs(b))} log2 r "
-        f"leaves a residual of {number(rms)} ({number(100 * rms / mean)} % of the mean norm); "
-        f"a power law r^{number(p)} leaves {number(power_rms)}, so {closer} is closer."
+        f"leaves a residual of {number(fit.rms)} ({number(100 * fit.rms / mean)} % of the mean "
+        f"norm); a power law r^{number(fit.power)} leaves {number(fit.power_rms)}, so {closer} is "
+        "closer."
     )
 
 
-def _add_fit(plot: go.Figure, ranks: list[int], fit: tuple[float, float, float]) -> None:
-    start, slope, _ = fit
-    ends = [math.log2(min(ranks)), math.log2(max(ranks))]
+def _add_fit(plot: go.Figure, fit: NormGrowth) -> None:
+    start, slope = fit.start, fit.slope * math.log(2)
+    ends = [math.log2(min(fit.ranks)), math.log2(max(fit.ranks))]
     plot.add_scatter(
         x=ends,
         y=[start + slope * x for x in ends],
