@@ -1,6 +1,5 @@
 """``shrink``: a smaller or milder version of an adapter, as an ordinary PEFT adapter."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from rankscope.inspection import InspectSettings, refuse_settings
 from rankscope.models.adapter_files import Module, rewrite
 from rankscope.models.adapter_settings import READ_STARTS, read_config
 from rankscope.models.load import shapes_folder
+from rankscope.models.scaled import layer_of
 from rankscope.models.stored_weights import StoredModel
 from rankscope.records import AdapterChange, MatrixChange
 
@@ -234,12 +234,6 @@ def matrix_change(name: str, before: Update, after: Update, intruders: int | Non
         error=float(torch.linalg.matrix_norm(old - new)),
         intruders=intruders,
     )
-
-
-def layer_of(name: str) -> int | None:
-    """Number of the layer that a module path names."""
-    found = re.search(r"\.(\d+)\.", name)
-    return int(found[1]) if found else None
 
 
 def layer_factors(text: str) -> tuple[float, float]:

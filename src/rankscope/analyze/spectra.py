@@ -21,6 +21,7 @@ from rankscope.analyze.intruders import intruders_among
 from rankscope.analyze.tuned import Leading, of_adapter, of_matrix, unchanged
 from rankscope.errors import BadInput, IntegrityError
 from rankscope.models.lora import Adapter, tuned_delta
+from rankscope.models.scaled import layer_of
 from rankscope.records import MatrixSpectrum, SpectraRecord
 
 STORED_SINGULAR_VALUES = 128
@@ -272,7 +273,7 @@ def _spectrum(
     base_norm = float(torch.linalg.vector_norm(double(base.S)))
     return MatrixSpectrum(
         name=name,
-        layer=next((int(part) for part in name.split(".") if part.isdigit()), None),
+        layer=layer_of(name),
         module=name.rsplit(".", 1)[-1],
         shape=shape,
         frobenius=norm,
