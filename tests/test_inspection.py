@@ -394,6 +394,30 @@ def test_an_adapted_embedding_is_named(base: Path, tmp_path: Path) -> None:
     refused(2, "is of an adapted embedding; expected linear layers", base, adapter)
 
 
+def test_a_copy_of_the_output_head_must_be_the_bases(base: Path, tmp_path: Path) -> None:
+    """PEFT writes it by default where the head is a target, and loads it in place of the base's."""
+    targets = {"target_modules": ["lm_head", "q_proj"]}
+    adapter = saved_adapter(tmp_path / "x", tiny_llama(), **targets)
+    plain = inspect(base, adapter).tuned[0].spectra.matrices
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    copy = tiny_llama().lm_head.weight.detach().clone()
+    key = "base_model.model.lm_head.base_layer.weight"
+    for dtype in (torch.float32, torch.bfloat16):  # as the model was loaded
+        save_file({**tensors, key: copy.to(dtype)}, path)
+        assert inspect(base, adapter).tuned[0].spectra.matrices == plain
+    shrunk = command("shrink", adapter, "--rank", 2, "--out", tmp_path / "cut")
+    assert shrunk.code == 0, shrunk
+    assert key in load_file(tmp_path / "cut" / "adapter_model.safetensors")
+    copy[0, 0] += 1
+    save_file({**tensors, key: copy}, path)
+    refused(2, "its copy of lm_head is not the base's", base, adapter)
+    assert command("inspect", base, adapter, "--force").code == 0
+    pissa = saved_adapter(tmp_path / "p", tiny_llama(), init_lora_weights="pissa", **targets)
+    save_file({**load_file(pissa / path.name), key: copy}, pissa / path.name)
+    refused(2, "is a copy of the output head", base, pissa)
+
+
 def test_numbers_that_are_none(base: Path, plain: Path, tmp_path: Path) -> None:
     adapter = altered(plain, tmp_path / "adapter")
     tensors = load_file(adapter / "adapter_model.safetensors")
