@@ -116,6 +116,19 @@ def test_a_rank_above_the_smaller_dimension(place: Path) -> None:
     assert sum(warning in note for note in json.loads(planned.out)["notes"]) == 1
 
 
+@pytest.mark.parametrize("key", ["top_k", "intruder_k"])
+def test_more_vectors_than_a_matrix_has(place: Path, key: str) -> None:
+    """All of them span what they always spanned: they would be alike whatever happened."""
+    for verb in ("check", "plan"):
+        refused(
+            rankscope(verb, "study.yaml", *settings(f"analyze.spectra.{key}=129")),
+            f"analyze.spectra.{key} 129: model.layers.0.self_attn.q_proj (128, 128) has 128",
+        )
+    assert rankscope("check", "study.yaml", *settings(f"analyze.spectra.{key}=128")).code == 0
+    asked = settings("analyze.spectra={top_k: 129, enabled: false}")
+    assert rankscope("check", "study.yaml", *asked).code == 0
+
+
 def test_repeated_grid_points(place: Path) -> None:
     edit(place, "rank: [2]", "rank: [2, 4, 2, 2]")
     outcome = rankscope("check", "study.yaml")

@@ -68,12 +68,14 @@ def test_the_screen_names_the_heads_that_moved_most(tmp_path: Path) -> None:
     out = tmp_path / "looked"
     outcome = rankscope("inspect", "pocket", adapter, *asked, "--items", "4", "--out", out)
     assert outcome.code == 0, outcome.told
-    assert "4 items of pocket_med" in outcome.told
+    assert "4 items of pocket_med, float32" in outcome.told
     assert "costliest head" in outcome.told
+    assert "it needs --ablate" not in outcome.told
     assert "32 heads and 4 layers are removed one by one" in outcome.told
     assert "4 items of pocket_med and 4 items of pocket_cloze scored each time" in outcome.told
     assert "Loading weights" not in outcome.told
     page = (out / "inspection.html").read_text("utf-8")
+    assert "The models ran in float32." in page
     for figure in ("moved", "importance", "entropy", "ablated", "matrix"):
         assert f'id="heads-{figure}"' in page
     assert {path.name for path in out.iterdir()} >= {
@@ -83,11 +85,24 @@ def test_the_screen_names_the_heads_that_moved_most(tmp_path: Path) -> None:
     }
 
 
-def test_ablation_needs_to_know_what_was_trained(tmp_path: Path) -> None:
-    adapter = pocket_adapter(tmp_path / "adapter")
-    outcome = rankscope("inspect", "pocket", adapter, "--ablate", "pocket_med")
+@pytest.mark.parametrize(
+    "option",
+    [("--ablate", "pocket_med"), ("--items", 64), ("--data-dir", "."), ("--dtype", "auto")],
+)
+def test_options_of_heads_need_to_know_what_was_trained(option: tuple[object, ...]) -> None:
+    outcome = rankscope("inspect", "pocket", "nowhere", *option)
     assert outcome.code == 2
-    assert "--heads" in outcome.told
+    assert f"{option[0]} does nothing without --heads TASK" in outcome.told
+
+
+def test_what_the_tables_leave_out_is_said(tmp_path: Path) -> None:
+    """Roles need the trained task; a task answered by generating is scored by its likelihood."""
+    adapter = pocket_adapter(tmp_path / "adapter")
+    asked = ("--heads", "pocket_med", "--ablate", "pocket_gsm", "--items", "2")
+    outcome = rankscope("inspect", "pocket", adapter, *asked)
+    assert outcome.code == 0, outcome.told
+    assert "it needs --ablate pocket_med too" in outcome.told
+    assert "logprob_per_token" in outcome.told
 
 
 def test_what_cannot_be_done_is_said_before_anything_is_computed(tmp_path: Path) -> None:
@@ -100,6 +115,9 @@ def test_what_cannot_be_done_is_said_before_anything_is_computed(tmp_path: Path)
     outcome = rankscope("inspect", tmp_path / "gpt2", nowhere, "--heads", "pocket_med")
     assert outcome.code == 2
     assert "'transformer.h.0.attn.c_attn' is one matrix" in outcome.told
+    outcome = rankscope(*("inspect", "pocket", nowhere, "--heads", "pocket_med"), "--dtype", "half")
+    assert outcome.code == 2
+    assert "dtype 'half': expected" in outcome.told
     (tmp_path / "file").write_text("")
     outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "file")
     assert outcome.code == 2
@@ -107,7 +125,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_computed(tmp_path: Path)
     outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "file" / "looked")
     assert outcome.code == 2
     assert "the folder cannot be made" in outcome.told
-    outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "looked")
+    outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "looked" / "a" / "b")
     assert outcome.code == 2
     assert not (tmp_path / "looked").exists()
     (tmp_path / "gsm8k").mkdir()
@@ -131,5 +149,6 @@ def test_changes_are_of_stored_weights_whatever_the_model_runs_in(
     )
     assert one is not None
     assert other is not None
+    assert (one.dtype, other.dtype) == ("float32", "bfloat16")
     assert one.tuned != other.tuned
     assert one.changes == other.changes

@@ -47,6 +47,7 @@ def test_every_method_has_its_heads_beside_the_same_base(
     assert set(found) == {"lora", "dora", "peft", "full"}
     for record in found.values():
         assert (record.task, record.items) == ("pocket_med", 8)
+        assert record.dtype == finished[1].model.dtype
         assert len(record.changes) == 4 * NUM_LAYERS
         assert all(value > 0 for change in record.changes for value in change.relative)
         assert record.base == found["lora"].base

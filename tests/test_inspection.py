@@ -26,12 +26,11 @@ import rankscope
 from command_line import rankscope as command
 from peft_adapters import TARGETS, merged, saved_adapter, saved_base, tiny_gpt2, weights
 from rankscope.analyze.decomposition import svd
-from rankscope.analyze.growth import norm_growth
 from rankscope.analyze.intruders import intruder_dimensions
 from rankscope.analyze.spectra import effective_rank, similarity, stable_rank
 from rankscope.inspection import InspectSettings, inspect
 from rankscope.models.stored_weights import StoredModel
-from rankscope.records import Inspection, MatrixSpectrum
+from rankscope.records import Inspection, MatrixSpectrum, NormGrowth
 from tiny_models import tiny_llama
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -216,6 +215,10 @@ def test_the_python_api_and_the_command_agree(base: Path, plain: Path, tmp_path:
     said = command("inspect", base, *adapters, "--out", out, "--json")
     assert said.code == 0, said.err
     printed = Inspection.model_validate_json(said.out)
+    (matrix, *_) = json.loads(said.out)["tuned"][0]["spectra"]["matrices"]
+    read = printed.tuned[0].spectra.matrices[0]
+    assert tuple(matrix["chance_index"]) == read.chance_index
+    assert tuple(matrix["chance_max"]) == read.chance_max
     assert printed == Inspection.model_validate_json((out / "inspection.json").read_text("utf-8"))
     assert [t.spectra.matrices for t in printed.tuned] == [t.spectra.matrices for t in found.tuned]
     assert found.growth is not None
@@ -237,19 +240,36 @@ def test_the_python_api_and_the_command_agree(base: Path, plain: Path, tmp_path:
     assert all(name in shown.out for name in ("r2", "r8", *TARGETS))
 
 
+def test_only_adapters_alike_but_for_the_rank_are_fitted(base: Path, tmp_path: Path) -> None:
+    """A rank of its own in some modules, or neither scaling nor alpha in common, tells of more."""
+
+    def growth(**more: dict[str, Any]) -> tuple[int, ...] | None:
+        settings = {f"r{r}": {"r": r, "lora_alpha": 2 * r} for r in (2, 4)} | more
+        folders = [tmp_path / name for name in settings]
+        for folder, own in zip(folders, settings.values(), strict=True):
+            if not folder.is_dir():
+                saved_adapter(folder, tiny_llama(), **own)
+        found = inspect(base, folders).growth
+        return None if found is None else found.ranks
+
+    assert growth(alike={"r": 8, "lora_alpha": 16}) == (2, 4, 8)
+    assert growth(other={"r": 8, "lora_alpha": 8}) is None
+    assert growth(mixed={"r": 8, "lora_alpha": 16, "rank_pattern": {"v_proj": 6}}) is None
+
+
 def test_the_fit_over_ranks_by_hand() -> None:
     ranks = [2, 4, 8, 16]
-    exact = norm_growth(ranks, [1 + 3 * math.log(r) for r in ranks])
+    exact = NormGrowth.fit(ranks, [1 + 3 * math.log(r) for r in ranks])
     assert exact is not None
     assert (exact.start, exact.slope) == pytest.approx((1, 3))
     assert exact.rms == pytest.approx(0, abs=1e-9)
-    power = norm_growth(ranks, [2 * r**0.5 for r in ranks])
+    power = NormGrowth.fit(ranks, [2 * r**0.5 for r in ranks])
     assert power is not None
     assert power.power == pytest.approx(0.5)
     assert power.power_rms == pytest.approx(0, abs=1e-9)
     assert power.rms > 0.01
-    assert norm_growth([2, 4, 4], [1, 2, 2]) is None
-    assert norm_growth([2, 4, 8], [1, 0, 2]) is None
+    assert NormGrowth.fit([2, 4, 4], [1, 2, 2]) is None
+    assert NormGrowth.fit([2, 4, 8], [1, 0, 2]) is None
 
 
 def test_chance_levels_by_simulation() -> None:
@@ -315,6 +335,7 @@ def test_an_adapter_for_another_base(base: Path, plain: Path, tmp_path: Path) ->
     metadata = {"format": "pt", "rankscope_base_sha256": "f" * 64}
     save_file(tensors, ours / "adapter_model.safetensors", metadata=metadata)
     refused(2, "made for another base (weights ffffffffffff", base, ours)
+    refused(2, "give the base that it was trained on, or --force", base, ours)
     assert command("inspect", base, ours, "--force").code == 0
 
 
@@ -371,6 +392,30 @@ def test_what_an_adapters_settings_lack_is_one_line(
 def test_an_adapted_embedding_is_named(base: Path, tmp_path: Path) -> None:
     adapter = saved_adapter(tmp_path / "x", tiny_llama(), target_modules=["embed_tokens", "q_proj"])
     refused(2, "is of an adapted embedding; expected linear layers", base, adapter)
+
+
+def test_a_copy_of_the_output_head_must_be_the_bases(base: Path, tmp_path: Path) -> None:
+    """PEFT writes it by default where the head is a target, and loads it in place of the base's."""
+    targets = {"target_modules": ["lm_head", "q_proj"]}
+    adapter = saved_adapter(tmp_path / "x", tiny_llama(), **targets)
+    plain = inspect(base, adapter).tuned[0].spectra.matrices
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    copy = tiny_llama().lm_head.weight.detach().clone()
+    key = "base_model.model.lm_head.base_layer.weight"
+    for dtype in (torch.float32, torch.bfloat16):  # as the model was loaded
+        save_file({**tensors, key: copy.to(dtype)}, path)
+        assert inspect(base, adapter).tuned[0].spectra.matrices == plain
+    shrunk = command("shrink", adapter, "--rank", 2, "--out", tmp_path / "cut")
+    assert shrunk.code == 0, shrunk
+    assert key in load_file(tmp_path / "cut" / "adapter_model.safetensors")
+    copy[0, 0] += 1
+    save_file({**tensors, key: copy}, path)
+    refused(2, "its copy of lm_head is not the base's", base, adapter)
+    assert command("inspect", base, adapter, "--force").code == 0
+    pissa = saved_adapter(tmp_path / "p", tiny_llama(), init_lora_weights="pissa", **targets)
+    save_file({**load_file(pissa / path.name), key: copy}, pissa / path.name)
+    refused(2, "is a copy of the output head", base, pissa)
 
 
 def test_numbers_that_are_none(base: Path, plain: Path, tmp_path: Path) -> None:

@@ -180,6 +180,16 @@ def test_from_the_command_line(base: Path, tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "m" / "control").iterdir()} == {*FILES, "README.md"}
 
 
+def test_a_mitigation_that_moves_further_from_the_base_says_so(base: Path, tmp_path: Path) -> None:
+    """Of a small update an intruder is mostly W0's: removing it takes more than the update was."""
+    for size, grown in ((0.02, True), (0.3, False)):
+        adapter = saved_adapter(tmp_path / f"{size}", tiny_llama(), size=size)
+        options = ("--mitigate", "intruders", "--lambda", 0, "--base", base)
+        told = command("shrink", adapter, *options, "--out", tmp_path / f"m{size}").told
+        assert ("6 of 6 matrices are further from the base than before" in told) is grown
+        assert ("further from the base" in told) is grown
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -188,10 +198,15 @@ def test_from_the_command_line(base: Path, tmp_path: Path) -> None:
         (("--rank", 0), "--rank 0: expected at least 1"),
         (("--scale", -1), "expected a number of at least 0"),
         (("--scale", "nan"), "expected a number of at least 0"),
+        (("--scale", 1e45), "down_proj: scaled by 1e+45, numbers are above float32's largest"),
+        (("--scale", 1e300), "expected a smaller --scale or --layer-scale"),
+        (("--layer-scale", "1:1e45"), "layers.1.mlp.down_proj: layers scaled from 1 to 1e+45"),
         (("--layer-scale", "0.5"), "two numbers such as 0.5:1"),
         (("--mitigate", "intruders"), "together with '--lambda L'"),
         (("--mitigate", "intruders", "--lambda", 0.5), "give --base"),
         (("--mitigate", "intruders", "--lambda", 2, "--base", "BASE"), "expected 0"),
+        (("--rank", 2, "--epsilon", 0.5), "--epsilon does nothing without --mitigate intruders"),
+        (("--rank", 2, "--intruder-k", -5), "--intruder-k does nothing without --mitigate"),
         ((*MITIGATE, "--epsilon", 5), "--epsilon 5.0: expected a number between 0 and 1"),
         ((*MITIGATE, "--epsilon", "nan"), "expected a number between 0 and 1"),
         ((*MITIGATE, "--intruder-k", 0), "--intruder-k 0: model.layers"),
@@ -207,6 +222,26 @@ def test_options_that_make_no_sense(
     assert refused.code == 2
     assert said in refused.told
     assert not (tmp_path / "out").exists()
+
+
+def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = saved_adapter(tmp_path / "lora", tiny_llama())
+    (tmp_path / "file").write_text("mine", "utf-8")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out, said in (
+        (".", "the folder this command runs in"),
+        ("nope/..", "the folder this command runs in"),
+        ("/proc/x", "--out /proc/x: the folder cannot be made"),
+        ("../file/x", "--out ../file/x: the folder cannot be made"),
+        ("../file", "is a file; expected a folder"),
+    ):
+        refused = command("shrink", adapter, "--scale", 0.5, "--out", out)
+        assert (refused.code, said in refused.told) == (2, True), refused
+    assert {path.name for path in tmp_path.iterdir()} == {"lora", "file", "here"}
+    assert not any((tmp_path / "here").iterdir())
+    assert command("shrink", adapter, "--scale", 0.5, "--out", "x/../y").code == 0
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {"y"}
 
 
 def test_an_adapter_of_other_shapes_is_refused(base: Path, tmp_path: Path) -> None:

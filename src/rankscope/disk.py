@@ -29,8 +29,17 @@ def says_disk_full(error: BaseException) -> bool:
 
 
 def refuse_taken(out: Path) -> None:
-    """Raise BadInput for a folder to be written whose place is not free."""
+    """Raise BadInput for a folder to be written in one step, by renaming, whose place is not free.
+
+    An empty folder is, but the current one: it would go, and leave the shell in a folder that is no
+    more.
+    """
     if out.is_dir() and not any(out.iterdir()):
+        if out.resolve() == Path.cwd():
+            raise BadInput(
+                f"{out}: the folder this command runs in, which would be replaced; expected a name "
+                "in it or elsewhere"
+            )
         return
     if out.exists() or out.is_symlink():
         found = "a folder with files in it" if out.is_dir() else "a file"
@@ -51,11 +60,12 @@ def made_folder(out: Path | None) -> Iterator[None]:
         return
     if out.exists() and not out.is_dir():
         raise BadInput(f"--out {out}: is a file; expected a folder, or a name that is not taken")
-    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    place = out.resolve()  # "x/.." would make x
+    new = [folder for folder in (place, *place.parents) if not folder.exists()]
     try:
         try:
-            out.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=out).close()
+            place.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=place).close()
         except OSError as error:
             raise BadInput(
                 f"--out {out}: the folder cannot be made, or not be written to ({error.strerror}); "
@@ -63,8 +73,8 @@ def made_folder(out: Path | None) -> Iterator[None]:
             ) from error
         yield
     except BaseException:
-        with suppress(OSError):  # not empty
-            for folder in new:
+        for folder in new:
+            with suppress(OSError):  # not there, or somebody put something into it
                 folder.rmdir()
         raise
 

@@ -36,7 +36,7 @@ def export_trial(folder: Path, trial: str, out: Path, step: int | None = None) -
         DiskFull: ``out`` is left as it was.
     """
     refuse_target(folder, out)
-    out = out.resolve()  # "." has no name to put a copy beside
+    out = out.resolve()  # "x/.." has no name to put a copy beside
     with Ledger.open(folder, write=False) as ledger:
         spec = chosen_trial(ledger.trials(), trial, folder)
         place = weights_path(spec) if step is None else kept_place(ledger, spec, step)

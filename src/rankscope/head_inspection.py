@@ -44,14 +44,15 @@ class HeadSettings:
         ablate: tasks on which every head is removed by itself.
         items: at most so many of each task.
         data_dir: folder of the named tasks' files; the hub's where None.
-        dtype: the models run in; ``auto`` is the machine's fast one. Changes are of stored weights.
+        dtype: the models run in; ``auto`` is the machine's fast one, whose rounding may be as large
+            as what a head is worth. Changes are of stored weights.
     """
 
     task: str
     ablate: tuple[str, ...] = ()
     items: int = 64
     data_dir: Path | None = None
-    dtype: str = "auto"
+    dtype: str = "float32"
 
 
 def read(settings: HeadSettings, task: str) -> LoadedTask:
@@ -66,8 +67,9 @@ def check(base: str, settings: HeadSettings) -> None:
     Raises:
         BadInput: heads that cannot be told apart, a task that is not known or cannot be read, items
             that cannot be scored: longer than the base's context, or whose prompt fills
-            ``MAX_LENGTH``.
+            ``MAX_LENGTH``; a dtype of another name.
     """
+    choose_dtype(settings.dtype, torch.device("cpu"))
     folder = shapes_folder(base)
     shapes = StoredModel.open(folder).shapes
     HeadLayout.of(shapes)
@@ -116,6 +118,11 @@ def base_heads(
     )
     if ablated_on:
         watcher.note(ablation_size(layout, ablated_on))
+        if settings.task not in settings.ablate:
+            watcher.note(
+                f"what heads carry of the tuned skill and carried of what was lost is not told: it "
+                f"needs --ablate {settings.task} too"
+            )
     watcher.stage("base heads", 1)
     measured = measure(base, layout, None, task, ablated_on, BATCH_TOKENS)
     watcher.finish()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from rankscope.analyze.spectra import refuse_too_many
+from rankscope.config.analyze import SpectraConfig
 from rankscope.config.schema import Interval, StudyConfig, TrainConfig
 from rankscope.data.encode import EncodedRows, Encoder, encode_rows
 from rankscope.data.leaks import leaks_between
@@ -226,6 +228,7 @@ def read_inputs(config: StudyConfig, weights: bool = True) -> StudyInputs:
         encoded, train = rows[trial.task], own_protocol(trial, config.train)
         refuse_zero_rates(planned_steps(len(encoded.rows), encoded.num_tokens, train), train)
     refuse_eva(trials, rows, shapes)
+    refuse_vectors(config, trials, shapes)
     refuse_methods(config, trials, device)
     for settings, targets, num_steps in peft_methods(trials, rows, config.train):
         count_parameters(model_config, peft_config(json.loads(settings), targets, num_steps))
@@ -343,6 +346,20 @@ def refuse_eva(
                 f"method eva, rank {trial.rank}: {trial.task} has {found} training tokens, "
                 f"expected at least {needed} to find as many directions in; choose a smaller rank"
             )
+
+
+def refuse_vectors(config: StudyConfig, trials: Iterable[TrialSpec], shapes: Architecture) -> None:
+    """Raise BadInput where spectra are asked for more vectors than a compared matrix has."""
+    asked = config.analyze.spectra
+    targets = {target for trial in trials for target in trial.targets}
+    targets = targets or set(shapes.linear_shapes) - {shapes.output_layer or ""}
+    compared = target_shapes(shapes, sorted(targets))
+    intruder_k = asked.intruder_k if asked.intruder_k != SpectraConfig().intruder_k else None
+    if asked.enabled:
+        refuse_too_many(
+            compared,
+            {"analyze.spectra.top_k": asked.top_k, "analyze.spectra.intruder_k": intruder_k},
+        )
 
 
 def resolved(config: StudyConfig, encoder: Encoder, dtype: torch.dtype) -> StudyConfig:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from rankscope.analyze.decomposition import BaseSpectra, cache_bytes, spectra_folder
-from rankscope.analyze.growth import norm_growth
+from rankscope.analyze.spectra import refuse_too_many
 from rankscope.analyze.stored import StoredTuned, compared, computing_device, names_of
 from rankscope.disk import replace_text
 from rankscope.errors import BadInput
@@ -87,7 +87,7 @@ def inspect(
         architecture=stored.architecture,
         quantized=stored.quantized,
         tuned=tuned_models,
-        growth=growth_of(tuned_models),
+        growth=growth_of([t for t, s in zip(tuned_models, models, strict=True) if s.has_one_rank]),
         cache_bytes=cache_bytes(spectra_folder()),
         provenance=provenance(),
         seconds=time.perf_counter() - started,
@@ -103,7 +103,7 @@ def spectra_of(
 ) -> dict[str, SpectraRecord]:
     """Spectra of every tuned model, by its name; matrix by matrix, all models of one together."""
     plan = compared(base, models)
-    refuse_too_many(base, plan, settings)
+    refuse_settings(base, plan, settings)
     # One matrix at a time needs no more than its own decomposition.
     cache = BaseSpectra(max_bytes=0, folder=spectra_folder())
     matrices: dict[str, list[MatrixSpectrum]] = {model.name: [] for model in models}
@@ -131,37 +131,39 @@ def spectra_of(
     }
 
 
-def refuse_too_many(base: StoredModel, names: Iterable[str], settings: InspectSettings) -> None:
-    """Raise BadInput where more vectors are asked for than a matrix has; a default fits any."""
+def refuse_settings(base: StoredModel, names: Iterable[str], settings: InspectSettings) -> None:
+    """Raise BadInput for settings that do not fit the base's matrices; a default fits any."""
     if not 0 < settings.intruder_epsilon < 1:
         raise BadInput(
             f"--epsilon {settings.intruder_epsilon}: expected a number between 0 and 1, a cosine"
         )
-    asked = {"--top-k": settings.top_k, "--intruder-k": settings.intruder_k}
-    if settings.intruder_k == InspectSettings.intruder_k:
-        del asked["--intruder-k"]
-    for name in names:
-        most = min(base.layer(name).shape)
-        for option, k in asked.items():
-            if k is not None and not 1 <= k <= most:
-                raise BadInput(
-                    f"{option} {k}: {name} {base.layer(name).shape} has {most} singular vectors; "
-                    f"expected 1 to {most}"
-                )
+    intruder_k = settings.intruder_k if settings.intruder_k != InspectSettings.intruder_k else None
+    refuse_too_many(
+        {name: base.layer(name).shape for name in names},
+        {"--top-k": settings.top_k, "--intruder-k": intruder_k},
+    )
 
 
 def growth_of(models: Sequence[TunedModel]) -> NormGrowth | None:
-    """The fit of |dW|_F over ranks, of the low-rank kind with the most of them."""
-    groups: dict[tuple[str, tuple[str, ...]], list[TunedModel]] = {}
+    """The fit of |dW|_F over ranks, of the largest set of adapters that differ in nothing else that
+    is known: of one kind, on the same matrices, with the same scaling or the same alpha.
+
+    models: each of one rank throughout.
+    """
+    groups: dict[tuple[object, ...], list[TunedModel]] = {}
     for model in models:
-        if model.rank is not None:
-            changed = tuple(matrix.name for matrix in model.spectra.matrices)
-            groups.setdefault((model.kind, changed), []).append(model)
+        if model.rank is None or model.scaling is None:
+            continue
+        changed = tuple(matrix.name for matrix in model.spectra.matrices)
+        alpha = model.scaling * (model.rank**0.5 if model.kind == "rslora" else model.rank)
+        for rule, value in (("scaling", model.scaling), ("alpha", alpha)):
+            key = (model.kind, changed, rule, float(f"{value:.6g}"))  # but for rounding
+            groups.setdefault(key, []).append(model)
     if not groups:
         return None
     largest = max(groups.values(), key=lambda group: len({model.rank for model in group}))
     ranks = [model.rank for model in largest if model.rank is not None]
-    return norm_growth(ranks, [model.spectra.frobenius for model in largest])
+    return NormGrowth.fit(ranks, [model.spectra.frobenius for model in largest])
 
 
 def write_inspection(found: Inspection, out: Path) -> None:

@@ -1,6 +1,5 @@
 """``shrink``: a smaller or milder version of an adapter, as an ordinary PEFT adapter."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,16 @@ from rankscope.analyze.stored import StoredTuned
 from rankscope.analyze.update import Update
 from rankscope.disk import refuse_taken
 from rankscope.errors import BadInput
-from rankscope.inspection import InspectSettings, refuse_too_many
+from rankscope.inspection import InspectSettings, refuse_settings
 from rankscope.models.adapter_files import Module, rewrite
 from rankscope.models.adapter_settings import READ_STARTS, read_config
 from rankscope.models.load import shapes_folder
+from rankscope.models.scaled import layer_of
 from rankscope.models.stored_weights import StoredModel
 from rankscope.records import AdapterChange, MatrixChange
 
 MITIGATED, CONTROL = "mitigated", "control"
-"""Folders of a mitigation: the adapter with its intruders scaled, and the one shrunk as a whole."""
+"""Folders of a mitigation: the adapter with its intruders scaled, and the one scaled as a whole."""
 
 
 @dataclass(slots=True)
@@ -137,11 +137,12 @@ def layer_scale(source: Source, out: Path, first: float, last: float) -> Adapter
 def mitigate(
     source: Source, out: Path, factor: float, settings: InspectSettings
 ) -> tuple[AdapterChange, AdapterChange]:
-    """Scale the intruder dimensions of every matrix; beside it, the update shrunk as a whole.
+    """Scale the intruder dimensions of every matrix; beside it, the update scaled as a whole.
 
     Args:
         out: gets two adapters: ``mitigated``, exact, of rank r + number of intruders, and
-            ``control``, the whole update of each matrix shrunk to the mitigated one's norm.
+            ``control``, the whole update of each matrix scaled to the mitigated one's norm. That
+            may be the larger: an intruder is of W, and takes a part of W0 with it.
         factor: lambda; 1 changes no bit, 0 removes the intruders.
 
     Raises:
@@ -152,8 +153,9 @@ def mitigate(
         raise BadInput("--mitigate intruders: intruders are told by the base: give --base")
     if not 0 <= factor <= 1:
         raise BadInput(f"--lambda {factor}: expected 0 (remove intruders) to 1 (change nothing)")
-    refuse_too_many(source.base, source.names(), settings)
-    refuse_taken(out)
+    refuse_settings(source.base, source.names(), settings)
+    for name in (MITIGATED, CONTROL):
+        refuse_taken(out / name)
     cache = BaseSpectra(max_bytes=0, folder=spectra_folder())
     shares: dict[str, tuple[float, int]] = {}
 
@@ -172,12 +174,16 @@ def mitigate(
 
     said = f"intruder dimensions scaled by {factor:g}"
     mitigated = edited(source, out / MITIGATED, said, edit)
-    matched = f"the whole update shrunk to the norm of '{said}'"
+    matched = f"the whole update scaled to the norm of '{said}'"
     return mitigated, edited(source, out / CONTROL, matched, control)
 
 
 def edited(source: Source, out: Path, said: str, edit: Edit) -> AdapterChange:
-    """Write the adapter that ``edit`` makes; modules it leaves alone keep their bytes."""
+    """Write the adapter that ``edit`` makes; modules it leaves alone keep their bytes.
+
+    Raises:
+        BadInput: a number that float32 cannot hold, or a place that is not free.
+    """
     refuse_taken(out)
     settings = read_config(source.folder, READ_STARTS)
     changed: dict[str, Module] = {}
@@ -187,6 +193,7 @@ def edited(source: Source, out: Path, said: str, edit: Edit) -> AdapterChange:
         after, intruders = edit(name, before)
         if after is not before:
             changed[name] = module_of(after, settings.scaling_of(name))
+            refuse_too_large(name, said, changed[name])
         matrices.append(matrix_change(name, before, after, intruders))
     if changed and source.tuned.kind == "pissa":  # the rest, too, becomes plain LoRA
         for name in set(source.names()) - set(changed):
@@ -205,6 +212,16 @@ def module_of(update: Update, scaling: float) -> Module:
     return Module(update.A, update.B / scaling, update.magnitude)
 
 
+def refuse_too_large(name: str, said: str, module: Module) -> None:
+    """Raise BadInput where a number is beyond float32, in which adapters are written."""
+    for tensor in (module.A, module.B, module.magnitude):
+        if tensor is not None and not bool(torch.isfinite(tensor.float()).all()):
+            raise BadInput(
+                f"{name}: {said}, numbers are above float32's largest, 3.4e38; expected a smaller "
+                "--scale or --layer-scale"
+            )
+
+
 def matrix_change(name: str, before: Update, after: Update, intruders: int | None) -> MatrixChange:
     """What came of one matrix."""
     old, new = before.dense(), after.dense()
@@ -217,12 +234,6 @@ def matrix_change(name: str, before: Update, after: Update, intruders: int | Non
         error=float(torch.linalg.matrix_norm(old - new)),
         intruders=intruders,
     )
-
-
-def layer_of(name: str) -> int | None:
-    """Number of the layer that a module path names."""
-    found = re.search(r"\.(\d+)\.", name)
-    return int(found[1]) if found else None
 
 
 def layer_factors(text: str) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 from rankscope.advise.mitigation import compare_mitigations
 from rankscope.advise.recommend import recommend
 from rankscope.advise.subjects import subject_changes
+from rankscope.analyze.spectra import compared_vectors
 from rankscope.config.analyze import SpectraConfig
 from rankscope.config.file import dump_study, load_study
 from rankscope.config.schema import StudyConfig
@@ -156,17 +157,22 @@ def refuse_other_spectra(study: StudyRecords, config: StudyConfig) -> None:
         BadInput: other k or epsilon; results of two definitions would be compared.
     """
     asked = config.analyze.spectra
-    for trial in study.trials:
-        made = trial.spectra
-        if made is not None and (made.intruder_k, made.intruder_epsilon) != (
-            asked.intruder_k,
-            asked.intruder_epsilon,
-        ):
+    for made in (trial.spectra for trial in study.trials):
+        if made is None:
+            continue
+        if (made.intruder_k, made.intruder_epsilon) != (asked.intruder_k, asked.intruder_epsilon):
             raise BadInput(
                 f"{study.name}: stored spectra were made with intruder_k {made.intruder_k} and "
                 f"intruder_epsilon {made.intruder_epsilon:g}, the study file now asks for "
                 f"{asked.intruder_k} and {asked.intruder_epsilon:g}; use another --out"
             )
+        for matrix in made.matrices:
+            if matrix.top_k != (now := compared_vectors(matrix.shape, asked)):
+                raise BadInput(
+                    f"{study.name}: stored spectra compare {matrix.top_k} singular vectors of "
+                    f"{matrix.name}, by the study file's top_k they now would be {now}; use "
+                    "another --out"
+                )
 
 
 def refuse_other_intruders(study: StudyRecords, inputs: StudyInputs) -> None:

@@ -446,6 +446,19 @@ def test_an_adapter_not_in_plain_pairs_is_refused(tmp_path: Path) -> None:
         load_adapter(folder, "a")
 
 
+def test_a_copy_of_the_output_head_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    """PEFT writes it by default where the head is a target."""
+    with pytest.warns(UserWarning, match="save_embedding_layers"):
+        model, folder = peft_folder(tmp_path, target_modules=["lm_head"])
+    with pytest.raises(BadInput, match="save_embedding_layers=False") as error:
+        load_adapter(folder, "a")
+    assert "'base_model.model.lm_head.base_layer.weight' is a copy of the output" in str(
+        error.value
+    )
+    model.save_pretrained(folder, save_embedding_layers=False)
+    assert set(load_adapter(folder, "a").a) == {"lm_head"}
+
+
 def test_a_pickle_is_refused_and_not_opened(tmp_path: Path) -> None:
     folder = written(tmp_path)
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")

@@ -15,10 +15,9 @@ from rankscope.report.figure import Figure
 from rankscope.report.figures import accuracy, plane, spectra, training, transfer
 from rankscope.report.figures.labels import Label, place
 from rankscope.report.figures.plane import gain_and_fall, plane_front
-from rankscope.report.figures.spectra import fit_growth
 from rankscope.report.figures.training import binned_losses
 from rankscope.report.html import figure_data, sections
-from rankscope.report.style import FULL, MUTED, POINTS, dark_colors
+from rankscope.report.style import FULL, MUTED, POINTS, dark_colors, number
 from rankscope.report.view import StudyView
 from synthetic_study import Truth
 
@@ -166,18 +165,15 @@ def test_the_good_corner_of_the_plane_is_top_right(view: StudyView) -> None:
     assert ring[0].y[0] == pytest.approx(100 * advice.chosen.forgetting.value)
 
 
-def test_fit_growth_finds_a_logarithm_and_a_power_law() -> None:
-    ranks = [2, 8, 32, 128]
-    logarithm = fit_growth(ranks, [0.5 + 0.25 * np.log2(r) for r in ranks])
-    assert logarithm is not None
-    assert logarithm["log"] == pytest.approx((0.5, 0.25, 0.0), abs=1e-9)
-    assert logarithm["power"][2] > 0.01
-    power = fit_growth(ranks, [3.0 * r**0.5 for r in ranks])
-    assert power is not None
-    assert power["power"] == pytest.approx((3.0, 0.5, 0.0), abs=1e-9)
-    assert power["log"][2] > 0.01
-    assert fit_growth([2, 8], [1.0, 2.0]) is None
-    assert fit_growth([2, 8, 32], [0.0, 1.0, 2.0]) is None
+def test_the_norms_sentence_is_the_fit_in_doublings(view: StudyView) -> None:
+    figure = spectra.draw_norm(view, "med")
+    series = view.focus_series("med")
+    assert series is not None
+    norms = [
+        np.mean([t.spectra.frobenius for t in view.trials(arm) if t.spectra]) for arm in series.arms
+    ]
+    slope, start = np.polyfit(np.log2([arm.rank for arm in series.arms]), norms, 1)
+    assert f"= {number(start)} + {number(slope)} log2 r leaves" in figure.finding
 
 
 def test_binned_losses_keep_short_curves_and_thin_long_ones(view: StudyView) -> None:
@@ -204,6 +200,16 @@ def test_intruders_of_a_layer_are_summed_over_its_matrices(view: StudyView) -> N
                 sum(m.intruders for m in s.matrices if m.layer == int(layer)) for s in records
             ]
             assert grid.z[row][column] == pytest.approx(np.mean(counts))
+
+
+def test_every_similarity_has_its_chance_level(view: StudyView) -> None:
+    figure = spectra.draw_similarity(view, "med")
+    assert figure.plot is not None
+    record = next(t.spectra for t in view.study.trials if t.spectra)
+    (matrix, *_) = record.matrices  # all are of one shape
+    drawn = [trace.y[0] for trace in figure.plot.data if "unrelated" in (trace.text or ())]
+    chances = (matrix.chance_subspace, matrix.chance_max, matrix.chance_index)
+    assert drawn == pytest.approx([sum(pair) / 2 for pair in chances])
 
 
 def test_cost_names_the_share_of_full_fine_tuning(view: StudyView) -> None:

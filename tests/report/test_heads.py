@@ -43,6 +43,7 @@ def with_heads(trial: TrialRecords) -> TrialRecords:
         task=trial.spec.task,
         items=20,
         items_asked=20,
+        dtype="bfloat16",
         changes=tuple(
             HeadChange(layer=at, module=module, frobenius=values, relative=values)
             for at in range(LAYERS)
@@ -104,6 +105,7 @@ def test_the_sentence_names_the_head_that_moved_most(view: StudyView) -> None:
     assert figure is not None
     assert f"layer {LAYERS - 1} head {HEADS - 1} in " in figure.finding
     assert "rank correlation is 1" in figure.finding
+    assert "ran in bfloat16, whose rounding" in figure.how_to_read
     values = [row for row in figure.table.rows if row[1].startswith("query heads moved")]
     assert len(values) == 2 * LAYERS * HEADS
     # Entropy that is unknown is no zero.

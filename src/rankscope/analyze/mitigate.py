@@ -68,7 +68,10 @@ def leading_of(tuned: Tensor, base: SVD, k: int) -> tuple[Tensor, Tensor, Tensor
 
 
 def norm_matched(delta: Tensor, change: Change) -> float:
-    """The factor that shrinks the whole update to the norm that the mitigated one has."""
+    """The factor that scales the whole update to the norm that the mitigated one has.
+
+    It may be above 1: intruders are of W, and scaling them takes from W0's share of them as well.
+    """
     whole = float(torch.linalg.matrix_norm(double(delta)))
     if not whole or not change.intruders.count:
         return 1.0

@@ -21,6 +21,7 @@ from rankscope.analyze.intruders import intruders_among
 from rankscope.analyze.tuned import Leading, of_adapter, of_matrix, unchanged
 from rankscope.errors import BadInput, IntegrityError
 from rankscope.models.lora import Adapter, tuned_delta
+from rankscope.models.scaled import layer_of
 from rankscope.records import MatrixSpectrum, SpectraRecord
 
 STORED_SINGULAR_VALUES = 128
@@ -96,6 +97,26 @@ def stable_rank(singular_values: Tensor) -> float:
 def default_top_k(shape: tuple[int, int]) -> int:
     """min(500, d / 4), at least 1: comparing more would find likeness by counting alone."""
     return max(1, min(PAPER_TOP_K, min(shape) // 4))
+
+
+def compared_vectors(shape: tuple[int, int], config: SpectraSettings) -> int:
+    """How many leading vectors of a matrix are compared: as asked or by default, at most all."""
+    return min(config.top_k or default_top_k(shape), *shape)
+
+
+def refuse_too_many(shapes: Mapping[str, tuple[int, int]], asked: Mapping[str, int | None]) -> None:
+    """Raise BadInput where an option asks for more vectors than a matrix, by name, has.
+
+    All vectors of a matrix span what they always spanned: compared, they would be alike whatever
+    happened. None is a default, which fits any.
+    """
+    for name, shape in shapes.items():
+        for option, k in asked.items():
+            if k is not None and not 1 <= k <= min(shape):
+                raise BadInput(
+                    f"{option} {k}: {name} {shape} has {min(shape)} singular vectors; expected 1 "
+                    f"to {min(shape)}"
+                )
 
 
 def similarity(base: SVD, tuned: SVD, k: int) -> Similarity:
@@ -231,7 +252,7 @@ def dense_singular_values(delta: Tensor) -> Tensor:
 def _vectors(weight: Tensor, config: SpectraSettings) -> int:
     """How many leading vectors of W the measures need."""
     shape = (int(weight.shape[0]), int(weight.shape[1]))
-    return min(max(config.top_k or default_top_k(shape), config.intruder_k), min(shape))
+    return min(max(compared_vectors(shape, config), config.intruder_k), min(shape))
 
 
 def _spectrum(
@@ -245,14 +266,14 @@ def _spectrum(
     norm, sigma = delta
     base, after = vectors
     shape = (int(weight.shape[0]), int(weight.shape[1]))
-    k = min(config.top_k or default_top_k(shape), min(shape))
+    k = compared_vectors(shape, config)
     alike = similarity_of(after.left[:k, :k], after.right[:k, :k], shape)
     examined = min(config.intruder_k, min(shape))
     found = intruders_among(after.left[:, :examined], after.S[:examined], config.intruder_epsilon)
     base_norm = float(torch.linalg.vector_norm(double(base.S)))
     return MatrixSpectrum(
         name=name,
-        layer=next((int(part) for part in name.split(".") if part.isdigit()), None),
+        layer=layer_of(name),
         module=name.rsplit(".", 1)[-1],
         shape=shape,
         frobenius=norm,

@@ -11,7 +11,7 @@ from torch import Tensor
 from rankscope.analyze.decomposition import BaseSpectra, svd
 from rankscope.analyze.spectra import SpectraSettings, adapter_matrix, delta_of, full_matrix
 from rankscope.errors import BadInput
-from rankscope.models.adapter_io import load_adapter, recorded_base, refuse_other_base
+from rankscope.models.adapter_io import copies, load_adapter, recorded_base, refuse_other_base
 from rankscope.models.adapter_settings import CONFIG, READ_STARTS, read_config
 from rankscope.models.lora import Adapter
 from rankscope.models.stored_weights import StoredModel
@@ -56,22 +56,42 @@ class StoredTuned:
                     f"adapter {folder}: use_dora with init_lora_weights 'pissa' is not read: its "
                     "norms are of a base without PiSSA's part; expected one of both"
                 )
-            adapter = load_adapter(folder, name, starts=READ_STARTS)
+            # PiSSA's copy of an output head is what its start left of the base's.
+            is_pissa = settings.init_lora_weights == "pissa"
+            adapter = load_adapter(folder, name, starts=READ_STARTS, has_copies=not is_pissa)
             kind: TunedKind = "rslora" if settings.use_rslora else "lora"
-            if settings.init_lora_weights == "pissa":
+            if is_pissa:
                 kind = "pissa"
             if settings.use_dora:
                 kind = "dora"
             return cls(name, folder, kind, adapter=adapter)
         return cls(name, folder, "full", model=StoredModel.open(folder))
 
+    @property
+    def has_one_rank(self) -> bool:
+        """An adapter whose modules all have the same rank."""
+        return self.adapter is not None and len({len(a) for a in self.adapter.a.values()}) == 1
+
     def refuse_other_base(self, base: StoredModel) -> None:
-        """Raise BadInput where an adapter says that it was made for other weights."""
+        """Raise BadInput where an adapter says, or its copy of the output head shows, that it was
+        made for other weights."""
         if self.adapter is None:
             return
         recorded = recorded_base(self.folder)
-        if recorded is not None:
-            refuse_other_base(self.folder, recorded, weights_sha256(base.folder))
+        try:
+            if recorded is not None:
+                refuse_other_base(self.folder, recorded, weights_sha256(base.folder))
+            for name, copy in copies(self.folder).items():
+                if not torch.equal(copy, base.weight(name).to(copy.dtype)):
+                    raise BadInput(
+                        f"adapter {self.folder}: its copy of {name} is not the base's: of another "
+                        "base, or trained itself"
+                    )
+        except BadInput as error:
+            raise BadInput(
+                f"{error}; give the base that it was trained on, or --force to compare it with "
+                "this one"
+            ) from error
 
     def matrix(
         self, name: str, weight: Tensor, settings: SpectraSettings, cache: BaseSpectra

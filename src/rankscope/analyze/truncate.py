@@ -9,16 +9,12 @@ from rankscope.analyze.decomposition import double
 
 
 class Truncated(NamedTuple):
-    """Factors of the nearest matrix of smaller rank, and what was lost."""
+    """Factors of the nearest matrix of smaller rank."""
 
     A: Tensor
     """(R, n) float64."""
     B: Tensor
     """(m, R) float64."""
-    lost: float
-    """|B A - B' A'|_F: the root of the sum of the squared singular values left out."""
-    whole: float
-    """|B A|_F."""
 
 
 def truncated(A: Tensor, B: Tensor, rank: int) -> Truncated:
@@ -38,6 +34,4 @@ def truncated(A: Tensor, B: Tensor, rank: int) -> Truncated:
     return Truncated(
         A=root[:, None] * (vh[:rank] @ q_a.mT),
         B=(q_b @ u[:, :rank]) * root,
-        lost=float(torch.linalg.vector_norm(s[rank:])),
-        whole=float(torch.linalg.vector_norm(s)),
     )

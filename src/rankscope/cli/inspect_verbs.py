@@ -1,5 +1,6 @@
 """Verbs that look into tuned models."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +10,19 @@ from rankscope.cli.application import AsJson, app
 from rankscope.cli.terminal import err_console, print_json, show, tell
 
 
+def refuse_idle(ctx: typer.Context, names: Sequence[str], needed: str) -> None:
+    """Raise BadInput for options that were given and do nothing without another."""
+    from rankscope.errors import BadInput
+
+    for name in names:
+        if (source := ctx.get_parameter_source(name)) is not None and source.name != "DEFAULT":
+            option = f"--{name.replace('_', '-')}"
+            raise BadInput(f"{ctx.info_name}: {option} does nothing without {needed}")
+
+
 @app.command()
 def inspect(
+    ctx: typer.Context,
     base: Annotated[
         str, typer.Argument(metavar="BASE", help="Model folder, hub id, 'pocket' or fetched name.")
     ],
@@ -42,6 +54,9 @@ def inspect(
     data_dir: Annotated[
         Path | None, typer.Option(help="With --heads: folder of the named tasks' files.")
     ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="With --heads: float32, bfloat16 or auto, the machine's fast one.")
+    ] = "float32",
     as_json: AsJson = False,
 ) -> None:
     """Look through adapters and checkpoints; nothing is trained.
@@ -51,14 +66,14 @@ def inspect(
     Example: rankscope inspect ./base ./adapter-r8 ./adapter-r64 --out looked
     """
     from rankscope.disk import made_folder
-    from rankscope.errors import BadInput
     from rankscope.inspection import InspectSettings
     from rankscope.inspection import inspect as look
     from rankscope.screens.inspection import inspection_screen
     from rankscope.watch import Screen
 
-    if ablate and heads is None:
-        raise BadInput("inspect: --ablate needs --heads TASK, the task that was trained on")
+    if heads is None:
+        idle = ("ablate", "items", "data_dir", "dtype")
+        refuse_idle(ctx, idle, "--heads TASK, the task that was trained on")
     settings = InspectSettings(top_k, intruder_k, epsilon)
     with made_folder(out), Screen(err_console) as screen:
         if heads is None:
@@ -66,7 +81,7 @@ def inspect(
         else:
             from rankscope.head_inspection import HeadSettings, check, with_heads
 
-            asked = HeadSettings(heads, tuple(ablate or ()), items, data_dir)
+            asked = HeadSettings(heads, tuple(ablate or ()), items, data_dir, dtype)
             check(base, asked)
             found = look(base, tuned, settings, any_base=force, watcher=screen)
             found = with_heads(found, asked, watcher=screen)
@@ -83,6 +98,7 @@ def inspect(
 
 @app.command()
 def shrink(
+    ctx: typer.Context,
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT adapter's folder.")],
     out: Annotated[Path, typer.Option(help="Folder of the new adapter.")],
     rank: Annotated[int | None, typer.Option(help="Cut to this rank, optimally.")] = None,
@@ -113,6 +129,7 @@ def shrink(
     Example: rankscope shrink ./adapter-r64 --rank 16 --out adapter-r16
     """
     from rankscope import shrinking
+    from rankscope.disk import made_folder
     from rankscope.errors import BadInput
     from rankscope.inspection import InspectSettings
     from rankscope.screens.inspection import change_screen
@@ -121,16 +138,19 @@ def shrink(
     action = shrinking.actions_asked(named)
     if (mitigate is None) != (factor is None) or mitigate not in (None, "intruders"):
         raise BadInput("shrink: expected '--mitigate intruders' together with '--lambda L'")
-    source = shrinking.Source.open(adapter, base, any_base=force)
-    if action == "--rank" and rank is not None:
-        changes = [shrinking.truncate(source, out, rank)]
-    elif action == "--scale" and scale is not None:
-        changes = [shrinking.scale(source, out, scale)]
-    elif action == "--layer-scale" and layer_scale is not None:
-        changes = [shrinking.layer_scale(source, out, *shrinking.layer_factors(layer_scale))]
-    else:
-        settings = InspectSettings(None, intruder_k, epsilon)
-        changes = [*shrinking.mitigate(source, out, factor or 0.0, settings)]
+    if mitigate is None:
+        refuse_idle(ctx, ("intruder_k", "epsilon"), "--mitigate intruders")
+    with made_folder(out):
+        source = shrinking.Source.open(adapter, base, any_base=force)
+        if action == "--rank" and rank is not None:
+            changes = [shrinking.truncate(source, out, rank)]
+        elif action == "--scale" and scale is not None:
+            changes = [shrinking.scale(source, out, scale)]
+        elif action == "--layer-scale" and layer_scale is not None:
+            changes = [shrinking.layer_scale(source, out, *shrinking.layer_factors(layer_scale))]
+        else:
+            settings = InspectSettings(None, intruder_k, epsilon)
+            changes = [*shrinking.mitigate(source, out, factor or 0.0, settings)]
     if as_json:
         print_json([change.model_dump(mode="json") for change in changes])
     else:

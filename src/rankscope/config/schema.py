@@ -170,7 +170,7 @@ class EvaluateConfig(Section):
         BeforeValidator(as_list, json_schema_input_type=IntruderScale | list[IntruderScale]),
     ] = []
     """The same with the intruder dimensions alone scaled by each, 0 removing them; beside it a
-    control, the whole update of every matrix shrunk to the same norm."""
+    control, the whole update of every matrix scaled to the same norm."""
     batch_tokens: int = Field(4096, ge=64)
     """Tokens per forward pass; recorded, since it can move the last digits."""
     max_new_tokens: int = Field(256, ge=1)

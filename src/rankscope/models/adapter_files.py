@@ -51,6 +51,7 @@ def rewrite(source: Path, out: Path, changed: Mapping[str, Module], note: str) -
         BadInput: ``out`` holds something already.
         DiskFull: ``out`` is left as it was.
     """
+    out = out.resolve()  # "x/.." has no name to put a copy beside
     refuse_taken(out)
     aside = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:

@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig, TaskType
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from rankscope.errors import BadInput, IntegrityError
 from rankscope.models.adapter_settings import (
@@ -33,6 +33,10 @@ BASE_HASH = "rankscope_base_sha256"
 PREFIX = "base_model.model."
 MAGNITUDE = ".lora_magnitude_vector"
 """Ends the name of DoRA's m."""
+
+
+COPY = ".base_layer.weight"
+"""Ends the name of a base weight that PEFT wrote along."""
 
 
 def save_adapter(adapter: Adapter, trial: TrialSpec, base: ModelRecord, folder: Path) -> None:
@@ -160,6 +164,8 @@ def load_adapter(
     slot: str,
     base: ModelRecord | None = None,
     starts: Collection[object] = PLAIN_STARTS,
+    *,
+    has_copies: bool = False,
 ) -> Adapter:
     """Read a LoRA or DoRA adapter that PEFT or Rankscope wrote, strictly.
 
@@ -171,6 +177,8 @@ def load_adapter(
         slot: the name it gets in a pack.
         base: refuse an adapter whose recorded base hash differs; one without a hash is accepted.
         starts: values of PEFT's ``init_lora_weights`` that the caller knows how to read.
+        has_copies: leave out PEFT's copy of an output head, which the caller compares with the
+            base's; refused otherwise.
 
     Raises:
         BadInput: no such files, a pickle, a PEFT type other than LoRA, or another base.
@@ -183,7 +191,16 @@ def load_adapter(
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            for key in file.keys():  # noqa: SIM118 - not a mapping
+            keys = list(file.keys())
+            for key in keys:
+                if is_copy(key, keys):
+                    if has_copies:
+                        continue
+                    raise BadInput(
+                        f"{path}: {key!r} is a copy of the output head, which is read from the "
+                        "base alone; expected A and B: load the adapter with PEFT and write it by "
+                        "save_pretrained(FOLDER, save_embedding_layers=False)"
+                    )
                 name, part = module_and_part(key, path)
                 tensor = file.get_tensor(key).float()
                 if not torch.isfinite(tensor).all():
@@ -238,6 +255,25 @@ def adapter_sha256(folder: Path) -> str:
         return sha256_json([sha256_file(folder / name) for name in (CONFIG, WEIGHTS)])
     except OSError as error:
         raise BadInput(f"adapter {folder}: cannot be read: {error}") from error
+
+
+def is_copy(key: str, keys: Collection[str]) -> bool:
+    """Whether a tensor is an output head's own weight, which PEFT writes beside its A and B.
+
+    PEFT loads it in place of the base's. They are equal unless somebody trained it.
+    """
+    return key.endswith(COPY) and f"{key.removesuffix(COPY)}.lora_A.weight" in keys
+
+
+def copies(folder: Path) -> dict[str, Tensor]:
+    """PEFT's copies of base weights in a readable adapter, by module path."""
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        keys = list(file.keys())
+        return {
+            key.removeprefix(PREFIX).removesuffix(COPY): file.get_tensor(key)
+            for key in keys
+            if is_copy(key, keys)
+        }
 
 
 def module_and_part(key: str, path: Path) -> tuple[str, str]:

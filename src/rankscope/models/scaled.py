@@ -19,6 +19,12 @@ FactorOf = Callable[[str], float]
 """Name of a module or parameter -> its factor f."""
 
 
+def layer_of(name: str) -> int | None:
+    """Number of the layer that a module or parameter path names, from 0; None outside of layers."""
+    found = re.search(r"(?:^|\.)([0-9]+)\.", name)
+    return int(found[1]) if found else None
+
+
 def factors(variant: Variant, num_layers: int) -> FactorOf:
     """The factor of every module under a variant.
 
@@ -29,10 +35,9 @@ def factors(variant: Variant, num_layers: int) -> FactorOf:
         return lambda name: variant.strength
 
     def of_depth(name: str) -> float:
-        found = re.search(r"(?:^|\.)([0-9]+)\.", name)
-        last = num_layers - 1
-        outside = 0 if FIRST.search(name) else last
-        layer = int(found[1]) if found is not None else outside
+        last, layer = num_layers - 1, layer_of(name)
+        if layer is None:
+            layer = 0 if FIRST.search(name) else last
         return variant.strength + (1 - variant.strength) * layer / max(1, last)
 
     return of_depth

@@ -78,6 +78,9 @@ class HeadsRecord(Record):
     items: int
     items_asked: int
     """The most that there might have been, of every task."""
+    dtype: str | None = None
+    """What the models ran in, such as ``float32``; in ``bfloat16`` rounding alone moves a head's
+    cost by hundredths of a nat. None in records of before."""
     changes: tuple[HeadChange, ...]
     """Of the attention matrices that training changed."""
     base: tuple[LayerHeads, ...]

@@ -1,6 +1,8 @@
 """What ``inspect`` found in adapters and fine-tuned checkpoints."""
 
 import math
+from collections.abc import Sequence
+from statistics import fmean, linear_regression
 from typing import Literal
 
 from rankscope.records.heads import HeadsRecord
@@ -9,6 +11,10 @@ from rankscope.records.spectra import SpectraRecord
 from rankscope.records.study import Provenance
 
 TunedKind = Literal["lora", "rslora", "dora", "pissa", "full"]
+
+
+FEWEST_RANKS = 3
+"""A line through two points always fits."""
 
 
 class NormGrowth(Record):
@@ -26,6 +32,36 @@ class NormGrowth(Record):
     power: float
     """Exponent p of c r^p, fitted in logarithms: the rival."""
     power_rms: float
+
+    @classmethod
+    def fit(cls, ranks: Sequence[int], norms: Sequence[float]) -> "NormGrowth | None":
+        """Fit both, with the residual of each.
+
+        Args:
+            ranks: of adapters trained alike but for the rank.
+            norms: |dW|_F of each over the same matrices.
+
+        Returns:
+            None with fewer than three different ranks, or where an update is zero.
+        """
+        if len(set(ranks)) < FEWEST_RANKS or min(norms) <= 0:
+            return None
+        x = [math.log(rank) for rank in ranks]
+        slope, start = linear_regression(x, norms)
+        power, level = linear_regression(x, [math.log(norm) for norm in norms])
+
+        def rms(fitted: Sequence[float]) -> float:
+            return math.sqrt(fmean((a - b) ** 2 for a, b in zip(norms, fitted, strict=True)))
+
+        return cls(
+            ranks=tuple(ranks),
+            norms=tuple(norms),
+            start=start,
+            slope=slope,
+            rms=rms([start + slope * at for at in x]),
+            power=power,
+            power_rms=rms([math.exp(level + power * at) for at in x]),
+        )
 
 
 class TunedModel(Record):

@@ -2,6 +2,9 @@
 
 import math
 from functools import cache
+from typing import Any
+
+from pydantic import computed_field, model_validator
 
 from rankscope.records.record import Record
 
@@ -64,6 +67,15 @@ class MatrixSpectrum(Record):
     """Of the vectors compared, those in a cluster of singular values so close that rounding to
     float32 may turn them by more than a sine of .01."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def without_computed(cls, values: Any) -> Any:
+        """A stored record, which names what is computed too, is read like one that does not."""
+        if not isinstance(values, dict):
+            return values
+        return {name: v for name, v in values.items() if name not in cls.model_computed_fields}
+
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def chance_index(self) -> tuple[float, float]:
         """Expected index-matched similarity of unrelated vectors, left and right.
@@ -73,6 +85,7 @@ class MatrixSpectrum(Record):
         left, right = (math.sqrt(2 / (math.pi * size)) for size in self.shape)
         return left, right
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def chance_max(self) -> tuple[float, float]:
         """Expected max-matched similarity of unrelated vectors, left and right."""

@@ -15,7 +15,7 @@ class Variant:
     ``scale``: all of it times ``strength``; ``layers``: times a factor that rises linearly with
     depth from ``strength`` in the first layer to 1 in the last (LiNeS, arXiv 2410.17146).
     ``intruders``: the intruder dimensions of every matrix times ``strength`` (arXiv 2410.21228);
-    ``control``: the whole update of every matrix shrunk to the norm that it has then.
+    ``control``: the whole update of every matrix scaled to the norm that it has then.
     """
 
     kind: VariantKind

@@ -7,6 +7,7 @@ from plotly.offline import get_plotlyjs
 
 from rankscope.records import Inspection
 from rankscope.report.figures import inspected
+from rankscope.report.figures.head_maps import precision
 from rankscope.report.figures.inspected_heads import head_figures
 from rankscope.report.page import Section, embedded, figure_data, source, templates, write_page
 from rankscope.report.style import dark_colors
@@ -54,6 +55,7 @@ def sections(found: Inspection) -> list[Section]:
         ),
     ]
     if heads := head_figures(found):
-        lead = "What tuning did to each head of each layer, on the same items before and after."
+        lead = "What tuning did to each head of each layer, on the same items before and after. "
+        lead += precision(next(m.heads.dtype for m in found.tuned if m.heads is not None))
         parts.append(Section("heads", "Attention heads", lead, heads))
     return parts

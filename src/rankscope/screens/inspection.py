@@ -119,6 +119,7 @@ def inspected_heads(name: str, heads: HeadsRecord) -> Table:
     )
     numbers += ("skill", "lost") if heads.roles else ()
     title = f"{name}, heads that moved most (layer.head); {heads.items} items of {heads.task}"
+    title += f", {heads.dtype}" if heads.dtype else ""
     table = listing(title, numbers, frozenset(numbers))
     roles = {(role.layer, role.head): role for role in heads.roles}
     for layer, head, moved in most_moved(heads):
@@ -134,9 +135,9 @@ def inspected_heads(name: str, heads: HeadsRecord) -> Table:
 
 def inspected_ablations(name: str, heads: HeadsRecord) -> Table:
     """By task: scores, and the head and the layer of heads whose removal costs most."""
-    numbers = ("items", "score before", "after", "costliest head", "nats", "layer", "nats ")
-    title = f"{name}, heads removed; cost on the right answer after tuning"
-    table = listing(title, ("task", *numbers), frozenset(numbers))
+    numbers = ("items", "before", "after", "head", "nats", "layer", "nats ")
+    title = f"{name}, heads removed: scores; costliest head and layer after tuning, right answer"
+    table = listing(title, ("task", "score", *numbers), frozenset(numbers))
     for found in heads.ablations:
         costs = [
             (-change, f"{layer}.{head}")
@@ -148,6 +149,7 @@ def inspected_ablations(name: str, heads: HeadsRecord) -> Table:
         most_of_all, layer = max(whole) if whole else (None, "-")
         table.add_row(
             visible(found.task),
+            found.metric,
             str(found.items),
             f"{found.base_score:.3f}",
             f"{found.tuned_score:.3f}",
@@ -161,7 +163,14 @@ def inspected_ablations(name: str, heads: HeadsRecord) -> Table:
 
 def change_screen(changes: Sequence[AdapterChange]) -> RenderableType:
     """What ``shrink`` prints: per adapter written, each matrix and the whole."""
-    return Group(*(part for change in changes for part in changed_matrices(change)))
+    parts = [part for change in changes for part in changed_matrices(change)]
+    last = changes[-1].matrices
+    grown = sum(1 for m in last if m.intruders and m.frobenius_after > m.frobenius_before)
+    notes = [
+        f"{grown} of {len(last)} matrices are further from the base than before, their controls as "
+        "well: intruders are of the whole weight, and the base's share of them is scaled too"
+    ]
+    return Group(*parts, *notes_lines(notes if grown else []))
 
 
 def changed_matrices(change: AdapterChange) -> tuple[RenderableType, ...]:

@@ -263,6 +263,7 @@ class HeadStudy:
             task=self.task.name,
             items=len(self.task.trees),
             items_asked=self.items_asked,
+            dtype=base.record.dtype,
             changes=changes_of(self.layout, slot, base, tuned, stored),
             base=self.base.layers,
             tuned=found.layers,

@@ -63,6 +63,14 @@ def largest(values: Map) -> tuple[int, int]:
     return int(layer), int(head)
 
 
+def precision(dtype: str | None) -> str:
+    """What the models ran in, and what that does to small values; empty where it is not known."""
+    if dtype is None:
+        return ""
+    coarse = ", whose rounding alone moves costs by hundredths of a nat"
+    return f"The models ran in {dtype}{'' if dtype == 'float32' else coarse}."
+
+
 def panels_plot(panels: Sequence[Panel], labels: Sequence[str]) -> tuple[go.Figure, list[Choice]]:
     """The panels in one row, and the drop-down's entries."""
     widths = [max(NARROWEST, CELL * panel.width) for panel in panels]

@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 
 from rankscope.records import ArmSummary, HeadsRecord, LayerHeads
 from rankscope.report.figure import Choice, Column, Figure, axis, layout, name, table
-from rankscope.report.figures.head_maps import Map, heat, largest, stacked
+from rankscope.report.figures.head_maps import Map, heat, largest, precision, stacked
 from rankscope.report.style import MUTED, count, number
 from rankscope.report.view import StudyView
 
@@ -122,6 +122,7 @@ def draw(view: StudyView, task: str) -> Figure | None:
             "answer than it costs the base."
         )
     widest = max(found.shape[1] for found in maps.values())
+    how = f"{how} {precision(record.dtype)}".rstrip()
     return Figure(
         key=f"heads-{view.training_tasks.index(task)}",
         title=f"Attention heads, {task}",

@@ -15,6 +15,7 @@ from rankscope.report.figures.head_maps import (
     largest,
     min_width,
     panels_plot,
+    precision,
     stacked,
 )
 from rankscope.report.style import BETTER, NEUTRAL, WORSE, count, listing, number
@@ -184,9 +185,10 @@ def draw_ablations(models: Sequence[tuple[str, HeadsRecord]]) -> Figure:
         finding=f"Most costly after tuning: {listing(said)} of the right answer.",
         table=table(columns, rows),
         plot=plot,
-        how_to_read="Exact: the head's output is set to zero and the items are scored again. Blue "
-        "heads are of use, orange ones in the way; costs do not add up over heads. The table ends "
-        "with whole layers, where no head is named.",
+        how_to_read="Exact but for rounding: the head's output is set to zero and the items are "
+        "scored again. Blue heads are of use, orange ones in the way; costs do not add up over "
+        "heads. The table ends with whole layers, where no head is named. "
+        f"{precision(models[0][1].dtype)}".rstrip(),
         choices=tuple(choices),
         choice_name="Model and task",
         min_width=min_width(panels),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from rankscope.records import ArmSummary, MatrixSpectrum, SpectraRecord, TrialRecords
+from rankscope.records import ArmSummary, MatrixSpectrum, NormGrowth, SpectraRecord, TrialRecords
 from rankscope.report.figure import Column, Figure, axis, layout, name, table
 from rankscope.report.figures.rank_axis import (
     Line,
@@ -24,6 +24,8 @@ from rankscope.report.style import MANY, MINUS, MUTED, NONE_YET, number
 from rankscope.report.view import Series, StudyView
 
 Measure = Callable[[SpectraRecord], float | None]
+Pair = Callable[[MatrixSpectrum], tuple[float, float]]
+"""Something of the left and of the right vectors."""
 
 
 def mean_over_matrices(value: Callable[[MatrixSpectrum], float]) -> Measure:
@@ -48,17 +50,16 @@ def _figure(
     view: StudyView,
     task: str,
     panels: list[tuple[str, Measure]],
-    first_panel: Sequence[Line] = (),
+    references: Sequence[Sequence[Line]] = (),
     **texts: str,
 ) -> tuple[Figure, list[Callable[[ArmSummary], Point | None]]]:
+    """``references`` are lines of each panel beside that of full fine-tuning."""
     values = [_of_arm(view, measure) for _, measure in panels]
     drawn = [
-        Panel(
-            text,
-            value,
-            lines=(*full_line(view, task, value), *(first_panel if place == 0 else ())),
+        Panel(text, value, lines=(*full_line(view, task, value), *lines))
+        for (text, _), value, lines in zip(
+            panels, values, references or [()] * len(panels), strict=True
         )
-        for place, ((text, _), value) in enumerate(zip(panels, values, strict=True))
     ]
     columns = [Column("arm"), Column("rank", 0)]
     for text, _ in panels:
@@ -83,39 +84,6 @@ def _figure(
 NOTHING = "No trial has a spectra record, so there is nothing to show here."
 
 
-def fit_growth(
-    ranks: list[int], norms: list[float]
-) -> dict[str, tuple[float, float, float]] | None:
-    """Least-squares fits of |dW|_F against rank: what arXiv 2512.15634 claims, and its rival.
-
-    Args:
-        ranks: at least three different ranks.
-        norms: positive norms, same length.
-
-    Returns:
-        ``log``: (a, b, rms) of a + b log2 r, and ``power``: (c, p, rms) of c r^p fitted in
-        logarithms; rms is the residual's root mean square in the norm's own unit. None where there
-        are fewer than three ranks.
-    """
-    if len(set(ranks)) < 3 or min(norms) <= 0:
-        return None
-    x, y = np.log2(np.asarray(ranks, float)), np.asarray(norms, float)
-    slope, start = np.polyfit(x, y, 1)
-    power, log_start = np.polyfit(x, np.log(y), 1)
-
-    def rms(fitted: np.typing.NDArray[np.float64]) -> float:
-        return float(np.sqrt(np.mean((y - fitted) ** 2)))
-
-    return {
-        "log": (float(start), float(slope), rms(start + slope * x)),
-        "power": (
-            float(np.exp(log_start)),
-            float(power / math.log(2)),
-            rms(np.exp(log_start + power * x)),
-        ),
-    }
-
-
 def draw_norm(view: StudyView, task: str) -> Figure:
     """|dW|_F against log2 rank with the logarithmic fit."""
     figure, (value, _) = _figure(
@@ -136,10 +104,10 @@ def draw_norm(view: StudyView, task: str) -> Figure:
     found = [(arm.rank or 1, point.value) for arm, point in points if point is not None]
     if not found or line is None:
         return _with(figure, NOTHING)
-    fits = fit_growth([r for r, _ in found], [v for _, v in found])
-    if fits is not None and figure.plot is not None:
-        _add_fit(figure.plot, [r for r, _ in found], fits["log"])
-    text = _fit_sentence(line, found, fits)
+    fit = NormGrowth.fit([r for r, _ in found], [v for _, v in found])
+    if fit is not None and figure.plot is not None:
+        _add_fit(figure.plot, fit)
+    text = _fit_sentence(line, found, fit)
     full = view.best_full(task)
     full_point = value(full) if full else None
     if full_point:
@@ -161,25 +129,25 @@ def _with(figure: Figure, finding: str) -> Figure:
 def _fit_sentence(
     line: Series,
     found: list[tuple[int, float]],
-    fits: dict[str, tuple[float, float, float]] | None,
+    fit: NormGrowth | None,
 ) -> str:
-    if fits is None:
+    if fit is None:
         values = ", ".join(f"{number(v)} at r={rank}" for rank, v in found)
         return f"At {line.label} |dW|_F is {values}. A fit needs three ranks."
-    a, b, rms = fits["log"]
-    _, p, power_rms = fits["power"]
+    a, b = fit.start, fit.slope * math.log(2)
     mean = sum(v for _, v in found) / len(found)
-    closer = "a power law" if power_rms < rms else "the logarithm"
+    closer = "a power law" if fit.power_rms < fit.rms else "the logarithm"
     return (
         f"At {line.label}, |dW|_F = {number(a)} {'+' if b >= 0 else MINUS} {number(abs(b))} log2 r "
-        f"leaves a residual of {number(rms)} ({number(100 * rms / mean)} % of the mean norm); "
-        f"a power law r^{number(p)} leaves {number(power_rms)}, so {closer} is closer."
+        f"leaves a residual of {number(fit.rms)} ({number(100 * fit.rms / mean)} % of the mean "
+        f"norm); a power law r^{number(fit.power)} leaves {number(fit.power_rms)}, so {closer} is "
+        "closer."
     )
 
 
-def _add_fit(plot: go.Figure, ranks: list[int], fit: tuple[float, float, float]) -> None:
-    start, slope, _ = fit
-    ends = [math.log2(min(ranks)), math.log2(max(ranks))]
+def _add_fit(plot: go.Figure, fit: NormGrowth) -> None:
+    start, slope = fit.start, fit.slope * math.log(2)
+    ends = [math.log2(min(fit.ranks)), math.log2(max(fit.ranks))]
     plot.add_scatter(
         x=ends,
         y=[start + slope * x for x in ends],
@@ -204,7 +172,8 @@ def draw_effective_rank(view: StudyView, task: str) -> Figure:
         key="effective-rank",
         title="Directions the update uses",
         how_to_read="Effective rank: exp of the entropy of the singular values' shares. Stable "
-        "rank: |dW|_F² over the largest singular value squared. Both are at most the rank.",
+        "rank: |dW|_F² over the largest singular value squared. Both are at most the rank of dW: "
+        "of LoRA r, of PiSSA 2r, of DoRA and full fine-tuning the smaller side of the matrix.",
     )
     line = view.focus_series(task)
     found = [
@@ -223,31 +192,35 @@ def draw_effective_rank(view: StudyView, task: str) -> Figure:
 _effective = mean_over_matrices(lambda m: m.effective_rank)
 
 
-def _side_mean(pair: tuple[float, float]) -> float:
-    return (pair[0] + pair[1]) / 2
+def _sides(pair: Pair) -> Measure:
+    """The mean over matrices and over left and right."""
+    return mean_over_matrices(lambda m: sum(pair(m)) / 2)
+
+
+SIMILARITIES: tuple[tuple[str, Pair, Pair], ...] = (
+    ("same subspace, |C|_F² / k", lambda m: m.similarity_subspace, lambda m: m.chance_subspace),
+    ("best match, mean of max |C_ij|", lambda m: m.similarity_max, lambda m: m.chance_max),
+    ("same index, mean of |C_ii|", lambda m: m.similarity_index, lambda m: m.chance_index),
+)
+"""Heading, similarity, and what unrelated vectors would give."""
 
 
 def draw_similarity(view: StudyView, task: str) -> Figure:
     """Similarity of the leading singular vectors before and after, three definitions."""
-    subspace = mean_over_matrices(lambda m: _side_mean(m.similarity_subspace))
-    chance = _chance(view, task)
-    references = []
-    if chance is not None:
-        references = [Line("unrelated", Point(chance, None, None), MUTED, "dot")]
+    chances = [_chance(view, task, chance) for _, _, chance in SIMILARITIES]
     figure, values = _figure(
         view,
         task,
-        [
-            ("same subspace, |C|_F² / k", subspace),
-            ("best match, mean of max |C_ij|", _matched),
-            ("same index, mean of |C_ii|", mean_over_matrices(_index_matched)),
-        ],
+        [(heading, _sides(pair)) for heading, pair, _ in SIMILARITIES],
         key="similarity",
         title="Singular vectors before and after",
         how_to_read="1 is unchanged. Means over matrices, left and right vectors; C holds the "
-        "cosines between the leading vectors of W0 and of W. Dotted: the subspace similarity of "
-        "unrelated vectors, k/d.",
-        first_panel=references,
+        "cosines between the leading vectors of W0 and of W. Dotted: what unrelated vectors would "
+        "give; of subspaces k/d.",
+        references=[
+            [] if chance is None else [Line("unrelated", Point(chance, None, None), MUTED, "dot")]
+            for chance in chances
+        ],
     )
     line = view.focus_series(task)
     found = [
@@ -261,19 +234,11 @@ def draw_similarity(view: StudyView, task: str) -> Figure:
     full = view.best_full(task)
     point = values[0](full) if full else None
     text += f"; full {number(point.value, 3)}" if point else ""
-    return _with(figure, f"{text}. Unrelated vectors would give {number(chance, 3)}.")
+    return _with(figure, f"{text}. Unrelated vectors would give {number(chances[0], 3)}.")
 
 
-def _matched(spectra: SpectraRecord) -> float | None:
-    return mean_over_matrices(lambda m: _side_mean(m.similarity_max))(spectra)
-
-
-def _index_matched(matrix: MatrixSpectrum) -> float:
-    return _side_mean(matrix.similarity_index)
-
-
-def _chance(view: StudyView, task: str) -> float | None:
-    measure = mean_over_matrices(lambda m: _side_mean(m.chance_subspace))
+def _chance(view: StudyView, task: str, pair: Pair) -> float | None:
+    measure = _sides(pair)
     found = [measure(t.spectra) for a in view.arms(task) for t in view.trials(a) if t.spectra]
     known = [value for value in found if value is not None]
     return sum(known) / len(known) if known else None
