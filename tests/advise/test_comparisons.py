@@ -15,7 +15,7 @@ from rankscope.advise.recommend import _chosen, recommend
 from rankscope.advise.significance import holm
 from rankscope.advise.statistics import standard_error
 from rankscope.advise.summaries import Arm, pareto_front, summarize
-from rankscope.records import BASE, EvalKey, StudyRecords, TaskAdvice
+from rankscope.records import BASE, EvalKey, Status, StudyRecords, TaskAdvice
 from synthetic_study import Truth, synthetic_study
 
 TRUTH = Truth(ranks=(2, 8, 32), num_items=120, tasks=("med", "law"), retention=("general", "more"))
@@ -253,7 +253,35 @@ def test_a_rate_at_the_end_of_its_list_names_the_next() -> None:
     assert (rate["lr"], round(rate["next"], 4)) == (1e-2, 0.0316)
 
 
-def test_all_failed_asks_for_a_lower_rate() -> None:
-    failed = {(r, 1e-3, s): "diverged" for r in (2, 8, 32) for s in (0, 1, 2)}
+@pytest.mark.parametrize(
+    ("status", "asked", "unasked"),
+    [
+        ("diverged", ["learning rate of 0.0001 or less"], ["memory", "--retry-failed"]),
+        (
+            "oom",
+            ["train.gradient_checkpointing: true", "train.max_length", "--retry-failed"],
+            ["learning rate", "evaluate.batch_tokens"],
+        ),
+        ("failed", ["(simulated: failed at step 7)", "--retry-failed"], ["learning rate"]),
+    ],
+)
+def test_where_all_failed_the_next_step_is_against_what_failed(
+    status: Status, asked: list[str], unasked: list[str]
+) -> None:
+    failed = {(r, 1e-3, s): status for r in (2, 8, 32) for s in (0, 1, 2)}
     (advice,) = recommend(synthetic_study(Truth(failed=failed, full_lrs=()))).advice
-    assert needs(advice, "learning_rate") == [{"lr": 1e-4}]
+    (need,) = advice.needs
+    assert need.values[status] == 9
+    for said in (need.text, advice.headline):
+        assert all(words in said for words in asked)
+        assert not any(words in said for words in unasked)
+
+
+def test_what_could_not_be_scored_is_not_told_to_train_otherwise() -> None:
+    failed: dict[tuple[int | None, float, int], Status] = {(8, 1e-3, s): "oom" for s in (0, 1, 2)}
+    truth = Truth(ranks=(8,), full_lrs=(), seeds=(0, 1, 2))
+    trained = synthetic_study(truth).trials[0].train
+    study = synthetic_study(dataclasses.replace(truth, failed=failed))
+    trials = tuple(dataclasses.replace(t, train=trained) for t in study.trials)
+    (advice,) = recommend(dataclasses.replace(study, trials=trials)).advice
+    assert "try a smaller evaluate.batch_tokens, and run again" in advice.headline

@@ -11,7 +11,7 @@ from rankscope.advise.case import Case
 from rankscope.advise.choose import Candidate
 from rankscope.advise.comparisons import arm_difference, net_difference
 from rankscope.advise.limits import FIRM_SEEDS
-from rankscope.advise.needs import enough_text
+from rankscope.advise.needs import after_failures, enough_text
 from rankscope.advise.significance import ALPHA, holm
 from rankscope.advise.summaries import Arm
 from rankscope.advise.wording import amount, count, difference, evidence, level, settings
@@ -69,7 +69,9 @@ def _without_candidates(case: Case) -> Verdict:
     if not case.trials:
         return _undecided(f"No arm was trained on {case.task}: only the base is known.")
     if done == 0:
-        todo = "Run the study again to go on." if case.waiting else "Lower the learning rate."
+        todo = " ".join(need.text for need in after_failures(case))
+        if case.waiting:
+            todo = "Run the study again to go on."
         return _undecided(
             f"No trial on {case.task} has finished: {len(case.failed)} failed, {case.waiting} to "
             f"run. {todo}"

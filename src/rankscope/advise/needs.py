@@ -1,16 +1,17 @@
 """What would decide an open question, or make an answer firm: items, seeds, rates, runs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from rankscope.advise.case import Case
 from rankscope.advise.limits import FIRM_SEEDS
 from rankscope.advise.power import Enough, enough, items_needed
 from rankscope.advise.summaries import Arm, retention_tasks
 from rankscope.advise.wording import amount, count
-from rankscope.records import Estimate, Need
+from rankscope.records import Estimate, Need, TrialRecords
 
 NEXT_RATE = 10**0.5
 """Factor to the next learning rate beyond the end of a list: half a power of ten."""
+AGAIN = "run again with --retry-failed"
 TYPICAL_DISCORDANCE = 0.1
 """Share of items on which two models differ, where nothing was measured."""
 
@@ -92,18 +93,63 @@ def _runs(case: Case) -> Iterator[Need]:
             text=f"{count(case.waiting, 'trial')} still to run: the same command continues.",
             values={"waiting": float(case.waiting)},
         )
-    if case.failed and not any(t.status == "done" for t in case.trials):
-        lowest = min(t.spec.lr for t in case.failed)
-        yield Need(
-            kind="learning_rate",
-            text=f"Every trial failed: try a learning rate of {lowest / 10:.3g} or less.",
-            values={"lr": lowest / 10},
-        )
+    if not any(t.status == "done" for t in case.trials):
+        yield from after_failures(case)
     if not retention_tasks(case.study, case.task):
         yield Need(
             kind="retention",
             text="Name a retention task: forgetting was not measured.",
         )
+
+
+def after_failures(case: Case) -> Iterator[Need]:
+    """What to change where every trial failed: one need for each way in which they did."""
+    by_status = {
+        s: [t for t in case.failed if t.status == s] for s in ("diverged", "oom", "failed")
+    }
+    if diverged := by_status["diverged"]:
+        lower = min(t.spec.lr for t in diverged) / 10
+        yield Need(
+            kind="learning_rate",
+            text=f"{count(len(diverged), 'trial')} diverged: try a learning rate of {lower:.3g} or "
+            "less.",
+            values={"diverged": float(len(diverged)), "lr": lower},
+        )
+    if short := by_status["oom"]:
+        yield Need(
+            kind="runs",
+            text=f"{count(len(short), 'trial')} ran out of memory: try "
+            f"{_less_memory(case, short)}, and {AGAIN}.",
+            values={"oom": float(len(short))},
+        )
+    if broken := by_status["failed"]:
+        first = broken[0]
+        why = (first.failure or "no reason recorded").rstrip(".")
+        yield Need(
+            kind="runs",
+            text=f"{count(len(broken), 'trial')} ended in an error, first {first.spec.arm_label} "
+            f"seed={first.spec.seed} ({why}): mend its cause, and {AGAIN}.",
+            values={"failed": float(len(broken))},
+        )
+
+
+def _less_memory(case: Case, short: Sequence[TrialRecords]) -> str:
+    """Settings that take less; a pass is cut to one row and a pack to one trial before."""
+    section = case.study.config.get("train")
+    train = section if isinstance(section, Mapping) else {}
+    untrained = [t.spec for t in short if t.train is None]
+    steps = []
+    if untrained:
+        if not train.get("gradient_checkpointing"):
+            steps.append("train.gradient_checkpointing: true")
+        if any(spec.is_full for spec in untrained) and train.get("optimizer") != "adamw8bit":
+            steps.append("train.optimizer: adamw8bit for full fine-tuning on CUDA")
+        steps.append("a shorter train.max_length")
+        if any(spec.rank is not None for spec in untrained):
+            steps.append("a smaller rank")
+    if len(untrained) < len(short):  # trained, then not scored
+        steps.append("a smaller evaluate.batch_tokens")
+    return ", ".join(steps[:-1]) + (" or " if steps[:-1] else "") + steps[-1]
 
 
 def _seeds(subject: Arm | None) -> Iterator[Need]:
