@@ -12,7 +12,7 @@ from rankscope.advise.choose import Candidate
 from rankscope.advise.comparisons import arm_difference, net_difference
 from rankscope.advise.limits import FIRM_SEEDS
 from rankscope.advise.needs import after_failures, enough_text
-from rankscope.advise.significance import ALPHA, holm
+from rankscope.advise.significance import ALPHA, FEWEST_ITEMS, holm
 from rankscope.advise.summaries import Arm
 from rankscope.advise.wording import amount, count, difference, evidence, level, settings
 from rankscope.records import ArmSummary, Decision, Estimate
@@ -40,7 +40,7 @@ def decide(case: Case) -> Verdict:
     if chosen is None or best is None:
         return _without_candidates(case)
     gain = chosen.arm.summary.gain
-    if gain is None or gain.low is None or gain.p is None or too_few(gain.n):
+    if gain is None or gain.low is None or gain.p is None or gain.n < FEWEST_ITEMS:
         return _too_little(case, chosen)
     proven = _proven(case, chosen, best)
     if proven is None:
@@ -86,7 +86,7 @@ def _too_little(case: Case, chosen: Candidate) -> Verdict:
     gain = chosen.arm.summary.gain
     if gain is None:
         found = "the base and the arm share no scored item on the report split"
-    elif not too_few(gain.n):
+    elif gain.n >= FEWEST_ITEMS:
         return _undecided(
             f"Nothing can be tested on {case.task}: all {gain.n:,} report items changed by the "
             f"same {difference(gain.value, case.unit)}, so how far others would spread is "
@@ -136,12 +136,13 @@ def _no_proof(case: Case, chosen: Candidate, best: Candidate) -> Verdict:
             f"{enough_text(case, chosen.arm)}",
             chosen.arm,
         )
-    ruled_out = all(g.high is not None and g.high < margin for _, g in gains)
-    rest = (
-        f"gains of {amount(margin, case.unit)} are ruled out for every arm"
-        if ruled_out
-        else f"a gain up to {amount(_largest_high(gains), case.unit)} cannot be ruled out"
-    )
+    highest = _largest_high(gains)
+    ruled_out = highest is not None and highest < margin
+    rest = "how large a gain cannot be ruled out is unknown"
+    if ruled_out:
+        rest = f"gains of {amount(margin, case.unit)} are ruled out for every arm"
+    elif highest is not None:
+        rest = f"a gain up to {amount(highest, case.unit)} cannot be ruled out"
     firm = ruled_out and all(_is_firm(case, a) for a, _ in gains)
     return Verdict(
         "do_not_fine_tune",
@@ -313,10 +314,7 @@ def _undecided(headline: str, subject: Arm | None = None) -> Verdict:
     return Verdict("not_decided", "none", headline, subject)
 
 
-def too_few(n: int) -> bool:
-    """Whether even unanimous items could not reach the test's level: 2 x 0.5^n."""
-    return 2 * 0.5**n >= ALPHA
-
-
-def _largest_high(gains: Sequence[tuple[ArmSummary, Estimate]]) -> float:
-    return max((g.high if g.high is not None else 1.0) for _, g in gains)
+def _largest_high(gains: Sequence[tuple[ArmSummary, Estimate]]) -> float | None:
+    """None where one arm's is unknown."""
+    highs = [g.high for _, g in gains if g.high is not None]
+    return max(highs) if len(highs) == len(gains) else None
