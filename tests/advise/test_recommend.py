@@ -244,6 +244,23 @@ def test_diverging_seeds_count_against_their_arm() -> None:
     assert {a.rank: a.failed for a in advice.arms} == {8: 0, 32: 2}
 
 
+def test_a_score_of_the_base_that_is_not_finite_is_left_out() -> None:
+    study = synthetic_study(
+        Truth(base_accuracy=0.98, base_other=0.25, forgetting=lambda rank, lr: 0.0)
+    )
+    items = dict(study.items)
+    for key, found in study.items.items():
+        if key[0] == BASE:
+            scores = found.scores.copy()
+            scores[:3] = np.nan
+            items[key] = dataclasses.replace(found, scores=scores)
+    (advice,) = recommend(dataclasses.replace(study, items=items)).advice
+    kept = items[BASE, "med", "report"].scores[3:].mean()
+    saturated = next(r for r in advice.reasons if "left to gain" in r.text)
+    assert saturated.values["base"] == kept
+    assert "at chance on general" in texts(advice, "limit")
+
+
 def test_choosing_does_not_look_at_the_report_split() -> None:
     study = synthetic_study(Truth(num_items=200))
     turned = {

@@ -6,7 +6,7 @@ from rankscope.advise.power import detectable
 from rankscope.advise.statistics import standard_error
 from rankscope.advise.summaries import Arm, retention_tasks
 from rankscope.advise.wording import amount, count, level, settings
-from rankscope.records import BASE, Reason
+from rankscope.records import Reason
 
 FIRM_SEEDS = 3
 
@@ -133,10 +133,10 @@ def _retention(case: Case, subject: Arm | None) -> list[Reason]:
         return [_limit(text)]
     reasons = []
     for task in tasks:
-        base = case.study.items.get((BASE, task.name, "report"))
-        if base is None or task.chance is None or not len(base.scores):
+        scores = case.base_scores(task.name)
+        if task.chance is None or not scores.size:
             continue
-        mean, error = float(base.scores.mean()), standard_error(base.scores)
+        mean, error = float(scores.mean()), standard_error(scores)
         if error is not None and mean - 2 * error <= task.chance:
             reasons.append(
                 _limit(
