@@ -30,8 +30,9 @@ def _seeds(subject: Arm) -> list[Reason]:
     return [
         _limit(
             f"{settings(subject.summary)} rests on {count(seeds, 'seed')}: how much training "
-            f"itself varies is not known from fewer than {FIRM_SEEDS}, so the advice is tentative.",
+            f"itself varies is not known from fewer than {FIRM_SEEDS}, so no answer can be firm.",
             seeds=float(seeds),
+            firm_seeds=float(FIRM_SEEDS),
         )
     ]
 
@@ -89,6 +90,7 @@ def _edges(case: Case, subject: Arm) -> list[Reason]:
                 f"The learning rate chosen for {settings(subject.summary)} is the {side} of the "
                 f"{len(own.lrs)} tried: a {word} one may do better.",
                 lr=lr,
+                rates_tried=float(len(own.lrs)),
             )
         )
     ranks = sorted({r for a in case.arms if (r := a.summary.rank) is not None})

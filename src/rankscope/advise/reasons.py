@@ -70,7 +70,7 @@ def _full(case: Case, subject: Arm) -> list[Reason]:
         f"Against {name} it scores {difference(gap.value, case.unit)} "
         f"({evidence(gap, case.unit)}): {verdict}."
     )
-    values = values_of(gap, "gap")
+    values = {**values_of(gap, "gap"), "margin": margin}
     forgot_more = forgetting_difference(case.study, subject, rival.arm)
     if forgot_more is not None:
         text += f" Its retention is {difference(-forgot_more, case.retention_unit)} against it."
@@ -123,7 +123,7 @@ def _cost(case: Case, arm: ArmSummary) -> list[Reason]:
     if total:
         share = arm.trainable_parameters / total
         text += f", {_percent(share)} of the model's {total:,}"
-        values["share_of_model"] = share
+        values |= {"share_of_model": share, "model_parameters": float(total)}
     if arm.seconds is not None:
         text += f", in {arm.seconds:.3g} s a trial"
         values["seconds"] = arm.seconds
