@@ -236,6 +236,21 @@ def _tentative(advice: TaskAdvice) -> str:
     return "wrong" if advice.confidence == "firm" else found
 
 
+def _never_firm(advice: TaskAdvice) -> str:
+    """What is worth nothing may be used or not; saying so firmly is wrong."""
+    if advice.decision == "not_decided":
+        return "cannot know"
+    return "wrong" if advice.confidence == "firm" else "right"
+
+
+def _over_the_limit(advice: TaskAdvice) -> str:
+    """A recommendation that says that the limit may be broken does not claim to know."""
+    if advice.decision == "do_not_fine_tune":
+        return "right"
+    told = any("allowed is not shown" in r.text for r in advice.reasons)
+    return "wrong" if advice.confidence == "firm" or not told else "cannot know"
+
+
 def _at_16(rank: int | None, lr: float) -> float:
     return 0.9 if rank is None or rank >= 16 else 0.6
 
@@ -288,6 +303,19 @@ TRUTHS: dict[str, tuple[Truth, Judge]] = {
     "full fine-tuning better by 10 points": (
         Truth(ranks=RANKS, accuracy=lambda rank, lr: 0.9 if rank is None else 0.8, forgetting=_two),
         _decision_is("use_full"),
+    ),
+    "forgotten as much as gained": (
+        Truth(ranks=RANKS, accuracy=lambda rank, lr: 0.42, forgetting=lambda rank, lr: 0.12),
+        _never_firm,
+    ),
+    "forgetting 1 point over the limit": (
+        Truth(
+            ranks=RANKS,
+            accuracy=lambda rank, lr: 0.45,
+            forgetting=lambda rank, lr: 0.04,
+            objective={"max_forgetting": 0.03},
+        ),
+        _over_the_limit,
     ),
     "nothing gained, nothing lost": (
         Truth(

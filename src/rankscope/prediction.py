@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rankscope.advise.choose import Objective
 from rankscope.advise.mitigation import spot
+from rankscope.advise.objective import Objective
 from rankscope.advise.predictors import (
     best_rank,
     chosen_by_rank,

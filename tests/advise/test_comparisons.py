@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from rankscope.advise.case import Case
-from rankscope.advise.choose import Objective, choose
+from rankscope.advise.choose import choose
 from rankscope.advise.comparisons import arm_difference, net_difference
 from rankscope.advise.matching import cluster_labels
 from rankscope.advise.needs import enough_text, needs_of
+from rankscope.advise.objective import Objective
 from rankscope.advise.power import enough
 from rankscope.advise.recommend import _chosen, recommend
 from rankscope.advise.significance import holm

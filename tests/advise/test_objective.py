@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from rankscope.advise.choose import Objective
+from rankscope.advise.objective import Objective
 from rankscope.config.schema import StudyConfig
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from rankscope.advise.choose import Choice, Objective, choose
+from rankscope.advise.choose import Choice, choose
+from rankscope.advise.objective import Objective
 from rankscope.advise.power import detectable, minimum_detectable_effect
 from rankscope.advise.recommend import recommend
 from rankscope.advise.statistics import paired_estimate
@@ -213,7 +214,7 @@ def test_a_smaller_rank_left_out_for_being_below_the_base_is_not_denied() -> Non
 def test_a_limit_no_arm_keeps_is_said() -> None:
     advice = advise(Truth(forgetting=lambda rank, lr: 0.2, objective={"max_forgetting": 0.02}))
     assert advice.decision == "do_not_fine_tune"
-    assert "0.02 allowed" in advice.headline
+    assert "2.0 points allowed" in advice.headline
 
 
 def test_cost_breaks_what_scores_do_not() -> None:

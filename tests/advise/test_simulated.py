@@ -103,12 +103,17 @@ def test_holm_keeps_the_family_of_ranks_and_tasks() -> None:
     assert adjusted <= 0.05 + 3 * sqrt(0.05 * 0.95 / 60)
 
 
+CLOSE = ("forgotten as much as gained", "forgetting 1 point over the limit")
+"""Truths at which most studies of this size cannot say on which side they are."""
+
+
 @pytest.mark.parametrize("name", TRUTHS)
 def test_the_advice_on_a_known_truth_is_right_or_open(name: str) -> None:
     draws = 12
     found = judged(name, draws)
     assert found["wrong"] <= 1
-    assert found["right"] + found["right, dearer"] >= draws // 2
+    if name not in CLOSE:
+        assert found["right"] + found["right, dearer"] >= draws // 2
     if name == "one seed":
         assert found["firm"] == 0
 

@@ -81,6 +81,8 @@ def unexplained(study: StudyRecords, advice: TaskAdvice, told: Reason | Need) ->
         Truth(base_accuracy=0.6, accuracy=lambda rank, lr: 0.5, leaks=10),
         Truth(base_accuracy=0.98, accuracy=lambda rank, lr: 0.98, transfer=lambda rank, lr: -0.3),
         Truth(base_other=0.25, forgetting=lambda rank, lr: 0.0, failed={(32, 1e-3, 0): "diverged"}),
+        Truth(objective={"max_forgetting": 0.02}),
+        Truth(objective={"max_forgetting": 0.02}, forgetting=lambda rank, lr: 0.2),
         Truth(metric="log_probability", accuracy=lambda rank, lr: 0.5, num_items=60),
     ],
 )

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from rankscope.advise.choose import Choice, Objective
+from rankscope.advise.choose import Choice
+from rankscope.advise.objective import Objective
 from rankscope.advise.summaries import Arm, retention_tasks
 from rankscope.advise.wording import Unit
 from rankscope.records import BASE, FAILED, ArmComparison, StudyRecords, TaskRecord, TrialRecords
@@ -23,6 +24,7 @@ class Case:
     arms: tuple[Arm, ...]
     choice: Choice
     objective: Objective
+    """Of this task: forgetting that cannot be added to the gain has no weight."""
     comparisons: tuple[ArmComparison, ...] = ()
     tested: Mapping[str, float] = field(default_factory=dict)
     """Label of an arm that may be recommended -> p of its gain, Holm over all of the study."""
@@ -44,6 +46,11 @@ class Case:
         """Of forgetting; accuracy where nothing measures it."""
         tasks = retention_tasks(self.study, self.task)
         return tasks[0].higher_is if tasks else "accuracy"
+
+    @property
+    def is_forgetting_apart(self) -> bool:
+        """Whether the study weighs forgetting, and its unit is another than the gain's."""
+        return self.objective.retention != Objective.from_config(self.study.config).retention
 
     @property
     def trials(self) -> tuple[TrialRecords, ...]:

@@ -9,53 +9,12 @@ arm's trials that finished: a failed trial leaves one with the base, a gain of n
 logarithm of the trainable parameters, 0 for the fewest and 1 for the most among the task's arms.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 
+from rankscope.advise.objective import Objective
 from rankscope.advise.summaries import Arm
-
-
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """What the study trades off: the ``objective`` section of the study file."""
-
-    in_domain: float
-    retention: float
-    cost: float
-    margin: float
-    """Arms within it are equally good; in units of the score."""
-    max_forgetting: float | None
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, object]) -> "Objective":
-        """Read the resolved study file; what an older one lacks gets the schema's default."""
-        section = config.get("objective")
-        given = section if isinstance(section, Mapping) else {}
-
-        def number(key: str, default: float) -> float:
-            value = given.get(key)
-            return float(value) if isinstance(value, int | float) else default
-
-        limit = given.get("max_forgetting")
-        return cls(
-            in_domain=number("in_domain", 1.0),
-            retention=number("retention", 1.0),
-            cost=number("cost", 0.0),
-            margin=number("margin", 0.02),
-            max_forgetting=float(limit) if isinstance(limit, int | float) else None,
-        )
-
-    @property
-    def shares(self) -> tuple[float, float]:
-        """Weights of score and retention over the larger of them: units of the score remain."""
-        scale = max(self.in_domain, self.retention) or 1.0
-        return self.in_domain / scale, self.retention / scale
-
-    @property
-    def formula(self) -> str:
-        """The utility for people."""
-        return f"{self.in_domain:g} x gain - {self.retention:g} x forgetting - {self.cost:g} x cost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +43,8 @@ class Choice:
     best_full: Candidate | None
     excluded: tuple[Arm, ...]
     """Arms over the forgetting limit."""
+    passed_over: tuple[Arm, ...] = ()
+    """LoRA arms that but for their failed trials would have a higher utility than ``best_lora``."""
 
 
 def choose(arms: Sequence[Arm], base_score: float | None, objective: Objective) -> Choice:
@@ -98,7 +59,7 @@ def choose(arms: Sequence[Arm], base_score: float | None, objective: Objective) 
     groups: dict[tuple[object, ...], list[Candidate]] = {}
     for arm in scored:
         if arm not in excluded:
-            utility = _utility(arm, arms, base_score or 0.0, objective)
+            utility = _utility(arm, arms, base_score or 0.0, objective, share_finished(arm))
             groups.setdefault(_without_lr(arm), []).append(Candidate(arm, utility, ()))
     candidates = []
     for group in groups.values():
@@ -116,7 +77,21 @@ def choose(arms: Sequence[Arm], base_score: float | None, objective: Objective) 
         small_lora=None if best_lora is None else _smallest_rank(lora, best_lora, objective),
         best_full=_highest(full),
         excluded=excluded,
+        passed_over=tuple(
+            arm
+            for arm in scored
+            if arm.summary.is_lora
+            and arm.summary.failed
+            and arm not in excluded
+            and best_lora is not None
+            and _utility(arm, arms, base_score or 0.0, objective, 1.0) > best_lora.utility
+        ),
     )
+
+
+def share_finished(arm: Arm) -> float:
+    """Share of an arm's trials that finished, of those that ran."""
+    return arm.summary.seeds / max(1, arm.summary.seeds + arm.summary.failed)
 
 
 def _highest(candidates: Sequence[Candidate]) -> Candidate | None:
@@ -154,13 +129,14 @@ def _forgets_too_much(arm: Arm, objective: Objective) -> bool:
     return limit is not None and forgetting is not None and forgetting > limit
 
 
-def _utility(arm: Arm, arms: Sequence[Arm], base_score: float, objective: Objective) -> float:
+def _utility(
+    arm: Arm, arms: Sequence[Arm], base_score: float, objective: Objective, finished: float
+) -> float:
     summary = arm.summary
     gain = summary.selection_gain
     if gain is None:
         gain = (summary.selection_score or 0.0) - base_score
     kept = objective.in_domain * gain - objective.retention * (summary.selection_forgetting or 0.0)
-    finished = summary.seeds / max(1, summary.seeds + summary.failed)
     scale = max(objective.in_domain, objective.retention) or 1.0
     return (finished * kept - objective.cost * _cost(arm, arms)) / scale
 

@@ -4,34 +4,17 @@ The rule is written out in docs/science.md, "From scores to a decision".
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from rankscope.advise.case import Case
 from rankscope.advise.choose import Candidate
 from rankscope.advise.comparisons import arm_difference, net_difference
-from rankscope.advise.limits import FIRM_SEEDS
 from rankscope.advise.needs import after_failures, enough_text
+from rankscope.advise.report_check import checked
 from rankscope.advise.significance import ALPHA, FEWEST_ITEMS, holm
 from rankscope.advise.summaries import Arm
+from rankscope.advise.verdict import Verdict, changes, is_firm, undecided
 from rankscope.advise.wording import amount, count, difference, evidence, level, settings
-from rankscope.records import ArmSummary, Decision, Estimate
-
-Confidence = Literal["firm", "tentative", "none"]
-
-LEAK_SHARE = 0.01
-"""Share of report rows seen in training above which a score is not trusted to be firm."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A decision before its reasons are written."""
-
-    decision: Decision
-    confidence: Confidence
-    headline: str
-    subject: Arm | None
-    """The arm that the reasons speak of: the one recommended, or the nearest to it."""
+from rankscope.records import ArmSummary, Estimate
 
 
 def decide(case: Case) -> Verdict:
@@ -47,36 +30,39 @@ def decide(case: Case) -> Verdict:
         return _no_proof(case, chosen, best)
     if proven.utility <= 0 and case.objective.retention > 0:
         return _outweighed(case, proven)
-    if proven.arm.summary.is_full:
-        return _full_or_lora(case, proven)
-    return _use(case, proven)
+    full = proven.arm.summary.is_full
+    return checked(case, _full_or_lora(case, proven) if full else _use(case, proven))
 
 
 def _without_candidates(case: Case) -> Verdict:
     if case.choice.excluded:
         arm = min(case.choice.excluded, key=lambda a: a.summary.selection_forgetting or 0.0)
-        least = arm.summary
+        least, limit, unit = arm.summary, case.objective.max_forgetting or 0.0, case.retention_unit
+        clear = all(
+            is_firm(case, a.summary) and ((f := a.summary.forgetting) and (f.low or 0.0) > limit)
+            for a in case.choice.excluded
+        )
         return Verdict(
             "do_not_fine_tune",
-            "firm" if _is_firm(case, least) else "tentative",
+            "firm" if clear else "tentative",
             f"Use none of these arms on {case.task}: each forgets more than the "
-            f"{case.objective.max_forgetting:g} allowed; the least, {settings(least)}, loses "
-            f"{least.selection_forgetting:.3g} on the selection split. A lower learning rate, "
-            "fewer steps or an adapter scaled down may stay within it.",
+            f"{amount(limit, unit)} allowed; the least, {settings(least)}, loses "
+            f"{amount(least.selection_forgetting or 0.0, unit)} on the selection split. A lower "
+            "learning rate, fewer steps or an adapter scaled down may stay within it.",
             arm,
         )
     done = sum(t.status == "done" for t in case.trials)
     if not case.trials:
-        return _undecided(f"No arm was trained on {case.task}: only the base is known.")
+        return undecided(f"No arm was trained on {case.task}: only the base is known.")
     if done == 0:
         todo = " ".join(need.text for need in after_failures(case))
         if case.waiting:
             todo = "Run the study again to go on."
-        return _undecided(
+        return undecided(
             f"No trial on {case.task} has finished: {len(case.failed)} failed, {case.waiting} to "
             f"run. {todo}"
         )
-    return _undecided(
+    return undecided(
         f"{count(done, 'trial')} on {case.task} finished, but none has a score on the "
         "selection split: run the study again so that it is evaluated."
     )
@@ -87,7 +73,7 @@ def _too_little(case: Case, chosen: Candidate) -> Verdict:
     if gain is None:
         found = "the base and the arm share no scored item on the report split"
     elif gain.n >= FEWEST_ITEMS:
-        return _undecided(
+        return undecided(
             f"Nothing can be tested on {case.task}: all {gain.n:,} report items changed by the "
             f"same {difference(gain.value, case.unit)}, so how far others would spread is "
             "unknown. Look at the scores before anything else.",
@@ -95,7 +81,7 @@ def _too_little(case: Case, chosen: Candidate) -> Verdict:
         )
     else:
         found = f"the report split has {count(gain.n, 'item')}"
-    return _undecided(
+    return undecided(
         f"Too little data to decide on {case.task}: {found}. {enough_text(case, chosen.arm)}",
         chosen.arm,
     )
@@ -131,7 +117,7 @@ def _no_proof(case: Case, chosen: Candidate, best: Candidate) -> Verdict:
     margin = case.objective.margin
     tested = f"{_not_shown(case, chosen, best)}{_largest(case, (chosen, best), gains)}"
     if top >= margin:
-        return _undecided(
+        return undecided(
             f"The data cannot tell whether fine-tuning helps on {case.task}: {tested}. "
             f"{enough_text(case, chosen.arm)}",
             chosen.arm,
@@ -143,7 +129,7 @@ def _no_proof(case: Case, chosen: Candidate, best: Candidate) -> Verdict:
         rest = f"gains of {amount(margin, case.unit)} are ruled out for every arm"
     elif highest is not None:
         rest = f"a gain up to {amount(highest, case.unit)} cannot be ruled out"
-    firm = ruled_out and all(_is_firm(case, a) for a, _ in gains)
+    firm = ruled_out and all(is_firm(case, a) for a, _ in gains)
     return Verdict(
         "do_not_fine_tune",
         "firm" if firm else "tentative",
@@ -175,7 +161,7 @@ def _largest(
     if any(arm is c.arm.summary for c in tested):
         return ""
     return (
-        f" ({settings(arm)} has the largest gain of {len(gains)} on the report split, "
+        f" (of the {len(gains)} arms {settings(arm)} has the largest change on the report split, "
         f"{difference(top.value, case.unit)}, but was not chosen)"
     )
 
@@ -186,9 +172,9 @@ def _outweighed(case: Case, proven: Candidate) -> Verdict:
     clear = net is not None and net.high is not None and net.high < 0
     return Verdict(
         "do_not_fine_tune",
-        "firm" if clear and _is_firm(case, arm) else "tentative",
+        "firm" if clear and is_firm(case, arm) else "tentative",
         f"By this study's weights ({case.objective.formula}) no arm is worth it on "
-        f"{case.task}, not even {settings(arm)}: {_changes(case, arm)}.",
+        f"{case.task}, not even {settings(arm)}: {changes(case, arm)}.",
         proven.arm,
     )
 
@@ -203,9 +189,10 @@ def _full_or_lora(case: Case, full: Candidate) -> Verdict:
             why += (
                 "; its score falls short, but by the study's weights the sum is not clear of zero"
             )
+        firm = worse and not case.choice.passed_over and is_firm(case, arm)
         return Verdict(
             "use_full",
-            "firm" if worse and _is_firm(case, arm) else "tentative",
+            "firm" if firm else "tentative",
             f"Use {settings(arm)} for {case.task}: {_result(case, arm)}; {why}.",
             full.arm,
         )
@@ -232,18 +219,7 @@ def _full_or_lora(case: Case, full: Candidate) -> Verdict:
 
 def _less(case: Case, lora: ArmSummary) -> str:
     """The best LoRA arm's changes, where they are worth less than full fine-tuning's."""
-    return f"the best LoRA arm, {settings(lora)}: {_changes(case, lora)}"
-
-
-def _changes(case: Case, arm: ArmSummary) -> str:
-    """Signed changes of score and retention against the base, as far as they are known."""
-    parts = []
-    if arm.gain is not None:
-        parts.append(f"{difference(arm.gain.value, case.unit)} against the base")
-    if arm.forgetting is not None:
-        change = difference(-arm.forgetting.value, case.retention_unit)
-        parts.append(f"retention changes by {change}")
-    return " and ".join(parts) or "not scored on the report split"
+    return f"the best LoRA arm, {settings(lora)}: {changes(case, lora)}"
 
 
 def _clearly_worse(case: Case, lora: Arm, full: Arm) -> bool:
@@ -269,7 +245,7 @@ def _falls_short(case: Case, lora: Arm, full: Arm) -> bool:
 
 def _use(case: Case, candidate: Candidate, doubtful: bool = False) -> Verdict:
     arm = candidate.arm.summary
-    firm = _is_firm(case, arm) and not doubtful
+    firm = is_firm(case, arm) and not doubtful
     tail = (
         "; full fine-tuning led on the selection split, but the report split does not show it"
         if doubtful
@@ -299,19 +275,6 @@ def _result(case: Case, arm: ArmSummary) -> str:
     return text + (
         f", and retention changes by {difference(-forgetting.value, case.retention_unit)}"
     )
-
-
-def _is_firm(case: Case, arm: ArmSummary) -> bool:
-    """Three seeds, none failed, none still to run, and report rows not seen in training."""
-    record = case.record
-    leaked = record is not None and (
-        sum(record.leaks.values()) > LEAK_SHARE * record.rows.get("report", 0)
-    )
-    return arm.seeds >= FIRM_SEEDS and arm.failed == 0 and not leaked and not case.waiting
-
-
-def _undecided(headline: str, subject: Arm | None = None) -> Verdict:
-    return Verdict("not_decided", "none", headline, subject)
 
 
 def _largest_high(gains: Sequence[tuple[ArmSummary, Estimate]]) -> float | None:

@@ -1,20 +1,34 @@
 """What limits a conclusion, and what would lift the limit."""
 
+from collections.abc import Mapping
+
 from rankscope.advise.case import Case
 from rankscope.advise.comparisons import arm_difference
 from rankscope.advise.power import detectable
-from rankscope.advise.statistics import standard_error
+from rankscope.advise.statistics import negated, standard_error
 from rankscope.advise.summaries import Arm, retention_tasks
-from rankscope.advise.wording import amount, count, level, settings
+from rankscope.advise.wording import (
+    amount,
+    count,
+    difference,
+    evidence,
+    level,
+    settings,
+    values_of,
+)
 from rankscope.records import Reason
 
 FIRM_SEEDS = 3
+MOST_NAMED = 4
+"""Arms or trials that one sentence names."""
 
 
 def limits(case: Case, subject: Arm | None) -> list[Reason]:
     """Seeds, failures, grid edges, one learning rate, leaks, retention and what could be seen."""
-    found = [*_trials(case), *_one_lr(case), *_leaks(case), *_retention(case, subject)]
+    found = [*_trials(case), *_rates(case), *_leaks(case), *_retention(case, subject)]
+    found += _excluded(case)
     if subject is not None:
+        found += [*_weight(case, subject), *_forgetting_limit(case, subject)]
         found += [*_seeds(subject), *_edges(case, subject), *_detectable(case, subject)]
     return found
 
@@ -41,15 +55,22 @@ def _trials(case: Case) -> list[Reason]:
     reasons = []
     if case.failed:
         shown = "; ".join(
-            f"{t.spec.arm_label} seed={t.spec.seed}: {t.status}" for t in case.failed[:4]
+            f"{t.spec.arm_label} seed={t.spec.seed}: {t.status}" for t in case.failed[:MOST_NAMED]
         )
-        more = f" and {len(case.failed) - 4} more" if len(case.failed) > 4 else ""
+        more = f" and {len(case.failed) - MOST_NAMED} more" if len(case.failed) > MOST_NAMED else ""
         reasons.append(
             _limit(
                 f"{len(case.failed)} of {count(len(case.trials), 'trial')} failed ({shown}{more}); "
                 "in choosing each counts as no gain over the base.",
                 failed=float(len(case.failed)),
                 trials=float(len(case.trials)),
+            )
+        )
+    for arm in case.choice.passed_over[:1]:
+        reasons.append(
+            _limit(
+                f"But for its failed trials {settings(arm.summary)} would have a higher utility "
+                "than the LoRA arms it is compared with: what fails may be worth another try."
             )
         )
     if case.waiting:
@@ -63,19 +84,36 @@ def _trials(case: Case) -> list[Reason]:
     return reasons
 
 
-def _one_lr(case: Case) -> list[Reason]:
-    specs = [t.spec for t in case.trials if t.spec.rank is not None]
-    ranks, lrs = {s.rank for s in specs}, {s.lr for s in specs}
-    if len(ranks) < 2 or len(lrs) != 1:
-        return []
-    return [
-        _limit(
-            f"All {len(ranks)} ranks were trained at one learning rate ({min(lrs):g}): a "
-            "difference between ranks may be one between learning rates. Give lr a list.",
-            ranks=float(len(ranks)),
-            lr=min(lrs),
-        )
-    ]
+def _rates(case: Case) -> list[Reason]:
+    """Ranks of one kind that were not tried at the same learning rates, or at one alone."""
+    series: dict[tuple[object, ...], dict[int, set[float]]] = {}
+    for trial in case.trials:
+        if trial.spec.rank is not None:
+            rates = series.setdefault(trial.spec.arm_without_rank, {})
+            rates.setdefault(trial.spec.rank, set()).add(trial.spec.lr)
+    found = {}
+    for by_rank in series.values():
+        if len(by_rank) > 1 and (text := _confounded(by_rank)):
+            tried = set.union(*by_rank.values())
+            one = {"lr": min(tried)} if len(tried) == 1 else {}
+            found[text] = _limit(text, ranks=float(len(by_rank)), **one)
+    return list(found.values())
+
+
+def _confounded(by_rank: Mapping[int, set[float]]) -> str | None:
+    """What is said of ranks whose difference may be one between learning rates."""
+    shared = set.intersection(*by_rank.values())
+    if all(len(rates) > 1 for rates in by_rank.values()) and shared:
+        return None
+    may = "a difference between ranks may be one between learning rates. Give"
+    if all(rates == shared for rates in by_rank.values()):
+        all_ranks = "Both ranks" if len(by_rank) == 2 else f"All {len(by_rank)} ranks"
+        return f"{all_ranks} were trained at one learning rate ({min(shared):g}): {may} lr a list."
+    shown = "; ".join(
+        f"r={rank} at {', '.join(f'{lr:g}' for lr in sorted(by_rank[rank]))}"
+        for rank in sorted(by_rank)
+    )
+    return f"Ranks were not trained at the same learning rates ({shown}): {may} all one list."
 
 
 def _edges(case: Case, subject: Arm) -> list[Reason]:
@@ -150,6 +188,58 @@ def _retention(case: Case, subject: Arm | None) -> list[Reason]:
                 )
             )
     return reasons
+
+
+def _excluded(case: Case) -> list[Reason]:
+    """Arms that the limit on forgetting took out."""
+    limit, out = case.objective.max_forgetting, case.choice.excluded
+    if limit is None or not out:
+        return []
+    lost = [(a.summary, a.summary.selection_forgetting or 0.0) for a in out[:MOST_NAMED]]
+    shown = "; ".join(
+        f"{settings(arm)}, {amount(value, case.retention_unit)}" for arm, value in lost
+    )
+    more = f" and {len(out) - MOST_NAMED} more" if len(out) > MOST_NAMED else ""
+    return [
+        _limit(
+            f"{count(len(out), 'arm')} of {len(case.arms)} forgot more than the "
+            f"{amount(limit, case.retention_unit)} allowed on the selection split and "
+            f"{'was' if len(out) == 1 else 'were'} left out: {shown}{more}.",
+            excluded=float(len(out)),
+            arms=float(len(case.arms)),
+            max_forgetting=limit,
+            **{f"selection_forgetting.{arm.label}": value for arm, value in lost},
+        )
+    ]
+
+
+def _forgetting_limit(case: Case, subject: Arm) -> list[Reason]:
+    """Whether the report split shows that the limit on forgetting is kept."""
+    limit, forgot = case.objective.max_forgetting, subject.summary.forgetting
+    if limit is None or forgot is None or (forgot.high is not None and forgot.high <= limit):
+        return []
+    unit = case.retention_unit
+    return [
+        _limit(
+            f"That {settings(subject.summary)} forgets no more than the {amount(limit, unit)} "
+            "allowed is not shown: on the report split retention changes by "
+            f"{difference(-forgot.value, unit)} ({evidence(negated(forgot), unit)}).",
+            max_forgetting=limit,
+            **values_of(forgot, "forgetting"),
+        )
+    ]
+
+
+def _weight(case: Case, subject: Arm) -> list[Reason]:
+    """Forgetting that the study weighs and that cannot be added to the gain."""
+    if not case.is_forgetting_apart or subject.summary.forgetting is None:
+        return []
+    return [
+        _limit(
+            f"The gain on {case.task} and the forgetting are in different units and make no sum: "
+            "forgetting has no weight in this advice. Read both, or set objective.max_forgetting."
+        )
+    ]
 
 
 def _rival(case: Case, subject: Arm) -> Arm | None:

@@ -16,8 +16,8 @@ from typing import get_args
 
 import numpy as np
 
-from rankscope.advise.choose import Objective
 from rankscope.advise.equal_score import Match, Spot, difference_over_seeds, passage_at
+from rankscope.advise.objective import objective_of
 from rankscope.advise.significance import holm
 from rankscope.advise.summaries import retention_tasks
 from rankscope.records import (
@@ -145,7 +145,7 @@ def scaling_spots(
 
 
 def _curves(scored: Scored, arm: Sequence[TrialRecords]) -> list[ScalingCurve]:
-    objective = Objective.from_config(scored.study.config)
+    objective = objective_of(scored.study, arm[0].spec.task)
     found = []
     for kind in get_args(VariantKind):
         report = [c for t in arm if (c := scaling_spots(scored, t, kind, "report"))]

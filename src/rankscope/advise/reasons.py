@@ -1,8 +1,9 @@
 """The sentences behind a decision, each with its numbers: report split unless it says otherwise."""
 
 from rankscope.advise.case import Case
-from rankscope.advise.comparisons import arm_difference, forgetting_difference, net_difference
+from rankscope.advise.comparisons import arm_difference, forgetting_difference
 from rankscope.advise.limits import limits
+from rankscope.advise.report_check import worth
 from rankscope.advise.signs import signs
 from rankscope.advise.statistics import negated, non_inferior
 from rankscope.advise.summaries import Arm
@@ -178,14 +179,13 @@ def _choice(case: Case) -> list[Reason]:
 
 def _net(case: Case, subject: Arm) -> list[Reason]:
     """What the arm is worth by the study's weights, gain and forgetting tested as one."""
-    weights = case.objective.shares
-    net = net_difference(case.study, subject, None, weights)
-    if net is None or not weights[1] or subject.summary.forgetting is None:
+    weights, net = case.objective.shares, worth(case, subject)
+    if net is None:
         return []
-    if case.unit != case.retention_unit:
-        return []  # a sum of points and nats has no unit to be worded in
+    clear = (net.low or 0.0) > 0 or (net.high or 0.0) < 0
     text = (
         f"By the study's weights (gain x {weights[0]:g} less forgetting x {weights[1]:g}) it is "
-        f"worth {difference(net.value, case.unit)} ({evidence(net, case.unit)})."
+        f"worth {difference(net.value, case.unit)} ({evidence(net, case.unit)})"
+        f"{'' if clear else ', not clear of zero'}."
     )
     return [Reason(kind="choice", text=text, values=values_of(net, "net"))]

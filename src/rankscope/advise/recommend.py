@@ -8,10 +8,11 @@ docs/science.md, "From scores to a decision".
 import numpy as np
 
 from rankscope.advise.case import Case
-from rankscope.advise.choose import Candidate, Choice, Objective, choose
+from rankscope.advise.choose import Candidate, Choice, choose
 from rankscope.advise.comparisons import compare_candidates, with_holm
 from rankscope.advise.decide import decide
 from rankscope.advise.needs import needs_of
+from rankscope.advise.objective import Objective, objective_of
 from rankscope.advise.reasons import reasons_for
 from rankscope.advise.significance import ALPHA, holm
 from rankscope.advise.summaries import Arm, base_estimates, summarize
@@ -26,9 +27,9 @@ def recommend(study: StudyRecords) -> Recommendation:
     tested are not shown to beat the base and no arm gains the margin, or more is forgotten than
     gained. ``not_decided``: nothing finished, too little data, or the intervals cannot tell.
     """
-    objective = Objective.from_config(study.config)
     arms = summarize(study)
-    choices = {task: _chosen(study, task, found, objective) for task, found in arms.items()}
+    objectives = {task: objective_of(study, task) for task in arms}
+    choices = {task: _chosen(study, task, arms[task], objectives[task]) for task in arms}
     comparisons = with_holm(
         {task: compare_candidates(study, task, choice) for task, choice in choices.items()}
     )
@@ -39,7 +40,7 @@ def recommend(study: StudyRecords) -> Recommendation:
             task=task,
             arms=found,
             choice=choices[task],
-            objective=objective,
+            objective=objectives[task],
             comparisons=comparisons[task],
             tested=tested[task],
             num_tasks=len(arms),
@@ -49,7 +50,7 @@ def recommend(study: StudyRecords) -> Recommendation:
     return Recommendation(
         study=study.name,
         advice=tuple(_advise(case) for case in cases),
-        method=method_text(objective),
+        method=method_text(Objective.from_config(study.config)),
         base=base_estimates(study),
     )
 

@@ -103,7 +103,8 @@ def _over_forgetting(case: Case, subject: Arm) -> Iterable[Reason]:
         return
     knew = [b for t in retention_tasks(case.study, case.task) if (b := case.base_score(t.name))]
     relative = forgot.value / (sum(knew) / len(knew)) if knew else 0.0
-    of_gain = forgot.value >= OVER_FORGETTING * max(arm.gain.value, 0.0)
+    one_unit = case.unit == case.retention_unit
+    of_gain = one_unit and forgot.value >= OVER_FORGETTING * max(arm.gain.value, 0.0)
     if case.retention_unit != "accuracy":
         relative = 0.0
     if not of_gain and relative <= NEGATIVE_TRANSFER:
