@@ -299,7 +299,7 @@ def test_prompts_longer_than_the_row(place: Path) -> None:
         rows[index]["prompt"] = "1 + " * 40
     refused(
         check_rows(place, rows),
-        "mine/train/101: no token to learn is left; so are 3 of 200 rows",
+        "rows.jsonl, row 101: no token to learn is left; so are 3 of 200 rows",
         "Raise train.max_length",
     )
 

@@ -1,8 +1,8 @@
-"""A full disk is told from other errors, and a text is replaced whole or not at all."""
+"""A full disk is told from other errors; texts are replaced whole; no empty folder is left."""
 
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from rankscope.disk import fsync, replace_text, says_disk_full
-from rankscope.errors import DiskFull
+from rankscope.disk import fsync, made_folder, replace_text, says_disk_full
+from rankscope.errors import BadInput, DiskFull
 from rankscope.train.checkpoint import PackCheckpoint, PackState
 
 
@@ -87,3 +87,15 @@ def test_a_place_where_no_folder_can_be_is_no_full_disk(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("in the way", encoding="utf-8")
     with pytest.raises(NotADirectoryError):
         PackCheckpoint(tmp_path / "checkpoints" / "pack").save(state(1))
+
+
+def test_a_folder_made_for_what_fails_goes_again(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    with suppress(BadInput), made_folder(out):
+        assert out.is_dir()
+        raise BadInput("refused")
+    assert not (tmp_path / "new").exists()
+    with suppress(BadInput), made_folder(out):
+        (out / "first.json").write_text("{}")
+        raise BadInput("refused")
+    assert (out / "first.json").is_file()

@@ -14,11 +14,13 @@ from transformers import AutoModelForCausalLM
 
 from command_line import Outcome, files_below, write_rows
 from command_line import rankscope as command
+from rankscope.data.named_tasks import NAMED_TASKS
 from rankscope.errors import BadInput
 from rankscope.models.adapter_io import BASE_HASH
 from rankscope.models.adapter_settings import WEIGHTS
 from rankscope.models.pocket import pocket_folder
 from rankscope.scoring.asked import task_config
+from rankscope.scoring.run import Run
 
 TASKS = "pocket_med,pocket_gsm"
 
@@ -137,6 +139,41 @@ def test_an_adapter_for_another_base_is_refused(adapters: Path, tmp_path: Path) 
     assert (shapes.code, "expected an adapter of this model" in shapes.told) == (2, True)
 
 
+def test_another_method_of_other_shapes_is_refused_before_anything_is_scored(
+    adapters: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(adapters / "ia3", other)
+    tensors = {key: torch.ones(3, 1) for key in load_file(other / WEIGHTS)}
+    save_file(tensors, other / WEIGHTS, metadata={"format": "pt"})
+    chosen = ("--adapter", adapters / "lora", "--adapter", other, "--out", tmp_path / "out")
+    refused = ask("--tasks", "pocket_med", *chosen)
+    assert refused.code == 2
+    assert "size mismatch for" in refused.told
+    assert "[3, 1]" in refused.told
+    assert "expected an undamaged adapter of this model" in refused.told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scored(*_: object) -> None:
+        raise AssertionError("scored")
+
+    monkeypatch.setattr(Run, "score_missing", scored)
+    (tmp_path / "file").write_text("")
+    for out, told in (
+        (tmp_path / "file", "is a file; expected a folder"),
+        (tmp_path / "file" / "out", "the folder cannot be made"),
+        (Path("/proc/nope"), "cannot be made"),
+        (Path("/proc"), "or not be written to"),
+    ):
+        said = ask("--tasks", "pocket_med", "--out", out)
+        assert (said.code, told in said.told) == (2, True), said.told
+        assert said.err.count("error: ") == 1
+
+
 MCQ = {"question": "q", "choices": ["a", "b"], "answer": 1}
 
 
@@ -148,7 +185,8 @@ MCQ = {"question": "q", "choices": ["a", "b"], "answer": 1}
         ({"choices": ["a", "b"], "answer": 1}, "rows.jsonl, row 7: the fields"),
         (MCQ | {"choices": "ab"}, "rows.jsonl, row 7: choices must be a list"),
         ("{", "rows.jsonl, row 7: not valid JSON"),
-        (MCQ | {"question": "word " * 900}, "do not fit the model's context"),
+        (MCQ | {"choices": ["a", ""]}, "rows.jsonl, row 7: option '' has no tokens"),
+        (MCQ | {"question": "word " * 900}, "rows.jsonl, row 7, needs"),
     ],
 )
 def test_bad_rows_are_named_and_nothing_is_written(tmp_path: Path, row: object, told: str) -> None:
@@ -161,12 +199,65 @@ def test_bad_rows_are_named_and_nothing_is_written(tmp_path: Path, row: object, 
     assert files_below(tmp_path) == before
 
 
-def test_long_rows_are_cut_by_choice(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ('prompt: "{nofield}"', "rows.jsonl, row 1: the prompt template names {nofield}"),
+        ("scorer: number", "rows.jsonl, row 1: scorer 'number' found no single number"),
+    ],
+)
+def test_rows_that_a_task_file_cannot_use_are_named(
+    tmp_path: Path, settings: str, told: str
+) -> None:
+    rows = [{"question": f"q{n}", "answer": "none"} for n in range(10)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    (tmp_path / "mine.yaml").write_text(f"name: mine\nreport: rows.jsonl\n{settings}\n")
+    said = ask("--tasks", tmp_path / "mine.yaml")
+    assert (said.code, told in said.told) == (2, True), said.told
+
+
+def test_where_rows_lie_is_no_part_of_what_they_are(tmp_path: Path) -> None:
+    """The same rows elsewhere were scored already."""
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for folder in (tmp_path, elsewhere):
+        write_rows(folder / "rows.jsonl", [MCQ | {"question": f"q{n}"} for n in range(4)])
+        said = ask("--tasks", folder / "rows.jsonl", "--out", out)
+    assert "nothing was scored again" in said.told
+
+
+def test_long_rows_are_cut_by_choice_and_told(tmp_path: Path) -> None:
     rows = [MCQ | {"question": f"q{n} " + "word " * (900 if n < 3 else 1)} for n in range(12)]
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    said = command("eval", "pocket", "--tasks", path, "--too-long", "truncate_left", "--json")
-    record = json.loads(said.out)["scores"][0]["record"]
-    assert 1 <= record["truncated"] <= 3
+    words = ("eval", "pocket", "--tasks", path)
+    refused = command(*words)
+    assert (refused.code, "'--too-long truncate_left'" in refused.told) == (2, True)
+    said = command(*words, "--too-long", "truncate_left", "--json")
+    assert json.loads(said.out)["scores"][0]["record"]["truncated"] == 3
+    note = "rows: 3 of 12 report items do not fit the context of 128 tokens and are cut at their be"
+    assert f"note: {note}" in said.err
+    assert json.loads(said.out)["notes"][-1].startswith(note)
+
+
+def test_long_answers_are_scored_whole(tmp_path: Path) -> None:
+    """Up to the model's context, whatever length a study trains on by default."""
+    folder = tmp_path / "longer"
+    shutil.copytree(pocket_folder(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 3000}))
+    rows = [{"prompt": "say", "completion": "gold " * 1500}]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    words = ("eval", folder, "--tasks", path, "--prompt-format", "plain")
+    record = json.loads(command(*words, "--json").out)["scores"][0]["record"]
+    assert record["truncated"] == 0
+    assert record["num_tokens"] > 1500
+    write_rows(path, [{"prompt": "say", "completion": "gold " * 3000}])
+    refused = command(*words)
+    assert (refused.code, "context of 3000 tokens" in refused.told) == (2, True)
+    cut = json.loads(command(*words, "--too-long", "truncate_left", "--json").out)
+    record = cut["scores"][0]["record"]
+    assert (record["truncated"], record["num_tokens"]) == (1, 3000)
+    assert "1 of 1 report items do not fit the context of 3000 tokens" in cut["notes"][-1]
 
 
 @pytest.mark.parametrize(
@@ -213,6 +304,26 @@ def test_a_file_of_rows_is_scored_whole(tmp_path: Path) -> None:
     said = ask(*asked, "--split", "selection")
     assert said.code == 2
     assert "has no selection split" in said.told
+
+
+def test_a_path_is_known_by_its_slash_or_dot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not any(set(name) & {"/", "."} for name in NAMED_TASKS)
+    (tmp_path / "d" / "sub").mkdir(parents=True)
+    for split in ("train", "test"):
+        rows = [MCQ | {"question": f"{split} {n}"} for n in range(12)]
+        write_rows(tmp_path / "d" / "sub" / f"{split}.jsonl", rows)
+    write_rows(tmp_path / "rows.csv", ["question,answer"])
+    monkeypatch.chdir(tmp_path)
+    assert by_model(ask("--tasks", "d/sub", "--json"))["base", "sub"]["record"]["n"] == 12
+    for task, told in (
+        ("rows.csv", "rows.csv: found suffix '.csv', expected .jsonl"),
+        ("rows.json", "task rows.json: no such file or folder"),
+        ("owner/name", "'hub: owner/name'"),
+    ):
+        said = ask("--tasks", task)
+        assert (said.code, told in said.told) == (2, True), said.told
 
 
 def test_a_task_file_that_joins_others_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 import errno
 import os
 import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -32,6 +35,38 @@ def refuse_taken(out: Path) -> None:
     if out.exists() or out.is_symlink():
         found = "a folder with files in it" if out.is_dir() else "a file"
         raise BadInput(f"{out}: found {found}, expected nothing or an empty folder; give another")
+
+
+@contextmanager
+def made_folder(out: Path | None) -> Iterator[None]:
+    """Make ``out`` before minutes of work that could not be written there; None is no folder.
+
+    Where the work fails, what was made goes again, unless something was written into it.
+
+    Raises:
+        BadInput: no folder can be there, or none that can be written to.
+    """
+    if out is None:
+        yield
+        return
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"--out {out}: is a file; expected a folder, or a name that is not taken")
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=out).close()
+        except OSError as error:
+            raise BadInput(
+                f"--out {out}: the folder cannot be made, or not be written to ({error.strerror}); "
+                "expected a place that can be written to"
+            ) from error
+        yield
+    except BaseException:
+        with suppress(OSError):  # not empty
+            for folder in new:
+                folder.rmdir()
+        raise
 
 
 def fsync(path: Path) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from rankscope.config.schema import EvaluateConfig, Interval, StudyConfig, TrainConfig
+from rankscope.config.schema import Interval, StudyConfig, TrainConfig
 from rankscope.data.encode import EncodedRows, Encoder, encode_rows
 from rankscope.data.leaks import leaks_between
 from rankscope.data.tasks import LoadedTask
 from rankscope.errors import BadInput
-from rankscope.evaluate.suite import context_length, encode_split
+from rankscope.evaluate.suite import context_length, cut_notes
 from rankscope.evaluate.task_record import task_record
 from rankscope.models.adapter_io import refuse_other_base
 from rankscope.models.continued import start_notes, with_starts
@@ -198,7 +198,13 @@ def read_inputs(config: StudyConfig, weights: bool = True) -> StudyInputs:
     replay, replayed = read_replay(config, read, encoder)
     tasks, leak_notes = with_leaks(config, read, replayed)
     context = context_length(model_config)
-    scoring = scoring_notes(encoder, tasks.values(), context, config.evaluate)
+    scoring = [
+        note
+        for task in tasks.values()
+        for part in task.parts or (task,)
+        for split in SPLITS
+        for note in cut_notes(encoder, part, split, context, config.evaluate)
+    ]
     rows = {
         task.name: encode_rows(encoder, tasks[task.name].train, config.train.labels)
         for task in config.tasks
@@ -283,34 +289,6 @@ def with_leaks(
         own = task.leaked_ids if name in trained else frozenset[str]()
         found[name] = replace(task, leaked_ids=own | between.get(name, set()))
     return found, notes
-
-
-def scoring_notes(
-    encoder: Encoder, tasks: Iterable[LoadedTask], context: int | None, settings: EvaluateConfig
-) -> list[str]:
-    """One sentence per split whose items are not scored whole.
-
-    Their first tokens alone (scorer ``loss``), or without their beginning (``too_long``).
-
-    Raises:
-        BadInput: what could not be scored later.
-    """
-    notes: list[str] = []
-    for task in [part for whole in tasks for part in whole.parts or (whole,)]:
-        for split in SPLITS:
-            encoded = encode_split(encoder, task, split, context, settings)
-            if encoded.truncated:
-                notes.append(
-                    f"{task.spec.name}: {encoded.truncated} of {len(encoded.items)} {split} items "
-                    f"do not fit the context of {context} tokens and are cut at their beginning"
-                )
-            cut = sum(row.truncated for row in encoded.rows)
-            if cut:
-                notes.append(
-                    f"{task.spec.name}: {cut} of {len(encoded.items)} {split} items are longer "
-                    f"than max_length = {encoder.max_length} tokens and scored up to there"
-                )
-    return notes
 
 
 def row_notes(rows: Mapping[str, EncodedRows], max_length: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rankscope.data.formats import read_contents, shape_of
+from rankscope.data.formats import FieldNames, read_contents, shape_of
 from rankscope.data.items import Message
 from rankscope.data.sources import RawRow
 from rankscope.errors import BadInput
@@ -157,28 +157,38 @@ def test_rows_without_completion_are_counted_up_to_one_percent(empty: dict[str, 
     rows = [{"prompt": "p", "completion": "c"}] * 99
     read = read_contents(raw(*rows, empty), strict=True)
     assert (len(read.rows), read.without_completion) == (99, 1)
-    with pytest.raises(BadInput, match=r"row 99: no completion; so are 2 of 100 rows"):
+    with pytest.raises(BadInput, match="row 99: no completion in field 'completion'; so are 2 of"):
         read_contents(raw(*rows[:-1], empty, empty), strict=True)
 
 
 @pytest.mark.parametrize(
-    ("full", "empty"),
+    ("full", "empty", "field"),
     [
-        (MCQ, MCQ | {"answer": None}),
-        ({"messages": CHAT}, {"messages": CHAT[:1]}),
-        ({"text": "t"}, {"text": ""}),
-        ({"instruction": "i", "output": "o"}, {"instruction": "i"}),
+        (MCQ, MCQ | {"answer": None}, "answer"),
+        ({"messages": CHAT}, {"messages": CHAT[:1]}, "messages"),
+        ({"text": "t"}, {"text": ""}, "text"),
+        ({"instruction": "i", "output": "o"}, {"instruction": "i"}, "output"),
         (
             {"goal": "g", "sol1": "x", "sol2": "y", "label": 1},
             {"goal": "g", "sol1": "x", "sol2": "y", "label": -1},
+            "label",
         ),
     ],
 )
 def test_every_shape_can_lack_its_completion(
-    full: dict[str, object], empty: dict[str, object]
+    full: dict[str, object], empty: dict[str, object], field: str
 ) -> None:
     read = read_contents(raw(*[full] * 99, empty), strict=True)
     assert (len(read.rows), read.without_completion) == (99, 1)
+    with pytest.raises(BadInput, match=f"row 2: no completion in field '{field}'; so are 1 of 2"):
+        read_contents(raw(full, empty), strict=True)
+
+
+def test_a_missing_answer_is_told_by_the_rows_own_name_for_it() -> None:
+    rows = [{"question": "q", "choices": ["a", "b"], "key": key} for key in (0, None)]
+    names: FieldNames = {"question": "question", "choices": "choices", "answer": "key"}
+    with pytest.raises(BadInput, match="row 2: no completion in field 'key'"):
+        read_contents(raw(*rows), strict=True, names=names)
 
 
 def test_flaws_of_published_rows_are_counted_where_they_spoil_the_question() -> None:
@@ -186,7 +196,7 @@ def test_flaws_of_published_rows_are_counted_where_they_spoil_the_question() -> 
     right_twice = MCQ | {"choices": ["a", "b", "a"], "answer": 0}
     unreadable = {"Problem": "p", "options": "a ) 1 , b ) 2", "correct": "a"}
     read = read_contents(raw(wrong_twice, right_twice), strict=False)
-    assert ([n for n, _ in read.rows], read.flawed) == ([1], 1)
+    assert ([row.number for row, _ in read.rows], read.flawed) == ([1], 1)
     assert read_contents(raw(unreadable), strict=False).flawed == 1
     with pytest.raises(BadInput, match="options do not read"):
         read_contents(raw(unreadable), strict=True)

@@ -123,13 +123,36 @@ def test_the_hub_route_reads_a_local_copy(tmp_path: Path, monkeypatch: pytest.Mo
     }
     for split in ("train", "test"):
         pq.write_table(pa.Table.from_pylist([row]), folder / f"{split}-00000.parquet")
-    files = read_hub(HubSource(str(folder), validation=None))
+    files, source = read_hub(HubSource(str(folder), validation=None))
+    assert source == f"hub {folder}"
     assert list(files) == ["train", "test"]
     assert files["test"][0].where.endswith("test, row 1")
     content = read_contents(files["test"], strict=False).rows[0][1]
     assert (content.choices, content.answer) == (("a", "b"), 1)
     with pytest.raises(BadInput, match="has the splits train, test; expected one of dev"):
         read_hub(HubSource(str(folder), train=None, validation="dev", test=None))
+
+
+def test_the_commit_that_was_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what the library keeps of a hub data set, which it reads where the hub is out of reach."""
+    cache = tmp_path / "cache"
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    pq.write_table(pa.Table.from_pylist([{"text": "t"}]), folder / "train-00000.parquet")
+    read_hub(HubSource(str(folder)))
+    kept = next(cache.glob("mine/*/*/*/")).rename(tmp_path / "kept")
+    commit = "0123456789abcdef" * 2 + "01234567"
+    (cache / "owner___mine" / "default" / "0.0.0").mkdir(parents=True)
+    kept.rename(cache / "owner___mine" / "default" / "0.0.0" / commit)
+    files, source = read_hub(HubSource("owner/mine"))
+    assert [row.fields for row in files["train"]] == [{"text": "t"}]
+    assert source == f"hub owner/mine, commit {commit}"
+    for revision, told in (("v1", f"v1, commit {commit}"), (commit, commit)):
+        _, source = read_hub(HubSource("owner/mine", revision=revision))
+        assert source == f"hub owner/mine @ {told}"
 
 
 def test_an_unreachable_hub_is_told_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,7 +254,7 @@ def test_a_scorer_that_the_rows_do_not_allow_is_refused(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"prompt": "p", "completion": "five"}] * 20
     path = own_file(tmp_path / "d.jsonl", rows)
     with pytest.raises(
-        BadInput, match=r"mine/train/1: scorer 'number' found no single number.*'five'"
+        BadInput, match=r"d.jsonl, row 1: scorer 'number' found no single number.*'five'"
     ):
         load_task(TaskConfig(name="mine", train=path, scorer="number"), None, 0)
     with pytest.raises(BadInput, match="give files or 'hub', not both"):
@@ -295,7 +295,7 @@ def test_golds_that_are_not_one_number_are_refused(tmp_path: Path, gold: str) ->
     rows = [{"question": f"q{n}", "answer": f"so #### {n}"} for n in range(40)]
     rows[2] = {"question": "q2", "answer": f"so #### {gold}"}
     config = TaskConfig(name="mine", train=own_file(tmp_path / "d.jsonl", rows))
-    with pytest.raises(BadInput, match=r"mine/train/3: scorer 'number' found no single number"):
+    with pytest.raises(BadInput, match=r"d.jsonl, row 3: scorer 'number' found no single number"):
         load_task(config, None, 0)
 
 
@@ -313,5 +313,5 @@ def test_published_golds_that_are_not_one_number_are_left_out_and_counted(tmp_pa
     assert any("1 published rows" in note and "not one number" in note for note in task.notes)
     rows[7:10] = [{"question": "q", "answer": "so #### 1e6"}] * 3
     own_file(folder / "train.jsonl", rows)
-    with pytest.raises(BadInput, match="gsm8k/train/9: scorer 'number' found no single number"):
+    with pytest.raises(BadInput, match=r"gsm8k/train.jsonl, row 9: scorer 'number' found no"):
         load_task(TaskConfig(name="gsm8k"), tmp_path, 0)

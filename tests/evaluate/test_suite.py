@@ -22,7 +22,7 @@ from rankscope.config.schema import EvaluateConfig
 from rankscope.data.items import Item
 from rankscope.data.tasks import LoadedTask
 from rankscope.errors import BadInput, IntegrityError
-from rankscope.evaluate.suite import evaluate_task
+from rankscope.evaluate.suite import cut_notes, encode_split, evaluate_task
 from rankscope.evaluate.task_record import task_sha256
 from rankscope.records import BASE, read_items, write_items
 
@@ -143,6 +143,22 @@ def test_items_beyond_the_context_are_counted_and_refused() -> None:
     task = loaded(tuple(items), "option_text")
     with pytest.raises(BadInput, match=r"2 of 6 items do not fit .* 256 tokens.*toy/test/2"):
         evaluate_task(base(), encoder(), task, "report", {None: BASE}, SETTINGS)
+
+
+def test_rows_scored_up_to_max_length_are_counted_and_told() -> None:
+    """By their likelihood; one that does not fit the context either counts once."""
+    items = text_items()
+    task = loaded((dataclasses.replace(items[0], completion="the " * 300), *items[1:]), "loss")
+    short, cut = encoder(64), SETTINGS.model_copy(update={"too_long": "truncate_left"})
+    record, _ = evaluate_task(base(), short, task, "report", {None: BASE}, SETTINGS)[None]
+    assert record.truncated == 1
+    note = "1 of 4 report items are longer than max_length = 64 tokens and scored up to there"
+    assert note in cut_notes(short, task, "report", 256, SETTINGS)[0]
+    both = encode_split(short, task, "report", 32, cut)
+    assert (both.cut_left, both.cut_right, both.truncated) == ({0, 3}, {0}, 2)
+    assert len(cut_notes(short, task, "report", 32, cut)) == 2
+    with pytest.raises(BadInput, match="context of 256 tokens"):
+        cut_notes(encoder(None), task, "report", 256, SETTINGS)
 
 
 def joined(leaked: frozenset[str] = frozenset()) -> LoadedTask:

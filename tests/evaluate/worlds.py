@@ -38,7 +38,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def encoder(max_length: int = 200) -> Encoder:
+def encoder(max_length: int | None = 200) -> Encoder:
     return Encoder(tokenizer(), "plain", max_length)
 
 

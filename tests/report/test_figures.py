@@ -57,6 +57,31 @@ def test_every_figure_has_a_plot_a_finding_and_numbers(figures: list[Figure]) ->
         assert widths == {len(figure.table.columns)}, figure.title
 
 
+def test_arms_that_no_line_over_rank_joins_stand_side_by_side() -> None:
+    """One rank at two rates: each arm has a place and a name, and its interval as a bar."""
+    side = StudyView(*study_and_advice(Truth(ranks=(8,), lrs=(1e-3, 3e-3))))
+    drawn = accuracy.draw_in_domain(side, "med")
+    assert drawn.title == "In-domain score by arm, med"
+    assert "Bars are 95 % intervals." in drawn.how_to_read
+    assert drawn.plot is not None
+    ticks = drawn.plot.layout.xaxis
+    assert list(ticks.ticktext) == ["r=8 lr=0.001", "r=8 lr=0.003"]
+    points = [trace for trace in drawn.plot.data if trace.error_y.array is not None]
+    assert [trace.x for trace in points] == [(0.0,), (1.0,)] == [(v,) for v in ticks.tickvals]
+    for arm, trace in zip(side.arms("med"), points, strict=False):
+        assert arm.score is not None
+        low, high = trace.y[0] - trace.error_y.arrayminus[0], trace.y[0] + trace.error_y.array[0]
+        assert (low, high) == pytest.approx(
+            (100 * (arm.score.low or 0), 100 * (arm.score.high or 0))
+        )
+    # A second rank makes a line, and the axis is rank's again.
+    line = StudyView(*study_and_advice(Truth(ranks=(8, 32), lrs=(1e-3,))))
+    over_rank = accuracy.draw_in_domain(line, "med")
+    assert over_rank.title == "In-domain score against rank, med"
+    assert over_rank.plot is not None
+    assert list(over_rank.plot.layout.xaxis.ticktext) == ["8", "32"]
+
+
 def test_every_color_of_a_figure_has_a_dark_partner(view: StudyView, figures: list[Figure]) -> None:
     known = dark_colors(view.ranks).keys() | {"rgba(0,0,0,0)"}
     found = {

@@ -1,7 +1,5 @@
 """Verbs that look into tuned models."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -9,34 +7,6 @@ import typer
 
 from rankscope.cli.application import AsJson, app
 from rankscope.cli.terminal import err_console, print_json, show, tell
-
-
-@contextmanager
-def made(out: Path | None) -> Iterator[None]:
-    """Make ``out`` before minutes of work that could not be written; a new one goes again with it.
-
-    Raises:
-        BadInput: no folder can be there.
-    """
-    from rankscope.errors import BadInput
-
-    if out is None or out.is_dir():
-        yield
-        return
-    if out.exists():
-        raise BadInput(f"--out {out}: is a file; expected a folder, or a name that is not taken")
-    try:
-        out.mkdir(parents=True)
-    except OSError as error:
-        raise BadInput(
-            f"--out {out}: the folder cannot be made ({error.strerror}); expected a place that "
-            "can be written to"
-        ) from error
-    try:
-        yield
-    except BaseException:
-        out.rmdir()
-        raise
 
 
 @app.command()
@@ -80,6 +50,7 @@ def inspect(
 
     Example: rankscope inspect ./base ./adapter-r8 ./adapter-r64 --out looked
     """
+    from rankscope.disk import made_folder
     from rankscope.errors import BadInput
     from rankscope.inspection import InspectSettings
     from rankscope.inspection import inspect as look
@@ -89,7 +60,7 @@ def inspect(
     if ablate and heads is None:
         raise BadInput("inspect: --ablate needs --heads TASK, the task that was trained on")
     settings = InspectSettings(top_k, intruder_k, epsilon)
-    with made(out), Screen(err_console) as screen:
+    with made_folder(out), Screen(err_console) as screen:
         if heads is None:
             found = look(base, tuned, settings, any_base=force, watcher=screen)
         else:

@@ -81,4 +81,5 @@ def make_item(content: RowContent, spec: TaskSpec, item_id: str, where: str) -> 
         reference=reference,
         question=content.question,
         contexts=contexts,
+        where=where,
     )

@@ -74,7 +74,7 @@ class ChatTemplate:
         self.writes_date = "strftime_now" in source or "date_string" in source
         self.frame = self._measure_frame(special_texts)
 
-    def render(self, turns: Sequence[Message], item_id: str, *, ask: bool = False) -> str:
+    def render(self, turns: Sequence[Message], place: str, *, ask: bool = False) -> str:
         """The template's text; ``ask`` adds what precedes the assistant's next answer.
 
         Raises:
@@ -92,12 +92,12 @@ class ChatTemplate:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             roles = ", ".join(turn.role for turn in turns)
             raise BadInput(
-                f"{item_id}: the chat template refuses the turns {roles} ({reason}); change the "
+                f"{place}: the chat template refuses the turns {roles} ({reason}); change the "
                 "row's roles, or use prompt_format: plain"
             ) from error
         return str(text)
 
-    def segments(self, turns: Sequence[Message], item_id: str) -> list[Segment]:
+    def segments(self, turns: Sequence[Message], place: str) -> list[Segment]:
         """A conversation cut at its assistant turns, through the end of the last.
 
         Templates may open only the last answer (an empty thinking block), so a turn is looked for
@@ -107,25 +107,25 @@ class ChatTemplate:
             BadInput: where the template writes earlier turns or answers differently once later
                 turns follow.
         """
-        full = self.render(turns, item_id)
+        full = self.render(turns, place)
         segments: list[Segment] = []
         done = 0
         last = len(turns) - 1
         for position, turn in enumerate(turns):
             if turn.role != "assistant":
                 continue
-            asked = self.render(turns[:position], item_id, ask=True)
+            asked = self.render(turns[:position], place, ask=True)
             if position == last and not turn.content.strip():
                 prompt = asked + self.frame.opening
                 return [*segments, Segment(prompt[done:]), Segment("", labelled=True, end="turn")]
             if not full.startswith(asked) or len(asked) < done:
                 raise BadInput(
-                    f"{item_id}: the chat template writes turns 1 to {position} differently once "
+                    f"{place}: the chat template writes turns 1 to {position} differently once "
                     "later turns follow, so what the model would see in use is not what it would "
                     "be trained on; split the conversation into rows of one answer each"
                 )
             answer = self.frame.answer(turn.content)
-            start = self._find_answer(full, len(asked), answer, f"{item_id}: turn {position + 1}")
+            start = self._find_answer(full, len(asked), answer, f"{place}: turn {position + 1}")
             ended = bool(self.frame.end) and full.startswith(self.frame.end, start + len(answer))
             end: Literal["", "turn", "eos"] = "turn" if ended else "eos" if position == last else ""
             segments += [Segment(full[done:start]), Segment(answer, labelled=True, end=end)]

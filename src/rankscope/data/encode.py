@@ -66,7 +66,7 @@ class Encoder:
     Args:
         tokenizer: a Hugging Face tokenizer.
         prompt_format: ``auto`` renders the chat template where the tokenizer has one.
-        max_length: most tokens of a training row.
+        max_length: most tokens of a training row; None is no bound.
 
     Raises:
         BadInput: where ``chat`` is asked for without a template, the template cannot be used, or
@@ -86,7 +86,7 @@ class Encoder:
         self,
         tokenizer: "PreTrainedTokenizerBase",
         prompt_format: Literal["auto", "chat", "plain"],
-        max_length: int,
+        max_length: int | None,
     ) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -168,9 +168,9 @@ class Encoder:
         # The end of the last answer is always labelled, so this cuts nothing that is.
         length = len(ids) - is_label[::-1].index(True)
         first = is_label.index(True)
-        if first >= self.max_length:
+        kept = length if self.max_length is None else min(length, self.max_length)
+        if first >= kept:
             return None
-        kept = min(length, self.max_length)
         marks = is_label[:kept] if labels == "completion" else [True] * kept
         marks[0] = False
         if not any(marks):
@@ -204,7 +204,7 @@ class Encoder:
                 for pair in asked
                 for role, text in zip(("user", "assistant"), pair, strict=True)
             ]
-            return self._chat.segments(turns, item.item_id)
+            return self._chat.segments(turns, item.place)
         if item.messages:
             return plain_turns(item.messages)
         answer = set_off(item.prompt, item.completion)
@@ -298,7 +298,7 @@ def encode_rows(encoder: Encoder, items: Sequence[Item], labels: Labels) -> Enco
             rows.append(row)
     if len(dropped) > MAX_SHARE_DROPPED * len(items):
         raise BadInput(
-            f"{dropped[0].item_id}: no token to learn is left; so are {len(dropped)} of "
+            f"{dropped[0].place}: no token to learn is left; so are {len(dropped)} of "
             f"{len(items)} rows: their prompts fill max_length = {encoder.max_length} tokens, or "
             "they have no completion. Raise train.max_length or shorten the rows; up to 1 % would "
             "be left out and counted"

@@ -31,18 +31,18 @@ from rankscope.errors import BadInput
 
 
 def _read_chat(row: RawRow, strict: bool) -> RowContent:
-    return _conversation(row, messages_of(row, "messages"))
+    return _conversation(row, messages_of(row, "messages"), "messages")
 
 
-def _conversation(row: RawRow, messages: tuple[Message, ...]) -> RowContent:
-    """A conversation up to its last assistant turn: what follows that has no answer."""
+def _conversation(row: RawRow, messages: tuple[Message, ...], field: str) -> RowContent:
+    """A conversation up to its last assistant turn, of ``field``: what follows has no answer."""
     answered = [
         position
         for position, message in enumerate(messages)
         if message.role == "assistant" and message.content.strip()
     ]
     if not answered:
-        raise NoCompletion
+        raise NoCompletion(field)
     messages = messages[: answered[-1] + 1]
     asked = [message.content for message in messages[:-1] if message.role != "assistant"]
     return RowContent(
@@ -65,8 +65,9 @@ def _read_prompt_completion(row: RawRow, strict: bool) -> RowContent:
             fields=row.fields,
         )
     if not completion:
-        raise NoCompletion
-    return _conversation(row, messages_of(row, "prompt") + messages_of(row, "completion"))
+        raise NoCompletion("completion")
+    messages = messages_of(row, "prompt") + messages_of(row, "completion")
+    return _conversation(row, messages, "completion")
 
 
 def _read_text(row: RawRow, strict: bool) -> RowContent:
@@ -161,9 +162,9 @@ def shape_of(row: RawRow) -> Shape:
 
 @dataclass(frozen=True, slots=True)
 class FileContents:
-    """The readable rows of one file with their numbers, and how many were left out."""
+    """The readable rows of one file with what they say, and how many were left out."""
 
-    rows: tuple[tuple[int, RowContent], ...]
+    rows: tuple[tuple[RawRow, RowContent], ...]
     without_completion: int
     flawed: int
 
@@ -218,8 +219,8 @@ def read_contents(
     """
     given = rows if names is None else [renamed(row, names) for row in rows]
     shape = shape_of(given[0])
-    read: list[tuple[int, RowContent]] = []
-    missing: list[RawRow] = []
+    read: list[tuple[RawRow, RowContent]] = []
+    missing: list[tuple[RawRow, str]] = []
     flawed = 0
     for row, original in zip(given, rows, strict=True):
         found = shape_of(row)
@@ -232,14 +233,16 @@ def read_contents(
             content = shape.read(row, strict)
             if names is not None:
                 content = replace(content, fields={**original.fields, **row.fields})
-            read.append((row.number, content))
-        except NoCompletion:
-            missing.append(row)
+            read.append((row, content))
+        except NoCompletion as error:
+            missing.append((row, error.field))
         except FlawedRow:
             flawed += 1
     if len(missing) > MAX_SHARE_WITHOUT_COMPLETION * len(rows):
+        row, field = missing[0]
         raise BadInput(
-            f"{missing[0].where}: no completion; so are {len(missing)} of {len(rows)} rows. Up to "
-            "1 % would be left out and counted; more is an error: fill them in or remove them"
+            f"{row.where}: no completion in field {(names or {}).get(field, field)!r}; so are "
+            f"{len(missing)} of {len(rows)} rows. Up to 1 % would be left out and counted; more is "
+            "an error: fill them in or remove them"
         )
     return FileContents(tuple(read), len(missing), flawed)

@@ -1,7 +1,7 @@
 """Items: one row of a data set in the one form that training and evaluation read."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Names of the options of a multiple-choice item, in order."""
@@ -42,6 +42,13 @@ class Item:
     each, and ``prompt`` is the right option's."""
     shots: tuple[tuple[str, str], ...] = ()
     """Answered questions before this one: (prompt, answer) of each."""
+    where: str = field(default="", compare=False)
+    """Where the row was read, such as ``data/train.jsonl, row 3``; no part of what the item is."""
+
+    @property
+    def place(self) -> str:
+        """For messages: where the row can be mended, or the item's id where that is not known."""
+        return self.where or self.item_id
 
     @property
     def content(self) -> tuple[str, str]:

@@ -27,7 +27,7 @@ def read_labelled_choices(row: RawRow, strict: bool) -> RowContent:
         raise BadInput(f"{row.where}: choices must be an object with 'text' and 'label'")
     key, labels = row.fields.get("answerKey"), list(choices["label"])
     if key is None or key == "":
-        raise NoCompletion
+        raise NoCompletion("answerKey")
     if key not in labels:
         raise BadInput(f"{row.where}: answerKey {key!r} is none of the labels {labels}")
     return multiple_choice(row, question, choices["text"], labels.index(key), strict)
@@ -39,11 +39,11 @@ def read_yes_no(row: RawRow, strict: bool) -> RowContent:
     return multiple_choice(row, question, ("no", "yes"), int(row.fields["answer"]), strict)
 
 
-def _index_or_none(row: RawRow, name: str) -> int | None:
+def _index(row: RawRow, name: str) -> int:
     """An index from 0, as a number or in digits; -1 or an empty text say it is withheld."""
     value = row.fields.get(name)
     if value is None or value in (-1, "", "-1"):
-        return None
+        raise NoCompletion(name)
     if isinstance(value, bool) or not str(value).isdecimal():
         raise BadInput(f"{row.where}: field {name!r} is {value!r}, expected an index from 0")
     return int(value)
@@ -51,17 +51,17 @@ def _index_or_none(row: RawRow, name: str) -> int | None:
 
 def read_medmcqa(row: RawRow, strict: bool) -> RowContent:
     options = [row.fields[name] for name in ("opa", "opb", "opc", "opd")]
-    index = _index_or_none(row, "cop")
+    index = _index(row, "cop")
     return multiple_choice(row, text_of(row, "question"), options, index, strict)
 
 
 def read_piqa(row: RawRow, strict: bool) -> RowContent:
     options = [row.fields["sol1"], row.fields["sol2"]]
-    return multiple_choice(row, text_of(row, "goal"), options, _index_or_none(row, "label"), strict)
+    return multiple_choice(row, text_of(row, "goal"), options, _index(row, "label"), strict)
 
 
 def read_casehold(row: RawRow, strict: bool) -> RowContent:
-    label = _index_or_none(row, "label")
+    label = _index(row, "label")
     return multiple_choice(row, text_of(row, "context"), row.fields["endings"], label, strict)
 
 
@@ -96,7 +96,7 @@ def read_hellaswag(row: RawRow, strict: bool) -> RowContent:
         row,
         without_brackets(f"{text_of(row, 'activity_label')}: {scene}"),
         [without_brackets(ending) for ending in endings],
-        _index_or_none(row, "label"),
+        _index(row, "label"),
         strict,
         template="{question}",
     )
@@ -129,7 +129,7 @@ def read_winogrande(row: RawRow, strict: bool) -> RowContent:
         raise BadInput(message) if strict else FlawedRow(message)
     key = row.fields.get("answer")
     if key is None or key == "":
-        raise NoCompletion
+        raise NoCompletion("answer")
     if str(key) not in ("1", "2"):
         raise BadInput(f"{row.where}: answer is {key!r}, expected '1' or '2'")
     options = [text_of(row, "option1"), text_of(row, "option2")]

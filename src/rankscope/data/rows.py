@@ -12,7 +12,15 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 class NoCompletion(Exception):
-    """The row has nothing to learn or to score: it is dropped and counted."""
+    """The row has nothing to learn or to score: it is dropped and counted.
+
+    Args:
+        field: which of its fields holds nothing.
+    """
+
+    def __init__(self, field: str) -> None:
+        super().__init__(field)
+        self.field = field
 
 
 class FlawedRow(Exception):
@@ -58,7 +66,7 @@ def completion_of(row: RawRow, name: str) -> str:
     """A text that may be missing or blank, in which case the row has no completion."""
     value = row.fields.get(name)
     if value is None or (isinstance(value, str) and not value.strip()):
-        raise NoCompletion
+        raise NoCompletion(name)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     return text_of(row, name)
@@ -107,7 +115,7 @@ def answer_index(row: RawRow, answer: object, choices: tuple[str, ...]) -> int:
         NoCompletion: where there is none.
     """
     if answer is None or answer == "":
-        raise NoCompletion
+        raise NoCompletion("answer")
     if isinstance(answer, int) and not isinstance(answer, bool):
         if 0 <= answer < len(choices):
             return answer

@@ -6,6 +6,7 @@ Formats whose loading can run code (pickle and its relatives) are refused by nam
 
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,8 +200,23 @@ def read_folder(folder: Path) -> dict[str, list[RawRow]]:
 # --- the hub ------------------------------------------------------------------------------------
 
 
-def read_hub(source: HubSource) -> dict[str, list[RawRow]]:
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def commit_of(loaded: Mapping[str, Any]) -> str | None:
+    """The hub's commit at which a data set was read, 40 hex digits; None where it is not known.
+
+    The library names the folder in which it keeps a hub data set by it, as no other.
+    """
+    folders = {Path(f["filename"]).parent.name for s in loaded.values() for f in s.cache_files}
+    return next((name for name in sorted(folders) if COMMIT.fullmatch(name)), None)
+
+
+def read_hub(source: HubSource) -> tuple[dict[str, list[RawRow]], str]:
     """The rows of a hub data set by split file name; ``source.id`` may be a local folder.
+
+    Returns:
+        The rows, and the source's label with the commit that was read, where it is known.
 
     Raises:
         BadInput: where the hub or the data set cannot be reached, or a split is missing.
@@ -241,7 +257,9 @@ def read_hub(source: HubSource) -> dict[str, list[RawRow]]:
             f"{source.label}: has the splits {', '.join(map(str, loaded))}; expected one of "
             f"{', '.join(name for name in wanted.values() if name)}"
         )
-    return files
+    commit = commit_of(loaded)
+    is_told = commit is None or commit == source.revision
+    return files, source.label if is_told else f"{source.label}, commit {commit}"
 
 
 LAW_SUBJECTS = ("professional_law", "jurisprudence", "international_law")

@@ -84,8 +84,7 @@ def _own_files(config: TaskConfig) -> tuple[dict[str, list[RawRow]], str]:
         files = {split: read_file(path) for split, path in given.items()}
         return files, ", ".join(str(path) for path in given.values())
     assert config.hub is not None
-    source = HubSource(config.hub, revision=config.revision)
-    return read_hub(source), source.label
+    return read_hub(HubSource(config.hub, revision=config.revision))
 
 
 def _named_files(spec: TaskSpec, data_dir: Path | None) -> tuple[dict[str, list[RawRow]], str]:
@@ -101,10 +100,10 @@ def _named_files(spec: TaskSpec, data_dir: Path | None) -> tuple[dict[str, list[
             f"with a field 'text', or 'report: text.txt'), or put them into {spec.name}/test.jsonl "
             "in data_dir"
         )
-    files = read_hub(spec.hub)
+    files, source = read_hub(spec.hub)
     if spec.name == "legal_mcq":
         files = legal_from_mmlu(files)
-    return files, spec.hub.label
+    return files, source
 
 
 OWN_NAMES = {"train": "train", "validation": "selection", "test": "report", DEV: DEV}
@@ -123,12 +122,12 @@ def _items_of_files(
         items[file] = []
         label = OWN_NAMES[file] if own else file
         left_out = 0
-        for number, row in content.rows:
-            if row.subject in excluded:
+        for row, said in content.rows:
+            if said.subject in excluded:
                 continue
-            place = f"{spec.name}/{label}/{number}"
+            item_id = f"{spec.name}/{label}/{row.number}"
             try:
-                items[file].append(make_item(row, spec, place, place))
+                items[file].append(make_item(said, spec, item_id, row.where))
             except NoSingleNumber:
                 left_out += 1
                 if own or left_out > MAX_SHARE_WITHOUT_COMPLETION * len(content.rows):
@@ -248,7 +247,8 @@ def _chance(spec: TaskSpec, report: Sequence[Item]) -> float | None:
 
 def _sha256(*splits: Sequence[Item]) -> str:
     """Hash of items as they are scored; shots, which many share, are told once."""
-    names = [field.name for field in fields(Item) if field.name not in ("contexts", "shots")]
+    apart = ("contexts", "shots", "where")
+    names = [field.name for field in fields(Item) if field.name not in apart]
     rows: list[Any] = []
     told: dict[Any, int] = {}
     for item in (item for split in splits for item in split):

@@ -69,14 +69,14 @@ def encode_choices(encoder: Encoder, items: Sequence[Item], spec: TaskSpec) -> l
     for item in items:
         if len(item.choices) < 2 or item.answer is None:
             raise BadInput(
-                f"{item.item_id}: scorer {spec.scorer!r} needs at least two choices and an answer; "
+                f"{item.place}: scorer {spec.scorer!r} needs at least two choices and an answer; "
                 f"found {len(item.choices)} choices and answer {item.answer}"
             )
         answers = list(item.choices) if scores_text(spec) else []
         if scores_letters(spec):
             if len(item.choices) > len(LETTERS):
                 raise BadInput(
-                    f"{item.item_id}: {len(item.choices)} choices; letters name {len(LETTERS)}"
+                    f"{item.place}: {len(item.choices)} choices; letters name {len(LETTERS)}"
                 )
             answers += LETTERS[: len(item.choices)]
         question = Question(
@@ -85,7 +85,7 @@ def encode_choices(encoder: Encoder, items: Sequence[Item], spec: TaskSpec) -> l
         empty = [a for a, ids in zip(answers, question.continuations, strict=True) if not ids]
         if empty or not question.prompt:
             what = f"option {empty[0]!r}" if empty else "the prompt"
-            raise BadInput(f"{item.item_id}: {what} has no tokens, so it has no probability")
+            raise BadInput(f"{item.place}: {what} has no tokens, so it has no probability")
         questions.append(question)
     return questions
 

@@ -20,8 +20,18 @@ class EncodedSplit:
     prompts: Sequence[Sequence[int]] = ()
     rows: Sequence[EncodedRow] = ()
     windows: Sequence[Sequence[EncodedRow]] = ()
-    truncated: int = 0
-    """Items cut at their beginning."""
+    cut_left: frozenset[int] = frozenset()
+    """Items cut at their beginning, by their place."""
+
+    @property
+    def cut_right(self) -> frozenset[int]:
+        """Items scored up to the encoder's ``max_length`` alone, by their place."""
+        return frozenset(place for place, row in enumerate(self.rows) if row.truncated)
+
+    @property
+    def truncated(self) -> int:
+        """Items that are not scored whole."""
+        return len(self.cut_left | self.cut_right)
 
     def lengths(self) -> list[int]:
         """Tokens each question, prompt or row needs of the context; an answer needs one at least.
@@ -65,24 +75,27 @@ def fitted(
     if settings.too_long == "refuse":
         raise BadInput(
             f"{where}: {len(items)} of {len(encoded.items)} items do not fit the model's context "
-            f"of {context} tokens; the longest, {encoded.items[owners[worst]].item_id}, needs "
+            f"of {context} tokens; the longest, {encoded.items[owners[worst]].place}, needs "
             f"{lengths[worst]}. Leave these rows out, use a model with a longer context, or cut "
-            "prompts at their beginning by too_long: truncate_left"
+            "prompts at their beginning: '--too-long truncate_left', in a study 'too_long: "
+            "truncate_left'"
         )
     questions, prompts, rows = list(encoded.questions), list(encoded.prompts), list(encoded.rows)
     for place in places:
-        item_id = encoded.items[owners[place]].item_id
+        row = f"{where}: {encoded.items[owners[place]].place}"
         if questions:
             asked = questions[place]
             room = context - (asked.num_tokens - len(asked.prompt))
-            prompt = cut_left(asked.prompt, room, bos, f"{where}: {item_id}")
+            prompt = cut_left(asked.prompt, room, bos, row)
             questions[place] = replace(asked, prompt=prompt)
         elif prompts:
             room = max(context // 2, context - settings.max_new_tokens)
-            prompts[place] = cut_left(prompts[place], room, bos, f"{where}: {item_id}")
+            prompts[place] = cut_left(prompts[place], room, bos, row)
         else:
-            rows[place] = cut_row(rows[place], context, bos, f"{where}: {item_id}")
-    return replace(encoded, questions=questions, prompts=prompts, rows=rows, truncated=len(items))
+            rows[place] = cut_row(rows[place], context, bos, row)
+    return replace(
+        encoded, questions=questions, prompts=prompts, rows=rows, cut_left=frozenset(items)
+    )
 
 
 def cut_left(ids: Sequence[int], room: int, bos: Sequence[int], where: str) -> list[int]:

@@ -89,9 +89,7 @@ def encode_prompts(encoder: Encoder, items: Sequence[Item]) -> list[list[int]]:
         prompts.append(encoder.prompt_ids(item))
         if not prompts[-1] or not gold_answer(item).strip():
             missing = "gold answer" if prompts[-1] else "prompt"
-            raise BadInput(
-                f"{item.item_id}: no {missing}, so no answer can be generated and judged"
-            )
+            raise BadInput(f"{item.place}: no {missing}, so no answer can be generated and judged")
     return prompts
 
 
@@ -177,7 +175,7 @@ def summarize(
             prediction = normalized_answer(generation.text)
         if gold is None:
             raise BadInput(
-                f"{item.item_id}: no number in the gold answer {gold_answer(item)[:60]!r}; "
+                f"{item.place}: no number in the gold answer {gold_answer(item)[:60]!r}; "
                 "expected one, such as '#### 18'"
             )
         results.append(

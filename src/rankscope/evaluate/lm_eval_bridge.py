@@ -9,6 +9,7 @@ before anything in them can run; its templates run in Jinja's sandbox.
 import json
 import math
 import random
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -233,11 +234,22 @@ def load(manager: "TaskManager", names: list[str]) -> dict[str, Any]:
         raise
     except Exception as error:  # whatever the libraries raise is about this task's own file or data
         reason = str(error).strip().splitlines() or ["no message"]
+        expected = f"a task that lm-evaluation-harness {version('lm_eval')} can load: see its file"
+        if came_from_data(error):
+            expected = (
+                "a harness task whose data set is at hand (local files in dataset_kwargs: "
+                "data_files, or a reachable hub)"
+            )
         raise BadInput(
             f"task {PREFIX}{names[0]}: cannot be loaded: {type(error).__name__}: {reason[0]}. "
-            "Expected a harness task whose data set is at hand (local files in dataset_kwargs: "
-            "data_files, or a reachable hub)"
+            f"Expected {expected}"
         ) from error
+
+
+def came_from_data(error: BaseException) -> bool:
+    """Whether the data sets library raised it while it looked for a data set or read it."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__") == "datasets.load" for frame, _ in frames)
 
 
 def run(

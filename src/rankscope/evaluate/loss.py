@@ -23,16 +23,17 @@ def encode_losses(encoder: Encoder, items: Sequence[Item]) -> list[EncodedRow]:
     """Every item as a training row with completion labels.
 
     Raises:
-        BadInput: items with no token to score: no completion, or a prompt that fills
+        BadInput: items with no token to score: no completion, or a prompt that fills the encoder's
             ``max_length``.
     """
     rows = [encoder.training_row(item, "completion") for item in items]
-    empty = [item.item_id for item, row in zip(items, rows, strict=True) if row is None]
+    empty = [item.place for item, row in zip(items, rows, strict=True) if row is None]
     if empty:
+        bound = encoder.max_length
+        fills = f", or a prompt that fills max_length = {bound} tokens" if bound else ""
         raise BadInput(
             f"{empty[0]}: no token to score is left; so are {len(empty)} of {len(items)} items: no "
-            f"completion, or a prompt that fills max_length = {encoder.max_length} tokens. Leave "
-            "these rows out or, in a study, raise train.max_length"
+            f"completion{fills}. Leave these rows out or, in a study, raise train.max_length"
         )
     return [row for row in rows if row is not None]
 

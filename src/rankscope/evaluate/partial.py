@@ -31,7 +31,7 @@ def encode_contexts(encoder: Encoder, items: Sequence[Item]) -> list[Question]:
             answer = encoder.answer_ids(item.completion, asked)
             prompt = encoder.prompt_ids(asked)
             if not prompt or not answer:
-                raise BadInput(f"{item.item_id}: nothing stands before, or after, the option")
+                raise BadInput(f"{item.place}: nothing stands before, or after, the option")
             questions.append(Question(prompt, [answer]))
     return questions
 

@@ -20,6 +20,9 @@ from rankscope.evaluate.scorers import ModelScores, mean
 from rankscope.models.base import Base
 from rankscope.records import ItemResult
 
+WINDOW = 1024
+"""Most tokens of a window where the encoder's rows have no bound."""
+
 
 def encode_texts(
     encoder: Encoder, items: Sequence[Item], context: int | None
@@ -27,28 +30,33 @@ def encode_texts(
     """The windows of every text.
 
     Args:
-        encoder: its ``max_length`` bounds a window.
+        encoder: see :func:`longest_window`.
         items: texts, without a prompt.
         context: most tokens the model takes in; None is no bound.
 
     Raises:
         BadInput: an item with a prompt, or a text without tokens.
     """
-    width = min(encoder.max_length, context or encoder.max_length)
+    width = min(longest_window(encoder), context or longest_window(encoder))
     found = []
     for item in items:
         if item.prompt or item.messages:
             raise BadInput(
-                f"{item.item_id}: scorer 'perplexity' scores whole texts; expected rows with a "
+                f"{item.place}: scorer 'perplexity' scores whole texts; expected rows with a "
                 "field 'text' alone (scorer 'loss' scores answers after their prompts)"
             )
         ids = [encoder.start_id, *encoder.text_ids(item.completion)]
         if len(ids) < 2:
-            raise BadInput(f"{item.item_id}: the text has no tokens")
+            raise BadInput(f"{item.place}: the text has no tokens")
         found.append(
             [window(ids[start : start + width]) for start in range(0, len(ids) - 1, width - 1)]
         )
     return found
+
+
+def longest_window(encoder: Encoder) -> int:
+    """Most tokens of a window, whatever the model's context; scores depend on it."""
+    return encoder.max_length or WINDOW
 
 
 def window(ids: Sequence[int]) -> EncodedRow:

@@ -71,6 +71,36 @@ def encode_split(
     return fitted(encoded, context, settings, where, encoder.bos_ids)
 
 
+def cut_notes(
+    encoder: Encoder,
+    task: LoadedTask,
+    split: Split,
+    context: int | None,
+    settings: EvaluateConfig,
+) -> list[str]:
+    """What a reader must know of a split whose items are not all scored whole, one sentence each.
+
+    Their first tokens alone (scorer ``loss``), or without their beginning (``too_long``).
+
+    Raises:
+        BadInput: what could not be scored later, as :func:`encode_split` tells it.
+    """
+    encoded = encode_split(encoder, task, split, context, settings)
+    of_all = f"of {len(encoded.items)} {split} items"
+    notes = []
+    if encoded.cut_left:
+        notes.append(
+            f"{task.spec.name}: {len(encoded.cut_left)} {of_all} do not fit the context of "
+            f"{context} tokens and are cut at their beginning"
+        )
+    if encoded.cut_right:
+        notes.append(
+            f"{task.spec.name}: {len(encoded.cut_right)} {of_all} are longer than max_length = "
+            f"{encoder.max_length} tokens and scored up to there"
+        )
+    return notes
+
+
 def context_length(config: PretrainedConfig) -> int | None:
     """Positions the model was made for; None where its configuration names no bound."""
     length = getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -4,9 +4,10 @@ from typing import Any
 
 from rankscope.config.schema import EvaluateConfig, StudyConfig
 from rankscope.data.encode import Encoder
-from rankscope.data.named_tasks import LIKELIHOODS, TaskSpec
+from rankscope.data.named_tasks import TaskSpec
 from rankscope.data.tasks import LoadedTask
 from rankscope.evaluate.joined import headline
+from rankscope.evaluate.perplexity import longest_window
 from rankscope.provenance import sha256_json
 from rankscope.records import Role, TaskRecord
 
@@ -61,7 +62,7 @@ def task_sha256(
             part.spec.scorer,
             part.spec.version,
             part.spec.headline,
-            scoring_settings(part.spec, evaluate, encoder.max_length),
+            scoring_settings(part.spec, evaluate, encoder),
         ]
         for part in task.parts
     ]
@@ -73,20 +74,22 @@ def task_sha256(
             **({"parts": parts} if parts else {}),
             "prompt_format": encoder.prompt_format,
             "tokenizer": tokenizer_hash,
-            "settings": scoring_settings(task.spec, evaluate, encoder.max_length),
+            "settings": scoring_settings(task.spec, evaluate, encoder),
             "evaluation_version": EVALUATION_VERSION,
         }
     )
 
 
-def scoring_settings(spec: TaskSpec, evaluate: EvaluateConfig, max_length: int) -> dict[str, Any]:
-    """The settings that can move a score; likelihoods are of rows cut at ``max_length``."""
+def scoring_settings(spec: TaskSpec, evaluate: EvaluateConfig, encoder: Encoder) -> dict[str, Any]:
+    """The settings that can move a score; likelihoods are of rows, or windows, of a length."""
     settings: dict[str, Any] = {
         "batch_tokens": evaluate.batch_tokens,
         "max_new_tokens": evaluate.max_new_tokens,
     }
-    if spec.scorer in LIKELIHOODS:
-        settings["max_length"] = max_length
+    if spec.scorer == "loss":
+        settings["max_length"] = encoder.max_length
+    elif spec.scorer == "perplexity":
+        settings["max_length"] = longest_window(encoder)
     if evaluate.too_long != "refuse":
         settings["too_long"] = evaluate.too_long
     own = {"headline": spec.headline, "stop": spec.stop, "extract": spec.extract}

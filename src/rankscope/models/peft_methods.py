@@ -205,9 +205,11 @@ def draws_in_training(config: PeftConfig) -> bool:
 
 
 def described(error: BaseException) -> str:
-    """An error of PEFT's in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no details'}"
+    """An error of PEFT's in one line: its first, with the next where a colon ends it."""
+    first, *others = str(error).strip().splitlines() or ["no details"]
+    if first.endswith(":") and others:
+        first = f"{first} {others[0].strip()}"
+    return f"{type(error).__name__}: {first}"
 
 
 def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

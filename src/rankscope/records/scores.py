@@ -38,7 +38,8 @@ class EvalRecord(Record):
     without_leaks: WithoutLeaks | None = None
     """Of the report split, where some of its items leaked into training rows."""
     truncated: int = 0
-    """Items cut at their beginning, since they did not fit the model's context."""
+    """Items not scored whole: cut at their beginning, since they did not fit the model's context,
+    or, by their likelihood, scored up to ``max_length`` tokens."""
     seconds: float
     num_tokens: int
 

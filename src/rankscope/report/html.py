@@ -116,7 +116,7 @@ def sections(view: StudyView) -> list[Section]:
         Section(
             "ranks",
             "How much rank is enough",
-            "Scores of the report split against LoRA rank.",
+            "Scores of the report split, against LoRA rank where the study varies it.",
             tuple(f for f in ranks if f is not first),
         ),
         Section(

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -149,6 +150,8 @@ def model_config(model: str, prompt_format: PromptFormat) -> ModelConfig:
 def task_config(text: str, shots: int | None) -> TaskConfig:
     """One of ``--tasks``: a named task, a task file, a file of rows, or a folder of them.
 
+    Named tasks have neither a slash nor a dot in their names, so text that has is a path.
+
     Raises:
         BadInput: there is no such file.
     """
@@ -162,14 +165,14 @@ def task_config(text: str, shots: int | None) -> TaskConfig:
                 f"to --tasks: {', '.join(told.join)}"
             )
         return told.model_copy(update=changes)
-    looks_like_path = text.startswith((".", "/", "~")) or path.suffix in (
-        *(".jsonl", ".ndjson", ".parquet", ".txt"),
-    )
     try:
-        if not looks_like_path:
+        if not text.startswith("~") and not set(text) & {"/", os.sep, "."}:
             return TaskConfig.model_validate({"name": text, **changes})
         if not path.exists():
-            raise BadInput(f"task {text}: no such file or folder")
+            raise BadInput(
+                f"task {text}: no such file or folder; a data set on the hub is named in a task "
+                "file ('hub: owner/name')"
+            )
         key = "path" if path.is_dir() else "report"
         name = path.resolve().name if path.is_dir() else path.stem
         return TaskConfig.model_validate({"name": name, key: str(path), **changes})

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from rankscope.disk import fsync, replace_text, says_disk_full
-from rankscope.errors import BadInput, DiskFull, IntegrityError
+from rankscope.errors import DiskFull, IntegrityError
 from rankscope.provenance import sha256_file
 from rankscope.records import ITEM_SCHEMA, Estimate, EvalRecord, ItemResult, Record, read_items
 
@@ -72,15 +72,10 @@ class ScoresFolder:
     """The results of one folder; without one they are kept in memory alone.
 
     Args:
-        out: made when the first result is stored; None keeps results in memory.
-
-    Raises:
-        BadInput: ``out`` is a file.
+        out: a folder, new or old; None keeps results in memory.
     """
 
     def __init__(self, out: Path | None) -> None:
-        if out is not None and out.exists() and not out.is_dir():
-            raise BadInput(f"{out}: is a file; expected a folder for the scores, new or old")
         self.out = out
         self._kept: dict[str, tuple[EvalRecord, list[ItemResult]]] = {}
 

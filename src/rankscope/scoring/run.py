@@ -15,6 +15,7 @@ import numpy as np
 from rankscope.advise.statistics import Array, paired_estimate
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask
+from rankscope.disk import made_folder
 from rankscope.errors import BadInput, IntegrityError
 from rankscope.evaluate.lm_eval_bridge import (
     HarnessTask,
@@ -22,7 +23,7 @@ from rankscope.evaluate.lm_eval_bridge import (
     is_mean,
     score_harness_task,
 )
-from rankscope.evaluate.suite import context_length, encode_split, evaluate_apart
+from rankscope.evaluate.suite import context_length, cut_notes, evaluate_apart
 from rankscope.evaluate.task_record import task_sha256
 from rankscope.models.adapter_io import load_adapter
 from rankscope.models.base import Base
@@ -54,9 +55,6 @@ from rankscope.scoring.harness import (
     without_dead,
 )
 from rankscope.watch import Silent, Watcher
-
-MAX_LENGTH = 1024
-"""Most tokens of a window of text, or of an answer scored by its likelihood: a study's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +95,8 @@ def score(asked: Asked, out: Path | None = None, watcher: Watcher | None = None)
     are written whole, as soon as they are there.
 
     Raises:
-        BadInput: a model, adapter, task, split or row that cannot be used.
+        BadInput: a model, adapter, task, split or row that cannot be used, or an ``out`` that
+            cannot be written to.
         IntegrityError: ``out`` holds results that were altered.
     """
     watcher = watcher or Silent()
@@ -110,15 +109,15 @@ def score(asked: Asked, out: Path | None = None, watcher: Watcher | None = None)
     folder = model_folder(config)
     device = choose_device(asked.device)
     dtype = choose_dtype(asked_dtype, device)
-    encoder = Encoder(load_tokenizer(folder), prompt_format, MAX_LENGTH)
+    encoder = Encoder(load_tokenizer(folder), prompt_format, max_length=None)
     base_sha256 = weights_sha256(folder)
     adapters = read_adapters(asked, folder, base_sha256)
     tasks = read_tasks(asked)
     notes = [*encoder.notes, *(note for task in tasks for note in task.notes)]
     notes += [forced_note(adapter) for adapter in adapters if adapter.is_forced]
     context = context_length(read_config(folder))
-    for task in tasks:
-        encode_split(encoder, task, split, context, asked.settings)  # refuses what cannot be scored
+    for task in tasks:  # refuses what cannot be scored
+        notes += cut_notes(encoder, task, split, context, asked.settings)
     harness = read_harness_tasks(asked, split, context, encoder.prompt_format)
     tokenizer_hash = tokenizer_sha256(folder)
     facts = [
@@ -136,8 +135,8 @@ def score(asked: Asked, out: Path | None = None, watcher: Watcher | None = None)
     missing = {place for place, key in keys.items() if not stored.holds(key)}
     run = Run(asked, encoder, tasks, harness, split, stored, keys, watcher)
     if missing:
-        base = load_base(config, device, dtype, folder)
-        run.score_missing(base, adapters, missing)
+        with made_folder(out):
+            run.score_missing(load_base(config, device, dtype, folder), adapters, missing)
     scores = run.collect(weights, dtype_name, facts, encoder.prompt_format, adapters)
     return Scored(tuple(scores), tuple(run.failed), run.new, tuple(notes))
 
@@ -160,6 +159,21 @@ def forced_note(adapter: AdapterFolder) -> str:
     )
 
 
+def put_on(base: Base, adapter: AdapterFolder) -> None:
+    """Put an adapter of a method other than LoRA on the base, as the guest of its pack.
+
+    Raises:
+        BadInput: it is damaged, or does not fit the model.
+    """
+    record = base.record
+    if adapter.is_forced and adapter.recorded_base is not None:
+        record = record.model_copy(update={"sha256": adapter.recorded_base})
+    try:
+        base.pack.guest = PeftTuner.load(base.model, adapter.folder, record)
+    except IntegrityError as error:
+        raise BadInput(f"{error}; expected an undamaged adapter of this model") from error
+
+
 @dataclass(slots=True)
 class Run:
     """One run of the engine over what is missing."""
@@ -179,9 +193,17 @@ class Run:
     def score_missing(
         self, base: Base, adapters: Sequence[AdapterFolder], missing: set[tuple[str, str]]
     ) -> None:
-        """Base and LoRA adapters together; every other method by itself on the base."""
+        """Base and LoRA adapters together; every other method by itself on the base.
+
+        Raises:
+            BadInput: an adapter that is damaged or does not fit, before anything is scored.
+        """
         wanted = {model for model, _ in missing}
         packed = [a for a in adapters if a.is_lora and a.label in wanted]
+        guests = [a for a in adapters if not a.is_lora and a.label in wanted]
+        for adapter in guests:
+            put_on(base, adapter)
+            base.pack.clear()
         models: dict[str | None, str] = {None: BASE} if BASE in wanted else {}
         for adapter in packed:
             made = load_adapter(adapter.folder, adapter.label).to(base.device)
@@ -190,16 +212,8 @@ class Run:
         if models:
             self.score_models(base, models, missing)
         base.pack.clear()
-        for adapter in adapters:
-            if adapter.is_lora or adapter.label not in wanted:
-                continue
-            record = base.record
-            if adapter.is_forced and adapter.recorded_base is not None:
-                record = record.model_copy(update={"sha256": adapter.recorded_base})
-            try:
-                base.pack.guest = PeftTuner.load(base.model, adapter.folder, record)
-            except IntegrityError as error:
-                raise BadInput(f"adapter {adapter.folder}: cannot be put on: {error}") from error
+        for adapter in guests:
+            put_on(base, adapter)
             try:
                 self.score_models(base, {None: adapter.label}, missing)
             finally:

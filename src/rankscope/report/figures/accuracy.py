@@ -5,13 +5,15 @@ from rankscope.report.figure import Column, Figure, table
 from rankscope.report.figures.rank_axis import (
     Panel,
     Point,
+    against,
     bands_note,
     base_line,
     estimate_point,
     full_line,
+    is_by_arm,
     rank_plot,
 )
-from rankscope.report.style import Unit, difference, listing, score
+from rankscope.report.style import Unit, count, difference, listing, score
 from rankscope.report.view import StudyView
 
 MAX_RETENTION_PANELS = 6
@@ -49,12 +51,12 @@ def draw_in_domain(view: StudyView, task: str) -> Figure:
     ]
     return Figure(
         key=f"in-domain-{view.training_tasks.index(task)}",
-        title=f"In-domain score against rank, {task}",
+        title=f"In-domain score {against(view, task)}, {task}",
         finding=_in_domain_finding(view, task),
         table=table(columns, rows),
         plot=rank_plot(view, task, [panel]),
-        how_to_read="Report split. Bands are 95 % intervals; the base's counts items only."
-        + bands_note(view, task),
+        how_to_read=f"Report split. {bands_note(view, task)} The base's interval counts items "
+        "only.",
     )
 
 
@@ -75,13 +77,22 @@ def _base_point(base: EvalRecord | None, unit: Unit) -> Point | None:
 
 def _in_domain_finding(view: StudyView, task: str) -> str:
     unit, line = view.unit(task), view.focus_series(task)
-    scored = [(arm, arm.score.value) for arm in (line.arms if line else ()) if arm.score]
+    by_arm = is_by_arm(view, task)
+    lines = view.series(task) if by_arm else [line] if line else []
+    scored = [(arm, arm.score.value) for of in lines for arm in of.arms if arm.score]
     if line is None or not scored:
         return "No LoRA arm has an in-domain score, so there is nothing to draw against rank."
-    values = ", ".join(f"{score(v, unit)} at r={arm.rank}" for arm, v in scored[:10])
-    text = f"At {line.label} the score is {values}."
     best_arm, best = max(scored, key=lambda pair: pair[1])
-    if len(scored) > 1:
+    if by_arm:
+        low_arm, low = min(scored, key=lambda pair: pair[1])
+        text = (
+            f"Of {count(len(scored), 'arm')} {best_arm.label} has the highest score, "
+            f"{score(best, unit)}, and {low_arm.label} the lowest, {score(low, unit)}."
+        )
+    else:
+        values = ", ".join(f"{score(v, unit)} at r={arm.rank}" for arm, v in scored[:10])
+        text = f"At {line.label} the score is {values}."
+    if len(scored) > 1 and not by_arm:
         near = next((arm for arm, v in scored if best - v < 0.01), best_arm)
         text += f" The highest is r={best_arm.rank}"
         within = "1 point" if unit.scale == 100 else f"0.01 {unit.difference}"
@@ -113,12 +124,12 @@ def draw_retention(view: StudyView, task: str) -> Figure:
     columns = [Column("arm"), Column("retention task"), Column("change against base", 3)]
     return Figure(
         key=f"retention-{view.training_tasks.index(task)}",
-        title=f"Retention against rank, trained on {task}",
+        title=f"Retention {against(view, task)}, trained on {task}",
         finding=_retention_finding(view, task, names),
         table=table([*columns, Column("low", 3), Column("high", 3)], rows),
         plot=rank_plot(view, task, panels) if panels else None,
-        how_to_read="Tuned minus base on the report split, so below zero is forgotten. Bands are "
-        "95 % intervals." + bands_note(view, task),
+        how_to_read="Tuned minus base on the report split, so below zero is forgotten. "
+        + bands_note(view, task),
     )
 
 

@@ -1,11 +1,13 @@
 """The drawing most figures share: quantities of the arms against rank, one panel each, stacked.
 
 The rank axis is log2; arms of one learning rate form a line with its 95 % band (or range over
-seeds); full fine-tuning, the base and other references are horizontal lines.
+seeds); full fine-tuning, the base and other references are horizontal lines. Where no two arms
+differ in rank alone, as in a comparison of methods, every arm has a place of its own and its
+interval as a bar.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +21,8 @@ from rankscope.report.view import Series, StudyView
 
 MAX_BANDS = 3
 """With more lines than this, only the line the text speaks of carries its band."""
+MAX_ARMS = 40
+"""Most arms whose names fit side by side below an axis."""
 
 
 class Point(NamedTuple):
@@ -88,37 +92,87 @@ def base_line(point: Point | None) -> list[Line]:
     return [Line("base", point, BASE, "dot")] if point else []
 
 
-def bands_note(view: StudyView, task: str) -> str:
-    """What a reader must know of the bands, where there are too many lines for all of them."""
-    if len(view.series(task)) <= MAX_BANDS:
-        return ""
-    return " Of the many lines only the one named above carries its band."
+def is_by_arm(view: StudyView, task: str) -> bool:
+    """Whether the arms stand side by side, since no line over rank has two points."""
+    lines = view.series(task)
+    arms = sum(len(series.arms) for series in lines)
+    return all(len(series.arms) == 1 for series in lines) and 1 < arms <= MAX_ARMS
+
+
+def against(view: StudyView, task: str) -> str:
+    """What the figures of a task are drawn against, for their titles."""
+    return "by arm" if is_by_arm(view, task) else "against rank"
+
+
+def bands_note(view: StudyView, task: str, what: str = "95 % intervals") -> str:
+    """What bands or bars are, and which lines carry one where there are many."""
+    if is_by_arm(view, task):
+        return f"Bars are {what}."
+    note = f"Bands are {what}."
+    if len(view.series(task)) > MAX_BANDS:
+        note += " Of the many lines only the one named above carries its band."
+    return note
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where arms stand on the horizontal axis."""
+
+    at: Mapping[str, float]
+    """Label of an arm -> place."""
+    ticks: Mapping[str, float]
+    """Name -> place."""
+    title: str
+    has_bars: bool
+    """Intervals are bars of single points, not bands of lines."""
+
+    @classmethod
+    def of(cls, view: StudyView, task: str) -> "Places":
+        """Of a task's LoRA arms: log2 of their ranks, or one after another."""
+        arms = [arm for series in view.series(task) for arm in series.arms]
+        if is_by_arm(view, task):
+            at = {arm.label: float(place) for place, arm in enumerate(arms)}
+            names = {name(arm.label): at[arm.label] for arm in arms}
+            return cls(at, names, "", has_bars=True)
+        ranks = sorted({arm.rank or 1 for arm in arms})
+        at = {arm.label: math.log2(arm.rank or 1) for arm in arms}
+        return cls(
+            at, {str(r): math.log2(r) for r in ranks}, "LoRA rank r (log scale)", has_bars=False
+        )
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Of the axis; a reference's name stands at the right end, which leaves it room."""
+        left, right = min(self.at.values()), max(self.at.values())
+        width = max(right - left, 1.0)
+        if self.has_bars:
+            return left - 0.5, right + 0.5 + 0.06 * width
+        return left - 0.06 * width, right + 0.14 * width
 
 
 def rank_plot(view: StudyView, task: str, panels: Sequence[Panel]) -> go.Figure | None:
-    """Stacked panels over one log2 rank axis; None where no LoRA arm has a value in any panel."""
+    """Stacked panels over one axis; None where no LoRA arm has a value in any panel."""
     lines = view.series(task)
     has_value = any(p.value(arm) is not None for p in panels for s in lines for arm in s.arms)
     if not has_value:
         return None
-    ranks = sorted({arm.rank for s in lines for arm in s.arms if arm.rank})
+    places = Places.of(view, task)
     spoken_of = view.focus_series(task)
     rows = len(panels)
     plot_height = 300 if rows == 1 else 200 * rows
     figure = make_subplots(
         rows=rows, cols=1, shared_xaxes=True, vertical_spacing=0.18 / rows if rows > 1 else 0
     )
-    figure.update_layout(layout(plot_height + 84))
-    # The label of a reference line stands at the right end, so the axis leaves it room.
-    width = max(math.log2(ranks[-1] / ranks[0]), 1.0)
-    left, right = math.log2(ranks[0]) - 0.06 * width, math.log2(ranks[-1]) + 0.14 * width
+    names_height = 6 * max(map(len, places.ticks)) if places.has_bars else 0  # written downwards
+    figure.update_layout(layout(plot_height + 84 + names_height))
     for row, panel in enumerate(panels, start=1):
         for line, side in zip(panel.lines, _sides(panel, lines), strict=True):
-            _add_reference(figure, row, line, (left, right, side), panel.digits)
+            _add_reference(figure, row, line, (*places.ends, side), panel.digits)
         for series in lines:
-            if len(lines) <= MAX_BANDS or series == spoken_of:
-                _add_band(figure, row, series, panel)
-            _add_series(figure, row, view, series, panel)
+            has_band = len(lines) <= MAX_BANDS or series == spoken_of
+            if has_band and not places.has_bars:
+                _add_band(figure, row, series, panel, places)
+            _add_series(figure, row, view, series, panel, places)
         y_axis = axis(
             type="log" if panel.log else "linear",
             rangemode="tozero" if panel.from_zero else "normal",
@@ -129,13 +183,14 @@ def rank_plot(view: StudyView, task: str, panels: Sequence[Panel]) -> go.Figure 
         top = figure.layout["yaxis" if row == 1 else f"yaxis{row}"].domain[1]
         figure.add_annotation(heading(panel.heading, top))
     x_axis = axis(
-        range=[left, right],
+        range=list(places.ends),
         zeroline=False,
-        tickvals=[math.log2(r) for r in ranks],
-        ticktext=[str(r) for r in ranks],
+        tickvals=list(places.ticks.values()),
+        ticktext=list(places.ticks),
+        tickangle=90 if places.has_bars else None,
     )
     figure.update_xaxes(x_axis)
-    figure.update_xaxes(title_text="LoRA rank r (log scale)", row=rows, col=1)
+    figure.update_xaxes(title_text=places.title, row=rows, col=1)
     return figure
 
 
@@ -175,16 +230,16 @@ def _sides(panel: Panel, lines: Sequence[Series]) -> list[str]:
     ]
 
 
-def _points(series: Series, panel: Panel) -> list[tuple[ArmSummary, float, Point]]:
-    """(arm, log2 rank, point) of the arms that have a value."""
+def _points(series: Series, panel: Panel, places: Places) -> list[tuple[ArmSummary, float, Point]]:
+    """(arm, place, point) of the arms that have a value."""
     found = [(arm, panel.value(arm)) for arm in series.arms]
-    return [(arm, math.log2(arm.rank or 1), p) for arm, p in found if p is not None]
+    return [(arm, places.at[arm.label], p) for arm, p in found if p is not None]
 
 
-def _add_band(figure: go.Figure, row: int, series: Series, panel: Panel) -> None:
+def _add_band(figure: go.Figure, row: int, series: Series, panel: Panel, places: Places) -> None:
     band = [
         (at, p.low, p.high)
-        for _, at, p in _points(series, panel)
+        for _, at, p in _points(series, panel, places)
         if p.low is not None and p.high is not None
     ]
     if not band:
@@ -203,13 +258,30 @@ def _add_band(figure: go.Figure, row: int, series: Series, panel: Panel) -> None
     )
 
 
-def _add_series(figure: go.Figure, row: int, view: StudyView, series: Series, panel: Panel) -> None:
-    points = _points(series, panel)
+def _add_series(
+    figure: go.Figure, row: int, view: StudyView, series: Series, panel: Panel, places: Places
+) -> None:
+    points = _points(series, panel, places)
     if not points:
         return
+    bars = None
+    if places.has_bars:
+        ends = [(p.value if v is None else v) for _, _, p in points for v in (p.low, p.high)]
+        values = [p.value for _, _, p in points for _ in range(2)]
+        lengths = [abs(end - value) for end, value in zip(ends, values, strict=True)]
+        bars = {
+            "type": "data",
+            "symmetric": False,
+            "arrayminus": lengths[::2],
+            "array": lengths[1::2],
+            "color": MUTED.light,
+            "thickness": 1.5,
+            "width": 0,
+        }
     figure.add_scatter(
         x=[at for _, at, _ in points],
         y=[p.value for _, _, p in points],
+        error_y=bars,
         mode="lines+markers",
         line={"color": MUTED.light, "dash": series.dash, "width": 1.5},
         marker={

@@ -14,6 +14,8 @@ from rankscope.report.figures.rank_axis import (
     Line,
     Panel,
     Point,
+    against,
+    bands_note,
     full_line,
     over_seeds,
     rank_plot,
@@ -124,9 +126,10 @@ def draw_norm(view: StudyView, task: str) -> Figure:
             ("mean of |dW|_F / |W0|_F", mean_over_matrices(lambda m: m.relative)),
         ],
         key="norm",
-        title="Size of the update against rank",
-        how_to_read="Points are means over seeds, bands the range over seeds. The thin straight "
-        "line is the least-squares fit a + b log2 r of the recommended learning rate's arms.",
+        title=f"Size of the update {against(view, task)}",
+        how_to_read=f"Points are means over seeds. {bands_note(view, task, 'the range over seeds')}"
+        " The thin straight line, from three ranks on, is the least-squares fit a + b log2 r of "
+        "the recommended learning rate's arms.",
     )
     line = view.focus_series(task)
     points = [(arm, value(arm)) for arm in (line.arms if line else ())]

@@ -5,7 +5,15 @@ import plotly.graph_objects as go
 
 from rankscope.records import ArmSummary, TrialRecords
 from rankscope.report.figure import Column, Figure, axis, layout, name, table
-from rankscope.report.figures.rank_axis import Panel, Point, full_line, over_seeds, rank_plot
+from rankscope.report.figures.rank_axis import (
+    Panel,
+    Point,
+    against,
+    bands_note,
+    full_line,
+    over_seeds,
+    rank_plot,
+)
 from rankscope.report.style import count, duration, number
 from rankscope.report.view import StudyView
 
@@ -127,12 +135,12 @@ def draw_cost(view: StudyView, task: str) -> Figure:
     ]
     return Figure(
         key=f"cost-{view.training_tasks.index(task)}",
-        title=f"Cost against rank, {task}",
+        title=f"Cost {against(view, task)}, {task}",
         finding=_cost_finding(view, task),
         table=table([Column("arm"), *(Column(text) for text, _, _ in measures)], rows),
         plot=rank_plot(view, task, panels),
-        how_to_read="Bands are the range over seeds. A trial's time is its share of its pack's, by "
-        "tokens; memory is the whole process's, so trials of one pack share it.",
+        how_to_read=f"{bands_note(view, task, 'the range over seeds')} A trial's time is its share "
+        "of its pack's, by tokens; memory is the whole process's, so trials of one pack share it.",
     )
 
 
