@@ -14,6 +14,7 @@ from rankscope.advise.power import detectable, minimum_detectable_effect
 from rankscope.advise.recommend import recommend
 from rankscope.advise.statistics import paired_estimate
 from rankscope.advise.summaries import summarize
+from rankscope.advise.wording import evidence, settings
 from rankscope.records import BASE, Reason, Recommendation, StudyRecords, TaskAdvice
 from synthetic_study import Truth, synthetic_study
 
@@ -167,13 +168,26 @@ def test_a_negative_verdict_speaks_of_the_arms_that_were_tested() -> None:
         agreement=0.95,
     )
     found = [a for seed in range(12) if (a := advise(truth, seed)).decision == "do_not_fine_tune"]
-    told = 0
+    told = two = 0
     for advice in found:
         assert "no arm is shown" not in advice.headline
         assert "chosen on the selection split" in advice.headline
         assert "not shown to beat the base" in advice.headline
-        told += "but was not chosen" in advice.headline
+        assert "interval" not in advice.headline
+        told += "not chosen on the selection split, scores the most of 7 arms" in texts(
+            advice, "gain"
+        )
+        tried = [a for a in advice.arms if settings(a) in advice.headline]
+        for arm in tried:
+            assert arm.gain is not None
+            assert any(
+                r.values["gain"] == arm.gain.value and evidence(arm.gain, "accuracy") in r.text
+                for r in advice.reasons
+                if r.kind == "gain"
+            )
+        two += len(tried) == 2
     assert told > 0
+    assert two > 0
 
 
 def test_equal_changes_in_nats_are_not_called_too_little_data() -> None:
@@ -209,6 +223,16 @@ def test_a_smaller_rank_left_out_for_being_below_the_base_is_not_denied() -> Non
             seen += 1
             assert "no smaller rank with more utility than the base" in texts(advice, "choice")
     assert seen > 0
+
+
+def test_where_the_best_rank_is_the_smallest_no_smaller_one_is_spoken_of() -> None:
+    falling = Truth(accuracy=lambda rank, lr: 0.9 if rank == 2 else 0.6)
+    assert "; no smaller rank was tried." in texts(advise(falling), "choice")
+    rising = advise(Truth(accuracy=lambda rank, lr: 0.9 if rank == 32 else 0.6))
+    assert "; no smaller rank with more utility than the base comes within" in texts(
+        rising, "choice"
+    )
+    assert "; no LoRA arm was tried." in texts(advise(Truth(ranks=())), "choice")
 
 
 def test_a_limit_no_arm_keeps_is_said() -> None:

@@ -8,9 +8,18 @@ import numpy.typing as npt
 
 from rankscope.advise.choose import Choice
 from rankscope.advise.objective import Objective
+from rankscope.advise.significance import ALPHA
 from rankscope.advise.summaries import Arm, retention_tasks
 from rankscope.advise.wording import Unit
-from rankscope.records import BASE, FAILED, ArmComparison, StudyRecords, TaskRecord, TrialRecords
+from rankscope.records import (
+    BASE,
+    FAILED,
+    ArmComparison,
+    ArmSummary,
+    StudyRecords,
+    TaskRecord,
+    TrialRecords,
+)
 
 Array = npt.NDArray[np.float64]
 
@@ -66,6 +75,11 @@ class Case:
     def waiting(self) -> int:
         """Trials still to run."""
         return sum(t.status in ("planned", "trained") for t in self.trials)
+
+    def is_shown_to_gain(self, arm: ArmSummary) -> bool:
+        """Whether an arm that may be recommended gains by its test, Holm over all such arms."""
+        p = self.tested.get(arm.label)
+        return arm.gain is not None and arm.gain.value > 0 and p is not None and p < ALPHA
 
     def base_scores(self, task: str) -> Array:
         """The base's finite scores on the report split of ``task``, (N,); empty if not scored."""

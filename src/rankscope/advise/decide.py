@@ -13,7 +13,7 @@ from rankscope.advise.report_check import checked
 from rankscope.advise.significance import ALPHA, FEWEST_ITEMS, holm
 from rankscope.advise.summaries import Arm
 from rankscope.advise.verdict import Verdict, changes, is_firm, undecided
-from rankscope.advise.wording import amount, count, difference, evidence, level, settings
+from rankscope.advise.wording import amount, count, difference, level, settings
 from rankscope.records import ArmSummary, Estimate
 
 
@@ -92,11 +92,7 @@ def _proven(case: Case, chosen: Candidate, best: Candidate) -> Candidate | None:
 
     Two arms named beforehand on each training task: one Holm family over all of them.
     """
-    for candidate in (chosen, best):
-        gain, p = candidate.arm.summary.gain, case.tested.get(candidate.arm.summary.label)
-        if gain is not None and gain.value > 0 and p is not None and p < ALPHA:
-            return candidate
-    return None
+    return next((c for c in (chosen, best) if case.is_shown_to_gain(c.arm.summary)), None)
 
 
 def _handed_over(case: Case, small: Candidate, lora: Candidate) -> Candidate | None:
@@ -111,11 +107,11 @@ def _handed_over(case: Case, small: Candidate, lora: Candidate) -> Candidate | N
 
 
 def _no_proof(case: Case, chosen: Candidate, best: Candidate) -> Verdict:
-    """Says of the arms that were tested, and no more; what the others reached is only told."""
+    """Says of the arms that were tested, and no more; what was found stands in the reasons."""
     gains = [(a.summary, g) for a in case.arms if (g := a.summary.gain) is not None]
     top = max(g.value for _, g in gains)
     margin = case.objective.margin
-    tested = f"{_not_shown(case, chosen, best)}{_largest(case, (chosen, best), gains)}"
+    tested = _not_shown(chosen, best)
     if top >= margin:
         return undecided(
             f"The data cannot tell whether fine-tuning helps on {case.task}: {tested}. "
@@ -138,32 +134,13 @@ def _no_proof(case: Case, chosen: Candidate, best: Candidate) -> Verdict:
     )
 
 
-def _not_shown(case: Case, chosen: Candidate, best: Candidate) -> str:
-    def quoted(candidate: Candidate) -> str:
-        arm = candidate.arm.summary
-        if arm.gain is None:
-            return settings(arm)
-        found = f"{difference(arm.gain.value, case.unit)} ({evidence(arm.gain, case.unit)})"
-        return f"{settings(arm)}, {found}"
-
-    text = f"the arm chosen on the selection split, {quoted(chosen)}, "
+def _not_shown(chosen: Candidate, best: Candidate) -> str:
+    text = f"the arm chosen on the selection split, {settings(chosen.arm.summary)},"
     if chosen is not best:
-        text += f"and the one of the highest utility there, {quoted(best)}, are"
+        other = settings(best.arm.summary)
+        text += f" and the one of the highest utility there, {other}, are"
         return f"{text} not shown to beat the base"
-    return f"{text}is not shown to beat the base"
-
-
-def _largest(
-    case: Case, tested: tuple[Candidate, ...], gains: Sequence[tuple[ArmSummary, Estimate]]
-) -> str:
-    """The largest gain on the report split, where it is of an arm that was not tested."""
-    arm, top = max(gains, key=lambda pair: pair[1].value)
-    if any(arm is c.arm.summary for c in tested):
-        return ""
-    return (
-        f" (of the {len(gains)} arms {settings(arm)} has the largest change on the report split, "
-        f"{difference(top.value, case.unit)}, but was not chosen)"
-    )
+    return f"{text} is not shown to beat the base"
 
 
 def _outweighed(case: Case, proven: Candidate) -> Verdict:
