@@ -1,6 +1,7 @@
 """Net differences, families of tests, clusters, and comparisons between ranks, on studies."""
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from rankscope.advise.recommend import _chosen, recommend
 from rankscope.advise.significance import holm
 from rankscope.advise.statistics import standard_error
 from rankscope.advise.summaries import Arm, pareto_front, summarize
-from rankscope.records import BASE, EvalKey, StudyRecords, TaskAdvice
+from rankscope.records import BASE, EvalKey, Status, StudyRecords, TaskAdvice
 from synthetic_study import Truth, synthetic_study
 
 TRUTH = Truth(ranks=(2, 8, 32), num_items=120, tasks=("med", "law"), retention=("general", "more"))
@@ -243,6 +244,80 @@ def test_what_is_there_already_is_not_asked_for() -> None:
     assert "not what is missing" not in enough_text(case, arm)
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "log_probability"])
+def test_fewer_items_than_any_test_takes_are_asked_for(
+    metric: Literal["accuracy", "log_probability"],
+) -> None:
+    """Of 5 items even unanimous ones have p = .0625; how many more is guessed of answers alone."""
+    (advice,) = recommend(synthetic_study(Truth(num_items=5, metric=metric))).advice
+    assert advice.decision == "not_decided"
+    (asked,) = needs(advice, "items")
+    assert asked["fewest_items"] == 6
+    for text in (advice.headline, next(n.text for n in advice.needs if n.kind == "items")):
+        assert "With fewer than 6 no test can tell" in text
+        assert "not what is missing" not in text
+        assert ("if models differed on 10 %" in text) == (metric == "accuracy")
+    # (2.8016 / .02)^2 x .1
+    assert asked.get("items") == (1963 if metric == "accuracy" else None)
+
+
+def test_of_items_that_all_changed_alike_nothing_is_guessed() -> None:
+    study = synthetic_study(Truth(ranks=(8,), num_items=60, metric="log_probability"))
+    base = {key[1:]: found.scores for key, found in study.items.items() if key[0] == BASE}
+    items = {
+        key: dataclasses.replace(found, scores=base[key[1:]])
+        if "-8-" in key[0] or key[1] != "med"
+        else dataclasses.replace(found, scores=base[key[1:]] - 0.5 * (key[0] != BASE))
+        for key, found in study.items.items()
+    }
+    (advice,) = recommend(dataclasses.replace(study, items=items)).advice
+    (asked,) = (n for n in advice.needs if n.kind == "items")
+    assert "items" not in asked.values
+    assert "all 60 changed alike" in asked.text
+    assert not any(word in asked.text for word in ("About", "%"))
+
+
+def test_an_unknown_upper_end_is_called_unknown() -> None:
+    """Rank 2 changes no item, so its interval is unknown; rank 8 loses a little."""
+    study = synthetic_study(
+        Truth(ranks=(2, 8), full_lrs=(), metric="log_probability", seed_spread=0.0, retention=())
+    )
+    noise = np.random.default_rng(0).normal(-0.001, 0.01, 400)
+    items = {}
+    for key, found in study.items.items():
+        scores = study.items[BASE, *key[1:]].scores
+        if "-8-" in key[0]:
+            lead = 0.01 if key[2] == "selection" else 0.0
+            scores = scores + noise + lead
+        if "-2-" in key[0] and key[2] == "selection":
+            scores = scores - 0.05
+        items[key] = dataclasses.replace(found, scores=scores)
+    (advice,) = recommend(dataclasses.replace(study, items=items)).advice
+    assert advice.decision == "do_not_fine_tune"
+    assert "r=8" in advice.headline
+    assert "how large a gain cannot be ruled out is unknown" in advice.headline
+    assert "1.000" not in advice.headline
+
+
+def test_what_items_alone_cannot_show_is_put_down_to_what_hides_it() -> None:
+    """Two seeds 5 points apart would show a gain of 30 to anyone who knew that they vary so."""
+    truth = Truth(ranks=(8,), full_lrs=(), accuracy=lambda r, lr: 0.6, seeds=(0, 1))
+    study = synthetic_study(truth)
+    (arm,) = summarize(study)["med"]
+    objective = Objective.from_config(study.config)
+
+    def told(seed_error: float) -> str:
+        assert arm.summary.gain is not None
+        gain = arm.summary.gain.model_copy(update={"seed_error": seed_error, "value": 0.308})
+        one = dataclasses.replace(arm, summary=arm.summary.model_copy(update={"gain": gain}))
+        return enough_text(
+            Case(study, "med", (one,), choose((one,), 0.3, objective), objective), one
+        )
+
+    assert "since 2 seeds say too little of how much seeds vary" in told(0.037)
+    assert "since the seeds differ too much for that" in told(0.115)  # 2.802 x .115 > .308
+
+
 def test_a_rate_at_the_end_of_its_list_names_the_next() -> None:
     def accuracy(rank: int | None, lr: float) -> float:
         return 0.8 if lr == 1e-2 else 0.6
@@ -254,7 +329,35 @@ def test_a_rate_at_the_end_of_its_list_names_the_next() -> None:
     assert (rate["lr"], round(rate["next"], 4)) == (1e-2, 0.0316)
 
 
-def test_all_failed_asks_for_a_lower_rate() -> None:
-    failed = {(r, 1e-3, s): "diverged" for r in (2, 8, 32) for s in (0, 1, 2)}
+@pytest.mark.parametrize(
+    ("status", "asked", "unasked"),
+    [
+        ("diverged", ["learning rate of 0.0001 or less"], ["memory", "--retry-failed"]),
+        (
+            "oom",
+            ["train.gradient_checkpointing: true", "train.max_length", "--retry-failed"],
+            ["learning rate", "evaluate.batch_tokens"],
+        ),
+        ("failed", ["(simulated: failed at step 7)", "--retry-failed"], ["learning rate"]),
+    ],
+)
+def test_where_all_failed_the_next_step_is_against_what_failed(
+    status: Status, asked: list[str], unasked: list[str]
+) -> None:
+    failed = {(r, 1e-3, s): status for r in (2, 8, 32) for s in (0, 1, 2)}
     (advice,) = recommend(synthetic_study(Truth(failed=failed, full_lrs=()))).advice
-    assert needs(advice, "learning_rate") == [{"lr": 1e-4}]
+    (need,) = advice.needs
+    assert need.values[status] == 9
+    for said in (need.text, advice.headline):
+        assert all(words in said for words in asked)
+        assert not any(words in said for words in unasked)
+
+
+def test_what_could_not_be_scored_is_not_told_to_train_otherwise() -> None:
+    failed: dict[tuple[int | None, float, int], Status] = {(8, 1e-3, s): "oom" for s in (0, 1, 2)}
+    truth = Truth(ranks=(8,), full_lrs=(), seeds=(0, 1, 2))
+    trained = synthetic_study(truth).trials[0].train
+    study = synthetic_study(dataclasses.replace(truth, failed=failed))
+    trials = tuple(dataclasses.replace(t, train=trained) for t in study.trials)
+    (advice,) = recommend(dataclasses.replace(study, trials=trials)).advice
+    assert "try a smaller evaluate.batch_tokens, and run again" in advice.headline

@@ -3,7 +3,13 @@
 import pytest
 from scipy import stats
 
-from rankscope.advise.power import detectable, enough, items_needed, minimum_detectable_effect
+from rankscope.advise.power import (
+    detectable,
+    enough,
+    hidden_by_seeds,
+    items_needed,
+    minimum_detectable_effect,
+)
 from rankscope.records import Estimate
 
 TEN_PERCENT = 0.1
@@ -80,3 +86,13 @@ def test_where_neither_alone_would_do_both_are_named() -> None:
     assert items > 100
     assert seeds > 3
     assert enough(estimate(0.5, 5.0), 0.001).both is None
+
+
+def test_two_seeds_may_be_too_few_to_know_without_differing_too_much() -> None:
+    # One degree of freedom: 12.706 and 1.376; known exactly, 2.802 would be all.
+    two = estimate(0.005, 0.037, seeds=2)
+    assert detectable(estimate(0.0, 0.037, seeds=2)) == pytest.approx(14.082581 * 0.037, rel=1e-5)
+    assert enough(two, 0.308).items is None
+    assert enough(two, 0.308).seeds == 3
+    assert not hidden_by_seeds(two, 0.308)
+    assert hidden_by_seeds(two, 0.1)  # 2.802 x .037 = .104

@@ -14,6 +14,7 @@ from rankscope.advise.power import detectable, minimum_detectable_effect
 from rankscope.advise.recommend import recommend
 from rankscope.advise.statistics import paired_estimate
 from rankscope.advise.summaries import summarize
+from rankscope.advise.wording import evidence, settings
 from rankscope.records import BASE, Reason, Recommendation, StudyRecords, TaskAdvice
 from synthetic_study import Truth, synthetic_study
 
@@ -167,13 +168,26 @@ def test_a_negative_verdict_speaks_of_the_arms_that_were_tested() -> None:
         agreement=0.95,
     )
     found = [a for seed in range(12) if (a := advise(truth, seed)).decision == "do_not_fine_tune"]
-    told = 0
+    told = two = 0
     for advice in found:
         assert "no arm is shown" not in advice.headline
         assert "chosen on the selection split" in advice.headline
         assert "not shown to beat the base" in advice.headline
-        told += "but was not chosen" in advice.headline
+        assert "interval" not in advice.headline
+        told += "not chosen on the selection split, scores the most of 7 arms" in texts(
+            advice, "gain"
+        )
+        tried = [a for a in advice.arms if settings(a) in advice.headline]
+        for arm in tried:
+            assert arm.gain is not None
+            assert any(
+                r.values["gain"] == arm.gain.value and evidence(arm.gain, "accuracy") in r.text
+                for r in advice.reasons
+                if r.kind == "gain"
+            )
+        two += len(tried) == 2
     assert told > 0
+    assert two > 0
 
 
 def test_equal_changes_in_nats_are_not_called_too_little_data() -> None:
@@ -211,6 +225,16 @@ def test_a_smaller_rank_left_out_for_being_below_the_base_is_not_denied() -> Non
     assert seen > 0
 
 
+def test_where_the_best_rank_is_the_smallest_no_smaller_one_is_spoken_of() -> None:
+    falling = Truth(accuracy=lambda rank, lr: 0.9 if rank == 2 else 0.6)
+    assert "; no smaller rank was tried." in texts(advise(falling), "choice")
+    rising = advise(Truth(accuracy=lambda rank, lr: 0.9 if rank == 32 else 0.6))
+    assert "; no smaller rank with more utility than the base comes within" in texts(
+        rising, "choice"
+    )
+    assert "; no LoRA arm was tried." in texts(advise(Truth(ranks=())), "choice")
+
+
 def test_a_limit_no_arm_keeps_is_said() -> None:
     advice = advise(Truth(forgetting=lambda rank, lr: 0.2, objective={"max_forgetting": 0.02}))
     assert advice.decision == "do_not_fine_tune"
@@ -243,6 +267,23 @@ def test_diverging_seeds_count_against_their_arm() -> None:
     assert advice.chosen.rank == 8
     assert "2 of 6 trials failed" in texts(advice, "limit")
     assert {a.rank: a.failed for a in advice.arms} == {8: 0, 32: 2}
+
+
+def test_a_score_of_the_base_that_is_not_finite_is_left_out() -> None:
+    study = synthetic_study(
+        Truth(base_accuracy=0.98, base_other=0.25, forgetting=lambda rank, lr: 0.0)
+    )
+    items = dict(study.items)
+    for key, found in study.items.items():
+        if key[0] == BASE:
+            scores = found.scores.copy()
+            scores[:3] = np.nan
+            items[key] = dataclasses.replace(found, scores=scores)
+    (advice,) = recommend(dataclasses.replace(study, items=items)).advice
+    kept = items[BASE, "med", "report"].scores[3:].mean()
+    saturated = next(r for r in advice.reasons if "left to gain" in r.text)
+    assert saturated.values["base"] == kept
+    assert "at chance on general" in texts(advice, "limit")
 
 
 def test_choosing_does_not_look_at_the_report_split() -> None:

@@ -1,10 +1,15 @@
 """Names of arms in sentences."""
 
+import re
 from dataclasses import replace
 
+import pytest
+
+from rankscope.advise.choose import Objective
 from rankscope.advise.recommend import recommend
 from rankscope.advise.summaries import summarize
 from rankscope.advise.wording import settings
+from rankscope.records import Need, Reason, StudyRecords, TaskAdvice
 from synthetic_study import Truth, synthetic_study
 
 
@@ -38,3 +43,59 @@ def test_what_was_gained_on_retention_has_the_interval_of_the_gain() -> None:
     assert f"gains {-100 * found['forgetting']:.1f} points" in told.text
     assert f"(95 % interval +{low:.1f} to +{high:.1f}," in told.text
     assert "forgetting is the fall" not in told.text
+
+
+def unexplained(study: StudyRecords, advice: TaskAdvice, told: Reason | Need) -> list[str]:
+    """Numbers of a sentence that none of its values rounds to, as they are or in per cent.
+
+    Names of arms and trials, formulas and the level of intervals are no results.
+    """
+    names = [settings(arm) for arm in advice.arms]
+    names += [f"{t.spec.arm_label} seed={t.spec.seed}" for t in study.trials]
+    names += [Objective.from_config(study.config).formula, "95 % interval", "p < 0.001"]
+    text = told.text
+    for name in sorted(names, key=len, reverse=True):
+        text = text.replace(name, "")
+    text = re.sub(r"\(gain x \S+ less forgetting x \S+\)", "", text)
+    ranks = {f"r={arm.rank}" for arm in advice.arms}
+    text = re.sub(r"r=\d+", lambda m: "" if m[0] in ranks else m[0], text)
+    missing = []
+    for number in re.findall(r"[+-]?\d[\d,]*(?:\.\d+)?(?:e-\d+)?", text):
+        plain = number.rstrip(",").replace(",", "")
+        decimals = len(plain.partition(".")[2])
+        half = 0.5000001 * 10**-decimals
+        sizes = [abs(v) * unit for v in told.values.values() for unit in (1, 100, 1e-9)]
+        if not any(abs(abs(float(plain)) - size) <= half for size in sizes):
+            missing.append(f"{number} in: {told.text}")
+    return missing
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [
+        Truth(),
+        Truth(seeds=(0,), accuracy=lambda rank, lr: 0.3),
+        Truth(lrs=(1e-3, 5e-4), forgetting=lambda rank, lr: 0.3),
+        Truth(num_items=5),
+        Truth(num_items=60, base_accuracy=0.5, accuracy=lambda rank, lr: 0.56),
+        Truth(base_accuracy=0.6, accuracy=lambda rank, lr: 0.5, leaks=10),
+        Truth(base_accuracy=0.98, accuracy=lambda rank, lr: 0.98, transfer=lambda rank, lr: -0.3),
+        Truth(base_other=0.25, forgetting=lambda rank, lr: 0.0, failed={(32, 1e-3, 0): "diverged"}),
+        Truth(objective={"max_forgetting": 0.02}),
+        Truth(objective={"max_forgetting": 0.02}, forgetting=lambda rank, lr: 0.2),
+        Truth(metric="log_probability", accuracy=lambda rank, lr: 0.5, num_items=60),
+    ],
+)
+def test_every_number_of_a_sentence_stands_in_its_values(truth: Truth) -> None:
+    for seed in range(2):
+        study = synthetic_study(truth, seed)
+        for advice in recommend(study).advice:
+            for told in (*advice.reasons, *advice.needs):
+                assert not unexplained(study, advice, told)
+
+
+def test_numbers_that_only_words_once_held_have_names() -> None:
+    (advice,) = recommend(synthetic_study(Truth(lrs=(1e-3, 5e-4)))).advice
+    values = {name: value for reason in advice.reasons for name, value in reason.values.items()}
+    named = {name: values[name] for name in ("model_parameters", "smaller_rank", "rates_tried")}
+    assert named == {"model_parameters": 54016, "smaller_rank": 16, "rates_tried": 2}

@@ -3,11 +3,25 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from rankscope.advise.choose import Choice
 from rankscope.advise.objective import Objective
+from rankscope.advise.significance import ALPHA
 from rankscope.advise.summaries import Arm, retention_tasks
 from rankscope.advise.wording import Unit
-from rankscope.records import BASE, FAILED, ArmComparison, StudyRecords, TaskRecord, TrialRecords
+from rankscope.records import (
+    BASE,
+    FAILED,
+    ArmComparison,
+    ArmSummary,
+    StudyRecords,
+    TaskRecord,
+    TrialRecords,
+)
+
+Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +76,17 @@ class Case:
         """Trials still to run."""
         return sum(t.status in ("planned", "trained") for t in self.trials)
 
-    def base_score(self, task: str) -> float | None:
-        """The base's mean on the report split of ``task``; None where it was not scored."""
+    def is_shown_to_gain(self, arm: ArmSummary) -> bool:
+        """Whether an arm that may be recommended gains by its test, Holm over all such arms."""
+        p = self.tested.get(arm.label)
+        return arm.gain is not None and arm.gain.value > 0 and p is not None and p < ALPHA
+
+    def base_scores(self, task: str) -> Array:
+        """The base's finite scores on the report split of ``task``, (N,); empty if not scored."""
         base = self.study.items.get((BASE, task, "report"))
-        return float(base.scores.mean()) if base is not None and len(base.scores) else None
+        return np.empty(0) if base is None else base.scores[np.isfinite(base.scores)]
+
+    def base_score(self, task: str) -> float | None:
+        """Mean of ``base_scores``; None where there are none."""
+        scores = self.base_scores(task)
+        return float(scores.mean()) if scores.size else None

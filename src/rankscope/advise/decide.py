@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from rankscope.advise.case import Case
 from rankscope.advise.choose import Candidate
 from rankscope.advise.comparisons import arm_difference, net_difference
-from rankscope.advise.needs import enough_text
+from rankscope.advise.needs import after_failures, enough_text
 from rankscope.advise.report_check import checked
-from rankscope.advise.significance import ALPHA, holm
+from rankscope.advise.significance import ALPHA, FEWEST_ITEMS, holm
 from rankscope.advise.summaries import Arm
 from rankscope.advise.verdict import Verdict, changes, is_firm, undecided
-from rankscope.advise.wording import amount, count, difference, evidence, level, settings
+from rankscope.advise.wording import amount, count, difference, level, settings
 from rankscope.records import ArmSummary, Estimate
 
 
@@ -23,7 +23,7 @@ def decide(case: Case) -> Verdict:
     if chosen is None or best is None:
         return _without_candidates(case)
     gain = chosen.arm.summary.gain
-    if gain is None or gain.low is None or gain.p is None or too_few(gain.n):
+    if gain is None or gain.low is None or gain.p is None or gain.n < FEWEST_ITEMS:
         return _too_little(case, chosen)
     proven = _proven(case, chosen, best)
     if proven is None:
@@ -55,7 +55,9 @@ def _without_candidates(case: Case) -> Verdict:
     if not case.trials:
         return undecided(f"No arm was trained on {case.task}: only the base is known.")
     if done == 0:
-        todo = "Run the study again to go on." if case.waiting else "Lower the learning rate."
+        todo = " ".join(need.text for need in after_failures(case))
+        if case.waiting:
+            todo = "Run the study again to go on."
         return undecided(
             f"No trial on {case.task} has finished: {len(case.failed)} failed, {case.waiting} to "
             f"run. {todo}"
@@ -70,7 +72,7 @@ def _too_little(case: Case, chosen: Candidate) -> Verdict:
     gain = chosen.arm.summary.gain
     if gain is None:
         found = "the base and the arm share no scored item on the report split"
-    elif not too_few(gain.n):
+    elif gain.n >= FEWEST_ITEMS:
         return undecided(
             f"Nothing can be tested on {case.task}: all {gain.n:,} report items changed by the "
             f"same {difference(gain.value, case.unit)}, so how far others would spread is "
@@ -90,11 +92,7 @@ def _proven(case: Case, chosen: Candidate, best: Candidate) -> Candidate | None:
 
     Two arms named beforehand on each training task: one Holm family over all of them.
     """
-    for candidate in (chosen, best):
-        gain, p = candidate.arm.summary.gain, case.tested.get(candidate.arm.summary.label)
-        if gain is not None and gain.value > 0 and p is not None and p < ALPHA:
-            return candidate
-    return None
+    return next((c for c in (chosen, best) if case.is_shown_to_gain(c.arm.summary)), None)
 
 
 def _handed_over(case: Case, small: Candidate, lora: Candidate) -> Candidate | None:
@@ -109,23 +107,24 @@ def _handed_over(case: Case, small: Candidate, lora: Candidate) -> Candidate | N
 
 
 def _no_proof(case: Case, chosen: Candidate, best: Candidate) -> Verdict:
-    """Says of the arms that were tested, and no more; what the others reached is only told."""
+    """Says of the arms that were tested, and no more; what was found stands in the reasons."""
     gains = [(a.summary, g) for a in case.arms if (g := a.summary.gain) is not None]
     top = max(g.value for _, g in gains)
     margin = case.objective.margin
-    tested = f"{_not_shown(case, chosen, best)}{_largest(case, (chosen, best), gains)}"
+    tested = _not_shown(chosen, best)
     if top >= margin:
         return undecided(
             f"The data cannot tell whether fine-tuning helps on {case.task}: {tested}. "
             f"{enough_text(case, chosen.arm)}",
             chosen.arm,
         )
-    ruled_out = all(g.high is not None and g.high < margin for _, g in gains)
-    rest = (
-        f"gains of {amount(margin, case.unit)} are ruled out for every arm"
-        if ruled_out
-        else f"a gain up to {amount(_largest_high(gains), case.unit)} cannot be ruled out"
-    )
+    highest = _largest_high(gains)
+    ruled_out = highest is not None and highest < margin
+    rest = "how large a gain cannot be ruled out is unknown"
+    if ruled_out:
+        rest = f"gains of {amount(margin, case.unit)} are ruled out for every arm"
+    elif highest is not None:
+        rest = f"a gain up to {amount(highest, case.unit)} cannot be ruled out"
     firm = ruled_out and all(is_firm(case, a) for a, _ in gains)
     return Verdict(
         "do_not_fine_tune",
@@ -135,32 +134,13 @@ def _no_proof(case: Case, chosen: Candidate, best: Candidate) -> Verdict:
     )
 
 
-def _not_shown(case: Case, chosen: Candidate, best: Candidate) -> str:
-    def quoted(candidate: Candidate) -> str:
-        arm = candidate.arm.summary
-        if arm.gain is None:
-            return settings(arm)
-        found = f"{difference(arm.gain.value, case.unit)} ({evidence(arm.gain, case.unit)})"
-        return f"{settings(arm)}, {found}"
-
-    text = f"the arm chosen on the selection split, {quoted(chosen)}, "
+def _not_shown(chosen: Candidate, best: Candidate) -> str:
+    text = f"the arm chosen on the selection split, {settings(chosen.arm.summary)},"
     if chosen is not best:
-        text += f"and the one of the highest utility there, {quoted(best)}, are"
+        other = settings(best.arm.summary)
+        text += f" and the one of the highest utility there, {other}, are"
         return f"{text} not shown to beat the base"
-    return f"{text}is not shown to beat the base"
-
-
-def _largest(
-    case: Case, tested: tuple[Candidate, ...], gains: Sequence[tuple[ArmSummary, Estimate]]
-) -> str:
-    """The largest gain on the report split, where it is of an arm that was not tested."""
-    arm, top = max(gains, key=lambda pair: pair[1].value)
-    if any(arm is c.arm.summary for c in tested):
-        return ""
-    return (
-        f" (of the {len(gains)} arms {settings(arm)} has the largest change on the report split, "
-        f"{difference(top.value, case.unit)}, but was not chosen)"
-    )
+    return f"{text} is not shown to beat the base"
 
 
 def _outweighed(case: Case, proven: Candidate) -> Verdict:
@@ -274,10 +254,7 @@ def _result(case: Case, arm: ArmSummary) -> str:
     )
 
 
-def too_few(n: int) -> bool:
-    """Whether even unanimous items could not reach the test's level: 2 x 0.5^n."""
-    return 2 * 0.5**n >= ALPHA
-
-
-def _largest_high(gains: Sequence[tuple[ArmSummary, Estimate]]) -> float:
-    return max((g.high if g.high is not None else 1.0) for _, g in gains)
+def _largest_high(gains: Sequence[tuple[ArmSummary, Estimate]]) -> float | None:
+    """None where one arm's is unknown."""
+    highs = [g.high for _, g in gains if g.high is not None]
+    return max(highs) if len(highs) == len(gains) else None

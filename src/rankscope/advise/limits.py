@@ -16,7 +16,7 @@ from rankscope.advise.wording import (
     settings,
     values_of,
 )
-from rankscope.records import BASE, Reason
+from rankscope.records import Reason
 
 FIRM_SEEDS = 3
 MOST_NAMED = 4
@@ -44,8 +44,9 @@ def _seeds(subject: Arm) -> list[Reason]:
     return [
         _limit(
             f"{settings(subject.summary)} rests on {count(seeds, 'seed')}: how much training "
-            f"itself varies is not known from fewer than {FIRM_SEEDS}, so the advice is tentative.",
+            f"itself varies is not known from fewer than {FIRM_SEEDS}, so no answer can be firm.",
             seeds=float(seeds),
+            firm_seeds=float(FIRM_SEEDS),
         )
     ]
 
@@ -93,7 +94,9 @@ def _rates(case: Case) -> list[Reason]:
     found = {}
     for by_rank in series.values():
         if len(by_rank) > 1 and (text := _confounded(by_rank)):
-            found[text] = _limit(text, ranks=float(len(by_rank)))
+            tried = set.union(*by_rank.values())
+            one = {"lr": min(tried)} if len(tried) == 1 else {}
+            found[text] = _limit(text, ranks=float(len(by_rank)), **one)
     return list(found.values())
 
 
@@ -125,6 +128,7 @@ def _edges(case: Case, subject: Arm) -> list[Reason]:
                 f"The learning rate chosen for {settings(subject.summary)} is the {side} of the "
                 f"{len(own.lrs)} tried: a {word} one may do better.",
                 lr=lr,
+                rates_tried=float(len(own.lrs)),
             )
         )
     ranks = sorted({r for a in case.arms if (r := a.summary.rank) is not None})
@@ -169,10 +173,10 @@ def _retention(case: Case, subject: Arm | None) -> list[Reason]:
         return [_limit(text)]
     reasons = []
     for task in tasks:
-        base = case.study.items.get((BASE, task.name, "report"))
-        if base is None or task.chance is None or not len(base.scores):
+        scores = case.base_scores(task.name)
+        if task.chance is None or not scores.size:
             continue
-        mean, error = float(base.scores.mean()), standard_error(base.scores)
+        mean, error = float(scores.mean()), standard_error(scores)
         if error is not None and mean - 2 * error <= task.chance:
             reasons.append(
                 _limit(
@@ -191,9 +195,9 @@ def _excluded(case: Case) -> list[Reason]:
     limit, out = case.objective.max_forgetting, case.choice.excluded
     if limit is None or not out:
         return []
+    lost = [(a.summary, a.summary.selection_forgetting or 0.0) for a in out[:MOST_NAMED]]
     shown = "; ".join(
-        f"{settings(arm)}, {amount(arm.selection_forgetting or 0.0, case.retention_unit)}"
-        for arm in (a.summary for a in out[:MOST_NAMED])
+        f"{settings(arm)}, {amount(value, case.retention_unit)}" for arm, value in lost
     )
     more = f" and {len(out) - MOST_NAMED} more" if len(out) > MOST_NAMED else ""
     return [
@@ -204,6 +208,7 @@ def _excluded(case: Case) -> list[Reason]:
             excluded=float(len(out)),
             arms=float(len(case.arms)),
             max_forgetting=limit,
+            **{f"selection_forgetting.{arm.label}": value for arm, value in lost},
         )
     ]
 

@@ -1,18 +1,20 @@
 """What would decide an open question, or make an answer firm: items, seeds, rates, runs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from rankscope.advise.case import Case
 from rankscope.advise.limits import FIRM_SEEDS
-from rankscope.advise.power import Enough, enough, items_needed
+from rankscope.advise.power import Enough, enough, hidden_by_seeds, items_needed
+from rankscope.advise.significance import FEWEST_ITEMS
 from rankscope.advise.summaries import Arm, retention_tasks
 from rankscope.advise.wording import amount, count
-from rankscope.records import Estimate, Need
+from rankscope.records import Estimate, Need, TrialRecords
 
 NEXT_RATE = 10**0.5
 """Factor to the next learning rate beyond the end of a list: half a power of ten."""
+AGAIN = "run again with --retry-failed"
 TYPICAL_DISCORDANCE = 0.1
-"""Share of items on which two models differ, where nothing was measured."""
+"""Share of right-or-wrong items on which two models differ, where too few were measured."""
 
 
 def needs_of(case: Case, subject: Arm | None) -> tuple[Need, ...]:
@@ -22,9 +24,12 @@ def needs_of(case: Case, subject: Arm | None) -> tuple[Need, ...]:
 
 def enough_text(case: Case, arm: Arm) -> str:
     """How much more data would show the gain looked for, one or two sentences."""
-    effect, found = _enough(case, arm)
+    gain, effect = arm.summary.gain, _effect(case, arm)
     shown = f"a gain of {amount(effect, case.unit)}"
-    if found is None:
+    if gain is None or _is_spread_unknown(gain):
+        return _unknown_text(case, gain, shown)
+    found = enough(gain, effect)
+    if _is_met(found, gain):
         return (
             f"These items and seeds would show {shown} in four studies of five: more of them is "
             "not what is missing."
@@ -35,17 +40,17 @@ def enough_text(case: Case, arm: Arm) -> str:
             f"{count(found.seeds, 'seed')} with these items."
         )
     if found.items is not None:
-        unless = "if seeds varied no more"
-        if _is_spread_unknown(arm.summary.gain):
-            unless = (
-                f"if models differed on {TYPICAL_DISCORDANCE:.0%} of them; how much these do is "
-                "not known"
-            )
-        return f"About {found.items:,} report items would show {shown}, {unless}."
+        rest = "with these seeds; more seeds with these items would not"
+        if gain.seeds == 1:
+            rest = "of this one trained model; how much seeds vary is not known from one"
+        return f"About {found.items:,} report items would show {shown} {rest}."
     if found.seeds is not None:
+        why = f"{count(gain.seeds, 'seed')} say too little of how much seeds vary"
+        if hidden_by_seeds(gain, effect):
+            why = "the seeds differ too much for that"
         return (
-            f"{count(found.seeds, 'seed')} would show {shown}; more items alone would not, since "
-            "the seeds differ by more than that."
+            f"{count(found.seeds, 'seed')} would show {shown} with these items; more items alone "
+            f"would not, since {why}."
         )
     if found.both is not None:
         items, seeds = found.both
@@ -56,26 +61,43 @@ def enough_text(case: Case, arm: Arm) -> str:
     return f"The seeds differ too much to show {shown} with any number of seeds worth training."
 
 
-def _enough(case: Case, arm: Arm) -> tuple[float, Enough | None]:
-    """The gain looked for, the margin or what was found if that is more, and what shows it.
-
-    None where the items and seeds there are do so already.
-    """
+def _effect(case: Case, arm: Arm) -> float:
+    """The gain looked for: the margin, or what was found if that is known to be more."""
     gain = arm.summary.gain
-    effect = case.objective.margin
     if gain is None or _is_spread_unknown(gain):
-        found = Enough(items_needed(effect, TYPICAL_DISCORDANCE), None, None)
-    else:
-        effect = max(effect, gain.value)
-        found = enough(gain, effect)
-    return effect, None if gain is not None and _is_met(found, gain) else found
+        return case.objective.margin
+    return max(case.objective.margin, gain.value)
 
 
-def _is_spread_unknown(gain: Estimate | None) -> bool:
-    """Whether nothing says how much items and seeds vary."""
-    if gain is None or gain.item_error is None:
+def _is_spread_unknown(gain: Estimate) -> bool:
+    """Whether nothing says how far items differ: there are too few, or all changed alike."""
+    if gain.n < FEWEST_ITEMS or gain.item_error is None:
         return True
     return not (gain.item_error or gain.seed_error)
+
+
+def _unknown_text(case: Case, gain: Estimate | None, shown: str) -> str:
+    few = ""
+    if gain is not None and gain.n < FEWEST_ITEMS:
+        few = f"With fewer than {FEWEST_ITEMS} no test can tell, even where all items agree. "
+    guess = _guessed_items(case, gain)
+    if guess is not None:
+        return (
+            f"{few}About {guess:,} report items would show {shown}, if models differed on "
+            f"{100 * TYPICAL_DISCORDANCE:.0f} % of them; how much these do is not known."
+        )
+    alike = "" if few or gain is None else f", and all {gain.n:,} changed alike"
+    return (
+        f"{few}How many report items would show {shown} is not known: it depends on how far their "
+        f"changes differ from item to item{alike}."
+    )
+
+
+def _guessed_items(case: Case, gain: Estimate | None) -> int | None:
+    """Items by a typical discordance; None of nats, which have none, or of items that agree."""
+    if case.unit != "accuracy" or (gain is not None and gain.n >= FEWEST_ITEMS):
+        return None
+    return items_needed(case.objective.margin, TYPICAL_DISCORDANCE)
 
 
 def _is_met(found: Enough, gain: Estimate) -> bool:
@@ -92,18 +114,63 @@ def _runs(case: Case) -> Iterator[Need]:
             text=f"{count(case.waiting, 'trial')} still to run: the same command continues.",
             values={"waiting": float(case.waiting)},
         )
-    if case.failed and not any(t.status == "done" for t in case.trials):
-        lowest = min(t.spec.lr for t in case.failed)
-        yield Need(
-            kind="learning_rate",
-            text=f"Every trial failed: try a learning rate of {lowest / 10:.3g} or less.",
-            values={"lr": lowest / 10},
-        )
+    if not any(t.status == "done" for t in case.trials):
+        yield from after_failures(case)
     if not retention_tasks(case.study, case.task):
         yield Need(
             kind="retention",
             text="Name a retention task: forgetting was not measured.",
         )
+
+
+def after_failures(case: Case) -> Iterator[Need]:
+    """What to change where every trial failed: one need for each way in which they did."""
+    by_status = {
+        s: [t for t in case.failed if t.status == s] for s in ("diverged", "oom", "failed")
+    }
+    if diverged := by_status["diverged"]:
+        lower = min(t.spec.lr for t in diverged) / 10
+        yield Need(
+            kind="learning_rate",
+            text=f"{count(len(diverged), 'trial')} diverged: try a learning rate of {lower:.3g} or "
+            "less.",
+            values={"diverged": float(len(diverged)), "lr": lower},
+        )
+    if short := by_status["oom"]:
+        yield Need(
+            kind="runs",
+            text=f"{count(len(short), 'trial')} ran out of memory: try "
+            f"{_less_memory(case, short)}, and {AGAIN}.",
+            values={"oom": float(len(short))},
+        )
+    if broken := by_status["failed"]:
+        first = broken[0]
+        why = (first.failure or "no reason recorded").rstrip(".")
+        yield Need(
+            kind="runs",
+            text=f"{count(len(broken), 'trial')} ended in an error, first {first.spec.arm_label} "
+            f"seed={first.spec.seed} ({why}): mend its cause, and {AGAIN}.",
+            values={"failed": float(len(broken))},
+        )
+
+
+def _less_memory(case: Case, short: Sequence[TrialRecords]) -> str:
+    """Settings that take less; a pass is cut to one row and a pack to one trial before."""
+    section = case.study.config.get("train")
+    train = section if isinstance(section, Mapping) else {}
+    untrained = [t.spec for t in short if t.train is None]
+    steps = []
+    if untrained:
+        if not train.get("gradient_checkpointing"):
+            steps.append("train.gradient_checkpointing: true")
+        if any(spec.is_full for spec in untrained) and train.get("optimizer") != "adamw8bit":
+            steps.append("train.optimizer: adamw8bit for full fine-tuning on CUDA")
+        steps.append("a shorter train.max_length")
+        if any(spec.rank is not None for spec in untrained):
+            steps.append("a smaller rank")
+    if len(untrained) < len(short):  # trained, then not scored
+        steps.append("a smaller evaluate.batch_tokens")
+    return ", ".join(steps[:-1]) + (" or " if steps[:-1] else "") + steps[-1]
 
 
 def _seeds(subject: Arm | None) -> Iterator[Need]:
@@ -119,40 +186,52 @@ def _seeds(subject: Arm | None) -> Iterator[Need]:
 
 def _more_data(case: Case, subject: Arm | None) -> Iterator[Need]:
     """Items and seeds at which the open gain would be seen; none that are there already."""
-    if subject is None or (subject.summary.gain is not None and _shown(case, subject)):
+    if subject is None:
         return
-    effect, found = _enough(case, subject)
-    if found is None:
+    gain, effect = subject.summary.gain, _effect(case, subject)
+    text = enough_text(case, subject)
+    if gain is None or _is_spread_unknown(gain):
+        if gain is not None and gain.n >= FEWEST_ITEMS and _is_ruled_out(gain, effect):
+            return
+        values = {"effect": effect, "fewest_items": float(FEWEST_ITEMS)}
+        if (guess := _guessed_items(case, gain)) is not None:
+            values |= {"items": float(guess), "discordance": TYPICAL_DISCORDANCE}
+        yield Need(kind="items", text=text, values=values)
         return
-    if found.items is not None:
-        yield Need(
-            kind="items",
-            text=f"About {found.items:,} report items would show a gain of "
-            f"{amount(effect, case.unit)}, if seeds varied no more.",
-            values={"items": float(found.items), "effect": effect},
-        )
-    if found.seeds is not None:
-        yield Need(
-            kind="seeds",
-            text=f"About {count(found.seeds, 'seed')} would show a gain of "
-            f"{amount(effect, case.unit)} with the items there are.",
-            values={"seeds": float(found.seeds), "effect": effect},
-        )
+    found = enough(gain, effect)
+    if _shown(gain) or _is_met(found, gain):
+        return
+    values = {"effect": effect}
     if found.items is None and found.seeds is None and found.both is not None:
         items, seeds = found.both
+        values |= {"items": float(items), "seeds": float(seeds)}
+        yield Need(kind="items", text=text, values=values)
+    either = found.items is not None and found.seeds is not None
+    shown = f"would show a gain of {amount(effect, case.unit)}"
+    if found.items is not None:
+        alone = f"About {found.items:,} report items {shown} with these seeds."
         yield Need(
             kind="items",
-            text=enough_text(case, subject),
-            values={"items": float(items), "seeds": float(seeds), "effect": effect},
+            text=alone if either else text,
+            values={**values, "items": float(found.items)},
+        )
+    if found.seeds is not None:
+        alone = f"{count(found.seeds, 'seed')} {shown} with these items."
+        yield Need(
+            kind="seeds",
+            text=alone if either else text,
+            values={**values, "seeds": float(found.seeds)},
         )
 
 
-def _shown(case: Case, subject: Arm) -> bool:
-    """Whether the arm's interval is clear of zero already."""
-    gain = subject.summary.gain
-    return gain is not None and (
-        (gain.low is not None and gain.low > 0) or (gain.high is not None and gain.high < 0)
-    )
+def _shown(gain: Estimate) -> bool:
+    """Whether the interval is clear of zero already."""
+    return (gain.low is not None and gain.low > 0) or (gain.high is not None and gain.high < 0)
+
+
+def _is_ruled_out(gain: Estimate, effect: float) -> bool:
+    """Whether the interval lies below ``effect`` already."""
+    return gain.high is not None and gain.high < effect
 
 
 def _rates(case: Case, subject: Arm | None) -> Iterator[Need]:

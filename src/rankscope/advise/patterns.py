@@ -7,7 +7,7 @@ from scipy import stats
 from rankscope.advise.case import Case
 from rankscope.advise.choose import Candidate
 from rankscope.advise.significance import ALPHA
-from rankscope.advise.wording import amount, difference, evidence
+from rankscope.advise.wording import amount, difference, evidence, values_of
 from rankscope.records import ArmComparison, ArmSummary, Reason
 
 PATTERN = 0.5
@@ -53,10 +53,11 @@ def _order(case: Case) -> Iterable[Reason]:
         )
         yield Reason(kind="sign", text=text, values=values)
     elif correlation <= -PATTERN:
-        change = difference(scores[-1] - scores[0], case.unit)
+        values["change"] = scores[-1] - scores[0]
         text = (
-            f"The selection score falls with the rank ({shown}: {change}): a learning rate too "
-            "high for the larger ranks, or overfitting. Next: lower learning rates, fewer epochs."
+            f"The selection score falls with the rank ({shown}: "
+            f"{difference(values['change'], case.unit)}): a learning rate too high for the larger "
+            "ranks, or overfitting. Next: lower learning rates, fewer epochs."
         )
         yield Reason(kind="sign", text=text, values=values)
 
@@ -88,16 +89,14 @@ def _underfitting(case: Case) -> Iterable[Reason]:
         and last.difference.p_holm is not None
         and last.difference.p_holm < ALPHA
     )
+    values = {
+        **values_of(found, "underfit"),
+        "still_rising": float(rising),
+        "rank": float(large.rank or 0),
+    }
     if rising:
+        values["next_rank"] = 2.0 * (large.rank or 1)
         text += f" It still rises at r={large.rank}. Next: add r={2 * (large.rank or 1)}."
     else:
         text += f" Next: ranks above r={small.rank}, or a higher learning rate for it."
-    yield Reason(
-        kind="sign",
-        text=text,
-        values={
-            "underfit": found.value,
-            "still_rising": float(rising),
-            "rank": float(large.rank or 0),
-        },
-    )
+    yield Reason(kind="sign", text=text, values=values)

@@ -84,6 +84,11 @@ def enough(estimate: Estimate, effect: float) -> Enough:
     )
 
 
+def hidden_by_seeds(estimate: Estimate, effect: float) -> bool:
+    """Whether these seeds' spread hides ``effect`` from any items, were it known exactly, too."""
+    return _factor(None) * (estimate.seed_error or 0.0) >= effect
+
+
 def _seeds(at_one_seed: float, allowed: float) -> int | None:
     """Smallest number of seeds, three at least, whose share of the square is allowed."""
     for seeds in range(3, MOST_SEEDS + 1):

@@ -26,6 +26,7 @@ def reasons_for(case: Case, subject: Arm | None) -> tuple[Reason, ...]:
         arm = subject.summary
         own += [
             *_gain(case, arm),
+            *_other_gains(case, subject),
             *_full(case, subject),
             *_forgetting(case, arm),
             *_transfer(case, arm),
@@ -47,6 +48,34 @@ def _gain(case: Case, arm: ArmSummary) -> list[Reason]:
     )
     values = {"score": arm.score.value, "base": base, **values_of(arm.gain, "gain")}
     return [Reason(kind="gain", text=text, values=values)]
+
+
+def _other_gains(case: Case, subject: Arm) -> list[Reason]:
+    """Where no gain is shown: that of the other arm tested, and the largest if it is a third's."""
+    chosen, best = case.choice.chosen, case.choice.best
+    if chosen is None or best is None or subject is not chosen.arm:
+        return []
+    tested = [chosen.arm.summary, best.arm.summary]
+    if any(case.is_shown_to_gain(arm) for arm in tested):
+        return []
+    found = []
+    if best is not chosen:
+        found.append((best.arm.summary, "of the highest utility on the selection split, scores"))
+    gains = [(a.summary, g.value) for a in case.arms if (g := a.summary.gain) is not None]
+    largest = max(gains, key=lambda pair: pair[1], default=(None, 0.0))[0]
+    if largest is not None and largest not in tested:
+        most = f"scores the most of {count(len(gains), 'arm')} on the report split,"
+        found.append((largest, f"not chosen on the selection split, {most}"))
+    return [
+        Reason(
+            kind="gain",
+            text=f"{settings(arm)}, {what} {difference(arm.gain.value, case.unit)} against "
+            f"the base ({evidence(arm.gain, case.unit)}).",
+            values={**values_of(arm.gain, "gain"), "arms": float(len(gains))},
+        )
+        for arm, what in found
+        if arm.gain is not None
+    ]
 
 
 def _full(case: Case, subject: Arm) -> list[Reason]:
@@ -71,7 +100,7 @@ def _full(case: Case, subject: Arm) -> list[Reason]:
         f"Against {name} it scores {difference(gap.value, case.unit)} "
         f"({evidence(gap, case.unit)}): {verdict}."
     )
-    values = values_of(gap, "gap")
+    values = {**values_of(gap, "gap"), "margin": margin}
     forgot_more = forgetting_difference(case.study, subject, rival.arm)
     if forgot_more is not None:
         text += f" Its retention is {difference(-forgot_more, case.retention_unit)} against it."
@@ -124,7 +153,7 @@ def _cost(case: Case, arm: ArmSummary) -> list[Reason]:
     if total:
         share = arm.trainable_parameters / total
         text += f", {_percent(share)} of the model's {total:,}"
-        values["share_of_model"] = share
+        values |= {"share_of_model": share, "model_parameters": float(total)}
     if arm.seconds is not None:
         text += f", in {arm.seconds:.3g} s a trial"
         values["seconds"] = arm.seconds
@@ -157,8 +186,7 @@ def _choice(case: Case) -> list[Reason]:
     counted += [" within the forgetting limit"] if case.choice.excluded else []
     which = " and".join(counted)
     if chosen is best:
-        rank = "LoRA arm" if best.arm.summary.is_full else "smaller rank"
-        text += f"; no {rank}{which} comes within {margin:g} of it."
+        text += f"; {_none_smaller(case, best.arm.summary, which)}."
     else:
         text += (
             f"; {settings(chosen.arm.summary)} has {chosen.utility:.3f} and is the smallest rank"
@@ -175,6 +203,17 @@ def _choice(case: Case) -> list[Reason]:
         )
         values |= values_of(gap, "gap_to_best")
     return [Reason(kind="choice", text=text, values=values)]
+
+
+def _none_smaller(case: Case, best: ArmSummary, which: str) -> str:
+    """Why the best arm is the one chosen; ``which`` says what arms were looked at."""
+    rivals = [a.summary for a in case.arms if a.summary.is_lora]
+    name = "LoRA arm"
+    if best.is_lora:
+        name, rivals = "smaller rank", [a for a in rivals if (a.rank or 0) < (best.rank or 0)]
+    if not rivals:
+        return f"no {name} was tried"
+    return f"no {name}{which} comes within {case.objective.margin:g} of it"
 
 
 def _net(case: Case, subject: Arm) -> list[Reason]:

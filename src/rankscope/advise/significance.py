@@ -4,7 +4,7 @@ Sources and where each is used: docs/science.md, "Statistics".
 """
 
 from collections.abc import Sequence
-from math import exp
+from math import exp, floor, log2
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ Array = npt.NDArray[np.float64]
 
 ALPHA = 0.05
 """Level of every test that a decision rests on."""
+FEWEST_ITEMS = 1 + floor(log2(2 / ALPHA))
+"""Items from which a test can reach it: of fewer, even unanimous ones (2 x 0.5^n) do not."""
 MOST_ENUMERATED = 12
 """Units up to which all 2^units sign flips are counted instead of drawn."""
 

@@ -70,6 +70,7 @@ def _saturated(case: Case) -> Iterable[Reason]:
         f"{amount(1 - base, case.unit)} are left to gain. Next: a harder task, or the base as it "
         "is.",
         base=base,
+        left=1 - base,
     )
 
 
@@ -86,7 +87,11 @@ def _negative_transfer(case: Case, subject: Arm) -> Iterable[Reason]:
                 f"{-100 * change.value / base:.0f} % of the base's {level(base, 'accuracy')}. "
                 "Next: scale the adapter down at inference, a smaller rank or rate, or training on "
                 "both tasks.",
-                values={f"transfer.{name}": change.value, "relative": change.value / base},
+                values={
+                    f"transfer.{name}": change.value,
+                    "relative": change.value / base,
+                    "base": base,
+                },
             )
 
 
@@ -128,16 +133,18 @@ def _capacity(case: Case, subject: Arm) -> Iterable[Reason]:
     ratio = parameters / tokens
     numbers = f"{count(parameters, 'parameter')} for about {tokens:,.0f} answer tokens"
     if ratio > MORE_CAPACITY:
+        values = {"parameters": float(parameters), "tokens": tokens, "ratio": ratio}
         smaller = 2 ** max(0, int(log2((subject.summary.rank or 1) / (ratio / MORE_CAPACITY))))
         rank = subject.summary.rank
-        hint = f"; r={smaller} would do by this rule" if rank and smaller < rank else ""
+        hint = ""
+        if rank and smaller < rank:
+            hint = f"; r={smaller} would do by this rule"
+            values["smaller_rank"] = float(smaller)
         yield _sign(
             f"The data are smaller than the adapter: {numbers} ({ratio:,.0f} to one), so it can "
             f"learn them by heart. Next: a smaller rank{hint}, fewer epochs, dropout, or more "
             "rows.",
-            parameters=float(parameters),
-            tokens=tokens,
-            ratio=ratio,
+            **values,
         )
     elif ratio < 1:
         yield _sign(

@@ -141,9 +141,13 @@ class Comparison:
     def item_means(self) -> Array:
         """Difference of every item, mean over seeds: (N,)."""
         means: Array = self.tuned.mean(axis=0)
-        if self.reference is not None:
-            means = means - np.atleast_2d(self.reference).mean(axis=0)
-        return means
+        if self.reference is None:
+            return means
+        others = np.atleast_2d(self.reference)
+        change = means - others.mean(axis=0)
+        # The mean of equal floats may miss them by its last digits: that is no change at all.
+        sizes = np.maximum(np.abs(self.tuned).max(axis=0), np.abs(others).max(axis=0))
+        return np.where(np.abs(change) <= TINY * sizes, 0.0, change)
 
     @property
     def is_one_pair(self) -> bool:
