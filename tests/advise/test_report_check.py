@@ -38,6 +38,12 @@ def test_what_forgets_as_much_as_it_gains_is_never_firmly_recommended_for_nothin
             assert value_of(advice, "net_low") > 0
         elif advice.decision == "use":
             assert "not clear of zero" in texts(advice, "choice")
+        if advice.confidence != "firm" and value_of(advice, "net_high") > 0:
+            asked = [need for need in advice.needs if "by the study's weights" in need.text]
+            assert asked
+            # As noisy as these 800 items and 3 seeds, the effect is further off than they reach.
+            assert all(n.values.get("items", 801) > 800 for n in asked)
+            assert all(n.values.get("seeds", 4) > 3 for n in asked)
     assert found["use, tentative"] > 0
     assert found["not_decided, none"] > 0
     assert found["use, firm"] <= 3  # 2.5 % in truth
@@ -78,6 +84,8 @@ def test_a_limit_on_forgetting_holds_on_the_report_split_too() -> None:
         kept = forgot.high is not None and forgot.high <= 0.03
         assert (advice.confidence == "firm") <= kept
         assert ("the 3.0 points allowed is not shown" in texts(advice, "limit")) == (not kept)
+        asked = [need for need in advice.needs if "the limit of 3.0 points" in need.text]
+        assert bool(asked) == (not kept)
     assert found["use"] > 0
     assert found["not_decided"] > 0
     roomy = advise(synthetic_study(replace(truth, objective={"max_forgetting": 0.2})))

@@ -76,7 +76,7 @@ def test_forgetting_that_eats_the_gain_is_named() -> None:
     )
     found = sign(synthetic_study(dear), "Over-forgetting")
     assert found.values["forgetting"] > 0.5 * found.values["gain"]
-    assert "scale the adapter down at inference" in found.text
+    assert "scale the update down at inference" in found.text
     cheap = Truth(accuracy=lambda rank, lr: 0.9, forgetting=lambda rank, lr: 0.01)
     assert not any("Over-forgetting" in r.text for r in signs(synthetic_study(cheap)))
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from rankscope.advise.case import Case
 from rankscope.advise.limits import FIRM_SEEDS
 from rankscope.advise.power import Enough, enough, hidden_by_seeds, items_needed
+from rankscope.advise.report_check import worth
 from rankscope.advise.significance import FEWEST_ITEMS
 from rankscope.advise.summaries import Arm, retention_tasks
 from rankscope.advise.wording import amount, count
@@ -19,7 +20,13 @@ TYPICAL_DISCORDANCE = 0.1
 
 def needs_of(case: Case, subject: Arm | None) -> tuple[Need, ...]:
     """Everything that would help, with numbers; report split."""
-    return (*_runs(case), *_seeds(subject), *_more_data(case, subject), *_rates(case, subject))
+    return (
+        *_runs(case),
+        *_seeds(subject),
+        *_more_data(case, subject),
+        *_against_forgetting(case, subject),
+        *_rates(case, subject),
+    )
 
 
 def enough_text(case: Case, arm: Arm) -> str:
@@ -221,6 +228,52 @@ def _more_data(case: Case, subject: Arm | None) -> Iterator[Need]:
             kind="seeds",
             text=alone if either else text,
             values={**values, "seeds": float(found.seeds)},
+        )
+
+
+def _against_forgetting(case: Case, subject: Arm | None) -> Iterator[Need]:
+    """Where the gain is shown: what would show that it is worth its forgetting, or in the limit."""
+    gain = None if subject is None else subject.summary.gain
+    if subject is None or gain is None or gain.n < FEWEST_ITEMS or not _shown(gain):
+        return
+    net, margin = worth(case, subject), case.objective.margin
+    if net is not None and not _shown(net):
+        effect = max(abs(net.value), margin)
+        what = f"that {amount(effect, case.unit)} by the study's weights are more than nothing"
+        yield from _alone(enough(net, effect), effect, what)
+    limit, forgot = case.objective.max_forgetting, subject.summary.forgetting
+    if limit is None or forgot is None or forgot.low is None or forgot.high is None:
+        return
+    if forgot.low <= limit < forgot.high:
+        effect = max(abs(limit - forgot.value), margin)
+        unit = case.retention_unit
+        what = (
+            f"that {amount(effect, unit)} beside the limit of {amount(limit, unit)} are not on it"
+        )
+        yield from _alone(enough(forgot, effect), effect, what)
+
+
+def _alone(found: Enough, effect: float, what: str) -> Iterator[Need]:
+    """More items of the tasks concerned, or more seeds, each by itself; or both together."""
+    if found.items is not None:
+        yield Need(
+            kind="items",
+            text=f"About {found.items:,} report items of all tasks concerned would show {what}.",
+            values={"effect": effect, "items": float(found.items)},
+        )
+    if found.seeds is not None:
+        yield Need(
+            kind="seeds",
+            text=f"{count(found.seeds, 'seed')} with these items would show {what}.",
+            values={"effect": effect, "seeds": float(found.seeds)},
+        )
+    if found.items is None and found.seeds is None and found.both is not None:
+        items, seeds = found.both
+        yield Need(
+            kind="items",
+            text=f"About {items:,} report items of all tasks concerned and {count(seeds, 'seed')} "
+            f"together would show {what}.",
+            values={"effect": effect, "items": float(items), "seeds": float(seeds)},
         )
 
 

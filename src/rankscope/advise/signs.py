@@ -85,7 +85,7 @@ def _negative_transfer(case: Case, subject: Arm) -> Iterable[Reason]:
                 kind="sign",
                 text=f"Negative transfer: {name} falls by {amount(change.value, 'accuracy')}, "
                 f"{-100 * change.value / base:.0f} % of the base's {level(base, 'accuracy')}. "
-                "Next: scale the adapter down at inference, a smaller rank or rate, or training on "
+                "Next: scale the update down at inference, a smaller rank or rate, or training on "
                 "both tasks.",
                 values={
                     f"transfer.{name}": change.value,
@@ -112,7 +112,7 @@ def _over_forgetting(case: Case, subject: Arm) -> Iterable[Reason]:
     yield _sign(
         f"Over-forgetting: {settings(arm)} loses {amount(forgot.value, case.retention_unit)} of "
         f"what the base knew for {amount(arm.gain.value, case.unit)} of gain. Next: scale the "
-        "adapter down at inference (it costs no training), then a lower learning rate, fewer "
+        "update down at inference (it costs no training), then a lower learning rate, fewer "
         "steps, or general data among the training rows.",
         forgetting=forgot.value,
         forgetting_low=forgot.low,
