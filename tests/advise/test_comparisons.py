@@ -254,7 +254,7 @@ def test_fewer_items_than_any_test_takes_are_asked_for(
     (asked,) = needs(advice, "items")
     assert asked["fewest_items"] == 6
     for text in (advice.headline, next(n.text for n in advice.needs if n.kind == "items")):
-        assert "With fewer than 6 no test can tell" in text
+        assert "With fewer than 6 items no test can tell" in text
         assert "not what is missing" not in text
         assert ("if models differed on 10 %" in text) == (metric == "accuracy")
     # (2.8016 / .02)^2 x .1

@@ -97,6 +97,25 @@ def test_the_answer_stands_before_every_other_section(page: str) -> None:
             assert " ".join(reason.text.split()) in text
 
 
+@pytest.mark.parametrize(
+    ("truth", "title"),
+    [
+        (Truth(seeds=(0,)), "What would tell more"),
+        (Truth(num_items=5), "What would decide it"),
+        (Truth(), None),
+    ],
+)
+def test_what_would_decide_an_open_answer_stands_beside_it(truth: Truth, title: str | None) -> None:
+    study, advice = study_and_advice(truth)
+    (task,) = advice.advice
+    before = Elements(page_of(study, advice)).text.partition("How much rank is enough")[0]
+    assert bool(task.needs) == (title is not None)
+    assert ("What would" in before) == (title is not None)
+    if title is not None:
+        after = before.partition(title)[2]
+        assert all(" ".join(need.text.split()) in after for need in task.needs)
+
+
 def test_failed_trials_leaks_and_provenance_are_on_the_page(page: str) -> None:
     study, _ = ordinary_study()
     text = Elements(page).text

@@ -86,7 +86,7 @@ def _is_spread_unknown(gain: Estimate) -> bool:
 def _unknown_text(case: Case, gain: Estimate | None, shown: str) -> str:
     few = ""
     if gain is not None and gain.n < FEWEST_ITEMS:
-        few = f"With fewer than {FEWEST_ITEMS} no test can tell, even where all items agree. "
+        few = f"With fewer than {FEWEST_ITEMS} items no test can tell, even where all agree. "
     guess = _guessed_items(case, gain)
     if guess is not None:
         return (

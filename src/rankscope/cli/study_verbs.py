@@ -146,6 +146,7 @@ def run_study(
 ) -> None:
     """Run a study with a screen, conclude it, print the answer."""
     from rankscope.records import FAILED
+    from rankscope.report.answer import NEEDS
     from rankscope.report.tables import summary_table
     from rankscope.study import Study, conclude
     from rankscope.watch import Screen
@@ -166,6 +167,10 @@ def run_study(
             say(f"{advice.task}: {advice.headline}", "bold")
             for reason in advice.reasons:
                 say(f"  - {reason.text}")
+            if advice.needs:
+                say(f"  {NEEDS[advice.confidence]}:")
+            for need in advice.needs:
+                say(f"  - {need.text}")
         say(f"report: {folder / 'report.html'}")
     if any(trial.status in FAILED for trial in records.trials):
         raise typer.Exit(SOME_FAILED)

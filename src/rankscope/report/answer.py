@@ -20,6 +20,8 @@ from rankscope.report.view import StudyView
 ENOUGH_SEEDS = 3
 """Fewer leave the spread between training runs unknown (science.md section 5)."""
 
+NEEDS = {"firm": "", "tentative": "What would tell more", "none": "What would decide it"}
+
 CONFIDENCE = {
     "firm": "The intervals support it.",
     "tentative": "The data lean this way; see the limits below.",
@@ -49,6 +51,9 @@ class Answer:
     tiles: tuple[Tile, ...]
     reasons: tuple[Reason, ...]
     signs: tuple[Reason, ...]
+    needs: tuple[str, ...]
+    """What would decide an open answer, or make it firm."""
+    needs_title: str
 
 
 def answer(view: StudyView, task: str) -> Answer:
@@ -64,6 +69,8 @@ def answer(view: StudyView, task: str) -> Answer:
             tiles=(),
             reasons=(),
             signs=(),
+            needs=(),
+            needs_title="",
         )
     return Answer(
         task=task,
@@ -74,6 +81,8 @@ def answer(view: StudyView, task: str) -> Answer:
         tiles=tuple(_tiles(view, task)),
         reasons=tuple(r for r in advice.reasons if r.kind not in ("sign", "limit")),
         signs=tuple(r for r in advice.reasons if r.kind in ("sign", "limit")),
+        needs=tuple(need.text for need in advice.needs),
+        needs_title=NEEDS[advice.confidence],
     )
 
 
