@@ -406,7 +406,11 @@ def test_a_copy_of_the_output_head_must_be_the_bases(base: Path, tmp_path: Path)
     for dtype in (torch.float32, torch.bfloat16):  # as the model was loaded
         save_file({**tensors, key: copy.to(dtype)}, path)
         assert inspect(base, adapter).tuned[0].spectra.matrices == plain
-    shrunk = command("shrink", adapter, "--rank", 2, "--out", tmp_path / "cut")
+    cut = ("shrink", adapter, "--rank", 2, "--out", tmp_path / "cut")
+    blind = command(*cut)
+    assert blind.code == 2
+    assert "give --base" in blind.err
+    shrunk = command(*cut, "--base", base)
     assert shrunk.code == 0, shrunk
     assert key in load_file(tmp_path / "cut" / "adapter_model.safetensors")
     copy[0, 0] += 1

@@ -15,6 +15,7 @@ from rankscope.disk import refuse_taken
 from rankscope.errors import BadInput
 from rankscope.inspection import InspectSettings, refuse_settings
 from rankscope.models.adapter_files import Module, rewrite
+from rankscope.models.adapter_io import copies
 from rankscope.models.adapter_settings import READ_STARTS, read_config
 from rankscope.models.load import shapes_folder
 from rankscope.models.scaled import layer_of
@@ -39,7 +40,7 @@ class Source:
 
         Raises:
             BadInput: a full checkpoint, an adapter that cannot be read, or one whose update depends
-                on the base, which is not given or is another one.
+                on the base, or that holds a part of it, where that is not given or is another one.
         """
         tuned = StoredTuned.open(folder, folder.name)
         if tuned.adapter is None:
@@ -47,6 +48,11 @@ class Source:
         if base is None and tuned.kind in ("dora", "pissa"):
             raise BadInput(
                 f"adapter {folder}: the update of {tuned.kind} depends on the base: give --base"
+            )
+        if base is None and copies(folder):
+            raise BadInput(
+                f"adapter {folder}: it holds a copy of the output head, which has to be the "
+                "base's: give --base"
             )
         model = None if base is None else StoredModel.open(shapes_folder(str(base)))
         if model is not None and not any_base:

@@ -232,14 +232,14 @@ def test_what_is_there_already_is_not_asked_for() -> None:
     assert needed <= gain.n == 4000
     objective = Objective.from_config(study.config)
     case = Case(study, "med", (arm,), choose((arm,), 0.3, objective), objective)
-    assert [n.kind for n in needs_of(case, arm)] == ["learning_rate"]
+    assert [n.kind for n in needs_of(case, arm, gain_is_shown=False)] == ["learning_rate"]
     assert "not what is missing" in enough_text(case, arm)
     assert not any(n.kind in ("items", "seeds") for n in advice.needs)
     few = synthetic_study(dataclasses.replace(idle, num_items=100), 2)
     (arm,) = summarize(few)["med"]
     case = dataclasses.replace(case, study=few, arms=(arm,))
     assert arm.summary.gain is not None
-    asked = {k: v for n in needs_of(case, arm) for k, v in n.values.items()}
+    asked = {k: v for n in needs_of(case, arm, gain_is_shown=False) for k, v in n.values.items()}
     assert asked["items"] > arm.summary.gain.n == 100
     assert "not what is missing" not in enough_text(case, arm)
 

@@ -84,6 +84,21 @@ def unexplained(study: StudyRecords, advice: TaskAdvice, told: Reason | Need) ->
         Truth(objective={"max_forgetting": 0.02}),
         Truth(objective={"max_forgetting": 0.02}, forgetting=lambda rank, lr: 0.2),
         Truth(metric="log_probability", accuracy=lambda rank, lr: 0.5, num_items=60),
+        Truth(
+            accuracy=lambda rank, lr: 0.42,
+            forgetting=lambda rank, lr: 0.12,
+            objective={"max_forgetting": 0.12},
+        ),
+        Truth(
+            ranks=(2, 8, 32, 64, 128),
+            forgetting=lambda rank, lr: 0.3 if rank != 2 else 0.0,
+            objective={"max_forgetting": 0.1},
+            failed={(8, 1e-3, 0): "oom", (8, 1e-3, 1): "oom", (32, 1e-3, 2): "failed"},
+        ),
+        Truth(
+            full_lrs=(),
+            failed={(r, 1e-3, seed): "diverged" for r in (2, 8) for seed in (0, 1, 2)},
+        ),
     ],
 )
 def test_every_number_of_a_sentence_stands_in_its_values(truth: Truth) -> None:

@@ -73,6 +73,16 @@ def test_arms_that_no_line_over_rank_joins_stand_side_by_side() -> None:
         assert (low, high) == pytest.approx(
             (100 * (arm.score.low or 0), 100 * (arm.score.high or 0))
         )
+    # Names that are cut to the same text keep their places.
+    (told,) = side.recommendation.advice
+    arms = tuple(a.model_copy(update={"label": "x" * 80 + a.label}) for a in told.arms)
+    renamed = side.recommendation.model_copy(
+        update={"advice": (told.model_copy(update={"arms": arms}),)}
+    )
+    cut = accuracy.draw_in_domain(StudyView(side.study, renamed), "med").plot
+    assert cut is not None
+    assert len(set(cut.layout.xaxis.ticktext)) == 1
+    assert cut.layout.xaxis.tickvals == (0.0, 1.0)
     # A second rank makes a line, and the axis is rank's again.
     line = StudyView(*study_and_advice(Truth(ranks=(8, 32), lrs=(1e-3,))))
     over_rank = accuracy.draw_in_domain(line, "med")

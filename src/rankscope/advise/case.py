@@ -57,6 +57,11 @@ class Case:
         return tasks[0].higher_is if tasks else "accuracy"
 
     @property
+    def net_unit(self) -> Unit:
+        """Of gain less forgetting: that of the only one with a weight, or of both."""
+        return self.unit if self.objective.in_domain else self.retention_unit
+
+    @property
     def is_forgetting_apart(self) -> bool:
         """Whether the study weighs forgetting, and its unit is another than the gain's."""
         return self.objective.retention != Objective.from_config(self.study.config).retention

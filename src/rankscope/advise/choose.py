@@ -84,6 +84,7 @@ def choose(arms: Sequence[Arm], base_score: float | None, objective: Objective) 
             and arm.summary.failed
             and arm not in excluded
             and best_lora is not None
+            and arm is not best_lora.arm
             and _utility(arm, arms, base_score or 0.0, objective, 1.0) > best_lora.utility
         ),
     )

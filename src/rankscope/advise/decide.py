@@ -9,7 +9,7 @@ from rankscope.advise.case import Case
 from rankscope.advise.choose import Candidate
 from rankscope.advise.comparisons import arm_difference, net_difference
 from rankscope.advise.needs import after_failures, enough_text
-from rankscope.advise.report_check import checked
+from rankscope.advise.report_check import checked, worth
 from rankscope.advise.significance import ALPHA, FEWEST_ITEMS, holm
 from rankscope.advise.summaries import Arm
 from rankscope.advise.verdict import Verdict, changes, is_firm, undecided
@@ -38,9 +38,9 @@ def _without_candidates(case: Case) -> Verdict:
     if case.choice.excluded:
         arm = min(case.choice.excluded, key=lambda a: a.summary.selection_forgetting or 0.0)
         least, limit, unit = arm.summary, case.objective.max_forgetting or 0.0, case.retention_unit
-        clear = all(
-            is_firm(case, a.summary) and ((f := a.summary.forgetting) and (f.low or 0.0) > limit)
-            for a in case.choice.excluded
+        clear = len(case.choice.excluded) == len(case.arms) and all(
+            is_firm(case, a.summary) and (f := a.summary.forgetting) and (f.low or 0.0) > limit
+            for a in case.arms
         )
         return Verdict(
             "do_not_fine_tune",
@@ -121,11 +121,13 @@ def _no_proof(case: Case, chosen: Candidate, best: Candidate) -> Verdict:
     highest = _largest_high(gains)
     ruled_out = highest is not None and highest < margin
     rest = "how large a gain cannot be ruled out is unknown"
+    every = len(gains) == len(case.arms)
     if ruled_out:
-        rest = f"gains of {amount(margin, case.unit)} are ruled out for every arm"
+        of_all = "every arm" if every else "every arm that was scored"
+        rest = f"gains of {amount(margin, case.unit)} are ruled out for {of_all}"
     elif highest is not None:
         rest = f"a gain up to {amount(highest, case.unit)} cannot be ruled out"
-    firm = ruled_out and all(is_firm(case, a) for a, _ in gains)
+    firm = ruled_out and every and all(is_firm(case, a) for a, _ in gains)
     return Verdict(
         "do_not_fine_tune",
         "firm" if firm else "tentative",
@@ -145,7 +147,7 @@ def _not_shown(chosen: Candidate, best: Candidate) -> str:
 
 def _outweighed(case: Case, proven: Candidate) -> Verdict:
     arm = proven.arm.summary
-    net = net_difference(case.study, proven.arm, None, case.objective.shares)
+    net = worth(case, proven.arm)
     clear = net is not None and net.high is not None and net.high < 0
     return Verdict(
         "do_not_fine_tune",

@@ -57,13 +57,15 @@ def _trials(case: Case) -> list[Reason]:
         shown = "; ".join(
             f"{t.spec.arm_label} seed={t.spec.seed}: {t.status}" for t in case.failed[:MOST_NAMED]
         )
-        more = f" and {len(case.failed) - MOST_NAMED} more" if len(case.failed) > MOST_NAMED else ""
+        unnamed = len(case.failed) - MOST_NAMED
+        more = f" and {unnamed} more" if unnamed > 0 else ""
         reasons.append(
             _limit(
                 f"{len(case.failed)} of {count(len(case.trials), 'trial')} failed ({shown}{more}); "
                 "in choosing each counts as no gain over the base.",
                 failed=float(len(case.failed)),
                 trials=float(len(case.trials)),
+                **({"unnamed": float(unnamed)} if unnamed > 0 else {}),
             )
         )
     for arm in case.choice.passed_over[:1]:
@@ -94,19 +96,21 @@ def _rates(case: Case) -> list[Reason]:
     found = {}
     for by_rank in series.values():
         if len(by_rank) > 1 and (text := _confounded(by_rank)):
-            tried = set.union(*by_rank.values())
-            one = {"lr": min(tried)} if len(tried) == 1 else {}
-            found[text] = _limit(text, ranks=float(len(by_rank)), **one)
+            tried = sorted(set.union(*by_rank.values()))
+            values = {"lr": tried[0]}
+            if len(tried) > 1:
+                values = {f"lr.{place}": lr for place, lr in enumerate(tried)}
+            found[text] = _limit(text, ranks=float(len(by_rank)), **values)
     return list(found.values())
 
 
 def _confounded(by_rank: Mapping[int, set[float]]) -> str | None:
     """What is said of ranks whose difference may be one between learning rates."""
     shared = set.intersection(*by_rank.values())
-    if all(len(rates) > 1 for rates in by_rank.values()) and shared:
-        return None
     may = "a difference between ranks may be one between learning rates. Give"
     if all(rates == shared for rates in by_rank.values()):
+        if len(shared) > 1:
+            return None
         all_ranks = "Both ranks" if len(by_rank) == 2 else f"All {len(by_rank)} ranks"
         return f"{all_ranks} were trained at one learning rate ({min(shared):g}): {may} lr a list."
     shown = "; ".join(
@@ -199,7 +203,8 @@ def _excluded(case: Case) -> list[Reason]:
     shown = "; ".join(
         f"{settings(arm)}, {amount(value, case.retention_unit)}" for arm, value in lost
     )
-    more = f" and {len(out) - MOST_NAMED} more" if len(out) > MOST_NAMED else ""
+    unnamed = len(out) - MOST_NAMED
+    more = f" and {unnamed} more" if unnamed > 0 else ""
     return [
         _limit(
             f"{count(len(out), 'arm')} of {len(case.arms)} forgot more than the "
@@ -208,6 +213,7 @@ def _excluded(case: Case) -> list[Reason]:
             excluded=float(len(out)),
             arms=float(len(case.arms)),
             max_forgetting=limit,
+            **({"unnamed": float(unnamed)} if unnamed > 0 else {}),
             **{f"selection_forgetting.{arm.label}": value for arm, value in lost},
         )
     ]
@@ -234,10 +240,13 @@ def _weight(case: Case, subject: Arm) -> list[Reason]:
     """Forgetting that the study weighs and that cannot be added to the gain."""
     if not case.is_forgetting_apart or subject.summary.forgetting is None:
         return []
+    rest = "has no weight in this advice. Read both, or set objective.max_forgetting."
+    if case.objective.max_forgetting is not None:
+        rest = "is held to objective.max_forgetting and has no other weight in this advice."
     return [
         _limit(
             f"The gain on {case.task} and the forgetting are in different units and make no sum: "
-            "forgetting has no weight in this advice. Read both, or set objective.max_forgetting."
+            f"forgetting {rest}"
         )
     ]
 

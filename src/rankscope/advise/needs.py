@@ -5,28 +5,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from rankscope.advise.case import Case
 from rankscope.advise.limits import FIRM_SEEDS
 from rankscope.advise.power import Enough, enough, hidden_by_seeds, items_needed
-from rankscope.advise.report_check import worth
+from rankscope.advise.report_check import is_forgetting_unweighed, is_unmeasured, worth
 from rankscope.advise.significance import FEWEST_ITEMS
 from rankscope.advise.summaries import Arm, retention_tasks
-from rankscope.advise.wording import amount, count
+from rankscope.advise.wording import amount, count, difference
 from rankscope.records import Estimate, Need, TrialRecords
 
 NEXT_RATE = 10**0.5
 """Factor to the next learning rate beyond the end of a list: half a power of ten."""
+MOST_ITEMS = 1_000_000
+"""Report items beyond which more of them is no advice."""
 AGAIN = "run again with --retry-failed"
 TYPICAL_DISCORDANCE = 0.1
 """Share of right-or-wrong items on which two models differ, where too few were measured."""
 
 
-def needs_of(case: Case, subject: Arm | None) -> tuple[Need, ...]:
-    """Everything that would help, with numbers; report split."""
-    return (
-        *_runs(case),
-        *_seeds(subject),
-        *_more_data(case, subject),
-        *_against_forgetting(case, subject),
-        *_rates(case, subject),
-    )
+def needs_of(case: Case, subject: Arm | None, gain_is_shown: bool) -> tuple[Need, ...]:
+    """Everything that would help, with numbers; report split.
+
+    gain_is_shown: the verdict holds that ``subject`` beats the base, so that its forgetting is what
+    is left to ask about.
+    """
+    found = [*_runs(case), *_seeds(subject)]
+    if subject is not None:
+        of_data = _against_forgetting if gain_is_shown else _more_data
+        found += [*of_data(case, subject), *_measures(case, subject), *_rates(case, subject)]
+    return tuple(found)
 
 
 def enough_text(case: Case, arm: Arm) -> str:
@@ -191,10 +195,8 @@ def _seeds(subject: Arm | None) -> Iterator[Need]:
         )
 
 
-def _more_data(case: Case, subject: Arm | None) -> Iterator[Need]:
+def _more_data(case: Case, subject: Arm) -> Iterator[Need]:
     """Items and seeds at which the open gain would be seen; none that are there already."""
-    if subject is None:
-        return
     gain, effect = subject.summary.gain, _effect(case, subject)
     text = enough_text(case, subject)
     if gain is None or _is_spread_unknown(gain):
@@ -205,75 +207,73 @@ def _more_data(case: Case, subject: Arm | None) -> Iterator[Need]:
             values |= {"items": float(guess), "discordance": TYPICAL_DISCORDANCE}
         yield Need(kind="items", text=text, values=values)
         return
-    found = enough(gain, effect)
-    if _shown(gain) or _is_met(found, gain):
+    if gain.high is not None and gain.high < 0:
         return
-    values = {"effect": effect}
-    if found.items is None and found.seeds is None and found.both is not None:
-        items, seeds = found.both
-        values |= {"items": float(items), "seeds": float(seeds)}
-        yield Need(kind="items", text=text, values=values)
-    either = found.items is not None and found.seeds is not None
-    shown = f"would show a gain of {amount(effect, case.unit)}"
-    if found.items is not None:
-        alone = f"About {found.items:,} report items {shown} with these seeds."
-        yield Need(
-            kind="items",
-            text=alone if either else text,
-            values={**values, "items": float(found.items)},
-        )
-    if found.seeds is not None:
-        alone = f"{count(found.seeds, 'seed')} {shown} with these items."
-        yield Need(
-            kind="seeds",
-            text=alone if either else text,
-            values={**values, "seeds": float(found.seeds)},
-        )
+    what = f"a gain of {amount(effect, case.unit)}"
+    yield from _of_data(enough(gain, effect), gain, what, {"effect": effect}, alone=text)
 
 
-def _against_forgetting(case: Case, subject: Arm | None) -> Iterator[Need]:
-    """Where the gain is shown: what would show that it is worth its forgetting, or in the limit."""
-    gain = None if subject is None else subject.summary.gain
-    if subject is None or gain is None or gain.n < FEWEST_ITEMS or not _shown(gain):
-        return
-    net, margin = worth(case, subject), case.objective.margin
+def _against_forgetting(case: Case, subject: Arm) -> Iterator[Need]:
+    """What would show that a gain is worth its forgetting, and that a limit is kept."""
+    net = worth(case, subject)
     if net is not None and not _shown(net):
-        effect = max(abs(net.value), margin)
-        what = f"that {amount(effect, case.unit)} by the study's weights are more than nothing"
-        yield from _alone(enough(net, effect), effect, what)
+        what = f"that it is worth {difference(net.value, case.net_unit)} by the study's weights"
+        values = {"net": net.value}
+        yield from _of_data(enough(net, abs(net.value)), net, what, values)
     limit, forgot = case.objective.max_forgetting, subject.summary.forgetting
     if limit is None or forgot is None or forgot.low is None or forgot.high is None:
         return
     if forgot.low <= limit < forgot.high:
-        effect = max(abs(limit - forgot.value), margin)
-        unit = case.retention_unit
-        what = (
-            f"that {amount(effect, unit)} beside the limit of {amount(limit, unit)} are not on it"
-        )
-        yield from _alone(enough(forgot, effect), effect, what)
+        side = "more" if forgot.value > limit else "less"
+        what = f"that it forgets {side} than the {amount(limit, case.retention_unit)} allowed"
+        values = {"max_forgetting": limit, "forgetting": forgot.value}
+        yield from _of_data(enough(forgot, abs(limit - forgot.value)), forgot, what, values)
 
 
-def _alone(found: Enough, effect: float, what: str) -> Iterator[Need]:
-    """More items of the tasks concerned, or more seeds, each by itself; or both together."""
+def _of_data(
+    found: Enough, estimate: Estimate, what: str, values: dict[str, float], alone: str = ""
+) -> Iterator[Need]:
+    """More items, or more seeds, each by itself; or both together. None that are there already.
+
+    alone: said where there is one such need.
+    """
+    if _is_met(found, estimate):
+        return
+    if found.items is None and found.seeds is None:
+        if found.both is not None:
+            items, seeds = found.both
+            text = f"About {items:,} report items and {count(seeds, 'seed')} would show {what}."
+            values = values | {"items": float(items), "seeds": float(seeds)}
+            yield Need(kind="items", text=alone or text, values=values)
+        elif not alone:
+            text = f"No number of items and seeds worth the work would show {what}."
+            yield Need(kind="items", text=text, values=values)
+        return
+    if found.items is not None and found.seeds is not None:
+        alone = ""
     if found.items is not None:
-        yield Need(
-            kind="items",
-            text=f"About {found.items:,} report items of all tasks concerned would show {what}.",
-            values={"effect": effect, "items": float(found.items)},
-        )
+        text = f"About {found.items:,} report items would show {what}, with these seeds."
+        if found.items > MOST_ITEMS:
+            text = f"No number of report items worth answering would show {what}."
+        yield Need(kind="items", text=alone or text, values=values | {"items": float(found.items)})
     if found.seeds is not None:
+        text = f"{count(found.seeds, 'seed')} would show {what}, with these items."
+        yield Need(kind="seeds", text=alone or text, values=values | {"seeds": float(found.seeds)})
+
+
+def _measures(case: Case, subject: Arm) -> Iterator[Need]:
+    """What would let forgetting count."""
+    if is_unmeasured(case, subject.summary):
         yield Need(
-            kind="seeds",
-            text=f"{count(found.seeds, 'seed')} with these items would show {what}.",
-            values={"effect": effect, "seeds": float(found.seeds)},
+            kind="retention",
+            text="Forgetting is unknown: the base and this arm need scores on the same items of "
+            "every retention task.",
         )
-    if found.items is None and found.seeds is None and found.both is not None:
-        items, seeds = found.both
+    if is_forgetting_unweighed(case, subject.summary):
         yield Need(
-            kind="items",
-            text=f"About {items:,} report items of all tasks concerned and {count(seeds, 'seed')} "
-            f"together would show {what}.",
-            values={"effect": effect, "items": float(items), "seeds": float(seeds)},
+            kind="retention",
+            text="Set objective.max_forgetting: what is forgotten is in another unit than the "
+            "gain, and can be held to a limit.",
         )
 
 
@@ -287,10 +287,10 @@ def _is_ruled_out(gain: Estimate, effect: float) -> bool:
     return gain.high is not None and gain.high < effect
 
 
-def _rates(case: Case, subject: Arm | None) -> Iterator[Need]:
+def _rates(case: Case, subject: Arm) -> Iterator[Need]:
     """The next learning rate beyond the end of a list that the choice stands at."""
     own = next((c for c in case.choice.candidates if c.arm is subject), None)
-    if own is None or subject is None:
+    if own is None:
         return
     lr = subject.summary.lr
     if len(own.lrs) == 1:

@@ -224,7 +224,7 @@ def _net(case: Case, subject: Arm) -> list[Reason]:
     clear = (net.low or 0.0) > 0 or (net.high or 0.0) < 0
     text = (
         f"By the study's weights (gain x {weights[0]:g} less forgetting x {weights[1]:g}) it is "
-        f"worth {difference(net.value, case.unit)} ({evidence(net, case.unit)})"
+        f"worth {difference(net.value, case.net_unit)} ({evidence(net, case.net_unit)})"
         f"{'' if clear else ', not clear of zero'}."
     )
     return [Reason(kind="choice", text=text, values=values_of(net, "net"))]

@@ -5,6 +5,8 @@ beats the base, and every figure quoted, comes from the report split. The rule i
 docs/science.md, "From scores to a decision".
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from rankscope.advise.case import Case
@@ -50,30 +52,34 @@ def recommend(study: StudyRecords) -> Recommendation:
     return Recommendation(
         study=study.name,
         advice=tuple(_advise(case) for case in cases),
-        method=method_text(Objective.from_config(study.config)),
+        method=method_text(Objective.from_config(study.config), tuple(objectives.values())),
         base=base_estimates(study),
     )
 
 
-def method_text(objective: Objective) -> str:
-    """How every choice of the study was made, one paragraph."""
+def method_text(objective: Objective, of_tasks: Sequence[Objective]) -> str:
+    """How every choice of the study was made, one paragraph; the study's objective, each task's."""
     limit = (
         ""
         if objective.max_forgetting is None
         else f" Arms that forget more than {objective.max_forgetting:g} are left out."
     )
+    apart = ""
+    if any(own.retention != objective.retention for own in of_tasks):
+        apart = " Where gain and forgetting differ in unit, forgetting has no weight."
     return (
         f"On the selection split every arm has the utility {objective.formula}, against the base "
         "and with failed trials counting as no gain; cost is the logarithm of the trainable "
         "parameters, from 0 for the fewest to 1 for the most. The learning rate is chosen for each "
         "rank first; then the smallest LoRA rank whose utility is within "
-        f"{objective.margin:g} of the best arm's.{limit} Every figure quoted comes from the report "
-        "split: paired differences on the same items, 95 % intervals from a bootstrap over items "
-        "(whole subjects or passages, where there are ten or more) and Student's t over seeds, "
-        "exact McNemar tests for one seed, sign-flip tests on item means beside the interval's own "
-        "for more. An arm is recommended only if its gain over the base has "
+        f"{objective.margin:g} of the best arm's.{limit}{apart} Every figure quoted comes from the "
+        "report split: paired differences on the same items, 95 % intervals from a bootstrap over "
+        "items (whole subjects or passages, where there are ten or more) and Student's t over "
+        "seeds, exact McNemar tests for one seed, sign-flip tests on item means beside the "
+        "interval's own for more. An arm is recommended only if its gain over the base has "
         f"p < {ALPHA:g} there; where the smallest rank's has not, the arm of the highest utility "
-        "gets a second try (Holm over both, on all training tasks)."
+        "gets a second try (Holm over both, on all training tasks). It is taken back where gain "
+        "and forgetting come to nothing by the weights there, or the limit on forgetting is broken."
     )
 
 
@@ -105,6 +111,7 @@ def _advise(case: Case) -> TaskAdvice:
     verdict = decide(case)
     subject = verdict.subject
     used = verdict.decision in ("use", "use_full")
+    gains = used or (subject is not None and case.is_shown_to_gain(subject.summary))
     return TaskAdvice(
         task=case.task,
         decision=verdict.decision,
@@ -114,7 +121,7 @@ def _advise(case: Case) -> TaskAdvice:
         reasons=reasons_for(case, subject),
         arms=tuple(arm.summary for arm in case.arms),
         comparisons=case.comparisons,
-        needs=() if verdict.confidence == "firm" else needs_of(case, subject),
+        needs=() if verdict.confidence == "firm" else needs_of(case, subject, gains),
         subject_label=None if subject is None else subject.summary.label,
         best_full_label=_label(case.choice.best_full),
         best_lora_label=_label(case.choice.best_lora),

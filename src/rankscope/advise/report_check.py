@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from rankscope.advise.case import Case
 from rankscope.advise.comparisons import net_difference
-from rankscope.advise.summaries import Arm
+from rankscope.advise.summaries import Arm, retention_tasks
 from rankscope.advise.verdict import Verdict, changes, undecided
 from rankscope.advise.wording import amount, difference, settings
 from rankscope.records import ArmSummary, Estimate
@@ -27,9 +27,16 @@ def worth(case: Case, arm: Arm) -> Estimate | None:
 
 
 def is_forgetting_unweighed(case: Case, arm: ArmSummary) -> bool:
-    """Whether there is clear forgetting that the study weighs and that cannot be added up."""
-    forgot = arm.forgetting
-    return case.is_forgetting_apart and forgot is not None and (forgot.low or 0.0) > 0
+    """Whether there is clear forgetting that the study weighs, can't add up and sets no limit."""
+    forgot, limit = arm.forgetting, case.objective.max_forgetting
+    is_clear = forgot is not None and (forgot.low or 0.0) > 0
+    return case.is_forgetting_apart and limit is None and is_clear
+
+
+def is_unmeasured(case: Case, arm: ArmSummary) -> bool:
+    """Whether forgetting counts in this study, and is not known of the arm for want of scores."""
+    counts = case.objective.retention > 0 or case.objective.max_forgetting is not None
+    return counts and arm.forgetting is None and bool(retention_tasks(case.study, case.task))
 
 
 def checked(case: Case, verdict: Verdict) -> Verdict:
@@ -57,11 +64,11 @@ def checked(case: Case, verdict: Verdict) -> Verdict:
         return undecided(
             f"The data cannot tell whether {settings(arm)} is worth what it forgets on "
             f"{case.task}: {changes(case, arm)}, by the study's weights "
-            f"{difference(net.value, case.unit)} in all.",
+            f"{difference(net.value, case.net_unit)} in all.",
             verdict.subject,
         )
-    kept = limit is None or forgot is None or (forgot.high is not None and forgot.high <= limit)
-    worth_it = net is None or (net.low is not None and net.low > 0)
-    if kept and worth_it and not is_forgetting_unweighed(case, arm):
-        return verdict
-    return replace(verdict, confidence="tentative")
+    high = None if forgot is None else forgot.high
+    kept = limit is None or (high is not None and high <= limit)
+    worth_it = net is None or (net.low or 0.0) > 0
+    known = not is_unmeasured(case, arm) and not is_forgetting_unweighed(case, arm)
+    return verdict if kept and worth_it and known else replace(verdict, confidence="tentative")

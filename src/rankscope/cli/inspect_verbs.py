@@ -129,7 +129,7 @@ def shrink(
     Example: rankscope shrink ./adapter-r64 --rank 16 --out adapter-r16
     """
     from rankscope import shrinking
-    from rankscope.disk import made_folder
+    from rankscope.disk import made_folder, refuse_taken
     from rankscope.errors import BadInput
     from rankscope.inspection import InspectSettings
     from rankscope.screens.inspection import change_screen
@@ -141,6 +141,8 @@ def shrink(
     if mitigate is None:
         refuse_idle(ctx, ("intruder_k", "epsilon"), "--mitigate intruders")
     with made_folder(out):
+        if mitigate is None:
+            refuse_taken(out)  # before a base is read; a mitigation writes two folders in it
         source = shrinking.Source.open(adapter, base, any_base=force)
         if action == "--rank" and rank is not None:
             changes = [shrinking.truncate(source, out, rank)]

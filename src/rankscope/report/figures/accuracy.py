@@ -83,7 +83,9 @@ def _in_domain_finding(view: StudyView, task: str) -> str:
     if line is None or not scored:
         return "No LoRA arm has an in-domain score, so there is nothing to draw against rank."
     best_arm, best = max(scored, key=lambda pair: pair[1])
-    if by_arm:
+    if by_arm and len(scored) == 1:
+        text = f"{best_arm.label} has the score {score(best, unit)}."
+    elif by_arm:
         low_arm, low = min(scored, key=lambda pair: pair[1])
         text = (
             f"Of {count(len(scored), 'arm')} {best_arm.label} has the highest score, "

@@ -120,8 +120,8 @@ class Places:
 
     at: Mapping[str, float]
     """Label of an arm -> place."""
-    ticks: Mapping[str, float]
-    """Name -> place."""
+    ticks: Sequence[tuple[str, float]]
+    """Names, which may be cut to the same, and their places."""
     title: str
     has_bars: bool
     """Intervals are bars of single points, not bands of lines."""
@@ -132,13 +132,12 @@ class Places:
         arms = [arm for series in view.series(task) for arm in series.arms]
         if is_by_arm(view, task):
             at = {arm.label: float(place) for place, arm in enumerate(arms)}
-            names = {name(arm.label): at[arm.label] for arm in arms}
+            names = [(name(arm.label), at[arm.label]) for arm in arms]
             return cls(at, names, "", has_bars=True)
         ranks = sorted({arm.rank or 1 for arm in arms})
         at = {arm.label: math.log2(arm.rank or 1) for arm in arms}
-        return cls(
-            at, {str(r): math.log2(r) for r in ranks}, "LoRA rank r (log scale)", has_bars=False
-        )
+        ticks = [(str(rank), math.log2(rank)) for rank in ranks]
+        return cls(at, ticks, "LoRA rank r (log scale)", has_bars=False)
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -163,7 +162,8 @@ def rank_plot(view: StudyView, task: str, panels: Sequence[Panel]) -> go.Figure 
     figure = make_subplots(
         rows=rows, cols=1, shared_xaxes=True, vertical_spacing=0.18 / rows if rows > 1 else 0
     )
-    names_height = 6 * max(map(len, places.ticks)) if places.has_bars else 0  # written downwards
+    # Names of arms are written downwards.
+    names_height = 6 * max(len(text) for text, _ in places.ticks) if places.has_bars else 0
     figure.update_layout(layout(plot_height + 84 + names_height))
     for row, panel in enumerate(panels, start=1):
         for line, side in zip(panel.lines, _sides(panel, lines), strict=True):
@@ -185,8 +185,8 @@ def rank_plot(view: StudyView, task: str, panels: Sequence[Panel]) -> go.Figure 
     x_axis = axis(
         range=list(places.ends),
         zeroline=False,
-        tickvals=list(places.ticks.values()),
-        ticktext=list(places.ticks),
+        tickvals=[place for _, place in places.ticks],
+        ticktext=[text for text, _ in places.ticks],
         tickangle=90 if places.has_bars else None,
     )
     figure.update_xaxes(x_axis)
