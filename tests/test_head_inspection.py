@@ -134,7 +134,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_computed(tmp_path: Path)
     asked = ("--heads", "gsm8k", "--data-dir", tmp_path)
     outcome = rankscope("inspect", "pocket", nowhere, *asked)
     assert outcome.code == 2
-    assert "a prompt that fills max_length = 1024 tokens. Leave these rows out" in outcome.told
+    assert "16 of 16 items do not fit the model's context of 128 tokens" in outcome.told
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}])

@@ -231,7 +231,7 @@ def test_long_rows_are_cut_by_choice_and_told(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", rows)
     words = ("eval", "pocket", "--tasks", path)
     refused = command(*words)
-    assert (refused.code, "'--too-long truncate_left'" in refused.told) == (2, True)
+    assert (refused.code, "--too-long truncate_left'" in refused.told) == (2, True)
     said = command(*words, "--too-long", "truncate_left", "--json")
     assert json.loads(said.out)["scores"][0]["record"]["truncated"] == 3
     note = "rows: 3 of 12 report items do not fit the context of 128 tokens and are cut at their be"

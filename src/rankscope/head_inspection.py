@@ -29,9 +29,6 @@ from rankscope.watch import Silent, Watcher
 
 BATCH_TOKENS = 4096
 """Most tokens of a pass."""
-MAX_LENGTH = 1024
-"""Most tokens of a row of text; longer ones are looked at up to there, and one whose prompt alone
-fills it is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +63,13 @@ def check(base: str, settings: HeadSettings) -> None:
 
     Raises:
         BadInput: heads that cannot be told apart, a task that is not known or cannot be read, items
-            that cannot be scored: longer than the base's context, or whose prompt fills
-            ``MAX_LENGTH``; a dtype of another name.
+            longer than the base's context; a dtype of another name.
     """
     choose_dtype(settings.dtype, torch.device("cpu"))
     folder = shapes_folder(base)
     shapes = StoredModel.open(folder).shapes
     HeadLayout.of(shapes)
-    encoder = Encoder(load_tokenizer(folder), "auto", MAX_LENGTH)
+    encoder = Encoder(load_tokenizer(folder), "auto", max_length=None)
     context = context_length(shapes.config)
     for task in dict.fromkeys((settings.task, *settings.ablate)):
         head_task(context, encoder, read(settings, task), settings.items, EvaluateConfig())
@@ -109,7 +105,7 @@ def base_heads(
     model = ModelConfig(path=str(folder.resolve()))
     base = load_base(model, device, choose_dtype(settings.dtype, device))
     layout = HeadLayout.of(base.model)
-    encoder = Encoder(base.tokenizer, base.record.prompt_format, MAX_LENGTH)
+    encoder = Encoder(base.tokenizer, base.record.prompt_format, max_length=None)
     context, evaluate = context_length(base.model.config), EvaluateConfig()
     task = head_task(context, encoder, read(settings, settings.task), settings.items, evaluate)
     ablated_on = tuple(

@@ -77,7 +77,7 @@ def fitted(
             f"{where}: {len(items)} of {len(encoded.items)} items do not fit the model's context "
             f"of {context} tokens; the longest, {encoded.items[owners[worst]].place}, needs "
             f"{lengths[worst]}. Leave these rows out, use a model with a longer context, or cut "
-            "prompts at their beginning: '--too-long truncate_left', in a study 'too_long: "
+            "prompts at their beginning: 'eval --too-long truncate_left', in a study 'too_long: "
             "truncate_left'"
         )
     questions, prompts, rows = list(encoded.questions), list(encoded.prompts), list(encoded.rows)

@@ -18,7 +18,7 @@ from rankscope.analyze.heads.trees import Floats, Tree, trees_of
 from rankscope.config.schema import EvaluateConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask
-from rankscope.evaluate.fitting import EncodedSplit
+from rankscope.evaluate.fitting import EncodedSplit, fitted
 from rankscope.evaluate.loss import encode_losses
 from rankscope.evaluate.scorers import HEADLINE, first_best
 from rankscope.evaluate.suite import encode_split
@@ -70,7 +70,7 @@ def head_task(
     asked differently.
 
     Raises:
-        BadInput: items that cannot be scored.
+        BadInput: items that cannot be scored, or are longer than ``context`` where that is refused.
     """
     first = replace(task, report=task.report[:most_items])
     has_answers_alike = any(item.contexts for item in first.report)
@@ -82,6 +82,9 @@ def head_task(
         metric = HEADLINE[task.spec.scorer]
     else:
         encoded = EncodedSplit(first.report, rows=encode_losses(encoder, first.report))
+        if context is not None:
+            where = f"task {task.spec.name!r}, report"
+            encoded = fitted(encoded, context, settings, where, encoder.bos_ids)
         metric = LIKELIHOOD
     return HeadTask(task.spec.name, metric, tuple(trees_of(encoded)))
 
