@@ -176,8 +176,7 @@ def rank_plot(view: StudyView, task: str, panels: Sequence[Panel]) -> go.Figure 
         y_axis = axis(
             type="log" if panel.log else "linear",
             rangemode="tozero" if panel.from_zero else "normal",
-            # One tick a decade, where there are decades.
-            dtick=1 if panel.log and _span(panel, lines) > 1.5 else None,
+            dtick=_log_ticks(_span(panel, lines)) if panel.log else None,
         )
         figure.update_yaxes(y_axis, row=row, col=1)
         top = figure.layout["yaxis" if row == 1 else f"yaxis{row}"].domain[1]
@@ -208,6 +207,13 @@ def _span(panel: Panel, lines: Sequence[Series]) -> float:
     """Height of a panel in its axis's units; decades of a logarithmic one."""
     heights = _heights(panel, lines)
     return max(heights) - min(heights) if heights else 0.0
+
+
+def _log_ticks(decades: float) -> int | str | None:
+    """Ticks of a logarithmic axis: at powers of ten, at 1, 2 and 5, or wherever there is room."""
+    if decades > 1.5:
+        return 1
+    return "D2" if decades > 0.6 else None
 
 
 def _sides(panel: Panel, lines: Sequence[Series]) -> list[str]:
