@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rankscope.evaluate.scorers import choice_predictions
+from rankscope.evaluate.metrics import choice_predictions
 
 Side = Mapping[str, Any]
 

@@ -19,15 +19,15 @@ from typing import Any
 
 import torch
 
-from rankscope.config.schema import ModelConfig
+from rankscope.config.study import ModelConfig
 from rankscope.data.items import LETTERS
-from rankscope.models.adapter_io import save_adapter
+from rankscope.device import choose_device, choose_dtype, keep_freed_memory
+from rankscope.models.adapters.folder import save_adapter
 from rankscope.models.base import Base
 from rankscope.models.load import load_base
 from rankscope.models.methods import new_adapter
 from rankscope.provenance import provenance
 from rankscope.records import TrialSpec
-from rankscope.runtime import choose_device, choose_dtype, keep_freed_memory
 
 ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")
 

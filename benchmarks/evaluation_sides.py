@@ -16,11 +16,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from evaluation_race import load
-from rankscope.evaluate.choice import Question, continuation_logprobs
-from rankscope.evaluate.generate import Limits, generate
-from rankscope.models.adapter_io import load_adapter
+from rankscope.device import limit_kernel_cache
+from rankscope.evaluate.scorers.choice import Question, continuation_logprobs
+from rankscope.evaluate.scorers.generation import Limits, generate
+from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.base import Base
-from rankscope.runtime import limit_kernel_cache
 
 Given = Mapping[str, Any]
 TRIED = 16

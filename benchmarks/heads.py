@@ -31,16 +31,16 @@ from rankscope.analyze.heads.importance import head_importance
 from rankscope.analyze.heads.layout import HeadLayout
 from rankscope.analyze.heads.trees import Floats, Tree, trees_of
 from rankscope.analyze.heads.trial import HeadTask
-from rankscope.config.schema import EvaluateConfig, ModelConfig, TaskConfig
+from rankscope.config.study import EvaluateConfig, ModelConfig, TaskConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import load_task
-from rankscope.evaluate.choice import Question, continuation_logprobs
-from rankscope.evaluate.scorers import HEADLINE
-from rankscope.evaluate.suite import context_length, encode_split
+from rankscope.device import choose_device, choose_dtype, keep_freed_memory, use_deterministic
+from rankscope.evaluate.evaluator import context_length, encode_split
+from rankscope.evaluate.metrics import HEADLINE
+from rankscope.evaluate.scorers.choice import Question, continuation_logprobs
 from rankscope.models.base import Base, Row, RowBatch, batches_of
 from rankscope.models.load import load_base
 from rankscope.provenance import provenance
-from rankscope.runtime import choose_device, choose_dtype, keep_freed_memory, use_deterministic
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 """Largest difference of a sum of log-probabilities between two sides, nats, by the base's dtype."""

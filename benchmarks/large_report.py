@@ -2,9 +2,9 @@
 
     python benchmarks/large_report.py [--items 500] [--ledger]
 
-No race: a simulated study of more than a thousand trials (tests/synthetic_study.py), decided and
-written as ``rankscope report`` does it. With ``--ledger`` it is stored first and read back as a
-study on disk is; storing is not timed. Prints, last, one line of JSON.
+No race: a simulated study of more than a thousand trials (tests/fixtures/synthetic_study.py),
+decided and written as ``rankscope report`` does it. With ``--ledger`` it is stored
+first and read back as a study on disk is; storing is not timed. Prints, last, one line of JSON.
 """
 
 import argparse
@@ -14,15 +14,16 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
+
+from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.mitigation import compare_mitigations
 from rankscope.advise.recommend import recommend
-from rankscope.ledger import Artifact, Ledger, items_path
 from rankscope.records import ItemResult, StudyRecords, write_items
-from rankscope.report.html import write_report
-from rankscope.study import conclude
-from synthetic_study import Truth, synthetic_study
+from rankscope.report.study_page import write_report
+from rankscope.run.study import conclude
+from rankscope.store import Artifact, Ledger, items_path
 
 RANKS = (2, 4, 8, 16, 32, 64, 128, 256)
 LRS = tuple(1e-5 * 2**i for i in range(8))

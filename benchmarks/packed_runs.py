@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from race import TOLERANCE, Rows, StepClock, Times, parity_of
-from rankscope.config.schema import ModelConfig, TrainConfig
-from rankscope.models import row_attention
+from rankscope.config.study import ModelConfig, TrainConfig
+from rankscope.models.attention import varlen as row_attention
+from rankscope.models.attention.varlen import RowPlan
 from rankscope.models.base import Base, RowBatch
 from rankscope.models.load import load_base
-from rankscope.models.packed import PackedProduct, Segment, Share
-from rankscope.models.row_attention import RowPlan
+from rankscope.models.multi_lora import PackedProduct, Segment, Share
 from rankscope.records import TrialSpec
 from rankscope.train import loop
 from rankscope.train.loop import train_pack

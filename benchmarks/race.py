@@ -4,7 +4,7 @@
 
 is how :func:`run_side` starts one: it reads the rows, with their setting, from one JSON file, calls
 ``MODULE.FUNCTION(rows)`` and writes what that returns to another. Sides run one after another. Each
-keeps freed memory (:func:`rankscope.runtime.keep_freed_memory`), so that no side is measured with a
+keeps freed memory (:func:`rankscope.device.keep_freed_memory`), so that no side is measured with a
 slower allocator than another.
 """
 
@@ -21,15 +21,15 @@ from pathlib import Path
 
 import torch
 
-from rankscope.config.schema import TaskConfig, TrainConfig
-from rankscope.data.batches import RowOrder
+from rankscope.config.study import TaskConfig, TrainConfig
 from rankscope.data.chat import set_off
 from rankscope.data.encode import EncodedRow, Encoder
+from rankscope.data.sampler import RowOrder
 from rankscope.data.tasks import load_task
+from rankscope.device import choose_device, choose_dtype, keep_freed_memory
 from rankscope.models.load import load_tokenizer
 from rankscope.provenance import provenance
 from rankscope.records import TrialSpec
-from rankscope.runtime import choose_device, choose_dtype, keep_freed_memory
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """Largest relative difference of a step's loss between two sides, by the base's dtype.

@@ -5,10 +5,10 @@ and is the advice right?
         [--row flat]
 
 prints the tables of docs/findings/2026-11-25-simulated-studies.md. One thread, NumPy alone. The
-model of an answer is that of tests/synthetic_study.py: every item has a latent difficulty that all
-models share on a part of the items (``agreement``), a trained seed has a true accuracy of its own,
-normal around its arm's with standard deviation ``spread``, and the truth that an interval must
-cover is the mean over seeds and items not drawn.
+model of an answer is that of tests/fixtures/synthetic_study.py: every item has a latent
+difficulty that all models share on a part of the items (``agreement``), a trained seed has a true
+accuracy of its own, normal around its arm's with standard deviation ``spread``, and the truth that
+an interval must cover is the mean over seeds and items not drawn.
 """
 
 import argparse
@@ -22,13 +22,14 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
+
+from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.recommend import recommend
-from rankscope.advise.significance import holm
-from rankscope.advise.statistics import Comparison, paired_estimate, weighted_estimate
+from rankscope.advise.statistics.estimates import Comparison, paired_estimate, weighted_estimate
+from rankscope.advise.statistics.significance import holm
 from rankscope.records import TaskAdvice
-from synthetic_study import Truth, synthetic_study
 
 Array = np.ndarray
 BASE_ACCURACY = 0.6

@@ -27,14 +27,14 @@ from peft.tuners.lora.intruders import reduce_intruder_dimension
 from torch import Tensor, nn
 
 from race import rounded
-from rankscope.analyze.decomposition import SVD, BaseSpectra, cache_bytes, svd
 from rankscope.analyze.intruders import Intruders, intruder_dimensions, intruders_among
+from rankscope.analyze.leading_vectors import Leading, of_adapter
 from rankscope.analyze.spectra import default_top_k, similarity, similarity_of
-from rankscope.analyze.tuned import Leading, of_adapter
+from rankscope.analyze.svd_cache import SVD, BaseSpectra, cache_bytes, svd
+from rankscope.device import keep_freed_memory, peak_memory_bytes
+from rankscope.models.checkpoint_reader import StoredModel
 from rankscope.models.fetch import cached_model_folder
-from rankscope.models.stored_weights import StoredModel
 from rankscope.provenance import provenance
-from rankscope.runtime import keep_freed_memory, peak_memory_bytes
 
 SIGMA, DECISIONS, SIMILARITY = 1e-5, 0, 1e-3
 """Largest relative difference of a singular value, decisions that differ, and largest difference of

@@ -24,20 +24,20 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from rankscope.config.schema import ModelConfig, TrainConfig
+from rankscope.config.study import ModelConfig, TrainConfig
 from rankscope.data.encode import EncodedRow
-from rankscope.models.fetch import cached_model_folder
-from rankscope.models.load import load_base
-from rankscope.models.parameters import read_config
-from rankscope.models.pocket import pocket_folder
-from rankscope.records import TrialSpec
-from rankscope.runtime import (
+from rankscope.device import (
     keep_freed_memory,
     limit_kernel_cache,
     peak_memory_bytes,
     release_freed_memory,
     reset_peak_memory,
 )
+from rankscope.models.fetch import cached_model_folder
+from rankscope.models.load import load_base
+from rankscope.models.parameters import read_config
+from rankscope.models.pocket import pocket_folder
+from rankscope.records import TrialSpec
 from rankscope.train.loop import train_pack
 from rankscope.train.memory import MemoryModel, RowCounts
 

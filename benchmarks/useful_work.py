@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from race import Rows, Setting, Times
 from rankscope.data.encode import EncodedRow
-from rankscope.models.packed import linear_layers, output_layer, target_linears
+from rankscope.models.multi_lora import linear_layers, output_layer, target_linears
 
 SECONDS_PER_SHAPE = 0.5
 SQUARE = {"cpu": 2048, "cuda": 8192}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rankscope.runtime import keep_freed_memory
+from rankscope.device import keep_freed_memory
 
 # Without it training steps cost many times more on virtual machines; see docs/footguns.md.
 keep_freed_memory()

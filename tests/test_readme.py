@@ -13,7 +13,7 @@ import pytest
 
 from rankscope.cli import app, exit_code_of
 from rankscope.data.pocket_world import pocket_rows
-from rankscope.ledger import Ledger
+from rankscope.store import Ledger
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text("utf-8")
@@ -155,7 +155,7 @@ def test_the_public_names_come_without_torch() -> None:
         "assert rankscope.__version__ and dir(rankscope) == sorted(rankscope.__all__)\n"
         "assert 'torch' not in sys.modules\n"
         "from rankscope import Study\n"
-        "from rankscope.study import Study as conductor\n"
+        "from rankscope.run.study import Study as conductor\n"
         "assert Study is conductor\n"
         "assert not hasattr(rankscope, 'Studies')\n"
     )

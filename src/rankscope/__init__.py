@@ -9,9 +9,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rankscope.inspection import inspect
-    from rankscope.scoring import Asked, score
-    from rankscope.study import Study
+    from rankscope.run.study import Study
+    from rankscope.tools.evaluate import Asked, score
+    from rankscope.tools.inspect import inspect
 
     __version__: str
 
@@ -22,11 +22,11 @@ def __getattr__(name: str) -> object:
     """The public names, read when asked for: the conductor behind ``Study`` imports torch."""
     value: object
     if name == "Study":
-        value = import_module("rankscope.study").Study
+        value = import_module("rankscope.run.study").Study
     elif name == "inspect":
-        value = import_module("rankscope.inspection").inspect
+        value = import_module("rankscope.tools.inspect").inspect
     elif name in ("Asked", "score"):
-        value = getattr(import_module("rankscope.scoring"), name)
+        value = getattr(import_module("rankscope.tools.evaluate"), name)
     elif name == "__version__":
         value = version("rankscope")
     else:

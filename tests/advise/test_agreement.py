@@ -7,13 +7,13 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from rankscope.advise.significance import holm, mcnemar_exact
-from rankscope.advise.statistics import (
+from rankscope.advise.statistics.estimates import (
     Comparison,
     paired_estimate,
     standard_error,
     weighted_estimate,
 )
+from rankscope.advise.statistics.significance import holm, mcnemar_exact
 from rankscope.errors import BadInput
 
 

@@ -5,20 +5,20 @@ from typing import Literal
 
 import numpy as np
 import pytest
-
-from rankscope.advise.case import Case
-from rankscope.advise.choose import choose
-from rankscope.advise.comparisons import arm_difference, net_difference
-from rankscope.advise.matching import cluster_labels
-from rankscope.advise.needs import enough_text, needs_of
-from rankscope.advise.objective import Objective
-from rankscope.advise.power import enough
-from rankscope.advise.recommend import _chosen, recommend
-from rankscope.advise.significance import holm
-from rankscope.advise.statistics import standard_error
-from rankscope.advise.summaries import Arm, pareto_front, summarize
-from rankscope.records import BASE, EvalKey, Status, StudyRecords, TaskAdvice
 from synthetic_study import Truth, synthetic_study
+
+from rankscope.advise.arms import Arm, pareto_front, summarize
+from rankscope.advise.case import Case
+from rankscope.advise.comparisons import arm_difference, net_difference
+from rankscope.advise.next_steps import enough_text, needs_of
+from rankscope.advise.objective import Objective
+from rankscope.advise.recommend import _chosen, recommend
+from rankscope.advise.select import choose
+from rankscope.advise.statistics.estimates import standard_error
+from rankscope.advise.statistics.matching import cluster_labels
+from rankscope.advise.statistics.power import enough
+from rankscope.advise.statistics.significance import holm
+from rankscope.records import BASE, EvalKey, Status, StudyRecords, TaskAdvice
 
 TRUTH = Truth(ranks=(2, 8, 32), num_items=120, tasks=("med", "law"), retention=("general", "more"))
 

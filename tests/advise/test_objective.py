@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from rankscope.advise.objective import Objective
-from rankscope.config.schema import StudyConfig
+from rankscope.config.study import StudyConfig
 
 
 def study(objective: dict[str, object], **evaluate: object) -> StudyConfig:

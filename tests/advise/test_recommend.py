@@ -7,16 +7,16 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from synthetic_study import Truth, synthetic_study
 
-from rankscope.advise.choose import Choice, choose
+from rankscope.advise.arms import summarize
 from rankscope.advise.objective import Objective
-from rankscope.advise.power import detectable, minimum_detectable_effect
 from rankscope.advise.recommend import recommend
-from rankscope.advise.statistics import paired_estimate
-from rankscope.advise.summaries import summarize
+from rankscope.advise.select import Choice, choose
+from rankscope.advise.statistics.estimates import paired_estimate
+from rankscope.advise.statistics.power import detectable, minimum_detectable_effect
 from rankscope.advise.wording import evidence, settings
 from rankscope.records import BASE, Reason, Recommendation, StudyRecords, TaskAdvice
-from synthetic_study import Truth, synthetic_study
 
 
 def advise(truth: Truth, seed: int = 0) -> TaskAdvice:

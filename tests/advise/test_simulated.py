@@ -9,7 +9,7 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from rankscope.advise.statistics import Comparison, weighted_estimate
+from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.records import BASE
 from simulate_studies import (
     SCENARIOS,

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.recommend import recommend
-from rankscope.advise.significance import holm
-from rankscope.advise.statistics import paired_estimate
+from rankscope.advise.statistics.estimates import paired_estimate
+from rankscope.advise.statistics.significance import holm
 from rankscope.advise.subjects import MOST_ARMS, labels_of, subject_changes
 from rankscope.records import BASE, StudyRecords
-from synthetic_study import Truth, synthetic_study
 
 TRUTH = Truth(num_items=60, lrs=(1e-3, 2e-3), retention=("general", "text"))
 

@@ -4,13 +4,13 @@ import re
 from dataclasses import replace
 
 import pytest
+from synthetic_study import Truth, synthetic_study
 
-from rankscope.advise.choose import Objective
+from rankscope.advise.arms import summarize
 from rankscope.advise.recommend import recommend
-from rankscope.advise.summaries import summarize
+from rankscope.advise.select import Objective
 from rankscope.advise.wording import settings
 from rankscope.records import Need, Reason, StudyRecords, TaskAdvice
-from synthetic_study import Truth, synthetic_study
 
 
 def test_arms_that_differ_in_a_mitigation_alone_have_different_names() -> None:

@@ -7,9 +7,9 @@ import torch
 from scipy.linalg import hadamard
 from torch import Tensor
 
-from rankscope.analyze.decomposition import SVD, svd
 from rankscope.analyze.intruders import Intruders, intruder_dimensions, intruders_among
-from rankscope.analyze.tuned import of_adapter
+from rankscope.analyze.leading_vectors import of_adapter
+from rankscope.analyze.svd_cache import SVD, svd
 from rankscope.errors import BadInput
 
 SIZE = 256

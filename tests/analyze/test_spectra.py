@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankscope.analyze.decomposition import BaseSpectra, svd
 from rankscope.analyze.spectra import (
     analyze_adapter,
     analyze_full,
@@ -17,6 +16,7 @@ from rankscope.analyze.spectra import (
     similarity,
     stable_rank,
 )
+from rankscope.analyze.svd_cache import BaseSpectra, svd
 from rankscope.config.analyze import SpectraConfig
 from rankscope.errors import BadInput, IntegrityError
 from rankscope.models.lora import Adapter

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from rankscope.config.file import dump_study, load_study, published_schema, study_json_schema
+from rankscope.config.loader import dump_study, load_study, published_schema, study_json_schema
 from rankscope.config.presets import PRESETS, model_in_study, study_template
-from rankscope.config.schema import StudyConfig
+from rankscope.config.study import StudyConfig
 from rankscope.errors import BadInput
-from rankscope.trials import make_packs, make_trials
+from rankscope.run.groups import make_packs
+from rankscope.run.trials import make_trials
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
@@ -33,9 +34,9 @@ def planned(config: StudyConfig) -> int:
 
 
 def test_every_preset_has_its_file_and_every_file_its_preset() -> None:
-    folder = ROOT / "src" / "rankscope" / "config" / "studies"
+    folder = ROOT / "src" / "rankscope" / "config" / "presets"
     assert {path.stem for path in folder.glob("*.yaml")} == set(PRESETS)
-    on_pocket = {path.stem for path in (folder / "on-pocket").glob("*.yaml")}
+    on_pocket = {path.stem for path in (folder / "on_pocket").glob("*.yaml")}
     assert on_pocket == set(PRESETS) - {"pocket"}
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rankscope.config.file import dump_study, load_study
+from rankscope.config.loader import dump_study, load_study
 from rankscope.config.task_file import load_task_file
 from rankscope.errors import BadInput
 

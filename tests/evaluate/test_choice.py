@@ -6,39 +6,35 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from evaluation_worlds import (
+    adapter,
+    base,
+    choice_item,
+    choice_items,
+    encoder,
+    lettered,
+    loaded,
+    merged,
+    plain_model,
+)
 from peft import PeftModel
 from transformers import LlamaForCausalLM
 
-from evaluate.worlds import adapter, base, choice_item, choice_items, encoder, lettered, loaded
-from rankscope.config.schema import EvaluateConfig
+from rankscope.config.study import EvaluateConfig
 from rankscope.data.items import LETTERS, Item
 from rankscope.errors import BadInput
-from rankscope.evaluate import choice, prefixes
-from rankscope.evaluate.choice import Question, continuation_logprobs, encode_choices, make_groups
-from rankscope.evaluate.suite import evaluate_task
-from rankscope.models.adapter_io import save_adapter
+from rankscope.evaluate import prefix_sharing as prefixes
+from rankscope.evaluate.evaluator import evaluate_task
+from rankscope.evaluate.scorers import choice
+from rankscope.evaluate.scorers.choice import (
+    Question,
+    continuation_logprobs,
+    encode_choices,
+    make_groups,
+)
+from rankscope.models.adapters.folder import save_adapter
 from rankscope.models.base import Base
-from rankscope.models.lora import Adapter, delta_weight
 from rankscope.records import BASE, ItemResult, TrialSpec
-
-
-def plain_model(engine: Base) -> LlamaForCausalLM:
-    """The engine's weights in a stock model with stock attention."""
-    # The configuration carries the attention in use, so the two must not share one.
-    model = LlamaForCausalLM(copy.deepcopy(engine.model.config)).eval()
-    state = {name: p for name, p in engine.model.state_dict().items() if "lora" not in name}
-    model.load_state_dict({n.replace(".linear.", "."): p for n, p in state.items()})
-    model.set_attn_implementation("sdpa")
-    return model
-
-
-def merged(engine: Base, member: Adapter | None) -> LlamaForCausalLM:
-    """A stock model with s B A added to its weights."""
-    model = plain_model(engine)
-    if member is not None:
-        for name in member.a:
-            model.get_submodule(name).weight.data += delta_weight(member, name)
-    return model
 
 
 @torch.no_grad()

@@ -2,20 +2,19 @@
 
 import pytest
 import torch
+from evaluation_worlds import adapter, base, encoder, loaded, merged, tokenizer
+from tiny_models import base_of
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from evaluate.test_choice import merged
-from evaluate.worlds import adapter, base, encoder, loaded, tokenizer
-from rankscope.config.schema import EvaluateConfig
+from rankscope.config.study import EvaluateConfig
 from rankscope.data.items import Item, Message
 from rankscope.errors import BadInput
-from rankscope.evaluate import prefixes
-from rankscope.evaluate.generate import Limits, encode_prompts, generate, stop_strings
-from rankscope.evaluate.suite import evaluate_task
+from rankscope.evaluate import prefix_sharing as prefixes
+from rankscope.evaluate.evaluator import evaluate_task
+from rankscope.evaluate.scorers.generation import Limits, encode_prompts, generate, stop_strings
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
 from rankscope.records import BASE
-from tiny_models import base_of
 
 NEW_TOKENS = 40
 

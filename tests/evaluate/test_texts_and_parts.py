@@ -5,17 +5,17 @@ import math
 
 import pytest
 import torch
+from evaluation_worlds import adapter, base, choice_items, encoder, lettered, loaded
 
-from evaluate.worlds import adapter, base, choice_items, encoder, lettered, loaded
-from rankscope.config.schema import EvaluateConfig
+from rankscope.config.study import EvaluateConfig
 from rankscope.data.items import Item
 from rankscope.data.tasks import LoadedTask
 from rankscope.errors import BadInput
-from rankscope.evaluate.choice import Question
-from rankscope.evaluate.fitting import EncodedSplit, fitted
+from rankscope.evaluate.context_window import EncodedSplit, fitted
+from rankscope.evaluate.evaluator import evaluate_task
+from rankscope.evaluate.metrics import ModelScores, choice_predictions
 from rankscope.evaluate.rescore import extracted
-from rankscope.evaluate.scorers import ModelScores, choice_predictions
-from rankscope.evaluate.suite import evaluate_task
+from rankscope.evaluate.scorers.choice import Question
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.records import BASE, ItemResult
 

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
+from tiny_models import base_of, tiny_llama
+from toy_training import trial
 
-from rankscope.models import row_attention
+from rankscope.models.attention import varlen as row_attention
 from rankscope.models.base import Row, RowBatch, batches_of
 from rankscope.models.methods import new_adapter
-from rankscope.models.packed import PackedLinear, Segment
+from rankscope.models.multi_lora import PackedLinear, Segment
 from rankscope.provenance import sha256_tensors
-from tiny_models import base_of, tiny_llama
-from train.toy import trial
 
 CPU = torch.device("cpu")
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from chat_tokenizers import CHATML, byte_tokenizer
+from evaluation_worlds import tokenizer
 from safetensors.torch import load_file, save_file
+from tiny_models import VOCABULARY, tiny_llama
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from chat_tokenizers import CHATML, byte_tokenizer
-from evaluate.worlds import tokenizer
-from rankscope.config.schema import ModelConfig, TrainConfig
+from rankscope.config.study import ModelConfig, TrainConfig
 from rankscope.data.encode import EncodedRow
 from rankscope.errors import BadInput, IntegrityError
 from rankscope.models.base import Base, Row, RowBatch
@@ -21,7 +22,6 @@ from rankscope.models.load import load_base, model_folder
 from rankscope.provenance import sha256_tensors, weights_sha256
 from rankscope.records import TrialSpec
 from rankscope.train.loop import train_pack
-from tiny_models import VOCABULARY, tiny_llama
 
 CPU = torch.device("cpu")
 IDS = [5, 9, 31, 7, 250, 3]

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config
 
 from large_shapes import LLAMA_8B, QWEN_7B
 from rankscope.errors import BadInput
-from rankscope.models.packed import target_linears
+from rankscope.models.multi_lora import target_linears
 from rankscope.models.parameters import (
     architecture,
     full_cost,

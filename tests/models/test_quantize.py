@@ -6,15 +6,15 @@ import bitsandbytes
 import pytest
 import torch
 from torch import nn
+from toy_training import trial
 
-from rankscope.config.schema import ModelConfig
+from rankscope.config.study import ModelConfig
 from rankscope.errors import BadInput
 from rankscope.models.load import load_base
 from rankscope.models.lora import Adapter
 from rankscope.models.methods import new_adapter
-from rankscope.models.packed import Pack, Segment
+from rankscope.models.multi_lora import Pack, Segment
 from rankscope.models.quantize import dense_weight, is_quantized, require_bitsandbytes
-from train.toy import trial
 
 
 def quantized(linear: nn.Linear) -> nn.Linear:

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page
-
 from pocket_study import changed, small_study
-from rankscope.comparing import compare
+
 from rankscope.provenance import provenance
 from rankscope.records import Recommendation, StudyRecords
-from rankscope.report.comparison import write_comparison_page
-from rankscope.report.figure import Figure
-from rankscope.report.html import render, sections
-from rankscope.report.inspection import render as render_inspection
+from rankscope.report.charts.figure import Figure
+from rankscope.report.comparison_page import write_comparison_page
+from rankscope.report.inspection_page import render as render_inspection
+from rankscope.report.study_page import render, sections
+from rankscope.report.study_view import StudyView
 from rankscope.report.style import SURFACE
-from rankscope.report.view import StudyView
-from rankscope.study import conclude
+from rankscope.run.study import conclude
+from rankscope.tools.compare import compare
 
 from .browser import CHROMIUM, NONE_FOUND, chromium, opened
 from .studies import hostile_study, ordinary_study

@@ -5,14 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
+from synthetic_study import Truth, synthetic_study, with_own_trials
 
-from rankscope.comparing import compare_pair, compared_study
 from rankscope.records import StudyComparison, StudyRecords
-from rankscope.report.comparison import figures, ranks_of, render
+from rankscope.report.comparison_page import figures, ranks_of, render
 from rankscope.report.figures.compared import MAX_ARMS
 from rankscope.report.page import figure_data
 from rankscope.report.style import FULL, MUTED, dark_colors
-from synthetic_study import Truth, synthetic_study, with_own_trials
+from rankscope.tools.compare import compare_pair, compared_study
 
 from .studies import HOSTILE, hostile_study, ordinary_study
 

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import pytest
+from synthetic_study import Truth
 
 from rankscope.report.figures import curve
-from rankscope.report.html import sections
+from rankscope.report.study_page import sections
+from rankscope.report.study_view import StudyView
 from rankscope.report.style import dark_colors
-from rankscope.report.view import StudyView
-from synthetic_study import Truth
 
 from .studies import ORDINARY, ordinary_study, study_and_advice
 

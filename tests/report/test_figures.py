@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from synthetic_study import Truth
 
 from rankscope.advise.recommend import recommend
 from rankscope.report.answer import answer
-from rankscope.report.figure import Figure
+from rankscope.report.charts.figure import Figure
+from rankscope.report.charts.labels import Label, place
 from rankscope.report.figures import accuracy, plane, spectra, training, transfer
-from rankscope.report.figures.labels import Label, place
 from rankscope.report.figures.plane import gain_and_fall, plane_front
 from rankscope.report.figures.training import binned_losses
-from rankscope.report.html import figure_data, sections
+from rankscope.report.study_page import figure_data, sections
+from rankscope.report.study_view import StudyView
 from rankscope.report.style import FULL, MUTED, POINTS, dark_colors, number
-from rankscope.report.view import StudyView
-from synthetic_study import Truth
 
 from .studies import ORDINARY, ordinary_study, study_and_advice
 

@@ -14,9 +14,9 @@ from rankscope.records import (
     TrialRecords,
 )
 from rankscope.report.figures.heads import draw, rank_correlation, stacked
-from rankscope.report.html import render, sections
+from rankscope.report.study_page import render, sections
+from rankscope.report.study_view import StudyView
 from rankscope.report.style import dark_colors
-from rankscope.report.view import StudyView
 
 from .browser import CHROMIUM, NONE_FOUND, chromium, opened
 from .studies import ordinary_study

@@ -21,8 +21,8 @@ from rankscope.records import (
     TunedModel,
 )
 from rankscope.records.inspection_tables import write_tables
-from rankscope.report.figure import Figure
-from rankscope.report.inspection import render, sections
+from rankscope.report.charts.figure import Figure
+from rankscope.report.inspection_page import render, sections
 from rankscope.report.page import figure_data
 from rankscope.report.style import dark_colors
 

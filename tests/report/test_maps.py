@@ -7,7 +7,7 @@ import pytest
 from rankscope.advise.recommend import recommend
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.figures import rate_map, subjects
-from rankscope.report.view import StudyView
+from rankscope.report.study_view import StudyView
 from synthetic_study import Truth
 
 from .studies import ordinary_study, study_and_advice

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from synthetic_study import Truth
 
-from rankscope.advise.statistics import paired_estimate
-from rankscope.advise.summaries import summarize_trial
-from rankscope.config.schema import ModelConfig
+from rankscope.advise.arms import summarize_trial
+from rankscope.advise.statistics.estimates import paired_estimate
+from rankscope.config.study import ModelConfig
 from rankscope.records import BASE, StudyRecords, TrialRecords
 from rankscope.report.model_card import folder_name, model_card
+from rankscope.report.study_view import StudyView
 from rankscope.report.style import difference, interval, score
-from rankscope.report.view import StudyView
-from synthetic_study import Truth
 
 from .studies import hostile_study, ordinary_study, study_and_advice
 

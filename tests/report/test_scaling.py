@@ -10,7 +10,7 @@ from rankscope.records import (
     TaskMitigation,
 )
 from rankscope.report.figures import scaling
-from rankscope.report.view import StudyView
+from rankscope.report.study_view import StudyView
 
 from .studies import ordinary_study
 

@@ -5,10 +5,10 @@ import re
 
 from rich.console import Console
 from rich.table import Table
-
-from rankscope.report.tables import failed_trials, summary_table, tasks_read, training_rows
-from rankscope.report.view import StudyView
 from synthetic_study import Truth
+
+from rankscope.report.study_view import StudyView
+from rankscope.report.tables import failed_trials, summary_table, tasks_read, training_rows
 
 from .studies import hostile_study, ordinary_study, study_and_advice
 

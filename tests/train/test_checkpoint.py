@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import base_of, tiny_llama
+from toy_training import full_trial, protocol, toy_rows, trial
 
 from rankscope.errors import DiskFull, Interrupted
 from rankscope.provenance import sha256_tensors
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import META, STATE, PackCheckpoint, PackState
 from rankscope.train.loop import PackResult, train_pack
-from tiny_models import base_of, tiny_llama
-from train.toy import full_trial, protocol, toy_rows, trial
 
 LORA = [
     trial("a", dropout=0.3),

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import base_of, tiny_llama
+from toy_training import full_trial, protocol, toy_rows, trial
 
-from rankscope.config.schema import TrainConfig
+from rankscope.config.study import TrainConfig
 from rankscope.errors import BadInput, Interrupted
 from rankscope.models.base import Row, RowBatch
-from rankscope.models.recompute import keep_activations, recompute_layers
+from rankscope.models.gradient_checkpointing import keep_activations, recompute_layers
 from rankscope.provenance import sha256_tensors
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import PackCheckpoint
 from rankscope.train.loop import PackResult, train_pack
-from tiny_models import base_of, tiny_llama
-from train.toy import full_trial, protocol, toy_rows, trial
 
 ROWS = toy_rows()
 

@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from evaluation_worlds import tokenizer
+from tiny_models import VOCABULARY, base_of, tiny_llama
+from toy_training import full_trial, protocol, toy_rows, trial
 
-from evaluate.worlds import tokenizer
-from rankscope.config.schema import ModelConfig, TrainConfig
+from rankscope.config.study import ModelConfig, TrainConfig
 from rankscope.data.encode import EncodedRow, Encoder, encode_rows
 from rankscope.data.items import Item
 from rankscope.data.pocket_world import pocket_rows
 from rankscope.errors import BadInput
-from rankscope.evaluate.generate import Limits, generate
+from rankscope.evaluate.scorers.generation import Limits, generate
 from rankscope.models.base import Base
 from rankscope.models.load import load_base
 from rankscope.models.methods import new_adapter
@@ -23,9 +25,7 @@ from rankscope.provenance import sha256_tensors
 from rankscope.records import TrialSpec
 from rankscope.train.loop import forward_passes, train_pack
 from rankscope.train.loss import mean_losses
-from rankscope.train.trainee import Trainee
-from tiny_models import VOCABULARY, base_of, tiny_llama
-from train.toy import full_trial, protocol, toy_rows, trial
+from rankscope.train.trial_state import Trainee
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
 ROWS = toy_rows()

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from tiny_models import base_of, tiny_llama
+from toy_training import full_trial, protocol, toy_rows, trial
 
 from rankscope.records import TrialSpec
 from rankscope.train.allocations import AllocationCounter, spread
 from rankscope.train.loop import train_pack
 from rankscope.train.memory import MemoryModel, RowCounts
-from tiny_models import base_of, tiny_llama
-from train.toy import full_trial, protocol, toy_rows, trial
 
 CPU = torch.device("cpu")
 
@@ -110,7 +110,7 @@ def test_recomputation_dropout_and_more_targets_move_the_pass_as_they_should() -
 
 def test_the_fullest_pass_is_about_the_fullest_there_is() -> None:
     """Against the cut of the loop itself, over every step of some trials."""
-    from rankscope.data.batches import RowOrder
+    from rankscope.data.sampler import RowOrder
     from rankscope.train.loop import forward_passes
 
     rows = toy_rows(300)

@@ -5,31 +5,30 @@ every logit, plain AdamW and autograd. The pack is of every method, with ranks, 
 sizes, schedules and dropouts that all differ.
 """
 
-import importlib.util
 import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from recipe import minimal
+from tiny_models import VOCABULARY, base_of, tiny_llama
 from torch import Tensor, nn
+from toy_training import ATTENTION, full_trial, toy_rows, trial
 
-from rankscope.config.schema import TrainConfig
-from rankscope.data.batches import RowOrder
+from rankscope.config.study import TrainConfig
+from rankscope.data.sampler import RowOrder
 from rankscope.errors import Interrupted
 from rankscope.models.lora import Adapter
 from rankscope.models.methods import Starts, new_adapter
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import PackCheckpoint
 from rankscope.train.loop import train_pack
-from rankscope.train.trainee import Trainee
-from rankscope.trials import own_protocol
-from tiny_models import VOCABULARY, base_of, tiny_llama
-from train.toy import ATTENTION, full_trial, toy_rows, trial
+from rankscope.train.step_schedule import own_protocol
+from rankscope.train.trial_state import Trainee
 
 STEPS = 50
 PROTOCOL = TrainConfig(max_steps=STEPS, batch_size=2, gradient_accumulation=3)
@@ -49,17 +48,6 @@ PACK = (
     trial("pissa", method="pissa", rank=8, alpha=8.0, lr=5e-4, seed=6, schedule="cosine"),
     trial("eva", method="eva", rank=4, lr=1e-3, seed=7, targets=(*ATTENTION, *MLP)),
 )
-
-
-def minimal() -> ModuleType:
-    """The reference recipe, loaded from its file."""
-    path = Path(__file__).parents[2] / "recipes" / "minimal.py"
-    spec = importlib.util.spec_from_file_location("minimal", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @cache

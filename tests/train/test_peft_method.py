@@ -9,8 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel, get_peft_model
+from tiny_models import base_of, tiny_llama
+from toy_training import ATTENTION, peft_trial, protocol, toy_rows, trial
 
-from rankscope.data.batches import RowOrder
+from rankscope.data.sampler import RowOrder
 from rankscope.errors import BadInput, Interrupted
 from rankscope.models.lora import seed_of
 from rankscope.provenance import sha256_tensors
@@ -18,8 +20,6 @@ from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import PackCheckpoint
 from rankscope.train.loop import PackResult, train_pack
 from rankscope.train.optimizer import learning_rate
-from tiny_models import base_of, tiny_llama
-from train.toy import ATTENTION, peft_trial, protocol, toy_rows, trial
 
 RELATIVE = 1e-5
 NOTHING = 1e-8

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from evaluate.worlds import tokenizer
-from rankscope.provenance import weights_sha256
+from evaluation_worlds import tokenizer
 from tiny_models import tiny_llama
+
+from rankscope.provenance import weights_sha256
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "minimal.py"
 

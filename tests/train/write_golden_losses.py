@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from train.test_loop import GOLDEN, golden_run
+    here = Path(__file__).parent
+    sys.path[:0] = [str(here), str(here.parent / "fixtures")]
+    from test_loop import GOLDEN, golden_run
 
     torch.set_num_threads(1)
     made = {

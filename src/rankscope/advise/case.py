@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from rankscope.advise.choose import Choice
+from rankscope.advise.arms import Arm, retention_tasks
 from rankscope.advise.objective import Objective
-from rankscope.advise.significance import ALPHA
-from rankscope.advise.summaries import Arm, retention_tasks
+from rankscope.advise.select import Choice
+from rankscope.advise.statistics.significance import ALPHA
 from rankscope.advise.wording import Unit
 from rankscope.records import (
     BASE,

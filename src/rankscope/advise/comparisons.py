@@ -3,10 +3,10 @@
 import itertools
 from typing import Literal
 
-from rankscope.advise.choose import Choice
-from rankscope.advise.matching import compared, paired_scores, scores_of, with_all
-from rankscope.advise.statistics import weighted_estimate
-from rankscope.advise.summaries import Arm, adjusted_within_family, retention_tasks
+from rankscope.advise.arms import Arm, adjusted_within_family, retention_tasks
+from rankscope.advise.select import Choice
+from rankscope.advise.statistics.estimates import weighted_estimate
+from rankscope.advise.statistics.matching import compared, paired_scores, scores_of, with_all
 from rankscope.records import BASE, ArmComparison, Estimate, StudyRecords
 
 

@@ -5,13 +5,13 @@ The rule is written out in docs/science.md, "From scores to a decision".
 
 from collections.abc import Sequence
 
+from rankscope.advise.arms import Arm
 from rankscope.advise.case import Case
-from rankscope.advise.choose import Candidate
 from rankscope.advise.comparisons import arm_difference, net_difference
-from rankscope.advise.needs import after_failures, enough_text
-from rankscope.advise.report_check import checked, worth
-from rankscope.advise.significance import ALPHA, FEWEST_ITEMS, holm
-from rankscope.advise.summaries import Arm
+from rankscope.advise.confirm_on_test import checked, worth
+from rankscope.advise.next_steps import after_failures, enough_text
+from rankscope.advise.select import Candidate
+from rankscope.advise.statistics.significance import ALPHA, FEWEST_ITEMS, holm
 from rankscope.advise.verdict import Verdict, changes, is_firm, undecided
 from rankscope.advise.wording import amount, count, difference, level, settings
 from rankscope.records import ArmSummary, Estimate

@@ -16,10 +16,10 @@ from typing import get_args
 
 import numpy as np
 
-from rankscope.advise.equal_score import Match, Spot, difference_over_seeds, passage_at
+from rankscope.advise.arms import retention_tasks
+from rankscope.advise.matched_score import Match, Spot, difference_over_seeds, passage_at
 from rankscope.advise.objective import objective_of
-from rankscope.advise.significance import holm
-from rankscope.advise.summaries import retention_tasks
+from rankscope.advise.statistics.significance import holm
 from rankscope.records import (
     BASE,
     MitigationComparison,

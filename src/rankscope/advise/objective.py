@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from rankscope.advise.summaries import retention_tasks
+from rankscope.advise.arms import retention_tasks
 from rankscope.records import StudyRecords
 
 

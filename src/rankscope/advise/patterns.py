@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from scipy import stats
 
 from rankscope.advise.case import Case
-from rankscope.advise.choose import Candidate
-from rankscope.advise.significance import ALPHA
+from rankscope.advise.select import Candidate
+from rankscope.advise.statistics.significance import ALPHA
 from rankscope.advise.wording import amount, difference, evidence, values_of
 from rankscope.records import ArmComparison, ArmSummary, Reason
 

@@ -1,12 +1,12 @@
 """The sentences behind a decision, each with its numbers: report split unless it says otherwise."""
 
+from rankscope.advise.arms import Arm
 from rankscope.advise.case import Case
+from rankscope.advise.caveats import limits
 from rankscope.advise.comparisons import arm_difference, forgetting_difference
-from rankscope.advise.limits import limits
-from rankscope.advise.report_check import worth
-from rankscope.advise.signs import signs
-from rankscope.advise.statistics import negated, non_inferior
-from rankscope.advise.summaries import Arm
+from rankscope.advise.confirm_on_test import worth
+from rankscope.advise.diagnostics import signs
+from rankscope.advise.statistics.estimates import negated, non_inferior
 from rankscope.advise.wording import (
     amount,
     count,

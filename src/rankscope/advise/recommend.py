@@ -9,15 +9,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rankscope.advise.arms import Arm, base_estimates, summarize
 from rankscope.advise.case import Case
-from rankscope.advise.choose import Candidate, Choice, choose
 from rankscope.advise.comparisons import compare_candidates, with_holm
 from rankscope.advise.decide import decide
-from rankscope.advise.needs import needs_of
+from rankscope.advise.next_steps import needs_of
 from rankscope.advise.objective import Objective, objective_of
 from rankscope.advise.reasons import reasons_for
-from rankscope.advise.significance import ALPHA, holm
-from rankscope.advise.summaries import Arm, base_estimates, summarize
+from rankscope.advise.select import Candidate, Choice, choose
+from rankscope.advise.statistics.significance import ALPHA, holm
 from rankscope.records import BASE, Recommendation, StudyRecords, TaskAdvice
 
 

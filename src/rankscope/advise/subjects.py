@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rankscope.advise.matching import compared, scores_of
-from rankscope.advise.statistics import weighted_estimate
-from rankscope.advise.summaries import adjusted_within_family, replicates, retention_by_unit
+from rankscope.advise.arms import adjusted_within_family, replicates, retention_by_unit
+from rankscope.advise.statistics.estimates import weighted_estimate
+from rankscope.advise.statistics.matching import compared, scores_of
 from rankscope.records import (
     BASE,
     ItemScores,

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from rankscope.advise.arms import Arm
 from rankscope.advise.case import Case
-from rankscope.advise.limits import FIRM_SEEDS
-from rankscope.advise.summaries import Arm
+from rankscope.advise.caveats import FIRM_SEEDS
 from rankscope.advise.wording import difference
 from rankscope.records import ArmSummary, Decision
 

@@ -16,12 +16,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rankscope.analyze.decomposition import SVD, BaseSpectra, double, precise
 from rankscope.analyze.intruders import intruders_among
-from rankscope.analyze.tuned import Leading, of_adapter, of_matrix, unchanged
+from rankscope.analyze.leading_vectors import Leading, of_adapter, of_matrix, unchanged
+from rankscope.analyze.svd_cache import SVD, BaseSpectra, double, precise
 from rankscope.errors import BadInput, IntegrityError
+from rankscope.models.adapters.scaling import layer_of
 from rankscope.models.lora import Adapter, tuned_delta
-from rankscope.models.scaled import layer_of
 from rankscope.records import MatrixSpectrum, SpectraRecord
 
 STORED_SINGULAR_VALUES = 128

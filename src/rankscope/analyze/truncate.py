@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rankscope.analyze.decomposition import double
+from rankscope.analyze.svd_cache import double
 
 
 class Truncated(NamedTuple):

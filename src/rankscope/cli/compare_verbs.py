@@ -26,16 +26,16 @@ def compare(
 
     Example: rankscope compare studies/pocket studies/mine --out compared.html
     """
-    from rankscope.comparing import compare as compare_studies
-    from rankscope.comparing import refuse_inside
-    from rankscope.screens.comparison import comparison_screen
+    from rankscope.cli.render.comparison import comparison_screen
+    from rankscope.tools.compare import compare as compare_studies
+    from rankscope.tools.compare import refuse_inside
 
     if out is not None:
         refuse_inside(out, folders)
     found = compare_studies(folders)
     if out is not None:
         from rankscope.provenance import provenance
-        from rankscope.report.comparison import write_comparison_page
+        from rankscope.report.comparison_page import write_comparison_page
 
         write_comparison_page(found, provenance(), out)
         tell(f"written to {out}")

@@ -57,10 +57,10 @@ def evaluate(
 
     Example: rankscope eval pocket --tasks pocket_med --max-items 20
     """
-    from rankscope.scoring import Asked, score
-    from rankscope.scoring.asked import settings_of
-    from rankscope.screens.scores import scores_screen
-    from rankscope.watch import Screen
+    from rankscope.cli.render.scores import scores_screen
+    from rankscope.progress import Screen
+    from rankscope.tools.evaluate import Asked, score
+    from rankscope.tools.evaluate.request import settings_of
 
     settings = settings_of(
         max_items=max_items,

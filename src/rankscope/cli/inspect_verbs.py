@@ -65,11 +65,11 @@ def inspect(
 
     Example: rankscope inspect ./base ./adapter-r8 ./adapter-r64 --out looked
     """
-    from rankscope.disk import made_folder
-    from rankscope.inspection import InspectSettings
-    from rankscope.inspection import inspect as look
-    from rankscope.screens.inspection import inspection_screen
-    from rankscope.watch import Screen
+    from rankscope.cli.render.inspection import inspection_screen
+    from rankscope.filesystem import made_folder
+    from rankscope.progress import Screen
+    from rankscope.tools.inspect import InspectSettings
+    from rankscope.tools.inspect import inspect as look
 
     if heads is None:
         idle = ("ablate", "items", "data_dir", "dtype")
@@ -79,14 +79,14 @@ def inspect(
         if heads is None:
             found = look(base, tuned, settings, any_base=force, watcher=screen)
         else:
-            from rankscope.head_inspection import HeadSettings, check, with_heads
+            from rankscope.tools.inspect_heads import HeadSettings, check, with_heads
 
             asked = HeadSettings(heads, tuple(ablate or ()), items, data_dir, dtype)
             check(base, asked)
             found = look(base, tuned, settings, any_base=force, watcher=screen)
             found = with_heads(found, asked, watcher=screen)
     if out is not None:
-        from rankscope.inspection import write_inspection
+        from rankscope.tools.inspect import write_inspection
 
         write_inspection(found, out)
         tell(f"written to {out}")
@@ -128,11 +128,11 @@ def shrink(
 
     Example: rankscope shrink ./adapter-r64 --rank 16 --out adapter-r16
     """
-    from rankscope import shrinking
-    from rankscope.disk import made_folder, refuse_taken
+    from rankscope.cli.render.inspection import change_screen
     from rankscope.errors import BadInput
-    from rankscope.inspection import InspectSettings
-    from rankscope.screens.inspection import change_screen
+    from rankscope.filesystem import made_folder, refuse_taken
+    from rankscope.tools import shrink as shrinking
+    from rankscope.tools.inspect import InspectSettings
 
     named = {"--rank": rank, "--scale": scale, "--layer-scale": layer_scale, "--mitigate": mitigate}
     action = shrinking.actions_asked(named)

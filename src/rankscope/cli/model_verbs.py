@@ -28,10 +28,10 @@ def params(
 
     Example: rankscope params ./llama-3.1-8b --rank 8 --rank 64
     """
+    from rankscope.cli.render.parameters import parameters_screen
     from rankscope.config.targets import TARGET_GROUPS
     from rankscope.models.load import shapes_folder
     from rankscope.models.parameters import architecture, lora_parameters, read_config
-    from rankscope.screens.parameters import parameters_screen
 
     ranks = rank or [8, 16, 32, 64, 128]
     names = TARGET_GROUPS.get(targets) or tuple(part.strip() for part in targets.split(","))

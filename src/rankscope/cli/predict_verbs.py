@@ -33,10 +33,10 @@ def predict(
 
     Example: rankscope predict study.yaml --set data_dir=../data
     """
-    from rankscope.config.file import load_study
-    from rankscope.prediction import backtest as run_backtest
-    from rankscope.prediction import predict_study
-    from rankscope.screens.prediction import backtest_screen, prediction_screen
+    from rankscope.cli.render.prediction import backtest_screen, prediction_screen
+    from rankscope.config.loader import load_study
+    from rankscope.predict.study import backtest as run_backtest
+    from rankscope.predict.study import predict_study
 
     if backtest:
         if overrides:

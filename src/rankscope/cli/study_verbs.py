@@ -16,8 +16,8 @@ from rankscope.cli.application import (
     app,
 )
 from rankscope.cli.terminal import err_console, print_json, say, show, tell
-from rankscope.disk import replace_text
 from rankscope.errors import BadInput
+from rankscope.filesystem import replace_text
 
 
 @app.command()
@@ -57,7 +57,7 @@ def init(
 
     Example: rankscope init study.yaml --preset rank-sanity --model ./my-model
     """
-    from rankscope.config.file import published_schema
+    from rankscope.config.loader import published_schema
     from rankscope.config.presets import model_in_study, path_in_study, study_template
 
     if schema:
@@ -91,8 +91,8 @@ def check(
 
     Example: rankscope check study.yaml --set data_dir=../data --rows 5
     """
-    from rankscope.screens.study import check_screen
-    from rankscope.study import Study
+    from rankscope.cli.render.study import check_screen
+    from rankscope.run.study import Study
 
     show(check_screen(Study.load(file, overrides or []).check(), rows))
 
@@ -105,8 +105,8 @@ def plan(file: StudyFile, overrides: Overrides = None, as_json: AsJson = False) 
 
     Example: rankscope plan study.yaml --set seeds=[0]
     """
-    from rankscope.screens.study import plan_screen
-    from rankscope.study import Study
+    from rankscope.cli.render.study import plan_screen
+    from rankscope.run.study import Study
 
     made = Study.load(file, overrides or []).plan()
     if as_json:
@@ -145,11 +145,11 @@ def run_study(
     retry_failed: bool = False,
 ) -> None:
     """Run a study with a screen, conclude it, print the answer."""
+    from rankscope.progress import Screen
     from rankscope.records import FAILED
     from rankscope.report.answer import NEEDS
     from rankscope.report.tables import summary_table
-    from rankscope.study import Study, conclude
-    from rankscope.watch import Screen
+    from rankscope.run.study import Study, conclude
 
     study = Study.load(file, overrides)
     folder = out or Path("studies") / study.config.name
@@ -178,8 +178,8 @@ def run_study(
 
 def plan_failed_again(folder: Path) -> None:
     """Forget that trials failed, diverged or ran out of memory; no study there is fine."""
-    from rankscope.ledger import Ledger
     from rankscope.records import FAILED
+    from rankscope.store import Ledger
 
     if (folder / "ledger.sqlite").is_file():
         with Ledger.open(folder, write=True) as ledger:
@@ -193,8 +193,8 @@ def status(folder: StudyFolder, as_json: AsJson = False) -> None:
 
     Example: rankscope status studies/pocket
     """
-    from rankscope.ledger import Ledger
-    from rankscope.screens.study import status_screen, trial_status
+    from rankscope.cli.render.study import status_screen, trial_status
+    from rankscope.store import Ledger
 
     with Ledger.open(folder, write=False) as ledger:
         study = ledger.load()
@@ -218,9 +218,9 @@ def report(
 
     Example: rankscope report studies/pocket --tables tables
     """
-    from rankscope.export import refuse_tables, write_tables
     from rankscope.report.tables import summary_table
-    from rankscope.study import conclude
+    from rankscope.run.study import conclude
+    from rankscope.tools.export import refuse_tables, write_tables
 
     if tables is not None:
         refuse_tables(folder, tables)
@@ -242,7 +242,7 @@ def verify(folder: StudyFolder) -> None:
 
     Example: rankscope verify studies/pocket
     """
-    from rankscope.ledger import Ledger
+    from rankscope.store import Ledger
 
     with Ledger.open(folder, write=False) as ledger:
         problems = ledger.verify()
@@ -269,7 +269,7 @@ def export(
 
     Example: rankscope export studies/pocket 3f2a --out ./adapter
     """
-    from rankscope.export import export_trial
+    from rankscope.tools.export import export_trial
 
     spec = export_trial(folder, trial, out, step)
     say(f"{spec.label}: {'model' if spec.is_full else 'adapter'} written to {out}")

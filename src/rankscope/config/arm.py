@@ -323,3 +323,10 @@ class ArmConfig(Section):
     def num_points(self) -> int:
         """Points of this arm's grid as written, repeated values counted."""
         return sum(math.prod(len(axis) for axis in grid.values()) for grid in self.grids())
+
+
+def resolved_alpha(alpha: float | str, rank: int) -> float:
+    """Alpha as a number: ``2r`` at rank 8 is 16."""
+    if isinstance(alpha, str):
+        return float(alpha.removesuffix("r") or 1) * rank
+    return float(alpha)

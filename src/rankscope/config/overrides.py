@@ -3,9 +3,9 @@
 import yaml
 
 from rankscope.config.places import section_at
-from rankscope.config.schema import StudyConfig
 from rankscope.config.section import printable, shown
-from rankscope.config.yaml_nodes import TAG, Location, child, compose, dump, read_scalar
+from rankscope.config.study import StudyConfig
+from rankscope.config.yaml_lines import TAG, Location, child, compose, dump, read_scalar
 from rankscope.errors import BadInput
 
 OVERRIDE = "--set "

@@ -4,7 +4,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from rankscope.config.section import Section
-from rankscope.config.yaml_nodes import Location
+from rankscope.config.yaml_lines import Location
 
 
 def section_at(location: Location, whole: type[Section]) -> type[Section] | None:

@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 
 from rankscope.config.overrides import OVERRIDE
-from rankscope.config.reading import (
+from rankscope.config.task import HARNESS, TASK_FILES, TaskConfig
+from rankscope.config.validation import (
     Fault,
     Words,
     absolute,
@@ -17,8 +18,7 @@ from rankscope.config.reading import (
     validated,
     with_absolute_paths,
 )
-from rankscope.config.task import HARNESS, TASK_FILES, TaskConfig
-from rankscope.config.yaml_nodes import Location, PlainValues, mark_at
+from rankscope.config.yaml_lines import Location, PlainValues, mark_at
 from rankscope.errors import BadInput
 
 TASK_WORDS = Words(

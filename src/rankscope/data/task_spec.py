@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from rankscope.config.task import Scorer, TaskConfig
-from rankscope.data.named_tasks import (
+from rankscope.data.registry import (
     LETTERED,
     LIKELIHOODS,
     NAMED_TASKS,

@@ -5,18 +5,18 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from rankscope.config.schema import TaskConfig
-from rankscope.data.asking import NoSingleNumber, make_item
+from rankscope.config.study import TaskConfig
+from rankscope.data.contamination import find_leaks
+from rankscope.data.fewshot import Pool, keep_apart, pool_of, with_shots
 from rankscope.data.formats import MAX_SHARE_WITHOUT_COMPLETION, FileContents, read_contents
 from rankscope.data.items import Item, Message
-from rankscope.data.leaks import find_leaks
-from rankscope.data.named_tasks import (
+from rankscope.data.prompts import NoSingleNumber, make_item
+from rankscope.data.registry import (
     CHOICE_SCORERS,
     NAMED_TASKS,
     TaskSpec,
     overlapping_subjects,
 )
-from rankscope.data.shots import Pool, keep_apart, pool_of, with_shots
 from rankscope.data.sources import (
     DEV,
     HubSource,

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rankscope.data.items import Item
-from rankscope.data.named_tasks import TaskSpec
 from rankscope.data.numbers import extract_number, gold_number
-from rankscope.evaluate.scorers import (
+from rankscope.data.registry import TaskSpec
+from rankscope.evaluate.metrics import (
     HEADLINE,
     ModelScores,
     choice_predictions,

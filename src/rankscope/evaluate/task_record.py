@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from rankscope.config.schema import EvaluateConfig, StudyConfig
+from rankscope.config.study import EvaluateConfig, StudyConfig
 from rankscope.data.encode import Encoder
-from rankscope.data.named_tasks import TaskSpec
+from rankscope.data.registry import TaskSpec
 from rankscope.data.tasks import LoadedTask
-from rankscope.evaluate.joined import headline
-from rankscope.evaluate.perplexity import longest_window
+from rankscope.evaluate.mixtures import headline
+from rankscope.evaluate.scorers.perplexity import longest_window
 from rankscope.provenance import sha256_json
 from rankscope.records import Role, TaskRecord
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rankscope.models import row_attention
-from rankscope.models.packed import Pack, Segment, linear_layers, unwrap
+from rankscope.models.attention import varlen as row_attention
+from rankscope.models.attention.varlen import RowCache, RowPlan
+from rankscope.models.multi_lora import Pack, Segment, linear_layers, unwrap
 from rankscope.models.precision import compute_in
-from rankscope.models.row_attention import RowCache, RowPlan
 from rankscope.records import ModelRecord
 
 

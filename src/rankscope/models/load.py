@@ -15,12 +15,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rankscope.config.schema import ModelConfig
+from rankscope.config.study import ModelConfig
 from rankscope.errors import BadInput, IntegrityError
-from rankscope.models import row_attention
+from rankscope.models.attention import varlen as row_attention
 from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.multi_lora import Pack
 from rankscope.models.output_layer import block_output_layer
-from rankscope.models.packed import Pack
 from rankscope.models.parameters import UNUSABLE
 from rankscope.models.quantize import quantization, refuse_quantize
 from rankscope.provenance import weights_sha256

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from rankscope.config.schema import StudyConfig
+from rankscope.config.study import StudyConfig
 from rankscope.errors import BadInput
 
 UNUSABLE = (

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from rankscope.records import BASE, ArmSummary, Estimate, Reason, TaskAdvice
+from rankscope.report.study_view import StudyView
 from rankscope.report.style import (
     Unit,
     count,
@@ -15,7 +16,6 @@ from rankscope.report.style import (
     score,
     visible,
 )
-from rankscope.report.view import StudyView
 
 ENOUGH_SEEDS = 3
 """Fewer leave the spread between training runs unknown (science.md section 5)."""

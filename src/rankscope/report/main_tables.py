@@ -1,11 +1,11 @@
 """The tables of a study that go into a paper or a notebook, by the name of their file."""
 
 from rankscope.records import ArmSummary, Estimate, StudyRecords
-from rankscope.report.figure import Cell, Column, DataTable, table
+from rankscope.report.charts.figure import Cell, Column, DataTable, table
 from rankscope.report.figures.transfer import change
+from rankscope.report.study_view import StudyView
 from rankscope.report.style import NATS, Unit
 from rankscope.report.tables import failed_trials, tasks_read, training_rows, without_leaks
-from rankscope.report.view import StudyView
 
 SIGNIFICANT = 4
 """Digits after the point of a p value."""

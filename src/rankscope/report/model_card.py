@@ -18,12 +18,12 @@ from rankscope.records import (
     TaskRecord,
     TrialRecords,
 )
-from rankscope.report.figure import Column, table
+from rankscope.report.charts.figure import Column, table
 from rankscope.report.figures.transfer import change
 from rankscope.report.main_tables import role
+from rankscope.report.study_view import StudyView
 from rankscope.report.style import Unit, count, difference, interval, number, score
-from rankscope.report.table_text import markdown, markdown_text
-from rankscope.report.view import StudyView
+from rankscope.report.table_formats import markdown, markdown_text
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 """What the hub takes as ``base_model``; of a base from elsewhere the card names none."""

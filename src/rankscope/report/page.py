@@ -10,10 +10,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from rankscope.disk import replace_text
 from rankscope.errors import BadInput
+from rankscope.filesystem import replace_text
 from rankscope.records import Record
-from rankscope.report.figure import Figure
+from rankscope.report.charts.figure import Figure
 from rankscope.report.style import duration, number, visible
 
 # Plotly reads a few tags inside its texts; these are the ones the figures themselves write.

@@ -7,7 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from rankscope.records import ArmSummary, Recommendation, StudyRecords
-from rankscope.report.figure import Cell, Column, DataTable, table
+from rankscope.report.charts.figure import Cell, Column, DataTable, table
+from rankscope.report.study_view import StudyView
 from rankscope.report.style import (
     MAX_NAME,
     NATS,
@@ -18,7 +19,6 @@ from rankscope.report.style import (
     plus_minus,
     visible,
 )
-from rankscope.report.view import StudyView
 
 
 def summary_table(study: StudyRecords, recommendation: Recommendation) -> Table:

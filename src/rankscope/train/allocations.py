@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from rankscope.models.attention.products import Layout
+from rankscope.models.attention.varlen import RowPlan
 from rankscope.models.base import Row, RowBatch
-from rankscope.models.packed import Pack
-from rankscope.models.row_attention import RowPlan
-from rankscope.models.row_products import Layout
+from rankscope.models.multi_lora import Pack
 from rankscope.train.loss import mean_losses
 
 META = torch.device("meta")

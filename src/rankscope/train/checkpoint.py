@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rankscope.disk import fsync, says_disk_full
 from rankscope.errors import DiskFull
+from rankscope.filesystem import fsync, says_disk_full
 
 STATE = "state.safetensors"
 META = "meta.json"

@@ -16,18 +16,19 @@ from typing import Protocol
 
 import torch
 
-from rankscope.config.schema import TrainConfig
-from rankscope.data.batches import ReplayOrder, RowOrder
+from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
+from rankscope.data.sampler import ReplayOrder, RowOrder
 from rankscope.errors import BadInput, Interrupted
 from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.gradient_checkpointing import keep_activations, recompute_layers
 from rankscope.models.methods import Starts, new_adapter
-from rankscope.models.peft_tuner import new_tuner
-from rankscope.models.recompute import keep_activations, recompute_layers
+from rankscope.models.peft_backend.tuner import new_tuner
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import PackCheckpoint, PackState
 from rankscope.train.loss import mean_losses
-from rankscope.train.mitigation import (
+from rankscope.train.optimizer import learning_rate
+from rankscope.train.regularizers import (
     EarlyStop,
     Portion,
     Replayed,
@@ -35,9 +36,8 @@ from rankscope.train.mitigation import (
     divergences,
     label_positions,
 )
-from rankscope.train.optimizer import learning_rate
-from rankscope.train.trainee import StepLosses, Trainee
-from rankscope.trials import ALONE, own_protocol, planned_steps
+from rankscope.train.step_schedule import ALONE, own_protocol, planned_steps
+from rankscope.train.trial_state import StepLosses, Trainee
 
 NOTHING_TRAINED = "nothing was trained"
 """Begins the failure of a trial whose weights training left as they were."""

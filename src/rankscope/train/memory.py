@@ -14,16 +14,16 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from rankscope.config.schema import TrainConfig
+from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
-from rankscope.models import row_attention
+from rankscope.models.attention import varlen as row_attention
+from rankscope.models.gradient_checkpointing import keep_activations, recompute_layers
 from rankscope.models.lora import Adapter
-from rankscope.models.packed import Pack, linear_layers, target_linears, unwrap
+from rankscope.models.multi_lora import Pack, linear_layers, target_linears, unwrap
 from rankscope.models.parameters import ADAMW_STATES, FLOAT32_BYTES
-from rankscope.models.recompute import keep_activations, recompute_layers
 from rankscope.records import TrialSpec
 from rankscope.train.allocations import META, PassShape, counted_pass, spread
-from rankscope.trials import own_protocol
+from rankscope.train.step_schedule import own_protocol
 
 KERNEL_SHARE = 1.0
 """Measured over counted bytes of a pass."""

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from evaluation_worlds import adapter, base, choice_items, encoder, joined_of, lettered, loaded
 
-from evaluate.worlds import adapter, base, choice_items, encoder, joined_of, lettered, loaded
 from rankscope.analyze.heads.ablation import (
     Ablation,
     ablate,
@@ -20,11 +20,11 @@ from rankscope.analyze.heads.ablation import (
 from rankscope.analyze.heads.layout import HeadLayout
 from rankscope.analyze.heads.trees import Floats, Tree, trees_of
 from rankscope.analyze.heads.trial import LIKELIHOOD, head_task
-from rankscope.config.schema import EvaluateConfig
+from rankscope.config.study import EvaluateConfig
 from rankscope.errors import BadInput
-from rankscope.evaluate.choice import Question, continuation_logprobs
-from rankscope.evaluate.loss import score_losses
-from rankscope.evaluate.suite import EncodedSplit, encode_split
+from rankscope.evaluate.evaluator import EncodedSplit, encode_split
+from rankscope.evaluate.scorers.choice import Question, continuation_logprobs
+from rankscope.evaluate.scorers.loss import score_losses
 from rankscope.models.base import Base, RowBatch
 
 TOLERANCE = 1e-4

@@ -15,7 +15,7 @@ from rankscope.analyze.heads.layout import PROJECTIONS, HeadLayout
 from rankscope.errors import BadInput, IntegrityError
 from rankscope.models.lora import Adapter, tuned_delta
 from rankscope.models.methods import new_adapter
-from rankscope.models.packed import linear_layers
+from rankscope.models.multi_lora import linear_layers
 from rankscope.records import TrialSpec
 from tiny_models import tiny_llama
 

@@ -4,14 +4,14 @@ import math
 
 import pytest
 import torch
+from evaluation_worlds import base, choice_items, encoder, loaded
+from tiny_models import tiny_llama
 
-from evaluate.worlds import base, choice_items, encoder, loaded
 from rankscope.analyze.heads.entropy import attention_entropy, normalized_entropy, row_entropy
 from rankscope.analyze.heads.layout import HeadLayout
 from rankscope.analyze.heads.trees import trees_of
-from rankscope.config.schema import EvaluateConfig
-from rankscope.evaluate.suite import encode_split
-from tiny_models import tiny_llama
+from rankscope.config.study import EvaluateConfig
+from rankscope.evaluate.evaluator import encode_split
 
 
 def test_uniform_is_one_and_a_point_is_zero() -> None:

@@ -6,15 +6,15 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from evaluation_worlds import adapter, base, choice_items, encoder, loaded
 from torch import Tensor, nn
 
-from evaluate.worlds import adapter, base, choice_items, encoder, loaded
 from rankscope.analyze.heads.ablation import ablate
 from rankscope.analyze.heads.importance import Importance, head_importance, normalized
 from rankscope.analyze.heads.layout import AttentionLayer, HeadLayout
 from rankscope.analyze.heads.trees import Floats, trees_of
-from rankscope.config.schema import EvaluateConfig
-from rankscope.evaluate.suite import encode_split
+from rankscope.config.study import EvaluateConfig
+from rankscope.evaluate.evaluator import encode_split
 from rankscope.models.base import Base
 
 STEP = 1e-2

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from rankscope.analyze.heads.layout import HeadLayout
 from rankscope.analyze.heads.trees import Floats, Tree, cut, most_kept
 from rankscope.analyze.heads.walk import Ablation, Head, Walk
-from rankscope.evaluate.prefixes import shared_prefixes
+from rankscope.evaluate.prefix_sharing import shared_prefixes
 from rankscope.models.base import Base
 
 

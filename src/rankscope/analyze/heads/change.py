@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from rankscope.analyze.decomposition import double
 from rankscope.analyze.heads.layout import PROJECTIONS, AttentionLayer, HeadLayout
+from rankscope.analyze.svd_cache import double
 from rankscope.errors import IntegrityError
 from rankscope.models.lora import Adapter, tuned_delta
 from rankscope.records import HeadChange

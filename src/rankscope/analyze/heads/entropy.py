@@ -16,8 +16,8 @@ from torch import Tensor
 
 from rankscope.analyze.heads.layout import HeadLayout
 from rankscope.analyze.heads.trees import Tree, TreeBatch, cut
+from rankscope.models.attention.varlen import window_mask
 from rankscope.models.base import Base
-from rankscope.models.row_attention import window_mask
 
 QUERIES_AT_ONCE = 256
 """Queries of one row whose weights exist at the same time."""

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rankscope.errors import BadInput
-from rankscope.models.packed import PackedLinear
+from rankscope.models.multi_lora import PackedLinear
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 FUSED = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "attn_qkv", "in_proj")

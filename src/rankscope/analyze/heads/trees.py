@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from rankscope.data.encode import EncodedRow
-from rankscope.evaluate.choice import MAX_LOGITS, Question
-from rankscope.evaluate.fitting import EncodedSplit
+from rankscope.evaluate.context_window import EncodedSplit
+from rankscope.evaluate.scorers.choice import MAX_LOGITS, Question
+from rankscope.models.attention.varlen import RowPlan
 from rankscope.models.base import Row, RowBatch
-from rankscope.models.packed import Segment
-from rankscope.models.row_attention import RowPlan
+from rankscope.models.multi_lora import Segment
 
 Floats = npt.NDArray[np.float64]
 

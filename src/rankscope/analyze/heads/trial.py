@@ -15,17 +15,17 @@ from rankscope.analyze.heads.importance import head_importance, normalized
 from rankscope.analyze.heads.layout import PROJECTIONS, HeadLayout
 from rankscope.analyze.heads.roles import head_roles
 from rankscope.analyze.heads.trees import Floats, Tree, trees_of
-from rankscope.config.schema import EvaluateConfig
+from rankscope.config.study import EvaluateConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask
-from rankscope.evaluate.fitting import EncodedSplit, fitted
-from rankscope.evaluate.loss import encode_losses
-from rankscope.evaluate.scorers import HEADLINE, first_best
-from rankscope.evaluate.suite import encode_split
+from rankscope.evaluate.context_window import EncodedSplit, fitted
+from rankscope.evaluate.evaluator import encode_split
+from rankscope.evaluate.metrics import HEADLINE, first_best
+from rankscope.evaluate.scorers.loss import encode_losses
 from rankscope.models.base import Base
-from rankscope.models.peft_tuner import PeftTuner
+from rankscope.models.checkpoint_reader import StoredModel
+from rankscope.models.peft_backend.tuner import PeftTuner
 from rankscope.models.quantize import dense_weight
-from rankscope.models.stored_weights import StoredModel
 from rankscope.records import HeadAblation, HeadChange, HeadsRecord, LayerHeads
 
 T = TypeVar("T")

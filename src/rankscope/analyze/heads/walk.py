@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from rankscope.analyze.heads.layout import HeadLayout
 from rankscope.analyze.heads.trees import Floats, Tree, TreeBatch
+from rankscope.models.attention.varlen import RowCache, RowPlan
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.packed import Segment
-from rankscope.models.row_attention import RowCache, RowPlan
+from rankscope.models.multi_lora import Segment
 
 Head = tuple[int, int]
 """(layer, query head), both from 0."""

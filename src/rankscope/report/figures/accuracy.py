@@ -1,8 +1,8 @@
 """Scores against rank: the training task itself, and the retention tasks."""
 
 from rankscope.records import ArmSummary, Estimate, EvalRecord
-from rankscope.report.figure import Column, Figure, table
-from rankscope.report.figures.rank_axis import (
+from rankscope.report.charts.figure import Column, Figure, table
+from rankscope.report.charts.rank_lines import (
     Panel,
     Point,
     against,
@@ -13,8 +13,8 @@ from rankscope.report.figures.rank_axis import (
     is_by_arm,
     rank_plot,
 )
+from rankscope.report.study_view import StudyView
 from rankscope.report.style import Unit, count, difference, listing, score
-from rankscope.report.view import StudyView
 
 MAX_RETENTION_PANELS = 6
 # Normal quantile of a 95 % interval, for the base's item-level standard error.

@@ -5,7 +5,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from rankscope.records import ComparedCell, StudyPair
-from rankscope.report.figure import Choice, Column, Figure, axis, layout, name, table
+from rankscope.report.charts.figure import Choice, Column, Figure, axis, layout, name, table
 from rankscope.report.style import (
     FULL,
     MUTED,

@@ -12,10 +12,19 @@ import plotly.graph_objects as go
 
 from rankscope.records import BASE as UNTUNED
 from rankscope.records import ArmSummary, CurvePoint, TrialRecords
-from rankscope.report.figure import Choice, Column, DataTable, Figure, axis, layout, name, table
-from rankscope.report.figures.labels import Label, add_labels, place
+from rankscope.report.charts.figure import (
+    Choice,
+    Column,
+    DataTable,
+    Figure,
+    axis,
+    layout,
+    name,
+    table,
+)
+from rankscope.report.charts.labels import Label, add_labels, place
+from rankscope.report.study_view import Series, StudyView
 from rankscope.report.style import BASE, SURFACE, count, difference, number
-from rankscope.report.view import Series, StudyView
 
 SMALLEST, LARGEST = 5.0, 11.0
 """Size of the first and the last marker of a line, pixels."""

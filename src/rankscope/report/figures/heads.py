@@ -9,10 +9,10 @@ from plotly.subplots import make_subplots
 from scipy.stats import rankdata
 
 from rankscope.records import ArmSummary, HeadsRecord, LayerHeads
-from rankscope.report.figure import Choice, Column, Figure, axis, layout, name, table
-from rankscope.report.figures.head_maps import Map, heat, largest, precision, stacked
+from rankscope.report.charts.figure import Choice, Column, Figure, axis, layout, name, table
+from rankscope.report.charts.head_maps import Map, heat, largest, precision, stacked
+from rankscope.report.study_view import StudyView
 from rankscope.report.style import MUTED, count, number
-from rankscope.report.view import StudyView
 
 Measure = Callable[[HeadsRecord], Map | None]
 

@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from rankscope.records import Inspection, MatrixSpectrum, NormGrowth, TunedModel
-from rankscope.report.figure import Cell, Choice, Column, Figure, axis, layout, name, table
+from rankscope.report.charts.figure import Cell, Choice, Column, Figure, axis, layout, name, table
 from rankscope.report.style import MANY, MUTED, NONE_YET, listing, number
 
 ROW = 22

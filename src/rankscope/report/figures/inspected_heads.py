@@ -7,8 +7,8 @@ import plotly.graph_objects as go
 from scipy.stats import t as student
 
 from rankscope.records import HeadAblation, HeadsRecord, Inspection, LayerHeads
-from rankscope.report.figure import Cell, Choice, Column, Figure, axis, layout, name, table
-from rankscope.report.figures.head_maps import (
+from rankscope.report.charts.figure import Cell, Choice, Column, Figure, axis, layout, name, table
+from rankscope.report.charts.head_maps import (
     FLAT,
     Map,
     Panel,

@@ -8,9 +8,10 @@ import math
 import plotly.graph_objects as go
 
 from rankscope.records import ArmSummary
-from rankscope.report.figure import Column, DataTable, Figure, axis, layout, name, table
-from rankscope.report.figures.labels import Label, add_labels, place
-from rankscope.report.figures.rank_axis import Point, estimate_point
+from rankscope.report.charts.figure import Column, DataTable, Figure, axis, layout, name, table
+from rankscope.report.charts.labels import Label, add_labels, place
+from rankscope.report.charts.rank_lines import Point, estimate_point
+from rankscope.report.study_view import StudyView
 from rankscope.report.style import (
     BASE,
     FULL,
@@ -23,7 +24,6 @@ from rankscope.report.style import (
     faded,
     number,
 )
-from rankscope.report.view import StudyView
 
 MAX_CROSSES = 60
 """With more arms than this only those on the front carry their intervals."""

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from rankscope.records import ArmSummary
-from rankscope.report.figure import Choice, Column, Figure, axis, layout, name, table
+from rankscope.report.charts.figure import Choice, Column, Figure, axis, layout, name, table
+from rankscope.report.study_view import StudyView
 from rankscope.report.style import BETTER, INK, NEUTRAL, WORSE, Unit, listing, number, signed
-from rankscope.report.view import StudyView
 
 ROW = 38
 """Height of a row, pixels."""

@@ -3,10 +3,19 @@
 import plotly.graph_objects as go
 
 from rankscope.records import ArmSummary, ScalingCurve, TaskMitigation
-from rankscope.report.figure import Choice, Column, DataTable, Figure, axis, layout, name, table
-from rankscope.report.figures.labels import Label, add_labels, place
+from rankscope.report.charts.figure import (
+    Choice,
+    Column,
+    DataTable,
+    Figure,
+    axis,
+    layout,
+    name,
+    table,
+)
+from rankscope.report.charts.labels import Label, add_labels, place
+from rankscope.report.study_view import StudyView
 from rankscope.report.style import BASE, MUTED, SURFACE, Color, count, difference, number
-from rankscope.report.view import StudyView
 
 LEVEL = 0.05
 DASH_OF = {"scale": "solid", "layers": "dot", "intruders": "dash", "control": "dashdot"}

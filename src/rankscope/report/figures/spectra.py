@@ -9,8 +9,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from rankscope.records import ArmSummary, MatrixSpectrum, NormGrowth, SpectraRecord, TrialRecords
-from rankscope.report.figure import Column, Figure, axis, layout, name, table
-from rankscope.report.figures.rank_axis import (
+from rankscope.report.charts.figure import Column, Figure, axis, layout, name, table
+from rankscope.report.charts.rank_lines import (
     Line,
     Panel,
     Point,
@@ -20,8 +20,8 @@ from rankscope.report.figures.rank_axis import (
     over_seeds,
     rank_plot,
 )
+from rankscope.report.study_view import Series, StudyView
 from rankscope.report.style import MANY, MINUS, MUTED, NONE_YET, number
-from rankscope.report.view import Series, StudyView
 
 Measure = Callable[[SpectraRecord], float | None]
 Pair = Callable[[MatrixSpectrum], tuple[float, float]]

@@ -5,9 +5,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 from rankscope.records import SubjectChange
-from rankscope.report.figure import Choice, Column, Figure, axis, layout, name, table
+from rankscope.report.charts.figure import Choice, Column, Figure, axis, layout, name, table
+from rankscope.report.study_view import StudyView
 from rankscope.report.style import BETTER, NEUTRAL, WORSE, Unit, count, difference, signed
-from rankscope.report.view import StudyView
 
 MAX_SUBJECTS = 60
 """Subjects drawn, those that fell most; all of them are in the table."""

@@ -4,8 +4,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from rankscope.records import ArmSummary, TrialRecords
-from rankscope.report.figure import Column, Figure, axis, layout, name, table
-from rankscope.report.figures.rank_axis import (
+from rankscope.report.charts.figure import Column, Figure, axis, layout, name, table
+from rankscope.report.charts.rank_lines import (
     Panel,
     Point,
     against,
@@ -14,8 +14,8 @@ from rankscope.report.figures.rank_axis import (
     over_seeds,
     rank_plot,
 )
+from rankscope.report.study_view import StudyView
 from rankscope.report.style import count, duration, number
-from rankscope.report.view import StudyView
 
 MAX_LOSS_POINTS = 80
 

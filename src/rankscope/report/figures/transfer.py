@@ -6,7 +6,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from rankscope.records import ArmSummary, Estimate, trained_parts
-from rankscope.report.figure import Choice, Column, Figure, axis, layout, name, table
+from rankscope.report.charts.figure import Choice, Column, Figure, axis, layout, name, table
+from rankscope.report.study_view import StudyView
 from rankscope.report.style import (
     BETTER,
     INK,
@@ -17,7 +18,6 @@ from rankscope.report.style import (
     difference,
     signed,
 )
-from rankscope.report.view import StudyView
 
 MAX_CHOICES = 60
 

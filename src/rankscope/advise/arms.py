@@ -1,0 +1,251 @@
+"""Arms over their seeds: what each learned, forgot, carried over and cost, with intervals.
+
+Choosing and quoting are kept apart: ``selection_*`` fields come from the selection split alone,
+every ``Estimate`` from the report split alone. A trial that failed is counted in its arm, never
+left out; a trial whose score on a task is missing is left out of that task's figure only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from rankscope.advise.statistics.estimates import negated, weighted_estimate
+from rankscope.advise.statistics.matching import compared, paired_scores, scores_of, with_all
+from rankscope.advise.statistics.significance import holm
+from rankscope.records import (
+    FAILED,
+    ArmSummary,
+    Estimate,
+    StudyRecords,
+    TaskRecord,
+    TrialRecords,
+    trained_parts,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One point of the grid on one training task, with all its trials."""
+
+    task: str
+    trials: tuple[TrialRecords, ...]
+    summary: ArmSummary
+
+    @property
+    def finished(self) -> tuple[TrialRecords, ...]:
+        """The trials that ran to the end."""
+        return tuple(t for t in self.trials if t.status == "done")
+
+    def updated(self, **fields: object) -> "Arm":
+        """The same arm with fields of its summary set."""
+        return Arm(self.task, self.trials, self.summary.model_copy(update=fields))
+
+
+def training_tasks(study: StudyRecords) -> tuple[str, ...]:
+    """Tasks that were trained on, in the order of the study file, then of the trials."""
+    names = [task.name for task in study.tasks if task.trained_on]
+    names += [trial.spec.task for trial in study.trials]
+    return tuple(dict.fromkeys(names))
+
+
+def summarize(study: StudyRecords) -> dict[str, tuple[Arm, ...]]:
+    """Every arm of every training task, in the order of the trials; Pareto fronts marked.
+
+    The gains of all arms on all training tasks are one family (Holm).
+    """
+    found = {task: _arms_of(study, task) for task in training_tasks(study)}
+    gains = [a.summary.gain for arms in found.values() for a in arms if a.summary.gain is not None]
+    adjusted = iter(adjusted_within_family(gains))
+    return {
+        task: _marked(
+            [a if a.summary.gain is None else a.updated(gain=next(adjusted)) for a in arms]
+        )
+        for task, arms in found.items()
+    }
+
+
+def summarize_trial(study: StudyRecords, trial: TrialRecords) -> ArmSummary:
+    """The figures of one trained model by itself: intervals are over items alone."""
+    return _summary(study, [trial])
+
+
+def retention_by_unit(
+    study: StudyRecords, trained: str
+) -> tuple[tuple[TaskRecord, ...], tuple[TaskRecord, ...]]:
+    """Retention tasks for an arm trained on ``trained``: those in accuracy, those of text."""
+    own = trained_parts(study, trained)
+    tasks = [t for t in study.tasks if "retention" in t.roles and t.name not in own]
+    accuracy = tuple(t for t in tasks if t.higher_is == "accuracy")
+    return accuracy, tuple(t for t in tasks if t.higher_is != "accuracy")
+
+
+def retention_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]:
+    """Tasks that measure forgetting for an arm trained on ``trained``.
+
+    Forgetting is a mean over tasks, so it keeps to one unit: accuracy where any retention task has
+    it, log probability otherwise.
+    """
+    accuracy, text = retention_by_unit(study, trained)
+    return accuracy or text
+
+
+def transfer_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]:
+    """Tasks that show what an arm trained on ``trained`` carries elsewhere."""
+    own = trained_parts(study, trained)
+    return tuple(
+        t for t in study.tasks if t.name not in own and (t.trained_on or "cross_domain" in t.roles)
+    )
+
+
+def base_estimates(study: StudyRecords) -> dict[str, Estimate]:
+    """The base's mean on the report split of every task, with its interval over items."""
+    found = {}
+    for task in study.tasks:
+        own = compared(scores_of(study, (), task.name, "report", base=True), None, trained=False)
+        if own is not None:
+            found[task.name] = weighted_estimate([own], tested=False)
+    return found
+
+
+def adjusted_within_family(family: Sequence[Estimate]) -> list[Estimate]:
+    """The estimates with ``p_holm``; one without a p counts as 1, since it was to be tested."""
+    adjusted = holm([1.0 if e.p is None else e.p for e in family])
+    return [
+        e if e.p is None else e.model_copy(update={"p_holm": p})
+        for e, p in zip(family, adjusted, strict=True)
+    ]
+
+
+def replicates(study: StudyRecords) -> dict[tuple[object, ...], list[TrialRecords]]:
+    """Trials by their arm: everything that was asked of them but the seed; in their order."""
+    groups: dict[tuple[object, ...], list[TrialRecords]] = {}
+    for trial in study.trials:
+        groups.setdefault(trial.spec.arm, []).append(trial)
+    return groups
+
+
+def _arms_of(study: StudyRecords, task: str) -> list[Arm]:
+    return [
+        Arm(task, tuple(trials), _summary(study, trials))
+        for trials in replicates(study).values()
+        if trials[0].spec.task == task
+    ]
+
+
+def _marked(arms: Sequence[Arm]) -> tuple[Arm, ...]:
+    """The arms with their place on the fronts."""
+    summaries = [arm.summary for arm in arms]
+    fronts = zip(pareto_front(summaries), pareto_front(summaries, "text_forgetting"), strict=True)
+    return tuple(
+        arm.updated(
+            on_pareto_front=on, on_text_front=on_text and arm.summary.text_forgetting is not None
+        )
+        for arm, (on, on_text) in zip(arms, fronts, strict=True)
+    )
+
+
+def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
+    spec = trials[0].spec
+    done = [t for t in trials if t.status == "done"]
+    trained = [t.train for t in trials if t.train is not None]
+    own = compared(scores_of(study, done, spec.task, "report"), None, trained=False)
+    others = [t.name for t in transfer_tasks(study, spec.task)]
+    transfer = {n: e for n in others if (e := _change(study, done, n)) is not None}
+    family = adjusted_within_family(list(transfer.values()))
+    accuracy, text = retention_by_unit(study, spec.task)
+    retained = {t.name for t in (*accuracy, *text)}
+    counted = [t.name for t in accuracy or text]
+    return ArmSummary(
+        label=spec.arm_label,
+        task=spec.task,
+        method=spec.method,
+        rank=spec.rank,
+        alpha=spec.alpha,
+        lr=spec.lr,
+        special_settings=spec.special_settings,
+        seeds=len(done),
+        failed=sum(t.status in FAILED for t in trials),
+        selection_score=_selection_score(study, done, spec.task),
+        selection_gain=_selection_gain(study, done, spec.task),
+        selection_forgetting=_selection_forgetting(study, done, spec.task),
+        score=None if own is None else weighted_estimate([own], tested=False),
+        gain=_change(study, done, spec.task),
+        forgetting=_fall(study, done, counted),
+        text_forgetting=_fall(study, done, [t.name for t in text]),
+        transfer=dict(zip(transfer, family, strict=True)),
+        retention={
+            t.name: e
+            for t in study.tasks
+            if t.name in retained and (e := _change(study, done, t.name)) is not None
+        },
+        trainable_parameters=trained[0].trainable_parameters if trained else 0,
+        seconds=float(np.mean([t.seconds for t in trained])) if trained else None,
+        peak_memory_bytes=max((t.peak_memory_bytes for t in trained), default=None),
+    )
+
+
+def _change(study: StudyRecords, done: list[TrialRecords], task: str) -> Estimate | None:
+    """Tuned minus base on the report split."""
+    found = paired_scores(study, done, task, "report")
+    return None if found is None else weighted_estimate([found])
+
+
+def _fall(study: StudyRecords, done: list[TrialRecords], tasks: Sequence[str]) -> Estimate | None:
+    """Base minus tuned, mean over the tasks that have scores, of the trials that have all of them.
+
+    The trials' seeds are shared by the tasks, so one trained model has to be one row of each.
+    """
+    known = [n for n in tasks if paired_scores(study, done, n, "report") is not None]
+    pairs = [
+        paired_scores(study, with_all(study, done, known, "report"), n, "report") for n in known
+    ]
+    found = [p for p in pairs if p is not None]
+    return negated(weighted_estimate(found)) if found and len(found) == len(known) else None
+
+
+def _selection_score(study: StudyRecords, done: list[TrialRecords], task: str) -> float | None:
+    own = compared(scores_of(study, done, task, "selection"), None, trained=False)
+    return None if own is None else float(own.tuned.mean())
+
+
+def _selection_gain(study: StudyRecords, done: list[TrialRecords], task: str) -> float | None:
+    """Over the base, on the items that both have."""
+    found = paired_scores(study, done, task, "selection")
+    return None if found is None else float(found.item_means.mean())
+
+
+def _selection_forgetting(study: StudyRecords, done: list[TrialRecords], task: str) -> float | None:
+    falls = []
+    for other in retention_tasks(study, task):
+        found = paired_scores(study, done, other.name, "selection")
+        if found is not None:
+            falls.append(-float(found.item_means.mean()))
+    return float(np.mean(falls)) if falls else None
+
+
+def pareto_front(
+    arms: Sequence[ArmSummary], measure: Literal["forgetting", "text_forgetting"] = "forgetting"
+) -> list[bool]:
+    """Which arms no other arm beats in score, forgetting and trainable parameters together.
+
+    Report split. ``measure``: fall in the retention tasks' unit, or rise of the cross-entropy of
+    held-out text. It counts only where every scored arm has it.
+    """
+    scored = [a for a in arms if a.score is not None]
+    forgot: list[Estimate | None] = [getattr(a, measure) for a in scored]
+    counts = all(f is not None for f in forgot)
+    points = np.array(
+        [
+            (
+                0.0 if a.score is None else -a.score.value,
+                f.value if counts and f is not None else 0.0,
+                a.trainable_parameters,
+            )
+            for a, f in zip(scored, forgot, strict=True)
+        ]
+    ).reshape(len(scored), 3)
+    beaten = [bool(((points <= p).all(axis=1) & (points < p).any(axis=1)).any()) for p in points]
+    on = iter(not b for b in beaten)
+    return [a.score is not None and next(on) for a in arms]

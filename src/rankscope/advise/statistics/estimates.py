@@ -1,0 +1,379 @@
+"""Estimates of paired scores: intervals and tests over training seeds and items.
+
+Legend: S trained seeds, T seeds of a second trained arm, N items, C clusters, D bootstrap draws.
+Scores are headline scores of items (1 right, 0 wrong, or nats per token); every comparison is of
+models on the same items. Sources and formulas: docs/science.md, "Statistics".
+
+All seeds answer the same items, so the two are crossed, and their shares of the variance are told
+apart as in a two-way layout. Items: paired bootstrap of the item means over seeds. Seeds: what
+their means vary beyond the noise of N answers, with Student's quantile of S - 1. The two
+half-widths add in squares (Zou & Donner 2008). A percentile bootstrap of seeds, whatever it
+resamples below them, is too narrow at three seeds (docs/findings, simulated studies).
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from math import exp, hypot, log, sqrt
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize, special
+
+from rankscope.advise.statistics.resampling import quantiles, resampled_means
+from rankscope.advise.statistics.significance import mcnemar_exact, sign_flip
+from rankscope.errors import BadInput
+from rankscope.records import Estimate
+
+Array = npt.NDArray[np.float64]
+Labels = Sequence[Hashable] | npt.NDArray[np.intp]
+
+CONFIDENCE = 0.95
+TINY = 1e-12
+TAKEN_OFF_TWO = 0.6
+"""Part of the answers' noise that is taken off the spread of two seeds, by simulation: two that lie
+close by chance would else count as alike too often, and their interval then holds the truth in two
+studies of three. Less taken off would cover better where seeds differ, and make intervals half as
+wide again where they do not (docs/findings, simulated studies)."""
+SMALLEST_P = 1e-20
+"""Below it p of an interval is not told apart."""
+
+
+def standard_error(scores: Array, clusters: Labels | None = None) -> float | None:
+    """Standard error of the mean of ``scores`` (N,); None where it cannot be known.
+
+    With ``clusters`` (one label an item), items of a cluster may hang together: the squared sums of
+    residuals per cluster (Liang & Zeger 1986; Miller 2024, arXiv 2411.00640, section 2.2), with the
+    small-sample factor C / (C - 1).
+    """
+    n = len(scores)
+    if clusters is None:
+        return float(scores.std(ddof=1)) / sqrt(n) if n >= 2 else None
+    sums, _ = _units(scores - scores.mean(), _cluster_index(clusters, n))
+    return sqrt(_variance_of_mean(sums, n)) if len(sums) >= 2 else None
+
+
+def non_inferior(difference: Estimate, margin: float) -> bool:
+    """Whether the arm is shown to be at most ``margin`` worse: the interval lies above -margin."""
+    return difference.low is not None and difference.low > -margin
+
+
+def score_estimate(scores: Array, clusters: Labels | None = None, seed: int = 0) -> Estimate:
+    """Mean of ``scores`` (S, N) with a 95 % interval over seeds and items; no test."""
+    return weighted_estimate([Comparison(scores, None, clusters)], seed=seed, tested=False)
+
+
+def paired_estimate(
+    tuned: Array,
+    reference: Array,
+    clusters: Labels | None = None,
+    seed: int = 0,
+) -> Estimate:
+    """``tuned`` (S, N) minus ``reference``: (N,) for the base, (T, N) for another trained arm.
+
+    Items that share a label of ``clusters`` are resampled together. With one seed the interval
+    speaks of that one trained model. Interval and p are None where N < 2.
+
+    p: exact McNemar for one seed of right-or-wrong items that stand by themselves; otherwise the
+    larger of the interval's own (the level at which it ends at zero), which knows the spread
+    between seeds, and that of ``sign_flip`` on item means, which guards small samples.
+    """
+    return weighted_estimate([Comparison(tuned, reference, clusters)], seed=seed)
+
+
+def unpaired_difference(first: Estimate, second: Estimate) -> Estimate:
+    """``first`` minus ``second``, of two samples of items that do not belong together.
+
+    Interval by MOVER from the two separate ones (Zou & Donner 2008): the distance of
+    each lower end is the root of the squares of the distances that make the difference smaller.
+    Where the two go together it is wider than need be. No test: p is None. ``n`` and ``seeds``
+    are those of the smaller side.
+    """
+    value = first.value - second.value
+    n, seeds = min(first.n, second.n), min(first.seeds, second.seeds)
+    ends = (first.low, first.high, second.low, second.high)
+    if any(end is None for end in ends):
+        return Estimate(value=value, low=None, high=None, n=n, seeds=seeds)
+    low, high, other_low, other_high = (float(end) for end in ends if end is not None)
+    return Estimate(
+        value=value,
+        low=value - hypot(first.value - low, other_high - second.value),
+        high=value + hypot(high - first.value, second.value - other_low),
+        n=n,
+        seeds=seeds,
+    )
+
+
+def negated(estimate: Estimate) -> Estimate:
+    """The same difference seen from the other side."""
+    return estimate.model_copy(
+        update={
+            "value": 0.0 if estimate.value == 0 else -estimate.value,
+            "low": None if estimate.high is None else -estimate.high,
+            "high": None if estimate.low is None else -estimate.low,
+        }
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One task's scores: tuned (S, N), against a reference (N,) or (T, N) or nothing."""
+
+    tuned: Array
+    reference: Array | None
+    clusters: Labels | None = None
+    """One label an item; items that share one are drawn together."""
+
+    def __post_init__(self) -> None:
+        others = self.tuned if self.reference is None else self.reference
+        if self.tuned.ndim != 2 or others.shape[-1] != self.tuned.shape[1] or not self.tuned.size:
+            raise BadInput(
+                f"paired scores: found shapes {self.tuned.shape} and {others.shape}, expected "
+                "(seeds, items) and (items,) or (seeds, items) on the same items, none empty"
+            )
+
+    @property
+    def arms(self) -> tuple[Array, ...]:
+        """Scores of what was trained: (S, N), and (T, N) where the reference was trained too."""
+        trained = self.reference is not None and self.reference.ndim == 2
+        return (self.tuned, self.reference) if trained else (self.tuned,)  # type: ignore[return-value]
+
+    @property
+    def item_means(self) -> Array:
+        """Difference of every item, mean over seeds: (N,)."""
+        means: Array = self.tuned.mean(axis=0)
+        if self.reference is None:
+            return means
+        others = np.atleast_2d(self.reference)
+        change = means - others.mean(axis=0)
+        # The mean of equal floats may miss them by its last digits: that is no change at all.
+        sizes = np.maximum(np.abs(self.tuned).max(axis=0), np.abs(others).max(axis=0))
+        return np.where(np.abs(change) <= TINY * sizes, 0.0, change)
+
+    @property
+    def is_one_pair(self) -> bool:
+        """Two models on right-or-wrong items that stand by themselves."""
+        if self.reference is None or self.clusters is not None or not self.is_right_or_wrong:
+            return False
+        return len(self.tuned) == len(np.atleast_2d(self.reference)) == 1
+
+    @property
+    def is_right_or_wrong(self) -> bool:
+        """Whether every score is 0 or 1."""
+        rows = [self.tuned] if self.reference is None else [self.tuned, self.reference]
+        return all(bool(((r == 0) | (r == 1)).all()) for r in rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """A part of the variance of the value, with its degrees of freedom."""
+
+    variance: float
+    freedom: float
+
+    def half_width(self, alpha: float) -> float:
+        return -float(special.stdtrit(self.freedom, alpha / 2)) * sqrt(self.variance)
+
+
+@dataclass(frozen=True, slots=True)
+class _Weighed:
+    """One task of an estimate, with its weight and what of it is drawn as one."""
+
+    comparison: Comparison
+    weight: float
+    mean: float
+    """Of the items' differences."""
+    labels: npt.NDArray[np.intp] | None
+    """Cluster of every item, 0 .. C - 1; None where items stand by themselves."""
+    sums: Array
+    """Differences summed by item or cluster, (C,)."""
+    sizes: Array
+    """Items in each, (C,)."""
+
+    @classmethod
+    def of(cls, comparison: Comparison, weight: float) -> "_Weighed":
+        means, clusters = comparison.item_means, comparison.clusters
+        labels = None if clusters is None else _cluster_index(clusters, len(means))
+        sums, sizes = _units(means, labels)
+        return cls(comparison, weight, float(means.mean()), labels, sums, sizes)
+
+    @property
+    def n(self) -> int:
+        """Items."""
+        return int(self.comparison.tuned.shape[1])
+
+    @property
+    def item_variance(self) -> float:
+        """From which items were drawn, weighed."""
+        return self.weight**2 * _variance_of_mean(self.sums - self.sizes * self.mean, self.n)
+
+    def answer_noise(self, rows: Array, by_seed: Array) -> float:
+        """Variance of the seeds' means, (S,), from what each answered beside the others, weighed.
+
+        rows: one trained arm's scores, (S, N).
+        """
+        residuals = rows - rows.mean(axis=0) - by_seed[:, None] + by_seed.mean()
+        if self.labels is not None:
+            residuals = np.stack([_units(row, self.labels)[0] for row in residuals])
+        return self.weight**2 * _variance_of_mean(residuals, self.n) / (len(rows) - 1)
+
+
+def weighted_estimate(
+    comparisons: Sequence[Comparison],
+    weights: Sequence[float] | None = None,
+    seed: int = 0,
+    tested: bool = True,
+) -> Estimate:
+    """Sum over tasks of weight times difference; by default their mean.
+
+    Row s of every task must be the same trained model. Raises BadInput where they are not as many,
+    or no task is given.
+    """
+    if not comparisons:
+        raise BadInput("weighted_estimate: no task given")
+    if len({tuple(len(a) for a in c.arms) for c in comparisons}) > 1:
+        raise BadInput("weighted_estimate: the tasks have not the same seeds")
+    weighing = list(weights or [1 / len(comparisons)] * len(comparisons))
+    tasks = [_Weighed.of(c, w) for c, w in zip(comparisons, weighing, strict=True)]
+    value = sum(t.weight * t.mean for t in tasks)
+    n = sum(t.n for t in tasks)
+    seeds = min(len(a) for a in comparisons[0].arms)
+    clustered = any(t.labels is not None for t in tasks)
+    clusters = sum(len(t.sums) for t in tasks) if clustered else None
+    if any(len(t.sums) < 2 for t in tasks):
+        return Estimate(value=value, low=None, high=None, n=n, seeds=seeds, clusters=clusters)
+    items, between = _item_share(tasks), _seed_shares(tasks)
+    low, high = _interval(tasks, items, between, value, seed)
+    p = _p_value(tasks, (items, *between), value, seed) if tested else None
+    unknown = items.variance == 0 and low is None
+    seed_error = sqrt(sum(s.variance for s in between)) if seeds > 1 else None
+    return Estimate(
+        value=value,
+        low=low,
+        high=high,
+        p=p,
+        n=n,
+        seeds=seeds,
+        clusters=clusters,
+        item_error=None if unknown else sqrt(items.variance),
+        seed_error=None if unknown else seed_error,
+    )
+
+
+def _units(values: Array, labels: npt.NDArray[np.intp] | None) -> tuple[Array, Array]:
+    """Sums and sizes of what is drawn as one: every item, or every cluster; (C,) each."""
+    if labels is None:
+        return values, np.ones(len(values))
+    sums = np.bincount(labels, weights=values)
+    return sums.astype(np.float64), np.bincount(labels).astype(np.float64)
+
+
+def _variance_of_mean(residual_sums: Array, n: int) -> float:
+    """Of a mean of n items, from the residual sums (..., C) of its C >= 2 units; rows add up."""
+    c = int(residual_sums.shape[-1])
+    return float((residual_sums**2).sum()) * c / (c - 1) / n**2
+
+
+def _item_share(tasks: Sequence[_Weighed]) -> _Share:
+    """Variance from which items were drawn; over several tasks Satterthwaite's freedom (1946)."""
+    variances = [t.item_variance for t in tasks]
+    total = sum(variances)
+    if total < TINY**2:
+        return _Share(0.0, 1.0)
+    parts = zip(variances, tasks, strict=True)
+    return _Share(total, total**2 / sum(v**2 / (len(t.sums) - 1) for v, t in parts))
+
+
+def _seed_shares(tasks: Sequence[_Weighed]) -> list[_Share]:
+    """Variance from which seeds were trained, one share for each trained arm of two or more.
+
+    The seeds' means vary by what the seeds are and by the noise of their own answers; the latter
+    stands in the item share already (it is in the item means), so it is taken off.
+    """
+    shares = []
+    for position, arm in enumerate(tasks[0].comparison.arms):
+        seeds = len(arm)
+        if seeds < 2:
+            continue
+        means, noise = np.zeros(seeds), 0.0
+        for task in tasks:
+            rows = task.comparison.arms[position]
+            by_seed = rows.mean(axis=1)
+            means += task.weight * by_seed
+            noise += task.answer_noise(rows, by_seed)
+        if seeds == 2:
+            noise *= TAKEN_OFF_TWO
+        variance = max(0.0, float(means.var(ddof=1)) - noise) / seeds
+        shares.append(_Share(variance if variance > TINY**2 else 0.0, seeds - 1))
+    return shares
+
+
+def _interval(
+    tasks: Sequence[_Weighed], items: _Share, between: list[_Share], value: float, seed: int
+) -> tuple[float | None, float | None]:
+    alpha = 1 - CONFIDENCE
+    accuracy = all(t.comparison.is_right_or_wrong for t in tasks)
+    widest = sum(abs(t.weight) for t in tasks)
+    if items.variance > 0:
+        draws = np.zeros(1)
+        for i, task in enumerate(tasks):
+            draws = draws + task.weight * resampled_means(task.sums, task.sizes, seed + i)
+        # A resample of few units shows too little spread, and its quantiles are the normal's.
+        spread = max(float(draws.std()), TINY)
+        stretch = items.half_width(alpha) / float(special.ndtri(1 - alpha / 2)) / spread
+        ends = quantiles(draws, (alpha / 2, 1 - alpha / 2))
+        below, above = (d * stretch for d in (value - ends[0], ends[1] - value))
+    elif accuracy:
+        # Every unit gave the same: the bootstrap sees no spread, yet items not drawn may differ.
+        # The exact bound on what N equal answers leave open is 1 - (alpha / 2)^(1/N).
+        fewest = min(len(t.sums) for t in tasks)
+        below = above = widest * (1 - (alpha / 2) ** (1 / fewest))
+    else:
+        return None, None
+    squares = sum(s.half_width(alpha) ** 2 for s in between)
+    low, high = value - sqrt(below**2 + squares), value + sqrt(above**2 + squares)
+    if not accuracy:
+        return low, high
+    # Accuracies and their differences cannot leave their range.
+    lowest = 0.0 if all(t.comparison.reference is None for t in tasks) else -widest
+    return max(lowest, low), min(widest, high)
+
+
+def _p_value(
+    tasks: Sequence[_Weighed], shares: tuple[_Share, ...], value: float, seed: int
+) -> float:
+    if len(tasks) == 1 and tasks[0].comparison.is_one_pair:
+        difference = tasks[0].sums  # items by themselves: their differences
+        return mcnemar_exact(int((difference > 0).sum()), int((difference < 0).sum()))
+    parts = [t.weight * t.sums / t.n for t in tasks]
+    return max(_p_of_interval(shares, value), sign_flip(np.concatenate(parts), seed))
+
+
+def _p_of_interval(shares: tuple[_Share, ...], value: float) -> float:
+    """The alpha at which the half-width is the distance from zero; 0 where nothing varies."""
+    if value == 0:
+        return 1.0
+    varying = [s for s in shares if s.variance > 0]
+    if not varying:
+        return 0.0
+    if len(varying) == 1:
+        only = varying[0]
+        return 2 * float(special.stdtr(only.freedom, -abs(value) / sqrt(only.variance)))
+
+    def beyond(log_alpha: float) -> float:
+        return sum(s.half_width(exp(log_alpha)) ** 2 for s in varying) - value**2
+
+    if beyond(log(SMALLEST_P)) <= 0:
+        return SMALLEST_P
+    return exp(float(optimize.brentq(beyond, log(SMALLEST_P), 0.0, xtol=1e-4)))
+
+
+def _cluster_index(clusters: Labels, n: int) -> npt.NDArray[np.intp]:
+    """Cluster labels as 0 .. C - 1, (N,)."""
+    if len(clusters) != n:
+        raise BadInput(f"clusters: found {len(clusters)} labels for {n} items, expected one each")
+    if isinstance(clusters, np.ndarray):
+        return np.unique(clusters, return_inverse=True)[1].astype(np.intp)
+    position: dict[Hashable, int] = {}
+    return np.array(
+        [position.setdefault(label, len(position)) for label in clusters], dtype=np.intp
+    )

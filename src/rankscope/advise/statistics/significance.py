@@ -1,0 +1,83 @@
+"""Exact and family-wise tests: McNemar, sign flips, Holm.
+
+Sources and where each is used: docs/science.md, "Statistics".
+"""
+
+from collections.abc import Sequence
+from math import exp, floor, log2
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from rankscope.advise.statistics.resampling import CHUNK_CELLS, MOST_KEPT, NUM_DRAWS, kept_signs
+
+Array = npt.NDArray[np.float64]
+
+ALPHA = 0.05
+"""Level of every test that a decision rests on."""
+FEWEST_ITEMS = 1 + floor(log2(2 / ALPHA))
+"""Items from which a test can reach it: of fewer, even unanimous ones (2 x 0.5^n) do not."""
+MOST_ENUMERATED = 12
+"""Units up to which all 2^units sign flips are counted instead of drawn."""
+
+
+def mcnemar_exact(b: int, c: int) -> float:
+    """Two-sided exact p of b gains against c losses under a fair coin (McNemar 1947)."""
+    if b == c:
+        return 1.0
+    return min(1.0, 2 * float(stats.binom.cdf(min(b, c), b + c, 0.5)))
+
+
+def sign_flip(parts: Array, seed: int = 0) -> float:
+    """Two-sided p that the sum of ``parts`` (units,) is zero, by flipping signs (Fisher 1935).
+
+    If the two models were alike, either sign of a unit's difference would be as likely. Exact for
+    up to ``MOST_ENUMERATED`` units that differ at all. Beyond, the smaller of two p that both hold:
+    (k + 1) / (D + 1) with D drawn flips, k of them with a sum at least as far from zero (Phipson &
+    Smyth 2010), which cannot fall below 1 / (D + 1), and the bound 2 exp(-sum^2 / (2 sum of
+    squares)) for any flipped units (Hoeffding 1963), which can.
+    """
+    scale = float(np.abs(parts).max())
+    if scale == 0:
+        return 1.0
+    sizes = np.abs(parts[parts != 0]) / scale
+    units = len(sizes)
+    # Rounding joins what only the order of summation tells apart.
+    found = abs(float(parts.sum())) / scale - 1e-9 * units
+    if units <= MOST_ENUMERATED:
+        flips = 1 - 2 * (np.arange(2**units)[:, None] >> np.arange(units) & 1)
+        return float((np.abs(flips @ sizes) >= found).mean())
+    bound = 2 * exp(-(max(0.0, found) ** 2) / (2 * float(sizes @ sizes)))
+    if bound < 1 / (NUM_DRAWS + 1):
+        return bound  # further out than the draws can tell
+    if units <= MOST_KEPT:
+        sums = sizes.astype(np.float32) @ kept_signs(units, seed)
+        # Single precision: a sum as far as the one found may come out a little short of it.
+        further = int((np.abs(sums) >= found - 1e-5 * units).sum())
+    else:
+        further = _further_of_many(sizes, found, seed)
+    return min(bound, (further + 1) / (NUM_DRAWS + 1))
+
+
+def _further_of_many(sizes: Array, found: float, seed: int) -> int:
+    """Of D drawn flips, how many have a sum at least ``found`` from zero."""
+    # Equal sizes share a binomial draw: right-or-wrong items have few of them.
+    sizes, counts = np.unique(sizes.round(12), return_counts=True)
+    rng = np.random.default_rng([seed, 2])
+    further, chunk = 0, max(1, CHUNK_CELLS // len(sizes))
+    for start in range(0, NUM_DRAWS, chunk):
+        shape = (min(chunk, NUM_DRAWS - start), len(sizes))
+        sums = (2 * rng.binomial(counts, 0.5, size=shape) - counts) @ sizes
+        further += int((np.abs(sums) >= found).sum())
+    return further
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Family-wise adjusted p values in the given order (Holm 1979)."""
+    adjusted = [1.0] * len(p_values)
+    largest = 0.0
+    for i, position in enumerate(sorted(range(len(p_values)), key=lambda j: p_values[j])):
+        largest = max(largest, min(1.0, (len(p_values) - i) * p_values[position]))
+        adjusted[position] = largest
+    return adjusted

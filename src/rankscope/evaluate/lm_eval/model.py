@@ -1,0 +1,197 @@
+"""One model of the pack as lm-evaluation-harness sees it. Needs the package ``lm-eval``.
+
+The harness renders prompts and judges answers; tokens are made as its own ``HFLM`` makes them, and
+scored or continued by Rankscope's engine.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from transformers import PreTrainedTokenizerBase
+
+from rankscope.errors import BadInput
+from rankscope.evaluate.scorers.choice import Question, continuation_logprobs
+from rankscope.evaluate.scorers.generation import Limits, generate
+from rankscope.models.base import Base
+
+MAX_NEW_TOKENS = 256
+"""Of a generated answer where the task does not say, as in the harness."""
+
+
+class HarnessModel(TemplateLM):  # type: ignore[misc]  # the package has no types
+    """The base with one adapter, or bare.
+
+    Args:
+        base: carries the adapter.
+        slot: which; None is the bare base.
+        context: most tokens of prompt and answer together.
+        batch_tokens: most tokens of a pass.
+    """
+
+    def __init__(self, base: Base, slot: str | None, context: int, batch_tokens: int) -> None:
+        super().__init__()
+        self.base = base
+        self.slot = slot
+        self.context = context
+        self.batch_tokens = batch_tokens
+        self.tokenizer: PreTrainedTokenizerBase = base.tokenizer
+        self.num_tokens = 0
+        self.seconds = 0.0
+
+    @property
+    def eot_token_id(self) -> int:
+        """The end token."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without a prompt."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else int(bos)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """For the harness's names of rendered requests."""
+        return self.base.record.label
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Token ids; a text that begins with the BOS token written out gets no second one."""
+        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        bos = self.tokenizer.decode([self.prefix_token_id])
+        if add_special_tokens is None and bos and string.startswith(str(bos)):
+            options = {"add_special_tokens": False}
+        ids: list[int] = self.tokenizer.encode(string, **options)
+        return ids
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """A conversation as the tokenizer's template renders it."""
+        text = self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+        assert isinstance(text, str)
+        return text
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[tuple[float, bool]]:
+        """(log p, is what greedy decoding writes) of each continuation; no progress bars."""
+        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        return found
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """(summed log p, is what greedy decoding writes) of each continuation.
+
+        Raises:
+            BadInput: a prompt with its continuation that is longer than the context.
+        """
+        continuations: dict[tuple[int, ...], list[list[int]]] = defaultdict(list)
+        places: list[tuple[tuple[int, ...], int]] = []
+        for _, prompt, continuation in requests:
+            own = continuations[tuple(prompt)]
+            places.append((tuple(prompt), len(own)))
+            own.append(continuation)
+        questions = [Question(prompt, answers) for prompt, answers in continuations.items()]
+        # The last token is predicted, not read.
+        self.check_lengths([question.num_tokens - 1 for question in questions])
+        found = continuation_logprobs(
+            self.base, questions, [self.slot], self.batch_tokens, greedy=True
+        )[self.slot]
+        self.num_tokens += found.num_tokens
+        self.seconds += found.seconds
+        of_prompt = {prompt: number for number, prompt in enumerate(continuations)}
+        return [
+            (
+                float(found.values[of_prompt[prompt]][index]),
+                not found.missed[of_prompt[prompt]][index],
+            )
+            for prompt, index in places
+        ]
+
+    def check_lengths(self, lengths: Sequence[int]) -> None:
+        """Raise BadInput where rows are longer than the context: cut, they would be others."""
+        too_long = [length for length in lengths if length > self.context]
+        if too_long:
+            raise BadInput(
+                f"{len(too_long)} of {len(lengths)} prompts do not fit the model's context of "
+                f"{self.context} tokens; the longest needs {max(too_long)}. Use fewer examples "
+                "(num_fewshot), or a model with a longer context"
+            )
+
+    def loglikelihood_rolling(
+        self, requests: Sequence[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """log p of each whole text, in windows of the context where it is longer."""
+        windows: list[tuple[Any, list[int], list[int]]] = []
+        counts = []
+        for request in requests:
+            cut = get_rolling_token_windows(
+                self.tok_encode(request.args[0]), self.prefix_token_id, self.context, 1
+            )
+            own = [make_disjoint_window(window) for window in cut]
+            windows += [(None, list(prompt), list(rest)) for prompt, rest in own]
+            counts.append(len(own))
+        values = iter(self._loglikelihood_tokens(windows) if windows else [])
+        return [sum(next(values)[0] for _ in range(count)) for count in counts]
+
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Greedy text after each prompt, up to the first stop string.
+
+        Raises:
+            BadInput: a task that samples, or a prompt that fills the context.
+        """
+        texts = [""] * len(requests)
+        alike: dict[tuple[tuple[str, ...], int], list[int]] = defaultdict(list)
+        for number, request in enumerate(requests):
+            alike[generation_limits(request.args[1])].append(number)
+        for (stops, max_new_tokens), members in alike.items():
+            prompts = [self.tok_encode(requests[i].args[0]) for i in members]
+            self.check_lengths([len(prompt) + 1 for prompt in prompts])
+            limits = Limits(
+                max_new_tokens=max_new_tokens,
+                context=self.context,
+                batch_tokens=self.batch_tokens,
+                stop_ids=frozenset({self.eot_token_id}),
+                stop_strings=stops,
+            )
+            found = generate(self.base, prompts, [self.slot], limits)[self.slot]
+            for member, generation in zip(members, found, strict=True):
+                texts[member] = generation.text
+                self.num_tokens += len(generation.prompt) + len(generation.ids)
+        return texts
+
+
+def generation_limits(settings: dict[str, Any]) -> tuple[tuple[str, ...], int]:
+    """(stop strings, most new tokens) of a task's ``generation_kwargs``.
+
+    Raises:
+        BadInput: they ask for sampling, or for something unknown here.
+    """
+    given = dict(settings)
+    until = given.pop("until", None) or []
+    stops = tuple(text for text in ([until] if isinstance(until, str) else until) if text)
+    limit = MAX_NEW_TOKENS
+    for name in ("max_gen_toks", "max_new_tokens"):
+        limit = int(given.pop(name, limit))
+    sampled = bool(given.pop("do_sample", False)) and float(given.get("temperature", 1.0)) > 0
+    given.pop("temperature", None)
+    given.pop("top_p", None)
+    if sampled or given:
+        raise BadInput(
+            f"the task's generation_kwargs ask for {', '.join(sorted(given)) or 'sampling'}; "
+            "answers are generated greedily here: expected until, max_gen_toks and "
+            "do_sample: false"
+        )
+    return stops, limit

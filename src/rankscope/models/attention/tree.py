@@ -1,0 +1,175 @@
+"""Attention of rows that branch, and of rows that all continue one cached prefix; forward alone.
+
+A prompt with several answers is one row: its trunk, then its branches one after another, each of
+which sees the trunk and itself. So the prompt is computed once, in the pass of its answers. And
+rows that begin with the same tokens, such as the examples before each question, keep those in a
+cache of one row: all their queries meet its keys in one product per head.
+
+    R rows of a group, T its longest; P tokens of the prefix; N tokens; H query and K key/value
+    heads, G = H / K; D head dim
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rankscope.models.attention.products import Group, Layout
+
+MAX_SCORES = 2**16
+"""Most scores of a group, of one head: what the products and the softmax touch stays in cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """Which tokens of each row may see which."""
+
+    branch: Tensor
+    """(R, T) int64: 0 in the trunk, 1 and up in the branches, -1 beyond the row's end."""
+    position: Tensor
+    """(R, T) int64, positions counted from the row's first token: branches start alike."""
+    trunks: tuple[int, ...]
+    """Tokens before the first branch, by row."""
+    _masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], branches: Sequence[Sequence[int]]) -> "Branches":
+        """Rows of the given lengths that end in branches of the given lengths."""
+        width = max(lengths)
+        branch = torch.full((len(lengths), width), -1)
+        position = torch.zeros_like(branch)
+        trunks = []
+        for row, (length, parts) in enumerate(zip(lengths, branches, strict=True)):
+            start = length - sum(parts)
+            trunks.append(start)
+            branch[row, :start] = 0
+            position[row, :start] = torch.arange(start)
+            for number, part in enumerate(parts, 1):
+                branch[row, start : start + part] = number
+                position[row, start : start + part] = trunks[-1] + torch.arange(part)
+                start += part
+        return cls(branch, position, tuple(trunks))
+
+    def visible(self, rows: Sequence[int], first: int, last: int) -> Tensor:
+        """Which keys before ``last`` the queries from ``first`` on may see, (R, queries, keys).
+
+        Places beyond a row's end see its first token: a softmax over nothing would be NaN.
+        """
+        branch = self.branch[list(rows), :last]
+        asking = branch[:, first:, None]
+        is_past = torch.arange(last) <= torch.arange(first, last)[:, None]
+        seen = is_past & ((branch[:, None] == 0) | (branch[:, None] == asking))
+        seen &= asking >= 0
+        seen[:, :, 0] = True
+        return seen
+
+    def mask(
+        self, group: Group, span: tuple[int, int], heads: tuple[int, int], dtype: torch.dtype
+    ) -> Tensor | None:
+        """(K R, queries x G, last): 0 or minus infinity; None where causality says it all.
+
+        Made once for all layers.
+        """
+        num_kv, per_key = heads
+        first, last = span
+        if min(self.trunks[row] for row in group.rows) >= last:
+            return None
+        key = (group.start, first, num_kv, per_key, dtype)
+        if key not in self._masks:
+            hidden = ~self.visible(group.rows, first, last).repeat_interleave(per_key, 1)
+            mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
+            self._masks[key] = mask.repeat(num_kv, 1, 1)
+        return self._masks[key]
+
+    def wide_mask(self, num_shared: int, window: int | None, device: torch.device) -> Tensor:
+        """What each query sees of P shared keys and its row's T, (R, 1, T, P + T) bool.
+
+        Made once for all layers.
+        """
+        key = (num_shared, window, device)
+        if key in self._masks:
+            return self._masks[key]
+        rows = range(len(self.branch))
+        seen = self.visible(rows, 0, self.branch.shape[1])
+        shared = torch.ones(*seen.shape[:2], num_shared, dtype=torch.bool)
+        if window is not None:
+            seen &= self.position[:, :, None] - self.position[:, None] < window
+            distance = num_shared + self.position[:, :, None] - torch.arange(num_shared)
+            shared &= distance < window
+        seen[:, :, 0] |= ~torch.cat([shared, seen], 2).any(2)
+        self._masks[key] = torch.cat([shared, seen], 2)[:, None].to(device)
+        return self._masks[key]
+
+
+def branched_products(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    layout: Layout,
+    scale: float,
+    branches: Branches | None,
+    prefix: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """softmax(s q k^T) v over a row's own keys and the prefix's, without a backward pass.
+
+    Args:
+        qkv: q (N, H, D), k and v (N, K, D).
+        layout: of the rows.
+        scale: s.
+        branches: of the rows; None where there are none.
+        prefix: cached keys and values, (K, P, D) each.
+
+    Returns:
+        (N, H, D).
+    """
+    q, k, _ = qkv
+    num_kv, size = k.shape[1:]
+    heads = (num_kv, q.shape[1] // num_kv)
+    places = layout.places(num_kv)
+    spread = [x.reshape(len(k) * num_kv, -1).index_select(0, places.spread) for x in qkv]
+    out = torch.empty_like(spread[0])
+    for group in layout.groups:
+        queries, keys, values, result = (group.part(x, num_kv) for x in (*spread, out))
+        queries, result = (x.view(len(x), -1, size) for x in (queries, result))
+        for span in group.spans():
+            rows = slice(span[0] * heads[1], span[1] * heads[1])
+            mask = None if branches is None else branches.mask(group, span, heads, q.dtype)
+            scores = torch.baddbmm(
+                layout.mask(span, heads[1], q.dtype) if mask is None else mask,
+                queries[:, rows],
+                keys[:, : span[1]].transpose(1, 2),
+                alpha=scale,
+            )
+            seen = values[:, : span[1]]
+            if prefix is None:
+                result[:, rows] = torch.softmax(scores, -1) @ seen
+            else:
+                asking = scale * queries[:, rows].reshape(num_kv, -1, size)
+                result[:, rows] = with_prefix(asking, prefix, scores, seen)
+    return out.index_select(0, places.gather).view(q.shape)
+
+
+def with_prefix(
+    queries: Tensor, prefix: tuple[Tensor, Tensor], scores: Tensor, values: Tensor
+) -> Tensor:
+    """Attention over P shared keys and own ones whose scores are known.
+
+    Args:
+        queries: (K, M, D), scaled; M are those of all rows.
+        prefix: (K, P, D) each.
+        scores: (K R, M / R, S) of own keys, masked.
+        values: (K R, S, D).
+
+    Returns:
+        (K R, M / R, D).
+    """
+    keys, shared_values = prefix
+    num_kv, num_queries, size = queries.shape
+    num_shared = keys.shape[1]
+    both = scores.new_empty(num_kv, num_queries, num_shared + scores.shape[2])
+    both[:, :, num_shared:] = scores.view(num_kv, num_queries, -1)
+    for head in range(num_kv):
+        torch.mm(queries[head], keys[head].T, out=both[head, :, :num_shared])
+    both = torch.softmax(both, -1)
+    out = both.view(len(values), -1, both.shape[2])[:, :, num_shared:] @ values
+    out.view(num_kv, num_queries, size).baddbmm_(both[:, :, :num_shared], shared_values)
+    return out

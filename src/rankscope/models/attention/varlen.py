@@ -1,0 +1,348 @@
+"""Attention over concatenated rows: no padding in any linear layer, any number of rows per pass.
+
+Shape legend, used across ``models``, ``train`` and ``evaluate``:
+
+    R  rows in a batch                N  valid tokens of all rows together
+    T  longest row                    P  longest cached prefix of a row
+    H  query heads, K  key/value heads, D  head dim
+
+A model sees one sequence of N tokens, ``(1, N)``, with positions that restart at every row. The
+attention function registered here lays the rows out as ``(R, T)`` just for the attention products,
+so that each row attends to itself (and to its own cached prefix) and to nothing else. Padding sits
+to the right of a row's tokens, where causality hides it.
+
+Works for every architecture that goes through transformers' attention interface and passes its
+keyword arguments on; one that does not is refused with a message instead of mixing rows silently.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from rankscope.errors import BadInput
+from rankscope.models.attention.decode import Step
+from rankscope.models.attention.products import MAX_LENGTH, Layout, row_products
+from rankscope.models.attention.tree import MAX_SCORES, Branches, branched_products
+
+NAME = "rankscope_rows"
+"""Name of the attention implementation, for ``attn_implementation=``."""
+
+Probe = Callable[[int, Tensor, Tensor, float, int | None], None]
+"""Looks at one layer's attention: (layer, queries (H, N, D), keys (K, N, D), scale, window)."""
+
+
+class RowCache:
+    """Keys and values of the tokens each row has already seen, layer by layer.
+
+    Attributes:
+        lengths: cached tokens per row, (R,) int64, on the CPU.
+        keys, values: per layer index, (R, K, capacity, D); columns past a row's length are unused.
+    """
+
+    def __init__(self, num_rows: int, capacity: int) -> None:
+        self.lengths = torch.zeros(num_rows, dtype=torch.int64)
+        self.capacity = capacity
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+
+    @property
+    def stored(self) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Keys and values."""
+        return self.keys, self.values
+
+    def select(self, rows: Tensor, capacity: int) -> "RowCache":
+        """A new cache holding the given rows, (R',) int64, in that order; rows may repeat."""
+        chosen = RowCache(len(rows), capacity)
+        chosen.lengths = self.lengths[rows].clone()
+        width = int(chosen.lengths.max()) if len(rows) else 0
+        for layer, keys in self.keys.items():
+            index = rows.to(keys.device)
+            for source, target in ((keys, chosen.keys), (self.values[layer], chosen.values)):
+                shape = (len(rows), source.shape[1], capacity, source.shape[3])
+                grown = source.new_zeros(shape)
+                grown[:, :, :width] = source[index, :, :width]
+                target[layer] = grown
+        return chosen
+
+    def append(self, layer: int, keys: Tensor, values: Tensor, lengths: Tensor) -> None:
+        """Store (R, K, T, D) of which row i holds ``lengths[i]`` tokens, after what it has.
+
+        ``lengths`` of the cache itself move only in :meth:`advance`, once every layer has stored.
+        """
+        if layer not in self.keys:
+            shape = (keys.shape[0], keys.shape[1], self.capacity, keys.shape[3])
+            self.keys[layer] = keys.new_zeros(shape)
+            self.values[layer] = keys.new_zeros(shape)
+        steps = torch.arange(keys.shape[2])
+        row, step = torch.nonzero(steps[None, :] < lengths[:, None], as_tuple=True)
+        column = self.lengths[row] + step
+        row, step, column = (index.to(keys.device) for index in (row, step, column))
+        self.keys[layer][row, :, column] = keys[row, :, step]
+        self.values[layer][row, :, column] = values[row, :, step]
+
+    def advance(self, lengths: Tensor) -> None:
+        """Count the tokens just stored in every layer."""
+        self.lengths = self.lengths + lengths
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlan:
+    """Where each of the N tokens stands among R rows; made once per forward pass."""
+
+    lengths: Tensor
+    """(R,) int64, on the CPU."""
+    to_rows: Tensor
+    """(R * T,) index into the N tokens; padding points at its row's first token."""
+    to_tokens: Tensor
+    """(N,) index into R * T."""
+    is_rectangular: bool
+    """All rows equally long: rows are a plain reshape."""
+    cache: RowCache | None = None
+    store: bool = False
+    """Append this pass's keys and values to ``cache``."""
+    layout: Layout | None = None
+    """How ``row_products`` lays the rows out, where it is the faster way."""
+    step: Step | None = None
+    """All rows continue what they have cached by one token."""
+    branches: Branches | None = None
+    prefix: RowCache | None = None
+    """A cache of one row, which every row continues."""
+    probe: Probe | None = None
+    """Called in every layer, before its attention is computed."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(R, T)."""
+        return len(self.lengths), int(self.lengths.max())
+
+    @property
+    def num_shared(self) -> int:
+        """P, tokens of the prefix that all rows continue."""
+        return 0 if self.prefix is None else int(self.prefix.lengths)
+
+    @classmethod
+    def of(
+        cls,
+        lengths: Sequence[int],
+        device: torch.device,
+        cache: RowCache | None = None,
+        store: bool = False,
+    ) -> "RowPlan":
+        """Plan for consecutive rows of the given lengths (each at least 1)."""
+        counts = torch.tensor(lengths, dtype=torch.int64)
+        width = int(counts.max())
+        starts = torch.cumsum(counts, 0) - counts
+        steps = torch.arange(width)
+        valid = steps[None, :] < counts[:, None]
+        to_rows = torch.where(valid, starts[:, None] + steps[None, :], starts[:, None])
+        is_fresh = cache is None or not cache.lengths.any()
+        is_step = width == 1 and store and cache is not None and bool(cache.lengths.all())
+        by_products = device.type == "cpu" and is_fresh and width <= MAX_LENGTH
+        return cls(
+            lengths=counts,
+            to_rows=to_rows.reshape(-1).to(device),
+            to_tokens=torch.nonzero(valid.reshape(-1)).reshape(-1).to(device),
+            is_rectangular=bool(valid.all()),
+            cache=cache,
+            store=store,
+            layout=Layout.of(lengths, device) if by_products else None,
+            step=Step.of(cache.lengths, device) if is_step and cache is not None else None,
+        )
+
+    def branched(
+        self, branches: Sequence[Sequence[int]], prefix: RowCache | None, device: torch.device
+    ) -> "RowPlan":
+        """The plan for rows that branch, or continue ``prefix``; for passes without gradients.
+
+        Args:
+            branches: lengths of the branches at each row's end; empty where no row has any.
+            prefix: see :attr:`prefix`.
+            device: of the pass.
+
+        Raises:
+            ValueError: a prefix of several rows, or a pass that gradients are wanted of.
+        """
+        if prefix is not None and len(prefix.lengths) != 1:
+            raise ValueError(f"a prefix of {len(prefix.lengths)} rows; all rows continue one")
+        if torch.is_grad_enabled():
+            raise ValueError("rows that branch or continue a prefix have no backward pass")
+        plan = replace(self, prefix=prefix)
+        lengths = self.lengths.tolist()
+        return replace(
+            plan,
+            branches=Branches.of(lengths, branches or [()] * len(lengths)),
+            layout=Layout.of(lengths, device, MAX_SCORES, plan.num_shared)
+            if device.type == "cpu"
+            else None,
+        )
+
+    def rows(self, x: Tensor) -> Tensor:
+        """(1, heads, N, D) -> (R, heads, T, D)."""
+        num_rows, width = self.shape
+        flat = x.squeeze(0).transpose(0, 1)
+        if not self.is_rectangular:
+            flat = flat.index_select(0, self.to_rows)
+        return flat.reshape(num_rows, width, *flat.shape[1:]).transpose(1, 2)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """(R, T, heads, D) -> (1, N, heads, D)."""
+        flat = x.reshape(-1, *x.shape[2:])
+        if not self.is_rectangular:
+            flat = flat.index_select(0, self.to_tokens)
+        return flat[None]
+
+
+def prefix_mask(plan: RowPlan, width: int, window: int | None, device: torch.device) -> Tensor:
+    """Which of P cached and T own keys each of T queries may see, (R, 1, T, P + T) bool."""
+    assert plan.cache is not None
+    prefix = plan.cache.lengths
+    num_cached = int(prefix.max())
+    steps = torch.arange(width)
+    cached = torch.arange(num_cached)
+    key_position = torch.cat(
+        [
+            cached[None, :].expand(len(prefix), -1),
+            prefix[:, None] + steps[None, :],
+        ],
+        dim=1,
+    )
+    exists = torch.cat(
+        [cached[None, :] < prefix[:, None], torch.ones(len(prefix), width, dtype=torch.bool)], dim=1
+    )
+    query_position = prefix[:, None] + steps[None, :]
+    visible = key_position[:, None, :] <= query_position[:, :, None]
+    if window is not None:
+        visible &= query_position[:, :, None] - key_position[:, None, :] < window
+    return (visible & exists[:, None, :])[:, None].to(device)
+
+
+def window_mask(width: int, window: int, device: torch.device) -> Tensor:
+    """Causal sliding-window mask, (T, T) bool."""
+    steps = torch.arange(width, device=device)
+    distance = steps[:, None] - steps[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+def row_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    row_plan: RowPlan | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend within rows. ``query`` (1, H, N, D), ``key``/``value`` (1, K, N, D) -> (1, N, H, D).
+
+    Raises:
+        BadInput: the architecture hides the row plan, or uses an attention feature (logit
+            soft-capping, attention sinks) that is not implemented here.
+    """
+    if row_plan is None:
+        raise BadInput(
+            f"{type(module).__name__} does not pass keyword arguments on to its attention: "
+            "this architecture cannot be used; expected one such as Llama, Qwen, Mistral or Gemma"
+        )
+    for feature in ("softcap", "s_aux"):
+        if kwargs.get(feature) is not None:
+            raise BadInput(
+                f"{type(module).__name__} uses attention feature {feature!r}, which is not "
+                "supported"
+            )
+    # Under autocast rotary positions leave queries and keys in float32.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    width = row_plan.shape[1]
+    window = kwargs.get("sliding_window")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if row_plan.probe is not None:
+        row_plan.probe(int(module.layer_idx), query[0], key[0], scale, window)  # type: ignore[arg-type]
+    if row_plan.branches is not None:
+        return branched_attention(module, (query, key, value), row_plan, window, scale), None
+    cache = row_plan.cache
+    if row_plan.step is not None and cache is not None:
+        keys, values = (x[int(module.layer_idx)] for x in cache.stored)  # type: ignore[arg-type]
+        return row_plan.step.attend((query, key, value), (keys, values), scale, window), None
+    if row_plan.layout is not None and not dropout and (window is None or window >= width):
+        if cache is not None and row_plan.store:
+            own = (row_plan.rows(key), row_plan.rows(value))
+            cache.append(int(module.layer_idx), *own, row_plan.lengths)  # type: ignore[arg-type]
+        q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+        with no_autocast(query.device.type):  # it chooses its own precision
+            return row_products(q, k, v, row_plan.layout, scale)[None], None
+    q, k, v = row_plan.rows(query), row_plan.rows(key), row_plan.rows(value)
+    mask = None
+    if cache is not None:
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        num_cached = int(cache.lengths.max())
+        own_k, own_v = k, v
+        if num_cached:
+            mask = prefix_mask(row_plan, width, window, q.device)
+            k = torch.cat([cache.keys[layer][:, :, :num_cached], k], dim=2)
+            v = torch.cat([cache.values[layer][:, :, :num_cached], v], dim=2)
+        if row_plan.store:
+            cache.append(layer, own_k, own_v, row_plan.lengths)
+    if mask is None and window is not None and window < width:
+        mask = window_mask(width, window, q.device)
+    out = F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    return row_plan.tokens(out.transpose(1, 2)), None
+
+
+def branched_attention(
+    module: nn.Module,
+    qkv: tuple[Tensor, Tensor, Tensor],
+    plan: RowPlan,
+    window: int | None,
+    scale: float,
+) -> Tensor:
+    """Attend within the branches of rows, and to the prefix of all; shapes as in the caller."""
+    _, key, value = qkv
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    assert plan.branches is not None
+    prefix = None
+    if plan.prefix is not None:
+        keys, values = (x[layer][0, :, : plan.num_shared] for x in plan.prefix.stored)
+        prefix = (keys, values)
+    if plan.store and plan.cache is not None:
+        plan.cache.append(layer, plan.rows(key), plan.rows(value), plan.lengths)
+    if plan.layout is not None and (window is None or window >= plan.num_shared + plan.shape[1]):
+        q, k, v = (x.squeeze(0).transpose(0, 1) for x in qkv)
+        return branched_products((q, k, v), plan.layout, scale, plan.branches, prefix)[None]
+    q, k, v = (plan.rows(x) for x in qkv)
+    if prefix is not None:
+        k, v = (
+            torch.cat([shared[None].expand(len(own), -1, -1, -1), own], dim=2)
+            for shared, own in zip(prefix, (k, v), strict=True)
+        )
+    mask = plan.branches.wide_mask(plan.num_shared, window, q.device)
+    is_grouped = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=is_grouped)
+    return plan.tokens(out.transpose(1, 2))
+
+
+def no_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Autocast off; torch's meta device has none."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+def register() -> None:
+    """Make the implementation known to transformers; repeated calls do no harm."""
+    AttentionInterface.register(NAME, row_attention)

@@ -1,0 +1,359 @@
+"""One PEFT method on the shared frozen base: put on, trained, stored, taken off without a trace."""
+
+import copy
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rankscope.errors import BadInput, IntegrityError
+from rankscope.models.adapters.folder import BASE_HASH, with_sorted_metadata
+from rankscope.models.adapters.settings import CONFIG, WEIGHTS
+from rankscope.models.base import Base
+from rankscope.models.load import check_rows_apart
+from rankscope.models.lora import seed_of
+from rankscope.models.multi_lora import unwrap
+from rankscope.models.peft_backend.original import Original
+from rankscope.models.peft_backend.settings import (
+    PEFT_FAILURES,
+    described,
+    draws_in_training,
+    injected,
+    peft_config,
+    trainable_parameters,
+    type_name,
+    writes_in_place,
+)
+from rankscope.models.quantize import dense_weight
+from rankscope.records import ModelRecord, TrialSpec
+
+ADAPTER = "default"
+"""PEFT's name for the only adapter of a model."""
+
+
+class PeftTuner:
+    """A PEFT method while it is on the base; there is one at a time.
+
+    Attributes:
+        model: PEFT's model around the base's, which it changed in place: running the base's own
+            model runs the method.
+        seed: what its start and its dropout depend on.
+    """
+
+    def __init__(self, base: PreTrainedModel, seed: int = 0) -> None:
+        unwrap(base)
+        self.original = Original(base)
+        self.seed = seed
+        self.model: PeftModel
+
+    @classmethod
+    def new(cls, base: PreTrainedModel, config: PeftConfig, seed: int) -> "PeftTuner":
+        """Put a fresh method on a frozen base; what it draws depends on ``seed`` alone.
+
+        Raises:
+            BadInput: it does not fit this model, or trains nothing; the base is as it was.
+        """
+        tuner = cls(base, seed)
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed_of("init", seed, "peft"))
+                tuner.put_on(config, lambda: injected(base, config))
+            found = trainable_parameters(tuner.model)
+            if not found:
+                raise BadInput(
+                    f"method peft, {type_name(type(config))}: trains no parameter of this model; "
+                    "check its settings and the arm's targets"
+                )
+            tuner.original.lend(found)
+        except BaseException:
+            tuner.original.restore()
+            raise
+        tuner.model.eval()  # PEFT leaves its dropout on; every step switches it on for itself
+        return tuner
+
+    @classmethod
+    def load(cls, base: PreTrainedModel, folder: Path, record: ModelRecord) -> "PeftTuner":
+        """Put a stored method on a frozen base, to be scored.
+
+        Raises:
+            BadInput: it was made for another base.
+            IntegrityError: what is stored cannot be read or does not fit.
+        """
+        check_file(folder / WEIGHTS, record)
+        tuner = cls(base)
+        try:
+            with warnings.catch_warnings():
+                # AdaLoRA's pattern of ranks, which its own loader reads later.
+                warnings.filterwarnings("ignore", "The following rank_pattern keys")
+                warnings.filterwarnings("error", "Found missing adapter keys")
+                config = PeftConfig.from_pretrained(str(folder))
+                tuner.put_on(config, lambda: PeftModel.from_pretrained(base, str(folder)))
+        except (*PEFT_FAILURES, UserWarning) as error:
+            tuner.original.restore()
+            raise IntegrityError(f"adapter {folder}: {described(error)}") from error
+        tuner.model.eval()
+        return tuner
+
+    def put_on(self, config: PeftConfig, make: Callable[[], PeftModel]) -> None:
+        """Set :attr:`model`, the base's own values kept from a start that writes into weights."""
+        if writes_in_place(config):
+            self.original.lend(dict(self.original.model.named_parameters()))
+        self.model = make()
+        self.original.share()
+
+    def remove(self) -> None:
+        """Take the method off: the base is bit for bit what it was."""
+        self.original.restore()
+
+    # --- training
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What trains, in the model's order."""
+        return list(trainable_parameters(self.model).values())
+
+    def layers(self) -> dict[str, BaseTunerLayer]:
+        """The layers the method put in, by the name that theirs has in the base."""
+        return {
+            name: module
+            for name, module in self.original.model.named_modules()
+            if isinstance(module, BaseTunerLayer)
+        }
+
+    def train(self, training: bool) -> None:
+        """Switch the method's own dropout; the base's stays off, as in every other method."""
+        for layer in self.layers().values():
+            assert isinstance(layer, nn.Module)
+            layer.train(training)
+            layer.get_base_layer().eval()
+
+    @property
+    def draws(self) -> bool:
+        """Whether its passes in training draw from the generator, as many numbers as they do."""
+        return draws_in_training(self.model.peft_config[ADAPTER])
+
+    def begin_step(self, step: int) -> None:
+        """Switch dropout on; what the step draws depends on seed and step alone."""
+        self.train(True)
+        torch.manual_seed(seed_of("dropout", self.seed, "peft", step))
+
+    @property
+    def _adalora(self) -> Any:
+        """PEFT's AdaLoRA model; None for another method."""
+        tuner = self.model.base_model
+        return tuner if hasattr(tuner, "rankallocator") else None
+
+    @property
+    def has_state(self) -> bool:
+        """Whether the method is more than its parameters."""
+        return self._adalora is not None
+
+    def penalty(self) -> Tensor | None:
+        """What the method adds to a step's loss: AdaLoRA's orthogonality, nats; None for others.
+
+        orth_reg_weight times the mean of |P^T P - I| and |Q Q^T - I|, Frobenius norms over all
+        matrices: equation 4 of 2303.10512 as PEFT has it, unsquared.
+        """
+        if self._adalora is None:
+            return None
+        config: Any = self.model.peft_config[ADAPTER]
+        norms = []
+        for name, p in trainable_parameters(self.model).items():
+            if ".lora_A." in name or ".lora_B." in name:
+                gram = p @ p.T if ".lora_A." in name else p.T @ p
+                norms.append(torch.norm(gram - torch.eye(len(gram), device=p.device)))
+        weight: float = config.orth_reg_weight
+        return weight * torch.stack(norms).mean()
+
+    def penalize(self) -> None:
+        """Add the penalty's gradient to that of the step's loss."""
+        penalty = self.penalty()
+        if penalty is not None:
+            penalty.backward()
+
+    def after_update(self, step: int) -> None:
+        """Switch dropout off, and move AdaLoRA's budget after optimizer step ``step`` (from 0), its
+        gradients still there."""
+        self.train(False)
+        if self._adalora is not None:
+            self._adalora.update_and_allocate(step + 1)
+
+    # --- what a checkpoint needs besides the parameters
+
+    def tensors(self) -> dict[str, Tensor]:
+        """AdaLoRA's importance scores, by name."""
+        if self._adalora is None:
+            return {}
+        allocator = self._adalora.rankallocator
+        return {
+            f"{kind}/{name}": tensor
+            for kind in ("ipt", "exp_avg_ipt", "exp_avg_unc")
+            for name, tensor in getattr(allocator, kind).items()
+        }
+
+    def counters(self) -> dict[str, Any]:
+        """AdaLoRA's pattern of kept ranks, JSON-compatible."""
+        return {"rank_pattern": getattr(self.model.peft_config[ADAPTER], "rank_pattern", None)}
+
+    def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
+        """Set to what :meth:`tensors` and :meth:`counters` gave."""
+        if self._adalora is None:
+            return
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition("/")
+            getattr(self._adalora.rankallocator, kind)[name] = tensor.to(self.model.device)
+        config: Any = self.model.peft_config[ADAPTER]
+        config.rank_pattern = counters["rank_pattern"]
+
+    # --- weights
+
+    def base_weight(self, name: str) -> Tensor:
+        """W0 of a layer the method changes, (out, in), whatever its start made of it."""
+        layer: Any = self.layers()[name].get_base_layer()
+        now = layer.weight.data
+        layer.weight.data = self.original.values.get(layer.weight, now)
+        try:
+            return dense_weight(layer)
+        finally:
+            layer.weight.data = now
+
+    def mergeable(self) -> list[str]:
+        """Names of the linear layers whose change is a change of their matrix."""
+        return [name for name in self.layers() if self._merged(name) is not None]
+
+    def merged_weight(self, name: str) -> Tensor:
+        """W of one of :meth:`mergeable`'s layers with the method merged in, (out, in) float32."""
+        merged = self._merged(name)
+        if merged is None:
+            raise ValueError(f"{name}: the method cannot be merged into this layer")
+        return merged
+
+    def _merged(self, name: str) -> Tensor | None:
+        layer = self.layers()[name]
+        if not isinstance(layer.get_base_layer(), nn.Linear):
+            return None
+        alone: Any = copy.deepcopy(layer)
+        alone.float()
+        try:
+            alone.merge(safe_merge=True)
+        except PEFT_FAILURES:
+            return None
+        weight: Tensor = dense_weight(alone.get_base_layer())
+        return weight
+
+    def save(self, trial: TrialSpec, base: ModelRecord, folder: Path) -> None:
+        """Write the method into an existing, empty folder, as PEFT stores it.
+
+        Equal methods give equal bytes. The hash of the base goes into the metadata.
+        """
+        config: Any = self.model.peft_config[ADAPTER]
+        config.base_model_name_or_path = base.label
+        pattern = self.counters()["rank_pattern"]  # PEFT renames its keys for the file
+        with warnings.catch_warnings():
+            # AdaLoRA may prune every rank of a matrix, which PEFT takes for a shard that is absent.
+            warnings.filterwarnings("ignore", "Adapter .* invalid shape")
+            self.model.save_pretrained(str(folder), save_embedding_layers=False)
+        if pattern is not None:
+            config.rank_pattern = pattern
+        tensors = load((folder / WEIGHTS).read_bytes())
+        data = save(tensors, metadata={"format": "pt", BASE_HASH: base.sha256})
+        (folder / WEIGHTS).write_bytes(with_sorted_metadata(data))
+        # PEFT writes a set, whose order changes from process to process; the bytes must not.
+        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        for key in ("target_modules", "feedforward_modules", "exclude_modules"):
+            if isinstance(settings.get(key), list):
+                settings[key] = sorted(settings[key])
+        text = json.dumps(settings, indent=2, sort_keys=True)
+        (folder / CONFIG).write_text(text, encoding="utf-8")
+        (folder / "README.md").write_text(card(trial, settings, base), encoding="utf-8")
+
+
+def trial_config(trial: TrialSpec, num_steps: int | None) -> PeftConfig:
+    """PEFT's configuration of a trial of ``num_steps`` optimizer steps.
+
+    Raises:
+        BadInput: settings that cannot be used, see ``peft_methods.peft_config``.
+    """
+    if trial.peft is None:
+        raise ValueError(f"{trial.label}: not a trial of a PEFT method")
+    return peft_config(json.loads(trial.peft), trial.targets, num_steps)
+
+
+def new_tuner(base: Base, trial: TrialSpec, num_steps: int) -> PeftTuner:
+    """Put a trial's method on the base, fresh, as the guest of its pack.
+
+    Raises:
+        BadInput: it does not fit this model, or lets rows see each other; the base is as it was.
+    """
+    tuner = PeftTuner.new(base.model, trial_config(trial, num_steps), trial.seed)
+    base.pack.guest = tuner
+    try:
+        check_rows_apart(base)
+    except BaseException:
+        base.pack.clear()
+        raise
+    return tuner
+
+
+def load_tuner(base: Base, folder: Path) -> PeftTuner:
+    """Put a stored method on the base, as the guest of its pack; raises as ``PeftTuner.load``."""
+    tuner = PeftTuner.load(base.model, folder, base.record)
+    base.pack.guest = tuner
+    return tuner
+
+
+def check_file(path: Path, record: ModelRecord) -> None:
+    """Raise for a file of weights that is not readable, not finite, or another base's."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = (file.metadata() or {}).get(BASE_HASH)
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                if not torch.isfinite(file.get_tensor(key)).all():
+                    raise IntegrityError(f"{path}: tensor {key!r} holds values that are not finite")
+    except (SafetensorError, OSError) as error:
+        raise IntegrityError(f"{path}: not a readable safetensors file: {error}") from error
+    if found is not None and found != record.sha256:
+        raise BadInput(
+            f"adapter {path.parent}: made for another base (weights {found[:12]}..., this one is "
+            f"{record.sha256[:12]}...)"
+        )
+
+
+def card(trial: TrialSpec, settings: Mapping[str, Any], base: ModelRecord) -> str:
+    """A plain model card: how to load the adapter and how it was trained."""
+    kind = settings["peft_type"]
+    return f"""---
+base_model: {json.dumps(base.label)}
+library_name: peft
+tags: [{kind.lower()}, rankscope]
+---
+
+# {trial.task}, {trial.arm_label}, seed {trial.seed}
+
+A {kind} adapter trained by Rankscope; its settings stand in `{CONFIG}`.
+
+| setting | value |
+|---|---|
+| base | {base.label} ({base.architecture}) |
+| base weights, sha256 | {base.sha256} |
+| training task | {trial.task} |
+| learning rate | {trial.lr} |
+| seed | {trial.seed} |
+| trial | {trial.trial_id} |
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("BASE")
+model = PeftModel.from_pretrained(model, "THIS FOLDER")
+```
+"""

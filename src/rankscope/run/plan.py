@@ -1,0 +1,259 @@
+"""What a study will cost, before anything runs: counted where it can be, estimated where not.
+
+Trials, packs, steps and tokens are counted. Arithmetic follows from them (2 operations per weight
+and token forward, the same backward for activations, and the same again for trained weights); time
+is that arithmetic over the rate of a matrix product measured here and now, times the share of it
+that real steps reach.
+"""
+
+import functools
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from rankscope.config.study import TrainConfig
+from rankscope.data.encode import EncodedRows
+from rankscope.models.parameters import (
+    Architecture,
+    TrainingCost,
+    full_cost,
+    lora_cost,
+    read_config,
+    training_cost,
+)
+from rankscope.models.peft_backend.settings import count_parameters, peft_config
+from rankscope.records import Record, TrialSpec
+from rankscope.run.groups import Pack, PackLimit, pack_steps, what_limits
+from rankscope.run.prepare import StudyInputs
+from rankscope.train.step_schedule import own_protocol, planned_steps
+
+SHARE_OF_PEAK = 0.25
+"""Part of the measured matrix-product rate that a step reaches. LOG.md, "a pack on a CPU is
+correct, not yet fast": a pack of the pocket study did 47 GFLOP/s on two cores that can do 200,
+float32. Small models reach less."""
+
+PROBE_SIZE = 1024
+PROBE_SECONDS = 0.3
+
+
+class PackPlan(Record):
+    """One pack, planned."""
+
+    task: str
+    labels: tuple[str, ...]
+    """Its trials."""
+    steps: int
+    num_tokens: int
+    """Training tokens of all its trials together."""
+    memory_bytes: int
+    """Peak while it trains, estimated: base, adapters with their states, one forward and backward
+    pass. The libraries' own few hundred MB come on top."""
+    limited_by: PackLimit
+    """What keeps the pack from being larger."""
+    seconds: float
+    """Estimate, training and evaluation."""
+
+
+class Plan(Record):
+    """A study, planned."""
+
+    study: str
+    model: str
+    device: str
+    dtype: str
+    trials: int
+    packs: tuple[PackPlan, ...]
+    evaluations: int
+    """Models x tasks x splits."""
+    curve_evaluations: int
+    """Trials x tasks x points while they train, on at most ``evaluate_items`` items each."""
+    train_tokens: int
+    evaluation_tokens: int
+    disk_bytes: int
+    seconds: float
+    """Estimate of the whole study."""
+    measured_gflops: float
+    """Rate of a matrix product on this device, 10^9 operations per second."""
+    notes: tuple[str, ...]
+
+
+def make_plan(inputs: StudyInputs) -> Plan:
+    """Count and estimate; the only thing measured is one matrix product."""
+    shapes = inputs.shapes
+    rate = product_rate(inputs.device, inputs.dtype) * SHARE_OF_PEAK
+    item_tokens = evaluation_tokens(inputs)
+    scored_tokens = trial_tokens(inputs, item_tokens)
+    packs = tuple(plan_pack(inputs, shapes, pack, scored_tokens, rate) for pack in inputs.packs)
+    base_tokens = sum(sum(item_tokens[task, split]) for _, task, split in inputs.base_evals())
+    evaluations = len(inputs.base_evals()) + sum(
+        len(inputs.wanted_evals(t.trial_id, t.task)) + len(inputs.wanted_variants(t))
+        for t in inputs.trials
+    )
+    return Plan(
+        study=inputs.config.name,
+        model=inputs.config.model.label,
+        device=str(inputs.device),
+        dtype=str(inputs.dtype).removeprefix("torch."),
+        trials=len(inputs.trials),
+        packs=packs,
+        evaluations=evaluations,
+        curve_evaluations=sum(
+            len(inputs.curve_steps(t)) * len(inputs.curve_tasks(t.task)) for t in inputs.trials
+        ),
+        train_tokens=sum(pack.num_tokens for pack in packs),
+        evaluation_tokens=base_tokens + sum(scored_tokens.values()),
+        disk_bytes=sum(
+            trial_cost(inputs, trial).weight_bytes * (1 + len(inputs.kept_steps(trial)))
+            for trial in inputs.trials
+        ),
+        seconds=sum(p.seconds for p in packs) + 2 * shapes.num_parameters * base_tokens / rate,
+        measured_gflops=rate / SHARE_OF_PEAK / 1e9,
+        notes=inputs.notes,
+    )
+
+
+def plan_pack(
+    inputs: StudyInputs,
+    shapes: Architecture,
+    pack: Pack,
+    scored_tokens: Mapping[str, int],
+    rate: float,
+) -> PackPlan:
+    """Count one pack's steps and tokens and estimate its memory and time."""
+    config = inputs.config.train
+    rows = inputs.rows[pack[0].task]
+    protocols = [own_protocol(trial, config) for trial in pack]
+    own = [trained_tokens(rows, protocol) for protocol in protocols]
+    tokens = [n + replayed_tokens(inputs, t, n) for t, n in zip(pack, own, strict=True)]
+    costs = [trial_cost(inputs, trial) for trial in pack]
+    backward = 4 if pack[0].is_full else 2
+    operations = sum(
+        num_tokens
+        * (
+            (2 + backward) * shapes.num_parameters
+            + (0 if trial.is_full else 6 * cost.trainable_parameters)
+        )
+        for trial, cost, num_tokens in zip(pack, costs, tokens, strict=True)
+    )
+    operations += sum(
+        2 * shapes.num_parameters * (replayed_tokens(inputs, t, n) if t.replay else n)
+        for t, n in zip(pack, own, strict=True)
+        if t.kl_to_base  # the bare base's forward pass
+    )
+    scored = sum(scored_tokens[trial.trial_id] for trial in pack)
+    operations += scored * 2 * shapes.num_parameters
+    return PackPlan(
+        task=pack[0].task,
+        labels=tuple(f"{trial.arm_label} seed={trial.seed}" for trial in pack),
+        steps=pack_steps(pack, len(rows.rows), rows.num_tokens, config),
+        num_tokens=sum(tokens),
+        memory_bytes=inputs.packing.memory(pack, config).total_bytes,
+        limited_by=what_limits(pack, inputs.packs, inputs.config.max_pack),
+        seconds=operations / rate,
+    )
+
+
+def trained_tokens(rows: EncodedRows, protocol: TrainConfig) -> int:
+    """Tokens one trial is trained on, every row taken to have the mean length."""
+    steps = planned_steps(len(rows.rows), rows.num_tokens, protocol)
+    rows_per_step = min(len(rows.rows), protocol.batch_size * protocol.gradient_accumulation)
+    return round(steps * rows_per_step * rows.num_tokens / len(rows.rows))
+
+
+def replayed_tokens(inputs: StudyInputs, trial: TrialSpec, own_tokens: int) -> int:
+    """General tokens beside ``own_tokens`` of a trial's own, every row taken to have its mean."""
+    if trial.replay is None or not trial.replay_share:
+        return 0
+    own, general = inputs.rows[trial.task], inputs.replay[trial.replay]
+    num_rows = own_tokens * len(own.rows) / own.num_tokens
+    beside = num_rows * trial.replay_share / (1 - trial.replay_share)
+    return round(beside * general.num_tokens / len(general.rows))
+
+
+def trial_tokens(
+    inputs: StudyInputs, item_tokens: Mapping[tuple[str, str], Sequence[int]]
+) -> dict[str, int]:
+    """By trial, the tokens that scoring it takes, while it trains and after."""
+    few = inputs.config.train.evaluate_items
+    counts = {}
+    for trial in inputs.trials:
+        after = inputs.wanted_evals(trial.trial_id, trial.task) + inputs.wanted_variants(trial)
+        point = sum(
+            sum(item_tokens[task, "selection"][:few]) for task in inputs.curve_tasks(trial.task)
+        )
+        counts[trial.trial_id] = len(inputs.curve_steps(trial)) * point + sum(
+            sum(item_tokens[task, split]) for _, task, split in after
+        )
+    return counts
+
+
+def evaluation_tokens(inputs: StudyInputs) -> dict[tuple[str, str], list[int]]:
+    """Tokens one model reads (and writes) on each item of a split of a task.
+
+    Generated answers count at their longest, so generation is estimated from above.
+    """
+    counts: dict[tuple[str, str], list[int]] = {}
+    for _, name, split in inputs.base_evals():
+        task, found = inputs.tasks[name], []
+        scorers = {
+            item.item_id: part.spec.scorer
+            for part in task.parts
+            for item in (*part.selection, *part.report)
+        }
+        for item in task.selection if split == "selection" else task.report:
+            tokens = len(inputs.encoder.prompt_ids(item))
+            if scorers.get(item.item_id, task.spec.scorer) in ("number", "exact_match"):
+                tokens += inputs.config.evaluate.max_new_tokens
+            else:
+                answers = item.choices or (item.completion,)
+                tokens += sum(len(inputs.encoder.answer_ids(text, item)) for text in answers)
+            found.append(tokens)
+        counts[name, split] = found
+    return counts
+
+
+def trial_cost(inputs: StudyInputs, trial: TrialSpec) -> TrainingCost:
+    """Trainable parameters of a trial and the memory they need besides the base.
+
+    Of a method of PEFT's they are counted on PEFT's own model; one whose start is computed from the
+    base's weights cannot be counted before and is taken to need none.
+    """
+    if trial.is_full:
+        return full_cost(inputs.shapes, inputs.dtype)
+    if trial.peft is not None:
+        trainable = peft_parameters(inputs.folder, trial.peft, trial.targets)
+        return training_cost(trainable, inputs.shapes, inputs.dtype)
+    assert trial.rank is not None
+    return lora_cost(inputs.shapes, trial.rank, trial.targets, inputs.dtype)
+
+
+@functools.cache
+def peft_parameters(folder: Path, settings: str, targets: tuple[str, ...]) -> int:
+    """Parameters that a method of PEFT's trains in the model of ``folder``, 0 if unknown."""
+    config = peft_config(json.loads(settings), targets)
+    return count_parameters(read_config(folder), config) or 0
+
+
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of a square matrix product, measured for a moment."""
+    a = torch.randn(PROBE_SIZE, PROBE_SIZE, device=device).to(dtype)
+    b = a.clone()
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
+
+    a @ b
+    wait()
+    begun = time.perf_counter()
+    count = 0
+    while time.perf_counter() - begun < PROBE_SECONDS:
+        a @ b
+        wait()
+        count += 1
+    return count * 2 * PROBE_SIZE**3 / (time.perf_counter() - begun)

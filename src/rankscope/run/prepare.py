@@ -1,0 +1,368 @@
+"""Everything a study needs that can be known before weights are loaded.
+
+``check`` shows it, ``plan`` counts it and ``run`` works on it: tokenizer, tasks split and encoded,
+trials with their ids, packs.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from rankscope.analyze.spectra import refuse_too_many
+from rankscope.config.analyze import SpectraConfig
+from rankscope.config.study import Interval, StudyConfig, TrainConfig
+from rankscope.data.contamination import leaks_between
+from rankscope.data.encode import EncodedRows, Encoder, encode_rows
+from rankscope.data.study_tasks import read_replay, read_tasks, refuse_untrainable, replay_notes
+from rankscope.data.tasks import LoadedTask
+from rankscope.device import available_memory_bytes, choose_device, choose_dtype
+from rankscope.errors import BadInput
+from rankscope.evaluate.evaluator import context_length, cut_notes
+from rankscope.evaluate.task_record import task_record
+from rankscope.models.adapters.folder import refuse_other_base
+from rankscope.models.adapters.warm_start import start_notes, with_starts
+from rankscope.models.load import load_tokenizer, model_folder
+from rankscope.models.methods.eva_directions import RHO
+from rankscope.models.parameters import (
+    Architecture,
+    architecture,
+    rank_notes,
+    read_config,
+    target_shapes,
+)
+from rankscope.models.peft_backend.settings import count_parameters, peft_config
+from rankscope.models.quantize import refuse_quantize, require_bitsandbytes
+from rankscope.provenance import sha256_json, tokenizer_sha256, weights_sha256
+from rankscope.records import BASE, EvalKey, Split, TaskRecord, TrialSpec, Variant
+from rankscope.run.groups import Pack, make_packs
+from rankscope.run.trials import duplicate_grid_points, make_trials
+from rankscope.train.loop import refuse_zero_rates
+from rankscope.train.memory import MemoryModel, PackMemory, RowCounts
+from rankscope.train.step_schedule import due_steps, own_protocol, planned_steps
+
+SPLITS: tuple[Split, ...] = ("selection", "report")
+
+USABLE_SHARE = 0.9
+"""Part of the memory that is free now which packs are planned to take; estimates err by less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How trials become packs that fit into ``room_bytes``."""
+
+    model: MemoryModel
+    counts: Mapping[str, RowCounts]
+    """By training task, and by task whose rows are replayed."""
+    room_bytes: int
+
+    def counts_of(self, pack: Pack) -> RowCounts:
+        """Of a pack's rows; with replay every row is taken to be of the longer kind."""
+        counts = [self.counts[pack[0].task]]
+        counts += [self.counts[trial.replay] for trial in pack if trial.replay is not None]
+        return RowCounts.longer(counts)
+
+    def memory(self, pack: Pack, train: TrainConfig) -> PackMemory:
+        """What training a pack takes."""
+        return self.model.of_pack(pack, self.counts_of(pack), train)
+
+    def packs(self, trials: Sequence[TrialSpec], config: StudyConfig) -> list[Pack]:
+        """Trials cut into packs as ``max_pack`` and the memory allow."""
+
+        def fits(pack: Pack) -> bool:
+            return self.memory(pack, config.train).total_bytes <= self.room_bytes
+
+        return make_packs(trials, config.max_pack, fits)
+
+
+@dataclass(frozen=True, slots=True)
+class StudyInputs:
+    """A study file resolved on this machine.
+
+    Attributes:
+        config: the study file with ``auto`` values resolved.
+        folder: the base model's folder.
+        shapes: of its matrices.
+        base_sha256: hash of its weights, where they were read.
+        encoder: turns items into tokens.
+        tasks: every task that is trained on or scored, by name.
+        rows: encoded training rows of each training task.
+        records: one per task, as stored.
+        trials, packs: in the order they run.
+        packing: how much memory packs take, and how much there is.
+        notes: what a reader of the results must know.
+    """
+
+    config: StudyConfig
+    folder: Path
+    shapes: Architecture
+    base_sha256: str
+    device: torch.device
+    dtype: torch.dtype
+    encoder: Encoder
+    tasks: Mapping[str, LoadedTask]
+    rows: Mapping[str, EncodedRows]
+    records: tuple[TaskRecord, ...]
+    trials: tuple[TrialSpec, ...]
+    packs: tuple[Pack, ...]
+    packing: "Packing"
+    notes: tuple[str, ...]
+    replay: Mapping[str, EncodedRows] = field(default_factory=dict)
+    """By task, the encoded rows that arms replay."""
+
+    def wanted_evals(self, trial_id: str, trained_on: str | None) -> list[EvalKey]:
+        """What one model is scored on, in order.
+
+        Every task's report split; and the selection split of what choosing looks at: the model's
+        own training task and the retention tasks (for the base, every training task).
+        """
+        keys: list[EvalKey] = []
+        for record in self.records:
+            chooses = "retention" in record.roles or (
+                record.trained_on and trained_on in (None, record.name)
+            )
+            if chooses:
+                keys.append((trial_id, record.name, "selection"))
+            keys.append((trial_id, record.name, "report"))
+        return keys
+
+    def variants(self, trial: TrialSpec) -> list[Variant]:
+        """How a trial is changed at inference and scored again; a method of PEFT's is not."""
+        settings = self.config.evaluate
+        found = [Variant("scale", strength) for strength in settings.scales]
+        found += [Variant("layers", strength) for strength in settings.layer_scales]
+        for strength in settings.intruder_scales:
+            found += [Variant("intruders", strength), Variant("control", strength)]
+        return list(dict.fromkeys(found)) if trial.method != "peft" else []
+
+    def wanted_variants(self, trial: TrialSpec) -> list[EvalKey]:
+        """What the changed forms of a trial are scored on: in-domain and retention, both splits."""
+        tasks = self.curve_tasks(trial.task)
+        return [
+            (variant.of(trial.trial_id), task, split)
+            for variant in self.variants(trial)
+            for task in tasks
+            for split in SPLITS
+        ]
+
+    def curve_steps(self, trial: TrialSpec) -> tuple[int, ...]:
+        """Optimizer steps after which a trial is scored while it trains."""
+        return self.due_steps(trial, self.config.train.evaluate_every)
+
+    def kept_steps(self, trial: TrialSpec) -> tuple[int, ...]:
+        """Optimizer steps after which its weights are kept; the last one's are stored anyway."""
+        return self.due_steps(trial, self.config.train.checkpoint_every)[:-1]
+
+    def due_steps(self, trial: TrialSpec, every: Interval) -> tuple[int, ...]:
+        """The steps of one trial after which something is due; see ``trials.due_steps``."""
+        rows, train = self.rows[trial.task], self.config.train
+        return due_steps(every, len(rows.rows), rows.num_tokens, own_protocol(trial, train))
+
+    def curve_tasks(self, trained_on: str) -> list[str]:
+        """What it is scored on then: the selection splits that it is scored on in the end."""
+        wanted = self.wanted_evals("", trained_on)
+        return [task for _, task, split in wanted if split == "selection"]
+
+    def base_evals(self) -> list[EvalKey]:
+        """What the untuned base is scored on."""
+        return self.wanted_evals(BASE, None)
+
+
+def read_inputs(config: StudyConfig, weights: bool = True) -> StudyInputs:
+    """Resolve, read, split and encode; nothing is trained and no weights are loaded.
+
+    weights: the base's files must be there and are hashed. Without, its configuration and
+    tokenizer are enough, and trials' ids are not those of a run.
+
+    Raises:
+        BadInput: the model, a target module, a task or a row cannot be used.
+    """
+    folder = model_folder(config.model, weights)
+    model_config = read_config(folder)
+    shapes = architecture(model_config)
+    config, starts = with_starts(config, shapes)
+    caps = rank_notes(config, shapes)  # refuses a target that is not there, before rows are read
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    tokenizer = load_tokenizer(folder)
+    encoder = Encoder(tokenizer, config.model.prompt_format, config.train.max_length)
+    config = resolved(config, encoder, dtype)
+    read = read_tasks(config)
+    refuse_untrainable(config, read)
+    replay, replayed = read_replay(config, read, encoder)
+    tasks, leak_notes = with_leaks(config, read, replayed)
+    context = context_length(model_config)
+    scoring = [
+        note
+        for task in tasks.values()
+        for part in task.parts or (task,)
+        for split in SPLITS
+        for note in cut_notes(encoder, part, split, context, config.evaluate)
+    ]
+    rows = {
+        task.name: encode_rows(encoder, tasks[task.name].train, config.train.labels)
+        for task in config.tasks
+    }
+    base_sha256 = weights_sha256(folder) if weights or starts else "not read"
+    for start in starts.values():
+        refuse_other_base(start.folder, start.base_sha256, base_sha256)
+    tokenizer_hash = tokenizer_sha256(folder)
+    records = tuple(task_record(config, encoder, task, tokenizer_hash) for task in tasks.values())
+    trials = make_trials(
+        config,
+        base_sha256,
+        {name: rows_sha256(encoded) for name, encoded in rows.items()},
+        {name: start.sha256 for name, start in starts.items()},
+        {name: rows_sha256(encoded) for name, encoded in replay.items()},
+        {record.name: record.sha256 for record in records},
+    )
+    for trial in trials:
+        encoded, train = rows[trial.task], own_protocol(trial, config.train)
+        refuse_zero_rates(planned_steps(len(encoded.rows), encoded.num_tokens, train), train)
+    refuse_eva(trials, rows, shapes)
+    refuse_vectors(config, trials, shapes)
+    refuse_methods(config, trials, device)
+    for settings, targets, num_steps in peft_methods(trials, rows, config.train):
+        count_parameters(model_config, peft_config(json.loads(settings), targets, num_steps))
+    packing = Packing(
+        MemoryModel(model_config, dtype, device),
+        {name: RowCounts.of(encoded.rows) for name, encoded in {**replay, **rows}.items()},
+        config.memory_limit or round(USABLE_SHARE * available_memory_bytes(device)),
+    )
+    notes = [] if weights else without_weights(folder)
+    notes += [*encoder.notes, *caps, *(note for task in tasks.values() for note in task.notes)]
+    repeated = duplicate_grid_points(config)
+    notes += [*scoring, *start_notes(starts.values())]
+    notes += replay_notes(config)
+    notes += leak_notes
+    if repeated:
+        were = (
+            "1 grid point is repeated" if repeated == 1 else f"{repeated} grid points are repeated"
+        )
+        notes.append(f"{were} in the study file and merged: each is trained once")
+    notes += row_notes({**replay, **rows}, config.train.max_length)
+    return StudyInputs(
+        config=config,
+        folder=folder,
+        shapes=shapes,
+        base_sha256=base_sha256,
+        device=device,
+        dtype=dtype,
+        encoder=encoder,
+        tasks=tasks,
+        rows=rows,
+        records=records,
+        trials=tuple(trials),
+        packs=tuple(packing.packs(trials, config)),
+        packing=packing,
+        notes=tuple(notes),
+        replay=replay,
+    )
+
+
+def without_weights(folder: Path) -> list[str]:
+    """A note where a model's folder holds none."""
+    if any(folder.glob("*.safetensors")):
+        return []
+    return [f"{folder} holds no weights: planned from config.json; a run needs *.safetensors there"]
+
+
+def with_leaks(
+    config: StudyConfig, tasks: Mapping[str, LoadedTask], replayed: Mapping[str, LoadedTask]
+) -> tuple[dict[str, LoadedTask], list[str]]:
+    """The tasks, each with the report items that some training row of the study holds; and notes.
+
+    A task that the study does not train on leaks nothing from training rows of its own.
+    """
+    trained = {**replayed, **{task.name: tasks[task.name] for task in config.tasks}}
+    notes, between = leaks_between(
+        {name: task.train for name, task in trained.items()},
+        {name: task.report for name, task in tasks.items()},
+    )
+    found = {}
+    for name, task in tasks.items():
+        own = task.leaked_ids if name in trained else frozenset[str]()
+        found[name] = replace(task, leaked_ids=own | between.get(name, set()))
+    return found, notes
+
+
+def row_notes(rows: Mapping[str, EncodedRows], max_length: int) -> list[str]:
+    """One sentence per task whose training rows do not all fit."""
+    return [
+        f"{name}: {encoded.dropped} training rows dropped, {encoded.truncated} completions "
+        f"cut at max_length = {max_length} tokens"
+        for name, encoded in rows.items()
+        if encoded.dropped or encoded.truncated
+    ]
+
+
+def refuse_methods(config: StudyConfig, trials: Sequence[TrialSpec], device: torch.device) -> None:
+    """Raise BadInput for what this machine, or a base in 4 bits, cannot do."""
+    if config.train.optimizer == "adamw8bit" and any(trial.is_full for trial in trials):
+        require_bitsandbytes("optimizer: adamw8bit")
+    if config.quantize == "none":
+        return
+    refuse_quantize(device)
+    if any(trial.is_full for trial in trials):
+        raise BadInput(
+            "quantize: 4bit: full fine-tuning trains the base's own weights, which 4 bits cannot "
+            "hold; remove the arm of method 'full', or 'quantize'"
+        )
+
+
+def peft_methods(
+    trials: Iterable[TrialSpec], rows: Mapping[str, EncodedRows], train: TrainConfig
+) -> list[tuple[str, tuple[str, ...], int]]:
+    """Settings, targets and optimizer steps of every method of PEFT's in the study, each once."""
+    found = []
+    for trial in trials:
+        if trial.peft is not None:
+            encoded, own = rows[trial.task], own_protocol(trial, train)
+            steps = planned_steps(len(encoded.rows), encoded.num_tokens, own)
+            found.append((trial.peft, trial.targets, steps))
+    return list(dict.fromkeys(found))
+
+
+def refuse_eva(
+    trials: Iterable[TrialSpec], rows: Mapping[str, EncodedRows], shapes: Architecture
+) -> None:
+    """Raise BadInput where EVA would look for more directions than there are training tokens."""
+    for trial in trials:
+        if trial.method != "eva" or trial.rank is None:
+            continue
+        targets = target_shapes(shapes, trial.targets).values()
+        needed = max(min(round(RHO * trial.rank), inputs) for _, inputs in targets)
+        found = rows[trial.task].num_tokens
+        if found < needed:
+            raise BadInput(
+                f"method eva, rank {trial.rank}: {trial.task} has {found} training tokens, "
+                f"expected at least {needed} to find as many directions in; choose a smaller rank"
+            )
+
+
+def refuse_vectors(config: StudyConfig, trials: Iterable[TrialSpec], shapes: Architecture) -> None:
+    """Raise BadInput where spectra are asked for more vectors than a compared matrix has."""
+    asked = config.analyze.spectra
+    targets = {target for trial in trials for target in trial.targets}
+    targets = targets or set(shapes.linear_shapes) - {shapes.output_layer or ""}
+    compared = target_shapes(shapes, sorted(targets))
+    intruder_k = asked.intruder_k if asked.intruder_k != SpectraConfig().intruder_k else None
+    if asked.enabled:
+        refuse_too_many(
+            compared,
+            {"analyze.spectra.top_k": asked.top_k, "analyze.spectra.intruder_k": intruder_k},
+        )
+
+
+def resolved(config: StudyConfig, encoder: Encoder, dtype: torch.dtype) -> StudyConfig:
+    """``auto`` replaced by what it means here, so that trial ids say what was done."""
+    model = config.model.model_copy(update={"prompt_format": encoder.prompt_format})
+    name = str(dtype).removeprefix("torch.")
+    return config.model_copy(update={"model": model, "dtype": name})
+
+
+def rows_sha256(rows: EncodedRows) -> str:
+    """Hash of what training sees: tokens and labels, so tokenizer and template are in it too."""
+    return sha256_json([[row.input_ids, [int(x) for x in row.is_label]] for row in rows.rows])

@@ -1,0 +1,136 @@
+"""The stage that looks at attention heads: the base's first, then those of every trained trial."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from rankscope.analyze.heads.layout import HeadLayout
+from rankscope.analyze.heads.trial import HeadStudy, head_task, measure
+from rankscope.config.study import StudyConfig
+from rankscope.data.tasks import LoadedTask
+from rankscope.errors import BadInput
+from rankscope.evaluate.evaluator import context_length
+from rankscope.models.base import Base
+from rankscope.progress import Watcher
+from rankscope.records import StudyRecords, TrialSpec
+from rankscope.run.prepare import StudyInputs
+from rankscope.store import Ledger
+
+
+class HeadStage:
+    """What is missing of the heads of a study's trials, and how to get it."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        inputs: StudyInputs,
+        base: Base,
+        watcher: Watcher,
+        check_stop: Callable[[], None],
+    ) -> None:
+        self.ledger = ledger
+        self.inputs = inputs
+        self.base = base
+        self.watcher = watcher
+        self.check_stop = check_stop
+        self.settings = inputs.config.analyze.heads
+        self._studies: dict[str, HeadStudy] = {}
+
+    def missing(self) -> set[str]:
+        """Ids of the trained trials whose heads were not looked at; none where not asked for."""
+        if not self.settings.enabled:
+            return set()
+        return {trial.trial_id for trial in self.ledger.missing_heads()}
+
+    def measure_base(self) -> bool:
+        """Look at the base's heads, once for each task whose trials will be compared with them, as
+        long as nothing is on it; whether there was anything to do.
+
+        Raises:
+            BadInput: an architecture whose heads cannot be told apart.
+        """
+        if not self.settings.enabled:
+            return False
+        layout = HeadLayout.of(self.base.model)
+        statuses, missing = self.ledger.statuses(), self.missing()
+        tasks = {
+            trial.task: self.settings.task or trial.task
+            for trial in self.inputs.trials
+            if trial.trial_id in missing or statuses[trial.trial_id] == "planned"
+        }
+        if not tasks:
+            return False
+        encoder, loaded = self.inputs.encoder, self.inputs.tasks
+        most, evaluate = self.settings.items, self.inputs.config.evaluate
+        context = context_length(self.base.model.config)
+        ablated_on = tuple(
+            head_task(context, encoder, loaded[name], most, evaluate)
+            for name in dict.fromkeys(self.settings.ablate)
+        )
+        self.watcher.stage("base heads", len(tasks))
+        for done, (trained_on, name) in enumerate(tasks.items()):
+            self.check_stop()
+            self.watcher.advance(done, name)
+            task = head_task(context, encoder, loaded[name], most, evaluate)
+            measured = measure(self.base, layout, None, task, ablated_on, evaluate.batch_tokens)
+            self._studies[trained_on] = HeadStudy(
+                layout,
+                task,
+                ablated_on,
+                most,
+                evaluate.batch_tokens,
+                measured,
+                related(loaded, trained_on),
+            )
+        self.watcher.finish()
+        return True
+
+    def run(self, tuned: Base, trials: Sequence[TrialSpec], name: str) -> bool:
+        """Look at the heads of the trials that lack it; whether there were any.
+
+        Args:
+            tuned: the base with their weights on it, or a full trial's own model.
+            trials: of one pack.
+            name: of the stage.
+        """
+        missing = self.missing()
+        todo = [trial for trial in trials if trial.trial_id in missing]
+        if not todo:
+            return False
+        self.watcher.stage(name, len(todo))
+        for done, trial in enumerate(todo):
+            self.check_stop()
+            self.watcher.advance(done, trial.arm_label)
+            study = self._studies[trial.task]
+            found = study.record(trial.trial_id, trial.task, self.base, tuned)
+            self.ledger.commit_heads([found])
+        self.watcher.finish()
+        return True
+
+
+def refuse_other_heads(study: StudyRecords, config: StudyConfig) -> None:
+    """Stored records of heads must have been made as the study file asks.
+
+    Raises:
+        BadInput: on other items or another task, or with other tasks to ablate on.
+    """
+    asked = config.analyze.heads
+    if not asked.enabled:
+        return
+    for trial in study.trials:
+        made = trial.heads
+        if made is None:
+            continue
+        before = (made.task, made.items_asked, sorted(a.task for a in made.ablations))
+        now = (asked.task or trial.spec.task, asked.items, sorted(set(asked.ablate)))
+        if before != now:
+            raise BadInput(
+                f"{study.name}: stored records of heads were made on task {before[0]!r} with "
+                f"items {before[1]} and ablate {before[2]}, the study file now asks for "
+                f"{now[0]!r}, {now[1]} and {now[2]}; use another --out"
+            )
+
+
+def related(tasks: Mapping[str, LoadedTask], trained_on: str) -> frozenset[str]:
+    """Names of the tasks that share items with a training task: it, its parts, what joins those."""
+    made_of = {n: {n, *(part.spec.name for part in task.parts)} for n, task in tasks.items()}
+    own = made_of[trained_on]
+    return frozenset(name for name, found in made_of.items() if found & own)

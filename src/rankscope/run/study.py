@@ -1,0 +1,236 @@
+"""The conductor: a study file in, records, a recommendation and a report out."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Self
+
+from transformers.utils.logging import disable_progress_bar
+
+from rankscope.advise.mitigation import compare_mitigations
+from rankscope.advise.recommend import recommend
+from rankscope.advise.subjects import subject_changes
+from rankscope.analyze.spectra import compared_vectors
+from rankscope.config.analyze import SpectraConfig
+from rankscope.config.loader import dump_study, load_study
+from rankscope.config.study import StudyConfig
+from rankscope.device import (
+    keep_freed_memory,
+    limit_kernel_cache,
+    release_freed_memory,
+    use_deterministic,
+)
+from rankscope.errors import BadInput, Interrupted
+from rankscope.filesystem import replace_text
+from rankscope.models.load import load_base
+from rankscope.progress import Logged, Silent, Watcher
+from rankscope.provenance import provenance
+from rankscope.records import Recommendation, StudyRecords, trial_of, variant_of
+from rankscope.report.study_page import write_report
+from rankscope.run.group_ledger import settled
+from rankscope.run.plan import Plan, make_plan
+from rankscope.run.prepare import StudyInputs, read_inputs
+from rankscope.run.runner import Runner
+from rankscope.run.stages.heads import refuse_other_heads
+from rankscope.store import Ledger
+
+
+class Study:
+    """One study file, ready to check, plan and run.
+
+    >>> study = Study.load("study.yaml")
+    >>> records = study.run("studies/mine")
+    """
+
+    def __init__(self, config: StudyConfig) -> None:
+        self.config = config
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """Read a study file; ``overrides`` are ``key=value`` as of ``--set``.
+
+        Raises:
+            BadInput: the file cannot be read or used; every fault is named with its line.
+        """
+        return cls(load_study(Path(path), overrides))
+
+    def check(self) -> StudyInputs:
+        """Everything that can be wrong before a run: model, data, tokens, labels, leaks.
+
+        Raises:
+            BadInput: it would not run.
+        """
+        return read_inputs(self.config)
+
+    def plan(self) -> Plan:
+        """Trials, packs, steps, tokens, memory, disk and time, before anything runs.
+
+        Of the model its configuration and tokenizer are enough.
+        """
+        return make_plan(read_inputs(self.config, weights=False))
+
+    def run(self, out: str | Path, watcher: Watcher | None = None) -> StudyRecords:
+        """Run the study into ``out``, or continue it there; always safe to repeat.
+
+        Changes the process: the allocator keeps freed memory, Python's, NumPy's and torch's
+        generators are seeded, and torch uses deterministic algorithms.
+
+        Args:
+            out: the study's folder; made where there is none.
+            watcher: hears of progress; silent by default.
+
+        Raises:
+            BadInput, StudyLocked, IntegrityError, DiskFull, Interrupted.
+        """
+        keep_freed_memory()
+        limit_kernel_cache()
+        use_deterministic(0)
+        disable_progress_bar()  # transformers' own bars for reading and writing weights
+        out = Path(out)
+        begun = time.monotonic()
+        inputs = read_inputs(self.config)  # before the folder: a refused study leaves nothing
+        with Ledger.open(out, write=True) as ledger, interruptible() as should_stop:
+            watcher = Logged(watcher or Silent(), out / "log.jsonl")
+            if ledger.trials():
+                stored = ledger.load()
+                refuse_other_spectra(stored, inputs.config)
+                refuse_other_intruders(stored, inputs)
+                refuse_other_heads(stored, inputs.config)
+            base = load_base(
+                inputs.config.model,
+                inputs.device,
+                inputs.dtype,
+                quantize=inputs.config.quantize,
+            )
+            release_freed_memory()
+            config = inputs.config.model_dump(mode="json")
+            ledger.put_study(inputs.config.name, config, base.record, inputs.records, provenance())
+            replace_text(out / "study.resolved.yaml", dump_study(inputs.config))
+            ledger.put_notes(inputs.notes)
+            ledger.put_trials(inputs.trials)
+            for note in inputs.notes:
+                watcher.note(note)
+            inputs = settled(ledger, inputs)
+            runner = Runner(ledger, inputs, base, watcher, should_stop)
+            try:
+                runner.run()
+            finally:
+                if runner.did_something:  # a run that finds all done costs the study nothing
+                    ledger.add_seconds(time.monotonic() - begun)
+            return ledger.load()
+
+
+def conclude(out: Path) -> tuple[StudyRecords, Recommendation]:
+    """Write ``recommendation.json`` and ``report.html`` from the stored records of a study.
+
+    A file that would not change is left alone.
+
+    Raises:
+        BadInput: no study there.
+        IntegrityError: a stored record or table was altered.
+    """
+    with Ledger.open(out, write=False) as ledger:
+        study = ledger.load()
+    recommendation = recommend(study)
+    recommendation = recommendation.model_copy(
+        update={
+            "mitigation": compare_mitigations(study),
+            "subjects": subject_changes(study, recommendation),
+        }
+    )
+    replace_text(out / "recommendation.json", recommendation.model_dump_json(indent=2) + "\n")
+    made = out / "report.html.new"
+    write_report(study, recommendation, made)
+    replace_text(out / "report.html", made.read_bytes().decode())
+    made.unlink()
+    return study, recommendation
+
+
+def refuse_other_spectra(study: StudyRecords, config: StudyConfig) -> None:
+    """Stored spectra must have been made as the study file asks.
+
+    Raises:
+        BadInput: other k or epsilon; results of two definitions would be compared.
+    """
+    asked = config.analyze.spectra
+    for made in (trial.spectra for trial in study.trials):
+        if made is None:
+            continue
+        if (made.intruder_k, made.intruder_epsilon) != (asked.intruder_k, asked.intruder_epsilon):
+            raise BadInput(
+                f"{study.name}: stored spectra were made with intruder_k {made.intruder_k} and "
+                f"intruder_epsilon {made.intruder_epsilon:g}, the study file now asks for "
+                f"{asked.intruder_k} and {asked.intruder_epsilon:g}; use another --out"
+            )
+        for matrix in made.matrices:
+            if matrix.top_k != (now := compared_vectors(matrix.shape, asked)):
+                raise BadInput(
+                    f"{study.name}: stored spectra compare {matrix.top_k} singular vectors of "
+                    f"{matrix.name}, by the study file's top_k they now would be {now}; use "
+                    "another --out"
+                )
+
+
+def refuse_other_intruders(study: StudyRecords, inputs: StudyInputs) -> None:
+    """Stored scores without intruders must be of what the study file now calls intruders.
+
+    Raises:
+        BadInput: other k or epsilon; or, of full fine-tuning, other matrices looked at.
+    """
+    made = {
+        trial_of(model)
+        for model, _, _ in study.evals
+        if (variant := variant_of(model)) is not None and variant.kind in ("intruders", "control")
+    }
+    if not made:
+        return
+    analyze = study.config.get("analyze")
+    section = analyze.get("spectra", {}) if isinstance(analyze, dict) else {}
+    stored, asked = SpectraConfig.model_validate(section), inputs.config.analyze.spectra
+    before = {"intruder_k": stored.intruder_k, "intruder_epsilon": stored.intruder_epsilon}
+    now = {"intruder_k": asked.intruder_k, "intruder_epsilon": asked.intruder_epsilon}
+    told: tuple[object, object] = (before, now)
+    if before == now and any(t.spec.is_full and t.spec.trial_id in made for t in study.trials):
+        told = (
+            {"targets": sorted({n for t in study.trials for n in t.spec.targets})},
+            {"targets": sorted({n for t in inputs.trials for n in t.targets})},
+        )
+    if told[0] != told[1]:
+        raise BadInput(
+            f"{study.name}: stored scores of scaled intruders were made with {told[0]}, the study "
+            f"file now asks for {told[1]}; use another --out"
+        )
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C asks the run to stop at the next safe point; the second aborts.
+
+    Outside the main thread signals belong to somebody else and nothing is changed.
+
+    Raises:
+        Interrupted: the second Ctrl-C came.
+    """
+    asked = threading.Event()
+
+    def on_interrupt(signum: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield asked.is_set
+    except KeyboardInterrupt as abort:
+        raise Interrupted("aborted; what was finished is stored: the same command continues") from (
+            abort
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,210 @@
+"""Arms x seeds x tasks become trials with content ids, and trials become packs.
+
+Order of trials: training task, then arm, then grid point (method, targets, rank, alpha, learning
+rate, its ratio, dropout, the arm's own protocol, then replay, KL and early stopping, each in the
+order of the study file), then seed. Seeds of one point are neighbours, so a study that is stopped
+early has whole arms rather than many arms with one seed each.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from rankscope.config.arm import OVERRIDES, ArmConfig, resolved_alpha
+from rankscope.config.study import StudyConfig, TrainConfig
+from rankscope.errors import BadInput
+from rankscope.provenance import canonical_json, sha256_json
+from rankscope.records import TrialSpec
+from rankscope.train.step_schedule import own_protocol
+
+RESULTS_VERSION = 2
+"""Part of every trial id: raise it when a change of the code changes what training gives."""
+
+
+ID_LENGTH = 16
+"""Hex digits of a trial or pack id: 64 bits, so 10,000 trials collide with probability 3e-12."""
+
+
+NOT_TRAINING = frozenset(
+    {
+        "batch_tokens",
+        "checkpoint_every",
+        "checkpoint_seconds",
+        "evaluate_every",
+        "evaluate_items",
+        "gradient_checkpointing",
+    }
+)
+"""Fields of ``train`` that change when and how something is computed, and no result."""
+
+STOPPING = frozenset({"evaluate_every", "evaluate_items"})
+"""Of these, what decides when a trial with early stopping ends."""
+
+WHERE_GIVEN = (
+    "peft",
+    "lr_ratio",
+    "init_sha256",
+    "replay_share",
+    "replay_sha256",
+    "kl_to_base",
+    "early_stop",
+    "selection_sha256",
+)
+"""Settings of a trial that are in its id only where it has them: ids older than they stay."""
+
+Value = TypeVar("Value")
+
+
+def make_trials(
+    config: StudyConfig,
+    base_sha256: str,
+    data_sha256: Mapping[str, str],
+    adapter_sha256: Mapping[str, str] | None = None,
+    replay_sha256: Mapping[str, str] | None = None,
+    selection_sha256: Mapping[str, str] | None = None,
+) -> list[TrialSpec]:
+    """Every trial of the study, equal ones once, in the order this module documents.
+
+    config: its ``dtype`` enters the ids as it stands, so put the dtype that ``auto`` resolved to
+    there first if a machine with another one must not continue the study.
+    base_sha256: hash of the base model's weights and configuration.
+    data_sha256: by training task, hash of its training rows as split, rendered and encoded, in
+    order. Prompt template, scorer (letter or text), row limits and ``data_seed`` act through it;
+    selection and report items must not enter it, or a change of evaluation would train again.
+    adapter_sha256: by folder, hash of each adapter that an arm goes on from (``init_from``); such
+    an arm has the rank, alpha and targets of its adapter by now.
+    replay_sha256: by task, hash of the rows that an arm replays, as encoded.
+    selection_sha256: by training task, hash of what early stopping scores.
+    Raises BadInput where a training task, such a folder or such rows have no hash.
+    """
+    known = adapter_sha256 or {}
+    looked_at = {"replay_sha256": replay_sha256 or {}, "selection_sha256": selection_sha256 or {}}
+    trials: dict[str, TrialSpec] = {}
+    for task in config.tasks:
+        if task.name not in data_sha256:
+            raise BadInput(f"task {task.name!r}: no data was loaded for it")
+        shared = shared_identity(config, base_sha256, data_sha256[task.name])
+        for arm in config.arms:
+            if arm.init_from is not None and arm.init_from not in known:
+                raise BadInput(f"init_from {arm.init_from!r}: no adapter was read there")
+            start = {} if arm.init_from is None else {"init_sha256": known[arm.init_from]}
+            for point, seed in itertools.product(arm_points(arm, config.train), config.seeds):
+                seen = seen_besides(point, task.name, looked_at)
+                spec = TrialSpec.model_validate(
+                    {"trial_id": "", "task": task.name, **point, **start, **seen, "seed": seed}
+                )
+                trial_id = sha256_json({**shared, **own_identity(spec, config.train)})[:ID_LENGTH]
+                trials.setdefault(trial_id, spec.model_copy(update={"trial_id": trial_id}))
+    return list(trials.values())
+
+
+def seen_besides(
+    point: Mapping[str, Any], task: str, hashes: Mapping[str, Mapping[str, str]]
+) -> dict[str, str]:
+    """Hashes of what a trial sees besides its own rows: replayed ones, early stopping's items.
+
+    Raises BadInput where there is none.
+    """
+    wanted = {
+        "replay_sha256": point.get("replay"),
+        "selection_sha256": task if point.get("early_stop") is not None else None,
+    }
+    found = {}
+    for field, name in wanted.items():
+        if name is not None:
+            if name not in hashes[field]:
+                raise BadInput(f"task {name!r}: no data was loaded for it")
+            found[field] = hashes[field][name]
+    return found
+
+
+def duplicate_grid_points(config: StudyConfig) -> int:
+    """Grid points and seeds written more than once, which ``make_trials`` merges.
+
+    Counted per study file, not per task: ``rank: [8, 8]`` is one, whatever the seeds and tasks;
+    a point that two arms share is one; ``seeds: [0, 0]`` is one.
+    """
+    points = [point for arm in config.arms for point in arm_points(arm, config.train)]
+    return len(points) - len(unique(points)) + len(config.seeds) - len(unique(config.seeds))
+
+
+def shared_identity(config: StudyConfig, base_sha256: str, data_sha256: str) -> dict[str, object]:
+    """What the trials of one task share of what determines their training."""
+    shared: dict[str, object] = {
+        "results_version": RESULTS_VERSION,
+        "base": base_sha256,
+        "data": data_sha256,
+        "prompt_format": config.model.prompt_format,
+        "dtype": config.dtype,
+    }
+    return shared if config.quantize == "none" else {**shared, "quantize": config.quantize}
+
+
+def own_identity(trial: TrialSpec, train: TrainConfig) -> dict[str, object]:
+    """A trial's own settings and protocol as they enter its id; nothing about evaluation.
+
+    An adapter to go on from counts by its content, wherever it lies, and so do replayed rows,
+    whatever their task is called.
+    What an arm sets of the protocol stands in the protocol alone, so that a setting that moves
+    from ``train`` into the arms, or back, leaves the id as it was.
+    """
+    nowhere = {"trial_id", "schema_version", "init_from", "replay", *OVERRIDES}
+    settings = trial.model_dump(mode="json", exclude=nowhere)
+    for name in WHERE_GIVEN:
+        if settings[name] is None:
+            del settings[name]
+    aside = NOT_TRAINING if trial.early_stop is None else NOT_TRAINING - STOPPING
+    protocol = own_protocol(trial, train).model_dump(exclude=set(aside))
+    if train.max_steps is not None or train.tokens is not None:
+        del protocol["epochs"]  # these win, so epochs change nothing
+    if train.tokens is None:
+        del protocol["tokens"]
+    if train.optimizer == "adamw" or not trial.is_full:
+        del protocol["optimizer"]
+    return {**settings, "train": protocol}
+
+
+def arm_points(arm: ArmConfig, train: TrainConfig) -> Iterator[dict[str, Any]]:
+    """An arm's grid points as fields of TrialSpec, repeated ones included.
+
+    What an arm sets of the protocol is left out where the study's ``train`` says the same, and so
+    is what it sets against forgetting at weight 0.
+    """
+    nothing = {"rank": None, "alpha": None, "targets": (), "dropout": 0.0}
+    for grid in arm.grids():
+        for values in itertools.product(*grid.values()):
+            point: dict[str, Any] = nothing | dict(zip(grid, values, strict=True))
+            if isinstance(point["method"], dict):
+                settings = point["method"]["peft"]
+                rank = settings.get("r")
+                point["rank"] = rank if isinstance(rank, int) else None
+                point |= {"method": "peft", "peft": canonical_json(settings)}
+            elif point["rank"] is not None:
+                point["alpha"] = resolved_alpha(point["alpha"], point["rank"])
+            aside = {name for name in OVERRIDES if point.get(name) == getattr(train, name)}
+            fields = mitigation_fields(point)
+            aside |= {name for name, value in fields.items() if value is None}
+            yield {name: v for name, v in (point | fields).items() if name not in aside}
+
+
+def mitigation_fields(point: Mapping[str, Any]) -> dict[str, Any]:
+    """What a grid point does against forgetting, as fields of TrialSpec; nothing of weight 0."""
+    replay, stop = point.get("replay"), point.get("early_stop")
+    fields: dict[str, Any] = {}
+    if replay is not None:
+        fields["replay"] = replay.task if replay.share else None
+        fields["replay_share"] = replay.share or None
+    if "kl_to_base" in point:
+        fields["kl_to_base"] = point["kl_to_base"] or None
+    if stop is not None:
+        fields["early_stop"] = stop.patience
+    return fields
+
+
+def unique(values: Sequence[Value]) -> list[Value]:
+    """The values in their order, equal ones once."""
+    seen: list[Value] = []
+    for value in values:
+        if value not in seen:
+            seen.append(value)
+    return seen

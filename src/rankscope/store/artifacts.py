@@ -1,0 +1,224 @@
+"""Files of a study: written aside, made durable, hashed, renamed, and only then named.
+
+What the ledger does not name is garbage, so a process may die at any moment between two of these
+steps and leave nothing behind that could be taken for a result.
+"""
+
+import os
+import shutil
+import sqlite3
+import uuid
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from safetensors import SafetensorError
+
+from rankscope.errors import BadInput, DiskFull, IntegrityError
+from rankscope.filesystem import fsync, says_disk_full
+from rankscope.provenance import sha256_file
+
+ARTIFACTS = "artifacts"
+STAGING = "tmp"
+CHECKPOINTS = "checkpoints"
+"""Where a run keeps the states of packs it has begun, and removes those of others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """One stored file."""
+
+    path: str
+    """Relative to the study, with forward slashes, such as ``artifacts/base/items/x.parquet``."""
+    sha256: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing in a study that is not what was written."""
+
+    path: str
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: expected {self.expected}, found {self.found}"
+
+
+class ArtifactStore:
+    """The folder ``OUT/artifacts`` and the staging area ``OUT/tmp`` beside it."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def resolve(self, relative: str) -> Path:
+        """The absolute place of an artifact.
+
+        Raises BadInput for a name that is not below ``artifacts/`` or leaves the study.
+        """
+        parts = PurePosixPath(relative).parts
+        unsafe = (
+            len(parts) < 2
+            or parts[0] != ARTIFACTS
+            or ".." in parts
+            or "\0" in relative
+            or "\\" in relative
+            or any(len(part.encode()) > 255 for part in parts)
+        )
+        path = self.out.joinpath(*parts) if not unsafe else self.out
+        # A symbolic link inside the study could still lead out of it.
+        if unsafe or not path.resolve().is_relative_to(self.out.resolve() / ARTIFACTS):
+            shown = relative if len(relative) <= 80 else relative[:77] + "..."
+            raise BadInput(
+                f"artifact name {shown!r}: expected a path inside the study, below '{ARTIFACTS}/'."
+            )
+        return path
+
+    @contextmanager
+    def stage(self, expected_bytes: int | None = None) -> Iterator[Path]:
+        """A fresh folder to write artifacts into; removed at the end with what is left in it.
+
+        ``expected_bytes`` is what the caller is about to write, where it knows. Raises DiskFull
+        when the disk cannot take it, before or while writing.
+        """
+        folder = self.out / STAGING / uuid.uuid4().hex
+        if expected_bytes is not None:
+            free = shutil.disk_usage(self.out).free
+            if free < expected_bytes:
+                raise DiskFull(_disk_full_message(self.out, f"{expected_bytes:,}", free))
+
+        def needed() -> str:
+            if expected_bytes is not None:
+                return f"{expected_bytes:,}"
+            return f"more than {sum(p.stat().st_size for p in folder.rglob('*') if p.is_file()):,}"
+
+        try:
+            with disk_full_named(self.out, needed):
+                folder.mkdir(parents=True)
+                yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, staged: Path, relative: str) -> tuple[Artifact, ...]:
+        """Move a staged file or folder to its place, durably; one Artifact per file.
+
+        The files are on disk when this returns, and become part of the study when the ledger
+        names them. What lies at ``relative`` already is replaced: the caller has made sure that
+        the ledger does not name it. Raises DiskFull.
+        """
+        target = self.resolve(relative)
+        files = _regular_files(staged)
+        artifacts = []
+        num_bytes = sum(path.stat().st_size for path in files)
+        with disk_full_named(self.out, lambda: f"{num_bytes:,}"):
+            for path in files:
+                fsync(path)
+                inside = path.relative_to(staged).as_posix() if staged.is_dir() else ""
+                name = f"{relative}/{inside}" if inside else relative
+                artifacts.append(Artifact(name, sha256_file(path), path.stat().st_size))
+            if staged.is_dir():
+                for folder in [p for p in staged.rglob("*") if p.is_dir()] + [staged]:
+                    fsync(folder)
+            self._make_durable_folders(target.parent)
+            _remove(target)
+            os.replace(staged, target)
+            fsync(target.parent)
+        return tuple(artifacts)
+
+    def _make_durable_folders(self, folder: Path) -> None:
+        missing = []
+        while not folder.is_dir():
+            missing.append(folder)
+            folder = folder.parent
+        for path in reversed(missing):
+            path.mkdir()
+            fsync(path.parent)
+
+    def remove_unnamed(self, named: Container[str]) -> int:
+        """Remove staged leftovers and every artifact not in ``named``; returns how many files."""
+        shutil.rmtree(self.out / STAGING, ignore_errors=True)
+        removed = 0
+        root = self.out / ARTIFACTS
+        for folder, subfolders, files in os.walk(root, topdown=False):
+            for name in files:
+                path = Path(folder, name)
+                if path.relative_to(self.out).as_posix() not in named:
+                    path.unlink()
+                    removed += 1
+            for name in subfolders:
+                path = Path(folder, name)
+                if path.is_symlink():
+                    path.unlink()
+                    removed += 1
+                elif not any(path.iterdir()):
+                    path.rmdir()
+        return removed
+
+    def check(self, artifact: Artifact) -> Problem | None:
+        """Compare one stored file with what was written."""
+        path = self.resolve(artifact.path)
+        if not path.is_file():
+            return Problem(artifact.path, f"{artifact.num_bytes:,} bytes", "no file")
+        num_bytes = path.stat().st_size
+        if num_bytes != artifact.num_bytes:
+            return Problem(artifact.path, f"{artifact.num_bytes:,} bytes", f"{num_bytes:,} bytes")
+        digest = sha256_file(path)
+        if digest != artifact.sha256:
+            return Problem(artifact.path, f"sha256 {artifact.sha256}", f"sha256 {digest}")
+        return None
+
+    def checked_path(self, relative: str, artifacts: Sequence[Artifact]) -> Path:
+        """The place of a stored file or folder, after checking the ``artifacts`` it consists of.
+
+        Raises IntegrityError where something is missing or altered.
+        """
+        path = self.resolve(relative)
+        problems = [problem for problem in map(self.check, artifacts) if problem is not None]
+        if not artifacts:
+            problems = [Problem(relative, "a stored artifact", "none of that name")]
+        if problems:
+            raise IntegrityError(
+                f"{self.out}: {problems[0]}. It was changed after it was written; restore it from "
+                "a copy, or run the study again in another folder."
+            )
+        return path
+
+
+@contextmanager
+def disk_full_named(out: Path, needed: Callable[[], str]) -> Iterator[None]:
+    """Turn every library's way of saying that the disk is full into DiskFull.
+
+    ``needed()`` gives the bytes wanted, as text; it is asked only where the disk is full.
+    """
+    try:
+        yield
+    except (OSError, sqlite3.Error, SafetensorError) as error:
+        if not says_disk_full(error):
+            raise
+        free = shutil.disk_usage(out).free
+        raise DiskFull(_disk_full_message(out, needed(), free)) from error
+
+
+def _disk_full_message(out: Path, needed: str, free: int) -> str:
+    return (
+        f"{out}: the disk is full. Writing needs {needed} bytes, {free:,} are free. What was "
+        "finished is kept; make room, then give the same command again."
+    )
+
+
+def _regular_files(staged: Path) -> list[Path]:
+    """Every file of a staged file or folder, sorted; ValueError for links and devices."""
+    paths = [staged] if not staged.is_dir() else sorted(staged.rglob("*"))
+    for path in paths:
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path}: only regular files and folders can be stored")
+    return [path for path in paths if path.is_file()]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,168 @@
+"""The ledger's SQLite file: its tables, transactions, and records as checked JSON."""
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from rankscope.errors import BadInput, IntegrityError
+from rankscope.records import Record
+from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, STAGING, disk_full_named
+
+LEDGER_VERSION = 1
+SCHEMA = """
+CREATE TABLE study (key TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE trials (
+    trial_id TEXT PRIMARY KEY,
+    position INTEGER,  -- place in the study as it is now; NULL for a trial it no longer has
+    spec TEXT NOT NULL,
+    status TEXT NOT NULL,
+    failure TEXT
+) WITHOUT ROWID;
+CREATE TABLE records (
+    trial_id TEXT NOT NULL,
+    kind TEXT NOT NULL,  -- train, curve, eval, spectra or heads
+    key TEXT NOT NULL,   -- task/step of a curve's point, task/split of an eval, else empty
+    body TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    PRIMARY KEY (trial_id, kind, key)
+);
+CREATE TABLE artifacts (path TEXT PRIMARY KEY, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL);
+"""
+SMALL_WRITE = "some ten thousand"
+"""Bytes a transaction needs, for a message; SQLite does not say."""
+
+R = TypeVar("R", bound=Record)
+
+
+def connect(path: Path, *, write: bool) -> sqlite3.Connection:
+    """A connection in autocommit mode to a ledger of this version; a writer creates it."""
+    # Reading a WAL data base needs a writable folder; one on a read-only disk is opened as is.
+    mode = "rwc" if write else ("ro" if os.access(path.parent, os.W_OK) else "ro&immutable=1")
+    uri = f"{path.resolve().as_uri()}?mode={mode}"
+    db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30.0)
+    try:
+        if write:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+        version = int(db.execute("PRAGMA user_version").fetchone()[0])
+        if version == 0 and write:
+            _refuse_foreign_folders(path.parent)
+            db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {LEDGER_VERSION}; COMMIT;")
+        elif version != LEDGER_VERSION:
+            raise BadInput(
+                f"{path}: ledger version {version}, expected {LEDGER_VERSION}. Use the Rankscope "
+                "that wrote it, or another --out folder."
+            )
+    except sqlite3.DatabaseError as error:
+        db.close()
+        if isinstance(error, sqlite3.OperationalError):
+            raise
+        raise IntegrityError(f"{path}: not a ledger ({error}).") from error
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _refuse_foreign_folders(out: Path) -> None:
+    """A new ledger names nothing, so a run would remove what lies in these folders."""
+    for name in (ARTIFACTS, STAGING, CHECKPOINTS):
+        if (out / name).exists():
+            raise BadInput(
+                f"{out}: holds a folder {name!r} but no ledger that tells what is in it. Expected "
+                "an empty or new folder, or a study: give another --out folder, or move it away."
+            )
+
+
+def says_damaged(error: BaseException | None) -> bool:
+    """Whether SQLite read bytes that it cannot have written; a full or busy disk is no damage."""
+    # Its subclasses tell of statements that are wrong, or of a disk; but text that is not UTF-8
+    # comes as one of them.
+    return type(error) is sqlite3.DatabaseError or (
+        isinstance(error, sqlite3.OperationalError) and "Could not decode" in str(error)
+    )
+
+
+def damaged(out: Path, error: BaseException) -> IntegrityError:
+    """What is said of a ledger whose file was damaged."""
+    return IntegrityError(
+        f"{out / 'ledger.sqlite'}: damaged since it was written ({error}). Restore it from a copy, "
+        "or run the study again in another folder."
+    )
+
+
+def record_row(trial_id: str, kind: str, key: str, record: Record) -> tuple[str, ...]:
+    """A row of ``records``; IntegrityError where JSON could not give a number back."""
+    try:
+        body = json.dumps(record.model_dump(), separators=(",", ":"), allow_nan=False)
+    except ValueError as error:
+        raise IntegrityError(
+            f"{kind} record of {trial_id} {key}: holds NaN or an infinity. Expected finite "
+            "numbers; mark the trial as 'diverged' instead."
+        ) from error
+    return trial_id, kind, key, body, body_sha256(body)
+
+
+def body_sha256(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()
+
+
+def parse_record(model: type[R], body: str, place: str) -> R:
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise IntegrityError(f"{place}: not a {model.__name__} ({error}).") from error
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection, out: Path) -> Iterator[None]:
+    """All statements inside take effect together, durably, or none does. Raises DiskFull."""
+    with disk_full_named(out, lambda: SMALL_WRITE):
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+
+
+def study_body(db: sqlite3.Connection, key: str) -> str | None:
+    """One entry of the ``study`` table, JSON text; None where it was never stored."""
+    row = db.execute("SELECT body FROM study WHERE key = ?", (key,)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def stored_list(db: sqlite3.Connection, key: str, model: type[R]) -> list[R]:
+    """A list of records kept as one entry of the ``study`` table; empty where never stored."""
+    try:
+        entries = json.loads(study_body(db, key) or "[]")
+    except ValueError as error:
+        raise IntegrityError(f"study: {key}: not JSON ({error}).") from error
+    return [parse_record(model, json.dumps(entry), f"study: {key}") for entry in entries]
+
+
+def stored_records(db: sqlite3.Connection, kind: str, model: type[R]) -> Iterator[tuple[str, R]]:
+    """Every record of one kind with its trial id, in the order they were stored.
+
+    Raises IntegrityError for a body that was altered.
+    """
+    rows = db.execute(
+        "SELECT trial_id, key, body, sha256 FROM records WHERE kind = ? ORDER BY rowid", (kind,)
+    )
+    for trial_id, key, body, digest in rows:
+        place = f"ledger.sqlite: {kind} record {trial_id} {key}".rstrip()
+        if body_sha256(body) != digest:
+            raise IntegrityError(
+                f"{place}: altered since it was written (sha256 differs). Restore it from a copy, "
+                "or run the study again in another folder."
+            )
+        yield trial_id, parse_record(model, body, place)

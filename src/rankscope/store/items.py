@@ -1,0 +1,109 @@
+"""Per-item scores read on demand: a thousand trials must open in seconds."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rankscope.errors import IntegrityError
+from rankscope.records import EvalKey, ItemScores, TrialSpec
+from rankscope.store.artifacts import Artifact, ArtifactStore
+
+COLUMNS = ["item_id", "subject", "score", "gold_logprob"]
+
+
+def adapter_path(trial_id: str) -> str:
+    """Where a trial's PEFT adapter lies, relative to the study."""
+    return f"artifacts/{trial_id}/adapter"
+
+
+def model_path(trial_id: str) -> str:
+    """Where a fully fine-tuned trial's model folder lies, relative to the study."""
+    return f"artifacts/{trial_id}/model"
+
+
+def weights_path(spec: TrialSpec) -> str:
+    """Where a trial's weights lie, relative to the study: an adapter, or a whole model."""
+    return model_path(spec.trial_id) if spec.is_full else adapter_path(spec.trial_id)
+
+
+def kept_path(spec: TrialSpec, step: int) -> str:
+    """Where the weights lie that a trial had after ``step`` optimizer steps."""
+    kind = "model" if spec.is_full else "adapter"
+    return f"artifacts/{spec.trial_id}/steps/{step}/{kind}"
+
+
+def items_path(trial_id: str, task: str, split: str) -> str:
+    """Where the per-item Parquet table of one evaluation lies, relative to the study."""
+    folder = trial_id.replace("@", "/")  # a changed trial's below the trial's own
+    return f"artifacts/{folder}/items/{task}.{split}.parquet"
+
+
+class StoredItems(Mapping[EvalKey, ItemScores]):
+    """Per-item scores of a study by evaluation; a table is read when first asked for and kept.
+
+    Models scored on the same items share one tuple of names, which is most of the memory.
+    Each file is compared with its hash in ``artifacts`` first. The ledger itself may be closed.
+    """
+
+    def __init__(
+        self, keys: Iterable[EvalKey], store: ArtifactStore, artifacts: Iterable[Artifact]
+    ) -> None:
+        self._keys = dict.fromkeys(keys)
+        self._store = store
+        self._artifacts = {artifact.path: artifact for artifact in artifacts}
+        self._loaded: dict[EvalKey, ItemScores] = {}
+        self._names: dict[tuple[str, str], _Names] = {}
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[EvalKey]:
+        return iter(self._keys)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys
+
+    def __getitem__(self, key: EvalKey) -> ItemScores:
+        """Scores of one evaluation. Raises KeyError, or IntegrityError for an altered file."""
+        if key not in self._keys:
+            raise KeyError(key)
+        if key not in self._loaded:
+            self._loaded[key] = self._read(key)
+        return self._loaded[key]
+
+    def _read(self, key: EvalKey) -> ItemScores:
+        place = items_path(*key)
+        artifact = self._artifacts.get(place)
+        path = self._store.checked_path(place, () if artifact is None else (artifact,))
+        try:
+            table = pq.ParquetFile(path).read(columns=COLUMNS)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise IntegrityError(f"{path}: not a table of item scores ({error}).") from error
+        names = self._names.get(key[1:])
+        if names is None or not names.same_as(table):
+            names = _Names(table)
+            self._names.setdefault(key[1:], names)
+        gold = pc.fill_null(table["gold_logprob"], float("nan"))
+        return ItemScores(
+            item_ids=names.item_ids,
+            scores=np.asarray(table["score"].to_numpy(), dtype=np.float64),
+            gold_logprobs=np.asarray(gold.to_numpy(), dtype=np.float64),
+            subjects=names.subjects,
+        )
+
+
+class _Names:
+    """The names of one split's items, as Arrow columns to compare and as tuples to share."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.columns = (table["item_id"], table["subject"])
+        self.item_ids: tuple[str, ...] = tuple(table["item_id"].to_pylist())
+        self.subjects: tuple[str | None, ...] = tuple(table["subject"].to_pylist())
+
+    def same_as(self, table: pa.Table) -> bool:
+        return bool(
+            self.columns[0].equals(table["item_id"]) and self.columns[1].equals(table["subject"])
+        )

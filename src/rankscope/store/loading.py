@@ -1,0 +1,100 @@
+"""A whole study out of its ledger."""
+
+import json
+import sqlite3
+from collections.abc import Container, Iterator, Sequence
+
+from rankscope.errors import BadInput
+from rankscope.records import (
+    BASE,
+    CurvePoint,
+    EvalRecord,
+    HeadsRecord,
+    ModelRecord,
+    Provenance,
+    SpectraRecord,
+    StudyRecords,
+    TaskRecord,
+    TrainRecord,
+    TrialRecords,
+    TrialSpec,
+    trial_of,
+)
+from rankscope.store.artifacts import Artifact, ArtifactStore
+from rankscope.store.database import parse_record, stored_list, stored_records, study_body
+from rankscope.store.history import mixed_versions_notes
+from rankscope.store.items import StoredItems
+
+
+def load_study(
+    db: sqlite3.Connection, store: ArtifactStore, artifacts: Sequence[Artifact]
+) -> StudyRecords:
+    """Records of the trials and tasks the study has now; see ``Ledger.load``."""
+    model, name = study_body(db, "model"), study_body(db, "name")
+    if model is None or name is None:
+        raise BadInput(f"{store.out}: the study has not begun yet; run it first.")
+    tasks = tuple(stored_list(db, "tasks", TaskRecord))
+    task_names = {task.name for task in tasks}
+    trials = tuple(_trial_records(db, task_names))
+    shown = {BASE, *(trial.spec.trial_id for trial in trials)}
+    evals = {
+        (trial_id, record.task, record.split): record
+        for trial_id, record in stored_records(db, "eval", EvalRecord)
+        if trial_of(trial_id) in shown and record.task in task_names
+    }
+    history = stored_list(db, "provenance", Provenance)
+    return StudyRecords(
+        name=json.loads(name),
+        config=json.loads(study_body(db, "config") or "{}"),
+        model=parse_record(ModelRecord, model, "study"),
+        tasks=tasks,
+        trials=trials,
+        evals=evals,
+        items=StoredItems(evals, store, artifacts),
+        provenance=history[-1],
+        total_seconds=float(study_body(db, "seconds") or 0.0),
+        notes=(
+            *json.loads(study_body(db, "notes") or "[]"),
+            *_earlier_trials_notes(db),
+            *mixed_versions_notes(history),
+        ),
+    )
+
+
+def _trial_records(db: sqlite3.Connection, tasks: Container[str]) -> Iterator[TrialRecords]:
+    train = dict(stored_records(db, "train", TrainRecord))
+    spectra = dict(stored_records(db, "spectra", SpectraRecord))
+    heads = dict(stored_records(db, "heads", HeadsRecord))
+    curves = _curves(db, tasks)
+    rows = db.execute(
+        "SELECT spec, status, failure FROM trials WHERE position IS NOT NULL ORDER BY position"
+    )
+    for body, status, failure in rows:
+        spec = parse_record(TrialSpec, body, "trials")
+        yield TrialRecords(
+            spec,
+            status,
+            failure,
+            train=train.get(spec.trial_id),
+            spectra=spectra.get(spec.trial_id),
+            heads=heads.get(spec.trial_id),
+            curve=tuple(curves.get(spec.trial_id, ())),
+        )
+
+
+def _curves(db: sqlite3.Connection, tasks: Container[str]) -> dict[str, list[CurvePoint]]:
+    """By trial, the points of its curve on the study's tasks, by rising step."""
+    curves: dict[str, list[CurvePoint]] = {}
+    for trial_id, point in stored_records(db, "curve", CurvePoint):
+        if point.task in tasks:
+            curves.setdefault(trial_id, []).append(point)
+    return {trial_id: sorted(curve, key=lambda p: p.step) for trial_id, curve in curves.items()}
+
+
+def _earlier_trials_notes(db: sqlite3.Connection) -> Iterator[str]:
+    (count,) = db.execute("SELECT COUNT(*) FROM trials WHERE position IS NULL").fetchone()
+    if count:
+        yield (
+            f"{count} trial(s) of an earlier form of this study are kept in the ledger "
+            "and left out here."
+        )

@@ -1,0 +1,41 @@
+"""Everything a study stored, compared with what was written."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+
+from rankscope.store.artifacts import Artifact, ArtifactStore, Problem
+from rankscope.store.database import body_sha256, says_damaged
+
+SOUND = "a sound data base"
+
+
+def found_problems(
+    db: sqlite3.Connection, store: ArtifactStore, artifacts: Callable[[], tuple[Artifact, ...]]
+) -> list[Problem]:
+    """What is not as it was written; empty where all is.
+
+    ``artifacts()`` gives what the ledger names, which a damaged one cannot.
+    """
+    problems: list[Problem] = []
+    try:
+        for problem in _each_problem(db, store, artifacts):
+            problems.append(problem)  # one by one: those before a damaged page count
+    except sqlite3.DatabaseError as error:
+        if not says_damaged(error):
+            raise
+        problems.append(Problem("ledger.sqlite", SOUND, str(error)))
+    return problems
+
+
+def _each_problem(
+    db: sqlite3.Connection, store: ArtifactStore, artifacts: Callable[[], tuple[Artifact, ...]]
+) -> Iterator[Problem]:
+    for (found,) in db.execute("PRAGMA integrity_check"):
+        if found != "ok":
+            yield Problem("ledger.sqlite", SOUND, found)
+    for trial_id, kind, key, body, digest in db.execute("SELECT * FROM records"):
+        found = body_sha256(body)
+        if found != digest:
+            place = f"ledger.sqlite: {kind} record {trial_id} {key}".rstrip()
+            yield Problem(place, f"sha256 {digest}", f"sha256 {found}")
+    yield from filter(None, map(store.check, artifacts()))

@@ -1,0 +1,52 @@
+"""How many optimizer steps a trial takes, and after which of them something is due."""
+
+import math
+from typing import Literal
+
+from rankscope.config.study import TrainConfig
+from rankscope.errors import BadInput
+from rankscope.records import TrialSpec
+
+ALONE = frozenset({"full", "peft"})
+"""Methods that change the base or its modules and so cannot share it."""
+
+
+def own_protocol(trial: TrialSpec, train: TrainConfig) -> TrainConfig:
+    """The protocol a trial is trained by: the study's, with what the trial's arm sets itself."""
+    return train.model_copy(update=trial.overrides)
+
+
+def planned_steps(num_rows: int, num_tokens: int, train: TrainConfig) -> int:
+    """Optimizer steps of one trial on ``num_rows`` rows of ``num_tokens`` tokens together.
+
+    As in transformers' Trainer, an epoch is ceil(ceil(rows / batch) / accumulation) steps, its last
+    step being smaller where rows run out, and a fraction of an epoch is rounded up to a whole step.
+    ``tokens`` asks for tokens / ``num_tokens`` epochs: every row is taken to have the mean length.
+    ``max_steps`` wins over both. Raises BadInput for no rows.
+    """
+    if num_rows < 1:
+        raise BadInput("there are no training rows: expected at least one")
+    if train.max_steps is not None:
+        return train.max_steps
+    if train.tokens is not None:
+        return math.ceil(train.tokens * epoch_steps(num_rows, train) / num_tokens)
+    return math.ceil(train.epochs * epoch_steps(num_rows, train))
+
+
+def epoch_steps(num_rows: int, train: TrainConfig) -> int:
+    """Optimizer steps in which every row is seen once, the last step smaller where rows run out."""
+    return math.ceil(num_rows / (train.batch_size * train.gradient_accumulation))
+
+
+def due_steps(
+    every: int | Literal["epoch"] | None, num_rows: int, num_tokens: int, train: TrainConfig
+) -> tuple[int, ...]:
+    """Optimizer steps after which something is due that happens ``every`` so many of them.
+
+    After the last step it is due in any case; None is never. Arguments as of ``planned_steps``.
+    """
+    if every is None:
+        return ()
+    last = planned_steps(num_rows, num_tokens, train)
+    stride = epoch_steps(num_rows, train) if every == "epoch" else every
+    return (*range(stride, last, stride), last)

@@ -1,0 +1,280 @@
+"""What the report split says of forgetting can take a recommendation back, or its firmness."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from synthetic_study import Truth, synthetic_study
+
+from rankscope.advise.recommend import recommend
+from rankscope.records import BASE, StudyRecords, TaskAdvice
+
+
+def advise(study: StudyRecords) -> TaskAdvice:
+    (advice,) = recommend(study).advice
+    return advice
+
+
+def texts(advice: TaskAdvice, kind: str) -> str:
+    return " ".join(reason.text for reason in advice.reasons if reason.kind == kind)
+
+
+def value_of(advice: TaskAdvice, name: str) -> float:
+    (found,) = [r.values[name] for r in advice.reasons if name in r.values and r.kind == "choice"]
+    return found
+
+
+def test_what_forgets_as_much_as_it_gains_is_never_firmly_recommended_for_nothing() -> None:
+    """Gain 12 points, forgetting 12: worth nothing in truth, above it or below by chance."""
+    truth = Truth(accuracy=lambda rank, lr: 0.42, forgetting=lambda rank, lr: 0.12, full_lrs=())
+    found: Counter[str] = Counter()
+    for seed in range(30):
+        advice = advise(synthetic_study(truth, seed))
+        found[f"{advice.decision}, {advice.confidence}"] += 1
+        if advice.decision == "use":
+            assert value_of(advice, "net") > 0
+        if (advice.decision, advice.confidence) == ("use", "firm"):
+            assert value_of(advice, "net_low") > 0
+        elif advice.decision == "use":
+            assert "not clear of zero" in texts(advice, "choice")
+        if advice.confidence != "firm" and value_of(advice, "net_high") > 0:
+            asked = [need for need in advice.needs if "by the study's weights" in need.text]
+            assert asked
+            # As noisy as these 800 items and 3 seeds, the effect is further off than they reach.
+            assert all(n.values.get("items", 801) > 800 for n in asked)
+            assert all(n.values.get("seeds", 4) > 3 for n in asked)
+    assert found["use, tentative"] > 0
+    assert found["not_decided, none"] > 0
+    assert found["use, firm"] <= 3  # 2.5 % in truth
+
+
+def test_what_the_report_split_shows_to_be_worth_less_than_nothing_is_not_recommended() -> None:
+    """The selection split sees no forgetting at all, the report split 30 points of it."""
+    study = synthetic_study(Truth(full_lrs=(), base_other=0.8, forgetting=lambda rank, lr: 0.0))
+    items = {
+        key: replace(found, scores=np.where(np.arange(len(found.scores)) % 2, 0, found.scores))
+        if key[0] != BASE and key[1:] == ("general", "report")
+        else found
+        for key, found in study.items.items()
+    }
+    weak = replace(study, items=items)
+    assert advise(study).decision == "use"
+    advice = advise(replace(weak, config={**weak.config, "objective": {"retention": 3.0}}))
+    assert (advice.decision, advice.confidence) == ("do_not_fine_tune", "tentative")
+    assert "is not worth it on med" in advice.headline
+    assert value_of(advice, "net_high") < 0
+
+
+def test_a_limit_on_forgetting_holds_on_the_report_split_too() -> None:
+    truth = Truth(
+        accuracy=lambda rank, lr: 0.45,
+        forgetting=lambda rank, lr: 0.03,
+        full_lrs=(),
+        objective={"max_forgetting": 0.03},
+    )
+    found: Counter[str] = Counter()
+    for seed in range(30):
+        advice = advise(synthetic_study(truth, seed))
+        found[advice.decision] += 1
+        if advice.chosen is None or advice.chosen.forgetting is None:
+            continue
+        forgot = advice.chosen.forgetting
+        assert forgot.value <= 0.03
+        kept = forgot.high is not None and forgot.high <= 0.03
+        assert (advice.confidence == "firm") <= kept
+        assert ("the 3.0 points allowed is not shown" in texts(advice, "limit")) == (not kept)
+        asked = [need for need in advice.needs if "than the 3.0 points allowed" in need.text]
+        assert bool(asked) == (not kept)
+    assert found["use"] > 0
+    assert found["not_decided"] > 0
+    roomy = advise(synthetic_study(replace(truth, objective={"max_forgetting": 0.2})))
+    assert (roomy.decision, roomy.confidence) == ("use", "firm")
+
+
+def test_arms_that_a_limit_takes_out_are_named() -> None:
+    truth = Truth(
+        forgetting=lambda rank, lr: 0.3 if rank is None else 0.0,
+        objective={"max_forgetting": 0.1},
+    )
+    advice = advise(synthetic_study(truth))
+    assert advice.decision == "use"
+    told = texts(advice, "limit")
+    assert "1 arm of 4 forgot more than the 10.0 points allowed" in told
+    assert "full fine-tuning (lr 0.0005)" in told
+
+
+def test_a_limit_that_cannot_be_applied_leaves_the_advice_tentative() -> None:
+    """No trial was scored on the retention task."""
+    labels = [t.spec.label for t in synthetic_study(Truth()).trials]
+    truth = Truth(
+        missing=frozenset((label, "general") for label in labels),
+        objective={"max_forgetting": 0.1},
+    )
+    advice = advise(synthetic_study(truth))
+    assert (advice.decision, advice.confidence) == ("use", "tentative")
+    assert "The limit on forgetting could not be applied" in texts(advice, "limit")
+    assert any(n.kind == "retention" and "Forgetting is unknown" in n.text for n in advice.needs)
+
+
+@pytest.mark.parametrize(
+    ("forgets", "limit", "headline"),
+    [(0.3, 0.1, "each forgets more than the 10.0 points allowed"), (0.0, 0.5, "are ruled out for")],
+)
+def test_an_arm_that_never_finished_is_not_firmly_ruled_out(
+    forgets: float, limit: float, headline: str
+) -> None:
+    def truth(failed: bool) -> Truth:
+        return Truth(
+            ranks=(2, 8),
+            full_lrs=(),
+            num_items=3000,
+            seed_spread=0.0,
+            base_accuracy=0.3,
+            accuracy=lambda rank, lr: 0.3,
+            forgetting=lambda rank, lr: forgets,
+            failed={(2, 1e-3, seed): "diverged" for seed in (0, 1, 2)} if failed else {},
+            objective={"max_forgetting": limit, "margin": 0.05},
+        )
+
+    for failed, confidence in ((False, "firm"), (True, "tentative")):
+        advice = advise(synthetic_study(truth(failed)))
+        assert (advice.decision, advice.confidence) == ("do_not_fine_tune", confidence)
+        assert headline in advice.headline
+
+
+def test_what_is_asked_for_is_of_the_difference_that_was_found() -> None:
+    """A wide margin asks for nothing: how near the net, or the limit, lies is what counts."""
+    truth = Truth(
+        accuracy=lambda rank, lr: 0.42,
+        forgetting=lambda rank, lr: 0.12,
+        full_lrs=(),
+        objective={"margin": 0.1, "max_forgetting": 0.125},
+    )
+    seen = 0
+    for seed in range(30):
+        advice = advise(synthetic_study(truth, seed))
+        for need in advice.needs:
+            if "net" not in need.values and "max_forgetting" not in need.values:
+                continue
+            seen += 1
+            assert need.values.get("items", 401) > 400
+            assert need.values.get("seeds", 4) > 3
+            if "net" in need.values:
+                assert f"{100 * need.values['net']:+.1f} points by the study's weights" in need.text
+    assert seen > 10
+
+
+def test_a_gain_that_holm_takes_back_is_what_is_asked_about() -> None:
+    """Three tasks: an interval clear of zero may still be no shown gain."""
+    truth = Truth(
+        tasks=("med", "law", "art"),
+        ranks=(8,),
+        full_lrs=(),
+        accuracy=lambda rank, lr: 0.345,
+        forgetting=lambda rank, lr: 0.03,
+        seed_spread=0.0,
+    )
+    seen = 0
+    for seed in range(20):
+        for advice in recommend(synthetic_study(truth, seed)).advice:
+            arm = advice.arms[0]
+            clear = arm.gain is not None and (arm.gain.low or 0) > 0
+            if clear and "cannot tell whether fine-tuning helps" in advice.headline:
+                seen += 1
+                assert not any("study's weights" in need.text for need in advice.needs)
+    assert seen > 0
+
+
+def with_text_retention(study: StudyRecords, fall: float) -> StudyRecords:
+    """The retention task in nats: every trial loses ``fall`` of each item."""
+    noise = np.random.default_rng(0)
+    level: dict[str, np.ndarray] = {}
+    items = {}
+    for key, found in study.items.items():
+        if key[1] == "general":
+            shared = level.setdefault(key[2], noise.normal(-3, 0.5, len(found.scores)))
+            own = shared - (0 if key[0] == BASE else fall)
+            found = replace(found, scores=own + noise.normal(0, 0.02, len(shared)))
+        items[key] = found
+    tasks = tuple(
+        t.model_copy(update={"higher_is": "log_probability", "chance": None})
+        if t.name == "general"
+        else t
+        for t in study.tasks
+    )
+    return replace(study, items=items, tasks=tasks)
+
+
+@pytest.mark.parametrize("fall", [0.06, 0.15])
+def test_points_and_nats_are_not_added_up(fall: float) -> None:
+    """0.15 nats are not 15 points: they cannot outweigh a gain of 10, nor be half of it."""
+    study = synthetic_study(Truth(accuracy=lambda rank, lr: 0.40))
+    advice = advise(with_text_retention(study, fall))
+    assert (advice.decision, advice.confidence) == ("use", "tentative")
+    assert "make no sum: forgetting has no weight" in texts(advice, "limit")
+    assert "0 x forgetting" in texts(advice, "choice")
+    assert "Over-forgetting" not in texts(advice, "sign")
+    assert any("Set objective.max_forgetting" in need.text for need in advice.needs)
+    kept = advise(with_text_retention(study, 0.0))
+    assert (kept.decision, kept.confidence) == ("use", "firm")
+    limited = synthetic_study(
+        Truth(accuracy=lambda rank, lr: 0.40, objective={"max_forgetting": 0.2})
+    )
+    held = advise(with_text_retention(limited, fall))
+    assert (held.decision, held.confidence) == ("use", "firm")
+    assert "is held to objective.max_forgetting" in texts(held, "limit")
+
+
+def test_where_forgetting_alone_has_a_weight_its_nats_are_not_points() -> None:
+    study = synthetic_study(Truth(objective={"in_domain": 0.0}))
+    advice = advise(with_text_retention(study, 0.15))
+    assert advice.decision == "do_not_fine_tune"
+    assert "-0.150 nats" in texts(advice, "choice")
+    assert "-15.0 points" not in texts(advice, "choice")
+
+
+def test_a_rank_passed_over_for_a_failed_seed_leaves_full_fine_tuning_tentative() -> None:
+    def truth(failed: bool) -> Truth:
+        return Truth(
+            ranks=(8, 32),
+            accuracy=lambda rank, lr: 0.7 if rank == 8 else 0.8,
+            forgetting=lambda rank, lr: 0.0,
+            failed={(32, 1e-3, 0): "diverged"} if failed else {},
+        )
+
+    advice = advise(synthetic_study(truth(failed=True)))
+    assert (advice.decision, advice.confidence) == ("use_full", "tentative")
+    assert "But for its failed trials LoRA r=32" in texts(advice, "limit")
+    whole = advise(synthetic_study(truth(failed=False)))
+    assert whole.decision == "use"
+    assert "failed trials" not in texts(whole, "limit")
+    # The only LoRA arm is not passed over for itself.
+    alone = advise(synthetic_study(replace(truth(failed=True), ranks=(32,))))
+    assert "But for its failed trials" not in texts(alone, "limit")
+
+
+def with_rates(study: StudyRecords, rates: dict[int, tuple[float, ...]]) -> StudyRecords:
+    """Of every rank only the trials at the rates given."""
+    kept = [t for t in study.trials if t.spec.rank is None or t.spec.lr in rates[t.spec.rank]]
+    return replace(study, trials=tuple(kept))
+
+
+def test_ranks_at_rates_of_their_own_are_said_to_be_confounded() -> None:
+    study = synthetic_study(Truth(ranks=(2, 8), lrs=(3e-3, 1e-3, 1e-4)))
+    both = (1e-3, 1e-4)
+    told = {
+        name: texts(advise(with_rates(study, {2: small, 8: large})), "limit")
+        for name, small, large in (
+            ("apart", (1e-3,), (1e-4,)),
+            ("one", (1e-3,), (1e-3,)),
+            ("part", both, (1e-4,)),
+            ("shifted", (3e-3, 1e-3), both),
+            ("whole", both, both),
+        )
+    }
+    assert "(r=2 at 0.001; r=8 at 0.0001)" in told["apart"]
+    assert "Both ranks were trained at one learning rate (0.001)" in told["one"]
+    assert "(r=2 at 0.0001, 0.001; r=8 at 0.0001)" in told["part"]
+    assert "(r=2 at 0.001, 0.003; r=8 at 0.0001, 0.001)" in told["shifted"]
+    assert "between learning rates" not in told["whole"]

@@ -1,0 +1,536 @@
+"""Every verb as a user meets it: help with an example, the own-data walk, JSON, exit codes."""
+
+import csv
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import typer
+from command_line import Outcome, files_below, settings, write_rows
+from command_line import rankscope as command
+from large_shapes import LLAMA_8B, QWEN_7B
+from rich.console import Console
+
+import rankscope.cli
+from rankscope.cli import terminal
+from rankscope.config.loader import load_study, published_schema
+from rankscope.data.pocket_world import pocket_rows
+from rankscope.models.adapters.folder import load_adapter
+from rankscope.models.load import load_model
+from rankscope.models.pocket import pocket_folder
+from rankscope.records import Recommendation
+from rankscope.store import Ledger, TrialFailure
+
+VERBS = sorted(typer.main.get_command(rankscope.cli.app).commands)  # type: ignore[attr-defined]
+PROMISED = {"quickstart", "init", "check", "plan", "run", "status", "report", "export", "verify"}
+
+CHANGES = settings(
+    "arms=[{method: lora, rank: [2, 4], lr: 2e-3}, {method: full, lr: 5e-4}]",
+    "seeds=[0]",
+    "train.max_steps=2",
+    "train.max_length=64",
+    "evaluate.retention=[pocket_cloze]",
+    "evaluate.max_items=8",
+    "dtype=float32",
+)
+"""A study of seconds out of the file that ``init`` writes."""
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The own-data walk: what each verb said, and where the study is."""
+
+    file: Path
+    out: Path
+    said: dict[str, Outcome]
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
+    """init, check, plan and run on own rows and a local model folder, from another directory."""
+    folder = tmp_path_factory.mktemp("walk")
+    shutil.copytree(pocket_folder(), folder / "my-model")
+    rows = write_rows(folder / "mine.jsonl", pocket_rows("pocket_med", "train")[:80])
+    file, out = folder / "studies" / "study.yaml", folder / "out"
+    said = {
+        "init": command("init", file, "--model", folder / "my-model", "--data", rows),
+        "check": command("check", file, *CHANGES),
+        "plan": command("plan", file, *CHANGES),
+        "plan --json": command("plan", file, *CHANGES, "--json"),
+        "run": command("run", file, *CHANGES, "--out", out),
+        "run --json": command("run", file, *CHANGES, "--out", out, "--json"),
+    }
+    return Walk(file, out, said)
+
+
+@pytest.fixture
+def copied(walk: Walk, tmp_path: Path) -> Path:
+    """A copy of the finished study, to be damaged."""
+    shutil.copytree(walk.out, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+# --- help, version, usage -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example_that_parses(verb: str) -> None:
+    """The example uses this verb, as many arguments as it has, and options that it knows."""
+    shown = command(verb, "--help")
+    assert shown.code == 0
+    example = re.search(r"Example: rankscope (.*)", shown.out)
+    assert example is not None, shown.out
+    first, *words = shlex.split(example[1])
+    assert first == verb
+    known = typer.main.get_command(rankscope.cli.app).commands[verb]  # type: ignore[attr-defined]
+    with known.make_context(verb, words) as context:
+        assert {p.name for p in known.params if p.required} <= {
+            name for name, value in context.params.items() if value is not None
+        }
+
+
+def test_the_verbs_there_are() -> None:
+    others = {"compare", "eval", "fetch", "inspect", "params", "predict", "shrink"}
+    assert set(VERBS) == PROMISED | others
+    shown = command("--help").out
+    assert "Example: rankscope quickstart" in shown
+    assert all(f"  {verb} " in shown for verb in VERBS)
+    assert "..." not in shown.partition("Commands:")[2]  # each verb's sentence fits its line
+    assert command().told.startswith("Usage: rankscope")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("guess",),
+        ("--guess",),
+        ("check",),
+        ("check", "a.yaml", "b.yaml"),
+        ("check", "a.yaml", "--guess"),
+        ("check", "a.yaml", "--rows", "many"),
+        ("check", "a.yaml", "--rows", "-1"),
+        ("run", "a.yaml", "--out"),
+        ("export", "out", "trial"),
+        ("params", "pocket", "--rank", "eight"),
+    ],
+    ids=" ".join,
+)
+def test_usage_errors(words: tuple[str, ...]) -> None:
+    outcome = command(*words)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert "Error: " in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_version() -> None:
+    outcome = command("--version")
+    assert (outcome.code, outcome.out) == (0, f"rankscope {version('rankscope')}\n")
+
+
+SABOTAGE = """
+import sys
+from rankscope import cli
+from rankscope.config import presets
+
+def study_template(*arguments):
+    raise {error}
+
+presets.study_template = study_template
+sys.argv = ["rankscope", "init", "study.yaml"]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        ("ZeroDivisionError('a bug')", 1, "Traceback (most recent call last)"),
+        ("FileNotFoundError(2, 'No such file', 'inside')", 1, "Traceback"),
+        ("KeyboardInterrupt", 130, ""),
+    ],
+)
+def test_a_bug_shows_its_traceback(tmp_path: Path, error: str, code: int, said: str) -> None:
+    """In a process of its own, whose exit code is what a shell sees."""
+    ended = subprocess.run(
+        [sys.executable, "-c", SABOTAGE.format(error=error)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert ended.returncode == code
+    assert said in ended.stderr
+    if code == 1:
+        assert error.partition("(")[0] in ended.stderr.splitlines()[-1]
+    else:
+        assert "Traceback" not in ended.stderr
+
+
+# --- init ---------------------------------------------------------------------------------------
+
+
+def test_init_keeps_what_is_there(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("mine", "utf-8")
+    outcome = command("init", file)
+    assert outcome.code == 2
+    assert f"{file}: exists already; give another name, or --force to overwrite it" in outcome.err
+    assert file.read_text("utf-8") == "mine"
+    assert command("init", file, "--force", "--preset", "pocket").code == 0
+    assert load_study(file).name == "pocket"
+    for words in ((tmp_path,), (tmp_path, "--force")):
+        refused = command("init", *words)
+        assert refused.code == 2
+        assert "exists already; give another name\n" in refused.err
+    assert files_below(tmp_path) == {"study.yaml"}
+
+
+def test_init_prints_the_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = command("init", "--schema")
+    assert (outcome.code, outcome.out) == (0, published_schema())
+    assert json.loads(outcome.out)["title"] == "Rankscope study file"
+    refused = command("init")
+    assert refused.code == 2
+    assert "expected a name such as 'rankscope init study.yaml'" in refused.err
+    assert files_below(tmp_path) == set()
+
+
+def test_init_names_models_and_presets(tmp_path: Path) -> None:
+    for words, part in (
+        (("--preset", "pokcet"), "did you mean 'pocket'?"),
+        (("--model", "../a/b/c d"), None),
+        (("--preset", "paper", "--data", "rows.jsonl"), "leave --data out"),
+    ):
+        outcome = command("init", tmp_path / "x.yaml", *words, "--force")
+        assert outcome.code == (2 if part else 0)
+        assert (part or "wrote") in outcome.told
+
+
+# --- the walk -----------------------------------------------------------------------------------
+
+
+def test_the_walk_ends_well(walk: Walk) -> None:
+    assert {verb: outcome.code for verb, outcome in walk.said.items()} == dict.fromkeys(
+        walk.said, 0
+    ), walk.said
+    # Paths are written from the study file's folder and found from any other.
+    assert "model: ../my-model" in walk.file.read_text("utf-8")
+    assert "train: ../mine.jsonl" in walk.file.read_text("utf-8")
+    # 80 rows: 8 are cut for the report, 8 for selection (docs/data.md), 64 are trained on.
+    assert "64 training rows (plain prompts)" in walk.said["check"].told
+    assert "3 trials in 2 packs: the study can run." in walk.said["check"].told
+    assert "3 trials in 2 packs" in walk.said["plan"].told
+    assert (walk.out / "report.html").is_file()
+    assert (walk.out / "recommendation.json").is_file()
+    assert f"report: {walk.out / 'report.html'}\n" in walk.said["run"].out
+
+
+def test_json_is_all_there_is_on_standard_output(walk: Walk) -> None:
+    plan = json.loads(walk.said["plan --json"].out)
+    assert (plan["trials"], len(plan["packs"])) == (3, 2)
+    assert [pack["steps"] for pack in plan["packs"]] == [2, 2]
+    assert walk.said["plan --json"].err == ""
+    ran = walk.said["run --json"]
+    printed = Recommendation.model_validate_json(ran.out)
+    stored = (walk.out / "recommendation.json").read_text("utf-8")
+    assert printed == Recommendation.model_validate_json(stored)
+    assert "note: " in ran.err
+    trials = json.loads(command("status", walk.out, "--json").out)
+    assert [(t["method"], t["rank"], t["status"]) for t in trials] == [
+        ("lora", 2, "done"),
+        ("lora", 4, "done"),
+        ("full", None, "done"),
+    ]
+
+
+def test_progress_goes_to_standard_error(walk: Walk) -> None:
+    first = walk.said["run"]
+    assert "pack 1/2" in first.err
+    assert "pack 1/2" not in first.out
+    # The second run found everything done.
+    assert "pack 1/2" not in walk.said["run --json"].err
+
+
+def test_status(walk: Walk) -> None:
+    outcome = command("status", walk.out)
+    assert outcome.code == 0
+    with Ledger.open(walk.out, write=False) as ledger:
+        for trial in ledger.trials():
+            assert trial.trial_id in outcome.out
+    assert "3 trials: 3 done" in outcome.told
+
+
+def test_failed_trials_are_shown_and_end_a_run_with_3(walk: Walk, copied: Path) -> None:
+    with Ledger.open(copied, write=True) as ledger:
+        failed = ledger.trials()[1].trial_id
+        ledger.fail_trials([TrialFailure(failed, "diverged", "loss is nan at step 3\x1b[2J")])
+    outcome = command("status", copied)
+    assert outcome.code == 0
+    assert f"{failed}: diverged: loss is nan at step 3\\u001b[2J" in outcome.told
+    assert "3 trials: 2 done, 1 diverged" in outcome.told
+    again = command("run", walk.file, *CHANGES, "--out", copied, "--json")
+    assert again.code == 3, again.err
+    Recommendation.model_validate_json(again.out)
+    retried = command("run", walk.file, *CHANGES, "--out", copied, "--retry-failed")
+    assert retried.code == 0, retried.err
+    assert "3 trials: 3 done" in command("status", copied).told
+
+
+def test_report_is_written_again(copied: Path) -> None:
+    for name in ("report.html", "recommendation.json"):
+        (copied / name).unlink()
+    outcome = command("report", copied)
+    assert outcome.code == 0
+    assert f"report: {copied / 'report.html'}" in outcome.out
+    assert (copied / "report.html").stat().st_size > 1_000_000  # plotly.js is inside
+    Recommendation.model_validate_json((copied / "recommendation.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("verb", ["status", "report", "verify"])
+def test_a_folder_without_a_study(tmp_path: Path, verb: str) -> None:
+    outcome = command(verb, tmp_path)
+    assert outcome.code == 2
+    assert f"{tmp_path}: there is no study here" in outcome.err
+    assert files_below(tmp_path) == set()
+
+
+def test_verify_finds_one_flipped_bit(copied: Path) -> None:
+    sound = command("verify", copied)
+    assert sound.code == 0
+    assert re.fullmatch(r"\d+ artifacts are as they were written\.\n", sound.out)
+    weights = next(copied.glob("artifacts/*/adapter/adapter_model.safetensors"))
+    flip_bit(weights)
+    altered = command("verify", copied)
+    assert altered.code == 4
+    assert altered.out == ""
+    assert weights.relative_to(copied).as_posix() in altered.err
+    weights.unlink()
+    assert command("verify", copied).code == 4
+
+
+def test_a_damaged_ledger_ends_in_4(copied: Path) -> None:
+    file = copied / "ledger.sqlite"
+    content = file.read_bytes()
+    file.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    for verb in ("verify", "status", "report"):
+        outcome = command(verb, copied)
+        assert outcome.code == 4, outcome
+        assert "ledger.sqlite" in outcome.err
+
+
+def flip_bit(file: Path) -> None:
+    """Change the last byte's lowest bit."""
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+# --- export -------------------------------------------------------------------------------------
+
+
+def trial_ids(out: Path) -> dict[int | None, str]:
+    """Trial id by rank."""
+    with Ledger.open(out, write=False) as ledger:
+        return {trial.rank: trial.trial_id for trial in ledger.trials()}
+
+
+def test_export_copies_an_adapter_and_a_model(walk: Walk, tmp_path: Path) -> None:
+    import torch
+
+    ids = trial_ids(walk.out)
+    target = tmp_path / "new" / "adapter"
+    outcome = command("export", walk.out, ids[4][:8], "--out", target)
+    assert outcome.code == 0, outcome
+    assert outcome.out.endswith(f"adapter written to {target}\n")
+    assert files_below(tmp_path / "new") == {
+        "adapter",
+        *(
+            f"adapter/{n}"
+            for n in ("adapter_config.json", "adapter_model.safetensors", "README.md")
+        ),
+    }
+    assert load_adapter(target, "x").rank == 4
+    card = (target / "README.md").read_text("utf-8")
+    assert card.startswith("---\nlibrary_name: peft\n")
+    assert "base_model" not in card  # the pocket model is on no hub
+    assert "| rank | 4 |" in card
+    assert re.search(r"\| in domain \| .* %.* points", card)
+    model = tmp_path / "model"
+    model.mkdir()  # an empty folder may be there
+    assert command("export", walk.out, ids[None], "--out", model).code == 0
+    assert "library_name: transformers" in (model / "README.md").read_text("utf-8")
+    tuned = load_model(model, torch.float32)
+    base = load_model(pocket_folder(), torch.float32)
+    pairs = zip(tuned.parameters(), base.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+
+
+def test_tables_are_written_beside_the_study(walk: Walk, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "tables"
+    outcome = command("report", walk.out, "--tables", target)
+    assert outcome.code == 0, outcome
+    names = {path.stem for path in target.iterdir()}
+    assert {"arms", "changes", "answers", "tasks", "training"} <= names
+    assert {path.name for path in target.iterdir()} == {
+        f"{name}.{ending}" for name in names for ending in ("md", "csv", "tex")
+    }
+    assert f"tables: {3 * len(names)} files in {target}" in outcome.out
+    with (target / "arms.csv").open(encoding="utf-8", newline="") as file:
+        heading, *rows = csv.reader(file)
+    assert [row[heading.index("rank")] for row in rows] == ["2", "4", ""]
+    assert "failed" not in names
+    (target / "failed.md").write_text("of another day")
+    assert command("report", walk.out, "--tables", target).code == 0
+    assert {path.stem for path in target.iterdir()} == names
+
+
+def test_tables_are_refused_before_the_report_is_written(copied: Path, tmp_path: Path) -> None:
+    (copied / "report.html").write_text("as it was")
+    (tmp_path / "file").write_text("mine")
+    for place in (copied / "artifacts" / "t", tmp_path / "file"):
+        assert command("report", copied, "--tables", place).code == 2
+    assert (copied / "report.html").read_text() == "as it was"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_export_leaves_the_folder_one_stands_in(
+    walk: Walk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes to be by renaming: the shell would stand in a folder that is no more."""
+    here = tmp_path / "here"
+    here.mkdir()
+    study = walk.out.resolve()
+    monkeypatch.chdir(here)
+    outcome = command("export", study, trial_ids(study)[4], "--out", ".")
+    assert outcome.code == 2, outcome
+    assert "the folder this command runs in" in outcome.told
+    outcome = command("export", study, trial_ids(study)[4], "--out", "../mine/../there")
+    assert outcome.code == 0, outcome
+    assert "adapter_model.safetensors" in files_below(tmp_path / "there")
+    assert {path.name for path in tmp_path.iterdir()} == {"here", "there"}
+
+
+def test_export_refuses(walk: Walk, tmp_path: Path) -> None:
+    ids = trial_ids(walk.out)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    for words, part in (
+        ((ids[2], "--out", tmp_path / "full"), "found a folder with files in it"),
+        ((ids[2], "--out", tmp_path / "full" / "mine.txt"), "found a file"),
+        ((ids[2], "--out", walk.out / "artifacts" / "new"), "lies inside the study"),
+        (("nonesuch", "--out", tmp_path / "x"), "there is no trial 'nonesuch'"),
+        (("../x", "--out", tmp_path / "x"), "there is no trial '../x'"),
+        (("", "--out", tmp_path / "x"), "there is no trial ''"),
+    ):
+        outcome = command("export", walk.out, *words)
+        assert outcome.code == 2, outcome
+        assert part in outcome.err
+    assert files_below(tmp_path) == {"full", "full/mine.txt"}
+    assert not (walk.out / "artifacts" / "new").exists()
+
+
+def test_export_compares_hashes_first(copied: Path, tmp_path: Path) -> None:
+    trial = trial_ids(copied)[2]
+    flip_bit(copied / "artifacts" / trial / "adapter" / "adapter_model.safetensors")
+    outcome = command("export", copied, trial, "--out", tmp_path / "x")
+    assert outcome.code == 4
+    assert "adapter_model.safetensors" in outcome.err
+    assert {path.name for path in tmp_path.iterdir()} == {"copy"}
+
+
+# --- params -------------------------------------------------------------------------------------
+
+
+# Per unit of rank by hand: see tests/models/test_parameters.py.
+@pytest.mark.parametrize(
+    ("config", "per_rank_attention", "per_rank_all"),
+    [(LLAMA_8B, 851_968, 2_621_440), (QWEN_7B, 630_784, 2_523_136)],
+    ids=["Llama-3.1-8B", "Qwen2.5-7B"],
+)
+def test_parameter_counts(
+    tmp_path: Path, config: object, per_rank_attention: int, per_rank_all: int
+) -> None:
+    config.save_pretrained(tmp_path)  # type: ignore[attr-defined]
+    ranks = (8, 32, 64, 128)
+    asked = [word for rank in ranks for word in ("--rank", rank)]
+    counts = json.loads(command("params", tmp_path, *asked, "--json").out)["trainable"]
+    assert counts == {str(rank): rank * per_rank_attention for rank in ranks}
+    shown = command("params", tmp_path, *asked, "--targets", "all-linear")
+    assert shown.code == 0
+    assert all(f"{rank * per_rank_all:,}" in shown.out for rank in ranks)
+    spaced = command(
+        "params", tmp_path, *asked, "--json", "--targets", "q_proj, k_proj ,v_proj,o_proj"
+    )
+    assert json.loads(spaced.out)["trainable"] == counts
+
+
+def test_the_published_counts_of_llama(tmp_path: Path) -> None:
+    """The figures that arXiv 2512.15634's setting implies, as a reader would look them up."""
+    LLAMA_8B.save_pretrained(tmp_path)
+    shown = command("params", tmp_path).out
+    for count in ("6,815,744", "27,262,976", "54,525,952", "109,051,904", "8,030,261,248"):
+        assert count in shown
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_attention_heads", 0), ("hidden_size", "abc"), ("hidden_size", -8)],
+)
+def test_a_configuration_that_builds_no_model(
+    tmp_path: Path, walk: Walk, key: str, value: object
+) -> None:
+    shutil.copytree(pocket_folder(), tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), key: value}), "utf-8")
+    asked = settings(f"model={{path: {tmp_path / 'model'}}}")
+    for words in (("check", walk.file, *CHANGES, *asked), ("params", tmp_path / "model")):
+        outcome = command(*words)
+        assert outcome.code == 2, outcome
+        assert "config.json" in outcome.err
+
+
+# --- how it looks -------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[80, 120])
+def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """A terminal of so many columns."""
+    columns = int(request.param)
+    monkeypatch.setattr(terminal, "out_console", Console(width=columns))
+    return columns
+
+
+def table_lines(text: str) -> list[str]:
+    """The rows of the first table: what stands between its rule and the next blank line."""
+    lines = [line.rstrip() for line in text.splitlines()]
+    rule = next(i for i, line in enumerate(lines) if set(line.strip()) == {"─"})
+    return lines[rule + 1 : lines.index("", rule)]
+
+
+def test_tables_fit_and_nothing_in_them_breaks(tmp_path: Path, width: int, walk: Walk) -> None:
+    file = tmp_path / "pocket.yaml"
+    assert command("init", file, "--preset", "pocket").code == 0
+    checked = command("check", file, "--rows", "1").out
+    names = [line.split()[0] for line in table_lines(checked)]
+    assert names == ["pocket_med", "pocket_law", "pocket_gsm", "pocket_general", "pocket_cloze",
+                     "pocket_math"]  # fmt: skip
+    assert "cross-domain" in checked
+    assert "selection" in checked
+    several = settings("tasks=[pocket_med, pocket_law]", "seeds=[0]", "max_pack=1")
+    planned = [command("plan", file).out, command("plan", file, *several).out]
+    # 24 LoRA trials in packs of at most 16, and 6 full ones; 2 x (8 LoRA + 2 full).
+    assert [len(table_lines(text)) for text in planned] == [8, 20]
+    assert "full lr=0.00025 seed=0" in planned[0]
+    status = command("status", walk.out).out
+    assert [line.split()[0] for line in table_lines(status)] == list(trial_ids(walk.out).values())
+    for text in (checked, *planned, status):
+        assert max(map(len, text.splitlines())) <= width

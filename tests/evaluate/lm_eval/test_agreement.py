@@ -1,0 +1,128 @@
+"""lm-evaluation-harness's HFLM and our engine give every option the same log-probability.
+
+In small; benchmarks/evaluate_agreement.py does the same with hundreds of items.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from evaluation_worlds import adapter, base, merged, tokenizer
+from lm_eval.models.huggingface import HFLM
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from agreement import choice_agreement, text_agreement
+from evaluation_race import arc_easy, mmlu, with_shots, write_adapters
+from evaluation_sides import STOP, in_batches, parts, score
+from rankscope.config.study import ModelConfig
+from rankscope.evaluate.scorers.choice import Question, continuation_logprobs
+from rankscope.evaluate.scorers.generation import Limits, generate
+from rankscope.models.adapters.folder import load_adapter
+from rankscope.models.base import Base
+from rankscope.models.fetch import cached_model_folder, fetch_model
+from rankscope.models.load import load_base
+
+LOGPROB = 1e-3
+"""Largest difference of an option's log p, in nats."""
+
+ODD = [
+    {"question": "which of these?", "choices": ["5", "57", "578"], "answer": 1},
+    {
+        "question": "日本 or Ωmega",
+        "choices": ["日本語", "é", "the cat sat on"],
+        "answer": 0,
+    },
+    {"question": " spaces  before", "choices": [" led by one", "a", "a b"], "answer": 2},
+    {"question": "an end <eos> inside", "choices": ["<eos>", "<bos> again", "1,234"], "answer": 2},
+    {"question": "1 2 3", "choices": ["same", "same text", "🙂"], "answer": 0},
+]
+
+
+def harness_side(lm: HFLM, questions: list[dict[str, Any]], batch_size: int) -> dict[str, Any]:
+    """Log p and tokens of every option by the harness's own model class."""
+    requests = [
+        ((q["prompt"], answer), *lm._encode_pair(q["prompt"], answer))
+        for q in questions
+        for answer in q["answers"]
+    ]
+    counts = [len(q["answers"]) for q in questions]
+    values = parts([value for value, _ in score(lm, requests, batch_size)], counts)
+    tokens = [[part[0][1], [r[2] for r in part]] for part in parts(requests, counts)]
+    return {"logprobs": [values], "tokens": tokens}
+
+
+@torch.inference_mode()
+def our_side(engine: Base, slot: str | None, questions: list[dict[str, Any]]) -> dict[str, Any]:
+    """The same by ours."""
+    encode = engine.tokenizer.encode
+    asked = [
+        Question(encode(q["prompt"]), [encode(a, add_special_tokens=False) for a in q["answers"]])
+        for q in questions
+    ]
+    found = continuation_logprobs(engine, asked, [slot], 1024)[slot]
+    return {
+        "logprobs": [[values.tolist() for values in found.values]],
+        "tokens": [[list(q.prompt), [list(c) for c in q.continuations]] for q in asked],
+    }
+
+
+def agree(questions: list[dict[str, Any]], ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    found = choice_agreement(questions, ours, theirs)
+    assert found["parity"] <= LOGPROB
+    assert found["same_tokens"] == 1
+    assert found["same_prediction"] == {"acc": 1, "acc_norm": 1, "acc_bytes": 1}, found
+
+
+def harness_model(model: PreTrainedModel, tokens: object) -> HFLM:
+    return HFLM(pretrained=model, tokenizer=tokens, batch_size=4, max_length=2048, device="cpu")
+
+
+@pytest.mark.parametrize("shots", [0, 5])
+@pytest.mark.parametrize("is_lettered", [False, True])
+def test_odd_options_on_a_random_model(shots: int, is_lettered: bool) -> None:
+    engine = base()
+    member = adapter(engine, 4, seed=4)
+    engine.pack.attach(member)
+    questions = [with_shots(row, (ODD * 2)[:shots], is_lettered) for row in ODD]
+    for slot, of in ((None, None), (member.slot, member)):
+        theirs = harness_side(harness_model(merged(engine, of), tokenizer()), questions, 2)
+        agree(questions, our_side(engine, slot, questions), theirs)
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    try:
+        return cached_model_folder("smollm2-135m")
+    except Exception:
+        return fetch_model("smollm2-135m")
+
+
+@pytest.fixture(scope="module")
+def smollm2(folder: Path) -> Base:
+    return load_base(ModelConfig(path=str(folder)), torch.device("cpu"), torch.float32)
+
+
+def test_real_questions_and_answers_on_smollm2(
+    folder: Path, smollm2: Base, data_dir: Path, tmp_path: Path
+) -> None:
+    """ARC-easy by text, MMLU by letter after an example, GSM8K written; base and adapter."""
+    (place,) = write_adapters(str(folder), tmp_path, [8])
+    smollm2.pack.attach(load_adapter(Path(place), "adapter", smollm2.record))
+    questions = [*arc_easy(data_dir, 3), *mmlu(data_dir, 1, 2, 1)]
+    prompt = "Question: Tom has 3 apples and buys 4 more. How many apples has he?\nAnswer:"
+    ids = smollm2.tokenizer.encode(prompt)
+    limits = Limits(10, 2048, 4096, frozenset({smollm2.tokenizer.eos_token_id}), (STOP,))
+    tokens = smollm2.tokenizer
+    for slot in (None, "adapter"):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        if slot is not None:
+            model = PeftModel.from_pretrained(model, place).merge_and_unload()
+        theirs = harness_side(harness_model(model, tokens), questions, 4)
+        agree(questions, our_side(smollm2, slot, questions), theirs)
+        with torch.inference_mode():
+            found = generate(smollm2, [ids], [slot], limits)[slot]
+            texts = in_batches(model.eval(), tokens, 10, 1, [prompt])
+        stock = {"texts": [[text.partition(STOP)[0] for text in texts]]}
+        assert text_agreement({"texts": [[g.text for g in found]]}, stock) == 1

@@ -1,0 +1,266 @@
+"""Harness tasks under our engine give what the harness's HFLM gives; no task file runs code."""
+
+import json
+import random
+from pathlib import Path
+
+import lm_eval
+import numpy as np
+import pytest
+import torch
+import yaml
+from evaluation_worlds import adapter, base, merged, tokenizer
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from rankscope.errors import BadInput
+from rankscope.evaluate.lm_eval.bridge import (
+    HarnessSettings,
+    evaluate_harness,
+    evaluation_of,
+    is_harness_task,
+)
+from rankscope.evaluate.lm_eval.model import HarnessModel
+from rankscope.models.base import Base
+from rankscope.models.lora import Adapter
+from rankscope.records import BASE
+
+SETTINGS = HarnessSettings(batch_tokens=512, context=256)
+ROWS = [
+    {"question": "the cat sat on", "choices": ["the mat", "1", "the other mat"], "answer": 0},
+    {"question": "1 2", "choices": ["3", "18 42", "日本語"], "answer": 1},
+    {"question": "which cat?", "choices": ["the other", "é", "the"], "answer": 2},
+    {"question": "Question", "choices": ["Answer", "the cat sat", "2"], "answer": 1},
+    {"question": "and the", "choices": ["mat", "mat and cat", "18"], "answer": 0},
+    {"question": "there", "choices": ["a", "b", "c c c c"], "answer": 2},
+]
+CHOICE = {
+    "task": "toy_choice",
+    "output_type": "multiple_choice",
+    "doc_to_text": "Question: {{question}}\nAnswer:",
+    "doc_to_choice": "{{choices}}",
+    "doc_to_target": "{{answer}}",
+    "metric_list": [{"metric": name} for name in ("acc", "acc_norm", "acc_bytes")],
+}
+WRITTEN = {
+    "task": "toy_written",
+    "output_type": "generate_until",
+    "doc_to_text": "Question: {{question}}\nAnswer:",
+    "doc_to_target": "{{choices[answer]}}",
+    "generation_kwargs": {"until": ["t"], "max_gen_toks": 12, "do_sample": False},
+    "metric_list": [{"metric": "exact_match"}],
+}
+TEXT = {
+    "task": "toy_text",
+    "output_type": "loglikelihood_rolling",
+    "doc_to_text": "",
+    "doc_to_target": "{{question}} and {{choices[0]}}",
+    "metric_list": [{"metric": name} for name in ("word_perplexity", "bits_per_byte")],
+}
+
+
+def task_file(folder: Path, config: dict[str, object], extra: str = "") -> Path:
+    """A harness task over local rows."""
+    rows = folder / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps(row) for row in ROWS), encoding="utf-8")
+    data = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(rows)}, "cache_dir": str(folder / "cache")},
+        "test_split": "test",
+        "fewshot_split": "test",
+    }
+    path = folder / f"{config['task']}.yaml"
+    text = yaml.safe_dump({**data, **config}, allow_unicode=True) + extra
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def packed() -> tuple[Base, Adapter]:
+    engine = base()
+    member = adapter(engine, 4, seed=4)
+    engine.pack.attach(member)
+    return engine, member
+
+
+def stock_results(
+    engine: Base, member: Adapter | None, path: Path, shots: int
+) -> dict[str, object]:
+    """The harness with its own model class, on the merged weights."""
+    stock = HFLM(
+        pretrained=merged(engine, member),
+        tokenizer=tokenizer(),
+        batch_size=2,
+        max_length=256,
+        device="cpu",
+    )
+    return lm_eval.simple_evaluate(
+        model=stock,
+        tasks=[str(path)],
+        num_fewshot=shots,
+        bootstrap_iters=0,
+        task_manager=TaskManager(include_defaults=False),
+    )
+
+
+@pytest.mark.parametrize("config", [CHOICE, WRITTEN, TEXT], ids=["choice", "written", "text"])
+@pytest.mark.parametrize("shots", [0, 5])
+def test_every_kind_of_task_gives_the_harness_numbers(
+    tmp_path: Path, packed: tuple[Base, Adapter], config: dict[str, object], shots: int
+) -> None:
+    engine, member = packed
+    path = task_file(tmp_path, config)
+    settings = HarnessSettings(batch_tokens=512, context=256, num_fewshot=shots)
+    models = {None: BASE, member.slot: "trial"}
+    found = evaluate_harness(engine, f"lm_eval:{path}", models, settings)
+    name = str(config["task"])
+    for slot, of in ((None, None), (member.slot, member)):
+        ((record, items),) = found[slot]
+        expected = stock_results(engine, of, path, shots)
+        numbers = expected["results"][name]
+        for metric, value in record.metrics.items():
+            assert value == pytest.approx(numbers[f"{metric},none"], rel=1e-4)
+        assert record.task == f"lm_eval:{name}"
+        assert record.trial_id == models[slot]
+        assert (record.n, len(items)) == (len(ROWS), len(ROWS))
+        assert record.num_tokens > 0
+        for item, sample in zip(items, expected["samples"][name], strict=True):
+            assert item.item_id == f"lm_eval:{name}/{sample['doc_id']}"
+            if config is CHOICE:
+                theirs = [pair[0] for pair in sample["filtered_resps"]]
+                assert item.option_logprobs == pytest.approx(theirs, abs=1e-3)
+                assert item.score == sample["acc"]
+                assert item.gold_logprob == item.option_logprobs[sample["target"]]
+            elif config is WRITTEN:
+                assert item.generated == item.prediction == sample["filtered_resps"][0]
+                assert item.score == sample["exact_match"]
+            else:
+                assert item.score == pytest.approx(sample["word_perplexity"][0], rel=1e-4)
+    assert found[None][0][1] != found[member.slot][0][1]
+
+
+def test_global_generators_stay_where_they_were(
+    tmp_path: Path, packed: tuple[Base, Adapter]
+) -> None:
+    path = task_file(tmp_path, CHOICE)
+
+    def drawn() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(1))
+
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(7)
+    expected = [drawn(), drawn()]
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(7)
+    first = drawn()
+    evaluate_harness(packed[0], f"lm_eval:{path}", {None: BASE}, SETTINGS)
+    assert [first, drawn()] == expected
+
+
+FUNCTION = "process_docs: !function helper.process\n"
+HELPER = "from pathlib import Path\nPath({!r}).touch()\ndef process(docs):\n    return docs\n"
+
+
+@pytest.mark.parametrize("is_included", [False, True])
+def test_functions_run_only_where_they_are_allowed(
+    tmp_path: Path, packed: tuple[Base, Adapter], is_included: bool
+) -> None:
+    mark = tmp_path / "it ran"
+    (tmp_path / "helper.py").write_text(HELPER.format(str(mark)))
+    if is_included:
+        (tmp_path / "shared.yaml").write_text(FUNCTION)
+        path = task_file(tmp_path, CHOICE, "include: shared.yaml\n")
+    else:
+        path = task_file(tmp_path, CHOICE, FUNCTION)
+    with pytest.raises(BadInput, match=r"line \d+: !function helper.process would run Python"):
+        evaluate_harness(packed[0], f"lm_eval:{path}", {None: BASE}, SETTINGS)
+    assert not mark.exists()
+    allowed = HarnessSettings(context=256, allow_functions=True)
+    evaluate_harness(packed[0], f"lm_eval:{path}", {None: BASE}, allowed)
+    assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "extra", "message"),
+    [
+        ({}, "x: !!python/object/apply:os.getcwd []\n", "python/object/apply:os.getcwd"),
+        ({"dataset_path": "./loader.py"}, "", "needs code of its own"),
+        (
+            {"dataset_path": "json", "dataset_kwargs": {"trust_remote_code": True}},
+            "",
+            "needs code of its own",
+        ),
+        ({"metric_list": [{"metric": "no_such_metric"}]}, "", "fetched as code from the hub"),
+        ({"metric_list": [{"metric": "acc", "hf_evaluate": True}]}, "", "fetched as code"),
+        ({"unsafe_code": True}, "", "runs what the model writes"),
+        ({"dataset_kwargs": {"data_files": "none.jsonl"}}, "", "data set is at hand"),
+        ({"no_such_key": 1}, "", r"unexpected keyword.*Expected a task that lm-evaluation-harness"),
+        ({"doc_to_text": "{{ ''.__class__.__mro__ }}"}, "", "cannot be loaded.*unsafe"),
+        (
+            {"output_type": "generate_until", "generation_kwargs": {"do_sample": True}},
+            "",
+            "ask for sampling",
+        ),
+        ({"doc_to_text": "{{question * 100}}"}, "", r"3 of 6 prompts do not fit .* 256 tokens"),
+    ],
+)
+def test_task_files_that_are_refused(
+    tmp_path: Path,
+    packed: tuple[Base, Adapter],
+    change: dict[str, object],
+    extra: str,
+    message: str,
+) -> None:
+    path = task_file(tmp_path, {**CHOICE, **change}, extra)
+    with pytest.raises(BadInput, match=message):
+        evaluate_harness(packed[0], f"lm_eval:{path}", {None: BASE}, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        ({"unsafe_code": True}, "runs what the model writes"),
+        ({"metric_list": [{"metric": "x", "hf_evaluate": True}]}, "fetched as code"),
+        ({"dataset_kwargs": {"trust_remote_code": True}}, "needs code of its own"),
+        ({"dataset_path": "./loader.py"}, "needs code of its own"),
+    ],
+)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_members_written_inside_a_group_are_refused_alike(
+    tmp_path: Path, packed: tuple[Base, Adapter], inner: dict[str, object], message: str, depth: int
+) -> None:
+    members: list[object] = [{**CHOICE, **inner}]
+    for level in range(depth - 1):
+        members = [{"group": f"inner {level}", "task": members}]
+    path = tmp_path / "group.yaml"
+    path.write_text(yaml.safe_dump({"group": "g", "task": members}))
+    with pytest.raises(BadInput, match=message):
+        evaluate_harness(packed[0], f"lm_eval:{path}", {None: BASE}, SETTINGS)
+
+
+def test_names_that_lead_nowhere(tmp_path: Path, packed: tuple[Base, Adapter]) -> None:
+    with pytest.raises(BadInput, match="no such file"):
+        evaluate_harness(packed[0], f"lm_eval:{tmp_path}/none.yaml", {None: BASE}, SETTINGS)
+    assert is_harness_task("lm_eval:hellaswag")
+    assert not is_harness_task("hellaswag")
+
+
+def test_tasks_of_a_group_share_its_seconds_by_items() -> None:
+    """Three items of four, under two filters, take three quarters of what the group took."""
+
+    def sample(doc: int, name: str) -> dict[str, object]:
+        answers = {"filtered_resps": ["x"], "target": "x", "arguments": []}
+        return {"doc_id": doc, "filter": name, "exact_match": 1.0, **answers}
+
+    results = {
+        "results": {name: {"exact_match,a": 1.0} for name in ("long", "short")},
+        "samples": {
+            "long": [sample(doc, name) for name in "ab" for doc in range(3)],
+            "short": [sample(0, "a")],
+        },
+    }
+    lm = HarnessModel(base(), None, 256, 512)
+    lm.seconds, lm.num_tokens = 8.0, 100
+    parts = [evaluation_of(name, results, lm, "trial", "report")[0] for name in ("long", "short")]
+    assert [part.seconds for part in parts] == [6.0, 2.0]
+    assert [part.num_tokens for part in parts] == [75, 25]

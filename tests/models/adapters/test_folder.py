@@ -1,0 +1,475 @@
+"""Adapters on disk: what we write PEFT reads, what PEFT writes we read, and faults are refused."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from tiny_models import base_of, tiny_llama
+from torch import Tensor
+from toy_training import toy_rows
+
+from rankscope.errors import BadInput, IntegrityError
+from rankscope.models.adapters.folder import load_adapter, save_adapter
+from rankscope.models.adapters.settings import CONFIG, WEIGHTS
+from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.lora import Adapter
+from rankscope.models.methods import Starts, new_adapter
+from rankscope.provenance import sha256_folder
+from rankscope.records import TrialSpec
+
+IDS = [5, 9, 31, 7, 250, 3, 77, 12]
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
+DOTTED = ("model.layers.1.self_attn.q_proj", "model.layers.0.mlp.down_proj")
+TARGETS = pytest.mark.parametrize(
+    "targets", [ATTENTION, LINEAR, DOTTED], ids=["attention", "all-linear", "dotted"]
+)
+METHOD = pytest.mark.parametrize("method", ["lora", "rslora"])
+METHODS = pytest.mark.parametrize("method", ["lora", "rslora", "lora+", "dora", "pissa", "eva"])
+ROWS = toy_rows(80)
+
+
+def trial(
+    targets: tuple[str, ...] = ATTENTION, method: str = "lora", alpha: float = 6.0
+) -> TrialSpec:
+    return TrialSpec(
+        trial_id="a",
+        task="toy",
+        method=method,  # type: ignore[arg-type]
+        rank=4,
+        alpha=alpha,
+        lr=1e-3,
+        targets=targets,
+        dropout=0.1,
+        seed=0,
+    )
+
+
+def trained(base: Base, spec: TrialSpec) -> Adapter:
+    """An adapter that is somewhere else than where its method starts."""
+    adapter = new_adapter(base.model, spec, Starts(base, ROWS, [spec]))
+    generator = torch.Generator().manual_seed(0)
+    for b in adapter.b.values():
+        b.data.add_(0.2 * torch.randn(b.shape, generator=generator))
+    for m in adapter.magnitude.values():
+        m.data.mul_(1 + 0.2 * torch.rand(m.shape, generator=generator))
+    return adapter
+
+
+def written(folder: Path, spec: TrialSpec | None = None) -> Path:
+    """A folder that we wrote."""
+    base = base_of(tiny_llama())
+    folder.mkdir(parents=True, exist_ok=True)
+    save_adapter(trained(base, spec or trial()), spec or trial(), base.record, folder)
+    return folder
+
+
+def our_logits(adapter: Adapter) -> Tensor:
+    base = base_of(tiny_llama())
+    base.pack.attach(adapter)
+    with torch.inference_mode():
+        return base.logits(RowBatch.of([Row(IDS, range(len(IDS)), adapter.slot)], base.device))
+
+
+def their_logits(model: torch.nn.Module) -> Tensor:
+    with torch.inference_mode():
+        logits: Tensor = model(input_ids=torch.tensor([IDS])).logits[0]
+    return logits
+
+
+def assert_same_and_changed(found: Tensor, expected: Tensor) -> None:
+    assert float((found - expected).norm()) < 1e-5 * float(expected.norm())
+    bare = their_logits(tiny_llama())
+    assert float((expected - bare).norm()) > 0.05 * float(bare.norm())
+
+
+def peft_folder(folder: Path, **settings: Any) -> tuple[PeftModel, Path]:
+    """An adapter that plain PEFT made, with random A and B, and saved."""
+    options = {"r": 4, "lora_alpha": 6, "target_modules": list(ATTENTION), **settings}
+    model = get_peft_model(tiny_llama(), LoraConfig(task_type="CAUSAL_LM", **options))
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(folder)
+    return model.eval(), folder
+
+
+# --- there and back ---
+
+
+@METHODS
+@TARGETS
+@pytest.mark.parametrize("alpha", [6.0, 2.5])
+def test_what_we_save_plain_peft_loads_with_the_same_logits(
+    tmp_path: Path, method: str, targets: tuple[str, ...], alpha: float
+) -> None:
+    spec = trial(targets, method, alpha)
+    written(tmp_path, spec)
+    base = base_of(tiny_llama())
+    expected = our_logits(trained(base, spec))
+    model = PeftModel.from_pretrained(tiny_llama(), tmp_path).eval()
+    assert_same_and_changed(their_logits(model), expected)
+    assert_same_and_changed(our_logits(load_adapter(tmp_path, "a")), expected)
+
+
+@METHOD
+@TARGETS
+def test_what_plain_peft_saves_loads_here_with_the_same_logits(
+    tmp_path: Path, method: str, targets: tuple[str, ...]
+) -> None:
+    model, folder = peft_folder(
+        tmp_path, target_modules=list(targets), use_rslora=method == "rslora", lora_dropout=0.1
+    )
+    assert_same_and_changed(our_logits(load_adapter(folder, "x")), their_logits(model))
+
+
+def test_a_module_without_a_rank_is_no_target(tmp_path: Path) -> None:
+    """EVA at rank 1 shares eight ranks out over eight modules, and not every module gets one."""
+    spec = trial(method="eva", alpha=1.0).model_copy(update={"rank": 1})
+    base = base_of(tiny_llama())
+    adapter = trained(base, spec)
+    assert len(adapter.a) < 8 == sum(len(a) for a in adapter.a.values())
+    save_adapter(adapter, spec, base.record, tmp_path)
+    model = PeftModel.from_pretrained(tiny_llama(), tmp_path).eval()
+    changed = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
+    assert changed == {f"base_model.model.{name}" for name in adapter.a}
+    base.pack.clear()
+    assert_same_and_changed(their_logits(model), our_logits(adapter))
+
+
+def test_pissa_is_stored_as_plain_lora_of_twice_the_rank(tmp_path: Path) -> None:
+    spec = trial(method="pissa")
+    written(tmp_path, spec)
+    settings = json.loads((tmp_path / CONFIG).read_text())
+    assert (settings["r"], settings["lora_alpha"]) == (8, 12)  # twice 4 and 6: s stays 1.5
+    assert settings["init_lora_weights"] is True
+    loaded = load_adapter(tmp_path, "a")
+    assert (loaded.rank, loaded.scaling, loaded.start) == (8, 1.5, {})
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_ranks_alphas_and_magnitudes_that_peft_wrote_are_read(
+    tmp_path: Path, use_dora: bool, use_rslora: bool
+) -> None:
+    """A scaling of its own, as ``alpha_pattern`` may give a module, goes into its B."""
+    model, folder = peft_folder(
+        tmp_path,
+        use_dora=use_dora,
+        use_rslora=use_rslora,
+        rank_pattern={"layers.1.self_attn.q_proj": 2, "o_proj": 6},
+        alpha_pattern={"q_proj": 9, "layers.0.self_attn.k_proj": 3},
+    )
+    for name, parameter in model.named_parameters():
+        if "magnitude" in name:
+            parameter.data.mul_(1.3)
+    model.save_pretrained(folder)
+    adapter = load_adapter(folder, "x")
+    assert len(adapter.a["model.layers.1.self_attn.q_proj"]) == 2
+    assert bool(adapter.magnitude) == use_dora
+    assert_same_and_changed(our_logits(adapter), their_logits(model))
+
+
+def test_layers_chosen_by_peft_are_loaded_and_saved_again_by_their_exact_names(
+    tmp_path: Path,
+) -> None:
+    """``layers_to_transform`` has no place in a trial; full module names say the same."""
+    model, folder = peft_folder(tmp_path / "peft", layers_to_transform=[1])
+    adapter = load_adapter(folder, "x")
+    assert set(adapter.a) == {f"model.layers.1.self_attn.{leaf}" for leaf in ATTENTION}
+    assert adapter.targets == tuple(sorted(adapter.a))
+    again = tmp_path / "again"
+    again.mkdir()
+    save_adapter(adapter, trial(adapter.targets), base_of(tiny_llama()).record, again)
+    settings = json.loads((again / CONFIG).read_text())
+    assert settings["target_modules"] == sorted(adapter.a)
+    expected = their_logits(model)
+    plain = PeftModel.from_pretrained(tiny_llama(), again).eval()
+    assert_same_and_changed(their_logits(plain), expected)
+    assert_same_and_changed(our_logits(load_adapter(again, "x")), expected)
+
+
+@pytest.mark.parametrize("method", ["lora", "rslora", "lora+", "dora", "eva"])
+def test_our_own_round_trip_keeps_every_bit(tmp_path: Path, method: str) -> None:
+    before = trained(base_of(tiny_llama()), trial(LINEAR, method))
+    after = load_adapter(written(tmp_path, trial(LINEAR, method)), "a")
+    assert (after.rank, after.alpha, after.scaling) == (4, 6.0, before.scaling)
+    assert after.a.keys() == before.a.keys()
+    assert after.magnitude.keys() == before.magnitude.keys()
+    for name in before.a:
+        for found, expected in zip(after.of_module(name), before.of_module(name), strict=True):
+            assert torch.equal(found, expected)
+
+
+def test_a_spec_that_is_not_the_adapters_is_refused(tmp_path: Path) -> None:
+    base = base_of(tiny_llama())
+    adapter = trained(base, trial(method="rslora"))
+    with pytest.raises(ValueError, match="scaling"):
+        save_adapter(adapter, trial(method="lora"), base.record, tmp_path)
+
+
+def test_a_loaded_adapter_trains_on(tmp_path: Path) -> None:
+    adapter = load_adapter(written(tmp_path), "a")
+    assert not any(p.requires_grad for p in adapter.parameters())
+    for parameter in adapter.parameters():
+        parameter.requires_grad_(True)
+    base = base_of(tiny_llama())
+    base.pack.attach(adapter)
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(5):
+        batch = RowBatch.of([Row(IDS[:-1], range(len(IDS) - 1), "a")], base.device)
+        loss = torch.nn.functional.cross_entropy(base.logits(batch), torch.tensor(IDS[1:]))
+        loss.backward()
+        assert all(p.grad is not None and p.grad.any() for p in adapter.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_the_folders_bytes_do_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; import test_folder as t; "
+        "t.written(Path(sys.argv[1]), t.trial(t.LINEAR))"
+    )
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parents[1] / "fixtures")])
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / seed)],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": path},
+        )
+        for seed in ("1", "2")
+    ]
+    assert [process.wait() for process in running] == [0, 0]
+    assert sha256_folder(tmp_path / "1") == sha256_folder(tmp_path / "2")
+
+
+def test_the_weights_bytes_do_not_change_from_call_to_call(tmp_path: Path) -> None:
+    """safetensors shuffles metadata: eight equal files by chance once in 128 runs without care."""
+    hashes = {sha256_folder(written(tmp_path / str(i))) for i in range(8)}
+    assert len(hashes) == 1
+
+
+# --- faults ---
+
+
+def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
+    folder = written(tmp_path)
+    record = base_of(tiny_llama()).record
+    load_adapter(folder, "a", record)
+    with pytest.raises(BadInput, match=r"another base.*000000000000.*ffffffffffff"):
+        load_adapter(folder, "a", record.model_copy(update={"sha256": "f" * 64}))
+
+
+def test_one_without_a_recorded_base_is_accepted(tmp_path: Path) -> None:
+    _, folder = peft_folder(tmp_path)
+    load_adapter(folder, "a", base_of(tiny_llama()).record)
+
+
+@pytest.mark.parametrize("change", ["none", "missing", "short"])
+def test_magnitudes_that_do_not_fit_are_integrity_errors(tmp_path: Path, change: str) -> None:
+    folder = written(tmp_path, trial(method="dora"))
+    tensors = load_file(folder / WEIGHTS)
+    name = next(name for name in sorted(tensors) if "magnitude" in name)
+    if change == "none":
+        settings = json.loads((folder / CONFIG).read_text())
+        (folder / CONFIG).write_text(json.dumps({**settings, "use_dora": False}))
+    elif change == "missing":
+        del tensors[name]
+    else:
+        tensors[name] = tensors[name][:-1].clone()
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(IntegrityError, match=r"magnitude.*self_attn"):
+        load_adapter(folder, "a")
+
+
+def first(tensors: dict[str, Tensor], side: str) -> str:
+    return next(name for name in sorted(tensors) if f"lora_{side}" in name)
+
+
+def with_nan(tensors: dict[str, Tensor]) -> None:
+    tensors[first(tensors, "A")][0, 0] = float("nan")
+
+
+def with_infinity(tensors: dict[str, Tensor]) -> None:
+    tensors[first(tensors, "B")][0, 0] = float("inf")
+
+
+def without_b(tensors: dict[str, Tensor]) -> None:
+    del tensors[first(tensors, "B")]
+
+
+def without_a(tensors: dict[str, Tensor]) -> None:
+    del tensors[first(tensors, "A")]
+
+
+def without_any(tensors: dict[str, Tensor]) -> None:
+    tensors.clear()
+
+
+def with_a_head(tensors: dict[str, Tensor]) -> None:
+    tensors["base_model.model.lm_head.weight"] = torch.zeros(2, 2)
+
+
+def with_another_rank(tensors: dict[str, Tensor]) -> None:
+    tensors[first(tensors, "A")] = torch.zeros(5, 64)
+
+
+def with_a_vector(tensors: dict[str, Tensor]) -> None:
+    tensors[first(tensors, "B")] = torch.zeros(4)
+
+
+def with_a_stack(tensors: dict[str, Tensor]) -> None:
+    tensors[first(tensors, "A")] = torch.zeros(4, 64, 2)
+
+
+FAULTS: list[Callable[[dict[str, Tensor]], None]] = [
+    with_nan,
+    with_infinity,
+    without_b,
+    without_a,
+    without_any,
+    with_a_head,
+    with_another_rank,
+    with_a_vector,
+    with_a_stack,
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faulty_tensors_are_integrity_errors(
+    tmp_path: Path, fault: Callable[[dict[str, Tensor]], None]
+) -> None:
+    folder = written(tmp_path)
+    tensors = load_file(folder / WEIGHTS)
+    fault(tensors)
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(IntegrityError, match=WEIGHTS) as caught:
+        load_adapter(folder, "a")
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("size", [0, 7, 2000])
+def test_a_truncated_file_is_an_integrity_error(tmp_path: Path, size: int) -> None:
+    folder = written(tmp_path)
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:size])
+    with pytest.raises(IntegrityError, match="not a readable safetensors file"):
+        load_adapter(folder, "a")
+
+
+def test_a_wrong_shape_for_the_model_is_refused_when_attached(tmp_path: Path) -> None:
+    folder = written(tmp_path)
+    tensors = load_file(folder / WEIGHTS)
+    tensors[first(tensors, "A")] = torch.zeros(4, 65)
+    save_file(tensors, folder / WEIGHTS)
+    adapter = load_adapter(folder, "a")
+    with pytest.raises(BadInput, match="made for another base"):
+        base_of(tiny_llama()).pack.attach(adapter)
+
+
+REMOVED = object()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("r", REMOVED),
+        ("r", "x"),
+        ("r", 0),
+        ("r", 4.5),
+        ("r", [4]),
+        ("lora_alpha", REMOVED),
+        ("lora_alpha", None),
+        ("lora_alpha", -1),
+        ("lora_alpha", float("nan")),
+        ("peft_type", "IA3"),
+        ("peft_type", REMOVED),
+        ("init_lora_weights", "pissa"),
+        ("init_lora_weights", "pissa_niter_4"),
+        ("init_lora_weights", "olora"),
+        ("init_lora_weights", ["gaussian"]),
+        ("use_dora", "often"),
+        ("bias", "all"),
+        ("modules_to_save", ["lm_head"]),
+        ("rank_pattern", {"q_proj": 0}),
+        ("rank_pattern", ["q_proj"]),
+        ("alpha_pattern", {"q_proj": -8}),
+        ("trainable_token_indices", [3]),
+        ("a_setting_of_tomorrow", True),
+    ],
+)
+def test_settings_that_change_what_a_and_b_mean_are_refused(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    folder = written(tmp_path)
+    settings = json.loads((folder / CONFIG).read_text())
+    settings[key] = value
+    if value is REMOVED:
+        del settings[key]
+    (folder / CONFIG).write_text(json.dumps(settings))
+    with pytest.raises(BadInput, match=f"(?s){folder.name}.*{key}") as caught:
+        load_adapter(folder, "a")
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "7", "{", "", '"r"'])
+def test_a_configuration_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
+    folder = written(tmp_path)
+    (folder / CONFIG).write_text(text)
+    with pytest.raises(BadInput, match=CONFIG):
+        load_adapter(folder, "a")
+
+
+def test_pissa_as_peft_saves_it_is_refused(tmp_path: Path) -> None:
+    """Its A and B belong to a base without the part they started from, which is not stored."""
+    _, pissa = peft_folder(tmp_path / "pissa", init_lora_weights="pissa")
+    with pytest.raises(BadInput, match="init_lora_weights 'pissa' changes the base"):
+        load_adapter(pissa, "a")
+
+
+def test_an_adapter_not_in_plain_pairs_is_refused(tmp_path: Path) -> None:
+    """An embedding's adapter has other tensors than a linear layer's."""
+    with pytest.warns(UserWarning, match="save_embedding_layers"):
+        _, folder = peft_folder(tmp_path, target_modules=["embed_tokens"])
+    with pytest.raises(BadInput, match="is of an adapted embedding"):
+        load_adapter(folder, "a")
+
+
+def test_a_copy_of_the_output_head_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    """PEFT writes it by default where the head is a target."""
+    with pytest.warns(UserWarning, match="save_embedding_layers"):
+        model, folder = peft_folder(tmp_path, target_modules=["lm_head"])
+    with pytest.raises(BadInput, match="save_embedding_layers=False") as error:
+        load_adapter(folder, "a")
+    assert "'base_model.model.lm_head.base_layer.weight' is a copy of the output" in str(
+        error.value
+    )
+    model.save_pretrained(folder, save_embedding_layers=False)
+    assert set(load_adapter(folder, "a").a) == {"lm_head"}
+
+
+def test_a_pickle_is_refused_and_not_opened(tmp_path: Path) -> None:
+    folder = written(tmp_path)
+    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
+    with pytest.raises(BadInput, match="is a pickle"):
+        load_adapter(folder, "a")
+
+
+def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="expected a PEFT adapter folder"):
+        load_adapter(tmp_path / "absent", "a")
+    folder = written(tmp_path / "there")
+    (folder / CONFIG).unlink()
+    with pytest.raises(BadInput, match=CONFIG):
+        load_adapter(folder, "a")

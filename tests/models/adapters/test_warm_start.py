@@ -1,0 +1,250 @@
+"""Adapters that an arm goes on from: what is taken from the folder, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import tiny_llama
+from toy_training import ATTENTION
+from trained_adapters import peft_adapter
+
+from rankscope.config.study import StudyConfig
+from rankscope.errors import BadInput
+from rankscope.models.adapters.folder import BASE_HASH, adapter_sha256
+from rankscope.models.adapters.settings import CONFIG, WEIGHTS
+from rankscope.models.adapters.warm_start import read_start, start_notes, with_starts
+from rankscope.models.parameters import Architecture, architecture
+from rankscope.records import TrialSpec
+from rankscope.run.trials import make_trials
+
+FIRST = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture(scope="module")
+def shapes() -> Architecture:
+    return architecture(tiny_llama().config)
+
+
+def study(folder: Path, **arm: Any) -> StudyConfig:
+    """Two arms, of which the second goes on from ``folder``."""
+    arms = [
+        {"method": "lora", "rank": 2, "lr": 1e-3},
+        {"lr": 1e-3, "init_from": str(folder), **arm},
+    ]
+    return StudyConfig.model_validate(
+        {"name": "s", "model": "pocket", "tasks": ["med"], "arms": arms, "seeds": [0]}
+    )
+
+
+def trials(config: StudyConfig, shapes: Architecture) -> list[TrialSpec]:
+    resolved, starts = with_starts(config, shapes)
+    hashes = {name: start.sha256 for name, start in starts.items()}
+    return make_trials(resolved, "b" * 64, {"med": "1" * 64}, hashes)
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    settings = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**settings, **changes}))
+
+
+# --- what is taken ---
+
+
+def test_what_the_arm_leaves_out_is_the_adapters(tmp_path: Path, shapes: Architecture) -> None:
+    peft_adapter(tmp_path / "med", r=3, lora_alpha=5, target_modules=["q_proj", "down_proj"])
+    fresh, stored = trials(study(tmp_path / "med", dropout=0.1), shapes)
+    assert (stored.rank, stored.alpha, stored.dropout) == (3, 5.0, 0.1)
+    assert stored.targets == ("down_proj", "q_proj")
+    digits = adapter_sha256(tmp_path / "med")
+    assert stored.init_sha256 == digits
+    assert stored.arm_label == (f"r=3 alpha=5 lr=0.001 dropout=0.1 on down,q from med@{digits[:8]}")
+    assert (fresh.rank, fresh.init_from, fresh.init_sha256) == (2, None, None)
+
+
+def test_what_the_arm_says_as_well_makes_the_same_trial(
+    tmp_path: Path, shapes: Architecture
+) -> None:
+    peft_adapter(tmp_path, r=3, lora_alpha=6)
+    (_, taken) = trials(study(tmp_path), shapes)
+    every = {"method": "lora", "rank": [3, 3], "alpha": "2r", "targets": "attention"}
+    (_, said) = trials(study(tmp_path, **every), shapes)
+    assert taken == said
+    for half in (
+        {"method": "lora"},
+        {"rank": 3},
+        {"alpha": [6, "2r"]},
+        {"targets": [list(ATTENTION)]},
+    ):
+        assert trials(study(tmp_path, **half), shapes)[1] == taken
+
+
+def test_methods_that_fit_are_points_of_one_arm(tmp_path: Path, shapes: Architecture) -> None:
+    peft_adapter(tmp_path)
+    config = study(tmp_path, method=["lora", "lora+"], lr=[1e-3, 1e-4], lr_ratio=2)
+    assert config.num_asked() == 5
+    assert [t.method for t in trials(config, shapes)[1:]] == ["lora", "lora", "lora+", "lora+"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (["v_proj", "q_proj"], ("q_proj", "v_proj")),
+        (r".*mlp\.(up|down)_proj", ("down_proj", "up_proj")),
+        ("all-linear", tuple(sorted((*ATTENTION, "gate_proj", "up_proj", "down_proj")))),
+        ([FIRST, "up_proj"], (FIRST, "up_proj")),
+        (r".*\.0\.self_attn\.(q|k)_proj", (FIRST.replace("q_proj", "k_proj"), FIRST)),
+    ],
+    ids=str,
+)
+def test_targets_are_the_shortest_names_that_match_nothing_else(
+    tmp_path: Path, shapes: Architecture, asked: Any, expected: tuple[str, ...]
+) -> None:
+    peft_adapter(tmp_path, target_modules=asked)
+    assert read_start(tmp_path, shapes).targets == expected
+
+
+def test_the_id_follows_the_bytes_and_not_the_place(tmp_path: Path, shapes: Architecture) -> None:
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        peft_adapter(tmp_path / name, seed=seed)
+        # PEFT writes a set, whose order is another in every process.
+        edit_config(tmp_path / name, target_modules=sorted(ATTENTION))
+    one, same, other = (trials(study(tmp_path / n), shapes)[1] for n in ("one", "same", "other"))
+    assert one.trial_id == same.trial_id != other.trial_id
+    assert one.arm == same.arm != other.arm
+    edit_config(tmp_path / "same", lora_dropout=0.5)
+    assert trials(study(tmp_path / "same"), shapes)[1].trial_id != one.trial_id
+
+
+def test_a_folders_name_never_makes_two_arms_one(tmp_path: Path, shapes: Architecture) -> None:
+    labels = set()
+    for seed, place in enumerate(("a/my adapter", "b/my adapter", "c/" + "x" * 200)):
+        peft_adapter(tmp_path / place, seed=seed)
+        label = trials(study(tmp_path / place), shapes)[1].arm_label
+        assert len(label) < 90
+        assert len(label.split()) == 5  # r, alpha, lr, from, name
+        labels.add(label)
+    assert len(labels) == 3
+
+
+def test_only_an_adapter_that_does_not_name_its_base_is_noted(
+    tmp_path: Path, shapes: Architecture
+) -> None:
+    peft_adapter(tmp_path)
+    start = read_start(tmp_path, shapes)
+    (note,) = start_notes([start])
+    assert str(tmp_path) in note
+    assert "does not say which weights" in note
+    save_file(load_file(tmp_path / WEIGHTS), tmp_path / WEIGHTS, {BASE_HASH: "b" * 64})
+    named = read_start(tmp_path, shapes)
+    assert named.base_sha256 == "b" * 64
+    assert start_notes([named]) == []
+
+
+def test_a_study_that_goes_on_from_nothing_stays_as_it_is(shapes: Architecture) -> None:
+    config = StudyConfig.model_validate(
+        {
+            "name": "s",
+            "model": "pocket",
+            "tasks": ["med"],
+            "arms": [{"method": "lora", "rank": 2, "lr": 1e-3}],
+        }
+    )
+    assert with_starts(config, shapes) == (config, {})
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("arm", "found", "expected"),
+    [
+        ({"rank": 8}, "rank 8", "has 4"),
+        ({"rank": [4, 8]}, "rank 8", "has 4"),
+        ({"alpha": "2r"}, "alpha 8", "has 6"),
+        ({"alpha": [6, 5.5]}, "alpha 5.5", "has 6"),
+        (
+            {"targets": "mlp"},
+            "targets [down_proj, gate_proj, up_proj]",
+            "has [k_proj, o_proj, q_proj, v_proj]",
+        ),
+        ({"targets": [["q_proj"]]}, "targets [q_proj]", "has [k_proj, o_proj, q_proj, v_proj]"),
+        (
+            {"targets": "all-linear"},
+            "[down_proj, gate_proj, k_proj, o_proj, ... and 3 more]",
+            "has [k_proj, o_proj, q_proj, v_proj]",
+        ),
+        ({"method": "rslora"}, "'rslora'", "neither use_dora nor use_rslora; expected 'lora' or"),
+        ({"method": ["lora", "dora"]}, "'dora'", "expected 'lora' or 'lora+'"),
+    ],
+    ids=str,
+)
+def test_an_arm_that_says_something_else(
+    tmp_path: Path, shapes: Architecture, arm: dict[str, Any], found: str, expected: str
+) -> None:
+    peft_adapter(tmp_path)
+    with pytest.raises(BadInput) as caught:
+        with_starts(study(tmp_path, **arm), shapes)
+    text = str(caught.value)
+    assert text.startswith("arms.1.init_from: ")
+    assert str(tmp_path) in text
+    assert found in text
+    assert expected in text
+
+
+@pytest.mark.parametrize("kind", ["dora", "rslora"])
+def test_a_method_that_is_not_the_adapters(tmp_path: Path, shapes: Architecture, kind: str) -> None:
+    peft_adapter(tmp_path, **{f"use_{kind}": True})
+    with pytest.raises(
+        BadInput, match=f"'lora' does not fit .* use_{kind}: true; expected '{kind}'"
+    ):
+        with_starts(study(tmp_path, method="lora"), shapes)
+    assert trials(study(tmp_path, method=kind), shapes)[1].method == kind
+    assert trials(study(tmp_path), shapes)[1].method == kind
+
+
+def test_dora_with_rsloras_scaling_is_no_method_here(tmp_path: Path, shapes: Architecture) -> None:
+    peft_adapter(tmp_path, use_dora=True, use_rslora=True)
+    with pytest.raises(BadInput, match="use_dora and use_rslora"):
+        read_start(tmp_path, shapes)
+
+
+def test_modules_with_scalings_of_their_own(tmp_path: Path, shapes: Architecture) -> None:
+    peft_adapter(tmp_path, alpha_pattern={"q_proj": 2})
+    with pytest.raises(BadInput, match=r"q_proj' has scaling 0\.5, the others 1\.5"):
+        read_start(tmp_path, shapes)
+
+
+def test_a_module_that_the_model_lacks(tmp_path: Path, shapes: Architecture) -> None:
+    peft_adapter(tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    deeper = {key.replace("layers.1.", "layers.7."): value for key, value in tensors.items()}
+    save_file(deeper, tmp_path / WEIGHTS)
+    with pytest.raises(BadInput, match=r"'model\.layers\.7\.self_attn\.[koqv]_proj'.* no such"):
+        read_start(tmp_path, shapes)
+
+
+def test_a_module_of_another_shape(tmp_path: Path, shapes: Architecture) -> None:
+    peft_adapter(tmp_path, target_modules=["q_proj"])
+    tensors = load_file(tmp_path / WEIGHTS)
+    wider = {k: torch.cat([v, v], 1) if "lora_A" in k else v for k, v in tensors.items()}
+    save_file(wider, tmp_path / WEIGHTS)
+    with pytest.raises(BadInput, match=r"q_proj' has \(out, in\) = \(64, 128\), .* \(64, 64\)"):
+        read_start(tmp_path, shapes)
+
+
+def test_a_damaged_file(tmp_path: Path, shapes: Architecture) -> None:
+    peft_adapter(tmp_path)
+    path = tmp_path / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BadInput, match=r"damaged: .*not a readable safetensors file"):
+        read_start(tmp_path, shapes)
+
+
+def test_more_than_an_adapter(tmp_path: Path, shapes: Architecture) -> None:
+    """Modules that PEFT trained whole would be left behind."""
+    peft_adapter(tmp_path, modules_to_save=["lm_head"])
+    with pytest.raises(BadInput, match=r"modules_to_save = \['lm_head'\] is not supported"):
+        read_start(tmp_path, shapes)

@@ -1,0 +1,261 @@
+"""Methods of PEFT's: what is refused, what is counted, and that the base comes back as it was."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from tiny_models import base_of, tiny_llama
+from torch import Tensor
+from toy_training import ATTENTION, peft_trial, trial
+
+from rankscope.errors import BadInput, IntegrityError
+from rankscope.models.adapters.folder import BASE_HASH
+from rankscope.models.adapters.settings import CONFIG, WEIGHTS
+from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.methods import new_adapter
+from rankscope.models.peft_backend.settings import count_parameters, peft_config
+from rankscope.models.peft_backend.tuner import PeftTuner, load_tuner, new_tuner
+
+ROWS = [Row([5, 6, 7, 4, 9], [1, 3]), Row([8, 4, 5], [1])]
+METHODS: list[dict[str, Any]] = [
+    {"peft_type": "VERA", "r": 16},
+    {"peft_type": "OFT", "oft_block_size": 8},
+    {"peft_type": "IA3", "feedforward_modules": []},
+    {"peft_type": "ADALORA", "init_r": 6, "target_r": 3},
+    {"peft_type": "LOHA", "r": 4},
+    {"peft_type": "LOKR", "r": 4},
+    {"peft_type": "FOURIERFT", "n_frequency": 50},
+    {"peft_type": "LN_TUNING"},
+    {"peft_type": "LORA", "init_lora_weights": "pissa", "r": 4},
+    {"peft_type": "LORA", "init_lora_weights": "olora", "r": 4},
+    {"peft_type": "LORA", "modules_to_save": ["lm_head"], "r": 4},
+]
+IDS = [json.dumps(settings) for settings in METHODS]
+# PEFT says of transformers' norms what it says of any layer that is none of torch's own.
+pytestmark = pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")
+
+
+def logits(base: Base) -> Tensor:
+    with torch.no_grad():
+        return base.logits(RowBatch.of(ROWS, base.device))
+
+
+def trained(base: Base, settings: dict[str, Any], steps: int = 8) -> PeftTuner:
+    """A few large steps towards token 3."""
+    tuner = new_tuner(base, peft_trial("p", **settings), steps)
+    optimizer = torch.optim.AdamW(tuner.parameters(), lr=3e-2)
+    for step in range(steps):
+        tuner.begin_step(step)
+        base.logits(RowBatch.of(ROWS, base.device)).log_softmax(-1)[:, 3].sum().neg().backward()
+        tuner.penalize()
+        optimizer.step()
+        tuner.after_update(step)
+        optimizer.zero_grad()
+    return tuner
+
+
+@pytest.mark.parametrize("settings", METHODS, ids=IDS)
+def test_the_base_is_bit_for_bit_what_it_was(settings: dict[str, Any]) -> None:
+    base = base_of(tiny_llama())
+    before, names = logits(base), [name for name, _ in base.model.named_modules()]
+    storages = {name: p.data_ptr() for name, p in base.model.named_parameters()}
+    trained(base, settings)
+    assert not torch.equal(logits(base), before)
+    base.pack.clear()
+    assert torch.equal(logits(base), before)
+    assert [name for name, _ in base.model.named_modules()] == names
+    expected = dict(tiny_llama().named_parameters())
+    for name, parameter in base.model.named_parameters():
+        assert torch.equal(parameter, expected[name])
+        assert not parameter.requires_grad
+        assert parameter.data_ptr() == storages[name]  # the very weights, not a copy of them
+    # What comes after finds a base like any other.
+    base.pack.attach(new_adapter(base.model, trial("next")))
+    assert torch.equal(logits(base), before)
+
+
+def test_a_method_that_writes_into_the_bases_weights_is_found_out() -> None:
+    base = base_of(tiny_llama())
+    new_tuner(base, peft_trial("p", peft_type="VERA"), 4)
+    with torch.no_grad():
+        base.model.model.norm.weight[3] += 1e-7
+    with pytest.raises(IntegrityError, match="wrote into the base's own weights"):
+        base.pack.clear()
+
+
+@pytest.mark.parametrize("settings", METHODS, ids=IDS)
+def test_stored_and_loaded_it_gives_the_same_logits(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    base = base_of(tiny_llama())
+    tuner = trained(base, settings)
+    after = logits(base)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+        tuner.save(peft_trial("p", **settings), base.record, folder)
+    for file in (CONFIG, WEIGHTS, "README.md"):
+        assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes()
+    base.pack.clear()
+    load_tuner(base, folders[0])
+    # AdaLoRA stores the ranks it kept alone, so its products have another shape.
+    assert torch.allclose(logits(base), after, atol=1e-6, rtol=0)
+
+
+def test_bare_peft_loads_what_is_stored(tmp_path: Path) -> None:
+    base = base_of(tiny_llama())
+    tuner = trained(base, METHODS[0])
+    tuner.save(peft_trial("p", **METHODS[0]), base.record, tmp_path)
+    model = PeftModel.from_pretrained(tiny_llama(), str(tmp_path)).eval()
+    with torch.no_grad():
+        found = model(input_ids=torch.tensor([ROWS[0].ids])).logits[0, list(ROWS[0].keep)]
+    assert torch.allclose(found, logits(base)[:2], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("settings", METHODS[:7], ids=IDS[:7])
+def test_merged_weights_give_the_logits_of_the_method(settings: dict[str, Any]) -> None:
+    base = base_of(tiny_llama())
+    tuner = trained(base, settings)
+    after = logits(base)
+    names = tuner.mergeable()
+    assert len(names) == 8  # two layers with q, k, v and o
+    merged = {name: tuner.merged_weight(name) for name in names}
+    assert torch.equal(
+        tuner.base_weight(names[0]), dict(tiny_llama().named_parameters())[f"{names[0]}.weight"]
+    )
+    base.pack.clear()
+    modules = dict(base.model.named_modules())
+    for name, weight in merged.items():
+        modules[name].weight.data = weight
+    assert torch.allclose(logits(base), after, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_start_taken_from_the_weights_is_no_change_of_them(start: str) -> None:
+    """PEFT leaves W0 - s B A in the base's place, so that the merged weight starts at W0."""
+    settings = {"peft_type": "LORA", "init_lora_weights": start, "r": 4}
+    base = base_of(tiny_llama())
+    before = logits(base)
+    tuner = new_tuner(base, peft_trial("p", **settings), 4)
+    for name in tuner.mergeable():
+        weight = tuner.base_weight(name)
+        assert torch.equal(weight, dict(tiny_llama().named_parameters())[f"{name}.weight"])
+        assert torch.allclose(tuner.merged_weight(name), weight, atol=1e-6, rtol=0)
+    assert torch.allclose(logits(base), before, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"peft_type": "LORA", "init_lora_weights": False, "lora_dropout": 0.3},
+        {"peft_type": "PVERA", "init_weights": False},
+    ],
+    ids=["lora", "pvera"],
+)
+def test_what_a_method_draws_in_training_is_not_taken_for_rows_that_mix(
+    settings: dict[str, Any],
+) -> None:
+    base = base_of(tiny_llama())
+    tuner = new_tuner(base, peft_trial("p", **settings), 4)
+    assert torch.equal(logits(base), logits(base))
+    tuner.begin_step(0)
+    assert not torch.equal(logits(base), logits(base))
+
+
+def test_norms_have_no_matrix_to_merge_into() -> None:
+    tuner = new_tuner(base_of(tiny_llama()), peft_trial("p", peft_type="LN_TUNING"), 4)
+    assert tuner.layers()
+    assert tuner.mergeable() == []
+
+
+@pytest.mark.parametrize("settings", METHODS[:8], ids=IDS[:8])
+def test_the_count_without_weights_is_the_models(settings: dict[str, Any]) -> None:
+    base = base_of(tiny_llama())
+    config = peft_config(settings, ATTENTION, 8)
+    counted = count_parameters(base.model.config, config)
+    tuner = new_tuner(base, peft_trial("p", **settings), 8)
+    assert counted == sum(p.numel() for p in tuner.parameters())
+
+
+def test_ia3_trains_one_number_per_output() -> None:
+    config = peft_config({"peft_type": "IA3", "feedforward_modules": []}, ATTENTION, 8)
+    # Two layers; q 64, k 32, v 32 and o 64 outputs (4 query heads on 2 key/value heads of 16).
+    assert count_parameters(tiny_llama().config, config) == 2 * (64 + 32 + 32 + 64)
+
+
+def test_a_start_from_the_weights_is_not_counted() -> None:
+    config = peft_config({"peft_type": "LORA", "init_lora_weights": "pissa"}, ATTENTION)
+    assert count_parameters(tiny_llama().config, config) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"peft_type": "VEAR"}, "did you mean 'VERA'"),
+        ({"peft_type": "QQQQQ"}, "expected one of ADALORA, "),
+        ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 8}, "virtual tokens before every"),
+        ({"peft_type": "PREFIX_TUNING"}, "virtual tokens before every"),
+        ({"peft_type": "P_TUNING"}, "virtual tokens before every"),
+        ({"peft_type": "CPT"}, "virtual tokens before every"),
+        ({"peft_type": "XLORA"}, "mixes adapters"),
+        ({"peft_type": "VERA", "vera_droput": 0.1}, "did you mean 'vera_dropout'"),
+        ({"peft_type": "VERA", "zzz": 0.1}, "unknown field 'zzz'; expected some of"),
+        ({"peft_type": "VERA", "target_modules": ["q_proj"]}, "the arm's 'targets'"),
+        ({"peft_type": "ADALORA", "total_step": 7}, "number of optimizer steps"),
+        ({"peft_type": "ADALORA", "init_r": 4, "target_r": 4}, "init_r 4 is not above target_r 4"),
+        ({"peft_type": "ADALORA", "tinit": 5, "tfinal": 4}, "leave fewer than 2"),
+        ({"peft_type": "LORA", "alora_invocation_tokens": [3]}, "in the whole sequence"),
+        ({"peft_type": "LORA", "init_lora_weights": "eva"}, "needs a pass over data"),
+        ({"peft_type": "LORA", "r": 0}, "does not fit this model: ValueError: `r` should be"),
+        ({"peft_type": "FOURIERFT", "layers_pattern": "h"}, "method peft, FOURIERFT: ValueError"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        count_parameters(tiny_llama().config, peft_config(settings, ATTENTION, 10))
+
+
+def test_what_does_not_fit_the_model_is_refused_without_its_weights() -> None:
+    config = peft_config({"peft_type": "C3A", "block_size": 48}, ATTENTION)
+    with pytest.raises(BadInput, match="does not fit this model: ValueError: The block size"):
+        count_parameters(tiny_llama().config, config)
+
+
+def test_a_type_in_small_letters_is_the_same() -> None:
+    assert peft_config({"peft_type": "vera"}, ATTENTION) == peft_config(
+        {"peft_type": "VERA"}, ATTENTION
+    )
+
+
+def test_a_stored_method_of_another_base_or_with_a_hole_is_refused(tmp_path: Path) -> None:
+    base = base_of(tiny_llama())
+    tuner = trained(base, METHODS[0])
+    tuner.save(peft_trial("p", **METHODS[0]), base.record, tmp_path)
+    base.pack.clear()
+    before = logits(base)
+    other = Base(
+        base.model,
+        base.tokenizer,
+        base.record.model_copy(update={"sha256": "1" * 64}),
+        base.folder,
+        base.pack,
+    )
+    with pytest.raises(BadInput, match="made for another base"):
+        load_tuner(other, tmp_path)
+    from safetensors.torch import load, save
+
+    tensors = load((tmp_path / WEIGHTS).read_bytes())
+    hole = {name: t for name, t in tensors.items() if "layers.1.self_attn.q_proj" not in name}
+    assert len(hole) < len(tensors)
+    (tmp_path / WEIGHTS).write_bytes(save(hole, metadata={BASE_HASH: base.record.sha256}))
+    with pytest.raises(IntegrityError, match="missing adapter keys"):
+        load_tuner(base, tmp_path)
+    first = next(iter(tensors))
+    nan = {**tensors, first: tensors[first] * torch.nan}
+    (tmp_path / WEIGHTS).write_bytes(save(nan, metadata={BASE_HASH: base.record.sha256}))
+    with pytest.raises(IntegrityError, match="not finite"):
+        load_tuner(base, tmp_path)
+    assert torch.equal(logits(base), before)

@@ -1,0 +1,193 @@
+"""Features of the base against a slow way, the truncation screen's ends, and the verb."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pocket_study import small_study, study_file
+from tiny_models import base_of, tiny_llama
+from toy_training import ATTENTION, toy_rows
+
+from rankscope.errors import BadInput
+from rankscope.models.multi_lora import target_linears
+from rankscope.predict.study import (
+    backtest,
+    backtest_study,
+    cut,
+    features_of,
+    input_variance,
+    loss_and_gradients,
+    open_base,
+    truncated_adapter,
+)
+from rankscope.records import StudyRecords
+from rankscope.store import Ledger
+
+from ..run.test_study import rankscope_command  # noqa: F401  a fixture
+
+LORA = {"method": "lora", "rank": [2, 8], "lr": 2e-3}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("predicted")
+    small_study(folder, arms=[LORA], seeds=[0, 1]).run(folder / "out")
+    return folder / "out"
+
+
+def load(out: Path) -> StudyRecords:
+    with Ledger.open(out, write=False) as ledger:
+        return ledger.load()
+
+
+def test_the_gradient_is_that_of_the_mean_loss_and_the_base_stays_frozen() -> None:
+    base, rows = base_of(tiny_llama()), toy_rows(10)
+    targets = target_linears(base.model, ATTENTION)
+    before = {name: layer.weight.detach().clone() for name, layer in targets.items()}
+    batches = list(cut(rows, 40))
+    assert [row for batch in batches for row in batch] == rows
+    assert len(batches) > 2
+    loss, gradients = loss_and_gradients(base, targets, batches)
+    model = tiny_llama()
+    losses = []
+    for row in rows:
+        logits = model(torch.tensor([row.input_ids])).logits[0]
+        for t, labelled in enumerate(row.is_label):
+            if labelled:
+                losses.append(F.cross_entropy(logits[t - 1], torch.tensor(row.input_ids[t])))
+    mean = torch.stack(losses).mean()
+    mean.backward()
+    assert loss == pytest.approx(float(mean.detach()), rel=1e-5)
+    for name, gradient in zip(targets, gradients, strict=True):
+        slow = model.get_submodule(name).weight.grad
+        assert isinstance(slow, torch.Tensor)
+        assert float((gradient - slow).norm()) <= 1e-4 * float(slow.norm())
+        assert torch.equal(targets[name].weight, before[name])
+        assert targets[name].weight.grad is None
+        assert not targets[name].weight.requires_grad
+
+
+def test_all_directions_together_hold_all_of_the_inputs_variance() -> None:
+    base, rows = base_of(tiny_llama()), toy_rows(40)
+    targets = target_linears(base.model, ATTENTION)
+    shares = input_variance(base, targets, [rows], (1, 8, 64))
+    assert 0 < shares[1] < shares[8] < shares[64]
+    assert shares[64] == pytest.approx(1, abs=1e-3)  # of 64 inputs
+
+
+def test_features_are_counts_of_the_rows_and_scores_of_the_base(finished: Path) -> None:
+    inputs = small_study(finished.parent, arms=[LORA], seeds=[0, 1]).check()
+    found = features_of(inputs, open_base(inputs), inputs.trials[0], (2, 8))
+    rows = inputs.rows["pocket_med"].rows
+    assert found.num_rows == len(rows) == 512
+    assert found.num_label_tokens == sum(sum(row.is_label) for row in rows)
+    # 4 layers x 4 matrices of 128 x 128: 4 x 4 x 256 r.
+    assert found.lora_parameters == {2: 8192, 8: 32768}
+    study = load(finished)
+    assert found.base_score == study.evals["base", "pocket_med", "selection"].score
+    assert found.gradient_effective_rank is not None
+    assert found.gradient_stable_rank is not None
+    assert 1 <= found.gradient_stable_rank <= found.gradient_effective_rank <= 128
+
+
+def test_the_whole_adapter_is_the_end_of_the_truncation_screen(finished: Path) -> None:
+    """Cut to its own rank it scores what it scored; the curve beside it is the trained one."""
+    (task,) = backtest_study(finished)
+    study = load(finished)
+    whole = task.curve[-1]
+    assert (task.screened_rank, whole.rank) == (8, 8)
+    assert whole.truncated == pytest.approx(whole.trained)
+    assert whole.truncated_forgetting == pytest.approx(whole.trained_forgetting)
+    of_rank = [
+        study.evals[t.spec.trial_id, "pocket_med", "report"].score
+        for t in study.trials
+        if t.spec.rank == 2
+    ]
+    assert task.curve[0].trained == pytest.approx(sum(of_rank) / 2)
+    assert {p.predictor for p in task.prediction.predictions} >= {"capacity", "truncation_screen"}
+
+
+def test_a_study_that_has_no_ranks_is_left_out_by_name(finished: Path, tmp_path: Path) -> None:
+    full = [{"method": "full", "lr": 5e-4}]
+    small_study(tmp_path, arms=full, seeds=[0]).run(tmp_path / "out")
+    made = backtest([tmp_path / "out", finished])
+    assert made.skipped == (str(tmp_path / "out"),)
+    assert [task.task for task in made.tasks] == ["pocket_med"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [("max_items: 16", "max_items: 12", "pocket_med"), ("float32", "bfloat16", "dtype")],
+)
+def test_a_study_that_is_no_longer_the_same_is_refused(
+    finished: Path, tmp_path: Path, before: str, after: str, said: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    resolved = copy / "study.resolved.yaml"
+    text = resolved.read_text()
+    assert before in text
+    resolved.write_text(text.replace(before, after))
+    with pytest.raises(BadInput, match=said):
+        backtest_study(copy)
+
+
+def test_a_truncated_adapter_is_the_nearest_of_its_rank() -> None:
+    from toy_training import trial
+
+    from rankscope.models.methods import new_adapter
+
+    adapter = new_adapter(tiny_llama(), trial("a", rank=6))
+    generator = torch.Generator().manual_seed(0)
+    for b in adapter.b.values():
+        b.data = torch.randn(b.shape, generator=generator)
+    small = truncated_adapter(adapter, 2, "s")
+    for name, a in adapter.a.items():
+        dense = (adapter.b[name] @ a).detach()
+        u, s, vh = torch.linalg.svd(dense, full_matrices=False)
+        nearest = (u[:, :2] * s[:2]) @ vh[:2]
+        found = small.b[name] @ small.a[name]
+        assert found.shape == dense.shape
+        assert float((found - nearest).norm()) <= 1e-5 * float(dense.norm())
+    assert small.scaling == adapter.scaling
+
+
+def test_the_verb_says_hypotheses_and_backtests(
+    finished: Path,
+    rankscope_command: Callable[..., int],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = study_file(finished.parent, arms=[LORA], seeds=[0])
+    assert rankscope_command("predict", file) == 0
+    said = capsys.readouterr().out
+    assert "hypotheses" in said
+    assert "capacity" in said
+    assert rankscope_command("predict", file, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["tasks"][0]["ranks"] == [2, 8]
+    assert rankscope_command("predict", "--backtest", finished, "--json") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert {row["tasks"] for row in made["scores"]} == {1}
+    assert rankscope_command("predict", "--backtest", finished) == 0
+    assert "cut to it" in capsys.readouterr().out
+
+
+def test_bad_input_of_the_verb(
+    tmp_path: Path,
+    rankscope_command: Callable[..., int],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = study_file(tmp_path, arms=[{"method": "full", "lr": 1e-4}])
+    for words, said in (
+        ((file,), "no arm of the study has a rank"),
+        ((file, file), "expected one"),
+        (("--backtest", tmp_path), "no study here"),
+        (("--backtest", tmp_path, "--set", "seeds=0"), "no --set"),
+        ((tmp_path / "none.yaml",), "no such file"),
+    ):
+        assert rankscope_command("predict", *words) == 2
+        assert said in " ".join(capsys.readouterr().err.split())

@@ -1,0 +1,274 @@
+"""The report's file: offline, inert whatever the data say, and honest where data are missing."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from plotly.offline import get_plotlyjs
+from synthetic_study import Truth, synthetic_study
+
+from rankscope.errors import BadInput
+from rankscope.records import BASE, Recommendation, StudyRecords
+from rankscope.report.study_page import render, write_report, yaml_text
+from rankscope.report.study_view import StudyView
+
+from .studies import HOSTILE, MEGABYTE, hostile_study, ordinary_study, study_and_advice
+
+# Where a page could make the browser ask for something.
+ASKING = {
+    "src",
+    "href",
+    "srcset",
+    "data",
+    "action",
+    "formaction",
+    "poster",
+    "background",
+    "xlink:href",
+}
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes, and the visible text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._silent = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._silent = tag in ("script", "style")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._silent = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._silent:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def page_of(study: StudyRecords, advice: Recommendation) -> str:
+    return render(StudyView(study, advice))
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return page_of(*ordinary_study())
+
+
+def test_the_page_names_no_address_and_carries_plotly_once(page: str) -> None:
+    elements = Elements(page)
+    asked = [
+        value
+        for _, attributes in elements.tags
+        for key, value in attributes.items()
+        if key in ASKING and not (value or "").startswith(("#", "data:,"))
+    ]
+    assert asked == []
+    assert page.count(get_plotlyjs()) == 1
+    own = page.replace(get_plotlyjs(), "")
+    assert not re.search(r"https?://|url\(|@import", own)
+    policy = next(a["content"] for t, a in elements.tags if a.get("http-equiv"))
+    assert policy is not None
+    assert policy.startswith("default-src 'none';")
+    assert "http" not in policy
+    assert "unsafe-eval" not in policy
+
+
+def test_the_answer_stands_before_every_other_section(page: str) -> None:
+    _, advice = ordinary_study()
+    text = Elements(page).text
+    places = [text.index(a.headline) for a in advice.advice]
+    assert places == sorted(places)
+    assert places[-1] < text.index("How much rank is enough")
+    for task in advice.advice:
+        for reason in task.reasons:
+            assert " ".join(reason.text.split()) in text
+
+
+@pytest.mark.parametrize(
+    ("truth", "title"),
+    [
+        (Truth(seeds=(0,)), "What would tell more"),
+        (Truth(num_items=5), "What would decide it"),
+        (Truth(), None),
+    ],
+)
+def test_what_would_decide_an_open_answer_stands_beside_it(truth: Truth, title: str | None) -> None:
+    study, advice = study_and_advice(truth)
+    (task,) = advice.advice
+    before = Elements(page_of(study, advice)).text.partition("How much rank is enough")[0]
+    assert bool(task.needs) == (title is not None)
+    assert ("What would" in before) == (title is not None)
+    if title is not None:
+        after = before.partition(title)[2]
+        assert all(" ".join(need.text.split()) in after for need in task.needs)
+
+
+def test_failed_trials_leaks_and_provenance_are_on_the_page(page: str) -> None:
+    study, _ = ordinary_study()
+    text = Elements(page).text
+    assert text.count("simulated: diverged at step 7") == 2
+    assert f"2 of {len(study.trials)} trials ended without a result" in text
+    assert "Report rows that also stand in the training rows were found" in text
+    assert study.provenance.created in text
+    assert study.model.sha256 in text
+    assert "gradient_accumulation: 4" in text
+
+
+def test_hostile_text_adds_no_element_and_no_attribute(page: str) -> None:
+    harmless, attacked = Elements(page), Elements(page_of(*hostile_study()))
+    tags = Counter(tag for tag, _ in attacked.tags)
+    # The notes of the hostile study are two list items and their list.
+    assert tags - Counter(tag for tag, _ in harmless.tags) <= Counter(ul=1, li=2, h3=1)
+    keys = {key for _, attributes in attacked.tags for key in attributes}
+    assert keys <= {key for _, attributes in harmless.tags for key in attributes}
+    assert "<img src=x" in attacked.text
+    assert "\u202e" not in attacked.text
+    assert "[U+202E]" in attacked.text
+    assert "{{ 7 * 7 }}" in attacked.text
+
+
+def test_hostile_text_cannot_leave_its_script_element() -> None:
+    page = page_of(*hostile_study())
+    own = page.replace(get_plotlyjs(), "")
+    blocks = re.findall(r'<script type="application/json" id="([\w-]+)">(.*?)</script>', own, re.S)
+    assert [key for key, _ in blocks] == ["figures", "dark-colors"]
+    for _, text in blocks:
+        json.loads(text)
+        assert not set(text) & set("<>&\u2028\u2029\u202e")
+    assert "\u202e" not in own
+    assert "\x00" not in own
+
+
+def test_a_megabyte_in_a_cell_is_cut_and_its_length_said(page: str) -> None:
+    attacked = page_of(*hostile_study())
+    assert MEGABYTE[:50_000] not in attacked
+    assert f"({len(MEGABYTE):,} characters)" in attacked
+    assert len(attacked) < len(page) + 1_500_000
+
+
+def test_markup_in_names_is_inert_inside_the_plots() -> None:
+    page = page_of(*hostile_study())
+    block = re.search(r'id="figures">(.*?)</script>', page, re.S)
+    assert block is not None
+
+    def texts(value: object) -> list[str]:
+        if isinstance(value, str):
+            return [value]
+        inner = (
+            value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        )
+        return [text for part in inner for text in texts(part)]
+
+    # Plotly understands a few tags; the report itself writes these.
+    left = {tag for text in texts(json.loads(block[1])) for tag in re.findall(r"<[^>]*>?", text)}
+    assert left <= {"<b>", "</b>", "<br>", "<extra>", "</extra>"}
+
+
+def test_yaml_shows_the_study_file_and_cuts_values() -> None:
+    shown = yaml_text({"name": "s", "arms": [{"rank": [2, 8], "lr": [1e-3]}], "note": MEGABYTE})
+    assert shown.startswith("name: s\narms:\n- rank:\n  - 2\n  - 8\n")
+    assert len(shown) < 1000
+    assert "\u202e" not in yaml_text({"text": HOSTILE})
+
+
+def nothing_finished() -> tuple[StudyRecords, Recommendation]:
+    study = synthetic_study(Truth(num_items=20, seeds=(0,)))
+    trials = tuple(replace(t, status="planned", train=None, spectra=None) for t in study.trials)
+    kept = {key: e for key, e in study.evals.items() if key[0] == BASE}
+    items = {key: i for key, i in study.items.items() if key[0] == BASE}
+    study = replace(study, trials=trials, evals=kept, items=items)
+    return study, Recommendation(study=study.name, advice=(), method="")
+
+
+def one_seed() -> tuple[StudyRecords, Recommendation]:
+    return study_and_advice(Truth(num_items=20, seeds=(0,)))
+
+
+def no_retention() -> tuple[StudyRecords, Recommendation]:
+    return study_and_advice(Truth(num_items=20, seeds=(0,), retention=()))
+
+
+def nothing_but_the_base() -> tuple[StudyRecords, Recommendation]:
+    study, advice = nothing_finished()
+    return replace(study, trials=(), items={}), advice
+
+
+def log_probabilities() -> tuple[StudyRecords, Recommendation]:
+    return study_and_advice(Truth(num_items=20, seeds=(0,), metric="log_probability"))
+
+
+def full_only() -> tuple[StudyRecords, Recommendation]:
+    return study_and_advice(Truth(num_items=20, seeds=(0,), ranks=()))
+
+
+def no_spectra() -> tuple[StudyRecords, Recommendation]:
+    study, advice = one_seed()
+    return replace(study, trials=tuple(replace(t, spectra=None) for t in study.trials)), advice
+
+
+@pytest.mark.parametrize(
+    ("make", "sentences"),
+    [
+        (nothing_finished, ["None of the 4 trials has finished", "There is no recommendation"]),
+        (nothing_but_the_base, ["The study has no trials", "There is no recommendation"]),
+        (one_seed, ["4 arms have fewer than 3 finished seeds"]),
+        (
+            no_retention,
+            [
+                "There is no retention task, so forgetting is unknown.",
+                # The score against rank takes the plane's place beside the answer.
+                "In-domain score against rank, med At lr=0.001 the score is",
+            ],
+        ),
+        (log_probabilities, ["nats per token"]),
+        (full_only, ["No LoRA arm has an in-domain score"]),
+        (no_spectra, ["No trial has a spectra record"]),
+    ],
+)
+def test_what_is_missing_is_said_plainly(make: object, sentences: list[str]) -> None:
+    assert callable(make)
+    text = Elements(page_of(*make())).text
+    for sentence in sentences:
+        assert sentence in text
+    for word in ("nan", "None of type", "Undefined", "NoneType"):
+        assert not re.search(rf"\b{word}\b", text)
+
+
+def test_a_study_of_a_thousand_trials_stays_small() -> None:
+    truth = Truth(
+        ranks=(2, 4, 8, 16, 32, 64, 128, 256),
+        lrs=tuple(1e-5 * 2**i for i in range(8)),
+        tasks=("a", "b", "c", "d"),
+        seeds=(0, 1, 2, 3),
+        num_items=8,
+    )
+    study = synthetic_study(truth)
+    assert len(study.trials) > 1000
+    # The decision is slow at this size and not what is tested: arms of a small study stand in.
+    arms = study_and_advice(replace(truth, num_items=8, seeds=(0,)))[1]
+    assert len(page_of(study, arms)) < 15_000_000
+
+
+def test_the_file_is_replaced_in_one_step_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "report.html"
+    target.write_text("old", encoding="utf-8")
+    write_report(*nothing_finished(), target)
+    assert target.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    with pytest.raises(BadInput, match="existing folder"):
+        write_report(*nothing_finished(), tmp_path)
+    with pytest.raises(BadInput, match="existing folder"):
+        write_report(*nothing_finished(), tmp_path / "absent" / "report.html")

@@ -1,0 +1,207 @@
+"""Curves: what a trial scores while it trains is what its weights score, and costs it nothing."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pocket_study import SETTINGS, changed, results, small_study
+from tiny_models import base_of, tiny_llama
+
+from rankscope.errors import Interrupted
+from rankscope.progress import Silent
+from rankscope.records import StudyRecords, TrialRecords
+from rankscope.run.callbacks import in_dtype_of
+from rankscope.run.plan import evaluation_tokens, make_plan
+from rankscope.run.study import conclude
+
+TASKS = ("pocket_cloze", "pocket_med")
+STEPS = (3, 6, 8)
+"""Of eight steps, every third and the last."""
+
+
+def curved(**train: Any) -> dict[str, Any]:
+    """Settings of the small study that ask for curves, on as many items as its splits have."""
+    return changed("train", evaluate_every=3, evaluate_items=16, **train)
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory: pytest.TempPathFactory) -> StudyRecords:
+    """The small study with curves, run without a disturbance."""
+    folder = tmp_path_factory.mktemp("curves")
+    return small_study(folder, **curved()).run(folder / "out")
+
+
+def stored(study: StudyRecords) -> dict[str, list[dict[str, Any]]]:
+    """Every curve, but for seconds."""
+    return {
+        t.spec.label: [point.model_dump(exclude={"seconds"}) for point in t.curve]
+        for t in study.trials
+    }
+
+
+def assert_last_point_is_the_final_score(study: StudyRecords, trial: TrialRecords) -> None:
+    last = [point for point in trial.curve if point.step == STEPS[-1]]
+    assert sorted(point.task for point in last) == sorted(TASKS)
+    for point in last:
+        final = study.evals[trial.spec.trial_id, point.task, "selection"]
+        assert (point.score, point.standard_error) == (final.score, final.standard_error)
+        assert (point.n, point.metric, point.num_tokens) == (
+            final.n,
+            final.metric,
+            final.num_tokens,
+        )
+
+
+def test_every_trial_has_each_point_once_and_ends_at_its_final_score(curves: StudyRecords) -> None:
+    for trial in curves.trials:
+        found = [(point.step, point.task) for point in trial.curve]
+        assert sorted(found) == [(step, task) for step in STEPS for task in TASKS]
+        assert_last_point_is_the_final_score(curves, trial)
+    # The weights move between the points: a curve of the base alone would prove nothing.
+    assert any(trial.curve[0].score != trial.curve[-1].score for trial in curves.trials)
+
+
+def test_a_trial_trains_the_same_with_and_without(curves: StudyRecords, tmp_path: Path) -> None:
+    """Dropout, optimizer and full fine-tuning included: weights, losses and scores bit for bit."""
+    small_study(tmp_path / "without").run(tmp_path / "without" / "out")
+    small_study(tmp_path / "with", **curved()).run(tmp_path / "with" / "out")
+    without, watched = (results(tmp_path / name / "out") for name in ("without", "with"))
+    assert watched["curves"] != without["curves"]
+    for part in ("trials", "evals", "files", "tasks", "notes"):
+        assert watched[part] == without[part]
+
+
+class Interrupter(Silent):
+    """Presses Ctrl-C at every second thing it hears of while a pack trains, scoring included."""
+
+    def __init__(self) -> None:
+        self.heard = 0
+        self.scored = 0
+
+    def advance(self, done: int, detail: str = "") -> None:
+        self.heard += 1
+        self.scored += detail.startswith("scoring")
+        if self.heard % 2:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_interrupted_over_and_over_the_curve_is_the_same(
+    curves: StudyRecords, tmp_path: Path
+) -> None:
+    study = small_study(tmp_path, **curved())
+    interrupter = Interrupter()
+    for _ in range(200):
+        try:
+            found = study.run(tmp_path / "out", interrupter)
+        except Interrupted:
+            continue
+        break
+    assert stored(found) == stored(curves)
+    # A pack is scored on a task once a point: two LoRA packs and two full trials.
+    assert interrupter.scored == 4 * len(STEPS) * len(TASKS)
+
+
+METHODS = [
+    {"method": ["dora", "pissa", "lora+"], "rank": 4, "lr": 2e-3, "dropout": 0.1},
+    {"method": {"peft": {"peft_type": "ADALORA", "init_r": 6, "target_r": 3}}, "lr": 5e-3},
+    {"method": {"peft": {"peft_type": "LORA", "r": 4, "lora_dropout": 0.2}}, "lr": 2e-3},
+]
+
+
+def test_every_method_ends_at_its_final_score_and_trains_the_same(tmp_path: Path) -> None:
+    """Modules of PEFT's have a training mode and draw from torch's own generator."""
+    settings = {"arms": METHODS, "seeds": [0]}
+    small_study(tmp_path / "without", **settings).run(tmp_path / "without" / "out")
+    study = small_study(tmp_path / "with", **settings, **curved()).run(tmp_path / "with" / "out")
+    assert [trial.status for trial in study.trials] == ["done"] * 5
+    for trial in study.trials:
+        assert_last_point_is_the_final_score(study, trial)
+    without, watched = (results(tmp_path / name / "out") for name in ("without", "with"))
+    for part in ("trials", "evals", "files"):
+        assert watched[part] == without[part]
+
+
+def test_every_model_is_scored_in_the_studys_dtype(tmp_path: Path) -> None:
+    settings = {"arms": SETTINGS["arms"], "seeds": [0], "dtype": "bfloat16"}
+    study = small_study(tmp_path, **curved(), **settings).run(tmp_path / "out")
+    assert study.trials[-1].spec.method == "full"
+    for trial in study.trials:
+        assert_last_point_is_the_final_score(study, trial)
+
+
+def test_a_copy_in_another_dtype_has_the_trained_weights() -> None:
+    frozen = base_of(tiny_llama().bfloat16())
+    trained = frozen.trainable_copy()
+    with torch.no_grad():
+        for parameter in trained.model.parameters():
+            parameter.mul_(1.1)
+    scored = in_dtype_of(frozen, trained)
+    names = dict(scored.model.named_parameters())
+    assert names.keys() == dict(frozen.model.named_parameters()).keys()
+    for name, parameter in trained.model.named_parameters():
+        assert torch.equal(names[name], parameter.bfloat16())
+    assert in_dtype_of(trained, trained) is trained
+
+
+def test_a_trial_that_diverges_keeps_the_points_it_had(tmp_path: Path) -> None:
+    """Step 1 has rate 0 (warm-up), step 2 blows the weights up, step 3 sees it."""
+    wild = {"method": "lora", "rank": 2, "lr": 1e30}
+    train = changed("train", evaluate_every=1, evaluate_items=4)
+    study = small_study(tmp_path, arms=[wild, SETTINGS["arms"][0]], seeds=[0], **train)
+    diverged, sound = study.run(tmp_path / "out").trials
+    assert diverged.status == "diverged"
+    assert {1} <= {point.step for point in diverged.curve} <= {1, 2}
+    assert {point.step for point in sound.curve} == set(range(1, 9))
+    assert {point.n for point in sound.curve} == {4}
+
+
+def test_curves_asked_for_later_are_those_of_later_trials(tmp_path: Path) -> None:
+    arms = SETTINGS["arms"][:1]
+    before = small_study(tmp_path, arms=arms, seeds=[0]).run(tmp_path / "out")
+    assert stored(before) == {before.trials[0].spec.label: []}
+    after = small_study(tmp_path, arms=arms, seeds=[0, 1], **curved()).run(tmp_path / "out")
+    old, new = after.trials
+    assert old == before.trials[0]
+    assert len(new.curve) == len(STEPS) * len(TASKS)
+    changed_again = changed("train", evaluate_every=2, evaluate_items=8)
+    again = small_study(tmp_path, arms=arms, seeds=[0, 1], **changed_again).run(tmp_path / "out")
+    assert again.trials == after.trials
+    conclude(tmp_path / "out")
+    assert "1 trial of 2 has no curve" in (tmp_path / "out" / "report.html").read_text("utf-8")
+
+
+def test_the_plan_counts_them(tmp_path: Path) -> None:
+    plain = make_plan(small_study(tmp_path).check())
+    inputs = small_study(tmp_path, **curved()).check()
+    plan = make_plan(inputs)
+    assert plain.curve_evaluations == 0
+    assert plan.curve_evaluations == len(inputs.trials) * len(STEPS) * len(TASKS)
+    assert plan.evaluations == plain.evaluations
+    # On all items of the selection splits, each point reads what the score at the end reads.
+    selection = sum(
+        sum(tokens)
+        for (task, split), tokens in evaluation_tokens(inputs).items()
+        if split == "selection" and task in TASKS
+    )
+    extra = plan.evaluation_tokens - plain.evaluation_tokens
+    assert extra == len(inputs.trials) * len(STEPS) * selection
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"), [(3, (3, 6, 8)), (8, (8,)), (100, (8,)), ("epoch", (8,)), (None, ())]
+)
+def test_points_are_every_so_many_steps_and_the_last(
+    every: int | str | None, steps: tuple[int, ...], tmp_path: Path
+) -> None:
+    inputs = small_study(tmp_path, **changed("train", evaluate_every=every)).check()
+    assert all(inputs.curve_steps(trial) == steps for trial in inputs.trials)
+
+
+def test_an_epoch_is_all_rows_once(tmp_path: Path) -> None:
+    """Two and a half epochs of ten rows in steps of eight rows: 2, 4 and the last, 5."""
+    task = {"name": "pocket_med", "max_train_rows": 10}
+    train = changed("train", max_steps=None, epochs=2.5, evaluate_every="epoch")
+    inputs = small_study(tmp_path, tasks=[task], **train).check()
+    assert {inputs.curve_steps(trial) for trial in inputs.trials} == {(2, 4, 5)}

@@ -1,0 +1,188 @@
+"""Studies with an arm that goes on from an adapter, from the command line."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from command_line import Outcome, files_below, rankscope, settings
+from pocket_study import study_file
+from safetensors.torch import load_file, save_file
+
+from rankscope.config.loader import load_study
+from rankscope.models.adapters.folder import BASE_HASH
+from rankscope.models.adapters.settings import CONFIG, WEIGHTS
+from rankscope.provenance import sha256_folder
+from rankscope.run.prepare import read_inputs
+from rankscope.store import Ledger
+
+ARM: dict[str, Any] = {"init_from": "stored", "lr": 1e-3}
+ONE: dict[str, Any] = {
+    "seeds": [0],
+    "evaluate": {"retention": ["pocket_cloze"], "max_items": 8, "max_new_tokens": 8},
+}
+MODULE = "model.layers.0.self_attn.q_proj"
+
+
+def write_adapter(folder: Path, module: str = MODULE, width: int = 128) -> Path:
+    """An adapter of rank 2 on one of the pocket model's 128 x 128 matrices, by hand."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    prefix = f"base_model.model.{module}"
+    tensors = {
+        f"{prefix}.lora_A.weight": torch.randn(2, width, generator=generator) / 10,
+        f"{prefix}.lora_B.weight": torch.randn(width, 2, generator=generator) / 10,
+    }
+    save_file(tensors, folder / WEIGHTS)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": [module]}
+    (folder / CONFIG).write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a study file beside an adapter folder ``stored``."""
+    study_file(tmp_path, arms=[{"method": "lora", "rank": 2, "lr": 1e-3}, ARM], **ONE)
+    write_adapter(tmp_path / "stored")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    return tmp_path
+
+
+def refused(outcome: Outcome, *parts: str) -> None:
+    assert outcome.code == 2, outcome
+    assert "Traceback" not in outcome.err
+    for part in parts:
+        assert part in outcome.told, outcome.told
+
+
+def test_the_study_as_it_stands_is_fine(place: Path) -> None:
+    """A path in the file starts at the file, and one in ``--set`` at the working directory."""
+    outcome = rankscope("check", place / "small.yaml")
+    assert outcome.code == 0, outcome
+    assert "does not say which weights it was made for" in outcome.told
+    again = settings("arms.1.init_from=../stored")
+    assert rankscope("check", place / "small.yaml", *again).code == 0
+
+
+@pytest.mark.parametrize("verb", ["check", "plan", "run"])
+def test_a_folder_that_is_not_there(place: Path, verb: str) -> None:
+    shutil.rmtree(place / "stored")
+    before = files_below(place)
+    refused(
+        rankscope(verb, place / "small.yaml"),
+        f"arms.1.init_from: adapter {place / 'stored'}: there is no such folder",
+        "expected a PEFT adapter folder",
+    )
+    assert files_below(place) == before
+
+
+class Payload:
+    """Unpickling it makes a file."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("executed"),)
+
+
+def test_a_pickle(place: Path) -> None:
+    (place / "stored" / WEIGHTS).unlink()
+    (place / "stored" / "adapter_model.bin").write_bytes(pickle.dumps(Payload()))
+    outcome = rankscope("run", place / "small.yaml")
+    refused(outcome, "arms.1.init_from: ", "adapter_model.bin is a pickle", "save_pretrained")
+    assert not Path("executed").exists()
+
+
+def test_an_adapter_of_another_base(place: Path) -> None:
+    path = place / "stored" / WEIGHTS
+    save_file(load_file(path), path, {BASE_HASH: "f" * 64})
+    before = files_below(place)
+    refused(rankscope("run", place / "small.yaml"), "stored: made for another base", "ffffffff")
+    assert files_below(place) == before
+
+
+@pytest.mark.parametrize(
+    ("adapter", "parts"),
+    [
+        ({"module": "model.layers.99.self_attn.q_proj"}, ["layers.99", "no such linear layer"]),
+        ({"module": "transformer.h.0.attn"}, ["'transformer.h.0.attn'", "q_proj"]),
+        ({"width": 64}, ["(out, in) = (64, 64)", "(128, 128)"]),
+    ],
+    ids=str,
+)
+def test_an_adapter_of_another_architecture(
+    place: Path, adapter: dict[str, Any], parts: list[str]
+) -> None:
+    shutil.rmtree(place / "stored")
+    write_adapter(place / "stored", **adapter)
+    refused(rankscope("check", place / "small.yaml"), "arms.1.init_from: ", *parts)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ("arms.1.method=pissa", ["'init_from'", "lora, rslora, lora+, dora", "found 'pissa'"]),
+        ("arms.1.method=[lora, eva]", ["found 'eva'"]),
+        ("arms.1.method=full", ["found 'full'"]),
+        ("arms.1.method={peft: {peft_type: VERA}}", ["found {'peft': {'peft_type': 'VERA'}}"]),
+        ("arms.1.method=dora", ["method 'dora' does not fit", "expected 'lora' or 'lora+'"]),
+        ("arms.1.rank=8", ["the arm has rank 8", "has 2"]),
+        ("arms.1.alpha=r", ["the arm has alpha 2", "has 4"]),
+        ("arms.1.targets=mlp", ["targets [down_proj, gate_proj, up_proj]", f"has [{MODULE}]"]),
+        ("arms.1.init_from=7", ["arms.1.init_from", "put it in quotes"]),
+        ("arms.1.init_from=~nobody-of-that-name/x", ["no such home directory"]),
+    ],
+    ids=str,
+)
+def test_an_arm_that_does_not_fit(place: Path, change: str, parts: list[str]) -> None:
+    refused(rankscope("check", place / "small.yaml", *settings(change)), *parts)
+
+
+def test_what_a_study_trained_goes_on_in_another(place: Path) -> None:
+    """From a trial's own folder; in a pack with a fresh trial; and only once, wherever it lies."""
+    first = study_file(place / "first", arms=[{"method": "dora", "rank": 2, "lr": 2e-3}], **ONE)
+    assert rankscope("run", first, "--out", place / "one").code == 0
+    with Ledger.open(place / "one", write=False) as ledger:
+        (before,) = ledger.load().trials
+    assert before.train is not None
+    source = place / "one" / "artifacts" / before.spec.trial_id / "adapter"
+    content = sha256_folder(source)
+
+    arms = [
+        {"method": "dora", "rank": 2, "lr": 2e-3},
+        {"init_from": str(source.relative_to(place)), "lr": 2e-3},
+    ]
+    second = study_file(place, arms=arms, **ONE)
+    outcome = rankscope("run", second, "--out", place / "two")
+    assert outcome.code == 0, outcome
+    assert "does not say which weights" not in outcome.told
+    with Ledger.open(place / "two", write=False) as ledger:
+        fresh, after = ledger.load().trials
+        assert not ledger.verify()
+    assert fresh.train is not None
+    assert after.train is not None
+    assert fresh.spec.trial_id == before.spec.trial_id  # the ids of before are what they were
+    assert after.spec.targets == fresh.spec.targets
+    assert (fresh.train.pack_id, fresh.train.pack_size) == (after.train.pack_id, 2)
+    assert f"from adapter@{(after.spec.init_sha256 or '')[:8]}" in after.spec.arm_label
+    assert after.spec.arm_label in (place / "two" / "report.html").read_text("utf-8")
+    # Both see the same rows: eight steps before, the one is where the other got to.
+    assert after.train.losses[0].loss < fresh.train.losses[0].loss
+    assert sha256_folder(source) == content
+
+    # Another place, written out in the resolved study: the same trial, and nothing is done again.
+    resolved = yaml.safe_load((place / "two" / "study.resolved.yaml").read_text("utf-8"))
+    assert resolved["arms"][1]["init_from"] == str(source)
+    shutil.copytree(source, place / "moved")
+    moved = settings("arms.1.init_from=../moved")
+    config = load_study(place / "two" / "study.resolved.yaml", moved[1:])
+    assert [t.trial_id for t in read_inputs(config).trials] == [
+        t.spec.trial_id for t in (fresh, after)
+    ]
+    assert rankscope("run", second, *moved, "--out", place / "two").code == 0
+    with Ledger.open(place / "two", write=False) as ledger:
+        assert [t.train for t in ledger.load().trials] == [fresh.train, after.train]

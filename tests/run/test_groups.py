@@ -1,0 +1,261 @@
+"""Packs are cut once: whatever memory a later run finds, and after a real shortage of it."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from pocket_study import SETTINGS, leftovers, small_study, study_file
+from safetensors.torch import load_file
+
+from rankscope.errors import Interrupted
+from rankscope.progress import Silent
+from rankscope.run.group_ledger import budget_of, halve, hand_down, settled, shrink
+from rankscope.run.prepare import StudyInputs
+from rankscope.store import Ledger, adapter_path
+from rankscope.train.checkpoint import PackCheckpoint, PackState
+
+LORA = SETTINGS["arms"][0]
+
+
+def inputs_with(folder: Path, room_bytes: int, **changes: object) -> StudyInputs:
+    """The study as a machine with that much memory free reads it."""
+    found = small_study(
+        folder, **{"max_pack": None, "arms": [LORA], "seeds": [0, 1, 2, 3]} | changes
+    )
+    inputs = found.check()
+    packing = dataclasses.replace(inputs.packing, room_bytes=room_bytes)
+    packs = tuple(packing.packs(inputs.trials, inputs.config))
+    return dataclasses.replace(inputs, packing=packing, packs=packs)
+
+
+def sizes(inputs: StudyInputs) -> list[int]:
+    return [len(pack) for pack in inputs.packs]
+
+
+def test_packs_stay_when_another_amount_of_memory_is_free(tmp_path: Path) -> None:
+    tight, wide = inputs_with(tmp_path, 1), inputs_with(tmp_path, 2**40)
+    assert (sizes(tight), sizes(wide)) == ([1] * 4, [4])
+    for first, second in ((tight, wide), (wide, tight)):
+        with Ledger.open(tmp_path / str(sizes(first)), write=True) as ledger:
+            assert settled(ledger, first).packs == first.packs
+            assert settled(ledger, second).packs == first.packs
+
+
+def test_new_trials_are_packed_among_themselves_and_changed_settings_cut_anew(
+    tmp_path: Path,
+) -> None:
+    before = inputs_with(tmp_path, 2**40, seeds=[0, 1])
+    after = inputs_with(tmp_path, 2**40, seeds=[0, 1, 2, 3])
+    with Ledger.open(tmp_path / "out", write=True) as ledger:
+        settled(ledger, before)
+        grown = settled(ledger, after)
+        assert sizes(grown) == [2, 2]
+        assert grown.packs[0] == before.packs[0]
+        assert sizes(settled(ledger, before)) == [2]  # seeds taken away again
+        other = inputs_with(tmp_path, 2**40, max_pack=1)
+        assert sizes(settled(ledger, other)) == [1] * 4
+
+
+def test_halves_take_the_place_of_a_pack_and_its_state(tmp_path: Path) -> None:
+    inputs = inputs_with(tmp_path, 2**40)
+    (pack,) = inputs.packs
+    with Ledger.open(tmp_path / "out", write=True) as ledger:
+        settled(ledger, inputs)
+        halves = halve(ledger, inputs, pack)
+        assert settled(ledger, inputs).packs == halves
+        assert halves[0] + halves[1] == pack
+    whole, half = PackCheckpoint(tmp_path / "whole"), PackCheckpoint(tmp_path / "half")
+    hand_down(whole, halves[0], half)
+    assert half.load() is None
+    tensors = {f"{t.trial_id}/parameter/0": torch.full((2,), float(i)) for i, t in enumerate(pack)}
+    counted = {t.trial_id: {"num_tokens": 10 * (i + 1)} for i, t in enumerate(pack)}
+    whole.save(PackState(5, tensors, {**counted, "seconds": 10}))
+    hand_down(whole, halves[1], half)
+    state = half.load()
+    assert state is not None
+    assert state.step == 5
+    assert {n: float(t[0]) for n, t in state.tensors.items()} == {
+        f"{pack[i].trial_id}/parameter/0": float(i) for i in (2, 3)
+    }
+    expected = {pack[2].trial_id: {"num_tokens": 30}, pack[3].trial_id: {"num_tokens": 40}}
+    # Of 10 seconds for 100 tokens, those of 70.
+    assert state.meta == {**expected, "seconds": 7.0}
+
+
+def test_a_study_that_asks_for_smaller_passes_gets_them(tmp_path: Path) -> None:
+    """After a shortage passes hold 512 tokens; the study file may ask for fewer, not for more."""
+    inputs = inputs_with(tmp_path, 2**40)
+    (pack,) = inputs.packs
+    with Ledger.open(tmp_path / "out", write=True) as ledger:
+        settled(ledger, inputs)
+        shrink(ledger, inputs, pack, 512)
+        for asked, expected in ((4096, 512), (256, 256)):
+            train = {**SETTINGS["train"], "batch_tokens": asked}
+            now = small_study(tmp_path, arms=[LORA], seeds=[0, 1, 2, 3], train=train).check()
+            assert budget_of(ledger, now, pack) == expected
+
+
+LIMITED = """
+import json, resource, sys
+import psutil, torch
+import rankscope.cli.render.study
+from rankscope.run.study import Study
+
+class Listener:
+    def __init__(self): self.limit, self.notes = None, []
+    def stage(self, name, total):
+        # One kind of stage is short of memory: the limit holds while such a stage runs.
+        if f" {sys.argv[3]}" in name:
+            self.limit = self.limit or psutil.Process().memory_info().vms + int(sys.argv[4])
+            resource.setrlimit(resource.RLIMIT_AS, (self.limit, resource.RLIM_INFINITY))
+    def advance(self, done, detail=""): pass
+    def finish(self, detail=""):
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+    def note(self, text): self.notes.append(text)
+
+torch.set_num_threads(1)
+listener = Listener()
+study = Study.load(sys.argv[1]).run(sys.argv[2], listener)
+print(json.dumps([[t.status for t in study.trials], listener.notes]))
+"""
+
+
+def limited_run(
+    file: Path, out: Path, stage: Literal["train", "evaluate"], more_bytes: int
+) -> tuple[list[str], list[str]]:
+    """Statuses and notes of a run of which one kind of stage may take so much more address space
+    than the process has when the first such stage begins."""
+    words = (str(file), str(out), stage, str(more_bytes))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LIMITED, *words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    statuses, notes = json.loads(done.stdout.splitlines()[-1])
+    return statuses, notes
+
+
+def train_settings(**changes: object) -> dict[str, object]:
+    """Two optimizer steps, and no state stored between them."""
+    return {**SETTINGS["train"], "max_steps": 2, "checkpoint_seconds": 600, **changes}
+
+
+def test_a_real_shortage_cuts_passes_and_the_study_goes_on(tmp_path: Path) -> None:
+    """The kernel refuses memory: passes of 8 x 64 rows do not fit, smaller ones do."""
+    train = train_settings(batch_size=64, gradient_accumulation=8, batch_tokens=65536)
+    settings = {"arms": [LORA], "seeds": [0, 1], "train": train}
+    plan = small_study(tmp_path, **settings).plan().packs[0]
+    file = study_file(tmp_path, **settings)
+    statuses, notes = limited_run(file, tmp_path / "out", "train", plan.memory_bytes // 2)
+    assert statuses == ["done", "done"]
+    assert any("forward passes are cut" in note for note in notes)
+
+
+WIDE = {**LORA, "rank": 1024}
+"""Takes 67 MB: 16 matrices of 128 x 128, so 4.2 million values with gradient and two moments."""
+
+
+def stored_adapters(out: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Tensors of every trained trial, by its label."""
+    with Ledger.open(out, write=False) as ledger:
+        trials = [t.spec for t in ledger.load().trials if t.train is not None]
+    return {
+        spec.label: load_file(out / adapter_path(spec.trial_id) / "adapter_model.safetensors")
+        for spec in trials
+    }
+
+
+def test_a_pack_that_does_not_fit_is_halved_and_every_trial_trained(tmp_path: Path) -> None:
+    """More room for half of what four trials keep: with what the process has free, two fit."""
+    settings = {
+        "arms": [WIDE],
+        "seeds": [0, 1, 2, 3],
+        "max_pack": None,
+        "train": train_settings(gradient_accumulation=1),
+        "evaluate": {"max_items": 8, "retention": ["pocket_cloze"]},
+    }
+    whole = small_study(tmp_path, **settings)
+    inputs = whole.check()
+    (pack,) = inputs.packs
+    state_bytes = inputs.packing.memory(pack, inputs.config.train).state_bytes
+    whole.run(tmp_path / "whole")
+    file = study_file(tmp_path, **settings)
+    statuses, notes = limited_run(file, tmp_path / "out", "train", state_bytes // 2)
+    assert statuses == ["done"] * 4
+    assert [note for note in notes if "fit into memory" in note] == [
+        "4 trials do not fit into memory together: halved"
+    ]
+    with Ledger.open(tmp_path / "out", write=False) as ledger:
+        stored = ledger.packs()
+    assert stored is not None
+    ids = [trial.trial_id for trial in pack]
+    assert [list(of_pack) for of_pack in stored.packs] == [ids[:2], ids[2:]]
+    expected, found = stored_adapters(tmp_path / "whole"), stored_adapters(tmp_path / "out")
+    assert found.keys() == expected.keys()
+    for label, tensors in expected.items():
+        for name, tensor in tensors.items():
+            assert float((found[label][name] - tensor).norm()) <= 1e-5 * float(tensor.norm())
+    assert leftovers(tmp_path / "out") == []
+
+
+def test_a_trial_that_does_not_fit_alone_is_out_of_memory_and_the_others_end(
+    tmp_path: Path,
+) -> None:
+    """Rank 4,096 takes 268 MB, whatever its passes; rank 2 a hundred kB."""
+    file = study_file(
+        tmp_path,
+        arms=[{**LORA, "rank": [2, 4096]}],
+        max_pack=None,
+        train=train_settings(),
+        evaluate={"max_items": 8, "retention": ["pocket_cloze"]},
+    )
+    statuses, notes = limited_run(file, tmp_path / "out", "train", 80 * 10**6)
+    assert statuses == ["done", "done", "oom", "oom"]
+    assert any("forward passes are cut" in note for note in notes)  # before it is given up
+    with Ledger.open(tmp_path / "out", write=False) as ledger:
+        failures = [t.failure for t in ledger.load().trials]
+    assert failures[:2] == [None, None]
+    assert all(str(failure).startswith("out of memory: ") for failure in failures[2:])
+    assert leftovers(tmp_path / "out") == []
+
+
+class StopsBeforeScoring(Silent):
+    """Presses Ctrl-C twice when a pack is trained."""
+
+    def stage(self, name: str, total: int) -> None:
+        if name.endswith(" evaluate"):
+            raise KeyboardInterrupt
+
+
+def test_a_trial_whose_scoring_does_not_fit_is_out_of_memory_and_the_others_end(
+    tmp_path: Path,
+) -> None:
+    """Rank 16,384 takes 64 kB of A x per token while it is scored, rank 2 eight bytes."""
+    settings = {
+        "arms": [{**LORA, "rank": [2, 16384], "targets": ["q_proj"]}],
+        "seeds": [0],
+        "max_pack": None,
+        "train": train_settings(),
+        "evaluate": {"max_items": 200, "batch_tokens": 8192, "retention": ["pocket_cloze"]},
+    }
+    with pytest.raises(Interrupted):
+        small_study(tmp_path, **settings).run(tmp_path / "out", StopsBeforeScoring())
+    file = study_file(tmp_path, **settings)
+    statuses, notes = limited_run(file, tmp_path / "out", "evaluate", 40 * 10**6)
+    assert statuses == ["done", "oom"]
+    assert any("cannot be scored together" in note for note in notes)
+    with Ledger.open(tmp_path / "out", write=False) as ledger:
+        records = ledger.load()
+    small, wide = records.trials
+    assert str(wide.failure).startswith("scoring it ran out of memory: ")
+    scored = {key[1:] for key in records.evals if key[0] == small.spec.trial_id}
+    assert len(scored) == 4
+    assert not [key for key in records.evals if key[0] == wide.spec.trial_id]

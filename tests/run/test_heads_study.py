@@ -1,0 +1,138 @@
+"""A whole study that looks at its heads: stored once, continued, refused where it changed."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import rankscope
+from evaluation_worlds import choice_items, loaded
+from pocket_study import small_study, study_file
+
+from rankscope.records import HeadsRecord, StudyRecords
+from rankscope.run.stages.heads import related
+from rankscope.store import Ledger
+
+HEADS = {"enabled": True, "items": 8, "ablate": ["pocket_cloze", "pocket_med"]}
+ARMS: list[dict[str, Any]] = [
+    {"method": "lora", "rank": 2, "lr": 5e-3},
+    {"method": "dora", "rank": 2, "lr": 5e-3},
+    {"method": {"peft": {"peft_type": "OFT", "oft_block_size": 16}}, "lr": 5e-3},
+    {"method": "full", "lr": 5e-4},
+]
+NUM_LAYERS, NUM_HEADS = 4, 8
+
+
+def asked(folder: Path, **heads: Any) -> dict[str, Any]:
+    return {"arms": ARMS, "seeds": [0], "analyze": {"heads": {**HEADS, **heads}}}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StudyRecords]:
+    folder = tmp_path_factory.mktemp("heads")
+    return folder / "out", small_study(folder, **asked(folder)).run(folder / "out")
+
+
+def records(study: StudyRecords) -> dict[str, HeadsRecord]:
+    found = {t.spec.method: t.heads for t in study.trials}
+    assert None not in found.values()
+    return {method: record for method, record in found.items() if record is not None}
+
+
+def test_every_method_has_its_heads_beside_the_same_base(
+    finished: tuple[Path, StudyRecords],
+) -> None:
+    found = records(finished[1])
+    assert set(found) == {"lora", "dora", "peft", "full"}
+    for record in found.values():
+        assert (record.task, record.items) == ("pocket_med", 8)
+        assert record.dtype == finished[1].model.dtype
+        assert len(record.changes) == 4 * NUM_LAYERS
+        assert all(value > 0 for change in record.changes for value in change.relative)
+        assert record.base == found["lora"].base
+        assert record.tuned != record.base
+        for layer in (*record.base, *record.tuned):
+            assert len(layer.entropy) == len(layer.importance) == NUM_HEADS
+            assert np.linalg.norm(layer.importance) == pytest.approx(1)
+            assert np.linalg.norm(layer.group_importance) == pytest.approx(1)
+            assert all(value is not None and 0 < value < 1 for value in layer.entropy)
+
+
+def test_ablations_begin_with_the_task_that_was_trained_on(
+    finished: tuple[Path, StudyRecords],
+) -> None:
+    for method, record in records(finished[1]).items():
+        med, cloze = record.ablations
+        assert (med.task, cloze.task) == ("pocket_med", "pocket_cloze")
+        assert med.base_score == records(finished[1])["lora"].ablations[0].base_score
+        assert len(record.roles) == NUM_LAYERS * NUM_HEADS
+        for role in record.roles:
+            base = med.base_gold_change[role.layer][role.head]
+            tuned = med.tuned_gold_change[role.layer][role.head]
+            assert role.skill == pytest.approx(base - tuned), method
+            assert role.lost is not None
+
+
+def test_scores_of_the_models_as_they_are_equal_the_evaluations(tmp_path: Path) -> None:
+    """On all items: the ablation's own scoring is the study's."""
+    changes = asked(tmp_path, items=16, ablate=["pocket_cloze"])
+    study = small_study(tmp_path, **{**changes, "arms": ARMS[:1]}).run(tmp_path / "out")
+    (found,) = study.trials
+    assert found.heads is not None
+    (cloze,) = found.heads.ablations
+    assert cloze.tuned_score == study.evals[found.spec.trial_id, "pocket_cloze", "report"].score
+    assert cloze.base_score == study.evals["base", "pocket_cloze", "report"].score
+
+
+def test_asked_for_later_heads_are_all_that_is_done(tmp_path: Path) -> None:
+    first = {**asked(tmp_path), "arms": ARMS[:1]}
+    out = tmp_path / "out"
+    before = small_study(tmp_path, **{**first, "analyze": {}}).run(out)
+    assert before.trials[0].heads is None
+    after = small_study(tmp_path, **first).run(out)
+    again = small_study(tmp_path, **first).run(out)
+    assert after.trials[0].heads is not None
+    assert after.trials[0].train == before.trials[0].train
+    assert again.trials[0].heads == after.trials[0].heads
+    with Ledger.open(out, write=False) as ledger:
+        assert ledger.missing_heads() == []
+        assert ledger.verify() == []
+
+
+@pytest.mark.parametrize(
+    ("heads", "named"),
+    [
+        ({"items": 9}, "items 8"),
+        ({"task": "pocket_cloze"}, "pocket_cloze"),
+        ({"ablate": []}, "ablate"),
+    ],
+)
+def test_records_made_otherwise_are_not_mixed(
+    finished: tuple[Path, StudyRecords], heads: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    file = study_file(tmp_path, **asked(tmp_path, **heads))
+    outcome = rankscope("run", file, "--out", finished[0])
+    assert outcome.code == 2
+    assert named in outcome.told
+    assert "--out" in outcome.told
+
+
+def test_a_task_the_study_does_not_have_is_told(tmp_path: Path) -> None:
+    file = study_file(tmp_path, **asked(tmp_path, ablate=["pocket_law"]))
+    outcome = rankscope("check", file)
+    assert outcome.code == 2
+    assert "pocket_law" in outcome.told
+
+
+def test_parts_of_a_joined_task_are_related_to_it_and_it_to_them() -> None:
+    med, law, math = (
+        replace(made, spec=replace(made.spec, name=name))
+        for name in ("med", "law", "math")
+        for made in [loaded(choice_items(), "option_text")]
+    )
+    both = replace(med, spec=replace(med.spec, name="both"), parts=(med, law))
+    tasks = {task.spec.name: task for task in (both, med, law, math)}
+    assert related(tasks, "both") == {"both", "med", "law"}
+    assert related(tasks, "med") == {"both", "med"}
+    assert related(tasks, "math") == {"math"}

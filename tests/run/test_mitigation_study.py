@@ -1,0 +1,300 @@
+"""Studies with replay, KL, early stops, joined tasks and scales: run, continued, identified."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pocket_study import SETTINGS, changed, results, small_study, study_file
+
+from rankscope.config.loader import load_study
+from rankscope.data.study_tasks import replay_notes
+from rankscope.errors import BadInput, Interrupted
+from rankscope.provenance import sha256_folder
+from rankscope.records import BASE, StudyRecords, TrialRecords, trial_of, variant_of
+from rankscope.run.study import Study, conclude, refuse_other_intruders
+from rankscope.run.trials import make_trials
+from rankscope.store import Ledger
+from rankscope.tools.export import export_trial
+
+from .test_study import Interrupter
+
+LORA = {"method": "lora", "rank": 2, "lr": 2e-3}
+REPLAY = {"task": "pocket_cloze", "share": 0.25}
+ARMS: list[dict[str, Any]] = [
+    LORA,
+    {**LORA, "replay": REPLAY, "kl_to_base": 0.5},
+    {**LORA, "early_stop": {"patience": 1}},
+    {"method": "full", "lr": 5e-4, "kl_to_base": 0.1},
+]
+CHANGES = {
+    "arms": ARMS,
+    "seeds": [0],
+    "max_pack": 16,
+    **changed("train", evaluate_every=2, evaluate_items=8),
+    **changed("evaluate", scales=[0.5], layer_scales=[0.5], intruder_scales=[0], cross_domain=[]),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mitigated")
+    small_study(folder, **CHANGES).run(folder / "out")
+    return folder / "out"
+
+
+def trial_with(study: StudyRecords, word: str) -> TrialRecords:
+    (found,) = [t for t in study.trials if word in t.spec.arm_label]
+    return found
+
+
+def test_every_arm_is_trained_as_asked_and_told_of(finished: Path) -> None:
+    study, advice = conclude(finished)
+    assert [t.status for t in study.trials] == ["done"] * 4
+    replaying = trial_with(study, "replay=0.25xpocket_cloze")
+    assert replaying.train is not None
+    assert "kl=0.5" in replaying.spec.arm_label
+    assert replaying.train.num_replay_tokens > 0
+    # 8 steps of 8 rows and 2 or 3 general ones.
+    assert len(replaying.train.penalties) == 8
+    assert any("pocket_cloze: training rows of this task are replayed" in n for n in study.notes)
+    stopping = trial_with(study, "patience=1")
+    assert stopping.train is not None
+    assert stopping.train.best_step is not None
+    assert [p.step for p in stopping.curve if p.task == "pocket_med"] == list(
+        range(2, stopping.train.steps + 1, 2)
+    )
+    page = (finished / "report.html").read_text("utf-8")
+    for found in study.trials:
+        assert found.spec.arm_label in page
+    assert advice.advice[0].arms[1].label == replaying.spec.arm_label
+
+
+def test_the_weights_of_a_stopped_trial_are_those_of_its_best_step(
+    finished: Path, tmp_path: Path
+) -> None:
+    """Not of the last it made, which were not kept."""
+    study, _ = conclude(finished)
+    trial = trial_with(study, "patience=1")
+    assert trial.train is not None
+    best, last = trial.train.best_step, trial.train.steps
+    assert best is not None
+    assert best < last
+    export_trial(finished, trial.spec.trial_id, tmp_path / "best", best)
+    export_trial(finished, trial.spec.trial_id, tmp_path / "own")
+    assert sha256_folder(tmp_path / "best") == sha256_folder(tmp_path / "own")
+    with pytest.raises(BadInput, match=f"no weights of step {last}; expected one of {best},"):
+        export_trial(finished, trial.spec.trial_id, tmp_path / "last", last)
+
+
+def test_every_trial_has_milder_forms_on_the_line_from_the_base(finished: Path) -> None:
+    study, _ = conclude(finished)
+    milder = {key for key in study.evals if variant_of(key[0])}
+    # Four trials, four forms, in-domain and one retention task, two splits.
+    assert len(milder) == 4 * 4 * 2 * 2
+    assert {trial_of(model) for model, _, _ in milder} == {t.spec.trial_id for t in study.trials}
+    between = 0
+    for trial in study.trials:
+        keys = [(m, "pocket_med", "report") for m in (BASE, trial.spec.trial_id)]
+        base, tuned = (study.items[k].gold_logprobs.mean() for k in keys)  # type: ignore[index]
+        half = study.items[f"{trial.spec.trial_id}@scale=0.5", "pocket_med", "report"]
+        between += (
+            base < half.gold_logprobs.mean() < tuned or base > half.gold_logprobs.mean() > tuned
+        )
+    assert between >= 3
+
+
+def test_interrupted_over_and_over_it_comes_to_the_same_end(finished: Path, tmp_path: Path) -> None:
+    study, interrupter = small_study(tmp_path, **CHANGES), Interrupter()
+    for _ in range(100):
+        try:
+            study.run(tmp_path / "out", interrupter)
+        except Interrupted:
+            continue
+        break
+    assert interrupter.stops > 2
+    assert results(tmp_path / "out") == results(finished)
+
+
+def test_scales_asked_for_later_are_scored_and_nothing_is_trained(tmp_path: Path) -> None:
+    arms = {"arms": [LORA], "seeds": [0]}
+    before = small_study(tmp_path, **arms).run(tmp_path / "out")
+    later = changed("evaluate", scales=[0.25, 0.75])
+    after = small_study(tmp_path, **arms, **later).run(tmp_path / "out")
+    assert len(after.evals) == len(before.evals) + 2 * 2 * 2
+    assert after.trials[0].train == before.trials[0].train
+
+
+# --- joined tasks
+
+
+def test_a_joined_task_has_the_rows_and_items_of_its_parts(tmp_path: Path) -> None:
+    """Multiple choice and written answers: each part is scored its own way."""
+    joined = {"name": "both", "join": ["pocket_med", "pocket_gsm"]}
+    study = small_study(tmp_path, tasks=["pocket_med", joined], arms=[LORA], seeds=[0])
+    inputs = study.check()
+    assert len(inputs.rows["both"].rows) == 512 + 2000
+    study.run(tmp_path / "out")
+    records, advice = conclude(tmp_path / "out")
+    assert [a.task for a in advice.advice] == ["pocket_med", "both"]
+    for model in (BASE, records.trials[1].spec.trial_id):
+        whole = records.evals[model, "both", "report"]
+        parts = [records.evals[model, name, "report"] for name in ("pocket_med", "pocket_gsm")]
+        assert whole.n == sum(part.n for part in parts) == 32
+        assert whole.score == pytest.approx(sum(p.score * p.n for p in parts) / whole.n)
+        assert set(whole.metrics) == {"acc", "pocket_med.acc", "pocket_gsm.exact_match"}
+    ids = records.items[BASE, "both", "report"].item_ids
+    assert [i.split("/")[0] for i in ids[:4]] == ["pocket_med", "pocket_gsm"] * 2
+
+
+# --- identity
+
+
+def ids(tmp_path: Path, arm: dict[str, Any], **changes: Any) -> str:
+    config = load_study(study_file(tmp_path, arms=[arm], seeds=[0], **changes))
+    hashes = {"pocket_med": "1" * 64, "pocket_cloze": "2" * 64, "pocket_math": "3" * 64}
+    (trial,) = make_trials(config, "b" * 64, hashes, None, hashes, hashes)
+    return trial.trial_id
+
+
+def test_ids_older_than_the_options_stay_and_options_of_weight_zero_are_none(
+    tmp_path: Path,
+) -> None:
+    plain = ids(tmp_path, LORA)
+    # Computed by the release before the options were there, for the same study and hashes.
+    assert plain == "e270fe69aa33121b"
+    nothing = {**LORA, "kl_to_base": 0, "replay": {**REPLAY, "share": 0}}
+    assert ids(tmp_path, nothing) == plain
+
+
+def test_what_an_option_says_is_part_of_the_id(tmp_path: Path) -> None:
+    curve = changed("train", evaluate_every=2)
+    stop = {**LORA, "early_stop": {"patience": 1}}
+    found = [
+        ids(tmp_path, LORA),
+        ids(tmp_path, {**LORA, "replay": REPLAY}),
+        ids(tmp_path, {**LORA, "replay": {**REPLAY, "share": 0.5}}),
+        ids(tmp_path, {**LORA, "replay": {**REPLAY, "task": "pocket_math"}}),
+        ids(tmp_path, {**LORA, "kl_to_base": 1}),
+        ids(tmp_path, {**LORA, "kl_to_base": 0.5}),
+        ids(tmp_path, stop, **curve),
+        ids(tmp_path, {**LORA, "early_stop": {"patience": 2}}, **curve),
+        ids(tmp_path, stop, **changed("train", evaluate_every=4)),
+        ids(tmp_path, stop, **changed("train", evaluate_every=2, evaluate_items=7)),
+    ]
+    assert len(set(found)) == len(found)
+    assert ids(tmp_path, LORA, **curve) == found[0]  # without an early stop curves only look
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"arms": [{**LORA, "replay": {"task": "x", "share": 1}}]}, "less than 1"),
+        ({"arms": [{**LORA, "replay": {"tsk": "x", "share": 0.1}}]}, "did you mean 'task'"),
+        ({"arms": [{**LORA, "early_stop": {"patience": 1}}]}, "evaluate_every"),
+        ({"arms": [{**LORA, "replay": {**REPLAY, "task": "pocket_med"}}]}, "task 'pocket_med';"),
+        (
+            {
+                "tasks": [{"name": "both", "join": ["pocket_med", "pocket_gsm"]}],
+                "arms": [{**LORA, "replay": {**REPLAY, "task": "pocket_gsm"}}],
+            },
+            "training task 'both'; replay those of a task that is not trained on",
+        ),
+        ({"arms": [{**LORA, "kl_to_base": -1}]}, "greater than or equal to 0"),
+        (
+            {"arms": [{"method": {"peft": {"peft_type": "VERA"}}, "lr": 1, "kl_to_base": 1}]},
+            "bare base",
+        ),
+        (
+            {
+                "arms": [
+                    {
+                        "method": {"peft": {"peft_type": "adalora"}},
+                        "lr": 1,
+                        "early_stop": {"patience": 1},
+                    }
+                ],
+                **changed("train", evaluate_every=2),
+            },
+            "ADALORA is more than its parameters",
+        ),
+        ({"tasks": [{"name": "b", "join": ["pocket_med"]}]}, "at least two tasks"),
+        ({"tasks": [{"name": "b", "join": ["b", "pocket_med"]}]}, "joins itself"),
+        ({"tasks": [{"name": "b", "join": ["x", "y"], "scorer": "loss"}]}, "remove 'scorer'"),
+        (
+            {
+                "tasks": [
+                    {"name": "a", "join": ["x", "y"]},
+                    {"name": "b", "join": ["a", "y"]},
+                ]
+            },
+            "joined itself",
+        ),
+        (changed("evaluate", retention=[{"name": "b", "join": ["x", "y"]}]), "training tasks"),
+        (
+            {"tasks": ["med", {"name": "both", "join": ["pocket_gsm", "pocket_cloze"]}]},
+            "'pocket_cloze' is a part of the training task 'both'",
+        ),
+        (
+            {
+                "tasks": ["pocket_med", {"name": "both", "join": ["pocket_med", "pocket_law"]}],
+                **changed("evaluate", retention=["both"]),
+                "objective": {"max_forgetting": 0.02},
+            },
+            "no retention task measures what training on 'pocket_med'",
+        ),
+        (changed("evaluate", scales=[1.5]), "less than 1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_on_reading(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match=said):
+        load_study(study_file(tmp_path, **changes))
+
+
+def test_replay_of_what_transfer_is_measured_on_is_told(tmp_path: Path) -> None:
+    arms = [{**LORA, "replay": {**REPLAY, "task": "pocket_gsm"}}]
+    config = load_study(study_file(tmp_path, arms=arms))
+    (note,) = replay_notes(config)
+    assert note.startswith("pocket_gsm: training rows of this task are replayed")
+    assert note.endswith("no transfer: they are trained on it")
+
+
+def test_replay_of_what_has_no_rows_or_no_name_is_refused(tmp_path: Path) -> None:
+    unknown = {**LORA, "replay": {"task": "pocket_clozee", "share": 0.1}}
+    with pytest.raises(BadInput, match="did you mean 'pocket_cloze'"):
+        small_study(tmp_path, arms=[unknown]).check()
+    rows = '{"question": "q", "choices": ["a", "b"], "answer": 0}\n' * 4
+    (tmp_path / "few.jsonl").write_text(rows + rows.replace('"q"', '"r"'))
+    task = {"name": "few", "report": "few.jsonl"}
+    arm = {**LORA, "replay": {"task": "few", "share": 0.1}}
+    study = Study.load(
+        study_file(tmp_path, arms=[arm], evaluate={**SETTINGS["evaluate"], "retention": [task]})
+    )
+    with pytest.raises(BadInput, match="no training rows"):
+        study.check()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"analyze": {"spectra": {"intruder_k": 3}}},
+        {"analyze": {"spectra": {"intruder_epsilon": 0.4}}},
+        {"arms": [*ARMS, {**LORA, "targets": ["q_proj", "up_proj"]}]},
+    ],
+)
+def test_scores_without_other_intruders_are_not_mixed(
+    finished: Path, change: dict[str, Any]
+) -> None:
+    """Spectra are put aside, so that the stored scores alone stand against it."""
+    with Ledger.open(finished, write=False) as ledger:
+        stored = ledger.load()
+    bare = replace(stored, trials=tuple(replace(t, spectra=None) for t in stored.trials))
+    refuse_other_intruders(bare, small_study(finished.parent, **CHANGES).check())
+    other = small_study(finished.parent, **{**CHANGES, **change}).check()
+    with pytest.raises(BadInput, match="scaled intruders were made with"):
+        refuse_other_intruders(bare, other)

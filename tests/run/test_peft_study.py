@@ -1,0 +1,86 @@
+"""A study whose arms are methods of PEFT's own: planned, trained, scored, analyzed, taken out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from pocket_study import small_study
+from transformers import AutoModelForCausalLM
+
+from rankscope.errors import BadInput
+from rankscope.models.pocket import pocket_folder
+from rankscope.run.plan import make_plan, trial_cost
+from rankscope.run.prepare import read_inputs
+from rankscope.store import Ledger
+from rankscope.tools.export import export_trial
+
+ARMS: list[dict[str, Any]] = [
+    {"method": {"peft": {"peft_type": "VERA", "r": 16}}, "lr": 1e-2},
+    {"method": {"peft": {"peft_type": "LN_TUNING"}}, "lr": 1e-3},
+    {"method": "lora", "rank": 2, "lr": 2e-3},
+]
+ONE_SEED: dict[str, Any] = {"seeds": [0], "arms": ARMS}
+# PEFT says of transformers' norms what it says of any layer that is none of torch's own.
+pytestmark = pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")
+
+
+def test_methods_of_pefts_run_like_any_other(tmp_path: Path) -> None:
+    study = small_study(tmp_path, **ONE_SEED)
+    inputs = read_inputs(study.config)
+    # A pack of LoRA, then one by one what changes the base's modules.
+    assert [[t.method for t in pack] for pack in inputs.packs] == [["lora"], ["peft"], ["peft"]]
+    planned = {t.trial_id: trial_cost(inputs, t).trainable_parameters for t in inputs.trials}
+    assert make_plan(inputs).disk_bytes == 4 * sum(planned.values())
+    study.run(tmp_path / "out")
+    with Ledger.open(tmp_path / "out", write=False) as ledger:
+        records = ledger.load()
+        assert set(ledger.statuses().values()) == {"done"}
+        notes = (tmp_path / "out" / "log.jsonl").read_text()
+    trials = {t.spec.arm_label: t for t in records.trials}
+    assert len(trials) == 3
+    for found in trials.values():
+        assert found.train is not None
+        assert found.train.trainable_parameters == planned[found.spec.trial_id]
+        assert len(found.train.losses) == 8
+    vera = next(t for t in records.trials if "VERA" in (t.spec.peft or ""))
+    norms = next(t for t in records.trials if "LN_TUNING" in (t.spec.peft or ""))
+    assert vera.spectra is not None
+    assert norms.spectra is not None
+    assert all(matrix.frobenius > 0 for matrix in vera.spectra.matrices)
+    assert norms.spectra.matrices == ()
+    assert "changes no matrix that it can be merged into" in notes
+    # What is exported is what plain PEFT loads.
+    export_trial(tmp_path / "out", vera.spec.trial_id, tmp_path / "vera")
+    base = AutoModelForCausalLM.from_pretrained(pocket_folder(), dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, str(tmp_path / "vera"))
+    assert model.peft_config["default"].peft_type.value == "VERA"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": [{"method": {"peft": {"peft_type": "VEAR"}}, "lr": 1e-3}]}, "mean 'VERA'"),
+        (
+            {"arms": [{"method": {"peft": {"peft_type": "PREFIX_TUNING"}}, "lr": 1e-3}]},
+            "virtual tokens before every row",
+        ),
+        (
+            {"arms": [{"method": {"peft": {"peft_type": "C3A", "block_size": 7}}, "lr": 1e-3}]},
+            "does not fit this model",
+        ),
+        (
+            {"arms": [{"method": {"peft": {"peft_type": "ADALORA", "tfinal": 8}}, "lr": 1e-3}]},
+            "tinit \\+ tfinal = 8 of 8 optimizer steps",
+        ),
+        ({"quantize": "4bit", "device": "cpu"}, "needs a CUDA device"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_written(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    study = small_study(tmp_path, **{**ONE_SEED, **changes})
+    with pytest.raises(BadInput, match=message):
+        study.run(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

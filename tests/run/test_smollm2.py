@@ -1,0 +1,102 @@
+"""A whole small study on a real model and real questions, and its adapter in plain PEFT.
+
+The model comes from the cache, and is fetched once where it is not there yet.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from rankscope.config.study import ModelConfig
+from rankscope.errors import BadInput
+from rankscope.models.adapters.folder import load_adapter
+from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.fetch import cached_model_folder, fetch_model
+from rankscope.models.load import load_base
+from rankscope.provenance import weights_sha256
+from rankscope.records import BASE, StudyRecords
+from rankscope.run.study import Study
+from rankscope.store import adapter_path
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "smollm2-arc.yaml"
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    try:
+        return cached_model_folder("smollm2-135m")
+    except BadInput:
+        return fetch_model("smollm2-135m")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("smollm2")
+
+
+@pytest.fixture(scope="module")
+def study(folder: Path, data_dir: Path, out: Path) -> StudyRecords:
+    """The example, small: ranks 2 and 32 on q and v, 64 rows, 8 items per task, float32."""
+    overrides = [
+        f"data_dir={data_dir}",
+        "tasks=[{name: arc_easy, max_train_rows: 64}]",
+        "arms=[{method: lora, rank: [2, 32], lr: 5e-4, targets: [q_proj, v_proj]}]",
+        "evaluate.cross_domain=[]",
+        "evaluate.retention=[piqa]",
+        "evaluate.max_items=8",
+        "dtype=float32",
+        "device=cpu",
+    ]
+    return Study.load(EXAMPLE, overrides).run(out)
+
+
+@pytest.fixture(scope="module")
+def base(folder: Path) -> Base:
+    return load_base(ModelConfig(path=str(folder)), torch.device("cpu"), torch.float32)
+
+
+def test_every_trial_is_trained_scored_and_analyzed(study: StudyRecords, folder: Path) -> None:
+    assert study.model.sha256 == weights_sha256(folder)
+    assert [(t.spec.rank, t.status) for t in study.trials] == [(2, "done"), (32, "done")]
+    for trial in study.trials:
+        assert trial.train is not None
+        assert trial.train.steps == 8  # 64 rows, 8 per optimizer step
+        assert len(trial.train.losses) == 8
+        losses = [point.loss for point in trial.train.losses]
+        # Single steps go up and down with their eight rows.
+        assert sum(losses[4:]) < sum(losses[:4])
+        assert trial.spectra is not None
+        # q and v of 30 layers; the update has at most the adapter's rank.
+        assert len(trial.spectra.matrices) == 60
+        rank = trial.spec.rank
+        assert rank is not None
+        for matrix in trial.spectra.matrices:
+            assert 0 < matrix.effective_rank <= rank * (1 + 1e-6)
+    models = {BASE, *(trial.spec.trial_id for trial in study.trials)}
+    report = {
+        e.trial_id for e in study.evals.values() if (e.task, e.split) == ("arc_easy", "report")
+    }
+    assert report == models
+    assert {e.task for e in study.evals.values()} == {"arc_easy", "piqa"}
+    assert {e.n for e in study.evals.values()} == {8}
+
+
+def test_its_adapter_gives_the_same_logits_in_plain_peft(
+    study: StudyRecords, folder: Path, out: Path, base: Base
+) -> None:
+    trial = study.trials[-1].spec
+    path = out / adapter_path(trial.trial_id)
+    base.pack.attach(load_adapter(path, trial.trial_id, study.model))
+    text = "Question: Which of these is a source of light?\nAnswer: the Sun"
+    ids = base.tokenizer(text).input_ids
+    keep = range(len(ids))
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.inference_mode():
+        ours = base.logits(RowBatch.of([Row(ids, keep, trial.trial_id)], base.device))
+        bare = base.logits(RowBatch.of([Row(ids, keep)], base.device))
+        theirs = PeftModel.from_pretrained(plain, path).eval()(torch.tensor([ids])).logits[0]
+    assert float((ours - theirs).norm()) < 1e-5 * float(theirs.norm())
+    assert float((ours - bare).norm()) > 1e-3 * float(bare.norm())

@@ -1,0 +1,417 @@
+"""A study as a whole: run, repeated, edited, with trials that fail, and what is refused."""
+
+import json
+import shutil
+import signal
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pocket_study import (
+    EVALS_EACH,
+    NUM_LORA,
+    NUM_TRIALS,
+    SETTINGS,
+    changed,
+    leftovers,
+    results,
+    small_study,
+    study_file,
+)
+from safetensors.torch import load_file, save_file
+
+from rankscope.cli import main
+from rankscope.device import is_out_of_memory
+from rankscope.errors import Interrupted
+from rankscope.models.pocket import pocket_folder
+from rankscope.progress import Silent
+from rankscope.records import StudyRecords, TrialRecords
+from rankscope.run.study import Study, conclude
+from rankscope.store import Ledger, adapter_path
+
+LORA, _, FULL = SETTINGS["arms"]
+
+
+class Listener(Silent):
+    """Writes down the stages of a run."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.notes: list[str] = []
+
+    def stage(self, name: str, total: int) -> None:
+        self.stages.append(name)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+class Interrupter(Silent):
+    """Presses Ctrl-C after every third optimizer step that it hears of."""
+
+    def __init__(self) -> None:
+        self.stops = self.steps = 0
+        self.training = False
+
+    def stage(self, name: str, total: int) -> None:
+        self.training = " train " in name
+
+    def advance(self, done: int, detail: str = "") -> None:
+        self.steps += self.training
+        if self.training and self.steps % 3 == 0:
+            self.stops += 1
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small study, run and concluded; tests copy it before they change it."""
+    folder = tmp_path_factory.mktemp("finished")
+    small_study(folder).run(folder / "out")
+    conclude(folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished study with the times of its files."""
+    shutil.copytree(finished, tmp_path / "out")
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def rankscope_command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The command line in this process: arguments in, exit code out."""
+
+    def call(*arguments: object) -> int:
+        monkeypatch.setattr("sys.argv", ["rankscope", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert isinstance(left.value.code, int)
+        return left.value.code
+
+    return call
+
+
+def rows(out: Path) -> dict[str, list[Any]]:
+    """Every row of the ledger but the times of runs."""
+    db = sqlite3.connect(f"file:{out}/ledger.sqlite?mode=ro", uri=True)
+    try:
+        tables = ("trials", "records", "artifacts", "study")
+        return {name: sorted(db.execute(f"SELECT * FROM {name}"), key=str) for name in tables}
+    finally:
+        db.close()
+
+
+def written(out: Path) -> dict[str, tuple[int, int]]:
+    """Place and time of change of every file but the log and what SQLite and the lock touch."""
+    touched = (
+        "log.jsonl",
+        "ledger.lock",
+        "ledger.sqlite",
+        "ledger.sqlite-wal",
+        "ledger.sqlite-shm",
+    )
+    return {
+        path.relative_to(out).as_posix(): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in out.rglob("*")
+        if path.is_file() and path.name not in touched
+    }
+
+
+def trial(study: StudyRecords, label: str) -> TrialRecords:
+    """The trial called ``label``."""
+    (found,) = [t for t in study.trials if t.spec.label == label]
+    return found
+
+
+def adapter(out: Path, study: StudyRecords, label: str) -> dict[str, torch.Tensor]:
+    """A trial's stored tensors."""
+    place = adapter_path(trial(study, label).spec.trial_id)
+    return load_file(out / place / "adapter_model.safetensors")
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Equal to 1e-5 of each tensor's norm."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert float((found[name] - tensor).norm()) <= 1e-5 * float(tensor.norm())
+        assert float(tensor.norm()) > 0
+
+
+def test_every_trial_is_trained_scored_and_told_of(finished: Path) -> None:
+    with Ledger.open(finished, write=False) as ledger:
+        study = ledger.load()
+        assert ledger.verify() == []
+    assert [t.status for t in study.trials] == ["done"] * NUM_TRIALS
+    assert len(study.evals) == EVALS_EACH * (NUM_TRIALS + 1)
+    for found in study.trials:
+        assert found.train is not None
+        assert found.spectra is not None
+        assert len(found.train.losses) == found.train.steps == SETTINGS["train"]["max_steps"]
+        assert found.train.pack_size == (1 if found.spec.method == "full" else 2)
+    # What was trained is not the base: else the scores below would be its.
+    assert len({t.train.weights_sha256 for t in study.trials if t.train}) == NUM_TRIALS
+    answer = json.loads((finished / "recommendation.json").read_text("utf-8"))
+    assert [advice["task"] for advice in answer["advice"]] == ["pocket_med"]
+    page = (finished / "report.html").read_text("utf-8")
+    for found in study.trials:
+        assert found.spec.arm_label in page
+    assert (finished / "study.resolved.yaml").is_file()
+    assert leftovers(finished) == []
+
+
+def test_the_same_study_again_does_nothing(copy: Path, tmp_path: Path) -> None:
+    rows_before, written_before = rows(copy), written(copy)
+    listener = Listener()
+    small_study(tmp_path).run(copy, listener)
+    conclude(copy)
+    assert listener.stages == []
+    assert rows(copy) == rows_before
+    assert written(copy) == written_before
+
+
+def test_interrupted_over_and_over_it_comes_to_the_same_end(finished: Path, tmp_path: Path) -> None:
+    """Stopped within packs with and without dropout and within full fine-tuning, bit for bit."""
+    study = small_study(tmp_path)
+    interrupter = Interrupter()
+    for _ in range(100):
+        try:
+            study.run(tmp_path / "out", interrupter)
+        except Interrupted:
+            continue
+        break
+    steps = SETTINGS["train"]["max_steps"] * (NUM_TRIALS - NUM_LORA // 2)
+    assert interrupter.steps == steps  # no step was made twice
+    assert interrupter.stops == steps // 3
+    assert results(tmp_path / "out") == results(finished)
+    assert leftovers(tmp_path / "out") == []
+
+
+def test_an_added_rank_trains_alone(copy: Path, tmp_path: Path) -> None:
+    """The new trials share a pack with old ones, which stay as they are."""
+    before, written_before = results(copy), written(copy)
+    arms = [{**LORA, "rank": [2, 4]}, *SETTINGS["arms"][1:]]
+    listener = Listener()
+    study = small_study(tmp_path, arms=arms, max_pack=16).run(copy, listener)
+    assert [t.status for t in study.trials] == ["done"] * (NUM_TRIALS + 2)
+    assert [name for name in listener.stages if " train " in name] == [
+        "pack 1/3 pocket_med train 2 adapters r 4-4"
+    ]
+    after = results(copy)
+    for part in ("trials", "evals", "files"):
+        kept = {key: value for key, value in after[part].items() if key in before[part]}
+        assert kept == before[part]
+        assert len(after[part]) > len(before[part])
+    written_after = written(copy)
+    artifacts = [place for place in written_before if place.startswith("artifacts/")]
+    assert [p for p in artifacts if written_after[p] != written_before[p]] == []
+
+
+def test_the_added_rank_equals_that_of_a_study_that_always_had_it(
+    copy: Path, tmp_path: Path
+) -> None:
+    arms = [{**LORA, "rank": [2, 4]}]
+    added = small_study(tmp_path / "a", arms=arms, seeds=[0]).run(copy)
+    always = small_study(tmp_path / "b", arms=arms, seeds=[0]).run(tmp_path / "always")
+    label = "pocket_med r=4 lr=0.002 seed=0"
+    assert_same(adapter(copy, added, label), adapter(tmp_path / "always", always, label))
+
+
+def test_an_added_task_is_scored_and_nothing_trained(copy: Path, tmp_path: Path) -> None:
+    before = results(copy)
+    evaluation = changed("evaluate", cross_domain=["pocket_gsm", "pocket_law"])
+    listener = Listener()
+    study = small_study(tmp_path, **evaluation).run(copy, listener)
+    assert len(study.evals) == (EVALS_EACH + 1) * (NUM_TRIALS + 1)
+    assert not [name for name in listener.stages if "train" in name or "spectra" in name]
+    after = results(copy)
+    assert after["trials"] == before["trials"]
+    assert {key: after["evals"][key] for key in before["evals"]} == before["evals"]
+
+
+def other_base(folder: Path) -> Path:
+    """The pocket model with one weight changed by one part in a thousand."""
+    shutil.copytree(pocket_folder(), folder)
+    (file,) = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    tensors[name] = tensors[name] * 1.001
+    save_file(tensors, file, metadata={"format": "pt"})
+    return folder
+
+
+def other_tokenizer(folder: Path) -> Path:
+    """The pocket model with a tokenizer that decodes in another way."""
+    shutil.copytree(pocket_folder(), folder)
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text("utf-8"))
+    settings["clean_up_tokenization_spaces"] = not settings.get("clean_up_tokenization_spaces")
+    file.write_text(json.dumps(settings), "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (changed("evaluate", batch_tokens=2048), "task 'pocket_med'"),
+        (changed("evaluate", max_new_tokens=9), "task 'pocket_med'"),
+        (changed("evaluate", max_items=15), "task 'pocket_med'"),
+        ({"dtype": "bfloat16"}, "dtype"),
+        ({"analyze": {"spectra": {"intruder_k": 9}}}, "intruder_k"),
+        ({"analyze": {"spectra": {"top_k": 64}}}, "compare 32 singular vectors"),
+        ({"model": "other"}, "base model"),
+        ({"model": "same weights, other tokenizer"}, "task 'pocket_med'"),
+    ],
+)
+def test_an_edit_that_would_mix_results_is_refused(
+    changes: dict[str, Any],
+    named: str,
+    copy: Path,
+    tmp_path: Path,
+    rankscope_command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if "model" in changes:
+        made = other_base if changes["model"] == "other" else other_tokenizer
+        changes = {"model": str(made(tmp_path / "other"))}
+    rows_before, written_before = rows(copy), written(copy)
+    assert rankscope_command("run", study_file(tmp_path, **changes), "--out", copy) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert named in said
+    assert "--out" in said
+    assert rows(copy) == rows_before
+    assert written(copy) == written_before
+
+
+def test_a_trial_that_diverges_leaves_its_neighbours_alone(
+    tmp_path: Path,
+    rankscope_command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rates = {"seeds": [0], "max_pack": 3}
+    good = {**LORA, "lr": [1e-3, 2e-3]}
+    file = study_file(tmp_path, arms=[{**LORA, "lr": [1e-3, 1e30, 2e-3]}], **rates)
+    assert rankscope_command("run", file, "--out", tmp_path / "mixed") == 3
+    assert "1e+30" in capsys.readouterr().out
+    with Ledger.open(tmp_path / "mixed", write=False) as ledger:
+        mixed = ledger.load()
+    assert [t.status for t in mixed.trials] == ["done", "diverged", "done"]
+    failed = mixed.trials[1]
+    assert failed.failure is not None
+    assert "not finite at step" in failed.failure
+    assert failed.train is None
+    assert failed.failure in (tmp_path / "mixed" / "report.html").read_text("utf-8")
+    # The same command again tries nothing anew and still says so.
+    rows_before = rows(tmp_path / "mixed")
+    assert rankscope_command("run", file, "--out", tmp_path / "mixed") == 3
+    assert rows(tmp_path / "mixed") == rows_before
+
+    alone = small_study(tmp_path, arms=[good], **rates).run(tmp_path / "alone")
+    for found in alone.trials:
+        assert_same(
+            adapter(tmp_path / "mixed", mixed, found.spec.label),
+            adapter(tmp_path / "alone", alone, found.spec.label),
+        )
+
+
+def own_texts(folder: Path) -> dict[str, Any]:
+    """A task of plain texts, whose scorer is the loss."""
+    texts = "".join(json.dumps({"text": f"a plain text number {i}"}) + "\n" for i in range(60))
+    (folder / "texts.jsonl").write_text(texts, encoding="utf-8")
+    return {"name": "texts", "train": "texts.jsonl"}
+
+
+@pytest.mark.parametrize("scorer", ["loss", "option_text"])
+def test_a_model_without_likelihoods_fails_and_the_others_go_on(
+    scorer: str, tmp_path: Path
+) -> None:
+    """At rate 2e19 the last of two steps (the first is at rate 0) leaves finite weights whose
+    queries times keys are beyond float32, so that likelihoods are not finite."""
+    study = small_study(
+        tmp_path,
+        tasks=[own_texts(tmp_path)] if scorer == "loss" else ["pocket_med"],
+        arms=[{**LORA, "lr": [1e-3, 2e19, 2e-3]}],
+        seeds=[0],
+        max_pack=3,
+        train={**SETTINGS["train"], "max_steps": 2},
+        evaluate={"max_items": 8, "retention": ["pocket_cloze"]},
+    ).run(tmp_path / "out")
+    assert [t.status for t in study.trials] == ["done", "failed", "done"]
+    assert study.trials[1].train is not None
+    assert "finite" in str(study.trials[1].failure)
+    assert {key[0] for key in study.evals} == {
+        "base",
+        study.trials[0].spec.trial_id,
+        study.trials[2].spec.trial_id,
+    }
+    _, recommendation = conclude(tmp_path / "out")
+    assert sum(arm.failed for arm in recommendation.advice[0].arms) == 1
+
+
+def test_a_full_model_that_cannot_run_any_more_fails_alone(tmp_path: Path) -> None:
+    arms = [{**FULL, "lr": [1e4, 5e-4]}]
+    two_steps = changed("train", max_steps=2)
+    study = small_study(tmp_path, arms=arms, seeds=[0], **two_steps).run(tmp_path / "out")
+    assert [t.status for t in study.trials] == ["failed", "done"]
+    assert "cannot be used" in str(study.trials[0].failure)
+
+
+def test_a_trial_that_trained_nothing_is_not_passed_as_trained(tmp_path: Path) -> None:
+    """A rate below what float32 can add up leaves every B at zero."""
+    arms = [{**LORA, "lr": [1e-300, 2e-3]}]
+    study = small_study(tmp_path, arms=arms, seeds=[0]).run(tmp_path / "out")
+    assert [t.status for t in study.trials] == ["failed", "done"]
+    assert str(study.trials[0].failure).startswith("nothing was trained")
+
+
+def test_training_that_never_leaves_rate_zero_is_refused(
+    tmp_path: Path,
+    rankscope_command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = study_file(tmp_path, arms=[LORA], **changed("train", max_steps=1))
+    for words in (("check", file), ("run", file, "--out", tmp_path / "out")):
+        assert rankscope_command(*words) == 2
+        assert "warmup_fraction" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()  # before the base is scored
+    warm = changed("train", max_steps=1, warmup_fraction=0.0)
+    study = small_study(tmp_path, arms=[LORA], seeds=[0], **warm).run(tmp_path / "warm")
+    assert study.trials[0].status == "done"
+
+
+def more_than_there_is() -> None:
+    """A real failure of the allocator."""
+    torch.empty(2**55, dtype=torch.float32)
+
+
+def test_the_allocators_failure_is_known_for_what_it_is() -> None:
+    with pytest.raises(RuntimeError) as failure:
+        more_than_there_is()
+    assert is_out_of_memory(failure.value)
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("size mismatch"))
+
+
+def test_states_of_packs_that_are_no_more_are_removed(copy: Path, tmp_path: Path) -> None:
+    orphan = copy / "checkpoints" / "0123456789abcdef" / "step-000000003"
+    orphan.mkdir(parents=True)
+    (orphan / "meta.json").write_text("{}", encoding="utf-8")
+    small_study(tmp_path).run(copy)
+    assert leftovers(copy) == []
+
+
+def test_the_terminal_shows_no_bars_of_other_libraries(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    small_study(tmp_path, arms=[FULL], seeds=[0]).run(tmp_path / "out")
+    shown = capfd.readouterr()
+    assert (shown.out, shown.err) == ("", "")
+
+
+def test_a_study_is_read_with_overrides(tmp_path: Path) -> None:
+    file = study_file(tmp_path)
+    assert Study.load(file, ["seeds=[7]"]).config.seeds == [7]

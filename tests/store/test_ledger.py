@@ -1,0 +1,712 @@
+"""The ledger: all or nothing, never twice, found when altered, one runner, and room to write."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rankscope.errors import BadInput, IntegrityError, StudyLocked
+from rankscope.records import (
+    BASE,
+    CurvePoint,
+    EvalRecord,
+    ItemResult,
+    LossPoint,
+    ModelRecord,
+    Provenance,
+    SpectraRecord,
+    TaskRecord,
+    TrainRecord,
+    TrialSpec,
+    write_items,
+)
+from rankscope.run.runner import CHECKPOINTS
+from rankscope.store import Ledger, TrialFailure, adapter_path, items_path
+
+FIXTURES = os.pathsep.join(
+    [str(Path(__file__).parent), str(Path(__file__).parents[1] / "fixtures")]
+)
+"""What child processes import from."""
+
+MODEL = ModelRecord(
+    label="tiny",
+    sha256="a" * 64,
+    architecture="LlamaForCausalLM",
+    num_parameters=100,
+    num_layers=1,
+    hidden_size=4,
+    vocab_size=8,
+    dtype="float32",
+    device="cpu",
+    prompt_format="plain",
+)
+TASK = TaskRecord(
+    name="med",
+    roles=("in_domain",),
+    trained_on=True,
+    metric="acc",
+    higher_is="accuracy",
+    chance=0.25,
+    rows={"train": 8, "selection": 4, "report": 4},
+    dropped=0,
+    leaks={},
+    source="made for a test",
+    sha256="b" * 64,
+)
+PROVENANCE = Provenance(
+    created="2026-01-01T00:00:00+00:00",
+    rankscope="0.1.0",
+    python="3.11.0",
+    platform="test",
+    processor="test",
+    num_threads=2,
+    libraries={"torch": "2.13.0"},
+)
+SPECS = [
+    TrialSpec(
+        trial_id=f"{rank:016x}",
+        task="med",
+        method="lora",
+        rank=rank,
+        alpha=2.0 * rank,
+        lr=1e-3,
+        targets=("q_proj",),
+        dropout=0.0,
+        seed=0,
+    )
+    for rank in (2, 8, 32)
+]
+IDS = [spec.trial_id for spec in SPECS]
+
+
+def train_record(trial_id: str, loss: float = 0.5) -> TrainRecord:
+    return TrainRecord(
+        trial_id=trial_id,
+        pack_id="pack",
+        pack_size=3,
+        trainable_parameters=8,
+        steps=1,
+        num_tokens=64,
+        num_label_tokens=8,
+        rows=8,
+        rows_dropped=0,
+        rows_truncated=0,
+        seconds=1.5,
+        peak_memory_bytes=2**20,
+        losses=(LossPoint(step=0, loss=loss, lr=1e-3, grad_norm=1.0),),
+        weights_sha256="c" * 64,
+    )
+
+
+def eval_record(trial_id: str, task: str = "med") -> EvalRecord:
+    return EvalRecord(
+        trial_id=trial_id,
+        task=task,
+        split="report",
+        metric="acc",
+        score=0.5,
+        standard_error=0.25,
+        n=4,
+        metrics={"acc": 0.5},
+        seconds=0.1,
+        num_tokens=40,
+    )
+
+
+def item_results(trial_id: str) -> list[ItemResult]:
+    draws = np.random.default_rng(int(trial_id, 16) if trial_id != BASE else 0).random(4)
+    return [
+        ItemResult(
+            item_id=f"item-{i}",
+            subject=None if i else "anatomy",
+            score=float(draw > 0.5),
+            gold="A",
+            prediction="B",
+            gold_logprob=None if i == 3 else -float(draw),
+        )
+        for i, draw in enumerate(draws)
+    ]
+
+
+def begin(ledger: Ledger) -> None:
+    ledger.put_study("test", {"seeds": [0]}, MODEL, [TASK], PROVENANCE)
+    ledger.put_trials(SPECS)
+
+
+def store_training(ledger: Ledger, trial_ids: list[str]) -> None:
+    """One pack: every adapter staged, published, and named in one transaction."""
+    with ledger.stage() as folder:
+        artifacts = []
+        for trial_id in trial_ids:
+            adapter = folder / trial_id
+            adapter.mkdir()
+            (adapter / "adapter_config.json").write_text(f'{{"trial": "{trial_id}"}}')
+            (adapter / "adapter_model.safetensors").write_bytes(trial_id.encode() * 100)
+            artifacts += ledger.publish(adapter, adapter_path(trial_id))
+        ledger.commit_training([train_record(i) for i in trial_ids], artifacts=artifacts)
+
+
+def planned(ledger: Ledger) -> list[TrialSpec]:
+    """Trials still to be trained, in order."""
+    statuses = ledger.statuses()
+    return [spec for spec in ledger.trials() if statuses[spec.trial_id] == "planned"]
+
+
+def store_eval(ledger: Ledger, trial_id: str) -> None:
+    with ledger.stage() as folder:
+        write_items(folder / "items.parquet", item_results(trial_id))
+        place = items_path(trial_id, "med", "report")
+        artifacts = ledger.publish(folder / "items.parquet", place)
+        ledger.commit_evals([eval_record(trial_id)], artifacts)
+
+
+def run_everything(out: Path) -> None:
+    """A whole small study; begun, continued or repeated, it ends in the same state."""
+    with Ledger.open(out, write=True) as ledger:
+        begin(ledger)
+        missing = [spec.trial_id for spec in planned(ledger)]
+        if missing:
+            store_training(ledger, missing)
+        for trial_id, _, _ in ledger.missing_evals((i, "med", "report") for i in [BASE, *IDS]):
+            store_eval(ledger, trial_id)
+        for spec in ledger.missing_spectra():
+            ledger.commit_spectra(
+                [
+                    SpectraRecord(
+                        trial_id=spec.trial_id,
+                        intruder_k=10,
+                        intruder_epsilon=0.5,
+                        matrices=(),
+                        seconds=0.1,
+                    )
+                ]
+            )
+        ledger.finish_trials(IDS)
+
+
+def files_on_disk(out: Path) -> set[str]:
+    """Every file below artifacts/ and tmp/."""
+    return {
+        path.relative_to(out).as_posix()
+        for folder in ("artifacts", "tmp")
+        for path in (out / folder).rglob("*")
+        if path.is_file()
+    }
+
+
+def state(out: Path) -> tuple[object, ...]:
+    """All a ledger says, and that the disk says the same."""
+    with Ledger.open(out, write=False) as ledger:
+        assert ledger.verify() == []
+        artifacts = ledger.artifacts()
+        assert files_on_disk(out) == {artifact.path for artifact in artifacts}
+        records = ledger.load()
+        items = {key: records.items[key].scores.tolist() for key in records.items}
+        return artifacts, records.trials, dict(records.evals), items
+
+
+def test_what_goes_in_comes_out(tmp_path: Path) -> None:
+    run_everything(tmp_path)
+    with Ledger.open(tmp_path, write=False) as ledger:
+        records = ledger.load()
+    assert records.name == "test"
+    assert records.config == {"seeds": [0]}
+    assert (records.model, records.tasks, records.provenance) == (MODEL, (TASK,), PROVENANCE)
+    assert [trial.spec for trial in records.trials] == SPECS
+    assert [trial.status for trial in records.trials] == ["done"] * 3
+    assert [trial.train for trial in records.trials] == [train_record(i) for i in IDS]
+    assert records.evals[IDS[1], "med", "report"] == eval_record(IDS[1])
+    scores = records.items[IDS[1], "med", "report"]
+    expected = item_results(IDS[1])
+    assert scores.item_ids == tuple(item.item_id for item in expected)
+    assert scores.subjects == ("anatomy", None, None, None)
+    assert scores.scores.tolist() == [item.score for item in expected]
+    assert scores.gold_logprobs[:3].tolist() == [item.gold_logprob for item in expected[:3]]
+    assert np.isnan(scores.gold_logprobs[3])
+    assert scores.item_ids is records.items[BASE, "med", "report"].item_ids
+    with pytest.raises(KeyError):
+        records.items[IDS[0], "med", "selection"]
+
+
+def test_repeating_a_run_changes_nothing(tmp_path: Path) -> None:
+    run_everything(tmp_path)
+    before = state(tmp_path)
+    run_everything(tmp_path)
+    with Ledger.open(tmp_path, write=True) as ledger:
+        store_training(ledger, IDS)
+        store_eval(ledger, BASE)
+        ledger.commit_training([train_record(IDS[0], loss=9.0)])
+        ledger.commit_training([], [TrialFailure(IDS[0], "oom", "too late")])
+    assert state(tmp_path) == before
+
+
+def test_missing_work_is_what_no_record_tells_of(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path, write=True) as ledger:
+        begin(ledger)
+        assert planned(ledger) == SPECS
+        assert ledger.missing_spectra() == []
+        store_training(ledger, IDS[:1])
+        ledger.commit_training([], [TrialFailure(IDS[1], "diverged", "loss is NaN at step 3")])
+        assert planned(ledger) == SPECS[2:]
+        assert ledger.missing_spectra() == SPECS[:1]
+        wanted = [(i, "med", "report") for i in (BASE, IDS[0])]
+        assert ledger.missing_evals(wanted) == wanted
+        store_eval(ledger, BASE)
+        assert ledger.missing_evals(wanted) == wanted[1:]
+        assert list(ledger.statuses().values()) == ["trained", "diverged", "planned"]
+        failed = ledger.load().trials[1]
+        assert (failed.status, failed.failure) == ("diverged", "loss is NaN at step 3")
+        ledger.finish_trials(IDS)
+        assert list(ledger.statuses().values()) == ["done", "diverged", "planned"]
+        ledger.retry_trials(IDS)
+        assert list(ledger.statuses().values()) == ["done", "planned", "planned"]
+
+
+def curve_point(trial_id: str, step: int, task: str = "med", score: float = 0.5) -> CurvePoint:
+    return CurvePoint(
+        trial_id=trial_id,
+        task=task,
+        step=step,
+        metric="acc",
+        score=score,
+        standard_error=0.25,
+        n=4,
+        seconds=0.1,
+        num_tokens=40,
+    )
+
+
+def test_a_curve_has_each_point_once_and_outlives_its_trials_failure(tmp_path: Path) -> None:
+    first, second = IDS[0], IDS[1]
+    with Ledger.open(tmp_path, write=True) as ledger:
+        begin(ledger)
+        wanted = [(i, "med", step) for step in (2, 4) for i in (first, second)]
+        assert ledger.missing_points(wanted) == wanted
+        ledger.commit_curve([curve_point(first, 4), curve_point(second, 4)])
+        ledger.commit_curve([curve_point(first, 4, score=0.9), curve_point(first, 2)])
+        assert ledger.missing_points(wanted) == [(second, "med", 2)]
+        ledger.commit_training([], [TrialFailure(first, "diverged", "loss is NaN at step 5")])
+        ledger.commit_curve([curve_point(first, 2, task="no longer in the study")])
+        found = {trial.spec.trial_id: trial for trial in ledger.load().trials}
+        assert found[first].status == "diverged"
+        assert found[first].curve == (curve_point(first, 2), curve_point(first, 4))
+        assert found[second].curve == (curve_point(second, 4),)
+        assert found[IDS[2]].curve == ()
+        with pytest.raises(KeyError, match="stranger"):
+            ledger.commit_curve([curve_point("stranger", 2)])
+
+
+def test_a_pack_enters_whole_or_not_at_all(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path, write=True) as ledger:
+        begin(ledger)
+        # A copy is not validated again, so this is the last place to refuse it.
+        bad = train_record(IDS[1]).model_copy(update={"seconds": float("nan")})
+        with pytest.raises(IntegrityError, match="NaN or an infinity"):
+            ledger.commit_training([train_record(IDS[0]), bad])
+        with pytest.raises(KeyError, match="unknown"):
+            ledger.commit_training([train_record(IDS[0])], [TrialFailure("unknown", "oom", "x")])
+        assert planned(ledger) == SPECS
+        assert [trial.train for trial in ledger.load().trials] == [None] * 3
+        with pytest.raises(KeyError, match="together with its items"):
+            ledger.commit_evals([eval_record(BASE)])
+        assert ledger.load().evals == {}
+
+
+# Runs the study in forked children, the n-th of which kills itself at the n-th of the operating
+# system calls that Python reports (open, rename, mkdir, unlink, ...) or at an SQL statement.
+KILL_AT_EVERY_STEP = """
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[2].split(os.pathsep)
+import sqlite3
+import test_ledger
+
+root, step = Path(sys.argv[1]), 0
+test_ledger.run_everything(root / "whole")
+expected = test_ledger.state(root / "whole")
+kills = 0
+while True:
+    out = root / f"killed-{step}"
+    child = os.fork()
+    if child == 0:
+        left = step
+        def count(event, args):
+            global left
+            if event.split(".")[0] in ("open", "os", "shutil", "fcntl"):
+                left -= 1
+                if left < 0:
+                    signal.raise_signal(signal.SIGKILL)
+        sys.addaudithook(count)
+        connect = sqlite3.connect
+        def traced(*args, **kwargs):
+            db = connect(*args, **kwargs)
+            db.set_trace_callback(lambda statement: count("os.sql", ()))
+            return db
+        sqlite3.connect = traced
+        test_ledger.run_everything(out)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        kills += 1
+        if out.is_dir():
+            test_ledger.Ledger.open(out, write=True).close()
+            with test_ledger.Ledger.open(out, write=False) as ledger:
+                assert ledger.verify() == [], step
+                named = {artifact.path for artifact in ledger.artifacts()}
+            assert test_ledger.files_on_disk(out) == named, step
+        test_ledger.run_everything(out)
+    else:
+        assert status == 0, (step, status)
+    assert test_ledger.state(out) == expected, step
+    if not os.WIFSIGNALED(status):
+        break
+    step += int(sys.argv[3])
+print(kills)
+"""
+
+
+def test_a_kill_at_any_step_leaves_a_study_that_continues(tmp_path: Path) -> None:
+    stride = 11  # an odd step over a few hundred events: other places than a multiple of ten
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", KILL_AT_EVERY_STEP),
+            *(str(tmp_path), FIXTURES, str(stride)),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 15
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from rankscope.store import Ledger
+Ledger.open(Path(sys.argv[1]), write=True)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_second_runner_is_told_who_holds_the_study(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(StudyLocked, match=rf"run by process {holder.pid} ") as caught:
+            Ledger.open(tmp_path, write=True)
+        assert caught.value.exit_code == 2
+        Ledger.open(tmp_path, write=False).close()
+        holder.kill()
+    # The killed holder's lock is gone, whatever its file says.
+    assert str(holder.pid) in (tmp_path / "ledger.lock").read_text()
+    with Ledger.open(tmp_path, write=True):
+        assert str(os.getpid()) in (tmp_path / "ledger.lock").read_text()
+
+
+@pytest.mark.parametrize("place", [items_path(IDS[0], "med", "report"), adapter_path(IDS[2])])
+def test_one_flipped_bit_is_found(tmp_path: Path, place: str) -> None:
+    run_everything(tmp_path)
+    path = tmp_path / place
+    if path.is_dir():
+        path /= "adapter_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    with Ledger.open(tmp_path, write=False) as ledger:
+        problems = ledger.verify()
+        assert [problem.path for problem in problems] == [path.relative_to(tmp_path).as_posix()]
+        with pytest.raises(IntegrityError, match="expected sha256"):
+            ledger.checked_path(place)
+        items = ledger.load().items
+        if place.endswith(".parquet"):
+            with pytest.raises(IntegrityError, match=r"med\.report\.parquet"):
+                items[IDS[0], "med", "report"]
+        assert len(items[IDS[1], "med", "report"].scores) == 4
+
+
+def test_missing_and_shortened_files_are_found(tmp_path: Path) -> None:
+    run_everything(tmp_path)
+    folder = tmp_path / adapter_path(IDS[0])
+    (folder / "adapter_config.json").unlink()
+    with (folder / "adapter_model.safetensors").open("ab") as file:
+        file.truncate(7)
+    with Ledger.open(tmp_path, write=False) as ledger:
+        assert [problem.found for problem in ledger.verify()] == ["no file", "7 bytes"]
+
+
+def test_an_altered_record_is_found(tmp_path: Path) -> None:
+    run_everything(tmp_path)
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as db:
+        db.execute("UPDATE records SET body = replace(body, '0.5', '0.9') WHERE kind = 'eval'")
+    db.close()
+    with Ledger.open(tmp_path, write=False) as ledger:
+        assert len(ledger.verify()) == 4
+        with pytest.raises(IntegrityError, match="altered since it was written"):
+            ledger.load()
+
+
+def test_what_no_row_names_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    run_everything(tmp_path)
+    before = state(tmp_path)
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    outside.mkdir()
+    (outside / "precious").write_text("kept")
+    for junk in ("artifacts/zz/adapter/x", f"{adapter_path(IDS[0])}/optimizer.pt", "tmp/a/b"):
+        (tmp_path / junk).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / junk).write_text("junk")
+    (tmp_path / "artifacts" / "link").symlink_to(outside)
+    Ledger.open(tmp_path, write=True).close()
+    assert state(tmp_path) == before
+    assert not (tmp_path / "artifacts" / "zz").exists()
+    assert not (tmp_path / "artifacts" / "link").is_symlink()
+    assert (outside / "precious").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../x",
+        "/etc/x",
+        "artifacts/../../x",
+        "artifacts",
+        "elsewhere/x",
+        "artifacts/a\0b",
+        "artifacts/" + "a" * 300,
+        "artifacts\\..\\x",
+        "artifacts/link/x",
+    ],
+)
+def test_names_that_leave_the_study_are_refused(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    with Ledger.open(out, write=True) as ledger, ledger.stage() as folder:
+        (out / "artifacts").mkdir()
+        (out / "artifacts" / "link").symlink_to(tmp_path)
+        (folder / "x").write_text("x")
+        with pytest.raises(BadInput, match="inside the study"):
+            ledger.publish(folder / "x", name)
+        assert (folder / "x").read_text() == "x"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_links_are_not_stored(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path, write=True) as ledger, ledger.stage() as folder:
+        (folder / "link").symlink_to("/etc/hostname")
+        with pytest.raises(ValueError, match="only regular files"):
+            ledger.publish(folder / "link", "artifacts/x")
+
+
+def test_a_changed_base_or_task_is_not_mixed_in(tmp_path: Path) -> None:
+    run_everything(tmp_path)
+    other_model = MODEL.model_copy(update={"sha256": "d" * 64})
+    other_dtype = MODEL.model_copy(update={"dtype": "bfloat16"})
+    other_task = TASK.model_copy(update={"sha256": "e" * 64})
+    with Ledger.open(tmp_path, write=True) as ledger:
+        with pytest.raises(BadInput, match=r"base model tiny .*its own --out"):
+            ledger.put_study("test", {}, other_model, [TASK], PROVENANCE)
+        with pytest.raises(BadInput, match="Set 'dtype: float32' to continue"):
+            ledger.put_study("test", {}, other_dtype, [TASK], PROVENANCE)
+        with pytest.raises(BadInput, match="task 'med' as it was before"):
+            ledger.put_study("test", {}, MODEL, [other_task], PROVENANCE)
+        second = TASK.model_copy(update={"name": "law"})
+        ledger.put_study("test", {}, MODEL, [second], PROVENANCE)
+        assert ledger.load().evals == {}
+        with pytest.raises(BadInput, match="task 'med' as it was before"):
+            ledger.put_study("test", {}, MODEL, [second, other_task], PROVENANCE)
+        ledger.put_study("test", {}, MODEL, [TASK], PROVENANCE)
+        assert len(ledger.load().evals) == 4
+
+
+def test_trials_a_study_no_longer_has_are_kept_and_told_of(tmp_path: Path) -> None:
+    run_everything(tmp_path)
+    newer = PROVENANCE.model_copy(update={"libraries": {"torch": "2.14.0"}})
+    with Ledger.open(tmp_path, write=True) as ledger:
+        ledger.put_study("test", {}, MODEL, [TASK], newer)
+        assert ledger.put_trials(SPECS[1:]) == 0
+        records = ledger.load()
+        assert [trial.spec for trial in records.trials] == SPECS[1:]
+        assert {key[0] for key in records.evals} == {BASE, *IDS[1:]}
+        assert records.notes[0].startswith("1 trial(s) of an earlier form")
+        assert "torch 2.13.0, 2.14.0" in records.notes[1]
+        assert ledger.put_trials(SPECS[::-1]) == 0
+        assert list(ledger.statuses().items()) == [(i, "done") for i in IDS[::-1]]
+
+
+def test_seconds_and_notes_last_over_runs(tmp_path: Path) -> None:
+    for seconds in (1.5, 2.25):
+        with Ledger.open(tmp_path, write=True) as ledger:
+            begin(ledger)
+            ledger.add_seconds(seconds)
+            ledger.put_notes(["2 rows dropped"])
+            ledger.add_seconds(0.25)
+    with Ledger.open(tmp_path, write=False) as ledger:
+        assert ledger.load().total_seconds == 4.25
+        assert ledger.load().notes == ("2 rows dropped",)
+
+
+def test_places_that_hold_no_study_are_named(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no study here"):
+        Ledger.open(tmp_path, write=False)
+    with (
+        Ledger.open(tmp_path / "new", write=True) as ledger,
+        pytest.raises(BadInput, match="not begun yet"),
+    ):
+        ledger.load()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="cannot be used as a study folder"):
+        Ledger.open(tmp_path / "file", write=True)
+    (tmp_path / "ledger.sqlite").write_text("this is no data base, however long it is" * 50)
+    for write in (False, True):
+        with pytest.raises(IntegrityError, match="not a ledger"):
+            Ledger.open(tmp_path, write=write)
+
+
+@pytest.mark.parametrize("name", ["artifacts", "tmp", CHECKPOINTS])
+def test_folders_that_no_ledger_tells_of_are_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "precious").write_text("kept")
+    for _ in range(2):
+        with pytest.raises(BadInput, match=f"a folder '{name}' but no ledger"):
+            Ledger.open(tmp_path, write=True)
+    assert (tmp_path / name / "precious").read_text() == "kept"
+
+
+def test_a_file_named_lock_is_the_users(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("kept")
+    run_everything(tmp_path)
+    assert (tmp_path / "lock").read_text() == "kept"
+
+
+def test_a_damaged_data_base_is_told_of(tmp_path: Path) -> None:
+    run_everything(tmp_path)
+    file = tmp_path / "ledger.sqlite"
+    with sqlite3.connect(file) as db:
+        (page,) = db.execute("PRAGMA page_size").fetchone()
+    db.close()
+    content = file.read_bytes()
+    file.write_bytes(content[:page] + b"\xff" * (len(content) - page))
+    with pytest.raises(IntegrityError, match="damaged since it was written"):
+        Ledger.open(tmp_path, write=True)
+    with Ledger.open(tmp_path, write=False) as ledger:
+        problems = ledger.verify()
+    assert {problem.path for problem in problems} == {"ledger.sqlite"}
+    with (
+        pytest.raises(IntegrityError, match="damaged since it was written"),
+        Ledger.open(tmp_path, write=False) as ledger,
+    ):
+        ledger.load()
+
+
+def test_a_later_ledger_is_refused(tmp_path: Path) -> None:
+    run_everything(tmp_path)
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(BadInput, match="ledger version 99, expected 1"):
+        Ledger.open(tmp_path, write=True)
+
+
+# Fills a small file system, or where none can be mounted lowers the largest file size, and shows
+# that what was finished is kept and that the same work succeeds once there is room.
+FILL = """
+import os, resource, subprocess, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[2].split(os.pathsep)
+import torch
+from safetensors.torch import save_file
+import test_ledger
+from rankscope.errors import DiskFull
+from rankscope.store import Ledger
+
+out, mounted = Path(sys.argv[1]), sys.argv[3] == "mounted"
+if mounted:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(out)], check=True)
+test_ledger.run_everything(out)
+before = test_ledger.state(out)
+big = {"weight": torch.zeros(1_500_000)}
+if not mounted:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, resource.RLIM_INFINITY))
+
+def refused(act, *expected):
+    try:
+        act()
+    except DiskFull as error:
+        assert all(text in str(error) for text in (str(out), "is full", *expected)), error
+        assert error.exit_code == 3
+    else:
+        raise AssertionError("was not refused")
+    assert test_ledger.state(out) == before
+
+with Ledger.open(out, write=True) as ledger:
+    def with_safetensors():
+        with ledger.stage() as folder:
+            save_file(big, folder / "model.safetensors")
+    def with_bytes():
+        with ledger.stage() as folder:
+            (folder / "a").write_bytes(bytes(6_000_000))
+    def told_beforehand():
+        with ledger.stage(expected_bytes=10**15):
+            raise AssertionError("the disk is not that large")
+    refused(with_bytes, "needs more than")
+    refused(told_beforehand, "needs 1,000,000,000,000,000 bytes")
+    if mounted:
+        refused(with_safetensors, "needs more than")
+        ballast = out / "ballast"
+        with open(ballast, "wb", buffering=0) as file:
+            try:
+                while file.write(bytes(4096)):
+                    pass
+            except OSError:
+                pass
+        refused(lambda: ledger.put_notes(["x" * 100_000]), "needs some ten thousand bytes")
+        ballast.unlink()
+    else:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    with ledger.stage() as folder:
+        (folder / "a").write_bytes(bytes(800_000))
+        ledger.commit_training([], [], ledger.publish(folder / "a", "artifacts/a"))
+    assert ledger.verify() == []
+print("shown")
+"""
+
+
+def in_own_mounts() -> list[str] | None:
+    """A command prefix under which a process may mount, or None where the system has none."""
+    for prefix in (["unshare", "-m"], ["unshare", "-rm"]):
+        try:
+            probe = [*prefix, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+            if subprocess.run(probe, capture_output=True).returncode == 0:
+                return prefix
+        except FileNotFoundError:
+            return None
+    return None
+
+
+def test_a_full_disk_keeps_what_was_finished(tmp_path: Path) -> None:
+    prefix = in_own_mounts()
+    done = subprocess.run(
+        [
+            *(prefix or []),
+            *(
+                sys.executable,
+                "-c",
+                FILL,
+                str(tmp_path),
+                FIXTURES,
+            ),
+            "limited" if prefix is None else "mounted",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "shown\n"

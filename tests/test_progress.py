@@ -1,0 +1,82 @@
+"""What a run says of its progress, with a clock that the test moves."""
+
+import io
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from rankscope.progress import Logged, Screen, Silent, SpeedMeter, duration
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Lines(Silent):
+    def __init__(self) -> None:
+        self.lines: list[tuple[int, str]] = []
+
+    def advance(self, done: int, detail: str = "") -> None:
+        self.lines.append((done, detail))
+
+
+def test_speed_and_time_left_are_those_of_the_last_steps() -> None:
+    clock, lines = Clock(), Lines()
+    meter = SpeedMeter(lines, 2, clock)
+    clock.now += 50  # the first step is slow
+    meter(1, 61, 500, [1.0, 2.5])
+    assert lines.lines[-1] == (1, "loss 1.000 to 2.500, 10 tokens/s, 50 min left")
+    for step in range(2, 22):
+        clock.now += 2
+        meter(step, 61, 500, [1.0, 2.0])
+    # Twenty steps of 2 s: 250 tokens/s, and 40 steps are left.
+    assert lines.lines[-1] == (21, "loss 1.000 to 2.000, 250 tokens/s, 80 s left")
+
+
+def test_what_training_pauses_for_does_not_slow_it() -> None:
+    clock, lines = Clock(), Lines()
+    meter = SpeedMeter(lines, 1, clock)
+    clock.now += 2
+    meter(1, 3, 100, [1.0])
+    with meter.paused():
+        clock.now += 1000
+    clock.now += 2
+    meter(2, 3, 100, [1.0])
+    assert lines.lines[-1] == (2, "loss 1.000 to 1.000, 50 tokens/s, 2 s left")
+
+
+def test_trials_that_left_the_pack_are_told() -> None:
+    lines = Lines()
+    meter = SpeedMeter(lines, 3, Clock())
+    meter(1, 2, 10, [1.0, 2.0])
+    meter(2, 2, 10, [])
+    assert "loss 1.000 to 2.000 (2 of 3 trials)" in lines.lines[0][1]
+    assert "no finite loss (0 of 3 trials)" in lines.lines[1][1]
+
+
+def test_away_from_a_terminal_there_are_plain_lines_and_a_log(tmp_path: Path) -> None:
+    file = io.StringIO()
+    with Screen(Console(file=file, force_terminal=False, width=60)) as screen:
+        screen.LINE_SECONDS = 0.0
+        watcher = Logged(screen, tmp_path / "log.jsonl")
+        watcher.stage("pack 1/2 train", 2)
+        watcher.advance(1, "loss 1.0 to 2.0, 10 tokens/s, 3 s left")
+        watcher.note("[bold]is text")
+        watcher.finish("4.0 s")
+    said = file.getvalue().splitlines()
+    assert said[0] == "pack 1/2 train: 1 of 2  loss 1.0 to 2.0, 10 tokens/s, 3 s left"
+    assert said[1] == "note: [bold]is text"
+    assert said[2].startswith("pack 1/2 train: done in ")
+    assert "\x1b" not in file.getvalue()
+    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["stage", "advance", "note", "finish"]
+    assert events[1]["detail"] == "loss 1.0 to 2.0, 10 tokens/s, 3 s left"
+
+
+def test_durations_read_as_people_say_them() -> None:
+    assert [duration(s) for s in (41, 720, 12_600)] == ["41 s", "12 min", "3.5 h"]

@@ -1,0 +1,187 @@
+"""``rankscope compare`` on real studies of the pocket model: what is the same is said in words."""
+
+import json
+import os
+import shutil
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from command_line import files_below
+from command_line import rankscope as command
+from pocket_study import changed, small_study
+from synthetic_study import Truth, synthetic_study, with_own_trials
+
+from rankscope.cli.render.comparison import meaning
+from rankscope.errors import BadInput
+from rankscope.tools.compare import compare, compare_pair
+
+LORA = {"method": "lora", "lr": 2e-3}
+SHORT = changed("train", max_steps=2)["train"]
+SMALL = {
+    "seeds": [0],
+    "train": SHORT,
+    "analyze": {"spectra": {"enabled": False}},
+    "evaluate": {"retention": ["pocket_cloze"], "max_items": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``a`` and ``b`` share rank 4; ``c`` has other items; ``d`` shares no arm with ``a``."""
+    folder = tmp_path_factory.mktemp("compared")
+    evaluate = {**SMALL["evaluate"], "max_items": 6}  # type: ignore[dict-item]
+    asked: dict[str, dict[str, object]] = {
+        "a": {"arms": [{**LORA, "rank": [2, 4]}]},
+        "b": {"arms": [{**LORA, "rank": [4, 8]}], "train": {**SHORT, "max_steps": 3}},
+        "c": {"arms": [{**LORA, "rank": 4}], "evaluate": evaluate},
+        "d": {"arms": [{"method": "full", "lr": 5e-4}]},
+    }
+    for name, settings in asked.items():
+        small_study(folder, name=name, **{**SMALL, **settings}).run(folder / name)
+    return folder
+
+
+def stored(folder: Path) -> dict[str, bytes]:
+    """Every file below by what it holds, but for what SQLite makes to read beside a writer."""
+    return {
+        name: (folder / name).read_bytes()
+        for name in files_below(folder)
+        if (folder / name).is_file() and not name.endswith(("-wal", "-shm"))
+    }
+
+
+def test_what_is_the_same_and_what_differs(studies: Path) -> None:
+    before = stored(studies)
+    shown = command("compare", studies / "a", studies / "b")
+    assert shown.code == 0, shown
+    assert stored(studies) == before
+    told = shown.told
+    for part in (
+        "max steps 2 and 3",
+        "compared item by item",
+        "0 of 1 of the same arm and seed have the same id",
+        "in the first alone (a): pocket_med r=2 lr=0.002",
+        "in the second alone (b): pocket_med r=8 lr=0.002",
+        "trained on pocket_med",
+    ):
+        assert part in told, shown.out
+    assert max(map(len, shown.out.splitlines())) <= 80
+
+
+def test_json_has_all_of_it_and_further_studies_meet_the_first(studies: Path) -> None:
+    shown = command("compare", *(studies / name for name in "abc"), "--json")
+    assert shown.code == 0, shown
+    found = json.loads(shown.out)
+    assert [s["label"] for s in found["studies"]] == ["a", "b", "c"]
+    assert [(p["first"], p["second"]) for p in found["pairs"]] == [("a", "b"), ("a", "c")]
+    assert all(c["paired"] for c in found["pairs"][0]["cells"])
+    other = found["pairs"][1]
+    assert not any(c["paired"] or c["difference"]["p"] for c in other["cells"])
+    # Six items are not eight, so the task is another one; the training is the very same.
+    assert any(f["what"] == "task pocket_med" and not f["same"] for f in other["facets"])
+    assert [c["same_models"] for c in other["cells"] if c["arm"]] == [True, True]
+    assert {c["arm"] for c in other["cells"]} == {None, "r=4 lr=0.002"}
+
+
+def test_no_arm_in_common_is_said(studies: Path) -> None:
+    shown = command("compare", studies / "a", studies / "d")
+    assert shown.code == 0
+    assert "The studies have no arm in common, so no arm is compared." in shown.told
+    assert "bases, untuned" in shown.told
+
+
+def test_a_page_is_written_and_names_no_address(studies: Path, tmp_path: Path) -> None:
+    page = tmp_path / "compared.html"
+    assert command("compare", studies / "a", studies / "b", "--out", page).code == 0
+    text = page.read_text("utf-8")
+    assert "default-src 'none'" in text
+    assert "b minus a, arms trained on pocket_med" in text
+    assert "max steps 2 and 3" in text
+    assert str(studies) not in text
+    assert "<dt>a</dt><dd>a</dd>" in text
+    refused = command("compare", studies / "a", studies / "b", "--out", tmp_path)
+    assert refused.code == 2
+    assert "expected a file in an existing folder" in refused.told
+
+
+def test_a_copy_under_the_same_name_is_told_by_its_folder(studies: Path, tmp_path: Path) -> None:
+    shutil.copytree(studies / "a", tmp_path / "copy")
+    found = compare([studies / "a", tmp_path / "copy"])
+    assert [s.label for s in found.studies] == ["a", "copy"]
+    (pair,) = found.pairs
+    assert all(facet.same for facet in pair.facets), pair.facets
+    assert all(cell.same_models and cell.difference.value == 0 for cell in pair.cells)
+    assert "+0.0 same models" in command("compare", studies / "a", tmp_path / "copy").told
+
+
+def test_which_p_values_are_adjusted_is_said() -> None:
+    first = synthetic_study(Truth(ranks=(8,), num_items=30))
+    second = with_own_trials(synthetic_study(Truth(ranks=(8,), num_items=30), seed=1), "#1")
+    base = second.model.model_copy(update={"sha256": "1" * 64})
+    (said,) = meaning(compare_pair("a", first, "b", replace(second, model=base)))
+    assert "p of arms within the family of all paired arms and tasks (Holm)" in said
+    assert "p of the bases: not adjusted" in said
+    (said,) = meaning(compare_pair("a", first, "b", second))
+    assert "p of the bases" not in said  # One base: there is nothing to test.
+
+
+def test_what_cannot_be_compared_is_refused(studies: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(studies / "a", tmp_path / "begun")
+    with sqlite3.connect(tmp_path / "begun" / "ledger.sqlite") as db:
+        db.execute("UPDATE trials SET status = 'planned'")
+    db.close()
+    link = tmp_path / "link"
+    link.symlink_to(studies / "a")
+    for folders, part in (
+        (("a",), "found 1 study folder, expected two or more"),
+        (("a", "a"), "are the same folder"),
+        (("a", link), "are the same folder"),
+        (("a", tmp_path / "empty"), "there is no study here"),
+        (("a", tmp_path / "absent"), "there is no study here"),
+        (("a", tmp_path / "begun"), "none of its 2 trials has finished"),
+    ):
+        refused = command("compare", *(studies / folder for folder in folders))
+        assert refused.code == 2, refused
+        assert part in refused.told
+        assert refused.out == ""
+
+
+def test_a_study_that_is_not_finished_says_how_much_is_left(studies: Path, tmp_path: Path) -> None:
+    shutil.copytree(studies / "a", tmp_path / "half")
+    with sqlite3.connect(tmp_path / "half" / "ledger.sqlite") as db:
+        db.execute("UPDATE trials SET status = 'planned' WHERE position = 0")
+    db.close()
+    notes = compare([studies / "b", tmp_path / "half"]).pairs[0].notes
+    assert notes == ("a: 1 of 2 trials are still to run; they count nowhere.",)
+    with pytest.raises(BadInput, match="two or more"):
+        compare([])
+
+
+def test_a_page_replaces_neither_a_study_nor_a_pipe(studies: Path, tmp_path: Path) -> None:
+    before = stored(studies)
+    pair = (studies / "a", studies / "b")
+    for place in (studies / "b" / "ledger.sqlite", studies / "a" / "new.html"):
+        shown = command("compare", *pair, "--out", place)
+        assert shown.code == 2
+        assert "lies inside the study" in shown.told
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    shown = command("compare", *pair, "--out", pipe)
+    assert shown.code == 2
+    assert "expected a file in an existing folder" in shown.told
+    assert pipe.is_fifo()
+    assert files_below(tmp_path) == {"pipe"}
+    assert stored(studies) == before
+
+
+def test_scores_that_cannot_be_subtracted_are_said_to_be_so() -> None:
+    study = synthetic_study(Truth(ranks=(8,), num_items=30))
+    tasks = tuple(t.model_copy(update={"metric": "exact_match"}) for t in study.tasks)
+    pair = compare_pair("a", study, "b", replace(study, tasks=tasks))
+    assert pair.cells == ()
+    told = [f.text for f in pair.facets if f.what.startswith("task ")]
+    assert len(told) == len(tasks)
+    assert all(text.endswith("not comparable, so no score is compared") for text in told)

@@ -1,0 +1,346 @@
+"""``rankscope eval`` as a user meets it: scores, adapters, what is kept, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from command_line import Outcome, files_below, write_rows
+from command_line import rankscope as command
+from peft import IA3Config, LoraConfig, TaskType, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from rankscope.data.registry import NAMED_TASKS
+from rankscope.errors import BadInput
+from rankscope.models.adapters.folder import BASE_HASH
+from rankscope.models.adapters.settings import WEIGHTS
+from rankscope.models.pocket import pocket_folder
+from rankscope.tools.evaluate.request import task_config
+from rankscope.tools.evaluate.run import Run
+
+TASKS = "pocket_med,pocket_gsm"
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Adapters of plain PEFT: ``zero`` and ``lora`` of rank 4, and ``ia3``, another method."""
+    folder = tmp_path_factory.mktemp("adapters")
+    targets = ["q_proj", "v_proj"]
+    lora = LoraConfig(r=4, target_modules=targets, task_type=TaskType.CAUSAL_LM)
+    ia3 = IA3Config(target_modules=targets, feedforward_modules=[], task_type=TaskType.CAUSAL_LM)
+    for name, config in (("zero", lora), ("lora", lora), ("ia3", ia3)):
+        model = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(pocket_folder(), dtype=torch.float32), config
+        )
+        generator = torch.Generator().manual_seed(1)
+        for key, parameter in model.named_parameters():
+            if name == "lora" and "lora_B" in key:
+                parameter.data.normal_(0, 0.3, generator=generator)
+            if name == "ia3" and "ia3" in key:
+                parameter.data.normal_(1, 0.5, generator=generator)
+        model.save_pretrained(folder / name)
+    return folder
+
+
+def ask(*words: object) -> Outcome:
+    return command("eval", "pocket", "--max-items", 12, "--dtype", "float32", *words)
+
+
+def by_model(said: Outcome) -> dict[tuple[str, str], dict[str, Any]]:
+    assert said.code == 0, said.told
+    found = json.loads(said.out)["scores"]
+    return {(score["model"], score["record"]["task"]): score for score in found}
+
+
+def test_base_and_adapters_are_scored_and_kept(adapters: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores"
+    chosen = [w for n in ("zero", "lora", "ia3") for w in ("--adapter", adapters / n)]
+    scores = by_model(ask("--tasks", TASKS, *chosen, "--out", out, "--json"))
+    assert [model for model, _ in scores][:4] == ["base", "zero", "lora", "ia3"]
+    for task in TASKS.split(","):
+        base, zero = scores["base", task], scores["zero", task]
+        assert zero["record"]["score"] == base["record"]["score"]
+        assert zero["change"]["value"] == 0
+        assert base["change"] is None
+    tables = {
+        model: pq.read_table(next((out / "items").rglob(f"{score['key']}.parquet"))).to_pylist()
+        for (model, task), score in scores.items()
+        if task == "pocket_med"
+    }
+    assert tables["zero"][0]["option_logprobs"] == tables["base"][0]["option_logprobs"]
+    for name in ("lora", "ia3"):
+        assert tables[name][0]["option_logprobs"] != tables["base"][0]["option_logprobs"]
+        row = tables[name][3]
+        assert row["adapter"] == name
+        assert row["correct"] is (row["score"] == 1)
+        assert row["gold_logprob"] in row["option_logprobs"]
+    # Again: nothing is scored; more: only what is new.
+    again = ask("--tasks", TASKS, *chosen, "--out", out)
+    assert "all 8 results were there already; nothing was scored again" in again.told
+    more = json.loads(ask("--tasks", f"{TASKS},pocket_law", *chosen, "--out", out, "--json").out)
+    assert (more["scored_now"], more["scored_before"]) == (4, 8)
+    shots = json.loads(ask("--tasks", TASKS, "--shots", 1, "--out", out, "--json").out)
+    assert shots["scored_now"] == 2
+    # What was altered is told.
+    key = scores["base", "pocket_med"][
+        "key"
+    ]  # not one of those with shots, which are not asked for
+    table = next((out / "items").rglob(f"{key}.parquet"))
+    table.write_bytes(table.read_bytes()[:-1])
+    damaged = ask("--tasks", TASKS, *chosen, "--out", out)
+    assert (damaged.code, "not what was written" in damaged.told) == (4, True)
+
+
+def test_an_adapter_is_applied_as_peft_applies_it(adapters: Path, tmp_path: Path) -> None:
+    """Merged into the weights by PEFT and scored as a model, it gives the same scores."""
+    from peft import PeftModel
+
+    for name in ("lora", "ia3"):
+        base = AutoModelForCausalLM.from_pretrained(pocket_folder(), dtype=torch.float32)
+        merged = PeftModel.from_pretrained(base, adapters / name).merge_and_unload()
+        folder = tmp_path / name
+        shutil.copytree(pocket_folder(), folder)
+        merged.save_pretrained(folder)
+        words = ("--tasks", "pocket_med", "--max-items", 12, "--dtype", "float32", "--json")
+        alone, beside = tmp_path / f"{name}-a", tmp_path / f"{name}-b"
+        assert command("eval", folder, *words, "--out", alone).code == 0
+        assert ask("--tasks", "pocket_med", "--adapter", adapters / name, "--out", beside).code == 0
+        wanted = next(iter((alone / "items").rglob("*.parquet")))
+        found = {
+            rows[0]["adapter"]: rows
+            for path in (beside / "items").rglob("*.parquet")
+            for rows in [pq.read_table(path).to_pylist()]
+        }[name]
+        for one, other in zip(pq.read_table(wanted).to_pylist(), found, strict=True):
+            assert other["option_logprobs"] == pytest.approx(one["option_logprobs"], abs=1e-3)
+
+
+def test_an_adapter_for_another_base_is_refused(adapters: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(adapters / "lora", other)
+    tensors = load_file(other / WEIGHTS)
+    save_file(tensors, other / WEIGHTS, metadata={"format": "pt", BASE_HASH: "f" * 64})
+    words = ("--tasks", "pocket_med", "--adapter", other, "--out", tmp_path / "out")
+    refused = ask(*words)
+    assert (refused.code, "made for another base" in refused.told) == (2, True)
+    assert "--force" in refused.told
+    assert not (tmp_path / "out").exists()
+    forced = by_model(ask(*words, "--force", "--json"))
+    assert forced["other", "pocket_med"]["other_base_forced"] is True
+    # Of other shapes, by force or not.
+    name = next(key for key in tensors if "lora_A" in key)
+    tensors[name] = torch.zeros(4, 3)
+    save_file(tensors, other / WEIGHTS, metadata={"format": "pt"})
+    shapes = ask(*words, "--force")
+    assert (shapes.code, "expected an adapter of this model" in shapes.told) == (2, True)
+
+
+def test_another_method_of_other_shapes_is_refused_before_anything_is_scored(
+    adapters: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(adapters / "ia3", other)
+    tensors = {key: torch.ones(3, 1) for key in load_file(other / WEIGHTS)}
+    save_file(tensors, other / WEIGHTS, metadata={"format": "pt"})
+    chosen = ("--adapter", adapters / "lora", "--adapter", other, "--out", tmp_path / "out")
+    refused = ask("--tasks", "pocket_med", *chosen)
+    assert refused.code == 2
+    assert "size mismatch for" in refused.told
+    assert "[3, 1]" in refused.told
+    assert "expected an undamaged adapter of this model" in refused.told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scored(*_: object) -> None:
+        raise AssertionError("scored")
+
+    monkeypatch.setattr(Run, "score_missing", scored)
+    (tmp_path / "file").write_text("")
+    for out, told in (
+        (tmp_path / "file", "is a file; expected a folder"),
+        (tmp_path / "file" / "out", "the folder cannot be made"),
+        (Path("/proc/nope"), "cannot be made"),
+        (Path("/proc"), "or not be written to"),
+    ):
+        said = ask("--tasks", "pocket_med", "--out", out)
+        assert (said.code, told in said.told) == (2, True), said.told
+        assert said.err.count("error: ") == 1
+
+
+MCQ = {"question": "q", "choices": ["a", "b"], "answer": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (MCQ | {"answer": 2}, "rows.jsonl, row 7: answer 2 names none of the 2 choices"),
+        (MCQ | {"choices": ["a", "a "]}, "rows.jsonl, row 7: the choice 'a' stands twice"),
+        ({"choices": ["a", "b"], "answer": 1}, "rows.jsonl, row 7: the fields"),
+        (MCQ | {"choices": "ab"}, "rows.jsonl, row 7: choices must be a list"),
+        ("{", "rows.jsonl, row 7: not valid JSON"),
+        (MCQ | {"choices": ["a", ""]}, "rows.jsonl, row 7: option '' has no tokens"),
+        (MCQ | {"question": "word " * 900}, "rows.jsonl, row 7, needs"),
+    ],
+)
+def test_bad_rows_are_named_and_nothing_is_written(tmp_path: Path, row: object, told: str) -> None:
+    good = [MCQ | {"question": f"q{n}"} for n in range(12)]
+    path = write_rows(tmp_path / "rows.jsonl", [*good[:6], row, *good[6:]])
+    before = files_below(tmp_path)
+    said = command("eval", "pocket", "--tasks", path, "--out", tmp_path / "out")
+    assert said.code == 2
+    assert told in said.told
+    assert files_below(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ('prompt: "{nofield}"', "rows.jsonl, row 1: the prompt template names {nofield}"),
+        ("scorer: number", "rows.jsonl, row 1: scorer 'number' found no single number"),
+    ],
+)
+def test_rows_that_a_task_file_cannot_use_are_named(
+    tmp_path: Path, settings: str, told: str
+) -> None:
+    rows = [{"question": f"q{n}", "answer": "none"} for n in range(10)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    (tmp_path / "mine.yaml").write_text(f"name: mine\nreport: rows.jsonl\n{settings}\n")
+    said = ask("--tasks", tmp_path / "mine.yaml")
+    assert (said.code, told in said.told) == (2, True), said.told
+
+
+def test_where_rows_lie_is_no_part_of_what_they_are(tmp_path: Path) -> None:
+    """The same rows elsewhere were scored already."""
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for folder in (tmp_path, elsewhere):
+        write_rows(folder / "rows.jsonl", [MCQ | {"question": f"q{n}"} for n in range(4)])
+        said = ask("--tasks", folder / "rows.jsonl", "--out", out)
+    assert "nothing was scored again" in said.told
+
+
+def test_long_rows_are_cut_by_choice_and_told(tmp_path: Path) -> None:
+    rows = [MCQ | {"question": f"q{n} " + "word " * (900 if n < 3 else 1)} for n in range(12)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    words = ("eval", "pocket", "--tasks", path)
+    refused = command(*words)
+    assert (refused.code, "--too-long truncate_left'" in refused.told) == (2, True)
+    said = command(*words, "--too-long", "truncate_left", "--json")
+    assert json.loads(said.out)["scores"][0]["record"]["truncated"] == 3
+    note = "rows: 3 of 12 report items do not fit the context of 128 tokens and are cut at their be"
+    assert f"note: {note}" in said.err
+    assert json.loads(said.out)["notes"][-1].startswith(note)
+
+
+def test_long_answers_are_scored_whole(tmp_path: Path) -> None:
+    """Up to the model's context, whatever length a study trains on by default."""
+    folder = tmp_path / "longer"
+    shutil.copytree(pocket_folder(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 3000}))
+    rows = [{"prompt": "say", "completion": "gold " * 1500}]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    words = ("eval", folder, "--tasks", path, "--prompt-format", "plain")
+    record = json.loads(command(*words, "--json").out)["scores"][0]["record"]
+    assert record["truncated"] == 0
+    assert record["num_tokens"] > 1500
+    write_rows(path, [{"prompt": "say", "completion": "gold " * 3000}])
+    refused = command(*words)
+    assert (refused.code, "context of 3000 tokens" in refused.told) == (2, True)
+    cut = json.loads(command(*words, "--too-long", "truncate_left", "--json").out)
+    record = cut["scores"][0]["record"]
+    assert (record["truncated"], record["num_tokens"]) == (1, 3000)
+    assert "1 of 1 report items do not fit the context of 3000 tokens" in cut["notes"][-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--tasks", "pocket_mad"), "did you mean 'pocket_med'?"),
+        (("--tasks", ""), "no tasks were given"),
+        (("--tasks", "pocket_med,pocket_med"), "stands twice"),
+        (("--tasks", "pocket_med", "--split", "test"), "did you mean 'report'?"),
+        (("--tasks", "pocket_med", "--adapter", "nowhere"), "no such folder"),
+        (("--tasks", "pocket_med", "--dtype", "float16"), "Expected one of: auto, float32"),
+        (("--tasks", "pocket_med", "--too-long", "cut"), "Expected one of: refuse"),
+        (("--tasks", "nowhere.yaml"), "nowhere.yaml: no such file"),
+        (("--tasks", "./nowhere"), "no such file or folder"),
+        (("--tasks", "perplexity"), "its rows are your own texts"),
+    ],
+)
+def test_what_does_not_exist_is_told(words: tuple[str, ...], told: str) -> None:
+    said = ask(*words)
+    assert said.code == 2
+    assert told in said.told
+
+
+def test_a_task_file_and_texts(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", [MCQ | {"question": f"q{n}"} for n in range(12)])
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\nreport: rows.jsonl\nscorer: option_text\nheadline: acc_bytes\n"
+    )
+    (tmp_path / "text.txt").write_text("\n\n".join(f"Some text {n}." for n in range(10)))
+    texts = tmp_path / "texts.yaml"
+    texts.write_text("name: texts\nreport: text.txt\nscorer: perplexity\n")
+    scores = by_model(ask("--tasks", f"{tmp_path / 'mine.yaml'},{texts}", "--json"))
+    assert scores["base", "mine"]["record"]["metric"] == "acc_bytes"
+    metrics = scores["base", "texts"]["record"]["metrics"]
+    assert metrics["bits_per_byte"] > 0
+    assert metrics["perplexity"] > 1
+
+
+def test_a_file_of_rows_is_scored_whole(tmp_path: Path) -> None:
+    """Nothing is chosen by it: no fifth is put aside, as a study would."""
+    write_rows(tmp_path / "rows.jsonl", [MCQ | {"question": f"q{n}"} for n in range(11)])
+    asked = ("--tasks", tmp_path / "rows.jsonl")
+    assert by_model(ask(*asked, "--json"))["base", "rows"]["record"]["n"] == 11
+    said = ask(*asked, "--split", "selection")
+    assert said.code == 2
+    assert "has no selection split" in said.told
+
+
+def test_a_path_is_known_by_its_slash_or_dot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not any(set(name) & {"/", "."} for name in NAMED_TASKS)
+    (tmp_path / "d" / "sub").mkdir(parents=True)
+    for split in ("train", "test"):
+        rows = [MCQ | {"question": f"{split} {n}"} for n in range(12)]
+        write_rows(tmp_path / "d" / "sub" / f"{split}.jsonl", rows)
+    write_rows(tmp_path / "rows.csv", ["question,answer"])
+    monkeypatch.chdir(tmp_path)
+    assert by_model(ask("--tasks", "d/sub", "--json"))["base", "sub"]["record"]["n"] == 12
+    for task, told in (
+        ("rows.csv", "rows.csv: found suffix '.csv', expected .jsonl"),
+        ("rows.json", "task rows.json: no such file or folder"),
+        ("owner/name", "'hub: owner/name'"),
+    ):
+        said = ask("--tasks", task)
+        assert (said.code, told in said.told) == (2, True), said.told
+
+
+def test_a_task_file_that_joins_others_is_refused(tmp_path: Path) -> None:
+    """Not scored as the task whose name it has."""
+    path = tmp_path / "both.yaml"
+    path.write_text("name: pocket_med\njoin: [pocket_law, pocket_gsm]\n")
+    with pytest.raises(BadInput, match="give the tasks it joins to --tasks: pocket_law, pocket_gs"):
+        task_config(str(path), None)
+
+
+def test_a_data_set_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
+    from rankscope.data.sources import HubSource, read_hub
+    from rankscope.errors import BadInput
+
+    folder = tmp_path / "scripted"
+    folder.mkdir()
+    (folder / "scripted.py").write_text("raise SystemExit('ran')\n")
+    with pytest.raises(BadInput, match="needs code of its own") as error:
+        read_hub(HubSource(str(folder)))
+    assert "refs/convert/parquet" in str(error.value)

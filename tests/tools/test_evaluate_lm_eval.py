@@ -1,0 +1,137 @@
+"""``rankscope eval --tasks lm_eval:...`` as a user meets it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from command_line import Outcome, files_below
+from command_line import rankscope as command
+from peft import LoraConfig, TaskType, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from rankscope.config.loader import load_study
+from rankscope.errors import BadInput
+from rankscope.models.pocket import pocket_folder
+
+from ..evaluate.lm_eval.test_bridge import CHOICE, FUNCTION, HELPER, ROWS, TEXT, task_file
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA of plain PEFT that changes what the pocket model says."""
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(pocket_folder(), dtype=torch.float32),
+        LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type=TaskType.CAUSAL_LM),
+    )
+    generator = torch.Generator().manual_seed(1)
+    for key, parameter in model.named_parameters():
+        if "lora_B" in key:
+            parameter.data.normal_(0, 0.3, generator=generator)
+    folder = tmp_path_factory.mktemp("adapters") / "lora"
+    model.save_pretrained(folder)
+    return folder
+
+
+def ask(*words: object) -> Outcome:
+    return command("eval", "pocket", "--dtype", "float32", "--max-items", 5, *words)
+
+
+def told(said: Outcome) -> Any:
+    assert said.code == 0, said.told
+    return json.loads(said.out)
+
+
+def test_a_harness_task_stands_beside_the_others(adapter: Path, tmp_path: Path) -> None:
+    path, out = task_file(tmp_path, CHOICE), tmp_path / "scores"
+    words = ("--tasks", f"lm_eval:{path},pocket_med", "--adapter", adapter, "--out", out)
+    found = told(ask(*words, "--json"))
+    assert (found["scored_now"], found["scored_before"]) == (4, 0)
+    scores = {(s["model"], s["record"]["task"]): s for s in found["scores"]}
+    base, lora = scores["base", "lm_eval:toy_choice"], scores["lora", "lm_eval:toy_choice"]
+    assert (base["record"]["metric"], base["record"]["n"], base["shots"]) == ("acc", 5, 0)
+    assert {"acc", "acc_norm", "acc_bytes"} <= set(base["record"]["metrics"])
+    assert (base["higher_is"], base["scorer"]) == ("accuracy", "multiple_choice")
+    change = lora["record"]["score"] - base["record"]["score"]
+    assert lora["change"]["value"] == pytest.approx(change)
+    tables = {
+        name: pq.read_table(next(out.rglob(f"{score['key']}.parquet"))).to_pylist()
+        for name, score in (("base", base), ("lora", lora))
+    }
+    for number, (one, other) in enumerate(zip(*tables.values(), strict=True)):
+        assert one["item_id"] == other["item_id"] == f"lm_eval:toy_choice/{number}"
+        assert len(one["option_logprobs"]) == len(ROWS[number]["choices"])  # type: ignore[arg-type]
+        assert one["option_logprobs"] != other["option_logprobs"]
+        assert one["correct"] is (one["score"] == 1)
+        assert one["gold_logprob"] in one["option_logprobs"]
+    assert "nothing was scored again" in ask(*words).told
+    # Another document, another task: the harness's are scored again, the other is not.
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(rows.read_text().replace("the cat sat on", "the cat is on"))
+    again = told(ask(*words, "--json"))
+    assert (again["scored_now"], again["scored_before"]) == (2, 2)
+
+
+def test_what_is_no_mean_of_items_is_not_compared_by_items(adapter: Path, tmp_path: Path) -> None:
+    path, out = task_file(tmp_path, TEXT), tmp_path / "scores"
+    words = ("--tasks", f"lm_eval:{path}", "--adapter", adapter, "--out", out)
+    base, lora = told(ask(*words, "--json"))["scores"]
+    assert base["record"]["metric"] == "word_perplexity"
+    assert base["record"]["score"] != lora["record"]["score"]
+    assert (base["record"]["standard_error"], lora["change"], lora["higher_is"]) == (None,) * 3
+    rows = pq.read_table(next(out.rglob("*.parquet"))).to_pylist()
+    assert [row["correct"] for row in rows] == [None] * 5
+    assert "word_perplexity" in ask(*words).told
+
+
+def test_code_runs_only_by_leave(tmp_path: Path) -> None:
+    mark = tmp_path / "it ran"
+    (tmp_path / "helper.py").write_text(HELPER.format(str(mark)))
+    words = ("--tasks", f"lm_eval:{task_file(tmp_path, CHOICE, FUNCTION)}", "--json")
+    before = files_below(tmp_path)
+    refused = ask(*words, "--out", tmp_path / "out")
+    assert (refused.code, "--trust-task-code" in refused.told) == (2, True)
+    assert files_below(tmp_path) == before
+    assert told(ask(*words, "--trust-task-code"))["scored_now"] == 1
+    assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--tasks", "lm_eval:./nowhere.yaml"), "no such file; expected a harness task's YAML"),
+        (("--tasks", "lm_eval:{0},lm_eval:{0}"), "'lm_eval:toy_choice' stands twice"),
+        (("--tasks", "lm_eval:{0}", "--split", "selection"), "expected --split report"),
+    ],
+)
+def test_what_cannot_be_had_is_told(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    path = task_file(tmp_path, CHOICE)
+    said = ask(*(word.format(path) for word in words), "--out", tmp_path / "out")
+    assert (said.code, message in said.told) == (2, True), said.told
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_package_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = task_file(tmp_path, CHOICE)
+    monkeypatch.setitem(sys.modules, "lm_eval.evaluator", None)
+    said = ask("--tasks", f"lm_eval:{path}")
+    assert (said.code, "pip install 'rankscope[lm-eval]'" in said.told) == (2, True)
+
+
+@pytest.mark.parametrize("task", ["lm_eval:hellaswag", "lm_eval:./own.yaml"])
+@pytest.mark.parametrize(
+    "place", ["tasks: [{}]", "tasks: [pocket_med]\nevaluate: {{retention: [{}]}}"]
+)
+def test_a_study_says_where_harness_tasks_are_scored(tmp_path: Path, task: str, place: str) -> None:
+    path = tmp_path / "study.yaml"
+    tail = place.format(f"'{task}'")
+    path.write_text(
+        f"name: own\nmodel: pocket\narms: [{{method: lora, rank: [2], lr: 1e-3}}]\n{tail}\n"
+    )
+    with pytest.raises(BadInput, match="rankscope eval --tasks lm_eval:"):
+        load_study(path)

@@ -1,0 +1,494 @@
+"""``inspect`` on what users bring: plain PEFT's adapters, full and quantized models, faults."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from command_line import rankscope as command
+from peft import (
+    IA3Config,
+    LoHaConfig,
+    OFTConfig,
+    PeftConfig,
+    PeftModel,
+    PromptTuningConfig,
+    get_peft_model,
+)
+from peft_adapters import TARGETS, merged, saved_adapter, saved_base, tiny_gpt2, weights
+from safetensors.torch import load_file, save_file
+from tiny_models import tiny_llama
+from torch import Tensor
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+import rankscope
+from rankscope.analyze.intruders import intruder_dimensions
+from rankscope.analyze.spectra import effective_rank, similarity, stable_rank
+from rankscope.analyze.svd_cache import svd
+from rankscope.models.checkpoint_reader import StoredModel
+from rankscope.records import Inspection, MatrixSpectrum, NormGrowth
+from rankscope.tools.inspect import InspectSettings, inspect
+
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "pissa": {"init_lora_weights": "pissa"},
+    "patterns": {"rank_pattern": {"v_proj": 6}, "alpha_pattern": {"q_proj": 20}},
+    "head": {"target_modules": [*TARGETS, "lm_head"]},
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved_base(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter of plain PEFT's."""
+    return saved_adapter(tmp_path_factory.mktemp("adapters") / "plain", tiny_llama())
+
+
+def check_against_svd(found: MatrixSpectrum, before: Tensor, after: Tensor) -> None:
+    """Every measure of one matrix, by full decompositions in float64 of what PEFT merged."""
+    delta = after - before
+    sigma = torch.linalg.svdvals(delta)
+    first, full = svd(before), svd(after)
+    alike = similarity(first, full, found.top_k)
+    intruders = intruder_dimensions(first.U, full.U, full.S, min(10, *before.shape))
+    assert found.shape == tuple(before.shape)
+    assert found.frobenius == pytest.approx(float(delta.norm()), rel=1e-5)
+    assert found.relative == pytest.approx(float(delta.norm() / before.norm()), rel=1e-5)
+    count = min(4, len(sigma))
+    assert found.singular_values[:count] == pytest.approx(sigma[:count].tolist(), rel=1e-4)
+    assert found.effective_rank == pytest.approx(effective_rank(sigma), rel=1e-3)
+    assert found.stable_rank == pytest.approx(stable_rank(sigma), rel=1e-4)
+    for name in ("index", "max", "subspace"):
+        expected = getattr(alike, name)
+        assert getattr(found, f"similarity_{name}") == pytest.approx(expected, abs=2e-3)
+    assert found.intruder_positions == intruders.positions
+    assert found.intruder_energy == pytest.approx(intruders.energy, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_of_plain_peft_is_what_peft_merges(
+    base: Path, kind: str, tmp_path: Path
+) -> None:
+    """Unmerged factors on disk against W - W0 of the merged model: DoRA and PiSSA too."""
+    adapter = saved_adapter(tmp_path / kind, tiny_llama(), **KINDS[kind])
+    before, after = weights(tiny_llama()), merged(tiny_llama(), adapter)
+    tuned = inspect(base, adapter).tuned[0]
+    assert tuned.kind == (kind if kind in ("rslora", "dora", "pissa") else "lora")
+    changed = {n for n, w in before.items() if bool((after[n] - w).abs().max() > 1e-5)}
+    names = {m.name for m in tuned.spectra.matrices}
+    assert names == changed - {"model.embed_tokens"}
+    for matrix in tuned.spectra.matrices:
+        check_against_svd(matrix, before[matrix.name], after[matrix.name])
+
+
+def test_a_full_checkpoint_beside_adapters(base: Path, plain: Path, tmp_path: Path) -> None:
+    model = tiny_llama()
+    torch.manual_seed(7)
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path / "full", max_shard_size="100KB")
+    assert len(list((tmp_path / "full").glob("*.safetensors"))) > 1
+    before, after = weights(tiny_llama()), weights(model)
+    alone = inspect(base, tmp_path / "full").tuned[0]
+    assert (alone.kind, alone.rank, len(alone.spectra.matrices)) == ("full", None, 14)
+    for matrix in alone.spectra.matrices:
+        check_against_svd(matrix, before[matrix.name], after[matrix.name])
+    both = inspect(base, [plain, tmp_path / "full"])
+    # On the same matrices: those that the adapter changes.
+    adapter, full = (t.spectra for t in both.tuned)
+    assert [m.name for m in adapter.matrices] == [m.name for m in full.matrices]
+    assert {m.module for m in full.matrices} == set(TARGETS)
+
+
+def test_an_adapter_and_its_merged_checkpoint_are_the_same_update(
+    base: Path, plain: Path, tmp_path: Path
+) -> None:
+    """Low rank by its factors against W - W0 of what PEFT merged and saved."""
+    model: Any = PeftModel.from_pretrained(tiny_llama(), str(plain))
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    both = inspect(base, [plain, tmp_path / "merged"])
+    adapter, checkpoint = (tuned.spectra.matrices for tuned in both.tuned)
+    assert [tuned.kind for tuned in both.tuned] == ["lora", "full"]
+    assert len({tuple(sorted(m.shape)) for m in adapter}) > 1  # wide and square
+    for one, other in zip(adapter, checkpoint, strict=True):
+        assert one.name == other.name
+        assert one.frobenius == pytest.approx(other.frobenius, rel=1e-5)
+        assert one.singular_values[:4] == pytest.approx(other.singular_values[:4], rel=1e-4)
+        assert one.similarity_max == pytest.approx(other.similarity_max, abs=1e-3)
+        assert one.similarity_subspace == pytest.approx(other.similarity_subspace, abs=1e-3)
+        assert one.intruder_positions == other.intruder_positions
+        assert one.tuned_singular_values == pytest.approx(other.tuned_singular_values, rel=1e-5)
+
+
+def test_an_adapter_of_a_tied_output_head(base: Path, tmp_path: Path) -> None:
+    """The head's W0 is the embedding, which is stored under another name."""
+    tied = tiny_llama()
+    tied.config.tie_word_embeddings = True
+    tied.tie_weights()
+    tied.save_pretrained(tmp_path / "tied")
+    adapter = saved_adapter(tmp_path / "lora", tiny_llama(), target_modules=["lm_head"])
+    (matrix,) = inspect(tmp_path / "tied", adapter).tuned[0].spectra.matrices
+    before = tied.get_input_embeddings().weight.detach().double()
+    delta = merged(tiny_llama(), adapter)["lm_head"] - weights(tiny_llama())["lm_head"]
+    assert matrix.shape == (300, 64)  # tall
+    check_against_svd(matrix, before, before + delta)
+
+
+def test_conv1d_weights_stand_the_other_way_round(tmp_path: Path) -> None:
+    tiny_gpt2().save_pretrained(tmp_path / "gpt2")
+    # As the hub has GPT-2: names of the inner model, without its prefix.
+    file = tmp_path / "gpt2" / "model.safetensors"
+    inner = {k.removeprefix("transformer."): t for k, t in load_file(file).items()}
+    save_file(inner, file, metadata={"format": "pt"})
+    settings = {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}
+    adapter = saved_adapter(tmp_path / "lora", tiny_gpt2(), **settings)
+    before, after = weights(tiny_gpt2()), merged(tiny_gpt2(), adapter)
+    found = inspect(tmp_path / "gpt2", adapter).tuned[0].spectra
+    assert {(m.module, m.shape) for m in found.matrices} == {
+        ("c_attn", (96, 32)),
+        ("c_fc", (128, 32)),
+    }
+    for matrix in found.matrices:
+        check_against_svd(matrix, before[matrix.name].mT, after[matrix.name].mT)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantized_base_is_its_numbers(
+    base: Path, plain: Path, tmp_path: Path, bits: int
+) -> None:
+    settings = BitsAndBytesConfig(
+        load_in_4bit=bits == 4,
+        load_in_8bit=bits == 8,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        base, quantization_config=settings, device_map={"": "cpu"}
+    )
+    model.save_pretrained(tmp_path / "small")
+    stored = StoredModel.open(tmp_path / "small")
+    assert stored.quantized == "bitsandbytes"
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    for name in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.gate_proj"):
+        weight = stored.weight(name).float()
+        original = weights(tiny_llama())[name].float()
+        assert 0 < float((weight - original).abs().max()) < 0.02
+        torch.testing.assert_close(
+            model.get_submodule(name)(x), x @ weight.mT, atol=0.01, rtol=0.05
+        )
+    inspected = inspect(tmp_path / "small", plain)
+    assert inspected.quantized == "bitsandbytes"
+    matrix = inspected.tuned[0].spectra.matrices[0]
+    dense = stored.weight(matrix.name).double()
+    delta = merged(tiny_llama(), plain)[matrix.name] - weights(tiny_llama())[matrix.name]
+    check_against_svd(matrix, dense, dense + delta)
+
+
+def test_tied_weights_are_found(base: Path, tmp_path: Path) -> None:
+    model = tiny_llama()
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(tmp_path / "tied")
+    assert "lm_head.weight" not in load_file(tmp_path / "tied" / "model.safetensors")
+    stored = StoredModel.open(tmp_path / "tied")
+    assert stored.head is not None
+    assert torch.equal(stored.weight("lm_head"), model.get_input_embeddings().weight)
+
+
+def test_the_python_api_and_the_command_agree(base: Path, plain: Path, tmp_path: Path) -> None:
+    adapters = [
+        saved_adapter(tmp_path / f"r{rank}", tiny_llama(), r=rank, lora_alpha=2 * rank)
+        for rank in (2, 4, 8)
+    ]
+    found = rankscope.inspect(base, adapters)
+    out = tmp_path / "looked"
+    said = command("inspect", base, *adapters, "--out", out, "--json")
+    assert said.code == 0, said.err
+    printed = Inspection.model_validate_json(said.out)
+    (matrix, *_) = json.loads(said.out)["tuned"][0]["spectra"]["matrices"]
+    read = printed.tuned[0].spectra.matrices[0]
+    assert tuple(matrix["chance_index"]) == read.chance_index
+    assert tuple(matrix["chance_max"]) == read.chance_max
+    assert printed == Inspection.model_validate_json((out / "inspection.json").read_text("utf-8"))
+    assert [t.spectra.matrices for t in printed.tuned] == [t.spectra.matrices for t in found.tuned]
+    assert found.growth is not None
+    assert found.growth.ranks == (2, 4, 8)
+    table = pq.read_table(out / "matrices.parquet").to_pylist()
+    assert len(table) == 3 * 6
+    assert {row["model"] for row in table} == {"r2", "r4", "r8"}
+    assert table[0]["frobenius"] == found.tuned[0].spectra.matrices[0].frobenius
+    by_module = pq.read_table(out / "modules.parquet").to_pylist()
+    assert sum(row["frobenius"] ** 2 for row in by_module if row["model"] == "r2") == pytest.approx(
+        found.tuned[0].spectra.frobenius ** 2
+    )
+    assert pq.read_table(out / "layers.parquet").num_rows == 3 * 2
+    page = (out / "inspection.html").read_text("utf-8")
+    assert page.count("<figure id=") == 6
+    assert "default-src 'none'" in page
+    shown = command("inspect", base, *adapters)
+    assert "ln r over ranks 2, 4, 8" in shown.told
+    assert all(name in shown.out for name in ("r2", "r8", *TARGETS))
+
+
+def test_only_adapters_alike_but_for_the_rank_are_fitted(base: Path, tmp_path: Path) -> None:
+    """A rank of its own in some modules, or neither scaling nor alpha in common, tells of more."""
+
+    def growth(**more: dict[str, Any]) -> tuple[int, ...] | None:
+        settings = {f"r{r}": {"r": r, "lora_alpha": 2 * r} for r in (2, 4)} | more
+        folders = [tmp_path / name for name in settings]
+        for folder, own in zip(folders, settings.values(), strict=True):
+            if not folder.is_dir():
+                saved_adapter(folder, tiny_llama(), **own)
+        found = inspect(base, folders).growth
+        return None if found is None else found.ranks
+
+    assert growth(alike={"r": 8, "lora_alpha": 16}) == (2, 4, 8)
+    assert growth(other={"r": 8, "lora_alpha": 8}) is None
+    assert growth(mixed={"r": 8, "lora_alpha": 16, "rank_pattern": {"v_proj": 6}}) is None
+
+
+def test_the_fit_over_ranks_by_hand() -> None:
+    ranks = [2, 4, 8, 16]
+    exact = NormGrowth.fit(ranks, [1 + 3 * math.log(r) for r in ranks])
+    assert exact is not None
+    assert (exact.start, exact.slope) == pytest.approx((1, 3))
+    assert exact.rms == pytest.approx(0, abs=1e-9)
+    power = NormGrowth.fit(ranks, [2 * r**0.5 for r in ranks])
+    assert power is not None
+    assert power.power == pytest.approx(0.5)
+    assert power.power_rms == pytest.approx(0, abs=1e-9)
+    assert power.rms > 0.01
+    assert NormGrowth.fit([2, 4, 4], [1, 2, 2]) is None
+    assert NormGrowth.fit([2, 4, 8], [1, 0, 2]) is None
+
+
+def test_chance_levels_by_simulation() -> None:
+    """Random vectors against random vectors: what the similarities of unrelated ones come to."""
+    d, k = 60, 15
+    generator = torch.Generator().manual_seed(0)
+    index, largest = [], []
+    for _ in range(40):
+        pair = [torch.linalg.qr(torch.randn(d, d, generator=generator)).Q[:, :k] for _ in range(2)]
+        cosines = (pair[0].mT @ pair[1]).abs()
+        index.append(float(cosines.diagonal().mean()))
+        largest.append(float(cosines.max(dim=0).values.mean()))
+    values = dict.fromkeys(("frobenius", "relative", "effective_rank", "stable_rank"), 0.0)
+    pairs = dict.fromkeys(("index", "max", "subspace"), (1.0, 1.0))
+    matrix = MatrixSpectrum(
+        name="x",
+        layer=None,
+        module="x",
+        shape=(d, d),
+        singular_values=(),
+        top_k=k,
+        chance_subspace=(k / d, k / d),
+        intruders=0,
+        intruder_energy=0,
+        **values,
+        **{f"similarity_{name}": pair for name, pair in pairs.items()},  # type: ignore[arg-type]
+    )
+    assert matrix.chance_index[0] == pytest.approx(sum(index) / 40, rel=0.05)
+    assert matrix.chance_max[0] == pytest.approx(sum(largest) / 40, rel=0.05)
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+def altered(adapter: Path, folder: Path, config: dict[str, Any] | None = None) -> Path:
+    """A copy of an adapter with other settings."""
+    shutil.copytree(adapter, folder)
+    file = folder / "adapter_config.json"
+    settings = json.loads(file.read_text("utf-8")) | (config or {})
+    file.write_text(json.dumps(settings), "utf-8")
+    return folder
+
+
+def refused(code: int, said: str, *words: object) -> None:
+    outcome = command("inspect", *words)
+    assert outcome.code == code, outcome
+    assert said in outcome.told
+    assert outcome.out == ""
+    assert outcome.err.count("error: ") == 1
+
+
+def test_an_adapter_for_another_base(base: Path, plain: Path, tmp_path: Path) -> None:
+    tiny_gpt2().save_pretrained(tmp_path / "other")
+    refused(2, "no linear layer 'model.layers", tmp_path / "other", plain)
+    wide = saved_adapter(tmp_path / "wide", tiny_llama())
+    tensors = load_file(wide / "adapter_model.safetensors")
+    key = next(key for key in tensors if key.endswith("q_proj.lora_A.weight"))
+    tensors[key] = torch.cat([tensors[key]] * 2, dim=1)
+    save_file(tensors, wide / "adapter_model.safetensors")
+    refused(2, "it was made for another model", base, wide)
+    ours = altered(plain, tmp_path / "ours")
+    tensors = load_file(ours / "adapter_model.safetensors")
+    metadata = {"format": "pt", "rankscope_base_sha256": "f" * 64}
+    save_file(tensors, ours / "adapter_model.safetensors", metadata=metadata)
+    refused(2, "made for another base (weights ffffffffffff", base, ours)
+    refused(2, "give the base that it was trained on, or --force", base, ours)
+    assert command("inspect", base, ours, "--force").code == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"peft_type": "VERA"}, "peft_type 'VERA'; expected 'LORA'"),
+        ({"peft_type": "ADALORA"}, "peft_type 'ADALORA'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights 'olora' changes the base weights"),
+        ({"init_lora_weights": "pissa_niter_16"}, "'pissa_niter_16' changes the base weights"),
+        (
+            {"init_lora_weights": "pissa", "use_dora": True},
+            "use_dora with init_lora_weights 'pissa'",
+        ),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save = ['lm_head'] is not supported"),
+    ],
+)
+def test_adapters_of_another_kind_are_named(
+    base: Path, plain: Path, tmp_path: Path, config: dict[str, Any], said: str
+) -> None:
+    refused(2, said, base, altered(plain, tmp_path / "x", config))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        LoHaConfig(r=4, target_modules=["q_proj"]),
+        OFTConfig(r=0, oft_block_size=8, target_modules=["q_proj"]),
+        PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
+    ],
+    ids=lambda config: config.peft_type.value,
+)
+def test_other_methods_of_peft_are_named(base: Path, tmp_path: Path, config: PeftConfig) -> None:
+    """As PEFT saves them: most have neither rank nor alpha of LoRA's."""
+    get_peft_model(tiny_llama(), config).save_pretrained(tmp_path / "x")
+    said = f"peft_type {config.peft_type.value!r}; expected 'LORA'"  # type: ignore[union-attr]
+    refused(2, said, base, tmp_path / "x")
+
+
+def test_what_an_adapters_settings_lack_is_one_line(
+    base: Path, plain: Path, tmp_path: Path
+) -> None:
+    refused(
+        2,
+        "cannot be used: lora_alpha: Input should be greater than 0",
+        base,
+        altered(plain, tmp_path / "x", {"lora_alpha": 0}),
+    )
+    (tmp_path / "x" / "adapter_config.json").write_text("[1]")
+    refused(2, "cannot be used: expected a JSON object", base, tmp_path / "x")
+
+
+def test_an_adapted_embedding_is_named(base: Path, tmp_path: Path) -> None:
+    adapter = saved_adapter(tmp_path / "x", tiny_llama(), target_modules=["embed_tokens", "q_proj"])
+    refused(2, "is of an adapted embedding; expected linear layers", base, adapter)
+
+
+def test_a_copy_of_the_output_head_must_be_the_bases(base: Path, tmp_path: Path) -> None:
+    """PEFT writes it by default where the head is a target, and loads it in place of the base's."""
+    targets = {"target_modules": ["lm_head", "q_proj"]}
+    adapter = saved_adapter(tmp_path / "x", tiny_llama(), **targets)
+    plain = inspect(base, adapter).tuned[0].spectra.matrices
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    copy = tiny_llama().lm_head.weight.detach().clone()
+    key = "base_model.model.lm_head.base_layer.weight"
+    for dtype in (torch.float32, torch.bfloat16):  # as the model was loaded
+        save_file({**tensors, key: copy.to(dtype)}, path)
+        assert inspect(base, adapter).tuned[0].spectra.matrices == plain
+    cut = ("shrink", adapter, "--rank", 2, "--out", tmp_path / "cut")
+    blind = command(*cut)
+    assert blind.code == 2
+    assert "give --base" in blind.err
+    shrunk = command(*cut, "--base", base)
+    assert shrunk.code == 0, shrunk
+    assert key in load_file(tmp_path / "cut" / "adapter_model.safetensors")
+    copy[0, 0] += 1
+    save_file({**tensors, key: copy}, path)
+    refused(2, "its copy of lm_head is not the base's", base, adapter)
+    assert command("inspect", base, adapter, "--force").code == 0
+    pissa = saved_adapter(tmp_path / "p", tiny_llama(), init_lora_weights="pissa", **targets)
+    save_file({**load_file(pissa / path.name), key: copy}, pissa / path.name)
+    refused(2, "is a copy of the output head", base, pissa)
+
+
+def test_numbers_that_are_none(base: Path, plain: Path, tmp_path: Path) -> None:
+    adapter = altered(plain, tmp_path / "adapter")
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    refused(4, "holds values that are not finite", base, adapter)
+    shutil.copytree(base, tmp_path / "model")
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.layers.1.self_attn.q_proj.weight"][0, 0] = float("inf")
+    save_file(tensors, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    refused(4, "1 of 4096 numbers are NaN or infinite", tmp_path / "model", plain)
+    refused(4, "1 of 4096 numbers are NaN or infinite", base, tmp_path / "model")
+
+
+def test_pickles_are_refused(base: Path, plain: Path, tmp_path: Path) -> None:
+    adapter = altered(plain, tmp_path / "adapter")
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    refused(2, "adapter_model.bin is a pickle", base, adapter)
+    shutil.copytree(base, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
+    refused(2, "pytorch_model.bin is a pickle", tmp_path / "model", plain)
+    refused(2, "convert it once where you trust it", base, tmp_path / "model")
+
+
+def test_weights_that_are_not_there(base: Path, plain: Path, tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    sorted((tmp_path / "shards").glob("*.safetensors"))[1].unlink()
+    refused(4, "1 of 5 shards that model.safetensors.index.json names", tmp_path / "shards", plain)
+    refused(4, "copy the whole model", base, tmp_path / "shards")
+    shutil.copytree(base, tmp_path / "part")
+    tensors = load_file(base / "model.safetensors")
+    del tensors["model.layers.0.self_attn.q_proj.weight"]
+    save_file(tensors, tmp_path / "part" / "model.safetensors", metadata={"format": "pt"})
+    refused(4, "no weight 'model.layers.0.self_attn.q_proj.weight'", tmp_path / "part", plain)
+    (tmp_path / "part" / "model.safetensors").write_bytes(b"\x10" + bytes(40))
+    refused(4, "not a readable safetensors file", tmp_path / "part", plain)
+    refused(2, "no such folder", base, tmp_path / "nothing")
+    refused(2, "nothing: no such folder", tmp_path / "nothing", plain)
+
+
+@pytest.mark.parametrize(
+    ("option", "k"), [("--top-k", 33), ("--top-k", 0), ("--intruder-k", 33), ("--intruder-k", 0)]
+)
+def test_more_vectors_than_there_are(base: Path, plain: Path, option: str, k: int) -> None:
+    said = f"{option} {k}: model.layers.0.self_attn.v_proj (32, 64) has 32 singular vectors"
+    refused(2, "expected 1 to", base, plain, option, k)
+    if k:
+        refused(2, said, base, plain, option, k)
+
+
+@pytest.mark.parametrize("epsilon", [0, 1.5, "nan"])
+def test_an_epsilon_that_is_no_cosine(base: Path, plain: Path, epsilon: object) -> None:
+    refused(2, "expected a number between 0 and 1", base, plain, "--epsilon", epsilon)
+
+
+def test_another_quantization_is_named(base: Path, plain: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "gptq")
+    file = tmp_path / "gptq" / "config.json"
+    settings = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | settings), "utf-8")
+    refused(2, "quantized by 'gptq', which is not read here", tmp_path / "gptq", plain)
+
+
+def test_settings_reach_the_measures(base: Path, plain: Path) -> None:
+    found = inspect(base, plain, InspectSettings(top_k=7, intruder_k=20, intruder_epsilon=0.99))
+    matrices = found.tuned[0].spectra.matrices
+    assert {m.top_k for m in matrices} == {7}
+    assert {len(m.largest_cosines) for m in matrices} == {20}
+    usual = inspect(base, plain).tuned[0].spectra
+    assert sum(m.intruders for m in matrices) > usual.intruders

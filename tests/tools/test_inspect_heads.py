@@ -1,0 +1,154 @@
+"""``inspect --heads`` on adapters that plain PEFT wrote, and on a checkpoint."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import rankscope
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft_adapters import tiny_gpt2
+from transformers import AutoModelForCausalLM
+
+from rankscope.models.pocket import pocket_folder
+from rankscope.tools.inspect import inspect
+from rankscope.tools.inspect_heads import HeadSettings, with_heads
+
+NUM_LAYERS, NUM_HEADS, SIZE = 4, 8, 16
+
+
+def pocket_adapter(folder: Path, **settings: object) -> Path:
+    """PEFT's own adapter on the pocket model, trained as far as anyone can see."""
+    model = AutoModelForCausalLM.from_pretrained(pocket_folder(), dtype=torch.float32)
+    options = {"r": 2, "target_modules": ["q_proj", "o_proj"], "task_type": "CAUSAL_LM"}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tuned = get_peft_model(model, LoraConfig(**(options | settings)))
+        for name, parameter in tuned.named_parameters():
+            if "lora_" in name:
+                parameter.data.add_(0.05 * torch.randn(parameter.shape))
+    tuned.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"init_lora_weights": "pissa"}])
+def test_heads_of_an_adapter_equal_those_of_its_merged_checkpoint(
+    settings: dict[str, object], tmp_path: Path
+) -> None:
+    adapter = pocket_adapter(tmp_path / "adapter", **settings)
+    model = AutoModelForCausalLM.from_pretrained(pocket_folder(), dtype=torch.float32)
+    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    settings_of_heads = HeadSettings("pocket_med", ("pocket_med",), items=6, dtype="float32")
+    found = with_heads(inspect("pocket", [adapter, tmp_path / "merged"]), settings_of_heads, "cpu")
+    one, other = (model.heads for model in found.tuned)
+    assert one is not None
+    assert other is not None
+    moved = {(c.layer, c.module): c.frobenius for c in other.changes}
+    for change in one.changes:
+        assert change.frobenius == pytest.approx(moved[change.layer, change.module], rel=1e-3)
+    for mine, its in zip(one.tuned, other.tuned, strict=True):
+        assert mine.importance == pytest.approx(its.importance, abs=1e-3)
+        assert mine.group_importance == pytest.approx(its.group_importance, abs=1e-3)
+        assert mine.entropy == pytest.approx(its.entropy, abs=1e-3)
+    mine, its = one.ablations[0], other.ablations[0]
+    assert np.array(mine.tuned_gold_change) == pytest.approx(
+        np.array(its.tuned_gold_change), abs=1e-3
+    )
+    # And with all heads of a layer gone.
+    assert len(mine.tuned_layer_gold_change) == NUM_LAYERS
+    assert mine.tuned_layer_gold_change == pytest.approx(its.tuned_layer_gold_change, abs=1e-3)
+    assert mine.base_layer_gold_change == its.base_layer_gold_change
+
+
+def test_the_screen_names_the_heads_that_moved_most(tmp_path: Path) -> None:
+    adapter = pocket_adapter(tmp_path / "adapter")
+    asked = ("--heads", "pocket_med", "--ablate", "pocket_med", "--ablate", "pocket_cloze")
+    out = tmp_path / "looked"
+    outcome = rankscope("inspect", "pocket", adapter, *asked, "--items", "4", "--out", out)
+    assert outcome.code == 0, outcome.told
+    assert "4 items of pocket_med, float32" in outcome.told
+    assert "costliest head" in outcome.told
+    assert "it needs --ablate" not in outcome.told
+    assert "32 heads and 4 layers are removed one by one" in outcome.told
+    assert "4 items of pocket_med and 4 items of pocket_cloze scored each time" in outcome.told
+    assert "Loading weights" not in outcome.told
+    page = (out / "inspection.html").read_text("utf-8")
+    assert "The models ran in float32." in page
+    for figure in ("moved", "importance", "entropy", "ablated", "matrix"):
+        assert f'id="heads-{figure}"' in page
+    assert {path.name for path in out.iterdir()} >= {
+        "heads.parquet",
+        "kv_heads.parquet",
+        "head_ablations.parquet",
+    }
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--ablate", "pocket_med"), ("--items", 64), ("--data-dir", "."), ("--dtype", "auto")],
+)
+def test_options_of_heads_need_to_know_what_was_trained(option: tuple[object, ...]) -> None:
+    outcome = rankscope("inspect", "pocket", "nowhere", *option)
+    assert outcome.code == 2
+    assert f"{option[0]} does nothing without --heads TASK" in outcome.told
+
+
+def test_what_the_tables_leave_out_is_said(tmp_path: Path) -> None:
+    """Roles need the trained task; a task answered by generating is scored by its likelihood."""
+    adapter = pocket_adapter(tmp_path / "adapter")
+    asked = ("--heads", "pocket_med", "--ablate", "pocket_gsm", "--items", "2")
+    outcome = rankscope("inspect", "pocket", adapter, *asked)
+    assert outcome.code == 0, outcome.told
+    assert "it needs --ablate pocket_med too" in outcome.told
+    assert "logprob_per_token" in outcome.told
+
+
+def test_what_cannot_be_done_is_said_before_anything_is_computed(tmp_path: Path) -> None:
+    """Not even the adapter, which is not there, has been looked for."""
+    nowhere = tmp_path / "nowhere"
+    outcome = rankscope("inspect", "pocket", nowhere, "--heads", "pocket_medd")
+    assert outcome.code == 2
+    assert "'pocket_medd' is not a named task; did you mean 'pocket_med'?" in outcome.told
+    tiny_gpt2().save_pretrained(tmp_path / "gpt2")
+    outcome = rankscope("inspect", tmp_path / "gpt2", nowhere, "--heads", "pocket_med")
+    assert outcome.code == 2
+    assert "'transformer.h.0.attn.c_attn' is one matrix" in outcome.told
+    outcome = rankscope(*("inspect", "pocket", nowhere, "--heads", "pocket_med"), "--dtype", "half")
+    assert outcome.code == 2
+    assert "dtype 'half': expected" in outcome.told
+    (tmp_path / "file").write_text("")
+    outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "file")
+    assert outcome.code == 2
+    assert "is a file; expected a folder" in outcome.told
+    outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "file" / "looked")
+    assert outcome.code == 2
+    assert "the folder cannot be made" in outcome.told
+    outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "looked" / "a" / "b")
+    assert outcome.code == 2
+    assert not (tmp_path / "looked").exists()
+    (tmp_path / "gsm8k").mkdir()
+    rows = [{"question": "the " * 3000 + str(i), "answer": f"#### {i}"} for i in range(20)]
+    (tmp_path / "gsm8k" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = ("--heads", "gsm8k", "--data-dir", tmp_path)
+    outcome = rankscope("inspect", "pocket", nowhere, *asked)
+    assert outcome.code == 2
+    assert "16 of 16 items do not fit the model's context of 128 tokens" in outcome.told
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}])
+def test_changes_are_of_stored_weights_whatever_the_model_runs_in(
+    settings: dict[str, object], tmp_path: Path
+) -> None:
+    """In bfloat16 |W0_h| would be off by up to a part in 512, and so would DoRA's change."""
+    found = inspect("pocket", [pocket_adapter(tmp_path / "adapter", **settings)])
+    one, other = (
+        with_heads(found, HeadSettings("pocket_med", items=2, dtype=dtype), "cpu").tuned[0].heads
+        for dtype in ("float32", "bfloat16")
+    )
+    assert one is not None
+    assert other is not None
+    assert (one.dtype, other.dtype) == ("float32", "bfloat16")
+    assert one.tuned != other.tuned
+    assert one.changes == other.changes

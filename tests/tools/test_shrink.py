@@ -1,0 +1,273 @@
+"""Smaller and milder adapters: what PEFT makes of the files is what was promised."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import rankscope as command
+from peft_adapters import merged, saved_adapter, saved_base, weights
+from safetensors.torch import load_file, save_file
+from tiny_models import tiny_llama
+from torch import Tensor
+
+from rankscope.analyze.intruders import intruder_dimensions
+from rankscope.analyze.svd_cache import svd
+from rankscope.tools.inspect import InspectSettings
+from rankscope.tools.shrink import Source, layer_scale, mitigate, scale, truncate
+
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "pissa": {"init_lora_weights": "pissa"},
+    "patterns": {"rank_pattern": {"v_proj": 6}, "alpha_pattern": {"q_proj": 20}},
+}
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+MITIGATE = ("--mitigate", "intruders", "--lambda", 0.5, "--base", "BASE")
+Q = "model.layers.1.self_attn.q_proj"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved_base(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def adapter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapters") / request.param
+    return saved_adapter(folder, tiny_llama(), **KINDS[request.param])
+
+
+@pytest.fixture(scope="module")
+def before() -> dict[str, Tensor]:
+    return weights(tiny_llama())
+
+
+def deltas(adapter: Path, before: dict[str, Tensor]) -> dict[str, Tensor]:
+    """W - W0 of every matrix, as PEFT loads and merges the folder."""
+    after = merged(tiny_llama(), adapter)
+    return {name: after[name] - weight for name, weight in before.items()}
+
+
+def close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert set(found) == set(expected)
+    for name, delta in expected.items():
+        torch.testing.assert_close(found[name], delta, rtol=2e-5, atol=2e-6)
+
+
+def test_scaled_updates_are_what_peft_merges(
+    base: Path, adapter: Path, before: dict[str, Tensor], tmp_path: Path
+) -> None:
+    source = Source.open(adapter, base)
+    scale(source, tmp_path / "half", 0.5)
+    whole = deltas(adapter, before)
+    assert any(bool(delta.abs().max() > 0) for delta in whole.values())
+    close(deltas(tmp_path / "half", before), {n: 0.5 * d for n, d in whole.items()})
+
+
+def test_layers_are_scaled_linearly(
+    base: Path, adapter: Path, before: dict[str, Tensor], tmp_path: Path
+) -> None:
+    layer_scale(Source.open(adapter, base), tmp_path / "lines", 0.25, 1)
+    factors = {n: 0.25 if ".layers.0." in n else 1.0 for n in before}
+    expected = {n: factors[n] * d for n, d in deltas(adapter, before).items()}
+    close(deltas(tmp_path / "lines", before), expected)
+
+
+def test_what_changes_nothing_changes_no_bit(base: Path, adapter: Path, tmp_path: Path) -> None:
+    source = Source.open(adapter, base)
+    scale(source, tmp_path / "scale", 1)
+    layer_scale(source, tmp_path / "layers", 1, 1)
+    truncate(source, tmp_path / "rank", 64)
+    mitigate(source, tmp_path / "mitigate", 1, InspectSettings())
+    written = ["scale", "layers", "rank", "mitigate/mitigated", "mitigate/control"]
+    for name in written:
+        for file in FILES:
+            assert (tmp_path / name / file).read_bytes() == (adapter / file).read_bytes()
+
+
+def test_a_layer_left_alone_keeps_its_bits(tmp_path: Path) -> None:
+    adapter = saved_adapter(tmp_path / "lora", tiny_llama(), alpha_pattern={"q_proj": 20})
+    layer_scale(Source.open(adapter, None), tmp_path / "lines", 0.25, 1)
+    old, new = (load_file(p / FILES[1]) for p in (adapter, tmp_path / "lines"))
+    assert set(old) == set(new)
+    for key in old:
+        assert torch.equal(old[key], new[key]) is (".layers.1." in key or ".lora_A." in key)
+
+
+@pytest.mark.parametrize("kind", ["lora", "rslora", "patterns"])
+def test_a_cut_adapter_is_the_nearest_of_its_rank(
+    kind: str, before: dict[str, Tensor], tmp_path: Path
+) -> None:
+    adapter = saved_adapter(tmp_path / kind, tiny_llama(), **KINDS[kind])
+    found = truncate(Source.open(adapter, None), tmp_path / "cut", 2)
+    whole, cut = deltas(adapter, before), deltas(tmp_path / "cut", before)
+    config = json.loads((tmp_path / "cut" / FILES[0]).read_text("utf-8"))
+    assert (config["r"], config["rank_pattern"]) == (2, {})
+    for matrix in found.matrices:
+        sigma = torch.linalg.svdvals(whole[matrix.name])
+        lost = float(torch.linalg.vector_norm(sigma[2:]))
+        assert matrix.rank_after == 2
+        assert matrix.error == pytest.approx(lost, rel=1e-4)
+        left = whole[matrix.name] - cut[matrix.name]
+        assert float(left.norm()) == pytest.approx(lost, rel=1e-3)
+    total = sum(m.error**2 for m in found.matrices) ** 0.5
+    assert found.error == pytest.approx(total)
+    assert found.frobenius == pytest.approx(
+        sum(float(d.norm()) ** 2 for d in whole.values()) ** 0.5
+    )
+
+
+def test_a_module_of_smaller_rank_is_not_cut(tmp_path: Path) -> None:
+    adapter = saved_adapter(tmp_path / "x", tiny_llama(), rank_pattern={"v_proj": 6})
+    truncate(Source.open(adapter, None), tmp_path / "cut", 5)
+    config = json.loads((tmp_path / "cut" / FILES[0]).read_text("utf-8"))
+    assert config["r"] == 4
+    assert set(config["rank_pattern"].values()) == {5}
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.4])
+def test_mitigation_is_the_formula_and_its_control_has_the_same_norm(
+    base: Path, adapter: Path, before: dict[str, Tensor], tmp_path: Path, factor: float
+) -> None:
+    """W' = W + (lambda - 1) sum u sigma v^T by full decompositions, matrix by matrix."""
+    settings = InspectSettings(intruder_epsilon=0.6)
+    found, control = mitigate(Source.open(adapter, base), tmp_path / "m", factor, settings)
+    whole = deltas(adapter, before)
+    expected, count = {}, 0
+    for name, delta in whole.items():
+        expected[name] = delta
+        if not float(delta.norm()):
+            continue
+        first, full = svd(before[name]), svd(before[name] + delta)
+        chosen = list(intruder_dimensions(first.U, full.U, full.S, 10, 0.6).positions)
+        part = (full.U[:, chosen] * full.S[chosen]) @ full.V[:, chosen].mT
+        expected[name] = delta + (factor - 1) * part
+        count += len(chosen)
+    assert count > 0
+    assert sum(m.intruders or 0 for m in found.matrices) == count
+    milder = deltas(tmp_path / "m" / "mitigated", before)
+    shrunk = deltas(tmp_path / "m" / "control", before)
+    for name, delta in expected.items():
+        torch.testing.assert_close(milder[name], delta, rtol=1e-4, atol=2e-5)
+        norm = float(delta.norm())
+        assert float(shrunk[name].norm()) == pytest.approx(norm, rel=1e-3, abs=1e-6)
+        if norm:
+            share = norm / float(whole[name].norm())
+            torch.testing.assert_close(shrunk[name], share * whole[name], rtol=1e-4, atol=1e-5)
+    for matrix in found.matrices:
+        assert matrix.rank_after == matrix.rank_before + (matrix.intruders or 0)
+    assert [m.frobenius_after for m in control.matrices] == pytest.approx(
+        [m.frobenius_after for m in found.matrices], rel=1e-6
+    )
+
+
+def test_from_the_command_line(base: Path, tmp_path: Path) -> None:
+    adapter = saved_adapter(tmp_path / "lora", tiny_llama())
+    cut = command("shrink", adapter, "--rank", 2, "--out", tmp_path / "cut")
+    assert cut.code == 0, cut
+    assert "cut to rank 2" in cut.out
+    assert "written to" in cut.out
+    options = ("--mitigate", "intruders", "--lambda", 0.5, "--base", base)
+    milder = command("shrink", adapter, *options, "--out", tmp_path / "m", "--json")
+    assert milder.code == 0, milder
+    assert [Path(change["out"]).name for change in json.loads(milder.out)] == [
+        "mitigated",
+        "control",
+    ]
+    assert {p.name for p in (tmp_path / "m" / "control").iterdir()} == {*FILES, "README.md"}
+
+
+def test_a_mitigation_that_moves_further_from_the_base_says_so(base: Path, tmp_path: Path) -> None:
+    """Of a small update an intruder is mostly W0's: removing it takes more than the update was."""
+    for size, grown in ((0.02, True), (0.3, False)):
+        adapter = saved_adapter(tmp_path / f"{size}", tiny_llama(), size=size)
+        options = ("--mitigate", "intruders", "--lambda", 0, "--base", base)
+        told = command("shrink", adapter, *options, "--out", tmp_path / f"m{size}").told
+        assert ("6 of 6 matrices are further from the base than before" in told) is grown
+        assert ("further from the base" in told) is grown
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "exactly one of --rank, --scale, --layer-scale, --mitigate; found none"),
+        (("--rank", 2, "--scale", 0.5), "found --rank and --scale"),
+        (("--rank", 0), "--rank 0: expected at least 1"),
+        (("--scale", -1), "expected a number of at least 0"),
+        (("--scale", "nan"), "expected a number of at least 0"),
+        (("--scale", 1e45), "down_proj: scaled by 1e+45, numbers are above float32's largest"),
+        (("--scale", 1e300), "expected a smaller --scale or --layer-scale"),
+        (("--layer-scale", "1:1e45"), "layers.1.mlp.down_proj: layers scaled from 1 to 1e+45"),
+        (("--layer-scale", "0.5"), "two numbers such as 0.5:1"),
+        (("--mitigate", "intruders"), "together with '--lambda L'"),
+        (("--mitigate", "intruders", "--lambda", 0.5), "give --base"),
+        (("--mitigate", "intruders", "--lambda", 2, "--base", "BASE"), "expected 0"),
+        (("--rank", 2, "--epsilon", 0.5), "--epsilon does nothing without --mitigate intruders"),
+        (("--rank", 2, "--intruder-k", -5), "--intruder-k does nothing without --mitigate"),
+        ((*MITIGATE, "--epsilon", 5), "--epsilon 5.0: expected a number between 0 and 1"),
+        ((*MITIGATE, "--epsilon", "nan"), "expected a number between 0 and 1"),
+        ((*MITIGATE, "--intruder-k", 0), "--intruder-k 0: model.layers"),
+        ((*MITIGATE, "--intruder-k", -1), "--intruder-k -1: model.layers"),
+    ],
+)
+def test_options_that_make_no_sense(
+    base: Path, tmp_path: Path, options: tuple[object, ...], said: str
+) -> None:
+    adapter = saved_adapter(tmp_path / "lora", tiny_llama())
+    words = [base if word == "BASE" else word for word in options]
+    refused = command("shrink", adapter, *words, "--out", tmp_path / "out")
+    assert refused.code == 2
+    assert said in refused.told
+    assert not (tmp_path / "out").exists()
+
+
+def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = saved_adapter(tmp_path / "lora", tiny_llama())
+    (tmp_path / "file").write_text("mine", "utf-8")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out, said in (
+        (".", "the folder this command runs in"),
+        ("nope/..", "the folder this command runs in"),
+        ("/proc/x", "--out /proc/x: the folder cannot be made"),
+        ("../file/x", "--out ../file/x: the folder cannot be made"),
+        ("../file", "is a file; expected a folder"),
+    ):
+        refused = command("shrink", adapter, "--scale", 0.5, "--out", out)
+        assert (refused.code, said in refused.told) == (2, True), refused
+    assert {path.name for path in tmp_path.iterdir()} == {"lora", "file", "here"}
+    assert not any((tmp_path / "here").iterdir())
+    assert command("shrink", adapter, "--scale", 0.5, "--out", "x/../y").code == 0
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {"y"}
+
+
+def test_an_adapter_of_other_shapes_is_refused(base: Path, tmp_path: Path) -> None:
+    wide = saved_adapter(tmp_path / "wide", tiny_llama())
+    tensors = load_file(wide / FILES[1])
+    key = next(key for key in tensors if key.endswith("q_proj.lora_A.weight"))
+    tensors[key] = torch.cat([tensors[key]] * 2, dim=1)
+    save_file(tensors, wide / FILES[1])
+    words = ("shrink", wide, "--scale", 0.5, "--base", base, "--out", tmp_path / "out")
+    refused = command(*words)
+    assert refused.code == 2
+    assert "expected A (r, 64) and B (64, r)" in refused.told
+    assert "it was made for another model" in refused.told
+
+
+def test_what_cannot_be_shrunk(base: Path, tmp_path: Path) -> None:
+    dora = saved_adapter(tmp_path / "dora", tiny_llama(), use_dora=True)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").write_text("mine", "utf-8")
+    for folder, out, said in (
+        (base, "x", "a full checkpoint"),
+        (dora, "x", "the update of dora depends on the base: give --base"),
+        (tmp_path / "none", "x", "no such folder"),
+    ):
+        refused = command("shrink", folder, "--scale", 0.5, "--out", tmp_path / out)
+        assert (refused.code, said in refused.told) == (2, True), refused
+    words = ("--scale", 0.5, "--base", base, "--out", tmp_path / "taken")
+    refused = command("shrink", dora, *words)
+    assert (refused.code, "found a folder with files in it" in refused.told) == (2, True)
