@@ -57,7 +57,7 @@ def answers_of(row: Row, is_lettered: bool) -> list[str]:
     return [f" {text}" for text in texts]
 
 
-def with_shots(row: Row, shots: Sequence[Row], is_lettered: bool) -> dict[str, Any]:
+def with_fewshot(row: Row, shots: Sequence[Row], is_lettered: bool) -> dict[str, Any]:
     """Prompt, continuations and the right one's index; examples are set off by an empty line."""
     examples = [
         asked(shot, is_lettered) + answers_of(shot, is_lettered)[shot["answer"]] for shot in shots
@@ -74,7 +74,7 @@ def arc_easy(data_dir: Path, num_items: int, num_shots: int = 0) -> list[dict[st
     """ARC-easy by option text."""
     shots = rows_of(data_dir / "arc_easy" / "train.jsonl")[:num_shots]
     test = rows_of(data_dir / "arc_easy" / "test.jsonl")[:num_items]
-    return [with_shots(row, shots, is_lettered=False) for row in test]
+    return [with_fewshot(row, shots, is_lettered=False) for row in test]
 
 
 def mmlu(
@@ -88,7 +88,7 @@ def mmlu(
     for subject in subjects[:: max(1, len(subjects) // num_subjects)][:num_subjects]:
         shots = [row for row in examples if row["subject"] == subject][:num_shots]
         own = [row for row in test if row["subject"] == subject][:items_per_subject]
-        found += [with_shots(row, shots, is_lettered=True) for row in own]
+        found += [with_fewshot(row, shots, is_lettered=True) for row in own]
     return found
 
 

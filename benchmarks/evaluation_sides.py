@@ -39,40 +39,45 @@ def timed(call: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
 
 
 def ready(given: Given) -> tuple[Base, list[str | None]]:
-    """The base with the adapters attached; slots in the order given."""
+    """The base with the adapters attached; adapter_names in the order given."""
     limit_kernel_cache()
     base = load(given)
-    slots: list[str | None] = []
+    adapter_names: list[str | None] = []
     for number, folder in enumerate(given["adapters"]):
-        slots.append(None if folder is None else f"adapter {number}")
+        adapter_names.append(None if folder is None else f"adapter {number}")
         if folder is not None:
-            base.pack.attach(load_adapter(Path(folder), f"adapter {number}", base.record))
-    return base, slots
+            base.multi_lora.attach(load_adapter(Path(folder), f"adapter {number}", base.record))
+    return base, adapter_names
 
 
 @torch.inference_mode()
 def rankscope_choice(given: Given) -> dict[str, Any]:
     """Log p of every option under every model, and the seconds of all."""
-    base, slots = ready(given)
+    base, adapter_names = ready(given)
     encode = base.tokenizer.encode
     questions = [
         Question(encode(q["prompt"]), [encode(a, add_special_tokens=False) for a in q["answers"]])
         for q in given["questions"]
     ]
-    continuation_logprobs(base, questions[:TRIED], slots[:1], given["batch_tokens"])
-    found, seconds = timed(continuation_logprobs, base, questions, slots, given["batch_tokens"])
+    continuation_logprobs(base, questions[:TRIED], adapter_names[:1], given["batch_tokens"])
+    found, seconds = timed(
+        continuation_logprobs, base, questions, adapter_names, given["batch_tokens"]
+    )
     return {
-        "logprobs": [[values.tolist() for values in found[slot].values] for slot in slots],
+        "logprobs": [
+            [values.tolist() for values in found[adapter_name].values]
+            for adapter_name in adapter_names
+        ],
         "tokens": [[list(q.prompt), [list(c) for c in q.continuations]] for q in questions],
         "seconds": seconds,
-        "computed_tokens": sum(found[slot].num_tokens for slot in slots),
+        "computed_tokens": sum(found[adapter_name].num_tokens for adapter_name in adapter_names),
     }
 
 
 @torch.inference_mode()
 def rankscope_generation(given: Given) -> dict[str, Any]:
     """Every prompt continued by every model in one running batch."""
-    base, slots = ready(given)
+    base, adapter_names = ready(given)
     prompts = [base.tokenizer.encode(prompt) for prompt in given["prompts"]]
     stop = int(base.tokenizer.eos_token_id)  # type: ignore[arg-type]
     limits = Limits(
@@ -82,12 +87,14 @@ def rankscope_generation(given: Given) -> dict[str, Any]:
         stop_ids=frozenset({stop}),
         stop_strings=(STOP,),
     )
-    generate(base, prompts[:2], slots[:1], limits)
-    found, seconds = timed(generate, base, prompts, slots, limits)
+    generate(base, prompts[:2], adapter_names[:1], limits)
+    found, seconds = timed(generate, base, prompts, adapter_names, limits)
     return {
-        "texts": [[g.text for g in found[slot]] for slot in slots],
+        "texts": [[g.text for g in found[adapter_name]] for adapter_name in adapter_names],
         "seconds": seconds,
-        "new_tokens": sum(len(g.ids) for slot in slots for g in found[slot]),
+        "new_tokens": sum(
+            len(g.ids) for adapter_name in adapter_names for g in found[adapter_name]
+        ),
     }
 
 

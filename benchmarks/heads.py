@@ -26,7 +26,7 @@ import torch
 from scipy.stats import spearmanr
 
 from race import rounded
-from rankscope.analyze.heads.ablation import Ablation, AblationScores, ablate, single_heads, zeroed
+from rankscope.analyze.heads.ablation import Ablation, AblationResult, ablate, single_heads, zeroed
 from rankscope.analyze.heads.importance import head_importance
 from rankscope.analyze.heads.layout import HeadLayout
 from rankscope.analyze.heads.trees import Floats, Tree, trees_of
@@ -36,7 +36,7 @@ from rankscope.data.encode import Encoder
 from rankscope.data.tasks import load_task
 from rankscope.device import choose_device, choose_dtype, keep_freed_memory, use_deterministic
 from rankscope.evaluate.evaluator import context_length, encode_split
-from rankscope.evaluate.metrics import HEADLINE
+from rankscope.evaluate.metrics import PRIMARY_METRIC
 from rankscope.evaluate.scorers.choice import Question, continuation_logprobs
 from rankscope.models.base import Base, Row, RowBatch, batches_of
 from rankscope.models.load import load_base
@@ -73,7 +73,7 @@ def world(options: argparse.Namespace) -> World:
     task = load_task(settings, options.data_dir, 0, options.items)
     encoder = Encoder(base.tokenizer, "plain", 1024)
     encoded = encode_split(
-        encoder, task, "report", context_length(base.model.config), EvaluateConfig()
+        encoder, task, "test", context_length(base.model.config), EvaluateConfig()
     )
     trees = tuple(trees_of(encoded))
     questions = tuple(
@@ -81,7 +81,7 @@ def world(options: argparse.Namespace) -> World:
         for q, item in zip(encoded.questions, encoded.items, strict=True)
     )
     layout = HeadLayout.of(base.model)
-    head_task = HeadTask(task.spec.name, HEADLINE[task.spec.scorer], trees)
+    head_task = HeadTask(task.spec.name, PRIMARY_METRIC[task.spec.scorer], trees)
     return World(base, layout, head_task, questions, options.batch_tokens)
 
 
@@ -199,7 +199,7 @@ def validate(w: World, layers: list[int], save: Path | None) -> dict[str, object
     begun = time.perf_counter()
     importance = head_importance(w.base, w.layout, w.trees, None, w.batch_tokens)
     seconds = time.perf_counter() - begun
-    found: AblationScores = ablate(w.base, w.layout, w.trees, ablations, None, w.batch_tokens)
+    found: AblationResult = ablate(w.base, w.layout, w.trees, ablations, None, w.batch_tokens)
     gold = w.task.gold(found.intact)
     rises = np.array([gold - w.task.gold(v) for v in found.ablated])  # of the loss, (heads, items)
     right = w.task.scores(found.intact).mean()

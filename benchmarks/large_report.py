@@ -21,8 +21,8 @@ from synthetic_study import Truth, synthetic_study
 from rankscope.advise.mitigation import compare_mitigations
 from rankscope.advise.recommend import recommend
 from rankscope.records import ItemResult, StudyRecords, write_items
-from rankscope.report.study_page import write_report
-from rankscope.run.study import conclude
+from rankscope.report.study_page import write_study_page
+from rankscope.run.study import write_outputs
 from rankscope.store import Artifact, Ledger, items_path
 
 RANKS = (2, 4, 8, 16, 32, 64, 128, 256)
@@ -70,7 +70,7 @@ def from_ledger(study: StudyRecords, folder: Path) -> dict[str, float]:
     out = folder / "study"
     store(study, out)
     begun = time.perf_counter()
-    conclude(out)
+    write_outputs(out)
     return {
         "report_seconds": time.perf_counter() - begun,
         "page_bytes": (out / "report.html").stat().st_size,
@@ -82,7 +82,7 @@ def from_memory(study: StudyRecords, folder: Path) -> dict[str, float]:
     begun = time.perf_counter()
     made = recommend(study).model_copy(update={"mitigation": compare_mitigations(study)})
     decided = time.perf_counter()
-    write_report(study, made, folder / "report.html")
+    write_study_page(study, made, folder / "report.html")
     return {
         "decide_seconds": decided - begun,
         "write_seconds": time.perf_counter() - decided,

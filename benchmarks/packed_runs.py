@@ -1,4 +1,4 @@
-"""Rankscope's own side: all trials in one pack; and what each part that makes it fast contributes.
+"""Rankscope's own side: all trials in one group; and what each part that makes it fast contributes.
 
 A part is switched off by putting back what others do in its place; the losses stay the same.
 """
@@ -18,20 +18,20 @@ from transformers import AttentionInterface
 from race import TOLERANCE, Rows, StepClock, Times, parity_of
 from rankscope.config.study import ModelConfig, TrainConfig
 from rankscope.models.attention import varlen as row_attention
-from rankscope.models.attention.varlen import RowPlan
+from rankscope.models.attention.varlen import AttentionPlan
 from rankscope.models.base import Base, RowBatch
 from rankscope.models.load import load_base
-from rankscope.models.multi_lora import PackedProduct, Segment, Share
+from rankscope.models.multi_lora import AdapterSpan, MultiLoraProduct, Share
 from rankscope.records import TrialSpec
 from rankscope.train import loop
-from rankscope.train.loop import train_pack
+from rankscope.train.loop import train_group
 
 STEPS_PER_PART = 1
 """Optimizer steps of every run with one part off."""
 
 
 def packed(rows: Rows) -> Times:
-    """Train the trials in one pack."""
+    """Train the trials in one group."""
     times = Times()
     train(load(rows), rows.setting.specs(), rows, rows.setting.protocol(), times)
     return times
@@ -45,25 +45,25 @@ def load(rows: Rows) -> Base:
 
 
 def train(
-    base: Base, pack: Sequence[TrialSpec], rows: Rows, protocol: TrainConfig, times: Times
+    base: Base, group: Sequence[TrialSpec], rows: Rows, protocol: TrainConfig, times: Times
 ) -> None:
-    """Train one pack and add what it measured."""
+    """Train one group and add what it measured."""
     clock = StepClock(base.device)
-    result = train_pack(base, pack, rows.encoded, protocol, progress=lambda *_: clock.step_done())
-    for trainee in result.trainees:
-        if trainee.failure is not None:
-            raise RuntimeError(f"{trainee.spec.trial_id}: {trainee.failure}")
-        times.losses[trainee.spec.trial_id] = [point.loss for point in trainee.losses]
-        times.tokens += sum(len(row.input_ids) for row in rows.timed(trainee.spec))
+    result = train_group(base, group, rows.encoded, protocol, progress=lambda *_: clock.step_done())
+    for trial_state in result.trial_states:
+        if trial_state.failure is not None:
+            raise RuntimeError(f"{trial_state.spec.trial_id}: {trial_state.failure}")
+        times.losses[trial_state.spec.trial_id] = [point.loss for point in trial_state.losses]
+        times.tokens += sum(len(row.input_ids) for row in rows.timed(trial_state.spec))
     times.seconds += clock.seconds_after(rows.setting.warmup_steps)
-    base.pack.clear()
+    base.multi_lora.clear()
 
 
 # --- what each part contributes -------------------------------------------------------------------
 
 
 def contributions(rows: Rows) -> Times:
-    """How many times as slow the pack is with one part off, in ``notes``.
+    """How many times as slow the group is with one part off, in ``notes``.
 
     All runs are in one process, so that every one is warm; the whole runs first, once more to be
     timed, and last, since a machine drifts: its time is the mean of those two.
@@ -79,10 +79,10 @@ def contributions(rows: Rows) -> Times:
     )
     base, specs = load(rows), rows.setting.specs()
 
-    def run(packs: Sequence[Sequence[TrialSpec]], protocol: TrainConfig) -> Times:
+    def run(groups: Sequence[Sequence[TrialSpec]], protocol: TrainConfig) -> Times:
         times = Times()
-        for pack in packs:
-            train(base, pack, short, protocol, times)
+        for group in groups:
+            train(base, group, short, protocol, times)
         return times
 
     run([specs], protocol)
@@ -116,7 +116,7 @@ def parts(rows: Rows) -> dict[str, AbstractContextManager[object]]:
         "padding-free": seen_as(padding),
         "logits at labels": logits_everywhere(),
         "row attention": with_stock_attention(),
-        "written-out adapters": patch.object(PackedProduct, "apply", by_autograd),
+        "written-out adapters": patch.object(MultiLoraProduct, "apply", by_autograd),
         "loss in blocks": patch.object(loop, "mean_losses", stock_losses),
     }
 
@@ -140,8 +140,8 @@ def padded(batch: RowBatch, rows_per_micro_batch: int) -> RowBatch:
     source: list[int] = []  # of each new token the old one
     place = torch.zeros(ends[-1], dtype=torch.int64)  # of each old token the new one
     lengths: list[int] = []
-    segments: list[Segment] = []
-    for slot, start, stop in batch.segments:
+    segments: list[AdapterSpan] = []
+    for adapter_name, start, stop in batch.segments:
         rows = [(end - n, end) for n, end in zip(batch.lengths, ends, strict=True)]
         rows = [row for row in rows if start <= row[0] < stop]
         begun = len(source)
@@ -152,7 +152,7 @@ def padded(batch: RowBatch, rows_per_micro_batch: int) -> RowBatch:
                 place[first:end] = torch.arange(len(source), len(source) + end - first)
                 source += [*range(first, end), *[end - 1] * (width - end + first)]
                 lengths.append(width)
-        segments.append(Segment(slot, begun, len(source)))
+        segments.append(AdapterSpan(adapter_name, begun, len(source)))
     index = torch.tensor(source, device=batch.input_ids.device)
     return replace(
         batch,
@@ -184,12 +184,12 @@ def stock_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    row_plan: RowPlan | None = None,
+    attention_plan: AttentionPlan | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The stock causal attention on each row by itself."""
-    assert row_plan is not None
-    lengths = row_plan.lengths.tolist()
+    assert attention_plan is not None
+    lengths = attention_plan.lengths.tolist()
     outs = [
         F.scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]

@@ -24,7 +24,7 @@ import torch
 from rankscope.config.study import TaskConfig, TrainConfig
 from rankscope.data.chat import set_off
 from rankscope.data.encode import EncodedRow, Encoder
-from rankscope.data.sampler import RowOrder
+from rankscope.data.sampler import RowSampler
 from rankscope.data.tasks import load_task
 from rankscope.device import choose_device, choose_dtype, keep_freed_memory
 from rankscope.models.load import load_tokenizer
@@ -151,7 +151,7 @@ class Rows:
     def order(self, spec: TrialSpec) -> list[list[list[int]]]:
         """Row indices of every micro-batch of every optimizer step of a trial."""
         setting = self.setting
-        order = RowOrder(
+        order = RowSampler(
             len(self.encoded), setting.batch_size, setting.gradient_accumulation, spec.seed
         )
         return [order.step(step) for step in range(setting.steps)]

@@ -30,9 +30,9 @@ from race import rounded
 from rankscope.analyze.intruders import Intruders, intruder_dimensions, intruders_among
 from rankscope.analyze.leading_vectors import Leading, of_adapter
 from rankscope.analyze.spectra import default_top_k, similarity, similarity_of
-from rankscope.analyze.svd_cache import SVD, BaseSpectra, cache_bytes, svd
+from rankscope.analyze.svd_cache import SVD, SvdCache, cache_bytes, svd
 from rankscope.device import keep_freed_memory, peak_memory_bytes
-from rankscope.models.checkpoint_reader import StoredModel
+from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.fetch import cached_model_folder
 from rankscope.provenance import provenance
 
@@ -137,7 +137,7 @@ def race_matrix(
     """One square matrix: intruders among the first ten, then similarity of the first 500."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(size, size, generator=generator) / size**0.5
-    cache = BaseSpectra(max_bytes=0, folder=folder)
+    cache = SvdCache(max_bytes=0, folder=folder)
     first = seconds(lambda: cache.of("W", weight))
     base = cache.of("W", weight)
     loading = seconds(lambda: cache.of("W", weight), 3)
@@ -185,9 +185,9 @@ def race_matrix(
 
 def race_adapter(folder: Path, rank: int, cache: Path) -> tuple[dict[str, object], Parity]:
     """A whole adapter of a real model: everything cached, against two full SVDs a matrix."""
-    model = StoredModel.open(folder)
+    model = CheckpointReader.open(folder)
     names = [n for n in model.layers if n.endswith(("q_proj", "k_proj", "v_proj", "o_proj"))]
-    spectra = BaseSpectra(max_bytes=0, folder=cache)
+    spectra = SvdCache(max_bytes=0, folder=cache)
     took = {"ours": 0.0, "first_of_a_base": 0.0, "full": 0.0}
     parities, count = [], 0
     for seed, name in enumerate(names):

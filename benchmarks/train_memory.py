@@ -1,4 +1,4 @@
-"""Peak memory of a pack, against one PEFT process per adapter and against what ``plan`` estimates.
+"""Peak memory of a group, against one PEFT process per adapter and against what ``plan`` estimates.
 
     python benchmarks/train_memory.py [--shape pocket] [--adapters 1 --adapters 4]
 
@@ -38,7 +38,7 @@ from rankscope.models.load import load_base
 from rankscope.models.parameters import read_config
 from rankscope.models.pocket import pocket_folder
 from rankscope.records import TrialSpec
-from rankscope.train.loop import train_pack
+from rankscope.train.loop import train_group
 from rankscope.train.memory import MemoryModel, RowCounts
 
 CPU = torch.device("cpu")
@@ -154,7 +154,7 @@ def measure(side: str, shape: str, count: int, folder: Path) -> None:
     limit_kernel_cache()
     rows, pocket = rows_of(folder), rows_of(pocket_folder())
     base = load_base(ModelConfig(pocket=True), CPU, torch.float32)
-    train_pack(base, trials(1), pocket, PROTOCOL.model_copy(update={"batch_size": 1}))
+    train_group(base, trials(1), pocket, PROTOCOL.model_copy(update={"batch_size": 1}))
     release_freed_memory()  # kept pages of that step would serve the model for nothing
     reset_peak_memory(CPU)
     libraries = peak_memory_bytes(CPU)
@@ -164,7 +164,7 @@ def measure(side: str, shape: str, count: int, folder: Path) -> None:
         base = load_base(ModelConfig(path=str(folder)), CPU, SHAPES[shape])
         release_freed_memory()
         reset_peak_memory(CPU)  # what loading took and gave back is not training's
-        train_pack(base, trials(count), rows, PROTOCOL)
+        train_group(base, trials(count), rows, PROTOCOL)
     print(json.dumps({"peak": peak_memory_bytes(CPU), "libraries": libraries}))
 
 
@@ -196,14 +196,14 @@ def main() -> None:
             single = measured("peft", shape, 1, folder)
             print(f"{shape}: one PEFT process {single['peak'] / 1e6:,.0f} MB", flush=True)
             for count in asked.adapters or (1, 4, 16):
-                pack = measured("pack", shape, count, folder)
-                estimate = model.of_pack(trials(count), counts, PROTOCOL).total_bytes
-                own = pack["peak"] - pack["libraries"]
+                group = measured("group", shape, count, folder)
+                estimate = model.of_group(trials(count), counts, PROTOCOL).total_bytes
+                own = group["peak"] - group["libraries"]
                 key = f"{shape} x {count}"
-                ratios[key] = round(count * single["peak"] / pack["peak"], 3)
+                ratios[key] = round(count * single["peak"] / group["peak"], 3)
                 errors[key] = round(estimate / own - 1, 3)
                 print(
-                    f"{key}: pack {pack['peak'] / 1e6:,.0f} MB, {own / 1e6:,.0f} of them its own; "
+                    f"{key}: group {group['peak'] / 1e6:,.0f} MB, {own / 1e6:,.0f} of them its own; "
                     f"estimated {estimate / 1e6:,.0f}; {ratios[key]:.2f} times less than PEFT",
                     flush=True,
                 )

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_models import VOCABULARY, tiny_llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -32,7 +33,6 @@ from single_runs import (
     plain,
     train_alone,
 )
-from tiny_models import VOCABULARY, tiny_llama
 from useful_work import useful_flops
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -85,7 +85,7 @@ def test_train_sweep_prints_its_line(data_dir: Path) -> None:
     assert isinstance(result["device"], str)
     parity = result["parity"]
     assert isinstance(parity, float)
-    # TRL, the hand-tuned loop and the pack: other code, the same numbers but for rounding.
+    # TRL, the hand-tuned loop and the group: other code, the same numbers but for rounding.
     assert 0 < parity <= RELATIVE
     ratios = [
         "ratio",
@@ -140,7 +140,7 @@ def test_spectra_prints_its_lines(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("loss", [plain, padded_at_labels, concatenated])
 @pytest.mark.parametrize("is_joined", [False, True])
-def test_every_single_run_loop_gives_the_packs_losses(
+def test_every_single_run_loop_gives_the_groups_losses(
     rows: Rows, ours: Times, loss: Callable[..., torch.Tensor], is_joined: bool
 ) -> None:
     loop = Loop(loss, is_joined=is_joined)
@@ -160,7 +160,7 @@ def test_a_part_switched_off_leaves_the_losses(rows: Rows, ours: Times) -> None:
 
 def test_every_part_is_timed(rows: Rows) -> None:
     notes = contributions(rows).notes
-    assert set(notes) == {*parts(rows), "joined micro-batches", "packing"}
+    assert set(notes) == {*parts(rows), "joined micro-batches", "grouping"}
     for factor in notes.values():
         assert isinstance(factor, float)
         assert 0 < factor < math.inf
@@ -284,7 +284,7 @@ def test_evaluate_generate_prints_its_line(byte_pair_model: Path, data_dir: Path
 
 
 def test_evaluate_agreement_prints_its_line(byte_pair_model: Path, data_dir: Path) -> None:
-    options = "--items 4 --written 2 --max-new-tokens 8 --shots 1"
+    options = "--items 4 --written 2 --max-new-tokens 8 --num-fewshot 1"
     places = ["--model", str(byte_pair_model), "--data-dir", str(data_dir)]
     result = result_of("evaluate_agreement.py", *options.split(), *places)
     assert result["benchmark"] == "evaluate_agreement"

@@ -23,7 +23,7 @@ from rankscope.device import (
     reset_peak_memory,
     use_deterministic,
 )
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -69,13 +69,13 @@ def test_auto_device_is_the_best_there_is() -> None:
 
 
 def test_absent_devices_are_refused_with_what_is_there() -> None:
-    with pytest.raises(BadInput, match=r"'cuda:99': this machine has \d+ cuda"):
+    with pytest.raises(UserError, match=r"'cuda:99': this machine has \d+ cuda"):
         choose_device("cuda:99")
 
 
 @pytest.mark.parametrize("text", ["gpu", "meta", "", "cuda:x", "cpu:-3"])
 def test_unknown_devices_are_refused(text: str) -> None:
-    with pytest.raises(BadInput, match="expected 'auto'"):
+    with pytest.raises(UserError, match="expected 'auto'"):
         choose_device(text)
 
 
@@ -84,7 +84,7 @@ def test_dtype_follows_the_name_or_the_machine() -> None:
     assert choose_dtype("bfloat16", CPU) == torch.bfloat16
     native = {"avx512_bf16", "amx_bf16"} & processor_flags()
     assert choose_dtype("auto", CPU) == (torch.bfloat16 if native else torch.float32)
-    with pytest.raises(BadInput, match="'float16': expected"):
+    with pytest.raises(UserError, match="'float16': expected"):
         choose_dtype("float16", CPU)
 
 

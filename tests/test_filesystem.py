@@ -10,9 +10,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from rankscope.errors import BadInput, DiskFull
-from rankscope.filesystem import fsync, made_folder, replace_text, says_disk_full
-from rankscope.train.checkpoint import PackCheckpoint, PackState
+from rankscope.errors import DiskFull, UserError
+from rankscope.filesystem import fsync, is_disk_full, output_folder, replace_text
+from rankscope.train.checkpoint import GroupCheckpoint, GroupState
 
 
 @contextmanager
@@ -26,8 +26,8 @@ def files_of_at_most(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def state(step: int, size: int = 4) -> PackState:
-    return PackState(step, {"t/parameter/0": torch.full((size,), float(step))}, {"seconds": 0.0})
+def state(step: int, size: int = 4) -> GroupState:
+    return GroupState(step, {"t/parameter/0": torch.full((size,), float(step))}, {"seconds": 0.0})
 
 
 def test_a_device_without_space_is_a_full_disk() -> None:
@@ -36,22 +36,22 @@ def test_a_device_without_space_is_a_full_disk() -> None:
         open("/dev/full", "wb", buffering=0) as file,
     ):
         file.write(b"x")
-    assert says_disk_full(failure.value)
+    assert is_disk_full(failure.value)
 
 
 def test_safetensors_says_so_in_its_own_words(tmp_path: Path) -> None:
     with files_of_at_most(1000), pytest.raises((SafetensorError, OSError)) as failure:
         save_file({"x": torch.zeros(10_000)}, tmp_path / "x.safetensors")
-    assert says_disk_full(failure.value)
+    assert is_disk_full(failure.value)
 
 
 def test_other_errors_are_not_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as failure:
         fsync(tmp_path / "nowhere")
-    assert not says_disk_full(failure.value)
+    assert not is_disk_full(failure.value)
     with pytest.raises((SafetensorError, OSError)) as refused:
         save_file({"x": torch.zeros(1)}, tmp_path / "nowhere" / "x.safetensors")
-    assert not says_disk_full(refused.value)
+    assert not is_disk_full(refused.value)
 
 
 def test_a_text_that_does_not_fit_leaves_the_old_one(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_the_same_text_is_not_written_again(tmp_path: Path) -> None:
 
 
 def test_a_state_that_does_not_fit_leaves_the_old_one(tmp_path: Path) -> None:
-    checkpoint = PackCheckpoint(tmp_path / "pack")
+    checkpoint = GroupCheckpoint(tmp_path / "group")
     checkpoint.save(state(1))
     with files_of_at_most(1000), pytest.raises(DiskFull, match="40,000 bytes"):
         checkpoint.save(state(2, size=10_000))
@@ -86,16 +86,16 @@ def test_a_state_that_does_not_fit_leaves_the_old_one(tmp_path: Path) -> None:
 def test_a_place_where_no_folder_can_be_is_no_full_disk(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("in the way", encoding="utf-8")
     with pytest.raises(NotADirectoryError):
-        PackCheckpoint(tmp_path / "checkpoints" / "pack").save(state(1))
+        GroupCheckpoint(tmp_path / "checkpoints" / "group").save(state(1))
 
 
 def test_a_folder_made_for_what_fails_goes_again(tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
-    with suppress(BadInput), made_folder(out):
+    with suppress(UserError), output_folder(out):
         assert out.is_dir()
-        raise BadInput("refused")
+        raise UserError("refused")
     assert not (tmp_path / "new").exists()
-    with suppress(BadInput), made_folder(out):
+    with suppress(UserError), output_folder(out):
         (out / "first.json").write_text("{}")
-        raise BadInput("refused")
+        raise UserError("refused")
     assert (out / "first.json").is_file()

@@ -120,9 +120,9 @@ def test_breaches_are_found(file: str, text: str) -> None:
     [
         ("models/x.py", "from rankscope.data.pocket_world import World"),
         ("run/trials.py", "from rankscope.config.study import StudyConfig"),
-        ("data/x.py", "from . import sources\nfrom rankscope.errors import BadInput"),
+        ("data/x.py", "from . import sources\nfrom rankscope.errors import UserError"),
         ("report/x.py", "from rankscope.records import StudyRecords\nimport plotly"),
-        ("run/study.py", "from rankscope.report.study_page import write_report"),
+        ("run/study.py", "from rankscope.report.study_page import write_study_page"),
     ],
 )
 def test_what_the_law_allows_is_let_pass(file: str, text: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rankscope.progress import Logged, Screen, Silent, SpeedMeter, duration
+from rankscope.progress import ConsoleReporter, JsonlReporter, NullReporter, SpeedMeter, duration
 
 
 class Clock:
@@ -17,7 +17,7 @@ class Clock:
         return self.now
 
 
-class Lines(Silent):
+class Lines(NullReporter):
     def __init__(self) -> None:
         self.lines: list[tuple[int, str]] = []
 
@@ -50,7 +50,7 @@ def test_what_training_pauses_for_does_not_slow_it() -> None:
     assert lines.lines[-1] == (2, "loss 1.000 to 1.000, 50 tokens/s, 2 s left")
 
 
-def test_trials_that_left_the_pack_are_told() -> None:
+def test_trials_that_left_the_group_are_told() -> None:
     lines = Lines()
     meter = SpeedMeter(lines, 3, Clock())
     meter(1, 2, 10, [1.0, 2.0])
@@ -61,17 +61,17 @@ def test_trials_that_left_the_pack_are_told() -> None:
 
 def test_away_from_a_terminal_there_are_plain_lines_and_a_log(tmp_path: Path) -> None:
     file = io.StringIO()
-    with Screen(Console(file=file, force_terminal=False, width=60)) as screen:
+    with ConsoleReporter(Console(file=file, force_terminal=False, width=60)) as screen:
         screen.LINE_SECONDS = 0.0
-        watcher = Logged(screen, tmp_path / "log.jsonl")
-        watcher.stage("pack 1/2 train", 2)
-        watcher.advance(1, "loss 1.0 to 2.0, 10 tokens/s, 3 s left")
-        watcher.note("[bold]is text")
-        watcher.finish("4.0 s")
+        reporter = JsonlReporter(screen, tmp_path / "log.jsonl")
+        reporter.stage("group 1/2 train", 2)
+        reporter.advance(1, "loss 1.0 to 2.0, 10 tokens/s, 3 s left")
+        reporter.note("[bold]is text")
+        reporter.finish("4.0 s")
     said = file.getvalue().splitlines()
-    assert said[0] == "pack 1/2 train: 1 of 2  loss 1.0 to 2.0, 10 tokens/s, 3 s left"
+    assert said[0] == "group 1/2 train: 1 of 2  loss 1.0 to 2.0, 10 tokens/s, 3 s left"
     assert said[1] == "note: [bold]is text"
-    assert said[2].startswith("pack 1/2 train: done in ")
+    assert said[2].startswith("group 1/2 train: done in ")
     assert "\x1b" not in file.getvalue()
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events] == ["stage", "advance", "note", "finish"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.provenance import (
     LIBRARIES,
     provenance,
@@ -129,16 +129,16 @@ def test_weights_digest_sees_architecture_and_one_flipped_bit(tmp_path: Path) ->
 
 
 def test_weights_digest_names_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"no config\.json"):
+    with pytest.raises(UserError, match=r"no config\.json"):
         weights_sha256(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(BadInput, match=r"no \*\.safetensors"):
+    with pytest.raises(UserError, match=r"no \*\.safetensors"):
         weights_sha256(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02")
-    with pytest.raises(BadInput, match=r"pickle weights \(pytorch_model\.bin\).*convert"):
+    with pytest.raises(UserError, match=r"pickle weights \(pytorch_model\.bin\).*convert"):
         weights_sha256(tmp_path)
     (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(BadInput, match=r"config\.json: not a JSON object"):
+    with pytest.raises(UserError, match=r"config\.json: not a JSON object"):
         weights_sha256(tmp_path)
 
 

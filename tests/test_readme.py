@@ -176,9 +176,9 @@ def test_the_own_data_walk_runs(
         code = run_verb([verb, *arguments, *(settings if verb != "init" else [])])
         assert code == 0, capsys.readouterr()
     shown = capsys.readouterr().out
-    # 80 rows: 8 are cut for the report, 8 for selection (docs/data.md), 64 are trained on.
+    # 80 rows: 8 are cut for the report, 8 for validation (docs/data.md), 64 are trained on.
     assert "64 training rows" in shown
-    assert "3 trials in 2 packs" in shown
+    assert "3 trials in 2 groups" in shown
     folder = Path("studies/my-study")
     assert (folder / "report.html").stat().st_size > 1_000_000  # plotly.js is inside
     with Ledger.open(folder, write=False) as ledger:

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import torch
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 # Parameters of mallopt(3), from glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -20,7 +20,7 @@ NEVER_TRIM = -1
 TOP_PAD_BYTES = 64 * 2**20
 
 KEPT_KERNELS = 32
-"""LOG.md, "where the memory of a pack goes": as fast as 1,024, and 170 MB less after two steps."""
+"""LOG.md, "where the memory of a group goes": as fast as 1,024, and 170 MB less after two steps."""
 
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """Processor flags with which bfloat16 products are faster than float32 ones."""
@@ -81,7 +81,7 @@ def _is_glibc() -> bool:
 def choose_device(text: str = "auto") -> torch.device:
     """The device to compute on; ``auto`` takes CUDA, then MPS, then CPU.
 
-    ``text`` is ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:1``. Raises BadInput for anything
+    ``text`` is ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:1``. Raises UserError for anything
     else and for a device this machine does not have.
     """
     if text == "auto":
@@ -93,14 +93,14 @@ def choose_device(text: str = "auto") -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda", "mps"):
-        raise BadInput(f"device {text!r}: expected 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'.")
+        raise UserError(f"device {text!r}: expected 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'.")
     found = {
         "cpu": 1,
         "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
         "mps": int(torch.backends.mps.is_available()),
     }[device.type]
     if (device.index or 0) >= found:
-        raise BadInput(
+        raise UserError(
             f"device {text!r}: this machine has {found} {device.type} device(s) that this torch "
             f"({torch.__version__}) can use. Use 'device: auto', or install a torch built for it."
         )
@@ -111,14 +111,14 @@ def choose_dtype(text: str, device: torch.device) -> torch.dtype:
     """The base's dtype; ``auto`` is bfloat16 where ``device`` computes in it natively.
 
     That is CUDA from compute capability 8.0 on, and processors with AVX512-BF16 or AMX; float32
-    elsewhere. Raises BadInput for a name that is neither ``auto``, ``float32`` nor ``bfloat16``.
+    elsewhere. Raises UserError for a name that is neither ``auto``, ``float32`` nor ``bfloat16``.
     """
     if text == "float32":
         return torch.float32
     if text == "bfloat16":
         return torch.bfloat16
     if text != "auto":
-        raise BadInput(f"dtype {text!r}: expected 'auto', 'float32' or 'bfloat16'.")
+        raise UserError(f"dtype {text!r}: expected 'auto', 'float32' or 'bfloat16'.")
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -191,7 +191,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(p in str(error) for p in CPU_OUT_OF_MEMORY)
 
 
-def shortage_said(error: BaseException) -> str:
+def out_of_memory_message(error: BaseException) -> str:
     """``out of memory: `` and the error's first line; an error that says other is raised again."""
     if not is_out_of_memory(error):
         raise error

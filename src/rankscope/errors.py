@@ -11,7 +11,7 @@ class RankscopeError(Exception):
     exit_code = 1
 
 
-class BadInput(RankscopeError):
+class UserError(RankscopeError):
     """A study file, data row, model folder or argument cannot be used as it is (exit code 2)."""
 
     exit_code = 2
@@ -23,7 +23,7 @@ class IntegrityError(RankscopeError):
     exit_code = 4
 
 
-class StudyLocked(BadInput):
+class StudyLocked(UserError):
     """Another process is running this study (exit code 2)."""
 
 

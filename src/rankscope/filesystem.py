@@ -10,13 +10,13 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from rankscope.errors import BadInput, DiskFull
+from rankscope.errors import DiskFull, UserError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """No space, no quota, or a file above the limit for one file."""
 
 
-def says_disk_full(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether an error of the system, SQLite or safetensors means that the disk took no more."""
     if isinstance(error, OSError):
         return error.errno in FULL
@@ -28,38 +28,38 @@ def says_disk_full(error: BaseException) -> bool:
     )
 
 
-def refuse_taken(out: Path) -> None:
-    """Raise BadInput for a folder to be written in one step, by renaming, whose place is not free.
+def check_taken(out: Path) -> None:
+    """Raise UserError for a folder to be written in one step, by renaming, whose place is not free.
 
     An empty folder is, but the current one: it would go, and leave the shell in a folder that is no
     more.
     """
     if out.is_dir() and not any(out.iterdir()):
         if out.resolve() == Path.cwd():
-            raise BadInput(
+            raise UserError(
                 f"{out}: the folder this command runs in, which would be replaced; expected a name "
                 "in it or elsewhere"
             )
         return
     if out.exists() or out.is_symlink():
         found = "a folder with files in it" if out.is_dir() else "a file"
-        raise BadInput(f"{out}: found {found}, expected nothing or an empty folder; give another")
+        raise UserError(f"{out}: found {found}, expected nothing or an empty folder; give another")
 
 
 @contextmanager
-def made_folder(out: Path | None) -> Iterator[None]:
+def output_folder(out: Path | None) -> Iterator[None]:
     """Make ``out`` before minutes of work that could not be written there; None is no folder.
 
     Where the work fails, what was made goes again, unless something was written into it.
 
     Raises:
-        BadInput: no folder can be there, or none that can be written to.
+        UserError: no folder can be there, or none that can be written to.
     """
     if out is None:
         yield
         return
     if out.exists() and not out.is_dir():
-        raise BadInput(f"--out {out}: is a file; expected a folder, or a name that is not taken")
+        raise UserError(f"--out {out}: is a file; expected a folder, or a name that is not taken")
     place = out.resolve()  # "x/.." would make x
     new = [folder for folder in (place, *place.parents) if not folder.exists()]
     try:
@@ -67,7 +67,7 @@ def made_folder(out: Path | None) -> Iterator[None]:
             place.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=place).close()
         except OSError as error:
-            raise BadInput(
+            raise UserError(
                 f"--out {out}: the folder cannot be made, or not be written to ({error.strerror}); "
                 "expected a place that can be written to"
             ) from error
@@ -105,7 +105,7 @@ def replace_text(path: Path, text: str) -> bool:
         os.replace(aside, path)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        if not says_disk_full(error):
+        if not is_disk_full(error):
             raise
         raise DiskFull(
             f"{path}: the disk is full; {len(text.encode()):,} bytes could not be written. Make "

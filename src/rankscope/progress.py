@@ -23,7 +23,7 @@ from rich.progress import (
 )
 
 
-class Watcher(Protocol):
+class ProgressReporter(Protocol):
     """Hears of a run's stages; every method must be cheap and must not raise."""
 
     def stage(self, name: str, total: int) -> None:
@@ -39,8 +39,8 @@ class Watcher(Protocol):
         """Something a reader of the results must know."""
 
 
-class Silent:
-    """A watcher that says nothing: the default of the Python API."""
+class NullReporter:
+    """A reporter that says nothing: the default of the Python API."""
 
     def stage(self, name: str, total: int) -> None: ...
 
@@ -51,7 +51,7 @@ class Silent:
     def note(self, text: str) -> None: ...
 
 
-class Screen:
+class ConsoleReporter:
     """Bars on a terminal, and one plain line per stage (at most every 10 s within it) elsewhere."""
 
     LINE_SECONDS = 10.0
@@ -119,12 +119,12 @@ class Screen:
         )
 
 
-class Logged:
-    """Passes everything on to another watcher and writes it down as JSON lines."""
+class JsonlReporter:
+    """Passes everything on to another reporter and writes it down as JSON lines."""
 
     LINE_SECONDS = 1.0
 
-    def __init__(self, inner: Watcher, path: Path) -> None:
+    def __init__(self, inner: ProgressReporter, path: Path) -> None:
         self.inner = inner
         self.path = path
         self.name = ""
@@ -159,18 +159,21 @@ class Logged:
 
 
 class SpeedMeter:
-    """Passes a pack's steps on to the watcher: range of the losses, tokens per second, time left.
+    """Passes a group's steps on to the reporter: range of the losses, tokens per second, time left.
 
-    Speed is that of the last ``WINDOW`` steps: the first ones are slow, and a pack grows faster or
+    Speed is that of the last ``WINDOW`` steps: the first ones are slow, and a group grows faster or
     slower as trials leave it.
     """
 
     WINDOW = 20
 
     def __init__(
-        self, watcher: Watcher, num_trials: int, clock: Callable[[], float] = time.monotonic
+        self,
+        reporter: ProgressReporter,
+        num_trials: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.watcher = watcher
+        self.reporter = reporter
         self.num_trials = num_trials
         self.clock = clock
         self.paused_seconds = 0.0
@@ -186,7 +189,7 @@ class SpeedMeter:
         span = f"loss {min(losses):.3f} to {max(losses):.3f}" if losses else "no finite loss"
         if len(losses) < self.num_trials:
             span += f" ({len(losses)} of {self.num_trials} trials)"
-        self.watcher.advance(step, f"{span}, {speed:,.0f} tokens/s, {duration(left)} left")
+        self.reporter.advance(step, f"{span}, {speed:,.0f} tokens/s, {duration(left)} left")
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.records import Provenance
 
 LIBRARIES = (
@@ -97,12 +97,12 @@ def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
 def weights_sha256(folder: Path) -> str:
     """Hex sha256 of a model folder: ``config.json`` and every safetensors file.
 
-    Keys of the configuration that change on saving are left out. Raises BadInput where there is no
+    Keys of the configuration that change on saving are left out. Raises UserError where there is no
     configuration or no safetensors file.
     """
     config_path = folder / "config.json"
     if not config_path.is_file():
-        raise BadInput(
+        raise UserError(
             f"{folder}: there is no config.json. Expected a Hugging Face model folder with "
             "config.json and safetensors weights."
         )
@@ -111,10 +111,10 @@ def weights_sha256(folder: Path) -> str:
         if not isinstance(config, dict):
             raise ValueError(f"found a {type(config).__name__}, expected an object")
     except ValueError as error:
-        raise BadInput(f"{config_path}: not a JSON object ({error}).") from error
+        raise UserError(f"{config_path}: not a JSON object ({error}).") from error
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        raise BadInput(_no_safetensors(folder))
+        raise UserError(_no_safetensors(folder))
     settings = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG_KEYS}
     digest = hashlib.sha256(canonical_json(settings).encode())
     digest.update(_sha256_named(folder, weights).encode())

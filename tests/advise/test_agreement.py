@@ -14,7 +14,7 @@ from rankscope.advise.statistics.estimates import (
     weighted_estimate,
 )
 from rankscope.advise.statistics.significance import holm, mcnemar_exact
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 
 @pytest.mark.parametrize(("b", "c"), [(30, 15), (0, 7), (4, 4), (210, 160)])
@@ -109,7 +109,7 @@ def test_means_far_from_zero_are_told_apart_below_what_flips_can_draw() -> None:
 
 
 def test_tasks_of_other_seeds_are_refused() -> None:
-    with pytest.raises(BadInput, match="not the same seeds"):
+    with pytest.raises(UserError, match="not the same seeds"):
         weighted_estimate(
             [Comparison(np.ones((2, 5)), np.ones(5)), Comparison(np.ones((3, 5)), np.ones(5))]
         )

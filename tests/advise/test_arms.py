@@ -47,8 +47,8 @@ def changed(study: StudyRecords, split: Split, change: float) -> StudyRecords:
 def test_figures_are_the_plain_means_of_the_items() -> None:
     study = synthetic_study(TRUTH)
     arm = arms_by_label(study)["r=8 lr=0.001"]
-    rows = np.stack([study.items[t.spec.trial_id, "med", "report"].scores for t in arm.trials])
-    base = study.items[BASE, "med", "report"].scores
+    rows = np.stack([study.items[t.spec.trial_id, "med", "test"].scores for t in arm.trials])
+    base = study.items[BASE, "med", "test"].scores
     summary = arm.summary
     assert summary.score is not None
     assert summary.gain is not None
@@ -58,20 +58,20 @@ def test_figures_are_the_plain_means_of_the_items() -> None:
     assert summary.forgetting.value == -summary.retention["general"].value
     assert set(summary.transfer) == {"law", "math"}
     assert (summary.seeds, summary.failed) == (3, 0)
-    selection = [study.evals[t.spec.trial_id, "med", "selection"].score for t in arm.trials]
-    assert summary.selection_score == pytest.approx(np.mean(selection))
+    validation = [study.evals[t.spec.trial_id, "med", "validation"].score for t in arm.trials]
+    assert summary.validation_score == pytest.approx(np.mean(validation))
     seconds = [t.train.seconds for t in arm.trials if t.train is not None]
     assert summary.seconds == pytest.approx(np.mean(seconds))
 
 
 def test_each_split_feeds_its_own_figures_only() -> None:
     study = synthetic_study(TRUTH)
-    chosen_by = {"selection_score", "selection_gain", "selection_forgetting"}
+    chosen_by = {"validation_score", "validation_gain", "validation_forgetting"}
     quoted = {"score", "gain", "forgetting", "transfer", "retention"}
     before = arms_by_label(study)["r=2 lr=0.001"].summary
     for split, moved, still in (
-        ("selection", chosen_by, quoted),
-        ("report", quoted, chosen_by),
+        ("validation", chosen_by, quoted),
+        ("test", quoted, chosen_by),
     ):
         after = arms_by_label(changed(study, split, 0.25))["r=2 lr=0.001"].summary
         assert all(getattr(after, name) == getattr(before, name) for name in still)
@@ -85,7 +85,7 @@ def test_failed_trials_are_counted_and_the_rest_is_unmoved() -> None:
     )
     assert (broken["r=8 lr=0.001"].summary.seeds, broken["r=8 lr=0.001"].summary.failed) == (2, 1)
     assert len(broken["r=8 lr=0.001"].trials) == 3
-    for name in ("score", "forgetting", "transfer", "retention", "selection_score"):
+    for name in ("score", "forgetting", "transfer", "retention", "validation_score"):
         unmoved = [getattr(arms["r=2 lr=0.001"].summary, name) for arms in (broken, whole)]
         assert unmoved[0] == unmoved[1]
     gains = [arms["r=2 lr=0.001"].summary.gain for arms in (broken, whole)]
@@ -100,7 +100,7 @@ def test_an_arm_with_no_finished_trial_stays_in_the_list() -> None:
         "r=8 lr=0.001"
     ].summary
     assert (summary.seeds, summary.failed) == (0, 3)
-    assert summary.score is summary.gain is summary.forgetting is summary.selection_score is None
+    assert summary.score is summary.gain is summary.forgetting is summary.validation_score is None
     assert not summary.on_pareto_front
 
 
@@ -122,7 +122,7 @@ def test_a_missing_cell_leaves_out_that_figure_alone() -> None:
 
 def test_items_are_matched_by_id_not_by_position() -> None:
     study = synthetic_study(TRUTH)
-    key = (BASE, "med", "report")
+    key = (BASE, "med", "test")
     base = study.items[key]
     order = np.arange(len(base.scores))[::-1][5:]
     shuffled = ItemScores(
@@ -133,7 +133,7 @@ def test_items_are_matched_by_id_not_by_position() -> None:
     )
     other = dataclasses.replace(study, items={**study.items, key: shuffled})
     arm = arms_by_label(other)["r=8 lr=0.001"]
-    rows = np.stack([study.items[t.spec.trial_id, "med", "report"].scores for t in arm.trials])
+    rows = np.stack([study.items[t.spec.trial_id, "med", "test"].scores for t in arm.trials])
     expected = rows[:, order].mean() - base.scores[order].mean()
     assert arm.summary.gain is not None
     assert arm.summary.gain.value == pytest.approx(expected)
@@ -142,7 +142,7 @@ def test_items_are_matched_by_id_not_by_position() -> None:
 
 def test_scores_that_are_not_finite_are_left_out_for_all_models() -> None:
     study = synthetic_study(dataclasses.replace(TRUTH, metric="log_probability"))
-    key = (study.trials[0].spec.trial_id, "med", "report")
+    key = (study.trials[0].spec.trial_id, "med", "test")
     scores = study.items[key].scores.copy()
     scores[7] = -np.inf
     items = {**study.items, key: dataclasses.replace(study.items[key], scores=scores)}
@@ -155,7 +155,7 @@ def test_scores_that_are_not_finite_are_left_out_for_all_models() -> None:
 def test_forgetting_keeps_to_one_unit() -> None:
     study = synthetic_study(dataclasses.replace(TRUTH, retention=("general", "text")))
     nats = tuple(
-        t.model_copy(update={"higher_is": "log_probability"}) if t.name == "text" else t
+        t.model_copy(update={"score_unit": "log_probability"}) if t.name == "text" else t
         for t in study.tasks
     )
     mixed = dataclasses.replace(study, tasks=nats)
@@ -199,8 +199,8 @@ def summary(score: float | None, forgetting: float | None, parameters: int) -> A
         lr=1e-3,
         seeds=1,
         failed=0,
-        selection_score=None,
-        selection_forgetting=None,
+        validation_score=None,
+        validation_forgetting=None,
         score=estimate(score),
         gain=None,
         forgetting=estimate(forgetting),
@@ -242,5 +242,5 @@ def test_what_shares_training_rows_is_neither_forgetting_nor_transfer() -> None:
     assert set(of["med"].retention) == {"general"}
     assert set(of["law"].transfer) == {"med", "math", "both"}
     trials = {trial.spec.task: trial.spec.trial_id for trial in study.trials}
-    assert spot(study, "both", trials["both"], "report") is None
-    assert spot(study, "med", trials["med"], "report") is not None
+    assert spot(study, "both", trials["both"], "test") is None
+    assert spot(study, "med", trials["med"], "test") is not None

@@ -28,7 +28,7 @@ def by_label(study: StudyRecords) -> dict[str, Arm]:
 
 
 def mean(study: StudyRecords, arm: Arm, task: str) -> float:
-    return float(np.mean([study.items[t.spec.trial_id, task, "report"].scores for t in arm.trials]))
+    return float(np.mean([study.items[t.spec.trial_id, task, "test"].scores for t in arm.trials]))
 
 
 def test_the_net_difference_is_the_weighted_sum_of_its_parts() -> None:
@@ -142,7 +142,7 @@ def test_cells_have_clustered_errors() -> None:
     assert arm.score is not None
     assert arm.score.clusters == 12
     base = recommend(study).base
-    own = study.items[BASE, "med", "report"]
+    own = study.items[BASE, "med", "test"]
     assert base["med"].value == pytest.approx(own.scores.mean())
     assert base["med"].standard_error == pytest.approx(standard_error(own.scores, own.subjects))
     by_themselves = recommend(synthetic_study(TRUTH)).base["med"]
@@ -153,7 +153,7 @@ def test_cells_have_clustered_errors() -> None:
 def test_forgetting_of_text_stands_beside_forgetting_of_answers() -> None:
     study = synthetic_study(TRUTH)
     nats = tuple(
-        t.model_copy(update={"higher_is": "log_probability"}) if t.name == "more" else t
+        t.model_copy(update={"score_unit": "log_probability"}) if t.name == "more" else t
         for t in study.tasks
     )
     mixed = dataclasses.replace(study, tasks=nats)
@@ -194,25 +194,25 @@ def test_an_arm_is_chosen_by_its_gain_on_items_that_the_base_has_too() -> None:
     """Scores that are not finite, of the arm where the base is wrong, and of the base elsewhere."""
     study = synthetic_study(dataclasses.replace(TRUTH, ranks=(8,), full_lrs=(), tasks=("med",)))
     items = dict(study.items)
-    base = study.items[BASE, "med", "selection"]
+    base = study.items[BASE, "med", "validation"]
     right = base.scores == 1
     for trial in study.trials:
-        key: EvalKey = (trial.spec.trial_id, "med", "selection")
+        key: EvalKey = (trial.spec.trial_id, "med", "validation")
         scores = np.where(right, study.items[key].scores, np.nan)
         items[key] = dataclasses.replace(study.items[key], scores=scores)
     gone = base.scores.copy()
     first = int(np.flatnonzero(right)[0])
     gone[first] = np.nan
-    items[BASE, "med", "selection"] = dataclasses.replace(base, scores=gone)
+    items[BASE, "med", "validation"] = dataclasses.replace(base, scores=gone)
     altered = dataclasses.replace(study, items=items)
     kept = right & (np.arange(len(right)) != first)
-    tuned = [items[t.spec.trial_id, "med", "selection"].scores[kept].mean() for t in study.trials]
+    tuned = [items[t.spec.trial_id, "med", "validation"].scores[kept].mean() for t in study.trials]
     (arm,) = summarize(altered)["med"]
-    assert arm.summary.selection_gain == pytest.approx(np.mean(tuned) - 1)
+    assert arm.summary.validation_gain == pytest.approx(np.mean(tuned) - 1)
     objective = Objective.from_config(study.config)
     chosen = _chosen(altered, "med", (arm,), objective).best
     assert chosen is not None
-    forgotten = arm.summary.selection_forgetting
+    forgotten = arm.summary.validation_forgetting
     assert forgotten is not None
     assert chosen.utility == pytest.approx(np.mean(tuned) - 1 - forgotten)
 
@@ -287,9 +287,9 @@ def test_an_unknown_upper_end_is_called_unknown() -> None:
     for key, found in study.items.items():
         scores = study.items[BASE, *key[1:]].scores
         if "-8-" in key[0]:
-            lead = 0.01 if key[2] == "selection" else 0.0
+            lead = 0.01 if key[2] == "validation" else 0.0
             scores = scores + noise + lead
-        if "-2-" in key[0] and key[2] == "selection":
+        if "-2-" in key[0] and key[2] == "validation":
             scores = scores - 0.05
         items[key] = dataclasses.replace(found, scores=scores)
     (advice,) = recommend(dataclasses.replace(study, items=items)).advice

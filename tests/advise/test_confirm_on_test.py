@@ -1,4 +1,4 @@
-"""What the report split says of forgetting can take a recommendation back, or its firmness."""
+"""What the test split says of forgetting can take a recommendation back, or its firmness."""
 
 from collections import Counter
 from dataclasses import replace
@@ -50,11 +50,11 @@ def test_what_forgets_as_much_as_it_gains_is_never_firmly_recommended_for_nothin
 
 
 def test_what_the_report_split_shows_to_be_worth_less_than_nothing_is_not_recommended() -> None:
-    """The selection split sees no forgetting at all, the report split 30 points of it."""
+    """The validation split sees no forgetting at all, the test split 30 points of it."""
     study = synthetic_study(Truth(full_lrs=(), base_other=0.8, forgetting=lambda rank, lr: 0.0))
     items = {
         key: replace(found, scores=np.where(np.arange(len(found.scores)) % 2, 0, found.scores))
-        if key[0] != BASE and key[1:] == ("general", "report")
+        if key[0] != BASE and key[1:] == ("general", "test")
         else found
         for key, found in study.items.items()
     }
@@ -198,7 +198,7 @@ def with_text_retention(study: StudyRecords, fall: float) -> StudyRecords:
             found = replace(found, scores=own + noise.normal(0, 0.02, len(shared)))
         items[key] = found
     tasks = tuple(
-        t.model_copy(update={"higher_is": "log_probability", "chance": None})
+        t.model_copy(update={"score_unit": "log_probability", "chance": None})
         if t.name == "general"
         else t
         for t in study.tasks

@@ -63,7 +63,7 @@ def test_on_the_same_items_arms_in_both_are_compared_item_by_item() -> None:
     }
     cell = next(c for c in cells if c.arm == "r=8 lr=0.001" and c.tested_on == "general")
     rows = [
-        np.stack([s.items[f"med-8-0.001-{i}{end}", "general", "report"].scores for i in (0, 1, 2)])
+        np.stack([s.items[f"med-8-0.001-{i}{end}", "general", "test"].scores for i in (0, 1, 2)])
         for s, end in ((first, ""), (second, "#1"))
     ]
     expected = paired_estimate(rows[1], rows[0])
@@ -73,19 +73,19 @@ def test_on_the_same_items_arms_in_both_are_compared_item_by_item() -> None:
     other_base = second.model.model_copy(update={"sha256": "1" * 64})
     cells = compare_cells(first, replace(second, model=other_base))
     base = next(c for c in cells if c.arm is None and c.tested_on == "med")
-    ones = [s.items[BASE, "med", "report"].scores for s in (first, second)]
+    ones = [s.items[BASE, "med", "test"].scores for s in (first, second)]
     assert base.difference == paired_estimate(ones[1][None], ones[0])
     assert base.difference.p_holm is None
 
 
 def test_training_rows_do_not_part_the_same_report_items() -> None:
-    """Two hashes: all of a task's rows, and its report items with how they are asked."""
+    """Two hashes: all of a task's rows, and its test items with how they are asked."""
     first = synthetic_study(FIRST)
-    tasks = tuple(t.model_copy(update={"report_sha256": "r" + t.sha256}) for t in first.tasks)
+    tasks = tuple(t.model_copy(update={"test_sha256": "r" + t.sha256}) for t in first.tasks)
     first = replace(first, tasks=tasks)
     others = tuple(t.model_copy(update={"sha256": "more rows"}) for t in tasks)
     assert paired_in(first, replace(first, tasks=others), tasks[0].name)
-    asked_otherwise = tuple(t.model_copy(update={"report_sha256": "other"}) for t in others)
+    asked_otherwise = tuple(t.model_copy(update={"test_sha256": "other"}) for t in others)
     assert not paired_in(first, replace(first, tasks=asked_otherwise), tasks[0].name)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.mitigation import (
     compare_mitigations,
@@ -20,7 +21,6 @@ from rankscope.records import (
     TrialRecords,
     Variant,
 )
-from synthetic_study import Truth, synthetic_study
 
 ITEMS = 1000
 STUDIES = 12
@@ -58,7 +58,7 @@ def study_of(
     blank = synthetic_study(Truth(ranks=(2,), full_lrs=(), seeds=(0,), cross=()))
     items: dict[EvalKey, ItemScores] = {}
     evals: dict[EvalKey, EvalRecord] = {}
-    splits = ("selection", "report")
+    splits = ("validation", "test")
     for model, values in models.items():
         for task, value in zip(("med", "general"), values, strict=True):
             for split in splits:
@@ -149,7 +149,7 @@ def drawn_study(
     nothing = np.full(items, np.nan), (None,) * items
     found: dict[EvalKey, ItemScores] = {}
     for column, task in enumerate(("med", "general")):
-        for split in ("selection", "report"):
+        for split in ("validation", "test"):
             shared = rng.uniform(size=items)
             for model, accuracy in truth.items():
                 own = rng.uniform(size=items)

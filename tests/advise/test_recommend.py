@@ -44,7 +44,7 @@ def test_a_step_at_16_is_found(seed: int) -> None:
     advice = advise(STEP, seed)
     assert (advice.decision, advice.confidence) == ("use", "firm")
     assert advice.chosen is not None
-    # 32 is as good as 16; noise on the selection split may put 16 beyond the margin.
+    # 32 is as good as 16; noise on the validation split may put 16 beyond the margin.
     assert advice.chosen.rank in (16, 32)
 
 
@@ -171,10 +171,10 @@ def test_a_negative_verdict_speaks_of_the_arms_that_were_tested() -> None:
     told = two = 0
     for advice in found:
         assert "no arm is shown" not in advice.headline
-        assert "chosen on the selection split" in advice.headline
+        assert "chosen on the validation split" in advice.headline
         assert "not shown to beat the base" in advice.headline
         assert "interval" not in advice.headline
-        told += "not chosen on the selection split, scores the most of 7 arms" in texts(
+        told += "not chosen on the validation split, scores the most of 7 arms" in texts(
             advice, "gain"
         )
         tried = [a for a in advice.arms if settings(a) in advice.headline]
@@ -199,7 +199,7 @@ def test_equal_changes_in_nats_are_not_called_too_little_data() -> None:
     advice = recommend(dataclasses.replace(study, items=level)).advice[0]
     assert advice.decision == "not_decided"
     assert "Too little" not in advice.headline
-    assert "all 60 report items changed by the same +0.500 nats" in advice.headline
+    assert "all 60 test items changed by the same +0.500 nats" in advice.headline
 
 
 def test_a_smaller_rank_left_out_for_being_below_the_base_is_not_denied() -> None:
@@ -215,9 +215,9 @@ def test_a_smaller_rank_left_out_for_being_below_the_base_is_not_denied() -> Non
     for seed in range(40):
         study = synthetic_study(truth, seed)
         advice = recommend(study).advice[0]
-        base = study.items[BASE, "med", "selection"].scores.mean()
+        base = study.items[BASE, "med", "validation"].scores.mean()
         small, large = (
-            (a.selection_score or 0) - base - (a.selection_forgetting or 0) for a in advice.arms
+            (a.validation_score or 0) - base - (a.validation_forgetting or 0) for a in advice.arms
         )
         if small <= 0 < large and large - small < 0.02:
             seen += 1
@@ -280,7 +280,7 @@ def test_a_score_of_the_base_that_is_not_finite_is_left_out() -> None:
             scores[:3] = np.nan
             items[key] = dataclasses.replace(found, scores=scores)
     (advice,) = recommend(dataclasses.replace(study, items=items)).advice
-    kept = items[BASE, "med", "report"].scores[3:].mean()
+    kept = items[BASE, "med", "test"].scores[3:].mean()
     saturated = next(r for r in advice.reasons if "left to gain" in r.text)
     assert saturated.values["base"] == kept
     assert "at chance on general" in texts(advice, "limit")
@@ -290,20 +290,20 @@ def test_choosing_does_not_look_at_the_report_split() -> None:
     study = synthetic_study(Truth(num_items=200))
     turned = {
         key: dataclasses.replace(found, scores=found.scores[::-1].copy())
-        if key[2] == "report" and key[0] != BASE and "-32-" in key[0]
+        if key[2] == "test" and key[0] != BASE and "-32-" in key[0]
         else found
         for key, found in study.items.items()
     }
     ruined = {
         key: dataclasses.replace(found, scores=found.scores * 0)
-        if key[2] == "report" and key[0] != BASE and "-2-" in key[0]
+        if key[2] == "test" and key[0] != BASE and "-2-" in key[0]
         else found
         for key, found in study.items.items()
     }
 
     def chosen(of: StudyRecords) -> Choice:
         (arms,) = summarize(of).values()
-        base = float(of.items[BASE, "med", "selection"].scores.mean())
+        base = float(of.items[BASE, "med", "validation"].scores.mean())
         return choose(arms, base, Objective.from_config(of.config))
 
     before = chosen(study)
@@ -318,10 +318,12 @@ def test_choosing_does_not_look_at_the_report_split() -> None:
 
 
 def test_signs_and_limits_of_the_data() -> None:
-    advice = advise(Truth(transfer=lambda rank, lr: -0.3, leaks=10, base_other=0.8, num_items=500))
+    advice = advise(
+        Truth(transfer=lambda rank, lr: -0.3, contamination=10, base_other=0.8, num_items=500)
+    )
     assert "Negative transfer: math falls by" in texts(advice, "sign")
     assert "10 exact" in texts(advice, "limit")
-    # 10 of 500 report rows are more than one in a hundred.
+    # 10 of 500 test rows are more than one in a hundred.
     assert advice.confidence == "tentative"
     assert "one learning rate" in texts(advice, "limit")
     at_chance = advise(Truth(base_other=0.25, forgetting=lambda rank, lr: 0.0))
@@ -335,7 +337,7 @@ def test_leaks_of_different_kinds_are_added_up() -> None:
     def leaking(exact: int, ngram: int) -> TaskAdvice:
         tasks = tuple(
             t.model_copy(
-                update={"leaks": {"exact": exact, "ngram13": ngram}} if t.trained_on else {}
+                update={"contamination": {"exact": exact, "ngram13": ngram}} if t.trained_on else {}
             )
             for t in study.tasks
         )
@@ -347,7 +349,7 @@ def test_leaks_of_different_kinds_are_added_up() -> None:
 
 
 def test_full_fine_tuning_hands_over_to_lora_only_where_lora_is_worth_it() -> None:
-    """LoRA forgets about what it gains: now and then its utility on the selection split is < 0."""
+    """LoRA forgets about what it gains: now and then its utility on the validation split is < 0."""
     truth = Truth(
         ranks=(8,),
         accuracy=lambda rank, lr: 0.45,
@@ -359,9 +361,9 @@ def test_full_fine_tuning_hands_over_to_lora_only_where_lora_is_worth_it() -> No
     for seed in range(25):
         study = synthetic_study(truth, seed)
         advice = recommend(study).advice[0]
-        base = float(study.items[BASE, "med", "selection"].scores.mean())
+        base = float(study.items[BASE, "med", "validation"].scores.mean())
         lora = next(a for a in advice.arms if a.rank is not None)
-        utility = (lora.selection_score or 0) - base - (lora.selection_forgetting or 0)
+        utility = (lora.validation_score or 0) - base - (lora.validation_forgetting or 0)
         below += utility <= 0 and advice.decision == "use_full"
         if utility <= 0:
             assert advice.decision != "use", seed
@@ -375,7 +377,7 @@ def with_one_more_right(scores: np.ndarray) -> np.ndarray:
 
 
 def test_the_hand_over_takes_the_smallest_rank_within_the_margin() -> None:
-    """Full fine-tuning leads on the selection split by luck; ranks 4 and 32 are alike."""
+    """Full fine-tuning leads on the validation split by luck; ranks 4 and 32 are alike."""
     study = synthetic_study(
         Truth(
             ranks=(4, 32),
@@ -388,7 +390,7 @@ def test_the_hand_over_takes_the_smallest_rank_within_the_margin() -> None:
     )
     lead = dict(study.items)
     for trial, task, split in study.items:
-        if (task, split) != ("med", "selection"):
+        if (task, split) != ("med", "validation"):
             continue
         own = study.items[trial, task, split]
         if "-full-" in trial:
@@ -413,7 +415,7 @@ def test_forgetting_nothing_at_all_is_a_known_bound() -> None:
         seed_spread=0.0,
     )
     study = synthetic_study(alike)
-    base = {s: study.items[BASE, "general", s].scores for s in ("selection", "report")}
+    base = {s: study.items[BASE, "general", s].scores for s in ("validation", "test")}
     items = {
         # One right answer is added: the interval of forgetting ends near 0.
         key: dataclasses.replace(found, scores=with_one_more_right(base[key[2]]))
@@ -453,8 +455,8 @@ def test_own_text_is_worded_in_nats() -> None:
     assert "%" not in everything.replace("95 % interval", "").replace("% of the model", "")
 
 
-def strip_selection(study: StudyRecords) -> StudyRecords:
-    kept = {k: v for k, v in study.items.items() if k[2] == "report"}
+def strip_validation(study: StudyRecords) -> StudyRecords:
+    kept = {k: v for k, v in study.items.items() if k[2] == "test"}
     return dataclasses.replace(study, items=kept)
 
 
@@ -489,7 +491,7 @@ def no_tasks(study: StudyRecords) -> StudyRecords:
 @pytest.mark.parametrize(
     ("change", "decisions"),
     [
-        (strip_selection, {"not_decided"}),
+        (strip_validation, {"not_decided"}),
         (strip_base, {"not_decided"}),
         (strip_items, {"not_decided"}),
         (all_equal, {"do_not_fine_tune"}),
@@ -531,7 +533,7 @@ def test_what_could_be_seen_is_said_of_the_arm_it_is_compared_with() -> None:
     def rows(method: str) -> np.ndarray:
         return np.stack(
             [
-                study.items[t.spec.trial_id, "med", "report"].scores
+                study.items[t.spec.trial_id, "med", "test"].scores
                 for t in study.trials
                 if f"-{method}-" in t.spec.trial_id
             ]
@@ -564,18 +566,18 @@ def test_seeds_that_differ_ask_for_seeds_and_not_for_items() -> None:
     assert alike
     assert apart
     # Three seeds that are alike may look as if they were not.
-    by_items = [bool(re.search(r"About [\d,]+ report items would show", h)) for h in alike]
+    by_items = [bool(re.search(r"About [\d,]+ test items would show", h)) for h in alike]
     assert np.mean(by_items) > 0.5
     assert all(
         re.search(r"[Ss]eeds .*show a gain|seeds would show|seeds together", h) for h in apart
     )
-    assert not any(re.search(r"About [\d,]+ report items would show", h) for h in apart)
+    assert not any(re.search(r"About [\d,]+ test items would show", h) for h in apart)
 
 
 def test_too_few_items_cannot_tell_and_say_how_many_would() -> None:
     advice = advise(Truth(num_items=40, base_accuracy=0.5, accuracy=lambda r, lr: 0.56), seed=1)
     assert advice.decision == "not_decided"
-    assert "report items" in advice.headline
+    assert "test items" in advice.headline
 
 
 def test_a_recommendation_is_a_pure_function_and_json() -> None:

@@ -8,6 +8,7 @@ from math import sqrt
 
 import numpy as np
 import pytest
+from synthetic_study import synthetic_study
 
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.records import BASE
@@ -21,7 +22,6 @@ from simulate_studies import (
     judged,
     plain_coverage,
 )
-from synthetic_study import synthetic_study
 
 STUDIES = 400
 ONE_ERROR = sqrt(0.05 * 0.95 / STUDIES)
@@ -121,4 +121,4 @@ def test_the_advice_on_a_known_truth_is_right_or_open(name: str) -> None:
 def test_the_truths_are_what_their_names_say() -> None:
     study = synthetic_study(TRUTHS["diverging at the high rate"][0])
     assert sum(t.status == "diverged" for t in study.trials) == 14
-    assert study.items[BASE, "med", "report"].scores.size == 400
+    assert study.items[BASE, "med", "test"].scores.size == 400

@@ -26,7 +26,7 @@ def test_a_change_is_that_of_the_subjects_items(study: StudyRecords) -> None:
                   == ("full lr=0.0005", "text", "subject 3"))  # fmt: skip
     # synthetic_study: item i has the subject i modulo 5.
     rows = [
-        study.items[i, "text", "report"].scores[3::5]
+        study.items[i, "text", "test"].scores[3::5]
         for i in (BASE, *(f"med-full-0.0005-{seed}" for seed in (0, 1, 2)))
     ]
     expected = paired_estimate(np.stack(rows[1:]), rows[0])

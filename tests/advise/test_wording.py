@@ -78,7 +78,7 @@ def unexplained(study: StudyRecords, advice: TaskAdvice, told: Reason | Need) ->
         Truth(lrs=(1e-3, 5e-4), forgetting=lambda rank, lr: 0.3),
         Truth(num_items=5),
         Truth(num_items=60, base_accuracy=0.5, accuracy=lambda rank, lr: 0.56),
-        Truth(base_accuracy=0.6, accuracy=lambda rank, lr: 0.5, leaks=10),
+        Truth(base_accuracy=0.6, accuracy=lambda rank, lr: 0.5, contamination=10),
         Truth(base_accuracy=0.98, accuracy=lambda rank, lr: 0.98, transfer=lambda rank, lr: -0.3),
         Truth(base_other=0.25, forgetting=lambda rank, lr: 0.0, failed={(32, 1e-3, 0): "diverged"}),
         Truth(objective={"max_forgetting": 0.02}),

@@ -10,7 +10,7 @@ from torch import Tensor
 from rankscope.analyze.intruders import Intruders, intruder_dimensions, intruders_among
 from rankscope.analyze.leading_vectors import of_adapter
 from rankscope.analyze.svd_cache import SVD, svd
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 SIZE = 256
 
@@ -157,5 +157,5 @@ def test_a_zero_matrix_has_no_energy_to_share() -> None:
 
 @pytest.mark.parametrize("k", [0, 5])
 def test_more_vectors_than_there_are_is_refused(k: int) -> None:
-    with pytest.raises(BadInput, match="expected 1 to 4"):
+    with pytest.raises(UserError, match="expected 1 to 4"):
         intruder_dimensions(torch.eye(4), torch.eye(4), torch.ones(4), k)

@@ -13,12 +13,12 @@ from rankscope.analyze import svd_cache as decomposition
 from rankscope.analyze.gram import Step
 from rankscope.analyze.intruders import intruder_dimensions, intruders_among
 from rankscope.analyze.leading_vectors import Leading, of_adapter, of_matrix
-from rankscope.analyze.low_rank_basis import core_of
+from rankscope.analyze.low_rank_basis import low_rank_basis
 from rankscope.analyze.spectra import similarity, similarity_of
 from rankscope.analyze.subspace_iteration import NotConvergedError, leading_triples
 from rankscope.analyze.svd_cache import (
     SVD,
-    BaseSpectra,
+    SvdCache,
     cache_bytes,
     make_room,
     packed,
@@ -104,7 +104,7 @@ def test_the_core_is_the_tuned_matrix_in_the_bases_basis(shape: tuple[int, int],
     m, n = shape
     weight = gaussian(m, n)
     A, B = gaussian(rank, n, seed=1), gaussian(m, rank, seed=2)
-    core = core_of(svd(weight), A, B, 0.3)
+    core = low_rank_basis(svd(weight), A, B, 0.3)
     dense = core.dense()
     sigma = torch.linalg.svdvals(weight + 0.3 * B @ A)
     torch.testing.assert_close(torch.linalg.svdvals(dense), sigma)
@@ -124,7 +124,7 @@ def test_a_step_of_the_filter_is_what_the_dense_matrix_gives(
 ) -> None:
     """a (K^T K - sum of values v v^T - c) x - b y, of a core and of a dense matrix."""
     m, n = shape
-    core = core_of(svd(gaussian(m, n)), gaussian(5, n, seed=1), gaussian(m, 5, seed=2), 0.3)
+    core = low_rank_basis(svd(gaussian(m, n)), gaussian(5, n, seed=1), gaussian(m, 5, seed=2), 0.3)
     dense = core.dense()
     square = dense.mT @ dense
     far = torch.linalg.qr(gaussian(len(square), num_far, seed=6)).Q
@@ -142,7 +142,9 @@ def test_a_step_of_the_filter_is_what_the_dense_matrix_gives(
 def test_an_iteration_begins_with_the_bases_vectors_and_the_new_directions(
     count: int, rank: int
 ) -> None:
-    core = core_of(svd(gaussian(40, 40)), gaussian(rank, 40, seed=1), gaussian(40, rank), 0.3)
+    core = low_rank_basis(
+        svd(gaussian(40, 40)), gaussian(rank, 40, seed=1), gaussian(40, rank), 0.3
+    )
     start = core.start(count)
     width = start.shape[1]
     assert width == min(40, count + rank)
@@ -164,7 +166,7 @@ def test_what_the_iteration_missed_is_noticed_and_computed_directly(
         return torch.eye(len(core.S), count, dtype=core.Q.dtype)
 
     monkeypatch.setattr(tuned.Core, "start", blind)
-    core = core_of(base, A, B, 50.0)
+    core = low_rank_basis(base, A, B, 50.0)
     passed_over = leading_triples(core, blind(core, 30), 10, 1e-8)
     assert float(passed_over.S[0]) < 49
     assert core.count_above(float(passed_over.S[9] + passed_over.next_value) / 2) == 11
@@ -189,7 +191,7 @@ def test_a_cluster_at_the_last_vector_does_not_hide_one_passed_over(
     seen = of_adapter(base, A, B, 50.0, 11)
     assert 0 < seen.residual <= 1e-8  # iterated, and the count agrees
     monkeypatch.setattr(tuned.Core, "start", blind)
-    core = core_of(base, A, B, 50.0)
+    core = low_rank_basis(base, A, B, 50.0)
     passed_over = leading_triples(core, blind(core, 30), 10, 1e-8)
     assert tuned.certified(passed_over)[0] == 8
     found = of_adapter(base, A, B, 50.0, 10)
@@ -208,7 +210,7 @@ def test_a_base_of_zeros_or_of_low_rank_is_decomposed_directly() -> None:
 def test_a_start_that_cannot_converge_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rankscope.analyze.subspace_iteration.MAX_SWEEPS", 1)
     weight = gaussian(300, 300)
-    core = core_of(svd(weight), gaussian(4, 300, seed=1), gaussian(300, 4, seed=2), 0.5)
+    core = low_rank_basis(svd(weight), gaussian(4, 300, seed=1), gaussian(300, 4, seed=2), 0.5)
     with pytest.raises(NotConvergedError, match="after 1 sweeps"):
         leading_triples(core, core.start(40), 20, 1e-8)
 
@@ -266,20 +268,20 @@ def test_what_the_disk_keeps_is_what_memory_has(
     if large:
         monkeypatch.setattr(decomposition, "ROUNDED_FROM", 256)
     weight = base_weight((300, 260), 0.5).to(dtype)
-    first = BaseSpectra(folder=tmp_path).of("a", weight)
+    first = SvdCache(folder=tmp_path).of("a", weight)
     files = list(tmp_path.iterdir())
     assert len(files) == 1
     bytes_each, blocks = (2, 5 + 5) if large else (4, 0)
     expected = bytes_each * 260 * (300 + 260) + 4 * 260 * (1 + blocks)
     assert expected <= cache_bytes(tmp_path) <= expected + 400
-    alone = BaseSpectra().of("a", weight)
+    alone = SvdCache().of("a", weight)
 
     def refused(_: Tensor) -> SVD:
         raise AssertionError("computed what the disk has")
 
     with monkeypatch.context() as patched:
         patched.setattr(decomposition, "svd", refused)
-        second = BaseSpectra(folder=tmp_path).of("b", weight)
+        second = SvdCache(folder=tmp_path).of("b", weight)
     for one, other, third in zip(first, second, alone, strict=True):
         assert torch.equal(one, other)
         assert torch.equal(one, third)
@@ -294,7 +296,7 @@ def test_what_the_disk_keeps_is_what_memory_has(
     files[0].write_bytes(content)
     assert read_stored(files[0], weight) is None
     files[0].write_bytes(b"junk")
-    again = BaseSpectra(folder=tmp_path).of("a", weight)
+    again = SvdCache(folder=tmp_path).of("a", weight)
     torch.testing.assert_close(again.S, first.S)
     assert read_stored(files[0], weight) is not None
 
@@ -305,7 +307,7 @@ def test_rounded_vectors_keep_what_is_measured_of_them(monkeypatch: pytest.Monke
     weight = gaussian(400, 400, seed=3).float() / 20
     A, B = gaussian(8, 400, seed=1).float() / 20, 1.9 * gaussian(400, 8, seed=2).float() / 20
     exact, full = svd(weight), svd(weight + B @ A)
-    rounded = BaseSpectra().of("W", weight)
+    rounded = SvdCache().of("W", weight)
     assert not torch.equal(rounded.U, exact.U)
     found = of_adapter(rounded, A, B, 1.0, 100)
     assert float(((found.S - full.S[:100]) / full.S[:100]).abs().max()) < 1e-5
@@ -344,7 +346,7 @@ def test_the_cache_keeps_within_its_bound(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder", "utf-8")
     weight = base_weight((260, 260), 0.5).float()
-    found = BaseSpectra(folder=tmp_path / "file").of("a", weight)
+    found = SvdCache(folder=tmp_path / "file").of("a", weight)
     torch.testing.assert_close(found.S, svd(weight).S)
 
 
@@ -353,7 +355,7 @@ def test_a_cache_of_another_user_is_read_and_left_alone(
 ) -> None:
     """Neither its times nor its files can be changed, and one of them not even be looked at."""
     weight = base_weight((260, 260), 0.5).float()
-    first = BaseSpectra(folder=tmp_path).of("a", weight)
+    first = SvdCache(folder=tmp_path).of("a", weight)
     (tmp_path / "broken.safetensors").symlink_to(tmp_path / "gone")
 
     def refused(*_: object, **__: object) -> None:
@@ -362,7 +364,7 @@ def test_a_cache_of_another_user_is_read_and_left_alone(
     with monkeypatch.context() as patched:
         patched.setattr(decomposition.os, "utime", refused)
         patched.setattr(Path, "unlink", refused)
-        again = BaseSpectra(folder=tmp_path).of("a", weight)
+        again = SvdCache(folder=tmp_path).of("a", weight)
         make_room(tmp_path, most=0)
     assert torch.equal(again.U, first.U)
     assert cache_bytes(tmp_path) == stored_path(tmp_path, weight).stat().st_size

@@ -16,9 +16,9 @@ from rankscope.analyze.spectra import (
     similarity,
     stable_rank,
 )
-from rankscope.analyze.svd_cache import BaseSpectra, svd
+from rankscope.analyze.svd_cache import SvdCache, svd
 from rankscope.config.analyze import SpectraConfig
-from rankscope.errors import BadInput, IntegrityError
+from rankscope.errors import IntegrityError, UserError
 from rankscope.models.lora import Adapter
 
 NAME = "model.layers.3.self_attn.q_proj"
@@ -32,7 +32,7 @@ def gaussian(*shape: int, seed: int = 0) -> Tensor:
 def adapter(A: Tensor, B: Tensor, scaling: float = 1.0, name: str = NAME) -> Adapter:
     """One module's adapter of rank r: A (r, n), B (m, r)."""
     return Adapter(
-        slot="a",
+        name="a",
         rank=len(A),
         alpha=scaling * len(A),
         scaling=scaling,
@@ -213,33 +213,33 @@ def test_base_spectra_are_computed_once_and_bounded(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(torch.linalg, "svd", counted)
     a, b = gaussian(16, 8, seed=1), gaussian(16, 8, seed=2)
-    cache = BaseSpectra()
+    cache = SvdCache()
     first = cache.of("a", a)
     assert cache.of("a", a) is first
     assert len(calls) == 1
     one = cache.num_bytes
     assert one == 4 * (16 * 8 + 8 + 8 * 8)
 
-    tight = BaseSpectra(max_bytes=one)
+    tight = SvdCache(max_bytes=one)
     tight.of("a", a)
     tight.of("b", b)
     assert tight.num_bytes == one
     torch.testing.assert_close(tight.of("a", a).S, first.S)
 
     calls.clear()
-    none = BaseSpectra(max_bytes=0)
+    none = SvdCache(max_bytes=0)
     torch.testing.assert_close(none.of("a", a).S, first.S)
     assert none.num_bytes == 0
 
 
 def test_an_adapter_for_another_model_is_refused() -> None:
     base = {NAME: gaussian(24, 16)}
-    with pytest.raises(BadInput, match=r"A \(4, 8\).*expected A \(r, 16\)"):
+    with pytest.raises(UserError, match=r"A \(4, 8\).*expected A \(r, 16\)"):
         analyze_adapter(base, adapter(gaussian(4, 8), gaussian(24, 4)), SpectraConfig(), "trial")
     other = adapter(gaussian(4, 16), gaussian(24, 4), name="other")
-    with pytest.raises(BadInput, match="no such weight"):
+    with pytest.raises(UserError, match="no such weight"):
         analyze_adapter(base, other, SpectraConfig(), "trial")
-    with pytest.raises(BadInput, match="not the same architecture"):
+    with pytest.raises(UserError, match="not the same architecture"):
         analyze_full(base, {NAME: gaussian(24, 8)}, [NAME], SpectraConfig(), "trial")
 
 

@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rankscope.data.pocket_world import pocket_rows
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.pocket import pocket_folder
 from rankscope.store import Ledger
@@ -134,7 +134,7 @@ def test_repeated_grid_points(place: Path) -> None:
     outcome = rankscope("check", "study.yaml")
     assert outcome.code == 0
     assert "2 grid points are repeated in the study file and merged" in outcome.told
-    assert "2 trials in 1 pack:" in outcome.told
+    assert "2 trials in 1 group:" in outcome.told
 
 
 @pytest.mark.parametrize(
@@ -286,14 +286,14 @@ def test_rows_without_completion(place: Path) -> None:
 
 
 def test_prompts_longer_than_the_row(place: Path) -> None:
-    """With files of their own for selection and report, all 200 rows are trained on."""
+    """With files of their own for validation and report, all 200 rows are trained on."""
     rows = [{"prompt": f"{i} + 1 =", "completion": str(i)} for i in range(200)]
     held_out = [{"prompt": f"{i} + 2 =", "completion": str(i)} for i in range(9)]
     chosen_by = [{"prompt": f"{i} + 3 =", "completion": str(i)} for i in range(9)]
     write_rows(place / "report.jsonl", held_out)
-    write_rows(place / "selection.jsonl", chosen_by)
+    write_rows(place / "validation.jsonl", chosen_by)
     edit(
-        place, "rows.jsonl", "rows.jsonl\n    selection: selection.jsonl\n    report: report.jsonl"
+        place, "rows.jsonl", "rows.jsonl\n    validation: validation.jsonl\n    test: report.jsonl"
     )
     rows[100]["prompt"] = "1 + " * 40
     rows[50]["completion"] = "1 " * 40
@@ -306,7 +306,7 @@ def test_prompts_longer_than_the_row(place: Path) -> None:
     for row in held_out:
         row["completion"] = "1 " * 40
     write_rows(place / "report.jsonl", held_out)
-    scored = "report items are longer than max_length = 32 tokens and scored up to there"
+    scored = "test items are longer than max_length = 32 tokens and scored up to there"
     assert scored in check_rows(place, rows).told
     for index in (102, 104):
         rows[index]["prompt"] = "1 + " * 40
@@ -401,7 +401,7 @@ def test_an_adapter_that_is_a_pickle(place: Path) -> None:
     folder.mkdir()
     (folder / "adapter_model.bin").write_bytes(pickle.dumps(Payload()))
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 4}')
-    with pytest.raises(BadInput, match=r"adapter_model\.bin is a pickle.*save_pretrained"):
+    with pytest.raises(UserError, match=r"adapter_model\.bin is a pickle.*save_pretrained"):
         load_adapter(folder, "x")
     assert not (place / "executed").exists()
     pickle.loads((folder / "adapter_model.bin").read_bytes())

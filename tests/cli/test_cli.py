@@ -20,7 +20,7 @@ from rich.console import Console
 
 import rankscope.cli
 from rankscope.cli import terminal
-from rankscope.config.loader import load_study, published_schema
+from rankscope.config.loader import load_study_file, published_schema
 from rankscope.data.pocket_world import pocket_rows
 from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.load import load_model
@@ -185,7 +185,7 @@ def test_init_keeps_what_is_there(tmp_path: Path) -> None:
     assert f"{file}: exists already; give another name, or --force to overwrite it" in outcome.err
     assert file.read_text("utf-8") == "mine"
     assert command("init", file, "--force", "--preset", "pocket").code == 0
-    assert load_study(file).name == "pocket"
+    assert load_study_file(file).name == "pocket"
     for words in ((tmp_path,), (tmp_path, "--force")):
         refused = command("init", *words)
         assert refused.code == 2
@@ -225,10 +225,10 @@ def test_the_walk_ends_well(walk: Walk) -> None:
     # Paths are written from the study file's folder and found from any other.
     assert "model: ../my-model" in walk.file.read_text("utf-8")
     assert "train: ../mine.jsonl" in walk.file.read_text("utf-8")
-    # 80 rows: 8 are cut for the report, 8 for selection (docs/data.md), 64 are trained on.
+    # 80 rows: 8 are cut for the test split, 8 for validation (docs/data.md), 64 are trained on.
     assert "64 training rows (plain prompts)" in walk.said["check"].told
-    assert "3 trials in 2 packs: the study can run." in walk.said["check"].told
-    assert "3 trials in 2 packs" in walk.said["plan"].told
+    assert "3 trials in 2 groups: the study can run." in walk.said["check"].told
+    assert "3 trials in 2 groups" in walk.said["plan"].told
     assert (walk.out / "report.html").is_file()
     assert (walk.out / "recommendation.json").is_file()
     assert f"report: {walk.out / 'report.html'}\n" in walk.said["run"].out
@@ -236,8 +236,8 @@ def test_the_walk_ends_well(walk: Walk) -> None:
 
 def test_json_is_all_there_is_on_standard_output(walk: Walk) -> None:
     plan = json.loads(walk.said["plan --json"].out)
-    assert (plan["trials"], len(plan["packs"])) == (3, 2)
-    assert [pack["steps"] for pack in plan["packs"]] == [2, 2]
+    assert (plan["trials"], len(plan["groups"])) == (3, 2)
+    assert [group["steps"] for group in plan["groups"]] == [2, 2]
     assert walk.said["plan --json"].err == ""
     ran = walk.said["run --json"]
     printed = Recommendation.model_validate_json(ran.out)
@@ -254,10 +254,10 @@ def test_json_is_all_there_is_on_standard_output(walk: Walk) -> None:
 
 def test_progress_goes_to_standard_error(walk: Walk) -> None:
     first = walk.said["run"]
-    assert "pack 1/2" in first.err
-    assert "pack 1/2" not in first.out
+    assert "group 1/2" in first.err
+    assert "group 1/2" not in first.out
     # The second run found everything done.
-    assert "pack 1/2" not in walk.said["run --json"].err
+    assert "group 1/2" not in walk.said["run --json"].err
 
 
 def test_status(walk: Walk) -> None:
@@ -524,10 +524,10 @@ def test_tables_fit_and_nothing_in_them_breaks(tmp_path: Path, width: int, walk:
     assert names == ["pocket_med", "pocket_law", "pocket_gsm", "pocket_general", "pocket_cloze",
                      "pocket_math"]  # fmt: skip
     assert "cross-domain" in checked
-    assert "selection" in checked
-    several = settings("tasks=[pocket_med, pocket_law]", "seeds=[0]", "max_pack=1")
+    assert "validation" in checked
+    several = settings("tasks=[pocket_med, pocket_law]", "seeds=[0]", "max_group_size=1")
     planned = [command("plan", file).out, command("plan", file, *several).out]
-    # 24 LoRA trials in packs of at most 16, and 6 full ones; 2 x (8 LoRA + 2 full).
+    # 24 LoRA trials in groups of at most 16, and 6 full ones; 2 x (8 LoRA + 2 full).
     assert [len(table_lines(text)) for text in planned] == [8, 20]
     assert "full lr=0.00025 seed=0" in planned[0]
     status = command("status", walk.out).out

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from rankscope.config.loader import dump_study, load_study
+from rankscope.config.loader import dump_study, load_study_file
 from rankscope.config.study import MAX_TRIALS, StudyConfig
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 GOOD = """\
 name: demo
@@ -45,9 +45,9 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 
 def faults(path: Path, *overrides: str) -> list[str]:
-    """The lines of the one BadInput that loading raises; its exit code is 2."""
-    with pytest.raises(BadInput) as caught:
-        load_study(path, overrides)
+    """The lines of the one UserError that loading raises; its exit code is 2."""
+    with pytest.raises(UserError) as caught:
+        load_study_file(path, overrides)
     assert caught.value.exit_code == 2
     return str(caught.value).splitlines()
 
@@ -58,7 +58,7 @@ def replaced(old: str, new: str) -> str:
 
 
 def test_a_good_file_loads_with_the_protocol_as_defaults(write: Write) -> None:
-    config = load_study(write(GOOD))
+    config = load_study_file(write(GOOD))
     assert config.arms[0].rank == [2, 8]
     assert config.arms[0].lr == [0.001]
     assert config.arms[0].alpha == ["2r"]
@@ -199,7 +199,7 @@ def test_names_that_leave_the_study_or_confuse_a_terminal(
 
 
 def test_the_longest_name_that_fits(write: Write) -> None:
-    assert load_study(write(replaced("demo", "a" * 64))).name == "a" * 64
+    assert load_study_file(write(replaced("demo", "a" * 64))).name == "a" * 64
     assert faults(write(replaced("demo", "a" * 65)))
 
 
@@ -250,7 +250,7 @@ def test_tabs_are_named(write: Write) -> None:
 
 
 def test_a_byte_order_mark_is_accepted(write: Write) -> None:
-    assert load_study(write(b"\xef\xbb\xbf" + GOOD.encode())).name == "demo"
+    assert load_study_file(write(b"\xef\xbb\xbf" + GOOD.encode())).name == "demo"
 
 
 def test_windows_line_ends_are_accepted(write: Write) -> None:
@@ -277,8 +277,8 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 def test_learning_rates_are_numbers_however_written(
     write: Write, written: str, value: float
 ) -> None:
-    assert load_study(write(replaced("1e-3", written))).arms[0].lr == [value]
-    assert load_study(write(replaced("1e-3", f"[{written}]"))).arms[0].lr == [value]
+    assert load_study_file(write(replaced("1e-3", written))).arms[0].lr == [value]
+    assert load_study_file(write(replaced("1e-3", f"[{written}]"))).arms[0].lr == [value]
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_ranks_that_are_none(write: Write, rank: str) -> None:
     [("2r", "2r"), ("r", "r"), ("0.5r", "0.5r"), ("16", 16.0), ("1.5", 1.5), ("[2r, 16]", None)],
 )
 def test_alpha_is_a_number_or_a_multiple(write: Write, written: str, value: Any) -> None:
-    config = load_study(write(replaced("1e-3", f"1e-3\n    alpha: {written}")))
+    config = load_study_file(write(replaced("1e-3", f"1e-3\n    alpha: {written}")))
     assert config.arms[0].alpha == (["2r", 16.0] if value is None else [value])
 
 
@@ -347,12 +347,12 @@ def test_seeds_that_are_none(write: Write, seeds: str) -> None:
 
 def test_words_that_yaml_1_1_takes_for_booleans_stay_words(write: Write) -> None:
     for word in ("no", "yes", "on", "off", "y", "n"):
-        assert load_study(write(replaced("demo", word))).name == word
+        assert load_study_file(write(replaced("demo", word))).name == word
 
 
 def test_dates_octals_and_clock_times_stay_what_they_look_like(write: Write) -> None:
-    assert load_study(write(replaced("demo", "2026-01-01"))).name == "2026-01-01"
-    assert load_study(write(replaced("[0, 1]", "010"))).seeds == [10]
+    assert load_study_file(write(replaced("demo", "2026-01-01"))).name == "2026-01-01"
+    assert load_study_file(write(replaced("[0, 1]", "010"))).seeds == [10]
     (fault,) = faults(write(replaced("[0, 1]", "1:30")))
     assert "found '1:30'" in fault
 
@@ -360,12 +360,14 @@ def test_dates_octals_and_clock_times_stay_what_they_look_like(write: Write) -> 
 def test_text_that_reads_as_a_number_asks_for_quotes(write: Write) -> None:
     (fault,) = faults(write(replaced("demo", "123")))
     assert fault == "study.yaml:1: name: found 123, expected a valid string; put it in quotes"
-    assert load_study(write(replaced("demo", "'123'"))).name == "123"
+    assert load_study_file(write(replaced("demo", "'123'"))).name == "123"
 
 
 def test_a_key_without_a_value_means_its_default(write: Write) -> None:
-    text = replaced("  epochs: 1\n", "  # epochs: 1\n") + "evaluate:\ndata_dir:\nmax_pack: ~\n"
-    assert load_study(write(text)).train.epochs == 3.0
+    text = (
+        replaced("  epochs: 1\n", "  # epochs: 1\n") + "evaluate:\ndata_dir:\nmax_group_size: ~\n"
+    )
+    assert load_study_file(write(text)).train.epochs == 3.0
 
 
 def test_full_fine_tuning_has_no_adapter_settings(write: Write) -> None:
@@ -441,7 +443,7 @@ def test_arms_that_contradict_themselves(write: Write, arm: str, expected: str) 
     ],
 )
 def test_a_memory_limit_is_bytes(write: Write, written: str, bytes_: int | None) -> None:
-    assert load_study(write(f"{GOOD}memory_limit: {written}\n")).memory_limit == bytes_
+    assert load_study_file(write(f"{GOOD}memory_limit: {written}\n")).memory_limit == bytes_
 
 
 def test_lora_needs_a_rank(write: Write) -> None:
@@ -456,10 +458,10 @@ def test_a_training_task_that_stands_twice(write: Write) -> None:
 
 def test_a_name_stands_for_one_task(write: Write) -> None:
     bare = GOOD + "evaluate:\n  retention: [mine, {name: arc_easy}, piqa]\n  cross_domain: [piqa]\n"
-    tasks = load_study(write(bare)).evaluation_tasks()
+    tasks = load_study_file(write(bare)).evaluation_tasks()
     assert list(tasks) == ["arc_easy", "mine", "piqa"]
     assert tasks["mine"].train is not None
-    other = GOOD + "evaluate:\n  retention: [{name: mine, report: other.jsonl}]\n"
+    other = GOOD + "evaluate:\n  retention: [{name: mine, test: other.jsonl}]\n"
     (fault,) = faults(write(other))
     assert "task 'mine' is described twice, differently" in fault
 
@@ -482,7 +484,7 @@ def test_long_values_are_cut_in_messages(write: Write) -> None:
     ],
 )
 def test_models_have_short_forms(write: Write, written: str, field: str, value: Any) -> None:
-    model = load_study(write(replaced("./base", written))).model
+    model = load_study_file(write(replaced("./base", written))).model
     assert getattr(model, field) == value
 
 
@@ -504,24 +506,24 @@ def test_paths_start_at_the_study_file_and_overrides_at_the_working_directory(
     monkeypatch.chdir(elsewhere)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     path = Path("../studies/study.yaml")
-    retention = "evaluate:\n  retention:\n    - {name: r, report: ../r.jsonl, selection: ~/s}\n"
+    retention = "evaluate:\n  retention:\n    - {name: r, test: ../r.jsonl, validation: ~/s}\n"
     path.write_text(GOOD + "data_dir: data\n" + retention)
 
-    config = load_study(path)
+    config = load_study_file(path)
     assert config.model.path == str(folder / "base")
     assert config.data_dir == str(folder / "data")
     assert config.tasks[1].train == str(folder / "data" / "rows.jsonl")
-    assert config.evaluate.retention[0].report == str(tmp_path / "r.jsonl")
-    assert config.evaluate.retention[0].selection == str(tmp_path / "home" / "s")
+    assert config.evaluate.retention[0].test == str(tmp_path / "r.jsonl")
+    assert config.evaluate.retention[0].validation == str(tmp_path / "home" / "s")
 
-    config = load_study(
-        path, ["model=./m", "data_dir=../shared", "tasks.1.train=t.jsonl", "tasks.1.report=/r"]
+    config = load_study_file(
+        path, ["model=./m", "data_dir=../shared", "tasks.1.train=t.jsonl", "tasks.1.test=/r"]
     )
     assert config.model.path == str(elsewhere / "m")
     assert config.data_dir == str(tmp_path / "shared")
     assert config.tasks[1].train == str(elsewhere / "t.jsonl")
-    assert config.tasks[1].report == "/r"
-    assert config.evaluate.retention[0].report == str(tmp_path / "r.jsonl")
+    assert config.tasks[1].test == "/r"
+    assert config.evaluate.retention[0].test == str(tmp_path / "r.jsonl")
 
 
 def test_a_home_that_is_not_there(write: Write) -> None:
@@ -534,7 +536,7 @@ def test_a_home_that_is_not_there(write: Write) -> None:
 
 
 def test_overrides_are_read_as_yaml_and_applied_in_order(write: Write) -> None:
-    config = load_study(
+    config = load_study_file(
         write(GOOD),
         [
             "train.epochs=2",
@@ -560,7 +562,7 @@ def test_overrides_are_read_as_yaml_and_applied_in_order(write: Write) -> None:
 
 
 def test_an_override_reaches_into_short_forms(write: Write) -> None:
-    config = load_study(
+    config = load_study_file(
         write(GOOD),
         ["tasks.0.max_train_rows=64", "model.prompt_format=plain", "evaluate.max_items=3"],
     )
@@ -571,13 +573,13 @@ def test_an_override_reaches_into_short_forms(write: Write) -> None:
 
 
 def test_an_override_without_a_value_restores_the_default(write: Write) -> None:
-    assert load_study(write(GOOD), ["train.epochs="]).train.epochs == 3.0
+    assert load_study_file(write(GOOD), ["train.epochs="]).train.epochs == 3.0
 
 
 def test_an_override_mends_the_file(write: Write) -> None:
     broken = write(replaced("[2, 8]", "[0]"))
     assert faults(broken)
-    assert load_study(broken, ["arms.0.rank=8"]).arms[0].rank == [8]
+    assert load_study_file(broken, ["arms.0.rank=8"]).arms[0].rank == [8]
 
 
 @pytest.mark.parametrize(
@@ -623,7 +625,7 @@ arms:
   - {method: dora, lr: 1, init_from: ~/x, rank: 3, alpha: 2r, targets: mlp}
   - {lr: [1, 2], init_from: y}
 seeds: [0, 0, 4294967295]
-evaluate: {cross_domain: ['true', '2026-01-01'], retention: [{name: '0.5', report: x}]}
+evaluate: {cross_domain: ['true', '2026-01-01'], retention: [{name: '0.5', test: x}]}
 objective: {max_forgetting: 0.1, cost: 0.5}
 dtype: bfloat16
 """
@@ -633,20 +635,20 @@ dtype: bfloat16
 def test_a_dumped_study_loads_back_equal_from_anywhere(
     write: Write, tmp_path: Path, text: str
 ) -> None:
-    config = load_study(write(text))
+    config = load_study_file(write(text))
     elsewhere = tmp_path / "out"
     elsewhere.mkdir()
     dumped = elsewhere / "study.yaml"
     dumped.write_text(dump_study(config))
-    again = load_study(dumped)
+    again = load_study_file(dumped)
     assert again == config
     assert dump_study(again) == dump_study(config)
 
 
 def test_a_dumped_arm_leaves_to_its_adapter_what_the_file_did(write: Write) -> None:
     """A default written out would be taken as what the arm says."""
-    config = load_study(write(FULL_OF_TRAPS))
-    again = load_study(write(dump_study(config)))
+    config = load_study_file(write(FULL_OF_TRAPS))
+    again = load_study_file(write(dump_study(config)))
     assert [arm.num_points() for arm in config.arms[-3:]] == [2, 1, 2]
     for arm, same in zip(config.arms[-3:], again.arms[-3:], strict=True):
         assert arm.init_from == same.init_from
@@ -655,7 +657,7 @@ def test_a_dumped_arm_leaves_to_its_adapter_what_the_file_did(write: Write) -> N
 
 
 def test_a_dumped_study_states_every_default(write: Write) -> None:
-    text = dump_study(load_study(write(GOOD)))
+    text = dump_study(load_study_file(write(GOOD)))
     for section in ("train", "evaluate", "analyze", "objective"):
         fields = StudyConfig.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
         required = [n for n, f in fields.items() if f.default is not None]

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from rankscope.config.loader import dump_study, load_study, published_schema, study_json_schema
-from rankscope.config.presets import PRESETS, model_in_study, study_template
+from rankscope.config.loader import dump_study, load_study_file, published_schema, study_json_schema
+from rankscope.config.presets import PRESETS, model_for_study_file, study_template
 from rankscope.config.study import StudyConfig
-from rankscope.errors import BadInput
-from rankscope.run.groups import make_packs
+from rankscope.errors import UserError
+from rankscope.run.groups import make_groups
 from rankscope.run.trials import make_trials
 
 ROOT = Path(__file__).parents[2]
@@ -21,15 +21,15 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 def load_text(text: str, folder: Path) -> StudyConfig:
     path = folder / "study.yaml"
     path.write_text(text, encoding="utf-8")
-    return load_study(path)
+    return load_study_file(path)
 
 
 def planned(config: StudyConfig) -> int:
-    """Trials of a study; its packs must hold them all."""
+    """Trials of a study; its groups must hold them all."""
     hashes = dict.fromkeys(config.evaluation_tasks(), "data")
     hashes |= {r.task: "rows" for arm in config.arms for r in arm.replay or ()}
     trials = make_trials(config, "base", hashes, None, hashes, hashes)
-    assert sum(len(pack) for pack in make_packs(trials, config.max_pack)) == len(trials)
+    assert sum(len(group) for group in make_groups(trials, config.max_group_size)) == len(trials)
     return len(trials)
 
 
@@ -47,7 +47,7 @@ def test_on_the_pocket_model_a_preset_asks_the_same_in_its_words(
     own, config = (load_text(study_template(preset, m), tmp_path) for m in (None, "pocket"))
     assert config.model.pocket
     assert all(name.startswith("pocket_") for name in config.evaluation_tasks())
-    assert planned(config) == config.num_asked()
+    assert planned(config) == config.num_trials_as_written()
     assert config.name == own.name
     assert len(config.tasks) == len(own.tasks)
     for asked, found in zip(own.arms, config.arms, strict=True):
@@ -72,7 +72,7 @@ def test_presets_load_and_are_commented(preset: str, tmp_path: Path) -> None:
     assert text.startswith("# ")
     config = load_text(text, tmp_path)
     # No point is written twice, so what the file asks for is what is trained.
-    assert planned(config) == config.num_asked()
+    assert planned(config) == config.num_trials_as_written()
 
 
 @pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "pocket"])
@@ -92,20 +92,20 @@ def test_a_model_takes_the_place_of_the_presets_own(
 
 @pytest.mark.parametrize("model", ["a b", "../x\nname: y", "", "owner/../name", "a/b/c"])
 def test_text_that_is_no_model_is_refused(model: str) -> None:
-    with pytest.raises(BadInput, match=r"^model: "):
+    with pytest.raises(UserError, match=r"^model: "):
         study_template("default", model)
 
 
 def test_an_unknown_preset_is_refused_with_what_was_meant() -> None:
-    with pytest.raises(BadInput, match="did you mean 'rank-sanity'"):
+    with pytest.raises(UserError, match="did you mean 'rank-sanity'"):
         study_template("rank_sanity")
-    with pytest.raises(BadInput, match="expected one of default, pocket"):
+    with pytest.raises(UserError, match="expected one of default, pocket"):
         study_template("../../etc/passwd")
 
 
 def test_the_pocket_preset_keeps_its_model() -> None:
     assert study_template("pocket", "pocket") == study_template("pocket")
-    with pytest.raises(BadInput, match="only fits the pocket model"):
+    with pytest.raises(UserError, match="only fits the pocket model"):
         study_template("pocket", "owner/name")
 
 
@@ -115,10 +115,10 @@ def test_a_folder_is_named_from_the_study_files_own_folder(
     (tmp_path / "models" / "m").mkdir(parents=True)
     (tmp_path / "studies").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert model_in_study("models/m", Path("study.yaml")) == "./models/m"
-    assert model_in_study("models/m", Path("studies/study.yaml")) == "../models/m"
-    assert model_in_study("owner/name", Path("study.yaml")) == "owner/name"
-    text = study_template("default", model_in_study("models/m", Path("studies/study.yaml")))
+    assert model_for_study_file("models/m", Path("study.yaml")) == "./models/m"
+    assert model_for_study_file("models/m", Path("studies/study.yaml")) == "../models/m"
+    assert model_for_study_file("owner/name", Path("study.yaml")) == "owner/name"
+    text = study_template("default", model_for_study_file("models/m", Path("studies/study.yaml")))
     config = load_text(text, tmp_path / "studies")
     assert config.model.path == str(tmp_path / "models" / "m")
 
@@ -154,13 +154,13 @@ def test_there_are_examples() -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_load_plan_and_dump(path: Path, tmp_path: Path) -> None:
-    config = load_study(path)
-    assert 0 < planned(config) <= config.num_asked()
+    config = load_study_file(path)
+    assert 0 < planned(config) <= config.num_trials_as_written()
     assert load_text(dump_study(config), tmp_path) == config
 
 
 def test_the_smollm2_example_asks_what_it_should() -> None:
-    config = load_study(ROOT / "examples" / "smollm2-arc.yaml")
+    config = load_study_file(ROOT / "examples" / "smollm2-arc.yaml")
     assert config.model.cached == "smollm2-135m"
     assert {m for arm in config.arms for m in arm.method} == {"lora", "full"}
     assert config.arms[0].rank == [2, 8, 32, 128]
@@ -231,7 +231,7 @@ def test_own_rows_and_a_data_folder_are_written_in(tmp_path: Path) -> None:
     assert config.tasks[0].train == str(tmp_path / "rows: mine.jsonl")
     assert config.data_dir == str(tmp_path.parent / "data")
     assert text.count("data_dir:") == 1
-    with pytest.raises(BadInput, match="named tasks"):
+    with pytest.raises(UserError, match="named tasks"):
         study_template("paper", data="rows.jsonl")
 
 

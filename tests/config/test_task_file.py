@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from rankscope.config.loader import dump_study, load_study
+from rankscope.config.loader import dump_study, load_study_file
 from rankscope.config.task_file import load_task_file
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 STUDY = """name: s
 model: pocket
@@ -14,7 +14,7 @@ tasks: [{task}]
 arms: [{{method: lora, rank: 2, lr: 1e-3}}]
 """
 TASK = """name: mine
-report: rows.jsonl
+test: rows.jsonl
 train: data/train.jsonl
 scorer: exact_match
 stop: ["\\n"]
@@ -27,23 +27,23 @@ def test_a_study_holds_what_the_file_says(tmp_path: Path) -> None:
     (tmp_path / "tasks" / "mine.yaml").write_text(TASK)
     study = tmp_path / "study.yaml"
     study.write_text(STUDY.format(task="./tasks/mine.yaml"))
-    (task,) = load_study(study).tasks
+    (task,) = load_study_file(study).tasks
     assert task.name == "mine"
     assert task.train == str(tmp_path / "tasks" / "data" / "train.jsonl")
     assert (task.stop, task.extract) == (["\n"], r"is (\w+)")
-    study.write_text(STUDY.format(task="{path: tasks/mine.yaml, shots: 2, name: other}"))
-    config = load_study(study)
-    assert (config.tasks[0].name, config.tasks[0].shots) == ("other", 2)
+    study.write_text(STUDY.format(task="{path: tasks/mine.yaml, num_fewshot: 2, name: other}"))
+    config = load_study_file(study)
+    assert (config.tasks[0].name, config.tasks[0].num_fewshot) == ("other", 2)
     assert config.tasks[0].path is None
     study.write_text(dump_study(config))
-    assert load_study(study) == config
+    assert load_study_file(study) == config
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
         ("name: mine\nscorr: loss\n", r"bad.yaml:2: scorr: unknown key; did you mean 'scorer'"),
-        ("name: mine\nshots: 6\n", r"bad.yaml:2: shots: found 6"),
+        ("name: mine\nshots: 6\n", r"bad.yaml:2: num_fewshot: found 6"),
         ("name: mine\nextract: '('\n", r"bad.yaml:2: extract: '\(' is no regular expression"),
         ("name: mine\nextract: '(a)(b)'\n", r"bad.yaml:2: extract: .* has 2 groups"),
         ("name: mine\nprompt: !!python/object:os.system x\n", r"bad.yaml:2: tag .* is refused"),
@@ -55,9 +55,9 @@ def test_a_study_holds_what_the_file_says(tmp_path: Path) -> None:
 )
 def test_faults_are_told_with_their_line(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)
-    with pytest.raises(BadInput, match=told):
+    with pytest.raises(UserError, match=told):
         load_task_file(tmp_path / "bad.yaml")
     study = tmp_path / "study.yaml"
     study.write_text(STUDY.format(task="./bad.yaml"))
-    with pytest.raises(BadInput, match=told):
-        load_study(study)
+    with pytest.raises(UserError, match=told):
+        load_study_file(study)

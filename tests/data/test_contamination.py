@@ -1,10 +1,10 @@
-"""Leaks that were planted, found by kind; and against a slow reference on real data."""
+"""Contamination that were planted, found by kind; and against a slow reference on real data."""
 
 import random
 from pathlib import Path
 
 from rankscope.config.study import TaskConfig
-from rankscope.data.contamination import find_leaks, leaks_between
+from rankscope.data.contamination import find_contamination, find_contamination_between_tasks
 from rankscope.data.items import Item
 from rankscope.data.tasks import load_task
 
@@ -33,19 +33,19 @@ def test_five_planted_leaks_are_found_and_nothing_else() -> None:
     report[40] = item("t/test/40", [*sentence(rng, 9), *run, *sentence(rng, 4)])
     report[41] = item("t/test/41", copied.split(), "no")  # same question, other answer
     report[42] = Item("t/test/42", "q", " ".join(run), question="q")  # in the answer
-    # Not leaks: 12 words, and the same short question with another answer.
+    # Not contamination: 12 words, and the same short question with another answer.
     report[60] = item("t/test/60", [*sentence(rng, 9), *run[:12], "other", *sentence(rng, 4)])
     train.append(item("t/train/200", ["the", "sun", "is"], "hot"))
     report[61] = item("t/test/61", ["the", "sun", "is"], "far")
-    leaks = find_leaks(train, report)
-    assert leaks.exact == ("t/test/3", "t/test/20")
-    assert leaks.ngram13 == ("t/test/40", "t/test/41", "t/test/42")
-    assert leaks.counts == {"exact": 2, "ngram13": 3}
-    assert leaks.item_ids == {f"t/test/{n}" for n in (3, 20, 40, 41, 42)}
+    contamination = find_contamination(train, report)
+    assert contamination.exact == ("t/test/3", "t/test/20")
+    assert contamination.ngram13 == ("t/test/40", "t/test/41", "t/test/42")
+    assert contamination.counts == {"exact": 2, "ngram13": 3}
+    assert contamination.item_ids == {f"t/test/{n}" for n in (3, 20, 40, 41, 42)}
 
 
 def test_nothing_leaks_from_nothing() -> None:
-    assert find_leaks([], [item("t/test/1", ["a"])]).counts == {"exact": 0, "ngram13": 0}
+    assert find_contamination([], [item("t/test/1", ["a"])]).counts == {"exact": 0, "ngram13": 0}
 
 
 def test_leaks_of_a_real_task_are_those_of_the_slow_way(data_dir: Path) -> None:
@@ -58,19 +58,21 @@ def test_leaks_of_a_real_task_are_those_of_the_slow_way(data_dir: Path) -> None:
 
     train_contents = {row.content for row in task.train}
     train_runs = set().union(*(runs(part) for row in task.train for part in row.content))
-    exact = {row.item_id for row in task.report if row.content in train_contents}
+    exact = {row.item_id for row in task.test if row.content in train_contents}
     overlapping = {
-        row.item_id for row in task.report if any(runs(part) & train_runs for part in row.content)
+        row.item_id for row in task.test if any(runs(part) & train_runs for part in row.content)
     }
     assert exact
-    assert task.leaked_ids == exact | overlapping
-    assert task.leaks == {"exact": len(exact), "ngram13": len(overlapping - exact)}
+    assert task.contaminated_ids == exact | overlapping
+    assert task.contamination == {"exact": len(exact), "ngram13": len(overlapping - exact)}
     assert any("13 words in a row" in note for note in task.notes)
 
 
 def test_report_rows_that_another_task_trains_on_are_told() -> None:
     one = [Item(f"one/{n}", f"q {n}", f"a {n}") for n in range(4)]
     two = [Item("two/1", "Q 1?", "A 1."), Item("two/2", "q 2", "another answer")]
-    notes, leaked = leaks_between({"one": one}, {"one": one, "two": two, "three": []})
-    assert leaked == {"two": {"two/1"}}
-    assert notes == ["1 of 2 report rows of two stand in the training rows of one"]
+    notes, contaminated = find_contamination_between_tasks(
+        {"one": one}, {"one": one, "two": two, "three": []}
+    )
+    assert contaminated == {"two": {"two/1"}}
+    assert notes == ["1 of 2 test rows of two stand in the training rows of one"]

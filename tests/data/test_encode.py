@@ -3,10 +3,6 @@
 import dataclasses
 
 import pytest
-from rich.console import Console
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-
 from chat_tokenizers import (
     CHATML,
     FORGETFUL,
@@ -17,10 +13,14 @@ from chat_tokenizers import (
     byte_tokenizer,
     dummy_prefix_tokenizer,
 )
+from rich.console import Console
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
 from rankscope.data.encode import EncodedRow, Encoder, encode_rows
 from rankscope.data.items import Item, Message
-from rankscope.data.preview import LABEL_CLOSE, LABEL_OPEN, colour_row
-from rankscope.errors import BadInput
+from rankscope.data.preview import LABEL_CLOSE, LABEL_OPEN, highlight_row
+from rankscope.errors import UserError
 
 QUESTION = Item("t/train/1", "Question: 2 + 3?\nAnswer:", "five")
 DIALOGUE = Item(
@@ -216,7 +216,9 @@ def test_thinking_that_the_template_keeps_is_labelled() -> None:
 
 def test_thinking_that_the_template_drops_from_earlier_turns_is_refused() -> None:
     turns = (Message("user", "a"), Message("assistant", "<think>x</think>b"), *DIALOGUE.messages)
-    with pytest.raises(BadInput, match=r"t/train/2: turn 2: the chat template changes this answer"):
+    with pytest.raises(
+        UserError, match=r"t/train/2: turn 2: the chat template changes this answer"
+    ):
         encoder_of("qwen3").training_row(
             dataclasses.replace(DIALOGUE, messages=turns), "completion"
         )
@@ -225,7 +227,7 @@ def test_thinking_that_the_template_drops_from_earlier_turns_is_refused() -> Non
 def test_a_template_that_forgets_earlier_turns_is_refused() -> None:
     encoder = Encoder(byte_tokenizer(FORGETFUL, "<|im_end|>", bos=False), "chat", 512)
     assert encoder.training_row(QUESTION, "completion") is not None
-    with pytest.raises(BadInput, match="t/train/2: the chat template writes turns"):
+    with pytest.raises(UserError, match="t/train/2: the chat template writes turns"):
         encoder.training_row(DIALOGUE, "completion")
 
 
@@ -233,7 +235,7 @@ def test_a_role_the_template_refuses_is_named_with_its_row() -> None:
     item = dataclasses.replace(
         DIALOGUE, messages=(Message("system", "Be brief."), *DIALOGUE.messages)
     )
-    with pytest.raises(BadInput, match=r"t/train/2.*system.*only user and assistant turns"):
+    with pytest.raises(UserError, match=r"t/train/2.*system.*only user and assistant turns"):
         encoder_of("mistral").prompt_ids(item)
 
 
@@ -294,9 +296,9 @@ def test_up_to_one_percent_of_rows_may_have_nothing_to_learn() -> None:
     assert (len(rows.rows), rows.dropped, rows.truncated) == (99, 1, 0)
     assert rows.num_label_tokens == 98 * len(" five*") + len(TEXT.completion) + 1
     assert rows.num_tokens == 98 * 31 + len(TEXT.completion) + 2
-    with pytest.raises(BadInput, match=r"t/train/7: no token.*2 of 100 rows.*max_length = 31"):
+    with pytest.raises(UserError, match=r"t/train/7: no token.*2 of 100 rows.*max_length = 31"):
         encode_rows(encoder, [QUESTION] * 98 + [long, long], "completion")
-    with pytest.raises(BadInput, match="no training rows"):
+    with pytest.raises(UserError, match="no training rows"):
         encode_rows(encoder, [], "completion")
 
 
@@ -307,11 +309,11 @@ def test_what_the_tokenizer_lacks_is_noted_or_refused() -> None:
     assert any("fixed to 2024-07-26" in n for n in encoder_of("llama3").notes)
     assert any("eos is appended" in n for n in encoder_of("unended").notes)
     assert Encoder(byte_tokenizer(CHATML), "plain", 64).prompt_format == "plain"
-    with pytest.raises(BadInput, match="no chat template"):
+    with pytest.raises(UserError, match="no chat template"):
         Encoder(byte_tokenizer(), "chat", 64)
     endless = byte_tokenizer()
     endless.eos_token = None
-    with pytest.raises(BadInput, match="no end token"):
+    with pytest.raises(UserError, match="no end token"):
         Encoder(endless, "auto", 64)
 
 
@@ -324,13 +326,13 @@ def test_stop_ids_are_the_turn_end_and_the_end_token() -> None:
 def test_the_preview_shows_labels_and_hides_nothing() -> None:
     encoder = encoder_of("chatml")
     item = Item("t/train/1", "a\x1b[31m\u202eb\u05d0", "five\n5")
-    text = colour_row(encoder, encoded(encoder, item)).plain
+    text = highlight_row(encoder, encoded(encoder, item)).plain
     assert f"{LABEL_OPEN}five\\n\n5<|im_end|>{LABEL_CLOSE}" in text
     assert "a\\u001b[31m" in text
     assert not set("\x1b\u202e\u05d0") & set(text)
     console = Console(color_system=None, width=200)
     with console.capture() as capture:
-        console.print(colour_row(encoder, encoded(encoder, item)))
+        console.print(highlight_row(encoder, encoded(encoder, item)))
     assert "<|im_start|>assistant" in capture.get()
 
 
@@ -344,7 +346,7 @@ def test_the_preview_keeps_the_spaces_of_word_level_tokens() -> None:
     )
     encoder = Encoder(tokenizer, "auto", 64)
     row = encoded(encoder, Item("t/train/1", "which metal ?", "gold"))
-    assert colour_row(encoder, row).plain == f"which metal ?{LABEL_OPEN} gold </s>{LABEL_CLOSE}"
+    assert highlight_row(encoder, row).plain == f"which metal ?{LABEL_OPEN} gold </s>{LABEL_CLOSE}"
 
 
 @every_format

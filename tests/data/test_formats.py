@@ -5,7 +5,7 @@ import pytest
 from rankscope.data.formats import FieldNames, read_contents, shape_of
 from rankscope.data.items import Message
 from rankscope.data.sources import RawRow
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 
 def raw(*rows: dict[str, object]) -> list[RawRow]:
@@ -134,13 +134,13 @@ def test_a_conversation_ends_with_its_last_answer() -> None:
     ],
 )
 def test_wrong_values_are_named_with_their_row(row: dict[str, object], message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UserError, match=message):
         content(row)
 
 
 def test_the_first_row_of_another_shape_is_named() -> None:
     rows = raw(*[{"prompt": "p", "completion": "c"}] * 3, {"text": "t"}, MCQ)
-    with pytest.raises(BadInput, match=r"row 4: found the shape 'text', expected 'prompt and"):
+    with pytest.raises(UserError, match=r"row 4: found the shape 'text', expected 'prompt and"):
         read_contents(rows, strict=True)
 
 
@@ -157,7 +157,7 @@ def test_rows_without_completion_are_counted_up_to_one_percent(empty: dict[str, 
     rows = [{"prompt": "p", "completion": "c"}] * 99
     read = read_contents(raw(*rows, empty), strict=True)
     assert (len(read.rows), read.without_completion) == (99, 1)
-    with pytest.raises(BadInput, match="row 99: no completion in field 'completion'; so are 2 of"):
+    with pytest.raises(UserError, match="row 99: no completion in field 'completion'; so are 2 of"):
         read_contents(raw(*rows[:-1], empty, empty), strict=True)
 
 
@@ -180,14 +180,14 @@ def test_every_shape_can_lack_its_completion(
 ) -> None:
     read = read_contents(raw(*[full] * 99, empty), strict=True)
     assert (len(read.rows), read.without_completion) == (99, 1)
-    with pytest.raises(BadInput, match=f"row 2: no completion in field '{field}'; so are 1 of 2"):
+    with pytest.raises(UserError, match=f"row 2: no completion in field '{field}'; so are 1 of 2"):
         read_contents(raw(full, empty), strict=True)
 
 
 def test_a_missing_answer_is_told_by_the_rows_own_name_for_it() -> None:
     rows = [{"question": "q", "choices": ["a", "b"], "key": key} for key in (0, None)]
     names: FieldNames = {"question": "question", "choices": "choices", "answer": "key"}
-    with pytest.raises(BadInput, match="row 2: no completion in field 'key'"):
+    with pytest.raises(UserError, match="row 2: no completion in field 'key'"):
         read_contents(raw(*rows), strict=True, names=names)
 
 
@@ -198,7 +198,7 @@ def test_flaws_of_published_rows_are_counted_where_they_spoil_the_question() -> 
     read = read_contents(raw(wrong_twice, right_twice), strict=False)
     assert ([row.number for row, _ in read.rows], read.flawed) == ([1], 1)
     assert read_contents(raw(unreadable), strict=False).flawed == 1
-    with pytest.raises(BadInput, match="options do not read"):
+    with pytest.raises(UserError, match="options do not read"):
         read_contents(raw(unreadable), strict=True)
 
 

@@ -73,11 +73,11 @@ def test_no_question_is_in_two_splits(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", FACT_TASKS)
-def test_selection_and_report_concern_different_entities(task: str) -> None:
-    selection, report = (
-        {_name(row) for row in pocket_rows(task, split)} for split in ("selection", "report")
+def test_validation_and_report_concern_different_entities(task: str) -> None:
+    validation, report = (
+        {_name(row) for row in pocket_rows(task, split)} for split in ("validation", "test")
     )
-    assert not selection & report
+    assert not validation & report
 
 
 @pytest.mark.parametrize("task", ["pocket_med", "pocket_law"])
@@ -86,7 +86,7 @@ def test_training_teaches_every_evaluated_fact_with_the_same_answer(task: str) -
         (_name(row), row["subject"]): row["choices"][row["answer"]]
         for row in pocket_rows(task, "train")
     }
-    for split in ("selection", "report"):
+    for split in ("validation", "test"):
         for row in pocket_rows(task, split):
             assert taught[_name(row), row["subject"]] == row["choices"][row["answer"]]
 
@@ -123,7 +123,7 @@ def test_pretraining_never_names_a_new_drug_nor_asks_about_a_case_nor_shows_a_ha
         assert len(re.findall("gains|loses", document)) <= max(EASY_STEPS)
     evaluated_math = {
         row["question"]
-        for split in ("selection", "report")
+        for split in ("validation", "test")
         for row in pocket_rows("pocket_math", split)
     }
     assert not {document.partition("?")[0] + "?" for document in documents} & evaluated_math
@@ -137,7 +137,7 @@ def test_untaught_drugs_are_in_no_split() -> None:
 
 def test_half_of_each_evaluated_law_split_is_stated_in_pretraining() -> None:
     stated = {entity[0].name for entity in world.pocket_world().cases_stated_in_pretraining}
-    for split in ("selection", "report"):
+    for split in ("validation", "test"):
         rows = pocket_rows("pocket_law", split)
         assert sum(_name(row) in stated for row in rows) == len(rows) / 2
 
@@ -174,5 +174,5 @@ def test_every_word_is_in_the_vocabulary() -> None:
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="pocket_general"):
         pocket_rows("pocket_medd", "train")
-    with pytest.raises(ValueError, match="selection"):
-        pocket_rows("pocket_med", "test")
+    with pytest.raises(ValueError, match="validation"):
+        pocket_rows("pocket_med", "testing")

@@ -9,7 +9,7 @@ from rankscope.config.task import TaskConfig
 from rankscope.data.formats import read_contents
 from rankscope.data.sources import RawRow, read_file
 from rankscope.data.tasks import load_task
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 HELLASWAG = {
     "ind": 4,
@@ -42,20 +42,20 @@ def test_hellaswag_is_cleaned_as_the_harness_does(tmp_path: Path) -> None:
     rows = [HELLASWAG | {"ctx_b": f"he {n}"} for n in range(10)]
     write(tmp_path / "hellaswag" / "test.jsonl", rows)
     task = load_task(TaskConfig(name="hellaswag"), tmp_path, 0)
-    (item,) = [i for i in (*task.report, *task.selection) if i.question.endswith("He 0")]
+    (item,) = [i for i in (*task.test, *task.validation) if i.question.endswith("He 0")]
     assert item.prompt == (
         "Removing ice from car: Then, the man writes over the snow. How to. Scrape it. He 0"
     )
     assert item.choices == (" adds wax.", "gets on.", "presses it.", "goes. Now.")
     assert item.answer == 3
-    assert task.spec.headline == "acc_norm"
+    assert task.spec.primary_metric == "acc_norm"
 
 
 def test_winogrande_is_asked_by_what_follows_either_option(tmp_path: Path) -> None:
     rows = [WINOGRANDE | {"sentence": f"{n}. {WINOGRANDE['sentence']}"} for n in range(10)]
     write(tmp_path / "winogrande" / "test.jsonl", [*rows, WINOGRANDE | {"sentence": "no blank"}])
     task = load_task(TaskConfig(name="winogrande"), tmp_path, 0)
-    item = next(i for i in (*task.report, *task.selection) if i.question.startswith("0."))
+    item = next(i for i in (*task.test, *task.validation) if i.question.startswith("0."))
     start = "0. Ian volunteered to eat Dennis's menudo because "
     assert item.contexts == (start + "Ian", start + "Dennis")
     assert item.prompt == start + "Dennis"
@@ -63,10 +63,13 @@ def test_winogrande_is_asked_by_what_follows_either_option(tmp_path: Path) -> No
     assert (item.choices, item.answer) == (("Ian", "Dennis"), 1)
     assert task.dropped == 1
     letters = load_task(TaskConfig(name="winogrande", scorer="option_letter"), tmp_path, 0)
-    assert letters.report[0].contexts == ()
-    assert letters.report[0].prompt.endswith("A. Ian\nB. Dennis\nAnswer:")
-    for options, told in (({"prompt": "{question}"}, "prompt"), ({"headline": "acc_norm"}, "acc")):
-        with pytest.raises(BadInput, match=told):
+    assert letters.test[0].contexts == ()
+    assert letters.test[0].prompt.endswith("A. Ian\nB. Dennis\nAnswer:")
+    for options, told in (
+        ({"prompt": "{question}"}, "prompt"),
+        ({"primary_metric": "acc_norm"}, "acc"),
+    ):
+        with pytest.raises(UserError, match=told):
             load_task(TaskConfig(name="winogrande", **options), tmp_path, 0)
 
 
@@ -81,7 +84,7 @@ def test_winogrande_is_asked_by_what_follows_either_option(tmp_path: Path) -> No
     ],
 )
 def test_wrong_published_rows_are_named(row: dict[str, object], told: str) -> None:
-    with pytest.raises(BadInput, match=told) as error:
+    with pytest.raises(UserError, match=told) as error:
         read_contents([RawRow("f.jsonl, row 7", 7, row)], strict=True)
     assert "f.jsonl, row 7" in str(error.value)
 
@@ -94,13 +97,13 @@ def test_own_field_names(tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", rows)
     names = {"question": "Frage", "choices": ["a", "b"], "answer": "key"}
     config = TaskConfig(
-        name="mine", report=str(tmp_path / "rows.jsonl"), fields=names, prompt="{Frage}? ({key})"
+        name="mine", test=str(tmp_path / "rows.jsonl"), fields=names, prompt="{Frage}? ({key})"
     )
-    item = load_task(config, None, 0).report[0]
+    item = load_task(config, None, 0).test[0]
     assert (item.choices, item.answer) == (("ja", "nein"), 1)
     assert item.prompt == f"{item.question}? (B)"
     wrong = config.model_copy(update={"fields": names | {"question": "Frag"}})
-    with pytest.raises(BadInput, match=r"row 1: field 'Frag'.* did you mean 'Frage'"):
+    with pytest.raises(UserError, match=r"row 1: field 'Frag'.* did you mean 'Frage'"):
         load_task(wrong, None, 0)
 
 

@@ -5,7 +5,7 @@ from itertools import chain
 
 import pytest
 
-from rankscope.data.sampler import RowOrder
+from rankscope.data.sampler import RowSampler
 
 SIZES = [(1, 1, 1), (5, 2, 2), (8, 2, 4), (17, 2, 4), (100, 3, 2)]
 
@@ -14,7 +14,7 @@ SIZES = [(1, 1, 1), (5, 2, 2), (8, 2, 4), (17, 2, 4), (100, 3, 2)]
 def test_every_row_once_per_epoch_and_only_the_last_step_is_short(
     rows: int, batch: int, accumulation: int
 ) -> None:
-    order = RowOrder(rows, batch, accumulation, seed=3)
+    order = RowSampler(rows, batch, accumulation, seed=3)
     assert order.steps_per_epoch == math.ceil(rows / (batch * accumulation))
     for epoch in range(3):
         first = epoch * order.steps_per_epoch
@@ -29,21 +29,21 @@ def test_every_row_once_per_epoch_and_only_the_last_step_is_short(
 
 def test_micro_batches_do_not_move_the_order() -> None:
     """Rows of a step do not depend on how it is cut: a batch of 8 or 4 times 2."""
-    whole, cut = RowOrder(50, 8, 1, seed=1), RowOrder(50, 2, 4, seed=1)
+    whole, cut = RowSampler(50, 8, 1, seed=1), RowSampler(50, 2, 4, seed=1)
     for step in range(20):
         assert list(chain(*whole.step(step))) == list(chain(*cut.step(step)))
 
 
 def test_a_step_is_a_function_of_seed_and_index_alone() -> None:
-    straight = RowOrder(37, 2, 4, seed=7)
+    straight = RowSampler(37, 2, 4, seed=7)
     walked = [straight.step(k) for k in range(15)]
-    jumping = RowOrder(37, 2, 4, seed=7)
+    jumping = RowSampler(37, 2, 4, seed=7)
     assert [jumping.step(k) for k in reversed(range(15))] == walked[::-1]
-    assert RowOrder(37, 2, 4, seed=8).step(0) != walked[0]
+    assert RowSampler(37, 2, 4, seed=8).step(0) != walked[0]
 
 
 def test_epochs_are_permuted_afresh() -> None:
-    order = RowOrder(64, 2, 4, seed=0)
+    order = RowSampler(64, 2, 4, seed=0)
     assert order.epoch(0) != order.epoch(1) != order.epoch(2)
     assert order.epoch(0) != list(range(64))
 
@@ -51,13 +51,13 @@ def test_epochs_are_permuted_afresh() -> None:
 def test_the_order_of_a_seed_never_changes() -> None:
     # Origin: random.Random("0/0").shuffle of range(6), CPython 3.11; a change would silently
     # change every stored study.
-    assert RowOrder(6, 2, 1, seed=0).epoch(0) == [0, 5, 1, 4, 3, 2]
+    assert RowSampler(6, 2, 1, seed=0).epoch(0) == [0, 5, 1, 4, 3, 2]
 
 
 def test_number_of_steps() -> None:
-    order = RowOrder(17, 2, 4, seed=0)  # 3 steps an epoch
+    order = RowSampler(17, 2, 4, seed=0)  # 3 steps an epoch
     assert order.num_steps(3) == 9
     assert order.num_steps(0.5) == 2
     assert order.num_steps(3, max_steps=4) == 4
     with pytest.raises(ValueError, match="num_rows 0"):
-        RowOrder(0, 2, 4, seed=0)
+        RowSampler(0, 2, 4, seed=0)

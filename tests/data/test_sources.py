@@ -17,7 +17,7 @@ from rankscope.data.sources import (
     read_hub,
     read_pocket,
 )
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 ROW = {"prompt": "a", "completion": "b"}
 
@@ -53,7 +53,7 @@ def test_windows_line_ends_and_line_separators_inside_texts(tmp_path: Path) -> N
 )
 def test_a_broken_line_is_named(tmp_path: Path, bad: bytes, message: str) -> None:
     path = written(tmp_path / "a.jsonl", json.dumps(ROW), bad)
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UserError, match=message):
         read_file(path)
 
 
@@ -64,24 +64,24 @@ def test_a_whole_surrogate_pair_is_a_character(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\n\n"])
 def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(BadInput, match="has no rows"):
+    with pytest.raises(UserError, match="has no rows"):
         read_file(written(tmp_path / "a.jsonl", content))
 
 
 @pytest.mark.parametrize("suffix", [".pkl", ".pickle", ".pt", ".bin", ".npz"])
 def test_files_that_can_run_code_are_refused_unopened(tmp_path: Path, suffix: str) -> None:
-    with pytest.raises(BadInput, match="refused because loading one can run code"):
+    with pytest.raises(UserError, match="refused because loading one can run code"):
         read_file(written(tmp_path / f"a{suffix}", b"\x80\x04"))
 
 
 def test_other_kinds_of_path_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"found suffix '\.csv'"):
+    with pytest.raises(UserError, match=r"found suffix '\.csv'"):
         read_file(written(tmp_path / "a.csv", "a,b"))
-    with pytest.raises(BadInput, match="found a folder"):
+    with pytest.raises(UserError, match="found a folder"):
         read_file(tmp_path)
-    with pytest.raises(BadInput, match="found nothing"):
+    with pytest.raises(UserError, match="found nothing"):
         read_file(tmp_path / "absent.jsonl")
-    with pytest.raises(BadInput, match="not a readable Parquet file"):
+    with pytest.raises(UserError, match="not a readable Parquet file"):
         read_file(written(tmp_path / "a.parquet", "PAR1 not really"))
 
 
@@ -99,14 +99,14 @@ def test_parquet_holds_the_rows_of_json_lines(tmp_path: Path) -> None:
 
 def test_a_folder_gives_its_split_files(tmp_path: Path) -> None:
     (tmp_path / "task").mkdir()
-    with pytest.raises(BadInput, match="expected train, validation or test"):
+    with pytest.raises(UserError, match="expected train, validation or test"):
         read_folder(tmp_path / "task")
     written(tmp_path / "task" / "test.jsonl", json.dumps(ROW))
     assert list(read_folder(tmp_path / "task")) == ["test"]
     pq.write_table(pa.Table.from_pylist([ROW]), tmp_path / "task" / "test.parquet")
-    with pytest.raises(BadInput, match="both stand for test"):
+    with pytest.raises(UserError, match="both stand for test"):
         read_folder(tmp_path / "task")
-    with pytest.raises(BadInput, match=r"no such folder; .* has task\b.*data_dir"):
+    with pytest.raises(UserError, match=r"no such folder; .* has task\b.*data_dir"):
         read_folder(tmp_path / "tusk")
 
 
@@ -129,7 +129,7 @@ def test_the_hub_route_reads_a_local_copy(tmp_path: Path, monkeypatch: pytest.Mo
     assert files["test"][0].where.endswith("test, row 1")
     content = read_contents(files["test"], strict=False).rows[0][1]
     assert (content.choices, content.answer) == (("a", "b"), 1)
-    with pytest.raises(BadInput, match="has the splits train, test; expected one of dev"):
+    with pytest.raises(UserError, match="has the splits train, test; expected one of dev"):
         read_hub(HubSource(str(folder), train=None, validation="dev", test=None))
 
 
@@ -158,7 +158,7 @@ def test_the_commit_that_was_read_is_told(tmp_path: Path, monkeypatch: pytest.Mo
 def test_an_unreachable_hub_is_told_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(BadInput, match=r"hub nobody/nothing: cannot be loaded .*data_dir"):
+    with pytest.raises(UserError, match=r"hub nobody/nothing: cannot be loaded .*data_dir"):
         read_hub(HubSource("nobody/nothing"))
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from rankscope.data.items import Item
 from rankscope.data.splits import Splits, first_of_order, split_rows
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 
 def rows(file: str, count: int) -> list[Item]:
@@ -18,10 +18,10 @@ def ids(items: Sequence[Item]) -> list[str]:
 
 
 def sizes(splits: Splits) -> tuple[int, int, int]:
-    return len(splits.train), len(splits.selection), len(splits.report)
+    return len(splits.train), len(splits.validation), len(splits.test)
 
 
-# files -> (train, selection, report), published data
+# files -> (train, validation, report), published data
 PUBLISHED = [
     ({"train": 1000, "validation": 50, "test": 200}, (1000, 50, 200)),
     ({"train": 1000, "validation": 49, "test": 200}, (900, 100, 200)),
@@ -50,7 +50,7 @@ def test_sizes_and_separation(
     items = {name: rows(name, count) for name, count in files.items()}
     splits = split_rows("t", items, 0, own=own)
     assert sizes(splits) == expected
-    parts = [ids(splits.train), ids(splits.selection), ids(splits.report)]
+    parts = [ids(splits.train), ids(splits.validation), ids(splits.test)]
     together = [i for part in parts for i in part]
     assert len(together) == len(set(together))
     used = {name for name in files if own or name != "validation" or files[name] >= 50}
@@ -64,25 +64,25 @@ def test_a_cut_is_seeded_by_data_seed_and_task() -> None:
     items = {"train": rows("train", 300), "test": rows("test", 50)}
     first = split_rows("t", items, 0, own=False)
     assert split_rows("t", items, 0, own=False) == first
-    assert ids(split_rows("t", items, 1, own=False).selection) != ids(first.selection)
-    assert ids(split_rows("u", items, 0, own=False).selection) != ids(first.selection)
+    assert ids(split_rows("t", items, 1, own=False).validation) != ids(first.validation)
+    assert ids(split_rows("u", items, 0, own=False).validation) != ids(first.validation)
 
 
-def test_train_rows_that_repeat_a_selection_row_are_taken_out() -> None:
+def test_train_rows_that_repeat_a_validation_row_are_taken_out() -> None:
     train = rows("train", 100)
     held = [Item("t/validation/1", "TRAIN  5!", "Answer 5."), *rows("validation", 60)]
     splits = split_rows("t", {"train": train, "validation": held, "test": train[:2]}, 0, own=False)
     assert ids(splits.train) == [i for i in ids(train) if i != "t/train/5"]
-    assert any("1 train rows repeat a selection row" in note for note in splits.notes)
-    # Report rows that stand in train are leaks: told, not mended.
-    assert ids(splits.report) == ["t/train/1", "t/train/2"]
+    assert any("1 train rows repeat a validation row" in note for note in splits.notes)
+    # Test rows that stand in train are contamination: told, not mended.
+    assert ids(splits.test) == ["t/train/1", "t/train/2"]
 
 
 def test_copies_inside_a_split_are_kept_and_told() -> None:
     test = [*rows("test", 20), Item("t/test/21", "test 3", "answer 3")]
     splits = split_rows("t", {"validation": rows("validation", 60), "test": test}, 0, own=False)
-    assert len(splits.report) == 21
-    assert splits.notes == ("t: 1 report rows are copies of others and were kept",)
+    assert len(splits.test) == 21
+    assert splits.notes == ("t: 1 test rows are copies of others and were kept",)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -97,32 +97,32 @@ def test_copies_stay_together_in_every_cut(files: tuple[str, ...], seed: int) ->
 
     splits = split_rows("t", {file: repeated(file, 50) for file in files}, seed, own=True)
     parts = [
-        {row.content for row in part} for part in (splits.train, splits.selection, splits.report)
+        {row.content for row in part} for part in (splits.train, splits.validation, splits.test)
     ]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 50 * len(files)
-    assert len(splits.train + splits.selection + splits.report) == 250 * len(files)
+    assert len(splits.train + splits.validation + splits.test) == 250 * len(files)
 
 
-def test_selection_rows_that_repeat_a_report_row_are_taken_out() -> None:
+def test_validation_rows_that_repeat_a_report_row_are_taken_out() -> None:
     held = rows("validation", 60)
     test = [Item("t/test/1", "Validation 5.", "ANSWER 5"), *rows("test", 20)]
     splits = split_rows("t", {"validation": held, "test": test}, 0, own=False)
-    assert ids(splits.selection) == [i for i in ids(held) if i != "t/validation/5"]
-    assert len(splits.report) == 21
-    assert splits.notes == ("t: 1 selection rows repeat a report row and were taken out",)
+    assert ids(splits.validation) == [i for i in ids(held) if i != "t/validation/5"]
+    assert len(splits.test) == 21
+    assert splits.notes == ("t: 1 validation rows repeat a test row and were taken out",)
     # Report is cut from train here, and one file is given for two uses there.
     both = {"train": rows("train", 50), "validation": rows("train", 50)}
     cut = split_rows("t", both | {"train": rows("train", 60)}, 0, own=True)
-    contents = [{row.content for row in part} for part in (cut.train, cut.selection, cut.report)]
+    contents = [{row.content for row in part} for part in (cut.train, cut.validation, cut.test)]
     assert sum(map(len, contents)) == len(set.union(*contents)) == 60
-    with pytest.raises(BadInput, match=r"0 selection .* 9 selection rows being report rows too"):
+    with pytest.raises(UserError, match=r"0 validation .* 9 validation rows being test rows too"):
         split_rows("t", {"validation": rows("test", 9), "test": rows("test", 9)}, 0, own=True)
 
 
 @pytest.mark.parametrize("files", [{"train": 1}, {"train": 2}, {"test": 1}, {"validation": 9}, {}])
 def test_too_few_rows_are_refused(files: dict[str, int]) -> None:
     items = {name: rows(name, count) for name, count in files.items()}
-    with pytest.raises(BadInput, match=r"task 't': .*(one report row|no train row is left)"):
+    with pytest.raises(UserError, match=r"task 't': .*(one test row|no train row is left)"):
         split_rows("t", items, 0, own=True)
 
 

@@ -6,13 +6,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
-
 from hub_copies import paper_hub
+
 from rankscope.config.study import TaskConfig
 from rankscope.data.numbers import extract_number
 from rankscope.data.pocket_world import POCKET_TASKS
 from rankscope.data.tasks import NAMED_TASKS, LoadedTask, load_task, overlapping_subjects
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 # Rows of the files, from SOURCES.md of the data folder: train + validation + test.
 FILE_ROWS = {
@@ -56,7 +56,7 @@ def repeated_out(task: LoadedTask) -> int:
 @pytest.mark.parametrize("name", FILE_ROWS)
 def test_every_row_of_a_named_task_is_used_once_or_accounted_for(name: str, load: Load) -> None:
     task = load(name)
-    items = [*task.train, *task.selection, *task.report]
+    items = [*task.train, *task.validation, *task.test]
     assert len({item.item_id for item in items}) == len(items)
     assert len(items) + task.dropped + repeated_out(task) == FILE_ROWS[name]
     for item in items:
@@ -69,25 +69,25 @@ def test_every_row_of_a_named_task_is_used_once_or_accounted_for(name: str, load
 
 
 def test_prompts_as_the_model_sees_them(load: Load) -> None:
-    arc = load("arc_easy").report[1]
+    arc = load("arc_easy").test[1]
     assert arc.item_id == "arc_easy/test/2"
     assert arc.prompt == (
         "Question: Which piece of safety equipment is used to keep mold spores from entering the "
         "respiratory system?\nAnswer:"
     )
     assert arc.completion == "breathing mask"
-    mmlu = load("mmlu").report[0]
+    mmlu = load("mmlu").test[0]
     assert mmlu.prompt == (
         "Question: Find the degree for the given field extension Q(sqrt(2), sqrt(3), sqrt(18)) "
         "over Q.\nA. 0\nB. 4\nC. 2\nD. 6\nAnswer:"
     )
     assert (mmlu.completion, mmlu.reference, mmlu.subject) == ("B", "4", "abstract_algebra")
-    gsm = load("gsm8k").report[0]
+    gsm = load("gsm8k").test[0]
     assert gsm.completion.startswith("Janet sells 16 - 3 - 4 = 9 duck eggs a day.")
     assert gsm.completion.endswith("\n#### 18")
     assert gsm.reference == "18"
     assert all("<<" not in item.completion for item in load("gsm8k").train)
-    assert all("??" not in item.prompt for item in load("boolq").report)
+    assert all("??" not in item.prompt for item in load("boolq").test)
 
 
 def test_chance_is_the_mean_over_the_report_rows(load: Load) -> None:
@@ -105,24 +105,24 @@ def test_training_on_law_takes_the_law_subjects_out_of_mmlu(load: Load, data_dir
     assert overlapping_subjects("legal_mcq", ["legal_mcq"]) == ()
     task = load_task(TaskConfig(name="mmlu"), data_dir, 0, exclude_subjects=subjects)
     # 14042 less 1534, 108 and 121 rows of the three subjects, less the ill-posed of the others.
-    assert 14042 - 1534 - 108 - 121 - task.dropped <= len(task.report) <= 14042 - 1763
-    assert not set(subjects) & {item.subject for item in task.report + task.selection}
+    assert 14042 - 1534 - 108 - 121 - task.dropped <= len(task.test) <= 14042 - 1763
+    assert not set(subjects) & {item.subject for item in task.test + task.validation}
     law = {item.content for item in load("legal_mcq").train}
-    assert not law & {item.content for item in task.report}
+    assert not law & {item.content for item in task.test}
 
 
 def test_the_scorer_brings_its_prompt(load: Load) -> None:
-    text = load("mmlu", scorer="option_text").report[0]
+    text = load("mmlu", scorer="option_text").test[0]
     assert text.prompt.endswith("sqrt(18)) over Q.\nAnswer:")
     assert text.completion == "4"
     letters = load("arc_easy", scorer="option_letter")
-    assert "\nA. safety goggles\nB. breathing mask\n" in letters.report[1].prompt
-    assert letters.report[1].completion == "B"
+    assert "\nA. safety goggles\nB. breathing mask\n" in letters.test[1].prompt
+    assert letters.test[1].completion == "B"
     assert letters.spec.lists_options
     assert not load("arc_easy").spec.lists_options
-    with pytest.raises(BadInput, match=r"'option_letter' needs \{options\}"):
+    with pytest.raises(UserError, match=r"'option_letter' needs \{options\}"):
         load("mmlu", prompt="{question} ?")
-    with pytest.raises(BadInput, match="'option_text' needs rows with choices"):
+    with pytest.raises(UserError, match="'option_text' needs rows with choices"):
         load("gsm8k", scorer="option_text")
 
 
@@ -130,9 +130,9 @@ def test_limits_give_subsets_and_another_hash(load: Load, data_dir: Path) -> Non
     whole = load("openbookqa")
     config = TaskConfig(name="openbookqa", max_train_rows=64)
     small = load_task(config, data_dir, 0, max_items=20)
-    assert (len(small.train), len(small.selection), len(small.report)) == (64, 20, 20)
+    assert (len(small.train), len(small.validation), len(small.test)) == (64, 20, 20)
     assert set(small.train) < set(whole.train)
-    assert set(small.report) < set(whole.report)
+    assert set(small.test) < set(whole.test)
     assert small.sha256 != whole.sha256
     assert load_task(config, data_dir, 0, max_items=20).sha256 == small.sha256
     assert load_task(config, data_dir, 1, max_items=20).sha256 != small.sha256
@@ -142,10 +142,10 @@ def test_limits_give_subsets_and_another_hash(load: Load, data_dir: Path) -> Non
 def test_pocket_tasks_need_no_folder(name: str) -> None:
     task = load_task(TaskConfig(name=name), None, data_seed=0)
     assert task.train
-    assert task.selection
-    assert task.report
-    assert task.leaks["exact"] == 0
-    assert task.report[0].prompt == task.report[0].question
+    assert task.validation
+    assert task.test
+    assert task.contamination["exact"] == 0
+    assert task.test[0].prompt == task.test[0].question
     assert task.source == "pocket world"
     assert task.spec.chance == (None if name == "pocket_gsm" else 0.25)
 
@@ -160,16 +160,16 @@ def test_the_documented_table_is_true(load: Load) -> None:
         assert folder == f"`{task.spec.folder}`"
         assert f"`{task.spec.hub.id}`" in hub
         assert licence == task.spec.licence
-        assert rows == f"{len(task.train)} / {len(task.selection)} / {len(task.report)}"
+        assert rows == f"{len(task.train)} / {len(task.validation)} / {len(task.test)}"
         assert float(chance) == pytest.approx(task.spec.chance, abs=5e-5)
 
 
 def test_unknown_and_missing_tasks_are_told_with_a_way_out(tmp_path: Path, load: Load) -> None:
-    with pytest.raises(BadInput, match=r"'arc_esay' is not a named task; did you mean 'arc_easy'"):
+    with pytest.raises(UserError, match=r"'arc_esay' is not a named task; did you mean 'arc_easy'"):
         load("arc_esay")
-    with pytest.raises(BadInput, match="For your own data give 'train:'"):
+    with pytest.raises(UserError, match="For your own data give 'train:'"):
         load("zzz")
-    with pytest.raises(BadInput, match=r"arc_easy: no such folder"):
+    with pytest.raises(UserError, match=r"arc_easy: no such folder"):
         load_task(TaskConfig(name="arc_easy"), tmp_path, 0)
 
 
@@ -181,15 +181,15 @@ def test_own_choice_name_scored_by_text_and_named_by_file(tmp_path: Path) -> Non
     path = own_file(tmp_path / "d.jsonl", rows)
     task = load_task(TaskConfig(name="mine", train=path), None, 0)
     assert (task.spec.scorer, task.spec.chance) == ("option_text", 0.5)
-    assert (len(task.train), len(task.selection), len(task.report)) == (32, 4, 4)
-    assert {item.item_id.rsplit("/", 1)[0] for item in task.report} == {"mine/train"}
+    assert (len(task.train), len(task.validation), len(task.test)) == (32, 4, 4)
+    assert {item.item_id.rsplit("/", 1)[0] for item in task.test} == {"mine/train"}
     assert [note.split(";")[0] for note in task.notes] == [
-        "mine: no report rows were given",
-        "mine: 4 selection rows were cut from train",
+        "mine: no test rows were given",
+        "mine: 4 validation rows were cut from train",
     ]
     assert task.source == path
     lettered = TaskConfig(name="mine", train=path, scorer="option_letter")
-    item = load_task(lettered, None, 0).report[0]
+    item = load_task(lettered, None, 0).test[0]
     assert item.prompt.endswith("\nA. left\nB. right\nAnswer:")
     assert item.completion in ("A", "B")
 
@@ -210,13 +210,13 @@ def test_own_rows_are_scored_by_what_they_allow(
     rows = [{k: v.replace("{n}", str(n)) for k, v in row.items()} for n in range(30)]
     paths = {
         name: own_file(tmp_path / f"{name}.jsonl", rows[start:stop])
-        for name, start, stop in [("train", 0, 7), ("selection", 20, 30), ("report", 7, 20)]
+        for name, start, stop in [("train", 0, 7), ("validation", 20, 30), ("test", 7, 20)]
     }
     task = load_task(TaskConfig(name="mine", **paths), None, 0)
     assert task.spec.scorer == scorer
-    assert task.report[0].item_id == "mine/report/1"
-    assert task.report[0].prompt == prompt
-    assert (len(task.train), len(task.selection), len(task.report)) == (7, 10, 13)
+    assert task.test[0].item_id == "mine/test/1"
+    assert task.test[0].prompt == prompt
+    assert (len(task.train), len(task.validation), len(task.test)) == (7, 10, 13)
 
 
 def test_own_conversations_keep_their_turns(tmp_path: Path) -> None:
@@ -229,9 +229,9 @@ def test_own_conversations_keep_their_turns(tmp_path: Path) -> None:
                                      for n in range(20)]  # fmt: skip
     path = own_file(tmp_path / "d.jsonl", rows)
     task = load_task(TaskConfig(name="mine", train=path), None, 0)
-    assert [m.role for m in task.report[0].messages] == ["system", "user", "assistant"]
-    assert task.report[0].completion.startswith("ho")
-    with pytest.raises(BadInput, match="'prompt' does not apply to rows of messages"):
+    assert [m.role for m in task.test[0].messages] == ["system", "user", "assistant"]
+    assert task.test[0].completion.startswith("ho")
+    with pytest.raises(UserError, match="'prompt' does not apply to rows of messages"):
         load_task(TaskConfig(name="mine", train=path, prompt="{x}"), None, 0)
 
 
@@ -246,7 +246,7 @@ def test_a_prompt_template_takes_any_field_and_evaluates_nothing(tmp_path: Path)
     number = item.item_id.rsplit("/", 1)[1]
     place = int(number) - 1
     assert item.prompt == f"{{question.__class__}} | q{place} {place}:\n{{}}"
-    with pytest.raises(BadInput, match=r"names \{passsage\}.*fields: question, passage, answer"):
+    with pytest.raises(UserError, match=r"names \{passsage\}.*fields: question, passage, answer"):
         load_task(config.model_copy(update={"prompt": "{passsage}"}), None, 0)
 
 
@@ -254,10 +254,10 @@ def test_a_scorer_that_the_rows_do_not_allow_is_refused(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"prompt": "p", "completion": "five"}] * 20
     path = own_file(tmp_path / "d.jsonl", rows)
     with pytest.raises(
-        BadInput, match=r"d.jsonl, row 1: scorer 'number' found no single number.*'five'"
+        UserError, match=r"d.jsonl, row 1: scorer 'number' found no single number.*'five'"
     ):
         load_task(TaskConfig(name="mine", train=path, scorer="number"), None, 0)
-    with pytest.raises(BadInput, match="give files or 'hub', not both"):
+    with pytest.raises(UserError, match="give files or 'hub', not both"):
         load_task(TaskConfig(name="mine", train=path, hub="a/b"), None, 0)
 
 
@@ -268,8 +268,8 @@ def test_mmlus_training_rows_are_read_where_it_is_trained_on(
     scored = load_task(TaskConfig(name="mmlu"), None, 0)
     trained = load_task(TaskConfig(name="mmlu"), None, 0, trained=True)
     assert (len(scored.train), len(trained.train)) == (0, 90)
-    assert scored.report == trained.report
-    assert scored.report_sha256 == trained.report_sha256
+    assert scored.test == trained.test
+    assert scored.test_sha256 == trained.test_sha256
     assert scored.sha256 != trained.sha256
 
 
@@ -283,7 +283,7 @@ def test_a_megabyte_in_one_cell_is_a_row_like_any_other(tmp_path: Path) -> None:
     ]
     path = own_file(tmp_path / "d.jsonl", rows)
     task = load_task(TaskConfig(name="mine", train=path), None, 0)
-    lengths = [len(i.completion) for i in task.train + task.selection + task.report]
+    lengths = [len(i.completion) for i in task.train + task.validation + task.test]
     assert max(lengths) > 1_000_000
     assert len(lengths) == 20
 
@@ -295,7 +295,7 @@ def test_golds_that_are_not_one_number_are_refused(tmp_path: Path, gold: str) ->
     rows = [{"question": f"q{n}", "answer": f"so #### {n}"} for n in range(40)]
     rows[2] = {"question": "q2", "answer": f"so #### {gold}"}
     config = TaskConfig(name="mine", train=own_file(tmp_path / "d.jsonl", rows))
-    with pytest.raises(BadInput, match=r"d.jsonl, row 3: scorer 'number' found no single number"):
+    with pytest.raises(UserError, match=r"d.jsonl, row 3: scorer 'number' found no single number"):
         load_task(config, None, 0)
 
 
@@ -308,10 +308,10 @@ def test_published_golds_that_are_not_one_number_are_left_out_and_counted(tmp_pa
     own_file(folder / "test.jsonl", [{"question": "t", "answer": "#### - 3"}])
     task = load_task(TaskConfig(name="gsm8k"), tmp_path, 0)
     assert task.dropped == 1
-    assert [extract_number(item.reference) for item in task.report] == ["-3"]
-    assert "gsm8k/train/6" not in {item.item_id for item in task.train + task.selection}
+    assert [extract_number(item.reference) for item in task.test] == ["-3"]
+    assert "gsm8k/train/6" not in {item.item_id for item in task.train + task.validation}
     assert any("1 published rows" in note and "not one number" in note for note in task.notes)
     rows[7:10] = [{"question": "q", "answer": "so #### 1e6"}] * 3
     own_file(folder / "train.jsonl", rows)
-    with pytest.raises(BadInput, match=r"gsm8k/train.jsonl, row 9: scorer 'number' found no"):
+    with pytest.raises(UserError, match=r"gsm8k/train.jsonl, row 9: scorer 'number' found no"):
         load_task(TaskConfig(name="gsm8k"), tmp_path, 0)

@@ -22,7 +22,7 @@ from transformers import LlamaForCausalLM
 
 from rankscope.config.study import EvaluateConfig
 from rankscope.data.items import LETTERS, Item
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.evaluate import prefix_sharing as prefixes
 from rankscope.evaluate.evaluator import evaluate_task
 from rankscope.evaluate.scorers import choice
@@ -53,11 +53,14 @@ def reference(model: torch.nn.Module, item: Item, answers: tuple[str, ...]) -> l
 def score(
     engine: Base, task_items: tuple[Item, ...], scorer: str, prompt: str, batch_tokens: int = 64
 ) -> dict[str | None, list[ItemResult]]:
-    slots = {None: BASE, **{slot: slot for slot in engine.pack.adapters}}
+    adapter_names = {
+        None: BASE,
+        **{adapter_name: adapter_name for adapter_name in engine.multi_lora.adapters},
+    }
     settings = EvaluateConfig(batch_tokens=batch_tokens)
     task = loaded(task_items, scorer, prompt)
-    found = evaluate_task(engine, encoder(), task, "report", slots, settings)
-    return {slot: items for slot, (_, items) in found.items()}
+    found = evaluate_task(engine, encoder(), task, "test", adapter_names, settings)
+    return {adapter_name: items for adapter_name, (_, items) in found.items()}
 
 
 @pytest.mark.parametrize("batch_tokens", [64, 150, 4096])
@@ -89,7 +92,7 @@ def test_letters_equal_one_letter_at_a_time() -> None:
         assert letter.letter_logprobs == pytest.approx(expected, rel=1e-5)
         assert letter.option_logprobs is None
         assert letter.prediction == item.choices[int(np.argmax(expected))]
-        # A prompt that lists its options serves the letters too, whatever the headline.
+        # A prompt that lists its options serves the letters too, whatever the primary_metric.
         assert text.letter_logprobs == pytest.approx(expected, rel=1e-5)
         assert text.option_logprobs == pytest.approx(reference(model, item, item.choices), rel=1e-5)
 
@@ -99,15 +102,15 @@ def test_letters_equal_one_letter_at_a_time() -> None:
 def test_every_adapter_equals_its_merged_weights(tmp_path: Path) -> None:
     engine = base()
     stock = plain_model(engine)
-    pack = [adapter(engine, rank, seed=rank) for rank in (1, 4, 16)]
-    for member in pack:
-        engine.pack.attach(member)
+    group = [adapter(engine, rank, seed=rank) for rank in (1, 4, 16)]
+    for member in group:
+        engine.multi_lora.attach(member)
     results = score(engine, choice_items(), "option_text", "{question}")
-    for member in pack:
-        folder = tmp_path / member.slot
+    for member in group:
+        folder = tmp_path / member.name
         folder.mkdir()
         trial = TrialSpec(
-            trial_id=member.slot,
+            trial_id=member.name,
             task="toy",
             method="lora",
             rank=member.rank,
@@ -121,7 +124,7 @@ def test_every_adapter_equals_its_merged_weights(tmp_path: Path) -> None:
         fresh = LlamaForCausalLM(copy.deepcopy(stock.config)).eval()
         fresh.load_state_dict(stock.state_dict())
         merged = PeftModel.from_pretrained(fresh, str(folder)).merge_and_unload()
-        for item, result in zip(choice_items(), results[member.slot], strict=True):
+        for item, result in zip(choice_items(), results[member.name], strict=True):
             assert result.option_logprobs == pytest.approx(
                 reference(merged, item, item.choices), rel=1e-4
             )
@@ -160,14 +163,14 @@ def test_unscorable_items_are_refused(
 ) -> None:
     # The prompt ends in a space, so that the empty option is not even a space of its own.
     item = Item("toy/test/7", "a ", "a", choices=choices, answer=answer)
-    with pytest.raises(BadInput, match=f"toy/test/7: .*{message}"):
+    with pytest.raises(UserError, match=f"toy/test/7: .*{message}"):
         encode_choices(encoder(), [item], loaded((item,), "option_text").spec)
 
 
 def test_more_choices_than_letters_are_refused() -> None:
     item = choice_item(1, "pick", tuple(f"c{n}" for n in range(27)), 0)
     spec = loaded((item,), "option_letter", "{question}\n{options}").spec
-    with pytest.raises(BadInput, match="27 choices; letters name 26"):
+    with pytest.raises(UserError, match="27 choices; letters name 26"):
         encode_choices(encoder(), [item], spec)
 
 
@@ -229,7 +232,7 @@ def test_shared_prefixes_change_no_score(
     monkeypatch.setattr(prefixes, "PASS_TOKENS", 10)
     engine = base()
     member = adapter(engine, 4, seed=4)
-    engine.pack.attach(member)
+    engine.multi_lora.attach(member)
     questions = few_shot_questions()
     groups = list(make_groups(questions, batch_tokens, 300, engine.device))
     assert [group.prefix and group.prefix.lengths for group in groups].count(None) == 1
@@ -237,10 +240,10 @@ def test_shared_prefixes_change_no_score(
     # The question that is nothing but its examples keeps its last token.
     assert sorted(shared) == [40, 69]
     with torch.inference_mode():
-        found = continuation_logprobs(engine, questions, [None, member.slot], batch_tokens)
-    for slot, of in ((None, None), (member.slot, member)):
+        found = continuation_logprobs(engine, questions, [None, member.name], batch_tokens)
+    for adapter_name, of in ((None, None), (member.name, member)):
         model = merged(engine, of)
-        for question, values in zip(questions, found[slot].values, strict=True):
+        for question, values in zip(questions, found[adapter_name].values, strict=True):
             expected = [
                 one_at_a_time(model, list(question.prompt), list(ids))
                 for ids in question.continuations
@@ -256,12 +259,12 @@ def test_an_adapter_that_changes_nothing_gives_the_bases_scores_bit_for_bit() ->
     member = adapter(engine, 8, seed=1, size=0)
     other = adapter(engine, 2, seed=2)
     for one in (member, other):
-        engine.pack.attach(one)
+        engine.multi_lora.attach(one)
     questions = few_shot_questions()
     with torch.inference_mode():
-        mixed = continuation_logprobs(engine, questions, [None, other.slot, member.slot], 64)
-        alone = continuation_logprobs(engine, questions, [other.slot], 64)
-    for slot, same in ((member.slot, mixed[None]), (other.slot, alone[other.slot])):
-        for one, two in zip(mixed[slot].values, same.values, strict=True):
+        mixed = continuation_logprobs(engine, questions, [None, other.name, member.name], 64)
+        alone = continuation_logprobs(engine, questions, [other.name], 64)
+    for adapter_name, same in ((member.name, mixed[None]), (other.name, alone[other.name])):
+        for one, two in zip(mixed[adapter_name].values, same.values, strict=True):
             assert one.tolist() == two.tolist()
-    assert mixed[None].values[0].tolist() != mixed[other.slot].values[0].tolist()
+    assert mixed[None].values[0].tolist() != mixed[other.name].values[0].tolist()

@@ -21,7 +21,7 @@ from evaluation_worlds import (
 from rankscope.config.study import EvaluateConfig
 from rankscope.data.items import Item
 from rankscope.data.tasks import LoadedTask
-from rankscope.errors import BadInput, IntegrityError
+from rankscope.errors import IntegrityError, UserError
 from rankscope.evaluate.evaluator import cut_notes, encode_split, evaluate_task
 from rankscope.evaluate.task_record import task_sha256
 from rankscope.records import BASE, read_items, write_items
@@ -64,42 +64,44 @@ def test_zero_adapter_equals_base_bit_for_bit(scorer: str) -> None:
     engine = base()
     zero = adapter(engine, 4, seed=0, size=0.0)
     other = adapter(engine, 8, seed=1)
-    engine.pack.attach(zero)
-    engine.pack.attach(other)
-    models = {None: BASE, zero.slot: "zero", other.slot: "other"}
-    found = evaluate_task(engine, encoder(), TASKS[scorer], "report", models, SETTINGS)
-    assert found[zero.slot][1] == found[None][1]
-    assert found[zero.slot][0].metrics == found[None][0].metrics
+    engine.multi_lora.attach(zero)
+    engine.multi_lora.attach(other)
+    models = {None: BASE, zero.name: "zero", other.name: "other"}
+    found = evaluate_task(engine, encoder(), TASKS[scorer], "test", models, SETTINGS)
+    assert found[zero.name][1] == found[None][1]
+    assert found[zero.name][0].metrics == found[None][0].metrics
     if scorer in ("option_text", "option_letter", "loss"):
-        assert [i.gold_logprob for i in found[other.slot][1]] != [
+        assert [i.gold_logprob for i in found[other.name][1]] != [
             i.gold_logprob for i in found[None][1]
         ]
     else:
-        assert [i.generated for i in found[other.slot][1]] != [i.generated for i in found[None][1]]
+        assert [i.generated for i in found[other.name][1]] != [i.generated for i in found[None][1]]
 
 
 @pytest.mark.parametrize("scorer", ["option_text", "option_letter", "loss"])
 def test_scores_do_not_depend_on_the_company(scorer: str) -> None:
     engine = base()
-    pack = [adapter(engine, rank, seed=rank) for rank in (1, 4, 16)]
-    for member in pack:
-        engine.pack.attach(member)
-    slots = {None: BASE, **{member.slot: member.slot for member in pack}}
-    together = evaluate_task(engine, encoder(), TASKS[scorer], "report", slots, SETTINGS)
-    for slot, name in slots.items():
-        alone = evaluate_task(engine, encoder(), TASKS[scorer], "report", {slot: name}, SETTINGS)
-        assert alone[slot][1] == together[slot][1]
+    group = [adapter(engine, rank, seed=rank) for rank in (1, 4, 16)]
+    for member in group:
+        engine.multi_lora.attach(member)
+    adapter_names = {None: BASE, **{member.name: member.name for member in group}}
+    together = evaluate_task(engine, encoder(), TASKS[scorer], "test", adapter_names, SETTINGS)
+    for adapter_name, name in adapter_names.items():
+        alone = evaluate_task(
+            engine, encoder(), TASKS[scorer], "test", {adapter_name: name}, SETTINGS
+        )
+        assert alone[adapter_name][1] == together[adapter_name][1]
 
 
 def test_record_tells_the_headline_and_its_error(tmp_path: Path) -> None:
     engine = base()
     found = evaluate_task(
-        engine, encoder(), TASKS["option_text"], "report", {None: "full-1"}, SETTINGS
+        engine, encoder(), TASKS["option_text"], "test", {None: "full-1"}, SETTINGS
     )
     record, items = found[None]
     scores = [item.score for item in items]
     p, n = sum(scores) / len(scores), len(scores)
-    assert (record.trial_id, record.task, record.split, record.n) == ("full-1", "toy", "report", 6)
+    assert (record.trial_id, record.task, record.split, record.n) == ("full-1", "toy", "test", 6)
     assert record.metric == "acc"
     assert record.score == record.metrics["acc"] == pytest.approx(p)
     # Bernoulli scores: the sample variance is n / (n - 1) p (1 - p).
@@ -112,7 +114,7 @@ def test_record_tells_the_headline_and_its_error(tmp_path: Path) -> None:
 
 def test_one_item_has_no_standard_error() -> None:
     found = evaluate_task(
-        base(), encoder(), TASKS["option_text"], "selection", {None: BASE}, SETTINGS
+        base(), encoder(), TASKS["option_text"], "validation", {None: BASE}, SETTINGS
     )
     assert found[None][0].n == 1
     assert found[None][0].standard_error is None
@@ -121,18 +123,18 @@ def test_one_item_has_no_standard_error() -> None:
 def test_dropout_is_off_and_training_state_returns() -> None:
     engine = base()
     member = adapter(engine, 4, seed=1)  # carries dropout 0.5
-    engine.pack.attach(member)
-    models = {member.slot: "t"}
-    quiet = evaluate_task(engine, encoder(), TASKS["loss"], "report", models, SETTINGS)
-    engine.pack.training = True
-    found = evaluate_task(engine, encoder(), TASKS["loss"], "report", models, SETTINGS)
-    assert engine.pack.training
-    assert found[member.slot][1] == quiet[member.slot][1]
+    engine.multi_lora.attach(member)
+    models = {member.name: "t"}
+    quiet = evaluate_task(engine, encoder(), TASKS["loss"], "test", models, SETTINGS)
+    engine.multi_lora.training = True
+    found = evaluate_task(engine, encoder(), TASKS["loss"], "test", models, SETTINGS)
+    assert engine.multi_lora.training
+    assert found[member.name][1] == quiet[member.name][1]
 
 
 def test_slot_without_adapter_is_refused_instead_of_scoring_the_base() -> None:
-    with pytest.raises(ValueError, match="no adapter is attached for slot 'gone'"):
-        evaluate_task(base(), encoder(), TASKS["loss"], "report", {"gone": "x"}, SETTINGS)
+    with pytest.raises(ValueError, match="no adapter is attached under the name 'gone'"):
+        evaluate_task(base(), encoder(), TASKS["loss"], "test", {"gone": "x"}, SETTINGS)
 
 
 def test_items_beyond_the_context_are_counted_and_refused() -> None:
@@ -141,8 +143,8 @@ def test_items_beyond_the_context_are_counted_and_refused() -> None:
     items[3] = dataclasses.replace(items[3], prompt="the " * 300)
     items[1] = dataclasses.replace(items[1], prompt="1 " * 400)
     task = loaded(tuple(items), "option_text")
-    with pytest.raises(BadInput, match=r"2 of 6 items do not fit .* 256 tokens.*toy/test/2"):
-        evaluate_task(base(), encoder(), task, "report", {None: BASE}, SETTINGS)
+    with pytest.raises(UserError, match=r"2 of 6 items do not fit .* 256 tokens.*toy/test/2"):
+        evaluate_task(base(), encoder(), task, "test", {None: BASE}, SETTINGS)
 
 
 def test_rows_scored_up_to_max_length_are_counted_and_told() -> None:
@@ -150,48 +152,51 @@ def test_rows_scored_up_to_max_length_are_counted_and_told() -> None:
     items = text_items()
     task = loaded((dataclasses.replace(items[0], completion="the " * 300), *items[1:]), "loss")
     short, cut = encoder(64), SETTINGS.model_copy(update={"too_long": "truncate_left"})
-    record, _ = evaluate_task(base(), short, task, "report", {None: BASE}, SETTINGS)[None]
+    record, _ = evaluate_task(base(), short, task, "test", {None: BASE}, SETTINGS)[None]
     assert record.truncated == 1
-    note = "1 of 4 report items are longer than max_length = 64 tokens and scored up to there"
-    assert note in cut_notes(short, task, "report", 256, SETTINGS)[0]
-    both = encode_split(short, task, "report", 32, cut)
+    note = "1 of 4 test items are longer than max_length = 64 tokens and scored up to there"
+    assert note in cut_notes(short, task, "test", 256, SETTINGS)[0]
+    both = encode_split(short, task, "test", 32, cut)
     assert (both.cut_left, both.cut_right, both.truncated) == ({0, 3}, {0}, 2)
-    assert len(cut_notes(short, task, "report", 32, cut)) == 2
-    with pytest.raises(BadInput, match="context of 256 tokens"):
-        cut_notes(encoder(None), task, "report", 256, SETTINGS)
+    assert len(cut_notes(short, task, "test", 32, cut)) == 2
+    with pytest.raises(UserError, match="context of 256 tokens"):
+        cut_notes(encoder(None), task, "test", 256, SETTINGS)
 
 
-def joined(leaked: frozenset[str] = frozenset()) -> LoadedTask:
+def joined(contaminated: frozenset[str] = frozenset()) -> LoadedTask:
     """Multiple choice and answers that are generated."""
-    return dataclasses.replace(joined_of(TASKS["option_text"], TASKS["number"]), leaked_ids=leaked)
+    return dataclasses.replace(
+        joined_of(TASKS["option_text"], TASKS["number"]), contaminated_ids=contaminated
+    )
 
 
 def test_a_joined_record_tells_what_leaked_and_what_was_cut() -> None:
-    leaked = frozenset({"toy/test/1", "0/toy/test/2"})
-    found = evaluate_task(base(), encoder(), joined(leaked), "report", {None: BASE}, SETTINGS)
+    contaminated = frozenset({"toy/test/1", "0/toy/test/2"})
+    found = evaluate_task(base(), encoder(), joined(contaminated), "test", {None: BASE}, SETTINGS)
     record, results = found[None]
-    clean = [result.score for result in results if result.item_id not in leaked]
+    clean = [result.score for result in results if result.item_id not in contaminated]
     assert record.n == len(results) == 10
-    assert record.without_leaks is not None
-    assert (record.without_leaks.leaked, record.without_leaks.n) == (2, 8)
-    assert record.without_leaks.score == pytest.approx(sum(clean) / 8)
+    assert record.without_contamination is not None
+    assert (record.without_contamination.contaminated, record.without_contamination.n) == (2, 8)
+    assert record.without_contamination.score == pytest.approx(sum(clean) / 8)
     task = joined()
     parts = [
         dataclasses.replace(
             part,
-            report=(dataclasses.replace(part.report[0], prompt="the " * 300), *part.report[1:]),
+            test=(dataclasses.replace(part.test[0], prompt="the " * 300), *part.test[1:]),
         )
         for part in task.parts
     ]
     settings = SETTINGS.model_copy(update={"too_long": "truncate_left"})
     task = dataclasses.replace(task, parts=tuple(parts))
-    record, _ = evaluate_task(base(), encoder(), task, "report", {None: BASE}, settings)[None]
-    assert (record.truncated, record.without_leaks) == (2, None)
+    record, _ = evaluate_task(base(), encoder(), task, "test", {None: BASE}, settings)[None]
+    assert (record.truncated, record.without_contamination) == (2, None)
 
 
 @pytest.mark.parametrize("place", [0, 1])
 @pytest.mark.parametrize(
-    "change", [{"headline": "acc_norm"}, {"extract": "[0-9]"}, {"stop": ("x",)}, {"version": 7}]
+    "change",
+    [{"primary_metric": "acc_norm"}, {"extract": "[0-9]"}, {"stop": ("x",)}, {"version": 7}],
 )
 def test_how_any_part_is_scored_is_in_a_joined_tasks_hash(
     change: dict[str, Any], place: int
@@ -206,8 +211,8 @@ def test_how_any_part_is_scored_is_in_a_joined_tasks_hash(
 
 
 def test_no_items_are_refused() -> None:
-    with pytest.raises(BadInput, match="no report items"):
-        evaluate_task(base(), encoder(), loaded((), "loss"), "report", {None: BASE}, SETTINGS)
+    with pytest.raises(UserError, match="no test items"):
+        evaluate_task(base(), encoder(), loaded((), "loss"), "test", {None: BASE}, SETTINGS)
 
 
 @pytest.mark.parametrize("scorer", ["option_text", "loss"])
@@ -215,14 +220,14 @@ def test_log_probabilities_that_are_not_finite_never_count_as_right(scorer: str)
     engine = base()
     broken = adapter(engine, 4, seed=1)
     next(iter(broken.b.values())).data.fill_(math.nan)
-    engine.pack.attach(broken)
-    models = {broken.slot: "t", None: BASE}
+    engine.multi_lora.attach(broken)
+    models = {broken.name: "t", None: BASE}
     if scorer == "loss":
-        with pytest.raises(IntegrityError, match=f"adapter {broken.slot}.*not finite"):
-            evaluate_task(engine, encoder(), TASKS[scorer], "report", models, SETTINGS)
+        with pytest.raises(IntegrityError, match=f"adapter {broken.name}.*not finite"):
+            evaluate_task(engine, encoder(), TASKS[scorer], "test", models, SETTINGS)
         return
-    record, items = evaluate_task(engine, encoder(), TASKS[scorer], "report", models, SETTINGS)[
-        broken.slot
+    record, items = evaluate_task(engine, encoder(), TASKS[scorer], "test", models, SETTINGS)[
+        broken.name
     ]
     assert (record.score, record.metrics["not_finite"]) == (0.0, 1.0)
     assert {item.prediction for item in items} == {""}
@@ -231,9 +236,9 @@ def test_log_probabilities_that_are_not_finite_never_count_as_right(scorer: str)
 
 def test_loss_equals_one_row_at_a_time() -> None:
     engine = base()
-    record, items = evaluate_task(
-        engine, encoder(), TASKS["loss"], "report", {None: BASE}, SETTINGS
-    )[None]
+    record, items = evaluate_task(engine, encoder(), TASKS["loss"], "test", {None: BASE}, SETTINGS)[
+        None
+    ]
     engine.model.set_attn_implementation("sdpa")
     sums, counts = [], []
     for item, result in zip(text_items(), items, strict=True):

@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from rankscope.config.study import EvaluateConfig
 from rankscope.data.items import Item, Message
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.evaluate import prefix_sharing as prefixes
 from rankscope.evaluate.evaluator import evaluate_task
 from rankscope.evaluate.scorers.generation import Limits, encode_prompts, generate, stop_strings
@@ -47,18 +47,22 @@ def stock_generation(model: PreTrainedModel, prompt: list[int], stops: frozenset
 
 
 @torch.inference_mode()
-def run(engine: Base, slots: list[str | None], bounds: Limits) -> dict[str | None, list[list[int]]]:
-    found = generate(engine, prompts(), slots, bounds)
-    return {slot: [g.ids for g in generations] for slot, generations in found.items()}
+def run(
+    engine: Base, adapter_names: list[str | None], bounds: Limits
+) -> dict[str | None, list[list[int]]]:
+    found = generate(engine, prompts(), adapter_names, bounds)
+    return {
+        adapter_name: [g.ids for g in generations] for adapter_name, generations in found.items()
+    }
 
 
 @pytest.fixture(scope="module")
 def packed() -> tuple[Base, list[Adapter]]:
     engine = base()
-    pack = [adapter(engine, rank, seed=rank) for rank in (2, 8)]
-    for member in pack:
-        engine.pack.attach(member)
-    return engine, pack
+    group = [adapter(engine, rank, seed=rank) for rank in (2, 8)]
+    for member in group:
+        engine.multi_lora.attach(member)
+    return engine, group
 
 
 @pytest.mark.parametrize("batch_tokens", [4096, 16])
@@ -66,28 +70,28 @@ def test_equals_transformers_token_for_token(
     packed: tuple[Base, list[Adapter]], batch_tokens: int
 ) -> None:
     """Three models mixed, prompts of all lengths; with 16, sequences wait, enter and leave."""
-    engine, pack = packed
-    slots = [None, *(member.slot for member in pack)]
+    engine, group = packed
+    adapter_names = [None, *(member.name for member in group)]
     # Tokens that do come up, so that sequences end at different steps.
-    free = run(engine, slots, limits())
+    free = run(engine, adapter_names, limits())
     stops = frozenset({2, *(ids[k] for k, ids in enumerate(free[None]))})
-    found = run(engine, slots, limits(batch_tokens, stop_ids=stops))
-    for member in (None, *pack):
-        slot = member.slot if member else None
+    found = run(engine, adapter_names, limits(batch_tokens, stop_ids=stops))
+    for member in (None, *group):
+        adapter_name = member.name if member else None
         model = merged(engine, member)
         expected = [stock_generation(model, prompt, stops) for prompt in prompts()]
-        assert found[slot] == expected
+        assert found[adapter_name] == expected
     lengths = {len(ids) for ids in found[None]}
     assert len(lengths) > 3
-    assert found[None] != found[pack[0].slot]
+    assert found[None] != found[group[0].name]
 
 
 def test_company_changes_nothing(packed: tuple[Base, list[Adapter]]) -> None:
-    engine, pack = packed
-    slots = [None, *(member.slot for member in pack)]
-    together = run(engine, slots, limits(32))
-    for slot in slots:
-        assert run(engine, [slot], limits()) == {slot: together[slot]}
+    engine, group = packed
+    adapter_names = [None, *(member.name for member in group)]
+    together = run(engine, adapter_names, limits(32))
+    for adapter_name in adapter_names:
+        assert run(engine, [adapter_name], limits()) == {adapter_name: together[adapter_name]}
 
 
 @torch.inference_mode()
@@ -95,18 +99,18 @@ def test_prompts_that_begin_alike_write_the_same(
     packed: tuple[Base, list[Adapter]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two beginnings of 50 and 30 tokens, of which one prompt is nothing more; others alone."""
-    engine, pack = packed
+    engine, group = packed
     heads = [[(7 * i) % 290 + 3 for i in range(50)], [(11 * i) % 290 + 3 for i in range(30)]]
     rows = [[*heads[i % 2], *prompt] for i, prompt in enumerate(prompts())]
     rows += [heads[0], *prompts()[:3]]
-    slots = [None, pack[1].slot]
-    alone = generate(engine, rows, slots, limits())
+    adapter_names = [None, group[1].name]
+    alone = generate(engine, rows, adapter_names, limits())
     monkeypatch.setattr(prefixes, "PASS_TOKENS", 10)
     assert {group.length for group in prefixes.shared_prefixes(rows)} == {0, 30, 49}
     for batch_tokens in (4096, 24):
-        shared = generate(engine, rows, slots, limits(batch_tokens))
-        for slot in slots:
-            assert [g.ids for g in shared[slot]] == [g.ids for g in alone[slot]]
+        shared = generate(engine, rows, adapter_names, limits(batch_tokens))
+        for adapter_name in adapter_names:
+            assert [g.ids for g in shared[adapter_name]] == [g.ids for g in alone[adapter_name]]
 
 
 @torch.inference_mode()
@@ -190,7 +194,7 @@ def test_conversations_in_plain_text_stop_at_the_next_turn() -> None:
 
 def test_an_item_without_gold_answer_is_refused() -> None:
     item = Item("toy/test/1", "a", " ")
-    with pytest.raises(BadInput, match="toy/test/1: no gold answer"):
+    with pytest.raises(UserError, match="toy/test/1: no gold answer"):
         encode_prompts(encoder(), [item])
 
 
@@ -200,13 +204,13 @@ def test_scores_follow_from_what_was_written() -> None:
     plain = [Item(f"toy/test/{n}", word, "1", reference="1") for n, word in enumerate("abcdefgh")]
     settings = EvaluateConfig(max_new_tokens=12)
     task = loaded(tuple(plain), "exact_match")
-    first = evaluate_task(engine, encoder(), task, "report", {None: BASE}, settings)[None][1]
+    first = evaluate_task(engine, encoder(), task, "test", {None: BASE}, settings)[None][1]
     items = tuple(
         Item(item.item_id, item.prompt, "x", reference=result.generated if n % 2 else "nothing")
         for n, (item, result) in enumerate(zip(plain, first, strict=True))
     )
     record, results = evaluate_task(
-        engine, encoder(), loaded(items, "exact_match"), "report", {None: BASE}, settings
+        engine, encoder(), loaded(items, "exact_match"), "test", {None: BASE}, settings
     )[None]
     assert [result.score for result in results] == [0.0, 1.0] * 4
     assert (record.metric, record.score) == ("exact_match", 0.5)

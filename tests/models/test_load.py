@@ -16,12 +16,12 @@ from transformers import LlamaForCausalLM
 
 from rankscope.config.study import ModelConfig, TrainConfig
 from rankscope.data.encode import EncodedRow
-from rankscope.errors import BadInput, IntegrityError
+from rankscope.errors import IntegrityError, UserError
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.load import load_base, model_folder
 from rankscope.provenance import sha256_tensors, weights_sha256
 from rankscope.records import TrialSpec
-from rankscope.train.loop import train_pack
+from rankscope.train.loop import train_group
 
 CPU = torch.device("cpu")
 IDS = [5, 9, 31, 7, 250, 3]
@@ -102,9 +102,9 @@ def test_lora_training_leaves_every_weight_as_it_was(whole: Path) -> None:
         seed=0,
     )
     row = EncodedRow(tuple(IDS), (False,) + (True,) * (len(IDS) - 1), False)
-    result = train_pack(base, [spec], [row], TrainConfig(max_steps=5, warmup_fraction=0))
-    assert result.trainees[0].losses[-1].loss < result.trainees[0].losses[0].loss
-    base.pack.clear()
+    result = train_group(base, [spec], [row], TrainConfig(max_steps=5, warmup_fraction=0))
+    assert result.trial_states[0].losses[-1].loss < result.trial_states[0].losses[0].loss
+    base.multi_lora.clear()
     after = {
         name.replace(".linear.weight", ".weight"): p for name, p in base.model.named_parameters()
     }
@@ -164,7 +164,7 @@ def test_one_of_several_files_that_is_absent_is_refused(tmp_path: Path) -> None:
     assert len(files) > 1
     load(tmp_path)
     files[0].unlink()
-    with pytest.raises((BadInput, IntegrityError), match=str(tmp_path)):
+    with pytest.raises((UserError, IntegrityError), match=str(tmp_path)):
         load(tmp_path)
 
 
@@ -179,7 +179,7 @@ def test_stored_rotary_frequencies_are_no_stray_weights(folder: Path) -> None:
 def test_a_pickle_alone_is_refused_and_not_opened(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"not even a pickle")
-    with pytest.raises(BadInput, match=r"pytorch_model\.bin is a pickle"):
+    with pytest.raises(UserError, match=r"pytorch_model\.bin is a pickle"):
         load(folder)
 
 
@@ -193,31 +193,31 @@ def test_a_pickle_alone_is_refused_and_not_opened(folder: Path) -> None:
 )
 def test_a_missing_file_is_named(folder: Path, name: str, message: str) -> None:
     (folder / name).unlink()
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UserError, match=message):
         load(folder)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no such folder"):
+    with pytest.raises(UserError, match="no such folder"):
         model_folder(ModelConfig(path=str(tmp_path / "absent")))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model_type": "nothing-known"}'])
 def test_a_configuration_that_cannot_be_used_is_refused(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
-    with pytest.raises(BadInput, match=str(folder)):
+    with pytest.raises(UserError, match=str(folder)):
         load(folder)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "error"),
     [
-        ("hidden_size", "x", BadInput),
-        ("hidden_size", None, BadInput),
-        ("num_attention_heads", 0, BadInput),
-        ("hidden_act", "nope", BadInput),
-        ("rope_parameters", "x", BadInput),
-        ("quantization_config", {"quant_method": "gptq", "bits": 4}, BadInput),
+        ("hidden_size", "x", UserError),
+        ("hidden_size", None, UserError),
+        ("num_attention_heads", 0, UserError),
+        ("hidden_act", "nope", UserError),
+        ("rope_parameters", "x", UserError),
+        ("quantization_config", {"quant_method": "gptq", "bits": 4}, UserError),
         ("num_hidden_layers", 3, IntegrityError),
         ("num_hidden_layers", 1, IntegrityError),
         ("vocab_size", VOCABULARY + 1, IntegrityError),
@@ -242,7 +242,7 @@ def test_code_that_comes_with_a_model_is_not_run(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     mark = folder / "ran"
     (folder / "own.py").write_text(f"open({str(mark)!r}, 'w')\n")
-    with pytest.raises(BadInput, match=str(folder)):
+    with pytest.raises(UserError, match=str(folder)):
         load(folder)
     assert not mark.exists()
 
@@ -250,7 +250,7 @@ def test_code_that_comes_with_a_model_is_not_run(folder: Path) -> None:
 def test_chat_is_refused_without_a_template_and_found_where_there_is_one(
     whole: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(BadInput, match="prompt_format is 'chat' but its tokenizer has no chat"):
+    with pytest.raises(UserError, match="prompt_format is 'chat' but its tokenizer has no chat"):
         load(whole, prompt_format="chat")
     LlamaForCausalLM.from_pretrained(whole).save_pretrained(tmp_path)
     byte_tokenizer(CHATML).save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Laws of one adapter, alone and beside others in a pack."""
+"""Laws of one adapter, alone and beside others in a multi_lora."""
 
 import math
 
@@ -7,14 +7,14 @@ import torch
 from tiny_models import base_of, tiny_llama
 from torch import Tensor, nn
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.lora import Adapter, delta_weight
 from rankscope.models.methods import new_adapter
 from rankscope.models.multi_lora import (
-    Pack,
-    PackedLinear,
-    Segment,
+    AdapterSpan,
+    MultiLora,
+    MultiLoraLinear,
     linear_layers,
     target_linears,
     unwrap,
@@ -26,7 +26,7 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 def trial(
-    slot: str = "a",
+    adapter_name: str = "a",
     rank: int = 4,
     targets: tuple[str, ...] = ATTENTION,
     method: str = "lora",
@@ -34,7 +34,7 @@ def trial(
     seed: int = 0,
 ) -> TrialSpec:
     return TrialSpec(
-        trial_id=slot,
+        trial_id=adapter_name,
         task="toy",
         method=method,  # type: ignore[arg-type]
         rank=rank,
@@ -52,15 +52,17 @@ def filled(base: Base, spec: TrialSpec, size: float = 0.2) -> Adapter:
     generator = torch.Generator().manual_seed(spec.seed)
     for b in adapter.b.values():
         b.data.copy_(size * torch.randn(b.shape, generator=generator))
-    base.pack.attach(adapter)
+    base.multi_lora.attach(adapter)
     return adapter
 
 
-def logits(base: Base, *slots: str | None) -> list[Tensor]:
-    """All rows under each slot, in one pass; per slot (tokens, vocabulary)."""
-    rows = [Row(ids, range(len(ids)), slot) for slot in slots for ids in ROWS]
+def logits(base: Base, *adapter_names: str | None) -> list[Tensor]:
+    """All rows under each adapter_name, in one pass; per adapter_name (tokens, vocabulary)."""
+    rows = [
+        Row(ids, range(len(ids)), adapter_name) for adapter_name in adapter_names for ids in ROWS
+    ]
     with torch.inference_mode():
-        return list(base.logits(RowBatch.of(rows, base.device)).chunk(len(slots)))
+        return list(base.logits(RowBatch.of(rows, base.device)).chunk(len(adapter_names)))
 
 
 def relative_gap(found: Tensor, expected: Tensor) -> float:
@@ -74,7 +76,7 @@ def relative_gap(found: Tensor, expected: Tensor) -> float:
 def test_with_b_zero_the_logits_are_the_bases_bit_for_bit(method: str) -> None:
     base = base_of(tiny_llama())
     (before,) = logits(base, None)
-    base.pack.attach(new_adapter(base.model, trial(method=method)))
+    base.multi_lora.attach(new_adapter(base.model, trial(method=method)))
     (after,) = logits(base, "a")
     assert torch.equal(after, before)
 
@@ -142,7 +144,7 @@ def test_a_target_is_a_last_part_or_a_dotted_name() -> None:
 
 @pytest.mark.parametrize("target", ["proj", "query", "v_pro", "embed_tokens", "mlp"])
 def test_a_target_that_matches_nothing_is_refused_with_the_candidates(target: str) -> None:
-    with pytest.raises(BadInput, match=f"'{target}' matches no linear layer.*q_proj.*up_proj"):
+    with pytest.raises(UserError, match=f"'{target}' matches no linear layer.*q_proj.*up_proj"):
         target_linears(tiny_llama(), ["q_proj", target])
 
 
@@ -194,31 +196,31 @@ def test_a_starts_uniform_within_one_over_root_in_and_b_at_zero() -> None:
 # --- beside others ---
 
 
-def test_in_a_pack_each_adapter_gives_what_it_gives_alone() -> None:
+def test_in_a_group_each_adapter_gives_what_it_gives_alone() -> None:
     specs = [
         trial("a", rank=1),
         trial("b", rank=7, targets=("q_proj", "down_proj"), seed=1),
         trial("c", rank=16, targets=("up_proj",), method="rslora", seed=2),
     ]
-    pack = base_of(tiny_llama())
+    multi_lora = base_of(tiny_llama())
     for spec in specs:
-        filled(pack, spec)
-    together = logits(pack, "b", None, "a", "c", "b")
-    for slot, found in zip(["b", None, "a", "c", "b"], together, strict=True):
+        filled(multi_lora, spec)
+    together = logits(multi_lora, "b", None, "a", "c", "b")
+    for adapter_name, found in zip(["b", None, "a", "c", "b"], together, strict=True):
         single = base_of(tiny_llama())
         for spec in specs:
-            if spec.trial_id == slot:
+            if spec.trial_id == adapter_name:
                 filled(single, spec)
-        (expected,) = logits(single, slot)
+        (expected,) = logits(single, adapter_name)
         assert relative_gap(found, expected) < 1e-5
 
 
 def test_an_unknown_slot_is_an_error_and_not_the_base() -> None:
     base = base_of(tiny_llama())
     filled(base, trial("a"))
-    with pytest.raises(KeyError, match="no adapter is attached for slot 'b'"):
+    with pytest.raises(KeyError, match="no adapter is attached under the name 'b'"):
         logits(base, "a", "b")
-    base.pack.detach("a")
+    base.multi_lora.detach("a")
     with pytest.raises(KeyError, match="'a'"):
         logits(base, "a")
 
@@ -227,10 +229,10 @@ def test_after_detaching_the_base_is_as_it_was() -> None:
     base = base_of(tiny_llama())
     (before,) = logits(base, None)
     filled(base, trial("a"))
-    base.pack.detach("a")
+    base.multi_lora.detach("a")
     assert torch.equal(logits(base, None)[0], before)
     unwrap(base.model)
-    assert not any(isinstance(m, PackedLinear) for m in base.model.modules())
+    assert not any(isinstance(m, MultiLoraLinear) for m in base.model.modules())
     assert [name for name, _ in base.model.named_parameters()] == [
         name for name, _ in tiny_llama().named_parameters()
     ]
@@ -242,20 +244,20 @@ def test_an_adapter_for_another_shape_or_module_is_refused() -> None:
     adapter = new_adapter(base.model, trial())
     name = next(iter(adapter.a))
     adapter.a[name] = nn.Parameter(torch.zeros(4, 65))
-    with pytest.raises(BadInput, match=r"fits a \(64, 65\) matrix.*another base"):
-        base.pack.attach(adapter)
+    with pytest.raises(UserError, match=r"fits a \(64, 65\) matrix.*another base"):
+        base.multi_lora.attach(adapter)
     adapter.a["model.layers.7.self_attn.q_proj"] = adapter.a.pop(name)
-    with pytest.raises(BadInput, match=r"layers\.7.*does not have"):
-        base.pack.attach(adapter)
+    with pytest.raises(UserError, match=r"layers\.7.*does not have"):
+        base.multi_lora.attach(adapter)
     # A refused adapter leaves nothing behind.
-    assert base.pack.adapters == {}
-    assert not any(isinstance(m, PackedLinear) for m in base.model.modules())
+    assert base.multi_lora.adapters == {}
+    assert not any(isinstance(m, MultiLoraLinear) for m in base.model.modules())
 
 
 # --- dropout ---
 
 
-def test_dropout_masks_are_the_same_alone_in_a_pack_and_however_a_step_is_cut() -> None:
+def test_dropout_masks_are_the_same_alone_in_a_group_and_however_a_step_is_cut() -> None:
     spec = trial("a", dropout=0.4)
     neighbour = trial("b", rank=8, dropout=0.4, seed=1)
     found = []
@@ -264,15 +266,21 @@ def test_dropout_masks_are_the_same_alone_in_a_pack_and_however_a_step_is_cut() 
         for other in others:
             filled(base, other)
         adapter = filled(base, spec)
-        base.pack.training = True
+        base.multi_lora.training = True
         parts = []
         for step in (0, 1):
             adapter.begin_step(step)
             for cut in cuts:
-                slots = [other.trial_id for other in others] + ["a"]
-                rows = [Row(ROWS[i], range(len(ROWS[i])), slot) for slot in slots for i in cut]
+                adapter_names = [other.trial_id for other in others] + ["a"]
+                rows = [
+                    Row(ROWS[i], range(len(ROWS[i])), adapter_name)
+                    for adapter_name in adapter_names
+                    for i in cut
+                ]
                 with torch.inference_mode():
-                    parts.append(base.logits(RowBatch.of(rows, base.device)).chunk(len(slots))[-1])
+                    parts.append(
+                        base.logits(RowBatch.of(rows, base.device)).chunk(len(adapter_names))[-1]
+                    )
         found.append(torch.cat(parts))
     alone, packed = found
     assert relative_gap(packed, alone) < 1e-5
@@ -301,22 +309,22 @@ def test_dropout_keeps_the_expectation_and_acts_only_in_training() -> None:
     base = base_of(tiny_llama())
     adapter = filled(base, trial(dropout=0.25))
     layer = base.model.get_submodule(next(iter(adapter.a)))
-    assert isinstance(layer, PackedLinear)
+    assert isinstance(layer, MultiLoraLinear)
     x = torch.randn(64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        base.pack.segments = (Segment("a", 0, 1),)
+        base.multi_lora.segments = (AdapterSpan("a", 0, 1),)
         plain = layer(x.expand(1, 1, 64))[0, 0]
-        base.pack.segments = (Segment("a", 0, 20_000),)
-        base.pack.training = True
+        base.multi_lora.segments = (AdapterSpan("a", 0, 20_000),)
+        base.multi_lora.training = True
         drawn = layer(x.expand(1, 20_000, 64))[0]
     error = drawn.std(dim=0) / math.sqrt(len(drawn))
     # 64 outputs: five standard errors are passed once in 30,000 correct runs.
     assert bool(((drawn.mean(dim=0) - plain).abs() < 5 * error).all())
     assert float(drawn.std(dim=0).min()) > 0
-    base.pack.training = False
+    base.multi_lora.training = False
     (first,), (second,) = logits(base, "a"), logits(base, "a")
     assert torch.equal(first, second)
-    base.pack.training = True
+    base.multi_lora.training = True
     assert not torch.equal(logits(base, "a")[0], first)
 
 
@@ -349,10 +357,10 @@ def test_gradients_are_autograds(with_gain: bool, with_start: bool, with_bias: b
     linear = nn.Linear(6, 5, bias=with_bias, dtype=torch.float64).requires_grad_(False)
     linear.weight.copy_(draw(5, 6))
     model = nn.Sequential(linear)
-    pack = Pack(model)
-    for slot, rank in (("a", 2), ("b", 3)):
+    multi_lora = MultiLora(model)
+    for adapter_name, rank in (("a", 2), ("b", 3)):
         adapter = Adapter(
-            slot=slot,
+            name=adapter_name,
             rank=rank,
             alpha=3.0,
             scaling=1.5,
@@ -362,10 +370,10 @@ def test_gradients_are_autograds(with_gain: bool, with_start: bool, with_bias: b
             magnitude={"0": nn.Parameter(draw(5).abs() + 1)} if with_gain else {},
             start={"0": (draw(rank, 6), draw(5, rank))} if with_start else {},
         )
-        pack.attach(adapter)
-    pack.segments = (Segment("a", 0, 4), Segment(None, 4, 6), Segment("b", 6, 9))
+        multi_lora.attach(adapter)
+    multi_lora.segments = (AdapterSpan("a", 0, 4), AdapterSpan(None, 4, 6), AdapterSpan("b", 6, 9))
     x, target = draw(1, 9, 6).requires_grad_(), draw(1, 9, 5)
-    adapters = list(pack.adapters.values())
+    adapters = list(multi_lora.adapters.values())
     parameters = [p for adapter in adapters for p in adapter.parameters()]
     y = model(x)
     found = torch.autograd.grad((y * target).sum(), [x, *parameters])

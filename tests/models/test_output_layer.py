@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
+from tiny_models import base_of, tiny_llama
 from torch import nn
 
 from rankscope.models.output_layer import BLOCK, BlockedLinear, block_output_layer, blocks
-from tiny_models import base_of, tiny_llama
 
 
 @pytest.mark.parametrize("with_bias", [False, True])

@@ -6,10 +6,10 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from large_shapes import LLAMA_8B, QWEN_7B
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config
 
-from large_shapes import LLAMA_8B, QWEN_7B
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.models.multi_lora import target_linears
 from rankscope.models.parameters import (
     architecture,
@@ -123,12 +123,12 @@ def test_the_activation_estimate_is_within_a_factor_of_two() -> None:
 
 
 def test_targets_that_match_nothing_are_named_with_candidates() -> None:
-    with pytest.raises(BadInput, match=r"'q_porj' matches no linear layer.*q_proj.*up_proj") as e:
+    with pytest.raises(UserError, match=r"'q_porj' matches no linear layer.*q_proj.*up_proj") as e:
         lora_parameters(TINY, 8, ["v_proj", "q_porj"])
     assert "lm_head" not in str(e.value)
-    with pytest.raises(BadInput, match=r"'1\.q_proj' matches no linear layer"):
+    with pytest.raises(UserError, match=r"'1\.q_proj' matches no linear layer"):
         lora_parameters(TINY, 8, ["1.q_proj"])
-    with pytest.raises(BadInput, match="rank 0: expected"):
+    with pytest.raises(UserError, match="rank 0: expected"):
         lora_parameters(TINY, 0, ATTENTION)
 
 
@@ -156,11 +156,11 @@ def test_targets_are_matched_by_any_whole_end_of_the_path() -> None:
 def test_unusable_configurations_are_named(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / "config.json").write_text(text)
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UserError, match=message):
         read_config(tmp_path)
 
 
 def test_a_model_that_writes_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(BadInput, match=r"'vit': .*not describe a causal language model"):
+    with pytest.raises(UserError, match=r"'vit': .*not describe a causal language model"):
         architecture(read_config(tmp_path))

@@ -172,7 +172,7 @@ def test_the_learning_rate_warms_up_peaks_and_ends_low() -> None:
 def _plain_choice_score(model: PreTrainedModel, tokenizer: Tokenizer, task: str) -> list[bool]:
     """One forward pass per choice, unbatched: slow and obvious on purpose."""
     hits = []
-    for row in pocket_rows(task, "report")[:64]:
+    for row in pocket_rows(task, "test")[:64]:
         prompt = tokenizer(row["question"]).input_ids
         scores = []
         for choice in row["choices"]:
@@ -205,7 +205,7 @@ def test_the_batched_scorer_agrees_with_the_plain_one(
     model: PreTrainedModel, tokenizer: Tokenizer
 ) -> None:
     hits = _plain_choice_score(model, tokenizer, "pocket_law")
-    rows = pocket_rows("pocket_law", "report")[:64]
+    rows = pocket_rows("pocket_law", "test")[:64]
     batched = pocket.choice_accuracy(model, tokenizer, rows)  # type: ignore[arg-type]
     assert batched == sum(hits) / len(hits)
 
@@ -217,7 +217,7 @@ def test_the_base_does_easy_sums_and_not_hard_ones(
     hard = pocket.sum_accuracy(
         model,
         tokenizer,
-        pocket_rows("pocket_gsm", "report")[:60],  # type: ignore[arg-type]
+        pocket_rows("pocket_gsm", "test")[:60],  # type: ignore[arg-type]
     )
     assert easy > 0.85
     assert hard < 0.15

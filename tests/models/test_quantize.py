@@ -9,11 +9,11 @@ from torch import nn
 from toy_training import trial
 
 from rankscope.config.study import ModelConfig
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.models.load import load_base
 from rankscope.models.lora import Adapter
 from rankscope.models.methods import new_adapter
-from rankscope.models.multi_lora import Pack, Segment
+from rankscope.models.multi_lora import AdapterSpan, MultiLora
 from rankscope.models.quantize import dense_weight, is_quantized, require_bitsandbytes
 
 
@@ -59,12 +59,15 @@ def test_a_pack_on_a_quantized_layer_is_a_pack_on_its_numbers(method: str) -> No
     found = []
     for linear in (layer, plain):
         model = nn.ModuleDict({"q_proj": linear})
-        pack = Pack(model)
+        multi_lora = MultiLora(model)
         adapter: Adapter = new_adapter(model, trial("a", method=method, targets=("q_proj",)))
         with torch.no_grad():
             adapter.b["q_proj"].normal_(generator=torch.Generator().manual_seed(1))
-        pack.attach(adapter)
-        pack.segments = pack.kept_segments = (Segment(None, 0, 4), Segment("a", 4, 10))
+        multi_lora.attach(adapter)
+        multi_lora.segments = multi_lora.kept_segments = (
+            AdapterSpan(None, 0, 4),
+            AdapterSpan("a", 4, 10),
+        )
         own = x.clone().requires_grad_()
         y = model["q_proj"](own)
         y.square().sum().backward()
@@ -74,11 +77,11 @@ def test_a_pack_on_a_quantized_layer_is_a_pack_on_its_numbers(method: str) -> No
 
 
 def test_on_a_processor_it_is_refused() -> None:
-    with pytest.raises(BadInput, match="needs a CUDA device, this study runs on 'cpu'"):
+    with pytest.raises(UserError, match="needs a CUDA device, this study runs on 'cpu'"):
         load_base(ModelConfig(pocket=True), torch.device("cpu"), torch.float32, quantize="4bit")
 
 
 def test_without_the_package_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as where it is not installed
-    with pytest.raises(BadInput, match=r"quantize: 4bit needs the package bitsandbytes: pip"):
+    with pytest.raises(UserError, match=r"quantize: 4bit needs the package bitsandbytes: pip"):
         require_bitsandbytes("quantize: 4bit")

@@ -107,7 +107,7 @@ def test_a_backtest_counts_hits_doublings_and_what_was_lost() -> None:
     assert score.regret == pytest.approx(0.1)
 
 
-def test_the_trained_curve_takes_each_ranks_rate_from_the_selection_split() -> None:
+def test_the_trained_curve_takes_each_ranks_rate_from_the_validation_split() -> None:
     study = synthetic_study(Truth(ranks=(2, 8), lrs=(1e-3, 2e-3), seeds=(0, 1)))
     chosen = chosen_by_rank(study, "med")
     assert sorted(chosen) == [2, 8]

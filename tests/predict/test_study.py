@@ -12,7 +12,7 @@ from pocket_study import small_study, study_file
 from tiny_models import base_of, tiny_llama
 from toy_training import ATTENTION, toy_rows
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.models.multi_lora import target_linears
 from rankscope.predict.study import (
     backtest,
@@ -88,7 +88,7 @@ def test_features_are_counts_of_the_rows_and_scores_of_the_base(finished: Path) 
     # 4 layers x 4 matrices of 128 x 128: 4 x 4 x 256 r.
     assert found.lora_parameters == {2: 8192, 8: 32768}
     study = load(finished)
-    assert found.base_score == study.evals["base", "pocket_med", "selection"].score
+    assert found.base_score == study.evals["base", "pocket_med", "validation"].score
     assert found.gradient_effective_rank is not None
     assert found.gradient_stable_rank is not None
     assert 1 <= found.gradient_stable_rank <= found.gradient_effective_rank <= 128
@@ -103,7 +103,7 @@ def test_the_whole_adapter_is_the_end_of_the_truncation_screen(finished: Path) -
     assert whole.truncated == pytest.approx(whole.trained)
     assert whole.truncated_forgetting == pytest.approx(whole.trained_forgetting)
     of_rank = [
-        study.evals[t.spec.trial_id, "pocket_med", "report"].score
+        study.evals[t.spec.trial_id, "pocket_med", "test"].score
         for t in study.trials
         if t.spec.rank == 2
     ]
@@ -132,7 +132,7 @@ def test_a_study_that_is_no_longer_the_same_is_refused(
     text = resolved.read_text()
     assert before in text
     resolved.write_text(text.replace(before, after))
-    with pytest.raises(BadInput, match=said):
+    with pytest.raises(UserError, match=said):
         backtest_study(copy)
 
 

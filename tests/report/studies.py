@@ -3,10 +3,11 @@
 from dataclasses import replace
 from functools import cache
 
+from synthetic_study import Truth, synthetic_study
+
 from rankscope.advise.recommend import recommend
 from rankscope.advise.subjects import subject_changes
 from rankscope.records import Recommendation, StudyRecords
-from synthetic_study import Truth, synthetic_study
 
 OVERRIDE = "\u202e"
 """RIGHT-TO-LEFT OVERRIDE: shows what follows reversed."""
@@ -29,7 +30,7 @@ ORDINARY = Truth(
     retention=("general",),
     num_items=60,
     failed={(32, 3e-3, 1): "diverged"},
-    leaks=2,
+    contamination=2,
 )
 
 
@@ -42,7 +43,7 @@ def study_and_advice(truth: Truth) -> tuple[StudyRecords, Recommendation]:
 
 @cache
 def ordinary_study() -> tuple[StudyRecords, Recommendation]:
-    """Two training tasks, six LoRA arms and full fine-tuning, one failed trial each, leaks."""
+    """Two training tasks, six LoRA arms and full fine-tuning, one failed trial each, contamination."""
     return study_and_advice(ORDINARY)
 
 

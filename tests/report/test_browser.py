@@ -18,7 +18,7 @@ from rankscope.report.inspection_page import render as render_inspection
 from rankscope.report.study_page import render, sections
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import SURFACE
-from rankscope.run.study import conclude
+from rankscope.run.study import write_outputs
 from rankscope.tools.compare import compare
 
 from .browser import CHROMIUM, NONE_FOUND, chromium, opened
@@ -49,12 +49,12 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"method": "lora", "rank": [2, 8], "lr": [1e-3, 2e-3]},
             {"method": "full", "lr": 5e-4},
         ],
-        max_pack=None,
+        max_group_size=None,
         **changed("train", evaluate_every=4, evaluate_items=8),
         **changed("evaluate", scales=[0.5]),
         analyze={"heads": {"enabled": True, "ablate": ["pocket_med"]}},
     ).run(folder / "out")
-    conclude(folder / "out")
+    write_outputs(folder / "out")
     return folder / "out"
 
 
@@ -71,7 +71,7 @@ def written(page: str, folder: Path) -> Path:
 
 
 def test_the_report_of_a_real_study_draws_every_figure(browser: Browser, real: Path) -> None:
-    study, advice = conclude(real)
+    study, advice = write_outputs(real)
     expected = plots_of(study, advice)
     assert expected >= 14  # planes, curves, scaling, ranks, map, spectra, heads, loss, cost
     with opened(browser, real / "report.html") as found:
@@ -155,7 +155,7 @@ def test_a_dark_system_gets_dark_figures_and_may_change_its_mind(
 ) -> None:
     paper = "() => document.querySelector('[data-figure]')._fullLayout.paper_bgcolor"
     with opened(browser, real / "report.html", color_scheme="dark") as found:
-        found.assert_clean(plots_of(*conclude(real)))
+        found.assert_clean(plots_of(*write_outputs(real)))
         assert found.page.evaluate(paper) == SURFACE.dark
         found.page.emulate_media(color_scheme="light")
         deadline = time.monotonic() + 60
@@ -167,7 +167,7 @@ def test_a_dark_system_gets_dark_figures_and_may_change_its_mind(
 
 def test_a_phone_gets_no_sideways_scroll(browser: Browser, real: Path) -> None:
     with opened(browser, real / "report.html", viewport=PHONE) as found:
-        found.assert_clean(plots_of(*conclude(real)))
+        found.assert_clean(plots_of(*write_outputs(real)))
         assert found.page.evaluate(NO_OVERFLOW)
         found.page.eval_on_selector_all(
             "details", "(all) => all.forEach((one) => { one.open = true; })"

@@ -110,7 +110,7 @@ def test_forgetting_is_the_mean_over_tasks_of_one_unit() -> None:
     """As in the advice: where some retention tasks have accuracy, nats are not mixed in."""
     truth = Truth(retention=("general", "text"), curve_steps=(40,), num_items=40)
     study, advice = study_and_advice(truth)
-    nats = {"higher_is": "log_probability"}
+    nats = {"score_unit": "log_probability"}
     tasks = tuple(t.model_copy(update=nats if t.name == "text" else {}) for t in study.tasks)
     trials = tuple(
         replace(

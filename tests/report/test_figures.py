@@ -290,7 +290,7 @@ def test_the_view_looks_at_the_arms_that_the_advice_speaks_of() -> None:
     assert focus.gain is not None
     assert gain.values["gain"] == focus.gain.value
     assert answer(view, "med").subject.endswith(f"speaks of, {focus.label}")
-    # A recommendation written before the labels were: by selection score, as it was then.
+    # A recommendation written before the labels were: by validation score, as it was then.
     unnamed = advice.model_copy(
         update={"subject_label": None, "best_full_label": None, "best_lora_label": None}
     )

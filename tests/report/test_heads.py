@@ -33,7 +33,7 @@ def layer_heads(layer: int, size: float) -> LayerHeads:
     )
 
 
-def with_heads(trial: TrialRecords) -> TrialRecords:
+def inspect_heads(trial: TrialRecords) -> TrialRecords:
     """Heads that move more the higher the rank, the layer and the head."""
     if trial.train is None:
         return trial
@@ -65,7 +65,7 @@ def with_heads(trial: TrialRecords) -> TrialRecords:
 @pytest.fixture(scope="module")
 def view() -> StudyView:
     study, advice = ordinary_study()
-    return StudyView(replace(study, trials=tuple(map(with_heads, study.trials))), advice)
+    return StudyView(replace(study, trials=tuple(map(inspect_heads, study.trials))), advice)
 
 
 def test_without_records_there_is_no_figure() -> None:

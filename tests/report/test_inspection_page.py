@@ -133,7 +133,7 @@ def ablation(task: str, factor: float) -> HeadAblation:
     )
 
 
-def with_heads(found: Inspection, *ablations: HeadAblation) -> Inspection:
+def inspect_heads(found: Inspection, *ablations: HeadAblation) -> Inspection:
     """Heads for the first model alone."""
     record = HeadsRecord(
         trial_id=found.tuned[0].name,
@@ -167,7 +167,7 @@ def with_heads(found: Inspection, *ablations: HeadAblation) -> Inspection:
 
 
 def head_figures_of(*ablations: HeadAblation) -> dict[str, Figure]:
-    *_, part = sections(with_heads(inspection("r4"), *ablations))
+    *_, part = sections(inspect_heads(inspection("r4"), *ablations))
     assert part.key == "heads"
     return {figure.key: figure for figure in part.figures}
 
@@ -231,7 +231,7 @@ def test_one_item_tests_nothing() -> None:
 
 def test_what_moved_opens_on_a_model_whose_heads_moved() -> None:
     """The first model's adapter is on no attention matrix."""
-    found = with_heads(inspection("r4"))
+    found = inspect_heads(inspection("r4"))
     first, second = found.tuned
     assert first.heads is not None
     still = first.model_copy(update={"heads": first.heads.model_copy(update={"changes": ()})})
@@ -244,7 +244,7 @@ def test_what_moved_opens_on_a_model_whose_heads_moved() -> None:
 
 
 def test_a_page_with_heads_is_inert_and_has_dark_partners() -> None:
-    found = with_heads(inspection(HOSTILE), ablation(HOSTILE, 2.0))
+    found = inspect_heads(inspection(HOSTILE), ablation(HOSTILE, 2.0))
     page = render(found)
     assert "<img src=x" not in page
     assert "\u202e" not in page
@@ -258,7 +258,7 @@ def test_a_page_with_heads_is_inert_and_has_dark_partners() -> None:
 
 @pytest.mark.skipif(CHROMIUM is None, reason=NONE_FOUND)
 def test_a_browser_draws_the_heads(tmp_path: Path) -> None:
-    found = with_heads(inspection("r4"), ablation("trained", 3.0), ablation("other", 0.5))
+    found = inspect_heads(inspection("r4"), ablation("trained", 3.0), ablation("other", 0.5))
     drawn = [f for section in sections(found) for f in section.figures]
     page = tmp_path / "inspection.html"
     page.write_text(render(found), encoding="utf-8")
@@ -267,7 +267,7 @@ def test_a_browser_draws_the_heads(tmp_path: Path) -> None:
 
 
 def test_tables_have_a_row_for_every_head(tmp_path: Path) -> None:
-    write_tables(with_heads(inspection("r4"), ablation("trained", 3.0)), tmp_path)
+    write_tables(inspect_heads(inspection("r4"), ablation("trained", 3.0)), tmp_path)
     heads = pq.read_table(tmp_path / "heads.parquet").to_pylist()
     assert [(row["layer"], row["head"]) for row in heads] == [
         (at, h) for at in range(LAYERS) for h in range(HEADS)

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import pytest
+from synthetic_study import Truth
 
 from rankscope.advise.recommend import recommend
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.figures import rate_map, subjects
 from rankscope.report.study_view import StudyView
-from synthetic_study import Truth
 
 from .studies import ordinary_study, study_and_advice
 
@@ -23,9 +23,9 @@ def test_every_arm_has_its_cell_and_the_frame_is_around_the_recommended_one() ->
     assert figure.plot is not None
     arms = {arm.label: arm for arm in view.arms("med")}
     assert {row[0] for row in figure.table.rows} == set(arms)
-    gain, selection, forgetting, frame = figure.plot.data
+    gain, validation, forgetting, frame = figure.plot.data
     assert [c.label for c in figure.choices] == [
-        "gain over base", "gain on the selection split", "forgetting",
+        "gain over base", "gain on the validation split", "forgetting",
     ]  # fmt: skip
     assert tuple(gain.x) == ("0.0005", "0.001", "0.003")
     assert tuple(gain.y) == ("r=2", "r=8", "r=32", "full")
@@ -34,7 +34,7 @@ def test_every_arm_has_its_cell_and_the_frame_is_around_the_recommended_one() ->
     assert arm.gain is not None
     assert arm.forgetting is not None
     assert gain.z[place[0]][place[1]] == 100 * arm.gain.value
-    assert selection.z[place[0]][place[1]] == 100 * (arm.selection_gain or 0)
+    assert validation.z[place[0]][place[1]] == 100 * (arm.validation_gain or 0)
     assert forgetting.z[place[0]][place[1]] == -100 * arm.forgetting.value  # blue is good
     assert gain.z[0][0] is None  # no LoRA arm at full fine-tuning's rate
     advice = view.advice("med")
@@ -83,7 +83,7 @@ def test_ranks_at_one_rate_each_are_not_called_unscored() -> None:
     apart = [a for a in view.arms("med") if (a.rank, a.lr) in {(2, 1e-3), (8, 2e-3)}]
     said = rate_map.finding({"": apart}, view, "med")
     assert said == "No rank was trained and scored at two rates, so no rate can be called the best."
-    bare = [a.model_copy(update={"selection_gain": None}) for a in apart]
+    bare = [a.model_copy(update={"validation_gain": None}) for a in apart]
     assert "No arm was scored" in rate_map.finding({"": bare}, view, "med")
 
 
@@ -94,7 +94,7 @@ def test_the_best_rate_of_every_rank_is_named_and_the_edge_said() -> None:
     truth = Truth(ranks=(2, 8), lrs=(1e-3, 2e-3, 4e-3), accuracy=accuracy)
     finding = rate_map.draw(view_of(study_and_advice(truth)), "med").finding
     assert finding == (
-        "On the selection split the gain is largest with the rate 0.002 at r=8; 0.004 at r=2. "
+        "On the validation split the gain is largest with the rate 0.002 at r=8; 0.004 at r=2. "
         "That is the edge of the grid for r=2."
     )
 

@@ -44,7 +44,7 @@ def test_the_figures_are_those_of_the_one_trained_model() -> None:
     view = StudyView(*ordinary_study())
     trial = trial_of(view.study, "med r=8 lr=0.001 seed=1")
     text = card_of(view, trial)
-    own, base = (view.study.items[i, "med", "report"].scores for i in (trial.spec.trial_id, BASE))
+    own, base = (view.study.items[i, "med", "test"].scores for i in (trial.spec.trial_id, BASE))
     gain, unit = paired_estimate(own[np.newaxis], base), view.unit("med")
     row = next(line for line in text.splitlines() if line.startswith("| med | in domain |"))
     for part in (
@@ -127,7 +127,7 @@ def test_hostile_text_stays_text() -> None:
 @pytest.mark.parametrize(
     ("settings", "source", "shown"),
     [
-        ({"train": "data/me, mine/train.jsonl", "report": "./x/test.jsonl"},
+        ({"train": "data/me, mine/train.jsonl", "test": "./x/test.jsonl"},
          "data/me, mine/train.jsonl, ./x/test.jsonl", "train.jsonl, test.jsonl"),
         ({"path": "/home/me/rows, all"}, "/home/me/rows, all", "rows, all"),
         ({}, "data/me/med", "med"),

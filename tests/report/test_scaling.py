@@ -38,8 +38,8 @@ def view_with(*comparisons: MitigationComparison) -> StudyView:
             strength=s,
             gain=0.4 * s,
             forgetting=0.2 * s**2,
-            selection_gain=0.4 * s,
-            selection_forgetting=0.2 * s**2,
+            validation_gain=0.4 * s,
+            validation_forgetting=0.2 * s**2,
             seeds=3,
         )
         for s in (0.0, 0.5, 1.0)

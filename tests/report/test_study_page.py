@@ -11,9 +11,9 @@ import pytest
 from plotly.offline import get_plotlyjs
 from synthetic_study import Truth, synthetic_study
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.records import BASE, Recommendation, StudyRecords
-from rankscope.report.study_page import render, write_report, yaml_text
+from rankscope.report.study_page import render, write_study_page, yaml_text
 from rankscope.report.study_view import StudyView
 
 from .studies import HOSTILE, MEGABYTE, hostile_study, ordinary_study, study_and_advice
@@ -121,7 +121,7 @@ def test_failed_trials_leaks_and_provenance_are_on_the_page(page: str) -> None:
     text = Elements(page).text
     assert text.count("simulated: diverged at step 7") == 2
     assert f"2 of {len(study.trials)} trials ended without a result" in text
-    assert "Report rows that also stand in the training rows were found" in text
+    assert "Test rows that also stand in the training rows were found" in text
     assert study.provenance.created in text
     assert study.model.sha256 in text
     assert "gradient_accumulation: 4" in text
@@ -265,10 +265,10 @@ def test_a_study_of_a_thousand_trials_stays_small() -> None:
 def test_the_file_is_replaced_in_one_step_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "report.html"
     target.write_text("old", encoding="utf-8")
-    write_report(*nothing_finished(), target)
+    write_study_page(*nothing_finished(), target)
     assert target.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
-    with pytest.raises(BadInput, match="existing folder"):
-        write_report(*nothing_finished(), tmp_path)
-    with pytest.raises(BadInput, match="existing folder"):
-        write_report(*nothing_finished(), tmp_path / "absent" / "report.html")
+    with pytest.raises(UserError, match="existing folder"):
+        write_study_page(*nothing_finished(), tmp_path)
+    with pytest.raises(UserError, match="existing folder"):
+        write_study_page(*nothing_finished(), tmp_path / "absent" / "report.html")

@@ -85,9 +85,9 @@ def test_failures_leaks_and_rows_are_listed() -> None:
     assert all(row[1:3] == ("diverged", "simulated: diverged at step 7") for row in failed)
     columns = [c.title for c in tasks_read(view).columns]
     rows = {row[0]: dict(zip(columns, row, strict=True)) for row in tasks_read(view).rows}
-    assert rows["med"]["leaks, exact"] == 2
+    assert rows["med"]["contamination, exact"] == 2
     assert rows["general"]["role"] == "retention"
-    assert rows["med"]["report rows"] == 60
+    assert rows["med"]["test rows"] == 60
     made = training_rows(view)
     trained = {row[0]: row for row in made.rows}
     assert all(isinstance(cell, int) for row in made.rows for cell in row[1:])

@@ -1,4 +1,4 @@
-"""Curves: what a trial scores while it trains is what its weights score, and costs it nothing."""
+"""LearningCurve: what a trial scores while it trains is what its weights score, and costs it nothing."""
 
 import signal
 from pathlib import Path
@@ -10,11 +10,11 @@ from pocket_study import SETTINGS, changed, results, small_study
 from tiny_models import base_of, tiny_llama
 
 from rankscope.errors import Interrupted
-from rankscope.progress import Silent
+from rankscope.progress import NullReporter
 from rankscope.records import StudyRecords, TrialRecords
 from rankscope.run.callbacks import in_dtype_of
 from rankscope.run.plan import evaluation_tokens, make_plan
-from rankscope.run.study import conclude
+from rankscope.run.study import write_outputs
 
 TASKS = ("pocket_cloze", "pocket_med")
 STEPS = (3, 6, 8)
@@ -45,7 +45,7 @@ def assert_last_point_is_the_final_score(study: StudyRecords, trial: TrialRecord
     last = [point for point in trial.curve if point.step == STEPS[-1]]
     assert sorted(point.task for point in last) == sorted(TASKS)
     for point in last:
-        final = study.evals[trial.spec.trial_id, point.task, "selection"]
+        final = study.evals[trial.spec.trial_id, point.task, "validation"]
         assert (point.score, point.standard_error) == (final.score, final.standard_error)
         assert (point.n, point.metric, point.num_tokens) == (
             final.n,
@@ -73,8 +73,8 @@ def test_a_trial_trains_the_same_with_and_without(curves: StudyRecords, tmp_path
         assert watched[part] == without[part]
 
 
-class Interrupter(Silent):
-    """Presses Ctrl-C at every second thing it hears of while a pack trains, scoring included."""
+class Interrupter(NullReporter):
+    """Presses Ctrl-C at every second thing it hears of while a group trains, scoring included."""
 
     def __init__(self) -> None:
         self.heard = 0
@@ -99,7 +99,7 @@ def test_interrupted_over_and_over_the_curve_is_the_same(
             continue
         break
     assert stored(found) == stored(curves)
-    # A pack is scored on a task once a point: two LoRA packs and two full trials.
+    # A group is scored on a task once a point: two LoRA groups and two full trials.
     assert interrupter.scored == 4 * len(STEPS) * len(TASKS)
 
 
@@ -168,7 +168,7 @@ def test_curves_asked_for_later_are_those_of_later_trials(tmp_path: Path) -> Non
     changed_again = changed("train", evaluate_every=2, evaluate_items=8)
     again = small_study(tmp_path, arms=arms, seeds=[0, 1], **changed_again).run(tmp_path / "out")
     assert again.trials == after.trials
-    conclude(tmp_path / "out")
+    write_outputs(tmp_path / "out")
     assert "1 trial of 2 has no curve" in (tmp_path / "out" / "report.html").read_text("utf-8")
 
 
@@ -179,14 +179,14 @@ def test_the_plan_counts_them(tmp_path: Path) -> None:
     assert plain.curve_evaluations == 0
     assert plan.curve_evaluations == len(inputs.trials) * len(STEPS) * len(TASKS)
     assert plan.evaluations == plain.evaluations
-    # On all items of the selection splits, each point reads what the score at the end reads.
-    selection = sum(
+    # On all items of the validation splits, each point reads what the score at the end reads.
+    validation = sum(
         sum(tokens)
         for (task, split), tokens in evaluation_tokens(inputs).items()
-        if split == "selection" and task in TASKS
+        if split == "validation" and task in TASKS
     )
     extra = plan.evaluation_tokens - plain.evaluation_tokens
-    assert extra == len(inputs.trials) * len(STEPS) * selection
+    assert extra == len(inputs.trials) * len(STEPS) * validation
 
 
 @pytest.mark.parametrize(

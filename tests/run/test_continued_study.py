@@ -13,11 +13,11 @@ from command_line import Outcome, files_below, rankscope, settings
 from pocket_study import study_file
 from safetensors.torch import load_file, save_file
 
-from rankscope.config.loader import load_study
+from rankscope.config.loader import load_study_file
 from rankscope.models.adapters.folder import BASE_HASH
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
 from rankscope.provenance import sha256_folder
-from rankscope.run.prepare import read_inputs
+from rankscope.run.prepare import prepare_study
 from rankscope.store import Ledger
 
 ARM: dict[str, Any] = {"init_from": "stored", "lr": 1e-3}
@@ -143,7 +143,7 @@ def test_an_arm_that_does_not_fit(place: Path, change: str, parts: list[str]) ->
 
 
 def test_what_a_study_trained_goes_on_in_another(place: Path) -> None:
-    """From a trial's own folder; in a pack with a fresh trial; and only once, wherever it lies."""
+    """From a trial's own folder; in a group with a fresh trial; and only once, wherever it lies."""
     first = study_file(place / "first", arms=[{"method": "dora", "rank": 2, "lr": 2e-3}], **ONE)
     assert rankscope("run", first, "--out", place / "one").code == 0
     with Ledger.open(place / "one", write=False) as ledger:
@@ -167,7 +167,7 @@ def test_what_a_study_trained_goes_on_in_another(place: Path) -> None:
     assert after.train is not None
     assert fresh.spec.trial_id == before.spec.trial_id  # the ids of before are what they were
     assert after.spec.targets == fresh.spec.targets
-    assert (fresh.train.pack_id, fresh.train.pack_size) == (after.train.pack_id, 2)
+    assert (fresh.train.group_id, fresh.train.group_size) == (after.train.group_id, 2)
     assert f"from adapter@{(after.spec.init_sha256 or '')[:8]}" in after.spec.arm_label
     assert after.spec.arm_label in (place / "two" / "report.html").read_text("utf-8")
     # Both see the same rows: eight steps before, the one is where the other got to.
@@ -179,8 +179,8 @@ def test_what_a_study_trained_goes_on_in_another(place: Path) -> None:
     assert resolved["arms"][1]["init_from"] == str(source)
     shutil.copytree(source, place / "moved")
     moved = settings("arms.1.init_from=../moved")
-    config = load_study(place / "two" / "study.resolved.yaml", moved[1:])
-    assert [t.trial_id for t in read_inputs(config).trials] == [
+    config = load_study_file(place / "two" / "study.resolved.yaml", moved[1:])
+    assert [t.trial_id for t in prepare_study(config).trials] == [
         t.spec.trial_id for t in (fresh, after)
     ]
     assert rankscope("run", second, *moved, "--out", place / "two").code == 0

@@ -1,4 +1,4 @@
-"""Packs are cut once: whatever memory a later run finds, and after a real shortage of it."""
+"""Groups are cut once: whatever memory a later run finds, and after a real shortage of it."""
 
 import dataclasses
 import json
@@ -13,37 +13,37 @@ from pocket_study import SETTINGS, leftovers, small_study, study_file
 from safetensors.torch import load_file
 
 from rankscope.errors import Interrupted
-from rankscope.progress import Silent
+from rankscope.progress import NullReporter
 from rankscope.run.group_ledger import budget_of, halve, hand_down, settled, shrink
-from rankscope.run.prepare import StudyInputs
+from rankscope.run.prepare import PreparedStudy
 from rankscope.store import Ledger, adapter_path
-from rankscope.train.checkpoint import PackCheckpoint, PackState
+from rankscope.train.checkpoint import GroupCheckpoint, GroupState
 
 LORA = SETTINGS["arms"][0]
 
 
-def inputs_with(folder: Path, room_bytes: int, **changes: object) -> StudyInputs:
+def inputs_with(folder: Path, room_bytes: int, **changes: object) -> PreparedStudy:
     """The study as a machine with that much memory free reads it."""
     found = small_study(
-        folder, **{"max_pack": None, "arms": [LORA], "seeds": [0, 1, 2, 3]} | changes
+        folder, **{"max_group_size": None, "arms": [LORA], "seeds": [0, 1, 2, 3]} | changes
     )
     inputs = found.check()
-    packing = dataclasses.replace(inputs.packing, room_bytes=room_bytes)
-    packs = tuple(packing.packs(inputs.trials, inputs.config))
-    return dataclasses.replace(inputs, packing=packing, packs=packs)
+    grouping = dataclasses.replace(inputs.grouping, room_bytes=room_bytes)
+    groups = tuple(grouping.groups(inputs.trials, inputs.config))
+    return dataclasses.replace(inputs, grouping=grouping, groups=groups)
 
 
-def sizes(inputs: StudyInputs) -> list[int]:
-    return [len(pack) for pack in inputs.packs]
+def sizes(inputs: PreparedStudy) -> list[int]:
+    return [len(group) for group in inputs.groups]
 
 
-def test_packs_stay_when_another_amount_of_memory_is_free(tmp_path: Path) -> None:
+def test_groups_stay_when_another_amount_of_memory_is_free(tmp_path: Path) -> None:
     tight, wide = inputs_with(tmp_path, 1), inputs_with(tmp_path, 2**40)
     assert (sizes(tight), sizes(wide)) == ([1] * 4, [4])
     for first, second in ((tight, wide), (wide, tight)):
         with Ledger.open(tmp_path / str(sizes(first)), write=True) as ledger:
-            assert settled(ledger, first).packs == first.packs
-            assert settled(ledger, second).packs == first.packs
+            assert settled(ledger, first).groups == first.groups
+            assert settled(ledger, second).groups == first.groups
 
 
 def test_new_trials_are_packed_among_themselves_and_changed_settings_cut_anew(
@@ -55,34 +55,34 @@ def test_new_trials_are_packed_among_themselves_and_changed_settings_cut_anew(
         settled(ledger, before)
         grown = settled(ledger, after)
         assert sizes(grown) == [2, 2]
-        assert grown.packs[0] == before.packs[0]
+        assert grown.groups[0] == before.groups[0]
         assert sizes(settled(ledger, before)) == [2]  # seeds taken away again
-        other = inputs_with(tmp_path, 2**40, max_pack=1)
+        other = inputs_with(tmp_path, 2**40, max_group_size=1)
         assert sizes(settled(ledger, other)) == [1] * 4
 
 
-def test_halves_take_the_place_of_a_pack_and_its_state(tmp_path: Path) -> None:
+def test_halves_take_the_place_of_a_group_and_its_state(tmp_path: Path) -> None:
     inputs = inputs_with(tmp_path, 2**40)
-    (pack,) = inputs.packs
+    (group,) = inputs.groups
     with Ledger.open(tmp_path / "out", write=True) as ledger:
         settled(ledger, inputs)
-        halves = halve(ledger, inputs, pack)
-        assert settled(ledger, inputs).packs == halves
-        assert halves[0] + halves[1] == pack
-    whole, half = PackCheckpoint(tmp_path / "whole"), PackCheckpoint(tmp_path / "half")
+        halves = halve(ledger, inputs, group)
+        assert settled(ledger, inputs).groups == halves
+        assert halves[0] + halves[1] == group
+    whole, half = GroupCheckpoint(tmp_path / "whole"), GroupCheckpoint(tmp_path / "half")
     hand_down(whole, halves[0], half)
     assert half.load() is None
-    tensors = {f"{t.trial_id}/parameter/0": torch.full((2,), float(i)) for i, t in enumerate(pack)}
-    counted = {t.trial_id: {"num_tokens": 10 * (i + 1)} for i, t in enumerate(pack)}
-    whole.save(PackState(5, tensors, {**counted, "seconds": 10}))
+    tensors = {f"{t.trial_id}/parameter/0": torch.full((2,), float(i)) for i, t in enumerate(group)}
+    counted = {t.trial_id: {"num_tokens": 10 * (i + 1)} for i, t in enumerate(group)}
+    whole.save(GroupState(5, tensors, {**counted, "seconds": 10}))
     hand_down(whole, halves[1], half)
     state = half.load()
     assert state is not None
     assert state.step == 5
     assert {n: float(t[0]) for n, t in state.tensors.items()} == {
-        f"{pack[i].trial_id}/parameter/0": float(i) for i in (2, 3)
+        f"{group[i].trial_id}/parameter/0": float(i) for i in (2, 3)
     }
-    expected = {pack[2].trial_id: {"num_tokens": 30}, pack[3].trial_id: {"num_tokens": 40}}
+    expected = {group[2].trial_id: {"num_tokens": 30}, group[3].trial_id: {"num_tokens": 40}}
     # Of 10 seconds for 100 tokens, those of 70.
     assert state.meta == {**expected, "seconds": 7.0}
 
@@ -90,14 +90,14 @@ def test_halves_take_the_place_of_a_pack_and_its_state(tmp_path: Path) -> None:
 def test_a_study_that_asks_for_smaller_passes_gets_them(tmp_path: Path) -> None:
     """After a shortage passes hold 512 tokens; the study file may ask for fewer, not for more."""
     inputs = inputs_with(tmp_path, 2**40)
-    (pack,) = inputs.packs
+    (group,) = inputs.groups
     with Ledger.open(tmp_path / "out", write=True) as ledger:
         settled(ledger, inputs)
-        shrink(ledger, inputs, pack, 512)
+        shrink(ledger, inputs, group, 512)
         for asked, expected in ((4096, 512), (256, 256)):
             train = {**SETTINGS["train"], "batch_tokens": asked}
             now = small_study(tmp_path, arms=[LORA], seeds=[0, 1, 2, 3], train=train).check()
-            assert budget_of(ledger, now, pack) == expected
+            assert budget_of(ledger, now, group) == expected
 
 
 LIMITED = """
@@ -152,7 +152,7 @@ def test_a_real_shortage_cuts_passes_and_the_study_goes_on(tmp_path: Path) -> No
     """The kernel refuses memory: passes of 8 x 64 rows do not fit, smaller ones do."""
     train = train_settings(batch_size=64, gradient_accumulation=8, batch_tokens=65536)
     settings = {"arms": [LORA], "seeds": [0, 1], "train": train}
-    plan = small_study(tmp_path, **settings).plan().packs[0]
+    plan = small_study(tmp_path, **settings).plan().groups[0]
     file = study_file(tmp_path, **settings)
     statuses, notes = limited_run(file, tmp_path / "out", "train", plan.memory_bytes // 2)
     assert statuses == ["done", "done"]
@@ -173,19 +173,19 @@ def stored_adapters(out: Path) -> dict[str, dict[str, torch.Tensor]]:
     }
 
 
-def test_a_pack_that_does_not_fit_is_halved_and_every_trial_trained(tmp_path: Path) -> None:
+def test_a_group_that_does_not_fit_is_halved_and_every_trial_trained(tmp_path: Path) -> None:
     """More room for half of what four trials keep: with what the process has free, two fit."""
     settings = {
         "arms": [WIDE],
         "seeds": [0, 1, 2, 3],
-        "max_pack": None,
+        "max_group_size": None,
         "train": train_settings(gradient_accumulation=1),
         "evaluate": {"max_items": 8, "retention": ["pocket_cloze"]},
     }
     whole = small_study(tmp_path, **settings)
     inputs = whole.check()
-    (pack,) = inputs.packs
-    state_bytes = inputs.packing.memory(pack, inputs.config.train).state_bytes
+    (group,) = inputs.groups
+    state_bytes = inputs.grouping.memory(group, inputs.config.train).state_bytes
     whole.run(tmp_path / "whole")
     file = study_file(tmp_path, **settings)
     statuses, notes = limited_run(file, tmp_path / "out", "train", state_bytes // 2)
@@ -194,10 +194,10 @@ def test_a_pack_that_does_not_fit_is_halved_and_every_trial_trained(tmp_path: Pa
         "4 trials do not fit into memory together: halved"
     ]
     with Ledger.open(tmp_path / "out", write=False) as ledger:
-        stored = ledger.packs()
+        stored = ledger.groups()
     assert stored is not None
-    ids = [trial.trial_id for trial in pack]
-    assert [list(of_pack) for of_pack in stored.packs] == [ids[:2], ids[2:]]
+    ids = [trial.trial_id for trial in group]
+    assert [list(of_group) for of_group in stored.groups] == [ids[:2], ids[2:]]
     expected, found = stored_adapters(tmp_path / "whole"), stored_adapters(tmp_path / "out")
     assert found.keys() == expected.keys()
     for label, tensors in expected.items():
@@ -213,7 +213,7 @@ def test_a_trial_that_does_not_fit_alone_is_out_of_memory_and_the_others_end(
     file = study_file(
         tmp_path,
         arms=[{**LORA, "rank": [2, 4096]}],
-        max_pack=None,
+        max_group_size=None,
         train=train_settings(),
         evaluate={"max_items": 8, "retention": ["pocket_cloze"]},
     )
@@ -227,8 +227,8 @@ def test_a_trial_that_does_not_fit_alone_is_out_of_memory_and_the_others_end(
     assert leftovers(tmp_path / "out") == []
 
 
-class StopsBeforeScoring(Silent):
-    """Presses Ctrl-C twice when a pack is trained."""
+class StopsBeforeScoring(NullReporter):
+    """Presses Ctrl-C twice when a group is trained."""
 
     def stage(self, name: str, total: int) -> None:
         if name.endswith(" evaluate"):
@@ -242,7 +242,7 @@ def test_a_trial_whose_scoring_does_not_fit_is_out_of_memory_and_the_others_end(
     settings = {
         "arms": [{**LORA, "rank": [2, 16384], "targets": ["q_proj"]}],
         "seeds": [0],
-        "max_pack": None,
+        "max_group_size": None,
         "train": train_settings(),
         "evaluate": {"max_items": 200, "batch_tokens": 8192, "retention": ["pocket_cloze"]},
     }

@@ -81,8 +81,8 @@ def test_scores_of_the_models_as_they_are_equal_the_evaluations(tmp_path: Path) 
     (found,) = study.trials
     assert found.heads is not None
     (cloze,) = found.heads.ablations
-    assert cloze.tuned_score == study.evals[found.spec.trial_id, "pocket_cloze", "report"].score
-    assert cloze.base_score == study.evals["base", "pocket_cloze", "report"].score
+    assert cloze.tuned_score == study.evals[found.spec.trial_id, "pocket_cloze", "test"].score
+    assert cloze.base_score == study.evals["base", "pocket_cloze", "test"].score
 
 
 def test_asked_for_later_heads_are_all_that_is_done(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ import pytest
 from pocket_study import SETTINGS, changed, results, small_study
 from safetensors.torch import load_file
 
-from rankscope.errors import BadInput, Interrupted
+from rankscope.errors import Interrupted, UserError
 from rankscope.records import StudyRecords
 from rankscope.run.plan import make_plan
 from rankscope.run.study import Study
-from rankscope.store import Ledger, kept_path, weights_path
+from rankscope.store import Ledger, snapshot_path, weights_path
 from rankscope.tools.export import export_trial
 
 from .test_callbacks import Interrupter
@@ -43,7 +43,7 @@ def test_they_are_the_weights_of_a_training_of_so_many_steps(
     shorter = keeping(tmp_path, max_steps=3).run(tmp_path / "out")
     for trial, other in zip(study.trials, shorter.trials, strict=True):
         found, expected = (
-            out / kept_path(trial.spec, 3),
+            out / snapshot_path(trial.spec, 3),
             tmp_path / "out" / weights_path(other.spec),
         )
         for file in sorted(path.name for path in expected.glob("*.safetensors")):
@@ -82,12 +82,12 @@ def test_export_copies_those_of_a_step(kept: tuple[Path, StudyRecords], tmp_path
     out, study = kept
     last = SETTINGS["train"]["max_steps"]
     for i, trial in enumerate((study.trials[0], study.trials[-1])):
-        for step, place in ((6, kept_path(trial.spec, 6)), (last, weights_path(trial.spec))):
+        for step, place in ((6, snapshot_path(trial.spec, 6)), (last, weights_path(trial.spec))):
             target = tmp_path / f"{i}-{step}"
             assert export_trial(out, trial.spec.trial_id, target, step) == trial.spec
             # The model card is written anew, with the study's figures.
             assert contents(target) == contents(out / place)
-    with pytest.raises(BadInput, match=r"no weights of step 4; expected one of 3, 6, 8"):
+    with pytest.raises(UserError, match=r"no weights of step 4; expected one of 3, 6, 8"):
         export_trial(out, study.trials[0].spec.trial_id, tmp_path / "none", 4)
     assert not (tmp_path / "none").exists()
 

@@ -22,7 +22,7 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With what is stored while a pack trains: points of curves, and weights by step."""
+    """With what is stored while a group trains: points of curves, and weights by step."""
     train = changed("train", evaluate_every=3, evaluate_items=8, checkpoint_every=5)
     return study_file(tmp_path_factory.mktemp("study"), **train)
 
@@ -104,9 +104,11 @@ def test_the_second_interrupt_aborts_and_the_study_continues(
     """The second comes at once: it finds the run anywhere between the first and its safe point."""
     expected, _ = uninterrupted
     out = tmp_path / "out"
-    for pack in (1, 2, 3):
+    for group in (1, 2, 3):
         launcher.start("run", file, "--out", out)
-        wait_for(launcher, lambda pack=pack: f"pack {pack}/" in str(last_stage(out).get("name")))
+        wait_for(
+            launcher, lambda group=group: f"group {group}/" in str(last_stage(out).get("name"))
+        )
         launcher.send(signal.SIGINT)
         launcher.send(signal.SIGINT)
         assert launcher.ended() == 130, launcher.said()

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from pocket_study import SETTINGS, changed, results, small_study, study_file
 
-from rankscope.config.loader import load_study
+from rankscope.config.loader import load_study_file
 from rankscope.data.study_tasks import replay_notes
-from rankscope.errors import BadInput, Interrupted
+from rankscope.errors import Interrupted, UserError
 from rankscope.provenance import sha256_folder
 from rankscope.records import BASE, StudyRecords, TrialRecords, trial_of, variant_of
-from rankscope.run.study import Study, conclude, refuse_other_intruders
+from rankscope.run.study import Study, check_other_intruders, write_outputs
 from rankscope.run.trials import make_trials
 from rankscope.store import Ledger
 from rankscope.tools.export import export_trial
@@ -30,7 +30,7 @@ ARMS: list[dict[str, Any]] = [
 CHANGES = {
     "arms": ARMS,
     "seeds": [0],
-    "max_pack": 16,
+    "max_group_size": 16,
     **changed("train", evaluate_every=2, evaluate_items=8),
     **changed("evaluate", scales=[0.5], layer_scales=[0.5], intruder_scales=[0], cross_domain=[]),
 }
@@ -49,7 +49,7 @@ def trial_with(study: StudyRecords, word: str) -> TrialRecords:
 
 
 def test_every_arm_is_trained_as_asked_and_told_of(finished: Path) -> None:
-    study, advice = conclude(finished)
+    study, advice = write_outputs(finished)
     assert [t.status for t in study.trials] == ["done"] * 4
     replaying = trial_with(study, "replay=0.25xpocket_cloze")
     assert replaying.train is not None
@@ -74,7 +74,7 @@ def test_the_weights_of_a_stopped_trial_are_those_of_its_best_step(
     finished: Path, tmp_path: Path
 ) -> None:
     """Not of the last it made, which were not kept."""
-    study, _ = conclude(finished)
+    study, _ = write_outputs(finished)
     trial = trial_with(study, "patience=1")
     assert trial.train is not None
     best, last = trial.train.best_step, trial.train.steps
@@ -83,21 +83,21 @@ def test_the_weights_of_a_stopped_trial_are_those_of_its_best_step(
     export_trial(finished, trial.spec.trial_id, tmp_path / "best", best)
     export_trial(finished, trial.spec.trial_id, tmp_path / "own")
     assert sha256_folder(tmp_path / "best") == sha256_folder(tmp_path / "own")
-    with pytest.raises(BadInput, match=f"no weights of step {last}; expected one of {best},"):
+    with pytest.raises(UserError, match=f"no weights of step {last}; expected one of {best},"):
         export_trial(finished, trial.spec.trial_id, tmp_path / "last", last)
 
 
 def test_every_trial_has_milder_forms_on_the_line_from_the_base(finished: Path) -> None:
-    study, _ = conclude(finished)
+    study, _ = write_outputs(finished)
     milder = {key for key in study.evals if variant_of(key[0])}
     # Four trials, four forms, in-domain and one retention task, two splits.
     assert len(milder) == 4 * 4 * 2 * 2
     assert {trial_of(model) for model, _, _ in milder} == {t.spec.trial_id for t in study.trials}
     between = 0
     for trial in study.trials:
-        keys = [(m, "pocket_med", "report") for m in (BASE, trial.spec.trial_id)]
+        keys = [(m, "pocket_med", "test") for m in (BASE, trial.spec.trial_id)]
         base, tuned = (study.items[k].gold_logprobs.mean() for k in keys)  # type: ignore[index]
-        half = study.items[f"{trial.spec.trial_id}@scale=0.5", "pocket_med", "report"]
+        half = study.items[f"{trial.spec.trial_id}@scale=0.5", "pocket_med", "test"]
         between += (
             base < half.gold_logprobs.mean() < tuned or base > half.gold_logprobs.mean() > tuned
         )
@@ -130,20 +130,20 @@ def test_scales_asked_for_later_are_scored_and_nothing_is_trained(tmp_path: Path
 
 def test_a_joined_task_has_the_rows_and_items_of_its_parts(tmp_path: Path) -> None:
     """Multiple choice and written answers: each part is scored its own way."""
-    joined = {"name": "both", "join": ["pocket_med", "pocket_gsm"]}
+    joined = {"name": "both", "mixture": ["pocket_med", "pocket_gsm"]}
     study = small_study(tmp_path, tasks=["pocket_med", joined], arms=[LORA], seeds=[0])
     inputs = study.check()
     assert len(inputs.rows["both"].rows) == 512 + 2000
     study.run(tmp_path / "out")
-    records, advice = conclude(tmp_path / "out")
+    records, advice = write_outputs(tmp_path / "out")
     assert [a.task for a in advice.advice] == ["pocket_med", "both"]
     for model in (BASE, records.trials[1].spec.trial_id):
-        whole = records.evals[model, "both", "report"]
-        parts = [records.evals[model, name, "report"] for name in ("pocket_med", "pocket_gsm")]
+        whole = records.evals[model, "both", "test"]
+        parts = [records.evals[model, name, "test"] for name in ("pocket_med", "pocket_gsm")]
         assert whole.n == sum(part.n for part in parts) == 32
         assert whole.score == pytest.approx(sum(p.score * p.n for p in parts) / whole.n)
         assert set(whole.metrics) == {"acc", "pocket_med.acc", "pocket_gsm.exact_match"}
-    ids = records.items[BASE, "both", "report"].item_ids
+    ids = records.items[BASE, "both", "test"].item_ids
     assert [i.split("/")[0] for i in ids[:4]] == ["pocket_med", "pocket_gsm"] * 2
 
 
@@ -151,7 +151,7 @@ def test_a_joined_task_has_the_rows_and_items_of_its_parts(tmp_path: Path) -> No
 
 
 def ids(tmp_path: Path, arm: dict[str, Any], **changes: Any) -> str:
-    config = load_study(study_file(tmp_path, arms=[arm], seeds=[0], **changes))
+    config = load_study_file(study_file(tmp_path, arms=[arm], seeds=[0], **changes))
     hashes = {"pocket_med": "1" * 64, "pocket_cloze": "2" * 64, "pocket_math": "3" * 64}
     (trial,) = make_trials(config, "b" * 64, hashes, None, hashes, hashes)
     return trial.trial_id
@@ -198,7 +198,7 @@ def test_what_an_option_says_is_part_of_the_id(tmp_path: Path) -> None:
         ({"arms": [{**LORA, "replay": {**REPLAY, "task": "pocket_med"}}]}, "task 'pocket_med';"),
         (
             {
-                "tasks": [{"name": "both", "join": ["pocket_med", "pocket_gsm"]}],
+                "tasks": [{"name": "both", "mixture": ["pocket_med", "pocket_gsm"]}],
                 "arms": [{**LORA, "replay": {**REPLAY, "task": "pocket_gsm"}}],
             },
             "training task 'both'; replay those of a task that is not trained on",
@@ -221,26 +221,26 @@ def test_what_an_option_says_is_part_of_the_id(tmp_path: Path) -> None:
             },
             "ADALORA is more than its parameters",
         ),
-        ({"tasks": [{"name": "b", "join": ["pocket_med"]}]}, "at least two tasks"),
-        ({"tasks": [{"name": "b", "join": ["b", "pocket_med"]}]}, "joins itself"),
-        ({"tasks": [{"name": "b", "join": ["x", "y"], "scorer": "loss"}]}, "remove 'scorer'"),
+        ({"tasks": [{"name": "b", "mixture": ["pocket_med"]}]}, "at least two tasks"),
+        ({"tasks": [{"name": "b", "mixture": ["b", "pocket_med"]}]}, "joins itself"),
+        ({"tasks": [{"name": "b", "mixture": ["x", "y"], "scorer": "loss"}]}, "remove 'scorer'"),
         (
             {
                 "tasks": [
-                    {"name": "a", "join": ["x", "y"]},
-                    {"name": "b", "join": ["a", "y"]},
+                    {"name": "a", "mixture": ["x", "y"]},
+                    {"name": "b", "mixture": ["a", "y"]},
                 ]
             },
             "joined itself",
         ),
-        (changed("evaluate", retention=[{"name": "b", "join": ["x", "y"]}]), "training tasks"),
+        (changed("evaluate", retention=[{"name": "b", "mixture": ["x", "y"]}]), "training tasks"),
         (
-            {"tasks": ["med", {"name": "both", "join": ["pocket_gsm", "pocket_cloze"]}]},
+            {"tasks": ["med", {"name": "both", "mixture": ["pocket_gsm", "pocket_cloze"]}]},
             "'pocket_cloze' is a part of the training task 'both'",
         ),
         (
             {
-                "tasks": ["pocket_med", {"name": "both", "join": ["pocket_med", "pocket_law"]}],
+                "tasks": ["pocket_med", {"name": "both", "mixture": ["pocket_med", "pocket_law"]}],
                 **changed("evaluate", retention=["both"]),
                 "objective": {"max_forgetting": 0.02},
             },
@@ -252,13 +252,13 @@ def test_what_an_option_says_is_part_of_the_id(tmp_path: Path) -> None:
 def test_what_makes_no_sense_is_refused_on_reading(
     changes: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(BadInput, match=said):
-        load_study(study_file(tmp_path, **changes))
+    with pytest.raises(UserError, match=said):
+        load_study_file(study_file(tmp_path, **changes))
 
 
 def test_replay_of_what_transfer_is_measured_on_is_told(tmp_path: Path) -> None:
     arms = [{**LORA, "replay": {**REPLAY, "task": "pocket_gsm"}}]
-    config = load_study(study_file(tmp_path, arms=arms))
+    config = load_study_file(study_file(tmp_path, arms=arms))
     (note,) = replay_notes(config)
     assert note.startswith("pocket_gsm: training rows of this task are replayed")
     assert note.endswith("no transfer: they are trained on it")
@@ -266,16 +266,16 @@ def test_replay_of_what_transfer_is_measured_on_is_told(tmp_path: Path) -> None:
 
 def test_replay_of_what_has_no_rows_or_no_name_is_refused(tmp_path: Path) -> None:
     unknown = {**LORA, "replay": {"task": "pocket_clozee", "share": 0.1}}
-    with pytest.raises(BadInput, match="did you mean 'pocket_cloze'"):
+    with pytest.raises(UserError, match="did you mean 'pocket_cloze'"):
         small_study(tmp_path, arms=[unknown]).check()
     rows = '{"question": "q", "choices": ["a", "b"], "answer": 0}\n' * 4
     (tmp_path / "few.jsonl").write_text(rows + rows.replace('"q"', '"r"'))
-    task = {"name": "few", "report": "few.jsonl"}
+    task = {"name": "few", "test": "few.jsonl"}
     arm = {**LORA, "replay": {"task": "few", "share": 0.1}}
     study = Study.load(
         study_file(tmp_path, arms=[arm], evaluate={**SETTINGS["evaluate"], "retention": [task]})
     )
-    with pytest.raises(BadInput, match="no training rows"):
+    with pytest.raises(UserError, match="no training rows"):
         study.check()
 
 
@@ -294,7 +294,7 @@ def test_scores_without_other_intruders_are_not_mixed(
     with Ledger.open(finished, write=False) as ledger:
         stored = ledger.load()
     bare = replace(stored, trials=tuple(replace(t, spectra=None) for t in stored.trials))
-    refuse_other_intruders(bare, small_study(finished.parent, **CHANGES).check())
+    check_other_intruders(bare, small_study(finished.parent, **CHANGES).check())
     other = small_study(finished.parent, **{**CHANGES, **change}).check()
-    with pytest.raises(BadInput, match="scaled intruders were made with"):
-        refuse_other_intruders(bare, other)
+    with pytest.raises(UserError, match="scaled intruders were made with"):
+        check_other_intruders(bare, other)

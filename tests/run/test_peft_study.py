@@ -9,10 +9,10 @@ from peft import PeftModel
 from pocket_study import small_study
 from transformers import AutoModelForCausalLM
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.models.pocket import pocket_folder
 from rankscope.run.plan import make_plan, trial_cost
-from rankscope.run.prepare import read_inputs
+from rankscope.run.prepare import prepare_study
 from rankscope.store import Ledger
 from rankscope.tools.export import export_trial
 
@@ -28,9 +28,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarni
 
 def test_methods_of_pefts_run_like_any_other(tmp_path: Path) -> None:
     study = small_study(tmp_path, **ONE_SEED)
-    inputs = read_inputs(study.config)
-    # A pack of LoRA, then one by one what changes the base's modules.
-    assert [[t.method for t in pack] for pack in inputs.packs] == [["lora"], ["peft"], ["peft"]]
+    inputs = prepare_study(study.config)
+    # A group of LoRA, then one by one what changes the base's modules.
+    assert [[t.method for t in group] for group in inputs.groups] == [["lora"], ["peft"], ["peft"]]
     planned = {t.trial_id: trial_cost(inputs, t).trainable_parameters for t in inputs.trials}
     assert make_plan(inputs).disk_bytes == 4 * sum(planned.values())
     study.run(tmp_path / "out")
@@ -81,6 +81,6 @@ def test_what_cannot_run_is_refused_before_anything_is_written(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     study = small_study(tmp_path, **{**ONE_SEED, **changes})
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UserError, match=message):
         study.run(tmp_path / "out")
     assert not (tmp_path / "out").exists()

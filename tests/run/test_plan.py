@@ -1,4 +1,4 @@
-"""What a plan says of packs and memory, against the study's own numbers."""
+"""What a plan says of groups and memory, against the study's own numbers."""
 
 import shutil
 from pathlib import Path
@@ -11,11 +11,11 @@ from rich.console import Console
 
 from rankscope.cli.render.study import plan_screen
 from rankscope.config.presets import study_template
-from rankscope.data.study_tasks import read_tasks, refuse_untrainable
-from rankscope.errors import BadInput
+from rankscope.data.study_tasks import check_untrainable, read_tasks
+from rankscope.errors import UserError
 from rankscope.models.parameters import architecture
 from rankscope.models.pocket import pocket_folder
-from rankscope.run.groups import Pack
+from rankscope.run.groups import Group
 from rankscope.run.plan import Plan
 from rankscope.run.study import Study
 
@@ -32,40 +32,40 @@ def printed_limits(plan: Plan) -> list[str]:
     return [line[column:] for line in rows[: rows.index("")]]
 
 
-def test_a_pack_says_what_keeps_it_from_being_larger(tmp_path: Path) -> None:
+def test_a_group_says_what_keeps_it_from_being_larger(tmp_path: Path) -> None:
     plan = small_study(tmp_path).plan()
-    assert [p.limited_by for p in plan.packs] == ["max_pack"] * 2 + ["method"] * 2
-    assert printed_limits(plan) == ["max_pack"] * 2 + ["method"] * 2
-    whole = small_study(tmp_path, max_pack=None).plan()
-    assert [p.limited_by for p in whole.packs] == ["all trials of the task"] + ["method"] * 2
+    assert [p.limited_by for p in plan.groups] == ["size limit"] * 2 + ["method"] * 2
+    assert printed_limits(plan) == ["size limit"] * 2 + ["method"] * 2
+    whole = small_study(tmp_path, max_group_size=None).plan()
+    assert [p.limited_by for p in whole.groups] == ["all trials of the task"] + ["method"] * 2
     assert printed_limits(whole) == ["all trials"] + ["method"] * 2
-    assert len(whole.packs[0].labels) == NUM_LORA
+    assert len(whole.groups[0].labels) == NUM_LORA
 
 
-def test_packs_keep_to_the_memory_limit(tmp_path: Path) -> None:
-    """A limit of what the larger pack of two takes, and just below what the smaller one takes."""
-    two = small_study(tmp_path).plan().packs
-    limit = max(pack.memory_bytes for pack in two[:2])
-    fitting = small_study(tmp_path, max_pack=None, memory_limit=limit).plan()
-    assert [len(p.labels) for p in fitting.packs] == [2, 2, 1, 1]
-    assert [p.limited_by for p in fitting.packs] == ["memory"] * 2 + ["method"] * 2
+def test_groups_keep_to_the_memory_limit(tmp_path: Path) -> None:
+    """A limit of what the larger group of two takes, and just below what the smaller one takes."""
+    two = small_study(tmp_path).plan().groups
+    limit = max(group.memory_bytes for group in two[:2])
+    fitting = small_study(tmp_path, max_group_size=None, memory_limit=limit).plan()
+    assert [len(p.labels) for p in fitting.groups] == [2, 2, 1, 1]
+    assert [p.limited_by for p in fitting.groups] == ["memory"] * 2 + ["method"] * 2
     assert printed_limits(fitting) == ["memory"] * 2 + ["method"] * 2
-    least = min(pack.memory_bytes for pack in two[:2])
-    tight = small_study(tmp_path, max_pack=None, memory_limit=least - 1).plan()
-    assert [len(p.labels) for p in tight.packs] == [1] * 6
+    least = min(group.memory_bytes for group in two[:2])
+    tight = small_study(tmp_path, max_group_size=None, memory_limit=least - 1).plan()
+    assert [len(p.labels) for p in tight.groups] == [1] * 6
 
 
-def test_a_pack_takes_the_base_once(tmp_path: Path) -> None:
-    inputs = small_study(tmp_path, max_pack=None).check()
+def test_a_group_takes_the_base_once(tmp_path: Path) -> None:
+    inputs = small_study(tmp_path, max_group_size=None).check()
 
-    def memory(pack: Pack) -> int:
-        found = inputs.packing.memory(pack, inputs.config.train)
+    def memory(group: Group) -> int:
+        found = inputs.grouping.memory(group, inputs.config.train)
         weights = inputs.shapes.num_parameters * 4
         assert weights <= found.base_bytes < weights + 1000  # rotary frequencies
         return found.state_bytes
 
-    pack = inputs.packs[0]
-    assert memory(pack) == sum(memory((trial,)) for trial in pack)
+    group = inputs.groups[0]
+    assert memory(group) == sum(memory((trial,)) for trial in group)
 
 
 def test_the_paper_preset_plans_as_it_is_written(
@@ -87,21 +87,21 @@ def test_the_paper_preset_plans_as_it_is_written(
     plan = Study.load(study, sets).plan()
     # 5 tasks x (5 ranks x 2 rates + full) x 3 seeds.
     assert plan.trials == 165
-    assert sum(len(pack.labels) for pack in plan.packs) == 165
+    assert sum(len(group.labels) for group in plan.groups) == 165
     base_bytes = 2 * architecture(LLAMA_8B).num_parameters
-    full = [pack for pack in plan.packs if pack.labels[0].startswith("full")]
+    full = [group for group in plan.groups if group.labels[0].startswith("full")]
     assert len(full) == 15
     # Float32 weights, gradients and two moments beside the base: 16 + 2 bytes a parameter.
-    assert all(pack.memory_bytes > 9 * base_bytes for pack in full)
-    lora = [pack for pack in plan.packs if pack not in full]
-    assert all(base_bytes < pack.memory_bytes <= 80e9 for pack in lora)
+    assert all(group.memory_bytes > 9 * base_bytes for group in full)
+    lora = [group for group in plan.groups if group not in full]
+    assert all(base_bytes < group.memory_bytes <= 80e9 for group in lora)
     # Of gsm8k's 100 rows a tenth chooses; MMLU's are the 90 to train on; of medmcqa's 70 a tenth
     # chooses; mathqa's are 60; of 20 rows of law a tenth. Three epochs, steps of 8 rows.
     rows = {"gsm8k": 90, "mmlu": 90, "medmcqa": 63, "mathqa": 60, "legal_mcq": 18}
-    steps = {pack.task: pack.steps for pack in plan.packs}
+    steps = {group.task: group.steps for group in plan.groups}
     assert steps == {name: 3 * -(-count // 8) for name, count in rows.items()}
     assert "holds no weights: planned from config.json" in plan.notes[0]
-    with pytest.raises(BadInput, match=r"no \*\.safetensors weights"):
+    with pytest.raises(UserError, match=r"no \*\.safetensors weights"):
         Study.load(study, sets).check()
 
 
@@ -112,21 +112,21 @@ def test_a_task_without_training_rows_says_what_to_do(tmp_path: Path, data_dir: 
     study.write_text(text.replace("model: ./model", "model: pocket"), encoding="utf-8")
     config = Study.load(study, ["evaluate.max_items=5"]).config
     tasks = read_tasks(config)
-    with pytest.raises(BadInput) as error:
-        refuse_untrainable(config, tasks)
+    with pytest.raises(UserError) as error:
+        check_untrainable(config, tasks)
     told = str(error.value)
     assert f"put train.jsonl or train.parquet into {data_dir}/mmlu" in told
     assert "split 'auxiliary_train' of hub cais/mmlu (all)" in told
     way_out = told.split("--set ")[1]
     assert way_out == "tasks=[gsm8k,medmcqa,mathqa,legal_mcq]"
     alone = Study.load(study, [way_out]).config
-    refuse_untrainable(alone, tasks)
+    check_untrainable(alone, tasks)
     assert "mmlu" in alone.evaluation_tasks()
     sets = ["tasks=[gsm8k,mmlu]", "evaluate.retention=[medmcqa]", "evaluate.cross_domain=[mathqa]"]
     unscored = Study.load(study, sets).config
-    with pytest.raises(BadInput, match=r"--set evaluate.cross_domain=\[mathqa,mmlu\]$"):
-        refuse_untrainable(unscored, tasks)
+    with pytest.raises(UserError, match=r"--set evaluate.cross_domain=\[mathqa,mmlu\]$"):
+        check_untrainable(unscored, tasks)
     # Names alone would drop what is said of a task.
-    sets[0] = "tasks=[{name: gsm8k, shots: 2},mmlu]"
-    with pytest.raises(BadInput, match=r"file, move it from 'tasks' to 'evaluate.cross_domain'$"):
-        refuse_untrainable(Study.load(study, sets).config, tasks)
+    sets[0] = "tasks=[{name: gsm8k, num_fewshot: 2},mmlu]"
+    with pytest.raises(UserError, match=r"file, move it from 'tasks' to 'evaluate.cross_domain'$"):
+        check_untrainable(Study.load(study, sets).config, tasks)

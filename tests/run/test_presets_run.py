@@ -7,7 +7,7 @@ import pytest
 
 from rankscope.config.presets import PRESETS, study_template
 from rankscope.records import StudyRecords
-from rankscope.run.study import Study, conclude
+from rankscope.run.study import Study, write_outputs
 
 SHORT = [
     "seeds=0",
@@ -39,7 +39,7 @@ def ran(preset: str, folder: Path) -> StudyRecords:
 def test_the_shortest_form_of_every_preset_ends_in_a_report(preset: str, tmp_path: Path) -> None:
     study = ran(preset, tmp_path)
     assert {trial.status for trial in study.trials} == {"done"}
-    conclude(tmp_path / "out")
+    write_outputs(tmp_path / "out")
     answer = json.loads((tmp_path / "out" / "recommendation.json").read_text("utf-8"))
     trained_on = {task.name for task in study.tasks if task.trained_on}
     assert {advice["task"] for advice in answer["advice"]} == trained_on

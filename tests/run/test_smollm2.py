@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from rankscope.config.study import ModelConfig
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.fetch import cached_model_folder, fetch_model
@@ -28,7 +28,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "smollm2-arc.yaml"
 def folder() -> Path:
     try:
         return cached_model_folder("smollm2-135m")
-    except BadInput:
+    except UserError:
         return fetch_model("smollm2-135m")
 
 
@@ -76,9 +76,7 @@ def test_every_trial_is_trained_scored_and_analyzed(study: StudyRecords, folder:
         for matrix in trial.spectra.matrices:
             assert 0 < matrix.effective_rank <= rank * (1 + 1e-6)
     models = {BASE, *(trial.spec.trial_id for trial in study.trials)}
-    report = {
-        e.trial_id for e in study.evals.values() if (e.task, e.split) == ("arc_easy", "report")
-    }
+    report = {e.trial_id for e in study.evals.values() if (e.task, e.split) == ("arc_easy", "test")}
     assert report == models
     assert {e.task for e in study.evals.values()} == {"arc_easy", "piqa"}
     assert {e.n for e in study.evals.values()} == {8}
@@ -89,7 +87,7 @@ def test_its_adapter_gives_the_same_logits_in_plain_peft(
 ) -> None:
     trial = study.trials[-1].spec
     path = out / adapter_path(trial.trial_id)
-    base.pack.attach(load_adapter(path, trial.trial_id, study.model))
+    base.multi_lora.attach(load_adapter(path, trial.trial_id, study.model))
     text = "Question: Which of these is a source of light?\nAnswer: the Sun"
     ids = base.tokenizer(text).input_ids
     keep = range(len(ids))

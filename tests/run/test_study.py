@@ -27,15 +27,15 @@ from rankscope.cli import main
 from rankscope.device import is_out_of_memory
 from rankscope.errors import Interrupted
 from rankscope.models.pocket import pocket_folder
-from rankscope.progress import Silent
+from rankscope.progress import NullReporter
 from rankscope.records import StudyRecords, TrialRecords
-from rankscope.run.study import Study, conclude
+from rankscope.run.study import Study, write_outputs
 from rankscope.store import Ledger, adapter_path
 
 LORA, _, FULL = SETTINGS["arms"]
 
 
-class Listener(Silent):
+class Listener(NullReporter):
     """Writes down the stages of a run."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Listener(Silent):
         self.notes.append(text)
 
 
-class Interrupter(Silent):
+class Interrupter(NullReporter):
     """Presses Ctrl-C after every third optimizer step that it hears of."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small study, run and concluded; tests copy it before they change it."""
     folder = tmp_path_factory.mktemp("finished")
     small_study(folder).run(folder / "out")
-    conclude(folder / "out")
+    write_outputs(folder / "out")
     return folder / "out"
 
 
@@ -152,7 +152,7 @@ def test_every_trial_is_trained_scored_and_told_of(finished: Path) -> None:
         assert found.train is not None
         assert found.spectra is not None
         assert len(found.train.losses) == found.train.steps == SETTINGS["train"]["max_steps"]
-        assert found.train.pack_size == (1 if found.spec.method == "full" else 2)
+        assert found.train.group_size == (1 if found.spec.method == "full" else 2)
     # What was trained is not the base: else the scores below would be its.
     assert len({t.train.weights_sha256 for t in study.trials if t.train}) == NUM_TRIALS
     answer = json.loads((finished / "recommendation.json").read_text("utf-8"))
@@ -168,14 +168,14 @@ def test_the_same_study_again_does_nothing(copy: Path, tmp_path: Path) -> None:
     rows_before, written_before = rows(copy), written(copy)
     listener = Listener()
     small_study(tmp_path).run(copy, listener)
-    conclude(copy)
+    write_outputs(copy)
     assert listener.stages == []
     assert rows(copy) == rows_before
     assert written(copy) == written_before
 
 
 def test_interrupted_over_and_over_it_comes_to_the_same_end(finished: Path, tmp_path: Path) -> None:
-    """Stopped within packs with and without dropout and within full fine-tuning, bit for bit."""
+    """Stopped within groups with and without dropout and within full fine-tuning, bit for bit."""
     study = small_study(tmp_path)
     interrupter = Interrupter()
     for _ in range(100):
@@ -192,14 +192,14 @@ def test_interrupted_over_and_over_it_comes_to_the_same_end(finished: Path, tmp_
 
 
 def test_an_added_rank_trains_alone(copy: Path, tmp_path: Path) -> None:
-    """The new trials share a pack with old ones, which stay as they are."""
+    """The new trials share a group with old ones, which stay as they are."""
     before, written_before = results(copy), written(copy)
     arms = [{**LORA, "rank": [2, 4]}, *SETTINGS["arms"][1:]]
     listener = Listener()
-    study = small_study(tmp_path, arms=arms, max_pack=16).run(copy, listener)
+    study = small_study(tmp_path, arms=arms, max_group_size=16).run(copy, listener)
     assert [t.status for t in study.trials] == ["done"] * (NUM_TRIALS + 2)
     assert [name for name in listener.stages if " train " in name] == [
-        "pack 1/3 pocket_med train 2 adapters r 4-4"
+        "group 1/3 pocket_med train 2 adapters r 4-4"
     ]
     after = results(copy)
     for part in ("trials", "evals", "files"):
@@ -292,7 +292,7 @@ def test_a_trial_that_diverges_leaves_its_neighbours_alone(
     rankscope_command: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    rates = {"seeds": [0], "max_pack": 3}
+    rates = {"seeds": [0], "max_group_size": 3}
     good = {**LORA, "lr": [1e-3, 2e-3]}
     file = study_file(tmp_path, arms=[{**LORA, "lr": [1e-3, 1e30, 2e-3]}], **rates)
     assert rankscope_command("run", file, "--out", tmp_path / "mixed") == 3
@@ -336,7 +336,7 @@ def test_a_model_without_likelihoods_fails_and_the_others_go_on(
         tasks=[own_texts(tmp_path)] if scorer == "loss" else ["pocket_med"],
         arms=[{**LORA, "lr": [1e-3, 2e19, 2e-3]}],
         seeds=[0],
-        max_pack=3,
+        max_group_size=3,
         train={**SETTINGS["train"], "max_steps": 2},
         evaluate={"max_items": 8, "retention": ["pocket_cloze"]},
     ).run(tmp_path / "out")
@@ -348,7 +348,7 @@ def test_a_model_without_likelihoods_fails_and_the_others_go_on(
         study.trials[0].spec.trial_id,
         study.trials[2].spec.trial_id,
     }
-    _, recommendation = conclude(tmp_path / "out")
+    _, recommendation = write_outputs(tmp_path / "out")
     assert sum(arm.failed for arm in recommendation.advice[0].arms) == 1
 
 
@@ -396,7 +396,7 @@ def test_the_allocators_failure_is_known_for_what_it_is() -> None:
     assert not is_out_of_memory(RuntimeError("size mismatch"))
 
 
-def test_states_of_packs_that_are_no_more_are_removed(copy: Path, tmp_path: Path) -> None:
+def test_states_of_groups_that_are_no_more_are_removed(copy: Path, tmp_path: Path) -> None:
     orphan = copy / "checkpoints" / "0123456789abcdef" / "step-000000003"
     orphan.mkdir(parents=True)
     (orphan / "meta.json").write_text("{}", encoding="utf-8")

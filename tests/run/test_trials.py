@@ -1,4 +1,4 @@
-"""Trials: content ids, merging, order, packs and steps."""
+"""Trials: content ids, merging, order, groups and steps."""
 
 import itertools
 import json
@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from rankscope.config.study import StudyConfig, TrainConfig
-from rankscope.data.sampler import RowOrder
-from rankscope.errors import BadInput
+from rankscope.data.sampler import RowSampler
+from rankscope.errors import UserError
 from rankscope.records import TrialSpec
 from rankscope.run import trials as trials_module
-from rankscope.run.groups import Pack, make_packs, pack_id, pack_steps, what_limits
+from rankscope.run.groups import Group, group_id, group_steps, make_groups, what_limits
 from rankscope.run.trials import duplicate_grid_points, make_trials
-from rankscope.train.step_schedule import own_protocol, planned_steps
+from rankscope.train.step_schedule import planned_steps, trial_protocol
 
 DATA = {"med": "1" * 64, "law": "2" * 64}
 
@@ -137,7 +137,7 @@ def test_a_setting_of_the_protocol_may_stand_in_train_or_in_the_arm() -> None:
         assert bare.overrides == {}
         assert named.arm_label != bare.arm_label == "r=8 lr=0.001"
         for trial, config in ((named, in_arm), (bare, in_both)):
-            assert getattr(own_protocol(trial, config.train), name) == value
+            assert getattr(trial_protocol(trial, config.train), name) == value
 
 
 def test_an_arms_protocol_is_a_grid_of_its_own() -> None:
@@ -156,16 +156,16 @@ def test_an_arms_protocol_is_a_grid_of_its_own() -> None:
         "full lr=0.0001 decay=0.1",
     ]
     # 64 rows at 2 x 4 and at 8 x 4 rows a step, three epochs: 24 and 6 steps.
-    steps = [planned_steps(64, 640, own_protocol(t, config.train)) for t in trials]
+    steps = [planned_steps(64, 640, trial_protocol(t, config.train)) for t in trials]
     assert steps == [24, 24, 6, 6, 24, 24]
-    assert pack_steps(tuple(trials[2:5]), 64, 640, config.train) == 24
+    assert group_steps(tuple(trials[2:5]), 64, 640, config.train) == 24
 
 
 def test_the_ratio_of_rates_belongs_to_lora_plus_alone() -> None:
     config = study(arms=arm(method=["lora", "lora+"], lr_ratio=[4, 16]), seeds=0, tasks=["med"])
     trials = make_trials(config, "b", DATA)
     assert [t.lr_ratio for t in trials] == [None, 4, 16]
-    assert config.num_asked() == 3
+    assert config.num_trials_as_written() == 3
     (default,) = make_trials(study(arms=arm(method="lora+"), seeds=0, tasks=["med"]), "b", DATA)
     assert default == trials[2]
 
@@ -188,7 +188,7 @@ def test_a_method_of_pefts_carries_its_settings_and_trains_alone() -> None:
     assert [t.method for t in trials] == ["peft"] * 3
     assert [t.rank for t in trials] == [8, 8, None]
     assert json.loads(trials[0].peft or "") == same
-    assert [len(pack) for pack in make_packs(trials)] == [1, 1, 1]
+    assert [len(group) for group in make_groups(trials)] == [1, 1, 1]
 
 
 def test_a_trial_goes_on_from_an_adapter_by_its_content() -> None:
@@ -206,8 +206,8 @@ def test_a_trial_goes_on_from_an_adapter_by_its_content() -> None:
     assert len({one.trial_id, other.trial_id, fresh.trial_id}) == 3
     assert one.arm_label == "r=8 lr=0.001 on q from x@11111111"
     assert other.arm_label == "r=8 lr=0.001 on q from x@22222222"
-    assert [len(pack) for pack in make_packs([one, other, fresh])] == [3]
-    with pytest.raises(BadInput, match="init_from '/a/x': no adapter was read"):
+    assert [len(group) for group in make_groups([one, other, fresh])] == [3]
+    with pytest.raises(UserError, match="init_from '/a/x': no adapter was read"):
         make_trials(study(arms=arm(init_from="/a/x")), "b", DATA)
 
 
@@ -234,7 +234,7 @@ def test_duplicates_are_counted_once_per_file() -> None:
         {"objective": {"retention": 3.0}},
         {"name": "other"},
         {"device": "cpu"},
-        {"max_pack": 2},
+        {"max_group_size": 2},
         {"memory_limit": "2GiB"},
         {"data_dir": "/elsewhere"},
         {"train": {"checkpoint_seconds": 1.0}},
@@ -337,50 +337,52 @@ def test_ids_stay_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_task_without_data_is_refused() -> None:
-    with pytest.raises(BadInput, match="task 'law': no data"):
+    with pytest.raises(UserError, match="task 'law': no data"):
         make_trials(study(), "b", {"med": "1"})
 
 
-def test_packs_hold_each_trial_once_and_full_trials_alone() -> None:
+def test_groups_hold_each_trial_once_and_full_trials_alone() -> None:
     trials = make_trials(study(), "b", DATA)
-    packs = make_packs(trials, 5)
-    assert sorted(t.trial_id for pack in packs for t in pack) == sorted(t.trial_id for t in trials)
-    for pack in packs:
-        assert len({t.task for t in pack}) == 1
-        assert len(pack) <= 5
-        if any(t.method == "full" for t in pack):
-            assert len(pack) == 1
-    # 12 LoRA trials of a task at most 5 together: three packs of 4, then three full trials.
-    assert [len(pack) for pack in packs] == [4, 4, 4, 1, 1, 1] * 2
+    groups = make_groups(trials, 5)
+    assert sorted(t.trial_id for group in groups for t in group) == sorted(
+        t.trial_id for t in trials
+    )
+    for group in groups:
+        assert len({t.task for t in group}) == 1
+        assert len(group) <= 5
+        if any(t.method == "full" for t in group):
+            assert len(group) == 1
+    # 12 LoRA trials of a task at most 5 together: three groups of 4, then three full trials.
+    assert [len(group) for group in groups] == [4, 4, 4, 1, 1, 1] * 2
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 11, 12, 13, 100])
-def test_packs_are_as_few_as_the_limit_allows_and_balanced(limit: int) -> None:
+def test_groups_are_as_few_as_the_limit_allows_and_balanced(limit: int) -> None:
     adapters = [t for t in make_trials(study(tasks=["med"]), "b", DATA) if t.method == "lora"]
-    packs = make_packs(adapters, limit)
-    sizes = [len(pack) for pack in packs]
+    groups = make_groups(adapters, limit)
+    sizes = [len(group) for group in groups]
     assert len(sizes) == -(-len(adapters) // limit)
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) <= limit
-    assert [t for pack in packs for t in pack] == adapters
+    assert [t for group in groups for t in group] == adapters
 
 
-def test_packs_are_as_few_as_the_memory_allows() -> None:
+def test_groups_are_as_few_as_the_memory_allows() -> None:
     """Memory as 10 for the base and the rank of each: by hand, 12 trials of ranks 2 and 8."""
     adapters = [t for t in make_trials(study(tasks=["med"]), "b", DATA) if t.method == "lora"]
 
-    def memory(pack: Pack) -> int:
-        return 10 + sum(t.rank or 0 for t in pack)
+    def memory(group: Group) -> int:
+        return 10 + sum(t.rank or 0 for t in group)
 
     for room in (10, 60, 100, 200, 10_000):
-        packs = make_packs(adapters, 5, lambda pack, room=room: memory(pack) <= room)
-        assert [t for pack in packs for t in pack] == adapters
-        assert all(memory(pack) <= room or len(pack) == 1 for pack in packs)
-        for pack, following in itertools.pairwise(packs):  # none could take one more
-            assert memory((*pack, following[0])) > room or len(packs) == 3
-        limits = {what_limits(pack, packs, 5) for pack in packs}
-        assert limits == {"memory" if len(packs) > 3 else "max_pack"}
-    whole = make_packs(adapters, 16)
+        groups = make_groups(adapters, 5, lambda group, room=room: memory(group) <= room)
+        assert [t for group in groups for t in group] == adapters
+        assert all(memory(group) <= room or len(group) == 1 for group in groups)
+        for group, following in itertools.pairwise(groups):  # none could take one more
+            assert memory((*group, following[0])) > room or len(groups) == 3
+        limits = {what_limits(group, groups, 5) for group in groups}
+        assert limits == {"memory" if len(groups) > 3 else "size limit"}
+    whole = make_groups(adapters, 16)
     assert what_limits(whole[0], whole, 16) == "all trials of the task"
 
 
@@ -406,49 +408,49 @@ def rank_trials(ranks: list[int]) -> list[TrialSpec]:
 def test_a_large_trial_leaves_the_others_together(ranks: list[int], sizes: list[int]) -> None:
     """Memory as the sum of ranks, 600 of it."""
     trials = rank_trials(ranks)
-    packs = make_packs(trials, 16, lambda pack: sum(t.rank or 0 for t in pack) <= 600)
-    assert [len(pack) for pack in packs] == sizes
-    assert [t for pack in packs for t in pack] == trials
+    groups = make_groups(trials, 16, lambda group: sum(t.rank or 0 for t in group) <= 600)
+    assert [len(group) for group in groups] == sizes
+    assert [t for group in groups for t in group] == trials
 
 
 def test_memory_is_asked_for_a_few_times_a_pack() -> None:
     asked = 0
 
-    def fits(pack: Pack, room: int) -> bool:
+    def fits(group: Group, room: int) -> bool:
         nonlocal asked
         asked += 1
-        return sum(t.rank or 0 for t in pack) <= room
+        return sum(t.rank or 0 for t in group) <= room
 
     trials = rank_trials([2**i for i in range(8)] * 12)
-    assert len(make_packs(trials, 16, lambda pack: fits(pack, 600))) == 6
-    assert asked == 6  # all fits: once a pack
+    assert len(make_groups(trials, 16, lambda group: fits(group, 600))) == 6
+    assert asked == 6  # all fits: once a group
     asked = 0
-    packs = make_packs(trials, 16, lambda pack: fits(pack, 300))
-    assert all(fits(pack, 300) for pack in packs)
-    assert asked <= 1 + 5 * len(packs) + len(packs)
+    groups = make_groups(trials, 16, lambda group: fits(group, 300))
+    assert all(fits(group, 300) for group in groups)
+    assert asked <= 1 + 5 * len(groups) + len(groups)
 
 
 def test_by_default_sixteen_trials_are_packed() -> None:
     config = study(tasks=["med"], arms=arm(rank=list(range(1, 18))), seeds=0)
-    assert [len(p) for p in make_packs(make_trials(config, "b", DATA))] == [8, 9]
+    assert [len(p) for p in make_groups(make_trials(config, "b", DATA))] == [8, 9]
 
 
-def test_a_pack_size_below_one_is_refused() -> None:
-    with pytest.raises(BadInput, match="max_pack is 0"):
-        make_packs(make_trials(study(), "b", DATA), 0)
+def test_a_group_size_below_one_is_refused() -> None:
+    with pytest.raises(UserError, match="max_group_size is 0"):
+        make_groups(make_trials(study(), "b", DATA), 0)
 
 
 def test_no_trials_no_packs() -> None:
-    assert make_packs([]) == []
+    assert make_groups([]) == []
 
 
-def test_pack_ids_follow_from_their_trials() -> None:
-    packs = make_packs(make_trials(study(), "b", DATA), 4)
-    assert len({pack_id(pack) for pack in packs}) == len(packs)
-    again = make_packs(make_trials(study(), "b", DATA), 4)
-    assert [pack_id(pack) for pack in again] == [pack_id(pack) for pack in packs]
-    assert len(pack_id(packs[0])) == 16
-    assert pack_id(packs[0][::-1]) != pack_id(packs[0])
+def test_group_ids_follow_from_their_trials() -> None:
+    groups = make_groups(make_trials(study(), "b", DATA), 4)
+    assert len({group_id(group) for group in groups}) == len(groups)
+    again = make_groups(make_trials(study(), "b", DATA), 4)
+    assert [group_id(group) for group in again] == [group_id(group) for group in groups]
+    assert len(group_id(groups[0])) == 16
+    assert group_id(groups[0][::-1]) != group_id(groups[0])
 
 
 @pytest.mark.parametrize(
@@ -481,12 +483,12 @@ def test_the_plan_counts_the_steps_that_training_takes(
     rows: int, batch: int, accumulation: int, epochs: float
 ) -> None:
     train = TrainConfig(epochs=epochs, batch_size=batch, gradient_accumulation=accumulation)
-    order = RowOrder(rows, batch, accumulation, seed=0)
+    order = RowSampler(rows, batch, accumulation, seed=0)
     assert planned_steps(rows, 10 * rows, train) == order.num_steps(epochs)
 
 
 def test_no_rows_cannot_be_planned() -> None:
-    with pytest.raises(BadInput, match="no training rows"):
+    with pytest.raises(UserError, match="no training rows"):
         planned_steps(0, 0, TrainConfig())
 
 
@@ -512,7 +514,7 @@ def test_every_field_of_an_arm_may_be_a_list() -> None:
     )
     trials = make_trials(config, "b", DATA)
     # alpha 2r at rank 8 is 16 too: that point stands twice for each of the other axes.
-    assert config.num_asked() == 2**6
+    assert config.num_trials_as_written() == 2**6
     assert len(trials) == 2**6 - 2**4
     assert duplicate_grid_points(config) == 2**4
     assert {t.targets for t in trials} == {

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rankscope.errors import BadInput, IntegrityError, StudyLocked
+from rankscope.errors import IntegrityError, StudyLocked, UserError
 from rankscope.records import (
     BASE,
     CurvePoint,
@@ -49,11 +49,11 @@ TASK = TaskRecord(
     roles=("in_domain",),
     trained_on=True,
     metric="acc",
-    higher_is="accuracy",
+    score_unit="accuracy",
     chance=0.25,
-    rows={"train": 8, "selection": 4, "report": 4},
+    rows={"train": 8, "validation": 4, "test": 4},
     dropped=0,
-    leaks={},
+    contamination={},
     source="made for a test",
     sha256="b" * 64,
 )
@@ -86,8 +86,8 @@ IDS = [spec.trial_id for spec in SPECS]
 def train_record(trial_id: str, loss: float = 0.5) -> TrainRecord:
     return TrainRecord(
         trial_id=trial_id,
-        pack_id="pack",
-        pack_size=3,
+        group_id="group",
+        group_size=3,
         trainable_parameters=8,
         steps=1,
         num_tokens=64,
@@ -106,7 +106,7 @@ def eval_record(trial_id: str, task: str = "med") -> EvalRecord:
     return EvalRecord(
         trial_id=trial_id,
         task=task,
-        split="report",
+        split="test",
         metric="acc",
         score=0.5,
         standard_error=0.25,
@@ -138,7 +138,7 @@ def begin(ledger: Ledger) -> None:
 
 
 def store_training(ledger: Ledger, trial_ids: list[str]) -> None:
-    """One pack: every adapter staged, published, and named in one transaction."""
+    """One group: every adapter staged, published, and named in one transaction."""
     with ledger.stage() as folder:
         artifacts = []
         for trial_id in trial_ids:
@@ -159,7 +159,7 @@ def planned(ledger: Ledger) -> list[TrialSpec]:
 def store_eval(ledger: Ledger, trial_id: str) -> None:
     with ledger.stage() as folder:
         write_items(folder / "items.parquet", item_results(trial_id))
-        place = items_path(trial_id, "med", "report")
+        place = items_path(trial_id, "med", "test")
         artifacts = ledger.publish(folder / "items.parquet", place)
         ledger.commit_evals([eval_record(trial_id)], artifacts)
 
@@ -171,7 +171,7 @@ def run_everything(out: Path) -> None:
         missing = [spec.trial_id for spec in planned(ledger)]
         if missing:
             store_training(ledger, missing)
-        for trial_id, _, _ in ledger.missing_evals((i, "med", "report") for i in [BASE, *IDS]):
+        for trial_id, _, _ in ledger.missing_evals((i, "med", "test") for i in [BASE, *IDS]):
             store_eval(ledger, trial_id)
         for spec in ledger.missing_spectra():
             ledger.commit_spectra(
@@ -219,17 +219,17 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     assert [trial.spec for trial in records.trials] == SPECS
     assert [trial.status for trial in records.trials] == ["done"] * 3
     assert [trial.train for trial in records.trials] == [train_record(i) for i in IDS]
-    assert records.evals[IDS[1], "med", "report"] == eval_record(IDS[1])
-    scores = records.items[IDS[1], "med", "report"]
+    assert records.evals[IDS[1], "med", "test"] == eval_record(IDS[1])
+    scores = records.items[IDS[1], "med", "test"]
     expected = item_results(IDS[1])
     assert scores.item_ids == tuple(item.item_id for item in expected)
     assert scores.subjects == ("anatomy", None, None, None)
     assert scores.scores.tolist() == [item.score for item in expected]
     assert scores.gold_logprobs[:3].tolist() == [item.gold_logprob for item in expected[:3]]
     assert np.isnan(scores.gold_logprobs[3])
-    assert scores.item_ids is records.items[BASE, "med", "report"].item_ids
+    assert scores.item_ids is records.items[BASE, "med", "test"].item_ids
     with pytest.raises(KeyError):
-        records.items[IDS[0], "med", "selection"]
+        records.items[IDS[0], "med", "validation"]
 
 
 def test_repeating_a_run_changes_nothing(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_missing_work_is_what_no_record_tells_of(tmp_path: Path) -> None:
         ledger.commit_training([], [TrialFailure(IDS[1], "diverged", "loss is NaN at step 3")])
         assert planned(ledger) == SPECS[2:]
         assert ledger.missing_spectra() == SPECS[:1]
-        wanted = [(i, "med", "report") for i in (BASE, IDS[0])]
+        wanted = [(i, "med", "test") for i in (BASE, IDS[0])]
         assert ledger.missing_evals(wanted) == wanted
         store_eval(ledger, BASE)
         assert ledger.missing_evals(wanted) == wanted[1:]
@@ -300,7 +300,7 @@ def test_a_curve_has_each_point_once_and_outlives_its_trials_failure(tmp_path: P
             ledger.commit_curve([curve_point("stranger", 2)])
 
 
-def test_a_pack_enters_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_group_enters_whole_or_not_at_all(tmp_path: Path) -> None:
     with Ledger.open(tmp_path, write=True) as ledger:
         begin(ledger)
         # A copy is not validated again, so this is the last place to refuse it.
@@ -413,7 +413,7 @@ def test_a_second_runner_is_told_who_holds_the_study(tmp_path: Path) -> None:
         assert str(os.getpid()) in (tmp_path / "ledger.lock").read_text()
 
 
-@pytest.mark.parametrize("place", [items_path(IDS[0], "med", "report"), adapter_path(IDS[2])])
+@pytest.mark.parametrize("place", [items_path(IDS[0], "med", "test"), adapter_path(IDS[2])])
 def test_one_flipped_bit_is_found(tmp_path: Path, place: str) -> None:
     run_everything(tmp_path)
     path = tmp_path / place
@@ -429,9 +429,9 @@ def test_one_flipped_bit_is_found(tmp_path: Path, place: str) -> None:
             ledger.checked_path(place)
         items = ledger.load().items
         if place.endswith(".parquet"):
-            with pytest.raises(IntegrityError, match=r"med\.report\.parquet"):
-                items[IDS[0], "med", "report"]
-        assert len(items[IDS[1], "med", "report"].scores) == 4
+            with pytest.raises(IntegrityError, match=r"med\.test\.parquet"):
+                items[IDS[0], "med", "test"]
+        assert len(items[IDS[1], "med", "test"].scores) == 4
 
 
 def test_missing_and_shortened_files_are_found(tmp_path: Path) -> None:
@@ -492,7 +492,7 @@ def test_names_that_leave_the_study_are_refused(tmp_path: Path, name: str) -> No
         (out / "artifacts").mkdir()
         (out / "artifacts" / "link").symlink_to(tmp_path)
         (folder / "x").write_text("x")
-        with pytest.raises(BadInput, match="inside the study"):
+        with pytest.raises(UserError, match="inside the study"):
             ledger.publish(folder / "x", name)
         assert (folder / "x").read_text() == "x"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
@@ -511,16 +511,16 @@ def test_a_changed_base_or_task_is_not_mixed_in(tmp_path: Path) -> None:
     other_dtype = MODEL.model_copy(update={"dtype": "bfloat16"})
     other_task = TASK.model_copy(update={"sha256": "e" * 64})
     with Ledger.open(tmp_path, write=True) as ledger:
-        with pytest.raises(BadInput, match=r"base model tiny .*its own --out"):
+        with pytest.raises(UserError, match=r"base model tiny .*its own --out"):
             ledger.put_study("test", {}, other_model, [TASK], PROVENANCE)
-        with pytest.raises(BadInput, match="Set 'dtype: float32' to continue"):
+        with pytest.raises(UserError, match="Set 'dtype: float32' to continue"):
             ledger.put_study("test", {}, other_dtype, [TASK], PROVENANCE)
-        with pytest.raises(BadInput, match="task 'med' as it was before"):
+        with pytest.raises(UserError, match="task 'med' as it was before"):
             ledger.put_study("test", {}, MODEL, [other_task], PROVENANCE)
         second = TASK.model_copy(update={"name": "law"})
         ledger.put_study("test", {}, MODEL, [second], PROVENANCE)
         assert ledger.load().evals == {}
-        with pytest.raises(BadInput, match="task 'med' as it was before"):
+        with pytest.raises(UserError, match="task 'med' as it was before"):
             ledger.put_study("test", {}, MODEL, [second, other_task], PROVENANCE)
         ledger.put_study("test", {}, MODEL, [TASK], PROVENANCE)
         assert len(ledger.load().evals) == 4
@@ -554,15 +554,15 @@ def test_seconds_and_notes_last_over_runs(tmp_path: Path) -> None:
 
 
 def test_places_that_hold_no_study_are_named(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no study here"):
+    with pytest.raises(UserError, match="no study here"):
         Ledger.open(tmp_path, write=False)
     with (
         Ledger.open(tmp_path / "new", write=True) as ledger,
-        pytest.raises(BadInput, match="not begun yet"),
+        pytest.raises(UserError, match="not begun yet"),
     ):
         ledger.load()
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match="cannot be used as a study folder"):
+    with pytest.raises(UserError, match="cannot be used as a study folder"):
         Ledger.open(tmp_path / "file", write=True)
     (tmp_path / "ledger.sqlite").write_text("this is no data base, however long it is" * 50)
     for write in (False, True):
@@ -575,7 +575,7 @@ def test_folders_that_no_ledger_tells_of_are_left_alone(tmp_path: Path, name: st
     (tmp_path / name).mkdir()
     (tmp_path / name / "precious").write_text("kept")
     for _ in range(2):
-        with pytest.raises(BadInput, match=f"a folder '{name}' but no ledger"):
+        with pytest.raises(UserError, match=f"a folder '{name}' but no ledger"):
             Ledger.open(tmp_path, write=True)
     assert (tmp_path / name / "precious").read_text() == "kept"
 
@@ -611,7 +611,7 @@ def test_a_later_ledger_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "ledger.sqlite") as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(BadInput, match="ledger version 99, expected 1"):
+    with pytest.raises(UserError, match="ledger version 99, expected 1"):
         Ledger.open(tmp_path, write=True)
 
 

@@ -14,7 +14,7 @@ from pocket_study import changed, small_study
 from synthetic_study import Truth, synthetic_study, with_own_trials
 
 from rankscope.cli.render.comparison import meaning
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.tools.compare import compare, compare_pair
 
 LORA = {"method": "lora", "lr": 2e-3}
@@ -156,7 +156,7 @@ def test_a_study_that_is_not_finished_says_how_much_is_left(studies: Path, tmp_p
     db.close()
     notes = compare([studies / "b", tmp_path / "half"]).pairs[0].notes
     assert notes == ("a: 1 of 2 trials are still to run; they count nowhere.",)
-    with pytest.raises(BadInput, match="two or more"):
+    with pytest.raises(UserError, match="two or more"):
         compare([])
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from rankscope.data.registry import NAMED_TASKS
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.models.adapters.folder import BASE_HASH
 from rankscope.models.adapters.settings import WEIGHTS
 from rankscope.models.pocket import pocket_folder
@@ -83,7 +83,7 @@ def test_base_and_adapters_are_scored_and_kept(adapters: Path, tmp_path: Path) -
     assert "all 8 results were there already; nothing was scored again" in again.told
     more = json.loads(ask("--tasks", f"{TASKS},pocket_law", *chosen, "--out", out, "--json").out)
     assert (more["scored_now"], more["scored_before"]) == (4, 8)
-    shots = json.loads(ask("--tasks", TASKS, "--shots", 1, "--out", out, "--json").out)
+    shots = json.loads(ask("--tasks", TASKS, "--num-fewshot", 1, "--out", out, "--json").out)
     assert shots["scored_now"] == 2
     # What was altered is told.
     key = scores["base", "pocket_med"][
@@ -211,7 +211,7 @@ def test_rows_that_a_task_file_cannot_use_are_named(
 ) -> None:
     rows = [{"question": f"q{n}", "answer": "none"} for n in range(10)]
     write_rows(tmp_path / "rows.jsonl", rows)
-    (tmp_path / "mine.yaml").write_text(f"name: mine\nreport: rows.jsonl\n{settings}\n")
+    (tmp_path / "mine.yaml").write_text(f"name: mine\ntest: rows.jsonl\n{settings}\n")
     said = ask("--tasks", tmp_path / "mine.yaml")
     assert (said.code, told in said.told) == (2, True), said.told
 
@@ -234,7 +234,7 @@ def test_long_rows_are_cut_by_choice_and_told(tmp_path: Path) -> None:
     assert (refused.code, "--too-long truncate_left'" in refused.told) == (2, True)
     said = command(*words, "--too-long", "truncate_left", "--json")
     assert json.loads(said.out)["scores"][0]["record"]["truncated"] == 3
-    note = "rows: 3 of 12 report items do not fit the context of 128 tokens and are cut at their be"
+    note = "rows: 3 of 12 test items do not fit the context of 128 tokens and are cut at their be"
     assert f"note: {note}" in said.err
     assert json.loads(said.out)["notes"][-1].startswith(note)
 
@@ -257,7 +257,7 @@ def test_long_answers_are_scored_whole(tmp_path: Path) -> None:
     cut = json.loads(command(*words, "--too-long", "truncate_left", "--json").out)
     record = cut["scores"][0]["record"]
     assert (record["truncated"], record["num_tokens"]) == (1, 3000)
-    assert "1 of 1 report items do not fit the context of 3000 tokens" in cut["notes"][-1]
+    assert "1 of 1 test items do not fit the context of 3000 tokens" in cut["notes"][-1]
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_long_answers_are_scored_whole(tmp_path: Path) -> None:
         (("--tasks", "pocket_mad"), "did you mean 'pocket_med'?"),
         (("--tasks", ""), "no tasks were given"),
         (("--tasks", "pocket_med,pocket_med"), "stands twice"),
-        (("--tasks", "pocket_med", "--split", "test"), "did you mean 'report'?"),
+        (("--tasks", "pocket_med", "--split", "valid"), "did you mean 'validation'?"),
         (("--tasks", "pocket_med", "--adapter", "nowhere"), "no such folder"),
         (("--tasks", "pocket_med", "--dtype", "float16"), "Expected one of: auto, float32"),
         (("--tasks", "pocket_med", "--too-long", "cut"), "Expected one of: refuse"),
@@ -284,11 +284,11 @@ def test_what_does_not_exist_is_told(words: tuple[str, ...], told: str) -> None:
 def test_a_task_file_and_texts(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [MCQ | {"question": f"q{n}"} for n in range(12)])
     (tmp_path / "mine.yaml").write_text(
-        "name: mine\nreport: rows.jsonl\nscorer: option_text\nheadline: acc_bytes\n"
+        "name: mine\ntest: rows.jsonl\nscorer: option_text\nprimary_metric: acc_bytes\n"
     )
     (tmp_path / "text.txt").write_text("\n\n".join(f"Some text {n}." for n in range(10)))
     texts = tmp_path / "texts.yaml"
-    texts.write_text("name: texts\nreport: text.txt\nscorer: perplexity\n")
+    texts.write_text("name: texts\ntest: text.txt\nscorer: perplexity\n")
     scores = by_model(ask("--tasks", f"{tmp_path / 'mine.yaml'},{texts}", "--json"))
     assert scores["base", "mine"]["record"]["metric"] == "acc_bytes"
     metrics = scores["base", "texts"]["record"]["metrics"]
@@ -301,9 +301,9 @@ def test_a_file_of_rows_is_scored_whole(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [MCQ | {"question": f"q{n}"} for n in range(11)])
     asked = ("--tasks", tmp_path / "rows.jsonl")
     assert by_model(ask(*asked, "--json"))["base", "rows"]["record"]["n"] == 11
-    said = ask(*asked, "--split", "selection")
+    said = ask(*asked, "--split", "validation")
     assert said.code == 2
-    assert "has no selection split" in said.told
+    assert "has no validation split" in said.told
 
 
 def test_a_path_is_known_by_its_slash_or_dot(
@@ -329,18 +329,20 @@ def test_a_path_is_known_by_its_slash_or_dot(
 def test_a_task_file_that_joins_others_is_refused(tmp_path: Path) -> None:
     """Not scored as the task whose name it has."""
     path = tmp_path / "both.yaml"
-    path.write_text("name: pocket_med\njoin: [pocket_law, pocket_gsm]\n")
-    with pytest.raises(BadInput, match="give the tasks it joins to --tasks: pocket_law, pocket_gs"):
+    path.write_text("name: pocket_med\nmixture: [pocket_law, pocket_gsm]\n")
+    with pytest.raises(
+        UserError, match="give the tasks it joins to --tasks: pocket_law, pocket_gs"
+    ):
         task_config(str(path), None)
 
 
 def test_a_data_set_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
     from rankscope.data.sources import HubSource, read_hub
-    from rankscope.errors import BadInput
+    from rankscope.errors import UserError
 
     folder = tmp_path / "scripted"
     folder.mkdir()
     (folder / "scripted.py").write_text("raise SystemExit('ran')\n")
-    with pytest.raises(BadInput, match="needs code of its own") as error:
+    with pytest.raises(UserError, match="needs code of its own") as error:
         read_hub(HubSource(str(folder)))
     assert "refs/convert/parquet" in str(error.value)

@@ -13,8 +13,8 @@ from command_line import rankscope as command
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from rankscope.config.loader import load_study
-from rankscope.errors import BadInput
+from rankscope.config.loader import load_study_file
+from rankscope.errors import UserError
 from rankscope.models.pocket import pocket_folder
 
 from ..evaluate.lm_eval.test_bridge import CHOICE, FUNCTION, HELPER, ROWS, TEXT, task_file
@@ -52,9 +52,9 @@ def test_a_harness_task_stands_beside_the_others(adapter: Path, tmp_path: Path) 
     assert (found["scored_now"], found["scored_before"]) == (4, 0)
     scores = {(s["model"], s["record"]["task"]): s for s in found["scores"]}
     base, lora = scores["base", "lm_eval:toy_choice"], scores["lora", "lm_eval:toy_choice"]
-    assert (base["record"]["metric"], base["record"]["n"], base["shots"]) == ("acc", 5, 0)
+    assert (base["record"]["metric"], base["record"]["n"], base["num_fewshot"]) == ("acc", 5, 0)
     assert {"acc", "acc_norm", "acc_bytes"} <= set(base["record"]["metrics"])
-    assert (base["higher_is"], base["scorer"]) == ("accuracy", "multiple_choice")
+    assert (base["score_unit"], base["scorer"]) == ("accuracy", "multiple_choice")
     change = lora["record"]["score"] - base["record"]["score"]
     assert lora["change"]["value"] == pytest.approx(change)
     tables = {
@@ -81,7 +81,7 @@ def test_what_is_no_mean_of_items_is_not_compared_by_items(adapter: Path, tmp_pa
     base, lora = told(ask(*words, "--json"))["scores"]
     assert base["record"]["metric"] == "word_perplexity"
     assert base["record"]["score"] != lora["record"]["score"]
-    assert (base["record"]["standard_error"], lora["change"], lora["higher_is"]) == (None,) * 3
+    assert (base["record"]["standard_error"], lora["change"], lora["score_unit"]) == (None,) * 3
     rows = pq.read_table(next(out.rglob("*.parquet"))).to_pylist()
     assert [row["correct"] for row in rows] == [None] * 5
     assert "word_perplexity" in ask(*words).told
@@ -104,7 +104,7 @@ def test_code_runs_only_by_leave(tmp_path: Path) -> None:
     [
         (("--tasks", "lm_eval:./nowhere.yaml"), "no such file; expected a harness task's YAML"),
         (("--tasks", "lm_eval:{0},lm_eval:{0}"), "'lm_eval:toy_choice' stands twice"),
-        (("--tasks", "lm_eval:{0}", "--split", "selection"), "expected --split report"),
+        (("--tasks", "lm_eval:{0}", "--split", "validation"), "expected --split test"),
     ],
 )
 def test_what_cannot_be_had_is_told(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
@@ -133,5 +133,5 @@ def test_a_study_says_where_harness_tasks_are_scored(tmp_path: Path, task: str, 
     path.write_text(
         f"name: own\nmodel: pocket\narms: [{{method: lora, rank: [2], lr: 1e-3}}]\n{tail}\n"
     )
-    with pytest.raises(BadInput, match="rankscope eval --tasks lm_eval:"):
-        load_study(path)
+    with pytest.raises(UserError, match="rankscope eval --tasks lm_eval:"):
+        load_study_file(path)

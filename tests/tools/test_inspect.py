@@ -29,7 +29,7 @@ import rankscope
 from rankscope.analyze.intruders import intruder_dimensions
 from rankscope.analyze.spectra import effective_rank, similarity, stable_rank
 from rankscope.analyze.svd_cache import svd
-from rankscope.models.checkpoint_reader import StoredModel
+from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.records import Inspection, MatrixSpectrum, NormGrowth
 from rankscope.tools.inspect import InspectSettings, inspect
 
@@ -176,7 +176,7 @@ def test_a_quantized_base_is_its_numbers(
         base, quantization_config=settings, device_map={"": "cpu"}
     )
     model.save_pretrained(tmp_path / "small")
-    stored = StoredModel.open(tmp_path / "small")
+    stored = CheckpointReader.open(tmp_path / "small")
     assert stored.quantized == "bitsandbytes"
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
     for name in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.gate_proj"):
@@ -200,7 +200,7 @@ def test_tied_weights_are_found(base: Path, tmp_path: Path) -> None:
     model.tie_weights()
     model.save_pretrained(tmp_path / "tied")
     assert "lm_head.weight" not in load_file(tmp_path / "tied" / "model.safetensors")
-    stored = StoredModel.open(tmp_path / "tied")
+    stored = CheckpointReader.open(tmp_path / "tied")
     assert stored.head is not None
     assert torch.equal(stored.weight("lm_head"), model.get_input_embeddings().weight)
 

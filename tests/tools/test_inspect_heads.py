@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from rankscope.models.pocket import pocket_folder
 from rankscope.tools.inspect import inspect
-from rankscope.tools.inspect_heads import HeadSettings, with_heads
+from rankscope.tools.inspect_heads import HeadSettings, inspect_heads
 
 NUM_LAYERS, NUM_HEADS, SIZE = 4, 8, 16
 
@@ -41,7 +41,9 @@ def test_heads_of_an_adapter_equal_those_of_its_merged_checkpoint(
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
     settings_of_heads = HeadSettings("pocket_med", ("pocket_med",), items=6, dtype="float32")
-    found = with_heads(inspect("pocket", [adapter, tmp_path / "merged"]), settings_of_heads, "cpu")
+    found = inspect_heads(
+        inspect("pocket", [adapter, tmp_path / "merged"]), settings_of_heads, "cpu"
+    )
     one, other = (model.heads for model in found.tuned)
     assert one is not None
     assert other is not None
@@ -144,7 +146,7 @@ def test_changes_are_of_stored_weights_whatever_the_model_runs_in(
     """In bfloat16 |W0_h| would be off by up to a part in 512, and so would DoRA's change."""
     found = inspect("pocket", [pocket_adapter(tmp_path / "adapter", **settings)])
     one, other = (
-        with_heads(found, HeadSettings("pocket_med", items=2, dtype=dtype), "cpu").tuned[0].heads
+        inspect_heads(found, HeadSettings("pocket_med", items=2, dtype=dtype), "cpu").tuned[0].heads
         for dtype in ("float32", "bfloat16")
     )
     assert one is not None

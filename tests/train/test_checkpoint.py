@@ -1,4 +1,4 @@
-"""The stored state of a pack: whole or absent, and training goes on from it bit for bit."""
+"""The stored state of a group: whole or absent, and training goes on from it bit for bit."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from toy_training import full_trial, protocol, toy_rows, trial
 from rankscope.errors import DiskFull, Interrupted
 from rankscope.provenance import sha256_tensors
 from rankscope.records import TrialSpec
-from rankscope.train.checkpoint import META, STATE, PackCheckpoint, PackState
-from rankscope.train.loop import PackResult, train_pack
+from rankscope.train.checkpoint import META, STATE, GroupCheckpoint, GroupState
+from rankscope.train.loop import GroupResult, train_group
 
 LORA = [
     trial("a", dropout=0.3),
@@ -22,7 +22,7 @@ ROWS = toy_rows()
 NUM_STEPS = 8  # 20 rows, 6 a step, 2 epochs
 
 
-def train(trials: list[TrialSpec], folder: Path | None = None, stop_at: int = 0) -> PackResult:
+def train(trials: list[TrialSpec], folder: Path | None = None, stop_at: int = 0) -> GroupResult:
     """Train on a fresh base; ``stop_at`` asks for a stop after that many steps from the start."""
     done = [0]
 
@@ -30,22 +30,22 @@ def train(trials: list[TrialSpec], folder: Path | None = None, stop_at: int = 0)
         done[0] = step
         assert num_steps == NUM_STEPS
 
-    return train_pack(
+    return train_group(
         base_of(tiny_llama()),
         trials,
         ROWS,
         protocol(),
-        checkpoint=PackCheckpoint(folder) if folder is not None else None,
+        checkpoint=GroupCheckpoint(folder) if folder is not None else None,
         progress=progress,
         should_stop=lambda: done[0] == stop_at,
     )
 
 
-def everything(result: PackResult) -> list[object]:
+def everything(result: GroupResult) -> list[object]:
     """Weights by hash, optimizer, generator and every counter."""
     return [
-        (trainee.spec, sha256_tensors(trainee.tensors()), trainee.counters())
-        for trainee in result.trainees
+        (trial_state.spec, sha256_tensors(trial_state.tensors()), trial_state.counters())
+        for trial_state in result.trial_states
     ]
 
 
@@ -72,20 +72,20 @@ def test_a_trial_that_left_stays_out_after_resuming(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         train(trials, tmp_path, 6)
     resumed = train(trials, tmp_path)
-    assert resumed.trainees[0].failure is not None
+    assert resumed.trial_states[0].failure is not None
     assert everything(resumed)[1] == everything(train(trials))[1]
-    assert resumed.trainees[0].failure == train(trials).trainees[0].failure
+    assert resumed.trial_states[0].failure == train(trials).trial_states[0].failure
 
 
 # --- the files ---
 
 
-def state(step: int) -> PackState:
-    return PackState(step, {"a/parameter/0": torch.full((3,), float(step))}, {"a": {"n": step}})
+def state(step: int) -> GroupState:
+    return GroupState(step, {"a/parameter/0": torch.full((3,), float(step))}, {"a": {"n": step}})
 
 
 def test_the_newest_state_replaces_the_one_before(tmp_path: Path) -> None:
-    checkpoint = PackCheckpoint(tmp_path / "pack")
+    checkpoint = GroupCheckpoint(tmp_path / "group")
     assert checkpoint.load() is None
     for step in (3, 11):
         checkpoint.save(state(step))
@@ -93,14 +93,14 @@ def test_the_newest_state_replaces_the_one_before(tmp_path: Path) -> None:
     assert found is not None
     assert (found.step, found.meta) == (11, {"a": {"n": 11}})
     assert torch.equal(found.tensors["a/parameter/0"], torch.full((3,), 11.0))
-    assert [path.name for path in (tmp_path / "pack").iterdir()] == ["step-000000011"]
+    assert [path.name for path in (tmp_path / "group").iterdir()] == ["step-000000011"]
     checkpoint.remove()
-    assert not (tmp_path / "pack").exists()
+    assert not (tmp_path / "group").exists()
     assert checkpoint.load() is None
 
 
 def test_a_crash_between_writing_and_removing_leaves_the_newer(tmp_path: Path) -> None:
-    checkpoint = PackCheckpoint(tmp_path)
+    checkpoint = GroupCheckpoint(tmp_path)
     checkpoint.save(state(5))
     (tmp_path / "step-000000005").rename(tmp_path / "kept")
     checkpoint.save(state(9))
@@ -114,7 +114,7 @@ def test_a_crash_between_writing_and_removing_leaves_the_newer(tmp_path: Path) -
 def test_a_state_that_cannot_be_read_falls_back_to_the_one_before(
     tmp_path: Path, name: str
 ) -> None:
-    checkpoint = PackCheckpoint(tmp_path)
+    checkpoint = GroupCheckpoint(tmp_path)
     checkpoint.save(state(5))
     (tmp_path / "step-000000005").rename(tmp_path / "kept")
     checkpoint.save(state(9))
@@ -129,7 +129,7 @@ def test_a_state_that_cannot_be_read_falls_back_to_the_one_before(
 def test_what_was_left_half_written_is_no_state(tmp_path: Path) -> None:
     (tmp_path / "aside").mkdir()
     (tmp_path / "aside" / STATE).write_bytes(b"half")
-    checkpoint = PackCheckpoint(tmp_path)
+    checkpoint = GroupCheckpoint(tmp_path)
     assert checkpoint.load() is None
     checkpoint.save(state(2))
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000002"]
@@ -138,7 +138,7 @@ def test_what_was_left_half_written_is_no_state(tmp_path: Path) -> None:
 def test_a_full_disk_keeps_the_state_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = PackCheckpoint(tmp_path)
+    checkpoint = GroupCheckpoint(tmp_path)
     checkpoint.save(state(5))
 
     def no_space(*_: object) -> None:

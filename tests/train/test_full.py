@@ -1,4 +1,4 @@
-"""Full fine-tuning's options, and recomputed activations in a pack."""
+"""Full fine-tuning's options, and recomputed activations in a group."""
 
 import sys
 from pathlib import Path
@@ -10,21 +10,24 @@ from tiny_models import base_of, tiny_llama
 from toy_training import full_trial, protocol, toy_rows, trial
 
 from rankscope.config.study import TrainConfig
-from rankscope.errors import BadInput, Interrupted
+from rankscope.errors import Interrupted, UserError
 from rankscope.models.base import Row, RowBatch
-from rankscope.models.gradient_checkpointing import keep_activations, recompute_layers
+from rankscope.models.gradient_checkpointing import (
+    disable_gradient_checkpointing,
+    enable_gradient_checkpointing,
+)
 from rankscope.provenance import sha256_tensors
 from rankscope.records import TrialSpec
-from rankscope.train.checkpoint import PackCheckpoint
-from rankscope.train.loop import PackResult, train_pack
+from rankscope.train.checkpoint import GroupCheckpoint
+from rankscope.train.loop import GroupResult, train_group
 
 ROWS = toy_rows()
 
 
 def trained(
     trials: list[TrialSpec], train: TrainConfig, dtype: torch.dtype = torch.float32
-) -> PackResult:
-    return train_pack(base_of(tiny_llama().to(dtype)), trials, ROWS, train)
+) -> GroupResult:
+    return train_group(base_of(tiny_llama().to(dtype)), trials, ROWS, train)
 
 
 # --- bfloat16 products, float32 weights
@@ -67,10 +70,10 @@ def test_bfloat16_products_follow_the_float32_losses() -> None:
     single, mixed = (
         [
             point.loss
-            for point in train_pack(
+            for point in train_group(
                 base_of(tiny_llama().to(dtype)), [full_trial(lr=3e-3)], ROWS[:4], train
             )
-            .trainees[0]
+            .trial_states[0]
             .losses
         ]
         for dtype in (torch.float32, torch.bfloat16)
@@ -88,13 +91,13 @@ def test_eight_bit_moments_are_kept_and_train_alike() -> None:
     # bitsandbytes keeps the moments of parameters below 4096 values in float32.
     plain = trained([full_trial()], protocol())
     eight = trained([full_trial()], protocol(optimizer="adamw8bit"))
-    state = eight.trainees[0].optimizer.state
-    large = [p for p in eight.trainees[0].parameters if p.numel() >= 4096]
+    state = eight.trial_states[0].optimizer.state
+    large = [p for p in eight.trial_states[0].parameters if p.numel() >= 4096]
     assert large
     assert all(state[p]["state1"].dtype == torch.uint8 for p in large)
-    for a, b in zip(plain.trainees[0].losses, eight.trainees[0].losses, strict=True):
+    for a, b in zip(plain.trial_states[0].losses, eight.trial_states[0].losses, strict=True):
         assert b.loss == pytest.approx(a.loss, rel=2e-2)
-    assert plain.trainees[0].losses[-1] != eight.trainees[0].losses[-1]
+    assert plain.trial_states[0].losses[-1] != eight.trial_states[0].losses[-1]
     start = tiny_llama().state_dict()
     trained_alike = [
         torch.cat([(p - start[n]).flatten() for n, p in r.base.model.state_dict().items()])
@@ -113,38 +116,38 @@ def test_eight_bit_moments_resume_bit_for_bit(tmp_path: Path) -> None:
         def progress(step: int, *_: Any) -> None:
             done[0] = step
 
-        result = train_pack(
+        result = train_group(
             base_of(tiny_llama()),
             [full_trial()],
             ROWS,
             train,
-            checkpoint=PackCheckpoint(tmp_path),
+            checkpoint=GroupCheckpoint(tmp_path),
             progress=progress,
             should_stop=lambda: done[0] == stop,
         )
-        return [(sha256_tensors(t.tensors()), t.counters()) for t in result.trainees]
+        return [(sha256_tensors(t.tensors()), t.counters()) for t in result.trial_states]
 
     with pytest.raises(Interrupted):
         run(3)
     resumed = run(0)
-    PackCheckpoint(tmp_path).remove()
+    GroupCheckpoint(tmp_path).remove()
     assert run(0) == resumed
 
 
 def test_adapters_have_adamw_whatever_the_option() -> None:
     result = trained([trial()], protocol(optimizer="adamw8bit"))
-    assert type(result.trainees[0].optimizer) is torch.optim.AdamW
+    assert type(result.trial_states[0].optimizer) is torch.optim.AdamW
 
 
 def test_without_the_package_the_option_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as where it is not installed
-    with pytest.raises(BadInput, match=r"bitsandbytes: pip install 'rankscope\[gpu\]'"):
+    with pytest.raises(UserError, match=r"bitsandbytes: pip install 'rankscope\[gpu\]'"):
         trained([full_trial()], protocol(optimizer="adamw8bit"))
 
 
 # --- recomputed activations
 
-PACK = [
+GROUP = [
     trial("a", dropout=0.3),
     trial("b", rank=16, lr=1e-3, dropout=0.1, seed=1, targets=("q_proj", "down_proj", "lm_head")),
     trial("c", method="dora", dropout=0.2, seed=2),
@@ -152,14 +155,14 @@ PACK = [
 ]
 
 
-@pytest.mark.parametrize("trials", [PACK, [full_trial()]], ids=["pack", "full"])
+@pytest.mark.parametrize("trials", [GROUP, [full_trial()]], ids=["group", "full"])
 def test_recomputed_activations_give_the_same_bits(trials: list[TrialSpec]) -> None:
     # 64 tokens a pass: several passes a step, so masks go on where the last pass ended.
     kept, again = (
         trained(trials, protocol(batch_tokens=64, gradient_checkpointing=on))
         for on in (False, True)
     )
-    for a, b in zip(kept.trainees, again.trainees, strict=True):
+    for a, b in zip(kept.trial_states, again.trial_states, strict=True):
         assert a.losses == b.losses
         for first, second in zip(a.parameters, b.parameters, strict=True):
             assert torch.equal(first, second)
@@ -167,27 +170,29 @@ def test_recomputed_activations_give_the_same_bits(trials: list[TrialSpec]) -> N
 
 def test_recomputed_layers_keep_little_and_are_as_before_afterwards() -> None:
     base = base_of(tiny_llama())
-    result = train_pack(base, PACK, ROWS, protocol(max_steps=1, warmup_fraction=0))
-    slots = [trainee.slot for trainee in result.trainees]
-    batch = RowBatch.of([Row(ROWS[0].input_ids, [1], slot) for slot in slots], base.device)
+    result = train_group(base, GROUP, ROWS, protocol(max_steps=1, warmup_fraction=0))
+    adapter_names = [trial_state.adapter_name for trial_state in result.trial_states]
+    batch = RowBatch.of(
+        [Row(ROWS[0].input_ids, [1], adapter_name) for adapter_name in adapter_names], base.device
+    )
 
     def kept_bytes() -> int:
         sizes: dict[int, int] = {}
 
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
+        def group(tensor: torch.Tensor) -> torch.Tensor:
             sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        base.pack.training = True
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        base.multi_lora.training = True
+        with torch.autograd.graph.saved_tensors_hooks(group, lambda tensor: tensor):
             base.logits(batch).sum().backward()
-        base.pack.training = False
+        base.multi_lora.training = False
         return sum(sizes.values())
 
     before = kept_bytes()
-    recompute_layers(base.model, base.pack)
+    enable_gradient_checkpointing(base.model, base.multi_lora)
     recomputed = kept_bytes()
-    keep_activations(base.model)
+    disable_gradient_checkpointing(base.model)
     assert recomputed < before / 4
     assert kept_bytes() == before
     assert not any("forward" in vars(module) for module in base.model.modules())
@@ -195,5 +200,5 @@ def test_recomputed_layers_keep_little_and_are_as_before_afterwards() -> None:
 
 def test_a_model_that_marks_no_layer_is_refused() -> None:
     base = base_of(tiny_llama())
-    with pytest.raises(BadInput, match="marks no layer"):
-        recompute_layers(base.model.lm_head, base.pack)
+    with pytest.raises(UserError, match="marks no layer"):
+        enable_gradient_checkpointing(base.model.lm_head, base.multi_lora)

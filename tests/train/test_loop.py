@@ -16,16 +16,16 @@ from rankscope.config.study import ModelConfig, TrainConfig
 from rankscope.data.encode import EncodedRow, Encoder, encode_rows
 from rankscope.data.items import Item
 from rankscope.data.pocket_world import pocket_rows
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.evaluate.scorers.generation import Limits, generate
 from rankscope.models.base import Base
 from rankscope.models.load import load_base
 from rankscope.models.methods import new_adapter
 from rankscope.provenance import sha256_tensors
 from rankscope.records import TrialSpec
-from rankscope.train.loop import forward_passes, train_pack
+from rankscope.train.loop import forward_passes, train_group
 from rankscope.train.loss import mean_losses
-from rankscope.train.trial_state import Trainee
+from rankscope.train.trial_state import TrialState
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
 ROWS = toy_rows()
@@ -33,15 +33,15 @@ ROWS = toy_rows()
 
 def trained(
     trials: list[TrialSpec], settings: TrainConfig, rows: list[EncodedRow] = ROWS
-) -> list[Trainee]:
-    return list(train_pack(base_of(tiny_llama()), trials, rows, settings).trainees)
+) -> list[TrialState]:
+    return list(train_group(base_of(tiny_llama()), trials, rows, settings).trial_states)
 
 
-def losses(trainee: Trainee) -> list[float]:
-    return [point.loss for point in trainee.losses]
+def losses(trial_state: TrialState) -> list[float]:
+    return [point.loss for point in trial_state.losses]
 
 
-def assert_same_weights(found: Trainee, expected: Trainee, relative: float = 1e-5) -> None:
+def assert_same_weights(found: TrialState, expected: TrialState, relative: float = 1e-5) -> None:
     for p, q in zip(found.parameters, expected.parameters, strict=True):
         gap = float((p.detach() - q.detach()).norm())
         assert gap <= relative * float(q.detach().norm())
@@ -194,7 +194,7 @@ NEIGHBOURS = [
 ]
 
 
-def test_dropout_in_a_pack_is_dropout_alone() -> None:
+def test_dropout_in_a_group_is_dropout_alone() -> None:
     together = trained(NEIGHBOURS, protocol())
     for found in together:
         (single,) = trained([found.spec], protocol())
@@ -206,8 +206,8 @@ def test_dropout_in_a_pack_is_dropout_alone() -> None:
 def test_a_neighbour_that_diverges_leaves_and_the_others_do_not_notice(place: int) -> None:
     """A rate of 1e30 makes the next forward pass overflow: infinities and NaN in its rows."""
     wild = trial("wild", lr=1e30, seed=2)
-    pack = [*NEIGHBOURS[:place], wild, *NEIGHBOURS[place:]]
-    found = {t.spec.trial_id: t for t in trained(pack, protocol())}
+    group = [*NEIGHBOURS[:place], wild, *NEIGHBOURS[place:]]
+    found = {t.spec.trial_id: t for t in trained(group, protocol())}
     failed = found.pop("wild")
     assert failed.failure is not None
     # Step 1 has rate 0 (warm-up), step 2 blows the weights up, step 3 sees it.
@@ -220,12 +220,12 @@ def test_a_neighbour_that_diverges_leaves_and_the_others_do_not_notice(place: in
         assert_same_weights(other, expected)
 
 
-def test_a_pack_whose_every_member_diverged_ends() -> None:
+def test_a_group_whose_every_member_diverged_ends() -> None:
     wild = [trial("x", lr=1e30), trial("y", lr=1e30, seed=1)]
     found = trained(wild, protocol(epochs=50))
-    for trainee in found:
-        assert trainee.failure is not None
-        assert len(trainee.losses) < trainee.num_steps / 2
+    for trial_state in found:
+        assert trial_state.failure is not None
+        assert len(trial_state.losses) < trial_state.num_steps / 2
 
 
 # --- seeds ---
@@ -264,7 +264,7 @@ def test_overfitted_rows_are_given_back_and_end_with_the_end_token() -> None:
     rows = encode_rows(encoder, items, "completion").rows
     everything = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "lm_head")
     spec = trial("a", rank=16, alpha=32.0, lr=1e-2, targets=everything)
-    train_pack(base, [spec], rows, protocol(max_steps=60))
+    train_group(base, [spec], rows, protocol(max_steps=60))
     limits = Limits(20, 100, 256, encoder.stop_ids)
     prompts = [encoder.prompt_ids(item) for item in items]
     found = generate(base, prompts, ["a", None], limits)
@@ -273,15 +273,15 @@ def test_overfitted_rows_are_given_back_and_end_with_the_end_token() -> None:
     assert not any(g.stopped for g in found[None])
 
 
-def test_nothing_to_train_on_and_mixed_packs_are_refused() -> None:
+def test_nothing_to_train_on_and_mixed_groups_are_refused() -> None:
     base = base_of(tiny_llama())
-    with pytest.raises(BadInput, match="nothing to train on"):
-        train_pack(base, [trial()], [], protocol())
-    with pytest.raises(BadInput, match="trains alone"):
-        train_pack(base, [trial(), full_trial()], ROWS, protocol())
-    train_pack(base, [trial()], ROWS, protocol(max_steps=2))
+    with pytest.raises(UserError, match="nothing to train on"):
+        train_group(base, [trial()], [], protocol())
+    with pytest.raises(UserError, match="trains alone"):
+        train_group(base, [trial(), full_trial()], ROWS, protocol())
+    train_group(base, [trial()], ROWS, protocol(max_steps=2))
     with pytest.raises(ValueError, match="carries adapters already"):
-        train_pack(base, [trial("b")], ROWS, protocol())
+        train_group(base, [trial("b")], ROWS, protocol())
 
 
 # --- golden ---
@@ -297,8 +297,8 @@ def golden_run() -> dict[str, list[float]]:
     rows = encode_rows(Encoder(base.tokenizer, "plain", 64), items, "completion").rows
     specs = [trial("r2", rank=2, alpha=4.0), trial("r16", rank=16, alpha=32.0, seed=1, dropout=0.1)]
     settings = protocol(batch_size=4, gradient_accumulation=2, max_steps=10)
-    result = train_pack(base, specs, rows, settings)
-    return {t.spec.trial_id: losses(t) for t in result.trainees}
+    result = train_group(base, specs, rows, settings)
+    return {t.spec.trial_id: losses(t) for t in result.trial_states}
 
 
 def test_losses_stay_on_the_golden_curve() -> None:
@@ -310,6 +310,6 @@ def test_losses_stay_on_the_golden_curve() -> None:
     golden = json.loads(GOLDEN.read_text())
     found = golden_run()
     assert found.keys() == golden["losses"].keys()
-    for slot, curve in golden["losses"].items():
+    for adapter_name, curve in golden["losses"].items():
         assert len(curve) == 10
-        assert found[slot] == pytest.approx(curve, rel=1e-4)
+        assert found[adapter_name] == pytest.approx(curve, rel=1e-4)

@@ -7,7 +7,7 @@ from toy_training import full_trial, protocol, toy_rows, trial
 
 from rankscope.records import TrialSpec
 from rankscope.train.allocations import AllocationCounter, spread
-from rankscope.train.loop import train_pack
+from rankscope.train.loop import train_group
 from rankscope.train.memory import MemoryModel, RowCounts
 
 CPU = torch.device("cpu")
@@ -41,8 +41,8 @@ def test_a_step_on_shapes_takes_what_a_step_on_numbers_takes() -> None:
     trials = [trial("a", rank=4), trial("b", rank=12, seed=1)]
     base = base_of(tiny_llama())
     with AllocationCounter() as counter:
-        train_pack(base, trials, rows, train)
-    found = model().of_pack(trials, RowCounts.of(rows), train)
+        train_group(base, trials, rows, train)
+    found = model().of_group(trials, RowCounts.of(rows), train)
     allocated = found.state_bytes + found.pass_bytes
     assert 0.85 < allocated / counter.peak_bytes < 1.15
 
@@ -52,19 +52,19 @@ def test_a_step_of_full_fine_tuning_takes_what_it_is_said_to_take() -> None:
     train = protocol(max_steps=3, warmup_fraction=0.0, batch_tokens=64)
     base = base_of(tiny_llama())
     with AllocationCounter() as counter:
-        train_pack(base, [full_trial()], rows, train)
-    found = model().of_pack([full_trial()], RowCounts.of(rows), train)
+        train_group(base, [full_trial()], rows, train)
+    found = model().of_group([full_trial()], RowCounts.of(rows), train)
     assert 0.85 < (found.state_bytes + found.pass_bytes) / counter.peak_bytes < 1.15
 
 
 def test_the_base_counts_once_and_states_add_up() -> None:
     rows = RowCounts.of(toy_rows())
-    one = model().of_pack([trial("a", rank=4)], rows, protocol())
+    one = model().of_group([trial("a", rank=4)], rows, protocol())
     # q, o: 64 + 64; k, v: 64 + 32; two layers: 896 per rank; weights, gradients, two moments.
     assert one.state_bytes == 4 * 896 * 4 * 4
     base = tiny_llama()
     assert one.base_bytes == sum(p.numel() * 4 for p in [*base.parameters(), *base.buffers()])
-    three = model().of_pack([trial(str(i), rank=4) for i in range(3)], rows, protocol())
+    three = model().of_group([trial(str(i), rank=4) for i in range(3)], rows, protocol())
     assert three.base_bytes == one.base_bytes
     assert three.state_bytes == 3 * one.state_bytes
     assert model().state_bytes(trial(rank=4, method="dora")) == one.state_bytes + 2 * 192 * 16
@@ -75,7 +75,7 @@ def test_the_base_counts_once_and_states_add_up() -> None:
 def test_the_best_weights_of_an_early_stop_are_one_more_copy() -> None:
     rows = RowCounts.of(toy_rows())
     plain, stopping = (
-        model().of_pack([full_trial(early_stop=patience)], rows, protocol())
+        model().of_group([full_trial(early_stop=patience)], rows, protocol())
         for patience in (None, 1)
     )
     size = sum(parameter.numel() * 4 for parameter in tiny_llama().parameters())
@@ -84,9 +84,9 @@ def test_the_best_weights_of_an_early_stop_are_one_more_copy() -> None:
 
 def test_the_token_budget_bounds_a_pass() -> None:
     counts = RowCounts.of(toy_rows(200))
-    pack = [trial(str(i)) for i in range(8)]
+    group = [trial(str(i)) for i in range(8)]
     of = model()
-    small, large = (of.of_pack(pack, counts, protocol(batch_tokens=size)) for size in (128, 512))
+    small, large = (of.of_group(group, counts, protocol(batch_tokens=size)) for size in (128, 512))
     assert small.state_bytes == large.state_bytes
     assert 3 < large.pass_bytes / small.pass_bytes < 5
 
@@ -96,7 +96,7 @@ def test_recomputation_dropout_and_more_targets_move_the_pass_as_they_should() -
     of = model()
 
     def passes(trial_: TrialSpec, **changes: object) -> int:
-        return of.of_pack([trial_], counts, protocol(**changes)).pass_bytes
+        return of.of_group([trial_], counts, protocol(**changes)).pass_bytes
 
     plain = passes(trial())
     assert passes(trial(), gradient_checkpointing=True) < 0.8 * plain
@@ -104,19 +104,19 @@ def test_recomputation_dropout_and_more_targets_move_the_pass_as_they_should() -
     tokens = sum(counts.fullest_pass(6, 4096).lengths)
     assert passes(trial(dropout=0.5)) == plain + tokens * 2 * 4 * 64  # a byte per input of a target
     assert passes(trial(method="dora")) > plain
-    half = model(torch.bfloat16).of_pack([trial()], counts, protocol()).pass_bytes
+    half = model(torch.bfloat16).of_group([trial()], counts, protocol()).pass_bytes
     assert 0.4 < half / plain < 0.75
 
 
 def test_the_fullest_pass_is_about_the_fullest_there_is() -> None:
     """Against the cut of the loop itself, over every step of some trials."""
-    from rankscope.data.sampler import RowOrder
+    from rankscope.data.sampler import RowSampler
     from rankscope.train.loop import forward_passes
 
     rows = toy_rows(300)
     counts = RowCounts.of(rows)
     for num_trials, budget in ((1, 64), (1, 4096), (5, 300), (5, 4096)):
-        orders = [RowOrder(len(rows), 2, 4, seed) for seed in range(num_trials)]
+        orders = [RowSampler(len(rows), 2, 4, seed) for seed in range(num_trials)]
         tokens = 0
         for step in range(30):
             of_step = [[rows[i] for m in order.step(step) for i in m] for order in orders]

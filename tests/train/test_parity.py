@@ -1,7 +1,7 @@
-"""An adapter trained in a pack equals the same adapter trained alone, by two other routes.
+"""An adapter trained in a group equals the same adapter trained alone, by two other routes.
 
 One is the recipe ``minimal.py``, the other PEFT; both with padded batches, transformers' attention,
-every logit, plain AdamW and autograd. The pack is of every method, with ranks, rates, seeds, batch
+every logit, plain AdamW and autograd. The group is of every method, with ranks, rates, seeds, batch
 sizes, schedules and dropouts that all differ.
 """
 
@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from toy_training import ATTENTION, full_trial, toy_rows, trial
 
 from rankscope.config.study import TrainConfig
-from rankscope.data.sampler import RowOrder
+from rankscope.data.sampler import RowSampler
 from rankscope.errors import Interrupted
 from rankscope.models.lora import Adapter
-from rankscope.models.methods import Starts, new_adapter
+from rankscope.models.methods import InitContext, new_adapter
 from rankscope.records import TrialSpec
-from rankscope.train.checkpoint import PackCheckpoint
-from rankscope.train.loop import train_pack
-from rankscope.train.step_schedule import own_protocol
-from rankscope.train.trial_state import Trainee
+from rankscope.train.checkpoint import GroupCheckpoint
+from rankscope.train.loop import train_group
+from rankscope.train.step_schedule import trial_protocol
+from rankscope.train.trial_state import TrialState
 
 STEPS = 50
 PROTOCOL = TrainConfig(max_steps=STEPS, batch_size=2, gradient_accumulation=3)
@@ -37,7 +37,7 @@ MLP = ("gate_proj", "up_proj", "down_proj")
 ROWS = toy_rows(50)
 """Rows of 3 to 24 tokens; nine steps an epoch at the protocol's batch size, the last one short."""
 
-PACK = (
+GROUP = (
     trial("lora", rank=1, alpha=2.0, lr=1e-2, warmup_fraction=0.3),
     trial("head", rank=4, lr=1e-3, seed=1, targets=("q_proj", "down_proj", "lm_head")),
     trial("wide", rank=64, alpha=64.0, lr=3e-4, seed=2, dropout=0.3, batch_size=5),
@@ -51,22 +51,22 @@ PACK = (
 
 
 @cache
-def packed(dtype: torch.dtype = torch.float32) -> dict[str, Trainee]:
-    """The pack, trained together once."""
-    result = train_pack(base_of(tiny_llama().to(dtype)), PACK, ROWS, PROTOCOL)
-    return {trainee.spec.trial_id: trainee for trainee in result.trainees}
+def packed(dtype: torch.dtype = torch.float32) -> dict[str, TrialState]:
+    """The group, trained together once."""
+    result = train_group(base_of(tiny_llama().to(dtype)), GROUP, ROWS, PROTOCOL)
+    return {trial_state.spec.trial_id: trial_state for trial_state in result.trial_states}
 
 
 def started(spec: TrialSpec, dtype: torch.dtype = torch.float32) -> Adapter:
     """A trial's fresh adapter, made alone."""
     base = base_of(tiny_llama().to(dtype))
-    return new_adapter(base.model, spec, Starts(base, ROWS, [spec]))
+    return new_adapter(base.model, spec, InitContext(base, ROWS, [spec]))
 
 
 def steps_of(spec: TrialSpec) -> list[list[list[tuple[list[int], list[bool]]]]]:
     """The recipe's input: per optimizer step the micro-batches of (ids, labelled)."""
-    own = own_protocol(spec, PROTOCOL)
-    order = RowOrder(len(ROWS), own.batch_size, own.gradient_accumulation, spec.seed)
+    own = trial_protocol(spec, PROTOCOL)
+    order = RowSampler(len(ROWS), own.batch_size, own.gradient_accumulation, spec.seed)
     return [
         [[(list(ROWS[i].input_ids), list(ROWS[i].is_label)) for i in m] for m in order.step(step)]
         for step in range(STEPS)
@@ -77,7 +77,7 @@ def trained_plainly(
     spec: TrialSpec, model: nn.Module, parameters: dict[nn.Parameter, float]
 ) -> list[float]:
     """The recipe's loop by the trial's own protocol; the losses."""
-    own = own_protocol(spec, PROTOCOL)
+    own = trial_protocol(spec, PROTOCOL)
     losses: list[float] = minimal().train(
         model, parameters, steps_of(spec), own.schedule, own.warmup_fraction, own.weight_decay
     )
@@ -103,12 +103,12 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
 
 # --- by the recipe ---
 
-PLAIN = [spec for spec in PACK if spec.method != "dora" and not spec.dropout]
+PLAIN = [spec for spec in GROUP if spec.method != "dora" and not spec.dropout]
 
 
 @pytest.mark.parametrize("spec", PLAIN, ids=lambda spec: spec.trial_id)
-def test_pack_equals_the_minimal_reference(spec: TrialSpec) -> None:
-    trainee = packed()[spec.trial_id]
+def test_group_equals_the_minimal_reference(spec: TrialSpec) -> None:
+    trial_state = packed()[spec.trial_id]
     model = tiny_llama()
     start = started(spec)
     without_start(model, start)
@@ -117,11 +117,11 @@ def test_pack_equals_the_minimal_reference(spec: TrialSpec) -> None:
     a, b = [layer.a for layer in layers.values()], [layer.b for layer in layers.values()]
     losses = trained_plainly(spec, model, rates_of(spec, a, b))
     assert len(losses) == STEPS
-    assert [p.loss for p in trainee.losses] == pytest.approx(losses, rel=RELATIVE)
-    assert trainee.adapter is not None
+    assert [p.loss for p in trial_state.losses] == pytest.approx(losses, rel=RELATIVE)
+    assert trial_state.adapter is not None
     for name, layer in layers.items():
-        assert_same(trainee.adapter.a[name], layer.a)
-        assert_same(trainee.adapter.b[name], layer.b)
+        assert_same(trial_state.adapter.a[name], layer.a)
+        assert_same(trial_state.adapter.b[name], layer.b)
         assert not torch.equal(layer.b, start.b[name])
 
 
@@ -194,44 +194,46 @@ def peft_parameters(model: nn.Module, adapter: Adapter) -> dict[str, list[nn.Par
     return found
 
 
-@pytest.mark.parametrize("spec", PACK, ids=lambda spec: spec.trial_id)
-def test_pack_equals_peft_with_plain_pytorch(spec: TrialSpec) -> None:
-    trainee = packed()[spec.trial_id]
+@pytest.mark.parametrize("spec", GROUP, ids=lambda spec: spec.trial_id)
+def test_group_equals_peft_with_plain_pytorch(spec: TrialSpec) -> None:
+    trial_state = packed()[spec.trial_id]
     start = started(spec)
     model = peft_model(spec, start, tiny_llama())
     found = peft_parameters(model, start)
     slow = [p for a, _, *m in found.values() for p in (a, *m)]
     losses = trained_plainly(spec, model, rates_of(spec, slow, [b for _, b, *_ in found.values()]))
-    assert [p.loss for p in trainee.losses] == pytest.approx(losses, rel=RELATIVE)
-    assert trainee.adapter is not None
+    assert [p.loss for p in trial_state.losses] == pytest.approx(losses, rel=RELATIVE)
+    assert trial_state.adapter is not None
     for name, expected in found.items():
-        for ours, theirs in zip(trainee.adapter.of_module(name), expected, strict=True):
+        for ours, theirs in zip(trial_state.adapter.of_module(name), expected, strict=True):
             assert_same(ours, theirs)
         assert not torch.equal(expected[1], start.b[name])
 
 
 BF16_LOSS = 1e-3
-"""Largest relative difference of a loss; up to 4.5e-4 was found in this pack."""
+"""Largest relative difference of a loss; up to 4.5e-4 was found in this group."""
 BF16_WEIGHTS = 0.05
 """Distance between the weights over the way they went; up to .025 was found."""
 
 
-@pytest.mark.parametrize("spec", PACK, ids=lambda spec: spec.trial_id)
-def test_in_bfloat16_a_pack_stays_near_peft(spec: TrialSpec) -> None:
-    """The base rounds to 8 bits on both sides; PEFT multiplies A and B in float32, the pack in the
+@pytest.mark.parametrize("spec", GROUP, ids=lambda spec: spec.trial_id)
+def test_in_bfloat16_a_group_stays_near_peft(spec: TrialSpec) -> None:
+    """The base rounds to 8 bits on both sides; PEFT multiplies A and B in float32, the group in the
     base's dtype."""
-    trainee = packed(torch.bfloat16)[spec.trial_id]
+    trial_state = packed(torch.bfloat16)[spec.trial_id]
     start = started(spec, torch.bfloat16)
     model = peft_model(spec, start, tiny_llama().bfloat16())
     found = peft_parameters(model, start)
     slow = [p for a, _, *m in found.values() for p in (a, *m)]
     losses = trained_plainly(spec, model, rates_of(spec, slow, [b for _, b, *_ in found.values()]))
-    gaps = [abs(p.loss - loss) / loss for p, loss in zip(trainee.losses, losses, strict=True)]
-    assert trainee.adapter is not None
+    gaps = [abs(p.loss - loss) / loss for p, loss in zip(trial_state.losses, losses, strict=True)]
+    assert trial_state.adapter is not None
     fresh = started(spec, torch.bfloat16)
     moved = apart = 0.0
     for name, expected in found.items():
-        triples = zip(trainee.adapter.of_module(name), expected, fresh.of_module(name), strict=True)
+        triples = zip(
+            trial_state.adapter.of_module(name), expected, fresh.of_module(name), strict=True
+        )
         for ours, theirs, before in triples:
             apart += float((ours - theirs).detach().norm()) ** 2
             moved += float((theirs - before).detach().norm()) ** 2
@@ -242,10 +244,10 @@ def test_in_bfloat16_a_pack_stays_near_peft(spec: TrialSpec) -> None:
 def test_full_fine_tuning_equals_plain_pytorch() -> None:
     spec = full_trial()
     base = base_of(tiny_llama())
-    result = train_pack(base, [spec], ROWS, PROTOCOL)
+    result = train_group(base, [spec], ROWS, PROTOCOL)
     model = tiny_llama()
     losses = trained_plainly(spec, model, dict.fromkeys(model.parameters(), spec.lr))
-    assert [p.loss for p in result.trainees[0].losses] == pytest.approx(losses, rel=RELATIVE)
+    assert [p.loss for p in result.trial_states[0].losses] == pytest.approx(losses, rel=RELATIVE)
     tuned = dict(result.base.model.named_parameters())
     for name, parameter in model.named_parameters():
         assert_same(tuned[name], parameter)
@@ -257,29 +259,29 @@ def test_full_fine_tuning_equals_plain_pytorch() -> None:
 # --- neighbours, and a stop ---
 
 
-def weights(trainee: Trainee) -> list[Tensor]:
-    assert trainee.adapter is not None
-    return [parameter.detach() for parameter in trainee.adapter.parameters()]
+def weights(trial_state: TrialState) -> list[Tensor]:
+    assert trial_state.adapter is not None
+    return [parameter.detach() for parameter in trial_state.adapter.parameters()]
 
 
 @pytest.mark.parametrize("lr", [1e6, 1e30])
 def test_a_neighbour_that_diverges_changes_nobody(lr: float) -> None:
     """At 1e6 it guesses ever after, at 1e30 its weights are no numbers after a step."""
     wild = trial("wild", method="pissa", lr=lr, warmup_fraction=0.0)
-    result = train_pack(base_of(tiny_llama()), [*PACK[:4], wild, *PACK[4:]], ROWS, PROTOCOL)
-    for trainee in result.trainees:
-        if trainee.spec is wild:
+    result = train_group(base_of(tiny_llama()), [*GROUP[:4], wild, *GROUP[4:]], ROWS, PROTOCOL)
+    for trial_state in result.trial_states:
+        if trial_state.spec is wild:
             if lr == 1e30:
-                assert trainee.failure is not None
+                assert trial_state.failure is not None
             else:
-                assert trainee.losses[-1].loss == pytest.approx(math.log(VOCABULARY), abs=0.01)
+                assert trial_state.losses[-1].loss == pytest.approx(math.log(VOCABULARY), abs=0.01)
             continue
-        alone = packed()[trainee.spec.trial_id]
-        assert trainee.failure is None
-        assert [p.loss for p in trainee.losses] == pytest.approx(
+        alone = packed()[trial_state.spec.trial_id]
+        assert trial_state.failure is None
+        assert [p.loss for p in trial_state.losses] == pytest.approx(
             [p.loss for p in alone.losses], rel=RELATIVE
         )
-        for found, expected in zip(weights(trainee), weights(alone), strict=True):
+        for found, expected in zip(weights(trial_state), weights(alone), strict=True):
             assert_same(found, expected)
 
 
@@ -289,23 +291,23 @@ def stopping_after(steps: int) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize("stop", [1, 13, 49])
-def test_a_pack_stopped_within_an_epoch_goes_on_bit_for_bit(tmp_path: Path, stop: int) -> None:
-    checkpoint = PackCheckpoint(tmp_path)
+def test_a_group_stopped_within_an_epoch_goes_on_bit_for_bit(tmp_path: Path, stop: int) -> None:
+    checkpoint = GroupCheckpoint(tmp_path)
     with pytest.raises(Interrupted):
-        train_pack(
+        train_group(
             base_of(tiny_llama()),
-            PACK,
+            GROUP,
             ROWS,
             PROTOCOL,
             checkpoint=checkpoint,
             should_stop=stopping_after(stop),
         )
-    result = train_pack(base_of(tiny_llama()), PACK, ROWS, PROTOCOL, checkpoint=checkpoint)
-    for trainee in result.trainees:
-        whole = packed()[trainee.spec.trial_id]
-        assert trainee.losses == whole.losses
-        assert (trainee.num_tokens, trainee.num_label_tokens) == (
+    result = train_group(base_of(tiny_llama()), GROUP, ROWS, PROTOCOL, checkpoint=checkpoint)
+    for trial_state in result.trial_states:
+        whole = packed()[trial_state.spec.trial_id]
+        assert trial_state.losses == whole.losses
+        assert (trial_state.num_tokens, trial_state.num_label_tokens) == (
             whole.num_tokens,
             whole.num_label_tokens,
         )
-        assert all(map(torch.equal, weights(trainee), weights(whole)))
+        assert all(map(torch.equal, weights(trial_state), weights(whole)))

@@ -12,13 +12,13 @@ from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel, get_peft_model
 from tiny_models import base_of, tiny_llama
 from toy_training import ATTENTION, peft_trial, protocol, toy_rows, trial
 
-from rankscope.data.sampler import RowOrder
-from rankscope.errors import BadInput, Interrupted
-from rankscope.models.lora import seed_of
+from rankscope.data.sampler import RowSampler
+from rankscope.errors import Interrupted, UserError
+from rankscope.models.lora import derive_seed
 from rankscope.provenance import sha256_tensors
 from rankscope.records import TrialSpec
-from rankscope.train.checkpoint import PackCheckpoint
-from rankscope.train.loop import PackResult, train_pack
+from rankscope.train.checkpoint import GroupCheckpoint
+from rankscope.train.loop import GroupResult, train_group
 from rankscope.train.optimizer import learning_rate
 
 RELATIVE = 1e-5
@@ -41,17 +41,17 @@ def reference(spec: TrialSpec, settings: dict[str, Any], **more: Any) -> PeftMod
     """PEFT's own model with the start that the trial's seed gives."""
     settings = dict(settings)
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[settings.pop("peft_type")]
-    torch.manual_seed(seed_of("init", spec.seed, "peft"))
+    torch.manual_seed(derive_seed("init", spec.seed, "peft"))
     model = tiny_llama()
-    torch.manual_seed(seed_of("init", spec.seed, "peft"))
+    torch.manual_seed(derive_seed("init", spec.seed, "peft"))
     config = kind(task_type="CAUSAL_LM", target_modules=list(ATTENTION), **settings, **more)
     return get_peft_model(model, config)
 
 
 def test_an_early_stop_of_what_is_more_than_its_parameters_is_refused() -> None:
     spec = peft_trial(**ADALORA).model_copy(update={"early_stop": 1})
-    with pytest.raises(BadInput, match="early_stop brings back parameters"):
-        train_pack(base_of(tiny_llama()), [spec], ROWS, PROTOCOL)
+    with pytest.raises(UserError, match="early_stop brings back parameters"):
+        train_group(base_of(tiny_llama()), [spec], ROWS, PROTOCOL)
 
 
 def recipe() -> ModuleType:
@@ -66,15 +66,15 @@ def recipe() -> ModuleType:
 
 def steps_of(spec: TrialSpec) -> list[list[list[tuple[list[int], list[bool]]]]]:
     """Per optimizer step the micro-batches of (ids, labelled)."""
-    order = RowOrder(len(ROWS), PROTOCOL.batch_size, PROTOCOL.gradient_accumulation, spec.seed)
+    order = RowSampler(len(ROWS), PROTOCOL.batch_size, PROTOCOL.gradient_accumulation, spec.seed)
     return [
         [[(list(ROWS[i].input_ids), list(ROWS[i].is_label)) for i in m] for m in order.step(step)]
         for step in range(NUM_STEPS)
     ]
 
 
-def assert_same_weights(result: PackResult, expected: list[torch.nn.Parameter]) -> None:
-    found = result.trainees[0].parameters
+def assert_same_weights(result: GroupResult, expected: list[torch.nn.Parameter]) -> None:
+    found = result.trial_states[0].parameters
     for ours, theirs in zip(found, expected, strict=True):
         assert (
             float((ours - theirs).detach().norm())
@@ -94,11 +94,11 @@ def assert_same_weights(result: PackResult, expected: list[torch.nn.Parameter]) 
 )
 def test_it_equals_peft_in_plain_pytorch(settings: dict[str, Any], lr: float) -> None:
     spec = peft_trial(lr=lr, seed=1, **settings)
-    result = train_pack(base_of(tiny_llama()), [spec], ROWS, PROTOCOL)
+    result = train_group(base_of(tiny_llama()), [spec], ROWS, PROTOCOL)
     model = reference(spec, settings)
     parameters = [p for p in model.parameters() if p.requires_grad]
     losses = recipe().train(model, dict.fromkeys(parameters, lr), steps_of(spec))
-    assert [p.loss for p in result.trainees[0].losses] == pytest.approx(losses, rel=RELATIVE)
+    assert [p.loss for p in result.trial_states[0].losses] == pytest.approx(losses, rel=RELATIVE)
     assert_same_weights(result, parameters)
     start = [p for p in reference(spec, settings).parameters() if p.requires_grad]
     assert not any(torch.equal(a, b) for a, b in zip(start, parameters, strict=True))
@@ -107,7 +107,7 @@ def test_it_equals_peft_in_plain_pytorch(settings: dict[str, Any], lr: float) ->
 def test_adalora_equals_its_own_loop_in_plain_pytorch() -> None:
     """PEFT's forward adds the penalty to its loss; its budget moves after every step."""
     spec = peft_trial(seed=2, **ADALORA)
-    result = train_pack(base_of(tiny_llama()), [spec], ROWS, PROTOCOL)
+    result = train_group(base_of(tiny_llama()), [spec], ROWS, PROTOCOL)
     model = reference(spec, ADALORA, total_step=NUM_STEPS)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
@@ -129,9 +129,9 @@ def test_adalora_equals_its_own_loop_in_plain_pytorch() -> None:
         model.base_model.update_and_allocate(step + 1)
         optimizer.zero_grad()
         losses.append(total)
-    assert [p.loss for p in result.trainees[0].losses] == pytest.approx(losses, rel=RELATIVE)
+    assert [p.loss for p in result.trial_states[0].losses] == pytest.approx(losses, rel=RELATIVE)
     assert_same_weights(result, parameters)
-    tuner = result.trainees[0].tuner
+    tuner = result.trial_states[0].tuner
     assert tuner is not None
     pattern = tuner.counters()["rank_pattern"]
     assert pattern == model.peft_config["default"].rank_pattern
@@ -158,23 +158,24 @@ def test_stopped_at_any_step_it_ends_with_the_same_bits(
         def progress(step: int, num_steps: int, num_tokens: int, losses: list[float]) -> None:
             done[0] = step
 
-        result = train_pack(
+        result = train_group(
             base_of(tiny_llama()),
             [spec],
             ROWS,
             PROTOCOL,
-            checkpoint=PackCheckpoint(tmp_path),
+            checkpoint=GroupCheckpoint(tmp_path),
             progress=progress,
             should_stop=lambda: done[0] == stop,
         )
         return [
-            (sha256_tensors(trainee.tensors()), trainee.counters()) for trainee in result.trainees
+            (sha256_tensors(trial_state.tensors()), trial_state.counters())
+            for trial_state in result.trial_states
         ]
 
     with pytest.raises(Interrupted):
         train(stop_at)
     resumed = train(0)
-    PackCheckpoint(tmp_path).remove()
+    GroupCheckpoint(tmp_path).remove()
     torch.rand(7)  # what other code draws in between must not matter
     assert train(0) == resumed
 
@@ -182,32 +183,32 @@ def test_stopped_at_any_step_it_ends_with_the_same_bits(
 def test_dropout_acts_in_training_and_not_between_steps() -> None:
     without = peft_trial(**ADALORA)
     spec = peft_trial(**WITH_DROPOUT[0])
-    first = train_pack(base_of(tiny_llama()), [without], ROWS, PROTOCOL)
+    first = train_group(base_of(tiny_llama()), [without], ROWS, PROTOCOL)
     base = base_of(tiny_llama())
     training: list[bool] = []
 
-    def after_step(step: int, base: Any, trainees: Any) -> None:
+    def after_step(step: int, base: Any, trial_states: Any) -> None:
         training.append(any(module.training for module in base.model.modules()))
 
-    second = train_pack(base, [spec], ROWS, PROTOCOL, after_step=after_step)
+    second = train_group(base, [spec], ROWS, PROTOCOL, after_step=after_step)
     assert training == [False] * NUM_STEPS
-    assert first.trainees[0].losses[-1].loss != second.trainees[0].losses[-1].loss
+    assert first.trial_states[0].losses[-1].loss != second.trial_states[0].losses[-1].loss
 
 
 def test_what_is_stored_between_two_steps_changes_nothing(tmp_path: Path) -> None:
     spec = peft_trial(**WITH_DROPOUT[0])
-    plain = train_pack(base_of(tiny_llama()), [spec], ROWS, PROTOCOL)
+    plain = train_group(base_of(tiny_llama()), [spec], ROWS, PROTOCOL)
 
-    def after_step(step: int, base: Any, trainees: Any) -> None:
+    def after_step(step: int, base: Any, trial_states: Any) -> None:
         folder = tmp_path / str(step)
         folder.mkdir()
-        trainees[0].tuner.save(spec, base.record, folder)
+        trial_states[0].tuner.save(spec, base.record, folder)
 
-    stored = train_pack(base_of(tiny_llama()), [spec], ROWS, PROTOCOL, after_step=after_step)
-    assert sha256_tensors(stored.trainees[0].tensors()) == sha256_tensors(
-        plain.trainees[0].tensors()
+    stored = train_group(base_of(tiny_llama()), [spec], ROWS, PROTOCOL, after_step=after_step)
+    assert sha256_tensors(stored.trial_states[0].tensors()) == sha256_tensors(
+        plain.trial_states[0].tensors()
     )
-    assert stored.trainees[0].counters() == plain.trainees[0].counters()
+    assert stored.trial_states[0].counters() == plain.trial_states[0].counters()
 
 
 @pytest.mark.parametrize(
@@ -218,27 +219,27 @@ def test_what_is_stored_between_two_steps_changes_nothing(tmp_path: Path) -> Non
 def test_what_it_draws_does_not_depend_on_the_size_of_a_pass(settings: dict[str, Any]) -> None:
     spec = peft_trial(**settings)
     small, large = (
-        train_pack(base_of(tiny_llama()), [spec], ROWS, protocol(batch_tokens=tokens))
+        train_group(base_of(tiny_llama()), [spec], ROWS, protocol(batch_tokens=tokens))
         for tokens in (64, 4096)
     )
-    assert small.trainees[0].losses == large.trainees[0].losses
-    assert sha256_tensors(small.trainees[0].tensors()) == sha256_tensors(
-        large.trainees[0].tensors()
+    assert small.trial_states[0].losses == large.trial_states[0].losses
+    assert sha256_tensors(small.trial_states[0].tensors()) == sha256_tensors(
+        large.trial_states[0].tensors()
     )
 
 
 def test_a_method_of_pefts_is_in_no_pack() -> None:
-    pack = [peft_trial(peft_type="VERA"), trial("b")]
-    with pytest.raises(BadInput, match="trains alone"):
-        train_pack(base_of(tiny_llama()), pack, ROWS, PROTOCOL)
+    group = [peft_trial(peft_type="VERA"), trial("b")]
+    with pytest.raises(UserError, match="trains alone"):
+        train_group(base_of(tiny_llama()), group, ROWS, PROTOCOL)
 
 
 def test_recomputed_layers_give_the_same_bits() -> None:
     spec = peft_trial(**WITH_DROPOUT[1])
     kept, again = (
-        train_pack(base_of(tiny_llama()), [spec], ROWS, protocol(gradient_checkpointing=on))
+        train_group(base_of(tiny_llama()), [spec], ROWS, protocol(gradient_checkpointing=on))
         for on in (False, True)
     )
-    assert kept.trainees[0].losses == again.trainees[0].losses
-    for a, b in zip(kept.trainees[0].parameters, again.trainees[0].parameters, strict=True):
+    assert kept.trial_states[0].losses == again.trial_states[0].losses
+    for a, b in zip(kept.trial_states[0].parameters, again.trial_states[0].parameters, strict=True):
         assert torch.equal(a, b)

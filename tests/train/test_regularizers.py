@@ -11,15 +11,15 @@ from tiny_models import base_of, tiny_llama
 from toy_training import full_trial, peft_trial, protocol, toy_rows, trial
 
 from rankscope.data.encode import EncodedRow
-from rankscope.data.sampler import ReplayOrder, RowOrder
-from rankscope.errors import BadInput, Interrupted
+from rankscope.data.sampler import ReplaySampler, RowSampler
+from rankscope.errors import Interrupted, UserError
 from rankscope.models.base import Base
 from rankscope.models.lora import delta_weight
 from rankscope.records import TrialSpec
-from rankscope.train.checkpoint import PackCheckpoint
-from rankscope.train.loop import AfterStep, train_pack
+from rankscope.train.checkpoint import GroupCheckpoint
+from rankscope.train.loop import StepCallback, train_group
 from rankscope.train.regularizers import EarlyStop, divergences
-from rankscope.train.trial_state import Trainee
+from rankscope.train.trial_state import TrialState
 
 ROWS = toy_rows()
 GENERAL = toy_rows(7, seed=1)
@@ -28,9 +28,9 @@ SETTINGS = protocol(warmup_fraction=0)
 
 
 def trained(
-    trials: list[TrialSpec], after_step: AfterStep | None = None, epochs: int = 2
-) -> list[Trainee]:
-    result = train_pack(
+    trials: list[TrialSpec], after_step: StepCallback | None = None, epochs: int = 2
+) -> list[TrialState]:
+    result = train_group(
         base_of(tiny_llama()),
         trials,
         ROWS,
@@ -38,10 +38,10 @@ def trained(
         replay={"general": GENERAL},
         after_step=after_step,
     )
-    return list(result.trainees)
+    return list(result.trial_states)
 
 
-def assert_same_weights(found: Trainee, expected: Trainee) -> None:
+def assert_same_weights(found: TrialState, expected: TrialState) -> None:
     for p, q in zip(found.parameters, expected.parameters, strict=True):
         assert float((p.detach() - q.detach()).norm()) <= 1e-5 * float(q.detach().norm())
 
@@ -51,8 +51,8 @@ def assert_same_weights(found: Trainee, expected: Trainee) -> None:
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.9])
 def test_replayed_rows_are_the_share_of_all_rows_after_every_step(share: float) -> None:
-    own = RowOrder(20, 2, 3, seed=0)
-    order = ReplayOrder(own, 7, share)
+    own = RowSampler(20, 2, 3, seed=0)
+    order = ReplaySampler(own, 7, share)
     seen = general = 0
     places: list[int] = []
     for step in range(40):
@@ -64,10 +64,10 @@ def test_replayed_rows_are_the_share_of_all_rows_after_every_step(share: float) 
         assert abs(general - seen * share / (1 - share)) <= 0.5 + 1e-9
     for start in range(0, len(places) - 7, 7):  # every row once before any comes again
         assert sorted(places[start : start + 7]) == list(range(7))
-    again = ReplayOrder(RowOrder(20, 2, 3, seed=0), 7, share)
+    again = ReplaySampler(RowSampler(20, 2, 3, seed=0), 7, share)
     assert again.step(17) == order.step(17)  # whatever was asked before
     if share >= 0.25:
-        assert ReplayOrder(RowOrder(20, 2, 3, seed=1), 7, share).step(0) != order.step(0)
+        assert ReplaySampler(RowSampler(20, 2, 3, seed=1), 7, share).step(0) != order.step(0)
 
 
 def test_a_replaying_trial_sees_its_own_rows_as_ever() -> None:
@@ -89,13 +89,13 @@ def test_each_kind_of_row_counts_by_its_rows() -> None:
     settings = settings.model_copy(update={"schedule": "constant", "max_grad_norm": 1e9})
 
     def norm_of(rows: Sequence[EncodedRow], changes: dict[str, object]) -> tuple[float, float]:
-        (found,) = train_pack(
+        (found,) = train_group(
             base_of(tiny_llama()),
             [spec.model_copy(update=changes)],
             rows,
             settings,
             replay={"general": GENERAL[:1]},
-        ).trainees
+        ).trial_states
         point = found.losses[0]
         return point.grad_norm, point.loss
 
@@ -160,8 +160,8 @@ def test_the_recorded_divergence_is_that_of_the_merged_model(replay: dict[str, o
     spec = trial("a", kl_to_base=0.5, lr=1e-2, **replay)
     weights: dict[str, torch.Tensor] = {}
 
-    def look(step: int, base: Base, trainees: Sequence[Trainee]) -> None:
-        adapter = trainees[0].adapter
+    def look(step: int, base: Base, trial_states: Sequence[TrialState]) -> None:
+        adapter = trial_states[0].adapter
         assert adapter is not None
         if step == 2:
             weights.update({name: delta_weight(adapter, name).clone() for name in adapter.a})
@@ -170,9 +170,9 @@ def test_the_recorded_divergence_is_that_of_the_merged_model(replay: dict[str, o
     base, tuned = tiny_llama(), tiny_llama()
     for name, delta in weights.items():
         tuned.get_submodule(name).weight.data += delta
-    portions = found.portions(2, 0, ROWS)
-    rows = portions[-1].rows if replay else portions[0].rows
-    assert portions[-1].is_replay == bool(replay)
+    loss_terms = found.loss_terms(2, 0, ROWS)
+    rows = loss_terms[-1].rows if replay else loss_terms[0].rows
+    assert loss_terms[-1].is_replay == bool(replay)
     apart = []
     for row in rows:
         logits = [m(torch.tensor([row.input_ids])).logits[0].log_softmax(-1) for m in (base, tuned)]
@@ -196,13 +196,13 @@ def test_kl_holds_the_model_at_the_base(kind: Callable[..., TrialSpec]) -> None:
 
 def test_kl_beside_a_method_of_pefts_is_refused() -> None:
     spec = peft_trial(peft_type="VERA", r=4)
-    with pytest.raises(BadInput, match="bare base"):
+    with pytest.raises(UserError, match="bare base"):
         trained([spec.model_copy(update={"kl_to_base": 0.1})])
 
 
 # --- neighbours ---
 
-PACK = [
+GROUP = [
     trial("plain", rank=2),
     trial("replay", rank=8, **REPLAY),
     trial("kl", kl_to_base=0.5),
@@ -211,8 +211,8 @@ PACK = [
 ]
 
 
-def test_a_trial_in_a_pack_is_what_it_is_alone() -> None:
-    for found in trained(PACK):
+def test_a_trial_in_a_group_is_what_it_is_alone() -> None:
+    for found in trained(GROUP):
         (alone,) = trained([found.spec])
         assert [p.loss for p in found.losses] == pytest.approx(
             [p.loss for p in alone.losses], rel=1e-5
@@ -226,15 +226,15 @@ def test_a_trial_in_a_pack_is_what_it_is_alone() -> None:
 
 
 def test_small_passes_and_recomputed_layers_give_the_same() -> None:
-    whole = trained(PACK)
+    whole = trained(GROUP)
     for settings in ({"batch_tokens": 64}, {"gradient_checkpointing": True}):
-        found = train_pack(
+        found = train_group(
             base_of(tiny_llama()),
-            PACK,
+            GROUP,
             ROWS,
             SETTINGS.model_copy(update=settings),
             replay={"general": GENERAL},
-        ).trainees
+        ).trial_states
         for one, other in zip(found, whole, strict=True):
             assert_same_weights(one, other)
 
@@ -261,11 +261,15 @@ SCORES = {2: 0.4, 3: 0.6, 4: 0.5, 5: 0.55, 6: 0.9}
 """Made up; the trial must not come to see the last."""
 
 
-def told(step: int, base: Base, trainees: Sequence[Trainee]) -> None:
+def told(step: int, base: Base, trial_states: Sequence[TrialState]) -> None:
     """Tells every trial with an early stop a made-up score."""
-    for trainee in trainees:
-        if trainee.early_stop is not None and step in SCORES and trainee.is_active(step - 1):
-            trainee.early_stop.hear(step, SCORES[step], trainee.parameters)
+    for trial_state in trial_states:
+        if (
+            trial_state.early_stop is not None
+            and step in SCORES
+            and trial_state.is_active(step - 1)
+        ):
+            trial_state.early_stop.hear(step, SCORES[step], trial_state.parameters)
 
 
 @pytest.mark.parametrize("kind", [trial, full_trial])
@@ -274,9 +278,9 @@ def test_a_trial_stops_and_has_the_weights_of_its_best_point(
 ) -> None:
     at: dict[int, list[torch.Tensor]] = {}
 
-    def look(step: int, base: Base, trainees: Sequence[Trainee]) -> None:
-        at[step] = [p.detach().clone() for p in trainees[0].parameters]
-        told(step, base, trainees)
+    def look(step: int, base: Base, trial_states: Sequence[TrialState]) -> None:
+        at[step] = [p.detach().clone() for p in trial_states[0].parameters]
+        told(step, base, trial_states)
 
     (found,) = trained([kind("a", early_stop=2)], look)
     assert found.failure is None
@@ -289,15 +293,15 @@ def test_a_trial_stops_and_has_the_weights_of_its_best_point(
 def test_weights_that_no_step_has_moved_are_no_best_ones(kind: Callable[..., TrialSpec]) -> None:
     """Warm-up begins at rate 0, so the first point is the base's, whatever its score."""
 
-    def look(step: int, base: Base, trainees: Sequence[Trainee]) -> None:
-        if trainees[0].is_active(step - 1):
-            trainees[0].hear(step, 1 / step)
+    def look(step: int, base: Base, trial_states: Sequence[TrialState]) -> None:
+        if trial_states[0].is_active(step - 1):
+            trial_states[0].hear(step, 1 / step)
 
     settings = SETTINGS.model_copy(update={"warmup_fraction": 0.5})
-    result = train_pack(
+    result = train_group(
         base_of(tiny_llama()), [kind("a", early_stop=2)], ROWS, settings, after_step=look
     )
-    (found,) = result.trainees
+    (found,) = result.trial_states
     assert found.failure is None
     assert found.early_stop is not None
     assert found.losses[0].lr == 0
@@ -313,24 +317,24 @@ def test_the_neighbours_of_a_trial_that_stops_do_not_notice() -> None:
 
 def test_stopped_over_and_over_it_comes_to_the_same_end(tmp_path: Path) -> None:
     """After every step, with everything a checkpoint has to hold."""
-    pack = [*PACK, trial("stop", early_stop=2, kl_to_base=0.1, **REPLAY)]
-    whole = trained(pack, told)
+    group = [*GROUP, trial("stop", early_stop=2, kl_to_base=0.1, **REPLAY)]
+    whole = trained(group, told)
     for _ in range(20):
         try:
-            result = train_pack(
+            result = train_group(
                 base_of(tiny_llama()),
-                pack,
+                group,
                 ROWS,
                 SETTINGS,
                 replay={"general": GENERAL},
-                checkpoint=PackCheckpoint(tmp_path),
+                checkpoint=GroupCheckpoint(tmp_path),
                 after_step=told,
                 should_stop=lambda: True,
             )
         except Interrupted:
             continue
         break
-    for one, other in zip(result.trainees, whole, strict=True):
+    for one, other in zip(result.trial_states, whole, strict=True):
         assert all(torch.equal(p, q) for p, q in zip(one.parameters, other.parameters, strict=True))
         assert one.counters() == other.counters()
     assert math.isfinite(result.seconds)

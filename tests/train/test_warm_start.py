@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from toy_training import ATTENTION, protocol, toy_rows, trial
 from trained_adapters import continued, peft_adapter
 
-from rankscope.data.sampler import RowOrder
-from rankscope.errors import BadInput, Interrupted
+from rankscope.data.sampler import RowSampler
+from rankscope.errors import Interrupted, UserError
 from rankscope.models.adapters.folder import load_adapter, save_adapter
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.methods import new_adapter
-from rankscope.train.checkpoint import PackCheckpoint
-from rankscope.train.loop import train_pack
-from rankscope.train.trial_state import Trainee
+from rankscope.train.checkpoint import GroupCheckpoint
+from rankscope.train.loop import train_group
+from rankscope.train.trial_state import TrialState
 
 IDS = [5, 9, 31, 7, 250, 3, 77, 12]
 LEFT = "model.layers.0.self_attn.q_proj"
@@ -49,9 +49,9 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).detach().norm() / expected.detach().norm())
 
 
-def logits(base: Base, slot: str | None) -> Tensor:
+def logits(base: Base, adapter_name: str | None) -> Tensor:
     with torch.inference_mode():
-        return base.logits(RowBatch.of([Row(IDS, range(len(IDS)), slot)], base.device))
+        return base.logits(RowBatch.of([Row(IDS, range(len(IDS)), adapter_name)], base.device))
 
 
 def their_logits(model: nn.Module) -> Tensor:
@@ -60,10 +60,12 @@ def their_logits(model: nn.Module) -> Tensor:
     return found
 
 
-def parts(trainee: Trainee) -> dict[str, list[Tensor]]:
+def parts(trial_state: TrialState) -> dict[str, list[Tensor]]:
     """Module -> A, B and, for DoRA, m, as they are now."""
-    assert trainee.adapter is not None
-    return {n: [p.detach() for p in trainee.adapter.of_module(n)] for n in trainee.adapter.a}
+    assert trial_state.adapter is not None
+    return {
+        n: [p.detach() for p in trial_state.adapter.of_module(n)] for n in trial_state.adapter.a
+    }
 
 
 def their_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -84,7 +86,7 @@ def test_before_the_first_step_it_is_the_adapter(tmp_path: Path, kind: str) -> N
     model = peft_adapter(tmp_path, **theirs)
     base = base_of(tiny_llama())
     adapter = new_adapter(base.model, continued(tmp_path, **ours))
-    base.pack.attach(adapter)
+    base.multi_lora.attach(adapter)
     expected = their_logits(model)
     assert relative(logits(base, "a"), expected) < RELATIVE
     assert relative(logits(base, None), expected) > 0.02
@@ -96,22 +98,22 @@ def test_a_rate_near_zero_leaves_it_as_it_was(tmp_path: Path, kind: str) -> None
     theirs, ours = KINDS[kind]
     model = peft_adapter(tmp_path, **theirs)
     spec = continued(tmp_path, lr=1e-12, **ours)
-    (trainee,) = train_pack(base_of(tiny_llama()), [spec], ROWS, PROTOCOL).trainees
-    assert trainee.failure is None
+    (trial_state,) = train_group(base_of(tiny_llama()), [spec], ROWS, PROTOCOL).trial_states
+    assert trial_state.failure is None
     for name, expected in their_parts(model).items():
-        for found, part in zip(parts(trainee)[name], expected, strict=True):
+        for found, part in zip(parts(trial_state)[name], expected, strict=True):
             assert relative(found, part) < 1e-9
 
 
 @KIND
 def test_it_goes_where_plain_peft_goes(tmp_path: Path, kind: str) -> None:
     """PEFT loads the same folder to train on, with the loop of the recipe: the same losses, the
-    same weights. The trial is in a pack with fresh ones, as in any study."""
+    same weights. The trial is in a group with fresh ones, as in any study."""
     theirs, ours = KINDS[kind]
     peft_adapter(tmp_path, **theirs)
     spec = continued(tmp_path, lr=1e-3, seed=3, **ours)
-    pack = [trial("fresh"), spec, trial("wide", rank=16, seed=1)]
-    trainee = train_pack(base_of(tiny_llama()), pack, ROWS, PROTOCOL).trainees[1]
+    group = [trial("fresh"), spec, trial("wide", rank=16, seed=1)]
+    trial_state = train_group(base_of(tiny_llama()), group, ROWS, PROTOCOL).trial_states[1]
 
     model = PeftModel.from_pretrained(tiny_llama(), tmp_path, is_trainable=True).train()
     before = {n: [p.detach().clone() for p in own] for n, own in their_parts(model).items()}
@@ -121,14 +123,14 @@ def test_it_goes_where_plain_peft_goes(tmp_path: Path, kind: str) -> None:
         for own in their_parts(model).values()
         for side, part in enumerate(own)
     }
-    order = RowOrder(len(ROWS), PROTOCOL.batch_size, PROTOCOL.gradient_accumulation, spec.seed)
+    order = RowSampler(len(ROWS), PROTOCOL.batch_size, PROTOCOL.gradient_accumulation, spec.seed)
     steps = [
         [[(list(ROWS[i].input_ids), list(ROWS[i].is_label)) for i in m] for m in order.step(step)]
         for step in range(STEPS)
     ]
     losses = minimal().train(model, rates, steps, "constant", 0.0)
-    assert [point.loss for point in trainee.losses] == pytest.approx(losses, rel=RELATIVE)
-    found = parts(trainee)
+    assert [point.loss for point in trial_state.losses] == pytest.approx(losses, rel=RELATIVE)
+    found = parts(trial_state)
     assert found.keys() == before.keys()
     for name, expected in their_parts(model).items():
         for ours_now, theirs_now, at_first in zip(found[name], expected, before[name], strict=True):
@@ -140,8 +142,8 @@ def test_fresh_neighbours_do_not_notice_it(tmp_path: Path) -> None:
     peft_adapter(tmp_path, use_dora=True)
     fresh = [trial("one"), trial("two", rank=8, method="dora", seed=1)]
     mixed = [fresh[0], continued(tmp_path, "stored", method="dora"), fresh[1]]
-    apart = train_pack(base_of(tiny_llama()), fresh, ROWS, PROTOCOL).trainees
-    together = train_pack(base_of(tiny_llama()), mixed, ROWS, PROTOCOL).trainees
+    apart = train_group(base_of(tiny_llama()), fresh, ROWS, PROTOCOL).trial_states
+    together = train_group(base_of(tiny_llama()), mixed, ROWS, PROTOCOL).trial_states
     for alone, packed in zip(apart, together[::2], strict=True):
         losses = [point.loss for point in alone.losses]
         assert [point.loss for point in packed.losses] == pytest.approx(losses, rel=RELATIVE)
@@ -157,15 +159,15 @@ def test_what_it_became_is_stored_as_what_peft_loads(tmp_path: Path, kind: str) 
     peft_adapter(tmp_path / "before", **theirs)
     spec = continued(tmp_path / "before", **ours)
     base = base_of(tiny_llama())
-    (trainee,) = train_pack(base, [spec], ROWS, PROTOCOL).trainees
-    assert trainee.adapter is not None
+    (trial_state,) = train_group(base, [spec], ROWS, PROTOCOL).trial_states
+    assert trial_state.adapter is not None
     (tmp_path / "after").mkdir()
-    save_adapter(trainee.adapter, spec, base.record, tmp_path / "after")
+    save_adapter(trial_state.adapter, spec, base.record, tmp_path / "after")
     model = PeftModel.from_pretrained(tiny_llama(), tmp_path / "after").eval()
     expected = logits(base, "a")
     assert relative(their_logits(model), expected) < RELATIVE
-    base.pack.clear()
-    base.pack.attach(load_adapter(tmp_path / "after", "b", base.record))
+    base.multi_lora.clear()
+    base.multi_lora.attach(load_adapter(tmp_path / "after", "b", base.record))
     assert relative(logits(base, "b"), expected) < RELATIVE
     card = (tmp_path / "after" / "README.md").read_text()
     assert f"| continues adapter | {spec.init_sha256} |" in card
@@ -178,31 +180,31 @@ def test_an_adapter_that_changes_while_the_study_runs_is_refused(tmp_path: Path,
     spec = continued(tmp_path, targets=ATTENTION)
     path = tmp_path / file
     path.write_bytes(path.read_bytes() + b" ")
-    with pytest.raises(BadInput, match=f"adapter {tmp_path}: changed while the study was running"):
+    with pytest.raises(UserError, match=f"adapter {tmp_path}: changed while the study was running"):
         new_adapter(tiny_llama(), spec)
     path.unlink()
-    with pytest.raises(BadInput, match=f"adapter {tmp_path}: cannot be read"):
+    with pytest.raises(UserError, match=f"adapter {tmp_path}: cannot be read"):
         new_adapter(tiny_llama(), spec)
 
 
 def test_stopped_and_resumed_it_is_the_same_bit_for_bit(tmp_path: Path) -> None:
     """The folder is read again and what was trained since is put in its place."""
     peft_adapter(tmp_path / "stored", use_dora=True)
-    pack = [trial("fresh"), continued(tmp_path / "stored", method="dora", dropout=0.1)]
-    whole = train_pack(base_of(tiny_llama()), pack, ROWS, PROTOCOL).trainees
-    checkpoint = PackCheckpoint(tmp_path / "checkpoint")
+    group = [trial("fresh"), continued(tmp_path / "stored", method="dora", dropout=0.1)]
+    whole = train_group(base_of(tiny_llama()), group, ROWS, PROTOCOL).trial_states
+    checkpoint = GroupCheckpoint(tmp_path / "checkpoint")
     asked = iter(range(STEPS))
     with pytest.raises(Interrupted):
-        train_pack(
+        train_group(
             base_of(tiny_llama()),
-            pack,
+            group,
             ROWS,
             PROTOCOL,
             checkpoint=checkpoint,
             should_stop=lambda: next(asked) == 6,
         )
-    resumed = train_pack(base_of(tiny_llama()), pack, ROWS, PROTOCOL, checkpoint=checkpoint)
-    for found, expected in zip(resumed.trainees, whole, strict=True):
+    resumed = train_group(base_of(tiny_llama()), group, ROWS, PROTOCOL, checkpoint=checkpoint)
+    for found, expected in zip(resumed.trial_states, whole, strict=True):
         assert found.losses == expected.losses
         for name, own in parts(expected).items():
             assert all(map(torch.equal, parts(found)[name], own))

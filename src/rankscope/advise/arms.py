@@ -1,7 +1,7 @@
 """Arms over their seeds: what each learned, forgot, carried over and cost, with intervals.
 
-Choosing and quoting are kept apart: ``selection_*`` fields come from the selection split alone,
-every ``Estimate`` from the report split alone. A trial that failed is counted in its arm, never
+Choosing and quoting are kept apart: ``validation_*`` fields come from the validation split alone,
+every ``Estimate`` from the test split alone. A trial that failed is counted in its arm, never
 left out; a trial whose score on a task is missing is left out of that task's figure only.
 """
 
@@ -77,8 +77,8 @@ def retention_by_unit(
     """Retention tasks for an arm trained on ``trained``: those in accuracy, those of text."""
     own = trained_parts(study, trained)
     tasks = [t for t in study.tasks if "retention" in t.roles and t.name not in own]
-    accuracy = tuple(t for t in tasks if t.higher_is == "accuracy")
-    return accuracy, tuple(t for t in tasks if t.higher_is != "accuracy")
+    accuracy = tuple(t for t in tasks if t.score_unit == "accuracy")
+    return accuracy, tuple(t for t in tasks if t.score_unit != "accuracy")
 
 
 def retention_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]:
@@ -100,10 +100,10 @@ def transfer_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]:
 
 
 def base_estimates(study: StudyRecords) -> dict[str, Estimate]:
-    """The base's mean on the report split of every task, with its interval over items."""
+    """The base's mean on the test split of every task, with its interval over items."""
     found = {}
     for task in study.tasks:
-        own = compared(scores_of(study, (), task.name, "report", base=True), None, trained=False)
+        own = compared(scores_of(study, (), task.name, "test", base=True), None, trained=False)
         if own is not None:
             found[task.name] = weighted_estimate([own], tested=False)
     return found
@@ -150,7 +150,7 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
     spec = trials[0].spec
     done = [t for t in trials if t.status == "done"]
     trained = [t.train for t in trials if t.train is not None]
-    own = compared(scores_of(study, done, spec.task, "report"), None, trained=False)
+    own = compared(scores_of(study, done, spec.task, "test"), None, trained=False)
     others = [t.name for t in transfer_tasks(study, spec.task)]
     transfer = {n: e for n in others if (e := _change(study, done, n)) is not None}
     family = adjusted_within_family(list(transfer.values()))
@@ -167,9 +167,9 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
         special_settings=spec.special_settings,
         seeds=len(done),
         failed=sum(t.status in FAILED for t in trials),
-        selection_score=_selection_score(study, done, spec.task),
-        selection_gain=_selection_gain(study, done, spec.task),
-        selection_forgetting=_selection_forgetting(study, done, spec.task),
+        validation_score=_validation_score(study, done, spec.task),
+        validation_gain=_validation_gain(study, done, spec.task),
+        validation_forgetting=_validation_forgetting(study, done, spec.task),
         score=None if own is None else weighted_estimate([own], tested=False),
         gain=_change(study, done, spec.task),
         forgetting=_fall(study, done, counted),
@@ -187,8 +187,8 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
 
 
 def _change(study: StudyRecords, done: list[TrialRecords], task: str) -> Estimate | None:
-    """Tuned minus base on the report split."""
-    found = paired_scores(study, done, task, "report")
+    """Tuned minus base on the test split."""
+    found = paired_scores(study, done, task, "test")
     return None if found is None else weighted_estimate([found])
 
 
@@ -197,29 +197,29 @@ def _fall(study: StudyRecords, done: list[TrialRecords], tasks: Sequence[str]) -
 
     The trials' seeds are shared by the tasks, so one trained model has to be one row of each.
     """
-    known = [n for n in tasks if paired_scores(study, done, n, "report") is not None]
-    pairs = [
-        paired_scores(study, with_all(study, done, known, "report"), n, "report") for n in known
-    ]
+    known = [n for n in tasks if paired_scores(study, done, n, "test") is not None]
+    pairs = [paired_scores(study, with_all(study, done, known, "test"), n, "test") for n in known]
     found = [p for p in pairs if p is not None]
     return negated(weighted_estimate(found)) if found and len(found) == len(known) else None
 
 
-def _selection_score(study: StudyRecords, done: list[TrialRecords], task: str) -> float | None:
-    own = compared(scores_of(study, done, task, "selection"), None, trained=False)
+def _validation_score(study: StudyRecords, done: list[TrialRecords], task: str) -> float | None:
+    own = compared(scores_of(study, done, task, "validation"), None, trained=False)
     return None if own is None else float(own.tuned.mean())
 
 
-def _selection_gain(study: StudyRecords, done: list[TrialRecords], task: str) -> float | None:
+def _validation_gain(study: StudyRecords, done: list[TrialRecords], task: str) -> float | None:
     """Over the base, on the items that both have."""
-    found = paired_scores(study, done, task, "selection")
+    found = paired_scores(study, done, task, "validation")
     return None if found is None else float(found.item_means.mean())
 
 
-def _selection_forgetting(study: StudyRecords, done: list[TrialRecords], task: str) -> float | None:
+def _validation_forgetting(
+    study: StudyRecords, done: list[TrialRecords], task: str
+) -> float | None:
     falls = []
     for other in retention_tasks(study, task):
-        found = paired_scores(study, done, other.name, "selection")
+        found = paired_scores(study, done, other.name, "validation")
         if found is not None:
             falls.append(-float(found.item_means.mean()))
     return float(np.mean(falls)) if falls else None
@@ -230,7 +230,7 @@ def pareto_front(
 ) -> list[bool]:
     """Which arms no other arm beats in score, forgetting and trainable parameters together.
 
-    Report split. ``measure``: fall in the retention tasks' unit, or rise of the cross-entropy of
+    Test split. ``measure``: fall in the retention tasks' unit, or rise of the cross-entropy of
     held-out text. It counts only where every scored arm has it.
     """
     scored = [a for a in arms if a.score is not None]

@@ -1,4 +1,4 @@
-"""One training task's case: the records, the arms and what the selection split chose."""
+"""One training task's case: the records, the arms and what the validation split chose."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -48,13 +48,13 @@ class Case:
     @property
     def unit(self) -> Unit:
         """Of the training task's score."""
-        return "accuracy" if self.record is None else self.record.higher_is
+        return "accuracy" if self.record is None else self.record.score_unit
 
     @property
     def retention_unit(self) -> Unit:
         """Of forgetting; accuracy where nothing measures it."""
         tasks = retention_tasks(self.study, self.task)
-        return tasks[0].higher_is if tasks else "accuracy"
+        return tasks[0].score_unit if tasks else "accuracy"
 
     @property
     def net_unit(self) -> Unit:
@@ -87,8 +87,8 @@ class Case:
         return arm.gain is not None and arm.gain.value > 0 and p is not None and p < ALPHA
 
     def base_scores(self, task: str) -> Array:
-        """The base's finite scores on the report split of ``task``, (N,); empty if not scored."""
-        base = self.study.items.get((BASE, task, "report"))
+        """The base's finite scores on the test split of ``task``, (N,); empty if not scored."""
+        base = self.study.items.get((BASE, task, "test"))
         return np.empty(0) if base is None else base.scores[np.isfinite(base.scores)]
 
     def base_score(self, task: str) -> float | None:

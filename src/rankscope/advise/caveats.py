@@ -24,7 +24,7 @@ MOST_NAMED = 4
 
 
 def limits(case: Case, subject: Arm | None) -> list[Reason]:
-    """Seeds, failures, grid edges, one learning rate, leaks, retention and what could be seen."""
+    """Seeds, failures, grid edges, one learning rate, contamination, retention and what could be seen."""
     found = [*_trials(case), *_rates(case), *_leaks(case), *_retention(case, subject)]
     found += _excluded(case)
     if subject is not None:
@@ -150,17 +150,19 @@ def _edges(case: Case, subject: Arm) -> list[Reason]:
 
 def _leaks(case: Case) -> list[Reason]:
     record = case.record
-    leaks = {k: v for k, v in record.leaks.items() if v} if record is not None else {}
-    if record is None or not leaks:
+    contamination = (
+        {k: v for k, v in record.contamination.items() if v} if record is not None else {}
+    )
+    if record is None or not contamination:
         return []
-    rows = record.rows.get("report", 0)
-    shown = ", ".join(f"{v} {kind}" for kind, v in sorted(leaks.items()))
+    rows = record.rows.get("test", 0)
+    shown = ", ".join(f"{v} {kind}" for kind, v in sorted(contamination.items()))
     return [
         _limit(
-            f"Of the {rows:,} report rows of {case.task} some also stand in its training rows "
+            f"Of the {rows:,} test rows of {case.task} some also stand in its training rows "
             f"({shown}): its scores are flattered. Next: take those rows out of one of the two.",
             rows=float(rows),
-            **{f"leaks_{kind}": float(v) for kind, v in leaks.items()},
+            **{f"leaks_{kind}": float(v) for kind, v in contamination.items()},
         )
     ]
 
@@ -199,7 +201,7 @@ def _excluded(case: Case) -> list[Reason]:
     limit, out = case.objective.max_forgetting, case.choice.excluded
     if limit is None or not out:
         return []
-    lost = [(a.summary, a.summary.selection_forgetting or 0.0) for a in out[:MOST_NAMED]]
+    lost = [(a.summary, a.summary.validation_forgetting or 0.0) for a in out[:MOST_NAMED]]
     shown = "; ".join(
         f"{settings(arm)}, {amount(value, case.retention_unit)}" for arm, value in lost
     )
@@ -208,19 +210,19 @@ def _excluded(case: Case) -> list[Reason]:
     return [
         _limit(
             f"{count(len(out), 'arm')} of {len(case.arms)} forgot more than the "
-            f"{amount(limit, case.retention_unit)} allowed on the selection split and "
+            f"{amount(limit, case.retention_unit)} allowed on the validation split and "
             f"{'was' if len(out) == 1 else 'were'} left out: {shown}{more}.",
             excluded=float(len(out)),
             arms=float(len(case.arms)),
             max_forgetting=limit,
             **({"unnamed": float(unnamed)} if unnamed > 0 else {}),
-            **{f"selection_forgetting.{arm.label}": value for arm, value in lost},
+            **{f"validation_forgetting.{arm.label}": value for arm, value in lost},
         )
     ]
 
 
 def _forgetting_limit(case: Case, subject: Arm) -> list[Reason]:
-    """Whether the report split shows that the limit on forgetting is kept."""
+    """Whether the test split shows that the limit on forgetting is kept."""
     limit, forgot = case.objective.max_forgetting, subject.summary.forgetting
     if limit is None or forgot is None or (forgot.high is not None and forgot.high <= limit):
         return []
@@ -228,7 +230,7 @@ def _forgetting_limit(case: Case, subject: Arm) -> list[Reason]:
     return [
         _limit(
             f"That {settings(subject.summary)} forgets no more than the {amount(limit, unit)} "
-            "allowed is not shown: on the report split retention changes by "
+            "allowed is not shown: on the test split retention changes by "
             f"{difference(-forgot.value, unit)} ({evidence(negated(forgot), unit)}).",
             max_forgetting=limit,
             **values_of(forgot, "forgetting"),
@@ -262,7 +264,7 @@ def _rival(case: Case, subject: Arm) -> Arm | None:
 
 
 def _detectable(case: Case, subject: Arm) -> list[Reason]:
-    """What the report split could have shown at all, with these items and these seeds."""
+    """What the test split could have shown at all, with these items and these seeds."""
     rival = _rival(case, subject)
     against = "the base" if rival is None else settings(rival.summary)
     found = arm_difference(case.study, subject, rival, case.task)
@@ -272,7 +274,7 @@ def _detectable(case: Case, subject: Arm) -> list[Reason]:
     seeds = count(found.seeds, "seed") if found.seeds > 1 else "these trained models"
     return [
         _limit(
-            f"With {count(found.n, 'report item')} and {seeds} a difference of about "
+            f"With {count(found.n, 'test item')} and {seeds} a difference of about "
             f"{amount(effect, case.unit)} between {settings(subject.summary)} and {against} would "
             "be seen four times out of five; a smaller one may go unseen.",
             n=float(found.n),

@@ -13,11 +13,11 @@ from rankscope.records import BASE, ArmComparison, Estimate, StudyRecords
 def arm_difference(
     study: StudyRecords, first: Arm, second: Arm | None, task: str
 ) -> Estimate | None:
-    """First arm minus second arm, or the base, on the report split; None where one is missing."""
+    """First arm minus second arm, or the base, on the test split; None where one is missing."""
     if second is None:
-        found = paired_scores(study, first.finished, task, "report")
+        found = paired_scores(study, first.finished, task, "test")
     else:
-        one, other = (scores_of(study, arm.finished, task, "report") for arm in (first, second))
+        one, other = (scores_of(study, arm.finished, task, "test") for arm in (first, second))
         found = compared(one, other, trained=True)
     return None if found is None else weighted_estimate([found])
 
@@ -25,7 +25,7 @@ def arm_difference(
 def net_difference(
     study: StudyRecords, first: Arm, second: Arm | None, weights: tuple[float, float]
 ) -> Estimate | None:
-    """w_in times the difference in score less w_ret times that in forgetting, report split.
+    """w_in times the difference in score less w_ret times that in forgetting, test split.
 
     First arm minus second arm, or minus the base; ``weights`` (w_in, w_ret). Only trials that were
     scored on the task and on every retention task count, so that one trained model is one row of
@@ -33,29 +33,27 @@ def net_difference(
     missing, or no trial has all of it.
     """
     retention = [
-        t.name
-        for t in retention_tasks(study, first.task)
-        if (BASE, t.name, "report") in study.items
+        t.name for t in retention_tasks(study, first.task) if (BASE, t.name, "test") in study.items
     ]
     names, shares = [first.task], [weights[0]]
     if weights[1] and retention:
         names += retention
         shares += [weights[1] / len(retention)] * len(retention)
-    one = with_all(study, first.finished, names, "report")
-    other = None if second is None else with_all(study, second.finished, names, "report")
+    one = with_all(study, first.finished, names, "test")
+    other = None if second is None else with_all(study, second.finished, names, "test")
     pairs = []
     for name in names:
         if other is None:
-            pairs.append(paired_scores(study, one, name, "report"))
+            pairs.append(paired_scores(study, one, name, "test"))
         else:
-            rows, others = (scores_of(study, trials, name, "report") for trials in (one, other))
+            rows, others = (scores_of(study, trials, name, "test") for trials in (one, other))
             pairs.append(compared(rows, others, trained=True))
     found = [c for c in pairs if c is not None]
     return weighted_estimate(found, shares) if len(found) == len(names) else None
 
 
 def forgetting_difference(study: StudyRecords, first: Arm, second: Arm) -> float | None:
-    """How much more the first arm forgot than the second, report split; None where unknown."""
+    """How much more the first arm forgot than the second, test split; None where unknown."""
     a, b = first.summary.forgetting, second.summary.forgetting
     return None if a is None or b is None else a.value - b.value
 
@@ -64,7 +62,7 @@ def compare_candidates(study: StudyRecords, task: str, choice: Choice) -> list[A
     """Every LoRA candidate against full fine-tuning, and each rank against the next.
 
     Each at the learning rate chosen for it; ranks that differ in nothing else. Beside neighbours
-    the smallest rank is compared with the largest. Report split; Holm is not applied yet, since the
+    the smallest rank is compared with the largest. Test split; Holm is not applied yet, since the
     family reaches over the study's tasks (``with_holm``).
     """
     pairs: list[tuple[Literal["full", "ranks"], Arm, Arm]] = []

@@ -1,7 +1,7 @@
-"""A recommendation held against what the report split says of forgetting.
+"""A recommendation held against what the test split says of forgetting.
 
-The selection split has weighed forgetting and kept to the limit on it; by chance it may have seen
-too little of it. Only the arm that was named is looked at: to go on to another by the report split
+The validation split has weighed forgetting and kept to the limit on it; by chance it may have seen
+too little of it. Only the arm that was named is looked at: to go on to another by the test split
 would flatter that one.
 """
 
@@ -16,7 +16,7 @@ from rankscope.records import ArmSummary, Estimate
 
 
 def worth(case: Case, arm: Arm) -> Estimate | None:
-    """Gain and forgetting in one, by the study's weights, report split.
+    """Gain and forgetting in one, by the study's weights, test split.
 
     None where forgetting has no weight or was not measured: then the gain says it all.
     """
@@ -40,16 +40,16 @@ def is_unmeasured(case: Case, arm: ArmSummary) -> bool:
 
 
 def checked(case: Case, verdict: Verdict) -> Verdict:
-    """The recommendation; less firm, or withdrawn, where the report split speaks against it."""
+    """The recommendation; less firm, or withdrawn, where the test split speaks against it."""
     if verdict.subject is None or verdict.decision not in ("use", "use_full"):
         return verdict
     arm, net = verdict.subject.summary, worth(case, verdict.subject)
     limit, forgot = case.objective.max_forgetting, arm.forgetting
     if limit is not None and forgot is not None and forgot.value > limit:
         return undecided(
-            f"No arm can be named for {case.task}: {settings(arm)}, the choice of the selection "
+            f"No arm can be named for {case.task}: {settings(arm)}, the choice of the validation "
             f"split, loses {amount(forgot.value, case.retention_unit)} of what the base knew on "
-            f"the report split, where {amount(limit, case.retention_unit)} are allowed.",
+            f"the test split, where {amount(limit, case.retention_unit)} are allowed.",
             verdict.subject,
         )
     if net is not None and net.value <= 0:
@@ -58,7 +58,7 @@ def checked(case: Case, verdict: Verdict) -> Verdict:
                 "do_not_fine_tune",
                 "tentative",
                 f"By this study's weights ({case.objective.formula}) {settings(arm)}, the choice "
-                f"of the selection split, is not worth it on {case.task}: {changes(case, arm)}.",
+                f"of the validation split, is not worth it on {case.task}: {changes(case, arm)}.",
                 verdict.subject,
             )
         return undecided(

@@ -20,7 +20,7 @@ Arm = Sequence[TrialRecords]
 def compare_cells(first: StudyRecords, second: StudyRecords) -> tuple[ComparedCell, ...]:
     """Second minus first on every task that both scored: the bases, then every arm that both have.
 
-    Report split. Item by item where a task's hash says that both asked the same questions in the
+    Test split. Item by item where a task's hash says that both asked the same questions in the
     same way; otherwise the two means stand beside each other with the interval of two samples.
     The p values of all arms on all tasks that are paired are one family (Holm); those of the bases
     stand outside it. Of the very same trials on the same items there is nothing to estimate.
@@ -51,10 +51,10 @@ def _is_tested(cell: ComparedCell) -> bool:
 
 
 def paired_in(first: StudyRecords, second: StudyRecords, task: str) -> bool:
-    """Whether both studies asked the same report items of a task in the same way: the hash covers
+    """Whether both studies asked the same test items of a task in the same way: the hash covers
     them, prompts, tokenizer, scorer and the settings that scores depend on, not training rows."""
     one, two = first.task(task), second.task(task)
-    same = one.report_sha256 == two.report_sha256 != ""
+    same = one.test_sha256 == two.test_sha256 != ""
     return same or one.sha256 == two.sha256
 
 
@@ -64,9 +64,9 @@ def incomparable(one: TaskRecord, two: TaskRecord, paired: bool, same_base: bool
     A log-probability per token has the tokenizer's unit. A study's records do not hold the
     tokenizer by itself: it is known to be the same where the task's hash or the base is.
     """
-    if one.metric != two.metric or one.higher_is != two.higher_is:
+    if one.metric != two.metric or one.score_unit != two.score_unit:
         return f"scored by {one.metric} and {two.metric}"
-    if one.higher_is == "log_probability" and not paired and not same_base:
+    if one.score_unit == "log_probability" and not paired and not same_base:
         return "nats per token of two bases whose tokenizers are not known to be the same"
     return None
 
@@ -98,7 +98,7 @@ def _cell(
         rank=arm[0].spec.rank if arm else None,
         full=bool(arm) and arm[0].spec.is_full,
         tested_on=task,
-        higher_is=record.higher_is,
+        score_unit=record.score_unit,
         paired=items is not None,
         same_models=same,
         first=means[0],
@@ -114,7 +114,7 @@ def _without_interval(estimate: Estimate) -> Estimate:
 
 def _scores(study: StudyRecords, arm: Arm, task: str) -> list[ItemScores]:
     finished = [trial for trial in arm if trial.status == "done"]
-    return scores_of(study, finished, task, "report", base=not arm)
+    return scores_of(study, finished, task, "test", base=not arm)
 
 
 def _mean(models: Sequence[ItemScores]) -> Estimate | None:

@@ -36,7 +36,7 @@ def decide(case: Case) -> Verdict:
 
 def _without_candidates(case: Case) -> Verdict:
     if case.choice.excluded:
-        arm = min(case.choice.excluded, key=lambda a: a.summary.selection_forgetting or 0.0)
+        arm = min(case.choice.excluded, key=lambda a: a.summary.validation_forgetting or 0.0)
         least, limit, unit = arm.summary, case.objective.max_forgetting or 0.0, case.retention_unit
         clear = len(case.choice.excluded) == len(case.arms) and all(
             is_firm(case, a.summary) and (f := a.summary.forgetting) and (f.low or 0.0) > limit
@@ -47,7 +47,7 @@ def _without_candidates(case: Case) -> Verdict:
             "firm" if clear else "tentative",
             f"Use none of these arms on {case.task}: each forgets more than the "
             f"{amount(limit, unit)} allowed; the least, {settings(least)}, loses "
-            f"{amount(least.selection_forgetting or 0.0, unit)} on the selection split. A lower "
+            f"{amount(least.validation_forgetting or 0.0, unit)} on the validation split. A lower "
             "learning rate, fewer steps or an adapter scaled down may stay within it.",
             arm,
         )
@@ -64,23 +64,23 @@ def _without_candidates(case: Case) -> Verdict:
         )
     return undecided(
         f"{count(done, 'trial')} on {case.task} finished, but none has a score on the "
-        "selection split: run the study again so that it is evaluated."
+        "validation split: run the study again so that it is evaluated."
     )
 
 
 def _too_little(case: Case, chosen: Candidate) -> Verdict:
     gain = chosen.arm.summary.gain
     if gain is None:
-        found = "the base and the arm share no scored item on the report split"
+        found = "the base and the arm share no scored item on the test split"
     elif gain.n >= FEWEST_ITEMS:
         return undecided(
-            f"Nothing can be tested on {case.task}: all {gain.n:,} report items changed by the "
+            f"Nothing can be tested on {case.task}: all {gain.n:,} test items changed by the "
             f"same {difference(gain.value, case.unit)}, so how far others would spread is "
             "unknown. Look at the scores before anything else.",
             chosen.arm,
         )
     else:
-        found = f"the report split has {count(gain.n, 'item')}"
+        found = f"the test split has {count(gain.n, 'item')}"
     return undecided(
         f"Too little data to decide on {case.task}: {found}. {enough_text(case, chosen.arm)}",
         chosen.arm,
@@ -137,7 +137,7 @@ def _no_proof(case: Case, chosen: Candidate, best: Candidate) -> Verdict:
 
 
 def _not_shown(chosen: Candidate, best: Candidate) -> str:
-    text = f"the arm chosen on the selection split, {settings(chosen.arm.summary)},"
+    text = f"the arm chosen on the validation split, {settings(chosen.arm.summary)},"
     if chosen is not best:
         other = settings(best.arm.summary)
         text += f" and the one of the highest utility there, {other}, are"
@@ -188,10 +188,10 @@ def _full_or_lora(case: Case, full: Candidate) -> Verdict:
             "use_full",
             "tentative",
             f"Use {settings(arm)} for {case.task}: {_result(case, arm)}; the best LoRA arm on the "
-            f"selection split, {settings(lora.arm.summary)}, {why}.",
+            f"validation split, {settings(lora.arm.summary)}, {why}.",
             full.arm,
         )
-    # Full fine-tuning led on the selection split, yet the report split does not show it: the
+    # Full fine-tuning led on the validation split, yet the test split does not show it: the
     # cheaper of two that cannot be told apart.
     return _use(case, shown, doubtful=True)
 
@@ -202,7 +202,7 @@ def _less(case: Case, lora: ArmSummary) -> str:
 
 
 def _clearly_worse(case: Case, lora: Arm, full: Arm) -> bool:
-    """By the margin, in what the study weighs, with the whole interval below zero; report split."""
+    """By the margin, in what the study weighs, with the whole interval below zero; test split."""
     net = net_difference(case.study, lora, full, case.objective.shares)
     if net is None or net.high is None:
         return False
@@ -226,7 +226,7 @@ def _use(case: Case, candidate: Candidate, doubtful: bool = False) -> Verdict:
     arm = candidate.arm.summary
     firm = is_firm(case, arm) and not doubtful
     tail = (
-        "; full fine-tuning led on the selection split, but the report split does not show it"
+        "; full fine-tuning led on the validation split, but the test split does not show it"
         if doubtful
         else ""
     )
@@ -242,7 +242,7 @@ def _result(case: Case, arm: ArmSummary) -> str:
     """Score, gain and forgetting in one clause."""
     score, gain, forgetting = arm.score, arm.gain, arm.forgetting
     if score is None or gain is None:
-        return "its report score is missing"
+        return "its test score is missing"
     verb = "it answers" if case.unit == "accuracy" else "its answers have log probability"
     right = " right" if case.unit == "accuracy" else ""
     text = (

@@ -75,7 +75,7 @@ def _saturated(case: Case) -> Iterable[Reason]:
 
 
 def _negative_transfer(case: Case, subject: Arm) -> Iterable[Reason]:
-    units = {t.name: t.higher_is for t in case.study.tasks}
+    units = {t.name: t.score_unit for t in case.study.tasks}
     for name, change in subject.summary.transfer.items():
         base = case.base_score(name)
         if units[name] != "accuracy" or not base or change.p_holm is None:

@@ -67,7 +67,7 @@ def passage_at(curve: Sequence[Spot], gain: float) -> Passage:
 def difference_over_seeds(
     study: StudyRecords, task: str, retained: Sequence[str], matches: Sequence[Match]
 ) -> SeedMean:
-    """Mean over seeds and retention tasks on the report split.
+    """Mean over seeds and retention tasks on the test split.
 
     Interval and p are None below ``FEWEST_SEEDS``, and where neither seeds nor items vary.
     """
@@ -89,7 +89,7 @@ def _part(
 ) -> Comparison | None:
     """Mixture minus model, (seeds, items); times the slopes, and of mean zero, where given."""
     names = [m.model for m in matches] + [m.first for m in matches] + [m.second for m in matches]
-    scores = [s for name in names if (s := study.items.get((name, task, "report"))) is not None]
+    scores = [s for name in names if (s := study.items.get((name, task, "test"))) is not None]
     aligned = compared(scores, None, trained=False) if len(scores) == len(names) else None
     if aligned is None:
         return None

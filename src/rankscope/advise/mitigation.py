@@ -148,19 +148,19 @@ def _curves(scored: Scored, arm: Sequence[TrialRecords]) -> list[ScalingCurve]:
     objective = objective_of(scored.study, arm[0].spec.task)
     found = []
     for kind in get_args(VariantKind):
-        report = [c for t in arm if (c := scaling_spots(scored, t, kind, "report"))]
-        selection = [c for t in arm if (c := scaling_spots(scored, t, kind, "selection"))]
-        if not report or len(report) != len(selection):
+        test = [c for t in arm if (c := scaling_spots(scored, t, kind, "test"))]
+        validation = [c for t in arm if (c := scaling_spots(scored, t, kind, "validation"))]
+        if not test or len(test) != len(validation):
             continue
-        shared = sorted(set.intersection(*(set(c) for c in (*report, *selection))))
-        points = tuple(_mean_point(s, report, selection) for s in shared)
+        shared = sorted(set.intersection(*(set(c) for c in (*test, *validation))))
+        points = tuple(_mean_point(s, test, validation) for s in shared)
         if len(points) < 2:
             continue
         best = max(
             points,
             key=lambda p: (
-                objective.in_domain * p.selection_gain
-                - objective.retention * p.selection_forgetting
+                objective.in_domain * p.validation_gain
+                - objective.retention * p.validation_forgetting
             ),
         )
         label = arm[0].spec.arm_label
@@ -172,18 +172,18 @@ def _curves(scored: Scored, arm: Sequence[TrialRecords]) -> list[ScalingCurve]:
 
 def _mean_point(
     strength: float,
-    report: Sequence[Mapping[float, Spot]],
-    selection: Sequence[Mapping[float, Spot]],
+    test: Sequence[Mapping[float, Spot]],
+    validation: Sequence[Mapping[float, Spot]],
 ) -> ScaledPoint:
-    gain, forgetting = np.mean([curve[strength] for curve in report], axis=0)
-    chosen = np.mean([curve[strength] for curve in selection], axis=0)
+    gain, forgetting = np.mean([curve[strength] for curve in test], axis=0)
+    chosen = np.mean([curve[strength] for curve in validation], axis=0)
     return ScaledPoint(
         strength=strength,
         gain=float(gain),
         forgetting=float(forgetting),
-        selection_gain=float(chosen[0]),
-        selection_forgetting=float(chosen[1]),
-        seeds=len(report),
+        validation_gain=float(chosen[0]),
+        validation_forgetting=float(chosen[1]),
+        seeds=len(test),
     )
 
 
@@ -242,8 +242,8 @@ def _compared(
     study, task = scored.study, pairs[0][1].spec.task if pairs else ""
     spots, matches, beyond = [], [], 0
     for model, trial in pairs:
-        curve = scaling_spots(scored, trial, "scale", "report")
-        found = spot(study, task, model, "report")
+        curve = scaling_spots(scored, trial, "scale", "test")
+        found = spot(study, task, model, "test")
         if curve is not None and found is not None:
             spots.append(found)
             matches.append(_matched(model, trial.spec.trial_id, curve, found))

@@ -14,14 +14,14 @@ from rankscope.records import Estimate, Need, TrialRecords
 NEXT_RATE = 10**0.5
 """Factor to the next learning rate beyond the end of a list: half a power of ten."""
 MOST_ITEMS = 1_000_000
-"""Report items beyond which more of them is no advice."""
+"""Test items beyond which more of them is no advice."""
 AGAIN = "run again with --retry-failed"
 TYPICAL_DISCORDANCE = 0.1
 """Share of right-or-wrong items on which two models differ, where too few were measured."""
 
 
 def needs_of(case: Case, subject: Arm | None, gain_is_shown: bool) -> tuple[Need, ...]:
-    """Everything that would help, with numbers; report split.
+    """Everything that would help, with numbers; test split.
 
     gain_is_shown: the verdict holds that ``subject`` beats the base, so that its forgetting is what
     is left to ask about.
@@ -47,14 +47,14 @@ def enough_text(case: Case, arm: Arm) -> str:
         )
     if found.items is not None and found.seeds is not None:
         return (
-            f"About {found.items:,} report items would show {shown} with these seeds, or "
+            f"About {found.items:,} test items would show {shown} with these seeds, or "
             f"{count(found.seeds, 'seed')} with these items."
         )
     if found.items is not None:
         rest = "with these seeds; more seeds with these items would not"
         if gain.seeds == 1:
             rest = "of this one trained model; how much seeds vary is not known from one"
-        return f"About {found.items:,} report items would show {shown} {rest}."
+        return f"About {found.items:,} test items would show {shown} {rest}."
     if found.seeds is not None:
         why = f"{count(gain.seeds, 'seed')} say too little of how much seeds vary"
         if hidden_by_seeds(gain, effect):
@@ -94,12 +94,12 @@ def _unknown_text(case: Case, gain: Estimate | None, shown: str) -> str:
     guess = _guessed_items(case, gain)
     if guess is not None:
         return (
-            f"{few}About {guess:,} report items would show {shown}, if models differed on "
+            f"{few}About {guess:,} test items would show {shown}, if models differed on "
             f"{100 * TYPICAL_DISCORDANCE:.0f} % of them; how much these do is not known."
         )
     alike = "" if few or gain is None else f", and all {gain.n:,} changed alike"
     return (
-        f"{few}How many report items would show {shown} is not known: it depends on how far their "
+        f"{few}How many test items would show {shown} is not known: it depends on how far their "
         f"changes differ from item to item{alike}."
     )
 
@@ -166,7 +166,7 @@ def after_failures(case: Case) -> Iterator[Need]:
 
 
 def _less_memory(case: Case, short: Sequence[TrialRecords]) -> str:
-    """Settings that take less; a pass is cut to one row and a pack to one trial before."""
+    """Settings that take less; a pass is cut to one row and a group to one trial before."""
     section = case.study.config.get("train")
     train = section if isinstance(section, Mapping) else {}
     untrained = [t.spec for t in short if t.train is None]
@@ -242,7 +242,7 @@ def _of_data(
     if found.items is None and found.seeds is None:
         if found.both is not None:
             items, seeds = found.both
-            text = f"About {items:,} report items and {count(seeds, 'seed')} would show {what}."
+            text = f"About {items:,} test items and {count(seeds, 'seed')} would show {what}."
             values = values | {"items": float(items), "seeds": float(seeds)}
             yield Need(kind="items", text=alone or text, values=values)
         elif not alone:
@@ -252,9 +252,9 @@ def _of_data(
     if found.items is not None and found.seeds is not None:
         alone = ""
     if found.items is not None:
-        text = f"About {found.items:,} report items would show {what}, with these seeds."
+        text = f"About {found.items:,} test items would show {what}, with these seeds."
         if found.items > MOST_ITEMS:
-            text = f"No number of report items worth answering would show {what}."
+            text = f"No number of test items worth answering would show {what}."
         yield Need(kind="items", text=alone or text, values=values | {"items": float(found.items)})
     if found.seeds is not None:
         text = f"{count(found.seeds, 'seed')} would show {what}, with these items."

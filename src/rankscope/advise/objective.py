@@ -56,8 +56,8 @@ def objective_of(study: StudyRecords, task: str) -> Objective:
     differ, forgetting loses its own. ``max_forgetting`` still rules arms out.
     """
     objective = Objective.from_config(study.config)
-    units = {t.higher_is for t in retention_tasks(study, task)}
-    units |= {t.higher_is for t in study.tasks if t.name == task}
+    units = {t.score_unit for t in retention_tasks(study, task)}
+    units |= {t.score_unit for t in study.tasks if t.name == task}
     if objective.in_domain and objective.retention and len(units) > 1:
         return replace(objective, retention=0.0)
     return objective

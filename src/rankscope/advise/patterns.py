@@ -15,7 +15,7 @@ PATTERN = 0.5
 
 
 def patterns(case: Case) -> list[Reason]:
-    """On the selection split, each rank at its chosen rate; underfitting on the report split."""
+    """On the validation split, each rank at its chosen rate; underfitting on the test split."""
     return [*_order(case), *_underfitting(case)]
 
 
@@ -31,13 +31,13 @@ def _order(case: Case) -> Iterable[Reason]:
     ranks = sorted(by_rank)
     if len(ranks) < 3:
         return
-    scores = [by_rank[r].arm.summary.selection_score or 0.0 for r in ranks]
+    scores = [by_rank[r].arm.summary.validation_score or 0.0 for r in ranks]
     spread = max(scores) - min(scores)
     shown = f"r={ranks[0]} to r={ranks[-1]}"
     values = {"spread": spread, **{f"score.r{r}": s for r, s in zip(ranks, scores, strict=True)}}
     if spread <= case.objective.margin:
         text = (
-            f"From {shown} the selection score moves by only {amount(spread, case.unit)}: on this "
+            f"From {shown} the validation score moves by only {amount(spread, case.unit)}: on this "
             "task the rank hardly matters. Next: take the smallest, and look at the learning rate."
         )
         yield Reason(kind="sign", text=text, values=values)
@@ -46,7 +46,7 @@ def _order(case: Case) -> Iterable[Reason]:
     values["spearman"] = correlation
     if len(ranks) >= 4 and abs(correlation) < PATTERN:
         text = (
-            f"No pattern across ranks: from {shown} the selection score moves by "
+            f"No pattern across ranks: from {shown} the validation score moves by "
             f"{amount(spread, case.unit)} without order (Spearman {correlation:+.2f}); noise or "
             "the learning rate decides more than the rank. Next: a list of learning rates for "
             "every rank, and more seeds."
@@ -55,7 +55,7 @@ def _order(case: Case) -> Iterable[Reason]:
     elif correlation <= -PATTERN:
         values["change"] = scores[-1] - scores[0]
         text = (
-            f"The selection score falls with the rank ({shown}: "
+            f"The validation score falls with the rank ({shown}: "
             f"{difference(values['change'], case.unit)}): a learning rate too high for the larger "
             "ranks, or overfitting. Next: lower learning rates, fewer epochs."
         )
@@ -78,7 +78,7 @@ def _underfitting(case: Case) -> Iterable[Reason]:
     if found.value < case.objective.margin or found.p_holm is None or found.p_holm >= ALPHA:
         return
     text = (
-        f"Small ranks underfit: on the report split r={small.rank} is below r={large.rank} by "
+        f"Small ranks underfit: on the test split r={small.rank} is below r={large.rank} by "
         f"{amount(found.value, case.unit)} ({evidence(found, case.unit)})."
     )
     arms = {a.summary.label: a.trials[0].spec.arm_without_rank for a in case.arms}

@@ -1,4 +1,4 @@
-"""The sentences behind a decision, each with its numbers: report split unless it says otherwise."""
+"""The sentences behind a decision, each with its numbers: test split unless it says otherwise."""
 
 from rankscope.advise.arms import Arm
 from rankscope.advise.case import Case
@@ -60,12 +60,12 @@ def _other_gains(case: Case, subject: Arm) -> list[Reason]:
         return []
     found = []
     if best is not chosen:
-        found.append((best.arm.summary, "of the highest utility on the selection split, scores"))
+        found.append((best.arm.summary, "of the highest utility on the validation split, scores"))
     gains = [(a.summary, g.value) for a in case.arms if (g := a.summary.gain) is not None]
     largest = max(gains, key=lambda pair: pair[1], default=(None, 0.0))[0]
     if largest is not None and largest not in tested:
-        most = f"scores the most of {count(len(gains), 'arm')} on the report split,"
-        found.append((largest, f"not chosen on the selection split, {most}"))
+        most = f"scores the most of {count(len(gains), 'arm')} on the test split,"
+        found.append((largest, f"not chosen on the validation split, {most}"))
     return [
         Reason(
             kind="gain",
@@ -117,7 +117,7 @@ def _forgetting(case: Case, arm: ArmSummary) -> list[Reason]:
     shown = evidence(negated(change) if gained else change, unit)
     unknown = change.low is None or change.high is None
     clear = not unknown and (float(change.low or 0) > 0 or float(change.high or 0) < 0)
-    by_task = {t.name: t.higher_is for t in case.study.tasks}
+    by_task = {t.name: t.score_unit for t in case.study.tasks}
     parts = [
         f"{name} {difference(e.value, by_task[name])}" for name, e in sorted(arm.retention.items())
     ]
@@ -135,7 +135,7 @@ def _transfer(case: Case, arm: ArmSummary) -> list[Reason]:
     """Other tasks, the largest fall first."""
     if not arm.transfer:
         return []
-    by_task = {t.name: t.higher_is for t in case.study.tasks}
+    by_task = {t.name: t.score_unit for t in case.study.tasks}
     ordered = sorted(arm.transfer.items(), key=lambda pair: pair[1].value)
     parts = []
     for name, e in ordered:
@@ -158,7 +158,7 @@ def _cost(case: Case, arm: ArmSummary) -> list[Reason]:
         text += f", in {arm.seconds:.3g} s a trial"
         values["seconds"] = arm.seconds
     if arm.peak_memory_bytes is not None:
-        text += f", with {arm.peak_memory_bytes / 1e9:.2g} GB at the peak of its pack"
+        text += f", with {arm.peak_memory_bytes / 1e9:.2g} GB at the peak of its group"
         values["peak_memory_bytes"] = float(arm.peak_memory_bytes)
     rival = case.choice.best_full
     if rival is not None and not arm.is_full and rival.arm.summary.seconds:
@@ -172,13 +172,13 @@ def _percent(share: float) -> str:
 
 
 def _choice(case: Case) -> list[Reason]:
-    """What the selection split said, and where the report split led elsewhere."""
+    """What the validation split said, and where the test split led elsewhere."""
     best, chosen = case.choice.best, case.choice.chosen
     if best is None or chosen is None:
         return []
     margin = case.objective.margin
     text = (
-        f"On the selection split the highest utility ({case.objective.formula}) is "
+        f"On the validation split the highest utility ({case.objective.formula}) is "
         f"{best.utility:.3f}, of {settings(best.arm.summary)}"
     )
     # Arms below zero or over the limit are not looked at, however near they come.
@@ -197,7 +197,7 @@ def _choice(case: Case) -> list[Reason]:
     if gap is not None:
         matches = "" if non_inferior(gap, margin) else " not"
         text += (
-            f" On the report split it scores {difference(gap.value, case.unit)} against it "
+            f" On the test split it scores {difference(gap.value, case.unit)} against it "
             f"({evidence(gap, case.unit)}): as good within {amount(margin, case.unit)} is{matches} "
             "shown."
         )

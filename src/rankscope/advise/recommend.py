@@ -1,7 +1,7 @@
 """The decision: which arm to use on each training task, or that none is worth it, and why.
 
-A pure function of the records. The arm is chosen on the selection split (``choose.py``); whether it
-beats the base, and every figure quoted, comes from the report split. The rule is written out in
+A pure function of the records. The arm is chosen on the validation split (``choose.py``); whether it
+beats the base, and every figure quoted, comes from the test split. The rule is written out in
 docs/science.md, "From scores to a decision".
 """
 
@@ -24,7 +24,7 @@ from rankscope.records import BASE, Recommendation, StudyRecords, TaskAdvice
 def recommend(study: StudyRecords) -> Recommendation:
     """Answer every training task of the study; never fails for what is missing.
 
-    ``use``: the chosen LoRA arm beats the base on the report split. ``use_full``: only full
+    ``use``: the chosen LoRA arm beats the base on the test split. ``use_full``: only full
     fine-tuning does, or LoRA is clearly worse than it by the margin. ``do_not_fine_tune``: the arms
     tested are not shown to beat the base and no arm gains the margin, or more is forgotten than
     gained. ``not_decided``: nothing finished, too little data, or the intervals cannot tell.
@@ -68,12 +68,12 @@ def method_text(objective: Objective, of_tasks: Sequence[Objective]) -> str:
     if any(own.retention != objective.retention for own in of_tasks):
         apart = " Where gain and forgetting differ in unit, forgetting has no weight."
     return (
-        f"On the selection split every arm has the utility {objective.formula}, against the base "
+        f"On the validation split every arm has the utility {objective.formula}, against the base "
         "and with failed trials counting as no gain; cost is the logarithm of the trainable "
         "parameters, from 0 for the fewest to 1 for the most. The learning rate is chosen for each "
         "rank first; then the smallest LoRA rank whose utility is within "
         f"{objective.margin:g} of the best arm's.{limit}{apart} Every figure quoted comes from the "
-        "report split: paired differences on the same items, 95 % intervals from a bootstrap over "
+        "test split: paired differences on the same items, 95 % intervals from a bootstrap over "
         "items (whole subjects or passages, where there are ten or more) and Student's t over "
         "seeds, exact McNemar tests for one seed, sign-flip tests on item means beside the "
         "interval's own for more. An arm is recommended only if its gain over the base has "
@@ -84,7 +84,7 @@ def method_text(objective: Objective, of_tasks: Sequence[Objective]) -> str:
 
 
 def _chosen(study: StudyRecords, task: str, arms: tuple[Arm, ...], objective: Objective) -> Choice:
-    base = study.items.get((BASE, task, "selection"))
+    base = study.items.get((BASE, task, "validation"))
     scores = np.empty(0) if base is None else base.scores
     finite = scores[np.isfinite(scores)]
     return choose(arms, float(finite.mean()) if finite.size else None, objective)

@@ -1,4 +1,4 @@
-"""The choice of an arm: looks at the selection split only.
+"""The choice of an arm: looks at the validation split only.
 
 Utility of an arm against the base, in units of the score:
 
@@ -29,7 +29,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What the selection split says."""
+    """What the validation split says."""
 
     candidates: tuple[Candidate, ...]
     """One per grid point without the learning rate, in grid order."""
@@ -50,11 +50,11 @@ class Choice:
 def choose(arms: Sequence[Arm], base_score: float | None, objective: Objective) -> Choice:
     """Choose an arm of one task.
 
-    An arm's gain is on the selection items that it shares with the base. ``base_score`` is the
+    An arm's gain is on the validation items that it shares with the base. ``base_score`` is the
     base's mean there, for arms without such items; None where it was not scored (arms are then
     ranked by their score). Learning rates are chosen first, for each other setting by itself.
     """
-    scored = [a for a in arms if a.summary.selection_score is not None]
+    scored = [a for a in arms if a.summary.validation_score is not None]
     excluded = tuple(a for a in scored if _forgets_too_much(a, objective))
     groups: dict[tuple[object, ...], list[Candidate]] = {}
     for arm in scored:
@@ -125,7 +125,7 @@ def _without_lr(arm: Arm) -> tuple[object, ...]:
 
 
 def _forgets_too_much(arm: Arm, objective: Objective) -> bool:
-    forgetting = arm.summary.selection_forgetting
+    forgetting = arm.summary.validation_forgetting
     limit = objective.max_forgetting
     return limit is not None and forgetting is not None and forgetting > limit
 
@@ -134,10 +134,10 @@ def _utility(
     arm: Arm, arms: Sequence[Arm], base_score: float, objective: Objective, finished: float
 ) -> float:
     summary = arm.summary
-    gain = summary.selection_gain
+    gain = summary.validation_gain
     if gain is None:
-        gain = (summary.selection_score or 0.0) - base_score
-    kept = objective.in_domain * gain - objective.retention * (summary.selection_forgetting or 0.0)
+        gain = (summary.validation_score or 0.0) - base_score
+    kept = objective.in_domain * gain - objective.retention * (summary.validation_forgetting or 0.0)
     scale = max(objective.in_domain, objective.retention) or 1.0
     return (finished * kept - objective.cost * _cost(arm, arms)) / scale
 

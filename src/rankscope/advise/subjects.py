@@ -25,7 +25,7 @@ MOST_ARMS = 16
 def subject_changes(
     study: StudyRecords, recommendation: Recommendation
 ) -> tuple[SubjectChange, ...]:
-    """Tuned minus base on each subject of each retention task, report split.
+    """Tuned minus base on each subject of each retention task, test split.
 
     Of the arms that the advice names or compares, each at the learning rate chosen for it. Tasks
     with fewer than two subjects have nothing to tell apart; items without a subject are left out.
@@ -53,11 +53,11 @@ def changes_of(study: StudyRecords, arm: Sequence[TrialRecords]) -> list[Subject
     spec, found = arm[0].spec, []
     finished = [trial for trial in arm if trial.status == "done"]
     for task in [t for of_unit in retention_by_unit(study, spec.task) for t in of_unit]:
-        base = study.items.get((BASE, task.name, "report"))
+        base = study.items.get((BASE, task.name, "test"))
         subjects = [] if base is None else subjects_of(base)
         if base is None or len(subjects) < 2:
             continue
-        tuned = scores_of(study, finished, task.name, "report")
+        tuned = scores_of(study, finished, task.name, "test")
         models = [(scores, places_of(scores)) for scores in (base, *tuned)]
         for subject in subjects:
             reference, *own = [only(scores, places, subject) for scores, places in models]

@@ -11,8 +11,8 @@ from rankscope.records import ArmSummary, Decision
 
 Confidence = Literal["firm", "tentative", "none"]
 
-LEAK_SHARE = 0.01
-"""Share of report rows seen in training above which a score is not trusted to be firm."""
+CONTAMINATION_SHARE = 0.01
+"""Share of test rows seen in training above which a score is not trusted to be firm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,12 @@ def undecided(headline: str, subject: Arm | None = None) -> Verdict:
 
 
 def is_firm(case: Case, arm: ArmSummary) -> bool:
-    """Three seeds, none failed, none still to run, and report rows not seen in training."""
+    """Three seeds, none failed, none still to run, and test rows not seen in training."""
     record = case.record
-    leaked = record is not None and (
-        sum(record.leaks.values()) > LEAK_SHARE * record.rows.get("report", 0)
+    contaminated = record is not None and (
+        sum(record.contamination.values()) > CONTAMINATION_SHARE * record.rows.get("test", 0)
     )
-    return arm.seeds >= FIRM_SEEDS and arm.failed == 0 and not leaked and not case.waiting
+    return arm.seeds >= FIRM_SEEDS and arm.failed == 0 and not contaminated and not case.waiting
 
 
 def changes(case: Case, arm: ArmSummary) -> str:
@@ -48,4 +48,4 @@ def changes(case: Case, arm: ArmSummary) -> str:
     if arm.forgetting is not None:
         change = difference(-arm.forgetting.value, case.retention_unit)
         parts.append(f"retention changes by {change}")
-    return " and ".join(parts) or "not scored on the report split"
+    return " and ".join(parts) or "not scored on the test split"

@@ -31,7 +31,7 @@ class Change:
     intruders: Intruders
 
 
-def intruder_change(
+def intruder_scaling(
     weight: Tensor, delta: Tensor, base: SVD, factor: float, settings: SpectraSettings
 ) -> Change:
     """(factor - 1) times the intruders of W0 + dW.
@@ -67,7 +67,7 @@ def leading_of(tuned: Tensor, base: SVD, k: int) -> tuple[Tensor, Tensor, Tensor
     return u[:, :k], s[:k], vh[:k].mT
 
 
-def norm_matched(delta: Tensor, change: Change) -> float:
+def norm_matched_factor(delta: Tensor, change: Change) -> float:
     """The factor that scales the whole update to the norm that the mitigated one has.
 
     It may be above 1: intruders are of W, and scaling them takes from W0's share of them as well.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,12 @@ def intruder_dimensions(
     """Count intruders among the first ``k`` left vectors of the tuned weight.
 
     ``U0`` (m, d0): unit left vectors of W0, as many as it has. ``U`` (m, d), ``S`` (d,): left
-    vectors and singular values of W, largest first. Raises BadInput where k or a shape is off.
+    vectors and singular values of W, largest first. Raises UserError where k or a shape is off.
     """
     if not 1 <= k <= min(U.shape[1], len(S)):
-        raise BadInput(f"intruders: k = {k}, expected 1 to {min(U.shape[1], len(S))} vectors")
+        raise UserError(f"intruders: k = {k}, expected 1 to {min(U.shape[1], len(S))} vectors")
     if U0.shape[0] != U.shape[0]:
-        raise BadInput(
+        raise UserError(
             f"intruders: left vectors have {U0.shape[0]} and {U.shape[0]} entries, expected the "
             "same number"
         )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rankscope.analyze.gram import Product
-from rankscope.analyze.low_rank_basis import Core, core_of
+from rankscope.analyze.low_rank_basis import Core, low_rank_basis
 from rankscope.analyze.subspace_iteration import (
     NotConvergedError,
     Triples,
@@ -54,7 +54,7 @@ class Leading:
 
 def of_adapter(base: SVD, A: Tensor, B: Tensor, scaling: float, k: int) -> Leading:
     """The ``k`` leading vectors of W0 + s B A, from the base's decomposition alone."""
-    core = core_of(base, A, B, scaling)
+    core = low_rank_basis(base, A, B, scaling)
     d = len(base.S)
     is_quicker = any(d >= least and share * k <= d for least, share in (FEW, SOME))
     found = _iterated(core, k) if is_quicker else None

@@ -100,7 +100,7 @@ class Core:
         return int((shifted > 0).sum()) + positive - rank
 
 
-def core_of(base: SVD, A: Tensor, B: Tensor, scaling: float) -> Core:
+def low_rank_basis(base: SVD, A: Tensor, B: Tensor, scaling: float) -> Core:
     """The core of W0 + s B A for ``A`` (r, n) and ``B`` (m, r), in float64."""
     m, n = len(base.U), len(base.V)
     u, s, v = (double(t) for t in base)

@@ -12,7 +12,7 @@ from torch import Tensor
 from rankscope.analyze.intruder_scaling import Change
 from rankscope.analyze.svd_cache import double
 from rankscope.analyze.truncate import truncated
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.models.adapters.scaling import scaled_rows
 
 
@@ -55,13 +55,15 @@ class Update:
         """``factor`` dW.
 
         Raises:
-            BadInput: a row's g' is not above 0, so that no magnitude can say it.
+            UserError: a row's g' is not above 0, so that no magnitude can say it.
         """
         if self.gain is None:
             return replace(self, B=factor * self.B)
         gain, b = scaled_rows(self.gain, self.B, factor)
         if not bool((gain > 0).all()):
-            raise BadInput(f"scale {factor}: turns a row of a DoRA weight over; expected a smaller")
+            raise UserError(
+                f"scale {factor}: turns a row of a DoRA weight over; expected a smaller"
+            )
         return replace(self, B=b, gain=gain)
 
     def cut(self, rank: int) -> "Update":

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from rankscope.analyze.intruders import intruders_among
 from rankscope.analyze.leading_vectors import Leading, of_adapter, of_matrix, unchanged
-from rankscope.analyze.svd_cache import SVD, BaseSpectra, double, precise
-from rankscope.errors import BadInput, IntegrityError
+from rankscope.analyze.svd_cache import SVD, SvdCache, double, precise
+from rankscope.errors import IntegrityError, UserError
 from rankscope.models.adapters.scaling import layer_of
 from rankscope.models.lora import Adapter, tuned_delta
 from rankscope.records import MatrixSpectrum, SpectraRecord
@@ -104,8 +104,8 @@ def compared_vectors(shape: tuple[int, int], config: SpectraSettings) -> int:
     return min(config.top_k or default_top_k(shape), *shape)
 
 
-def refuse_too_many(shapes: Mapping[str, tuple[int, int]], asked: Mapping[str, int | None]) -> None:
-    """Raise BadInput where an option asks for more vectors than a matrix, by name, has.
+def check_too_many(shapes: Mapping[str, tuple[int, int]], asked: Mapping[str, int | None]) -> None:
+    """Raise UserError where an option asks for more vectors than a matrix, by name, has.
 
     All vectors of a matrix span what they always spanned: compared, they would be alike whatever
     happened. None is a default, which fits any.
@@ -113,7 +113,7 @@ def refuse_too_many(shapes: Mapping[str, tuple[int, int]], asked: Mapping[str, i
     for name, shape in shapes.items():
         for option, k in asked.items():
             if k is not None and not 1 <= k <= min(shape):
-                raise BadInput(
+                raise UserError(
                     f"{option} {k}: {name} {shape} has {min(shape)} singular vectors; expected 1 "
                     f"to {min(shape)}"
                 )
@@ -127,7 +127,7 @@ def similarity(base: SVD, tuned: SVD, k: int) -> Similarity:
     reported beside it.
     """
     if not 1 <= k <= len(base.S):
-        raise BadInput(f"similarity: k = {k}, expected 1 to {len(base.S)} singular vectors")
+        raise UserError(f"similarity: k = {k}, expected 1 to {len(base.S)} singular vectors")
     left, right = base.U[:, :k].mT @ tuned.U[:, :k], base.V[:, :k].mT @ tuned.V[:, :k]
     return similarity_of(left, right, (len(base.U), len(base.V)))
 
@@ -155,15 +155,15 @@ def analyze_adapter(
     adapter: Adapter,
     config: SpectraSettings,
     trial_id: str,
-    cache: BaseSpectra | None = None,
+    cache: SvdCache | None = None,
 ) -> SpectraRecord:
     """Spectra of an adapter: dW = s B A, or what DoRA's magnitude makes of W0 + s B A, less W0.
 
-    Raises BadInput where factors do not fit the base weight, IntegrityError where a number is not
+    Raises UserError where factors do not fit the base weight, IntegrityError where a number is not
     finite. ``cache`` keeps base SVDs from trial to trial.
     """
     started = time.perf_counter()
-    cache = cache or BaseSpectra()
+    cache = cache or SvdCache()
     matrices = [
         adapter_matrix(name, _base_weight(base_weights, name), adapter, config, cache)
         for name in adapter.a
@@ -172,7 +172,7 @@ def analyze_adapter(
 
 
 def adapter_matrix(
-    name: str, weight: Tensor, adapter: Adapter, config: SpectraSettings, cache: BaseSpectra
+    name: str, weight: Tensor, adapter: Adapter, config: SpectraSettings, cache: SvdCache
 ) -> MatrixSpectrum:
     """Spectra of one matrix of an adapter; ``weight`` is W0 (m, n)."""
     A, B = (factor.to(weight.device) for factor in adapter.factors(name))
@@ -195,14 +195,14 @@ def analyze_full(
     names: Iterable[str],
     config: SpectraSettings,
     trial_id: str,
-    cache: BaseSpectra | None = None,
+    cache: SvdCache | None = None,
 ) -> SpectraRecord:
     """The same measures for weights that were trained themselves: dW = W - W0 is dense.
 
     ``names`` are module paths of linear layers. Raises as ``analyze_adapter``.
     """
     started = time.perf_counter()
-    cache = cache or BaseSpectra()
+    cache = cache or SvdCache()
     matrices = []
     for name in names:
         weight = _base_weight(base_weights, name)
@@ -215,10 +215,10 @@ def delta_of(name: str, weight: Tensor, tuned: Tensor) -> Tensor:
     """W - W0, (m, n) float64.
 
     Raises:
-        BadInput: the shapes differ.
+        UserError: the shapes differ.
     """
     if tuned.shape != weight.shape:
-        raise BadInput(
+        raise UserError(
             f"{name}: tuned weight is {tuple(tuned.shape)}, the base's {tuple(weight.shape)}: "
             "these are not the same architecture"
         )
@@ -227,7 +227,7 @@ def delta_of(name: str, weight: Tensor, tuned: Tensor) -> Tensor:
 
 
 def full_matrix(
-    name: str, weight: Tensor, delta: Tensor, config: SpectraSettings, cache: BaseSpectra
+    name: str, weight: Tensor, delta: Tensor, config: SpectraSettings, cache: SvdCache
 ) -> MatrixSpectrum:
     """Spectra of one matrix whose update ``delta``, (m, n) float64, is of full rank."""
     norm = float(torch.linalg.matrix_norm(delta))
@@ -311,7 +311,7 @@ def spectra_record(
 def _base_weight(weights: BaseWeights, name: str) -> Tensor:
     if isinstance(weights, Mapping):
         if name not in weights:
-            raise BadInput(
+            raise UserError(
                 f"{name}: no such weight among the {len(weights)} given; is this the model the "
                 "adapter was trained on?"
             )
@@ -319,7 +319,7 @@ def _base_weight(weights: BaseWeights, name: str) -> Tensor:
     else:
         weight = weights(name)
     if weight.ndim != 2 or not weight.numel():
-        raise BadInput(f"{name}: weight has shape {tuple(weight.shape)}, expected a matrix")
+        raise UserError(f"{name}: weight has shape {tuple(weight.shape)}, expected a matrix")
     _check_finite(name, weight)
     return weight.detach()
 
@@ -328,7 +328,7 @@ def _check_factors(name: str, weight: Tensor, A: Tensor, B: Tensor) -> None:
     m, n = weight.shape
     fits = A.ndim == 2 and B.ndim == 2 and A.shape[1] == n and B.shape[0] == m
     if not fits or A.shape[0] != B.shape[1]:
-        raise BadInput(
+        raise UserError(
             f"{name}: adapter has A {tuple(A.shape)} and B {tuple(B.shape)}, expected A (r, {n}) "
             f"and B ({m}, r) for this base weight: it was made for another model"
         )

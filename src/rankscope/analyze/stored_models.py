@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from rankscope.analyze.spectra import SpectraSettings, adapter_matrix, delta_of, full_matrix
-from rankscope.analyze.svd_cache import BaseSpectra, svd
-from rankscope.errors import BadInput
-from rankscope.models.adapters.folder import copies, load_adapter, recorded_base, refuse_other_base
+from rankscope.analyze.svd_cache import SvdCache, svd
+from rankscope.errors import UserError
+from rankscope.models.adapters.folder import check_other_base, copies, load_adapter, recorded_base
 from rankscope.models.adapters.settings import CONFIG, READ_STARTS, read_config
-from rankscope.models.checkpoint_reader import StoredModel
+from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter
 from rankscope.provenance import weights_sha256
 from rankscope.records import MatrixSpectrum, TunedKind
@@ -23,7 +23,7 @@ GENERIC = frozenset({"adapter", "model", "final", "checkpoint"})
 
 
 @dataclass(slots=True)
-class StoredTuned:
+class StoredTunedModel:
     """A tuned model on disk: a low-rank adapter, or a checkpoint of its own.
 
     Attributes:
@@ -36,23 +36,23 @@ class StoredTuned:
     folder: Path
     kind: TunedKind
     adapter: Adapter | None = None
-    model: StoredModel | None = None
+    model: CheckpointReader | None = None
 
     @classmethod
-    def open(cls, folder: Path, name: str) -> "StoredTuned":
+    def open(cls, folder: Path, name: str) -> "StoredTunedModel":
         """Read an adapter's factors, or look at what a checkpoint holds.
 
         Raises:
-            BadInput: neither of both, a pickle, or an adapter of a type or start that cannot be
+            UserError: neither of both, a pickle, or an adapter of a type or start that cannot be
                 read.
             IntegrityError: tensors or shards are missing, misshapen or not finite.
         """
         if not folder.is_dir():
-            raise BadInput(f"{folder}: no such folder; expected a PEFT adapter or a model")
+            raise UserError(f"{folder}: no such folder; expected a PEFT adapter or a model")
         if (folder / CONFIG).is_file() or not (folder / "config.json").is_file():
             settings = read_config(folder, READ_STARTS)
             if settings.use_dora and settings.init_lora_weights == "pissa":
-                raise BadInput(
+                raise UserError(
                     f"adapter {folder}: use_dora with init_lora_weights 'pissa' is not read: its "
                     "norms are of a base without PiSSA's part; expected one of both"
                 )
@@ -65,36 +65,36 @@ class StoredTuned:
             if settings.use_dora:
                 kind = "dora"
             return cls(name, folder, kind, adapter=adapter)
-        return cls(name, folder, "full", model=StoredModel.open(folder))
+        return cls(name, folder, "full", model=CheckpointReader.open(folder))
 
     @property
     def has_one_rank(self) -> bool:
         """An adapter whose modules all have the same rank."""
         return self.adapter is not None and len({len(a) for a in self.adapter.a.values()}) == 1
 
-    def refuse_other_base(self, base: StoredModel) -> None:
-        """Raise BadInput where an adapter says, or its copy of the output head shows, that it was
+    def check_other_base(self, base: CheckpointReader) -> None:
+        """Raise UserError where an adapter says, or its copy of the output head shows, that it was
         made for other weights."""
         if self.adapter is None:
             return
         recorded = recorded_base(self.folder)
         try:
             if recorded is not None:
-                refuse_other_base(self.folder, recorded, weights_sha256(base.folder))
+                check_other_base(self.folder, recorded, weights_sha256(base.folder))
             for name, copy in copies(self.folder).items():
                 if not torch.equal(copy, base.weight(name).to(copy.dtype)):
-                    raise BadInput(
+                    raise UserError(
                         f"adapter {self.folder}: its copy of {name} is not the base's: of another "
                         "base, or trained itself"
                     )
-        except BadInput as error:
-            raise BadInput(
+        except UserError as error:
+            raise UserError(
                 f"{error}; give the base that it was trained on, or --force to compare it with "
                 "this one"
             ) from error
 
     def matrix(
-        self, name: str, weight: Tensor, settings: SpectraSettings, cache: BaseSpectra
+        self, name: str, weight: Tensor, settings: SpectraSettings, cache: SvdCache
     ) -> MatrixSpectrum:
         """Spectra of one matrix against the base's ``weight``, (out, in)."""
         if self.model is not None:
@@ -136,17 +136,19 @@ def principal_part(weight: Tensor, adapter: Adapter, name: str) -> tuple[Tensor,
     return root[:, None] * v[:, :rank].mT, u[:, :rank] * root
 
 
-def compared(base: StoredModel, tuned: Iterable[StoredTuned]) -> dict[str, list[StoredTuned]]:
+def compared(
+    base: CheckpointReader, tuned: Iterable[StoredTunedModel]
+) -> dict[str, list[StoredTunedModel]]:
     """Matrices in the base's order, each with the tuned models that are compared on it.
 
     Those that an adapter changes, and full checkpoints on the matrices that any adapter changes;
     without an adapter, on all linear layers but the output head.
 
     Raises:
-        BadInput: an adapter changes a layer that the base does not have.
+        UserError: an adapter changes a layer that the base does not have.
     """
     models = list(tuned)
-    changed: dict[str, list[StoredTuned]] = {}
+    changed: dict[str, list[StoredTunedModel]] = {}
     for one in models:
         for name in one.adapter.a if one.adapter is not None else ():
             base.layer(name)

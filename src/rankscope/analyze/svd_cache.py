@@ -95,7 +95,7 @@ def unpacked(steps: Tensor, scale: Tensor) -> Tensor:
 
 
 @dataclass(slots=True)
-class BaseSpectra:
+class SvdCache:
     """SVDs of base weights, kept for all trials of a study up to ``max_bytes``.
 
     The matrix used longest ago leaves first. A matrix larger than the bound is not kept in memory.
@@ -143,7 +143,7 @@ class BaseSpectra:
         return stored
 
 
-def spectra_folder() -> Path:
+def svd_cache_folder() -> Path:
     """Where decompositions of base weights are kept on disk."""
     return cache_folder() / "spectra"
 

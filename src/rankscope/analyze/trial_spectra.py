@@ -6,9 +6,9 @@ import torch
 
 from rankscope.analyze.spectra import SpectraSettings, analyze_adapter, analyze_full
 from rankscope.analyze.stored_models import computing_device
-from rankscope.analyze.svd_cache import BaseSpectra
+from rankscope.analyze.svd_cache import SvdCache
 from rankscope.models.base import Base
-from rankscope.models.checkpoint_reader import StoredModel
+from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.multi_lora import target_linears
 from rankscope.models.peft_backend.tuner import PeftTuner
 from rankscope.models.quantize import dense_weight
@@ -34,7 +34,7 @@ def analyze_trial(
     tuned: Base,
     trials: Sequence[TrialSpec],
     settings: SpectraSettings,
-    spectra: BaseSpectra,
+    spectra: SvdCache,
 ) -> SpectraRecord:
     """Spectra of a trial's adapter, of what a method of PEFT's can merge, or of a tuned model.
 
@@ -47,7 +47,7 @@ def analyze_trial(
         spectra: of base weights, kept for other trials.
     """
     device = computing_device(base.device)
-    if isinstance(tuner := tuned.pack.guest, PeftTuner):
+    if isinstance(tuner := tuned.multi_lora.injected_tuner, PeftTuner):
         return analyze_full(
             lambda name: tuner.base_weight(name).to(device),
             lambda name: tuner.merged_weight(name).to(device),
@@ -62,11 +62,11 @@ def analyze_trial(
         return dense_weight(linears[name]).to(device)
 
     if not trial.is_full:
-        adapter = tuned.pack.adapters[trial.trial_id]
+        adapter = tuned.multi_lora.adapters[trial.trial_id]
         return analyze_adapter(weights, adapter, settings, trial.trial_id, spectra)
     # From the stored float32: in bfloat16 a weight is rounded by up to a part in 512, which can be
     # as much as a small learning rate moved it.
-    stored = StoredModel.open(tuned.folder)
+    stored = CheckpointReader.open(tuned.folder)
     names = compared_matrices(base, trials)
     return analyze_full(
         weights,

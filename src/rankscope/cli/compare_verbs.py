@@ -27,11 +27,11 @@ def compare(
     Example: rankscope compare studies/pocket studies/mine --out compared.html
     """
     from rankscope.cli.render.comparison import comparison_screen
+    from rankscope.tools.compare import check_inside
     from rankscope.tools.compare import compare as compare_studies
-    from rankscope.tools.compare import refuse_inside
 
     if out is not None:
-        refuse_inside(out, folders)
+        check_inside(out, folders)
     found = compare_studies(folders)
     if out is not None:
         from rankscope.provenance import provenance

@@ -27,11 +27,11 @@ def evaluate(
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of the named tasks' rows; else the hub.")
     ] = None,
-    split: Annotated[str, typer.Option(help="report or selection.")] = "report",
+    split: Annotated[str, typer.Option(help="test or validation.")] = "test",
     max_items: Annotated[
         int | None, typer.Option(min=1, help="At most so many items of a task.")
     ] = None,
-    shots: Annotated[
+    num_fewshot: Annotated[
         int | None, typer.Option(min=0, max=5, help="Answered questions before each one.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for scores and per-item tables.")] = None,
@@ -58,7 +58,7 @@ def evaluate(
     Example: rankscope eval pocket --tasks pocket_med --max-items 20
     """
     from rankscope.cli.render.scores import scores_screen
-    from rankscope.progress import Screen
+    from rankscope.progress import ConsoleReporter
     from rankscope.tools.evaluate import Asked, score
     from rankscope.tools.evaluate.request import settings_of
 
@@ -74,7 +74,7 @@ def evaluate(
         tasks=tuple(part.strip() for part in tasks.split(",") if part.strip()),
         data_dir=data_dir,
         split=split,
-        shots=shots,
+        num_fewshot=num_fewshot,
         device=device,
         dtype=dtype,
         prompt_format=prompt_format,
@@ -82,7 +82,7 @@ def evaluate(
         trust_task_code=trust_task_code,
         settings=settings,
     )
-    with Screen(err_console) as screen:
+    with ConsoleReporter(err_console) as screen:
         scored = score(asked, out, screen)
     for note in scored.notes:
         tell(f"note: {note}")

@@ -10,14 +10,14 @@ from rankscope.cli.application import AsJson, app
 from rankscope.cli.terminal import err_console, print_json, show, tell
 
 
-def refuse_idle(ctx: typer.Context, names: Sequence[str], needed: str) -> None:
-    """Raise BadInput for options that were given and do nothing without another."""
-    from rankscope.errors import BadInput
+def check_idle(ctx: typer.Context, names: Sequence[str], needed: str) -> None:
+    """Raise UserError for options that were given and do nothing without another."""
+    from rankscope.errors import UserError
 
     for name in names:
         if (source := ctx.get_parameter_source(name)) is not None and source.name != "DEFAULT":
             option = f"--{name.replace('_', '-')}"
-            raise BadInput(f"{ctx.info_name}: {option} does nothing without {needed}")
+            raise UserError(f"{ctx.info_name}: {option} does nothing without {needed}")
 
 
 @app.command()
@@ -66,29 +66,29 @@ def inspect(
     Example: rankscope inspect ./base ./adapter-r8 ./adapter-r64 --out looked
     """
     from rankscope.cli.render.inspection import inspection_screen
-    from rankscope.filesystem import made_folder
-    from rankscope.progress import Screen
+    from rankscope.filesystem import output_folder
+    from rankscope.progress import ConsoleReporter
     from rankscope.tools.inspect import InspectSettings
     from rankscope.tools.inspect import inspect as look
 
     if heads is None:
         idle = ("ablate", "items", "data_dir", "dtype")
-        refuse_idle(ctx, idle, "--heads TASK, the task that was trained on")
+        check_idle(ctx, idle, "--heads TASK, the task that was trained on")
     settings = InspectSettings(top_k, intruder_k, epsilon)
-    with made_folder(out), Screen(err_console) as screen:
+    with output_folder(out), ConsoleReporter(err_console) as screen:
         if heads is None:
-            found = look(base, tuned, settings, any_base=force, watcher=screen)
+            found = look(base, tuned, settings, any_base=force, reporter=screen)
         else:
-            from rankscope.tools.inspect_heads import HeadSettings, check, with_heads
+            from rankscope.tools.inspect_heads import HeadSettings, check, inspect_heads
 
             asked = HeadSettings(heads, tuple(ablate or ()), items, data_dir, dtype)
             check(base, asked)
-            found = look(base, tuned, settings, any_base=force, watcher=screen)
-            found = with_heads(found, asked, watcher=screen)
+            found = look(base, tuned, settings, any_base=force, reporter=screen)
+            found = inspect_heads(found, asked, reporter=screen)
     if out is not None:
-        from rankscope.tools.inspect import write_inspection
+        from rankscope.tools.inspect import write_inspection_folder
 
-        write_inspection(found, out)
+        write_inspection_folder(found, out)
         tell(f"written to {out}")
     if as_json:
         print_json(found.model_dump(mode="json"))
@@ -129,20 +129,20 @@ def shrink(
     Example: rankscope shrink ./adapter-r64 --rank 16 --out adapter-r16
     """
     from rankscope.cli.render.inspection import change_screen
-    from rankscope.errors import BadInput
-    from rankscope.filesystem import made_folder, refuse_taken
+    from rankscope.errors import UserError
+    from rankscope.filesystem import check_taken, output_folder
     from rankscope.tools import shrink as shrinking
     from rankscope.tools.inspect import InspectSettings
 
     named = {"--rank": rank, "--scale": scale, "--layer-scale": layer_scale, "--mitigate": mitigate}
-    action = shrinking.actions_asked(named)
+    action = shrinking.one_action(named)
     if (mitigate is None) != (factor is None) or mitigate not in (None, "intruders"):
-        raise BadInput("shrink: expected '--mitigate intruders' together with '--lambda L'")
+        raise UserError("shrink: expected '--mitigate intruders' together with '--lambda L'")
     if mitigate is None:
-        refuse_idle(ctx, ("intruder_k", "epsilon"), "--mitigate intruders")
-    with made_folder(out):
+        check_idle(ctx, ("intruder_k", "epsilon"), "--mitigate intruders")
+    with output_folder(out):
         if mitigate is None:
-            refuse_taken(out)  # before a base is read; a mitigation writes two folders in it
+            check_taken(out)  # before a base is read; a mitigation writes two folders in it
         source = shrinking.Source.open(adapter, base, any_base=force)
         if action == "--rank" and rank is not None:
             changes = [shrinking.truncate(source, out, rank)]

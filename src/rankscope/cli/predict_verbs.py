@@ -7,7 +7,7 @@ import typer
 
 from rankscope.cli.application import AsJson, Overrides, app
 from rankscope.cli.terminal import print_json, say, show
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 HYPOTHESES = (
     "These are hypotheses: no predictor of the best rank is established. "
@@ -34,13 +34,13 @@ def predict(
     Example: rankscope predict study.yaml --set data_dir=../data
     """
     from rankscope.cli.render.prediction import backtest_screen, prediction_screen
-    from rankscope.config.loader import load_study
+    from rankscope.config.loader import load_study_file
     from rankscope.predict.study import backtest as run_backtest
     from rankscope.predict.study import predict_study
 
     if backtest:
         if overrides:
-            raise BadInput("predict --backtest: finished studies are taken as they are; no --set")
+            raise UserError("predict --backtest: finished studies are taken as they are; no --set")
         made = run_backtest(places)
         if as_json:
             print_json(made.model_dump(mode="json"))
@@ -49,8 +49,8 @@ def predict(
             say("Right: named the smallest rank within the study's margin of the best.")
         return
     if len(places) != 1:
-        raise BadInput(f"predict: found {len(places)} study files, expected one, or --backtest")
-    found = predict_study(load_study(places[0], overrides or []))
+        raise UserError(f"predict: found {len(places)} study files, expected one, or --backtest")
+    found = predict_study(load_study_file(places[0], overrides or []))
     if as_json:
         print_json({"note": HYPOTHESES, "tasks": [t.model_dump(mode="json") for t in found]})
     else:

@@ -16,7 +16,7 @@ from rankscope.cli.application import (
     app,
 )
 from rankscope.cli.terminal import err_console, print_json, say, show, tell
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
 
 
@@ -58,22 +58,22 @@ def init(
     Example: rankscope init study.yaml --preset rank-sanity --model ./my-model
     """
     from rankscope.config.loader import published_schema
-    from rankscope.config.presets import model_in_study, path_in_study, study_template
+    from rankscope.config.presets import model_for_study_file, path_for_study_file, study_template
 
     if schema:
         sys.stdout.write(published_schema())
         return
     if file is None:
-        raise BadInput("init: no file given; expected a name such as 'rankscope init study.yaml'")
+        raise UserError("init: no file given; expected a name such as 'rankscope init study.yaml'")
     text = study_template(
         preset,
-        model_in_study(model, file) if model else None,
-        path_in_study(data, file) if data else None,
-        path_in_study(data_dir, file) if data_dir else None,
+        model_for_study_file(model, file) if model else None,
+        path_for_study_file(data, file) if data else None,
+        path_for_study_file(data_dir, file) if data_dir else None,
     )
     if file.exists() and not (force and file.is_file()):
         remedy = "give another name" + (", or --force to overwrite it" if file.is_file() else "")
-        raise BadInput(f"{file}: exists already; {remedy}")
+        raise UserError(f"{file}: exists already; {remedy}")
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_text(file, text)
     say(f"wrote {file}; next: rankscope check {file}")
@@ -87,7 +87,7 @@ def check(
 ) -> None:
     """Validate a study file and show its rows.
 
-    How rows become tokens and labels; train/test leaks; what would be refused. Touches no GPU.
+    How rows become tokens and labels; train/test contamination; what would be refused. Touches no GPU.
 
     Example: rankscope check study.yaml --set data_dir=../data --rows 5
     """
@@ -101,7 +101,7 @@ def check(
 def plan(file: StudyFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Say what a study will take.
 
-    Trials, packs, steps, tokens, memory, disk and time, before anything runs.
+    Trials, groups, steps, tokens, memory, disk and time, before anything runs.
 
     Example: rankscope plan study.yaml --set seeds=[0]
     """
@@ -144,21 +144,21 @@ def run_study(
     *,
     retry_failed: bool = False,
 ) -> None:
-    """Run a study with a screen, conclude it, print the answer."""
-    from rankscope.progress import Screen
+    """Run a study with a screen, write_outputs it, print the answer."""
+    from rankscope.progress import ConsoleReporter
     from rankscope.records import FAILED
-    from rankscope.report.answer import NEEDS
+    from rankscope.report.answer import NEXT_STEPS_TITLES
     from rankscope.report.tables import summary_table
-    from rankscope.run.study import Study, conclude
+    from rankscope.run.study import Study, write_outputs
 
     study = Study.load(file, overrides)
     folder = out or Path("studies") / study.config.name
     if retry_failed:
         study.check()  # a study that is refused keeps its failures
         plan_failed_again(folder)
-    with Screen(err_console) as screen:
+    with ConsoleReporter(err_console) as screen:
         study.run(folder, screen)
-    records, recommendation = conclude(folder)
+    records, recommendation = write_outputs(folder)
     if as_json:
         print_json(recommendation.model_dump(mode="json"))
     else:
@@ -168,7 +168,7 @@ def run_study(
             for reason in advice.reasons:
                 say(f"  - {reason.text}")
             if advice.needs:
-                say(f"  {NEEDS[advice.confidence]}:")
+                say(f"  {NEXT_STEPS_TITLES[advice.confidence]}:")
             for need in advice.needs:
                 say(f"  - {need.text}")
         say(f"report: {folder / 'report.html'}")
@@ -219,12 +219,12 @@ def report(
     Example: rankscope report studies/pocket --tables tables
     """
     from rankscope.report.tables import summary_table
-    from rankscope.run.study import conclude
-    from rankscope.tools.export import refuse_tables, write_tables
+    from rankscope.run.study import write_outputs
+    from rankscope.tools.export import check_tables, write_tables
 
     if tables is not None:
-        refuse_tables(folder, tables)
-    records, recommendation = conclude(folder)
+        check_tables(folder, tables)
+    records, recommendation = write_outputs(folder)
     written = write_tables(folder, records, recommendation, tables) if tables is not None else []
     show(summary_table(records, recommendation))
     for advice in recommendation.advice:

@@ -24,9 +24,9 @@ class HeadsConfig(Section):
     enabled: bool = False
     """Look at every trial's heads: how far each moved, its importance, its attention's entropy."""
     task: Name | None = None
-    """Task whose report items importance and entropy are of; by default the trial's own."""
+    """Task whose test items importance and entropy are of; by default the trial's own."""
     items: int = Field(64, ge=1)
-    """At most so many items of a task, the first of its report split."""
+    """At most so many items of a task, the first of its test split."""
     ablate: list[Name] = []
     """Tasks on which every head is removed by itself and the items are scored again."""
 

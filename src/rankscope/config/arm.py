@@ -229,7 +229,7 @@ class ArmConfig(Section):
         | None
     ) = None
     """``{patience: N}``: stop after N points of ``train.evaluate_every`` without a better in-domain
-    score on the selection split, and keep the best weights."""
+    score on the validation split, and keep the best weights."""
 
     @model_validator(mode="after")
     def fits_method(self) -> Self:

@@ -18,19 +18,19 @@ from rankscope.config.validation import (
     with_absolute_paths,
 )
 from rankscope.config.yaml_lines import PlainValues, dump
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 STUDY_WORDS = Words(
     "study file", "'model:', 'tasks:' and 'arms:'", "write one with 'rankscope init {path}'"
 )
 
 
-def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
+def load_study_file(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Read a study file and apply ``--set`` overrides such as ``train.epochs=1``, in order.
 
     Relative paths in the file are taken from the file's folder, those in overrides from the
     working directory; the result holds absolute paths, and in place of a task file what it says.
-    Raises BadInput with every fault of the file and the overrides, one a line:
+    Raises UserError with every fault of the file and the overrides, one a line:
     ``study.yaml:12: arms.0.lora_rnak: unknown key; did you mean 'rank'?``.
     """
     root = read_nodes(path, STUDY_WORDS)
@@ -38,7 +38,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     for override in overrides:
         try:
             apply_override(root, override)
-        except BadInput as error:
+        except UserError as error:
             faults.append((1, 0, str(error)))
     values = PlainValues()
     folder = path.absolute().parent
@@ -47,7 +47,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     config, found = validated(root, values, raw, StudyConfig)
     faults += found
     if faults or config is None:
-        raise BadInput(joined(faults))
+        raise UserError(joined(faults))
     return with_absolute_paths(config, root, (), folder)
 
 

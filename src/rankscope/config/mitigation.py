@@ -21,4 +21,4 @@ class EarlyStopConfig(Section):
     """Stop a trial that no longer learns, and keep the weights it scored best with."""
 
     patience: int = Field(ge=1)
-    """Points of ``train.evaluate_every`` without a better in-domain score, selection split."""
+    """Points of ``train.evaluate_every`` without a better in-domain score, validation split."""

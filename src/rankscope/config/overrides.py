@@ -6,7 +6,7 @@ from rankscope.config.places import section_at
 from rankscope.config.section import printable, shown
 from rankscope.config.study import StudyConfig
 from rankscope.config.yaml_lines import TAG, Location, child, compose, dump, read_scalar
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 OVERRIDE = "--set "
 """Marks of nodes that came from an override start with it."""
@@ -17,19 +17,19 @@ def apply_override(root: yaml.MappingNode, override: str) -> None:
 
     Sections that the file leaves out are made on the way, and a short form (``model: pocket``) is
     written out where the override reaches into it. Unknown keys are left to the check of the whole
-    study, which knows what was meant. Raises BadInput for text without ``=``, a value that is not
+    study, which knows what was meant. Raises UserError for text without ``=``, a value that is not
     YAML, and a place that is not in the file.
     """
     name = OVERRIDE + (override if override.isprintable() else shown(override))
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise BadInput(f"{name}: expected KEY=VALUE, such as train.epochs=1 or arms.0.rank=[2,8]")
+        raise UserError(f"{name}: expected KEY=VALUE, such as train.epochs=1 or arms.0.rank=[2,8]")
     try:
         value = compose(text, name)
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error)
-        raise BadInput(f"{name}: the value is not valid YAML: {problem}") from error
+        raise UserError(f"{name}: the value is not valid YAML: {problem}") from error
     if value is None:
         value = scalar("", "null", name)
     node: yaml.Node = root
@@ -63,7 +63,7 @@ def written_out(node: yaml.ScalarNode, place: tuple[str, ...], name: str) -> yam
     text = read_scalar(node)
     long_form = section.from_short_form(text) if section and isinstance(text, str) else None
     if long_form is None:
-        raise BadInput(f"{name}: {dotted(place)} is {shown(text)}, which holds no keys")
+        raise UserError(f"{name}: {dotted(place)} is {shown(text)}, which holds no keys")
     made = compose(dump(long_form), name)
     assert isinstance(made, yaml.MappingNode)
     for key, value in made.value:
@@ -82,10 +82,10 @@ def put(node: yaml.Node, parts: list[str], value: yaml.Node, name: str) -> None:
         return
     place = dotted(tuple(parts[:-1]))
     if not isinstance(node, yaml.SequenceNode):
-        raise BadInput(f"{name}: {place} is {shown(node.value)}, which holds no entries")
+        raise UserError(f"{name}: {place} is {shown(node.value)}, which holds no entries")
     if child(node, last) is None:
         count = len(node.value)
-        raise BadInput(
+        raise UserError(
             f"{name}: {place} has no entry {shown(last)}: expected a number from 0 to {count - 1}"
         )
     node.value[int(last)] = value

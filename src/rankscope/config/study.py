@@ -129,11 +129,11 @@ class TrainConfig(Section):
     evaluate_every: Interval = None
     """Score each trial after every so many optimizer steps, or after every ``epoch``."""
     evaluate_items: int = Field(100, ge=1)
-    """Items of a task's selection split scored then, the first of the seeded order."""
+    """Items of a task's validation split scored then, the first of the seeded order."""
     checkpoint_every: Interval = None
     """Keep each trial's weights after every so many optimizer steps, or after every ``epoch``."""
     checkpoint_seconds: float = Field(120.0, gt=0)
-    """A pack writes its resumable state at most this often, seconds."""
+    """A group writes its resumable state at most this often, seconds."""
 
     @model_validator(mode="after")
     def one_length(self) -> Self:
@@ -273,14 +273,14 @@ class StudyConfig(Section):
     """The base's dtype; adapters and optimizer state are always float32."""
     quantize: Literal["none", "4bit"] = "none"
     """``4bit`` holds the base in 4 bits (CUDA alone); adapters are trained as ever."""
-    max_pack: int | None = Field(None, ge=1)
+    max_group_size: int | None = Field(None, ge=1)
     """Most LoRA trials trained together; by default 16."""
     memory_limit: Annotated[
         int | None,
         BeforeValidator(checked_memory, json_schema_input_type=int | str | None),
         Field(ge=1),
     ] = None
-    """Memory a pack may take, bytes or a text such as ``12GiB``; by default the device's."""
+    """Memory a group may take, bytes or a text such as ``12GiB``; by default the device's."""
     data_seed: Seed = 0
     """Seed of the splits and of ``max_items``; not a trial axis."""
 
@@ -304,21 +304,21 @@ class StudyConfig(Section):
     @model_validator(mode="after")
     def known_parts(self) -> Self:
         """A joined task is trained on, and made of plain tasks; early stopping has its points."""
-        joined = {task.name for task in self.tasks if task.join}
+        joined = {task.name for task in self.tasks if task.mixture}
         for task in [*self.evaluate.cross_domain, *self.evaluate.retention]:
-            if task.join:
-                raise ValueError(f"task {task.name!r}: 'join' is for training tasks, in 'tasks'")
+            if task.mixture:
+                raise ValueError(f"task {task.name!r}: 'mixture' is for training tasks, in 'tasks'")
         for task in self.tasks:
-            if nested := sorted(joined & set(task.join)):
+            if nested := sorted(joined & set(task.mixture)):
                 raise ValueError(f"task {task.name!r} joins {nested[0]!r}, which is joined itself")
             for retained in self.evaluate.retention:
-                if retained.name in task.join:
+                if retained.name in task.mixture:
                     raise ValueError(
                         f"retention task {retained.name!r} is a part of the training task "
                         f"{task.name!r}, which cannot show what training on it forgets: name "
                         "another one, or score it under 'evaluate.cross_domain'"
                     )
-        trained = {part: t.name for t in self.tasks for part in (t.name, *t.join)}
+        trained = {part: t.name for t in self.tasks for part in (t.name, *t.mixture)}
         for arm in self.arms:
             for replay in arm.replay or ():
                 if replay.share and replay.task in trained:
@@ -348,7 +348,7 @@ class StudyConfig(Section):
     @model_validator(mode="after")
     def bounded_grid(self) -> Self:
         """The grid stays within ``MAX_TRIALS``."""
-        trials = self.num_asked()
+        trials = self.num_trials_as_written()
         if trials > MAX_TRIALS:
             raise ValueError(
                 f"the grid asks for {trials:,} trials: expected at most {MAX_TRIALS:,}"
@@ -360,7 +360,7 @@ class StudyConfig(Section):
         """A limit on forgetting needs something that measures it, for every training task."""
         if self.objective.max_forgetting is None:
             return self
-        joins = {task.name: {task.name, *task.join} for task in self.tasks}
+        joins = {task.name: {task.name, *task.mixture} for task in self.tasks}
         unmeasured = [
             name
             for name, own in joins.items()
@@ -374,7 +374,7 @@ class StudyConfig(Section):
             )
         return self
 
-    def num_asked(self) -> int:
+    def num_trials_as_written(self) -> int:
         """Trials as written, repeated values counted: tasks x arm points x seeds."""
         return len(self.tasks) * sum(arm.num_points() for arm in self.arms) * len(self.seeds)
 

@@ -8,17 +8,17 @@ from pydantic import AfterValidator, Field, model_validator
 from rankscope.config.section import HubId, Name, PathText, PlainText, Section, shown
 
 Scorer = Literal["option_text", "option_letter", "number", "exact_match", "loss", "perplexity"]
-Headline = Literal["acc", "acc_norm", "acc_bytes", "acc_token", "letter"]
+PrimaryMetric = Literal["acc", "acc_norm", "acc_bytes", "acc_token", "letter"]
 ShapeField = Literal[
     "question", "choices", "answer", "subject", "prompt", "completion", "messages", "text"
 ]
-MAX_SHOTS = 5
+MAX_FEWSHOT = 5
 
 TASK_FILES = (".yaml", ".yml")
 """Endings of a path that names a task file."""
 
 
-HARNESS = "lm_eval:"
+LM_EVAL_PREFIX = "lm_eval:"
 """Before the name of a task of lm-evaluation-harness, or the path of its YAML file."""
 
 
@@ -56,9 +56,9 @@ class TaskConfig(Section):
     """Folder with {train,validation,test}.jsonl or .parquet of this task; or a task file (YAML)."""
     train: PathText = None
     """JSONL or Parquet file with training rows (own data)."""
-    selection: PathText = None
+    validation: PathText = None
     """File with the rows that choose; cut from ``train`` where absent."""
-    report: PathText = None
+    test: PathText = None
     """File with the rows that are reported; cut from ``train`` where absent."""
     hub: HubId | None = None
     """Hub data set id (own data)."""
@@ -70,9 +70,9 @@ class TaskConfig(Section):
     """Prompt template over a row's fields, such as ``"Question: {question}\\nAnswer:"``."""
     scorer: Scorer | None = None
     """How answers are scored; by default what the rows allow."""
-    headline: Headline | None = None
+    primary_metric: PrimaryMetric | None = None
     """Metric of a multiple-choice task that is reported; all are recorded."""
-    shots: int = Field(0, ge=0, le=MAX_SHOTS)
+    num_fewshot: int = Field(0, ge=0, le=MAX_FEWSHOT)
     """Answered questions shown before each one that is scored; training rows carry none."""
     stop: list[Annotated[str, AfterValidator(checked_stop)]] = []
     """Texts at which a generated answer ends; by default where the next question would begin."""
@@ -80,7 +80,7 @@ class TaskConfig(Section):
     """Regular expression of the part of a generated answer that is compared: its group, or all."""
     max_train_rows: int | None = Field(None, ge=1)
     """Use only the first rows of the seeded order."""
-    join: list[Name] = []
+    mixture: list[Name] = []
     """Of a training task alone: the rows of these tasks together, which the study describes
     elsewhere or which are named ones; scored on the items of all of them."""
 
@@ -95,7 +95,7 @@ class TaskConfig(Section):
         """The harness's tasks have no rows to train on, choose by or compare with training rows."""
         places = [value.get("name"), value.get("path")] if isinstance(value, dict) else [value]
         for text in places:
-            if isinstance(text, str) and text.startswith(HARNESS):
+            if isinstance(text, str) and text.startswith(LM_EVAL_PREFIX):
                 raise ValueError(
                     f"{shown(text)} is a task of lm-evaluation-harness, which a study does not "
                     f"take: score its trained adapters with 'rankscope eval --tasks {text}'"
@@ -113,7 +113,7 @@ class TaskConfig(Section):
     @model_validator(mode="after")
     def one_source(self) -> Self:
         """Rows come from one place."""
-        beside = [key for key in ("train", "selection", "report", "hub") if getattr(self, key)]
+        beside = [key for key in ("train", "validation", "test", "hub") if getattr(self, key)]
         if self.path is not None and beside:
             raise ValueError(f"'path' and {beside[0]!r} both say where the rows are: give one")
         return self
@@ -121,14 +121,18 @@ class TaskConfig(Section):
     @model_validator(mode="after")
     def joins_others(self) -> Self:
         """A joined task is made of other tasks and of nothing else."""
-        if not self.join:
+        if not self.mixture:
             return self
-        allowed = {"name", "join", "max_train_rows"}
+        allowed = {"name", "mixture", "max_train_rows"}
         given = sorted(self.model_fields_set - allowed)
         if given:
-            raise ValueError(f"'join' takes rows and prompts from its tasks: remove {given[0]!r}")
-        if len(set(self.join)) < 2 or len(set(self.join)) < len(self.join):
-            raise ValueError(f"'join' {shown(self.join)}: expected at least two tasks, each once")
-        if self.name in self.join:
+            raise ValueError(
+                f"'mixture' takes rows and prompts from its tasks: remove {given[0]!r}"
+            )
+        if len(set(self.mixture)) < 2 or len(set(self.mixture)) < len(self.mixture):
+            raise ValueError(
+                f"'mixture' {shown(self.mixture)}: expected at least two tasks, each once"
+            )
+        if self.name in self.mixture:
             raise ValueError(f"task {self.name!r} joins itself: give it a name of its own")
         return self

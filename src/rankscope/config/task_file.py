@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from rankscope.config.overrides import OVERRIDE
-from rankscope.config.task import HARNESS, TASK_FILES, TaskConfig
+from rankscope.config.task import LM_EVAL_PREFIX, TASK_FILES, TaskConfig
 from rankscope.config.validation import (
     Fault,
     Words,
@@ -19,12 +19,12 @@ from rankscope.config.validation import (
     with_absolute_paths,
 )
 from rankscope.config.yaml_lines import Location, PlainValues, mark_at
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 TASK_WORDS = Words(
     "task file",
-    "'name:', 'report:' and 'scorer:'",
-    "write one: 'name:' and where the rows are, such as 'report: rows.jsonl' (docs/tasks.md)",
+    "'name:', 'test:' and 'scorer:'",
+    "write one: 'name:' and where the rows are, such as 'test: rows.jsonl' (docs/tasks.md)",
 )
 
 
@@ -32,7 +32,7 @@ def load_task_file(path: Path) -> TaskConfig:
     """Read a task file; relative paths in it start at its folder.
 
     Raises:
-        BadInput: every fault of the file, one a line, each with its line number.
+        UserError: every fault of the file, one a line, each with its line number.
     """
     root = read_nodes(path, TASK_WORDS)
     values = PlainValues()
@@ -41,14 +41,14 @@ def load_task_file(path: Path) -> TaskConfig:
         mark = mark_at(root, ("path",))
         faults.append(fault_at(mark, "path: a task file cannot name another; write it out here"))
     if faults or config is None:
-        raise BadInput(joined(faults))
+        raise UserError(joined(faults))
     return with_absolute_paths(config, root, (), path.absolute().parent)
 
 
 def is_task_file(text: object) -> bool:
     """Whether a text in the place of a task, or of its path, names a task file."""
     is_file = isinstance(text, str) and text.lower().endswith(TASK_FILES)
-    return is_file and not str(text).startswith(HARNESS)
+    return is_file and not str(text).startswith(LM_EVAL_PREFIX)
 
 
 def with_task_files(raw: Any, root: yaml.Node, folder: Path) -> tuple[Any, list[Fault]]:
@@ -70,7 +70,7 @@ def with_task_files(raw: Any, root: yaml.Node, folder: Path) -> tuple[Any, list[
             start = Path.cwd() if mark.name.startswith(OVERRIDE) else folder
             try:
                 told = load_task_file(Path(absolute(written, start)))
-            except BadInput as error:
+            except UserError as error:
                 faults.append((0, mark.line, str(error)))
                 continue
             beside = {k: v for k, v in task.items() if k != "path"} if task != written else {}

@@ -15,7 +15,7 @@ from rankscope.config.overrides import OVERRIDE
 from rankscope.config.places import section_at
 from rankscope.config.section import LocalPath, Section, printable, shown
 from rankscope.config.yaml_lines import Location, PlainValues, compose, is_list_at, mark_at
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 MAX_BYTES = 2**20
 MAX_SHOWN = 20
@@ -59,7 +59,7 @@ def validated(
 
 
 def read_nodes(path: Path, words: Words) -> yaml.MappingNode:
-    """The node tree of a file. Raises BadInput where it is not a YAML mapping in UTF-8."""
+    """The node tree of a file. Raises UserError where it is not a YAML mapping in UTF-8."""
     text = read_text(path, words)
     try:
         root = compose(text, str(path))
@@ -68,19 +68,19 @@ def read_nodes(path: Path, words: Words) -> yaml.MappingNode:
         line = f":{mark.line + 1}" if mark is not None else ""
         said = ", ".join(part for part in (error.context, error.problem) if part)
         hint = "; indent with spaces, not tabs" if "'\\t'" in said else ""
-        raise BadInput(f"{path}{line}: not valid YAML: {said}{hint}") from error
+        raise UserError(f"{path}{line}: not valid YAML: {said}{hint}") from error
     except yaml.reader.ReaderError as error:
         line_number = text.count("\n", 0, error.position) + 1
         found = chr(error.character)
-        raise BadInput(
+        raise UserError(
             f"{path}:{line_number}: character {found!r} is not allowed in YAML: remove it"
         ) from error
     except yaml.YAMLError as error:
-        raise BadInput(f"{path}: not valid YAML: {error}") from error
+        raise UserError(f"{path}: not valid YAML: {error}") from error
     if root is None:
-        raise BadInput(f"{path}: is empty; {words.remedy(path)}")
+        raise UserError(f"{path}: is empty; {words.remedy(path)}")
     if not isinstance(root, yaml.MappingNode):
-        raise BadInput(
+        raise UserError(
             f"{path}:{root.start_mark.line + 1}: found {kind(root)}, expected a mapping with keys "
             f"such as {words.keys}"
         )
@@ -88,23 +88,23 @@ def read_nodes(path: Path, words: Words) -> yaml.MappingNode:
 
 
 def read_text(path: Path, words: Words) -> str:
-    """The file's text without its byte order mark. Raises BadInput where that is not possible."""
+    """The file's text without its byte order mark. Raises UserError where that is not possible."""
     try:
         if path.is_dir():
-            raise BadInput(f"{path}: is a folder, expected a {words.kind} (YAML)")
+            raise UserError(f"{path}: is a folder, expected a {words.kind} (YAML)")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
-        raise BadInput(f"{path}: no such file; {words.remedy(path)}") from error
+        raise UserError(f"{path}: no such file; {words.remedy(path)}") from error
     except (OSError, ValueError) as error:
-        raise BadInput(f"{shown(str(path))}: cannot be read: {error}") from error
+        raise UserError(f"{shown(str(path))}: cannot be read: {error}") from error
     if len(content) > MAX_BYTES:
-        raise BadInput(f"{path}: is larger than {MAX_BYTES:,} bytes, which no {words.kind} is")
+        raise UserError(f"{path}: is larger than {MAX_BYTES:,} bytes, which no {words.kind} is")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise BadInput(
+        raise UserError(
             f"{path}:{line}: byte 0x{content[error.start]:02x} is not UTF-8 text; "
             f"save the file as UTF-8"
         ) from error

@@ -10,7 +10,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Literal
 
 from rankscope.data.items import Message
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,7 +64,7 @@ class ChatTemplate:
         special_texts: its special tokens as text.
 
     Raises:
-        BadInput: where an answered conversation does not begin with the prompt for its answer.
+        UserError: where an answered conversation does not begin with the prompt for its answer.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", special_texts: Sequence[str]) -> None:
@@ -78,7 +78,7 @@ class ChatTemplate:
         """The template's text; ``ask`` adds what precedes the assistant's next answer.
 
         Raises:
-            BadInput: where the template refuses the turns.
+            UserError: where the template refuses the turns.
         """
         try:
             text = self._apply(
@@ -91,7 +91,7 @@ class ChatTemplate:
         except Exception as error:  # a template may raise anything its author likes
             reason = (str(error) or type(error).__name__).splitlines()[0]
             roles = ", ".join(turn.role for turn in turns)
-            raise BadInput(
+            raise UserError(
                 f"{place}: the chat template refuses the turns {roles} ({reason}); change the "
                 "row's roles, or use prompt_format: plain"
             ) from error
@@ -104,7 +104,7 @@ class ChatTemplate:
         with its opening and without. A last assistant turn without text gives an empty answer.
 
         Raises:
-            BadInput: where the template writes earlier turns or answers differently once later
+            UserError: where the template writes earlier turns or answers differently once later
                 turns follow.
         """
         full = self.render(turns, place)
@@ -119,7 +119,7 @@ class ChatTemplate:
                 prompt = asked + self.frame.opening
                 return [*segments, Segment(prompt[done:]), Segment("", labelled=True, end="turn")]
             if not full.startswith(asked) or len(asked) < done:
-                raise BadInput(
+                raise UserError(
                     f"{place}: the chat template writes turns 1 to {position} differently once "
                     "later turns follow, so what the model would see in use is not what it would "
                     "be trained on; split the conversation into rows of one answer each"
@@ -137,7 +137,7 @@ class ChatTemplate:
         for opening in (self.frame.opening, ""):
             if full.startswith(opening + answer, after):
                 return after + len(opening)
-        raise BadInput(
+        raise UserError(
             f"{where}: the chat template changes this answer, so its tokens cannot be labelled; "
             "remove what it rewrites (such as thinking marks), or use prompt_format: plain"
         )
@@ -148,7 +148,7 @@ class ChatTemplate:
         plain = self.render([user, Message("assistant", PROBE)], "chat template")
         spaced = self.render([user, Message("assistant", f" {PROBE} ")], "chat template")
         if not plain.startswith(asked) or plain.count(PROBE) != 1:
-            raise BadInput(
+            raise UserError(
                 f"chat template: an answered conversation ({plain[:120]!r}) does not begin with "
                 f"the prompt for its answer ({asked[:120]!r}), so labels cannot be placed; use "
                 "prompt_format: plain"

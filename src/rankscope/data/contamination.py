@@ -1,4 +1,4 @@
-"""Report rows that training has seen: the same item, or a long run of the same words.
+"""Test rows that training has seen: the same item, or a long run of the same words.
 
 13 words are the run length that GPT-3's contamination study used (Brown et al., 2005.14165,
 appendix C) and many since.
@@ -14,8 +14,8 @@ NGRAM = 13
 
 
 @dataclass(frozen=True, slots=True)
-class Leaks:
-    """Item ids of the report rows also found in train; no id stands in both."""
+class Contamination:
+    """Item ids of the test rows also found in train; no id stands in both."""
 
     exact: tuple[str, ...]
     """Question and gold answer are equal after normalization."""
@@ -29,7 +29,7 @@ class Leaks:
 
     @property
     def item_ids(self) -> frozenset[str]:
-        """Every leaked item."""
+        """Every contaminated item."""
         return frozenset(self.exact + self.ngram13)
 
 
@@ -40,17 +40,17 @@ def _ngrams(content: tuple[str, str]) -> Iterator[tuple[str, ...]]:
             yield tuple(words[start : start + NGRAM])
 
 
-def find_leaks(train: Sequence[Item], report: Sequence[Item]) -> Leaks:
-    """Compare every report row with every training row.
+def find_contamination(train: Sequence[Item], test: Sequence[Item]) -> Contamination:
+    """Compare every test row with every training row.
 
-    Templates and wrong options are not compared, since they repeat without being leaks. The
-    report's runs are held in memory (some 100 bytes a word); training rows are streamed past them.
+    Templates and wrong options are not compared, since they repeat without being contamination. The
+    test's runs are held in memory (some 100 bytes a word); training rows are streamed past them.
     """
     if not train:
-        return Leaks(exact=(), ngram13=())
+        return Contamination(exact=(), ngram13=())
     contents: dict[tuple[str, str], list[int]] = {}
     runs: dict[tuple[str, ...], list[int]] = {}
-    for position, item in enumerate(report):
+    for position, item in enumerate(test):
         content = item.content
         contents.setdefault(content, []).append(position)
         for run in _ngrams(content):
@@ -62,34 +62,34 @@ def find_leaks(train: Sequence[Item], report: Sequence[Item]) -> Leaks:
         exact.update(contents.get(content, ()))
         for run in _ngrams(content):
             overlapping.update(runs.get(run, ()))
-    return Leaks(
-        exact=tuple(report[position].item_id for position in sorted(exact)),
-        ngram13=tuple(report[position].item_id for position in sorted(overlapping - exact)),
+    return Contamination(
+        exact=tuple(test[position].item_id for position in sorted(exact)),
+        ngram13=tuple(test[position].item_id for position in sorted(overlapping - exact)),
     )
 
 
-def leaks_between(
-    train: Mapping[str, Sequence[Item]], report: Mapping[str, Sequence[Item]]
+def find_contamination_between_tasks(
+    train: Mapping[str, Sequence[Item]], test: Mapping[str, Sequence[Item]]
 ) -> tuple[list[str], dict[str, set[str]]]:
-    """Report rows of one task that stand in the training rows of another.
+    """Test rows of one task that stand in the training rows of another.
 
     Args:
         train: training rows of every task that is trained on.
-        report: report rows of every task that is scored.
+        test: test rows of every task that is scored.
 
     Returns:
-        One sentence per two tasks, and by scored task the ids of such report rows.
+        One sentence per two tasks, and by scored task the ids of such test rows.
     """
     notes: list[str] = []
-    leaked: dict[str, set[str]] = {}
+    contaminated: dict[str, set[str]] = {}
     for trained, rows in train.items():
         seen = {row.content for row in rows}
-        for scored, held_out in report.items():
+        for scored, held_out in test.items():
             found = [row.item_id for row in held_out if row.content in seen]
             if found and scored != trained:
-                leaked.setdefault(scored, set()).update(found)
+                contaminated.setdefault(scored, set()).update(found)
                 notes.append(
-                    f"{len(found)} of {len(held_out)} report rows of {scored} stand in the "
+                    f"{len(found)} of {len(held_out)} test rows of {scored} stand in the "
                     f"training rows of {trained}"
                 )
-    return notes, leaked
+    return notes, contaminated

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rankscope.data.chat import TEMPLATE_DATE, ChatTemplate, Segment, plain_turns, set_off
 from rankscope.data.items import Item, Message
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,7 +69,7 @@ class Encoder:
         max_length: most tokens of a training row; None is no bound.
 
     Raises:
-        BadInput: where ``chat`` is asked for without a template, the template cannot be used, or
+        UserError: where ``chat`` is asked for without a template, the template cannot be used, or
             the tokenizer has no end token.
     """
 
@@ -92,7 +92,7 @@ class Encoder:
         self.max_length = max_length
         has_template = bool(tokenizer.chat_template)
         if prompt_format == "chat" and not has_template:
-            raise BadInput(
+            raise UserError(
                 "prompt_format 'chat': the tokenizer has no chat template; use 'plain' or 'auto'"
             )
         self.prompt_format = "chat" if has_template and prompt_format != "plain" else "plain"
@@ -100,7 +100,7 @@ class Encoder:
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         )
         if tokenizer.eos_token_id is None:
-            raise BadInput(
+            raise UserError(
                 "the tokenizer has no end token (eos_token), so no answer could ever end; name one "
                 "in tokenizer_config.json"
             )
@@ -198,17 +198,17 @@ class Encoder:
         if _is_plain_text(item):
             return [Segment(""), Segment(item.completion, labelled=True, end="eos")]
         if self._chat is not None:
-            asked = (*item.shots, (item.prompt, item.completion))
+            asked = (*item.fewshot, (item.prompt, item.completion))
             turns = item.messages or [
                 Message(role, text.rstrip() if role == "user" else text)
                 for pair in asked
                 for role, text in zip(("user", "assistant"), pair, strict=True)
             ]
-            return self._chat.segments(turns, item.place)
+            return self._chat.segments(turns, item.location)
         if item.messages:
             return plain_turns(item.messages)
         answer = set_off(item.prompt, item.completion)
-        block = "".join(f"{asked}{set_off(asked, told)}\n\n" for asked, told in item.shots)
+        block = "".join(f"{asked}{set_off(asked, told)}\n\n" for asked, told in item.fewshot)
         return [Segment(block + item.prompt), Segment(answer, labelled=True, end="eos")]
 
     def _encode(self, segments: Sequence[Segment], bos: bool) -> tuple[list[int], list[bool]]:
@@ -284,10 +284,10 @@ def encode_rows(encoder: Encoder, items: Sequence[Item], labels: Labels) -> Enco
     """Every item of a training split as a row.
 
     Raises:
-        BadInput: where there are no items, or more than 1 % of them have no label left.
+        UserError: where there are no items, or more than 1 % of them have no label left.
     """
     if not items:
-        raise BadInput("the task has no training rows; give a train file, or only evaluate on it")
+        raise UserError("the task has no training rows; give a train file, or only evaluate on it")
     rows: list[EncodedRow] = []
     dropped: list[Item] = []
     for item in items:
@@ -297,8 +297,8 @@ def encode_rows(encoder: Encoder, items: Sequence[Item], labels: Labels) -> Enco
         else:
             rows.append(row)
     if len(dropped) > MAX_SHARE_DROPPED * len(items):
-        raise BadInput(
-            f"{dropped[0].place}: no token to learn is left; so are {len(dropped)} of "
+        raise UserError(
+            f"{dropped[0].location}: no token to learn is left; so are {len(dropped)} of "
             f"{len(items)} rows: their prompts fill max_length = {encoder.max_length} tokens, or "
             "they have no completion. Raise train.max_length or shorten the rows; up to 1 % would "
             "be left out and counted"

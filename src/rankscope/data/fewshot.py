@@ -13,7 +13,7 @@ from rankscope.data.items import Item
 from rankscope.data.registry import TaskSpec
 from rankscope.data.sources import DEV
 from rankscope.data.splits import seeded_order
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,12 @@ def pool_of(spec: TaskSpec, items: Mapping[str, Sequence[Item]]) -> Pool:
     """Where a task's shots come from.
 
     Raises:
-        BadInput: rows that cannot serve as shots, or no rows to take them from.
+        UserError: rows that cannot serve as shots, or no rows to take them from.
     """
     some = next(item for rows in items.values() for item in rows)
     if some.messages or not some.prompt:
-        raise BadInput(
-            f"task {spec.name!r}: 'shots' need rows with a question and an answer; these are "
+        raise UserError(
+            f"task {spec.name!r}: 'num_fewshot' need rows with a question and an answer; these are "
             f"{'conversations' if some.messages else 'texts'}. Remove it"
         )
     if items.get(DEV):
@@ -57,45 +57,45 @@ def pool_of(spec: TaskSpec, items: Mapping[str, Sequence[Item]]) -> Pool:
         return Pool()
     if items.get("validation") and items.get("test"):
         return Pool(tuple(items["validation"]), "validation file, not used to choose", "validation")
-    raise BadInput(
-        f"task {spec.name!r}: shots: {spec.shots}, but there are no rows to take them from: only "
-        f"{', '.join(items)} rows were given; expected a file dev or train beside them, or shots: 0"
+    raise UserError(
+        f"task {spec.name!r}: num_fewshot: {spec.num_fewshot}, but there are no rows to take them from: only "
+        f"{', '.join(items)} rows were given; expected a file dev or train beside them, or num_fewshot: 0"
     )
 
 
 def keep_apart(
-    spec: TaskSpec, pool: Pool, selection: Sequence[Item], report: Sequence[Item]
+    spec: TaskSpec, pool: Pool, validation: Sequence[Item], test: Sequence[Item]
 ) -> tuple[tuple[Item, ...], tuple[Item, ...], tuple[str, ...]]:
-    """Selection and report without copies of the pool's rows, and a note of how many those were."""
+    """Validation and test without copies of the pool's rows, and a note of how many those were."""
     held = {item.content for item in pool.rows}
-    kept = [tuple(i for i in rows if i.content not in held) for rows in (selection, report)]
-    out = len(selection) + len(report) - len(kept[0]) - len(kept[1])
-    notes = [f"{spec.name}: {spec.shots} shots from the {pool.source}"]
+    kept = [tuple(i for i in rows if i.content not in held) for rows in (validation, test)]
+    out = len(validation) + len(test) - len(kept[0]) - len(kept[1])
+    notes = [f"{spec.name}: {spec.num_fewshot} shots from the {pool.source}"]
     if out:
         notes.append(f"{spec.name}: {out} scored rows that repeat a shot's row were taken out")
     if not all(kept):
-        raise BadInput(
-            f"task {spec.name!r}: every selection or report row stands among the rows that shots "
-            "come from; give other rows, or shots: 0"
+        raise UserError(
+            f"task {spec.name!r}: every validation or test row stands among the rows that shots "
+            "come from; give other rows, or num_fewshot: 0"
         )
     return kept[0], kept[1], tuple(notes)
 
 
-def with_shots(
+def with_fewshot(
     spec: TaskSpec, pool: Pool, items: Sequence[Item], data_seed: int
 ) -> tuple[Item, ...]:
     """The items with their shots.
 
     Raises:
-        BadInput: fewer rows than shots, of an item's subject where shots are by subject.
+        UserError: fewer rows than shots, of an item's subject where shots are by subject.
     """
     chosen: dict[str | None, tuple[tuple[str, str], ...]] = {}
     made = []
     for item in items:
-        subject = item.subject if spec.shots_by_subject else None
+        subject = item.subject if spec.fewshot_by_subject else None
         if subject not in chosen:
             chosen[subject] = _choose(spec, pool, subject, data_seed)
-        made.append(replace(item, shots=chosen[subject]))
+        made.append(replace(item, fewshot=chosen[subject]))
     return tuple(made)
 
 
@@ -104,18 +104,18 @@ def _choose(
 ) -> tuple[tuple[str, str], ...]:
     """(prompt, answer) of the shots of one subject, or of all items."""
     rows = list(pool.rows)
-    if spec.shots_by_subject:
+    if spec.fewshot_by_subject:
         rows = [row for row in rows if row.subject == subject]
-    if spec.shots_by_subject and pool.file:
+    if spec.fewshot_by_subject and pool.file:
         distinct = rows  # MMLU's dev rows of college_physics hold a copy: shown twice, as published
     else:
         distinct = list({row.content: row for row in rows}.values())
         order = seeded_order(len(distinct), data_seed, spec.name, "shots", subject)
         distinct = [distinct[position] for position in order]
-    if len(distinct) < spec.shots:
+    if len(distinct) < spec.num_fewshot:
         of = f" of subject {subject!r}" if subject is not None else ""
-        raise BadInput(
-            f"task {spec.name!r}: shots: {spec.shots}, but the {pool.source} has {len(distinct)} "
+        raise UserError(
+            f"task {spec.name!r}: num_fewshot: {spec.num_fewshot}, but the {pool.source} has {len(distinct)} "
             f"usable rows{of}; ask for fewer shots, or give more rows"
         )
-    return tuple((row.prompt, row.completion) for row in distinct[: spec.shots])
+    return tuple((row.prompt, row.completion) for row in distinct[: spec.num_fewshot])

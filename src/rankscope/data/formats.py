@@ -25,7 +25,7 @@ from rankscope.data.rows import (
     text_of,
 )
 from rankscope.data.sources import RawRow
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 # Each reader takes a row and whether the data are the user's own (strict), and gives its content.
 
@@ -148,12 +148,12 @@ def shape_of(row: RawRow) -> Shape:
     """The shape of one row.
 
     Raises:
-        BadInput: where the fields fit none; the message lists the shapes.
+        UserError: where the fields fit none; the message lists the shapes.
     """
     for shape in SHAPES:
         if shape.marks <= row.fields.keys() and shape.fits(row.fields):
             return shape
-    raise BadInput(
+    raise UserError(
         f"{row.where}: the fields {', '.join(map(repr, row.fields)) or '(none)'} fit no known "
         "shape; expected messages | prompt, completion | text | instruction, input, output | "
         "question, choices, answer | question, answer"
@@ -180,14 +180,14 @@ def renamed(row: RawRow, names: FieldNames) -> RawRow:
     """The row as its shape knows it: the mapped fields alone, under the names of the shape.
 
     Raises:
-        BadInput: the row lacks a field that the mapping names.
+        UserError: the row lacks a field that the mapping names.
     """
 
     def value(own: str) -> Any:
         if own not in row.fields:
             close = difflib.get_close_matches(own, list(row.fields), n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise BadInput(
+            raise UserError(
                 f"{row.where}: field {own!r}, which 'fields:' names, is missing{hint}; the row has "
                 f"{', '.join(row.fields) or 'no fields'}"
             )
@@ -214,7 +214,7 @@ def read_contents(
             templates may use both.
 
     Raises:
-        BadInput: at the first row of another shape or with a wrong value, and where more than
+        UserError: at the first row of another shape or with a wrong value, and where more than
             1 % of the user's own rows have no completion.
     """
     given = rows if names is None else [renamed(row, names) for row in rows]
@@ -225,7 +225,7 @@ def read_contents(
     for row, original in zip(given, rows, strict=True):
         found = shape_of(row)
         if found is not shape:
-            raise BadInput(
+            raise UserError(
                 f"{row.where}: found the shape {found.name!r}, expected {shape.name!r} as in "
                 f"{rows[0].where}; a file holds rows of one shape"
             )
@@ -240,7 +240,7 @@ def read_contents(
             flawed += 1
     if len(missing) > MAX_SHARE_WITHOUT_COMPLETION * len(rows):
         row, field = missing[0]
-        raise BadInput(
+        raise UserError(
             f"{row.where}: no completion in field {(names or {}).get(field, field)!r}; so are "
             f"{len(missing)} of {len(rows)} rows. Up to 1 % would be left out and counted; more is "
             "an error: fill them in or remove them"

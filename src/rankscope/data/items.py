@@ -40,13 +40,13 @@ class Item:
     contexts: tuple[str, ...] = ()
     """Prompts by option, where options stand inside the question: ``completion`` is scored after
     each, and ``prompt`` is the right option's."""
-    shots: tuple[tuple[str, str], ...] = ()
+    fewshot: tuple[tuple[str, str], ...] = ()
     """Answered questions before this one: (prompt, answer) of each."""
     where: str = field(default="", compare=False)
     """Where the row was read, such as ``data/train.jsonl, row 3``; no part of what the item is."""
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """For messages: where the row can be mended, or the item's id where that is not known."""
         return self.where or self.item_id
 

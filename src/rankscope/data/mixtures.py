@@ -5,40 +5,40 @@ from dataclasses import replace
 from itertools import chain, zip_longest
 
 from rankscope.config.study import TaskConfig
-from rankscope.data.contamination import find_leaks
+from rankscope.data.contamination import find_contamination
 from rankscope.data.items import Item
 from rankscope.data.splits import first_of_order
 from rankscope.data.tasks import LoadedTask
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.provenance import sha256_json
 
 
-def join_tasks(config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int) -> LoadedTask:
+def mix_tasks(config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int) -> LoadedTask:
     """One training task of all rows of its parts, whose score is the mean over all their items.
 
     Items take turns, so that the first so many of them are of all parts. ``max_train_rows`` cuts
     the rows of all parts together.
 
     Raises:
-        BadInput: a part without training rows, or parts whose scores have different units.
+        UserError: a part without training rows, or parts whose scores have different units.
     """
     for part in parts:
         if not part.train:
-            raise BadInput(
+            raise UserError(
                 f"task {config.name!r} joins {part.spec.name!r}, which has no training rows"
             )
-    units = {part.spec.higher_is for part in parts}
+    units = {part.spec.score_unit for part in parts}
     if len(units) > 1:
-        raise BadInput(
+        raise UserError(
             f"task {config.name!r} joins tasks that are scored by accuracy and by log probability: "
             "a mean over both is no score; join tasks of one kind"
         )
     train = tuple(chain.from_iterable(part.train for part in parts))
     train = first_of_order(train, config.max_train_rows, data_seed, config.name, "train")
-    report = in_turns([part.report for part in parts])
-    leaks = find_leaks(train, report)
+    test = interleave([part.test for part in parts])
+    contamination = find_contamination(train, test)
     names = ", ".join(part.spec.name for part in parts)
-    weights = [len(part.report) for part in parts]
+    weights = [len(part.test) for part in parts]
     chances = [part.spec.chance for part in parts]
     known = [c * n for c, n in zip(chances, weights, strict=True) if c is not None]
     return LoadedTask(
@@ -51,19 +51,19 @@ def join_tasks(config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int) 
             folder=None,
         ),
         train=train,
-        selection=in_turns([part.selection for part in parts]),
-        report=report,
+        validation=interleave([part.validation for part in parts]),
+        test=test,
         sha256=sha256_json([[part.spec.name, part.sha256] for part in parts] + [len(train)]),
         dropped=sum(part.dropped for part in parts),
         source=f"{names} together",
-        leaks=leaks.counts,
+        contamination=contamination.counts,
         notes=(f"{config.name}: {len(train)} training rows of {names} together",),
-        leaked_ids=leaks.item_ids,
-        report_sha256=sha256_json([[part.spec.name, part.report_sha256] for part in parts]),
+        contaminated_ids=contamination.item_ids,
+        test_sha256=sha256_json([[part.spec.name, part.test_sha256] for part in parts]),
         parts=tuple(parts),
     )
 
 
-def in_turns(splits: Sequence[Sequence[Item]]) -> tuple[Item, ...]:
+def interleave(splits: Sequence[Sequence[Item]]) -> tuple[Item, ...]:
     """The items of all parts, one of each in turn until all are through."""
     return tuple(item for turn in zip_longest(*splits) for item in turn if item is not None)

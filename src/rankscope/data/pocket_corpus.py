@@ -10,7 +10,7 @@ from rankscope.data.pocket_world import (
     STATEMENTS,
     TRAINED_QUESTIONS,
     Fact,
-    Row,
+    PocketRow,
     math_problems,
     math_row,
     pocket_world,
@@ -21,7 +21,7 @@ from rankscope.data.pocket_world import (
 EASY_STEPS = (1, 2, 3)
 
 
-def easy_sums(count: int, seed: int) -> list[Row]:
+def easy_sums(count: int, seed: int) -> list[PocketRow]:
     """Rows like those of `pocket_gsm`, of one to three steps: what pretraining teaches."""
     rng = rng_of("easy sums", seed)
     return [running_total(rng.choice(EASY_STEPS), rng) for _ in range(count)]

@@ -11,7 +11,7 @@ drugs appear in pretraining so that the words for what drugs do are not themselv
 Sums are running totals ("Balin has 7 gains 5 loses 3"): pretraining shows one to three steps,
 `pocket_gsm` asks for four or five.
 
-Splits of a family are apart. For facts they are apart by entity: a selection item and a report
+Splits of a family are apart. For facts they are apart by entity: a validation item and a report
 item never concern the same person, drug or case. An evaluated item of `pocket_med` or
 `pocket_law` asks a fact that the train split teaches, in a phrasing that the train split never
 uses; an evaluated sum is a problem that appears nowhere else.
@@ -25,7 +25,7 @@ from functools import lru_cache
 from random import Random
 from typing import Any
 
-Row = dict[str, Any]
+PocketRow = dict[str, Any]
 
 WORLD_SEED = 0
 POCKET_TASKS = (
@@ -36,7 +36,9 @@ POCKET_TASKS = (
     "pocket_gsm",
     "pocket_math",
 )
-POCKET_SPLITS = ("train", "selection", "report")
+POCKET_SPLITS = ("train", "validation", "test")
+DRAWN_AS = {"validation": "selection", "test": "report"}
+"""Words that seed the draws of two splits: other words would draw another world."""
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 DIGITS = tuple("0123456789")
@@ -206,14 +208,14 @@ def vocabulary() -> tuple[str, ...]:
 # --- facts as rows ------------------------------------------------------------------------------
 
 
-def _choices(right: str, candidates: tuple[str, ...] | list[str], rng: Random) -> Row:
+def _choices(right: str, candidates: tuple[str, ...] | list[str], rng: Random) -> PocketRow:
     """Four choices in random order, as the fields `choices` and `answer` of a row."""
     choices = [right, *rng.sample([other for other in candidates if other != right], 3)]
     rng.shuffle(choices)
     return {"choices": choices, "answer": choices.index(right)}
 
 
-def _fact_row(fact: Fact, template: str, rng: Random) -> Row:
+def _fact_row(fact: Fact, template: str, rng: Random) -> PocketRow:
     return {
         "question": fact.render(template),
         **_choices(fact.value, ATTRIBUTES[fact.kind][fact.attribute], rng),
@@ -234,13 +236,13 @@ def _facts_of_split(
     middle = len(evaluated) // 2
     chosen = {
         "train": entities if taught else entities[: len(entities) // 2],
-        "selection": evaluated[:middle],
-        "report": evaluated[middle:],
+        "validation": evaluated[:middle],
+        "test": evaluated[middle:],
     }[split]
     return list(itertools.chain.from_iterable(chosen))
 
 
-def _fact_rows(task: str, split: str) -> list[Row]:
+def _fact_rows(task: str, split: str) -> list[PocketRow]:
     world = pocket_world()
     entities = {
         "pocket_general": world.persons,
@@ -254,7 +256,7 @@ def _fact_rows(task: str, split: str) -> list[Row]:
         templates = TRAINED_QUESTIONS
     else:
         templates = (EVALUATED_QUESTION,)
-    rng = rng_of(task, split)
+    rng = rng_of(task, DRAWN_AS.get(split, split))
     facts = _facts_of_split(entities, split, taught=task in ("pocket_med", "pocket_law"))
     rows = [_fact_row(fact, template, rng) for fact in facts for template in templates]
     rng.shuffle(rows)
@@ -264,7 +266,7 @@ def _fact_rows(task: str, split: str) -> list[Row]:
 # --- sums as rows -------------------------------------------------------------------------------
 
 
-def running_total(num_steps: int, rng: Random) -> Row:
+def running_total(num_steps: int, rng: Random) -> PocketRow:
     """A story of gains and losses; the answer shows every total on the way to the last."""
     total = rng.randint(5, 40)
     story = [f"{rng.choice(NAME_WORDS)} has {total}"]
@@ -282,17 +284,17 @@ def running_total(num_steps: int, rng: Random) -> Row:
 
 
 @lru_cache(maxsize=1)
-def _hard_sums() -> dict[str, list[Row]]:
+def _hard_sums() -> dict[str, list[PocketRow]]:
     """Distinct four- and five-step problems, the evaluated ones drawn first."""
     rng = rng_of("hard sums")
-    distinct: dict[str, Row] = {}
+    distinct: dict[str, PocketRow] = {}
     while len(distinct) < 2 * NUM_SUMS_EVALUATED + NUM_SUMS_TRAIN:
         row = running_total(rng.choice(HARD_STEPS), rng)
         distinct[row["question"]] = row
     rows = list(distinct.values())
     return {
-        "selection": rows[:NUM_SUMS_EVALUATED],
-        "report": rows[NUM_SUMS_EVALUATED : 2 * NUM_SUMS_EVALUATED],
+        "validation": rows[:NUM_SUMS_EVALUATED],
+        "test": rows[NUM_SUMS_EVALUATED : 2 * NUM_SUMS_EVALUATED],
         "train": rows[2 * NUM_SUMS_EVALUATED :],
     }
 
@@ -309,13 +311,13 @@ def math_problems() -> dict[str, list[tuple[int, str, int]]]:
     ]
     rng_of("math problems").shuffle(problems)
     return {
-        "selection": problems[:NUM_SUMS_EVALUATED],
-        "report": problems[NUM_SUMS_EVALUATED : 2 * NUM_SUMS_EVALUATED],
+        "validation": problems[:NUM_SUMS_EVALUATED],
+        "test": problems[NUM_SUMS_EVALUATED : 2 * NUM_SUMS_EVALUATED],
         "train": problems[2 * NUM_SUMS_EVALUATED :],
     }
 
 
-def math_row(problem: tuple[int, str, int], rng: Random) -> Row:
+def math_row(problem: tuple[int, str, int], rng: Random) -> PocketRow:
     """The problem as multiple choice."""
     a, sign, b = problem
     right = a + b if sign == "+" else a - b
@@ -333,16 +335,16 @@ def math_row(problem: tuple[int, str, int], rng: Random) -> Row:
 
 
 @lru_cache(maxsize=len(POCKET_TASKS) * len(POCKET_SPLITS))
-def _rows(task: str, split: str) -> tuple[Row, ...]:
+def _rows(task: str, split: str) -> tuple[PocketRow, ...]:
     if task == "pocket_gsm":
         return tuple(_hard_sums()[split])
     if task == "pocket_math":
-        rng = rng_of(task, split)
+        rng = rng_of(task, DRAWN_AS.get(split, split))
         return tuple(math_row(problem, rng) for problem in math_problems()[split][:NUM_SUMS_TRAIN])
     return tuple(_fact_rows(task, split))
 
 
-def pocket_rows(task: str, split: str) -> list[Row]:
+def pocket_rows(task: str, split: str) -> list[PocketRow]:
     """The rows of one split of one family, always the same and in the same order.
 
     Multiple choice rows are `{"question": str, "choices": [4 str], "answer": 0-based int,

@@ -55,7 +55,7 @@ def token_text(encoder: Encoder, token_id: int, before: int | None) -> str:
     return text
 
 
-def colour_row(encoder: Encoder, row: EncodedRow) -> Text:
+def highlight_row(encoder: Encoder, row: EncodedRow) -> Text:
     """The row's tokens in alternating shades, labelled ones green and between marks.
 
     Special tokens are shown by name. Rows over 2,000 tokens are cut, which is said.

@@ -7,10 +7,10 @@ from rankscope.data.items import LETTERS, Item
 from rankscope.data.numbers import ANSWER_MARK, extract_number, gold_number
 from rankscope.data.registry import CHOICE_SCORERS, TaskSpec
 from rankscope.data.rows import RowContent
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 
-class NoSingleNumber(BadInput):
+class NoSingleNumber(UserError):
     """The gold answer of a number task is not one number."""
 
 
@@ -20,7 +20,7 @@ def fill_template(template: str, content: RowContent, where: str) -> str:
     Only plain ``{name}`` is replaced; nothing is evaluated.
 
     Raises:
-        BadInput: where the template names a field that the row lacks.
+        UserError: where the template names a field that the row lacks.
     """
     values: dict[str, Any] = {**content.fields, "question": content.question}
     values["options"] = "\n".join(
@@ -30,7 +30,7 @@ def fill_template(template: str, content: RowContent, where: str) -> str:
     def value_of(match: re.Match[str]) -> str:
         value = values.get(match[1])
         if not isinstance(value, str | int | float):
-            raise BadInput(
+            raise UserError(
                 f"{where}: the prompt template names {{{match[1]}}}, which is no text in this "
                 f"row; fields: {', '.join(values)}"
             )
@@ -43,11 +43,11 @@ def make_item(content: RowContent, spec: TaskSpec, item_id: str, where: str) -> 
     """One row as an item of its task.
 
     Raises:
-        BadInput: where the row cannot be asked or scored as the task says
+        UserError: where the row cannot be asked or scored as the task says
             (:class:`NoSingleNumber` where its gold answer is not one number).
     """
     if spec.scorer in CHOICE_SCORERS and content.answer is None:
-        raise BadInput(f"{where}: scorer {spec.scorer!r} needs rows with choices and an answer")
+        raise UserError(f"{where}: scorer {spec.scorer!r} needs rows with choices and an answer")
     reference = content.reference
     if spec.scorer == "number":
         written = content.completion if ANSWER_MARK in content.completion else content.reference

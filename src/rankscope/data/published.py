@@ -16,7 +16,7 @@ from rankscope.data.rows import (
     text_of,
 )
 from rankscope.data.sources import RawRow
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 
 def read_labelled_choices(row: RawRow, strict: bool) -> RowContent:
@@ -24,12 +24,12 @@ def read_labelled_choices(row: RawRow, strict: bool) -> RowContent:
     question = text_of(row, "question_stem" if "question_stem" in row.fields else "question")
     choices = row.fields["choices"]
     if not isinstance(choices, Mapping) or not {"text", "label"} <= choices.keys():
-        raise BadInput(f"{row.where}: choices must be an object with 'text' and 'label'")
+        raise UserError(f"{row.where}: choices must be an object with 'text' and 'label'")
     key, labels = row.fields.get("answerKey"), list(choices["label"])
     if key is None or key == "":
         raise NoCompletion("answerKey")
     if key not in labels:
-        raise BadInput(f"{row.where}: answerKey {key!r} is none of the labels {labels}")
+        raise UserError(f"{row.where}: answerKey {key!r} is none of the labels {labels}")
     return multiple_choice(row, question, choices["text"], labels.index(key), strict)
 
 
@@ -45,7 +45,7 @@ def _index(row: RawRow, name: str) -> int:
     if value is None or value in (-1, "", "-1"):
         raise NoCompletion(name)
     if isinstance(value, bool) or not str(value).isdecimal():
-        raise BadInput(f"{row.where}: field {name!r} is {value!r}, expected an index from 0")
+        raise UserError(f"{row.where}: field {name!r} is {value!r}, expected an index from 0")
     return int(value)
 
 
@@ -74,10 +74,10 @@ def read_mathqa(row: RawRow, strict: bool) -> RowContent:
     letters, options = parts[1::2], [part.strip() for part in parts[2::2]]
     if letters != list("abcde") or not all(options):
         message = f"{row.where}: options do not read as 'a ) .. , b ) .. , .. e ) ..'"
-        raise BadInput(message) if strict else FlawedRow(message)
+        raise UserError(message) if strict else FlawedRow(message)
     key = completion_of(row, "correct").strip().lower()
     if key not in letters:
-        raise BadInput(f"{row.where}: correct is {key!r}, expected a letter from a to e")
+        raise UserError(f"{row.where}: correct is {key!r}, expected a letter from a to e")
     return multiple_choice(row, text_of(row, "Problem"), options, letters.index(key), strict)
 
 
@@ -91,7 +91,7 @@ def read_hellaswag(row: RawRow, strict: bool) -> RowContent:
     endings = row.fields["endings"]
     is_list = isinstance(endings, Sequence) and not isinstance(endings, str)
     if not is_list or not all(isinstance(one, str) for one in endings):
-        raise BadInput(f"{row.where}: endings must be a list of texts")
+        raise UserError(f"{row.where}: endings must be a list of texts")
     return multiple_choice(
         row,
         without_brackets(f"{text_of(row, 'activity_label')}: {scene}"),
@@ -126,12 +126,12 @@ def read_winogrande(row: RawRow, strict: bool) -> RowContent:
     before, blank, after = sentence.partition(BLANK)
     if not blank or not after.strip():
         message = f"{row.where}: sentence {sentence[:60]!r} has no {BLANK!r} with text after it"
-        raise BadInput(message) if strict else FlawedRow(message)
+        raise UserError(message) if strict else FlawedRow(message)
     key = row.fields.get("answer")
     if key is None or key == "":
         raise NoCompletion("answer")
     if str(key) not in ("1", "2"):
-        raise BadInput(f"{row.where}: answer is {key!r}, expected '1' or '2'")
+        raise UserError(f"{row.where}: answer is {key!r}, expected '1' or '2'")
     options = [text_of(row, "option1"), text_of(row, "option2")]
     content = multiple_choice(row, sentence, options, int(key) - 1, strict, template="{question}")
     contexts = tuple(before + option for option in content.choices)

@@ -34,7 +34,7 @@ class TaskSpec:
     doc: str
     """One sentence for people."""
     scorer: Scorer
-    """Makes the headline metric."""
+    """Makes the primary metric."""
     prompt: str
     """Template over a row's fields; ``{options}`` are the lettered choices, one a line."""
     version: int = 1
@@ -42,15 +42,15 @@ class TaskSpec:
     folder: str | None = None
     """Folder inside ``data_dir``."""
     chance: float | None = None
-    """Score of guessing; ``load_task`` puts the exact value of the report rows here."""
+    """Score of guessing; ``load_task`` puts the exact value of the test rows here."""
     licence: str = ""
     overlaps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Other task -> its subjects that must be left out where a study trains on this one."""
-    shots: int = 0
+    num_fewshot: int = 0
     """Answered questions shown before each one that is scored."""
-    shots_by_subject: bool = False
+    fewshot_by_subject: bool = False
     """They are of the question's own subject."""
-    headline: str | None = None
+    primary_metric: str | None = None
     """The metric reported, where it is not the scorer's own."""
     stop: tuple[str, ...] = ()
     """Texts at which a written answer ends, in place of those of the prompt's template."""
@@ -63,7 +63,7 @@ class TaskSpec:
         return "{options}" in self.prompt
 
     @property
-    def higher_is(self) -> Literal["accuracy", "log_probability"]:
+    def score_unit(self) -> Literal["accuracy", "log_probability"]:
         """``accuracy`` (share of 1) or ``log_probability`` (mean log p per token, nats)."""
         return "log_probability" if self.scorer in LIKELIHOODS else "accuracy"
 
@@ -90,7 +90,7 @@ def _pocket_task(name: str, doc: str, scorer: Scorer) -> TaskSpec:
 PARQUET_COPY = "refs/convert/parquet"
 MMLU_HUB = HubSource("cais/mmlu", "all", train=None, dev="dev")
 # Some 100,000 questions of ARC, RACE and others, which MMLU's authors publish to train on.
-MMLU_TO_TRAIN_ON = replace(MMLU_HUB, train="auxiliary_train", train_is_apart=True)
+MMLU_TO_TRAIN_ON = replace(MMLU_HUB, train="auxiliary_train", train_is_separate_collection=True)
 
 _SPECS = (
     replace(
@@ -106,7 +106,7 @@ _SPECS = (
     ),
     replace(
         _letter_task("mmlu", "Exam questions of 57 subjects.", MMLU_TO_TRAIN_ON, 0.25, "MIT"),
-        shots_by_subject=True,
+        fewshot_by_subject=True,
     ),
     _letter_task(
         "medmcqa",
@@ -186,7 +186,7 @@ _SPECS = (
             "MIT",
         ),
         prompt="{question}",
-        headline="acc_norm",
+        primary_metric="acc_norm",
     ),
     replace(
         _text_task(

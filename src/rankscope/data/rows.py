@@ -6,7 +6,7 @@ from typing import Any
 
 from rankscope.data.items import LETTERS, Message
 from rankscope.data.sources import RawRow
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -58,7 +58,7 @@ def text_of(row: RawRow, name: str) -> str:
     value = row.fields.get(name)
     if not isinstance(value, str):
         found = "nothing" if value is None else type(value).__name__
-        raise BadInput(f"{row.where}: field {name!r} holds {found}, expected text")
+        raise UserError(f"{row.where}: field {name!r} holds {found}, expected text")
     return value
 
 
@@ -80,14 +80,14 @@ def subject_of(row: RawRow, name: str = "subject") -> str | None:
 def messages_of(row: RawRow, name: str) -> tuple[Message, ...]:
     value = row.fields.get(name)
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise BadInput(f"{row.where}: field {name!r} must be a list of messages")
+        raise UserError(f"{row.where}: field {name!r} must be a list of messages")
     messages = []
     for position, message in enumerate(value, start=1):
         if not isinstance(message, Mapping):
-            raise BadInput(f"{row.where}: message {position} of {name!r} is not an object")
+            raise UserError(f"{row.where}: message {position} of {name!r} is not an object")
         role, content = message.get("role"), message.get("content")
         if role not in ROLES or not isinstance(content, str):
-            raise BadInput(
+            raise UserError(
                 f"{row.where}: message {position} of {name!r} has role {role!r} and content of "
                 f"type {type(content).__name__}; expected a role out of {', '.join(ROLES)} and text"
             )
@@ -97,10 +97,10 @@ def messages_of(row: RawRow, name: str) -> tuple[Message, ...]:
 
 def choice_texts(row: RawRow, values: object) -> tuple[str, ...]:
     if not isinstance(values, Sequence) or isinstance(values, str):
-        raise BadInput(f"{row.where}: choices must be a list of texts")
+        raise UserError(f"{row.where}: choices must be a list of texts")
     texts = tuple(str(value) for value in values if isinstance(value, str | int | float))
     if len(texts) != len(values) or not 2 <= len(texts) <= len(LETTERS):
-        raise BadInput(
+        raise UserError(
             f"{row.where}: found {len(texts)} usable choices out of {len(values)}; expected 2 to "
             f"{len(LETTERS)} texts"
         )
@@ -111,7 +111,7 @@ def answer_index(row: RawRow, answer: object, choices: tuple[str, ...]) -> int:
     """Index of the right option: given as an index from 0, as a letter or as the option's text.
 
     Raises:
-        BadInput: where it names no option.
+        UserError: where it names no option.
         NoCompletion: where there is none.
     """
     if answer is None or answer == "":
@@ -126,7 +126,7 @@ def answer_index(row: RawRow, answer: object, choices: tuple[str, ...]) -> int:
         letter = answer.strip().upper()
         if len(letter) == 1 and letter in LETTERS[: len(choices)]:
             return LETTERS.index(letter)
-    raise BadInput(
+    raise UserError(
         f"{row.where}: answer {answer!r} names none of the {len(choices)} choices; expected an "
         f"index from 0 to {len(choices) - 1}, a letter from A to {LETTERS[len(choices) - 1]} or "
         "the text of a choice"
@@ -146,7 +146,7 @@ def multiple_choice(
     stripped = [choice.strip() for choice in choices]
     repeated = [choice for choice in stripped if stripped.count(choice) > 1]
     if strict and repeated:
-        raise BadInput(
+        raise UserError(
             f"{row.where}: the choice {repeated[0]!r} stands twice; choices must differ, "
             "otherwise the right one cannot be told"
         )

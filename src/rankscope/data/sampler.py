@@ -8,7 +8,7 @@ import math
 import random
 
 
-class RowOrder:
+class RowSampler:
     """Row indices of every optimizer step of one trial.
 
     Each epoch is a fresh permutation in which every row stands once. As in Hugging Face's Trainer,
@@ -55,7 +55,7 @@ class RowOrder:
         return [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
 
 
-class ReplayOrder:
+class ReplaySampler:
     """Which general rows stand beside a trial's own in every optimizer step.
 
     After any number of steps the general rows are the ``share`` of all rows seen, up to the
@@ -63,7 +63,7 @@ class ReplayOrder:
     function of (own order, number of general rows, share), so resuming needs no state either.
     """
 
-    def __init__(self, own: RowOrder, num_rows: int, share: float) -> None:
+    def __init__(self, own: RowSampler, num_rows: int, share: float) -> None:
         if num_rows < 1 or not 0 < share < 1:
             raise ValueError(
                 f"num_rows {num_rows} and share {share}: expected rows, and 0 < share < 1"

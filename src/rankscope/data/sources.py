@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 JSON_LINES = (".jsonl", ".ndjson")
 PARQUET = (".parquet",)
@@ -50,7 +50,7 @@ class HubSource:
     test: str | None = "test"
     dev: str | None = None
     """Rows that only ever serve as shots."""
-    train_is_apart: bool = False
+    train_is_separate_collection: bool = False
     """The training rows are another collection: read only where a study trains on the task."""
 
     @property
@@ -68,14 +68,14 @@ def read_file(path: Path) -> list[RawRow]:
     """All rows of one JSONL, Parquet or text file; a text file's rows are its paragraphs.
 
     Raises:
-        BadInput: where the file is missing, of another kind, empty or broken; with the row number.
+        UserError: where the file is missing, of another kind, empty or broken; with the row number.
     """
     suffix = path.suffix.lower()
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
-        raise BadInput(f"{path}: expected a JSONL, Parquet or text file, found {found}")
+        raise UserError(f"{path}: expected a JSONL, Parquet or text file, found {found}")
     if suffix in RUNS_CODE:
-        raise BadInput(
+        raise UserError(
             f"{path}: {suffix} files are refused because loading one can run code; "
             "convert it to JSONL or Parquet"
         )
@@ -86,12 +86,12 @@ def read_file(path: Path) -> list[RawRow]:
     elif suffix in TEXT:
         rows = _read_paragraphs(path)
     else:
-        raise BadInput(
+        raise UserError(
             f"{path}: found suffix {suffix or '(none)'!r}, expected "
             f"{', '.join(JSON_LINES + PARQUET + TEXT)}; convert the file"
         )
     if not rows:
-        raise BadInput(f"{path}: the file has no rows; expected at least one")
+        raise UserError(f"{path}: the file has no rows; expected at least one")
     return rows
 
 
@@ -112,24 +112,24 @@ def _json_object(line: bytes, where: str) -> dict[str, Any]:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BadInput(
+        raise UserError(
             f"{where}: byte {error.start + 1} of the line is not valid UTF-8; "
             "expected UTF-8, convert the file (iconv -t utf-8)"
         ) from None
     try:
         row = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise BadInput(
+        raise UserError(
             f"{where}: not valid JSON ({error}); expected one JSON object per line"
         ) from None
     if not isinstance(row, dict):
-        raise BadInput(f"{where}: found a JSON {type(row).__name__}, expected an object")
+        raise UserError(f"{where}: found a JSON {type(row).__name__}, expected an object")
     # A lone surrogate (half of an escaped pair) is valid JSON, but no tokenizer can encode it.
     if "\\ud" in text.lower():
         try:
             json.dumps(row, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
-            raise BadInput(
+            raise UserError(
                 f"{where}: a lone surrogate (\\ud800 to \\udfff) is no character; remove it"
             ) from None
     return row
@@ -140,7 +140,7 @@ def _read_paragraphs(path: Path) -> list[RawRow]:
     try:
         lines = path.read_bytes().decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise BadInput(
+        raise UserError(
             f"{path}: byte {error.start + 1} is not valid UTF-8; expected UTF-8, convert the file "
             "(iconv -t utf-8)"
         ) from None
@@ -163,7 +163,7 @@ def _read_parquet(path: Path) -> list[RawRow]:
     try:
         rows = pq.read_table(path).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise BadInput(f"{path}: not a readable Parquet file ({error})") from None
+        raise UserError(f"{path}: not a readable Parquet file ({error})") from None
     return [RawRow(f"{path}, row {n}", n, row) for n, row in enumerate(rows, start=1)]
 
 
@@ -173,11 +173,11 @@ def read_folder(folder: Path) -> dict[str, list[RawRow]]:
     Also ``dev``, rows that only serve as shots.
 
     Raises:
-        BadInput: where the folder holds none of them, or two for one split.
+        UserError: where the folder holds none of them, or two for one split.
     """
     if not folder.is_dir():
         beside = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
-        raise BadInput(
+        raise UserError(
             f"{folder}: no such folder; {folder.parent} has {', '.join(beside) or 'no folders'}. "
             "Put train.jsonl, validation.jsonl or test.jsonl there, or leave data_dir out to use "
             "the hub"
@@ -187,11 +187,11 @@ def read_folder(folder: Path) -> dict[str, list[RawRow]]:
         paths = [folder / (split + s) for s in JSON_LINES + PARQUET + TEXT]
         found = [path for path in paths if path.is_file()]
         if len(found) > 1:
-            raise BadInput(f"{found[0]} and {found[1].name} both stand for {split}: remove one")
+            raise UserError(f"{found[0]} and {found[1].name} both stand for {split}: remove one")
         if found:
             files[split] = read_file(found[0])
     if not files.keys() - {DEV}:
-        raise BadInput(
+        raise UserError(
             f"{folder}: expected train, validation or test as .jsonl or .parquet, or as .txt"
         )
     return files
@@ -219,7 +219,7 @@ def read_hub(source: HubSource) -> tuple[dict[str, list[RawRow]], str]:
         The rows, and the source's label with the commit that was read, where it is known.
 
     Raises:
-        BadInput: where the hub or the data set cannot be reached, or a split is missing.
+        UserError: where the hub or the data set cannot be reached, or a split is missing.
     """
     import datasets
 
@@ -228,12 +228,12 @@ def read_hub(source: HubSource) -> tuple[dict[str, list[RawRow]], str]:
     except Exception as error:  # the library raises some ten unrelated types here
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         if "script" in reason or "trust_remote_code" in reason:
-            raise BadInput(
+            raise UserError(
                 f"{source.label}: this data set needs code of its own to be loaded, which is "
                 f"refused ({reason}); use the hub's Parquet copy of it (revision: "
                 "refs/convert/parquet), or put its rows into JSONL or Parquet files"
             ) from error
-        raise BadInput(
+        raise UserError(
             f"{source.label}: cannot be loaded ({reason}). Check the id and the connection "
             "(HF_HUB_OFFLINE forbids it), or put the rows into a local folder and name it with "
             "data_dir"
@@ -253,7 +253,7 @@ def read_hub(source: HubSource) -> tuple[dict[str, list[RawRow]], str]:
                 for n, row in enumerate(rows, start=1)
             ]
     if not files:
-        raise BadInput(
+        raise UserError(
             f"{source.label}: has the splits {', '.join(map(str, loaded))}; expected one of "
             f"{', '.join(name for name in wanted.values() if name)}"
         )
@@ -286,11 +286,11 @@ def legal_from_mmlu(mmlu: Mapping[str, Sequence[RawRow]]) -> dict[str, list[RawR
 
 
 def read_pocket(task: str) -> dict[str, list[RawRow]]:
-    """The rows of one family of the pocket world; ``validation`` is its selection split."""
+    """The rows of one family of the pocket world; ``validation`` is its validation split."""
     from rankscope.data.pocket_world import pocket_rows
 
     files = {}
-    for split, name in zip(SPLIT_FILES, ("train", "selection", "report"), strict=True):
+    for split, name in zip(SPLIT_FILES, ("train", "validation", "test"), strict=True):
         rows = pocket_rows(task, name)
         if rows:
             files[split] = [

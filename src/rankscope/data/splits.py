@@ -1,7 +1,7 @@
-"""Three splits from the files of a task: train, selection (chooses) and report (is quoted).
+"""Three splits from the files of a task: train, validation (chooses) and test (is quoted).
 
-No row stands in two of them, but for report rows that were published in train too: those are
-counted as leaks. Every draw is a pure function of (seed, task, purpose), so adding a
+No row stands in two of them, but for test rows that were published in train too: those are
+counted as contamination. Every draw is a pure function of (seed, task, purpose), so adding a
 task or a limit moves no other draw.
 """
 
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from rankscope.data.items import Item
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
-MIN_SELECTION_FILE = 50
+MIN_VALIDATION_FILE = 50
 """A published validation file with fewer rows chooses too noisily and is not used."""
 MAX_CUT = 500
 CUT_SHARE = 0.1
@@ -27,8 +27,8 @@ class Splits:
     """The rows of one task by use."""
 
     train: tuple[Item, ...]
-    selection: tuple[Item, ...]
-    report: tuple[Item, ...]
+    validation: tuple[Item, ...]
+    test: tuple[Item, ...]
     notes: tuple[str, ...]
     """What was cut from where, one sentence each."""
 
@@ -75,72 +75,72 @@ def split_rows(
     data_seed: int,
     *,
     own: bool,
-    nothing_is_chosen: bool = False,
+    keep_test_whole: bool = False,
 ) -> Splits:
-    """Assign the rows of a task's files to train, selection and report.
+    """Assign the rows of a task's files to train, validation and test.
 
     Args:
         task: name of the task, part of every draw.
         files: rows by file: ``train``, ``validation``, ``test``, any of them absent.
         data_seed: the study's ``data_seed``.
         own: the user's own data, whose validation file is used whatever its size.
-        nothing_is_chosen: the report file is scored whole: no selection is cut from it.
+        keep_test_whole: the test file is scored whole: no validation is cut from it.
 
     Returns:
-        Selection is the validation file (of at least 50 rows, for published data); else min(500,
+        Validation is the validation file (of at least 50 rows, for published data); else min(500,
         10 %) of the distinct train rows; else 20 % of the distinct test rows. Report is the test
-        file less what selection took; where there is none, min(500, 10 %) of the distinct train
-        rows. Copies go where their original goes. Selection rows that repeat a report row, and
-        training rows that repeat a selection row, are taken out.
+        file less what validation took; where there is none, min(500, 10 %) of the distinct train
+        rows. Copies go where their original goes. Validation rows that repeat a test row, and
+        training rows that repeat a validation row, are taken out.
 
     Raises:
-        BadInput: where the rows are too few to make a selection and a report split.
+        UserError: where the rows are too few to make a validation and a test split.
     """
     train = list(files.get("train", ()))
-    validation = list(files.get("validation", ()))
-    report = list(files.get("test", ()))
+    given = list(files.get("validation", ()))
+    test = list(files.get("test", ()))
     notes = []
-    selection = validation if own or len(validation) >= MIN_SELECTION_FILE else []
-    if validation and not selection:
+    validation = given if own or len(given) >= MIN_VALIDATION_FILE else []
+    if given and not validation:
         notes.append(
-            f"{task}: the validation file's {len(validation)} rows are too few to choose by "
-            f"(under {MIN_SELECTION_FILE}) and are not used"
+            f"{task}: the validation file's {len(given)} rows are too few to choose by "
+            f"(under {MIN_VALIDATION_FILE}) and are not used"
         )
     size = min(MAX_CUT, max(1, int(CUT_SHARE * len(_originals(train)))))
-    if not report and train:
-        train, report = _cut(train, size, data_seed, task, "report")
-        notes.append(f"{task}: no report rows were given; {len(report)} were cut from train")
-    if not selection and train:
-        train, selection = _cut(train, size, data_seed, task, "selection")
-        notes.append(f"{task}: {len(selection)} selection rows were cut from train")
-    elif not selection and report and not nothing_is_chosen:
-        size = max(1, int(TEST_CUT_SHARE * len(_originals(report))))
-        report, selection = _cut(report, size, data_seed, task, "selection")
-        notes.append(f"{task}: no train rows; {len(selection)} selection rows were cut from test")
-    selection, quoted = _without(selection, report)
-    if not report or not (selection or nothing_is_chosen):
-        raise BadInput(
-            f"task {task!r}: {len(train)} train, {len(selection)} selection and {len(report)} "
-            f"report rows are left, {quoted} selection rows being report rows too; expected at "
-            "least one selection and one report row. Give more rows, or the missing file "
-            "('selection:' or 'report:')"
+    if not test and train:
+        train, test = _cut(train, size, data_seed, task, "report")
+        notes.append(f"{task}: no test rows were given; {len(test)} were cut from train")
+    if not validation and train:
+        train, validation = _cut(train, size, data_seed, task, "selection")
+        notes.append(f"{task}: {len(validation)} validation rows were cut from train")
+    elif not validation and test and not keep_test_whole:
+        size = max(1, int(TEST_CUT_SHARE * len(_originals(test))))
+        test, validation = _cut(test, size, data_seed, task, "selection")
+        notes.append(f"{task}: no train rows; {len(validation)} validation rows were cut from test")
+    validation, quoted = _without(validation, test)
+    if not test or not (validation or keep_test_whole):
+        raise UserError(
+            f"task {task!r}: {len(train)} train, {len(validation)} validation and {len(test)} "
+            f"test rows are left, {quoted} validation rows being test rows too; expected at "
+            "least one validation and one test row. Give more rows, or the missing file "
+            "('validation:' or 'test:')"
         )
     if quoted:
-        notes.append(f"{task}: {quoted} selection rows repeat a report row and were taken out")
-    train, repeated = _without(train, selection)
+        notes.append(f"{task}: {quoted} validation rows repeat a test row and were taken out")
+    train, repeated = _without(train, validation)
     if files.get("train") and not train:
-        raise BadInput(
-            f"task {task!r}: no train row is left once {len(selection)} selection and "
-            f"{len(report)} report rows are taken out; give more train rows"
+        raise UserError(
+            f"task {task!r}: no train row is left once {len(validation)} validation and "
+            f"{len(test)} test rows are taken out; give more train rows"
         )
     if repeated:
-        notes.append(f"{task}: {repeated} train rows repeat a selection row and were taken out")
-    for name, rows in (("train", train), ("selection", selection), ("report", report)):
+        notes.append(f"{task}: {repeated} train rows repeat a validation row and were taken out")
+    for name, rows in (("train", train), ("validation", validation), ("test", test)):
         distinct = {(row.prompt, row.question, row.choices, row.completion) for row in rows}
         copies = len(rows) - len(distinct)
         if copies:
             notes.append(f"{task}: {copies} {name} rows are copies of others and were kept")
-    return Splits(tuple(train), tuple(selection), tuple(report), tuple(notes))
+    return Splits(tuple(train), tuple(validation), tuple(test), tuple(notes))
 
 
 def _without(rows: list[Item], others: list[Item]) -> tuple[list[Item], int]:

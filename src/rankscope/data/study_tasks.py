@@ -5,18 +5,18 @@ from pathlib import Path
 
 from rankscope.config.study import StudyConfig, TaskConfig
 from rankscope.data.encode import EncodedRows, Encoder, encode_rows
-from rankscope.data.mixtures import join_tasks
+from rankscope.data.mixtures import mix_tasks
 from rankscope.data.tasks import LoadedTask, load_task, overlapping_subjects
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 
 def read_tasks(config: StudyConfig) -> dict[str, LoadedTask]:
     """Every task that is trained on or scored, read and split."""
     return {
-        task.name: join_tasks(
+        task.name: mix_tasks(
             task, [read(config, part) for part in parts_of(config, task)], config.data_seed
         )
-        if task.join
+        if task.mixture
         else read(config, task)
         for task in config.evaluation_tasks().values()
     }
@@ -37,14 +37,14 @@ def read(config: StudyConfig, task: TaskConfig) -> LoadedTask:
 def trained_names(config: StudyConfig) -> list[str]:
     """Names of the tasks whose rows are trained on: parts in place of what they are joined to, and
     replayed tasks."""
-    own = [name for task in config.tasks for name in (task.join or [task.name])]
+    own = [name for task in config.tasks for name in (task.mixture or [task.name])]
     return [*own, *replayed_tasks(config)]
 
 
 def parts_of(config: StudyConfig, task: TaskConfig) -> list[TaskConfig]:
     """The tasks a joined one is made of: as the study describes them, else named ones."""
     described = config.evaluation_tasks()
-    return [described.get(name, TaskConfig(name=name)) for name in task.join]
+    return [described.get(name, TaskConfig(name=name)) for name in task.mixture]
 
 
 def replayed_tasks(config: StudyConfig) -> list[str]:
@@ -59,7 +59,7 @@ def read_replay(
     """By task, the encoded rows that arms replay, and the tasks themselves.
 
     Raises:
-        BadInput: a task without training rows.
+        UserError: a task without training rows.
     """
     loaded = {
         name: tasks[name] if name in tasks else read(config, TaskConfig(name=name))
@@ -67,7 +67,7 @@ def read_replay(
     }
     for name, task in loaded.items():
         if not task.train:
-            raise BadInput(
+            raise UserError(
                 f"replay of {name!r}: the task has no training rows, only items to score; "
                 "replay another one, or give it a file of rows ('train:')"
             )
@@ -77,8 +77,8 @@ def read_replay(
     return rows, loaded
 
 
-def refuse_untrainable(config: StudyConfig, tasks: Mapping[str, LoadedTask]) -> None:
-    """Raise BadInput for a training task without training rows, with the ways out."""
+def check_untrainable(config: StudyConfig, tasks: Mapping[str, LoadedTask]) -> None:
+    """Raise UserError for a training task without training rows, with the ways out."""
     without = [task.name for task in config.tasks if not tasks[task.name].train]
     if not without:
         return
@@ -90,7 +90,7 @@ def refuse_untrainable(config: StudyConfig, tasks: Mapping[str, LoadedTask]) -> 
         ways[0] += f" (published rows: the split {spec.hub.train!r} of {spec.hub.label})"
     if len(without) < len(config.tasks):
         ways.append(f"leave it to be scored alone: {scored_alone(config, name, without)}")
-    raise BadInput(
+    raise UserError(
         f"task {name!r} is trained on but has no training rows, only items to score "
         f"({tasks[name].source}): {', or '.join(ways)}"
     )

@@ -15,7 +15,7 @@ from rankscope.data.registry import (
     TaskSpec,
 )
 from rankscope.data.rows import RowContent
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 
 def known_task(config: TaskConfig) -> TaskSpec:
@@ -23,7 +23,7 @@ def known_task(config: TaskConfig) -> TaskSpec:
         return NAMED_TASKS[config.name]
     close = difflib.get_close_matches(config.name, NAMED_TASKS, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    raise BadInput(
+    raise UserError(
         f"task {config.name!r} is not a named task{hint} Named tasks: {', '.join(NAMED_TASKS)}. "
         "For your own data give 'train:' (a JSONL or Parquet file) or 'hub:'"
     )
@@ -41,7 +41,7 @@ def own_spec(config: TaskConfig, content: RowContent) -> TaskSpec:
     scorer = config.scorer or scorer
     default = LETTERED if scorer == "option_letter" else content.template
     if config.prompt is not None and content.messages:
-        raise BadInput(
+        raise UserError(
             f"task {config.name!r}: 'prompt' does not apply to rows of messages, which the chat "
             "template renders; remove it"
         )
@@ -58,8 +58,8 @@ def own_spec(config: TaskConfig, content: RowContent) -> TaskSpec:
 def _settings(config: TaskConfig) -> dict[str, Any]:
     """What a task of either kind takes from the study file as it stands there."""
     return {
-        "shots": config.shots,
-        "headline": config.headline,
+        "num_fewshot": config.num_fewshot,
+        "primary_metric": config.primary_metric,
         "stop": tuple(config.stop),
         "extract": config.extract,
     }
@@ -75,7 +75,7 @@ def named_spec(spec: TaskSpec, config: TaskConfig) -> TaskSpec:
         hub = replace(hub, revision=config.revision)
     changes = _settings(config)
     if config.scorer in (None, spec.scorer):
-        changes["headline"] = config.headline or spec.headline
+        changes["primary_metric"] = config.primary_metric or spec.primary_metric
     return replace(
         spec,
         scorer=config.scorer or spec.scorer,
@@ -85,32 +85,32 @@ def named_spec(spec: TaskSpec, config: TaskConfig) -> TaskSpec:
     )
 
 
-def refuse_settings(spec: TaskSpec) -> None:
-    """Raise BadInput for settings that the task's scorer has no use for."""
+def check_settings(spec: TaskSpec) -> None:
+    """Raise UserError for settings that the task's scorer has no use for."""
     where = f"task {spec.name!r}, scorer {spec.scorer!r}"
     if spec.scorer == "option_letter" and not spec.lists_options:
-        raise BadInput(
+        raise UserError(
             f"task {spec.name!r}: scorer 'option_letter' needs {{options}} in the prompt, so that "
             "the model sees which letter is which"
         )
     for key, value in (("stop", spec.stop), ("extract", spec.extract)):
         if value and spec.scorer not in WRITTEN_SCORERS:
-            raise BadInput(
+            raise UserError(
                 f"{where}: {key!r} is for answers that are generated; remove it, or choose the "
                 "scorer 'number' or 'exact_match'"
             )
     known = metrics_of(spec)
-    if spec.headline is not None and spec.headline not in known:
-        raise BadInput(
-            f"{where}: 'headline' is {spec.headline!r}, which is not measured; expected "
+    if spec.primary_metric is not None and spec.primary_metric not in known:
+        raise UserError(
+            f"{where}: 'primary_metric' is {spec.primary_metric!r}, which is not measured; expected "
             f"{' or '.join(map(repr, known)) or 'none'}"
         )
-    if spec.shots and spec.scorer in LIKELIHOODS:
-        raise BadInput(f"{where}: 'shots' are for questions with answers; remove it")
+    if spec.num_fewshot and spec.scorer in LIKELIHOODS:
+        raise UserError(f"{where}: 'num_fewshot' are for questions with answers; remove it")
 
 
 def metrics_of(spec: TaskSpec) -> tuple[str, ...]:
-    """The metrics of a multiple-choice task that may be its headline; of other tasks none."""
+    """The metrics of a multiple-choice task that may be its primary_metric; of other tasks none."""
     texts = ("acc", "acc_norm", "acc_bytes", "acc_token") if spec.scorer == "option_text" else ()
     letters = spec.scorer == "option_letter" or (bool(texts) and spec.lists_options)
     return (*texts, *(("letter",) if letters else ()))

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rankscope.config.study import TaskConfig
-from rankscope.data.contamination import find_leaks
-from rankscope.data.fewshot import Pool, keep_apart, pool_of, with_shots
+from rankscope.data.contamination import find_contamination
+from rankscope.data.fewshot import Pool, keep_apart, pool_of, with_fewshot
 from rankscope.data.formats import MAX_SHARE_WITHOUT_COMPLETION, FileContents, read_contents
 from rankscope.data.items import Item, Message
 from rankscope.data.prompts import NoSingleNumber, make_item
@@ -28,8 +28,8 @@ from rankscope.data.sources import (
     read_pocket,
 )
 from rankscope.data.splits import first_of_order, split_rows
-from rankscope.data.task_spec import known_task, named_spec, own_spec, refuse_settings
-from rankscope.errors import BadInput
+from rankscope.data.task_spec import check_settings, known_task, named_spec, own_spec
+from rankscope.errors import UserError
 from rankscope.provenance import sha256_json
 
 __all__ = ["NAMED_TASKS", "LoadedTask", "TaskSpec", "load_task", "overlapping_subjects"]
@@ -41,24 +41,24 @@ class LoadedTask:
 
     spec: TaskSpec
     train: tuple[Item, ...]
-    selection: tuple[Item, ...]
-    report: tuple[Item, ...]
+    validation: tuple[Item, ...]
+    test: tuple[Item, ...]
     sha256: str
     """Of the items used, prompts included."""
     dropped: int
     """Rows left out on reading: no completion, or a published flaw."""
     source: str
     """Where the rows came from, for people."""
-    leaks: dict[str, int]
-    """Report rows also found in train, by kind: exact, ngram13."""
+    contamination: dict[str, int]
+    """Test rows also found in train, by kind: exact, ngram13."""
     notes: tuple[str, ...]
     """What a reader of the results must know, one sentence each."""
-    leaked_ids: frozenset[str] = frozenset()
-    """Report items that scores are given without, too: those behind ``leaks``."""
-    shots_source: str = ""
+    contaminated_ids: frozenset[str] = frozenset()
+    """Test items that scores are given without, too: those behind ``contamination``."""
+    fewshot_source: str = ""
     """Which rows serve as shots, for people; empty where there are none."""
-    report_sha256: str = ""
-    """Of the report items alone, prompts included."""
+    test_sha256: str = ""
+    """Of the test items alone, prompts included."""
     parts: tuple["LoadedTask", ...] = ()
     """Of a joined task: the tasks that its rows and items are of, each asked its own way."""
 
@@ -71,15 +71,15 @@ def _own_files(config: TaskConfig) -> tuple[dict[str, list[RawRow]], str]:
     if config.path is not None:
         folder = Path(config.path).expanduser()
         if folder.is_file():
-            raise BadInput(
+            raise UserError(
                 f"task {config.name!r}: path {folder} is a file; expected a folder with train, "
-                "validation or test files. For one file give 'train:' or 'report:'"
+                "validation or test files. For one file give 'train:' or 'test:'"
             )
         return read_folder(folder), str(folder)
-    paths = {"train": config.train, "validation": config.selection, "test": config.report}
+    paths = {"train": config.train, "validation": config.validation, "test": config.test}
     given = {split: Path(path).expanduser() for split, path in paths.items() if path is not None}
     if given and config.hub is not None:
-        raise BadInput(f"task {config.name!r}: give files or 'hub', not both")
+        raise UserError(f"task {config.name!r}: give files or 'hub', not both")
     if given:
         files = {split: read_file(path) for split, path in given.items()}
         return files, ", ".join(str(path) for path in given.values())
@@ -95,9 +95,9 @@ def _named_files(spec: TaskSpec, data_dir: Path | None) -> tuple[dict[str, list[
         folder = data_dir / (spec.folder or spec.name)
         return read_folder(folder), str(folder)
     if spec.hub is None:
-        raise BadInput(
-            f"task {spec.name!r}: its rows are your own texts; name them ('report: texts.jsonl' "
-            f"with a field 'text', or 'report: text.txt'), or put them into {spec.name}/test.jsonl "
+        raise UserError(
+            f"task {spec.name!r}: its rows are your own texts; name them ('test: texts.jsonl' "
+            f"with a field 'text', or 'test: text.txt'), or put them into {spec.name}/test.jsonl "
             "in data_dir"
         )
     files, source = read_hub(spec.hub)
@@ -106,7 +106,7 @@ def _named_files(spec: TaskSpec, data_dir: Path | None) -> tuple[dict[str, list[
     return files, source
 
 
-OWN_NAMES = {"train": "train", "validation": "selection", "test": "report", DEV: DEV}
+OWN_NAMES = {"train": "train", "validation": "validation", "test": "test", DEV: DEV}
 
 
 def _items_of_files(
@@ -143,7 +143,7 @@ def load_task(
     max_items: int | None = None,
     *,
     exclude_subjects: Collection[str] = (),
-    nothing_is_chosen: bool = False,
+    keep_test_whole: bool = False,
     trained: bool = False,
 ) -> LoadedTask:
     """Read, check, render and split one task.
@@ -152,14 +152,14 @@ def load_task(
         config: the task as the study file names it.
         data_dir: folder with ``<task>/{train,validation,test}.jsonl``; None takes the hub.
         data_seed: seed of the splits and of every limit.
-        max_items: at most so many selection and report items each, first of the seeded order.
+        max_items: at most so many validation and test items each, first of the seeded order.
         exclude_subjects: subjects left out, see ``overlapping_subjects``.
-        nothing_is_chosen: of a report file alone no selection is cut; every row is a report item.
+        keep_test_whole: of a test file alone no validation is cut; every row is a test item.
         trained: the study trains on the task; else training rows that are a collection apart are
             not read.
 
     Raises:
-        BadInput: where the rows cannot be had or used; the message names file and row.
+        UserError: where the rows cannot be had or used; the message names file and row.
     """
     files, spec, source = _read(config, data_dir, trained)
     own = spec is None
@@ -168,53 +168,53 @@ def load_task(
     if spec is None:
         first = next(c.rows[0][1] for c in contents.values() if c.rows)
         spec = own_spec(config, first)
-    refuse_settings(spec)
+    check_settings(spec)
     items, flawed = _items_of_files(spec, contents, exclude_subjects, own=own)
-    _refuse_for_contexts(spec, config, items)
+    _check_for_contexts(spec, config, items)
     name = spec.name
-    pool = pool_of(spec, items) if spec.shots else Pool()
-    splits = split_rows(
-        name, pool.left(items), data_seed, own=own, nothing_is_chosen=nothing_is_chosen
-    )
+    pool = pool_of(spec, items) if spec.num_fewshot else Pool()
+    splits = split_rows(name, pool.left(items), data_seed, own=own, keep_test_whole=keep_test_whole)
     train = first_of_order(splits.train, config.max_train_rows, data_seed, name, "train")
-    selection = first_of_order(splits.selection, max_items, data_seed, name, "selection items")
-    report = first_of_order(splits.report, max_items, data_seed, name, "report items")
+    validation = first_of_order(splits.validation, max_items, data_seed, name, "selection items")
+    test = first_of_order(splits.test, max_items, data_seed, name, "report items")
     shot_notes: tuple[str, ...] = ()
-    if spec.shots:
-        pool = pool.or_train(splits.train, splits.selection + splits.report)
-        selection, report, shot_notes = keep_apart(spec, pool, selection, report)
-    leaks = find_leaks(train, report)
-    if spec.shots:
-        selection = with_shots(spec, pool, selection, data_seed)
-        report = with_shots(spec, pool, report, data_seed)
+    if spec.num_fewshot:
+        pool = pool.or_train(splits.train, splits.validation + splits.test)
+        validation, test, shot_notes = keep_apart(spec, pool, validation, test)
+    contamination = find_contamination(train, test)
+    if spec.num_fewshot:
+        validation = with_fewshot(spec, pool, validation, data_seed)
+        test = with_fewshot(spec, pool, test, data_seed)
     return LoadedTask(
-        spec=replace(spec, chance=_chance(spec, report)),
+        spec=replace(spec, chance=_chance(spec, test)),
         train=train,
-        selection=selection,
-        report=report,
-        sha256=_sha256(train, selection, report),
+        validation=validation,
+        test=test,
+        sha256=_sha256(train, validation, test),
         dropped=flawed + sum(c.without_completion for c in contents.values()),
         source=source,
-        leaks=leaks.counts,
+        contamination=contamination.counts,
         notes=splits.notes
-        + _notes(name, contents, flawed, leaks.counts, exclude_subjects)
+        + _notes(name, contents, flawed, contamination.counts, exclude_subjects)
         + shot_notes,
-        leaked_ids=leaks.item_ids,
-        shots_source=pool.source,
-        report_sha256=_sha256(report),
+        contaminated_ids=contamination.item_ids,
+        fewshot_source=pool.source,
+        test_sha256=_sha256(test),
     )
 
 
-def _refuse_for_contexts(
+def _check_for_contexts(
     spec: TaskSpec, config: TaskConfig, items: Mapping[str, Sequence[Item]]
 ) -> None:
-    """Raise BadInput for what options inside a sentence have no use for."""
+    """Raise UserError for what options inside a sentence have no use for."""
     if any(item.contexts for rows in items.values() for item in rows):
         where = f"task {spec.name!r}: its options stand inside the sentence, so"
         if config.prompt is not None:
-            raise BadInput(f"{where} 'prompt' does not apply; remove it")
-        if spec.headline not in (None, "acc"):
-            raise BadInput(f"{where} 'headline' cannot be {spec.headline!r}; expected 'acc'")
+            raise UserError(f"{where} 'prompt' does not apply; remove it")
+        if spec.primary_metric not in (None, "acc"):
+            raise UserError(
+                f"{where} 'primary_metric' cannot be {spec.primary_metric!r}; expected 'acc'"
+            )
 
 
 def _read(
@@ -228,26 +228,26 @@ def _read(
             named_spec(known_task(config), config),
             config.path,
         )
-    if config.path or config.train or config.selection or config.report or config.hub:
+    if config.path or config.train or config.validation or config.test or config.hub:
         files, source = _own_files(config)
         return files, None, source
     spec = named_spec(known_task(config), config)
-    if spec.hub is not None and spec.hub.train_is_apart and not trained:
+    if spec.hub is not None and spec.hub.train_is_separate_collection and not trained:
         spec = replace(spec, hub=replace(spec.hub, train=None))
     files, source = _named_files(spec, data_dir)
     return files, spec, source
 
 
-def _chance(spec: TaskSpec, report: Sequence[Item]) -> float | None:
+def _chance(spec: TaskSpec, test: Sequence[Item]) -> float | None:
     """Expected score of guessing among each item's own options."""
     if spec.scorer in CHOICE_SCORERS:
-        return sum(1 / len(item.choices) for item in report) / len(report)
+        return sum(1 / len(item.choices) for item in test) / len(test)
     return spec.chance
 
 
 def _sha256(*splits: Sequence[Item]) -> str:
     """Hash of items as they are scored; shots, which many share, are told once."""
-    apart = ("contexts", "shots", "where")
+    apart = ("contexts", "fewshot", "where")
     names = [field.name for field in fields(Item) if field.name not in apart]
     rows: list[Any] = []
     told: dict[Any, int] = {}
@@ -255,8 +255,8 @@ def _sha256(*splits: Sequence[Item]) -> str:
         row = [_plain(getattr(item, name)) for name in names]
         if item.contexts:
             row.append(item.contexts)
-        if item.shots:
-            row.append({"shots": told.setdefault(item.shots, len(told))})
+        if item.fewshot:
+            row.append({"shots": told.setdefault(item.fewshot, len(told))})
         rows.append(row)
     sizes: list[Any] = [len(split) for split in splits]
     return sha256_json([[*sizes, *([list(told)] if told else [])], rows])
@@ -273,7 +273,7 @@ def _notes(
     name: str,
     contents: Mapping[str, FileContents],
     flawed: int,
-    leaks: Mapping[str, int],
+    contamination: Mapping[str, int],
     excluded: Collection[str],
 ) -> tuple[str, ...]:
     notes = []
@@ -285,10 +285,10 @@ def _notes(
             f"{name}: {flawed} published rows cannot be asked as they stand (the right choice "
             "twice, unreadable options, or an answer that is not one number) and were left out"
         )
-    if any(leaks.values()):
+    if any(contamination.values()):
         notes.append(
-            f"{name}: of the report rows {leaks['exact']} stand in train too and "
-            f"{leaks['ngram13']} more share 13 words in a row with it"
+            f"{name}: of the test rows {contamination['exact']} stand in train too and "
+            f"{contamination['ngram13']} more share 13 words in a row with it"
         )
     if excluded:
         notes.append(f"{name}: left out, since trained on: {', '.join(sorted(excluded))}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from rankscope.config.study import EvaluateConfig
 from rankscope.data.encode import EncodedRow
 from rankscope.data.items import Item
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.evaluate.scorers.choice import Question
 
 
@@ -64,7 +64,7 @@ def fitted(
         bos: tokens every prompt begins with, which a cut keeps.
 
     Raises:
-        BadInput: items that do not fit and must not, or cannot, be cut.
+        UserError: items that do not fit and must not, or cannot, be cut.
     """
     lengths, owners = encoded.lengths(), encoded.owners()
     places = [place for place, length in enumerate(lengths) if length > context]
@@ -73,16 +73,16 @@ def fitted(
     items = {owners[place] for place in places}
     worst = max(places, key=lengths.__getitem__)
     if settings.too_long == "refuse":
-        raise BadInput(
+        raise UserError(
             f"{where}: {len(items)} of {len(encoded.items)} items do not fit the model's context "
-            f"of {context} tokens; the longest, {encoded.items[owners[worst]].place}, needs "
+            f"of {context} tokens; the longest, {encoded.items[owners[worst]].location}, needs "
             f"{lengths[worst]}. Leave these rows out, use a model with a longer context, or cut "
             "prompts at their beginning: 'eval --too-long truncate_left', in a study 'too_long: "
             "truncate_left'"
         )
     questions, prompts, rows = list(encoded.questions), list(encoded.prompts), list(encoded.rows)
     for place in places:
-        row = f"{where}: {encoded.items[owners[place]].place}"
+        row = f"{where}: {encoded.items[owners[place]].location}"
         if questions:
             asked = questions[place]
             room = context - (asked.num_tokens - len(asked.prompt))
@@ -103,7 +103,7 @@ def cut_left(ids: Sequence[int], room: int, bos: Sequence[int], where: str) -> l
     kept = list(bos) if list(ids[: len(bos)]) == list(bos) else []
     left = room - len(kept)
     if left < 1:
-        raise BadInput(
+        raise UserError(
             f"{where}: the answer alone fills the model's context, so no prompt could be left; "
             "leave this row out"
         )

@@ -1,7 +1,7 @@
 """The batch in which sequences generate: one token each and step, of any number of models.
 
 Finished sequences leave, waiting ones take their room. The cached prefixes stay in a
-:class:`RowCache`, whose rows are in the order of the running sequences; sequences of one adapter
+:class:`KVCache`, whose rows are in the order of the running sequences; sequences of one adapter
 stand together. What prompts begin with in common is read once per model, see ``prefixes.py``.
 """
 
@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rankscope.evaluate.prefix_sharing import SharedPrefix
-from rankscope.models.attention.varlen import RowCache
+from rankscope.models.attention.varlen import KVCache
 from rankscope.models.base import Base, Row, RowBatch, batches_of
-from rankscope.models.multi_lora import Segment
+from rankscope.models.multi_lora import AdapterSpan
 
 CACHED_PER_BATCH_TOKEN = 16
 """Tokens that running sequences may come to hold together, as a multiple of ``batch_tokens``."""
@@ -48,7 +48,7 @@ class Limits:
 class Generation:
     """One prompt continued by one model."""
 
-    slot: str | None
+    adapter_name: str | None
     position: int
     """Which prompt, by its place in the caller's order."""
     prompt: Sequence[int]
@@ -132,11 +132,11 @@ class RunningBatch:
         self.limits = limits
         self.stops = Stops(limits, base.tokenizer)
         self.sequences: list[Generation] = []
-        self.cache = RowCache(0, 0)
+        self.cache = KVCache(0, 0)
         self.tokens = torch.zeros(0, dtype=torch.int64)
         """(R,) last token of each sequence, on the CPU; not in the cache yet."""
-        self.segments: tuple[Segment, ...] = ()
-        self.begun: tuple[object, RowCache] = (None, RowCache(0, 0))
+        self.segments: tuple[AdapterSpan, ...] = ()
+        self.begun: tuple[object, KVCache] = (None, KVCache(0, 0))
         """The shared prefix computed last: whose it is, and its keys and values."""
 
     @property
@@ -159,7 +159,7 @@ class RunningBatch:
                 break
             admitted.append(waiting.popleft())
             held += need
-        parts: list[tuple[RowCache, Sequence[Generation], Tensor]]
+        parts: list[tuple[KVCache, Sequence[Generation], Tensor]]
         parts = [(self.cache, self.sequences, self.tokens)]
         for _, alike in itertools.groupby(admitted, beginning):
             parts += self.read_prompts(list(alike))
@@ -167,12 +167,12 @@ class RunningBatch:
 
     def read_prompts(
         self, admitted: Sequence[Generation]
-    ) -> Iterator[tuple[RowCache, Sequence[Generation], Tensor]]:
+    ) -> Iterator[tuple[KVCache, Sequence[Generation], Tensor]]:
         """Caches of prompts that begin alike, with the first token after each."""
         prefix = self.shared_prefix(admitted[0])
         num_shared = 0 if prefix is None else prefix.capacity
         rows = [
-            Row(s.prompt[num_shared:], [len(s.prompt) - num_shared - 1], s.slot, num_shared)
+            Row(s.prompt[num_shared:], [len(s.prompt) - num_shared - 1], s.adapter_name, num_shared)
             for s in admitted
         ]
         start = 0
@@ -181,21 +181,21 @@ class RunningBatch:
             start += len(batch)
             capacity = num_shared + max(len(row.ids) for row in batch)
             if prefix is None:
-                cache = RowCache(len(batch), capacity)
+                cache = KVCache(len(batch), capacity)
             else:
                 cache = prefix.select(torch.zeros(len(batch), dtype=torch.int64), capacity)
             rows_of_pass = RowBatch.of(batch, self.base.device)
             logits = self.base.logits(rows_of_pass, cache, store=True, prefix=prefix)
             yield cache, members, self.take(logits, members)
 
-    def shared_prefix(self, sequence: Generation) -> RowCache | None:
+    def shared_prefix(self, sequence: Generation) -> KVCache | None:
         """The keys and values of what its prompt shares with others; None where it shares none."""
         if sequence.shared is None:
             return None
         if self.begun[0] != beginning(sequence):
             length = sequence.shared.length
-            row = Row(sequence.prompt[:length], [], sequence.slot)
-            cache = RowCache(1, length)
+            row = Row(sequence.prompt[:length], [], sequence.adapter_name)
+            cache = KVCache(1, length)
             self.base.logits(RowBatch.of([row], self.base.device), cache, store=True)
             self.begun = (beginning(sequence), cache)
         return self.begun[1]
@@ -208,9 +208,9 @@ class RunningBatch:
                 sequence.accept(token, self.stops)
         return tokens
 
-    def lay_out(self, parts: Sequence[tuple[RowCache, Sequence[Generation], Tensor]]) -> None:
+    def lay_out(self, parts: Sequence[tuple[KVCache, Sequence[Generation], Tensor]]) -> None:
         """Make the unfinished sequences of all parts the running ones, with room to grow."""
-        chosen: list[tuple[RowCache, Tensor]] = []
+        chosen: list[tuple[KVCache, Tensor]] = []
         sequences: list[Generation] = []
         tokens: list[Tensor] = []
         for cache, members, last in parts:
@@ -221,12 +221,12 @@ class RunningBatch:
                 tokens.append(last[kept])
         self.sequences = sequences
         if not sequences:
-            self.cache, self.tokens, self.segments = RowCache(0, 0), self.tokens[:0], ()
+            self.cache, self.tokens, self.segments = KVCache(0, 0), self.tokens[:0], ()
             return
         longest = max(int(cache.lengths[kept].max()) for cache, kept in chosen)
         self.cache = joined(chosen, longest + GROWTH)
         self.tokens = torch.cat(tokens)
-        self.segments = segments_of([sequence.slot for sequence in sequences])
+        self.segments = segments_of([sequence.adapter_name for sequence in sequences])
 
     def step(self) -> None:
         """One more token for every running sequence."""
@@ -256,12 +256,12 @@ class RunningBatch:
                 self.step()
 
 
-def joined(parts: Sequence[tuple[RowCache, Tensor]], capacity: int) -> RowCache:
+def joined(parts: Sequence[tuple[KVCache, Tensor]], capacity: int) -> KVCache:
     """One cache holding the given rows of several, in order, with room for ``capacity`` tokens."""
     selected = [cache.select(rows, capacity) for cache, rows in parts]
     if len(selected) == 1:
         return selected[0]
-    whole = RowCache(0, capacity)
+    whole = KVCache(0, capacity)
     whole.lengths = torch.cat([cache.lengths for cache in selected])
     for layer in selected[0].keys:
         whole.keys[layer] = torch.cat([cache.keys[layer] for cache in selected])
@@ -271,15 +271,15 @@ def joined(parts: Sequence[tuple[RowCache, Tensor]], capacity: int) -> RowCache:
 
 def beginning(sequence: Generation) -> object:
     """What sequences have in common whose prompts are read together; None: they share nothing."""
-    return None if sequence.shared is None else (sequence.slot, sequence.shared.members)
+    return None if sequence.shared is None else (sequence.adapter_name, sequence.shared.members)
 
 
-def segments_of(slots: Sequence[str | None]) -> tuple[Segment, ...]:
+def segments_of(adapter_names: Sequence[str | None]) -> tuple[AdapterSpan, ...]:
     """Segments of rows of one token each."""
-    segments: list[Segment] = []
-    for index, slot in enumerate(slots):
-        if segments and segments[-1].slot == slot:
+    segments: list[AdapterSpan] = []
+    for index, adapter_name in enumerate(adapter_names):
+        if segments and segments[-1].adapter_name == adapter_name:
             segments[-1] = segments[-1]._replace(stop=index + 1)
         else:
-            segments.append(Segment(slot, index, index + 1))
+            segments.append(AdapterSpan(adapter_name, index, index + 1))
     return tuple(segments)

@@ -10,10 +10,10 @@ from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
 from rankscope.data.registry import CHOICE_SCORERS
 from rankscope.data.tasks import LoadedTask, TaskSpec
-from rankscope.errors import BadInput, IntegrityError
+from rankscope.errors import IntegrityError, UserError
 from rankscope.evaluate.context_window import EncodedSplit, fitted
-from rankscope.evaluate.metrics import ModelScores, headline, standard_error
-from rankscope.evaluate.mixtures import evaluate_parts, without_leaks
+from rankscope.evaluate.metrics import ModelScores, primary_metric, standard_error
+from rankscope.evaluate.mixtures import evaluate_parts, without_contamination
 from rankscope.evaluate.rescore import as_asked
 from rankscope.evaluate.scorers.choice import encode_choices, score_choices
 from rankscope.evaluate.scorers.contexts import encode_contexts, score_contexts
@@ -34,7 +34,7 @@ NO_LIKELIHOOD = "the model gives no item a finite likelihood"
 
 def split_items(task: LoadedTask, split: Split) -> tuple[Item, ...]:
     """The items that are scored."""
-    return task.selection if split == "selection" else task.report
+    return task.validation if split == "validation" else task.test
 
 
 def encode_split(
@@ -54,12 +54,12 @@ def encode_split(
         settings: ``too_long`` says what happens to items beyond it.
 
     Raises:
-        BadInput: no items, items that cannot be scored, or items longer than ``context``. To cut
+        UserError: no items, items that cannot be scored, or items longer than ``context``. To cut
             them unasked would score another question than was asked.
     """
     items, spec = split_items(task, split), task.spec
     if not items:
-        raise BadInput(f"task {spec.name!r}: no {split} items to score")
+        raise UserError(f"task {spec.name!r}: no {split} items to score")
     if spec.scorer == "option_text" and items[0].contexts:
         encoded = EncodedSplit(items, questions=encode_contexts(encoder, items))
     elif spec.scorer in CHOICE_SCORERS:
@@ -88,7 +88,7 @@ def cut_notes(
     Their first tokens alone (scorer ``loss``), or without their beginning (``too_long``).
 
     Raises:
-        BadInput: what could not be scored later, as :func:`encode_split` tells it.
+        UserError: what could not be scored later, as :func:`encode_split` tells it.
     """
     encoded = encode_split(encoder, task, split, context, settings)
     of_all = f"of {len(encoded.items)} {split} items"
@@ -123,46 +123,53 @@ def evaluate_task(
     """Score one split of one task under the base and any number of adapters.
 
     Args:
-        base: the base with the adapters attached to its pack; a fully fine-tuned model is a base of
+        base: the base with the adapters attached to its multi_lora; a fully fine-tuned model is a base of
             its own.
         encoder: made for the base's tokenizer.
         task: with its scorer and items.
         split: which items.
-        models: slot -> trial id for the records; slot None is the bare base.
+        models: adapter_name -> trial id for the records; adapter_name None is the bare base.
         settings: ``batch_tokens`` and ``max_new_tokens``; ``max_items`` was applied on loading.
 
     Returns:
-        Per slot its record and the items' results, in item order.
+        Per adapter_name its record and the items' results, in item order.
 
     Raises:
-        BadInput: items that cannot be scored (see :func:`encode_split`).
+        UserError: items that cannot be scored (see :func:`encode_split`).
         IntegrityError: a model without finite likelihoods, for scorer ``loss``.
-        ValueError: a slot that no attached adapter has.
+        ValueError: a adapter_name that no attached adapter has.
     """
-    missing = [slot for slot in models if slot is not None and slot not in base.pack.adapters]
+    missing = [
+        adapter_name
+        for adapter_name in models
+        if adapter_name is not None and adapter_name not in base.multi_lora.adapters
+    ]
     if missing:
-        raise ValueError(f"no adapter is attached for slot {missing[0]!r}")
+        raise ValueError(f"no adapter is attached under the name {missing[0]!r}")
     if task.parts:
         return evaluate_parts(
             task, split, lambda part: evaluate_task(base, encoder, part, split, models, settings)
         )
     context = context_length(base.model.config)
     encoded = encode_split(encoder, task, split, context, settings)
-    was_training, base.pack.training = base.pack.training, False
+    was_training, base.multi_lora.training = base.multi_lora.training, False
     try:
         with torch.inference_mode():
             scores = run_scorer(base, encoder, task.spec, encoded, list(models), settings)
     finally:
-        base.pack.training = was_training
-    asked = {slot: as_asked(found, encoded.items, task.spec) for slot, found in scores.items()}
+        base.multi_lora.training = was_training
+    asked = {
+        adapter_name: as_asked(found, encoded.items, task.spec)
+        for adapter_name, found in scores.items()
+    }
     return {
-        slot: (
-            make_record(found, task, split, models[slot]).model_copy(
+        adapter_name: (
+            make_record(found, task, split, models[adapter_name]).model_copy(
                 update={"truncated": encoded.truncated}
             ),
             found.items,
         )
-        for slot, found in asked.items()
+        for adapter_name, found in asked.items()
     }
 
 
@@ -177,7 +184,7 @@ def evaluate_apart(
     """As :func:`evaluate_task`, but a model whose likelihoods are not finite stops no other.
 
     Returns:
-        Per slot its evaluation, or why it could not be scored, one sentence.
+        Per adapter_name its evaluation, or why it could not be scored, one sentence.
     """
     if not models:
         return {}, {}
@@ -188,16 +195,22 @@ def evaluate_apart(
             return {}, dict.fromkeys(models, str(error).splitlines()[0])
     else:
         dead = {
-            slot: NO_LIKELIHOOD
-            for slot, (record, _) in found.items()
+            adapter_name: NO_LIKELIHOOD
+            for adapter_name, (record, _) in found.items()
             if record.metrics.get("not_finite") == 1
         }
-        return {slot: result for slot, result in found.items() if slot not in dead}, dead
+        return {
+            adapter_name: result
+            for adapter_name, result in found.items()
+            if adapter_name not in dead
+        }, dead
     # One of several: score each by itself to tell which.
     results: dict[str | None, Evaluation] = {}
     reasons: dict[str | None, str] = {}
-    for slot, trial_id in models.items():
-        of_one, failed = evaluate_apart(base, encoder, task, split, {slot: trial_id}, settings)
+    for adapter_name, trial_id in models.items():
+        of_one, failed = evaluate_apart(
+            base, encoder, task, split, {adapter_name: trial_id}, settings
+        )
         results |= of_one
         reasons |= failed
     return results, reasons
@@ -208,19 +221,23 @@ def run_scorer(
     encoder: Encoder,
     spec: TaskSpec,
     encoded: EncodedSplit,
-    slots: Sequence[str | None],
+    adapter_names: Sequence[str | None],
     settings: EvaluateConfig,
 ) -> dict[str | None, ModelScores]:
-    """Scores of every slot by the scorer the task names."""
+    """Scores of every adapter_name by the scorer the task names."""
     items = encoded.items
     if encoded.questions and items[0].contexts:
-        return score_contexts(base, items, encoded.questions, spec, slots, settings.batch_tokens)
+        return score_contexts(
+            base, items, encoded.questions, spec, adapter_names, settings.batch_tokens
+        )
     if encoded.windows:
-        return score_texts(base, items, encoded.windows, slots, settings.batch_tokens)
+        return score_texts(base, items, encoded.windows, adapter_names, settings.batch_tokens)
     if encoded.questions:
-        return score_choices(base, items, encoded.questions, spec, slots, settings.batch_tokens)
+        return score_choices(
+            base, items, encoded.questions, spec, adapter_names, settings.batch_tokens
+        )
     if encoded.rows:
-        return score_losses(base, items, encoded.rows, slots, settings.batch_tokens)
+        return score_losses(base, items, encoded.rows, adapter_names, settings.batch_tokens)
     longest = max(map(len, encoded.prompts))
     limits = Limits(
         max_new_tokens=settings.max_new_tokens,
@@ -229,12 +246,12 @@ def run_scorer(
         stop_ids=encoder.stop_ids,
         stop_strings=spec.stop or stop_strings(encoder, spec, items),
     )
-    return score_generations(base, items, encoded.prompts, spec.scorer, slots, limits)
+    return score_generations(base, items, encoded.prompts, spec.scorer, adapter_names, limits)
 
 
 def make_record(scores: ModelScores, task: LoadedTask, split: Split, trial_id: str) -> EvalRecord:
-    """The record of one model on one split; of report items also without leaked ones."""
-    metric = headline(task.spec)
+    """The record of one model on one split; of test items also without contaminated ones."""
+    metric = primary_metric(task.spec)
     of_items = [item.score for item in scores.items]
     return EvalRecord(
         trial_id=trial_id,
@@ -245,7 +262,7 @@ def make_record(scores: ModelScores, task: LoadedTask, split: Split, trial_id: s
         standard_error=standard_error(of_items),
         n=len(scores.items),
         metrics=scores.metrics,
-        without_leaks=without_leaks(task, split, scores.items),
+        without_contamination=without_contamination(task, split, scores.items),
         seconds=scores.seconds,
         num_tokens=scores.num_tokens,
     )

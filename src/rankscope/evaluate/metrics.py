@@ -10,7 +10,7 @@ from rankscope.config.task import Scorer
 from rankscope.data.registry import TaskSpec
 from rankscope.records import ItemResult
 
-HEADLINE: dict[Scorer, str] = {
+PRIMARY_METRIC: dict[Scorer, str] = {
     "option_text": "acc",
     "option_letter": "letter",
     "number": "exact_match",
@@ -18,7 +18,7 @@ HEADLINE: dict[Scorer, str] = {
     "loss": "logprob_per_token",
     "perplexity": "logprob_per_token",
 }
-"""Headline metric of each scorer: the key of ``EvalRecord.metrics`` that ``score`` repeats."""
+"""PrimaryMetric metric of each scorer: the key of ``EvalRecord.metrics`` that ``score`` repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class ModelScores:
     """Valid tokens computed, padding not counted."""
 
 
-def headline(spec: TaskSpec) -> str:
+def primary_metric(spec: TaskSpec) -> str:
     """The metric a task is reported by."""
-    return spec.headline or HEADLINE[spec.scorer]
+    return spec.primary_metric or PRIMARY_METRIC[spec.scorer]
 
 
 def normalized_answer(text: str) -> str:

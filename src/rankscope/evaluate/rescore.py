@@ -1,4 +1,4 @@
-"""Scores by another headline, or of a part of an answer, out of what was measured."""
+"""Scores by another primary_metric, or of a part of an answer, out of what was measured."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from rankscope.data.items import Item
 from rankscope.data.numbers import extract_number, gold_number
 from rankscope.data.registry import TaskSpec
 from rankscope.evaluate.metrics import (
-    HEADLINE,
+    PRIMARY_METRIC,
     ModelScores,
     choice_predictions,
     first_best,
@@ -19,10 +19,10 @@ from rankscope.records import ItemResult
 
 
 def as_asked(scores: ModelScores, items: Sequence[Item], spec: TaskSpec) -> ModelScores:
-    """The scores with the task's own ``headline`` and ``extract``, where it has them."""
-    if spec.headline is not None and spec.headline != HEADLINE[spec.scorer]:
+    """The scores with the task's own ``primary_metric`` and ``extract``, where it has them."""
+    if spec.primary_metric is not None and spec.primary_metric != PRIMARY_METRIC[spec.scorer]:
         found = [
-            by_metric(result, item, spec.headline)
+            by_metric(result, item, spec.primary_metric)
             for result, item in zip(scores.items, items, strict=True)
         ]
         return replace(scores, items=found)

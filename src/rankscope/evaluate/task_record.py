@@ -6,7 +6,7 @@ from rankscope.config.study import EvaluateConfig, StudyConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.registry import TaskSpec
 from rankscope.data.tasks import LoadedTask
-from rankscope.evaluate.mixtures import headline
+from rankscope.evaluate.mixtures import primary_metric
 from rankscope.evaluate.scorers.perplexity import longest_window
 from rankscope.provenance import sha256_json
 from rankscope.records import Role, TaskRecord
@@ -25,24 +25,22 @@ def task_record(
         roles=roles(config, name),
         trained_on=any(name == trained.name for trained in config.tasks),
         parts=tuple(part.spec.name for part in task.parts),
-        metric=headline(task),
-        higher_is=task.spec.higher_is,
+        metric=primary_metric(task),
+        score_unit=task.spec.score_unit,
         chance=task.spec.chance,
         rows={
             "train": len(task.train),
-            "selection": len(task.selection),
-            "report": len(task.report),
+            "validation": len(task.validation),
+            "test": len(task.test),
         },
         dropped=task.dropped,
-        leaks=task.leaks,
-        shots=task.spec.shots,
-        shots_source=task.shots_source,
+        contamination=task.contamination,
+        num_fewshot=task.spec.num_fewshot,
+        fewshot_source=task.fewshot_source,
         prompt_format=encoder.prompt_format,
         source=task.source,
         sha256=task_sha256(task, encoder, tokenizer_hash, config.evaluate),
-        report_sha256=task_sha256(
-            task, encoder, tokenizer_hash, config.evaluate, task.report_sha256
-        ),
+        test_sha256=task_sha256(task, encoder, tokenizer_hash, config.evaluate, task.test_sha256),
     )
 
 
@@ -61,7 +59,7 @@ def task_sha256(
         [
             part.spec.scorer,
             part.spec.version,
-            part.spec.headline,
+            part.spec.primary_metric,
             scoring_settings(part.spec, evaluate, encoder),
         ]
         for part in task.parts
@@ -92,7 +90,7 @@ def scoring_settings(spec: TaskSpec, evaluate: EvaluateConfig, encoder: Encoder)
         settings["max_length"] = longest_window(encoder)
     if evaluate.too_long != "refuse":
         settings["too_long"] = evaluate.too_long
-    own = {"headline": spec.headline, "stop": spec.stop, "extract": spec.extract}
+    own = {"primary_metric": spec.primary_metric, "stop": spec.stop, "extract": spec.extract}
     return settings | {key: value for key, value in own.items() if value}
 
 

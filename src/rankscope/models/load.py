@@ -16,13 +16,13 @@ from transformers import (
 )
 
 from rankscope.config.study import ModelConfig
-from rankscope.errors import BadInput, IntegrityError
+from rankscope.errors import IntegrityError, UserError
 from rankscope.models.attention import varlen as row_attention
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.multi_lora import Pack
+from rankscope.models.multi_lora import MultiLora
 from rankscope.models.output_layer import block_output_layer
 from rankscope.models.parameters import UNUSABLE
-from rankscope.models.quantize import quantization, refuse_quantize
+from rankscope.models.quantize import check_quantize, quantization
 from rankscope.provenance import weights_sha256
 from rankscope.records import ModelRecord
 
@@ -38,7 +38,7 @@ def model_folder(config: ModelConfig, weights: bool = True) -> Path:
     weights: they must be there, too; else configuration and tokenizer are enough.
 
     Raises:
-        BadInput: no such folder, no safetensors weights in it, or the hub cannot be reached.
+        UserError: no such folder, no safetensors weights in it, or the hub cannot be reached.
     """
     if config.pocket:
         from rankscope.models.pocket import pocket_folder
@@ -71,7 +71,7 @@ def hub_folder(hub: str, revision: str | None, weights: bool = True) -> Path:
             ignore_patterns=["original/*", "consolidated*", "*/*"],
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise BadInput(
+        raise UserError(
             f"model {hub!r}: the hub did not give it ({type(error).__name__}: "
             f"{str(error).splitlines()[0]}); check the id and revision and, where there is no "
             "network, give a local folder: model: {path: ./folder}"
@@ -82,28 +82,28 @@ def hub_folder(hub: str, revision: str | None, weights: bool = True) -> Path:
 def checked_folder(folder: Path, weights: bool = True) -> Path:
     """The folder itself, once it is known to hold a loadable model; or one without weights."""
     if not folder.is_dir():
-        raise BadInput(f"model folder {folder}: no such folder")
+        raise UserError(f"model folder {folder}: no such folder")
     if not (folder / "config.json").is_file():
-        raise BadInput(f"model folder {folder}: no config.json; expected a Hugging Face folder")
+        raise UserError(f"model folder {folder}: no config.json; expected a Hugging Face folder")
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BadInput(f"model folder {folder}: config.json cannot be read: {error}") from error
+        raise UserError(f"model folder {folder}: config.json cannot be read: {error}") from error
     if not isinstance(settings, dict):
-        raise BadInput(
+        raise UserError(
             f"model folder {folder}: config.json holds a {type(settings).__name__}; expected a "
             "Hugging Face model's configuration, an object"
         )
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
         if pickles:
-            raise BadInput(
+            raise UserError(
                 f"model folder {folder}: {pickles[0]} is a pickle, which can run code when loaded "
                 "and is refused; convert it once where you trust it: "
                 "model.save_pretrained(folder) writes safetensors"
             )
         if weights:
-            raise BadInput(f"model folder {folder}: no *.safetensors weights")
+            raise UserError(f"model folder {folder}: no *.safetensors weights")
     return folder
 
 
@@ -111,14 +111,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The folder's tokenizer.
 
     Raises:
-        BadInput: it has none, or one that needs code of its own.
+        UserError: it has none, or one that needs code of its own.
     """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
     except UNUSABLE as error:
-        raise BadInput(f"model folder {folder}: tokenizer cannot be loaded: {error}") from error
+        raise UserError(f"model folder {folder}: tokenizer cannot be loaded: {error}") from error
     return tokenizer
 
 
@@ -140,13 +140,13 @@ def load_base(
         tokenizer: another model's instead of the folder's own, which then needs none.
 
     Raises:
-        BadInput: ``quantize`` without a CUDA device or bitsandbytes; or the folder cannot be used
+        UserError: ``quantize`` without a CUDA device or bitsandbytes; or the folder cannot be used
             (see :func:`model_folder`), or needs remote code.
     """
     source = folder if folder is not None else model_folder(config)
     tokenizer = tokenizer or load_tokenizer(source)
     if quantize == "4bit":
-        refuse_quantize(device)
+        check_quantize(device)
         model = load_model(
             source, dtype, quantization_config=quantization(dtype), device_map={"": device}
         )
@@ -171,7 +171,7 @@ def load_base(
         prompt_format=resolved_prompt_format(config, tokenizer),
     )
     block_output_layer(model)
-    base = Base(model, tokenizer, record, source, Pack(model))
+    base = Base(model, tokenizer, record, source, MultiLora(model))
     check_rows_apart(base)
     return base
 
@@ -180,7 +180,7 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
     """The weights of a folder in a model with row attention; ``options`` are transformers'.
 
     Raises:
-        BadInput: an architecture that cannot be used.
+        UserError: an architecture that cannot be used.
         IntegrityError: weights that are missing, left over, unreadable, misshapen or not finite;
             transformers by itself fills what is missing with random numbers and drops the rest.
     """
@@ -197,7 +197,7 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
             **options,
         )
     except UNUSABLE as error:
-        raise BadInput(f"model folder {folder}: cannot be loaded: {error}") from error
+        raise UserError(f"model folder {folder}: cannot be loaded: {error}") from error
     except (RuntimeError, SafetensorError) as error:
         raise IntegrityError(f"model folder {folder}: weights cannot be read: {error}") from error
     model: PreTrainedModel = loaded[0]
@@ -225,7 +225,7 @@ def check_rows_apart(base: Base) -> None:
     run from one concatenated row into the next.
 
     Raises:
-        BadInput: the second row's logits depend on the first.
+        UserError: the second row's logits depend on the first.
     """
     vocabulary = base.record.vocab_size
     first = [(7 * i + 3) % vocabulary for i in range(9)]
@@ -237,7 +237,7 @@ def check_rows_apart(base: Base) -> None:
         gap = float((base.logits(both).float() - alone).norm() / alone.norm())
     tolerance = 1e-5 if base.model.dtype == torch.float32 else 0.05
     if not gap < tolerance:
-        raise BadInput(
+        raise UserError(
             f"{base.record.architecture}: a row's logits change by {gap:.1e} (relative) when "
             "another row precedes it; architectures that mix tokens outside attention cannot be "
             "used"
@@ -252,7 +252,7 @@ def resolved_prompt_format(
     if config.prompt_format == "auto":
         return "chat" if has_template else "plain"
     if config.prompt_format == "chat" and not has_template:
-        raise BadInput(
+        raise UserError(
             f"model {config.label}: prompt_format is 'chat' but its tokenizer has no chat "
             "template; expected 'plain' or 'auto'"
         )
@@ -267,7 +267,7 @@ def shapes_folder(model: str, weights: bool = True) -> Path:
         weights: fetch a hub model's, too.
 
     Raises:
-        BadInput: it names nothing that can be found.
+        UserError: it names nothing that can be found.
     """
     local = Path(model).expanduser()
     if local.exists():
@@ -275,4 +275,4 @@ def shapes_folder(model: str, weights: bool = True) -> Path:
     try:
         return model_folder(ModelConfig.model_validate(model), weights)
     except ValidationError as error:
-        raise BadInput(f"model {model!r}: no such folder, and not a model's name") from error
+        raise UserError(f"model {model!r}: no such folder, and not a model's name") from error

@@ -19,7 +19,7 @@ class Adapter:
     The layer becomes y = g * (W0 + s (B A - B0 A0)) x + bias. LoRA has neither g nor (A0, B0).
 
     Attributes:
-        slot: its name in the pack, the trial id.
+        name: its name in the multi_lora, the trial id.
         rank: as asked for; a module's own is the number of rows of its A.
         scaling: s.
         a: module name -> (r, in); b: module name -> (out, r).
@@ -31,7 +31,7 @@ class Adapter:
         dropout_seed: what the masks depend on, besides module, step and order of the rows.
     """
 
-    slot: str
+    name: str
     rank: int
     alpha: float
     scaling: float
@@ -85,7 +85,7 @@ class Adapter:
         """
         generator = self._masks.get(name)
         if generator is None:
-            seed = seed_of("dropout", self.dropout_seed, name, self.step)
+            seed = derive_seed("dropout", self.dropout_seed, name, self.step)
             generator = self._masks[name] = torch.Generator(device).manual_seed(seed)
         if again:
             generator = torch.Generator(device)
@@ -116,7 +116,7 @@ class Adapter:
         return self._norms[name]
 
 
-def seed_of(*parts: object) -> int:
+def derive_seed(*parts: object) -> int:
     """A 63-bit seed that depends on every part and on nothing else."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -19,15 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.models.lora import Adapter
 from rankscope.models.quantize import dense_weight
 
 
-class Segment(NamedTuple):
-    """A span of tokens that belongs to one adapter; ``slot`` None is the bare base."""
+class AdapterSpan(NamedTuple):
+    """A span of tokens that belongs to one adapter; ``adapter_name`` None is the bare base."""
 
-    slot: str | None
+    adapter_name: str | None
     start: int
     stop: int
 
@@ -91,7 +91,7 @@ class Share:
         ]
 
 
-class PackedProduct(torch.autograd.Function):
+class MultiLoraProduct(torch.autograd.Function):
     """W x + bias with every adapter's share, and its gradients."""
 
     @staticmethod
@@ -155,39 +155,43 @@ def add_with_gain(share: Share, y: Tensor, inputs: Tensor, linear: nn.Linear) ->
     y += share.before_gain * share.gain[0].to(y.dtype) - plain
 
 
-class PackedLinear(nn.Module):
+class MultiLoraLinear(nn.Module):
     """A frozen linear layer with the adapters of every trial that targets it.
 
-    Which adapters there are and which tokens are whose stands in the :class:`Pack` that installed
+    Which adapters there are and which tokens are whose stands in the :class:`MultiLora` that installed
     the layer.
     """
 
-    def __init__(self, linear: nn.Linear, name: str, pack: "Pack", is_head: bool) -> None:
+    def __init__(
+        self, linear: nn.Linear, name: str, multi_lora: "MultiLora", is_head: bool
+    ) -> None:
         super().__init__()
         self.linear = linear
         self.name = name
         self.is_head = is_head  # the output layer sees the kept positions alone
-        self._pack = [pack]  # in a list: the pack is no submodule
+        self._pack = [multi_lora]  # in a list: the multi_lora is no submodule
 
     def forward(self, x: Tensor) -> Tensor:
         """(1, N, in) -> (1, N, out); M kept positions in place of N in the output layer."""
-        pack = self._pack[0]
+        multi_lora = self._pack[0]
         shares: list[Share] = []
         parameters: list[nn.Parameter] = []
-        for slot, start, stop in pack.kept_segments if self.is_head else pack.segments:
-            adapter = pack.adapters[slot] if slot is not None else None
+        for adapter_name, start, stop in (
+            multi_lora.kept_segments if self.is_head else multi_lora.segments
+        ):
+            adapter = multi_lora.adapters[adapter_name] if adapter_name is not None else None
             if adapter is None or self.name not in adapter.a or start == stop:
                 continue
             share = self.share(adapter, start, stop, x)
-            if pack.training and adapter.dropout > 0:
+            if multi_lora.training and adapter.dropout > 0:
                 shape = torch.Size((stop - start, x.shape[-1]))
-                share.mask = adapter.mask(self.name, shape, x.device, again=pack.recomputing)
+                share.mask = adapter.mask(self.name, shape, x.device, again=multi_lora.recomputing)
             shares.append(share)
             parameters += adapter.of_module(self.name)
         if not shares:
             y: Tensor = self.linear(x)
             return y
-        y = PackedProduct.apply(x.squeeze(0), self.linear, shares, *parameters)  # type: ignore[no-untyped-call]
+        y = MultiLoraProduct.apply(x.squeeze(0), self.linear, shares, *parameters)  # type: ignore[no-untyped-call]
         return y[None]
 
     def share(self, adapter: Adapter, start: int, stop: int, x: Tensor) -> Share:
@@ -202,68 +206,68 @@ class PackedLinear(nn.Module):
 
 
 class Guest(Protocol):
-    """A method on the base that is no adapter of a pack, see ``peft_tuner.py``."""
+    """A method on the base that is no adapter of a multi_lora, see ``peft_tuner.py``."""
 
     def remove(self) -> None:
         """Take it off: the base is what it was."""
 
 
-class Pack:
+class MultiLora:
     """The adapters that share one base; installs itself into the model's linear layers.
 
     Attributes:
         training: dropout is on.
         recomputing: a pass runs for a second time and draws the masks it drew the first time.
-        guest: what is on the base in place of adapters.
+        injected_tuner: what is on the base in place of adapters.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.adapters: dict[str, Adapter] = {}
-        self.segments: tuple[Segment, ...] = ()
-        self.kept_segments: tuple[Segment, ...] = ()
+        self.segments: tuple[AdapterSpan, ...] = ()
+        self.kept_segments: tuple[AdapterSpan, ...] = ()
         self.training = False
         self.recomputing = False
-        self.guest: Guest | None = None
+        self.injected_tuner: Guest | None = None
 
     def attach(self, adapter: Adapter) -> None:
-        """Make an adapter usable in segments named after its slot; one refused changes nothing.
+        """Make an adapter usable in segments named after its adapter_name; one refused changes nothing.
 
         Raises:
-            BadInput: it changes a module this model does not have, or of another shape.
+            UserError: it changes a module this model does not have, or of another shape.
         """
         modules = dict(self.model.named_modules())
         unwrapped: dict[str, nn.Linear] = {}
         for name, a in adapter.a.items():
             layer = modules.get(name)
-            linear = layer.linear if isinstance(layer, PackedLinear) else layer
+            linear = layer.linear if isinstance(layer, MultiLoraLinear) else layer
             if not isinstance(linear, nn.Linear):
-                raise BadInput(f"the adapter changes {name!r}, which this model does not have")
+                raise UserError(f"the adapter changes {name!r}, which this model does not have")
             found = (adapter.b[name].shape[0], a.shape[1])
             if found != (linear.out_features, linear.in_features):
-                raise BadInput(
+                raise UserError(
                     f"the adapter's {name!r} fits a {found} matrix, this model's is "
                     f"{(linear.out_features, linear.in_features)}: it was made for another base"
                 )
-            if not isinstance(layer, PackedLinear):
+            if not isinstance(layer, MultiLoraLinear):
                 unwrapped[name] = linear
         head = output_layer(self.model)
         for name, linear in unwrapped.items():
             parent, _, leaf = name.rpartition(".")
-            setattr(modules[parent], leaf, PackedLinear(linear, name, self, linear is head))
+            setattr(modules[parent], leaf, MultiLoraLinear(linear, name, self, linear is head))
         adapter.weights_changed()  # what it derived from another base's weights
-        self.adapters[adapter.slot] = adapter
+        self.adapters[adapter.name] = adapter
 
-    def detach(self, slot: str) -> None:
+    def detach(self, adapter_name: str) -> None:
         """Forget an adapter; its tokens would see the bare base."""
-        del self.adapters[slot]
+        del self.adapters[adapter_name]
 
     def clear(self) -> None:
-        """Forget every adapter, and take the guest off."""
+        """Forget every adapter, and take the injected_tuner off."""
         self.adapters.clear()
-        if self.guest is not None:
-            self.guest.remove()
-            self.guest = None
+        if self.injected_tuner is not None:
+            self.injected_tuner.remove()
+            self.injected_tuner = None
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
@@ -271,7 +275,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     found: dict[str, nn.Linear] = {}
     inside = set()
     for name, layer in model.named_modules():
-        if isinstance(layer, PackedLinear):
+        if isinstance(layer, MultiLoraLinear):
             found[name] = layer.linear
             inside.add(layer.linear)
         elif isinstance(layer, nn.Linear) and layer not in inside:
@@ -282,7 +286,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
 def output_layer(model: nn.Module) -> nn.Linear | None:
     """The linear layer that gives the logits, adapters unwrapped; None where there is none."""
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    head = head.linear if isinstance(head, PackedLinear) else head
+    head = head.linear if isinstance(head, MultiLoraLinear) else head
     return head if isinstance(head, nn.Linear) else None
 
 
@@ -293,7 +297,7 @@ def target_linears(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Lin
     counts as a target unless named.
 
     Raises:
-        BadInput: a target that matches no linear layer.
+        UserError: a target that matches no linear layer.
     """
     linears = linear_layers(model)
     chosen: set[str] = set()
@@ -301,7 +305,7 @@ def target_linears(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Lin
         matched = {n for n in linears if n == target or n.endswith("." + target)}
         if not matched:
             candidates = ", ".join(sorted({n.rsplit(".", 1)[-1] for n in linears}))
-            raise BadInput(
+            raise UserError(
                 f"target module {target!r} matches no linear layer of this model; "
                 f"expected one of: {candidates}"
             )
@@ -311,7 +315,7 @@ def target_linears(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Lin
 
 def unwrap(model: nn.Module) -> None:
     """Put plain linear layers back in place of packed ones."""
-    packed = [(n, m) for n, m in model.named_modules() if isinstance(m, PackedLinear)]
+    packed = [(n, m) for n, m in model.named_modules() if isinstance(m, MultiLoraLinear)]
     modules = dict(model.named_modules())
     for name, layer in packed:
         parent, _, leaf = name.rpartition(".")

@@ -13,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from rankscope.config.study import StudyConfig
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 UNUSABLE = (
     OSError,
@@ -73,24 +73,24 @@ class TrainingCost:
 def read_config(path: Path) -> PretrainedConfig:
     """Configuration of a model folder, or of one ``config.json``; no weights are needed.
 
-    Raises BadInput where it cannot be read or names an architecture transformers does not have.
+    Raises UserError where it cannot be read or names an architecture transformers does not have.
     """
     folder = path.parent if path.name == "config.json" else path
     if not (folder / "config.json").is_file():
-        raise BadInput(f"{folder}: there is no config.json. Expected a Hugging Face model folder.")
+        raise UserError(f"{folder}: there is no config.json. Expected a Hugging Face model folder.")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except UNUSABLE as error:
-        raise BadInput(f"{folder / 'config.json'}: not a usable configuration: {error}") from error
+        raise UserError(f"{folder / 'config.json'}: not a usable configuration: {error}") from error
     if not isinstance(config, PretrainedConfig):
-        raise BadInput(f"{folder / 'config.json'}: expected the configuration of one model.")
+        raise UserError(f"{folder / 'config.json'}: expected the configuration of one model.")
     return config
 
 
 def architecture(config: PretrainedConfig) -> Architecture:
     """Shapes of the causal language model of ``config``, built without storage.
 
-    Raises BadInput where ``config`` is not that of a causal language model, or its values build
+    Raises UserError where ``config`` is not that of a causal language model, or its values build
     none.
     """
     try:
@@ -98,7 +98,7 @@ def architecture(config: PretrainedConfig) -> Architecture:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     # On the meta device a RuntimeError tells of shapes, such as a negative one.
     except (*UNUSABLE, RuntimeError) as error:
-        raise BadInput(
+        raise UserError(
             f"model type {config.model_type!r}: config.json does not describe a causal language "
             f"model that can be built: {type(error).__name__}: {error}"
         ) from error
@@ -117,7 +117,7 @@ def target_shapes(shapes: Architecture, targets: Sequence[str]) -> dict[str, tup
     """(out, in) of the linear layers that ``targets`` names, by module path.
 
     A target is the last part, or the last parts, of a module path, as in PEFT's
-    ``target_modules``. Raises BadInput for a target that matches nothing, naming what could be
+    ``target_modules``. Raises UserError for a target that matches nothing, naming what could be
     matched.
     """
     wanted: set[str] = set()
@@ -125,7 +125,7 @@ def target_shapes(shapes: Architecture, targets: Sequence[str]) -> dict[str, tup
         matched = {n for n in shapes.linear_shapes if n == target or n.endswith("." + target)}
         if not matched:
             known = {n.rsplit(".", 1)[-1] for n in shapes.linear_shapes if n != shapes.output_layer}
-            raise BadInput(
+            raise UserError(
                 f"target module {target!r} matches no linear layer of this model. "
                 f"Expected some of: {', '.join(sorted(known))}."
             )
@@ -138,11 +138,11 @@ def lora_parameters(
 ) -> int:
     """Trainable parameters of LoRA at ``rank``: sum of rank * (in + out) over matching layers.
 
-    Hu et al. 2021 (arXiv 2106.09685), section 4.2. Raises BadInput for a rank below 1 and for a
+    Hu et al. 2021 (arXiv 2106.09685), section 4.2. Raises UserError for a rank below 1 and for a
     target that matches nothing.
     """
     if rank < 1:
-        raise BadInput(f"rank {rank}: expected a whole number of at least 1.")
+        raise UserError(f"rank {rank}: expected a whole number of at least 1.")
     shapes = config if isinstance(config, Architecture) else architecture(config)
     return rank * sum(sum(shape) for shape in target_shapes(shapes, targets).values())
 
@@ -179,7 +179,7 @@ def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:
     """One sentence per rank that exceeds what a target matrix can hold, min(in, out).
 
     Raises:
-        BadInput: a target that matches no linear layer, or such a rank for PiSSA.
+        UserError: a target that matches no linear layer, or such a rank for PiSSA.
     """
     notes: list[str] = []
     for arm in config.arms:
@@ -189,7 +189,7 @@ def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:
             cap = largest_useful_rank(shapes, targets)
             above = [rank for rank in arm.rank if rank > cap]
             if above and "pissa" in arm.method:
-                raise BadInput(
+                raise UserError(
                     f"method pissa: rank {above[0]} is above {cap}, the smaller dimension of the "
                     f"smallest target matrix, which has {cap} singular vectors to start from; "
                     "choose a smaller rank"

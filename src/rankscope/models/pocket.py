@@ -34,7 +34,7 @@ from rankscope.data.pocket_corpus import easy_sums, pretraining_corpus
 from rankscope.data.pocket_world import (
     POCKET_TASKS,
     SPECIAL_TOKENS,
-    Row,
+    PocketRow,
     pocket_rows,
     vocabulary,
 )
@@ -221,7 +221,7 @@ def pretrain(seed: int, settings: Pretraining) -> LlamaForCausalLM:
 
 
 def choice_accuracy(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: Sequence[PocketRow]
 ) -> float:
     """Share of multiple choice rows whose right choice is the likeliest continuation.
 
@@ -258,7 +258,7 @@ def choice_accuracy(
 def sum_accuracy(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    rows: Sequence[Row],
+    rows: Sequence[PocketRow],
     max_new_tokens: int = 32,
 ) -> float:
     """Share of rows whose greedy continuation ends in the right number after `####`."""
@@ -332,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # What is checked is what is shipped: the rounded weights, read back.
     shipped = LlamaForCausalLM.from_pretrained(options.out, dtype=torch.float32).eval()
     print(f"{sum(p.numel() for p in shipped.parameters()):,} parameters in {options.out}")
-    for split in ("selection", "report"):
+    for split in ("validation", "test"):
         for name, accuracy in check_figures(shipped, pocket_tokenizer(), split).items():
             print(f"{split:9s}  {name:15s} {accuracy:.3f}")
 

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 INSTALL = "pip install 'rankscope[gpu]'"
 
 
-def refuse_quantize(device: torch.device) -> None:
-    """Raise BadInput where a 4-bit base cannot be used: no CUDA device, or no bitsandbytes."""
+def check_quantize(device: torch.device) -> None:
+    """Raise UserError where a 4-bit base cannot be used: no CUDA device, or no bitsandbytes."""
     if device.type != "cuda":
-        raise BadInput(
+        raise UserError(
             f"quantize: 4bit needs a CUDA device, this study runs on {device.type!r}; remove "
             "'quantize', or run the study on a machine with one"
         )
@@ -26,9 +26,9 @@ def refuse_quantize(device: torch.device) -> None:
 
 
 def require_bitsandbytes(what: str) -> None:
-    """Raise BadInput where the optional package that ``what`` needs is not installed."""
+    """Raise UserError where the optional package that ``what`` needs is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise BadInput(f"{what} needs the package bitsandbytes: {INSTALL}")
+        raise UserError(f"{what} needs the package bitsandbytes: {INSTALL}")
 
 
 def quantization(dtype: torch.dtype) -> Any:

@@ -81,7 +81,7 @@ def _base_score(features: PredictorFeatures, ranks: Sequence[int]) -> RankPredic
 def screened(curve: Mapping[int, float], margin: float, whole: int) -> RankPrediction:
     """The truncation screen: the smallest rank whose cut loses less than ``margin``.
 
-    curve: rank -> score of the adapter of rank ``whole`` truncated to it, selection split.
+    curve: rank -> score of the adapter of rank ``whole`` truncated to it, validation split.
     """
     rank = best_rank(curve, margin)
     why = f"r = {whole} cut to {rank} scores {curve[rank]:.3f}, whole {curve[whole]:.3f}"
@@ -95,7 +95,7 @@ def best_rank(curve: Mapping[int, float], margin: float) -> int:
 
 
 def chosen_by_rank(study: StudyRecords, task: str) -> dict[int, list[TrialRecords]]:
-    """Per rank of plain LoRA, the trials at the learning rate that is best on the selection split.
+    """Per rank of plain LoRA, the trials at the learning rate that is best on the validation split.
 
     Arms that differ in anything but rank and learning rate from the first one of the study are left
     out, so that a curve over ranks shows ranks.
@@ -117,7 +117,7 @@ def chosen_by_rank(study: StudyRecords, task: str) -> dict[int, list[TrialRecord
         groups.setdefault((trial.spec.rank, trial.spec.lr), []).append(trial)
     chosen: dict[int, tuple[float, list[TrialRecords]]] = {}
     for (rank, _), group in groups.items():
-        score = mean_score(study, group, task, "selection")
+        score = mean_score(study, group, task, "validation")
         if score is not None and (rank not in chosen or score > chosen[rank][0]):
             chosen[rank] = (score, group)
     return {rank: chosen[rank][1] for rank in sorted(chosen)}

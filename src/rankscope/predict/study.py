@@ -12,11 +12,11 @@ from rankscope.advise.arms import retention_tasks
 from rankscope.advise.mitigation import spot
 from rankscope.advise.objective import Objective
 from rankscope.analyze.truncate import truncated
-from rankscope.config.loader import load_study
+from rankscope.config.loader import load_study_file
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import EncodedRow
-from rankscope.data.sampler import RowOrder
-from rankscope.errors import BadInput
+from rankscope.data.sampler import RowSampler
+from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import evaluate_task
 from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.base import Base, Row, RowBatch
@@ -45,9 +45,9 @@ from rankscope.records import (
     TrialRecords,
     TrialSpec,
 )
-from rankscope.run.prepare import StudyInputs, read_inputs
+from rankscope.run.prepare import PreparedStudy, prepare_study
 from rankscope.store import Ledger, adapter_path
-from rankscope.store.history import refuse_other_model, refuse_other_tasks
+from rankscope.store.history import check_other_model, check_other_tasks
 from rankscope.train.loss import mean_losses
 from rankscope.train.regularizers import label_positions
 
@@ -61,25 +61,25 @@ def predict_study(config: StudyConfig) -> tuple[TaskPrediction, ...]:
     """What each predictor says of every training task; nothing is trained.
 
     Raises:
-        BadInput: the study cannot be read, or no arm has a rank.
+        UserError: the study cannot be read, or no arm has a rank.
     """
-    inputs = read_inputs(config)
+    inputs = prepare_study(config)
     return predictions(inputs, open_base(inputs))
 
 
-def open_base(inputs: StudyInputs) -> Base:
+def open_base(inputs: PreparedStudy) -> Base:
     """The study's base, as a run loads it."""
     config = inputs.config
     return load_base(config.model, inputs.device, inputs.dtype, quantize=config.quantize)
 
 
-def predictions(inputs: StudyInputs, base: Base) -> tuple[TaskPrediction, ...]:
+def predictions(inputs: PreparedStudy, base: Base) -> tuple[TaskPrediction, ...]:
     """Of every training task, among the ranks of the study's LoRA trials."""
     found = []
     for task in inputs.config.tasks:
         trials = [t for t in inputs.trials if t.task == task.name and t.rank and t.alpha]
         if not trials:
-            raise BadInput("predict: no arm of the study has a rank to predict")
+            raise UserError("predict: no arm of the study has a rank to predict")
         ranks = tuple(sorted({t.rank for t in trials if t.rank is not None}))
         features = features_of(inputs, base, trials[0], ranks)
         found.append(
@@ -94,14 +94,14 @@ def predictions(inputs: StudyInputs, base: Base) -> tuple[TaskPrediction, ...]:
 
 
 def features_of(
-    inputs: StudyInputs, base: Base, trial: TrialSpec, ranks: Sequence[int]
+    inputs: PreparedStudy, base: Base, trial: TrialSpec, ranks: Sequence[int]
 ) -> PredictorFeatures:
     """Figures of one training task on a few batches of its rows, in the order of seed 0.
 
     trial: one of the task's, whose target modules are looked at.
     """
     rows = inputs.rows[trial.task].rows
-    order = RowOrder(len(rows), 1, 1, 0).epoch(0)
+    order = RowSampler(len(rows), 1, 1, 0).epoch(0)
     size = max(PROBE_TOKENS, 2 * max(ranks))
     batches = list(cut([rows[i] for i in order], size))[:PROBE_BATCHES]
     targets = target_linears(base.model, trial.targets)
@@ -111,9 +111,9 @@ def features_of(
     effective = [float(torch.exp(-(p * p.log()).sum())) for p in shares]
     stable = [float(s.square().sum() / s[0].square()) for s in spectra]
     task = inputs.tasks[trial.task]
-    few = replace(task, selection=task.selection[:PROBE_ITEMS])
+    few = replace(task, validation=task.validation[:PROBE_ITEMS])
     scored = evaluate_task(
-        base, inputs.encoder, few, "selection", {None: BASE}, inputs.config.evaluate
+        base, inputs.encoder, few, "validation", {None: BASE}, inputs.config.evaluate
     )
     return PredictorFeatures(
         task=trial.task,
@@ -214,7 +214,7 @@ def input_variance(
 # --- the truncation screen
 
 
-def truncated_adapter(adapter: Adapter, rank: int, slot: str) -> Adapter:
+def truncated_adapter(adapter: Adapter, rank: int, adapter_name: str) -> Adapter:
     """A plain LoRA adapter cut to ``rank`` at the least error of B A, ready to score."""
     parts = {
         name: truncated(a.detach(), adapter.b[name].detach(), rank) for name, a in adapter.a.items()
@@ -224,7 +224,7 @@ def truncated_adapter(adapter: Adapter, rank: int, slot: str) -> Adapter:
         return nn.Parameter(tensor.float(), requires_grad=False)
 
     return Adapter(
-        slot=slot,
+        name=adapter_name,
         rank=rank,
         alpha=adapter.alpha,
         scaling=adapter.scaling,
@@ -235,7 +235,7 @@ def truncated_adapter(adapter: Adapter, rank: int, slot: str) -> Adapter:
 
 
 def screen(
-    inputs: StudyInputs,
+    inputs: PreparedStudy,
     ledger: Ledger,
     base: Base,
     trials: Sequence[TrialRecords],
@@ -251,27 +251,27 @@ def screen(
     for trial in trials:
         folder = ledger.checked_path(adapter_path(trial.spec.trial_id))
         adapter = load_adapter(folder, trial.spec.trial_id, base.record).to(base.device)
-        slots: dict[str | None, str] = {}
+        adapter_names: dict[str | None, str] = {}
         try:
             for rank in ranks:
                 cut = truncated_adapter(adapter, rank, f"cut to {rank}")
-                base.pack.attach(cut)
-                slots[cut.slot] = cut.slot
+                base.multi_lora.attach(cut)
+                adapter_names[cut.name] = cut.name
             for name in names:
-                for split in ("selection", "report"):
+                for split in ("validation", "test"):
                     found = evaluate_task(
                         base,
                         inputs.encoder,
                         inputs.tasks[name],
                         split,
-                        slots,
+                        adapter_names,
                         inputs.config.evaluate,
                     )
-                    for rank, slot in zip(ranks, slots, strict=True):
+                    for rank, adapter_name in zip(ranks, adapter_names, strict=True):
                         key: tuple[int, str, Split] = (rank, name, split)
-                        scores.setdefault(key, []).append(found[slot][0].score)
+                        scores.setdefault(key, []).append(found[adapter_name][0].score)
         finally:
-            base.pack.clear()
+            base.multi_lora.clear()
     return scores
 
 
@@ -282,13 +282,13 @@ def backtest(folders: Sequence[Path]) -> Backtest:
     """Every predictor against finished studies: what it would have said, and what came out.
 
     Raises:
-        BadInput: a folder holds no study, or one whose model or rows are not what they were; or no
+        UserError: a folder holds no study, or one whose model or rows are not what they were; or no
             study has two ranks of one task trained.
     """
     found = {folder: backtest_study(folder) for folder in folders}
     tasks = [task for of_study in found.values() for task in of_study]
     if not tasks:
-        raise BadInput(
+        raise UserError(
             "predict --backtest: no study has finished LoRA trials at two ranks or more of one "
             "training task; expected folders that 'rankscope run' wrote"
         )
@@ -300,22 +300,22 @@ def backtest_study(folder: Path) -> list[BacktestTask]:
     """The training tasks of one finished study that have at least two ranks; maybe none.
 
     Raises:
-        BadInput: no study there, or its model or rows are not those of the stored results.
+        UserError: no study there, or its model or rows are not those of the stored results.
     """
     with Ledger.open(folder, write=False) as ledger:
         study = ledger.load()
         if not any(len(chosen_by_rank(study, task.name)) > 1 for task in study.tasks):
             return []
-        inputs = read_inputs(load_study(folder / "study.resolved.yaml"))
-        refuse_other_tasks(folder, {task.name: task for task in study.tasks}, inputs.records)
+        inputs = prepare_study(load_study_file(folder / "study.resolved.yaml"))
+        check_other_tasks(folder, {task.name: task for task in study.tasks}, inputs.records)
         base = open_base(inputs)
-        refuse_other_model(folder, study.model, base.record)
+        check_other_model(folder, study.model, base.record)
         margin = Objective.from_config(study.config).margin
         found = []
         for made in predictions(inputs, base):
             chosen = chosen_by_rank(study, made.task)
             trained = {
-                r: mean_score(study, group, made.task, "report") for r, group in chosen.items()
+                r: mean_score(study, group, made.task, "test") for r, group in chosen.items()
             }
             known = {rank: score for rank, score in trained.items() if score is not None}
             if len(known) < 2:
@@ -328,7 +328,7 @@ def backtest_study(folder: Path) -> list[BacktestTask]:
                 rank_score(study, made.task, rank, known[rank], chosen[rank], scores)
                 for rank in ranks
             )
-            cut = {p.rank: p.truncated_selection or 0.0 for p in curve}
+            cut = {p.rank: p.truncated_validation or 0.0 for p in curve}
             found.append(
                 BacktestTask(
                     study=study.name,
@@ -362,17 +362,17 @@ def rank_score(
 
     of_unit = retention_tasks(study, task)
     falls = [
-        base.score - mean(scores[rank, t.name, "report"])
+        base.score - mean(scores[rank, t.name, "test"])
         for t in of_unit
-        if (base := study.evals.get((BASE, t.name, "report"))) is not None
+        if (base := study.evals.get((BASE, t.name, "test"))) is not None
     ]
-    spots = [spot(study, task, t.spec.trial_id, "report") for t in trials]
+    spots = [spot(study, task, t.spec.trial_id, "test") for t in trials]
     forgotten = [found[1] for found in spots if found is not None]
     return RankScore(
         rank=rank,
         trained=trained,
-        truncated=mean(scores[rank, task, "report"]),
-        truncated_selection=mean(scores[rank, task, "selection"]),
+        truncated=mean(scores[rank, task, "test"]),
+        truncated_validation=mean(scores[rank, task, "validation"]),
         truncated_forgetting=mean(falls) if falls else None,
         trained_forgetting=mean(forgotten) if forgotten else None,
     )

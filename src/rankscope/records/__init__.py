@@ -52,7 +52,13 @@ from rankscope.records.prediction import (
     TaskPrediction,
 )
 from rankscope.records.record import BASE, FAILED, SCHEMA_VERSION, Record, Role, Split, Status
-from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores, WithoutLeaks
+from rankscope.records.scores import (
+    CurvePoint,
+    EvalKey,
+    EvalRecord,
+    ItemScores,
+    WithoutContamination,
+)
 from rankscope.records.spectra import MatrixSpectrum, SpectraRecord
 from rankscope.records.study import (
     ModelRecord,
@@ -131,7 +137,7 @@ __all__ = [
     "TunedModel",
     "Variant",
     "VariantKind",
-    "WithoutLeaks",
+    "WithoutContamination",
     "read_items",
     "trained_parts",
     "trial_of",

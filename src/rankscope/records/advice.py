@@ -40,7 +40,7 @@ class Estimate(Record):
 
 
 class ArmSummary(Record):
-    """One arm point over its seeds, as the advice sees it (report split unless said)."""
+    """One arm point over its seeds, as the advice sees it (test split unless said)."""
 
     label: str
     task: str
@@ -53,12 +53,12 @@ class ArmSummary(Record):
     seeds: int
     failed: int
     """Trials that did not finish."""
-    selection_score: float | None
-    """In-domain, selection split."""
-    selection_gain: float | None = None
+    validation_score: float | None
+    """In-domain, validation split."""
+    validation_gain: float | None = None
     """The same minus the base's on the items that both have: what choosing looks at."""
-    selection_forgetting: float | None
-    """Mean fall over retention tasks against the base, selection split; positive = forgot."""
+    validation_forgetting: float | None
+    """Mean fall over retention tasks against the base, validation split; positive = forgot."""
     score: Estimate | None
     """In-domain."""
     gain: Estimate | None
@@ -76,7 +76,7 @@ class ArmSummary(Record):
     seconds: float | None
     """Mean training time of one trial."""
     peak_memory_bytes: int | None = None
-    """Largest of its trials' packs: adapters trained together share it."""
+    """Largest of its trials' groups: adapters trained together share it."""
     on_pareto_front: bool = False
     """No other arm is better in score, ``forgetting`` and trainable parameters together."""
     on_text_front: bool = False
@@ -107,7 +107,7 @@ class Reason(Record):
 
 
 class ArmComparison(Record):
-    """Two arms of one training task on the same report items."""
+    """Two arms of one training task on the same test items."""
 
     kind: Literal["full", "ranks"]
     """LoRA against full fine-tuning, or a rank against a smaller one."""
@@ -146,9 +146,9 @@ class TaskAdvice(Record):
     subject_label: str | None = None
     """Of the arm that headline and reasons speak of; None where they speak of none."""
     best_full_label: str | None = None
-    """Of full fine-tuning at the rate of the highest utility on the selection split."""
+    """Of full fine-tuning at the rate of the highest utility on the validation split."""
     best_lora_label: str | None = None
-    """Of the LoRA arm of the highest utility on the selection split."""
+    """Of the LoRA arm of the highest utility on the validation split."""
 
 
 class SubjectChange(Record):
@@ -161,7 +161,7 @@ class SubjectChange(Record):
     tested_on: str
     subject: str
     change: Estimate
-    """Tuned minus base on the subject's report items; ``p_holm`` within the arm's subjects of all
+    """Tuned minus base on the subject's test items; ``p_holm`` within the arm's subjects of all
     retention tasks."""
 
 
@@ -173,7 +173,7 @@ class Recommendation(Record):
     method: str
     """How the choice was made, one paragraph."""
     base: dict[str, Estimate] = {}
-    """The base's score on every task, report split."""
+    """The base's score on every task, test split."""
     mitigation: tuple[TaskMitigation, ...] = ()
     """Trials made milder at inference, and mitigations beside them, where the study has any."""
     subjects: tuple[SubjectChange, ...] = ()

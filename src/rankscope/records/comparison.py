@@ -40,7 +40,7 @@ class Facet(Record):
 
 
 class ComparedCell(Record):
-    """One arm that both studies have, or the base of each, scored on one task: report split."""
+    """One arm that both studies have, or the base of each, scored on one task: test split."""
 
     trained_on: str | None
     """None: the untuned bases."""
@@ -50,7 +50,7 @@ class ComparedCell(Record):
     full: bool
     """Full fine-tuning; False for the bases."""
     tested_on: str
-    higher_is: Literal["accuracy", "log_probability"]
+    score_unit: Literal["accuracy", "log_probability"]
     paired: bool
     """The same items, asked and scored in the same way: compared item by item."""
     same_models: bool

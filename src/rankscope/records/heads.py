@@ -44,7 +44,7 @@ class HeadAblation(Record):
     tuned_score: float
     """Of the untouched tuned model."""
     base_change: tuple[tuple[float, ...], ...]
-    """Of the headline score."""
+    """Of the primary score."""
     tuned_change: tuple[tuple[float, ...], ...]
     base_gold_change: tuple[tuple[float, ...], ...]
     """Of the gold answer's log-probability, nats per item."""

@@ -10,11 +10,11 @@ class ScaledPoint(Record):
     strength: float
     """0 is the base and 1 the arm as trained."""
     gain: float
-    """In-domain: tuned minus base, report split."""
+    """In-domain: tuned minus base, test split."""
     forgetting: float
-    """Base minus tuned, mean over retention tasks, report split; positive = forgot."""
-    selection_gain: float
-    selection_forgetting: float
+    """Base minus tuned, mean over retention tasks, test split; positive = forgot."""
+    validation_gain: float
+    validation_forgetting: float
     seeds: int
 
 
@@ -26,7 +26,7 @@ class ScalingCurve(Record):
     kind: VariantKind
     points: tuple[ScaledPoint, ...]
     chosen_strength: float
-    """The strength of the highest utility on the selection split."""
+    """The strength of the highest utility on the validation split."""
 
 
 class SeedMean(Record):

@@ -29,7 +29,7 @@ class PredictorFeatures(Record):
     base_loss: float
     """Mean over their label tokens, nats."""
     base_score: float
-    """On the first items of the selection split."""
+    """On the first items of the validation split."""
     base_items: int
     chance: float | None
     gradient_effective_rank: float | None
@@ -65,14 +65,14 @@ class RankScore(Record):
 
     rank: int
     trained: float | None
-    """In-domain score of what was trained at it, report split, mean over seeds, at the learning
-    rate chosen on the selection split."""
+    """In-domain score of what was trained at it, test split, mean over seeds, at the learning
+    rate chosen on the validation split."""
     truncated: float | None = None
-    """The highest rank's adapter truncated to it, report split, the same seeds' mean."""
-    truncated_selection: float | None = None
-    """The same on the selection split."""
+    """The highest rank's adapter truncated to it, test split, the same seeds' mean."""
+    truncated_validation: float | None = None
+    """The same on the validation split."""
     truncated_forgetting: float | None = None
-    """Base minus truncated, mean over retention tasks, report split."""
+    """Base minus truncated, mean over retention tasks, test split."""
     trained_forgetting: float | None = None
 
 

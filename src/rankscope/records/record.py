@@ -8,7 +8,7 @@ SCHEMA_VERSION = 1
 BASE = "base"
 """Stands in place of a trial id for the untuned base model."""
 
-Split = Literal["selection", "report"]
+Split = Literal["validation", "test"]
 Role = Literal["in_domain", "cross_domain", "retention"]
 Status = Literal["planned", "trained", "done", "diverged", "oom", "failed"]
 FAILED: frozenset[Status] = frozenset({"diverged", "oom", "failed"})

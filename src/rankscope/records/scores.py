@@ -8,10 +8,10 @@ import numpy.typing as npt
 from rankscope.records.record import Record, Split
 
 
-class WithoutLeaks(Record):
-    """The headline score over report items that no training row holds."""
+class WithoutContamination(Record):
+    """The primary score over test items that no training row holds."""
 
-    leaked: int
+    contaminated: int
     """Items left out: they, or 13 of their words in a row, stand in training rows."""
     score: float
     standard_error: float | None
@@ -29,14 +29,14 @@ class EvalRecord(Record):
     metric: str
     """Headline metric: one of the keys of ``metrics``."""
     score: float
-    """Value of the headline metric: mean over items."""
+    """Value of the primary metric: mean over items."""
     standard_error: float | None
     """Of the score, over items; None where n < 2."""
     n: int
     metrics: dict[str, float]
     """Every metric recorded, such as ``acc``, ``acc_norm``, ``letter``, ``exact_match``."""
-    without_leaks: WithoutLeaks | None = None
-    """Of the report split, where some of its items leaked into training rows."""
+    without_contamination: WithoutContamination | None = None
+    """Of the test split, where some of its items contaminated into training rows."""
     truncated: int = 0
     """Items not scored whole: cut at their beginning, since they did not fit the model's context,
     or, by their likelihood, scored up to ``max_length`` tokens."""
@@ -45,7 +45,7 @@ class EvalRecord(Record):
 
 
 class CurvePoint(Record):
-    """One trial scored while it trained, on the first items of a task's selection split.
+    """One trial scored while it trained, on the first items of a task's validation split.
 
     Its points over steps are the learning-forgetting curve (Biderman et al., arXiv 2405.09673).
     Nothing is chosen by them.
@@ -62,7 +62,7 @@ class CurvePoint(Record):
     standard_error: float | None
     """Of the score, over items; None where n < 2."""
     n: int
-    """Items scored: the first of the selection split."""
+    """Items scored: the first of the validation split."""
     seconds: float
     num_tokens: int
 
@@ -73,7 +73,7 @@ EvalKey = tuple[str, str, Split]
 
 @dataclass(frozen=True, slots=True)
 class ItemScores:
-    """Per-item headline scores of one model on one split: the material of every statistic."""
+    """Per-item primary scores of one model on one split: the material of every statistic."""
 
     item_ids: tuple[str, ...]
     scores: npt.NDArray[np.float64]

@@ -21,19 +21,19 @@ class TaskRecord(Record):
     """Of a joined task: names of the tasks whose rows it is trained on."""
     metric: str
     """Headline metric."""
-    higher_is: Literal["accuracy", "log_probability"]
+    score_unit: Literal["accuracy", "log_probability"]
     """``accuracy``: share of 1; ``log_probability``: mean log p per token, nats."""
     chance: float | None
     """Score of guessing, where it is known."""
     rows: dict[str, int]
-    """Rows per split: train, selection, report."""
+    """Rows per split: train, validation, report."""
     dropped: int
     """Rows left out on reading, counted."""
-    leaks: dict[str, int]
-    """Report rows also found in train, by kind: exact, ngram13."""
-    shots: int = 0
+    contamination: dict[str, int]
+    """Test rows also found in train, by kind: exact, ngram13."""
+    num_fewshot: int = 0
     """Answered questions shown before each one."""
-    shots_source: str = ""
+    fewshot_source: str = ""
     """Which rows those are, for people."""
     prompt_format: Literal["chat", "plain", ""] = ""
     """Whether prompts stand in the chat template; empty in records of earlier versions."""
@@ -41,8 +41,8 @@ class TaskRecord(Record):
     """Where the rows came from, for people."""
     sha256: str
     """Of the rows used."""
-    report_sha256: str = ""
-    """Of the report items and how they are asked and scored, whatever is trained on; empty in
+    test_sha256: str = ""
+    """Of the test items and how they are asked and scored, whatever is trained on; empty in
     records of earlier versions."""
 
 

@@ -47,7 +47,7 @@ class TrialSpec(Record):
     """Weight of KL(base || tuned), nats per label token, in the loss."""
     early_stop: int | None = None
     """Points without a better in-domain score after which training stops."""
-    selection_sha256: str | None = None
+    validation_sha256: str | None = None
     """Early stopping alone: hash of what it is scored on then."""
 
     @property
@@ -195,9 +195,9 @@ class TrainRecord(Record):
     """What training one trial gave."""
 
     trial_id: str
-    pack_id: str
+    group_id: str
     """Trials trained together share it."""
-    pack_size: int
+    group_size: int
     trainable_parameters: int
     steps: int
     num_tokens: int
@@ -210,9 +210,9 @@ class TrainRecord(Record):
     rows_truncated: int
     """Rows whose completion was cut at max_length."""
     seconds: float
-    """This trial's share of its pack's wall time, by tokens."""
+    """This trial's share of its group's wall time, by tokens."""
     peak_memory_bytes: int
-    """Peak of the process while the pack trained."""
+    """Peak of the process while the group trained."""
     losses: tuple[LossPoint, ...]
     weights_sha256: str
     """Of the stored adapter or full model weights."""

@@ -20,7 +20,11 @@ from rankscope.report.style import (
 ENOUGH_SEEDS = 3
 """Fewer leave the spread between training runs unknown (science.md section 5)."""
 
-NEEDS = {"firm": "", "tentative": "What would tell more", "none": "What would decide it"}
+NEXT_STEPS_TITLES = {
+    "firm": "",
+    "tentative": "What would tell more",
+    "none": "What would decide it",
+}
 
 CONFIDENCE = {
     "firm": "The intervals support it.",
@@ -82,7 +86,7 @@ def answer(view: StudyView, task: str) -> Answer:
         reasons=tuple(r for r in advice.reasons if r.kind not in ("sign", "limit")),
         signs=tuple(r for r in advice.reasons if r.kind in ("sign", "limit")),
         needs=tuple(need.text for need in advice.needs),
-        needs_title=NEEDS[advice.confidence],
+        needs_title=NEXT_STEPS_TITLES[advice.confidence],
     )
 
 
@@ -94,7 +98,7 @@ def _subject(view: StudyView, task: str, advice: TaskAdvice) -> str:
         return f"The recommended arm, {arm.label}"
     if advice.subject_label == arm.label:
         return f"The arm this answer speaks of, {arm.label}"
-    return f"The best arm on the selection split, {arm.label}"
+    return f"The best arm on the validation split, {arm.label}"
 
 
 def _tiles(view: StudyView, task: str) -> list[Tile]:
@@ -147,7 +151,7 @@ def missing(view: StudyView) -> list[str]:
     elif done < total:
         rest = [f"{states[s]} {s}" for s in states if s != "done"]
         found.append(f"{done} of {count(total, 'trial')} finished; the others: {', '.join(rest)}.")
-    unscored = [t.name for t in study.tasks if (BASE, t.name, "report") not in study.evals]
+    unscored = [t.name for t in study.tasks if (BASE, t.name, "test") not in study.evals]
     if unscored:
         found.append(
             f"The base has no score on {listing(unscored)}, so no change against it is known there."

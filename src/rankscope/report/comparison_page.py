@@ -16,7 +16,7 @@ def write_comparison_page(found: StudyComparison, made_by: Provenance, path: Pat
     """Write a comparison as one offline HTML page, replacing ``path`` in one step.
 
     Raises:
-        BadInput: ``path`` is a folder, or its folder does not exist.
+        UserError: ``path`` is a folder, or its folder does not exist.
     """
     write_page(path, lambda: render(found, made_by))
 

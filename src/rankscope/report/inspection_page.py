@@ -17,7 +17,7 @@ def write_inspection_page(found: Inspection, path: Path) -> None:
     """Write an inspection as one offline HTML page, replacing ``path`` in one step.
 
     Raises:
-        BadInput: ``path`` is a folder, or its folder does not exist.
+        UserError: ``path`` is a folder, or its folder does not exist.
     """
     write_page(path, lambda: render(found))
 

@@ -5,14 +5,14 @@ from rankscope.report.charts.figure import Cell, Column, DataTable, table
 from rankscope.report.figures.transfer import change
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import NATS, Unit
-from rankscope.report.tables import failed_trials, tasks_read, training_rows, without_leaks
+from rankscope.report.tables import failed_trials, tasks_read, training_rows, without_contamination
 
 SIGNIFICANT = 4
 """Digits after the point of a p value."""
 
 
 def main_tables(view: StudyView) -> dict[str, DataTable]:
-    """Name -> table; those without a row are left out. Scores of the report split."""
+    """Name -> table; those without a row are left out. Scores of the test split."""
     return {name: made for name, made in all_tables(view).items() if made.rows}
 
 
@@ -26,7 +26,7 @@ def all_tables(view: StudyView) -> dict[str, DataTable]:
         "tasks": tasks_read(view),
         "training": training_rows(view),
         "failed": failed_trials(view),
-        "without-leaks": without_leaks(view),
+        "without-contamination": without_contamination(view),
     }
 
 

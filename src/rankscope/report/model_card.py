@@ -168,7 +168,7 @@ def data_rows(study: StudyRecords, task: TaskRecord | None) -> list[tuple[str, o
     if task is None:
         return []
     settings = task_settings(study, task.name)
-    given = (settings.get(key) for key in ("train", "selection", "report"))
+    given = (settings.get(key) for key in ("train", "validation", "test"))
     # A record's text of several files cannot be parted again: a folder's name may hold ", ".
     files = [PurePath(path).name for path in given if isinstance(path, str)]
     source = ", ".join(files) or without_folders(task.source)
@@ -203,7 +203,7 @@ def scores(view: StudyView, trial: TrialRecords, own: ArmSummary, step: int | No
     columns = ["tested on", "role", "metric", "base", "this model", "change against the base",
                "95 % interval", "p", "items"]  # fmt: skip
     found = [
-        "Items of the report split, which nothing was chosen by. Intervals and p are of this one "
+        "Items of the test split, which nothing was chosen by. Intervals and p are of this one "
         "trained model, over items.\n",
         markdown(table([Column(c) for c in columns], rows)),
         forgetting_sentence(view, own),
@@ -218,7 +218,7 @@ def score_row(
     view: StudyView, trial: TrialRecords, own: ArmSummary, task: TaskRecord
 ) -> tuple[str, ...] | None:
     """One task; None where this trial was not scored on it."""
-    record = view.study.evals.get((trial.spec.trial_id, task.name, "report"))
+    record = view.study.evals.get((trial.spec.trial_id, task.name, "test"))
     if record is None:
         return None
     base, found, unit = view.base(task.name), change(own, task.name), view.unit(task.name)

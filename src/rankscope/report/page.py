@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
 from rankscope.records import Record
 from rankscope.report.charts.figure import Figure
@@ -34,11 +34,11 @@ def write_page(path: Path, render: Callable[[], str]) -> None:
     """Write one page, replacing ``path`` in one step.
 
     Raises:
-        BadInput: ``path`` is there and no file (a folder, a pipe, a device), or its folder is not.
+        UserError: ``path`` is there and no file (a folder, a pipe, a device), or its folder is not.
         DiskFull: no space; what was there stays.
     """
     if (path.exists() and not path.is_file()) or not path.parent.is_dir():
-        raise BadInput(
+        raise UserError(
             f"{path}: cannot write the report here; expected a file in an existing folder"
         )
     replace_text(path, render())

@@ -29,10 +29,10 @@ from rankscope.report.figures import (
 from rankscope.report.page import Section, embedded, figure_data, source, templates, write_page
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import DASHES, dark_colors, visible
-from rankscope.report.tables import failed_trials, tasks_read, training_rows, without_leaks
+from rankscope.report.tables import failed_trials, tasks_read, training_rows, without_contamination
 
 
-def write_report(study: StudyRecords, recommendation: Recommendation, path: Path) -> None:
+def write_study_page(study: StudyRecords, recommendation: Recommendation, path: Path) -> None:
     """Write the study as one offline HTML page, replacing ``path`` in one step.
 
     Args:
@@ -41,7 +41,7 @@ def write_report(study: StudyRecords, recommendation: Recommendation, path: Path
         path: the file to write; its folder must exist.
 
     Raises:
-        BadInput: ``path`` is a folder, or its folder does not exist.
+        UserError: ``path`` is a folder, or its folder does not exist.
     """
     write_page(path, lambda: render(StudyView(study, recommendation)))
 
@@ -61,7 +61,7 @@ def render(view: StudyView) -> str:
         sections=parts,
         failed=failed_trials(view),
         tasks=tasks_read(view),
-        without_leaks=without_leaks(view),
+        without_contamination=without_contamination(view),
         training=training_rows(view),
         config=yaml_text(view.study.config),
         rank_swatches=[(rank, view.colors[rank]) for rank in view.ranks],
@@ -116,7 +116,7 @@ def sections(view: StudyView) -> list[Section]:
         Section(
             "ranks",
             "How much rank is enough",
-            "Scores of the report split, against LoRA rank where the study varies it.",
+            "Scores of the test split, against LoRA rank where the study varies it.",
             tuple(f for f in ranks if f is not first),
         ),
         Section(

@@ -108,7 +108,7 @@ class StudyView:
 
     def unit(self, task: str) -> Unit:
         """Unit of a task's scores and differences."""
-        return NATS if self.study.task(task).higher_is == "log_probability" else POINTS
+        return NATS if self.study.task(task).score_unit == "log_probability" else POINTS
 
     @cached_property
     def retention_tasks(self) -> tuple[str, ...]:
@@ -126,25 +126,25 @@ class StudyView:
         return NATS if units == {NATS} else POINTS
 
     def base(self, task: str) -> EvalRecord | None:
-        """The base model on the report split of ``task``."""
-        return self.study.evals.get((BASE, task, "report"))
+        """The base model on the test split of ``task``."""
+        return self.study.evals.get((BASE, task, "test"))
 
     def _named(self, task: str, label: str | None) -> ArmSummary | None:
         return next((a for a in self.arms(task) if a.label == label), None)
 
     def _best(self, task: str, accept: Callable[[ArmSummary], bool]) -> ArmSummary | None:
-        """By selection score: for a recommendation that does not name its best arms."""
-        arms = [a for a in self.arms(task) if accept(a) and a.selection_score is not None]
-        return max(arms, key=lambda a: a.selection_score or 0.0, default=None)
+        """By validation score: for a recommendation that does not name its best arms."""
+        arms = [a for a in self.arms(task) if accept(a) and a.validation_score is not None]
+        return max(arms, key=lambda a: a.validation_score or 0.0, default=None)
 
     def best_full(self, task: str) -> ArmSummary | None:
-        """Full fine-tuning as the advice compares with it; never by the report split."""
+        """Full fine-tuning as the advice compares with it; never by the test split."""
         advice = self.advice(task)
         named = self._named(task, advice.best_full_label) if advice else None
         return named or self._best(task, lambda arm: arm.is_full)
 
     def best_lora(self, task: str) -> ArmSummary | None:
-        """The LoRA arm of the highest utility on the selection split."""
+        """The LoRA arm of the highest utility on the validation split."""
         advice = self.advice(task)
         named = self._named(task, advice.best_lora_label) if advice else None
         return named or self._best(task, lambda arm: arm.is_lora)

@@ -24,7 +24,7 @@ from rankscope.report.style import (
 def summary_table(study: StudyRecords, recommendation: Recommendation) -> Table:
     """The study in the terminal: one row per arm, the base first, the recommended arm marked.
 
-    Scores are of the report split, in per cent (or nats per token); differences in points; ``±`` is
+    Scores are of the test split, in per cent (or nats per token); differences in points; ``±`` is
     half the 95 % interval, ``±?`` where it is unknown; seeds ``2/3``: one of three trials failed.
     """
     view = StudyView(study, recommendation)
@@ -103,12 +103,12 @@ def failed_trials(view: StudyView) -> DataTable:
 
 
 def tasks_read(view: StudyView) -> DataTable:
-    """What each task was read from, its rows per split, and what was left out or leaked."""
+    """What each task was read from, its rows per split, and what was left out or contaminated."""
     columns = [
         *(Column("task"), Column("role"), Column("metric"), Column("chance score")),
-        *(Column("train rows", 0), Column("selection rows", 0), Column("report rows", 0)),
-        *(Column("dropped on reading", 0), Column("leaks, exact", 0)),
-        *(Column("leaks, 13-gram", 0), Column("source"), Column("sha256, first digits")),
+        *(Column("train rows", 0), Column("validation rows", 0), Column("test rows", 0)),
+        *(Column("dropped on reading", 0), Column("contamination, exact", 0)),
+        *(Column("contamination, 13-gram", 0), Column("source"), Column("sha256, first digits")),
     ]
     rows = [
         (
@@ -116,9 +116,9 @@ def tasks_read(view: StudyView) -> DataTable:
             ", ".join(role.replace("_", " ") for role in task.roles),
             task.metric,
             task.chance,
-            *(task.rows.get(split) for split in ("train", "selection", "report")),
+            *(task.rows.get(split) for split in ("train", "validation", "test")),
             task.dropped,
-            *(task.leaks.get(kind) for kind in ("exact", "ngram13")),
+            *(task.contamination.get(kind) for kind in ("exact", "ngram13")),
             task.source,
             task.sha256[:16],
         )
@@ -127,15 +127,15 @@ def tasks_read(view: StudyView) -> DataTable:
     return table(columns, rows)
 
 
-def without_leaks(view: StudyView) -> DataTable:
-    """Every report score of a task with leaked rows, with and without them; the same rows for all.
+def without_contamination(view: StudyView) -> DataTable:
+    """Every test score of a task with contaminated rows, with and without them; the same rows for all.
 
     Scores are of the record: a share of 1, or nats per token.
     """
     columns = [
         *(Column("task"), Column("model"), Column("score"), Column("items", 0)),
-        *(Column("without leaked rows"), Column("standard error"), Column("items", 0)),
-        Column("leaked rows", 0),
+        *(Column("without contaminated rows"), Column("standard error"), Column("items", 0)),
+        Column("contaminated rows", 0),
     ]
     labels = {trial.spec.trial_id: trial.spec.label for trial in view.study.trials}
     rows = [
@@ -144,13 +144,13 @@ def without_leaks(view: StudyView) -> DataTable:
             labels.get(record.trial_id, record.trial_id),
             record.score,
             record.n,
-            record.without_leaks.score,
-            record.without_leaks.standard_error,
-            record.without_leaks.n,
-            record.without_leaks.leaked,
+            record.without_contamination.score,
+            record.without_contamination.standard_error,
+            record.without_contamination.n,
+            record.without_contamination.contaminated,
         )
         for record in view.study.evals.values()
-        if record.without_leaks is not None
+        if record.without_contamination is not None
     ]
     return table(columns, rows)
 

@@ -1,6 +1,6 @@
 """What a study will cost, before anything runs: counted where it can be, estimated where not.
 
-Trials, packs, steps and tokens are counted. Arithmetic follows from them (2 operations per weight
+Trials, groups, steps and tokens are counted. Arithmetic follows from them (2 operations per weight
 and token forward, the same backward for activations, and the same again for trained weights); time
 is that arithmetic over the rate of a matrix product measured here and now, times the share of it
 that real steps reach.
@@ -26,21 +26,21 @@ from rankscope.models.parameters import (
 )
 from rankscope.models.peft_backend.settings import count_parameters, peft_config
 from rankscope.records import Record, TrialSpec
-from rankscope.run.groups import Pack, PackLimit, pack_steps, what_limits
-from rankscope.run.prepare import StudyInputs
-from rankscope.train.step_schedule import own_protocol, planned_steps
+from rankscope.run.groups import Group, GroupLimit, group_steps, what_limits
+from rankscope.run.prepare import PreparedStudy
+from rankscope.train.step_schedule import planned_steps, trial_protocol
 
 SHARE_OF_PEAK = 0.25
-"""Part of the measured matrix-product rate that a step reaches. LOG.md, "a pack on a CPU is
-correct, not yet fast": a pack of the pocket study did 47 GFLOP/s on two cores that can do 200,
+"""Part of the measured matrix-product rate that a step reaches. LOG.md, "a group on a CPU is
+correct, not yet fast": a group of the pocket study did 47 GFLOP/s on two cores that can do 200,
 float32. Small models reach less."""
 
 PROBE_SIZE = 1024
 PROBE_SECONDS = 0.3
 
 
-class PackPlan(Record):
-    """One pack, planned."""
+class GroupPlan(Record):
+    """One group, planned."""
 
     task: str
     labels: tuple[str, ...]
@@ -51,8 +51,8 @@ class PackPlan(Record):
     memory_bytes: int
     """Peak while it trains, estimated: base, adapters with their states, one forward and backward
     pass. The libraries' own few hundred MB come on top."""
-    limited_by: PackLimit
-    """What keeps the pack from being larger."""
+    limited_by: GroupLimit
+    """What keeps the group from being larger."""
     seconds: float
     """Estimate, training and evaluation."""
 
@@ -65,7 +65,7 @@ class Plan(Record):
     device: str
     dtype: str
     trials: int
-    packs: tuple[PackPlan, ...]
+    groups: tuple[GroupPlan, ...]
     evaluations: int
     """Models x tasks x splits."""
     curve_evaluations: int
@@ -80,13 +80,15 @@ class Plan(Record):
     notes: tuple[str, ...]
 
 
-def make_plan(inputs: StudyInputs) -> Plan:
+def make_plan(inputs: PreparedStudy) -> Plan:
     """Count and estimate; the only thing measured is one matrix product."""
     shapes = inputs.shapes
     rate = product_rate(inputs.device, inputs.dtype) * SHARE_OF_PEAK
     item_tokens = evaluation_tokens(inputs)
     scored_tokens = trial_tokens(inputs, item_tokens)
-    packs = tuple(plan_pack(inputs, shapes, pack, scored_tokens, rate) for pack in inputs.packs)
+    groups = tuple(
+        plan_group(inputs, shapes, group, scored_tokens, rate) for group in inputs.groups
+    )
     base_tokens = sum(sum(item_tokens[task, split]) for _, task, split in inputs.base_evals())
     evaluations = len(inputs.base_evals()) + sum(
         len(inputs.wanted_evals(t.trial_id, t.task)) + len(inputs.wanted_variants(t))
@@ -98,60 +100,60 @@ def make_plan(inputs: StudyInputs) -> Plan:
         device=str(inputs.device),
         dtype=str(inputs.dtype).removeprefix("torch."),
         trials=len(inputs.trials),
-        packs=packs,
+        groups=groups,
         evaluations=evaluations,
         curve_evaluations=sum(
             len(inputs.curve_steps(t)) * len(inputs.curve_tasks(t.task)) for t in inputs.trials
         ),
-        train_tokens=sum(pack.num_tokens for pack in packs),
+        train_tokens=sum(group.num_tokens for group in groups),
         evaluation_tokens=base_tokens + sum(scored_tokens.values()),
         disk_bytes=sum(
-            trial_cost(inputs, trial).weight_bytes * (1 + len(inputs.kept_steps(trial)))
+            trial_cost(inputs, trial).weight_bytes * (1 + len(inputs.snapshot_steps(trial)))
             for trial in inputs.trials
         ),
-        seconds=sum(p.seconds for p in packs) + 2 * shapes.num_parameters * base_tokens / rate,
+        seconds=sum(p.seconds for p in groups) + 2 * shapes.num_parameters * base_tokens / rate,
         measured_gflops=rate / SHARE_OF_PEAK / 1e9,
         notes=inputs.notes,
     )
 
 
-def plan_pack(
-    inputs: StudyInputs,
+def plan_group(
+    inputs: PreparedStudy,
     shapes: Architecture,
-    pack: Pack,
+    group: Group,
     scored_tokens: Mapping[str, int],
     rate: float,
-) -> PackPlan:
-    """Count one pack's steps and tokens and estimate its memory and time."""
+) -> GroupPlan:
+    """Count one group's steps and tokens and estimate its memory and time."""
     config = inputs.config.train
-    rows = inputs.rows[pack[0].task]
-    protocols = [own_protocol(trial, config) for trial in pack]
+    rows = inputs.rows[group[0].task]
+    protocols = [trial_protocol(trial, config) for trial in group]
     own = [trained_tokens(rows, protocol) for protocol in protocols]
-    tokens = [n + replayed_tokens(inputs, t, n) for t, n in zip(pack, own, strict=True)]
-    costs = [trial_cost(inputs, trial) for trial in pack]
-    backward = 4 if pack[0].is_full else 2
+    tokens = [n + replayed_tokens(inputs, t, n) for t, n in zip(group, own, strict=True)]
+    costs = [trial_cost(inputs, trial) for trial in group]
+    backward = 4 if group[0].is_full else 2
     operations = sum(
         num_tokens
         * (
             (2 + backward) * shapes.num_parameters
             + (0 if trial.is_full else 6 * cost.trainable_parameters)
         )
-        for trial, cost, num_tokens in zip(pack, costs, tokens, strict=True)
+        for trial, cost, num_tokens in zip(group, costs, tokens, strict=True)
     )
     operations += sum(
         2 * shapes.num_parameters * (replayed_tokens(inputs, t, n) if t.replay else n)
-        for t, n in zip(pack, own, strict=True)
+        for t, n in zip(group, own, strict=True)
         if t.kl_to_base  # the bare base's forward pass
     )
-    scored = sum(scored_tokens[trial.trial_id] for trial in pack)
+    scored = sum(scored_tokens[trial.trial_id] for trial in group)
     operations += scored * 2 * shapes.num_parameters
-    return PackPlan(
-        task=pack[0].task,
-        labels=tuple(f"{trial.arm_label} seed={trial.seed}" for trial in pack),
-        steps=pack_steps(pack, len(rows.rows), rows.num_tokens, config),
+    return GroupPlan(
+        task=group[0].task,
+        labels=tuple(f"{trial.arm_label} seed={trial.seed}" for trial in group),
+        steps=group_steps(group, len(rows.rows), rows.num_tokens, config),
         num_tokens=sum(tokens),
-        memory_bytes=inputs.packing.memory(pack, config).total_bytes,
-        limited_by=what_limits(pack, inputs.packs, inputs.config.max_pack),
+        memory_bytes=inputs.grouping.memory(group, config).total_bytes,
+        limited_by=what_limits(group, inputs.groups, inputs.config.max_group_size),
         seconds=operations / rate,
     )
 
@@ -163,7 +165,7 @@ def trained_tokens(rows: EncodedRows, protocol: TrainConfig) -> int:
     return round(steps * rows_per_step * rows.num_tokens / len(rows.rows))
 
 
-def replayed_tokens(inputs: StudyInputs, trial: TrialSpec, own_tokens: int) -> int:
+def replayed_tokens(inputs: PreparedStudy, trial: TrialSpec, own_tokens: int) -> int:
     """General tokens beside ``own_tokens`` of a trial's own, every row taken to have its mean."""
     if trial.replay is None or not trial.replay_share:
         return 0
@@ -174,7 +176,7 @@ def replayed_tokens(inputs: StudyInputs, trial: TrialSpec, own_tokens: int) -> i
 
 
 def trial_tokens(
-    inputs: StudyInputs, item_tokens: Mapping[tuple[str, str], Sequence[int]]
+    inputs: PreparedStudy, item_tokens: Mapping[tuple[str, str], Sequence[int]]
 ) -> dict[str, int]:
     """By trial, the tokens that scoring it takes, while it trains and after."""
     few = inputs.config.train.evaluate_items
@@ -182,7 +184,7 @@ def trial_tokens(
     for trial in inputs.trials:
         after = inputs.wanted_evals(trial.trial_id, trial.task) + inputs.wanted_variants(trial)
         point = sum(
-            sum(item_tokens[task, "selection"][:few]) for task in inputs.curve_tasks(trial.task)
+            sum(item_tokens[task, "validation"][:few]) for task in inputs.curve_tasks(trial.task)
         )
         counts[trial.trial_id] = len(inputs.curve_steps(trial)) * point + sum(
             sum(item_tokens[task, split]) for _, task, split in after
@@ -190,7 +192,7 @@ def trial_tokens(
     return counts
 
 
-def evaluation_tokens(inputs: StudyInputs) -> dict[tuple[str, str], list[int]]:
+def evaluation_tokens(inputs: PreparedStudy) -> dict[tuple[str, str], list[int]]:
     """Tokens one model reads (and writes) on each item of a split of a task.
 
     Generated answers count at their longest, so generation is estimated from above.
@@ -201,9 +203,9 @@ def evaluation_tokens(inputs: StudyInputs) -> dict[tuple[str, str], list[int]]:
         scorers = {
             item.item_id: part.spec.scorer
             for part in task.parts
-            for item in (*part.selection, *part.report)
+            for item in (*part.validation, *part.test)
         }
-        for item in task.selection if split == "selection" else task.report:
+        for item in task.validation if split == "validation" else task.test:
             tokens = len(inputs.encoder.prompt_ids(item))
             if scorers.get(item.item_id, task.spec.scorer) in ("number", "exact_match"):
                 tokens += inputs.config.evaluate.max_new_tokens
@@ -215,7 +217,7 @@ def evaluation_tokens(inputs: StudyInputs) -> dict[tuple[str, str], list[int]]:
     return counts
 
 
-def trial_cost(inputs: StudyInputs, trial: TrialSpec) -> TrainingCost:
+def trial_cost(inputs: PreparedStudy, trial: TrialSpec) -> TrainingCost:
     """Trainable parameters of a trial and the memory they need besides the base.
 
     Of a method of PEFT's they are counted on PEFT's own model; one whose start is computed from the

@@ -1,7 +1,7 @@
 """Everything a study needs that can be known before weights are loaded.
 
 ``check`` shows it, ``plan`` counts it and ``run`` works on it: tokenizer, tasks split and encoded,
-trials with their ids, packs.
+trials with their ids, groups.
 """
 
 import json
@@ -11,19 +11,19 @@ from pathlib import Path
 
 import torch
 
-from rankscope.analyze.spectra import refuse_too_many
+from rankscope.analyze.spectra import check_too_many
 from rankscope.config.analyze import SpectraConfig
 from rankscope.config.study import Interval, StudyConfig, TrainConfig
-from rankscope.data.contamination import leaks_between
+from rankscope.data.contamination import find_contamination_between_tasks
 from rankscope.data.encode import EncodedRows, Encoder, encode_rows
-from rankscope.data.study_tasks import read_replay, read_tasks, refuse_untrainable, replay_notes
+from rankscope.data.study_tasks import check_untrainable, read_replay, read_tasks, replay_notes
 from rankscope.data.tasks import LoadedTask
 from rankscope.device import available_memory_bytes, choose_device, choose_dtype
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import context_length, cut_notes
 from rankscope.evaluate.task_record import task_record
-from rankscope.models.adapters.folder import refuse_other_base
-from rankscope.models.adapters.warm_start import start_notes, with_starts
+from rankscope.models.adapters.folder import check_other_base
+from rankscope.models.adapters.warm_start import resolve_warm_starts, warm_start_notes
 from rankscope.models.load import load_tokenizer, model_folder
 from rankscope.models.methods.eva_directions import RHO
 from rankscope.models.parameters import (
@@ -34,51 +34,51 @@ from rankscope.models.parameters import (
     target_shapes,
 )
 from rankscope.models.peft_backend.settings import count_parameters, peft_config
-from rankscope.models.quantize import refuse_quantize, require_bitsandbytes
+from rankscope.models.quantize import check_quantize, require_bitsandbytes
 from rankscope.provenance import sha256_json, tokenizer_sha256, weights_sha256
 from rankscope.records import BASE, EvalKey, Split, TaskRecord, TrialSpec, Variant
-from rankscope.run.groups import Pack, make_packs
+from rankscope.run.groups import Group, make_groups
 from rankscope.run.trials import duplicate_grid_points, make_trials
-from rankscope.train.loop import refuse_zero_rates
-from rankscope.train.memory import MemoryModel, PackMemory, RowCounts
-from rankscope.train.step_schedule import due_steps, own_protocol, planned_steps
+from rankscope.train.loop import check_zero_rates
+from rankscope.train.memory import GroupMemory, MemoryModel, RowCounts
+from rankscope.train.step_schedule import due_steps, planned_steps, trial_protocol
 
-SPLITS: tuple[Split, ...] = ("selection", "report")
+SPLITS: tuple[Split, ...] = ("validation", "test")
 
 USABLE_SHARE = 0.9
-"""Part of the memory that is free now which packs are planned to take; estimates err by less."""
+"""Part of the memory that is free now which groups are planned to take; estimates err by less."""
 
 
 @dataclass(frozen=True, slots=True)
-class Packing:
-    """How trials become packs that fit into ``room_bytes``."""
+class Grouping:
+    """How trials become groups that fit into ``room_bytes``."""
 
     model: MemoryModel
     counts: Mapping[str, RowCounts]
     """By training task, and by task whose rows are replayed."""
     room_bytes: int
 
-    def counts_of(self, pack: Pack) -> RowCounts:
-        """Of a pack's rows; with replay every row is taken to be of the longer kind."""
-        counts = [self.counts[pack[0].task]]
-        counts += [self.counts[trial.replay] for trial in pack if trial.replay is not None]
+    def counts_of(self, group: Group) -> RowCounts:
+        """Of a group's rows; with replay every row is taken to be of the longer kind."""
+        counts = [self.counts[group[0].task]]
+        counts += [self.counts[trial.replay] for trial in group if trial.replay is not None]
         return RowCounts.longer(counts)
 
-    def memory(self, pack: Pack, train: TrainConfig) -> PackMemory:
-        """What training a pack takes."""
-        return self.model.of_pack(pack, self.counts_of(pack), train)
+    def memory(self, group: Group, train: TrainConfig) -> GroupMemory:
+        """What training a group takes."""
+        return self.model.of_group(group, self.counts_of(group), train)
 
-    def packs(self, trials: Sequence[TrialSpec], config: StudyConfig) -> list[Pack]:
-        """Trials cut into packs as ``max_pack`` and the memory allow."""
+    def groups(self, trials: Sequence[TrialSpec], config: StudyConfig) -> list[Group]:
+        """Trials cut into groups as ``max_group_size`` and the memory allow."""
 
-        def fits(pack: Pack) -> bool:
-            return self.memory(pack, config.train).total_bytes <= self.room_bytes
+        def fits(group: Group) -> bool:
+            return self.memory(group, config.train).total_bytes <= self.room_bytes
 
-        return make_packs(trials, config.max_pack, fits)
+        return make_groups(trials, config.max_group_size, fits)
 
 
 @dataclass(frozen=True, slots=True)
-class StudyInputs:
+class PreparedStudy:
     """A study file resolved on this machine.
 
     Attributes:
@@ -90,8 +90,8 @@ class StudyInputs:
         tasks: every task that is trained on or scored, by name.
         rows: encoded training rows of each training task.
         records: one per task, as stored.
-        trials, packs: in the order they run.
-        packing: how much memory packs take, and how much there is.
+        trials, groups: in the order they run.
+        grouping: how much memory groups take, and how much there is.
         notes: what a reader of the results must know.
     """
 
@@ -106,8 +106,8 @@ class StudyInputs:
     rows: Mapping[str, EncodedRows]
     records: tuple[TaskRecord, ...]
     trials: tuple[TrialSpec, ...]
-    packs: tuple[Pack, ...]
-    packing: "Packing"
+    groups: tuple[Group, ...]
+    grouping: "Grouping"
     notes: tuple[str, ...]
     replay: Mapping[str, EncodedRows] = field(default_factory=dict)
     """By task, the encoded rows that arms replay."""
@@ -115,7 +115,7 @@ class StudyInputs:
     def wanted_evals(self, trial_id: str, trained_on: str | None) -> list[EvalKey]:
         """What one model is scored on, in order.
 
-        Every task's report split; and the selection split of what choosing looks at: the model's
+        Every task's test split; and the validation split of what choosing looks at: the model's
         own training task and the retention tasks (for the base, every training task).
         """
         keys: list[EvalKey] = []
@@ -124,8 +124,8 @@ class StudyInputs:
                 record.trained_on and trained_on in (None, record.name)
             )
             if chooses:
-                keys.append((trial_id, record.name, "selection"))
-            keys.append((trial_id, record.name, "report"))
+                keys.append((trial_id, record.name, "validation"))
+            keys.append((trial_id, record.name, "test"))
         return keys
 
     def variants(self, trial: TrialSpec) -> list[Variant]:
@@ -151,38 +151,38 @@ class StudyInputs:
         """Optimizer steps after which a trial is scored while it trains."""
         return self.due_steps(trial, self.config.train.evaluate_every)
 
-    def kept_steps(self, trial: TrialSpec) -> tuple[int, ...]:
+    def snapshot_steps(self, trial: TrialSpec) -> tuple[int, ...]:
         """Optimizer steps after which its weights are kept; the last one's are stored anyway."""
         return self.due_steps(trial, self.config.train.checkpoint_every)[:-1]
 
     def due_steps(self, trial: TrialSpec, every: Interval) -> tuple[int, ...]:
         """The steps of one trial after which something is due; see ``trials.due_steps``."""
         rows, train = self.rows[trial.task], self.config.train
-        return due_steps(every, len(rows.rows), rows.num_tokens, own_protocol(trial, train))
+        return due_steps(every, len(rows.rows), rows.num_tokens, trial_protocol(trial, train))
 
     def curve_tasks(self, trained_on: str) -> list[str]:
-        """What it is scored on then: the selection splits that it is scored on in the end."""
+        """What it is scored on then: the validation splits that it is scored on in the end."""
         wanted = self.wanted_evals("", trained_on)
-        return [task for _, task, split in wanted if split == "selection"]
+        return [task for _, task, split in wanted if split == "validation"]
 
     def base_evals(self) -> list[EvalKey]:
         """What the untuned base is scored on."""
         return self.wanted_evals(BASE, None)
 
 
-def read_inputs(config: StudyConfig, weights: bool = True) -> StudyInputs:
+def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
     """Resolve, read, split and encode; nothing is trained and no weights are loaded.
 
     weights: the base's files must be there and are hashed. Without, its configuration and
     tokenizer are enough, and trials' ids are not those of a run.
 
     Raises:
-        BadInput: the model, a target module, a task or a row cannot be used.
+        UserError: the model, a target module, a task or a row cannot be used.
     """
     folder = model_folder(config.model, weights)
     model_config = read_config(folder)
     shapes = architecture(model_config)
-    config, starts = with_starts(config, shapes)
+    config, starts = resolve_warm_starts(config, shapes)
     caps = rank_notes(config, shapes)  # refuses a target that is not there, before rows are read
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
@@ -190,9 +190,9 @@ def read_inputs(config: StudyConfig, weights: bool = True) -> StudyInputs:
     encoder = Encoder(tokenizer, config.model.prompt_format, config.train.max_length)
     config = resolved(config, encoder, dtype)
     read = read_tasks(config)
-    refuse_untrainable(config, read)
+    check_untrainable(config, read)
     replay, replayed = read_replay(config, read, encoder)
-    tasks, leak_notes = with_leaks(config, read, replayed)
+    tasks, contamination_notes = with_contamination(config, read, replayed)
     context = context_length(model_config)
     scoring = [
         note
@@ -207,7 +207,7 @@ def read_inputs(config: StudyConfig, weights: bool = True) -> StudyInputs:
     }
     base_sha256 = weights_sha256(folder) if weights or starts else "not read"
     for start in starts.values():
-        refuse_other_base(start.folder, start.base_sha256, base_sha256)
+        check_other_base(start.folder, start.base_sha256, base_sha256)
     tokenizer_hash = tokenizer_sha256(folder)
     records = tuple(task_record(config, encoder, task, tokenizer_hash) for task in tasks.values())
     trials = make_trials(
@@ -219,14 +219,14 @@ def read_inputs(config: StudyConfig, weights: bool = True) -> StudyInputs:
         {record.name: record.sha256 for record in records},
     )
     for trial in trials:
-        encoded, train = rows[trial.task], own_protocol(trial, config.train)
-        refuse_zero_rates(planned_steps(len(encoded.rows), encoded.num_tokens, train), train)
-    refuse_eva(trials, rows, shapes)
-    refuse_vectors(config, trials, shapes)
-    refuse_methods(config, trials, device)
+        encoded, train = rows[trial.task], trial_protocol(trial, config.train)
+        check_zero_rates(planned_steps(len(encoded.rows), encoded.num_tokens, train), train)
+    check_eva(trials, rows, shapes)
+    check_vectors(config, trials, shapes)
+    check_methods(config, trials, device)
     for settings, targets, num_steps in peft_methods(trials, rows, config.train):
         count_parameters(model_config, peft_config(json.loads(settings), targets, num_steps))
-    packing = Packing(
+    grouping = Grouping(
         MemoryModel(model_config, dtype, device),
         {name: RowCounts.of(encoded.rows) for name, encoded in {**replay, **rows}.items()},
         config.memory_limit or round(USABLE_SHARE * available_memory_bytes(device)),
@@ -234,16 +234,16 @@ def read_inputs(config: StudyConfig, weights: bool = True) -> StudyInputs:
     notes = [] if weights else without_weights(folder)
     notes += [*encoder.notes, *caps, *(note for task in tasks.values() for note in task.notes)]
     repeated = duplicate_grid_points(config)
-    notes += [*scoring, *start_notes(starts.values())]
+    notes += [*scoring, *warm_start_notes(starts.values())]
     notes += replay_notes(config)
-    notes += leak_notes
+    notes += contamination_notes
     if repeated:
         were = (
             "1 grid point is repeated" if repeated == 1 else f"{repeated} grid points are repeated"
         )
         notes.append(f"{were} in the study file and merged: each is trained once")
     notes += row_notes({**replay, **rows}, config.train.max_length)
-    return StudyInputs(
+    return PreparedStudy(
         config=config,
         folder=folder,
         shapes=shapes,
@@ -255,8 +255,8 @@ def read_inputs(config: StudyConfig, weights: bool = True) -> StudyInputs:
         rows=rows,
         records=records,
         trials=tuple(trials),
-        packs=tuple(packing.packs(trials, config)),
-        packing=packing,
+        groups=tuple(grouping.groups(trials, config)),
+        grouping=grouping,
         notes=tuple(notes),
         replay=replay,
     )
@@ -269,22 +269,22 @@ def without_weights(folder: Path) -> list[str]:
     return [f"{folder} holds no weights: planned from config.json; a run needs *.safetensors there"]
 
 
-def with_leaks(
+def with_contamination(
     config: StudyConfig, tasks: Mapping[str, LoadedTask], replayed: Mapping[str, LoadedTask]
 ) -> tuple[dict[str, LoadedTask], list[str]]:
-    """The tasks, each with the report items that some training row of the study holds; and notes.
+    """The tasks, each with the test items that some training row of the study holds; and notes.
 
-    A task that the study does not train on leaks nothing from training rows of its own.
+    A task that the study does not train on contamination nothing from training rows of its own.
     """
     trained = {**replayed, **{task.name: tasks[task.name] for task in config.tasks}}
-    notes, between = leaks_between(
+    notes, between = find_contamination_between_tasks(
         {name: task.train for name, task in trained.items()},
-        {name: task.report for name, task in tasks.items()},
+        {name: task.test for name, task in tasks.items()},
     )
     found = {}
     for name, task in tasks.items():
-        own = task.leaked_ids if name in trained else frozenset[str]()
-        found[name] = replace(task, leaked_ids=own | between.get(name, set()))
+        own = task.contaminated_ids if name in trained else frozenset[str]()
+        found[name] = replace(task, contaminated_ids=own | between.get(name, set()))
     return found, notes
 
 
@@ -298,15 +298,15 @@ def row_notes(rows: Mapping[str, EncodedRows], max_length: int) -> list[str]:
     ]
 
 
-def refuse_methods(config: StudyConfig, trials: Sequence[TrialSpec], device: torch.device) -> None:
-    """Raise BadInput for what this machine, or a base in 4 bits, cannot do."""
+def check_methods(config: StudyConfig, trials: Sequence[TrialSpec], device: torch.device) -> None:
+    """Raise UserError for what this machine, or a base in 4 bits, cannot do."""
     if config.train.optimizer == "adamw8bit" and any(trial.is_full for trial in trials):
         require_bitsandbytes("optimizer: adamw8bit")
     if config.quantize == "none":
         return
-    refuse_quantize(device)
+    check_quantize(device)
     if any(trial.is_full for trial in trials):
-        raise BadInput(
+        raise UserError(
             "quantize: 4bit: full fine-tuning trains the base's own weights, which 4 bits cannot "
             "hold; remove the arm of method 'full', or 'quantize'"
         )
@@ -319,16 +319,16 @@ def peft_methods(
     found = []
     for trial in trials:
         if trial.peft is not None:
-            encoded, own = rows[trial.task], own_protocol(trial, train)
+            encoded, own = rows[trial.task], trial_protocol(trial, train)
             steps = planned_steps(len(encoded.rows), encoded.num_tokens, own)
             found.append((trial.peft, trial.targets, steps))
     return list(dict.fromkeys(found))
 
 
-def refuse_eva(
+def check_eva(
     trials: Iterable[TrialSpec], rows: Mapping[str, EncodedRows], shapes: Architecture
 ) -> None:
-    """Raise BadInput where EVA would look for more directions than there are training tokens."""
+    """Raise UserError where EVA would look for more directions than there are training tokens."""
     for trial in trials:
         if trial.method != "eva" or trial.rank is None:
             continue
@@ -336,21 +336,21 @@ def refuse_eva(
         needed = max(min(round(RHO * trial.rank), inputs) for _, inputs in targets)
         found = rows[trial.task].num_tokens
         if found < needed:
-            raise BadInput(
+            raise UserError(
                 f"method eva, rank {trial.rank}: {trial.task} has {found} training tokens, "
                 f"expected at least {needed} to find as many directions in; choose a smaller rank"
             )
 
 
-def refuse_vectors(config: StudyConfig, trials: Iterable[TrialSpec], shapes: Architecture) -> None:
-    """Raise BadInput where spectra are asked for more vectors than a compared matrix has."""
+def check_vectors(config: StudyConfig, trials: Iterable[TrialSpec], shapes: Architecture) -> None:
+    """Raise UserError where spectra are asked for more vectors than a compared matrix has."""
     asked = config.analyze.spectra
     targets = {target for trial in trials for target in trial.targets}
     targets = targets or set(shapes.linear_shapes) - {shapes.output_layer or ""}
     compared = target_shapes(shapes, sorted(targets))
     intruder_k = asked.intruder_k if asked.intruder_k != SpectraConfig().intruder_k else None
     if asked.enabled:
-        refuse_too_many(
+        check_too_many(
             compared,
             {"analyze.spectra.top_k": asked.top_k, "analyze.spectra.intruder_k": intruder_k},
         )

@@ -16,7 +16,7 @@ from rankscope.advise.recommend import recommend
 from rankscope.advise.subjects import subject_changes
 from rankscope.analyze.spectra import compared_vectors
 from rankscope.config.analyze import SpectraConfig
-from rankscope.config.loader import dump_study, load_study
+from rankscope.config.loader import dump_study, load_study_file
 from rankscope.config.study import StudyConfig
 from rankscope.device import (
     keep_freed_memory,
@@ -24,18 +24,18 @@ from rankscope.device import (
     release_freed_memory,
     use_deterministic,
 )
-from rankscope.errors import BadInput, Interrupted
+from rankscope.errors import Interrupted, UserError
 from rankscope.filesystem import replace_text
 from rankscope.models.load import load_base
-from rankscope.progress import Logged, Silent, Watcher
+from rankscope.progress import JsonlReporter, NullReporter, ProgressReporter
 from rankscope.provenance import provenance
 from rankscope.records import Recommendation, StudyRecords, trial_of, variant_of
-from rankscope.report.study_page import write_report
+from rankscope.report.study_page import write_study_page
 from rankscope.run.group_ledger import settled
 from rankscope.run.plan import Plan, make_plan
-from rankscope.run.prepare import StudyInputs, read_inputs
+from rankscope.run.prepare import PreparedStudy, prepare_study
 from rankscope.run.runner import Runner
-from rankscope.run.stages.heads import refuse_other_heads
+from rankscope.run.stages.heads import check_other_heads
 from rankscope.store import Ledger
 
 
@@ -54,26 +54,26 @@ class Study:
         """Read a study file; ``overrides`` are ``key=value`` as of ``--set``.
 
         Raises:
-            BadInput: the file cannot be read or used; every fault is named with its line.
+            UserError: the file cannot be read or used; every fault is named with its line.
         """
-        return cls(load_study(Path(path), overrides))
+        return cls(load_study_file(Path(path), overrides))
 
-    def check(self) -> StudyInputs:
-        """Everything that can be wrong before a run: model, data, tokens, labels, leaks.
+    def check(self) -> PreparedStudy:
+        """Everything that can be wrong before a run: model, data, tokens, labels, contamination.
 
         Raises:
-            BadInput: it would not run.
+            UserError: it would not run.
         """
-        return read_inputs(self.config)
+        return prepare_study(self.config)
 
     def plan(self) -> Plan:
-        """Trials, packs, steps, tokens, memory, disk and time, before anything runs.
+        """Trials, groups, steps, tokens, memory, disk and time, before anything runs.
 
         Of the model its configuration and tokenizer are enough.
         """
-        return make_plan(read_inputs(self.config, weights=False))
+        return make_plan(prepare_study(self.config, weights=False))
 
-    def run(self, out: str | Path, watcher: Watcher | None = None) -> StudyRecords:
+    def run(self, out: str | Path, reporter: ProgressReporter | None = None) -> StudyRecords:
         """Run the study into ``out``, or continue it there; always safe to repeat.
 
         Changes the process: the allocator keeps freed memory, Python's, NumPy's and torch's
@@ -81,10 +81,10 @@ class Study:
 
         Args:
             out: the study's folder; made where there is none.
-            watcher: hears of progress; silent by default.
+            reporter: hears of progress; silent by default.
 
         Raises:
-            BadInput, StudyLocked, IntegrityError, DiskFull, Interrupted.
+            UserError, StudyLocked, IntegrityError, DiskFull, Interrupted.
         """
         keep_freed_memory()
         limit_kernel_cache()
@@ -92,14 +92,14 @@ class Study:
         disable_progress_bar()  # transformers' own bars for reading and writing weights
         out = Path(out)
         begun = time.monotonic()
-        inputs = read_inputs(self.config)  # before the folder: a refused study leaves nothing
+        inputs = prepare_study(self.config)  # before the folder: a refused study leaves nothing
         with Ledger.open(out, write=True) as ledger, interruptible() as should_stop:
-            watcher = Logged(watcher or Silent(), out / "log.jsonl")
+            reporter = JsonlReporter(reporter or NullReporter(), out / "log.jsonl")
             if ledger.trials():
                 stored = ledger.load()
-                refuse_other_spectra(stored, inputs.config)
-                refuse_other_intruders(stored, inputs)
-                refuse_other_heads(stored, inputs.config)
+                check_other_spectra(stored, inputs.config)
+                check_other_intruders(stored, inputs)
+                check_other_heads(stored, inputs.config)
             base = load_base(
                 inputs.config.model,
                 inputs.device,
@@ -113,9 +113,9 @@ class Study:
             ledger.put_notes(inputs.notes)
             ledger.put_trials(inputs.trials)
             for note in inputs.notes:
-                watcher.note(note)
+                reporter.note(note)
             inputs = settled(ledger, inputs)
-            runner = Runner(ledger, inputs, base, watcher, should_stop)
+            runner = Runner(ledger, inputs, base, reporter, should_stop)
             try:
                 runner.run()
             finally:
@@ -124,13 +124,13 @@ class Study:
             return ledger.load()
 
 
-def conclude(out: Path) -> tuple[StudyRecords, Recommendation]:
+def write_outputs(out: Path) -> tuple[StudyRecords, Recommendation]:
     """Write ``recommendation.json`` and ``report.html`` from the stored records of a study.
 
     A file that would not change is left alone.
 
     Raises:
-        BadInput: no study there.
+        UserError: no study there.
         IntegrityError: a stored record or table was altered.
     """
     with Ledger.open(out, write=False) as ledger:
@@ -144,42 +144,42 @@ def conclude(out: Path) -> tuple[StudyRecords, Recommendation]:
     )
     replace_text(out / "recommendation.json", recommendation.model_dump_json(indent=2) + "\n")
     made = out / "report.html.new"
-    write_report(study, recommendation, made)
+    write_study_page(study, recommendation, made)
     replace_text(out / "report.html", made.read_bytes().decode())
     made.unlink()
     return study, recommendation
 
 
-def refuse_other_spectra(study: StudyRecords, config: StudyConfig) -> None:
+def check_other_spectra(study: StudyRecords, config: StudyConfig) -> None:
     """Stored spectra must have been made as the study file asks.
 
     Raises:
-        BadInput: other k or epsilon; results of two definitions would be compared.
+        UserError: other k or epsilon; results of two definitions would be compared.
     """
     asked = config.analyze.spectra
     for made in (trial.spectra for trial in study.trials):
         if made is None:
             continue
         if (made.intruder_k, made.intruder_epsilon) != (asked.intruder_k, asked.intruder_epsilon):
-            raise BadInput(
+            raise UserError(
                 f"{study.name}: stored spectra were made with intruder_k {made.intruder_k} and "
                 f"intruder_epsilon {made.intruder_epsilon:g}, the study file now asks for "
                 f"{asked.intruder_k} and {asked.intruder_epsilon:g}; use another --out"
             )
         for matrix in made.matrices:
             if matrix.top_k != (now := compared_vectors(matrix.shape, asked)):
-                raise BadInput(
+                raise UserError(
                     f"{study.name}: stored spectra compare {matrix.top_k} singular vectors of "
                     f"{matrix.name}, by the study file's top_k they now would be {now}; use "
                     "another --out"
                 )
 
 
-def refuse_other_intruders(study: StudyRecords, inputs: StudyInputs) -> None:
+def check_other_intruders(study: StudyRecords, inputs: PreparedStudy) -> None:
     """Stored scores without intruders must be of what the study file now calls intruders.
 
     Raises:
-        BadInput: other k or epsilon; or, of full fine-tuning, other matrices looked at.
+        UserError: other k or epsilon; or, of full fine-tuning, other matrices looked at.
     """
     made = {
         trial_of(model)
@@ -200,7 +200,7 @@ def refuse_other_intruders(study: StudyRecords, inputs: StudyInputs) -> None:
             {"targets": sorted({n for t in inputs.trials for n in t.targets})},
         )
     if told[0] != told[1]:
-        raise BadInput(
+        raise UserError(
             f"{study.name}: stored scores of scaled intruders were made with {told[0]}, the study "
             f"file now asks for {told[1]}; use another --out"
         )

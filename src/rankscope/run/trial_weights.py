@@ -3,27 +3,27 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.models.adapters.folder import load_adapter, save_adapter
 from rankscope.models.base import Base
 from rankscope.models.load import load_base
 from rankscope.models.peft_backend.tuner import load_tuner
 from rankscope.provenance import sha256_file, sha256_json
 from rankscope.records import ModelRecord, TrialSpec
-from rankscope.run.prepare import StudyInputs
+from rankscope.run.prepare import PreparedStudy
 from rankscope.store import Ledger, TrialFailure, weights_path
-from rankscope.train.trial_state import Trainee
+from rankscope.train.trial_state import TrialState
 
 
-def write_weights(trainee: Trainee, base: Base, record: ModelRecord, folder: Path) -> str:
+def write_weights(trial_state: TrialState, base: Base, record: ModelRecord, folder: Path) -> str:
     """Write a PEFT adapter, or a whole model, into ``folder``; sha256 of its weights.
 
     base: holds the weights of full fine-tuning. record: of the frozen base.
     """
-    if trainee.adapter is not None:
-        save_adapter(trainee.adapter, trainee.spec, record, folder)
-    elif trainee.tuner is not None:
-        trainee.tuner.save(trainee.spec, record, folder)
+    if trial_state.adapter is not None:
+        save_adapter(trial_state.adapter, trial_state.spec, record, folder)
+    elif trial_state.tuner is not None:
+        trial_state.tuner.save(trial_state.spec, record, folder)
     else:
         base.model.save_pretrained(folder)
         base.tokenizer.save_pretrained(folder)
@@ -32,7 +32,7 @@ def write_weights(trainee: Trainee, base: Base, record: ModelRecord, folder: Pat
 
 
 def with_weights(
-    ledger: Ledger, inputs: StudyInputs, base: Base, trials: Sequence[TrialSpec]
+    ledger: Ledger, inputs: PreparedStudy, base: Base, trials: Sequence[TrialSpec]
 ) -> Base | None:
     """The base with the trials' stored adapters attached, or a full trial's own model; None where
     training left that in a state in which it cannot run, so that the trial is ``failed``.
@@ -44,7 +44,7 @@ def with_weights(
         folder = ledger.checked_path(weights_path(trials[0]))
         try:
             return load_base(inputs.config.model, base.device, inputs.dtype, folder)
-        except BadInput as error:  # the base itself has passed the same checks
+        except UserError as error:  # the base itself has passed the same checks
             reason = f"the trained model cannot be used: {str(error).split(';')[0]}"
             ledger.fail_trials([TrialFailure(trials[0].trial_id, "failed", reason)])
             return None
@@ -54,5 +54,5 @@ def with_weights(
     for trial in trials:
         folder = ledger.checked_path(weights_path(trial))
         adapter = load_adapter(folder, trial.trial_id, base.record)
-        base.pack.attach(adapter.to(base.device))
+        base.multi_lora.attach(adapter.to(base.device))
     return base

@@ -1,4 +1,4 @@
-"""Arms x seeds x tasks become trials with content ids, and trials become packs.
+"""Arms x seeds x tasks become trials with content ids, and trials become groups.
 
 Order of trials: training task, then arm, then grid point (method, targets, rank, alpha, learning
 rate, its ratio, dropout, the arm's own protocol, then replay, KL and early stopping, each in the
@@ -12,17 +12,17 @@ from typing import Any, TypeVar
 
 from rankscope.config.arm import OVERRIDES, ArmConfig, resolved_alpha
 from rankscope.config.study import StudyConfig, TrainConfig
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.provenance import canonical_json, sha256_json
 from rankscope.records import TrialSpec
-from rankscope.train.step_schedule import own_protocol
+from rankscope.train.step_schedule import trial_protocol
 
 RESULTS_VERSION = 2
 """Part of every trial id: raise it when a change of the code changes what training gives."""
 
 
 ID_LENGTH = 16
-"""Hex digits of a trial or pack id: 64 bits, so 10,000 trials collide with probability 3e-12."""
+"""Hex digits of a trial or group id: 64 bits, so 10,000 trials collide with probability 3e-12."""
 
 
 NOT_TRAINING = frozenset(
@@ -48,7 +48,7 @@ WHERE_GIVEN = (
     "replay_sha256",
     "kl_to_base",
     "early_stop",
-    "selection_sha256",
+    "validation_sha256",
 )
 """Settings of a trial that are in its id only where it has them: ids older than they stay."""
 
@@ -61,7 +61,7 @@ def make_trials(
     data_sha256: Mapping[str, str],
     adapter_sha256: Mapping[str, str] | None = None,
     replay_sha256: Mapping[str, str] | None = None,
-    selection_sha256: Mapping[str, str] | None = None,
+    validation_sha256: Mapping[str, str] | None = None,
 ) -> list[TrialSpec]:
     """Every trial of the study, equal ones once, in the order this module documents.
 
@@ -70,23 +70,23 @@ def make_trials(
     base_sha256: hash of the base model's weights and configuration.
     data_sha256: by training task, hash of its training rows as split, rendered and encoded, in
     order. Prompt template, scorer (letter or text), row limits and ``data_seed`` act through it;
-    selection and report items must not enter it, or a change of evaluation would train again.
+    validation and test items must not enter it, or a change of evaluation would train again.
     adapter_sha256: by folder, hash of each adapter that an arm goes on from (``init_from``); such
     an arm has the rank, alpha and targets of its adapter by now.
     replay_sha256: by task, hash of the rows that an arm replays, as encoded.
-    selection_sha256: by training task, hash of what early stopping scores.
-    Raises BadInput where a training task, such a folder or such rows have no hash.
+    validation_sha256: by training task, hash of what early stopping scores.
+    Raises UserError where a training task, such a folder or such rows have no hash.
     """
     known = adapter_sha256 or {}
-    looked_at = {"replay_sha256": replay_sha256 or {}, "selection_sha256": selection_sha256 or {}}
+    looked_at = {"replay_sha256": replay_sha256 or {}, "validation_sha256": validation_sha256 or {}}
     trials: dict[str, TrialSpec] = {}
     for task in config.tasks:
         if task.name not in data_sha256:
-            raise BadInput(f"task {task.name!r}: no data was loaded for it")
+            raise UserError(f"task {task.name!r}: no data was loaded for it")
         shared = shared_identity(config, base_sha256, data_sha256[task.name])
         for arm in config.arms:
             if arm.init_from is not None and arm.init_from not in known:
-                raise BadInput(f"init_from {arm.init_from!r}: no adapter was read there")
+                raise UserError(f"init_from {arm.init_from!r}: no adapter was read there")
             start = {} if arm.init_from is None else {"init_sha256": known[arm.init_from]}
             for point, seed in itertools.product(arm_points(arm, config.train), config.seeds):
                 seen = seen_besides(point, task.name, looked_at)
@@ -103,17 +103,17 @@ def seen_besides(
 ) -> dict[str, str]:
     """Hashes of what a trial sees besides its own rows: replayed ones, early stopping's items.
 
-    Raises BadInput where there is none.
+    Raises UserError where there is none.
     """
     wanted = {
         "replay_sha256": point.get("replay"),
-        "selection_sha256": task if point.get("early_stop") is not None else None,
+        "validation_sha256": task if point.get("early_stop") is not None else None,
     }
     found = {}
     for field, name in wanted.items():
         if name is not None:
             if name not in hashes[field]:
-                raise BadInput(f"task {name!r}: no data was loaded for it")
+                raise UserError(f"task {name!r}: no data was loaded for it")
             found[field] = hashes[field][name]
     return found
 
@@ -154,7 +154,7 @@ def own_identity(trial: TrialSpec, train: TrainConfig) -> dict[str, object]:
         if settings[name] is None:
             del settings[name]
     aside = NOT_TRAINING if trial.early_stop is None else NOT_TRAINING - STOPPING
-    protocol = own_protocol(trial, train).model_dump(exclude=set(aside))
+    protocol = trial_protocol(trial, train).model_dump(exclude=set(aside))
     if train.max_steps is not None or train.tokens is not None:
         del protocol["epochs"]  # these win, so epochs change nothing
     if train.tokens is None:

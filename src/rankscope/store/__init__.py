@@ -1,7 +1,7 @@
 """The only memory of a study: SQLite state, hashed artifacts and a lock against two runners."""
 
 from rankscope.store.artifacts import Artifact, Problem
-from rankscope.store.items import adapter_path, items_path, kept_path, model_path, weights_path
+from rankscope.store.items import adapter_path, items_path, model_path, snapshot_path, weights_path
 from rankscope.store.ledger import Ledger
 from rankscope.store.statuses import TrialFailure
 
@@ -12,7 +12,7 @@ __all__ = [
     "TrialFailure",
     "adapter_path",
     "items_path",
-    "kept_path",
     "model_path",
+    "snapshot_path",
     "weights_path",
 ]

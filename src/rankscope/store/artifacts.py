@@ -15,14 +15,14 @@ from pathlib import Path, PurePosixPath
 
 from safetensors import SafetensorError
 
-from rankscope.errors import BadInput, DiskFull, IntegrityError
-from rankscope.filesystem import fsync, says_disk_full
+from rankscope.errors import DiskFull, IntegrityError, UserError
+from rankscope.filesystem import fsync, is_disk_full
 from rankscope.provenance import sha256_file
 
 ARTIFACTS = "artifacts"
 STAGING = "tmp"
 CHECKPOINTS = "checkpoints"
-"""Where a run keeps the states of packs it has begun, and removes those of others."""
+"""Where a run keeps the states of groups it has begun, and removes those of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class ArtifactStore:
     def resolve(self, relative: str) -> Path:
         """The absolute place of an artifact.
 
-        Raises BadInput for a name that is not below ``artifacts/`` or leaves the study.
+        Raises UserError for a name that is not below ``artifacts/`` or leaves the study.
         """
         parts = PurePosixPath(relative).parts
         unsafe = (
@@ -71,7 +71,7 @@ class ArtifactStore:
         # A symbolic link inside the study could still lead out of it.
         if unsafe or not path.resolve().is_relative_to(self.out.resolve() / ARTIFACTS):
             shown = relative if len(relative) <= 80 else relative[:77] + "..."
-            raise BadInput(
+            raise UserError(
                 f"artifact name {shown!r}: expected a path inside the study, below '{ARTIFACTS}/'."
             )
         return path
@@ -95,7 +95,7 @@ class ArtifactStore:
             return f"more than {sum(p.stat().st_size for p in folder.rglob('*') if p.is_file()):,}"
 
         try:
-            with disk_full_named(self.out, needed):
+            with reporting_disk_full(self.out, needed):
                 folder.mkdir(parents=True)
                 yield folder
         finally:
@@ -112,7 +112,7 @@ class ArtifactStore:
         files = _regular_files(staged)
         artifacts = []
         num_bytes = sum(path.stat().st_size for path in files)
-        with disk_full_named(self.out, lambda: f"{num_bytes:,}"):
+        with reporting_disk_full(self.out, lambda: f"{num_bytes:,}"):
             for path in files:
                 fsync(path)
                 inside = path.relative_to(staged).as_posix() if staged.is_dir() else ""
@@ -187,7 +187,7 @@ class ArtifactStore:
 
 
 @contextmanager
-def disk_full_named(out: Path, needed: Callable[[], str]) -> Iterator[None]:
+def reporting_disk_full(out: Path, needed: Callable[[], str]) -> Iterator[None]:
     """Turn every library's way of saying that the disk is full into DiskFull.
 
     ``needed()`` gives the bytes wanted, as text; it is asked only where the disk is full.
@@ -195,7 +195,7 @@ def disk_full_named(out: Path, needed: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (OSError, sqlite3.Error, SafetensorError) as error:
-        if not says_disk_full(error):
+        if not is_disk_full(error):
             raise
         free = shutil.disk_usage(out).free
         raise DiskFull(_disk_full_message(out, needed(), free)) from error

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from rankscope.errors import BadInput, IntegrityError
+from rankscope.errors import IntegrityError, UserError
 from rankscope.records import Record
-from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, STAGING, disk_full_named
+from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, STAGING, reporting_disk_full
 
 LEDGER_VERSION = 1
 SCHEMA = """
@@ -53,10 +53,10 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
             db.execute("PRAGMA synchronous = FULL")
         version = int(db.execute("PRAGMA user_version").fetchone()[0])
         if version == 0 and write:
-            _refuse_foreign_folders(path.parent)
+            _check_foreign_folders(path.parent)
             db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {LEDGER_VERSION}; COMMIT;")
         elif version != LEDGER_VERSION:
-            raise BadInput(
+            raise UserError(
                 f"{path}: ledger version {version}, expected {LEDGER_VERSION}. Use the Rankscope "
                 "that wrote it, or another --out folder."
             )
@@ -71,17 +71,17 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     return db
 
 
-def _refuse_foreign_folders(out: Path) -> None:
+def _check_foreign_folders(out: Path) -> None:
     """A new ledger names nothing, so a run would remove what lies in these folders."""
     for name in (ARTIFACTS, STAGING, CHECKPOINTS):
         if (out / name).exists():
-            raise BadInput(
+            raise UserError(
                 f"{out}: holds a folder {name!r} but no ledger that tells what is in it. Expected "
                 "an empty or new folder, or a study: give another --out folder, or move it away."
             )
 
 
-def says_damaged(error: BaseException | None) -> bool:
+def is_damaged(error: BaseException | None) -> bool:
     """Whether SQLite read bytes that it cannot have written; a full or busy disk is no damage."""
     # Its subclasses tell of statements that are wrong, or of a disk; but text that is not UTF-8
     # comes as one of them.
@@ -124,7 +124,7 @@ def parse_record(model: type[R], body: str, place: str) -> R:
 @contextmanager
 def transaction(db: sqlite3.Connection, out: Path) -> Iterator[None]:
     """All statements inside take effect together, durably, or none does. Raises DiskFull."""
-    with disk_full_named(out, lambda: SMALL_WRITE):
+    with reporting_disk_full(out, lambda: SMALL_WRITE):
         db.execute("BEGIN IMMEDIATE")
         try:
             yield

@@ -3,12 +3,12 @@
 from rankscope.records import Record
 
 
-class StoredPacks(Record):
-    """Packs and what they were cut by; a later run keeps them, whatever memory it finds free."""
+class StoredGroups(Record):
+    """Groups and what they were cut by; a later run keeps them, whatever memory it finds free."""
 
-    max_pack: int | None
+    max_group_size: int | None
     memory_limit: int | None
-    packs: tuple[tuple[str, ...], ...]
+    groups: tuple[tuple[str, ...], ...]
     """Trial ids."""
     batch_tokens: dict[str, int] = {}
     """By trial id, most tokens of a forward pass, where the study's were too many."""

@@ -3,15 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.records import ModelRecord, Provenance, TaskRecord
 
 
-def refuse_other_model(out: Path, stored: ModelRecord, model: ModelRecord) -> None:
-    """Raise BadInput where the stored results belong to another base model, or to the same one
+def check_other_model(out: Path, stored: ModelRecord, model: ModelRecord) -> None:
+    """Raise UserError where the stored results belong to another base model, or to the same one
     computed in another dtype, held in other bits or asked in another prompt format."""
     if stored.sha256 != model.sha256:
-        raise BadInput(
+        raise UserError(
             f"{out}: holds results of the base model {stored.label} "
             f"(sha256 {stored.sha256[:12]}), but the study now names {model.label} "
             f"(sha256 {model.sha256[:12]}). Give the new study its own --out folder."
@@ -19,25 +19,25 @@ def refuse_other_model(out: Path, stored: ModelRecord, model: ModelRecord) -> No
     for field in ("dtype", "quantize", "prompt_format"):
         before, now = getattr(stored, field), getattr(model, field)
         if before != now:
-            raise BadInput(
+            raise UserError(
                 f"{out}: holds results with {field} {before!r}, but the study now uses {now!r}. "
                 f"Set '{field}: {before}' to continue, or give the new study its own --out folder."
             )
 
 
-def refuse_other_tasks(
+def check_other_tasks(
     out: Path, stored: Mapping[str, TaskRecord], tasks: Sequence[TaskRecord]
 ) -> None:
-    """Raise BadInput where a task's name now means other rows or another metric."""
+    """Raise UserError where a task's name now means other rows or another metric."""
     for task in tasks:
         before = stored.get(task.name, task)
         changed = [
             f"{field} was {getattr(before, field)!r}, is {getattr(task, field)!r}"
-            for field in ("metric", "higher_is", "rows", "sha256")
+            for field in ("metric", "score_unit", "rows", "sha256")
             if getattr(before, field) != getattr(task, field)
         ]
         if changed:
-            raise BadInput(
+            raise UserError(
                 f"{out}: holds results on task {task.name!r} as it was before "
                 f"({'; '.join(changed)}). Give the changed study its own --out folder."
             )

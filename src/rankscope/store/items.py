@@ -29,7 +29,7 @@ def weights_path(spec: TrialSpec) -> str:
     return model_path(spec.trial_id) if spec.is_full else adapter_path(spec.trial_id)
 
 
-def kept_path(spec: TrialSpec, step: int) -> str:
+def snapshot_path(spec: TrialSpec, step: int) -> str:
     """Where the weights lie that a trial had after ``step`` optimizer steps."""
     kind = "model" if spec.is_full else "adapter"
     return f"artifacts/{spec.trial_id}/steps/{step}/{kind}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.records import (
     BASE,
     CurvePoint,
@@ -26,20 +26,20 @@ from rankscope.records import (
     TrialSpec,
     trial_of,
 )
-from rankscope.store.artifacts import Artifact, ArtifactStore, Problem, disk_full_named
+from rankscope.store.artifacts import Artifact, ArtifactStore, Problem, reporting_disk_full
 from rankscope.store.database import (
     SMALL_WRITE,
     connect,
     damaged,
+    is_damaged,
     parse_record,
     record_row,
-    says_damaged,
     stored_list,
     study_body,
     transaction,
 )
-from rankscope.store.groups import StoredPacks
-from rankscope.store.history import refuse_other_model, refuse_other_tasks, same_machine
+from rankscope.store.groups import StoredGroups
+from rankscope.store.history import check_other_model, check_other_tasks, same_machine
 from rankscope.store.items import items_path
 from rankscope.store.loading import load_study
 from rankscope.store.lock import StudyLock
@@ -77,30 +77,30 @@ class Ledger:
         """Open the study in ``out``; with ``write``, create it where there is none.
 
         A writer holds the study's lock and begins by removing what a killed writer left behind.
-        Raises StudyLocked, BadInput (no study there, one of a later Rankscope, or a folder that
+        Raises StudyLocked, UserError (no study there, one of a later Rankscope, or a folder that
         is used for something else), IntegrityError (not a ledger) and DiskFull.
         """
         path = out / "ledger.sqlite"
         if not write and not path.is_file():
-            raise BadInput(
+            raise UserError(
                 f"{out}: there is no study here (no ledger.sqlite). Expected a folder that "
                 "'rankscope run' or 'rankscope quickstart' wrote to."
             )
         if not write:
             return cls(out, connect(path, write=False), None)
-        with disk_full_named(out.parent, lambda: SMALL_WRITE):
+        with reporting_disk_full(out.parent, lambda: SMALL_WRITE):
             try:
                 out.mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError, PermissionError) as error:
-                raise BadInput(f"{out}: cannot be used as a study folder ({error}).") from error
+                raise UserError(f"{out}: cannot be used as a study folder ({error}).") from error
         lock = StudyLock(out / LOCK).acquire()
         try:
-            with disk_full_named(out, lambda: SMALL_WRITE):
+            with reporting_disk_full(out, lambda: SMALL_WRITE):
                 ledger = cls(out, connect(path, write=True), lock)
             ledger._store.remove_unnamed({artifact.path for artifact in ledger.artifacts()})
         except BaseException as error:
             lock.release()
-            if says_damaged(error):
+            if is_damaged(error):
                 raise damaged(out, error) from error
             raise
         return ledger
@@ -121,7 +121,7 @@ class Ledger:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-        if error is not None and says_damaged(error):
+        if error is not None and is_damaged(error):
             raise damaged(self.out, error) from error
 
     # --- what was asked
@@ -136,15 +136,15 @@ class Ledger:
     ) -> None:
         """Store what the study is made of, now.
 
-        The study file may gain or lose arms, seeds and tasks between runs. Raises BadInput where
+        The study file may gain or lose arms, seeds and tasks between runs. Raises UserError where
         the stored results would no longer be comparable: another base model, dtype or prompt
         format, or other rows or another metric under a task's name.
         """
         stored_model = study_body(self._db, "model")
         if stored_model is not None:
-            refuse_other_model(self.out, parse_record(ModelRecord, stored_model, "study"), model)
+            check_other_model(self.out, parse_record(ModelRecord, stored_model, "study"), model)
         known = {task.name: task for task in stored_list(self._db, "known_tasks", TaskRecord)}
-        refuse_other_tasks(self.out, known, tasks)
+        check_other_tasks(self.out, known, tasks)
         known.update((task.name, task) for task in tasks)
         history = stored_list(self._db, "provenance", Provenance)
         if not history or not same_machine(history[-1], provenance):
@@ -182,17 +182,17 @@ class Ledger:
             )
             return self._count("trials") - before
 
-    def put_packs(self, packs: StoredPacks) -> None:
+    def put_groups(self, groups: StoredGroups) -> None:
         """Replace what the study trains together."""
         with transaction(self._db, self.out):
             self._db.execute(
-                "INSERT OR REPLACE INTO study VALUES ('packs', ?)", (packs.model_dump_json(),)
+                "INSERT OR REPLACE INTO study VALUES ('groups', ?)", (groups.model_dump_json(),)
             )
 
-    def packs(self) -> StoredPacks | None:
+    def groups(self) -> StoredGroups | None:
         """What the study trains together; None before its first run said so."""
-        body = study_body(self._db, "packs")
-        return None if body is None else parse_record(StoredPacks, body, "study: packs")
+        body = study_body(self._db, "groups")
+        return None if body is None else parse_record(StoredGroups, body, "study: groups")
 
     def add_seconds(self, seconds: float) -> None:
         """Add to the wall time spent on the study over all runs."""
@@ -210,7 +210,7 @@ class Ledger:
         """Move a staged file or folder to ``relative``; pass the result to a ``commit_...``.
 
         Where the ledger names that place already, what is stored stays and its rows are returned.
-        Raises BadInput for a name outside ``artifacts/``, DiskFull.
+        Raises UserError for a name outside ``artifacts/``, DiskFull.
         """
         self._store.resolve(relative)
         return self.artifacts(relative) or self._store.publish(staged, relative)
@@ -221,7 +221,7 @@ class Ledger:
         failures: Sequence[TrialFailure] = (),
         artifacts: Iterable[Artifact] = (),
     ) -> None:
-        """Store one pack's results in one transaction: all of it, or nothing.
+        """Store one group's results in one transaction: all of it, or nothing.
 
         Raises IntegrityError for a number that is not finite, KeyError for an unknown trial.
         """
@@ -370,7 +370,7 @@ class Ledger:
         """Everything known of the study as it is now; per-item tables are read when asked for,
         also after the ledger was closed.
 
-        Raises BadInput where no run has got as far as storing a study, IntegrityError where a
+        Raises UserError where no run has got as far as storing a study, IntegrityError where a
         stored record was altered.
         """
         return load_study(self._db, self._store, self.artifacts("artifacts"))

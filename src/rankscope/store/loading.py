@@ -4,7 +4,7 @@ import json
 import sqlite3
 from collections.abc import Container, Iterator, Sequence
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.records import (
     BASE,
     CurvePoint,
@@ -32,7 +32,7 @@ def load_study(
     """Records of the trials and tasks the study has now; see ``Ledger.load``."""
     model, name = study_body(db, "model"), study_body(db, "name")
     if model is None or name is None:
-        raise BadInput(f"{store.out}: the study has not begun yet; run it first.")
+        raise UserError(f"{store.out}: the study has not begun yet; run it first.")
     tasks = tuple(stored_list(db, "tasks", TaskRecord))
     task_names = {task.name for task in tasks}
     trials = tuple(_trial_records(db, task_names))

@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 
 from rankscope.store.artifacts import Artifact, ArtifactStore, Problem
-from rankscope.store.database import body_sha256, says_damaged
+from rankscope.store.database import body_sha256, is_damaged
 
 SOUND = "a sound data base"
 
@@ -21,7 +21,7 @@ def found_problems(
         for problem in _each_problem(db, store, artifacts):
             problems.append(problem)  # one by one: those before a damaged page count
     except sqlite3.DatabaseError as error:
-        if not says_damaged(error):
+        if not is_damaged(error):
             raise
         problems.append(Problem("ledger.sqlite", SOUND, str(error)))
     return problems

@@ -6,7 +6,7 @@ from pathlib import Path
 from rankscope.advise.arms import replicates
 from rankscope.advise.cross_study import compare_cells, incomparable, paired_in
 from rankscope.advise.recommend import recommend
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.records import (
     FAILED,
     ComparedCell,
@@ -34,10 +34,10 @@ def compare(folders: Sequence[Path]) -> StudyComparison:
         folders: two or more study folders.
 
     Raises:
-        BadInput: fewer than two, the same folder twice, no study there, or none of its trials done.
+        UserError: fewer than two, the same folder twice, no study there, or none of its trials done.
         IntegrityError: a stored record or table was altered.
     """
-    refuse_folders(folders)
+    check_folders(folders)
     studies = [read(folder) for folder in folders]
     labels = labels_of(folders, studies)
     sides = [
@@ -50,34 +50,34 @@ def compare(folders: Sequence[Path]) -> StudyComparison:
     )
 
 
-def refuse_folders(folders: Sequence[Path]) -> None:
-    """Two different folders at least. Raises BadInput."""
+def check_folders(folders: Sequence[Path]) -> None:
+    """Two different folders at least. Raises UserError."""
     if len(folders) < 2:
-        raise BadInput(f"compare: found {len(folders)} study folder, expected two or more")
+        raise UserError(f"compare: found {len(folders)} study folder, expected two or more")
     seen: dict[Path, Path] = {}
     for folder in folders:
         before = seen.setdefault(folder.resolve(), folder)
         if before is not folder:
-            raise BadInput(
+            raise UserError(
                 f"compare: {before} and {folder} are the same folder; expected different studies"
             )
 
 
-def refuse_inside(out: Path, folders: Sequence[Path]) -> None:
-    """A page belongs into no study, whose folder holds what its ledger names. Raises BadInput."""
+def check_inside(out: Path, folders: Sequence[Path]) -> None:
+    """A page belongs into no study, whose folder holds what its ledger names. Raises UserError."""
     # As a link is written and where it leads to: neither may be a study's.
     places = (out.parent.resolve() / out.name, out.resolve())
     for folder in folders:
         if any(place.is_relative_to(folder.resolve()) for place in places):
-            raise BadInput(f"{out}: lies inside the study {folder}; give --out another place")
+            raise UserError(f"{out}: lies inside the study {folder}; give --out another place")
 
 
 def read(folder: Path) -> StudyRecords:
-    """The records of a study with at least one finished trial. Raises BadInput, IntegrityError."""
+    """The records of a study with at least one finished trial. Raises UserError, IntegrityError."""
     with Ledger.open(folder, write=False) as ledger:
         study = ledger.load()
     if not any(trial.status == "done" for trial in study.trials):
-        raise BadInput(
+        raise UserError(
             f"{folder}: none of its {len(study.trials)} trials has finished, so nothing "
             f"can be compared; 'rankscope status {folder}' says where they stand"
         )
@@ -228,7 +228,7 @@ def task_facet(task: TaskRecord, other: TaskRecord, paired: bool, same_base: boo
             "compared item by item"
         )
         return Facet(what=what, same=True, text=text)
-    fields = ("metric", "rows", "source", "shots", "prompt_format", "dropped", "parts")
+    fields = ("metric", "rows", "source", "num_fewshot", "prompt_format", "dropped", "parts")
     differing = differences(
         {field: getattr(task, field) for field in fields},
         {field: getattr(other, field) for field in fields},

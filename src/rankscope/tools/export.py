@@ -7,15 +7,15 @@ from pathlib import Path, PurePosixPath
 
 from rankscope.advise.arms import summarize_trial
 from rankscope.advise.recommend import recommend
-from rankscope.errors import BadInput, DiskFull
-from rankscope.filesystem import refuse_taken, replace_text, says_disk_full
+from rankscope.errors import DiskFull, UserError
+from rankscope.filesystem import check_taken, is_disk_full, replace_text
 from rankscope.models.fetch import KNOWN_MODELS
 from rankscope.records import Recommendation, StudyRecords, TrialSpec
 from rankscope.report.main_tables import all_tables
 from rankscope.report.model_card import model_card
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import FORMATS
-from rankscope.store import Ledger, kept_path, weights_path
+from rankscope.store import Ledger, snapshot_path, weights_path
 
 
 def export_trial(folder: Path, trial: str, out: Path, step: int | None = None) -> TrialSpec:
@@ -31,18 +31,18 @@ def export_trial(folder: Path, trial: str, out: Path, step: int | None = None) -
         step: the weights kept after so many optimizer steps; the last ones by default.
 
     Raises:
-        BadInput: no such study or trial, no weights (of ``step``), or ``out`` cannot be used.
+        UserError: no such study or trial, no weights (of ``step``), or ``out`` cannot be used.
         IntegrityError: the stored weights are not what was written.
         DiskFull: ``out`` is left as it was.
     """
-    refuse_target(folder, out)
+    check_target(folder, out)
     out = out.resolve()  # "x/.." has no name to put a copy beside
     with Ledger.open(folder, write=False) as ledger:
         spec = chosen_trial(ledger.trials(), trial, folder)
         place = weights_path(spec) if step is None else kept_place(ledger, spec, step)
         if not ledger.artifacts(place):
             status = ledger.statuses()[spec.trial_id]
-            raise BadInput(
+            raise UserError(
                 f"{folder}: trial {spec.trial_id} ({spec.label}) has no weights, it is {status!r}; "
                 "'rankscope status' shows which trials are done"
             )
@@ -74,10 +74,10 @@ def write_tables(
         out: a folder, made where there is none.
 
     Raises:
-        BadInput: ``out`` lies inside the study, or is no folder.
+        UserError: ``out`` lies inside the study, or is no folder.
         DiskFull: there is no room; no file is cut short.
     """
-    refuse_tables(folder, out)
+    check_tables(folder, out)
     written = []
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -90,49 +90,49 @@ def write_tables(
                 else:  # what an earlier call found is not so any more
                     place.unlink(missing_ok=True)
     except OSError as error:
-        if not says_disk_full(error):
+        if not is_disk_full(error):
             raise
         raise DiskFull(f"{out}: the disk is full; make room.") from error
     return written
 
 
-def refuse_tables(folder: Path, out: Path) -> None:
-    """Tables go into a folder, new or not, outside the study. Raises BadInput."""
+def check_tables(folder: Path, out: Path) -> None:
+    """Tables go into a folder, new or not, outside the study. Raises UserError."""
     if out.resolve().is_relative_to(folder.resolve()):
-        raise BadInput(f"{out}: lies inside the study {folder}; give --tables another place")
+        raise UserError(f"{out}: lies inside the study {folder}; give --tables another place")
     if out.exists() and not out.is_dir():
-        raise BadInput(f"{out}: found a file, expected a folder; give --tables another place")
+        raise UserError(f"{out}: found a file, expected a folder; give --tables another place")
 
 
 def kept_place(ledger: Ledger, spec: TrialSpec, step: int) -> str:
     """Where the weights of one step lie; those of the last or best step are the trial's own.
 
     Raises:
-        BadInput: they were not kept.
+        UserError: they were not kept.
     """
     train = next(t.train for t in ledger.load().trials if t.spec == spec)
     # Early stopping puts its best step's weights where those of the last step would be.
     last = None if train is None else train.best_step or train.steps
     if step == last:
         return weights_path(spec)
-    place = kept_path(spec, step)
+    place = snapshot_path(spec, step)
     if ledger.artifacts(place):
         return place
     paths = ledger.artifacts(f"artifacts/{spec.trial_id}/steps")
     kept = {int(PurePosixPath(artifact.path).parts[3]) for artifact in paths}
     known = sorted(kept if last is None else kept | {last})
-    raise BadInput(
+    raise UserError(
         f"{ledger.out}: trial {spec.trial_id} ({spec.label}) has no weights of step {step}; "
         f"expected one of {', '.join(map(str, known)) or 'none'}, as 'train.checkpoint_every' "
         "asked for"
     )
 
 
-def refuse_target(folder: Path, out: Path) -> None:
+def check_target(folder: Path, out: Path) -> None:
     """A target must be free, and not in the study, whose folder holds what the ledger names."""
     if out.resolve().is_relative_to(folder.resolve()):
-        raise BadInput(f"{out}: lies inside the study {folder}; give --out another place")
-    refuse_taken(out)
+        raise UserError(f"{out}: lies inside the study {folder}; give --out another place")
+    check_taken(out)
 
 
 def chosen_trial(trials: list[TrialSpec], wanted: str, folder: Path) -> TrialSpec:
@@ -141,11 +141,11 @@ def chosen_trial(trials: list[TrialSpec], wanted: str, folder: Path) -> TrialSpe
     if len(found) == 1:
         return found[0]
     if found:
-        raise BadInput(
+        raise UserError(
             f"{folder}: trial {wanted!r} fits {len(found)} trials, such as {found[0].trial_id} and "
             f"{found[1].trial_id}; give more of the id"
         )
-    raise BadInput(
+    raise UserError(
         f"{folder}: there is no trial {wanted!r}; expected the id of one of its {len(trials)} "
         f"trials, as 'rankscope status {folder}' lists them"
     )
@@ -166,7 +166,7 @@ def copy_folder(source: Path, out: Path, texts: Mapping[str, str]) -> None:
             (aside / name).write_text(text, encoding="utf-8")
         os.replace(aside, out)
     except OSError as error:
-        if not says_disk_full(error):
+        if not is_disk_full(error):
             raise
         raise DiskFull(f"{out}: the disk is full; nothing was left there. Make room.") from error
     finally:

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-from rankscope.analyze.spectra import refuse_too_many
-from rankscope.analyze.stored_models import StoredTuned, compared, computing_device, names_of
-from rankscope.analyze.svd_cache import BaseSpectra, cache_bytes, spectra_folder
+from rankscope.analyze.spectra import check_too_many
+from rankscope.analyze.stored_models import StoredTunedModel, compared, computing_device, names_of
+from rankscope.analyze.svd_cache import SvdCache, cache_bytes, svd_cache_folder
 from rankscope.device import choose_device, keep_freed_memory
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
-from rankscope.models.checkpoint_reader import StoredModel
+from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.load import shapes_folder
-from rankscope.progress import Silent, Watcher
+from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.provenance import provenance
 from rankscope.records import Inspection, MatrixSpectrum, NormGrowth, SpectraRecord, TunedModel
 from rankscope.records.inspection_tables import write_tables
@@ -41,7 +41,7 @@ def inspect(
     *,
     device: str = "auto",
     any_base: bool = False,
-    watcher: Watcher | None = None,
+    reporter: ProgressReporter | None = None,
 ) -> Inspection:
     """Compare adapters and checkpoints with their base, one matrix in memory at a time.
 
@@ -50,26 +50,26 @@ def inspect(
         tuned: folders of PEFT adapters or full checkpoints; they share the base's decompositions.
         device: where decompositions run, as a study's ``device``.
         any_base: look at adapters whose recorded base is another one, too.
-        watcher: is told how far it is.
+        reporter: is told how far it is.
 
     Raises:
-        BadInput: something cannot be used: another base, an adapter of another type, pickled
+        UserError: something cannot be used: another base, an adapter of another type, pickled
             weights, more vectors asked for than a matrix has.
         IntegrityError: weights are missing, misshapen or not finite.
     """
     started = time.perf_counter()
     keep_freed_memory()
-    settings, watcher = settings or InspectSettings(), watcher or Silent()
+    settings, reporter = settings or InspectSettings(), reporter or NullReporter()
     folders = [Path(one) for one in ([tuned] if isinstance(tuned, str | Path) else tuned)]
     if not folders:
-        raise BadInput("inspect: no tuned model given; expected a folder or several")
-    stored = StoredModel.open(shapes_folder(str(base)))
+        raise UserError("inspect: no tuned model given; expected a folder or several")
+    stored = CheckpointReader.open(shapes_folder(str(base)))
     pairs = zip(folders, names_of(folders), strict=True)
-    models = [StoredTuned.open(folder, name) for folder, name in pairs]
+    models = [StoredTunedModel.open(folder, name) for folder, name in pairs]
     if not any_base:
         for model in models:
-            model.refuse_other_base(stored)
-    found = spectra_of(stored, models, settings, choose_device(device), watcher)
+            model.check_other_base(stored)
+    found = spectra_of(stored, models, settings, choose_device(device), reporter)
     tuned_models = tuple(
         TunedModel(
             name=model.name,
@@ -88,37 +88,37 @@ def inspect(
         quantized=stored.quantized,
         tuned=tuned_models,
         growth=growth_of([t for t, s in zip(tuned_models, models, strict=True) if s.has_one_rank]),
-        cache_bytes=cache_bytes(spectra_folder()),
+        cache_bytes=cache_bytes(svd_cache_folder()),
         provenance=provenance(),
         seconds=time.perf_counter() - started,
     )
 
 
 def spectra_of(
-    base: StoredModel,
-    models: Sequence[StoredTuned],
+    base: CheckpointReader,
+    models: Sequence[StoredTunedModel],
     settings: InspectSettings,
     device: torch.device,
-    watcher: Watcher,
+    reporter: ProgressReporter,
 ) -> dict[str, SpectraRecord]:
     """Spectra of every tuned model, by its name; matrix by matrix, all models of one together."""
     plan = compared(base, models)
-    refuse_settings(base, plan, settings)
+    check_settings(base, plan, settings)
     # One matrix at a time needs no more than its own decomposition.
-    cache = BaseSpectra(max_bytes=0, folder=spectra_folder())
+    cache = SvdCache(max_bytes=0, folder=svd_cache_folder())
     matrices: dict[str, list[MatrixSpectrum]] = {model.name: [] for model in models}
     seconds = dict.fromkeys(matrices, 0.0)
-    watcher.stage("spectra", len(plan))
+    reporter.stage("spectra", len(plan))
     for done, (name, here) in enumerate(plan.items()):
-        watcher.advance(done, name)
+        reporter.advance(done, name)
         weight = base.weight(name, computing_device(device))
-        held = BaseSpectra(max_bytes=2**62)
+        held = SvdCache(max_bytes=2**62)
         held.keep(name, cache.of(name, weight))
         for model in here:
             began = time.perf_counter()
             matrices[model.name].append(model.matrix(name, weight, settings, held))
             seconds[model.name] += time.perf_counter() - began
-    watcher.finish()
+    reporter.finish()
     return {
         name: SpectraRecord(
             trial_id=name,
@@ -131,14 +131,14 @@ def spectra_of(
     }
 
 
-def refuse_settings(base: StoredModel, names: Iterable[str], settings: InspectSettings) -> None:
-    """Raise BadInput for settings that do not fit the base's matrices; a default fits any."""
+def check_settings(base: CheckpointReader, names: Iterable[str], settings: InspectSettings) -> None:
+    """Raise UserError for settings that do not fit the base's matrices; a default fits any."""
     if not 0 < settings.intruder_epsilon < 1:
-        raise BadInput(
+        raise UserError(
             f"--epsilon {settings.intruder_epsilon}: expected a number between 0 and 1, a cosine"
         )
     intruder_k = settings.intruder_k if settings.intruder_k != InspectSettings.intruder_k else None
-    refuse_too_many(
+    check_too_many(
         {name: base.layer(name).shape for name in names},
         {"--top-k": settings.top_k, "--intruder-k": intruder_k},
     )
@@ -166,7 +166,7 @@ def growth_of(models: Sequence[TunedModel]) -> NormGrowth | None:
     return NormGrowth.fit(ranks, [model.spectra.frobenius for model in largest])
 
 
-def write_inspection(found: Inspection, out: Path) -> None:
+def write_inspection_folder(found: Inspection, out: Path) -> None:
     """Write everything into ``out``, made where it is not there.
 
     ``inspection.json`` is the whole record, ``inspection.html`` the page, ``matrices.parquet`` has

@@ -13,17 +13,17 @@ from transformers.utils.logging import disable_progress_bar
 
 from rankscope.analyze.heads.layout import HeadLayout
 from rankscope.analyze.heads.trial import HeadStudy, HeadTask, head_task, measure
-from rankscope.analyze.stored_models import StoredTuned, computing_device, principal_part
+from rankscope.analyze.stored_models import StoredTunedModel, computing_device, principal_part
 from rankscope.config.study import EvaluateConfig, ModelConfig, TaskConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.device import choose_device, choose_dtype
 from rankscope.evaluate.evaluator import context_length
 from rankscope.models.base import Base
-from rankscope.models.checkpoint_reader import StoredModel
+from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.load import load_base, load_tokenizer, shapes_folder
 from rankscope.models.lora import Adapter
-from rankscope.progress import Silent, Watcher
+from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.records import HeadsRecord, Inspection, TunedModel
 from rankscope.report.style import count, listing
 
@@ -36,7 +36,7 @@ class HeadSettings:
     """What heads are looked at on.
 
     Attributes:
-        task: a named task, whose report items importance and entropy are of, and which counts as
+        task: a named task, whose test items importance and entropy are of, and which counts as
             the one trained on.
         ablate: tasks on which every head is removed by itself.
         items: at most so many of each task.
@@ -62,12 +62,12 @@ def check(base: str, settings: HeadSettings) -> None:
     take minutes.
 
     Raises:
-        BadInput: heads that cannot be told apart, a task that is not known or cannot be read, items
+        UserError: heads that cannot be told apart, a task that is not known or cannot be read, items
             longer than the base's context; a dtype of another name.
     """
     choose_dtype(settings.dtype, torch.device("cpu"))
     folder = shapes_folder(base)
-    shapes = StoredModel.open(folder).shapes
+    shapes = CheckpointReader.open(folder).shapes
     HeadLayout.of(shapes)
     encoder = Encoder(load_tokenizer(folder), "auto", max_length=None)
     context = context_length(shapes.config)
@@ -75,30 +75,33 @@ def check(base: str, settings: HeadSettings) -> None:
         head_task(context, encoder, read(settings, task), settings.items, EvaluateConfig())
 
 
-def with_heads(
-    found: Inspection, settings: HeadSettings, device: str = "auto", watcher: Watcher | None = None
+def inspect_heads(
+    found: Inspection,
+    settings: HeadSettings,
+    device: str = "auto",
+    reporter: ProgressReporter | None = None,
 ) -> Inspection:
     """An inspection with the heads of every tuned model in it.
 
     Raises:
-        BadInput: an architecture whose heads cannot be told apart, or a task that cannot be read.
+        UserError: an architecture whose heads cannot be told apart, or a task that cannot be read.
         IntegrityError: weights that are missing, misshapen or not finite.
     """
-    watcher = watcher or Silent()
+    reporter = reporter or NullReporter()
     disable_progress_bar()  # transformers' own, for reading weights
-    study, base = base_heads(found.base, settings, choose_device(device), watcher)
+    study, base = base_heads(found.base, settings, choose_device(device), reporter)
     tuned = []
-    watcher.stage("heads", len(found.tuned))
+    reporter.stage("heads", len(found.tuned))
     for done, model in enumerate(found.tuned):
-        watcher.advance(done, model.name)
+        reporter.advance(done, model.name)
         heads = heads_of(model, study, base, settings.task)
         tuned.append(model.model_copy(update={"heads": heads}))
-    watcher.finish()
+    reporter.finish()
     return found.model_copy(update={"tuned": tuple(tuned)})
 
 
 def base_heads(
-    name: str, settings: HeadSettings, device: torch.device, watcher: Watcher
+    name: str, settings: HeadSettings, device: torch.device, reporter: ProgressReporter
 ) -> tuple[HeadStudy, Base]:
     """The base and what its heads are."""
     folder = shapes_folder(name)
@@ -113,15 +116,15 @@ def base_heads(
         for other in dict.fromkeys(settings.ablate)
     )
     if ablated_on:
-        watcher.note(ablation_size(layout, ablated_on))
+        reporter.note(ablation_size(layout, ablated_on))
         if settings.task not in settings.ablate:
-            watcher.note(
+            reporter.note(
                 f"what heads carry of the tuned skill and carried of what was lost is not told: it "
                 f"needs --ablate {settings.task} too"
             )
-    watcher.stage("base heads", 1)
+    reporter.stage("base heads", 1)
     measured = measure(base, layout, None, task, ablated_on, BATCH_TOKENS)
-    watcher.finish()
+    reporter.finish()
     return HeadStudy(layout, task, ablated_on, settings.items, BATCH_TOKENS, measured), base
 
 
@@ -137,22 +140,22 @@ def ablation_size(layout: HeadLayout, ablated_on: Sequence[HeadTask]) -> str:
 
 def heads_of(model: TunedModel, study: HeadStudy, base: Base, trained_on: str) -> HeadsRecord:
     """Heads of one adapter or checkpoint."""
-    stored = StoredTuned.open(Path(model.path), model.name)
-    before = StoredModel.open(base.folder)
+    stored = StoredTunedModel.open(Path(model.path), model.name)
+    before = CheckpointReader.open(base.folder)
     if stored.adapter is None:
         config = ModelConfig(path=str(Path(model.path).resolve()))
         # Its items are encoded already; many trainers save a checkpoint without a tokenizer.
         tuned = load_base(config, base.device, base.model.dtype, tokenizer=base.tokenizer)
         return study.record(model.name, trained_on, base, tuned, before.weight)
     adapter = started(stored, before, computing_device(base.device))
-    base.pack.attach(adapter.to(base.device))
+    base.multi_lora.attach(adapter.to(base.device))
     try:
-        return study.record(adapter.slot, trained_on, base, base, before.weight)
+        return study.record(adapter.name, trained_on, base, base, before.weight)
     finally:
-        base.pack.clear()
+        base.multi_lora.clear()
 
 
-def started(stored: StoredTuned, base: StoredModel, device: torch.device) -> Adapter:
+def started(stored: StoredTunedModel, base: CheckpointReader, device: torch.device) -> Adapter:
     """A stored adapter, PiSSA's start, computed on ``device``, subtracted from every module."""
     assert stored.adapter is not None
     adapter = stored.adapter
@@ -162,7 +165,7 @@ def started(stored: StoredTuned, base: StoredModel, device: torch.device) -> Ada
     return adapter
 
 
-def most_moved(record: HeadsRecord, most: int = 8) -> Sequence[tuple[int, int, float]]:
+def most_moved_heads(record: HeadsRecord, most: int = 8) -> Sequence[tuple[int, int, float]]:
     """(layer, query head, |dW_h| / |W0_h|) of the q_proj or o_proj slices that moved most."""
     found: dict[tuple[int, int], float] = {}
     for change in record.changes:

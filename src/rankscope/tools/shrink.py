@@ -7,20 +7,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rankscope.analyze.intruder_scaling import intruder_change, norm_matched
+from rankscope.analyze.intruder_scaling import intruder_scaling, norm_matched_factor
 from rankscope.analyze.low_rank_update import Update
-from rankscope.analyze.stored_models import StoredTuned
-from rankscope.analyze.svd_cache import BaseSpectra, spectra_folder
-from rankscope.errors import BadInput
-from rankscope.filesystem import refuse_taken
+from rankscope.analyze.stored_models import StoredTunedModel
+from rankscope.analyze.svd_cache import SvdCache, svd_cache_folder
+from rankscope.errors import UserError
+from rankscope.filesystem import check_taken
 from rankscope.models.adapters.folder import copies
 from rankscope.models.adapters.rewrite import Module, rewrite
 from rankscope.models.adapters.scaling import layer_of
 from rankscope.models.adapters.settings import READ_STARTS, read_config
-from rankscope.models.checkpoint_reader import StoredModel
+from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.load import shapes_folder
 from rankscope.records import AdapterChange, MatrixChange
-from rankscope.tools.inspect import InspectSettings, refuse_settings
+from rankscope.tools.inspect import InspectSettings, check_settings
 
 MITIGATED, CONTROL = "mitigated", "control"
 """Folders of a mitigation: the adapter with its intruders scaled, and the one scaled as a whole."""
@@ -31,46 +31,46 @@ class Source:
     """An adapter to be changed, with its base where that is needed."""
 
     folder: Path
-    tuned: StoredTuned
-    base: StoredModel | None
+    tuned: StoredTunedModel
+    base: CheckpointReader | None
 
     @classmethod
     def open(cls, folder: Path, base: str | Path | None, *, any_base: bool = False) -> "Source":
         """Read an adapter.
 
         Raises:
-            BadInput: a full checkpoint, an adapter that cannot be read, or one whose update depends
+            UserError: a full checkpoint, an adapter that cannot be read, or one whose update depends
                 on the base, or that holds a part of it, where that is not given or is another one.
         """
-        tuned = StoredTuned.open(folder, folder.name)
+        tuned = StoredTunedModel.open(folder, folder.name)
         if tuned.adapter is None:
-            raise BadInput(f"{folder}: a full checkpoint; expected the folder of a PEFT adapter")
+            raise UserError(f"{folder}: a full checkpoint; expected the folder of a PEFT adapter")
         if base is None and tuned.kind in ("dora", "pissa"):
-            raise BadInput(
+            raise UserError(
                 f"adapter {folder}: the update of {tuned.kind} depends on the base: give --base"
             )
         if base is None and copies(folder):
-            raise BadInput(
+            raise UserError(
                 f"adapter {folder}: it holds a copy of the output head, which has to be the "
                 "base's: give --base"
             )
-        model = None if base is None else StoredModel.open(shapes_folder(str(base)))
+        model = None if base is None else CheckpointReader.open(shapes_folder(str(base)))
         if model is not None and not any_base:
-            tuned.refuse_other_base(model)
+            tuned.check_other_base(model)
         return cls(folder, tuned, model)
 
     def weight(self, name: str) -> Tensor:
         """W0 of a module.
 
         Raises:
-            BadInput: the adapter's shapes are not the base's.
+            UserError: the adapter's shapes are not the base's.
         """
         assert self.base is not None
         assert self.tuned.adapter is not None
         weight = self.base.weight(name)
         a, b = self.tuned.adapter.a[name], self.tuned.adapter.b[name]
         if (b.shape[0], a.shape[1]) != tuple(weight.shape):
-            raise BadInput(
+            raise UserError(
                 f"adapter {self.folder}: {name} has A {tuple(a.shape)} and B {tuple(b.shape)}, "
                 f"expected A (r, {weight.shape[1]}) and B ({weight.shape[0]}, r) for the base "
                 f"{self.base.folder}: it was made for another model"
@@ -103,10 +103,10 @@ def truncate(source: Source, out: Path, rank: int) -> AdapterChange:
     """Cut every module to ``rank`` at the least possible error.
 
     Raises:
-        BadInput: a rank below 1, or a target that is not free.
+        UserError: a rank below 1, or a target that is not free.
     """
     if rank < 1:
-        raise BadInput(f"--rank {rank}: expected at least 1")
+        raise UserError(f"--rank {rank}: expected at least 1")
     return edited(source, out, f"cut to rank {rank}", lambda _, update: (update.cut(rank), None))
 
 
@@ -121,11 +121,11 @@ def layer_scale(source: Source, out: Path, first: float, last: float) -> Adapter
     Layers are counted up to the adapter's last; a module outside of the layers gets ``last``.
 
     Raises:
-        BadInput: a factor that is negative or no number.
+        UserError: a factor that is negative or no number.
     """
     for factor in (first, last):
         if not 0 <= factor < float("inf"):
-            raise BadInput(f"scale {factor}: expected a number of at least 0")
+            raise UserError(f"scale {factor}: expected a number of at least 0")
     numbers = {name: layer_of(name) for name in source.names()}
     top = max([n for n in numbers.values() if n is not None], default=0)
 
@@ -152,17 +152,17 @@ def mitigate(
         factor: lambda; 1 changes no bit, 0 removes the intruders.
 
     Raises:
-        BadInput: no base, a factor out of 0 to 1, settings that ``inspect`` refuses, or a target
+        UserError: no base, a factor out of 0 to 1, settings that ``inspect`` refuses, or a target
             that is not free.
     """
     if source.base is None:
-        raise BadInput("--mitigate intruders: intruders are told by the base: give --base")
+        raise UserError("--mitigate intruders: intruders are told by the base: give --base")
     if not 0 <= factor <= 1:
-        raise BadInput(f"--lambda {factor}: expected 0 (remove intruders) to 1 (change nothing)")
-    refuse_settings(source.base, source.names(), settings)
+        raise UserError(f"--lambda {factor}: expected 0 (remove intruders) to 1 (change nothing)")
+    check_settings(source.base, source.names(), settings)
     for name in (MITIGATED, CONTROL):
-        refuse_taken(out / name)
-    cache = BaseSpectra(max_bytes=0, folder=spectra_folder())
+        check_taken(out / name)
+    cache = SvdCache(max_bytes=0, folder=svd_cache_folder())
     shares: dict[str, tuple[float, int]] = {}
 
     def edit(name: str, update: Update) -> tuple[Update, int | None]:
@@ -170,8 +170,8 @@ def mitigate(
             shares[name] = (1.0, 0)
             return update, None
         weight, delta = source.weight(name), update.dense()
-        change = intruder_change(weight, delta, cache.of(name, weight), factor, settings)
-        shares[name] = (norm_matched(delta, change), change.intruders.count)
+        change = intruder_scaling(weight, delta, cache.of(name, weight), factor, settings)
+        shares[name] = (norm_matched_factor(delta, change), change.intruders.count)
         return update.plus(change), change.intruders.count
 
     def control(name: str, update: Update) -> tuple[Update, int | None]:
@@ -188,9 +188,9 @@ def edited(source: Source, out: Path, said: str, edit: Edit) -> AdapterChange:
     """Write the adapter that ``edit`` makes; modules it leaves alone keep their bytes.
 
     Raises:
-        BadInput: a number that float32 cannot hold, or a place that is not free.
+        UserError: a number that float32 cannot hold, or a place that is not free.
     """
-    refuse_taken(out)
+    check_taken(out)
     settings = read_config(source.folder, READ_STARTS)
     changed: dict[str, Module] = {}
     matrices = []
@@ -199,7 +199,7 @@ def edited(source: Source, out: Path, said: str, edit: Edit) -> AdapterChange:
         after, intruders = edit(name, before)
         if after is not before:
             changed[name] = module_of(after, settings.scaling_of(name))
-            refuse_too_large(name, said, changed[name])
+            check_too_large(name, said, changed[name])
         matrices.append(matrix_change(name, before, after, intruders))
     if changed and source.tuned.kind == "pissa":  # the rest, too, becomes plain LoRA
         for name in set(source.names()) - set(changed):
@@ -218,11 +218,11 @@ def module_of(update: Update, scaling: float) -> Module:
     return Module(update.A, update.B / scaling, update.magnitude)
 
 
-def refuse_too_large(name: str, said: str, module: Module) -> None:
-    """Raise BadInput where a number is beyond float32, in which adapters are written."""
+def check_too_large(name: str, said: str, module: Module) -> None:
+    """Raise UserError where a number is beyond float32, in which adapters are written."""
     for tensor in (module.A, module.B, module.magnitude):
         if tensor is not None and not bool(torch.isfinite(tensor.float()).all()):
-            raise BadInput(
+            raise UserError(
                 f"{name}: {said}, numbers are above float32's largest, 3.4e38; expected a smaller "
                 "--scale or --layer-scale"
             )
@@ -246,26 +246,26 @@ def layer_factors(text: str) -> tuple[float, float]:
     """``FIRST:LAST`` of ``--layer-scale``.
 
     Raises:
-        BadInput: anything else.
+        UserError: anything else.
     """
     parts = text.split(":")
     try:
         first, last = (float(part) for part in parts)
     except ValueError as error:
-        raise BadInput(
+        raise UserError(
             f"--layer-scale {text!r}: expected two numbers such as 0.5:1, of first and last layer"
         ) from error
     return first, last
 
 
-def actions_asked(named: Mapping[str, object]) -> str:
+def one_action(named: Mapping[str, object]) -> str:
     """The one action among options, by name.
 
     Raises:
-        BadInput: none is given, or several.
+        UserError: none is given, or several.
     """
     given = [name for name, value in named.items() if value is not None]
     if len(given) != 1:
         found = " and ".join(given) or "none"
-        raise BadInput(f"shrink: expected exactly one of {', '.join(named)}; found {found}")
+        raise UserError(f"shrink: expected exactly one of {', '.join(named)}; found {found}")
     return given[0]

@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rankscope.models.attention.products import Layout
-from rankscope.models.attention.varlen import RowPlan
+from rankscope.models.attention.varlen import AttentionPlan
 from rankscope.models.base import Row, RowBatch
-from rankscope.models.multi_lora import Pack
+from rankscope.models.multi_lora import MultiLora
 from rankscope.train.loss import mean_losses
 
 META = torch.device("meta")
@@ -79,38 +79,48 @@ class PassShape:
     num_labels: int
 
 
-def counted_pass(pack: Pack, shape: PassShape, weights: Sequence[int], device: torch.device) -> int:
+def counted_pass(
+    group: MultiLora, shape: PassShape, weights: Sequence[int], device: torch.device
+) -> int:
     """Most bytes that one forward and backward pass of the training loop holds at once.
 
     Gradients are there from an earlier pass of the step and not counted.
 
     Args:
-        pack: on the meta device; its adapters share the rows by ``weights``. Without adapters the
+        group: on the meta device; its adapters share the rows by ``weights``. Without adapters the
             model itself trains.
         device: that which the pass is meant for; the layout of rows depends on it.
     """
-    slots = [slot for slot, n in zip(pack.adapters, weights, strict=True) for _ in range(n)]
+    adapter_names = [
+        adapter_name
+        for adapter_name, n in zip(group.adapters, weights, strict=True)
+        for _ in range(n)
+    ]
     rows = []
     for index, length in enumerate(shape.lengths):
         labels = share(shape.num_labels, index, len(shape.lengths))
-        slot = slots[index * len(slots) // len(shape.lengths)] if slots else None
-        rows.append(Row([0] * length, range(max(0, length - 1 - labels), length - 1), slot))
+        adapter_name = (
+            adapter_names[index * len(adapter_names) // len(shape.lengths)]
+            if adapter_names
+            else None
+        )
+        rows.append(Row([0] * length, range(max(0, length - 1 - labels), length - 1), adapter_name))
     batch = RowBatch.of(rows, torch.device("cpu"))
     plan = meta_plan(batch.lengths, device)
-    pack.segments, pack.kept_segments = batch.segments, batch.kept_segments()
-    for parameter in pack.model.parameters():
+    group.segments, group.kept_segments = batch.segments, batch.kept_segments()
+    for parameter in group.model.parameters():
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-    for adapter in pack.adapters.values():
+    for adapter in group.adapters.values():
         for parameter in adapter.parameters():
             parameter.grad = torch.empty_like(parameter)
-    pack.training = True
+    group.training = True
     with AllocationCounter() as counter:
-        logits = pack.model(
+        logits = group.model(
             input_ids=batch.input_ids.to(META),
             position_ids=batch.position_ids.to(META),
             use_cache=False,
             logits_to_keep=batch.keep.to(META),
-            row_plan=plan,
+            attention_plan=plan,
         ).logits[0]
         targets = torch.zeros(len(batch.keep), dtype=torch.int64, device=META)
         losses = mean_losses(logits, targets, [len(batch.keep)], [len(batch.keep)])
@@ -120,9 +130,9 @@ def counted_pass(pack: Pack, shape: PassShape, weights: Sequence[int], device: t
     return peak
 
 
-def meta_plan(lengths: Sequence[int], device: torch.device) -> RowPlan:
+def meta_plan(lengths: Sequence[int], device: torch.device) -> AttentionPlan:
     """The plan that rows have on ``device``, for tensors on the meta device."""
-    plan = RowPlan.of(lengths, device)
+    plan = AttentionPlan.of(lengths, device)
     return replace(
         plan,
         to_rows=plan.to_rows.to(META),

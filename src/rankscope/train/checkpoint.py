@@ -1,4 +1,4 @@
-"""The resumable state of a pack in training: weights, optimizer, dropout generators, step.
+"""The resumable state of a group in training: weights, optimizer, dropout generators, step.
 
 One folder per checkpoint, written aside and renamed, so that what is there is whole. Everything is
 safetensors and JSON; nothing is pickled.
@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rankscope.errors import DiskFull
-from rankscope.filesystem import fsync, says_disk_full
+from rankscope.filesystem import fsync, is_disk_full
 
 STATE = "state.safetensors"
 META = "meta.json"
 
 
 @dataclass(frozen=True, slots=True)
-class PackState:
+class GroupState:
     """What a checkpoint holds.
 
     Attributes:
@@ -37,13 +37,13 @@ class PackState:
     meta: Mapping[str, object]
 
 
-class PackCheckpoint:
-    """Writes and reads the newest state of one pack under ``folder``."""
+class GroupCheckpoint:
+    """Writes and reads the newest state of one group under ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def save(self, state: PackState) -> None:
+    def save(self, state: GroupState) -> None:
         """Replace the stored state; after a crash either the old or the new one is there.
 
         Raises:
@@ -66,7 +66,7 @@ class PackCheckpoint:
             fsync(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(aside, ignore_errors=True)
-            if not says_disk_full(error):
+            if not is_disk_full(error):
                 raise
             size = sum(t.numel() * t.element_size() for t in state.tensors.values())
             raise DiskFull(
@@ -78,16 +78,16 @@ class PackCheckpoint:
             if old != target:
                 shutil.rmtree(old, ignore_errors=True)
 
-    def load(self) -> PackState | None:
+    def load(self) -> GroupState | None:
         """The newest whole state, or None."""
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
             try:
                 meta = json.loads((folder / META).read_text(encoding="utf-8"))
-                return PackState(meta["step"], load_file(folder / STATE), meta["trials"])
+                return GroupState(meta["step"], load_file(folder / STATE), meta["trials"])
             except (OSError, ValueError, KeyError, TypeError, SafetensorError):
                 continue  # a state that cannot be read is no state: training starts earlier
         return None
 
     def remove(self) -> None:
-        """Delete the state: the pack's results are stored."""
+        """Delete the state: the group's results are stored."""
         shutil.rmtree(self.folder, ignore_errors=True)

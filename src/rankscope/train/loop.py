@@ -1,4 +1,4 @@
-"""THE training loop: every pack of LoRA trials, and full fine-tuning as a pack of one.
+"""THE training loop: every group of LoRA trials, and full fine-tuning as a group of one.
 
 In every optimizer step each trial that still has steps left contributes the rows of its own step;
 they run through the shared base one after another, joined or cut into forward passes of a size that
@@ -18,26 +18,29 @@ import torch
 
 from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
-from rankscope.data.sampler import ReplayOrder, RowOrder
-from rankscope.errors import BadInput, Interrupted
+from rankscope.data.sampler import ReplaySampler, RowSampler
+from rankscope.errors import Interrupted, UserError
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.gradient_checkpointing import keep_activations, recompute_layers
-from rankscope.models.methods import Starts, new_adapter
+from rankscope.models.gradient_checkpointing import (
+    disable_gradient_checkpointing,
+    enable_gradient_checkpointing,
+)
+from rankscope.models.methods import InitContext, new_adapter
 from rankscope.models.peft_backend.tuner import new_tuner
 from rankscope.records import TrialSpec
-from rankscope.train.checkpoint import PackCheckpoint, PackState
+from rankscope.train.checkpoint import GroupCheckpoint, GroupState
 from rankscope.train.loss import mean_losses
 from rankscope.train.optimizer import learning_rate
 from rankscope.train.regularizers import (
     EarlyStop,
-    Portion,
+    LossTerm,
     Replayed,
     base_logits_of,
     divergences,
     label_positions,
 )
-from rankscope.train.step_schedule import ALONE, own_protocol, planned_steps
-from rankscope.train.trial_state import StepLosses, Trainee
+from rankscope.train.step_schedule import ALONE, planned_steps, trial_protocol
+from rankscope.train.trial_state import StepLosses, TrialState
 
 NOTHING_TRAINED = "nothing was trained"
 """Begins the failure of a trial whose weights training left as they were."""
@@ -50,11 +53,11 @@ class Progress(Protocol):
         """Steps done of all, valid tokens of the step, each active trial's loss."""
 
 
-class AfterStep(Protocol):
-    """Looks at a pack between two optimizer steps, and leaves its weights as they are; a trainee
+class StepCallback(Protocol):
+    """Looks at a group between two optimizer steps, and leaves its weights as they are; a trial_state
     with an early stop may be told a score."""
 
-    def __call__(self, step: int, base: Base, trainees: Sequence[Trainee]) -> None:
+    def __call__(self, step: int, base: Base, trial_states: Sequence[TrialState]) -> None:
         """``step`` optimizer steps are done; for full fine-tuning ``base`` is the copy it trains.
 
         Called again for the step that a run is resumed at, since what stopped the run may have
@@ -63,36 +66,36 @@ class AfterStep(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class PackResult:
-    """A trained pack: the trials in the order given, and the wall time of this and earlier runs.
+class GroupResult:
+    """A trained group: the trials in the order given, and the wall time of this and earlier runs.
 
-    For full fine-tuning ``base`` is the trained copy; for LoRA the adapters hang on the trainees.
+    For full fine-tuning ``base`` is the trained copy; for LoRA the adapters hang on the trial_states.
     """
 
-    trainees: tuple[Trainee, ...]
+    trial_states: tuple[TrialState, ...]
     base: Base
     seconds: float
 
 
-def train_pack(
+def train_group(
     base: Base,
     trials: Sequence[TrialSpec],
     rows: Sequence[EncodedRow],
     protocol: TrainConfig,
     *,
     replay: Mapping[str, Sequence[EncodedRow]] | None = None,
-    checkpoint: PackCheckpoint | None = None,
+    checkpoint: GroupCheckpoint | None = None,
     progress: Progress | None = None,
-    after_step: AfterStep | None = None,
+    after_step: StepCallback | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> PackResult:
-    """Train one pack to its end, from its checkpoint where there is one.
+) -> GroupResult:
+    """Train one group to its end, from its checkpoint where there is one.
 
     Args:
         base: the frozen base; full fine-tuning trains a float32 copy of it.
         trials: LoRA trials of one task, or a single full trial.
         rows: the task's encoded training rows; each trial sees them in its own seed's order.
-        protocol: epochs, batch size and the rest; ``own_protocol`` says what a trial makes of it.
+        protocol: epochs, batch size and the rest; ``trial_protocol`` says what a trial makes of it.
         replay: by task, the encoded rows that trials may replay.
         checkpoint: where the resumable state goes, at most every ``checkpoint_seconds``.
         progress: called after every optimizer step.
@@ -100,175 +103,183 @@ def train_pack(
         should_stop: asked after every step; True writes the state and raises.
 
     Raises:
-        BadInput: no rows, steps that are all at rate 0, or full fine-tuning packed with others.
+        UserError: no rows, steps that are all at rate 0, or full fine-tuning packed with others.
         Interrupted: ``should_stop`` said so.
     """
     if not rows:
-        raise BadInput("no training rows are left after encoding: there is nothing to train on")
+        raise UserError("no training rows are left after encoding: there is nothing to train on")
     frozen = base
-    base, trainees = prepare(base, trials, rows, protocol)
-    add_mitigations(trainees, replay or {})
-    start_step, seconds_before = resume(trainees, checkpoint)
-    num_steps = max(trainee.num_steps for trainee in trainees)
+    base, trial_states = prepare(base, trials, rows, protocol)
+    add_mitigations(trial_states, replay or {})
+    start_step, seconds_before = resume(trial_states, checkpoint)
+    num_steps = max(trial_state.num_steps for trial_state in trial_states)
     begun = saved = time.monotonic()
-    base.pack.training = True
+    base.multi_lora.training = True
     try:
         if after_step is not None and start_step:
-            begun += timed(after_step, start_step, base, trainees)
+            begun += timed(after_step, start_step, base, trial_states)
         for step in range(start_step, num_steps):
-            active = [trainee for trainee in trainees if trainee.is_active(step)]
+            active = [trial_state for trial_state in trial_states if trial_state.is_active(step)]
             if not active:
                 break
-            for trainee in active:
-                trainee.begin_step(step)
-            portions = [p for i, t in enumerate(active) for p in t.portions(step, i, rows)]
-            losses_of = run_step(base, frozen, active, portions, protocol.batch_tokens)
-            for trainee, losses_found in zip(active, losses_of, strict=True):
-                trainee.update(step, losses_found)
+            for trial_state in active:
+                trial_state.begin_step(step)
+            loss_terms = [p for i, t in enumerate(active) for p in t.loss_terms(step, i, rows)]
+            losses_of = run_step(base, frozen, active, loss_terms, protocol.batch_tokens)
+            for trial_state, losses_found in zip(active, losses_of, strict=True):
+                trial_state.update(step, losses_found)
             if progress is not None:
                 losses = [t.losses[-1].loss for t in active if t.failure is None]
-                num_tokens = sum(len(row.input_ids) for p in portions for row in p.rows)
+                num_tokens = sum(len(row.input_ids) for p in loss_terms for row in p.rows)
                 progress(step + 1, num_steps, num_tokens, losses)
             if after_step is not None:
-                begun += timed(after_step, step + 1, base, trainees)
+                begun += timed(after_step, step + 1, base, trial_states)
             now = time.monotonic()
             stop = should_stop()
             if checkpoint is not None and (stop or now - saved >= protocol.checkpoint_seconds):
-                save(trainees, checkpoint, step + 1, seconds_before + now - begun)
+                save(trial_states, checkpoint, step + 1, seconds_before + now - begun)
                 saved = now
             if stop:
                 raise Interrupted(
                     f"stopped after step {step + 1} of {num_steps}; the same command continues"
                 )
     finally:
-        base.pack.training = False
-        keep_activations(base.model)
-    for trainee in trainees:
-        trainee.keep_best()
-        trainee.failure = trainee.failure or fault_at_end(trainee)
-    return PackResult(tuple(trainees), base, seconds_before + time.monotonic() - begun)
+        base.multi_lora.training = False
+        disable_gradient_checkpointing(base.model)
+    for trial_state in trial_states:
+        trial_state.keep_best()
+        trial_state.failure = trial_state.failure or fault_at_end(trial_state)
+    return GroupResult(tuple(trial_states), base, seconds_before + time.monotonic() - begun)
 
 
-def timed(after_step: AfterStep, step: int, base: Base, trainees: Sequence[Trainee]) -> float:
+def timed(
+    after_step: StepCallback, step: int, base: Base, trial_states: Sequence[TrialState]
+) -> float:
     """Call ``after_step``; the seconds it took."""
     begun = time.monotonic()
-    after_step(step, base, trainees)
+    after_step(step, base, trial_states)
     return time.monotonic() - begun
 
 
-def refuse_zero_rates(num_steps: int, protocol: TrainConfig) -> None:
-    """Raise BadInput where the schedule gives every one of ``num_steps`` the rate 0."""
+def check_zero_rates(num_steps: int, protocol: TrainConfig) -> None:
+    """Raise UserError where the schedule gives every one of ``num_steps`` the rate 0."""
     schedule, warmup = protocol.schedule, protocol.warmup_fraction
     if not any(learning_rate(1.0, s, num_steps, schedule, warmup) for s in range(num_steps)):
-        raise BadInput(
+        raise UserError(
             f"train: warm-up starts at rate 0 and the whole training is {num_steps} optimizer "
             "step, so no weight would change; expected at least 2 steps (max_steps, epochs, or a "
             "smaller batch_size x gradient_accumulation), or 'warmup_fraction: 0'"
         )
 
 
-def fault_at_end(trainee: Trainee) -> str | None:
+def fault_at_end(trial_state: TrialState) -> str | None:
     """Why a trial that came to its last step has no weights worth storing; None where it has."""
     # A step's loss and gradient are looked at before it; after the last one nothing follows.
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in trainee.parameters):
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in trial_state.parameters):
         return "weights not finite after the last step"
-    if all(point.lr == 0 for point in trainee.losses):
+    if all(point.lr == 0 for point in trial_state.losses):
         return f"{NOTHING_TRAINED}: the learning rate was 0 at every step"
-    if trainee.adapter is not None and not any(b.any() for b in trainee.adapter.b.values()):
+    if trial_state.adapter is not None and not any(b.any() for b in trial_state.adapter.b.values()):
         return f"{NOTHING_TRAINED}: B of every target module is still zero"
-    if all(point.grad_norm == 0 for point in trainee.losses):
+    if all(point.grad_norm == 0 for point in trial_state.losses):
         return f"{NOTHING_TRAINED}: the gradient was 0 at every step"
     return None
 
 
 def prepare(
     base: Base, trials: Sequence[TrialSpec], rows: Sequence[EncodedRow], protocol: TrainConfig
-) -> tuple[Base, list[Trainee]]:
-    """Fresh trainees, and the base they train on (a trainable copy for full fine-tuning)."""
+) -> tuple[Base, list[TrialState]]:
+    """Fresh trial_states, and the base they train on (a trainable copy for full fine-tuning)."""
     is_full = any(trial.method == "full" for trial in trials)
     if len(trials) > 1 and any(trial.method in ALONE for trial in trials):
-        raise BadInput(
+        raise UserError(
             "full fine-tuning and PEFT's own methods change the base itself: each such trial "
-            "trains alone, not in a pack"
+            "trains alone, not in a group"
         )
-    if base.pack.adapters or base.pack.guest is not None:
+    if base.multi_lora.adapters or base.multi_lora.injected_tuner is not None:
         raise ValueError("the base carries adapters already: detach them before training")
     num_tokens = sum(len(row.input_ids) for row in rows)
-    own = [own_protocol(trial, protocol) for trial in trials]
+    own = [trial_protocol(trial, protocol) for trial in trials]
     steps = [planned_steps(len(rows), num_tokens, each) for each in own]
     for each, num_steps in zip(own, steps, strict=True):
-        refuse_zero_rates(num_steps, each)
+        check_zero_rates(num_steps, each)
     if is_full:
         base = base.trainable_copy()
     tuner = new_tuner(base, trials[0], steps[0]) if trials[0].method == "peft" else None
     if protocol.gradient_checkpointing:
-        recompute_layers(base.model, base.pack)
-    starts = Starts(base, rows, trials)
-    trainees = []
+        enable_gradient_checkpointing(base.model, base.multi_lora)
+    starts = InitContext(base, rows, trials)
+    trial_states = []
     for trial, each, num_steps in zip(trials, own, steps, strict=True):
         adapter = None if is_full or tuner else new_adapter(base.model, trial, starts)
         if adapter is not None:
-            base.pack.attach(adapter)
-        trainees.append(
-            Trainee(
+            base.multi_lora.attach(adapter)
+        trial_states.append(
+            TrialState(
                 spec=trial,
                 parameters=list((adapter or tuner or base.model).parameters()),
                 adapter=adapter,
                 tuner=tuner,
                 protocol=each,
-                order=RowOrder(len(rows), each.batch_size, each.gradient_accumulation, trial.seed),
+                order=RowSampler(
+                    len(rows), each.batch_size, each.gradient_accumulation, trial.seed
+                ),
                 num_steps=num_steps,
             )
         )
-    return base, trainees
+    return base, trial_states
 
 
 def add_mitigations(
-    trainees: Sequence[Trainee], replay: Mapping[str, Sequence[EncodedRow]]
+    trial_states: Sequence[TrialState], replay: Mapping[str, Sequence[EncodedRow]]
 ) -> None:
-    """Give each trainee its replayed rows and its early stop, where its trial has them."""
-    for trainee in trainees:
-        spec = trainee.spec
-        if spec.kl_to_base and trainee.tuner is not None:
-            raise BadInput(
+    """Give each trial_state its replayed rows and its early stop, where its trial has them."""
+    for trial_state in trial_states:
+        spec = trial_state.spec
+        if spec.kl_to_base and trial_state.tuner is not None:
+            raise UserError(
                 f"{spec.label}: kl_to_base needs the bare base, which PEFT's method is on"
             )
-        if spec.early_stop is not None and trainee.tuner is not None and trainee.tuner.has_state:
-            raise BadInput(
+        if (
+            spec.early_stop is not None
+            and trial_state.tuner is not None
+            and trial_state.tuner.has_state
+        ):
+            raise UserError(
                 f"{spec.label}: early_stop brings back parameters, which PEFT's method is more than"
             )
         if spec.early_stop is not None:
-            trainee.early_stop = EarlyStop(spec.early_stop)
+            trial_state.early_stop = EarlyStop(spec.early_stop)
         if spec.replay is not None and spec.replay_share:
             rows = replay[spec.replay]
-            order = ReplayOrder(trainee.order, len(rows), spec.replay_share)
-            trainee.replayed = Replayed(rows, order)
+            order = ReplaySampler(trial_state.order, len(rows), spec.replay_share)
+            trial_state.replayed = Replayed(rows, order)
 
 
 def run_step(
     base: Base,
     frozen: Base,
-    active: Sequence[Trainee],
-    portions: Sequence[Portion],
+    active: Sequence[TrialState],
+    loss_terms: Sequence[LossTerm],
     batch_tokens: int,
 ) -> list[StepLosses]:
     """Losses and gradients of one optimizer step of every active trial.
 
     frozen: the untuned base, which KL looks at; ``base`` itself but for full fine-tuning.
-    portions: the rows of the step, those of one trial one after another.
+    loss_terms: the rows of the step, those of one trial one after another.
     """
-    for portion in portions:
-        active[portion.trainee].count(portion)
-    labels = [portion.num_labels for portion in portions]
-    if any(trainee.needs_row_passes for trainee in active):
+    for loss_term in loss_terms:
+        active[loss_term.trial_state].count(loss_term)
+    labels = [loss_term.num_labels for loss_term in loss_terms]
+    if any(trial_state.needs_row_passes for trial_state in active):
         batch_tokens = 1
-    found = torch.zeros(2, len(portions), device=base.device)  # of the rows; of KL to the base
-    for parts in forward_passes([portion.rows for portion in portions], batch_tokens):
+    found = torch.zeros(2, len(loss_terms), device=base.device)  # of the rows; of KL to the base
+    for parts in forward_passes([loss_term.rows for loss_term in loss_terms], batch_tokens):
         members = [i for i, _ in parts]
-        kept = [i for i in members if portions[i].kl_weight]
+        kept = [i for i in members if loss_terms[i].kl_weight]
         of_base = base_logits_of(frozen, [own for i, own in parts if i in kept]) if kept else []
         batch_rows = [
-            Row(row.input_ids, label_positions(row), active[portions[i].trainee].slot)
+            Row(row.input_ids, label_positions(row), active[loss_terms[i].trial_state].adapter_name)
             for i, own in parts
             for row in own
         ]
@@ -278,18 +289,18 @@ def run_step(
             logits,
             torch.tensor(label_ids(parts), dtype=torch.int64, device=base.device),
             counts,
-            [labels[i] / portions[i].weight for i in members],
+            [labels[i] / loss_terms[i].weight for i in members],
         )
         total = losses.sum()
         if kept:
             spans = dict(zip(members, logits.split(counts), strict=True))
             for i, base_logits in zip(kept, of_base, strict=True):
                 apart = divergences(spans[i], base_logits).sum() / labels[i]
-                total = total + portions[i].kl_weight * apart
+                total = total + loss_terms[i].kl_weight * apart
                 found[1, i] += apart.detach()
         total.backward()
         found[0, members] += losses.detach()
-    return step_losses(len(active), portions, found.tolist())
+    return step_losses(len(active), loss_terms, found.tolist())
 
 
 def label_ids(parts: Sequence[tuple[int, Sequence[EncodedRow]]]) -> list[int]:
@@ -298,20 +309,20 @@ def label_ids(parts: Sequence[tuple[int, Sequence[EncodedRow]]]) -> list[int]:
 
 
 def step_losses(
-    count: int, portions: Sequence[Portion], found: Sequence[Sequence[float]]
+    count: int, loss_terms: Sequence[LossTerm], found: Sequence[Sequence[float]]
 ) -> list[StepLosses]:
-    """What each of ``count`` trials had in its loss; ``found``: weighted losses and KL by portion.
+    """What each of ``count`` trials had in its loss; ``found``: weighted losses and KL by loss_term.
 
-    A portion's loss becomes its mean again; weights are those of ``portions``.
+    A loss_term's loss becomes its mean again; weights are those of ``loss_terms``.
     """
     own, replayed, divergence = [0.0] * count, [None] * count, [None] * count
-    for portion, loss, apart in zip(portions, *found, strict=True):
-        i = portion.trainee
-        if portion.is_replay:
-            replayed[i] = loss / portion.weight
+    for loss_term, loss, apart in zip(loss_terms, *found, strict=True):
+        i = loss_term.trial_state
+        if loss_term.is_replay:
+            replayed[i] = loss / loss_term.weight
         else:
-            own[i] = loss / portion.weight
-        if portion.kl_weight:
+            own[i] = loss / loss_term.weight
+        if loss_term.kl_weight:
             divergence[i] = apart
     return [StepLosses(*each) for each in zip(own, replayed, divergence, strict=True)]
 
@@ -319,11 +330,11 @@ def step_losses(
 def forward_passes(
     of_step: Sequence[Sequence[EncodedRow]], batch_tokens: int
 ) -> list[list[tuple[int, list[EncodedRow]]]]:
-    """Cut the rows of one optimizer step, by portion, into forward passes of like size.
+    """Cut the rows of one optimizer step, by loss_term, into forward passes of like size.
 
     A pass is as large as the memory allows and a product is fast, whatever the trials' batch sizes
     and accumulation: the gradient is a sum over the step's rows, however they are cut. Each pass
-    lists (portion's place in ``of_step``, rows) and has at most ``batch_tokens`` tokens, or one
+    lists (loss_term's place in ``of_step``, rows) and has at most ``batch_tokens`` tokens, or one
     row.
     """
     total = sum(len(row.input_ids) for own in of_step for row in own)
@@ -345,30 +356,32 @@ def forward_passes(
     return passes
 
 
-def resume(trainees: Sequence[Trainee], checkpoint: PackCheckpoint | None) -> tuple[int, float]:
+def resume(
+    trial_states: Sequence[TrialState], checkpoint: GroupCheckpoint | None
+) -> tuple[int, float]:
     """Restore the stored state, if any: the next step, and the seconds already spent."""
     state = checkpoint.load() if checkpoint is not None else None
     if state is None:
         return 0, 0.0
-    for trainee in trainees:
-        prefix = f"{trainee.spec.trial_id}/"
+    for trial_state in trial_states:
+        prefix = f"{trial_state.spec.trial_id}/"
         tensors = {
             name.removeprefix(prefix): tensor
             for name, tensor in state.tensors.items()
             if name.startswith(prefix)
         }
-        trainee.restore(tensors, state.meta[trainee.spec.trial_id])  # type: ignore[arg-type]
+        trial_state.restore(tensors, state.meta[trial_state.spec.trial_id])  # type: ignore[arg-type]
     return state.step, float(state.meta["seconds"])  # type: ignore[arg-type]
 
 
 def save(
-    trainees: Sequence[Trainee], checkpoint: PackCheckpoint, step: int, seconds: float
+    trial_states: Sequence[TrialState], checkpoint: GroupCheckpoint, step: int, seconds: float
 ) -> None:
     """Write the state after ``step`` optimizer steps."""
     tensors = {
-        f"{trainee.spec.trial_id}/{name}": tensor
-        for trainee in trainees
-        for name, tensor in trainee.tensors().items()
+        f"{trial_state.spec.trial_id}/{name}": tensor
+        for trial_state in trial_states
+        for name, tensor in trial_state.tensors().items()
     }
-    meta: dict[str, object] = {t.spec.trial_id: t.counters() for t in trainees}
-    checkpoint.save(PackState(step, tensors, {**meta, "seconds": seconds}))
+    meta: dict[str, object] = {t.spec.trial_id: t.counters() for t in trial_states}
+    checkpoint.save(GroupState(step, tensors, {**meta, "seconds": seconds}))

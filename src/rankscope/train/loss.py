@@ -1,4 +1,4 @@
-"""Token losses of a pack: one forward's logits, split by adapter."""
+"""Token losses of a group: one forward's logits, split by adapter."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -68,7 +68,7 @@ def mean_losses(
         targets: (M,) token ids.
         counts: labelled tokens of each adapter, in the order of the batch, summing to M.
         divisors: label tokens of each adapter's whole optimizer step, so that uneven passes weigh
-            by tokens, and parts of a step add up to its mean; divided by the weight of a portion
+            by tokens, and parts of a step add up to its mean; divided by the weight of a loss_term
             that is no whole step.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Peak memory of training a pack, known before any weight is loaded.
+"""Peak memory of training a group, known before any weight is loaded.
 
 The base once; of each adapter its weights, gradients and optimizer state; and what one forward and
 backward pass allocates, which ``allocations.py`` counts on shapes alone. What a device's kernels
@@ -17,13 +17,16 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
 from rankscope.models.attention import varlen as row_attention
-from rankscope.models.gradient_checkpointing import keep_activations, recompute_layers
+from rankscope.models.gradient_checkpointing import (
+    disable_gradient_checkpointing,
+    enable_gradient_checkpointing,
+)
 from rankscope.models.lora import Adapter
-from rankscope.models.multi_lora import Pack, linear_layers, target_linears, unwrap
+from rankscope.models.multi_lora import MultiLora, linear_layers, target_linears, unwrap
 from rankscope.models.parameters import ADAMW_STATES, FLOAT32_BYTES
 from rankscope.records import TrialSpec
 from rankscope.train.allocations import META, PassShape, counted_pass, spread
-from rankscope.train.step_schedule import own_protocol
+from rankscope.train.step_schedule import trial_protocol
 
 KERNEL_SHARE = 1.0
 """Measured over counted bytes of a pass."""
@@ -95,8 +98,8 @@ class RowCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class PackMemory:
-    """Peak memory of training one pack, bytes, without the process's own libraries."""
+class GroupMemory:
+    """Peak memory of training one group, bytes, without the process's own libraries."""
 
     base_bytes: int
     """The frozen base."""
@@ -116,7 +119,7 @@ class PackMemory:
 
 
 class MemoryModel:
-    """Memory of training packs on one base, of which nothing but the configuration is needed."""
+    """Memory of training groups on one base, of which nothing but the configuration is needed."""
 
     def __init__(self, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype = dtype
@@ -130,46 +133,46 @@ class MemoryModel:
         self._layers = [n for n, layer in linear_layers(self.base).items() if layer is not head]
         self._counted: dict[tuple[object, ...], int] = {}
 
-    def of_pack(
-        self, pack: Sequence[TrialSpec], counts: RowCounts, train: TrainConfig
-    ) -> PackMemory:
-        """Peak memory of training a pack: LoRA trials of one task, or a single other trial."""
-        own = [own_protocol(trial, train) for trial in pack]
+    def of_group(
+        self, group: Sequence[TrialSpec], counts: RowCounts, train: TrainConfig
+    ) -> GroupMemory:
+        """Peak memory of training a group: LoRA trials of one task, or a single other trial."""
+        own = [trial_protocol(trial, train) for trial in group]
         rows_each = [
             math.ceil(
                 min(counts.num_rows, p.batch_size * p.gradient_accumulation)
                 / (1 - (trial.replay_share or 0.0))
             )
-            for trial, p in zip(pack, own, strict=True)
+            for trial, p in zip(group, own, strict=True)
         ]
         shape = counts.fullest_pass(sum(rows_each), train.batch_tokens)
         recomputes = train.gradient_checkpointing
-        if pack[0].is_full:
+        if group[0].is_full:
             values = sum(parameter.numel() for parameter in self.base.parameters())
-            state = values * (2 + ADAMW_STATES + copies(pack[0])) * FLOAT32_BYTES
+            state = values * (2 + ADAMW_STATES + copies(group[0])) * FLOAT32_BYTES
             casts = values * self.dtype.itemsize if self.dtype != torch.float32 else 0
-            return PackMemory(
+            return GroupMemory(
                 nbytes(self.base),
                 state,
-                self._counted_pass((), shape, recomputes) + casts + self._kl_bytes(pack, shape),
+                self._counted_pass((), shape, recomputes) + casts + self._kl_bytes(group, shape),
                 sum(shape.lengths),
             )
-        pack = [self.stand_in(trial) for trial in pack]
-        together = math.ceil(len(pack) * len(shape.lengths) / sum(rows_each))
-        casts = sum(sorted(map(self._cast_bytes, pack))[-together:])
-        state = sum(map(self.state_bytes, pack))
-        return PackMemory(
+        group = [self.stand_in(trial) for trial in group]
+        together = math.ceil(len(group) * len(shape.lengths) / sum(rows_each))
+        casts = sum(sorted(map(self._cast_bytes, group))[-together:])
+        state = sum(map(self.state_bytes, group))
+        return GroupMemory(
             nbytes(self.base),
             state,
-            self._counted_pass(pack, shape, recomputes) + casts + self._kl_bytes(pack, shape),
+            self._counted_pass(group, shape, recomputes) + casts + self._kl_bytes(group, shape),
             sum(shape.lengths),
             round(HELD_SHARE * state) if self.device.type == "cpu" else 0,
         )
 
-    def _kl_bytes(self, pack: Sequence[TrialSpec], shape: PassShape) -> int:
+    def _kl_bytes(self, group: Sequence[TrialSpec], shape: PassShape) -> int:
         """What KL to the base keeps beside a pass: the base's logits, once as they come and once by
         trial, and a second gradient of the tuned ones."""
-        if not any(trial.kl_to_base for trial in pack):
+        if not any(trial.kl_to_base for trial in group):
             return 0
         vocabulary = self.base.config.get_text_config().vocab_size
         return 3 * shape.num_labels * int(vocabulary) * self.dtype.itemsize
@@ -206,7 +209,7 @@ class MemoryModel:
         b = {n: torch.empty(x.out_features, rank, device=META) for n, x in layers.items()}
         gains = {n: torch.empty(x.out_features, device=META) for n, x in layers.items()}
         return Adapter(
-            slot=trial.trial_id,
+            name=trial.trial_id,
             rank=rank,
             alpha=1.0,
             scaling=1.0,
@@ -221,32 +224,32 @@ class MemoryModel:
             start={name: (a[name], b[name]) for name in a} if trial.method == "pissa" else {},
         )
 
-    def _counted_pass(self, pack: Sequence[TrialSpec], shape: PassShape, recomputes: bool) -> int:
+    def _counted_pass(self, group: Sequence[TrialSpec], shape: PassShape, recomputes: bool) -> int:
         """What a pass allocates but for the casts of A and B; without trials the base trains.
 
         Adapters of one kind share the tokens alike, so one of their mean rank stands for them.
         """
         kinds: dict[tuple[object, ...], list[TrialSpec]] = {}
-        for trial in pack:
+        for trial in group:
             kinds.setdefault((trial.method, trial.targets, trial.dropout > 0), []).append(trial)
         merged = [mean_trial(trials) for trials in kinds.values()]
         weights = [len(trials) for trials in kinds.values()]
         ranks = tuple(trial.rank for trial in merged)
         key = (*kinds, ranks, *weights, shape, recomputes)
         if key not in self._counted:
-            packed = Pack(self.base)
+            packed = MultiLora(self.base)
             self.base.requires_grad_(not merged)
             for trial in merged:
                 packed.attach(self._adapter(trial))
             if recomputes:
-                recompute_layers(self.base, packed)
+                enable_gradient_checkpointing(self.base, packed)
             try:
                 counted = counted_pass(packed, shape, weights, self.device)
             finally:
-                keep_activations(self.base)
+                disable_gradient_checkpointing(self.base)
                 unwrap(self.base)
             self._counted[key] = counted - sum(map(self._cast_bytes, merged))
-        masks = sum(self._mask_bytes(trial) for trial in pack) / max(1, len(pack))
+        masks = sum(self._mask_bytes(trial) for trial in group) / max(1, len(group))
         return round(KERNEL_SHARE * (self._counted[key] + masks * sum(shape.lengths)))
 
     def _mask_bytes(self, trial: TrialSpec) -> int:

@@ -26,7 +26,7 @@ def new_optimizer(
     256 of them (Dettmers et al., 2110.02861): a quarter of the optimizer's memory.
 
     Raises:
-        BadInput: ``adamw8bit`` without the package bitsandbytes.
+        UserError: ``adamw8bit`` without the package bitsandbytes.
     """
     if kind == "adamw8bit":
         require_bitsandbytes("optimizer: adamw8bit")

@@ -23,16 +23,16 @@ import torch
 from torch import Tensor, nn
 
 from rankscope.data.encode import EncodedRow
-from rankscope.data.sampler import ReplayOrder
+from rankscope.data.sampler import ReplaySampler
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.train.loss import BLOCK_BYTES
 
 
 @dataclass(frozen=True, slots=True)
-class Portion:
+class LossTerm:
     """Rows of one trial's optimizer step that are averaged together."""
 
-    trainee: int
+    trial_state: int
     """The trial's place among those of the step."""
     rows: Sequence[EncodedRow]
     weight: float = 1.0
@@ -52,26 +52,26 @@ class Replayed:
     """General rows of one trial, and which of them stand in which step."""
 
     rows: Sequence[EncodedRow]
-    order: ReplayOrder
+    order: ReplaySampler
 
 
-def portions_of(
-    trainee: int,
+def loss_terms_of(
+    trial_state: int,
     own: Sequence[EncodedRow],
     replayed: Sequence[EncodedRow],
     kl_weight: float,
     has_replay: bool,
-) -> list[Portion]:
-    """A step's rows as portions: the trial's own, then those replayed, if any.
+) -> list[LossTerm]:
+    """A step's rows as loss_terms: the trial's own, then those replayed, if any.
 
     has_replay: the trial has general rows, though perhaps none in this step.
     """
     share = len(replayed) / (len(own) + len(replayed))
     own_kl = 0.0 if has_replay else kl_weight
-    portions = [Portion(trainee, own, 1 - share if share else 1.0, own_kl)]
+    loss_terms = [LossTerm(trial_state, own, 1 - share if share else 1.0, own_kl)]
     if replayed:
-        portions.append(Portion(trainee, replayed, share, kl_weight, is_replay=True))
-    return portions
+        loss_terms.append(LossTerm(trial_state, replayed, share, kl_weight, is_replay=True))
+    return loss_terms
 
 
 class Divergences(torch.autograd.Function):
@@ -117,7 +117,7 @@ def base_logits_of(frozen: Base, parts: Sequence[Sequence[EncodedRow]]) -> list[
     """What the bare base says at the labels of each part's rows, (labels, vocabulary).
 
     A row that stands in several parts runs once. Call it before the pass that it belongs to: the
-    pack remembers the rows of its last pass, for recomputing.
+    group remembers the rows of its last pass, for recomputing.
     """
     distinct = {id(row): row for rows in parts for row in rows}
     keeps = {key: label_positions(row) for key, row in distinct.items()}
@@ -157,7 +157,7 @@ class EarlyStop:
     weights: list[Tensor] = field(default_factory=list)
 
     def hear(self, step: int, score: float, parameters: Sequence[nn.Parameter]) -> None:
-        """Take in the in-domain score after ``step`` steps, selection split; each point once."""
+        """Take in the in-domain score after ``step`` steps, validation split; each point once."""
         if step <= self.heard_step:
             return
         self.heard_step = step

@@ -4,14 +4,14 @@ import math
 from typing import Literal
 
 from rankscope.config.study import TrainConfig
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.records import TrialSpec
 
 ALONE = frozenset({"full", "peft"})
 """Methods that change the base or its modules and so cannot share it."""
 
 
-def own_protocol(trial: TrialSpec, train: TrainConfig) -> TrainConfig:
+def trial_protocol(trial: TrialSpec, train: TrainConfig) -> TrainConfig:
     """The protocol a trial is trained by: the study's, with what the trial's arm sets itself."""
     return train.model_copy(update=trial.overrides)
 
@@ -22,10 +22,10 @@ def planned_steps(num_rows: int, num_tokens: int, train: TrainConfig) -> int:
     As in transformers' Trainer, an epoch is ceil(ceil(rows / batch) / accumulation) steps, its last
     step being smaller where rows run out, and a fraction of an epoch is rounded up to a whole step.
     ``tokens`` asks for tokens / ``num_tokens`` epochs: every row is taken to have the mean length.
-    ``max_steps`` wins over both. Raises BadInput for no rows.
+    ``max_steps`` wins over both. Raises UserError for no rows.
     """
     if num_rows < 1:
-        raise BadInput("there are no training rows: expected at least one")
+        raise UserError("there are no training rows: expected at least one")
     if train.max_steps is not None:
         return train.max_steps
     if train.tokens is not None:

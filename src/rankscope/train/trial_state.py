@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
-from rankscope.data.sampler import RowOrder
+from rankscope.data.sampler import RowSampler
 from rankscope.models.lora import Adapter
 from rankscope.models.peft_backend.tuner import PeftTuner
 from rankscope.records import LossPoint, PenaltyPoint, TrialSpec
@@ -21,7 +21,7 @@ from rankscope.train.optimizer import (
     rate_groups,
     set_rate,
 )
-from rankscope.train.regularizers import EarlyStop, Portion, Replayed, portions_of
+from rankscope.train.regularizers import EarlyStop, LossTerm, Replayed, loss_terms_of
 
 TUNER = "tuner/"
 """Begins the names of a PEFT method's own tensors in a checkpoint."""
@@ -44,18 +44,18 @@ class StepLosses:
 
 
 @dataclass(slots=True)
-class Trainee:
-    """A trial's own state in a pack; neighbours share nothing of it.
+class TrialState:
+    """A trial's own state in a group; neighbours share nothing of it.
 
     ``adapter`` is None for full fine-tuning, whose parameters are the model's, and for a method of
-    PEFT's, which is on the base as ``tuner``. ``failure`` says why the trial left the pack.
+    PEFT's, which is on the base as ``tuner``. ``failure`` says why the trial left the group.
     """
 
     spec: TrialSpec
     parameters: list[nn.Parameter]
     adapter: Adapter | None
     protocol: TrainConfig
-    order: RowOrder
+    order: RowSampler
     num_steps: int
     tuner: PeftTuner | None = None
     replayed: Replayed | None = None
@@ -78,30 +78,30 @@ class Trainee:
         self.optimizer = new_optimizer(parameters, self.protocol.weight_decay, kind)
 
     @property
-    def slot(self) -> str | None:
-        """Its adapter's slot in the pack; None trains the model itself."""
-        return self.adapter.slot if self.adapter is not None else None
+    def adapter_name(self) -> str | None:
+        """Its adapter's adapter_name in the group; None trains the model itself."""
+        return self.adapter.name if self.adapter is not None else None
 
     def is_active(self, step: int) -> bool:
         """Whether it takes part in optimizer step ``step``."""
         stopped = self.early_stop.stopped_after if self.early_stop is not None else None
         return self.failure is None and step < (self.num_steps if stopped is None else stopped)
 
-    def portions(self, step: int, place: int, rows: Sequence[EncodedRow]) -> list[Portion]:
+    def loss_terms(self, step: int, place: int, rows: Sequence[EncodedRow]) -> list[LossTerm]:
         """The rows of optimizer step ``step``; ``place`` is the trial's among those of the step."""
         own = [rows[i] for micro in self.order.step(step) for i in micro]
         replayed: list[EncodedRow] = []
         if self.replayed is not None:
             replayed = [self.replayed.rows[i] for i in self.replayed.order.step(step)]
         has_replay = self.replayed is not None
-        return portions_of(place, own, replayed, self.spec.kl_to_base or 0.0, has_replay)
+        return loss_terms_of(place, own, replayed, self.spec.kl_to_base or 0.0, has_replay)
 
-    def count(self, portion: Portion) -> None:
-        """Count a portion's tokens as seen."""
-        num_tokens = sum(len(row.input_ids) for row in portion.rows)
+    def count(self, loss_term: LossTerm) -> None:
+        """Count a loss_term's tokens as seen."""
+        num_tokens = sum(len(row.input_ids) for row in loss_term.rows)
         self.num_tokens += num_tokens
-        self.num_label_tokens += portion.num_labels
-        if portion.is_replay:
+        self.num_label_tokens += loss_term.num_labels
+        if loss_term.is_replay:
             self.num_replay_tokens += num_tokens
 
     @property

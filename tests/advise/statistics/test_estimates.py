@@ -17,7 +17,7 @@ from rankscope.advise.statistics.estimates import (
 )
 from rankscope.advise.statistics.power import items_needed, minimum_detectable_effect
 from rankscope.advise.statistics.significance import holm, mcnemar_exact, sign_flip
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 
 def test_mcnemar_of_the_founding_notes() -> None:
@@ -251,7 +251,7 @@ def test_clusters_widen_the_interval() -> None:
     ratio = ((clustered.high or 0) - (clustered.low or 0)) / ((flat.high or 0) - (flat.low or 0))
     # Ten copies an item: the standard error grows by sqrt(10).
     assert ratio == pytest.approx(math.sqrt(10), rel=0.15)
-    with pytest.raises(BadInput, match="2 labels for 200 items"):
+    with pytest.raises(UserError, match="2 labels for 200 items"):
         paired_estimate(tuned, base, ["a", "b"])
 
 
@@ -294,7 +294,7 @@ def test_the_mean_over_tasks_weighs_tasks_not_items() -> None:
     many = Comparison(np.ones((2, 90)), np.ones(90))
     found = weighted_estimate([few, many])
     assert (found.value, found.n, found.seeds) == (-0.5, 100, 2)
-    with pytest.raises(BadInput):
+    with pytest.raises(UserError):
         weighted_estimate([])
 
 
@@ -318,7 +318,7 @@ def test_equal_arguments_give_equal_results_and_trained_references_count_their_s
 
 
 def test_scores_that_do_not_belong_together_are_refused() -> None:
-    with pytest.raises(BadInput, match="same items"):
+    with pytest.raises(UserError, match="same items"):
         paired_estimate(np.ones((2, 5)), np.ones(4))
-    with pytest.raises(BadInput, match="none empty"):
+    with pytest.raises(UserError, match="none empty"):
         score_estimate(np.ones((0, 5)))

@@ -21,7 +21,7 @@ from rankscope.analyze.heads.layout import HeadLayout
 from rankscope.analyze.heads.trees import Floats, Tree, trees_of
 from rankscope.analyze.heads.trial import LIKELIHOOD, head_task
 from rankscope.config.study import EvaluateConfig
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import EncodedSplit, encode_split
 from rankscope.evaluate.scorers.choice import Question, continuation_logprobs
 from rankscope.evaluate.scorers.loss import score_losses
@@ -36,8 +36,8 @@ def world() -> tuple[Base, HeadLayout, str]:
     """Three layers: what items begin with has to leave one and enter another before a third."""
     made = base(num_layers=3)
     tuned = adapter(made, 4, seed=0)
-    made.pack.attach(tuned)
-    return made, HeadLayout.of(made.model), tuned.slot
+    made.multi_lora.attach(tuned)
+    return made, HeadLayout.of(made.model), tuned.name
 
 
 def split_of(scorer: str) -> EncodedSplit:
@@ -51,15 +51,17 @@ def split_of(scorer: str) -> EncodedSplit:
         examples = "Question: the cat sat on the mat and the other. " * 6
         items = tuple(replace(i, prompt=examples + i.prompt) for i in items)
         scorer = "loss" if scorer.endswith("loss") else "option_text"
-    return encode_split(encoder(), loaded(items, scorer), "report", 256, EvaluateConfig())
+    return encode_split(encoder(), loaded(items, scorer), "test", 256, EvaluateConfig())
 
 
-def from_scratch(made: Base, split: EncodedSplit, slot: str | None) -> list[Floats]:
+def from_scratch(made: Base, split: EncodedSplit, adapter_name: str | None) -> list[Floats]:
     with torch.inference_mode():
         if split.rows:
-            scores = score_losses(made, split.items, split.rows, [slot], 4096)[slot]
+            scores = score_losses(made, split.items, split.rows, [adapter_name], 4096)[adapter_name]
             return [np.array([item.gold_logprob]) for item in scores.items]
-        found = continuation_logprobs(made, split.questions, [slot], 4096)[slot].values
+        found = continuation_logprobs(made, split.questions, [adapter_name], 4096)[
+            adapter_name
+        ].values
     return [v[: len(i.choices)] for v, i in zip(found, split.items, strict=True)]
 
 
@@ -75,7 +77,7 @@ def largest_gap(first: list[Floats], second: list[Floats]) -> float:
 def test_every_ablation_equals_scoring_again_from_scratch(
     world: tuple[Base, HeadLayout, str], scorer: str, is_tuned: bool, batch_tokens: int
 ) -> None:
-    made, layout, slot = world[0], world[1], world[2] if is_tuned else None
+    made, layout, adapter_name = world[0], world[1], world[2] if is_tuned else None
     split = split_of(scorer)
     ablations = [
         *single_heads(layout),
@@ -84,12 +86,12 @@ def test_every_ablation_equals_scoring_again_from_scratch(
         layer_group(layout, [0, 1]),
         Ablation(((0, 3), (1, 0), (1, 2))),
     ]
-    found = ablate(made, layout, trees_of(split), ablations, slot, batch_tokens)
-    intact = from_scratch(made, split, slot)
+    found = ablate(made, layout, trees_of(split), ablations, adapter_name, batch_tokens)
+    intact = from_scratch(made, split, adapter_name)
     assert largest_gap(found.intact, intact) < TOLERANCE
     for ablation, scores in zip(ablations, found.ablated, strict=True):
         with zeroed(made, layout, ablation.heads):
-            expected = from_scratch(made, split, slot)
+            expected = from_scratch(made, split, adapter_name)
         assert largest_gap(scores, expected) < TOLERANCE
         assert [int(v.argmax()) for v in scores] == [int(v.argmax()) for v in expected]
         assert largest_gap(scores, intact) > 10 * TOLERANCE  # it did remove something
@@ -133,24 +135,26 @@ def test_equal_options_are_one_and_tie() -> None:
 
 
 def test_removing_no_head_changes_no_bit(world: tuple[Base, HeadLayout, str]) -> None:
-    made, layout, slot = world
+    made, layout, adapter_name = world
     trees = trees_of(split_of("option_text"))
-    found = ablate(made, layout, trees, [Ablation(((1, 0),))], slot, 4096)
+    found = ablate(made, layout, trees, [Ablation(((1, 0),))], adapter_name, 4096)
     split = split_of("option_text")
     with zeroed(made, layout, []):
-        again = from_scratch(made, split, slot)
-    assert largest_gap(from_scratch(made, split, slot), again) == 0
+        again = from_scratch(made, split, adapter_name)
+    assert largest_gap(from_scratch(made, split, adapter_name), again) == 0
     # Nothing of it stays behind either.
-    assert largest_gap(found.intact, ablate(made, layout, trees, [], slot, 4096).intact) == 0
+    assert (
+        largest_gap(found.intact, ablate(made, layout, trees, [], adapter_name, 4096).intact) == 0
+    )
 
 
 def test_a_copy_beside_others_is_the_copy_alone(world: tuple[Base, HeadLayout, str]) -> None:
-    made, layout, slot = world
+    made, layout, adapter_name = world
     trees = trees_of(split_of("option_text"))
     every = single_heads(layout)
-    together = ablate(made, layout, trees, every, slot, 4096)
+    together = ablate(made, layout, trees, every, adapter_name, 4096)
     for place in (0, 5):
-        alone = ablate(made, layout, trees, [every[place]], slot, 4096)
+        alone = ablate(made, layout, trees, [every[place]], adapter_name, 4096)
         assert largest_gap(alone.ablated[0], together.ablated[place]) < TOLERANCE
 
 
@@ -186,7 +190,7 @@ def test_items_beyond_the_context_are_cut_where_the_study_says_so() -> None:
     items = list(choice_items())
     items[3] = replace(items[3], prompt="the " * 300)
     task = loaded(tuple(items), "option_text")
-    with pytest.raises(BadInput, match="do not fit"):
+    with pytest.raises(UserError, match="do not fit"):
         head_task(256, encoder(), task, 6, EvaluateConfig())
     found = head_task(256, encoder(), task, 6, EvaluateConfig(too_long="truncate_left"))
     assert len(found.trees) == 6

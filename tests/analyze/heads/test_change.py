@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny_models import tiny_llama
 from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config, Phi3ForCausalLM
 
 from rankscope.analyze.heads.change import (
@@ -12,12 +13,11 @@ from rankscope.analyze.heads.change import (
     low_rank_heads,
 )
 from rankscope.analyze.heads.layout import PROJECTIONS, HeadLayout
-from rankscope.errors import BadInput, IntegrityError
+from rankscope.errors import IntegrityError, UserError
 from rankscope.models.lora import Adapter, tuned_delta
 from rankscope.models.methods import new_adapter
 from rankscope.models.multi_lora import linear_layers
 from rankscope.records import TrialSpec
-from tiny_models import tiny_llama
 
 MODEL = tiny_llama()
 LAYOUT = HeadLayout.of(MODEL)
@@ -127,8 +127,8 @@ def test_grouped_queries_are_found() -> None:
 def test_fused_matrices_are_refused_by_name() -> None:
     small = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     phi = Phi3Config(**small, intermediate_size=32, pad_token_id=0)
-    with pytest.raises(BadInput, match=r"qkv_proj.*is one matrix"):
+    with pytest.raises(UserError, match=r"qkv_proj.*is one matrix"):
         HeadLayout.of(Phi3ForCausalLM(phi))
     gpt = GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=2)
-    with pytest.raises(BadInput, match=r"c_attn.*is one matrix"):
+    with pytest.raises(UserError, match=r"c_attn.*is one matrix"):
         HeadLayout.of(GPT2LMHeadModel(gpt))

@@ -40,7 +40,7 @@ def test_a_query_far_along_one_key_looks_at_it_alone() -> None:
 def test_against_the_weights_that_transformers_gives() -> None:
     made = base()
     task = loaded(choice_items(), "option_text")
-    trees = trees_of(encode_split(encoder(), task, "report", 256, EvaluateConfig()))
+    trees = trees_of(encode_split(encoder(), task, "test", 256, EvaluateConfig()))
     found = attention_entropy(made, HeadLayout.of(made.model), trees, None, 100)
     stock = tiny_llama()
     stock.load_state_dict(made.model.state_dict())

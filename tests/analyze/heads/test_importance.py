@@ -25,8 +25,8 @@ def world() -> tuple[Base, HeadLayout, str]:
     made = base()
     made.model.double()  # finite differences need the digits
     tuned = adapter(made, 4, seed=0)
-    made.pack.attach(tuned)
-    return made, HeadLayout.of(made.model), tuned.slot
+    made.multi_lora.attach(tuned)
+    return made, HeadLayout.of(made.model), tuned.name
 
 
 @contextmanager
@@ -44,54 +44,56 @@ def scaled(made: Base, layer: AttentionLayer, heads: list[int], factor: float) -
         handle.remove()
 
 
-def losses(made: Base, layout: HeadLayout, slot: str | None) -> Floats:
+def losses(made: Base, layout: HeadLayout, adapter_name: str | None) -> Floats:
     task = loaded(choice_items(), "option_text")
-    trees = trees_of(encode_split(encoder(), task, "report", 256, EvaluateConfig()))
-    found = ablate(made, layout, trees, [], slot, 4096).intact
+    trees = trees_of(encode_split(encoder(), task, "test", 256, EvaluateConfig()))
+    found = ablate(made, layout, trees, [], adapter_name, 4096).intact
     return np.array([-v[tree.gold] for v, tree in zip(found, trees, strict=True)])
 
 
-def importance(made: Base, layout: HeadLayout, slot: str | None, tokens: int = 4096) -> Importance:
+def importance(
+    made: Base, layout: HeadLayout, adapter_name: str | None, tokens: int = 4096
+) -> Importance:
     task = loaded(choice_items(), "option_text")
-    trees = trees_of(encode_split(encoder(), task, "report", 256, EvaluateConfig()))
-    return head_importance(made, layout, trees, slot, tokens)
+    trees = trees_of(encode_split(encoder(), task, "test", 256, EvaluateConfig()))
+    return head_importance(made, layout, trees, adapter_name, tokens)
 
 
 @pytest.mark.parametrize("is_tuned", [False, True])
 def test_importance_is_the_slope_of_the_loss_in_the_scale_of_z(
     world: tuple[Base, HeadLayout, str], is_tuned: bool
 ) -> None:
-    made, layout, slot = world[0], world[1], world[2] if is_tuned else None
-    found = importance(made, layout, slot)
-    assert found.losses.numpy() == pytest.approx(losses(made, layout, slot), rel=1e-4)
+    made, layout, adapter_name = world[0], world[1], world[2] if is_tuned else None
+    found = importance(made, layout, adapter_name)
+    assert found.losses.numpy() == pytest.approx(losses(made, layout, adapter_name), rel=1e-4)
     for layer in layout:
         heads = [[h] for h in range(layer.num_heads)] + [[0, 1]]  # and a key/value group
         for chosen in heads:
             ends = []
             for factor in (1 + STEP, 1 - STEP):
                 with scaled(made, layer, chosen, factor):
-                    ends.append(losses(made, layout, slot))
+                    ends.append(losses(made, layout, adapter_name))
             slope = (ends[0] - ends[1]) / (2 * STEP)
             first_order = found.signed[layer.index][:, chosen].sum(1).numpy()
             assert first_order == pytest.approx(slope, rel=0.02, abs=0.02)
 
 
 def test_one_backward_or_many_the_same_numbers(world: tuple[Base, HeadLayout, str]) -> None:
-    made, layout, slot = world
+    made, layout, adapter_name = world
     for whole, cut in zip(
-        importance(made, layout, slot).signed,
-        importance(made, layout, slot, tokens=60).signed,
+        importance(made, layout, adapter_name).signed,
+        importance(made, layout, adapter_name, tokens=60).signed,
         strict=True,
     ):
         assert whole.numpy() == pytest.approx(cut.numpy(), rel=1e-3, abs=1e-4)
 
 
 def test_nothing_is_left_behind(world: tuple[Base, HeadLayout, str]) -> None:
-    made, layout, slot = world
-    before = losses(made, layout, slot)
-    importance(made, layout, slot)
-    assert (losses(made, layout, slot) == before).all()
-    tuned = made.pack.adapters[slot]
+    made, layout, adapter_name = world
+    before = losses(made, layout, adapter_name)
+    importance(made, layout, adapter_name)
+    assert (losses(made, layout, adapter_name) == before).all()
+    tuned = made.multi_lora.adapters[adapter_name]
     assert all(parameter.grad is None for parameter in tuned.parameters())
     assert all(parameter.grad is None for parameter in made.model.parameters())
 

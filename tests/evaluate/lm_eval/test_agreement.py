@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from agreement import choice_agreement, text_agreement
-from evaluation_race import arc_easy, mmlu, with_shots, write_adapters
+from evaluation_race import arc_easy, mmlu, with_fewshot, write_adapters
 from evaluation_sides import STOP, in_batches, parts, score
 from rankscope.config.study import ModelConfig
 from rankscope.evaluate.scorers.choice import Question, continuation_logprobs
@@ -54,14 +54,16 @@ def harness_side(lm: HFLM, questions: list[dict[str, Any]], batch_size: int) -> 
 
 
 @torch.inference_mode()
-def our_side(engine: Base, slot: str | None, questions: list[dict[str, Any]]) -> dict[str, Any]:
+def our_side(
+    engine: Base, adapter_name: str | None, questions: list[dict[str, Any]]
+) -> dict[str, Any]:
     """The same by ours."""
     encode = engine.tokenizer.encode
     asked = [
         Question(encode(q["prompt"]), [encode(a, add_special_tokens=False) for a in q["answers"]])
         for q in questions
     ]
-    found = continuation_logprobs(engine, asked, [slot], 1024)[slot]
+    found = continuation_logprobs(engine, asked, [adapter_name], 1024)[adapter_name]
     return {
         "logprobs": [[values.tolist() for values in found.values]],
         "tokens": [[list(q.prompt), [list(c) for c in q.continuations]] for q in asked],
@@ -79,16 +81,16 @@ def harness_model(model: PreTrainedModel, tokens: object) -> HFLM:
     return HFLM(pretrained=model, tokenizer=tokens, batch_size=4, max_length=2048, device="cpu")
 
 
-@pytest.mark.parametrize("shots", [0, 5])
+@pytest.mark.parametrize("num_fewshot", [0, 5])
 @pytest.mark.parametrize("is_lettered", [False, True])
-def test_odd_options_on_a_random_model(shots: int, is_lettered: bool) -> None:
+def test_odd_options_on_a_random_model(num_fewshot: int, is_lettered: bool) -> None:
     engine = base()
     member = adapter(engine, 4, seed=4)
-    engine.pack.attach(member)
-    questions = [with_shots(row, (ODD * 2)[:shots], is_lettered) for row in ODD]
-    for slot, of in ((None, None), (member.slot, member)):
+    engine.multi_lora.attach(member)
+    questions = [with_fewshot(row, (ODD * 2)[:num_fewshot], is_lettered) for row in ODD]
+    for adapter_name, of in ((None, None), (member.name, member)):
         theirs = harness_side(harness_model(merged(engine, of), tokenizer()), questions, 2)
-        agree(questions, our_side(engine, slot, questions), theirs)
+        agree(questions, our_side(engine, adapter_name, questions), theirs)
 
 
 @pytest.fixture(scope="module")
@@ -109,20 +111,20 @@ def test_real_questions_and_answers_on_smollm2(
 ) -> None:
     """ARC-easy by text, MMLU by letter after an example, GSM8K written; base and adapter."""
     (place,) = write_adapters(str(folder), tmp_path, [8])
-    smollm2.pack.attach(load_adapter(Path(place), "adapter", smollm2.record))
+    smollm2.multi_lora.attach(load_adapter(Path(place), "adapter", smollm2.record))
     questions = [*arc_easy(data_dir, 3), *mmlu(data_dir, 1, 2, 1)]
     prompt = "Question: Tom has 3 apples and buys 4 more. How many apples has he?\nAnswer:"
     ids = smollm2.tokenizer.encode(prompt)
     limits = Limits(10, 2048, 4096, frozenset({smollm2.tokenizer.eos_token_id}), (STOP,))
     tokens = smollm2.tokenizer
-    for slot in (None, "adapter"):
+    for adapter_name in (None, "adapter"):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        if slot is not None:
+        if adapter_name is not None:
             model = PeftModel.from_pretrained(model, place).merge_and_unload()
         theirs = harness_side(harness_model(model, tokens), questions, 4)
-        agree(questions, our_side(smollm2, slot, questions), theirs)
+        agree(questions, our_side(smollm2, adapter_name, questions), theirs)
         with torch.inference_mode():
-            found = generate(smollm2, [ids], [slot], limits)[slot]
+            found = generate(smollm2, [ids], [adapter_name], limits)[adapter_name]
             texts = in_batches(model.eval(), tokens, 10, 1, [prompt])
         stock = {"texts": [[text.partition(STOP)[0] for text in texts]]}
         assert text_agreement({"texts": [[g.text for g in found]]}, stock) == 1

@@ -13,7 +13,7 @@ from evaluation_worlds import adapter, base, merged, tokenizer
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.evaluate.lm_eval.bridge import (
     HarnessSettings,
     evaluate_harness,
@@ -79,12 +79,12 @@ def task_file(folder: Path, config: dict[str, object], extra: str = "") -> Path:
 def packed() -> tuple[Base, Adapter]:
     engine = base()
     member = adapter(engine, 4, seed=4)
-    engine.pack.attach(member)
+    engine.multi_lora.attach(member)
     return engine, member
 
 
 def stock_results(
-    engine: Base, member: Adapter | None, path: Path, shots: int
+    engine: Base, member: Adapter | None, path: Path, num_fewshot: int
 ) -> dict[str, object]:
     """The harness with its own model class, on the merged weights."""
     stock = HFLM(
@@ -97,31 +97,31 @@ def stock_results(
     return lm_eval.simple_evaluate(
         model=stock,
         tasks=[str(path)],
-        num_fewshot=shots,
+        num_fewshot=num_fewshot,
         bootstrap_iters=0,
         task_manager=TaskManager(include_defaults=False),
     )
 
 
 @pytest.mark.parametrize("config", [CHOICE, WRITTEN, TEXT], ids=["choice", "written", "text"])
-@pytest.mark.parametrize("shots", [0, 5])
+@pytest.mark.parametrize("num_fewshot", [0, 5])
 def test_every_kind_of_task_gives_the_harness_numbers(
-    tmp_path: Path, packed: tuple[Base, Adapter], config: dict[str, object], shots: int
+    tmp_path: Path, packed: tuple[Base, Adapter], config: dict[str, object], num_fewshot: int
 ) -> None:
     engine, member = packed
     path = task_file(tmp_path, config)
-    settings = HarnessSettings(batch_tokens=512, context=256, num_fewshot=shots)
-    models = {None: BASE, member.slot: "trial"}
+    settings = HarnessSettings(batch_tokens=512, context=256, num_fewshot=num_fewshot)
+    models = {None: BASE, member.name: "trial"}
     found = evaluate_harness(engine, f"lm_eval:{path}", models, settings)
     name = str(config["task"])
-    for slot, of in ((None, None), (member.slot, member)):
-        ((record, items),) = found[slot]
-        expected = stock_results(engine, of, path, shots)
+    for adapter_name, of in ((None, None), (member.name, member)):
+        ((record, items),) = found[adapter_name]
+        expected = stock_results(engine, of, path, num_fewshot)
         numbers = expected["results"][name]
         for metric, value in record.metrics.items():
             assert value == pytest.approx(numbers[f"{metric},none"], rel=1e-4)
         assert record.task == f"lm_eval:{name}"
-        assert record.trial_id == models[slot]
+        assert record.trial_id == models[adapter_name]
         assert (record.n, len(items)) == (len(ROWS), len(ROWS))
         assert record.num_tokens > 0
         for item, sample in zip(items, expected["samples"][name], strict=True):
@@ -136,7 +136,7 @@ def test_every_kind_of_task_gives_the_harness_numbers(
                 assert item.score == sample["exact_match"]
             else:
                 assert item.score == pytest.approx(sample["word_perplexity"][0], rel=1e-4)
-    assert found[None][0][1] != found[member.slot][0][1]
+    assert found[None][0][1] != found[member.name][0][1]
 
 
 def test_global_generators_stay_where_they_were(
@@ -172,7 +172,7 @@ def test_functions_run_only_where_they_are_allowed(
         path = task_file(tmp_path, CHOICE, "include: shared.yaml\n")
     else:
         path = task_file(tmp_path, CHOICE, FUNCTION)
-    with pytest.raises(BadInput, match=r"line \d+: !function helper.process would run Python"):
+    with pytest.raises(UserError, match=r"line \d+: !function helper.process would run Python"):
         evaluate_harness(packed[0], f"lm_eval:{path}", {None: BASE}, SETTINGS)
     assert not mark.exists()
     allowed = HarnessSettings(context=256, allow_functions=True)
@@ -212,7 +212,7 @@ def test_task_files_that_are_refused(
     message: str,
 ) -> None:
     path = task_file(tmp_path, {**CHOICE, **change}, extra)
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UserError, match=message):
         evaluate_harness(packed[0], f"lm_eval:{path}", {None: BASE}, SETTINGS)
 
 
@@ -234,12 +234,12 @@ def test_members_written_inside_a_group_are_refused_alike(
         members = [{"group": f"inner {level}", "task": members}]
     path = tmp_path / "group.yaml"
     path.write_text(yaml.safe_dump({"group": "g", "task": members}))
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UserError, match=message):
         evaluate_harness(packed[0], f"lm_eval:{path}", {None: BASE}, SETTINGS)
 
 
 def test_names_that_lead_nowhere(tmp_path: Path, packed: tuple[Base, Adapter]) -> None:
-    with pytest.raises(BadInput, match="no such file"):
+    with pytest.raises(UserError, match="no such file"):
         evaluate_harness(packed[0], f"lm_eval:{tmp_path}/none.yaml", {None: BASE}, SETTINGS)
     assert is_harness_task("lm_eval:hellaswag")
     assert not is_harness_task("hellaswag")
@@ -261,6 +261,6 @@ def test_tasks_of_a_group_share_its_seconds_by_items() -> None:
     }
     lm = HarnessModel(base(), None, 256, 512)
     lm.seconds, lm.num_tokens = 8.0, 100
-    parts = [evaluation_of(name, results, lm, "trial", "report")[0] for name in ("long", "short")]
+    parts = [evaluation_of(name, results, lm, "trial", "test")[0] for name in ("long", "short")]
     assert [part.seconds for part in parts] == [6.0, 2.0]
     assert [part.num_tokens for part in parts] == [75, 25]

@@ -16,12 +16,13 @@ from tiny_models import base_of, tiny_llama
 from torch import Tensor
 from toy_training import toy_rows
 
-from rankscope.errors import BadInput, IntegrityError
+import rankscope
+from rankscope.errors import IntegrityError, UserError
 from rankscope.models.adapters.folder import load_adapter, save_adapter
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.lora import Adapter
-from rankscope.models.methods import Starts, new_adapter
+from rankscope.models.methods import InitContext, new_adapter
 from rankscope.provenance import sha256_folder
 from rankscope.records import TrialSpec
 
@@ -55,7 +56,7 @@ def trial(
 
 def trained(base: Base, spec: TrialSpec) -> Adapter:
     """An adapter that is somewhere else than where its method starts."""
-    adapter = new_adapter(base.model, spec, Starts(base, ROWS, [spec]))
+    adapter = new_adapter(base.model, spec, InitContext(base, ROWS, [spec]))
     generator = torch.Generator().manual_seed(0)
     for b in adapter.b.values():
         b.data.add_(0.2 * torch.randn(b.shape, generator=generator))
@@ -74,9 +75,9 @@ def written(folder: Path, spec: TrialSpec | None = None) -> Path:
 
 def our_logits(adapter: Adapter) -> Tensor:
     base = base_of(tiny_llama())
-    base.pack.attach(adapter)
+    base.multi_lora.attach(adapter)
     with torch.inference_mode():
-        return base.logits(RowBatch.of([Row(IDS, range(len(IDS)), adapter.slot)], base.device))
+        return base.logits(RowBatch.of([Row(IDS, range(len(IDS)), adapter.name)], base.device))
 
 
 def their_logits(model: torch.nn.Module) -> Tensor:
@@ -142,7 +143,7 @@ def test_a_module_without_a_rank_is_no_target(tmp_path: Path) -> None:
     model = PeftModel.from_pretrained(tiny_llama(), tmp_path).eval()
     changed = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
     assert changed == {f"base_model.model.{name}" for name in adapter.a}
-    base.pack.clear()
+    base.multi_lora.clear()
     assert_same_and_changed(their_logits(model), our_logits(adapter))
 
 
@@ -223,7 +224,7 @@ def test_a_loaded_adapter_trains_on(tmp_path: Path) -> None:
     for parameter in adapter.parameters():
         parameter.requires_grad_(True)
     base = base_of(tiny_llama())
-    base.pack.attach(adapter)
+    base.multi_lora.attach(adapter)
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-2)
     losses = []
     for _ in range(5):
@@ -243,7 +244,9 @@ def test_the_folders_bytes_do_not_depend_on_the_hash_seed(tmp_path: Path) -> Non
         "t.written(Path(sys.argv[1]), t.trial(t.LINEAR))"
     )
     here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(here.parents[1] / "fixtures")])
+    path = os.pathsep.join(
+        [str(here), str(here.parents[1] / "fixtures"), str(Path(rankscope.__file__).parents[1])]
+    )
     running = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path / seed)],
@@ -268,7 +271,7 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     folder = written(tmp_path)
     record = base_of(tiny_llama()).record
     load_adapter(folder, "a", record)
-    with pytest.raises(BadInput, match=r"another base.*000000000000.*ffffffffffff"):
+    with pytest.raises(UserError, match=r"another base.*000000000000.*ffffffffffff"):
         load_adapter(folder, "a", record.model_copy(update={"sha256": "f" * 64}))
 
 
@@ -374,8 +377,8 @@ def test_a_wrong_shape_for_the_model_is_refused_when_attached(tmp_path: Path) ->
     tensors[first(tensors, "A")] = torch.zeros(4, 65)
     save_file(tensors, folder / WEIGHTS)
     adapter = load_adapter(folder, "a")
-    with pytest.raises(BadInput, match="made for another base"):
-        base_of(tiny_llama()).pack.attach(adapter)
+    with pytest.raises(UserError, match="made for another base"):
+        base_of(tiny_llama()).multi_lora.attach(adapter)
 
 
 REMOVED = object()
@@ -418,7 +421,7 @@ def test_settings_that_change_what_a_and_b_mean_are_refused(
     if value is REMOVED:
         del settings[key]
     (folder / CONFIG).write_text(json.dumps(settings))
-    with pytest.raises(BadInput, match=f"(?s){folder.name}.*{key}") as caught:
+    with pytest.raises(UserError, match=f"(?s){folder.name}.*{key}") as caught:
         load_adapter(folder, "a")
     assert caught.value.exit_code == 2
 
@@ -427,14 +430,14 @@ def test_settings_that_change_what_a_and_b_mean_are_refused(
 def test_a_configuration_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
     folder = written(tmp_path)
     (folder / CONFIG).write_text(text)
-    with pytest.raises(BadInput, match=CONFIG):
+    with pytest.raises(UserError, match=CONFIG):
         load_adapter(folder, "a")
 
 
 def test_pissa_as_peft_saves_it_is_refused(tmp_path: Path) -> None:
     """Its A and B belong to a base without the part they started from, which is not stored."""
     _, pissa = peft_folder(tmp_path / "pissa", init_lora_weights="pissa")
-    with pytest.raises(BadInput, match="init_lora_weights 'pissa' changes the base"):
+    with pytest.raises(UserError, match="init_lora_weights 'pissa' changes the base"):
         load_adapter(pissa, "a")
 
 
@@ -442,7 +445,7 @@ def test_an_adapter_not_in_plain_pairs_is_refused(tmp_path: Path) -> None:
     """An embedding's adapter has other tensors than a linear layer's."""
     with pytest.warns(UserWarning, match="save_embedding_layers"):
         _, folder = peft_folder(tmp_path, target_modules=["embed_tokens"])
-    with pytest.raises(BadInput, match="is of an adapted embedding"):
+    with pytest.raises(UserError, match="is of an adapted embedding"):
         load_adapter(folder, "a")
 
 
@@ -450,7 +453,7 @@ def test_a_copy_of_the_output_head_is_refused_with_the_way_out(tmp_path: Path) -
     """PEFT writes it by default where the head is a target."""
     with pytest.warns(UserWarning, match="save_embedding_layers"):
         model, folder = peft_folder(tmp_path, target_modules=["lm_head"])
-    with pytest.raises(BadInput, match="save_embedding_layers=False") as error:
+    with pytest.raises(UserError, match="save_embedding_layers=False") as error:
         load_adapter(folder, "a")
     assert "'base_model.model.lm_head.base_layer.weight' is a copy of the output" in str(
         error.value
@@ -462,14 +465,14 @@ def test_a_copy_of_the_output_head_is_refused_with_the_way_out(tmp_path: Path) -
 def test_a_pickle_is_refused_and_not_opened(tmp_path: Path) -> None:
     folder = written(tmp_path)
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
-    with pytest.raises(BadInput, match="is a pickle"):
+    with pytest.raises(UserError, match="is a pickle"):
         load_adapter(folder, "a")
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="expected a PEFT adapter folder"):
+    with pytest.raises(UserError, match="expected a PEFT adapter folder"):
         load_adapter(tmp_path / "absent", "a")
     folder = written(tmp_path / "there")
     (folder / CONFIG).unlink()
-    with pytest.raises(BadInput, match=CONFIG):
+    with pytest.raises(UserError, match=CONFIG):
         load_adapter(folder, "a")

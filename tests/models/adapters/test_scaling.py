@@ -17,9 +17,9 @@ from rankscope.records import Variant, trial_of, variant_of
 IDS = list(range(3, 30))
 
 
-def logits(base: Base, slot: str | None) -> torch.Tensor:
+def logits(base: Base, adapter_name: str | None) -> torch.Tensor:
     with torch.no_grad():
-        return base.logits(RowBatch.of([Row(IDS, range(len(IDS)), slot)], base.device))
+        return base.logits(RowBatch.of([Row(IDS, range(len(IDS)), adapter_name)], base.device))
 
 
 def moved(base: Base, method: str) -> Adapter:
@@ -30,7 +30,7 @@ def moved(base: Base, method: str) -> Adapter:
         for part in (*adapter.b.values(), *adapter.magnitude.values()):
             part.add_(0.05 * torch.randn(part.shape, generator=generator))
     adapter.weights_changed()
-    base.pack.attach(adapter)
+    base.multi_lora.attach(adapter)
     return adapter
 
 
@@ -49,7 +49,7 @@ def test_the_ends_are_the_base_and_the_adapter(method: str, variant: str) -> Non
         scale = everywhere(strength)
         if variant == "layers" and strength == 1.0:
             scale = factors(Variant("layers", 1.0), 2)
-        base.pack.attach(scaled_adapter(adapter, "b", scale, base.linears()))
+        base.multi_lora.attach(scaled_adapter(adapter, "b", scale, base.linears()))
         torch.testing.assert_close(logits(base, "b"), expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(logits(base, "a"), tuned)  # which is as it was
 
@@ -62,7 +62,7 @@ def test_a_scaled_adapter_is_the_base_plus_that_part_of_the_update(
     base = base_of(tiny_llama())
     adapter = moved(base, method)
     scale = factors(variant, 2)
-    base.pack.attach(scaled_adapter(adapter, "b", scale, base.linears()))
+    base.multi_lora.attach(scaled_adapter(adapter, "b", scale, base.linears()))
     merged = base_of(tiny_llama())
     linears = merged.linears()
     for name in adapter.a:

@@ -12,10 +12,14 @@ from toy_training import ATTENTION
 from trained_adapters import peft_adapter
 
 from rankscope.config.study import StudyConfig
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.models.adapters.folder import BASE_HASH, adapter_sha256
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
-from rankscope.models.adapters.warm_start import read_start, start_notes, with_starts
+from rankscope.models.adapters.warm_start import (
+    read_warm_start,
+    resolve_warm_starts,
+    warm_start_notes,
+)
 from rankscope.models.parameters import Architecture, architecture
 from rankscope.records import TrialSpec
 from rankscope.run.trials import make_trials
@@ -40,7 +44,7 @@ def study(folder: Path, **arm: Any) -> StudyConfig:
 
 
 def trials(config: StudyConfig, shapes: Architecture) -> list[TrialSpec]:
-    resolved, starts = with_starts(config, shapes)
+    resolved, starts = resolve_warm_starts(config, shapes)
     hashes = {name: start.sha256 for name, start in starts.items()}
     return make_trials(resolved, "b" * 64, {"med": "1" * 64}, hashes)
 
@@ -84,7 +88,7 @@ def test_what_the_arm_says_as_well_makes_the_same_trial(
 def test_methods_that_fit_are_points_of_one_arm(tmp_path: Path, shapes: Architecture) -> None:
     peft_adapter(tmp_path)
     config = study(tmp_path, method=["lora", "lora+"], lr=[1e-3, 1e-4], lr_ratio=2)
-    assert config.num_asked() == 5
+    assert config.num_trials_as_written() == 5
     assert [t.method for t in trials(config, shapes)[1:]] == ["lora", "lora", "lora+", "lora+"]
 
 
@@ -103,7 +107,7 @@ def test_targets_are_the_shortest_names_that_match_nothing_else(
     tmp_path: Path, shapes: Architecture, asked: Any, expected: tuple[str, ...]
 ) -> None:
     peft_adapter(tmp_path, target_modules=asked)
-    assert read_start(tmp_path, shapes).targets == expected
+    assert read_warm_start(tmp_path, shapes).targets == expected
 
 
 def test_the_id_follows_the_bytes_and_not_the_place(tmp_path: Path, shapes: Architecture) -> None:
@@ -133,14 +137,14 @@ def test_only_an_adapter_that_does_not_name_its_base_is_noted(
     tmp_path: Path, shapes: Architecture
 ) -> None:
     peft_adapter(tmp_path)
-    start = read_start(tmp_path, shapes)
-    (note,) = start_notes([start])
+    start = read_warm_start(tmp_path, shapes)
+    (note,) = warm_start_notes([start])
     assert str(tmp_path) in note
     assert "does not say which weights" in note
     save_file(load_file(tmp_path / WEIGHTS), tmp_path / WEIGHTS, {BASE_HASH: "b" * 64})
-    named = read_start(tmp_path, shapes)
+    named = read_warm_start(tmp_path, shapes)
     assert named.base_sha256 == "b" * 64
-    assert start_notes([named]) == []
+    assert warm_start_notes([named]) == []
 
 
 def test_a_study_that_goes_on_from_nothing_stays_as_it_is(shapes: Architecture) -> None:
@@ -152,7 +156,7 @@ def test_a_study_that_goes_on_from_nothing_stays_as_it_is(shapes: Architecture) 
             "arms": [{"method": "lora", "rank": 2, "lr": 1e-3}],
         }
     )
-    assert with_starts(config, shapes) == (config, {})
+    assert resolve_warm_starts(config, shapes) == (config, {})
 
 
 # --- what is refused ---
@@ -185,8 +189,8 @@ def test_an_arm_that_says_something_else(
     tmp_path: Path, shapes: Architecture, arm: dict[str, Any], found: str, expected: str
 ) -> None:
     peft_adapter(tmp_path)
-    with pytest.raises(BadInput) as caught:
-        with_starts(study(tmp_path, **arm), shapes)
+    with pytest.raises(UserError) as caught:
+        resolve_warm_starts(study(tmp_path, **arm), shapes)
     text = str(caught.value)
     assert text.startswith("arms.1.init_from: ")
     assert str(tmp_path) in text
@@ -198,23 +202,23 @@ def test_an_arm_that_says_something_else(
 def test_a_method_that_is_not_the_adapters(tmp_path: Path, shapes: Architecture, kind: str) -> None:
     peft_adapter(tmp_path, **{f"use_{kind}": True})
     with pytest.raises(
-        BadInput, match=f"'lora' does not fit .* use_{kind}: true; expected '{kind}'"
+        UserError, match=f"'lora' does not fit .* use_{kind}: true; expected '{kind}'"
     ):
-        with_starts(study(tmp_path, method="lora"), shapes)
+        resolve_warm_starts(study(tmp_path, method="lora"), shapes)
     assert trials(study(tmp_path, method=kind), shapes)[1].method == kind
     assert trials(study(tmp_path), shapes)[1].method == kind
 
 
 def test_dora_with_rsloras_scaling_is_no_method_here(tmp_path: Path, shapes: Architecture) -> None:
     peft_adapter(tmp_path, use_dora=True, use_rslora=True)
-    with pytest.raises(BadInput, match="use_dora and use_rslora"):
-        read_start(tmp_path, shapes)
+    with pytest.raises(UserError, match="use_dora and use_rslora"):
+        read_warm_start(tmp_path, shapes)
 
 
 def test_modules_with_scalings_of_their_own(tmp_path: Path, shapes: Architecture) -> None:
     peft_adapter(tmp_path, alpha_pattern={"q_proj": 2})
-    with pytest.raises(BadInput, match=r"q_proj' has scaling 0\.5, the others 1\.5"):
-        read_start(tmp_path, shapes)
+    with pytest.raises(UserError, match=r"q_proj' has scaling 0\.5, the others 1\.5"):
+        read_warm_start(tmp_path, shapes)
 
 
 def test_a_module_that_the_model_lacks(tmp_path: Path, shapes: Architecture) -> None:
@@ -222,8 +226,8 @@ def test_a_module_that_the_model_lacks(tmp_path: Path, shapes: Architecture) -> 
     tensors = load_file(tmp_path / WEIGHTS)
     deeper = {key.replace("layers.1.", "layers.7."): value for key, value in tensors.items()}
     save_file(deeper, tmp_path / WEIGHTS)
-    with pytest.raises(BadInput, match=r"'model\.layers\.7\.self_attn\.[koqv]_proj'.* no such"):
-        read_start(tmp_path, shapes)
+    with pytest.raises(UserError, match=r"'model\.layers\.7\.self_attn\.[koqv]_proj'.* no such"):
+        read_warm_start(tmp_path, shapes)
 
 
 def test_a_module_of_another_shape(tmp_path: Path, shapes: Architecture) -> None:
@@ -231,20 +235,20 @@ def test_a_module_of_another_shape(tmp_path: Path, shapes: Architecture) -> None
     tensors = load_file(tmp_path / WEIGHTS)
     wider = {k: torch.cat([v, v], 1) if "lora_A" in k else v for k, v in tensors.items()}
     save_file(wider, tmp_path / WEIGHTS)
-    with pytest.raises(BadInput, match=r"q_proj' has \(out, in\) = \(64, 128\), .* \(64, 64\)"):
-        read_start(tmp_path, shapes)
+    with pytest.raises(UserError, match=r"q_proj' has \(out, in\) = \(64, 128\), .* \(64, 64\)"):
+        read_warm_start(tmp_path, shapes)
 
 
 def test_a_damaged_file(tmp_path: Path, shapes: Architecture) -> None:
     peft_adapter(tmp_path)
     path = tmp_path / WEIGHTS
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(BadInput, match=r"damaged: .*not a readable safetensors file"):
-        read_start(tmp_path, shapes)
+    with pytest.raises(UserError, match=r"damaged: .*not a readable safetensors file"):
+        read_warm_start(tmp_path, shapes)
 
 
 def test_more_than_an_adapter(tmp_path: Path, shapes: Architecture) -> None:
     """Modules that PEFT trained whole would be left behind."""
     peft_adapter(tmp_path, modules_to_save=["lm_head"])
-    with pytest.raises(BadInput, match=r"modules_to_save = \['lm_head'\] is not supported"):
-        read_start(tmp_path, shapes)
+    with pytest.raises(UserError, match=r"modules_to_save = \['lm_head'\] is not supported"):
+        read_warm_start(tmp_path, shapes)

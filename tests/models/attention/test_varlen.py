@@ -19,9 +19,9 @@ from transformers import (
     Qwen2Config,
 )
 
-from rankscope.errors import BadInput
-from rankscope.models.attention.tree import Branches
-from rankscope.models.attention.varlen import RowCache, RowPlan
+from rankscope.errors import UserError
+from rankscope.models.attention.tree import TreeMask
+from rankscope.models.attention.varlen import AttentionPlan, KVCache
 from rankscope.models.base import Row, RowBatch
 from rankscope.models.load import check_rows_apart
 
@@ -121,7 +121,7 @@ def test_cached_prefixes_selected_with_repeats_and_continued_twice(architecture:
     chosen = [2, 0, 2]
     first, second = token_rows([3, 1, 6], seed=1), token_rows([1, 2, 1], seed=2)
     base = base_of(stock(architecture))
-    cache = RowCache(3, 14)
+    cache = KVCache(3, 14)
     with torch.inference_mode():
         base.logits(RowBatch.of([Row(p, []) for p in prefixes], base.device), cache, store=True)
         assert cache.lengths.tolist() == [8, 3, 14]
@@ -172,7 +172,7 @@ def test_branches_see_their_trunk_themselves_and_what_all_rows_share(
     with torch.inference_mode():
         cache = None
         if shared:
-            cache = RowCache(1, num_shared)
+            cache = KVCache(1, num_shared)
             base.logits(RowBatch.of([Row(shared, [])], base.device), cache, store=True)
         found = base.logits(RowBatch.of(rows, base.device), prefix=cache)
     assert_close(found, torch.cat(expected))
@@ -184,13 +184,13 @@ def test_branches_and_prefixes_are_for_scoring() -> None:
     with pytest.raises(ValueError, match="no backward pass"):
         base.logits(batch)
     with pytest.raises(ValueError, match="a prefix of 2 rows"), torch.inference_mode():
-        base.logits(batch, prefix=RowCache(2, 4))
+        base.logits(batch, prefix=KVCache(2, 4))
 
 
 def test_without_store_a_cache_is_read_and_left_as_it_is() -> None:
     (prefix,) = token_rows([6])
     base = base_of(tiny_llama())
-    cache = RowCache(1, 6)
+    cache = KVCache(1, 6)
     answers = token_rows([2, 4], seed=1)
     with torch.inference_mode():
         base.logits(RowBatch.of([Row(prefix, [])], base.device), cache, store=True)
@@ -205,7 +205,7 @@ def test_without_store_a_cache_is_read_and_left_as_it_is() -> None:
 def test_rows_of_an_empty_and_a_filled_prefix_share_a_pass() -> None:
     prefix, other = token_rows([6, 4])
     base = base_of(tiny_llama())
-    filled = RowCache(1, 6)
+    filled = KVCache(1, 6)
     with torch.inference_mode():
         base.logits(RowBatch.of([Row(prefix, [])], base.device), filled, store=True)
         mixed = filled.select(torch.tensor([0, 0]), 16)
@@ -265,7 +265,7 @@ def test_bfloat16_stays_within_two_percent_of_the_stock_model() -> None:
 
 
 def test_a_plan_goes_to_rows_and_back() -> None:
-    plan = RowPlan.of([3, 1, 2], torch.device("cpu"))
+    plan = AttentionPlan.of([3, 1, 2], torch.device("cpu"))
     x = torch.arange(6.0).reshape(1, 1, 6, 1)
     rows = plan.rows(x)
     assert rows.shape == (3, 1, 3, 1)
@@ -277,13 +277,13 @@ def test_a_plan_goes_to_rows_and_back() -> None:
 def test_soft_capped_logits_are_refused() -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(Gemma2Config(**SHAPE, query_pre_attn_scalar=8)).eval()
-    with pytest.raises(BadInput, match="softcap"):
+    with pytest.raises(UserError, match="softcap"):
         check_rows_apart(base_of(model))
 
 
 def test_attention_without_the_plan_is_refused() -> None:
     base = base_of(tiny_llama())
-    with pytest.raises(BadInput, match="does not pass keyword arguments on"):
+    with pytest.raises(UserError, match="does not pass keyword arguments on"):
         base.model(input_ids=torch.tensor([[3, 4]]))
 
 
@@ -305,7 +305,7 @@ def test_attention_without_the_plan_is_refused() -> None:
 def test_architectures_that_mix_rows_are_refused(config: PreTrainedConfig) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(BadInput, match="when another row precedes it"):
+    with pytest.raises(UserError, match="when another row precedes it"):
         check_rows_apart(base_of(model))
 
 
@@ -315,7 +315,7 @@ def test_architectures_that_keep_rows_apart_pass(architecture: str) -> None:
 
 
 def test_what_branches_see_is_laid_out_once_for_all_layers() -> None:
-    branches = Branches.of([7, 5], [(2, 2), (1,)])
+    branches = TreeMask.of([7, 5], [(2, 2), (1,)])
     cpu = torch.device("cpu")
     mask = branches.wide_mask(3, None, cpu)
     assert branches.wide_mask(3, None, cpu) is mask

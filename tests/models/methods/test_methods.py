@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from toy_training import ATTENTION, toy_rows, trial
 
 from rankscope.data.encode import EncodedRow
-from rankscope.data.sampler import RowOrder
-from rankscope.errors import BadInput
+from rankscope.data.sampler import RowSampler
+from rankscope.errors import UserError
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.lora import Adapter, delta_weight, tuned_delta
-from rankscope.models.methods import Starts, new_adapter
+from rankscope.models.methods import InitContext, new_adapter
 from rankscope.models.methods import eva_directions as eva
 from rankscope.models.multi_lora import linear_layers, target_linears
 from rankscope.records import TrialSpec
@@ -23,17 +23,17 @@ ROWS = toy_rows(80)
 
 
 def started(base: Base, *specs: TrialSpec, rows: list[EncodedRow] = ROWS) -> list[Adapter]:
-    """Fresh adapters of one pack, attached."""
-    starts = Starts(base, rows, specs)
+    """Fresh adapters of one multi_lora, attached."""
+    starts = InitContext(base, rows, specs)
     adapters = [new_adapter(base.model, spec, starts) for spec in specs]
     for adapter in adapters:
-        base.pack.attach(adapter)
+        base.multi_lora.attach(adapter)
     return adapters
 
 
-def logits(base: Base, slot: str | None) -> Tensor:
+def logits(base: Base, adapter_name: str | None) -> Tensor:
     with torch.inference_mode():
-        return base.logits(RowBatch.of([Row(IDS, range(len(IDS)), slot)], base.device))
+        return base.logits(RowBatch.of([Row(IDS, range(len(IDS)), adapter_name)], base.device))
 
 
 @pytest.mark.parametrize("method", ["lora", "rslora", "lora+", "dora", "pissa", "eva"])
@@ -108,7 +108,7 @@ def test_pissa_starts_as_the_leading_part_of_the_weight(rank: int, alpha: float)
 
 def test_pissa_above_the_smaller_dimension_is_refused() -> None:
     """k_proj and v_proj of the tiny model are 32 x 64."""
-    with pytest.raises(BadInput, match=r"rank 33 is above 32.*k_proj' \(32, 64\)"):
+    with pytest.raises(UserError, match=r"rank 33 is above 32.*k_proj' \(32, 64\)"):
         new_adapter(tiny_llama(), trial("a", method="pissa", rank=33))
 
 
@@ -150,7 +150,7 @@ def test_eva_starts_as_pefts_does(rank: int, monkeypatch: pytest.MonkeyPatch) ->
     (adapter,) = started(base, trial("a", method="eva", rank=rank, targets=LINEAR, seed=5))
 
     batches: list[list[EncodedRow]] = [[]]
-    for row in (ROWS[i] for i in RowOrder(len(ROWS), 1, 1, 5).epoch(0)):
+    for row in (ROWS[i] for i in RowSampler(len(ROWS), 1, 1, 5).epoch(0)):
         if sum(len(r.input_ids) for r in batches[-1]) + len(row.input_ids) > tokens:
             batches.append([])
         batches[-1].append(row)
@@ -201,7 +201,7 @@ def test_modules_that_see_the_same_are_looked_at_once() -> None:
 def test_eva_needs_rows_with_enough_tokens() -> None:
     rows = toy_rows(1)
     base = base_of(tiny_llama())
-    with pytest.raises(BadInput, match=rf"rank 32.*have {len(rows[0].input_ids)} tokens.*64"):
+    with pytest.raises(UserError, match=rf"rank 32.*have {len(rows[0].input_ids)} tokens.*64"):
         started(base, trial("a", method="eva", rank=32), rows=rows)
     with pytest.raises(ValueError, match="EVA starts from training rows"):
         new_adapter(base.model, trial("a", method="eva"))

@@ -11,7 +11,7 @@ from tiny_models import base_of, tiny_llama
 from torch import Tensor
 from toy_training import ATTENTION, peft_trial, trial
 
-from rankscope.errors import BadInput, IntegrityError
+from rankscope.errors import IntegrityError, UserError
 from rankscope.models.adapters.folder import BASE_HASH
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
 from rankscope.models.base import Base, Row, RowBatch
@@ -64,7 +64,7 @@ def test_the_base_is_bit_for_bit_what_it_was(settings: dict[str, Any]) -> None:
     storages = {name: p.data_ptr() for name, p in base.model.named_parameters()}
     trained(base, settings)
     assert not torch.equal(logits(base), before)
-    base.pack.clear()
+    base.multi_lora.clear()
     assert torch.equal(logits(base), before)
     assert [name for name, _ in base.model.named_modules()] == names
     expected = dict(tiny_llama().named_parameters())
@@ -73,7 +73,7 @@ def test_the_base_is_bit_for_bit_what_it_was(settings: dict[str, Any]) -> None:
         assert not parameter.requires_grad
         assert parameter.data_ptr() == storages[name]  # the very weights, not a copy of them
     # What comes after finds a base like any other.
-    base.pack.attach(new_adapter(base.model, trial("next")))
+    base.multi_lora.attach(new_adapter(base.model, trial("next")))
     assert torch.equal(logits(base), before)
 
 
@@ -83,7 +83,7 @@ def test_a_method_that_writes_into_the_bases_weights_is_found_out() -> None:
     with torch.no_grad():
         base.model.model.norm.weight[3] += 1e-7
     with pytest.raises(IntegrityError, match="wrote into the base's own weights"):
-        base.pack.clear()
+        base.multi_lora.clear()
 
 
 @pytest.mark.parametrize("settings", METHODS, ids=IDS)
@@ -99,7 +99,7 @@ def test_stored_and_loaded_it_gives_the_same_logits(
         tuner.save(peft_trial("p", **settings), base.record, folder)
     for file in (CONFIG, WEIGHTS, "README.md"):
         assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes()
-    base.pack.clear()
+    base.multi_lora.clear()
     load_tuner(base, folders[0])
     # AdaLoRA stores the ranks it kept alone, so its products have another shape.
     assert torch.allclose(logits(base), after, atol=1e-6, rtol=0)
@@ -126,7 +126,7 @@ def test_merged_weights_give_the_logits_of_the_method(settings: dict[str, Any]) 
     assert torch.equal(
         tuner.base_weight(names[0]), dict(tiny_llama().named_parameters())[f"{names[0]}.weight"]
     )
-    base.pack.clear()
+    base.multi_lora.clear()
     modules = dict(base.model.named_modules())
     for name, weight in merged.items():
         modules[name].weight.data = weight
@@ -214,13 +214,13 @@ def test_a_start_from_the_weights_is_not_counted() -> None:
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UserError, match=message):
         count_parameters(tiny_llama().config, peft_config(settings, ATTENTION, 10))
 
 
 def test_what_does_not_fit_the_model_is_refused_without_its_weights() -> None:
     config = peft_config({"peft_type": "C3A", "block_size": 48}, ATTENTION)
-    with pytest.raises(BadInput, match="does not fit this model: ValueError: The block size"):
+    with pytest.raises(UserError, match="does not fit this model: ValueError: The block size"):
         count_parameters(tiny_llama().config, config)
 
 
@@ -234,16 +234,16 @@ def test_a_stored_method_of_another_base_or_with_a_hole_is_refused(tmp_path: Pat
     base = base_of(tiny_llama())
     tuner = trained(base, METHODS[0])
     tuner.save(peft_trial("p", **METHODS[0]), base.record, tmp_path)
-    base.pack.clear()
+    base.multi_lora.clear()
     before = logits(base)
     other = Base(
         base.model,
         base.tokenizer,
         base.record.model_copy(update={"sha256": "1" * 64}),
         base.folder,
-        base.pack,
+        base.multi_lora,
     )
-    with pytest.raises(BadInput, match="made for another base"):
+    with pytest.raises(UserError, match="made for another base"):
         load_tuner(other, tmp_path)
     from safetensors.torch import load, save
 

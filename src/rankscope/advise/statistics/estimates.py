@@ -1,7 +1,7 @@
 """Estimates of paired scores: intervals and tests over training seeds and items.
 
 Legend: S trained seeds, T seeds of a second trained arm, N items, C clusters, D bootstrap draws.
-Scores are headline scores of items (1 right, 0 wrong, or nats per token); every comparison is of
+Scores are primary scores of items (1 right, 0 wrong, or nats per token); every comparison is of
 models on the same items. Sources and formulas: docs/science.md, "Statistics".
 
 All seeds answer the same items, so the two are crossed, and their shares of the variance are told
@@ -21,7 +21,7 @@ from scipy import optimize, special
 
 from rankscope.advise.statistics.resampling import quantiles, resampled_means
 from rankscope.advise.statistics.significance import mcnemar_exact, sign_flip
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.records import Estimate
 
 Array = npt.NDArray[np.float64]
@@ -126,7 +126,7 @@ class Comparison:
     def __post_init__(self) -> None:
         others = self.tuned if self.reference is None else self.reference
         if self.tuned.ndim != 2 or others.shape[-1] != self.tuned.shape[1] or not self.tuned.size:
-            raise BadInput(
+            raise UserError(
                 f"paired scores: found shapes {self.tuned.shape} and {others.shape}, expected "
                 "(seeds, items) and (items,) or (seeds, items) on the same items, none empty"
             )
@@ -225,13 +225,13 @@ def weighted_estimate(
 ) -> Estimate:
     """Sum over tasks of weight times difference; by default their mean.
 
-    Row s of every task must be the same trained model. Raises BadInput where they are not as many,
+    Row s of every task must be the same trained model. Raises UserError where they are not as many,
     or no task is given.
     """
     if not comparisons:
-        raise BadInput("weighted_estimate: no task given")
+        raise UserError("weighted_estimate: no task given")
     if len({tuple(len(a) for a in c.arms) for c in comparisons}) > 1:
-        raise BadInput("weighted_estimate: the tasks have not the same seeds")
+        raise UserError("weighted_estimate: the tasks have not the same seeds")
     weighing = list(weights or [1 / len(comparisons)] * len(comparisons))
     tasks = [_Weighed.of(c, w) for c, w in zip(comparisons, weighing, strict=True)]
     value = sum(t.weight * t.mean for t in tasks)
@@ -370,7 +370,7 @@ def _p_of_interval(shares: tuple[_Share, ...], value: float) -> float:
 def _cluster_index(clusters: Labels, n: int) -> npt.NDArray[np.intp]:
     """Cluster labels as 0 .. C - 1, (N,)."""
     if len(clusters) != n:
-        raise BadInput(f"clusters: found {len(clusters)} labels for {n} items, expected one each")
+        raise UserError(f"clusters: found {len(clusters)} labels for {n} items, expected one each")
     if isinstance(clusters, np.ndarray):
         return np.unique(clusters, return_inverse=True)[1].astype(np.intp)
     position: dict[Hashable, int] = {}

@@ -58,7 +58,7 @@ class Enough:
     """What would show an effect; None where that alone cannot, or where it is not known."""
 
     items: int | None
-    """Report items, with the seeds there are."""
+    """Test items, with the seeds there are."""
     seeds: int | None
     """Seeds, with the items there are."""
     both: tuple[int, int] | None

@@ -89,7 +89,7 @@ def zeroed(base: Base, layout: HeadLayout, heads: Sequence[Head]) -> Iterator[No
 
 
 @dataclass(frozen=True, slots=True)
-class AblationScores:
+class AblationResult:
     """Summed log p of every continuation, per item: of the model as it is, and per ablation."""
 
     intact: list[Floats]
@@ -102,9 +102,9 @@ def ablate(
     layout: HeadLayout,
     trees: Sequence[Tree],
     ablations: Sequence[Ablation],
-    slot: str | None,
+    adapter_name: str | None,
     batch_tokens: int,
-) -> AblationScores:
+) -> AblationResult:
     """Score items under every ablation of one model.
 
     Args:
@@ -112,27 +112,27 @@ def ablate(
         layout: of its heads.
         trees: the items.
         ablations: any heads; those that begin in the same layer run together.
-        slot: the adapter; None is the base, or whatever is on it.
+        adapter_name: the adapter; None is the base, or whatever is on it.
         batch_tokens: most tokens of a pass, but at least one item under one ablation.
     """
     nothing = np.zeros(0)
-    found = AblationScores([nothing] * len(trees), [[nothing] * len(trees) for _ in ablations])
+    found = AblationResult([nothing] * len(trees), [[nothing] * len(trees) for _ in ablations])
     begins: dict[int, list[int]] = {}
     for i, ablation in enumerate(ablations):
         begins.setdefault(ablation.first_layer, []).append(i)
     together = max(map(len, begins.values()), default=1)
-    was_training, base.pack.training = base.pack.training, False
+    was_training, base.multi_lora.training = base.multi_lora.training, False
     try:
         with torch.inference_mode():
             for members, abreast, walk in walks(
-                base, layout, trees, slot, (together, batch_tokens)
+                base, layout, trees, adapter_name, (together, batch_tokens)
             ):
                 for which, scores in walk.scores(ablations, begins, abreast):
                     into = found.intact if which is None else found.ablated[which]
                     for member, values in zip(members, scores, strict=True):
                         into[member] = values
     finally:
-        base.pack.training = was_training
+        base.multi_lora.training = was_training
     return found
 
 
@@ -140,13 +140,13 @@ def walks(
     base: Base,
     layout: HeadLayout,
     trees: Sequence[Tree],
-    slot: str | None,
+    adapter_name: str | None,
     most: tuple[int, int],
 ) -> Iterator[tuple[list[int], int, Walk]]:
     """Items in parts that go through the model together: which, under how many ablations at a time.
 
     Args:
-        base, layout, trees, slot: as in :func:`ablate`.
+        base, layout, trees, adapter_name: as in :func:`ablate`.
         most: ablations and tokens of a pass.
     """
     most_kept_positions = most_kept(base.record.vocab_size)
@@ -157,5 +157,5 @@ def walks(
         if beginning:  # each ablation has one of its own
             abreast = 1
         for part in cut(own, most[1] // abreast, max(1, most_kept_positions // abreast)):
-            walk = Walk(base, layout, [own[i] for i in part], beginning, slot)
+            walk = Walk(base, layout, [own[i] for i in part], beginning, adapter_name)
             yield [shared.members[i] for i in part], abreast, walk

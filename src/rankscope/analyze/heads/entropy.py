@@ -59,7 +59,11 @@ def row_entropy(q: Tensor, k: Tensor, scale: float, window: int | None) -> Tenso
 
 
 def attention_entropy(
-    base: Base, layout: HeadLayout, trees: Sequence[Tree], slot: str | None, batch_tokens: int
+    base: Base,
+    layout: HeadLayout,
+    trees: Sequence[Tree],
+    adapter_name: str | None,
+    batch_tokens: int,
 ) -> list[tuple[float | None, ...]]:
     """Mean entropy of every head on the right answers of some items, prompts included.
 
@@ -67,7 +71,7 @@ def attention_entropy(
         base: the base, with the adapter attached or the method on it.
         layout: of its heads.
         trees: the items.
-        slot: the adapter; None is the base, or whatever is on it.
+        adapter_name: the adapter; None is the base, or whatever is on it.
         batch_tokens: most tokens of a pass, but at least one item.
 
     Returns:
@@ -75,7 +79,7 @@ def attention_entropy(
     """
     rows = [tree.gold_row() for tree in trees]
     sums = EntropySums([torch.zeros(layer.num_heads, dtype=torch.float64) for layer in layout])
-    was_training, base.pack.training = base.pack.training, False
+    was_training, base.multi_lora.training = base.multi_lora.training, False
     try:
         with torch.inference_mode():
             for members in cut(rows, batch_tokens, batch_tokens):
@@ -95,8 +99,8 @@ def attention_entropy(
                         sums.total[layer] += row_entropy(queries, keys, scale, window)
 
                 sums.positions += sum(lengths) - len(lengths)
-                nothing = replace(batch.of_slot(slot), keep=batch.batch.keep[:0])
+                nothing = replace(batch.for_adapter(adapter_name), keep=batch.batch.keep[:0])
                 base.logits(nothing, plan=replace(batch.plan, probe=look))
     finally:
-        base.pack.training = was_training
+        base.multi_lora.training = was_training
     return sums.mean()

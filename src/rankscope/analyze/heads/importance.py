@@ -55,7 +55,11 @@ def normalized(values: Tensor) -> Tensor:
 
 
 def head_importance(
-    base: Base, layout: HeadLayout, trees: Sequence[Tree], slot: str | None, batch_tokens: int
+    base: Base,
+    layout: HeadLayout,
+    trees: Sequence[Tree],
+    adapter_name: str | None,
+    batch_tokens: int,
 ) -> Importance:
     """Importance of every head for the right answers of some items.
 
@@ -63,19 +67,19 @@ def head_importance(
         base: the base, with the adapter attached or the method on it; nothing of it changes.
         layout: of its heads.
         trees: the items.
-        slot: the adapter; None is the base, or whatever is on it.
+        adapter_name: the adapter; None is the base, or whatever is on it.
         batch_tokens: most tokens of a pass, but at least one item.
     """
     rows = [tree.gold_row() for tree in trees]
     signed = tuple(torch.zeros(len(rows), layer.num_heads) for layer in layout)
     losses = torch.zeros(len(rows))
-    was_training, base.pack.training = base.pack.training, False
+    was_training, base.multi_lora.training = base.multi_lora.training, False
     try:
         for members in cut(rows, batch_tokens, most_kept(base.record.vocab_size)):
             batch = TreeBatch.of([rows[i] for i in members], base.device)
             index = torch.tensor(members)
             with torch.enable_grad(), watched(base, layout, batch) as seen:
-                logits = base.logits(batch.of_slot(slot), plan=batch.plan)
+                logits = base.logits(batch.for_adapter(adapter_name), plan=batch.plan)
                 logprobs = logprobs_at(logits, batch.rows, batch.tokens)
                 # No parameter gets a gradient: all that is asked for is that of the first z.
                 torch.autograd.grad(-logprobs.sum(), seen.first)
@@ -86,7 +90,7 @@ def head_importance(
                 0, owners, -logprobs.detach().float().cpu()
             )
     finally:
-        base.pack.training = was_training
+        base.multi_lora.training = was_training
     return Importance(signed, losses)
 
 

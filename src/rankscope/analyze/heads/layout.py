@@ -13,8 +13,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from rankscope.errors import BadInput
-from rankscope.models.multi_lora import PackedLinear
+from rankscope.errors import UserError
+from rankscope.models.multi_lora import MultiLoraLinear
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 FUSED = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "attn_qkv", "in_proj")
@@ -63,7 +63,7 @@ class HeadLayout:
         """Find the heads of a model, whatever adapters or methods are on it.
 
         Raises:
-            BadInput: a layer without attention of its own, one fused matrix for queries, keys and
+            UserError: a layer without attention of its own, one fused matrix for queries, keys and
                 values, or matrices whose sizes are no whole number of heads.
         """
         config = model.config.get_text_config()
@@ -72,12 +72,12 @@ class HeadLayout:
         where = type(model).__name__
         fused = [n for n in modules if n.rpartition(".")[2] in FUSED]
         if fused:
-            raise BadInput(
+            raise UserError(
                 f"heads of {where}: {fused[0]!r} is one matrix for queries, keys and values; "
                 f"expected an architecture that has {', '.join(PROJECTIONS)} apart"
             )
         if not attentions:
-            raise BadInput(f"heads of {where}: no layer has a module named 'o_proj'")
+            raise UserError(f"heads of {where}: no layer has a module named 'o_proj'")
         head_dim = getattr(config, "head_dim", None) or (
             config.hidden_size // config.num_attention_heads
         )
@@ -88,7 +88,7 @@ class HeadLayout:
         container = found[0].layer.rpartition(".")[0]
         siblings = [f"{container}.{name}" for name, _ in modules[container].named_children()]
         if siblings != [layer.layer for layer in found]:
-            raise BadInput(
+            raise UserError(
                 f"heads of {where}: {len(siblings)} layers in {container!r}, of which "
                 f"{len(found)} have an attention with 'o_proj'; expected it in every layer"
             )
@@ -115,7 +115,7 @@ def _attention_layer(
         path = f"{attention}.{module}"
         linear = linear_inside(modules[path]) if path in modules else None
         if linear is None:
-            raise BadInput(
+            raise UserError(
                 f"heads: {path!r} is no linear layer of this model; expected "
                 f"{', '.join(PROJECTIONS)} in every attention"
             )
@@ -123,7 +123,7 @@ def _attention_layer(
     inner, keys = sizes["o_proj"][1], sizes["k_proj"][0]
     sound = sizes["q_proj"][0] == inner and sizes["v_proj"][0] == keys
     if not sound or inner % head_dim or keys % head_dim or inner % keys:
-        raise BadInput(
+        raise UserError(
             f"heads: {attention!r} has q_proj, k_proj, v_proj to "
             f"{', '.join(str(sizes[m][0]) for m in PROJECTIONS[:3])} and o_proj from {inner} "
             f"numbers; expected whole heads of {head_dim}, as many queries as o_proj takes in"
@@ -134,7 +134,7 @@ def _attention_layer(
 
 def linear_inside(module: nn.Module) -> nn.Linear | None:
     """The linear layer under what an adapter or a method of PEFT's put in its place."""
-    inner: Any = module.linear if isinstance(module, PackedLinear) else module
+    inner: Any = module.linear if isinstance(module, MultiLoraLinear) else module
     if hasattr(inner, "get_base_layer"):
         inner = inner.get_base_layer()
     return inner if isinstance(inner, nn.Linear) else None

@@ -15,9 +15,9 @@ from torch import Tensor
 from rankscope.data.encode import EncodedRow
 from rankscope.evaluate.context_window import EncodedSplit
 from rankscope.evaluate.scorers.choice import MAX_LOGITS, Question
-from rankscope.models.attention.varlen import RowPlan
+from rankscope.models.attention.varlen import AttentionPlan
 from rankscope.models.base import Row, RowBatch
-from rankscope.models.multi_lora import Segment
+from rankscope.models.multi_lora import AdapterSpan
 
 Floats = npt.NDArray[np.float64]
 
@@ -111,7 +111,7 @@ class TreeBatch:
     """Trees concatenated for one pass."""
 
     batch: RowBatch
-    plan: RowPlan
+    plan: AttentionPlan
     rows: Tensor
     """(P,) which kept position each wanted log-probability is at."""
     tokens: Tensor
@@ -128,7 +128,7 @@ class TreeBatch:
             [Row(t.ids, t.keep, None, num_shared, tuple(filter(None, t.branches))) for t in trees],
             device,
         )
-        plan = RowPlan.of(batch.lengths, device)
+        plan = AttentionPlan.of(batch.lengths, device)
         if batch.branches or num_shared:
             with torch.no_grad():  # gradients are asked of rows without branches alone
                 plan = plan.branched(batch.branches, None, device)
@@ -149,9 +149,11 @@ class TreeBatch:
             tuple(bounds),
         )
 
-    def of_slot(self, slot: str | None) -> RowBatch:
+    def for_adapter(self, adapter_name: str | None) -> RowBatch:
         """The rows, every token belonging to one adapter, or to the bare base."""
-        return replace(self.batch, segments=(Segment(slot, 0, self.batch.input_ids.shape[1]),))
+        return replace(
+            self.batch, segments=(AdapterSpan(adapter_name, 0, self.batch.input_ids.shape[1]),)
+        )
 
     def scores(self, logits: Tensor) -> list[Floats]:
         """Summed log p of every continuation, by tree, from the logits at kept positions."""

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from rankscope.analyze.heads.ablation import AblationScores, ablate, single_heads, whole_layers
+from rankscope.analyze.heads.ablation import AblationResult, ablate, single_heads, whole_layers
 from rankscope.analyze.heads.change import Weights, adapter_changes, dense_changes
 from rankscope.analyze.heads.entropy import attention_entropy
 from rankscope.analyze.heads.importance import head_importance, normalized
@@ -20,10 +20,10 @@ from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask
 from rankscope.evaluate.context_window import EncodedSplit, fitted
 from rankscope.evaluate.evaluator import encode_split
-from rankscope.evaluate.metrics import HEADLINE, first_best
+from rankscope.evaluate.metrics import PRIMARY_METRIC, first_best
 from rankscope.evaluate.scorers.loss import encode_losses
 from rankscope.models.base import Base
-from rankscope.models.checkpoint_reader import StoredModel
+from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.peft_backend.tuner import PeftTuner
 from rankscope.models.quantize import dense_weight
 from rankscope.records import HeadAblation, HeadChange, HeadsRecord, LayerHeads
@@ -64,24 +64,24 @@ def head_task(
     most_items: int,
     settings: EvaluateConfig,
 ) -> HeadTask:
-    """The first report items of a task, for a model that takes in ``context`` tokens.
+    """The first test items of a task, for a model that takes in ``context`` tokens.
 
     What is answered by generating is scored by likelihood, and so is a joined task whose parts are
     asked differently.
 
     Raises:
-        BadInput: items that cannot be scored, or are longer than ``context`` where that is refused.
+        UserError: items that cannot be scored, or are longer than ``context`` where that is refused.
     """
-    first = replace(task, report=task.report[:most_items])
-    has_answers_alike = any(item.contexts for item in first.report)
+    first = replace(task, test=task.test[:most_items])
+    has_answers_alike = any(item.contexts for item in first.test)
     specs = [part.spec for part in task.parts or (task,)]
     is_one_kind = len({(spec.scorer, spec.lists_options) for spec in specs}) == 1
     has_scorer = task.spec.scorer in ("option_text", "option_letter", "loss")
     if has_scorer and is_one_kind and not has_answers_alike:
-        encoded = encode_split(encoder, first, "report", context, settings)
-        metric = HEADLINE[task.spec.scorer]
+        encoded = encode_split(encoder, first, "test", context, settings)
+        metric = PRIMARY_METRIC[task.spec.scorer]
     else:
-        encoded = EncodedSplit(first.report, rows=encode_losses(encoder, first.report))
+        encoded = EncodedSplit(first.test, rows=encode_losses(encoder, first.test))
         if context is not None:
             where = f"task {task.spec.name!r}, report"
             encoded = fitted(encoded, context, settings, where, encoder.bos_ids)
@@ -94,14 +94,14 @@ class Measured:
     """One model's heads."""
 
     layers: tuple[LayerHeads, ...]
-    ablations: Mapping[str, AblationScores]
+    ablations: Mapping[str, AblationResult]
     """By task."""
 
 
 def measure(
     base: Base,
     layout: HeadLayout,
-    slot: str | None,
+    adapter_name: str | None,
     task: HeadTask,
     ablated_on: Sequence[HeadTask],
     batch_tokens: int,
@@ -112,13 +112,13 @@ def measure(
     Args:
         base: the base, with the adapter attached or the method on it.
         layout: of its heads.
-        slot: the adapter; None is the base, or whatever is on it.
+        adapter_name: the adapter; None is the base, or whatever is on it.
         task: whose right answers importance and entropy are of.
         ablated_on: tasks to score again without each head, and without each layer's.
         batch_tokens: most tokens of a pass.
     """
-    importance = head_importance(base, layout, task.trees, slot, batch_tokens)
-    entropy = attention_entropy(base, layout, task.trees, slot, batch_tokens)
+    importance = head_importance(base, layout, task.trees, adapter_name, batch_tokens)
+    entropy = attention_entropy(base, layout, task.trees, adapter_name, batch_tokens)
     groups = importance.raw_groups(layout)
     layers = tuple(
         LayerHeads(
@@ -135,14 +135,14 @@ def measure(
     return Measured(
         layers,
         {
-            other.name: ablate(base, layout, other.trees, every, slot, batch_tokens)
+            other.name: ablate(base, layout, other.trees, every, adapter_name, batch_tokens)
             for other in ablated_on
         },
     )
 
 
 def ablation_record(
-    layout: HeadLayout, task: HeadTask, base: AblationScores, tuned: AblationScores
+    layout: HeadLayout, task: HeadTask, base: AblationResult, tuned: AblationResult
 ) -> HeadAblation:
     """Every head removed by itself, of the base and of a tuned model, on one task; then layers."""
 
@@ -151,7 +151,7 @@ def ablation_record(
         starts = [0, *ends[:-1]]
         return tuple(tuple(values[a:b]) for a, b in zip(starts, ends, strict=True))
 
-    def changes(found: AblationScores) -> tuple[list[float], list[Floats]]:
+    def changes(found: AblationResult) -> tuple[list[float], list[Floats]]:
         score, gold = task.scores(found.intact), task.gold(found.intact)
         return (
             [float((task.scores(v) - score).mean()) for v in found.ablated],
@@ -181,13 +181,17 @@ def ablation_record(
 
 
 def changes_of(
-    layout: HeadLayout, slot: str | None, base: Base, tuned: Base, stored: Weights | None = None
+    layout: HeadLayout,
+    adapter_name: str | None,
+    base: Base,
+    tuned: Base,
+    stored: Weights | None = None,
 ) -> tuple[HeadChange, ...]:
     """How far training moved each head: of an adapter, a method of PEFT's, or a whole model.
 
     ``stored`` gives W0 where it is not to be the base's as it runs.
     """
-    if isinstance(tuner := tuned.pack.guest, PeftTuner):
+    if isinstance(tuner := tuned.multi_lora.injected_tuner, PeftTuner):
         return dense_changes(layout, tuner.base_weight, tuner.merged_weight, tuner.mergeable())
     linears = base.linears()
 
@@ -195,13 +199,13 @@ def changes_of(
         return dense_weight(linears[name])
 
     before = stored or weights
-    if slot is not None:
-        return adapter_changes(layout, before, tuned.pack.adapters[slot])
-    return checkpoint_changes(layout, before, StoredModel.open(tuned.folder))
+    if adapter_name is not None:
+        return adapter_changes(layout, before, tuned.multi_lora.adapters[adapter_name])
+    return checkpoint_changes(layout, before, CheckpointReader.open(tuned.folder))
 
 
 def checkpoint_changes(
-    layout: HeadLayout, base: Weights, stored: StoredModel
+    layout: HeadLayout, base: Weights, stored: CheckpointReader
 ) -> tuple[HeadChange, ...]:
     """How far the heads of a whole model moved, from its file: in memory it may be in bfloat16,
     whose rounding, up to a part in 512, can be as large as what training changed."""
@@ -243,15 +247,17 @@ class HeadStudy:
         """The heads of one trial.
 
         Args:
-            trial_id: of the trial, and the slot of its adapter where it has one.
+            trial_id: of the trial, and the adapter_name of its adapter where it has one.
             trained_on: its task.
             base: the frozen base.
             tuned: the base with the trial's weights on it, or a model of its own.
             stored: W0 of changes where it is not to be the base's as it runs.
         """
         begun = time.perf_counter()
-        slot = trial_id if trial_id in tuned.pack.adapters else None
-        found = measure(tuned, self.layout, slot, self.task, self.ablated_on, self.batch_tokens)
+        adapter_name = trial_id if trial_id in tuned.multi_lora.adapters else None
+        found = measure(
+            tuned, self.layout, adapter_name, self.task, self.ablated_on, self.batch_tokens
+        )
         ablations = tuple(
             ablation_record(
                 self.layout, task, self.base.ablations[task.name], found.ablations[task.name]
@@ -267,7 +273,7 @@ class HeadStudy:
             items=len(self.task.trees),
             items_asked=self.items_asked,
             dtype=base.record.dtype,
-            changes=changes_of(self.layout, slot, base, tuned, stored),
+            changes=changes_of(self.layout, adapter_name, base, tuned, stored),
             base=self.base.layers,
             tuned=found.layers,
             ablations=(*own, *others),

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from rankscope.analyze.heads.layout import HeadLayout
 from rankscope.analyze.heads.trees import Floats, Tree, TreeBatch
-from rankscope.models.attention.varlen import RowCache, RowPlan
+from rankscope.models.attention.varlen import AttentionPlan, KVCache
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.multi_lora import Segment
+from rankscope.models.multi_lora import AdapterSpan
 
 Head = tuple[int, int]
 """(layer, query head), both from 0."""
@@ -44,7 +44,7 @@ class Pass:
     """Rows of one forward pass."""
 
     batch: RowBatch
-    plan: RowPlan
+    plan: AttentionPlan
 
     def silent(self) -> "Pass":
         """The same without logits."""
@@ -56,12 +56,12 @@ class Beginning:
 
     def __init__(self, ids: Sequence[int], device: torch.device) -> None:
         self.batch = RowBatch.of([Row(ids, [])], device)
-        self.plan = RowPlan.of([len(ids)], device)
+        self.plan = AttentionPlan.of([len(ids)], device)
         self.length = len(ids)
 
-    def storing(self) -> tuple[Pass, RowCache]:
+    def storing(self) -> tuple[Pass, KVCache]:
         """A pass of it, and where its keys and values will be; complete as if it had run."""
-        written, read = RowCache(1, self.length), RowCache(1, self.length)
+        written, read = KVCache(1, self.length), KVCache(1, self.length)
         # Layers run one at a time, each writing its own from the start: the count of tokens is set.
         read.keys, read.values = written.keys, written.values
         read.lengths = torch.tensor([self.length])
@@ -77,12 +77,12 @@ class Walk:
         layout: HeadLayout,
         trees: Sequence[Tree],
         beginning: Sequence[int],
-        slot: str | None,
+        adapter_name: str | None,
     ) -> None:
         self.base = base
         self.layout = layout
         self.trees = trees
-        self.slot = slot
+        self.adapter_name = adapter_name
         self.beginning = Beginning(beginning, base.device) if beginning else None
         self._batches: dict[int, TreeBatch] = {}
         modules = dict(base.model.named_modules())
@@ -97,7 +97,7 @@ class Walk:
             self._batches[copies] = TreeBatch.of(trees, self.base.device, start)
         return self._batches[copies]
 
-    def items(self, copies: int, prefix: RowCache | None) -> Pass:
+    def items(self, copies: int, prefix: KVCache | None) -> Pass:
         """A pass of the items, seeing what they begin with."""
         batch = self.batch(copies)
         return Pass(batch.batch, replace(batch.plan, prefix=prefix))
@@ -138,7 +138,7 @@ class Walk:
 
     def begun_without(
         self, index: int, hidden: Tensor | None, z: Tensor, ablations: Sequence[Ablation]
-    ) -> RowCache | None:
+    ) -> KVCache | None:
         """Keys and values of what items begin with, in the layers after ``index``, under an
         ablation; None where they begin with nothing or nothing comes after."""
         if self.beginning is None or index + 1 == len(self.layout):
@@ -229,7 +229,7 @@ class Walk:
 
     def run(self, rows: Pass, replaced: dict[nn.Module, Any]) -> Tensor:
         """Logits of a pass in which some modules' forwards are replaced."""
-        segments = (Segment(self.slot, 0, rows.batch.input_ids.shape[1]),)
+        segments = (AdapterSpan(self.adapter_name, 0, rows.batch.input_ids.shape[1]),)
         with forwards(replaced):
             return self.base.logits(replace(rows.batch, segments=segments), plan=rows.plan)
 

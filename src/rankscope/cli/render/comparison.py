@@ -154,7 +154,7 @@ def p_value(estimate: Estimate) -> str:
 
 def scale_of(cell: ComparedCell) -> tuple[int, int]:
     """Factor and digits after the point: per cent and points, or nats per token."""
-    return (100, 1) if cell.higher_is == "accuracy" else (1, 3)
+    return (100, 1) if cell.score_unit == "accuracy" else (1, 3)
 
 
 def alone(which: str, label: str, arms: Sequence[str]) -> list[RenderableType]:

@@ -10,7 +10,7 @@ from rich.text import Text
 from rankscope.cli.render.tables import listing, notes_lines, size
 from rankscope.data.preview import visible
 from rankscope.records import AdapterChange, HeadsRecord, Inspection, TunedModel
-from rankscope.tools.inspect_heads import most_moved
+from rankscope.tools.inspect_heads import most_moved_heads
 
 
 def inspection_screen(found: Inspection) -> RenderableType:
@@ -122,7 +122,7 @@ def inspected_heads(name: str, heads: HeadsRecord) -> Table:
     title += f", {heads.dtype}" if heads.dtype else ""
     table = listing(title, numbers, frozenset(numbers))
     roles = {(role.layer, role.head): role for role in heads.roles}
-    for layer, head, moved in most_moved(heads):
+    for layer, head, moved in most_moved_heads(heads):
         base, tuned = heads.base[layer], heads.tuned[layer]
         values: list[float | None] = [base.importance[head], tuned.importance[head]]
         values += [base.entropy[head], tuned.entropy[head]]

@@ -16,21 +16,23 @@ def scores_screen(scores: Sequence[Score]) -> Table:
     Accuracies in per cent, changes in points, likelihoods in nats per token; ``±`` is one standard
     error, brackets are a paired 95 % interval.
     """
-    numbers = ("score", "n", "without leaks", "change", "p", "chance")
-    leaks = any(score.record.without_leaks for score in scores)
-    shown = [heading for heading in numbers if leaks or heading != "without leaks"]
+    numbers = ("score", "n", "without contamination", "change", "p", "chance")
+    contamination = any(score.record.without_contamination for score in scores)
+    shown = [heading for heading in numbers if contamination or heading != "without contamination"]
     table = listing("scores", ("task", "metric", "model", *shown), frozenset(shown))
     last = None
     for score in scores:
         if last is not None and last != score.record.task:
             table.add_section()
         is_first, last = last != score.record.task, score.record.task
-        scale, digits = (100, 1) if score.higher_is == "accuracy" else (1, 3)
-        record, without, change = score.record, score.record.without_leaks, score.change
+        scale, digits = (100, 1) if score.score_unit == "accuracy" else (1, 3)
+        record, without, change = score.record, score.record.without_contamination, score.change
         cells = {
             "score": with_error(record.score, record.standard_error, scale, digits),
             "n": f"{record.n:,}",
-            "without leaks": with_error(without.score, without.standard_error, scale, digits)
+            "without contamination": with_error(
+                without.score, without.standard_error, scale, digits
+            )
             if without
             else "",
             "change": change_cell(change, scale, digits) if change else "",

@@ -9,53 +9,57 @@ from rich.table import Table
 from rich.text import Text
 
 from rankscope.cli.render.tables import listing, notes_lines, size
-from rankscope.data.preview import colour_row, visible
+from rankscope.data.preview import highlight_row, visible
 from rankscope.progress import duration
 from rankscope.records import Role, StudyRecords, TaskRecord, TrialRecords
-from rankscope.run.groups import PackLimit
+from rankscope.run.groups import GroupLimit
 from rankscope.run.plan import Plan
-from rankscope.run.prepare import StudyInputs
+from rankscope.run.prepare import PreparedStudy
 
 ROLE_NAMES: dict[Role, str] = {
     "in_domain": "in-domain",
     "cross_domain": "cross-domain",
     "retention": "retention",
 }
-LEAK_NAMES = {"exact": "exact", "ngram13": "13-gram"}
-LIMIT_NAMES: dict[PackLimit, str] = {
+CONTAMINATION_KINDS = {"exact": "exact", "ngram13": "13-gram"}
+LIMIT_NAMES: dict[GroupLimit, str] = {
     "all trials of the task": "all trials",
-    "max_pack": "max_pack",
+    "size limit": "size limit",
     "memory": "memory",
     "method": "method",
 }
 """Short, so that a row of the table stays a line in eighty columns."""
 
 
-def check_screen(inputs: StudyInputs, rows_shown: int) -> RenderableType:
-    """What ``check`` prints: tasks, splits, leaks, notes, and rows as coloured tokens."""
+def check_screen(inputs: PreparedStudy, rows_shown: int) -> RenderableType:
+    """What ``check`` prints: tasks, splits, contamination, notes, and rows as coloured tokens."""
     return Group(
         tasks_table(inputs.records),
         *sources(inputs.records),
         *(part for name in inputs.rows for part in rows_as_tokens(inputs, name, rows_shown)),
         *notes_lines(inputs.notes),
-        Text(f"\n{counted(len(inputs.trials), len(inputs.packs))}: the study can run."),
+        Text(f"\n{counted(len(inputs.trials), len(inputs.groups))}: the study can run."),
     )
 
 
 def tasks_table(records: Sequence[TaskRecord]) -> Table:
-    """Every task with its roles, metric, rows per split and leaked report rows."""
-    numbers = ("train", "selection", "report")
-    table = listing("tasks", ("task", "roles", "metric", *numbers, "leaks"), frozenset(numbers))
+    """Every task with its roles, metric, rows per split and contaminated test rows."""
+    numbers = ("train", "validation", "test")
+    table = listing(
+        "tasks", ("task", "roles", "metric", *numbers, "contamination"), frozenset(numbers)
+    )
     for record in records:
-        leaks = [f"{n} {LEAK_NAMES[kind]}" for kind, n in record.leaks.items() if n]
+        contamination = [
+            f"{n} {CONTAMINATION_KINDS[kind]}" for kind, n in record.contamination.items() if n
+        ]
         table.add_row(
             record.name,
             "\n".join(ROLE_NAMES[role] for role in record.roles),
             record.metric,
             f"{record.rows['train']:,}" if record.trained_on else "-",
-            f"{record.rows['selection']:,}",
-            f"{record.rows['report']:,}",
-            ("\n".join(leaks) or "none") if record.trained_on else "-",
+            f"{record.rows['validation']:,}",
+            f"{record.rows['test']:,}",
+            ("\n".join(contamination) or "none") if record.trained_on else "-",
         )
     return table
 
@@ -71,7 +75,7 @@ def sources(records: Sequence[TaskRecord]) -> list[RenderableType]:
     ]
 
 
-def rows_as_tokens(inputs: StudyInputs, name: str, rows_shown: int) -> list[RenderableType]:
+def rows_as_tokens(inputs: PreparedStudy, name: str, rows_shown: int) -> list[RenderableType]:
     """A training task's rows counted, and the first ones as coloured tokens."""
     rows, encoder = inputs.rows[name], inputs.encoder
     count = Text(
@@ -80,37 +84,37 @@ def rows_as_tokens(inputs: StudyInputs, name: str, rows_shown: int) -> list[Rend
         f"{rows.dropped:,} rows dropped, {rows.truncated:,} cut"
     )
     shown = rows.rows[:rows_shown]
-    return [count, *(Padding(colour_row(encoder, row), (1, 0, 0, 2)) for row in shown)]
+    return [count, *(Padding(highlight_row(encoder, row), (1, 0, 0, 2)) for row in shown)]
 
 
-def counted(trials: int, packs: int) -> str:
-    """``30 trials in 8 packs``."""
+def counted(trials: int, groups: int) -> str:
+    """``30 trials in 8 groups``."""
     many = "" if trials == 1 else "s"
-    return f"{trials:,} trial{many} in {packs:,} pack{'' if packs == 1 else 's'}"
+    return f"{trials:,} trial{many} in {groups:,} group{'' if groups == 1 else 's'}"
 
 
 def plan_screen(plan: Plan) -> RenderableType:
-    """What ``plan`` prints: a line per pack, which names its task only where there are several."""
-    several = len({pack.task for pack in plan.packs}) > 1
-    numbers = ("pack", "steps", "tokens", "memory", "time")
-    headings = ("pack", *(("task",) if several else ()), "trials", *numbers[1:], "limited by")
+    """What ``plan`` prints: a line per group, which names its task only where there are several."""
+    several = len({group.task for group in plan.groups}) > 1
+    numbers = ("group", "steps", "tokens", "memory", "time")
+    headings = ("group", *(("task",) if several else ()), "trials", *numbers[1:], "limited by")
     title = f"{plan.study} on {plan.model} ({plan.device}, {plan.dtype})"
     table = listing(title, headings, frozenset(numbers))
-    for index, pack in enumerate(plan.packs):
-        trials = pack.labels[0] if len(pack.labels) == 1 else f"{len(pack.labels)} adapters"
+    for index, group in enumerate(plan.groups):
+        trials = group.labels[0] if len(group.labels) == 1 else f"{len(group.labels)} adapters"
         table.add_row(
             str(index + 1),
-            *((pack.task,) if several else ()),
+            *((group.task,) if several else ()),
             trials,
-            f"{pack.steps:,}",
-            f"{pack.num_tokens:,}",
-            size(pack.memory_bytes),
-            duration(pack.seconds),
-            LIMIT_NAMES[pack.limited_by],
+            f"{group.steps:,}",
+            f"{group.num_tokens:,}",
+            size(group.memory_bytes),
+            duration(group.seconds),
+            LIMIT_NAMES[group.limited_by],
         )
     points = f" and {plan.curve_evaluations:,} while training" if plan.curve_evaluations else ""
     text = (
-        f"{counted(plan.trials, len(plan.packs))}, {plan.evaluations:,} evaluations{points}: "
+        f"{counted(plan.trials, len(plan.groups))}, {plan.evaluations:,} evaluations{points}: "
         f"{plan.train_tokens:,} tokens to train on, {plan.evaluation_tokens:,} to score; "
         f"about {size(plan.disk_bytes)} on disk and {duration(plan.seconds)} "
         f"(estimated from {plan.measured_gflops:,.0f} GFLOP/s measured here)."

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rankscope.config.section import shown
 from rankscope.config.study import ModelConfig
 from rankscope.config.yaml_lines import dump_text
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 PRESETS: dict[str, str] = {
     "default": "your own rows: five LoRA ranks and full fine-tuning, retention on MMLU",
@@ -46,33 +46,33 @@ def study_template(
     """The commented study file of a preset, ready to be written.
 
     model: put in place of the preset's own: a short form of the ``model`` key, such as ``./folder``
-    or ``owner/name``; ``model_in_study`` makes one from a folder's path. With ``pocket`` the whole
+    or ``owner/name``; ``model_for_study_file`` makes one from a folder's path. With ``pocket`` the whole
     file is another: the same question in tasks and learning rates that suit that model; with own
     rows, which are then in its words, it is the preset's own file.
     data: file with the user's own training rows, as the study file will name it; only in presets
     that train on own rows.
     data_dir: folder of the named tasks, as the study file will name it.
 
-    Raises BadInput for an unknown preset, for text that is no model, for another model than
+    Raises UserError for an unknown preset, for text that is no model, for another model than
     ``pocket`` in the pocket preset, whose tasks are in that model's own words, and for ``data`` in
     a preset of named tasks.
     """
     if preset not in PRESETS:
         close = difflib.get_close_matches(preset, PRESETS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(PRESETS)}"
-        raise BadInput(f"preset {shown(preset)}: there is none; {hint}")
+        raise UserError(f"preset {shown(preset)}: there is none; {hint}")
     on_pocket = model is not None and checked_model(model).pocket and data is None
-    studies = resources.files("rankscope.config") / "studies"
+    studies = resources.files("rankscope.config.presets")
     folder = studies / ON_POCKET if on_pocket and preset != "pocket" else studies
     text = (folder / f"{preset}.yaml").read_text(encoding="utf-8")
     if model is not None:
         if preset == "pocket" and not checked_model(model).pocket:
-            raise BadInput("the pocket preset only fits the pocket model: choose another preset")
+            raise UserError("the pocket preset only fits the pocket model: choose another preset")
         checked_model(model)
         text = with_line(text, "model: ", f"model: {dump_text(model)}")
     if data is not None:
         if OWN_ROWS not in text:
-            raise BadInput(
+            raise UserError(
                 f"preset {preset!r} trains on named tasks, not on own rows: leave --data out, or "
                 "choose the preset 'default'"
             )
@@ -91,17 +91,17 @@ def with_line(text: str, start: str, line: str) -> str:
     return "\n".join(n for n, found in zip(kept, lines, strict=True) if n or not found) + "\n"
 
 
-def model_in_study(model: str, study_file: Path) -> str:
+def model_for_study_file(model: str, study_file: Path) -> str:
     """What to write under ``model`` in ``study_file`` for a model named on the command line.
 
     A folder that is there becomes a path from the study file's own folder; anything else is left
     as it is.
     """
     folder = Path(os.path.expanduser(model))  # noqa: PTH111  leaves unknown users as they are
-    return path_in_study(folder, study_file) if folder.is_dir() else model
+    return path_for_study_file(folder, study_file) if folder.is_dir() else model
 
 
-def path_in_study(path: Path, study_file: Path) -> str:
+def path_for_study_file(path: Path, study_file: Path) -> str:
     """A path as ``study_file`` must name it: from its own folder, where its paths start."""
     try:
         relative = os.path.relpath(path.absolute(), study_file.absolute().parent)
@@ -111,10 +111,10 @@ def path_in_study(path: Path, study_file: Path) -> str:
 
 
 def checked_model(model: str) -> ModelConfig:
-    """The model that a short form names. Raises BadInput where it names none."""
+    """The model that a short form names. Raises UserError where it names none."""
     try:
         return ModelConfig.model_validate(model)
     except ValidationError as error:
         details = error.errors(include_url=False)[0]
         reason = details["ctx"]["error"] if details["type"] == "value_error" else details["msg"]
-        raise BadInput(f"model: {reason}") from error
+        raise UserError(f"model: {reason}") from error

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.evaluate.lm_eval.task_files import PREFIX, check_task, is_file
 from rankscope.evaluate.metrics import standard_error
 from rankscope.models.base import Base
@@ -90,7 +90,7 @@ def read_harness_task(source: str, settings: HarnessSettings) -> HarnessTask:
         settings: see there.
 
     Raises:
-        BadInput: the package is missing, no such task, or one that is refused or cannot be read.
+        UserError: the package is missing, no such task, or one that is refused or cannot be read.
     """
     _, manager = harness(source)
     checked = check_task(manager, source.removeprefix(PREFIX), settings.allow_functions)
@@ -128,42 +128,42 @@ def evaluate_harness(
     source: str,
     models: Mapping[str | None, str],
     settings: HarnessSettings,
-    split: Split = "report",
+    split: Split = "test",
 ) -> dict[str | None, list[Evaluation]]:
     """Read a harness task and score it, see :func:`score_harness_task`."""
     return score_harness_task(base, read_harness_task(source, settings), models, split)
 
 
 def score_harness_task(
-    base: Base, task: HarnessTask, models: Mapping[str | None, str], split: Split = "report"
+    base: Base, task: HarnessTask, models: Mapping[str | None, str], split: Split = "test"
 ) -> dict[str | None, list[Evaluation]]:
     """Score one harness task, or every task of a group or tag, under the base and any adapters.
 
     Args:
         base: with the adapters attached.
         task: with its settings.
-        models: slot -> trial id for the records; slot None is the bare base.
+        models: adapter_name -> trial id for the records; adapter_name None is the bare base.
         split: what the records call these items; the harness takes a task's test or validation.
 
     Returns:
-        Per slot the record and items of each task, in the harness's order.
+        Per adapter_name the record and items of each task, in the harness's order.
 
     Raises:
-        BadInput: a prompt beyond the context, or a task that samples.
+        UserError: a prompt beyond the context, or a task that samples.
     """
     evaluate, _ = harness(task.source)
-    was_training, base.pack.training = base.pack.training, False
+    was_training, base.multi_lora.training = base.multi_lora.training, False
     try:
         with generators_put_back(), sandboxed_templates(), torch.inference_mode():
             found: dict[str | None, list[Evaluation]] = {}
-            for slot, trial_id in models.items():
-                results, lm = run(evaluate, base, slot, task.loaded, task.settings)
-                found[slot] = [
+            for adapter_name, trial_id in models.items():
+                results, lm = run(evaluate, base, adapter_name, task.loaded, task.settings)
+                found[adapter_name] = [
                     evaluation_of(name, results, lm, trial_id, split)
                     for name in task.loaded["tasks"]
                 ]
     finally:
-        base.pack.training = was_training
+        base.multi_lora.training = was_training
     return found
 
 
@@ -171,13 +171,13 @@ def harness(source: str) -> tuple[Any, "TaskManager"]:
     """The harness's ``evaluate``, and its index of tasks (of none where a file is given).
 
     Raises:
-        BadInput: the package is not installed.
+        UserError: the package is not installed.
     """
     try:
         from lm_eval.evaluator import evaluate
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise BadInput(
+        raise UserError(
             f"task {source!r} needs the package lm-eval ({error}): pip install 'rankscope[lm-eval]'"
         ) from error
     return evaluate, TaskManager(include_defaults=not is_file(source.removeprefix(PREFIX)))
@@ -226,11 +226,11 @@ def load(manager: "TaskManager", names: list[str]) -> dict[str, Any]:
     """The tasks with their documents.
 
     Raises:
-        BadInput: the harness or the data sets library refuses them.
+        UserError: the harness or the data sets library refuses them.
     """
     try:
         return dict(manager.load(names))
-    except BadInput:
+    except UserError:
         raise
     except Exception as error:  # whatever the libraries raise is about this task's own file or data
         reason = str(error).strip().splitlines() or ["no message"]
@@ -240,7 +240,7 @@ def load(manager: "TaskManager", names: list[str]) -> dict[str, Any]:
                 "a harness task whose data set is at hand (local files in dataset_kwargs: "
                 "data_files, or a reachable hub)"
             )
-        raise BadInput(
+        raise UserError(
             f"task {PREFIX}{names[0]}: cannot be loaded: {type(error).__name__}: {reason[0]}. "
             f"Expected {expected}"
         ) from error
@@ -253,14 +253,18 @@ def came_from_data(error: BaseException) -> bool:
 
 
 def run(
-    evaluate: Any, base: Base, slot: str | None, loaded: dict[str, Any], settings: HarnessSettings
+    evaluate: Any,
+    base: Base,
+    adapter_name: str | None,
+    loaded: dict[str, Any],
+    settings: HarnessSettings,
 ) -> tuple[dict[str, Any], "HarnessModel"]:
     """The harness's results of all loaded tasks under one model, and what it cost."""
     from rankscope.evaluate.lm_eval.model import HarnessModel
 
     for task in loaded["tasks"].values():
         task.set_fewshot_seed(seed=SEEDS[1])
-    lm = HarnessModel(base, slot, settings.context, settings.batch_tokens)
+    lm = HarnessModel(base, adapter_name, settings.context, settings.batch_tokens)
     results = evaluate(
         lm=lm,
         task_dict=loaded,
@@ -281,13 +285,13 @@ def run(
 def evaluation_of(
     name: str, results: Mapping[str, Any], lm: "HarnessModel", trial_id: str, split: Split
 ) -> Evaluation:
-    """One task's record and items; the headline is its first metric under its first filter.
+    """One task's record and items; the primary_metric is its first metric under its first filter.
 
     A group is run as one: its seconds and tokens are shared by items.
     """
-    metrics, headline, kept = metrics_of(results["results"][name])
+    metrics, primary_metric, kept = metrics_of(results["results"][name])
     samples = [s for s in results["samples"][name] if s["filter"] == kept]
-    items = [item_of(name, headline.partition(",")[0], sample) for sample in samples]
+    items = [item_of(name, primary_metric.partition(",")[0], sample) for sample in samples]
     of_items = [item.score for item in items]
     counts = {
         task: len({sample["doc_id"] for sample in found})
@@ -298,9 +302,11 @@ def evaluation_of(
         trial_id=trial_id,
         task=PREFIX + name,
         split=split,
-        metric=headline,
-        score=metrics[headline],
-        standard_error=standard_error(of_items) if is_mean(metrics[headline], of_items) else None,
+        metric=primary_metric,
+        score=metrics[primary_metric],
+        standard_error=standard_error(of_items)
+        if is_mean(metrics[primary_metric], of_items)
+        else None,
         n=len(items),
         metrics=metrics,
         seconds=share * lm.seconds,
@@ -315,7 +321,7 @@ def is_mean(score: float, of_items: Sequence[float] | np.ndarray[Any, Any]) -> b
 
 
 def metrics_of(found: Mapping[str, Any]) -> tuple[dict[str, float], str, str]:
-    """(numbers by metric, headline, its filter); ``acc,none`` is ``acc``, others name theirs."""
+    """(numbers by metric, primary_metric, its filter); ``acc,none`` is ``acc``, others name theirs."""
     metrics: dict[str, float] = {}
     kept = "none"
     for key, value in found.items():
@@ -327,7 +333,7 @@ def metrics_of(found: Mapping[str, Any]) -> tuple[dict[str, float], str, str]:
             kept = filter_name
         metrics[metric if filter_name == "none" else key] = float(value)
     if not metrics:
-        raise BadInput(f"the task gave no number: {dict(found)}; expected a metric in metric_list")
+        raise UserError(f"the task gave no number: {dict(found)}; expected a metric in metric_list")
     return metrics, next(iter(metrics)), kept
 
 

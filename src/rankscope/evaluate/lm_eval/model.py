@@ -1,4 +1,4 @@
-"""One model of the pack as lm-evaluation-harness sees it. Needs the package ``lm-eval``.
+"""One model of the multi_lora as lm-evaluation-harness sees it. Needs the package ``lm-eval``.
 
 The harness renders prompts and judges answers; tokens are made as its own ``HFLM`` makes them, and
 scored or continued by Rankscope's engine.
@@ -13,7 +13,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.evaluate.scorers.choice import Question, continuation_logprobs
 from rankscope.evaluate.scorers.generation import Limits, generate
 from rankscope.models.base import Base
@@ -27,15 +27,17 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the package has no type
 
     Args:
         base: carries the adapter.
-        slot: which; None is the bare base.
+        adapter_name: which; None is the bare base.
         context: most tokens of prompt and answer together.
         batch_tokens: most tokens of a pass.
     """
 
-    def __init__(self, base: Base, slot: str | None, context: int, batch_tokens: int) -> None:
+    def __init__(
+        self, base: Base, adapter_name: str | None, context: int, batch_tokens: int
+    ) -> None:
         super().__init__()
         self.base = base
-        self.slot = slot
+        self.adapter_name = adapter_name
         self.context = context
         self.batch_tokens = batch_tokens
         self.tokenizer: PreTrainedTokenizerBase = base.tokenizer
@@ -95,7 +97,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the package has no type
         """(summed log p, is what greedy decoding writes) of each continuation.
 
         Raises:
-            BadInput: a prompt with its continuation that is longer than the context.
+            UserError: a prompt with its continuation that is longer than the context.
         """
         continuations: dict[tuple[int, ...], list[list[int]]] = defaultdict(list)
         places: list[tuple[tuple[int, ...], int]] = []
@@ -107,8 +109,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the package has no type
         # The last token is predicted, not read.
         self.check_lengths([question.num_tokens - 1 for question in questions])
         found = continuation_logprobs(
-            self.base, questions, [self.slot], self.batch_tokens, greedy=True
-        )[self.slot]
+            self.base, questions, [self.adapter_name], self.batch_tokens, greedy=True
+        )[self.adapter_name]
         self.num_tokens += found.num_tokens
         self.seconds += found.seconds
         of_prompt = {prompt: number for number, prompt in enumerate(continuations)}
@@ -121,10 +123,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the package has no type
         ]
 
     def check_lengths(self, lengths: Sequence[int]) -> None:
-        """Raise BadInput where rows are longer than the context: cut, they would be others."""
+        """Raise UserError where rows are longer than the context: cut, they would be others."""
         too_long = [length for length in lengths if length > self.context]
         if too_long:
-            raise BadInput(
+            raise UserError(
                 f"{len(too_long)} of {len(lengths)} prompts do not fit the model's context of "
                 f"{self.context} tokens; the longest needs {max(too_long)}. Use fewer examples "
                 "(num_fewshot), or a model with a longer context"
@@ -150,7 +152,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the package has no type
         """Greedy text after each prompt, up to the first stop string.
 
         Raises:
-            BadInput: a task that samples, or a prompt that fills the context.
+            UserError: a task that samples, or a prompt that fills the context.
         """
         texts = [""] * len(requests)
         alike: dict[tuple[tuple[str, ...], int], list[int]] = defaultdict(list)
@@ -166,7 +168,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the package has no type
                 stop_ids=frozenset({self.eot_token_id}),
                 stop_strings=stops,
             )
-            found = generate(self.base, prompts, [self.slot], limits)[self.slot]
+            found = generate(self.base, prompts, [self.adapter_name], limits)[self.adapter_name]
             for member, generation in zip(members, found, strict=True):
                 texts[member] = generation.text
                 self.num_tokens += len(generation.prompt) + len(generation.ids)
@@ -177,7 +179,7 @@ def generation_limits(settings: dict[str, Any]) -> tuple[tuple[str, ...], int]:
     """(stop strings, most new tokens) of a task's ``generation_kwargs``.
 
     Raises:
-        BadInput: they ask for sampling, or for something unknown here.
+        UserError: they ask for sampling, or for something unknown here.
     """
     given = dict(settings)
     until = given.pop("until", None) or []
@@ -189,7 +191,7 @@ def generation_limits(settings: dict[str, Any]) -> tuple[tuple[str, ...], int]:
     given.pop("temperature", None)
     given.pop("top_p", None)
     if sampled or given:
-        raise BadInput(
+        raise UserError(
             f"the task's generation_kwargs ask for {', '.join(sorted(given)) or 'sampling'}; "
             "answers are generated greedily here: expected until, max_gen_toks and "
             "do_sample: false"

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from rankscope.config.task import HARNESS
-from rankscope.errors import BadInput
+from rankscope.config.task import LM_EVAL_PREFIX
+from rankscope.errors import UserError
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
-PREFIX = HARNESS
+PREFIX = LM_EVAL_PREFIX
 """Before a harness task's name."""
 FUNCTION = "!function"
 PLAIN_TAG = "tag:yaml.org,2002:"
@@ -43,19 +43,19 @@ def check_task(manager: "TaskManager", name: str, allow_functions: bool) -> Chec
     """What to load for a name, once every file behind it is known to be harmless.
 
     Raises:
-        BadInput: no such task, or one that is refused.
+        UserError: no such task, or one that is refused.
     """
     if is_file(name):
         path = Path(name).expanduser().resolve()
         if not path.is_file():
-            raise BadInput(f"task {PREFIX}{name}: no such file; expected a harness task's YAML")
+            raise UserError(f"task {PREFIX}{name}: no such file; expected a harness task's YAML")
         files = [path]
     else:
         files = files_of(manager, name)
     read: dict[Path, None] = {}
     for file in files:
-        read |= dict.fromkeys(refuse_code(file, allow_functions))
-        refuse_remote(file, allow_functions)
+        read |= dict.fromkeys(check_code(file, allow_functions))
+        check_remote(file, allow_functions)
     return CheckedTask([str(files[0]) if is_file(name) else name], tuple(read))
 
 
@@ -67,7 +67,7 @@ def files_of(manager: "TaskManager", name: str) -> list[Path]:
         current = waiting.pop()
         entry = manager.task_index.get(current)
         if entry is None and current == name:
-            raise BadInput(
+            raise UserError(
                 f"task {PREFIX}{name}: lm-evaluation-harness has no task, group or tag of this "
                 "name; 'lm-eval ls tasks' lists them, and a path that ends in .yaml names a file"
             )
@@ -95,7 +95,7 @@ def names_in(members: Sequence[Any]) -> list[str]:
     return names
 
 
-def refuse_code(
+def check_code(
     path: Path, allow_functions: bool, seen: frozenset[Path] = frozenset()
 ) -> list[Path]:
     """Read a YAML file and what it includes as a tree of tagged nodes; nothing is constructed.
@@ -104,33 +104,33 @@ def refuse_code(
         The files read, this one first.
 
     Raises:
-        BadInput: it names a function without leave to, or an object of Python's in any case.
+        UserError: it names a function without leave to, or an object of Python's in any case.
     """
     if path in seen:
         return []
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"task file {path}: cannot be read: {error}") from error
+        raise UserError(f"task file {path}: cannot be read: {error}") from error
     if not isinstance(root, yaml.MappingNode):
-        raise BadInput(f"task file {path}: expected a mapping with 'task', 'dataset_path', ...")
+        raise UserError(f"task file {path}: expected a mapping with 'task', 'dataset_path', ...")
     for node in nodes_of(root):
         where = f"task file {path}, line {node.start_mark.line + 1}"
         if node.tag == FUNCTION:
             if not allow_functions:
-                raise BadInput(
+                raise UserError(
                     f"{where}: {FUNCTION} {node.value} would run Python from beside this file. "
                     "Read that code first; then allow it with --trust-task-code"
                 )
         elif node.tag.removeprefix(PLAIN_TAG) not in PLAIN_TYPES:
-            raise BadInput(f"{where}: tag {node.tag!r}; expected plain YAML")
+            raise UserError(f"{where}: tag {node.tag!r}; expected plain YAML")
     read = [path]
     for key, value in root.value:
         if key.value == "include":
             names = value.value if isinstance(value, yaml.SequenceNode) else [value]
             for name in names:
                 place = (path.parent / name.value).resolve()
-                read += refuse_code(place, allow_functions, seen | {path})
+                read += check_code(place, allow_functions, seen | {path})
     return read
 
 
@@ -149,23 +149,23 @@ def nodes_of(root: yaml.Node) -> Iterator[yaml.Node]:
             waiting += node.value
 
 
-def refuse_remote(path: Path, allow_functions: bool) -> None:
+def check_remote(path: Path, allow_functions: bool) -> None:
     """Refuse what would fetch code from elsewhere, or run what a model writes.
 
     A group's members may be written out inside it, so every mapping of the file is checked.
 
     Raises:
-        BadInput: such a data set, metric or task.
+        UserError: such a data set, metric or task.
     """
     from lm_eval.tasks._yaml_loader import load_yaml
 
     where = f"task file {path}"
     for config in mappings_of(load_yaml(path, resolve_func=False)):
-        refuse_data_code(config, where)
+        check_data_code(config, where)
         if config.get("unsafe_code") and not allow_functions:
-            raise BadInput(f"{where}: it runs what the model writes (unsafe_code); refused")
+            raise UserError(f"{where}: it runs what the model writes (unsafe_code); refused")
         if not allow_functions:
-            refuse_fetched_metrics(config, where)
+            check_fetched_metrics(config, where)
 
 
 def mappings_of(root: Any) -> Iterator[dict[Any, Any]]:
@@ -183,19 +183,19 @@ def mappings_of(root: Any) -> Iterator[dict[Any, Any]]:
             waiting += part
 
 
-def refuse_data_code(config: dict[Any, Any], where: str) -> None:
-    """Raises BadInput where a task's data set is a script, or asks to run one."""
+def check_data_code(config: dict[Any, Any], where: str) -> None:
+    """Raises UserError where a task's data set is a script, or asks to run one."""
     options = config.get("dataset_kwargs")
     script = str(config.get("dataset_path") or "").endswith(".py")
     if script or (isinstance(options, dict) and options.get("trust_remote_code")):
-        raise BadInput(
+        raise UserError(
             f"{where}: its data set {config.get('dataset_path')!r} needs code of its own; expected "
             "files of data: convert it to JSONL or Parquet and name those in dataset_kwargs"
         )
 
 
-def refuse_fetched_metrics(config: dict[Any, Any], where: str) -> None:
-    """Raises BadInput where a task names a metric that is not the harness's own."""
+def check_fetched_metrics(config: dict[Any, Any], where: str) -> None:
+    """Raises UserError where a task names a metric that is not the harness's own."""
     import lm_eval.api.metrics  # noqa: F401  (fills the registry)
     from lm_eval.api.registry import metric_registry
 
@@ -204,7 +204,7 @@ def refuse_fetched_metrics(config: dict[Any, Any], where: str) -> None:
         name = metric.get("metric") if isinstance(metric, dict) else metric
         is_known = not isinstance(name, str) or name in metric_registry
         if not is_known or (isinstance(metric, dict) and metric.get("hf_evaluate")):
-            raise BadInput(
+            raise UserError(
                 f"{where}: metric {name!r} would be fetched as code from the hub; expected one of "
                 "the harness's own"
             )

@@ -25,12 +25,12 @@ from torch import Tensor
 from rankscope.data.encode import Encoder
 from rankscope.data.items import LETTERS, Item
 from rankscope.data.tasks import TaskSpec
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores, choice_predictions, first_best, mean
 from rankscope.evaluate.prefix_sharing import SharedPrefix, shared_prefixes
-from rankscope.models.attention.varlen import RowCache
+from rankscope.models.attention.varlen import KVCache
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.multi_lora import Segment
+from rankscope.models.multi_lora import AdapterSpan
 from rankscope.records import ItemResult
 
 MAX_LOGITS = 2**26
@@ -63,20 +63,20 @@ def encode_choices(encoder: Encoder, items: Sequence[Item], spec: TaskSpec) -> l
     otherwise they name nothing.
 
     Raises:
-        BadInput: an item without options, or an option without tokens.
+        UserError: an item without options, or an option without tokens.
     """
     questions = []
     for item in items:
         if len(item.choices) < 2 or item.answer is None:
-            raise BadInput(
-                f"{item.place}: scorer {spec.scorer!r} needs at least two choices and an answer; "
+            raise UserError(
+                f"{item.location}: scorer {spec.scorer!r} needs at least two choices and an answer; "
                 f"found {len(item.choices)} choices and answer {item.answer}"
             )
         answers = list(item.choices) if scores_text(spec) else []
         if scores_letters(spec):
             if len(item.choices) > len(LETTERS):
-                raise BadInput(
-                    f"{item.place}: {len(item.choices)} choices; letters name {len(LETTERS)}"
+                raise UserError(
+                    f"{item.location}: {len(item.choices)} choices; letters name {len(LETTERS)}"
                 )
             answers += LETTERS[: len(item.choices)]
         question = Question(
@@ -85,7 +85,7 @@ def encode_choices(encoder: Encoder, items: Sequence[Item], spec: TaskSpec) -> l
         empty = [a for a, ids in zip(answers, question.continuations, strict=True) if not ids]
         if empty or not question.prompt:
             what = f"option {empty[0]!r}" if empty else "the prompt"
-            raise BadInput(f"{item.place}: {what} has no tokens, so it has no probability")
+            raise UserError(f"{item.location}: {what} has no tokens, so it has no probability")
         questions.append(question)
     return questions
 
@@ -173,12 +173,12 @@ class Group:
     """What they begin with, one row; None where each is computed whole."""
     chunks: tuple[Chunk, ...]
 
-    def shared(self, base: Base, slot: str | None) -> RowCache | None:
+    def shared(self, base: Base, adapter_name: str | None) -> KVCache | None:
         """The prefix's keys and values under one model."""
         if self.prefix is None:
             return None
-        cache = RowCache(1, self.prefix.lengths[0])
-        base.logits(of_slot(self.prefix, slot), cache, store=True)
+        cache = KVCache(1, self.prefix.lengths[0])
+        base.logits(for_adapter(self.prefix, adapter_name), cache, store=True)
         return cache
 
 
@@ -217,9 +217,9 @@ def cut(
         yield part
 
 
-def of_slot(batch: RowBatch, slot: str | None) -> RowBatch:
+def for_adapter(batch: RowBatch, adapter_name: str | None) -> RowBatch:
     """The same batch with every token belonging to one adapter, or to the bare base."""
-    return replace(batch, segments=(Segment(slot, 0, batch.input_ids.shape[1]),))
+    return replace(batch, segments=(AdapterSpan(adapter_name, 0, batch.input_ids.shape[1]),))
 
 
 def token_logprobs(logits: Tensor, rows: Tensor | None, tokens: Tensor) -> Floats:
@@ -234,13 +234,13 @@ def token_logprobs(logits: Tensor, rows: Tensor | None, tokens: Tensor) -> Float
 
 
 def run_chunk(
-    base: Base, chunk: Chunk, slot: str | None, shared: RowCache | None, *, greedy: bool
+    base: Base, chunk: Chunk, adapter_name: str | None, shared: KVCache | None, *, greedy: bool
 ) -> tuple[Floats, Floats | None]:
     """Of every continuation of the chunk: summed log p, and how many tokens are not the likeliest.
 
     (continuations,) each under one model; the second is None unless ``greedy`` asks for it.
     """
-    logits = base.logits(of_slot(chunk.batch, slot), prefix=shared)
+    logits = base.logits(for_adapter(chunk.batch, adapter_name), prefix=shared)
     logprobs = token_logprobs(logits, chunk.sources, chunk.targets)
     count = sum(chunk.counts)
     totals: Floats = np.bincount(chunk.owners, weights=logprobs, minlength=count).astype(float)
@@ -275,7 +275,7 @@ class Logprobs:
 def continuation_logprobs(
     base: Base,
     questions: Sequence[Question],
-    slots: Sequence[str | None],
+    adapter_names: Sequence[str | None],
     batch_tokens: int,
     *,
     greedy: bool = False,
@@ -283,22 +283,22 @@ def continuation_logprobs(
     """log p(continuation | prompt) in nats, summed over its tokens, under every model.
 
     Args:
-        base: carries the adapters of ``slots``; None among them is the bare base.
+        base: carries the adapters of ``adapter_names``; None among them is the bare base.
         questions: prompts of at least one token, continuations of at least one token each.
-        slots: distinct.
+        adapter_names: distinct.
         batch_tokens: most tokens of a pass; a longer row, or a longer prefix, runs alone.
         greedy: find ``missed`` too.
     """
     empty = [np.zeros(0)] * len(questions)
-    found = {slot: Logprobs(list(empty), list(empty)) for slot in slots}
+    found = {adapter_name: Logprobs(list(empty), list(empty)) for adapter_name in adapter_names}
     distinct = [question.distinct() for question in questions]
     for group in make_groups(distinct, batch_tokens, base.record.vocab_size, base.device):
-        for slot, logprobs in found.items():
+        for adapter_name, logprobs in found.items():
             begun = time.perf_counter()
-            shared = group.shared(base, slot)
+            shared = group.shared(base, adapter_name)
             logprobs.num_tokens += 0 if group.prefix is None else group.prefix.lengths[0]
             for chunk in group.chunks:
-                logprobs.put(chunk, *run_chunk(base, chunk, slot, shared, greedy=greedy))
+                logprobs.put(chunk, *run_chunk(base, chunk, adapter_name, shared, greedy=greedy))
             logprobs.seconds += time.perf_counter() - begun
     for logprobs in found.values():
         for kept in (logprobs.values, logprobs.missed) if greedy else (logprobs.values,):
@@ -316,7 +316,7 @@ def score_choices(
     items: Sequence[Item],
     questions: Sequence[Question],
     spec: TaskSpec,
-    slots: Sequence[str | None],
+    adapter_names: Sequence[str | None],
     batch_tokens: int,
 ) -> dict[str | None, ModelScores]:
     """Multiple choice under every model; ``questions`` are the items as encoded for ``spec``.
@@ -326,15 +326,18 @@ def score_choices(
     whose log p are not finite counts as wrong, and ``not_finite`` then tells the share of such
     items.
     """
-    found = continuation_logprobs(base, questions, slots, batch_tokens)
-    return {slot: summarize(items, questions, spec, logprobs) for slot, logprobs in found.items()}
+    found = continuation_logprobs(base, questions, adapter_names, batch_tokens)
+    return {
+        adapter_name: summarize(items, questions, spec, logprobs)
+        for adapter_name, logprobs in found.items()
+    }
 
 
 def summarize(
     items: Sequence[Item], questions: Sequence[Question], spec: TaskSpec, logprobs: Logprobs
 ) -> ModelScores:
     """Scores of one model from its log-probabilities."""
-    headline = "acc" if scores_text(spec) else "letter"
+    primary_metric = "acc" if scores_text(spec) else "letter"
     hits: dict[str, list[float]] = {}
     results = []
     not_finite = 0
@@ -353,14 +356,14 @@ def summarize(
             picks["letter"] = first_best(letters)
         for name, pick in picks.items():
             hits.setdefault(name, []).append(float(is_finite and pick == item.answer))
-        pick = picks[headline]
+        pick = picks[primary_metric]
         scored = texts if texts is not None else letters
         assert scored is not None
         results.append(
             ItemResult(
                 item_id=item.item_id,
                 subject=item.subject,
-                score=hits[headline][-1],
+                score=hits[primary_metric][-1],
                 gold=item.choices[item.answer],
                 prediction="" if pick is None else item.choices[pick],
                 gold_logprob=scored[item.answer] if is_finite else None,

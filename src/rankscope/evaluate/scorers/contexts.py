@@ -12,7 +12,7 @@ import numpy as np
 from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
 from rankscope.data.registry import TaskSpec
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores
 from rankscope.evaluate.scorers.choice import Logprobs, Question, continuation_logprobs, summarize
 from rankscope.models.base import Base
@@ -22,7 +22,7 @@ def encode_contexts(encoder: Encoder, items: Sequence[Item]) -> list[Question]:
     """One question per item and option, in order, with the one continuation.
 
     Raises:
-        BadInput: a prompt or a continuation without tokens.
+        UserError: a prompt or a continuation without tokens.
     """
     questions = []
     for item in items:
@@ -31,7 +31,7 @@ def encode_contexts(encoder: Encoder, items: Sequence[Item]) -> list[Question]:
             answer = encoder.answer_ids(item.completion, asked)
             prompt = encoder.prompt_ids(asked)
             if not prompt or not answer:
-                raise BadInput(f"{item.place}: nothing stands before, or after, the option")
+                raise UserError(f"{item.location}: nothing stands before, or after, the option")
             questions.append(Question(prompt, [answer]))
     return questions
 
@@ -41,7 +41,7 @@ def score_contexts(
     items: Sequence[Item],
     questions: Sequence[Question],
     spec: TaskSpec,
-    slots: Sequence[str | None],
+    adapter_names: Sequence[str | None],
     batch_tokens: int,
 ) -> dict[str | None, ModelScores]:
     """As :func:`.choice.score_choices`, for the questions of :func:`encode_contexts`.
@@ -50,7 +50,7 @@ def score_contexts(
     ``acc_norm`` and ``acc_bytes`` divide by the option's own length, which means nothing here, and
     are left out.
     """
-    found = continuation_logprobs(base, questions, slots, batch_tokens)
+    found = continuation_logprobs(base, questions, adapter_names, batch_tokens)
     sizes = [len(item.contexts) for item in items]
     ends = np.cumsum(sizes)
     whole = [
@@ -58,7 +58,7 @@ def score_contexts(
         for size, end in zip(sizes, ends.tolist(), strict=True)
     ]
     scores = {}
-    for slot, logprobs in found.items():
+    for adapter_name, logprobs in found.items():
         flat = np.concatenate(logprobs.values)
         values = np.split(flat, ends[:-1])
         nothing = [np.zeros(0)] * len(values)
@@ -66,5 +66,5 @@ def score_contexts(
         made = summarize(items, whole, spec, joined)
         for metric in ("acc_norm", "acc_bytes", "acc_token"):
             made.metrics.pop(metric, None)
-        scores[slot] = made
+        scores[adapter_name] = made
     return scores

@@ -13,7 +13,7 @@ from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
 from rankscope.data.numbers import ANSWER_MARK, extract_number
 from rankscope.data.tasks import TaskSpec
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.evaluate.continuous_batching import Generation, Limits, RunningBatch
 from rankscope.evaluate.metrics import ModelScores, mean, normalized_answer
 from rankscope.evaluate.prefix_sharing import shared_prefixes
@@ -33,15 +33,15 @@ __all__ = [
 def generate(
     base: Base,
     prompts: Sequence[Sequence[int]],
-    slots: Sequence[str | None],
+    adapter_names: Sequence[str | None],
     limits: Limits,
 ) -> dict[str | None, list[Generation]]:
     """Continue every prompt greedily under every model; results in prompt order.
 
     Args:
-        base: carries the adapters of ``slots``; None among them is the bare base.
+        base: carries the adapters of ``adapter_names``; None among them is the bare base.
         prompts: token ids, each at least one and fewer than ``limits.context``.
-        slots: distinct.
+        adapter_names: distinct.
 
     Raises:
         ValueError: a prompt outside these bounds.
@@ -56,10 +56,10 @@ def generate(
     groups = shared_prefixes(prompts)
     shared = {i: group for group in groups if group.length for i in group.members}
     order = [i for group in groups for i in sorted(group.members, key=lambda i: -len(prompts[i]))]
-    for slot in slots:
-        found[slot] = [
+    for adapter_name in adapter_names:
+        found[adapter_name] = [
             Generation(
-                slot,
+                adapter_name,
                 i,
                 prompt,
                 min(limits.max_new_tokens, limits.context - len(prompt)),
@@ -67,7 +67,7 @@ def generate(
             )
             for i, prompt in enumerate(prompts)
         ]
-        waiting.extend(found[slot][i] for i in order)
+        waiting.extend(found[adapter_name][i] for i in order)
     RunningBatch(base, limits).run(waiting)
     for generations in found.values():
         for generation in generations:
@@ -82,14 +82,16 @@ def encode_prompts(encoder: Encoder, items: Sequence[Item]) -> list[list[int]]:
     """Every item's prompt.
 
     Raises:
-        BadInput: an item without a prompt or without a gold answer.
+        UserError: an item without a prompt or without a gold answer.
     """
     prompts = []
     for item in items:
         prompts.append(encoder.prompt_ids(item))
         if not prompts[-1] or not gold_answer(item).strip():
             missing = "gold answer" if prompts[-1] else "prompt"
-            raise BadInput(f"{item.place}: no {missing}, so no answer can be generated and judged")
+            raise UserError(
+                f"{item.location}: no {missing}, so no answer can be generated and judged"
+            )
     return prompts
 
 
@@ -137,7 +139,7 @@ def score_generations(
     items: Sequence[Item],
     prompts: Sequence[Sequence[int]],
     scorer: Scorer,
-    slots: Sequence[str | None],
+    adapter_names: Sequence[str | None],
     limits: Limits,
 ) -> dict[str | None, ModelScores]:
     """Generated answers judged under every model.
@@ -148,13 +150,18 @@ def score_generations(
     running batch.
     """
     begun = time.perf_counter()
-    found = generate(base, prompts, slots, limits)
+    found = generate(base, prompts, adapter_names, limits)
     seconds = time.perf_counter() - begun
-    tokens = {slot: sum(len(g.prompt) + len(g.ids) for g in gs) for slot, gs in found.items()}
+    tokens = {
+        adapter_name: sum(len(g.prompt) + len(g.ids) for g in gs)
+        for adapter_name, gs in found.items()
+    }
     total = sum(tokens.values())
     return {
-        slot: summarize(items, gs, scorer, seconds * tokens[slot] / total, tokens[slot])
-        for slot, gs in found.items()
+        adapter_name: summarize(
+            items, gs, scorer, seconds * tokens[adapter_name] / total, tokens[adapter_name]
+        )
+        for adapter_name, gs in found.items()
     }
 
 
@@ -174,8 +181,8 @@ def summarize(
             gold = normalized_answer(gold_answer(item))
             prediction = normalized_answer(generation.text)
         if gold is None:
-            raise BadInput(
-                f"{item.place}: no number in the gold answer {gold_answer(item)[:60]!r}; "
+            raise UserError(
+                f"{item.location}: no number in the gold answer {gold_answer(item)[:60]!r}; "
                 "expected one, such as '#### 18'"
             )
         results.append(

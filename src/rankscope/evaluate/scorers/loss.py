@@ -12,9 +12,9 @@ import torch
 
 from rankscope.data.encode import EncodedRow, Encoder
 from rankscope.data.items import Item
-from rankscope.errors import BadInput, IntegrityError
+from rankscope.errors import IntegrityError, UserError
 from rankscope.evaluate.metrics import ModelScores, mean
-from rankscope.evaluate.scorers.choice import MAX_LOGITS, Floats, of_slot, token_logprobs
+from rankscope.evaluate.scorers.choice import MAX_LOGITS, Floats, for_adapter, token_logprobs
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.records import ItemResult
 
@@ -23,15 +23,15 @@ def encode_losses(encoder: Encoder, items: Sequence[Item]) -> list[EncodedRow]:
     """Every item as a training row with completion labels.
 
     Raises:
-        BadInput: items with no token to score: no completion, or a prompt that fills the encoder's
+        UserError: items with no token to score: no completion, or a prompt that fills the encoder's
             ``max_length``.
     """
     rows = [encoder.training_row(item, "completion") for item in items]
-    empty = [item.place for item, row in zip(items, rows, strict=True) if row is None]
+    empty = [item.location for item, row in zip(items, rows, strict=True) if row is None]
     if empty:
         bound = encoder.max_length
         fills = f", or a prompt that fills max_length = {bound} tokens" if bound else ""
-        raise BadInput(
+        raise UserError(
             f"{empty[0]}: no token to score is left; so are {len(empty)} of {len(items)} items: no "
             f"completion{fills}. Leave these rows out or, in a study, raise train.max_length"
         )
@@ -42,7 +42,7 @@ def score_losses(
     base: Base,
     items: Sequence[Item],
     rows: Sequence[EncodedRow],
-    slots: Sequence[str | None],
+    adapter_names: Sequence[str | None],
     batch_tokens: int,
 ) -> dict[str | None, ModelScores]:
     """Log p per labelled token under every model, nats.
@@ -55,17 +55,21 @@ def score_losses(
     """
     num_tokens = sum(len(row.input_ids) for row in rows)
     return {
-        slot: summarize(items, rows, total, slot, seconds, num_tokens)
-        for slot, (total, seconds) in row_totals(base, rows, slots, batch_tokens).items()
+        adapter_name: summarize(items, rows, total, adapter_name, seconds, num_tokens)
+        for adapter_name, (total, seconds) in row_totals(
+            base, rows, adapter_names, batch_tokens
+        ).items()
     }
 
 
 def row_totals(
-    base: Base, rows: Sequence[EncodedRow], slots: Sequence[str | None], batch_tokens: int
+    base: Base, rows: Sequence[EncodedRow], adapter_names: Sequence[str | None], batch_tokens: int
 ) -> dict[str | None, tuple[Floats, float]]:
     """Summed log p of every row's labelled tokens, (rows,), under every model, and its seconds."""
-    totals: dict[str | None, Floats] = {slot: np.zeros(len(rows)) for slot in slots}
-    seconds = dict.fromkeys(slots, 0.0)
+    totals: dict[str | None, Floats] = {
+        adapter_name: np.zeros(len(rows)) for adapter_name in adapter_names
+    }
+    seconds = dict.fromkeys(adapter_names, 0.0)
     for members in cut(rows, batch_tokens, max(1, MAX_LOGITS // base.record.vocab_size)):
         kept_rows = [
             Row(row.input_ids, [t - 1 for t, kept in enumerate(row.is_label) if kept])
@@ -76,12 +80,12 @@ def row_totals(
             [row.ids[t + 1] for row in kept_rows for t in row.keep], device=base.device
         )
         owners = np.repeat(members, [len(row.keep) for row in kept_rows])
-        for slot, total in totals.items():
+        for adapter_name, total in totals.items():
             begun = time.perf_counter()
-            logprobs = token_logprobs(base.logits(of_slot(batch, slot)), None, targets)
+            logprobs = token_logprobs(base.logits(for_adapter(batch, adapter_name)), None, targets)
             total += np.bincount(owners, weights=logprobs, minlength=len(rows))
-            seconds[slot] += time.perf_counter() - begun
-    return {slot: (total, seconds[slot]) for slot, total in totals.items()}
+            seconds[adapter_name] += time.perf_counter() - begun
+    return {adapter_name: (total, seconds[adapter_name]) for adapter_name, total in totals.items()}
 
 
 def cut(rows: Sequence[EncodedRow], batch_tokens: int, max_kept: int) -> Iterator[list[int]]:
@@ -104,12 +108,12 @@ def summarize(
     items: Sequence[Item],
     rows: Sequence[EncodedRow],
     totals: Floats,
-    slot: str | None,
+    adapter_name: str | None,
     seconds: float,
     num_tokens: int,
 ) -> ModelScores:
     """Scores of one model from its items' summed log-probabilities."""
-    refuse_not_finite(items, totals, slot)
+    check_not_finite(items, totals, adapter_name)
     counts = [sum(row.is_label) for row in rows]
     results = [
         ItemResult(
@@ -129,11 +133,11 @@ def summarize(
     return ModelScores(results, metrics, seconds, num_tokens)
 
 
-def refuse_not_finite(items: Sequence[Item], totals: Floats, slot: str | None) -> None:
+def check_not_finite(items: Sequence[Item], totals: Floats, adapter_name: str | None) -> None:
     """Raise IntegrityError for a model whose log-probabilities, (items,), are not finite."""
     if not np.isfinite(totals).all():
         bad = int(np.flatnonzero(~np.isfinite(totals))[0])
-        model = "the base" if slot is None else f"adapter {slot}"
+        model = "the base" if adapter_name is None else f"adapter {adapter_name}"
         raise IntegrityError(
             f"{model}: log-probabilities of {items[bad].item_id} are not finite; its weights have "
             "blown up, so it cannot be scored"

@@ -13,10 +13,10 @@ import numpy as np
 
 from rankscope.data.encode import EncodedRow, Encoder
 from rankscope.data.items import Item
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores, mean
 from rankscope.evaluate.scorers.choice import Floats
-from rankscope.evaluate.scorers.loss import refuse_not_finite, row_totals
+from rankscope.evaluate.scorers.loss import check_not_finite, row_totals
 from rankscope.models.base import Base
 from rankscope.records import ItemResult
 
@@ -35,19 +35,19 @@ def encode_texts(
         context: most tokens the model takes in; None is no bound.
 
     Raises:
-        BadInput: an item with a prompt, or a text without tokens.
+        UserError: an item with a prompt, or a text without tokens.
     """
     width = min(longest_window(encoder), context or longest_window(encoder))
     found = []
     for item in items:
         if item.prompt or item.messages:
-            raise BadInput(
-                f"{item.place}: scorer 'perplexity' scores whole texts; expected rows with a "
+            raise UserError(
+                f"{item.location}: scorer 'perplexity' scores whole texts; expected rows with a "
                 "field 'text' alone (scorer 'loss' scores answers after their prompts)"
             )
         ids = [encoder.start_id, *encoder.text_ids(item.completion)]
         if len(ids) < 2:
-            raise BadInput(f"{item.place}: the text has no tokens")
+            raise UserError(f"{item.location}: the text has no tokens")
         found.append(
             [window(ids[start : start + width]) for start in range(0, len(ids) - 1, width - 1)]
         )
@@ -68,13 +68,13 @@ def score_texts(
     base: Base,
     items: Sequence[Item],
     windows: Sequence[Sequence[EncodedRow]],
-    slots: Sequence[str | None],
+    adapter_names: Sequence[str | None],
     batch_tokens: int,
 ) -> dict[str | None, ModelScores]:
     """Cross-entropy of every text under every model.
 
     Metrics, in nats but for ``bits_per_byte`` and ``perplexity``: ``logprob_per_token``, the mean
-    over texts of each text's mean, which is the headline; over all tokens of all texts,
+    over texts of each text's mean, which is the primary_metric; over all tokens of all texts,
     ``logprob_per_token_pooled``, ``logprob_per_byte_pooled`` (UTF-8 bytes), ``bits_per_byte`` and
     ``perplexity`` = exp(-``logprob_per_token_pooled``).
 
@@ -87,9 +87,11 @@ def score_texts(
     num_bytes = sum(len(item.completion.encode()) for item in items)
     num_tokens = sum(len(row.input_ids) for row in rows)
     scores = {}
-    for slot, (of_rows, seconds) in row_totals(base, rows, slots, batch_tokens).items():
+    for adapter_name, (of_rows, seconds) in row_totals(
+        base, rows, adapter_names, batch_tokens
+    ).items():
         totals: Floats = np.bincount(owners, weights=of_rows, minlength=len(windows)).astype(float)
-        refuse_not_finite(items, totals, slot)
+        check_not_finite(items, totals, adapter_name)
         results = [
             ItemResult(
                 item_id=item.item_id,
@@ -110,5 +112,5 @@ def score_texts(
             "bits_per_byte": -whole / num_bytes / math.log(2),
             "perplexity": math.exp(min(-per_token, 700.0)),
         }
-        scores[slot] = ModelScores(results, metrics, seconds, num_tokens)
+        scores[adapter_name] = ModelScores(results, metrics, seconds, num_tokens)
     return scores

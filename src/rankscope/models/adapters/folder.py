@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from rankscope.errors import BadInput, IntegrityError
+from rankscope.errors import IntegrityError, UserError
 from rankscope.models.adapters.settings import (
     CONFIG,
     PLAIN_STARTS,
@@ -161,7 +161,7 @@ model = PeftModel.from_pretrained(model, "THIS FOLDER")
 
 def load_adapter(
     folder: Path,
-    slot: str,
+    adapter_name: str,
     base: ModelRecord | None = None,
     starts: Collection[object] = PLAIN_STARTS,
     *,
@@ -174,14 +174,14 @@ def load_adapter(
 
     Args:
         folder: holds ``adapter_config.json`` and ``adapter_model.safetensors``.
-        slot: the name it gets in a pack.
+        adapter_name: the name it gets in a multi_lora.
         base: refuse an adapter whose recorded base hash differs; one without a hash is accepted.
         starts: values of PEFT's ``init_lora_weights`` that the caller knows how to read.
         has_copies: leave out PEFT's copy of an output head, which the caller compares with the
             base's; refused otherwise.
 
     Raises:
-        BadInput: no such files, a pickle, a PEFT type other than LoRA, or another base.
+        UserError: no such files, a pickle, a PEFT type other than LoRA, or another base.
         IntegrityError: an A without its B or the reverse, extra, misshapen or non-finite tensors. A
             module that lacks both is not noticed here: the ledger's hash of the file does that.
     """
@@ -196,7 +196,7 @@ def load_adapter(
                 if is_copy(key, keys):
                     if has_copies:
                         continue
-                    raise BadInput(
+                    raise UserError(
                         f"{path}: {key!r} is a copy of the output head, which is read from the "
                         "base alone; expected A and B: load the adapter with PEFT and write it by "
                         "save_pretrained(FOLDER, save_embedding_layers=False)"
@@ -209,7 +209,7 @@ def load_adapter(
     except (SafetensorError, OSError) as error:
         raise IntegrityError(f"{path}: not a readable safetensors file: {error}") from error
     if base is not None:
-        refuse_other_base(folder, metadata.get(BASE_HASH), base.sha256)
+        check_other_base(folder, metadata.get(BASE_HASH), base.sha256)
     a, b, magnitude = parts["A"], parts["B"], parts["m"]
     check_pairs(a, b, settings, path)
     check_magnitudes(magnitude, b, settings, path)
@@ -218,7 +218,7 @@ def load_adapter(
         if not math.isclose(ratio, 1, rel_tol=1e-9):  # beyond the rounding of alpha itself
             own.mul_(ratio)
     return Adapter(
-        slot=slot,
+        name=adapter_name,
         rank=settings.r,
         alpha=settings.lora_alpha,
         scaling=settings.scaling,
@@ -229,10 +229,10 @@ def load_adapter(
     )
 
 
-def refuse_other_base(folder: Path, recorded: str | None, base_sha256: str) -> None:
-    """Raise BadInput where an adapter says that it was made for other weights."""
+def check_other_base(folder: Path, recorded: str | None, base_sha256: str) -> None:
+    """Raise UserError where an adapter says that it was made for other weights."""
     if recorded is not None and recorded != base_sha256:
-        raise BadInput(
+        raise UserError(
             f"adapter {folder}: made for another base (weights {recorded[:12]}..., "
             f"this one is {base_sha256[:12]}...)"
         )
@@ -249,12 +249,12 @@ def adapter_sha256(folder: Path) -> str:
     """Hex sha256 over an adapter's configuration and weights.
 
     Raises:
-        BadInput: they are not there.
+        UserError: they are not there.
     """
     try:
         return sha256_json([sha256_file(folder / name) for name in (CONFIG, WEIGHTS)])
     except OSError as error:
-        raise BadInput(f"adapter {folder}: cannot be read: {error}") from error
+        raise UserError(f"adapter {folder}: cannot be read: {error}") from error
 
 
 def is_copy(key: str, keys: Collection[str]) -> bool:
@@ -283,7 +283,7 @@ def module_and_part(key: str, path: Path) -> tuple[str, str]:
         if key.startswith(PREFIX) and key.endswith(ending):
             return key[len(PREFIX) : -len(ending)], part
     if ".lora_embedding_" in key or key.endswith(".base_layer.weight"):
-        raise BadInput(f"{path}: {key!r} is of an adapted embedding; expected linear layers")
+        raise UserError(f"{path}: {key!r} is of an adapted embedding; expected linear layers")
     raise IntegrityError(f"{path}: unexpected tensor {key!r}; expected lora_A and lora_B weights")
 
 

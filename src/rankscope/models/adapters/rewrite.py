@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from rankscope.errors import DiskFull
-from rankscope.filesystem import refuse_taken, says_disk_full
+from rankscope.filesystem import check_taken, is_disk_full
 from rankscope.models.adapters.folder import MAGNITUDE, PREFIX, as_whole, with_sorted_metadata
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS, AdapterSettings
 
@@ -48,11 +48,11 @@ def rewrite(source: Path, out: Path, changed: Mapping[str, Module], note: str) -
         note: what the model card says was done.
 
     Raises:
-        BadInput: ``out`` holds something already.
+        UserError: ``out`` holds something already.
         DiskFull: ``out`` is left as it was.
     """
     out = out.resolve()  # "x/.." has no name to put a copy beside
-    refuse_taken(out)
+    check_taken(out)
     aside = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         aside.mkdir(parents=True)
@@ -64,7 +64,7 @@ def rewrite(source: Path, out: Path, changed: Mapping[str, Module], note: str) -
         (aside / "README.md").write_text(card(source, note), encoding="utf-8")
         os.replace(aside, out)
     except OSError as error:
-        if not says_disk_full(error):
+        if not is_disk_full(error):
             raise
         raise DiskFull(f"{out}: the disk is full; nothing was left there. Make room.") from error
     finally:

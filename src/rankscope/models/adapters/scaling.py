@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
-from rankscope.models.multi_lora import Pack, unwrap
+from rankscope.models.multi_lora import MultiLora, unwrap
 from rankscope.models.quantize import dense_weight
 from rankscope.records import Variant
 
@@ -44,7 +44,7 @@ def factors(variant: Variant, num_layers: int) -> FactorOf:
 
 
 def scaled_adapter(
-    adapter: Adapter, slot: str, factor_of: FactorOf, linears: Mapping[str, nn.Linear]
+    adapter: Adapter, adapter_name: str, factor_of: FactorOf, linears: Mapping[str, nn.Linear]
 ) -> Adapter:
     """An adapter, ready to score, whose module ``name`` computes W0 + f s B A with its own f.
 
@@ -54,7 +54,7 @@ def scaled_adapter(
         ValueError: an adapter that starts from a part of W0 and is not stored as plain LoRA yet.
     """
     if adapter.start:
-        raise ValueError(f"{adapter.slot}: only stored adapters can be scaled")
+        raise ValueError(f"{adapter.name}: only stored adapters can be scaled")
     each = {name: factor_of(name) for name in adapter.a}
     whole = next(iter(each.values()))
     shared = not adapter.magnitude and all(f == whole for f in each.values())
@@ -70,7 +70,7 @@ def scaled_adapter(
             length = (weight + s * b[name] @ adapter.a[name]).norm(dim=1)
             magnitude[name] = nn.Parameter(milder * length, requires_grad=False)
     return Adapter(
-        slot=slot,
+        name=adapter_name,
         rank=adapter.rank,
         alpha=adapter.alpha * (whole if shared else 1.0),
         scaling=adapter.scaling * (whole if shared else 1.0),
@@ -102,4 +102,4 @@ def scaled_model(frozen: Base, tuned: Base, factor_of: FactorOf) -> Base:
     for name, parameter in model.named_parameters():
         start = parameter.float()
         parameter.copy_(start + factor_of(name) * (trained[name].float() - start))
-    return Base(model, frozen.tokenizer, frozen.record, frozen.folder, Pack(model))
+    return Base(model, frozen.tokenizer, frozen.record, frozen.folder, MultiLora(model))

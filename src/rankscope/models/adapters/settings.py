@@ -9,7 +9,7 @@ from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -89,31 +89,31 @@ def read_config(folder: Path, starts: Collection[object] = PLAIN_STARTS) -> Adap
     """``adapter_config.json`` of a plain LoRA adapter.
 
     Raises:
-        BadInput: it is missing, unreadable, or sets something that gives A and B another meaning.
+        UserError: it is missing, unreadable, or sets something that gives A and B another meaning.
     """
     if not (folder / WEIGHTS).is_file():
         if (folder / "adapter_model.bin").is_file():
-            raise BadInput(
+            raise UserError(
                 f"adapter {folder}: adapter_model.bin is a pickle, which can run code when loaded "
                 "and is refused; load it once with PEFT where you trust it and save_pretrained it"
             )
-        raise BadInput(f"adapter {folder}: no {WEIGHTS}; expected a PEFT adapter folder")
+        raise UserError(f"adapter {folder}: no {WEIGHTS}; expected a PEFT adapter folder")
     try:
         found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError("expected a JSON object")
     except (OSError, ValueError) as error:
-        raise BadInput(f"adapter {folder}: {CONFIG} cannot be used: {error}") from error
+        raise UserError(f"adapter {folder}: {CONFIG} cannot be used: {error}") from error
     if found.get("peft_type") != "LORA":
-        raise BadInput(f"adapter {folder}: peft_type {found.get('peft_type')!r}; expected 'LORA'")
+        raise UserError(f"adapter {folder}: peft_type {found.get('peft_type')!r}; expected 'LORA'")
     try:
         settings = AdapterSettings.model_validate(found)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise BadInput(f"adapter {folder}: {CONFIG} cannot be used: {faults}") from error
+        raise UserError(f"adapter {folder}: {CONFIG} cannot be used: {faults}") from error
     start = found.get("init_lora_weights", True)
     if start not in starts:
-        raise BadInput(
+        raise UserError(
             f"adapter {folder}: init_lora_weights {start!r} changes the base weights, so these A "
             "and B do not fit the plain base; convert it with PEFT's "
             "path_initial_model_for_weight_conversion"
@@ -123,5 +123,5 @@ def read_config(folder: Path, starts: Collection[object] = PLAIN_STARTS) -> Adap
         if name in HARMLESS or name == "init_lora_weights" or not value:
             continue
         if name not in defaults or value != defaults[name]:
-            raise BadInput(f"adapter {folder}: {name} = {value!r} is not supported")
+            raise UserError(f"adapter {folder}: {name} = {value!r} is not supported")
     return settings

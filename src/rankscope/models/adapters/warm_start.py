@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rankscope.config.arm import ArmConfig, resolved_alpha
 from rankscope.config.study import StudyConfig
-from rankscope.errors import BadInput, IntegrityError
+from rankscope.errors import IntegrityError, UserError
 from rankscope.models.adapters.folder import adapter_sha256, load_adapter, recorded_base
 from rankscope.models.adapters.settings import AdapterSettings, read_config
 from rankscope.models.lora import Adapter
@@ -18,7 +18,7 @@ MAX_NAMES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class StoredStart:
+class WarmStart:
     """An adapter on disk that training goes on from.
 
     Attributes:
@@ -43,56 +43,58 @@ class StoredStart:
     targets: tuple[str, ...]
 
 
-def with_starts(
+def resolve_warm_starts(
     config: StudyConfig, shapes: Architecture
-) -> tuple[StudyConfig, Mapping[str, StoredStart]]:
+) -> tuple[StudyConfig, Mapping[str, WarmStart]]:
     """The study with method, rank, alpha and targets of every adapter that an arm goes on from.
 
     Also what was read, by folder as the study names it.
 
     Raises:
-        BadInput: there is no such adapter, it does not fit the model ``shapes``, or the arm says
+        UserError: there is no such adapter, it does not fit the model ``shapes``, or the arm says
             something else than it.
     """
-    starts: dict[str, StoredStart] = {}
+    starts: dict[str, WarmStart] = {}
     arms = []
     for index, arm in enumerate(config.arms):
         if arm.init_from is not None:
             try:
                 if arm.init_from not in starts:
-                    starts[arm.init_from] = read_start(Path(arm.init_from), shapes)
+                    starts[arm.init_from] = read_warm_start(Path(arm.init_from), shapes)
                 arm = with_start(arm, starts[arm.init_from], shapes)
-            except BadInput as error:
-                raise BadInput(f"arms.{index}.init_from: {error}") from error
+            except UserError as error:
+                raise UserError(f"arms.{index}.init_from: {error}") from error
         arms.append(arm)
     return (config.model_copy(update={"arms": arms}) if starts else config), starts
 
 
-def read_start(folder: Path, shapes: Architecture) -> StoredStart:
+def read_warm_start(folder: Path, shapes: Architecture) -> WarmStart:
     """Read an adapter folder that PEFT or Rankscope wrote, and hold it against the model.
 
     Raises:
-        BadInput: it is missing, damaged or a pickle; no plain LoRA or DoRA adapter; has a module
+        UserError: it is missing, damaged or a pickle; no plain LoRA or DoRA adapter; has a module
             that the model lacks or that has another shape there; or a scaling of its own for some
             modules.
     """
     if not folder.is_dir():
-        raise BadInput(f"adapter {folder}: there is no such folder; expected a PEFT adapter folder")
+        raise UserError(
+            f"adapter {folder}: there is no such folder; expected a PEFT adapter folder"
+        )
     settings = read_config(folder)
     try:
         adapter = load_adapter(folder, "start")
     except IntegrityError as error:
-        raise BadInput(f"adapter {folder}: damaged: {error}") from error
-    refuse_other_shapes(folder, adapter, shapes)
+        raise UserError(f"adapter {folder}: damaged: {error}") from error
+    check_other_shapes(folder, adapter, shapes)
     for name in adapter.a:
         own = settings.scaling_of(name)
         if not math.isclose(own, settings.scaling, rel_tol=1e-9):
-            raise BadInput(
+            raise UserError(
                 f"adapter {folder}: {name!r} has scaling {own:g}, the others {settings.scaling:g} "
                 "(rank_pattern, alpha_pattern); expected one scaling, as every trial has"
             )
     methods, kind = methods_of(folder, settings)
-    return StoredStart(
+    return WarmStart(
         folder=folder,
         sha256=adapter_sha256(folder),
         base_sha256=recorded_base(folder),
@@ -105,19 +107,19 @@ def read_start(folder: Path, shapes: Architecture) -> StoredStart:
     )
 
 
-def refuse_other_shapes(folder: Path, adapter: Adapter, shapes: Architecture) -> None:
-    """Raise BadInput for a module that the model lacks, or that has another shape there."""
+def check_other_shapes(folder: Path, adapter: Adapter, shapes: Architecture) -> None:
+    """Raise UserError for a module that the model lacks, or that has another shape there."""
     for name in adapter.a:
         found = (len(adapter.b[name]), adapter.a[name].shape[1])
         expected = shapes.linear_shapes.get(name)
         if expected is None:
             leaves = {other.rsplit(".", 1)[-1] for other in shapes.linear_shapes}
-            raise BadInput(
+            raise UserError(
                 f"adapter {folder}: it changes {name!r}, but this model has no such linear layer; "
                 f"expected an adapter of this model, on some of: {', '.join(sorted(leaves))}"
             )
         if found != expected:
-            raise BadInput(
+            raise UserError(
                 f"adapter {folder}: {name!r} has (out, in) = {found}, in this model {expected}; "
                 "expected an adapter of this model"
             )
@@ -126,7 +128,7 @@ def refuse_other_shapes(folder: Path, adapter: Adapter, shapes: Architecture) ->
 def methods_of(folder: Path, settings: AdapterSettings) -> tuple[tuple[str, ...], str]:
     """The methods that go on training such an adapter, and the settings that say so."""
     if settings.use_dora and settings.use_rslora:
-        raise BadInput(
+        raise UserError(
             f"adapter {folder}: has use_dora and use_rslora, and no method trains both together; "
             "expected one of them, or neither"
         )
@@ -154,34 +156,34 @@ def matched(target: str, shapes: Architecture) -> set[str]:
     """Layers that a target names, none where it names none."""
     try:
         return set(target_shapes(shapes, [target]))
-    except BadInput:
+    except UserError:
         return set()
 
 
-def with_start(arm: ArmConfig, start: StoredStart, shapes: Architecture) -> ArmConfig:
+def with_start(arm: ArmConfig, start: WarmStart, shapes: Architecture) -> ArmConfig:
     """The arm with what it leaves out taken from the adapter.
 
     Raises:
-        BadInput: the arm says something else than the adapter.
+        UserError: the arm says something else than the adapter.
     """
     for method in arm.method:
         if method not in start.methods:
-            raise BadInput(
+            raise UserError(
                 f"method {method!r} does not fit the adapter {start.folder}, which has "
                 f"{start.kind}; expected {' or '.join(map(repr, start.methods))}"
             )
     for rank in arm.rank:
         if rank != start.rank:
-            raise BadInput(differs("rank", rank, start.rank, start))
+            raise UserError(differs("rank", rank, start.rank, start))
     if "alpha" in arm.model_fields_set:
         for alpha in arm.alpha:
             number = resolved_alpha(alpha, start.rank)
             if number != start.alpha:
-                raise BadInput(differs("alpha", f"{number:g}", f"{start.alpha:g}", start))
+                raise UserError(differs("alpha", f"{number:g}", f"{start.alpha:g}", start))
     if "targets" in arm.model_fields_set:
         for targets in arm.target_sets():
             if set(target_shapes(shapes, targets)) != start.modules:
-                raise BadInput(differs("targets", few(targets), few(start.targets), start))
+                raise UserError(differs("targets", few(targets), few(start.targets), start))
     taken = {
         "method": [start.methods[0]],
         "rank": [start.rank],
@@ -192,7 +194,7 @@ def with_start(arm: ArmConfig, start: StoredStart, shapes: Architecture) -> ArmC
     return arm.model_copy(update={k: value for k, value in taken.items() if k not in given})
 
 
-def differs(name: str, found: object, expected: object, start: StoredStart) -> str:
+def differs(name: str, found: object, expected: object, start: WarmStart) -> str:
     """A message that an arm and its adapter disagree."""
     return (
         f"the arm has {name} {found}, the adapter {start.folder} has {expected}; "
@@ -207,7 +209,7 @@ def few(names: tuple[str, ...]) -> str:
     return f"[{shown}, ... and {more} more]" if more > 0 else f"[{shown}]"
 
 
-def start_notes(starts: Iterable[StoredStart]) -> list[str]:
+def warm_start_notes(starts: Iterable[WarmStart]) -> list[str]:
     """One sentence per adapter that does not say which base it was made for."""
     return [
         f"adapter {start.folder}: it does not say which weights it was made for; its modules fit "

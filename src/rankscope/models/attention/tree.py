@@ -22,7 +22,7 @@ MAX_SCORES = 2**16
 
 
 @dataclass(frozen=True, slots=True)
-class Branches:
+class TreeMask:
     """Which tokens of each row may see which."""
 
     branch: Tensor
@@ -34,7 +34,7 @@ class Branches:
     _masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, lengths: Sequence[int], branches: Sequence[Sequence[int]]) -> "Branches":
+    def of(cls, lengths: Sequence[int], branches: Sequence[Sequence[int]]) -> "TreeMask":
         """Rows of the given lengths that end in branches of the given lengths."""
         width = max(lengths)
         branch = torch.full((len(lengths), width), -1)
@@ -102,11 +102,11 @@ class Branches:
         return self._masks[key]
 
 
-def branched_products(
+def tree_attention(
     qkv: tuple[Tensor, Tensor, Tensor],
     layout: Layout,
     scale: float,
-    branches: Branches | None,
+    branches: TreeMask | None,
     prefix: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     """softmax(s q k^T) v over a row's own keys and the prefix's, without a backward pass.

@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.models.attention.decode import Step
 from rankscope.models.attention.products import MAX_LENGTH, Layout, row_products
-from rankscope.models.attention.tree import MAX_SCORES, Branches, branched_products
+from rankscope.models.attention.tree import MAX_SCORES, TreeMask, tree_attention
 
 NAME = "rankscope_rows"
 """Name of the attention implementation, for ``attn_implementation=``."""
@@ -37,7 +37,7 @@ Probe = Callable[[int, Tensor, Tensor, float, int | None], None]
 """Looks at one layer's attention: (layer, queries (H, N, D), keys (K, N, D), scale, window)."""
 
 
-class RowCache:
+class KVCache:
     """Keys and values of the tokens each row has already seen, layer by layer.
 
     Attributes:
@@ -56,9 +56,9 @@ class RowCache:
         """Keys and values."""
         return self.keys, self.values
 
-    def select(self, rows: Tensor, capacity: int) -> "RowCache":
+    def select(self, rows: Tensor, capacity: int) -> "KVCache":
         """A new cache holding the given rows, (R',) int64, in that order; rows may repeat."""
-        chosen = RowCache(len(rows), capacity)
+        chosen = KVCache(len(rows), capacity)
         chosen.lengths = self.lengths[rows].clone()
         width = int(chosen.lengths.max()) if len(rows) else 0
         for layer, keys in self.keys.items():
@@ -92,7 +92,7 @@ class RowCache:
 
 
 @dataclass(frozen=True, slots=True)
-class RowPlan:
+class AttentionPlan:
     """Where each of the N tokens stands among R rows; made once per forward pass."""
 
     lengths: Tensor
@@ -103,15 +103,15 @@ class RowPlan:
     """(N,) index into R * T."""
     is_rectangular: bool
     """All rows equally long: rows are a plain reshape."""
-    cache: RowCache | None = None
+    cache: KVCache | None = None
     store: bool = False
     """Append this pass's keys and values to ``cache``."""
     layout: Layout | None = None
     """How ``row_products`` lays the rows out, where it is the faster way."""
     step: Step | None = None
     """All rows continue what they have cached by one token."""
-    branches: Branches | None = None
-    prefix: RowCache | None = None
+    branches: TreeMask | None = None
+    prefix: KVCache | None = None
     """A cache of one row, which every row continues."""
     probe: Probe | None = None
     """Called in every layer, before its attention is computed."""
@@ -131,9 +131,9 @@ class RowPlan:
         cls,
         lengths: Sequence[int],
         device: torch.device,
-        cache: RowCache | None = None,
+        cache: KVCache | None = None,
         store: bool = False,
-    ) -> "RowPlan":
+    ) -> "AttentionPlan":
         """Plan for consecutive rows of the given lengths (each at least 1)."""
         counts = torch.tensor(lengths, dtype=torch.int64)
         width = int(counts.max())
@@ -156,8 +156,8 @@ class RowPlan:
         )
 
     def branched(
-        self, branches: Sequence[Sequence[int]], prefix: RowCache | None, device: torch.device
-    ) -> "RowPlan":
+        self, branches: Sequence[Sequence[int]], prefix: KVCache | None, device: torch.device
+    ) -> "AttentionPlan":
         """The plan for rows that branch, or continue ``prefix``; for passes without gradients.
 
         Args:
@@ -176,7 +176,7 @@ class RowPlan:
         lengths = self.lengths.tolist()
         return replace(
             plan,
-            branches=Branches.of(lengths, branches or [()] * len(lengths)),
+            branches=TreeMask.of(lengths, branches or [()] * len(lengths)),
             layout=Layout.of(lengths, device, MAX_SCORES, plan.num_shared)
             if device.type == "cpu"
             else None,
@@ -198,7 +198,9 @@ class RowPlan:
         return flat[None]
 
 
-def prefix_mask(plan: RowPlan, width: int, window: int | None, device: torch.device) -> Tensor:
+def prefix_mask(
+    plan: AttentionPlan, width: int, window: int | None, device: torch.device
+) -> Tensor:
     """Which of P cached and T own keys each of T queries may see, (R, 1, T, P + T) bool."""
     assert plan.cache is not None
     prefix = plan.cache.lengths
@@ -237,58 +239,58 @@ def row_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    row_plan: RowPlan | None = None,
+    attention_plan: AttentionPlan | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend within rows. ``query`` (1, H, N, D), ``key``/``value`` (1, K, N, D) -> (1, N, H, D).
 
     Raises:
-        BadInput: the architecture hides the row plan, or uses an attention feature (logit
+        UserError: the architecture hides the row plan, or uses an attention feature (logit
             soft-capping, attention sinks) that is not implemented here.
     """
-    if row_plan is None:
-        raise BadInput(
+    if attention_plan is None:
+        raise UserError(
             f"{type(module).__name__} does not pass keyword arguments on to its attention: "
             "this architecture cannot be used; expected one such as Llama, Qwen, Mistral or Gemma"
         )
     for feature in ("softcap", "s_aux"):
         if kwargs.get(feature) is not None:
-            raise BadInput(
+            raise UserError(
                 f"{type(module).__name__} uses attention feature {feature!r}, which is not "
                 "supported"
             )
     # Under autocast rotary positions leave queries and keys in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    width = row_plan.shape[1]
+    width = attention_plan.shape[1]
     window = kwargs.get("sliding_window")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if row_plan.probe is not None:
-        row_plan.probe(int(module.layer_idx), query[0], key[0], scale, window)  # type: ignore[arg-type]
-    if row_plan.branches is not None:
-        return branched_attention(module, (query, key, value), row_plan, window, scale), None
-    cache = row_plan.cache
-    if row_plan.step is not None and cache is not None:
+    if attention_plan.probe is not None:
+        attention_plan.probe(int(module.layer_idx), query[0], key[0], scale, window)  # type: ignore[arg-type]
+    if attention_plan.branches is not None:
+        return branched_attention(module, (query, key, value), attention_plan, window, scale), None
+    cache = attention_plan.cache
+    if attention_plan.step is not None and cache is not None:
         keys, values = (x[int(module.layer_idx)] for x in cache.stored)  # type: ignore[arg-type]
-        return row_plan.step.attend((query, key, value), (keys, values), scale, window), None
-    if row_plan.layout is not None and not dropout and (window is None or window >= width):
-        if cache is not None and row_plan.store:
-            own = (row_plan.rows(key), row_plan.rows(value))
-            cache.append(int(module.layer_idx), *own, row_plan.lengths)  # type: ignore[arg-type]
+        return attention_plan.step.attend((query, key, value), (keys, values), scale, window), None
+    if attention_plan.layout is not None and not dropout and (window is None or window >= width):
+        if cache is not None and attention_plan.store:
+            own = (attention_plan.rows(key), attention_plan.rows(value))
+            cache.append(int(module.layer_idx), *own, attention_plan.lengths)  # type: ignore[arg-type]
         q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
         with no_autocast(query.device.type):  # it chooses its own precision
-            return row_products(q, k, v, row_plan.layout, scale)[None], None
-    q, k, v = row_plan.rows(query), row_plan.rows(key), row_plan.rows(value)
+            return row_products(q, k, v, attention_plan.layout, scale)[None], None
+    q, k, v = attention_plan.rows(query), attention_plan.rows(key), attention_plan.rows(value)
     mask = None
     if cache is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         num_cached = int(cache.lengths.max())
         own_k, own_v = k, v
         if num_cached:
-            mask = prefix_mask(row_plan, width, window, q.device)
+            mask = prefix_mask(attention_plan, width, window, q.device)
             k = torch.cat([cache.keys[layer][:, :, :num_cached], k], dim=2)
             v = torch.cat([cache.values[layer][:, :, :num_cached], v], dim=2)
-        if row_plan.store:
-            cache.append(layer, own_k, own_v, row_plan.lengths)
+        if attention_plan.store:
+            cache.append(layer, own_k, own_v, attention_plan.lengths)
     if mask is None and window is not None and window < width:
         mask = window_mask(width, window, q.device)
     out = F.scaled_dot_product_attention(
@@ -301,13 +303,13 @@ def row_attention(
         scale=scaling,
         enable_gqa=q.shape[1] != k.shape[1],
     )
-    return row_plan.tokens(out.transpose(1, 2)), None
+    return attention_plan.tokens(out.transpose(1, 2)), None
 
 
 def branched_attention(
     module: nn.Module,
     qkv: tuple[Tensor, Tensor, Tensor],
-    plan: RowPlan,
+    plan: AttentionPlan,
     window: int | None,
     scale: float,
 ) -> Tensor:
@@ -323,7 +325,7 @@ def branched_attention(
         plan.cache.append(layer, plan.rows(key), plan.rows(value), plan.lengths)
     if plan.layout is not None and (window is None or window >= plan.num_shared + plan.shape[1]):
         q, k, v = (x.squeeze(0).transpose(0, 1) for x in qkv)
-        return branched_products((q, k, v), plan.layout, scale, plan.branches, prefix)[None]
+        return tree_attention((q, k, v), plan.layout, scale, plan.branches, prefix)[None]
     q, k, v = (plan.rows(x) for x in qkv)
     if prefix is not None:
         k, v = (

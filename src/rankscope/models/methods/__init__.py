@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from rankscope.data.encode import EncodedRow
-from rankscope.data.sampler import RowOrder
-from rankscope.errors import BadInput
+from rankscope.data.sampler import RowSampler
+from rankscope.errors import UserError
 from rankscope.models.adapters.folder import adapter_sha256, load_adapter
 from rankscope.models.base import Base
-from rankscope.models.lora import Adapter, seed_of
+from rankscope.models.lora import Adapter, derive_seed
 from rankscope.models.methods.eva_directions import input_directions
 from rankscope.models.multi_lora import target_linears
 from rankscope.models.quantize import dense_weight
@@ -24,8 +24,8 @@ from rankscope.records import TrialSpec
 
 
 @dataclass(slots=True)
-class Starts:
-    """What adapters of one pack start from besides a seed, each thing computed once.
+class InitContext:
+    """What adapters of one multi_lora start from besides a seed, each thing computed once.
 
     What a trial gets does not depend on the other trials: of a matrix the whole decomposition is
     made and as much of it kept as the largest rank among ``trials`` needs.
@@ -50,7 +50,7 @@ class Starts:
         """EVA's A by module, from the rows in the trial's own order."""
         key = (trial.seed, rank, trial.targets)
         if key not in self._directions:
-            order = RowOrder(len(self.rows), 1, 1, trial.seed).epoch(0)
+            order = RowSampler(len(self.rows), 1, 1, trial.seed).epoch(0)
             self._directions[key] = input_directions(
                 self.base,
                 target_linears(self.base.model, trial.targets),
@@ -60,24 +60,24 @@ class Starts:
         return self._directions[key]
 
 
-def new_adapter(model: nn.Module, trial: TrialSpec, starts: Starts | None = None) -> Adapter:
+def new_adapter(model: nn.Module, trial: TrialSpec, starts: InitContext | None = None) -> Adapter:
     """A trial's adapter before its first step.
 
     A fresh one's module computes what the base's does, up to rounding; one that goes on from an
     adapter on disk (``init_from``) computes what that one does.
 
     Args:
-        starts: shared by the trials of a pack. Without it decompositions are made for this adapter
+        starts: shared by the trials of a multi_lora. Without it decompositions are made for this adapter
             alone, and EVA, which looks at rows, cannot start.
 
     Raises:
-        BadInput: a target that matches nothing; PiSSA at a rank that a matrix does not have; EVA on
+        UserError: a target that matches nothing; PiSSA at a rank that a matrix does not have; EVA on
             too few rows; an adapter on disk that changed since the study was read.
     """
     if trial.rank is None or trial.alpha is None:
         raise ValueError(f"{trial.label}: not a LoRA trial")
     adapter = Adapter(
-        slot=trial.trial_id,
+        name=trial.trial_id,
         rank=trial.rank,
         alpha=trial.alpha,
         scaling=trial.scaling,
@@ -103,14 +103,14 @@ def new_adapter(model: nn.Module, trial: TrialSpec, starts: Starts | None = None
 
 
 def start_at_zero(
-    adapter: Adapter, name: str, layer: nn.Linear, starts: Starts | None = None
+    adapter: Adapter, name: str, layer: nn.Linear, starts: InitContext | None = None
 ) -> None:
     """A uniform in +-1/sqrt(n), PEFT's Kaiming default, B zero (Hu et al., 2106.09685).
 
     Each matrix draws from its own seed, (trial seed, module name), so an adapter's start does not
     depend on which other modules or adapters exist.
     """
-    generator = torch.Generator().manual_seed(seed_of("init", adapter.dropout_seed, name))
+    generator = torch.Generator().manual_seed(derive_seed("init", adapter.dropout_seed, name))
     bound = 1 / math.sqrt(layer.in_features)
     a = torch.empty(adapter.rank, layer.in_features).uniform_(-bound, bound, generator=generator)
     device = layer.weight.device
@@ -118,7 +118,7 @@ def start_at_zero(
 
 
 def start_with_magnitude(
-    adapter: Adapter, name: str, layer: nn.Linear, starts: Starts | None = None
+    adapter: Adapter, name: str, layer: nn.Linear, starts: InitContext | None = None
 ) -> None:
     """DoRA (Liu et al., 2402.09353, eq. 5): LoRA's start, and m the length of W0's rows."""
     start_at_zero(adapter, name, layer)
@@ -126,7 +126,7 @@ def start_with_magnitude(
 
 
 def start_as_principal_part(
-    adapter: Adapter, name: str, layer: nn.Linear, starts: Starts | None = None
+    adapter: Adapter, name: str, layer: nn.Linear, starts: InitContext | None = None
 ) -> None:
     """PiSSA (Meng et al., 2404.02948, eq. 2-4): s B0 A0 = U_r S_r V_r^T, the part of W0 trained.
 
@@ -135,7 +135,7 @@ def start_as_principal_part(
     """
     rank, shape = adapter.rank, (layer.out_features, layer.in_features)
     if rank > min(shape):
-        raise BadInput(
+        raise UserError(
             f"method pissa: rank {rank} is above {min(shape)}, the smaller dimension of {name!r} "
             f"{shape}: it has no {rank} singular vectors to start from"
         )
@@ -164,7 +164,7 @@ def start_from_folder(
 ) -> None:
     """A, B and DoRA's m as they lie in ``folder``, of each module's own rank."""
     if adapter_sha256(folder) != trial.init_sha256:
-        raise BadInput(
+        raise UserError(
             f"adapter {folder}: changed while the study was running; the same command reads it anew"
         )
     stored = load_adapter(folder, trial.trial_id)
@@ -181,7 +181,7 @@ def put(adapter: Adapter, name: str, a: Tensor, b: Tensor) -> None:
     adapter.b[name] = nn.Parameter(b.contiguous())
 
 
-START: dict[str, Callable[[Adapter, str, nn.Linear, Starts | None], None]] = {
+START: dict[str, Callable[[Adapter, str, nn.Linear, InitContext | None], None]] = {
     "dora": start_with_magnitude,
     "pissa": start_as_principal_part,
 }

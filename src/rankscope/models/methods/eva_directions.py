@@ -18,7 +18,7 @@ from peft.utils.incremental_pca import IncrementalPCA
 from torch import Tensor, nn
 
 from rankscope.data.encode import EncodedRow
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.models.base import Base, Row, RowBatch, batches_of
 
 RHO = 2.0
@@ -74,7 +74,7 @@ def input_directions(
         rows: training rows, in the order in which they are looked at.
 
     Raises:
-        BadInput: the rows have fewer tokens than a module has directions to be found.
+        UserError: the rows have fewer tokens than a module has directions to be found.
     """
     most = {name: min(round(RHO * rank), layer.in_features) for name, layer in targets.items()}
     size = max(BATCH_TOKENS, 2 * max(most.values()))
@@ -82,7 +82,7 @@ def input_directions(
     batches = [RowBatch.of(part, base.device) for part in batches_of(all_rows, size)]
     tokens = max(sum(batch.lengths) for batch in batches)
     if tokens < max(most.values()):
-        raise BadInput(
+        raise UserError(
             f"method eva, rank {rank}: the training rows have {tokens} tokens, expected at least "
             f"{max(most.values())} to find as many directions in; choose a smaller rank"
         )

@@ -8,7 +8,7 @@ from torch import nn
 from rankscope.errors import IntegrityError
 
 
-class Original:
+class BaseSnapshot:
     """A model as it was: its modules, and where the values of its parameters are.
 
     Nothing is copied. What PEFT puts in place of a module, and values that it puts in place of a

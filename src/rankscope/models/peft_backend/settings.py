@@ -13,7 +13,7 @@ from peft import PeftConfig, PeftModel, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 
 OURS = {
     "base_model_name_or_path": "the study's model stands there",
@@ -79,7 +79,7 @@ def peft_config(
         num_steps: optimizer steps of the trial, which AdaLoRA's budget follows.
 
     Raises:
-        BadInput: a type or field PEFT does not have or that cannot be used here, or a value that
+        UserError: a type or field PEFT does not have or that cannot be used here, or a value that
             the type refuses.
     """
     kind = config_class(settings.get("peft_type"))
@@ -87,7 +87,7 @@ def peft_config(
     fields = {field.name for field in dataclasses.fields(kind) if field.init}
     given = {key: value for key, value in settings.items() if key != "peft_type"}
     for key, value in given.items():
-        refuse_field(name, key, value, fields)
+        check_field(name, key, value, fields)
     own: dict[str, Any] = {"task_type": TaskType.CAUSAL_LM}
     if "target_modules" in fields and name not in OWN_TARGETS:
         own["target_modules"] = list(targets)
@@ -96,7 +96,7 @@ def peft_config(
     try:
         config: PeftConfig = kind(**given, **own)
     except PEFT_FAILURES as error:
-        raise BadInput(f"method peft, {name}: {described(error)}") from error
+        raise UserError(f"method peft, {name}: {described(error)}") from error
     return config
 
 
@@ -104,7 +104,7 @@ def config_class(peft_type: object) -> Any:
     """The configuration class of a ``peft_type``.
 
     Raises:
-        BadInput: no such type, or one that cannot be used here.
+        UserError: no such type, or one that cannot be used here.
     """
     classes = {kind.value: found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     name = str(peft_type).upper()
@@ -116,10 +116,10 @@ def config_class(peft_type: object) -> Any:
     if name not in classes:
         close = difflib.get_close_matches(name, usable, n=1, cutoff=0.55)
         meant = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(usable)}"
-        raise BadInput(f"method peft: peft_type {peft_type!r} is none of PEFT's; {meant}")
+        raise UserError(f"method peft: peft_type {peft_type!r} is none of PEFT's; {meant}")
     reason = PROMPTS if is_prompt_learning(classes[name]) else UNUSABLE_TYPES.get(name)
     if reason is not None:
-        raise BadInput(
+        raise UserError(
             f"method peft: {name} {reason}: it cannot be used; expected one of {', '.join(usable)}"
         )
     return classes[name]
@@ -137,19 +137,19 @@ def type_name(kind: Any) -> str:
     return next(str(k.value) for k, found in PEFT_TYPE_TO_CONFIG_MAPPING.items() if found is kind)
 
 
-def refuse_field(name: str, key: str, value: Any, fields: set[str]) -> None:
-    """Raise BadInput for a field that the type does not have or that cannot be used here."""
+def check_field(name: str, key: str, value: Any, fields: set[str]) -> None:
+    """Raise UserError for a field that the type does not have or that cannot be used here."""
     if key in OURS:
-        raise BadInput(f"method peft, {name}: remove {key!r}: {OURS[key]}")
+        raise UserError(f"method peft, {name}: remove {key!r}: {OURS[key]}")
     if key not in fields:
         known = sorted(fields - set(OURS) - set(UNUSABLE_FIELDS))
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.55)
         meant = f"did you mean {close[0]!r}?" if close else f"expected some of {', '.join(known)}"
-        raise BadInput(f"method peft, {name}: unknown field {key!r}; {meant}")
+        raise UserError(f"method peft, {name}: unknown field {key!r}; {meant}")
     if key in UNUSABLE_FIELDS and value:
-        raise BadInput(f"method peft, {name}: {key!r} {UNUSABLE_FIELDS[key]}: remove it")
+        raise UserError(f"method peft, {name}: {key!r} {UNUSABLE_FIELDS[key]}: remove it")
     if key == "init_lora_weights" and value in STARTS_FROM_DATA:
-        raise BadInput(
+        raise UserError(
             f"method peft, {name}: init_lora_weights {value!r} needs a pass over data before "
             "training, which is not made here; expected another start, or 'method: eva'"
         )
@@ -159,11 +159,11 @@ def checked_budget(given: Mapping[str, Any], num_steps: int | None) -> int:
     """AdaLoRA's number of steps, in which its rank budget has room to fall (2303.10512, eq. 12).
 
     Raises:
-        BadInput: the settings give no falling budget, or no step to fall in.
+        UserError: the settings give no falling budget, or no step to fall in.
     """
     first, last = given.get("init_r", 12), given.get("target_r", 8)
     if isinstance(first, int) and isinstance(last, int) and first <= last:
-        raise BadInput(
+        raise UserError(
             f"method peft, ADALORA: init_r {first} is not above target_r {last}: there is nothing "
             "to prune; expected a larger init_r, or a smaller target_r"
         )
@@ -171,7 +171,7 @@ def checked_budget(given: Mapping[str, Any], num_steps: int | None) -> int:
         return 10**9  # only to build the configuration: no step is taken with it
     still = sum(v for k in ("tinit", "tfinal") if isinstance(v := given.get(k, 0), int))
     if num_steps - still < 2:
-        raise BadInput(
+        raise UserError(
             f"method peft, ADALORA: tinit + tfinal = {still} of {num_steps} optimizer steps leave "
             "fewer than 2 for the budget to fall in; expected smaller ones, or a longer training"
         )
@@ -182,13 +182,13 @@ def injected(model: Any, config: PeftConfig) -> PeftModel:
     """PEFT's model around ``model``, whose layers are replaced in place.
 
     Raises:
-        BadInput: the method does not fit this model.
+        UserError: the method does not fit this model.
     """
     try:
         return get_peft_model(model, config)
     except PEFT_FAILURES as error:
         name = type_name(type(config))
-        raise BadInput(f"method peft, {name}: does not fit this model: {described(error)}") from (
+        raise UserError(f"method peft, {name}: does not fit this model: {described(error)}") from (
             error
         )
 
@@ -223,7 +223,7 @@ def count_parameters(model: PretrainedConfig, config: PeftConfig) -> int | None:
     None for a method whose start is computed from the weights, which are not there.
 
     Raises:
-        BadInput: the method does not fit this model.
+        UserError: the method does not fit this model.
     """
     with torch.device("meta"):
         shapes = AutoModelForCausalLM.from_config(model, trust_remote_code=False)
@@ -234,7 +234,7 @@ def count_parameters(model: PretrainedConfig, config: PeftConfig) -> int | None:
         return None
     except PEFT_FAILURES as error:
         name = type_name(type(config))
-        raise BadInput(f"method peft, {name}: does not fit this model: {described(error)}") from (
+        raise UserError(f"method peft, {name}: does not fit this model: {described(error)}") from (
             error
         )
     found = trainable_parameters(tuned)

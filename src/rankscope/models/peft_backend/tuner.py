@@ -15,14 +15,14 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rankscope.errors import BadInput, IntegrityError
+from rankscope.errors import IntegrityError, UserError
 from rankscope.models.adapters.folder import BASE_HASH, with_sorted_metadata
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
 from rankscope.models.base import Base
 from rankscope.models.load import check_rows_apart
-from rankscope.models.lora import seed_of
+from rankscope.models.lora import derive_seed
 from rankscope.models.multi_lora import unwrap
-from rankscope.models.peft_backend.original import Original
+from rankscope.models.peft_backend.original import BaseSnapshot
 from rankscope.models.peft_backend.settings import (
     PEFT_FAILURES,
     described,
@@ -51,7 +51,7 @@ class PeftTuner:
 
     def __init__(self, base: PreTrainedModel, seed: int = 0) -> None:
         unwrap(base)
-        self.original = Original(base)
+        self.original = BaseSnapshot(base)
         self.seed = seed
         self.model: PeftModel
 
@@ -60,16 +60,16 @@ class PeftTuner:
         """Put a fresh method on a frozen base; what it draws depends on ``seed`` alone.
 
         Raises:
-            BadInput: it does not fit this model, or trains nothing; the base is as it was.
+            UserError: it does not fit this model, or trains nothing; the base is as it was.
         """
         tuner = cls(base, seed)
         try:
             with torch.random.fork_rng():
-                torch.manual_seed(seed_of("init", seed, "peft"))
+                torch.manual_seed(derive_seed("init", seed, "peft"))
                 tuner.put_on(config, lambda: injected(base, config))
             found = trainable_parameters(tuner.model)
             if not found:
-                raise BadInput(
+                raise UserError(
                     f"method peft, {type_name(type(config))}: trains no parameter of this model; "
                     "check its settings and the arm's targets"
                 )
@@ -85,7 +85,7 @@ class PeftTuner:
         """Put a stored method on a frozen base, to be scored.
 
         Raises:
-            BadInput: it was made for another base.
+            UserError: it was made for another base.
             IntegrityError: what is stored cannot be read or does not fit.
         """
         check_file(folder / WEIGHTS, record)
@@ -143,7 +143,7 @@ class PeftTuner:
     def begin_step(self, step: int) -> None:
         """Switch dropout on; what the step draws depends on seed and step alone."""
         self.train(True)
-        torch.manual_seed(seed_of("dropout", self.seed, "peft", step))
+        torch.manual_seed(derive_seed("dropout", self.seed, "peft", step))
 
     @property
     def _adalora(self) -> Any:
@@ -280,7 +280,7 @@ def trial_config(trial: TrialSpec, num_steps: int | None) -> PeftConfig:
     """PEFT's configuration of a trial of ``num_steps`` optimizer steps.
 
     Raises:
-        BadInput: settings that cannot be used, see ``peft_methods.peft_config``.
+        UserError: settings that cannot be used, see ``peft_methods.peft_config``.
     """
     if trial.peft is None:
         raise ValueError(f"{trial.label}: not a trial of a PEFT method")
@@ -288,25 +288,25 @@ def trial_config(trial: TrialSpec, num_steps: int | None) -> PeftConfig:
 
 
 def new_tuner(base: Base, trial: TrialSpec, num_steps: int) -> PeftTuner:
-    """Put a trial's method on the base, fresh, as the guest of its pack.
+    """Put a trial's method on the base, fresh, as the injected_tuner of its multi_lora.
 
     Raises:
-        BadInput: it does not fit this model, or lets rows see each other; the base is as it was.
+        UserError: it does not fit this model, or lets rows see each other; the base is as it was.
     """
     tuner = PeftTuner.new(base.model, trial_config(trial, num_steps), trial.seed)
-    base.pack.guest = tuner
+    base.multi_lora.injected_tuner = tuner
     try:
         check_rows_apart(base)
     except BaseException:
-        base.pack.clear()
+        base.multi_lora.clear()
         raise
     return tuner
 
 
 def load_tuner(base: Base, folder: Path) -> PeftTuner:
-    """Put a stored method on the base, as the guest of its pack; raises as ``PeftTuner.load``."""
+    """Put a stored method on the base, as the injected_tuner of its multi_lora; raises as ``PeftTuner.load``."""
     tuner = PeftTuner.load(base.model, folder, base.record)
-    base.pack.guest = tuner
+    base.multi_lora.injected_tuner = tuner
     return tuner
 
 
@@ -321,7 +321,7 @@ def check_file(path: Path, record: ModelRecord) -> None:
     except (SafetensorError, OSError) as error:
         raise IntegrityError(f"{path}: not a readable safetensors file: {error}") from error
     if found is not None and found != record.sha256:
-        raise BadInput(
+        raise UserError(
             f"adapter {path.parent}: made for another base (weights {found[:12]}..., this one is "
             f"{record.sha256[:12]}...)"
         )

@@ -55,8 +55,7 @@ def draw_in_domain(view: StudyView, task: str) -> Figure:
         finding=_in_domain_finding(view, task),
         table=table(columns, rows),
         plot=rank_plot(view, task, [panel]),
-        how_to_read=f"Report split. {bands_note(view, task)} The base's interval counts items "
-        "only.",
+        how_to_read=f"Test split. {bands_note(view, task)} The base's interval counts items only.",
     )
 
 
@@ -130,7 +129,7 @@ def draw_retention(view: StudyView, task: str) -> Figure:
         finding=_retention_finding(view, task, names),
         table=table([*columns, Column("low", 3), Column("high", 3)], rows),
         plot=rank_plot(view, task, panels) if panels else None,
-        how_to_read="Tuned minus base on the report split, so below zero is forgotten. "
+        how_to_read="Tuned minus base on the test split, so below zero is forgotten. "
         + bands_note(view, task),
     )
 

@@ -28,7 +28,7 @@ ROW = 26
 
 def unit_of(cell: ComparedCell) -> Unit:
     """How the task's scores are written."""
-    return POINTS if cell.higher_is == "accuracy" else NATS
+    return POINTS if cell.score_unit == "accuracy" else NATS
 
 
 def draw(pair: StudyPair, key: str, trained_on: str | None, ranks: tuple[int, ...]) -> Figure:

@@ -1,7 +1,7 @@
 """The learning-forgetting curve: what each arm had learned and forgotten as it trained.
 
 Biderman et al. (arXiv 2405.09673) draw it over training tokens; here over optimizer steps, on the
-first items of the selection split.
+first items of the validation split.
 """
 
 from collections import defaultdict
@@ -68,7 +68,7 @@ def draw(view: StudyView, task: str) -> Figure | None:
             if drawn.is_plane
             else "Without a retention task the gain is drawn against the step. "
         )
-        + "Scores are of the first items of the selection split; nothing was chosen by them, and "
+        + "Scores are of the first items of the validation split; nothing was chosen by them, and "
         "the figures above and below, of all items, are what to quote.",
         choices=drawn.choices if len(drawn.choices) > 1 else (),
     )
@@ -134,7 +134,7 @@ def _by_step(trial: TrialRecords) -> dict[int, dict[str, CurvePoint]]:
 
 def _change(view: StudyView, point: CurvePoint) -> float | None:
     """Tuned minus base on the items of a point; None where the base was not scored on them."""
-    base = view.study.items.get((UNTUNED, point.task, "selection"))
+    base = view.study.items.get((UNTUNED, point.task, "validation"))
     if base is None or len(base.scores) < point.n:
         return None
     return point.score - float(base.scores[: point.n].mean())

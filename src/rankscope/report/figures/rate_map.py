@@ -93,7 +93,7 @@ def quantities_of(view: StudyView, task: str) -> list[Quantity]:
     unit, forgetting = view.unit(task), view.forgetting_unit(task)
     found = [
         Quantity("gain over base", lambda a: a.gain.value if a.gain else None, unit),
-        Quantity("gain on the selection split", lambda a: a.selection_gain, unit),
+        Quantity("gain on the validation split", lambda a: a.validation_gain, unit),
     ]
     if view.retained(task):
         found.append(
@@ -108,10 +108,10 @@ def finding(variants: Mapping[str, Sequence[ArmSummary]], view: StudyView, task:
     """Of the variant that the answer speaks of: the rate of the largest gain, rank by rank."""
     arms = next(iter(variants.values()))
     best = best_rates(arms)
-    if not best and any(arm.selection_gain is not None for arm in arms):
+    if not best and any(arm.validation_gain is not None for arm in arms):
         return "No rank was trained and scored at two rates, so no rate can be called the best."
     if not best:
-        return "No arm was scored on the selection split, so no rate can be called the best."
+        return "No arm was scored on the validation split, so no rate can be called the best."
     by_rate: dict[float, list[int]] = defaultdict(list)
     for rank, (rate, _) in sorted(best.items()):
         by_rate[rate].append(rank)
@@ -119,7 +119,7 @@ def finding(variants: Mapping[str, Sequence[ArmSummary]], view: StudyView, task:
         f"{rate:g} at {listing(f'r={rank}' for rank in ranks)}"
         for rate, ranks in sorted(by_rate.items())
     ]
-    text = f"On the selection split the gain is largest with the rate {'; '.join(parts)}."
+    text = f"On the validation split the gain is largest with the rate {'; '.join(parts)}."
     edge = [f"r={rank}" for rank, (rate, rates) in best.items() if rate in (rates[0], rates[-1])]
     if edge:
         text += f" That is the edge of the grid for {listing(edge)}."
@@ -127,13 +127,13 @@ def finding(variants: Mapping[str, Sequence[ArmSummary]], view: StudyView, task:
 
 
 def best_rates(arms: Sequence[ArmSummary]) -> dict[int, tuple[float, list[float]]]:
-    """Rank -> (rate of the largest gain on the selection split, rates tried), of two or more."""
+    """Rank -> (rate of the largest gain on the validation split, rates tried), of two or more."""
     by_rank: dict[int, list[ArmSummary]] = defaultdict(list)
     for arm in arms:
-        if arm.rank is not None and arm.selection_gain is not None:
+        if arm.rank is not None and arm.validation_gain is not None:
             by_rank[arm.rank].append(arm)
     return {
-        rank: (max(own, key=lambda a: a.selection_gain or 0.0).lr, sorted({a.lr for a in own}))
+        rank: (max(own, key=lambda a: a.validation_gain or 0.0).lr, sorted({a.lr for a in own}))
         for rank, own in sorted(by_rank.items())
         if len({a.lr for a in own}) > 1
     }

@@ -72,11 +72,11 @@ def _finding(view: StudyView, found: TaskMitigation) -> str:
         f"{_fell(whole.forgetting, view, found.task)}"
     )
     if chosen is whole:
-        return f"{as_trained}; the selection split asks for no milder form of it."
+        return f"{as_trained}; the validation split asks for no milder form of it."
     if chosen.strength == 0:
-        return f"{as_trained}; by the selection split the untuned base is better than any of it."
+        return f"{as_trained}; by the validation split the untuned base is better than any of it."
     return (
-        f"{as_trained}; at {chosen.strength:g} of its update, chosen on the selection split, "
+        f"{as_trained}; at {chosen.strength:g} of its update, chosen on the validation split, "
         f"{difference(chosen.gain, unit)} and {_fell(chosen.forgetting, view, found.task)}"
         f" (means over {count(chosen.seeds, 'seed')})."
     )
@@ -123,7 +123,7 @@ def _table(view: StudyView, found: TaskMitigation) -> DataTable:
         Column("strength"),
         Column(f"gain over base, {unit.difference}", g),
         Column(f"forgetting, {forgetting.difference}", f),
-        Column("selection split: gain", g),
+        Column("validation split: gain", g),
         Column("forgetting", f),
         Column("seeds", 0),
     ]
@@ -140,8 +140,8 @@ def _table(view: StudyView, found: TaskMitigation) -> DataTable:
             p.strength,
             p.gain * unit.scale,
             p.forgetting * forgetting.scale,
-            p.selection_gain * unit.scale,
-            p.selection_forgetting * forgetting.scale,
+            p.validation_gain * unit.scale,
+            p.validation_forgetting * forgetting.scale,
             p.seeds,
         )
         for curve in found.curves

@@ -31,7 +31,7 @@ def draw(view: StudyView, task: str) -> Figure | None:
         finding=finding(view, found),
         table=table(columns, [row(c, view.unit(c.tested_on)) for c in found]),
         plot=plot(view, found, tests, arms),
-        how_to_read="Tuned minus base on the report items of each subject; orange was forgotten. "
+        how_to_read="Tuned minus base on the test items of each subject; orange was forgotten. "
         "In brackets where the 95 % interval includes zero or is unknown: few items a subject make "
         "wide intervals. Each arm at the learning rate chosen for it; subjects by the mean over "
         "arms, what fell most on top.",

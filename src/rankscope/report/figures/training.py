@@ -119,7 +119,7 @@ def draw_cost(view: StudyView, task: str) -> Figure:
     measures = [
         ("trainable parameters", parameters, True),
         ("training time of one trial, s", seconds, False),
-        ("peak memory while its pack trained, GiB", memory, False),
+        ("peak memory while its group trained, GiB", memory, False),
     ]
     panels = [
         Panel(text, value, lines=tuple(full_line(view, task, value)), log=log, from_zero=not log)
@@ -140,7 +140,7 @@ def draw_cost(view: StudyView, task: str) -> Figure:
         table=table([Column("arm"), *(Column(text) for text, _, _ in measures)], rows),
         plot=rank_plot(view, task, panels),
         how_to_read=f"{bands_note(view, task, 'the range over seeds')} A trial's time is its share "
-        "of its pack's, by tokens; memory is the whole process's, so trials of one pack share it.",
+        "of its group's, by tokens; memory is the whole process's, so trials of one group share it.",
     )
 
 

@@ -6,12 +6,12 @@ from rankscope.analyze.heads.layout import HeadLayout
 from rankscope.analyze.heads.trial import HeadStudy, head_task, measure
 from rankscope.config.study import StudyConfig
 from rankscope.data.tasks import LoadedTask
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import context_length
 from rankscope.models.base import Base
-from rankscope.progress import Watcher
+from rankscope.progress import ProgressReporter
 from rankscope.records import StudyRecords, TrialSpec
-from rankscope.run.prepare import StudyInputs
+from rankscope.run.prepare import PreparedStudy
 from rankscope.store import Ledger
 
 
@@ -21,15 +21,15 @@ class HeadStage:
     def __init__(
         self,
         ledger: Ledger,
-        inputs: StudyInputs,
+        inputs: PreparedStudy,
         base: Base,
-        watcher: Watcher,
+        reporter: ProgressReporter,
         check_stop: Callable[[], None],
     ) -> None:
         self.ledger = ledger
         self.inputs = inputs
         self.base = base
-        self.watcher = watcher
+        self.reporter = reporter
         self.check_stop = check_stop
         self.settings = inputs.config.analyze.heads
         self._studies: dict[str, HeadStudy] = {}
@@ -45,7 +45,7 @@ class HeadStage:
         long as nothing is on it; whether there was anything to do.
 
         Raises:
-            BadInput: an architecture whose heads cannot be told apart.
+            UserError: an architecture whose heads cannot be told apart.
         """
         if not self.settings.enabled:
             return False
@@ -65,10 +65,10 @@ class HeadStage:
             head_task(context, encoder, loaded[name], most, evaluate)
             for name in dict.fromkeys(self.settings.ablate)
         )
-        self.watcher.stage("base heads", len(tasks))
+        self.reporter.stage("base heads", len(tasks))
         for done, (trained_on, name) in enumerate(tasks.items()):
             self.check_stop()
-            self.watcher.advance(done, name)
+            self.reporter.advance(done, name)
             task = head_task(context, encoder, loaded[name], most, evaluate)
             measured = measure(self.base, layout, None, task, ablated_on, evaluate.batch_tokens)
             self._studies[trained_on] = HeadStudy(
@@ -80,7 +80,7 @@ class HeadStage:
                 measured,
                 related(loaded, trained_on),
             )
-        self.watcher.finish()
+        self.reporter.finish()
         return True
 
     def run(self, tuned: Base, trials: Sequence[TrialSpec], name: str) -> bool:
@@ -88,29 +88,29 @@ class HeadStage:
 
         Args:
             tuned: the base with their weights on it, or a full trial's own model.
-            trials: of one pack.
+            trials: of one group.
             name: of the stage.
         """
         missing = self.missing()
         todo = [trial for trial in trials if trial.trial_id in missing]
         if not todo:
             return False
-        self.watcher.stage(name, len(todo))
+        self.reporter.stage(name, len(todo))
         for done, trial in enumerate(todo):
             self.check_stop()
-            self.watcher.advance(done, trial.arm_label)
+            self.reporter.advance(done, trial.arm_label)
             study = self._studies[trial.task]
             found = study.record(trial.trial_id, trial.task, self.base, tuned)
             self.ledger.commit_heads([found])
-        self.watcher.finish()
+        self.reporter.finish()
         return True
 
 
-def refuse_other_heads(study: StudyRecords, config: StudyConfig) -> None:
+def check_other_heads(study: StudyRecords, config: StudyConfig) -> None:
     """Stored records of heads must have been made as the study file asks.
 
     Raises:
-        BadInput: on other items or another task, or with other tasks to ablate on.
+        UserError: on other items or another task, or with other tasks to ablate on.
     """
     asked = config.analyze.heads
     if not asked.enabled:
@@ -122,7 +122,7 @@ def refuse_other_heads(study: StudyRecords, config: StudyConfig) -> None:
         before = (made.task, made.items_asked, sorted(a.task for a in made.ablations))
         now = (asked.task or trial.spec.task, asked.items, sorted(set(asked.ablate)))
         if before != now:
-            raise BadInput(
+            raise UserError(
                 f"{study.name}: stored records of heads were made on task {before[0]!r} with "
                 f"items {before[1]} and ablate {before[2]}, the study file now asks for "
                 f"{now[0]!r}, {now[1]} and {now[2]}; use another --out"

@@ -1,42 +1,42 @@
-"""What training a pack gave, stored: weights, records and failures in one transaction."""
+"""What training a group gave, stored: weights, records and failures in one transaction."""
 
 from typing import Literal
 
 from rankscope.device import peak_memory_bytes
 from rankscope.models.base import Base
 from rankscope.records import TrainRecord
-from rankscope.run.groups import Pack, pack_id
-from rankscope.run.prepare import StudyInputs
+from rankscope.run.groups import Group, group_id
+from rankscope.run.prepare import PreparedStudy
 from rankscope.run.trial_weights import write_weights
 from rankscope.store import Artifact, Ledger, TrialFailure, weights_path
-from rankscope.train.loop import NOTHING_TRAINED, PackResult
-from rankscope.train.trial_state import Trainee
+from rankscope.train.loop import NOTHING_TRAINED, GroupResult
+from rankscope.train.trial_state import TrialState
 
 
 def store_training(
-    ledger: Ledger, inputs: StudyInputs, base: Base, pack: Pack, result: PackResult
+    ledger: Ledger, inputs: PreparedStudy, base: Base, group: Group, result: GroupResult
 ) -> None:
     """Store weights of every trial that ended well, and all records."""
     peak = peak_memory_bytes(base.device)
-    total_tokens = max(1, sum(trainee.num_tokens for trainee in result.trainees))
+    total_tokens = max(1, sum(trial_state.num_tokens for trial_state in result.trial_states))
     artifacts: list[Artifact] = []
     records = []
     failures = []
-    for trainee in result.trainees:
-        if trainee.failure is not None:
-            nothing = trainee.failure.startswith(NOTHING_TRAINED)
+    for trial_state in result.trial_states:
+        if trial_state.failure is not None:
+            nothing = trial_state.failure.startswith(NOTHING_TRAINED)
             status: Literal["failed", "diverged"] = "failed" if nothing else "diverged"
-            failures.append(TrialFailure(trainee.spec.trial_id, status, trainee.failure))
+            failures.append(TrialFailure(trial_state.spec.trial_id, status, trial_state.failure))
             continue
         with ledger.stage() as folder:
-            weights = write_weights(trainee, result.base, base.record, folder)
-            artifacts += ledger.publish(folder, weights_path(trainee.spec))
+            weights = write_weights(trial_state, result.base, base.record, folder)
+            artifacts += ledger.publish(folder, weights_path(trial_state.spec))
         records.append(
             train_record(
                 inputs,
-                trainee,
-                pack,
-                seconds=result.seconds * trainee.num_tokens / total_tokens,
+                trial_state,
+                group,
+                seconds=result.seconds * trial_state.num_tokens / total_tokens,
                 peak=peak,
                 weights_sha256=weights,
             )
@@ -45,32 +45,32 @@ def store_training(
 
 
 def train_record(
-    inputs: StudyInputs,
-    trainee: Trainee,
-    pack: Pack,
+    inputs: PreparedStudy,
+    trial_state: TrialState,
+    group: Group,
     *,
     seconds: float,
     peak: int,
     weights_sha256: str,
 ) -> TrainRecord:
     """What training one trial gave."""
-    rows = inputs.rows[trainee.spec.task]
+    rows = inputs.rows[trial_state.spec.task]
     return TrainRecord(
-        trial_id=trainee.spec.trial_id,
-        pack_id=pack_id(pack),
-        pack_size=len(pack),
-        trainable_parameters=sum(p.numel() for p in trainee.parameters),
-        steps=trainee.steps_done,
-        num_tokens=trainee.num_tokens,
-        num_label_tokens=trainee.num_label_tokens,
+        trial_id=trial_state.spec.trial_id,
+        group_id=group_id(group),
+        group_size=len(group),
+        trainable_parameters=sum(p.numel() for p in trial_state.parameters),
+        steps=trial_state.steps_done,
+        num_tokens=trial_state.num_tokens,
+        num_label_tokens=trial_state.num_label_tokens,
         rows=len(rows.rows),
         rows_dropped=rows.dropped,
         rows_truncated=rows.truncated,
         seconds=seconds,
         peak_memory_bytes=peak,
-        losses=tuple(trainee.losses),
+        losses=tuple(trial_state.losses),
         weights_sha256=weights_sha256,
-        penalties=tuple(trainee.penalties),
-        num_replay_tokens=trainee.num_replay_tokens,
-        best_step=trainee.early_stop.best_step or None if trainee.early_stop else None,
+        penalties=tuple(trial_state.penalties),
+        num_replay_tokens=trial_state.num_replay_tokens,
+        best_step=trial_state.early_stop.best_step or None if trial_state.early_stop else None,
     )

@@ -5,44 +5,44 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from rankscope.analyze.intruder_scaling import Change, intruder_change, norm_matched
+from rankscope.analyze.intruder_scaling import Change, intruder_scaling, norm_matched_factor
 from rankscope.analyze.low_rank_update import Update
 from rankscope.analyze.stored_models import computing_device
-from rankscope.analyze.svd_cache import BaseSpectra, double
+from rankscope.analyze.svd_cache import SvdCache, double
 from rankscope.analyze.trial_spectra import compared_matrices
 from rankscope.models.adapters.scaling import factors, scaled_adapter, scaled_model
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter, tuned_delta
 from rankscope.models.quantize import dense_weight
 from rankscope.records import TrialSpec, Variant
-from rankscope.run.prepare import StudyInputs
+from rankscope.run.prepare import PreparedStudy
 from rankscope.train.step_schedule import ALONE
 
 
 def attach_variants(
     base: Base,
-    inputs: StudyInputs,
+    inputs: PreparedStudy,
     trials: Sequence[TrialSpec],
-    spectra: BaseSpectra,
+    spectra: SvdCache,
     wanted: Collection[str],
 ) -> list[str]:
-    """Attach those milder forms of attached adapters whose model ids, their slots, are wanted."""
+    """Attach those milder forms of attached adapters whose model ids, their adapter_names, are wanted."""
     if trials[0].method in ALONE:
         return []
     found: list[str] = []
     for trial in trials:
-        adapter = base.pack.adapters[trial.trial_id]
+        adapter = base.multi_lora.adapters[trial.trial_id]
         for variant in inputs.variants(trial):
-            slot = variant.of(trial.trial_id)
-            if slot not in wanted:
+            adapter_name = variant.of(trial.trial_id)
+            if adapter_name not in wanted:
                 continue
             if variant.kind in ("scale", "layers"):
                 scale = factors(variant, base.record.num_layers)
-                milder = scaled_adapter(adapter, slot, scale, base.linears())
+                milder = scaled_adapter(adapter, adapter_name, scale, base.linears())
             else:
-                milder = without_intruders(base, adapter, variant, slot, inputs, spectra)
-            base.pack.attach(milder)
-            found.append(slot)
+                milder = without_intruders(base, adapter, variant, adapter_name, inputs, spectra)
+            base.multi_lora.attach(milder)
+            found.append(adapter_name)
     return found
 
 
@@ -50,9 +50,9 @@ def without_intruders(
     base: Base,
     adapter: Adapter,
     variant: Variant,
-    slot: str,
-    inputs: StudyInputs,
-    spectra: BaseSpectra,
+    adapter_name: str,
+    inputs: PreparedStudy,
+    spectra: SvdCache,
 ) -> Adapter:
     """The adapter with its intruder dimensions scaled, or its norm-matched control; of rank r +
     number of intruders."""
@@ -72,13 +72,13 @@ def without_intruders(
         if variant.kind == "intruders":
             update = update.plus(change)
         else:
-            update = update.scaled(norm_matched(delta, change))
+            update = update.scaled(norm_matched_factor(delta, change))
         # An update holds the whole weight in float64: only what is stored of it stays.
         a[name], b[name] = frozen(update.A, base.device), frozen(update.B, base.device)
         if (gains := update.magnitude) is not None:
             magnitude[name] = frozen(gains, base.device)
     return Adapter(
-        slot=slot,
+        name=adapter_name,
         rank=adapter.rank,
         alpha=float(adapter.rank),
         scaling=1.0,
@@ -99,23 +99,23 @@ def change_of(
     weight: Tensor,
     delta: Tensor,
     variant: Variant,
-    inputs: StudyInputs,
-    spectra: BaseSpectra,
+    inputs: PreparedStudy,
+    spectra: SvdCache,
 ) -> Change:
     """What scaling the intruders of one matrix adds to it, by the study's definition of them.
 
     ``weight`` is in the dtype that the spectra are of, so that its decomposition is theirs.
     """
     settings = inputs.config.analyze.spectra
-    return intruder_change(weight, delta, spectra.of(name, weight), variant.strength, settings)
+    return intruder_scaling(weight, delta, spectra.of(name, weight), variant.strength, settings)
 
 
 def scaled_models(
     base: Base,
     tuned: Base,
-    inputs: StudyInputs,
+    inputs: PreparedStudy,
     trials: Sequence[TrialSpec],
-    spectra: BaseSpectra,
+    spectra: SvdCache,
     wanted: Collection[str],
 ) -> Iterator[tuple[str, Base]]:
     """The wanted milder forms of a fully fine-tuned model, one after another, by model id.
@@ -141,7 +141,7 @@ def scaled_models(
                 if variant.kind == "intruders":
                     milder = delta + (change.left @ change.right).float()
                 else:
-                    milder = norm_matched(delta, change) * delta
+                    milder = norm_matched_factor(delta, change) * delta
                 with torch.no_grad():
                     linears[name].weight.copy_(weight.float() + milder)
             yield variant.of(trial.trial_id), model

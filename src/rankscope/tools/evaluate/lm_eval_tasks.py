@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from rankscope.data.tasks import LoadedTask
-from rankscope.errors import BadInput
+from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import NO_LIKELIHOOD
 from rankscope.evaluate.lm_eval.bridge import (
     Evaluation,
@@ -35,8 +35,8 @@ class TaskFacts:
     sha256: str
     """Of all that its scores depend on but the model."""
     chance: float | None
-    higher_is: Literal["accuracy", "log_probability"] | None
-    shots: int
+    score_unit: Literal["accuracy", "log_probability"] | None
+    num_fewshot: int
     scorer: str
     source: str
 
@@ -45,7 +45,7 @@ def facts_of(task: LoadedTask, sha256: str) -> TaskFacts:
     """Of a task of Rankscope's own."""
     spec = task.spec
     return TaskFacts(
-        spec.name, sha256, spec.chance, spec.higher_is, spec.shots, spec.scorer, task.source
+        spec.name, sha256, spec.chance, spec.score_unit, spec.num_fewshot, spec.scorer, task.source
     )
 
 
@@ -55,19 +55,19 @@ def read_harness_tasks(
     """Every harness task among those asked for, with its documents.
 
     Raises:
-        BadInput: the package is missing; no such task; one that is refused or cannot be read; one
-            that stands twice; or the selection split, which the harness does not have.
+        UserError: the package is missing; no such task; one that is refused or cannot be read; one
+            that stands twice; or the validation split, which the harness does not have.
     """
     sources = [text for text in asked.tasks if is_harness_task(text)]
-    if sources and split != "report":
-        raise BadInput(
+    if sources and split != "test":
+        raise UserError(
             f"task {sources[0]!r}: the harness scores a task's test split, or its validation split "
-            "where it has no other; expected --split report"
+            "where it has no other; expected --split test"
         )
     settings = HarnessSettings(
         batch_tokens=asked.settings.batch_tokens,
         context=context or CONTEXT,
-        num_fewshot=asked.shots,
+        num_fewshot=asked.num_fewshot,
         max_items=asked.settings.max_items,
         chat=prompt_format == "chat",
         allow_functions=asked.trust_task_code,
@@ -76,7 +76,7 @@ def read_harness_tasks(
     names = [name for task in tasks for name in task.names]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise BadInput(f"task {repeated[0]!r} stands twice in --tasks; give it once")
+        raise UserError(f"task {repeated[0]!r} stands twice in --tasks; give it once")
     return tasks
 
 
@@ -88,8 +88,8 @@ def harness_facts(task: HarnessTask, tokenizer_hash: str) -> list[TaskFacts]:
             name=name,
             sha256=sha256_json({"task": task.sha256, "name": name, **versions}),
             chance=None,
-            higher_is=None,  # the metric tells
-            shots=int(task.config(name, "num_fewshot")),
+            score_unit=None,  # the metric tells
+            num_fewshot=int(task.config(name, "num_fewshot")),
             scorer=str(task.config(name, "output_type")),
             source=f"{task.source}, {task.config(name, 'dataset_path')}",
         )
@@ -100,16 +100,16 @@ def harness_facts(task: HarnessTask, tokenizer_hash: str) -> list[TaskFacts]:
 def without_dead(
     found: Mapping[str | None, Sequence[Evaluation]],
 ) -> tuple[dict[str | None, list[Evaluation]], dict[tuple[str | None, str], str]]:
-    """(evaluations whose likelihoods are finite, why not by slot and task)."""
+    """(evaluations whose likelihoods are finite, why not by adapter_name and task)."""
     alive: dict[str | None, list[Evaluation]] = {}
     reasons: dict[tuple[str | None, str], str] = {}
-    for slot, evaluations in found.items():
-        alive[slot] = []
+    for adapter_name, evaluations in found.items():
+        alive[adapter_name] = []
         for record, items in evaluations:
             logprobs = [value for item in items for value in item.option_logprobs or ()]
             finite = np.isfinite([record.score, *record.metrics.values(), *logprobs])
             if finite.all():
-                alive[slot].append((record, items))
+                alive[adapter_name].append((record, items))
             else:
-                reasons[slot, record.task] = NO_LIKELIHOOD
+                reasons[adapter_name, record.task] = NO_LIKELIHOOD
     return alive, reasons

@@ -12,18 +12,18 @@ from typing import Any, Literal, TypeVar
 from pydantic import ValidationError
 
 from rankscope.config.study import DEVICE_PATTERN, EvaluateConfig, ModelConfig
-from rankscope.config.task import HARNESS, TaskConfig
+from rankscope.config.task import LM_EVAL_PREFIX, TaskConfig
 from rankscope.config.task_file import is_task_file, load_task_file
 from rankscope.data.tasks import LoadedTask, load_task
-from rankscope.errors import BadInput, IntegrityError
+from rankscope.errors import IntegrityError, UserError
 from rankscope.models.adapters.folder import (
     adapter_sha256,
+    check_other_base,
     load_adapter,
     recorded_base,
-    refuse_other_base,
 )
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS, read_config
-from rankscope.models.adapters.warm_start import refuse_other_shapes
+from rankscope.models.adapters.warm_start import check_other_shapes
 from rankscope.models.parameters import architecture
 from rankscope.models.parameters import read_config as read_model_config
 from rankscope.records import BASE, Split
@@ -48,8 +48,8 @@ class Asked:
     adapters: tuple[str, ...]
     tasks: tuple[str, ...]
     data_dir: Path | None = None
-    split: str = "report"
-    shots: int | None = None
+    split: str = "test"
+    num_fewshot: int | None = None
     device: str = "auto"
     dtype: str = "auto"
     prompt_format: str = "auto"
@@ -85,45 +85,43 @@ def one_of(value: str, known: Sequence[Choice], option: str) -> Choice:
     """The value of an option that takes a few words.
 
     Raises:
-        BadInput: it is none of them.
+        UserError: it is none of them.
     """
     for word in known:
         if word == value:
             return word
     close = difflib.get_close_matches(value, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ";"
-    raise BadInput(f"{option} {value!r}{hint} Expected one of: {', '.join(known)}")
+    raise UserError(f"{option} {value!r}{hint} Expected one of: {', '.join(known)}")
 
 
 def settings_of(**values: Any) -> EvaluateConfig:
     """The engine's settings out of options.
 
     Raises:
-        BadInput: a value that cannot be used.
+        UserError: a value that cannot be used.
     """
     one_of(values.get("too_long", "refuse"), ("refuse", "truncate_left"), "--too-long")
     try:
         return EvaluateConfig.model_validate(values)
     except ValidationError as error:
         said = error.errors(include_url=False)[0]
-        raise BadInput(f"{'.'.join(map(str, said['loc']))}: {said['msg']}") from error
+        raise UserError(f"{'.'.join(map(str, said['loc']))}: {said['msg']}") from error
 
 
 def checked_split(name: str) -> Split:
     """The split so called.
 
     Raises:
-        BadInput: there is none.
+        UserError: there is none.
     """
-    if name == "report":
-        return "report"
-    if name == "selection":
-        return "selection"
-    near = {"test": "report", "validation": "selection", "valid": "selection", "dev": "selection"}
-    hint = near.get(name.lower()) or ("selection" if name.lower().startswith("s") else "report")
-    raise BadInput(
-        f"split {name!r}: there is no such split; did you mean {hint!r}? Expected 'report' (test "
-        "rows) or 'selection' (validation rows)"
+    if name == "test":
+        return "test"
+    if name == "validation":
+        return "validation"
+    hint = "test" if name.lower().startswith("t") else "validation"
+    raise UserError(
+        f"split {name!r}: there is no such split; did you mean {hint!r}? expected 'test' or 'validation'"
     )
 
 
@@ -131,11 +129,11 @@ def model_config(model: str, prompt_format: PromptFormat) -> ModelConfig:
     """The model as a study file would have it.
 
     Raises:
-        BadInput: it names nothing that can be looked for.
+        UserError: it names nothing that can be looked for.
     """
     local = Path(model).expanduser()
     if local.is_file():
-        raise BadInput(f"model {model}: is a file; expected a folder, a hub id or a model's name")
+        raise UserError(f"model {model}: is a file; expected a folder, a hub id or a model's name")
     value: dict[str, object] = {"prompt_format": prompt_format}
     try:
         if local.is_dir() and model != "pocket":
@@ -144,65 +142,67 @@ def model_config(model: str, prompt_format: PromptFormat) -> ModelConfig:
             value |= ModelConfig.from_short_form(model)
         return ModelConfig.model_validate(value)
     except ValidationError as error:
-        raise BadInput(f"model {model!r}: no such folder, and not a model's name") from error
+        raise UserError(f"model {model!r}: no such folder, and not a model's name") from error
 
 
-def task_config(text: str, shots: int | None) -> TaskConfig:
+def task_config(text: str, num_fewshot: int | None) -> TaskConfig:
     """One of ``--tasks``: a named task, a task file, a file of rows, or a folder of them.
 
     Named tasks have neither a slash nor a dot in their names, so text that has is a path.
 
     Raises:
-        BadInput: there is no such file.
+        UserError: there is no such file.
     """
     path = Path(text).expanduser()
-    changes: dict[str, object] = {} if shots is None else {"shots": shots}
+    changes: dict[str, object] = {} if num_fewshot is None else {"num_fewshot": num_fewshot}
     if is_task_file(text):
         told = load_task_file(path)
-        if told.join:
-            raise BadInput(
-                f"task {text}: 'join' is for training tasks of a study; give the tasks it joins "
-                f"to --tasks: {', '.join(told.join)}"
+        if told.mixture:
+            raise UserError(
+                f"task {text}: 'mixture' is for training tasks of a study; give the tasks it joins "
+                f"to --tasks: {', '.join(told.mixture)}"
             )
         return told.model_copy(update=changes)
     try:
         if not text.startswith("~") and not set(text) & {"/", os.sep, "."}:
             return TaskConfig.model_validate({"name": text, **changes})
         if not path.exists():
-            raise BadInput(
+            raise UserError(
                 f"task {text}: no such file or folder; a data set on the hub is named in a task "
                 "file ('hub: owner/name')"
             )
-        key = "path" if path.is_dir() else "report"
+        key = "path" if path.is_dir() else "test"
         name = path.resolve().name if path.is_dir() else path.stem
         return TaskConfig.model_validate({"name": name, key: str(path), **changes})
     except ValidationError as error:
         said = error.errors(include_url=False)[0]
-        raise BadInput(f"task {text!r}: {said.get('ctx', {}).get('error', said['msg'])}") from error
+        raise UserError(
+            f"task {text!r}: {said.get('ctx', {}).get('error', said['msg'])}"
+        ) from error
 
 
 def read_tasks(asked: Asked) -> list[LoadedTask]:
     """Every task but the harness's, read and split.
 
     Raises:
-        BadInput: no tasks, one that stands twice, or rows that cannot be used.
+        UserError: no tasks, one that stands twice, or rows that cannot be used.
     """
-    own = [text for text in asked.tasks if not text.startswith(HARNESS)]
-    configs = [task_config(text, asked.shots) for text in own]
+    own = [text for text in asked.tasks if not text.startswith(LM_EVAL_PREFIX)]
+    configs = [task_config(text, asked.num_fewshot) for text in own]
     names = [config.name for config in configs]
     if not asked.tasks:
-        raise BadInput("no tasks were given; expected names such as --tasks arc_easy,mmlu")
+        raise UserError("no tasks were given; expected names such as --tasks arc_easy,mmlu")
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise BadInput(f"task {repeated[0]!r} stands twice in --tasks; give it once")
+        raise UserError(f"task {repeated[0]!r} stands twice in --tasks; give it once")
     lone = [
-        config.report is not None and not is_task_file(text)
+        config.test is not None and not is_task_file(text)
         for text, config in zip(own, configs, strict=True)
     ]
-    if asked.split == "selection" and any(lone):
-        raise BadInput(
-            f"task {own[lone.index(True)]}: a file of rows is scored whole and has no selection "
-            "split; leave out --split, or name the rows in a task file ('selection: rows.jsonl')"
+    if asked.split == "validation" and any(lone):
+        raise UserError(
+            f"task {own[lone.index(True)]}: a file of rows is scored whole and has no validation "
+            "split; leave out --split, or name the rows in a task file ('validation: rows.jsonl')"
         )
     return [
         load_task(
@@ -210,7 +210,7 @@ def read_tasks(asked: Asked) -> list[LoadedTask]:
             asked.data_dir,
             asked.data_seed,
             asked.settings.max_items,
-            nothing_is_chosen=is_lone,
+            keep_test_whole=is_lone,
         )
         for config, is_lone in zip(configs, lone, strict=True)
     ]
@@ -220,7 +220,7 @@ def read_adapters(asked: Asked, folder: Path, base_sha256: str) -> list[AdapterF
     """Every adapter, checked against the model before any weights are loaded.
 
     Raises:
-        BadInput: missing or damaged; made for other weights; or of other shapes, which no force
+        UserError: missing or damaged; made for other weights; or of other shapes, which no force
             can mend.
     """
     shapes = architecture(read_model_config(folder))
@@ -228,20 +228,20 @@ def read_adapters(asked: Asked, folder: Path, base_sha256: str) -> list[AdapterF
     for text, label in zip(asked.adapters, labels_of(asked.adapters), strict=True):
         place = Path(text).expanduser()
         if not place.is_dir():
-            raise BadInput(f"adapter {text}: no such folder; expected a PEFT adapter folder")
+            raise UserError(f"adapter {text}: no such folder; expected a PEFT adapter folder")
         kind = peft_type(place)
         if kind == "LORA":
             read_config(place)
             try:
-                refuse_other_shapes(place, load_adapter(place, label), shapes)
+                check_other_shapes(place, load_adapter(place, label), shapes)
             except IntegrityError as error:
-                raise BadInput(f"adapter {place}: damaged: {error}") from error
+                raise UserError(f"adapter {place}: damaged: {error}") from error
         recorded = recorded_base(place)
         if not asked.force:
             try:
-                refuse_other_base(place, recorded, base_sha256)
-            except BadInput as error:
-                raise BadInput(
+                check_other_base(place, recorded, base_sha256)
+            except UserError as error:
+                raise UserError(
                     f"{error}; give the model that it was made for, or --force to score it on this "
                     "one, which the result will say"
                 ) from error
@@ -255,12 +255,12 @@ def labels_of(folders: Sequence[str]) -> list[str]:
     """Short names of adapters: the folder's own, with as much before it as tells them apart.
 
     Raises:
-        BadInput: a folder that stands twice.
+        UserError: a folder that stands twice.
     """
     paths = [Path(folder).expanduser().resolve() for folder in folders]
     if len(set(paths)) < len(paths):
         again = next(path for path in paths if paths.count(path) > 1)
-        raise BadInput(f"adapter {again}: stands twice; give it once")
+        raise UserError(f"adapter {again}: stands twice; give it once")
     depth = 1
     while True:
         labels = ["/".join(path.parts[-depth:]) for path in paths]
@@ -273,7 +273,7 @@ def peft_type(folder: Path) -> str:
     """What kind of adapter a folder holds.
 
     Raises:
-        BadInput: no readable configuration or weights there.
+        UserError: no readable configuration or weights there.
     """
     if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
         read_config(folder)  # says what is missing, and what a pickle is
@@ -281,5 +281,5 @@ def peft_type(folder: Path) -> str:
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         with_type = settings["peft_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"adapter {folder}: {CONFIG} names no peft_type ({error})") from error
+        raise UserError(f"adapter {folder}: {CONFIG} names no peft_type ({error})") from error
     return str(with_type)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from rankscope.errors import DiskFull, IntegrityError
-from rankscope.filesystem import fsync, replace_text, says_disk_full
+from rankscope.filesystem import fsync, is_disk_full, replace_text
 from rankscope.provenance import sha256_file
 from rankscope.records import ITEM_SCHEMA, Estimate, EvalRecord, ItemResult, Record, read_items
 
@@ -38,13 +38,13 @@ class Score(Record):
     """Adapter minus base, paired, with a 95 % interval; None for the base."""
     chance: float | None
     """Score of guessing, where it is known."""
-    higher_is: Literal["accuracy", "log_probability"] | None
+    score_unit: Literal["accuracy", "log_probability"] | None
     """What a higher score is; None where the metric is in a unit of its own."""
     weights_sha256: str
     task_sha256: str
     dtype: str
     prompt_format: Literal["chat", "plain"]
-    shots: int
+    num_fewshot: int
     scorer: str
     source: str
     """Where the rows came from, for people."""
@@ -134,7 +134,7 @@ class ScoresFolder:
             os.replace(aside, table)
         except OSError as error:
             aside.unlink(missing_ok=True)
-            if not says_disk_full(error):
+            if not is_disk_full(error):
                 raise
             raise DiskFull(f"{table}: the disk is full; make room, then ask again") from error
         digest = sha256_file(table)

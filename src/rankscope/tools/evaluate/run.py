@@ -15,8 +15,8 @@ import numpy as np
 from rankscope.advise.statistics.estimates import Array, paired_estimate
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask
-from rankscope.device import choose_device, choose_dtype, shortage_said
-from rankscope.errors import BadInput, IntegrityError
+from rankscope.device import choose_device, choose_dtype, out_of_memory_message
+from rankscope.errors import IntegrityError, UserError
 from rankscope.evaluate.evaluator import context_length, cut_notes, evaluate_apart
 from rankscope.evaluate.lm_eval.bridge import (
     HarnessTask,
@@ -25,13 +25,13 @@ from rankscope.evaluate.lm_eval.bridge import (
     score_harness_task,
 )
 from rankscope.evaluate.task_record import task_sha256
-from rankscope.filesystem import made_folder
+from rankscope.filesystem import output_folder
 from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.base import Base
 from rankscope.models.load import load_base, load_tokenizer, model_folder
 from rankscope.models.parameters import read_config
 from rankscope.models.peft_backend.tuner import PeftTuner
-from rankscope.progress import Silent, Watcher
+from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.provenance import sha256_json, tokenizer_sha256, weights_sha256
 from rankscope.records import BASE, EvalRecord, ItemResult, Split
 from rankscope.tools.evaluate.lm_eval_tasks import (
@@ -88,23 +88,25 @@ class Scored:
         return f"{out}: {self.new} results scored now{already}"
 
 
-def score(asked: Asked, out: Path | None = None, watcher: Watcher | None = None) -> Scored:
+def score(
+    asked: Asked, out: Path | None = None, reporter: ProgressReporter | None = None
+) -> Scored:
     """Score a model and its adapters on tasks, each only where ``out`` does not hold it yet.
 
     Nothing is written before everything asked for was checked and read; then every task's results
     are written whole, as soon as they are there.
 
     Raises:
-        BadInput: a model, adapter, task, split or row that cannot be used, or an ``out`` that
+        UserError: a model, adapter, task, split or row that cannot be used, or an ``out`` that
             cannot be written to.
         IntegrityError: ``out`` holds results that were altered.
     """
-    watcher = watcher or Silent()
+    reporter = reporter or NullReporter()
     split = checked_split(asked.split)
     prompt_format = one_of(asked.prompt_format, PROMPT_FORMATS, "--prompt-format")
     asked_dtype = one_of(asked.dtype, DTYPES, "--dtype")
     if not DEVICE.fullmatch(asked.device):
-        raise BadInput(f"--device {asked.device!r}: expected auto, cpu, mps, cuda or cuda:0")
+        raise UserError(f"--device {asked.device!r}: expected auto, cpu, mps, cuda or cuda:0")
     config = model_config(asked.model, prompt_format)
     folder = model_folder(config)
     device = choose_device(asked.device)
@@ -133,9 +135,9 @@ def score(asked: Asked, out: Path | None = None, watcher: Watcher | None = None)
     }
     stored = ScoresFolder(out)
     missing = {place for place, key in keys.items() if not stored.holds(key)}
-    run = Run(asked, encoder, tasks, harness, split, stored, keys, watcher)
+    run = Run(asked, encoder, tasks, harness, split, stored, keys, reporter)
     if missing:
-        with made_folder(out):
+        with output_folder(out):
             run.score_missing(load_base(config, device, dtype, folder), adapters, missing)
     scores = run.collect(weights, dtype_name, facts, encoder.prompt_format, adapters)
     return Scored(tuple(scores), tuple(run.failed), run.new, tuple(notes))
@@ -160,18 +162,18 @@ def forced_note(adapter: AdapterFolder) -> str:
 
 
 def put_on(base: Base, adapter: AdapterFolder) -> None:
-    """Put an adapter of a method other than LoRA on the base, as the guest of its pack.
+    """Put an adapter of a method other than LoRA on the base, as the injected_tuner of its group.
 
     Raises:
-        BadInput: it is damaged, or does not fit the model.
+        UserError: it is damaged, or does not fit the model.
     """
     record = base.record
     if adapter.is_forced and adapter.recorded_base is not None:
         record = record.model_copy(update={"sha256": adapter.recorded_base})
     try:
-        base.pack.guest = PeftTuner.load(base.model, adapter.folder, record)
+        base.multi_lora.injected_tuner = PeftTuner.load(base.model, adapter.folder, record)
     except IntegrityError as error:
-        raise BadInput(f"{error}; expected an undamaged adapter of this model") from error
+        raise UserError(f"{error}; expected an undamaged adapter of this model") from error
 
 
 @dataclass(slots=True)
@@ -186,7 +188,7 @@ class Run:
     stored: ScoresFolder
     keys: Mapping[tuple[str, str], str]
     """(model, task) -> key."""
-    watcher: Watcher
+    reporter: ProgressReporter
     failed: list[str] = field(default_factory=list)
     new: int = 0
 
@@ -196,52 +198,58 @@ class Run:
         """Base and LoRA adapters together; every other method by itself on the base.
 
         Raises:
-            BadInput: an adapter that is damaged or does not fit, before anything is scored.
+            UserError: an adapter that is damaged or does not fit, before anything is scored.
         """
         wanted = {model for model, _ in missing}
         packed = [a for a in adapters if a.is_lora and a.label in wanted]
         guests = [a for a in adapters if not a.is_lora and a.label in wanted]
         for adapter in guests:
             put_on(base, adapter)
-            base.pack.clear()
+            base.multi_lora.clear()
         models: dict[str | None, str] = {None: BASE} if BASE in wanted else {}
         for adapter in packed:
             made = load_adapter(adapter.folder, adapter.label).to(base.device)
-            base.pack.attach(made)
+            base.multi_lora.attach(made)
             models[adapter.label] = adapter.label
         if models:
             self.score_models(base, models, missing)
-        base.pack.clear()
+        base.multi_lora.clear()
         for adapter in guests:
             put_on(base, adapter)
             try:
                 self.score_models(base, {None: adapter.label}, missing)
             finally:
-                base.pack.clear()
+                base.multi_lora.clear()
 
     def score_models(
         self, base: Base, models: Mapping[str | None, str], missing: set[tuple[str, str]]
     ) -> None:
         """Score models that are on the base together, task by task."""
         num_tasks = len(self.tasks) + len(self.harness)
-        self.watcher.stage(f"scoring {', '.join(models.values())}", num_tasks)
+        self.reporter.stage(f"scoring {', '.join(models.values())}", num_tasks)
         for done, task in enumerate(self.tasks):
             name = task.spec.name
-            self.watcher.advance(done, name)
-            chosen = {slot: model for slot, model in models.items() if (model, name) in missing}
+            self.reporter.advance(done, name)
+            chosen = {
+                adapter_name: model
+                for adapter_name, model in models.items()
+                if (model, name) in missing
+            }
             if not chosen:
                 continue
             with self.shortage_told(name):
                 results, reasons = evaluate_apart(
                     base, self.encoder, task, self.split, chosen, self.asked.settings
                 )
-            self.failed += [f"{chosen[slot]}: {name}: {why}" for slot, why in reasons.items()]
-            for slot, result in results.items():
-                self.keep(chosen[slot], *result)
+            self.failed += [
+                f"{chosen[adapter_name]}: {name}: {why}" for adapter_name, why in reasons.items()
+            ]
+            for adapter_name, result in results.items():
+                self.keep(chosen[adapter_name], *result)
         for done, members in enumerate(self.harness, start=len(self.tasks)):
-            self.watcher.advance(done, members.source)
+            self.reporter.advance(done, members.source)
             self.score_harness(base, members, models, missing)
-        self.watcher.finish()
+        self.reporter.finish()
 
     def score_harness(
         self,
@@ -252,32 +260,35 @@ class Run:
     ) -> None:
         """Score models on a harness task, or all members of a group of which one is missing."""
         chosen = {
-            slot: model
-            for slot, model in models.items()
+            adapter_name: model
+            for adapter_name, model in models.items()
             if any((model, name) in missing for name in task.names)
         }
         if not chosen:
             return
         with self.shortage_told(task.source):
             found, reasons = without_dead(score_harness_task(base, task, chosen, self.split))
-        self.failed += [f"{chosen[slot]}: {name}: {why}" for (slot, name), why in reasons.items()]
-        for slot, evaluations in found.items():
+        self.failed += [
+            f"{chosen[adapter_name]}: {name}: {why}"
+            for (adapter_name, name), why in reasons.items()
+        ]
+        for adapter_name, evaluations in found.items():
             for record, items in evaluations:
-                if (chosen[slot], record.task) in missing:
-                    self.keep(chosen[slot], record, items)
+                if (chosen[adapter_name], record.task) in missing:
+                    self.keep(chosen[adapter_name], record, items)
 
     @contextmanager
     def shortage_told(self, name: str) -> Iterator[None]:
         """Out of memory is a matter of what was asked for.
 
         Raises:
-            BadInput: memory ran out.
+            UserError: memory ran out.
         """
         try:
             yield
         except (MemoryError, RuntimeError) as error:
-            raise BadInput(
-                f"{name}: scoring ran {shortage_said(error)}; give fewer adapters at once, or "
+            raise UserError(
+                f"{name}: scoring ran {out_of_memory_message(error)}; give fewer adapters at once, or "
                 f"a smaller --batch-tokens (now {self.asked.settings.batch_tokens})"
             ) from error
 
@@ -319,12 +330,12 @@ class Run:
                         record=record.model_copy(update={"trial_id": model}),
                         change=change,
                         chance=task.chance,
-                        higher_is=task.higher_is or accuracy_of(record),
+                        score_unit=task.score_unit or accuracy_of(record),
                         weights_sha256=weights[model],
                         task_sha256=task.sha256,
                         dtype=dtype,
                         prompt_format=prompt_format,
-                        shots=task.shots,
+                        num_fewshot=task.num_fewshot,
                         scorer=task.scorer,
                         source=task.source,
                         other_base_forced=model in forced,
