@@ -14,7 +14,8 @@ from transformers.utils.logging import disable_progress_bar
 from rankscope.analyze.heads.layout import HeadLayout
 from rankscope.analyze.heads.trial import HeadStudy, HeadTask, head_task, measure
 from rankscope.analyze.stored_models import StoredTunedModel, computing_device, principal_part
-from rankscope.config.study import EvaluateConfig, ModelConfig, TaskConfig
+from rankscope.config.study import EvaluateConfig, ModelConfig
+from rankscope.config.task import TaskConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.device import choose_device, choose_dtype

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from rankscope.config.study import Scorer
+from rankscope.config.task import Scorer
 from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
 from rankscope.data.numbers import ANSWER_MARK, extract_number
