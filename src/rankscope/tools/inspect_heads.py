@@ -20,13 +20,13 @@ from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.device import choose_device, choose_dtype
 from rankscope.evaluate.evaluator import context_length
+from rankscope.formatting import count, join_names
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.load import load_base, load_tokenizer, shapes_folder
 from rankscope.models.lora import Adapter
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.records import HeadsRecord, Inspection, TunedModel
-from rankscope.report.style import count, listing
 
 BATCH_TOKENS = 4096
 """Most tokens of a pass."""
@@ -131,7 +131,7 @@ def base_heads(
 
 def ablation_size(layout: HeadLayout, ablated_on: Sequence[HeadTask]) -> str:
     """How much is ablated: real models have hundreds of heads, and it may take hours."""
-    tasks = listing(f"{count(len(task.trees), 'item')} of {task.name}" for task in ablated_on)
+    tasks = join_names(f"{count(len(task.trees), 'item')} of {task.name}" for task in ablated_on)
     return (
         f"ablation: {count(layout.num_heads, 'head')} and {count(len(layout), 'layer')} are "
         f"removed one by one and {tasks} scored each time, in the base and again in every tuned "
