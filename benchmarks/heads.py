@@ -31,7 +31,8 @@ from rankscope.analyze.heads.importance import head_importance
 from rankscope.analyze.heads.layout import HeadLayout
 from rankscope.analyze.heads.tasks import HeadTask
 from rankscope.analyze.heads.token_trees import FloatArray, TokenTree, token_trees
-from rankscope.config.study import EvaluateConfig, ModelConfig, TaskConfig
+from rankscope.config.study import EvaluateConfig, ModelConfig
+from rankscope.config.task import TaskConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import load_task
 from rankscope.device import choose_device, choose_dtype, keep_freed_memory, use_deterministic

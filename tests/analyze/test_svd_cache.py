@@ -39,7 +39,7 @@ def test_base_spectra_are_computed_once_and_bounded(monkeypatch: pytest.MonkeyPa
         return u, s, vh
 
     monkeypatch.setattr(torch.linalg, "svd", counted)
-    a, b = gaussian(16, 8, seed=1), gaussian(16, 8, seed=2)
+    a, b = gaussian(16, 8, seed=1).float(), gaussian(16, 8, seed=2).float()
     cache = SvdCache()
     first = cache.of("a", a)
     assert cache.of("a", a) is first

@@ -6,7 +6,7 @@ No check needs weights, so a study is refused before anything is loaded. All rai
 from collections.abc import Iterable, Mapping
 
 from rankscope.analyze.spectra import SpectraSettings, num_compared_vectors
-from rankscope.config.analyze import AnalyzeConfig, HeadsConfig, SpectraConfig
+from rankscope.config.study import AnalyzeConfig, HeadsConfig, SpectraConfig
 from rankscope.errors import UserError
 from rankscope.records import (
     HeadsRecord,

@@ -16,18 +16,19 @@ from rankscope.analyze.heads.tasks import HeadTask, head_task
 from rankscope.analyze.heads.trial_heads import HeadAnalysis, measure_heads
 from rankscope.analyze.stored_models import StoredTunedModel, pissa_initial_factors
 from rankscope.analyze.svd_cache import decomposition_device
-from rankscope.config.study import EvaluateConfig, ModelConfig, TaskConfig
+from rankscope.config.study import EvaluateConfig, ModelConfig
+from rankscope.config.task import TaskConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import load_task
 from rankscope.device import choose_device, choose_dtype
 from rankscope.evaluate.evaluator import context_length
+from rankscope.formatting import count, join_names
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.load import load_base, load_tokenizer, shapes_folder
 from rankscope.models.lora import Adapter
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.records import HeadsRecord, Inspection, TunedModel
-from rankscope.report.style import count, listing
 
 TOKENS_PER_PASS = 4096
 
@@ -132,7 +133,7 @@ def analyze_base(
 
 def ablation_size(layout: HeadLayout, ablated_on: Sequence[HeadTask]) -> str:
     """A note on how much is ablated."""
-    tasks = listing(f"{count(len(task.trees), 'item')} of {task.name}" for task in ablated_on)
+    tasks = join_names(f"{count(len(task.trees), 'item')} of {task.name}" for task in ablated_on)
     return (
         f"ablation: {count(layout.num_heads, 'head')} and {count(len(layout), 'layer')} are "
         f"removed one by one and {tasks} scored each time, in the base and again in every tuned "

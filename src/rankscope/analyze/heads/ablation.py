@@ -29,7 +29,7 @@ from rankscope.analyze.heads.token_trees import (
     dropout_off,
     max_kept_positions,
 )
-from rankscope.evaluate.prefix_sharing import shared_prefixes
+from rankscope.evaluate.prefix_sharing import find_shared_prefixes
 from rankscope.models.base import Base
 
 
@@ -128,7 +128,7 @@ def ablate(
     max_together = max(map(len, by_first_layer.values()), default=1)
     max_kept = max_kept_positions(base.record.vocab_size)
     with dropout_off(base), torch.inference_mode():
-        for shared in shared_prefixes([tree.ids[: tree.keep[0] + 1] for tree in trees]):
+        for shared in find_shared_prefixes([tree.ids[: tree.keep[0] + 1] for tree in trees]):
             prefix = trees[shared.members[0]].ids[: shared.length]
             rest = [trees[i].without_prefix(shared.length) for i in shared.members]
             per_pass = max(1, min(max_together, batch_tokens // max(len(t.ids) for t in rest)))

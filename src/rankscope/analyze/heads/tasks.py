@@ -9,7 +9,7 @@ from rankscope.analyze.heads.token_trees import FloatArray, TokenTree, token_tre
 from rankscope.config.study import EvaluateConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask
-from rankscope.evaluate.context_window import EncodedSplit, fitted
+from rankscope.evaluate.context_window import EncodedSplit, fit_to_context
 from rankscope.evaluate.evaluator import encode_split
 from rankscope.evaluate.metrics import PRIMARY_METRIC, first_best
 from rankscope.evaluate.scorers.loss import encode_losses
@@ -69,7 +69,7 @@ def head_task(
         encoded = EncodedSplit(first.test, rows=encode_losses(encoder, first.test))
         if context is not None:
             where = f"task {task.spec.name!r}, test"
-            encoded = fitted(encoded, context, settings, where, encoder.bos_ids)
+            encoded = fit_to_context(encoded, context, settings, where, encoder.bos_ids)
         metric = LOGPROB_PER_TOKEN
     return HeadTask(task.spec.name, metric, tuple(token_trees(encoded)))
 
