@@ -114,12 +114,12 @@ def test_validation_rows_that_repeat_a_report_row_are_taken_out() -> None:
     assert ids(splits.validation) == [i for i in ids(held) if i != "t/validation/5"]
     assert len(splits.test) == 21
     assert splits.notes == ("t: 1 validation rows repeat a test row and were removed",)
-    # Report is cut from train here, and one file is given for two uses there.
+    # Here test is cut from train, and below one file has two uses.
     both = {"train": rows("train", 50), "validation": rows("train", 50)}
     cut = split_rows("t", both | {"train": rows("train", 60)}, 0, own_data=True)
     contents = [{row.content for row in part} for part in (cut.train, cut.validation, cut.test)]
     assert sum(map(len, contents)) == len(set.union(*contents)) == 60
-    with pytest.raises(UserError, match=r"0 validation .* 9 validation rows being test rows too"):
+    with pytest.raises(UserError, match=r"0 validation .* 9 validation rows that repeat a test row"):
         split_rows("t", {"validation": rows("test", 9), "test": rows("test", 9)}, 0, own_data=True)
 
 
