@@ -343,6 +343,6 @@ def test_a_data_set_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "scripted"
     folder.mkdir()
     (folder / "scripted.py").write_text("raise SystemExit('ran')\n")
-    with pytest.raises(UserError, match="needs code of its own") as error:
+    with pytest.raises(UserError, match="would run its own code") as error:
         read_hub(HubSource(str(folder)))
     assert "refs/convert/parquet" in str(error.value)
