@@ -5,6 +5,7 @@ import io
 import re
 
 import pytest
+from report_studies import ATTACKS, HOSTILE, hostile_study, ordinary_study
 
 from rankscope.report.charts.figure import Column, DataTable, table
 from rankscope.report.main_tables import main_tables
@@ -16,8 +17,6 @@ from rankscope.report.table_formats import (
     markdown,
     markdown_text,
 )
-
-from .studies import ATTACKS, HOSTILE, hostile_study, ordinary_study
 
 SMALL = table(
     [Column("arm"), Column("gain, %", 1), Column("p", 3), Column("note")],
