@@ -140,7 +140,7 @@ def missing(view: StudyView) -> list[str]:
     unscored = [t.name for t in study.tasks if (BASE, t.name, "test") not in study.evals]
     if unscored:
         sentences.append(
-            f"The base has no score on {join_names(unscored)}: changes against it are unknown there."
+            f"The base has no score on {join_names(unscored)}: changes there are unknown."
         )
     if not view.retention_tasks:
         sentences.append("There is no retention task, so forgetting is unknown.")

@@ -17,7 +17,12 @@ ESTIMATES = ("first", "second", "difference")
 COLUMNS = {
     **dict.fromkeys(("arm", "tested on")),
     **{f"{name}{end}": 2 for name in ESTIMATES for end in ("", ", low", ", high")},
-    "p": 4, "p, Holm": 4, "paired": None, "same models": None, "items": 0, "seeds": 0,
+    "p": 4,
+    "p, Holm": 4,
+    "paired": None,
+    "same models": None,
+    "items": 0,
+    "seeds": 0,
 }
 CAPTION = """Right of zero, the second study scored higher. Lines are 95 % intervals. A hollow \
 mark is unpaired: the studies did not score the same items in the same way."""

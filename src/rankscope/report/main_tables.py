@@ -1,9 +1,9 @@
 """The tables of a study that go into a paper or a notebook, by the name of their file."""
 
+from rankscope.formatting import NATS, Unit
 from rankscope.records import ArmSummary, Estimate, StudyRecords
 from rankscope.report.charts.figure import Cell, Column, DataTable, table
 from rankscope.report.study_view import StudyView, change_on
-from rankscope.report.style import NATS, Unit
 from rankscope.report.tables import failed_trials, tasks_read, training_rows, without_contamination
 
 SIGNIFICANT = 4

@@ -73,7 +73,7 @@ def make_table(columns: Mapping[str, int | None], rows: Sequence[Sequence[object
 
 def interval_columns(
     title: str, estimates: Sequence[Estimate | None], unit: Unit
-) -> dict[str, list[float | None]]:
+) -> dict[str, list[Any]]:
     """Value, lower and upper end of estimates in their unit: ``x``, ``x, low`` and ``x, high``."""
 
     def scaled(value: float | None) -> float | None:
@@ -86,9 +86,7 @@ def interval_columns(
     }
 
 
-def range_columns(
-    title: str, samples: Sequence[Sequence[float | None]]
-) -> dict[str, list[float | None]]:
+def range_columns(title: str, samples: Sequence[Sequence[float | None]]) -> dict[str, list[Any]]:
     """Mean, smallest and largest of the known values of each row, titled as an interval."""
     known = [[v for v in row if v is not None and math.isfinite(v)] for row in samples]
     return {

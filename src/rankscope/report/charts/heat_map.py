@@ -89,13 +89,13 @@ def change_grid(
     """
     rows, columns = order
     ends = [f"{value}, low", f"{value}, high"]
-    words = {axis: axis for axis in axes if axis not in ("arm", "row", "column")}
+    words = {title: title for title in axes if title not in ("arm", "row", "column")}
     texts = []
-    for row in records(frame):
-        low, high = (row.get(end) for end in ends)
+    for cell in records(frame):
+        low, high = (cell.get(end) for end in ends)
         clear = low is not None and high is not None and (low > 0 or high < 0)
-        text = signed(row[value] / unit.scale, unit)
-        texts.append(text if clear or ends[0] not in row else f"({text})")
+        text = signed(cell[value] / unit.scale, unit)
+        texts.append(text if clear or ends[0] not in cell else f"({text})")
     cells = frame.assign(text=texts, hover=hover_texts(frame, "arm", words | {value: value}))
 
     def wide(title: str) -> pd.DataFrame:
@@ -221,7 +221,7 @@ class MapPanel:
     @property
     def width(self) -> int:
         """In pixels."""
-        return max(NARROWEST, CELL * max(grid.values.shape[1] for grid in self.grids.values()))
+        return max(NARROWEST, *(CELL * len(grid.values.columns) for grid in self.grids.values()))
 
 
 def panels_width(panels: Sequence[MapPanel]) -> int:

@@ -32,7 +32,7 @@ class Path:
     """Values of the hover text: column by word."""
 
 
-def add_path(figure: go.Figure, path: Path, x: str, y: str) -> int:
+def _add_path(figure: go.Figure, path: Path, x: str, y: str) -> int:
     """Draw a path; returns the index of its trace."""
     start: list[float] = [0.0] if path.from_base else []
     points = len(start) + len(path.frame)
@@ -65,7 +65,7 @@ def add_path(figure: go.Figure, path: Path, x: str, y: str) -> int:
     return len(figure.data) - 1
 
 
-def add_base(figure: go.Figure, note: str) -> int:
+def _add_base(figure: go.Figure) -> int:
     """Mark the base at the origin; returns the index of its trace."""
     figure.add_scatter(
         x=[0],
@@ -73,14 +73,13 @@ def add_base(figure: go.Figure, note: str) -> int:
         mode="markers",
         marker={"color": BASE.light, "symbol": "x", "size": 11},
         hoverinfo="text",
-        hovertext=f"<b>base</b><br>{note}",
+        hovertext="<b>base</b><br>untuned: the origin",
         cliponaxis=False,
     )
     return len(figure.data) - 1
 
 
-def add_ring(figure: go.Figure, x: float, y: float) -> None:
-    """Draw a ring around a point."""
+def _add_ring(figure: go.Figure, x: float, y: float) -> None:
     figure.add_scatter(
         x=[x],
         y=[y],
@@ -96,19 +95,7 @@ def add_ring(figure: go.Figure, x: float, y: float) -> None:
     )
 
 
-def add_broad_line(figure: go.Figure, frame: pd.DataFrame, x: str, y: str) -> None:
-    """Draw a broad pale line behind the points."""
-    figure.add_scatter(
-        x=list(frame[x]),
-        y=list(frame[y]),
-        mode="lines",
-        line={"color": faded(MUTED.light), "width": 14},
-        hoverinfo="skip",
-    )
-
-
-def add_crosses(figure: go.Figure, frame: pd.DataFrame, x: str, y: str, color: str) -> None:
-    """Draw the intervals of both coordinates as crosses."""
+def _add_crosses(figure: go.Figure, frame: pd.DataFrame, x: str, y: str, color: str) -> None:
     across: list[float | None] = []
     up: list[float | None] = []
     for row in frame.to_dict("records"):
@@ -128,7 +115,7 @@ def add_crosses(figure: go.Figure, frame: pd.DataFrame, x: str, y: str, color: s
     )
 
 
-def add_names(
+def _add_names(
     figure: go.Figure,
     labels: Sequence[PointLabel],
     points: Sequence[tuple[float, float]],
@@ -137,12 +124,7 @@ def add_names(
 ) -> int:
     """Write the names for which there is room, most important first; returns the trace's index.
 
-    Args:
-        figure: the plot.
-        labels: the names.
-        points: every marker.
-        reversed_y: the vertical axis shows large values at the bottom.
-        reach: further points that the axes show, such as ends of intervals.
+    ``reach`` are further points that the axes show, such as ends of intervals.
     """
     x, y = zip(*points, *reach, strict=True)
     upwards = (max(y), min(y)) if reversed_y else (min(y), max(y))
@@ -150,10 +132,63 @@ def add_names(
     return len(figure.data) - 1
 
 
-def plane_layout(figure: go.Figure, x_title: str, y_title: str, reversed_y: bool) -> None:
-    """Set the axes; the good corner is top right."""
+def plane_plot(
+    placed: pd.DataFrame,
+    axes: tuple[str, str],
+    paths: Sequence[Path],
+    *,
+    crosses: Mapping[str, str],
+    front: Sequence[str],
+    ring: str | None,
+    names: Mapping[str, str],
+) -> go.Figure:
+    """Arms by gain and forgetting with their intervals, the front and the base; good is top right.
+
+    Args:
+        placed: one row per arm, with the arm as its index.
+        axes: columns of gain and forgetting.
+        paths: the points, joined by lines.
+        crosses: color by arm of the arms whose intervals are drawn.
+        front: arms joined by a broad pale line.
+        ring: the arm with a ring around it.
+        names: text by arm, most important first.
+    """
+    x, y = axes
+    figure = go.Figure(layout=layout(400))
+    figure.add_scatter(
+        x=list(placed.loc[front, x]),
+        y=list(placed.loc[front, y]),
+        mode="lines",
+        line={"color": faded(MUTED.light), "width": 14},
+        hoverinfo="skip",
+    )
+    for color in dict.fromkeys(crosses.values()):
+        arms = [arm for arm, of_arm in crosses.items() if of_arm == color]
+        _add_crosses(figure, placed.loc[arms], x, y, color)
+    for path in paths:
+        _add_path(figure, path, x, y)
+    _add_base(figure)
+    if ring is not None:
+        _add_ring(figure, placed.loc[ring, x], placed.loc[ring, y])
+    labels = [PointLabel(placed.loc[a, x], placed.loc[a, y], text) for a, text in names.items()]
+    labels.insert(1, PointLabel(0.0, 0.0, "base"))
+    points = [(0.0, 0.0), *zip(placed[x], placed[y], strict=True)]
+    reach = [
+        (row[f"{x}, {end}"], row[f"{y}, {end}"])
+        for row in placed.to_dict("records")
+        for end in ("low", "high")
+        if row[f"{x}, {end}"] is not None and row[f"{y}, {end}"] is not None
+    ]
+    _add_names(figure, labels, points, True, reach)
+    _name_axes(figure, x, y, True)
+    return figure
+
+
+def _name_axes(figure: go.Figure, x_title: str, y_title: str, reversed_y: bool) -> None:
+    """Set the axes of a plane; a reversed axis shows small values at the top."""
     figure.update_xaxes(axis(x_title))
-    figure.update_yaxes(axis(y_title, autorange="reversed" if reversed_y else True))
+    title = f"{y_title} (up: less)" if reversed_y else y_title
+    figure.update_yaxes(axis(title, autorange="reversed" if reversed_y else True))
 
 
 def paths_from_base(
@@ -169,8 +204,8 @@ def paths_from_base(
         reversed_y: the vertical axis shows large values at the bottom.
     """
     figure = go.Figure(layout=layout(440))
-    traces = {arm: [add_path(figure, p, x, y) for p in of_arm] for arm, of_arm in paths.items()}
-    base = add_base(figure, "untuned: the origin")
+    traces = {arm: [_add_path(figure, p, x, y) for p in of_arm] for arm, of_arm in paths.items()}
+    base = _add_base(figure)
     near = [arm for arm in paths if arm in focus]
     groups = {"all arms": [*near, *(arm for arm in paths if arm not in focus)]}
     if near and len(near) < len(paths):
@@ -186,7 +221,8 @@ def paths_from_base(
             if p.end_name
         ]
         labels = [*ends[:1], PointLabel(0.0, 0.0, "base"), *ends[1:]]
-        names = add_names(figure, labels, points, reversed_y)
+        names = _add_names(figure, labels, points, reversed_y)
         of_arms = [trace for arm in arms for trace in traces[arm]]
         choices.append(Choice(label, (*of_arms, base, names)))
+    _name_axes(figure, x, y, reversed_y)
     return figure, tuple(choices)

@@ -38,8 +38,8 @@ def draw(view: StudyView, task: str) -> Figure:
         data=frame,
         plot=rank_plot(rank_axis, panels),
         caption=f"{rank_axis.bands_note('the range over seeds')} The time of a trial is its share "
-        "of the time of its group, by tokens. Memory is that of the whole process, so the trials of "
-        "a group share it.",
+        "of the time of its group, by tokens. Memory is that of the whole process: the trials of a "
+        "group share it.",
     )
 
 

@@ -83,8 +83,8 @@ def draw(models: AnalyzedModels) -> Figure | None:
     caption = (
         "Rows are layers, columns heads (key/value heads for k_proj and v_proj), means over seeds. "
         "Importance is |z . dL/dz| of the right answer, with an l2 norm of 1 in each layer. "
-        f"Entropy 1 attends to all tokens alike. Both use {count(record.items, 'item')} of {record.task}. "
-        "Orange is below the base, blue above it. "
+        "Entropy 1 attends to all tokens alike. Both use "
+        f"{count(record.items, 'item')} of {record.task}. Orange is below the base, blue above it. "
     )
     if SKILL in entries:
         caption += (

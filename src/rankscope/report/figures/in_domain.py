@@ -1,5 +1,7 @@
 """In-domain score against rank."""
 
+from typing import Any
+
 from rankscope.formatting import count, score_text
 from rankscope.records import ArmSummary
 from rankscope.report.charts.figure import Figure, interval_columns, interval_digits, tidy
@@ -16,7 +18,7 @@ def draw(view: StudyView, task: str) -> Figure:
     """The scores of all arms, with full fine-tuning and the base as references."""
     unit, arms, base = view.unit(task), view.arms(task), view.base(task)
     column, rank_axis = f"score, {unit.score}", view.rank_axis(task)
-    columns: dict[str, list[object]] = {
+    columns: dict[str, list[Any]] = {
         "arm": [arm.label for arm in arms],
         "rank": [arm.rank for arm in arms],
         "learning rate": [arm.lr for arm in arms],

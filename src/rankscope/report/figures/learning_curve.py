@@ -9,7 +9,7 @@ import pandas as pd
 from rankscope.formatting import count, difference
 from rankscope.records import ArmSummary
 from rankscope.report.charts.figure import Figure, tidy
-from rankscope.report.charts.scatter import Path, paths_from_base, plane_layout
+from rankscope.report.charts.scatter import Path, paths_from_base
 from rankscope.report.figures import register
 from rankscope.report.learning_curves import CurveStep, curve_of
 from rankscope.report.study_view import StudyView, forgetting_text
@@ -31,7 +31,7 @@ def draw(view: StudyView, task: str) -> Figure | None:
     frame = tidy(
         {
             "arm": [arm for arm, _ in steps],
-            "step": [step.step for _, step in steps],
+            "optimizer step": [step.step for _, step in steps],
             gain: [step.gain * unit.scale for _, step in steps],
             forgetting: [
                 None if s.forgetting is None else s.forgetting * lost.scale for _, s in steps
@@ -39,19 +39,22 @@ def draw(view: StudyView, task: str) -> Figure | None:
             "seeds": [step.seeds for _, step in steps],
             "items": [step.items for _, step in steps],
         },
-        {"step": 0, gain: unit.digits + 1, forgetting: lost.digits + 1, "seeds": 0, "items": 0},
+        {
+            "optimizer step": 0,
+            gain: unit.digits + 1,
+            forgetting: lost.digits + 1,
+            "seeds": 0,
+            "items": 0,
+        },
     )
     is_plane = all(value is not None for value in frame[forgetting])
-    x, y = (gain, forgetting) if is_plane else ("step", gain)
+    x, y = (gain, forgetting) if is_plane else ("optimizer step", gain)
     paths = {
         arm.label: [path(view, arm, frame[frame["arm"] == arm.label], gain, forgetting)]
         for arm, _ in curves
     }
     focus = [arm.label for arm in view.focus_arms(task)]
     plot, choices = paths_from_base(paths, focus, x, y, reversed_y=is_plane)
-    plane_layout(
-        plot, x if is_plane else "optimizer step", f"{y} (up: less)" if is_plane else y, is_plane
-    )
     caption = (
         "One line per arm, the mean over its seeds, from the untuned base on. Each marker is a "
     )
@@ -75,7 +78,7 @@ def path(view: StudyView, arm: ArmSummary, frame: pd.DataFrame, gain: str, forge
     growth = (LARGEST - SMALLEST) / max(1, len(frame) - 1)
     sizes = [SMALLEST + growth * i for i in range(len(frame) - 1)] + [LARGEST]
     words = {
-        "step": "step",
+        "step": "optimizer step",
         "gain": gain,
         "forgetting": forgetting,
         "seeds": "seeds",

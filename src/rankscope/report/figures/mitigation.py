@@ -47,16 +47,21 @@ def draw(view: StudyView, task: str) -> Figure | None:
             f"gain over base, {unit.difference}": unit.digits + 1,
             f"forgetting, {lost.difference}": f,
             "forgetting of the plain arm at that gain": f,
-            d: f, f"{d}, low": f, f"{d}, high": f, "p, Holm": 3, "seeds": 0,
+            d: f,
+            f"{d}, low": f,
+            f"{d}, high": f,
+            "p, Holm": 3,
+            "seeds": 0,
             "seeds that learned more than the plain arm": 0,
         },
     )
+    texts = hover_texts(frame, "mitigation", {"": d})
     rows = [
         IntervalRow(
             c.label, c.difference.value * lost.scale, low, high,
             view.color(view.arm(task, c.plain)).light, text, hollow=low is None,
         )
-        for c, (low, high), text in zip(made, ends, hover_texts(frame, "mitigation", {"": d}), strict=True)
+        for c, (low, high), text in zip(made, ends, texts, strict=True)
     ]  # fmt: skip
     names = [c.label for c in made]
     plot, _ = interval_rows({"": rows}, names, f"forgetting beyond scaling, {lost.difference}")

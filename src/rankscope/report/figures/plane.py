@@ -5,18 +5,8 @@ import plotly.graph_objects as go
 
 from rankscope.formatting import count, difference
 from rankscope.records import ArmSummary
-from rankscope.report.charts.figure import Figure, interval_columns, interval_digits, layout, tidy
-from rankscope.report.charts.labels import PointLabel
-from rankscope.report.charts.scatter import (
-    Path,
-    add_base,
-    add_broad_line,
-    add_crosses,
-    add_names,
-    add_path,
-    add_ring,
-    plane_layout,
-)
+from rankscope.report.charts.figure import Figure, interval_columns, interval_digits, tidy
+from rankscope.report.charts.scatter import Path, plane_plot
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView, forgetting_text
 from rankscope.report.style import FULL, MUTED
@@ -98,42 +88,38 @@ def finding(view: StudyView, task: str, front: list[str]) -> str:
 def plot(
     view: StudyView, task: str, placed: pd.DataFrame, axes: tuple[str, str], front: list[str]
 ) -> go.Figure:
-    """Front, crosses, one path per line over rank, full fine-tuning, base, ring and names."""
-    x, y = axes
-    words = {"gain": x, "forgetting": y}
-    figure = go.Figure(layout=layout(400))
+    """One path per line over rank and one for full fine-tuning, the front, the ring and names."""
     arms = {arm.label: arm for arm in view.arms(task) if arm.label in placed.index}
-    add_broad_line(figure, placed.loc[front], x, y)
-    crossed = [arms[label] for label in (front if len(arms) > MAX_CROSSES else arms)]
-    for color in dict.fromkeys(view.color(arm).light for arm in crossed):
-        labels = [arm.label for arm in crossed if view.color(arm).light == color]
-        add_crosses(figure, placed.loc[labels], x, y, color)
-    for label, on_line in view.lines(task).items():
-        drawn = [arm for arm in on_line if arm.label in arms]
-        dash, symbol = view.line_style(label)
-        colors = tuple(view.color(arm).light for arm in drawn)
-        points = placed.loc[[arm.label for arm in drawn]]
-        if drawn:
-            add_path(figure, Path(points, colors, symbol, dash, MUTED.light, words=words), x, y)
     full = sorted((arm for arm in arms.values() if arm.is_full), key=lambda arm: arm.lr)
-    if full:
-        points = placed.loc[[arm.label for arm in full]]
-        add_path(figure, Path(points, (FULL.light,), "square", words=words), x, y)
-    add_base(figure, "untuned: the origin")
-    chosen = view.chosen(task)
-    first = [chosen.label] if chosen and chosen.label in arms else []
-    if first:
-        add_ring(figure, placed.loc[first[0], x], placed.loc[first[0], y])
-    named = dict.fromkeys([*first, *(arm.label for arm in full), *front])
-    labels = [PointLabel(*placed.loc[label, [x, y]], arms[label].short_label) for label in named]
-    labels.insert(1, PointLabel(0.0, 0.0, "base"))
-    points = [(0.0, 0.0), *zip(placed[x], placed[y], strict=True)]
-    reach = [
-        (row[f"{x}, {end}"], row[f"{y}, {end}"])
-        for row in placed.to_dict("records")
-        for end in ("low", "high")
-        if row[f"{x}, {end}"] is not None and row[f"{y}, {end}"] is not None
+    lines = [
+        ([arm for arm in on_line if arm.label in arms], *view.line_style(label), MUTED.light)
+        for label, on_line in view.lines(task).items()
     ]
-    add_names(figure, labels, points, True, reach)
-    plane_layout(figure, x, f"{y} (up: less)", True)
-    return figure
+    words = dict(zip(("gain", "forgetting"), axes, strict=True))
+    paths = [
+        Path(
+            placed.loc[[arm.label for arm in drawn]],
+            tuple(view.color(arm).light for arm in drawn),
+            symbol,
+            dash,
+            color,
+            words=words,
+        )
+        for drawn, dash, symbol, color in (*lines, (full, "solid", "square", FULL.light))
+        if drawn
+    ]
+    chosen = view.chosen(task)
+    ring = chosen.label if chosen and chosen.label in arms else None
+    named = dict.fromkeys([*([ring] if ring else []), *(arm.label for arm in full), *front])
+    return plane_plot(
+        placed,
+        axes,
+        paths,
+        crosses={
+            label: view.color(arms[label]).light
+            for label in (front if len(arms) > MAX_CROSSES else arms)
+        },
+        front=front,
+        ring=ring,
+        names={label: arms[label].short_label for label in named},
+    )

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from rankscope.formatting import join_names
 from rankscope.records import ArmSummary
@@ -36,7 +37,7 @@ def draw(view: StudyView, task: str) -> Figure:
         f"gain on the validation split, {unit.difference}",
         f"forgetting, {lost.difference}",
     )
-    columns: dict[str, list[object]] = {
+    columns: dict[str, list[Any]] = {
         "arm": [arm.label for arm in arms],
         "rank": [arm.rank for arm in arms],
         "learning rate": [arm.lr for arm in arms],

@@ -3,7 +3,7 @@
 from rankscope.formatting import count, difference
 from rankscope.records import ScalingCurve, TaskMitigation
 from rankscope.report.charts.figure import Figure, tidy
-from rankscope.report.charts.scatter import Path, paths_from_base, plane_layout
+from rankscope.report.charts.scatter import Path, paths_from_base
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView, forgetting_text
 
@@ -81,7 +81,6 @@ def draw(view: StudyView, task: str) -> Figure | None:
         paths.setdefault(curve.label, []).append(path)
     focus = [arm.label for arm in view.focus_arms(task)]
     plot, choices = paths_from_base(paths, focus, gain, forgetting, reversed_y=True)
-    plane_layout(plot, gain, f"{forgetting} (up: less)", True)
     key, title = view.key("scaling", task), f"Scaled down without training, {task}"
     choices = choices if len(choices) > 1 else ()
     return Figure(key, title, finding(view, mitigation), frame, plot, CAPTION, choices)
