@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rankscope.errors import UserError
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.lora import Adapter, delta_weight
-from rankscope.models.methods import new_adapter
+from rankscope.models.methods.init_context import new_adapter
 from rankscope.models.multi_lora import (
     AdapterSpan,
     MultiLora,
@@ -335,8 +335,8 @@ def slow_delta(layer: nn.Linear, adapter: Adapter, name: str, x: Tensor) -> Tens
     """g * (W + s (B A - B0 A0)) x + bias as the formula says it, for autograd."""
     weight = layer.weight.detach()
     tuned = weight + adapter.scaling * (adapter.b[name] @ adapter.a[name])
-    if name in adapter.start:
-        a0, b0 = adapter.start[name]
+    if name in adapter.initial_factors:
+        a0, b0 = adapter.initial_factors[name]
         tuned = tuned - adapter.scaling * (b0 @ a0)
     y = x @ tuned.T
     if name in adapter.magnitude:

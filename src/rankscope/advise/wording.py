@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from rankscope.models.methods import get_method
 from rankscope.records import ArmSummary, Estimate
 
 Unit = Literal["accuracy", "log_probability"]
@@ -50,16 +51,6 @@ def count(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
-METHOD_NAMES = {
-    "lora": "LoRA",
-    "rslora": "rsLoRA",
-    "lora+": "LoRA+",
-    "dora": "DoRA",
-    "pissa": "PiSSA",
-    "eva": "EVA",
-}
-
-
 def settings(arm: ArmSummary) -> str:
     """Method and settings of an arm: ``LoRA r=32 (alpha 64, lr 0.0002, dropout=0.1)``."""
     rate = ", ".join([f"lr {arm.lr:g}", *arm.special_settings])
@@ -67,7 +58,7 @@ def settings(arm: ArmSummary) -> str:
         return f"full fine-tuning ({rate})"
     if arm.alpha is None:  # a method of PEFT's, with settings of its own
         return arm.label
-    name = METHOD_NAMES.get(arm.method, arm.method)
+    name = get_method(arm.method).label
     return f"{name} r={arm.rank} (alpha {arm.alpha:g}, {rate})"
 
 

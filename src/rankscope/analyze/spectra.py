@@ -21,7 +21,7 @@ from rankscope.analyze.leading_vectors import Leading, of_adapter, of_matrix, un
 from rankscope.analyze.svd_cache import SVD, SvdCache, double, precise
 from rankscope.errors import IntegrityError, UserError
 from rankscope.models.adapters.scaling import layer_of
-from rankscope.models.lora import Adapter, tuned_delta
+from rankscope.models.lora import Adapter
 from rankscope.records import MatrixSpectrum, SpectraRecord
 
 STORED_SINGULAR_VALUES = 128
@@ -179,7 +179,7 @@ def adapter_matrix(
     _check_factors(name, weight, A, B)
     if name in adapter.magnitude:  # dW is of full rank
         _check_finite(f"{name}: magnitude", adapter.magnitude[name])
-        delta = tuned_delta(adapter, name, double(weight))
+        delta = adapter.delta(name, double(weight))
         return full_matrix(name, weight, delta, config, cache)
     norm = delta_frobenius(A, B, adapter.scaling)
     sigma = delta_singular_values(A, B, adapter.scaling)

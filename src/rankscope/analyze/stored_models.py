@@ -12,11 +12,13 @@ from rankscope.analyze.spectra import SpectraSettings, adapter_matrix, delta_of,
 from rankscope.analyze.svd_cache import SvdCache, svd
 from rankscope.errors import UserError
 from rankscope.models.adapters.folder import check_other_base, copies, load_adapter, recorded_base
-from rankscope.models.adapters.settings import CONFIG, READ_STARTS, read_config
+from rankscope.models.adapters.settings import CONFIG, READ_STARTS, read_adapter_config
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter
+from rankscope.models.methods import get_method
+from rankscope.models.methods.full import FullMethod
 from rankscope.provenance import weights_sha256
-from rankscope.records import MatrixSpectrum, TunedKind
+from rankscope.records import MatrixSpectrum
 
 GENERIC = frozenset({"adapter", "model", "final", "checkpoint"})
 """Folder names that say nothing: the folder above is named with them."""
@@ -34,7 +36,7 @@ class StoredTunedModel:
 
     name: str
     folder: Path
-    kind: TunedKind
+    kind: str
     adapter: Adapter | None = None
     model: CheckpointReader | None = None
 
@@ -50,7 +52,7 @@ class StoredTunedModel:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; expected a PEFT adapter or a model")
         if (folder / CONFIG).is_file() or not (folder / "config.json").is_file():
-            settings = read_config(folder, READ_STARTS)
+            settings = read_adapter_config(folder, READ_STARTS)
             if settings.use_dora and settings.init_lora_weights == "pissa":
                 raise UserError(
                     f"adapter {folder}: use_dora with init_lora_weights 'pissa' is not read: its "
@@ -59,13 +61,8 @@ class StoredTunedModel:
             # PiSSA's copy of an output head is what its start left of the base's.
             is_pissa = settings.init_lora_weights == "pissa"
             adapter = load_adapter(folder, name, starts=READ_STARTS, has_copies=not is_pissa)
-            kind: TunedKind = "rslora" if settings.use_rslora else "lora"
-            if is_pissa:
-                kind = "pissa"
-            if settings.use_dora:
-                kind = "dora"
-            return cls(name, folder, kind, adapter=adapter)
-        return cls(name, folder, "full", model=CheckpointReader.open(folder))
+            return cls(name, folder, adapter.method, adapter=adapter)
+        return cls(name, folder, FullMethod.name, model=CheckpointReader.open(folder))
 
     @property
     def has_one_rank(self) -> bool:
@@ -113,16 +110,16 @@ class StoredTunedModel:
     @contextmanager
     def started(self, name: str, weight: Tensor | None) -> Iterator[None]:
         """With PiSSA's start of one module in the adapter, which is as large as its factors."""
-        if self.kind != "pissa":
+        if not get_method(self.kind).init_is_part_of_base:
             yield
             return
         assert self.adapter is not None
         assert weight is not None
-        self.adapter.start[name] = principal_part(weight, self.adapter, name)
+        self.adapter.initial_factors[name] = principal_part(weight, self.adapter, name)
         try:
             yield
         finally:
-            del self.adapter.start[name]
+            del self.adapter.initial_factors[name]
 
 
 def principal_part(weight: Tensor, adapter: Adapter, name: str) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rankscope.config.arm import LORA_ONLY
 from rankscope.config.overrides import apply_override
 from rankscope.config.study import StudyConfig
 from rankscope.config.task_file import with_task_files
@@ -55,9 +54,8 @@ def dump_study(config: StudyConfig) -> str:
     """Canonical YAML of a study, every default written out; it loads back to an equal config."""
     values = config.model_dump(mode="json", exclude_none=True)
     for arm, written in zip(config.arms, values["arms"], strict=True):
-        if arm.is_full or arm.is_peft:
-            for key in LORA_ONLY - ({"targets"} if arm.is_peft else set()):
-                written.pop(key, None)
+        for key in arm.unused_fields():
+            written.pop(key, None)
         if arm.init_from is not None:  # what the arm leaves out is the adapter's, not a default
             for key in {"method", "rank", "alpha", "targets"} - arm.model_fields_set:
                 del written[key]

@@ -15,6 +15,7 @@ from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.load import shapes_folder
+from rankscope.models.methods import get_lora_method
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.provenance import provenance
 from rankscope.records import Inspection, MatrixSpectrum, NormGrowth, SpectraRecord, TunedModel
@@ -155,7 +156,7 @@ def growth_of(models: Sequence[TunedModel]) -> NormGrowth | None:
         if model.rank is None or model.scaling is None:
             continue
         changed = tuple(matrix.name for matrix in model.spectra.matrices)
-        alpha = model.scaling * (model.rank**0.5 if model.kind == "rslora" else model.rank)
+        alpha = model.scaling * get_lora_method(model.kind).rank_scale(model.rank)
         for rule, value in (("scaling", model.scaling), ("alpha", alpha)):
             key = (model.kind, changed, rule, float(f"{value:.6g}"))  # but for rounding
             groups.setdefault(key, []).append(model)

@@ -23,6 +23,7 @@ from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.load import load_base, load_tokenizer, shapes_folder
 from rankscope.models.lora import Adapter
+from rankscope.models.methods import get_method
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.records import HeadsRecord, Inspection, TunedModel
 from rankscope.report.style import count, listing
@@ -159,9 +160,9 @@ def started(stored: StoredTunedModel, base: CheckpointReader, device: torch.devi
     """A stored adapter, PiSSA's start, computed on ``device``, subtracted from every module."""
     assert stored.adapter is not None
     adapter = stored.adapter
-    if stored.kind == "pissa":
+    if get_method(stored.kind).init_is_part_of_base:
         for name in adapter.a:
-            adapter.start[name] = principal_part(base.weight(name, device), adapter, name)
+            adapter.initial_factors[name] = principal_part(base.weight(name, device), adapter, name)
     return adapter
 
 

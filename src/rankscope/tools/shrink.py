@@ -16,9 +16,10 @@ from rankscope.filesystem import check_taken
 from rankscope.models.adapters.folder import copies
 from rankscope.models.adapters.rewrite import Module, rewrite
 from rankscope.models.adapters.scaling import layer_of
-from rankscope.models.adapters.settings import READ_STARTS, read_config
+from rankscope.models.adapters.settings import READ_STARTS, read_adapter_config
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.load import shapes_folder
+from rankscope.models.methods import get_method
 from rankscope.records import AdapterChange, MatrixChange
 from rankscope.tools.inspect import InspectSettings, check_settings
 
@@ -45,7 +46,7 @@ class Source:
         tuned = StoredTunedModel.open(folder, folder.name)
         if tuned.adapter is None:
             raise UserError(f"{folder}: a full checkpoint; expected the folder of a PEFT adapter")
-        if base is None and tuned.kind in ("dora", "pissa"):
+        if base is None and get_method(tuned.kind).delta_needs_base:
             raise UserError(
                 f"adapter {folder}: the update of {tuned.kind} depends on the base: give --base"
             )
@@ -191,7 +192,7 @@ def edited(source: Source, out: Path, said: str, edit: Edit) -> AdapterChange:
         UserError: a number that float32 cannot hold, or a place that is not free.
     """
     check_taken(out)
-    settings = read_config(source.folder, READ_STARTS)
+    settings = read_adapter_config(source.folder, READ_STARTS)
     changed: dict[str, Module] = {}
     matrices = []
     for name in source.names():
@@ -201,7 +202,9 @@ def edited(source: Source, out: Path, said: str, edit: Edit) -> AdapterChange:
             changed[name] = module_of(after, settings.scaling_of(name))
             check_too_large(name, said, changed[name])
         matrices.append(matrix_change(name, before, after, intruders))
-    if changed and source.tuned.kind == "pissa":  # the rest, too, becomes plain LoRA
+    if (
+        changed and get_method(source.tuned.kind).init_is_part_of_base
+    ):  # the rest, too, becomes plain LoRA
         for name in set(source.names()) - set(changed):
             changed[name] = module_of(source.update(name), settings.scaling_of(name))
     found = AdapterChange(

@@ -16,7 +16,7 @@ from torch import Tensor
 from rankscope.analyze.heads.layout import PROJECTIONS, AttentionLayer, HeadLayout
 from rankscope.analyze.svd_cache import double
 from rankscope.errors import IntegrityError
-from rankscope.models.lora import Adapter, tuned_delta
+from rankscope.models.lora import Adapter
 from rankscope.records import HeadChange
 
 Weights = Callable[[str], Tensor]
@@ -59,7 +59,7 @@ def adapter_changes(layout: HeadLayout, base: Weights, adapter: Adapter) -> tupl
         name = layer.projection(module)
         heads, by_columns = layer.heads_of(module), module == "o_proj"
         if name in adapter.magnitude:
-            delta = tuned_delta(adapter, name, base(name).float())
+            delta = adapter.delta(name, base(name).float())
             return dense_heads(delta, heads, by_columns)
         a, b = adapter.factors(name)
         return abs(adapter.scaling) * low_rank_heads(a, b, heads, by_columns)

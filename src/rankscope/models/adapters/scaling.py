@@ -53,7 +53,7 @@ def scaled_adapter(
     Raises:
         ValueError: an adapter that starts from a part of W0 and is not stored as plain LoRA yet.
     """
-    if adapter.start:
+    if adapter.initial_factors:
         raise ValueError(f"{adapter.name}: only stored adapters can be scaled")
     each = {name: factor_of(name) for name in adapter.a}
     whole = next(iter(each.values()))
@@ -75,6 +75,7 @@ def scaled_adapter(
         alpha=adapter.alpha * (whole if shared else 1.0),
         scaling=adapter.scaling * (whole if shared else 1.0),
         targets=adapter.targets,
+        method=adapter.method,
         a=adapter.a,
         b=b,
         magnitude=magnitude,

@@ -12,11 +12,10 @@ from rankscope.analyze.svd_cache import SvdCache, double
 from rankscope.analyze.trial_spectra import compared_matrices
 from rankscope.models.adapters.scaling import factors, scaled_adapter, scaled_model
 from rankscope.models.base import Base
-from rankscope.models.lora import Adapter, tuned_delta
+from rankscope.models.lora import Adapter
 from rankscope.models.quantize import dense_weight
 from rankscope.records import TrialSpec, Variant
 from rankscope.run.prepare import PreparedStudy
-from rankscope.train.step_schedule import ALONE
 
 
 def attach_variants(
@@ -27,7 +26,7 @@ def attach_variants(
     wanted: Collection[str],
 ) -> list[str]:
     """Attach those milder forms of attached adapters whose model ids, their adapter_names, are wanted."""
-    if trials[0].method in ALONE:
+    if trials[0].trains_alone:
         return []
     found: list[str] = []
     for trial in trials:
@@ -67,7 +66,7 @@ def without_intruders(
         if name in adapter.magnitude:
             m = adapter.magnitude[name].to(device)
             update = Update.of_magnitude(update.A, update.B, m, weight)
-        delta = tuned_delta(adapter, name, weight.float())
+        delta = adapter.delta(name, weight.float())
         change = change_of(name, weight, delta, variant, inputs, spectra)
         if variant.kind == "intruders":
             update = update.plus(change)
@@ -83,6 +82,7 @@ def without_intruders(
         alpha=float(adapter.rank),
         scaling=1.0,
         targets=adapter.targets,
+        method=adapter.method,
         a=a,
         b=b,
         magnitude=magnitude,
