@@ -17,7 +17,7 @@ from rankscope.analyze.spectra import (
     stable_rank,
 )
 from rankscope.analyze.svd_cache import SvdCache, svd
-from rankscope.config.analyze import SpectraConfig
+from rankscope.config.study import SpectraConfig
 from rankscope.errors import IntegrityError, UserError
 from rankscope.models.lora import Adapter
 
@@ -144,7 +144,7 @@ def test_a_magnitude_changes_the_length_of_every_row() -> None:
     base = {NAME: gaussian(24, 16)}
     tuned = adapter(gaussian(4, 16, seed=1), gaussian(24, 4, seed=2), 0.5)
     m = torch.linspace(0.5, 4, 24)
-    tuned.magnitude[NAME] = nn.Parameter(m)
+    tuned.method, tuned.magnitude[NAME] = "dora", nn.Parameter(m)
     directed = base[NAME] + 0.5 * tuned.b[NAME].detach() @ tuned.a[NAME].detach()
     dense = {NAME: m[:, None] * directed / directed.norm(dim=1, keepdim=True)}
     found = analyze_adapter(base, tuned, SpectraConfig(), "trial").matrices[0]

@@ -365,10 +365,11 @@ def test_gradients_are_autograds(with_gain: bool, with_start: bool, with_bias: b
             alpha=3.0,
             scaling=1.5,
             targets=("0",),
+            method="dora" if with_gain else "lora",
             a={"0": nn.Parameter(draw(rank, 6))},
             b={"0": nn.Parameter(draw(5, rank))},
             magnitude={"0": nn.Parameter(draw(5).abs() + 1)} if with_gain else {},
-            start={"0": (draw(rank, 6), draw(5, rank))} if with_start else {},
+            initial_factors={"0": (draw(rank, 6), draw(5, rank))} if with_start else {},
         )
         multi_lora.attach(adapter)
     multi_lora.segments = (AdapterSpan("a", 0, 4), AdapterSpan(None, 4, 6), AdapterSpan("b", 6, 9))

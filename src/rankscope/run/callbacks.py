@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from rankscope.evaluate.evaluator import evaluate_apart
+from rankscope.evaluate.evaluator import evaluate_with_failures
 from rankscope.models.base import Base
 from rankscope.models.multi_lora import MultiLora, unwrap
 from rankscope.progress import SpeedMeter
@@ -105,7 +105,9 @@ class LearningCurve:
             loaded, validation=loaded.validation[: self.inputs.config.train.evaluate_items]
         )
         settings = self.inputs.config.evaluate
-        found, _ = evaluate_apart(base, self.inputs.encoder, few, "validation", models, settings)
+        found, _ = evaluate_with_failures(
+            base, self.inputs.encoder, few, "validation", models, settings
+        )
         self.ledger.commit_curve([point_of(record, step) for record, _ in found.values()])
 
 

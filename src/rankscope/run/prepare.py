@@ -11,14 +11,13 @@ from pathlib import Path
 import torch
 
 from rankscope.analyze.spectra import check_too_many
-from rankscope.config.analyze import SpectraConfig
-from rankscope.config.study import Interval, StudyConfig, TrainConfig
+from rankscope.config.study import Interval, SpectraConfig, StudyConfig, TrainConfig
 from rankscope.data.contamination import find_contamination_between_tasks
 from rankscope.data.encode import EncodedRows, Encoder, encode_rows
 from rankscope.data.study_tasks import check_untrainable, read_replay, read_tasks, replay_notes
 from rankscope.data.tasks import LoadedTask
 from rankscope.device import available_memory_bytes, choose_device, choose_dtype
-from rankscope.evaluate.evaluator import context_length, cut_notes
+from rankscope.evaluate.evaluator import context_length, truncation_notes
 from rankscope.evaluate.task_record import task_record
 from rankscope.models.adapters.folder import check_other_base
 from rankscope.models.adapters.warm_start import resolve_warm_starts, warm_start_notes
@@ -196,7 +195,7 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
         for task in tasks.values()
         for part in task.parts or (task,)
         for split in SPLITS
-        for note in cut_notes(encoder, part, split, context, config.evaluate)
+        for note in truncation_notes(encoder, part, split, context, config.evaluate)
     ]
     rows = {
         task.name: encode_rows(encoder, tasks[task.name].train, config.train.labels)

@@ -18,7 +18,7 @@ from rankscope.analyze.svd_cache import SvdCache, svd_cache_folder
 from rankscope.analyze.trial_spectra import analyze_trial
 from rankscope.device import out_of_memory_message, reset_peak_memory
 from rankscope.errors import Interrupted, UserError
-from rankscope.evaluate.evaluator import Evaluation, evaluate_apart, evaluate_task
+from rankscope.evaluate.evaluator import Evaluation, evaluate_task, evaluate_with_failures
 from rankscope.models.base import Base
 from rankscope.progress import ProgressReporter, SpeedMeter
 from rankscope.records import (
@@ -335,7 +335,9 @@ class Runner:
         encoder, settings = self.inputs.encoder, self.inputs.config.evaluate
         loaded = self.inputs.tasks[task]
         if BASE not in models.values():
-            results, reasons = evaluate_apart(base, encoder, loaded, split, models, settings)
+            results, reasons = evaluate_with_failures(
+                base, encoder, loaded, split, models, settings
+            )
             return results, [
                 TrialFailure(trial_of(models[adapter_name]), "failed", f"{task} {split}: {reason}")
                 for adapter_name, reason in reasons.items()

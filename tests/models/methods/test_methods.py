@@ -205,5 +205,5 @@ def test_eva_needs_rows_with_enough_tokens() -> None:
     base = base_of(tiny_llama())
     with pytest.raises(UserError, match=rf"rank 32.*have {len(rows[0].input_ids)} tokens.*64"):
         started(base, trial("a", method="eva", rank=32), rows=rows)
-    with pytest.raises(ValueError, match="EVA starts from training rows"):
+    with pytest.raises(ValueError, match="EVA needs training rows"):
         new_adapter(base.model, trial("a", method="eva"))
