@@ -1,7 +1,6 @@
 """A method from one file is configured, labelled, estimated, trained, stored and loaded."""
 
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ ROWS = toy_rows()
 
 
 @pytest.fixture(autouse=True)
-def olora(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def olora(monkeypatch: pytest.MonkeyPatch) -> None:
     """The method of the file beside this one, registered while a test runs."""
     place = Path(__file__).with_name("method.py")
     spec = importlib.util.spec_from_file_location("olora_method", place)
@@ -34,7 +33,6 @@ def olora(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     spec.loader.exec_module(module)
     monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
     register_method(module.OloraMethod())
-    yield
 
 
 def logits(base: Base, adapter_name: str | None) -> Tensor:

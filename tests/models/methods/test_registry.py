@@ -31,5 +31,5 @@ def test_the_table_of_methods_in_the_documentation_is_the_registrys() -> None:
 def test_an_unknown_name_gets_the_known_ones() -> None:
     assert get_method("dora").label == "DoRA"
     assert len(set(method_names())) == len(method_names())
-    with pytest.raises(ValueError, match="'dorra': expected one of lora, .* did you mean 'dora'"):
+    with pytest.raises(ValueError, match=r"'dorra': expected one of lora, .* did you mean 'dora'"):
         get_method("dorra")
