@@ -1,14 +1,11 @@
-"""The registry of methods: light to import, and the source of the documentation's table."""
+"""The registry of methods."""
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from rankscope.models.methods import all_methods, get_method, method_names
-
-ROOT = Path(__file__).parents[3]
+from rankscope.models.methods import get_method, method_names
 
 
 def test_importing_it_loads_no_heavy_library() -> None:
@@ -18,14 +15,6 @@ def test_importing_it_loads_no_heavy_library() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
-
-
-def test_the_table_of_methods_in_the_documentation_is_the_registrys() -> None:
-    table = "\n".join(
-        ["| method | meaning |", "|---|---|"]
-        + [f"| `{method.name}` | {method.summary} |" for method in all_methods()]
-    )
-    assert table in (ROOT / "docs" / "study-file.md").read_text("utf-8"), f"expected:\n{table}"
 
 
 def test_an_unknown_name_gets_the_known_ones() -> None:

@@ -22,7 +22,7 @@ class FullMethod(Method):
 
     name = "full"
     label = "full fine-tuning"
-    summary = "Every weight trains; takes `lr` and the protocol, in an arm of its own."
+    summary = "Every weight trains; no `rank`, `alpha`, `targets` or `dropout`."
     trains_base = True
     arm_note = "trains every weight"
 
