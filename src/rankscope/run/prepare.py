@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 
 from rankscope.analyze.spectra import check_too_many
-from rankscope.config.analyze import SpectraConfig
-from rankscope.config.study import Interval, StudyConfig, TrainConfig
+from rankscope.config.study import Interval, SpectraConfig, StudyConfig, TrainConfig
 from rankscope.data.contamination import find_contamination_between_tasks
 from rankscope.data.encode import EncodedRows, Encoder, encode_rows
 from rankscope.data.study_tasks import check_untrainable, read_replay, read_tasks, replay_notes

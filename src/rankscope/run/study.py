@@ -15,9 +15,8 @@ from rankscope.advise.mitigation import compare_mitigations
 from rankscope.advise.recommend import recommend
 from rankscope.advise.subjects import subject_changes
 from rankscope.analyze.spectra import compared_vectors
-from rankscope.config.analyze import SpectraConfig
 from rankscope.config.loader import dump_study, load_study_file
-from rankscope.config.study import StudyConfig
+from rankscope.config.study import SpectraConfig, StudyConfig
 from rankscope.device import (
     keep_freed_memory,
     limit_kernel_cache,

@@ -11,9 +11,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
+from rankscope.config.loader import load_task_file
 from rankscope.config.study import DEVICE_PATTERN, EvaluateConfig, ModelConfig
-from rankscope.config.task import LM_EVAL_PREFIX, TaskConfig
-from rankscope.config.task_file import is_task_file, load_task_file
+from rankscope.config.task import LM_EVAL_PREFIX, TaskConfig, is_task_file
 from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.errors import IntegrityError, UserError
 from rankscope.models.adapters.folder import (
