@@ -36,9 +36,10 @@ from rankscope.config.task import TaskConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import load_task
 from rankscope.device import choose_device, choose_dtype, keep_freed_memory, use_deterministic
-from rankscope.evaluate.evaluator import context_length, encode_split
+from rankscope.evaluate.context_window import context_length
+from rankscope.evaluate.evaluator import encode_split
+from rankscope.evaluate.likelihood import Question, continuation_logprobs
 from rankscope.evaluate.metrics import PRIMARY_METRIC
-from rankscope.evaluate.scorers.choice import Question, continuation_logprobs
 from rankscope.models.base import Base, Row, RowBatch, batches_of
 from rankscope.models.load import load_base
 from rankscope.provenance import provenance

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from evaluation_worlds import adapter, base, choice_items, encoder, lettered, loaded
+from rankscope.evaluate.rescore import extracted
 
 from rankscope.config.study import EvaluateConfig
 from rankscope.data.items import Item
@@ -13,9 +14,8 @@ from rankscope.data.tasks import LoadedTask
 from rankscope.errors import UserError
 from rankscope.evaluate.context_window import EncodedSplit, fit_to_context
 from rankscope.evaluate.evaluator import evaluate_task
+from rankscope.evaluate.likelihood import Question
 from rankscope.evaluate.metrics import ModelScores, choice_predictions
-from rankscope.evaluate.rescore import extracted
-from rankscope.evaluate.scorers.choice import Question
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.records import BASE, ItemResult
 

@@ -3,7 +3,9 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import core_schema
 
 from rankscope.config.section import (
     ConfigSection,
@@ -13,9 +15,8 @@ from rankscope.config.section import (
     PlainText,
     short_repr,
 )
+from rankscope.evaluate.scorers import get_scorer, scorer_names
 
-Scorer = Literal["option_text", "option_letter", "number", "exact_match", "loss", "perplexity"]
-PrimaryMetric = Literal["acc", "acc_norm", "acc_bytes", "acc_token", "letter"]
 ShapeField = Literal[
     "question", "choices", "answer", "subject", "prompt", "completion", "messages", "text"
 ]
@@ -60,6 +61,23 @@ def name_of_path(path: str) -> str:
     return path.rstrip("/").rsplit("/", 1)[-1]
 
 
+def known_scorer(name: str) -> str:
+    """Raise ValueError for a scorer that is not registered."""
+    return get_scorer(name).name
+
+
+class _RegisteredScorers:
+    """Lists the registered scorers in the JSON schema."""
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"enum": list(scorer_names()), "type": "string"}
+
+
+ScorerName = Annotated[str, AfterValidator(known_scorer), _RegisteredScorers()]
+
+
 class TaskConfig(ConfigSection):
     """A data set with its prompt and scorer: a named task, or the user's own files."""
 
@@ -81,9 +99,9 @@ class TaskConfig(ConfigSection):
     """What the rows call the fields of their shape: ``{question: Frage, choices: [a, b, c]}``."""
     prompt: str | None = None
     """Prompt template over a row's fields, such as ``"Question: {question}\\nAnswer:"``."""
-    scorer: Scorer | None = None
+    scorer: ScorerName | None = None
     """How answers are scored; by default what the rows allow."""
-    primary_metric: PrimaryMetric | None = None
+    primary_metric: PlainText | None = None
     """Metric of a multiple-choice task that is reported; all are recorded."""
     num_fewshot: int = Field(0, ge=0, le=MAX_FEWSHOT)
     """Answered questions shown before each one that is scored; training rows carry none."""

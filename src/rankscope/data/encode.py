@@ -217,8 +217,7 @@ class Encoder:
             return plain_turns(item.messages)
         answer = with_leading_space(item.prompt, item.completion)
         examples = "".join(
-            f"{asked}{with_leading_space(asked, reply)}\n\n"
-            for asked, reply in item.fewshot
+            f"{asked}{with_leading_space(asked, reply)}\n\n" for asked, reply in item.fewshot
         )
         return [TextSegment(examples + item.prompt), TextSegment(answer, is_label=True, end="eos")]
 

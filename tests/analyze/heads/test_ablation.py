@@ -22,8 +22,9 @@ from rankscope.analyze.heads.trees import Floats, Tree, trees_of
 from rankscope.analyze.heads.trial import LIKELIHOOD, head_task
 from rankscope.config.study import EvaluateConfig
 from rankscope.errors import UserError
-from rankscope.evaluate.evaluator import EncodedSplit, encode_split
-from rankscope.evaluate.scorers.choice import Question, continuation_logprobs
+from rankscope.evaluate.context_window import EncodedSplit
+from rankscope.evaluate.evaluator import encode_split
+from rankscope.evaluate.likelihood import Question, continuation_logprobs
 from rankscope.evaluate.scorers.loss import score_losses
 from rankscope.models.base import Base, RowBatch
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rankscope.data.encode import EncodedRow
 from rankscope.evaluate.context_window import EncodedSplit
-from rankscope.evaluate.scorers.choice import MAX_LOGITS, Question
+from rankscope.evaluate.likelihood import MAX_LOGITS, Question
 from rankscope.models.attention.varlen import AttentionPlan
 from rankscope.models.base import Row, RowBatch
 from rankscope.models.multi_lora import AdapterSpan
@@ -96,10 +96,10 @@ class Tree:
 def trees_of(encoded: EncodedSplit) -> list[Tree]:
     """The items of a split as trees: multiple choice, of which the continuations that the headline
     metric compares are taken, or rows of text."""
-    if encoded.rows:
-        return [Tree.of_row(row) for row in encoded.rows]
+    if isinstance(encoded.encoded[0], EncodedRow):
+        return [Tree.of_row(row) for row in encoded.encoded]
     trees = []
-    for item, question in zip(encoded.items, encoded.questions, strict=True):
+    for item, (question,) in zip(encoded.items, encoded.encoded, strict=True):
         assert item.answer is not None
         compared = question.continuations[: len(item.choices)]
         trees.append(Tree.of_question(Question(question.prompt, compared), item.answer))

@@ -18,10 +18,9 @@ from rankscope.analyze.heads.trees import Floats, Tree, trees_of
 from rankscope.config.study import EvaluateConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask
-from rankscope.evaluate.context_window import EncodedSplit, fit_to_context
 from rankscope.evaluate.evaluator import encode_split
-from rankscope.evaluate.metrics import PRIMARY_METRIC, first_best
-from rankscope.evaluate.scorers.loss import encode_losses
+from rankscope.evaluate.metrics import first_best
+from rankscope.evaluate.scorers import get_scorer
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.peft_backend.tuner import PeftTuner
@@ -76,15 +75,13 @@ def head_task(
     has_answers_alike = any(item.contexts for item in first.test)
     specs = [part.spec for part in task.parts or (task,)]
     is_one_kind = len({(spec.scorer, spec.lists_options) for spec in specs}) == 1
-    has_scorer = task.spec.scorer in ("option_text", "option_letter", "loss")
-    if has_scorer and is_one_kind and not has_answers_alike:
+    scorer = get_scorer(task.spec.scorer)
+    if scorer.scores_one_row and is_one_kind and not has_answers_alike:
         encoded = encode_split(encoder, first, "test", context, settings)
-        metric = PRIMARY_METRIC[task.spec.scorer]
+        metric = scorer.default_metric
     else:
-        encoded = EncodedSplit(first.test, rows=encode_losses(encoder, first.test))
-        if context is not None:
-            where = f"task {task.spec.name!r}, report"
-            encoded = fit_to_context(encoded, context, settings, where, encoder.bos_ids)
+        loss = get_scorer("loss")
+        encoded = encode_split(encoder, first, "test", context, settings, loss)
         metric = LIKELIHOOD
     return HeadTask(task.spec.name, metric, tuple(trees_of(encoded)))
 

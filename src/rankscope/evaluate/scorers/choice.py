@@ -76,7 +76,9 @@ class ChoiceScorer(Scorer["list[Question]"]):
         for question in encoded:
             room = window.length - (question.num_tokens - len(question.prompt))
             is_long = question.num_tokens > window.length
-            prompt = window.last_tokens(question.prompt, room, where) if is_long else question.prompt
+            prompt = (
+                window.last_tokens(question.prompt, room, where) if is_long else question.prompt
+            )
             cut.append(Question(prompt, question.continuations))
         return cut
 

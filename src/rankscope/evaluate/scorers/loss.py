@@ -77,9 +77,7 @@ class LossScorer(Scorer["EncodedRow"]):
         counts = [sum(row.is_label) for row in rows]
         num_tokens = sum(len(row.input_ids) for row in rows)
         scores = {}
-        by_model = row_logprobs(
-            job.base, rows, job.adapter_names, job.settings.batch_tokens
-        )
+        by_model = row_logprobs(job.base, rows, job.adapter_names, job.settings.batch_tokens)
         for name, (totals, seconds) in by_model.items():
             check_finite(split.items, totals, name)
             results = [

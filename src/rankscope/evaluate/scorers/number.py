@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING
 from rankscope.data.numbers import ANSWER_MARK, extract_number, gold_number
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers.generation import GenerationScorer
+from rankscope.evaluate.scorers.scorer import UnscorableAnswer
 
 if TYPE_CHECKING:
     from rankscope.data.items import Item
     from rankscope.data.rows import RowContent
-
-
-class NoSingleNumber(UserError):
-    """The gold answer of a number task is not one number."""
 
 
 class NumberScorer(GenerationScorer):
@@ -29,7 +26,7 @@ class NumberScorer(GenerationScorer):
         written = content.completion if ANSWER_MARK in content.completion else content.reference
         gold = gold_number(written)
         if gold is None:
-            raise NoSingleNumber(
+            raise UnscorableAnswer(
                 f"{where}: scorer 'number' found no single number in the answer "
                 f"{content.reference[:60]!r}; expected one in digits 0 to 9, as in '#### 18': no "
                 "fraction, power, time or list"

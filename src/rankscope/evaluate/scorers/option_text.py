@@ -44,11 +44,6 @@ class OptionTextScorer(ChoiceScorer):
 
         if not item.contexts:
             return super().questions(encoder, item, spec)
-        if spec.primary_metric not in (None, "acc"):
-            raise UserError(
-                f"{item.location}: 'primary_metric' is {spec.primary_metric!r}, but options inside "
-                "the question have one continuation, whatever their length; expected 'acc'"
-            )
         questions = []
         for context in item.contexts:
             with_option = replace(item, prompt=context)

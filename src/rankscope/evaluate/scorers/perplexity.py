@@ -88,9 +88,7 @@ class PerplexityScorer(Scorer["list[EncodedRow]"]):
         num_bytes = sum(len(item.completion.encode()) for item in split.items)
         num_tokens = sum(len(window.input_ids) for window in windows)
         scores = {}
-        by_model = row_logprobs(
-            job.base, windows, job.adapter_names, job.settings.batch_tokens
-        )
+        by_model = row_logprobs(job.base, windows, job.adapter_names, job.settings.batch_tokens)
         for name, (of_windows, seconds) in by_model.items():
             totals = np.bincount(owners, weights=of_windows, minlength=len(texts)).astype(float)
             check_finite(split.items, totals, name)

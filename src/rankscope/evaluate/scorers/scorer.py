@@ -36,6 +36,10 @@ class ScoringJob:
     settings: "EvaluateConfig"
 
 
+class UnscorableAnswer(UserError):
+    """The gold answer of a row has no form that the scorer can compare."""
+
+
 class Scorer(ABC, Generic[Encoded]):
     """One way to score the items of a task under many models at once.
 
@@ -93,15 +97,14 @@ class Scorer(ABC, Generic[Encoded]):
                 f"expected {' or '.join(map(repr, known)) or 'none'}"
             )
         if spec.num_fewshot and self.unit == "log_probability":
-            raise UserError(
-                f"{where}: 'num_fewshot' applies to questions with answers; remove it"
-            )
+            raise UserError(f"{where}: 'num_fewshot' applies to questions with answers; remove it")
 
     def adapt_row(self, content: "RowContent", where: str) -> "RowContent":
         """A row with the completion and gold answer that this scorer compares.
 
         Raises:
-            UserError: the row cannot be scored.
+            UserError: the row cannot be scored. :class:`UnscorableAnswer`: its gold answer cannot be
+                compared; a few such rows of a published data set are dropped and counted.
         """
         if self.needs_choices and content.answer is None:
             raise UserError(f"{where}: scorer {self.name!r} needs rows with choices and an answer")

@@ -7,7 +7,7 @@ from rankscope.analyze.heads.trial import HeadStudy, head_task, measure
 from rankscope.config.study import StudyConfig
 from rankscope.data.tasks import LoadedTask
 from rankscope.errors import UserError
-from rankscope.evaluate.evaluator import context_length
+from rankscope.evaluate.context_window import context_length
 from rankscope.models.base import Base
 from rankscope.progress import ProgressReporter
 from rankscope.records import StudyRecords, TrialSpec
