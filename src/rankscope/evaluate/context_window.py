@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 
 from rankscope.data.items import Item
 from rankscope.errors import UserError
-from rankscope.evaluate.scorers import Scorer
+from rankscope.evaluate.scorers.scorer import Scorer
 
 
 @dataclass(frozen=True, slots=True)

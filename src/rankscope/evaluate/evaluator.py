@@ -22,8 +22,8 @@ from rankscope.evaluate.mixtures import (
     split_items,
     without_contamination,
 )
-from rankscope.evaluate.scorers import Scorer, get_scorer
-from rankscope.evaluate.scorers.scorer import ScoringJob
+from rankscope.evaluate.scorers import get_scorer
+from rankscope.evaluate.scorers.scorer import Scorer, ScoringJob
 from rankscope.models.base import Base
 from rankscope.records import EvalRecord, Split
 

@@ -20,7 +20,7 @@ def split_items(task: LoadedTask, split: Split) -> tuple[Item, ...]:
 def without_contamination(
     task: LoadedTask, split: Split, results: Sequence[ItemResult]
 ) -> WithoutContamination | None:
-    """The score over test items that no training row holds; None if that is all of them, or none."""
+    """The score over test items that no training row holds; None if all are, or none is."""
     contaminated = task.contaminated_ids if split == "test" else frozenset[str]()
     clean = [item.score for item in results if item.item_id not in contaminated]
     if not clean or len(clean) == len(results):
@@ -45,8 +45,12 @@ def evaluate_mixture(
     for part in task.parts:
         of_part = tuple(item for item in split_items(part, split) if item.item_id in kept)
         if of_part:
-            changes = {"validation": of_part} if split == "validation" else {"test": of_part}
-            parts.append(evaluate(replace(part, **changes)))
+            is_test = split == "test"
+            parts.append(
+                evaluate(
+                    replace(part, test=of_part) if is_test else replace(part, validation=of_part)
+                )
+            )
     return {
         name: merged_evaluation(task, split, [part[name] for part in parts]) for name in parts[0]
     }

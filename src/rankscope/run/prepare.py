@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from rankscope.analyze.spectra import check_too_many
-from rankscope.config.study import Interval, SpectraConfig, StudyConfig, TrainConfig
+from rankscope.analyze.checks import check_spectra_settings
+from rankscope.config.study import Interval, StudyConfig, TrainConfig
 from rankscope.data.contamination import find_contamination_between_tasks
 from rankscope.data.encode import EncodedRows, Encoder, encode_rows
 from rankscope.data.study_tasks import check_untrainable, read_replay, read_tasks, replay_notes
@@ -348,12 +348,8 @@ def check_vectors(config: StudyConfig, trials: Iterable[TrialSpec], shapes: Arch
     targets = {target for trial in trials for target in trial.targets}
     targets = targets or set(shapes.linear_shapes) - {shapes.output_layer or ""}
     compared = target_shapes(shapes, sorted(targets))
-    intruder_k = asked.intruder_k if asked.intruder_k != SpectraConfig().intruder_k else None
     if asked.enabled:
-        check_too_many(
-            compared,
-            {"analyze.spectra.top_k": asked.top_k, "analyze.spectra.intruder_k": intruder_k},
-        )
+        check_spectra_settings(asked, compared)
 
 
 def resolved(config: StudyConfig, encoder: Encoder, dtype: torch.dtype) -> StudyConfig:

@@ -31,6 +31,9 @@ class ChoiceScorer(Scorer["list[Question]"]):
     """Option texts are scored. Letters are scored too if the prompt lists the options, since that
     costs nothing; otherwise letters name nothing."""
 
+    def scores_letters(self, spec: "TaskSpec") -> bool:
+        return not self.scores_texts or spec.lists_options
+
     def primary_metrics(self, spec: "TaskSpec") -> tuple[str, ...]:
         return tuple(name for name in self.metrics if name != "letter" or spec.lists_options)
 
@@ -50,7 +53,7 @@ class ChoiceScorer(Scorer["list[Question]"]):
         from rankscope.evaluate.likelihood import Question
 
         answers = list(item.choices) if self.scores_texts else []
-        if spec.lists_options:
+        if self.scores_letters(spec):
             if len(item.choices) > len(LETTERS):
                 raise UserError(
                     f"{item.location}: {len(item.choices)} choices; letters name {len(LETTERS)}"
@@ -136,7 +139,7 @@ class ChoiceScorer(Scorer["list[Question]"]):
                 # All options share one continuation: dividing by its length changes nothing, and
                 # dividing by the option's own length means nothing.
                 picks = {"acc": picks["acc"]}
-            elif spec.lists_options:
+            elif self.scores_letters(spec):
                 letters = tuple(logprobs[-count:].tolist())
                 picks["letter"] = first_best(letters)
             for metric, pick in picks.items():

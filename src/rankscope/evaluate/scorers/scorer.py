@@ -103,8 +103,8 @@ class Scorer(ABC, Generic[Encoded]):
         """A row with the completion and gold answer that this scorer compares.
 
         Raises:
-            UserError: the row cannot be scored. :class:`UnscorableAnswer`: its gold answer cannot be
-                compared; a few such rows of a published data set are dropped and counted.
+            UnscorableAnswer: a few such rows of a published data set are dropped and counted.
+            UserError: the row cannot be scored for another reason.
         """
         if self.needs_choices and content.answer is None:
             raise UserError(f"{where}: scorer {self.name!r} needs rows with choices and an answer")
