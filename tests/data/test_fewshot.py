@@ -43,7 +43,7 @@ def test_training_rows_give_the_shots_and_no_shot_is_scored(tmp_path: Path) -> N
     one = own(folder, num_fewshot=1)
     assert one.test[0].fewshot == task.test[0].fewshot[:1]
     assert len({own(folder).sha256, one.sha256, task.sha256}) == 3
-    with pytest.raises(UserError, match="num_fewshot: 3, but there are 2 usable rows in the training rows"):
+    with pytest.raises(UserError, match="num_fewshot: 3, but there are 2 usable rows in"):
         own(folder, num_fewshot=3)
 
 

@@ -71,7 +71,9 @@ def test_a_cut_is_seeded_by_data_seed_and_task() -> None:
 def test_train_rows_that_repeat_a_validation_row_are_taken_out() -> None:
     train = rows("train", 100)
     held = [Item("t/validation/1", "TRAIN  5!", "Answer 5."), *rows("validation", 60)]
-    splits = split_rows("t", {"train": train, "validation": held, "test": train[:2]}, 0, own_data=False)
+    splits = split_rows(
+        "t", {"train": train, "validation": held, "test": train[:2]}, 0, own_data=False
+    )
     assert ids(splits.train) == [i for i in ids(train) if i != "t/train/5"]
     assert any("1 train rows repeat a validation row" in note for note in splits.notes)
     # Test rows that stand in train are contamination: told, not mended.
@@ -80,7 +82,9 @@ def test_train_rows_that_repeat_a_validation_row_are_taken_out() -> None:
 
 def test_copies_inside_a_split_are_kept_and_told() -> None:
     test = [*rows("test", 20), Item("t/test/21", "test 3", "answer 3")]
-    splits = split_rows("t", {"validation": rows("validation", 60), "test": test}, 0, own_data=False)
+    splits = split_rows(
+        "t", {"validation": rows("validation", 60), "test": test}, 0, own_data=False
+    )
     assert len(splits.test) == 21
     assert splits.notes == ("t: 1 test rows are copies of others and were kept",)
 
@@ -110,12 +114,12 @@ def test_validation_rows_that_repeat_a_report_row_are_taken_out() -> None:
     assert ids(splits.validation) == [i for i in ids(held) if i != "t/validation/5"]
     assert len(splits.test) == 21
     assert splits.notes == ("t: 1 validation rows repeat a test row and were removed",)
-    # Report is cut from train here, and one file is given for two uses there.
+    # Here test is cut from train, and below one file has two uses.
     both = {"train": rows("train", 50), "validation": rows("train", 50)}
     cut = split_rows("t", both | {"train": rows("train", 60)}, 0, own_data=True)
     contents = [{row.content for row in part} for part in (cut.train, cut.validation, cut.test)]
     assert sum(map(len, contents)) == len(set.union(*contents)) == 60
-    with pytest.raises(UserError, match=r"0 validation .* 9 validation rows being test rows too"):
+    with pytest.raises(UserError, match=r"0 validation .* 9 validation rows that repeat"):
         split_rows("t", {"validation": rows("test", 9), "test": rows("test", 9)}, 0, own_data=True)
 
 

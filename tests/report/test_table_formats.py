@@ -5,14 +5,13 @@ import io
 import re
 
 import pytest
+from report_studies import ATTACKS, HOSTILE, hostile_study, ordinary_study
 
 from rankscope.formatting import markdown_text
 from rankscope.report.charts.figure import Column, DataTable, table
 from rankscope.report.main_tables import main_tables
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import comma_separated, latex, latex_text, markdown
-
-from .studies import ATTACKS, HOSTILE, hostile_study, ordinary_study
 
 SMALL = table(
     [Column("arm"), Column("gain, %", 1), Column("p", 3), Column("note")],

@@ -3,14 +3,13 @@
 import io
 import re
 
+from report_studies import hostile_study, ordinary_study, study_and_advice
 from rich.console import Console
 from rich.table import Table
 from synthetic_study import Truth
 
 from rankscope.report.study_view import StudyView
 from rankscope.report.tables import failed_trials, summary_table, tasks_read, training_rows
-
-from .studies import hostile_study, ordinary_study, study_and_advice
 
 
 def printed(table: Table, width: int = 140) -> list[str]:

@@ -144,8 +144,9 @@ def multiple_choice(
 ) -> RowContent:
     choices = choice_texts(row, values)
     index = answer_index(row, answer, choices)
-    if choices[index].strip() in repeated_choices(choices):
-        raise FlawedRow(f"the right choice {choices[index]!r} is repeated; choices must differ")
+    right = choices[index].strip()
+    if right in repeated_choices(choices):
+        raise FlawedRow(f"the choice {right!r} is repeated; choices must differ")
     return RowContent(
         question=question,
         completion=choices[index],

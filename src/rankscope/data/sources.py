@@ -96,8 +96,8 @@ def parse_json_object(line: bytes, location: str) -> dict[str, Any]:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{location}: byte {error.start + 1} of the line is not valid UTF-8; convert the file "
-            "to UTF-8 (iconv -t utf-8)"
+            f"{location}: byte {error.start + 1} of the line is not valid UTF-8; expected UTF-8, "
+            "convert the file (iconv -t utf-8)"
         ) from None
     try:
         row = json.loads(text)
@@ -124,7 +124,7 @@ def read_paragraphs(path: Path) -> list[RawRow]:
         lines = path.read_bytes().decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}: byte {error.start + 1} is not valid UTF-8; convert the file to UTF-8 "
+            f"{path}: byte {error.start + 1} is not valid UTF-8; expected UTF-8, convert the file "
             "(iconv -t utf-8)"
         ) from None
     rows: list[RawRow] = []

@@ -3,8 +3,7 @@
 from rankscope.formatting import NATS, Unit
 from rankscope.records import ArmSummary, Estimate, StudyRecords
 from rankscope.report.charts.figure import Cell, Column, DataTable, table
-from rankscope.report.figures.transfer import change
-from rankscope.report.study_view import StudyView
+from rankscope.report.study_view import StudyView, change_on
 from rankscope.report.tables import failed_trials, tasks_read, training_rows, without_contamination
 
 SIGNIFICANT = 4
@@ -117,7 +116,7 @@ def changes(view: StudyView) -> DataTable:
         for task in view.training_tasks
         for arm in view.arms(task)
         for tested in view.study.tasks
-        if (found := change(arm, tested.name)) is not None
+        if (found := change_on(arm, tested.name)) is not None
     ]
     return table(columns, rows)
 

@@ -28,9 +28,8 @@ from rankscope.records import (
     TrialRecords,
 )
 from rankscope.report.charts.figure import Column, table
-from rankscope.report.figures.transfer import change
 from rankscope.report.main_tables import role
-from rankscope.report.study_view import StudyView
+from rankscope.report.study_view import StudyView, change_on
 from rankscope.report.table_formats import markdown
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -229,7 +228,7 @@ def score_row(
     record = view.study.evals.get((trial.spec.trial_id, task.name, "test"))
     if record is None:
         return None
-    base, found, unit = view.base(task.name), change(own, task.name), view.unit(task.name)
+    base, found, unit = view.base(task.name), change_on(own, task.name), view.unit(task.name)
     return (
         task.name,
         role(view.study, own.task, task.name),

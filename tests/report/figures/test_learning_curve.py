@@ -1,18 +1,15 @@
-"""The learning-forgetting curve draws what the records say, and nothing where they say nothing."""
+"""Learning and forgetting by step: what the records say, and nothing if they say nothing."""
 
 from dataclasses import replace
 
 import pytest
+from report_studies import CURVES, ORDINARY, ordinary_study, study_and_advice
 from synthetic_study import Truth
 
-from rankscope.report.figures import curve
-from rankscope.report.study_page import sections
+from rankscope.report.figures import learning_curve
+from rankscope.report.learning_curves import curve_of
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import dark_colors
-
-from .studies import ORDINARY, ordinary_study, study_and_advice
-
-CURVES = replace(ORDINARY, curve_steps=(5, 10, 20, 40))
 
 
 @pytest.fixture(scope="module")
@@ -21,23 +18,22 @@ def view() -> StudyView:
 
 
 def test_a_study_without_curves_has_no_such_figure() -> None:
-    keys = [f.key for part in sections(StudyView(*ordinary_study())) for f in part.figures]
-    assert not [key for key in keys if key.startswith("curve")]
+    assert learning_curve.draw(StudyView(*ordinary_study()), "med") is None
 
 
 def test_a_curve_is_gain_and_forgetting_against_the_base_on_the_same_items(view: StudyView) -> None:
     """The simulated curve goes straight from the base to the truth: a quarter of it at step 10."""
     arm = next(a for a in view.arms("med") if a.rank == 8)
-    gain = 100 * (CURVES.accuracy(8, arm.lr) - CURVES.base_accuracy)
-    fall = 100 * CURVES.forgetting(8, arm.lr)
-    found = curve.places(view, arm)
+    gain = CURVES.accuracy(8, arm.lr) - CURVES.base_accuracy
+    fall = CURVES.forgetting(8, arm.lr)
+    found = curve_of(view, arm)
     assert [(p.step, p.seeds, p.items) for p in found] == [(s, 3, 20) for s in (5, 10, 20, 40)]
     assert [p.gain for p in found] == pytest.approx([gain * p.step / 40 for p in found])
     assert [p.forgetting for p in found] == pytest.approx([fall * p.step / 40 for p in found])
 
 
 def test_every_arm_is_a_line_from_the_base_on_in_its_own_color(view: StudyView) -> None:
-    figure = curve.draw(view, "med")
+    figure = learning_curve.draw(view, "med")
     assert figure is not None
     lines = {
         trace.hovertext[1].split("<b>")[1].split("</b>")[0]: trace
@@ -46,21 +42,21 @@ def test_every_arm_is_a_line_from_the_base_on_in_its_own_color(view: StudyView) 
     }
     assert set(lines) == {arm.label for arm in view.arms("med")}
     for arm in view.arms("med"):
-        spots = curve.places(view, arm)
-        assert list(lines[arm.label].x) == pytest.approx([0, *(p.gain for p in spots)])
-        assert list(lines[arm.label].y) == pytest.approx([0, *(p.forgetting or 0 for p in spots)])
+        spots = curve_of(view, arm)
+        assert list(lines[arm.label].x) == pytest.approx([0, *(100 * p.gain for p in spots)])
+        assert list(lines[arm.label].y) == pytest.approx(
+            [0, *(100 * (p.forgetting or 0) for p in spots)]
+        )
         assert lines[arm.label].line.color == view.color(arm).light
         assert lines[arm.label].line.color in dark_colors(view.ranks)
         told = lines[arm.label].hovertext[1:]
-        assert all(f"step {p.step}," in text for p, text in zip(spots, told, strict=True))
+        assert all(f"step {p.step}<br>" in text for p, text in zip(spots, told, strict=True))
     assert figure.plot.layout.yaxis.autorange == "reversed"
-    widths = {len(row) for row in figure.table.rows}
-    assert widths == {len(figure.table.columns)}
-    assert len(figure.table.rows) == sum(len(curve.places(view, a)) for a in view.arms("med"))
+    assert len(figure.data) == sum(len(curve_of(view, a)) for a in view.arms("med"))
 
 
 def test_choices_show_whole_lines_with_the_base_and_their_names(view: StudyView) -> None:
-    figure = curve.draw(view, "med")
+    figure = learning_curve.draw(view, "med")
     assert figure is not None
     near, everything = figure.choices
     names = [i for i, trace in enumerate(figure.plot.data) if trace.mode == "markers+text"]
@@ -74,7 +70,7 @@ def test_choices_show_whole_lines_with_the_base_and_their_names(view: StudyView)
 def test_a_failed_trial_counts_as_far_as_it_came(view: StudyView) -> None:
     """ORDINARY's r=32 lr=0.003 lost one of three seeds at step 7."""
     arm = next(a for a in view.arms("med") if a.rank == 32 and a.lr == 3e-3)
-    assert [(p.step, p.seeds) for p in curve.places(view, arm)] == [
+    assert [(p.step, p.seeds) for p in curve_of(view, arm)] == [
         (5, 3),
         (10, 2),
         (20, 2),
@@ -85,7 +81,7 @@ def test_a_failed_trial_counts_as_far_as_it_came(view: StudyView) -> None:
 def test_trials_without_a_curve_are_told_of() -> None:
     study, advice = study_and_advice(CURVES)
     trials = tuple(replace(t, curve=()) if t.spec.seed == 2 else t for t in study.trials)
-    figure = curve.draw(StudyView(replace(study, trials=trials), advice), "med")
+    figure = learning_curve.draw(StudyView(replace(study, trials=trials), advice), "med")
     assert figure is not None
     per_task = len(ORDINARY.ranks) * len(ORDINARY.lrs) + 1
     assert f"{per_task} trials of {3 * per_task} have no curve" in figure.finding
@@ -94,7 +90,7 @@ def test_trials_without_a_curve_are_told_of() -> None:
 def test_without_a_retention_task_the_gain_is_drawn_against_the_step() -> None:
     truth = Truth(retention=(), curve_steps=(20, 40), num_items=40)
     view = StudyView(*study_and_advice(truth))
-    figure = curve.draw(view, "med")
+    figure = learning_curve.draw(view, "med")
     assert figure is not None
     lines = [trace for trace in figure.plot.data if trace.mode == "lines+markers"]
     assert [list(line.x) for line in lines] == [[0, 20, 40]] * len(view.arms("med"))
@@ -103,7 +99,7 @@ def test_without_a_retention_task_the_gain_is_drawn_against_the_step() -> None:
 
 def test_points_on_more_items_than_the_base_has_are_left_out() -> None:
     truth = Truth(num_items=10, curve_steps=(40,), curve_items=20)
-    assert curve.draw(StudyView(*study_and_advice(truth)), "med") is None
+    assert learning_curve.draw(StudyView(*study_and_advice(truth)), "med") is None
 
 
 def test_forgetting_is_the_mean_over_tasks_of_one_unit() -> None:
@@ -124,8 +120,8 @@ def test_forgetting_is_the_mean_over_tasks_of_one_unit() -> None:
     )
     view = StudyView(replace(study, tasks=tasks, trials=trials), advice)
     arm = next(a for a in view.arms("med") if a.rank == 8)
-    (spot,) = curve.places(view, arm)
-    assert spot.forgetting == pytest.approx(100 * truth.forgetting(8, arm.lr))
+    (spot,) = curve_of(view, arm)
+    assert spot.forgetting == pytest.approx(truth.forgetting(8, arm.lr))
 
 
 def test_a_trial_that_stopped_early_ends_at_the_weights_it_kept() -> None:
@@ -145,7 +141,7 @@ def test_a_trial_that_stopped_early_ends_at_the_weights_it_kept() -> None:
             )
         trials.append(trial)
     view = StudyView(replace(study, trials=tuple(trials)), advice)
-    whole, found = curve.places(before, arm), curve.places(view, arm)
+    whole, found = curve_of(before, arm), curve_of(view, arm)
     assert [(p.step, p.seeds) for p in found] == [(5, 3), (10, 3), (20, 3), (40, 3)]
     # All seeds of the simulated curve gain alike.
     gain = [p.gain for p in whole]
