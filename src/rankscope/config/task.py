@@ -1,9 +1,17 @@
 """A task as the study file, or a file of its own, describes it."""
 
+import difflib
 import re
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, GetJsonSchemaHandler, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
@@ -15,7 +23,7 @@ from rankscope.config.section import (
     PlainText,
     short_repr,
 )
-from rankscope.evaluate.scorers import get_scorer, scorer_names
+from rankscope.evaluate.scorers import primary_metric_names, scorer_names
 
 ShapeField = Literal[
     "question", "choices", "answer", "subject", "prompt", "completion", "messages", "text"
@@ -61,21 +69,33 @@ def name_of_path(path: str) -> str:
     return path.rstrip("/").rsplit("/", 1)[-1]
 
 
-def known_scorer(name: str) -> str:
-    """Raise ValueError for a scorer that is not registered."""
-    return get_scorer(name).name
+class RegisteredName:
+    """Marks a field that takes one of the names of a registry; the JSON schema lists them."""
 
+    def __init__(self, names: Callable[[], Collection[str]]) -> None:
+        self.names = names
 
-class _RegisteredScorers:
-    """Lists the registered scorers in the JSON schema."""
+    def check(self, name: str) -> str:
+        names = self.names()
+        if name in names:
+            return name
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.55)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"found {short_repr(name)}; {hint}expected one of {', '.join(names)}")
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        return {"enum": list(scorer_names()), "type": "string"}
+        return {"enum": list(self.names()), "type": "string"}
 
 
-ScorerName = Annotated[str, AfterValidator(known_scorer), _RegisteredScorers()]
+ScorerName = Annotated[str, RegisteredName(scorer_names)]
+MetricName = Annotated[str, RegisteredName(primary_metric_names)]
 
 
 class TaskConfig(ConfigSection):
@@ -101,7 +121,7 @@ class TaskConfig(ConfigSection):
     """Prompt template over a row's fields, such as ``"Question: {question}\\nAnswer:"``."""
     scorer: ScorerName | None = None
     """How answers are scored; by default what the rows allow."""
-    primary_metric: PlainText | None = None
+    primary_metric: MetricName | None = None
     """Metric of a multiple-choice task that is reported; all are recorded."""
     num_fewshot: int = Field(0, ge=0, le=MAX_FEWSHOT)
     """Answered questions shown before each one that is scored; training rows carry none."""

@@ -41,6 +41,12 @@ def scorer_names() -> tuple[str, ...]:
     return tuple(_SCORERS)
 
 
+def primary_metric_names() -> tuple[str, ...]:
+    """Metrics that tasks may name as their primary metric, whatever their scorer."""
+    choices = (scorer.metric_choices for scorer in _SCORERS.values())
+    return tuple(dict.fromkeys(name for names in choices for name in names))
+
+
 def all_scorers() -> tuple[Scorer[Any], ...]:
     """Every registered scorer, in the order of registration."""
     return tuple(_SCORERS.values())

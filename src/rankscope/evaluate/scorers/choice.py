@@ -35,7 +35,9 @@ class ChoiceScorer(Scorer["list[Question]"]):
         return not self.scores_texts or spec.lists_options
 
     def primary_metrics(self, spec: "TaskSpec") -> tuple[str, ...]:
-        return tuple(name for name in self.metrics if name != "letter" or spec.lists_options)
+        return tuple(
+            name for name in self.metric_choices if name != "letter" or self.scores_letters(spec)
+        )
 
     def encode(
         self, encoder: "Encoder", items: "Sequence[Item]", spec: "TaskSpec", context: int | None

@@ -16,6 +16,7 @@ class OptionLetterScorer(ChoiceScorer):
     name = "option_letter"
     summary = "log p of every letter"
     metrics = {"letter": ""}
+    metric_choices = ("letter",)
     needs_listed_options = True
     scores_texts = False
 

@@ -31,6 +31,7 @@ class OptionTextScorer(ChoiceScorer):
         "acc_token": "per token",
         "letter": "if the prompt lists the options",
     }
+    metric_choices = tuple(metrics)
     scores_texts = True
 
     def adapt_row(self, content: "RowContent", where: str) -> "RowContent":

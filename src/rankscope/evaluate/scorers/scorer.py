@@ -64,6 +64,8 @@ class Scorer(ABC, Generic[Encoded]):
     """Rows must have choices and the index of the right one."""
     needs_listed_options: bool = False
     """The prompt must show the lettered options."""
+    metric_choices: tuple[str, ...] = ()
+    """Metrics that a task may name as its primary metric."""
     scores_one_row: bool = False
     """Every item is one row with fixed target tokens, which the analysis of heads needs."""
 
@@ -73,8 +75,8 @@ class Scorer(ABC, Generic[Encoded]):
         return next(iter(self.metrics))
 
     def primary_metrics(self, spec: "TaskSpec") -> tuple[str, ...]:
-        """Metrics that a task may name as its primary metric."""
-        return ()
+        """Those of ``metric_choices`` that are measured for a task."""
+        return self.metric_choices
 
     def check_task(self, spec: "TaskSpec") -> None:
         """Raise UserError for settings of a task that this scorer cannot use."""
