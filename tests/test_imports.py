@@ -28,11 +28,11 @@ WALK = (
 
 GROUND = frozenset(
     {"errors", "formatting", "records", "hashing", "provenance", "device", "filesystem", "progress"}
-    | {"scorers"}
+    | {"methods", "scorers"}
 )
 """What every room may import. It imports only itself."""
 
-REGISTRIES = {"rankscope.evaluate.scorers": "scorers"}
+REGISTRIES = {"rankscope.models.methods": "methods", "rankscope.evaluate.scorers": "scorers"}
 """Registries are ground, too; each of their entries imports its own room inside functions."""
 
 LAW: dict[str, frozenset[str]] = {
@@ -41,7 +41,7 @@ LAW: dict[str, frozenset[str]] = {
     # Only the conductor and the rooms after it see the ledger.
     **{room: GROUND | frozenset(WALK[: i + 1]) for i, room in enumerate(WALK[:8])},
     # The decision and the report are functions of typed records and settings.
-    "advise": frozenset({"advise", "config", "records", "errors", "formatting"}),
+    "advise": frozenset({"advise", "config", "records", "methods", "errors", "formatting"}),
     "report": frozenset({"report", "config", "records", "errors", "formatting", "filesystem"}),
     "store": GROUND | {"store"},
     "__init__": frozenset(WALK),

@@ -57,7 +57,7 @@ def scaled_adapter(
     Raises:
         ValueError: an adapter that subtracts its initial factors (PiSSA) and is not stored yet.
     """
-    if adapter.start:
+    if adapter.initial_factors:
         raise ValueError(f"{adapter.name}: only stored adapters can be scaled")
     factors = {module: factor_of(module) for module in adapter.a}
     if not adapter.magnitude and len(set(factors.values())) == 1:
@@ -68,6 +68,7 @@ def scaled_adapter(
             alpha=adapter.alpha * factor,
             scaling=adapter.scaling * factor,
             targets=adapter.targets,
+            method=adapter.method,
             a=adapter.a,
             b=adapter.b,
         )
@@ -92,8 +93,7 @@ def replaced_updates(
         alpha=adapter.alpha,
         scaling=adapter.scaling,
         targets=adapter.targets,
-        a={},
-        b={},
+        method=adapter.method,
     )
     for module, a in adapter.a.items():
         # One update at a time: DoRA's holds the whole weight in float64.

@@ -24,6 +24,7 @@ from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.load import shapes_folder
+from rankscope.models.methods import get_lora_method
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.provenance import provenance
 from rankscope.records import Inspection, MatrixSpectrum, NormGrowth, SpectraRecord, TunedModel
@@ -157,7 +158,7 @@ def norm_growth(models: Sequence[TunedModel]) -> NormGrowth | None:
         if model.rank is None or model.scaling is None:
             continue
         names = tuple(matrix.name for matrix in model.spectra.matrices)
-        alpha = model.scaling * (model.rank**0.5 if model.kind == "rslora" else model.rank)
+        alpha = model.scaling * get_lora_method(model.kind).rank_scale(model.rank)
         for rule, value in (("scaling", model.scaling), ("alpha", alpha)):
             key = (model.kind, names, rule, float(f"{value:.6g}"))  # ignore rounding
             groups.setdefault(key, []).append(model)

@@ -27,6 +27,7 @@ from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.load import load_base, load_tokenizer, shapes_folder
 from rankscope.models.lora import Adapter
+from rankscope.models.methods import get_method
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.records import HeadsRecord, Inspection, TunedModel
 
@@ -165,10 +166,10 @@ def with_pissa_start(
     adapter: Adapter, stored: StoredTunedModel, base: CheckpointReader, device: torch.device
 ) -> Adapter:
     """The adapter; PiSSA's start, computed on ``device``, is subtracted from every module."""
-    if stored.kind == "pissa":
+    if get_method(stored.kind).init_is_part_of_base:
         for name in adapter.a:
             weight = base.weight(name, device)
-            adapter.start[name] = pissa_initial_factors(weight, adapter, name)
+            adapter.initial_factors[name] = pissa_initial_factors(weight, adapter, name)
     return adapter
 
 

@@ -15,11 +15,12 @@ from rankscope.errors import UserError
 from rankscope.filesystem import check_taken
 from rankscope.models.adapters.folder import copies
 from rankscope.models.adapters.rewrite import rewrite
-from rankscope.models.adapters.settings import READ_STARTS, read_config
+from rankscope.models.adapters.settings import READ_STARTS, read_adapter_config
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.load import shapes_folder
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate, StoredFactors
+from rankscope.models.methods import get_method
 from rankscope.models.scaling import layer_index
 from rankscope.records import AdapterChange, MatrixChange
 from rankscope.tools.inspect import OPTIONS, InspectSettings
@@ -50,7 +51,7 @@ class SourceAdapter:
         tuned = StoredTunedModel.open(folder, folder.name)
         if tuned.adapter is None:
             raise UserError(f"{folder}: a full checkpoint; expected the folder of a PEFT adapter")
-        if base is None and tuned.kind in ("dora", "pissa"):
+        if base is None and get_method(tuned.kind).delta_needs_base:
             raise UserError(
                 f"adapter {folder}: the update of {tuned.kind} depends on the base: give --base"
             )
@@ -185,7 +186,7 @@ def write_edited(source: SourceAdapter, out: Path, action: str, edit: Edit) -> A
         UserError: a number beyond float32, or ``out`` is not free.
     """
     check_taken(out)
-    settings = read_config(source.folder, READ_STARTS)
+    settings = read_adapter_config(source.folder, READ_STARTS)
     changed: dict[str, StoredFactors] = {}
     matrices = []
     for name in source.adapter.a:
@@ -195,7 +196,9 @@ def write_edited(source: SourceAdapter, out: Path, action: str, edit: Edit) -> A
             changed[name] = after.to_stored(settings.scaling_of(name))
             check_fits_float32(name, action, changed[name])
         matrices.append(matrix_change(name, before, after, intruders))
-    if changed and source.tuned.kind == "pissa":  # a PiSSA adapter becomes plain LoRA as a whole
+    if (
+        changed and get_method(source.tuned.kind).init_is_part_of_base
+    ):  # a PiSSA adapter becomes plain LoRA as a whole
         for name in set(source.adapter.a) - set(changed):
             changed[name] = source.update(name).to_stored(settings.scaling_of(name))
     change = AdapterChange(
