@@ -5,8 +5,7 @@ more is a branch that sees the prompt and itself (``models/attention/tree.py``).
 is a trunk without branches.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,10 +15,9 @@ from torch import Tensor
 
 from rankscope.data.encode import EncodedRow
 from rankscope.evaluate.context_window import EncodedSplit
-from rankscope.evaluate.likelihood import MAX_LOGITS, Question
+from rankscope.evaluate.likelihood import Question
 from rankscope.models.attention.varlen import AttentionPlan
-from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.multi_lora import AdapterSpan
+from rankscope.models.base import Row, RowBatch
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -147,10 +145,6 @@ class TokenTreeBatch:
             tuple(bounds),
         )
 
-    def for_adapter(self, name: str | None) -> RowBatch:
-        """The rows, with every token assigned to one adapter, or to the bare base."""
-        return replace(self.batch, segments=(AdapterSpan(name, 0, self.batch.input_ids.shape[1]),))
-
     def scores(self, logits: Tensor) -> list[FloatArray]:
         """Summed log p of every continuation, by tree, from the logits at kept positions."""
         logprobs = logprobs_at(logits, self.rows, self.tokens).cpu().double().numpy()
@@ -183,18 +177,3 @@ def cut_into_batches(trees: Sequence[TokenTree], max_tokens: int, max_kept: int)
         num_tokens += len(tree.ids)
         num_kept += len(tree.keep)
     return batches
-
-
-def max_kept_positions(vocab_size: int) -> int:
-    """Positions whose logits one pass may keep."""
-    return max(1, MAX_LOGITS // vocab_size)
-
-
-@contextmanager
-def dropout_off(base: Base) -> Iterator[None]:
-    """While inside, adapters compute as in inference."""
-    was_training, base.multi_lora.training = base.multi_lora.training, False
-    try:
-        yield
-    finally:
-        base.multi_lora.training = was_training
