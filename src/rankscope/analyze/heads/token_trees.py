@@ -26,18 +26,15 @@ FloatArray = npt.NDArray[np.float64]
 class TokenTree:
     """One item's tokens, and which of them predict what."""
 
-    ids: tuple[int, ...]
-    """The trunk, then the branches one after another."""
+    ids: tuple[int, ...]  # The trunk, then the branches one after another
     branches: tuple[int, ...]
     """Tokens of each continuation's branch: all but its last token, which predicts nothing. 0 for
     continuations of one token and for repetitions of an earlier one."""
-    keep: tuple[int, ...]
-    """Indices of tokens whose logits are needed, ascending."""
+    keep: tuple[int, ...]  # Indices of tokens whose logits are needed, ascending
     targets: tuple[tuple[int, int, int], ...]
     """(index into ``keep``, token id, continuation) of every log-probability."""
     num_continuations: int
-    gold: int
-    """The continuation that is the right answer."""
+    gold: int  # The continuation that is the right answer
 
     @classmethod
     def of_question(cls, question: Question, gold: int) -> "TokenTree":
@@ -106,14 +103,10 @@ class TokenTreeBatch:
 
     batch: RowBatch
     plan: AttentionPlan
-    rows: Tensor
-    """(P,) index of each wanted log-probability's position among the kept ones."""
-    tokens: Tensor
-    """(P,) token ids."""
-    owners: npt.NDArray[np.int64]
-    """(P,) continuation, counted over the whole batch."""
-    bounds: tuple[int, ...]
-    """Number of continuations before each tree, and in all."""
+    rows: Tensor  # (P,) index of each wanted log-probability's position among the kept ones
+    tokens: Tensor  # (P,) token ids
+    owners: npt.NDArray[np.int64]  # (P,) continuation, counted over the whole batch
+    bounds: tuple[int, ...]  # Number of continuations before each tree, and in all
 
     @classmethod
     def of(
