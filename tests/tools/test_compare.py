@@ -62,8 +62,8 @@ def test_what_is_the_same_and_what_differs(studies: Path) -> None:
         "max steps 2 and 3",
         "compared item by item",
         "0 of 1 of the same arm and seed have the same id",
-        "in the first alone (a): pocket_med r=2 lr=0.002",
-        "in the second alone (b): pocket_med r=8 lr=0.002",
+        "only in a: pocket_med r=2 lr=0.002",
+        "only in b: pocket_med r=8 lr=0.002",
         "trained on pocket_med",
     ):
         assert part in told, shown.out

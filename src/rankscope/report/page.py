@@ -15,6 +15,7 @@ from rankscope.filesystem import replace_text
 from rankscope.formatting import duration, number, safe_text
 from rankscope.records import Record
 from rankscope.report.charts.figure import Figure
+from rankscope.report.table_formats import html_table
 
 # Plotly reads a few tags inside its texts; these are the ones the figures themselves write.
 _FOREIGN_TAG = re.compile(r"<(?!/?(?:b|br|extra)>)")
@@ -89,7 +90,12 @@ def templates() -> Environment:
         # Every value the templates print passes here first, so none can be forgotten.
         finalize=lambda value: value if isinstance(value, Markup) else safe_text(value, 20_000),
     )
-    environment.filters |= {"number": number, "duration": duration, "facts": facts}
+    environment.filters |= {
+        "number": number,
+        "duration": duration,
+        "facts": facts,
+        "html_table": html_table,
+    }
     return environment
 
 

@@ -30,7 +30,12 @@ from rankscope.report.figures import (
 from rankscope.report.page import Section, embedded, figure_data, source, templates, write_page
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import DASHES, dark_colors
-from rankscope.report.tables import failed_trials, tasks_read, training_rows, without_contamination
+from rankscope.report.tables import (
+    contamination_table,
+    failed_trials_table,
+    tasks_table,
+    training_table,
+)
 
 
 def write_study_page(study: StudyRecords, recommendation: Recommendation, path: Path) -> None:
@@ -60,10 +65,10 @@ def render(view: StudyView) -> str:
         missing=missing(view),
         hero=first.figures[0] if first.figures else None,
         sections=parts,
-        failed=failed_trials(view),
-        tasks=tasks_read(view),
-        without_contamination=without_contamination(view),
-        training=training_rows(view),
+        failed=failed_trials_table(view),
+        tasks=tasks_table(view),
+        without_contamination=contamination_table(view),
+        training=training_table(view),
         config=yaml_text(view.study.config),
         rank_swatches=[(rank, view.colors[rank]) for rank in view.ranks],
         lines=_line_key(view),

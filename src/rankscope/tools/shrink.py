@@ -20,6 +20,7 @@ from rankscope.models.adapters.settings import READ_STARTS, read_config
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.load import shapes_folder
 from rankscope.records import AdapterChange, MatrixChange
+from rankscope.report.model_card import changed_card
 from rankscope.tools.inspect import InspectSettings, check_settings
 
 MITIGATED, CONTROL = "mitigated", "control"
@@ -209,7 +210,7 @@ def edited(source: Source, out: Path, said: str, edit: Edit) -> AdapterChange:
     )
     share = found.error / found.frobenius if found.frobenius else 0.0
     note = f"From `{source.folder.name}`: {said}. |dW - dW'|_F / |dW|_F = {share:.3g}."
-    rewrite(source.folder, out, changed, note)
+    rewrite(source.folder, out, changed, changed_card(source.folder, note))
     return found
 
 
