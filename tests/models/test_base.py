@@ -7,7 +7,7 @@ from toy_training import trial
 
 from rankscope.models.attention import varlen as row_attention
 from rankscope.models.base import Row, RowBatch, batches_of
-from rankscope.models.methods import new_adapter
+from rankscope.models.methods.init_context import new_adapter
 from rankscope.models.multi_lora import AdapterSpan, MultiLoraLinear
 from rankscope.provenance import sha256_tensors
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from report_studies import hostile_study, ordinary_study, study_and_advice
 from synthetic_study import Truth
 
 from rankscope.advise.arms import summarize_trial
@@ -16,8 +17,6 @@ from rankscope.formatting import difference, interval, score_text
 from rankscope.records import BASE, StudyRecords, TrialRecords
 from rankscope.report.model_card import folder_name, study_card
 from rankscope.report.study_view import StudyView
-
-from .studies import hostile_study, ordinary_study, study_and_advice
 
 
 def card_of(view: StudyView, trial: TrialRecords, step: int | None = None) -> str:

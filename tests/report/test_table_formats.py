@@ -6,6 +6,7 @@ import re
 
 import pandas as pd
 import pytest
+from report_studies import ATTACKS, HOSTILE, hostile_study, ordinary_study
 from rich.console import Console
 
 from rankscope.formatting import markdown_text
@@ -16,16 +17,14 @@ from rankscope.report.table_formats import (
     html_table,
     latex,
     latex_text,
-    make_table,
     markdown,
     parquet,
+    table_from_rows,
     terminal_table,
 )
 from rankscope.report.tables import study_tables
 
-from .studies import ATTACKS, HOSTILE, hostile_study, ordinary_study
-
-SMALL = make_table(
+SMALL = table_from_rows(
     [
         {"arm": "r=8 lr=0.001", "gain, %": 3.14159, "p": 0.03571, "note": "a_b & 50 %"},
         {"arm": "full | x", "gain, %": -0.25, "p": None, "note": "=1+1"},
@@ -75,7 +74,7 @@ def test_a_small_table_as_it_was_written_by_hand() -> None:
 def test_a_value_and_its_interval_are_one_column_but_in_csv() -> None:
     rows = [("a", 3.14, -1.0, 7.25, 12), ("b", 2.0, None, None, 1), ("c", None, None, None, 0)]
     titles = ("arm", "gain", "gain, low", "gain, high", "n")
-    made = make_table(
+    made = table_from_rows(
         [dict(zip(titles, row, strict=True)) for row in rows], dict.fromkeys(titles[1:4], 1)
     )
     assert markdown(made) == (
@@ -94,7 +93,7 @@ def test_a_value_and_its_interval_are_one_column_but_in_csv() -> None:
 
 def test_csv_reads_back_with_every_digit() -> None:
     numbers = (1 / 3, -1e-12, 12345678901234567890, 0)
-    made = make_table([{"n": value} for value in numbers], {"n": 1})
+    made = table_from_rows([{"n": value} for value in numbers], {"n": 1})
     _, *rows = csv.reader(io.StringIO(comma_separated(made), newline=""))
     assert [float(row[0]) for row in rows] == [float(value) for value in numbers]
 
@@ -151,14 +150,14 @@ def assert_inert(made: pd.DataFrame) -> None:
 
 def test_files_hold_an_answer_whole() -> None:
     answer = " ".join(f"sentence {i}." for i in range(250))
-    made = make_table([{"answer": answer}])
+    made = table_from_rows([{"answer": answer}])
     assert len(answer) > 3000
     for text in (markdown(made), latex(made), comma_separated(made)):
         assert answer in text
 
 
 def test_hostile_text_stays_text_in_every_format() -> None:
-    assert_inert(make_table([{"x": attack} for attack in ATTACKS]))
+    assert_inert(table_from_rows([{"x": attack} for attack in ATTACKS]))
 
 
 def test_main_tables_hold_the_arms_figures() -> None:
@@ -191,7 +190,7 @@ def test_main_tables_of_a_hostile_study_stay_text() -> None:
 def test_a_terminal_table_blanks_repeated_names_and_keeps_numbers_whole() -> None:
     rows = [("a", "x", 1234.5, "1 MB"), ("a", "y", None, "22 MB"), ("b", "[red]z", 0.12345, "")]
     titles = ("task", "arm", "value", "size")
-    frame = make_table([dict(zip(titles, row, strict=True)) for row in rows])
+    frame = table_from_rows([dict(zip(titles, row, strict=True)) for row in rows])
     table = terminal_table(frame, "[b]t", right=("size",), sections=("task",))
     output = io.StringIO()
     Console(file=output, width=40, color_system=None).print(table)

@@ -3,6 +3,7 @@
 import io
 import re
 
+from report_studies import hostile_study, ordinary_study, study_and_advice
 from rich.console import Console
 from rich.table import Table
 from synthetic_study import Truth
@@ -11,8 +12,6 @@ from rankscope.cli.render.summary import summary_table
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import frame_rows
 from rankscope.report.tables import failed_trials_table, tasks_table, training_table
-
-from .studies import hostile_study, ordinary_study, study_and_advice
 
 
 def printed(table: Table, width: int = 140) -> list[str]:

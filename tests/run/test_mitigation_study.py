@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from pocket_study import SETTINGS, changed, results, small_study, study_file
 
+from rankscope.analyze.checks import check_stored_analyses
 from rankscope.config.loader import load_study_file
 from rankscope.data.study_tasks import replay_notes
 from rankscope.errors import Interrupted, UserError
 from rankscope.provenance import sha256_folder
 from rankscope.records import BASE, StudyRecords, TrialRecords, trial_of, variant_of
-from rankscope.run.study import Study, check_other_intruders, write_outputs
+from rankscope.run.study import Study, write_outputs
 from rankscope.run.trials import make_trials
 from rankscope.store import Ledger
 from rankscope.tools.export import export_trial
@@ -294,7 +295,8 @@ def test_scores_without_other_intruders_are_not_mixed(
     with Ledger.open(finished, write=False) as ledger:
         stored = ledger.load()
     bare = replace(stored, trials=tuple(replace(t, spectra=None) for t in stored.trials))
-    check_other_intruders(bare, small_study(finished.parent, **CHANGES).check())
+    same = small_study(finished.parent, **CHANGES).check()
+    check_stored_analyses(bare, same.config.analyze, same.trials)
     other = small_study(finished.parent, **{**CHANGES, **change}).check()
-    with pytest.raises(UserError, match="scaled intruders were made with"):
-        check_other_intruders(bare, other)
+    with pytest.raises(UserError, match="stored scores of scaled intruders use"):
+        check_stored_analyses(bare, other.config.analyze, other.trials)

@@ -121,8 +121,8 @@ def test_which_p_values_are_adjusted_is_said() -> None:
     second = with_own_trials(synthetic_study(Truth(ranks=(8,), num_items=30), seed=1), "#1")
     base = second.model.model_copy(update={"sha256": "1" * 64})
     (said,) = meaning(compare_pair("a", first, "b", replace(second, model=base)))
-    assert "p of arms within the family of all paired arms and tasks (Holm)" in said
-    assert "p of the bases: not adjusted" in said
+    assert "p of arms is adjusted over all paired arms and tasks (Holm)" in said
+    assert "p of the bases is not adjusted" in said
     (said,) = meaning(compare_pair("a", first, "b", second))
     assert "p of the bases" not in said  # One base: there is nothing to test.
 

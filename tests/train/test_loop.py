@@ -20,7 +20,7 @@ from rankscope.errors import UserError
 from rankscope.evaluate.scorers.generation import GenerationLimits, generate
 from rankscope.models.base import Base
 from rankscope.models.load import load_base
-from rankscope.models.methods import new_adapter
+from rankscope.models.methods.init_context import new_adapter
 from rankscope.provenance import sha256_tensors
 from rankscope.records import TrialSpec
 from rankscope.train.loop import forward_passes, train_group

@@ -80,7 +80,7 @@ def inspect_command(
             head_settings = inspect_heads.HeadSettings(
                 heads, tuple(ablate or ()), items, data_dir, dtype
             )
-            inspect_heads.check(base, head_settings)
+            inspect_heads.check_heads(base, head_settings)
         result = inspect.inspect(base, tuned, settings, any_base=force, reporter=reporter)
         if heads is not None:
             result = inspect_heads.inspect_heads(result, head_settings, reporter=reporter)
@@ -136,7 +136,7 @@ def shrink_command(
         "--layer-scale": layer_scale,
         "--mitigate": mitigate,
     }
-    action = shrink.one_action(options)
+    action = shrink.the_one_action(options)
     if (mitigate is None) != (factor is None) or mitigate not in (None, "intruders"):
         raise UserError("shrink: expected '--mitigate intruders' together with '--lambda L'")
     if mitigate is None:
@@ -144,13 +144,13 @@ def shrink_command(
     with output_folder(out):
         if mitigate is None:
             check_taken(out)  # before the base is read; a mitigation writes two folders in it
-        source = shrink.Source.open(adapter, base, any_base=force)
+        source = shrink.SourceAdapter.open(adapter, base, any_base=force)
         if action == "--rank" and rank is not None:
             changes = [shrink.truncate(source, out, rank)]
         elif action == "--scale" and scale is not None:
             changes = [shrink.scale(source, out, scale)]
         elif action == "--layer-scale" and layer_scale is not None:
-            changes = [shrink.layer_scale(source, out, *shrink.layer_factors(layer_scale))]
+            changes = [shrink.layer_scale(source, out, *shrink.parse_layer_factors(layer_scale))]
         else:
             settings = InspectSettings(None, intruder_k, epsilon)
             changes = [*shrink.mitigate(source, out, factor or 0.0, settings)]

@@ -31,11 +31,11 @@ def params_command(
     from rankscope.cli.render.parameters import parameters_table
     from rankscope.config.arm import TARGET_GROUPS
     from rankscope.models.load import shapes_folder
-    from rankscope.models.parameters import architecture, lora_parameters, read_config
+    from rankscope.models.parameters import architecture, lora_parameters, read_model_config
 
     ranks = rank or [8, 16, 32, 64, 128]
     names = TARGET_GROUPS.get(targets) or tuple(part.strip() for part in targets.split(","))
-    shapes = architecture(read_config(shapes_folder(model, weights=False)))
+    shapes = architecture(read_model_config(shapes_folder(model, weights=False)))
     if as_json:
         counts = {str(r): lora_parameters(shapes, r, names) for r in ranks}
         print_json({"parameters": shapes.num_parameters, "trainable": counts})

@@ -4,10 +4,19 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self, get_args
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    JsonValue,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import core_schema
 
 from rankscope.config.section import (
     ConfigSection,
@@ -17,16 +26,18 @@ from rankscope.config.section import (
     ZeroOrMore,
     short_repr,
 )
+from rankscope.models.methods import all_methods, get_method
+from rankscope.models.methods.lora import LoraMethod
+from rankscope.models.methods.method import Method
+from rankscope.models.methods.peft import STATEFUL_TYPES
 
-Method = Literal["lora", "rslora", "lora+", "dora", "pissa", "eva", "full"]
 ScheduleName = Literal["linear", "cosine", "constant"]
 PeftSettings = dict[str, JsonValue]
 PeftMethod = dict[Literal["peft"], PeftSettings]
-"""``{peft: {peft_type: ADALORA, ...}}``: a method of PEFT's with fields of its configuration."""
+"""``{peft: {peft_type: ADALORA, ...}}``: another PEFT method, with PEFT's own settings."""
 
-METHODS: tuple[str, ...] = get_args(Method)
-LORA_ONLY = frozenset({"rank", "alpha", "targets", "dropout", "lr_ratio"})
-"""Fields of an arm that full fine-tuning does not have."""
+ADAPTER_FIELDS = frozenset(name for method in all_methods() for name in method.arm_fields)
+"""Fields of an arm that only some methods have."""
 TRAIN_OVERRIDES = (
     "batch_size",
     "gradient_accumulation",
@@ -37,12 +48,6 @@ TRAIN_OVERRIDES = (
 """Fields of ``train`` that an arm may override."""
 MITIGATIONS = ("replay", "kl_to_base", "early_stop")
 """Fields of an arm that are axes of its grid but not fields of ``train``."""
-STATEFUL_PEFT = frozenset({"ADALORA"})
-"""Methods of PEFT's that are more than their parameters: these alone do not bring them back."""
-CONTINUED = ("lora", "rslora", "lora+", "dora")
-"""Methods that can go on from an adapter on disk; the others have a start that makes them."""
-DEFAULT_LR_RATIO = 16.0
-"""LoRA+ (Hayou et al., 2402.12354): the rate of B over that of A."""
 
 AlphaMultiple = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)?)?r$")]
 Rank = Annotated[int, Field(ge=1)]
@@ -54,27 +59,45 @@ WeightDecay = Annotated[float, Field(ge=0)]
 DivergenceWeight = Annotated[float, Field(ge=0)]
 
 
+def named_methods() -> tuple[str, ...]:
+    """Methods that an arm gives by name alone."""
+    return tuple(method.name for method in all_methods() if not method.takes_settings)
+
+
+class _NamedMethod:
+    """Lists the registered methods in the JSON schema."""
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"enum": list(named_methods()), "type": "string"}
+
+
+NamedMethod = Annotated[str, _NamedMethod()]
+
+
 def checked_method(value: Any) -> Any:
-    """A method by name, or ``{peft: {...}}`` with values that JSON knows, empty ones left out."""
+    """A method by name, or ``{peft: {...}}`` with JSON values, empty ones left out."""
     if isinstance(value, dict):
         return checked_peft(value)
-    if value not in METHODS:
-        close = difflib.get_close_matches(str(value), METHODS, n=1, cutoff=0.55)
-        meant = f"; did you mean {close[0]!r}?" if close else ""
+    names = named_methods()
+    if value not in names:
+        close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.55)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"method {short_repr(value)}: expected one of {', '.join(METHODS)}, or a method of "
-            f"PEFT's as {{peft: {{peft_type: ADALORA, ...}}}}{meant}"
+            f"method {short_repr(value)}: expected one of {', '.join(names)}, or another PEFT method as "
+            f"{{peft: {{peft_type: ADALORA, ...}}}}{hint}"
         )
     return value
 
 
 def checked_peft(value: dict[Any, Any]) -> dict[str, dict[str, Any]]:
-    """A method of PEFT's: one key ``peft`` with a mapping that names its ``peft_type``."""
+    """Another PEFT method: one key ``peft`` with a mapping that names its ``peft_type``."""
     settings = value.get("peft")
     if set(value) != {"peft"} or not isinstance(settings, dict):
         raise ValueError(
-            f"method {short_repr(value)}: expected {{peft: {{peft_type: ADALORA, ...}}}}, one key "
-            "with the settings of PEFT's method"
+            f"method {short_repr(value)}: expected {{peft: {{peft_type: ADALORA, ...}}}}, one key with "
+            "the settings of a PEFT method"
         )
     settings = {key: entry for key, entry in settings.items() if entry is not None}
     if not isinstance(settings.get("peft_type"), str):
@@ -107,8 +130,8 @@ Alpha = Annotated[
     float | str, BeforeValidator(checked_alpha, json_schema_input_type=float | AlphaMultiple)
 ]
 AnyMethod = Annotated[
-    Method | PeftMethod,
-    BeforeValidator(checked_method, json_schema_input_type=Method | PeftMethod),
+    str | PeftMethod,
+    BeforeValidator(checked_method, json_schema_input_type=NamedMethod | PeftMethod),
 ]
 
 
@@ -193,7 +216,7 @@ class ArmConfig(ConfigSection):
     )
 
     method: OneOrMore[AnyMethod] = []
-    """By name, or ``{peft: {peft_type: ADALORA, ...}}`` for any other method of PEFT's."""
+    """By name, or ``{peft: {peft_type: ADALORA, ...}}`` for any other PEFT method."""
     rank: ZeroOrMore[Rank] = []
     """LoRA rank r, one or more."""
     alpha: OneOrMore[Alpha] = ["2r"]
@@ -234,64 +257,65 @@ class ArmConfig(ConfigSection):
 
     @model_validator(mode="after")
     def fits_method(self) -> Self:
-        """LoRA needs a rank; full fine-tuning and PEFT's methods have none here."""
-        given = sorted(LORA_ONLY & self.model_fields_set)
-        unfit = [method for method in self.method if method not in CONTINUED]
-        if not self.method and self.init_from is None:
-            raise ValueError(f"'method' is missing: name one of {', '.join(METHODS)}")
-        if self.init_from is not None and unfit:
+        """Check that the arm's methods go together and take the arm's settings."""
+        methods = self.methods
+        if not methods and self.init_from is None:
+            raise ValueError(f"'method' is missing: name one of {', '.join(named_methods())}")
+        for method in methods:
+            if self.init_from is not None and not method.accepts_warm_start:
+                continued = [m.name for m in all_methods() if m.accepts_warm_start]
+                raise ValueError(
+                    f"'init_from' continues a LoRA or DoRA adapter: expected a method among "
+                    f"{', '.join(continued)}, found {method.name!r}"
+                )
+            if method.trains_alone and any(other.name != method.name for other in methods):
+                raise ValueError(
+                    f"method {method.name!r} {method.arm_note}: give it an arm of its own"
+                )
+        self._check_fields(methods)
+        if any(self.kl_to_base or ()) and any(m.occupies_base for m in methods):
             raise ValueError(
-                f"'init_from' goes on from a LoRA or DoRA adapter: expected a method among "
-                f"{', '.join(CONTINUED)}, found {short_repr(unfit[0])}"
+                "'kl_to_base' needs the bare base beside the trained model, which method 'peft' "
+                f"changes in place: remove it, or use one of {', '.join(named_methods())}"
             )
-        if self.is_full:
-            if len(set(map(str, self.method))) > 1:
-                raise ValueError("method 'full' has no rank: give it an arm of its own")
-            if given:
-                raise ValueError(f"method 'full' trains every weight: remove {', '.join(given)}")
-            return self
-        if self.is_peft:
-            if any(isinstance(method, str) for method in self.method):
-                raise ValueError("a method of PEFT's has settings of its own: give it its own arm")
-            if given := [name for name in given if name != "targets"]:
-                raise ValueError(
-                    f"a method of PEFT's takes {', '.join(given)} from its own settings: put them "
-                    "there, under the names PEFT has for them"
-                )
-            if any(self.kl_to_base or ()):
-                raise ValueError(
-                    "'kl_to_base' needs the bare base beside the trained model, and a method of "
-                    "PEFT's is on the base itself: remove it, or use one of "
-                    f"{', '.join(METHODS)}"
-                )
-            if self.early_stop and (kept := STATEFUL_PEFT & self.peft_types()):
-                raise ValueError(
-                    f"'early_stop' keeps the best parameters, and {min(kept)} is more than its "
-                    "parameters (a pattern of ranks that goes on falling): remove it"
-                )
-            return self
-        if not self.rank and self.init_from is None:
-            raise ValueError(f"method {self.method[0]!r} needs 'rank'")
-        if "lr_ratio" in given and "lora+" not in self.method:
-            found = f"method {self.method[0]!r}" if self.method else "no method"
+        if self.early_stop and (stateful := STATEFUL_TYPES & self.peft_types()):
             raise ValueError(
-                f"'lr_ratio' is the rate of B over that of A in 'lora+', found {found}: "
-                "remove it, or change the method"
+                f"'early_stop' restores the best parameters, but {min(stateful)} has more state "
+                "than its parameters (its ranks keep falling): remove it"
             )
         return self
+
+    def _check_fields(self, methods: Sequence[Method]) -> None:
+        fields = {name for m in methods or [LoraMethod()] for name in m.arm_fields}
+        if misplaced := ", ".join(sorted((ADAPTER_FIELDS & self.model_fields_set) - fields)):
+            name = repr(methods[0].name) if methods else "of the adapter"
+            note = methods[0].arm_note if methods else ""
+            owners = [m.name for m in all_methods() if fields < set(m.arm_fields)]
+            raise ValueError(
+                f"method {name} {note}: remove {misplaced}"
+                if note
+                else f"method {name} has no {misplaced}: remove it, or use {' or '.join(owners)}"
+            )
+        if not self.rank and self.init_from is None and "rank" in fields:
+            raise ValueError(f"method {methods[0].name!r} needs 'rank'")
+
+    @property
+    def methods(self) -> list[Method]:
+        """The registered methods; none if the arm leaves the choice to ``init_from``."""
+        return [get_method("peft" if isinstance(m, dict) else m) for m in self.method]
 
     @property
     def is_full(self) -> bool:
         """Full fine-tuning: no rank, alpha, targets or dropout."""
-        return "full" in self.method
+        return any(method.trains_base for method in self.methods)
 
-    @property
-    def is_peft(self) -> bool:
-        """A method that PEFT trains, with settings of its own."""
-        return any(isinstance(method, dict) for method in self.method)
+    def unused_fields(self) -> frozenset[str]:
+        """Settings of adapters that the arm's methods do not have."""
+        used = {name for method in self.methods or [LoraMethod()] for name in method.arm_fields}
+        return ADAPTER_FIELDS - used
 
     def peft_types(self) -> set[str]:
-        """The types of the methods that PEFT trains, in capitals."""
+        """The PEFT types of the arm's ``peft`` methods, in capitals."""
         return {str(m["peft"]["peft_type"]).upper() for m in self.method if isinstance(m, dict)}
 
     def target_sets(self) -> list[tuple[str, ...]]:
@@ -303,18 +327,19 @@ class ArmConfig(ConfigSection):
     def grids(self) -> Iterator[dict[str, list[Any]]]:
         """One grid per method: the field of a trial -> its values, in the order of the product."""
         # What is left out beside 'init_from' is its adapter's, which is not read here.
-        methods: list[AnyMethod | None] = [*self.method] or [None]
-        ranks: list[int | None] = [*self.rank] or [None]
-        for method in methods:
-            axes: dict[str, list[Any]] = {"method": [method]}
-            if not self.is_full:
+        names: list[AnyMethod | None] = [*self.method] or [None]
+        methods = self.methods or [LoraMethod()]
+        for name, method in zip(names, methods, strict=True):
+            axes: dict[str, list[Any]] = {"method": [name]}
+            if "targets" in method.arm_fields:
                 axes["targets"] = self.target_sets()
-            if not (self.is_full or self.is_peft):
-                axes |= {"rank": ranks, "alpha": self.alpha}
+            if method.has_rank:
+                axes["rank"] = self.rank or [None]  # taken from the adapter of 'init_from'
+                axes["alpha"] = self.alpha
             axes["lr"] = self.lr
-            if method == "lora+":
-                axes["lr_ratio"] = self.lr_ratio or [DEFAULT_LR_RATIO]
-            if not (self.is_full or self.is_peft):
+            for setting, default in method.field_defaults.items():
+                axes[setting] = getattr(self, setting) or [default]
+            if method.has_rank:
                 axes["dropout"] = self.dropout
             if self.init_from is not None:
                 axes["init_from"] = [self.init_from]

@@ -153,9 +153,6 @@ def load_base(
     else:
         model = load_model(source, dtype)
         model.to(device)  # type: ignore[arg-type]  # a wrapper without its own types
-    model.eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
     shape = model.config.get_text_config()
     record = ModelRecord(
         label=config.label,
@@ -170,8 +167,25 @@ def load_base(
         device=str(device),
         prompt_format=resolved_prompt_format(config, tokenizer),
     )
+    return frozen_base(model, tokenizer, record, source)
+
+
+def load_trained_model(base: Base, folder: Path) -> Base:
+    """A fully fine-tuned copy of ``base`` as a base of its own; raises as :func:`load_base`."""
+    model = load_model(folder, base.model.dtype)
+    model.to(base.device)  # type: ignore[arg-type]  # a wrapper without its own types
+    record = base.record.model_copy(update={"sha256": weights_sha256(folder)})
+    return frozen_base(model, base.tokenizer, record, folder)
+
+
+def frozen_base(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: ModelRecord, folder: Path
+) -> Base:
+    """Freeze a loaded model and check that it keeps rows apart."""
+    model.eval()
+    model.requires_grad_(False)
     block_output_layer(model)
-    base = Base(model, tokenizer, record, source, MultiLora(model))
+    base = Base(model, tokenizer, record, folder, MultiLora(model))
     check_rows_apart(base)
     return base
 

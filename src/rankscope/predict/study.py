@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from rankscope.advise.arms import retention_tasks
 from rankscope.advise.mitigation import spot
 from rankscope.advise.objective import Objective
-from rankscope.analyze.truncate import truncated
 from rankscope.config.loader import load_study_file
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import EncodedRow
@@ -22,6 +21,7 @@ from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.load import load_base
 from rankscope.models.lora import Adapter
+from rankscope.models.low_rank_update import LowRankUpdate, to_float64
 from rankscope.models.methods.eva_directions import new_inputs, run, shared_inputs
 from rankscope.models.multi_lora import target_linears
 from rankscope.models.parameters import lora_parameters
@@ -217,7 +217,8 @@ def input_variance(
 def truncated_adapter(adapter: Adapter, rank: int, adapter_name: str) -> Adapter:
     """A plain LoRA adapter cut to ``rank`` at the least error of B A, ready to score."""
     parts = {
-        name: truncated(a.detach(), adapter.b[name].detach(), rank) for name, a in adapter.a.items()
+        name: LowRankUpdate(to_float64(a), to_float64(adapter.b[name])).truncated(rank)
+        for name, a in adapter.a.items()
     }
 
     def kept(tensor: Tensor) -> nn.Parameter:

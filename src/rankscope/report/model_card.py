@@ -30,9 +30,8 @@ from rankscope.records import (
     TrialRecords,
     TrialSpec,
 )
-from rankscope.report.figures.transfer import change
-from rankscope.report.study_view import StudyView
-from rankscope.report.table_formats import Cell, make_table, markdown
+from rankscope.report.study_view import StudyView, change_on
+from rankscope.report.table_formats import Cell, markdown, table_from_rows
 from rankscope.report.tables import role_of_tested
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -137,7 +136,7 @@ def _title(trial: TrialSpec) -> str:
 def _settings_table(rows: Iterable[tuple[str, object]]) -> str:
     """A table of settings; those that are None are left out."""
     known = [{"setting": name, "value": str(v)} for name, v in rows if v is not None]
-    return markdown(make_table(known))
+    return markdown(table_from_rows(known))
 
 
 def _trial_rows(trial: TrialSpec) -> list[tuple[str, object]]:
@@ -288,7 +287,7 @@ def _scores(
     parts = [
         "Scores on the test split, which was not used to choose anything. Intervals and p values "
         "are for this one trained model, over items.\n",
-        markdown(make_table(rows)),
+        markdown(table_from_rows(rows)),
         _forgetting_sentence(view, summary),
     ]
     arm = next((a for a in view.arms(summary.task) if a.label == summary.label), None)
@@ -305,7 +304,7 @@ def _score_row(
     if record is None:
         return None
     base, unit = view.base(task.name), view.unit(task.name)
-    gain = change(summary, task.name)
+    gain = change_on(summary, task.name)
     return {
         "tested on": task.name,
         "role": role_of_tested(view.study, summary.task, task.name),

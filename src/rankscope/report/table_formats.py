@@ -33,7 +33,7 @@ MAX_PAGE_CELL = 300
 """Longest text of a cell on a page, in characters; files hold longer ones."""
 
 
-def make_table(
+def table_from_rows(
     rows: Sequence[Mapping[str, Cell]], digits: Mapping[str, int] = MappingProxyType({})
 ) -> pd.DataFrame:
     """A DataFrame from rows, each a mapping of column title to cell; None is unknown.

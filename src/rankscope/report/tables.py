@@ -6,9 +6,8 @@ import pandas as pd
 
 from rankscope.formatting import NATS, Unit
 from rankscope.records import ArmSummary, Estimate, StudyRecords
-from rankscope.report.figures.transfer import change
-from rankscope.report.study_view import StudyView
-from rankscope.report.table_formats import Cell, make_table
+from rankscope.report.study_view import StudyView, change_on
+from rankscope.report.table_formats import Cell, table_from_rows
 
 P_DIGITS = {"p": 4, "p, Holm": 4}
 
@@ -32,7 +31,7 @@ def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
 
 def answers_table(view: StudyView) -> pd.DataFrame:
     """The decision for every training task."""
-    return make_table(
+    return table_from_rows(
         [
             {
                 "task": advice.task,
@@ -53,7 +52,7 @@ def arms_table(view: StudyView) -> pd.DataFrame:
     """
     digits = _digits(view, "score", "gain", "forgetting")
     rows = [_arm_row(view, arm) for task in view.training_tasks for arm in view.arms(task)]
-    return make_table(rows, digits | {"seconds a trial": 1})
+    return table_from_rows(rows, digits | {"seconds a trial": 1})
 
 
 def _arm_row(view: StudyView, arm: ArmSummary) -> dict[str, Cell]:
@@ -100,9 +99,9 @@ def changes_table(view: StudyView) -> pd.DataFrame:
         for task in view.training_tasks
         for arm in view.arms(task)
         for tested in view.study.tasks
-        if (estimate := change(arm, tested.name)) is not None
+        if (estimate := change_on(arm, tested.name)) is not None
     ]
-    return make_table(rows, _digits(view, "change"))
+    return table_from_rows(rows, _digits(view, "change"))
 
 
 def role_of_tested(study: StudyRecords, trained: str, tested: str) -> str:
@@ -127,7 +126,7 @@ def comparisons_table(view: StudyView) -> pd.DataFrame:
         for advice in view.recommendation.advice
         for pair in advice.comparisons
     ]
-    return make_table(rows, _digits(view, "difference"))
+    return table_from_rows(rows, _digits(view, "difference"))
 
 
 def _digits(view: StudyView, *titles: str) -> dict[str, int]:
@@ -149,7 +148,7 @@ def _with_ends(title: str, estimate: Estimate | None, unit: Unit) -> dict[str, C
 
 def failed_trials_table(view: StudyView) -> pd.DataFrame:
     """Trials that ended without a result, each with its reason."""
-    return make_table(
+    return table_from_rows(
         [
             {
                 "trial": t.spec.label,
@@ -164,7 +163,7 @@ def failed_trials_table(view: StudyView) -> pd.DataFrame:
 
 def tasks_table(view: StudyView) -> pd.DataFrame:
     """The source of each task, its rows per split, and the rows dropped or contaminated."""
-    return make_table(
+    return table_from_rows(
         [
             {
                 "task": task.name,
@@ -192,7 +191,7 @@ def contamination_table(view: StudyView) -> pd.DataFrame:
     Scores as recorded: a fraction, or nats per token.
     """
     labels = {trial.spec.trial_id: trial.spec.label for trial in view.study.trials}
-    return make_table(
+    return table_from_rows(
         [
             {
                 "task": record.task,
@@ -241,4 +240,4 @@ def training_table(view: StudyView) -> pd.DataFrame:
             columns = {f"{title}, smallest": min, f"{title}, largest": max}
         for row, of_task in zip(rows, values, strict=True):
             row |= {name: pick(of_task) if of_task else None for name, pick in columns.items()}
-    return make_table(rows)
+    return table_from_rows(rows)

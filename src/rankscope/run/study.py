@@ -14,27 +14,26 @@ from transformers.utils.logging import disable_progress_bar
 from rankscope.advise.mitigation import compare_mitigations
 from rankscope.advise.recommend import recommend
 from rankscope.advise.subjects import subject_changes
-from rankscope.analyze.spectra import compared_vectors
+from rankscope.analyze.checks import check_stored_analyses
 from rankscope.config.loader import dump_study, load_study_file
-from rankscope.config.study import SpectraConfig, StudyConfig
+from rankscope.config.study import StudyConfig
 from rankscope.device import (
     keep_freed_memory,
     limit_kernel_cache,
     release_freed_memory,
     use_deterministic,
 )
-from rankscope.errors import Interrupted, UserError
+from rankscope.errors import Interrupted
 from rankscope.filesystem import replace_text
 from rankscope.models.load import load_base
 from rankscope.progress import JsonlReporter, NullReporter, ProgressReporter
 from rankscope.provenance import provenance
-from rankscope.records import Recommendation, StudyRecords, trial_of, variant_of
+from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.study_page import write_study_page
 from rankscope.run.group_ledger import settled
 from rankscope.run.plan import Plan, make_plan
 from rankscope.run.prepare import PreparedStudy, prepare_study
 from rankscope.run.runner import Runner
-from rankscope.run.stages.heads import check_other_heads
 from rankscope.store import Ledger
 
 
@@ -96,9 +95,7 @@ class Study:
             reporter = JsonlReporter(reporter or NullReporter(), out / "log.jsonl")
             if ledger.trials():
                 stored = ledger.load()
-                check_other_spectra(stored, inputs.config)
-                check_other_intruders(stored, inputs)
-                check_other_heads(stored, inputs.config)
+                check_stored_analyses(stored, inputs.config.analyze, inputs.trials)
             base = load_base(
                 inputs.config.model,
                 inputs.device,
@@ -147,62 +144,6 @@ def write_outputs(out: Path) -> tuple[StudyRecords, Recommendation]:
     replace_text(out / "report.html", made.read_bytes().decode())
     made.unlink()
     return study, recommendation
-
-
-def check_other_spectra(study: StudyRecords, config: StudyConfig) -> None:
-    """Stored spectra must have been made as the study file asks.
-
-    Raises:
-        UserError: other k or epsilon; results of two definitions would be compared.
-    """
-    asked = config.analyze.spectra
-    for made in (trial.spectra for trial in study.trials):
-        if made is None:
-            continue
-        if (made.intruder_k, made.intruder_epsilon) != (asked.intruder_k, asked.intruder_epsilon):
-            raise UserError(
-                f"{study.name}: stored spectra were made with intruder_k {made.intruder_k} and "
-                f"intruder_epsilon {made.intruder_epsilon:g}, the study file now asks for "
-                f"{asked.intruder_k} and {asked.intruder_epsilon:g}; use another --out"
-            )
-        for matrix in made.matrices:
-            if matrix.top_k != (now := compared_vectors(matrix.shape, asked)):
-                raise UserError(
-                    f"{study.name}: stored spectra compare {matrix.top_k} singular vectors of "
-                    f"{matrix.name}, by the study file's top_k they now would be {now}; use "
-                    "another --out"
-                )
-
-
-def check_other_intruders(study: StudyRecords, inputs: PreparedStudy) -> None:
-    """Stored scores without intruders must be of what the study file now calls intruders.
-
-    Raises:
-        UserError: other k or epsilon; or, of full fine-tuning, other matrices looked at.
-    """
-    made = {
-        trial_of(model)
-        for model, _, _ in study.evals
-        if (variant := variant_of(model)) is not None and variant.kind in ("intruders", "control")
-    }
-    if not made:
-        return
-    analyze = study.config.get("analyze")
-    section = analyze.get("spectra", {}) if isinstance(analyze, dict) else {}
-    stored, asked = SpectraConfig.model_validate(section), inputs.config.analyze.spectra
-    before = {"intruder_k": stored.intruder_k, "intruder_epsilon": stored.intruder_epsilon}
-    now = {"intruder_k": asked.intruder_k, "intruder_epsilon": asked.intruder_epsilon}
-    told: tuple[object, object] = (before, now)
-    if before == now and any(t.spec.is_full and t.spec.trial_id in made for t in study.trials):
-        told = (
-            {"targets": sorted({n for t in study.trials for n in t.spec.targets})},
-            {"targets": sorted({n for t in inputs.trials for n in t.targets})},
-        )
-    if told[0] != told[1]:
-        raise UserError(
-            f"{study.name}: stored scores of scaled intruders were made with {told[0]}, the study "
-            f"file now asks for {told[1]}; use another --out"
-        )
 
 
 @contextmanager

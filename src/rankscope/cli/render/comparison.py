@@ -17,7 +17,7 @@ from rankscope.formatting import (
     with_interval,
 )
 from rankscope.records import ComparedCell, Estimate, StudyComparison, StudyPair
-from rankscope.report.table_formats import Cell, make_table, terminal_table
+from rankscope.report.table_formats import Cell, table_from_rows, terminal_table
 
 MAX_NAMES = 8
 """Arms of one study alone that are named; the others are counted."""
@@ -55,7 +55,7 @@ def _answers(comparison: StudyComparison) -> Table:
                     "confidence": answer.confidence if answer else "",
                 }
             )
-    return terminal_table(make_table(rows), "answers", right=("trials",), sections=("task",))
+    return terminal_table(table_from_rows(rows), "answers", right=("trials",), sections=("task",))
 
 
 def _headlines(comparison: StudyComparison) -> Iterator[RenderableType]:
@@ -78,7 +78,7 @@ def _pair(pair: StudyPair, several: bool) -> Iterator[RenderableType]:
         for facet in pair.facets
     ]
     yield terminal_table(
-        make_table(facets),
+        table_from_rows(facets),
         f"{pair.second} against {pair.first}" if several else "what they are made of",
         right=("same",),
         styles=["" if facet.same else "yellow" for facet in pair.facets],
@@ -121,7 +121,7 @@ def _arms(task: str | None, cells: Sequence[ComparedCell]) -> Table:
     ]
     title = "bases, untuned" if task is None else f"trained on {task}"
     numbers = ("first", "second", "difference", "p")
-    return terminal_table(make_table(rows), title, right=numbers, sections=("arm",))
+    return terminal_table(table_from_rows(rows), title, right=numbers, sections=("arm",))
 
 
 def _adjusted_p(estimate: Estimate) -> float | None:

@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rankscope.cli.terminal import note_lines
-from rankscope.formatting import byte_size, terminal_text
+from rankscope.formatting import byte_size, number, terminal_text
 from rankscope.records import AdapterChange, HeadsRecord, Inspection, TunedModel
-from rankscope.report.table_formats import Cell, make_table, terminal_table
+from rankscope.report.table_formats import Cell, table_from_rows, terminal_table
 from rankscope.tools.inspect_heads import most_moved_heads
 
 RELATIVE = "/|W0|"
@@ -81,7 +81,7 @@ def _models(inspection: Inspection) -> Table:
         }
         for model in inspection.tuned
     ]
-    return terminal_table(make_table(rows), f"tuned models of {inspection.base}")
+    return terminal_table(table_from_rows(rows), f"tuned models of {inspection.base}")
 
 
 def _modules(model: TunedModel) -> Table:
@@ -102,7 +102,7 @@ def _modules(model: TunedModel) -> Table:
             }
         )
     digits = {"subspace": 4, "chance": 3, "energy": 3}
-    return terminal_table(make_table(rows, digits), f"{model.name}, means over layers")
+    return terminal_table(table_from_rows(rows, digits), f"{model.name}, means over layers")
 
 
 def _heads(name: str, heads: HeadsRecord) -> Table:
@@ -125,7 +125,7 @@ def _heads(name: str, heads: HeadsRecord) -> Table:
     )
     title = f"{name}, heads that moved most (layer.head); {heads.items} items of {heads.task}"
     title += f", {heads.dtype}" if heads.dtype else ""
-    return terminal_table(make_table(rows, digits), title, right=("head",))
+    return terminal_table(table_from_rows(rows, digits), title, right=("head",))
 
 
 def _ablations(name: str, heads: HeadsRecord) -> Table:
@@ -141,7 +141,7 @@ def _ablations(name: str, heads: HeadsRecord) -> Table:
             (-change, str(layer)) for layer, change in enumerate(ablation.tuned_layer_gold_change)
         ]
         head_cost, head = max(head_costs)
-        layer_cost, layer = max(layer_costs) if layer_costs else (None, "-")
+        layer_cost, layer = max(layer_costs, default=(None, "-"))
         rows.append(
             {
                 "task": ablation.task,
@@ -149,15 +149,13 @@ def _ablations(name: str, heads: HeadsRecord) -> Table:
                 "items": ablation.items,
                 "before": ablation.base_score,
                 "after": ablation.tuned_score,
-                "head": head,
-                "head, nats": head_cost,
-                "layer": layer,
-                "layer, nats": layer_cost,
+                "head, nats": f"{head}: {number(head_cost, 3)}",
+                "layer, nats": f"{layer}: {number(layer_cost, 3)}",
             }
         )
-    digits = dict.fromkeys(("before", "after", "head, nats", "layer, nats"), 3)
     title = f"{name}, heads removed: scores; costliest head and layer after tuning, right answer"
-    return terminal_table(make_table(rows, digits), title, right=("head", "layer"))
+    table = table_from_rows(rows, {"before": 3, "after": 3})
+    return terminal_table(table, title, right=("head, nats", "layer, nats"))
 
 
 def changes_tables(changes: Sequence[AdapterChange]) -> RenderableType:
@@ -185,6 +183,6 @@ def _change(change: AdapterChange) -> Iterator[RenderableType]:
         }
         for m in change.matrices
     ]
-    yield terminal_table(make_table(rows), change.action)
+    yield terminal_table(table_from_rows(rows), change.action)
     share = change.error / change.frobenius if change.frobenius else 0.0
     yield Text(terminal_text(f"in all {RATIO} = {share:.3g}; written to {change.out}") + "\n")

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from rankscope.formatting import terminal_text
 from rankscope.records import Backtest, BacktestTask, TaskPrediction
-from rankscope.report.table_formats import Cell, make_table, terminal_table
+from rankscope.report.table_formats import Cell, table_from_rows, terminal_table
 
 
 def prediction_tables(tasks: Sequence[TaskPrediction]) -> RenderableType:
@@ -21,7 +21,7 @@ def _predictions(task: TaskPrediction) -> RenderableType:
         for p in task.predictions
     ]
     ranks = ", ".join(map(str, task.ranks))
-    return terminal_table(make_table(rows), f"{task.task}: ranks {ranks}")
+    return terminal_table(table_from_rows(rows), f"{task.task}: ranks {ranks}")
 
 
 def backtest_tables(backtest: Backtest) -> RenderableType:
@@ -37,7 +37,7 @@ def backtest_tables(backtest: Backtest) -> RenderableType:
     ]
     digits = {"off by, doublings": 2, "score lost": 3}
     return Group(
-        terminal_table(make_table(rows, digits), "predictors", right=("right",)),
+        terminal_table(table_from_rows(rows, digits), "predictors", right=("right",)),
         *(_curve(task) for task in backtest.tasks),
         *(
             Text(terminal_text(f"{folder}: skipped, it has no task with finished LoRA trials at "
@@ -53,4 +53,4 @@ def _curve(task: BacktestTask) -> RenderableType:
         {"rank": point.rank, "trained": point.trained, cut: point.truncated} for point in task.curve
     ]
     title = f"{task.study}, {task.task}: best rank {task.best_rank}"
-    return terminal_table(make_table(rows, {"trained": 3, cut: 3}), title)
+    return terminal_table(table_from_rows(rows, {"trained": 3, cut: 3}), title)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from rankscope.formatting import number, p_cell, unit_of, with_interval
-from rankscope.report.table_formats import Cell, make_table, terminal_table
+from rankscope.report.table_formats import Cell, table_from_rows, terminal_table
 from rankscope.tools.evaluate import Score
 
 NUMBERS = ("score", "n", "without contamination", "change", "p", "chance")
@@ -17,7 +17,7 @@ def scores_table(scores: Sequence[Score]) -> Table:
     Accuracies in per cent, changes in points, likelihoods in nats per token; ``±`` is one standard
     error, brackets are a paired 95 % interval.
     """
-    frame = make_table([_score_row(score) for score in scores])
+    frame = table_from_rows([_score_row(score) for score in scores])
     if not any(score.record.without_contamination for score in scores):
         frame = frame.drop(columns="without contamination")
     return terminal_table(frame, "scores", right=NUMBERS, sections=("task", "metric"))

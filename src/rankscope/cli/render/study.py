@@ -12,7 +12,7 @@ from rankscope.cli.terminal import note_lines
 from rankscope.data.preview import highlight_row
 from rankscope.formatting import byte_size, count, rough_duration, terminal_text
 from rankscope.records import StudyRecords, TaskRecord, TrialRecords
-from rankscope.report.table_formats import Cell, make_table, terminal_table
+from rankscope.report.table_formats import Cell, table_from_rows, terminal_table
 from rankscope.run.plan import Plan
 from rankscope.run.prepare import PreparedStudy
 
@@ -46,7 +46,7 @@ def _tasks_table(records: Sequence[TaskRecord]) -> Table:
                 "contamination": (", ".join(kinds) or "none") if record.trained_on else "-",
             }
         )
-    return terminal_table(make_table(rows), "tasks")
+    return terminal_table(table_from_rows(rows), "tasks")
 
 
 def _sources(records: Sequence[TaskRecord]) -> Iterator[RenderableType]:
@@ -95,7 +95,7 @@ def plan_table(plan: Plan) -> RenderableType:
         }
         for number, group in enumerate(plan.groups, 1)
     ]
-    frame = make_table(rows)
+    frame = table_from_rows(rows)
     if frame["task"].nunique() == 1:
         frame = frame.drop(columns="task")
     title = f"{plan.study} on {plan.model} ({plan.device}, {plan.dtype})"
@@ -123,7 +123,7 @@ def status_table(study: StudyRecords) -> RenderableType:
         }
         for trial in study.trials
     ]
-    frame = make_table(rows)
+    frame = table_from_rows(rows)
     if rows and frame["task"].nunique() == 1:
         frame = frame.drop(columns="task")
     reasons = [

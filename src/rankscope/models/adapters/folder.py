@@ -23,9 +23,10 @@ from rankscope.models.adapters.settings import (
     PLAIN_STARTS,
     WEIGHTS,
     AdapterSettings,
-    read_config,
+    read_adapter_config,
 )
 from rankscope.models.lora import Adapter
+from rankscope.models.methods import get_lora_method
 from rankscope.provenance import sha256_file, sha256_json
 from rankscope.records import ModelRecord, TrialSpec
 
@@ -73,13 +74,13 @@ def peft_settings(adapter: Adapter, trial: TrialSpec, base: ModelRecord) -> Lora
     every module keeps the adapter's scaling. An adapter that started as a part of the base (PiSSA)
     is stored as B A - B0 A0: plain LoRA of twice the rank, which fits the whole base.
     """
-    double = 2 if adapter.start else 1
+    double = 2 if adapter.initial_factors else 1
     ranks = {name: len(a) for name, a in adapter.a.items() if len(a) != adapter.rank}
-    alphas = {name: adapter.alpha * rank / adapter.rank for name, rank in ranks.items()}
-    if trial.method == "rslora":
-        alphas = {n: adapter.alpha * (rank / adapter.rank) ** 0.5 for n, rank in ranks.items()}
+    method = get_lora_method(adapter.method)
+    per_rank = adapter.alpha / method.rank_scale(adapter.rank)
+    alphas = {name: per_rank * method.rank_scale(rank) for name, rank in ranks.items()}
     # A module that got no rank at all must not be a target: PEFT would give it one.
-    targets = sorted(adapter.a) if trial.method == "eva" else list(adapter.targets)
+    targets = list(adapter.targets) if method.fills_targets else sorted(adapter.a)
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         base_model_name_or_path=base.label,
@@ -88,11 +89,10 @@ def peft_settings(adapter: Adapter, trial: TrialSpec, base: ModelRecord) -> Lora
         rank_pattern=ranks,
         alpha_pattern={name: as_whole(alpha) for name, alpha in alphas.items()},
         lora_dropout=adapter.dropout,
-        use_rslora=trial.method == "rslora",
-        use_dora=bool(adapter.magnitude),
         target_modules=targets,
         bias="none",
         inference_mode=True,
+        **method.peft_fields,
     )
 
 
@@ -142,7 +142,7 @@ def load_adapter(
         IntegrityError: an A without its B or the reverse, extra, misshapen or non-finite tensors. A
             module that lacks both is not noticed here: the ledger's hash of the file does that.
     """
-    settings = read_config(folder, starts)
+    settings = read_adapter_config(folder, starts)
     parts: dict[str, dict[str, nn.Parameter]] = {"A": {}, "B": {}, "m": {}}
     path = folder / WEIGHTS
     try:
@@ -180,6 +180,7 @@ def load_adapter(
         alpha=settings.lora_alpha,
         scaling=settings.scaling,
         targets=tuple(sorted(a)),
+        method=settings.method_name,
         a=a,
         b=b,
         magnitude=magnitude,

@@ -1,16 +1,14 @@
 """The stage that looks at attention heads: the base's first, then those of every trained trial."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from rankscope.analyze.heads.layout import HeadLayout
-from rankscope.analyze.heads.trial import HeadStudy, head_task, measure
-from rankscope.config.study import StudyConfig
-from rankscope.data.tasks import LoadedTask
-from rankscope.errors import UserError
+from rankscope.analyze.heads.tasks import head_task, related_tasks
+from rankscope.analyze.heads.trial_heads import HeadAnalysis, measure_heads
 from rankscope.evaluate.evaluator import context_length
 from rankscope.models.base import Base
 from rankscope.progress import ProgressReporter
-from rankscope.records import StudyRecords, TrialSpec
+from rankscope.records import TrialSpec
 from rankscope.run.prepare import PreparedStudy
 from rankscope.store import Ledger
 
@@ -32,7 +30,7 @@ class HeadStage:
         self.reporter = reporter
         self.check_stop = check_stop
         self.settings = inputs.config.analyze.heads
-        self._studies: dict[str, HeadStudy] = {}
+        self._studies: dict[str, HeadAnalysis] = {}
 
     def missing(self) -> set[str]:
         """Ids of the trained trials whose heads were not looked at; none where not asked for."""
@@ -70,15 +68,17 @@ class HeadStage:
             self.check_stop()
             self.reporter.advance(done, name)
             task = head_task(context, encoder, loaded[name], most, evaluate)
-            measured = measure(self.base, layout, None, task, ablated_on, evaluate.batch_tokens)
-            self._studies[trained_on] = HeadStudy(
+            measured = measure_heads(
+                self.base, layout, None, task, ablated_on, evaluate.batch_tokens
+            )
+            self._studies[trained_on] = HeadAnalysis(
                 layout,
                 task,
                 ablated_on,
                 most,
                 evaluate.batch_tokens,
                 measured,
-                related(loaded, trained_on),
+                related_tasks(loaded, trained_on),
             )
         self.reporter.finish()
         return True
@@ -104,33 +104,3 @@ class HeadStage:
             self.ledger.commit_heads([found])
         self.reporter.finish()
         return True
-
-
-def check_other_heads(study: StudyRecords, config: StudyConfig) -> None:
-    """Stored records of heads must have been made as the study file asks.
-
-    Raises:
-        UserError: on other items or another task, or with other tasks to ablate on.
-    """
-    asked = config.analyze.heads
-    if not asked.enabled:
-        return
-    for trial in study.trials:
-        made = trial.heads
-        if made is None:
-            continue
-        before = (made.task, made.items_asked, sorted(a.task for a in made.ablations))
-        now = (asked.task or trial.spec.task, asked.items, sorted(set(asked.ablate)))
-        if before != now:
-            raise UserError(
-                f"{study.name}: stored records of heads were made on task {before[0]!r} with "
-                f"items {before[1]} and ablate {before[2]}, the study file now asks for "
-                f"{now[0]!r}, {now[1]} and {now[2]}; use another --out"
-            )
-
-
-def related(tasks: Mapping[str, LoadedTask], trained_on: str) -> frozenset[str]:
-    """Names of the tasks that share items with a training task: it, its parts, what joins those."""
-    made_of = {n: {n, *(part.spec.name for part in task.parts)} for n, task in tasks.items()}
-    own = made_of[trained_on]
-    return frozenset(name for name, found in made_of.items() if found & own)

@@ -1,22 +1,13 @@
-"""Trained trials made milder at inference, to be scored under model ids of their own."""
+"""Scaled variants of trained trials, to be scored under model ids of their own."""
 
 from collections.abc import Collection, Iterator, Sequence
 
-import torch
-from torch import Tensor, nn
-
-from rankscope.analyze.intruder_scaling import Change, intruder_scaling, norm_matched_factor
-from rankscope.analyze.low_rank_update import Update
-from rankscope.analyze.stored_models import computing_device
-from rankscope.analyze.svd_cache import SvdCache, double
+from rankscope.analyze.svd_cache import SvdCache
 from rankscope.analyze.trial_spectra import compared_matrices
-from rankscope.models.adapters.scaling import factors, scaled_adapter, scaled_model
+from rankscope.analyze.variants import adapter_variant, full_model_variant
 from rankscope.models.base import Base
-from rankscope.models.lora import Adapter, tuned_delta
-from rankscope.models.quantize import dense_weight
-from rankscope.records import TrialSpec, Variant
+from rankscope.records import TrialSpec
 from rankscope.run.prepare import PreparedStudy
-from rankscope.train.step_schedule import ALONE
 
 
 def attach_variants(
@@ -26,88 +17,20 @@ def attach_variants(
     spectra: SvdCache,
     wanted: Collection[str],
 ) -> list[str]:
-    """Attach those milder forms of attached adapters whose model ids, their adapter_names, are wanted."""
-    if trials[0].method in ALONE:
+    """Attach the wanted variants of the attached adapters; their model ids, which name them."""
+    if trials[0].trains_alone:
         return []
-    found: list[str] = []
+    names: list[str] = []
+    settings = inputs.config.analyze.spectra
     for trial in trials:
         adapter = base.multi_lora.adapters[trial.trial_id]
         for variant in inputs.variants(trial):
-            adapter_name = variant.of(trial.trial_id)
-            if adapter_name not in wanted:
-                continue
-            if variant.kind in ("scale", "layers"):
-                scale = factors(variant, base.record.num_layers)
-                milder = scaled_adapter(adapter, adapter_name, scale, base.linears())
-            else:
-                milder = without_intruders(base, adapter, variant, adapter_name, inputs, spectra)
-            base.multi_lora.attach(milder)
-            found.append(adapter_name)
-    return found
-
-
-def without_intruders(
-    base: Base,
-    adapter: Adapter,
-    variant: Variant,
-    adapter_name: str,
-    inputs: PreparedStudy,
-    spectra: SvdCache,
-) -> Adapter:
-    """The adapter with its intruder dimensions scaled, or its norm-matched control; of rank r +
-    number of intruders."""
-    linears, device = base.linears(), computing_device(base.device)
-    a: dict[str, nn.Parameter] = {}
-    b: dict[str, nn.Parameter] = {}
-    magnitude: dict[str, nn.Parameter] = {}
-    for name in adapter.a:
-        weight = dense_weight(linears[name]).to(device)
-        low, high = (double(part[name].to(device)) for part in (adapter.a, adapter.b))
-        update = Update(low, adapter.scaling * high)
-        if name in adapter.magnitude:
-            m = adapter.magnitude[name].to(device)
-            update = Update.of_magnitude(update.A, update.B, m, weight)
-        delta = tuned_delta(adapter, name, weight.float())
-        change = change_of(name, weight, delta, variant, inputs, spectra)
-        if variant.kind == "intruders":
-            update = update.plus(change)
-        else:
-            update = update.scaled(norm_matched_factor(delta, change))
-        # An update holds the whole weight in float64: only what is stored of it stays.
-        a[name], b[name] = frozen(update.A, base.device), frozen(update.B, base.device)
-        if (gains := update.magnitude) is not None:
-            magnitude[name] = frozen(gains, base.device)
-    return Adapter(
-        name=adapter_name,
-        rank=adapter.rank,
-        alpha=float(adapter.rank),
-        scaling=1.0,
-        targets=adapter.targets,
-        a=a,
-        b=b,
-        magnitude=magnitude,
-    )
-
-
-def frozen(values: Tensor, device: torch.device) -> nn.Parameter:
-    """Float32 weights on ``device`` that do not train."""
-    return nn.Parameter(values.detach().float().to(device), requires_grad=False)
-
-
-def change_of(
-    name: str,
-    weight: Tensor,
-    delta: Tensor,
-    variant: Variant,
-    inputs: PreparedStudy,
-    spectra: SvdCache,
-) -> Change:
-    """What scaling the intruders of one matrix adds to it, by the study's definition of them.
-
-    ``weight`` is in the dtype that the spectra are of, so that its decomposition is theirs.
-    """
-    settings = inputs.config.analyze.spectra
-    return intruder_scaling(weight, delta, spectra.of(name, weight), variant.strength, settings)
+            name = variant.of(trial.trial_id)
+            if name in wanted:
+                scaled = adapter_variant(adapter, name, variant, base, settings, spectra)
+                base.multi_lora.attach(scaled)
+                names.append(name)
+    return names
 
 
 def scaled_models(
@@ -118,31 +41,14 @@ def scaled_models(
     spectra: SvdCache,
     wanted: Collection[str],
 ) -> Iterator[tuple[str, Base]]:
-    """The wanted milder forms of a fully fine-tuned model, one after another, by model id.
-
-    Intruders are those of the matrices whose spectra the study compares; the others stay as tuned.
-    """
-    device = computing_device(base.device)
+    """The wanted variants of a fully fine-tuned model, by model id, one in memory at a time."""
+    settings = inputs.config.analyze.spectra
     for trial in trials:
         for variant in inputs.variants(trial) if trial.is_full else []:
-            if variant.of(trial.trial_id) not in wanted:
-                continue
-            if variant.kind in ("scale", "layers"):
-                scale = factors(variant, base.record.num_layers)
-                yield variant.of(trial.trial_id), scaled_model(base, tuned, scale)
-                continue
-            model = scaled_model(base, tuned, lambda name: 1.0)
-            linears, originals = model.linears(), base.linears()
-            for name in compared_matrices(base, inputs.trials):
-                weight = dense_weight(originals[name]).to(device)
-                tuned_weight = linears[name].weight.detach().to(device)
-                delta = tuned_weight.float() - weight.float()
-                change = change_of(name, weight, delta, variant, inputs, spectra)
-                if variant.kind == "intruders":
-                    milder = delta + (change.left @ change.right).float()
-                else:
-                    milder = norm_matched_factor(delta, change) * delta
-                with torch.no_grad():
-                    linears[name].weight.copy_(weight.float() + milder)
-            yield variant.of(trial.trial_id), model
-            del model, linears  # before the next copy is made
+            name = variant.of(trial.trial_id)
+            if name in wanted:
+                matrices = compared_matrices(base, inputs.trials)
+                yield (
+                    name,
+                    full_model_variant(base, tuned, variant, matrices, settings, spectra),
+                )
