@@ -51,14 +51,11 @@ class SpectraSettings(Protocol):
 class Similarity:
     """Leading singular vectors of W against those of W0: (left, right) by each definition."""
 
-    index: tuple[float, float]
-    """(a) mean_i |C_ii|: vectors matched by position."""
+    index: tuple[float, float]  # (a) mean_i |C_ii|: vectors matched by position
     max: tuple[float, float]
     """(b) mean_j max_i |C_ij|: each tuned vector with its closest base vector."""
-    subspace: tuple[float, float]
-    """(c) |C|_F^2 / k: the spans, whatever the basis within."""
-    chance: tuple[float, float]
-    """Expected (c) of unrelated subspaces: k / m and k / n."""
+    subspace: tuple[float, float]  # (c) |C|_F^2 / k: the spans, whatever the basis within
+    chance: tuple[float, float]  # Expected (c) of unrelated subspaces: k / m and k / n
 
 
 def effective_rank(singular_values: Tensor) -> float:
@@ -183,7 +180,7 @@ def adapter_spectrum(
 ) -> MatrixSpectrum:
     """Spectra of one matrix of an adapter; ``weight`` is W0 (m, n)."""
     check_factors(name, weight, adapter)
-    if get_lora_method(adapter.method).delta_needs_base:  # DoRA: dW has full rank
+    if not get_lora_method(adapter.method).delta_is_low_rank:
         delta = adapter.delta(name, to_float64(weight))
         return dense_spectrum(name, weight, delta, settings, svds)
     update = LowRankUpdate.from_adapter(adapter, name, weight)

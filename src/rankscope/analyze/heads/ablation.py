@@ -90,8 +90,7 @@ class AblationResult:
     """Summed log p of every continuation, per item."""
 
     intact: list[FloatArray]
-    ablated: list[list[FloatArray]]
-    """By ablation."""
+    ablated: list[list[FloatArray]]  # By ablation
 
 
 def ablate(

@@ -55,7 +55,7 @@ def adapter_changes(layout: HeadLayout, base: Weights, adapter: Adapter) -> tupl
 
     def norms(layer: AttentionLayer, module: str) -> Tensor:
         name, heads = layer.projection(module), layer.heads_of(module)
-        if get_lora_method(adapter.method).delta_needs_base:
+        if not get_lora_method(adapter.method).delta_is_low_rank:
             delta = adapter.delta(name, to_float64(base(name)))
             return dense_head_norms(delta, heads, module == "o_proj")
         update = LowRankUpdate.from_adapter(adapter, name)

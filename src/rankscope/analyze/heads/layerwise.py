@@ -50,7 +50,7 @@ class ForwardPass:
         return replace(self, batch=replace(self.batch, keep=self.batch.keep[:0]))
 
 
-class SharedPrefix:
+class PrefixRow:
     """The tokens that all items begin with: one row, whose keys and values every pass rewrites."""
 
     def __init__(self, ids: Sequence[int], device: torch.device) -> None:
@@ -73,7 +73,7 @@ class LayerwiseScorer:
     def __init__(self, model: HeadModel, trees: Sequence[TokenTree], prefix: Sequence[int]) -> None:
         self.model = model
         self.trees = trees
-        self.prefix = SharedPrefix(prefix, model.base.device) if prefix else None
+        self.prefix = PrefixRow(prefix, model.base.device) if prefix else None
         self._batches: dict[int, TokenTreeBatch] = {}
         modules = dict(model.base.model.named_modules())
         self._layers = [modules[layer.layer] for layer in model.layout]

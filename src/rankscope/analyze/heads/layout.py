@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rankscope.errors import UserError
-from rankscope.evaluate.scorers.choice import MAX_LOGITS
+from rankscope.evaluate.likelihood import MAX_LOGITS
 from rankscope.models.attention.varlen import AttentionPlan
 from rankscope.models.base import Base, RowBatch
 from rankscope.models.multi_lora import AdapterSpan, MultiLoraLinear
@@ -29,18 +29,12 @@ FUSED = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "attn_qkv", "in_proj")
 class AttentionLayer:
     """The heads of one decoder layer."""
 
-    index: int
-    """Number of the layer, from 0."""
-    layer: str
-    """Module path of the decoder layer."""
-    attention: str
-    """Module path of its attention, such as ``model.layers.3.self_attn``."""
-    num_heads: int
-    """H."""
-    num_kv_heads: int
-    """K."""
-    head_dim: int
-    """D."""
+    index: int  # Number of the layer, from 0
+    layer: str  # Module path of the decoder layer
+    attention: str  # Module path of its attention, such as ``model.layers.3.self_attn``
+    num_heads: int  # H
+    num_kv_heads: int  # K
+    head_dim: int  # D
 
     @property
     def group_size(self) -> int:

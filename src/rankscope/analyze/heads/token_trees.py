@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rankscope.data.encode import EncodedRow
 from rankscope.evaluate.context_window import EncodedSplit
-from rankscope.evaluate.scorers.choice import Question
+from rankscope.evaluate.likelihood import Question
 from rankscope.models.attention.varlen import AttentionPlan
 from rankscope.models.base import Row, RowBatch
 
@@ -26,18 +26,15 @@ FloatArray = npt.NDArray[np.float64]
 class TokenTree:
     """One item's tokens, and which of them predict what."""
 
-    ids: tuple[int, ...]
-    """The trunk, then the branches one after another."""
+    ids: tuple[int, ...]  # The trunk, then the branches one after another
     branches: tuple[int, ...]
     """Tokens of each continuation's branch: all but its last token, which predicts nothing. 0 for
     continuations of one token and for repetitions of an earlier one."""
-    keep: tuple[int, ...]
-    """Indices of tokens whose logits are needed, ascending."""
+    keep: tuple[int, ...]  # Indices of tokens whose logits are needed, ascending
     targets: tuple[tuple[int, int, int], ...]
     """(index into ``keep``, token id, continuation) of every log-probability."""
     num_continuations: int
-    gold: int
-    """The continuation that is the right answer."""
+    gold: int  # The continuation that is the right answer
 
     @classmethod
     def of_question(cls, question: Question, gold: int) -> "TokenTree":
@@ -90,10 +87,10 @@ class TokenTree:
 def token_trees(encoded: EncodedSplit) -> list[TokenTree]:
     """The items of a split: rows of text, or questions with the continuations that the primary
     metric compares."""
-    if encoded.rows:
-        return [TokenTree.of_row(row) for row in encoded.rows]
+    if isinstance(encoded.encoded[0], EncodedRow):
+        return [TokenTree.of_row(row) for row in encoded.encoded]
     trees = []
-    for item, question in zip(encoded.items, encoded.questions, strict=True):
+    for item, (question,) in zip(encoded.items, encoded.encoded, strict=True):
         assert item.answer is not None
         compared = question.continuations[: len(item.choices)]
         trees.append(TokenTree.of_question(Question(question.prompt, compared), item.answer))
@@ -106,14 +103,10 @@ class TokenTreeBatch:
 
     batch: RowBatch
     plan: AttentionPlan
-    rows: Tensor
-    """(P,) index of each wanted log-probability's position among the kept ones."""
-    tokens: Tensor
-    """(P,) token ids."""
-    owners: npt.NDArray[np.int64]
-    """(P,) continuation, counted over the whole batch."""
-    bounds: tuple[int, ...]
-    """Number of continuations before each tree, and in all."""
+    rows: Tensor  # (P,) index of each wanted log-probability's position among the kept ones
+    tokens: Tensor  # (P,) token ids
+    owners: npt.NDArray[np.int64]  # (P,) continuation, counted over the whole batch
+    bounds: tuple[int, ...]  # Number of continuations before each tree, and in all
 
     @classmethod
     def of(
@@ -127,7 +120,7 @@ class TokenTreeBatch:
         plan = AttentionPlan.of(batch.lengths, device)
         if batch.branches or num_shared:
             with torch.no_grad():  # gradients are only taken of rows without branches
-                plan = plan.branched(batch.branches, None, device)
+                plan = plan.with_branches(batch.branches, None, device)
         rows, tokens, owners, bounds = [], [], [], [0]
         num_kept = 0
         for tree in trees:

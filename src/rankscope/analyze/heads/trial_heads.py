@@ -30,8 +30,7 @@ class HeadMeasurements:
     """The heads of one model."""
 
     layers: tuple[LayerHeads, ...]
-    ablations: Mapping[str, AblationResult]
-    """By task."""
+    ablations: Mapping[str, AblationResult]  # By task
 
 
 def measure_heads(
