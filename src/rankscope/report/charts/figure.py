@@ -58,7 +58,7 @@ def tidy(
         digits: digits after the point by column title; other columns show three significant ones.
     """
     frame = pd.DataFrame(
-        {title: pd.Series(values, dtype=object) for title, values in columns.items()}
+        {title: pd.Series(list(values), dtype=object) for title, values in columns.items()}
     )
     frame.attrs["digits"] = dict(digits or {})
     return frame

@@ -21,7 +21,7 @@ from rankscope.report.charts.figure import (
     plot_text,
     records,
 )
-from rankscope.report.style import BASE, FULL, INK, MUTED, Color, faded
+from rankscope.report.style import BASE_COLOR, FULL, INK, MUTED, Color, faded
 
 MAX_BANDS = 3
 """With more lines than this, only the focus line keeps its band."""
@@ -54,7 +54,7 @@ class Reference(NamedTuple):
     value: float
     low: float | None = None
     high: float | None = None
-    color: Color = BASE
+    color: Color = BASE_COLOR
     dash: str = "dot"
 
 
@@ -299,7 +299,7 @@ def _add_reference(
         text=["", plot_text(label)],
         textposition=side,
         cliponaxis=False,  # A line at the top of its panel keeps its name.
-        textfont={"color": INK.light if color == BASE else color.light, "size": 12},
+        textfont={"color": INK.light if color == BASE_COLOR else color.light, "size": 12},
         hoverinfo="text",
         hovertext=hover_texts(row, "name", {"": "v"}),
         **at,

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from rankscope.report.charts.figure import Choice, axis, hover_texts, layout
 from rankscope.report.charts.labels import PointLabel, add_labels, place_labels
-from rankscope.report.style import BASE, INK, MUTED, SURFACE, faded
+from rankscope.report.style import BASE_COLOR, INK, MUTED, SURFACE, faded
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def _add_base(figure: go.Figure) -> int:
         x=[0],
         y=[0],
         mode="markers",
-        marker={"color": BASE.light, "symbol": "x", "size": 11},
+        marker={"color": BASE_COLOR.light, "symbol": "x", "size": 11},
         hoverinfo="text",
         hovertext="<b>base</b><br>untuned: the origin",
         cliponaxis=False,

@@ -8,7 +8,7 @@ from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView, change_on
 
 MAX_CHOICES = 60
-BEST = "best arm of each task"
+FOCUS_ARMS = "best arm of each task"
 
 
 @register("transfer", 10, per="unit")
@@ -37,7 +37,7 @@ def draw(view: StudyView, unit: Unit) -> Figure | None:
     )
     best = {task: arm.label for task in trains if (arm := view.focus(task))}
     ordered = sorted({(arm.is_full, arm.lr, arm.rank or 0, arm.label) for _, arm, *_ in cells})
-    entries = {BEST: [best.get(train) for train in frame["trained on"]]}
+    entries = {FOCUS_ARMS: [best.get(train) for train in frame["trained on"]]}
     entries |= {label: [label] * len(frame) for *_, label in ordered[:MAX_CHOICES]}
     grids = {}
     for entry, shown in entries.items():
