@@ -4,25 +4,28 @@ from pathlib import Path, PurePath
 
 import pandas as pd
 
-from rankscope.formatting import NATS, POINTS, Unit, count, difference, number, safe_text
+from rankscope.formatting import count, difference, number, safe_text, unit_of
 from rankscope.records import ComparedCell, Provenance, StudyComparison, StudyPair
-from rankscope.report.charts.figure import Figure, make_table, plot_text
+from rankscope.report.charts.figure import (
+    Figure,
+    interval_cells,
+    interval_digits,
+    make_table,
+    plot_text,
+)
 from rankscope.report.charts.interval_rows import IntervalRow, interval_rows
+from rankscope.report.figures.transfer import excludes_zero
 from rankscope.report.page import render_page, write_page
 from rankscope.report.style import FULL, MUTED, Color, rank_colors
 
 MAX_ARMS = 80
 """Arms drawn; all of them are in the table."""
-ESTIMATES = ("first", "second", "difference")
-COLUMNS = {
-    **dict.fromkeys(("arm", "tested on")),
-    **{f"{name}{end}": 2 for name in ESTIMATES for end in ("", ", low", ", high")},
+DIGITS = {
+    **interval_digits("first", 2),
+    **interval_digits("second", 2),
+    **interval_digits("difference", 2),
     "p": 4,
     "p, Holm": 4,
-    "paired": None,
-    "same models": None,
-    "items": 0,
-    "seeds": 0,
 }
 CAPTION = """Right of zero, the second study scored higher. Lines are 95 % intervals. A hollow \
 mark is unpaired: the studies did not score the same items in the same way."""
@@ -65,8 +68,12 @@ def compared_ranks(comparison: StudyComparison) -> tuple[int, ...]:
 
 def facets_table(pair: StudyPair) -> pd.DataFrame:
     """What the studies were made of."""
-    rows = [(f.what, "yes" if f.same else "no", f.text) for f in pair.facets]
-    return make_table({"what": None, "same": None, "details": None}, rows)
+    return make_table(
+        [
+            {"what": f.what, "same": "yes" if f.same else "no", "details": f.text}
+            for f in pair.facets
+        ]
+    )
 
 
 def comparison_figures(pair: StudyPair, place: int, ranks: tuple[int, ...]) -> list[Figure]:
@@ -89,7 +96,7 @@ def draw_pair(
         test: [mark(c, colors) for c in cells if c.tested_on == test and (c.arm or "base") in arms]
         for test in tests
     }
-    units = {unit_of(cell).difference for cell in cells}
+    units = {unit_of(cell.score_unit).difference for cell in cells}
     unit = "points or nats" if len(units) > 1 else units.pop()
     plot, choices = interval_rows(layers, arms, f"difference, {unit}")
     about = "untuned bases" if trained_on is None else f"arms trained on {trained_on}"
@@ -97,7 +104,7 @@ def draw_pair(
         key=key,
         title=f"{safe_text(pair.second, 60)} minus {safe_text(pair.first, 60)}, {about}",
         finding=finding(cells),
-        data=make_table(COLUMNS, [row(cell) for cell in cells]),
+        data=make_table([row(cell) for cell in cells], DIGITS),
         plot=None if trained_on is None else plot,
         caption=CAPTION,
         choices=choices,
@@ -105,54 +112,41 @@ def draw_pair(
     )
 
 
-def unit_of(cell: ComparedCell) -> Unit:
-    """The unit of the scores of a task."""
-    return POINTS if cell.score_unit == "accuracy" else NATS
-
-
-def row(cell: ComparedCell) -> tuple[object, ...]:
+def row(cell: ComparedCell) -> dict[str, object]:
     """A cell in its unit."""
-    scale, change = unit_of(cell).scale, cell.difference
-    values = [
-        None if value is None else value * scale
-        for estimate in (cell.first, cell.second, change)
-        for value in (estimate.value, estimate.low, estimate.high)
-    ]
-    flags = ["yes" if flag else "no" for flag in (cell.paired, cell.same_models)]
-    arm = cell.arm or "base"
-    return (
-        arm, cell.tested_on, *values, change.p, change.p_holm, *flags, change.n, change.seeds
-    )  # fmt: skip
+    unit, change = unit_of(cell.score_unit), cell.difference
+    return {
+        "arm": cell.arm or "base",
+        "tested on": cell.tested_on,
+        **interval_cells("first", cell.first, unit),
+        **interval_cells("second", cell.second, unit),
+        **interval_cells("difference", change, unit),
+        "p": change.p,
+        "p, Holm": change.p_holm,
+        "paired": "yes" if cell.paired else "no",
+        "same models": "yes" if cell.same_models else "no",
+        "items": change.n,
+        "seeds": change.seeds,
+    }
 
 
 def mark(cell: ComparedCell, colors: dict[int, Color]) -> IntervalRow:
     """A mark of the plot."""
-    scale, arm = unit_of(cell).scale, cell.arm or "base"
-    value, low, high = (
-        None if v is None else v * scale
-        for v in (cell.difference.value, cell.difference.low, cell.difference.high)
-    )
+    cells = interval_cells("", cell.difference, unit_of(cell.score_unit))
+    value, low, high = cells.values()
     ends = "the same models" if cell.same_models else "interval unknown"
-    if low is None or high is None:
-        low = high = None
-    else:
+    if low is not None and high is not None:
         ends = f"{number(low, 2)} to {number(high, 2)}"
+    arm, paired = cell.arm or "base", "paired" if cell.paired else "unpaired"
     hover = f"<b>{plot_text(arm)}</b><br>{plot_text(cell.tested_on)}: {number(value, 2)} ({ends})"
-    hover += f"<br>{'paired' if cell.paired else 'unpaired'}"
-    color = FULL if cell.full else colors.get(cell.rank or 0, MUTED)
-    return IntervalRow(arm, value or 0.0, low, high, color.light, hover, hollow=not cell.paired)
+    color = (FULL if cell.full else colors.get(cell.rank or 0, MUTED)).light
+    return IntervalRow(arm, value or 0.0, low, high, color, f"{hover}<br>{paired}", not cell.paired)
 
 
 def finding(cells: list[ComparedCell]) -> str:
     """How many differences exclude zero, and the largest."""
     arms = len({cell.arm for cell in cells})
-    clear = [
-        c
-        for c in cells
-        if c.difference.low is not None
-        and c.difference.high is not None
-        and (c.difference.low > 0 or c.difference.high < 0)
-    ]
+    clear = [cell for cell in cells if excludes_zero(cell.difference)]
     compared = "The bases" if cells[0].arm is None else f"{count(arms, 'arm')} in both studies"
     same, left_out = sum(cell.same_models for cell in cells), arms - MAX_ARMS
     paired = sum(cell.paired for cell in cells)
@@ -163,7 +157,7 @@ def finding(cells: list[ComparedCell]) -> str:
     if clear:
         most = max(clear, key=lambda cell: abs(cell.difference.value))
         arm = "" if most.arm is None else f"{most.arm} "
-        text += f"; the largest is {difference(most.difference.value, unit_of(most))} "
+        text += f"; the largest is {difference(most.difference.value, unit_of(most.score_unit))} "
         text += f"({arm}on {most.tested_on})"
     text += "."
     if left_out > 0:

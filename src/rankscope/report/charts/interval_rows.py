@@ -21,7 +21,13 @@ class IntervalRow(NamedTuple):
     high: float | None
     color: str
     hover: str
-    hollow: bool = False
+    hollow: bool | None = None
+    """By default a mark without an interval is hollow."""
+
+    @property
+    def is_hollow(self) -> bool:
+        """Whether the mark is hollow."""
+        return self.low is None if self.hollow is None else self.hollow
 
 
 def interval_rows(
@@ -39,7 +45,7 @@ def interval_rows(
             marker={
                 "color": [row.color for row in rows],
                 "size": 10,
-                "symbol": ["circle-open" if row.hollow else "circle" for row in rows],
+                "symbol": ["circle-open" if row.is_hollow else "circle" for row in rows],
             },
             error_x={
                 "type": "data",
