@@ -10,10 +10,11 @@ import pandas as pd
 
 from rankscope.formatting import number
 from rankscope.records import HeadsRecord, Inspection, MatrixSpectrum, NormGrowth, SpectraRecord
-from rankscope.report.charts.figure import make_table, range_cells
+from rankscope.report.charts.figure import range_cells
 from rankscope.report.charts.rank_lines import RankAxis, RankLine, RankPoint
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import DASHES, FULL, SYMBOLS, Color, rank_colors
+from rankscope.report.table_formats import table_from_rows
 
 Measure = Callable[[SpectraRecord], float | None]
 
@@ -106,7 +107,7 @@ class AnalyzedModels:
                 cells |= range_cells(title, map(measure, model.spectra))
             if model.spectra:
                 rows.append(cells)
-        return make_table(rows)
+        return table_from_rows(rows)
 
     def by_rank(self, measure: Measure, digits: int | None = None, preposition: str = "at") -> str:
         """``0.9 at r=8, 0.8 at r=32``: means over seeds on the focus line; empty if unknown."""

@@ -4,19 +4,14 @@ from pathlib import Path, PurePath
 
 import pandas as pd
 
-from rankscope.formatting import count, difference, number, safe_text, unit_of
+from rankscope.formatting import count, difference, safe_text, unit_of
 from rankscope.records import ComparedCell, Provenance, StudyComparison, StudyPair
-from rankscope.report.charts.figure import (
-    Figure,
-    interval_cells,
-    interval_digits,
-    make_table,
-    plot_text,
-)
-from rankscope.report.charts.interval_rows import IntervalRow, interval_rows
+from rankscope.report.charts.figure import Figure, interval_cells, interval_digits
+from rankscope.report.charts.interval_rows import interval_rows
 from rankscope.report.figures.transfer import excludes_zero
 from rankscope.report.page import render_page, write_page
 from rankscope.report.style import FULL, MUTED, Color, rank_colors
+from rankscope.report.table_formats import table_from_rows
 
 MAX_ARMS = 80
 """Arms drawn; all of them are in the table."""
@@ -68,7 +63,7 @@ def compared_ranks(comparison: StudyComparison) -> tuple[int, ...]:
 
 def facets_table(pair: StudyPair) -> pd.DataFrame:
     """What the studies were made of."""
-    return make_table(
+    return table_from_rows(
         [
             {"what": f.what, "same": "yes" if f.same else "no", "details": f.text}
             for f in pair.facets
@@ -90,21 +85,29 @@ def draw_pair(
 ) -> Figure:
     """One training task of a pair of studies; ``trained_on`` None: the untuned bases."""
     cells = [cell for cell in pair.cells if cell.trained_on == trained_on]
-    tests = sorted(dict.fromkeys(c.tested_on for c in cells), key=lambda test: test != trained_on)
-    arms = list(dict.fromkeys(cell.arm or "base" for cell in cells))[:MAX_ARMS]
-    layers = {
-        test: [mark(c, colors) for c in cells if c.tested_on == test and (c.arm or "base") in arms]
-        for test in tests
-    }
+    # The drop-down opens on the training task.
+    cells.sort(key=lambda cell: cell.tested_on != trained_on)
+    frame = table_from_rows([row(cell) for cell in cells], DIGITS)
+    arms = list(dict.fromkeys(frame["arm"]))[:MAX_ARMS]
+    is_drawn = frame["arm"].isin(arms)
+    drawn = [cell for cell, shown in zip(cells, is_drawn, strict=True) if shown]
     units = {unit_of(cell.score_unit).difference for cell in cells}
-    unit = "points or nats" if len(units) > 1 else units.pop()
-    plot, choices = interval_rows(layers, arms, f"difference, {unit}")
+    plot, choices = interval_rows(
+        frame[is_drawn],
+        "arm",
+        "difference",
+        colors=[(FULL if c.full else colors.get(c.rank or 0, MUTED)).light for c in drawn],
+        hollow=[not cell.paired for cell in drawn],
+        words=["tested on", "paired", "same models"],
+        x_title=f"difference, {'points or nats' if len(units) > 1 else units.pop()}",
+        layer="tested on",
+    )
     about = "untuned bases" if trained_on is None else f"arms trained on {trained_on}"
     return Figure(
         key=key,
         title=f"{safe_text(pair.second, 60)} minus {safe_text(pair.first, 60)}, {about}",
         finding=finding(cells),
-        data=make_table([row(cell) for cell in cells], DIGITS),
+        data=frame,
         plot=None if trained_on is None else plot,
         caption=CAPTION,
         choices=choices,
@@ -128,19 +131,6 @@ def row(cell: ComparedCell) -> dict[str, object]:
         "items": change.n,
         "seeds": change.seeds,
     }
-
-
-def mark(cell: ComparedCell, colors: dict[int, Color]) -> IntervalRow:
-    """A mark of the plot."""
-    cells = interval_cells("", cell.difference, unit_of(cell.score_unit))
-    value, low, high = cells.values()
-    ends = "the same models" if cell.same_models else "interval unknown"
-    if low is not None and high is not None:
-        ends = f"{number(low, 2)} to {number(high, 2)}"
-    arm, paired = cell.arm or "base", "paired" if cell.paired else "unpaired"
-    hover = f"<b>{plot_text(arm)}</b><br>{plot_text(cell.tested_on)}: {number(value, 2)} ({ends})"
-    color = (FULL if cell.full else colors.get(cell.rank or 0, MUTED)).light
-    return IntervalRow(arm, value or 0.0, low, high, color, f"{hover}<br>{paired}", not cell.paired)
 
 
 def finding(cells: list[ComparedCell]) -> str:

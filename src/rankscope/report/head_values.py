@@ -8,8 +8,8 @@ import pandas as pd
 
 from rankscope.formatting import number
 from rankscope.records import HeadAblation, HeadsRecord, LayerHeads
-from rankscope.report.charts.figure import make_table
 from rankscope.report.charts.heat_map import Grid, MapPanel
+from rankscope.report.table_formats import table_from_rows
 
 HeadValues = npt.NDArray[np.float64]
 OfLayer = Callable[[LayerHeads], Sequence[float | None]]
@@ -91,7 +91,7 @@ class BeforeAndAfter:
 
     def table(self) -> pd.DataFrame:
         """A row per model and head."""
-        return make_table(
+        return table_from_rows(
             [
                 {
                     "model": model,

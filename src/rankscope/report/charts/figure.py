@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from rankscope.formatting import MAX_NAME, Unit, number, safe_text
 from rankscope.records import Estimate
 from rankscope.report.style import GRID, INK, MUTED, NEUTRAL, SURFACE
+from rankscope.report.table_formats import frame_rows
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
@@ -37,7 +38,7 @@ class Figure:
     finding: str
     """What to see, computed from the data; without a plot, what is missing."""
     data: pd.DataFrame
-    """From ``make_table``. The plot, its hover texts, the table and the CSV file show it."""
+    """From ``table_from_rows``. The plot, its hover texts, the table and the CSV file show it."""
     plot: go.Figure | None = None
     caption: str = ""
     """How to read the plot."""
@@ -77,7 +78,7 @@ def hover_texts(frame: pd.DataFrame, name: str, values: Mapping[str, str]) -> li
     """A hover text for each row: its name in bold, then each known value with its interval.
 
     Args:
-        frame: from ``make_table``.
+        frame: from ``table_from_rows``.
         name: column of the name.
         values: column by the word in front of the value.
     """
@@ -165,56 +166,3 @@ def panel_heading(text: str, left: float, top: float) -> dict[str, object]:
         "showarrow": False,
         "font": {"size": 13, "color": MUTED.light},
     }
-
-
-def make_table(rows: Sequence[Mapping[str, Any]], digits: Mapping[str, int] = {}) -> pd.DataFrame:
-    frame = pd.DataFrame(list(rows), dtype=object)
-    for title in frame.columns:
-        known = [cell for cell in frame[title] if cell is not None]
-        is_whole = known and all(isinstance(cell, int) for cell in known)
-        frame[title] = frame[title].astype("Int64") if is_whole else frame[title].infer_objects()
-    frame.attrs["digits"] = dict(digits)
-    return frame
-
-
-def frame_rows(frame: pd.DataFrame) -> list[tuple[Any, ...]]:
-    """The rows as Python values; unknown cells are None."""
-    values = frame.astype(object)
-    return list(values.where(values.notna(), None).itertuples(index=False, name=None))
-
-
-Cell = str | float | int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column of a data table."""
-
-    title: str
-    digits: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DataTable:
-    """A table of cells; None is unknown."""
-
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-
-    def shown(self, value: Cell, column: Column) -> str:
-        """One cell as the page shows it."""
-        return safe_text(value, 300) if isinstance(value, str) else number(value, column.digits)
-
-
-def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> DataTable:
-    """A data table from rows of cells."""
-    return DataTable(tuple(columns), tuple(tuple(row) for row in rows))
-
-
-def cells_of(data: "pd.DataFrame | DataTable") -> DataTable:
-    """A frame as a table of cells."""
-    if isinstance(data, DataTable):
-        return data
-    digits = data.attrs.get("digits", {})
-    columns = [Column(title, digits.get(title)) for title in data.columns]
-    return table(columns, [list(row.values()) for row in records(data)])

@@ -1,10 +1,11 @@
 """Cost against rank: trainable parameters, training time, peak memory."""
 
 from rankscope.formatting import duration, number
-from rankscope.report.charts.figure import Figure, make_table, range_cells
+from rankscope.report.charts.figure import Figure, range_cells
 from rankscope.report.charts.rank_lines import Panel, rank_plot
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView
+from rankscope.report.table_formats import table_from_rows
 
 PARAMETERS = "trainable parameters"
 SECONDS = "training time of one trial, s"
@@ -21,7 +22,7 @@ def draw(view: StudyView, task: str) -> Figure:
         row = {"arm": arm.label, PARAMETERS: arm.trainable_parameters}
         row |= range_cells(SECONDS, [train.seconds for train in records])
         rows.append(row | range_cells(MEMORY, [r.peak_memory_bytes / 2**30 for r in records]))
-    frame = make_table(rows)
+    frame = table_from_rows(rows)
     panels = [
         Panel(title, frame, title, log=title == PARAMETERS, from_zero=title != PARAMETERS)
         for title in (PARAMETERS, SECONDS, MEMORY)

@@ -3,7 +3,7 @@
 from rankscope.formatting import join_names, number
 from rankscope.records import HeadAblation
 from rankscope.report.analyzed_models import AnalyzedModels
-from rankscope.report.charts.figure import Figure, make_table
+from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.heat_map import MapPanel, map_panels, panels_width
 from rankscope.report.figures import register
 from rankscope.report.head_values import (
@@ -14,6 +14,7 @@ from rankscope.report.head_values import (
     most,
     precision_note,
 )
+from rankscope.report.table_formats import table_from_rows
 
 CAPTION = """Exact up to rounding: the output of the head is set to zero and the items are scored \
 again. Blue heads help, orange ones hurt; costs do not add up over heads. The table ends with \
@@ -51,7 +52,7 @@ def draw(models: AnalyzedModels) -> Figure | None:
         key=models.key("heads-ablated"),
         title=models.title("What removing each head costs"),
         finding=f"Largest cost after tuning: {join_names(parts)} of the right answer.",
-        data=make_table([row for model, a in ablations.values() for row in rows(model, a)]),
+        data=table_from_rows([row for model, a in ablations.values() for row in rows(model, a)]),
         plot=plot,
         caption=CAPTION.format(precision_note(dtype)).rstrip(),
         choices=choices,

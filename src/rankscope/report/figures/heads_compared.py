@@ -8,7 +8,7 @@ from scipy.stats import rankdata
 from rankscope.formatting import count, number
 from rankscope.records import HeadsRecord
 from rankscope.report.analyzed_models import AnalyzedModels
-from rankscope.report.charts.figure import Figure, make_table
+from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.heat_map import MapPanel, map_panels, panels_width
 from rankscope.report.figures import register
 from rankscope.report.head_values import (
@@ -22,6 +22,7 @@ from rankscope.report.head_values import (
     precision_note,
     stacked,
 )
+from rankscope.report.table_formats import table_from_rows
 
 SKILL, LOST = "carries the trained skill, nats", "carried what was lost, nats"
 CAPTION = """Rows are layers, columns heads (key/value heads for k_proj and v_proj), means over \
@@ -78,7 +79,7 @@ def draw(models: AnalyzedModels) -> Figure | None:
         key=models.key("heads"),
         title=models.title("Attention heads"),
         finding=finding(by_model, entries[0]),
-        data=make_table(rows),
+        data=table_from_rows(rows),
         plot=plot,
         caption=CAPTION.format(count(record.items, "item"), record.task, note).rstrip(),
         choices=choices,

@@ -9,10 +9,11 @@ from scipy.stats import t as student
 from rankscope.formatting import join_names, number
 from rankscope.records import HeadAblation
 from rankscope.report.analyzed_models import AnalyzedModels
-from rankscope.report.charts.figure import Figure, make_table
+from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.heat_map import Grid, heat_map
 from rankscope.report.figures import register
 from rankscope.report.head_values import HeadValues, cost_increase
+from rankscope.report.table_formats import table_from_rows
 
 MOST_ROWS = 16
 """Heads drawn."""
@@ -52,7 +53,7 @@ def draw(models: AnalyzedModels) -> Figure | None:
         title=models.title("Which heads carry the tuned skill, which carried what was lost"),
         finding=f"Heads whose cost changed by more than two standard errors: {join_names(parts)}. "
         f"{noise}",
-        data=make_table(rows),
+        data=table_from_rows(rows),
         plot=plot,
         caption=CAPTION.format(MOST_ROWS),
         choices=choices,

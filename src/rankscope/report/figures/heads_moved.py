@@ -4,10 +4,11 @@ import numpy as np
 
 from rankscope.formatting import join_names, number
 from rankscope.report.analyzed_models import AnalyzedModels
-from rankscope.report.charts.figure import Figure, make_table
+from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.heat_map import MapPanel, map_panels, panels_width
 from rankscope.report.figures import register
 from rankscope.report.head_values import MODULES, grids, head_text, most, moved
+from rankscope.report.table_formats import table_from_rows
 
 CAPTION = """Rows are layers. A head is its rows of q_proj, k_proj or v_proj, or its columns of \
 o_proj; a key/value head serves several query heads."""
@@ -52,7 +53,7 @@ def draw(models: AnalyzedModels) -> Figure | None:
         key=models.key("heads-moved"),
         title=models.title("How far each head moved"),
         finding=f"|dW_h|_F / |W0_h|_F: {join_names(parts)}.",
-        data=make_table(rows),
+        data=table_from_rows(rows),
         plot=plot,
         caption=CAPTION,
         choices=choices,

@@ -1,10 +1,11 @@
 """In-domain score against rank."""
 
 from rankscope.formatting import count, score_text
-from rankscope.report.charts.figure import Figure, interval_cells, interval_digits, make_table
+from rankscope.report.charts.figure import Figure, interval_cells, interval_digits
 from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView
+from rankscope.report.table_formats import table_from_rows
 
 # Normal quantile of a 95 % interval, for the standard error of the base over items.
 Z95 = 1.959964
@@ -35,7 +36,7 @@ def draw(view: StudyView, task: str) -> Figure:
         cells = ("base", None, None, None, base.n, value, *ends)
         titles = ("arm", "rank", "learning rate", "seeds", "items", *interval_digits(column, 0))
         rows.append(dict(zip(titles, cells, strict=True)))
-    frame = make_table(rows, interval_digits(column, unit.digits + 1))
+    frame = table_from_rows(rows, interval_digits(column, unit.digits + 1))
     metric = view.study.task(task).metric
     panel = Panel(f"in-domain score ({metric}), {unit.score}", frame, column, references)
     return Figure(

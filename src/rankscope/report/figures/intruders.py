@@ -2,9 +2,10 @@
 
 from rankscope.formatting import join_names, number
 from rankscope.report.analyzed_models import AnalyzedModels
-from rankscope.report.charts.figure import Figure, hover_texts, make_table
+from rankscope.report.charts.figure import Figure, hover_texts
 from rankscope.report.charts.heat_map import Grid, heat_map, pivot
 from rankscope.report.figures import register
+from rankscope.report.table_formats import table_from_rows
 
 CAPTION = """Leading left singular vectors of the tuned matrix that resemble no base vector, \
 summed over the matrices of a layer, mean over seeds. They show that a change is spread out; they \
@@ -31,7 +32,7 @@ def draw(models: AnalyzedModels) -> Figure | None:
         for layer in layers
         if (model.label, layer) in sums
     ]
-    frame = make_table(rows)
+    frame = table_from_rows(rows)
     words = {"layer": "layer", "intruders": "intruders"}
     cells = frame.assign(hover=hover_texts(frame, "model", words))
     wide = pivot(cells, ("model", "layer"), "intruders")

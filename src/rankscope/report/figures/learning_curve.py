@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 from rankscope.formatting import count, difference
 from rankscope.records import ArmSummary
-from rankscope.report.charts.figure import Figure, make_table
+from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.scatter import Path, paths_from_base
 from rankscope.report.figures import register
 from rankscope.report.learning_curves import CurveStep, curve_of
 from rankscope.report.study_view import StudyView, forgetting_text
+from rankscope.report.table_formats import table_from_rows
 
 SMALLEST, LARGEST = 5.0, 11.0
 """Size of the first and the last marker of a line, pixels."""
@@ -42,7 +43,7 @@ def draw(view: StudyView, task: str) -> Figure | None:
         for arm, curve in curves
         for step in curve
     ]
-    frame = make_table(rows, {gain: unit.digits + 1, forgetting: lost.digits + 1})
+    frame = table_from_rows(rows, {gain: unit.digits + 1, forgetting: lost.digits + 1})
     is_plane = bool(frame[forgetting].notna().all())
     words = {
         "step": STEP,

@@ -7,9 +7,10 @@ import plotly.graph_objects as go
 
 from rankscope.formatting import count, number
 from rankscope.records import ArmSummary, TrialRecords
-from rankscope.report.charts.figure import Figure, axis, hover_texts, layout, make_table
+from rankscope.report.charts.figure import Figure, axis, hover_texts, layout
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView
+from rankscope.report.table_formats import table_from_rows
 
 MAX_POINTS = 80
 LOSS = "loss, nats per label token"
@@ -22,7 +23,7 @@ def draw(view: StudyView, task: str) -> Figure:
     rows = [
         {"arm": arm.label, "step": at, LOSS: loss} for arm, curve in curves for at, loss in curve
     ]
-    frame = make_table(rows, {"step": 1, LOSS: 4})
+    frame = table_from_rows(rows, {"step": 1, LOSS: 4})
     key, title = view.key("loss", task), f"Training loss, {task}"
     if not curves:
         return Figure(key, title, "No trial has a training record yet.", frame)

@@ -2,10 +2,11 @@
 
 from rankscope.formatting import amount, count
 from rankscope.records import TaskMitigation
-from rankscope.report.charts.figure import Figure, frame_rows, hover_texts, make_table
-from rankscope.report.charts.interval_rows import IntervalRow, interval_rows
+from rankscope.report.charts.figure import Figure
+from rankscope.report.charts.interval_rows import interval_rows
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView
+from rankscope.report.table_formats import table_from_rows
 
 LEVEL = 0.05
 CAPTION = """How much more each mitigation forgets than the same arm without it, scaled down until \
@@ -42,15 +43,16 @@ def draw(view: StudyView, task: str) -> Figure | None:
     ]
     titles = [title for title in rows[0] if "forgetting" in title or "difference" in title]
     digits = dict.fromkeys(titles, lost.digits + 1) | {gain: view.unit(task).digits + 1}
-    frame = make_table(rows, digits | {"p, Holm": 3})
-    ends = frame[["difference", "difference, low", "difference, high"]]
-    texts = hover_texts(frame, "mitigation", {"": "difference"})
-    marks = [
-        IntervalRow(c.label, *of_row, color=view.color(view.arm(task, c.plain)).light, hover=text)
-        for c, of_row, text in zip(comparisons, frame_rows(ends), texts, strict=True)
-    ]
-    title = f"forgetting beyond scaling, {lost.difference}"
-    plot, _ = interval_rows({"": marks}, [c.label for c in comparisons], title)
+    frame = table_from_rows(rows, digits | {"p, Holm": 3})
+    plot, _ = interval_rows(
+        frame,
+        "mitigation",
+        "difference",
+        colors=[view.color(view.arm(task, c.plain)).light for c in comparisons],
+        hollow=[c.difference.low is None for c in comparisons],
+        words=["seeds"],
+        x_title=f"forgetting beyond scaling, {lost.difference}",
+    )
     return Figure(
         key=view.key("mitigation", task),
         title=f"Mitigations at an equal score, {task}",

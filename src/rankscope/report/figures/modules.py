@@ -2,9 +2,10 @@
 
 from rankscope.formatting import join_names
 from rankscope.report.analyzed_models import MATRIX_COLUMNS, AnalyzedModels
-from rankscope.report.charts.figure import Figure, make_table
+from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.heat_map import Grid, heat_map, pivot
 from rankscope.report.figures import register
+from rankscope.report.table_formats import table_from_rows
 
 RELATIVE = "|dW|_F / |W0|_F"
 
@@ -25,7 +26,7 @@ def draw(models: AnalyzedModels) -> Figure | None:
         key=models.key("modules"),
         title=models.title("The models side by side"),
         finding=f"Mean of {RELATIVE} over layers: {kinds}.",
-        data=make_table(by_module.to_dict("records")),
+        data=table_from_rows(by_module.to_dict("records")),
         plot=plot,
         caption="A row per model, a column per type of module. The table has other measures.",
         min_width=200 + 60 * wide.shape[1],

@@ -7,11 +7,12 @@ import plotly.graph_objects as go
 
 from rankscope.formatting import count, difference
 from rankscope.records import ArmSummary
-from rankscope.report.charts.figure import Figure, interval_cells, interval_digits, make_table
+from rankscope.report.charts.figure import Figure, interval_cells, interval_digits
 from rankscope.report.charts.scatter import Path, plane_plot
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView, forgetting_text
 from rankscope.report.style import FULL, MUTED
+from rankscope.report.table_formats import table_from_rows
 
 MAX_CROSSES = 60
 """With more arms than this, only those on the front have crosses."""
@@ -39,7 +40,7 @@ def draw(view: StudyView, task: str) -> Figure:
         for arm in view.arms(task)
     ]
     digits = interval_digits(gain, unit.digits + 1) | interval_digits(forgetting, lost.digits + 1)
-    frame = make_table(rows, digits)
+    frame = table_from_rows(rows, digits)
     plot = None
     if front:
         placed = frame[frame[gain].notna() & frame[forgetting].notna()]

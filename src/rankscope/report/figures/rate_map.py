@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 
 from rankscope.formatting import join_names
 from rankscope.records import ArmSummary
-from rankscope.report.charts.figure import Figure, interval_cells, interval_digits, make_table
+from rankscope.report.charts.figure import Figure, interval_cells, interval_digits
 from rankscope.report.charts.heat_map import change_grid, heat_map
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView
+from rankscope.report.table_formats import table_from_rows
 
 CAPTION = """Each cell is one arm, the mean over its seeds. Blue is better than the base, orange \
 worse; an empty cell was not trained. Brackets: the 95 % interval includes zero or is unknown. The \
@@ -27,7 +28,7 @@ def draw(view: StudyView, task: str) -> Figure:
         if rates:
             text = f"Every rank was trained at one learning rate, {min(rates):g}, so it is unknown "
             text += "how much of the difference between ranks is due to the rate."
-        return Figure(key, title, text, make_table([]))
+        return Figure(key, title, text, table_from_rows([]))
     unit, lost = view.unit(task), view.forgetting_unit(task)
     gain, forgetting = view.plane_titles(task)
     validation = f"gain on the validation split, {unit.difference}"
@@ -45,7 +46,7 @@ def draw(view: StudyView, task: str) -> Figure:
         for arm in arms
     ]
     digits = interval_digits(gain, unit.digits + 1) | {validation: unit.digits + 1}
-    frame = make_table(rows, digits | interval_digits(forgetting, lost.digits + 1))
+    frame = table_from_rows(rows, digits | interval_digits(forgetting, lost.digits + 1))
     places = frame.assign(
         row=["full" if arm.is_full else f"r={arm.rank}" for arm in arms],
         column=[f"{arm.lr:g}" for arm in arms],

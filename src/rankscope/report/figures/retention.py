@@ -1,10 +1,11 @@
 """Change on each retention task against rank."""
 
 from rankscope.formatting import difference, join_names
-from rankscope.report.charts.figure import Figure, interval_cells, interval_digits, make_table
+from rankscope.report.charts.figure import Figure, interval_cells, interval_digits
 from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView
+from rankscope.report.table_formats import table_from_rows
 
 MAX_PANELS = 6
 CHANGE = "change against base"
@@ -24,7 +25,7 @@ def draw(view: StudyView, task: str) -> Figure:
         for name in names
         if name in arm.retention
     ]
-    frame = make_table(rows, interval_digits(CHANGE, 3))
+    frame = table_from_rows(rows, interval_digits(CHANGE, 3))
     panels = [
         Panel(
             f"{name}, change in {view.unit(name).difference}",

@@ -2,10 +2,11 @@
 
 from rankscope.formatting import count, difference
 from rankscope.records import TaskMitigation
-from rankscope.report.charts.figure import Figure, make_table
+from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.scatter import Path, paths_from_base
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView, forgetting_text
+from rankscope.report.table_formats import table_from_rows
 
 KINDS = {
     "scale": ("the whole update", "solid"),
@@ -44,7 +45,7 @@ def draw(view: StudyView, task: str) -> Figure | None:
     ]
     digits = {gain: unit.digits + 1, forgetting: lost.digits + 1}
     digits |= {f"validation split: {title}": places for title, places in digits.items()}
-    frame = make_table(rows, digits)
+    frame = table_from_rows(rows, digits)
     words = {"scaled:": "scaled", "strength": "strength", "gain": gain, "forgetting": forgetting}
     paths: dict[str, list[Path]] = {}
     for curve in mitigation.curves:

@@ -2,10 +2,11 @@
 
 from rankscope.formatting import count, difference
 from rankscope.records import SubjectChange
-from rankscope.report.charts.figure import Figure, interval_cells, interval_digits, make_table
+from rankscope.report.charts.figure import Figure, interval_cells, interval_digits
 from rankscope.report.charts.heat_map import change_grid, heat_map
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView
+from rankscope.report.table_formats import table_from_rows
 
 MAX_SUBJECTS = 60
 """Subjects drawn, those that fell most; all of them are in the table."""
@@ -34,7 +35,7 @@ def draw(view: StudyView, task: str) -> Figure | None:
         }
         for c in changes
     ]
-    frame = make_table(rows, interval_digits(TITLE, 2) | {"p, Holm": 4})
+    frame = table_from_rows(rows, interval_digits(TITLE, 2) | {"p, Holm": 4})
     arms = list(dict.fromkeys(frame["arm"]))
     grids = {}
     for test in dict.fromkeys(frame["retention task"]):

@@ -4,9 +4,10 @@ from functools import partial
 
 from rankscope.formatting import join_names, number
 from rankscope.report.analyzed_models import MATRIX_COLUMNS, AnalyzedModels
-from rankscope.report.charts.figure import Figure, hover_texts, make_table
+from rankscope.report.charts.figure import Figure, hover_texts
 from rankscope.report.charts.heat_map import Grid, heat_map, pivot
 from rankscope.report.figures import Page, register
+from rankscope.report.table_formats import table_from_rows
 
 MEASURES: dict[str, tuple[str, str, str, tuple[Page, ...]]] = {
     "relative": (
@@ -64,7 +65,7 @@ def draw(models: AnalyzedModels, key: str) -> Figure | None:
         key=models.key(f"map-{key}"),
         title=models.title(f"{title} by layer and module"),
         finding=finding(models, column),
-        data=make_table(shown.to_dict("records")),
+        data=table_from_rows(shown.to_dict("records")),
         plot=plot,
         caption=caption,
         choices=choices,

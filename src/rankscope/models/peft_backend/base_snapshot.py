@@ -1,4 +1,4 @@
-"""What the shared base was before a PEFT method changed it in place, and the way back to it."""
+"""The shared base as it was before a PEFT method changed it in place, and the way back."""
 
 from collections.abc import Mapping
 
@@ -9,11 +9,10 @@ from rankscope.errors import IntegrityError
 
 
 class BaseSnapshot:
-    """A model as it was: its modules, and where the values of its parameters are.
+    """A model's modules, and the storage of its parameters' values; nothing is copied.
 
-    Nothing is copied. What PEFT puts in place of a module, and values that it puts in place of a
-    parameter's, are taken out again by :meth:`restore`; a parameter that is itself to be trained
-    gets values of its own first (:meth:`lend`).
+    :meth:`restore` removes the modules and values that PEFT put in place. A parameter of the base
+    that the method trains itself gets a copy of its values first (:meth:`copy_for_training`).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -26,24 +25,24 @@ class BaseSnapshot:
             for module in model.modules()
             for name, parameter in module._parameters.items()
         ]
-        self.checksum = self.sum()
+        self.checksum = self.bit_sum()
 
-    def sum(self) -> int:
-        """Sum of all bits of all values, read as whole numbers: moves when a weight moves."""
-        total = 0
-        for values in self.values.values():
-            whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-            total += int(values.view(whole[values.element_size()]).sum(dtype=torch.int64))
-        return total
+    def bit_sum(self) -> int:
+        """Sum of all values' bits, read as whole numbers: changes when a weight changes."""
+        integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+        return sum(
+            int(values.view(integers[values.element_size()]).sum(dtype=torch.int64))
+            for values in self.values.values()
+        )
 
-    def lend(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Give those of ``parameters`` that are the model's own a copy of their values to train."""
+    def copy_for_training(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Give the base's own parameters among ``parameters`` a copy of their values."""
         for parameter in parameters.values():
             if parameter in self.values:
                 parameter.data = parameter.data.clone()
 
-    def share(self) -> None:
-        """Take copies back from parameters that were lent one and have not changed."""
+    def drop_unchanged_copies(self) -> None:
+        """Take back copies that equal the base's values."""
         for parameter, values in self.values.items():
             if parameter.data is not values and torch.equal(parameter.data, values):
                 parameter.data = values
@@ -66,8 +65,8 @@ class BaseSnapshot:
         for name in set(vars(self.model)) - self.attributes:
             delattr(self.model, name)
         self.model.eval()
-        if self.sum() != self.checksum:
+        if self.bit_sum() != self.checksum:
             raise IntegrityError(
-                "the PEFT method wrote into the base's own weights, which all trials share: this "
-                "run cannot go on; run it again without that method"
+                "the PEFT method changed the base's own weights, which all trials share, so this "
+                "run cannot continue; run it again without that method"
             )
