@@ -7,6 +7,7 @@ from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.recommend import recommend
 from rankscope.advise.subjects import subject_changes
+from rankscope.config.task import TaskConfig
 from rankscope.records import Recommendation, StudyRecords
 
 OVERRIDE = "\u202e"
@@ -54,7 +55,13 @@ def hostile_study() -> tuple[StudyRecords, Recommendation]:
     study = replace(
         study,
         name=HOSTILE,
-        config={"name": HOSTILE, HOSTILE: [MEGABYTE, {"prompt": HOSTILE}], "seeds": [0, 1]},
+        config=study.config.model_copy(
+            update={
+                "name": HOSTILE,
+                "data_dir": MEGABYTE,
+                "tasks": [TaskConfig.model_construct(name="med", prompt=HOSTILE)],
+            }
+        ),
         model=study.model.model_copy(update={"label": HOSTILE, "architecture": HOSTILE}),
         tasks=tuple(
             t.model_copy(update={"name": renamed[t.name], "source": HOSTILE, "metric": HOSTILE})

@@ -99,8 +99,7 @@ def front_matter(study: StudyRecords, trial: TrialRecords) -> str:
 
 def base_settings(study: StudyRecords) -> Mapping[str, object]:
     """What the study file said of the base: where it was taken from."""
-    found = study.config.get("model")
-    return found if isinstance(found, Mapping) else {}
+    return study.config.model.model_dump(mode="json")
 
 
 def hub_name(study: StudyRecords) -> str | None:
@@ -185,11 +184,8 @@ def data_rows(study: StudyRecords, task: TaskRecord | None) -> list[tuple[str, o
 
 def task_settings(study: StudyRecords, name: str) -> Mapping[str, object]:
     """What the study file said of a task that is trained on."""
-    tasks = study.config.get("tasks")
-    for task in tasks if isinstance(tasks, list | tuple) else ():
-        if isinstance(task, Mapping) and task.get("name") == name:
-            return task
-    return {}
+    task = next((task for task in study.config.tasks if task.name == name), None)
+    return {} if task is None else task.model_dump(mode="json")
 
 
 def without_folders(source: str) -> str:
