@@ -4,7 +4,6 @@
 trials with their ids, groups.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,22 +17,21 @@ from rankscope.data.encode import EncodedRows, Encoder, encode_rows
 from rankscope.data.study_tasks import check_untrainable, read_replay, read_tasks, replay_notes
 from rankscope.data.tasks import LoadedTask
 from rankscope.device import available_memory_bytes, choose_device, choose_dtype
-from rankscope.errors import UserError
-from rankscope.evaluate.evaluator import context_length, truncation_notes
+from rankscope.evaluate.context_window import context_length
+from rankscope.evaluate.evaluator import truncation_notes
 from rankscope.evaluate.task_record import task_record
 from rankscope.models.adapters.folder import check_other_base
 from rankscope.models.adapters.warm_start import resolve_warm_starts, warm_start_notes
 from rankscope.models.load import load_tokenizer, model_folder
-from rankscope.models.methods.eva_directions import RHO
+from rankscope.models.methods import get_method
 from rankscope.models.parameters import (
     Architecture,
     architecture,
     rank_notes,
-    read_config,
+    read_model_config,
     target_shapes,
 )
-from rankscope.models.peft_backend.settings import count_parameters, peft_config
-from rankscope.models.quantize import check_quantize, require_bitsandbytes
+from rankscope.models.quantize import check_bitsandbytes
 from rankscope.provenance import sha256_json, tokenizer_sha256, weights_sha256
 from rankscope.records import BASE, EvalKey, Split, TaskRecord, TrialSpec, Variant
 from rankscope.run.groups import Group, make_groups
@@ -134,7 +132,7 @@ class PreparedStudy:
         found += [Variant("layers", strength) for strength in settings.layer_scales]
         for strength in settings.intruder_scales:
             found += [Variant("intruders", strength), Variant("control", strength)]
-        return list(dict.fromkeys(found)) if trial.method != "peft" else []
+        return list(dict.fromkeys(found)) if trial.peft is None else []
 
     def wanted_variants(self, trial: TrialSpec) -> list[EvalKey]:
         """What the changed forms of a trial are scored on: in-domain and retention, both splits."""
@@ -179,7 +177,7 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
         UserError: the model, a target module, a task or a row cannot be used.
     """
     folder = model_folder(config.model, weights)
-    model_config = read_config(folder)
+    model_config = read_model_config(folder)
     shapes = architecture(model_config)
     config, starts = resolve_warm_starts(config, shapes)
     caps = rank_notes(config, shapes)  # refuses a target that is not there, before rows are read
@@ -219,12 +217,12 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
     )
     for trial in trials:
         encoded, train = rows[trial.task], trial_protocol(trial, config.train)
-        check_zero_rates(planned_steps(len(encoded.rows), encoded.num_tokens, train), train)
-    check_eva(trials, rows, shapes)
+        num_steps = planned_steps(len(encoded.rows), encoded.num_tokens, train)
+        check_zero_rates(num_steps, train)
+        method = get_method(trial.method)
+        method.check_trial(trial, shapes, folder, encoded.num_tokens, num_steps)
     check_vectors(config, trials, shapes)
-    check_methods(config, trials, device)
-    for settings, targets, num_steps in peft_methods(trials, rows, config.train):
-        count_parameters(model_config, peft_config(json.loads(settings), targets, num_steps))
+    check_bitsandbytes(config, trials, device)
     grouping = Grouping(
         MemoryModel(model_config, dtype, device),
         {name: RowCounts.of(encoded.rows) for name, encoded in {**replay, **rows}.items()},
@@ -295,50 +293,6 @@ def row_notes(rows: Mapping[str, EncodedRows], max_length: int) -> list[str]:
         for name, encoded in rows.items()
         if encoded.dropped or encoded.truncated
     ]
-
-
-def check_methods(config: StudyConfig, trials: Sequence[TrialSpec], device: torch.device) -> None:
-    """Raise UserError for what this machine, or a base in 4 bits, cannot do."""
-    if config.train.optimizer == "adamw8bit" and any(trial.is_full for trial in trials):
-        require_bitsandbytes("optimizer: adamw8bit")
-    if config.quantize == "none":
-        return
-    check_quantize(device)
-    if any(trial.is_full for trial in trials):
-        raise UserError(
-            "quantize: 4bit: full fine-tuning trains the base's own weights, which 4 bits cannot "
-            "hold; remove the arm of method 'full', or 'quantize'"
-        )
-
-
-def peft_methods(
-    trials: Iterable[TrialSpec], rows: Mapping[str, EncodedRows], train: TrainConfig
-) -> list[tuple[str, tuple[str, ...], int]]:
-    """Settings, targets and optimizer steps of every method of PEFT's in the study, each once."""
-    found = []
-    for trial in trials:
-        if trial.peft is not None:
-            encoded, own = rows[trial.task], trial_protocol(trial, train)
-            steps = planned_steps(len(encoded.rows), encoded.num_tokens, own)
-            found.append((trial.peft, trial.targets, steps))
-    return list(dict.fromkeys(found))
-
-
-def check_eva(
-    trials: Iterable[TrialSpec], rows: Mapping[str, EncodedRows], shapes: Architecture
-) -> None:
-    """Raise UserError where EVA would look for more directions than there are training tokens."""
-    for trial in trials:
-        if trial.method != "eva" or trial.rank is None:
-            continue
-        targets = target_shapes(shapes, trial.targets).values()
-        needed = max(min(round(RHO * trial.rank), inputs) for _, inputs in targets)
-        found = rows[trial.task].num_tokens
-        if found < needed:
-            raise UserError(
-                f"method eva, rank {trial.rank}: {trial.task} has {found} training tokens, "
-                f"expected at least {needed} to find as many directions in; choose a smaller rank"
-            )
 
 
 def check_vectors(config: StudyConfig, trials: Iterable[TrialSpec], shapes: Architecture) -> None:

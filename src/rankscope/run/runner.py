@@ -18,7 +18,8 @@ from rankscope.analyze.svd_cache import SvdCache, svd_cache_folder
 from rankscope.analyze.trial_spectra import analyze_trial
 from rankscope.device import out_of_memory_message, reset_peak_memory
 from rankscope.errors import Interrupted, UserError
-from rankscope.evaluate.evaluator import Evaluation, evaluate_task, evaluate_with_failures
+from rankscope.evaluate.evaluator import evaluate_task, evaluate_with_failures
+from rankscope.evaluate.mixtures import Evaluation
 from rankscope.models.base import Base
 from rankscope.progress import ProgressReporter, SpeedMeter
 from rankscope.records import (
@@ -47,7 +48,6 @@ from rankscope.run.trial_weights import with_weights, write_weights
 from rankscope.store import Artifact, Ledger, TrialFailure, items_path
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import train_group
-from rankscope.train.step_schedule import ALONE
 from rankscope.train.trial_state import TrialState
 
 CHECKPOINTS = "checkpoints"
@@ -146,7 +146,7 @@ class Runner:
     def score(self, tuned: Base, group: Group, name: str) -> None:
         """Score the trials themselves."""
         wanted = [key for t in group for key in self.inputs.wanted_evals(t.trial_id, t.task)]
-        is_alone = group[0].method in ALONE
+        is_alone = group[0].trains_alone
         models = {(None if is_alone else t.trial_id): t.trial_id for t in group}
         self.evaluate(tuned, models, wanted, f"{name} evaluate")
 

@@ -4,29 +4,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rankscope.errors import UserError
-from rankscope.models.adapters.folder import load_adapter, save_adapter
 from rankscope.models.base import Base
-from rankscope.models.load import load_base
-from rankscope.models.peft_backend.tuner import load_tuner
+from rankscope.models.methods import get_method
 from rankscope.provenance import sha256_file, sha256_json
 from rankscope.records import ModelRecord, TrialSpec
+from rankscope.report.model_card import adapter_card
 from rankscope.run.prepare import PreparedStudy
 from rankscope.store import Ledger, TrialFailure, weights_path
 from rankscope.train.trial_state import TrialState
 
 
 def write_weights(trial_state: TrialState, base: Base, record: ModelRecord, folder: Path) -> str:
-    """Write a PEFT adapter, or a whole model, into ``folder``; sha256 of its weights.
+    """Write a PEFT adapter with its card, or a whole model, into ``folder``; sha256 of its weights.
 
     base: holds the weights of full fine-tuning. record: of the frozen base.
     """
-    if trial_state.adapter is not None:
-        save_adapter(trial_state.adapter, trial_state.spec, record, folder)
-    elif trial_state.tuner is not None:
-        trial_state.tuner.save(trial_state.spec, record, folder)
-    else:
-        base.model.save_pretrained(folder)
-        base.tokenizer.save_pretrained(folder)
+    trained = trial_state.adapter or trial_state.tuner or base
+    get_method(trial_state.spec.method).save(trained, trial_state.spec, record, folder)
+    if not trial_state.spec.is_full:
+        card = adapter_card(trial_state.spec, record)
+        (folder / "README.md").write_text(card, encoding="utf-8")
     files = sorted(folder.glob("*.safetensors"))
     return sha256_json([sha256_file(path) for path in files])
 
@@ -40,19 +37,15 @@ def with_weights(
     Raises:
         IntegrityError: stored weights are not what was written.
     """
-    if trials[0].method == "full":
-        folder = ledger.checked_path(weights_path(trials[0]))
-        try:
-            return load_base(inputs.config.model, base.device, inputs.dtype, folder)
-        except UserError as error:  # the base itself has passed the same checks
-            reason = f"the trained model cannot be used: {str(error).split(';')[0]}"
-            ledger.fail_trials([TrialFailure(trials[0].trial_id, "failed", reason)])
-            return None
-    if trials[0].method == "peft":
-        load_tuner(base, ledger.checked_path(weights_path(trials[0])))
-        return base
     for trial in trials:
         folder = ledger.checked_path(weights_path(trial))
-        adapter = load_adapter(folder, trial.trial_id, base.record)
-        base.multi_lora.attach(adapter.to(base.device))
+        try:
+            base = get_method(trial.method).load(base, trial, folder)
+        except UserError as error:
+            if not trial.is_full:
+                raise
+            # The base itself has passed the same checks.
+            reason = f"the trained model cannot be used: {str(error).split(';')[0]}"
+            ledger.fail_trials([TrialFailure(trial.trial_id, "failed", reason)])
+            return None
     return base

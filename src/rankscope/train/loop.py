@@ -25,8 +25,10 @@ from rankscope.models.gradient_checkpointing import (
     disable_gradient_checkpointing,
     enable_gradient_checkpointing,
 )
-from rankscope.models.methods import InitContext, new_adapter
-from rankscope.models.peft_backend.tuner import new_tuner
+from rankscope.models.lora import Adapter
+from rankscope.models.methods import get_method
+from rankscope.models.methods.init_context import InitContext
+from rankscope.models.peft_backend.tuner import PeftTuner
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint, GroupState
 from rankscope.train.loss import mean_losses
@@ -39,7 +41,7 @@ from rankscope.train.regularizers import (
     divergences,
     label_positions,
 )
-from rankscope.train.step_schedule import ALONE, planned_steps, trial_protocol
+from rankscope.train.step_schedule import planned_steps, trial_protocol
 from rankscope.train.trial_state import StepLosses, TrialState
 
 NOTHING_TRAINED = "nothing was trained"
@@ -190,8 +192,7 @@ def prepare(
     base: Base, trials: Sequence[TrialSpec], rows: Sequence[EncodedRow], protocol: TrainConfig
 ) -> tuple[Base, list[TrialState]]:
     """Fresh trial_states, and the base they train on (a trainable copy for full fine-tuning)."""
-    is_full = any(trial.method == "full" for trial in trials)
-    if len(trials) > 1 and any(trial.method in ALONE for trial in trials):
+    if len(trials) > 1 and any(trial.trains_alone for trial in trials):
         raise UserError(
             "full fine-tuning and PEFT's own methods change the base itself: each such trial "
             "trains alone, not in a group"
@@ -203,23 +204,16 @@ def prepare(
     steps = [planned_steps(len(rows), num_tokens, each) for each in own]
     for each, num_steps in zip(own, steps, strict=True):
         check_zero_rates(num_steps, each)
-    if is_full:
-        base = base.trainable_copy()
-    tuner = new_tuner(base, trials[0], steps[0]) if trials[0].method == "peft" else None
-    if protocol.gradient_checkpointing:
-        enable_gradient_checkpointing(base.model, base.multi_lora)
-    starts = InitContext(base, rows, trials)
+    context = InitContext(base, rows, trials)
     trial_states = []
     for trial, each, num_steps in zip(trials, own, steps, strict=True):
-        adapter = None if is_full or tuner else new_adapter(base.model, trial, starts)
-        if adapter is not None:
-            base.multi_lora.attach(adapter)
+        base, trained = get_method(trial.method).prepare(base, trial, context, num_steps)
         trial_states.append(
             TrialState(
                 spec=trial,
-                parameters=list((adapter or tuner or base.model).parameters()),
-                adapter=adapter,
-                tuner=tuner,
+                parameters=list(trained.parameters()),
+                adapter=trained if isinstance(trained, Adapter) else None,
+                tuner=trained if isinstance(trained, PeftTuner) else None,
                 protocol=each,
                 order=RowSampler(
                     len(rows), each.batch_size, each.gradient_accumulation, trial.seed
@@ -227,6 +221,8 @@ def prepare(
                 num_steps=num_steps,
             )
         )
+    if protocol.gradient_checkpointing:
+        enable_gradient_checkpointing(base.model, base.multi_lora)
     return base, trial_states
 
 

@@ -7,9 +7,6 @@ from rankscope.config.study import TrainConfig
 from rankscope.errors import UserError
 from rankscope.records import TrialSpec
 
-ALONE = frozenset({"full", "peft"})
-"""Methods that change the base or its modules and so cannot share it."""
-
 
 def trial_protocol(trial: TrialSpec, train: TrainConfig) -> TrainConfig:
     """The protocol a trial is trained by: the study's, with what the trial's arm sets itself."""

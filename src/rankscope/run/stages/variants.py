@@ -8,7 +8,6 @@ from rankscope.analyze.variants import adapter_variant, full_model_variant
 from rankscope.models.base import Base
 from rankscope.records import TrialSpec
 from rankscope.run.prepare import PreparedStudy
-from rankscope.train.step_schedule import ALONE
 
 
 def attach_variants(
@@ -19,7 +18,7 @@ def attach_variants(
     wanted: Collection[str],
 ) -> list[str]:
     """Attach the wanted variants of the attached adapters; their model ids, which name them."""
-    if trials[0].method in ALONE:
+    if trials[0].trains_alone:
         return []
     names: list[str] = []
     settings = inputs.config.analyze.spectra
