@@ -120,7 +120,7 @@ class TokenTreeBatch:
         plan = AttentionPlan.of(batch.lengths, device)
         if batch.branches or num_shared:
             with torch.no_grad():  # gradients are only taken of rows without branches
-                plan = plan.branched(batch.branches, None, device)
+                plan = plan.with_branches(batch.branches, None, device)
         rows, tokens, owners, bounds = [], [], [], [0]
         num_kept = 0
         for tree in trees:
