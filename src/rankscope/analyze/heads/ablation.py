@@ -13,7 +13,7 @@ The first saves little in the first layers and nearly everything in the last: ha
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,26 +63,22 @@ def zeroed(model: HeadModel, heads: Sequence[Head]) -> Iterator[None]:
     by_layer: dict[int, list[int]] = {}
     for index, head in heads:
         by_layer.setdefault(index, []).append(head)
-    handles = []
-    for index, chosen in by_layer.items():
-        layer = model.layout.layers[index]
+    with ExitStack() as hooks:
+        for index, chosen in by_layer.items():
+            layer = model.layout.layers[index]
 
-        def zero(
-            module: nn.Module,
-            args: tuple[Tensor],
-            heads: list[int] = chosen,
-            shape: tuple[int, int] = (layer.num_heads, layer.head_dim),
-        ) -> tuple[Tensor]:
-            z = args[0].clone()
-            z.view(*z.shape[:-1], *shape)[..., heads, :] = 0
-            return (z,)
+            def zero(
+                module: nn.Module,
+                args: tuple[Tensor],
+                heads: list[int] = chosen,
+                shape: tuple[int, int] = (layer.num_heads, layer.head_dim),
+            ) -> tuple[Tensor]:
+                z = args[0].clone()
+                z.view(*z.shape[:-1], *shape)[..., heads, :] = 0
+                return (z,)
 
-        handles.append(model.o_proj(layer).register_forward_pre_hook(zero))
-    try:
+            hooks.callback(model.o_proj(layer).register_forward_pre_hook(zero).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,9 +60,7 @@ class HeadLayout:
     def of(cls, model: PreTrainedModel) -> "HeadLayout":
         """Find the heads of a model, with or without adapters or a PEFT tuner on it.
 
-        Raises:
-            UserError: a layer without attention, one fused matrix for queries, keys and values, or
-                matrices that are not a whole number of heads.
+        Raises UserError for an architecture whose heads have no matrices of their own.
         """
         config = model.config.get_text_config()
         modules = dict(model.named_modules())

@@ -51,11 +51,7 @@ def head_task(
     """The first test items of a task, for a model with a context of ``context`` tokens.
 
     Tasks answered by generating are scored by the likelihood of the gold answer, and so are
-    mixtures whose parts have different scorers.
-
-    Raises:
-        UserError: items that cannot be scored, or are longer than ``context`` if the study refuses
-            those.
+    mixtures whose parts have different scorers. Raises UserError for items that cannot be scored.
     """
     first = replace(task, test=task.test[:max_items])
     has_contexts = any(item.contexts for item in first.test)
