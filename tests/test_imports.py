@@ -28,12 +28,12 @@ WALK = (
 
 GROUND = frozenset(
     {"errors", "formatting", "records", "hashing", "provenance", "device", "filesystem", "progress"}
-    | {"methods"}
+    | {"methods", "scorers"}
 )
 """What every room may import. It imports only itself."""
 
-METHODS = "rankscope.models.methods"
-"""The registry of methods is ground, too; each method imports its own room inside functions."""
+REGISTRIES = {"rankscope.models.methods": "methods", "rankscope.evaluate.scorers": "scorers"}
+"""Registries are ground, too; each of their entries imports its own room inside functions."""
 
 LAW: dict[str, frozenset[str]] = {
     **{room: GROUND | frozenset(WALK[: i + 1]) | {"store"} for i, room in enumerate(WALK)},
@@ -70,8 +70,9 @@ def imported_rooms(tree: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[in
             continue
         for name in names:
             parts = name.split(".")
-            if name.startswith(METHODS):
-                yield node.lineno, "methods"
+            registry = next((REGISTRIES[r] for r in REGISTRIES if name.startswith(r)), None)
+            if registry is not None:
+                yield node.lineno, registry
             elif parts[0] == "rankscope":
                 yield node.lineno, parts[1] if len(parts) > 1 else "__init__"
 

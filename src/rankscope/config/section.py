@@ -25,7 +25,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 NAME_RULE = "1 to 64 letters, digits, '_', '-' or '.', starting with a letter or digit"
 # A hub id must not read as a path: no '..', no leading '.' or '/', at most one '/'.
 HUB_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95})?$"
-MAX_TEXT = 4096
+MAX_TEXT_LENGTH = 4096
 
 Location = tuple[str | int, ...]
 """Keys and list positions that lead to a value of a file, such as ``("arms", 0, "rank")``."""
@@ -59,8 +59,8 @@ def check_text(value: str) -> str:
         raise ValueError("empty text: remove the key or give it a value")
     if not value.isprintable():
         raise ValueError(f"{short_repr(value)} contains characters that cannot be printed")
-    if len(value) > MAX_TEXT:
-        raise ValueError(f"{len(value)} characters: expected at most {MAX_TEXT}")
+    if len(value) > MAX_TEXT_LENGTH:
+        raise ValueError(f"{len(value)} characters: expected at most {MAX_TEXT_LENGTH}")
     return value
 
 
@@ -99,9 +99,9 @@ class SingleValueAsList:
         return {"anyOf": [*item.get("anyOf", [item]), as_list]}
 
 
-Value = TypeVar("Value")
-OneOrMore = Annotated[list[Value], Field(min_length=1), SingleValueAsList()]
-ZeroOrMore = Annotated[list[Value], SingleValueAsList()]
+_Value = TypeVar("_Value")
+OneOrMore = Annotated[list[_Value], Field(min_length=1), SingleValueAsList()]
+ZeroOrMore = Annotated[list[_Value], SingleValueAsList()]
 Name = Annotated[
     str,
     AfterValidator(matches(NAME_PATTERN, NAME_RULE)),

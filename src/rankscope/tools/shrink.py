@@ -24,6 +24,7 @@ from rankscope.models.low_rank_update import LowRankUpdate, StoredFactors
 from rankscope.models.methods import get_method
 from rankscope.models.scaling import depth_factors, layer_index
 from rankscope.records import AdapterChange, MatrixChange
+from rankscope.report.model_card import changed_card
 from rankscope.tools.inspect import OPTIONS, InspectSettings
 
 MITIGATED, CONTROL = "mitigated", "control"
@@ -192,7 +193,7 @@ def write_edited(source: SourceAdapter, out: Path, action: str, edit: Edit) -> A
     )
     share = change.error / change.frobenius if change.frobenius else 0.0
     note = f"From `{source.folder.name}`: {action}. |dW - dW'|_F / |dW|_F = {share:.3g}."
-    rewrite(source.folder, out, changed, note)
+    rewrite(source.folder, out, changed, changed_card(source.folder, note))
     return change
 
 
