@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from rankscope.analyze.heads.layerwise import Ablation, Head, LayerwiseScorer
 from rankscope.analyze.heads.layout import HeadLayout, HeadModel
-from rankscope.analyze.heads.token_trees import FloatArray, TokenTree, cut_into_batches
+from rankscope.analyze.heads.token_trees import TokenTree, cut_trees
+from rankscope.evaluate.likelihood import Floats
 from rankscope.evaluate.prefix_sharing import find_shared_prefixes
 
 
@@ -85,8 +86,8 @@ def zeroed(model: HeadModel, heads: Sequence[Head]) -> Iterator[None]:
 class AblationResult:
     """Summed log p of every continuation, per item."""
 
-    intact: list[FloatArray]
-    ablated: list[list[FloatArray]]  # By ablation
+    intact: list[Floats]
+    ablated: list[list[Floats]]  # By ablation
 
 
 def ablate(
@@ -107,8 +108,8 @@ def ablate(
             per_pass = max(1, min(max_together, model.batch_tokens // longest))
             if prefix:  # every ablation needs a prefix of its own
                 per_pass = 1
-            max_tokens = model.batch_tokens // per_pass
-            for part in cut_into_batches(rest, max_tokens, max(1, model.max_kept // per_pass)):
+            limits = (model.batch_tokens // per_pass, per_pass * model.base.record.vocab_size)
+            for part in cut_trees(rest, *limits):
                 items = [rest[i] for i in part]
                 scorer = LayerwiseScorer(model, items, prefix)
                 for index, scores in scorer.scores(ablations, by_first_layer, per_pass):

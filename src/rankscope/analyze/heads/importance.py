@@ -22,7 +22,7 @@ from rankscope.analyze.heads.layout import HeadLayout, HeadModel
 from rankscope.analyze.heads.token_trees import (
     TokenTree,
     TokenTreeBatch,
-    cut_into_batches,
+    cut_trees,
     logprobs_at,
 )
 
@@ -63,7 +63,7 @@ def head_importance(model: HeadModel, trees: Sequence[TokenTree]) -> Importance:
     signed = tuple(torch.zeros(len(rows), layer.num_heads) for layer in model.layout)
     losses = torch.zeros(len(rows))
     with model.dropout_off():
-        for members in cut_into_batches(rows, model.batch_tokens, model.max_kept):
+        for members in cut_trees(rows, model.batch_tokens, model.base.record.vocab_size):
             batch = TokenTreeBatch.of([rows[i] for i in members], model.base.device)
             index = torch.tensor(members)
             with torch.enable_grad(), gradient_hooks(model, batch) as hooks:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from rankscope.analyze.heads.layout import HeadModel
-from rankscope.analyze.heads.token_trees import FloatArray, TokenTree, TokenTreeBatch
+from rankscope.analyze.heads.token_trees import TokenTree, TokenTreeBatch
+from rankscope.evaluate.likelihood import Floats
 from rankscope.models.attention.varlen import AttentionPlan, KVCache
 from rankscope.models.base import Row, RowBatch
 
@@ -82,7 +83,7 @@ class LayerwiseScorer:
 
     def scores(
         self, ablations: Sequence[Ablation], by_first_layer: dict[int, list[int]], per_pass: int
-    ) -> Iterator[tuple[int | None, list[FloatArray]]]:
+    ) -> Iterator[tuple[int | None, list[Floats]]]:
         """Yield (index of an ablation, scores by item); index None is the intact model.
 
         Args:
