@@ -1,7 +1,8 @@
 """Base class of every section of a study file, and the types of its fields."""
 
+import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -97,6 +98,31 @@ class SingleValueAsList:
         as_list = handler(schema)
         item = as_list["items"]
         return {"anyOf": [*item.get("anyOf", [item]), as_list]}
+
+
+class RegisteredName:
+    """Marks a text that must be a name of a registry; the JSON schema lists the names."""
+
+    def __init__(self, names: Callable[[], Collection[str]]) -> None:
+        self.names = names
+
+    def check(self, name: str) -> str:
+        names = self.names()
+        if name in names:
+            return name
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.55)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"found {short_repr(name)}; {hint}expected one of {', '.join(names)}")
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"enum": list(self.names()), "type": "string"}
 
 
 _Value = TypeVar("_Value")

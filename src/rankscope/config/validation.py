@@ -143,7 +143,7 @@ def join_faults(faults: Iterable[Fault]) -> str:
 def describe_error(document: Document, details: ErrorDetails, model: type[ConfigSection]) -> str:
     """One error of Pydantic as ``place: what was found; what was expected``."""
     location, error_type = details["loc"], details["type"]
-    place = written_place(document, location)
+    place = written_place(document, location) or model.__name__.removesuffix("Config").lower()
     if error_type == "extra_forbidden":
         return f"{place}: unknown key; {suggest_key(location, model)}"
     if error_type == "missing":
@@ -169,7 +169,7 @@ def written_place(document: Document, location: Location) -> str:
     """``arms.0.rank`` for a single value, although it is validated as a list of one."""
     if location and isinstance(location[-1], int) and not document.is_list_at(location[:-1]):
         location = location[:-1]
-    return dotted(location) or "study"
+    return dotted(location)
 
 
 def suggest_key(location: Location, model: type[ConfigSection]) -> str:
