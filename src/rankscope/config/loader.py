@@ -115,6 +115,11 @@ def task_lists(raw: Any) -> Iterator[tuple[list[Any], Location]]:
 
 def dump_study(config: StudyConfig) -> str:
     """Canonical YAML of a study with every default written out; it loads back as ``config``."""
+    return dump(study_values(config))
+
+
+def study_values(config: StudyConfig) -> dict[str, Any]:
+    """The same as JSON-compatible values, which validate to an equal ``StudyConfig``."""
     values = config.model_dump(mode="json", exclude_none=True)
     for arm, written in zip(config.arms, values["arms"], strict=True):
         for key in arm.unused_fields():
@@ -122,7 +127,7 @@ def dump_study(config: StudyConfig) -> str:
         if arm.init_from is not None:  # keys that the arm leaves out are the adapter's, no defaults
             for key in {"method", "rank", "alpha", "targets"} - arm.model_fields_set:
                 del written[key]
-    return dump(values)
+    return values
 
 
 def study_json_schema() -> dict[str, Any]:
