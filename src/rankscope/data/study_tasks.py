@@ -7,7 +7,6 @@ from rankscope.config.study import StudyConfig
 from rankscope.config.task import TaskConfig
 from rankscope.data.encode import EncodedRows, Encoder, encode_rows
 from rankscope.data.mixtures import mix_tasks
-from rankscope.data.registry import overlapping_subjects
 from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.errors import UserError
 
@@ -31,8 +30,7 @@ def read(config: StudyConfig, task: TaskConfig) -> LoadedTask:
         Path(config.data_dir) if config.data_dir is not None else None,
         config.data_seed,
         config.evaluate.max_items,
-        exclude_subjects=overlapping_subjects(task.name, trained_names(config)),
-        trained=task.name in trained_names(config),
+        trained_on=trained_names(config),
     )
 
 
