@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from rankscope.errors import Interrupted
 from rankscope.progress import NullReporter
 from rankscope.run.group_ledger import budget_of, halve, hand_down, settled, shrink
-from rankscope.run.prepare import PreparedStudy
+from rankscope.run.prepared import PreparedStudy
 from rankscope.store import Ledger, adapter_path
 from rankscope.train.checkpoint import GroupCheckpoint, GroupState
 

@@ -45,7 +45,8 @@ from rankscope.records import (
     TrialRecords,
     TrialSpec,
 )
-from rankscope.run.prepare import PreparedStudy, prepare_study
+from rankscope.run.prepare import prepare_study
+from rankscope.run.prepared import PreparedStudy
 from rankscope.store import Ledger, adapter_path
 from rankscope.store.history import check_other_model, check_other_tasks
 from rankscope.train.loss import mean_losses

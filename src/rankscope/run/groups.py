@@ -51,12 +51,18 @@ def group_id(group: Sequence[TrialSpec]) -> str:
     return sha256_json([trial.trial_id for trial in group])[:ID_LENGTH]
 
 
-def described(group: Group) -> str:
+def group_label(group: Group) -> str:
     """A group for one line of the screen: ``12 adapters r 2-128``, or ``full lr=0.0005``."""
     if len(group) == 1:
         return group[0].arm_label
     ranks = [trial.rank for trial in group if trial.rank is not None]
     return f"{len(group)} adapters r {min(ranks)}-{max(ranks)}"
+
+
+def halves_of(group: Group) -> tuple[Group, Group]:
+    """A group of at least two trials cut in two; the first half is never the smaller one."""
+    middle = (len(group) + 1) // 2
+    return group[:middle], group[middle:]
 
 
 def group_steps(group: Group, num_rows: int, num_tokens: int, train: TrainConfig) -> int:

@@ -27,7 +27,7 @@ from rankscope.models.parameters import (
 from rankscope.models.peft_backend.settings import count_parameters, peft_config
 from rankscope.records import Record, TrialSpec
 from rankscope.run.groups import Group, GroupLimit, group_steps, what_limits
-from rankscope.run.prepare import PreparedStudy
+from rankscope.run.prepared import PreparedStudy
 from rankscope.train.step_schedule import planned_steps, trial_protocol
 
 SHARE_OF_PEAK = 0.25

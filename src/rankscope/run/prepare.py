@@ -38,136 +38,14 @@ from rankscope.models.quantize import check_quantize, require_bitsandbytes
 from rankscope.provenance import sha256_json, tokenizer_sha256, weights_sha256
 from rankscope.records import BASE, EvalKey, Split, TaskRecord, TrialSpec, Variant
 from rankscope.run.groups import Group, make_groups
+from rankscope.run.prepared import SPLITS, Grouping, PreparedStudy
 from rankscope.run.trials import duplicate_grid_points, make_trials
 from rankscope.train.loop import check_zero_rates
 from rankscope.train.memory import GroupMemory, MemoryModel, RowCounts
 from rankscope.train.step_schedule import due_steps, planned_steps, trial_protocol
 
-SPLITS: tuple[Split, ...] = ("validation", "test")
-
 USABLE_SHARE = 0.9
 """Part of the memory that is free now which groups are planned to take; estimates err by less."""
-
-
-@dataclass(frozen=True, slots=True)
-class Grouping:
-    """How trials become groups that fit into ``room_bytes``."""
-
-    model: MemoryModel
-    counts: Mapping[str, RowCounts]
-    """By training task, and by task whose rows are replayed."""
-    room_bytes: int
-
-    def counts_of(self, group: Group) -> RowCounts:
-        """Of a group's rows; with replay every row is taken to be of the longer kind."""
-        counts = [self.counts[group[0].task]]
-        counts += [self.counts[trial.replay] for trial in group if trial.replay is not None]
-        return RowCounts.longer(counts)
-
-    def memory(self, group: Group, train: TrainConfig) -> GroupMemory:
-        """What training a group takes."""
-        return self.model.of_group(group, self.counts_of(group), train)
-
-    def groups(self, trials: Sequence[TrialSpec], config: StudyConfig) -> list[Group]:
-        """Trials cut into groups as ``max_group_size`` and the memory allow."""
-
-        def fits(group: Group) -> bool:
-            return self.memory(group, config.train).total_bytes <= self.room_bytes
-
-        return make_groups(trials, config.max_group_size, fits)
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedStudy:
-    """A study file resolved on this machine.
-
-    Attributes:
-        config: the study file with ``auto`` values resolved.
-        folder: the base model's folder.
-        shapes: of its matrices.
-        base_sha256: hash of its weights, where they were read.
-        encoder: turns items into tokens.
-        tasks: every task that is trained on or scored, by name.
-        rows: encoded training rows of each training task.
-        records: one per task, as stored.
-        trials, groups: in the order they run.
-        grouping: how much memory groups take, and how much there is.
-        notes: what a reader of the results must know.
-    """
-
-    config: StudyConfig
-    folder: Path
-    shapes: Architecture
-    base_sha256: str
-    device: torch.device
-    dtype: torch.dtype
-    encoder: Encoder
-    tasks: Mapping[str, LoadedTask]
-    rows: Mapping[str, EncodedRows]
-    records: tuple[TaskRecord, ...]
-    trials: tuple[TrialSpec, ...]
-    groups: tuple[Group, ...]
-    grouping: "Grouping"
-    notes: tuple[str, ...]
-    replay: Mapping[str, EncodedRows] = field(default_factory=dict)
-    """By task, the encoded rows that arms replay."""
-
-    def wanted_evals(self, trial_id: str, trained_on: str | None) -> list[EvalKey]:
-        """What one model is scored on, in order.
-
-        Every task's test split; and the validation split of what choosing looks at: the model's
-        own training task and the retention tasks (for the base, every training task).
-        """
-        keys: list[EvalKey] = []
-        for record in self.records:
-            chooses = "retention" in record.roles or (
-                record.trained_on and trained_on in (None, record.name)
-            )
-            if chooses:
-                keys.append((trial_id, record.name, "validation"))
-            keys.append((trial_id, record.name, "test"))
-        return keys
-
-    def variants(self, trial: TrialSpec) -> list[Variant]:
-        """How a trial is changed at inference and scored again; a method of PEFT's is not."""
-        settings = self.config.evaluate
-        found = [Variant("scale", strength) for strength in settings.scales]
-        found += [Variant("layers", strength) for strength in settings.layer_scales]
-        for strength in settings.intruder_scales:
-            found += [Variant("intruders", strength), Variant("control", strength)]
-        return list(dict.fromkeys(found)) if trial.method != "peft" else []
-
-    def wanted_variants(self, trial: TrialSpec) -> list[EvalKey]:
-        """What the changed forms of a trial are scored on: in-domain and retention, both splits."""
-        tasks = self.curve_tasks(trial.task)
-        return [
-            (variant.of(trial.trial_id), task, split)
-            for variant in self.variants(trial)
-            for task in tasks
-            for split in SPLITS
-        ]
-
-    def curve_steps(self, trial: TrialSpec) -> tuple[int, ...]:
-        """Optimizer steps after which a trial is scored while it trains."""
-        return self.due_steps(trial, self.config.train.evaluate_every)
-
-    def snapshot_steps(self, trial: TrialSpec) -> tuple[int, ...]:
-        """Optimizer steps after which its weights are kept; the last one's are stored anyway."""
-        return self.due_steps(trial, self.config.train.checkpoint_every)[:-1]
-
-    def due_steps(self, trial: TrialSpec, every: Interval) -> tuple[int, ...]:
-        """The steps of one trial after which something is due; see ``trials.due_steps``."""
-        rows, train = self.rows[trial.task], self.config.train
-        return due_steps(every, len(rows.rows), rows.num_tokens, trial_protocol(trial, train))
-
-    def curve_tasks(self, trained_on: str) -> list[str]:
-        """What it is scored on then: the validation splits that it is scored on in the end."""
-        wanted = self.wanted_evals("", trained_on)
-        return [task for _, task, split in wanted if split == "validation"]
-
-    def base_evals(self) -> list[EvalKey]:
-        """What the untuned base is scored on."""
-        return self.wanted_evals(BASE, None)
 
 
 def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:

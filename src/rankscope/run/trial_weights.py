@@ -1,6 +1,5 @@
 """A trained trial's weights: written into the study, and read back."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from rankscope.errors import UserError
@@ -9,50 +8,50 @@ from rankscope.models.base import Base
 from rankscope.models.load import load_base
 from rankscope.models.peft_backend.tuner import load_tuner
 from rankscope.provenance import sha256_file, sha256_json
-from rankscope.records import ModelRecord, TrialSpec
-from rankscope.run.prepare import PreparedStudy
-from rankscope.store import Ledger, TrialFailure, weights_path
+from rankscope.records import ModelRecord
+from rankscope.run.context import RunContext
+from rankscope.run.groups import Group
+from rankscope.store import TrialFailure, weights_path
 from rankscope.train.trial_state import TrialState
 
 
-def write_weights(trial_state: TrialState, base: Base, record: ModelRecord, folder: Path) -> str:
+def write_weights(state: TrialState, model: Base, base_record: ModelRecord, folder: Path) -> str:
     """Write a PEFT adapter, or a whole model, into ``folder``; sha256 of its weights.
 
-    base: holds the weights of full fine-tuning. record: of the frozen base.
+    ``model`` holds the weights of full fine-tuning.
     """
-    if trial_state.adapter is not None:
-        save_adapter(trial_state.adapter, trial_state.spec, record, folder)
-    elif trial_state.tuner is not None:
-        trial_state.tuner.save(trial_state.spec, record, folder)
+    if state.adapter is not None:
+        save_adapter(state.adapter, state.spec, base_record, folder)
+    elif state.tuner is not None:
+        state.tuner.save(state.spec, base_record, folder)
     else:
-        base.model.save_pretrained(folder)
-        base.tokenizer.save_pretrained(folder)
-    files = sorted(folder.glob("*.safetensors"))
-    return sha256_json([sha256_file(path) for path in files])
+        model.model.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
+    return sha256_json([sha256_file(path) for path in sorted(folder.glob("*.safetensors"))])
 
 
-def with_weights(
-    ledger: Ledger, inputs: PreparedStudy, base: Base, trials: Sequence[TrialSpec]
-) -> Base | None:
-    """The base with the trials' stored adapters attached, or a full trial's own model; None where
-    training left that in a state in which it cannot run, so that the trial is ``failed``.
+def model_with_weights(context: RunContext, group: Group) -> Base | None:
+    """The base with the trials' stored adapters attached, or a full trial's own model.
+
+    None if training left a full model in a state in which it cannot run: the trial is then marked
+    ``failed``.
 
     Raises:
         IntegrityError: stored weights are not what was written.
     """
-    if trials[0].method == "full":
-        folder = ledger.checked_path(weights_path(trials[0]))
+    ledger, base, first = context.ledger, context.base, group[0]
+    if first.method == "full":
+        folder = ledger.checked_path(weights_path(first))
         try:
-            return load_base(inputs.config.model, base.device, inputs.dtype, folder)
+            return load_base(context.study.config.model, base.device, context.study.dtype, folder)
         except UserError as error:  # the base itself has passed the same checks
             reason = f"the trained model cannot be used: {str(error).split(';')[0]}"
-            ledger.fail_trials([TrialFailure(trials[0].trial_id, "failed", reason)])
+            ledger.fail_trials([TrialFailure(first.trial_id, "failed", reason)])
             return None
-    if trials[0].method == "peft":
-        load_tuner(base, ledger.checked_path(weights_path(trials[0])))
+    if first.method == "peft":
+        load_tuner(base, ledger.checked_path(weights_path(first)))
         return base
-    for trial in trials:
+    for trial in group:
         folder = ledger.checked_path(weights_path(trial))
-        adapter = load_adapter(folder, trial.trial_id, base.record)
-        base.multi_lora.attach(adapter.to(base.device))
+        base.multi_lora.attach(load_adapter(folder, trial.trial_id, base.record).to(base.device))
     return base

@@ -54,10 +54,10 @@ class Progress(Protocol):
 
 
 class StepCallback(Protocol):
-    """Looks at a group between two optimizer steps, and leaves its weights as they are; a trial_state
+    """Looks at a group between two optimizer steps, and leaves its weights as they are; a state
     with an early stop may be told a score."""
 
-    def __call__(self, step: int, base: Base, trial_states: Sequence[TrialState]) -> None:
+    def __call__(self, step: int, base: Base, states: Sequence[TrialState]) -> None:
         """``step`` optimizer steps are done; for full fine-tuning ``base`` is the copy it trains.
 
         Called again for the step that a run is resumed at, since what stopped the run may have
@@ -69,10 +69,10 @@ class StepCallback(Protocol):
 class GroupResult:
     """A trained group: the trials in the order given, and the wall time of this and earlier runs.
 
-    For full fine-tuning ``base`` is the trained copy; for LoRA the adapters hang on the trial_states.
+    For full fine-tuning ``base`` is the trained copy; for LoRA the adapters hang on the states.
     """
 
-    trial_states: tuple[TrialState, ...]
+    states: tuple[TrialState, ...]
     base: Base
     seconds: float
 
@@ -86,7 +86,7 @@ def train_group(
     replay: Mapping[str, Sequence[EncodedRow]] | None = None,
     checkpoint: GroupCheckpoint | None = None,
     progress: Progress | None = None,
-    after_step: StepCallback | None = None,
+    callbacks: Sequence[StepCallback] = (),
     should_stop: Callable[[], bool] = lambda: False,
 ) -> GroupResult:
     """Train one group to its end, from its checkpoint where there is one.
@@ -99,7 +99,7 @@ def train_group(
         replay: by task, the encoded rows that trials may replay.
         checkpoint: where the resumable state goes, at most every ``checkpoint_seconds``.
         progress: called after every optimizer step.
-        after_step: called after that; its time is not the training's.
+        callbacks: called after that, in order; their time is not the training's.
         should_stop: asked after every step; True writes the state and raises.
 
     Raises:
@@ -109,35 +109,34 @@ def train_group(
     if not rows:
         raise UserError("no training rows are left after encoding: there is nothing to train on")
     frozen = base
-    base, trial_states = prepare(base, trials, rows, protocol)
-    add_mitigations(trial_states, replay or {})
-    start_step, seconds_before = resume(trial_states, checkpoint)
-    num_steps = max(trial_state.num_steps for trial_state in trial_states)
+    base, states = prepare(base, trials, rows, protocol)
+    add_mitigations(states, replay or {})
+    start_step, seconds_before = resume(states, checkpoint)
+    num_steps = max(state.num_steps for state in states)
     begun = saved = time.monotonic()
     base.multi_lora.training = True
     try:
-        if after_step is not None and start_step:
-            begun += timed(after_step, start_step, base, trial_states)
+        if start_step:
+            begun += timed(callbacks, start_step, base, states)
         for step in range(start_step, num_steps):
-            active = [trial_state for trial_state in trial_states if trial_state.is_active(step)]
+            active = [state for state in states if state.is_active(step)]
             if not active:
                 break
-            for trial_state in active:
-                trial_state.begin_step(step)
+            for state in active:
+                state.begin_step(step)
             loss_terms = [p for i, t in enumerate(active) for p in t.loss_terms(step, i, rows)]
             losses_of = run_step(base, frozen, active, loss_terms, protocol.batch_tokens)
-            for trial_state, losses_found in zip(active, losses_of, strict=True):
-                trial_state.update(step, losses_found)
+            for state, losses_found in zip(active, losses_of, strict=True):
+                state.update(step, losses_found)
             if progress is not None:
                 losses = [t.losses[-1].loss for t in active if t.failure is None]
                 num_tokens = sum(len(row.input_ids) for p in loss_terms for row in p.rows)
                 progress(step + 1, num_steps, num_tokens, losses)
-            if after_step is not None:
-                begun += timed(after_step, step + 1, base, trial_states)
+            begun += timed(callbacks, step + 1, base, states)
             now = time.monotonic()
             stop = should_stop()
             if checkpoint is not None and (stop or now - saved >= protocol.checkpoint_seconds):
-                save(trial_states, checkpoint, step + 1, seconds_before + now - begun)
+                save(states, checkpoint, step + 1, seconds_before + now - begun)
                 saved = now
             if stop:
                 raise Interrupted(
@@ -146,18 +145,19 @@ def train_group(
     finally:
         base.multi_lora.training = False
         disable_gradient_checkpointing(base.model)
-    for trial_state in trial_states:
-        trial_state.keep_best()
-        trial_state.failure = trial_state.failure or fault_at_end(trial_state)
-    return GroupResult(tuple(trial_states), base, seconds_before + time.monotonic() - begun)
+    for state in states:
+        state.keep_best()
+        state.failure = state.failure or fault_at_end(state)
+    return GroupResult(tuple(states), base, seconds_before + time.monotonic() - begun)
 
 
 def timed(
-    after_step: StepCallback, step: int, base: Base, trial_states: Sequence[TrialState]
+    callbacks: Sequence[StepCallback], step: int, base: Base, states: Sequence[TrialState]
 ) -> float:
-    """Call ``after_step``; the seconds it took."""
+    """Call the callbacks; the seconds they took."""
     begun = time.monotonic()
-    after_step(step, base, trial_states)
+    for callback in callbacks:
+        callback(step, base, states)
     return time.monotonic() - begun
 
 
@@ -172,16 +172,16 @@ def check_zero_rates(num_steps: int, protocol: TrainConfig) -> None:
         )
 
 
-def fault_at_end(trial_state: TrialState) -> str | None:
+def fault_at_end(state: TrialState) -> str | None:
     """Why a trial that came to its last step has no weights worth storing; None where it has."""
     # A step's loss and gradient are looked at before it; after the last one nothing follows.
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in trial_state.parameters):
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in state.parameters):
         return "weights not finite after the last step"
-    if all(point.lr == 0 for point in trial_state.losses):
+    if all(point.lr == 0 for point in state.losses):
         return f"{NOTHING_TRAINED}: the learning rate was 0 at every step"
-    if trial_state.adapter is not None and not any(b.any() for b in trial_state.adapter.b.values()):
+    if state.adapter is not None and not any(b.any() for b in state.adapter.b.values()):
         return f"{NOTHING_TRAINED}: B of every target module is still zero"
-    if all(point.grad_norm == 0 for point in trial_state.losses):
+    if all(point.grad_norm == 0 for point in state.losses):
         return f"{NOTHING_TRAINED}: the gradient was 0 at every step"
     return None
 
@@ -189,7 +189,7 @@ def fault_at_end(trial_state: TrialState) -> str | None:
 def prepare(
     base: Base, trials: Sequence[TrialSpec], rows: Sequence[EncodedRow], protocol: TrainConfig
 ) -> tuple[Base, list[TrialState]]:
-    """Fresh trial_states, and the base they train on (a trainable copy for full fine-tuning)."""
+    """Fresh states, and the base they train on (a trainable copy for full fine-tuning)."""
     is_full = any(trial.method == "full" for trial in trials)
     if len(trials) > 1 and any(trial.method in ALONE for trial in trials):
         raise UserError(
@@ -209,12 +209,12 @@ def prepare(
     if protocol.gradient_checkpointing:
         enable_gradient_checkpointing(base.model, base.multi_lora)
     starts = InitContext(base, rows, trials)
-    trial_states = []
+    states = []
     for trial, each, num_steps in zip(trials, own, steps, strict=True):
         adapter = None if is_full or tuner else new_adapter(base.model, trial, starts)
         if adapter is not None:
             base.multi_lora.attach(adapter)
-        trial_states.append(
+        states.append(
             TrialState(
                 spec=trial,
                 parameters=list((adapter or tuner or base.model).parameters()),
@@ -227,33 +227,33 @@ def prepare(
                 num_steps=num_steps,
             )
         )
-    return base, trial_states
+    return base, states
 
 
 def add_mitigations(
-    trial_states: Sequence[TrialState], replay: Mapping[str, Sequence[EncodedRow]]
+    states: Sequence[TrialState], replay: Mapping[str, Sequence[EncodedRow]]
 ) -> None:
-    """Give each trial_state its replayed rows and its early stop, where its trial has them."""
-    for trial_state in trial_states:
-        spec = trial_state.spec
-        if spec.kl_to_base and trial_state.tuner is not None:
+    """Give each state its replayed rows and its early stop, where its trial has them."""
+    for state in states:
+        spec = state.spec
+        if spec.kl_to_base and state.tuner is not None:
             raise UserError(
                 f"{spec.label}: kl_to_base needs the bare base, which PEFT's method is on"
             )
         if (
             spec.early_stop is not None
-            and trial_state.tuner is not None
-            and trial_state.tuner.has_state
+            and state.tuner is not None
+            and state.tuner.has_state
         ):
             raise UserError(
                 f"{spec.label}: early_stop brings back parameters, which PEFT's method is more than"
             )
         if spec.early_stop is not None:
-            trial_state.early_stop = EarlyStop(spec.early_stop)
+            state.early_stop = EarlyStop(spec.early_stop)
         if spec.replay is not None and spec.replay_share:
             rows = replay[spec.replay]
-            order = ReplaySampler(trial_state.order, len(rows), spec.replay_share)
-            trial_state.replayed = Replayed(rows, order)
+            order = ReplaySampler(state.order, len(rows), spec.replay_share)
+            state.replayed = Replayed(rows, order)
 
 
 def run_step(
@@ -269,9 +269,9 @@ def run_step(
     loss_terms: the rows of the step, those of one trial one after another.
     """
     for loss_term in loss_terms:
-        active[loss_term.trial_state].count(loss_term)
+        active[loss_term.state].count(loss_term)
     labels = [loss_term.num_labels for loss_term in loss_terms]
-    if any(trial_state.needs_row_passes for trial_state in active):
+    if any(state.needs_row_passes for state in active):
         batch_tokens = 1
     found = torch.zeros(2, len(loss_terms), device=base.device)  # of the rows; of KL to the base
     for parts in forward_passes([loss_term.rows for loss_term in loss_terms], batch_tokens):
@@ -279,7 +279,7 @@ def run_step(
         kept = [i for i in members if loss_terms[i].kl_weight]
         of_base = base_logits_of(frozen, [own for i, own in parts if i in kept]) if kept else []
         batch_rows = [
-            Row(row.input_ids, label_positions(row), active[loss_terms[i].trial_state].adapter_name)
+            Row(row.input_ids, label_positions(row), active[loss_terms[i].state].adapter_name)
             for i, own in parts
             for row in own
         ]
@@ -317,7 +317,7 @@ def step_losses(
     """
     own, replayed, divergence = [0.0] * count, [None] * count, [None] * count
     for loss_term, loss, apart in zip(loss_terms, *found, strict=True):
-        i = loss_term.trial_state
+        i = loss_term.state
         if loss_term.is_replay:
             replayed[i] = loss / loss_term.weight
         else:
@@ -357,31 +357,31 @@ def forward_passes(
 
 
 def resume(
-    trial_states: Sequence[TrialState], checkpoint: GroupCheckpoint | None
+    states: Sequence[TrialState], checkpoint: GroupCheckpoint | None
 ) -> tuple[int, float]:
     """Restore the stored state, if any: the next step, and the seconds already spent."""
     state = checkpoint.load() if checkpoint is not None else None
     if state is None:
         return 0, 0.0
-    for trial_state in trial_states:
-        prefix = f"{trial_state.spec.trial_id}/"
+    for state in states:
+        prefix = f"{state.spec.trial_id}/"
         tensors = {
             name.removeprefix(prefix): tensor
             for name, tensor in state.tensors.items()
             if name.startswith(prefix)
         }
-        trial_state.restore(tensors, state.meta[trial_state.spec.trial_id])  # type: ignore[arg-type]
+        state.restore(tensors, state.meta[state.spec.trial_id])  # type: ignore[arg-type]
     return state.step, float(state.meta["seconds"])  # type: ignore[arg-type]
 
 
 def save(
-    trial_states: Sequence[TrialState], checkpoint: GroupCheckpoint, step: int, seconds: float
+    states: Sequence[TrialState], checkpoint: GroupCheckpoint, step: int, seconds: float
 ) -> None:
     """Write the state after ``step`` optimizer steps."""
     tensors = {
-        f"{trial_state.spec.trial_id}/{name}": tensor
-        for trial_state in trial_states
-        for name, tensor in trial_state.tensors().items()
+        f"{state.spec.trial_id}/{name}": tensor
+        for state in states
+        for name, tensor in state.tensors().items()
     }
-    meta: dict[str, object] = {t.spec.trial_id: t.counters() for t in trial_states}
+    meta: dict[str, object] = {t.spec.trial_id: t.counters() for t in states}
     checkpoint.save(GroupState(step, tensors, {**meta, "seconds": seconds}))

@@ -32,7 +32,7 @@ from rankscope.train.loss import BLOCK_BYTES
 class LossTerm:
     """Rows of one trial's optimizer step that are averaged together."""
 
-    trial_state: int
+    state: int
     """The trial's place among those of the step."""
     rows: Sequence[EncodedRow]
     weight: float = 1.0
@@ -56,7 +56,7 @@ class Replayed:
 
 
 def loss_terms_of(
-    trial_state: int,
+    state: int,
     own: Sequence[EncodedRow],
     replayed: Sequence[EncodedRow],
     kl_weight: float,
@@ -68,9 +68,9 @@ def loss_terms_of(
     """
     share = len(replayed) / (len(own) + len(replayed))
     own_kl = 0.0 if has_replay else kl_weight
-    loss_terms = [LossTerm(trial_state, own, 1 - share if share else 1.0, own_kl)]
+    loss_terms = [LossTerm(state, own, 1 - share if share else 1.0, own_kl)]
     if replayed:
-        loss_terms.append(LossTerm(trial_state, replayed, share, kl_weight, is_replay=True))
+        loss_terms.append(LossTerm(state, replayed, share, kl_weight, is_replay=True))
     return loss_terms
 
 
@@ -150,17 +150,17 @@ class EarlyStop:
     patience: int
     best_score: float = -math.inf
     best_step: int = 0
-    heard_step: int = 0
+    observed_step: int = 0
     """Of the last point."""
     waited: int = 0
     """Points since the best one."""
     weights: list[Tensor] = field(default_factory=list)
 
-    def hear(self, step: int, score: float, parameters: Sequence[nn.Parameter]) -> None:
+    def observe(self, step: int, score: float, parameters: Sequence[nn.Parameter]) -> None:
         """Take in the in-domain score after ``step`` steps, validation split; each point once."""
-        if step <= self.heard_step:
+        if step <= self.observed_step:
             return
-        self.heard_step = step
+        self.observed_step = step
         self.waited += 1
         if score > self.best_score:
             self.best_score, self.best_step, self.waited = score, step, 0
@@ -169,7 +169,7 @@ class EarlyStop:
     @property
     def stopped_after(self) -> int | None:
         """The step after which the trial ended; None while it goes on."""
-        return self.heard_step if self.waited >= self.patience else None
+        return self.observed_step if self.waited >= self.patience else None
 
     @torch.no_grad()
     def restore_best(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -179,12 +179,12 @@ class EarlyStop:
 
     def counters(self) -> dict[str, float]:
         """The state but for the weights, JSON-compatible."""
-        if not self.heard_step:
+        if not self.observed_step:
             return {}
         return {
             "best_score": self.best_score,
             "best_step": self.best_step,
-            "heard_step": self.heard_step,
+            "observed_step": self.observed_step,
             "waited": self.waited,
         }
 
@@ -193,6 +193,6 @@ class EarlyStop:
         if counters:
             self.best_score = counters["best_score"]
             self.best_step = int(counters["best_step"])
-            self.heard_step = int(counters["heard_step"])
+            self.observed_step = int(counters["observed_step"])
             self.waited = int(counters["waited"])
             self.weights = weights

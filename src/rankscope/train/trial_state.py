@@ -148,14 +148,14 @@ class TrialState:
             self.failure = f"{what} not finite at step {step + 1} of {self.num_steps}"
         self.optimizer.zero_grad(set_to_none=True)
 
-    def hear(self, step: int, score: float) -> None:
+    def observe_score(self, step: int, score: float) -> None:
         """Tell the early stop, where the trial has one, the in-domain score after ``step`` steps.
 
         Weights that no step has moved yet, all of them at rate 0 as warm-up begins, are the base's:
         their point is not told, or a trial could come to nothing trained.
         """
         if self.early_stop is not None and any(point.lr > 0 for point in self.losses):
-            self.early_stop.hear(step, score, self.parameters)
+            self.early_stop.observe(step, score, self.parameters)
 
     @property
     def steps_done(self) -> int:

@@ -14,7 +14,7 @@ from rankscope.progress import duration
 from rankscope.records import Role, StudyRecords, TaskRecord, TrialRecords
 from rankscope.run.groups import GroupLimit
 from rankscope.run.plan import Plan
-from rankscope.run.prepare import PreparedStudy
+from rankscope.run.prepared import PreparedStudy
 
 ROLE_NAMES: dict[Role, str] = {
     "in_domain": "in-domain",

@@ -1,148 +1,71 @@
-"""Trained trials made milder at inference, to be scored under model ids of their own."""
+"""Score scaled variants of trained trials, each under a model id of its own."""
 
-from collections.abc import Collection, Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
-import torch
-from torch import Tensor, nn
-
-from rankscope.analyze.intruder_scaling import Change, intruder_scaling, norm_matched_factor
-from rankscope.analyze.low_rank_update import Update
-from rankscope.analyze.stored_models import computing_device
-from rankscope.analyze.svd_cache import SvdCache, double
 from rankscope.analyze.trial_spectra import compared_matrices
-from rankscope.models.adapters.scaling import factors, scaled_adapter, scaled_model
 from rankscope.models.base import Base
-from rankscope.models.lora import Adapter, tuned_delta
-from rankscope.models.quantize import dense_weight
-from rankscope.records import TrialSpec, Variant
-from rankscope.run.prepare import PreparedStudy
-from rankscope.train.step_schedule import ALONE
+from rankscope.records import trial_of, variant_of
+from rankscope.run.context import RunContext
+from rankscope.run.groups import Group
+from rankscope.run.stages.old_variants import adapter_variant, full_model_variant
+from rankscope.run.stages.evaluate import EvalBatch, EvalOutcome, EvaluateStage
 
 
-def attach_variants(
-    base: Base,
-    inputs: PreparedStudy,
-    trials: Sequence[TrialSpec],
-    spectra: SvdCache,
-    wanted: Collection[str],
-) -> list[str]:
-    """Attach those milder forms of attached adapters whose model ids, their adapter_names, are wanted."""
-    if trials[0].method in ALONE:
-        return []
-    found: list[str] = []
-    for trial in trials:
-        adapter = base.multi_lora.adapters[trial.trial_id]
-        for variant in inputs.variants(trial):
-            adapter_name = variant.of(trial.trial_id)
-            if adapter_name not in wanted:
-                continue
-            if variant.kind in ("scale", "layers"):
-                scale = factors(variant, base.record.num_layers)
-                milder = scaled_adapter(adapter, adapter_name, scale, base.linears())
-            else:
-                milder = without_intruders(base, adapter, variant, adapter_name, inputs, spectra)
-            base.multi_lora.attach(milder)
-            found.append(adapter_name)
-    return found
+class VariantsStage:
+    """Trials with all, or some, of their weight update scaled down."""
 
+    name = "variants"
 
-def without_intruders(
-    base: Base,
-    adapter: Adapter,
-    variant: Variant,
-    adapter_name: str,
-    inputs: PreparedStudy,
-    spectra: SvdCache,
-) -> Adapter:
-    """The adapter with its intruder dimensions scaled, or its norm-matched control; of rank r +
-    number of intruders."""
-    linears, device = base.linears(), computing_device(base.device)
-    a: dict[str, nn.Parameter] = {}
-    b: dict[str, nn.Parameter] = {}
-    magnitude: dict[str, nn.Parameter] = {}
-    for name in adapter.a:
-        weight = dense_weight(linears[name]).to(device)
-        low, high = (double(part[name].to(device)) for part in (adapter.a, adapter.b))
-        update = Update(low, adapter.scaling * high)
-        if name in adapter.magnitude:
-            m = adapter.magnitude[name].to(device)
-            update = Update.of_magnitude(update.A, update.B, m, weight)
-        delta = tuned_delta(adapter, name, weight.float())
-        change = change_of(name, weight, delta, variant, inputs, spectra)
-        if variant.kind == "intruders":
-            update = update.plus(change)
-        else:
-            update = update.scaled(norm_matched_factor(delta, change))
-        # An update holds the whole weight in float64: only what is stored of it stays.
-        a[name], b[name] = frozen(update.A, base.device), frozen(update.B, base.device)
-        if (gains := update.magnitude) is not None:
-            magnitude[name] = frozen(gains, base.device)
-    return Adapter(
-        name=adapter_name,
-        rank=adapter.rank,
-        alpha=float(adapter.rank),
-        scaling=1.0,
-        targets=adapter.targets,
-        a=a,
-        b=b,
-        magnitude=magnitude,
-    )
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+        self.evaluate = EvaluateStage(context)
+        self.commit = self.evaluate.commit
 
+    def missing(self, group: Group) -> list[EvalBatch]:
+        """Batches that score all variants of adapters together, and those of a full model one by
+        one, since each is a copy of the whole model."""
+        study, batches = self.context.study, list[EvalBatch]()
+        wanted = [key for trial in group for key in study.wanted_variants(trial)]
+        ids = list(dict.fromkeys(model_id for model_id, _, _ in wanted))
+        if not group or not group[0].trains_alone:
+            return self.evaluate.missing_batches({i: i for i in ids}, wanted)
+        for model_id in ids:
+            batches += self.evaluate.missing_batches({None: model_id}, wanted)
+        return batches
 
-def frozen(values: Tensor, device: torch.device) -> nn.Parameter:
-    """Float32 weights on ``device`` that do not train."""
-    return nn.Parameter(values.detach().float().to(device), requires_grad=False)
+    def run(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[EvalOutcome]:
+        """Build the variants and score them."""
+        self.context.begin_stage(self.name, len(work))
+        if None not in work[0].models:
+            names = list(dict.fromkeys(name for batch in work for name in batch.models))
+            self.attach(model, names)
+            yield from self.evaluate.score_batches(model, work)
+            for name in names:
+                model.multi_lora.detach(name)
+            return
+        for model_id, batches in itertools.groupby(work, lambda batch: batch.models[None]):
+            scaled = self.scaled_model(model, model_id)
+            yield from self.evaluate.score_batches(scaled, list(batches))
+            del scaled  # before the next copy is made
 
+    def attach(self, model: Base, names: Sequence[str]) -> None:
+        """Attach the variants called ``names`` beside the adapters that they are made of."""
+        settings = self.context.study.config.analyze.spectra
+        for name in names:
+            variant = variant_of(name)
+            assert variant is not None
+            adapter = model.multi_lora.adapters[trial_of(name)]
+            model.multi_lora.attach(
+                adapter_variant(adapter, name, variant, model, settings, self.context.svd_cache)
+            )
 
-def change_of(
-    name: str,
-    weight: Tensor,
-    delta: Tensor,
-    variant: Variant,
-    inputs: PreparedStudy,
-    spectra: SvdCache,
-) -> Change:
-    """What scaling the intruders of one matrix adds to it, by the study's definition of them.
-
-    ``weight`` is in the dtype that the spectra are of, so that its decomposition is theirs.
-    """
-    settings = inputs.config.analyze.spectra
-    return intruder_scaling(weight, delta, spectra.of(name, weight), variant.strength, settings)
-
-
-def scaled_models(
-    base: Base,
-    tuned: Base,
-    inputs: PreparedStudy,
-    trials: Sequence[TrialSpec],
-    spectra: SvdCache,
-    wanted: Collection[str],
-) -> Iterator[tuple[str, Base]]:
-    """The wanted milder forms of a fully fine-tuned model, one after another, by model id.
-
-    Intruders are those of the matrices whose spectra the study compares; the others stay as tuned.
-    """
-    device = computing_device(base.device)
-    for trial in trials:
-        for variant in inputs.variants(trial) if trial.is_full else []:
-            if variant.of(trial.trial_id) not in wanted:
-                continue
-            if variant.kind in ("scale", "layers"):
-                scale = factors(variant, base.record.num_layers)
-                yield variant.of(trial.trial_id), scaled_model(base, tuned, scale)
-                continue
-            model = scaled_model(base, tuned, lambda name: 1.0)
-            linears, originals = model.linears(), base.linears()
-            for name in compared_matrices(base, inputs.trials):
-                weight = dense_weight(originals[name]).to(device)
-                tuned_weight = linears[name].weight.detach().to(device)
-                delta = tuned_weight.float() - weight.float()
-                change = change_of(name, weight, delta, variant, inputs, spectra)
-                if variant.kind == "intruders":
-                    milder = delta + (change.left @ change.right).float()
-                else:
-                    milder = norm_matched_factor(delta, change) * delta
-                with torch.no_grad():
-                    linears[name].weight.copy_(weight.float() + milder)
-            yield variant.of(trial.trial_id), model
-            del model, linears  # before the next copy is made
+    def scaled_model(self, model: Base, model_id: str) -> Base:
+        """A variant of a fully fine-tuned model."""
+        study, base, variant = self.context.study, self.context.base, variant_of(model_id)
+        assert variant is not None
+        matrices = compared_matrices(base, study.trials)
+        settings = study.config.analyze.spectra
+        return full_model_variant(
+            base, model, variant, matrices, settings, self.context.svd_cache
+        )

@@ -1,0 +1,183 @@
+"""A study file resolved on one machine: everything that can be known before weights are loaded."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from rankscope.analyze.spectra import compared_vectors
+from rankscope.config.study import Interval, StudyConfig, TrainConfig
+from rankscope.data.encode import EncodedRows, Encoder
+from rankscope.data.tasks import LoadedTask
+from rankscope.provenance import canonical_json
+from rankscope.models.parameters import Architecture
+from rankscope.records import (
+    BASE,
+    EvalKey,
+    Split,
+    TaskRecord,
+    TrialSpec,
+    Variant,
+    trial_of,
+    variant_of,
+)
+from rankscope.run.groups import Group, make_groups
+from rankscope.train.memory import GroupMemory, MemoryModel, RowCounts
+from rankscope.train.step_schedule import due_steps, trial_protocol
+
+SPLITS: tuple[Split, ...] = ("validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """How trials become groups that fit into ``room_bytes``."""
+
+    model: MemoryModel
+    counts: Mapping[str, RowCounts]
+    """By training task, and by task whose rows are replayed."""
+    room_bytes: int
+
+    def counts_of(self, group: Group) -> RowCounts:
+        """Of a group's rows; with replay every row is taken to be of the longer kind."""
+        counts = [self.counts[group[0].task]]
+        counts += [self.counts[trial.replay] for trial in group if trial.replay is not None]
+        return RowCounts.longer(counts)
+
+    def memory(self, group: Group, train: TrainConfig) -> GroupMemory:
+        """What training a group takes."""
+        return self.model.of_group(group, self.counts_of(group), train)
+
+    def groups(self, trials: Sequence[TrialSpec], config: StudyConfig) -> list[Group]:
+        """Trials cut into groups as ``max_group_size`` and the memory allow."""
+
+        def fits(group: Group) -> bool:
+            return self.memory(group, config.train).total_bytes <= self.room_bytes
+
+        return make_groups(trials, config.max_group_size, fits)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedStudy:
+    """A study file resolved on this machine.
+
+    Attributes:
+        config: the study file with ``auto`` values resolved.
+        folder: the base model's folder.
+        shapes: of its matrices.
+        base_sha256: hash of its weights, where they were read.
+        encoder: turns items into tokens.
+        tasks: every task that is trained on or scored, by name.
+        rows: encoded training rows of each training task.
+        records: one per task, as stored.
+        trials, groups: in the order they run.
+        grouping: how much memory groups take, and how much there is.
+        notes: what a reader of the results must know.
+    """
+
+    config: StudyConfig
+    folder: Path
+    shapes: Architecture
+    base_sha256: str
+    device: torch.device
+    dtype: torch.dtype
+    encoder: Encoder
+    tasks: Mapping[str, LoadedTask]
+    rows: Mapping[str, EncodedRows]
+    records: tuple[TaskRecord, ...]
+    trials: tuple[TrialSpec, ...]
+    groups: tuple[Group, ...]
+    grouping: "Grouping"
+    notes: tuple[str, ...]
+    replay: Mapping[str, EncodedRows] = field(default_factory=dict)
+    """By task, the encoded rows that arms replay."""
+
+    def wanted_evals(self, trial_id: str, trained_on: str | None) -> list[EvalKey]:
+        """What one model is scored on, in order.
+
+        Every task's test split; and the validation split of what choosing looks at: the model's
+        own training task and the retention tasks (for the base, every training task).
+        """
+        keys: list[EvalKey] = []
+        for record in self.records:
+            chooses = "retention" in record.roles or (
+                record.trained_on and trained_on in (None, record.name)
+            )
+            if chooses:
+                keys.append((trial_id, record.name, "validation"))
+            keys.append((trial_id, record.name, "test"))
+        return keys
+
+    def variants(self, trial: TrialSpec) -> list[Variant]:
+        """How a trial is changed at inference and scored again; a method of PEFT's is not."""
+        settings = self.config.evaluate
+        found = [Variant("scale", strength) for strength in settings.scales]
+        found += [Variant("layers", strength) for strength in settings.layer_scales]
+        for strength in settings.intruder_scales:
+            found += [Variant("intruders", strength), Variant("control", strength)]
+        return list(dict.fromkeys(found)) if trial.method != "peft" else []
+
+    def wanted_variants(self, trial: TrialSpec) -> list[EvalKey]:
+        """What the changed forms of a trial are scored on: in-domain and retention, both splits."""
+        tasks = self.curve_tasks(trial.task)
+        return [
+            (variant.of(trial.trial_id), task, split)
+            for variant in self.variants(trial)
+            for task in tasks
+            for split in SPLITS
+        ]
+
+    def curve_steps(self, trial: TrialSpec) -> tuple[int, ...]:
+        """Optimizer steps after which a trial is scored while it trains."""
+        return self.due_steps(trial, self.config.train.evaluate_every)
+
+    def snapshot_steps(self, trial: TrialSpec) -> tuple[int, ...]:
+        """Optimizer steps after which its weights are kept; the last one's are stored anyway."""
+        return self.due_steps(trial, self.config.train.checkpoint_every)[:-1]
+
+    def due_steps(self, trial: TrialSpec, every: Interval) -> tuple[int, ...]:
+        """The steps of one trial after which something is due; see ``trials.due_steps``."""
+        rows, train = self.rows[trial.task], self.config.train
+        return due_steps(every, len(rows.rows), rows.num_tokens, trial_protocol(trial, train))
+
+    def curve_tasks(self, trained_on: str) -> list[str]:
+        """What it is scored on then: the validation splits that it is scored on in the end."""
+        wanted = self.wanted_evals("", trained_on)
+        return [task for _, task, split in wanted if split == "validation"]
+
+    def record_settings(self, kind: str, model_id: str) -> dict[str, object]:
+        """What a stored record of a kind depends on besides its trial.
+
+        A run refuses to continue if it is different from what was stored.
+        """
+        spectra, heads, variant = (
+            self.config.analyze.spectra,
+            self.config.analyze.heads,
+            variant_of(model_id),
+        )
+        intruders: dict[str, object] = {
+            "intruder_k": spectra.intruder_k,
+            "intruder_epsilon": spectra.intruder_epsilon,
+        }
+        trial = next(t for t in self.trials if t.trial_id == trial_of(model_id))
+        if kind == "spectra":
+            shapes = sorted(set(self.shapes.linear_shapes.values()))
+            return intruders | {"top_k": [[*s, compared_vectors(s, spectra)] for s in shapes]}
+        if kind == "heads":
+            ablate = sorted(set(heads.ablate))
+            return {"task": heads.task or trial.task, "items": heads.items, "ablate": ablate}
+        if variant is None or variant.kind not in ("intruders", "control"):
+            return {}
+        if not trial.is_full:
+            return intruders
+        # The matrices compared in a fully fine-tuned model are those that adapters change.
+        return intruders | {"targets": sorted({n for t in self.trials for n in t.targets})}
+
+    def settings_of(self, kind: str, model_ids: Iterable[str]) -> dict[str, str]:
+        """:meth:`record_settings` of several models as canonical JSON, '' for none."""
+        settings = {i: self.record_settings(kind, i) for i in model_ids if i != BASE}
+        return {i: canonical_json(values) if values else "" for i, values in settings.items()}
+
+    def base_evals(self) -> list[EvalKey]:
+        """What the untuned base is scored on."""
+        return self.wanted_evals(BASE, None)
