@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from evaluation_race import load
 from rankscope.device import limit_kernel_cache
 from rankscope.evaluate.scorers.choice import Question, continuation_logprobs
-from rankscope.evaluate.scorers.generation import Limits, generate
+from rankscope.evaluate.scorers.generation import GenerationLimits, generate
 from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.base import Base
 
@@ -80,7 +80,7 @@ def rankscope_generation(given: Given) -> dict[str, Any]:
     base, adapter_names = ready(given)
     prompts = [base.tokenizer.encode(prompt) for prompt in given["prompts"]]
     stop = int(base.tokenizer.eos_token_id)  # type: ignore[arg-type]
-    limits = Limits(
+    limits = GenerationLimits(
         max_new_tokens=given["max_new_tokens"],
         context=2048,
         batch_tokens=given["batch_tokens"],

@@ -31,7 +31,8 @@ from rankscope.analyze.heads.importance import head_importance
 from rankscope.analyze.heads.layout import HeadLayout
 from rankscope.analyze.heads.trees import Floats, Tree, trees_of
 from rankscope.analyze.heads.trial import HeadTask
-from rankscope.config.study import EvaluateConfig, ModelConfig, TaskConfig
+from rankscope.config.study import EvaluateConfig, ModelConfig
+from rankscope.config.task import TaskConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import load_task
 from rankscope.device import choose_device, choose_dtype, keep_freed_memory, use_deterministic

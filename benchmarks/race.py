@@ -21,7 +21,8 @@ from pathlib import Path
 
 import torch
 
-from rankscope.config.study import TaskConfig, TrainConfig
+from rankscope.config.study import TrainConfig
+from rankscope.config.task import TaskConfig
 from rankscope.data.chat import set_off
 from rankscope.data.encode import EncodedRow, Encoder
 from rankscope.data.sampler import RowSampler

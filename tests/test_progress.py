@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rankscope.progress import ConsoleReporter, JsonlReporter, NullReporter, SpeedMeter, duration
+from rankscope.progress import ConsoleReporter, JsonlReporter, NullReporter, SpeedMeter
 
 
 class Clock:
@@ -76,7 +76,3 @@ def test_away_from_a_terminal_there_are_plain_lines_and_a_log(tmp_path: Path) ->
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events] == ["stage", "advance", "note", "finish"]
     assert events[1]["detail"] == "loss 1.0 to 2.0, 10 tokens/s, 3 s left"
-
-
-def test_durations_read_as_people_say_them() -> None:
-    assert [duration(s) for s in (41, 720, 12_600)] == ["41 s", "12 min", "3.5 h"]

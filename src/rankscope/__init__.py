@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rankscope.run.study import Study
-    from rankscope.tools.evaluate import Asked, score
+    from rankscope.tools.evaluate import EvalRequest, score
     from rankscope.tools.inspect import inspect
 
     __version__: str
 
-__all__ = ["Asked", "Study", "__version__", "inspect", "score"]
+__all__ = ["EvalRequest", "Study", "__version__", "inspect", "score"]
 
 
 def __getattr__(name: str) -> object:
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> object:
         value = import_module("rankscope.run.study").Study
     elif name == "inspect":
         value = import_module("rankscope.tools.inspect").inspect
-    elif name in ("Asked", "score"):
+    elif name in ("EvalRequest", "score"):
         value = getattr(import_module("rankscope.tools.evaluate"), name)
     elif name == "__version__":
         value = version("rankscope")

@@ -22,6 +22,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from rankscope.formatting import rough_duration
+
 
 class ProgressReporter(Protocol):
     """Hears of a run's stages; every method must be cheap and must not raise."""
@@ -189,7 +191,7 @@ class SpeedMeter:
         span = f"loss {min(losses):.3f} to {max(losses):.3f}" if losses else "no finite loss"
         if len(losses) < self.num_trials:
             span += f" ({len(losses)} of {self.num_trials} trials)"
-        self.reporter.advance(step, f"{span}, {speed:,.0f} tokens/s, {duration(left)} left")
+        self.reporter.advance(step, f"{span}, {speed:,.0f} tokens/s, {rough_duration(left)} left")
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -199,12 +201,3 @@ class SpeedMeter:
             yield
         finally:
             self.paused_seconds += self.clock() - begun
-
-
-def duration(seconds: float) -> str:
-    """Seconds with a unit: ``41 s``, ``12 min``, ``3.5 h``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -8,6 +8,7 @@ import pytest
 from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.recommend import recommend
+from rankscope.formatting import POINTS, difference
 from rankscope.records import BASE, StudyRecords, TaskAdvice
 
 
@@ -161,7 +162,9 @@ def test_what_is_asked_for_is_of_the_difference_that_was_found() -> None:
             assert need.values.get("items", 401) > 400
             assert need.values.get("seeds", 4) > 3
             if "net" in need.values:
-                assert f"{100 * need.values['net']:+.1f} points by the study's weights" in need.text
+                assert (
+                    f"{difference(need.values['net'], POINTS)} by the study's weights" in need.text
+                )
     assert seen > 10
 
 
@@ -230,8 +233,8 @@ def test_where_forgetting_alone_has_a_weight_its_nats_are_not_points() -> None:
     study = synthetic_study(Truth(objective={"in_domain": 0.0}))
     advice = advise(with_text_retention(study, 0.15))
     assert advice.decision == "do_not_fine_tune"
-    assert "-0.150 nats" in texts(advice, "choice")
-    assert "-15.0 points" not in texts(advice, "choice")
+    assert "\N{MINUS SIGN}0.150 nats" in texts(advice, "choice")
+    assert "\N{MINUS SIGN}15.0 points" not in texts(advice, "choice")
 
 
 def test_a_rank_passed_over_for_a_failed_seed_leaves_full_fine_tuning_tentative() -> None:

@@ -15,7 +15,8 @@ from rankscope.advise.recommend import recommend
 from rankscope.advise.select import Choice, choose
 from rankscope.advise.statistics.estimates import paired_estimate
 from rankscope.advise.statistics.power import detectable, minimum_detectable_effect
-from rankscope.advise.wording import evidence, settings
+from rankscope.advise.wording import settings
+from rankscope.formatting import POINTS, evidence
 from rankscope.records import BASE, Reason, Recommendation, StudyRecords, TaskAdvice
 
 
@@ -181,7 +182,7 @@ def test_a_negative_verdict_speaks_of_the_arms_that_were_tested() -> None:
         for arm in tried:
             assert arm.gain is not None
             assert any(
-                r.values["gain"] == arm.gain.value and evidence(arm.gain, "accuracy") in r.text
+                r.values["gain"] == arm.gain.value and evidence(arm.gain, POINTS) in r.text
                 for r in advice.reasons
                 if r.kind == "gain"
             )
@@ -428,7 +429,9 @@ def test_forgetting_nothing_at_all_is_a_known_bound() -> None:
     assert full.forgetting is not None
     assert full.forgetting.high == pytest.approx(0, abs=0.001)
     assert advice.decision == "use_full"
-    assert "retention changes by -" in advice.headline.partition("the best LoRA arm")[2]
+    assert (
+        "retention changes by \N{MINUS SIGN}" in advice.headline.partition("the best LoRA arm")[2]
+    )
 
 
 def test_ranks_without_order_are_named() -> None:

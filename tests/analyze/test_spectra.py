@@ -17,7 +17,7 @@ from rankscope.analyze.spectra import (
     stable_rank,
 )
 from rankscope.analyze.svd_cache import SvdCache, svd
-from rankscope.config.analyze import SpectraConfig
+from rankscope.config.study import SpectraConfig
 from rankscope.errors import IntegrityError, UserError
 from rankscope.models.lora import Adapter
 

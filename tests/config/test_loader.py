@@ -94,7 +94,7 @@ def test_an_unknown_key_without_a_value_is_still_unknown(write: Write) -> None:
 
 def test_a_key_that_stands_twice(write: Write) -> None:
     assert faults(write(GOOD + "seeds: 3\n")) == [
-        "study.yaml:16: key 'seeds' stands twice, first on line 13"
+        "study.yaml:16: key 'seeds' is repeated, first on line 13"
     ]
 
 
@@ -166,7 +166,7 @@ def test_a_huge_file_is_refused(write: Write) -> None:
 def test_a_huge_grid_is_refused(write: Write) -> None:
     ranks = list(range(1, MAX_TRIALS))
     (fault,) = faults(write(replaced("[2, 8]", str(ranks))))
-    assert "the grid asks for 40,000 trials: expected at most 10,000" in fault
+    assert "the grid has 40,000 trials: expected at most 10,000" in fault
 
 
 NAMES = {
@@ -228,8 +228,8 @@ def test_unprintable_keys_are_escaped(write: Write) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"", "study.yaml: is empty"),
-        (b"# only a comment\n", "study.yaml: is empty"),
+        (b"", "study.yaml: the file is empty"),
+        (b"# only a comment\n", "study.yaml: the file is empty"),
         (b"- a\n- b\n", "study.yaml:1: found a list, expected a mapping"),
         (b"hello\n", "study.yaml:1: found the text 'hello', expected a mapping"),
         (b"name: demo\nmodel: \xff\xfe\n", "study.yaml:2: byte 0xff is not UTF-8 text"),
@@ -262,7 +262,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     (fault,) = faults(tmp_path / "none.yaml")
     assert "no such file; write one with 'rankscope init" in fault
     (fault,) = faults(tmp_path)
-    assert "is a folder" in fault
+    assert "found a folder" in fault
     (fault,) = faults(Path("a\0b"))
     assert fault.isprintable()
 
@@ -453,7 +453,7 @@ def test_lora_needs_a_rank(write: Write) -> None:
 
 def test_a_training_task_that_stands_twice(write: Write) -> None:
     (fault,) = faults(write(replaced("name: mine", "name: arc_easy")))
-    assert "training task 'arc_easy' stands twice" in fault
+    assert "training task 'arc_easy' is listed twice" in fault
 
 
 def test_a_name_stands_for_one_task(write: Write) -> None:
@@ -463,7 +463,7 @@ def test_a_name_stands_for_one_task(write: Write) -> None:
     assert tasks["mine"].train is not None
     other = GOOD + "evaluate:\n  retention: [{name: mine, test: other.jsonl}]\n"
     (fault,) = faults(write(other))
-    assert "task 'mine' is described twice, differently" in fault
+    assert "task 'mine' has two different descriptions" in fault
 
 
 def test_long_values_are_cut_in_messages(write: Write) -> None:
@@ -528,7 +528,7 @@ def test_paths_start_at_the_study_file_and_overrides_at_the_working_directory(
 
 def test_a_home_that_is_not_there(write: Write) -> None:
     assert faults(write(replaced("./base", "~no-such-user-here/m"))) == [
-        "study.yaml:2: model.path: '~no-such-user-here/m': there is no such home directory"
+        "study.yaml:2: model.path: '~no-such-user-here/m': this home folder does not exist"
     ]
 
 
@@ -592,15 +592,15 @@ def test_an_override_mends_the_file(write: Write) -> None:
         ("arms.-1.rank=1", "arms has no entry '-1': expected a number from 0 to 1"),
         ("arms.rank=1", "arms has no entry 'rank': expected a number from 0 to 1"),
         ("seeds.5=1", "seeds has no entry '5': expected a number from 0 to 1"),
-        ("name.first=1", "name is 'demo', which holds no keys"),
-        ("arms.0.lr.0=1", "arms.0.lr is 0.001, which holds no keys"),
+        ("name.first=1", "name is 'demo', which has no keys"),
+        ("arms.0.lr.0=1", "arms.0.lr is 0.001, which has no keys"),
         ("arms.0.rank=0", "arms.0.rank: found 0, expected greater than or equal to 1"),
         ("seeds=true", "seeds: found true, expected a valid integer"),
         ("train.epochs", "expected KEY=VALUE, such as train.epochs=1 or arms.0.rank=[2,8]"),
         ("=1", "expected KEY=VALUE, such as train.epochs=1 or arms.0.rank=[2,8]"),
         ("train..epochs=1", "expected KEY=VALUE, such as train.epochs=1 or arms.0.rank=[2,8]"),
         ("tasks=[", "the value is not valid YAML: "),
-        ("seeds={a: 1, a: 2}", "key 'a' stands twice, first on line 1"),
+        ("seeds={a: 1, a: 2}", "key 'a' is repeated, first on line 1"),
     ],
 )
 def test_overrides_that_do_not_fit(write: Write, override: str, expected: str) -> None:

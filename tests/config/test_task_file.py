@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rankscope.config.loader import dump_study, load_study_file
-from rankscope.config.task_file import load_task_file
+from rankscope.config.loader import dump_study, load_study_file, load_task_file
 from rankscope.errors import UserError
 
 STUDY = """name: s
@@ -43,14 +42,14 @@ def test_a_study_holds_what_the_file_says(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("name: mine\nscorr: loss\n", r"bad.yaml:2: scorr: unknown key; did you mean 'scorer'"),
-        ("name: mine\nshots: 6\n", r"bad.yaml:2: num_fewshot: found 6"),
+        ("name: mine\nnum_fewshot: 6\n", r"bad.yaml:2: num_fewshot: found 6"),
         ("name: mine\nextract: '('\n", r"bad.yaml:2: extract: '\(' is no regular expression"),
         ("name: mine\nextract: '(a)(b)'\n", r"bad.yaml:2: extract: .* has 2 groups"),
         ("name: mine\nprompt: !!python/object:os.system x\n", r"bad.yaml:2: tag .* is refused"),
         ("name: mine\npath: x\ntrain: y\n", r"'path' and 'train' both say"),
         ("name: mine\nstop: ['']\n", r"bad.yaml:2: stop.0: is empty text"),
         ("path: other.yaml\nname: x\n", r"bad.yaml:1: path: a task file cannot name another"),
-        ("", r"bad.yaml: is empty; write one: 'name:'"),
+        ("", r"bad.yaml: the file is empty; write one with 'name:'"),
     ],
 )
 def test_faults_are_told_with_their_line(tmp_path: Path, text: str, told: str) -> None:

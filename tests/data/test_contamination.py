@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-from rankscope.config.study import TaskConfig
+from rankscope.config.task import TaskConfig
 from rankscope.data.contamination import find_contamination, find_contamination_between_tasks
 from rankscope.data.items import Item
 from rankscope.data.tasks import load_task

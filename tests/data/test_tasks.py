@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hub_copies import paper_hub
 
-from rankscope.config.study import TaskConfig
+from rankscope.config.task import TaskConfig
 from rankscope.data.numbers import extract_number
 from rankscope.data.pocket_world import POCKET_TASKS
 from rankscope.data.tasks import NAMED_TASKS, LoadedTask, load_task, overlapping_subjects

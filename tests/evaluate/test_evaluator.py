@@ -22,7 +22,7 @@ from rankscope.config.study import EvaluateConfig
 from rankscope.data.items import Item
 from rankscope.data.tasks import LoadedTask
 from rankscope.errors import IntegrityError, UserError
-from rankscope.evaluate.evaluator import cut_notes, encode_split, evaluate_task
+from rankscope.evaluate.evaluator import encode_split, evaluate_task, truncation_notes
 from rankscope.evaluate.task_record import task_sha256
 from rankscope.records import BASE, read_items, write_items
 
@@ -155,12 +155,12 @@ def test_rows_scored_up_to_max_length_are_counted_and_told() -> None:
     record, _ = evaluate_task(base(), short, task, "test", {None: BASE}, SETTINGS)[None]
     assert record.truncated == 1
     note = "1 of 4 test items are longer than max_length = 64 tokens and scored up to there"
-    assert note in cut_notes(short, task, "test", 256, SETTINGS)[0]
+    assert note in truncation_notes(short, task, "test", 256, SETTINGS)[0]
     both = encode_split(short, task, "test", 32, cut)
     assert (both.cut_left, both.cut_right, both.truncated) == ({0, 3}, {0}, 2)
-    assert len(cut_notes(short, task, "test", 32, cut)) == 2
+    assert len(truncation_notes(short, task, "test", 32, cut)) == 2
     with pytest.raises(UserError, match="context of 256 tokens"):
-        cut_notes(encoder(None), task, "test", 256, SETTINGS)
+        truncation_notes(encoder(None), task, "test", 256, SETTINGS)
 
 
 def joined(contaminated: frozenset[str] = frozenset()) -> LoadedTask:

@@ -11,7 +11,12 @@ from rankscope.data.items import Item, Message
 from rankscope.errors import UserError
 from rankscope.evaluate import prefix_sharing as prefixes
 from rankscope.evaluate.evaluator import evaluate_task
-from rankscope.evaluate.scorers.generation import Limits, encode_prompts, generate, stop_strings
+from rankscope.evaluate.scorers.generation import (
+    GenerationLimits,
+    encode_prompts,
+    generate,
+    stop_strings,
+)
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
 from rankscope.records import BASE
@@ -28,9 +33,9 @@ def prompts() -> list[list[int]]:
     ]
 
 
-def limits(batch_tokens: int = 4096, **changes: object) -> Limits:
+def limits(batch_tokens: int = 4096, **changes: object) -> GenerationLimits:
     settings = {"max_new_tokens": NEW_TOKENS, "context": 256, "stop_ids": frozenset({2})}
-    return Limits(**{**settings, "batch_tokens": batch_tokens, **changes})  # type: ignore[arg-type]
+    return GenerationLimits(**{**settings, "batch_tokens": batch_tokens, **changes})  # type: ignore[arg-type]
 
 
 def stock_generation(model: PreTrainedModel, prompt: list[int], stops: frozenset[int]) -> list[int]:
@@ -48,7 +53,7 @@ def stock_generation(model: PreTrainedModel, prompt: list[int], stops: frozenset
 
 @torch.inference_mode()
 def run(
-    engine: Base, adapter_names: list[str | None], bounds: Limits
+    engine: Base, adapter_names: list[str | None], bounds: GenerationLimits
 ) -> dict[str | None, list[list[int]]]:
     found = generate(engine, prompts(), adapter_names, bounds)
     return {
@@ -106,7 +111,7 @@ def test_prompts_that_begin_alike_write_the_same(
     adapter_names = [None, group[1].name]
     alone = generate(engine, rows, adapter_names, limits())
     monkeypatch.setattr(prefixes, "PASS_TOKENS", 10)
-    assert {group.length for group in prefixes.shared_prefixes(rows)} == {0, 30, 49}
+    assert {group.length for group in prefixes.find_shared_prefixes(rows)} == {0, 30, 49}
     for batch_tokens in (4096, 24):
         shared = generate(engine, rows, adapter_names, limits(batch_tokens))
         for adapter_name in adapter_names:

@@ -11,7 +11,7 @@ from rankscope.config.study import EvaluateConfig
 from rankscope.data.items import Item
 from rankscope.data.tasks import LoadedTask
 from rankscope.errors import UserError
-from rankscope.evaluate.context_window import EncodedSplit, fitted
+from rankscope.evaluate.context_window import EncodedSplit, fit_to_context
 from rankscope.evaluate.evaluator import evaluate_task
 from rankscope.evaluate.metrics import ModelScores, choice_predictions
 from rankscope.evaluate.rescore import extracted
@@ -162,12 +162,12 @@ def test_long_prompts_are_refused_or_cut_at_their_beginning() -> None:
     asked = Question([1, *range(10, 30)], [[5, 6], [7]])
     split = EncodedSplit((item,), questions=[asked])
     with pytest.raises(UserError, match="1 of 1 items do not fit the model's context of 12 tokens"):
-        fitted(split, 12, SETTINGS, "task", [1])
+        fit_to_context(split, 12, SETTINGS, "task", [1])
     cut = EvaluateConfig(too_long="truncate_left")
-    found = fitted(split, 12, cut, "task", [1])
+    found = fit_to_context(split, 12, cut, "task", [1])
     # Ten tokens of prompt are left for the longest option's two: the begin token and the last 9.
     assert found.questions == [Question([1, *range(21, 30)], [[5, 6], [7]])]
     assert found.truncated == 1
-    assert fitted(split, 23, cut, "task", [1]) is split
+    assert fit_to_context(split, 23, cut, "task", [1]) is split
     with pytest.raises(UserError, match="the answer alone fills"):
-        fitted(split, 2, cut, "task", [1])
+        fit_to_context(split, 2, cut, "task", [1])

@@ -11,6 +11,7 @@ import pytest
 from synthetic_study import Truth
 
 from rankscope.advise.recommend import recommend
+from rankscope.formatting import POINTS, number
 from rankscope.report.answer import answer
 from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.labels import Label, place
@@ -19,7 +20,7 @@ from rankscope.report.figures.plane import gain_and_fall, plane_front
 from rankscope.report.figures.training import binned_losses
 from rankscope.report.study_page import figure_data, sections
 from rankscope.report.study_view import StudyView
-from rankscope.report.style import FULL, MUTED, POINTS, dark_colors, number
+from rankscope.report.style import FULL, MUTED, dark_colors
 
 from .studies import ORDINARY, ordinary_study, study_and_advice
 

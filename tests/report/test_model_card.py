@@ -12,10 +12,10 @@ from synthetic_study import Truth
 from rankscope.advise.arms import summarize_trial
 from rankscope.advise.statistics.estimates import paired_estimate
 from rankscope.config.study import ModelConfig
+from rankscope.formatting import difference, interval, score_text
 from rankscope.records import BASE, StudyRecords, TrialRecords
 from rankscope.report.model_card import folder_name, model_card
 from rankscope.report.study_view import StudyView
-from rankscope.report.style import difference, interval, score
 
 from .studies import hostile_study, ordinary_study, study_and_advice
 
@@ -48,8 +48,8 @@ def test_the_figures_are_those_of_the_one_trained_model() -> None:
     gain, unit = paired_estimate(own[np.newaxis], base), view.unit("med")
     row = next(line for line in text.splitlines() if line.startswith("| med | in domain |"))
     for part in (
-        score(float(base.mean()), unit),
-        score(float(own.mean()), unit),
+        score_text(float(base.mean()), unit),
+        score_text(float(own.mean()), unit),
         difference(gain.value, unit),
         interval(gain, unit).removeprefix("95 % interval "),
         "| 60 |",

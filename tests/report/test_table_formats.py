@@ -6,16 +6,11 @@ import re
 
 import pytest
 
+from rankscope.formatting import markdown_text
 from rankscope.report.charts.figure import Column, DataTable, table
 from rankscope.report.main_tables import main_tables
 from rankscope.report.study_view import StudyView
-from rankscope.report.table_formats import (
-    comma_separated,
-    latex,
-    latex_text,
-    markdown,
-    markdown_text,
-)
+from rankscope.report.table_formats import comma_separated, latex, latex_text, markdown
 
 from .studies import ATTACKS, HOSTILE, hostile_study, ordinary_study
 

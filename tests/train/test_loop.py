@@ -17,7 +17,7 @@ from rankscope.data.encode import EncodedRow, Encoder, encode_rows
 from rankscope.data.items import Item
 from rankscope.data.pocket_world import pocket_rows
 from rankscope.errors import UserError
-from rankscope.evaluate.scorers.generation import Limits, generate
+from rankscope.evaluate.scorers.generation import GenerationLimits, generate
 from rankscope.models.base import Base
 from rankscope.models.load import load_base
 from rankscope.models.methods import new_adapter
@@ -265,7 +265,7 @@ def test_overfitted_rows_are_given_back_and_end_with_the_end_token() -> None:
     everything = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "lm_head")
     spec = trial("a", rank=16, alpha=32.0, lr=1e-2, targets=everything)
     train_group(base, [spec], rows, protocol(max_steps=60))
-    limits = Limits(20, 100, 256, encoder.stop_ids)
+    limits = GenerationLimits(20, 100, 256, encoder.stop_ids)
     prompts = [encoder.prompt_ids(item) for item in items]
     found = generate(base, prompts, ["a", None], limits)
     assert [g.text for g in found["a"]] == list(answers.values())

@@ -10,7 +10,7 @@ from rankscope.advise.arms import Arm, retention_tasks
 from rankscope.advise.objective import Objective
 from rankscope.advise.select import Choice
 from rankscope.advise.statistics.significance import ALPHA
-from rankscope.advise.wording import Unit
+from rankscope.formatting import POINTS, Unit, unit_of
 from rankscope.records import (
     BASE,
     FAILED,
@@ -48,13 +48,13 @@ class Case:
     @property
     def unit(self) -> Unit:
         """Of the training task's score."""
-        return "accuracy" if self.record is None else self.record.score_unit
+        return POINTS if self.record is None else unit_of(self.record.score_unit)
 
     @property
     def retention_unit(self) -> Unit:
         """Of forgetting; accuracy where nothing measures it."""
         tasks = retention_tasks(self.study, self.task)
-        return tasks[0].score_unit if tasks else "accuracy"
+        return unit_of(tasks[0].score_unit) if tasks else POINTS
 
     @property
     def net_unit(self) -> Unit:

@@ -7,15 +7,8 @@ from rankscope.advise.case import Case
 from rankscope.advise.comparisons import arm_difference
 from rankscope.advise.statistics.estimates import negated, standard_error
 from rankscope.advise.statistics.power import detectable
-from rankscope.advise.wording import (
-    amount,
-    count,
-    difference,
-    evidence,
-    level,
-    settings,
-    values_of,
-)
+from rankscope.advise.wording import settings, values_of
+from rankscope.formatting import POINTS, amount, count, difference, evidence, score_text
 from rankscope.records import Reason
 
 FIRM_SEEDS = 3
@@ -186,8 +179,8 @@ def _retention(case: Case, subject: Arm | None) -> list[Reason]:
         if error is not None and mean - 2 * error <= task.chance:
             reasons.append(
                 _limit(
-                    f"The base is at chance on {task.name} ({level(mean, 'accuracy')}, guessing "
-                    f"gives {level(task.chance, 'accuracy')}): forgetting cannot show there, and "
+                    f"The base is at chance on {task.name} ({score_text(mean, POINTS)}, guessing "
+                    f"gives {score_text(task.chance, POINTS)}): forgetting cannot show there, and "
                     "no fall is no evidence of none. Next: a retention task that the base knows.",
                     base=mean,
                     chance=task.chance,

@@ -11,7 +11,8 @@ from rankscope.advise.arms import Arm, retention_tasks
 from rankscope.advise.case import Case
 from rankscope.advise.comparisons import net_difference
 from rankscope.advise.verdict import Verdict, changes, undecided
-from rankscope.advise.wording import amount, difference, settings
+from rankscope.advise.wording import settings
+from rankscope.formatting import amount, difference
 from rankscope.records import ArmSummary, Estimate
 
 

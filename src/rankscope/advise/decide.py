@@ -13,7 +13,8 @@ from rankscope.advise.next_steps import after_failures, enough_text
 from rankscope.advise.select import Candidate
 from rankscope.advise.statistics.significance import ALPHA, FEWEST_ITEMS, holm
 from rankscope.advise.verdict import Verdict, changes, is_firm, undecided
-from rankscope.advise.wording import amount, count, difference, level, settings
+from rankscope.advise.wording import settings
+from rankscope.formatting import POINTS, amount, count, difference, score_text
 from rankscope.records import ArmSummary, Estimate
 
 
@@ -243,10 +244,10 @@ def _result(case: Case, arm: ArmSummary) -> str:
     score, gain, forgetting = arm.score, arm.gain, arm.forgetting
     if score is None or gain is None:
         return "its test score is missing"
-    verb = "it answers" if case.unit == "accuracy" else "its answers have log probability"
-    right = " right" if case.unit == "accuracy" else ""
+    verb = "it answers" if case.unit == POINTS else "its answers have log probability"
+    right = " right" if case.unit == POINTS else ""
     text = (
-        f"{verb} {level(score.value, case.unit)}{right}, "
+        f"{verb} {score_text(score.value, case.unit)}{right}, "
         f"{difference(gain.value, case.unit)} against the base"
     )
     if forgetting is None:

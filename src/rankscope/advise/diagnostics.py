@@ -7,7 +7,8 @@ from rankscope.advise.arms import Arm, retention_tasks
 from rankscope.advise.case import Case
 from rankscope.advise.patterns import patterns
 from rankscope.advise.statistics.significance import ALPHA
-from rankscope.advise.wording import amount, count, level, settings
+from rankscope.advise.wording import settings
+from rankscope.formatting import POINTS, amount, count, score_text
 from rankscope.records import Reason, TrainRecord
 
 SATURATED = 0.95
@@ -60,13 +61,13 @@ def _worse_than_base(case: Case) -> Iterable[Reason]:
 
 
 def _saturated(case: Case) -> Iterable[Reason]:
-    if case.unit != "accuracy":
+    if case.unit != POINTS:
         return
     base = case.base_score(case.task)
     if base is None or base < SATURATED:
         return
     yield _sign(
-        f"The base already answers {level(base, case.unit)} of {case.task} right: at most "
+        f"The base already answers {score_text(base, case.unit)} of {case.task} right: at most "
         f"{amount(1 - base, case.unit)} are left to gain. Next: a harder task, or the base as it "
         "is.",
         base=base,
@@ -83,8 +84,8 @@ def _negative_transfer(case: Case, subject: Arm) -> Iterable[Reason]:
         if change.value / base < -NEGATIVE_TRANSFER and change.p_holm < ALPHA:
             yield Reason(
                 kind="sign",
-                text=f"Negative transfer: {name} falls by {amount(change.value, 'accuracy')}, "
-                f"{-100 * change.value / base:.0f} % of the base's {level(base, 'accuracy')}. "
+                text=f"Negative transfer: {name} falls by {amount(change.value, POINTS)}, "
+                f"{-100 * change.value / base:.0f} % of the base's {score_text(base, POINTS)}. "
                 "Next: scale the update down at inference, a smaller rank or rate, or training on "
                 "both tasks.",
                 values={
@@ -105,7 +106,7 @@ def _over_forgetting(case: Case, subject: Arm) -> Iterable[Reason]:
     relative = forgot.value / (sum(knew) / len(knew)) if knew else 0.0
     one_unit = case.unit == case.retention_unit
     of_gain = one_unit and forgot.value >= OVER_FORGETTING * max(arm.gain.value, 0.0)
-    if case.retention_unit != "accuracy":
+    if case.retention_unit != POINTS:
         relative = 0.0
     if not of_gain and relative <= NEGATIVE_TRANSFER:
         return

@@ -8,7 +8,7 @@ from rankscope.advise.caveats import FIRM_SEEDS
 from rankscope.advise.confirm_on_test import is_forgetting_unweighed, is_unmeasured, worth
 from rankscope.advise.statistics.power import Enough, enough, hidden_by_seeds, items_needed
 from rankscope.advise.statistics.significance import FEWEST_ITEMS
-from rankscope.advise.wording import amount, count, difference
+from rankscope.formatting import POINTS, amount, count, difference
 from rankscope.records import Estimate, Need, TrialRecords
 
 NEXT_RATE = 10**0.5
@@ -106,7 +106,7 @@ def _unknown_text(case: Case, gain: Estimate | None, shown: str) -> str:
 
 def _guessed_items(case: Case, gain: Estimate | None) -> int | None:
     """Items by a typical discordance; None of nats, which have none, or of items that agree."""
-    if case.unit != "accuracy" or (gain is not None and gain.n >= FEWEST_ITEMS):
+    if case.unit != POINTS or (gain is not None and gain.n >= FEWEST_ITEMS):
         return None
     return items_needed(case.objective.margin, TYPICAL_DISCORDANCE)
 

@@ -7,7 +7,8 @@ from scipy import stats
 from rankscope.advise.case import Case
 from rankscope.advise.select import Candidate
 from rankscope.advise.statistics.significance import ALPHA
-from rankscope.advise.wording import amount, difference, evidence, values_of
+from rankscope.advise.wording import values_of
+from rankscope.formatting import amount, difference, evidence
 from rankscope.records import ArmComparison, ArmSummary, Reason
 
 PATTERN = 0.5

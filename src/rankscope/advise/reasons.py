@@ -7,15 +7,8 @@ from rankscope.advise.comparisons import arm_difference, forgetting_difference
 from rankscope.advise.confirm_on_test import worth
 from rankscope.advise.diagnostics import signs
 from rankscope.advise.statistics.estimates import negated, non_inferior
-from rankscope.advise.wording import (
-    amount,
-    count,
-    difference,
-    evidence,
-    level,
-    settings,
-    values_of,
-)
+from rankscope.advise.wording import settings, values_of
+from rankscope.formatting import amount, count, difference, evidence, score_text, unit_of
 from rankscope.records import ArmSummary, Reason
 
 
@@ -42,8 +35,8 @@ def _gain(case: Case, arm: ArmSummary) -> list[Reason]:
         return []
     base = arm.score.value - arm.gain.value
     text = (
-        f"{settings(arm)} reaches {level(arm.score.value, case.unit)} on {case.task} against the "
-        f"base's {level(base, case.unit)}: {difference(arm.gain.value, case.unit)} "
+        f"{settings(arm)} reaches {score_text(arm.score.value, case.unit)} on {case.task} against "
+        f"the base's {score_text(base, case.unit)}: {difference(arm.gain.value, case.unit)} "
         f"({evidence(arm.gain, case.unit)})."
     )
     values = {"score": arm.score.value, "base": base, **values_of(arm.gain, "gain")}
@@ -117,7 +110,7 @@ def _forgetting(case: Case, arm: ArmSummary) -> list[Reason]:
     shown = evidence(negated(change) if gained else change, unit)
     unknown = change.low is None or change.high is None
     clear = not unknown and (float(change.low or 0) > 0 or float(change.high or 0) < 0)
-    by_task = {t.name: t.score_unit for t in case.study.tasks}
+    by_task = {t.name: unit_of(t.score_unit) for t in case.study.tasks}
     parts = [
         f"{name} {difference(e.value, by_task[name])}" for name, e in sorted(arm.retention.items())
     ]
@@ -135,7 +128,7 @@ def _transfer(case: Case, arm: ArmSummary) -> list[Reason]:
     """Other tasks, the largest fall first."""
     if not arm.transfer:
         return []
-    by_task = {t.name: t.score_unit for t in case.study.tasks}
+    by_task = {t.name: unit_of(t.score_unit) for t in case.study.tasks}
     ordered = sorted(arm.transfer.items(), key=lambda pair: pair[1].value)
     parts = []
     for name, e in ordered:

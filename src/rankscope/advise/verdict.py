@@ -6,7 +6,7 @@ from typing import Literal
 from rankscope.advise.arms import Arm
 from rankscope.advise.case import Case
 from rankscope.advise.caveats import FIRM_SEEDS
-from rankscope.advise.wording import difference
+from rankscope.formatting import difference
 from rankscope.records import ArmSummary, Decision
 
 Confidence = Literal["firm", "tentative", "none"]

@@ -59,16 +59,16 @@ def evaluate(
     """
     from rankscope.cli.render.scores import scores_screen
     from rankscope.progress import ConsoleReporter
-    from rankscope.tools.evaluate import Asked, score
-    from rankscope.tools.evaluate.request import settings_of
+    from rankscope.tools.evaluate import EvalRequest, score
+    from rankscope.tools.evaluate.request import evaluation_settings
 
-    settings = settings_of(
+    settings = evaluation_settings(
         max_items=max_items,
         batch_tokens=batch_tokens,
         max_new_tokens=max_new_tokens,
         too_long=too_long,
     )
-    asked = Asked(
+    asked = EvalRequest(
         model=model,
         adapters=tuple(adapter or ()),
         tasks=tuple(part.strip() for part in tasks.split(",") if part.strip()),
@@ -91,7 +91,7 @@ def evaluate(
     else:
         show(scores_screen(scored.scores))
         if out is not None:
-            say(scored.told(out))
+            say(scored.summary(out))
     for failure in scored.failed:
         tell(failure, "red")
     if scored.failed:

@@ -29,7 +29,7 @@ def params(
     Example: rankscope params ./llama-3.1-8b --rank 8 --rank 64
     """
     from rankscope.cli.render.parameters import parameters_screen
-    from rankscope.config.targets import TARGET_GROUPS
+    from rankscope.config.arm import TARGET_GROUPS
     from rankscope.models.load import shapes_folder
     from rankscope.models.parameters import architecture, lora_parameters, read_config
 

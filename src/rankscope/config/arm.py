@@ -9,12 +9,17 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
-from rankscope.config.mitigation import MITIGATIONS, EarlyStopConfig, ReplayConfig
-from rankscope.config.section import PathText, Section, as_list, shown
-from rankscope.config.targets import TARGET_GROUPS, TargetGroup, TargetSet, as_target_sets
+from rankscope.config.section import (
+    ConfigSection,
+    Name,
+    OneOrMore,
+    PathText,
+    ZeroOrMore,
+    short_repr,
+)
 
 Method = Literal["lora", "rslora", "lora+", "dora", "pissa", "eva", "full"]
-Schedule = Literal["linear", "cosine", "constant"]
+ScheduleName = Literal["linear", "cosine", "constant"]
 PeftSettings = dict[str, JsonValue]
 PeftMethod = dict[Literal["peft"], PeftSettings]
 """``{peft: {peft_type: ADALORA, ...}}``: a method of PEFT's with fields of its configuration."""
@@ -22,8 +27,16 @@ PeftMethod = dict[Literal["peft"], PeftSettings]
 METHODS: tuple[str, ...] = get_args(Method)
 LORA_ONLY = frozenset({"rank", "alpha", "targets", "dropout", "lr_ratio"})
 """Fields of an arm that full fine-tuning does not have."""
-OVERRIDES = ("batch_size", "gradient_accumulation", "schedule", "warmup_fraction", "weight_decay")
-"""Fields of ``train`` that an arm may set for itself."""
+TRAIN_OVERRIDES = (
+    "batch_size",
+    "gradient_accumulation",
+    "schedule",
+    "warmup_fraction",
+    "weight_decay",
+)
+"""Fields of ``train`` that an arm may override."""
+MITIGATIONS = ("replay", "kl_to_base", "early_stop")
+"""Fields of an arm that are axes of its grid but not fields of ``train``."""
 STATEFUL_PEFT = frozenset({"ADALORA"})
 """Methods of PEFT's that are more than their parameters: these alone do not bring them back."""
 CONTINUED = ("lora", "rslora", "lora+", "dora")
@@ -49,8 +62,8 @@ def checked_method(value: Any) -> Any:
         close = difflib.get_close_matches(str(value), METHODS, n=1, cutoff=0.55)
         meant = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"method {shown(value)}: expected one of {', '.join(METHODS)}, or a method of PEFT's "
-            f"as {{peft: {{peft_type: ADALORA, ...}}}}{meant}"
+            f"method {short_repr(value)}: expected one of {', '.join(METHODS)}, or a method of "
+            f"PEFT's as {{peft: {{peft_type: ADALORA, ...}}}}{meant}"
         )
     return value
 
@@ -60,8 +73,8 @@ def checked_peft(value: dict[Any, Any]) -> dict[str, dict[str, Any]]:
     settings = value.get("peft")
     if set(value) != {"peft"} or not isinstance(settings, dict):
         raise ValueError(
-            f"method {shown(value)}: expected {{peft: {{peft_type: ADALORA, ...}}}}, one key with "
-            "the settings of PEFT's method"
+            f"method {short_repr(value)}: expected {{peft: {{peft_type: ADALORA, ...}}}}, one key "
+            "with the settings of PEFT's method"
         )
     settings = {key: entry for key, entry in settings.items() if entry is not None}
     if not isinstance(settings.get("peft_type"), str):
@@ -81,12 +94,12 @@ def checked_alpha(value: Any) -> Any:
     if isinstance(value, str):
         match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)?r", value.strip())
         if match is None or (match[1] is not None and not 0 < float(match[1]) < math.inf):
-            raise ValueError(f"alpha {shown(value)}: {expected}")
+            raise ValueError(f"alpha {short_repr(value)}: {expected}")
         return value.strip()
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"alpha {shown(value)}: {expected}")
+        raise ValueError(f"alpha {short_repr(value)}: {expected}")
     if not 0 < value < math.inf:  # NaN compares false
-        raise ValueError(f"alpha {shown(value)}: {expected}")
+        raise ValueError(f"alpha {short_repr(value)}: {expected}")
     return float(value)
 
 
@@ -99,135 +112,123 @@ AnyMethod = Annotated[
 ]
 
 
-class ArmConfig(Section):
+TARGET_GROUPS: dict[str, tuple[str, ...]] = {
+    "attention": ("k_proj", "o_proj", "q_proj", "v_proj"),
+    "mlp": ("down_proj", "gate_proj", "up_proj"),
+    "all-linear": (
+        "down_proj",
+        "gate_proj",
+        "k_proj",
+        "o_proj",
+        "q_proj",
+        "up_proj",
+        "v_proj",
+    ),
+}
+TargetGroup = Literal["attention", "mlp", "all-linear"]
+TargetSet = TargetGroup | list[str]
+MODULE_PATTERN = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
+
+
+def parse_target_sets(value: Any) -> Any:
+    """Targets as a list of sets: ``attention``, a list of groups, of module names, or of sets.
+
+    ``[q_proj, v_proj]`` is one set of two modules; ``[attention, all-linear]`` and
+    ``[[q_proj, v_proj], attention]`` are two points of the grid.
+    """
+    groups = ", ".join(TARGET_GROUPS)
+    if isinstance(value, str) and value in TARGET_GROUPS:
+        value = [value]
+    if not isinstance(value, list) or not value:
+        raise ValueError(
+            f"targets {short_repr(value)}: expected one of {groups}, or a list of names"
+        )
+    is_set = [isinstance(entry, list) or entry in TARGET_GROUPS for entry in value]
+    if not any(is_set):
+        value = [value]
+    elif not all(is_set):
+        name = value[is_set.index(False)]
+        raise ValueError(
+            f"targets mix groups and the module name {short_repr(name)}: put a set of module names "
+            "into a list of its own, as in [attention, [q_proj, v_proj]]"
+        )
+    for names in value:
+        if isinstance(names, list):
+            check_module_names(names)
+    return value
+
+
+def check_module_names(names: list[Any]) -> None:
+    if not names:
+        raise ValueError("targets is empty: name at least one module")
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(MODULE_PATTERN, name):
+            raise ValueError(
+                f"target {short_repr(name)}: expected {', '.join(TARGET_GROUPS)}, or a module name "
+                "such as 'q_proj'"
+            )
+
+
+class ReplayConfig(ConfigSection):
+    """General rows mixed into every optimizer step, in addition to the task's own."""
+
+    task: Name
+    """Task whose training rows are replayed: described in the study, or a named one."""
+    share: float = Field(ge=0, lt=1)
+    """Share of the replayed rows in all rows seen, and in the loss; 0 is no replay."""
+
+
+class EarlyStopConfig(ConfigSection):
+    """Stop a trial that no longer improves, and keep the weights of its best score."""
+
+    patience: int = Field(ge=1)
+    """Evaluations (``train.evaluate_every``) without a better in-domain validation score."""
+
+
+class ArmConfig(ConfigSection):
     """One method with its hyper-parameter lists; the grid is their product."""
 
     model_config = ConfigDict(
         json_schema_extra={"anyOf": [{"required": ["method"]}, {"required": ["init_from"]}]}
     )
 
-    method: Annotated[
-        list[AnyMethod],
-        BeforeValidator(as_list, json_schema_input_type=Method | PeftMethod | list[AnyMethod]),
-        Field(min_length=1),
-    ] = []
+    method: OneOrMore[AnyMethod] = []
     """By name, or ``{peft: {peft_type: ADALORA, ...}}`` for any other method of PEFT's."""
-    rank: Annotated[
-        list[Rank], BeforeValidator(as_list, json_schema_input_type=Rank | list[Rank])
-    ] = []
+    rank: ZeroOrMore[Rank] = []
     """LoRA rank r, one or more."""
-    alpha: Annotated[
-        list[Alpha],
-        BeforeValidator(as_list, json_schema_input_type=Alpha | list[Alpha]),
-        Field(min_length=1),
-    ] = ["2r"]
+    alpha: OneOrMore[Alpha] = ["2r"]
     """LoRA alpha: a number, or a multiple of the rank such as ``2r``."""
-    lr: Annotated[
-        list[LearningRate],
-        BeforeValidator(as_list, json_schema_input_type=LearningRate | list[LearningRate]),
-        Field(min_length=1),
-    ]
+    lr: OneOrMore[LearningRate]
     """Peak learning rate; always explicit, since a rank sweep at one rate measures the rate."""
-    lr_ratio: (
-        Annotated[
-            list[LearningRate],
-            BeforeValidator(as_list, json_schema_input_type=LearningRate | list[LearningRate]),
-            Field(min_length=1),
-        ]
-        | None
-    ) = None
+    lr_ratio: OneOrMore[LearningRate] | None = None
     """``lora+`` alone: the learning rate of B over that of A, whose rate is ``lr``; 16."""
     targets: Annotated[
         list[TargetSet],
         BeforeValidator(
-            as_target_sets, json_schema_input_type=TargetGroup | list[str] | list[TargetSet]
+            parse_target_sets, json_schema_input_type=TargetGroup | list[str] | list[TargetSet]
         ),
     ] = ["attention"]
     """``attention``, ``mlp``, ``all-linear`` or a list of module names; several sets in a list."""
-    dropout: Annotated[
-        list[Dropout],
-        BeforeValidator(as_list, json_schema_input_type=Dropout | list[Dropout]),
-        Field(min_length=1),
-    ] = [0.0]
+    dropout: OneOrMore[Dropout] = [0.0]
     """Dropout on the adapter's input, probability."""
     init_from: PathText = None
     """Folder of a LoRA or DoRA adapter in PEFT's format that training goes on from."""
-    batch_size: (
-        Annotated[
-            list[Rows],
-            BeforeValidator(as_list, json_schema_input_type=Rows | list[Rows]),
-            Field(min_length=1),
-        ]
-        | None
-    ) = None
+    batch_size: OneOrMore[Rows] | None = None
     """This arm's own ``train.batch_size``."""
-    gradient_accumulation: (
-        Annotated[
-            list[Rows],
-            BeforeValidator(as_list, json_schema_input_type=Rows | list[Rows]),
-            Field(min_length=1),
-        ]
-        | None
-    ) = None
+    gradient_accumulation: OneOrMore[Rows] | None = None
     """This arm's own ``train.gradient_accumulation``."""
-    schedule: (
-        Annotated[
-            list[Schedule],
-            BeforeValidator(as_list, json_schema_input_type=Schedule | list[Schedule]),
-            Field(min_length=1),
-        ]
-        | None
-    ) = None
+    schedule: OneOrMore[ScheduleName] | None = None
     """This arm's own ``train.schedule``."""
-    warmup_fraction: (
-        Annotated[
-            list[WarmupFraction],
-            BeforeValidator(as_list, json_schema_input_type=WarmupFraction | list[WarmupFraction]),
-            Field(min_length=1),
-        ]
-        | None
-    ) = None
+    warmup_fraction: OneOrMore[WarmupFraction] | None = None
     """This arm's own ``train.warmup_fraction``."""
-    weight_decay: (
-        Annotated[
-            list[WeightDecay],
-            BeforeValidator(as_list, json_schema_input_type=WeightDecay | list[WeightDecay]),
-            Field(min_length=1),
-        ]
-        | None
-    ) = None
+    weight_decay: OneOrMore[WeightDecay] | None = None
     """This arm's own ``train.weight_decay``."""
-    replay: (
-        Annotated[
-            list[ReplayConfig],
-            BeforeValidator(as_list, json_schema_input_type=ReplayConfig | list[ReplayConfig]),
-            Field(min_length=1),
-        ]
-        | None
-    ) = None
+    replay: OneOrMore[ReplayConfig] | None = None
     """General rows mixed in: ``{task: NAME, share: 0.1}``."""
-    kl_to_base: (
-        Annotated[
-            list[DivergenceWeight],
-            BeforeValidator(
-                as_list, json_schema_input_type=DivergenceWeight | list[DivergenceWeight]
-            ),
-            Field(min_length=1),
-        ]
-        | None
-    ) = None
+    kl_to_base: OneOrMore[DivergenceWeight] | None = None
     """Weight of KL(base || tuned), nats per label token, in the loss; of the replayed rows where
     the arm has ``replay``, of the task's own where it has not."""
-    early_stop: (
-        Annotated[
-            list[EarlyStopConfig],
-            BeforeValidator(
-                as_list, json_schema_input_type=EarlyStopConfig | list[EarlyStopConfig]
-            ),
-            Field(min_length=1),
-        ]
-        | None
-    ) = None
+    early_stop: OneOrMore[EarlyStopConfig] | None = None
     """``{patience: N}``: stop after N points of ``train.evaluate_every`` without a better in-domain
     score on the validation split, and keep the best weights."""
 
@@ -241,7 +242,7 @@ class ArmConfig(Section):
         if self.init_from is not None and unfit:
             raise ValueError(
                 f"'init_from' goes on from a LoRA or DoRA adapter: expected a method among "
-                f"{', '.join(CONTINUED)}, found {shown(unfit[0])}"
+                f"{', '.join(CONTINUED)}, found {short_repr(unfit[0])}"
             )
         if self.is_full:
             if len(set(map(str, self.method))) > 1:
@@ -317,7 +318,7 @@ class ArmConfig(Section):
                 axes["dropout"] = self.dropout
             if self.init_from is not None:
                 axes["init_from"] = [self.init_from]
-            own = {name: getattr(self, name) for name in (*OVERRIDES, *MITIGATIONS)}
+            own = {name: getattr(self, name) for name in (*TRAIN_OVERRIDES, *MITIGATIONS)}
             yield axes | {name: values for name, values in own.items() if values is not None}
 
     def num_points(self) -> int:

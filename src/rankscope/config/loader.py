@@ -1,64 +1,137 @@
-"""The study file at the door: YAML in; a checked ``StudyConfig``, or every fault with its line."""
+"""Loading and writing study files and task files.
+
+A file becomes a checked section, or one error that lists every fault with its line.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rankscope.config.arm import LORA_ONLY
-from rankscope.config.overrides import apply_override
+from rankscope.config.overrides import OVERRIDE, apply_override
+from rankscope.config.section import Location
 from rankscope.config.study import StudyConfig
-from rankscope.config.task_file import with_task_files
+from rankscope.config.task import TaskConfig, is_task_file
 from rankscope.config.validation import (
     Fault,
-    Words,
-    joined,
-    read_nodes,
-    validated,
+    FileKind,
+    absolute_path,
+    fault_at,
+    join_faults,
+    read_yaml,
+    validate,
     with_absolute_paths,
 )
-from rankscope.config.yaml_lines import PlainValues, dump
+from rankscope.config.yaml_lines import PlainValues, dump, find_mark
 from rankscope.errors import UserError
 
-STUDY_WORDS = Words(
+STUDY_FILE = FileKind(
     "study file", "'model:', 'tasks:' and 'arms:'", "write one with 'rankscope init {path}'"
+)
+TASK_FILE = FileKind(
+    "task file",
+    "'name:', 'test:' and 'scorer:'",
+    "write one with 'name:' and the place of the rows, such as 'test: rows.jsonl' (docs/tasks.md)",
 )
 
 
 def load_study_file(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Read a study file and apply ``--set`` overrides such as ``train.epochs=1``, in order.
 
-    Relative paths in the file are taken from the file's folder, those in overrides from the
-    working directory; the result holds absolute paths, and in place of a task file what it says.
-    Raises UserError with every fault of the file and the overrides, one a line:
-    ``study.yaml:12: arms.0.lora_rnak: unknown key; did you mean 'rank'?``.
+    Relative paths of the file start at its folder, those of overrides at the working directory;
+    the result has absolute paths, and task files are replaced by their content.
+
+    Raises:
+        UserError: every fault of the file and the overrides, one per line, such as
+            ``study.yaml:12: arms.0.lora_rnak: unknown key; did you mean 'rank'?``.
     """
-    root = read_nodes(path, STUDY_WORDS)
+    root = read_yaml(path, STUDY_FILE)
     faults: list[Fault] = []
     for override in overrides:
         try:
             apply_override(root, override)
         except UserError as error:
-            faults.append((1, 0, str(error)))
+            faults.append(Fault(True, 0, str(error)))
     values = PlainValues()
     folder = path.absolute().parent
-    raw, found = with_task_files(values.read(root), root, folder)
-    faults += found
-    config, found = validated(root, values, raw, StudyConfig)
-    faults += found
+    raw = values.read(root)
+    faults += insert_task_files(raw, root, folder)
+    config, more_faults = validate(root, values, raw, StudyConfig)
+    faults += more_faults
     if faults or config is None:
-        raise UserError(joined(faults))
+        raise UserError(join_faults(faults))
     return with_absolute_paths(config, root, (), folder)
 
 
+def load_task_file(path: Path) -> TaskConfig:
+    """Read a task file; relative paths in it start at its folder.
+
+    Raises:
+        UserError: every fault of the file, one per line, each with its line number.
+    """
+    root = read_yaml(path, TASK_FILE)
+    values = PlainValues()
+    config, faults = validate(root, values, values.read(root), TaskConfig)
+    if config is not None and is_task_file(config.path):
+        mark = find_mark(root, ("path",))
+        faults.append(fault_at(mark, "path: a task file cannot name another; write it out here"))
+    if faults or config is None:
+        raise UserError(join_faults(faults))
+    return with_absolute_paths(config, root, (), path.absolute().parent)
+
+
+def insert_task_files(raw: Any, root: yaml.Node, folder: Path) -> list[Fault]:
+    """Replace the task files named in a study's plain values by their content, in place.
+
+    Keys beside ``path`` in the study override those of the task file.
+
+    Args:
+        raw: plain values of the study, read from ``root``; not validated yet.
+        root: node tree of the study file.
+        folder: where relative paths start.
+    """
+    faults: list[Fault] = []
+    for tasks, location in task_lists(raw):
+        for index, task in enumerate(tasks):
+            path = task.get("path") if isinstance(task, dict) else task
+            if not isinstance(path, str) or not is_task_file(path):
+                continue
+            mark = find_mark(root, (*location, index))
+            start = Path.cwd() if mark.name.startswith(OVERRIDE) else folder
+            try:
+                loaded = load_task_file(Path(absolute_path(path, start)))
+            except UserError as error:
+                faults.append(Fault(False, mark.line, str(error)))
+                continue
+            given = {k: v for k, v in task.items() if k != "path"} if task != path else {}
+            tasks[index] = {**loaded.model_dump(exclude_unset=True), **given}
+    return faults
+
+
+def task_lists(raw: Any) -> Iterator[tuple[list[Any], Location]]:
+    """The lists of a study's plain values that contain tasks, with their locations."""
+    study = raw if isinstance(raw, dict) else {}
+    evaluate = study.get("evaluate")
+    evaluate = evaluate if isinstance(evaluate, dict) else {}
+    lists: list[tuple[Any, Location]] = [
+        (study.get("tasks"), ("tasks",)),
+        (evaluate.get("cross_domain"), ("evaluate", "cross_domain")),
+        (evaluate.get("retention"), ("evaluate", "retention")),
+    ]
+    yield from ((tasks, location) for tasks, location in lists if isinstance(tasks, list))
+
+
 def dump_study(config: StudyConfig) -> str:
-    """Canonical YAML of a study, every default written out; it loads back to an equal config."""
+    """Canonical YAML of a study with every default written out; it loads back as ``config``."""
     values = config.model_dump(mode="json", exclude_none=True)
     for arm, written in zip(config.arms, values["arms"], strict=True):
         if arm.is_full or arm.is_peft:
             for key in LORA_ONLY - ({"targets"} if arm.is_peft else set()):
                 written.pop(key, None)
-        if arm.init_from is not None:  # what the arm leaves out is the adapter's, not a default
+        if arm.init_from is not None:  # keys that the arm leaves out are the adapter's, no defaults
             for key in {"method", "rank", "alpha", "targets"} - arm.model_fields_set:
                 del written[key]
     return dump(values)
@@ -66,14 +139,13 @@ def dump_study(config: StudyConfig) -> str:
 
 def study_json_schema() -> dict[str, Any]:
     """JSON schema (draft 2020-12) of the study file, short forms included."""
-    schema = StudyConfig.model_json_schema()
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
+        **StudyConfig.model_json_schema(),
         "title": "Rankscope study file",
     }
 
 
 def published_schema() -> str:
-    """The JSON schema of the study file as published in docs/study.schema.json."""
+    """The text of docs/study.schema.json."""
     return json.dumps(study_json_schema(), indent=2, ensure_ascii=False) + "\n"

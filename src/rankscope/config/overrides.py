@@ -1,118 +1,100 @@
-"""``--set arms.0.rank=[2,8]``: values from the command line in place of the study file's."""
+"""``--set arms.0.rank=[2,8]``: values from the command line replace those of the study file."""
 
 import yaml
 
-from rankscope.config.places import section_at
-from rankscope.config.section import printable, shown
+from rankscope.config.section import Location, dotted, section_at, short_repr
 from rankscope.config.study import StudyConfig
-from rankscope.config.yaml_lines import TAG, Location, child, compose, dump, read_scalar
+from rankscope.config.yaml_lines import TAG, child, compose, dump, read_scalar
 from rankscope.errors import UserError
 
 OVERRIDE = "--set "
-"""Marks of nodes that came from an override start with it."""
+"""Start of the mark of every node that came from an override."""
 
 
 def apply_override(root: yaml.MappingNode, override: str) -> None:
     """Put the value of ``a.b.0=VALUE`` into the tree; VALUE is read as YAML.
 
-    Sections that the file leaves out are made on the way, and a short form (``model: pocket``) is
-    written out where the override reaches into it. Unknown keys are left to the check of the whole
-    study, which knows what was meant. Raises UserError for text without ``=``, a value that is not
-    YAML, and a place that is not in the file.
+    Creates sections that the file leaves out, and expands a short form (``model: pocket``) if the
+    override reaches into it. Does not check keys: the validation of the whole study does, and can
+    suggest what was meant.
+
+    Raises:
+        UserError: no ``=``, a value that is not YAML, or a place that the file does not have.
     """
-    name = OVERRIDE + (override if override.isprintable() else shown(override))
+    name = OVERRIDE + (override if override.isprintable() else short_repr(override))
     key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
+    parts = tuple(key.strip().split("."))
     if not equals or not all(parts):
         raise UserError(f"{name}: expected KEY=VALUE, such as train.epochs=1 or arms.0.rank=[2,8]")
     try:
-        value = compose(text, name)
+        value = compose(text, name) or scalar("", "null", name)
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error)
         raise UserError(f"{name}: the value is not valid YAML: {problem}") from error
-    if value is None:
-        value = scalar("", "null", name)
     node: yaml.Node = root
-    for depth, part in enumerate(parts[:-1]):
-        node = step_into(node, part, tuple(parts[: depth + 1]), name)
-    put(node, parts, value, name)
+    for depth in range(1, len(parts)):
+        node = enter(node, parts[:depth], name)
+    set_entry(node, parts, value, name)
 
 
-def step_into(node: yaml.Node, part: str, place: tuple[str, ...], name: str) -> yaml.Node:
-    """The container at ``place``, made or written out where need be."""
-    step = child(node, part)
-    if step is None:
-        made = mapping(name)
-        put(node, list(place), made, name)
-        return made
-    below = step[1]
-    if isinstance(below, yaml.ScalarNode):
-        below = written_out(below, place, name)
-        put(node, list(place), below, name)
-    return below
+def enter(node: yaml.Node, place: tuple[str, ...], name: str) -> yaml.Node:
+    """The container at ``place``, an entry of ``node``; created or expanded if necessary."""
+    entry = child(node, place[-1])
+    inner = entry[1] if entry is not None else empty_mapping(name)
+    if isinstance(inner, yaml.ScalarNode):
+        inner = expand_scalar(inner, place, name)
+    if entry is None or inner is not entry[1]:
+        set_entry(node, place, inner, name)
+    return inner
 
 
-def written_out(node: yaml.ScalarNode, place: tuple[str, ...], name: str) -> yaml.Node:
-    """A short form as its mapping, an empty value as an empty one.
-
-    Values keep the mark of the scalar: they are still the file's own words.
-    """
+def expand_scalar(node: yaml.ScalarNode, place: tuple[str, ...], name: str) -> yaml.Node:
+    """A short form as its long form, an empty value as an empty mapping."""
     if node.tag == TAG + "null":
-        return mapping(name)
-    section = section_at(typed(place), StudyConfig)
-    text = read_scalar(node)
-    long_form = section.from_short_form(text) if section and isinstance(text, str) else None
+        return empty_mapping(name)
+    location: Location = tuple(int(part) if part.isdecimal() else part for part in place)
+    section = section_at(location, StudyConfig)
+    value = read_scalar(node)
+    long_form = section.from_short_form(value) if section and isinstance(value, str) else None
     if long_form is None:
-        raise UserError(f"{name}: {dotted(place)} is {shown(text)}, which holds no keys")
-    made = compose(dump(long_form), name)
-    assert isinstance(made, yaml.MappingNode)
-    for key, value in made.value:
-        key.start_mark = value.start_mark = node.start_mark
-    return made
+        raise UserError(f"{name}: {dotted(place)} is {short_repr(value)}, which has no keys")
+    expanded = compose(dump(long_form), name)
+    assert isinstance(expanded, yaml.MappingNode)
+    # The values keep the mark of the file, so that a relative path still starts at its folder.
+    for key, value_node in expanded.value:
+        key.start_mark = value_node.start_mark = node.start_mark
+    return expanded
 
 
-def put(node: yaml.Node, parts: list[str], value: yaml.Node, name: str) -> None:
-    """Set the entry ``parts[-1]`` of ``node``, a mapping or list, to ``value``."""
-    last = parts[-1]
+def set_entry(node: yaml.Node, place: tuple[str, ...], value: yaml.Node, name: str) -> None:
+    """Set the entry ``place[-1]`` of ``node``, a mapping or list, to ``value``."""
+    last = place[-1]
     if isinstance(node, yaml.MappingNode):
-        key = scalar(last, "str", name)
-        kept = [(k, v) for k, v in node.value if k.value != last]
-        position = next((i for i, (k, _) in enumerate(node.value) if k.value == last), len(kept))
-        node.value[:] = [*kept[:position], (key, value), *kept[position:]]
+        keys = [key.value for key, _ in node.value]
+        position = keys.index(last) if last in keys else len(keys)
+        others = [entry for entry in node.value if entry[0].value != last]
+        node.value[:] = [*others[:position], (scalar(last, "str", name), value), *others[position:]]
         return
-    place = dotted(tuple(parts[:-1]))
+    parent = dotted(place[:-1])
     if not isinstance(node, yaml.SequenceNode):
-        raise UserError(f"{name}: {place} is {shown(node.value)}, which holds no entries")
+        raise UserError(f"{name}: {parent} is {short_repr(node.value)}, which has no entries")
     if child(node, last) is None:
-        count = len(node.value)
         raise UserError(
-            f"{name}: {place} has no entry {shown(last)}: expected a number from 0 to {count - 1}"
+            f"{name}: {parent} has no entry {short_repr(last)}: expected a number from 0 to "
+            f"{len(node.value) - 1}"
         )
     node.value[int(last)] = value
 
 
-def typed(place: tuple[str, ...]) -> Location:
-    """The place with list positions as numbers."""
-    return tuple(int(part) if part.isdecimal() else part for part in place)
-
-
-def dotted(place: tuple[str, ...]) -> str:
-    """The place as written on the command line."""
-    return ".".join(printable(part) for part in place)
-
-
-def mapping(name: str) -> yaml.MappingNode:
-    """An empty mapping that came from the override ``name``."""
-    mark = mark_for(name)
+def empty_mapping(name: str) -> yaml.MappingNode:
+    mark = mark_of_override(name)
     return yaml.MappingNode(TAG + "map", [], mark, mark)
 
 
 def scalar(text: str, kind: str, name: str) -> yaml.ScalarNode:
-    """A scalar that came from the override ``name``."""
-    mark = mark_for(name)
+    mark = mark_of_override(name)
     return yaml.ScalarNode(TAG + kind, text, mark, mark)
 
 
-def mark_for(name: str) -> yaml.Mark:
-    """The mark of a node without a line."""
+def mark_of_override(name: str) -> yaml.Mark:
     return yaml.Mark(name, 0, 0, 0, None, 0)

@@ -1,102 +1,121 @@
-"""What the sections of the study file have in common: strict values, short forms, safe text."""
+"""Base class of every section of a study file, and the types of its fields."""
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, core_schema
 
-# A name becomes a path component and a label in reports, so it may hold nothing that could leave
-# the study's directory or confuse a terminal.
+# A name becomes a path component and a label in reports: it must not leave the study's folder or
+# confuse a terminal.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 NAME_RULE = "1 to 64 letters, digits, '_', '-' or '.', starting with a letter or digit"
-# A hub id must not be readable as a path: no '..', no leading '.' or '/', at most one '/'.
+# A hub id must not read as a path: no '..', no leading '.' or '/', at most one '/'.
 HUB_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95})?$"
+MAX_TEXT = 4096
+
+Location = tuple[str | int, ...]
+"""Keys and list positions that lead to a value of a file, such as ``("arms", 0, "rank")``."""
 
 
-def as_list(value: Any) -> Any:
-    """A single grid value stands for a list of one."""
-    return value if isinstance(value, list) else [value]
-
-
-def shown(value: object, limit: int = 60) -> str:
-    """A value for a message: one line, cut, with unprintable characters escaped."""
+def short_repr(value: object, limit: int = 60) -> str:
+    """A value for an error message: one line, shortened, unprintable characters escaped."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def printable(part: str | int) -> str:
-    """One step of a place, safe for a terminal."""
-    text = str(part)
-    return text if text.isprintable() and len(text) <= 40 else shown(text, 40)
+def dotted(location: Location) -> str:
+    """A location as written on the command line, safe to print."""
+    parts = map(str, location)
+    return ".".join(p if p.isprintable() and len(p) <= 40 else short_repr(p, 40) for p in parts)
 
 
-def matching(pattern: str, rule: str) -> Callable[[str], str]:
-    """A validator that refuses text not matching ``pattern``; ``rule`` says it in words."""
+def matches(pattern: str, rule: str) -> Callable[[str], str]:
+    """A validator for text that matches ``pattern``; ``rule`` describes the pattern in words."""
 
     def check(value: str) -> str:
         if ".." in value or not re.fullmatch(pattern, value):
-            raise ValueError(f"{shown(value)} cannot be used: expected {rule}")
+            raise ValueError(f"{short_repr(value)} cannot be used: expected {rule}")
         return value
 
     return check
 
 
-def checked_text(value: str) -> str:
-    """Refuse text that a terminal or a file system would take amiss."""
+def check_text(value: str) -> str:
     if not value:
-        raise ValueError("is empty text: remove the key or give a value")
+        raise ValueError("empty text: remove the key or give it a value")
     if not value.isprintable():
-        raise ValueError(f"{shown(value)} holds characters that cannot be printed")
-    if len(value) > 4096:
-        raise ValueError(f"is {len(value)} characters long: expected at most 4096")
+        raise ValueError(f"{short_repr(value)} contains characters that cannot be printed")
+    if len(value) > MAX_TEXT:
+        raise ValueError(f"{len(value)} characters: expected at most {MAX_TEXT}")
     return value
 
 
-def checked_path(value: str) -> str:
-    """Refuse a path into the home directory of a user that is not known."""
+def check_home_folder(value: str) -> str:
     try:
         Path(value).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{shown(value)}: there is no such home directory") from error
+        raise ValueError(f"{short_repr(value)}: this home folder does not exist") from error
     return value
 
 
 @dataclass(frozen=True)
 class LocalPath:
-    """Marks a field whose text names a local file or folder.
+    """Marks a field that names a local file or folder.
 
-    ``load_study`` makes it absolute: against the study file's folder, or against the working
-    directory where it came from ``--set``.
+    The loader makes its value absolute: relative to the study file's folder, or to the working
+    directory if the value comes from ``--set``.
     """
 
 
+class SingleValueAsList:
+    """Marks a list that may be written as a single value: ``rank: 8`` means ``rank: [8]``."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(
+            lambda value: value if isinstance(value, list) else [value], handler(source)
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        as_list = handler(schema)
+        item = as_list["items"]
+        return {"anyOf": [*item.get("anyOf", [item]), as_list]}
+
+
+Value = TypeVar("Value")
+OneOrMore = Annotated[list[Value], Field(min_length=1), SingleValueAsList()]
+ZeroOrMore = Annotated[list[Value], SingleValueAsList()]
 Name = Annotated[
     str,
-    AfterValidator(matching(NAME_PATTERN, NAME_RULE)),
+    AfterValidator(matches(NAME_PATTERN, NAME_RULE)),
     Field(json_schema_extra={"pattern": NAME_PATTERN}),
 ]
 HubId = Annotated[
-    str,
-    AfterValidator(matching(HUB_PATTERN, "a hub id such as 'owner/name', not a path")),
+    str, AfterValidator(matches(HUB_PATTERN, "a hub id such as 'owner/name', not a path"))
 ]
-PlainText = Annotated[str, AfterValidator(checked_text)]
-PathText = Annotated[Annotated[PlainText, AfterValidator(checked_path)] | None, LocalPath()]
+PlainText = Annotated[str, AfterValidator(check_text)]
+PathText = Annotated[Annotated[PlainText, AfterValidator(check_home_folder)] | None, LocalPath()]
 
 
-class Section(BaseModel):
-    """Base of every section: unknown keys are errors and values do not change after loading."""
+class ConfigSection(BaseModel):
+    """Base class of every section: unknown keys are errors, values are immutable."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -108,7 +127,7 @@ class Section(BaseModel):
 
     @classmethod
     def from_short_form(cls, text: str) -> dict[str, Any] | None:
-        """The section that a single text stands for; None where there is no such form."""
+        """Expand a text that stands for the whole section; None if there is no such short form."""
         return None
 
     @model_validator(mode="before")
@@ -124,12 +143,41 @@ class Section(BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(
-        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        schema = handler(core_schema)
+        long_form = handler(schema)
         if cls.from_short_form("name") is not None:
-            whole = handler.resolve_ref_schema(schema)
-            long_form = dict(whole)
-            whole.clear()
-            whole["anyOf"] = [{"type": "string"}, long_form]
-        return schema
+            definition = handler.resolve_ref_schema(long_form)
+            expanded = dict(definition)
+            definition.clear()
+            definition["anyOf"] = [{"type": "string"}, expanded]
+        return long_form
+
+
+def section_at(location: Location, model: type[ConfigSection]) -> type[ConfigSection] | None:
+    """The section class at a location of a file of ``model``, such as ``("arms", 0)``."""
+    section: type[ConfigSection] | None = model
+    list_item: type[ConfigSection] | None = None
+    for part in location:
+        if isinstance(part, int):
+            section, list_item = list_item, None
+            continue
+        field = section.model_fields.get(part) if section is not None else None
+        annotation = without_none(field.annotation) if field is not None else None
+        section = as_section(annotation)
+        is_list = get_origin(annotation) is list
+        list_item = as_section(get_args(annotation)[0]) if is_list else None
+    return section
+
+
+def without_none(annotation: Any) -> Any:
+    """``list[X]`` for ``list[X] | None``, without constraints; other annotations unchanged."""
+    parts = [part for part in get_args(annotation) if part is not NoneType]
+    if get_origin(annotation) in (Union, UnionType) and len(parts) == 1:
+        return get_args(parts[0])[0] if get_origin(parts[0]) is Annotated else parts[0]
+    return annotation
+
+
+def as_section(annotation: Any) -> type[ConfigSection] | None:
+    is_section = isinstance(annotation, type) and issubclass(annotation, ConfigSection)
+    return annotation if is_section else None

@@ -5,7 +5,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from rankscope.config.section import HubId, Name, PathText, PlainText, Section, shown
+from rankscope.config.section import (
+    ConfigSection,
+    HubId,
+    Name,
+    PathText,
+    PlainText,
+    short_repr,
+)
 
 Scorer = Literal["option_text", "option_letter", "number", "exact_match", "loss", "perplexity"]
 PrimaryMetric = Literal["acc", "acc_norm", "acc_bytes", "acc_token", "letter"]
@@ -27,10 +34,10 @@ def checked_pattern(text: str) -> str:
     try:
         groups = re.compile(text).groups
     except re.error as error:
-        raise ValueError(f"{shown(text)} is no regular expression: {error}") from error
+        raise ValueError(f"{short_repr(text)} is no regular expression: {error}") from error
     if groups > 1:
         raise ValueError(
-            f"{shown(text)} has {groups} groups: expected at most one, what to compare"
+            f"{short_repr(text)} has {groups} groups: expected at most one, what to compare"
         )
     return text
 
@@ -42,12 +49,18 @@ def checked_stop(text: str) -> str:
     return text
 
 
+def is_task_file(text: object) -> bool:
+    """Whether a task, or the path of one, is the path of a task file."""
+    is_file = isinstance(text, str) and text.lower().endswith(TASK_FILES)
+    return is_file and not str(text).startswith(LM_EVAL_PREFIX)
+
+
 def name_of_path(path: str) -> str:
     """What a folder's task is called where it has no name: the folder's own."""
     return path.rstrip("/").rsplit("/", 1)[-1]
 
 
-class TaskConfig(Section):
+class TaskConfig(ConfigSection):
     """A data set with its prompt and scorer: a named task, or the user's own files."""
 
     name: Name
@@ -97,8 +110,8 @@ class TaskConfig(Section):
         for text in places:
             if isinstance(text, str) and text.startswith(LM_EVAL_PREFIX):
                 raise ValueError(
-                    f"{shown(text)} is a task of lm-evaluation-harness, which a study does not "
-                    f"take: score its trained adapters with 'rankscope eval --tasks {text}'"
+                    f"{short_repr(text)} is a task of lm-evaluation-harness, which a study cannot "
+                    f"use: score its trained adapters with 'rankscope eval --tasks {text}'"
                 )
         return value
 
@@ -131,7 +144,7 @@ class TaskConfig(Section):
             )
         if len(set(self.mixture)) < 2 or len(set(self.mixture)) < len(self.mixture):
             raise ValueError(
-                f"'mixture' {shown(self.mixture)}: expected at least two tasks, each once"
+                f"'mixture' {short_repr(self.mixture)}: expected at least two tasks, each once"
             )
         if self.name in self.mixture:
             raise ValueError(f"task {self.name!r} joins itself: give it a name of its own")

@@ -1,8 +1,7 @@
-"""YAML as nodes that know their line, and plain values out of them.
+"""YAML as a tree of nodes that know their line, and its plain values.
 
-Scalars follow YAML 1.2, since YAML 1.1 reads ``1e-3`` as text, ``no`` as false and ``010`` as 8.
-Tags, anchors and aliases are refused: a study file holds plain values, so nothing in it can run
-code, grow without bound or stand in two places at once.
+Scalars follow YAML 1.2: YAML 1.1 reads ``1e-3`` as text, ``no`` as false and ``010`` as 8.
+Tags, anchors and aliases are refused, so that a study file cannot run code or grow without bound.
 """
 
 import re
@@ -11,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from rankscope.config.section import shown
+from rankscope.config.section import Location, short_repr
 
 TAG = "tag:yaml.org,2002:"
 SCALARS = {
@@ -21,21 +20,19 @@ SCALARS = {
     "float": r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
 }
-# Under None stand the rules that PyYAML tries whatever the first character is.
+# PyYAML tries the rules under None whatever the first character is.
 RESOLVERS = {
     None: [(TAG + name, re.compile(rf"(?:{pattern})\Z")) for name, pattern in SCALARS.items()]
 }
 
-Location = tuple[str | int, ...]
-
 
 class StudyLoader(yaml.SafeLoader):
-    """Composes nodes; never constructs objects."""
+    """Composes nodes and never constructs objects."""
 
     yaml_implicit_resolvers = RESOLVERS
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Compose the next node; aliases are refused."""
+        """Compose the next node; refuse aliases."""
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(
@@ -45,7 +42,7 @@ class StudyLoader(yaml.SafeLoader):
 
 
 class StudyDumper(yaml.SafeDumper):
-    """Quotes exactly what ``StudyLoader`` would otherwise not read as text."""
+    """Quotes exactly the texts that ``StudyLoader`` would not read back as text."""
 
     yaml_implicit_resolvers = RESOLVERS
 
@@ -55,9 +52,10 @@ class StudyDumper(yaml.SafeDumper):
 
 
 def compose(text: str, name: str) -> yaml.Node | None:
-    """Parse ``text`` to its node tree; ``name`` stands in every node's mark.
+    """Parse ``text`` into nodes whose marks carry ``name``; None if the text has no value.
 
-    Returns None for text without a value. Raises yaml.YAMLError.
+    Raises:
+        yaml.YAMLError: the text is not YAML.
     """
     loader = StudyLoader(text)
     try:
@@ -71,19 +69,23 @@ def compose(text: str, name: str) -> yaml.Node | None:
 
 
 def dump(value: Any) -> str:
-    """YAML text that ``compose`` and ``PlainValues`` read back to ``value``; key order is kept."""
+    """YAML text that reads back as ``value``; the order of keys is kept."""
     text: str = yaml.dump(value, Dumper=StudyDumper, sort_keys=False, allow_unicode=True, width=100)
     return text
 
 
 def dump_text(value: str) -> str:
-    """One text as a YAML scalar on one line, quoted where it must be."""
+    """A text as a YAML scalar on one line, quoted if necessary."""
     text: str = yaml.dump(value, Dumper=StudyDumper, width=2**30)
     return text.removesuffix("...\n").rstrip("\n")
 
 
 def read_scalar(node: yaml.ScalarNode) -> Any:
-    """The plain value of a scalar. Raises ValueError for a tag that is not a plain type."""
+    """The plain value of a scalar.
+
+    Raises:
+        ValueError: the scalar has a tag other than those of plain values.
+    """
     text: str = node.value
     match node.tag.removeprefix(TAG):
         case "str":
@@ -97,23 +99,22 @@ def read_scalar(node: yaml.ScalarNode) -> Any:
         case "float":
             lowered = text.lower()
             return float(lowered.replace(".inf", "inf").replace(".nan", "nan"))
-    raise ValueError(refusal(node))
+    raise ValueError(tag_problem(node))
 
 
-def refusal(node: yaml.Node) -> str:
-    """What to say of a node with a tag."""
-    tag = shown(node.tag.replace(TAG, "!!"))
-    return f"tag {tag} is refused: a study file holds plain values, remove the tag"
+def tag_problem(node: yaml.Node) -> str:
+    tag = short_repr(node.tag.replace(TAG, "!!"))
+    return f"tag {tag} is refused: a study file contains plain values only, remove the tag"
 
 
 @dataclass
 class PlainValues:
-    """Reads nodes to dicts, lists and scalars, and collects what is wrong on the way."""
+    """Converts nodes to dicts, lists and scalars, and collects the problems."""
 
     problems: list[tuple[yaml.Mark, str]] = field(default_factory=list)
 
     def read(self, node: yaml.Node) -> Any:
-        """The plain value of ``node``; what cannot be read becomes None, with a problem."""
+        """The plain value of ``node``; an unreadable value becomes None and a problem."""
         if isinstance(node, yaml.MappingNode) and node.tag == TAG + "map":
             return self.read_mapping(node)
         if isinstance(node, yaml.SequenceNode) and node.tag == TAG + "seq":
@@ -124,11 +125,11 @@ class PlainValues:
             except ValueError as error:
                 self.problems.append((node.start_mark, str(error)))
                 return None
-        self.problems.append((node.start_mark, refusal(node)))
+        self.problems.append((node.start_mark, tag_problem(node)))
         return None
 
     def read_mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
-        """A mapping's values by key; the first of several equal keys counts."""
+        """The values of a mapping by key; the first of several equal keys counts."""
         values: dict[str, Any] = {}
         first_lines: dict[str, int] = {}
         for key_node, value_node in node.value:
@@ -139,7 +140,8 @@ class PlainValues:
             key = key_node.value
             if key in values:
                 line = first_lines[key] + 1
-                self.problems.append((mark, f"key {shown(key)} stands twice, first on line {line}"))
+                problem = f"key {short_repr(key)} is repeated, first on line {line}"
+                self.problems.append((mark, problem))
                 continue
             first_lines[key] = mark.line
             values[key] = self.read(value_node)
@@ -147,7 +149,7 @@ class PlainValues:
 
 
 def child(node: yaml.Node, part: str | int) -> tuple[yaml.Node, yaml.Node] | None:
-    """(key or item node, value node) of one step down; None where there is no such entry."""
+    """(key or item node, value node) of one entry; None if there is no such entry."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value == str(part):
@@ -159,24 +161,23 @@ def child(node: yaml.Node, part: str | int) -> tuple[yaml.Node, yaml.Node] | Non
     return None
 
 
-def mark_at(root: yaml.Node, location: Location, of_key: bool = False) -> yaml.Mark:
-    """Where the value at ``location`` stands, or the nearest thing above it that does."""
+def find_mark(root: yaml.Node, location: Location, of_key: bool = False) -> yaml.Mark:
+    """The mark of the value (or key) at ``location``, or of the nearest node above it."""
     node, mark = root, root.start_mark
     for part in location:
-        step = child(node, part)
-        if step is None:
+        entry = child(node, part)
+        if entry is None:
             return mark
-        key, node = step
+        key, node = entry
         mark = key.start_mark if of_key else node.start_mark
     return mark
 
 
 def is_list_at(root: yaml.Node, location: Location) -> bool:
-    """Whether a list stands exactly at ``location``."""
     node = root
     for part in location:
-        step = child(node, part)
-        if step is None:
+        entry = child(node, part)
+        if entry is None:
             return False
-        node = step[1]
+        node = entry[1]
     return isinstance(node, yaml.SequenceNode)

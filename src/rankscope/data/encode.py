@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from rankscope.data.chat import TEMPLATE_DATE, ChatTemplate, Segment, plain_turns, set_off
 from rankscope.data.items import Item, Message
 from rankscope.errors import UserError
+from rankscope.provenance import sha256_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,6 +59,11 @@ class EncodedRows:
     def num_label_tokens(self) -> int:
         """Tokens that carry loss in one epoch."""
         return sum(sum(row.is_label) for row in self.rows)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what training sees: tokens and labels, so it covers tokenizer and template."""
+        return sha256_json([[row.input_ids, [int(x) for x in row.is_label]] for row in self.rows])
 
 
 class Encoder:

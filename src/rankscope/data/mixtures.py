@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, zip_longest
 
-from rankscope.config.study import TaskConfig
+from rankscope.config.task import TaskConfig
 from rankscope.data.contamination import find_contamination
 from rankscope.data.items import Item
 from rankscope.data.splits import first_of_order

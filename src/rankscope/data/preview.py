@@ -1,10 +1,9 @@
 """A training row as ``rankscope check`` prints it: every token, and which ones carry loss."""
 
-import unicodedata
-
 from rich.text import Text
 
 from rankscope.data.encode import EncodedRow, Encoder
+from rankscope.formatting import terminal_text
 
 LABEL_OPEN, LABEL_CLOSE = "\u27e6", "\u27e7"
 """Stand around labelled tokens, so that the marks survive without colour."""
@@ -13,30 +12,6 @@ LABEL_STYLES = ("black on green", "black on bright_green")
 SPECIAL_STYLE = "bold magenta"
 LABELLED_SPECIAL_STYLE = "bold magenta on green"
 MAX_TOKENS = 2000
-
-
-def visible(text: str) -> str:
-    """Text that cannot move the cursor, reverse direction or hide: such characters are escaped.
-
-    Line feeds are kept and shown. Controls, format characters (direction marks, zero-width
-    characters), unassigned code points and letters of right-to-left scripts become ``\\uXXXX``:
-    here the order of tokens matters more than reading them.
-    """
-    shown = []
-    for character in text:
-        category = unicodedata.category(character)
-        if character == "\n":
-            shown.append("\\n\n")
-        elif character == "\t":
-            shown.append("\\t")
-        elif category in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
-            code = ord(character)
-            shown.append(f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
-        elif unicodedata.bidirectional(character) in ("R", "AL", "AN"):
-            shown.append(f"\\u{ord(character):04x}")
-        else:
-            shown.append(character)
-    return "".join(shown)
 
 
 def token_text(encoder: Encoder, token_id: int, before: int | None) -> str:
@@ -53,6 +28,11 @@ def token_text(encoder: Encoder, token_id: int, before: int | None) -> str:
     if "\ufffd" in text or not text:
         text = str(encoder.tokenizer.convert_ids_to_tokens(token_id))
     return text
+
+
+def _marked_lines(text: str) -> str:
+    """Text safe for a terminal, with a visible mark at each line break."""
+    return terminal_text(text).replace("\\n", "\\n\n")
 
 
 def highlight_row(encoder: Encoder, row: EncodedRow) -> Text:
@@ -72,7 +52,7 @@ def highlight_row(encoder: Encoder, row: EncodedRow) -> Text:
         else:
             style = (LABEL_STYLES if labelled else PROMPT_STYLES)[position % 2]
         before = pairs[position - 1][0] if position else None
-        shown.append(visible(token_text(encoder, token_id, before)), style=style)
+        shown.append(_marked_lines(token_text(encoder, token_id, before)), style=style)
     if inside:
         shown.append(LABEL_CLOSE, style="bold green")
     if len(pairs) > MAX_TOKENS:

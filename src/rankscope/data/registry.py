@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from rankscope.config.study import Scorer
+from rankscope.config.task import Scorer
 from rankscope.data.sources import LAW_SUBJECTS, HubSource
 
 QUESTION = "Question: {question}\nAnswer:"

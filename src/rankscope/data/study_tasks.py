@@ -3,7 +3,8 @@
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from rankscope.config.study import StudyConfig, TaskConfig
+from rankscope.config.study import StudyConfig
+from rankscope.config.task import TaskConfig
 from rankscope.data.encode import EncodedRows, Encoder, encode_rows
 from rankscope.data.mixtures import mix_tasks
 from rankscope.data.tasks import LoadedTask, load_task, overlapping_subjects

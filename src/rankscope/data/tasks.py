@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from rankscope.config.study import TaskConfig
+from rankscope.config.task import TaskConfig
 from rankscope.data.contamination import find_contamination
 from rankscope.data.fewshot import Pool, keep_apart, pool_of, with_fewshot
 from rankscope.data.formats import MAX_SHARE_WITHOUT_COMPLETION, FileContents, read_contents

@@ -51,7 +51,7 @@ class EncodedSplit:
         return list(range(len(self.lengths())))
 
 
-def fitted(
+def fit_to_context(
     encoded: EncodedSplit, context: int, settings: EvaluateConfig, where: str, bos: Sequence[int]
 ) -> EncodedSplit:
     """The split with every item within ``context`` tokens.

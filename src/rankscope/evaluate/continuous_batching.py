@@ -28,7 +28,7 @@ SPARE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class GenerationLimits:
     """Where generation ends."""
 
     max_new_tokens: int
@@ -75,7 +75,7 @@ class Generation:
         self.ids.append(token)
         self.stopped = stops.end(self.ids)
 
-    def finish(self, limits: Limits, tokenizer: PreTrainedTokenizerBase) -> None:
+    def finish(self, limits: GenerationLimits, tokenizer: PreTrainedTokenizerBase) -> None:
         """Decode, and cut at the first stop string."""
         self.text = decode(tokenizer, self.ids)
         for stop in limits.stop_strings:
@@ -86,7 +86,7 @@ class Generation:
 class Stops:
     """Finds stop strings as they are completed."""
 
-    limits: Limits
+    limits: GenerationLimits
     tokenizer: PreTrainedTokenizerBase
     _can_end: dict[int, bool] = field(default_factory=dict)
 
@@ -127,7 +127,7 @@ class RunningBatch:
     the cache is laid out anew: that copies the cache, which costs about as much as a step.
     """
 
-    def __init__(self, base: Base, limits: Limits) -> None:
+    def __init__(self, base: Base, limits: GenerationLimits) -> None:
         self.base = base
         self.limits = limits
         self.stops = Stops(limits, base.tokenizer)

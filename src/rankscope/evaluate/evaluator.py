@@ -11,14 +11,14 @@ from rankscope.data.items import Item
 from rankscope.data.registry import CHOICE_SCORERS
 from rankscope.data.tasks import LoadedTask, TaskSpec
 from rankscope.errors import IntegrityError, UserError
-from rankscope.evaluate.context_window import EncodedSplit, fitted
+from rankscope.evaluate.context_window import EncodedSplit, fit_to_context
 from rankscope.evaluate.metrics import ModelScores, primary_metric, standard_error
 from rankscope.evaluate.mixtures import evaluate_parts, without_contamination
 from rankscope.evaluate.rescore import as_asked
 from rankscope.evaluate.scorers.choice import encode_choices, score_choices
 from rankscope.evaluate.scorers.contexts import encode_contexts, score_contexts
 from rankscope.evaluate.scorers.generation import (
-    Limits,
+    GenerationLimits,
     encode_prompts,
     score_generations,
     stop_strings,
@@ -73,10 +73,10 @@ def encode_split(
     if context is None:
         return encoded
     where = f"task {spec.name!r}, {split}"
-    return fitted(encoded, context, settings, where, encoder.bos_ids)
+    return fit_to_context(encoded, context, settings, where, encoder.bos_ids)
 
 
-def cut_notes(
+def truncation_notes(
     encoder: Encoder,
     task: LoadedTask,
     split: Split,
@@ -173,7 +173,7 @@ def evaluate_task(
     }
 
 
-def evaluate_apart(
+def evaluate_with_failures(
     base: Base,
     encoder: Encoder,
     task: LoadedTask,
@@ -208,7 +208,7 @@ def evaluate_apart(
     results: dict[str | None, Evaluation] = {}
     reasons: dict[str | None, str] = {}
     for adapter_name, trial_id in models.items():
-        of_one, failed = evaluate_apart(
+        of_one, failed = evaluate_with_failures(
             base, encoder, task, split, {adapter_name: trial_id}, settings
         )
         results |= of_one
@@ -239,7 +239,7 @@ def run_scorer(
     if encoded.rows:
         return score_losses(base, items, encoded.rows, adapter_names, settings.batch_tokens)
     longest = max(map(len, encoded.prompts))
-    limits = Limits(
+    limits = GenerationLimits(
         max_new_tokens=settings.max_new_tokens,
         context=context_length(base.model.config) or longest + settings.max_new_tokens,
         batch_tokens=settings.batch_tokens,

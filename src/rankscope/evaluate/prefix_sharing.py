@@ -47,7 +47,7 @@ class Span:
             self.saved, self.cuts = saved, [(self.length, self.first, stop)]
 
 
-def shared_prefixes(prompts: Sequence[Sequence[int]]) -> list[SharedPrefix]:
+def find_shared_prefixes(prompts: Sequence[Sequence[int]]) -> list[SharedPrefix]:
     """Every prompt in one group, such that the fewest tokens are computed.
 
     A group's prefix leaves at least one token of every prompt: its last one gives the logits.

@@ -3,19 +3,19 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from rankscope.records import BASE, ArmSummary, Estimate, Reason, TaskAdvice
-from rankscope.report.study_view import StudyView
-from rankscope.report.style import (
+from rankscope.formatting import (
     Unit,
     count,
     difference,
     duration,
     interval,
-    listing,
+    join_names,
     number,
-    score,
-    visible,
+    safe_text,
+    score_text,
 )
+from rankscope.records import BASE, ArmSummary, Estimate, Reason, TaskAdvice
+from rankscope.report.study_view import StudyView
 
 ENOUGH_SEEDS = 3
 """Fewer leave the spread between training runs unknown (science.md section 5)."""
@@ -107,11 +107,11 @@ def _tiles(view: StudyView, task: str) -> list[Tile]:
     base = view.base(task)
     if arm is None:
         if base is not None:
-            tiles.append(Tile("base", score(base.score, unit), count(base.n, "item")))
+            tiles.append(Tile("base", score_text(base.score, unit), count(base.n, "item")))
         return tiles
     if arm.score is not None:
-        against = f"base {score(base.score, unit)}" if base else "base not scored"
-        tiles.append(Tile("in-domain score", score(arm.score.value, unit), against))
+        against = f"base {score_text(base.score, unit)}" if base else "base not scored"
+        tiles.append(Tile("in-domain score", score_text(arm.score.value, unit), against))
     tiles.append(_tile("gain over base", arm.gain, unit))
     tiles.append(_tile("forgetting", arm.forgetting, view.forgetting_unit(task)))
     full = view.best_full(task)
@@ -154,7 +154,8 @@ def missing(view: StudyView) -> list[str]:
     unscored = [t.name for t in study.tasks if (BASE, t.name, "test") not in study.evals]
     if unscored:
         found.append(
-            f"The base has no score on {listing(unscored)}, so no change against it is known there."
+            f"The base has no score on {join_names(unscored)}, so no change against it is known "
+            "there."
         )
     if not view.retention_tasks:
         found.append("There is no retention task, so forgetting is unknown.")
@@ -166,4 +167,4 @@ def missing(view: StudyView) -> list[str]:
         )
     if done and not any(trial.spectra for trial in study.trials):
         found.append("No trial has a spectra record: the weights were not analyzed.")
-    return [visible(text, 500) for text in found]
+    return [safe_text(text, 500) for text in found]

@@ -1,10 +1,10 @@
 """The tables of a study that go into a paper or a notebook, by the name of their file."""
 
+from rankscope.formatting import NATS, Unit
 from rankscope.records import ArmSummary, Estimate, StudyRecords
 from rankscope.report.charts.figure import Cell, Column, DataTable, table
 from rankscope.report.figures.transfer import change
 from rankscope.report.study_view import StudyView
-from rankscope.report.style import NATS, Unit
 from rankscope.report.tables import failed_trials, tasks_read, training_rows, without_contamination
 
 SIGNIFICANT = 4

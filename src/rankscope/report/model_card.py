@@ -10,6 +10,15 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from types import MappingProxyType
 
+from rankscope.formatting import (
+    Unit,
+    count,
+    difference,
+    interval,
+    markdown_text,
+    number,
+    score_text,
+)
 from rankscope.records import (
     ArmSummary,
     Estimate,
@@ -22,8 +31,7 @@ from rankscope.report.charts.figure import Column, table
 from rankscope.report.figures.transfer import change
 from rankscope.report.main_tables import role
 from rankscope.report.study_view import StudyView
-from rankscope.report.style import Unit, count, difference, interval, number, score
-from rankscope.report.table_formats import markdown, markdown_text
+from rankscope.report.table_formats import markdown
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 """What the hub takes as ``base_model``; of a base from elsewhere the card names none."""
@@ -226,8 +234,8 @@ def score_row(
         task.name,
         role(view.study, own.task, task.name),
         record.metric,
-        score(base.score, unit) if base else "not scored",
-        score(record.score, unit),
+        score_text(base.score, unit) if base else "not scored",
+        score_text(record.score, unit),
         difference(found.value, unit) if found else "unknown",
         interval(found, unit).removeprefix("95 % interval ") if found else "unknown",
         "" if found is None or found.p is None else number(found.p),

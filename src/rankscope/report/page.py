@@ -12,9 +12,9 @@ from markupsafe import Markup
 
 from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
+from rankscope.formatting import duration, number, safe_text
 from rankscope.records import Record
 from rankscope.report.charts.figure import Figure
-from rankscope.report.style import duration, number, visible
 
 # Plotly reads a few tags inside its texts; these are the ones the figures themselves write.
 _FOREIGN_TAG = re.compile(r"<(?!/?(?:b|br|extra)>)")
@@ -66,7 +66,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}") if value - value == 0 else None
     if isinstance(value, str):
-        return _FOREIGN_TAG.sub("&lt;", visible(value))
+        return _FOREIGN_TAG.sub("&lt;", safe_text(value))
     return value
 
 
@@ -87,7 +87,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         # Every value the templates print passes here first, so none can be forgotten.
-        finalize=lambda value: value if isinstance(value, Markup) else visible(value, 20_000),
+        finalize=lambda value: value if isinstance(value, Markup) else safe_text(value, 20_000),
     )
     environment.filters |= {"number": number, "duration": duration, "facts": facts}
     return environment

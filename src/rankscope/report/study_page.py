@@ -12,6 +12,7 @@ import yaml
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from rankscope.formatting import safe_text
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.answer import answer, missing
 from rankscope.report.figures import (
@@ -28,7 +29,7 @@ from rankscope.report.figures import (
 )
 from rankscope.report.page import Section, embedded, figure_data, source, templates, write_page
 from rankscope.report.study_view import StudyView
-from rankscope.report.style import DASHES, dark_colors, visible
+from rankscope.report.style import DASHES, dark_colors
 from rankscope.report.tables import failed_trials, tasks_read, training_rows, without_contamination
 
 
@@ -145,10 +146,10 @@ def yaml_text(config: Mapping[str, object]) -> str:
 
     def cut(value: object) -> object:
         if isinstance(value, Mapping):
-            return {visible(key, 100): cut(inner) for key, inner in list(value.items())[:500]}
+            return {safe_text(key, 100): cut(inner) for key, inner in list(value.items())[:500]}
         if isinstance(value, list | tuple):
             return [cut(inner) for inner in value[:500]]
-        return visible(value, 500) if isinstance(value, str) else value
+        return safe_text(value, 500) if isinstance(value, str) else value
 
     return yaml.safe_dump(cut(config), sort_keys=False, allow_unicode=True, width=90)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+from rankscope.formatting import MAX_NAME, NATS, POINTS, Unit, safe_text
 from rankscope.records import (
     BASE,
     FAILED,
@@ -16,19 +17,7 @@ from rankscope.records import (
     TrialRecords,
     trained_parts,
 )
-from rankscope.report.style import (
-    DASHES,
-    FULL,
-    MAX_NAME,
-    MUTED,
-    NATS,
-    POINTS,
-    SYMBOLS,
-    Color,
-    Unit,
-    rank_colors,
-    visible,
-)
+from rankscope.report.style import DASHES, FULL, MUTED, SYMBOLS, Color, rank_colors
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +175,7 @@ class StudyView:
         every_line = list(dict.fromkeys(self._variants.values()))
         return [
             Series(
-                label=visible(label, MAX_NAME),
+                label=safe_text(label, MAX_NAME),
                 dash=DASHES[place % len(DASHES)],
                 symbol=SYMBOLS[place % len(SYMBOLS)],
                 arms=tuple(sorted(groups[label], key=lambda a: a.rank or 0)),

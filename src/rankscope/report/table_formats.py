@@ -12,13 +12,9 @@ import io
 import re
 from collections.abc import Callable
 
+from rankscope.formatting import MAX_TEXT, MINUS, UNKNOWN, markdown_text, safe_text
 from rankscope.report.charts.figure import Cell, Column, DataTable
-from rankscope.report.style import MINUS, UNKNOWN, visible
 
-MAX_CELL = 4000
-"""Longest text of a cell, characters: a whole answer; the page's cells are shorter."""
-
-_MARKDOWN = re.compile(r"([\\`*\[\]<>|~$&])|(?<![^\W_])_|_(?![^\W_])")
 _DASHES = re.compile("-(?=-)|(?<=-)-")  # two would join into one dash
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -46,25 +42,16 @@ _LATEX = {
 }
 
 
-def markdown_text(text: str, limit: int = MAX_CELL) -> str:
-    """Text for a Markdown table's cell, or a line of its own: no mark-up of it is read as such.
-
-    Bare addresses, ``@name`` and ``:name:`` stay as they are; some viewers link or replace them.
-    """
-    line = " ".join(visible(text, limit).split())
-    return _MARKDOWN.sub(lambda found: "\\" + found[0], line)
-
-
 def latex_text(text: str) -> str:
     """Text for LaTeX: every character that means something to TeX is escaped."""
-    line = " ".join(visible(text, MAX_CELL).split())
+    line = " ".join(safe_text(text, MAX_TEXT).split())
     escaped = "".join(_LATEX.get(character, character) for character in line)
     return _DASHES.sub("{-}", escaped) if "--" in line else escaped
 
 
 def csv_text(text: str) -> str:
     """Text for CSV: what a spreadsheet would run as a formula starts with an apostrophe."""
-    shown = visible(text, MAX_CELL)
+    shown = safe_text(text, MAX_TEXT)
     return "'" + shown if shown[:1] in ("=", "+", "-", "@", "\t", "\r") else shown
 
 

@@ -6,10 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from rankscope.records import ArmSummary, Recommendation, StudyRecords
-from rankscope.report.charts.figure import Cell, Column, DataTable, table
-from rankscope.report.study_view import StudyView
-from rankscope.report.style import (
+from rankscope.formatting import (
     MAX_NAME,
     NATS,
     UNKNOWN,
@@ -17,8 +14,11 @@ from rankscope.report.style import (
     compact,
     number,
     plus_minus,
-    visible,
+    safe_text,
 )
+from rankscope.records import ArmSummary, Recommendation, StudyRecords
+from rankscope.report.charts.figure import Cell, Column, DataTable, table
+from rankscope.report.study_view import StudyView
 
 
 def summary_table(study: StudyRecords, recommendation: Recommendation) -> Table:
@@ -29,7 +29,7 @@ def summary_table(study: StudyRecords, recommendation: Recommendation) -> Table:
     """
     view = StudyView(study, recommendation)
     drawn = Table(
-        title=escape(visible(study.name, MAX_NAME)),
+        title=escape(safe_text(study.name, MAX_NAME)),
         title_justify="left",
         caption=_caption(view),
         caption_justify="left",
@@ -46,7 +46,7 @@ def summary_table(study: StudyRecords, recommendation: Recommendation) -> Table:
         if place:
             drawn.add_section()
         if len(view.training_tasks) > 1:
-            drawn.add_row("", f"[bold]{escape(visible(task, MAX_NAME))}[/bold]")
+            drawn.add_row("", f"[bold]{escape(safe_text(task, MAX_NAME))}[/bold]")
         drawn.add_row(*_base_row(view, task))
         advice = view.advice(task)
         chosen = advice.chosen.label if advice and advice.chosen else None
@@ -77,7 +77,7 @@ def _arm_row(view: StudyView, arm: ArmSummary, chosen: bool) -> list[str]:
     seeds = f"[red]{arm.seeds}/{arm.seeds + arm.failed}[/red]" if arm.failed else str(arm.seeds)
     return [
         "\N{BLACK RIGHT-POINTING SMALL TRIANGLE}" if chosen else "",
-        escape(visible(arm.label, MAX_NAME)),
+        escape(safe_text(arm.label, MAX_NAME)),
         seeds,
         plus_minus(arm.score, unit),
         plus_minus(arm.gain, unit, sign=True),

@@ -1,8 +1,8 @@
 """What happens between two optimizer steps: scores, early stopping and weight snapshots.
 
-A curve point is the score of :func:`~rankscope.evaluate.evaluator.evaluate_apart` on the first
-items of the validation split. Scoring draws no random number and leaves gradients, masks and modes
-as they were, so a trial trains the same with and without it.
+A curve point is a trial's score on the first items of a validation split. Scoring draws no random
+number and leaves gradients, masks and modes as they were, so a trial trains the same with and
+without it.
 """
 
 import copy
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from rankscope.evaluate.evaluator import evaluate_apart
+from rankscope.evaluate.evaluator import evaluate_with_failures
 from rankscope.models.base import Base
 from rankscope.models.multi_lora import MultiLora, unwrap
 from rankscope.progress import SpeedMeter
@@ -98,7 +98,7 @@ class LearningCurve:
         """Score models on the first validation items of one task."""
         config, task = self.study.config, self.study.tasks[task_name]
         first = replace(task, validation=task.validation[: config.train.evaluate_items])
-        evaluations, _ = evaluate_apart(
+        evaluations, _ = evaluate_with_failures(
             model, self.study.encoder, first, "validation", models, config.evaluate
         )
         return (record for record, _ in evaluations.values())

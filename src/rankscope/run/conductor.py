@@ -124,7 +124,9 @@ class Conductor:
 
     def remove_orphans(self) -> None:
         """Remove checkpoints of groups that the study does not have any more."""
-        planned = [part for group in self.context.study.groups for part in self.train.missing(group)]
+        planned = [
+            part for group in self.context.study.groups for part in self.train.missing(group)
+        ]
         current = {group_id(group) for group in planned}
         for folder in (self.context.ledger.out / CHECKPOINTS).glob("*"):
             if GROUP_ID.fullmatch(folder.name) and folder.name not in current:

@@ -169,7 +169,7 @@ def replayed_tokens(inputs: PreparedStudy, trial: TrialSpec, own_tokens: int) ->
     """General tokens beside ``own_tokens`` of a trial's own, every row taken to have its mean."""
     if trial.replay is None or not trial.replay_share:
         return 0
-    own, general = inputs.rows[trial.task], inputs.replay[trial.replay]
+    own, general = inputs.rows[trial.task], inputs.replay_rows[trial.replay]
     num_rows = own_tokens * len(own.rows) / own.num_tokens
     beside = num_rows * trial.replay_share / (1 - trial.replay_share)
     return round(beside * general.num_tokens / len(general.rows))

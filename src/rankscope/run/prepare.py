@@ -1,26 +1,18 @@
-"""Everything a study needs that can be known before weights are loaded.
-
-``check`` shows it, ``plan`` counts it and ``run`` works on it: tokenizer, tasks split and encoded,
-trials with their ids, groups.
-"""
+"""From a study file to everything that can be known before weights are loaded."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from rankscope.analyze.spectra import check_too_many
-from rankscope.config.analyze import SpectraConfig
-from rankscope.config.study import Interval, StudyConfig, TrainConfig
-from rankscope.data.contamination import find_contamination_between_tasks
-from rankscope.data.encode import EncodedRows, Encoder, encode_rows
-from rankscope.data.study_tasks import check_untrainable, read_replay, read_tasks, replay_notes
-from rankscope.data.tasks import LoadedTask
+from rankscope.config.study import SpectraConfig, StudyConfig, TrainConfig
+from rankscope.data.encode import EncodedRows, Encoder
+from rankscope.data.study_data import StudyData, prepare_data
 from rankscope.device import available_memory_bytes, choose_device, choose_dtype
 from rankscope.errors import UserError
-from rankscope.evaluate.evaluator import context_length, cut_notes
+from rankscope.evaluate.evaluator import context_length, truncation_notes
 from rankscope.evaluate.task_record import task_record
 from rankscope.models.adapters.folder import check_other_base
 from rankscope.models.adapters.warm_start import resolve_warm_starts, warm_start_notes
@@ -35,92 +27,71 @@ from rankscope.models.parameters import (
 )
 from rankscope.models.peft_backend.settings import count_parameters, peft_config
 from rankscope.models.quantize import check_quantize, require_bitsandbytes
-from rankscope.provenance import sha256_json, tokenizer_sha256, weights_sha256
-from rankscope.records import BASE, EvalKey, Split, TaskRecord, TrialSpec, Variant
-from rankscope.run.groups import Group, make_groups
-from rankscope.run.prepared import SPLITS, Grouping, PreparedStudy
-from rankscope.run.trials import duplicate_grid_points, make_trials
-from rankscope.train.loop import check_zero_rates
-from rankscope.train.memory import GroupMemory, MemoryModel, RowCounts
-from rankscope.train.step_schedule import due_steps, planned_steps, trial_protocol
+from rankscope.provenance import tokenizer_sha256, weights_sha256
+from rankscope.records import TrialSpec
+from rankscope.run.groups import Grouping
+from rankscope.run.prepared import SPLITS, PreparedStudy
+from rankscope.run.trials import duplicate_grid_notes, make_trials
+from rankscope.train.memory import MemoryModel, RowCounts
+from rankscope.train.step_schedule import check_learning_rates, planned_steps, trial_protocol
 
 USABLE_SHARE = 0.9
-"""Part of the memory that is free now which groups are planned to take; estimates err by less."""
+"""Share of the free memory that groups are planned to take; estimates err by less."""
 
 
 def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
-    """Resolve, read, split and encode; nothing is trained and no weights are loaded.
+    """Resolve, read, check, split and encode; nothing is trained and no weights are loaded.
 
     weights: the base's files must be there and are hashed. Without, its configuration and
-    tokenizer are enough, and trials' ids are not those of a run.
+    tokenizer are enough, and the trials' ids are not those of a run.
 
     Raises:
         UserError: the model, a target module, a task or a row cannot be used.
     """
+    # The base model
     folder = model_folder(config.model, weights)
     model_config = read_config(folder)
     shapes = architecture(model_config)
-    config, starts = resolve_warm_starts(config, shapes)
-    caps = rank_notes(config, shapes)  # refuses a target that is not there, before rows are read
+    config, warm_starts = resolve_warm_starts(config, shapes)
+    rank_caps = rank_notes(config, shapes)  # checks the targets before rows are read
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    tokenizer = load_tokenizer(folder)
-    encoder = Encoder(tokenizer, config.model.prompt_format, config.train.max_length)
-    config = resolved(config, encoder, dtype)
-    read = read_tasks(config)
-    check_untrainable(config, read)
-    replay, replayed = read_replay(config, read, encoder)
-    tasks, contamination_notes = with_contamination(config, read, replayed)
-    context = context_length(model_config)
-    scoring = [
-        note
-        for task in tasks.values()
-        for part in task.parts or (task,)
-        for split in SPLITS
-        for note in cut_notes(encoder, part, split, context, config.evaluate)
-    ]
-    rows = {
-        task.name: encode_rows(encoder, tasks[task.name].train, config.train.labels)
-        for task in config.tasks
-    }
-    base_sha256 = weights_sha256(folder) if weights or starts else "not read"
-    for start in starts.values():
+    base_sha256 = weights_sha256(folder) if weights or warm_starts else "not read"
+    for start in warm_starts.values():
         check_other_base(start.folder, start.base_sha256, base_sha256)
+
+    # The data
+    encoder = Encoder(load_tokenizer(folder), config.model.prompt_format, config.train.max_length)
+    config = resolve_auto(config, encoder, dtype)
+    data = prepare_data(config, encoder)
+    context_notes = check_context(config, encoder, data, context_length(model_config))
     tokenizer_hash = tokenizer_sha256(folder)
-    records = tuple(task_record(config, encoder, task, tokenizer_hash) for task in tasks.values())
+    records = tuple(task_record(config, encoder, t, tokenizer_hash) for t in data.tasks.values())
+
+    # The trials
     trials = make_trials(
         config,
         base_sha256,
-        {name: rows_sha256(encoded) for name, encoded in rows.items()},
-        {name: start.sha256 for name, start in starts.items()},
-        {name: rows_sha256(encoded) for name, encoded in replay.items()},
+        {name: rows.sha256 for name, rows in data.rows.items()},
+        {name: start.sha256 for name, start in warm_starts.items()},
+        {name: rows.sha256 for name, rows in data.replay_rows.items()},
         {record.name: record.sha256 for record in records},
     )
     for trial in trials:
-        encoded, train = rows[trial.task], trial_protocol(trial, config.train)
-        check_zero_rates(planned_steps(len(encoded.rows), encoded.num_tokens, train), train)
-    check_eva(trials, rows, shapes)
+        rows = data.rows[trial.task]
+        check_learning_rates(trial, len(rows.rows), rows.num_tokens, config.train)
+    check_eva(trials, data.rows, shapes)
     check_vectors(config, trials, shapes)
     check_methods(config, trials, device)
-    for settings, targets, num_steps in peft_methods(trials, rows, config.train):
+    for settings, targets, num_steps in peft_methods(trials, data.rows, config.train):
         count_parameters(model_config, peft_config(json.loads(settings), targets, num_steps))
+
+    # The groups
     grouping = Grouping(
         MemoryModel(model_config, dtype, device),
-        {name: RowCounts.of(encoded.rows) for name, encoded in {**replay, **rows}.items()},
+        {n: RowCounts.of(rows.rows) for n, rows in {**data.replay_rows, **data.rows}.items()},
         config.memory_limit or round(USABLE_SHARE * available_memory_bytes(device)),
     )
-    notes = [] if weights else without_weights(folder)
-    notes += [*encoder.notes, *caps, *(note for task in tasks.values() for note in task.notes)]
-    repeated = duplicate_grid_points(config)
-    notes += [*scoring, *warm_start_notes(starts.values())]
-    notes += replay_notes(config)
-    notes += contamination_notes
-    if repeated:
-        were = (
-            "1 grid point is repeated" if repeated == 1 else f"{repeated} grid points are repeated"
-        )
-        notes.append(f"{were} in the study file and merged: each is trained once")
-    notes += row_notes({**replay, **rows}, config.train.max_length)
     return PreparedStudy(
         config=config,
         folder=folder,
@@ -129,50 +100,47 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
         device=device,
         dtype=dtype,
         encoder=encoder,
-        tasks=tasks,
-        rows=rows,
+        data=data,
         records=records,
         trials=tuple(trials),
         groups=tuple(grouping.groups(trials, config)),
         grouping=grouping,
-        notes=tuple(notes),
-        replay=replay,
+        notes=(
+            *([] if weights else missing_weights_notes(folder)),
+            *encoder.notes,
+            *rank_caps,
+            *context_notes,
+            *warm_start_notes(warm_starts.values()),
+            *data.notes,
+            *duplicate_grid_notes(config),
+        ),
     )
 
 
-def without_weights(folder: Path) -> list[str]:
-    """A note where a model's folder holds none."""
+def missing_weights_notes(folder: Path) -> list[str]:
+    """A note if a model's folder has no weights."""
     if any(folder.glob("*.safetensors")):
         return []
     return [f"{folder} holds no weights: planned from config.json; a run needs *.safetensors there"]
 
 
-def with_contamination(
-    config: StudyConfig, tasks: Mapping[str, LoadedTask], replayed: Mapping[str, LoadedTask]
-) -> tuple[dict[str, LoadedTask], list[str]]:
-    """The tasks, each with the test items that some training row of the study holds; and notes.
-
-    A task that the study does not train on contamination nothing from training rows of its own.
-    """
-    trained = {**replayed, **{task.name: tasks[task.name] for task in config.tasks}}
-    notes, between = find_contamination_between_tasks(
-        {name: task.train for name, task in trained.items()},
-        {name: task.test for name, task in tasks.items()},
-    )
-    found = {}
-    for name, task in tasks.items():
-        own = task.contaminated_ids if name in trained else frozenset[str]()
-        found[name] = replace(task, contaminated_ids=own | between.get(name, set()))
-    return found, notes
+def resolve_auto(config: StudyConfig, encoder: Encoder, dtype: torch.dtype) -> StudyConfig:
+    """Replace ``auto`` by what it means here, so that trial ids name what was done."""
+    model = config.model.model_copy(update={"prompt_format": encoder.prompt_format})
+    name = str(dtype).removeprefix("torch.")
+    return config.model_copy(update={"model": model, "dtype": name})
 
 
-def row_notes(rows: Mapping[str, EncodedRows], max_length: int) -> list[str]:
-    """One sentence per task whose training rows do not all fit."""
+def check_context(
+    config: StudyConfig, encoder: Encoder, data: StudyData, context: int | None
+) -> list[str]:
+    """Check that items fit into the model's context; one note per split that is truncated."""
     return [
-        f"{name}: {encoded.dropped} training rows dropped, {encoded.truncated} completions "
-        f"cut at max_length = {max_length} tokens"
-        for name, encoded in rows.items()
-        if encoded.dropped or encoded.truncated
+        note
+        for task in data.tasks.values()
+        for part in task.parts or (task,)
+        for split in SPLITS
+        for note in truncation_notes(encoder, part, split, context, config.evaluate)
     ]
 
 
@@ -232,15 +200,3 @@ def check_vectors(config: StudyConfig, trials: Iterable[TrialSpec], shapes: Arch
             compared,
             {"analyze.spectra.top_k": asked.top_k, "analyze.spectra.intruder_k": intruder_k},
         )
-
-
-def resolved(config: StudyConfig, encoder: Encoder, dtype: torch.dtype) -> StudyConfig:
-    """``auto`` replaced by what it means here, so that trial ids say what was done."""
-    model = config.model.model_copy(update={"prompt_format": encoder.prompt_format})
-    name = str(dtype).removeprefix("torch.")
-    return config.model_copy(update={"model": model, "dtype": name})
-
-
-def rows_sha256(rows: EncodedRows) -> str:
-    """Hash of what training sees: tokens and labels, so tokenizer and template are in it too."""
-    return sha256_json([[row.input_ids, [int(x) for x in row.is_label]] for row in rows.rows])

@@ -1,17 +1,18 @@
 """A study file resolved on one machine: everything that can be known before weights are loaded."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from rankscope.analyze.spectra import compared_vectors
-from rankscope.config.study import Interval, StudyConfig, TrainConfig
+from rankscope.config.study import Interval, StudyConfig
 from rankscope.data.encode import EncodedRows, Encoder
+from rankscope.data.study_data import StudyData
 from rankscope.data.tasks import LoadedTask
-from rankscope.provenance import canonical_json
 from rankscope.models.parameters import Architecture
+from rankscope.provenance import canonical_json
 from rankscope.records import (
     BASE,
     EvalKey,
@@ -22,75 +23,50 @@ from rankscope.records import (
     trial_of,
     variant_of,
 )
-from rankscope.run.groups import Group, make_groups
-from rankscope.train.memory import GroupMemory, MemoryModel, RowCounts
+from rankscope.run.groups import Group, Grouping
 from rankscope.train.step_schedule import due_steps, trial_protocol
 
 SPLITS: tuple[Split, ...] = ("validation", "test")
 
 
 @dataclass(frozen=True, slots=True)
-class Grouping:
-    """How trials become groups that fit into ``room_bytes``."""
-
-    model: MemoryModel
-    counts: Mapping[str, RowCounts]
-    """By training task, and by task whose rows are replayed."""
-    room_bytes: int
-
-    def counts_of(self, group: Group) -> RowCounts:
-        """Of a group's rows; with replay every row is taken to be of the longer kind."""
-        counts = [self.counts[group[0].task]]
-        counts += [self.counts[trial.replay] for trial in group if trial.replay is not None]
-        return RowCounts.longer(counts)
-
-    def memory(self, group: Group, train: TrainConfig) -> GroupMemory:
-        """What training a group takes."""
-        return self.model.of_group(group, self.counts_of(group), train)
-
-    def groups(self, trials: Sequence[TrialSpec], config: StudyConfig) -> list[Group]:
-        """Trials cut into groups as ``max_group_size`` and the memory allow."""
-
-        def fits(group: Group) -> bool:
-            return self.memory(group, config.train).total_bytes <= self.room_bytes
-
-        return make_groups(trials, config.max_group_size, fits)
-
-
-@dataclass(frozen=True, slots=True)
 class PreparedStudy:
-    """A study file resolved on this machine.
-
-    Attributes:
-        config: the study file with ``auto`` values resolved.
-        folder: the base model's folder.
-        shapes: of its matrices.
-        base_sha256: hash of its weights, where they were read.
-        encoder: turns items into tokens.
-        tasks: every task that is trained on or scored, by name.
-        rows: encoded training rows of each training task.
-        records: one per task, as stored.
-        trials, groups: in the order they run.
-        grouping: how much memory groups take, and how much there is.
-        notes: what a reader of the results must know.
-    """
+    """A study file resolved on this machine."""
 
     config: StudyConfig
+    """The study file with ``auto`` resolved."""
     folder: Path
+    """Of the base model."""
     shapes: Architecture
     base_sha256: str
+    """Hash of the base's weights, if they were read."""
     device: torch.device
     dtype: torch.dtype
     encoder: Encoder
-    tasks: Mapping[str, LoadedTask]
-    rows: Mapping[str, EncodedRows]
+    data: StudyData
     records: tuple[TaskRecord, ...]
+    """One per task, as stored."""
     trials: tuple[TrialSpec, ...]
     groups: tuple[Group, ...]
-    grouping: "Grouping"
+    """Trials that train together, in the order in which they run."""
+    grouping: Grouping
     notes: tuple[str, ...]
-    replay: Mapping[str, EncodedRows] = field(default_factory=dict)
-    """By task, the encoded rows that arms replay."""
+    """What a reader of the results must know."""
+
+    @property
+    def tasks(self) -> Mapping[str, LoadedTask]:
+        """Every task that is trained on or scored, by name."""
+        return self.data.tasks
+
+    @property
+    def rows(self) -> Mapping[str, EncodedRows]:
+        """The encoded training rows of each training task."""
+        return self.data.rows
+
+    @property
+    def replay_rows(self) -> Mapping[str, EncodedRows]:
+        """The encoded rows that arms replay, by task."""
+        return self.data.replay_rows
 
     def wanted_evals(self, trial_id: str, trained_on: str | None) -> list[EvalKey]:
         """What one model is scored on, in order.

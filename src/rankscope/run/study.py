@@ -164,7 +164,7 @@ def write_outputs(
 ) -> tuple[StudyRecords, Recommendation]:
     """Write ``recommendation.json`` and ``report.html`` from the stored records of a study.
 
-    ``study`` are its records, if they are loaded already. A file that would not change is left alone.
+    ``study`` are its records, if they are loaded already. An unchanged file is not written again.
 
     Raises:
         UserError: no study there.

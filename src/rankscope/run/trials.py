@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from rankscope.config.arm import OVERRIDES, ArmConfig, resolved_alpha
+from rankscope.config.arm import TRAIN_OVERRIDES, ArmConfig, resolved_alpha
 from rankscope.config.study import StudyConfig, TrainConfig
 from rankscope.errors import UserError
 from rankscope.provenance import canonical_json, sha256_json
@@ -128,6 +128,15 @@ def duplicate_grid_points(config: StudyConfig) -> int:
     return len(points) - len(unique(points)) + len(config.seeds) - len(unique(config.seeds))
 
 
+def duplicate_grid_notes(config: StudyConfig) -> list[str]:
+    """A note if grid points or seeds are repeated."""
+    repeated = duplicate_grid_points(config)
+    if not repeated:
+        return []
+    points = "1 grid point is" if repeated == 1 else f"{repeated} grid points are"
+    return [f"{points} repeated in the study file and merged: each is trained once"]
+
+
 def shared_identity(config: StudyConfig, base_sha256: str, data_sha256: str) -> dict[str, object]:
     """What the trials of one task share of what determines their training."""
     shared: dict[str, object] = {
@@ -148,7 +157,7 @@ def own_identity(trial: TrialSpec, train: TrainConfig) -> dict[str, object]:
     What an arm sets of the protocol stands in the protocol alone, so that a setting that moves
     from ``train`` into the arms, or back, leaves the id as it was.
     """
-    nowhere = {"trial_id", "schema_version", "init_from", "replay", *OVERRIDES}
+    nowhere = {"trial_id", "schema_version", "init_from", "replay", *TRAIN_OVERRIDES}
     settings = trial.model_dump(mode="json", exclude=nowhere)
     for name in WHERE_GIVEN:
         if settings[name] is None:
@@ -181,7 +190,7 @@ def arm_points(arm: ArmConfig, train: TrainConfig) -> Iterator[dict[str, Any]]:
                 point |= {"method": "peft", "peft": canonical_json(settings)}
             elif point["rank"] is not None:
                 point["alpha"] = resolved_alpha(point["alpha"], point["rank"])
-            aside = {name for name in OVERRIDES if point.get(name) == getattr(train, name)}
+            aside = {name for name in TRAIN_OVERRIDES if point.get(name) == getattr(train, name)}
             fields = mitigation_fields(point)
             aside |= {name for name, value in fields.items() if value is None}
             yield {name: v for name, v in (point | fields).items() if name not in aside}

@@ -1,4 +1,4 @@
-"""The ledger: what a study asks for, what is done, what came out. SQLite beside hashed artifacts."""
+"""The ledger: what a study asks for, what is done, what came out. SQLite and hashed artifacts."""
 
 import json
 import sqlite3

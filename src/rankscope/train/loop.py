@@ -30,7 +30,6 @@ from rankscope.models.peft_backend.tuner import new_tuner
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint, GroupState
 from rankscope.train.loss import mean_losses
-from rankscope.train.optimizer import learning_rate
 from rankscope.train.regularizers import (
     EarlyStop,
     LossTerm,
@@ -39,7 +38,7 @@ from rankscope.train.regularizers import (
     divergences,
     label_positions,
 )
-from rankscope.train.step_schedule import ALONE, planned_steps, trial_protocol
+from rankscope.train.step_schedule import ALONE, check_learning_rates, planned_steps, trial_protocol
 from rankscope.train.trial_state import StepLosses, TrialState
 
 NOTHING_TRAINED = "nothing was trained"
@@ -57,7 +56,7 @@ class StepCallback(Protocol):
     """Looks at a group between two optimizer steps, and leaves its weights as they are; a state
     with an early stop may be told a score."""
 
-    def __call__(self, step: int, base: Base, states: Sequence[TrialState]) -> None:
+    def __call__(self, step: int, model: Base, states: Sequence[TrialState], /) -> None:
         """``step`` optimizer steps are done; for full fine-tuning ``base`` is the copy it trains.
 
         Called again for the step that a run is resumed at, since what stopped the run may have
@@ -161,17 +160,6 @@ def timed(
     return time.monotonic() - begun
 
 
-def check_zero_rates(num_steps: int, protocol: TrainConfig) -> None:
-    """Raise UserError where the schedule gives every one of ``num_steps`` the rate 0."""
-    schedule, warmup = protocol.schedule, protocol.warmup_fraction
-    if not any(learning_rate(1.0, s, num_steps, schedule, warmup) for s in range(num_steps)):
-        raise UserError(
-            f"train: warm-up starts at rate 0 and the whole training is {num_steps} optimizer "
-            "step, so no weight would change; expected at least 2 steps (max_steps, epochs, or a "
-            "smaller batch_size x gradient_accumulation), or 'warmup_fraction: 0'"
-        )
-
-
 def fault_at_end(state: TrialState) -> str | None:
     """Why a trial that came to its last step has no weights worth storing; None where it has."""
     # A step's loss and gradient are looked at before it; after the last one nothing follows.
@@ -201,8 +189,8 @@ def prepare(
     num_tokens = sum(len(row.input_ids) for row in rows)
     own = [trial_protocol(trial, protocol) for trial in trials]
     steps = [planned_steps(len(rows), num_tokens, each) for each in own]
-    for each, num_steps in zip(own, steps, strict=True):
-        check_zero_rates(num_steps, each)
+    for trial in trials:
+        check_learning_rates(trial, len(rows), num_tokens, protocol)
     if is_full:
         base = base.trainable_copy()
     tuner = new_tuner(base, trials[0], steps[0]) if trials[0].method == "peft" else None
@@ -240,11 +228,7 @@ def add_mitigations(
             raise UserError(
                 f"{spec.label}: kl_to_base needs the bare base, which PEFT's method is on"
             )
-        if (
-            spec.early_stop is not None
-            and state.tuner is not None
-            and state.tuner.has_state
-        ):
+        if spec.early_stop is not None and state.tuner is not None and state.tuner.has_state:
             raise UserError(
                 f"{spec.label}: early_stop brings back parameters, which PEFT's method is more than"
             )
@@ -311,9 +295,9 @@ def label_ids(parts: Sequence[tuple[int, Sequence[EncodedRow]]]) -> list[int]:
 def step_losses(
     count: int, loss_terms: Sequence[LossTerm], found: Sequence[Sequence[float]]
 ) -> list[StepLosses]:
-    """What each of ``count`` trials had in its loss; ``found``: weighted losses and KL by loss_term.
+    """What each of ``count`` trials had in its loss; ``found``: weighted losses and KL by term.
 
-    A loss_term's loss becomes its mean again; weights are those of ``loss_terms``.
+    A term's loss becomes its mean again; weights are those of ``loss_terms``.
     """
     own, replayed, divergence = [0.0] * count, [None] * count, [None] * count
     for loss_term, loss, apart in zip(loss_terms, *found, strict=True):
@@ -356,22 +340,20 @@ def forward_passes(
     return passes
 
 
-def resume(
-    states: Sequence[TrialState], checkpoint: GroupCheckpoint | None
-) -> tuple[int, float]:
+def resume(states: Sequence[TrialState], checkpoint: GroupCheckpoint | None) -> tuple[int, float]:
     """Restore the stored state, if any: the next step, and the seconds already spent."""
-    state = checkpoint.load() if checkpoint is not None else None
-    if state is None:
+    stored = checkpoint.load() if checkpoint is not None else None
+    if stored is None:
         return 0, 0.0
     for state in states:
         prefix = f"{state.spec.trial_id}/"
         tensors = {
             name.removeprefix(prefix): tensor
-            for name, tensor in state.tensors.items()
+            for name, tensor in stored.tensors.items()
             if name.startswith(prefix)
         }
-        state.restore(tensors, state.meta[state.spec.trial_id])  # type: ignore[arg-type]
-    return state.step, float(state.meta["seconds"])  # type: ignore[arg-type]
+        state.restore(tensors, stored.meta[state.spec.trial_id])  # type: ignore[arg-type]
+    return stored.step, float(stored.meta["seconds"])  # type: ignore[arg-type]
 
 
 def save(

@@ -18,7 +18,7 @@ from evaluation_race import arc_easy, mmlu, with_fewshot, write_adapters
 from evaluation_sides import STOP, in_batches, parts, score
 from rankscope.config.study import ModelConfig
 from rankscope.evaluate.scorers.choice import Question, continuation_logprobs
-from rankscope.evaluate.scorers.generation import Limits, generate
+from rankscope.evaluate.scorers.generation import GenerationLimits, generate
 from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.base import Base
 from rankscope.models.fetch import cached_model_folder, fetch_model
@@ -115,7 +115,7 @@ def test_real_questions_and_answers_on_smollm2(
     questions = [*arc_easy(data_dir, 3), *mmlu(data_dir, 1, 2, 1)]
     prompt = "Question: Tom has 3 apples and buys 4 more. How many apples has he?\nAnswer:"
     ids = smollm2.tokenizer.encode(prompt)
-    limits = Limits(10, 2048, 4096, frozenset({smollm2.tokenizer.eos_token_id}), (STOP,))
+    limits = GenerationLimits(10, 2048, 4096, frozenset({smollm2.tokenizer.eos_token_id}), (STOP,))
     tokens = smollm2.tokenizer
     for adapter_name in (None, "adapter"):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -15,17 +15,17 @@ from lm_eval.tasks import TaskManager
 
 from rankscope.errors import UserError
 from rankscope.evaluate.lm_eval.bridge import (
-    HarnessSettings,
-    evaluate_harness,
+    LmEvalSettings,
+    evaluate_lm_eval,
     evaluation_of,
-    is_harness_task,
+    is_lm_eval_task,
 )
-from rankscope.evaluate.lm_eval.model import HarnessModel
+from rankscope.evaluate.lm_eval.model import LmEvalModel
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
 from rankscope.records import BASE
 
-SETTINGS = HarnessSettings(batch_tokens=512, context=256)
+SETTINGS = LmEvalSettings(batch_tokens=512, context=256)
 ROWS = [
     {"question": "the cat sat on", "choices": ["the mat", "1", "the other mat"], "answer": 0},
     {"question": "1 2", "choices": ["3", "18 42", "日本語"], "answer": 1},
@@ -110,9 +110,9 @@ def test_every_kind_of_task_gives_the_harness_numbers(
 ) -> None:
     engine, member = packed
     path = task_file(tmp_path, config)
-    settings = HarnessSettings(batch_tokens=512, context=256, num_fewshot=num_fewshot)
+    settings = LmEvalSettings(batch_tokens=512, context=256, num_fewshot=num_fewshot)
     models = {None: BASE, member.name: "trial"}
-    found = evaluate_harness(engine, f"lm_eval:{path}", models, settings)
+    found = evaluate_lm_eval(engine, f"lm_eval:{path}", models, settings)
     name = str(config["task"])
     for adapter_name, of in ((None, None), (member.name, member)):
         ((record, items),) = found[adapter_name]
@@ -153,7 +153,7 @@ def test_global_generators_stay_where_they_were(
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(7)
     first = drawn()
-    evaluate_harness(packed[0], f"lm_eval:{path}", {None: BASE}, SETTINGS)
+    evaluate_lm_eval(packed[0], f"lm_eval:{path}", {None: BASE}, SETTINGS)
     assert [first, drawn()] == expected
 
 
@@ -173,10 +173,10 @@ def test_functions_run_only_where_they_are_allowed(
     else:
         path = task_file(tmp_path, CHOICE, FUNCTION)
     with pytest.raises(UserError, match=r"line \d+: !function helper.process would run Python"):
-        evaluate_harness(packed[0], f"lm_eval:{path}", {None: BASE}, SETTINGS)
+        evaluate_lm_eval(packed[0], f"lm_eval:{path}", {None: BASE}, SETTINGS)
     assert not mark.exists()
-    allowed = HarnessSettings(context=256, allow_functions=True)
-    evaluate_harness(packed[0], f"lm_eval:{path}", {None: BASE}, allowed)
+    allowed = LmEvalSettings(context=256, allow_functions=True)
+    evaluate_lm_eval(packed[0], f"lm_eval:{path}", {None: BASE}, allowed)
     assert mark.exists()
 
 
@@ -213,7 +213,7 @@ def test_task_files_that_are_refused(
 ) -> None:
     path = task_file(tmp_path, {**CHOICE, **change}, extra)
     with pytest.raises(UserError, match=message):
-        evaluate_harness(packed[0], f"lm_eval:{path}", {None: BASE}, SETTINGS)
+        evaluate_lm_eval(packed[0], f"lm_eval:{path}", {None: BASE}, SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -235,14 +235,14 @@ def test_members_written_inside_a_group_are_refused_alike(
     path = tmp_path / "group.yaml"
     path.write_text(yaml.safe_dump({"group": "g", "task": members}))
     with pytest.raises(UserError, match=message):
-        evaluate_harness(packed[0], f"lm_eval:{path}", {None: BASE}, SETTINGS)
+        evaluate_lm_eval(packed[0], f"lm_eval:{path}", {None: BASE}, SETTINGS)
 
 
 def test_names_that_lead_nowhere(tmp_path: Path, packed: tuple[Base, Adapter]) -> None:
     with pytest.raises(UserError, match="no such file"):
-        evaluate_harness(packed[0], f"lm_eval:{tmp_path}/none.yaml", {None: BASE}, SETTINGS)
-    assert is_harness_task("lm_eval:hellaswag")
-    assert not is_harness_task("hellaswag")
+        evaluate_lm_eval(packed[0], f"lm_eval:{tmp_path}/none.yaml", {None: BASE}, SETTINGS)
+    assert is_lm_eval_task("lm_eval:hellaswag")
+    assert not is_lm_eval_task("hellaswag")
 
 
 def test_tasks_of_a_group_share_its_seconds_by_items() -> None:
@@ -259,7 +259,7 @@ def test_tasks_of_a_group_share_its_seconds_by_items() -> None:
             "short": [sample(0, "a")],
         },
     }
-    lm = HarnessModel(base(), None, 256, 512)
+    lm = LmEvalModel(base(), None, 256, 512)
     lm.seconds, lm.num_tokens = 8.0, 100
     parts = [evaluation_of(name, results, lm, "trial", "test")[0] for name in ("long", "short")]
     assert [part.seconds for part in parts] == [6.0, 2.0]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from rankscope.analyze.heads.layout import HeadLayout
 from rankscope.analyze.heads.trees import Floats, Tree, cut, most_kept
 from rankscope.analyze.heads.walk import Ablation, Head, Walk
-from rankscope.evaluate.prefix_sharing import shared_prefixes
+from rankscope.evaluate.prefix_sharing import find_shared_prefixes
 from rankscope.models.base import Base
 
 
@@ -150,7 +150,7 @@ def walks(
         most: ablations and tokens of a pass.
     """
     most_kept_positions = most_kept(base.record.vocab_size)
-    for shared in shared_prefixes([tree.ids[: tree.keep[0] + 1] for tree in trees]):
+    for shared in find_shared_prefixes([tree.ids[: tree.keep[0] + 1] for tree in trees]):
         own = [trees[i].after(shared.length) for i in shared.members]
         beginning = trees[shared.members[0]].ids[: shared.length]
         abreast = max(1, min(most[0], most[1] // max(len(tree.ids) for tree in own)))

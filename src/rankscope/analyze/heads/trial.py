@@ -18,7 +18,7 @@ from rankscope.analyze.heads.trees import Floats, Tree, trees_of
 from rankscope.config.study import EvaluateConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask
-from rankscope.evaluate.context_window import EncodedSplit, fitted
+from rankscope.evaluate.context_window import EncodedSplit, fit_to_context
 from rankscope.evaluate.evaluator import encode_split
 from rankscope.evaluate.metrics import PRIMARY_METRIC, first_best
 from rankscope.evaluate.scorers.loss import encode_losses
@@ -84,7 +84,7 @@ def head_task(
         encoded = EncodedSplit(first.test, rows=encode_losses(encoder, first.test))
         if context is not None:
             where = f"task {task.spec.name!r}, report"
-            encoded = fitted(encoded, context, settings, where, encoder.bos_ids)
+            encoded = fit_to_context(encoded, context, settings, where, encoder.bos_ids)
         metric = LIKELIHOOD
     return HeadTask(task.spec.name, metric, tuple(trees_of(encoded)))
 

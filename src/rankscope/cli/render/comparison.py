@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rankscope.cli.render.tables import listing, notes_lines
-from rankscope.data.preview import visible
+from rankscope.formatting import terminal_text
 from rankscope.records import ComparedCell, Estimate, StudyComparison, StudyPair
 
 MAX_NAMES = 8
@@ -33,12 +33,12 @@ def answers_table(found: StudyComparison) -> Table:
         for position, study in enumerate(found.studies):
             answer = next((a for a in study.answers if a.task == task), None)
             table.add_row(
-                visible(task) if not position else "",
-                visible(study.label),
-                visible(study.base),
+                terminal_text(task) if not position else "",
+                terminal_text(study.label),
+                terminal_text(study.base),
                 f"{study.done}/{study.trials}",
                 answer.decision.replace("_", " ") if answer else "not trained on",
-                visible(answer.chosen_label or "-") if answer else "",
+                terminal_text(answer.chosen_label or "-") if answer else "",
                 answer.confidence if answer else "",
             )
     return table
@@ -59,7 +59,10 @@ def headlines(found: StudyComparison) -> list[RenderableType]:
                 if answer.task == task:
                     said.setdefault(answer.headline, []).append(study.label)
         lines += [
-            Text(f"{', '.join(map(visible, labels))}: {visible(headline)}", overflow="fold")
+            Text(
+                f"{', '.join(map(terminal_text, labels))}: {terminal_text(headline)}",
+                overflow="fold",
+            )
             for headline, labels in said.items()
         ]
     return [*lines, Text()]
@@ -72,7 +75,10 @@ def pair_parts(pair: StudyPair, several: bool) -> list[RenderableType]:
     for facet in pair.facets:
         style = "" if facet.same else "yellow"
         same.add_row(
-            visible(facet.what), "yes" if facet.same else "no", visible(facet.text), style=style
+            terminal_text(facet.what),
+            "yes" if facet.same else "no",
+            terminal_text(facet.text),
+            style=style,
         )
     groups: dict[str | None, list[ComparedCell]] = {}
     for cell in pair.cells:
@@ -111,8 +117,8 @@ def cells_table(pair: StudyPair, task: str | None, cells: Sequence[ComparedCell]
         if last and arm != last:
             table.add_section()
         table.add_row(
-            visible(arm) if arm != last else "",
-            visible(cell.tested_on),
+            terminal_text(arm) if arm != last else "",
+            terminal_text(cell.tested_on),
             level(cell.first, cell),
             level(cell.second, cell),
             difference(cell.difference, cell),
@@ -162,5 +168,5 @@ def alone(which: str, label: str, arms: Sequence[str]) -> list[RenderableType]:
     if not arms:
         return []
     more = f" and {len(arms) - MAX_NAMES} more" if len(arms) > MAX_NAMES else ""
-    names = ", ".join(map(visible, arms[:MAX_NAMES]))
-    return [Text(f"in the {which} alone ({visible(label)}): {names}{more}", overflow="fold")]
+    names = ", ".join(map(terminal_text, arms[:MAX_NAMES]))
+    return [Text(f"in the {which} alone ({terminal_text(label)}): {names}{more}", overflow="fold")]

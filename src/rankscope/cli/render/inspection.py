@@ -7,8 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rankscope.cli.render.tables import listing, notes_lines, size
-from rankscope.data.preview import visible
+from rankscope.cli.render.tables import listing, notes_lines
+from rankscope.formatting import byte_size, terminal_text
 from rankscope.records import AdapterChange, HeadsRecord, Inspection, TunedModel
 from rankscope.tools.inspect_heads import most_moved_heads
 
@@ -46,11 +46,11 @@ def inspected_notes(found: Inspection) -> list[str]:
         total = sum(m.top_k for m in model.spectra.matrices)
         if uncertain:
             notes.append(
-                f"{visible(model.name)}: {uncertain} of {total} vectors compared lie in clusters "
+                f"{terminal_text(model.name)}: {uncertain} of {total} vectors compared are in clusters "
                 "of close singular values, where single vectors mean little"
             )
     if found.cache_bytes:
-        notes.append(f"decompositions of base weights on disk: {size(found.cache_bytes)}")
+        notes.append(f"decompositions of base weights on disk: {byte_size(found.cache_bytes)}")
     return notes
 
 
@@ -60,8 +60,8 @@ def stands_out(model: TunedModel) -> str:
     largest = max(spectra.matrices, key=lambda m: m.relative)
     examined = sum(len(m.largest_cosines) for m in spectra.matrices)
     return (
-        f"{visible(model.name)}: |dW| is {100 * mean(m.relative for m in spectra.matrices):.2g} % "
-        f"of |W0| on average, most in {visible(largest.name)} ({100 * largest.relative:.2g} %); "
+        f"{terminal_text(model.name)}: |dW| is {100 * mean(m.relative for m in spectra.matrices):.2g} "
+        f"of |W0| on average, most in {terminal_text(largest.name)} ({100 * largest.relative:.2g} %); "
         f"{spectra.intruders:,} of {examined:,} leading vectors are intruders"
     )
 
@@ -75,7 +75,7 @@ def inspected_models(found: Inspection) -> Table:
     for model in found.tuned:
         matrices = model.spectra.matrices
         table.add_row(
-            visible(model.name),
+            terminal_text(model.name),
             model.kind,
             str(model.rank or "-"),
             str(len(matrices)),
@@ -94,7 +94,7 @@ def inspected_modules(model: TunedModel) -> Table:
     for module in dict.fromkeys(m.module for m in model.spectra.matrices):
         own = [m for m in model.spectra.matrices if m.module == module]
         table.add_row(
-            visible(module),
+            terminal_text(module),
             f"{mean(m.relative for m in own):.3g}",
             f"{mean(m.effective_rank for m in own):.3g}",
             f"{mean(m.stable_rank for m in own):.3g}",
@@ -148,7 +148,7 @@ def inspected_ablations(name: str, heads: HeadsRecord) -> Table:
         whole = [(-c, str(layer)) for layer, c in enumerate(found.tuned_layer_gold_change)]
         most_of_all, layer = max(whole) if whole else (None, "-")
         table.add_row(
-            visible(found.task),
+            terminal_text(found.task),
             found.metric,
             str(found.items),
             f"{found.base_score:.3f}",
@@ -181,7 +181,7 @@ def changed_matrices(change: AdapterChange) -> tuple[RenderableType, ...]:
         share = m.error / m.frobenius_before if m.frobenius_before else 0.0
         found = "-" if m.intruders is None else str(m.intruders)
         norms = (f"{m.frobenius_before:.3g}", f"{m.frobenius_after:.3g}", f"{share:.2g}")
-        table.add_row(visible(m.name), str(m.rank_before), str(m.rank_after), *norms, found)
+        table.add_row(terminal_text(m.name), str(m.rank_before), str(m.rank_after), *norms, found)
     share = change.error / change.frobenius if change.frobenius else 0.0
-    total = f"in all |dW-dW'|/|dW| = {share:.3g}; written to {visible(change.out)}\n"
+    total = f"in all |dW-dW'|/|dW| = {share:.3g}; written to {terminal_text(change.out)}\n"
     return table, Text(total)

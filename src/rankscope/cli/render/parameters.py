@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from rankscope.cli.render.tables import listing, size
+from rankscope.cli.render.tables import listing
 from rankscope.device import choose_device, choose_dtype
+from rankscope.formatting import byte_size
 from rankscope.models.parameters import Architecture, full_cost, largest_useful_rank, lora_cost
 
 
@@ -24,14 +25,14 @@ def parameters_screen(
             label,
             f"{cost.trainable_parameters:,}",
             f"{cost.trainable_parameters / shapes.num_parameters:.2%}",
-            size(cost.weight_bytes),
-            size(cost.gradient_bytes),
-            size(cost.optimizer_bytes),
-            size(cost.activation_bytes_per_token),
+            byte_size(cost.weight_bytes),
+            byte_size(cost.gradient_bytes),
+            byte_size(cost.optimizer_bytes),
+            byte_size(cost.activation_bytes_per_token),
         )
     lines = [
         f"{shapes.num_parameters:,} parameters in the base: "
-        f"{size(shapes.num_parameters * dtype.itemsize)} in {name}. "
+        f"{byte_size(shapes.num_parameters * dtype.itemsize)} in {name}. "
         "'per token' estimates the activations kept for the backward pass."
     ]
     cap = largest_useful_rank(shapes, targets)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from rankscope.cli.render.tables import listing
-from rankscope.data.preview import visible
+from rankscope.formatting import terminal_text
 from rankscope.records import Estimate
 from rankscope.tools.evaluate import Score
 
@@ -39,8 +39,8 @@ def scores_screen(scores: Sequence[Score]) -> Table:
             "p": f"{change.p:.3f}" if change and change.p is not None else "",
             "chance": f"{scale * score.chance:.{digits}f}" if score.chance is not None else "",
         }
-        names = (visible(record.task), record.metric) if is_first else ("", "")
-        model = visible(score.model) + (" (forced)" if score.other_base_forced else "")
+        names = (terminal_text(record.task), record.metric) if is_first else ("", "")
+        model = terminal_text(score.model) + (" (forced)" if score.other_base_forced else "")
         table.add_row(*names, model, *(cells[heading] for heading in shown))
     return table
 

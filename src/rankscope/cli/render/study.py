@@ -8,9 +8,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from rankscope.cli.render.tables import listing, notes_lines, size
-from rankscope.data.preview import highlight_row, visible
-from rankscope.progress import duration
+from rankscope.cli.render.tables import listing, notes_lines
+from rankscope.data.preview import highlight_row
+from rankscope.formatting import byte_size, rough_duration, terminal_text
 from rankscope.records import Role, StudyRecords, TaskRecord, TrialRecords
 from rankscope.run.groups import GroupLimit
 from rankscope.run.plan import Plan
@@ -70,7 +70,7 @@ def sources(records: Sequence[TaskRecord]) -> list[RenderableType]:
     for record in records:
         tasks.setdefault(record.source, []).append(record.name)
     return [
-        Text(f"{', '.join(names)}: rows from {visible(source)}", overflow="fold")
+        Text(f"{', '.join(names)}: rows from {terminal_text(source)}", overflow="fold")
         for source, names in tasks.items()
     ]
 
@@ -108,15 +108,15 @@ def plan_screen(plan: Plan) -> RenderableType:
             trials,
             f"{group.steps:,}",
             f"{group.num_tokens:,}",
-            size(group.memory_bytes),
-            duration(group.seconds),
+            byte_size(group.memory_bytes),
+            rough_duration(group.seconds),
             LIMIT_NAMES[group.limited_by],
         )
     points = f" and {plan.curve_evaluations:,} while training" if plan.curve_evaluations else ""
     text = (
         f"{counted(plan.trials, len(plan.groups))}, {plan.evaluations:,} evaluations{points}: "
         f"{plan.train_tokens:,} tokens to train on, {plan.evaluation_tokens:,} to score; "
-        f"about {size(plan.disk_bytes)} on disk and {duration(plan.seconds)} "
+        f"about {byte_size(plan.disk_bytes)} on disk and {rough_duration(plan.seconds)} "
         f"(estimated from {plan.measured_gflops:,.0f} GFLOP/s measured here)."
     )
     return Group(table, Text(text), *notes_lines(plan.notes))
@@ -143,7 +143,11 @@ def status_screen(study: StudyRecords) -> RenderableType:
     statuses = Counter(trial.status for trial in study.trials)
     summary = ", ".join(f"{count} {status}" for status, count in statuses.items())
     reasons = [
-        Text(f"{t.spec.trial_id}: {t.status}: {visible(t.failure)}", style="red", overflow="fold")
+        Text(
+            f"{t.spec.trial_id}: {t.status}: {terminal_text(t.failure)}",
+            style="red",
+            overflow="fold",
+        )
         for t in study.trials
         if t.failure
     ]

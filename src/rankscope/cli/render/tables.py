@@ -7,16 +7,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rankscope.data.preview import visible
-
-
-def size(num_bytes: float) -> str:
-    """Bytes with a unit: ``1.5 GB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
+from rankscope.formatting import terminal_text
 
 
 def listing(title: str, headings: Sequence[str], right: frozenset[str]) -> Table:
@@ -25,7 +16,7 @@ def listing(title: str, headings: Sequence[str], right: frozenset[str]) -> Table
     right: headings of the columns of numbers, which never break; words fold where they must.
     """
     table = Table(
-        title=visible(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=0
+        title=terminal_text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=0
     )
     for heading in headings:
         if heading in right:
@@ -37,5 +28,5 @@ def listing(title: str, headings: Sequence[str], right: frozenset[str]) -> Table
 
 def notes_lines(notes: Sequence[str]) -> list[RenderableType]:
     """What a reader of the results must know, apart from what stands above."""
-    lines = [Text(f"note: {visible(note)}", style="yellow") for note in notes]
+    lines = [Text(f"note: {terminal_text(note)}", style="yellow") for note in notes]
     return [Text(), *lines] if lines else []

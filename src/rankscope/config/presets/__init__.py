@@ -1,7 +1,7 @@
-"""Ready-made study files: what ``rankscope init`` writes and ``rankscope quickstart`` runs.
+"""Ready-made study files: ``rankscope init`` writes them, ``rankscope quickstart`` runs one.
 
-Each preset is one commented YAML file in ``config/presets``, so that what is written, what is run
-and what is tested are the same text.
+Each preset is one commented YAML file in this folder, so that the text that is written, run and
+tested is the same.
 """
 
 import difflib
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from rankscope.config.section import shown
+from rankscope.config.section import short_repr
 from rankscope.config.study import ModelConfig
 from rankscope.config.yaml_lines import dump_text
 from rankscope.errors import UserError
@@ -21,23 +21,23 @@ PRESETS: dict[str, str] = {
     "pocket": "the built-in study: offline, minutes on a laptop",
     "paper": "the whole protocol of arXiv 2512.15634 on one base model",
     "rank-sanity": "ranks 8, 32 and 64: does any beat the untuned model?",
-    "retention-probe": "LoRA and full fine-tuning on general benchmarks: what was forgotten?",
-    "cross-domain": "train on A, test on B and the other way round",
-    "alpha": "alpha apart from the rank, and what it does to the weights",
-    "learning-rate": "learning rates from 1e-5 to 1e-3 at three ranks, and full fine-tuning's",
+    "retention-probe": "LoRA and full fine-tuning: what do they forget on general benchmarks?",
+    "cross-domain": "train on A, test on B, and vice versa",
+    "alpha": "alpha varied independently of the rank, and its effect on the weights",
+    "learning-rate": "learning rates from 1e-5 to 1e-3 at three ranks, and for full fine-tuning",
     "high-rank": "ranks to 512, scaled by alpha / r and by alpha / sqrt(r)",
-    "methods": "LoRA's kin, one method of PEFT's and full fine-tuning",
+    "methods": "LoRA variants, one PEFT method and full fine-tuning",
     "base-vs-instruct": "the same study on a base model and on its instruction-tuned twin",
-    "mitigation": "replay, KL to the base, decay and early stopping beside a milder update",
-    "heads": "which attention heads change, and what each does when it is switched off",
+    "mitigation": "replay, KL to the base, decay and early stopping, against a scaled-down update",
+    "heads": "which attention heads change, and the effect of removing each",
 }
-"""What each preset is for, by name."""
+"""Purpose of each preset, by name."""
 
 ON_POCKET = "on_pocket"
-"""Folder of the presets as they are on the pocket model."""
+"""Folder of the presets' variants for the pocket model."""
 
 OWN_ROWS = "    train: "
-"""Begins the line of a preset that names the user's own training rows."""
+"""Start of the line with the user's training rows, in presets that have one."""
 
 
 def study_template(
@@ -45,64 +45,64 @@ def study_template(
 ) -> str:
     """The commented study file of a preset, ready to be written.
 
-    model: put in place of the preset's own: a short form of the ``model`` key, such as ``./folder``
-    or ``owner/name``; ``model_for_study_file`` makes one from a folder's path. With ``pocket`` the whole
-    file is another: the same question in tasks and learning rates that suit that model; with own
-    rows, which are then in its words, it is the preset's own file.
-    data: file with the user's own training rows, as the study file will name it; only in presets
-    that train on own rows.
-    data_dir: folder of the named tasks, as the study file will name it.
+    Args:
+        preset: name of the preset.
+        model: replaces the preset's model; a short form of the ``model`` key, such as ``./folder``
+            or ``owner/name`` (``model_for_study_file`` makes one from a folder's path). ``pocket``
+            gives another file: the same question in tasks and learning rates that suit that model
+            (with ``data`` it gives the preset's own file).
+        data: file with the user's training rows, as the study file will name it; only for presets
+            that train on the user's rows.
+        data_dir: folder of the named tasks, as the study file will name it.
 
-    Raises UserError for an unknown preset, for text that is no model, for another model than
-    ``pocket`` in the pocket preset, whose tasks are in that model's own words, and for ``data`` in
-    a preset of named tasks.
+    Raises:
+        UserError: an unknown preset, a text that is not a model, another model than ``pocket`` in
+            the pocket preset, or ``data`` for a preset of named tasks.
     """
     if preset not in PRESETS:
         close = difflib.get_close_matches(preset, PRESETS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(PRESETS)}"
-        raise UserError(f"preset {shown(preset)}: there is none; {hint}")
-    on_pocket = model is not None and checked_model(model).pocket and data is None
-    studies = resources.files("rankscope.config.presets")
-    folder = studies / ON_POCKET if on_pocket and preset != "pocket" else studies
+        raise UserError(f"no preset is called {short_repr(preset)}; {hint}")
+    is_pocket = model is not None and parse_model(model).pocket
+    if model is not None and preset == "pocket" and not is_pocket:
+        raise UserError("the pocket preset only fits the pocket model: choose another preset")
+    folder = resources.files("rankscope.config.presets")
+    if is_pocket and data is None and preset != "pocket":
+        folder = folder / ON_POCKET
     text = (folder / f"{preset}.yaml").read_text(encoding="utf-8")
     if model is not None:
-        if preset == "pocket" and not checked_model(model).pocket:
-            raise UserError("the pocket preset only fits the pocket model: choose another preset")
-        checked_model(model)
-        text = with_line(text, "model: ", f"model: {dump_text(model)}")
+        text = replace_line(text, "model: ", f"model: {dump_text(model)}")
     if data is not None:
         if OWN_ROWS not in text:
             raise UserError(
-                f"preset {preset!r} trains on named tasks, not on own rows: leave --data out, or "
-                "choose the preset 'default'"
+                f"preset {preset!r} trains on named tasks, not on your own rows: leave --data out, "
+                "or choose the preset 'default'"
             )
-        text = with_line(text, OWN_ROWS, f"{OWN_ROWS}{dump_text(data)}")
+        text = replace_line(text, OWN_ROWS, f"{OWN_ROWS}{dump_text(data)}")
     if data_dir is not None:
-        text = with_line(text, "# data_dir: ", "")
-        text = with_line(text, "data_dir: ", "")
+        text = replace_line(text, "# data_dir: ", None)
+        text = replace_line(text, "data_dir: ", None)
         text = text.rstrip("\n") + f"\n\ndata_dir: {dump_text(data_dir)}\n"
     return text
 
 
-def with_line(text: str, start: str, line: str) -> str:
-    """The text with every line that begins with ``start`` replaced, or removed for an empty one."""
-    lines = text.splitlines()
-    kept = [line if found.startswith(start) else found for found in lines]
-    return "\n".join(n for n, found in zip(kept, lines, strict=True) if n or not found) + "\n"
+def replace_line(text: str, start: str, line: str | None) -> str:
+    """Replace every line that starts with ``start``; None removes it."""
+    replaced = [line if old.startswith(start) else old for old in text.splitlines()]
+    return "\n".join(new for new in replaced if new is not None) + "\n"
 
 
 def model_for_study_file(model: str, study_file: Path) -> str:
-    """What to write under ``model`` in ``study_file`` for a model named on the command line.
+    """The ``model`` of a study file for a model named on the command line.
 
-    A folder that is there becomes a path from the study file's own folder; anything else is left
-    as it is.
+    The path of an existing folder becomes relative to the study file; other text is unchanged.
     """
-    folder = Path(os.path.expanduser(model))  # noqa: PTH111  leaves unknown users as they are
+    folder = Path(os.path.expanduser(model))  # noqa: PTH111  Path.expanduser fails on unknown users
     return path_for_study_file(folder, study_file) if folder.is_dir() else model
 
 
 def path_for_study_file(path: Path, study_file: Path) -> str:
-    """A path as ``study_file`` must name it: from its own folder, where its paths start."""
+    """A path relative to the folder of ``study_file``, where its relative paths start."""
     try:
         relative = os.path.relpath(path.absolute(), study_file.absolute().parent)
     except ValueError:  # another drive on Windows
@@ -110,8 +110,12 @@ def path_for_study_file(path: Path, study_file: Path) -> str:
     return relative if relative.startswith(".") else f"./{relative}"
 
 
-def checked_model(model: str) -> ModelConfig:
-    """The model that a short form names. Raises UserError where it names none."""
+def parse_model(model: str) -> ModelConfig:
+    """The model of a short form.
+
+    Raises:
+        UserError: the text is not a short form of a model.
+    """
     try:
         return ModelConfig.model_validate(model)
     except ValidationError as error:

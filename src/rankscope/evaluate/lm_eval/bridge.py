@@ -30,7 +30,7 @@ from rankscope.records import EvalRecord, ItemResult, Split
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
-    from rankscope.evaluate.lm_eval.model import HarnessModel
+    from rankscope.evaluate.lm_eval.model import LmEvalModel
 
 SEEDS = (0, 1234)
 """Of Python's generator and of all others, few-shot samplers among them: the harness's own."""
@@ -38,7 +38,7 @@ Evaluation = tuple[EvalRecord, list[ItemResult]]
 
 
 @dataclass(frozen=True, slots=True)
-class HarnessSettings:
+class LmEvalSettings:
     """How harness tasks are run."""
 
     batch_tokens: int = 4096
@@ -54,20 +54,20 @@ class HarnessSettings:
     """Let the task's files run the Python that they name."""
 
 
-def is_harness_task(name: str) -> bool:
+def is_lm_eval_task(name: str) -> bool:
     """A task name such as ``lm_eval:hellaswag`` or ``lm_eval:./own_task.yaml``."""
     return name.startswith(PREFIX)
 
 
 @dataclass(frozen=True, slots=True)
-class HarnessTask:
+class LmEvalTask:
     """A harness task, or every task of a group or tag, with its documents."""
 
     source: str
     """``lm_eval:NAME``, or the same with the path of a YAML file."""
     loaded: dict[str, Any]
     """As the harness's index returns it."""
-    settings: HarnessSettings
+    settings: LmEvalSettings
     sha256: str
     """Of its files, documents and settings: of all that scores depend on but model and tokenizer.
     Of code that it may run, the Python files beside its own."""
@@ -82,7 +82,7 @@ class HarnessTask:
         return self.loaded["tasks"][name.removeprefix(PREFIX)].get_config(key)
 
 
-def read_harness_task(source: str, settings: HarnessSettings) -> HarnessTask:
+def read_lm_eval_task(source: str, settings: LmEvalSettings) -> LmEvalTask:
     """Read a task and its documents; no model is needed.
 
     Args:
@@ -101,10 +101,10 @@ def read_harness_task(source: str, settings: HarnessSettings) -> HarnessTask:
                 task.set_config(key="num_fewshot", value=settings.num_fewshot)
             elif task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
-        return HarnessTask(source, loaded, settings, hash_of(loaded, checked.files, settings))
+        return LmEvalTask(source, loaded, settings, hash_of(loaded, checked.files, settings))
 
 
-def hash_of(loaded: Mapping[str, Any], files: Sequence[Path], settings: HarnessSettings) -> str:
+def hash_of(loaded: Mapping[str, Any], files: Sequence[Path], settings: LmEvalSettings) -> str:
     """Hash of all that a task's scores depend on but the model and its tokenizer."""
     read = list(files)
     if settings.allow_functions:
@@ -123,19 +123,19 @@ def hash_of(loaded: Mapping[str, Any], files: Sequence[Path], settings: HarnessS
     )
 
 
-def evaluate_harness(
+def evaluate_lm_eval(
     base: Base,
     source: str,
     models: Mapping[str | None, str],
-    settings: HarnessSettings,
+    settings: LmEvalSettings,
     split: Split = "test",
 ) -> dict[str | None, list[Evaluation]]:
-    """Read a harness task and score it, see :func:`score_harness_task`."""
-    return score_harness_task(base, read_harness_task(source, settings), models, split)
+    """Read a harness task and score it, see :func:`score_lm_eval_task`."""
+    return score_lm_eval_task(base, read_lm_eval_task(source, settings), models, split)
 
 
-def score_harness_task(
-    base: Base, task: HarnessTask, models: Mapping[str | None, str], split: Split = "test"
+def score_lm_eval_task(
+    base: Base, task: LmEvalTask, models: Mapping[str | None, str], split: Split = "test"
 ) -> dict[str | None, list[Evaluation]]:
     """Score one harness task, or every task of a group or tag, under the base and any adapters.
 
@@ -257,14 +257,14 @@ def run(
     base: Base,
     adapter_name: str | None,
     loaded: dict[str, Any],
-    settings: HarnessSettings,
-) -> tuple[dict[str, Any], "HarnessModel"]:
+    settings: LmEvalSettings,
+) -> tuple[dict[str, Any], "LmEvalModel"]:
     """The harness's results of all loaded tasks under one model, and what it cost."""
-    from rankscope.evaluate.lm_eval.model import HarnessModel
+    from rankscope.evaluate.lm_eval.model import LmEvalModel
 
     for task in loaded["tasks"].values():
         task.set_fewshot_seed(seed=SEEDS[1])
-    lm = HarnessModel(base, adapter_name, settings.context, settings.batch_tokens)
+    lm = LmEvalModel(base, adapter_name, settings.context, settings.batch_tokens)
     results = evaluate(
         lm=lm,
         task_dict=loaded,
@@ -283,7 +283,7 @@ def run(
 
 
 def evaluation_of(
-    name: str, results: Mapping[str, Any], lm: "HarnessModel", trial_id: str, split: Split
+    name: str, results: Mapping[str, Any], lm: "LmEvalModel", trial_id: str, split: Split
 ) -> Evaluation:
     """One task's record and items; the primary_metric is its first metric under its first filter.
 

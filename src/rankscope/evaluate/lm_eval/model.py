@@ -15,14 +15,14 @@ from transformers import PreTrainedTokenizerBase
 
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers.choice import Question, continuation_logprobs
-from rankscope.evaluate.scorers.generation import Limits, generate
+from rankscope.evaluate.scorers.generation import GenerationLimits, generate
 from rankscope.models.base import Base
 
 MAX_NEW_TOKENS = 256
 """Of a generated answer where the task does not say, as in the harness."""
 
 
-class HarnessModel(TemplateLM):  # type: ignore[misc]  # the package has no types
+class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
     """The base with one adapter, or bare.
 
     Args:
@@ -161,7 +161,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the package has no type
         for (stops, max_new_tokens), members in alike.items():
             prompts = [self.tok_encode(requests[i].args[0]) for i in members]
             self.check_lengths([len(prompt) + 1 for prompt in prompts])
-            limits = Limits(
+            limits = GenerationLimits(
                 max_new_tokens=max_new_tokens,
                 context=self.context,
                 batch_tokens=self.batch_tokens,

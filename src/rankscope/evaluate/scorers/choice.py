@@ -27,7 +27,7 @@ from rankscope.data.items import LETTERS, Item
 from rankscope.data.tasks import TaskSpec
 from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores, choice_predictions, first_best, mean
-from rankscope.evaluate.prefix_sharing import SharedPrefix, shared_prefixes
+from rankscope.evaluate.prefix_sharing import SharedPrefix, find_shared_prefixes
 from rankscope.models.attention.varlen import KVCache
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.multi_lora import AdapterSpan
@@ -187,7 +187,7 @@ def make_groups(
 ) -> Iterator[Group]:
     """Questions by common prefix, in passes of at most ``batch_tokens`` tokens."""
     max_kept = max(1, MAX_LOGITS // vocab_size)
-    for shared in shared_prefixes([question.prompt for question in questions]):
+    for shared in find_shared_prefixes([question.prompt for question in questions]):
         length = shared.length
         prefix = None
         if length:

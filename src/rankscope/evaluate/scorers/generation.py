@@ -8,21 +8,21 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from rankscope.config.study import Scorer
+from rankscope.config.task import Scorer
 from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
 from rankscope.data.numbers import ANSWER_MARK, extract_number
 from rankscope.data.tasks import TaskSpec
 from rankscope.errors import UserError
-from rankscope.evaluate.continuous_batching import Generation, Limits, RunningBatch
+from rankscope.evaluate.continuous_batching import Generation, GenerationLimits, RunningBatch
 from rankscope.evaluate.metrics import ModelScores, mean, normalized_answer
-from rankscope.evaluate.prefix_sharing import shared_prefixes
+from rankscope.evaluate.prefix_sharing import find_shared_prefixes
 from rankscope.models.base import Base
 from rankscope.records import ItemResult
 
 __all__ = [
     "Generation",
-    "Limits",
+    "GenerationLimits",
     "encode_prompts",
     "generate",
     "score_generations",
@@ -34,7 +34,7 @@ def generate(
     base: Base,
     prompts: Sequence[Sequence[int]],
     adapter_names: Sequence[str | None],
-    limits: Limits,
+    limits: GenerationLimits,
 ) -> dict[str | None, list[Generation]]:
     """Continue every prompt greedily under every model; results in prompt order.
 
@@ -53,7 +53,7 @@ def generate(
             raise ValueError(
                 f"a prompt of {len(prompt)} tokens; expected 1 to {limits.context - 1}"
             )
-    groups = shared_prefixes(prompts)
+    groups = find_shared_prefixes(prompts)
     shared = {i: group for group in groups if group.length for i in group.members}
     order = [i for group in groups for i in sorted(group.members, key=lambda i: -len(prompts[i]))]
     for adapter_name in adapter_names:
@@ -140,7 +140,7 @@ def score_generations(
     prompts: Sequence[Sequence[int]],
     scorer: Scorer,
     adapter_names: Sequence[str | None],
-    limits: Limits,
+    limits: GenerationLimits,
 ) -> dict[str | None, ModelScores]:
     """Generated answers judged under every model.
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from rankscope.report.style import GRID, INK, MUTED, NEUTRAL, SURFACE, number, visible
+from rankscope.formatting import number, safe_text
+from rankscope.report.style import GRID, INK, MUTED, NEUTRAL, SURFACE
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
@@ -31,7 +32,7 @@ class DataTable:
 
     def shown(self, value: Cell, column: Column) -> str:
         """One cell as the page shows it."""
-        return visible(value, 300) if isinstance(value, str) else number(value, column.digits)
+        return safe_text(value, 300) if isinstance(value, str) else number(value, column.digits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ def heading(text: str, y: float) -> dict[str, object]:
 
 def name(text: object) -> str:
     """A name from the data for use inside a plot: cut, and inert in Plotly's own mark-up."""
-    cut = visible(text, 60)
+    cut = safe_text(text, 60)
     return cut.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 

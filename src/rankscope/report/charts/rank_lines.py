@@ -14,10 +14,11 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from rankscope.formatting import Unit, number
 from rankscope.records import ArmSummary, Estimate, TrialRecords
 from rankscope.report.charts.figure import axis, heading, layout, name
 from rankscope.report.study_view import Series, StudyView
-from rankscope.report.style import BASE, FULL, INK, MUTED, Color, Unit, faded, number
+from rankscope.report.style import BASE, FULL, INK, MUTED, Color, faded
 
 MAX_BANDS = 3
 """With more lines than this, only the line the text speaks of carries its band."""

@@ -1,5 +1,6 @@
 """Scores against rank: the training task itself, and the retention tasks."""
 
+from rankscope.formatting import Unit, count, difference, join_names, score_text
 from rankscope.records import ArmSummary, Estimate, EvalRecord
 from rankscope.report.charts.figure import Column, Figure, table
 from rankscope.report.charts.rank_lines import (
@@ -14,7 +15,6 @@ from rankscope.report.charts.rank_lines import (
     rank_plot,
 )
 from rankscope.report.study_view import StudyView
-from rankscope.report.style import Unit, count, difference, listing, score
 
 MAX_RETENTION_PANELS = 6
 # Normal quantile of a 95 % interval, for the base's item-level standard error.
@@ -83,15 +83,15 @@ def _in_domain_finding(view: StudyView, task: str) -> str:
         return "No LoRA arm has an in-domain score, so there is nothing to draw against rank."
     best_arm, best = max(scored, key=lambda pair: pair[1])
     if by_arm and len(scored) == 1:
-        text = f"{best_arm.label} has the score {score(best, unit)}."
+        text = f"{best_arm.label} has the score {score_text(best, unit)}."
     elif by_arm:
         low_arm, low = min(scored, key=lambda pair: pair[1])
         text = (
             f"Of {count(len(scored), 'arm')} {best_arm.label} has the highest score, "
-            f"{score(best, unit)}, and {low_arm.label} the lowest, {score(low, unit)}."
+            f"{score_text(best, unit)}, and {low_arm.label} the lowest, {score_text(low, unit)}."
         )
     else:
-        values = ", ".join(f"{score(v, unit)} at r={arm.rank}" for arm, v in scored[:10])
+        values = ", ".join(f"{score_text(v, unit)} at r={arm.rank}" for arm, v in scored[:10])
         text = f"At {line.label} the score is {values}."
     if len(scored) > 1 and not by_arm:
         near = next((arm for arm, v in scored if best - v < 0.01), best_arm)
@@ -100,8 +100,8 @@ def _in_domain_finding(view: StudyView, task: str) -> str:
         text += f"; r={near.rank} is within {within} of it." if near is not best_arm else "."
     full, base = view.best_full(task), view.base(task)
     if full and full.score:
-        text += f" Full fine-tuning: {score(full.score.value, unit)}."
-    return text + (f" Base: {score(base.score, unit)}." if base else "")
+        text += f" Full fine-tuning: {score_text(full.score.value, unit)}."
+    return text + (f" Base: {score_text(base.score, unit)}." if base else "")
 
 
 def draw_retention(view: StudyView, task: str) -> Figure:
@@ -155,5 +155,5 @@ def _retention_finding(view: StudyView, task: str, names: list[str]) -> str:
     text += f"the best {difference(best[2].value, view.unit(best[1]))} on {best[1]} "
     text += f"({best[0].label})."
     if len(names) > MAX_RETENTION_PANELS:
-        text += f" Drawn: {listing(names[:MAX_RETENTION_PANELS])}; the others are in the table."
+        text += f" Drawn: {join_names(names[:MAX_RETENTION_PANELS])}; the others are in the table."
     return text

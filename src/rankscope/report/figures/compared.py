@@ -4,21 +4,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from rankscope.formatting import NATS, POINTS, Unit, count, difference, number, safe_text
 from rankscope.records import ComparedCell, StudyPair
 from rankscope.report.charts.figure import Choice, Column, Figure, axis, layout, name, table
-from rankscope.report.style import (
-    FULL,
-    MUTED,
-    NATS,
-    POINTS,
-    Color,
-    Unit,
-    count,
-    difference,
-    number,
-    rank_colors,
-    visible,
-)
+from rankscope.report.style import FULL, MUTED, Color, rank_colors
 
 MAX_ARMS = 80
 """Arms drawn; all of them are in the table."""
@@ -41,7 +30,7 @@ def draw(pair: StudyPair, key: str, trained_on: str | None, ranks: tuple[int, ..
     about = "untuned bases" if trained_on is None else f"arms trained on {trained_on}"
     return Figure(
         key=key,
-        title=f"{visible(pair.second, 60)} minus {visible(pair.first, 60)}, {about}",
+        title=f"{safe_text(pair.second, 60)} minus {safe_text(pair.first, 60)}, {about}",
         finding=finding(pair, cells),
         table=table(columns(), [row(cell) for cell in cells]),
         plot=None if trained_on is None else plot(cells, tests, rank_colors(ranks)),

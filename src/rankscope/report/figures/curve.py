@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
+from rankscope.formatting import count, difference, number
 from rankscope.records import BASE as UNTUNED
 from rankscope.records import ArmSummary, CurvePoint, TrialRecords
 from rankscope.report.charts.figure import (
@@ -24,7 +25,7 @@ from rankscope.report.charts.figure import (
 )
 from rankscope.report.charts.labels import Label, add_labels, place
 from rankscope.report.study_view import Series, StudyView
-from rankscope.report.style import BASE, SURFACE, count, difference, number
+from rankscope.report.style import BASE, SURFACE
 
 SMALLEST, LARGEST = 5.0, 11.0
 """Size of the first and the last marker of a line, pixels."""

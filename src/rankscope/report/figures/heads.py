@@ -8,11 +8,12 @@ import numpy as np
 from plotly.subplots import make_subplots
 from scipy.stats import rankdata
 
+from rankscope.formatting import count, number
 from rankscope.records import ArmSummary, HeadsRecord, LayerHeads
 from rankscope.report.charts.figure import Choice, Column, Figure, axis, layout, name, table
 from rankscope.report.charts.head_maps import Map, heat, largest, precision, stacked
 from rankscope.report.study_view import StudyView
-from rankscope.report.style import MUTED, count, number
+from rankscope.report.style import MUTED
 
 Measure = Callable[[HeadsRecord], Map | None]
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from rankscope.formatting import join_names, number
 from rankscope.records import Inspection, MatrixSpectrum, NormGrowth, TunedModel
 from rankscope.report.charts.figure import Cell, Choice, Column, Figure, axis, layout, name, table
-from rankscope.report.style import MANY, MUTED, NONE_YET, listing, number
+from rankscope.report.style import MANY, MUTED, NONE_YET
 
 ROW = 22
 """Height of a heat map's row, pixels."""
@@ -148,7 +149,7 @@ def finding_of(found: Inspection, measure: Measure) -> str:
             f"{model.name} {number(fmean(values))} on average, {word} {number(values[place])} in "
             f"{matrices[place].name}"
         )
-    return f"{measure.unit}: {listing(said)}." if said else "Nothing was changed."
+    return f"{measure.unit}: {join_names(said)}." if said else "Nothing was changed."
 
 
 def draw_modules(found: Inspection) -> Figure:
@@ -182,7 +183,7 @@ def draw_modules(found: Inspection) -> Figure:
     figure.update_xaxes(axis(**FLAT))
     figure.update_yaxes(axis(**FLAT, autorange="reversed"))
     columns = [Column("model"), Column("kind"), Column("module"), *MEANS]
-    kinds = listing([f"{model.name} ({model.kind})" for model in found.tuned])
+    kinds = join_names([f"{model.name} ({model.kind})" for model in found.tuned])
     return Figure(
         key="modules",
         title="The models side by side",

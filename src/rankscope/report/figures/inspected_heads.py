@@ -6,6 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from scipy.stats import t as student
 
+from rankscope.formatting import count, join_names, number
 from rankscope.records import HeadAblation, HeadsRecord, Inspection, LayerHeads
 from rankscope.report.charts.figure import Cell, Choice, Column, Figure, axis, layout, name, table
 from rankscope.report.charts.head_maps import (
@@ -18,7 +19,7 @@ from rankscope.report.charts.head_maps import (
     precision,
     stacked,
 )
-from rankscope.report.style import BETTER, NEUTRAL, WORSE, count, listing, number
+from rankscope.report.style import BETTER, NEUTRAL, WORSE
 
 MODULES = {
     "q_proj": "query heads",
@@ -85,7 +86,7 @@ def draw_changes(models: Sequence[tuple[str, HeadsRecord]]) -> Figure | None:
     return Figure(
         key="heads-moved",
         title="How far each head moved",
-        finding=f"|dW_h|_F / |W0_h|_F: {listing(said)}.",
+        finding=f"|dW_h|_F / |W0_h|_F: {join_names(said)}.",
         table=table(columns, rows),
         plot=plot,
         how_to_read="Rows are layers. A head is its rows of q_proj, k_proj or v_proj, or its "
@@ -109,7 +110,7 @@ def draw_importance(models: Sequence[tuple[str, HeadsRecord]]) -> Figure:
         key="heads-importance",
         title="What each head is worth, by gradient",
         finding=f"Importance on {count(items, 'item')} of {task}: "
-        f"{listing(f'{model} {shift(panels, model)}' for model, _ in models)}.",
+        f"{join_names(f'{model} {shift(panels, model)}' for model, _ in models)}.",
         table=table((*PER_LAYER, Column("before"), Column("after")), pairs(panels, models)),
         plot=plot,
         how_to_read="|z . dL/dz| of the right answer, each layer's l2 norm 1: heads of one layer "
@@ -132,7 +133,7 @@ def draw_entropy(models: Sequence[tuple[str, HeadsRecord]]) -> Figure:
     return Figure(
         key="heads-entropy",
         title="Where each head looks",
-        finding=f"Attention entropy, mean over heads: {listing(said)}.",
+        finding=f"Attention entropy, mean over heads: {join_names(said)}.",
         table=table((*PER_LAYER, Column("before"), Column("after")), pairs(panels, models)),
         plot=plot,
         how_to_read="0 looks at one token, 1 at all alike; mean over the positions of prompts with "
@@ -182,7 +183,7 @@ def draw_ablations(models: Sequence[tuple[str, HeadsRecord]]) -> Figure:
     return Figure(
         key="heads-ablated",
         title="What removing each head costs",
-        finding=f"Most costly after tuning: {listing(said)} of the right answer.",
+        finding=f"Most costly after tuning: {join_names(said)} of the right answer.",
         table=table(columns, rows),
         plot=plot,
         how_to_read="Exact but for rounding: the head's output is set to zero and the items are "
@@ -214,7 +215,7 @@ def draw_matrix(models: Sequence[tuple[str, HeadsRecord]]) -> Figure:
     return Figure(
         key="heads-matrix",
         title="Which heads carry the tuned skill, which carried what was lost",
-        finding=f"Heads whose cost changed by more than two standard errors: {listing(said)}. "
+        finding=f"Heads whose cost changed by more than two standard errors: {join_names(said)}. "
         f"{by_noise([a for _, heads in ablated_on for a in heads.ablations])}",
         table=table((*PER_LAYER, Column("skill, nats"), Column("lost, nats")), rows),
         plot=matrix_plot(found, tasks, titles),

@@ -7,23 +7,13 @@ import math
 
 import plotly.graph_objects as go
 
+from rankscope.formatting import Unit, count, difference, number
 from rankscope.records import ArmSummary
 from rankscope.report.charts.figure import Column, DataTable, Figure, axis, layout, name, table
 from rankscope.report.charts.labels import Label, add_labels, place
 from rankscope.report.charts.rank_lines import Point, estimate_point
 from rankscope.report.study_view import StudyView
-from rankscope.report.style import (
-    BASE,
-    FULL,
-    INK,
-    MUTED,
-    SURFACE,
-    Unit,
-    count,
-    difference,
-    faded,
-    number,
-)
+from rankscope.report.style import BASE, FULL, INK, MUTED, SURFACE, faded
 
 MAX_CROSSES = 60
 """With more arms than this only those on the front carry their intervals."""

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
+from rankscope.formatting import Unit, join_names, number, signed
 from rankscope.records import ArmSummary
 from rankscope.report.charts.figure import Choice, Column, Figure, axis, layout, name, table
 from rankscope.report.study_view import StudyView
-from rankscope.report.style import BETTER, INK, NEUTRAL, WORSE, Unit, listing, number, signed
+from rankscope.report.style import BETTER, INK, NEUTRAL, WORSE
 
 ROW = 38
 """Height of a row, pixels."""
@@ -116,13 +117,13 @@ def finding(variants: Mapping[str, Sequence[ArmSummary]], view: StudyView, task:
     for rank, (rate, _) in sorted(best.items()):
         by_rate[rate].append(rank)
     parts = [
-        f"{rate:g} at {listing(f'r={rank}' for rank in ranks)}"
+        f"{rate:g} at {join_names(f'r={rank}' for rank in ranks)}"
         for rate, ranks in sorted(by_rate.items())
     ]
     text = f"On the validation split the gain is largest with the rate {'; '.join(parts)}."
     edge = [f"r={rank}" for rank, (rate, rates) in best.items() if rate in (rates[0], rates[-1])]
     if edge:
-        text += f" That is the edge of the grid for {listing(edge)}."
+        text += f" That is the edge of the grid for {join_names(edge)}."
     return text
 
 

@@ -2,6 +2,7 @@
 
 import plotly.graph_objects as go
 
+from rankscope.formatting import count, difference, number
 from rankscope.records import ArmSummary, ScalingCurve, TaskMitigation
 from rankscope.report.charts.figure import (
     Choice,
@@ -15,7 +16,7 @@ from rankscope.report.charts.figure import (
 )
 from rankscope.report.charts.labels import Label, add_labels, place
 from rankscope.report.study_view import StudyView
-from rankscope.report.style import BASE, MUTED, SURFACE, Color, count, difference, number
+from rankscope.report.style import BASE, MUTED, SURFACE, Color
 
 LEVEL = 0.05
 DASH_OF = {"scale": "solid", "layers": "dot", "intruders": "dash", "control": "dashdot"}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from rankscope.formatting import MINUS, number
 from rankscope.records import ArmSummary, MatrixSpectrum, NormGrowth, SpectraRecord, TrialRecords
 from rankscope.report.charts.figure import Column, Figure, axis, layout, name, table
 from rankscope.report.charts.rank_lines import (
@@ -21,7 +22,7 @@ from rankscope.report.charts.rank_lines import (
     rank_plot,
 )
 from rankscope.report.study_view import Series, StudyView
-from rankscope.report.style import MANY, MINUS, MUTED, NONE_YET, number
+from rankscope.report.style import MANY, MUTED, NONE_YET
 
 Measure = Callable[[SpectraRecord], float | None]
 Pair = Callable[[MatrixSpectrum], tuple[float, float]]

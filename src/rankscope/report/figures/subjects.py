@@ -4,10 +4,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from rankscope.formatting import Unit, count, difference, signed
 from rankscope.records import SubjectChange
 from rankscope.report.charts.figure import Choice, Column, Figure, axis, layout, name, table
 from rankscope.report.study_view import StudyView
-from rankscope.report.style import BETTER, NEUTRAL, WORSE, Unit, count, difference, signed
+from rankscope.report.style import BETTER, NEUTRAL, WORSE
 
 MAX_SUBJECTS = 60
 """Subjects drawn, those that fell most; all of them are in the table."""

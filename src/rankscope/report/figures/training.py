@@ -3,6 +3,7 @@
 import numpy as np
 import plotly.graph_objects as go
 
+from rankscope.formatting import count, duration, number
 from rankscope.records import ArmSummary, TrialRecords
 from rankscope.report.charts.figure import Column, Figure, axis, layout, name, table
 from rankscope.report.charts.rank_lines import (
@@ -15,7 +16,6 @@ from rankscope.report.charts.rank_lines import (
     rank_plot,
 )
 from rankscope.report.study_view import StudyView
-from rankscope.report.style import count, duration, number
 
 MAX_LOSS_POINTS = 80
 

@@ -5,19 +5,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from rankscope.formatting import Unit, count, difference, signed
 from rankscope.records import ArmSummary, Estimate, trained_parts
 from rankscope.report.charts.figure import Choice, Column, Figure, axis, layout, name, table
 from rankscope.report.study_view import StudyView
-from rankscope.report.style import (
-    BETTER,
-    INK,
-    NEUTRAL,
-    WORSE,
-    Unit,
-    count,
-    difference,
-    signed,
-)
+from rankscope.report.style import BETTER, INK, NEUTRAL, WORSE
 
 MAX_CHOICES = 60
 

@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 
 from rankscope.device import out_of_memory_message
 from rankscope.errors import UserError
-from rankscope.evaluate.evaluator import Evaluation, evaluate_apart, evaluate_task
+from rankscope.evaluate.evaluator import Evaluation, evaluate_task, evaluate_with_failures
 from rankscope.models.base import Base
 from rankscope.records import BASE, EvalKey, Split, trial_of, write_items
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
 from rankscope.store import Artifact, TrialFailure, items_path
+from rankscope.train.step_schedule import ALONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class EvaluateStage:
         """Batches of the group's trials."""
         study = self.context.study
         wanted = [key for t in group for key in study.wanted_evals(t.trial_id, t.task)]
-        names = {(None if t.trains_alone else t.trial_id): t.trial_id for t in group}
+        names = {(None if t.method in ALONE else t.trial_id): t.trial_id for t in group}
         return self.missing_batches(names, wanted)
 
     def missing_of_base(self) -> list[EvalBatch]:
@@ -94,7 +95,7 @@ class EvaluateStage:
         study = self.context.study
         encoder, settings, task = study.encoder, study.config.evaluate, study.tasks[batch.task]
         if BASE not in batch.models.values():
-            evaluations, reasons = evaluate_apart(
+            evaluations, reasons = evaluate_with_failures(
                 model, encoder, task, batch.split, batch.models, settings
             )
             failures = [
@@ -113,8 +114,8 @@ class EvaluateStage:
         except (MemoryError, RuntimeError) as error:
             raise UserError(
                 f"{batch.task} {batch.split}: scoring the base ran {out_of_memory_message(error)}; "
-                f"lower evaluate.batch_tokens (now {settings.batch_tokens}) in a study with its own "
-                "--out folder"
+                f"lower evaluate.batch_tokens (now {settings.batch_tokens}) in a study with an "
+                "--out folder of its own"
             ) from error
 
     def commit(self, result: EvalOutcome) -> None:

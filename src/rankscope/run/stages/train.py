@@ -69,7 +69,7 @@ class TrainStage:
                     group,
                     rows.rows,
                     train,
-                    replay={name: encoded.rows for name, encoded in study.replay.items()},
+                    replay={name: encoded.rows for name, encoded in study.replay_rows.items()},
                     checkpoint=self.checkpoint(group),
                     progress=meter,
                     callbacks=(

@@ -8,8 +8,9 @@ from rankscope.models.base import Base
 from rankscope.records import trial_of, variant_of
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
-from rankscope.run.stages.old_variants import adapter_variant, full_model_variant
 from rankscope.run.stages.evaluate import EvalBatch, EvalOutcome, EvaluateStage
+from rankscope.analyze.variants import adapter_variant, full_model_variant
+from rankscope.train.step_schedule import ALONE
 
 
 class VariantsStage:
@@ -28,7 +29,7 @@ class VariantsStage:
         study, batches = self.context.study, list[EvalBatch]()
         wanted = [key for trial in group for key in study.wanted_variants(trial)]
         ids = list(dict.fromkeys(model_id for model_id, _, _ in wanted))
-        if not group or not group[0].trains_alone:
+        if not group or group[0].method not in ALONE:
             return self.evaluate.missing_batches({i: i for i in ids}, wanted)
         for model_id in ids:
             batches += self.evaluate.missing_batches({None: model_id}, wanted)
@@ -38,7 +39,7 @@ class VariantsStage:
         """Build the variants and score them."""
         self.context.begin_stage(self.name, len(work))
         if None not in work[0].models:
-            names = list(dict.fromkeys(name for batch in work for name in batch.models))
+            names = list(dict.fromkeys(name for b in work for name in b.models if name is not None))
             self.attach(model, names)
             yield from self.evaluate.score_batches(model, work)
             for name in names:
@@ -66,6 +67,4 @@ class VariantsStage:
         assert variant is not None
         matrices = compared_matrices(base, study.trials)
         settings = study.config.analyze.spectra
-        return full_model_variant(
-            base, model, variant, matrices, settings, self.context.svd_cache
-        )
+        return full_model_variant(base, model, variant, matrices, settings, self.context.svd_cache)

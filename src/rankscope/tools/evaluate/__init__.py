@@ -1,7 +1,7 @@
 """The evaluation engine alone, without a study."""
 
-from rankscope.tools.evaluate.request import Asked
+from rankscope.tools.evaluate.request import EvalRequest
 from rankscope.tools.evaluate.results_folder import Score
-from rankscope.tools.evaluate.run import Scored, score
+from rankscope.tools.evaluate.run import EvalResult, score
 
-__all__ = ["Asked", "Score", "Scored", "score"]
+__all__ = ["EvalRequest", "EvalResult", "Score", "score"]

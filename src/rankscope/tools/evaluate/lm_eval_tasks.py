@@ -11,15 +11,15 @@ from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import NO_LIKELIHOOD
 from rankscope.evaluate.lm_eval.bridge import (
     Evaluation,
-    HarnessSettings,
-    HarnessTask,
-    is_harness_task,
-    read_harness_task,
+    LmEvalSettings,
+    LmEvalTask,
+    is_lm_eval_task,
+    read_lm_eval_task,
 )
 from rankscope.evaluate.task_record import EVALUATION_VERSION
 from rankscope.provenance import sha256_json
 from rankscope.records import Split
-from rankscope.tools.evaluate.request import Asked
+from rankscope.tools.evaluate.request import EvalRequest
 
 SHARES = frozenset({"acc", "acc_norm", "acc_bytes", "exact_match"})
 """Headlines of the harness that are shares of right answers."""
@@ -49,22 +49,22 @@ def facts_of(task: LoadedTask, sha256: str) -> TaskFacts:
     )
 
 
-def read_harness_tasks(
-    asked: Asked, split: Split, context: int | None, prompt_format: str
-) -> list[HarnessTask]:
+def read_lm_eval_tasks(
+    asked: EvalRequest, split: Split, context: int | None, prompt_format: str
+) -> list[LmEvalTask]:
     """Every harness task among those asked for, with its documents.
 
     Raises:
         UserError: the package is missing; no such task; one that is refused or cannot be read; one
             that stands twice; or the validation split, which the harness does not have.
     """
-    sources = [text for text in asked.tasks if is_harness_task(text)]
+    sources = [text for text in asked.tasks if is_lm_eval_task(text)]
     if sources and split != "test":
         raise UserError(
             f"task {sources[0]!r}: the harness scores a task's test split, or its validation split "
             "where it has no other; expected --split test"
         )
-    settings = HarnessSettings(
+    settings = LmEvalSettings(
         batch_tokens=asked.settings.batch_tokens,
         context=context or CONTEXT,
         num_fewshot=asked.num_fewshot,
@@ -72,7 +72,7 @@ def read_harness_tasks(
         chat=prompt_format == "chat",
         allow_functions=asked.trust_task_code,
     )
-    tasks = [read_harness_task(source, settings) for source in sources]
+    tasks = [read_lm_eval_task(source, settings) for source in sources]
     names = [name for task in tasks for name in task.names]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -80,7 +80,7 @@ def read_harness_tasks(
     return tasks
 
 
-def harness_facts(task: HarnessTask, tokenizer_hash: str) -> list[TaskFacts]:
+def harness_facts(task: LmEvalTask, tokenizer_hash: str) -> list[TaskFacts]:
     """Of every task of a harness task, group or tag."""
     versions = {"tokenizer": tokenizer_hash, "evaluation_version": EVALUATION_VERSION}
     return [

@@ -11,9 +11,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
+from rankscope.config.loader import load_task_file
 from rankscope.config.study import DEVICE_PATTERN, EvaluateConfig, ModelConfig
-from rankscope.config.task import LM_EVAL_PREFIX, TaskConfig
-from rankscope.config.task_file import is_task_file, load_task_file
+from rankscope.config.task import LM_EVAL_PREFIX, TaskConfig, is_task_file
 from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.errors import IntegrityError, UserError
 from rankscope.models.adapters.folder import (
@@ -30,7 +30,7 @@ from rankscope.records import BASE, Split
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class EvalRequest:
     """What is to be scored.
 
     Attributes:
@@ -95,7 +95,7 @@ def one_of(value: str, known: Sequence[Choice], option: str) -> Choice:
     raise UserError(f"{option} {value!r}{hint} Expected one of: {', '.join(known)}")
 
 
-def settings_of(**values: Any) -> EvaluateConfig:
+def evaluation_settings(**values: Any) -> EvaluateConfig:
     """The engine's settings out of options.
 
     Raises:
@@ -181,7 +181,7 @@ def task_config(text: str, num_fewshot: int | None) -> TaskConfig:
         ) from error
 
 
-def read_tasks(asked: Asked) -> list[LoadedTask]:
+def read_tasks(asked: EvalRequest) -> list[LoadedTask]:
     """Every task but the harness's, read and split.
 
     Raises:
@@ -216,7 +216,7 @@ def read_tasks(asked: Asked) -> list[LoadedTask]:
     ]
 
 
-def read_adapters(asked: Asked, folder: Path, base_sha256: str) -> list[AdapterFolder]:
+def read_adapters(asked: EvalRequest, folder: Path, base_sha256: str) -> list[AdapterFolder]:
     """Every adapter, checked against the model before any weights are loaded.
 
     Raises:

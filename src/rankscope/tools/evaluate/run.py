@@ -17,12 +17,12 @@ from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask
 from rankscope.device import choose_device, choose_dtype, out_of_memory_message
 from rankscope.errors import IntegrityError, UserError
-from rankscope.evaluate.evaluator import context_length, cut_notes, evaluate_apart
+from rankscope.evaluate.evaluator import context_length, evaluate_with_failures, truncation_notes
 from rankscope.evaluate.lm_eval.bridge import (
-    HarnessTask,
-    is_harness_task,
+    LmEvalTask,
+    is_lm_eval_task,
     is_mean,
-    score_harness_task,
+    score_lm_eval_task,
 )
 from rankscope.evaluate.task_record import task_sha256
 from rankscope.filesystem import output_folder
@@ -39,7 +39,7 @@ from rankscope.tools.evaluate.lm_eval_tasks import (
     TaskFacts,
     facts_of,
     harness_facts,
-    read_harness_tasks,
+    read_lm_eval_tasks,
     without_dead,
 )
 from rankscope.tools.evaluate.request import (
@@ -47,7 +47,7 @@ from rankscope.tools.evaluate.request import (
     DTYPES,
     PROMPT_FORMATS,
     AdapterFolder,
-    Asked,
+    EvalRequest,
     checked_split,
     model_config,
     one_of,
@@ -58,7 +58,7 @@ from rankscope.tools.evaluate.results_folder import Score, ScoresFolder
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class EvalResult:
     """Everything that was asked for, and what could not be had."""
 
     scores: tuple[Score, ...]
@@ -79,7 +79,7 @@ class Scored:
             "notes": list(self.notes),
         }
 
-    def told(self, out: Path) -> str:
+    def summary(self, out: Path) -> str:
         """Where results are, and which of them were there before, one line."""
         before = len(self.scores) - self.new
         if not self.new:
@@ -89,8 +89,8 @@ class Scored:
 
 
 def score(
-    asked: Asked, out: Path | None = None, reporter: ProgressReporter | None = None
-) -> Scored:
+    asked: EvalRequest, out: Path | None = None, reporter: ProgressReporter | None = None
+) -> EvalResult:
     """Score a model and its adapters on tasks, each only where ``out`` does not hold it yet.
 
     Nothing is written before everything asked for was checked and read; then every task's results
@@ -119,8 +119,8 @@ def score(
     notes += [forced_note(adapter) for adapter in adapters if adapter.is_forced]
     context = context_length(read_config(folder))
     for task in tasks:  # refuses what cannot be scored
-        notes += cut_notes(encoder, task, split, context, asked.settings)
-    harness = read_harness_tasks(asked, split, context, encoder.prompt_format)
+        notes += truncation_notes(encoder, task, split, context, asked.settings)
+    harness = read_lm_eval_tasks(asked, split, context, encoder.prompt_format)
     tokenizer_hash = tokenizer_sha256(folder)
     facts = [
         facts_of(task, task_sha256(task, encoder, tokenizer_hash, asked.settings)) for task in tasks
@@ -140,7 +140,7 @@ def score(
         with output_folder(out):
             run.score_missing(load_base(config, device, dtype, folder), adapters, missing)
     scores = run.collect(weights, dtype_name, facts, encoder.prompt_format, adapters)
-    return Scored(tuple(scores), tuple(run.failed), run.new, tuple(notes))
+    return EvalResult(tuple(scores), tuple(run.failed), run.new, tuple(notes))
 
 
 def joint(base_sha256: str, adapter_hash: str) -> str:
@@ -180,10 +180,10 @@ def put_on(base: Base, adapter: AdapterFolder) -> None:
 class Run:
     """One run of the engine over what is missing."""
 
-    asked: Asked
+    asked: EvalRequest
     encoder: Encoder
     tasks: list[LoadedTask]
-    harness: list[HarnessTask]
+    harness: list[LmEvalTask]
     split: Split
     stored: ScoresFolder
     keys: Mapping[tuple[str, str], str]
@@ -238,7 +238,7 @@ class Run:
             if not chosen:
                 continue
             with self.shortage_told(name):
-                results, reasons = evaluate_apart(
+                results, reasons = evaluate_with_failures(
                     base, self.encoder, task, self.split, chosen, self.asked.settings
                 )
             self.failed += [
@@ -254,7 +254,7 @@ class Run:
     def score_harness(
         self,
         base: Base,
-        task: HarnessTask,
+        task: LmEvalTask,
         models: Mapping[str | None, str],
         missing: set[tuple[str, str]],
     ) -> None:
@@ -267,7 +267,7 @@ class Run:
         if not chosen:
             return
         with self.shortage_told(task.source):
-            found, reasons = without_dead(score_harness_task(base, task, chosen, self.split))
+            found, reasons = without_dead(score_lm_eval_task(base, task, chosen, self.split))
         self.failed += [
             f"{chosen[adapter_name]}: {name}: {why}"
             for (adapter_name, name), why in reasons.items()
@@ -320,7 +320,7 @@ class Run:
                 found = self.stored.items(key)
                 assert found is not None
                 # Of a harness score that is no mean of its items there is nothing to pair.
-                is_paired = not is_harness_task(name) or is_mean(record.score, scores_of(found))
+                is_paired = not is_lm_eval_task(name) or is_mean(record.score, scores_of(found))
                 if model != BASE and base is not None and is_paired:
                     change = paired_estimate(scores_of(found)[None], scores_of(base))
                 scores.append(

@@ -1,0 +1,196 @@
+"""The data of a study: its tasks, read and split, and its training rows, encoded."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rankscope.config.study import StudyConfig
+from rankscope.config.task import TaskConfig
+from rankscope.data.contamination import find_contamination_between_tasks
+from rankscope.data.encode import EncodedRows, Encoder, encode_rows
+from rankscope.data.mixtures import mix_tasks
+from rankscope.data.registry import overlapping_subjects
+from rankscope.data.tasks import LoadedTask, load_task
+from rankscope.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class StudyData:
+    """Every task of a study and its training rows."""
+
+    tasks: Mapping[str, LoadedTask]
+    """By name, every task that is trained on or evaluated."""
+    rows: Mapping[str, EncodedRows]
+    """By training task."""
+    replay_rows: Mapping[str, EncodedRows]
+    """By task whose rows some arm replays."""
+    notes: tuple[str, ...]
+    """What readers of the results should know, one sentence each."""
+
+
+def prepare_data(config: StudyConfig, encoder: Encoder) -> StudyData:
+    """Read, check, split and encode the rows of a study.
+
+    Raises:
+        UserError: rows that cannot be read or used, or a training or replayed task without
+            training rows.
+    """
+    tasks = load_tasks(config)
+    check_trainable(config, tasks)
+    replayed = load_replayed_tasks(config, tasks)
+    tasks, contamination_notes = mark_contamination(config, tasks, replayed)
+    labels = config.train.labels
+    rows = {t.name: encode_rows(encoder, tasks[t.name].train, labels) for t in config.tasks}
+    replay_rows = {
+        name: encode_rows(encoder, task.train, labels) for name, task in replayed.items()
+    }
+    notes = [
+        *(note for task in tasks.values() for note in task.notes),
+        *replay_notes(config),
+        *contamination_notes,
+        *length_notes({**replay_rows, **rows}, config.train.max_length),
+    ]
+    return StudyData(tasks, rows, replay_rows, tuple(notes))
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def load_tasks(config: StudyConfig) -> dict[str, LoadedTask]:
+    """Every task that is trained on or evaluated, by name."""
+    described = config.evaluation_tasks()
+    tasks = {}
+    for task in described.values():
+        if task.mixture:
+            parts = [described.get(name, TaskConfig(name=name)) for name in task.mixture]
+            loaded = [load_plain_task(config, part) for part in parts]
+            tasks[task.name] = mix_tasks(task, loaded, config.data_seed)
+        else:
+            tasks[task.name] = load_plain_task(config, task)
+    return tasks
+
+
+def load_plain_task(config: StudyConfig, task: TaskConfig) -> LoadedTask:
+    """One task of a study that is not a mixture."""
+    trained = trained_names(config)
+    return load_task(
+        task,
+        Path(config.data_dir) if config.data_dir is not None else None,
+        config.data_seed,
+        config.evaluate.max_items,
+        exclude_subjects=overlapping_subjects(task.name, trained),
+        trained=task.name in trained,
+    )
+
+
+def load_replayed_tasks(
+    config: StudyConfig, tasks: Mapping[str, LoadedTask]
+) -> dict[str, LoadedTask]:
+    """The tasks whose rows some arm replays, by name."""
+    replayed = {
+        name: tasks[name] if name in tasks else load_plain_task(config, TaskConfig(name=name))
+        for name in replayed_names(config)
+    }
+    for name, task in replayed.items():
+        if not task.train:
+            raise UserError(
+                f"replay of {name!r}: the task has no training rows, only items to evaluate; "
+                "replay another task, or give this one a file of training rows ('train:')"
+            )
+    return replayed
+
+
+def trained_names(config: StudyConfig) -> list[str]:
+    """Names of the tasks whose rows are trained on: parts of mixtures, and replayed tasks too."""
+    names = [name for task in config.tasks for name in (task.mixture or [task.name])]
+    return [*names, *replayed_names(config)]
+
+
+def replayed_names(config: StudyConfig) -> list[str]:
+    """Names of the tasks whose rows some arm replays, without duplicates."""
+    names = [r.task for arm in config.arms for r in arm.replay or () if r.share]
+    return list(dict.fromkeys(names))
+
+
+# --- checks -------------------------------------------------------------------------------------
+
+
+def check_trainable(config: StudyConfig, tasks: Mapping[str, LoadedTask]) -> None:
+    """Refuse a training task without training rows, and name the ways out."""
+    untrainable = [task.name for task in config.tasks if not tasks[task.name].train]
+    if not untrainable:
+        return
+    name, spec = untrainable[0], tasks[untrainable[0]].spec
+    ways = ["give it a file of them ('train:')"]
+    if spec.folder is not None:
+        ways = [f"put train.jsonl or train.parquet into {tasks[name].source}"]
+    if spec.hub is not None and spec.hub.train is not None:
+        ways[0] += f" (published rows: the split {spec.hub.train!r} of {spec.hub.label})"
+    if len(untrainable) < len(config.tasks):
+        ways.append(f"only evaluate it: {evaluate_only_hint(config, name, untrainable)}")
+    raise UserError(
+        f"task {name!r} is trained on but has no training rows, only items to evaluate "
+        f"({tasks[name].source}): {', or '.join(ways)}"
+    )
+
+
+def evaluate_only_hint(config: StudyConfig, name: str, untrainable: Collection[str]) -> str:
+    """How to move the task ``name`` from training to evaluation without losing settings."""
+    cross_domain = config.evaluate.cross_domain
+    is_evaluated = name in {task.name for task in (*config.evaluate.retention, *cross_domain)}
+    # A list replaced by --set holds names alone, which would lose a task's own settings.
+    replaced = config.tasks if is_evaluated else [*config.tasks, *cross_domain]
+    if any(task != TaskConfig(name=task.name) for task in replaced):
+        action = "remove it from 'tasks'"
+        if not is_evaluated:
+            action = "move it from 'tasks' to 'evaluate.cross_domain'"
+        return f"in the study file, {action}"
+    rest = ",".join(task.name for task in config.tasks if task.name not in untrainable)
+    if is_evaluated:
+        return f"--set tasks=[{rest}]"
+    names = ",".join([*(task.name for task in cross_domain), name])
+    return f"--set tasks=[{rest}] --set evaluate.cross_domain=[{names}]"
+
+
+def mark_contamination(
+    config: StudyConfig, tasks: Mapping[str, LoadedTask], replayed: Mapping[str, LoadedTask]
+) -> tuple[dict[str, LoadedTask], list[str]]:
+    """The tasks with the ids of all test items that are training rows of the study, and notes.
+
+    The training rows of a task that the study does not train on contaminate nothing.
+    """
+    trained = {**replayed, **{task.name: tasks[task.name] for task in config.tasks}}
+    notes, between_tasks = find_contamination_between_tasks(
+        {name: task.train for name, task in trained.items()},
+        {name: task.test for name, task in tasks.items()},
+    )
+    marked = {}
+    for name, task in tasks.items():
+        within = task.contaminated_ids if name in trained else frozenset[str]()
+        marked[name] = replace(task, contaminated_ids=within | between_tasks.get(name, set()))
+    return marked, notes
+
+
+# --- notes --------------------------------------------------------------------------------------
+
+
+def replay_notes(config: StudyConfig) -> Iterator[str]:
+    """Replayed tasks that are also evaluated: scores on them do not measure what they seem to."""
+    retention = {task.name for task in config.evaluate.retention}
+    cross_domain = {task.name for task in config.evaluate.cross_domain}
+    for name in replayed_names(config):
+        replayed = f"{name}: some arms replay training rows of this task, so their"
+        if name in retention:
+            yield f"{replayed} forgetting on it does not show that of a task never trained on"
+        if name in cross_domain:
+            yield f"{replayed} gain on it is not transfer: they are trained on it"
+
+
+def length_notes(rows: Mapping[str, EncodedRows], max_length: int) -> Iterator[str]:
+    """One sentence per task with training rows longer than ``max_length``."""
+    for name, encoded in rows.items():
+        if encoded.dropped or encoded.truncated:
+            yield (
+                f"{name}: {encoded.dropped} training rows dropped, {encoded.truncated} completions "
+                f"cut at max_length = {max_length} tokens"
+            )

@@ -1,0 +1,248 @@
+"""Format numbers, units, durations, sizes and text the same way in terminal, report and cards."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:  # records bring pydantic and numpy; this module has to stay light
+    from rankscope.records import Estimate
+
+MINUS = "\N{MINUS SIGN}"
+UNKNOWN = "\N{EN DASH}"
+MAX_TEXT = 4000
+"""Longest text shown for one value, in characters."""
+MAX_NAME = 60
+"""Longest name shown in a figure or a table, in characters."""
+
+
+# --- scores and differences -----------------------------------------------------------------------
+
+
+class Unit(NamedTuple):
+    """How to write a task's scores and their differences."""
+
+    scale: float
+    score: str
+    """Unit of a score."""
+    difference: str
+    """Unit of a difference between two scores."""
+    digits: int
+
+
+POINTS = Unit(100.0, "%", "points", 1)
+"""Accuracy: fractions shown in per cent, differences in percentage points."""
+NATS = Unit(1.0, "nats per token", "nats per token", 3)
+"""Mean log probability."""
+
+
+def unit_of(score_unit: Literal["accuracy", "log_probability"] | None) -> Unit:
+    """The unit of a task's scores; a harness metric of unknown kind keeps its plain number."""
+    return POINTS if score_unit == "accuracy" else NATS
+
+
+def score_text(value: float, unit: Unit) -> str:
+    """A score, such as ``61.3 %``."""
+    return f"{number(value * unit.scale, unit.digits)} {unit.score}"
+
+
+def signed(value: float, unit: Unit) -> str:
+    """A difference with its sign, without its unit, such as ``+3.2``."""
+    # Rounding can leave "-0.0", which reads like a loss; adding zero removes the sign.
+    scaled = round(value * unit.scale, unit.digits) + 0.0
+    return f"{scaled:+.{unit.digits}f}".replace("-", MINUS)
+
+
+def difference(value: float, unit: Unit) -> str:
+    """A difference with its sign and unit, such as ``+3.2 points``."""
+    return f"{signed(value, unit)} {unit.difference}"
+
+
+def amount(value: float, unit: Unit) -> str:
+    """A difference without its sign, such as ``3.2 points``."""
+    return difference(abs(value), unit).removeprefix("+")
+
+
+def interval(estimate: Estimate, unit: Unit) -> str:
+    """The 95 % interval of a difference, or a note that it is unknown."""
+    if estimate.low is None or estimate.high is None:
+        return "interval unknown"
+    return f"95 % interval {signed(estimate.low, unit)} to {signed(estimate.high, unit)}"
+
+
+def with_interval(estimate: Estimate, unit: Unit) -> str:
+    """A difference and its 95 % interval for a table, such as ``+2.5 [-0.5, +5.5]``."""
+    if estimate.low is None or estimate.high is None:
+        return f"{signed(estimate.value, unit)} [?]"
+    low, high = signed(estimate.low, unit), signed(estimate.high, unit)
+    return f"{signed(estimate.value, unit)} [{low}, {high}]"
+
+
+def plus_minus(estimate: Estimate | None, unit: Unit, *, sign: bool = False) -> str:
+    """A value and half the width of its 95 % interval, such as ``61.3 ±1.2``."""
+    if estimate is None:
+        return UNKNOWN
+    value = (
+        signed(estimate.value, unit) if sign else number(estimate.value * unit.scale, unit.digits)
+    )
+    if estimate.low is None or estimate.high is None:
+        return f"{value} ±?"
+    half = (estimate.high - estimate.low) / 2 * unit.scale
+    return f"{value} ±{half:.{unit.digits}f}"
+
+
+def evidence(estimate: Estimate, unit: Unit) -> str:
+    """Interval, p value, items and seeds behind a difference, to put in brackets."""
+    p = [] if estimate.p is None else [p_value(estimate.p)]
+    sizes = [count(estimate.n, "item"), count(estimate.seeds, "seed")]
+    return ", ".join([interval(estimate, unit), *p, *sizes])
+
+
+def p_value(p: float) -> str:
+    """``p < 0.001`` or ``p = 0.036``."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def p_cell(p: float | None) -> str:
+    """A p value for a table, such as ``0.036``; empty if no test was made."""
+    return "" if p is None else p_value(p).removeprefix("p ").removeprefix("= ").replace("< ", "<")
+
+
+# --- numbers, counts, times, sizes ----------------------------------------------------------------
+
+
+def number(value: float | None, digits: int | None = None) -> str:
+    """A number with ``digits`` after the point, or with three significant ones."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    if digits is not None:
+        return f"{value:,.{digits}f}".replace("-", MINUS)
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}".replace("-", MINUS)
+    if abs(value) >= 1000:
+        return f"{value:,.0f}".replace("-", MINUS)
+    return f"{value:.3g}".replace("-", MINUS)
+
+
+def compact(n: int) -> str:
+    """A count in thousands, millions or billions from 10,000 on: ``8,192``, ``54.5 M``."""
+    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if n >= max(size, 10_000):
+            return f"{n / size:.3g} {letter}"
+    return f"{n:,}"
+
+
+def count(n: int, noun: str, plural: str | None = None) -> str:
+    """``1 trial``, ``3 trials``."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def byte_size(num_bytes: float) -> str:
+    """Bytes with a decimal unit: ``1.5 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"
+
+
+def duration(seconds: float | None) -> str:
+    """A measured time: ``48 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    if seconds is None:
+        return UNKNOWN
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 3600:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest:02d} s"
+    hours, rest = divmod(round(seconds / 60), 60)
+    return f"{hours} h {rest:02d} min"
+
+
+def rough_duration(seconds: float) -> str:
+    """An estimated time, with one unit: ``41 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def clock(seconds: float | None) -> str:
+    """A time for a table: ``0:48``, ``3:20`` or ``2:05:00``."""
+    if seconds is None:
+        return UNKNOWN
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+_BIDIRECTIONAL = frozenset(
+    "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+)
+_MARKDOWN = re.compile(r"([\\`*\[\]<>|~$&])|(?<![^\W_])_|_(?![^\W_])")
+
+
+def join_names(names: Iterable[str], most: int = 6) -> str:
+    """Join names for a sentence: ``a, b and c``; names beyond ``most`` are only counted."""
+    ordered = list(names)
+    if len(ordered) > most:
+        return ", ".join(ordered[:most]) + f" and {len(ordered) - most} more"
+    if len(ordered) < 2:
+        return "".join(ordered)
+    return ", ".join(ordered[:-1]) + " and " + ordered[-1]
+
+
+def safe_text(text: object, limit: int = MAX_TEXT) -> str:
+    """Text from data for a page or a file, cut to ``limit`` characters.
+
+    Control characters and bidirectional overrides, which reorder the text after them, become their
+    code point; line breaks and tabs stay.
+    """
+    whole = str(text)
+    shown = "".join(
+        f"[U+{ord(c):04X}]" if c in _BIDIRECTIONAL or _is_control(c) else c for c in whole[:limit]
+    )
+    if len(whole) <= limit:
+        return shown
+    return f"{shown}\N{HORIZONTAL ELLIPSIS} ({len(whole):,} characters)"
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t"
+
+
+def terminal_text(text: str, *, keep_lines: bool = False) -> str:
+    r"""Text that cannot move the cursor, reverse direction or hide itself in a terminal.
+
+    Control and format characters (direction marks, zero-width characters), unassigned code points
+    and letters of right-to-left scripts become ``\uXXXX``, because a terminal would reorder a row
+    that holds them. Line breaks become ``\n`` unless ``keep_lines``.
+    """
+    return "".join(_terminal_character(c, keep_lines) for c in text)
+
+
+def _terminal_character(character: str, keep_lines: bool) -> str:
+    if character == "\n":
+        return character if keep_lines else "\\n"
+    if character == "\t":
+        return "\\t"
+    hides = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+    if hides or unicodedata.bidirectional(character) in ("R", "AL", "AN"):
+        code = ord(character)
+        return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return character
+
+
+def markdown_text(text: str, limit: int = MAX_TEXT) -> str:
+    """Text for a Markdown table cell or a line of its own, with its markup escaped.
+
+    Bare addresses, ``@name`` and ``:name:`` stay as they are; some viewers link or replace them.
+    """
+    line = " ".join(safe_text(text, limit).split())
+    return _MARKDOWN.sub(lambda match: "\\" + match[0], line)
