@@ -29,8 +29,8 @@ from race import rounded
 from rankscope.analyze.heads.ablation import Ablation, AblationResult, ablate, single_heads, zeroed
 from rankscope.analyze.heads.importance import head_importance
 from rankscope.analyze.heads.layout import HeadLayout
-from rankscope.analyze.heads.trees import Floats, Tree, trees_of
-from rankscope.analyze.heads.trial import HeadTask
+from rankscope.analyze.heads.tasks import HeadTask
+from rankscope.analyze.heads.token_trees import FloatArray, TokenTree, token_trees
 from rankscope.config.study import EvaluateConfig, ModelConfig
 from rankscope.config.task import TaskConfig
 from rankscope.data.encode import Encoder
@@ -58,7 +58,7 @@ class World:
     batch_tokens: int
 
     @property
-    def trees(self) -> tuple[Tree, ...]:
+    def trees(self) -> tuple[TokenTree, ...]:
         """The items."""
         return self.task.trees
 
@@ -76,7 +76,7 @@ def world(options: argparse.Namespace) -> World:
     encoded = encode_split(
         encoder, task, "test", context_length(base.model.config), EvaluateConfig()
     )
-    trees = tuple(trees_of(encoded))
+    trees = tuple(token_trees(encoded))
     questions = tuple(
         Question(q.prompt, q.continuations[: len(item.choices)])
         for q, item in zip(encoded.questions, encoded.items, strict=True)
@@ -86,13 +86,13 @@ def world(options: argparse.Namespace) -> World:
     return World(base, layout, head_task, questions, options.batch_tokens)
 
 
-def scratch(w: World, ablation: Ablation) -> list[Floats]:
+def scratch(w: World, ablation: Ablation) -> list[FloatArray]:
     """Score again with the product's own scorer."""
     with torch.inference_mode(), zeroed(w.base, w.layout, ablation.heads):
         return continuation_logprobs(w.base, w.questions, [None], w.batch_tokens)[None].values
 
 
-def plain(w: World, ablation: Ablation) -> list[Floats]:
+def plain(w: World, ablation: Ablation) -> list[FloatArray]:
     """Score again, every option with its prompt as a row of its own."""
     rows, targets = [], []
     for question in w.questions:
@@ -115,14 +115,14 @@ def plain(w: World, ablation: Ablation) -> list[Floats]:
     return np.split(np.array(sums), bounds)
 
 
-def timed(side: object, *arguments: object) -> tuple[list[Floats], float]:
+def timed(side: object, *arguments: object) -> tuple[list[FloatArray], float]:
     """What a side gives, and its seconds."""
     assert callable(side)
     begun = time.perf_counter()
     return side(*arguments), time.perf_counter() - begun
 
 
-def gap(first: list[Floats], second: list[Floats]) -> tuple[float, int]:
+def gap(first: list[FloatArray], second: list[FloatArray]) -> tuple[float, int]:
     """Largest difference, nats, and items whose most likely option is another."""
     pairs = list(zip(first, second, strict=True))
     return (
@@ -185,7 +185,7 @@ def race(w: World, layers: list[int], num_scratch: int, num_plain: int) -> dict[
     }
 
 
-def closest(first: list[Floats], second: list[Floats]) -> list[float]:
+def closest(first: list[FloatArray], second: list[FloatArray]) -> list[float]:
     """Of items whose most likely option differs, how far its rival is behind, nats."""
     return [
         float(a.max() - a[b.argmax()])
@@ -255,7 +255,7 @@ SPLITS = 200
 """Random halvings of the items."""
 
 
-def reliability(per_item: Floats) -> float:
+def reliability(per_item: FloatArray) -> float:
     """How far another draw of items would order the heads alike, by their means over items.
 
     Spearman and Brown's 2 r / (1 + r), r the mean rank correlation between random halves of the

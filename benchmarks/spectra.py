@@ -28,12 +28,13 @@ from torch import Tensor, nn
 
 from race import rounded
 from rankscope.analyze.intruders import Intruders, intruder_dimensions, intruders_among
-from rankscope.analyze.leading_vectors import Leading, of_adapter
-from rankscope.analyze.spectra import default_top_k, similarity, similarity_of
+from rankscope.analyze.leading_vectors import LeadingVectors, low_rank_leading_vectors
+from rankscope.analyze.spectra import default_top_k, similarity, similarity_from_cosines
 from rankscope.analyze.svd_cache import SVD, SvdCache, cache_bytes, svd
 from rankscope.device import keep_freed_memory, peak_memory_bytes
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.fetch import cached_model_folder
+from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.provenance import provenance
 
 SIGMA, DECISIONS, SIMILARITY = 1e-5, 0, 1e-3
@@ -68,14 +69,14 @@ class Parity:
         }
 
 
-def compared(base: SVD, full: SVD, fast: Leading, k: int) -> Parity:
+def compared(base: SVD, full: SVD, fast: LeadingVectors, k: int) -> Parity:
     """The fast route's first ``k`` vectors against a full decomposition of W."""
     expected, found = (
         decisions(base, full),
         intruders_among(fast.left[:, :INTRUDERS], fast.S[:INTRUDERS], EPSILON),
     )
     shape = (len(base.U), len(base.V))
-    alike = similarity_of(fast.left[:k, :k], fast.right[:k, :k], shape).max
+    alike = similarity_from_cosines(fast.left[:k, :k], fast.right[:k, :k], shape).max
     reference = similarity(base, full, k).max
     return Parity(
         sigma=float(((fast.S[:k] - full.S[:k]) / full.S[:k]).abs().max()),
@@ -155,8 +156,8 @@ def race_matrix(
         ("spectra_intruders", INTRUDERS, base_seconds + tuned_seconds),
         ("spectra_similarity", k, tuned_seconds),
     ):
-        fast = of_adapter(base, A, B, 1.0, vectors)
-        ours = seconds(lambda v=vectors: of_adapter(base, A, B, 1.0, v), 3)
+        fast = low_rank_leading_vectors(base, LowRankUpdate(A, B), vectors)
+        ours = seconds(lambda v=vectors: low_rank_leading_vectors(base, LowRankUpdate(A, B), v), 3)
         parity = compared(exact, full, fast, vectors)
         line = heading(name) | {
             "ratio": peer / ours,
@@ -198,8 +199,9 @@ def race_adapter(folder: Path, rank: int, cache: Path) -> tuple[dict[str, object
         k = default_top_k((m, n))
         took["first_of_a_base"] += seconds(lambda w=weight: spectra.of("W", w))
 
-        def ours(w: Tensor = weight, A: Tensor = A, B: Tensor = B, k: int = k) -> Leading:
-            return of_adapter(spectra.of("W", w), A, B, 1.0, max(k, INTRUDERS))
+        def ours(w: Tensor = weight, A: Tensor = A, B: Tensor = B, k: int = k) -> LeadingVectors:
+            update = LowRankUpdate(A, B)
+            return low_rank_leading_vectors(spectra.of("W", w), update, max(k, INTRUDERS))
 
         took["ours"] += seconds(ours)
         began = time.perf_counter()

@@ -8,9 +8,10 @@ from scipy.linalg import hadamard
 from torch import Tensor
 
 from rankscope.analyze.intruders import Intruders, intruder_dimensions, intruders_among
-from rankscope.analyze.leading_vectors import of_adapter
+from rankscope.analyze.leading_vectors import low_rank_leading_vectors
 from rankscope.analyze.svd_cache import SVD, svd
 from rankscope.errors import UserError
+from rankscope.models.low_rank_update import LowRankUpdate
 
 SIZE = 256
 
@@ -115,7 +116,7 @@ def fast(base: SVD, factors: list[tuple[float, Tensor, Tensor]]) -> Intruders:
     values = torch.tensor([value for value, _, _ in factors], dtype=torch.float64)
     B = torch.stack([u for _, u, _ in factors], dim=1) * values
     A = torch.stack([v for _, _, v in factors])
-    leading = of_adapter(base, A, B, 1.0, 10)
+    leading = low_rank_leading_vectors(base, LowRankUpdate(A, B), 10)
     return intruders_among(leading.left, leading.S, 0.5)
 
 

@@ -10,8 +10,8 @@ from command_line import rankscope
 from evaluation_worlds import choice_items, loaded
 from pocket_study import small_study, study_file
 
+from rankscope.analyze.heads.tasks import related_tasks
 from rankscope.records import HeadsRecord, StudyRecords
-from rankscope.run.stages.heads import related
 from rankscope.store import Ledger
 
 HEADS = {"enabled": True, "items": 8, "ablate": ["pocket_cloze", "pocket_med"]}
@@ -96,7 +96,7 @@ def test_asked_for_later_heads_are_all_that_is_done(tmp_path: Path) -> None:
     assert after.trials[0].train == before.trials[0].train
     assert again.trials[0].heads == after.trials[0].heads
     with Ledger.open(out, write=False) as ledger:
-        assert ledger.missing_heads() == []
+        assert ledger.without_record("heads", ledger.trials()) == []
         assert ledger.verify() == []
 
 
@@ -133,6 +133,6 @@ def test_parts_of_a_joined_task_are_related_to_it_and_it_to_them() -> None:
     )
     both = replace(med, spec=replace(med.spec, name="both"), parts=(med, law))
     tasks = {task.spec.name: task for task in (both, med, law, math)}
-    assert related(tasks, "both") == {"both", "med", "law"}
-    assert related(tasks, "med") == {"both", "med"}
-    assert related(tasks, "math") == {"math"}
+    assert related_tasks(tasks, "both") == {"both", "med", "law"}
+    assert related_tasks(tasks, "med") == {"both", "med"}
+    assert related_tasks(tasks, "math") == {"math"}

@@ -348,7 +348,7 @@ def test_an_adapter_for_another_base(base: Path, plain: Path, tmp_path: Path) ->
         ({"init_lora_weights": "pissa_niter_16"}, "'pissa_niter_16' changes the base weights"),
         (
             {"init_lora_weights": "pissa", "use_dora": True},
-            "use_dora with init_lora_weights 'pissa'",
+            "use_dora together with init_lora_weights 'pissa'",
         ),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save = ['lm_head'] is not supported"),
     ],
@@ -415,7 +415,7 @@ def test_a_copy_of_the_output_head_must_be_the_bases(base: Path, tmp_path: Path)
     assert key in load_file(tmp_path / "cut" / "adapter_model.safetensors")
     copy[0, 0] += 1
     save_file({**tensors, key: copy}, path)
-    refused(2, "its copy of lm_head is not the base's", base, adapter)
+    refused(2, "its copy of lm_head differs from the base's", base, adapter)
     assert command("inspect", base, adapter, "--force").code == 0
     pissa = saved_adapter(tmp_path / "p", tiny_llama(), init_lora_weights="pissa", **targets)
     save_file({**load_file(pissa / path.name), key: copy}, pissa / path.name)

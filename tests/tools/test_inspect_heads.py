@@ -72,7 +72,7 @@ def test_the_screen_names_the_heads_that_moved_most(tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.told
     assert "4 items of pocket_med, float32" in outcome.told
     assert "costliest head" in outcome.told
-    assert "it needs --ablate" not in outcome.told
+    assert "they need --ablate" not in outcome.told
     assert "32 heads and 4 layers are removed one by one" in outcome.told
     assert "4 items of pocket_med and 4 items of pocket_cloze scored each time" in outcome.told
     assert "Loading weights" not in outcome.told
@@ -103,7 +103,7 @@ def test_what_the_tables_leave_out_is_said(tmp_path: Path) -> None:
     asked = ("--heads", "pocket_med", "--ablate", "pocket_gsm", "--items", "2")
     outcome = rankscope("inspect", "pocket", adapter, *asked)
     assert outcome.code == 0, outcome.told
-    assert "it needs --ablate pocket_med too" in outcome.told
+    assert "they need --ablate pocket_med too" in outcome.told
     assert "logprob_per_token" in outcome.told
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from rankscope.analyze.intruders import intruder_dimensions
 from rankscope.analyze.svd_cache import svd
 from rankscope.tools.inspect import InspectSettings
-from rankscope.tools.shrink import Source, layer_scale, mitigate, scale, truncate
+from rankscope.tools.shrink import SourceAdapter, layer_scale, mitigate, scale, truncate
 
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {},
@@ -60,7 +60,7 @@ def close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def test_scaled_updates_are_what_peft_merges(
     base: Path, adapter: Path, before: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    source = Source.open(adapter, base)
+    source = SourceAdapter.open(adapter, base)
     scale(source, tmp_path / "half", 0.5)
     whole = deltas(adapter, before)
     assert any(bool(delta.abs().max() > 0) for delta in whole.values())
@@ -70,14 +70,14 @@ def test_scaled_updates_are_what_peft_merges(
 def test_layers_are_scaled_linearly(
     base: Path, adapter: Path, before: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    layer_scale(Source.open(adapter, base), tmp_path / "lines", 0.25, 1)
+    layer_scale(SourceAdapter.open(adapter, base), tmp_path / "lines", 0.25, 1)
     factors = {n: 0.25 if ".layers.0." in n else 1.0 for n in before}
     expected = {n: factors[n] * d for n, d in deltas(adapter, before).items()}
     close(deltas(tmp_path / "lines", before), expected)
 
 
 def test_what_changes_nothing_changes_no_bit(base: Path, adapter: Path, tmp_path: Path) -> None:
-    source = Source.open(adapter, base)
+    source = SourceAdapter.open(adapter, base)
     scale(source, tmp_path / "scale", 1)
     layer_scale(source, tmp_path / "layers", 1, 1)
     truncate(source, tmp_path / "rank", 64)
@@ -90,7 +90,7 @@ def test_what_changes_nothing_changes_no_bit(base: Path, adapter: Path, tmp_path
 
 def test_a_layer_left_alone_keeps_its_bits(tmp_path: Path) -> None:
     adapter = saved_adapter(tmp_path / "lora", tiny_llama(), alpha_pattern={"q_proj": 20})
-    layer_scale(Source.open(adapter, None), tmp_path / "lines", 0.25, 1)
+    layer_scale(SourceAdapter.open(adapter, None), tmp_path / "lines", 0.25, 1)
     old, new = (load_file(p / FILES[1]) for p in (adapter, tmp_path / "lines"))
     assert set(old) == set(new)
     for key in old:
@@ -102,7 +102,7 @@ def test_a_cut_adapter_is_the_nearest_of_its_rank(
     kind: str, before: dict[str, Tensor], tmp_path: Path
 ) -> None:
     adapter = saved_adapter(tmp_path / kind, tiny_llama(), **KINDS[kind])
-    found = truncate(Source.open(adapter, None), tmp_path / "cut", 2)
+    found = truncate(SourceAdapter.open(adapter, None), tmp_path / "cut", 2)
     whole, cut = deltas(adapter, before), deltas(tmp_path / "cut", before)
     config = json.loads((tmp_path / "cut" / FILES[0]).read_text("utf-8"))
     assert (config["r"], config["rank_pattern"]) == (2, {})
@@ -122,7 +122,7 @@ def test_a_cut_adapter_is_the_nearest_of_its_rank(
 
 def test_a_module_of_smaller_rank_is_not_cut(tmp_path: Path) -> None:
     adapter = saved_adapter(tmp_path / "x", tiny_llama(), rank_pattern={"v_proj": 6})
-    truncate(Source.open(adapter, None), tmp_path / "cut", 5)
+    truncate(SourceAdapter.open(adapter, None), tmp_path / "cut", 5)
     config = json.loads((tmp_path / "cut" / FILES[0]).read_text("utf-8"))
     assert config["r"] == 4
     assert set(config["rank_pattern"].values()) == {5}
@@ -134,7 +134,7 @@ def test_mitigation_is_the_formula_and_its_control_has_the_same_norm(
 ) -> None:
     """W' = W + (lambda - 1) sum u sigma v^T by full decompositions, matrix by matrix."""
     settings = InspectSettings(intruder_epsilon=0.6)
-    found, control = mitigate(Source.open(adapter, base), tmp_path / "m", factor, settings)
+    found, control = mitigate(SourceAdapter.open(adapter, base), tmp_path / "m", factor, settings)
     whole = deltas(adapter, before)
     expected, count = {}, 0
     for name, delta in whole.items():
@@ -168,7 +168,7 @@ def test_from_the_command_line(base: Path, tmp_path: Path) -> None:
     adapter = saved_adapter(tmp_path / "lora", tiny_llama())
     cut = command("shrink", adapter, "--rank", 2, "--out", tmp_path / "cut")
     assert cut.code == 0, cut
-    assert "cut to rank 2" in cut.out
+    assert "truncated to rank 2" in cut.out
     assert "written to" in cut.out
     options = ("--mitigate", "intruders", "--lambda", 0.5, "--base", base)
     milder = command("shrink", adapter, *options, "--out", tmp_path / "m", "--json")

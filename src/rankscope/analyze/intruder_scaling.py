@@ -1,8 +1,10 @@
-"""Intruder dimensions of an adapter scaled down, exactly (Shuttleworth et al., 2410.21228).
+"""Scale the intruder dimensions of a tuned matrix, exactly (Shuttleworth et al., 2410.21228).
 
-W' = W + (lambda - 1) sum over intruders of u sigma v^T, with u, sigma, v of W's SVD: lambda = 1
-changes nothing, 0 removes them. The change has the rank of their number, so that the adapter's rank
-grows by it and nothing has to be cut. Legend: m = out, n = in, r = rank, i = intruders.
+W' = W + (lambda - 1) sum over intruders of u sigma v^T, with u, sigma, v from the SVD of W: lambda
+= 1 changes nothing, 0 removes them. The change has rank i, the number of intruders, so an adapter's
+rank grows by i and nothing has to be truncated.
+
+Shapes: m = out, n = in, i = intruders.
 """
 
 from dataclasses import dataclass
@@ -14,65 +16,60 @@ from rankscope.analyze.intruders import Intruders, intruders_among
 from rankscope.analyze.leading_vectors import TOLERANCE, DenseMatrix
 from rankscope.analyze.spectra import SpectraSettings
 from rankscope.analyze.subspace_iteration import NotConvergedError, leading_triples
-from rankscope.analyze.svd_cache import SVD, double
+from rankscope.analyze.svd_cache import SVD
+from rankscope.models.low_rank_update import to_float64
 
 SPARE = 16
-"""Vectors beyond those asked for that an iteration keeps."""
+"""Vectors that the iteration keeps beyond those wanted."""
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """What scaling the intruders of one matrix adds to W, as left @ right."""
+class IntruderScaling:
+    """What scaling the intruders of one matrix adds to it, left @ right, and its control."""
 
     left: Tensor
     """(m, i) float64."""
     right: Tensor
     """(i, n) float64."""
     intruders: Intruders
+    control_factor: float
+    """Scales the whole update dW to the Frobenius norm of dW + left @ right. It may exceed 1: an
+    intruder is a direction of W, so scaling it also takes away W0's part in that direction."""
 
 
-def intruder_scaling(
+def scale_intruders(
     weight: Tensor, delta: Tensor, base: SVD, factor: float, settings: SpectraSettings
-) -> Change:
+) -> IntruderScaling:
     """(factor - 1) times the intruders of W0 + dW.
 
     Args:
-        weight: W0, (m, n); delta: dW, the same.
-        base: W0's decomposition, against whose left vectors intruders are told.
+        weight: W0, (m, n).
+        delta: dW, (m, n).
+        base: the SVD of W0; its left vectors decide what is an intruder.
         factor: lambda.
         settings: ``intruder_k`` and ``intruder_epsilon``.
     """
-    tuned = double(weight) + double(delta)
+    delta = to_float64(delta)
+    tuned = to_float64(weight) + delta
     k = min(settings.intruder_k, *weight.shape)
-    u, s, v = leading_of(tuned, base, k)
-    cosines = double(base.U).mT @ u
-    found = intruders_among(cosines, s, settings.intruder_epsilon)
-    chosen = list(found.positions)
-    left = (factor - 1) * u[:, chosen] * s[chosen]
-    return Change(left, v[:, chosen].mT, found)
+    u, s, v = leading_svd(tuned, base, k)
+    intruders = intruders_among(to_float64(base.U).mT @ u, s, settings.intruder_epsilon)
+    chosen = list(intruders.positions)
+    left, right = (factor - 1) * u[:, chosen] * s[chosen], v[:, chosen].mT
+    control_factor, norm = 1.0, float(torch.linalg.matrix_norm(delta))
+    if norm and intruders.count:
+        control_factor = float(torch.linalg.matrix_norm(delta + left @ right)) / norm
+    return IntruderScaling(left, right, intruders, control_factor)
 
 
-def leading_of(tuned: Tensor, base: SVD, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """U (m, k), S (k,) and V (n, k) of a dense matrix in float64: the vectors themselves."""
-    d = min(tuned.shape)
-    if 4 * (k + SPARE) < d:
+def leading_svd(tuned: Tensor, base: SVD, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The k leading U (m, k), S (k,) and V (n, k) of a dense float64 matrix."""
+    if 4 * (k + SPARE) < min(tuned.shape):
+        start = DenseMatrix.start(base.V, k + SPARE)
         try:
-            found = leading_triples(
-                DenseMatrix(tuned), DenseMatrix.start(base.V, k + SPARE), k, TOLERANCE, least=1
-            )
-            return found.U, found.S, found.V
+            triples = leading_triples(DenseMatrix(tuned), start, k, TOLERANCE, min_sweeps=1)
+            return triples.U, triples.S, triples.V
         except NotConvergedError:
             pass
     u, s, vh = torch.linalg.svd(tuned, full_matrices=False)
     return u[:, :k], s[:k], vh[:k].mT
-
-
-def norm_matched_factor(delta: Tensor, change: Change) -> float:
-    """The factor that scales the whole update to the norm that the mitigated one has.
-
-    It may be above 1: intruders are of W, and scaling them takes from W0's share of them as well.
-    """
-    whole = float(torch.linalg.matrix_norm(double(delta)))
-    if not whole or not change.intruders.count:
-        return 1.0
-    return float(torch.linalg.matrix_norm(double(delta) + change.left @ change.right)) / whole

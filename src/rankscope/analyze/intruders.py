@@ -1,9 +1,9 @@
-"""Intruder dimensions: leading singular vectors of W that resemble none of W0's.
+"""Intruder dimensions: leading singular vectors of W that resemble no singular vector of W0.
 
-After Shuttleworth et al. (arXiv 2410.21228): left vector y_j among the first k of W is an intruder
-iff max_i |cos(y_j, x_i)| < epsilon over ALL left vectors x_i of W0. A vector that is spread evenly
-over more than 1 / epsilon^2 base vectors is one too: the word means "not any single one of the old
-directions", not "outside their span". Counts saturate at k, so their energy is reported as well.
+Definition (Shuttleworth et al., arXiv 2410.21228): left vector y_j, among the first k of W, is an
+intruder if max_i |cos(y_j, x_i)| < epsilon over ALL left vectors x_i of W0. A vector spread evenly
+over more than 1 / epsilon^2 base vectors is an intruder too: the word means "no single old
+direction", not "outside their span". Counts saturate at k, so the energy share is reported as well.
 """
 
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from rankscope.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Intruders:
-    """What was found among the leading vectors of one matrix."""
+    """The intruders among the k leading vectors of one matrix."""
 
     count: int
     energy: float
     """sum sigma^2 of the intruders / sum sigma^2 of the k vectors; 0 for a zero matrix."""
     positions: tuple[int, ...]
-    """Which of the k vectors, from 0, largest singular value first."""
+    """Indices among the k vectors, from 0, largest singular value first."""
     max_cosine: tuple[float, ...]
     """max_i |cos(y_j, x_i)| of each of the k vectors."""
 
@@ -30,10 +30,15 @@ class Intruders:
 def intruder_dimensions(
     U0: Tensor, U: Tensor, S: Tensor, k: int = 10, epsilon: float = 0.5
 ) -> Intruders:
-    """Count intruders among the first ``k`` left vectors of the tuned weight.
+    """Find intruders among the first ``k`` left vectors of the tuned weight.
 
-    ``U0`` (m, d0): unit left vectors of W0, as many as it has. ``U`` (m, d), ``S`` (d,): left
-    vectors and singular values of W, largest first. Raises UserError where k or a shape is off.
+    Args:
+        U0: all left vectors of W0, (m, d0).
+        U: left vectors of W, (m, d).
+        S: singular values of W, (d,), largest first.
+
+    Raises:
+        UserError: k or a shape does not fit.
     """
     if not 1 <= k <= min(U.shape[1], len(S)):
         raise UserError(f"intruders: k = {k}, expected 1 to {min(U.shape[1], len(S))} vectors")
@@ -46,14 +51,14 @@ def intruder_dimensions(
 
 
 def intruders_among(cosines: Tensor, S: Tensor, epsilon: float) -> Intruders:
-    """Intruders by the cosines to every base vector, ``cosines`` (d0, k) and ``S`` (k,)."""
-    largest = cosines.abs().max(dim=0).values
-    is_intruder = largest < epsilon
+    """Intruders by the cosines to every base vector, ``cosines`` (d0, k), and ``S`` (k,)."""
+    max_cosine = cosines.abs().max(dim=0).values
+    is_intruder = max_cosine < epsilon
     squared = S.cpu().double() ** 2
     total = float(squared.sum())
     return Intruders(
         count=int(is_intruder.sum()),
         energy=float(squared[is_intruder.cpu()].sum()) / total if total else 0.0,
         positions=tuple(torch.nonzero(is_intruder).flatten().tolist()),
-        max_cosine=tuple(largest.tolist()),
+        max_cosine=tuple(max_cosine.tolist()),
     )

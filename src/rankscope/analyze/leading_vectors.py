@@ -1,104 +1,118 @@
-"""Leading singular vectors of a tuned matrix, by their cosines to the base's: the fast route.
+"""The leading singular vectors of a tuned matrix W = W0 + dW, as cosines to those of W0.
 
-Everything the measures need of W = W0 + dW: its leading singular values, and the cosines of its
-leading vectors to every singular vector of W0. Legend: m = out, n = in, d = min(m, n), k = leading
-vectors asked for.
+All measures of W need only its leading singular values and the cosines of its leading vectors to
+every singular vector of W0. For a low-rank update both come from W0's cached decomposition, without
+decomposing W.
+
+Shapes: m = out, n = in, d = min(m, n), k = leading vectors wanted.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rankscope.analyze.gram import Product
-from rankscope.analyze.low_rank_basis import Core, low_rank_basis
+from rankscope.analyze.low_rank_basis import DiagonalPlusLowRank, to_base_basis
 from rankscope.analyze.subspace_iteration import (
     NotConvergedError,
     Triples,
     leading_triples,
     orthonormal,
 )
-from rankscope.analyze.svd_cache import SVD, double, svd
+from rankscope.analyze.svd_cache import SVD, svd
+from rankscope.models.low_rank_update import LowRankUpdate, to_float64
 
-FEW, SOME = (256, 12), (1024, 3)
-"""(d, share): from such a d on, at most d / share vectors are quicker iterated than decomposed."""
+ITERATE_IF = ((256, 12), (1024, 3))
+"""(d, share): from this d on, iterating for at most d / share vectors beats decomposing."""
+DENSE_ITERATE_IF = (1024, 40)
+"""The same for a dense matrix, whose products cost more."""
 TOLERANCE = 1e-8
-"""Residual of every triple over the largest singular value, in float64."""
+"""Largest residual of a triple over the largest singular value, in float64."""
 CLUSTER = 1e-6
-"""Gap over the largest singular value up to which two count as one cluster."""
-ITERATED_FROM = 1024
-"""d from which a dense matrix is iterated where few vectors are asked for."""
-ITERATED_SHARE = 40
-"""Few: at most d over this."""
-RANDOM = 16
-"""Random vectors in the start of an iteration on a dense matrix."""
-UNCERTAIN = 0.01
-"""Sine of the angle by which rounding may turn a vector before it is called ill-conditioned."""
+"""Gap over the largest singular value up to which two values count as one cluster."""
+NUM_RANDOM = 16
+"""Random vectors added to the start of an iteration on a dense matrix."""
+ROTATION = 0.01
+"""Sine of the angle by which rounding may turn a vector before it counts as ill-conditioned."""
 
 
 @dataclass(frozen=True, slots=True)
-class Leading:
-    """The leading k singular vectors of W in the basis of W0's."""
+class LeadingVectors:
+    """The k leading singular vectors of W, in the basis of W0's."""
 
     left: Tensor
     """Cosines to every left vector of W0, (d, k)."""
     right: Tensor
-    """The same of right vectors, (d, k)."""
+    """Cosines to every right vector of W0, (d, k)."""
     S: Tensor
     """Singular values of W, (k,)."""
     residual: float
-    """Largest |W^T u - sigma v| over sigma_1; 0 for a direct decomposition."""
+    """Largest |W^T u - sigma v| over sigma_1; 0 for a full decomposition."""
     ill_conditioned: int
-    """Vectors within a cluster so close that rounding turns them: single ones mean little."""
+    """Vectors of clusters so close that rounding turns them: single ones mean little."""
+
+    @classmethod
+    def from_triples(cls, left: Tensor, right: Tensor, triples: Triples) -> "LeadingVectors":
+        """With the error bounds of ``triples``."""
+        top = float(triples.S[0]) if len(triples.S) else 0.0
+        residual = float(triples.residuals.max()) / top if top else 0.0
+        return cls(left, right, triples.S, residual, num_ill_conditioned(triples))
+
+    @classmethod
+    def unchanged(cls, base: SVD, k: int) -> "LeadingVectors":
+        """The base's own vectors, for an update of zero: another SVD might rotate equal values."""
+        unit = torch.eye(len(base.S), k, dtype=base.U.dtype, device=base.U.device)
+        return cls(unit, unit, base.S[:k], 0.0, 0)
 
 
-def of_adapter(base: SVD, A: Tensor, B: Tensor, scaling: float, k: int) -> Leading:
-    """The ``k`` leading vectors of W0 + s B A, from the base's decomposition alone."""
-    core = low_rank_basis(base, A, B, scaling)
+def low_rank_leading_vectors(base: SVD, update: LowRankUpdate, k: int) -> LeadingVectors:
+    """The ``k`` leading vectors of W0 + B A, from W0's decomposition alone."""
+    matrix = to_base_basis(base, update)
     d = len(base.S)
-    is_quicker = any(d >= least and share * k <= d for least, share in (FEW, SOME))
-    found = _iterated(core, k) if is_quicker else None
-    if found is None:
-        u, s, vh = torch.linalg.svd(core.dense().to(base.S.dtype), full_matrices=False)
-        following = float(s[k]) if len(s) > k else 0.0
-        found = Triples(u[:, :k], s[:k], vh.mT[:, :k], torch.zeros_like(s[:k]), following)
-    left, right = found.U[:d], found.V
-    if core.is_transposed:
+    triples = None
+    if any(d >= smallest and share * k <= d for smallest, share in ITERATE_IF):
+        triples = iterate_and_count(matrix, k)
+    if triples is None:
+        u, s, vh = torch.linalg.svd(matrix.dense().to(base.S.dtype), full_matrices=False)
+        triples = Triples.from_svd(u, s, vh.mT, k)
+    left, right = triples.U[:d], triples.V
+    if matrix.is_transposed:
         left, right = right, left
-    return _leading(left, right, found)
+    return LeadingVectors.from_triples(left, right, triples)
 
 
-def _iterated(core: Core, k: int) -> Triples | None:
-    """The leading triples of a core, nothing missed; None where the iteration does not say so."""
+def iterate_and_count(matrix: DiagonalPlusLowRank, k: int) -> Triples | None:
+    """The leading triples of ``matrix``, certified complete; None if that fails."""
     try:
-        found = leading_triples(core, core.start(k + max(16, k // 5)), k, TOLERANCE)
+        triples = leading_triples(matrix, matrix.start(k + max(16, k // 5)), k, TOLERANCE)
     except NotConvergedError:
         return None
-    # Each triple is one of K's by its residual; that none was passed over, the count says.
-    count, value = certified(found)
-    return found if core.count_above(value) == count else None
+    # Residuals show that each triple belongs to the matrix; the count shows that none is missing.
+    count, value = countable(triples)
+    return triples if matrix.count_above(value) == count else None
 
 
-def certified(found: Triples) -> tuple[int, float]:
-    """How many of the triples can be counted, and a value that so many singular values exceed.
+def countable(triples: Triples) -> tuple[int, float]:
+    """How many triples can be counted, and a value that so many singular values exceed.
 
-    All k where the k-th and the next value are apart. Where they are one cluster, by gaps of at
-    most :data:`CLUSTER`, rounding may part it anywhere: then those above it, none where it begins
-    with the largest.
+    All k, if values k and k + 1 are separate. If both are in one cluster (gaps of at most
+    :data:`CLUSTER`), rounding may split it anywhere: then only the triples above the cluster, which
+    may be none.
     """
-    values = [*found.S.tolist(), found.next_value]
-    apart = CLUSTER * values[0]
+    values = [*triples.S.tolist(), triples.next_value]
+    max_gap = CLUSTER * values[0]
     k = count = len(values) - 1
-    while count and values[count - 1] - values[count] <= apart:
+    while count and values[count - 1] - values[count] <= max_gap:
         count -= 1
     if count == k:
         return k, (values[k - 1] + values[k]) / 2
-    return count, values[count] + apart / 2
+    return count, values[count] + max_gap / 2
 
 
 @dataclass(frozen=True, slots=True)
 class DenseMatrix:
-    """A dense matrix as an operator."""
+    """A dense W (m, n) for :func:`leading_triples`."""
 
     W: Tensor
 
@@ -110,64 +124,76 @@ class DenseMatrix:
         """W^T y."""
         return self.W.mT @ y
 
-    def gram(self) -> Product:
+    def gram(self) -> "DenseGram":
         """W^T W, never formed."""
-        return Product(lambda x: self.adjoint(self.apply(x)))
+        return DenseGram(lambda x: self.adjoint(self.apply(x)))
 
     @staticmethod
     def start(V: Tensor, count: int) -> Tensor:
-        """The base's ``count`` leading right vectors, and random ones that any direction meets;
-        orthonormal."""
-        leading = double(V[:, :count])
+        """Orthonormal: W0's ``count`` leading right vectors, and random ones that share a part with
+        any direction, new ones too."""
+        leading = to_float64(V[:, :count])
         generator = torch.Generator().manual_seed(0)
-        drawn = torch.randn(len(V), RANDOM, generator=generator, dtype=torch.float64)
-        return orthonormal(torch.cat([leading, drawn.to(leading.device)], dim=1))
+        noise = torch.randn(len(V), NUM_RANDOM, generator=generator, dtype=torch.float64)
+        return orthonormal(torch.cat([leading, noise.to(leading.device)], dim=1))
 
 
-def of_matrix(base: SVD, tuned: Tensor, k: int) -> Leading:
+@dataclass(frozen=True, slots=True)
+class DenseGram:
+    """W^T (W x), less deflated vectors."""
+
+    multiply: Callable[[Tensor], Tensor]
+    """x (n, b) -> W^T W x."""
+    vectors: Tensor | None = None
+    """Deflated, (n, e)."""
+    values: Tensor | None = None
+    """Of the deflated vectors, (e,)."""
+
+    def step(
+        self, x: Tensor, before: Tensor, factor: float, shift: float, weight: float = 0.0
+    ) -> Tensor:
+        """factor (G - shift) x - weight before; (n, b) each."""
+        out = self.multiply(x).sub_(x, alpha=shift)
+        if self.vectors is not None and self.values is not None:
+            out -= self.vectors @ (self.values[:, None] * (self.vectors.mT @ x))
+        out.mul_(factor)
+        return out.sub_(before, alpha=weight) if weight else out
+
+    def deflate(self, vectors: Tensor, values: Tensor) -> "DenseGram":
+        """G - sum of values_i v_i v_i^T."""
+        if self.vectors is not None and self.values is not None:
+            vectors = torch.cat([self.vectors, vectors], dim=1)
+            values = torch.cat([self.values, values])
+        return DenseGram(self.multiply, vectors, values)
+
+
+def dense_leading_vectors(base: SVD, tuned: Tensor, k: int) -> LeadingVectors:
     """The ``k`` leading vectors of a dense tuned weight (m, n)."""
-    found = None
-    if len(base.S) >= ITERATED_FROM and ITERATED_SHARE * k <= len(base.S):
+    triples = None
+    smallest, share = DENSE_ITERATE_IF
+    if len(base.S) >= smallest and share * k <= len(base.S):
         start = DenseMatrix.start(base.V, k + max(16, k // 5))
         try:
-            found = leading_triples(DenseMatrix(double(tuned)), start, k, TOLERANCE, least=1)
+            triples = leading_triples(
+                DenseMatrix(to_float64(tuned)), start, k, TOLERANCE, min_sweeps=1
+            )
         except NotConvergedError:
-            found = None
-    if found is None:
-        after = svd(tuned)
-        following = float(after.S[k]) if len(after.S) > k else 0.0
-        u, v, s = after.U[:, :k], after.V[:, :k], after.S[:k]
-        found = Triples(u, s, v, torch.zeros_like(s), following)
-    u, v = found.U.to(base.U), found.V.to(base.V)
-    return _leading(base.U.mT @ u, base.V.mT @ v, found)
+            triples = None
+    if triples is None:
+        triples = Triples.from_svd(*svd(tuned), k)
+    u, v = triples.U.to(base.U), triples.V.to(base.V)
+    return LeadingVectors.from_triples(base.U.mT @ u, base.V.mT @ v, triples)
 
 
-def unchanged(base: SVD, k: int) -> Leading:
-    """The base's own vectors: what an update of zero leaves, whatever equal values there are."""
-    unit = torch.eye(len(base.S), k, dtype=base.U.dtype, device=base.U.device)
-    return Leading(unit, unit, base.S[:k], 0.0, 0)
+def num_ill_conditioned(triples: Triples) -> int:
+    """Vectors that rounding W to float32 may turn by more than a sine of :data:`ROTATION`.
 
-
-def _leading(left: Tensor, right: Tensor, found: Triples) -> Leading:
-    top = float(found.S[0]) if len(found.S) else 0.0
-    return Leading(
-        left=left,
-        right=right,
-        S=found.S,
-        residual=float(found.residuals.max()) / top if top else 0.0,
-        ill_conditioned=num_ill_conditioned(found),
-    )
-
-
-def num_ill_conditioned(found: Triples) -> int:
-    """Vectors that rounding W to float32 may turn by more than a sine of :data:`UNCERTAIN`.
-
-    Davis & Kahan 1970: the sine is at most the perturbation over the distance to the other singular
-    values; the perturbation taken is 2^-23 of the largest value, and the triple's own residual.
+    Davis & Kahan 1970: the sine is at most the perturbation over the distance to the nearest other
+    singular value. The perturbation is 2^-23 of the largest value plus the triple's residual.
     """
-    s = double(found.S)
-    below = torch.cat([s[1:], torch.tensor([found.next_value], dtype=s.dtype, device=s.device)])
+    s = to_float64(triples.S)
+    below = torch.cat([s[1:], torch.tensor([triples.next_value], dtype=s.dtype, device=s.device)])
     gap = s - below
     gap = torch.minimum(gap, torch.cat([torch.full_like(gap[:1], torch.inf), gap[:-1]]))
-    error = double(found.residuals) + torch.finfo(torch.float32).eps * s[:1]
-    return int((error > UNCERTAIN * gap).sum())
+    error = to_float64(triples.residuals) + torch.finfo(torch.float32).eps * s[:1]
+    return int((error > ROTATION * gap).sum())

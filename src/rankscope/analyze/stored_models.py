@@ -1,4 +1,4 @@
-"""Adapters and checkpoints as they lie on disk: opened, told apart, analyzed matrix by matrix."""
+"""Tuned models on disk, adapters and full checkpoints: open them and analyze single matrices."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,28 +8,39 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rankscope.analyze.spectra import SpectraSettings, adapter_matrix, delta_of, full_matrix
+from rankscope.analyze.spectra import (
+    SpectraSettings,
+    adapter_spectrum,
+    dense_delta,
+    dense_spectrum,
+)
 from rankscope.analyze.svd_cache import SvdCache, svd
 from rankscope.errors import UserError
-from rankscope.models.adapters.folder import check_other_base, copies, load_adapter, recorded_base
+from rankscope.models.adapters.folder import (
+    check_other_base,
+    copies,
+    load_adapter,
+    recorded_base,
+)
 from rankscope.models.adapters.settings import CONFIG, READ_STARTS, read_config
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter
+from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.provenance import weights_sha256
 from rankscope.records import MatrixSpectrum, TunedKind
 
-GENERIC = frozenset({"adapter", "model", "final", "checkpoint"})
-"""Folder names that say nothing: the folder above is named with them."""
+GENERIC_NAMES = frozenset({"adapter", "model", "final", "checkpoint"})
+"""Folder names that identify no model: the parent folder's name is added to them."""
 
 
 @dataclass(slots=True)
 class StoredTunedModel:
-    """A tuned model on disk: a low-rank adapter, or a checkpoint of its own.
+    """A tuned model on disk: a low-rank adapter, or a full checkpoint.
 
     Attributes:
-        name: what it is called within an inspection.
-        adapter: of a PEFT adapter; its factors are small and kept.
-        model: of a full checkpoint, whose weights are read when asked for.
+        name: unique within an inspection.
+        adapter: of a PEFT adapter; its factors are small and stay in memory.
+        model: of a full checkpoint; weights are read one at a time.
     """
 
     name: str
@@ -40,41 +51,45 @@ class StoredTunedModel:
 
     @classmethod
     def open(cls, folder: Path, name: str) -> "StoredTunedModel":
-        """Read an adapter's factors, or look at what a checkpoint holds.
+        """Read an adapter's factors, or list the weights of a checkpoint.
 
         Raises:
-            UserError: neither of both, a pickle, or an adapter of a type or start that cannot be
-                read.
+            UserError: neither an adapter nor a checkpoint, pickled weights, or an adapter of an
+                unsupported type or initialization.
             IntegrityError: tensors or shards are missing, misshapen or not finite.
         """
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; expected a PEFT adapter or a model")
-        if (folder / CONFIG).is_file() or not (folder / "config.json").is_file():
-            settings = read_config(folder, READ_STARTS)
-            if settings.use_dora and settings.init_lora_weights == "pissa":
-                raise UserError(
-                    f"adapter {folder}: use_dora with init_lora_weights 'pissa' is not read: its "
-                    "norms are of a base without PiSSA's part; expected one of both"
-                )
-            # PiSSA's copy of an output head is what its start left of the base's.
-            is_pissa = settings.init_lora_weights == "pissa"
-            adapter = load_adapter(folder, name, starts=READ_STARTS, has_copies=not is_pissa)
-            kind: TunedKind = "rslora" if settings.use_rslora else "lora"
-            if is_pissa:
-                kind = "pissa"
-            if settings.use_dora:
-                kind = "dora"
-            return cls(name, folder, kind, adapter=adapter)
-        return cls(name, folder, "full", model=CheckpointReader.open(folder))
+        if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
+            return cls(name, folder, "full", model=CheckpointReader.open(folder))
+        settings = read_config(folder, READ_STARTS)
+        is_pissa = settings.init_lora_weights == "pissa"
+        if settings.use_dora and is_pissa:
+            raise UserError(
+                f"adapter {folder}: use_dora together with init_lora_weights 'pissa' is not "
+                "supported, since its norms are those of a base without PiSSA's part; expected "
+                "one or the other"
+            )
+        # PiSSA subtracts its start from the output head too, so PEFT's copy is not the base's.
+        adapter = load_adapter(folder, name, starts=READ_STARTS, has_copies=not is_pissa)
+        kind: TunedKind = "rslora" if settings.use_rslora else "lora"
+        if is_pissa:
+            kind = "pissa"
+        if settings.use_dora:
+            kind = "dora"
+        return cls(name, folder, kind, adapter=adapter)
 
     @property
     def has_one_rank(self) -> bool:
         """An adapter whose modules all have the same rank."""
         return self.adapter is not None and len({len(a) for a in self.adapter.a.values()}) == 1
 
-    def check_other_base(self, base: CheckpointReader) -> None:
-        """Raise UserError where an adapter says, or its copy of the output head shows, that it was
-        made for other weights."""
+    def check_base(self, base: CheckpointReader) -> None:
+        """Check that an adapter was trained on ``base``, as far as its folder records that.
+
+        Raises:
+            UserError: another base is recorded, or the copy of the output head differs.
+        """
         if self.adapter is None:
             return
         recorded = recorded_base(self.folder)
@@ -84,8 +99,8 @@ class StoredTunedModel:
             for name, copy in copies(self.folder).items():
                 if not torch.equal(copy, base.weight(name).to(copy.dtype)):
                     raise UserError(
-                        f"adapter {self.folder}: its copy of {name} is not the base's: of another "
-                        "base, or trained itself"
+                        f"adapter {self.folder}: its copy of {name} differs from the base's: it "
+                        "belongs to another base or was trained itself"
                     )
         except UserError as error:
             raise UserError(
@@ -93,42 +108,42 @@ class StoredTunedModel:
                 "this one"
             ) from error
 
-    def matrix(
-        self, name: str, weight: Tensor, settings: SpectraSettings, cache: SvdCache
+    def spectrum(
+        self, name: str, weight: Tensor, settings: SpectraSettings, svds: SvdCache
     ) -> MatrixSpectrum:
         """Spectra of one matrix against the base's ``weight``, (out, in)."""
         if self.model is not None:
-            tuned = self.model.weight(name, weight.device)
-            return full_matrix(name, weight, delta_of(name, weight, tuned), settings, cache)
+            delta = dense_delta(name, weight, self.model.weight(name, weight.device))
+            return dense_spectrum(name, weight, delta, settings, svds)
         assert self.adapter is not None
-        with self.started(name, weight):
-            return adapter_matrix(name, weight, self.adapter, settings, cache)
+        with self.pissa_start(name, weight):
+            return adapter_spectrum(name, weight, self.adapter, settings, svds)
 
-    def factors(self, name: str, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(A, B) of an adapter's W0 + s B A, PiSSA's start subtracted."""
+    def update(self, name: str, weight: Tensor | None) -> LowRankUpdate:
+        """An adapter's update of one module; DoRA and PiSSA need the base's ``weight``."""
         assert self.adapter is not None
-        with self.started(name, weight):
-            return self.adapter.factors(name)
+        with self.pissa_start(name, weight):
+            return LowRankUpdate.from_adapter(self.adapter, name, weight)
 
     @contextmanager
-    def started(self, name: str, weight: Tensor | None) -> Iterator[None]:
-        """With PiSSA's start of one module in the adapter, which is as large as its factors."""
+    def pissa_start(self, name: str, weight: Tensor | None) -> Iterator[None]:
+        """While inside, one module's PiSSA start is subtracted; it is as large as the factors."""
         if self.kind != "pissa":
             yield
             return
         assert self.adapter is not None
         assert weight is not None
-        self.adapter.start[name] = principal_part(weight, self.adapter, name)
+        self.adapter.start[name] = pissa_initial_factors(weight, self.adapter, name)
         try:
             yield
         finally:
             del self.adapter.start[name]
 
 
-def principal_part(weight: Tensor, adapter: Adapter, name: str) -> tuple[Tensor, Tensor]:
+def pissa_initial_factors(weight: Tensor, adapter: Adapter, name: str) -> tuple[Tensor, Tensor]:
     """(A0, B0) that PEFT's PiSSA took out of the base: s B0 A0 = U_r S_r V_r^T of W0 (2404.02948).
 
-    Signs of vectors do not matter to the product.
+    The signs of singular vectors do not matter to the product.
     """
     rank = len(adapter.a[name])
     u, s, v = (part.cpu() for part in svd(weight))
@@ -136,42 +151,39 @@ def principal_part(weight: Tensor, adapter: Adapter, name: str) -> tuple[Tensor,
     return root[:, None] * v[:, :rank].mT, u[:, :rank] * root
 
 
-def compared(
-    base: CheckpointReader, tuned: Iterable[StoredTunedModel]
+def matrices_to_compare(
+    base: CheckpointReader, models: Iterable[StoredTunedModel]
 ) -> dict[str, list[StoredTunedModel]]:
-    """Matrices in the base's order, each with the tuned models that are compared on it.
+    """Matrices in the base's order, each with the tuned models to analyze on it.
 
-    Those that an adapter changes, and full checkpoints on the matrices that any adapter changes;
-    without an adapter, on all linear layers but the output head.
+    Adapters are analyzed on the matrices they change, full checkpoints on those that any adapter
+    changes, or without an adapter on all linear layers but the output head.
 
     Raises:
         UserError: an adapter changes a layer that the base does not have.
     """
-    models = list(tuned)
     changed: dict[str, list[StoredTunedModel]] = {}
-    for one in models:
-        for name in one.adapter.a if one.adapter is not None else ():
+    full = []
+    for model in models:
+        if model.adapter is None:
+            full.append(model)
+            continue
+        for name in model.adapter.a:
             base.layer(name)
-            changed.setdefault(name, []).append(one)
-    full = [one for one in models if one.model is not None]
+            changed.setdefault(name, []).append(model)
     names = list(changed) or list(base.layers)
     order = {name: place for place, name in enumerate(base.layers)}
     names.sort(key=lambda name: order.get(name, len(order)))
     return {name: [*changed.get(name, []), *full] for name in names}
 
 
-def names_of(folders: list[Path]) -> list[str]:
-    """A short name for each folder, no two alike."""
+def short_names(folders: list[Path]) -> list[str]:
+    """A short unique name for each folder."""
     short = []
-    for folder in folders:
-        whole = folder.resolve()
-        short.append(f"{whole.parent.name}/{whole.name}" if whole.name in GENERIC else whole.name)
+    for folder in map(Path.resolve, folders):
+        is_generic = folder.name in GENERIC_NAMES
+        short.append(f"{folder.parent.name}/{folder.name}" if is_generic else folder.name)
     return [
-        name if short.count(name) == 1 else f"{name} ({place})"
-        for place, name in enumerate(short, start=1)
+        name if short.count(name) == 1 else f"{name} ({number})"
+        for number, name in enumerate(short, start=1)
     ]
-
-
-def computing_device(device: torch.device) -> torch.device:
-    """Where decompositions run: not on MPS, which has neither float64 nor eigenvalues."""
-    return torch.device("cpu") if device.type == "mps" else device

@@ -1,12 +1,12 @@
-"""Leading singular triples by Chebyshev-filtered block iteration, started close and certified.
+"""Leading singular vectors by Chebyshev-filtered subspace iteration, with certified residuals.
 
-Full decompositions of an (m, n) matrix cost O(m n d) whatever is asked; this costs a few dozen
-products with a block of k vectors and some to spare, which for a diagonal plus low rank matrix are
-nearly free. Filtered subspace iteration: Zhou, Saad, Tiago & Chelikowsky 2006 (J. Comput. Phys.
-219), on K^T K. Every sweep amplifies the wanted end of the spectrum over the rest by a Chebyshev
-polynomial, then solves the small problem in the block's span (Rayleigh-Ritz).
+A full decomposition of an (m, n) matrix costs O(m n d) however few vectors are wanted. This costs a
+few dozen products with a block of slightly more than k vectors, which are cheap for a diagonal plus
+low-rank matrix. Method: Zhou, Saad, Tiago & Chelikowsky 2006 (J. Comput. Phys. 219), on K^T K.
+Every sweep multiplies the block by a Chebyshev polynomial that amplifies the leading end of the
+spectrum, then solves the small problem within the block's span (Rayleigh-Ritz).
 
-Legend: K (m, n) with m >= n, G = K^T K, b = vectors in the block, k = triples asked for.
+Shapes: K (m, n) with m >= n, G = K^T K, b = vectors in the block, k = triples wanted.
 """
 
 import math
@@ -16,17 +16,33 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rankscope.analyze.gram import Gram, Step
-from rankscope.analyze.svd_cache import double
+from rankscope.models.low_rank_update import to_float64
 
 MAX_SWEEPS = 40
 MAX_DEGREE = 60
-MARGIN = 2.0
-"""Logarithm of what a sweep aims below the tolerance."""
+SAFETY = 2.0
+"""Natural logarithm of how far below the tolerance a sweep aims."""
+
+
+class Gram(Protocol):
+    """G = K^T K, (n, n).
+
+    Filtering is nearly all the work, and for blocks this thin memory traffic costs as much as the
+    products. So the whole recurrence step is one method, which touches the block as rarely as it
+    can.
+    """
+
+    def step(
+        self, x: Tensor, before: Tensor, factor: float, shift: float, weight: float = 0.0
+    ) -> Tensor:
+        """factor (G - shift) x - weight before; (n, b) each."""
+
+    def deflate(self, vectors: Tensor, values: Tensor) -> "Gram":
+        """G - sum of values_i v_i v_i^T: ``vectors`` (n, e), ``values`` (e,)."""
 
 
 class Operator(Protocol):
-    """A matrix K (m, n) known by its products alone."""
+    """A matrix K (m, n), known by its products alone."""
 
     def apply(self, x: Tensor) -> Tensor:
         """K x, (n, b) -> (m, b)."""
@@ -40,7 +56,7 @@ class Operator(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Triples:
-    """Singular triples of K, largest first, and how well they are known."""
+    """Singular triples of K, largest first, with error bounds."""
 
     U: Tensor
     """Left vectors, (m, k)."""
@@ -49,28 +65,34 @@ class Triples:
     V: Tensor
     """Right vectors, (n, k)."""
     residuals: Tensor
-    """|K^T u - sigma v|, (k,): a singular value of K lies within this of sigma (Weyl), since
+    """|K^T u - sigma v|, (k,). K has a singular value within this distance of sigma (Weyl), since
     K v = sigma u holds to rounding."""
     next_value: float
-    """Estimate of the first singular value that was not asked for."""
+    """Estimate of singular value k + 1."""
     num_sweeps: int = 0
+
+    @classmethod
+    def from_svd(cls, u: Tensor, s: Tensor, v: Tensor, k: int) -> "Triples":
+        """The first ``k`` triples of a full decomposition: residual 0."""
+        next_value = float(s[k]) if len(s) > k else 0.0
+        return cls(u[:, :k], s[:k], v[:, :k], torch.zeros_like(s[:k]), next_value)
 
 
 class NotConvergedError(Exception):
-    """The iteration did not reach its tolerance; a direct decomposition is the way."""
+    """The iteration missed its tolerance; use a full decomposition."""
 
 
 def leading_triples(
-    operator: Operator, start: Tensor, k: int, tolerance: float, least: int = 0
+    operator: Operator, start: Tensor, k: int, tolerance: float, min_sweeps: int = 0
 ) -> Triples:
     """The ``k`` leading singular triples of K.
 
     Args:
         operator: K; products in the dtype of ``start``.
-        start: (n, b) orthonormal vectors whose span lies near the wanted right vectors, b > k.
-        tolerance: every residual at most this share of the largest singular value.
-        least: sweeps that are made in any case. A direction that the start hardly touches has a
-            large residual nowhere, and shows only once a sweep has amplified it.
+        start: (n, b) orthonormal vectors whose span is close to the leading right vectors, b > k.
+        tolerance: largest residual, as a share of the largest singular value.
+        min_sweeps: sweeps to make in any case. A singular direction that ``start`` hardly contains
+            shows in no residual until a sweep has amplified it.
 
     Raises:
         NotConvergedError: not within :data:`MAX_SWEEPS` sweeps.
@@ -80,43 +102,44 @@ def leading_triples(
     for sweep in range(MAX_SWEEPS):
         u, s, v = rayleigh_ritz(operator, basis, size)
         residuals = torch.linalg.vector_norm(operator.adjoint(u[:, :k]) - v[:, :k] * s[:k], dim=0)
-        if sweep >= least and bool((residuals <= tolerance * s[0]).all()):
-            following = float(s[k]) if len(s) > k else 0.0
-            return Triples(u[:, :k], s[:k], v[:, :k], residuals, following, sweep)
-        left = float(residuals.max() / (tolerance * s[0]))
-        missing = math.log(max(left, 1e-300)) + MARGIN
-        basis = orthonormal(filtered(gram, (s, v), k, missing))
+        if sweep >= min_sweeps and bool((residuals <= tolerance * s[0]).all()):
+            next_value = float(s[k]) if len(s) > k else 0.0
+            return Triples(u[:, :k], s[:k], v[:, :k], residuals, next_value, sweep)
+        excess = float(residuals.max() / (tolerance * s[0]))
+        log_reduction = math.log(max(excess, 1e-300)) + SAFETY
+        basis = orthonormal(chebyshev_filter(gram, (s, v), k, log_reduction))
     raise NotConvergedError(
         f"residual {float(residuals.max() / s[0]):.1e} after {MAX_SWEEPS} sweeps"
     )
 
 
 def rayleigh_ritz(operator: Operator, basis: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best ``size`` triples in the span of ``basis``: SVD of K basis by its Gram matrix.
+    """The best ``size`` triples within the span of ``basis``: SVD of K basis by its Gram matrix.
 
-    In float64 the Gram matrix gives values down to 1e-8 of the largest.
+    In float64 the Gram matrix resolves values down to 1e-8 of the largest.
     """
     image = operator.apply(basis)
-    precise = double(image)
-    values, vectors = torch.linalg.eigh(precise.mT @ precise)
-    turn = vectors.flip(1)[:, :size].to(basis)
+    image64 = to_float64(image)
+    values, vectors = torch.linalg.eigh(image64.mT @ image64)
+    rotation = vectors.flip(1)[:, :size].to(basis)
     sigma = values.flip(0)[:size].clamp_min(0).sqrt().to(basis)
-    left = image @ turn
-    return left / sigma.clamp_min(torch.finfo(sigma.dtype).tiny), sigma, basis @ turn
+    left = image @ rotation
+    return left / sigma.clamp_min(torch.finfo(sigma.dtype).tiny), sigma, basis @ rotation
 
 
-def filtered(gram: Gram, block: tuple[Tensor, Tensor], k: int, missing: float) -> Tensor:
-    """The block after a Chebyshev polynomial in G that is small on [0, cut] and grows above.
+def chebyshev_filter(
+    gram: Gram, block: tuple[Tensor, Tensor], k: int, log_reduction: float
+) -> Tensor:
+    """Multiply the block by a Chebyshev polynomial in G, small on [0, cut] and growing above.
 
-    The degree is what brings the k-th vector within the tolerance, kept so small that the largest
-    values do not drown the others in rounding errors; those far above are taken out of G first
-    (deflated).
+    The degree is what brings vector k within the tolerance, limited so that the largest values do
+    not drown the others in rounding error. Values far above the rest are deflated first.
 
     Args:
         gram: G.
-        block: values and right vectors of the last sweep, (b,) and (n, b).
+        block: singular values (b,) and right vectors (n, b) of the last sweep.
         k: vectors wanted.
-        missing: logarithm of the factor by which the largest residual has to fall.
+        log_reduction: logarithm of the factor by which the largest residual has to fall.
 
     Raises:
         NotConvergedError: the smallest value of the block is 0, which no polynomial damps.
@@ -124,66 +147,66 @@ def filtered(gram: Gram, block: tuple[Tensor, Tensor], k: int, missing: float) -
     sigma, v = block
     values = sigma.cpu().double() ** 2
     cut = float(values[-1])
-    if cut <= 0:  # a matrix of lower rank than the block: there is nothing to filter out
+    if cut <= 0:  # K has a lower rank than the block: there is nothing to filter out
         raise NotConvergedError(f"{len(values)} vectors span a matrix of lower rank")
-    room = -math.log(torch.finfo(v.dtype).eps) - 7  # digits that growth may spread over
-    wanted = growth(float(values[k - 1]), cut)
-    outliers = num_outliers(values[:k], cut, room)
-    fastest = growth(float(values[outliers]), cut)
-    degree = max(2, math.ceil(min(room, missing) / max(wanted, 1e-3)))
+    max_log_growth = -math.log(torch.finfo(v.dtype).eps) - 7  # the digits that growth may cost
+    wanted = log_growth(float(values[k - 1]), cut)
+    outliers = num_outliers(values[:k], cut, max_log_growth)
+    fastest = log_growth(float(values[outliers]), cut)
+    degree = max(2, math.ceil(min(max_log_growth, log_reduction) / max(wanted, 1e-3)))
     if fastest > wanted:
-        degree = min(degree, max(2, int(room / (fastest - wanted))))
+        degree = min(degree, max(2, int(max_log_growth / (fastest - wanted))))
     degree = min(degree, MAX_DEGREE)
-    far, rest = v[:, :outliers], by_columns(v[:, outliers:])
-    deflated = gram.without(far, sigma[:outliers] ** 2) if outliers else gram
-    # The whole block at once: at 4096 x 600 parts of 64 columns took 2.2 times as long and parts of
-    # 256 1.4 times, though they stay in the cache; products of wide blocks are that much faster.
+    far, rest = v[:, :outliers], column_major(v[:, outliers:])
+    deflated = gram.deflate(far, sigma[:outliers] ** 2) if outliers else gram
+    # Filter the whole block at once: at 4096 x 600, parts of 64 columns took 2.2 times as long and
+    # parts of 256 columns 1.4 times, although they stay in the processor's cache.
     parts = [chebyshev(deflated, rest, cut, float(values[outliers]), degree)]
-    if outliers:  # far above the rest: a low degree is enough for them
-        spread = growth(float(values[0]), cut) - growth(float(values[outliers - 1]), cut)
-        low = min(degree, max(2, int(room / max(spread, 1e-3))))
-        parts.insert(0, chebyshev(gram, far, cut, float(values[0]), low))
+    if outliers:  # a low degree is enough for values far above the rest
+        spread = log_growth(float(values[0]), cut) - log_growth(float(values[outliers - 1]), cut)
+        low_degree = min(degree, max(2, int(max_log_growth / max(spread, 1e-3))))
+        parts.insert(0, chebyshev(gram, far, cut, float(values[0]), low_degree))
     return torch.cat(parts, dim=1)
 
 
-def by_columns(block: Tensor) -> Tensor:
-    """The same block, column after column in memory."""
+def column_major(block: Tensor) -> Tensor:
+    """The same block, stored column after column."""
     return block.mT.contiguous().mT
 
 
-def num_outliers(values: Tensor, cut: float, room: float) -> int:
-    """How many leading values of G to deflate, so that a useful degree fits into ``room``."""
-    useful = 12
-    last = growth(float(values[-1]), cut)
+def num_outliers(values: Tensor, cut: float, max_log_growth: float) -> int:
+    """How many leading values of G to deflate so that a useful degree fits the growth limit."""
+    useful_degree = 12
+    smallest = log_growth(float(values[-1]), cut)
     for count, value in enumerate(values.tolist()):
-        if useful * (growth(value, cut) - last) <= room:
+        if useful_degree * (log_growth(value, cut) - smallest) <= max_log_growth:
             return count
     return len(values) - 1
 
 
-def growth(value: float, cut: float) -> float:
-    """How fast a Chebyshev polynomial on [0, cut] grows at ``value``: its logarithm per degree."""
+def log_growth(value: float, cut: float) -> float:
+    """Logarithm, per degree, of a Chebyshev polynomial on [0, cut] at ``value`` above ``cut``."""
     return math.acosh(max(1.0, 2 * value / max(cut, 1e-300) - 1))
 
 
 def chebyshev(gram: Gram, x: Tensor, cut: float, top: float, degree: int) -> Tensor:
-    """T_degree of G, mapped so that [0, cut] becomes [-1, 1], times ``x``; scaled to 1 at ``top``.
+    """T_degree(G) x with [0, cut] mapped to [-1, 1], scaled to 1 at ``top``.
 
-    The scaled three-term recurrence of Zhou et al. 2006, algorithm 3.2: nothing overflows.
+    The scaled three-term recurrence of Zhou et al. 2006, algorithm 3.2, which cannot overflow.
     """
     half = cut / 2
-    sigma = first = half / max(top - half, 1e-300)
+    sigma = first_sigma = half / max(top - half, 1e-300)
     before = x
-    now = gram.step(x, x, Step(first / half, half))
+    now = gram.step(x, x, first_sigma / half, half)
     for _ in range(degree - 1):
-        following = 1 / (2 / first - sigma)
-        after = gram.step(now, before, Step(2 * following / half, half, sigma * following))
-        before, now, sigma = now, after, following
+        next_sigma = 1 / (2 / first_sigma - sigma)
+        after = gram.step(now, before, 2 * next_sigma / half, half, sigma * next_sigma)
+        before, now, sigma = now, after, next_sigma
     return now
 
 
 def orthonormal(block: Tensor) -> Tensor:
-    """An orthonormal basis of the columns' span, unit columns first."""
+    """An orthonormal basis of the columns' span; columns are scaled to length 1 first."""
     scaled = block / torch.linalg.vector_norm(block, dim=0).clamp_min(1e-300)
     q: Tensor = torch.linalg.qr(scaled).Q
     return q

@@ -1,12 +1,11 @@
-"""Spectra of one trained trial, whatever trained it: which matrices, and against which."""
+"""Spectra of one trained trial of a study, whatever method trained it."""
 
 from collections.abc import Sequence
 
-import torch
+from torch import Tensor
 
 from rankscope.analyze.spectra import SpectraSettings, analyze_adapter, analyze_full
-from rankscope.analyze.stored_models import computing_device
-from rankscope.analyze.svd_cache import SvdCache
+from rankscope.analyze.svd_cache import SvdCache, decomposition_device
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.multi_lora import target_linears
@@ -16,10 +15,10 @@ from rankscope.records import SpectraRecord, TrialSpec
 
 
 def compared_matrices(base: Base, trials: Sequence[TrialSpec]) -> list[str]:
-    """Module paths of the matrices compared over the arms of a study with these ``trials``.
+    """Module paths of the matrices to compare between the arms of a study.
 
-    Those that some adapter of the study changes, else all linear layers but the output head, so
-    that full fine-tuning and LoRA are measured on the same.
+    Those that some adapter of the study changes, so that full fine-tuning and LoRA are measured on
+    the same matrices; without adapters, all linear layers but the output head.
     """
     targets = sorted({name for trial in trials for name in trial.targets})
     if targets:
@@ -34,19 +33,19 @@ def analyze_trial(
     tuned: Base,
     trials: Sequence[TrialSpec],
     settings: SpectraSettings,
-    spectra: SvdCache,
+    svds: SvdCache,
 ) -> SpectraRecord:
-    """Spectra of a trial's adapter, of what a method of PEFT's can merge, or of a tuned model.
+    """Spectra of a trial's adapter, PEFT tuner or fully fine-tuned model.
 
     Args:
-        trial: what trained.
+        trial: what was trained.
         base: the frozen base.
         tuned: the base with the trial's weights attached, or a full trial's own model.
-        trials: of the study; they say which matrices of a tuned model are compared.
-        settings: of the study file's ``spectra`` section.
-        spectra: of base weights, kept for other trials.
+        trials: of the study; they decide which matrices of a full model are compared.
+        settings: the study's ``analyze.spectra`` section.
+        svds: of base weights, shared between trials.
     """
-    device = computing_device(base.device)
+    device = decomposition_device(base.device)
     if isinstance(tuner := tuned.multi_lora.injected_tuner, PeftTuner):
         return analyze_full(
             lambda name: tuner.base_weight(name).to(device),
@@ -54,25 +53,25 @@ def analyze_trial(
             tuner.mergeable(),
             settings,
             trial.trial_id,
-            spectra,
+            svds,
         )
     linears = base.linears()
 
-    def weights(name: str) -> torch.Tensor:
+    def base_weight(name: str) -> Tensor:
         return dense_weight(linears[name]).to(device)
 
     if not trial.is_full:
         adapter = tuned.multi_lora.adapters[trial.trial_id]
-        return analyze_adapter(weights, adapter, settings, trial.trial_id, spectra)
-    # From the stored float32: in bfloat16 a weight is rounded by up to a part in 512, which can be
-    # as much as a small learning rate moved it.
+        return analyze_adapter(base_weight, adapter, settings, trial.trial_id, svds)
+    # Read the stored float32: bfloat16 rounds a weight by up to 1 part in 512, which can be as much
+    # as a small learning rate moved it.
     stored = CheckpointReader.open(tuned.folder)
     names = compared_matrices(base, trials)
     return analyze_full(
-        weights,
+        base_weight,
         lambda name: stored.weight(name, device),
         names,
         settings,
         trial.trial_id,
-        spectra,
+        svds,
     )

@@ -79,10 +79,10 @@ def inspect(
         if heads is None:
             found = look(base, tuned, settings, any_base=force, reporter=screen)
         else:
-            from rankscope.tools.inspect_heads import HeadSettings, check, inspect_heads
+            from rankscope.tools.inspect_heads import HeadSettings, check_heads, inspect_heads
 
             asked = HeadSettings(heads, tuple(ablate or ()), items, data_dir, dtype)
-            check(base, asked)
+            check_heads(base, asked)
             found = look(base, tuned, settings, any_base=force, reporter=screen)
             found = inspect_heads(found, asked, reporter=screen)
     if out is not None:
@@ -135,7 +135,7 @@ def shrink(
     from rankscope.tools.inspect import InspectSettings
 
     named = {"--rank": rank, "--scale": scale, "--layer-scale": layer_scale, "--mitigate": mitigate}
-    action = shrinking.one_action(named)
+    action = shrinking.the_one_action(named)
     if (mitigate is None) != (factor is None) or mitigate not in (None, "intruders"):
         raise UserError("shrink: expected '--mitigate intruders' together with '--lambda L'")
     if mitigate is None:
@@ -143,13 +143,13 @@ def shrink(
     with output_folder(out):
         if mitigate is None:
             check_taken(out)  # before a base is read; a mitigation writes two folders in it
-        source = shrinking.Source.open(adapter, base, any_base=force)
+        source = shrinking.SourceAdapter.open(adapter, base, any_base=force)
         if action == "--rank" and rank is not None:
             changes = [shrinking.truncate(source, out, rank)]
         elif action == "--scale" and scale is not None:
             changes = [shrinking.scale(source, out, scale)]
         elif action == "--layer-scale" and layer_scale is not None:
-            changes = [shrinking.layer_scale(source, out, *shrinking.layer_factors(layer_scale))]
+            changes = [shrinking.layer_scale(source, out, *shrinking.parse_layer_factors(layer_scale))]
         else:
             settings = InspectSettings(None, intruder_k, epsilon)
             changes = [*shrinking.mitigate(source, out, factor or 0.0, settings)]

@@ -157,8 +157,8 @@ def run_study(
         study.check()  # a study that is refused keeps its failures
         plan_failed_again(folder)
     with ConsoleReporter(err_console) as screen:
-        study.run(folder, screen)
-    records, recommendation = write_outputs(folder)
+        records = study.run(folder, screen)
+    _, recommendation = write_outputs(folder, records)
     if as_json:
         print_json(recommendation.model_dump(mode="json"))
     else:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from rankscope.advise.arms import retention_tasks
 from rankscope.advise.mitigation import spot
 from rankscope.advise.objective import Objective
-from rankscope.analyze.truncate import truncated
 from rankscope.config.loader import load_study_file
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import EncodedRow
@@ -22,6 +21,7 @@ from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.load import load_base
 from rankscope.models.lora import Adapter
+from rankscope.models.low_rank_update import LowRankUpdate, to_float64
 from rankscope.models.methods.eva_directions import new_inputs, run, shared_inputs
 from rankscope.models.multi_lora import target_linears
 from rankscope.models.parameters import lora_parameters
@@ -48,7 +48,7 @@ from rankscope.records import (
 from rankscope.run.prepare import prepare_study
 from rankscope.run.prepared import PreparedStudy
 from rankscope.store import Ledger, adapter_path
-from rankscope.store.history import check_other_model, check_other_tasks
+from rankscope.store.history import check_same_model, check_same_tasks
 from rankscope.train.loss import mean_losses
 from rankscope.train.regularizers import label_positions
 
@@ -218,7 +218,8 @@ def input_variance(
 def truncated_adapter(adapter: Adapter, rank: int, adapter_name: str) -> Adapter:
     """A plain LoRA adapter cut to ``rank`` at the least error of B A, ready to score."""
     parts = {
-        name: truncated(a.detach(), adapter.b[name].detach(), rank) for name, a in adapter.a.items()
+        name: LowRankUpdate(to_float64(a), to_float64(adapter.b[name])).truncated(rank)
+        for name, a in adapter.a.items()
     }
 
     def kept(tensor: Tensor) -> nn.Parameter:
@@ -308,9 +309,9 @@ def backtest_study(folder: Path) -> list[BacktestTask]:
         if not any(len(chosen_by_rank(study, task.name)) > 1 for task in study.tasks):
             return []
         inputs = prepare_study(load_study_file(folder / "study.resolved.yaml"))
-        check_other_tasks(folder, {task.name: task for task in study.tasks}, inputs.records)
+        check_same_tasks(folder, {task.name: task for task in study.tasks}, inputs.records)
         base = open_base(inputs)
-        check_other_model(folder, study.model, base.record)
+        check_same_model(folder, study.model, base.record)
         margin = Objective.from_config(study.config).margin
         found = []
         for made in predictions(inputs, base):

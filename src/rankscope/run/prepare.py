@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from rankscope.analyze.spectra import check_too_many
-from rankscope.config.study import SpectraConfig, StudyConfig, TrainConfig
+from rankscope.analyze.checks import check_spectra_settings
+from rankscope.config.study import StudyConfig, TrainConfig
 from rankscope.data.encode import EncodedRows, Encoder
 from rankscope.data.study_data import StudyData, prepare_data
 from rankscope.device import available_memory_bytes, choose_device, choose_dtype
@@ -81,7 +81,8 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
         rows = data.rows[trial.task]
         check_learning_rates(trial, len(rows.rows), rows.num_tokens, config.train)
     check_eva(trials, data.rows, shapes)
-    check_vectors(config, trials, shapes)
+    if config.analyze.spectra.enabled:
+        check_spectra_settings(config.analyze.spectra, compared_shapes(trials, shapes))
     check_methods(config, trials, device)
     for settings, targets, num_steps in peft_methods(trials, data.rows, config.train):
         count_parameters(model_config, peft_config(json.loads(settings), targets, num_steps))
@@ -188,15 +189,10 @@ def check_eva(
             )
 
 
-def check_vectors(config: StudyConfig, trials: Iterable[TrialSpec], shapes: Architecture) -> None:
-    """Raise UserError where spectra are asked for more vectors than a compared matrix has."""
-    asked = config.analyze.spectra
+def compared_shapes(
+    trials: Sequence[TrialSpec], shapes: Architecture
+) -> dict[str, tuple[int, int]]:
+    """Shapes of the matrices whose spectra are compared: those that some adapter changes."""
     targets = {target for trial in trials for target in trial.targets}
     targets = targets or set(shapes.linear_shapes) - {shapes.output_layer or ""}
-    compared = target_shapes(shapes, sorted(targets))
-    intruder_k = asked.intruder_k if asked.intruder_k != SpectraConfig().intruder_k else None
-    if asked.enabled:
-        check_too_many(
-            compared,
-            {"analyze.spectra.top_k": asked.top_k, "analyze.spectra.intruder_k": intruder_k},
-        )
+    return target_shapes(shapes, sorted(targets))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from rankscope.analyze.spectra import compared_vectors
+from rankscope.analyze.spectra import num_compared_vectors
 from rankscope.config.study import Interval, StudyConfig
 from rankscope.data.encode import EncodedRows, Encoder
 from rankscope.data.study_data import StudyData
@@ -138,7 +138,10 @@ class PreparedStudy:
         trial = next(t for t in self.trials if t.trial_id == trial_of(model_id))
         if kind == "spectra":
             shapes = sorted(set(self.shapes.linear_shapes.values()))
-            return intruders | {"top_k": [[*s, compared_vectors(s, spectra)] for s in shapes]}
+            return intruders | {
+                f"top_k of {m} x {n} matrices": num_compared_vectors((m, n), spectra)
+                for m, n in shapes
+            }
         if kind == "heads":
             ablate = sorted(set(heads.ablate))
             return {"task": heads.task or trial.task, "items": heads.items, "ablate": ablate}

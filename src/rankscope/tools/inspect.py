@@ -1,15 +1,24 @@
-"""``inspect``: look through adapters and fine-tuned checkpoints without training anything."""
+"""``inspect``: compare adapters and fine-tuned checkpoints with their base, without training."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from rankscope.analyze.spectra import check_too_many
-from rankscope.analyze.stored_models import StoredTunedModel, compared, computing_device, names_of
-from rankscope.analyze.svd_cache import SvdCache, cache_bytes, svd_cache_folder
+from rankscope.analyze.checks import check_spectra_settings
+from rankscope.analyze.stored_models import (
+    StoredTunedModel,
+    matrices_to_compare,
+    short_names,
+)
+from rankscope.analyze.svd_cache import (
+    SvdCache,
+    cache_bytes,
+    decomposition_device,
+    svd_cache_folder,
+)
 from rankscope.device import choose_device, keep_freed_memory
 from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
@@ -21,17 +30,20 @@ from rankscope.records import Inspection, MatrixSpectrum, NormGrowth, SpectraRec
 from rankscope.records.inspection_tables import write_tables
 from rankscope.report.inspection_page import write_inspection_page
 
+OPTIONS = {"top_k": "--top-k", "intruder_k": "--intruder-k", "intruder_epsilon": "--epsilon"}
+"""Names of the settings on the command line."""
+
 
 @dataclass(frozen=True)
 class InspectSettings:
-    """What is looked for; the defaults are science.md's."""
+    """How spectra are measured; defaults as in docs/science.md."""
 
     top_k: int | None = None
     """Singular vectors compared; by default min(500, d / 4) of each matrix."""
     intruder_k: int = 10
     """Leading vectors examined for intruders."""
     intruder_epsilon: float = 0.5
-    """Largest |cosine| to any base vector below which a vector is an intruder."""
+    """A vector whose |cosine| to every base vector is below this is an intruder."""
 
 
 def inspect(
@@ -48,13 +60,14 @@ def inspect(
     Args:
         base: a model folder, ``pocket``, a fetched model's name, or a hub id.
         tuned: folders of PEFT adapters or full checkpoints; they share the base's decompositions.
+        settings: how spectra are measured.
         device: where decompositions run, as a study's ``device``.
-        any_base: look at adapters whose recorded base is another one, too.
-        reporter: is told how far it is.
+        any_base: accept adapters that record another base.
+        reporter: receives progress.
 
     Raises:
-        UserError: something cannot be used: another base, an adapter of another type, pickled
-            weights, more vectors asked for than a matrix has.
+        UserError: something cannot be used: another base, an unsupported type of adapter, pickled
+            weights, more vectors than a matrix has.
         IntegrityError: weights are missing, misshapen or not finite.
     """
     started = time.perf_counter()
@@ -62,102 +75,91 @@ def inspect(
     settings, reporter = settings or InspectSettings(), reporter or NullReporter()
     folders = [Path(one) for one in ([tuned] if isinstance(tuned, str | Path) else tuned)]
     if not folders:
-        raise UserError("inspect: no tuned model given; expected a folder or several")
-    stored = CheckpointReader.open(shapes_folder(str(base)))
-    pairs = zip(folders, names_of(folders), strict=True)
+        raise UserError("inspect: no tuned model given; expected one folder or more")
+    stored_base = CheckpointReader.open(shapes_folder(str(base)))
+    pairs = zip(folders, short_names(folders), strict=True)
     models = [StoredTunedModel.open(folder, name) for folder, name in pairs]
     if not any_base:
         for model in models:
-            model.check_other_base(stored)
-    found = spectra_of(stored, models, settings, choose_device(device), reporter)
+            model.check_base(stored_base)
+    spectra = inspect_spectra(stored_base, models, settings, choose_device(device), reporter)
     tuned_models = tuple(
         TunedModel(
             name=model.name,
             path=str(model.folder),
             kind=model.kind,
-            rank=model.adapter.rank if model.adapter is not None else None,
-            scaling=model.adapter.scaling if model.adapter is not None else None,
-            spectra=found[model.name],
+            rank=None if model.adapter is None else model.adapter.rank,
+            scaling=None if model.adapter is None else model.adapter.scaling,
+            spectra=spectra[model.name],
         )
         for model in models
     )
+    has_one_rank = [model.has_one_rank for model in models]
     return Inspection(
         base=str(base),
-        base_path=str(stored.folder),
-        architecture=stored.architecture,
-        quantized=stored.quantized,
+        base_path=str(stored_base.folder),
+        architecture=stored_base.architecture,
+        quantized=stored_base.quantized,
         tuned=tuned_models,
-        growth=growth_of([t for t, s in zip(tuned_models, models, strict=True) if s.has_one_rank]),
+        growth=norm_growth([t for t, one in zip(tuned_models, has_one_rank, strict=True) if one]),
         cache_bytes=cache_bytes(svd_cache_folder()),
         provenance=provenance(),
         seconds=time.perf_counter() - started,
     )
 
 
-def spectra_of(
+def inspect_spectra(
     base: CheckpointReader,
     models: Sequence[StoredTunedModel],
     settings: InspectSettings,
     device: torch.device,
     reporter: ProgressReporter,
 ) -> dict[str, SpectraRecord]:
-    """Spectra of every tuned model, by its name; matrix by matrix, all models of one together."""
-    plan = compared(base, models)
-    check_settings(base, plan, settings)
-    # One matrix at a time needs no more than its own decomposition.
-    cache = SvdCache(max_bytes=0, folder=svd_cache_folder())
+    """Spectra of every tuned model by name, computed matrix by matrix for all models together."""
+    compared = matrices_to_compare(base, models)
+    check_spectra_settings(settings, {name: base.layer(name).shape for name in compared}, OPTIONS)
+    svds = SvdCache(max_bytes=0, folder=svd_cache_folder())
     matrices: dict[str, list[MatrixSpectrum]] = {model.name: [] for model in models}
     seconds = dict.fromkeys(matrices, 0.0)
-    reporter.stage("spectra", len(plan))
-    for done, (name, here) in enumerate(plan.items()):
+    reporter.stage("spectra", len(compared))
+    for done, (name, models_here) in enumerate(compared.items()):
         reporter.advance(done, name)
-        weight = base.weight(name, computing_device(device))
-        held = SvdCache(max_bytes=2**62)
-        held.keep(name, cache.of(name, weight))
-        for model in here:
-            began = time.perf_counter()
-            matrices[model.name].append(model.matrix(name, weight, settings, held))
-            seconds[model.name] += time.perf_counter() - began
+        weight = base.weight(name, decomposition_device(device))
+        one_svd = SvdCache(max_bytes=2**62)  # memory holds one decomposition at a time
+        one_svd.keep(name, svds.of(name, weight))
+        for model in models_here:
+            started = time.perf_counter()
+            matrices[model.name].append(model.spectrum(name, weight, settings, one_svd))
+            seconds[model.name] += time.perf_counter() - started
     reporter.finish()
     return {
         name: SpectraRecord(
             trial_id=name,
             intruder_k=settings.intruder_k,
             intruder_epsilon=settings.intruder_epsilon,
-            matrices=tuple(found),
+            matrices=tuple(spectra),
             seconds=seconds[name],
         )
-        for name, found in matrices.items()
+        for name, spectra in matrices.items()
     }
 
 
-def check_settings(base: CheckpointReader, names: Iterable[str], settings: InspectSettings) -> None:
-    """Raise UserError for settings that do not fit the base's matrices; a default fits any."""
-    if not 0 < settings.intruder_epsilon < 1:
-        raise UserError(
-            f"--epsilon {settings.intruder_epsilon}: expected a number between 0 and 1, a cosine"
-        )
-    intruder_k = settings.intruder_k if settings.intruder_k != InspectSettings.intruder_k else None
-    check_too_many(
-        {name: base.layer(name).shape for name in names},
-        {"--top-k": settings.top_k, "--intruder-k": intruder_k},
-    )
+def norm_growth(models: Sequence[TunedModel]) -> NormGrowth | None:
+    """Fit |dW|_F over ranks, on the largest comparable set of adapters.
 
+    Comparable adapters are of one kind, on the same matrices, with the same scaling or alpha.
 
-def growth_of(models: Sequence[TunedModel]) -> NormGrowth | None:
-    """The fit of |dW|_F over ranks, of the largest set of adapters that differ in nothing else that
-    is known: of one kind, on the same matrices, with the same scaling or the same alpha.
-
-    models: each of one rank throughout.
+    Args:
+        models: each with one rank in all its modules.
     """
     groups: dict[tuple[object, ...], list[TunedModel]] = {}
     for model in models:
         if model.rank is None or model.scaling is None:
             continue
-        changed = tuple(matrix.name for matrix in model.spectra.matrices)
+        names = tuple(matrix.name for matrix in model.spectra.matrices)
         alpha = model.scaling * (model.rank**0.5 if model.kind == "rslora" else model.rank)
         for rule, value in (("scaling", model.scaling), ("alpha", alpha)):
-            key = (model.kind, changed, rule, float(f"{value:.6g}"))  # but for rounding
+            key = (model.kind, names, rule, float(f"{value:.6g}"))  # ignore rounding
             groups.setdefault(key, []).append(model)
     if not groups:
         return None
@@ -166,14 +168,14 @@ def growth_of(models: Sequence[TunedModel]) -> NormGrowth | None:
     return NormGrowth.fit(ranks, [model.spectra.frobenius for model in largest])
 
 
-def write_inspection_folder(found: Inspection, out: Path) -> None:
-    """Write everything into ``out``, made where it is not there.
+def write_inspection_folder(inspection: Inspection, out: Path) -> None:
+    """Write all outputs into ``out``, created if missing.
 
     ``inspection.json`` is the whole record, ``inspection.html`` the page, ``matrices.parquet`` has
-    a row per tuned model and matrix; ``layers.parquet`` and ``modules.parquet`` sum it up by layer
+    a row per tuned model and matrix; ``layers.parquet`` and ``modules.parquet`` summarize by layer
     and by type of module.
     """
     out.mkdir(parents=True, exist_ok=True)
-    replace_text(out / "inspection.json", found.model_dump_json(indent=2) + "\n")
-    write_tables(found, out)
-    write_inspection_page(found, out / "inspection.html")
+    replace_text(out / "inspection.json", inspection.model_dump_json(indent=2) + "\n")
+    write_tables(inspection, out)
+    write_inspection_page(inspection, out / "inspection.html")

@@ -18,8 +18,8 @@ from rankscope.analyze.heads.ablation import (
     zeroed,
 )
 from rankscope.analyze.heads.layout import HeadLayout
-from rankscope.analyze.heads.trees import Floats, Tree, trees_of
-from rankscope.analyze.heads.trial import LIKELIHOOD, head_task
+from rankscope.analyze.heads.tasks import LOGPROB_PER_TOKEN, head_task
+from rankscope.analyze.heads.token_trees import FloatArray, TokenTree, token_trees
 from rankscope.config.study import EvaluateConfig
 from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import EncodedSplit, encode_split
@@ -54,7 +54,7 @@ def split_of(scorer: str) -> EncodedSplit:
     return encode_split(encoder(), loaded(items, scorer), "test", 256, EvaluateConfig())
 
 
-def from_scratch(made: Base, split: EncodedSplit, adapter_name: str | None) -> list[Floats]:
+def from_scratch(made: Base, split: EncodedSplit, adapter_name: str | None) -> list[FloatArray]:
     with torch.inference_mode():
         if split.rows:
             scores = score_losses(made, split.items, split.rows, [adapter_name], 4096)[adapter_name]
@@ -65,7 +65,7 @@ def from_scratch(made: Base, split: EncodedSplit, adapter_name: str | None) -> l
     return [v[: len(i.choices)] for v, i in zip(found, split.items, strict=True)]
 
 
-def largest_gap(first: list[Floats], second: list[Floats]) -> float:
+def largest_gap(first: list[FloatArray], second: list[FloatArray]) -> float:
     return max(float(np.abs(a - b).max()) for a, b in zip(first, second, strict=True))
 
 
@@ -86,7 +86,7 @@ def test_every_ablation_equals_scoring_again_from_scratch(
         layer_group(layout, [0, 1]),
         Ablation(((0, 3), (1, 0), (1, 2))),
     ]
-    found = ablate(made, layout, trees_of(split), ablations, adapter_name, batch_tokens)
+    found = ablate(made, layout, token_trees(split), ablations, adapter_name, batch_tokens)
     intact = from_scratch(made, split, adapter_name)
     assert largest_gap(found.intact, intact) < TOLERANCE
     for ablation, scores in zip(ablations, found.ablated, strict=True):
@@ -101,7 +101,7 @@ def test_a_long_common_beginning_is_computed_once_for_every_ablation(
     world: tuple[Base, HeadLayout, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, layout, _ = world
-    trees = trees_of(split_of("few-shot"))
+    trees = token_trees(split_of("few-shot"))
     columns = zip(*(tree.ids for tree in trees), strict=False)
     beginning = sum(1 for _ in itertools.takewhile(lambda ids: len(set(ids)) == 1, columns))
     assert beginning > 60
@@ -122,7 +122,7 @@ def test_a_long_common_beginning_is_computed_once_for_every_ablation(
 
 def test_equal_options_are_one_and_tie() -> None:
     question = Question([5, 6, 7], [(8, 9), (10, 11, 12), (8, 9), (13,), (10, 11, 12)])
-    tree = Tree.of_question(question, gold=4)
+    tree = TokenTree.of_question(question, gold=4)
     assert tree.ids == (5, 6, 7, 8, 10, 11)
     assert tree.branches == (1, 2, 0, 0, 0)
     by_option = [[(k, t) for k, t, c in tree.targets if c == option] for option in range(5)]
@@ -136,7 +136,7 @@ def test_equal_options_are_one_and_tie() -> None:
 
 def test_removing_no_head_changes_no_bit(world: tuple[Base, HeadLayout, str]) -> None:
     made, layout, adapter_name = world
-    trees = trees_of(split_of("option_text"))
+    trees = token_trees(split_of("option_text"))
     found = ablate(made, layout, trees, [Ablation(((1, 0),))], adapter_name, 4096)
     split = split_of("option_text")
     with zeroed(made, layout, []):
@@ -150,7 +150,7 @@ def test_removing_no_head_changes_no_bit(world: tuple[Base, HeadLayout, str]) ->
 
 def test_a_copy_beside_others_is_the_copy_alone(world: tuple[Base, HeadLayout, str]) -> None:
     made, layout, adapter_name = world
-    trees = trees_of(split_of("option_text"))
+    trees = token_trees(split_of("option_text"))
     every = single_heads(layout)
     together = ablate(made, layout, trees, every, adapter_name, 4096)
     for place in (0, 5):
@@ -161,7 +161,7 @@ def test_a_copy_beside_others_is_the_copy_alone(world: tuple[Base, HeadLayout, s
 def test_a_row_of_its_own_for_the_right_answer() -> None:
     """Prompt and gold option, with the same targets at the same positions."""
     split = split_of("option_text")
-    for tree, question, item in zip(trees_of(split), split.questions, split.items, strict=True):
+    for tree, question, item in zip(token_trees(split), split.questions, split.items, strict=True):
         assert item.answer is not None
         gold = list(question.continuations[item.answer])
         row = tree.gold_row()
@@ -171,7 +171,7 @@ def test_a_row_of_its_own_for_the_right_answer() -> None:
         assert [row.keep[k] for k, _, _ in row.targets] == [
             len(question.prompt) - 1 + step for step in range(len(gold))
         ]
-        assert isinstance(row, Tree)
+        assert isinstance(row, TokenTree)
 
 
 def test_a_joined_task_whose_parts_are_asked_differently_is_scored_by_likelihood() -> None:
@@ -183,7 +183,7 @@ def test_a_joined_task_whose_parts_are_asked_differently_is_scored_by_likelihood
         head_task(context, encoder(), joined_of(*parts), 6, settings).metric
         for parts in ((texts, texts), (letters, texts), (texts, letters))
     ]
-    assert metrics == ["acc", LIKELIHOOD, LIKELIHOOD]
+    assert metrics == ["acc", LOGPROB_PER_TOKEN, LOGPROB_PER_TOKEN]
 
 
 def test_items_beyond_the_context_are_cut_where_the_study_says_so() -> None:

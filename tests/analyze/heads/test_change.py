@@ -9,8 +9,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config, Phi3ForCausalL
 from rankscope.analyze.heads.change import (
     adapter_changes,
     dense_changes,
-    dense_heads,
-    low_rank_heads,
+    dense_head_norms,
+    low_rank_head_norms,
 )
 from rankscope.analyze.heads.layout import PROJECTIONS, HeadLayout
 from rankscope.errors import IntegrityError, UserError
@@ -72,11 +72,11 @@ def test_squares_over_heads_add_up_to_the_whole_matrix(method: str) -> None:
 def test_heads_by_hand() -> None:
     """B A = [[3, 4], [0, 0], [0, 5]]... as rows in heads of one, as columns in heads of one."""
     a, b = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0], [0.0], [-2.0]])
-    assert low_rank_heads(a, b, 3, by_columns=False).tolist() == [5.0, 0.0, 10.0]
-    assert low_rank_heads(a, b, 2, by_columns=True).tolist() == pytest.approx(
+    assert low_rank_head_norms(a, b, 3, by_columns=False).tolist() == [5.0, 0.0, 10.0]
+    assert low_rank_head_norms(a, b, 2, by_columns=True).tolist() == pytest.approx(
         [3 * 5**0.5, 4 * 5**0.5]
     )
-    assert dense_heads(b @ a, 3, by_columns=False).tolist() == [5.0, 0.0, 10.0]
+    assert dense_head_norms(b @ a, 3, by_columns=False).tolist() == [5.0, 0.0, 10.0]
 
 
 def test_an_untrained_adapter_moved_no_head() -> None:

@@ -9,7 +9,7 @@ from tiny_models import tiny_llama
 
 from rankscope.analyze.heads.entropy import attention_entropy, normalized_entropy, row_entropy
 from rankscope.analyze.heads.layout import HeadLayout
-from rankscope.analyze.heads.trees import trees_of
+from rankscope.analyze.heads.token_trees import token_trees
 from rankscope.config.study import EvaluateConfig
 from rankscope.evaluate.evaluator import encode_split
 
@@ -40,7 +40,7 @@ def test_a_query_far_along_one_key_looks_at_it_alone() -> None:
 def test_against_the_weights_that_transformers_gives() -> None:
     made = base()
     task = loaded(choice_items(), "option_text")
-    trees = trees_of(encode_split(encoder(), task, "test", 256, EvaluateConfig()))
+    trees = token_trees(encode_split(encoder(), task, "test", 256, EvaluateConfig()))
     found = attention_entropy(made, HeadLayout.of(made.model), trees, None, 100)
     stock = tiny_llama()
     stock.load_state_dict(made.model.state_dict())

@@ -10,9 +10,9 @@ from evaluation_worlds import adapter, base, choice_items, encoder, loaded
 from torch import Tensor, nn
 
 from rankscope.analyze.heads.ablation import ablate
-from rankscope.analyze.heads.importance import Importance, head_importance, normalized
+from rankscope.analyze.heads.importance import Importance, head_importance, unit_length
 from rankscope.analyze.heads.layout import AttentionLayer, HeadLayout
-from rankscope.analyze.heads.trees import Floats, trees_of
+from rankscope.analyze.heads.token_trees import FloatArray, token_trees
 from rankscope.config.study import EvaluateConfig
 from rankscope.evaluate.evaluator import encode_split
 from rankscope.models.base import Base
@@ -44,9 +44,9 @@ def scaled(made: Base, layer: AttentionLayer, heads: list[int], factor: float) -
         handle.remove()
 
 
-def losses(made: Base, layout: HeadLayout, adapter_name: str | None) -> Floats:
+def losses(made: Base, layout: HeadLayout, adapter_name: str | None) -> FloatArray:
     task = loaded(choice_items(), "option_text")
-    trees = trees_of(encode_split(encoder(), task, "test", 256, EvaluateConfig()))
+    trees = token_trees(encode_split(encoder(), task, "test", 256, EvaluateConfig()))
     found = ablate(made, layout, trees, [], adapter_name, 4096).intact
     return np.array([-v[tree.gold] for v, tree in zip(found, trees, strict=True)])
 
@@ -55,7 +55,7 @@ def importance(
     made: Base, layout: HeadLayout, adapter_name: str | None, tokens: int = 4096
 ) -> Importance:
     task = loaded(choice_items(), "option_text")
-    trees = trees_of(encode_split(encoder(), task, "test", 256, EvaluateConfig()))
+    trees = token_trees(encode_split(encoder(), task, "test", 256, EvaluateConfig()))
     return head_importance(made, layout, trees, adapter_name, tokens)
 
 
@@ -106,5 +106,5 @@ def test_signs_count_within_an_example_and_a_group_and_not_between_examples() ->
     assert found.raw()[0].tolist() == [2.0, 2.0, 1.0, 1.0]
     # 1 - 1 and -3 + 3 cancel; |2 + 1| and |0 - 1| do not.
     assert found.raw_groups(HeadLayout((layer,)))[0].tolist() == [0.0, 2.0]
-    assert normalized(torch.tensor([3.0, 4.0])).tolist() == pytest.approx([0.6, 0.8])
-    assert normalized(torch.zeros(2)).tolist() == [0.0, 0.0]
+    assert unit_length(torch.tensor([3.0, 4.0])).tolist() == pytest.approx([0.6, 0.8])
+    assert unit_length(torch.zeros(2)).tolist() == [0.0, 0.0]

@@ -1,16 +1,15 @@
-"""Exact ablation: a head's output is set to zero, and the items are scored again.
+"""Exact ablation: set a head's output to zero and score the items again.
 
 The slow, obvious way is :func:`zeroed`, a context in which anything may be scored. The fast way,
 :func:`ablate`, gives the same numbers to rounding and saves four things:
 
-- the hidden states that enter layer l are the same for every head of layer l, and so is its
-  attention: they are computed once, and each head goes on from layer l's o_proj (``walk.py``);
-- several heads of a layer go through the later layers in one pass, as rows of their own;
-- a prompt and its options are one row with branches, so there is one pass;
-- what prompts begin with in common goes through the later layers once for all of them.
+- the hidden states that enter layer l and its attention are the same for every head of layer l:
+  they are computed once, and each ablation continues from layer l's o_proj (``layerwise.py``);
+- several ablations go through the later layers in one pass, as rows of their own;
+- a prompt and its options are one token tree, so they take one pass;
+- a prefix that all prompts share goes through the later layers once for all of them.
 
-For the first layers the first is little, for the last ones nearly everything: half of all layers on
-the average.
+The first saves little in the first layers and nearly everything in the last: half on average.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,9 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rankscope.analyze.heads.layerwise import Ablation, Head, LayerwiseScorer
 from rankscope.analyze.heads.layout import HeadLayout
-from rankscope.analyze.heads.trees import Floats, Tree, cut, most_kept
-from rankscope.analyze.heads.walk import Ablation, Head, Walk
+from rankscope.analyze.heads.token_trees import (
+    FloatArray,
+    TokenTree,
+    cut_into_batches,
+    dropout_off,
+    max_kept_positions,
+)
 from rankscope.evaluate.prefix_sharing import find_shared_prefixes
 from rankscope.models.base import Base
 
@@ -55,13 +60,13 @@ def layer_group(layout: HeadLayout, layers: Iterable[int]) -> Ablation:
 
 
 def whole_layers(layout: HeadLayout) -> list[Ablation]:
-    """All heads of every layer, layer by layer."""
+    """All heads of each layer together, layer by layer."""
     return [layer_group(layout, [index]) for index in range(len(layout))]
 
 
 @contextmanager
 def zeroed(base: Base, layout: HeadLayout, heads: Sequence[Head]) -> Iterator[None]:
-    """While inside, these heads give nothing: what enters o_proj of theirs is zero."""
+    """While inside, these heads contribute nothing: their part of o_proj's input is zero."""
     by_layer: dict[int, list[int]] = {}
     for index, head in heads:
         by_layer.setdefault(index, []).append(head)
@@ -69,7 +74,7 @@ def zeroed(base: Base, layout: HeadLayout, heads: Sequence[Head]) -> Iterator[No
     for index, chosen in by_layer.items():
         layer = layout.layers[index]
 
-        def without(
+        def zero(
             module: nn.Module,
             args: tuple[Tensor],
             heads: list[int] = chosen,
@@ -80,7 +85,7 @@ def zeroed(base: Base, layout: HeadLayout, heads: Sequence[Head]) -> Iterator[No
             return (z,)
 
         module = base.model.get_submodule(layer.projection("o_proj"))
-        handles.append(module.register_forward_pre_hook(without))
+        handles.append(module.register_forward_pre_hook(zero))
     try:
         yield
     finally:
@@ -90,17 +95,17 @@ def zeroed(base: Base, layout: HeadLayout, heads: Sequence[Head]) -> Iterator[No
 
 @dataclass(frozen=True, slots=True)
 class AblationResult:
-    """Summed log p of every continuation, per item: of the model as it is, and per ablation."""
+    """Summed log p of every continuation, per item."""
 
-    intact: list[Floats]
-    ablated: list[list[Floats]]
-    """By ablation, in the order asked for."""
+    intact: list[FloatArray]
+    ablated: list[list[FloatArray]]
+    """By ablation."""
 
 
 def ablate(
     base: Base,
     layout: HeadLayout,
-    trees: Sequence[Tree],
+    trees: Sequence[TokenTree],
     ablations: Sequence[Ablation],
     adapter_name: str | None,
     batch_tokens: int,
@@ -108,54 +113,33 @@ def ablate(
     """Score items under every ablation of one model.
 
     Args:
-        base: the base, with the adapter attached or the method on it.
-        layout: of its heads.
+        base: the base, with the adapter or PEFT tuner on it.
+        layout: the heads of the base.
         trees: the items.
-        ablations: any heads; those that begin in the same layer run together.
-        adapter_name: the adapter; None is the base, or whatever is on it.
-        batch_tokens: most tokens of a pass, but at least one item under one ablation.
+        ablations: any sets of heads; those that begin in the same layer run together.
+        adapter_name: None for the base, or for its PEFT tuner.
+        batch_tokens: most tokens per forward pass, but at least one item under one ablation.
     """
-    nothing = np.zeros(0)
-    found = AblationResult([nothing] * len(trees), [[nothing] * len(trees) for _ in ablations])
-    begins: dict[int, list[int]] = {}
+    empty = np.zeros(0)
+    result = AblationResult([empty] * len(trees), [[empty] * len(trees) for _ in ablations])
+    by_first_layer: dict[int, list[int]] = {}
     for i, ablation in enumerate(ablations):
-        begins.setdefault(ablation.first_layer, []).append(i)
-    together = max(map(len, begins.values()), default=1)
-    was_training, base.multi_lora.training = base.multi_lora.training, False
-    try:
-        with torch.inference_mode():
-            for members, abreast, walk in walks(
-                base, layout, trees, adapter_name, (together, batch_tokens)
-            ):
-                for which, scores in walk.scores(ablations, begins, abreast):
-                    into = found.intact if which is None else found.ablated[which]
-                    for member, values in zip(members, scores, strict=True):
-                        into[member] = values
-    finally:
-        base.multi_lora.training = was_training
-    return found
-
-
-def walks(
-    base: Base,
-    layout: HeadLayout,
-    trees: Sequence[Tree],
-    adapter_name: str | None,
-    most: tuple[int, int],
-) -> Iterator[tuple[list[int], int, Walk]]:
-    """Items in parts that go through the model together: which, under how many ablations at a time.
-
-    Args:
-        base, layout, trees, adapter_name: as in :func:`ablate`.
-        most: ablations and tokens of a pass.
-    """
-    most_kept_positions = most_kept(base.record.vocab_size)
-    for shared in find_shared_prefixes([tree.ids[: tree.keep[0] + 1] for tree in trees]):
-        own = [trees[i].after(shared.length) for i in shared.members]
-        beginning = trees[shared.members[0]].ids[: shared.length]
-        abreast = max(1, min(most[0], most[1] // max(len(tree.ids) for tree in own)))
-        if beginning:  # each ablation has one of its own
-            abreast = 1
-        for part in cut(own, most[1] // abreast, max(1, most_kept_positions // abreast)):
-            walk = Walk(base, layout, [own[i] for i in part], beginning, adapter_name)
-            yield [shared.members[i] for i in part], abreast, walk
+        by_first_layer.setdefault(ablation.first_layer, []).append(i)
+    max_together = max(map(len, by_first_layer.values()), default=1)
+    max_kept = max_kept_positions(base.record.vocab_size)
+    with dropout_off(base), torch.inference_mode():
+        for shared in find_shared_prefixes([tree.ids[: tree.keep[0] + 1] for tree in trees]):
+            prefix = trees[shared.members[0]].ids[: shared.length]
+            rest = [trees[i].without_prefix(shared.length) for i in shared.members]
+            per_pass = max(1, min(max_together, batch_tokens // max(len(t.ids) for t in rest)))
+            if prefix:  # every ablation needs a prefix of its own
+                per_pass = 1
+            max_tokens = batch_tokens // per_pass
+            for part in cut_into_batches(rest, max_tokens, max(1, max_kept // per_pass)):
+                items = [rest[i] for i in part]
+                scorer = LayerwiseScorer(base, layout, items, prefix, adapter_name)
+                for index, scores in scorer.scores(ablations, by_first_layer, per_pass):
+                    into = result.intact if index is None else result.ablated[index]
+                    for i, values in zip(part, scores, strict=True):
+                        into[shared.members[i]] = values
+    return result

@@ -1,10 +1,10 @@
-"""Where each head looks: the entropy of its attention weights.
+"""How widely each head attends: the normalized entropy of its attention weights.
 
     -sum_j a_j ln a_j / ln(t + 1)        at position t, from 0, which sees t + 1 tokens
 
-averaged over positions from 1 on: 0 looks at one token, 1 at all alike. Under a sliding window of
-w tokens a position sees min(t + 1, w). The weights are made explicit here, from the queries and
-keys of a forward pass, since the attention that models run keeps none.
+averaged over positions from 1 on: 0 attends to one token, 1 to all equally. With a sliding window
+of w tokens a position sees min(t + 1, w). The fused attention that models run keeps no weights, so
+they are recomputed here from the queries and keys of a forward pass.
 """
 
 import math
@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 
 from rankscope.analyze.heads.layout import HeadLayout
-from rankscope.analyze.heads.trees import Tree, TreeBatch, cut
+from rankscope.analyze.heads.token_trees import (
+    TokenTree,
+    TokenTreeBatch,
+    cut_into_batches,
+    dropout_off,
+)
 from rankscope.models.attention.varlen import window_mask
 from rankscope.models.base import Base
 
@@ -25,13 +30,13 @@ QUERIES_AT_ONCE = 256
 
 @dataclass(slots=True)
 class EntropySums:
-    """Sums over positions: by layer, (H,) float64, and how many positions."""
+    """Sums over positions: by layer, (H,) float64."""
 
     total: list[Tensor]
     positions: int = 0
 
     def mean(self) -> list[tuple[float | None, ...]]:
-        """By layer, the mean of every head; None where there is no position."""
+        """By layer, the mean of every head; None without any position."""
         if not self.positions:
             return [(None,) * len(layer) for layer in self.total]
         return [tuple((layer / self.positions).tolist()) for layer in self.total]
@@ -44,7 +49,7 @@ def normalized_entropy(weights: Tensor, num_visible: Tensor) -> Tensor:
 
 
 def row_entropy(q: Tensor, k: Tensor, scale: float, window: int | None) -> Tensor:
-    """Of one row, summed over its positions from 1 on: q (H, T, D), k (K, T, D) -> (H,) float64."""
+    """Entropy summed over positions 1 to T - 1 of one row: q (H, T, D), k (K, T, D) -> (H,)."""
     heads, length, _ = q.shape
     keys = k.float().repeat_interleave(heads // k.shape[0], 0)
     width = length if window is None else min(window, length)
@@ -61,46 +66,42 @@ def row_entropy(q: Tensor, k: Tensor, scale: float, window: int | None) -> Tenso
 def attention_entropy(
     base: Base,
     layout: HeadLayout,
-    trees: Sequence[Tree],
+    trees: Sequence[TokenTree],
     adapter_name: str | None,
     batch_tokens: int,
 ) -> list[tuple[float | None, ...]]:
-    """Mean entropy of every head on the right answers of some items, prompts included.
+    """Mean entropy of every head on the prompts and right answers of some items.
 
     Args:
-        base: the base, with the adapter attached or the method on it.
-        layout: of its heads.
+        base: the base, with the adapter or PEFT tuner on it.
+        layout: the heads of the base.
         trees: the items.
-        adapter_name: the adapter; None is the base, or whatever is on it.
-        batch_tokens: most tokens of a pass, but at least one item.
+        adapter_name: None for the base, or for its PEFT tuner.
+        batch_tokens: most tokens per forward pass, but at least one item.
 
     Returns:
-        By layer, by query head, from 0 to 1.
+        By layer and query head, from 0 to 1.
     """
     rows = [tree.gold_row() for tree in trees]
     sums = EntropySums([torch.zeros(layer.num_heads, dtype=torch.float64) for layer in layout])
-    was_training, base.multi_lora.training = base.multi_lora.training, False
-    try:
-        with torch.inference_mode():
-            for members in cut(rows, batch_tokens, batch_tokens):
-                batch = TreeBatch.of([rows[i] for i in members], base.device)
-                lengths = list(batch.batch.lengths)
+    with dropout_off(base), torch.inference_mode():
+        for members in cut_into_batches(rows, batch_tokens, batch_tokens):
+            batch = TokenTreeBatch.of([rows[i] for i in members], base.device)
+            lengths = list(batch.batch.lengths)
 
-                def look(
-                    layer: int,
-                    q: Tensor,
-                    k: Tensor,
-                    scale: float,
-                    window: int | None,
-                    lengths: list[int] = lengths,
-                ) -> None:
-                    pairs = zip(q.split(lengths, 1), k.split(lengths, 1), strict=True)
-                    for queries, keys in pairs:
-                        sums.total[layer] += row_entropy(queries, keys, scale, window)
+            def add_layer(
+                layer: int,
+                q: Tensor,
+                k: Tensor,
+                scale: float,
+                window: int | None,
+                lengths: list[int] = lengths,
+            ) -> None:
+                pairs = zip(q.split(lengths, 1), k.split(lengths, 1), strict=True)
+                for queries, keys in pairs:
+                    sums.total[layer] += row_entropy(queries, keys, scale, window)
 
-                sums.positions += sum(lengths) - len(lengths)
-                nothing = replace(batch.for_adapter(adapter_name), keep=batch.batch.keep[:0])
-                base.logits(nothing, plan=replace(batch.plan, probe=look))
-    finally:
-        base.multi_lora.training = was_training
+            sums.positions += sum(lengths) - len(lengths)
+            without_logits = replace(batch.for_adapter(adapter_name), keep=batch.batch.keep[:0])
+            base.logits(without_logits, plan=replace(batch.plan, probe=add_layer))
     return sums.mean()

@@ -1,8 +1,8 @@
-"""Where a model's attention heads are: which layers, and which rows and columns of which matrix.
+"""Where a model's attention heads are: which rows or columns of which matrix.
 
-    H  query heads, K  key/value heads, G = H / K query heads to each, D  head dim
+    H  query heads, K  key/value heads, G = H / K query heads per key/value head, D  head dim
 
-Query head h is rows h D to (h + 1) D of q_proj's weight and the same columns of o_proj's; key/value
+Query head h is rows h D to (h + 1) D of q_proj's weight and the same columns of o_proj's. Key/value
 head k is rows k D to (k + 1) D of k_proj's and v_proj's, and serves query heads k G to (k + 1) G.
 """
 
@@ -18,15 +18,15 @@ from rankscope.models.multi_lora import MultiLoraLinear
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 FUSED = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "attn_qkv", "in_proj")
-"""What other architectures call one matrix for queries, keys and values."""
+"""Names that other architectures give to one matrix for queries, keys and values."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionLayer:
-    """One decoder layer's heads."""
+    """The heads of one decoder layer."""
 
     index: int
-    """Of the layer, from 0."""
+    """Number of the layer, from 0."""
     layer: str
     """Module path of the decoder layer."""
     attention: str
@@ -40,15 +40,15 @@ class AttentionLayer:
 
     @property
     def group_size(self) -> int:
-        """G: query heads to a key/value head."""
+        """G."""
         return self.num_heads // self.num_kv_heads
 
     def projection(self, module: str) -> str:
-        """Module path of one of ``PROJECTIONS``."""
+        """Module path of one of :data:`PROJECTIONS`."""
         return f"{self.attention}.{module}"
 
     def heads_of(self, module: str) -> int:
-        """How many heads one of ``PROJECTIONS`` is made of."""
+        """Number of heads in one of :data:`PROJECTIONS`."""
         return self.num_heads if module in ("q_proj", "o_proj") else self.num_kv_heads
 
 
@@ -60,39 +60,39 @@ class HeadLayout:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "HeadLayout":
-        """Find the heads of a model, whatever adapters or methods are on it.
+        """Find the heads of a model, with or without adapters or a PEFT tuner on it.
 
         Raises:
-            UserError: a layer without attention of its own, one fused matrix for queries, keys and
-                values, or matrices whose sizes are no whole number of heads.
+            UserError: a layer without attention, one fused matrix for queries, keys and values, or
+                matrices that are not a whole number of heads.
         """
         config = model.config.get_text_config()
         modules = dict(model.named_modules())
         attentions = [n.removesuffix(".o_proj") for n in modules if n.endswith(".o_proj")]
-        where = type(model).__name__
+        architecture = type(model).__name__
         fused = [n for n in modules if n.rpartition(".")[2] in FUSED]
         if fused:
             raise UserError(
-                f"heads of {where}: {fused[0]!r} is one matrix for queries, keys and values; "
-                f"expected an architecture that has {', '.join(PROJECTIONS)} apart"
+                f"heads of {architecture}: {fused[0]!r} is one matrix for queries, keys and "
+                f"values; expected an architecture with separate {', '.join(PROJECTIONS)}"
             )
         if not attentions:
-            raise UserError(f"heads of {where}: no layer has a module named 'o_proj'")
+            raise UserError(f"heads of {architecture}: no layer has a module named 'o_proj'")
         head_dim = getattr(config, "head_dim", None) or (
             config.hidden_size // config.num_attention_heads
         )
-        found = tuple(
-            _attention_layer(index, name, modules, int(head_dim))
+        layers = tuple(
+            attention_layer(index, name, modules, int(head_dim))
             for index, name in enumerate(attentions)
         )
-        container = found[0].layer.rpartition(".")[0]
+        container = layers[0].layer.rpartition(".")[0]
         siblings = [f"{container}.{name}" for name, _ in modules[container].named_children()]
-        if siblings != [layer.layer for layer in found]:
+        if siblings != [layer.layer for layer in layers]:
             raise UserError(
-                f"heads of {where}: {len(siblings)} layers in {container!r}, of which "
-                f"{len(found)} have an attention with 'o_proj'; expected it in every layer"
+                f"heads of {architecture}: {container!r} has {len(siblings)} layers, and "
+                f"{len(layers)} of them have an attention with 'o_proj'; expected it in every layer"
             )
-        return cls(found)
+        return cls(layers)
 
     def __iter__(self) -> Iterator[AttentionLayer]:
         return iter(self.layers)
@@ -106,34 +106,34 @@ class HeadLayout:
         return sum(layer.num_heads for layer in self.layers)
 
 
-def _attention_layer(
+def attention_layer(
     index: int, attention: str, modules: dict[str, nn.Module], head_dim: int
 ) -> AttentionLayer:
-    """Sizes of one attention, checked."""
+    """The heads of one attention module, from the sizes of its matrices."""
     sizes: dict[str, tuple[int, int]] = {}
     for module in PROJECTIONS:
         path = f"{attention}.{module}"
-        linear = linear_inside(modules[path]) if path in modules else None
+        linear = inner_linear(modules[path]) if path in modules else None
         if linear is None:
             raise UserError(
-                f"heads: {path!r} is no linear layer of this model; expected "
+                f"heads: {path!r} is not a linear layer of this model; expected "
                 f"{', '.join(PROJECTIONS)} in every attention"
             )
         sizes[module] = (linear.out_features, linear.in_features)
     inner, keys = sizes["o_proj"][1], sizes["k_proj"][0]
-    sound = sizes["q_proj"][0] == inner and sizes["v_proj"][0] == keys
-    if not sound or inner % head_dim or keys % head_dim or inner % keys:
+    is_consistent = sizes["q_proj"][0] == inner and sizes["v_proj"][0] == keys
+    if not is_consistent or inner % head_dim or keys % head_dim or inner % keys:
         raise UserError(
             f"heads: {attention!r} has q_proj, k_proj, v_proj to "
             f"{', '.join(str(sizes[m][0]) for m in PROJECTIONS[:3])} and o_proj from {inner} "
-            f"numbers; expected whole heads of {head_dim}, as many queries as o_proj takes in"
+            f"numbers; expected whole heads of {head_dim}, and as many queries as o_proj's inputs"
         )
     layer = attention.rpartition(".")[0]
     return AttentionLayer(index, layer, attention, inner // head_dim, keys // head_dim, head_dim)
 
 
-def linear_inside(module: nn.Module) -> nn.Linear | None:
-    """The linear layer under what an adapter or a method of PEFT's put in its place."""
+def inner_linear(module: nn.Module) -> nn.Linear | None:
+    """The linear layer inside what an adapter or a PEFT tuner put in its place."""
     inner: Any = module.linear if isinstance(module, MultiLoraLinear) else module
     if hasattr(inner, "get_base_layer"):
         inner = inner.get_base_layer()

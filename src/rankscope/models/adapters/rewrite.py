@@ -8,7 +8,6 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,10 @@ from rankscope.errors import DiskFull
 from rankscope.filesystem import check_taken, is_disk_full
 from rankscope.models.adapters.folder import MAGNITUDE, PREFIX, as_whole, with_sorted_metadata
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS, AdapterSettings
+from rankscope.models.low_rank_update import StoredFactors
 
 
-@dataclass(frozen=True, slots=True)
-class Module:
-    """New factors of one module; its scaling stays what it was."""
-
-    A: Tensor
-    """(r, in)."""
-    B: Tensor
-    """(out, r)."""
-    magnitude: Tensor | None = None
-    """DoRA's m, (out,)."""
-
-
-def rewrite(source: Path, out: Path, changed: Mapping[str, Module], note: str) -> None:
+def rewrite(source: Path, out: Path, changed: Mapping[str, StoredFactors], note: str) -> None:
     """Write the adapter of ``source`` to ``out`` with the modules of ``changed`` replaced.
 
     Ranks and alphas that differ from the adapter's own stand in PEFT's ``rank_pattern`` and
@@ -71,7 +59,7 @@ def rewrite(source: Path, out: Path, changed: Mapping[str, Module], note: str) -
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def write_changed(source: Path, folder: Path, changed: Mapping[str, Module]) -> None:
+def write_changed(source: Path, folder: Path, changed: Mapping[str, StoredFactors]) -> None:
     """Both files of an adapter, the modules of ``changed`` replaced."""
     with safe_open(source / WEIGHTS, framework="pt") as file:
         metadata = {"format": "pt", **(file.metadata() or {})}

@@ -1,10 +1,10 @@
 """Measure attention heads: the base's once per training task, then those of every trial."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from rankscope.analyze.heads.layout import HeadLayout
-from rankscope.analyze.heads.trial import HeadStudy, HeadTask, head_task, measure
-from rankscope.data.tasks import LoadedTask
+from rankscope.analyze.heads.tasks import HeadTask, head_task, related_tasks
+from rankscope.analyze.heads.trial_heads import HeadAnalysis, measure_heads
 from rankscope.device import out_of_memory_message
 from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import context_length
@@ -22,7 +22,7 @@ class HeadsStage:
     def __init__(self, context: RunContext) -> None:
         self.context = context
         self.settings = context.study.config.analyze.heads
-        self.analyses: dict[str, HeadStudy] = {}
+        self.analyses: dict[str, HeadAnalysis] = {}
         """By training task, what its trials are compared with."""
 
     def missing(self, group: Group) -> list[TrialSpec]:
@@ -55,21 +55,21 @@ class HeadsStage:
             context.begin_step(task.name)
             batch_tokens = study.config.evaluate.batch_tokens
             try:
-                base = measure(context.base, layout, None, task, ablated_on, batch_tokens)
+                base = measure_heads(context.base, layout, None, task, ablated_on, batch_tokens)
             except (MemoryError, RuntimeError) as error:
                 raise UserError(
                     "analyze.heads: measuring the heads of the base ran "
                     f"{out_of_memory_message(error)}; lower evaluate.batch_tokens, or turn heads "
                     "off ('enabled: false')"
                 ) from error
-            self.analyses[trained_on] = HeadStudy(
+            self.analyses[trained_on] = HeadAnalysis(
                 layout,
                 task,
                 ablated_on,
                 self.settings.items,
                 batch_tokens,
                 base,
-                related(study.tasks, trained_on),
+                related_tasks(study.tasks, trained_on),
             )
             context.steps_done += 1
         context.reporter.finish()
@@ -97,10 +97,3 @@ class HeadsStage:
         """Store the heads of one trial."""
         settings = self.context.study.settings_of("heads", [result.trial_id])
         self.context.ledger.commit([result], settings=settings)
-
-
-def related(tasks: Mapping[str, LoadedTask], trained_on: str) -> frozenset[str]:
-    """Names of the tasks that share items with a training task: itself, the parts of a mixture, and
-    mixtures of these."""
-    parts = {n: {n, *(part.spec.name for part in task.parts)} for n, task in tasks.items()}
-    return frozenset(name for name, own in parts.items() if own & parts[trained_on])

@@ -4,12 +4,12 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from rankscope.analyze.trial_spectra import compared_matrices
+from rankscope.analyze.variants import adapter_variant, full_model_variant
 from rankscope.models.base import Base
 from rankscope.records import trial_of, variant_of
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
 from rankscope.run.stages.evaluate import EvalBatch, EvalOutcome, EvaluateStage
-from rankscope.analyze.variants import adapter_variant, full_model_variant
 from rankscope.train.step_schedule import ALONE
 
 

@@ -7,11 +7,11 @@ import torch
 from tiny_models import base_of, tiny_llama
 from toy_training import trial
 
-from rankscope.models.adapters.scaling import FactorOf, factors, scaled_adapter, scaled_model
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.lora import Adapter, tuned_delta
 from rankscope.models.methods import new_adapter
 from rankscope.models.multi_lora import dense_weight
+from rankscope.models.scaling import FactorOf, scaled_adapter, scaled_model, variant_factors
 from rankscope.records import Variant, trial_of, variant_of
 
 IDS = list(range(3, 30))
@@ -48,7 +48,7 @@ def test_the_ends_are_the_base_and_the_adapter(method: str, variant: str) -> Non
     for strength, expected in ((1.0, tuned), (0.0, plain)):
         scale = everywhere(strength)
         if variant == "layers" and strength == 1.0:
-            scale = factors(Variant("layers", 1.0), 2)
+            scale = variant_factors(Variant("layers", 1.0), 2)
         base.multi_lora.attach(scaled_adapter(adapter, "b", scale, base.linears()))
         torch.testing.assert_close(logits(base, "b"), expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(logits(base, "a"), tuned)  # which is as it was
@@ -61,7 +61,7 @@ def test_a_scaled_adapter_is_the_base_plus_that_part_of_the_update(
 ) -> None:
     base = base_of(tiny_llama())
     adapter = moved(base, method)
-    scale = factors(variant, 2)
+    scale = variant_factors(variant, 2)
     base.multi_lora.attach(scaled_adapter(adapter, "b", scale, base.linears()))
     merged = base_of(tiny_llama())
     linears = merged.linears()
@@ -73,7 +73,7 @@ def test_a_scaled_adapter_is_the_base_plus_that_part_of_the_update(
 
 def test_a_factor_per_layer_rises_linearly_to_one() -> None:
     """Of three layers from 0.2: 0.2, 0.6 and 1."""
-    of = factors(Variant("layers", 0.2), 3)
+    of = variant_factors(Variant("layers", 0.2), 3)
     names = [f"model.layers.{i}.self_attn.q_proj" for i in range(3)]
     assert [of(name) for name in names] == pytest.approx([0.2, 0.6, 1.0])
     assert of("model.embed_tokens.weight") == pytest.approx(0.2)
@@ -81,7 +81,9 @@ def test_a_factor_per_layer_rises_linearly_to_one() -> None:
     assert of("transformer.wte.weight") == of("transformer.wpe.weight") == pytest.approx(0.2)
     assert of("embed_out.weight") == of("transformer.ln_f.weight") == 1.0
     assert (of("lm_head"), of("model.norm.weight")) == (1.0, 1.0)
-    assert factors(Variant("layers", 0.2), 1)("model.layers.0.mlp.up_proj") == pytest.approx(0.2)
+    assert variant_factors(Variant("layers", 0.2), 1)(
+        "model.layers.0.mlp.up_proj"
+    ) == pytest.approx(0.2)
 
 
 def test_a_scaled_model_lies_on_the_line_between_base_and_tuned() -> None:

@@ -1,0 +1,260 @@
+"""Run items through a model one layer at a time, and branch off ablations at every layer.
+
+What enters a layer, and its attention, do not depend on which of its heads is removed afterwards.
+So the intact model advances layer by layer, and at each layer the ablations that begin there
+continue from o_proj to the end, several in one pass as copies of the items.
+
+If all prompts share a prefix, it is a row of its own that advances first; the items then attend to
+its keys and values. An ablation changes those, so the prefix is run again under each ablation, once
+for all items.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankscope.analyze.heads.layout import HeadLayout
+from rankscope.analyze.heads.token_trees import FloatArray, TokenTree, TokenTreeBatch
+from rankscope.models.attention.varlen import AttentionPlan, KVCache
+from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.multi_lora import AdapterSpan
+
+Head = tuple[int, int]
+"""(layer, query head), both from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """Heads that are removed together."""
+
+    heads: tuple[Head, ...]
+
+    @property
+    def first_layer(self) -> int:
+        """The lowest layer that changes."""
+        return min(layer for layer, _ in self.heads)
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardPass:
+    """The rows of one forward pass."""
+
+    batch: RowBatch
+    plan: AttentionPlan
+
+    def without_logits(self) -> "ForwardPass":
+        """The same rows, none of whose logits are computed."""
+        return replace(self, batch=replace(self.batch, keep=self.batch.keep[:0]))
+
+
+class SharedPrefix:
+    """The tokens that all items begin with: one row, whose keys and values every pass rewrites."""
+
+    def __init__(self, ids: Sequence[int], device: torch.device) -> None:
+        self.batch = RowBatch.of([Row(ids, [])], device)
+        self.plan = AttentionPlan.of([len(ids)], device)
+        self.length = len(ids)
+
+    def caching_pass(self) -> tuple[ForwardPass, KVCache]:
+        """A pass over the prefix, and the cache that holds its keys and values once it has run."""
+        written, read = KVCache(1, self.length), KVCache(1, self.length)
+        # Layers run one at a time, and each writes from position 0: set the final length here.
+        read.keys, read.values = written.keys, written.values
+        read.lengths = torch.tensor([self.length])
+        return ForwardPass(self.batch, replace(self.plan, cache=written, store=True)), read
+
+
+class LayerwiseScorer:
+    """Scores some items under one model, intact and under ablations."""
+
+    def __init__(
+        self,
+        base: Base,
+        layout: HeadLayout,
+        trees: Sequence[TokenTree],
+        prefix: Sequence[int],
+        adapter_name: str | None,
+    ) -> None:
+        self.base = base
+        self.layout = layout
+        self.trees = trees
+        self.adapter_name = adapter_name
+        self.prefix = SharedPrefix(prefix, base.device) if prefix else None
+        self._batches: dict[int, TokenTreeBatch] = {}
+        modules = dict(base.model.named_modules())
+        self._layers = [modules[layer.layer] for layer in layout]
+        self._attentions = [modules[layer.attention] for layer in layout]
+        self._o_projs = [modules[layer.projection("o_proj")] for layer in layout]
+
+    def scores(
+        self, ablations: Sequence[Ablation], by_first_layer: dict[int, list[int]], per_pass: int
+    ) -> Iterator[tuple[int | None, list[FloatArray]]]:
+        """Yield (index of an ablation, scores by item); index None is the intact model.
+
+        Args:
+            ablations: all of them.
+            by_first_layer: layer -> indices of the ablations that begin there.
+            per_pass: most ablations in one pass; 1 if there is a shared prefix.
+        """
+        hidden: Tensor | None = None
+        prefix_hidden: Tensor | None = None
+        prefix_z = torch.empty(0)
+        prefix_pass, prefix_cache = self.prefix.caching_pass() if self.prefix else (None, None)
+        for index in range(len(self.layout)):
+            prefix_entering = prefix_hidden
+            if prefix_pass is not None:
+                prefix_hidden, prefix_z = self.run_layer(index, prefix_hidden, prefix_pass)
+            items = self.items_pass(1, prefix_cache)
+            leaving, z = self.run_layer(index, hidden, items.without_logits())
+            waiting = by_first_layer.get(index, [])
+            for first in range(0, len(waiting), per_pass):
+                indices = waiting[first : first + per_pass]
+                chosen = [ablations[i] for i in indices]
+                cache = self.ablated_prefix(index, prefix_entering, prefix_z, chosen)
+                copies = self.items_pass(len(chosen), cache)
+                logits = self.run_ablated(index, hidden, z, chosen, copies)
+                scores = self.batch(len(chosen)).scores(logits)
+                for copy, ablation_index in enumerate(indices):
+                    n = len(self.trees)
+                    yield ablation_index, scores[copy * n : (copy + 1) * n]
+            hidden = leaving
+        intact = self.run(self.items_pass(1, prefix_cache), self.entering(len(self.layout), hidden))
+        yield None, self.batch(1).scores(intact)
+
+    def batch(self, copies: int) -> TokenTreeBatch:
+        """The items, repeated ``copies`` times; built once."""
+        if copies not in self._batches:
+            num_shared = self.prefix.length if self.prefix else 0
+            trees = [*self.trees] * copies
+            self._batches[copies] = TokenTreeBatch.of(trees, self.base.device, num_shared)
+        return self._batches[copies]
+
+    def items_pass(self, copies: int, prefix: KVCache | None) -> ForwardPass:
+        """A pass over copies of the items, which attend to the prefix in the cache."""
+        batch = self.batch(copies)
+        return ForwardPass(batch.batch, replace(batch.plan, prefix=prefix))
+
+    def ablated_prefix(
+        self, index: int, hidden: Tensor | None, z: Tensor, ablations: Sequence[Ablation]
+    ) -> KVCache | None:
+        """The prefix's keys and values in the layers after ``index``, under an ablation.
+
+        None without a prefix, or if no layer comes after.
+        """
+        if self.prefix is None or index + 1 == len(self.layout):
+            return None
+        caching_pass, cache = self.prefix.caching_pass()
+        self.run_ablated(index, hidden, z, ablations, caching_pass)
+        return cache
+
+    def run_layer(
+        self, index: int, hidden: Tensor | None, rows: ForwardPass
+    ) -> tuple[Tensor, Tensor]:
+        """Run one layer on the hidden states (1, N, E) that enter it; None takes the embedding's.
+
+        Returns what leaves the layer, (1, N, E), and what enters its o_proj, z (1, N, H D).
+        """
+        layer = self._layers[index]
+        seen: dict[str, Tensor] = {}
+        forward = layer.forward
+
+        def run_once(hidden_states: Tensor, *args: Any, **settings: Any) -> Any:
+            entering = hidden_states if hidden is None else hidden
+            seen["leaving"] = forward(entering, *args, **settings)
+            return seen["leaving"]
+
+        def keep_z(module: nn.Module, args: tuple[Tensor]) -> None:
+            seen["z"] = args[0]
+
+        forwards = {other: skip_layer for other in self._layers if other is not layer}
+        handle = self._o_projs[index].register_forward_pre_hook(keep_z)
+        try:
+            self.run(rows, {**forwards, layer: run_once})
+        finally:
+            handle.remove()
+        return seen["leaving"], seen["z"]
+
+    def run_ablated(
+        self,
+        index: int,
+        hidden: Tensor | None,
+        z: Tensor,
+        ablations: Sequence[Ablation],
+        rows: ForwardPass,
+    ) -> Tensor:
+        """Logits under ablations that begin in layer ``index``, one after another.
+
+        Args:
+            index: the layer.
+            hidden: what enters it, (1, N, E); None for the embedding's.
+            z: what enters its o_proj, (1, N, H D).
+            ablations: whose lowest layer it is.
+            rows: a copy of the N tokens for each ablation.
+        """
+        copies = len(ablations)
+        ablated_z = self.zero_heads(index, z.repeat(1, copies, 1), ablations)
+
+        def attend(*args: Any, **settings: Any) -> tuple[Tensor, None]:
+            return self._o_projs[index](ablated_z), None
+
+        forwards = self.entering(index, None if hidden is None else hidden.repeat(1, copies, 1))
+        forwards[self._attentions[index]] = attend
+        later = {at for ablation in ablations for at, _ in ablation.heads if at > index}
+        handles = []
+        for other in later:
+
+            def zero(module: nn.Module, args: tuple[Tensor], layer: int = other) -> tuple[Tensor]:
+                return (self.zero_heads(layer, args[0].clone(), ablations),)
+
+            handles.append(self._o_projs[other].register_forward_pre_hook(zero))
+        try:
+            return self.run(rows, forwards)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def zero_heads(self, index: int, z: Tensor, ablations: Sequence[Ablation]) -> Tensor:
+        """z (1, C N, H D) with the heads of ablation i zeroed in copy i, in place."""
+        layer = self.layout.layers[index]
+        by_copy = z.view(len(ablations), -1, layer.num_heads, layer.head_dim)
+        for copy, ablation in enumerate(ablations):
+            by_copy[copy][:, [head for at, head in ablation.heads if at == index]] = 0
+        return z
+
+    def entering(self, index: int, hidden: Tensor | None) -> dict[nn.Module, Any]:
+        """Forwards that skip the layers before ``index``, so that ``hidden`` enters it."""
+        forwards: dict[nn.Module, Any] = dict.fromkeys(self._layers[:index], skip_layer)
+        if index and hidden is not None:
+            forwards[self._layers[index - 1]] = lambda *args, **settings: hidden
+        return forwards
+
+    def run(self, rows: ForwardPass, forwards: dict[nn.Module, Any]) -> Tensor:
+        """Logits of a pass in which some modules have other forwards."""
+        segments = (AdapterSpan(self.adapter_name, 0, rows.batch.input_ids.shape[1]),)
+        with replaced_forwards(forwards):
+            return self.base.logits(replace(rows.batch, segments=segments), plan=rows.plan)
+
+
+def skip_layer(hidden_states: Tensor, *args: Any, **settings: Any) -> Tensor:
+    """The forward of a decoder layer that does nothing."""
+    return hidden_states
+
+
+@contextmanager
+def replaced_forwards(forwards: dict[nn.Module, Any]) -> Iterator[None]:
+    """While inside, modules have other forwards."""
+    before = {module: vars(module).get("forward") for module in forwards}
+    try:
+        for module, forward in forwards.items():
+            vars(module)["forward"] = forward
+        yield
+    finally:
+        for module, forward in before.items():
+            if forward is None:
+                vars(module).pop("forward", None)
+            else:
+                vars(module)["forward"] = forward

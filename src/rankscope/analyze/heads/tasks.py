@@ -1,0 +1,81 @@
+"""The items of a task, prepared for measuring attention heads on them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rankscope.analyze.heads.token_trees import FloatArray, TokenTree, token_trees
+from rankscope.config.study import EvaluateConfig
+from rankscope.data.encode import Encoder
+from rankscope.data.tasks import LoadedTask
+from rankscope.evaluate.context_window import EncodedSplit, fit_to_context
+from rankscope.evaluate.evaluator import encode_split
+from rankscope.evaluate.metrics import PRIMARY_METRIC, first_best
+from rankscope.evaluate.scorers.loss import encode_losses
+
+LOGPROB_PER_TOKEN = "logprob_per_token"
+"""Score of items without options: the gold answer's log-probability per token."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadTask:
+    """One task's items."""
+
+    name: str
+    metric: str
+    trees: tuple[TokenTree, ...]
+
+    def scores(self, values: Sequence[FloatArray]) -> FloatArray:
+        """Primary score of every item, from the log-probabilities of its continuations."""
+        if self.metric == LOGPROB_PER_TOKEN:
+            counts = [len(tree.targets) for tree in self.trees]
+            return np.array([v[0] / n for v, n in zip(values, counts, strict=True)])
+        hits = [
+            first_best(v.tolist()) == tree.gold for v, tree in zip(values, self.trees, strict=True)
+        ]
+        return np.array(hits, dtype=np.float64)
+
+    def gold(self, values: Sequence[FloatArray]) -> FloatArray:
+        """Log-probability of every item's right answer, nats."""
+        return np.array([v[tree.gold] for v, tree in zip(values, self.trees, strict=True)])
+
+
+def head_task(
+    context: int | None,
+    encoder: Encoder,
+    task: LoadedTask,
+    max_items: int,
+    settings: EvaluateConfig,
+) -> HeadTask:
+    """The first test items of a task, for a model with a context of ``context`` tokens.
+
+    Tasks answered by generating are scored by the likelihood of the gold answer, and so are
+    mixtures whose parts have different scorers.
+
+    Raises:
+        UserError: items that cannot be scored, or are longer than ``context`` if the study refuses
+            those.
+    """
+    first = replace(task, test=task.test[:max_items])
+    has_contexts = any(item.contexts for item in first.test)
+    specs = [part.spec for part in task.parts or (task,)]
+    has_one_format = len({(spec.scorer, spec.lists_options) for spec in specs}) == 1
+    has_continuations = task.spec.scorer in ("option_text", "option_letter", "loss")
+    if has_continuations and has_one_format and not has_contexts:
+        encoded = encode_split(encoder, first, "test", context, settings)
+        metric = PRIMARY_METRIC[task.spec.scorer]
+    else:
+        encoded = EncodedSplit(first.test, rows=encode_losses(encoder, first.test))
+        if context is not None:
+            where = f"task {task.spec.name!r}, test"
+            encoded = fit_to_context(encoded, context, settings, where, encoder.bos_ids)
+        metric = LOGPROB_PER_TOKEN
+    return HeadTask(task.spec.name, metric, tuple(token_trees(encoded)))
+
+
+def related_tasks(tasks: Mapping[str, LoadedTask], trained_on: str) -> frozenset[str]:
+    """Names of the tasks that share items with a training task: itself, the parts of a mixture, and
+    mixtures with a part in common."""
+    parts = {n: {n, *(part.spec.name for part in task.parts)} for n, task in tasks.items()}
+    return frozenset(name for name, names in parts.items() if names & parts[trained_on])

@@ -1,0 +1,212 @@
+"""The heads of one trained trial, whatever method trained it, beside those of its base."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from rankscope.analyze.heads.ablation import AblationResult, ablate, single_heads, whole_layers
+from rankscope.analyze.heads.change import Weights, adapter_changes, dense_changes
+from rankscope.analyze.heads.entropy import attention_entropy
+from rankscope.analyze.heads.importance import head_importance, unit_length
+from rankscope.analyze.heads.layout import PROJECTIONS, HeadLayout
+from rankscope.analyze.heads.roles import head_roles
+from rankscope.analyze.heads.tasks import HeadTask
+from rankscope.analyze.heads.token_trees import FloatArray
+from rankscope.models.base import Base
+from rankscope.models.checkpoint_reader import CheckpointReader
+from rankscope.models.peft_backend.tuner import PeftTuner
+from rankscope.models.quantize import dense_weight
+from rankscope.records import HeadAblation, HeadChange, HeadRole, HeadsRecord, LayerHeads
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelHeads:
+    """The heads of one model."""
+
+    layers: tuple[LayerHeads, ...]
+    ablations: Mapping[str, AblationResult]
+    """By task."""
+
+
+def measure_heads(
+    base: Base,
+    layout: HeadLayout,
+    adapter_name: str | None,
+    task: HeadTask,
+    ablated_on: Sequence[HeadTask],
+    batch_tokens: int,
+) -> ModelHeads:
+    """Measure importance, entropy and ablations of every head.
+
+    Args:
+        base: the base, with the adapter or PEFT tuner on it.
+        layout: the heads of the base.
+        adapter_name: None for the base, or for its PEFT tuner.
+        task: whose prompts and right answers give importance and entropy.
+        ablated_on: tasks to score again without each head, and without all heads of each layer.
+        batch_tokens: most tokens per forward pass.
+    """
+    importance = head_importance(base, layout, task.trees, adapter_name, batch_tokens)
+    entropy = attention_entropy(base, layout, task.trees, adapter_name, batch_tokens)
+    heads, groups = importance.raw(), importance.raw_groups(layout)
+    layers = tuple(
+        LayerHeads(
+            layer=layer.index,
+            importance=tuple(unit_length(heads[layer.index]).tolist()),
+            group_importance=tuple(unit_length(groups[layer.index]).tolist()),
+            entropy=entropy[layer.index],
+        )
+        for layer in layout
+    )
+    ablations = [*single_heads(layout), *whole_layers(layout)]
+    results = {
+        other.name: ablate(base, layout, other.trees, ablations, adapter_name, batch_tokens)
+        for other in ablated_on
+    }
+    return ModelHeads(layers, results)
+
+
+def ablation_record(
+    layout: HeadLayout, task: HeadTask, base: AblationResult, tuned: AblationResult
+) -> HeadAblation:
+    """What removing each head, then each layer, does to the base and to a tuned model.
+
+    ``base`` and ``tuned`` are of the ablations of :func:`measure_heads`: single heads first.
+    """
+
+    def by_layer(values: Sequence[_T]) -> tuple[tuple[_T, ...], ...]:
+        ends = np.cumsum([layer.num_heads for layer in layout]).tolist()
+        starts = [0, *ends[:-1]]
+        return tuple(tuple(values[a:b]) for a, b in zip(starts, ends, strict=True))
+
+    def changes(result: AblationResult) -> tuple[list[float], list[FloatArray]]:
+        score, gold = task.scores(result.intact), task.gold(result.intact)
+        return (
+            [float((task.scores(v) - score).mean()) for v in result.ablated],
+            [task.gold(v) - gold for v in result.ablated],
+        )
+
+    base_score, base_gold = changes(base)
+    tuned_score, tuned_gold = changes(tuned)
+    heads, n = layout.num_heads, len(task.trees)
+    pairs = zip(base_gold[:heads], tuned_gold[:heads], strict=True)
+    errors = [float((t - b).std(ddof=1) / np.sqrt(n)) if n > 1 else None for b, t in pairs]
+    base_mean, tuned_mean = ([float(d.mean()) for d in gold] for gold in (base_gold, tuned_gold))
+    return HeadAblation(
+        task=task.name,
+        items=n,
+        metric=task.metric,
+        base_score=float(task.scores(base.intact).mean()),
+        tuned_score=float(task.scores(tuned.intact).mean()),
+        base_change=by_layer(base_score),
+        tuned_change=by_layer(tuned_score),
+        base_gold_change=by_layer(base_mean),
+        tuned_gold_change=by_layer(tuned_mean),
+        gold_difference_error=by_layer(errors),
+        base_layer_gold_change=tuple(base_mean[heads:]),
+        tuned_layer_gold_change=tuple(tuned_mean[heads:]),
+    )
+
+
+def trial_changes(
+    layout: HeadLayout,
+    adapter_name: str | None,
+    base: Base,
+    tuned: Base,
+    stored_base: Weights | None = None,
+) -> tuple[HeadChange, ...]:
+    """How far training moved each head of an adapter, a PEFT tuner or a full model.
+
+    ``stored_base`` gives W0; by default it is the base's as loaded.
+    """
+    if isinstance(tuner := tuned.multi_lora.injected_tuner, PeftTuner):
+        return dense_changes(layout, tuner.base_weight, tuner.merged_weight, tuner.mergeable())
+    linears = base.linears()
+
+    def loaded_base(name: str) -> Tensor:
+        return dense_weight(linears[name])
+
+    before = stored_base or loaded_base
+    if adapter_name is not None:
+        return adapter_changes(layout, before, tuned.multi_lora.adapters[adapter_name])
+    # Read a full model from its file: in memory it may be bfloat16, which rounds by up to 1 part in
+    # 512, as much as training may have changed.
+    names = [layer.projection(module) for layer in layout for module in PROJECTIONS]
+    return dense_changes(layout, before, CheckpointReader.open(tuned.folder).weight, names)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadAnalysis:
+    """What the trials of one training task share: the items, and the heads of the base.
+
+    Attributes:
+        layout: the heads of the base.
+        task: gives importance and entropy.
+        ablated_on: tasks to score again without each head.
+        items_asked: most items of each task.
+        batch_tokens: most tokens per forward pass.
+        base: measured on the untouched base.
+        related: tasks that share items with the training task; they say nothing about what heads
+            lost on *other* tasks.
+    """
+
+    layout: HeadLayout
+    task: HeadTask
+    ablated_on: tuple[HeadTask, ...]
+    items_asked: int
+    batch_tokens: int
+    base: ModelHeads
+    related: frozenset[str] = frozenset()
+
+    def record(
+        self,
+        trial_id: str,
+        trained_on: str,
+        base: Base,
+        tuned: Base,
+        stored_base: Weights | None = None,
+    ) -> HeadsRecord:
+        """Measure the heads of one trial.
+
+        Args:
+            trial_id: of the trial; also the name of its adapter, if it has one.
+            trained_on: its training task.
+            base: the frozen base.
+            tuned: the base with the trial's weights on it, or a full model.
+            stored_base: W0 of the changes; by default the base's as loaded.
+        """
+        started = time.perf_counter()
+        adapter_name = trial_id if trial_id in tuned.multi_lora.adapters else None
+        heads = measure_heads(
+            tuned, self.layout, adapter_name, self.task, self.ablated_on, self.batch_tokens
+        )
+        ablations = [
+            ablation_record(
+                self.layout, task, self.base.ablations[task.name], heads.ablations[task.name]
+            )
+            for task in self.ablated_on
+        ]
+        ablations.sort(key=lambda ablation: ablation.task != trained_on)
+        roles: tuple[HeadRole, ...] = ()
+        if ablations and ablations[0].task == trained_on:
+            unrelated = [a for a in ablations[1:] if a.task not in self.related]
+            roles = head_roles(ablations[0], unrelated)
+        return HeadsRecord(
+            trial_id=trial_id,
+            task=self.task.name,
+            items=len(self.task.trees),
+            items_asked=self.items_asked,
+            dtype=base.record.dtype,
+            changes=trial_changes(self.layout, adapter_name, base, tuned, stored_base),
+            base=self.base.layers,
+            tuned=heads.layers,
+            ablations=tuple(ablations),
+            roles=roles,
+            seconds=time.perf_counter() - started,
+        )

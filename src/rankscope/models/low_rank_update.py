@@ -1,0 +1,146 @@
+"""One matrix's weight update as low-rank factors: scale, truncate, extend and measure it.
+
+Every change that makes an adapter smaller or weaker goes through this class and gives factors of
+the same form, so the result is an ordinary LoRA or DoRA adapter again.
+
+Shapes: m = out features, n = in features, r = rank.
+"""
+
+from dataclasses import dataclass, replace
+from math import sqrt
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rankscope.errors import UserError
+from rankscope.models.lora import Adapter
+
+
+def to_float64(tensor: Tensor) -> Tensor:
+    """``tensor`` detached, in float64; on the CPU if its device has no float64 (MPS)."""
+    tensor = tensor.detach()
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
+class StoredFactors(NamedTuple):
+    """The tensors that an adapter stores for one module; its scaling is stored elsewhere."""
+
+    A: Tensor
+    """(r, n)."""
+    B: Tensor
+    """(m, r), without the scaling."""
+    magnitude: Tensor | None = None
+    """DoRA's m, (m,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LowRankUpdate:
+    """dW = B A, or with DoRA's gain g (W0 + B A) - W0. B includes the adapter's scaling."""
+
+    A: Tensor
+    """(r, n) float64."""
+    B: Tensor
+    """(m, r) float64."""
+    gain: Tensor | None = None
+    """DoRA's g = m / |W0 + B A| per row (arXiv 2402.09353, eq. 5), (m,); None for LoRA."""
+    weight: Tensor | None = None
+    """W0, (m, n) float64; required with a gain."""
+
+    @classmethod
+    def from_adapter(
+        cls, adapter: Adapter, name: str, weight: Tensor | None = None
+    ) -> "LowRankUpdate":
+        """The update of module ``name``, on the device of ``weight`` (W0, required for DoRA)."""
+        A, B = adapter.factors(name)
+        if weight is not None:
+            A, B, weight = A.to(weight.device), B.to(weight.device), to_float64(weight)
+        A, B = to_float64(A), adapter.scaling * to_float64(B)
+        if name not in adapter.magnitude:
+            return cls(A, B)
+        if weight is None:
+            raise ValueError(f"{name}: the update of a DoRA module depends on the base weight")
+        magnitude = to_float64(adapter.magnitude[name]).to(weight.device)
+        return cls(A, B, magnitude / (weight + B @ A).norm(dim=1), weight)
+
+    @property
+    def rank(self) -> int:
+        """Rows of A."""
+        return len(self.A)
+
+    def dense(self) -> Tensor:
+        """dW, (m, n)."""
+        if self.gain is None:
+            return self.B @ self.A
+        assert self.weight is not None
+        return self.gain[:, None] * (self.weight + self.B @ self.A) - self.weight
+
+    def frobenius(self) -> float:
+        """|dW|_F. Without a gain dW is not formed: |B A|_F^2 = tr[(B^T B)(A A^T)]."""
+        if self.gain is not None:
+            return float(torch.linalg.matrix_norm(self.dense()))
+        # The trace of a product of symmetric matrices is the sum of their elementwise product.
+        squared = float(((self.B.mT @ self.B) * (self.A @ self.A.mT)).sum())
+        return sqrt(max(0.0, squared))
+
+    def singular_values(self) -> Tensor:
+        """Singular values of B A, largest first, (min(r, m, n),).
+
+        With B = Q_B R_B and A^T = Q_A R_A they are those of R_B R_A^T, at most r x r.
+        """
+        if self.gain is not None:
+            raise ValueError("a DoRA update has full rank: decompose dense() instead")
+        r_b = torch.linalg.qr(self.B, mode="r").R
+        r_a = torch.linalg.qr(self.A.mT, mode="r").R
+        values: Tensor = torch.linalg.svdvals(r_b @ r_a.mT)
+        return values
+
+    def scaled(self, factor: float) -> "LowRankUpdate":
+        """``factor`` dW, of the same rank.
+
+        With a gain: W0 + f (g (W0 + B A) - W0) = g' (W0 + B' A), g' = 1 + f (g - 1) and
+        B' = f (g / g') B.
+
+        Raises:
+            UserError: some g' is 0, so the row cannot be written as g' (W0 + B' A).
+        """
+        if self.gain is None:
+            return replace(self, B=factor * self.B)
+        gain = 1 + factor * (self.gain - 1)
+        if bool((gain == 0).any()):
+            raise UserError(
+                f"scale {factor:g}: makes a row of a DoRA weight zero, which DoRA cannot store; "
+                "choose a slightly different scale"
+            )
+        return replace(self, B=(self.gain / gain)[:, None] * (factor * self.B), gain=gain)
+
+    def truncated(self, rank: int) -> "LowRankUpdate":
+        """The nearest B A of rank at most ``rank`` (Eckart & Young 1936); a gain is kept as it is.
+
+        With B = Q_B R_B and A^T = Q_A R_A, the SVD of B A is that of R_B R_A^T multiplied by Q_B
+        and Q_A. Each factor gets the square root of the singular values.
+        """
+        if self.rank <= rank:
+            return self
+        q_b, r_b = torch.linalg.qr(self.B)
+        q_a, r_a = torch.linalg.qr(self.A.mT)
+        u, s, vh = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
+        root = s[:rank].sqrt()
+        A, B = root[:, None] * (vh[:rank] @ q_a.mT), (q_b @ u[:, :rank]) * root
+        return replace(self, A=A, B=B)
+
+    def plus(self, left: Tensor, right: Tensor) -> "LowRankUpdate":
+        """dW + left right, for ``left`` (m, i) and ``right`` (i, n); of rank r + i."""
+        if not left.shape[1]:
+            return self
+        if self.gain is not None:
+            left = left / self.gain[:, None]
+        return replace(self, A=torch.cat([self.A, right]), B=torch.cat([self.B, left], dim=1))
+
+    def to_stored(self, scaling: float = 1.0) -> StoredFactors:
+        """The factors as an adapter with this ``scaling`` stores them."""
+        magnitude = None
+        if self.gain is not None:
+            assert self.weight is not None
+            magnitude = self.gain * (self.weight + self.B @ self.A).norm(dim=1)
+        return StoredFactors(self.A, self.B / scaling, magnitude)

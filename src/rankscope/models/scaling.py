@@ -1,0 +1,125 @@
+"""Scaled copies of a tuned model, W0 + f (W - W0), with one factor f or one per layer."""
+
+import copy
+import re
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from rankscope.models.base import Base
+from rankscope.models.lora import Adapter
+from rankscope.models.low_rank_update import LowRankUpdate
+from rankscope.models.multi_lora import MultiLora, unwrap
+from rankscope.models.quantize import dense_weight
+from rankscope.records import Variant
+
+INPUT_EMBEDDING = re.compile(r"embed(?!_out)|(?:^|\.)w[tp]e(?:\.|$)")
+"""Input embeddings by name: GPT-2 uses wte and wpe; GPT-NeoX's output layer is embed_out."""
+FactorOf = Callable[[str], float]
+"""Name of a module or parameter -> its factor f."""
+
+
+def layer_index(name: str) -> int | None:
+    """Layer number in a module or parameter path, from 0; None outside the layers."""
+    match = re.search(r"(?:^|\.)([0-9]+)\.", name)
+    return int(match[1]) if match else None
+
+
+def depth_factors(first: float, last: float, num_layers: int) -> FactorOf:
+    """Factors linear in depth (LiNeS, Wang et al., arXiv 2410.17146).
+
+    Layer l of L, from 0, gets first + (last - first) l / (L - 1). L counts the layers of the model,
+    whether an adapter changes them or not. Input embeddings count as layer 0; the final norm and
+    the output layer count as the last layer. In a model of one layer everything gets ``first``.
+    """
+
+    def factor_of(name: str) -> float:
+        layer = layer_index(name)
+        if layer is None:
+            layer = 0 if INPUT_EMBEDDING.search(name) else num_layers - 1
+        return first + (last - first) * layer / max(1, num_layers - 1)
+
+    return factor_of
+
+
+def variant_factors(variant: Variant, num_layers: int) -> FactorOf:
+    """The factors of a ``scale`` or ``layers`` variant."""
+    last = variant.strength if variant.kind == "scale" else 1.0
+    return depth_factors(variant.strength, last, num_layers)
+
+
+def scaled_adapter(
+    adapter: Adapter, name: str, factor_of: FactorOf, linears: Mapping[str, nn.Linear]
+) -> Adapter:
+    """A copy of ``adapter`` under another name, the update of each module scaled by its factor.
+
+    Raises:
+        ValueError: an adapter that subtracts its initial factors (PiSSA) and is not stored yet.
+    """
+    if adapter.start:
+        raise ValueError(f"{adapter.name}: only stored adapters can be scaled")
+    factors = {module: factor_of(module) for module in adapter.a}
+    if not adapter.magnitude and len(set(factors.values())) == 1:
+        factor = next(iter(factors.values()))
+        return Adapter(  # shares A and B, which may be large
+            name=name,
+            rank=adapter.rank,
+            alpha=adapter.alpha * factor,
+            scaling=adapter.scaling * factor,
+            targets=adapter.targets,
+            a=adapter.a,
+            b=adapter.b,
+        )
+
+    def update_of(module: str) -> LowRankUpdate:
+        weight = dense_weight(linears[module])
+        return LowRankUpdate.from_adapter(adapter, module, weight).scaled(factors[module])
+
+    return replaced_updates(adapter, name, update_of)
+
+
+def replaced_updates(
+    adapter: Adapter, name: str, update_of: Callable[[str], LowRankUpdate]
+) -> Adapter:
+    """A copy of ``adapter`` for inference, under another name, with other updates of its modules.
+
+    Modules may get ranks of their own; the scaling stays.
+    """
+    copied = Adapter(
+        name=name,
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        scaling=adapter.scaling,
+        targets=adapter.targets,
+        a={},
+        b={},
+    )
+    for module, a in adapter.a.items():
+        # One update at a time: DoRA's holds the whole weight in float64.
+        factors = update_of(module).to_stored(adapter.scaling)
+        copied.a[module] = frozen_parameter(factors.A, a.device)
+        copied.b[module] = frozen_parameter(factors.B, a.device)
+        if factors.magnitude is not None:
+            copied.magnitude[module] = frozen_parameter(factors.magnitude, a.device)
+    return copied
+
+
+def frozen_parameter(values: Tensor, device: torch.device) -> nn.Parameter:
+    """``values`` in float32 on ``device``, without gradient."""
+    return nn.Parameter(values.detach().float().to(device), requires_grad=False)
+
+
+@torch.no_grad()
+def scaled_model(frozen: Base, tuned: Base, factor_of: FactorOf) -> Base:
+    """A copy of a fully fine-tuned model with every parameter at W0 + f (W - W0).
+
+    The sum is computed in float32 and rounded to the base's dtype once.
+    """
+    model = copy.deepcopy(frozen.model)
+    unwrap(model)
+    trained = dict(tuned.model.named_parameters())
+    for name, parameter in model.named_parameters():
+        before = parameter.float()
+        parameter.copy_(before + factor_of(name) * (trained[name].float() - before))
+    return Base(model, frozen.tokenizer, frozen.record, frozen.folder, MultiLora(model))
