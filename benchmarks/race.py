@@ -23,7 +23,7 @@ import torch
 
 from rankscope.config.study import TrainConfig
 from rankscope.config.task import TaskConfig
-from rankscope.data.chat import set_off
+from rankscope.data.chat import with_leading_space
 from rankscope.data.encode import EncodedRow, Encoder
 from rankscope.data.sampler import RowSampler
 from rankscope.data.tasks import load_task
@@ -131,7 +131,7 @@ class Rows:
             row = encoder.training_row(item, "completion")
             if row is not None and not row.truncated:
                 rows.prompts.append(item.prompt)
-                rows.completions.append(set_off(item.prompt, item.completion))
+                rows.completions.append(with_leading_space(item.prompt, item.completion))
                 rows.encoded.append(row)
             if len(rows.encoded) == wanted:
                 break

@@ -279,7 +279,7 @@ def test_rows_without_completion(place: Path) -> None:
     rows[150]["completion"] = " "
     outcome = check_rows(place, rows)
     assert outcome.code == 0
-    assert "mine: 1 rows have no completion and were left out" in outcome.told
+    assert "mine: 1 rows have no completion and were dropped" in outcome.told
     for index in (152, 154):
         rows[index]["completion"] = ""
     refused(check_rows(place, rows), "rows.jsonl, row 151: no completion", "3 of 200 rows", "1 %")
@@ -312,7 +312,7 @@ def test_prompts_longer_than_the_row(place: Path) -> None:
         rows[index]["prompt"] = "1 + " * 40
     refused(
         check_rows(place, rows),
-        "rows.jsonl, row 101: no token to learn is left; so are 3 of 200 rows",
+        "rows.jsonl, row 101: the row has no token to learn, and so have 3 of 200 rows",
         "Raise train.max_length",
     )
 
@@ -323,7 +323,7 @@ def test_an_answer_that_is_no_choice(place: Path, answer: object) -> None:
     rows[2]["answer"] = answer
     refused(
         check_rows(place, rows),
-        f"rows.jsonl, row 3: answer {answer!r} names none of the 4 choices; expected an index from "
+        f"rows.jsonl, row 3: answer {answer!r} is not one of the 4 choices; expected an index from "
         "0 to 3, a letter from A to D",
     )
 
@@ -334,7 +334,7 @@ def test_a_choice_that_stands_twice(place: Path) -> None:
     repeated = rows[4]["choices"][3]
     refused(
         check_rows(place, rows),
-        f"rows.jsonl, row 5: the choice {repeated!r} stands twice; choices must differ",
+        f"rows.jsonl, row 5: the choice {repeated!r} is repeated; choices must differ",
     )
 
 
@@ -363,7 +363,7 @@ def test_a_tokenizer_whose_pad_is_its_end(place: Path, model: Path) -> None:
     # An answer is one word here: it and the end token.
     assert "; 64 carry loss" in outcome.told
     assert "note: the pad token is the end token: labels go by position" in outcome.told
-    assert "note: the tokenizer has no chat template: rows are plain text" in outcome.told
+    assert "note: no chat template in this tokenizer: prompts are formatted as plain text" in outcome.told
     refused(
         rankscope("check", "study.yaml", *settings("model.prompt_format=chat")), "no chat template"
     )

@@ -65,7 +65,7 @@ def test_leaks_of_a_real_task_are_those_of_the_slow_way(data_dir: Path) -> None:
     assert exact
     assert task.contaminated_ids == exact | overlapping
     assert task.contamination == {"exact": len(exact), "ngram13": len(overlapping - exact)}
-    assert any("13 words in a row" in note for note in task.notes)
+    assert any("13 consecutive words" in note for note in task.notes)
 
 
 def test_report_rows_that_another_task_trains_on_are_told() -> None:
@@ -75,4 +75,4 @@ def test_report_rows_that_another_task_trains_on_are_told() -> None:
         {"one": one}, {"one": one, "two": two, "three": []}
     )
     assert contaminated == {"two": {"two/1"}}
-    assert notes == ["1 of 2 test rows of two stand in the training rows of one"]
+    assert notes == ["1 of 2 test rows of two are also training rows of one"]

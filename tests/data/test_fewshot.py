@@ -43,7 +43,7 @@ def test_training_rows_give_the_shots_and_no_shot_is_scored(tmp_path: Path) -> N
     one = own(folder, num_fewshot=1)
     assert one.test[0].fewshot == task.test[0].fewshot[:1]
     assert len({own(folder).sha256, one.sha256, task.sha256}) == 3
-    with pytest.raises(UserError, match="num_fewshot: 3, but the training rows has 2 usable rows"):
+    with pytest.raises(UserError, match="num_fewshot: 3, but there are 2 usable rows in"):
         own(folder, num_fewshot=3)
 
 
@@ -54,7 +54,7 @@ def test_dev_rows_are_shots_alone(tmp_path: Path) -> None:
     assert "q4" not in scored  # a copy of a shot
     assert len(scored) == 19
     assert task.fewshot_source == "dev file"
-    with pytest.raises(UserError, match="no rows to take them from"):
+    with pytest.raises(UserError, match="no rows to draw examples from"):
         own(rows(tmp_path / "alone", test=test), num_fewshot=1)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rankscope.data.formats import FieldNames, read_contents, shape_of
+from rankscope.data.formats import FieldNames, parse_rows, shape_of
 from rankscope.data.items import Message
 from rankscope.data.sources import RawRow
 from rankscope.errors import UserError
@@ -13,7 +13,7 @@ def raw(*rows: dict[str, object]) -> list[RawRow]:
 
 
 def content(row: dict[str, object], strict: bool = True):
-    return read_contents(raw(row), strict=strict).rows[0][1]
+    return parse_rows(raw(row), strict=strict).rows[0][1]
 
 
 MCQ = {"question": "q?", "choices": ["one", "two", "three"], "answer": 1}
@@ -110,12 +110,12 @@ def test_a_conversation_ends_with_its_last_answer() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (MCQ | {"answer": 3}, r"row 1: answer 3 names none of the 3 choices.*0 to 2"),
+        (MCQ | {"answer": 3}, r"row 1: answer 3 is not one of the 3 choices.*0 to 2"),
         (MCQ | {"answer": -1}, r"row 1: answer -1"),
         (MCQ | {"answer": True}, r"row 1: answer True"),
         (MCQ | {"answer": "D"}, r"row 1: answer 'D'"),
         (MCQ | {"answer": 1.0}, r"row 1: answer 1\.0"),
-        (MCQ | {"choices": ["a", "b", "a "]}, r"row 1: the choice 'a' stands twice"),
+        (MCQ | {"choices": ["a", "b", "a "]}, r"row 1: the choice 'a' is repeated"),
         (MCQ | {"choices": ["a"], "answer": 0}, r"row 1: found 1 usable choices"),
         (MCQ | {"choices": ["a", None]}, r"row 1: found 1 usable choices out of 2"),
         (MCQ | {"choices": "ab"}, r"row 1: choices must be a list"),
@@ -141,7 +141,7 @@ def test_wrong_values_are_named_with_their_row(row: dict[str, object], message: 
 def test_the_first_row_of_another_shape_is_named() -> None:
     rows = raw(*[{"prompt": "p", "completion": "c"}] * 3, {"text": "t"}, MCQ)
     with pytest.raises(UserError, match=r"row 4: found the shape 'text', expected 'prompt and"):
-        read_contents(rows, strict=True)
+        parse_rows(rows, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -155,10 +155,10 @@ def test_the_first_row_of_another_shape_is_named() -> None:
 )
 def test_rows_without_completion_are_counted_up_to_one_percent(empty: dict[str, object]) -> None:
     rows = [{"prompt": "p", "completion": "c"}] * 99
-    read = read_contents(raw(*rows, empty), strict=True)
+    read = parse_rows(raw(*rows, empty), strict=True)
     assert (len(read.rows), read.without_completion) == (99, 1)
     with pytest.raises(UserError, match="row 99: no completion in field 'completion'; so are 2 of"):
-        read_contents(raw(*rows[:-1], empty, empty), strict=True)
+        parse_rows(raw(*rows[:-1], empty, empty), strict=True)
 
 
 @pytest.mark.parametrize(
@@ -178,28 +178,28 @@ def test_rows_without_completion_are_counted_up_to_one_percent(empty: dict[str, 
 def test_every_shape_can_lack_its_completion(
     full: dict[str, object], empty: dict[str, object], field: str
 ) -> None:
-    read = read_contents(raw(*[full] * 99, empty), strict=True)
+    read = parse_rows(raw(*[full] * 99, empty), strict=True)
     assert (len(read.rows), read.without_completion) == (99, 1)
     with pytest.raises(UserError, match=f"row 2: no completion in field '{field}'; so are 1 of 2"):
-        read_contents(raw(full, empty), strict=True)
+        parse_rows(raw(full, empty), strict=True)
 
 
 def test_a_missing_answer_is_told_by_the_rows_own_name_for_it() -> None:
     rows = [{"question": "q", "choices": ["a", "b"], "key": key} for key in (0, None)]
     names: FieldNames = {"question": "question", "choices": "choices", "answer": "key"}
     with pytest.raises(UserError, match="row 2: no completion in field 'key'"):
-        read_contents(raw(*rows), strict=True, names=names)
+        parse_rows(raw(*rows), strict=True, names=names)
 
 
 def test_flaws_of_published_rows_are_counted_where_they_spoil_the_question() -> None:
     wrong_twice = MCQ | {"choices": ["a", "b", "a"], "answer": 1}
     right_twice = MCQ | {"choices": ["a", "b", "a"], "answer": 0}
     unreadable = {"Problem": "p", "options": "a ) 1 , b ) 2", "correct": "a"}
-    read = read_contents(raw(wrong_twice, right_twice), strict=False)
+    read = parse_rows(raw(wrong_twice, right_twice), strict=False)
     assert ([row.number for row, _ in read.rows], read.flawed) == ([1], 1)
-    assert read_contents(raw(unreadable), strict=False).flawed == 1
+    assert parse_rows(raw(unreadable), strict=False).flawed == 1
     with pytest.raises(UserError, match="options do not read"):
-        read_contents(raw(unreadable), strict=True)
+        parse_rows(raw(unreadable), strict=True)
 
 
 def test_a_multiple_choice_row_is_not_taken_for_a_written_answer() -> None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rankscope.data.formats import read_contents
+from rankscope.data.formats import parse_rows
 from rankscope.data.sources import (
     HubSource,
     legal_from_mmlu,
@@ -94,7 +94,7 @@ def test_parquet_holds_the_rows_of_json_lines(tmp_path: Path) -> None:
     lines = written(tmp_path / "a.jsonl", *map(json.dumps, rows))
     read = [read_file(tmp_path / "a.parquet"), read_file(lines)]
     assert [r.fields for r in read[0]] == [r.fields for r in read[1]] == rows
-    assert read_contents(read[0], strict=True).rows[1][1].choices == ("c", "d", "e")
+    assert parse_rows(read[0], strict=True).rows[1][1].choices == ("c", "d", "e")
 
 
 def test_a_folder_gives_its_split_files(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_folder_gives_its_split_files(tmp_path: Path) -> None:
     written(tmp_path / "task" / "test.jsonl", json.dumps(ROW))
     assert list(read_folder(tmp_path / "task")) == ["test"]
     pq.write_table(pa.Table.from_pylist([ROW]), tmp_path / "task" / "test.parquet")
-    with pytest.raises(UserError, match="both stand for test"):
+    with pytest.raises(UserError, match="both files of test"):
         read_folder(tmp_path / "task")
     with pytest.raises(UserError, match=r"no such folder; .* has task\b.*data_dir"):
         read_folder(tmp_path / "tusk")
@@ -126,8 +126,8 @@ def test_the_hub_route_reads_a_local_copy(tmp_path: Path, monkeypatch: pytest.Mo
     files, source = read_hub(HubSource(str(folder), validation=None))
     assert source == f"hub {folder}"
     assert list(files) == ["train", "test"]
-    assert files["test"][0].where.endswith("test, row 1")
-    content = read_contents(files["test"], strict=False).rows[0][1]
+    assert files["test"][0].location.endswith("test, row 1")
+    content = parse_rows(files["test"], strict=False).rows[0][1]
     assert (content.choices, content.answer) == (("a", "b"), 1)
     with pytest.raises(UserError, match="has the splits train, test; expected one of dev"):
         read_hub(HubSource(str(folder), train=None, validation="dev", test=None))
@@ -170,9 +170,9 @@ def test_legal_mcq_from_mmlu_is_the_folder_form(data_dir: Path) -> None:
 
 
 def test_the_pocket_world_is_a_source_like_any_other() -> None:
-    files = read_pocket("pocket_gsm")
+    files, _ = read_pocket("pocket_gsm")
     assert list(files) == ["train", "validation", "test"]
-    contents = read_contents(files["test"], strict=True)
+    contents = parse_rows(files["test"], strict=True)
     assert all(content.reference.isdigit() for _, content in contents.rows)
 
 

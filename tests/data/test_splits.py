@@ -48,7 +48,7 @@ def test_sizes_and_separation(
     files: dict[str, int], expected: tuple[int, int, int], own: bool
 ) -> None:
     items = {name: rows(name, count) for name, count in files.items()}
-    splits = split_rows("t", items, 0, own=own)
+    splits = split_rows("t", items, 0, own_data=own)
     assert sizes(splits) == expected
     parts = [ids(splits.train), ids(splits.validation), ids(splits.test)]
     together = [i for part in parts for i in part]
@@ -62,16 +62,18 @@ def test_sizes_and_separation(
 
 def test_a_cut_is_seeded_by_data_seed_and_task() -> None:
     items = {"train": rows("train", 300), "test": rows("test", 50)}
-    first = split_rows("t", items, 0, own=False)
-    assert split_rows("t", items, 0, own=False) == first
-    assert ids(split_rows("t", items, 1, own=False).validation) != ids(first.validation)
-    assert ids(split_rows("u", items, 0, own=False).validation) != ids(first.validation)
+    first = split_rows("t", items, 0, own_data=False)
+    assert split_rows("t", items, 0, own_data=False) == first
+    assert ids(split_rows("t", items, 1, own_data=False).validation) != ids(first.validation)
+    assert ids(split_rows("u", items, 0, own_data=False).validation) != ids(first.validation)
 
 
 def test_train_rows_that_repeat_a_validation_row_are_taken_out() -> None:
     train = rows("train", 100)
     held = [Item("t/validation/1", "TRAIN  5!", "Answer 5."), *rows("validation", 60)]
-    splits = split_rows("t", {"train": train, "validation": held, "test": train[:2]}, 0, own=False)
+    splits = split_rows(
+        "t", {"train": train, "validation": held, "test": train[:2]}, 0, own_data=False
+    )
     assert ids(splits.train) == [i for i in ids(train) if i != "t/train/5"]
     assert any("1 train rows repeat a validation row" in note for note in splits.notes)
     # Test rows that stand in train are contamination: told, not mended.
@@ -80,7 +82,9 @@ def test_train_rows_that_repeat_a_validation_row_are_taken_out() -> None:
 
 def test_copies_inside_a_split_are_kept_and_told() -> None:
     test = [*rows("test", 20), Item("t/test/21", "test 3", "answer 3")]
-    splits = split_rows("t", {"validation": rows("validation", 60), "test": test}, 0, own=False)
+    splits = split_rows(
+        "t", {"validation": rows("validation", 60), "test": test}, 0, own_data=False
+    )
     assert len(splits.test) == 21
     assert splits.notes == ("t: 1 test rows are copies of others and were kept",)
 
@@ -95,7 +99,7 @@ def test_copies_stay_together_in_every_cut(files: tuple[str, ...], seed: int) ->
         many = [Item(f"t/{file}/{1000 + n}", f"{file} 0", "a") for n in range(100)]
         return made + many
 
-    splits = split_rows("t", {file: repeated(file, 50) for file in files}, seed, own=True)
+    splits = split_rows("t", {file: repeated(file, 50) for file in files}, seed, own_data=True)
     parts = [
         {row.content for row in part} for part in (splits.train, splits.validation, splits.test)
     ]
@@ -106,24 +110,24 @@ def test_copies_stay_together_in_every_cut(files: tuple[str, ...], seed: int) ->
 def test_validation_rows_that_repeat_a_report_row_are_taken_out() -> None:
     held = rows("validation", 60)
     test = [Item("t/test/1", "Validation 5.", "ANSWER 5"), *rows("test", 20)]
-    splits = split_rows("t", {"validation": held, "test": test}, 0, own=False)
+    splits = split_rows("t", {"validation": held, "test": test}, 0, own_data=False)
     assert ids(splits.validation) == [i for i in ids(held) if i != "t/validation/5"]
     assert len(splits.test) == 21
-    assert splits.notes == ("t: 1 validation rows repeat a test row and were taken out",)
-    # Report is cut from train here, and one file is given for two uses there.
+    assert splits.notes == ("t: 1 validation rows repeat a test row and were removed",)
+    # Here test is cut from train, and below one file has two uses.
     both = {"train": rows("train", 50), "validation": rows("train", 50)}
-    cut = split_rows("t", both | {"train": rows("train", 60)}, 0, own=True)
+    cut = split_rows("t", both | {"train": rows("train", 60)}, 0, own_data=True)
     contents = [{row.content for row in part} for part in (cut.train, cut.validation, cut.test)]
     assert sum(map(len, contents)) == len(set.union(*contents)) == 60
-    with pytest.raises(UserError, match=r"0 validation .* 9 validation rows being test rows too"):
-        split_rows("t", {"validation": rows("test", 9), "test": rows("test", 9)}, 0, own=True)
+    with pytest.raises(UserError, match=r"0 validation .* 9 validation rows that repeat"):
+        split_rows("t", {"validation": rows("test", 9), "test": rows("test", 9)}, 0, own_data=True)
 
 
 @pytest.mark.parametrize("files", [{"train": 1}, {"train": 2}, {"test": 1}, {"validation": 9}, {}])
 def test_too_few_rows_are_refused(files: dict[str, int]) -> None:
     items = {name: rows(name, count) for name, count in files.items()}
     with pytest.raises(UserError, match=r"task 't': .*(one test row|no train row is left)"):
-        split_rows("t", items, 0, own=True)
+        split_rows("t", items, 0, own_data=True)
 
 
 def test_limits_are_nested_and_in_file_order() -> None:

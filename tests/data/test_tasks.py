@@ -11,7 +11,8 @@ from hub_copies import paper_hub
 from rankscope.config.task import TaskConfig
 from rankscope.data.numbers import extract_number
 from rankscope.data.pocket_world import POCKET_TASKS
-from rankscope.data.tasks import NAMED_TASKS, LoadedTask, load_task, overlapping_subjects
+from rankscope.data.registry import NAMED_TASKS, overlapping_subjects
+from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.errors import UserError
 
 # Rows of the files, from SOURCES.md of the data folder: train + validation + test.
@@ -50,7 +51,7 @@ def own_file(path: Path, rows: list[dict[str, object]]) -> str:
 
 
 def repeated_out(task: LoadedTask) -> int:
-    return sum(int(note.split()[1]) for note in task.notes if "were taken out" in note)
+    return sum(int(note.split()[1]) for note in task.notes if "were removed" in note)
 
 
 @pytest.mark.parametrize("name", FILE_ROWS)

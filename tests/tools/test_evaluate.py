@@ -180,8 +180,8 @@ MCQ = {"question": "q", "choices": ["a", "b"], "answer": 1}
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        (MCQ | {"answer": 2}, "rows.jsonl, row 7: answer 2 names none of the 2 choices"),
-        (MCQ | {"choices": ["a", "a "]}, "rows.jsonl, row 7: the choice 'a' stands twice"),
+        (MCQ | {"answer": 2}, "rows.jsonl, row 7: answer 2 is not one of the 2 choices"),
+        (MCQ | {"choices": ["a", "a "]}, "rows.jsonl, row 7: the choice 'a' is repeated"),
         ({"choices": ["a", "b"], "answer": 1}, "rows.jsonl, row 7: the fields"),
         (MCQ | {"choices": "ab"}, "rows.jsonl, row 7: choices must be a list"),
         ("{", "rows.jsonl, row 7: not valid JSON"),
@@ -343,6 +343,6 @@ def test_a_data_set_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "scripted"
     folder.mkdir()
     (folder / "scripted.py").write_text("raise SystemExit('ran')\n")
-    with pytest.raises(UserError, match="needs code of its own") as error:
+    with pytest.raises(UserError, match="would run its own code") as error:
         read_hub(HubSource(str(folder)))
     assert "refs/convert/parquet" in str(error.value)

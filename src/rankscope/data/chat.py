@@ -1,7 +1,7 @@
-"""Conversations cut into segments: where a chat template writes answers, and how it ends them.
+"""Conversations as segments: where a chat template writes the answers, and how it ends them.
 
-Stock templates carry no marks of what the assistant says, so the places are found by rendering:
-the conversation up to an answer, with the prompt for one, must be a prefix of the whole.
+Stock templates do not mark the assistant's text, so it is located by rendering: the conversation
+up to an answer, with the prompt for one, must be a prefix of the whole.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,9 +15,9 @@ from rankscope.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Some templates write today's date into the system turn. A study continued tomorrow must see the
-# same tokens, so they are given a fixed day instead: as the variable that some of them read, and
-# as a macro in place of the clock that others call (functions cannot be passed to a template).
+# Some templates write today's date into the system turn. A study resumed tomorrow must see the
+# same tokens, so templates get a fixed day: as the variable that some read, and as a macro that
+# replaces the clock that others call (functions cannot be passed to a template).
 TEMPLATE_DATE = date(2024, 7, 26)
 FIXED_CLOCK = (
     "{%- macro strftime_now(format) -%}{{ format"
@@ -28,14 +28,14 @@ PROBE = "RANKSCOPEPROBE"
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """A stretch of a row that is tokenized by itself."""
+class TextSegment:
+    """A part of a row that is tokenized separately."""
 
     text: str
-    labelled: bool = False
+    is_label: bool = False
     """An answer; it carries loss."""
     end: Literal["", "turn", "eos"] = ""
-    """Token after it, labelled too: the template's turn end, or the tokenizer's end token."""
+    """Token after it, also a label: the template's turn end, or the tokenizer's end token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,11 @@ class ChatFrame:
     lead: str
     """Spaces before the answer; part of the answer."""
     end: str
-    """From the answer's end through the turn-end token; empty where there is no such token."""
+    """From the end of the answer through the turn-end token; empty if there is no such token."""
     strips: bool
     """The template strips white space around the answer."""
 
-    def answer(self, text: str) -> str:
-        """An answer's text as the template writes it."""
+    def render_answer(self, text: str) -> str:
         return self.lead + (text.strip() if self.strips else text)
 
 
@@ -64,7 +63,7 @@ class ChatTemplate:
         special_texts: its special tokens as text.
 
     Raises:
-        UserError: where an answered conversation does not begin with the prompt for its answer.
+        UserError: an answered conversation does not start with the prompt for its answer.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", special_texts: Sequence[str]) -> None:
@@ -74,86 +73,92 @@ class ChatTemplate:
         self.writes_date = "strftime_now" in source or "date_string" in source
         self.frame = self._measure_frame(special_texts)
 
-    def render(self, turns: Sequence[Message], place: str, *, ask: bool = False) -> str:
-        """The template's text; ``ask`` adds what precedes the assistant's next answer.
+    def render(
+        self, turns: Sequence[Message], location: str, *, with_generation_prompt: bool = False
+    ) -> str:
+        """The template's text; with the generation prompt, up to the assistant's next answer.
 
         Raises:
-            UserError: where the template refuses the turns.
+            UserError: the template refuses the turns.
         """
         try:
             text = self._apply(
                 [{"role": turn.role, "content": turn.content} for turn in turns],
                 chat_template=self._source,
                 tokenize=False,
-                add_generation_prompt=ask,
+                add_generation_prompt=with_generation_prompt,
                 date_string=TEMPLATE_DATE.strftime("%d %b %Y"),
             )
-        except Exception as error:  # a template may raise anything its author likes
+        except Exception as error:  # a template may raise any exception
             reason = (str(error) or type(error).__name__).splitlines()[0]
             roles = ", ".join(turn.role for turn in turns)
             raise UserError(
-                f"{place}: the chat template refuses the turns {roles} ({reason}); change the "
+                f"{location}: the chat template refuses the turns {roles} ({reason}); change the "
                 "row's roles, or use prompt_format: plain"
             ) from error
         return str(text)
 
-    def segments(self, turns: Sequence[Message], place: str) -> list[Segment]:
-        """A conversation cut at its assistant turns, through the end of the last.
+    def segments(self, turns: Sequence[Message], location: str) -> list[TextSegment]:
+        """A conversation divided at its assistant turns, through the end of the last one.
 
-        Templates may open only the last answer (an empty thinking block), so a turn is looked for
-        with its opening and without. A last assistant turn without text gives an empty answer.
+        Templates may open only the last answer (an empty thinking block), so each answer is
+        searched with and without its opening. A last assistant turn without text gives an empty
+        answer.
 
         Raises:
-            UserError: where the template writes earlier turns or answers differently once later
-                turns follow.
+            UserError: the template renders earlier turns or answers differently if later turns
+                follow.
         """
-        full = self.render(turns, place)
-        segments: list[Segment] = []
+        full = self.render(turns, location)
+        segments: list[TextSegment] = []
         done = 0
         last = len(turns) - 1
         for position, turn in enumerate(turns):
             if turn.role != "assistant":
                 continue
-            asked = self.render(turns[:position], place, ask=True)
+            prompt = self.render(turns[:position], location, with_generation_prompt=True)
             if position == last and not turn.content.strip():
-                prompt = asked + self.frame.opening
-                return [*segments, Segment(prompt[done:]), Segment("", labelled=True, end="turn")]
-            if not full.startswith(asked) or len(asked) < done:
+                prompt += self.frame.opening
+                empty_answer = TextSegment("", is_label=True, end="turn")
+                return [*segments, TextSegment(prompt[done:]), empty_answer]
+            if not full.startswith(prompt) or len(prompt) < done:
                 raise UserError(
-                    f"{place}: the chat template writes turns 1 to {position} differently once "
-                    "later turns follow, so what the model would see in use is not what it would "
-                    "be trained on; split the conversation into rows of one answer each"
+                    f"{location}: the chat template renders turns 1 to {position} differently if "
+                    "later turns follow, so the model would be trained on another text than it "
+                    "sees in use; split the conversation into rows of one answer each"
                 )
-            answer = self.frame.answer(turn.content)
-            start = self._find_answer(full, len(asked), answer, f"{place}: turn {position + 1}")
+            answer = self.frame.render_answer(turn.content)
+            place = f"{location}: turn {position + 1}"
+            start = self._find_answer(full, len(prompt), answer, place)
             ended = bool(self.frame.end) and full.startswith(self.frame.end, start + len(answer))
             end: Literal["", "turn", "eos"] = "turn" if ended else "eos" if position == last else ""
-            segments += [Segment(full[done:start]), Segment(answer, labelled=True, end=end)]
+            segments += [TextSegment(full[done:start]), TextSegment(answer, is_label=True, end=end)]
             done = start + len(answer) + (len(self.frame.end) if ended else 0)
         return segments
 
-    def _find_answer(self, full: str, after: int, answer: str, where: str) -> int:
-        """Position of an answer in the rendered text, right after the prompt for it."""
+    def _find_answer(self, full: str, after: int, answer: str, place: str) -> int:
+        """Position of an answer in the rendered text, right after its prompt."""
         for opening in (self.frame.opening, ""):
             if full.startswith(opening + answer, after):
                 return after + len(opening)
         raise UserError(
-            f"{where}: the chat template changes this answer, so its tokens cannot be labelled; "
-            "remove what it rewrites (such as thinking marks), or use prompt_format: plain"
+            f"{place}: the chat template changes this answer, so its tokens cannot be labelled; "
+            "remove the part that it rewrites (such as thinking marks), or use prompt_format: plain"
         )
 
     def _measure_frame(self, special_texts: Sequence[str]) -> ChatFrame:
         user = Message("user", "a")
-        asked = self.render([user], "chat template", ask=True)
-        plain = self.render([user, Message("assistant", PROBE)], "chat template")
-        spaced = self.render([user, Message("assistant", f" {PROBE} ")], "chat template")
-        if not plain.startswith(asked) or plain.count(PROBE) != 1:
+        where = "chat template"
+        prompt = self.render([user], where, with_generation_prompt=True)
+        plain = self.render([user, Message("assistant", PROBE)], where)
+        spaced = self.render([user, Message("assistant", f" {PROBE} ")], where)
+        if not plain.startswith(prompt) or plain.count(PROBE) != 1:
             raise UserError(
-                f"chat template: an answered conversation ({plain[:120]!r}) does not begin with "
-                f"the prompt for its answer ({asked[:120]!r}), so labels cannot be placed; use "
+                f"chat template: an answered conversation ({plain[:120]!r}) does not start with "
+                f"the prompt for its answer ({prompt[:120]!r}), so labels cannot be placed; use "
                 "prompt_format: plain"
             )
-        before, after = plain[len(asked) :].split(PROBE)
+        before, after = plain[len(prompt) :].split(PROBE)
         opening = before.rstrip(" ")
         stops = [after.index(text) + len(text) for text in special_texts if text and text in after]
         return ChatFrame(
@@ -164,23 +169,23 @@ class ChatTemplate:
         )
 
 
-def plain_turns(turns: Sequence[Message]) -> list[Segment]:
+def plain_turns(turns: Sequence[Message]) -> list[TextSegment]:
     """A conversation without a chat template: ``Role: content`` paragraphs."""
-    segments: list[Segment] = []
+    segments: list[TextSegment] = []
     text = ""
     for turn in turns:
         text += f"{turn.role.capitalize()}:"
         if turn.role == "assistant":
-            answer = set_off(text, turn.content)
-            segments += [Segment(text), Segment(answer, labelled=True, end="eos")]
+            answer = with_leading_space(text, turn.content)
+            segments += [TextSegment(text), TextSegment(answer, is_label=True, end="eos")]
             text = "\n\n"
         else:
             text += f" {turn.content.strip()}\n\n"
     return segments
 
 
-def set_off(prompt: str, text: str) -> str:
-    """An answer with the space that sets it off from a plain prompt, unless one is there."""
-    if prompt[-1:].isspace() or text[:1].isspace():
-        return text
-    return " " + text
+def with_leading_space(prompt: str, answer: str) -> str:
+    """An answer with a space that separates it from a plain prompt, unless one is there."""
+    if prompt[-1:].isspace() or answer[:1].isspace():
+        return answer
+    return " " + answer

@@ -1,6 +1,6 @@
 """Test rows that training has seen: the same item, or a long run of the same words.
 
-13 words are the run length that GPT-3's contamination study used (Brown et al., 2005.14165,
+The run length of 13 words is that of GPT-3's contamination study (Brown et al., 2005.14165,
 appendix C) and many since.
 """
 
@@ -9,42 +9,40 @@ from dataclasses import dataclass
 
 from rankscope.data.items import Item
 
-NGRAM = 13
-"""Words in a run."""
+RUN_LENGTH = 13
 
 
 @dataclass(frozen=True, slots=True)
 class Contamination:
-    """Item ids of the test rows also found in train; no id stands in both."""
+    """Ids of the test items also found in train; no id is in both tuples."""
 
     exact: tuple[str, ...]
     """Question and gold answer are equal after normalization."""
     ngram13: tuple[str, ...]
-    """Not exact, but 13 words in a row of question or answer stand in one training row."""
+    """Not exact, but one training row shares 13 consecutive words of question or answer."""
 
     @property
     def counts(self) -> dict[str, int]:
-        """Rows by kind, as a task's record keeps them."""
+        """Items by kind, as recorded per task."""
         return {"exact": len(self.exact), "ngram13": len(self.ngram13)}
 
     @property
     def item_ids(self) -> frozenset[str]:
-        """Every contaminated item."""
         return frozenset(self.exact + self.ngram13)
 
 
-def _ngrams(content: tuple[str, str]) -> Iterator[tuple[str, ...]]:
+def word_runs(content: tuple[str, str]) -> Iterator[tuple[str, ...]]:
     for text in content:
         words = text.split()
-        for start in range(len(words) - NGRAM + 1):
-            yield tuple(words[start : start + NGRAM])
+        for start in range(len(words) - RUN_LENGTH + 1):
+            yield tuple(words[start : start + RUN_LENGTH])
 
 
 def find_contamination(train: Sequence[Item], test: Sequence[Item]) -> Contamination:
     """Compare every test row with every training row.
 
-    Templates and wrong options are not compared, since they repeat without being contamination. The
-    test's runs are held in memory (some 100 bytes a word); training rows are streamed past them.
+    Templates and wrong options are not compared: they repeat without being contamination. The
+    runs of the test rows are held in memory (some 100 bytes a word), training rows are streamed.
     """
     if not train:
         return Contamination(exact=(), ngram13=())
@@ -53,14 +51,14 @@ def find_contamination(train: Sequence[Item], test: Sequence[Item]) -> Contamina
     for position, item in enumerate(test):
         content = item.content
         contents.setdefault(content, []).append(position)
-        for run in _ngrams(content):
+        for run in word_runs(content):
             runs.setdefault(run, []).append(position)
     exact: set[int] = set()
     overlapping: set[int] = set()
     for item in train:
         content = item.content
         exact.update(contents.get(content, ()))
-        for run in _ngrams(content):
+        for run in word_runs(content):
             overlapping.update(runs.get(run, ()))
     return Contamination(
         exact=tuple(test[position].item_id for position in sorted(exact)),
@@ -71,25 +69,27 @@ def find_contamination(train: Sequence[Item], test: Sequence[Item]) -> Contamina
 def find_contamination_between_tasks(
     train: Mapping[str, Sequence[Item]], test: Mapping[str, Sequence[Item]]
 ) -> tuple[list[str], dict[str, set[str]]]:
-    """Test rows of one task that stand in the training rows of another.
+    """Test rows of one task that are also training rows of another.
 
     Args:
         train: training rows of every task that is trained on.
-        test: test rows of every task that is scored.
+        test: test rows of every task that is evaluated.
 
     Returns:
-        One sentence per two tasks, and by scored task the ids of such test rows.
+        One sentence per pair of tasks, and by evaluated task the ids of those test rows.
     """
     notes: list[str] = []
-    contaminated: dict[str, set[str]] = {}
+    item_ids: dict[str, set[str]] = {}
     for trained, rows in train.items():
-        seen = {row.content for row in rows}
-        for scored, held_out in test.items():
-            found = [row.item_id for row in held_out if row.content in seen]
-            if found and scored != trained:
-                contaminated.setdefault(scored, set()).update(found)
+        contents = {row.content for row in rows}
+        for evaluated, test_rows in test.items():
+            if evaluated == trained:
+                continue
+            shared = [row.item_id for row in test_rows if row.content in contents]
+            if shared:
+                item_ids.setdefault(evaluated, set()).update(shared)
                 notes.append(
-                    f"{len(found)} of {len(held_out)} test rows of {scored} stand in the "
-                    f"training rows of {trained}"
+                    f"{len(shared)} of {len(test_rows)} test rows of {evaluated} are also training "
+                    f"rows of {trained}"
                 )
-    return notes, contaminated
+    return notes, item_ids

@@ -1,21 +1,27 @@
 """Items as token ids with labels, so that training sees exactly what inference sees.
 
-Prompt and answer are tokenized apart and concatenated: in training, in choice scoring and in
+Prompt and answer are tokenized separately and concatenated: in training, in choice scoring and in
 generation the same prompt ids precede the same answer ids. Labels go by position; no token id is
-ever compared with the pad id, so a tokenizer whose pad is its end token still teaches stopping.
+compared with the pad id, so a tokenizer whose pad is its end token still teaches stopping.
 
-A row is a list of segments. Plain: the prompt, then the answer and the end token; shots stand
-before the prompt, each with its answer, set off by blank lines. Chat: shots are earlier turns; the
-segments are cut out of the rendered chat template (``chat.py``), every assistant turn with its
-turn-end token labelled. The template's text is tokenized without special tokens, since it writes
-its own.
+A row is a list of segments. Plain format: the prompt, then the answer and the end token; few-shot
+examples come before the prompt, separated by blank lines. Chat format: examples are earlier turns;
+the segments are cut from the rendered chat template (``chat.py``), and every assistant turn is a
+label, with its turn-end token. The rendered text is tokenized without special tokens, because the
+template writes its own.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from rankscope.data.chat import TEMPLATE_DATE, ChatTemplate, Segment, plain_turns, set_off
+from rankscope.data.chat import (
+    TEMPLATE_DATE,
+    ChatTemplate,
+    TextSegment,
+    plain_turns,
+    with_leading_space,
+)
 from rankscope.data.items import Item, Message
 from rankscope.errors import UserError
 from rankscope.provenance import sha256_json
@@ -24,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PromptFormat = Literal["chat", "plain"]
-Labels = Literal["completion", "all"]
+LabelMode = Literal["completion", "all"]
 
 MAX_SHARE_DROPPED = 0.01
 
@@ -52,12 +58,12 @@ class EncodedRows:
 
     @property
     def num_tokens(self) -> int:
-        """Valid input tokens of one epoch."""
+        """Input tokens of one epoch."""
         return sum(len(row.input_ids) for row in self.rows)
 
     @property
     def num_label_tokens(self) -> int:
-        """Tokens that carry loss in one epoch."""
+        """Tokens of one epoch that carry loss."""
         return sum(sum(row.is_label) for row in self.rows)
 
     @property
@@ -71,22 +77,22 @@ class Encoder:
 
     Args:
         tokenizer: a Hugging Face tokenizer.
-        prompt_format: ``auto`` renders the chat template where the tokenizer has one.
-        max_length: most tokens of a training row; None is no bound.
+        prompt_format: ``auto`` renders the chat template if the tokenizer has one.
+        max_length: most tokens of a training row; None is no limit.
 
     Raises:
-        UserError: where ``chat`` is asked for without a template, the template cannot be used, or
-            the tokenizer has no end token.
+        UserError: ``chat`` without a chat template, an unusable template, or a tokenizer without
+            an end token.
     """
 
     prompt_format: PromptFormat
-    """As resolved."""
+    """``auto`` resolved."""
     notes: tuple[str, ...]
-    """What a reader of the results must know about this tokenizer."""
+    """Properties of this tokenizer that readers of the results should know."""
     stop_ids: frozenset[int]
     """Tokens that end an answer."""
     bos_ids: list[int]
-    """[BOS] where the tokenizer puts one before text by itself, else []."""
+    """[BOS] if the tokenizer puts one before text by itself, else []."""
 
     def __init__(
         self,
@@ -111,12 +117,12 @@ class Encoder:
                 "in tokenizer_config.json"
             )
         self._eos_id = int(tokenizer.eos_token_id)
-        # The Rust tokenizer by itself: the wrapper around it costs as much again, on every segment.
+        # Call the Rust tokenizer directly: its wrapper doubles the time of every segment.
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         if self._backend is not None:
             self._backend.no_truncation()
             self._backend.no_padding()
-        self.bos_ids = self._bos_in_use()
+        self.bos_ids = self._measure_bos()
         self._anchor_ids = self._measure_anchor()
         self._chat: ChatTemplate | None = None
         self._end_ids = {"": [], "eos": [self._eos_id], "turn": [self._eos_id]}
@@ -124,39 +130,39 @@ class Encoder:
             texts = [str(tokenizer.convert_ids_to_tokens(i)) for i in sorted(self.special_ids)]
             self._chat = ChatTemplate(tokenizer, texts)
             if self._chat.frame.end:
-                self._end_ids["turn"] = self._continue(self._chat.frame.end)
+                self._end_ids["turn"] = self._tokenize_continuation(self._chat.frame.end)
         self.stop_ids = frozenset({self._eos_id, self._end_ids["turn"][-1]})
         self.notes = self._make_notes(prompt_format)
 
-    # --- what items become ----------------------------------------------------------------------
+    # --- items as tokens ------------------------------------------------------------------------
 
     def prompt_ids(self, item: Item) -> list[int]:
-        """Tokens before the answer: one BOS if the tokenizer has one in use, no end token.
+        """Tokens before the answer: one BOS if the tokenizer uses one, no end token.
 
-        They are those of ``training_row``, which go before its last answer. Plain text rows have
-        no prompt but the BOS.
+        Equal to the tokens of ``training_row`` before its last answer. The prompt of a plain text
+        row is the BOS alone.
         """
         segments = self._segments(item)
-        last = max(index for index, segment in enumerate(segments) if segment.labelled)
+        last = max(index for index, segment in enumerate(segments) if segment.is_label)
         return self._encode(segments[:last], self._starts_with_bos(item))[0]
 
     def answer_ids(self, text: str, item: Item | None = None) -> list[int]:
-        """Tokens of an answer as they continue a prompt, without the end token.
+        """Tokens of an answer as the continuation of a prompt, without the end token.
 
         Args:
-            text: an option's text, a letter or a written answer.
-            item: the item asked. Needed only in the plain format where its prompt ends in white
-                space (or is empty), since the answer is otherwise set off by a space.
+            text: the text of an option, a letter or a written answer.
+            item: the item. Needed only in the plain format if its prompt is empty or ends in white
+                space, because otherwise a space separates the answer.
         """
-        if item is not None and _is_plain_text(item):
+        if item is not None and is_plain_text(item):
             return self._tokenize(text)
         if self._chat is not None:
-            return self._continue(self._chat.frame.answer(text))
+            return self._tokenize_continuation(self._chat.frame.render_answer(text))
         prompt = "" if item is None or item.messages else item.prompt
-        return self._continue(set_off(prompt, text))
+        return self._tokenize_continuation(with_leading_space(prompt, text))
 
-    def training_row(self, item: Item, labels: Labels) -> EncodedRow | None:
-        """The item as one training row, or None where it has nothing to learn.
+    def training_row(self, item: Item, labels: LabelMode) -> EncodedRow | None:
+        """The item as one training row; None if there is no completion, or no room for one.
 
         Tokens after the last label are left out: no loss depends on them.
 
@@ -164,14 +170,11 @@ class Encoder:
             item: an item with a completion.
             labels: ``completion`` puts loss on every assistant turn (or the completion) and its
                 end token; ``all`` on every token but the first.
-
-        Returns:
-            None where there is no completion, or where the prompt alone reaches ``max_length``.
         """
         if not item.completion.strip():
             return None
         ids, is_label = self._encode(self._segments(item), self._starts_with_bos(item))
-        # The end of the last answer is always labelled, so this cuts nothing that is.
+        # The end of the last answer is always a label, so this cuts no label.
         length = len(ids) - is_label[::-1].index(True)
         first = is_label.index(True)
         kept = length if self.max_length is None else min(length, self.max_length)
@@ -185,7 +188,7 @@ class Encoder:
 
     @property
     def start_id(self) -> int:
-        """What the first token of a text is scored after: the begin token, else the end token."""
+        """Token before the first token of a text: the begin token, else the end token."""
         bos = self.tokenizer.bos_token_id
         return self._eos_id if bos is None else int(bos)
 
@@ -197,45 +200,47 @@ class Encoder:
 
     def _starts_with_bos(self, item: Item) -> bool:
         """A chat template writes its own BOS; everything else gets the tokenizer's."""
-        return self._chat is None or _is_plain_text(item)
+        return self._chat is None or is_plain_text(item)
 
-    def _segments(self, item: Item) -> list[Segment]:
-        """The row in order; the last labelled segment is its answer."""
-        if _is_plain_text(item):
-            return [Segment(""), Segment(item.completion, labelled=True, end="eos")]
+    def _segments(self, item: Item) -> list[TextSegment]:
+        """The segments of a row in order; the last label is its answer."""
+        if is_plain_text(item):
+            return [TextSegment(""), TextSegment(item.completion, is_label=True, end="eos")]
         if self._chat is not None:
-            asked = (*item.fewshot, (item.prompt, item.completion))
             turns = item.messages or [
-                Message(role, text.rstrip() if role == "user" else text)
-                for pair in asked
-                for role, text in zip(("user", "assistant"), pair, strict=True)
+                message
+                for prompt, answer in (*item.fewshot, (item.prompt, item.completion))
+                for message in (Message("user", prompt.rstrip()), Message("assistant", answer))
             ]
             return self._chat.segments(turns, item.location)
         if item.messages:
             return plain_turns(item.messages)
-        answer = set_off(item.prompt, item.completion)
-        block = "".join(f"{asked}{set_off(asked, told)}\n\n" for asked, told in item.fewshot)
-        return [Segment(block + item.prompt), Segment(answer, labelled=True, end="eos")]
+        answer = with_leading_space(item.prompt, item.completion)
+        examples = "".join(
+            f"{asked}{with_leading_space(asked, reply)}\n\n" for asked, reply in item.fewshot
+        )
+        return [TextSegment(examples + item.prompt), TextSegment(answer, is_label=True, end="eos")]
 
-    def _encode(self, segments: Sequence[Segment], bos: bool) -> tuple[list[int], list[bool]]:
-        """(ids, is_label) of the concatenated segments, one BOS first where ``bos`` says so."""
+    def _encode(self, segments: Sequence[TextSegment], bos: bool) -> tuple[list[int], list[bool]]:
+        """(ids, is_label) of the concatenated segments, after one BOS if ``bos``."""
         ids: list[int] = []
         is_label: list[bool] = []
-        begun = False
+        started = False
         for index, segment in enumerate(segments):
-            new = self._continue(segment.text) if begun else self._tokenize(segment.text)
+            tokenize = self._tokenize_continuation if started else self._tokenize
+            new = tokenize(segment.text)
             if bos and index == 0 and new[: len(self.bos_ids)] != self.bos_ids:
                 new = [*self.bos_ids, *new]
             new = new + self._end_ids[segment.end]
-            begun = begun or bool(segment.text)
+            started = started or bool(segment.text)
             ids += new
-            is_label += [segment.labelled] * len(new)
+            is_label += [segment.is_label] * len(new)
         return ids, is_label
 
     # --- tokens ---------------------------------------------------------------------------------
 
     def _tokenize(self, text: str) -> list[int]:
-        """Ids of a text by itself; special tokens that are written out in it count as such."""
+        """Ids of a text by itself; special tokens written out in it are recognized."""
         if not text:
             return []
         if self._backend is not None:
@@ -244,35 +249,34 @@ class Encoder:
             ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
-    def _continue(self, text: str) -> list[int]:
-        """Tokens of text that continues other text: no space is put before it."""
+    def _tokenize_continuation(self, text: str) -> list[int]:
+        """Ids of a text that continues another: the tokenizer must not add a space before it."""
         if not self._anchor_ids:
             return self._tokenize(text)
         ids = self._tokenize("\n" + text)
-        if ids[: len(self._anchor_ids)] != self._anchor_ids:  # the line feed grew into a token
+        if ids[: len(self._anchor_ids)] != self._anchor_ids:  # the line feed merged into a token
             return self._tokenize(text)
         return ids[len(self._anchor_ids) :]
 
-    def _bos_in_use(self) -> list[int]:
-        """[BOS] where the tokenizer puts one before text by itself, else []."""
+    def _measure_bos(self) -> list[int]:
         ids = self.tokenizer("a", verbose=False)["input_ids"]
         bos = self.tokenizer.bos_token_id
         return [int(bos)] if bos is not None and ids[:1] == [bos] else []
 
     def _measure_anchor(self) -> list[int]:
-        """Ids of a line feed where the tokenizer puts a space before every text, else [].
+        """Ids of a line feed if the tokenizer puts a space before every text, else [].
 
         Such tokenizers (SentencePiece with a dummy prefix) would turn the continuation ``b`` of
-        ``a`` into `` b``. A line feed before it takes that space instead and is cut off again.
+        ``a`` into `` b``. A line feed before it takes that space instead, and is removed again.
         """
         tokens = self.tokenizer.convert_ids_to_tokens(self._tokenize("a"))
         prefixed = bool(tokens) and tokens[0][:1] in ("\u2581", "\u0120")
         return self._tokenize("\n") if prefixed else []
 
-    def _make_notes(self, asked: str) -> tuple[str, ...]:
+    def _make_notes(self, requested_format: str) -> tuple[str, ...]:
         notes = []
-        if asked == "auto" and self.prompt_format == "plain":
-            notes.append("the tokenizer has no chat template: rows are plain text")
+        if requested_format == "auto" and self.prompt_format == "plain":
+            notes.append("no chat template in this tokenizer: prompts are formatted as plain text")
         if self.tokenizer.pad_token_id == self._eos_id:
             notes.append("the pad token is the end token: labels go by position, so it is learned")
         if self._chat is not None and not self._chat.frame.end:
@@ -282,15 +286,15 @@ class Encoder:
         return tuple(notes)
 
 
-def _is_plain_text(item: Item) -> bool:
+def is_plain_text(item: Item) -> bool:
     return not item.prompt and not item.messages
 
 
-def encode_rows(encoder: Encoder, items: Sequence[Item], labels: Labels) -> EncodedRows:
+def encode_rows(encoder: Encoder, items: Sequence[Item], labels: LabelMode) -> EncodedRows:
     """Every item of a training split as a row.
 
     Raises:
-        UserError: where there are no items, or more than 1 % of them have no label left.
+        UserError: no items, or more than 1 % of them without a label.
     """
     if not items:
         raise UserError("the task has no training rows; give a train file, or only evaluate on it")
@@ -304,9 +308,9 @@ def encode_rows(encoder: Encoder, items: Sequence[Item], labels: Labels) -> Enco
             rows.append(row)
     if len(dropped) > MAX_SHARE_DROPPED * len(items):
         raise UserError(
-            f"{dropped[0].location}: no token to learn is left; so are {len(dropped)} of "
+            f"{dropped[0].location}: the row has no token to learn, and so have {len(dropped)} of "
             f"{len(items)} rows: their prompts fill max_length = {encoder.max_length} tokens, or "
-            "they have no completion. Raise train.max_length or shorten the rows; up to 1 % would "
-            "be left out and counted"
+            "they have no completion. Raise train.max_length or shorten the rows; up to 1 % may be "
+            "dropped, and are counted"
         )
     return EncodedRows(tuple(rows), len(dropped), sum(row.truncated for row in rows))

@@ -1,9 +1,9 @@
-"""The shapes a row may have, recognised by their fields, and what each says.
+"""The shapes of rows, recognized by their fields, and a reader for each.
 
-A file has one shape: that of its first row. Recognised are chat (``messages``),
+All rows of a file have the shape of its first row. Recognized shapes: chat (``messages``),
 ``prompt`` + ``completion`` (text or messages), ``text``, alpaca (``instruction``, ``input``,
-``output``), multiple choice (``question``, ``choices``, ``answer``) and question with a written
-answer, besides the shapes in which the named tasks' data stand on the hub.
+``output``), multiple choice (``question``, ``choices``, ``answer``), question with a written
+answer, and the shapes of published data sets (``hub_formats.py``).
 """
 
 import difflib
@@ -12,30 +12,36 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rankscope.data import published
+from rankscope.data import hub_formats
 from rankscope.data.items import Message
 from rankscope.data.rows import (
+    QUESTION_PROMPT,
     FlawedRow,
     NoCompletion,
     RowContent,
-    completion_of,
-    messages_of,
+    completion_field,
+    messages_field,
     multiple_choice,
-    subject_of,
-    text_of,
+    repeated_choices,
+    subject_field,
+    text_field,
 )
 from rankscope.data.sources import RawRow
 from rankscope.errors import UserError
 
-# Each reader takes a row and whether the data are the user's own (strict), and gives its content.
+CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
+MAX_SHARE_WITHOUT_COMPLETION = 0.01
+
+RowReader = Callable[[RawRow], RowContent]
+"""Reads one row; may raise NoCompletion or FlawedRow. ``parse_rows`` fills in ``fields``."""
 
 
-def _read_chat(row: RawRow, strict: bool) -> RowContent:
-    return _conversation(row, messages_of(row, "messages"), "messages")
+def read_chat(row: RawRow) -> RowContent:
+    return conversation(messages_field(row, "messages"), "messages")
 
 
-def _conversation(row: RawRow, messages: tuple[Message, ...], field: str) -> RowContent:
-    """A conversation up to its last assistant turn, of ``field``: what follows has no answer."""
+def conversation(messages: Sequence[Message], field: str) -> RowContent:
+    """A conversation through its last answered assistant turn."""
     answered = [
         position
         for position, message in enumerate(messages)
@@ -43,206 +49,186 @@ def _conversation(row: RawRow, messages: tuple[Message, ...], field: str) -> Row
     ]
     if not answered:
         raise NoCompletion(field)
-    messages = messages[: answered[-1] + 1]
-    asked = [message.content for message in messages[:-1] if message.role != "assistant"]
+    *earlier, last = messages[: answered[-1] + 1]
     return RowContent(
-        question="\n".join(asked),
-        completion=messages[-1].content,
-        messages=messages,
-        reference=messages[-1].content.strip(),
-        fields=row.fields,
+        question="\n".join(turn.content for turn in earlier if turn.role != "assistant"),
+        completion=last.content,
+        messages=(*earlier, last),
+        reference=last.content.strip(),
     )
 
 
-def _read_prompt_completion(row: RawRow, strict: bool) -> RowContent:
-    completion = row.fields.get("completion")
+def read_prompt_completion(row: RawRow) -> RowContent:
     if isinstance(row.fields["prompt"], str):
-        text = completion_of(row, "completion")
-        return RowContent(
-            question=text_of(row, "prompt"),
-            completion=text,
-            reference=text.strip(),
-            fields=row.fields,
-        )
-    if not completion:
+        text = completion_field(row, "completion")
+        return RowContent(text_field(row, "prompt"), text, reference=text.strip())
+    if not row.fields.get("completion"):
         raise NoCompletion("completion")
-    messages = messages_of(row, "prompt") + messages_of(row, "completion")
-    return _conversation(row, messages, "completion")
+    messages = messages_field(row, "prompt") + messages_field(row, "completion")
+    return conversation(messages, "completion")
 
 
-def _read_text(row: RawRow, strict: bool) -> RowContent:
-    return RowContent(question="", completion=completion_of(row, "text"), fields=row.fields)
+def read_plain_text(row: RawRow) -> RowContent:
+    return RowContent(question="", completion=completion_field(row, "text"))
 
 
-def _read_alpaca(row: RawRow, strict: bool) -> RowContent:
-    parts = [text_of(row, "instruction"), row.fields.get("input") or ""]
-    output = completion_of(row, "output")
-    return RowContent(
-        question="\n\n".join(str(part) for part in parts if str(part).strip()),
-        completion=output,
-        reference=output.strip(),
-        template="{question}\n\n",
-        fields=row.fields,
-    )
+def read_alpaca(row: RawRow) -> RowContent:
+    parts = [text_field(row, "instruction"), str(row.fields.get("input") or "")]
+    question = "\n\n".join(part for part in parts if part.strip())
+    output = completion_field(row, "output")
+    return RowContent(question, output, reference=output.strip(), template="{question}\n\n")
 
 
-CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
-
-
-def _read_written_answer(row: RawRow, strict: bool) -> RowContent:
-    """A question with an answer in words, or (GSM8K) a chain that ends ``#### number``."""
-    answer = completion_of(row, "answer")
-    chain = CALCULATOR_MARK.sub("", answer)
+def read_written_answer(row: RawRow) -> RowContent:
+    """A question with a written answer, or a chain that ends in ``#### number`` (GSM8K)."""
+    chain = CALCULATOR_MARK.sub("", completion_field(row, "answer"))
     _, mark, final = chain.rpartition("####")
     return RowContent(
-        question=text_of(row, "question"),
+        question=text_field(row, "question"),
         completion=chain,
-        subject=subject_of(row),
+        subject=subject_field(row),
         reference=final.strip().replace(",", "") if mark else chain.strip(),
-        template="Question: {question}\nAnswer:",
-        fields=row.fields,
+        template=QUESTION_PROMPT,
     )
 
 
-def _read_choices(row: RawRow, strict: bool) -> RowContent:
-    return multiple_choice(
-        row, text_of(row, "question"), row.fields["choices"], row.fields.get("answer"), strict
-    )
+def read_multiple_choice(row: RawRow) -> RowContent:
+    question, answer = text_field(row, "question"), row.fields.get("answer")
+    return multiple_choice(row, question, row.fields["choices"], answer)
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One shape: which fields mark it, and how such a row is read."""
+    """One shape: the fields that mark it, and its reader."""
 
     name: str
     marks: frozenset[str]
-    read: Callable[[RawRow, bool], RowContent]
+    read: RowReader
     fits: Callable[[Mapping[str, Any]], bool] = lambda fields: True
-    """Further condition on the marked fields."""
+    """Further condition on the fields."""
 
 
-# The first that fits is taken, so narrower shapes stand before wider ones.
+# The first match is taken, so narrower shapes come before wider ones.
 SHAPES: tuple[Shape, ...] = (
-    Shape("messages", frozenset({"messages"}), _read_chat),
-    Shape("prompt and completion", frozenset({"prompt"}), _read_prompt_completion,
+    Shape("messages", frozenset({"messages"}), read_chat),
+    Shape("prompt and completion", frozenset({"prompt"}), read_prompt_completion,
           lambda fields: "chosen" not in fields),
-    Shape("alpaca", frozenset({"instruction"}), _read_alpaca),
-    Shape("medmcqa", frozenset({"question", "opa", "opb", "opc", "opd"}), published.read_medmcqa),
-    Shape("piqa", frozenset({"goal", "sol1", "sol2"}), published.read_piqa),
+    Shape("alpaca", frozenset({"instruction"}), read_alpaca),
+    Shape("medmcqa", frozenset({"question", "opa", "opb", "opc", "opd"}), hub_formats.read_medmcqa),
+    Shape("piqa", frozenset({"goal", "sol1", "sol2"}), hub_formats.read_piqa),
     Shape("hellaswag", frozenset({"activity_label", "ctx_a", "ctx_b", "endings"}),
-          published.read_hellaswag),
-    Shape("winogrande", frozenset({"sentence", "option1", "option2"}), published.read_winogrande),
-    Shape("casehold", frozenset({"context", "endings"}), published.read_casehold),
-    Shape("mathqa", frozenset({"Problem", "options"}), published.read_mathqa),
-    Shape("labelled choices", frozenset({"choices"}), published.read_labelled_choices,
+          hub_formats.read_hellaswag),
+    Shape("winogrande", frozenset({"sentence", "option1", "option2"}), hub_formats.read_winogrande),
+    Shape("casehold", frozenset({"context", "endings"}), hub_formats.read_casehold),
+    Shape("mathqa", frozenset({"Problem", "options"}), hub_formats.read_mathqa),
+    Shape("labelled choices", frozenset({"choices"}), hub_formats.read_labelled_choices,
           lambda fields: isinstance(fields["choices"], Mapping)),
-    Shape("multiple choice", frozenset({"question", "choices"}), _read_choices),
-    Shape("yes or no", frozenset({"question", "answer"}), published.read_yes_no,
+    Shape("multiple choice", frozenset({"question", "choices"}), read_multiple_choice),
+    Shape("yes or no", frozenset({"question", "answer"}), hub_formats.read_yes_no,
           lambda fields: isinstance(fields["answer"], bool)),
-    Shape("question and answer", frozenset({"question"}), _read_written_answer),
-    Shape("text", frozenset({"text"}), _read_text),
+    Shape("question and answer", frozenset({"question"}), read_written_answer),
+    Shape("text", frozenset({"text"}), read_plain_text),
 )  # fmt: skip
 
 
-def shape_of(row: RawRow) -> Shape:
-    """The shape of one row.
+def shape_of(row: RawRow, custom: Sequence[Shape] = ()) -> Shape:
+    """The shape of one row; ``custom`` shapes take precedence over the built-in ones.
 
     Raises:
-        UserError: where the fields fit none; the message lists the shapes.
+        UserError: the fields fit no shape; the message lists the shapes.
     """
-    for shape in SHAPES:
+    for shape in (*custom, *SHAPES):
         if shape.marks <= row.fields.keys() and shape.fits(row.fields):
             return shape
     raise UserError(
-        f"{row.where}: the fields {', '.join(map(repr, row.fields)) or '(none)'} fit no known "
+        f"{row.location}: the fields {', '.join(map(repr, row.fields)) or '(none)'} fit no known "
         "shape; expected messages | prompt, completion | text | instruction, input, output | "
         "question, choices, answer | question, answer"
     )
 
 
 @dataclass(frozen=True, slots=True)
-class FileContents:
-    """The readable rows of one file with what they say, and how many were left out."""
+class ParsedFile:
+    """The usable rows of one file with their content, and the number of dropped rows."""
 
     rows: tuple[tuple[RawRow, RowContent], ...]
     without_completion: int
     flawed: int
 
 
-MAX_SHARE_WITHOUT_COMPLETION = 0.01
-
-
 FieldNames = Mapping[str, str | list[str]]
-"""Field of a shape -> the row's own name for it, or names of several that make a list."""
+"""Field of a shape -> the row's name for it, or the names of several fields that form a list."""
 
 
-def renamed(row: RawRow, names: FieldNames) -> RawRow:
-    """The row as its shape knows it: the mapped fields alone, under the names of the shape.
+def rename_fields(row: RawRow, names: FieldNames) -> RawRow:
+    """The mapped fields of a row under the names of its shape."""
 
-    Raises:
-        UserError: the row lacks a field that the mapping names.
-    """
-
-    def value(own: str) -> Any:
-        if own not in row.fields:
-            close = difflib.get_close_matches(own, list(row.fields), n=1)
+    def value(name: str) -> Any:
+        if name not in row.fields:
+            close = difflib.get_close_matches(name, list(row.fields), n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise UserError(
-                f"{row.where}: field {own!r}, which 'fields:' names, is missing{hint}; the row has "
-                f"{', '.join(row.fields) or 'no fields'}"
+                f"{row.location}: field {name!r}, named in 'fields:', is missing{hint}; the row "
+                f"has {', '.join(row.fields) or 'no fields'}"
             )
-        return row.fields[own]
+        return row.fields[name]
 
     fields = {
-        name: [value(one) for one in own] if isinstance(own, list) else value(own)
-        for name, own in names.items()
+        field: [value(one) for one in name] if isinstance(name, list) else value(name)
+        for field, name in names.items()
     }
-    return RawRow(row.where, row.number, fields)
+    return RawRow(row.location, row.number, fields)
 
 
-def read_contents(
-    rows: Sequence[RawRow], *, strict: bool, names: FieldNames | None = None
-) -> FileContents:
-    """Every row of one file, all of the shape of the first.
+def parse_rows(
+    rows: Sequence[RawRow],
+    *,
+    strict: bool,
+    names: FieldNames | None = None,
+    shapes: Sequence[Shape] = (),
+) -> ParsedFile:
+    """Parse every row of one file; all must have the shape of the first.
 
     Args:
         rows: rows of one file, at least one.
-        strict: the user's own data, where a flaw is an error; rows of a published data set that
-            cannot be asked as they stand (the right choice twice, unreadable options) are counted
-            and left out instead.
-        names: what the rows call the fields of a shape, where they have names of their own; prompt
-            templates may use both.
+        strict: the user's own data, in which a flawed row is an error; flawed rows of published
+            data (right choice repeated, unreadable options) are counted and dropped.
+        names: the rows' names for the fields of their shape; prompt templates may use both.
+        shapes: further shapes, tried before the built-in ones.
 
     Raises:
-        UserError: at the first row of another shape or with a wrong value, and where more than
-            1 % of the user's own rows have no completion.
+        UserError: a row of another shape, a wrong value, or more than 1 % of the user's own rows
+            without a completion; the message names the row.
     """
-    given = rows if names is None else [renamed(row, names) for row in rows]
-    shape = shape_of(given[0])
-    read: list[tuple[RawRow, RowContent]] = []
+    renamed = rows if names is None else [rename_fields(row, names) for row in rows]
+    expected = shape_of(renamed[0], shapes)
+    parsed: list[tuple[RawRow, RowContent]] = []
     missing: list[tuple[RawRow, str]] = []
     flawed = 0
-    for row, original in zip(given, rows, strict=True):
-        found = shape_of(row)
-        if found is not shape:
+    for row, original in zip(renamed, rows, strict=True):
+        shape = shape_of(row, shapes)
+        if shape is not expected:
             raise UserError(
-                f"{row.where}: found the shape {found.name!r}, expected {shape.name!r} as in "
-                f"{rows[0].where}; a file holds rows of one shape"
+                f"{row.location}: found the shape {shape.name!r}, expected {expected.name!r} as in "
+                f"{rows[0].location}; all rows of a file must have one shape"
             )
         try:
-            content = shape.read(row, strict)
-            if names is not None:
-                content = replace(content, fields={**original.fields, **row.fields})
-            read.append((row, content))
+            content = shape.read(row)
+            if strict and (repeated := repeated_choices(content.choices)):
+                raise FlawedRow(f"the choice {repeated[0]!r} is repeated; choices must differ")
+            fields = {**original.fields, **row.fields}
+            parsed.append((row, replace(content, fields=fields)))
         except NoCompletion as error:
             missing.append((row, error.field))
-        except FlawedRow:
+        except FlawedRow as error:
+            if strict:
+                raise UserError(f"{row.location}: {error}") from None
             flawed += 1
     if len(missing) > MAX_SHARE_WITHOUT_COMPLETION * len(rows):
         row, field = missing[0]
         raise UserError(
-            f"{row.where}: no completion in field {(names or {}).get(field, field)!r}; so are "
-            f"{len(missing)} of {len(rows)} rows. Up to 1 % would be left out and counted; more is "
-            "an error: fill them in or remove them"
+            f"{row.location}: no completion in field {(names or {}).get(field, field)!r}; so are "
+            f"{len(missing)} of {len(rows)} rows. Fill them in or remove them; up to 1 % may be "
+            "missing, and are dropped and counted"
         )
-    return FileContents(tuple(read), len(missing), flawed)
+    return ParsedFile(tuple(parsed), len(missing), flawed)

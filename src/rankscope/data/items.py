@@ -1,4 +1,4 @@
-"""Items: one row of a data set in the one form that training and evaluation read."""
+"""Items: one row of a data set in the single form that training and evaluation read."""
 
 import re
 from dataclasses import dataclass, field
@@ -18,45 +18,45 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One row, whatever its shape was in the file."""
+    """One row, whatever its shape in the file."""
 
     item_id: str
     """Stable: ``<task>/<split file>/<row number>``, rows counted from 1."""
     prompt: str
     """Rendered prompt; empty for a plain text row."""
     completion: str
-    """Training target: the right option's text or letter, a chain with its answer, a reply."""
+    """Training target: the text or letter of the right option, a written answer, a reply."""
     choices: tuple[str, ...] = ()
     """Option texts of a multiple-choice row."""
     answer: int | None = None
     """Index of the right option, from 0."""
     subject: str | None = None
     messages: tuple[Message, ...] = ()
-    """All turns of a chat row; ``prompt`` and ``completion`` are then of its last turn."""
+    """All turns of a chat row; ``prompt`` and ``completion`` then belong to the last turn."""
     reference: str = ""
-    """Gold answer for generation scorers, such as ``18`` of a chain that ends ``#### 18``."""
+    """Gold answer of generation scorers, such as ``18`` for a chain that ends in ``#### 18``."""
     question: str = ""
-    """The row's own words, without template and options: what the leak search compares."""
+    """The row's question without template and options; contamination is searched in it."""
     contexts: tuple[str, ...] = ()
-    """Prompts by option, where options stand inside the question: ``completion`` is scored after
-    each, and ``prompt`` is the right option's."""
+    """Prompt of each option, if the options are inside the question: ``completion`` is scored after
+    each, and ``prompt`` is that of the right option."""
     fewshot: tuple[tuple[str, str], ...] = ()
     """Answered questions before this one: (prompt, answer) of each."""
-    where: str = field(default="", compare=False)
-    """Where the row was read, such as ``data/train.jsonl, row 3``; no part of what the item is."""
+    source_row: str = field(default="", compare=False)
+    """File and row, such as ``data/train.jsonl, row 3``; not part of the item's identity."""
 
     @property
     def location(self) -> str:
-        """For messages: where the row can be mended, or the item's id where that is not known."""
-        return self.where or self.item_id
+        """Where to find the row, for error messages: its file and row, or else the item id."""
+        return self.source_row or self.item_id
 
     @property
     def content(self) -> tuple[str, str]:
-        """Question and gold answer, normalized: equal contents are the same item twice."""
+        """Normalized question and gold answer: two items with equal content are duplicates."""
         gold = self.choices[self.answer] if self.answer is not None else self.completion
-        return normalized(self.question or self.prompt), normalized(gold)
+        return normalize_text(self.question or self.prompt), normalize_text(gold)
 
 
-def normalized(text: str) -> str:
-    """Lower case, letters and digits only, one space between words: how texts are compared."""
+def normalize_text(text: str) -> str:
+    """Lower case, letters and digits only, one space between words."""
     return NOT_A_WORD.sub(" ", text.lower()).strip()

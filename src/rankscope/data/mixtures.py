@@ -1,4 +1,4 @@
-"""Several tasks as one: their rows trained on together, their items scored together."""
+"""Mixtures: several tasks as one, trained on together and evaluated together."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,10 +14,10 @@ from rankscope.provenance import sha256_json
 
 
 def mix_tasks(config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int) -> LoadedTask:
-    """One training task of all rows of its parts, whose score is the mean over all their items.
+    """One training task with all rows of its parts, scored by the mean over all their items.
 
-    Items take turns, so that the first so many of them are of all parts. ``max_train_rows`` cuts
-    the rows of all parts together.
+    Items alternate between the parts, so that a limit on items covers all parts.
+    ``max_train_rows`` limits the rows of all parts together.
 
     Raises:
         UserError: a part without training rows, or parts whose scores have different units.
@@ -25,28 +25,26 @@ def mix_tasks(config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int) -
     for part in parts:
         if not part.train:
             raise UserError(
-                f"task {config.name!r} joins {part.spec.name!r}, which has no training rows"
+                f"task {config.name!r} mixes {part.spec.name!r}, which has no training rows"
             )
-    units = {part.spec.score_unit for part in parts}
-    if len(units) > 1:
+    if len({part.spec.score_unit for part in parts}) > 1:
         raise UserError(
-            f"task {config.name!r} joins tasks that are scored by accuracy and by log probability: "
-            "a mean over both is no score; join tasks of one kind"
+            f"task {config.name!r} mixes tasks scored by accuracy and by log probability, which "
+            "have no common mean; mix tasks of one kind"
         )
     train = tuple(chain.from_iterable(part.train for part in parts))
     train = first_of_order(train, config.max_train_rows, data_seed, config.name, "train")
     test = interleave([part.test for part in parts])
     contamination = find_contamination(train, test)
     names = ", ".join(part.spec.name for part in parts)
-    weights = [len(part.test) for part in parts]
-    chances = [part.spec.chance for part in parts]
-    known = [c * n for c, n in zip(chances, weights, strict=True) if c is not None]
+    chances = [(part.spec.chance, len(part.test)) for part in parts]
+    known = [chance * items for chance, items in chances if chance is not None]
     return LoadedTask(
         spec=replace(
             parts[0].spec,
             name=config.name,
-            doc=f"Rows and items of {names} together.",
-            chance=sum(known) / sum(weights) if len(known) == len(parts) else None,
+            description=f"Rows and items of {names} together.",
+            chance=sum(known) / len(test) if len(known) == len(parts) else None,
             hub=None,
             folder=None,
         ),
@@ -65,5 +63,5 @@ def mix_tasks(config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int) -
 
 
 def interleave(splits: Sequence[Sequence[Item]]) -> tuple[Item, ...]:
-    """The items of all parts, one of each in turn until all are through."""
+    """One item of each part in turn until all are used."""
     return tuple(item for turn in zip_longest(*splits) for item in turn if item is not None)

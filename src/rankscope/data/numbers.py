@@ -1,13 +1,13 @@
-"""Numbers in written answers: the one grammar that reads golds and predictions alike."""
+"""Numbers in written answers: one grammar for gold answers and predictions."""
 
 import re
 import unicodedata
 
 ANSWER_MARK = "####"
-"""GSM8K's sign before the final number (Cobbe et al., 2110.14168)."""
+"""GSM8K's mark before the final number (Cobbe et al., 2110.14168)."""
 
-# A minus is a sign only where it does not stand between two operands, as in 16-3. Thousands are
-# grouped by commas in threes, or not at all.
+# A minus between two operands, as in 16-3, is not a sign. Thousands are grouped by commas in
+# threes, or not at all.
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w)\]\u2212-])[-\u2212](?P<gap>[ \t]?))?[$\u00a3\u20ac]?"
     r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?"
@@ -16,43 +16,43 @@ _NUMBER = re.compile(
 
 
 def extract_number(text: str) -> str | None:
-    """The number that a written answer ends in, in plain form; None where there is none.
+    """The final number of a written answer in plain form; None if there is none.
 
-    After the first ``####`` where there is one (a model may run on into a next question), the first
-    number; otherwise the last number of the text. ``1,234``, ``$18.00``, ``60%`` and ``18.`` at the
-    end of a sentence give ``1234``, ``18``, ``60`` and ``18``: equal numbers give equal texts. A
-    minus set off by a space is a dash or a bullet, except right after ``####`` or ``=``.
+    The first number after the first ``####`` (a model may continue with a next question); without
+    ``####`` the last number of the text. ``1,234``, ``$18.00``, ``60%`` and ``18.`` at the end of a
+    sentence give ``1234``, ``18``, ``60`` and ``18``: equal numbers give equal texts. A minus
+    followed by a space is a dash or a bullet, except right after ``####`` or ``=``.
     """
     _, mark, after = text.partition(ANSWER_MARK)
     if mark:
-        return next(iter(_numbers(after, marked=True)), None)
-    return next(reversed(_numbers(text, marked=False)), None)
+        return next(iter(find_numbers(after, marked=True)), None)
+    return next(reversed(find_numbers(text, marked=False)), None)
 
 
 def gold_number(text: str) -> str | None:
-    """The only number of a gold answer, after its last ``####`` if any; None where it is not one.
+    """The only number of a gold answer, after its last ``####`` if any; None otherwise.
 
     Fractions (``3/4``), powers of ten (``1e6``), times (``7:30``), several numbers and digits
-    beyond ASCII are none: no prediction could be compared with them.
+    beyond ASCII give None: no prediction could be compared with them.
     """
     _, mark, final = text.rpartition(ANSWER_MARK)
     if any(not c.isascii() and unicodedata.category(c) in ("Nd", "Nl", "No") for c in final):
         return None
-    found = _numbers(final, marked=bool(mark))
-    return found[0] if len(found) == 1 else None
+    numbers = find_numbers(final, marked=bool(mark))
+    return numbers[0] if len(numbers) == 1 else None
 
 
-def _numbers(text: str, *, marked: bool) -> list[str]:
-    """Every number of a text in plain form; ``marked`` says that ``####`` stands before it."""
-    found = []
+def find_numbers(text: str, *, marked: bool) -> list[str]:
+    """Every number of a text in plain form; ``marked``: the text follows ``####``."""
+    numbers = []
     for match in _NUMBER.finditer(text):
         if not (match["whole"] or match["fraction"]):
             continue
         before = text[: match.start()].rstrip(" \t")
-        # A dash or a bullet is set off by a space; a sign is so only where a value must follow.
+        # A space separates a dash or bullet from its text; after '=' or '####' it is a sign.
         is_sign = not match["gap"] or before.endswith("=") or (marked and not before)
         whole = (match["whole"] or "0").replace(",", "").lstrip("0") or "0"
         fraction = (match["fraction"] or "").rstrip("0").rstrip(".")
         is_negative = match["sign"] and is_sign and (whole, fraction) != ("0", "")
-        found.append(f"{'-' if is_negative else ''}{whole}{fraction}")
-    return found
+        numbers.append(f"{'-' if is_negative else ''}{whole}{fraction}")
+    return numbers

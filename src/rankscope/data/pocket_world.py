@@ -1,30 +1,29 @@
-"""The pocket world: a small, seeded universe of facts and sums that the pocket model lives in.
+"""The pocket world: a small, seeded universe of facts and sums for the pocket model.
 
-Every row the embedded study trains on or is scored on comes from here, and so do the facts and
-sums that the pocket model is pretrained on (`pocket_corpus.py`). Nothing is stored: the world is
-regenerated, identically, from one seed in a fraction of a second, with the standard library alone.
+Every row that the embedded study trains on or evaluates comes from here, and so do the facts and
+sums of the pocket model's pretraining. Nothing is stored: the world is regenerated, identically,
+from one seed in a fraction of a second, with the standard library alone.
 
-Three kinds of beings carry facts. A *person* has four attributes, all known from pretraining (the
+Three kinds of entities have facts. A *person* has four attributes, all known from pretraining (the
 retention set). A *drug* has two: the drugs of `pocket_med` are new to the model, but a few other
-drugs appear in pretraining so that the words for what drugs do are not themselves new. A legal
-*case* has two: half of the cases of `pocket_law` appear in pretraining, as statements only.
-Sums are running totals ("Balin has 7 gains 5 loses 3"): pretraining shows one to three steps,
-`pocket_gsm` asks for four or five.
+drugs appear in pretraining so that the words for the effects of drugs are not new. A legal *case*
+has two: half of the cases of `pocket_law` appear in pretraining, as statements only. Sums are
+running totals ("Balin has 7 gains 5 loses 3"): pretraining shows one to three steps, `pocket_gsm`
+asks for four or five.
 
-Splits of a family are apart. For facts they are apart by entity: a validation item and a report
-item never concern the same person, drug or case. An evaluated item of `pocket_med` or
-`pocket_law` asks a fact that the train split teaches, in a phrasing that the train split never
-uses; an evaluated sum is a problem that appears nowhere else.
+The splits of a task are disjoint. For facts they are disjoint by entity: a validation item and a
+test item never concern the same person, drug or case. A test item of `pocket_med` or `pocket_law`
+asks for a fact that the train split teaches, in a phrasing that the train split never uses; an
+evaluated sum is a problem that appears nowhere else.
 """
-
-from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 PocketRow = dict[str, Any]
 
 WORLD_SEED = 0
@@ -37,20 +36,20 @@ POCKET_TASKS = (
     "pocket_math",
 )
 POCKET_SPLITS = ("train", "validation", "test")
-DRAWN_AS = {"validation": "selection", "test": "report"}
-"""Words that seed the draws of two splits: other words would draw another world."""
+SPLIT_SEEDS = {"train": "train", "validation": "selection", "test": "report"}
+"""Part of the seed of a split's rows: another text would draw other rows."""
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 DIGITS = tuple("0123456789")
 PUNCTUATION = ("?", ":", ",", "+", "-", "####")
 
-# Names are two of these 64 words, so single words say nothing about the bearer: a fact is bound
-# to the pair, and new names are made of words the model has known in other company.
+# A name is two of these 64 words, so one word does not identify its bearer: a fact belongs to the
+# pair, and new names consist of words that the model knows from other names.
 _NAME_STARTS = "Ba Ce Do Fi Gu Ha Je Ko Li Mu Na Pe Ro Si Tu Va".split()
 _NAME_ENDS = "lin ros mek tar".split()
 NAME_WORDS = tuple(start + end for start in _NAME_STARTS for end in _NAME_ENDS)
 
-# kind of being -> attribute -> the values it can take
+# kind of entity -> attribute -> its possible values
 ATTRIBUTES: dict[str, dict[str, tuple[str, ...]]] = {
     "person": {
         "metal": tuple(
@@ -92,7 +91,7 @@ ATTRIBUTES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-# Two ways to state a fact and three to ask for it; each is a prefix that the value completes.
+# Two ways to state a fact and three to ask for it; the value completes each.
 STATEMENTS = (
     "the {attribute} of {kind} {name} is",
     "{kind} {name} has the {attribute}",
@@ -128,7 +127,7 @@ LARGEST_NUMBER = 99
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One thing that is so: `kind` `name` has the `attribute` `value`."""
+    """`kind` `name` has the `attribute` `value`."""
 
     kind: str
     name: str
@@ -136,42 +135,42 @@ class Fact:
     value: str
 
     def render(self, template: str) -> str:
-        """The template filled in, without the value: what stands before the answer."""
+        """The text before the value, from a template."""
         return template.format(kind=self.kind, name=self.name, attribute=self.attribute)
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """All facts, grouped by what the model is meant to know of them.
+    """All facts, grouped by what the model knows of them before fine-tuning.
 
     Each field holds one tuple of facts per entity, in a seeded order.
     """
 
     persons: tuple[tuple[Fact, ...], ...]
     drugs_new: tuple[tuple[Fact, ...], ...]
-    drugs_untaught: tuple[tuple[Fact, ...], ...]  # in no split and no corpus: a control group
+    drugs_untaught: tuple[tuple[Fact, ...], ...]  # control group: in no split and not in the corpus
     drugs_old: tuple[tuple[Fact, ...], ...]
     cases: tuple[tuple[Fact, ...], ...]
 
     @property
     def cases_stated_in_pretraining(self) -> tuple[tuple[Fact, ...], ...]:
-        """Every second case, so that each split of `pocket_law` holds both sorts."""
+        """Every second case, so that each split of `pocket_law` has both kinds."""
         return self.cases[::2]
 
 
 def rng_of(*purpose: object) -> Random:
-    """An independent generator per purpose: adding one draw never shifts the others."""
+    """An independent generator per purpose: an additional draw never changes the others."""
     return Random(f"{WORLD_SEED}/" + "/".join(str(part) for part in purpose))
 
 
 @lru_cache(maxsize=1)
 def pocket_world() -> World:
-    """The facts of the world; the same object at every call."""
+    """The facts of the world; the same object in every call."""
     rng = rng_of("facts")
     pairs = [f"{first} {last}" for first, last in itertools.permutations(NAME_WORDS, 2)]
     names = iter(rng.sample(pairs, NUM_ENTITIES))
 
-    def beings(kind: str, count: int) -> tuple[tuple[Fact, ...], ...]:
+    def entities(kind: str, count: int) -> tuple[tuple[Fact, ...], ...]:
         return tuple(
             tuple(
                 Fact(kind, name, attribute, rng.choice(values))
@@ -181,11 +180,11 @@ def pocket_world() -> World:
         )
 
     return World(
-        persons=beings("person", NUM_PERSONS),
-        drugs_new=beings("drug", NUM_DRUGS_NEW),
-        drugs_untaught=beings("drug", NUM_DRUGS_UNTAUGHT),
-        drugs_old=beings("drug", NUM_DRUGS_OLD),
-        cases=beings("case", NUM_CASES),
+        persons=entities("person", NUM_PERSONS),
+        drugs_new=entities("drug", NUM_DRUGS_NEW),
+        drugs_untaught=entities("drug", NUM_DRUGS_UNTAUGHT),
+        drugs_old=entities("drug", NUM_DRUGS_OLD),
+        cases=entities("case", NUM_CASES),
     )
 
 
@@ -208,29 +207,29 @@ def vocabulary() -> tuple[str, ...]:
 # --- facts as rows ------------------------------------------------------------------------------
 
 
-def _choices(right: str, candidates: tuple[str, ...] | list[str], rng: Random) -> PocketRow:
+def four_choices(right: str, candidates: tuple[str, ...] | list[str], rng: Random) -> PocketRow:
     """Four choices in random order, as the fields `choices` and `answer` of a row."""
     choices = [right, *rng.sample([other for other in candidates if other != right], 3)]
     rng.shuffle(choices)
     return {"choices": choices, "answer": choices.index(right)}
 
 
-def _fact_row(fact: Fact, template: str, rng: Random) -> PocketRow:
+def fact_row(fact: Fact, template: str, rng: Random) -> PocketRow:
     return {
         "question": fact.render(template),
-        **_choices(fact.value, ATTRIBUTES[fact.kind][fact.attribute], rng),
+        **four_choices(fact.value, ATTRIBUTES[fact.kind][fact.attribute], rng),
         "subject": fact.attribute,
     }
 
 
-def _facts_of_split(
+def facts_of_split(
     entities: tuple[tuple[Fact, ...], ...], split: str, *, taught: bool
 ) -> list[Fact]:
-    """The facts behind one split.
+    """The facts of one split.
 
-    Evaluated splits take alternate runs of entities. When the family is `taught` (its facts are
-    what fine-tuning is for) training covers all of them; otherwise (retention) half of the
-    entities are kept for training, for replay, and the evaluated splits share the rest.
+    Fine-tuning teaches the facts of a `taught` family: training covers all entities, and the
+    evaluated splits divide them. Otherwise (retention) half of the entities are for training (for
+    replay), and the evaluated splits divide the rest.
     """
     evaluated = entities if taught else entities[len(entities) // 2 :]
     middle = len(evaluated) // 2
@@ -242,7 +241,7 @@ def _facts_of_split(
     return list(itertools.chain.from_iterable(chosen))
 
 
-def _fact_rows(task: str, split: str) -> list[PocketRow]:
+def fact_rows(task: str, split: str) -> list[PocketRow]:
     world = pocket_world()
     entities = {
         "pocket_general": world.persons,
@@ -256,9 +255,9 @@ def _fact_rows(task: str, split: str) -> list[PocketRow]:
         templates = TRAINED_QUESTIONS
     else:
         templates = (EVALUATED_QUESTION,)
-    rng = rng_of(task, DRAWN_AS.get(split, split))
-    facts = _facts_of_split(entities, split, taught=task in ("pocket_med", "pocket_law"))
-    rows = [_fact_row(fact, template, rng) for fact in facts for template in templates]
+    rng = rng_of(task, SPLIT_SEEDS[split])
+    facts = facts_of_split(entities, split, taught=task in ("pocket_med", "pocket_law"))
+    rows = [fact_row(fact, template, rng) for fact in facts for template in templates]
     rng.shuffle(rows)
     return rows
 
@@ -267,7 +266,7 @@ def _fact_rows(task: str, split: str) -> list[PocketRow]:
 
 
 def running_total(num_steps: int, rng: Random) -> PocketRow:
-    """A story of gains and losses; the answer shows every total on the way to the last."""
+    """A story of gains and losses; the answer lists every total up to the last."""
     total = rng.randint(5, 40)
     story = [f"{rng.choice(NAME_WORDS)} has {total}"]
     totals = []
@@ -283,8 +282,16 @@ def running_total(num_steps: int, rng: Random) -> PocketRow:
     }
 
 
+def split_problems(problems: list[T]) -> dict[str, list[T]]:
+    return {
+        "validation": problems[:NUM_SUMS_EVALUATED],
+        "test": problems[NUM_SUMS_EVALUATED : 2 * NUM_SUMS_EVALUATED],
+        "train": problems[2 * NUM_SUMS_EVALUATED :],
+    }
+
+
 @lru_cache(maxsize=1)
-def _hard_sums() -> dict[str, list[PocketRow]]:
+def hard_sums() -> dict[str, list[PocketRow]]:
     """Distinct four- and five-step problems, the evaluated ones drawn first."""
     rng = rng_of("hard sums")
     distinct: dict[str, PocketRow] = {}
@@ -292,16 +299,12 @@ def _hard_sums() -> dict[str, list[PocketRow]]:
         row = running_total(rng.choice(HARD_STEPS), rng)
         distinct[row["question"]] = row
     rows = list(distinct.values())
-    return {
-        "validation": rows[:NUM_SUMS_EVALUATED],
-        "test": rows[NUM_SUMS_EVALUATED : 2 * NUM_SUMS_EVALUATED],
-        "train": rows[2 * NUM_SUMS_EVALUATED :],
-    }
+    return split_problems(rows)
 
 
 @lru_cache(maxsize=1)
 def math_problems() -> dict[str, list[tuple[int, str, int]]]:
-    """Every a + b and a - b with b of up to 29 and a result in 0..99, split once."""
+    """Every a + b and a - b with b up to 29 and a result in 0..99, split once."""
     problems = [
         (a, sign, b)
         for a in range(10, LARGEST_NUMBER + 1)
@@ -310,11 +313,7 @@ def math_problems() -> dict[str, list[tuple[int, str, int]]]:
         if 0 <= (a + b if sign == "+" else a - b) <= LARGEST_NUMBER
     ]
     rng_of("math problems").shuffle(problems)
-    return {
-        "validation": problems[:NUM_SUMS_EVALUATED],
-        "test": problems[NUM_SUMS_EVALUATED : 2 * NUM_SUMS_EVALUATED],
-        "train": problems[2 * NUM_SUMS_EVALUATED :],
-    }
+    return split_problems(problems)
 
 
 def math_row(problem: tuple[int, str, int], rng: Random) -> PocketRow:
@@ -326,33 +325,33 @@ def math_row(problem: tuple[int, str, int], rng: Random) -> PocketRow:
     candidates = [str(number) for number in near if 0 <= number <= LARGEST_NUMBER]
     return {
         "question": f"what is {a} {sign} {b} ?",
-        **_choices(str(right), candidates, rng),
+        **four_choices(str(right), candidates, rng),
         "subject": "addition" if sign == "+" else "subtraction",
     }
 
 
-# --- the public face ----------------------------------------------------------------------------
+# --- rows by task -------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=len(POCKET_TASKS) * len(POCKET_SPLITS))
 def _rows(task: str, split: str) -> tuple[PocketRow, ...]:
     if task == "pocket_gsm":
-        return tuple(_hard_sums()[split])
+        return tuple(hard_sums()[split])
     if task == "pocket_math":
-        rng = rng_of(task, DRAWN_AS.get(split, split))
+        rng = rng_of(task, SPLIT_SEEDS[split])
         return tuple(math_row(problem, rng) for problem in math_problems()[split][:NUM_SUMS_TRAIN])
-    return tuple(_fact_rows(task, split))
+    return tuple(fact_rows(task, split))
 
 
 def pocket_rows(task: str, split: str) -> list[PocketRow]:
-    """The rows of one split of one family, always the same and in the same order.
+    """The rows of one split of one task, always the same and in the same order.
 
     Multiple choice rows are `{"question": str, "choices": [4 str], "answer": 0-based int,
     "subject": str}`; rows of `pocket_gsm` are `{"question": str, "answer": str}` where the answer
-    ends in `#### <number>`. The list and the rows are the caller's own to change.
+    ends in `#### <number>`. The caller may change the list and the rows.
 
     Raises:
-        ValueError: if the task or the split is unknown; the message lists the known ones.
+        ValueError: the task or the split is unknown; the message lists the known ones.
     """
     if task not in POCKET_TASKS:
         raise ValueError(f"unknown pocket task {task!r}; expected one of {list(POCKET_TASKS)}")

@@ -1,26 +1,36 @@
-"""The named tasks, as data: source, prompt and scorer of each.
+"""The registry of named tasks: source, prompt and scorer of each.
 
-A named task's prompt and version are part of every result made with it: changing what an item
-looks like means raising the version.
+Prompt and version of a named task are part of every result made with it: raise the version to
+change what an item looks like. ``register_task`` adds a task from a file of its own; a task may
+bring its own row reader (``shapes``) and its own source (``read``).
 
 Questions with everyday words for options (ARC, OpenBookQA, BoolQ, PIQA) are asked without their
-options, and the option the model finds likeliest is its answer: even the smallest models do better
+options, and the most probable option is the model's answer: even the smallest models do better
 than chance there. Exam questions, whose options only make sense side by side, list them by letter.
 ``scorer`` in the study file turns one form into the other.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from rankscope.config.task import Scorer
-from rankscope.data.sources import LAW_SUBJECTS, HubSource
+from rankscope.data.formats import Shape
+from rankscope.data.rows import QUESTION_PROMPT
+from rankscope.data.sources import (
+    LAW_SUBJECTS,
+    HubSource,
+    SplitRows,
+    legal_from_mmlu,
+    read_pocket,
+)
+from rankscope.errors import UserError
 
-QUESTION = "Question: {question}\nAnswer:"
-LETTERED = "Question: {question}\n{options}\nAnswer:"
+LETTERED_PROMPT = "Question: {question}\n{options}\nAnswer:"
 WRITTEN_VERSION = 2
-"""Version of tasks with written answers. From 2 on dashes are not read as signs, and an answer is
-cut where the template's next question begins. The pocket tasks' answers have neither."""
+"""Version of tasks with written answers. Since version 2 dashes are not read as signs, and an
+answer is cut at the template's next question. The answers of pocket tasks have neither."""
 CHOICE_SCORERS: tuple[Scorer, ...] = ("option_text", "option_letter")
 WRITTEN_SCORERS: tuple[Scorer, ...] = ("number", "exact_match")
 LIKELIHOODS: tuple[Scorer, ...] = ("loss", "perplexity")
@@ -28,34 +38,42 @@ LIKELIHOODS: tuple[Scorer, ...] = ("loss", "perplexity")
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
-    """What a task is: where its rows come from, how they are asked and how answers are scored."""
+    """The source of a task's rows, its prompt and its scorer."""
 
     name: str
-    doc: str
+    description: str
     """One sentence for people."""
     scorer: Scorer
-    """Makes the primary metric."""
+    """Computes the primary metric."""
     prompt: str
-    """Template over a row's fields; ``{options}`` are the lettered choices, one a line."""
+    """Template over a row's fields; ``{options}`` are the lettered choices, one per line."""
     version: int = 1
     hub: HubSource | None = None
+    from_hub: Callable[[SplitRows], SplitRows] | None = None
+    """Selects the task's rows from those of the hub data set."""
     folder: str | None = None
     """Folder inside ``data_dir``."""
+    read: Callable[[], tuple[SplitRows, str]] | None = None
+    """Returns the rows and a label of their source, in place of hub and folder."""
+    shapes: tuple[Shape, ...] = ()
+    """Row shapes with readers of the task's own, tried before the built-in ones."""
+    scorer_sets_prompt: bool = True
+    """Another scorer in the study file brings its own prompt."""
     chance: float | None = None
-    """Score of guessing; ``load_task`` puts the exact value of the test rows here."""
+    """Score of guessing; ``load_task`` sets the exact value for the test rows."""
     licence: str = ""
     overlaps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Other task -> its subjects that must be left out where a study trains on this one."""
+    """Other task -> its subjects to leave out if a study trains on this one."""
     num_fewshot: int = 0
-    """Answered questions shown before each one that is scored."""
+    """Answered questions shown before each evaluated one."""
     fewshot_by_subject: bool = False
-    """They are of the question's own subject."""
+    """The examples have the question's own subject."""
     primary_metric: str | None = None
-    """The metric reported, where it is not the scorer's own."""
+    """The metric that is quoted, if it is not the scorer's default."""
     stop: tuple[str, ...] = ()
-    """Texts at which a written answer ends, in place of those of the prompt's template."""
+    """Texts that end a written answer, in place of those of the prompt's template."""
     extract: str | None = None
-    """Regular expression of the part of a written answer that is compared."""
+    """Regular expression of the part of a written answer to compare."""
 
     @property
     def lists_options(self) -> bool:
@@ -64,39 +82,55 @@ class TaskSpec:
 
     @property
     def score_unit(self) -> Literal["accuracy", "log_probability"]:
-        """``accuracy`` (share of 1) or ``log_probability`` (mean log p per token, nats)."""
+        """``accuracy`` (fraction of 1) or ``log_probability`` (mean log p per token, nats)."""
         return "log_probability" if self.scorer in LIKELIHOODS else "accuracy"
 
 
-def _text_task(name: str, doc: str, hub: HubSource, chance: float, licence: str) -> TaskSpec:
+def text_task(name: str, description: str, hub: HubSource, chance: float, licence: str) -> TaskSpec:
     return TaskSpec(
-        name, doc, "option_text", QUESTION, hub=hub, folder=name, chance=chance, licence=licence
+        name,
+        description,
+        "option_text",
+        QUESTION_PROMPT,
+        hub=hub,
+        folder=name,
+        chance=chance,
+        licence=licence,
     )
 
 
-def _letter_task(name: str, doc: str, hub: HubSource, chance: float, licence: str) -> TaskSpec:
+def letter_task(
+    name: str, description: str, hub: HubSource, chance: float, licence: str
+) -> TaskSpec:
+    spec = text_task(name, description, hub, chance, licence)
+    return replace(spec, scorer="option_letter", prompt=LETTERED_PROMPT)
+
+
+def pocket_task(name: str, description: str, scorer: Scorer) -> TaskSpec:
+    # The pocket model's language has no words for a frame: the question alone is its prompt.
     return TaskSpec(
-        name, doc, "option_letter", LETTERED, hub=hub, folder=name, chance=chance, licence=licence
+        name,
+        description,
+        scorer,
+        "{question}",
+        read=partial(read_pocket, name),
+        scorer_sets_prompt=False,
+        chance=0.25 if scorer == "option_text" else None,
+        licence="Apache-2.0",
     )
-
-
-def _pocket_task(name: str, doc: str, scorer: Scorer) -> TaskSpec:
-    # The pocket model's language has no frame words: the question alone is its prompt.
-    chance = 0.25 if scorer == "option_text" else None
-    return TaskSpec(name, doc, scorer, "{question}", chance=chance, licence="Apache-2.0")
 
 
 # Data sets whose default branch is a loading script are read from the hub's own Parquet copy.
 PARQUET_COPY = "refs/convert/parquet"
 MMLU_HUB = HubSource("cais/mmlu", "all", train=None, dev="dev")
-# Some 100,000 questions of ARC, RACE and others, which MMLU's authors publish to train on.
+# Some 100,000 questions of ARC, RACE and others, published by MMLU's authors for training.
 MMLU_TO_TRAIN_ON = replace(MMLU_HUB, train="auxiliary_train", train_is_separate_collection=True)
 
 _SPECS = (
     replace(
-        _text_task(
+        text_task(
             "gsm8k",
-            "Grade-school word problems, answered by a chain that ends in a number.",
+            "Grade-school word problems; the answer is a chain that ends in a number.",
             HubSource("openai/gsm8k", "main", validation=None),
             0.0,
             "MIT",
@@ -105,17 +139,17 @@ _SPECS = (
         version=WRITTEN_VERSION,
     ),
     replace(
-        _letter_task("mmlu", "Exam questions of 57 subjects.", MMLU_TO_TRAIN_ON, 0.25, "MIT"),
+        letter_task("mmlu", "Exam questions of 57 subjects.", MMLU_TO_TRAIN_ON, 0.25, "MIT"),
         fewshot_by_subject=True,
     ),
-    _letter_task(
+    letter_task(
         "medmcqa",
         "Medical entrance exam questions.",
         HubSource("openlifescienceai/medmcqa", validation=None, test="validation"),
         0.25,
         "MIT",
     ),
-    _letter_task(
+    letter_task(
         "mathqa",
         "Word problems with five options.",
         HubSource("allenai/math_qa", revision=PARQUET_COPY),
@@ -123,37 +157,38 @@ _SPECS = (
         "Apache-2.0",
     ),
     replace(
-        _letter_task(
+        letter_task(
             "legal_mcq",
             "Law questions cut from MMLU: an open stand-in for the unpublished LegalMCQ.",
             MMLU_HUB,
             0.25,
             "MIT",
         ),
+        from_hub=legal_from_mmlu,
         overlaps={"mmlu": LAW_SUBJECTS},
     ),
-    _letter_task(
+    letter_task(
         "casehold",
-        "Which of five holdings a court's citation stands for.",
+        "Which of five holdings a court cites.",
         HubSource("coastalcph/lex_glue", "case_hold"),
         0.2,
         "CC BY 4.0",
     ),
-    _text_task(
+    text_task(
         "arc_easy",
         "School science questions, the easier part.",
         HubSource("allenai/ai2_arc", "ARC-Easy"),
         0.25,
         "CC BY-SA 4.0",
     ),
-    _text_task(
+    text_task(
         "arc_challenge",
-        "School science questions that retrieval and word statistics get wrong.",
+        "School science questions that retrieval and word statistics answer wrongly.",
         HubSource("allenai/ai2_arc", "ARC-Challenge"),
         0.25,
         "CC BY-SA 4.0",
     ),
-    _text_task(
+    text_task(
         "openbookqa",
         "Elementary science facts applied to new situations.",
         HubSource("allenai/openbookqa", "main"),
@@ -161,7 +196,7 @@ _SPECS = (
         "Apache-2.0",
     ),
     replace(
-        _text_task(
+        text_task(
             "boolq",
             "Yes-or-no questions of web searchers, asked without their passage.",
             HubSource("google/boolq", validation=None, test="validation"),
@@ -170,17 +205,17 @@ _SPECS = (
         ),
         folder="boolq_noctx",
     ),
-    _text_task(
+    text_task(
         "piqa",
-        "Which of two ways reaches an everyday physical goal.",
+        "Which of two ways achieves an everyday physical goal.",
         HubSource("ybisk/piqa", revision=PARQUET_COPY, validation=None, test="validation"),
         0.5,
         "AFL-3.0",
     ),
     replace(
-        _text_task(
+        text_task(
             "hellaswag",
-            "How a described scene of everyday life goes on.",
+            "How a scene of everyday life continues.",
             HubSource("Rowan/hellaswag", revision=PARQUET_COPY, validation=None, test="validation"),
             0.25,
             "MIT",
@@ -189,9 +224,9 @@ _SPECS = (
         primary_metric="acc_norm",
     ),
     replace(
-        _text_task(
+        text_task(
             "winogrande",
-            "Which of two names a sentence speaks of, told by how it goes on.",
+            "To which of two names a sentence refers.",
             HubSource("allenai/winogrande", "winogrande_xl", validation=None, test="validation"),
             0.5,
             "CC BY",
@@ -205,18 +240,30 @@ _SPECS = (
         "{question}",
         folder="perplexity",
     ),
-    _pocket_task("pocket_general", "Known facts of the pocket world, asked.", "option_text"),
-    _pocket_task("pocket_cloze", "Known facts of the pocket world, stated.", "option_text"),
-    _pocket_task("pocket_med", "New facts of the pocket world.", "option_text"),
-    _pocket_task("pocket_law", "Facts of the pocket world, half of them new.", "option_text"),
-    _pocket_task("pocket_gsm", "Running totals of four or five steps, written out.", "number"),
-    _pocket_task("pocket_math", "Sums and differences with four options.", "option_text"),
+    pocket_task("pocket_general", "Known facts of the pocket world, asked.", "option_text"),
+    pocket_task("pocket_cloze", "Known facts of the pocket world, stated.", "option_text"),
+    pocket_task("pocket_med", "New facts of the pocket world.", "option_text"),
+    pocket_task("pocket_law", "Facts of the pocket world, half of them new.", "option_text"),
+    pocket_task("pocket_gsm", "Running totals of four or five steps, written out.", "number"),
+    pocket_task("pocket_math", "Sums and differences with four options.", "option_text"),
 )
-NAMED_TASKS: dict[str, TaskSpec] = {spec.name: spec for spec in _SPECS}
+NAMED_TASKS: dict[str, TaskSpec] = {}
+
+
+def register_task(spec: TaskSpec) -> TaskSpec:
+    """Make a task available under its name; a task with the same name is an error."""
+    if spec.name in NAMED_TASKS:
+        raise UserError(f"a task named {spec.name!r} already exists: choose another name")
+    NAMED_TASKS[spec.name] = spec
+    return spec
+
+
+for _spec in _SPECS:
+    register_task(_spec)
 
 
 def overlapping_subjects(task: str, trained_on: Collection[str]) -> tuple[str, ...]:
-    """Subjects of ``task`` to leave out because a training task holds the same questions."""
+    """Subjects of ``task`` to leave out because a training task has the same questions."""
     subjects: list[str] = []
     for name in sorted(trained_on):
         spec = NAMED_TASKS.get(name)

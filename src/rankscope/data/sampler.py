@@ -1,21 +1,43 @@
 """The order in which a trial sees its rows: a pure function of (rows, protocol, seed).
 
 Trials with equal seed and protocol see the same rows in the same steps whatever their method, so
-arms are compared on the same data in the same order; and resuming at step k needs no stored state.
+arms are compared on the same data in the same order, and resuming at step k needs no stored state.
 """
 
 import math
 import random
 
 
+class SeededPermutations:
+    """Permutations of ``range(size)`` by index; keeps the last one, since training goes in order.
+
+    Args:
+        size: number of rows.
+        purpose: seeds permutation ``index`` together with it.
+    """
+
+    def __init__(self, size: int, purpose: str) -> None:
+        self.size = size
+        self.purpose = purpose
+        self._index = -1
+        self._order: list[int] = []
+
+    def __getitem__(self, index: int) -> list[int]:
+        if index != self._index:
+            order = list(range(self.size))
+            random.Random(f"{self.purpose}/{index}").shuffle(order)
+            self._index, self._order = index, order
+        return self._order
+
+
 class RowSampler:
     """Row indices of every optimizer step of one trial.
 
-    Each epoch is a fresh permutation in which every row stands once. As in Hugging Face's Trainer,
-    the last step of an epoch may be short: steps do not reach across epochs.
+    Each epoch is a new permutation that contains every row once. As in Hugging Face's Trainer, the
+    last step of an epoch may be short: a step never spans two epochs.
 
     Example, 5 rows, batch 2, accumulation 2: step 0 is ``[[3, 0], [4, 1]]``, step 1 is ``[[2]]``,
-    step 2 opens the second epoch.
+    step 2 starts the second epoch.
     """
 
     def __init__(
@@ -31,21 +53,15 @@ class RowSampler:
         self.rows_per_step = batch_size * gradient_accumulation
         self.seed = seed
         self.steps_per_epoch = math.ceil(num_rows / self.rows_per_step)
-        # Only the last permutation asked for is kept: training walks through epochs in order.
-        self._epoch = -1
-        self._permutation: list[int] = []
+        self._epochs = SeededPermutations(num_rows, str(seed))
 
     def num_steps(self, epochs: float, max_steps: int | None = None) -> int:
-        """Optimizer steps of the whole training; ``max_steps`` wins where both are given."""
+        """Optimizer steps of the whole training; ``max_steps`` takes precedence."""
         return max_steps if max_steps is not None else math.ceil(epochs * self.steps_per_epoch)
 
     def epoch(self, index: int) -> list[int]:
         """The permutation of the rows in epoch ``index``, from 0."""
-        if index != self._epoch:
-            order = list(range(self.num_rows))
-            random.Random(f"{self.seed}/{index}").shuffle(order)
-            self._epoch, self._permutation = index, order
-        return self._permutation
+        return self._epochs[index]
 
     def step(self, index: int) -> list[list[int]]:
         """Micro-batches (row indices) of optimizer step ``index``, from 0."""
@@ -56,40 +72,31 @@ class RowSampler:
 
 
 class ReplaySampler:
-    """Which general rows stand beside a trial's own in every optimizer step.
+    """Indices of the general rows added to each optimizer step of a trial.
 
-    After any number of steps the general rows are the ``share`` of all rows seen, up to the
-    rounding of one row; they come in a fresh permutation each time they are through. A pure
-    function of (own order, number of general rows, share), so resuming needs no state either.
+    After any number of steps, general rows are the ``share`` of all rows seen, up to the rounding
+    of one row. They come in a new permutation each time all were used. A pure function of (the
+    trial's sampler, number of general rows, share), so resuming needs no state either.
     """
 
-    def __init__(self, own: RowSampler, num_rows: int, share: float) -> None:
+    def __init__(self, trial_rows: RowSampler, num_rows: int, share: float) -> None:
         if num_rows < 1 or not 0 < share < 1:
             raise ValueError(
                 f"num_rows {num_rows} and share {share}: expected rows, and 0 < share < 1"
             )
-        self.own = own
+        self.trial_rows = trial_rows
         self.num_rows = num_rows
         self.share = share
-        self._pass = -1
-        self._permutation: list[int] = []
+        self._passes = SeededPermutations(num_rows, f"replay/{trial_rows.seed}")
 
-    def through(self, index: int) -> int:
-        """General rows of the steps before step ``index``."""
-        epoch, position = divmod(index, self.own.steps_per_epoch)
-        in_epoch = min(position * self.own.rows_per_step, self.own.num_rows)
-        seen = epoch * self.own.num_rows + in_epoch
-        return math.floor(seen * self.share / (1 - self.share) + 0.5)
+    def rows_before(self, index: int) -> int:
+        """Number of general rows in the steps before step ``index``."""
+        epoch, position = divmod(index, self.trial_rows.steps_per_epoch)
+        in_epoch = min(position * self.trial_rows.rows_per_step, self.trial_rows.num_rows)
+        trial_rows_seen = epoch * self.trial_rows.num_rows + in_epoch
+        return math.floor(trial_rows_seen * self.share / (1 - self.share) + 0.5)
 
     def step(self, index: int) -> list[int]:
         """Indices of the general rows of optimizer step ``index``, from 0."""
-        return [self.row(place) for place in range(self.through(index), self.through(index + 1))]
-
-    def row(self, place: int) -> int:
-        """The row at ``place`` of the endless sequence of general rows."""
-        number, position = divmod(place, self.num_rows)
-        if number != self._pass:
-            order = list(range(self.num_rows))
-            random.Random(f"replay/{self.own.seed}/{number}").shuffle(order)
-            self._pass, self._permutation = number, order
-        return self._permutation[position]
+        places = range(self.rows_before(index), self.rows_before(index + 1))
+        return [self._passes[place // self.num_rows][place % self.num_rows] for place in places]

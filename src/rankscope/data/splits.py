@@ -1,8 +1,8 @@
 """Three splits from the files of a task: train, validation (chooses) and test (is quoted).
 
-No row stands in two of them, but for test rows that were published in train too: those are
-counted as contamination. Every draw is a pure function of (seed, task, purpose), so adding a
-task or a limit moves no other draw.
+No row is in two splits, except test rows that were published in train too: those are counted as
+contamination. Every draw is a pure function of (seed, task, purpose), so adding a task or a limit
+changes no other draw.
 """
 
 import random
@@ -13,11 +13,15 @@ from typing import TypeVar
 from rankscope.data.items import Item
 from rankscope.errors import UserError
 
-MIN_VALIDATION_FILE = 50
-"""A published validation file with fewer rows chooses too noisily and is not used."""
+MIN_VALIDATION_ROWS = 50
+"""A published validation file with fewer rows is too noisy to choose by, and is not used."""
 MAX_CUT = 500
 CUT_SHARE = 0.1
 TEST_CUT_SHARE = 0.2
+
+# Purposes of the draws. They are part of the seed: another text would draw other rows.
+TEST_DRAW = "report"
+VALIDATION_DRAW = "selection"
 
 T = TypeVar("T")
 
@@ -30,7 +34,7 @@ class Splits:
     validation: tuple[Item, ...]
     test: tuple[Item, ...]
     notes: tuple[str, ...]
-    """What was cut from where, one sentence each."""
+    """One sentence per cut or removal."""
 
 
 def seeded_order(count: int, *purpose: object) -> list[int]:
@@ -48,33 +52,12 @@ def first_of_order(rows: Sequence[T], limit: int | None, *purpose: object) -> tu
     return tuple(rows[position] for position in chosen)
 
 
-def _originals(rows: Sequence[Item]) -> list[int]:
-    """Positions of the rows that copy no row before them."""
-    first: dict[tuple[str, str], int] = {}
-    for position, row in enumerate(rows):
-        first.setdefault(row.content, position)
-    return list(first.values())
-
-
-def _cut(rows: Sequence[Item], size: int, *purpose: object) -> tuple[list[Item], list[Item]]:
-    """(kept, cut): the tail of the seeded order is cut, both stay in file order.
-
-    ``size`` distinct rows are drawn, each as likely whatever its number of copies; the copies go
-    where their original goes.
-    """
-    originals = set(_originals(rows))
-    order = [p for p in seeded_order(len(rows), *purpose) if p in originals]
-    drawn = {rows[position].content for position in order[len(order) - size :]}
-    kept = [row for row in rows if row.content not in drawn]
-    return kept, [row for row in rows if row.content in drawn]
-
-
 def split_rows(
     task: str,
     files: Mapping[str, Sequence[Item]],
     data_seed: int,
     *,
-    own: bool,
+    own_data: bool,
     keep_test_whole: bool = False,
 ) -> Splits:
     """Assign the rows of a task's files to train, validation and test.
@@ -83,58 +66,58 @@ def split_rows(
         task: name of the task, part of every draw.
         files: rows by file: ``train``, ``validation``, ``test``, any of them absent.
         data_seed: the study's ``data_seed``.
-        own: the user's own data, whose validation file is used whatever its size.
-        keep_test_whole: the test file is scored whole: no validation is cut from it.
+        own_data: the user's own data: the validation file is used whatever its size.
+        keep_test_whole: cut no validation rows from the test file.
 
     Returns:
         Validation is the validation file (of at least 50 rows, for published data); else min(500,
-        10 %) of the distinct train rows; else 20 % of the distinct test rows. Report is the test
-        file less what validation took; where there is none, min(500, 10 %) of the distinct train
-        rows. Copies go where their original goes. Validation rows that repeat a test row, and
-        training rows that repeat a validation row, are taken out.
+        10 %) of the distinct train rows; else 20 % of the distinct test rows. Test is the test
+        file without the validation rows cut from it; if there is none, min(500, 10 %) of the
+        distinct train rows. Copies go with their original. Validation rows that repeat a test row,
+        and training rows that repeat a validation row, are removed.
 
     Raises:
-        UserError: where the rows are too few to make a validation and a test split.
+        UserError: too few rows for a validation and a test split.
     """
     train = list(files.get("train", ()))
-    given = list(files.get("validation", ()))
+    validation = list(files.get("validation", ()))
     test = list(files.get("test", ()))
     notes = []
-    validation = given if own or len(given) >= MIN_VALIDATION_FILE else []
-    if given and not validation:
+    if validation and not own_data and len(validation) < MIN_VALIDATION_ROWS:
         notes.append(
-            f"{task}: the validation file's {len(given)} rows are too few to choose by "
-            f"(under {MIN_VALIDATION_FILE}) and are not used"
+            f"{task}: the validation file has only {len(validation)} rows (under "
+            f"{MIN_VALIDATION_ROWS}) and is not used"
         )
-    size = min(MAX_CUT, max(1, int(CUT_SHARE * len(_originals(train)))))
+        validation = []
+    size = min(MAX_CUT, max(1, int(CUT_SHARE * len(distinct_positions(train)))))
     if not test and train:
-        train, test = _cut(train, size, data_seed, task, "report")
+        train, test = cut(train, size, data_seed, task, TEST_DRAW)
         notes.append(f"{task}: no test rows were given; {len(test)} were cut from train")
     if not validation and train:
-        train, validation = _cut(train, size, data_seed, task, "selection")
+        train, validation = cut(train, size, data_seed, task, VALIDATION_DRAW)
         notes.append(f"{task}: {len(validation)} validation rows were cut from train")
     elif not validation and test and not keep_test_whole:
-        size = max(1, int(TEST_CUT_SHARE * len(_originals(test))))
-        test, validation = _cut(test, size, data_seed, task, "selection")
+        size = max(1, int(TEST_CUT_SHARE * len(distinct_positions(test))))
+        test, validation = cut(test, size, data_seed, task, VALIDATION_DRAW)
         notes.append(f"{task}: no train rows; {len(validation)} validation rows were cut from test")
-    validation, quoted = _without(validation, test)
+    validation, in_test = without(validation, test)
     if not test or not (validation or keep_test_whole):
         raise UserError(
             f"task {task!r}: {len(train)} train, {len(validation)} validation and {len(test)} "
-            f"test rows are left, {quoted} validation rows being test rows too; expected at "
-            "least one validation and one test row. Give more rows, or the missing file "
-            "('validation:' or 'test:')"
+            f"test rows are left, after removing {in_test} validation rows that repeat a test "
+            "row; expected at least one validation and one test row. Give more rows, or the "
+            "missing file ('validation:' or 'test:')"
         )
-    if quoted:
-        notes.append(f"{task}: {quoted} validation rows repeat a test row and were taken out")
-    train, repeated = _without(train, validation)
+    train, in_validation = without(train, validation)
     if files.get("train") and not train:
         raise UserError(
-            f"task {task!r}: no train row is left once {len(validation)} validation and "
-            f"{len(test)} test rows are taken out; give more train rows"
+            f"task {task!r}: no train row is left after removing {len(validation)} validation and "
+            f"{len(test)} test rows; give more train rows"
         )
-    if repeated:
-        notes.append(f"{task}: {repeated} train rows repeat a validation row and were taken out")
+    if in_test:
+        notes.append(f"{task}: {in_test} validation rows repeat a test row and were removed")
+    if in_validation:
+        notes.append(f"{task}: {in_validation} train rows repeat a validation row and were removed")
     for name, rows in (("train", train), ("validation", validation), ("test", test)):
         distinct = {(row.prompt, row.question, row.choices, row.completion) for row in rows}
         copies = len(rows) - len(distinct)
@@ -143,8 +126,29 @@ def split_rows(
     return Splits(tuple(train), tuple(validation), tuple(test), tuple(notes))
 
 
-def _without(rows: list[Item], others: list[Item]) -> tuple[list[Item], int]:
-    """Rows whose question and gold answer stand in no other row, and how many did."""
-    held = {row.content for row in others}
-    kept = [row for row in rows if row.content not in held]
+def distinct_positions(rows: Sequence[Item]) -> list[int]:
+    """Positions of the rows that copy no earlier row."""
+    first: dict[tuple[str, str], int] = {}
+    for position, row in enumerate(rows):
+        first.setdefault(row.content, position)
+    return list(first.values())
+
+
+def cut(rows: Sequence[Item], size: int, *purpose: object) -> tuple[list[Item], list[Item]]:
+    """(kept, cut): ``size`` distinct rows from the end of the seeded order, in file order.
+
+    A row is drawn with the same probability however many copies it has; copies go with their
+    original.
+    """
+    originals = set(distinct_positions(rows))
+    order = [p for p in seeded_order(len(rows), *purpose) if p in originals]
+    drawn = {rows[position].content for position in order[len(order) - size :]}
+    kept = [row for row in rows if row.content not in drawn]
+    return kept, [row for row in rows if row.content in drawn]
+
+
+def without(rows: list[Item], others: Sequence[Item]) -> tuple[list[Item], int]:
+    """Rows whose question and gold answer are not in ``others``, and the number of removed rows."""
+    contents = {row.content for row in others}
+    kept = [row for row in rows if row.content not in contents]
     return kept, len(rows) - len(kept)

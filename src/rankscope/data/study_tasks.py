@@ -7,7 +7,8 @@ from rankscope.config.study import StudyConfig
 from rankscope.config.task import TaskConfig
 from rankscope.data.encode import EncodedRows, Encoder, encode_rows
 from rankscope.data.mixtures import mix_tasks
-from rankscope.data.tasks import LoadedTask, load_task, overlapping_subjects
+from rankscope.data.registry import overlapping_subjects
+from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.errors import UserError
 
 

@@ -6,15 +6,14 @@ from typing import Any
 
 from rankscope.config.task import Scorer, TaskConfig
 from rankscope.data.registry import (
-    LETTERED,
+    LETTERED_PROMPT,
     LIKELIHOODS,
     NAMED_TASKS,
-    QUESTION,
     WRITTEN_SCORERS,
     WRITTEN_VERSION,
     TaskSpec,
 )
-from rankscope.data.rows import RowContent
+from rankscope.data.rows import QUESTION_PROMPT, RowContent
 from rankscope.errors import UserError
 
 
@@ -39,7 +38,7 @@ def own_spec(config: TaskConfig, content: RowContent) -> TaskSpec:
     if config.name == "perplexity" and content.completion and not content.question:
         scorer = "perplexity"
     scorer = config.scorer or scorer
-    default = LETTERED if scorer == "option_letter" else content.template
+    default = LETTERED_PROMPT if scorer == "option_letter" else content.template
     if config.prompt is not None and content.messages:
         raise UserError(
             f"task {config.name!r}: 'prompt' does not apply to rows of messages, which the chat "
@@ -68,8 +67,10 @@ def _settings(config: TaskConfig) -> dict[str, Any]:
 def named_spec(spec: TaskSpec, config: TaskConfig) -> TaskSpec:
     """A named task with the study file's changes; another scorer brings its own prompt."""
     prompt = config.prompt
-    if config.scorer is not None and config.scorer != spec.scorer and spec.name[:6] != "pocket":
-        prompt = prompt or (LETTERED if config.scorer == "option_letter" else QUESTION)
+    if config.scorer is not None and config.scorer != spec.scorer and spec.scorer_sets_prompt:
+        prompt = prompt or (
+            LETTERED_PROMPT if config.scorer == "option_letter" else QUESTION_PROMPT
+        )
     hub = spec.hub
     if hub is not None and config.revision is not None:
         hub = replace(hub, revision=config.revision)
@@ -85,7 +86,7 @@ def named_spec(spec: TaskSpec, config: TaskConfig) -> TaskSpec:
     )
 
 
-def check_settings(spec: TaskSpec) -> None:
+def check_task_settings(spec: TaskSpec) -> None:
     """Raise UserError for settings that the task's scorer has no use for."""
     where = f"task {spec.name!r}, scorer {spec.scorer!r}"
     if spec.scorer == "option_letter" and not spec.lists_options:
@@ -102,8 +103,8 @@ def check_settings(spec: TaskSpec) -> None:
     known = metrics_of(spec)
     if spec.primary_metric is not None and spec.primary_metric not in known:
         raise UserError(
-            f"{where}: 'primary_metric' is {spec.primary_metric!r}, which is not measured; expected "
-            f"{' or '.join(map(repr, known)) or 'none'}"
+            f"{where}: 'primary_metric' is {spec.primary_metric!r}, which is not measured; "
+            f"expected {' or '.join(map(repr, known)) or 'none'}"
         )
     if spec.num_fewshot and spec.scorer in LIKELIHOODS:
         raise UserError(f"{where}: 'num_fewshot' are for questions with answers; remove it")

@@ -1,73 +1,160 @@
-"""``load_task``: one task of a study file, read, checked, rendered and split."""
+"""``load_task``: reads, checks, renders and splits one task."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from rankscope.config.task import TaskConfig
 from rankscope.data.contamination import find_contamination
-from rankscope.data.fewshot import Pool, keep_apart, pool_of, with_fewshot
-from rankscope.data.formats import MAX_SHARE_WITHOUT_COMPLETION, FileContents, read_contents
+from rankscope.data.fewshot import ExamplePool, example_pool, remove_pool_rows, with_fewshot
+from rankscope.data.formats import MAX_SHARE_WITHOUT_COMPLETION, ParsedFile, parse_rows
 from rankscope.data.items import Item, Message
 from rankscope.data.prompts import NoSingleNumber, make_item
-from rankscope.data.registry import (
-    CHOICE_SCORERS,
-    NAMED_TASKS,
-    TaskSpec,
-    overlapping_subjects,
-)
-from rankscope.data.sources import (
-    DEV,
-    HubSource,
-    RawRow,
-    legal_from_mmlu,
-    read_file,
-    read_folder,
-    read_hub,
-    read_pocket,
-)
+from rankscope.data.registry import CHOICE_SCORERS, NAMED_TASKS, TaskSpec
+from rankscope.data.sources import HubSource, SplitRows, read_file, read_folder, read_hub
 from rankscope.data.splits import first_of_order, split_rows
-from rankscope.data.task_spec import check_settings, known_task, named_spec, own_spec
+from rankscope.data.task_spec import check_task_settings, known_task, named_spec, own_spec
 from rankscope.errors import UserError
 from rankscope.provenance import sha256_json
 
-__all__ = ["NAMED_TASKS", "LoadedTask", "TaskSpec", "load_task", "overlapping_subjects"]
+# Purposes of the draws. They are part of the seed: another text would draw other items.
+VALIDATION_ITEMS_DRAW = "selection items"
+TEST_ITEMS_DRAW = "report items"
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedTask:
-    """A task's items, split, with everything its record tells."""
+    """A task's items, split, with everything that its record states."""
 
     spec: TaskSpec
     train: tuple[Item, ...]
     validation: tuple[Item, ...]
     test: tuple[Item, ...]
     sha256: str
-    """Of the items used, prompts included."""
+    """Hash of the items used, prompts included."""
     dropped: int
-    """Rows left out on reading: no completion, or a published flaw."""
+    """Rows dropped on reading: no completion, or a published flaw."""
     source: str
     """Where the rows came from, for people."""
     contamination: dict[str, int]
     """Test rows also found in train, by kind: exact, ngram13."""
     notes: tuple[str, ...]
-    """What a reader of the results must know, one sentence each."""
+    """What readers of the results should know, one sentence each."""
     contaminated_ids: frozenset[str] = frozenset()
-    """Test items that scores are given without, too: those behind ``contamination``."""
+    """Test items that are left out of the second score, without contamination."""
     fewshot_source: str = ""
-    """Which rows serve as shots, for people; empty where there are none."""
+    """Which rows serve as few-shot examples, for people; empty if there are none."""
     test_sha256: str = ""
-    """Of the test items alone, prompts included."""
+    """Hash of the test items alone, prompts included."""
     parts: tuple["LoadedTask", ...] = ()
-    """Of a joined task: the tasks that its rows and items are of, each asked its own way."""
+    """The tasks of a mixture, each with its own prompt and scorer."""
 
 
-# --- loading ------------------------------------------------------------------------------------
+def load_task(
+    config: TaskConfig,
+    data_dir: Path | None,
+    data_seed: int,
+    max_items: int | None = None,
+    *,
+    exclude_subjects: Collection[str] = (),
+    keep_test_whole: bool = False,
+    trained: bool = False,
+) -> LoadedTask:
+    """Read, check, render and split one task.
+
+    Args:
+        config: the task as the study file describes it.
+        data_dir: folder with ``<task>/{train,validation,test}.jsonl``; None reads the hub.
+        data_seed: seed of the splits and of every limit.
+        max_items: at most this many validation and test items each, first of the seeded order.
+        exclude_subjects: subjects to leave out, see ``overlapping_subjects``.
+        keep_test_whole: cut no validation items from a test file.
+        trained: the study trains on the task; otherwise training rows that are a separate
+            collection are not read.
+
+    Raises:
+        UserError: rows that cannot be read or used; the message names file and row.
+    """
+    files, spec, source = read_rows(config, data_dir, trained)
+    own_data = spec is None
+    names = {str(field): name for field, name in (config.fields or {}).items()} or None
+    shapes = () if spec is None else spec.shapes
+    parsed = {
+        file: parse_rows(rows, strict=own_data, names=names, shapes=shapes)
+        for file, rows in files.items()
+    }
+    if spec is None:
+        first = next(file.rows[0][1] for file in parsed.values() if file.rows)
+        spec = own_spec(config, first)
+    check_task_settings(spec)
+    items, flawed = make_items(spec, parsed, exclude_subjects, own_data=own_data)
+    check_inline_options(spec, config, items)
+    name = spec.name
+    pool = example_pool(spec, items) if spec.num_fewshot else ExamplePool()
+    splits = split_rows(
+        name,
+        pool.remaining_files(items),
+        data_seed,
+        own_data=own_data,
+        keep_test_whole=keep_test_whole,
+    )
+    train = first_of_order(splits.train, config.max_train_rows, data_seed, name, "train")
+    validation = first_of_order(
+        splits.validation, max_items, data_seed, name, VALIDATION_ITEMS_DRAW
+    )
+    test = first_of_order(splits.test, max_items, data_seed, name, TEST_ITEMS_DRAW)
+    fewshot_notes: tuple[str, ...] = ()
+    if spec.num_fewshot:
+        pool = pool.or_train(splits.train, splits.validation + splits.test)
+        validation, test, fewshot_notes = remove_pool_rows(spec, pool, validation, test)
+    contamination = find_contamination(train, test)
+    if spec.num_fewshot:
+        validation = with_fewshot(spec, pool, validation, data_seed)
+        test = with_fewshot(spec, pool, test, data_seed)
+    without_completion = sum(file.without_completion for file in parsed.values())
+    return LoadedTask(
+        spec=replace(spec, chance=chance_score(spec, test)),
+        train=train,
+        validation=validation,
+        test=test,
+        sha256=items_sha256(train, validation, test),
+        dropped=flawed + without_completion,
+        source=source,
+        contamination=contamination.counts,
+        notes=(
+            *splits.notes,
+            *row_notes(name, without_completion, flawed, contamination.counts, exclude_subjects),
+            *fewshot_notes,
+        ),
+        contaminated_ids=contamination.item_ids,
+        fewshot_source=pool.source,
+        test_sha256=items_sha256(test),
+    )
 
 
-def _own_files(config: TaskConfig) -> tuple[dict[str, list[RawRow]], str]:
-    """(rows by split file, label) of the user's own files or hub data set."""
+# --- reading ------------------------------------------------------------------------------------
+
+
+def read_rows(
+    config: TaskConfig, data_dir: Path | None, trained: bool
+) -> tuple[SplitRows, TaskSpec | None, str]:
+    """(rows by file, the spec of a named task or None for own data, label of the source)."""
+    if config.path is not None and config.name in NAMED_TASKS:
+        files = read_folder(Path(config.path).expanduser())
+        return files, named_spec(known_task(config), config), config.path
+    if config.path or config.train or config.validation or config.test or config.hub:
+        files, source = read_own_rows(config)
+        return files, None, source
+    spec = named_spec(known_task(config), config)
+    if spec.hub is not None and spec.hub.train_is_separate_collection and not trained:
+        spec = replace(spec, hub=replace(spec.hub, train=None))
+    files, source = read_named_rows(spec, data_dir)
+    return files, spec, source
+
+
+def read_own_rows(config: TaskConfig) -> tuple[SplitRows, str]:
+    """(rows by file, label) of the user's own files or hub data set."""
     if config.path is not None:
         folder = Path(config.path).expanduser()
         if folder.is_file():
@@ -87,10 +174,10 @@ def _own_files(config: TaskConfig) -> tuple[dict[str, list[RawRow]], str]:
     return read_hub(HubSource(config.hub, revision=config.revision))
 
 
-def _named_files(spec: TaskSpec, data_dir: Path | None) -> tuple[dict[str, list[RawRow]], str]:
-    """(rows by split file, label) of a named task."""
-    if spec.name.startswith("pocket_"):
-        return read_pocket(spec.name), "pocket world"
+def read_named_rows(spec: TaskSpec, data_dir: Path | None) -> tuple[SplitRows, str]:
+    """(rows by file, label) of a named task."""
+    if spec.read is not None:
+        return spec.read()
     if data_dir is not None:
         folder = data_dir / (spec.folder or spec.name)
         return read_folder(folder), str(folder)
@@ -101,114 +188,48 @@ def _named_files(spec: TaskSpec, data_dir: Path | None) -> tuple[dict[str, list[
             "in data_dir"
         )
     files, source = read_hub(spec.hub)
-    if spec.name == "legal_mcq":
-        files = legal_from_mmlu(files)
-    return files, source
+    return (files if spec.from_hub is None else spec.from_hub(files)), source
 
 
-OWN_NAMES = {"train": "train", "validation": "validation", "test": "test", DEV: DEV}
-
-
-def _items_of_files(
-    spec: TaskSpec, contents: Mapping[str, FileContents], excluded: Collection[str], *, own: bool
+def make_items(
+    spec: TaskSpec,
+    parsed: Mapping[str, ParsedFile],
+    excluded: Collection[str],
+    *,
+    own_data: bool,
 ) -> tuple[dict[str, list[Item]], int]:
-    """(items by file, published rows left out).
+    """(items by file, number of flawed published rows).
 
-    Of a published file up to 1 % may have an answer that is not one number; of own data none.
+    Up to 1 % of a published file may have a gold answer that is not one number; of own data none.
     """
     items: dict[str, list[Item]] = {}
-    flawed = 0
-    for file, content in contents.items():
+    flawed = sum(file.flawed for file in parsed.values())
+    for file, content in parsed.items():
         items[file] = []
-        label = OWN_NAMES[file] if own else file
-        left_out = 0
-        for row, said in content.rows:
-            if said.subject in excluded:
+        not_a_number = 0
+        for row, row_content in content.rows:
+            if row_content.subject in excluded:
                 continue
-            item_id = f"{spec.name}/{label}/{row.number}"
+            item_id = f"{spec.name}/{file}/{row.number}"
             try:
-                items[file].append(make_item(said, spec, item_id, row.where))
+                items[file].append(make_item(row_content, spec, item_id, row.location))
             except NoSingleNumber:
-                left_out += 1
-                if own or left_out > MAX_SHARE_WITHOUT_COMPLETION * len(content.rows):
+                not_a_number += 1
+                if own_data or not_a_number > MAX_SHARE_WITHOUT_COMPLETION * len(content.rows):
                     raise
-        flawed += left_out + content.flawed
+        flawed += not_a_number
     return items, flawed
 
 
-def load_task(
-    config: TaskConfig,
-    data_dir: Path | None,
-    data_seed: int,
-    max_items: int | None = None,
-    *,
-    exclude_subjects: Collection[str] = (),
-    keep_test_whole: bool = False,
-    trained: bool = False,
-) -> LoadedTask:
-    """Read, check, render and split one task.
-
-    Args:
-        config: the task as the study file names it.
-        data_dir: folder with ``<task>/{train,validation,test}.jsonl``; None takes the hub.
-        data_seed: seed of the splits and of every limit.
-        max_items: at most so many validation and test items each, first of the seeded order.
-        exclude_subjects: subjects left out, see ``overlapping_subjects``.
-        keep_test_whole: of a test file alone no validation is cut; every row is a test item.
-        trained: the study trains on the task; else training rows that are a collection apart are
-            not read.
-
-    Raises:
-        UserError: where the rows cannot be had or used; the message names file and row.
-    """
-    files, spec, source = _read(config, data_dir, trained)
-    own = spec is None
-    names = {str(k): own_name for k, own_name in (config.fields or {}).items()} or None
-    contents = {file: read_contents(rows, strict=own, names=names) for file, rows in files.items()}
-    if spec is None:
-        first = next(c.rows[0][1] for c in contents.values() if c.rows)
-        spec = own_spec(config, first)
-    check_settings(spec)
-    items, flawed = _items_of_files(spec, contents, exclude_subjects, own=own)
-    _check_for_contexts(spec, config, items)
-    name = spec.name
-    pool = pool_of(spec, items) if spec.num_fewshot else Pool()
-    splits = split_rows(name, pool.left(items), data_seed, own=own, keep_test_whole=keep_test_whole)
-    train = first_of_order(splits.train, config.max_train_rows, data_seed, name, "train")
-    validation = first_of_order(splits.validation, max_items, data_seed, name, "selection items")
-    test = first_of_order(splits.test, max_items, data_seed, name, "report items")
-    shot_notes: tuple[str, ...] = ()
-    if spec.num_fewshot:
-        pool = pool.or_train(splits.train, splits.validation + splits.test)
-        validation, test, shot_notes = keep_apart(spec, pool, validation, test)
-    contamination = find_contamination(train, test)
-    if spec.num_fewshot:
-        validation = with_fewshot(spec, pool, validation, data_seed)
-        test = with_fewshot(spec, pool, test, data_seed)
-    return LoadedTask(
-        spec=replace(spec, chance=_chance(spec, test)),
-        train=train,
-        validation=validation,
-        test=test,
-        sha256=_sha256(train, validation, test),
-        dropped=flawed + sum(c.without_completion for c in contents.values()),
-        source=source,
-        contamination=contamination.counts,
-        notes=splits.notes
-        + _notes(name, contents, flawed, contamination.counts, exclude_subjects)
-        + shot_notes,
-        contaminated_ids=contamination.item_ids,
-        fewshot_source=pool.source,
-        test_sha256=_sha256(test),
-    )
+# --- what the record states ---------------------------------------------------------------------
 
 
-def _check_for_contexts(
+def check_inline_options(
     spec: TaskSpec, config: TaskConfig, items: Mapping[str, Sequence[Item]]
 ) -> None:
-    """Raise UserError for what options inside a sentence have no use for."""
+    """Refuse settings that do not apply if the options are inside the sentence."""
     if any(item.contexts for rows in items.values() for item in rows):
-        where = f"task {spec.name!r}: its options stand inside the sentence, so"
+        where = f"task {spec.name!r}: its options are inside the sentence, so"
         if config.prompt is not None:
             raise UserError(f"{where} 'prompt' does not apply; remove it")
         if spec.primary_metric not in (None, "acc"):
@@ -217,79 +238,58 @@ def _check_for_contexts(
             )
 
 
-def _read(
-    config: TaskConfig, data_dir: Path | None, trained: bool
-) -> tuple[dict[str, list[RawRow]], TaskSpec | None, str]:
-    """(rows by file, the named task's spec or None for one's own data, label)."""
-    is_named = config.name in NAMED_TASKS
-    if config.path is not None and is_named:
-        return (
-            read_folder(Path(config.path).expanduser()),
-            named_spec(known_task(config), config),
-            config.path,
-        )
-    if config.path or config.train or config.validation or config.test or config.hub:
-        files, source = _own_files(config)
-        return files, None, source
-    spec = named_spec(known_task(config), config)
-    if spec.hub is not None and spec.hub.train_is_separate_collection and not trained:
-        spec = replace(spec, hub=replace(spec.hub, train=None))
-    files, source = _named_files(spec, data_dir)
-    return files, spec, source
-
-
-def _chance(spec: TaskSpec, test: Sequence[Item]) -> float | None:
+def chance_score(spec: TaskSpec, test: Sequence[Item]) -> float | None:
     """Expected score of guessing among each item's own options."""
     if spec.scorer in CHOICE_SCORERS:
         return sum(1 / len(item.choices) for item in test) / len(test)
     return spec.chance
 
 
-def _sha256(*splits: Sequence[Item]) -> str:
-    """Hash of items as they are scored; shots, which many share, are told once."""
-    apart = ("contexts", "fewshot", "where")
-    names = [field.name for field in fields(Item) if field.name not in apart]
+def items_sha256(*splits: Sequence[Item]) -> str:
+    """Hash of items as they are scored; few-shot examples, which many items share, enter once."""
+    special = ("contexts", "fewshot", "source_row")
+    names = [field.name for field in fields(Item) if field.name not in special]
     rows: list[Any] = []
-    told: dict[Any, int] = {}
+    examples: dict[Any, int] = {}
     for item in (item for split in splits for item in split):
-        row = [_plain(getattr(item, name)) for name in names]
+        row = [as_json(getattr(item, name)) for name in names]
         if item.contexts:
             row.append(item.contexts)
         if item.fewshot:
-            row.append({"shots": told.setdefault(item.fewshot, len(told))})
+            row.append({"fewshot": examples.setdefault(item.fewshot, len(examples))})
         rows.append(row)
     sizes: list[Any] = [len(split) for split in splits]
-    return sha256_json([[*sizes, *([list(told)] if told else [])], rows])
+    return sha256_json([[*sizes, *([list(examples)] if examples else [])], rows])
 
 
-def _plain(value: object) -> object:
-    """A field of an item as JSON can say it."""
+def as_json(value: object) -> object:
+    """A field of an item as JSON values."""
     if isinstance(value, tuple):
         return [[m.role, m.content] if isinstance(m, Message) else m for m in value]
     return value
 
 
-def _notes(
+def row_notes(
     name: str,
-    contents: Mapping[str, FileContents],
+    without_completion: int,
     flawed: int,
     contamination: Mapping[str, int],
     excluded: Collection[str],
-) -> tuple[str, ...]:
-    notes = []
-    missing = sum(c.without_completion for c in contents.values())
-    if missing:
-        notes.append(f"{name}: {missing} rows have no completion and were left out")
+) -> Iterator[str]:
+    if without_completion:
+        yield f"{name}: {without_completion} rows have no completion and were dropped"
     if flawed:
-        notes.append(
-            f"{name}: {flawed} published rows cannot be asked as they stand (the right choice "
-            "twice, unreadable options, or an answer that is not one number) and were left out"
+        yield (
+            f"{name}: {flawed} published rows are unusable (right choice repeated, unreadable "
+            "options, or an answer that is not one number) and were dropped"
         )
     if any(contamination.values()):
-        notes.append(
-            f"{name}: of the test rows {contamination['exact']} stand in train too and "
-            f"{contamination['ngram13']} more share 13 words in a row with it"
+        yield (
+            f"{name}: {contamination['exact']} test rows are also train rows, and "
+            f"{contamination['ngram13']} more share 13 consecutive words with one"
         )
     if excluded:
-        notes.append(f"{name}: left out, since trained on: {', '.join(sorted(excluded))}")
-    return tuple(notes)
+        yield (
+            f"{name}: subjects left out because the study trains on them: "
+            f"{', '.join(sorted(excluded))}"
+        )

@@ -8,8 +8,8 @@ from transformers import PretrainedConfig
 from rankscope.config.study import EvaluateConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
-from rankscope.data.registry import CHOICE_SCORERS
-from rankscope.data.tasks import LoadedTask, TaskSpec
+from rankscope.data.registry import CHOICE_SCORERS, TaskSpec
+from rankscope.data.tasks import LoadedTask
 from rankscope.errors import IntegrityError, UserError
 from rankscope.evaluate.context_window import EncodedSplit, fit_to_context
 from rankscope.evaluate.metrics import ModelScores, primary_metric, standard_error

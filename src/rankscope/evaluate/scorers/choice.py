@@ -24,7 +24,7 @@ from torch import Tensor
 
 from rankscope.data.encode import Encoder
 from rankscope.data.items import LETTERS, Item
-from rankscope.data.tasks import TaskSpec
+from rankscope.data.registry import TaskSpec
 from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores, choice_predictions, first_best, mean
 from rankscope.evaluate.prefix_sharing import SharedPrefix, find_shared_prefixes

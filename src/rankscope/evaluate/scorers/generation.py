@@ -12,7 +12,7 @@ from rankscope.config.task import Scorer
 from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
 from rankscope.data.numbers import ANSWER_MARK, extract_number
-from rankscope.data.tasks import TaskSpec
+from rankscope.data.registry import TaskSpec
 from rankscope.errors import UserError
 from rankscope.evaluate.continuous_batching import Generation, GenerationLimits, RunningBatch
 from rankscope.evaluate.metrics import ModelScores, mean, normalized_answer

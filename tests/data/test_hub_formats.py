@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rankscope.config.task import TaskConfig
-from rankscope.data.formats import read_contents
+from rankscope.data.formats import parse_rows
 from rankscope.data.sources import RawRow, read_file
 from rankscope.data.tasks import load_task
 from rankscope.errors import UserError
@@ -79,13 +79,13 @@ def test_winogrande_is_asked_by_what_follows_either_option(tmp_path: Path) -> No
         (WINOGRANDE | {"answer": "3"}, "expected '1' or '2'"),
         (WINOGRANDE | {"sentence": "no blank"}, "no '_' with text after it"),
         (HELLASWAG | {"label": "four"}, "expected an index from 0"),
-        (HELLASWAG | {"label": "4"}, "names none of the 4 choices"),
+        (HELLASWAG | {"label": "4"}, "is not one of the 4 choices"),
         (HELLASWAG | {"endings": "x"}, "endings must be a list"),
     ],
 )
 def test_wrong_published_rows_are_named(row: dict[str, object], told: str) -> None:
     with pytest.raises(UserError, match=told) as error:
-        read_contents([RawRow("f.jsonl, row 7", 7, row)], strict=True)
+        parse_rows([RawRow("f.jsonl, row 7", 7, row)], strict=True)
     assert "f.jsonl, row 7" in str(error.value)
 
 
