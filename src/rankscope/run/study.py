@@ -150,7 +150,7 @@ def check_record_settings(ledger: Ledger, study: PreparedStudy) -> None:
         if trial_of(model_id) not in trials:
             continue
         before, now = json.loads(stored), study.record_settings(kind, model_id)
-        for name in before.keys() | now.keys():
+        for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
                 raise UserError(
                     f"{study.config.name}: stored {kind} results of {model_id} were made with "
