@@ -25,7 +25,7 @@ from rankscope.device import choose_device, choose_dtype, keep_freed_memory
 from rankscope.models.adapters.folder import save_adapter
 from rankscope.models.base import Base
 from rankscope.models.load import load_base
-from rankscope.models.methods import new_adapter
+from rankscope.models.methods.init_context import new_adapter
 from rankscope.provenance import provenance
 from rankscope.records import TrialSpec
 

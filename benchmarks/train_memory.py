@@ -35,7 +35,7 @@ from rankscope.device import (
 )
 from rankscope.models.fetch import cached_model_folder
 from rankscope.models.load import load_base
-from rankscope.models.parameters import read_config
+from rankscope.models.parameters import read_model_config
 from rankscope.models.pocket import pocket_folder
 from rankscope.records import TrialSpec
 from rankscope.train.loop import train_group
@@ -97,8 +97,8 @@ def folder_of(shape: str, scratch: Path) -> Path:
 
 def rows_of(folder: Path) -> list[EncodedRow]:
     """Two hundred rows of random ids: 60 to 320 tokens, a quarter to a half of them labelled."""
-    rng, vocabulary = random.Random(0), read_config(folder).vocab_size
-    longest = min(320, read_config(folder).max_position_embeddings)
+    rng, vocabulary = random.Random(0), read_model_config(folder).vocab_size
+    longest = min(320, read_model_config(folder).max_position_embeddings)
     rows = []
     for _ in range(200):
         length = rng.randint(longest // 5, longest)
@@ -192,7 +192,7 @@ def main() -> None:
         for shape in asked.shape or SHAPES:
             folder = folder_of(shape, Path(scratch))
             counts = RowCounts.of(rows_of(folder))
-            model = MemoryModel(read_config(folder), SHAPES[shape], CPU)
+            model = MemoryModel(read_model_config(folder), SHAPES[shape], CPU)
             single = measured("peft", shape, 1, folder)
             print(f"{shape}: one PEFT process {single['peak'] / 1e6:,.0f} MB", flush=True)
             for count in asked.adapters or (1, 4, 16):

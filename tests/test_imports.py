@@ -28,8 +28,12 @@ WALK = (
 
 GROUND = frozenset(
     {"errors", "formatting", "records", "hashing", "provenance", "device", "filesystem", "progress"}
+    | {"methods", "scorers"}
 )
 """What every room may import. It imports only itself."""
+
+REGISTRIES = {"rankscope.models.methods": "methods", "rankscope.evaluate.scorers": "scorers"}
+"""Registries are ground, too; each of their entries imports its own room inside functions."""
 
 LAW: dict[str, frozenset[str]] = {
     **{room: GROUND | frozenset(WALK[: i + 1]) | {"store"} for i, room in enumerate(WALK)},
@@ -37,7 +41,7 @@ LAW: dict[str, frozenset[str]] = {
     # Only the conductor and the rooms after it see the ledger.
     **{room: GROUND | frozenset(WALK[: i + 1]) for i, room in enumerate(WALK[:8])},
     # The decision and the report are functions of typed records and settings.
-    "advise": frozenset({"advise", "config", "records", "errors", "formatting"}),
+    "advise": frozenset({"advise", "config", "records", "methods", "errors", "formatting"}),
     "report": frozenset({"report", "config", "records", "errors", "formatting", "filesystem"}),
     "store": GROUND | {"store"},
     "__init__": frozenset(WALK),
@@ -66,7 +70,10 @@ def imported_rooms(tree: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[in
             continue
         for name in names:
             parts = name.split(".")
-            if parts[0] == "rankscope":
+            registry = next((REGISTRIES[r] for r in REGISTRIES if name.startswith(r)), None)
+            if registry is not None:
+                yield node.lineno, registry
+            elif parts[0] == "rankscope":
                 yield node.lineno, parts[1] if len(parts) > 1 else "__init__"
 
 

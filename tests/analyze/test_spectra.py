@@ -126,7 +126,7 @@ def test_a_magnitude_changes_the_length_of_every_row() -> None:
     base = {NAME: gaussian(24, 16)}
     tuned = adapter(gaussian(4, 16, seed=1), gaussian(24, 4, seed=2), 0.5)
     m = torch.linspace(0.5, 4, 24)
-    tuned.magnitude[NAME] = nn.Parameter(m)
+    tuned.method, tuned.magnitude[NAME] = "dora", nn.Parameter(m)
     directed = base[NAME] + 0.5 * tuned.b[NAME].detach() @ tuned.a[NAME].detach()
     dense = {NAME: m[:, None] * directed / directed.norm(dim=1, keepdim=True)}
     found = analyze_adapter(base, tuned, SpectraConfig(), "trial").matrices[0]
@@ -141,7 +141,7 @@ def test_the_part_of_the_base_that_pissa_starts_from_is_no_change() -> None:
     base = {NAME: gaussian(24, 16)}
     trained = adapter(gaussian(4, 16, seed=1), gaussian(24, 4, seed=2), 0.5)
     start = (gaussian(4, 16, seed=3), gaussian(24, 4, seed=4))
-    trained.start[NAME] = start
+    trained.initial_factors[NAME] = start
     moved = trained.b[NAME].detach() @ trained.a[NAME].detach() - start[1] @ start[0]
     found = analyze_adapter(base, trained, SpectraConfig(), "trial").matrices[0]
     assert found.frobenius == pytest.approx(float(0.5 * moved.norm()), rel=1e-5)

@@ -388,15 +388,17 @@ def test_full_fine_tuning_has_no_adapter_settings(write: Write) -> None:
         ),
         (
             "{method: {peft: {peft_type: VERA, d_initial: .nan}}, lr: 1e-3}",
-            "arms.0.method: method peft: expected values that JSON can hold: ",
+            "arms.0.method: method peft: expected JSON values: ",
         ),
         (
             "{method: {peft: {peft_type: VERA}}, rank: 8, alpha: 16, lr: 1e-3}",
-            "arms.0: a method of PEFT's takes alpha, rank from its own settings: put them there",
+            "arms.0: method 'peft' takes its settings from PEFT's configuration, under PEFT's names: "
+            "remove alpha, rank",
         ),
         (
             "{method: [lora, {peft: {peft_type: VERA}}], rank: 8, lr: 1e-3}",
-            "arms.0: a method of PEFT's has settings of its own: give it its own arm",
+            "arms.0: method 'peft' takes its settings from PEFT's configuration, under PEFT's names: "
+            "give it an arm of its own",
         ),
         (
             "{method: {peft: {peft_type: VERA}, lora: 1}, lr: 1e-3}",
@@ -405,22 +407,23 @@ def test_full_fine_tuning_has_no_adapter_settings(write: Write) -> None:
         (
             "{method: dorra, rank: 8, lr: 1e-3}",
             "arms.0.method: method 'dorra': expected one of lora, rslora, lora+, dora, pissa, eva, "
-            "full, or a method of PEFT's as {peft: {peft_type: ADALORA, ...}}; "
+            "full, or another PEFT method as {peft: {peft_type: ADALORA, ...}}; "
             "did you mean 'dora'?",
         ),
         (
             "{method: [dora, pissa], rank: 8, lr: 1e-3, lr_ratio: 4}",
-            "arms.0: 'lr_ratio' is the rate of B over that of A in 'lora+', found method 'dora'",
+            "arms.0: method 'dora' has no lr_ratio: remove it, or use "
+            "lora+",
         ),
         (
             "{method: [lora, pissa], lr: 1e-3, init_from: x}",
-            "arms.0: 'init_from' goes on from a LoRA or DoRA adapter: expected a method among "
+            "arms.0: 'init_from' continues a LoRA or DoRA adapter: expected a method among "
             "lora, rslora, lora+, dora, found 'pissa'",
         ),
         ("{method: lora, lr: 1e-3, init_from: }", "arms.0: method 'lora' needs 'rank'"),
         (
             "{init_from: x, lr: 1e-3, lr_ratio: 4}",
-            "arms.0: 'lr_ratio' is the rate of B over that of A in 'lora+', found no method: ",
+            "arms.0: method of the adapter has no lr_ratio: remove it, ",
         ),
         ("{lr: 1e-3, rank: 8}", "arms.0: 'method' is missing: name one of lora, rslora, lora+"),
     ],

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rankscope.errors import UserError
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.lora import Adapter, delta_weight
-from rankscope.models.methods import new_adapter
+from rankscope.models.methods.init_context import new_adapter
 from rankscope.models.multi_lora import (
     AdapterSpan,
     MultiLora,
@@ -335,8 +335,8 @@ def slow_delta(layer: nn.Linear, adapter: Adapter, name: str, x: Tensor) -> Tens
     """g * (W + s (B A - B0 A0)) x + bias as the formula says it, for autograd."""
     weight = layer.weight.detach()
     tuned = weight + adapter.scaling * (adapter.b[name] @ adapter.a[name])
-    if name in adapter.start:
-        a0, b0 = adapter.start[name]
+    if name in adapter.initial_factors:
+        a0, b0 = adapter.initial_factors[name]
         tuned = tuned - adapter.scaling * (b0 @ a0)
     y = x @ tuned.T
     if name in adapter.magnitude:
@@ -365,10 +365,11 @@ def test_gradients_are_autograds(with_gain: bool, with_start: bool, with_bias: b
             alpha=3.0,
             scaling=1.5,
             targets=("0",),
+            method="dora" if with_gain else "lora",
             a={"0": nn.Parameter(draw(rank, 6))},
             b={"0": nn.Parameter(draw(5, rank))},
             magnitude={"0": nn.Parameter(draw(5).abs() + 1)} if with_gain else {},
-            start={"0": (draw(rank, 6), draw(5, rank))} if with_start else {},
+            initial_factors={"0": (draw(rank, 6), draw(5, rank))} if with_start else {},
         )
         multi_lora.attach(adapter)
     multi_lora.segments = (AdapterSpan("a", 0, 4), AdapterSpan(None, 4, 6), AdapterSpan("b", 6, 9))

@@ -17,7 +17,7 @@ from rankscope.models.parameters import (
     largest_useful_rank,
     lora_cost,
     lora_parameters,
-    read_config,
+    read_model_config,
     target_shapes,
 )
 
@@ -59,7 +59,7 @@ def test_a_folder_with_nothing_but_a_configuration_is_enough(tmp_path: Path) -> 
     LLAMA_8B.save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     for path in (tmp_path, tmp_path / "config.json"):
-        config = read_config(path)
+        config = read_model_config(path)
         counts = {rank: lora_parameters(config, rank, ATTENTION) for rank in (8, 32, 64, 128)}
         assert counts == {8: 6_815_744, 32: 27_262_976, 64: 54_525_952, 128: 109_051_904}
     # Meta's model card says 8.03 billion; by hand 8,030,261,248.
@@ -157,10 +157,10 @@ def test_unusable_configurations_are_named(tmp_path: Path, text: str | None, mes
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=message):
-        read_config(tmp_path)
+        read_model_config(tmp_path)
 
 
 def test_a_model_that_writes_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
     with pytest.raises(UserError, match=r"'vit': .*not describe a causal language model"):
-        architecture(read_config(tmp_path))
+        architecture(read_model_config(tmp_path))

@@ -8,8 +8,8 @@ from tiny_models import base_of, tiny_llama
 from toy_training import trial
 
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.lora import Adapter, tuned_delta
-from rankscope.models.methods import new_adapter
+from rankscope.models.lora import Adapter
+from rankscope.models.methods.init_context import new_adapter
 from rankscope.models.multi_lora import dense_weight
 from rankscope.models.scaling import FactorOf, scaled_adapter, scaled_model, variant_factors
 from rankscope.records import Variant, trial_of, variant_of
@@ -67,7 +67,7 @@ def test_a_scaled_adapter_is_the_base_plus_that_part_of_the_update(
     linears = merged.linears()
     for name in adapter.a:
         weight = linears[name].weight
-        weight.data += scale(name) * tuned_delta(adapter, name, dense_weight(linears[name]))
+        weight.data += scale(name) * adapter.delta(name, dense_weight(linears[name]))
     torch.testing.assert_close(logits(base, "b"), logits(merged, None), rtol=1e-4, atol=1e-5)
 
 

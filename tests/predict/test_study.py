@@ -139,7 +139,7 @@ def test_a_study_that_is_no_longer_the_same_is_refused(
 def test_a_truncated_adapter_is_the_nearest_of_its_rank() -> None:
     from toy_training import trial
 
-    from rankscope.models.methods import new_adapter
+    from rankscope.models.methods.init_context import new_adapter
 
     adapter = new_adapter(tiny_llama(), trial("a", rank=6))
     generator = torch.Generator().manual_seed(0)

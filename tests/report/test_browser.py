@@ -7,23 +7,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, NONE_FOUND, chromium, opened
+from inspections import HOSTILE, inspection
 from playwright.sync_api import Browser, Page
 from pocket_study import changed, small_study
+from report_studies import cells, hostile_study, ordinary_study
 
 from rankscope.provenance import provenance
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.charts.figure import Figure
 from rankscope.report.comparison_page import write_comparison_page
-from rankscope.report.inspection_page import render as render_inspection
-from rankscope.report.study_page import render, sections
+from rankscope.report.inspection_page import render_inspection
+from rankscope.report.study_page import render_study, study_sections
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import SURFACE
 from rankscope.run.study import write_outputs
 from rankscope.tools.compare import compare
-
-from .browser import CHROMIUM, NONE_FOUND, chromium, opened
-from .studies import hostile_study, ordinary_study
-from .test_inspection_page import HOSTILE, inspection
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NONE_FOUND)
 
@@ -60,8 +59,12 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plots_of(study: StudyRecords, advice: Recommendation) -> int:
     """Figures of a study's page that have something to draw."""
-    parts = sections(StudyView(study, advice))
-    return sum(f.plot is not None for part in parts for f in part.figures)
+    return sum(figure.plot is not None for figure in figures_of(study, advice))
+
+
+def figures_of(study: StudyRecords, advice: Recommendation) -> list[Figure]:
+    hero, parts = study_sections(StudyView(study, advice))
+    return [*([hero] if hero else []), *(f for part in parts for f in part.figures)]
 
 
 def written(page: str, folder: Path) -> Path:
@@ -120,8 +123,8 @@ def test_tables_sort_by_mouse_and_by_keyboard(browser: Browser, real: Path) -> N
 
 def test_every_table_of_a_figure_downloads_as_csv(browser: Browser, tmp_path: Path) -> None:
     study, advice = ordinary_study()
-    figures = [f for part in sections(StudyView(study, advice)) for f in part.figures]
-    path = written(render(StudyView(study, advice)), tmp_path)
+    figures = [figure for figure in figures_of(study, advice) if len(figure.data)]
+    path = written(render_study(StudyView(study, advice)), tmp_path)
     for start in range(0, len(figures), DOWNLOADS):
         with opened(browser, path) as found:
             found.page.eval_on_selector_all(
@@ -140,10 +143,9 @@ def assert_downloads(page: Page, figure: Figure) -> None:
     assert started.value.suggested_filename == f"rankscope-{figure.key}.csv"
     text = started.value.path().read_bytes().decode("utf-8")
     heading, *rows = csv.reader(io.StringIO(text, newline=""))
-    assert heading == [c.title for c in figure.table.columns]
-    assert len(rows) == len(figure.table.rows)
-    for row, cells in zip(rows, figure.table.rows, strict=True):
-        for shown, cell in zip(row, cells, strict=True):
+    assert heading == list(figure.data.columns)
+    for row, expected in zip(rows, cells(figure), strict=True):
+        for shown, cell in zip(row, expected, strict=True):
             if isinstance(cell, str):
                 assert shown.removeprefix("'") == cell
             else:
@@ -177,7 +179,7 @@ def test_a_phone_gets_no_sideways_scroll(browser: Browser, real: Path) -> None:
 
 def test_hostile_data_do_nothing_in_a_browser(browser: Browser, tmp_path: Path) -> None:
     study, advice = hostile_study()
-    path = written(render(StudyView(study, advice)), tmp_path)
+    path = written(render_study(StudyView(study, advice)), tmp_path)
     for viewport in ({"width": 1280, "height": 900}, PHONE):
         with opened(browser, path, viewport=viewport) as found:
             found.page.eval_on_selector_all(

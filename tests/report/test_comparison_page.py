@@ -5,16 +5,19 @@ import re
 from pathlib import Path
 
 import pytest
+from report_studies import HOSTILE, hostile_study, ordinary_study
 from synthetic_study import Truth, synthetic_study, with_own_trials
 
 from rankscope.records import StudyComparison, StudyRecords
-from rankscope.report.comparison_page import figures, ranks_of, render
-from rankscope.report.figures.compared import MAX_ARMS
+from rankscope.report.comparison_page import (
+    MAX_ARMS,
+    compared_ranks,
+    comparison_figures,
+    render_comparison,
+)
 from rankscope.report.page import figure_data
 from rankscope.report.style import FULL, MUTED, dark_colors
 from rankscope.tools.compare import compare_pair, compared_study
-
-from .studies import HOSTILE, hostile_study, ordinary_study
 
 SECOND = Truth(ranks=(8, 64), lrs=(1e-3,), tasks=("med", "law"), num_items=60)
 
@@ -37,20 +40,20 @@ def found() -> StudyComparison:
 def test_the_page_has_both_answers_and_a_figure_for_every_training_task(
     found: StudyComparison,
 ) -> None:
-    page = render(found, ordinary_study()[0].provenance)
+    page = render_comparison(found, ordinary_study()[0].provenance)
     text = re.sub(r"\s+", " ", page.replace("&amp;", "&").replace("&#39;", "'"))
     for study in found.studies:
         for answer in study.answers:
             assert answer.headline in text
     (pair,) = found.pairs
-    made = figures(pair, 0, ranks_of(found))
+    made = comparison_figures(pair, 0, compared_ranks(found))
     assert [f.title for f in made] == [
         "two minus one, untuned bases",
         "two minus one, arms trained on med",
         "two minus one, arms trained on law",
     ]
     # r=8 lr=0.001 and full fine-tuning are in both, scored on med, law, math and general.
-    assert len(made[1].table.rows) == 8
+    assert len(made[1].data) == 8
     assert [choice.label for choice in made[1].choices] == ["med", "law", "math", "general"]
     assert made[1].plot is not None
     first = made[1].plot.data[0]
@@ -67,7 +70,9 @@ def test_a_method_without_a_rank_has_not_full_fine_tunings_colour(found: StudyCo
     assert full is not None
     assert full.startswith("full")
     other = [c.model_copy(update={"full": False, "arm": "ia3"}) for c in pair.cells if c.full]
-    made = figures(pair.model_copy(update={"cells": (*pair.cells, *other)}), 0, ranks_of(found))
+    made = comparison_figures(
+        pair.model_copy(update={"cells": (*pair.cells, *other)}), 0, compared_ranks(found)
+    )
     assert made[1].plot is not None
     drawn = made[1].plot.data[0]
     color = dict(zip(drawn.y, drawn.marker.color, strict=True))
@@ -78,27 +83,31 @@ def test_how_many_arms_are_not_drawn_is_said(found: StudyComparison) -> None:
     (pair,) = found.pairs
     cell = next(c for c in pair.cells if c.arm)
     many = [cell.model_copy(update={"arm": f"arm {i}"}) for i in range(MAX_ARMS + 3)]
-    (made,) = figures(pair.model_copy(update={"cells": tuple(many)}), 0, ranks_of(found))
-    assert made.finding.endswith(" 3 arms are in the table alone.")
+    (made,) = comparison_figures(
+        pair.model_copy(update={"cells": tuple(many)}), 0, compared_ranks(found)
+    )
+    assert made.finding.endswith(" 3 arms are only in the table.")
     assert made.plot is not None
     assert len(made.plot.data[0].y) == MAX_ARMS
-    (made,) = figures(pair.model_copy(update={"cells": tuple(many[3:])}), 0, ranks_of(found))
-    assert "alone" not in made.finding
+    (made,) = comparison_figures(
+        pair.model_copy(update={"cells": tuple(many[3:])}), 0, compared_ranks(found)
+    )
+    assert "only in" not in made.finding
 
 
 def test_every_colour_has_a_dark_partner(found: StudyComparison) -> None:
-    known = dark_colors(ranks_of(found))
-    for figure in figures(found.pairs[0], 0, ranks_of(found)):
+    known = dark_colors(compared_ranks(found))
+    for figure in comparison_figures(found.pairs[0], 0, compared_ranks(found)):
         text = json.dumps(figure_data(figure))
         assert set(re.findall(r"#[0-9a-fA-F]{6}|rgb\([^)]*\)", text)) <= set(known)
 
 
 def test_hostile_names_stay_text(found: StudyComparison) -> None:
     attacked, _ = hostile_study()
-    page = render(
+    page = render_comparison(
         comparison((HOSTILE, attacked), ("again " + HOSTILE, attacked)), attacked.provenance
     )
     assert "<img src=x" not in page
     assert "\u202e" not in page
-    plain = render(found, attacked.provenance)
+    plain = render_comparison(found, attacked.provenance)
     assert page.count("</script>") == plain.count("</script>")

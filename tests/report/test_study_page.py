@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 from plotly.offline import get_plotlyjs
+from report_studies import HOSTILE, MEGABYTE, hostile_study, ordinary_study, study_and_advice
 from synthetic_study import Truth, synthetic_study
 
 from rankscope.errors import UserError
 from rankscope.records import BASE, Recommendation, StudyRecords
-from rankscope.report.study_page import render, write_study_page, yaml_text
+from rankscope.report.study_page import render_study, write_study_page, yaml_text
 from rankscope.report.study_view import StudyView
-
-from .studies import HOSTILE, MEGABYTE, hostile_study, ordinary_study, study_and_advice
 
 # Where a page could make the browser ask for something.
 ASKING = {
@@ -59,7 +58,7 @@ class Elements(HTMLParser):
 
 
 def page_of(study: StudyRecords, advice: Recommendation) -> str:
-    return render(StudyView(study, advice))
+    return render_study(StudyView(study, advice))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +99,7 @@ def test_the_answer_stands_before_every_other_section(page: str) -> None:
 @pytest.mark.parametrize(
     ("truth", "title"),
     [
-        (Truth(seeds=(0,)), "What would tell more"),
+        (Truth(seeds=(0,)), "What would make the answer firm"),
         (Truth(num_items=5), "What would decide it"),
         (Truth(), None),
     ],
@@ -121,7 +120,7 @@ def test_failed_trials_leaks_and_provenance_are_on_the_page(page: str) -> None:
     text = Elements(page).text
     assert text.count("simulated: diverged at step 7") == 2
     assert f"2 of {len(study.trials)} trials ended without a result" in text
-    assert "Test rows that also stand in the training rows were found" in text
+    assert "Some test rows are also in the training rows" in text
     assert study.provenance.created in text
     assert study.model.sha256 in text
     assert "gradient_accumulation: 4" in text

@@ -296,6 +296,8 @@ def test_scores_without_other_intruders_are_not_mixed(
         check_record_settings(ledger, same)
         with pytest.raises(UserError, match="use another --out"):
             check_record_settings(ledger, other)
-        stored = [(m, json.loads(text)) for kind, m, text in ledger.record_settings() if kind == "eval"]
+        stored = [
+            (m, json.loads(text)) for kind, m, text in ledger.record_settings() if kind == "eval"
+        ]
     # The spectra are refused first; the scores of scaled intruders would be, too.
     assert any(other.record_settings("eval", model) != settings for model, settings in stored)

@@ -44,8 +44,7 @@ def train(trials: list[TrialSpec], folder: Path | None = None, stop_at: int = 0)
 def everything(result: GroupResult) -> list[object]:
     """Weights by hash, optimizer, generator and every counter."""
     return [
-        (state.spec, sha256_tensors(state.tensors()), state.counters())
-        for state in result.states
+        (state.spec, sha256_tensors(state.tensors()), state.counters()) for state in result.states
     ]
 
 

@@ -17,14 +17,15 @@ from rankscope.data.encode import EncodedRow, Encoder, encode_rows
 from rankscope.data.items import Item
 from rankscope.data.pocket_world import pocket_rows
 from rankscope.errors import UserError
-from rankscope.evaluate.scorers.generation import GenerationLimits, generate
+from rankscope.evaluate.continuous_batching import GenerationLimits, generate
 from rankscope.models.base import Base
 from rankscope.models.load import load_base
-from rankscope.models.methods import new_adapter
+from rankscope.models.methods.init_context import new_adapter
 from rankscope.provenance import sha256_tensors
 from rankscope.records import TrialSpec
-from rankscope.train.loop import forward_passes, train_group
+from rankscope.train.loop import train_group
 from rankscope.train.loss import mean_losses
+from rankscope.train.step import forward_passes
 from rankscope.train.trial_state import TrialState
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from rankscope.train.state import TrialState
 from recipe import minimal
 from tiny_models import VOCABULARY, base_of, tiny_llama
 from torch import Tensor, nn
@@ -23,12 +24,11 @@ from rankscope.config.study import TrainConfig
 from rankscope.data.sampler import RowSampler
 from rankscope.errors import Interrupted
 from rankscope.models.lora import Adapter
-from rankscope.models.methods import InitContext, new_adapter
+from rankscope.models.methods.init_context import InitContext, new_adapter
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import train_group
 from rankscope.train.step_schedule import trial_protocol
-from rankscope.train.trial_state import TrialState
 
 STEPS = 50
 PROTOCOL = TrainConfig(max_steps=STEPS, batch_size=2, gradient_accumulation=3)
@@ -87,7 +87,7 @@ def trained_plainly(
 def without_start(model: nn.Module, adapter: Adapter) -> None:
     """PiSSA's residual base: the part that the adapter starts from is taken out of W0."""
     modules = dict(model.named_modules())
-    for name, (a, b) in adapter.start.items():
+    for name, (a, b) in adapter.initial_factors.items():
         modules[name].weight.data -= adapter.scaling * (b @ a)
 
 
@@ -183,7 +183,7 @@ def peft_model(spec: TrialSpec, start: Adapter, model: nn.Module) -> nn.Module:
 
 
 def peft_parameters(model: nn.Module, adapter: Adapter) -> dict[str, list[nn.Parameter]]:
-    """Module -> PEFT's A, B and, for DoRA, m: as ``Adapter.of_module``."""
+    """Module -> PEFT's A, B and, for DoRA, m: as ``Adapter.module_parameters``."""
     modules = dict(model.named_modules())
     found = {}
     for name in adapter.a:
@@ -205,7 +205,7 @@ def test_group_equals_peft_with_plain_pytorch(spec: TrialSpec) -> None:
     assert [p.loss for p in state.losses] == pytest.approx(losses, rel=RELATIVE)
     assert state.adapter is not None
     for name, expected in found.items():
-        for ours, theirs in zip(state.adapter.of_module(name), expected, strict=True):
+        for ours, theirs in zip(state.adapter.module_parameters(name), expected, strict=True):
             assert_same(ours, theirs)
         assert not torch.equal(expected[1], start.b[name])
 
@@ -232,7 +232,10 @@ def test_in_bfloat16_a_group_stays_near_peft(spec: TrialSpec) -> None:
     moved = apart = 0.0
     for name, expected in found.items():
         triples = zip(
-            state.adapter.of_module(name), expected, fresh.of_module(name), strict=True
+            state.adapter.module_parameters(name),
+            expected,
+            fresh.module_parameters(name),
+            strict=True,
         )
         for ours, theirs, before in triples:
             apart += float((ours - theirs).detach().norm()) ** 2

@@ -167,10 +167,7 @@ def test_stopped_at_any_step_it_ends_with_the_same_bits(
             progress=progress,
             should_stop=lambda: done[0] == stop,
         )
-        return [
-            (sha256_tensors(state.tensors()), state.counters())
-            for state in result.states
-        ]
+        return [(sha256_tensors(state.tensors()), state.counters()) for state in result.states]
 
     with pytest.raises(Interrupted):
         train(stop_at)
@@ -205,9 +202,7 @@ def test_what_is_stored_between_two_steps_changes_nothing(tmp_path: Path) -> Non
         states[0].tuner.save(spec, base.record, folder)
 
     stored = train_group(base_of(tiny_llama()), [spec], ROWS, PROTOCOL, callbacks=[after_step])
-    assert sha256_tensors(stored.states[0].tensors()) == sha256_tensors(
-        plain.states[0].tensors()
-    )
+    assert sha256_tensors(stored.states[0].tensors()) == sha256_tensors(plain.states[0].tensors())
     assert stored.states[0].counters() == plain.states[0].counters()
 
 
@@ -223,9 +218,7 @@ def test_what_it_draws_does_not_depend_on_the_size_of_a_pass(settings: dict[str,
         for tokens in (64, 4096)
     )
     assert small.states[0].losses == large.states[0].losses
-    assert sha256_tensors(small.states[0].tensors()) == sha256_tensors(
-        large.states[0].tensors()
-    )
+    assert sha256_tensors(small.states[0].tensors()) == sha256_tensors(large.states[0].tensors())
 
 
 def test_a_method_of_pefts_is_in_no_pack() -> None:

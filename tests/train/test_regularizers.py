@@ -18,7 +18,7 @@ from rankscope.models.lora import delta_weight
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import StepCallback, train_group
-from rankscope.train.regularizers import EarlyStop, divergences
+from rankscope.train.regularizers import EarlyStop, kl_divergences
 from rankscope.train.trial_state import TrialState
 
 ROWS = toy_rows()
@@ -108,7 +108,7 @@ def test_each_kind_of_row_counts_by_its_rows() -> None:
 
 def gradient(rows: Sequence[EncodedRow]) -> torch.Tensor:
     """Of the mean loss over labelled tokens, by every adapter matrix of ``trial("a")``."""
-    from rankscope.models.methods import new_adapter
+    from rankscope.models.methods.init_context import new_adapter
     from rankscope.models.multi_lora import target_linears
 
     model = tiny_llama()
@@ -141,7 +141,7 @@ def test_divergences_and_their_gradient_are_kl_divs() -> None:
     base = 3 * torch.randn(64, 70_000, generator=generator)
     weights = torch.rand(64, generator=generator)
     fast = logits.clone().requires_grad_()
-    found = divergences(fast, base)
+    found = kl_divergences(fast, base)
     (found * weights).sum().backward()
     slow = logits.double().requires_grad_()
     expected = F.kl_div(
@@ -170,7 +170,7 @@ def test_the_recorded_divergence_is_that_of_the_merged_model(replay: dict[str, o
     base, tuned = tiny_llama(), tiny_llama()
     for name, delta in weights.items():
         tuned.get_submodule(name).weight.data += delta
-    loss_terms = found.loss_terms(2, 0, ROWS)
+    loss_terms = found.loss_terms(2, ROWS)
     rows = loss_terms[-1].rows if replay else loss_terms[0].rows
     assert loss_terms[-1].is_replay == bool(replay)
     apart = []
@@ -264,11 +264,7 @@ SCORES = {2: 0.4, 3: 0.6, 4: 0.5, 5: 0.55, 6: 0.9}
 def told(step: int, base: Base, states: Sequence[TrialState]) -> None:
     """Tells every trial with an early stop a made-up score."""
     for state in states:
-        if (
-            state.early_stop is not None
-            and step in SCORES
-            and state.is_active(step - 1)
-        ):
+        if state.early_stop is not None and step in SCORES and state.is_active(step - 1):
             state.early_stop.observe(step, SCORES[step], state.parameters)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from rankscope.train.state import TrialState
 from recipe import minimal
 from tiny_models import base_of, tiny_llama
 from torch import Tensor, nn
@@ -17,10 +18,10 @@ from rankscope.errors import Interrupted, UserError
 from rankscope.models.adapters.folder import load_adapter, save_adapter
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.methods import new_adapter
+from rankscope.models.methods.init_context import new_adapter
+from rankscope.report.model_card import adapter_card
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import train_group
-from rankscope.train.trial_state import TrialState
 
 IDS = [5, 9, 31, 7, 250, 3, 77, 12]
 LEFT = "model.layers.0.self_attn.q_proj"
@@ -63,9 +64,7 @@ def their_logits(model: nn.Module) -> Tensor:
 def parts(state: TrialState) -> dict[str, list[Tensor]]:
     """Module -> A, B and, for DoRA, m, as they are now."""
     assert state.adapter is not None
-    return {
-        n: [p.detach() for p in state.adapter.of_module(n)] for n in state.adapter.a
-    }
+    return {n: [p.detach() for p in state.adapter.module_parameters(n)] for n in state.adapter.a}
 
 
 def their_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -169,8 +168,8 @@ def test_what_it_became_is_stored_as_what_peft_loads(tmp_path: Path, kind: str) 
     base.multi_lora.clear()
     base.multi_lora.attach(load_adapter(tmp_path / "after", "b", base.record))
     assert relative(logits(base, "b"), expected) < RELATIVE
-    card = (tmp_path / "after" / "README.md").read_text()
-    assert f"| continues adapter | {spec.init_sha256} |" in card
+    card = adapter_card(spec, base.record)
+    assert f"| continues the adapter, sha256 | {spec.init_sha256} |" in card
 
 
 @pytest.mark.parametrize("file", [CONFIG, WEIGHTS])

@@ -1,15 +1,7 @@
 """Names of arms, and estimates as plain numbers, for the sentences of the advice."""
 
+from rankscope.models.methods import get_method
 from rankscope.records import ArmSummary, Estimate
-
-METHOD_NAMES = {
-    "lora": "LoRA",
-    "rslora": "rsLoRA",
-    "lora+": "LoRA+",
-    "dora": "DoRA",
-    "pissa": "PiSSA",
-    "eva": "EVA",
-}
 
 
 def settings(arm: ArmSummary) -> str:
@@ -19,7 +11,7 @@ def settings(arm: ArmSummary) -> str:
         return f"full fine-tuning ({rate})"
     if arm.alpha is None:  # a method of PEFT's, with settings of its own
         return arm.label
-    name = METHOD_NAMES.get(arm.method, arm.method)
+    name = get_method(arm.method).label
     return f"{name} r={arm.rank} (alpha {arm.alpha:g}, {rate})"
 
 

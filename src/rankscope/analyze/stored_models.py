@@ -22,12 +22,14 @@ from rankscope.models.adapters.folder import (
     load_adapter,
     recorded_base,
 )
-from rankscope.models.adapters.settings import CONFIG, READ_STARTS, read_config
+from rankscope.models.adapters.settings import CONFIG, READ_STARTS, read_adapter_config
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate
+from rankscope.models.methods import get_method
+from rankscope.models.methods.full import FullMethod
 from rankscope.provenance import weights_sha256
-from rankscope.records import MatrixSpectrum, TunedKind
+from rankscope.records import MatrixSpectrum
 
 GENERIC_NAMES = frozenset({"adapter", "model", "final", "checkpoint"})
 """Folder names that identify no model: the parent folder's name is added to them."""
@@ -45,7 +47,7 @@ class StoredTunedModel:
 
     name: str
     folder: Path
-    kind: TunedKind
+    kind: str
     adapter: Adapter | None = None
     model: CheckpointReader | None = None
 
@@ -61,8 +63,8 @@ class StoredTunedModel:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; expected a PEFT adapter or a model")
         if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
-            return cls(name, folder, "full", model=CheckpointReader.open(folder))
-        settings = read_config(folder, READ_STARTS)
+            return cls(name, folder, FullMethod.name, model=CheckpointReader.open(folder))
+        settings = read_adapter_config(folder, READ_STARTS)
         is_pissa = settings.init_lora_weights == "pissa"
         if settings.use_dora and is_pissa:
             raise UserError(
@@ -72,12 +74,7 @@ class StoredTunedModel:
             )
         # PiSSA subtracts its start from the output head too, so PEFT's copy is not the base's.
         adapter = load_adapter(folder, name, starts=READ_STARTS, has_copies=not is_pissa)
-        kind: TunedKind = "rslora" if settings.use_rslora else "lora"
-        if is_pissa:
-            kind = "pissa"
-        if settings.use_dora:
-            kind = "dora"
-        return cls(name, folder, kind, adapter=adapter)
+        return cls(name, folder, adapter.method, adapter=adapter)
 
     @property
     def has_one_rank(self) -> bool:
@@ -128,16 +125,16 @@ class StoredTunedModel:
     @contextmanager
     def pissa_start(self, name: str, weight: Tensor | None) -> Iterator[None]:
         """While inside, one module's PiSSA start is subtracted; it is as large as the factors."""
-        if self.kind != "pissa":
+        if not get_method(self.kind).init_is_part_of_base:
             yield
             return
         assert self.adapter is not None
         assert weight is not None
-        self.adapter.start[name] = pissa_initial_factors(weight, self.adapter, name)
+        self.adapter.initial_factors[name] = pissa_initial_factors(weight, self.adapter, name)
         try:
             yield
         finally:
-            del self.adapter.start[name]
+            del self.adapter.initial_factors[name]
 
 
 def pissa_initial_factors(weight: Tensor, adapter: Adapter, name: str) -> tuple[Tensor, Tensor]:

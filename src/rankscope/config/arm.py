@@ -1,13 +1,22 @@
-"""An arm of the study file: one method, or several alike, with lists that span a grid."""
+"""An arm of the study file: methods and hyper-parameters, each a value or a list of a grid."""
 
 import difflib
 import json
 import math
 import re
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self, get_args
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    JsonValue,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import core_schema
 
 from rankscope.config.section import (
     ConfigSection,
@@ -17,16 +26,15 @@ from rankscope.config.section import (
     ZeroOrMore,
     short_repr,
 )
+from rankscope.models.methods import all_methods, get_method
+from rankscope.models.methods.lora import LoraMethod
+from rankscope.models.methods.method import Method
+from rankscope.models.methods.peft import STATEFUL_TYPES
 
-Method = Literal["lora", "rslora", "lora+", "dora", "pissa", "eva", "full"]
 ScheduleName = Literal["linear", "cosine", "constant"]
-PeftSettings = dict[str, JsonValue]
-PeftMethod = dict[Literal["peft"], PeftSettings]
-"""``{peft: {peft_type: ADALORA, ...}}``: a method of PEFT's with fields of its configuration."""
+PeftChoice = dict[Literal["peft"], dict[str, JsonValue]]
+"""``{peft: {peft_type: ADALORA, ...}}``: another PEFT method, with its configuration fields."""
 
-METHODS: tuple[str, ...] = get_args(Method)
-LORA_ONLY = frozenset({"rank", "alpha", "targets", "dropout", "lr_ratio"})
-"""Fields of an arm that full fine-tuning does not have."""
 TRAIN_OVERRIDES = (
     "batch_size",
     "gradient_accumulation",
@@ -37,44 +45,65 @@ TRAIN_OVERRIDES = (
 """Fields of ``train`` that an arm may override."""
 MITIGATIONS = ("replay", "kl_to_base", "early_stop")
 """Fields of an arm that are axes of its grid but not fields of ``train``."""
-STATEFUL_PEFT = frozenset({"ADALORA"})
-"""Methods of PEFT's that are more than their parameters: these alone do not bring them back."""
-CONTINUED = ("lora", "rslora", "lora+", "dora")
-"""Methods that can go on from an adapter on disk; the others have a start that makes them."""
-DEFAULT_LR_RATIO = 16.0
-"""LoRA+ (Hayou et al., 2402.12354): the rate of B over that of A."""
+ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")
+MLP = ("down_proj", "gate_proj", "up_proj")
+TARGET_GROUPS: dict[str, tuple[str, ...]] = {
+    "attention": ATTENTION,
+    "mlp": MLP,
+    "all-linear": tuple(sorted(ATTENTION + MLP)),
+}
+TargetSet = Literal["attention", "mlp", "all-linear"] | list[str]
+MODULE_PATTERN = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
 
-AlphaMultiple = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)?)?r$")]
-Rank = Annotated[int, Field(ge=1)]
-LearningRate = Annotated[float, Field(gt=0)]
-Dropout = Annotated[float, Field(ge=0, lt=1)]
-Rows = Annotated[int, Field(ge=1)]
-WarmupFraction = Annotated[float, Field(ge=0, lt=1)]
-WeightDecay = Annotated[float, Field(ge=0)]
-DivergenceWeight = Annotated[float, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-def checked_method(value: Any) -> Any:
-    """A method by name, or ``{peft: {...}}`` with values that JSON knows, empty ones left out."""
+# --- values of an arm ---------------------------------------------------------------------------
+
+
+def named_methods() -> tuple[str, ...]:
+    """Methods that an arm gives by name alone."""
+    return tuple(method.name for method in all_methods() if not method.takes_settings)
+
+
+def adapter_fields() -> frozenset[str]:
+    """Fields of an arm that only some methods have."""
+    return frozenset(name for method in all_methods() for name in method.arm_fields)
+
+
+class ListMethodNames:
+    """Lists the registered methods in the JSON schema."""
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"enum": list(named_methods()), "type": "string"}
+
+
+def parse_method(value: Any) -> Any:
+    """A method by name, or ``{peft: {...}}`` without empty settings."""
     if isinstance(value, dict):
-        return checked_peft(value)
-    if value not in METHODS:
-        close = difflib.get_close_matches(str(value), METHODS, n=1, cutoff=0.55)
-        meant = f"; did you mean {close[0]!r}?" if close else ""
+        return parse_peft_choice(value)
+    names = named_methods()
+    if value not in names:
+        close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.55)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"method {short_repr(value)}: expected one of {', '.join(METHODS)}, or a method of "
-            f"PEFT's as {{peft: {{peft_type: ADALORA, ...}}}}{meant}"
+            f"method {short_repr(value)}: expected one of {', '.join(names)}, or another PEFT "
+            f"method as {{peft: {{peft_type: ADALORA, ...}}}}{hint}"
         )
     return value
 
 
-def checked_peft(value: dict[Any, Any]) -> dict[str, dict[str, Any]]:
-    """A method of PEFT's: one key ``peft`` with a mapping that names its ``peft_type``."""
+def parse_peft_choice(value: dict[Any, Any]) -> dict[str, dict[str, Any]]:
     settings = value.get("peft")
     if set(value) != {"peft"} or not isinstance(settings, dict):
         raise ValueError(
             f"method {short_repr(value)}: expected {{peft: {{peft_type: ADALORA, ...}}}}, one key "
-            "with the settings of PEFT's method"
+            "with the settings of a PEFT method"
         )
     settings = {key: entry for key, entry in settings.items() if entry is not None}
     if not isinstance(settings.get("peft_type"), str):
@@ -84,50 +113,30 @@ def checked_peft(value: dict[Any, Any]) -> dict[str, dict[str, Any]]:
     try:
         json.dumps(settings, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"method peft: expected values that JSON can hold: {error}") from error
+        raise ValueError(f"method peft: expected JSON values: {error}") from error
     return {"peft": settings}
 
 
-def checked_alpha(value: Any) -> Any:
-    """Alpha is a positive number or a multiple of the rank, such as ``2r``."""
-    expected = "expected a positive number or a multiple of the rank such as '2r'"
+def parse_alpha(value: Any) -> Any:
+    """A positive number, or a multiple of the rank such as ``2r``."""
+    number = value
     if isinstance(value, str):
         match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)?r", value.strip())
-        if match is None or (match[1] is not None and not 0 < float(match[1]) < math.inf):
-            raise ValueError(f"alpha {short_repr(value)}: {expected}")
-        return value.strip()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"alpha {short_repr(value)}: {expected}")
-    if not 0 < value < math.inf:  # NaN compares false
-        raise ValueError(f"alpha {short_repr(value)}: {expected}")
-    return float(value)
+        number = None if match is None else float(match[1] or 1)
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    if not is_number or not 0 < number < math.inf:  # NaN compares false
+        raise ValueError(
+            f"alpha {short_repr(value)}: expected a positive number or a multiple of the rank such "
+            "as '2r'"
+        )
+    return value.strip() if isinstance(value, str) else float(value)
 
 
-Alpha = Annotated[
-    float | str, BeforeValidator(checked_alpha, json_schema_input_type=float | AlphaMultiple)
-]
-AnyMethod = Annotated[
-    Method | PeftMethod,
-    BeforeValidator(checked_method, json_schema_input_type=Method | PeftMethod),
-]
-
-
-TARGET_GROUPS: dict[str, tuple[str, ...]] = {
-    "attention": ("k_proj", "o_proj", "q_proj", "v_proj"),
-    "mlp": ("down_proj", "gate_proj", "up_proj"),
-    "all-linear": (
-        "down_proj",
-        "gate_proj",
-        "k_proj",
-        "o_proj",
-        "q_proj",
-        "up_proj",
-        "v_proj",
-    ),
-}
-TargetGroup = Literal["attention", "mlp", "all-linear"]
-TargetSet = TargetGroup | list[str]
-MODULE_PATTERN = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
+def resolved_alpha(alpha: float | str, rank: int) -> float:
+    """Alpha as a number: ``2r`` at rank 8 is 16."""
+    if isinstance(alpha, str):
+        return float(alpha.removesuffix("r") or 1) * rank
+    return float(alpha)
 
 
 def parse_target_sets(value: Any) -> Any:
@@ -153,20 +162,30 @@ def parse_target_sets(value: Any) -> Any:
             "into a list of its own, as in [attention, [q_proj, v_proj]]"
         )
     for names in value:
-        if isinstance(names, list):
-            check_module_names(names)
+        if names == []:
+            raise ValueError("targets is empty: name at least one module")
+        for name in names if isinstance(names, list) else []:
+            if not isinstance(name, str) or not re.fullmatch(MODULE_PATTERN, name):
+                raise ValueError(
+                    f"target {short_repr(name)}: expected {groups}, or a module name such as "
+                    "'q_proj'"
+                )
     return value
 
 
-def check_module_names(names: list[Any]) -> None:
-    if not names:
-        raise ValueError("targets is empty: name at least one module")
-    for name in names:
-        if not isinstance(name, str) or not re.fullmatch(MODULE_PATTERN, name):
-            raise ValueError(
-                f"target {short_repr(name)}: expected {', '.join(TARGET_GROUPS)}, or a module name "
-                "such as 'q_proj'"
-            )
+AlphaMultiple = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)?)?r$")]
+Alpha = Annotated[
+    float | str, BeforeValidator(parse_alpha, json_schema_input_type=float | AlphaMultiple)
+]
+MethodChoice = Annotated[
+    str | PeftChoice,
+    BeforeValidator(
+        parse_method, json_schema_input_type=Annotated[str, ListMethodNames()] | PeftChoice
+    ),
+]
+
+
+# --- sections -----------------------------------------------------------------------------------
 
 
 class ReplayConfig(ConfigSection):
@@ -192,129 +211,129 @@ class ArmConfig(ConfigSection):
         json_schema_extra={"anyOf": [{"required": ["method"]}, {"required": ["init_from"]}]}
     )
 
-    method: OneOrMore[AnyMethod] = []
-    """By name, or ``{peft: {peft_type: ADALORA, ...}}`` for any other method of PEFT's."""
-    rank: ZeroOrMore[Rank] = []
+    method: OneOrMore[MethodChoice] = []
+    """By name, or ``{peft: {peft_type: ADALORA, ...}}`` for any other PEFT method."""
+    rank: ZeroOrMore[PositiveInt] = []
     """LoRA rank r, one or more."""
     alpha: OneOrMore[Alpha] = ["2r"]
     """LoRA alpha: a number, or a multiple of the rank such as ``2r``."""
-    lr: OneOrMore[LearningRate]
-    """Peak learning rate; always explicit, since a rank sweep at one rate measures the rate."""
-    lr_ratio: OneOrMore[LearningRate] | None = None
-    """``lora+`` alone: the learning rate of B over that of A, whose rate is ``lr``; 16."""
+    lr: OneOrMore[PositiveFloat]
+    """Peak learning rate; no default, because a rank sweep at one rate measures the rate."""
+    lr_ratio: OneOrMore[PositiveFloat] | None = None
+    """``lora+`` only: learning rate of B over that of A, which is ``lr``; by default 16."""
     targets: Annotated[
         list[TargetSet],
-        BeforeValidator(
-            parse_target_sets, json_schema_input_type=TargetGroup | list[str] | list[TargetSet]
-        ),
+        BeforeValidator(parse_target_sets, json_schema_input_type=TargetSet | list[TargetSet]),
     ] = ["attention"]
     """``attention``, ``mlp``, ``all-linear`` or a list of module names; several sets in a list."""
-    dropout: OneOrMore[Dropout] = [0.0]
+    dropout: OneOrMore[Fraction] = [0.0]
     """Dropout on the adapter's input, probability."""
     init_from: PathText = None
-    """Folder of a LoRA or DoRA adapter in PEFT's format that training goes on from."""
-    batch_size: OneOrMore[Rows] | None = None
-    """This arm's own ``train.batch_size``."""
-    gradient_accumulation: OneOrMore[Rows] | None = None
-    """This arm's own ``train.gradient_accumulation``."""
+    """Folder of a LoRA or DoRA adapter in PEFT's format to continue training from."""
+    batch_size: OneOrMore[PositiveInt] | None = None
+    """Overrides ``train.batch_size``."""
+    gradient_accumulation: OneOrMore[PositiveInt] | None = None
+    """Overrides ``train.gradient_accumulation``."""
     schedule: OneOrMore[ScheduleName] | None = None
-    """This arm's own ``train.schedule``."""
-    warmup_fraction: OneOrMore[WarmupFraction] | None = None
-    """This arm's own ``train.warmup_fraction``."""
-    weight_decay: OneOrMore[WeightDecay] | None = None
-    """This arm's own ``train.weight_decay``."""
+    """Overrides ``train.schedule``."""
+    warmup_fraction: OneOrMore[Fraction] | None = None
+    """Overrides ``train.warmup_fraction``."""
+    weight_decay: OneOrMore[NonNegativeFloat] | None = None
+    """Overrides ``train.weight_decay``."""
     replay: OneOrMore[ReplayConfig] | None = None
     """General rows mixed in: ``{task: NAME, share: 0.1}``."""
-    kl_to_base: OneOrMore[DivergenceWeight] | None = None
-    """Weight of KL(base || tuned), nats per label token, in the loss; of the replayed rows where
-    the arm has ``replay``, of the task's own where it has not."""
+    kl_to_base: OneOrMore[NonNegativeFloat] | None = None
+    """Weight in the loss of KL(base || tuned), nats per label token: over the replayed rows if the
+    arm has ``replay``, otherwise over the task's own."""
     early_stop: OneOrMore[EarlyStopConfig] | None = None
-    """``{patience: N}``: stop after N points of ``train.evaluate_every`` without a better in-domain
-    score on the validation split, and keep the best weights."""
+    """``{patience: N}``: stop after N evaluations (``train.evaluate_every``) without a better
+    in-domain validation score, and keep the best weights."""
 
     @model_validator(mode="after")
-    def fits_method(self) -> Self:
-        """LoRA needs a rank; full fine-tuning and PEFT's methods have none here."""
-        given = sorted(LORA_ONLY & self.model_fields_set)
-        unfit = [method for method in self.method if method not in CONTINUED]
-        if not self.method and self.init_from is None:
-            raise ValueError(f"'method' is missing: name one of {', '.join(METHODS)}")
-        if self.init_from is not None and unfit:
+    def check_methods(self) -> Self:
+        """The methods fit together, and have the arm's settings."""
+        methods = self.methods
+        if not methods and self.init_from is None:
+            raise ValueError(f"'method' is missing: name one of {', '.join(named_methods())}")
+        for method in methods:
+            if self.init_from is not None and not method.accepts_warm_start:
+                continued = [m.name for m in all_methods() if m.accepts_warm_start]
+                raise ValueError(
+                    f"'init_from' continues a LoRA or DoRA adapter: expected a method among "
+                    f"{', '.join(continued)}, found {method.name!r}"
+                )
+            if method.trains_alone and any(other.name != method.name for other in methods):
+                raise ValueError(
+                    f"method {method.name!r} {method.arm_note}: give it an arm of its own"
+                )
+        self._check_fields(methods)
+        if any(self.kl_to_base or ()) and any(m.occupies_base for m in methods):
             raise ValueError(
-                f"'init_from' goes on from a LoRA or DoRA adapter: expected a method among "
-                f"{', '.join(CONTINUED)}, found {short_repr(unfit[0])}"
+                "'kl_to_base' needs the bare base beside the trained model, which method 'peft' "
+                f"changes in place: remove it, or use one of {', '.join(named_methods())}"
             )
-        if self.is_full:
-            if len(set(map(str, self.method))) > 1:
-                raise ValueError("method 'full' has no rank: give it an arm of its own")
-            if given:
-                raise ValueError(f"method 'full' trains every weight: remove {', '.join(given)}")
-            return self
-        if self.is_peft:
-            if any(isinstance(method, str) for method in self.method):
-                raise ValueError("a method of PEFT's has settings of its own: give it its own arm")
-            if given := [name for name in given if name != "targets"]:
-                raise ValueError(
-                    f"a method of PEFT's takes {', '.join(given)} from its own settings: put them "
-                    "there, under the names PEFT has for them"
-                )
-            if any(self.kl_to_base or ()):
-                raise ValueError(
-                    "'kl_to_base' needs the bare base beside the trained model, and a method of "
-                    "PEFT's is on the base itself: remove it, or use one of "
-                    f"{', '.join(METHODS)}"
-                )
-            if self.early_stop and (kept := STATEFUL_PEFT & self.peft_types()):
-                raise ValueError(
-                    f"'early_stop' keeps the best parameters, and {min(kept)} is more than its "
-                    "parameters (a pattern of ranks that goes on falling): remove it"
-                )
-            return self
-        if not self.rank and self.init_from is None:
-            raise ValueError(f"method {self.method[0]!r} needs 'rank'")
-        if "lr_ratio" in given and "lora+" not in self.method:
-            found = f"method {self.method[0]!r}" if self.method else "no method"
+        if self.early_stop and (stateful := STATEFUL_TYPES & self.peft_types()):
             raise ValueError(
-                f"'lr_ratio' is the rate of B over that of A in 'lora+', found {found}: "
-                "remove it, or change the method"
+                f"'early_stop' restores the best parameters, but {min(stateful)} has more state "
+                "than its parameters (its ranks keep falling): remove it"
             )
         return self
 
+    def _check_fields(self, methods: Sequence[Method]) -> None:
+        fields = {name for m in methods or [LoraMethod()] for name in m.arm_fields}
+        if misplaced := ", ".join(sorted((adapter_fields() & self.model_fields_set) - fields)):
+            name = repr(methods[0].name) if methods else "of the adapter"
+            note = methods[0].arm_note if methods else ""
+            owners = [m.name for m in all_methods() if fields < set(m.arm_fields)]
+            raise ValueError(
+                f"method {name} {note}: remove {misplaced}"
+                if note
+                else f"method {name} has no {misplaced}: remove it, or use {' or '.join(owners)}"
+            )
+        if not self.rank and self.init_from is None and "rank" in fields:
+            raise ValueError(f"method {methods[0].name!r} needs 'rank'")
+
+    @property
+    def methods(self) -> list[Method]:
+        """The registered methods; none if the arm leaves the choice to ``init_from``."""
+        return [get_method("peft" if isinstance(m, dict) else m) for m in self.method]
+
     @property
     def is_full(self) -> bool:
-        """Full fine-tuning: no rank, alpha, targets or dropout."""
-        return "full" in self.method
+        """Full fine-tuning."""
+        return any(method.trains_base for method in self.methods)
 
-    @property
-    def is_peft(self) -> bool:
-        """A method that PEFT trains, with settings of its own."""
-        return any(isinstance(method, dict) for method in self.method)
+    def unused_fields(self) -> frozenset[str]:
+        """Adapter settings that the arm's methods do not have."""
+        used = {name for method in self.methods or [LoraMethod()] for name in method.arm_fields}
+        return adapter_fields() - used
 
     def peft_types(self) -> set[str]:
-        """The types of the methods that PEFT trains, in capitals."""
+        """The PEFT types of the arm's ``peft`` methods, in capitals."""
         return {str(m["peft"]["peft_type"]).upper() for m in self.method if isinstance(m, dict)}
 
     def target_sets(self) -> list[tuple[str, ...]]:
-        """The sets of module names that receive adapters, each sorted, names once."""
+        """The sets of module names that receive adapters, sorted, without duplicates."""
         return [
             tuple(sorted(set(TARGET_GROUPS[s] if isinstance(s, str) else s))) for s in self.targets
         ]
 
     def grids(self) -> Iterator[dict[str, list[Any]]]:
         """One grid per method: the field of a trial -> its values, in the order of the product."""
-        # What is left out beside 'init_from' is its adapter's, which is not read here.
-        methods: list[AnyMethod | None] = [*self.method] or [None]
-        ranks: list[int | None] = [*self.rank] or [None]
-        for method in methods:
-            axes: dict[str, list[Any]] = {"method": [method]}
-            if not self.is_full:
+        # With 'init_from', settings that the arm leaves out are the adapter's, not read here.
+        names: list[MethodChoice | None] = [*self.method] or [None]
+        methods = self.methods or [LoraMethod()]
+        for name, method in zip(names, methods, strict=True):
+            axes: dict[str, list[Any]] = {"method": [name]}
+            if "targets" in method.arm_fields:
                 axes["targets"] = self.target_sets()
-            if not (self.is_full or self.is_peft):
-                axes |= {"rank": ranks, "alpha": self.alpha}
+            if method.has_rank:
+                axes["rank"] = self.rank or [None]  # the rank of the adapter in 'init_from'
+                axes["alpha"] = self.alpha
             axes["lr"] = self.lr
-            if method == "lora+":
-                axes["lr_ratio"] = self.lr_ratio or [DEFAULT_LR_RATIO]
-            if not (self.is_full or self.is_peft):
+            for setting, default in method.field_defaults.items():
+                axes[setting] = getattr(self, setting) or [default]
+            if method.has_rank:
                 axes["dropout"] = self.dropout
             if self.init_from is not None:
                 axes["init_from"] = [self.init_from]
@@ -322,12 +341,5 @@ class ArmConfig(ConfigSection):
             yield axes | {name: values for name, values in own.items() if values is not None}
 
     def num_points(self) -> int:
-        """Points of this arm's grid as written, repeated values counted."""
+        """Points of the grid as written, repeated values counted each time."""
         return sum(math.prod(len(axis) for axis in grid.values()) for grid in self.grids())
-
-
-def resolved_alpha(alpha: float | str, rank: int) -> float:
-    """Alpha as a number: ``2r`` at rank 8 is 16."""
-    if isinstance(alpha, str):
-        return float(alpha.removesuffix("r") or 1) * rank
-    return float(alpha)

@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from rankscope.config.arm import LORA_ONLY
 from rankscope.config.overrides import OVERRIDE, apply_override
 from rankscope.config.section import Location
 from rankscope.config.study import StudyConfig
@@ -128,9 +127,8 @@ def dump_study(config: StudyConfig) -> str:
     """Canonical YAML of a study with every default written out; it loads back as ``config``."""
     values = config.model_dump(mode="json", exclude_none=True)
     for arm, written in zip(config.arms, values["arms"], strict=True):
-        if arm.is_full or arm.is_peft:
-            for key in LORA_ONLY - ({"targets"} if arm.is_peft else set()):
-                written.pop(key, None)
+        for key in arm.unused_fields():
+            written.pop(key, None)
         if arm.init_from is not None:  # keys that the arm leaves out are the adapter's, no defaults
             for key in {"method", "rank", "alpha", "targets"} - arm.model_fields_set:
                 del written[key]

@@ -1,9 +1,19 @@
 """A task as the study file, or a file of its own, describes it."""
 
+import difflib
 import re
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import core_schema
 
 from rankscope.config.section import (
     ConfigSection,
@@ -13,9 +23,8 @@ from rankscope.config.section import (
     PlainText,
     short_repr,
 )
+from rankscope.evaluate.scorers import primary_metric_names, scorer_names
 
-Scorer = Literal["option_text", "option_letter", "number", "exact_match", "loss", "perplexity"]
-PrimaryMetric = Literal["acc", "acc_norm", "acc_bytes", "acc_token", "letter"]
 ShapeField = Literal[
     "question", "choices", "answer", "subject", "prompt", "completion", "messages", "text"
 ]
@@ -60,6 +69,35 @@ def name_of_path(path: str) -> str:
     return path.rstrip("/").rsplit("/", 1)[-1]
 
 
+class RegisteredName:
+    """Marks a field that takes one of the names of a registry; the JSON schema lists them."""
+
+    def __init__(self, names: Callable[[], Collection[str]]) -> None:
+        self.names = names
+
+    def check(self, name: str) -> str:
+        names = self.names()
+        if name in names:
+            return name
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.55)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"found {short_repr(name)}; {hint}expected one of {', '.join(names)}")
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"enum": list(self.names()), "type": "string"}
+
+
+ScorerName = Annotated[str, RegisteredName(scorer_names)]
+MetricName = Annotated[str, RegisteredName(primary_metric_names)]
+
+
 class TaskConfig(ConfigSection):
     """A data set with its prompt and scorer: a named task, or the user's own files."""
 
@@ -81,9 +119,9 @@ class TaskConfig(ConfigSection):
     """What the rows call the fields of their shape: ``{question: Frage, choices: [a, b, c]}``."""
     prompt: str | None = None
     """Prompt template over a row's fields, such as ``"Question: {question}\\nAnswer:"``."""
-    scorer: Scorer | None = None
+    scorer: ScorerName | None = None
     """How answers are scored; by default what the rows allow."""
-    primary_metric: PrimaryMetric | None = None
+    primary_metric: MetricName | None = None
     """Metric of a multiple-choice task that is reported; all are recorded."""
     num_fewshot: int = Field(0, ge=0, le=MAX_FEWSHOT)
     """Answered questions shown before each one that is scored; training rows carry none."""

@@ -4,17 +4,11 @@ import difflib
 from dataclasses import replace
 from typing import Any
 
-from rankscope.config.task import Scorer, TaskConfig
-from rankscope.data.registry import (
-    LETTERED_PROMPT,
-    LIKELIHOODS,
-    NAMED_TASKS,
-    WRITTEN_SCORERS,
-    WRITTEN_VERSION,
-    TaskSpec,
-)
+from rankscope.config.task import TaskConfig
+from rankscope.data.registry import LETTERED_PROMPT, NAMED_TASKS, TaskSpec
 from rankscope.data.rows import QUESTION_PROMPT, RowContent
 from rankscope.errors import UserError
+from rankscope.evaluate.scorers import get_scorer
 
 
 def known_task(config: TaskConfig) -> TaskSpec:
@@ -30,15 +24,15 @@ def known_task(config: TaskConfig) -> TaskSpec:
 
 def own_spec(config: TaskConfig, content: RowContent) -> TaskSpec:
     """The spec of the user's own data: what the first row allows, unless the study file says."""
-    scorer: Scorer = "loss"
+    name = "loss"
     if content.choices:
-        scorer = "option_text"
+        name = "option_text"
     elif content.reference and content.reference != content.completion.strip():
-        scorer = "number"
+        name = "number"
     if config.name == "perplexity" and content.completion and not content.question:
-        scorer = "perplexity"
-    scorer = config.scorer or scorer
-    default = LETTERED_PROMPT if scorer == "option_letter" else content.template
+        name = "perplexity"
+    scorer = get_scorer(config.scorer or name)
+    default = LETTERED_PROMPT if scorer.needs_listed_options else content.template
     if config.prompt is not None and content.messages:
         raise UserError(
             f"task {config.name!r}: 'prompt' does not apply to rows of messages, which the chat "
@@ -47,9 +41,9 @@ def own_spec(config: TaskConfig, content: RowContent) -> TaskSpec:
     return TaskSpec(
         config.name,
         "Own data.",
-        scorer,
+        scorer.name,
         config.prompt or default,
-        version=WRITTEN_VERSION if scorer in WRITTEN_SCORERS else 1,
+        version=scorer.version,
         **_settings(config),
     )
 
@@ -68,9 +62,8 @@ def named_spec(spec: TaskSpec, config: TaskConfig) -> TaskSpec:
     """A named task with the study file's changes; another scorer brings its own prompt."""
     prompt = config.prompt
     if config.scorer is not None and config.scorer != spec.scorer and spec.scorer_sets_prompt:
-        prompt = prompt or (
-            LETTERED_PROMPT if config.scorer == "option_letter" else QUESTION_PROMPT
-        )
+        lists_options = get_scorer(config.scorer).needs_listed_options
+        prompt = prompt or (LETTERED_PROMPT if lists_options else QUESTION_PROMPT)
     hub = spec.hub
     if hub is not None and config.revision is not None:
         hub = replace(hub, revision=config.revision)
@@ -84,34 +77,3 @@ def named_spec(spec: TaskSpec, config: TaskConfig) -> TaskSpec:
         hub=hub,
         **changes,
     )
-
-
-def check_task_settings(spec: TaskSpec) -> None:
-    """Raise UserError for settings that the task's scorer has no use for."""
-    where = f"task {spec.name!r}, scorer {spec.scorer!r}"
-    if spec.scorer == "option_letter" and not spec.lists_options:
-        raise UserError(
-            f"task {spec.name!r}: scorer 'option_letter' needs {{options}} in the prompt, so that "
-            "the model sees which letter is which"
-        )
-    for key, value in (("stop", spec.stop), ("extract", spec.extract)):
-        if value and spec.scorer not in WRITTEN_SCORERS:
-            raise UserError(
-                f"{where}: {key!r} is for answers that are generated; remove it, or choose the "
-                "scorer 'number' or 'exact_match'"
-            )
-    known = metrics_of(spec)
-    if spec.primary_metric is not None and spec.primary_metric not in known:
-        raise UserError(
-            f"{where}: 'primary_metric' is {spec.primary_metric!r}, which is not measured; "
-            f"expected {' or '.join(map(repr, known)) or 'none'}"
-        )
-    if spec.num_fewshot and spec.scorer in LIKELIHOODS:
-        raise UserError(f"{where}: 'num_fewshot' are for questions with answers; remove it")
-
-
-def metrics_of(spec: TaskSpec) -> tuple[str, ...]:
-    """The metrics of a multiple-choice task that may be its primary_metric; of other tasks none."""
-    texts = ("acc", "acc_norm", "acc_bytes", "acc_token") if spec.scorer == "option_text" else ()
-    letters = spec.scorer == "option_letter" or (bool(texts) and spec.lists_options)
-    return (*texts, *(("letter",) if letters else ()))

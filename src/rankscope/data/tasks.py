@@ -10,12 +10,14 @@ from rankscope.data.contamination import find_contamination
 from rankscope.data.fewshot import ExamplePool, example_pool, remove_pool_rows, with_fewshot
 from rankscope.data.formats import MAX_SHARE_WITHOUT_COMPLETION, ParsedFile, parse_rows
 from rankscope.data.items import Item, Message
-from rankscope.data.prompts import NoSingleNumber, make_item
-from rankscope.data.registry import CHOICE_SCORERS, NAMED_TASKS, TaskSpec
+from rankscope.data.prompts import make_item
+from rankscope.data.registry import NAMED_TASKS, TaskSpec
 from rankscope.data.sources import HubSource, SplitRows, read_file, read_folder, read_hub
 from rankscope.data.splits import first_of_order, split_rows
-from rankscope.data.task_spec import check_task_settings, known_task, named_spec, own_spec
+from rankscope.data.task_spec import known_task, named_spec, own_spec
 from rankscope.errors import UserError
+from rankscope.evaluate.scorers import get_scorer
+from rankscope.evaluate.scorers.scorer import UnscorableAnswer
 from rankscope.provenance import sha256_json
 
 # Purposes of the draws. They are part of the seed: another text would draw other items.
@@ -87,7 +89,7 @@ def load_task(
     if spec is None:
         first = next(file.rows[0][1] for file in parsed.values() if file.rows)
         spec = own_spec(config, first)
-    check_task_settings(spec)
+    get_scorer(spec.scorer).check_task(spec)
     items, flawed = make_items(spec, parsed, exclude_subjects, own_data=own_data)
     check_inline_options(spec, config, items)
     name = spec.name
@@ -213,7 +215,7 @@ def make_items(
             item_id = f"{spec.name}/{file}/{row.number}"
             try:
                 items[file].append(make_item(row_content, spec, item_id, row.location))
-            except NoSingleNumber:
+            except UnscorableAnswer:
                 not_a_number += 1
                 if own_data or not_a_number > MAX_SHARE_WITHOUT_COMPLETION * len(content.rows):
                     raise
@@ -240,7 +242,7 @@ def check_inline_options(
 
 def chance_score(spec: TaskSpec, test: Sequence[Item]) -> float | None:
     """Expected score of guessing among each item's own options."""
-    if spec.scorer in CHOICE_SCORERS:
+    if get_scorer(spec.scorer).needs_choices:
         return sum(1 / len(item.choices) for item in test) / len(test)
     return spec.chance
 

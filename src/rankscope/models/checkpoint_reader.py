@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rankscope.errors import IntegrityError, UserError
 from rankscope.models.load import checked_folder
-from rankscope.models.parameters import UNUSABLE, read_config
+from rankscope.models.parameters import UNUSABLE, read_model_config
 from rankscope.models.quantize import require_bitsandbytes
 
 INDEX = "model.safetensors.index.json"
@@ -73,7 +73,7 @@ class CheckpointReader:
             IntegrityError: a shard is missing or cannot be read.
         """
         checked_folder(folder)
-        config = read_config(folder)
+        config = read_model_config(folder)
         settings = getattr(config, "quantization_config", None)
         quantized = quantization_of(folder, settings)
         if settings is not None:

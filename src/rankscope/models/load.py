@@ -17,7 +17,7 @@ from transformers import (
 
 from rankscope.config.study import ModelConfig
 from rankscope.errors import IntegrityError, UserError
-from rankscope.models.attention import varlen as row_attention
+from rankscope.models.attention import varlen
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.multi_lora import MultiLora
 from rankscope.models.output_layer import block_output_layer
@@ -153,9 +153,6 @@ def load_base(
     else:
         model = load_model(source, dtype)
         model.to(device)  # type: ignore[arg-type]  # a wrapper without its own types
-    model.eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
     shape = model.config.get_text_config()
     record = ModelRecord(
         label=config.label,
@@ -170,8 +167,25 @@ def load_base(
         device=str(device),
         prompt_format=resolved_prompt_format(config, tokenizer),
     )
+    return frozen_base(model, tokenizer, record, source)
+
+
+def load_trained_model(base: Base, folder: Path) -> Base:
+    """A fully fine-tuned copy of ``base`` as a base of its own; raises as :func:`load_base`."""
+    model = load_model(folder, base.model.dtype)
+    model.to(base.device)  # type: ignore[arg-type]  # a wrapper without its own types
+    record = base.record.model_copy(update={"sha256": weights_sha256(folder)})
+    return frozen_base(model, base.tokenizer, record, folder)
+
+
+def frozen_base(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: ModelRecord, folder: Path
+) -> Base:
+    """Freeze a loaded model and check that it keeps rows apart."""
+    model.eval()
+    model.requires_grad_(False)
     block_output_layer(model)
-    base = Base(model, tokenizer, record, source, MultiLora(model))
+    base = Base(model, tokenizer, record, folder, MultiLora(model))
     check_rows_apart(base)
     return base
 
@@ -184,12 +198,12 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
         IntegrityError: weights that are missing, left over, unreadable, misshapen or not finite;
             transformers by itself fills what is missing with random numbers and drops the rest.
     """
-    row_attention.register()
+    varlen.register_attention()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
-            attn_implementation=row_attention.NAME,
+            attn_implementation=varlen.NAME,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,

@@ -1,34 +1,37 @@
-"""What a low-rank adapter is: LoRA (Hu et al., 2106.09685) and its kin.
+"""What a low-rank adapter is: LoRA (Hu et al., 2106.09685) and its variants.
 
-``methods.py`` makes new ones, ``packed.py`` runs many of them on one frozen base.
+``methods/`` makes new ones, ``multi_lora.py`` runs many of them on one frozen base.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from rankscope.models.quantize import dense_weight
+from rankscope.models.methods import get_lora_method
+from rankscope.models.methods.lora import LoraMethod
 
 
 @dataclass(slots=True)
 class Adapter:
-    """One adapter: A and B of every matrix it changes, in float32.
+    """One adapter: A and B of every matrix it changes, float32.
 
-    The layer becomes y = g * (W0 + s (B A - B0 A0)) x + bias. LoRA has neither g nor (A0, B0).
+    The tuned layer computes y = g * (W0 + s (B A - B0 A0)) x + bias. Plain LoRA has neither g nor
+    (A0, B0).
 
     Attributes:
-        name: its name in the multi_lora, the trial id.
-        rank: as asked for; a module's own is the number of rows of its A.
+        name: which tokens are its own; the trial id.
+        rank: the trial's; a module's own rank is the number of rows of its A.
         scaling: s.
+        method: registered name of the method that trains it.
         a: module name -> (r, in); b: module name -> (out, r).
-        magnitude: module name -> m, (out,), of DoRA (2402.09353): g = m / |W0 + s B A| per output,
-            the norm taken as a constant in the gradient.
-        start: module name -> (A0, B0) of a method that starts from a part of W0 (PiSSA,
-            2404.02948): the base stays whole and shared, so that part is subtracted here.
+        magnitude: module name -> m, (out,), of DoRA.
+        initial_factors: module name -> (A0, B0) of a method whose initialization is a part of W0
+            (PiSSA): the base stays whole and shared, so the adapter subtracts that part.
         dropout: probability on the adapter's input while training.
-        dropout_seed: what the masks depend on, besides module, step and order of the rows.
+        dropout_seed: decides the masks, together with module, step and order of the rows.
     """
 
     name: str
@@ -36,31 +39,39 @@ class Adapter:
     alpha: float
     scaling: float
     targets: tuple[str, ...]
-    a: dict[str, nn.Parameter]
-    b: dict[str, nn.Parameter]
+    method: str = LoraMethod.name
+    a: dict[str, nn.Parameter] = field(default_factory=dict)
+    b: dict[str, nn.Parameter] = field(default_factory=dict)
     magnitude: dict[str, nn.Parameter] = field(default_factory=dict)
-    start: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    initial_factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     dropout: float = 0.0
     dropout_seed: int = 0
     step: int = 0
-    _masks: dict[str, torch.Generator] = field(default_factory=dict)
-    _begun: dict[str, Tensor] = field(default_factory=dict)
-    _norms: dict[str, Tensor] = field(default_factory=dict)
+    _masks: dict[str, torch.Generator] = field(default_factory=dict, repr=False)
+    _mask_states: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def set_factors(self, module: str, a: Tensor, b: Tensor) -> None:
+        """Give a module its trainable A (r, in) and B (out, r)."""
+        self.a[module] = nn.Parameter(a.contiguous())
+        self.b[module] = nn.Parameter(b.contiguous())
 
     def parameters(self) -> list[nn.Parameter]:
         """What trains: A, B and, for DoRA, m of every module, in module order."""
-        return [parameter for name in self.a for parameter in self.of_module(name)]
+        return [parameter for module in self.a for parameter in self.module_parameters(module)]
 
-    def of_module(self, name: str) -> list[nn.Parameter]:
+    def module_parameters(self, module: str) -> list[nn.Parameter]:
         """What trains in one module: A, B and, for DoRA, m."""
-        magnitude = self.magnitude.get(name)
-        return [self.a[name], self.b[name], *([] if magnitude is None else [magnitude])]
+        magnitude = self.magnitude.get(module)
+        return [self.a[module], self.b[module], *([] if magnitude is None else [magnitude])]
 
     def to(self, device: torch.device) -> "Adapter":
-        """The adapter itself, with everything it holds moved to ``device``."""
+        """Move everything it holds to ``device``; the adapter itself."""
         for parameter in self.parameters():
             parameter.data = parameter.data.to(device)
-        self.start = {n: (a.to(device), b.to(device)) for n, (a, b) in self.start.items()}
+        self.initial_factors = {
+            module: (a.to(device), b.to(device)) for module, (a, b) in self.initial_factors.items()
+        }
         self.weights_changed()
         return self
 
@@ -68,52 +79,53 @@ class Adapter:
         """Draw the dropout masks of optimizer step ``step`` from here on."""
         self.step = step
         self._masks.clear()
-        self._begun.clear()
+        self._mask_states.clear()
 
     def weights_changed(self) -> None:
         """Forget what was derived from A and B."""
-        self._norms.clear()
+        self._cache.clear()
+
+    def cached(self, module: str, compute: Callable[[], Tensor]) -> Tensor:
+        """A value derived from a module's weights, computed once until they change."""
+        if module not in self._cache:
+            self._cache[module] = compute()
+        return self._cache[module]
 
     def mask(
-        self, name: str, shape: torch.Size, device: torch.device, again: bool = False
+        self, module: str, shape: torch.Size, device: torch.device, again: bool = False
     ) -> Tensor:
         """The next rows of a module's dropout mask in this step, bool, True = kept.
 
-        A pure function of (dropout_seed, module, step) and of the tokens that came before in the
-        step. On a CPU it does not matter how the step's tokens are cut into forward passes.
-        ``again`` gives the rows drawn last once more: for a pass that is computed a second time.
+        A pure function of (dropout_seed, module, step) and of the tokens before these in the step.
+        On a CPU it does not matter how the step's tokens are cut into forward passes. ``again``
+        repeats the rows drawn last, for a pass that gradient checkpointing computes again.
         """
-        generator = self._masks.get(name)
+        generator = self._masks.get(module)
         if generator is None:
-            seed = derive_seed("dropout", self.dropout_seed, name, self.step)
-            generator = self._masks[name] = torch.Generator(device).manual_seed(seed)
+            seed = derive_seed("dropout", self.dropout_seed, module, self.step)
+            generator = self._masks[module] = torch.Generator(device).manual_seed(seed)
         if again:
             generator = torch.Generator(device)
-            generator.set_state(self._begun[name])
+            generator.set_state(self._mask_states[module])
         else:
-            self._begun[name] = generator.get_state()
+            self._mask_states[module] = generator.get_state()
         return torch.rand(shape, generator=generator, device=device) >= self.dropout
 
-    def factors(self, name: str) -> tuple[Tensor, Tensor]:
-        """(A', B') with B' A' = B A - B0 A0, of twice the rank where there is a start; float32.
+    def factors(self, module: str) -> tuple[Tensor, Tensor]:
+        """(A', B') with B' A' = B A - B0 A0, float32; of twice the rank with (A0, B0).
 
-        B A - B0 A0 = (B - B0) A + B0 (A - A0): differences are taken before anything is rounded to
-        the base's dtype, in which they would be lost.
+        B A - B0 A0 = (B - B0) A + B0 (A - A0): the differences are taken in float32, because
+        rounding to the base's dtype first would lose them.
         """
-        a, b = self.a[name].detach(), self.b[name].detach()
-        if name not in self.start:
+        a, b = self.a[module].detach(), self.b[module].detach()
+        if module not in self.initial_factors:
             return a, b
-        a0, b0 = self.start[name]
+        a0, b0 = self.initial_factors[module]
         return torch.cat([a, a - a0]), torch.cat([b - b0, b0], dim=1)
 
-    def inverse_norm(self, name: str, linear: nn.Linear) -> Tensor | None:
-        """1 / |W0 + s B A| of each output, (out,) float32, without gradient; None unless DoRA."""
-        if name not in self.magnitude:
-            return None
-        if name not in self._norms:
-            tuned = dense_weight(linear).float() + delta_weight(self, name)
-            self._norms[name] = 1 / tuned.norm(dim=1)
-        return self._norms[name]
+    def delta(self, module: str, weight: Tensor) -> Tensor:
+        """W - W0 of one module, (out, in), in the dtype of W0, ``weight``: the merged change."""
+        return get_lora_method(self.method).delta(self, module, weight)
 
 
 def derive_seed(*parts: object) -> int:
@@ -122,21 +134,7 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def delta_weight(adapter: Adapter, name: str) -> Tensor:
-    """s (B A - B0 A0) of one module, (out, in) float32: W - W0 but for DoRA's magnitude."""
-    a, b = adapter.factors(name)
+def delta_weight(adapter: Adapter, module: str) -> Tensor:
+    """s (B A - B0 A0) of one module, (out, in) float32: W - W0 without DoRA's magnitude."""
+    a, b = adapter.factors(module)
     return adapter.scaling * (b @ a)
-
-
-def tuned_delta(adapter: Adapter, name: str, weight: Tensor) -> Tensor:
-    """W - W0 of one module, (out, in), DoRA's magnitude included, in the dtype of W0, ``weight``.
-
-    DoRA: W = m (W0 + s B A) / |W0 + s B A|, row by row (2402.09353, eq. 5).
-    """
-    a, b = (factor.to(weight) for factor in adapter.factors(name))
-    delta = adapter.scaling * (b @ a)
-    if name not in adapter.magnitude:
-        return delta
-    directed = weight + delta
-    gain: Tensor = adapter.magnitude[name].detach().to(weight) / directed.norm(dim=1)
-    return gain[:, None] * directed - weight

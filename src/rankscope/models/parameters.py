@@ -70,7 +70,7 @@ class TrainingCost:
     """An estimate, see ``Architecture.activation_values_per_token``."""
 
 
-def read_config(path: Path) -> PretrainedConfig:
+def read_model_config(path: Path) -> PretrainedConfig:
     """Configuration of a model folder, or of one ``config.json``; no weights are needed.
 
     Raises UserError where it cannot be read or names an architecture transformers does not have.
@@ -179,7 +179,7 @@ def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:
     """One sentence per rank that exceeds what a target matrix can hold, min(in, out).
 
     Raises:
-        UserError: a target that matches no linear layer, or such a rank for PiSSA.
+        UserError: a target that matches no linear layer.
     """
     notes: list[str] = []
     for arm in config.arms:
@@ -187,14 +187,7 @@ def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:
             continue
         for targets in arm.target_sets():
             cap = largest_useful_rank(shapes, targets)
-            above = [rank for rank in arm.rank if rank > cap]
-            if above and "pissa" in arm.method:
-                raise UserError(
-                    f"method pissa: rank {above[0]} is above {cap}, the smaller dimension of the "
-                    f"smallest target matrix, which has {cap} singular vectors to start from; "
-                    "choose a smaller rank"
-                )
-            notes += [rank_note(rank, cap) for rank in above]
+            notes += [rank_note(rank, cap) for rank in arm.rank if rank > cap]
     return list(dict.fromkeys(notes))
 
 

@@ -1,22 +1,25 @@
-"""A base held in 4 bits (NF4 with double quantization, Dettmers et al., 2305.14314).
+"""A base in 4 bits (NF4 with double quantization, Dettmers et al., 2305.14314).
 
-Quantized layers are bitsandbytes' ``Linear4bit``, which are ``nn.Linear`` whose weight holds packed
-bytes: products run through the layer itself, and whoever needs numbers asks :func:`dense_weight`.
+Quantized layers are bitsandbytes' ``Linear4bit``: ``nn.Linear`` whose weight holds packed bytes.
+Products run through the layer itself; :func:`dense_weight` gives the weight as numbers.
 """
 
 import importlib.util
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
+from rankscope.records import TrialSpec
 
 INSTALL = "pip install 'rankscope[gpu]'"
 
 
 def check_quantize(device: torch.device) -> None:
-    """Raise UserError where a 4-bit base cannot be used: no CUDA device, or no bitsandbytes."""
+    """Raise UserError if a 4-bit base cannot be used: no CUDA device, or no bitsandbytes."""
     if device.type != "cuda":
         raise UserError(
             f"quantize: 4bit needs a CUDA device, this study runs on {device.type!r}; remove "
@@ -25,10 +28,27 @@ def check_quantize(device: torch.device) -> None:
     require_bitsandbytes("quantize: 4bit")
 
 
-def require_bitsandbytes(what: str) -> None:
-    """Raise UserError where the optional package that ``what`` needs is not installed."""
+def check_bitsandbytes(
+    config: StudyConfig, trials: Iterable[TrialSpec], device: torch.device
+) -> None:
+    """Raise UserError if this machine, or a base in 4 bits, cannot do what the study needs."""
+    trains_base = any(trial.is_full for trial in trials)
+    if config.train.optimizer == "adamw8bit" and trains_base:
+        require_bitsandbytes("optimizer: adamw8bit")
+    if config.quantize == "none":
+        return
+    check_quantize(device)
+    if trains_base:
+        raise UserError(
+            "quantize: 4bit: full fine-tuning trains the base's own weights, which 4 bits cannot "
+            "hold; remove the arm of method 'full', or 'quantize'"
+        )
+
+
+def require_bitsandbytes(feature: str) -> None:
+    """Raise UserError if the optional package that ``feature`` needs is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"{what} needs the package bitsandbytes: {INSTALL}")
+        raise UserError(f"{feature} needs the package bitsandbytes: {INSTALL}")
 
 
 def quantization(dtype: torch.dtype) -> Any:
@@ -49,8 +69,10 @@ def is_quantized(layer: nn.Module) -> bool:
 
 
 def dense_weight(linear: nn.Linear) -> Tensor:
-    """The weight of a frozen linear layer as numbers, (out, in), detached; nothing is copied
-    unless it is quantized, and then it is in the dtype it was quantized from."""
+    """The weight of a frozen linear layer as numbers, (out, in), detached.
+
+    A quantized weight is unpacked to the dtype it was quantized from; any other is not copied.
+    """
     if not is_quantized(linear):
         return linear.weight.detach()
     from bitsandbytes.functional import dequantize_4bit

@@ -38,7 +38,7 @@ def depth_factors(first: float, last: float, num_layers: int) -> FactorOf:
         layer = layer_index(name)
         if layer is None:
             layer = 0 if INPUT_EMBEDDING.search(name) else num_layers - 1
-        return first + (last - first) * layer / max(1, num_layers - 1)
+        return first + (last - first) * (layer / max(1, num_layers - 1))
 
     return factor_of
 
@@ -57,7 +57,7 @@ def scaled_adapter(
     Raises:
         ValueError: an adapter that subtracts its initial factors (PiSSA) and is not stored yet.
     """
-    if adapter.start:
+    if adapter.initial_factors:
         raise ValueError(f"{adapter.name}: only stored adapters can be scaled")
     factors = {module: factor_of(module) for module in adapter.a}
     if not adapter.magnitude and len(set(factors.values())) == 1:
@@ -68,6 +68,7 @@ def scaled_adapter(
             alpha=adapter.alpha * factor,
             scaling=adapter.scaling * factor,
             targets=adapter.targets,
+            method=adapter.method,
             a=adapter.a,
             b=adapter.b,
         )
@@ -92,8 +93,7 @@ def replaced_updates(
         alpha=adapter.alpha,
         scaling=adapter.scaling,
         targets=adapter.targets,
-        a={},
-        b={},
+        method=adapter.method,
     )
     for module, a in adapter.a.items():
         # One update at a time: DoRA's holds the whole weight in float64.

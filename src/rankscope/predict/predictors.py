@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from rankscope.models.methods.lora import LoraMethod
+from rankscope.models.methods.rslora import RsLoraMethod
 from rankscope.records import (
     BacktestTask,
     Predictor,
@@ -105,7 +107,7 @@ def chosen_by_rank(study: StudyRecords, task: str) -> dict[int, list[TrialRecord
         for t in study.trials
         if t.spec.task == task
         and t.status == "done"
-        and t.spec.method in ("lora", "rslora")
+        and t.spec.method in (LoraMethod.name, RsLoraMethod.name)
         and not t.spec.mitigations
     ]
     if not trials:

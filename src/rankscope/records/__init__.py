@@ -30,7 +30,6 @@ from rankscope.records.inspection import (
     Inspection,
     MatrixChange,
     NormGrowth,
-    TunedKind,
     TunedModel,
 )
 from rankscope.records.items import ITEM_SCHEMA, ItemResult, read_items, write_items
@@ -133,7 +132,6 @@ __all__ = [
     "TrainRecord",
     "TrialRecords",
     "TrialSpec",
-    "TunedKind",
     "TunedModel",
     "Variant",
     "VariantKind",

@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+from rankscope.models.methods import get_method
 from rankscope.records.mitigation import TaskMitigation
 from rankscope.records.record import Record
 
@@ -85,12 +86,12 @@ class ArmSummary(Record):
     @property
     def is_full(self) -> bool:
         """Full fine-tuning."""
-        return self.method == "full"
+        return get_method(self.method).trains_base
 
     @property
     def is_lora(self) -> bool:
         """LoRA or its kin, which a rank sweep compares; no other method of PEFT's."""
-        return self.method not in ("full", "peft")
+        return get_method(self.method).has_rank
 
     @property
     def short_label(self) -> str:

@@ -3,15 +3,11 @@
 import math
 from collections.abc import Sequence
 from statistics import fmean, linear_regression
-from typing import Literal
 
 from rankscope.records.heads import HeadsRecord
-from rankscope.records.record import Record
+from rankscope.records.record import MethodName, Record
 from rankscope.records.spectra import SpectraRecord
 from rankscope.records.study import Provenance
-
-TunedKind = Literal["lora", "rslora", "dora", "pissa", "full"]
-
 
 FEWEST_RANKS = 3
 """A line through two points always fits."""
@@ -70,7 +66,7 @@ class TunedModel(Record):
     name: str
     """Folder's name, made unique within the inspection."""
     path: str
-    kind: TunedKind
+    kind: MethodName
     rank: int | None
     """None for a full checkpoint."""
     scaling: float | None

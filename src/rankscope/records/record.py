@@ -1,8 +1,10 @@
 """What every stored result shares, and the words that results are told apart by."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from rankscope.models.methods import get_method
 
 SCHEMA_VERSION = 1
 BASE = "base"
@@ -10,6 +12,7 @@ BASE = "base"
 
 Split = Literal["validation", "test"]
 Role = Literal["in_domain", "cross_domain", "retention"]
+MethodName = Annotated[str, AfterValidator(lambda name: get_method(name).name)]
 Status = Literal["planned", "trained", "done", "diverged", "oom", "failed"]
 FAILED: frozenset[Status] = frozenset({"diverged", "oom", "failed"})
 

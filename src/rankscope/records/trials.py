@@ -4,7 +4,9 @@ import json
 from pathlib import PurePath
 from typing import Literal
 
-from rankscope.records.record import Record
+from rankscope.models.methods import get_lora_method, get_method
+from rankscope.models.methods.lora import LoraMethod
+from rankscope.records.record import MethodName, Record
 
 
 class TrialSpec(Record):
@@ -14,7 +16,8 @@ class TrialSpec(Record):
     """Content id: canonical settings + base weights + data + code version."""
     task: str
     """Training task."""
-    method: Literal["lora", "rslora", "lora+", "dora", "pissa", "eva", "full", "peft"]
+    method: MethodName
+    """Registered name, see ``models/methods``."""
     peft: str | None = None
     """``peft`` alone: its settings as canonical JSON, ``peft_type`` among them."""
     rank: int | None
@@ -53,14 +56,19 @@ class TrialSpec(Record):
     @property
     def is_full(self) -> bool:
         """Full fine-tuning: every weight of the base trains."""
-        return self.method == "full"
+        return get_method(self.method).trains_base
+
+    @property
+    def trains_alone(self) -> bool:
+        """Shares the base with no other trial."""
+        return get_method(self.method).trains_alone
 
     @property
     def scaling(self) -> float:
         """s in W = W0 + s B A."""
         if self.rank is None or self.alpha is None:
             return 1.0
-        return self.alpha / (self.rank**0.5 if self.method == "rslora" else self.rank)
+        return self.alpha / get_lora_method(self.method).rank_scale(self.rank)
 
     @property
     def overrides(self) -> dict[str, int | float | str]:
@@ -121,7 +129,7 @@ class TrialSpec(Record):
         elif self.rank is None:
             parts = ["full"]
         else:
-            method = [] if self.method == "lora" else [self.method]
+            method = [] if self.method == LoraMethod.name else [self.method]
             alpha = [] if self.alpha == 2 * self.rank else [f"alpha={self.alpha:g}"]
             parts = [*method, f"r={self.rank}", *alpha]
         return " ".join([*parts, f"lr={self.lr:.12g}", *self.special_settings])

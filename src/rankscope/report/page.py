@@ -1,27 +1,30 @@
-"""What every page of ours shares: templates, inert data, one file that is replaced in one step."""
+"""What all pages share: templates, inert data, and a file that is replaced in one step."""
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from plotly.offline import get_plotlyjs
 
 from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
 from rankscope.formatting import duration, number, safe_text
-from rankscope.records import Record
+from rankscope.records import Provenance, Record
 from rankscope.report.charts.figure import Figure
+from rankscope.report.style import dark_colors
+from rankscope.report.table_formats import html_table
 
-# Plotly reads a few tags inside its texts; these are the ones the figures themselves write.
+# Plotly reads a few tags inside its texts; the figures write these.
 _FOREIGN_TAG = re.compile(r"<(?!/?(?:b|br|extra)>)")
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class PageSection:
     """One part of a page with its figures."""
 
     key: str
@@ -34,8 +37,9 @@ def write_page(path: Path, render: Callable[[], str]) -> None:
     """Write one page, replacing ``path`` in one step.
 
     Raises:
-        UserError: ``path`` is there and no file (a folder, a pipe, a device), or its folder is not.
-        DiskFull: no space; what was there stays.
+        UserError: ``path`` exists and is no file (a folder, a pipe, a device), or its folder does
+            not exist.
+        DiskFull: no space left; the old file stays.
     """
     if (path.exists() and not path.is_file()) or not path.parent.is_dir():
         raise UserError(
@@ -44,10 +48,42 @@ def write_page(path: Path, render: Callable[[], str]) -> None:
     replace_text(path, render())
 
 
+def render_page(
+    template: str,
+    figures: Sequence[Figure],
+    ranks: Iterable[int],
+    provenance: Provenance,
+    **values: object,
+) -> str:
+    """Render a template with everything inside the page: plotly.js once, styles, script, figures.
+
+    The content security policy of the page forbids every request. Text from data reaches the page
+    through one filter (``safe_text``, then the escaping of Jinja) or as JSON that cannot end its
+    script element.
+
+    Args:
+        template: name of the file.
+        figures: every figure of the page.
+        ranks: ranks whose colors the figures use.
+        provenance: of the records.
+        values: further values of the template.
+    """
+    environment = _environment()
+    return environment.get_template(template).render(
+        provenance=provenance,
+        plotly=Markup(get_plotlyjs()),
+        style=Markup(_source(environment, "page.css")),
+        script=Markup(_source(environment, "page.js")),
+        figures_json=embedded({f.key: figure_data(f) for f in figures if f.plot is not None}),
+        dark_json=embedded(dark_colors(ranks)),
+        **values,
+    )
+
+
 def figure_data(figure: Figure) -> dict[str, object]:
-    """What the page's script needs to draw one figure."""
+    """What the script of the page needs to draw one figure."""
     plot = figure.plot.to_plotly_json() if figure.plot is not None else {"data": [], "layout": {}}
-    # Plotly's template holds colours that have no dark partner, and every figure would repeat it.
+    # Plotly's template has colors without a dark partner, and every figure would repeat it.
     layout = {key: value for key, value in plot["layout"].items() if key != "template"}
     return {
         "data": plain(plot["data"]),
@@ -58,7 +94,7 @@ def figure_data(figure: Figure) -> dict[str, object]:
 
 
 def plain(value: Any) -> Any:
-    """JSON types only: six significant digits are more than a screen shows."""
+    """JSON types only; six significant digits are more than a screen shows."""
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -78,30 +114,33 @@ def embedded(value: object) -> Markup:
     return Markup(text)
 
 
-def templates() -> Environment:
-    """Where pages come from; it escapes, and knows the report's way to write numbers."""
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("rankscope.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        # Every value the templates print passes here first, so none can be forgotten.
+        # Every printed value passes here first, so none can be forgotten.
         finalize=lambda value: value if isinstance(value, Markup) else safe_text(value, 20_000),
     )
-    environment.filters |= {"number": number, "duration": duration, "facts": facts}
+    environment.filters |= {
+        "number": number,
+        "duration": duration,
+        "facts": _facts,
+        "html_table": html_table,
+    }
     return environment
 
 
-def source(environment: Environment, name: str) -> str:
-    """A style sheet or script of ours as it is."""
+def _source(environment: Environment, name: str) -> str:
     if environment.loader is None:
-        raise AssertionError("the environment is made with a loader")
+        raise AssertionError("the environment has a loader")
     return environment.loader.get_source(environment, name)[0]
 
 
-def facts(record: Record) -> list[tuple[str, str]]:
-    """A record's plain fields as (name, value) for a definition list."""
+def _facts(record: Record) -> list[tuple[str, str]]:
+    """The plain fields of a record as (name, value)."""
     fields = record.model_dump(exclude={"schema_version", "libraries"})
     return [
         (field.replace("_", " "), number(value) if isinstance(value, int) else str(value))

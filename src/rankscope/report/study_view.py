@@ -1,15 +1,16 @@
-"""One study as the figures look at it: arms by task, their trials, units and reference scores."""
+"""Lookups over one study: arms by task, their trials, units, reference scores and colors."""
 
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from rankscope.formatting import MAX_NAME, NATS, POINTS, Unit, safe_text
+from rankscope.formatting import MAX_NAME, NATS, POINTS, Unit, number, safe_text
 from rankscope.records import (
     BASE,
     FAILED,
     ArmSummary,
+    Estimate,
     EvalRecord,
     Recommendation,
     StudyRecords,
@@ -17,24 +18,21 @@ from rankscope.records import (
     TrialRecords,
     trained_parts,
 )
+from rankscope.report.charts.rank_lines import RankAxis, RankLine, RankPoint
 from rankscope.report.style import DASHES, FULL, MUTED, SYMBOLS, Color, rank_colors
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
-    """Arms that differ in rank alone: one line of a figure."""
-
-    label: str
-    dash: str
-    symbol: str
-    arms: tuple[ArmSummary, ...]
-    """By rising rank."""
+def change_on(arm: ArmSummary, task: str) -> Estimate | None:
+    """The change of an arm against the base on any task."""
+    if task == arm.task:
+        return arm.gain
+    return arm.transfer.get(task) or arm.retention.get(task)
 
 
-def _alpha_words(arms: list[ArmSummary]) -> Callable[[ArmSummary], str]:
-    """How lines over rank name alpha: as a multiple of the rank, or as the number held fixed.
+def _alpha_text(arms: list[ArmSummary]) -> Callable[[ArmSummary], str]:
+    """Name alpha as a multiple of the rank or as a number, whichever takes fewer values.
 
-    Whichever takes fewer values over the arms is what the study varied; 2r goes without saying.
+    That is what the study varies. The default, 2r, needs no name.
     """
     pairs = [(arm.alpha, arm.rank) for arm in arms if arm.alpha is not None and arm.rank]
     ratios = {alpha / rank for alpha, rank in pairs}
@@ -54,7 +52,7 @@ class StudyView:
 
     @cached_property
     def training_tasks(self) -> tuple[str, ...]:
-        """Names of the tasks trained on, in the study's order."""
+        """Names of the training tasks, in the order of the study."""
         return tuple(task.name for task in self.study.tasks if task.trained_on)
 
     @cached_property
@@ -63,12 +61,12 @@ class StudyView:
 
     @cached_property
     def ranks(self) -> tuple[int, ...]:
-        """Every LoRA rank of the study, rising."""
+        """Every rank of the study, rising."""
         return tuple(sorted({t.spec.rank for t in self.study.trials if t.spec.rank is not None}))
 
     @cached_property
     def colors(self) -> dict[int, Color]:
-        """Rank -> colour."""
+        """Color by rank."""
         return rank_colors(self.ranks)
 
     @cached_property
@@ -77,6 +75,10 @@ class StudyView:
         for trial in self.study.trials:
             trials[trial.spec.task, trial.spec.arm_label].append(trial)
         return trials
+
+    def key(self, name: str, task: str) -> str:
+        """Key of a figure of one training task."""
+        return f"{name}-{self.training_tasks.index(task)}"
 
     def advice(self, task: str) -> TaskAdvice | None:
         """The recommendation for one training task."""
@@ -87,8 +89,17 @@ class StudyView:
         advice = self.advice(task)
         return advice.arms if advice else ()
 
+    def arm(self, task: str, label: str | None) -> ArmSummary | None:
+        """The arm with this label."""
+        return next((arm for arm in self.arms(task) if arm.label == label), None)
+
+    def chosen(self, task: str) -> ArmSummary | None:
+        """The recommended arm."""
+        advice = self.advice(task)
+        return advice.chosen if advice else None
+
     def trials(self, arm: ArmSummary) -> list[TrialRecords]:
-        """The trials behind an arm, one per seed."""
+        """The trials of an arm, one per seed."""
         return self._trials.get((arm.task, arm.label), [])
 
     def failed(self) -> list[TrialRecords]:
@@ -96,7 +107,7 @@ class StudyView:
         return [trial for trial in self.study.trials if trial.status in FAILED]
 
     def unit(self, task: str) -> Unit:
-        """Unit of a task's scores and differences."""
+        """Unit of the scores of a task and of their differences."""
         return NATS if self.study.task(task).score_unit == "log_probability" else POINTS
 
     @cached_property
@@ -105,12 +116,12 @@ class StudyView:
         return tuple(task.name for task in self.study.tasks if "retention" in task.roles)
 
     def retained(self, task: str) -> list[str]:
-        """Names of the retention tasks of arms trained on ``task``: those they never saw."""
-        own = trained_parts(self.study, task)
-        return [name for name in self.retention_tasks if name not in own]
+        """Names of the retention tasks that arms trained on ``task`` were not trained on."""
+        trained = trained_parts(self.study, task)
+        return [name for name in self.retention_tasks if name not in trained]
 
     def forgetting_unit(self, task: str) -> Unit:
-        """Unit of the mean over retention tasks: points where any of them has accuracy."""
+        """Unit of the mean over retention tasks: points if any of them measures accuracy."""
         units = {self.unit(name) for name in self.retained(task)}
         return NATS if units == {NATS} else POINTS
 
@@ -118,41 +129,40 @@ class StudyView:
         """The base model on the test split of ``task``."""
         return self.study.evals.get((BASE, task, "test"))
 
-    def _named(self, task: str, label: str | None) -> ArmSummary | None:
-        return next((a for a in self.arms(task) if a.label == label), None)
-
     def _best(self, task: str, accept: Callable[[ArmSummary], bool]) -> ArmSummary | None:
-        """By validation score: for a recommendation that does not name its best arms."""
+        """By validation score, for recommendations that do not name their best arms."""
         arms = [a for a in self.arms(task) if accept(a) and a.validation_score is not None]
         return max(arms, key=lambda a: a.validation_score or 0.0, default=None)
 
     def best_full(self, task: str) -> ArmSummary | None:
-        """Full fine-tuning as the advice compares with it; never by the test split."""
+        """The full fine-tuning arm of the recommendation, chosen on the validation split."""
         advice = self.advice(task)
-        named = self._named(task, advice.best_full_label) if advice else None
+        named = self.arm(task, advice.best_full_label) if advice else None
         return named or self._best(task, lambda arm: arm.is_full)
 
     def best_lora(self, task: str) -> ArmSummary | None:
         """The LoRA arm of the highest utility on the validation split."""
         advice = self.advice(task)
-        named = self._named(task, advice.best_lora_label) if advice else None
+        named = self.arm(task, advice.best_lora_label) if advice else None
         return named or self._best(task, lambda arm: arm.is_lora)
 
     def focus(self, task: str) -> ArmSummary | None:
-        """The arm the task's answer speaks of: the chosen one, else its subject."""
+        """The arm that the answer is about: the recommended one, else the subject of the answer."""
         advice = self.advice(task)
         if advice is None:
             return None
-        named = self._named(task, advice.subject_label)
+        named = self.arm(task, advice.subject_label)
         return advice.chosen or named or self._best(task, lambda arm: True)
 
-    def color(self, arm: ArmSummary) -> Color:
-        """The arm's colour, the same in every figure."""
+    def color(self, arm: ArmSummary | None) -> Color:
+        """The color of an arm, the same in every figure."""
+        if arm is None:
+            return MUTED
         return FULL if arm.is_full else self.colors.get(arm.rank or 0, MUTED)
 
     @cached_property
     def _variants(self) -> dict[tuple[str, str], str]:
-        """(task, arm label) -> what its line is called, by rising learning rate."""
+        """(task, arm) -> label of its line, by rising learning rate."""
         groups: dict[tuple[str, str], list[ArmSummary]] = defaultdict(list)
         for task in self.training_tasks:
             for arm in sorted(self.arms(task), key=lambda a: a.lr):
@@ -162,39 +172,64 @@ class StudyView:
         return {
             (task, arm.label): " ".join(part for part in (words, alpha(arm)) if part)
             for (task, words), arms in groups.items()
-            for alpha in [_alpha_words(arms)]
+            for alpha in [_alpha_text(arms)]
             for arm in arms
         }
 
-    def series(self, task: str) -> list[Series]:
-        """The LoRA arms of a task as lines over rank, by variant."""
+    def lines(self, task: str) -> dict[str, list[ArmSummary]]:
+        """Arms that differ in rank alone, by rising rank: by the label of their line."""
         groups: dict[str, list[ArmSummary]] = defaultdict(list)
         for arm in self.arms(task):
             if arm.rank is not None:
                 groups[self._variants[task, arm.label]].append(arm)
-        every_line = list(dict.fromkeys(self._variants.values()))
-        return [
-            Series(
-                label=safe_text(label, MAX_NAME),
-                dash=DASHES[place % len(DASHES)],
-                symbol=SYMBOLS[place % len(SYMBOLS)],
-                arms=tuple(sorted(groups[label], key=lambda a: a.rank or 0)),
-            )
-            for place, label in enumerate(every_line)
-            if label in groups
-        ]
+        ordered = [label for label in dict.fromkeys(self._variants.values()) if label in groups]
+        return {label: sorted(groups[label], key=lambda a: a.rank or 0) for label in ordered}
 
-    def focus_series(self, task: str) -> Series | None:
-        """The line that holds the best LoRA arm of the task: what single-line figures show."""
+    def line_style(self, label: str) -> tuple[str, str]:
+        """Dash and symbol of a line, the same in every figure."""
+        place = list(dict.fromkeys(self._variants.values())).index(label)
+        return DASHES[place % len(DASHES)], SYMBOLS[place % len(SYMBOLS)]
+
+    def arm_style(self, arm: ArmSummary) -> tuple[str, str]:
+        """Dash and symbol of an arm."""
+        label = self._variants.get((arm.task, arm.label))
+        return self.line_style(label) if label is not None else ("solid", "square")
+
+    def focus_line(self, task: str) -> str | None:
+        """Label of the line of the focus arm or, if it has no rank, of the best LoRA arm."""
         focus = self.focus(task)
         if focus is None or focus.rank is None:
             focus = self.best_lora(task)
-        lines = self.series(task)
         if focus is None:
-            return lines[0] if lines else None
-        return next((s for s in lines if any(a.label == focus.label for a in s.arms)), None)
+            return next(iter(self.lines(task)), None)
+        return self._variants.get((task, focus.label))
 
     def focus_arms(self, task: str) -> list[ArmSummary]:
-        """Arms of ``focus_series`` and the best full fine-tuning arm."""
-        line, full = self.focus_series(task), self.best_full(task)
-        return [*(line.arms if line else ()), *([full] if full else [])]
+        """Arms of the focus line and the best full fine-tuning arm."""
+        line, full = self.lines(task).get(self.focus_line(task) or "", []), self.best_full(task)
+        return [*line, *([full] if full else [])]
+
+    def rank_axis(self, task: str) -> RankAxis:
+        """The horizontal axis of figures over rank."""
+
+        def line(label: str, arms: list[ArmSummary]) -> RankLine:
+            points = (RankPoint(arm.label, arm.rank or 1, self.color(arm)) for arm in arms)
+            return RankLine(safe_text(label, MAX_NAME), *self.line_style(label), tuple(points))
+
+        full, focus = self.best_full(task), self.focus_line(task)
+        return RankAxis(
+            tuple(line(label, arms) for label, arms in self.lines(task).items()),
+            focus=None if focus is None else safe_text(focus, MAX_NAME),
+            full=full.label if full else None,
+        )
+
+
+def forgetting_text(value: float, unit: Unit) -> str:
+    """Forgetting in words, such as ``3.2 points forgotten``."""
+    amount = abs(value) * unit.scale
+    if round(amount, unit.digits) == 0:
+        return "no forgetting"
+    return (
+        f"{number(amount, unit.digits)} {unit.difference} "
+        f"{'forgotten' if value > 0 else 'gained on retention'}"
+    )

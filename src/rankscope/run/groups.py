@@ -12,7 +12,7 @@ from rankscope.provenance import sha256_json
 from rankscope.records import TrialSpec
 from rankscope.run.trials import ID_LENGTH, unique
 from rankscope.train.memory import GroupMemory, MemoryModel, RowCounts
-from rankscope.train.step_schedule import ALONE, planned_steps, trial_protocol
+from rankscope.train.step_schedule import planned_steps, trial_protocol
 
 DEFAULT_MAX_GROUP_SIZE = 16
 """Most LoRA trials in a group where the study file names no ``max_group_size``."""
@@ -43,8 +43,8 @@ def make_groups(
     groups: list[Group] = []
     for task in unique([trial.task for trial in trials]):
         of_task = [trial for trial in trials if trial.task == task]
-        groups += cut_to_fit([t for t in of_task if t.method not in ALONE], limit, fits)
-        groups += [(trial,) for trial in of_task if trial.method in ALONE]
+        groups += cut_to_fit([t for t in of_task if not t.trains_alone], limit, fits)
+        groups += [(trial,) for trial in of_task if trial.trains_alone]
     return groups
 
 
@@ -117,9 +117,9 @@ def what_limits(
     group: Group, groups: Sequence[Group], max_group_size: int | None = None
 ) -> GroupLimit:
     """What keeps a group from holding more trials."""
-    if group[0].method in ALONE:
+    if group[0].trains_alone:
         return "method"
-    alike = [p for p in groups if p[0].task == group[0].task and p[0].method not in ALONE]
+    alike = [p for p in groups if p[0].task == group[0].task and not p[0].trains_alone]
     if len(alike) == 1:
         return "all trials of the task"
     fewest = math.ceil(sum(map(len, alike)) / (max_group_size or DEFAULT_MAX_GROUP_SIZE))

@@ -6,25 +6,19 @@ is that arithmetic over the rate of a matrix product measured here and now, time
 that real steps reach.
 """
 
-import functools
-import json
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 
 from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRows
+from rankscope.evaluate.scorers import get_scorer
+from rankscope.models.methods import get_method
 from rankscope.models.parameters import (
     Architecture,
     TrainingCost,
-    full_cost,
-    lora_cost,
-    read_config,
-    training_cost,
 )
-from rankscope.models.peft_backend.settings import count_parameters, peft_config
 from rankscope.records import Record, TrialSpec
 from rankscope.run.groups import Group, GroupLimit, group_steps, what_limits
 from rankscope.run.prepared import PreparedStudy
@@ -207,7 +201,7 @@ def evaluation_tokens(inputs: PreparedStudy) -> dict[tuple[str, str], list[int]]
         }
         for item in task.validation if split == "validation" else task.test:
             tokens = len(inputs.encoder.prompt_ids(item))
-            if scorers.get(item.item_id, task.spec.scorer) in ("number", "exact_match"):
+            if get_scorer(scorers.get(item.item_id, task.spec.scorer)).generates:
                 tokens += inputs.config.evaluate.max_new_tokens
             else:
                 answers = item.choices or (item.completion,)
@@ -218,25 +212,9 @@ def evaluation_tokens(inputs: PreparedStudy) -> dict[tuple[str, str], list[int]]
 
 
 def trial_cost(inputs: PreparedStudy, trial: TrialSpec) -> TrainingCost:
-    """Trainable parameters of a trial and the memory they need besides the base.
-
-    Of a method of PEFT's they are counted on PEFT's own model; one whose start is computed from the
-    base's weights cannot be counted before and is taken to need none.
-    """
-    if trial.is_full:
-        return full_cost(inputs.shapes, inputs.dtype)
-    if trial.peft is not None:
-        trainable = peft_parameters(inputs.folder, trial.peft, trial.targets)
-        return training_cost(trainable, inputs.shapes, inputs.dtype)
-    assert trial.rank is not None
-    return lora_cost(inputs.shapes, trial.rank, trial.targets, inputs.dtype)
-
-
-@functools.cache
-def peft_parameters(folder: Path, settings: str, targets: tuple[str, ...]) -> int:
-    """Parameters that a method of PEFT's trains in the model of ``folder``, 0 if unknown."""
-    config = peft_config(json.loads(settings), targets)
-    return count_parameters(read_config(folder), config) or 0
+    """Trainable parameters of a trial and the memory they need besides the base."""
+    method = get_method(trial.method)
+    return method.cost(trial, inputs.shapes, inputs.folder, inputs.dtype)
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -1,39 +1,37 @@
 """From a study file to everything that can be known before weights are loaded."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from rankscope.analyze.checks import check_spectra_settings
-from rankscope.config.study import StudyConfig, TrainConfig
-from rankscope.data.encode import EncodedRows, Encoder
+from rankscope.config.study import StudyConfig
+from rankscope.data.encode import Encoder
 from rankscope.data.study_data import StudyData, prepare_data
 from rankscope.device import available_memory_bytes, choose_device, choose_dtype
-from rankscope.errors import UserError
-from rankscope.evaluate.evaluator import context_length, truncation_notes
+from rankscope.evaluate.context_window import context_length
+from rankscope.evaluate.evaluator import truncation_notes
 from rankscope.evaluate.task_record import task_record
 from rankscope.models.adapters.folder import check_other_base
 from rankscope.models.adapters.warm_start import resolve_warm_starts, warm_start_notes
 from rankscope.models.load import load_tokenizer, model_folder
-from rankscope.models.methods.eva_directions import RHO
+from rankscope.models.methods import get_method
 from rankscope.models.parameters import (
     Architecture,
     architecture,
     rank_notes,
-    read_config,
+    read_model_config,
     target_shapes,
 )
-from rankscope.models.peft_backend.settings import count_parameters, peft_config
-from rankscope.models.quantize import check_quantize, require_bitsandbytes
+from rankscope.models.quantize import check_bitsandbytes
 from rankscope.provenance import tokenizer_sha256, weights_sha256
 from rankscope.records import TrialSpec
 from rankscope.run.groups import Grouping
 from rankscope.run.prepared import SPLITS, PreparedStudy
 from rankscope.run.trials import duplicate_grid_notes, make_trials
 from rankscope.train.memory import MemoryModel, RowCounts
-from rankscope.train.step_schedule import check_learning_rates, planned_steps, trial_protocol
+from rankscope.train.step_schedule import check_learning_rates
 
 USABLE_SHARE = 0.9
 """Share of the free memory that groups are planned to take; estimates err by less."""
@@ -50,7 +48,7 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
     """
     # The base model
     folder = model_folder(config.model, weights)
-    model_config = read_config(folder)
+    model_config = read_model_config(folder)
     shapes = architecture(model_config)
     config, warm_starts = resolve_warm_starts(config, shapes)
     rank_caps = rank_notes(config, shapes)  # checks the targets before rows are read
@@ -79,13 +77,11 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
     )
     for trial in trials:
         rows = data.rows[trial.task]
-        check_learning_rates(trial, len(rows.rows), rows.num_tokens, config.train)
-    check_eva(trials, data.rows, shapes)
+        num_steps = check_learning_rates(trial, len(rows.rows), rows.num_tokens, config.train)
+        get_method(trial.method).check_trial(trial, shapes, folder, rows.num_tokens, num_steps)
+    check_bitsandbytes(config, trials, device)
     if config.analyze.spectra.enabled:
         check_spectra_settings(config.analyze.spectra, compared_shapes(trials, shapes))
-    check_methods(config, trials, device)
-    for settings, targets, num_steps in peft_methods(trials, data.rows, config.train):
-        count_parameters(model_config, peft_config(json.loads(settings), targets, num_steps))
 
     # The groups
     grouping = Grouping(
@@ -143,50 +139,6 @@ def check_context(
         for split in SPLITS
         for note in truncation_notes(encoder, part, split, context, config.evaluate)
     ]
-
-
-def check_methods(config: StudyConfig, trials: Sequence[TrialSpec], device: torch.device) -> None:
-    """Raise UserError for what this machine, or a base in 4 bits, cannot do."""
-    if config.train.optimizer == "adamw8bit" and any(trial.is_full for trial in trials):
-        require_bitsandbytes("optimizer: adamw8bit")
-    if config.quantize == "none":
-        return
-    check_quantize(device)
-    if any(trial.is_full for trial in trials):
-        raise UserError(
-            "quantize: 4bit: full fine-tuning trains the base's own weights, which 4 bits cannot "
-            "hold; remove the arm of method 'full', or 'quantize'"
-        )
-
-
-def peft_methods(
-    trials: Iterable[TrialSpec], rows: Mapping[str, EncodedRows], train: TrainConfig
-) -> list[tuple[str, tuple[str, ...], int]]:
-    """Settings, targets and optimizer steps of every method of PEFT's in the study, each once."""
-    found = []
-    for trial in trials:
-        if trial.peft is not None:
-            encoded, own = rows[trial.task], trial_protocol(trial, train)
-            steps = planned_steps(len(encoded.rows), encoded.num_tokens, own)
-            found.append((trial.peft, trial.targets, steps))
-    return list(dict.fromkeys(found))
-
-
-def check_eva(
-    trials: Iterable[TrialSpec], rows: Mapping[str, EncodedRows], shapes: Architecture
-) -> None:
-    """Raise UserError where EVA would look for more directions than there are training tokens."""
-    for trial in trials:
-        if trial.method != "eva" or trial.rank is None:
-            continue
-        targets = target_shapes(shapes, trial.targets).values()
-        needed = max(min(round(RHO * trial.rank), inputs) for _, inputs in targets)
-        found = rows[trial.task].num_tokens
-        if found < needed:
-            raise UserError(
-                f"method eva, rank {trial.rank}: {trial.task} has {found} training tokens, "
-                f"expected at least {needed} to find as many directions in; choose a smaller rank"
-            )
 
 
 def compared_shapes(

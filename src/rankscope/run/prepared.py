@@ -91,7 +91,7 @@ class PreparedStudy:
         found += [Variant("layers", strength) for strength in settings.layer_scales]
         for strength in settings.intruder_scales:
             found += [Variant("intruders", strength), Variant("control", strength)]
-        return list(dict.fromkeys(found)) if trial.method != "peft" else []
+        return list(dict.fromkeys(found)) if trial.peft is None else []
 
     def wanted_variants(self, trial: TrialSpec) -> list[EvalKey]:
         """What the changed forms of a trial are scored on: in-domain and retention, both splits."""

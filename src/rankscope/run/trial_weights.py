@@ -3,12 +3,11 @@
 from pathlib import Path
 
 from rankscope.errors import UserError
-from rankscope.models.adapters.folder import load_adapter, save_adapter
 from rankscope.models.base import Base
-from rankscope.models.load import load_base
-from rankscope.models.peft_backend.tuner import load_tuner
+from rankscope.models.methods import get_method
 from rankscope.provenance import sha256_file, sha256_json
 from rankscope.records import ModelRecord
+from rankscope.report.model_card import adapter_card
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
 from rankscope.store import TrialFailure, weights_path
@@ -16,17 +15,15 @@ from rankscope.train.trial_state import TrialState
 
 
 def write_weights(state: TrialState, model: Base, base_record: ModelRecord, folder: Path) -> str:
-    """Write a PEFT adapter, or a whole model, into ``folder``; sha256 of its weights.
+    """Write a PEFT adapter with its card, or a whole model, into ``folder``; sha256 of its weights.
 
     ``model`` holds the weights of full fine-tuning.
     """
-    if state.adapter is not None:
-        save_adapter(state.adapter, state.spec, base_record, folder)
-    elif state.tuner is not None:
-        state.tuner.save(state.spec, base_record, folder)
-    else:
-        model.model.save_pretrained(folder)
-        model.tokenizer.save_pretrained(folder)
+    trained = state.adapter or state.tuner or model
+    get_method(state.spec.method).save(trained, state.spec, base_record, folder)
+    if not state.spec.is_full:
+        card = adapter_card(state.spec, base_record)
+        (folder / "README.md").write_text(card, encoding="utf-8")
     return sha256_json([sha256_file(path) for path in sorted(folder.glob("*.safetensors"))])
 
 
@@ -39,19 +36,16 @@ def model_with_weights(context: RunContext, group: Group) -> Base | None:
     Raises:
         IntegrityError: stored weights are not what was written.
     """
-    ledger, base, first = context.ledger, context.base, group[0]
-    if first.method == "full":
-        folder = ledger.checked_path(weights_path(first))
-        try:
-            return load_base(context.study.config.model, base.device, context.study.dtype, folder)
-        except UserError as error:  # the base itself has passed the same checks
-            reason = f"the trained model cannot be used: {str(error).split(';')[0]}"
-            ledger.fail_trials([TrialFailure(first.trial_id, "failed", reason)])
-            return None
-    if first.method == "peft":
-        load_tuner(base, ledger.checked_path(weights_path(first)))
-        return base
+    model = context.base
     for trial in group:
-        folder = ledger.checked_path(weights_path(trial))
-        base.multi_lora.attach(load_adapter(folder, trial.trial_id, base.record).to(base.device))
-    return base
+        folder = context.ledger.checked_path(weights_path(trial))
+        try:
+            model = get_method(trial.method).load(model, trial, folder)
+        except UserError as error:
+            if not trial.is_full:
+                raise
+            # The base itself has passed the same checks.
+            reason = f"the trained model cannot be used: {str(error).split(';')[0]}"
+            context.ledger.fail_trials([TrialFailure(trial.trial_id, "failed", reason)])
+            return None
+    return model

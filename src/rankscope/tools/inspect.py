@@ -24,6 +24,7 @@ from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.load import shapes_folder
+from rankscope.models.methods import get_lora_method
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.provenance import provenance
 from rankscope.records import Inspection, MatrixSpectrum, NormGrowth, SpectraRecord, TunedModel
@@ -38,10 +39,8 @@ OPTIONS = {"top_k": "--top-k", "intruder_k": "--intruder-k", "intruder_epsilon":
 class InspectSettings:
     """How spectra are measured; defaults as in docs/science.md."""
 
-    top_k: int | None = None
-    """Singular vectors compared; by default min(500, d / 4) of each matrix."""
-    intruder_k: int = 10
-    """Leading vectors examined for intruders."""
+    top_k: int | None = None  # Singular vectors compared; by default min(500, d / 4) of each matrix
+    intruder_k: int = 10  # Leading vectors examined for intruders
     intruder_epsilon: float = 0.5
     """A vector whose |cosine| to every base vector is below this is an intruder."""
 
@@ -157,7 +156,7 @@ def norm_growth(models: Sequence[TunedModel]) -> NormGrowth | None:
         if model.rank is None or model.scaling is None:
             continue
         names = tuple(matrix.name for matrix in model.spectra.matrices)
-        alpha = model.scaling * (model.rank**0.5 if model.kind == "rslora" else model.rank)
+        alpha = model.scaling * get_lora_method(model.kind).rank_scale(model.rank)
         for rule, value in (("scaling", model.scaling), ("alpha", alpha)):
             key = (model.kind, names, rule, float(f"{value:.6g}"))  # ignore rounding
             groups.setdefault(key, []).append(model)

@@ -16,12 +16,15 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
-from rankscope.models.attention import varlen as row_attention
+from rankscope.models.attention import varlen
 from rankscope.models.gradient_checkpointing import (
     disable_gradient_checkpointing,
     enable_gradient_checkpointing,
 )
 from rankscope.models.lora import Adapter
+from rankscope.models.methods import get_lora_method
+from rankscope.models.methods.init_context import empty_adapter
+from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.multi_lora import MultiLora, linear_layers, target_linears, unwrap
 from rankscope.models.parameters import ADAMW_STATES, FLOAT32_BYTES
 from rankscope.records import TrialSpec
@@ -124,10 +127,10 @@ class MemoryModel:
     def __init__(self, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype = dtype
         self.device = device
-        row_attention.register()
+        varlen.register_attention()
         with META:
             self.base: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, attn_implementation=row_attention.NAME, dtype=dtype
+                config, attn_implementation=varlen.NAME, dtype=dtype
             )
         head = self.base.get_output_embeddings()
         self._layers = [n for n, layer in linear_layers(self.base).items() if layer is not head]
@@ -179,20 +182,20 @@ class MemoryModel:
 
     def stand_in(self, trial: TrialSpec) -> TrialSpec:
         """LoRA on every linear layer in place of a method of PEFT's, whose parts are not known."""
-        if trial.method != "peft":
+        if trial.peft is None:
             return trial
         leaves = {name.rsplit(".", 1)[-1] for name in self._layers}
         rank = trial.rank or STAND_IN_RANK
-        return trial.model_copy(
-            update={"method": "lora", "rank": rank, "targets": tuple(sorted(leaves))}
-        )
+        targets = tuple(sorted(leaves))
+        settings = {"method": LoraMethod.name, "rank": rank, "alpha": 1.0, "targets": targets}
+        return trial.model_copy(update=settings)
 
     def state_bytes(self, trial: TrialSpec) -> int:
         """What one LoRA trial keeps in float32: weights, gradients, AdamW's moments, and the best
         weights where it has an early stop."""
         adapter = self._adapter(trial)
         values = sum(parameter.numel() for parameter in adapter.parameters())
-        fixed = sum(part.numel() for pair in adapter.start.values() for part in pair)
+        fixed = sum(part.numel() for pair in adapter.initial_factors.values() for part in pair)
         return (values * (2 + ADAMW_STATES + copies(trial)) + fixed) * FLOAT32_BYTES
 
     def _cast_bytes(self, trial: TrialSpec) -> int:
@@ -204,25 +207,10 @@ class MemoryModel:
 
     def _adapter(self, trial: TrialSpec) -> Adapter:
         """The trial's adapter as shapes, without dropout, whose generators need numbers."""
-        rank, layers = trial.rank or 1, target_linears(self.base, trial.targets)
-        a = {n: torch.empty(rank, x.in_features, device=META) for n, x in layers.items()}
-        b = {n: torch.empty(x.out_features, rank, device=META) for n, x in layers.items()}
-        gains = {n: torch.empty(x.out_features, device=META) for n, x in layers.items()}
-        return Adapter(
-            name=trial.trial_id,
-            rank=rank,
-            alpha=1.0,
-            scaling=1.0,
-            targets=trial.targets,
-            a={name: nn.Parameter(part) for name, part in a.items()},
-            b={name: nn.Parameter(part) for name, part in b.items()},
-            magnitude=(
-                {name: nn.Parameter(part) for name, part in gains.items()}
-                if trial.method == "dora"
-                else {}
-            ),
-            start={name: (a[name], b[name]) for name in a} if trial.method == "pissa" else {},
-        )
+        adapter = empty_adapter(trial.model_copy(update={"dropout": 0.0}))
+        for name, linear in target_linears(self.base, trial.targets).items():
+            get_lora_method(trial.method).allocate_module(adapter, name, linear)
+        return adapter
 
     def _counted_pass(self, group: Sequence[TrialSpec], shape: PassShape, recomputes: bool) -> int:
         """What a pass allocates but for the casts of A and B; without trials the base trains.

@@ -8,9 +8,6 @@ from rankscope.errors import UserError
 from rankscope.records import TrialSpec
 from rankscope.train.optimizer import learning_rate
 
-ALONE = frozenset({"full", "peft"})
-"""Methods that change the base or its modules and so cannot share it."""
-
 
 def trial_protocol(trial: TrialSpec, train: TrainConfig) -> TrainConfig:
     """The protocol a trial is trained by: the study's, with what the trial's arm sets itself."""
@@ -55,8 +52,8 @@ def due_steps(
 
 def check_learning_rates(
     trial: TrialSpec, num_rows: int, num_tokens: int, train: TrainConfig
-) -> None:
-    """Raise UserError if the schedule gives every step of a trial the rate 0."""
+) -> int:
+    """The optimizer steps of a trial. Raise UserError if all of them have the learning rate 0."""
     protocol = trial_protocol(trial, train)
     num_steps = planned_steps(num_rows, num_tokens, protocol)
     schedule, warmup = protocol.schedule, protocol.warmup_fraction
@@ -66,3 +63,4 @@ def check_learning_rates(
             "step, so no weight would change; expected at least 2 steps (max_steps, epochs, or a "
             "smaller batch_size x gradient_accumulation), or 'warmup_fraction: 0'"
         )
+    return num_steps

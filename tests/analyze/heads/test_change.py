@@ -14,8 +14,8 @@ from rankscope.analyze.heads.change import (
 )
 from rankscope.analyze.heads.layout import PROJECTIONS, HeadLayout
 from rankscope.errors import IntegrityError, UserError
-from rankscope.models.lora import Adapter, tuned_delta
-from rankscope.models.methods import new_adapter
+from rankscope.models.lora import Adapter
+from rankscope.models.methods.init_context import new_adapter
 from rankscope.models.multi_lora import linear_layers
 from rankscope.records import TrialSpec
 
@@ -55,7 +55,7 @@ def test_squares_over_heads_add_up_to_the_whole_matrix(method: str) -> None:
     for change in found:
         layer = LAYOUT.layers[change.layer]
         name = layer.projection(change.module)
-        delta = tuned_delta(adapter, name, weight(name).double())
+        delta = adapter.delta(name, weight(name).double())
         assert np.square(change.frobenius).sum() == pytest.approx(float(delta.square().sum()))
         assert len(change.frobenius) == (4 if change.module in ("q_proj", "o_proj") else 2)
         size = layer.head_dim

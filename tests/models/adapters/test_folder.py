@@ -22,7 +22,7 @@ from rankscope.models.adapters.folder import load_adapter, save_adapter
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.lora import Adapter
-from rankscope.models.methods import InitContext, new_adapter
+from rankscope.models.methods.init_context import InitContext, new_adapter
 from rankscope.provenance import sha256_folder
 from rankscope.records import TrialSpec
 
@@ -154,7 +154,7 @@ def test_pissa_is_stored_as_plain_lora_of_twice_the_rank(tmp_path: Path) -> None
     assert (settings["r"], settings["lora_alpha"]) == (8, 12)  # twice 4 and 6: s stays 1.5
     assert settings["init_lora_weights"] is True
     loaded = load_adapter(tmp_path, "a")
-    assert (loaded.rank, loaded.scaling, loaded.start) == (8, 1.5, {})
+    assert (loaded.rank, loaded.scaling, loaded.initial_factors) == (8, 1.5, {})
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])
@@ -207,7 +207,9 @@ def test_our_own_round_trip_keeps_every_bit(tmp_path: Path, method: str) -> None
     assert after.a.keys() == before.a.keys()
     assert after.magnitude.keys() == before.magnitude.keys()
     for name in before.a:
-        for found, expected in zip(after.of_module(name), before.of_module(name), strict=True):
+        for found, expected in zip(
+            after.module_parameters(name), before.module_parameters(name), strict=True
+        ):
             assert torch.equal(found, expected)
 
 

@@ -11,9 +11,9 @@ from rankscope.data.encode import EncodedRow
 from rankscope.data.sampler import RowSampler
 from rankscope.errors import UserError
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.lora import Adapter, delta_weight, tuned_delta
-from rankscope.models.methods import InitContext, new_adapter
+from rankscope.models.lora import Adapter, delta_weight
 from rankscope.models.methods import eva_directions as eva
+from rankscope.models.methods.init_context import InitContext, new_adapter
 from rankscope.models.multi_lora import linear_layers, target_linears
 from rankscope.records import TrialSpec
 
@@ -57,7 +57,9 @@ def test_a_start_depends_on_its_own_trial_alone(method: str) -> None:
     packed = started(base_of(tiny_llama()), *others, spec)[-1]
     assert packed.a.keys() == alone.a.keys()
     for name in alone.a:
-        for found, expected in zip(packed.of_module(name), alone.of_module(name), strict=True):
+        for found, expected in zip(
+            packed.module_parameters(name), alone.module_parameters(name), strict=True
+        ):
             assert torch.equal(found, expected)
 
 
@@ -69,7 +71,7 @@ def test_doras_magnitude_is_the_length_of_every_row() -> None:
         if name in adapter.a:
             rows = torch.stack([row.norm() for row in layer.weight])
             torch.testing.assert_close(adapter.magnitude[name].data, rows)
-            assert float(tuned_delta(adapter, name, layer.weight).norm()) < 1e-5
+            assert float(adapter.delta(name, layer.weight).norm()) < 1e-5
     # PEFT 0.21 begins with the same numbers.
     config = LoraConfig(r=4, target_modules=list(LINEAR), use_dora=True)
     for name, parameter in get_peft_model(tiny_llama(), config).named_parameters():
@@ -203,5 +205,5 @@ def test_eva_needs_rows_with_enough_tokens() -> None:
     base = base_of(tiny_llama())
     with pytest.raises(UserError, match=rf"rank 32.*have {len(rows[0].input_ids)} tokens.*64"):
         started(base, trial("a", method="eva", rank=32), rows=rows)
-    with pytest.raises(ValueError, match="EVA starts from training rows"):
+    with pytest.raises(ValueError, match="EVA needs training rows"):
         new_adapter(base.model, trial("a", method="eva"))

@@ -1,6 +1,6 @@
 """Adapters on disk, in PEFT's format: what training writes any PEFT user can load, and back.
 
-A folder holds ``adapter_config.json``, ``adapter_model.safetensors`` and ``README.md``. The hash of
+A folder holds ``adapter_config.json`` and ``adapter_model.safetensors``. The hash of
 the base stands in the safetensors metadata, where PEFT ignores it and :func:`load_adapter` checks
 it.
 """
@@ -23,9 +23,10 @@ from rankscope.models.adapters.settings import (
     PLAIN_STARTS,
     WEIGHTS,
     AdapterSettings,
-    read_config,
+    read_adapter_config,
 )
 from rankscope.models.lora import Adapter
+from rankscope.models.methods import get_lora_method
 from rankscope.provenance import sha256_file, sha256_json
 from rankscope.records import ModelRecord, TrialSpec
 
@@ -64,7 +65,6 @@ def save_adapter(adapter: Adapter, trial: TrialSpec, base: ModelRecord, folder: 
     settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     settings["target_modules"] = sorted(settings["target_modules"])
     (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
-    (folder / "README.md").write_text(model_card(trial, base), encoding="utf-8")
 
 
 def peft_settings(adapter: Adapter, trial: TrialSpec, base: ModelRecord) -> LoraConfig:
@@ -74,13 +74,13 @@ def peft_settings(adapter: Adapter, trial: TrialSpec, base: ModelRecord) -> Lora
     every module keeps the adapter's scaling. An adapter that started as a part of the base (PiSSA)
     is stored as B A - B0 A0: plain LoRA of twice the rank, which fits the whole base.
     """
-    double = 2 if adapter.start else 1
+    double = 2 if adapter.initial_factors else 1
     ranks = {name: len(a) for name, a in adapter.a.items() if len(a) != adapter.rank}
-    alphas = {name: adapter.alpha * rank / adapter.rank for name, rank in ranks.items()}
-    if trial.method == "rslora":
-        alphas = {n: adapter.alpha * (rank / adapter.rank) ** 0.5 for n, rank in ranks.items()}
+    method = get_lora_method(adapter.method)
+    per_rank = adapter.alpha / method.rank_scale(adapter.rank)
+    alphas = {name: per_rank * method.rank_scale(rank) for name, rank in ranks.items()}
     # A module that got no rank at all must not be a target: PEFT would give it one.
-    targets = sorted(adapter.a) if trial.method == "eva" else list(adapter.targets)
+    targets = list(adapter.targets) if method.fills_targets else sorted(adapter.a)
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         base_model_name_or_path=base.label,
@@ -89,11 +89,10 @@ def peft_settings(adapter: Adapter, trial: TrialSpec, base: ModelRecord) -> Lora
         rank_pattern=ranks,
         alpha_pattern={name: as_whole(alpha) for name, alpha in alphas.items()},
         lora_dropout=adapter.dropout,
-        use_rslora=trial.method == "rslora",
-        use_dora=bool(adapter.magnitude),
         target_modules=targets,
         bias="none",
         inference_mode=True,
+        **method.peft_fields,
     )
 
 
@@ -115,48 +114,6 @@ def with_sorted_metadata(data: bytes) -> bytes:
     padding = -len(text) % 8  # the data starts at a multiple of 8
     size = (len(text) + padding).to_bytes(8, "little")
     return size + text + b" " * padding + data[8 + length :]
-
-
-def model_card(trial: TrialSpec, base: ModelRecord) -> str:
-    """A plain model card: how to load the adapter and how it was trained."""
-    settings: dict[str, object] = {
-        **({"lr_ratio": trial.lr_ratio} if trial.lr_ratio else {}),
-        **({"continues_adapter": trial.init_sha256} if trial.init_sha256 else {}),
-        **trial.overrides,
-    }
-    own = "".join(f"| {name.replace('_', ' ')} | {value} |\n" for name, value in settings.items())
-    return f"""---
-base_model: {json.dumps(base.label)}
-library_name: peft
-tags: [lora, rankscope]
----
-
-# {trial.task}, {trial.arm_label}, seed {trial.seed}
-
-A LoRA adapter trained by Rankscope.
-
-| setting | value |
-|---|---|
-| base | {base.label} ({base.architecture}) |
-| base weights, sha256 | {base.sha256} |
-| training task | {trial.task} |
-| method | {trial.method} |
-| rank | {trial.rank} |
-| alpha | {trial.alpha} |
-| learning rate | {trial.lr} |
-| dropout | {trial.dropout} |
-| target modules | {", ".join(trial.targets)} |
-{own}| seed | {trial.seed} |
-| trial | {trial.trial_id} |
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained("BASE")
-model = PeftModel.from_pretrained(model, "THIS FOLDER")
-```
-"""
 
 
 def load_adapter(
@@ -185,7 +142,7 @@ def load_adapter(
         IntegrityError: an A without its B or the reverse, extra, misshapen or non-finite tensors. A
             module that lacks both is not noticed here: the ledger's hash of the file does that.
     """
-    settings = read_config(folder, starts)
+    settings = read_adapter_config(folder, starts)
     parts: dict[str, dict[str, nn.Parameter]] = {"A": {}, "B": {}, "m": {}}
     path = folder / WEIGHTS
     try:
@@ -223,6 +180,7 @@ def load_adapter(
         alpha=settings.lora_alpha,
         scaling=settings.scaling,
         targets=tuple(sorted(a)),
+        method=settings.method_name,
         a=a,
         b=b,
         magnitude=magnitude,

@@ -1,4 +1,4 @@
-"""What ``adapter_config.json`` says of a LoRA adapter's A and B, and which of it can be read."""
+"""What ``adapter_config.json`` says about a LoRA adapter's A and B, and which adapters are readable."""
 
 import json
 from collections.abc import Collection
@@ -10,6 +10,11 @@ from peft.utils.other import get_pattern_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rankscope.errors import UserError
+from rankscope.models.methods import all_methods, get_lora_method
+from rankscope.models.methods.dora import DoraMethod
+from rankscope.models.methods.lora import LoraMethod
+from rankscope.models.methods.pissa import PissaMethod
+from rankscope.models.methods.rslora import RsLoraMethod
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -17,28 +22,50 @@ CONFIG = "adapter_config.json"
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """Initializations that leave the base as it is; PiSSA, OLoRA, CorDA and LoftQ change it."""
 READ_STARTS = (*PLAIN_STARTS, "pissa")
-"""Those from which W - W0 is known: PiSSA's start is a function of the base."""
+"""Initializations with a known W - W0: PiSSA's is a function of the base."""
 
 
 class AdapterSettings(BaseModel):
-    """The part of ``adapter_config.json`` that says what the stored A and B mean."""
+    """The part of ``adapter_config.json`` that gives the stored A and B their meaning."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="allow")
 
     r: int = Field(ge=1)
     lora_alpha: float = Field(gt=0, allow_inf_nan=False)
     use_rslora: bool = False
     use_dora: bool = False
     target_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
     init_lora_weights: bool | str = True
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
-    """Ranks of modules other than ``r``; keys are matched as PEFT matches them."""
+    """Ranks of modules other than ``r``; keys match as in PEFT."""
     alpha_pattern: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+
+    def rank_scale(self, rank: int) -> float:
+        """The number that alpha is divided by."""
+        return get_lora_method(
+            RsLoraMethod.name if self.use_rslora else LoraMethod.name
+        ).rank_scale(rank)
 
     @property
     def scaling(self) -> float:
         """s in W0 + s B A."""
-        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
+        return self.lora_alpha / self.rank_scale(self.r)
+
+    @property
+    def methods(self) -> tuple[LoraMethod, ...]:
+        """The registered methods that write such a configuration."""
+        flags = {name: True for name in method_fields() if getattr(self, name, False)}
+        return tuple(m for m in lora_methods() if dict(m.peft_fields) == flags)
+
+    @property
+    def method_name(self) -> str:
+        """The method whose forward pass the adapter needs."""
+        if self.init_lora_weights == PissaMethod.name:
+            return PissaMethod.name
+        if self.methods:
+            return self.methods[0].name
+        return DoraMethod.name if self.use_dora else LoraMethod.name
 
     def rank_of(self, name: str) -> int:
         """A module's own rank."""
@@ -51,42 +78,36 @@ class AdapterSettings(BaseModel):
 
     def scaling_of(self, name: str) -> float:
         """A module's own s."""
-        rank = self.rank_of(name)
-        return self.alpha_of(name) / (rank**0.5 if self.use_rslora else rank)
+        return self.alpha_of(name) / self.rank_scale(self.rank_of(name))
 
 
 HARMLESS = frozenset(
     {
-        "alpha_pattern",
-        "auto_mapping",
-        "base_model_name_or_path",
-        "corda_config",
-        "ensure_weight_tying",
-        "eva_config",
-        "exclude_modules",
-        "fan_in_fan_out",
-        "inference_mode",
-        "layers_pattern",
-        "layers_to_transform",
-        "loftq_config",
-        "lora_alpha",
-        "lora_dropout",
-        "peft_type",
-        "peft_version",
-        "r",
-        "rank_pattern",
-        "revision",
-        "target_modules",
-        "task_type",
-        "use_dora",
-        "use_rslora",
+        *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "corda_config"),
+        *("ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out"),
+        *("inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform"),
+        *("loftq_config", "lora_alpha", "lora_dropout", "peft_type", "peft_version", "r"),
+        *("rank_pattern", "revision", "target_modules", "task_type"),
     }
 )
-"""Settings that are read, or that say nothing about what A and B mean."""
+"""Settings that are read, or that do not change the meaning of A and B."""
 
 
-def read_config(folder: Path, starts: Collection[object] = PLAIN_STARTS) -> AdapterSettings:
-    """``adapter_config.json`` of a plain LoRA adapter.
+def lora_methods() -> list[LoraMethod]:
+    """The registered low-rank methods."""
+    return [method for method in all_methods() if isinstance(method, LoraMethod)]
+
+
+def method_fields() -> set[str]:
+    """Fields of PEFT's ``LoraConfig`` that mark a method."""
+    return {name for method in lora_methods() for name in method.peft_fields}
+
+
+def read_adapter_config(folder: Path, starts: Collection[object] = PLAIN_STARTS) -> AdapterSettings:
+    """``adapter_config.json`` of a LoRA adapter.
+
+    Args:
+        starts: accepted values of ``init_lora_weights``.
 
     Raises:
         UserError: it is missing, unreadable, or sets something that gives A and B another meaning.
@@ -94,34 +115,33 @@ def read_config(folder: Path, starts: Collection[object] = PLAIN_STARTS) -> Adap
     if not (folder / WEIGHTS).is_file():
         if (folder / "adapter_model.bin").is_file():
             raise UserError(
-                f"adapter {folder}: adapter_model.bin is a pickle, which can run code when loaded "
-                "and is refused; load it once with PEFT where you trust it and save_pretrained it"
+                f"adapter {folder}: adapter_model.bin is a pickle, which can run code when loaded; "
+                "load it once with PEFT on a machine that you trust and save it again with "
+                "save_pretrained"
             )
         raise UserError(f"adapter {folder}: no {WEIGHTS}; expected a PEFT adapter folder")
     try:
-        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
             raise ValueError("expected a JSON object")
     except (OSError, ValueError) as error:
         raise UserError(f"adapter {folder}: {CONFIG} cannot be used: {error}") from error
-    if found.get("peft_type") != "LORA":
-        raise UserError(f"adapter {folder}: peft_type {found.get('peft_type')!r}; expected 'LORA'")
+    if config.get("peft_type") != "LORA":
+        raise UserError(f"adapter {folder}: peft_type {config.get('peft_type')!r}; expected 'LORA'")
     try:
-        settings = AdapterSettings.model_validate(found)
+        settings = AdapterSettings.model_validate(config)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise UserError(f"adapter {folder}: {CONFIG} cannot be used: {faults}") from error
-    start = found.get("init_lora_weights", True)
-    if start not in starts:
+    init = config.get("init_lora_weights", True)
+    if init not in starts:
         raise UserError(
-            f"adapter {folder}: init_lora_weights {start!r} changes the base weights, so these A "
+            f"adapter {folder}: init_lora_weights {init!r} changes the base weights, so these A "
             "and B do not fit the plain base; convert it with PEFT's "
             "path_initial_model_for_weight_conversion"
         )
-    defaults = vars(LoraConfig())
-    for name, value in found.items():
-        if name in HARMLESS or name == "init_lora_weights" or not value:
-            continue
-        if name not in defaults or value != defaults[name]:
+    defaults, known = vars(LoraConfig()), HARMLESS | method_fields()
+    for name, value in config.items():
+        if value and name not in known and (name not in defaults or value != defaults[name]):
             raise UserError(f"adapter {folder}: {name} = {value!r} is not supported")
     return settings

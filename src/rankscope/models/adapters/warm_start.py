@@ -9,7 +9,7 @@ from rankscope.config.arm import ArmConfig, resolved_alpha
 from rankscope.config.study import StudyConfig
 from rankscope.errors import IntegrityError, UserError
 from rankscope.models.adapters.folder import adapter_sha256, load_adapter, recorded_base
-from rankscope.models.adapters.settings import AdapterSettings, read_config
+from rankscope.models.adapters.settings import AdapterSettings, method_fields, read_adapter_config
 from rankscope.models.lora import Adapter
 from rankscope.models.parameters import Architecture, target_shapes
 
@@ -80,7 +80,7 @@ def read_warm_start(folder: Path, shapes: Architecture) -> WarmStart:
         raise UserError(
             f"adapter {folder}: there is no such folder; expected a PEFT adapter folder"
         )
-    settings = read_config(folder)
+    settings = read_adapter_config(folder)
     try:
         adapter = load_adapter(folder, "start")
     except IntegrityError as error:
@@ -126,17 +126,15 @@ def check_other_shapes(folder: Path, adapter: Adapter, shapes: Architecture) -> 
 
 
 def methods_of(folder: Path, settings: AdapterSettings) -> tuple[tuple[str, ...], str]:
-    """The methods that go on training such an adapter, and the settings that say so."""
-    if settings.use_dora and settings.use_rslora:
+    """The methods that continue such an adapter, and the settings that decide them."""
+    flags = sorted(name for name in method_fields() if getattr(settings, name, False))
+    methods = tuple(method.name for method in settings.methods if method.accepts_warm_start)
+    if not methods:
         raise UserError(
-            f"adapter {folder}: has use_dora and use_rslora, and no method trains both together; "
+            f"adapter {folder}: has {' and '.join(flags)}, and no method trains both together; "
             "expected one of them, or neither"
         )
-    if settings.use_dora:
-        return ("dora",), "use_dora: true"
-    if settings.use_rslora:
-        return ("rslora",), "use_rslora: true"
-    return ("lora", "lora+"), "neither use_dora nor use_rslora"
+    return methods, f"{flags[0]}: true" if flags else "neither use_dora nor use_rslora"
 
 
 def exact_targets(

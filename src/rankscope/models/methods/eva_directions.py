@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from rankscope.data.encode import EncodedRow
 from rankscope.errors import UserError
 from rankscope.models.base import Base, Row, RowBatch, batches_of
+from rankscope.models.methods.eva import RHO
 
-RHO = 2.0
-"""A module's rank after sharing out is at most so many times the rank asked for."""
 CONVERGED = 0.99
 """Cosine between a vector before and after a batch, from which on it is taken to stay."""
 BATCH_TOKENS = 2048

@@ -1,11 +1,14 @@
-"""Any method of PEFT's from its settings: which there are, what they may say, how much they train.
+"""PEFT's methods from their settings: which can be used, which fields they have, what they train.
 
-``peft_tuner.py`` puts one on the base and trains it.
+``tuner.py`` puts one on the base and trains it.
 """
 
 import dataclasses
 import difflib
+import functools
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,46 +17,48 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from rankscope.errors import UserError
+from rankscope.models.parameters import read_model_config
 
-OURS = {
-    "base_model_name_or_path": "the study's model stands there",
+SET_BY_RANKSCOPE = {
+    "base_model_name_or_path": "it is the study's model",
     "inference_mode": "a trial trains",
     "peft_version": "it is the installed PEFT's",
-    "revision": "the study's model stands there",
+    "revision": "it is that of the study's model",
     "target_modules": "the arm's 'targets' names them",
     "task_type": "it is CAUSAL_LM",
     "total_step": "it is the trial's number of optimizer steps",
 }
 """Fields of PEFT's configurations that a study file does not set, and why."""
 
-PROMPTS = (
-    "puts virtual tokens before every row, and rows are concatenated into one sequence here, where "
-    "only the first would get them"
+PROMPT_LEARNING = (
+    "puts virtual tokens before every row, but rows are concatenated into one sequence, so only "
+    "the first would get them"
 )
 UNUSABLE_TYPES = {
-    "ADAPTION_PROMPT": "replaces the attention, which keeps concatenated rows apart here",
+    "ADAPTION_PROMPT": "replaces the attention, which keeps concatenated rows separate",
     "POLY": "needs a task id with every row",
     "SHADOW": "runs a second model beside the base",
     "XLORA": "mixes adapters that were trained before",
 }
-"""Types that inject no layer of their own into the base, and why that does not fit."""
+"""Types that inject no layer into the base, and why they cannot be used."""
 
 UNUSABLE_FIELDS = {
-    "alora_invocation_tokens": "looks for tokens in the whole sequence, and here that is many rows",
+    "alora_invocation_tokens": "searches the whole sequence for tokens, and a sequence holds many "
+    "rows",
     "layer_replication": "changes the base's layers",
     "megatron_config": "needs Megatron's layers",
-    "use_asa": "moves its budget by a callback of its own trainer",
+    "use_asa": "moves its budget by a callback of PEFT's own trainer",
 }
-"""Fields that do not fit concatenated rows on a shared base, and why."""
+"""Fields that do not work with concatenated rows on a shared base, and why."""
 
-OWN_TARGETS = ("LN_TUNING", "TRAINABLE_TOKENS")
-"""Types that change no linear layer: the norms and the embedding, whatever an arm's targets."""
+FIXED_TARGETS = ("LN_TUNING", "TRAINABLE_TOKENS")
+"""Types that change norms or the embedding, whatever the arm's targets."""
 
-STARTS_FROM_DATA = ("corda", "eva", "lora_ga")
-"""Values of ``init_lora_weights`` for which PEFT wants a pass over data first."""
+INIT_FROM_DATA = ("corda", "eva", "lora_ga")
+"""Values of ``init_lora_weights`` that need a pass over data first."""
 
-WRITES_IN_PLACE = ("olora",)
-"""Values of ``init_lora_weights`` for which PEFT subtracts the start from the weights in place."""
+INIT_IN_PLACE = ("olora",)
+"""Values of ``init_lora_weights`` that subtract the initial adapter from the base's weights."""
 
 PEFT_FAILURES = (
     ArithmeticError,
@@ -76,27 +81,27 @@ def peft_config(
     Args:
         settings: ``peft_type`` and fields of that type's configuration.
         targets: module names that the method changes, for types that have targets.
-        num_steps: optimizer steps of the trial, which AdaLoRA's budget follows.
+        num_steps: optimizer steps of the trial, for AdaLoRA's budget.
 
     Raises:
-        UserError: a type or field PEFT does not have or that cannot be used here, or a value that
-            the type refuses.
+        UserError: a type or field that PEFT does not have or that cannot be used here, or a value
+            that the type rejects.
     """
-    kind = config_class(settings.get("peft_type"))
-    name = type_name(kind)
-    fields = {field.name for field in dataclasses.fields(kind) if field.init}
+    config_type = config_class(settings.get("peft_type"))
+    name = type_name(config_type)
+    fields = {field.name for field in dataclasses.fields(config_type) if field.init}
     given = {key: value for key, value in settings.items() if key != "peft_type"}
     for key, value in given.items():
         check_field(name, key, value, fields)
-    own: dict[str, Any] = {"task_type": TaskType.CAUSAL_LM}
-    if "target_modules" in fields and name not in OWN_TARGETS:
-        own["target_modules"] = list(targets)
+    fixed: dict[str, Any] = {"task_type": TaskType.CAUSAL_LM}
+    if "target_modules" in fields and name not in FIXED_TARGETS:
+        fixed["target_modules"] = list(targets)
     if name == "ADALORA":
-        own["total_step"] = checked_budget(given, num_steps)
+        fixed["total_step"] = checked_budget(given, num_steps)
     try:
-        config: PeftConfig = kind(**given, **own)
+        config: PeftConfig = config_type(**given, **fixed)
     except PEFT_FAILURES as error:
-        raise UserError(f"method peft, {name}: {described(error)}") from error
+        raise UserError(f"method peft, {name}: {one_line(error)}") from error
     return config
 
 
@@ -106,18 +111,18 @@ def config_class(peft_type: object) -> Any:
     Raises:
         UserError: no such type, or one that cannot be used here.
     """
-    classes = {kind.value: found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    classes = {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     name = str(peft_type).upper()
     usable = sorted(
         kind
-        for kind, found in classes.items()
-        if kind not in UNUSABLE_TYPES and not is_prompt_learning(found)
+        for kind, config in classes.items()
+        if kind not in UNUSABLE_TYPES and not is_prompt_learning(config)
     )
     if name not in classes:
         close = difflib.get_close_matches(name, usable, n=1, cutoff=0.55)
-        meant = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(usable)}"
-        raise UserError(f"method peft: peft_type {peft_type!r} is none of PEFT's; {meant}")
-    reason = PROMPTS if is_prompt_learning(classes[name]) else UNUSABLE_TYPES.get(name)
+        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(usable)}"
+        raise UserError(f"method peft: PEFT has no peft_type {peft_type!r}; {hint}")
+    reason = PROMPT_LEARNING if is_prompt_learning(classes[name]) else UNUSABLE_TYPES.get(name)
     if reason is not None:
         raise UserError(
             f"method peft: {name} {reason}: it cannot be used; expected one of {', '.join(usable)}"
@@ -125,41 +130,42 @@ def config_class(peft_type: object) -> Any:
     return classes[name]
 
 
-def is_prompt_learning(kind: Any) -> bool:
-    """Whether a configuration class is of prompt tuning or its kin."""
-    return any(field.name == "num_virtual_tokens" for field in dataclasses.fields(kind)) or (
-        getattr(kind, "is_prompt_learning", False) is True
+def is_prompt_learning(config_type: Any) -> bool:
+    """Whether a configuration class belongs to prompt tuning or a relative."""
+    return any(field.name == "num_virtual_tokens" for field in dataclasses.fields(config_type)) or (
+        getattr(config_type, "is_prompt_learning", False) is True
     )
 
 
-def type_name(kind: Any) -> str:
+def type_name(config_type: Any) -> str:
     """``VERA`` of ``VeraConfig``."""
-    return next(str(k.value) for k, found in PEFT_TYPE_TO_CONFIG_MAPPING.items() if found is kind)
+    types = PEFT_TYPE_TO_CONFIG_MAPPING.items()
+    return next(str(kind.value) for kind, config in types if config is config_type)
 
 
 def check_field(name: str, key: str, value: Any, fields: set[str]) -> None:
     """Raise UserError for a field that the type does not have or that cannot be used here."""
-    if key in OURS:
-        raise UserError(f"method peft, {name}: remove {key!r}: {OURS[key]}")
+    if key in SET_BY_RANKSCOPE:
+        raise UserError(f"method peft, {name}: remove {key!r}: {SET_BY_RANKSCOPE[key]}")
     if key not in fields:
-        known = sorted(fields - set(OURS) - set(UNUSABLE_FIELDS))
+        known = sorted(fields - set(SET_BY_RANKSCOPE) - set(UNUSABLE_FIELDS))
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.55)
-        meant = f"did you mean {close[0]!r}?" if close else f"expected some of {', '.join(known)}"
-        raise UserError(f"method peft, {name}: unknown field {key!r}; {meant}")
+        hint = f"did you mean {close[0]!r}?" if close else f"expected some of {', '.join(known)}"
+        raise UserError(f"method peft, {name}: unknown field {key!r}; {hint}")
     if key in UNUSABLE_FIELDS and value:
         raise UserError(f"method peft, {name}: {key!r} {UNUSABLE_FIELDS[key]}: remove it")
-    if key == "init_lora_weights" and value in STARTS_FROM_DATA:
+    if key == "init_lora_weights" and value in INIT_FROM_DATA:
         raise UserError(
             f"method peft, {name}: init_lora_weights {value!r} needs a pass over data before "
-            "training, which is not made here; expected another start, or 'method: eva'"
+            "training, which is not available here; expected another value, or 'method: eva'"
         )
 
 
 def checked_budget(given: Mapping[str, Any], num_steps: int | None) -> int:
-    """AdaLoRA's number of steps, in which its rank budget has room to fall (2303.10512, eq. 12).
+    """AdaLoRA's number of steps, in which its rank budget falls (2303.10512, eq. 12).
 
     Raises:
-        UserError: the settings give no falling budget, or no step to fall in.
+        UserError: the budget does not fall, or has no step to fall in.
     """
     first, last = given.get("init_r", 12), given.get("target_r", 8)
     if isinstance(first, int) and isinstance(last, int) and first <= last:
@@ -169,16 +175,16 @@ def checked_budget(given: Mapping[str, Any], num_steps: int | None) -> int:
         )
     if num_steps is None:
         return 10**9  # only to build the configuration: no step is taken with it
-    still = sum(v for k in ("tinit", "tfinal") if isinstance(v := given.get(k, 0), int))
-    if num_steps - still < 2:
+    fixed = sum(v for k in ("tinit", "tfinal") if isinstance(v := given.get(k, 0), int))
+    if num_steps - fixed < 2:
         raise UserError(
-            f"method peft, ADALORA: tinit + tfinal = {still} of {num_steps} optimizer steps leave "
+            f"method peft, ADALORA: tinit + tfinal = {fixed} of {num_steps} optimizer steps leave "
             "fewer than 2 for the budget to fall in; expected smaller ones, or a longer training"
         )
     return num_steps
 
 
-def injected(model: Any, config: PeftConfig) -> PeftModel:
+def inject_peft(model: Any, config: PeftConfig) -> PeftModel:
     """PEFT's model around ``model``, whose layers are replaced in place.
 
     Raises:
@@ -187,25 +193,28 @@ def injected(model: Any, config: PeftConfig) -> PeftModel:
     try:
         return get_peft_model(model, config)
     except PEFT_FAILURES as error:
-        name = type_name(type(config))
-        raise UserError(f"method peft, {name}: does not fit this model: {described(error)}") from (
-            error
-        )
+        raise misfit(config, error) from error
 
 
-def writes_in_place(config: PeftConfig) -> bool:
-    """Whether putting the method on a model writes into the model's own values."""
-    return str(getattr(config, "init_lora_weights", None)).lower() in WRITES_IN_PLACE
+def misfit(config: PeftConfig, error: BaseException) -> UserError:
+    """The error of a method that PEFT cannot put on the model."""
+    name = type_name(type(config))
+    return UserError(f"method peft, {name}: does not fit this model: {one_line(error)}")
+
+
+def initializes_in_place(config: PeftConfig) -> bool:
+    """Whether injecting the method changes the values of the base's own weights."""
+    return str(getattr(config, "init_lora_weights", None)).lower() in INIT_IN_PLACE
 
 
 def draws_in_training(config: PeftConfig) -> bool:
-    """Whether forward passes of training draw random numbers: dropout, or PVeRA's samples."""
+    """Whether forward passes in training draw random numbers: dropout, or PVeRA's samples."""
     rates = [value for name, value in vars(config).items() if name.endswith("dropout")]
     return type_name(type(config)) == "PVERA" or any(rates)
 
 
-def described(error: BaseException) -> str:
-    """An error of PEFT's in one line: its first, with the next where a colon ends it."""
+def one_line(error: BaseException) -> str:
+    """A PEFT error in one line: its first, and the next if the first ends in a colon."""
     first, *others = str(error).strip().splitlines() or ["no details"]
     if first.endswith(":") and others:
         first = f"{first} {others[0].strip()}"
@@ -220,7 +229,7 @@ def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter
 def count_parameters(model: PretrainedConfig, config: PeftConfig) -> int | None:
     """Parameters that a method trains, counted on a model without storage.
 
-    None for a method whose start is computed from the weights, which are not there.
+    None for a method whose initialization needs the values of the weights.
 
     Raises:
         UserError: the method does not fit this model.
@@ -233,10 +242,25 @@ def count_parameters(model: PretrainedConfig, config: PeftConfig) -> int | None:
     except RuntimeError:  # an operation that needs values
         return None
     except PEFT_FAILURES as error:
-        name = type_name(type(config))
-        raise UserError(f"method peft, {name}: does not fit this model: {described(error)}") from (
-            error
-        )
-    found = trainable_parameters(tuned)
-    # AdaLoRA's count of ranks is a parameter that PEFT freezes where it has storage.
-    return sum(p.numel() for name, p in found.items() if ".ranknum." not in name)
+        raise misfit(config, error) from error
+    # AdaLoRA's count of ranks is a parameter that PEFT freezes only where it has storage.
+    trained = trainable_parameters(tuned).items()
+    return sum(p.numel() for name, p in trained if ".ranknum." not in name)
+
+
+@functools.cache
+def count_in_folder(folder: Path, settings: str, targets: tuple[str, ...]) -> int:
+    """Parameters that a method trains in the model of a folder; 0 if unknown.
+
+    Args:
+        settings: of the method, as JSON.
+    """
+    config = peft_config(json.loads(settings), targets)
+    return count_parameters(read_model_config(folder), config) or 0
+
+
+@functools.cache
+def check_settings(settings: str, targets: tuple[str, ...], num_steps: int, folder: Path) -> None:
+    """Check that a method can be built on the model of a folder; raises UserError."""
+    config = peft_config(json.loads(settings), targets, num_steps)
+    count_parameters(read_model_config(folder), config)

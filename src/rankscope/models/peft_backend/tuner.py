@@ -22,16 +22,16 @@ from rankscope.models.base import Base
 from rankscope.models.load import check_rows_apart
 from rankscope.models.lora import derive_seed
 from rankscope.models.multi_lora import unwrap
-from rankscope.models.peft_backend.original import BaseSnapshot
+from rankscope.models.peft_backend.base_snapshot import BaseSnapshot
 from rankscope.models.peft_backend.settings import (
     PEFT_FAILURES,
-    described,
     draws_in_training,
-    injected,
+    initializes_in_place,
+    inject_peft,
+    one_line,
     peft_config,
     trainable_parameters,
     type_name,
-    writes_in_place,
 )
 from rankscope.models.quantize import dense_weight
 from rankscope.records import ModelRecord, TrialSpec
@@ -51,7 +51,7 @@ class PeftTuner:
 
     def __init__(self, base: PreTrainedModel, seed: int = 0) -> None:
         unwrap(base)
-        self.original = BaseSnapshot(base)
+        self.snapshot = BaseSnapshot(base)
         self.seed = seed
         self.model: PeftModel
 
@@ -66,16 +66,16 @@ class PeftTuner:
         try:
             with torch.random.fork_rng():
                 torch.manual_seed(derive_seed("init", seed, "peft"))
-                tuner.put_on(config, lambda: injected(base, config))
+                tuner.inject(config, lambda: inject_peft(base, config))
             found = trainable_parameters(tuner.model)
             if not found:
                 raise UserError(
                     f"method peft, {type_name(type(config))}: trains no parameter of this model; "
                     "check its settings and the arm's targets"
                 )
-            tuner.original.lend(found)
+            tuner.snapshot.copy_for_training(found)
         except BaseException:
-            tuner.original.restore()
+            tuner.snapshot.restore()
             raise
         tuner.model.eval()  # PEFT leaves its dropout on; every step switches it on for itself
         return tuner
@@ -96,23 +96,23 @@ class PeftTuner:
                 warnings.filterwarnings("ignore", "The following rank_pattern keys")
                 warnings.filterwarnings("error", "Found missing adapter keys")
                 config = PeftConfig.from_pretrained(str(folder))
-                tuner.put_on(config, lambda: PeftModel.from_pretrained(base, str(folder)))
+                tuner.inject(config, lambda: PeftModel.from_pretrained(base, str(folder)))
         except (*PEFT_FAILURES, UserWarning) as error:
-            tuner.original.restore()
-            raise IntegrityError(f"adapter {folder}: {described(error)}") from error
+            tuner.snapshot.restore()
+            raise IntegrityError(f"adapter {folder}: {one_line(error)}") from error
         tuner.model.eval()
         return tuner
 
-    def put_on(self, config: PeftConfig, make: Callable[[], PeftModel]) -> None:
+    def inject(self, config: PeftConfig, make: Callable[[], PeftModel]) -> None:
         """Set :attr:`model`, the base's own values kept from a start that writes into weights."""
-        if writes_in_place(config):
-            self.original.lend(dict(self.original.model.named_parameters()))
+        if initializes_in_place(config):
+            self.snapshot.copy_for_training(dict(self.snapshot.model.named_parameters()))
         self.model = make()
-        self.original.share()
+        self.snapshot.drop_unchanged_copies()
 
     def remove(self) -> None:
         """Take the method off: the base is bit for bit what it was."""
-        self.original.restore()
+        self.snapshot.restore()
 
     # --- training
 
@@ -124,7 +124,7 @@ class PeftTuner:
         """The layers the method put in, by the name that theirs has in the base."""
         return {
             name: module
-            for name, module in self.original.model.named_modules()
+            for name, module in self.snapshot.model.named_modules()
             if isinstance(module, BaseTunerLayer)
         }
 
@@ -219,7 +219,7 @@ class PeftTuner:
         """W0 of a layer the method changes, (out, in), whatever its start made of it."""
         layer: Any = self.layers()[name].get_base_layer()
         now = layer.weight.data
-        layer.weight.data = self.original.values.get(layer.weight, now)
+        layer.weight.data = self.snapshot.values.get(layer.weight, now)
         try:
             return dense_weight(layer)
         finally:
@@ -273,7 +273,6 @@ class PeftTuner:
                 settings[key] = sorted(settings[key])
         text = json.dumps(settings, indent=2, sort_keys=True)
         (folder / CONFIG).write_text(text, encoding="utf-8")
-        (folder / "README.md").write_text(card(trial, settings, base), encoding="utf-8")
 
 
 def trial_config(trial: TrialSpec, num_steps: int | None) -> PeftConfig:
@@ -325,35 +324,3 @@ def check_file(path: Path, record: ModelRecord) -> None:
             f"adapter {path.parent}: made for another base (weights {found[:12]}..., this one is "
             f"{record.sha256[:12]}...)"
         )
-
-
-def card(trial: TrialSpec, settings: Mapping[str, Any], base: ModelRecord) -> str:
-    """A plain model card: how to load the adapter and how it was trained."""
-    kind = settings["peft_type"]
-    return f"""---
-base_model: {json.dumps(base.label)}
-library_name: peft
-tags: [{kind.lower()}, rankscope]
----
-
-# {trial.task}, {trial.arm_label}, seed {trial.seed}
-
-A {kind} adapter trained by Rankscope; its settings stand in `{CONFIG}`.
-
-| setting | value |
-|---|---|
-| base | {base.label} ({base.architecture}) |
-| base weights, sha256 | {base.sha256} |
-| training task | {trial.task} |
-| learning rate | {trial.lr} |
-| seed | {trial.seed} |
-| trial | {trial.trial_id} |
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained("BASE")
-model = PeftModel.from_pretrained(model, "THIS FOLDER")
-```
-"""

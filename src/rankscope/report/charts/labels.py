@@ -7,15 +7,16 @@ import plotly.graph_objects as go
 
 from rankscope.report.style import INK
 
-# Nominal size of the plot, pixels: that beside the answer, the narrowest of a wide screen.
+# Nominal size of the plot in pixels: that of the plot beside the answer, the narrowest on a wide
+# screen.
 WIDTH, HEIGHT = 460.0, 350.0
 CHARACTER, LINE, MARKER = 7.0, 15.0, 8.0
 # Plotly pads its axes beyond the outermost point.
 MARGIN = 20.0
 
 
-class Label(NamedTuple):
-    """A name for the point (x, y), in the axes' units."""
+class PointLabel(NamedTuple):
+    """A name for the point (x, y), in the units of the axes."""
 
     x: float
     y: float
@@ -30,34 +31,37 @@ class Box(NamedTuple):
     low: float
     high: float
 
-    def meets(self, other: "Box") -> bool:
-        """Whether the two overlap."""
-        apart_x = self.right <= other.left or other.right <= self.left
-        apart_y = self.high <= other.low or other.high <= self.low
-        return not (apart_x or apart_y)
+    def overlaps(self, other: "Box") -> bool:
+        """Whether two rectangles share any area."""
+        return (
+            self.right > other.left
+            and other.right > self.left
+            and self.high > other.low
+            and other.high > self.low
+        )
 
 
-def place(
-    labels: Sequence[Label],
+def place_labels(
+    labels: Sequence[PointLabel],
     points: Sequence[tuple[float, float]],
     x_range: tuple[float, float],
     y_range: tuple[float, float],
-) -> list[tuple[Label, str]]:
-    """Plotly text positions for as many labels as fit, in the given order of importance.
+) -> list[tuple[PointLabel, str]]:
+    """Choose Plotly text positions for as many labels as fit.
 
     Args:
-        labels: names with their points.
-        points: every marker of the plot, none of which a name may cover.
+        labels: names with their points, most important first.
+        points: every marker of the plot; no name covers one.
         x_range: the axis from left to right.
-        y_range: the axis from bottom to top; reversed axes have the larger number first.
+        y_range: the axis from bottom to top; for a reversed axis the larger number comes first.
 
     Returns:
-        (label, ``textposition``) of those placed.
+        (label, ``textposition``) of the labels that fit.
     """
 
     def pixels(x: float, y: float) -> tuple[float, float]:
-        across, up = x_range[1] - x_range[0] or 1.0, y_range[1] - y_range[0] or 1.0
-        return (x - x_range[0]) / across * WIDTH, (y - y_range[0]) / up * HEIGHT
+        width, height = x_range[1] - x_range[0] or 1.0, y_range[1] - y_range[0] or 1.0
+        return (x - x_range[0]) / width * WIDTH, (y - y_range[0]) / height * HEIGHT
 
     taken = [
         Box(px - MARKER / 2, px + MARKER / 2, py - MARKER / 2, py + MARKER / 2)
@@ -68,7 +72,7 @@ def place(
         for position, box in _sides(*pixels(label.x, label.y), len(label.text) * CHARACTER):
             inside = box.left >= -MARGIN and box.right <= WIDTH + MARGIN
             inside = inside and box.low >= -MARGIN and box.high <= HEIGHT + MARGIN
-            if inside and not any(box.meets(other) for other in taken):
+            if inside and not any(box.overlaps(other) for other in taken):
                 taken.append(box)
                 placed.append((label, position))
                 break
@@ -85,8 +89,8 @@ def _sides(px: float, py: float, width: float) -> list[tuple[str, Box]]:
     ]
 
 
-def add_labels(figure: go.Figure, placed: Sequence[tuple[Label, str]]) -> None:
-    """Write placed labels as one text trace."""
+def add_labels(figure: go.Figure, placed: Sequence[tuple[PointLabel, str]]) -> None:
+    """Draw placed labels as one text trace."""
     figure.add_scatter(
         x=[label.x for label, _ in placed],
         y=[label.y for label, _ in placed],

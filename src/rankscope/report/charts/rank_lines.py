@@ -1,347 +1,342 @@
-"""The drawing most figures share: quantities of the arms against rank, one panel each, stacked.
+"""Quantities against rank: stacked panels, a line with its band per variant, horizontal references.
 
-The rank axis is log2; arms of one learning rate form a line with its 95 % band (or range over
-seeds); full fine-tuning, the base and other references are horizontal lines. Where no two arms
-differ in rank alone, as in a comparison of methods, every arm has a place of its own and its
-interval as a bar.
+The rank axis is log2. If no two arms differ in rank alone, as in a comparison of methods, arms
+stand side by side and intervals are bars.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from rankscope.formatting import Unit, number
-from rankscope.records import ArmSummary, Estimate, TrialRecords
-from rankscope.report.charts.figure import axis, heading, layout, name
-from rankscope.report.study_view import Series, StudyView
+from rankscope.report.charts.figure import (
+    axis,
+    hover_texts,
+    layout,
+    panel_heading,
+    plot_text,
+    records,
+)
 from rankscope.report.style import BASE, FULL, INK, MUTED, Color, faded
 
 MAX_BANDS = 3
-"""With more lines than this, only the line the text speaks of carries its band."""
+"""With more lines than this, only the focus line keeps its band."""
 MAX_ARMS = 40
 """Most arms whose names fit side by side below an axis."""
 
 
-class Point(NamedTuple):
-    """One value with what surrounds it; None where unknown."""
+class RankPoint(NamedTuple):
+    """One arm on a line."""
 
-    value: float
-    low: float | None
-    high: float | None
+    arm: str
+    rank: int
+    color: Color
 
 
-class Line(NamedTuple):
-    """A horizontal reference."""
+@dataclass(frozen=True, slots=True)
+class RankLine:
+    """Arms that differ in rank alone, by rising rank."""
 
     label: str
-    point: Point
-    color: Color
     dash: str
+    symbol: str
+    points: tuple[RankPoint, ...]
+
+
+class Reference(NamedTuple):
+    """A horizontal line."""
+
+    label: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    color: Color = BASE
+    dash: str = "dot"
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One quantity against rank."""
+    """One quantity: a column of a frame with one row per arm, named in its column ``arm``."""
 
-    heading: str
+    title: str
     """With its unit."""
-    value: Callable[[ArmSummary], Point | None]
-    digits: int | None = None
-    lines: tuple[Line, ...] = ()
+    frame: pd.DataFrame
+    column: str
+    references: tuple[Reference, ...] = ()
     log: bool = False
     from_zero: bool = False
-    """The axis shows zero: for quantities whose ratio matters."""
+    """Show zero on the axis, for quantities whose ratio matters."""
 
-
-def estimate_point(estimate: Estimate | None, unit: Unit, sign: float = 1.0) -> Point | None:
-    """An estimate in its unit; ``sign`` -1 turns a rise into a fall."""
-    if estimate is None:
-        return None
-    scale = sign * unit.scale
-    if estimate.low is None or estimate.high is None:
-        return Point(estimate.value * scale, None, None)
-    low, high = sorted((estimate.low * scale, estimate.high * scale))
-    return Point(estimate.value * scale, low, high)
-
-
-def over_seeds(
-    trials: Sequence[TrialRecords], value: Callable[[TrialRecords], float | None]
-) -> Point | None:
-    """Mean over an arm's trials, with the smallest and the largest."""
-    values = [v for v in map(value, trials) if v is not None and math.isfinite(v)]
-    if not values:
-        return None
-    low, high = (min(values), max(values)) if len(values) > 1 else (None, None)
-    return Point(sum(values) / len(values), low, high)
-
-
-def full_line(
-    view: StudyView, task: str, value: Callable[[ArmSummary], Point | None]
-) -> list[Line]:
-    """Full fine-tuning's value as a reference line, where there is one."""
-    arm = view.best_full(task)
-    point = value(arm) if arm else None
-    return [Line("full", point, FULL, "solid")] if point else []
-
-
-def base_line(point: Point | None) -> list[Line]:
-    """The base model's value as a reference line, where there is one."""
-    return [Line("base", point, BASE, "dot")] if point else []
-
-
-def is_by_arm(view: StudyView, task: str) -> bool:
-    """Whether the arms stand side by side, since no line over rank has two points."""
-    lines = view.series(task)
-    arms = sum(len(series.arms) for series in lines)
-    return all(len(series.arms) == 1 for series in lines) and 1 < arms <= MAX_ARMS
-
-
-def against(view: StudyView, task: str) -> str:
-    """What the figures of a task are drawn against, for their titles."""
-    return "by arm" if is_by_arm(view, task) else "against rank"
-
-
-def bands_note(view: StudyView, task: str, what: str = "95 % intervals") -> str:
-    """What bands or bars are, and which lines carry one where there are many."""
-    if is_by_arm(view, task):
-        return f"Bars are {what}."
-    note = f"Bands are {what}."
-    if len(view.series(task)) > MAX_BANDS:
-        note += " Of the many lines only the one named above carries its band."
-    return note
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Rows with a value, by arm."""
+        return {r["arm"]: r for r in records(self.frame) if r[self.column] is not None}
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """Where arms stand on the horizontal axis."""
+class RankAxis:
+    """What the figures of a task have on their horizontal axis."""
 
-    at: Mapping[str, float]
-    """Label of an arm -> place."""
-    ticks: Sequence[tuple[str, float]]
-    """Names, which may be cut to the same, and their places."""
-    title: str
-    has_bars: bool
-    """Intervals are bars of single points, not bands of lines."""
-
-    @classmethod
-    def of(cls, view: StudyView, task: str) -> "Places":
-        """Of a task's LoRA arms: log2 of their ranks, or one after another."""
-        arms = [arm for series in view.series(task) for arm in series.arms]
-        if is_by_arm(view, task):
-            at = {arm.label: float(place) for place, arm in enumerate(arms)}
-            names = [(name(arm.label), at[arm.label]) for arm in arms]
-            return cls(at, names, "", has_bars=True)
-        ranks = sorted({arm.rank or 1 for arm in arms})
-        at = {arm.label: math.log2(arm.rank or 1) for arm in arms}
-        ticks = [(str(rank), math.log2(rank)) for rank in ranks]
-        return cls(at, ticks, "LoRA rank r (log scale)", has_bars=False)
+    lines: tuple[RankLine, ...]
+    focus: str | None = None
+    """Label of the line that the texts describe."""
+    full: str | None = None
+    """Label of the full fine-tuning arm that is drawn as a reference."""
 
     @property
+    def focus_line(self) -> RankLine | None:
+        """The line that the texts describe."""
+        return next((line for line in self.lines if line.label == self.focus), None)
+
+    @property
+    def is_by_arm(self) -> bool:
+        """Whether arms stand side by side because no line has two points."""
+        sizes = [len(line.points) for line in self.lines]
+        return all(size == 1 for size in sizes) and 1 < len(sizes) <= MAX_ARMS
+
+    @property
+    def against(self) -> str:
+        """For titles."""
+        return "by arm" if self.is_by_arm else "against rank"
+
+    def bands_note(self, what: str = "95 % intervals") -> str:
+        """What the bands or bars are, for captions."""
+        if self.is_by_arm:
+            return f"Bars are {what}."
+        note = f"Bands are {what}."
+        if len(self.lines) > MAX_BANDS:
+            note += " With this many lines, only the line named above has its band."
+        return note
+
+    def places(self) -> dict[str, float]:
+        """Place of each arm on the axis."""
+        points = [point for line in self.lines for point in line.points]
+        if self.is_by_arm:
+            return {point.arm: float(place) for place, point in enumerate(points)}
+        return {point.arm: math.log2(point.rank) for point in points}
+
+    def ticks(self) -> list[tuple[str, float]]:
+        """Names and places of the ticks; long names may be cut to the same text."""
+        places = self.places()
+        if self.is_by_arm:
+            return [(plot_text(arm), place) for arm, place in places.items()]
+        ranks = sorted({point.rank for line in self.lines for point in line.points})
+        return [(str(rank), math.log2(rank)) for rank in ranks]
+
     def ends(self) -> tuple[float, float]:
-        """Of the axis; a reference's name stands at the right end, which leaves it room."""
-        left, right = min(self.at.values()), max(self.at.values())
+        """Ends of the axis, with room for the names of references on the right."""
+        left, right = min(self.places().values()), max(self.places().values())
         width = max(right - left, 1.0)
-        if self.has_bars:
+        if self.is_by_arm:
             return left - 0.5, right + 0.5 + 0.06 * width
         return left - 0.06 * width, right + 0.14 * width
 
 
-def rank_plot(view: StudyView, task: str, panels: Sequence[Panel]) -> go.Figure | None:
-    """Stacked panels over one axis; None where no LoRA arm has a value in any panel."""
-    lines = view.series(task)
-    has_value = any(p.value(arm) is not None for p in panels for s in lines for arm in s.arms)
-    if not has_value:
+def rank_plot(rank_axis: RankAxis, panels: Sequence[Panel]) -> go.Figure | None:
+    """Stacked panels over one axis; None if no arm on a line has a value in any panel."""
+    placed = {point.arm for line in rank_axis.lines for point in line.points}
+    if not any(placed & panel.rows().keys() for panel in panels):
         return None
-    places = Places.of(view, task)
-    spoken_of = view.focus_series(task)
     rows = len(panels)
-    plot_height = 300 if rows == 1 else 200 * rows
     figure = make_subplots(
         rows=rows, cols=1, shared_xaxes=True, vertical_spacing=0.18 / rows if rows > 1 else 0
     )
+    ticks = rank_axis.ticks()
     # Names of arms are written downwards.
-    names_height = 6 * max(len(text) for text, _ in places.ticks) if places.has_bars else 0
-    figure.update_layout(layout(plot_height + 84 + names_height))
+    names_height = 6 * max(len(text) for text, _ in ticks) if rank_axis.is_by_arm else 0
+    height = (300 if rows == 1 else 200 * rows) + 84 + names_height
+    figure.update_layout(layout(height, margin={"l": 48, "r": 20, "t": 36, "b": 48}))
     for row, panel in enumerate(panels, start=1):
-        for line, side in zip(panel.lines, _sides(panel, lines), strict=True):
-            _add_reference(figure, row, line, (*places.ends, side), panel.digits)
-        for series in lines:
-            has_band = len(lines) <= MAX_BANDS or series == spoken_of
-            if has_band and not places.has_bars:
-                _add_band(figure, row, series, panel, places)
-            _add_series(figure, row, view, series, panel, places)
-        y_axis = axis(
-            type="log" if panel.log else "linear",
-            rangemode="tozero" if panel.from_zero else "normal",
-            dtick=_log_ticks(_span(panel, lines)) if panel.log else None,
+        _add_panel(figure, row, rank_axis, panel)
+    figure.update_xaxes(
+        axis(
+            range=list(rank_axis.ends()),
+            zeroline=False,
+            tickvals=[place for _, place in ticks],
+            ticktext=[text for text, _ in ticks],
+            tickangle=90 if rank_axis.is_by_arm else None,
         )
-        figure.update_yaxes(y_axis, row=row, col=1)
-        top = figure.layout["yaxis" if row == 1 else f"yaxis{row}"].domain[1]
-        figure.add_annotation(heading(panel.heading, top))
-    x_axis = axis(
-        range=list(places.ends),
-        zeroline=False,
-        tickvals=[place for _, place in places.ticks],
-        ticktext=[text for text, _ in places.ticks],
-        tickangle=90 if places.has_bars else None,
     )
-    figure.update_xaxes(x_axis)
-    figure.update_xaxes(title_text=places.title, row=rows, col=1)
+    title = "" if rank_axis.is_by_arm else "LoRA rank r (log scale)"
+    figure.update_xaxes(title_text=title, row=rows, col=1)
     return figure
 
 
-def _heights(panel: Panel, lines: Sequence[Series]) -> list[float]:
-    """Every value of a panel on its axis, ends of intervals too."""
-    points = [line.point for line in panel.lines]
-    points += [p for series in lines for arm in series.arms if (p := panel.value(arm))]
-    values = [v for point in points for v in point if v is not None]
-    if panel.log:
-        return [math.log10(v) for v in values if v > 0]
-    return [*values, 0.0] if panel.from_zero else values
+def _add_panel(figure: go.Figure, row: int, rank_axis: RankAxis, panel: Panel) -> None:
+    at, found = {"row": row, "col": 1}, panel.rows()
+    references = [*_full_reference(rank_axis, panel), *panel.references]
+    heights = list(_heights(panel, rank_axis, references))
+    span = max(heights) - min(heights) if heights else 0.0
+    for reference, side in zip(references, _sides(references, span, panel.log), strict=True):
+        _add_reference(figure, at, reference, rank_axis.ends(), side)
+    for line in rank_axis.lines:
+        drawn = [point for point in line.points if point.arm in found]
+        has_band = len(rank_axis.lines) <= MAX_BANDS or line.label == rank_axis.focus
+        if has_band and not rank_axis.is_by_arm:
+            _add_band(figure, at, rank_axis, panel, drawn)
+        if drawn:
+            _add_line(figure, at, rank_axis, panel, line, drawn)
+    y_axis = axis(
+        type="log" if panel.log else "linear",
+        rangemode="tozero" if panel.from_zero else "normal",
+        dtick=_log_ticks(span) if panel.log else None,
+    )
+    figure.update_yaxes(y_axis, **at)
+    top = figure.layout["yaxis" if row == 1 else f"yaxis{row}"].domain[1]
+    figure.add_annotation(panel_heading(panel.title, 0, top) | {"xshift": -4})
 
 
-def _span(panel: Panel, lines: Sequence[Series]) -> float:
-    """Height of a panel in its axis's units; decades of a logarithmic one."""
-    heights = _heights(panel, lines)
-    return max(heights) - min(heights) if heights else 0.0
+def _full_reference(rank_axis: RankAxis, panel: Panel) -> list[Reference]:
+    row = panel.rows().get(rank_axis.full or "")
+    if row is None:
+        return []
+    low, high = row.get(f"{panel.column}, low"), row.get(f"{panel.column}, high")
+    return [Reference("full", row[panel.column], low, high, FULL, "solid")]
+
+
+def _add_band(
+    figure: go.Figure,
+    at: Mapping[str, int],
+    rank_axis: RankAxis,
+    panel: Panel,
+    drawn: Sequence[RankPoint],
+) -> None:
+    places, found = rank_axis.places(), panel.rows()
+    ends = [
+        (places[point.arm], found[point.arm].get(f"{panel.column}, low"),
+         found[point.arm].get(f"{panel.column}, high"))
+        for point in drawn
+    ]  # fmt: skip
+    known = [end for end in ends if None not in end]
+    if known:
+        x = [place for place, _, _ in known]
+        low, high = [low for _, low, _ in known], [high for _, _, high in known]
+        _add_area(figure, at, [*x, *x[::-1]], [*high, *low[::-1]], MUTED)
+
+
+def _add_area(
+    figure: go.Figure, at: Mapping[str, int], x: Sequence[float], y: Sequence[Any], color: Color
+) -> None:
+    figure.add_scatter(
+        x=x,
+        y=y,
+        fill="toself",
+        fillcolor=faded(color.light),
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        **at,
+    )
+
+
+def _add_line(
+    figure: go.Figure,
+    at: Mapping[str, int],
+    rank_axis: RankAxis,
+    panel: Panel,
+    line: RankLine,
+    drawn: Sequence[RankPoint],
+) -> None:
+    places, found = rank_axis.places(), panel.rows()
+    values = [found[point.arm][panel.column] for point in drawn]
+    texts = dict(
+        zip(panel.frame["arm"], hover_texts(panel.frame, "arm", {"": panel.column}), strict=True)
+    )
+    figure.add_scatter(
+        x=[places[point.arm] for point in drawn],
+        y=values,
+        error_y=_bars(panel, drawn) if rank_axis.is_by_arm else None,
+        mode="lines+markers",
+        line={"color": MUTED.light, "dash": line.dash, "width": 1.5},
+        marker={
+            "color": [point.color.light for point in drawn],
+            "symbol": line.symbol,
+            "size": 10,
+        },
+        hoverinfo="text",
+        hovertext=[texts[point.arm] for point in drawn],
+        **at,
+    )
+
+
+def _bars(panel: Panel, drawn: Sequence[RankPoint]) -> dict[str, object]:
+    found = panel.rows()
+
+    def length(arm: str, end: str) -> float:
+        value, other = found[arm][panel.column], found[arm].get(f"{panel.column}, {end}")
+        return 0.0 if other is None else abs(other - value)
+
+    return {
+        "type": "data",
+        "symmetric": False,
+        "arrayminus": [length(point.arm, "low") for point in drawn],
+        "array": [length(point.arm, "high") for point in drawn],
+        "color": MUTED.light,
+        "thickness": 1.5,
+        "width": 0,
+    }
+
+
+def _add_reference(
+    figure: go.Figure,
+    at: Mapping[str, int],
+    reference: Reference,
+    ends: tuple[float, float],
+    side: str,
+) -> None:
+    label, value, low, high, color, dash = reference
+    if low is not None and high is not None:
+        _add_area(figure, at, [*ends, *ends[::-1]], [low, low, high, high], color)
+    row = pd.DataFrame({"name": [label], "v": [value], "v, low": [low], "v, high": [high]})
+    figure.add_scatter(
+        x=list(ends),
+        y=[value, value],
+        mode="lines+text",
+        line={"color": color.light, "dash": dash, "width": 1.5},
+        text=["", plot_text(label)],
+        textposition=side,
+        cliponaxis=False,  # A line at the top of its panel keeps its name.
+        textfont={"color": INK.light if color == BASE else color.light, "size": 12},
+        hoverinfo="text",
+        hovertext=hover_texts(row, "name", {"": "v"}),
+        **at,
+    )
+
+
+def _heights(panel: Panel, rank_axis: RankAxis, references: Sequence[Reference]) -> Iterator[float]:
+    """Every drawn value in the units of the axis, ends of intervals included."""
+    placed = rank_axis.places()
+    titles = [panel.column, f"{panel.column}, low", f"{panel.column}, high"]
+    values = [
+        row.get(title) for arm, row in panel.rows().items() if arm in placed for title in titles
+    ]
+    values += [v for reference in references for v in reference[1:4]]
+    for value in values:
+        if value is not None and (value > 0 or not panel.log):
+            yield math.log10(value) if panel.log else value
+    if panel.from_zero:
+        yield 0.0
 
 
 def _log_ticks(decades: float) -> int | str | None:
-    """Ticks of a logarithmic axis: at powers of ten, at 1, 2 and 5, or wherever there is room."""
+    """Ticks of a logarithmic axis: at powers of ten, at 1, 2 and 5, or chosen by Plotly."""
     if decades > 1.5:
         return 1
     return "D2" if decades > 0.6 else None
 
 
-def _sides(panel: Panel, lines: Sequence[Series]) -> list[str]:
-    """Where the name of every reference line stands: above it, or below where another line that
-    lies close above has its name."""
-    close = 0.12 * _span(panel, lines)
-    at = [
-        math.log10(line.point.value) if panel.log and line.point.value > 0 else line.point.value
-        for line in panel.lines
-    ]
-    return [
-        "bottom left"
-        if any(
-            0 <= other - own < close and (other > own or place < position)
-            for place, other in enumerate(at)
-            if place != position
+def _sides(references: Sequence[Reference], span: float, log: bool) -> list[str]:
+    """Put the name of each reference above its line, or below if another line is close above."""
+    heights = [math.log10(r.value) if log and r.value > 0 else r.value for r in references]
+
+    def has_close_line_above(place: int) -> bool:
+        return any(
+            0 <= other - heights[place] < 0.12 * span and (other > heights[place] or place < j)
+            for j, other in enumerate(heights)
+            if j != place
         )
-        else "top left"
-        for position, own in enumerate(at)
-    ]
 
-
-def _points(series: Series, panel: Panel, places: Places) -> list[tuple[ArmSummary, float, Point]]:
-    """(arm, place, point) of the arms that have a value."""
-    found = [(arm, panel.value(arm)) for arm in series.arms]
-    return [(arm, places.at[arm.label], p) for arm, p in found if p is not None]
-
-
-def _add_band(figure: go.Figure, row: int, series: Series, panel: Panel, places: Places) -> None:
-    band = [
-        (at, p.low, p.high)
-        for _, at, p in _points(series, panel, places)
-        if p.low is not None and p.high is not None
-    ]
-    if not band:
-        return
-    outline = [(at, high) for at, _, high in band] + [(at, low) for at, low, _ in band[::-1]]
-    figure.add_scatter(
-        x=[at for at, _ in outline],
-        y=[y for _, y in outline],
-        fill="toself",
-        fillcolor=faded(MUTED.light),
-        line={"width": 0},
-        mode="lines",
-        hoverinfo="skip",
-        row=row,
-        col=1,
-    )
-
-
-def _add_series(
-    figure: go.Figure, row: int, view: StudyView, series: Series, panel: Panel, places: Places
-) -> None:
-    points = _points(series, panel, places)
-    if not points:
-        return
-    bars = None
-    if places.has_bars:
-        ends = [(p.value if v is None else v) for _, _, p in points for v in (p.low, p.high)]
-        values = [p.value for _, _, p in points for _ in range(2)]
-        lengths = [abs(end - value) for end, value in zip(ends, values, strict=True)]
-        bars = {
-            "type": "data",
-            "symmetric": False,
-            "arrayminus": lengths[::2],
-            "array": lengths[1::2],
-            "color": MUTED.light,
-            "thickness": 1.5,
-            "width": 0,
-        }
-    figure.add_scatter(
-        x=[at for _, at, _ in points],
-        y=[p.value for _, _, p in points],
-        error_y=bars,
-        mode="lines+markers",
-        line={"color": MUTED.light, "dash": series.dash, "width": 1.5},
-        marker={
-            "color": [view.color(arm).light for arm, _, _ in points],
-            "symbol": series.symbol,
-            "size": 10,
-        },
-        hoverinfo="text",
-        hovertext=[f"<b>{name(a.label)}</b><br>{_text(p, panel.digits)}" for a, _, p in points],
-        row=row,
-        col=1,
-    )
-
-
-def _add_reference(
-    figure: go.Figure,
-    row: int,
-    line: Line,
-    ends_and_side: tuple[float, float, str],
-    digits: int | None,
-) -> None:
-    value, low, high = line.point
-    ends, side = ends_and_side[:2], ends_and_side[2]
-    if low is not None and high is not None:
-        figure.add_scatter(
-            x=[*ends, *ends[::-1]],
-            y=[low, low, high, high],
-            fill="toself",
-            fillcolor=faded(line.color.light),
-            line={"width": 0},
-            mode="lines",
-            hoverinfo="skip",
-            row=row,
-            col=1,
-        )
-    figure.add_scatter(
-        x=list(ends),
-        y=[value, value],
-        mode="lines+text",
-        line={"color": line.color.light, "dash": line.dash, "width": 1.5},
-        text=["", name(line.label)],
-        textposition=side,
-        cliponaxis=False,  # a line at the top of its panel keeps its name
-        textfont={"color": line.color.light if line.color != BASE else INK.light, "size": 12},
-        hoverinfo="text",
-        hovertext=f"<b>{name(line.label)}</b><br>{_text(line.point, digits)}",
-        row=row,
-        col=1,
-    )
-
-
-def _text(point: Point, digits: int | None) -> str:
-    if point.low is None or point.high is None:
-        return number(point.value, digits)
-    ends = f"{number(point.low, digits)} to {number(point.high, digits)}"
-    return f"{number(point.value, digits)} ({ends})"
+    return ["bottom left" if has_close_line_above(i) else "top left" for i in range(len(heights))]

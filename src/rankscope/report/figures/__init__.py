@@ -1,0 +1,91 @@
+"""The figures of the pages, one file each. A file registers its figure; no other file names it."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rankscope.report.charts.figure import Figure
+
+SECTIONS = {
+    "planes": (
+        "Learning against forgetting",
+        "What each arm learned in its domain and what it lost elsewhere.",
+    ),
+    "mitigation": (
+        "Forgetting less",
+        "What remains when an update is scaled down, and how other mitigations compare with that.",
+    ),
+    "ranks": (
+        "How much rank is enough",
+        "Scores on the test split, against LoRA rank if the study varies it.",
+    ),
+    "transfer": ("Effect on other tasks", "Every tested task for every training task."),
+    "weights": (
+        "Inside the weights",
+        "W0 is a base weight matrix, dW what training added to it, and W = W0 + dW.",
+    ),
+    "heads": (
+        "Attention heads",
+        "What training did to each head of each layer, on the same items before and after.",
+    ),
+    "training": ("Training and cost", ""),
+}
+"""Title and lead of each section, in the order of the pages."""
+
+Scope = Literal["task", "unit", "models"]
+Page = Literal["study", "inspection"]
+Draw = Callable[..., Figure | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A figure of the pages."""
+
+    section: str
+    place: float
+    per: Scope
+    pages: tuple[Page, ...]
+    draw: Draw
+
+
+REGISTRY: list[Registered] = []
+
+
+def register(
+    section: str,
+    place: float,
+    *,
+    per: Scope = "task",
+    pages: tuple[Page, ...] = ("study", "inspection"),
+) -> Callable[[Draw], Draw]:
+    """Put a figure on the pages; for use as a decorator.
+
+    Args:
+        section: a key of ``SECTIONS``.
+        place: figures of a section are ordered by it.
+        per: what is drawn. ``task``: one figure per training task of a study, ``draw(view, task)``.
+            ``unit``: one per unit of scores, ``draw(view, unit)``. ``models``: one for the analyzed
+            models of a training task or of an inspection, ``draw(models)``.
+        pages: the pages that show a figure of analyzed models; others belong to the study page.
+
+    ``draw`` returns None if there is nothing to show or to explain.
+    """
+
+    def add(draw: Draw) -> Draw:
+        REGISTRY.append(Registered(section, place, per, pages, draw))
+        return draw
+
+    return add
+
+
+def draw_section(section: str, page: Page, per: Scope, *subject: Any) -> Iterator[Figure]:
+    """Draw the figures of one section that are registered for one scope, in order."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    for entry in sorted(REGISTRY, key=lambda entry: entry.place):
+        if (entry.section, entry.per) == (section, per) and page in entry.pages:
+            figure = entry.draw(*subject)
+            if figure is not None:
+                yield figure

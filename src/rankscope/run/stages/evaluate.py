@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 
 from rankscope.device import out_of_memory_message
 from rankscope.errors import UserError
-from rankscope.evaluate.evaluator import Evaluation, evaluate_task, evaluate_with_failures
+from rankscope.evaluate.evaluator import evaluate_task, evaluate_with_failures
+from rankscope.evaluate.mixtures import Evaluation
 from rankscope.models.base import Base
 from rankscope.records import BASE, EvalKey, Split, trial_of, write_items
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
 from rankscope.store import Artifact, TrialFailure, items_path
-from rankscope.train.step_schedule import ALONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class EvaluateStage:
         """Batches of the group's trials."""
         study = self.context.study
         wanted = [key for t in group for key in study.wanted_evals(t.trial_id, t.task)]
-        names = {(None if t.method in ALONE else t.trial_id): t.trial_id for t in group}
+        names = {(None if t.trains_alone else t.trial_id): t.trial_id for t in group}
         return self.missing_batches(names, wanted)
 
     def missing_of_base(self) -> list[EvalBatch]:

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
-from rankscope.analyze.heads.layout import HeadLayout
+from rankscope.analyze.heads.layout import HeadLayout, HeadModel
 from rankscope.analyze.heads.tasks import HeadTask, head_task, related_tasks
 from rankscope.analyze.heads.trial_heads import HeadAnalysis, measure_heads
 from rankscope.device import out_of_memory_message
 from rankscope.errors import UserError
-from rankscope.evaluate.evaluator import context_length
+from rankscope.evaluate.context_window import context_length
 from rankscope.models.base import Base
 from rankscope.records import HeadsRecord, TrialSpec
 from rankscope.run.context import RunContext
@@ -49,13 +49,14 @@ class HeadsStage:
             return
         context.label = "base"
         context.begin_stage(self.name, len(tasks))
+        batch_tokens = study.config.evaluate.batch_tokens
+        model = HeadModel(context.base, layout, batch_tokens=batch_tokens)
         ablated_on = tuple(map(self.head_task, dict.fromkeys(self.settings.ablate)))
         for trained_on in tasks:
             task = self.head_task(self.settings.task or trained_on)
             context.begin_step(task.name)
-            batch_tokens = study.config.evaluate.batch_tokens
             try:
-                base = measure_heads(context.base, layout, None, task, ablated_on, batch_tokens)
+                base = measure_heads(model, task, ablated_on)
             except (MemoryError, RuntimeError) as error:
                 raise UserError(
                     "analyze.heads: measuring the heads of the base ran "

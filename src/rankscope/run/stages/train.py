@@ -13,8 +13,8 @@ from rankscope.run.groups import Group, group_id, group_label, group_steps
 from rankscope.run.trial_weights import write_weights
 from rankscope.store import Artifact, TrialFailure, weights_path
 from rankscope.train.checkpoint import GroupCheckpoint
-from rankscope.train.loop import NOTHING_TRAINED, GroupResult, train_group
-from rankscope.train.trial_state import TrialState
+from rankscope.train.loop import GroupResult, train_group
+from rankscope.train.trial_state import NOTHING_TRAINED, TrialState
 
 CHECKPOINTS = "checkpoints"
 
@@ -102,7 +102,7 @@ class TrainStage:
                 failures.append(TrialFailure(state.spec.trial_id, status, state.failure))
                 continue
             with context.ledger.stage() as folder:
-                sha256 = write_weights(state, trained.base, context.base.record, folder)
+                sha256 = write_weights(state, trained.model, context.base.record, folder)
                 artifacts += context.ledger.publish(folder, weights_path(state.spec))
             seconds = trained.seconds * state.num_tokens / total_tokens
             records.append(self.record(state, group, seconds, peak, sha256))

@@ -10,7 +10,6 @@ from rankscope.records import trial_of, variant_of
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
 from rankscope.run.stages.evaluate import EvalBatch, EvalOutcome, EvaluateStage
-from rankscope.train.step_schedule import ALONE
 
 
 class VariantsStage:
@@ -29,7 +28,7 @@ class VariantsStage:
         study, batches = self.context.study, list[EvalBatch]()
         wanted = [key for trial in group for key in study.wanted_variants(trial)]
         ids = list(dict.fromkeys(model_id for model_id, _, _ in wanted))
-        if not group or group[0].method not in ALONE:
+        if not group or not group[0].trains_alone:
             return self.evaluate.missing_batches({i: i for i in ids}, wanted)
         for model_id in ids:
             batches += self.evaluate.missing_batches({None: model_id}, wanted)

@@ -22,10 +22,9 @@ from rankscope.models.adapters.folder import (
     load_adapter,
     recorded_base,
 )
-from rankscope.models.adapters.settings import CONFIG, WEIGHTS, read_config
+from rankscope.models.adapters.settings import CONFIG, WEIGHTS, read_adapter_config
 from rankscope.models.adapters.warm_start import check_other_shapes
-from rankscope.models.parameters import architecture
-from rankscope.models.parameters import read_config as read_model_config
+from rankscope.models.parameters import architecture, read_model_config
 from rankscope.records import BASE, Split
 
 
@@ -231,7 +230,7 @@ def read_adapters(asked: EvalRequest, folder: Path, base_sha256: str) -> list[Ad
             raise UserError(f"adapter {text}: no such folder; expected a PEFT adapter folder")
         kind = peft_type(place)
         if kind == "LORA":
-            read_config(place)
+            read_adapter_config(place)
             try:
                 check_other_shapes(place, load_adapter(place, label), shapes)
             except IntegrityError as error:
@@ -276,7 +275,7 @@ def peft_type(folder: Path) -> str:
         UserError: no readable configuration or weights there.
     """
     if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
-        read_config(folder)  # says what is missing, and what a pickle is
+        read_adapter_config(folder)  # says what is missing, and what a pickle is
     try:
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         with_type = settings["peft_type"]

@@ -17,7 +17,8 @@ from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask
 from rankscope.device import choose_device, choose_dtype, out_of_memory_message
 from rankscope.errors import IntegrityError, UserError
-from rankscope.evaluate.evaluator import context_length, evaluate_with_failures, truncation_notes
+from rankscope.evaluate.context_window import context_length
+from rankscope.evaluate.evaluator import evaluate_with_failures, truncation_notes
 from rankscope.evaluate.lm_eval.bridge import (
     LmEvalTask,
     is_lm_eval_task,
@@ -29,7 +30,7 @@ from rankscope.filesystem import output_folder
 from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.base import Base
 from rankscope.models.load import load_base, load_tokenizer, model_folder
-from rankscope.models.parameters import read_config
+from rankscope.models.parameters import read_model_config
 from rankscope.models.peft_backend.tuner import PeftTuner
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.provenance import sha256_json, tokenizer_sha256, weights_sha256
@@ -117,7 +118,7 @@ def score(
     tasks = read_tasks(asked)
     notes = [*encoder.notes, *(note for task in tasks for note in task.notes)]
     notes += [forced_note(adapter) for adapter in adapters if adapter.is_forced]
-    context = context_length(read_config(folder))
+    context = context_length(read_model_config(folder))
     for task in tasks:  # refuses what cannot be scored
         notes += truncation_notes(encoder, task, split, context, asked.settings)
     harness = read_lm_eval_tasks(asked, split, context, encoder.prompt_format)

@@ -1,0 +1,79 @@
+"""EVA (Paischer et al., 2410.07170): LoRA whose A holds the main directions of a module's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rankscope.errors import UserError
+from rankscope.models.methods.lora import LoraMethod
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from rankscope.models.lora import Adapter
+    from rankscope.models.methods.init_context import InitContext
+    from rankscope.models.parameters import Architecture
+    from rankscope.records import TrialSpec
+
+RHO = 2.0
+"""A module's rank after redistribution is at most so many times the arm's rank."""
+
+
+class EvaMethod(LoraMethod):
+    """A from the training rows' activations; ranks redistributed over the modules."""
+
+    name = "eva"
+    label = "EVA"
+    summary = (
+        "`lora` whose A holds the main directions of each module's inputs over the training rows; "
+        "ranks are redistributed, so a module may get up to 2r or none (2410.07170)."
+    )
+    accepts_warm_start = False
+    fills_targets = False
+
+    def check_trial(
+        self,
+        trial: TrialSpec,
+        shapes: Architecture,
+        folder: Path,
+        num_tokens: int,
+        num_steps: int,
+    ) -> None:
+        """Check that the rows have as many tokens as a module has directions to find."""
+        from rankscope.models.parameters import target_shapes
+
+        assert trial.rank is not None
+        targets = target_shapes(shapes, trial.targets).values()
+        needed = max(min(round(RHO * trial.rank), inputs) for _, inputs in targets)
+        if num_tokens < needed:
+            raise UserError(
+                f"method eva, rank {trial.rank}: {trial.task} has {num_tokens} training tokens, "
+                f"expected at least {needed} to find as many directions in; choose a smaller rank"
+            )
+
+    def init_adapter(
+        self,
+        adapter: Adapter,
+        linears: Mapping[str, nn.Linear],
+        trial: TrialSpec,
+        context: InitContext,
+    ) -> None:
+        """A of each module's own rank, B zero. A module that gets no rank has no adapter."""
+        import torch
+
+        from rankscope.models.methods.eva_directions import input_directions
+
+        if context.base is None:
+            raise ValueError(f"{trial.label}: EVA needs training rows, and the context has none")
+        base, rows = context.base, context.rows_in_order(trial)
+        directions = context.shared(
+            (self.name, trial.seed, adapter.rank, trial.targets),
+            lambda: input_directions(base, linears, rows, adapter.rank),
+        )
+        for name, linear in linears.items():
+            if name in directions:
+                a = directions[name].to(linear.weight.device, copy=True)
+                b = torch.zeros(linear.out_features, len(a), device=a.device)
+                adapter.set_factors(name, a, b)

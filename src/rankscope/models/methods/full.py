@@ -1,0 +1,53 @@
+"""Full fine-tuning: every weight of the base trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rankscope.models.methods.method import Method
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from rankscope.models.base import Base
+    from rankscope.models.methods.init_context import InitContext
+    from rankscope.models.parameters import Architecture, TrainingCost
+    from rankscope.records import ModelRecord, TrialSpec
+
+
+class FullMethod(Method):
+    """A float32 copy of the base, trained whole."""
+
+    name = "full"
+    label = "full fine-tuning"
+    summary = "Every weight trains; no `rank`, `alpha`, `targets` or `dropout`."
+    trains_base = True
+    arm_note = "trains every weight"
+
+    def cost(
+        self, trial: TrialSpec, shapes: Architecture, folder: Path, dtype: torch.dtype
+    ) -> TrainingCost:
+        """Of every weight."""
+        from rankscope.models.parameters import full_cost
+
+        return full_cost(shapes, dtype)
+
+    def prepare(
+        self, base: Base, trial: TrialSpec, context: InitContext, num_steps: int
+    ) -> tuple[Base, nn.Module]:
+        """Copy the base."""
+        copied = base.trainable_copy()
+        return copied, copied.model
+
+    def save(self, trained: Any, trial: TrialSpec, record: ModelRecord, folder: Path) -> None:
+        """Write a Hugging Face model folder; ``trained`` is the base that holds the weights."""
+        trained.model.save_pretrained(folder)
+        trained.tokenizer.save_pretrained(folder)
+
+    def load(self, base: Base, trial: TrialSpec, folder: Path) -> Base:
+        """Load the trained model as a base of its own."""
+        from rankscope.models.load import load_trained_model
+
+        return load_trained_model(base, folder)

@@ -1,0 +1,107 @@
+"""A trial's adapter before its first step: from a seed, from shared computations, or from disk."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from rankscope.data.encode import EncodedRow
+from rankscope.data.sampler import RowSampler
+from rankscope.errors import UserError
+from rankscope.models.adapters.folder import adapter_sha256, load_adapter
+from rankscope.models.base import Base
+from rankscope.models.lora import Adapter
+from rankscope.models.methods import get_lora_method
+from rankscope.models.multi_lora import target_linears
+from rankscope.records import TrialSpec
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class InitContext:
+    """What initialization uses besides a seed, computed once for the trials of a group.
+
+    A trial's values do not depend on the other trials of its group.
+
+    Attributes:
+        base: None without training rows.
+        rows: of the training task.
+        trials: of the group.
+    """
+
+    base: Base | None
+    rows: Sequence[EncodedRow]
+    trials: Sequence[TrialSpec]
+    _shared: dict[tuple[object, ...], Any] = field(default_factory=dict)
+
+    def shared(self, key: tuple[object, ...], compute: Callable[[], T]) -> T:
+        """``compute()``, called once for each key."""
+        if key not in self._shared:
+            self._shared[key] = compute()
+        value: T = self._shared[key]
+        return value
+
+    def rows_in_order(self, trial: TrialSpec) -> list[EncodedRow]:
+        """The training rows in the order of the trial's first epoch."""
+        return [self.rows[i] for i in RowSampler(len(self.rows), 1, 1, trial.seed).epoch(0)]
+
+
+def new_adapter(model: nn.Module, trial: TrialSpec, context: InitContext | None = None) -> Adapter:
+    """A trial's adapter before its first step.
+
+    A fresh adapter leaves the base's outputs unchanged, up to rounding. With ``init_from`` the
+    adapter on disk is continued.
+
+    Args:
+        context: shared by the trials of a group; without it nothing is shared, and a method that
+            needs training rows cannot start.
+
+    Raises:
+        UserError: a target that matches nothing; PiSSA at a rank that a matrix does not have; EVA
+            on too few rows; an adapter on disk that changed since the study was read.
+    """
+    adapter = empty_adapter(trial)
+    linears = target_linears(model, trial.targets)
+    if trial.init_from is not None:
+        continue_adapter(adapter, linears, trial, Path(trial.init_from))
+    else:
+        method = get_lora_method(trial.method)
+        method.init_adapter(adapter, linears, trial, context or InitContext(None, (), [trial]))
+    return adapter
+
+
+def empty_adapter(trial: TrialSpec) -> Adapter:
+    """A trial's adapter without any module."""
+    if trial.rank is None or trial.alpha is None:
+        raise ValueError(f"{trial.label}: not a LoRA trial")
+    return Adapter(
+        name=trial.trial_id,
+        rank=trial.rank,
+        alpha=trial.alpha,
+        scaling=trial.scaling,
+        targets=trial.targets,
+        method=trial.method,
+        dropout=trial.dropout,
+        dropout_seed=trial.seed,
+    )
+
+
+def continue_adapter(
+    adapter: Adapter, linears: Mapping[str, nn.Linear], trial: TrialSpec, folder: Path
+) -> None:
+    """Fill an adapter with the one stored in ``folder``, each module at its own rank."""
+    if adapter_sha256(folder) != trial.init_sha256:
+        raise UserError(
+            f"adapter {folder}: changed while the study was running; run the same command again "
+            "to read it anew"
+        )
+    stored = load_adapter(folder, trial.trial_id)
+    for name, linear in linears.items():
+        device = linear.weight.device
+        a, b = (x[name].detach().to(device) for x in (stored.a, stored.b))
+        adapter.set_factors(name, a, b)
+        if name in stored.magnitude:
+            adapter.magnitude[name] = nn.Parameter(stored.magnitude[name].detach().to(device))

@@ -1,0 +1,169 @@
+"""LoRA (Hu et al., 2106.09685): W0 + s B A, and what its variants share.
+
+m, n  outputs and inputs of a module      r  rank      s  scaling
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rankscope.models.methods.method import Method
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from rankscope.models.base import Base
+    from rankscope.models.lora import Adapter
+    from rankscope.models.methods.init_context import InitContext
+    from rankscope.models.multi_lora import AdapterSlice
+    from rankscope.models.parameters import Architecture, TrainingCost
+    from rankscope.records import ModelRecord, TrialSpec
+
+
+class LoraMethod(Method):
+    """A low-rank adapter on each target of a frozen base, which many adapters share.
+
+    Attributes:
+        peft_fields: fields of PEFT's ``LoraConfig`` that mark such an adapter on disk.
+        fills_targets: every target gets an adapter.
+    """
+
+    name = "lora"
+    label = "LoRA"
+    summary = "W0 + s B A with s = alpha / r; A random, B zero (2106.09685)."
+    arm_fields: ClassVar[tuple[str, ...]] = ("rank", "alpha", "targets", "dropout")
+    has_rank = True
+    accepts_warm_start = True
+    peft_fields: ClassVar[Mapping[str, Any]] = {}
+    fills_targets: ClassVar[bool] = True
+
+    def rank_scale(self, rank: int) -> float:
+        """The number that alpha is divided by: s = alpha / rank_scale(r)."""
+        return rank
+
+    # --- initialization
+
+    def init_adapter(
+        self,
+        adapter: Adapter,
+        linears: Mapping[str, nn.Linear],
+        trial: TrialSpec,
+        context: InitContext,
+    ) -> None:
+        """Fill an adapter so that the tuned model computes what the base computes."""
+        for name, linear in linears.items():
+            self.init_module(adapter, name, linear, context)
+
+    def init_module(
+        self, adapter: Adapter, name: str, linear: nn.Linear, context: InitContext
+    ) -> None:
+        """A uniform in +-1/sqrt(n), PEFT's Kaiming default; B zero.
+
+        Each matrix draws from its own seed, (trial seed, module name), so its values do not depend
+        on which other modules or adapters exist.
+        """
+        import torch
+
+        from rankscope.models.lora import derive_seed
+
+        seed = derive_seed("init", adapter.dropout_seed, name)
+        bound = 1 / math.sqrt(linear.in_features)
+        a = torch.empty(adapter.rank, linear.in_features)
+        a.uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed))
+        device = linear.weight.device
+        b = torch.zeros(linear.out_features, adapter.rank, device=device)
+        adapter.set_factors(name, a.to(device), b)
+
+    def allocate_module(self, adapter: Adapter, name: str, linear: nn.Linear) -> None:
+        """Give a module its tensors without values: what the memory estimate counts."""
+        import torch
+
+        device = linear.weight.device
+        a = torch.empty(adapter.rank, linear.in_features, device=device)
+        b = torch.empty(linear.out_features, adapter.rank, device=device)
+        adapter.set_factors(name, a, b)
+
+    # --- an adapter's slice of one pass of one layer
+
+    def forward(
+        self, part: AdapterSlice, y: Tensor, inputs: Tensor, linear: nn.Linear
+    ) -> tuple[Tensor, ...]:
+        """Add s B A x to y, (n, out), in place; the tensors that the backward pass needs.
+
+        Args:
+            inputs: x after dropout, (n, in).
+        """
+        hidden = inputs @ part.a.T
+        y.addmm_(hidden, part.b.T, alpha=part.adapter.scaling)
+        return (hidden,)
+
+    def backward(
+        self,
+        part: AdapterSlice,
+        saved: tuple[Tensor, ...],
+        grad: Tensor,
+        inputs: Tensor,
+        grad_x: Tensor | None,
+        weight: Tensor | None,
+    ) -> list[Tensor]:
+        """Gradients of the adapter's parameters in this module, float32.
+
+        Args:
+            saved: what :meth:`forward` returned.
+            grad: of y, (n, out).
+            inputs: x after dropout, (n, in).
+            grad_x: of x, (n, in), holding the base's share; the adapter's is added in place.
+            weight: W0, (out, in), given with ``grad_x``.
+        """
+        (hidden,) = saved
+        back = grad @ part.b
+        if grad_x is not None:
+            if part.mask is None:
+                grad_x.addmm_(back, part.a, alpha=part.adapter.scaling)
+            else:
+                grad_x += part.dropped(part.adapter.scaling * (back @ part.a))
+        return part.factor_gradients(grad, back, inputs, hidden)
+
+    def delta(self, adapter: Adapter, name: str, weight: Tensor) -> Tensor:
+        """W - W0 of one module, (out, in), in the dtype of W0, ``weight``: the merged change."""
+        a, b = (factor.to(weight) for factor in adapter.factors(name))
+        return adapter.scaling * (b @ a)
+
+    # --- a trial's life
+
+    def cost(
+        self, trial: TrialSpec, shapes: Architecture, folder: Path, dtype: torch.dtype
+    ) -> TrainingCost:
+        """Of A and B alone."""
+        from rankscope.models.parameters import lora_cost
+
+        assert trial.rank is not None
+        return lora_cost(shapes, trial.rank, trial.targets, dtype)
+
+    def prepare(
+        self, base: Base, trial: TrialSpec, context: InitContext, num_steps: int
+    ) -> tuple[Base, Adapter]:
+        """Attach a new adapter to the base."""
+        from rankscope.models.methods.init_context import new_adapter
+
+        adapter = new_adapter(base.model, trial, context)
+        base.multi_lora.attach(adapter)
+        return base, adapter
+
+    def save(self, trained: Any, trial: TrialSpec, record: ModelRecord, folder: Path) -> None:
+        """Write an adapter in PEFT's format."""
+        from rankscope.models.adapters.folder import save_adapter
+
+        save_adapter(trained, trial, record, folder)
+
+    def load(self, base: Base, trial: TrialSpec, folder: Path) -> Base:
+        """Attach a stored adapter to the base."""
+        from rankscope.models.adapters.folder import load_adapter
+
+        adapter = load_adapter(folder, trial.trial_id, base.record)
+        base.multi_lora.attach(adapter.to(base.device))
+        return base

@@ -1,0 +1,125 @@
+"""What a fine-tuning method is: the one object that the rest of the package asks about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from rankscope.models.base import Base
+    from rankscope.models.lora import Adapter
+    from rankscope.models.methods.init_context import InitContext
+    from rankscope.models.parameters import Architecture, TrainingCost
+    from rankscope.models.peft_backend.tuner import PeftTuner
+    from rankscope.records import ModelRecord, TrialSpec
+
+
+class Method:
+    """One way to fine-tune.
+
+    To add a LoRA variant, subclass :class:`~rankscope.models.methods.lora.LoraMethod` in a file of
+    its own and register an instance. ``config`` and ``records`` import the registry, so a method's
+    file imports torch, transformers and PEFT only inside functions.
+
+    Attributes:
+        name: in study files and records.
+        label: in reports.
+        summary: one sentence of Markdown for the table of methods in docs/study-file.md.
+        arm_note: why an arm of it has other settings, as "method NAME ..." continues.
+        arm_fields: fields of a study's arm that the method has besides the learning rate, the
+            training protocol and the mitigations.
+        field_defaults: values of optional ``arm_fields`` that are None in an arm.
+        has_rank: trains A (r, in) and B (out, r) of each target.
+        trains_base: trains every weight of the base.
+        occupies_base: changes the base in place, so the bare base is not available beside it.
+        takes_settings: an arm names it by a mapping, ``{name: settings}``.
+        accepts_warm_start: can continue training from an adapter on disk.
+        delta_needs_base: W - W0 depends on W0, not on A and B alone.
+        delta_is_low_rank: W - W0 is s (B A - B0 A0), so it can be analyzed by its factors.
+        init_is_part_of_base: A0 and B0 are a part of W0, which the adapter subtracts.
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    summary: ClassVar[str]
+    arm_note: ClassVar[str] = ""
+    arm_fields: ClassVar[tuple[str, ...]] = ()
+    field_defaults: ClassVar[Mapping[str, Any]] = {}
+    has_rank: ClassVar[bool] = False
+    trains_base: ClassVar[bool] = False
+    occupies_base: ClassVar[bool] = False
+    takes_settings: ClassVar[bool] = False
+    accepts_warm_start: ClassVar[bool] = False
+    delta_needs_base: ClassVar[bool] = False
+    delta_is_low_rank: ClassVar[bool] = True
+    init_is_part_of_base: ClassVar[bool] = False
+
+    @property
+    def trains_alone(self) -> bool:
+        """Changes the base itself, so a trial shares it with no other."""
+        return not self.has_rank
+
+    def check_trial(
+        self,
+        trial: TrialSpec,
+        shapes: Architecture,
+        folder: Path,
+        num_tokens: int,
+        num_steps: int,
+    ) -> None:
+        """Check a trial before anything is trained.
+
+        Args:
+            folder: holds the base's ``config.json``.
+            num_tokens: of the training task's rows.
+            num_steps: optimizer steps of the trial.
+
+        Raises:
+            UserError: the method cannot train this trial on this model.
+        """
+
+    def cost(
+        self, trial: TrialSpec, shapes: Architecture, folder: Path, dtype: torch.dtype
+    ) -> TrainingCost:
+        """Trainable parameters and the memory that they need besides the base.
+
+        Args:
+            folder: holds the base's ``config.json``.
+        """
+        raise NotImplementedError
+
+    def prepare(
+        self, base: Base, trial: TrialSpec, context: InitContext, num_steps: int
+    ) -> tuple[Base, Adapter | PeftTuner | nn.Module]:
+        """Put the untrained method on the base.
+
+        Returns:
+            The base that the trial trains on, and the object whose ``parameters()`` train.
+        """
+        raise NotImplementedError
+
+    def save(
+        self,
+        trained: Adapter | PeftTuner | Base,
+        trial: TrialSpec,
+        record: ModelRecord,
+        folder: Path,
+    ) -> None:
+        """Write a trained trial into an existing, empty folder.
+
+        Args:
+            record: the frozen base's.
+        """
+        raise NotImplementedError
+
+    def load(self, base: Base, trial: TrialSpec, folder: Path) -> Base:
+        """Put a stored trial on the base, ready for scoring; the base to score.
+
+        Raises:
+            IntegrityError: the stored weights are not what was written.
+        """
+        raise NotImplementedError

@@ -1,0 +1,79 @@
+"""Any other method of the PEFT library, from its own configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rankscope.models.methods.method import Method
+
+if TYPE_CHECKING:
+    import torch
+
+    from rankscope.models.base import Base
+    from rankscope.models.methods.init_context import InitContext
+    from rankscope.models.parameters import Architecture, TrainingCost
+    from rankscope.models.peft_backend.tuner import PeftTuner
+    from rankscope.records import ModelRecord, TrialSpec
+
+
+STATEFUL_TYPES = frozenset({"ADALORA"})
+"""PEFT types with more state than their parameters."""
+
+
+class PeftMethod(Method):
+    """PEFT's own layers on the base, trained by Rankscope's loop."""
+
+    name = "peft"
+    label = "PEFT"
+    summary = (
+        "`{peft: {peft_type: ADALORA, ...}}`: any other PEFT method, with PEFT's own settings."
+    )
+    arm_fields = ("targets",)
+    takes_settings = True
+    occupies_base = True
+    arm_note = "takes its settings from PEFT's configuration, under PEFT's names"
+
+    def check_trial(
+        self,
+        trial: TrialSpec,
+        shapes: Architecture,
+        folder: Path,
+        num_tokens: int,
+        num_steps: int,
+    ) -> None:
+        """Build the method on a model without storage."""
+        from rankscope.models.peft_backend.settings import check_settings
+
+        assert trial.peft is not None
+        check_settings(trial.peft, trial.targets, num_steps, folder)
+
+    def cost(
+        self, trial: TrialSpec, shapes: Architecture, folder: Path, dtype: torch.dtype
+    ) -> TrainingCost:
+        """Counted on PEFT's own model; 0 where the initialization needs the base's weights."""
+        from rankscope.models.parameters import training_cost
+        from rankscope.models.peft_backend.settings import count_in_folder
+
+        assert trial.peft is not None
+        trainable = count_in_folder(folder, trial.peft, trial.targets)
+        return training_cost(trainable, shapes, dtype)
+
+    def prepare(
+        self, base: Base, trial: TrialSpec, context: InitContext, num_steps: int
+    ) -> tuple[Base, PeftTuner]:
+        """Inject PEFT's layers into the base."""
+        from rankscope.models.peft_backend.tuner import new_tuner
+
+        return base, new_tuner(base, trial, num_steps)
+
+    def save(self, trained: Any, trial: TrialSpec, record: ModelRecord, folder: Path) -> None:
+        """Write what PEFT's ``save_pretrained`` writes."""
+        trained.save(trial, record, folder)
+
+    def load(self, base: Base, trial: TrialSpec, folder: Path) -> Base:
+        """Inject the stored method into the base."""
+        from rankscope.models.peft_backend.tuner import load_tuner
+
+        load_tuner(base, folder)
+        return base

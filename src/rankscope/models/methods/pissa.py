@@ -1,0 +1,87 @@
+"""PiSSA (Meng et al., 2404.02948): LoRA that starts as the leading part of W0.
+
+s B0 A0 = U_r S_r V_r^T with A0 = sqrt(S_r / s) V_r^T and B0 = U_r sqrt(S_r / s) (eq. 2-4), as in
+PEFT. The base stays whole and shared: the adapter subtracts (A0, B0) itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rankscope.errors import UserError
+from rankscope.models.methods.lora import LoraMethod
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from rankscope.models.lora import Adapter
+    from rankscope.models.methods.init_context import InitContext
+    from rankscope.models.parameters import Architecture
+    from rankscope.records import TrialSpec
+
+
+class PissaMethod(LoraMethod):
+    """Trains the leading singular part of W0."""
+
+    name = "pissa"
+    label = "PiSSA"
+    summary = (
+        "`lora` that starts as the leading part of W0 (2404.02948); a rank above the smaller "
+        "dimension of a target is an error."
+    )
+    accepts_warm_start = False
+    delta_needs_base = True
+    init_is_part_of_base = True
+
+    def check_trial(
+        self,
+        trial: TrialSpec,
+        shapes: Architecture,
+        folder: Path,
+        num_tokens: int,
+        num_steps: int,
+    ) -> None:
+        """Check that every target has as many singular vectors as the rank."""
+        from rankscope.models.parameters import target_shapes
+
+        for name, shape in target_shapes(shapes, trial.targets).items():
+            self.check_rank(trial.rank or 1, name, shape)
+
+    def check_rank(self, rank: int, name: str, shape: tuple[int, int]) -> None:
+        """Raise UserError for a rank above the smaller dimension of a matrix."""
+        if rank > min(shape):
+            raise UserError(
+                f"method pissa: rank {rank} is above {min(shape)}, the smaller dimension of "
+                f"{name!r} {shape}, which has {min(shape)} singular vectors to start from; choose "
+                "a smaller rank"
+            )
+
+    def init_module(
+        self, adapter: Adapter, name: str, linear: nn.Linear, context: InitContext
+    ) -> None:
+        """A0 and B0, which are also what the adapter subtracts."""
+        rank = adapter.rank
+        self.check_rank(rank, name, (linear.out_features, linear.in_features))
+        # One decomposition per matrix and group: it keeps what the largest rank needs.
+        largest = max(t.rank or 1 for t in context.trials if t.method == self.name)
+        u, sigma, vt = context.shared((self.name, name), lambda: leading_svd(linear, largest))
+        root = (sigma[:rank] / adapter.scaling).sqrt()
+        a, b = root[:, None] * vt[:rank], u[:, :rank] * root
+        adapter.initial_factors[name] = (a, b)
+        adapter.set_factors(name, a.clone(), b.clone())
+
+    def allocate_module(self, adapter: Adapter, name: str, linear: nn.Linear) -> None:
+        """A and B, and their initial values."""
+        super().allocate_module(adapter, name, linear)
+        adapter.initial_factors[name] = (adapter.a[name].data, adapter.b[name].data)
+
+
+def leading_svd(linear: nn.Linear, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """U (m, r), S (r,) and V^T (r, n) of W0's largest singular values, float32."""
+    import torch
+
+    from rankscope.models.quantize import dense_weight
+
+    u, s, vt = torch.linalg.svd(dense_weight(linear).float(), full_matrices=False)
+    return u[:, :rank].clone(), s[:rank].clone(), vt[:rank].clone()

@@ -1,0 +1,18 @@
+"""rsLoRA (Kalajdzievski, 2312.03732): LoRA whose scaling falls with the root of the rank."""
+
+import math
+
+from rankscope.models.methods.lora import LoraMethod
+
+
+class RsLoraMethod(LoraMethod):
+    """s = alpha / sqrt(r)."""
+
+    name = "rslora"
+    label = "rsLoRA"
+    summary = "`lora` with s = alpha / sqrt(r) (2312.03732)."
+    peft_fields = {"use_rslora": True}
+
+    def rank_scale(self, rank: int) -> float:
+        """The root of the rank."""
+        return math.sqrt(rank)

@@ -1,0 +1,229 @@
+"""Models whose weights and heads were analyzed: arms of a study, or the models of an inspection."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+
+from rankscope.records import HeadsRecord, Inspection, MatrixSpectrum, NormGrowth, SpectraRecord
+from rankscope.report.charts.figure import range_columns, tidy
+from rankscope.report.charts.rank_lines import RankAxis, RankLine, RankPoint
+from rankscope.report.study_view import StudyView
+from rankscope.report.style import DASHES, FULL, SYMBOLS, Color, rank_colors
+
+Measure = Callable[[SpectraRecord], float | None]
+
+MATRIX_COLUMNS: Mapping[str, Callable[[MatrixSpectrum], float]] = {
+    "|dW|_F / |W0|_F": lambda m: m.relative,
+    "effective rank": lambda m: m.effective_rank,
+    "stable rank": lambda m: m.stable_rank,
+    "index-matched similarity": lambda m: fmean(m.similarity_index),
+    "max-matched similarity": lambda m: fmean(m.similarity_max),
+    "subspace similarity": lambda m: fmean(m.similarity_subspace),
+    "chance, index-matched": lambda m: fmean(m.chance_index),
+    "chance, max-matched": lambda m: fmean(m.chance_max),
+    "chance, subspace": lambda m: fmean(m.chance_subspace),
+    "chance, subspace, left": lambda m: m.chance_subspace[0],
+    "chance, subspace, right": lambda m: m.chance_subspace[1],
+    "intruders": lambda m: m.intruders,
+    "energy share": lambda m: m.intruder_energy,
+    "k": lambda m: m.top_k,
+    "ill-conditioned vectors": lambda m: m.ill_conditioned,
+}
+"""What is shown of one matrix; similarities are means of left and right vectors."""
+
+
+def mean_over_matrices(column: str) -> Measure:
+    """The mean of one of ``MATRIX_COLUMNS`` over the matrices of a trial."""
+    value = MATRIX_COLUMNS[column]
+    return lambda spectra: fmean(map(value, spectra.matrices)) if spectra.matrices else None
+
+
+@dataclass(frozen=True, slots=True)
+class AnalyzedModel:
+    """One arm over its seeds, or one model of an inspection."""
+
+    label: str
+    kind: str
+    rank: int | None
+    color: Color
+    spectra: tuple[SpectraRecord, ...]
+    """One per seed."""
+    heads: HeadsRecord | None
+    """The mean over seeds."""
+
+    def mean(self, measure: Measure) -> float | None:
+        """The mean of a measure over seeds."""
+        values = [v for spectra in self.spectra if (v := measure(spectra)) is not None]
+        return fmean(values) if values else None
+
+
+@dataclass(frozen=True)
+class AnalyzedModels:
+    """What the figures of weights and heads draw."""
+
+    models: tuple[AnalyzedModel, ...]
+    rank_axis: RankAxis
+    growth: NormGrowth | None
+    """The fit of the norm over ranks, for the models on the focus line."""
+    focus: tuple[str, ...]
+    """Labels of the models that figures of single models show."""
+    task: str = ""
+    """The training task of a study."""
+    place: int | None = None
+    """Its place in the study."""
+
+    def key(self, name: str) -> str:
+        """Key of a figure."""
+        return name if self.place is None else f"{name}-{self.place}"
+
+    def title(self, text: str) -> str:
+        """Title of a figure."""
+        return f"{text}, {self.task}" if self.task else text
+
+    @cached_property
+    def shown(self) -> tuple[AnalyzedModel, ...]:
+        """The focus models with analyzed matrices."""
+        return tuple(
+            m for m in self.models if m.label in self.focus and any(s.matrices for s in m.spectra)
+        )
+
+    @cached_property
+    def with_heads(self) -> list[tuple[str, HeadsRecord]]:
+        """Label and record of the models whose heads were analyzed."""
+        return [(model.label, model.heads) for model in self.models if model.heads is not None]
+
+    def over_seeds(self, measures: Mapping[str, Measure]) -> pd.DataFrame:
+        """One row per model: mean, smallest and largest of each measure over seeds."""
+        models = [model for model in self.models if model.spectra]
+        columns: dict[str, Sequence[object]] = {
+            "arm": [model.label for model in models],
+            "rank": [model.rank for model in models],
+        }
+        for title, measure in measures.items():
+            samples = [[measure(spectra) for spectra in model.spectra] for model in models]
+            columns |= range_columns(title, samples)
+        return tidy(columns, {"rank": 0})
+
+    def by_rank(self, measure: Measure) -> list[tuple[str, float]]:
+        """("r=8", mean over seeds) for the models on the focus line, by rising rank."""
+        line = self.rank_axis.focus_line
+        models = {model.label: model for model in self.models}
+        points = [(f"r={p.rank}", models.get(p.arm)) for p in (line.points if line else ())]
+        return [(text, v) for text, m in points if m and (v := m.mean(measure)) is not None]
+
+    def full(self, measure: Measure) -> float | None:
+        """The mean over seeds for full fine-tuning."""
+        model = next((m for m in self.models if m.label == self.rank_axis.full), None)
+        return model.mean(measure) if model else None
+
+    @cached_property
+    def matrices(self) -> pd.DataFrame:
+        """One row per shown model and matrix, means over seeds; layer -1 is outside the layers."""
+        rows = [
+            {
+                "model": model.label,
+                "kind": model.kind,
+                "matrix": m.name,
+                "layer": -1 if m.layer is None else m.layer,
+                "module": m.module,
+                **{title: float(value(m)) for title, value in MATRIX_COLUMNS.items()},
+            }
+            for model in self.shown
+            for spectra in model.spectra
+            for m in spectra.matrices
+        ]
+        identity = ["model", "kind", "matrix", "layer", "module"]
+        frame = pd.DataFrame(rows, columns=[*identity, *MATRIX_COLUMNS])
+        return frame.groupby(identity, sort=False, as_index=False).mean()
+
+
+def arms_analyzed(view: StudyView, task: str) -> AnalyzedModels:
+    """The arms of one training task."""
+    heads = [arm for arm in (view.best_lora(task), view.best_full(task)) if arm is not None]
+    records = {
+        arm.label: [t.heads for t in view.trials(arm) if t.heads is not None]
+        for arm in view.arms(task)
+    }
+    with_heads = [arm.label for arm in heads if records[arm.label]]
+    with_heads = with_heads or [label for label, found in records.items() if found][:1]
+    models = tuple(
+        AnalyzedModel(
+            label=arm.label,
+            kind=arm.method,
+            rank=arm.rank,
+            color=view.color(arm),
+            spectra=tuple(t.spectra for t in view.trials(arm) if t.spectra is not None),
+            heads=mean_heads(records[arm.label]) if arm.label in with_heads else None,
+        )
+        for arm in view.arms(task)
+    )
+    focus = tuple(arm.label for arm in view.focus_arms(task))
+    rank_axis = view.rank_axis(task)
+    on_line = {p.arm: p.rank for p in (rank_axis.focus_line.points if rank_axis.focus_line else ())}
+    norms = [
+        (on_line[m.label], norm)
+        for m in models
+        if m.label in on_line and (norm := m.mean(lambda s: s.frobenius if s.matrices else None))
+    ]
+    growth = NormGrowth.fit(*zip(*sorted(norms), strict=True)) if norms else None
+    place = view.training_tasks.index(task)
+    return AnalyzedModels(models, rank_axis, growth, focus, task, place)
+
+
+def models_inspected(inspection: Inspection) -> AnalyzedModels:
+    """The models of an inspection; adapters of one kind form a line over rank."""
+    tuned = inspection.tuned
+    colors = rank_colors(model.rank for model in tuned if model.rank is not None)
+    models = tuple(
+        AnalyzedModel(
+            label=m.name,
+            kind=m.kind,
+            rank=m.rank,
+            color=FULL if m.rank is None else colors[m.rank],
+            spectra=(m.spectra,),
+            heads=m.heads,
+        )
+        for m in tuned
+    )
+    lines = []
+    for place, kind in enumerate(dict.fromkeys(m.kind for m in models if m.rank is not None)):
+        points = sorted((m.rank, m.label) for m in models if m.kind == kind and m.rank is not None)
+        lines.append(
+            RankLine(
+                kind,
+                DASHES[place % len(DASHES)],
+                SYMBOLS[place % len(SYMBOLS)],
+                tuple(RankPoint(label, rank, colors[rank]) for rank, label in points),
+            )
+        )
+    if sum(len(line.points) for line in lines) < 2:
+        lines = []
+    longest = max(lines, key=lambda line: len(line.points), default=None)
+    full = next((m.label for m in models if m.rank is None), None)
+    rank_axis = RankAxis(tuple(lines), focus=longest.label if longest else None, full=full)
+    return AnalyzedModels(models, rank_axis, inspection.growth, tuple(m.label for m in models))
+
+
+def mean_heads(records: Sequence[HeadsRecord]) -> HeadsRecord | None:
+    """One record with the means over seeds; a standard error then is the mean of theirs.
+
+    Seeds are scored on the same items, so the error of the mean is at most that.
+    """
+    if len(records) < 2:
+        return records[0] if records else None
+    return HeadsRecord.model_validate(_mean([record.model_dump() for record in records]))
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    """Average the numbers of nested structures of one shape; unknown ones are left out."""
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: _mean([value[key] for value in values]) for key in first}
+    if isinstance(first, list | tuple):
+        return [_mean(column) for column in zip(*values, strict=False)]
+    known = [value for value in values if isinstance(value, float)]
+    return fmean(known) if known else first

@@ -1,0 +1,59 @@
+"""Cost against rank: trainable parameters, training time, peak memory."""
+
+from rankscope.formatting import duration, number
+from rankscope.report.charts.figure import Figure, range_columns, tidy
+from rankscope.report.charts.rank_lines import Panel, rank_plot
+from rankscope.report.figures import register
+from rankscope.report.study_view import StudyView
+
+PARAMETERS = "trainable parameters"
+SECONDS = "training time of one trial, s"
+MEMORY = "peak memory while its group trained, GiB"
+
+
+@register("training", 20)
+def draw(view: StudyView, task: str) -> Figure:
+    """A panel per quantity."""
+    arms, rank_axis = view.arms(task), view.rank_axis(task)
+    records = [[t.train for t in view.trials(arm) if t.train] for arm in arms]
+    seconds = [[train.seconds for train in of_arm] for of_arm in records]
+    memory = [[train.peak_memory_bytes / 2**30 for train in of_arm] for of_arm in records]
+    frame = tidy(
+        {
+            "arm": [arm.label for arm in arms],
+            PARAMETERS: [arm.trainable_parameters for arm in arms],
+            **range_columns(SECONDS, seconds),
+            **range_columns(MEMORY, memory),
+        },
+        {PARAMETERS: 0},
+    )
+    panels = [
+        Panel(title, frame, title, log=title == PARAMETERS, from_zero=title != PARAMETERS)
+        for title in (PARAMETERS, SECONDS, MEMORY)
+    ]
+    return Figure(
+        key=view.key("cost", task),
+        title=f"Cost {rank_axis.against}, {task}",
+        finding=finding(view, task),
+        data=frame,
+        plot=rank_plot(rank_axis, panels),
+        caption=f"{rank_axis.bands_note('the range over seeds')} The time of a trial is its share "
+        "of the time of its group, by tokens. Memory is that of the whole process: the trials of a "
+        "group share it.",
+    )
+
+
+def finding(view: StudyView, task: str) -> str:
+    """The cost of the focus arm beside that of full fine-tuning."""
+    arm, full = view.focus(task), view.best_full(task)
+    if arm is None:
+        return "No arm has finished, so there is no cost to show."
+    text = f"{arm.label} trains {number(arm.trainable_parameters)} parameters"
+    if arm.seconds is not None:
+        text += f" in {duration(arm.seconds)} per trial"
+    if full and full is not arm and full.trainable_parameters:
+        share = number(100 * arm.trainable_parameters / full.trainable_parameters)
+        text += f", {share} % of full fine-tuning's {number(full.trainable_parameters)}"
+        if full.seconds is not None:
+            text += f", which takes {duration(full.seconds)}"
+    return text + "."

@@ -1,0 +1,44 @@
+"""What each head is worth by gradient, before and after."""
+
+from rankscope.formatting import count, join_names
+from rankscope.report.analyzed_models import AnalyzedModels
+from rankscope.report.charts.figure import Figure
+from rankscope.report.charts.heat_map import MapPanel, map_panels, panels_width
+from rankscope.report.figures import register
+from rankscope.report.head_values import (
+    before_and_after,
+    difference_panels,
+    grids,
+    most_changed,
+    pairs_frame,
+)
+
+CAPTION = """|z . dL/dz| of the right answer, with an l2 norm of 1 in each layer, so heads of one \
+layer can be compared. It is a first-order estimate: if heads can replace each other it says \
+little, and ablation is exact. In the difference, orange is less than before and blue more."""
+
+
+@register("heads", 30, per="models")
+def draw(models: AnalyzedModels) -> Figure | None:
+    """Query heads before, after and their difference, and key/value heads after."""
+    if not models.with_heads:
+        return None
+    before, after = before_and_after(models.with_heads, lambda layer: layer.importance)
+    _, groups = before_and_after(models.with_heads, lambda layer: layer.group_importance)
+    panels = [*difference_panels(before, after), MapPanel("key/value heads, after", grids(groups))]
+    plot, choices = map_panels(panels, list(before))
+    _, record = models.with_heads[0]
+    parts = join_names(
+        f"in {model}, {most_changed(before[model], after[model])}" for model in before
+    )
+    return Figure(
+        key=models.key("heads-importance"),
+        title=models.title("What each head is worth, by gradient"),
+        finding=f"Importance on {count(record.items, 'item')} of {record.task}: {parts}.",
+        data=pairs_frame(before, after),
+        plot=plot,
+        caption=CAPTION,
+        choices=choices,
+        choice_name="Model",
+        min_width=panels_width(panels),
+    )

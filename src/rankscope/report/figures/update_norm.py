@@ -1,0 +1,78 @@
+"""Size of the update against rank, with the logarithmic fit claimed by arXiv 2512.15634."""
+
+import math
+
+import plotly.graph_objects as go
+
+from rankscope.formatting import MINUS, number
+from rankscope.records import NormGrowth
+from rankscope.report.analyzed_models import AnalyzedModels, mean_over_matrices
+from rankscope.report.charts.figure import Figure
+from rankscope.report.charts.rank_lines import Panel, rank_plot
+from rankscope.report.figures import register
+from rankscope.report.style import MUTED
+
+MEASURES = {
+    "|dW|_F over all matrices": lambda spectra: spectra.frobenius if spectra.matrices else None,
+    "mean of |dW|_F / |W0|_F": mean_over_matrices("|dW|_F / |W0|_F"),
+}
+
+
+@register("weights", 10, per="models")
+def draw(models: AnalyzedModels) -> Figure | None:
+    """A panel for the norm and one for the norm relative to the base."""
+    frame, rank_axis = models.over_seeds(MEASURES), models.rank_axis
+    if not rank_axis.lines and len(frame):
+        return None
+    plot = rank_plot(rank_axis, [Panel(title, frame, title) for title in MEASURES])
+    if models.growth is not None and plot is not None:
+        add_fit(plot, models.growth)
+    return Figure(
+        key=models.key("norm"),
+        title=models.title(f"Size of the update {rank_axis.against}"),
+        finding=finding(models),
+        data=frame,
+        plot=plot,
+        caption=f"Points are means over seeds. {rank_axis.bands_note('the range over seeds')} The "
+        "thin straight line, for three ranks or more, is the least-squares fit a + b log2 r of the "
+        "line named above.",
+    )
+
+
+def add_fit(plot: go.Figure, growth: NormGrowth) -> None:
+    """Draw the fit of the logarithm."""
+    slope = growth.slope * math.log(2)
+    ends = [math.log2(min(growth.ranks)), math.log2(max(growth.ranks))]
+    plot.add_scatter(
+        x=ends,
+        y=[growth.start + slope * x for x in ends],
+        mode="lines",
+        line={"color": MUTED.light, "width": 1, "dash": "longdashdot"},
+        hoverinfo="text",
+        hovertext=f"fit: {number(growth.start)} + {number(slope)} log2 r",
+        row=1,
+        col=1,
+    )
+
+
+def finding(models: AnalyzedModels) -> str:
+    """The fit with its residual beside that of a power law, or the values."""
+    norm, growth = MEASURES["|dW|_F over all matrices"], models.growth
+    values = models.by_rank(norm)
+    if not values:
+        return "No trial has a spectra record, so there is nothing to show here."
+    text = f"At {models.rank_axis.focus}, |dW|_F "
+    if growth is None:
+        each = ", ".join(f"{number(value)} at {rank}" for rank, value in values)
+        text += f"is {each}. A fit needs three ranks."
+    else:
+        slope, mean = growth.slope * math.log(2), sum(growth.norms) / len(growth.norms)
+        closer = "a power law" if growth.power_rms < growth.rms else "the logarithm"
+        text += (
+            f"= {number(growth.start)} {'+' if slope >= 0 else MINUS} {number(abs(slope))} log2 r "
+            f"leaves a residual of {number(growth.rms)} ({number(100 * growth.rms / mean)} % of "
+            f"the mean norm); a power law r^{number(growth.power)} leaves "
+            f"{number(growth.power_rms)}, so {closer} is closer."
+        )
+    full = models.full(norm)
+    return text + (f" Full fine-tuning moves the weights by {number(full)}." if full else "")

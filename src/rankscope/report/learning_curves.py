@@ -1,0 +1,88 @@
+"""What each arm had learned and forgotten after some steps, from scores while training."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from statistics import fmean
+
+from rankscope.records import BASE, ArmSummary, CurvePoint, TrialRecords
+from rankscope.report.study_view import StudyView
+
+
+@dataclass(frozen=True, slots=True)
+class CurveStep:
+    """An arm after some steps, the mean over its seeds; shares of 1 or nats."""
+
+    step: int
+    gain: float
+    """In-domain: tuned minus base, on the same items."""
+    forgetting: float | None
+    """Base minus tuned, mean over retention tasks; None without one."""
+    seeds: int
+    items: int
+    """Of the in-domain task."""
+
+
+def curve_of(view: StudyView, arm: ArmSummary) -> list[CurveStep]:
+    """The curve of an arm by rising step; a trial counts at the steps with all its scores.
+
+    A trial that stopped early counts up to the step whose weights were kept. At later steps, for as
+    long as other seeds trained, its last score up to there is used.
+    """
+    trials = [(_trial_curve(view, arm, trial), _kept_step(trial)) for trial in view.trials(arm)]
+    by_step: dict[int, list[CurveStep]] = defaultdict(list)
+    for step in sorted({step for curve, _ in trials for step in curve}):
+        for curve, kept in trials:
+            at = step if kept is None or step <= kept else max(curve, default=None)
+            if at is not None and at in curve:
+                by_step[step].append(curve[at])
+    return [_mean_over_seeds(step, seeds) for step, seeds in by_step.items()]
+
+
+def _mean_over_seeds(step: int, seeds: list[CurveStep]) -> CurveStep:
+    falls = [seed.forgetting for seed in seeds if seed.forgetting is not None]
+    return CurveStep(
+        step=step,
+        gain=fmean(seed.gain for seed in seeds),
+        forgetting=fmean(falls) if falls else None,
+        seeds=len(seeds),
+        items=min(seed.items for seed in seeds),
+    )
+
+
+def _kept_step(trial: TrialRecords) -> int | None:
+    """The step whose weights a trial with early stopping kept."""
+    return None if trial.train is None else trial.train.best_step
+
+
+def _trial_curve(view: StudyView, arm: ArmSummary, trial: TrialRecords) -> dict[int, CurveStep]:
+    """One trial by step, up to the weights that were kept."""
+    by_step: dict[int, dict[str, CurvePoint]] = defaultdict(dict)
+    for point in trial.curve:
+        by_step[point.step][point.task] = point
+    kept = _kept_step(trial)
+    curve = {}
+    for step, points in by_step.items():
+        learned = points.get(arm.task)
+        if learned is None or (kept is not None and step > kept):
+            continue
+        gain, falls = _change(view, learned), _falls(view, arm.task, points)
+        if gain is not None and falls is not None:
+            forgetting = fmean(falls) if falls else None
+            curve[step] = CurveStep(step, gain, forgetting, 1, learned.n)
+    return curve
+
+
+def _change(view: StudyView, point: CurvePoint) -> float | None:
+    """Tuned minus base on the items of a point; None if the base was not scored on them."""
+    base = view.study.items.get((BASE, point.task, "validation"))
+    if base is None or len(base.scores) < point.n:
+        return None
+    return point.score - float(base.scores[: point.n].mean())
+
+
+def _falls(view: StudyView, task: str, points: dict[str, CurvePoint]) -> list[float] | None:
+    """Base minus tuned on the retention tasks of the averaged unit; None if one is missing."""
+    unit = view.forgetting_unit(task)
+    retained = [name for name in view.retained(task) if view.unit(name) == unit]
+    changes = [_change(view, points[name]) if name in points else None for name in retained]
+    return None if None in changes else [-change for change in changes if change is not None]

@@ -1,0 +1,44 @@
+"""A task in one file: where its rows come from, how a row is read, its prompt and its scorer.
+
+Import the module before a study (or ``rankscope.score``) that names the task.
+"""
+
+from rankscope.data.formats import Shape
+from rankscope.data.pocket_world import ATTRIBUTES
+from rankscope.data.registry import TaskSpec, register_task
+from rankscope.data.rows import RowContent, multiple_choice, text_field
+from rankscope.data.sources import RawRow, SplitRows, numbered
+
+KINDS = {"metal": "person", "animal": "person", "target": "drug", "charge": "case"}
+"""An attribute -> the kind of entity that has it."""
+
+
+def read_kinds() -> tuple[SplitRows, str]:
+    """One row per word and phrasing: to which attribute does the word belong?"""
+    words = [(word, name) for name, kind in KINDS.items() for word in ATTRIBUTES[kind][name]]
+    phrasings = {"train": "the {} of", "validation": "which {} has", "test": "what {}"}
+    files = {
+        split: numbered(
+            [{"word": phrase.format(word), "kind": name} for word, name in words], f"kinds, {split}"
+        )
+        for split, phrase in phrasings.items()
+    }
+    return files, "words of the pocket world"
+
+
+def read_kind(row: RawRow) -> RowContent:
+    """``{"word": ..., "kind": ...}`` as a multiple-choice row over all kinds."""
+    return multiple_choice(row, text_field(row, "word"), list(KINDS), text_field(row, "kind"))
+
+
+KINDS_TASK = register_task(
+    TaskSpec(
+        name="kinds_of_words",
+        description="To which attribute of the pocket world a word belongs.",
+        scorer="option_text",
+        prompt="{question} ?",
+        read=read_kinds,
+        shapes=(Shape("word and kind", frozenset({"word", "kind"}), read_kind),),
+        licence="Apache-2.0",
+    )
+)

@@ -1,0 +1,73 @@
+"""A task from one file of its own: trained on and evaluated without a change to the package."""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rankscope
+from rankscope.config.study import EvaluateConfig, StudyConfig
+from rankscope.data.encode import Encoder
+from rankscope.data.registry import NAMED_TASKS, register_task
+from rankscope.data.study_data import prepare_data
+from rankscope.errors import UserError
+from rankscope.models.load import load_tokenizer, model_folder
+
+NAME = "kinds_of_words"
+STUDY = StudyConfig.model_validate(
+    {
+        "name": "kinds",
+        "model": "pocket",
+        "tasks": [{"name": NAME, "max_train_rows": 40}],
+        "arms": [{"method": "lora", "rank": 2, "lr": 1e-3}],
+    }
+)
+
+
+@pytest.fixture
+def _task_file() -> Iterator[None]:
+    """Imports the task's file; the task is gone after the test."""
+    spec = importlib.util.spec_from_file_location("task", Path(__file__).with_name("task.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    yield
+    del NAMED_TASKS[NAME]
+
+
+@pytest.mark.usefixtures("_task_file")
+def test_a_study_trains_on_the_task() -> None:
+    tokenizer = load_tokenizer(model_folder(STUDY.model))
+    data = prepare_data(STUDY, Encoder(tokenizer, "auto", STUDY.train.max_length))
+    task = data.tasks[NAME]
+    assert (len(task.train), len(task.validation), len(task.test)) == (40, 64, 64)
+    item = task.test[0]
+    assert (item.prompt, item.completion) == ("what iron ?", "metal")
+    assert item.choices == ("metal", "animal", "target", "charge")
+    assert item.item_id == f"{NAME}/test/1"
+    assert (task.source, task.spec.chance) == ("words of the pocket world", 0.25)
+    row = data.rows[NAME].rows[0]
+    assert tokenizer.decode([i for i, t in zip(row.input_ids, row.is_label, strict=True) if t]) in (
+        f"{choice} <eos>" for choice in item.choices
+    )
+
+
+@pytest.mark.usefixtures("_task_file")
+def test_the_evaluation_engine_scores_the_task() -> None:
+    request = rankscope.EvalRequest(
+        model="pocket",
+        adapters=(),
+        tasks=(NAME,),
+        device="cpu",
+        settings=EvaluateConfig(max_items=8),
+    )
+    (score,) = rankscope.score(request).scores
+    assert (score.record.task, score.record.n) == (NAME, 8)
+    assert (score.scorer, score.source) == ("option_text", "words of the pocket world")
+
+
+@pytest.mark.usefixtures("_task_file")
+def test_a_name_stands_for_one_task() -> None:
+    with pytest.raises(UserError, match="a task named 'kinds_of_words' already exists"):
+        register_task(NAMED_TASKS[NAME])

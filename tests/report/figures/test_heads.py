@@ -1,0 +1,157 @@
+"""Figures of attention heads, of a study and of an inspection."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from inspections import HEADS, LAYERS, ablation, inspect_heads, inspection
+from report_studies import cells, ordinary_study, trial_with_heads
+
+from rankscope.records import HeadAblation, Inspection
+from rankscope.report.analyzed_models import arms_analyzed, models_inspected
+from rankscope.report.charts.figure import Figure
+from rankscope.report.figures import draw_section
+from rankscope.report.figures.heads_compared import draw, rank_correlation
+from rankscope.report.head_values import stacked
+from rankscope.report.page import figure_data
+from rankscope.report.study_view import StudyView
+
+
+@pytest.fixture(scope="module")
+def view() -> StudyView:
+    study, advice = ordinary_study()
+    return StudyView(replace(study, trials=tuple(map(trial_with_heads, study.trials))), advice)
+
+
+def test_without_records_there_is_no_figure() -> None:
+    assert draw(arms_analyzed(StudyView(*ordinary_study()), "med")) is None
+
+
+def test_maps_are_means_over_seeds_of_lora_and_full(view: StudyView) -> None:
+    figure = draw(arms_analyzed(view, "med"))
+    assert figure is not None
+    assert figure.plot is not None
+    arms = [view.best_lora("med"), view.best_full("med")]
+    labels = [choice.label for choice in figure.choices]
+    # No k_proj or o_proj was changed, and nothing was lost: those maps are not offered.
+    assert [label.split(":")[0] for label in labels] == [
+        "query heads moved",
+        "value heads moved",
+        "importance after training",
+        "importance, change",
+        "attention entropy, change",
+        "carries the trained skill, nats",
+    ]
+    for arm, trace in zip(arms, figure.choices[0].traces, strict=True):
+        assert arm is not None
+        grid = np.array(figure.plot.data[trace].z, dtype=float)
+        found = [t.heads for t in view.trials(arm) if t.heads]
+        expected = np.mean(
+            [[c.relative for c in r.changes if c.module == "q_proj"] for r in found], 0
+        )
+        assert grid == pytest.approx(expected)
+    shown = {place for choice in figure.choices for place in choice.traces}
+    assert shown == set(range(len(figure.plot.data)))
+    assert [bool(trace.visible) for trace in figure.plot.data][:3] == [True, True, False]
+
+
+def test_the_sentence_names_the_head_that_moved_most(view: StudyView) -> None:
+    figure = draw(arms_analyzed(view, "med"))
+    assert figure is not None
+    assert f"layer 2 head {HEADS - 1} in " in figure.finding
+    assert "over 12 heads is 1.00: 1 means the same heads" in figure.finding
+    assert "ran in bfloat16, whose rounding" in figure.caption
+    values = [row for row in cells(figure) if row[1].startswith("query heads moved")]
+    assert len(values) == 2 * 3 * HEADS
+    # Entropy that is unknown is no zero.
+    entropy = [row for row in cells(figure) if row[1].startswith("attention entropy")]
+    assert len(entropy) == 2 * (3 * HEADS - 1)
+
+
+def test_rows_of_unequal_length_and_ranks() -> None:
+    found = stacked({0: [1.0, None], 2: [3.0]})
+    assert found is not None
+    assert np.isnan(found[[0, 1, 1, 2], [1, 0, 1, 1]]).all()
+    assert (found[0, 0], found[2, 0]) == (1.0, 3.0)
+    assert rank_correlation(np.array([1.0, 2, 3]), np.array([10.0, 20, 15])) == pytest.approx(0.5)
+    assert rank_correlation(np.ones(4), np.arange(4.0)) is None
+
+
+def head_figures_of(*ablations: HeadAblation) -> dict[str, Figure]:
+    return heads_of(inspect_heads(inspection("r4"), *ablations))
+
+
+def heads_of(found: Inspection) -> dict[str, Figure]:
+    drawn = draw_section("heads", "inspection", "models", models_inspected(found))
+    return {figure.key: figure for figure in drawn}
+
+
+def test_heads_are_maps_of_layers_and_heads() -> None:
+    figures = head_figures_of()
+    assert list(figures) == ["heads", "heads-moved", "heads-importance", "heads-entropy"]
+    moved = figure_data(figures["heads-moved"])
+    # No k_proj or o_proj was changed: there is no panel for them.
+    q, v = json.loads(json.dumps(moved["data"]))
+    assert q["z"] == [[0.1, 0.2, 0.3, 0.4], [0.2, 0.3, 0.4, 0.5]]
+    assert v["z"] == [[0.1, 0.2], [0.2, 0.3]]
+    assert q["zmax"] == v["zmax"] == 0.5  # one scale
+    assert "r4 most in layer 1 head 3 (query heads, q_proj), 0.5" in figures["heads-moved"].finding
+    importance = json.loads(json.dumps(figure_data(figures["heads-importance"])["data"]))
+    before, after, difference, groups = importance
+    assert (before["z"][1][3], after["z"][1][3]) == (0.4, 0.8)
+    assert difference["z"][1][3] == pytest.approx(0.4)
+    assert before["zmax"] == after["zmax"] == 0.8
+    assert difference["zmin"] == -difference["zmax"]
+    assert groups["z"] == [[0.2, 0.4], [0.2, 0.4]]
+    entropy = figures["heads-entropy"]
+    assert cells(entropy)[3] == ("r4", 0, 3, None, None)  # unknown is no zero
+    assert json.loads(json.dumps(figure_data(entropy)["data"]))[0]["z"][0][3] is None
+    assert [choice.label for choice in entropy.choices] == ["r4"]
+
+
+def test_ablation_sets_the_trained_task_against_others() -> None:
+    figures = head_figures_of(ablation("trained", 3.0), ablation("other", 0.5))
+    ablated, matrix = figures["heads-ablated"], figures["heads-matrix"]
+    assert [c.label for c in ablated.choices] == ["r4: trained", "r4: other"]
+    before, after, difference = json.loads(json.dumps(figure_data(ablated)["data"]))[:3]
+    assert before["z"][1] == [0.01, 0.02, 0.03, 0.04]
+    assert after["z"][1] == [0.03, 0.06, 0.09, 0.12]
+    assert difference["z"][1] == [0.02, 0.04, 0.06, 0.08]
+    # Each task has colours of its own: the second one's costs are a third.
+    ends = [trace["zmax"] for trace in json.loads(json.dumps(figure_data(ablated)["data"]))]
+    assert ends == [0.12, 0.12, 0.08, 0.04, 0.04, 0.02]
+    assert cells(ablated)[7] == ("r4", 1, 3, "trained", 0.04, 0.12, 0.01, 0.04, 0.08)
+    (shown,) = json.loads(json.dumps(figure_data(matrix)["data"]))
+    assert shown["x"] == ["trained (trained)", "other"]
+    assert shown["y"][-1] == "layer 1, head 3"
+    assert shown["z"][-1] == [0.08, -0.02]
+    # On the trained task heads differ by 2 (l + h) / 100 from before, errors are .01: five of the
+    # six with an error are further than two errors apart.
+    assert "r4 on trained 5 of 6 and r4 on other 0 of 6." in matrix.finding
+    # Student's t with 19 degrees of freedom, from a table: beyond 2.0 lie 6.0 %.
+    assert "Noise alone would give 6.0 %" in matrix.finding
+    assert cells(matrix)[3] == ("r4", 0, 3, pytest.approx(0.3), None)
+
+
+def test_one_item_tests_nothing() -> None:
+    alone = ablation("trained", 3.0).model_copy(
+        update={"items": 1, "gold_difference_error": LAYERS * (HEADS * (None,),)}
+    )
+    finding = head_figures_of(alone)["heads-matrix"].finding
+    assert "0 of 0" in finding
+    assert "nothing was tested" in finding
+    assert "%" not in finding
+
+
+def test_what_moved_opens_on_a_model_whose_heads_moved() -> None:
+    """The first model's adapter is on no attention matrix."""
+    found = inspect_heads(inspection("r4"))
+    first, second = found.tuned
+    assert first.heads is not None
+    still = first.model_copy(update={"heads": first.heads.model_copy(update={"changes": ()})})
+    second = second.model_copy(update={"heads": first.heads})
+    moved = heads_of(found.model_copy(update={"tuned": (still, second)}))["heads-moved"]
+    assert [(choice.label, choice.traces) for choice in moved.choices] == [("full", (0, 1))]
+    assert moved.plot is not None
+    assert [trace.visible for trace in moved.plot.data] == [True, True]

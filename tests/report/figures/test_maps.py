@@ -1,0 +1,145 @@
+"""The maps of learning rate x rank, of train x test, and of retention by subject."""
+
+from dataclasses import replace
+
+import pytest
+from report_studies import cells, ordinary_study, study_and_advice
+from synthetic_study import Truth
+
+from rankscope.advise.recommend import recommend
+from rankscope.formatting import POINTS
+from rankscope.report.figures import rate_map, subjects, transfer
+from rankscope.report.study_view import StudyView
+
+
+@pytest.fixture(scope="module")
+def view() -> StudyView:
+    return StudyView(*ordinary_study())
+
+
+def test_map_cells_are_gains_on_the_diagonal_and_transfer_beside_it(view: StudyView) -> None:
+    figure = transfer.draw(view, POINTS)
+    assert figure.choices[0].label == "best arm of each task"
+    grid = figure.plot.data[0]
+    cells = {(y, x): grid.z[j][i] for j, y in enumerate(grid.y) for i, x in enumerate(grid.x)}
+    for task in ("med", "law"):
+        arm = view.focus(task)
+        assert arm is not None
+        assert arm.gain is not None
+        other = {"med": "law", "law": "med"}[task]
+        assert cells[task, task] == pytest.approx(100 * arm.gain.value)
+        assert cells[task, other] == pytest.approx(100 * arm.transfer[other].value)
+        assert cells[task, "general"] == pytest.approx(100 * arm.retention["general"].value)
+    assert grid.zmin == -grid.zmax
+    assert grid.zmax >= max(abs(value) for value in cells.values())
+
+
+def test_every_arm_has_its_cell_and_the_frame_is_around_the_recommended_one() -> None:
+    view = StudyView(*ordinary_study())
+    figure = rate_map.draw(view, "med")
+    assert figure.plot is not None
+    arms = {arm.label: arm for arm in view.arms("med")}
+    assert {row[0] for row in cells(figure)} == set(arms)
+    gain, frame, validation, _, forgetting, _ = figure.plot.data
+    assert [c.label for c in figure.choices] == [
+        "gain over base", "gain on the validation split", "forgetting",
+    ]  # fmt: skip
+    assert tuple(gain.x) == ("0.0005", "0.001", "0.003")
+    assert tuple(gain.y) == ("r=2", "r=8", "r=32", "full")
+    place = (tuple(gain.y).index("r=8"), tuple(gain.x).index("0.003"))
+    arm = arms["r=8 lr=0.003"]
+    assert arm.gain is not None
+    assert arm.forgetting is not None
+    assert gain.z[place[0]][place[1]] == 100 * arm.gain.value
+    assert validation.z[place[0]][place[1]] == 100 * (arm.validation_gain or 0)
+    assert forgetting.z[place[0]][place[1]] == -100 * arm.forgetting.value  # blue is good
+    assert gain.z[0][0] is None  # no LoRA arm at full fine-tuning's rate
+    advice = view.advice("med")
+    assert advice is not None
+    assert advice.chosen is not None
+    at = gain.y[round(sum(frame.y[:4]) / 4)], gain.x[round(sum(frame.x[:4]) / 4)]
+    assert at == (f"r={advice.chosen.rank}", f"{advice.chosen.lr:g}")
+    assert [c.traces for c in figure.choices] == [(0, 1), (2, 3), (4, 5)]
+
+
+def test_the_frame_is_drawn_in_the_recommended_arms_variant_alone() -> None:
+    study, _ = ordinary_study()
+    dora = [
+        replace(
+            t,
+            spec=t.spec.model_copy(
+                update={"method": "dora", "trial_id": t.spec.trial_id + "-dora"}
+            ),
+        )
+        for t in study.trials
+        if t.spec.rank is not None
+    ]
+    own = {t.spec.trial_id.removesuffix("-dora"): t.spec.trial_id for t in dora}
+    both = replace(
+        study,
+        trials=(*study.trials, *dora),
+        evals=study.evals | {(own[i], *k): e for (i, *k), e in study.evals.items() if i in own},
+        items=study.items | {(own[i], *k): s for (i, *k), s in study.items.items() if i in own},
+    )  # type: ignore[arg-type]
+    view = StudyView(both, recommend(both))
+    advice = view.advice("med")
+    assert advice is not None
+    assert advice.chosen is not None
+    figure = rate_map.draw(view, "med")
+    assert figure.plot is not None
+    assert len(figure.choices) == 6
+    assert len(figure.plot.data) == 9
+    chosen = "dora" if advice.chosen.method == "dora" else ""
+    of_chosen = [c.label.startswith("dora") == bool(chosen) for c in figure.choices]
+    assert [len(c.traces) == 2 for c in figure.choices] == of_chosen
+    assert sum(of_chosen) == 3
+
+
+def test_ranks_at_one_rate_each_are_not_called_unscored() -> None:
+    view = StudyView(*study_and_advice(Truth(num_items=20, ranks=(2, 8), lrs=(1e-3, 2e-3))))
+    apart = [a for a in view.arms("med") if (a.rank, a.lr) in {(2, 1e-3), (8, 2e-3)}]
+    said = rate_map.finding({"": apart})
+    assert said == "No rank was trained and scored at two rates, so no rate can be called the best."
+    bare = [a.model_copy(update={"validation_gain": None}) for a in apart]
+    assert "No arm was scored" in rate_map.finding({"": bare})
+
+
+def test_the_best_rate_of_every_rank_is_named_and_the_edge_said() -> None:
+    def accuracy(rank: int | None, lr: float) -> float:
+        return 0.9 if lr == {2: 4e-3, 8: 2e-3}.get(rank or 0) else 0.4
+
+    truth = Truth(ranks=(2, 8), lrs=(1e-3, 2e-3, 4e-3), accuracy=accuracy)
+    finding = rate_map.draw(StudyView(*study_and_advice(truth)), "med").finding
+    assert finding == (
+        "On the validation split the gain is largest with the rate 0.002 at r=8; 0.004 at r=2. "
+        "That is the edge of the grid for r=2."
+    )
+
+
+def test_a_study_of_one_rate_is_told_so() -> None:
+    figure = rate_map.draw(StudyView(*study_and_advice(Truth(num_items=20))), "med")
+    assert figure.plot is None
+    assert "at one learning rate, 0.001" in figure.finding
+
+
+def test_subjects_that_fell_most_stand_on_top() -> None:
+    view = StudyView(*ordinary_study())
+    figure = subjects.draw(view, "law")
+    assert figure is not None
+    assert figure.plot is not None
+    (drawn,) = figure.plot.data
+    assert figure.choices[0].label == "general"
+    means = [sum(row) / len(row) for row in drawn.z]
+    assert means == pytest.approx(sorted(means))
+    # Five subjects; three ranks at the rate chosen for each, and full fine-tuning.
+    assert (len(drawn.y), len(drawn.x)) == (5, 4)
+    assert len(figure.data) == 20
+    found = view.recommendation.subjects[-1]
+    row = cells(figure)[-1]
+    assert row[:3] == (found.label, "general", found.subject)
+    assert row[3] == 100 * found.change.value
+
+
+def test_without_subjects_there_is_no_map() -> None:
+    view = StudyView(*study_and_advice(Truth(num_items=20, retention=())))
+    assert subjects.draw(view, "med") is None

@@ -1,0 +1,84 @@
+"""Figures of the weights."""
+
+import json
+
+import numpy as np
+import pytest
+from inspections import inspection
+from report_studies import ordinary_study
+
+from rankscope.formatting import number
+from rankscope.report.analyzed_models import arms_analyzed, models_inspected
+from rankscope.report.figures import intruders, modules, similarity, update_norm, weight_maps
+from rankscope.report.page import figure_data
+from rankscope.report.study_view import StudyView
+
+
+@pytest.fixture(scope="module")
+def view() -> StudyView:
+    return StudyView(*ordinary_study())
+
+
+def test_the_norms_sentence_is_the_fit_in_doublings(view: StudyView) -> None:
+    figure = update_norm.draw(arms_analyzed(view, "med"))
+    series = view.lines("med")[view.focus_line("med") or ""]
+    norms = [
+        np.mean([t.spectra.frobenius for t in view.trials(arm) if t.spectra]) for arm in series
+    ]
+    slope, start = np.polyfit(np.log2([arm.rank for arm in series]), norms, 1)
+    assert f"= {number(start)} + {number(slope)} log2 r leaves" in figure.finding
+
+
+def test_intruders_of_a_layer_are_summed_over_its_matrices(view: StudyView) -> None:
+    figure = intruders.draw(arms_analyzed(view, "med"))
+    grid = figure.plot.data[0]
+    for row, arm in enumerate(view.focus_arms("med")):
+        records = [t.spectra for t in view.trials(arm) if t.spectra]
+        for column, layer in enumerate(grid.x):
+            counts = [
+                sum(m.intruders for m in s.matrices if m.layer == int(layer)) for s in records
+            ]
+            assert grid.z[row][column] == pytest.approx(np.mean(counts))
+
+
+def test_every_similarity_has_its_chance_level(view: StudyView) -> None:
+    figure = similarity.draw(arms_analyzed(view, "med"))
+    assert figure.plot is not None
+    record = next(t.spectra for t in view.study.trials if t.spectra)
+    (matrix, *_) = record.matrices  # all are of one shape
+    drawn = [trace.y[0] for trace in figure.plot.data if "unrelated" in (trace.text or ())]
+    chances = (matrix.chance_subspace, matrix.chance_max, matrix.chance_index)
+    assert drawn == pytest.approx([sum(pair) / 2 for pair in chances])
+
+
+def test_heat_maps_have_every_matrix_in_its_place() -> None:
+    models = models_inspected(inspection("r4"))
+    relative = weight_maps.draw(models, "relative")
+    side = modules.draw(models)
+    assert relative is not None
+    assert side is not None
+    data = json.loads(json.dumps(figure_data(relative)))
+    first, second = data["data"]
+    assert first["x"] == ["other", "0", "1"]
+    assert first["y"] == ["q_proj", "lm_head"]
+    assert first["z"] == [[None, 0.1, 0.2], [0.05, None, None]]
+    assert second["z"][0] == [None, 0.1, 1.2]
+    assert first["zmax"] == second["zmax"] == 1.2
+    assert [choice.label for choice in relative.choices] == ["r4", "full"]
+    assert len(relative.data) == 6
+    assert side.data["chance, subspace"][0] == pytest.approx((0.125 + 0.25) / 2)
+
+
+def test_adapters_of_one_kind_form_a_line_with_the_fit_of_their_norms() -> None:
+    found = inspection("r4")
+    first, full = found.tuned
+    adapters = [first.model_copy(update={"name": f"r{r}", "rank": r}) for r in (2, 4, 8)]
+    models = models_inspected(found.model_copy(update={"tuned": (*adapters, full)}))
+    figure = update_norm.draw(models)
+    assert figure is not None
+    assert figure.title == "Size of the update against rank"
+    assert "At lora, |dW|_F = 0 + 0.97 log2 r leaves a residual of 0.1 (5 % of" in figure.finding
+    assert "r^0.5 leaves 0.2, so the logarithm is closer" in figure.finding
+    assert "Full fine-tuning moves the weights by 1.2" in figure.finding
+    # One adapter has no line over rank.
+    assert update_norm.draw(models_inspected(found)) is None
