@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 from synthetic_study import Truth, synthetic_study
 
-from rankscope.advise.arms import summarize
+from rankscope.advise.arms import summarize_arms
 from rankscope.advise.recommend import recommend
-from rankscope.advise.select import Objective
 from rankscope.advise.wording import settings
 from rankscope.records import Need, Reason, StudyRecords, TaskAdvice
 
@@ -22,7 +21,7 @@ def test_arms_that_differ_in_a_mitigation_alone_have_different_names() -> None:
     names = [
         [settings(arm.summary) for arm in arms]
         for found in (study, replace(study, trials=trials))
-        for arms in summarize(found).values()
+        for arms in summarize_arms(found).values()
     ]
     assert names == [
         ["LoRA r=8 (alpha 16, lr 0.001)", "full fine-tuning (lr 0.0005)"],
@@ -52,7 +51,7 @@ def unexplained(study: StudyRecords, advice: TaskAdvice, told: Reason | Need) ->
     """
     names = [settings(arm) for arm in advice.arms]
     names += [f"{t.spec.arm_label} seed={t.spec.seed}" for t in study.trials]
-    names += [Objective.from_config(study.config).formula, "95 % interval", "p < 0.001"]
+    names += [study.config.objective.formula, "95 % interval", "p < 0.001"]
     text = told.text
     for name in sorted(names, key=len, reverse=True):
         text = text.replace(name, "")

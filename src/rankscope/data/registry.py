@@ -38,7 +38,7 @@ class TaskSpec:
     description: str
     """One sentence for people."""
     scorer: str
-    """Computes the primary metric."""
+    """Name of the scorer that computes the primary metric."""
     prompt: str
     """Template over a row's fields; ``{options}`` are the lettered choices, one per line."""
     version: int = 1

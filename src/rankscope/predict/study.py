@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rankscope.advise.arms import retention_tasks
-from rankscope.advise.mitigation import spot
-from rankscope.advise.objective import Objective
+from rankscope.advise.mitigation import gain_and_forgetting
 from rankscope.config.loader import load_study_file
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import EncodedRow
@@ -29,7 +28,7 @@ from rankscope.predict.predictors import (
     best_rank,
     chosen_by_rank,
     mean_score,
-    predict,
+    predict_ranks,
     score_predictors,
     screened,
 )
@@ -88,7 +87,7 @@ def predictions(inputs: PreparedStudy, base: Base) -> tuple[TaskPrediction, ...]
                 task=task.name,
                 ranks=ranks,
                 features=features,
-                predictions=predict(features, ranks),
+                predictions=predict_ranks(features, ranks),
             )
         )
     return tuple(found)
@@ -312,7 +311,7 @@ def backtest_study(folder: Path) -> list[BacktestTask]:
         check_same_tasks(folder, {task.name: task for task in study.tasks}, inputs.records)
         base = open_base(inputs)
         check_same_model(folder, study.model, base.record)
-        margin = Objective.from_config(study.config).margin
+        margin = study.config.objective.margin
         found = []
         for made in predictions(inputs, base):
             chosen = chosen_by_rank(study, made.task)
@@ -323,7 +322,7 @@ def backtest_study(folder: Path) -> list[BacktestTask]:
             if len(known) < 2:
                 continue
             ranks = tuple(sorted(known))
-            named = predict(made.features, ranks)
+            named = predict_ranks(made.features, ranks)
             whole = max(ranks)
             scores = screen(inputs, ledger, base, chosen[whole], ranks)
             curve = tuple(
@@ -368,7 +367,7 @@ def rank_score(
         for t in of_unit
         if (base := study.evals.get((BASE, t.name, "test"))) is not None
     ]
-    spots = [spot(study, task, t.spec.trial_id, "test") for t in trials]
+    spots = [gain_and_forgetting(study, task, t.spec.trial_id, "test") for t in trials]
     forgotten = [found[1] for found in spots if found is not None]
     return RankScore(
         rank=rank,

@@ -16,7 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 from rankscope.advise.mitigation import compare_mitigations
 from rankscope.advise.recommend import recommend
 from rankscope.advise.subjects import subject_changes
-from rankscope.config.loader import dump_study, load_study_file
+from rankscope.config.loader import dump_study, load_study_file, study_values
 from rankscope.config.study import StudyConfig
 from rankscope.device import (
     keep_freed_memory,
@@ -127,7 +127,7 @@ def begin_run(
     config = study.config
     base = load_base(config.model, study.device, study.dtype, quantize=config.quantize)
     release_freed_memory()
-    values = config.model_dump(mode="json")
+    values = study_values(config)
     ledger.put_study(config.name, values, base.record, study.records, provenance())
     replace_text(ledger.out / "study.resolved.yaml", dump_study(config))
     ledger.put_notes(study.notes)

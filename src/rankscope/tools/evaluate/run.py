@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rankscope.advise.statistics.estimates import Array, paired_estimate
+from rankscope.advise.statistics.estimates import paired_estimate
+from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask
 from rankscope.device import choose_device, choose_dtype, out_of_memory_message
@@ -351,6 +352,6 @@ def accuracy_of(record: EvalRecord) -> Literal["accuracy"] | None:
     return "accuracy" if record.metric.partition(",")[0] in SHARES else None
 
 
-def scores_of(items: Sequence[ItemResult]) -> Array:
+def scores_of(items: Sequence[ItemResult]) -> ScoreArray:
     """Headline scores, (items,)."""
     return np.array([item.score for item in items], dtype=np.float64)
