@@ -36,9 +36,10 @@ from rankscope.config.task import TaskConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import load_task
 from rankscope.device import choose_device, choose_dtype, keep_freed_memory, use_deterministic
-from rankscope.evaluate.evaluator import context_length, encode_split
-from rankscope.evaluate.metrics import PRIMARY_METRIC
-from rankscope.evaluate.scorers.choice import Question, continuation_logprobs
+from rankscope.evaluate.context_window import context_length
+from rankscope.evaluate.evaluator import encode_split
+from rankscope.evaluate.likelihood import Question, continuation_logprobs
+from rankscope.evaluate.scorers import get_scorer
 from rankscope.models.base import Row, RowBatch, batches_of
 from rankscope.models.load import load_base
 from rankscope.provenance import provenance
@@ -77,10 +78,10 @@ def world(options: argparse.Namespace) -> World:
     trees = tuple(token_trees(encoded))
     questions = tuple(
         Question(q.prompt, q.continuations[: len(item.choices)])
-        for q, item in zip(encoded.questions, encoded.items, strict=True)
+        for (q,), item in zip(encoded.encoded, encoded.items, strict=True)
     )
     layout = HeadLayout.of(base.model)
-    head_task = HeadTask(task.spec.name, PRIMARY_METRIC[task.spec.scorer], trees)
+    head_task = HeadTask(task.spec.name, get_scorer(task.spec.scorer).default_metric, trees)
     heads = HeadModel(base, layout, batch_tokens=options.batch_tokens)
     return World(heads, head_task, questions)
 

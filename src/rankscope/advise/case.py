@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rankscope.advise.arms import Arm, retention_tasks
-from rankscope.advise.objective import Objective
 from rankscope.advise.select import Choice
 from rankscope.advise.statistics.significance import ALPHA
+from rankscope.config.study import ObjectiveConfig
 from rankscope.formatting import POINTS, Unit, unit_of
 from rankscope.records import (
     BASE,
@@ -32,7 +32,7 @@ class Case:
     task: str
     arms: tuple[Arm, ...]
     choice: Choice
-    objective: Objective
+    objective: ObjectiveConfig
     """Of this task: forgetting that cannot be added to the gain has no weight."""
     comparisons: tuple[ArmComparison, ...] = ()
     tested: Mapping[str, float] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Case:
     @property
     def is_forgetting_apart(self) -> bool:
         """Whether the study weighs forgetting, and its unit is another than the gain's."""
-        return self.objective.retention != Objective.from_config(self.study.config).retention
+        return self.objective.retention != self.study.config.objective.retention
 
     @property
     def trials(self) -> tuple[TrialRecords, ...]:

@@ -21,7 +21,7 @@ def worth(case: Case, arm: Arm) -> Estimate | None:
 
     None where forgetting has no weight or was not measured: then the gain says it all.
     """
-    shares = case.objective.shares
+    shares = case.objective.weights
     if not shares[1] or arm.summary.forgetting is None:
         return None
     return net_difference(case.study, arm, None, shares)

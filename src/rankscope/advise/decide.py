@@ -204,7 +204,7 @@ def _less(case: Case, lora: ArmSummary) -> str:
 
 def _clearly_worse(case: Case, lora: Arm, full: Arm) -> bool:
     """By the margin, in what the study weighs, with the whole interval below zero; test split."""
-    net = net_difference(case.study, lora, full, case.objective.shares)
+    net = net_difference(case.study, lora, full, case.objective.weights)
     if net is None or net.high is None:
         return False
     return net.value < -case.objective.margin and net.high < 0
@@ -216,7 +216,7 @@ def _falls_short(case: Case, lora: Arm, full: Arm) -> bool:
     Forgetting may be too noisy to say what the two amount to together: grounds for full
     fine-tuning, not for being firm.
     """
-    net = net_difference(case.study, lora, full, case.objective.shares)
+    net = net_difference(case.study, lora, full, case.objective.weights)
     gap = arm_difference(case.study, lora, full, case.task)
     if net is None or net.value >= -case.objective.margin:
         return False

@@ -159,12 +159,10 @@ def _capacity(case: Case, subject: Arm) -> Iterable[Reason]:
 
 def _label_tokens(case: Case, train: TrainRecord, subject: Arm) -> float | None:
     """Labelled tokens of the training rows, each counted once; None where it cannot be told."""
-    section = case.study.config.get("train")
-    protocol = section if isinstance(section, dict) else {}
-    own = {**protocol, **subject.trials[0].spec.overrides}
-    batch, accumulation = own.get("batch_size"), own.get("gradient_accumulation")
-    if not isinstance(batch, int) or not isinstance(accumulation, int) or train.rows < 1:
+    if train.rows < 1:
         return None
-    passes = max(1.0, train.steps * batch * accumulation / train.rows)
+    protocol = case.study.config.train.model_copy(update=subject.trials[0].spec.overrides)
+    rows_per_step = protocol.batch_size * protocol.gradient_accumulation
+    passes = max(1.0, train.steps * rows_per_step / train.rows)
     tokens = train.num_label_tokens / passes
     return tokens if tokens >= 1 else None

@@ -1,6 +1,6 @@
 """What would decide an open question, or make an answer firm: items, seeds, rates, runs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from rankscope.advise.arms import Arm, retention_tasks
 from rankscope.advise.case import Case
@@ -167,14 +167,13 @@ def after_failures(case: Case) -> Iterator[Need]:
 
 def _less_memory(case: Case, short: Sequence[TrialRecords]) -> str:
     """Settings that take less; a pass is cut to one row and a group to one trial before."""
-    section = case.study.config.get("train")
-    train = section if isinstance(section, Mapping) else {}
+    train = case.study.config.train
     untrained = [t.spec for t in short if t.train is None]
     steps = []
     if untrained:
-        if not train.get("gradient_checkpointing"):
+        if not train.gradient_checkpointing:
             steps.append("train.gradient_checkpointing: true")
-        if any(spec.is_full for spec in untrained) and train.get("optimizer") != "adamw8bit":
+        if any(spec.is_full for spec in untrained) and train.optimizer != "adamw8bit":
             steps.append("train.optimizer: adamw8bit for full fine-tuning on CUDA")
         steps.append("a shorter train.max_length")
         if any(spec.rank is not None for spec in untrained):

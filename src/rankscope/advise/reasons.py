@@ -211,7 +211,7 @@ def _none_smaller(case: Case, best: ArmSummary, which: str) -> str:
 
 def _net(case: Case, subject: Arm) -> list[Reason]:
     """What the arm is worth by the study's weights, gain and forgetting tested as one."""
-    weights, net = case.objective.shares, worth(case, subject)
+    weights, net = case.objective.weights, worth(case, subject)
     if net is None:
         return []
     clear = (net.low or 0.0) > 0 or (net.high or 0.0) < 0

@@ -14,10 +14,11 @@ from rankscope.advise.case import Case
 from rankscope.advise.comparisons import compare_candidates, with_holm
 from rankscope.advise.decide import decide
 from rankscope.advise.next_steps import needs_of
-from rankscope.advise.objective import Objective, objective_of
+from rankscope.advise.objective import task_objective
 from rankscope.advise.reasons import reasons_for
 from rankscope.advise.select import Candidate, Choice, choose
 from rankscope.advise.statistics.significance import ALPHA, holm
+from rankscope.config.study import ObjectiveConfig
 from rankscope.records import BASE, Recommendation, StudyRecords, TaskAdvice
 
 
@@ -30,7 +31,7 @@ def recommend(study: StudyRecords) -> Recommendation:
     gained. ``not_decided``: nothing finished, too little data, or the intervals cannot tell.
     """
     arms = summarize(study)
-    objectives = {task: objective_of(study, task) for task in arms}
+    objectives = {task: task_objective(study, task) for task in arms}
     choices = {task: _chosen(study, task, arms[task], objectives[task]) for task in arms}
     comparisons = with_holm(
         {task: compare_candidates(study, task, choice) for task, choice in choices.items()}
@@ -52,12 +53,12 @@ def recommend(study: StudyRecords) -> Recommendation:
     return Recommendation(
         study=study.name,
         advice=tuple(_advise(case) for case in cases),
-        method=method_text(Objective.from_config(study.config), tuple(objectives.values())),
+        method=method_text(study.config.objective, tuple(objectives.values())),
         base=base_estimates(study),
     )
 
 
-def method_text(objective: Objective, of_tasks: Sequence[Objective]) -> str:
+def method_text(objective: ObjectiveConfig, of_tasks: Sequence[ObjectiveConfig]) -> str:
     """How every choice of the study was made, one paragraph; the study's objective, each task's."""
     limit = (
         ""
@@ -83,7 +84,9 @@ def method_text(objective: Objective, of_tasks: Sequence[Objective]) -> str:
     )
 
 
-def _chosen(study: StudyRecords, task: str, arms: tuple[Arm, ...], objective: Objective) -> Choice:
+def _chosen(
+    study: StudyRecords, task: str, arms: tuple[Arm, ...], objective: ObjectiveConfig
+) -> Choice:
     base = study.items.get((BASE, task, "validation"))
     scores = np.empty(0) if base is None else base.scores
     finite = scores[np.isfinite(scores)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import log
 
 from rankscope.advise.arms import Arm
-from rankscope.advise.objective import Objective
+from rankscope.config.study import ObjectiveConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Choice:
     """LoRA arms that but for their failed trials would have a higher utility than ``best_lora``."""
 
 
-def choose(arms: Sequence[Arm], base_score: float | None, objective: Objective) -> Choice:
+def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveConfig) -> Choice:
     """Choose an arm of one task.
 
     An arm's gain is on the validation items that it shares with the base. ``base_score`` is the
@@ -103,7 +103,7 @@ def _highest(candidates: Sequence[Candidate]) -> Candidate | None:
 
 
 def _smallest_rank(
-    lora: Sequence[Candidate], best: Candidate, objective: Objective
+    lora: Sequence[Candidate], best: Candidate, objective: ObjectiveConfig
 ) -> Candidate | None:
     within = [c for c in lora if c.utility >= best.utility - objective.margin]
     if best.utility > 0:
@@ -124,14 +124,14 @@ def _without_lr(arm: Arm) -> tuple[object, ...]:
     return arm.trials[0].spec.arm_without_lr
 
 
-def _forgets_too_much(arm: Arm, objective: Objective) -> bool:
+def _forgets_too_much(arm: Arm, objective: ObjectiveConfig) -> bool:
     forgetting = arm.summary.validation_forgetting
     limit = objective.max_forgetting
     return limit is not None and forgetting is not None and forgetting > limit
 
 
 def _utility(
-    arm: Arm, arms: Sequence[Arm], base_score: float, objective: Objective, finished: float
+    arm: Arm, arms: Sequence[Arm], base_score: float, objective: ObjectiveConfig, finished: float
 ) -> float:
     summary = arm.summary
     gain = summary.validation_gain

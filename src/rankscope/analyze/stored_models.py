@@ -17,12 +17,12 @@ from rankscope.analyze.spectra import (
 from rankscope.analyze.svd_cache import SvdCache, svd
 from rankscope.errors import UserError
 from rankscope.models.adapters.folder import (
+    base_weight_copies,
     check_other_base,
-    copies,
     load_adapter,
     recorded_base,
 )
-from rankscope.models.adapters.settings import CONFIG, READ_STARTS, read_adapter_config
+from rankscope.models.adapters.settings import CONFIG, READABLE_INITS, read_adapter_config
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate
@@ -64,7 +64,7 @@ class StoredTunedModel:
             raise UserError(f"{folder}: no such folder; expected a PEFT adapter or a model")
         if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
             return cls(name, folder, FullMethod.name, model=CheckpointReader.open(folder))
-        settings = read_adapter_config(folder, READ_STARTS)
+        settings = read_adapter_config(folder, READABLE_INITS)
         is_pissa = settings.init_lora_weights == "pissa"
         if settings.use_dora and is_pissa:
             raise UserError(
@@ -73,7 +73,7 @@ class StoredTunedModel:
                 "one or the other"
             )
         # PiSSA subtracts its start from the output head too, so PEFT's copy is not the base's.
-        adapter = load_adapter(folder, name, starts=READ_STARTS, has_copies=not is_pissa)
+        adapter = load_adapter(folder, name, inits=READABLE_INITS, has_copies=not is_pissa)
         return cls(name, folder, adapter.method, adapter=adapter)
 
     @property
@@ -93,7 +93,7 @@ class StoredTunedModel:
         try:
             if recorded is not None:
                 check_other_base(self.folder, recorded, weights_sha256(base.folder))
-            for name, copy in copies(self.folder).items():
+            for name, copy in base_weight_copies(self.folder).items():
                 if not torch.equal(copy, base.weight(name).to(copy.dtype)):
                     raise UserError(
                         f"adapter {self.folder}: its copy of {name} differs from the base's: it "

@@ -11,18 +11,16 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    GetJsonSchemaHandler,
     JsonValue,
     model_validator,
 )
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import core_schema
 
 from rankscope.config.section import (
     ConfigSection,
     Name,
     OneOrMore,
     PathText,
+    RegisteredName,
     ZeroOrMore,
     short_repr,
 )
@@ -72,15 +70,6 @@ def named_methods() -> tuple[str, ...]:
 def adapter_fields() -> frozenset[str]:
     """Fields of an arm that only some methods have."""
     return frozenset(name for method in all_methods() for name in method.arm_fields)
-
-
-class ListMethodNames:
-    """Lists the registered methods in the JSON schema."""
-
-    def __get_pydantic_json_schema__(
-        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        return {"enum": list(named_methods()), "type": "string"}
 
 
 def parse_method(value: Any) -> Any:
@@ -180,7 +169,8 @@ Alpha = Annotated[
 MethodChoice = Annotated[
     str | PeftChoice,
     BeforeValidator(
-        parse_method, json_schema_input_type=Annotated[str, ListMethodNames()] | PeftChoice
+        parse_method,
+        json_schema_input_type=Annotated[str, RegisteredName(named_methods)] | PeftChoice,
     ),
 ]
 

@@ -240,15 +240,14 @@ class BaseSource:
 
 
 def _base_source(study: StudyRecords, known_bases: Mapping[str, str]) -> BaseSource:
-    settings = study.config.get("model")
-    settings = settings if isinstance(settings, Mapping) else {}
-    hub, revision, cached = (settings.get(key) for key in ("hub", "revision", "cached"))
-    if isinstance(hub, str) and HUB_NAME.fullmatch(hub):
+    model = study.config.model
+    hub, revision, cached = model.hub, model.revision, model.cached
+    if hub is not None and HUB_NAME.fullmatch(hub):
         version, argument = "", ""
         if revision is not None:
             version, argument = f", revision {revision}", f", revision={json.dumps(str(revision))}"
         return BaseSource(f"{hub} on the hub{version}", json.dumps(hub) + argument, hub)
-    if settings.get("pocket"):
+    if model.pocket:
         return BaseSource(
             "the pocket model, built into Rankscope",
             "pocket_folder()",
@@ -276,15 +275,9 @@ def folder_name(label: str) -> str:
 
 def _data_source(study: StudyRecords, task: TaskRecord) -> str:
     """File names of the user's own data without their folders; public sources whole."""
-    tasks = study.config.get("tasks")
-    settings = next(
-        (t for t in tasks if isinstance(t, Mapping) and t.get("name") == task.name)
-        if isinstance(tasks, list | tuple)
-        else iter(()),
-        {},
-    )
+    settings = next((t for t in study.config.tasks if t.name == task.name), None)
     # The record joins several files by ", ", which a folder's name may hold as well.
-    paths = [settings.get(split) for split in ("train", "validation", "test")]
-    files = [PurePath(path).name for path in paths if isinstance(path, str)]
+    paths = () if settings is None else (settings.train, settings.validation, settings.test)
+    files = [PurePath(path).name for path in paths if path is not None]
     is_public = task.source.startswith("hub ") or task.source.endswith(" together")
     return ", ".join(files) or (task.source if is_public else PurePath(task.source).name)

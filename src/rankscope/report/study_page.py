@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from rankscope.config.loader import study_values
 from rankscope.formatting import safe_text
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.analyzed_models import arms_analyzed
@@ -59,7 +60,7 @@ def render_study(view: StudyView) -> str:
         tasks=tasks_table(view),
         without_contamination=contamination_table(view),
         training=training_table(view),
-        config=yaml_text(view.study.config),
+        config=yaml_text(study_values(view.study.config)),
         rank_swatches=[(rank, view.colors[rank]) for rank in view.ranks],
         lines=_line_key(view),
     )

@@ -15,7 +15,7 @@ from rankscope.advise.mitigation import compare_mitigations
 from rankscope.advise.recommend import recommend
 from rankscope.advise.subjects import subject_changes
 from rankscope.analyze.checks import check_stored_analyses
-from rankscope.config.loader import dump_study, load_study_file
+from rankscope.config.loader import dump_study, load_study_file, study_values
 from rankscope.config.study import StudyConfig
 from rankscope.device import (
     keep_freed_memory,
@@ -103,7 +103,7 @@ class Study:
                 quantize=inputs.config.quantize,
             )
             release_freed_memory()
-            config = inputs.config.model_dump(mode="json")
+            config = study_values(inputs.config)
             ledger.put_study(inputs.config.name, config, base.record, inputs.records, provenance())
             replace_text(out / "study.resolved.yaml", dump_study(inputs.config))
             ledger.put_notes(inputs.notes)

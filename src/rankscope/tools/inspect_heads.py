@@ -21,7 +21,7 @@ from rankscope.config.task import TaskConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import load_task
 from rankscope.device import choose_device, choose_dtype
-from rankscope.evaluate.evaluator import context_length
+from rankscope.evaluate.context_window import context_length
 from rankscope.formatting import count, join_names
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader

@@ -13,9 +13,9 @@ from rankscope.analyze.stored_models import StoredTunedModel
 from rankscope.analyze.svd_cache import SvdCache, svd_cache_folder
 from rankscope.errors import UserError
 from rankscope.filesystem import check_taken
-from rankscope.models.adapters.folder import copies
+from rankscope.models.adapters.folder import base_weight_copies
 from rankscope.models.adapters.rewrite import rewrite
-from rankscope.models.adapters.settings import READ_STARTS, read_adapter_config
+from rankscope.models.adapters.settings import READABLE_INITS, read_adapter_config
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.load import shapes_folder
 from rankscope.models.lora import Adapter
@@ -56,7 +56,7 @@ class SourceAdapter:
             raise UserError(
                 f"adapter {folder}: the update of {tuned.kind} depends on the base: give --base"
             )
-        if base is None and copies(folder):
+        if base is None and base_weight_copies(folder):
             raise UserError(
                 f"adapter {folder}: it holds a copy of the output head, which has to equal the "
                 "base's: give --base"
@@ -93,7 +93,9 @@ class SourceAdapter:
         if self.base is not None:
             return self.base.num_layers
         indices = {layer_index(name) for name in self.adapter.a} - {None}
-        is_partial = read_adapter_config(self.folder, READ_STARTS).layers_to_transform is not None
+        is_partial = (
+            read_adapter_config(self.folder, READABLE_INITS).layers_to_transform is not None
+        )
         if is_partial or not indices or indices != set(range(len(indices))):
             raise UserError(
                 f"adapter {self.folder}: it leaves out layers, so the model's depth is unknown: "
@@ -203,7 +205,7 @@ def write_edited(source: SourceAdapter, out: Path, action: str, edit: Edit) -> A
         UserError: a number beyond float32, or ``out`` is not free.
     """
     check_taken(out)
-    settings = read_adapter_config(source.folder, READ_STARTS)
+    settings = read_adapter_config(source.folder, READABLE_INITS)
     changed: dict[str, StoredFactors] = {}
     matrices = []
     for name in source.adapter.a:

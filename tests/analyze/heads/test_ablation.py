@@ -22,9 +22,9 @@ from rankscope.analyze.heads.tasks import LOGPROB_PER_TOKEN, head_task
 from rankscope.analyze.heads.token_trees import FloatArray, TokenTree, token_trees
 from rankscope.config.study import EvaluateConfig
 from rankscope.errors import UserError
-from rankscope.evaluate.evaluator import EncodedSplit, encode_split
-from rankscope.evaluate.scorers.choice import Question, continuation_logprobs
-from rankscope.evaluate.scorers.loss import score_losses
+from rankscope.evaluate.context_window import EncodedSplit
+from rankscope.evaluate.evaluator import encode_split
+from rankscope.evaluate.likelihood import Question, continuation_logprobs, row_logprobs
 from rankscope.models.base import Base, RowBatch
 
 TOLERANCE = 1e-4
@@ -57,10 +57,11 @@ def split_of(scorer: str) -> EncodedSplit:
 def from_scratch(model: HeadModel, split: EncodedSplit) -> list[FloatArray]:
     base, name = model.base, model.adapter_name
     with torch.inference_mode():
-        if split.rows:
-            scores = score_losses(base, split.items, split.rows, [name], 4096)[name]
-            return [np.array([item.gold_logprob]) for item in scores.items]
-        values = continuation_logprobs(base, split.questions, [name], 4096)[name].values
+        if split.scorer.name == "loss":
+            totals, _ = row_logprobs(base, split.encoded, [name], 4096)[name]
+            return [np.array([total]) for total in totals]
+        questions = [question for (question,) in split.encoded]
+        values = continuation_logprobs(base, questions, [name], 4096)[name].values
     return [v[: len(i.choices)] for v, i in zip(values, split.items, strict=True)]
 
 
@@ -158,7 +159,7 @@ def test_an_ablation_beside_others_is_the_ablation_alone(world: HeadModel) -> No
 def test_a_row_of_its_own_for_the_right_answer() -> None:
     """Prompt and gold option, with the same targets at the same positions."""
     split = split_of("option_text")
-    for tree, question, item in zip(token_trees(split), split.questions, split.items, strict=True):
+    for tree, (question,), item in zip(token_trees(split), split.encoded, split.items, strict=True):
         assert item.answer is not None
         gold = list(question.continuations[item.answer])
         row = tree.gold_row()

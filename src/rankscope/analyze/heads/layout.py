@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rankscope.errors import UserError
-from rankscope.evaluate.scorers.choice import MAX_LOGITS
+from rankscope.evaluate.likelihood import MAX_LOGITS
 from rankscope.models.attention.varlen import AttentionPlan
 from rankscope.models.base import Base, RowBatch
 from rankscope.models.multi_lora import AdapterSpan, MultiLoraLinear

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rankscope.data.encode import EncodedRow
 from rankscope.evaluate.context_window import EncodedSplit
-from rankscope.evaluate.scorers.choice import Question
+from rankscope.evaluate.likelihood import Question
 from rankscope.models.attention.varlen import AttentionPlan
 from rankscope.models.base import Row, RowBatch
 
@@ -87,10 +87,10 @@ class TokenTree:
 def token_trees(encoded: EncodedSplit) -> list[TokenTree]:
     """The items of a split: rows of text, or questions with the continuations that the primary
     metric compares."""
-    if encoded.rows:
-        return [TokenTree.of_row(row) for row in encoded.rows]
+    if isinstance(encoded.encoded[0], EncodedRow):
+        return [TokenTree.of_row(row) for row in encoded.encoded]
     trees = []
-    for item, question in zip(encoded.items, encoded.questions, strict=True):
+    for item, (question,) in zip(encoded.items, encoded.encoded, strict=True):
         assert item.answer is not None
         compared = question.continuations[: len(item.choices)]
         trees.append(TokenTree.of_question(Question(question.prompt, compared), item.answer))
@@ -120,7 +120,7 @@ class TokenTreeBatch:
         plan = AttentionPlan.of(batch.lengths, device)
         if batch.branches or num_shared:
             with torch.no_grad():  # gradients are only taken of rows without branches
-                plan = plan.branched(batch.branches, None, device)
+                plan = plan.with_branches(batch.branches, None, device)
         rows, tokens, owners, bounds = [], [], [], [0]
         num_kept = 0
         for tree in trees:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from rankscope.analyze.heads.layout import HeadLayout, HeadModel
 from rankscope.analyze.heads.tasks import head_task, related_tasks
 from rankscope.analyze.heads.trial_heads import HeadAnalysis, measure_heads
-from rankscope.evaluate.evaluator import context_length
+from rankscope.evaluate.context_window import context_length
 from rankscope.models.base import Base
 from rankscope.progress import ProgressReporter
 from rankscope.records import TrialSpec

@@ -23,7 +23,7 @@ from rankscope.models.adapters.folder import (
     recorded_base,
 )
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS, read_adapter_config
-from rankscope.models.adapters.warm_start import check_other_shapes
+from rankscope.models.adapters.warm_start import check_adapter_shapes
 from rankscope.models.parameters import architecture, read_model_config
 from rankscope.records import BASE, Split
 
@@ -232,7 +232,7 @@ def read_adapters(asked: EvalRequest, folder: Path, base_sha256: str) -> list[Ad
         if kind == "LORA":
             read_adapter_config(place)
             try:
-                check_other_shapes(place, load_adapter(place, label), shapes)
+                check_adapter_shapes(place, load_adapter(place, label), shapes)
             except IntegrityError as error:
                 raise UserError(f"adapter {place}: damaged: {error}") from error
         recorded = recorded_base(place)
