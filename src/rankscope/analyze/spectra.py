@@ -122,14 +122,9 @@ def analyze_adapter(
     trial_id: str,
     svds: SvdCache | None = None,
 ) -> SpectraRecord:
-    """Spectra of every matrix that an adapter changes.
+    """Spectra of every matrix that an adapter changes; ``svds`` are shared between trials.
 
-    Args:
-        svds: of base weights, shared between trials.
-
-    Raises:
-        UserError: factors that do not fit the base weight.
-        IntegrityError: a number is not finite.
+    Raises UserError if factors do not fit the base, IntegrityError for numbers that are not finite.
     """
     started = time.perf_counter()
     svds = svds or SvdCache()
@@ -137,7 +132,7 @@ def analyze_adapter(
         adapter_spectrum(name, checked_weight(base_weights, name), adapter, settings, svds)
         for name in adapter.a
     ]
-    return spectra_record(trial_id, settings, matrices, started)
+    return spectra_record(trial_id, settings, matrices, time.perf_counter() - started)
 
 
 def analyze_full(
@@ -159,19 +154,19 @@ def analyze_full(
         weight, tuned = checked_weight(base_weights, name), checked_weight(tuned_weights, name)
         delta = dense_delta(name, weight, tuned)
         matrices.append(dense_spectrum(name, weight, delta, settings, svds))
-    return spectra_record(trial_id, settings, matrices, started)
+    return spectra_record(trial_id, settings, matrices, time.perf_counter() - started)
 
 
 def spectra_record(
-    trial_id: str, settings: SpectraSettings, matrices: list[MatrixSpectrum], started: float
+    trial_id: str, settings: SpectraSettings, matrices: list[MatrixSpectrum], seconds: float
 ) -> SpectraRecord:
-    """The record of one tuned model; ``started`` is when the analysis began."""
+    """The record of one tuned model."""
     return SpectraRecord(
         trial_id=trial_id,
         intruder_k=settings.intruder_k,
         intruder_epsilon=settings.intruder_epsilon,
         matrices=tuple(matrices),
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
     )
 
 
@@ -206,12 +201,7 @@ def dense_spectrum(
 
 
 def dense_delta(name: str, weight: Tensor, tuned: Tensor) -> Tensor:
-    """W - W0, (m, n) float64.
-
-    Raises:
-        UserError: the shapes differ.
-        IntegrityError: a number is not finite.
-    """
+    """W - W0, (m, n) float64."""
     if tuned.shape != weight.shape:
         raise UserError(
             f"{name}: tuned weight is {tuple(tuned.shape)}, the base's {tuple(weight.shape)}: "
@@ -245,13 +235,8 @@ def matrix_spectrum(
     vectors: tuple[SVD, LeadingVectors],
     settings: SpectraSettings,
 ) -> MatrixSpectrum:
-    """All measures of one matrix.
-
-    Args:
-        weight: W0.
-        delta: |dW|_F and the singular values of dW.
-        vectors: of W0, and the leading ones of W.
-    """
+    """All measures of one matrix W0, from |dW|_F and the singular values of dW, and from the
+    vectors of W0 and the leading ones of W."""
     norm, sigma = delta
     base, tuned = vectors
     shape = (int(weight.shape[0]), int(weight.shape[1]))
@@ -287,12 +272,7 @@ def matrix_spectrum(
 
 
 def checked_weight(weights: WeightSource, name: str) -> Tensor:
-    """The finite weight matrix ``name``, detached.
-
-    Raises:
-        UserError: no such matrix.
-        IntegrityError: a number is not finite.
-    """
+    """The weight matrix ``name``, detached, after checking that it is finite."""
     if isinstance(weights, Mapping):
         if name not in weights:
             raise UserError(

@@ -57,16 +57,10 @@ def eval_command(
     """
     from rankscope.cli.render.scores import scores_table
     from rankscope.progress import ConsoleReporter
-    from rankscope.tools.evaluate import EvalRequest, score
-    from rankscope.tools.evaluate.request import evaluation_settings
+    from rankscope.tools.evaluate import score
+    from rankscope.tools.evaluate.request import checked_request
 
-    settings = evaluation_settings(
-        max_items=max_items,
-        batch_tokens=batch_tokens,
-        max_new_tokens=max_new_tokens,
-        too_long=too_long,
-    )
-    request = EvalRequest(
+    request = checked_request(
         model=model,
         adapters=tuple(adapter or ()),
         tasks=tuple(part.strip() for part in tasks.split(",") if part.strip()),
@@ -78,7 +72,12 @@ def eval_command(
         prompt_format=prompt_format,
         force=force,
         trust_task_code=trust_task_code,
-        settings=settings,
+        settings={
+            "max_items": max_items,
+            "batch_tokens": batch_tokens,
+            "max_new_tokens": max_new_tokens,
+            "too_long": too_long,
+        },
     )
     with ConsoleReporter(err_console) as reporter:
         result = score(request, out, reporter)

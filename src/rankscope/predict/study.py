@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rankscope.advise.arms import retention_tasks
-from rankscope.advise.mitigation import spot
+from rankscope.advise.mitigation import gain_and_forgetting
 from rankscope.config.loader import load_study_file
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import EncodedRow
@@ -32,7 +32,7 @@ from rankscope.predict.predictors import (
     best_rank,
     chosen_by_rank,
     mean_score,
-    predict,
+    predict_ranks,
     score_predictors,
     screened,
 )
@@ -90,7 +90,7 @@ def predictions(inputs: PreparedStudy, base: Base) -> tuple[TaskPrediction, ...]
                 task=task.name,
                 ranks=ranks,
                 features=features,
-                predictions=predict(features, ranks),
+                predictions=predict_ranks(features, ranks),
             )
         )
     return tuple(found)
@@ -327,7 +327,7 @@ def backtest_study(folder: Path) -> list[BacktestTask]:
             if len(known) < 2:
                 continue
             ranks = tuple(sorted(known))
-            named = predict(made.features, ranks)
+            named = predict_ranks(made.features, ranks)
             whole = max(ranks)
             scores = screen(inputs, ledger, base, chosen[whole], ranks)
             curve = tuple(
@@ -372,7 +372,7 @@ def rank_score(
         for t in of_unit
         if (base := study.evals.get((BASE, t.name, "test"))) is not None
     ]
-    spots = [spot(study, task, t.spec.trial_id, "test") for t in trials]
+    spots = [gain_and_forgetting(study, task, t.spec.trial_id, "test") for t in trials]
     forgotten = [found[1] for found in spots if found is not None]
     return RankScore(
         rank=rank,

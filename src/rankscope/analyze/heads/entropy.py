@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rankscope.analyze.heads.layout import HeadModel
-from rankscope.analyze.heads.token_trees import TokenTree, TokenTreeBatch, cut_into_batches
+from rankscope.analyze.heads.token_trees import TokenTree, TokenTreeBatch, cut_trees
 from rankscope.models.attention.varlen import window_mask
 
 QUERIES_AT_ONCE = 256
@@ -70,7 +70,7 @@ def attention_entropy(
         [torch.zeros(layer.num_heads, dtype=torch.float64) for layer in model.layout]
     )
     with model.dropout_off(), torch.inference_mode():
-        for members in cut_into_batches(rows, model.batch_tokens, model.batch_tokens):
+        for members in cut_trees(rows, model.batch_tokens, vocab_size=1):  # no logits are computed
             batch = TokenTreeBatch.of([rows[i] for i in members], model.base.device)
             lengths = list(batch.batch.lengths)
 

@@ -12,7 +12,7 @@ it removes them together.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from rankscope.analyze.heads.layout import HeadLayout, HeadModel
 from rankscope.analyze.heads.token_trees import (
     TokenTree,
     TokenTreeBatch,
-    cut_into_batches,
+    cut_trees,
     logprobs_at,
 )
 
@@ -63,7 +63,7 @@ def head_importance(model: HeadModel, trees: Sequence[TokenTree]) -> Importance:
     signed = tuple(torch.zeros(len(rows), layer.num_heads) for layer in model.layout)
     losses = torch.zeros(len(rows))
     with model.dropout_off():
-        for members in cut_into_batches(rows, model.batch_tokens, model.max_kept):
+        for members in cut_trees(rows, model.batch_tokens, model.base.record.vocab_size):
             batch = TokenTreeBatch.of([rows[i] for i in members], model.base.device)
             index = torch.tensor(members)
             with torch.enable_grad(), gradient_hooks(model, batch) as hooks:
@@ -97,31 +97,27 @@ def gradient_hooks(model: HeadModel, batch: TokenTreeBatch) -> Iterator[Gradient
     num_rows = len(batch.batch.lengths)
     lengths = torch.tensor(batch.batch.lengths)
     row_of_token = torch.repeat_interleave(torch.arange(num_rows), lengths).to(model.base.device)
-    handles = []
-    for layer in model.layout:
+    with ExitStack() as hooks:
+        for layer in model.layout:
 
-        def hook(
-            module: nn.Module,
-            args: tuple[Tensor],
-            index: int = layer.index,
-            shape: tuple[int, int] = (layer.num_heads, layer.head_dim),
-        ) -> tuple[Tensor]:
-            z = args[0]
-            if index == 0:  # the backward pass needs nothing before it
-                z = z.detach().requires_grad_()
-                collected.first_z.append(z)
+            def hook(
+                module: nn.Module,
+                args: tuple[Tensor],
+                index: int = layer.index,
+                shape: tuple[int, int] = (layer.num_heads, layer.head_dim),
+            ) -> tuple[Tensor]:
+                z = args[0]
+                if index == 0:  # the backward pass needs nothing before it
+                    z = z.detach().requires_grad_()
+                    collected.first_z.append(z)
 
-            def collect(grad: Tensor) -> None:
-                product = (z.detach().float() * grad.float()).view(-1, *shape).sum(2)
-                sums = product.new_zeros(num_rows, shape[0])
-                collected.products[index] = sums.index_add_(0, row_of_token, product).cpu()
+                def collect(grad: Tensor) -> None:
+                    product = (z.detach().float() * grad.float()).view(-1, *shape).sum(2)
+                    sums = product.new_zeros(num_rows, shape[0])
+                    collected.products[index] = sums.index_add_(0, row_of_token, product).cpu()
 
-            z.register_hook(collect)
-            return (z,)
+                z.register_hook(collect)
+                return (z,)
 
-        handles.append(model.o_proj(layer).register_forward_pre_hook(hook))
-    try:
+            hooks.callback(model.o_proj(layer).register_forward_pre_hook(hook).remove)
         yield collected
-    finally:
-        for handle in handles:
-            handle.remove()
