@@ -113,7 +113,9 @@ def unknown_names(text: str) -> list[str]:
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     unknown = []
     for span in re.findall(r"`([^`\n]+)`", prose):
-        if re.fullmatch(r"[a-z_/]*[a-z_]+\.py|(src|tests|docs|benchmarks|examples|recipes)/\S*", span):
+        if re.fullmatch(
+            r"[a-z_/]*[a-z_]+\.py|(src|tests|docs|benchmarks|examples|recipes)/\S*", span
+        ):
             roots = (REPOSITORY, SOURCE, REPOSITORY / "tests")
             if not any((root / span).exists() for root in roots) and "<" not in span:
                 unknown.append(span)

@@ -11,7 +11,6 @@ from rankscope.advise.arms import Arm, pareto_front, summarize
 from rankscope.advise.case import Case
 from rankscope.advise.comparisons import arm_difference, net_difference
 from rankscope.advise.next_steps import enough_text, needs_of
-from rankscope.advise.objective import Objective
 from rankscope.advise.recommend import _chosen, recommend
 from rankscope.advise.select import choose
 from rankscope.advise.statistics.estimates import standard_error
@@ -83,7 +82,7 @@ def test_small_losses_that_add_up_are_clearly_worse_than_full() -> None:
         arms = by_label(study)
         lora, full = arms["r=8 lr=0.001"], arms["full lr=0.0005"]
         gap = arm_difference(study, lora, full, "med")
-        net = net_difference(study, lora, full, Objective.from_config(study.config).shares)
+        net = net_difference(study, lora, full, study.config.objective.weights)
         assert gap is not None
         assert net is not None
         assert gap.high is not None
@@ -209,7 +208,7 @@ def test_an_arm_is_chosen_by_its_gain_on_items_that_the_base_has_too() -> None:
     tuned = [items[t.spec.trial_id, "med", "validation"].scores[kept].mean() for t in study.trials]
     (arm,) = summarize(altered)["med"]
     assert arm.summary.validation_gain == pytest.approx(np.mean(tuned) - 1)
-    objective = Objective.from_config(study.config)
+    objective = study.config.objective
     chosen = _chosen(altered, "med", (arm,), objective).best
     assert chosen is not None
     forgotten = arm.summary.validation_forgetting
@@ -230,7 +229,7 @@ def test_what_is_there_already_is_not_asked_for() -> None:
     needed = enough(gain, 0.02).items
     assert needed is not None
     assert needed <= gain.n == 4000
-    objective = Objective.from_config(study.config)
+    objective = study.config.objective
     case = Case(study, "med", (arm,), choose((arm,), 0.3, objective), objective)
     assert [n.kind for n in needs_of(case, arm, gain_is_shown=False)] == ["learning_rate"]
     assert "not what is missing" in enough_text(case, arm)
@@ -304,7 +303,7 @@ def test_what_items_alone_cannot_show_is_put_down_to_what_hides_it() -> None:
     truth = Truth(ranks=(8,), full_lrs=(), accuracy=lambda r, lr: 0.6, seeds=(0, 1))
     study = synthetic_study(truth)
     (arm,) = summarize(study)["med"]
-    objective = Objective.from_config(study.config)
+    objective = study.config.objective
 
     def told(seed_error: float) -> str:
         assert arm.summary.gain is not None

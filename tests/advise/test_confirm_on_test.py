@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from synthetic_study import Truth, synthetic_study
+from synthetic_study import Truth, synthetic_study, with_objective
 
 from rankscope.advise.recommend import recommend
 from rankscope.formatting import POINTS, difference
@@ -61,7 +61,7 @@ def test_what_the_report_split_shows_to_be_worth_less_than_nothing_is_not_recomm
     }
     weak = replace(study, items=items)
     assert advise(study).decision == "use"
-    advice = advise(replace(weak, config={**weak.config, "objective": {"retention": 3.0}}))
+    advice = advise(with_objective(weak, retention=3.0))
     assert (advice.decision, advice.confidence) == ("do_not_fine_tune", "tentative")
     assert "is not worth it on med" in advice.headline
     assert value_of(advice, "net_high") < 0

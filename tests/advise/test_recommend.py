@@ -10,7 +10,6 @@ import pytest
 from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.arms import summarize
-from rankscope.advise.objective import Objective
 from rankscope.advise.recommend import recommend
 from rankscope.advise.select import Choice, choose
 from rankscope.advise.statistics.estimates import paired_estimate
@@ -305,7 +304,7 @@ def test_choosing_does_not_look_at_the_report_split() -> None:
     def chosen(of: StudyRecords) -> Choice:
         (arms,) = summarize(of).values()
         base = float(of.items[BASE, "med", "validation"].scores.mean())
-        return choose(arms, base, Objective.from_config(of.config))
+        return choose(arms, base, of.config.objective)
 
     before = chosen(study)
     for items in (turned, ruined):

@@ -8,7 +8,6 @@ from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.arms import summarize
 from rankscope.advise.recommend import recommend
-from rankscope.advise.select import Objective
 from rankscope.advise.wording import settings
 from rankscope.records import Need, Reason, StudyRecords, TaskAdvice
 
@@ -52,7 +51,7 @@ def unexplained(study: StudyRecords, advice: TaskAdvice, told: Reason | Need) ->
     """
     names = [settings(arm) for arm in advice.arms]
     names += [f"{t.spec.arm_label} seed={t.spec.seed}" for t in study.trials]
-    names += [Objective.from_config(study.config).formula, "95 % interval", "p < 0.001"]
+    names += [study.config.objective.formula, "95 % interval", "p < 0.001"]
     text = told.text
     for name in sorted(names, key=len, reverse=True):
         text = text.replace(name, "")

@@ -363,7 +363,10 @@ def test_a_tokenizer_whose_pad_is_its_end(place: Path, model: Path) -> None:
     # An answer is one word here: it and the end token.
     assert "; 64 carry loss" in outcome.told
     assert "note: the pad token is the end token: labels go by position" in outcome.told
-    assert "note: no chat template in this tokenizer: prompts are formatted as plain text" in outcome.told
+    assert (
+        "note: no chat template in this tokenizer: prompts are formatted as plain text"
+        in outcome.told
+    )
     refused(
         rankscope("check", "study.yaml", *settings("model.prompt_format=chat")), "no chat template"
     )

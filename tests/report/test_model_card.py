@@ -13,6 +13,7 @@ from synthetic_study import Truth
 from rankscope.advise.arms import summarize_trial
 from rankscope.advise.statistics.estimates import paired_estimate
 from rankscope.config.study import ModelConfig
+from rankscope.config.task import TaskConfig
 from rankscope.formatting import difference, interval, score_text
 from rankscope.records import BASE, StudyRecords, TrialRecords
 from rankscope.report.model_card import folder_name, model_card
@@ -141,7 +142,12 @@ def test_a_card_names_no_folder_of_its_maker(
     model = {"path": "/home/me/models/Mine 7B"}
     study = replace(
         study,
-        config={**study.config, "model": model, "tasks": [{"name": "med", **settings}]},
+        config=study.config.model_copy(
+            update={
+                "model": ModelConfig.model_validate(model),
+                "tasks": [TaskConfig.model_validate({"name": "med", **settings})],
+            }
+        ),
         model=study.model.model_copy(update={"label": model["path"]}),
         tasks=tuple(t.model_copy(update={"source": source}) for t in study.tasks),
     )
@@ -157,7 +163,7 @@ def card_with_base(model: dict[str, object], label: str) -> str:
     study, advice = study_and_advice(Truth(num_items=20))
     study = replace(
         study,
-        config={**study.config, "model": ModelConfig.model_validate(model).model_dump(mode="json")},
+        config=study.config.model_copy(update={"model": ModelConfig.model_validate(model)}),
         model=study.model.model_copy(update={"label": label}),
     )
     trial = trial_of(study, "med r=8 lr=0.001 seed=0")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rankscope.config.study import StudyConfig
 from rankscope.errors import IntegrityError, StudyLocked, UserError
 from rankscope.records import (
     BASE,
@@ -32,6 +33,14 @@ FIXTURES = os.pathsep.join(
 )
 """What child processes import from."""
 
+CONFIG = StudyConfig.model_validate(
+    {
+        "name": "test",
+        "model": "pocket",
+        "tasks": ["med"],
+        "arms": [{"method": "full", "lr": 1e-4}],
+    }
+)
 MODEL = ModelRecord(
     label="tiny",
     sha256="a" * 64,
@@ -133,7 +142,7 @@ def item_results(trial_id: str) -> list[ItemResult]:
 
 
 def begin(ledger: Ledger) -> None:
-    ledger.put_study("test", {"seeds": [0]}, MODEL, [TASK], PROVENANCE)
+    ledger.put_study("test", CONFIG.model_dump(mode="json"), MODEL, [TASK], PROVENANCE)
     ledger.put_trials(SPECS)
 
 
@@ -214,7 +223,7 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     with Ledger.open(tmp_path, write=False) as ledger:
         records = ledger.load()
     assert records.name == "test"
-    assert records.config == {"seeds": [0]}
+    assert records.config == CONFIG
     assert (records.model, records.tasks, records.provenance) == (MODEL, (TASK,), PROVENANCE)
     assert [trial.spec for trial in records.trials] == SPECS
     assert [trial.status for trial in records.trials] == ["done"] * 3
@@ -512,17 +521,25 @@ def test_a_changed_base_or_task_is_not_mixed_in(tmp_path: Path) -> None:
     other_task = TASK.model_copy(update={"sha256": "e" * 64})
     with Ledger.open(tmp_path, write=True) as ledger:
         with pytest.raises(UserError, match=r"base model tiny .*its own --out"):
-            ledger.put_study("test", {}, other_model, [TASK], PROVENANCE)
+            ledger.put_study(
+                "test", CONFIG.model_dump(mode="json"), other_model, [TASK], PROVENANCE
+            )
         with pytest.raises(UserError, match="Set 'dtype: float32' to continue"):
-            ledger.put_study("test", {}, other_dtype, [TASK], PROVENANCE)
+            ledger.put_study(
+                "test", CONFIG.model_dump(mode="json"), other_dtype, [TASK], PROVENANCE
+            )
         with pytest.raises(UserError, match="task 'med' as it was before"):
-            ledger.put_study("test", {}, MODEL, [other_task], PROVENANCE)
+            ledger.put_study(
+                "test", CONFIG.model_dump(mode="json"), MODEL, [other_task], PROVENANCE
+            )
         second = TASK.model_copy(update={"name": "law"})
-        ledger.put_study("test", {}, MODEL, [second], PROVENANCE)
+        ledger.put_study("test", CONFIG.model_dump(mode="json"), MODEL, [second], PROVENANCE)
         assert ledger.load().evals == {}
         with pytest.raises(UserError, match="task 'med' as it was before"):
-            ledger.put_study("test", {}, MODEL, [second, other_task], PROVENANCE)
-        ledger.put_study("test", {}, MODEL, [TASK], PROVENANCE)
+            ledger.put_study(
+                "test", CONFIG.model_dump(mode="json"), MODEL, [second, other_task], PROVENANCE
+            )
+        ledger.put_study("test", CONFIG.model_dump(mode="json"), MODEL, [TASK], PROVENANCE)
         assert len(ledger.load().evals) == 4
 
 
@@ -530,7 +547,7 @@ def test_trials_a_study_no_longer_has_are_kept_and_told_of(tmp_path: Path) -> No
     run_everything(tmp_path)
     newer = PROVENANCE.model_copy(update={"libraries": {"torch": "2.14.0"}})
     with Ledger.open(tmp_path, write=True) as ledger:
-        ledger.put_study("test", {}, MODEL, [TASK], newer)
+        ledger.put_study("test", CONFIG.model_dump(mode="json"), MODEL, [TASK], newer)
         assert ledger.put_trials(SPECS[1:]) == 0
         records = ledger.load()
         assert [trial.spec for trial in records.trials] == SPECS[1:]

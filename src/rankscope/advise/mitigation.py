@@ -18,7 +18,7 @@ import numpy as np
 
 from rankscope.advise.arms import retention_tasks
 from rankscope.advise.matched_score import Match, Spot, difference_over_seeds, passage_at
-from rankscope.advise.objective import objective_of
+from rankscope.advise.select import task_objective
 from rankscope.advise.statistics.significance import holm
 from rankscope.records import (
     BASE,
@@ -145,7 +145,7 @@ def scaling_spots(
 
 
 def _curves(scored: Scored, arm: Sequence[TrialRecords]) -> list[ScalingCurve]:
-    objective = objective_of(scored.study, arm[0].spec.task)
+    objective = task_objective(scored.study, arm[0].spec.task)
     found = []
     for kind in get_args(VariantKind):
         test = [c for t in arm if (c := scaling_spots(scored, t, kind, "test"))]

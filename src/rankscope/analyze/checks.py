@@ -118,7 +118,7 @@ def check_stored_intruder_variants(
     }
     if not scored:
         return
-    stored = AnalyzeConfig.model_validate(study.config.get("analyze", {})).spectra
+    stored = study.config.analyze.spectra
     before, now = (
         f"intruder_k {s.intruder_k} and intruder_epsilon {s.intruder_epsilon:g}"
         for s in (stored, settings)

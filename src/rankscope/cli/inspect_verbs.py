@@ -149,7 +149,9 @@ def shrink(
         elif action == "--scale" and scale is not None:
             changes = [shrinking.scale(source, out, scale)]
         elif action == "--layer-scale" and layer_scale is not None:
-            changes = [shrinking.layer_scale(source, out, *shrinking.parse_layer_factors(layer_scale))]
+            changes = [
+                shrinking.layer_scale(source, out, *shrinking.parse_layer_factors(layer_scale))
+            ]
         else:
             settings = InspectSettings(None, intruder_k, epsilon)
             changes = [*shrinking.mitigate(source, out, factor or 0.0, settings)]

@@ -167,10 +167,10 @@ def run_study(
             say(f"{advice.task}: {advice.headline}", "bold")
             for reason in advice.reasons:
                 say(f"  - {reason.text}")
-            if advice.needs:
+            if advice.next_steps:
                 say(f"  {NEXT_STEPS_TITLES[advice.confidence]}:")
-            for need in advice.needs:
-                say(f"  - {need.text}")
+            for step in advice.next_steps:
+                say(f"  - {step.text}")
         say(f"report: {folder / 'report.html'}")
     if any(trial.status in FAILED for trial in records.trials):
         raise typer.Exit(SOME_FAILED)

@@ -250,6 +250,18 @@ class ObjectiveConfig(ConfigSection):
     """Do not recommend arms that lose more than this on retention: a fraction, or a text such as
     ``2 points``."""
 
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Weights of gain and forgetting over the larger of the two, so that a weighted sum keeps
+        the unit of the score."""
+        largest = max(self.in_domain, self.retention) or 1.0
+        return self.in_domain / largest, self.retention / largest
+
+    @property
+    def formula(self) -> str:
+        """The utility, such as ``1 x gain - 1 x forgetting - 0 x cost``."""
+        return f"{self.in_domain:g} x gain - {self.retention:g} x forgetting - {self.cost:g} x cost"
+
     @model_validator(mode="after")
     def check_weights(self) -> Self:
         if self.in_domain == 0 and self.retention == 0:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from rankscope.advise.arms import retention_tasks
 from rankscope.advise.mitigation import spot
-from rankscope.advise.objective import Objective
 from rankscope.config.loader import load_study_file
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import EncodedRow
@@ -311,7 +310,7 @@ def backtest_study(folder: Path) -> list[BacktestTask]:
         check_other_tasks(folder, {task.name: task for task in study.tasks}, inputs.records)
         base = open_base(inputs)
         check_other_model(folder, study.model, base.record)
-        margin = Objective.from_config(study.config).margin
+        margin = study.config.objective.margin
         found = []
         for made in predictions(inputs, base):
             chosen = chosen_by_rank(study, made.task)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rankscope.config.study import StudyConfig
 from rankscope.records.heads import HeadsRecord
 from rankscope.records.record import Record, Role, Status
 from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores
@@ -97,8 +98,8 @@ class StudyRecords:
     """Everything known of one study: the input of ``advise`` and ``report``."""
 
     name: str
-    config: Mapping[str, object]
-    """The study file as resolved, JSON-compatible."""
+    config: StudyConfig
+    """The study file with every ``auto`` resolved."""
     model: ModelRecord
     tasks: tuple[TaskRecord, ...]
     trials: tuple[TrialRecords, ...]

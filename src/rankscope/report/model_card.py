@@ -98,8 +98,7 @@ def front_matter(study: StudyRecords, trial: TrialRecords) -> str:
 
 def base_settings(study: StudyRecords) -> Mapping[str, object]:
     """What the study file said of the base: where it was taken from."""
-    found = study.config.get("model")
-    return found if isinstance(found, Mapping) else {}
+    return study.config.model.model_dump(mode="json")
 
 
 def hub_name(study: StudyRecords) -> str | None:
@@ -184,11 +183,8 @@ def data_rows(study: StudyRecords, task: TaskRecord | None) -> list[tuple[str, o
 
 def task_settings(study: StudyRecords, name: str) -> Mapping[str, object]:
     """What the study file said of a task that is trained on."""
-    tasks = study.config.get("tasks")
-    for task in tasks if isinstance(tasks, list | tuple) else ():
-        if isinstance(task, Mapping) and task.get("name") == name:
-            return task
-    return {}
+    task = next((task for task in study.config.tasks if task.name == name), None)
+    return {} if task is None else task.model_dump(mode="json")
 
 
 def without_folders(source: str) -> str:
@@ -294,13 +290,13 @@ def chosen(view: StudyView, trial: TrialRecords, advice: TaskAdvice | None) -> l
             "this one was exported by hand."
         )
     sure = "undecided" if advice.confidence == "none" else f"confidence {advice.confidence}"
-    signs = [r for r in advice.reasons if r.kind in ("sign", "limit")]
+    findings = [r for r in advice.reasons if r.kind in ("diagnostic", "caveat")]
     lines = [f"{this} Its answer ({sure}): {prose(advice.headline)}\n"]
     if view.recommendation.method:
         lines.append(f"{prose(view.recommendation.method)}\n")
-    if signs:
-        lines.append("Failure signs and limits of the study:\n")
-        lines.append("".join(f"- {prose(r.text)}\n" for r in signs))
+    if findings:
+        lines.append("Diagnostics and caveats of the study:\n")
+        lines.append("".join(f"- {prose(r.text)}\n" for r in findings))
     return lines
 
 

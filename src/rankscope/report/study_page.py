@@ -54,7 +54,7 @@ def render_study(view: StudyView) -> str:
         tasks=tasks_read(view),
         without_contamination=without_contamination(view),
         training=training_rows(view),
-        config=yaml_text(view.study.config),
+        config=yaml_text(view.study.config.model_dump(mode="json")),
         rank_swatches=[(rank, view.colors[rank]) for rank in view.ranks],
         lines=_line_key(view),
     )

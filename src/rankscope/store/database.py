@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from rankscope.errors import IntegrityError, UserError
 from rankscope.records import Record
@@ -38,7 +38,7 @@ CREATE TABLE artifacts (path TEXT PRIMARY KEY, sha256 TEXT NOT NULL, bytes INTEG
 SMALL_WRITE = "some ten thousand"
 """Bytes a transaction needs, for a message; SQLite does not say."""
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=BaseModel)
 
 
 def connect(path: Path, *, write: bool) -> sqlite3.Connection:

@@ -4,6 +4,7 @@ import json
 import sqlite3
 from collections.abc import Container, Iterator, Sequence
 
+from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
 from rankscope.records import (
     BASE,
@@ -45,7 +46,7 @@ def load_study(
     history = stored_list(db, "provenance", Provenance)
     return StudyRecords(
         name=json.loads(name),
-        config=json.loads(study_body(db, "config") or "{}"),
+        config=parse_record(StudyConfig, study_body(db, "config") or "{}", "study"),
         model=parse_record(ModelRecord, model, "study"),
         tasks=tasks,
         trials=trials,

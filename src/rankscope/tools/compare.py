@@ -272,8 +272,8 @@ def section_facet(
 
 def section_of(study: StudyRecords, section: str) -> Mapping[str, object]:
     """A section of a study file as resolved; empty where the record holds none."""
-    found = study.config.get(section)
-    return found if isinstance(found, Mapping) else {}
+    found: Mapping[str, object] = study.config.model_dump(mode="json")[section]
+    return found
 
 
 def same_or_not(what: str, one: Mapping[str, object], two: Mapping[str, object]) -> Facet | None:
