@@ -318,8 +318,8 @@ NEXT_STEPS = {
     "enough_data": MessageTemplate(
         "items",
         "items and seeds already suffice",
-        "The current data already has 80 % power to show {effect}; collecting more will not settle "
-        "this.",
+        "These items and seeds would already show {effect} four times out of five; collecting more "
+        "will not settle this.",
     ),
     "items_or_seeds": MessageTemplate(
         "items",
@@ -363,7 +363,7 @@ NEXT_STEPS = {
         "items",
         "too few items to know their spread, right-or-wrong scores",
         "With fewer than {fewest_items} items no test can decide. About {items} would show "
-        "{effect}, if the models differed on {discordance:.0%} of them.",
+        "{effect}, if the models differed on {discordance} of them.",
     ),
     "items_unknown": MessageTemplate(
         "items",

@@ -12,6 +12,7 @@ from rankscope.advise.statistics.power import (
 )
 from rankscope.advise.statistics.significance import FEWEST_ITEMS
 from rankscope.advise.task_results import FIRM_SEEDS, TaskResults
+from rankscope.advise.verdict import Verdict
 from rankscope.formatting import POINTS, amount, count, difference
 from rankscope.records import AdviceMessage, Estimate, TrialRecords
 
@@ -23,17 +24,18 @@ TYPICAL_DISCORDANCE = 0.1
 """Assumed share of right-or-wrong items on which two models differ, if too few were measured."""
 
 
-def next_steps(
-    results: TaskResults, subject: Arm | None, gain_is_shown: bool
-) -> tuple[AdviceMessage, ...]:
-    """Everything that would help, with numbers from the test split.
-
-    Args:
-        gain_is_shown: ``subject`` is known to beat the base; its forgetting is the open question.
-    """
+def next_steps(results: TaskResults, verdict: Verdict) -> tuple[AdviceMessage, ...]:
+    """Everything that would help, with numbers from the test split; nothing for a firm verdict."""
+    if verdict.confidence == "firm":
+        return ()
+    subject = verdict.subject
     steps = [*_runs(results), *_seeds(subject)]
     if subject is not None:
-        steps += _for_forgetting(results, subject) if gain_is_shown else _for_gain(results, subject)
+        is_used = verdict.decision in ("use", "use_full")
+        if is_used or results.is_shown_to_gain(subject.summary):
+            steps += _for_forgetting(results, subject)
+        else:
+            steps += _for_gain(results, subject, is_open=verdict.decision == "not_decided")
         steps += [*_retention(results, subject), *_learning_rates(results, subject)]
     return tuple(steps)
 
@@ -94,8 +96,11 @@ def _seeds(subject: Arm | None) -> Iterator[AdviceMessage]:
         yield message("more_seeds", values, missing=Counted(missing, "more seed"))
 
 
-def _for_gain(results: TaskResults, subject: Arm) -> list[AdviceMessage]:
-    """Data that would show the gain: the margin, or the gain that was measured if larger."""
+def _for_gain(results: TaskResults, subject: Arm, is_open: bool) -> list[AdviceMessage]:
+    """Data that would show the gain: the margin, or the gain that was measured if larger.
+
+    That no data would help is reported only for an open question.
+    """
     gain, margin = subject.summary.gain, results.objective.margin
     if gain is None or _is_spread_unknown(gain):
         ruled_out = gain is not None and gain.high is not None and gain.high < margin
@@ -106,7 +111,8 @@ def _for_gain(results: TaskResults, subject: Arm) -> list[AdviceMessage]:
         return []
     effect = max(margin, gain.value)
     text = f"a gain of {amount(effect, results.unit)}"
-    return [_more_data(gain, effect, text, {"effect": effect})]
+    step = _more_data(gain, effect, text, {"effect": effect})
+    return [step] if is_open or {"items", "seeds"} & step.values.keys() else []
 
 
 def _is_spread_unknown(gain: Estimate) -> bool:
@@ -125,11 +131,11 @@ def _without_known_spread(results: TaskResults, gain: Estimate | None) -> Advice
         return message("items_unknown", values, effect=effect)
     return message(
         "items_guessed",
-        values,
+        values | {"discordance": TYPICAL_DISCORDANCE},
         effect=effect,
         items=Counted(items, "test item"),
         fewest_items=FEWEST_ITEMS,
-        discordance=TYPICAL_DISCORDANCE,
+        discordance=f"{100 * TYPICAL_DISCORDANCE:.0f} %",
     )
 
 

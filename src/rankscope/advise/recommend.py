@@ -116,8 +116,6 @@ def _advise(results: TaskResults) -> TaskAdvice:
     verdict, choice = decide(results), results.choice
     subject = verdict.subject
     is_used = verdict.decision in ("use", "use_full")
-    gain_is_shown = is_used or (subject is not None and results.is_shown_to_gain(subject.summary))
-    is_firm = verdict.confidence == "firm"
     return TaskAdvice(
         task=results.task,
         decision=verdict.decision,
@@ -127,7 +125,7 @@ def _advise(results: TaskResults) -> TaskAdvice:
         reasons=reasons_for(results, subject),
         arms=tuple(arm.summary for arm in results.arms),
         comparisons=results.comparisons,
-        next_steps=() if is_firm else next_steps(results, subject, gain_is_shown),
+        next_steps=next_steps(results, verdict),
         subject_label=None if subject is None else subject.summary.label,
         best_full_label=_label(choice.best_full),
         best_lora_label=_label(choice.best_lora),
