@@ -28,7 +28,7 @@ from scipy.stats import spearmanr
 from race import rounded
 from rankscope.analyze.heads.ablation import Ablation, AblationResult, ablate, single_heads, zeroed
 from rankscope.analyze.heads.importance import head_importance
-from rankscope.analyze.heads.layout import HeadLayout
+from rankscope.analyze.heads.layout import HeadLayout, HeadModel
 from rankscope.analyze.heads.tasks import HeadTask
 from rankscope.analyze.heads.token_trees import FloatArray, TokenTree, token_trees
 from rankscope.config.study import EvaluateConfig, ModelConfig
@@ -36,10 +36,11 @@ from rankscope.config.task import TaskConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import load_task
 from rankscope.device import choose_device, choose_dtype, keep_freed_memory, use_deterministic
-from rankscope.evaluate.evaluator import context_length, encode_split
-from rankscope.evaluate.metrics import PRIMARY_METRIC
-from rankscope.evaluate.scorers.choice import Question, continuation_logprobs
-from rankscope.models.base import Base, Row, RowBatch, batches_of
+from rankscope.evaluate.context_window import context_length
+from rankscope.evaluate.evaluator import encode_split
+from rankscope.evaluate.likelihood import Question, continuation_logprobs
+from rankscope.evaluate.scorers import get_scorer
+from rankscope.models.base import Row, RowBatch, batches_of
 from rankscope.models.load import load_base
 from rankscope.provenance import provenance
 
@@ -51,11 +52,9 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 class World:
     """A model, its heads, and the items."""
 
-    base: Base
-    layout: HeadLayout
+    heads: HeadModel
     task: HeadTask
     questions: tuple[Question, ...]
-    batch_tokens: int
 
     @property
     def trees(self) -> tuple[TokenTree, ...]:
@@ -79,17 +78,20 @@ def world(options: argparse.Namespace) -> World:
     trees = tuple(token_trees(encoded))
     questions = tuple(
         Question(q.prompt, q.continuations[: len(item.choices)])
-        for q, item in zip(encoded.questions, encoded.items, strict=True)
+        for (q,), item in zip(encoded.encoded, encoded.items, strict=True)
     )
     layout = HeadLayout.of(base.model)
-    head_task = HeadTask(task.spec.name, PRIMARY_METRIC[task.spec.scorer], trees)
-    return World(base, layout, head_task, questions, options.batch_tokens)
+    head_task = HeadTask(task.spec.name, get_scorer(task.spec.scorer).default_metric, trees)
+    heads = HeadModel(base, layout, batch_tokens=options.batch_tokens)
+    return World(heads, head_task, questions)
 
 
 def scratch(w: World, ablation: Ablation) -> list[FloatArray]:
     """Score again with the product's own scorer."""
-    with torch.inference_mode(), zeroed(w.base, w.layout, ablation.heads):
-        return continuation_logprobs(w.base, w.questions, [None], w.batch_tokens)[None].values
+    with torch.inference_mode(), zeroed(w.heads, ablation.heads):
+        return continuation_logprobs(w.heads.base, w.questions, [None], w.heads.batch_tokens)[
+            None
+        ].values
 
 
 def plain(w: World, ablation: Ablation) -> list[FloatArray]:
@@ -101,9 +103,9 @@ def plain(w: World, ablation: Ablation) -> list[FloatArray]:
             rows.append(Row([*question.prompt, *ids[:-1]], range(first, first + len(ids))))
             targets.append(ids)
     sums: list[float] = []
-    with torch.inference_mode(), zeroed(w.base, w.layout, ablation.heads):
-        for batch in batches_of(rows, w.batch_tokens):
-            logits = w.base.logits(RowBatch.of(batch, w.base.device))
+    with torch.inference_mode(), zeroed(w.heads, ablation.heads):
+        for batch in batches_of(rows, w.heads.batch_tokens):
+            logits = w.heads.base.logits(RowBatch.of(batch, w.heads.base.device))
             logprobs = torch.log_softmax(logits, -1, dtype=torch.float32)
             at = 0
             for ids in targets[len(sums) : len(sums) + len(batch)]:
@@ -133,11 +135,11 @@ def gap(first: list[FloatArray], second: list[FloatArray]) -> tuple[float, int]:
 
 def race(w: World, layers: list[int], num_scratch: int, num_plain: int) -> dict[str, object]:
     """Time the sides and compare what they give."""
-    ablations = single_heads(w.layout, layers)
+    ablations = single_heads(w.heads.layout, layers)
     warm = w.trees[:8]
-    ablate(w.base, w.layout, warm, ablations[:1], None, w.batch_tokens)
+    ablate(w.heads, warm, ablations[:1])
     begun, computed = time.perf_counter(), time.process_time()
-    ours = ablate(w.base, w.layout, w.trees, ablations, None, w.batch_tokens)
+    ours = ablate(w.heads, w.trees, ablations)
     spent, computed = time.perf_counter() - begun, time.process_time() - computed
     seconds = spent / len(ablations)
     busy = computed / spent / torch.get_num_threads()
@@ -178,7 +180,7 @@ def race(w: World, layers: list[int], num_scratch: int, num_plain: int) -> dict[
         "parity_of_the_others": max(noise),
         "predictions_that_differ_of_the_others": noise_flips,
         "predictions_of_the_others": len(noise) * len(w.trees),
-        "parity_tolerance": TOLERANCE[w.base.model.dtype],
+        "parity_tolerance": TOLERANCE[w.heads.base.model.dtype],
         "predictions": len(places) * len(w.trees),
         "predictions_that_differ": flips,
         "largest_margin_of_those": max(margin, default=0.0),
@@ -196,11 +198,11 @@ def closest(first: list[FloatArray], second: list[FloatArray]) -> list[float]:
 
 def validate(w: World, layers: list[int], save: Path | None) -> dict[str, object]:
     """Spearman's rank correlations of first-order importance with exact ablation."""
-    ablations = single_heads(w.layout, layers)
+    ablations = single_heads(w.heads.layout, layers)
     begun = time.perf_counter()
-    importance = head_importance(w.base, w.layout, w.trees, None, w.batch_tokens)
+    importance = head_importance(w.heads, w.trees)
     seconds = time.perf_counter() - begun
-    found: AblationResult = ablate(w.base, w.layout, w.trees, ablations, None, w.batch_tokens)
+    found: AblationResult = ablate(w.heads, w.trees, ablations)
     gold = w.task.gold(found.intact)
     rises = np.array([gold - w.task.gold(v) for v in found.ablated])  # of the loss, (heads, items)
     right = w.task.scores(found.intact).mean()
@@ -295,7 +297,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--save", type=Path, help="with --validate: an .npz of all values")
     options = parser.parse_args(arguments)
     w = world(options)
-    every = list(range(len(w.layout)))
+    every = list(range(len(w.heads.layout)))
     step = max(1, len(every) // 6)
     spread = every if options.validate else every[max(0, (len(every) - 1 - 5 * step) // 2) :: step]
     layers = [int(part) for part in options.layers.split(",")] if options.layers else spread
@@ -303,7 +305,7 @@ def main(arguments: list[str]) -> int:
     result: dict[str, object] = {
         "benchmark": "heads_validate" if options.validate else "heads",
         "device": f"{here.processor}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "dtype": str(w.base.model.dtype).removeprefix("torch."),
+        "dtype": str(w.heads.base.model.dtype).removeprefix("torch."),
     }
     if options.validate:
         result |= validate(w, layers, options.save)
@@ -314,7 +316,7 @@ def main(arguments: list[str]) -> int:
         return 0
     parity = result["parity"]
     assert isinstance(parity, float)
-    if parity <= TOLERANCE[w.base.model.dtype]:
+    if parity <= TOLERANCE[w.heads.base.model.dtype]:
         return 0
     print(f"no race: scores differ by {parity:.2g} nats", file=sys.stderr)
     return 1

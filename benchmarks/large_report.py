@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
 from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.recommend import recommend
+from rankscope.config.loader import study_values
 from rankscope.records import ItemResult, StudyRecords, write_items
 from rankscope.report.study_page import write_study_page
 from rankscope.run.study import write_outputs
@@ -34,7 +35,9 @@ STEPS = (10, 20, 40)
 def store(study: StudyRecords, out: Path) -> None:
     """The study as a finished run leaves it, weights apart."""
     with Ledger.open(out, write=True) as ledger:
-        ledger.put_study(study.name, dict(study.config), study.model, study.tasks, study.provenance)
+        ledger.put_study(
+            study.name, study_values(study.config), study.model, study.tasks, study.provenance
+        )
         ledger.put_trials([trial.spec for trial in study.trials])
         ledger.commit_training([trial.train for trial in study.trials if trial.train is not None])
         ledger.commit_spectra(

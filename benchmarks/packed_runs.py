@@ -17,11 +17,11 @@ from transformers import AttentionInterface
 
 from race import TOLERANCE, Rows, StepClock, Times, parity_of
 from rankscope.config.study import ModelConfig, TrainConfig
-from rankscope.models.attention import varlen as row_attention
+from rankscope.models.attention import varlen
 from rankscope.models.attention.varlen import AttentionPlan
 from rankscope.models.base import Base, RowBatch
 from rankscope.models.load import load_base
-from rankscope.models.multi_lora import AdapterSpan, MultiLoraProduct, Share
+from rankscope.models.multi_lora import AdapterSlice, AdapterSpan, MultiLoraProduct
 from rankscope.records import TrialSpec
 from rankscope.train import loop
 from rankscope.train.loop import train_group
@@ -202,22 +202,22 @@ def stock_attention(
 @contextmanager
 def with_stock_attention() -> Iterator[None]:
     """Stock attention under the name of Rankscope's own."""
-    AttentionInterface.register(row_attention.NAME, stock_attention)
+    AttentionInterface.register(varlen.NAME, stock_attention)
     try:
         yield
     finally:
-        row_attention.register()
+        varlen.register_attention()
 
 
 def by_autograd(
-    x: Tensor, linear: nn.Linear, shares: Sequence[Share], *parameters: nn.Parameter
+    x: Tensor, linear: nn.Linear, slices: Sequence[AdapterSlice], *parameters: nn.Parameter
 ) -> Tensor:
     """(N, in) -> (N, out): W x + s B A x of every adapter's tokens, left to autograd."""
     y = F.linear(x, linear.weight, linear.bias)
     outs = []
-    for share, a, b in zip(shares, parameters[::2], parameters[1::2], strict=True):
-        hidden = share.of(x) @ a.to(x.dtype).T
-        outs.append(share.of(y) + share.adapter.scaling * (hidden @ b.to(x.dtype).T))
+    for part, a, b in zip(slices, parameters[::2], parameters[1::2], strict=True):
+        hidden = part.rows(x) @ a.to(x.dtype).T
+        outs.append(part.rows(y) + part.adapter.scaling * (hidden @ b.to(x.dtype).T))
     return torch.cat(outs)
 
 

@@ -28,12 +28,12 @@ WALK = (
 
 GROUND = frozenset(
     {"errors", "formatting", "records", "hashing", "provenance", "device", "filesystem", "progress"}
-    | {"methods"}
+    | {"methods", "scorers"}
 )
 """What every room may import. It imports only itself."""
 
-METHODS = "rankscope.models.methods"
-"""The registry of methods is ground, too; each method imports its own room inside functions."""
+REGISTRIES = {"rankscope.models.methods": "methods", "rankscope.evaluate.scorers": "scorers"}
+"""Registries are ground, too; each of their entries imports its own room inside functions."""
 
 LAW: dict[str, frozenset[str]] = {
     **{room: GROUND | frozenset(WALK[: i + 1]) | {"store"} for i, room in enumerate(WALK)},
@@ -43,7 +43,9 @@ LAW: dict[str, frozenset[str]] = {
     # The decision and the report are functions of typed records and settings.
     "advise": frozenset({"advise", "config", "records", "methods", "errors", "formatting"}),
     "report": frozenset({"report", "config", "records", "errors", "formatting", "filesystem"}),
-    "store": GROUND | {"store"},
+    # Records and the ledger carry the typed study file.
+    "records": GROUND | {"config"},
+    "store": GROUND | {"config", "store"},
     "__init__": frozenset(WALK),
     "__main__": frozenset({"cli"}),
 }
@@ -70,8 +72,9 @@ def imported_rooms(tree: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[in
             continue
         for name in names:
             parts = name.split(".")
-            if name.startswith(METHODS):
-                yield node.lineno, "methods"
+            registry = next((REGISTRIES[r] for r in REGISTRIES if name.startswith(r)), None)
+            if registry is not None:
+                yield node.lineno, registry
             elif parts[0] == "rankscope":
                 yield node.lineno, parts[1] if len(parts) > 1 else "__init__"
 
@@ -110,7 +113,7 @@ def test_every_room_is_in_the_law() -> None:
         ("report/x.py", "from rankscope.advise.recommend import recommend"),
         ("advise/x.py", "from rankscope.store import Ledger"),
         ("ledger.py", "from rankscope.device import choose_device"),
-        ("records/x.py", "from rankscope.config.study import Method"),
+        ("records/x.py", "from rankscope.data.items import Item"),
         ("evaluate/x.py", "from rankscope.run.study import Study"),
         ("data/x.py", "import rankscope"),
         ("plan.py", "from rankscope.run.study import Study"),

@@ -89,26 +89,32 @@ def fsync(path: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> bool:
-    """Make ``text`` the content of ``path`` in one step; whether it was not so before.
+    """``replace_bytes`` with text in UTF-8."""
+    return replace_bytes(path, text.encode())
 
-    A reader, or a run that begins after a crash, finds the old text or the new one, never a part.
+
+def replace_bytes(path: Path, content: bytes) -> bool:
+    """Make ``content`` the content of ``path`` in one step; whether it was not so before.
+
+    A reader, or a run that begins after a crash, finds the old content or the new one, never a
+    part.
 
     Raises:
-        DiskFull: no space; the old text stays.
+        DiskFull: no space; the old content stays.
     """
-    if path.is_file() and path.read_bytes() == text.encode():
+    if path.is_file() and path.read_bytes() == content:
         return False
-    aside = path.with_name(path.name + ".part")
+    partial = path.with_name(path.name + ".part")
     try:
-        aside.write_bytes(text.encode())
-        fsync(aside)
-        os.replace(aside, path)
+        partial.write_bytes(content)
+        fsync(partial)
+        os.replace(partial, path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         if not is_disk_full(error):
             raise
         raise DiskFull(
-            f"{path}: the disk is full; {len(text.encode()):,} bytes could not be written. Make "
+            f"{path}: the disk is full; {len(content):,} bytes could not be written. Make "
             "room, then give the same command again."
         ) from error
     return True

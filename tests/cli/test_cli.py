@@ -306,7 +306,7 @@ def test_a_folder_without_a_study(tmp_path: Path, verb: str) -> None:
 def test_verify_finds_one_flipped_bit(copied: Path) -> None:
     sound = command("verify", copied)
     assert sound.code == 0
-    assert re.fullmatch(r"\d+ artifacts are as they were written\.\n", sound.out)
+    assert re.fullmatch(r"OK: \d+ artifacts verified\.\n", sound.out)
     weights = next(copied.glob("artifacts/*/adapter/adapter_model.safetensors"))
     flip_bit(weights)
     altered = command("verify", copied)
@@ -381,9 +381,9 @@ def test_tables_are_written_beside_the_study(walk: Walk, tmp_path: Path) -> None
     names = {path.stem for path in target.iterdir()}
     assert {"arms", "changes", "answers", "tasks", "training"} <= names
     assert {path.name for path in target.iterdir()} == {
-        f"{name}.{ending}" for name in names for ending in ("md", "csv", "tex")
+        f"{name}.{ending}" for name in names for ending in ("md", "csv", "tex", "parquet")
     }
-    assert f"tables: {3 * len(names)} files in {target}" in outcome.out
+    assert f"tables: {4 * len(names)} files in {target}" in outcome.out
     with (target / "arms.csv").open(encoding="utf-8", newline="") as file:
         heading, *rows = csv.reader(file)
     assert [row[heading.index("rank")] for row in rows] == ["2", "4", ""]
@@ -426,7 +426,7 @@ def test_export_refuses(walk: Walk, tmp_path: Path) -> None:
     for words, part in (
         ((ids[2], "--out", tmp_path / "full"), "found a folder with files in it"),
         ((ids[2], "--out", tmp_path / "full" / "mine.txt"), "found a file"),
-        ((ids[2], "--out", walk.out / "artifacts" / "new"), "lies inside the study"),
+        ((ids[2], "--out", walk.out / "artifacts" / "new"), "is inside the study"),
         (("nonesuch", "--out", tmp_path / "x"), "there is no trial 'nonesuch'"),
         (("../x", "--out", tmp_path / "x"), "there is no trial '../x'"),
         (("", "--out", tmp_path / "x"), "there is no trial ''"),

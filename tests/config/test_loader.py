@@ -388,7 +388,7 @@ def test_full_fine_tuning_has_no_adapter_settings(write: Write) -> None:
         ),
         (
             "{method: {peft: {peft_type: VERA, d_initial: .nan}}, lr: 1e-3}",
-            "arms.0.method: method peft: expected values that JSON can hold: ",
+            "arms.0.method: method peft: expected JSON values: ",
         ),
         (
             "{method: {peft: {peft_type: VERA}}, rank: 8, alpha: 16, lr: 1e-3}",

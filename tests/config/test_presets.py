@@ -11,6 +11,7 @@ from rankscope.config.loader import dump_study, load_study_file, published_schem
 from rankscope.config.presets import PRESETS, model_for_study_file, study_template
 from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
+from rankscope.models.methods import all_methods
 from rankscope.run.groups import make_groups
 from rankscope.run.trials import make_trials
 
@@ -217,6 +218,12 @@ def test_the_reference_names_every_key() -> None:
     for section in every_schema(study_json_schema()):
         for key in section["properties"]:
             assert f"`{key}`" in text, f"docs/study-file.md does not name {key!r}"
+
+
+def test_the_reference_lists_the_registered_methods() -> None:
+    text = (ROOT / "docs" / "study-file.md").read_text("utf-8")
+    for method in all_methods():
+        assert f"| `{method.name}` | {method.summary} |" in text
 
 
 def test_the_references_smallest_study_loads(tmp_path: Path) -> None:

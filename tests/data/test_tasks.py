@@ -121,7 +121,7 @@ def test_the_scorer_brings_its_prompt(load: Load) -> None:
     assert letters.test[1].completion == "B"
     assert letters.spec.lists_options
     assert not load("arc_easy").spec.lists_options
-    with pytest.raises(UserError, match=r"'option_letter' needs \{options\}"):
+    with pytest.raises(UserError, match=r"'option_letter': the prompt needs \{options\}"):
         load("mmlu", prompt="{question} ?")
     with pytest.raises(UserError, match="'option_text' needs rows with choices"):
         load("gsm8k", scorer="option_text")

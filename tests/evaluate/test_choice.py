@@ -23,15 +23,11 @@ from transformers import LlamaForCausalLM
 from rankscope.config.study import EvaluateConfig
 from rankscope.data.items import LETTERS, Item
 from rankscope.errors import UserError
+from rankscope.evaluate import likelihood
 from rankscope.evaluate import prefix_sharing as prefixes
 from rankscope.evaluate.evaluator import evaluate_task
-from rankscope.evaluate.scorers import choice
-from rankscope.evaluate.scorers.choice import (
-    Question,
-    continuation_logprobs,
-    encode_choices,
-    make_groups,
-)
+from rankscope.evaluate.likelihood import Question, continuation_logprobs, prefix_groups
+from rankscope.evaluate.scorers import get_scorer
 from rankscope.models.adapters.folder import save_adapter
 from rankscope.models.base import Base
 from rankscope.records import BASE, ItemResult, TrialSpec
@@ -164,18 +160,20 @@ def test_unscorable_items_are_refused(
     # The prompt ends in a space, so that the empty option is not even a space of its own.
     item = Item("toy/test/7", "a ", "a", choices=choices, answer=answer)
     with pytest.raises(UserError, match=f"toy/test/7: .*{message}"):
-        encode_choices(encoder(), [item], loaded((item,), "option_text").spec)
+        get_scorer("option_text").encode(
+            encoder(), [item], loaded((item,), "option_text").spec, None
+        )
 
 
 def test_more_choices_than_letters_are_refused() -> None:
     item = choice_item(1, "pick", tuple(f"c{n}" for n in range(27)), 0)
     spec = loaded((item,), "option_letter", "{question}\n{options}").spec
     with pytest.raises(UserError, match="27 choices; letters name 26"):
-        encode_choices(encoder(), [item], spec)
+        get_scorer("option_letter").encode(encoder(), [item], spec, None)
 
 
 def test_passes_keep_their_bounds_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "MAX_LOGITS", 300 * 20)  # twenty kept positions per pass
+    monkeypatch.setattr(likelihood, "MAX_LOGITS", 300 * 20)  # twenty kept positions per pass
     rng = np.random.default_rng(0)
     questions = [
         Question(
@@ -185,15 +183,15 @@ def test_passes_keep_their_bounds_and_lose_nothing(monkeypatch: pytest.MonkeyPat
         for _ in range(20)
     ]
     engine = base()
-    (group,) = make_groups(questions, 64, 300, engine.device)
+    (group,) = prefix_groups(questions, 64, 300, engine.device)
     assert group.prefix is None
-    chunks = group.chunks
-    assert sorted(position for chunk in chunks for position in chunk.positions) == list(range(20))
-    for chunk in chunks:
-        alone = len(chunk.positions) == 1
-        assert alone or sum(chunk.batch.lengths) <= 64
-        assert alone or len(chunk.batch.keep) <= 20
-    assert max(len(chunk.positions) for chunk in chunks) > 1
+    batches = group.batches
+    assert sorted(index for batch in batches for index in batch.indices) == list(range(20))
+    for batch in batches:
+        alone = len(batch.indices) == 1
+        assert alone or sum(batch.rows.lengths) <= 64
+        assert alone or len(batch.rows.keep) <= 20
+    assert max(len(batch.indices) for batch in batches) > 1
     with torch.inference_mode():
         found = continuation_logprobs(engine, questions, [None], 64)[None]
     model = plain_model(engine)
@@ -234,7 +232,7 @@ def test_shared_prefixes_change_no_score(
     member = adapter(engine, 4, seed=4)
     engine.multi_lora.attach(member)
     questions = few_shot_questions()
-    groups = list(make_groups(questions, batch_tokens, 300, engine.device))
+    groups = list(prefix_groups(questions, batch_tokens, 300, engine.device))
     assert [group.prefix and group.prefix.lengths for group in groups].count(None) == 1
     shared = {group.prefix.lengths[0]: group for group in groups if group.prefix is not None}
     # The question that is nothing but its examples keeps its last token.

@@ -10,13 +10,10 @@ from rankscope.config.study import EvaluateConfig
 from rankscope.data.items import Item, Message
 from rankscope.errors import UserError
 from rankscope.evaluate import prefix_sharing as prefixes
+from rankscope.evaluate.continuous_batching import GenerationLimits, generate
 from rankscope.evaluate.evaluator import evaluate_task
-from rankscope.evaluate.scorers.generation import (
-    GenerationLimits,
-    encode_prompts,
-    generate,
-    stop_strings,
-)
+from rankscope.evaluate.scorers import get_scorer
+from rankscope.evaluate.scorers.generation import stop_strings
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
 from rankscope.records import BASE
@@ -200,7 +197,7 @@ def test_conversations_in_plain_text_stop_at_the_next_turn() -> None:
 def test_an_item_without_gold_answer_is_refused() -> None:
     item = Item("toy/test/1", "a", " ")
     with pytest.raises(UserError, match="toy/test/1: no gold answer"):
-        encode_prompts(encoder(), [item])
+        get_scorer("number").encode(encoder(), [item], loaded((item,), "number").spec, None)
 
 
 def test_scores_follow_from_what_was_written() -> None:

@@ -7,9 +7,9 @@ import pytest
 from rankscope.evaluate.metrics import (
     choice_predictions,
     first_best,
-    normalized_answer,
     standard_error,
 )
+from rankscope.evaluate.scorers.exact_match import normalized_answer
 
 
 def test_normalized_answer_keeps_what_matters() -> None:

@@ -11,13 +11,14 @@ from rankscope.config.study import EvaluateConfig
 from rankscope.data.items import Item
 from rankscope.data.tasks import LoadedTask
 from rankscope.errors import UserError
-from rankscope.evaluate.context_window import EncodedSplit, fit_to_context
+from rankscope.evaluate.context_window import ContextWindow, EncodedSplit, fit_to_context
+from rankscope.evaluate.continuous_batching import Generation
 from rankscope.evaluate.evaluator import evaluate_task
-from rankscope.evaluate.metrics import ModelScores, choice_predictions
-from rankscope.evaluate.rescore import extracted
-from rankscope.evaluate.scorers.choice import Question
+from rankscope.evaluate.likelihood import Question
+from rankscope.evaluate.metrics import choice_predictions
+from rankscope.evaluate.scorers import get_scorer
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.records import BASE, ItemResult
+from rankscope.records import BASE
 
 SETTINGS = EvaluateConfig(batch_tokens=64, max_new_tokens=12)
 
@@ -112,21 +113,20 @@ def test_a_headline_is_the_metric_of_the_same_name(metric: str) -> None:
 
 
 def test_extractors_compare_the_part_they_find() -> None:
-    def scored(text: str) -> ItemResult:
-        return ItemResult("x", None, 0.0, "", "", generated=text)
+    def written(text: str) -> Generation:
+        return Generation(None, 0, [], 1, stopped=True, text=text)
 
     items = tuple(Item(f"x/{n}", "q", "So the answer is Blue.", reference="") for n in range(4))
     texts = ["I say the answer is blue, not red", "the answer is red", "blue", ""]
-    before = ModelScores([scored(text) for text in texts], {"stopped": 1.0}, 0.0, 0)
     spec = dataclasses.replace(loaded(items, "exact_match").spec, extract=r"answer is (\w+)")
-    after = extracted(before, items, spec)
-    assert [item.score for item in after.items] == [1.0, 0.0, 0.0, 0.0]
-    assert after.items[0].gold == "blue"
-    assert after.metrics == {"stopped": 1.0, "exact_match": 0.25, "answered": 0.5}
+    scores = get_scorer("exact_match").judge(items, [written(text) for text in texts], spec)
+    assert [item.score for item in scores.items] == [1.0, 0.0, 0.0, 0.0]
+    assert scores.items[0].gold == "blue"
+    assert scores.metrics == {"stopped": 1.0, "exact_match": 0.25, "answered": 0.5}
     numbers = (Item("x/1", "q", "so #### 1,234", reference="1234"),)
-    one = ModelScores([scored("A: $1,234.00 or 7")], {}, 0.0, 0)
-    found = extracted(one, numbers, dataclasses.replace(spec, scorer="number", extract=r"A: \S+"))
-    assert [item.score for item in found.items] == [1.0]
+    spec = dataclasses.replace(spec, extract=r"A: \S+")
+    scores = get_scorer("number").judge(numbers, [written("A: $1,234.00 or 7")], spec)
+    assert [item.score for item in scores.items] == [1.0]
 
 
 def test_stop_strings_of_the_task_end_answers() -> None:
@@ -159,15 +159,14 @@ def test_scores_without_leaked_rows() -> None:
 
 def test_long_prompts_are_refused_or_cut_at_their_beginning() -> None:
     item = choice_items()[0]
-    asked = Question([1, *range(10, 30)], [[5, 6], [7]])
-    split = EncodedSplit((item,), questions=[asked])
+    question = Question([1, *range(10, 30)], [[5, 6], [7]])
+    split = EncodedSplit(get_scorer("option_text"), (item,), [[question]])
     with pytest.raises(UserError, match="1 of 1 items do not fit the model's context of 12 tokens"):
-        fit_to_context(split, 12, SETTINGS, "task", [1])
-    cut = EvaluateConfig(too_long="truncate_left")
-    found = fit_to_context(split, 12, cut, "task", [1])
+        fit_to_context(split, ContextWindow(12, [1], 12), "refuse", "task")
+    cut = fit_to_context(split, ContextWindow(12, [1], 12), "truncate_left", "task")
     # Ten tokens of prompt are left for the longest option's two: the begin token and the last 9.
-    assert found.questions == [Question([1, *range(21, 30)], [[5, 6], [7]])]
-    assert found.truncated == 1
-    assert fit_to_context(split, 23, cut, "task", [1]) is split
-    with pytest.raises(UserError, match="the answer alone fills"):
-        fit_to_context(split, 2, cut, "task", [1])
+    assert cut.encoded == [[Question([1, *range(21, 30)], [[5, 6], [7]])]]
+    assert cut.truncated == 1
+    assert fit_to_context(split, ContextWindow(23, [1], 12), "truncate_left", "task") is split
+    with pytest.raises(UserError, match="the answer fills"):
+        fit_to_context(split, ContextWindow(2, [1], 12), "truncate_left", "task")

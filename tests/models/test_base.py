@@ -5,7 +5,7 @@ import torch
 from tiny_models import base_of, tiny_llama
 from toy_training import trial
 
-from rankscope.models.attention import varlen as row_attention
+from rankscope.models.attention import varlen
 from rankscope.models.base import Row, RowBatch, batches_of
 from rankscope.models.methods.init_context import new_adapter
 from rankscope.models.multi_lora import AdapterSpan, MultiLoraLinear
@@ -39,7 +39,7 @@ def test_a_batch_lays_rows_end_to_end_by_hand() -> None:
 def test_a_trainable_copy_is_float32_and_shares_nothing_with_the_base() -> None:
     base = base_of(tiny_llama().bfloat16())
     base.multi_lora.attach(new_adapter(base.model, trial("a")))
-    with pytest.raises(ValueError, match="detach the multi_lora's adapters"):
+    with pytest.raises(ValueError, match="detach all adapters"):
         base.trainable_copy()
     base.multi_lora.clear()
     before = sha256_tensors(dict(base.model.named_parameters()))
@@ -73,9 +73,9 @@ def test_another_models_switch_on_a_shared_config_is_noticed() -> None:
         base.logits(batch)
         neighbour = type(base.model)(base.model.config)
         neighbour.set_attn_implementation("sdpa")
-        with pytest.raises(RuntimeError, match=f"expected {row_attention.NAME!r}"):
+        with pytest.raises(RuntimeError, match=f"expected {varlen.NAME!r}"):
             base.logits(batch)
-        base.model.set_attn_implementation(row_attention.NAME)
+        base.model.set_attn_implementation(varlen.NAME)
         base.logits(batch)
 
 

@@ -7,11 +7,11 @@ import torch
 from tiny_models import base_of, tiny_llama
 from torch import nn
 
-from rankscope.models.output_layer import BLOCK, BlockedLinear, block_output_layer, blocks
+from rankscope.models.output_layer import LOGITS_BLOCK, BlockedLinear, block_output_layer, blocks
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("num_rows", [1, BLOCK, BLOCK + 1, 3 * BLOCK - 1])
+@pytest.mark.parametrize("num_rows", [1, LOGITS_BLOCK, LOGITS_BLOCK + 1, 3 * LOGITS_BLOCK - 1])
 def test_values_and_gradients_are_the_layers(num_rows: int, with_bias: bool) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(6, 11, bias=with_bias, dtype=torch.float64).requires_grad_(False)
@@ -25,18 +25,18 @@ def test_values_and_gradients_are_the_layers(num_rows: int, with_bias: bool) -> 
 
 
 def test_blocks_cover_every_row_once_and_are_alike() -> None:
-    for num_rows in (1, BLOCK, BLOCK + 1, 5 * BLOCK + 7):
+    for num_rows in (1, LOGITS_BLOCK, LOGITS_BLOCK + 1, 5 * LOGITS_BLOCK + 7):
         spans = list(blocks(num_rows))
         assert [i for span in spans for i in range(num_rows)[span]] == list(range(num_rows))
         sizes = [span.stop - span.start for span in spans]
-        assert max(sizes) <= BLOCK
+        assert max(sizes) <= LOGITS_BLOCK
         assert max(sizes) - min(sizes) <= 1
 
 
 def test_a_weight_that_trains_gets_its_gradient() -> None:
     torch.manual_seed(0)
     linear = nn.Linear(4, 5)
-    x = torch.randn(2 * BLOCK, 4)
+    x = torch.randn(2 * LOGITS_BLOCK, 4)
     BlockedLinear(linear)(x).sum().backward()
     assert linear.weight.grad is not None
     assert torch.allclose(linear.weight.grad, x.sum(0).expand(5, 4), rtol=1e-4, atol=1e-3)

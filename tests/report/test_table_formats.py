@@ -4,21 +4,32 @@ import csv
 import io
 import re
 
+import pandas as pd
 import pytest
 from report_studies import ATTACKS, HOSTILE, hostile_study, ordinary_study
+from rich.console import Console
 
 from rankscope.formatting import markdown_text
-from rankscope.report.charts.figure import Column, DataTable, table
-from rankscope.report.main_tables import main_tables
 from rankscope.report.study_view import StudyView
-from rankscope.report.table_formats import comma_separated, latex, latex_text, markdown
+from rankscope.report.table_formats import (
+    comma_separated,
+    frame_rows,
+    html_table,
+    latex,
+    latex_text,
+    markdown,
+    parquet,
+    table_from_rows,
+    terminal_table,
+)
+from rankscope.report.tables import study_tables
 
-SMALL = table(
-    [Column("arm"), Column("gain, %", 1), Column("p", 3), Column("note")],
+SMALL = table_from_rows(
     [
-        ("r=8 lr=0.001", 3.14159, 0.03571, "a_b & 50 %"),
-        ("full | x", -0.25, None, "=1+1"),
+        {"arm": "r=8 lr=0.001", "gain, %": 3.14159, "p": 0.03571, "note": "a_b & 50 %"},
+        {"arm": "full | x", "gain, %": -0.25, "p": None, "note": "=1+1"},
     ],
+    {"gain, %": 1, "p": 3},
 )
 
 MARKDOWN = """\
@@ -41,19 +52,30 @@ full \textbar{} x & $-$0.2 & -- & =1+1 \\
 \bottomrule
 \end{tabular}
 """
+HTML = (
+    '<table>\n<thead><tr><th scope="col">arm</th><th scope="col" class="n">gain, %</th>'
+    '<th scope="col" class="n">p</th><th scope="col">note</th></tr></thead>\n<tbody>\n'
+    '<tr><td>r=8 lr=0.001</td><td class="n" data-v="3.14159">3.1</td>'
+    '<td class="n" data-v="0.03571">0.036</td><td>a_b &amp; 50 %</td></tr>\n'
+    '<tr><td>full | x</td><td class="n" data-v="-0.25">\N{MINUS SIGN}0.2</td>'
+    '<td class="n">\N{EN DASH}</td><td>=1+1</td></tr>\n</tbody>\n</table>'
+)
 
 
 def test_a_small_table_as_it_was_written_by_hand() -> None:
     assert markdown(SMALL) == MARKDOWN
     assert comma_separated(SMALL) == CSV
     assert latex(SMALL) == LATEX
+    assert html_table(SMALL) == HTML
+    frame = pd.read_parquet(io.BytesIO(parquet(SMALL)))
+    assert frame_rows(frame) == frame_rows(SMALL)
 
 
 def test_a_value_and_its_interval_are_one_column_but_in_csv() -> None:
-    titles = ("gain", "gain, low", "gain, high")
-    made = table(
-        [Column("arm"), *(Column(t, 1) for t in titles), Column("n", 0)],
-        [("a", 3.14, -1.0, 7.25, 12), ("b", 2.0, None, None, 1), ("c", None, None, None, 0)],
+    rows = [("a", 3.14, -1.0, 7.25, 12), ("b", 2.0, None, None, 1), ("c", None, None, None, 0)]
+    titles = ("arm", "gain", "gain, low", "gain, high", "n")
+    made = table_from_rows(
+        [dict(zip(titles, row, strict=True)) for row in rows], dict.fromkeys(titles[1:4], 1)
     )
     assert markdown(made) == (
         "| arm | gain \\[95 %\\] | n |\n| --- | --- | ---: |\n"
@@ -71,7 +93,7 @@ def test_a_value_and_its_interval_are_one_column_but_in_csv() -> None:
 
 def test_csv_reads_back_with_every_digit() -> None:
     numbers = (1 / 3, -1e-12, 12345678901234567890, 0)
-    made = table([Column("n", 1)], [(value,) for value in numbers])
+    made = table_from_rows([{"n": value} for value in numbers], {"n": 1})
     _, *rows = csv.reader(io.StringIO(comma_separated(made), newline=""))
     assert [float(row[0]) for row in rows] == [float(value) for value in numbers]
 
@@ -99,24 +121,24 @@ def unescaped(text: str, special: str) -> list[str]:
     return [c for c in re.sub(r"\\.", "", text) if c in special]
 
 
-def assert_inert(made: DataTable) -> None:
+def assert_inert(made: pd.DataFrame) -> None:
     """A line for every row, a cell for every column, and no mark-up but the table's own."""
     head, _, *lines = markdown(made).splitlines()
-    assert len(lines) == len(made.rows)
+    assert len(lines) == len(made)
     for line in lines:
         assert unescaped(line.replace("| ", " ").replace(" |", " "), "<>|`[]*$") == []
         assert unescaped(line, "|") == unescaped(head, "|")
     body = latex(made).partition("\\midrule\n")[2].partition("\\bottomrule")[0]
-    assert len(body.splitlines()) == len(made.rows)
+    assert len(body.splitlines()) == len(made)
     assert len({len(unescaped(line, "&")) for line in body.splitlines()}) == 1
     macros = set(re.findall(r"\\[a-zA-Z]+", body))
     assert macros <= {r"\textless", r"\textgreater", r"\textbackslash", r"\ldots",
                       r"\textbar"}  # fmt: skip
     _, *rows = csv.reader(io.StringIO(comma_separated(made), newline=""))
-    assert [len(row) for row in rows] == [len(made.columns)] * len(made.rows)
+    assert [len(row) for row in rows] == [len(made.columns)] * len(made)
     texts = [
         cell
-        for row, values in zip(rows, made.rows, strict=True)
+        for row, values in zip(rows, frame_rows(made), strict=True)
         for cell, value in zip(row, values, strict=True)
         if isinstance(value, str)
     ]
@@ -128,40 +150,59 @@ def assert_inert(made: DataTable) -> None:
 
 def test_files_hold_an_answer_whole() -> None:
     answer = " ".join(f"sentence {i}." for i in range(250))
-    made = table([Column("answer")], [(answer,)])
+    made = table_from_rows([{"answer": answer}])
     assert len(answer) > 3000
     for text in (markdown(made), latex(made), comma_separated(made)):
         assert answer in text
 
 
 def test_hostile_text_stays_text_in_every_format() -> None:
-    assert_inert(table([Column("x")], [(attack,) for attack in ATTACKS]))
-
-
-def cells(made: DataTable, key: str) -> list[object]:
-    place = [c.title for c in made.columns].index(key)
-    return [row[place] for row in made.rows]
+    assert_inert(table_from_rows([{"x": attack} for attack in ATTACKS]))
 
 
 def test_main_tables_hold_the_arms_figures() -> None:
     study, advice = ordinary_study()
-    found = main_tables(StudyView(study, advice))
-    assert list(found) == ["arms", "changes", "comparisons", "answers", "tasks", "training",
-                           "failed"]  # fmt: skip
+    tables = study_tables(StudyView(study, advice))
+    assert [name for name, table in tables.items() if len(table)] == [
+        *("arms", "changes", "comparisons", "answers", "tasks", "training", "failed"),
+    ]
     everything = [arm for task in advice.advice for arm in task.arms]
-    assert cells(found["arms"], "arm") == [arm.label for arm in everything]
+    assert list(tables["arms"]["arm"]) == [arm.label for arm in everything]
     gains = [arm.gain for arm in everything]
-    assert cells(found["arms"], "gain") == [100 * g.value for g in gains if g is not None]
-    assert cells(found["arms"], "recommended").count("yes") == sum(
+    assert list(tables["arms"]["gain"]) == [100 * g.value for g in gains if g is not None]
+    assert list(tables["arms"]["recommended"]).count("yes") == sum(
         task.chosen is not None for task in advice.advice
     )
     # Seven arms of two tasks, each tested on both, on math and on general.
-    assert len(found["changes"].rows) == 7 * 2 * 4
-    assert cells(found["changes"], "role").count("retention") == 14
-    assert len(found["comparisons"].rows) == sum(len(t.comparisons) for t in advice.advice)
+    assert len(tables["changes"]) == 7 * 2 * 4
+    assert list(tables["changes"]["role"]).count("retention") == 14
+    assert len(tables["comparisons"]) == sum(len(t.comparisons) for t in advice.advice)
 
 
 def test_main_tables_of_a_hostile_study_stay_text() -> None:
-    for made in main_tables(StudyView(*hostile_study())).values():
-        assert any(isinstance(v, str) and HOSTILE[:20] in v for row in made.rows for v in row)
-        assert_inert(made)
+    for made in study_tables(StudyView(*hostile_study())).values():
+        if len(made):
+            cells = [cell for row in frame_rows(made) for cell in row]
+            assert any(isinstance(cell, str) and HOSTILE[:20] in cell for cell in cells)
+            assert_inert(made)
+
+
+def test_a_terminal_table_blanks_repeated_names_and_keeps_numbers_whole() -> None:
+    rows = [("a", "x", 1234.5, "1 MB"), ("a", "y", None, "22 MB"), ("b", "[red]z", 0.12345, "")]
+    titles = ("task", "arm", "value", "size")
+    frame = table_from_rows([dict(zip(titles, row, strict=True)) for row in rows])
+    table = terminal_table(frame, "[b]t", right=("size",), sections=("task",))
+    output = io.StringIO()
+    Console(file=output, width=40, color_system=None).print(table)
+    lines = [line.rstrip() for line in output.getvalue().splitlines()]
+    assert lines == [
+        "[b]t",
+        "",
+        " task arm    value  size",
+        " \N{BOX DRAWINGS LIGHT HORIZONTAL}" + "\N{BOX DRAWINGS LIGHT HORIZONTAL}" * 22,
+        " a    x      1,234  1 MB",
+        "      y          \N{EN DASH} 22 MB",
+        "",
+        " b    [red]z 0.123",
+        "",
+    ]

@@ -8,8 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from synthetic_study import Truth
 
+from rankscope.cli.render.summary import summary_table
 from rankscope.report.study_view import StudyView
-from rankscope.report.tables import failed_trials, summary_table, tasks_read, training_rows
+from rankscope.report.table_formats import frame_rows
+from rankscope.report.tables import failed_trials_table, tasks_table, training_table
 
 
 def printed(table: Table, width: int = 140) -> list[str]:
@@ -77,17 +79,15 @@ def test_hostile_names_do_not_style_or_reverse_the_terminal() -> None:
     assert "<img" in text
 
 
-def test_failures_leaks_and_rows_are_listed() -> None:
+def test_failures_contamination_and_rows_are_listed() -> None:
     view = StudyView(*ordinary_study())
-    failed = failed_trials(view).rows
+    failed = frame_rows(failed_trials_table(view))
     assert [row[0] for row in failed] == ["med r=32 lr=0.003 seed=1", "law r=32 lr=0.003 seed=1"]
     assert all(row[1:3] == ("diverged", "simulated: diverged at step 7") for row in failed)
-    columns = [c.title for c in tasks_read(view).columns]
-    rows = {row[0]: dict(zip(columns, row, strict=True)) for row in tasks_read(view).rows}
-    assert rows["med"]["contamination, exact"] == 2
-    assert rows["general"]["role"] == "retention"
-    assert rows["med"]["test rows"] == 60
-    made = training_rows(view)
-    trained = {row[0]: row for row in made.rows}
-    assert all(isinstance(cell, int) for row in made.rows for cell in row[1:])
-    assert trained["med"][1:3] == (20, 200)
+    tasks = tasks_table(view).set_index("task")
+    assert tasks.loc["med", "contamination, exact"] == 2
+    assert tasks.loc["general", "role"] == "retention"
+    assert tasks.loc["med", "test rows"] == 60
+    trained = training_table(view).set_index("training task")
+    assert (trained.dtypes == "Int64").all()
+    assert tuple(trained.loc["med"].iloc[:2]) == (20, 200)

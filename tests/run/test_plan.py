@@ -9,7 +9,7 @@ from large_shapes import LLAMA_8B
 from pocket_study import NUM_LORA, small_study
 from rich.console import Console
 
-from rankscope.cli.render.study import plan_screen
+from rankscope.cli.render.study import plan_table
 from rankscope.config.presets import study_template
 from rankscope.data.study_tasks import check_untrainable, read_tasks
 from rankscope.errors import UserError
@@ -24,7 +24,7 @@ def printed_limits(plan: Plan) -> list[str]:
     """The column "limited by" of what ``rankscope plan`` prints in eighty columns."""
     console = Console(width=80)
     with console.capture() as capture:
-        console.print(plan_screen(plan))
+        console.print(plan_table(plan))
     lines = [line.rstrip() for line in capture.get().splitlines()]
     heading = next(line for line in lines if line.endswith("limited by"))
     column = heading.index("limited by")

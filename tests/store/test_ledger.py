@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rankscope.config.loader import study_values
 from rankscope.config.study import StudyConfig
 from rankscope.errors import IntegrityError, StudyLocked, UserError
 from rankscope.records import (
@@ -142,7 +143,7 @@ def item_results(trial_id: str) -> list[ItemResult]:
 
 
 def begin(ledger: Ledger) -> None:
-    ledger.put_study("test", CONFIG.model_dump(mode="json"), MODEL, [TASK], PROVENANCE)
+    ledger.put_study("test", study_values(CONFIG), MODEL, [TASK], PROVENANCE)
     ledger.put_trials(SPECS)
 
 
@@ -521,25 +522,17 @@ def test_a_changed_base_or_task_is_not_mixed_in(tmp_path: Path) -> None:
     other_task = TASK.model_copy(update={"sha256": "e" * 64})
     with Ledger.open(tmp_path, write=True) as ledger:
         with pytest.raises(UserError, match=r"base model tiny .*its own --out"):
-            ledger.put_study(
-                "test", CONFIG.model_dump(mode="json"), other_model, [TASK], PROVENANCE
-            )
+            ledger.put_study("test", study_values(CONFIG), other_model, [TASK], PROVENANCE)
         with pytest.raises(UserError, match="Set 'dtype: float32' to continue"):
-            ledger.put_study(
-                "test", CONFIG.model_dump(mode="json"), other_dtype, [TASK], PROVENANCE
-            )
+            ledger.put_study("test", study_values(CONFIG), other_dtype, [TASK], PROVENANCE)
         with pytest.raises(UserError, match="task 'med' as it was before"):
-            ledger.put_study(
-                "test", CONFIG.model_dump(mode="json"), MODEL, [other_task], PROVENANCE
-            )
+            ledger.put_study("test", study_values(CONFIG), MODEL, [other_task], PROVENANCE)
         second = TASK.model_copy(update={"name": "law"})
-        ledger.put_study("test", CONFIG.model_dump(mode="json"), MODEL, [second], PROVENANCE)
+        ledger.put_study("test", study_values(CONFIG), MODEL, [second], PROVENANCE)
         assert ledger.load().evals == {}
         with pytest.raises(UserError, match="task 'med' as it was before"):
-            ledger.put_study(
-                "test", CONFIG.model_dump(mode="json"), MODEL, [second, other_task], PROVENANCE
-            )
-        ledger.put_study("test", CONFIG.model_dump(mode="json"), MODEL, [TASK], PROVENANCE)
+            ledger.put_study("test", study_values(CONFIG), MODEL, [second, other_task], PROVENANCE)
+        ledger.put_study("test", study_values(CONFIG), MODEL, [TASK], PROVENANCE)
         assert len(ledger.load().evals) == 4
 
 
@@ -547,7 +540,7 @@ def test_trials_a_study_no_longer_has_are_kept_and_told_of(tmp_path: Path) -> No
     run_everything(tmp_path)
     newer = PROVENANCE.model_copy(update={"libraries": {"torch": "2.14.0"}})
     with Ledger.open(tmp_path, write=True) as ledger:
-        ledger.put_study("test", CONFIG.model_dump(mode="json"), MODEL, [TASK], newer)
+        ledger.put_study("test", study_values(CONFIG), MODEL, [TASK], newer)
         assert ledger.put_trials(SPECS[1:]) == 0
         records = ledger.load()
         assert [trial.spec for trial in records.trials] == SPECS[1:]

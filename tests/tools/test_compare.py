@@ -62,8 +62,8 @@ def test_what_is_the_same_and_what_differs(studies: Path) -> None:
         "max steps 2 and 3",
         "compared item by item",
         "0 of 1 of the same arm and seed have the same id",
-        "in the first alone (a): pocket_med r=2 lr=0.002",
-        "in the second alone (b): pocket_med r=8 lr=0.002",
+        "only in a: pocket_med r=2 lr=0.002",
+        "only in b: pocket_med r=8 lr=0.002",
         "trained on pocket_med",
     ):
         assert part in told, shown.out
@@ -121,8 +121,8 @@ def test_which_p_values_are_adjusted_is_said() -> None:
     second = with_own_trials(synthetic_study(Truth(ranks=(8,), num_items=30), seed=1), "#1")
     base = second.model.model_copy(update={"sha256": "1" * 64})
     (said,) = meaning(compare_pair("a", first, "b", replace(second, model=base)))
-    assert "p of arms within the family of all paired arms and tasks (Holm)" in said
-    assert "p of the bases: not adjusted" in said
+    assert "p of arms is adjusted over all paired arms and tasks (Holm)" in said
+    assert "p of the bases is not adjusted" in said
     (said,) = meaning(compare_pair("a", first, "b", second))
     assert "p of the bases" not in said  # One base: there is nothing to test.
 

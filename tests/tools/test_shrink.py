@@ -14,6 +14,11 @@ from torch import Tensor
 
 from rankscope.analyze.intruders import intruder_dimensions
 from rankscope.analyze.svd_cache import svd
+from rankscope.errors import UserError
+from rankscope.models.low_rank_update import LowRankUpdate
+from rankscope.models.multi_lora import linear_layers
+from rankscope.models.scaling import layer_index, scaled_adapter, variant_factors
+from rankscope.records import Variant
 from rankscope.tools.inspect import InspectSettings
 from rankscope.tools.shrink import SourceAdapter, layer_scale, mitigate, scale, truncate
 
@@ -60,11 +65,13 @@ def close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def test_scaled_updates_are_what_peft_merges(
     base: Path, adapter: Path, before: dict[str, Tensor], tmp_path: Path
 ) -> None:
+    """By 8, rows of the DoRA adapter change their sign."""
     source = SourceAdapter.open(adapter, base)
-    scale(source, tmp_path / "half", 0.5)
     whole = deltas(adapter, before)
     assert any(bool(delta.abs().max() > 0) for delta in whole.values())
-    close(deltas(tmp_path / "half", before), {n: 0.5 * d for n, d in whole.items()})
+    for factor in (0.5, 8):
+        scale(source, tmp_path / f"{factor}", factor)
+        close(deltas(tmp_path / f"{factor}", before), {n: factor * d for n, d in whole.items()})
 
 
 def test_layers_are_scaled_linearly(
@@ -74,6 +81,43 @@ def test_layers_are_scaled_linearly(
     factors = {n: 0.25 if ".layers.0." in n else 1.0 for n in before}
     expected = {n: factors[n] * d for n, d in deltas(adapter, before).items()}
     close(deltas(tmp_path / "lines", before), expected)
+
+
+@pytest.mark.parametrize(("layers", "factors"), [([0], [0.2]), ([1], [0.6]), ([0, 1], [0.2, 0.6])])
+def test_depth_is_counted_over_the_layers_of_the_model(
+    layers: list[int], factors: list[float], tmp_path: Path
+) -> None:
+    """Of three layers from 0.2 to 1, whichever of them the adapter changes."""
+    model = tiny_llama(num_layers=3)
+    model.save_pretrained(tmp_path / "base")
+    adapter = saved_adapter(tmp_path / "lora", model, layers_to_transform=layers)
+    change = layer_scale(SourceAdapter.open(adapter, tmp_path / "base"), tmp_path / "out", 0.2, 1)
+    expected = dict(zip(layers, factors, strict=True))
+    for matrix in change.matrices:
+        share = matrix.frobenius_after / matrix.frobenius_before
+        assert share == pytest.approx(expected[layer_index(matrix.name) or 0])
+    alone = SourceAdapter.open(adapter, None)
+    with pytest.raises(UserError, match="leaves out layers, so the model's depth is unknown"):
+        layer_scale(alone, tmp_path / "refused", 0.2, 1)
+    scale(alone, tmp_path / "half", 0.5)
+
+
+@pytest.mark.parametrize("variant", [Variant("scale", 0.4), Variant("layers", 0.25)])
+def test_a_scaled_adapter_is_the_studys_variant_of_it(
+    base: Path, adapter: Path, before: dict[str, Tensor], tmp_path: Path, variant: Variant
+) -> None:
+    source = SourceAdapter.open(adapter, base)
+    if source.tuned.kind == "pissa":  # a study stores it as plain LoRA, as scaling by 1.5 does
+        scale(source, tmp_path / "plain", 1.5)
+        source = SourceAdapter.open(tmp_path / "plain", base)
+    last = variant.strength if variant.kind == "scale" else 1.0
+    layer_scale(source, tmp_path / "out", variant.strength, last)
+    linears = linear_layers(tiny_llama())
+    scaled = scaled_adapter(source.adapter, "x", variant_factors(variant, 2), linears)
+    shrunk = SourceAdapter.open(tmp_path / "out", base)
+    for name in scaled.a:
+        expected = LowRankUpdate.from_adapter(scaled, name, linears[name].weight).dense()
+        torch.testing.assert_close(shrunk.update(name).dense(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_what_changes_nothing_changes_no_bit(base: Path, adapter: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from rankscope.data.encode import EncodedRow, Encoder, encode_rows
 from rankscope.data.items import Item
 from rankscope.data.pocket_world import pocket_rows
 from rankscope.errors import UserError
-from rankscope.evaluate.scorers.generation import GenerationLimits, generate
+from rankscope.evaluate.continuous_batching import GenerationLimits, generate
 from rankscope.models.base import Base
 from rankscope.models.load import load_base
 from rankscope.models.methods.init_context import new_adapter

@@ -18,6 +18,7 @@ from rankscope.models.adapters.folder import load_adapter, save_adapter
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.methods.init_context import new_adapter
+from rankscope.report.model_card import adapter_card
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import train_group
 from rankscope.train.trial_state import TrialState
@@ -170,8 +171,8 @@ def test_what_it_became_is_stored_as_what_peft_loads(tmp_path: Path, kind: str) 
     base.multi_lora.clear()
     base.multi_lora.attach(load_adapter(tmp_path / "after", "b", base.record))
     assert relative(logits(base, "b"), expected) < RELATIVE
-    card = (tmp_path / "after" / "README.md").read_text()
-    assert f"| continues adapter | {spec.init_sha256} |" in card
+    card = adapter_card(spec, base.record)
+    assert f"| continues the adapter, sha256 | {spec.init_sha256} |" in card
 
 
 @pytest.mark.parametrize("file", [CONFIG, WEIGHTS])

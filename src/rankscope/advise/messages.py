@@ -68,7 +68,7 @@ class Counted:
 Field = str | float | Measured | Counted
 
 
-def message(name: str, values: dict[str, float] | None = None, **fields: Field) -> AdviceMessage:
+def message(name: str, values: dict[str, float] | None = None, /, **fields: Field) -> AdviceMessage:
     """The catalogue's message ``name``. Its values are the numbers of the fields and ``values``."""
     template = CATALOGUE[name]
     numbers: dict[str, float] = {}

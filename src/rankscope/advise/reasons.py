@@ -7,7 +7,7 @@ from rankscope.advise.caveats import caveats
 from rankscope.advise.comparisons import arm_difference, forgetting_difference
 from rankscope.advise.diagnostics import diagnostics
 from rankscope.advise.headlines import clause
-from rankscope.advise.messages import Counted, Measured, arm_name, message
+from rankscope.advise.messages import Counted, Field, Measured, arm_name, message
 from rankscope.advise.statistics.estimates import non_inferior
 from rankscope.advise.task_results import TaskResults
 from rankscope.formatting import amount, byte_size, difference, duration, unit_of
@@ -69,8 +69,10 @@ def _full_or_lora(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]
     """LoRA against full fine-tuning, whichever of the two is recommended."""
     choice = results.choice
     rival = choice.best_lora if subject.summary.is_full else choice.best_full
-    gap = rival and arm_difference(results.study, subject, rival.arm, results.task)
-    if rival is None or gap is None:
+    if rival is None:
+        return
+    gap = arm_difference(results.study, subject, rival.arm, results.task)
+    if gap is None:
         return
     margin = results.objective.margin
     if gap.low is not None and gap.low > 0:
@@ -127,7 +129,7 @@ def _transfer(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:
 
 
 def _cost(results: TaskResults, arm: ArmSummary) -> AdviceMessage:
-    details, values = "", {}
+    details, values = "", dict[str, float]()
     total = results.study.model.num_parameters
     if total:
         share = arm.trainable_parameters / total
@@ -160,7 +162,11 @@ def _choice(results: TaskResults) -> Iterator[AdviceMessage]:
     counted = " and".join(conditions)
     names = {"best": arm_name(best.arm.summary), "chosen": arm_name(chosen.arm.summary)}
     values = {"chosen_utility": chosen.utility, "margin": margin}
-    fields = {"formula": results.objective.formula, "best_utility": best.utility, **names}
+    fields: dict[str, Field] = {
+        "formula": results.objective.formula,
+        "best_utility": best.utility,
+        **names,
+    }
     if chosen is best:
         smaller = _smaller_arms(results, best.arm.summary, counted)
         yield message("best_is_chosen", values, smaller=smaller, **fields)

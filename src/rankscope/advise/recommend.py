@@ -99,12 +99,13 @@ def _candidate_p(choices: Mapping[str, Choice]) -> dict[str, dict[str, float]]:
 
     They are one family over all tasks for Holm's correction; an untested gain counts as p = 1.
     """
-    candidates = {}
+    candidates: dict[tuple[str, str], float | None] = {}
     for task, choice in choices.items():
         for candidate in (choice.chosen, choice.best):
             if candidate is not None:
                 summary = candidate.arm.summary
-                candidates[task, summary.label] = summary.gain and summary.gain.p
+                p = None if summary.gain is None else summary.gain.p
+                candidates[task, summary.label] = p
     adjusted = holm([1.0 if p is None else p for p in candidates.values()])
     by_task: dict[str, dict[str, float]] = {task: {} for task in choices}
     for (task, label), p in zip(candidates, adjusted, strict=True):

@@ -27,10 +27,8 @@ SPARE = 16
 class IntruderScaling:
     """What scaling the intruders of one matrix adds to it, left @ right, and its control."""
 
-    left: Tensor
-    """(m, i) float64."""
-    right: Tensor
-    """(i, n) float64."""
+    left: Tensor  # (m, i) float64
+    right: Tensor  # (i, n) float64
     intruders: Intruders
     control_factor: float
     """Scales the whole update dW to the Frobenius norm of dW + left @ right. It may exceed 1: an

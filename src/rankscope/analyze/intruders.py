@@ -21,10 +21,8 @@ class Intruders:
     count: int
     energy: float
     """sum sigma^2 of the intruders / sum sigma^2 of the k vectors; 0 for a zero matrix."""
-    positions: tuple[int, ...]
-    """Indices among the k vectors, from 0, largest singular value first."""
-    max_cosine: tuple[float, ...]
-    """max_i |cos(y_j, x_i)| of each of the k vectors."""
+    positions: tuple[int, ...]  # Indices among the k vectors, from 0, largest singular value first
+    max_cosine: tuple[float, ...]  # max_i |cos(y_j, x_i)| of each of the k vectors
 
 
 def intruder_dimensions(

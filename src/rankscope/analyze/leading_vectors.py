@@ -41,14 +41,10 @@ ROTATION = 0.01
 class LeadingVectors:
     """The k leading singular vectors of W, in the basis of W0's."""
 
-    left: Tensor
-    """Cosines to every left vector of W0, (d, k)."""
-    right: Tensor
-    """Cosines to every right vector of W0, (d, k)."""
-    S: Tensor
-    """Singular values of W, (k,)."""
-    residual: float
-    """Largest |W^T u - sigma v| over sigma_1; 0 for a full decomposition."""
+    left: Tensor  # Cosines to every left vector of W0, (d, k)
+    right: Tensor  # Cosines to every right vector of W0, (d, k)
+    S: Tensor  # Singular values of W, (k,)
+    residual: float  # Largest |W^T u - sigma v| over sigma_1; 0 for a full decomposition
     ill_conditioned: int
     """Vectors of clusters so close that rounding turns them: single ones mean little."""
 
@@ -142,12 +138,9 @@ class DenseMatrix:
 class DenseGram:
     """W^T (W x), less deflated vectors."""
 
-    multiply: Callable[[Tensor], Tensor]
-    """x (n, b) -> W^T W x."""
-    vectors: Tensor | None = None
-    """Deflated, (n, e)."""
-    values: Tensor | None = None
-    """Of the deflated vectors, (e,)."""
+    multiply: Callable[[Tensor], Tensor]  # x (n, b) -> W^T W x
+    vectors: Tensor | None = None  # Deflated, (n, e)
+    values: Tensor | None = None  # Of the deflated vectors, (e,)
 
     def step(
         self, x: Tensor, before: Tensor, factor: float, shift: float, weight: float = 0.0

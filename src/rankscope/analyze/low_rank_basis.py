@@ -22,16 +22,11 @@ from rankscope.models.low_rank_update import LowRankUpdate, to_float64
 class DiagonalPlusLowRank:
     """K = [diag(S) + P Q^T; R Q^T], (d + e, d): W in the base's basis, or W^T if W is wide."""
 
-    S: Tensor
-    """Singular values of W0, (d, 1)."""
-    P: Tensor
-    """The update's long side within the span of the base's vectors, (d, r)."""
-    R: Tensor
-    """The update's long side outside that span, (e, r)."""
-    Q: Tensor
-    """The update's short side, (d, r)."""
-    is_transposed: bool
-    """K represents W^T: its left vectors are W's right vectors."""
+    S: Tensor  # Singular values of W0, (d, 1)
+    P: Tensor  # The update's long side within the span of the base's vectors, (d, r)
+    R: Tensor  # The update's long side outside that span, (e, r)
+    Q: Tensor  # The update's short side, (d, r)
+    is_transposed: bool  # K represents W^T: its left vectors are W's right vectors
 
     def apply(self, x: Tensor) -> Tensor:
         """K x, (d, b) -> (d + e, b)."""
@@ -103,12 +98,9 @@ class DiagonalPlusLowRank:
 class DiagonalPlusLowRankGram:
     """G = diag(D) + Z M Z^T, (d, d)."""
 
-    D: Tensor
-    """(d, 1)."""
-    Z: Tensor
-    """(d, z)."""
-    M: Tensor
-    """(z, z)."""
+    D: Tensor  # (d, 1)
+    Z: Tensor  # (d, z)
+    M: Tensor  # (z, z)
 
     def step(
         self, x: Tensor, before: Tensor, factor: float, shift: float, weight: float = 0.0

@@ -24,6 +24,7 @@ from rankscope.analyze.svd_cache import SVD, SvdCache, at_least_float32
 from rankscope.errors import IntegrityError, UserError
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate, to_float64
+from rankscope.models.methods import get_lora_method
 from rankscope.models.scaling import layer_index
 from rankscope.records import MatrixSpectrum, SpectraRecord
 
@@ -50,14 +51,11 @@ class SpectraSettings(Protocol):
 class Similarity:
     """Leading singular vectors of W against those of W0: (left, right) by each definition."""
 
-    index: tuple[float, float]
-    """(a) mean_i |C_ii|: vectors matched by position."""
+    index: tuple[float, float]  # (a) mean_i |C_ii|: vectors matched by position
     max: tuple[float, float]
     """(b) mean_j max_i |C_ij|: each tuned vector with its closest base vector."""
-    subspace: tuple[float, float]
-    """(c) |C|_F^2 / k: the spans, whatever the basis within."""
-    chance: tuple[float, float]
-    """Expected (c) of unrelated subspaces: k / m and k / n."""
+    subspace: tuple[float, float]  # (c) |C|_F^2 / k: the spans, whatever the basis within
+    chance: tuple[float, float]  # Expected (c) of unrelated subspaces: k / m and k / n
 
 
 def effective_rank(singular_values: Tensor) -> float:
@@ -182,9 +180,10 @@ def adapter_spectrum(
 ) -> MatrixSpectrum:
     """Spectra of one matrix of an adapter; ``weight`` is W0 (m, n)."""
     check_factors(name, weight, adapter)
+    if not get_lora_method(adapter.method).delta_is_low_rank:
+        delta = adapter.delta(name, to_float64(weight))
+        return dense_spectrum(name, weight, delta, settings, svds)
     update = LowRankUpdate.from_adapter(adapter, name, weight)
-    if update.gain is not None:  # DoRA: dW has full rank
-        return dense_spectrum(name, weight, update.dense(), settings, svds)
     norm, sigma = update.frobenius(), update.singular_values()
     base, k = svds.of(name, weight), num_examined_vectors(weight, settings)
     vectors = LeadingVectors.unchanged(base, k)

@@ -58,17 +58,13 @@ class Operator(Protocol):
 class Triples:
     """Singular triples of K, largest first, with error bounds."""
 
-    U: Tensor
-    """Left vectors, (m, k)."""
-    S: Tensor
-    """Singular values, (k,)."""
-    V: Tensor
-    """Right vectors, (n, k)."""
+    U: Tensor  # Left vectors, (m, k)
+    S: Tensor  # Singular values, (k,)
+    V: Tensor  # Right vectors, (n, k)
     residuals: Tensor
     """|K^T u - sigma v|, (k,). K has a singular value within this distance of sigma (Weyl), since
     K v = sigma u holds to rounding."""
-    next_value: float
-    """Estimate of singular value k + 1."""
+    next_value: float  # Estimate of singular value k + 1
     num_sweeps: int = 0
 
     @classmethod

@@ -25,7 +25,7 @@ SMALLEST_STORED = 256
 """Smallest d that is written to disk; below it, decomposing takes milliseconds."""
 ROUNDED_FROM = 1024
 """Smallest d whose vectors are rounded to 16 bits."""
-BLOCK = 64
+ROWS_PER_SCALE = 64
 """Rows of a vector that share a scale when rounded."""
 INT16_STEPS = 32767
 """Steps from 0 to a block's largest number in int16."""
@@ -38,12 +38,9 @@ PROBE_TOLERANCE = 5e-3
 class SVD(NamedTuple):
     """Thin singular value decomposition, largest value first."""
 
-    U: Tensor
-    """Left vectors, (m, d)."""
-    S: Tensor
-    """Singular values, (d,)."""
-    V: Tensor
-    """Right vectors, (n, d)."""
+    U: Tensor  # Left vectors, (m, d)
+    S: Tensor  # Singular values, (d,)
+    V: Tensor  # Right vectors, (n, d)
 
     @property
     def num_bytes(self) -> int:
@@ -89,7 +86,7 @@ def to_int16(vectors: Tensor) -> tuple[Tensor, Tensor]:
     space and moves every vector by 2e-4, too much for singular values to 1e-5.
     """
     rows, count = vectors.shape
-    blocks = torch.nn.functional.pad(vectors, (0, 0, 0, -rows % BLOCK)).view(-1, BLOCK, count)
+    blocks = torch.nn.functional.pad(vectors, (0, 0, 0, -rows % ROWS_PER_SCALE)).view(-1, ROWS_PER_SCALE, count)
     scale = blocks.abs().amax(dim=1) / INT16_STEPS
     steps = blocks / scale.clamp_min(torch.finfo(scale.dtype).tiny)[:, None]
     return steps.round().to(torch.int16).view(-1, count)[:rows], scale
@@ -97,7 +94,7 @@ def to_int16(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 def from_int16(steps: Tensor, scale: Tensor) -> Tensor:
     """The float32 vectors of :func:`to_int16`."""
-    return steps.float() * scale.repeat_interleave(BLOCK, dim=0)[: len(steps)]
+    return steps.float() * scale.repeat_interleave(ROWS_PER_SCALE, dim=0)[: len(steps)]
 
 
 @dataclass(slots=True)

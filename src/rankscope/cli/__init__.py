@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Verbs register themselves in the order of ``--help``."""
+"""The command line: parse, call, print. Verbs appear in ``--help`` in the order of import."""
 
 from rankscope.cli import study_verbs, compare_verbs, predict_verbs  # noqa: F401, I001
 from rankscope.cli import eval_verbs, inspect_verbs, model_verbs  # noqa: F401

@@ -1,4 +1,4 @@
-"""The ``rankscope`` command: its options that several verbs share, its exit codes, its entry."""
+"""The ``rankscope`` command: options that several verbs share, exit codes, entry point."""
 
 import errno
 import logging
@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from rankscope.cli.terminal import tell
+from rankscope.cli.terminal import print_message
 from rankscope.errors import RankscopeError
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 
 StudyFile = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The study file.")]
-StudyFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder.")]
+StudyFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a study.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a value, such as train.epochs=1."),
@@ -34,20 +34,20 @@ SOME_FAILED = 3
 INTEGRITY = 4
 INTERRUPTED = 130
 WAITING_LOOPS = 1_000
-"""How often a waiting thread looks before it sleeps; what others cost is in LOG.md."""
+"""How often a waiting thread polls before it sleeps; LOG.md has the cost of other values."""
 
-REFUSED = frozenset(
+UNUSABLE_PATH = frozenset(
     {
         *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP),
         *(errno.EEXIST, errno.EISDIR, errno.ENOTDIR),
     }
 )
-"""What the file system says to a path that cannot be used: the user's to mend, not a bug."""
+"""Errors of the file system that the user can fix with another path; they are not bugs."""
 
 
-def print_version(asked: bool) -> None:
-    """``--version`` answers and leaves."""
-    if asked:
+def print_version(requested: bool) -> None:
+    """Print the version and exit, for ``--version``."""
+    if requested:
         sys.stdout.write(f"rankscope {version('rankscope')}\n")
         raise typer.Exit
 
@@ -68,33 +68,35 @@ def rankscope(
 
 
 def exit_code_of(call: Callable[[], Any]) -> int:
-    """Run a verb; errors a user can act on become one message and their exit code.
+    """Run a verb and return its exit code.
 
-    Any other exception is a bug and passes through, which ends the process with code 1.
+    Errors that the user can fix print one message. Any other exception is a bug and passes
+    through, which ends the process with code 1.
     """
     try:
         call()
     except RankscopeError as error:
-        tell(f"error: {error}", "red")
+        print_message(f"error: {error}", "red")
         return error.exit_code
     except OSError as error:
-        if error.errno not in REFUSED or error.filename is None:
+        if error.errno not in UNUSABLE_PATH or error.filename is None:
             raise
-        tell(f"error: {error.filename}: {error.strerror}; give another path", "red")
+        print_message(f"error: {error.filename}: {error.strerror}; give another path", "red")
         return BAD_INPUT
     except KeyboardInterrupt:
-        tell("interrupted; the same command continues")
+        print_message("interrupted; give the same command again to continue")
         return INTERRUPTED
-    except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else 1
+    except SystemExit as ending:
+        return ending.code if isinstance(ending.code, int) else 1
     return 0
 
 
-def wait_briefly() -> None:
-    """Let OpenMP's threads (GNU's) wait for each other in a short loop, and then sleep.
+def limit_busy_waiting() -> None:
+    """Let threads of GNU OpenMP wait for each other in a short loop, then sleep.
 
-    By default the loop is long: on a machine with other work it eats the very core it waits for.
-    Asleep at once, they wake too late where products are small. Read when torch is loaded.
+    By default the loop is long, and on a machine with other work it takes the very core that it
+    waits for. Threads that sleep at once wake too late if products are small. OpenMP reads the
+    variable when torch is imported.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(WAITING_LOOPS))
@@ -102,8 +104,8 @@ def wait_briefly() -> None:
 
 def main() -> NoReturn:
     """Entry point of the ``rankscope`` command."""
-    wait_briefly()
-    # PEFT imports bitsandbytes wherever it is installed, which then warns of a kernel that nothing
-    # on a processor needs here, on every command.
+    limit_busy_waiting()
+    # PEFT imports bitsandbytes if it is installed, which then warns on every command about a
+    # kernel that no CPU run needs.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     sys.exit(exit_code_of(app))

@@ -1,4 +1,4 @@
-"""Verbs of models and adapters, which need no study."""
+"""Verbs for models and adapters, without a study."""
 
 import sys
 from typing import Annotated
@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from rankscope.cli.application import AsJson, app
-from rankscope.cli.terminal import print_json, show, tell
+from rankscope.cli.terminal import print_json, print_message, print_result
 
 
-@app.command()
-def params(
+@app.command("params")
+def params_command(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Folder with config.json, hub id or 'pocket'.")
     ],
@@ -24,11 +24,11 @@ def params(
 ) -> None:
     """Count trainable parameters and memory.
 
-    Of LoRA at each rank and of full fine-tuning; no weights are needed.
+    For LoRA at each rank and for full fine-tuning. Needs no weights.
 
     Example: rankscope params ./llama-3.1-8b --rank 8 --rank 64
     """
-    from rankscope.cli.render.parameters import parameters_screen
+    from rankscope.cli.render.parameters import parameters_table
     from rankscope.config.arm import TARGET_GROUPS
     from rankscope.models.load import shapes_folder
     from rankscope.models.parameters import architecture, lora_parameters, read_model_config
@@ -40,19 +40,19 @@ def params(
         counts = {str(r): lora_parameters(shapes, r, names) for r in ranks}
         print_json({"parameters": shapes.num_parameters, "trainable": counts})
     else:
-        show(parameters_screen(shapes, ranks, names))
+        print_result(parameters_table(shapes, ranks, names))
 
 
-@app.command()
-def fetch(
+@app.command("fetch")
+def fetch_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A model such as smollm2-135m.")],
 ) -> None:
-    """Get a small real model into the cache.
+    """Download a small real model into the cache.
 
-    As a plain Hugging Face folder, whose place is printed.
+    Prints the path of a plain Hugging Face folder.
 
     Example: rankscope fetch smollm2-135m
     """
     from rankscope.models.fetch import fetch_model
 
-    sys.stdout.write(f"{fetch_model(name, say=tell)}\n")
+    sys.stdout.write(f"{fetch_model(name, say=print_message)}\n")

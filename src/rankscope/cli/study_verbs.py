@@ -1,4 +1,4 @@
-"""Verbs of a study: from writing its file to copying a trial's weights out of it."""
+"""Verbs for a study, from writing its file to exporting weights."""
 
 import sys
 from pathlib import Path
@@ -15,19 +15,25 @@ from rankscope.cli.application import (
     StudyFolder,
     app,
 )
-from rankscope.cli.terminal import err_console, print_json, say, show, tell
+from rankscope.cli.terminal import (
+    err_console,
+    print_json,
+    print_line,
+    print_message,
+    print_result,
+)
 from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
 
 
-@app.command()
-def quickstart(
-    out: Annotated[Path, typer.Option(help="Where the study goes.")] = Path("studies/pocket"),
+@app.command("quickstart")
+def quickstart_command(
+    out: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("studies/pocket"),
     as_json: AsJson = False,
 ) -> None:
     """Run the built-in study, offline, in minutes.
 
-    The whole walk on the pocket model, a tiny language model that the package holds.
+    It trains the pocket model, a tiny language model inside the package.
 
     Example: rankscope quickstart --out studies/pocket
     """
@@ -36,18 +42,20 @@ def quickstart(
     out.mkdir(parents=True, exist_ok=True)
     file = out / "quickstart.yaml"
     replace_text(file, study_template("pocket"))
-    run_study(file, [], out, as_json)
+    _run_and_print(file, [], out, as_json)
 
 
-@app.command()
-def init(
+@app.command("init")
+def init_command(
     file: Annotated[
-        Path | None, typer.Argument(metavar="FILE.yaml", help="Where to write it.")
+        Path | None, typer.Argument(metavar="FILE.yaml", help="The study file to write.")
     ] = None,
-    preset: Annotated[str, typer.Option(help="Which ready-made study.")] = "default",
+    preset: Annotated[str, typer.Option(help="Name of a ready-made study.")] = "default",
     model: Annotated[str | None, typer.Option(help="Model folder, hub id or 'pocket'.")] = None,
     data: Annotated[Path | None, typer.Option(help="Your training rows (JSONL, Parquet).")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the named tasks.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with the data of named tasks.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the study file's JSON schema instead.")
@@ -76,67 +84,68 @@ def init(
         raise UserError(f"{file}: exists already; {remedy}")
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_text(file, text)
-    say(f"wrote {file}; next: rankscope check {file}")
+    print_line(f"wrote {file}; next: rankscope check {file}")
 
 
-@app.command()
-def check(
+@app.command("check")
+def check_command(
     file: StudyFile,
     overrides: Overrides = None,
     rows: Annotated[int, typer.Option(min=0, help="Training rows to show per task.")] = 3,
 ) -> None:
     """Validate a study file and show its rows.
 
-    How rows become tokens and labels; train/test contamination; what would be refused. Touches no GPU.
+    Shows how rows become tokens and labels, test rows that overlap training rows, and every
+    problem that would stop a run. Uses no GPU.
 
     Example: rankscope check study.yaml --set data_dir=../data --rows 5
     """
-    from rankscope.cli.render.study import check_screen
+    from rankscope.cli.render.study import check_result
     from rankscope.run.study import Study
 
-    show(check_screen(Study.load(file, overrides or []).check(), rows))
+    print_result(check_result(Study.load(file, overrides or []).check(), rows))
 
 
-@app.command()
-def plan(file: StudyFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Say what a study will take.
+@app.command("plan")
+def plan_command(file: StudyFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Estimate what a study will take.
 
     Trials, groups, steps, tokens, memory, disk and time, before anything runs.
 
     Example: rankscope plan study.yaml --set seeds=[0]
     """
-    from rankscope.cli.render.study import plan_screen
+    from rankscope.cli.render.study import plan_table
     from rankscope.run.study import Study
 
-    made = Study.load(file, overrides or []).plan()
+    plan = Study.load(file, overrides or []).plan()
     if as_json:
-        print_json(made.model_dump(mode="json"))
+        print_json(plan.model_dump(mode="json"))
     else:
-        show(plan_screen(made))
+        print_result(plan_table(plan))
 
 
-@app.command()
-def run(
+@app.command("run")
+def run_command(
     file: StudyFile,
     out: Annotated[
-        Path | None, typer.Option(help="The study's folder; by default studies/<name>.")
+        Path | None, typer.Option(help="Folder of the study; default: studies/<name>.")
     ] = None,
     overrides: Overrides = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Plan trials that failed before again.")
+        bool, typer.Option("--retry-failed", help="Run trials that failed before again.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a study, or continue where it stopped.
 
-    The same command continues, whatever stopped it, and repeats nothing that is finished.
+    The same command continues after any interruption and repeats nothing that is finished.
 
     Example: rankscope run study.yaml --out studies/mine --set train.epochs=1
     """
-    run_study(file, overrides or [], out, as_json, retry_failed=retry_failed)
+    _run_and_print(file, overrides or [], out, as_json, retry_failed=retry_failed)
 
 
-def run_study(
+def _run_and_print(
     file: Path,
     overrides: list[str],
     out: Path | None,
@@ -144,40 +153,31 @@ def run_study(
     *,
     retry_failed: bool = False,
 ) -> None:
-    """Run a study with a screen, write_outputs it, print the answer."""
+    from rankscope.cli.render.summary import answer_text, summary_table
     from rankscope.progress import ConsoleReporter
     from rankscope.records import FAILED
-    from rankscope.report.answer import NEXT_STEPS_TITLES
-    from rankscope.report.tables import summary_table
     from rankscope.run.study import Study, write_outputs
 
     study = Study.load(file, overrides)
     folder = out or Path("studies") / study.config.name
     if retry_failed:
-        study.check()  # a study that is refused keeps its failures
-        plan_failed_again(folder)
-    with ConsoleReporter(err_console) as screen:
-        study.run(folder, screen)
+        study.check()  # an invalid study file must not reset failed trials
+        _reset_failed_trials(folder)
+    with ConsoleReporter(err_console) as reporter:
+        study.run(folder, reporter)
     records, recommendation = write_outputs(folder)
     if as_json:
         print_json(recommendation.model_dump(mode="json"))
     else:
-        show(summary_table(records, recommendation))
-        for advice in recommendation.advice:
-            say(f"{advice.task}: {advice.headline}", "bold")
-            for reason in advice.reasons:
-                say(f"  - {reason.text}")
-            if advice.next_steps:
-                say(f"  {NEXT_STEPS_TITLES[advice.confidence]}:")
-            for step in advice.next_steps:
-                say(f"  - {step.text}")
-        say(f"report: {folder / 'report.html'}")
+        print_result(summary_table(records, recommendation))
+        print_result(answer_text(recommendation, with_reasons=True))
+        print_line(f"report: {folder / 'report.html'}")
     if any(trial.status in FAILED for trial in records.trials):
         raise typer.Exit(SOME_FAILED)
 
 
-def plan_failed_again(folder: Path) -> None:
-    """Forget that trials failed, diverged or ran out of memory; no study there is fine."""
+def _reset_failed_trials(folder: Path) -> None:
+    """Plan trials again that failed, diverged or ran out of memory."""
     from rankscope.records import FAILED
     from rankscope.store import Ledger
 
@@ -187,13 +187,13 @@ def plan_failed_again(folder: Path) -> None:
             ledger.retry_trials([trial for trial in statuses if statuses[trial] in FAILED])
 
 
-@app.command()
-def status(folder: StudyFolder, as_json: AsJson = False) -> None:
-    """Say where every trial of a study stands.
+@app.command("status")
+def status_command(folder: StudyFolder, as_json: AsJson = False) -> None:
+    """Show the status of every trial.
 
     Example: rankscope status studies/pocket
     """
-    from rankscope.cli.render.study import status_screen, trial_status
+    from rankscope.cli.render.study import status_table, trial_status
     from rankscope.store import Ledger
 
     with Ledger.open(folder, write=False) as ledger:
@@ -201,44 +201,43 @@ def status(folder: StudyFolder, as_json: AsJson = False) -> None:
     if as_json:
         print_json([trial_status(trial) for trial in study.trials])
     else:
-        show(status_screen(study))
+        print_result(status_table(study))
 
 
-@app.command()
-def report(
+@app.command("report")
+def report_command(
     folder: StudyFolder,
     tables: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Write its tables there: Markdown, CSV, LaTeX."),
+        typer.Option(metavar="FOLDER", help="Also write tables: Markdown, CSV, LaTeX, Parquet."),
     ] = None,
 ) -> None:
     """Write the report again from the records.
 
-    Both report.html and recommendation.json; with --tables the study's main tables as files, too.
+    Writes report.html and recommendation.json.
 
     Example: rankscope report studies/pocket --tables tables
     """
-    from rankscope.report.tables import summary_table
+    from rankscope.cli.render.summary import answer_text, summary_table
     from rankscope.run.study import write_outputs
-    from rankscope.tools.export import check_tables, write_tables
+    from rankscope.tools.export import check_tables_folder, write_study_tables
 
     if tables is not None:
-        check_tables(folder, tables)
+        check_tables_folder(folder, tables)
     records, recommendation = write_outputs(folder)
-    written = write_tables(folder, records, recommendation, tables) if tables is not None else []
-    show(summary_table(records, recommendation))
-    for advice in recommendation.advice:
-        say(f"{advice.task}: {advice.headline}", "bold")
-    say(f"report: {folder / 'report.html'}")
-    if written:
-        say(f"tables: {len(written)} files in {tables}")
+    print_result(summary_table(records, recommendation))
+    print_result(answer_text(recommendation, with_reasons=False))
+    print_line(f"report: {folder / 'report.html'}")
+    if tables is not None:
+        files = write_study_tables(folder, records, recommendation, tables)
+        print_line(f"tables: {len(files)} files in {tables}")
 
 
-@app.command()
-def verify(folder: StudyFolder) -> None:
-    """Re-hash everything that a study stored.
+@app.command("verify")
+def verify_command(folder: StudyFolder) -> None:
+    """Hash everything a study stored and compare.
 
-    Exit code 4 where a record or an artifact was altered.
+    The exit code is 4 if a record or an artifact was altered.
 
     Example: rankscope verify studies/pocket
     """
@@ -248,28 +247,31 @@ def verify(folder: StudyFolder) -> None:
         problems = ledger.verify()
         count = 0 if problems else len(ledger.artifacts())
     for problem in problems:
-        tell(str(problem), "red")
+        print_message(str(problem), "red")
     if problems:
         raise typer.Exit(INTEGRITY)
-    say(f"{count} artifacts are as they were written.")
+    print_line(f"OK: {count} artifacts verified.")
 
 
-@app.command()
-def export(
+@app.command("export")
+def export_command(
     folder: StudyFolder,
-    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial's id, or its beginning.")],
-    out: Annotated[Path, typer.Option(help="Where the weights go: a new or empty folder.")],
+    trial: Annotated[
+        str, typer.Argument(metavar="TRIAL", help="Id of a trial, or a unique prefix of it.")
+    ],
+    out: Annotated[Path, typer.Option(help="A new or empty folder for the weights.")],
     step: Annotated[
-        int | None, typer.Option(help="Weights kept after so many steps, not the last ones.")
+        int | None, typer.Option(help="Weights kept at this step instead of the final ones.")
     ] = None,
 ) -> None:
-    """Copy a trial's weights out of a study.
+    """Export a trial's weights from a study.
 
-    A plain PEFT adapter or, of full fine-tuning, a plain model folder; hashes are compared first.
+    Writes a plain PEFT adapter, or a plain model folder for full fine-tuning, after comparing all
+    hashes.
 
     Example: rankscope export studies/pocket 3f2a --out ./adapter
     """
     from rankscope.tools.export import export_trial
 
     spec = export_trial(folder, trial, out, step)
-    say(f"{spec.label}: {'model' if spec.is_full else 'adapter'} written to {out}")
+    print_line(f"{spec.label}: {'model' if spec.is_full else 'adapter'} written to {out}")

@@ -1,29 +1,46 @@
-"""What verbs print to: results to standard output, everything else to standard error."""
+"""Print results to standard output, and everything else to standard error."""
 
 import json
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console, RenderableType
+from rich.text import Text
+
+from rankscope.formatting import safe_text, terminal_text
 
 out_console = Console()
 err_console = Console(stderr=True)
+MAX_LINE = 20_000
+"""Longest text printed as a line, in characters: an error can quote data."""
 
 
 def print_json(value: object) -> None:
-    """One JSON document on standard output."""
+    """Print one JSON document."""
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def say(text: str, style: str | None = None) -> None:
-    """Plain text, as it is: no markup, and lines left whole, so that paths can be copied."""
-    out_console.print(text, markup=False, highlight=False, soft_wrap=True, style=style)
-
-
-def tell(text: str, style: str | None = None) -> None:
-    """The same on standard error: what is no result."""
-    err_console.print(text, markup=False, highlight=False, soft_wrap=True, style=style)
-
-
-def show(result: RenderableType) -> None:
-    """A table or another renderable."""
+def print_result(result: RenderableType) -> None:
+    """Print a table or another rich renderable."""
     out_console.print(result)
+
+
+def print_line(text: str, style: str | None = None) -> None:
+    """Print text without markup; a line is not wrapped, so that paths can be copied."""
+    _print(out_console, text, style)
+
+
+def print_message(text: str, style: str | None = None) -> None:
+    """Print text that is not a result, to standard error."""
+    _print(err_console, text, style)
+
+
+def _print(console: Console, text: str, style: str | None) -> None:
+    shown = safe_text(text, MAX_LINE)
+    console.print(shown, markup=False, highlight=False, soft_wrap=True, style=style)
+
+
+def note_lines(notes: Sequence[str]) -> list[RenderableType]:
+    """Notes below a table, after an empty line."""
+    lines = [Text(f"note: {terminal_text(note)}", style="yellow") for note in notes]
+    return [Text(), *lines] if lines else []

@@ -1,4 +1,4 @@
-"""An arm of the study file: one method, or several alike, with lists that span a grid."""
+"""An arm of the study file: methods and hyper-parameters, each a value or a list of a grid."""
 
 import difflib
 import json
@@ -11,18 +11,16 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    GetJsonSchemaHandler,
     JsonValue,
     model_validator,
 )
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import core_schema
 
 from rankscope.config.section import (
     ConfigSection,
     Name,
     OneOrMore,
     PathText,
+    RegisteredName,
     ZeroOrMore,
     short_repr,
 )
@@ -32,12 +30,9 @@ from rankscope.models.methods.method import Method
 from rankscope.models.methods.peft import STATEFUL_TYPES
 
 ScheduleName = Literal["linear", "cosine", "constant"]
-PeftSettings = dict[str, JsonValue]
-PeftMethod = dict[Literal["peft"], PeftSettings]
-"""``{peft: {peft_type: ADALORA, ...}}``: another PEFT method, with PEFT's own settings."""
+PeftChoice = dict[Literal["peft"], dict[str, JsonValue]]
+"""``{peft: {peft_type: ADALORA, ...}}``: another PEFT method, with its configuration fields."""
 
-ADAPTER_FIELDS = frozenset(name for method in all_methods() for name in method.arm_fields)
-"""Fields of an arm that only some methods have."""
 TRAIN_OVERRIDES = (
     "batch_size",
     "gradient_accumulation",
@@ -48,15 +43,23 @@ TRAIN_OVERRIDES = (
 """Fields of ``train`` that an arm may override."""
 MITIGATIONS = ("replay", "kl_to_base", "early_stop")
 """Fields of an arm that are axes of its grid but not fields of ``train``."""
+ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")
+MLP = ("down_proj", "gate_proj", "up_proj")
+TARGET_GROUPS: dict[str, tuple[str, ...]] = {
+    "attention": ATTENTION,
+    "mlp": MLP,
+    "all-linear": tuple(sorted(ATTENTION + MLP)),
+}
+TargetSet = Literal["attention", "mlp", "all-linear"] | list[str]
+MODULE_PATTERN = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
 
-AlphaMultiple = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)?)?r$")]
-Rank = Annotated[int, Field(ge=1)]
-LearningRate = Annotated[float, Field(gt=0)]
-Dropout = Annotated[float, Field(ge=0, lt=1)]
-Rows = Annotated[int, Field(ge=1)]
-WarmupFraction = Annotated[float, Field(ge=0, lt=1)]
-WeightDecay = Annotated[float, Field(ge=0)]
-DivergenceWeight = Annotated[float, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+# --- values of an arm ---------------------------------------------------------------------------
 
 
 def named_methods() -> tuple[str, ...]:
@@ -64,40 +67,32 @@ def named_methods() -> tuple[str, ...]:
     return tuple(method.name for method in all_methods() if not method.takes_settings)
 
 
-class _NamedMethod:
-    """Lists the registered methods in the JSON schema."""
-
-    def __get_pydantic_json_schema__(
-        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        return {"enum": list(named_methods()), "type": "string"}
+def adapter_fields() -> frozenset[str]:
+    """Fields of an arm that only some methods have."""
+    return frozenset(name for method in all_methods() for name in method.arm_fields)
 
 
-NamedMethod = Annotated[str, _NamedMethod()]
-
-
-def checked_method(value: Any) -> Any:
-    """A method by name, or ``{peft: {...}}`` with JSON values, empty ones left out."""
+def parse_method(value: Any) -> Any:
+    """A method by name, or ``{peft: {...}}`` without empty settings."""
     if isinstance(value, dict):
-        return checked_peft(value)
+        return parse_peft_choice(value)
     names = named_methods()
     if value not in names:
         close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.55)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"method {short_repr(value)}: expected one of {', '.join(names)}, or another PEFT method as "
-            f"{{peft: {{peft_type: ADALORA, ...}}}}{hint}"
+            f"method {short_repr(value)}: expected one of {', '.join(names)}, or another PEFT "
+            f"method as {{peft: {{peft_type: ADALORA, ...}}}}{hint}"
         )
     return value
 
 
-def checked_peft(value: dict[Any, Any]) -> dict[str, dict[str, Any]]:
-    """Another PEFT method: one key ``peft`` with a mapping that names its ``peft_type``."""
+def parse_peft_choice(value: dict[Any, Any]) -> dict[str, dict[str, Any]]:
     settings = value.get("peft")
     if set(value) != {"peft"} or not isinstance(settings, dict):
         raise ValueError(
-            f"method {short_repr(value)}: expected {{peft: {{peft_type: ADALORA, ...}}}}, one key with "
-            "the settings of a PEFT method"
+            f"method {short_repr(value)}: expected {{peft: {{peft_type: ADALORA, ...}}}}, one key "
+            "with the settings of a PEFT method"
         )
     settings = {key: entry for key, entry in settings.items() if entry is not None}
     if not isinstance(settings.get("peft_type"), str):
@@ -107,50 +102,30 @@ def checked_peft(value: dict[Any, Any]) -> dict[str, dict[str, Any]]:
     try:
         json.dumps(settings, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"method peft: expected values that JSON can hold: {error}") from error
+        raise ValueError(f"method peft: expected JSON values: {error}") from error
     return {"peft": settings}
 
 
-def checked_alpha(value: Any) -> Any:
-    """Alpha is a positive number or a multiple of the rank, such as ``2r``."""
-    expected = "expected a positive number or a multiple of the rank such as '2r'"
+def parse_alpha(value: Any) -> Any:
+    """A positive number, or a multiple of the rank such as ``2r``."""
+    number = value
     if isinstance(value, str):
         match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)?r", value.strip())
-        if match is None or (match[1] is not None and not 0 < float(match[1]) < math.inf):
-            raise ValueError(f"alpha {short_repr(value)}: {expected}")
-        return value.strip()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"alpha {short_repr(value)}: {expected}")
-    if not 0 < value < math.inf:  # NaN compares false
-        raise ValueError(f"alpha {short_repr(value)}: {expected}")
-    return float(value)
+        number = None if match is None else float(match[1] or 1)
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    if not is_number or not 0 < number < math.inf:  # NaN compares false
+        raise ValueError(
+            f"alpha {short_repr(value)}: expected a positive number or a multiple of the rank such "
+            "as '2r'"
+        )
+    return value.strip() if isinstance(value, str) else float(value)
 
 
-Alpha = Annotated[
-    float | str, BeforeValidator(checked_alpha, json_schema_input_type=float | AlphaMultiple)
-]
-AnyMethod = Annotated[
-    str | PeftMethod,
-    BeforeValidator(checked_method, json_schema_input_type=NamedMethod | PeftMethod),
-]
-
-
-TARGET_GROUPS: dict[str, tuple[str, ...]] = {
-    "attention": ("k_proj", "o_proj", "q_proj", "v_proj"),
-    "mlp": ("down_proj", "gate_proj", "up_proj"),
-    "all-linear": (
-        "down_proj",
-        "gate_proj",
-        "k_proj",
-        "o_proj",
-        "q_proj",
-        "up_proj",
-        "v_proj",
-    ),
-}
-TargetGroup = Literal["attention", "mlp", "all-linear"]
-TargetSet = TargetGroup | list[str]
-MODULE_PATTERN = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
+def resolved_alpha(alpha: float | str, rank: int) -> float:
+    """Alpha as a number: ``2r`` at rank 8 is 16."""
+    if isinstance(alpha, str):
+        return float(alpha.removesuffix("r") or 1) * rank
+    return float(alpha)
 
 
 def parse_target_sets(value: Any) -> Any:
@@ -176,20 +151,31 @@ def parse_target_sets(value: Any) -> Any:
             "into a list of its own, as in [attention, [q_proj, v_proj]]"
         )
     for names in value:
-        if isinstance(names, list):
-            check_module_names(names)
+        if names == []:
+            raise ValueError("targets is empty: name at least one module")
+        for name in names if isinstance(names, list) else []:
+            if not isinstance(name, str) or not re.fullmatch(MODULE_PATTERN, name):
+                raise ValueError(
+                    f"target {short_repr(name)}: expected {groups}, or a module name such as "
+                    "'q_proj'"
+                )
     return value
 
 
-def check_module_names(names: list[Any]) -> None:
-    if not names:
-        raise ValueError("targets is empty: name at least one module")
-    for name in names:
-        if not isinstance(name, str) or not re.fullmatch(MODULE_PATTERN, name):
-            raise ValueError(
-                f"target {short_repr(name)}: expected {', '.join(TARGET_GROUPS)}, or a module name "
-                "such as 'q_proj'"
-            )
+AlphaMultiple = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)?)?r$")]
+Alpha = Annotated[
+    float | str, BeforeValidator(parse_alpha, json_schema_input_type=float | AlphaMultiple)
+]
+MethodChoice = Annotated[
+    str | PeftChoice,
+    BeforeValidator(
+        parse_method,
+        json_schema_input_type=Annotated[str, RegisteredName(named_methods)] | PeftChoice,
+    ),
+]
+
+
+# --- sections -----------------------------------------------------------------------------------
 
 
 class ReplayConfig(ConfigSection):
@@ -215,49 +201,47 @@ class ArmConfig(ConfigSection):
         json_schema_extra={"anyOf": [{"required": ["method"]}, {"required": ["init_from"]}]}
     )
 
-    method: OneOrMore[AnyMethod] = []
+    method: OneOrMore[MethodChoice] = []
     """By name, or ``{peft: {peft_type: ADALORA, ...}}`` for any other PEFT method."""
-    rank: ZeroOrMore[Rank] = []
+    rank: ZeroOrMore[PositiveInt] = []
     """LoRA rank r, one or more."""
     alpha: OneOrMore[Alpha] = ["2r"]
     """LoRA alpha: a number, or a multiple of the rank such as ``2r``."""
-    lr: OneOrMore[LearningRate]
-    """Peak learning rate; always explicit, since a rank sweep at one rate measures the rate."""
-    lr_ratio: OneOrMore[LearningRate] | None = None
-    """``lora+`` alone: the learning rate of B over that of A, whose rate is ``lr``; 16."""
+    lr: OneOrMore[PositiveFloat]
+    """Peak learning rate; no default, because a rank sweep at one rate measures the rate."""
+    lr_ratio: OneOrMore[PositiveFloat] | None = None
+    """``lora+`` only: learning rate of B over that of A, which is ``lr``; by default 16."""
     targets: Annotated[
         list[TargetSet],
-        BeforeValidator(
-            parse_target_sets, json_schema_input_type=TargetGroup | list[str] | list[TargetSet]
-        ),
+        BeforeValidator(parse_target_sets, json_schema_input_type=TargetSet | list[TargetSet]),
     ] = ["attention"]
     """``attention``, ``mlp``, ``all-linear`` or a list of module names; several sets in a list."""
-    dropout: OneOrMore[Dropout] = [0.0]
+    dropout: OneOrMore[Fraction] = [0.0]
     """Dropout on the adapter's input, probability."""
     init_from: PathText = None
-    """Folder of a LoRA or DoRA adapter in PEFT's format that training goes on from."""
-    batch_size: OneOrMore[Rows] | None = None
-    """This arm's own ``train.batch_size``."""
-    gradient_accumulation: OneOrMore[Rows] | None = None
-    """This arm's own ``train.gradient_accumulation``."""
+    """Folder of a LoRA or DoRA adapter in PEFT's format to continue training from."""
+    batch_size: OneOrMore[PositiveInt] | None = None
+    """Overrides ``train.batch_size``."""
+    gradient_accumulation: OneOrMore[PositiveInt] | None = None
+    """Overrides ``train.gradient_accumulation``."""
     schedule: OneOrMore[ScheduleName] | None = None
-    """This arm's own ``train.schedule``."""
-    warmup_fraction: OneOrMore[WarmupFraction] | None = None
-    """This arm's own ``train.warmup_fraction``."""
-    weight_decay: OneOrMore[WeightDecay] | None = None
-    """This arm's own ``train.weight_decay``."""
+    """Overrides ``train.schedule``."""
+    warmup_fraction: OneOrMore[Fraction] | None = None
+    """Overrides ``train.warmup_fraction``."""
+    weight_decay: OneOrMore[NonNegativeFloat] | None = None
+    """Overrides ``train.weight_decay``."""
     replay: OneOrMore[ReplayConfig] | None = None
     """General rows mixed in: ``{task: NAME, share: 0.1}``."""
-    kl_to_base: OneOrMore[DivergenceWeight] | None = None
-    """Weight of KL(base || tuned), nats per label token, in the loss; of the replayed rows where
-    the arm has ``replay``, of the task's own where it has not."""
+    kl_to_base: OneOrMore[NonNegativeFloat] | None = None
+    """Weight in the loss of KL(base || tuned), nats per label token: over the replayed rows if the
+    arm has ``replay``, otherwise over the task's own."""
     early_stop: OneOrMore[EarlyStopConfig] | None = None
-    """``{patience: N}``: stop after N points of ``train.evaluate_every`` without a better in-domain
-    score on the validation split, and keep the best weights."""
+    """``{patience: N}``: stop after N evaluations (``train.evaluate_every``) without a better
+    in-domain validation score, and keep the best weights."""
 
     @model_validator(mode="after")
-    def fits_method(self) -> Self:
-        """Check that the arm's methods go together and take the arm's settings."""
+    def check_methods(self) -> Self:
+        """The methods fit together, and have the arm's settings."""
         methods = self.methods
         if not methods and self.init_from is None:
             raise ValueError(f"'method' is missing: name one of {', '.join(named_methods())}")
@@ -287,7 +271,7 @@ class ArmConfig(ConfigSection):
 
     def _check_fields(self, methods: Sequence[Method]) -> None:
         fields = {name for m in methods or [LoraMethod()] for name in m.arm_fields}
-        if misplaced := ", ".join(sorted((ADAPTER_FIELDS & self.model_fields_set) - fields)):
+        if misplaced := ", ".join(sorted((adapter_fields() & self.model_fields_set) - fields)):
             name = repr(methods[0].name) if methods else "of the adapter"
             note = methods[0].arm_note if methods else ""
             owners = [m.name for m in all_methods() if fields < set(m.arm_fields)]
@@ -306,35 +290,35 @@ class ArmConfig(ConfigSection):
 
     @property
     def is_full(self) -> bool:
-        """Full fine-tuning: no rank, alpha, targets or dropout."""
+        """Full fine-tuning."""
         return any(method.trains_base for method in self.methods)
 
     def unused_fields(self) -> frozenset[str]:
-        """Settings of adapters that the arm's methods do not have."""
+        """Adapter settings that the arm's methods do not have."""
         used = {name for method in self.methods or [LoraMethod()] for name in method.arm_fields}
-        return ADAPTER_FIELDS - used
+        return adapter_fields() - used
 
     def peft_types(self) -> set[str]:
         """The PEFT types of the arm's ``peft`` methods, in capitals."""
         return {str(m["peft"]["peft_type"]).upper() for m in self.method if isinstance(m, dict)}
 
     def target_sets(self) -> list[tuple[str, ...]]:
-        """The sets of module names that receive adapters, each sorted, names once."""
+        """The sets of module names that receive adapters, sorted, without duplicates."""
         return [
             tuple(sorted(set(TARGET_GROUPS[s] if isinstance(s, str) else s))) for s in self.targets
         ]
 
     def grids(self) -> Iterator[dict[str, list[Any]]]:
         """One grid per method: the field of a trial -> its values, in the order of the product."""
-        # What is left out beside 'init_from' is its adapter's, which is not read here.
-        names: list[AnyMethod | None] = [*self.method] or [None]
+        # With 'init_from', settings that the arm leaves out are the adapter's, not read here.
+        names: list[MethodChoice | None] = [*self.method] or [None]
         methods = self.methods or [LoraMethod()]
         for name, method in zip(names, methods, strict=True):
             axes: dict[str, list[Any]] = {"method": [name]}
             if "targets" in method.arm_fields:
                 axes["targets"] = self.target_sets()
             if method.has_rank:
-                axes["rank"] = self.rank or [None]  # taken from the adapter of 'init_from'
+                axes["rank"] = self.rank or [None]  # the rank of the adapter in 'init_from'
                 axes["alpha"] = self.alpha
             axes["lr"] = self.lr
             for setting, default in method.field_defaults.items():
@@ -347,12 +331,5 @@ class ArmConfig(ConfigSection):
             yield axes | {name: values for name, values in own.items() if values is not None}
 
     def num_points(self) -> int:
-        """Points of this arm's grid as written, repeated values counted."""
+        """Points of the grid as written, repeated values counted each time."""
         return sum(math.prod(len(axis) for axis in grid.values()) for grid in self.grids())
-
-
-def resolved_alpha(alpha: float | str, rank: int) -> float:
-    """Alpha as a number: ``2r`` at rank 8 is 16."""
-    if isinstance(alpha, str):
-        return float(alpha.removesuffix("r") or 1) * rank
-    return float(alpha)

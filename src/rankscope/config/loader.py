@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rankscope.config.overrides import OVERRIDE, apply_override
 from rankscope.config.section import Location
 from rankscope.config.study import StudyConfig
@@ -24,7 +22,7 @@ from rankscope.config.validation import (
     validate,
     with_absolute_paths,
 )
-from rankscope.config.yaml_lines import PlainValues, dump, find_mark
+from rankscope.config.yaml_lines import Document, dump
 from rankscope.errors import UserError
 
 STUDY_FILE = FileKind(
@@ -47,22 +45,20 @@ def load_study_file(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
         UserError: every fault of the file and the overrides, one per line, such as
             ``study.yaml:12: arms.0.lora_rnak: unknown key; did you mean 'rank'?``.
     """
-    root = read_yaml(path, STUDY_FILE)
+    document = read_yaml(path, STUDY_FILE)
     faults: list[Fault] = []
     for override in overrides:
         try:
-            apply_override(root, override)
+            apply_override(document, override)
         except UserError as error:
             faults.append(Fault(True, 0, str(error)))
-    values = PlainValues()
     folder = path.absolute().parent
-    raw = values.read(root)
-    faults += insert_task_files(raw, root, folder)
-    config, more_faults = validate(root, values, raw, StudyConfig)
+    faults += insert_task_files(document, folder)
+    config, more_faults = validate(document, StudyConfig)
     faults += more_faults
     if faults or config is None:
         raise UserError(join_faults(faults))
-    return with_absolute_paths(config, root, (), folder)
+    return with_absolute_paths(config, document, (), folder)
 
 
 def load_task_file(path: Path) -> TaskConfig:
@@ -71,35 +67,29 @@ def load_task_file(path: Path) -> TaskConfig:
     Raises:
         UserError: every fault of the file, one per line, each with its line number.
     """
-    root = read_yaml(path, TASK_FILE)
-    values = PlainValues()
-    config, faults = validate(root, values, values.read(root), TaskConfig)
+    document = read_yaml(path, TASK_FILE)
+    config, faults = validate(document, TaskConfig)
     if config is not None and is_task_file(config.path):
-        mark = find_mark(root, ("path",))
-        faults.append(fault_at(mark, "path: a task file cannot name another; write it out here"))
+        problem = "path: a task file cannot name another; write it out here"
+        faults.append(fault_at(document.mark_at(("path",)), problem))
     if faults or config is None:
         raise UserError(join_faults(faults))
-    return with_absolute_paths(config, root, (), path.absolute().parent)
+    return with_absolute_paths(config, document, (), path.absolute().parent)
 
 
-def insert_task_files(raw: Any, root: yaml.Node, folder: Path) -> list[Fault]:
-    """Replace the task files named in a study's plain values by their content, in place.
+def insert_task_files(document: Document, folder: Path) -> list[Fault]:
+    """Replace the task files that a study names by their content; relative paths start at folder.
 
     Keys beside ``path`` in the study override those of the task file.
-
-    Args:
-        raw: plain values of the study, read from ``root``; not validated yet.
-        root: node tree of the study file.
-        folder: where relative paths start.
     """
     faults: list[Fault] = []
-    for tasks, location in task_lists(raw):
+    for tasks, location in task_lists(document.values):
         for index, task in enumerate(tasks):
             path = task.get("path") if isinstance(task, dict) else task
             if not isinstance(path, str) or not is_task_file(path):
                 continue
-            mark = find_mark(root, (*location, index))
-            start = Path.cwd() if mark.name.startswith(OVERRIDE) else folder
+            mark = document.mark_at((*location, index))
+            start = Path.cwd() if mark.source.startswith(OVERRIDE) else folder
             try:
                 loaded = load_task_file(Path(absolute_path(path, start)))
             except UserError as error:
@@ -125,6 +115,11 @@ def task_lists(raw: Any) -> Iterator[tuple[list[Any], Location]]:
 
 def dump_study(config: StudyConfig) -> str:
     """Canonical YAML of a study with every default written out; it loads back as ``config``."""
+    return dump(study_values(config))
+
+
+def study_values(config: StudyConfig) -> dict[str, Any]:
+    """The same as JSON-compatible values, which validate to an equal ``StudyConfig``."""
     values = config.model_dump(mode="json", exclude_none=True)
     for arm, written in zip(config.arms, values["arms"], strict=True):
         for key in arm.unused_fields():
@@ -132,7 +127,7 @@ def dump_study(config: StudyConfig) -> str:
         if arm.init_from is not None:  # keys that the arm leaves out are the adapter's, no defaults
             for key in {"method", "rank", "alpha", "targets"} - arm.model_fields_set:
                 del written[key]
-    return dump(values)
+    return values
 
 
 def study_json_schema() -> dict[str, Any]:

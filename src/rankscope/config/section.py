@@ -1,7 +1,8 @@
 """Base class of every section of a study file, and the types of its fields."""
 
+import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -25,7 +26,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 NAME_RULE = "1 to 64 letters, digits, '_', '-' or '.', starting with a letter or digit"
 # A hub id must not read as a path: no '..', no leading '.' or '/', at most one '/'.
 HUB_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95})?$"
-MAX_TEXT = 4096
+MAX_TEXT_LENGTH = 4096
 
 Location = tuple[str | int, ...]
 """Keys and list positions that lead to a value of a file, such as ``("arms", 0, "rank")``."""
@@ -59,8 +60,8 @@ def check_text(value: str) -> str:
         raise ValueError("empty text: remove the key or give it a value")
     if not value.isprintable():
         raise ValueError(f"{short_repr(value)} contains characters that cannot be printed")
-    if len(value) > MAX_TEXT:
-        raise ValueError(f"{len(value)} characters: expected at most {MAX_TEXT}")
+    if len(value) > MAX_TEXT_LENGTH:
+        raise ValueError(f"{len(value)} characters: expected at most {MAX_TEXT_LENGTH}")
     return value
 
 
@@ -99,9 +100,34 @@ class SingleValueAsList:
         return {"anyOf": [*item.get("anyOf", [item]), as_list]}
 
 
-Value = TypeVar("Value")
-OneOrMore = Annotated[list[Value], Field(min_length=1), SingleValueAsList()]
-ZeroOrMore = Annotated[list[Value], SingleValueAsList()]
+class RegisteredName:
+    """Marks a text that must be a name of a registry; the JSON schema lists the names."""
+
+    def __init__(self, names: Callable[[], Collection[str]]) -> None:
+        self.names = names
+
+    def check(self, name: str) -> str:
+        names = self.names()
+        if name in names:
+            return name
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.55)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"found {short_repr(name)}; {hint}expected one of {', '.join(names)}")
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"enum": list(self.names()), "type": "string"}
+
+
+_Value = TypeVar("_Value")
+OneOrMore = Annotated[list[_Value], Field(min_length=1), SingleValueAsList()]
+ZeroOrMore = Annotated[list[_Value], SingleValueAsList()]
 Name = Annotated[
     str,
     AfterValidator(matches(NAME_PATTERN, NAME_RULE)),

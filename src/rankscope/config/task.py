@@ -1,4 +1,4 @@
-"""A task as the study file, or a file of its own, describes it."""
+"""A task of the study file, or of a task file."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -11,101 +11,96 @@ from rankscope.config.section import (
     Name,
     PathText,
     PlainText,
+    RegisteredName,
     short_repr,
 )
+from rankscope.evaluate.scorers import primary_metric_names, scorer_names
 
-Scorer = Literal["option_text", "option_letter", "number", "exact_match", "loss", "perplexity"]
-PrimaryMetric = Literal["acc", "acc_norm", "acc_bytes", "acc_token", "letter"]
-ShapeField = Literal[
-    "question", "choices", "answer", "subject", "prompt", "completion", "messages", "text"
-]
 MAX_FEWSHOT = 5
-
-TASK_FILES = (".yaml", ".yml")
-"""Endings of a path that names a task file."""
-
-
+TASK_FILE_SUFFIXES = (".yaml", ".yml")
 LM_EVAL_PREFIX = "lm_eval:"
 """Before the name of a task of lm-evaluation-harness, or the path of its YAML file."""
 
 
-def checked_pattern(text: str) -> str:
-    """Refuse what is no regular expression, or has more than one group."""
+def check_pattern(text: str) -> str:
     try:
         groups = re.compile(text).groups
     except re.error as error:
-        raise ValueError(f"{short_repr(text)} is no regular expression: {error}") from error
+        raise ValueError(f"{short_repr(text)} is not a regular expression: {error}") from error
     if groups > 1:
         raise ValueError(
-            f"{short_repr(text)} has {groups} groups: expected at most one, what to compare"
+            f"{short_repr(text)} has {groups} groups: expected at most one, the part to compare"
         )
     return text
 
 
-def checked_stop(text: str) -> str:
-    """Refuse an empty stop string, at which every answer would end before it began."""
+def check_stop(text: str) -> str:
     if not text:
-        raise ValueError("is empty text, at which every answer would end: remove it")
+        raise ValueError("empty text would end every answer before its first token: remove it")
     return text
 
 
 def is_task_file(text: object) -> bool:
     """Whether a task, or the path of one, is the path of a task file."""
-    is_file = isinstance(text, str) and text.lower().endswith(TASK_FILES)
+    is_file = isinstance(text, str) and text.lower().endswith(TASK_FILE_SUFFIXES)
     return is_file and not str(text).startswith(LM_EVAL_PREFIX)
 
 
-def name_of_path(path: str) -> str:
-    """What a folder's task is called where it has no name: the folder's own."""
-    return path.rstrip("/").rsplit("/", 1)[-1]
+ScorerName = Annotated[str, RegisteredName(scorer_names)]
+MetricName = Annotated[str, RegisteredName(primary_metric_names)]
+StopText = Annotated[str, AfterValidator(check_stop)]
+Pattern = Annotated[str, AfterValidator(check_pattern)]
+ShapeField = Literal[
+    "question", "choices", "answer", "subject", "prompt", "completion", "messages", "text"
+]
 
 
 class TaskConfig(ConfigSection):
-    """A data set with its prompt and scorer: a named task, or the user's own files."""
+    """A data set with its prompt and scorer: a named task, or the user's own data."""
 
     name: Name
-    """A named task (``gsm8k``, ``arc_easy``, ...) or a new name for one's own data."""
+    """A named task (``gsm8k``, ``arc_easy``, ...) or a new name for your own data."""
     path: PathText = None
     """Folder with {train,validation,test}.jsonl or .parquet of this task; or a task file (YAML)."""
     train: PathText = None
     """JSONL or Parquet file with training rows (own data)."""
     validation: PathText = None
-    """File with the rows that choose; cut from ``train`` where absent."""
+    """File with the rows that choose the arm; by default cut from ``train``."""
     test: PathText = None
-    """File with the rows that are reported; cut from ``train`` where absent."""
+    """File with the rows that are quoted; by default cut from ``train``."""
     hub: HubId | None = None
     """Hub data set id (own data)."""
     revision: PlainText | None = None
     """Revision of the hub data set."""
     fields: dict[ShapeField, str | list[str]] | None = None
-    """What the rows call the fields of their shape: ``{question: Frage, choices: [a, b, c]}``."""
+    """The rows' names for the fields of their shape: ``{question: Frage, choices: [a, b, c]}``."""
     prompt: str | None = None
     """Prompt template over a row's fields, such as ``"Question: {question}\\nAnswer:"``."""
-    scorer: Scorer | None = None
-    """How answers are scored; by default what the rows allow."""
-    primary_metric: PrimaryMetric | None = None
-    """Metric of a multiple-choice task that is reported; all are recorded."""
+    scorer: ScorerName | None = None
+    """How answers are scored; by default chosen from the shape of the rows."""
+    primary_metric: MetricName | None = None
+    """Metric of a multiple-choice task that is quoted; all are recorded."""
     num_fewshot: int = Field(0, ge=0, le=MAX_FEWSHOT)
-    """Answered questions shown before each one that is scored; training rows carry none."""
-    stop: list[Annotated[str, AfterValidator(checked_stop)]] = []
-    """Texts at which a generated answer ends; by default where the next question would begin."""
-    extract: Annotated[str, AfterValidator(checked_pattern)] | None = None
-    """Regular expression of the part of a generated answer that is compared: its group, or all."""
+    """Answered questions shown before each evaluated one; training rows have none."""
+    stop: list[StopText] = []
+    """Texts that end a generated answer; by default the start of a next question."""
+    extract: Pattern | None = None
+    """Regular expression of the part of a generated answer to compare: its group, or all."""
     max_train_rows: int | None = Field(None, ge=1)
     """Use only the first rows of the seeded order."""
     mixture: list[Name] = []
-    """Of a training task alone: the rows of these tasks together, which the study describes
-    elsewhere or which are named ones; scored on the items of all of them."""
+    """Training tasks only: train on the rows of these tasks together, named ones or described
+    elsewhere in the study, and evaluate on the items of all of them."""
 
     @classmethod
     def from_short_form(cls, text: str) -> dict[str, Any]:
-        """``- arc_easy`` stands for ``- {name: arc_easy}``."""
+        """``- arc_easy`` means ``- {name: arc_easy}``."""
         return {"name": text}
 
     @model_validator(mode="before")
     @classmethod
-    def is_no_harness_task(cls, value: Any) -> Any:
-        """The harness's tasks have no rows to train on, choose by or compare with training rows."""
+    def check_not_lm_eval(cls, value: Any) -> Any:
+        """Tasks of lm-evaluation-harness have no rows to train on or to choose by."""
         places = [value.get("name"), value.get("path")] if isinstance(value, dict) else [value]
         for text in places:
             if isinstance(text, str) and text.startswith(LM_EVAL_PREFIX):
@@ -118,34 +113,31 @@ class TaskConfig(ConfigSection):
     @model_validator(mode="before")
     @classmethod
     def name_from_path(cls, value: Any) -> Any:
-        """A task with a path alone is called as the folder is."""
+        """A task with a path and no name has the name of the folder."""
         if isinstance(value, dict) and "name" not in value and isinstance(value.get("path"), str):
-            return {"name": name_of_path(value["path"]), **value}
+            return {"name": value["path"].rstrip("/").rsplit("/", 1)[-1], **value}
         return value
 
     @model_validator(mode="after")
-    def one_source(self) -> Self:
-        """Rows come from one place."""
-        beside = [key for key in ("train", "validation", "test", "hub") if getattr(self, key)]
-        if self.path is not None and beside:
-            raise ValueError(f"'path' and {beside[0]!r} both say where the rows are: give one")
+    def check_one_source(self) -> Self:
+        others = [key for key in ("train", "validation", "test", "hub") if getattr(self, key)]
+        if self.path is not None and others:
+            raise ValueError(f"'path' and {others[0]!r} both name the source of the rows: give one")
         return self
 
     @model_validator(mode="after")
-    def joins_others(self) -> Self:
-        """A joined task is made of other tasks and of nothing else."""
+    def check_mixture(self) -> Self:
         if not self.mixture:
             return self
-        allowed = {"name", "mixture", "max_train_rows"}
-        given = sorted(self.model_fields_set - allowed)
+        given = sorted(self.model_fields_set - {"name", "mixture", "max_train_rows"})
         if given:
             raise ValueError(
                 f"'mixture' takes rows and prompts from its tasks: remove {given[0]!r}"
             )
-        if len(set(self.mixture)) < 2 or len(set(self.mixture)) < len(self.mixture):
+        if len(self.mixture) < 2 or len(set(self.mixture)) < len(self.mixture):
             raise ValueError(
                 f"'mixture' {short_repr(self.mixture)}: expected at least two tasks, each once"
             )
         if self.name in self.mixture:
-            raise ValueError(f"task {self.name!r} joins itself: give it a name of its own")
+            raise ValueError(f"task {self.name!r} contains itself: give it a name of its own")
         return self

@@ -20,7 +20,7 @@ from rankscope.config.section import (
     section_at,
     short_repr,
 )
-from rankscope.config.yaml_lines import PlainValues, compose, find_mark, is_list_at
+from rankscope.config.yaml_lines import Document, Mark, compose
 from rankscope.errors import UserError
 
 MAX_BYTES = 2**20
@@ -48,8 +48,8 @@ class FileKind:
     """``{path}`` is replaced by the path of the missing file."""
 
 
-def read_yaml(path: Path, kind: FileKind) -> yaml.MappingNode:
-    """The node tree of a file.
+def read_yaml(path: Path, kind: FileKind) -> Document:
+    """The values of a file.
 
     Raises:
         UserError: the file is not a YAML mapping in UTF-8.
@@ -80,7 +80,9 @@ def read_yaml(path: Path, kind: FileKind) -> yaml.MappingNode:
             f"{path}:{root.start_mark.line + 1}: found {found}, expected a mapping with keys such "
             f"as {kind.example_keys}"
         )
-    return root
+    document = Document()
+    document.values = document.read(root)
+    return document
 
 
 def read_text(path: Path, kind: FileKind) -> str:
@@ -107,28 +109,26 @@ def read_text(path: Path, kind: FileKind) -> str:
         ) from error
 
 
-def validate(
-    root: yaml.Node, values: PlainValues, raw: Any, model: type[AnySection]
-) -> tuple[AnySection | None, list[Fault]]:
-    """``raw``, read from ``root``, as a section (None if it is invalid), and every fault."""
-    faults = [fault_at(mark, text) for mark, text in values.problems]
+def validate(document: Document, model: type[AnySection]) -> tuple[AnySection | None, list[Fault]]:
+    """The document as a section (None if it is invalid), and every fault."""
+    faults = [fault_at(mark, problem) for _, mark, problem in document.problems]
     # A value that could not be read was reported once already, with its line.
-    reported = {(mark.name, mark.line) for mark, _ in values.problems}
+    reported = {mark for _, mark, _ in document.problems}
     try:
-        return model.model_validate(raw), faults
+        return model.model_validate(document.values), faults
     except ValidationError as error:
         for details in error.errors(include_url=False):
             is_unknown_key = details["type"] == "extra_forbidden"
-            mark = find_mark(root, details["loc"], of_key=is_unknown_key)
-            if (mark.name, mark.line) not in reported:
-                faults.append(fault_at(mark, describe_error(root, details, model)))
+            mark = document.mark_at(details["loc"], of_key=is_unknown_key)
+            if mark not in reported:
+                faults.append(fault_at(mark, describe_error(document, details, model)))
     return None, faults
 
 
-def fault_at(mark: yaml.Mark, text: str) -> Fault:
-    if mark.name.startswith(OVERRIDE):
-        return Fault(True, mark.line, f"{mark.name}: {text}")
-    return Fault(False, mark.line, f"{mark.name}:{mark.line + 1}: {text}")
+def fault_at(mark: Mark, problem: str) -> Fault:
+    if mark.source.startswith(OVERRIDE):
+        return Fault(True, mark.line, f"{mark.source}: {problem}")
+    return Fault(False, mark.line, f"{mark.source}:{mark.line + 1}: {problem}")
 
 
 def join_faults(faults: Iterable[Fault]) -> str:
@@ -140,10 +140,10 @@ def join_faults(faults: Iterable[Fault]) -> str:
     return "\n".join(messages)
 
 
-def describe_error(root: yaml.Node, details: ErrorDetails, model: type[ConfigSection]) -> str:
+def describe_error(document: Document, details: ErrorDetails, model: type[ConfigSection]) -> str:
     """One error of Pydantic as ``place: what was found; what was expected``."""
     location, error_type = details["loc"], details["type"]
-    place = written_place(root, location)
+    place = written_place(document, location) or model.__name__.removesuffix("Config").lower()
     if error_type == "extra_forbidden":
         return f"{place}: unknown key; {suggest_key(location, model)}"
     if error_type == "missing":
@@ -165,11 +165,11 @@ def describe_error(root: yaml.Node, details: ErrorDetails, model: type[ConfigSec
     return f"{place}: found {in_yaml_words(details['input'])}, expected {expected}"
 
 
-def written_place(root: yaml.Node, location: Location) -> str:
+def written_place(document: Document, location: Location) -> str:
     """``arms.0.rank`` for a single value, although it is validated as a list of one."""
-    if location and isinstance(location[-1], int) and not is_list_at(root, location[:-1]):
+    if location and isinstance(location[-1], int) and not document.is_list_at(location[:-1]):
         location = location[:-1]
-    return dotted(location) or "study"
+    return dotted(location)
 
 
 def suggest_key(location: Location, model: type[ConfigSection]) -> str:
@@ -193,24 +193,24 @@ def in_yaml_words(value: Any) -> str:
 
 
 def with_absolute_paths(
-    section: AnySection, root: yaml.Node, location: Location, folder: Path
+    section: AnySection, document: Document, location: Location, folder: Path
 ) -> AnySection:
     """Make every ``LocalPath`` of the section absolute.
 
     Args:
         section: the section at ``location``.
-        root: node tree of the file: its marks tell values of the file from those of ``--set``.
+        document: its marks tell values of the file from those of ``--set``.
         location: place of ``section`` in the file.
         folder: folder of the file.
     """
 
     def absolute(value: Any, place: Location, is_path: bool) -> Any:
         if isinstance(value, ConfigSection):
-            return with_absolute_paths(value, root, place, folder)
+            return with_absolute_paths(value, document, place, folder)
         if isinstance(value, list):
             return [absolute(item, (*place, i), False) for i, item in enumerate(value)]
         if is_path and isinstance(value, str):
-            from_override = find_mark(root, place).name.startswith(OVERRIDE)
+            from_override = document.mark_at(place).source.startswith(OVERRIDE)
             return absolute_path(value, Path.cwd() if from_override else folder)
         return value
 

@@ -1,4 +1,4 @@
-"""YAML as a tree of nodes that know their line, and its plain values.
+"""YAML as plain values that know their line.
 
 Scalars follow YAML 1.2: YAML 1.1 reads ``1e-3`` as text, ``no`` as false and ``010`` as 8.
 Tags, anchors and aliases are refused, so that a study file cannot run code or grow without bound.
@@ -6,7 +6,7 @@ Tags, anchors and aliases are refused, so that a study file cannot run code or g
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -80,11 +80,11 @@ def dump_text(value: str) -> str:
     return text.removesuffix("...\n").rstrip("\n")
 
 
-def read_scalar(node: yaml.ScalarNode) -> Any:
+def read_scalar(node: yaml.Node) -> Any:
     """The plain value of a scalar.
 
     Raises:
-        ValueError: the scalar has a tag other than those of plain values.
+        ValueError: the node has a tag other than those of plain values.
     """
     text: str = node.value
     match node.tag.removeprefix(TAG):
@@ -99,85 +99,88 @@ def read_scalar(node: yaml.ScalarNode) -> Any:
         case "float":
             lowered = text.lower()
             return float(lowered.replace(".inf", "inf").replace(".nan", "nan"))
-    raise ValueError(tag_problem(node))
-
-
-def tag_problem(node: yaml.Node) -> str:
     tag = short_repr(node.tag.replace(TAG, "!!"))
-    return f"tag {tag} is refused: a study file contains plain values only, remove the tag"
+    raise ValueError(
+        f"tag {tag} is refused: a study file contains plain values only, remove the tag"
+    )
+
+
+class Mark(NamedTuple):
+    """The place of a value, for error messages."""
+
+    source: str
+    """Path of the file, or the text of an override."""
+    line: int
+    """Counted from 0."""
 
 
 @dataclass
-class PlainValues:
-    """Converts nodes to dicts, lists and scalars, and collects the problems."""
+class Document:
+    """The plain values of a YAML file, the place of each, and what could not be read."""
 
-    problems: list[tuple[yaml.Mark, str]] = field(default_factory=list)
+    values: Any = None
+    marks: dict[Location, Mark] = field(default_factory=dict)
+    key_marks: dict[Location, Mark] = field(default_factory=dict)
+    """Place of the key of each value, or of a list's item."""
+    problems: list[tuple[Location, Mark, str]] = field(default_factory=list)
 
-    def read(self, node: yaml.Node) -> Any:
+    def read(self, node: yaml.Node, location: Location = ()) -> Any:
         """The plain value of ``node``; an unreadable value becomes None and a problem."""
+        mark = mark_of(node)
+        self.marks[location] = mark
+        self.key_marks.setdefault(location, mark)
         if isinstance(node, yaml.MappingNode) and node.tag == TAG + "map":
-            return self.read_mapping(node)
+            return self._read_mapping(node, location)
         if isinstance(node, yaml.SequenceNode) and node.tag == TAG + "seq":
-            return [self.read(item) for item in node.value]
-        if isinstance(node, yaml.ScalarNode):
-            try:
-                return read_scalar(node)
-            except ValueError as error:
-                self.problems.append((node.start_mark, str(error)))
-                return None
-        self.problems.append((node.start_mark, tag_problem(node)))
-        return None
+            return [self.read(item, (*location, i)) for i, item in enumerate(node.value)]
+        try:
+            return read_scalar(node)
+        except ValueError as error:
+            self.problems.append((location, mark, str(error)))
+            return None
 
-    def read_mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
+    def _read_mapping(self, node: yaml.MappingNode, location: Location) -> dict[str, Any]:
         """The values of a mapping by key; the first of several equal keys counts."""
         values: dict[str, Any] = {}
-        first_lines: dict[str, int] = {}
         for key_node, value_node in node.value:
-            mark = key_node.start_mark
-            if not isinstance(key_node, yaml.ScalarNode):
-                self.problems.append((mark, "a key must be text: found a list or a mapping"))
-                continue
-            key = key_node.value
-            if key in values:
-                line = first_lines[key] + 1
+            key, mark = key_node.value, mark_of(key_node)
+            place = (*location, key) if isinstance(key_node, yaml.ScalarNode) else location
+            if place == location:
+                problem = "a key must be text: found a list or a mapping"
+                self.problems.append((place, mark, problem))
+            elif key in values:
+                line = self.key_marks[place].line + 1
                 problem = f"key {short_repr(key)} is repeated, first on line {line}"
-                self.problems.append((mark, problem))
-                continue
-            first_lines[key] = mark.line
-            values[key] = self.read(value_node)
+                self.problems.append((place, mark, problem))
+            else:
+                self.key_marks[place] = mark
+                values[key] = self.read(value_node, place)
         return values
 
+    def mark_at(self, location: Location, of_key: bool = False) -> Mark:
+        """The place of the value (or key) at ``location``, or of the nearest value above it."""
+        marks = self.key_marks if of_key else self.marks
+        return next(
+            marks[location[:n]] for n in range(len(location), -1, -1) if location[:n] in marks
+        )
 
-def child(node: yaml.Node, part: str | int) -> tuple[yaml.Node, yaml.Node] | None:
-    """(key or item node, value node) of one entry; None if there is no such entry."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value == str(part):
-                return key, value
-    if isinstance(node, yaml.SequenceNode) and str(part).isdecimal():
-        index = int(part)
-        if index < len(node.value):
-            return node.value[index], node.value[index]
-    return None
+    def is_list_at(self, location: Location) -> bool:
+        value = self.values
+        for part in location:
+            try:
+                value = value[part]
+            except (KeyError, IndexError, TypeError):
+                return False
+        return isinstance(value, list)
+
+    def forget(self, location: Location) -> None:
+        """Remove the marks and problems at and below ``location``, whose value is replaced."""
+        depth = len(location)
+        for marks in (self.marks, self.key_marks):
+            for place in [place for place in marks if place[:depth] == location]:
+                del marks[place]
+        self.problems = [entry for entry in self.problems if entry[0][:depth] != location]
 
 
-def find_mark(root: yaml.Node, location: Location, of_key: bool = False) -> yaml.Mark:
-    """The mark of the value (or key) at ``location``, or of the nearest node above it."""
-    node, mark = root, root.start_mark
-    for part in location:
-        entry = child(node, part)
-        if entry is None:
-            return mark
-        key, node = entry
-        mark = key.start_mark if of_key else node.start_mark
-    return mark
-
-
-def is_list_at(root: yaml.Node, location: Location) -> bool:
-    node = root
-    for part in location:
-        entry = child(node, part)
-        if entry is None:
-            return False
-        node = entry[1]
-    return isinstance(node, yaml.SequenceNode)
+def mark_of(node: yaml.Node) -> Mark:
+    return Mark(node.start_mark.name, node.start_mark.line)

@@ -23,7 +23,7 @@ from functools import lru_cache
 from random import Random
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 PocketRow = dict[str, Any]
 
 WORLD_SEED = 0
@@ -282,7 +282,7 @@ def running_total(num_steps: int, rng: Random) -> PocketRow:
     }
 
 
-def split_problems(problems: list[T]) -> dict[str, list[T]]:
+def split_problems(problems: list[_T]) -> dict[str, list[_T]]:
     return {
         "validation": problems[:NUM_SUMS_EVALUATED],
         "test": problems[NUM_SUMS_EVALUATED : 2 * NUM_SUMS_EVALUATED],

@@ -4,14 +4,10 @@ import re
 from typing import Any
 
 from rankscope.data.items import LETTERS, Item
-from rankscope.data.numbers import ANSWER_MARK, extract_number, gold_number
-from rankscope.data.registry import CHOICE_SCORERS, TaskSpec
+from rankscope.data.registry import TaskSpec
 from rankscope.data.rows import RowContent
 from rankscope.errors import UserError
-
-
-class NoSingleNumber(UserError):
-    """The gold answer of a number task is not one number."""
+from rankscope.evaluate.scorers import get_scorer
 
 
 def fill_template(template: str, content: RowContent, location: str) -> str:
@@ -41,42 +37,26 @@ def make_item(content: RowContent, spec: TaskSpec, item_id: str, location: str) 
     """One row as an item of its task.
 
     Raises:
-        NoSingleNumber: the scorer is ``number`` and the gold answer is not one number.
+        UnscorableAnswer: the scorer cannot compare the gold answer.
         UserError: the row does not fit the task's scorer or prompt.
     """
-    if spec.scorer in CHOICE_SCORERS and content.answer is None:
-        raise UserError(f"{location}: scorer {spec.scorer!r} needs rows with choices and an answer")
-    reference = content.reference
-    if spec.scorer == "number":
-        written = content.completion if ANSWER_MARK in content.completion else content.reference
-        gold = gold_number(written)
-        if gold is None:
-            raise NoSingleNumber(
-                f"{location}: scorer 'number' found no single number in the answer "
-                f"{content.reference[:60]!r}; expected one in digits 0 to 9, as in '#### 18': no "
-                "fraction, power, time or list"
-            )
-        if extract_number(reference) != gold:  # only the mark shows that the dash is a sign
-            reference = gold
-    prompt, completion = content.question, content.completion
-    contexts: tuple[str, ...] = ()
-    if spec.scorer == "option_letter" and content.answer is not None:
-        completion = LETTERS[content.answer]
-    if spec.scorer == "option_text" and content.answer is not None and content.contexts:
-        contexts, completion = content.contexts, content.continuation
-        prompt = contexts[content.answer]
+    content = get_scorer(spec.scorer).adapt_row(content, location)
+    prompt = content.question
+    if content.contexts:
+        assert content.answer is not None
+        prompt = content.contexts[content.answer]
     elif not content.messages:
         prompt = fill_template(spec.prompt, content, location)
     return Item(
         item_id=item_id,
         prompt=prompt,
-        completion=completion,
+        completion=content.completion,
         choices=content.choices,
         answer=content.answer,
         subject=content.subject,
         messages=content.messages,
-        reference=reference,
+        reference=content.reference,
         question=content.question,
-        contexts=contexts,
+        contexts=content.contexts,
         source_row=location,
     )

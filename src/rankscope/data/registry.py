@@ -13,9 +13,7 @@ than chance there. Exam questions, whose options only make sense side by side, l
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
 
-from rankscope.config.task import Scorer
 from rankscope.data.formats import Shape
 from rankscope.data.rows import QUESTION_PROMPT
 from rankscope.data.sources import (
@@ -26,14 +24,10 @@ from rankscope.data.sources import (
     read_pocket,
 )
 from rankscope.errors import UserError
+from rankscope.evaluate.scorers import get_scorer
+from rankscope.evaluate.scorers.scorer import ScoreUnit
 
 LETTERED_PROMPT = "Question: {question}\n{options}\nAnswer:"
-WRITTEN_VERSION = 2
-"""Version of tasks with written answers. Since version 2 dashes are not read as signs, and an
-answer is cut at the template's next question. The answers of pocket tasks have neither."""
-CHOICE_SCORERS: tuple[Scorer, ...] = ("option_text", "option_letter")
-WRITTEN_SCORERS: tuple[Scorer, ...] = ("number", "exact_match")
-LIKELIHOODS: tuple[Scorer, ...] = ("loss", "perplexity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +37,8 @@ class TaskSpec:
     name: str
     description: str
     """One sentence for people."""
-    scorer: Scorer
-    """Computes the primary metric."""
+    scorer: str
+    """Name of the scorer that computes the primary metric."""
     prompt: str
     """Template over a row's fields; ``{options}`` are the lettered choices, one per line."""
     version: int = 1
@@ -81,9 +75,9 @@ class TaskSpec:
         return "{options}" in self.prompt
 
     @property
-    def score_unit(self) -> Literal["accuracy", "log_probability"]:
+    def score_unit(self) -> ScoreUnit:
         """``accuracy`` (fraction of 1) or ``log_probability`` (mean log p per token, nats)."""
-        return "log_probability" if self.scorer in LIKELIHOODS else "accuracy"
+        return get_scorer(self.scorer).unit
 
 
 def text_task(name: str, description: str, hub: HubSource, chance: float, licence: str) -> TaskSpec:
@@ -106,7 +100,7 @@ def letter_task(
     return replace(spec, scorer="option_letter", prompt=LETTERED_PROMPT)
 
 
-def pocket_task(name: str, description: str, scorer: Scorer) -> TaskSpec:
+def pocket_task(name: str, description: str, scorer: str) -> TaskSpec:
     # The pocket model's language has no words for a frame: the question alone is its prompt.
     return TaskSpec(
         name,
@@ -136,7 +130,7 @@ _SPECS = (
             "MIT",
         ),
         scorer="number",
-        version=WRITTEN_VERSION,
+        version=2,
     ),
     replace(
         letter_task("mmlu", "Exam questions of 57 subjects.", MMLU_TO_TRAIN_ON, 0.25, "MIT"),

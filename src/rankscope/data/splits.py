@@ -23,7 +23,7 @@ TEST_CUT_SHARE = 0.2
 TEST_DRAW = "report"
 VALIDATION_DRAW = "selection"
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def seeded_order(count: int, *purpose: object) -> list[int]:
     return order
 
 
-def first_of_order(rows: Sequence[T], limit: int | None, *purpose: object) -> tuple[T, ...]:
+def first_of_order(rows: Sequence[_T], limit: int | None, *purpose: object) -> tuple[_T, ...]:
     """The first ``limit`` rows of the seeded order, in file order: smaller limits give subsets."""
     if limit is None or limit >= len(rows):
         return tuple(rows)
@@ -91,14 +91,14 @@ def split_rows(
         validation = []
     size = min(MAX_CUT, max(1, int(CUT_SHARE * len(distinct_positions(train)))))
     if not test and train:
-        train, test = cut(train, size, data_seed, task, TEST_DRAW)
+        train, test = cut_rows(train, size, data_seed, task, TEST_DRAW)
         notes.append(f"{task}: no test rows were given; {len(test)} were cut from train")
     if not validation and train:
-        train, validation = cut(train, size, data_seed, task, VALIDATION_DRAW)
+        train, validation = cut_rows(train, size, data_seed, task, VALIDATION_DRAW)
         notes.append(f"{task}: {len(validation)} validation rows were cut from train")
     elif not validation and test and not keep_test_whole:
         size = max(1, int(TEST_CUT_SHARE * len(distinct_positions(test))))
-        test, validation = cut(test, size, data_seed, task, VALIDATION_DRAW)
+        test, validation = cut_rows(test, size, data_seed, task, VALIDATION_DRAW)
         notes.append(f"{task}: no train rows; {len(validation)} validation rows were cut from test")
     validation, in_test = without(validation, test)
     if not test or not (validation or keep_test_whole):
@@ -134,7 +134,7 @@ def distinct_positions(rows: Sequence[Item]) -> list[int]:
     return list(first.values())
 
 
-def cut(rows: Sequence[Item], size: int, *purpose: object) -> tuple[list[Item], list[Item]]:
+def cut_rows(rows: Sequence[Item], size: int, *purpose: object) -> tuple[list[Item], list[Item]]:
     """(kept, cut): ``size`` distinct rows from the end of the seeded order, in file order.
 
     A row is drawn with the same probability however many copies it has; copies go with their

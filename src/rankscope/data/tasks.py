@@ -1,5 +1,6 @@
 """``load_task``: reads, checks, renders and splits one task."""
 
+import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -10,12 +11,14 @@ from rankscope.data.contamination import find_contamination
 from rankscope.data.fewshot import ExamplePool, example_pool, remove_pool_rows, with_fewshot
 from rankscope.data.formats import MAX_SHARE_WITHOUT_COMPLETION, ParsedFile, parse_rows
 from rankscope.data.items import Item, Message
-from rankscope.data.prompts import NoSingleNumber, make_item
-from rankscope.data.registry import CHOICE_SCORERS, NAMED_TASKS, TaskSpec
+from rankscope.data.prompts import make_item
+from rankscope.data.registry import LETTERED_PROMPT, NAMED_TASKS, TaskSpec
+from rankscope.data.rows import QUESTION_PROMPT, RowContent
 from rankscope.data.sources import HubSource, SplitRows, read_file, read_folder, read_hub
 from rankscope.data.splits import first_of_order, split_rows
-from rankscope.data.task_spec import check_task_settings, known_task, named_spec, own_spec
 from rankscope.errors import UserError
+from rankscope.evaluate.scorers import get_scorer
+from rankscope.evaluate.scorers.scorer import UnscorableAnswer
 from rankscope.provenance import sha256_json
 
 # Purposes of the draws. They are part of the seed: another text would draw other items.
@@ -87,7 +90,7 @@ def load_task(
     if spec is None:
         first = next(file.rows[0][1] for file in parsed.values() if file.rows)
         spec = own_spec(config, first)
-    check_task_settings(spec)
+    get_scorer(spec.scorer).check_task(spec)
     items, flawed = make_items(spec, parsed, exclude_subjects, own_data=own_data)
     check_inline_options(spec, config, items)
     name = spec.name
@@ -142,11 +145,11 @@ def read_rows(
     """(rows by file, the spec of a named task or None for own data, label of the source)."""
     if config.path is not None and config.name in NAMED_TASKS:
         files = read_folder(Path(config.path).expanduser())
-        return files, named_spec(known_task(config), config), config.path
+        return files, named_spec(config), config.path
     if config.path or config.train or config.validation or config.test or config.hub:
         files, source = read_own_rows(config)
         return files, None, source
-    spec = named_spec(known_task(config), config)
+    spec = named_spec(config)
     if spec.hub is not None and spec.hub.train_is_separate_collection and not trained:
         spec = replace(spec, hub=replace(spec.hub, train=None))
     files, source = read_named_rows(spec, data_dir)
@@ -213,12 +216,76 @@ def make_items(
             item_id = f"{spec.name}/{file}/{row.number}"
             try:
                 items[file].append(make_item(row_content, spec, item_id, row.location))
-            except NoSingleNumber:
+            except UnscorableAnswer:
                 not_a_number += 1
                 if own_data or not_a_number > MAX_SHARE_WITHOUT_COMPLETION * len(content.rows):
                     raise
         flawed += not_a_number
     return items, flawed
+
+
+# --- specs --------------------------------------------------------------------------------------
+
+
+def named_spec(config: TaskConfig) -> TaskSpec:
+    """A named task with the changes of the study file; another scorer brings its own prompt."""
+    if config.name not in NAMED_TASKS:
+        close = difflib.get_close_matches(config.name, NAMED_TASKS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        raise UserError(
+            f"task {config.name!r} is not a named task{hint} Named tasks: {', '.join(NAMED_TASKS)}."
+            " For your own data give 'train:' (a JSONL or Parquet file) or 'hub:'"
+        )
+    spec = NAMED_TASKS[config.name]
+    changes = common_settings(config)
+    if config.scorer in (None, spec.scorer):
+        changes["primary_metric"] = config.primary_metric or spec.primary_metric
+    else:
+        changes["scorer"] = config.scorer
+        if spec.scorer_sets_prompt:
+            lists_options = get_scorer(config.scorer).needs_listed_options
+            changes["prompt"] = LETTERED_PROMPT if lists_options else QUESTION_PROMPT
+    if config.prompt:
+        changes["prompt"] = config.prompt
+    if spec.hub is not None and config.revision is not None:
+        changes["hub"] = replace(spec.hub, revision=config.revision)
+    return replace(spec, **changes)
+
+
+def own_spec(config: TaskConfig, first: RowContent) -> TaskSpec:
+    """The spec of the user's own data; the first row decides what the study file leaves open."""
+    if config.prompt is not None and first.messages:
+        raise UserError(
+            f"task {config.name!r}: 'prompt' does not apply to rows of messages, which the chat "
+            "template renders; remove it"
+        )
+    default = "loss"
+    if first.choices:
+        default = "option_text"
+    elif first.reference and first.reference != first.completion.strip():
+        default = "number"
+    elif config.name == "perplexity" and first.completion and not first.question:
+        default = "perplexity"
+    scorer = get_scorer(config.scorer or default)
+    prompt = LETTERED_PROMPT if scorer.needs_listed_options else first.template
+    return TaskSpec(
+        config.name,
+        "Own data.",
+        scorer.name,
+        config.prompt or prompt,
+        version=scorer.version,
+        **common_settings(config),
+    )
+
+
+def common_settings(config: TaskConfig) -> dict[str, Any]:
+    """Settings that every task takes from the study file."""
+    return {
+        "num_fewshot": config.num_fewshot,
+        "primary_metric": config.primary_metric,
+        "stop": tuple(config.stop),
+        "extract": config.extract,
+    }
 
 
 # --- what the record states ---------------------------------------------------------------------
@@ -240,7 +307,7 @@ def check_inline_options(
 
 def chance_score(spec: TaskSpec, test: Sequence[Item]) -> float | None:
     """Expected score of guessing among each item's own options."""
-    if spec.scorer in CHOICE_SCORERS:
+    if get_scorer(spec.scorer).needs_choices:
         return sum(1 / len(item.choices) for item in test) / len(test)
     return spec.chance
 

@@ -1,119 +1,101 @@
-"""Items longer than the model's context: refused, or cut at their beginning and counted."""
+"""Items longer than the model's context: an error, or cut at their beginning and counted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from rankscope.config.study import EvaluateConfig
-from rankscope.data.encode import EncodedRow
+from transformers import PretrainedConfig
+
 from rankscope.data.items import Item
 from rankscope.errors import UserError
-from rankscope.evaluate.scorers.choice import Question
+from rankscope.evaluate.scorers.scorer import Scorer
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedSplit:
-    """The items of one split as token ids: exactly one of the four, by the task's scorer."""
+    """The items of one split as token ids."""
 
+    scorer: Scorer[Any]
     items: tuple[Item, ...]
-    questions: Sequence[Question] = ()
-    """One per item, or one per item and option where options stand inside the question."""
-    prompts: Sequence[Sequence[int]] = ()
-    rows: Sequence[EncodedRow] = ()
-    windows: Sequence[Sequence[EncodedRow]] = ()
+    encoded: Sequence[Any]
+    """One per item, as the scorer encodes it."""
     cut_left: frozenset[int] = frozenset()
-    """Items cut at their beginning, by their place."""
+    """Indices of items cut at their beginning to fit the context."""
 
     @property
     def cut_right(self) -> frozenset[int]:
-        """Items scored up to the encoder's ``max_length`` alone, by their place."""
-        return frozenset(place for place, row in enumerate(self.rows) if row.truncated)
+        """Indices of items scored up to the encoder's ``max_length`` only."""
+        return frozenset(
+            index for index, item in enumerate(self.encoded) if self.scorer.is_cut_right(item)
+        )
 
     @property
     def truncated(self) -> int:
         """Items that are not scored whole."""
         return len(self.cut_left | self.cut_right)
 
-    def lengths(self) -> list[int]:
-        """Tokens each question, prompt or row needs of the context; an answer needs one at least.
 
-        Windows fit by construction.
-        """
-        return [
-            *(question.num_tokens for question in self.questions),
-            *(len(prompt) + 1 for prompt in self.prompts),
-            *(len(row.input_ids) for row in self.rows),
-        ]
+@dataclass(frozen=True, slots=True)
+class ContextWindow:
+    """What an item must fit in."""
 
-    def owners(self) -> list[int]:
-        """Which item each of :meth:`lengths` belongs to."""
-        if self.questions and len(self.questions) != len(self.items):
-            return [i for i, item in enumerate(self.items) for _ in item.contexts]
-        return list(range(len(self.lengths())))
+    length: int
+    bos_ids: Sequence[int]
+    """Tokens that begin every prompt; a cut keeps them."""
+    max_new_tokens: int
+
+    def begins_with_bos(self, ids: Sequence[int]) -> bool:
+        """Whether the tokens begin with ``bos_ids``."""
+        return list(ids[: len(self.bos_ids)]) == list(self.bos_ids)
+
+    def last_tokens(self, ids: Sequence[int], room: int, where: str) -> list[int]:
+        """``bos_ids`` if the prompt begins with them, then its last tokens, ``room`` in all."""
+        bos = list(self.bos_ids) if self.begins_with_bos(ids) else []
+        num_kept = room - len(bos)
+        if num_kept < 1:
+            raise UserError(
+                f"{where}: the answer fills the model's context and leaves no room for a prompt; "
+                "remove this row"
+            )
+        return [*bos, *ids[len(ids) - num_kept :]]
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """Number of positions the model was trained for; None if its configuration gives none."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length else None
 
 
 def fit_to_context(
-    encoded: EncodedSplit, context: int, settings: EvaluateConfig, where: str, bos: Sequence[int]
+    split: EncodedSplit, window: ContextWindow, too_long: str, where: str
 ) -> EncodedSplit:
-    """The split with every item within ``context`` tokens.
+    """The split with every item inside the window.
 
     Args:
-        encoded: as encoded.
-        context: most tokens the model takes in.
-        settings: ``too_long`` says what happens to others.
+        split: as encoded.
+        window: of the model.
+        too_long: ``refuse`` or ``truncate_left``, from the settings of evaluation.
         where: task and split, for messages.
-        bos: tokens every prompt begins with, which a cut keeps.
 
     Raises:
-        UserError: items that do not fit and must not, or cannot, be cut.
+        UserError: an item does not fit, and must not or cannot be cut. Cutting without being asked
+            to would score another question.
     """
-    lengths, owners = encoded.lengths(), encoded.owners()
-    places = [place for place, length in enumerate(lengths) if length > context]
-    if not places:
-        return encoded
-    items = {owners[place] for place in places}
-    worst = max(places, key=lengths.__getitem__)
-    if settings.too_long == "refuse":
+    lengths = [split.scorer.num_tokens(item) for item in split.encoded]
+    too_long_items = [index for index, length in enumerate(lengths) if length > window.length]
+    if not too_long_items:
+        return split
+    if too_long == "refuse":
+        longest = max(too_long_items, key=lengths.__getitem__)
         raise UserError(
-            f"{where}: {len(items)} of {len(encoded.items)} items do not fit the model's context "
-            f"of {context} tokens; the longest, {encoded.items[owners[worst]].location}, needs "
-            f"{lengths[worst]}. Leave these rows out, use a model with a longer context, or cut "
-            "prompts at their beginning: 'eval --too-long truncate_left', in a study 'too_long: "
-            "truncate_left'"
+            f"{where}: {len(too_long_items)} of {len(split.items)} items do not fit the model's "
+            f"context of {window.length} tokens; the longest, {split.items[longest].location}, "
+            f"needs {lengths[longest]}. Remove these rows, use a model with a longer context, or "
+            "cut prompts at their beginning: 'eval --too-long truncate_left', in a study "
+            "'too_long: truncate_left'"
         )
-    questions, prompts, rows = list(encoded.questions), list(encoded.prompts), list(encoded.rows)
-    for place in places:
-        row = f"{where}: {encoded.items[owners[place]].location}"
-        if questions:
-            asked = questions[place]
-            room = context - (asked.num_tokens - len(asked.prompt))
-            prompt = cut_left(asked.prompt, room, bos, row)
-            questions[place] = replace(asked, prompt=prompt)
-        elif prompts:
-            room = max(context // 2, context - settings.max_new_tokens)
-            prompts[place] = cut_left(prompts[place], room, bos, row)
-        else:
-            rows[place] = cut_row(rows[place], context, bos, row)
-    return replace(
-        encoded, questions=questions, prompts=prompts, rows=rows, cut_left=frozenset(items)
-    )
-
-
-def cut_left(ids: Sequence[int], room: int, bos: Sequence[int], where: str) -> list[int]:
-    """The last tokens of a prompt, after the ``bos`` it began with, ``room`` in all."""
-    kept = list(bos) if list(ids[: len(bos)]) == list(bos) else []
-    left = room - len(kept)
-    if left < 1:
-        raise UserError(
-            f"{where}: the answer alone fills the model's context, so no prompt could be left; "
-            "leave this row out"
-        )
-    return [*kept, *ids[len(ids) - left :]]
-
-
-def cut_row(row: EncodedRow, room: int, bos: Sequence[int], where: str) -> EncodedRow:
-    """A row's last tokens, with their labels; the first of all is none."""
-    ids = cut_left(row.input_ids, room, bos, where)
-    kept = len(ids) - (len(bos) if tuple(ids[: len(bos)]) == tuple(bos) else 0)
-    marks = [False] * (len(ids) - kept) + list(row.is_label[len(row.is_label) - kept :])
-    marks[0] = False
-    return EncodedRow(tuple(ids), tuple(marks), row.truncated)
+    encoded = list(split.encoded)
+    for index in too_long_items:
+        place = f"{where}: {split.items[index].location}"
+        encoded[index] = split.scorer.truncate_left(encoded[index], window, place)
+    return replace(split, encoded=encoded, cut_left=frozenset(too_long_items))

@@ -1,8 +1,9 @@
-"""The batch in which sequences generate: one token each and step, of any number of models.
+"""Greedy generation by continuous batching: many prompts, many models, one token each per step.
 
-Finished sequences leave, waiting ones take their room. The cached prefixes stay in a
-:class:`KVCache`, whose rows are in the order of the running sequences; sequences of one adapter
-stand together. What prompts begin with in common is read once per model, see ``prefixes.py``.
+Sequences of all models wait in one queue; as many as the cache may hold run together. Finished
+sequences leave, and waiting ones take their room. The keys and values are in a :class:`KVCache`
+whose rows follow the order of the running sequences; sequences of one adapter are neighbours. What
+prompts have in common at their beginning is computed once per model, see ``prefix_sharing.py``.
 """
 
 import itertools
@@ -14,22 +15,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rankscope.evaluate.prefix_sharing import SharedPrefix
+from rankscope.evaluate.prefix_sharing import SharedPrefix, find_shared_prefixes
 from rankscope.models.attention.varlen import KVCache
 from rankscope.models.base import Base, Row, RowBatch, batches_of
 from rankscope.models.multi_lora import AdapterSpan
 
 CACHED_PER_BATCH_TOKEN = 16
-"""Tokens that running sequences may come to hold together, as a multiple of ``batch_tokens``."""
+"""Most tokens that running sequences may reach together, as a multiple of ``batch_tokens``."""
 GROWTH = 32
-"""Steps of room that the cache gets whenever it is laid out anew."""
+"""Steps of room in a newly allocated cache."""
 SPARE = 8
-"""The cache is laid out anew once one in so many of its rows has finished."""
+"""The cache is rebuilt once one in so many of its rows has finished."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationLimits:
-    """Where generation ends."""
+    """When generation ends."""
 
     max_new_tokens: int
     context: int
@@ -50,25 +51,34 @@ class Generation:
 
     adapter_name: str | None
     position: int
-    """Which prompt, by its place in the caller's order."""
+    """Index of the prompt in the caller's order."""
     prompt: Sequence[int]
-    room: int
-    """Most tokens it may generate."""
+    max_new_tokens: int
     shared: SharedPrefix | None = None
-    """The prompts that begin as this one does, where that is computed once for all of them."""
+    """The prompts with the same beginning, if it is computed once for all of them."""
     ids: list[int] = field(default_factory=list)
-    """Generated tokens, the stop token not among them."""
+    """Generated tokens without the stop token."""
     stopped: bool = False
-    """Ended by a stop token or stop string, not for want of room."""
+    """Ended by a stop token or stop string, not by a limit."""
     text: str = ""
 
     @property
     def is_finished(self) -> bool:
-        """No further token is wanted."""
-        return self.stopped or len(self.ids) >= self.room
+        """Whether it takes no further token."""
+        return self.stopped or len(self.ids) >= self.max_new_tokens
 
-    def accept(self, token: int, stops: "Stops") -> None:
-        """Take the next token."""
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens that it may reach."""
+        return len(self.prompt) + self.max_new_tokens
+
+    @property
+    def prefix_key(self) -> object:
+        """Equal for sequences whose shared prefix is one computation; None: nothing is shared."""
+        return None if self.shared is None else (self.adapter_name, self.shared.members)
+
+    def accept(self, token: int, stops: "StopStrings") -> None:
+        """Append the next token, or stop."""
         if token in stops.limits.stop_ids:
             self.stopped = True
             return
@@ -83,7 +93,7 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
-class Stops:
+class StopStrings:
     """Finds stop strings as they are completed."""
 
     limits: GenerationLimits
@@ -91,18 +101,18 @@ class Stops:
     _can_end: dict[int, bool] = field(default_factory=dict)
 
     def end(self, ids: list[int]) -> bool:
-        """The last of ``ids`` completes a stop string."""
+        """Whether the last of ``ids`` completes a stop string."""
         if not self.can_end(ids[-1]):
             return False
         tail = decode(self.tokenizer, ids[-self.limits.tail :])
         return any(text in tail for text in self.limits.stop_strings)
 
     def can_end(self, token: int) -> bool:
-        """The token's text holds the last character of a stop string, or may do so in company.
+        """Whether a token can hold the last character of a stop string.
 
-        Most tokens do not, and decoding one costs as much as it does to decode the tail: each is
-        looked at once. White space may be stripped from a token that stands alone, and other
-        characters than ASCII's may be spread over several.
+        Most tokens cannot, and decoding one costs as much as decoding the tail, so each is decoded
+        once. Decoding may strip white space from a single token, and characters beyond ASCII may
+        spread over several tokens: for those the answer is yes.
         """
         if token not in self._can_end:
             text = decode(self.tokenizer, [token])
@@ -114,62 +124,111 @@ class Stops:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """Text without special tokens, spaces as the tokenizer has them."""
+    """Text without special tokens, with the tokenizer's own spaces."""
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text
 
 
+def generate(
+    base: Base,
+    prompts: Sequence[Sequence[int]],
+    adapter_names: Sequence[str | None],
+    limits: GenerationLimits,
+) -> dict[str | None, list[Generation]]:
+    """Continue every prompt greedily under every model; results in prompt order.
+
+    Args:
+        base: carries the adapters of ``adapter_names``; None among them is the bare base.
+        prompts: token ids, each at least one and fewer than ``limits.context``.
+        adapter_names: distinct.
+
+    Raises:
+        ValueError: a prompt of another length.
+    """
+    for prompt in prompts:
+        if not 0 < len(prompt) < limits.context:
+            raise ValueError(
+                f"a prompt of {len(prompt)} tokens; expected 1 to {limits.context - 1}"
+            )
+    groups = find_shared_prefixes(prompts)
+    shared = {i: group for group in groups if group.length for i in group.members}
+    order = [i for group in groups for i in sorted(group.members, key=lambda i: -len(prompts[i]))]
+    by_model = {
+        name: [
+            Generation(
+                adapter_name=name,
+                position=i,
+                prompt=prompt,
+                max_new_tokens=min(limits.max_new_tokens, limits.context - len(prompt)),
+                shared=shared.get(i),
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+        for name in adapter_names
+    }
+    waiting = deque(by_model[name][i] for name in adapter_names for i in order)
+    RunningBatch(base, limits).run(waiting)
+    for generations in by_model.values():
+        for generation in generations:
+            generation.finish(limits, base.tokenizer)
+    return by_model
+
+
+CachePart = tuple[KVCache, Sequence[Generation], Tensor]
+"""A cache, the sequences of its rows, and the last token of each, (R,) on the CPU."""
+
+
 class RunningBatch:
-    """The sequences that generate now, with their cache and their last tokens.
+    """The running sequences, with their cache and their last tokens.
 
     Row i of the cache belongs to ``sequences[i]``. A finished sequence keeps its row, unread, until
-    the cache is laid out anew: that copies the cache, which costs about as much as a step.
+    the cache is rebuilt: that copies the cache, which costs about as much as a step.
     """
 
     def __init__(self, base: Base, limits: GenerationLimits) -> None:
         self.base = base
         self.limits = limits
-        self.stops = Stops(limits, base.tokenizer)
+        self.stops = StopStrings(limits, base.tokenizer)
         self.sequences: list[Generation] = []
         self.cache = KVCache(0, 0)
         self.tokens = torch.zeros(0, dtype=torch.int64)
         """(R,) last token of each sequence, on the CPU; not in the cache yet."""
-        self.segments: tuple[AdapterSpan, ...] = ()
-        self.begun: tuple[object, KVCache] = (None, KVCache(0, 0))
-        """The shared prefix computed last: whose it is, and its keys and values."""
+        self.spans: tuple[AdapterSpan, ...] = ()
+        self.last_prefix: tuple[object, KVCache] = (None, KVCache(0, 0))
+        """The ``prefix_key`` of the shared prefix computed last, and its keys and values."""
 
-    @property
-    def held(self) -> int:
-        """Tokens that the unfinished sequences may come to hold."""
-        return sum(len(s.prompt) + s.room for s in self.sequences if not s.is_finished)
-
-    @property
-    def num_finished(self) -> int:
-        """Sequences that only wait to be dropped."""
-        return sum(sequence.is_finished for sequence in self.sequences)
+    def run(self, waiting: deque[Generation]) -> None:
+        """Generate until no sequence waits or runs."""
+        while waiting or self.sequences:
+            num_finished = sum(sequence.is_finished for sequence in self.sequences)
+            is_sparse = num_finished * SPARE >= len(self.sequences)
+            is_full = bool(self.sequences) and int(self.cache.lengths.max()) >= self.cache.capacity
+            if waiting and is_sparse:
+                self.admit(waiting)
+            elif (num_finished and is_sparse) or is_full:
+                self.rebuild([(self.cache, self.sequences, self.tokens)])
+            if self.sequences:
+                self.step()
 
     def admit(self, waiting: deque[Generation]) -> None:
-        """Let waiting sequences in while there is room (one at least if nothing runs)."""
-        held = self.held
+        """Start waiting sequences while there is room, at least one if nothing runs."""
+        reserved = sum(s.max_tokens for s in self.sequences if not s.is_finished)
         admitted: list[Generation] = []
         while waiting:
-            need = len(waiting[0].prompt) + waiting[0].room
-            if held and held + need > CACHED_PER_BATCH_TOKEN * self.limits.batch_tokens:
+            need = waiting[0].max_tokens
+            if reserved and reserved + need > CACHED_PER_BATCH_TOKEN * self.limits.batch_tokens:
                 break
             admitted.append(waiting.popleft())
-            held += need
-        parts: list[tuple[KVCache, Sequence[Generation], Tensor]]
-        parts = [(self.cache, self.sequences, self.tokens)]
-        for _, alike in itertools.groupby(admitted, beginning):
-            parts += self.read_prompts(list(alike))
-        self.lay_out(parts)
+            reserved += need
+        parts: list[CachePart] = [(self.cache, self.sequences, self.tokens)]
+        for _, group in itertools.groupby(admitted, lambda sequence: sequence.prefix_key):
+            parts += self.prefill(list(group))
+        self.rebuild(parts)
 
-    def read_prompts(
-        self, admitted: Sequence[Generation]
-    ) -> Iterator[tuple[KVCache, Sequence[Generation], Tensor]]:
-        """Caches of prompts that begin alike, with the first token after each."""
-        prefix = self.shared_prefix(admitted[0])
+    def prefill(self, admitted: Sequence[Generation]) -> Iterator[CachePart]:
+        """Compute prompts with one shared prefix, and generate the first token of each."""
+        prefix = self.compute_prefix(admitted[0])
         num_shared = 0 if prefix is None else prefix.capacity
         rows = [
             Row(s.prompt[num_shared:], [len(s.prompt) - num_shared - 1], s.adapter_name, num_shared)
@@ -177,59 +236,60 @@ class RunningBatch:
         ]
         start = 0
         for batch in batches_of(rows, self.limits.batch_tokens):
-            members = admitted[start : start + len(batch)]
+            sequences = admitted[start : start + len(batch)]
             start += len(batch)
             capacity = num_shared + max(len(row.ids) for row in batch)
             if prefix is None:
                 cache = KVCache(len(batch), capacity)
             else:
                 cache = prefix.select(torch.zeros(len(batch), dtype=torch.int64), capacity)
-            rows_of_pass = RowBatch.of(batch, self.base.device)
-            logits = self.base.logits(rows_of_pass, cache, store=True, prefix=prefix)
-            yield cache, members, self.take(logits, members)
+            row_batch = RowBatch.of(batch, self.base.device)
+            logits = self.base.logits(row_batch, cache, store=True, prefix=prefix)
+            yield cache, sequences, self.accept_likeliest(logits, sequences)
 
-    def shared_prefix(self, sequence: Generation) -> KVCache | None:
-        """The keys and values of what its prompt shares with others; None where it shares none."""
+    def compute_prefix(self, sequence: Generation) -> KVCache | None:
+        """Keys and values of the prefix that a prompt shares with others; None if it has none."""
         if sequence.shared is None:
             return None
-        if self.begun[0] != beginning(sequence):
+        if self.last_prefix[0] != sequence.prefix_key:
             length = sequence.shared.length
             row = Row(sequence.prompt[:length], [], sequence.adapter_name)
             cache = KVCache(1, length)
             self.base.logits(RowBatch.of([row], self.base.device), cache, store=True)
-            self.begun = (beginning(sequence), cache)
-        return self.begun[1]
+            self.last_prefix = (sequence.prefix_key, cache)
+        return self.last_prefix[1]
 
-    def take(self, logits: Tensor, sequences: Sequence[Generation]) -> Tensor:
-        """Give each sequence the likeliest token of its logits row; the tokens, (R,) on the CPU."""
+    def accept_likeliest(self, logits: Tensor, sequences: Sequence[Generation]) -> Tensor:
+        """Append the likeliest token of its logits row to each sequence; the tokens, (R,) on the
+        CPU."""
         tokens = logits.argmax(dim=-1).cpu()
         for sequence, token in zip(sequences, tokens.tolist(), strict=True):
             if not sequence.is_finished:
                 sequence.accept(token, self.stops)
         return tokens
 
-    def lay_out(self, parts: Sequence[tuple[KVCache, Sequence[Generation], Tensor]]) -> None:
+    def rebuild(self, parts: Sequence[CachePart]) -> None:
         """Make the unfinished sequences of all parts the running ones, with room to grow."""
-        chosen: list[tuple[KVCache, Tensor]] = []
+        kept_rows: list[tuple[KVCache, Tensor]] = []
         sequences: list[Generation] = []
         tokens: list[Tensor] = []
         for cache, members, last in parts:
             kept = torch.tensor([i for i, s in enumerate(members) if not s.is_finished])
             if len(kept):
-                chosen.append((cache, kept))
+                kept_rows.append((cache, kept))
                 sequences += [members[i] for i in kept.tolist()]
                 tokens.append(last[kept])
         self.sequences = sequences
         if not sequences:
-            self.cache, self.tokens, self.segments = KVCache(0, 0), self.tokens[:0], ()
+            self.cache, self.tokens, self.spans = KVCache(0, 0), self.tokens[:0], ()
             return
-        longest = max(int(cache.lengths[kept].max()) for cache, kept in chosen)
-        self.cache = joined(chosen, longest + GROWTH)
+        longest = max(int(cache.lengths[kept].max()) for cache, kept in kept_rows)
+        self.cache = concatenate_caches(kept_rows, longest + GROWTH)
         self.tokens = torch.cat(tokens)
-        self.segments = segments_of([sequence.adapter_name for sequence in sequences])
+        self.spans = one_token_spans([sequence.adapter_name for sequence in sequences])
 
     def step(self) -> None:
-        """One more token for every running sequence."""
+        """Generate one more token of every running sequence."""
         num_rows = len(self.sequences)
         device = self.base.device
         batch = RowBatch(
@@ -237,27 +297,15 @@ class RunningBatch:
             # A finished sequence's row may run past the last position that the model knows.
             position_ids=self.cache.lengths[None].clamp(max=self.limits.context - 1).to(device),
             lengths=(1,) * num_rows,
-            segments=self.segments,
+            segments=self.spans,
             keep=torch.arange(num_rows, device=device),
         )
         logits = self.base.logits(batch, self.cache, store=True)
-        self.tokens = self.take(logits, self.sequences)
-
-    def run(self, waiting: deque[Generation]) -> None:
-        """Generate until nothing waits or runs."""
-        while waiting or self.sequences:
-            finished = self.num_finished
-            is_sparse = finished * SPARE >= len(self.sequences)
-            if waiting and is_sparse:
-                self.admit(waiting)
-            elif (finished and is_sparse) or int(self.cache.lengths.max()) >= self.cache.capacity:
-                self.lay_out([(self.cache, self.sequences, self.tokens)])
-            if self.sequences:
-                self.step()
+        self.tokens = self.accept_likeliest(logits, self.sequences)
 
 
-def joined(parts: Sequence[tuple[KVCache, Tensor]], capacity: int) -> KVCache:
-    """One cache holding the given rows of several, in order, with room for ``capacity`` tokens."""
+def concatenate_caches(parts: Sequence[tuple[KVCache, Tensor]], capacity: int) -> KVCache:
+    """One cache of the given rows of several, in order, with room for ``capacity`` tokens."""
     selected = [cache.select(rows, capacity) for cache, rows in parts]
     if len(selected) == 1:
         return selected[0]
@@ -269,17 +317,12 @@ def joined(parts: Sequence[tuple[KVCache, Tensor]], capacity: int) -> KVCache:
     return whole
 
 
-def beginning(sequence: Generation) -> object:
-    """What sequences have in common whose prompts are read together; None: they share nothing."""
-    return None if sequence.shared is None else (sequence.adapter_name, sequence.shared.members)
-
-
-def segments_of(adapter_names: Sequence[str | None]) -> tuple[AdapterSpan, ...]:
-    """Segments of rows of one token each."""
-    segments: list[AdapterSpan] = []
-    for index, adapter_name in enumerate(adapter_names):
-        if segments and segments[-1].adapter_name == adapter_name:
-            segments[-1] = segments[-1]._replace(stop=index + 1)
+def one_token_spans(adapter_names: Sequence[str | None]) -> tuple[AdapterSpan, ...]:
+    """Spans of rows of one token each; neighbours of one adapter share a span."""
+    spans: list[AdapterSpan] = []
+    for index, name in enumerate(adapter_names):
+        if spans and spans[-1].adapter_name == name:
+            spans[-1] = spans[-1]._replace(stop=index + 1)
         else:
-            segments.append(AdapterSpan(adapter_name, index, index + 1))
-    return tuple(segments)
+            spans.append(AdapterSpan(name, index, index + 1))
+    return tuple(spans)

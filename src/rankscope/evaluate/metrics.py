@@ -1,4 +1,4 @@
-"""Pure scoring: from log-probabilities and generated text to scores. No model is needed here."""
+"""From log-probabilities and item scores to metrics; no model is involved."""
 
 import math
 from collections.abc import Sequence
@@ -6,19 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankscope.config.task import Scorer
-from rankscope.data.registry import TaskSpec
+from rankscope.data.tasks import LoadedTask
+from rankscope.evaluate.scorers import get_scorer
 from rankscope.records import ItemResult
-
-PRIMARY_METRIC: dict[Scorer, str] = {
-    "option_text": "acc",
-    "option_letter": "letter",
-    "number": "exact_match",
-    "exact_match": "exact_match",
-    "loss": "logprob_per_token",
-    "perplexity": "logprob_per_token",
-}
-"""PrimaryMetric metric of each scorer: the key of ``EvalRecord.metrics`` that ``score`` repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,23 +17,22 @@ class ModelScores:
 
     items: list[ItemResult]
     metrics: dict[str, float]
-    seconds: float
-    num_tokens: int
-    """Valid tokens computed, padding not counted."""
+    seconds: float = 0.0
+    num_tokens: int = 0
+    """Tokens computed, padding not counted."""
 
 
-def primary_metric(spec: TaskSpec) -> str:
-    """The metric a task is reported by."""
-    return spec.primary_metric or PRIMARY_METRIC[spec.scorer]
-
-
-def normalized_answer(text: str) -> str:
-    """An answer for comparison: case folded, one space between words, no full stop at its end."""
-    return " ".join(text.casefold().split()).rstrip(".").rstrip()
+def primary_metric(task: LoadedTask) -> str:
+    """The metric that a task's score is; ``acc`` if the parts of a mixture differ."""
+    names = {
+        part.spec.primary_metric or get_scorer(part.spec.scorer).default_metric
+        for part in task.parts or (task,)
+    }
+    return names.pop() if len(names) == 1 else "acc"
 
 
 def first_best(values: Sequence[float]) -> int | None:
-    """Index of the largest value; the first one wins ties. None where a value is NaN."""
+    """Index of the largest value; the first one wins ties. None if a value is NaN."""
     if any(math.isnan(value) for value in values):
         return None
     return max(range(len(values)), key=values.__getitem__)
@@ -52,32 +41,32 @@ def first_best(values: Sequence[float]) -> int | None:
 def choice_predictions(
     option_logprobs: Sequence[float], option_tokens: Sequence[int], choices: Sequence[str]
 ) -> dict[str, int | None]:
-    """Which option each metric picks.
+    """The option that each metric picks; None if a log-probability is NaN.
 
     Returns:
         ``acc``: largest log p(option | prompt). ``acc_norm``: largest per character of the option's
-        text, the space before it not counted, which is what lm-evaluation-harness 0.4.13 divides by
-        under this name; ``acc_bytes``: largest per byte of its UTF-8, the same under that name.
-        ``acc_token``: largest per token. None where a log-probability is NaN.
+        text, without the space before it, as in lm-evaluation-harness 0.4.13. ``acc_bytes``:
+        largest per UTF-8 byte, likewise. ``acc_token``: largest per token.
     """
-    rows = list(zip(option_logprobs, option_tokens, choices, strict=True))
+    lengths = {
+        "acc": [1] * len(choices),
+        "acc_norm": [max(1, len(text)) for text in choices],
+        "acc_bytes": [max(1, len(text.encode())) for text in choices],
+        "acc_token": option_tokens,
+    }
     return {
-        "acc": first_best([logprob for logprob, _, _ in rows]),
-        "acc_norm": first_best([logprob / max(1, len(text)) for logprob, _, text in rows]),
-        "acc_bytes": first_best(
-            [logprob / max(1, len(text.encode())) for logprob, _, text in rows]
-        ),
-        "acc_token": first_best([logprob / tokens for logprob, tokens, _ in rows]),
+        metric: first_best([p / n for p, n in zip(option_logprobs, divisors, strict=True)])
+        for metric, divisors in lengths.items()
     }
 
 
 def standard_error(scores: Sequence[float]) -> float | None:
-    """Standard error of the mean from the sample variance; None where n < 2."""
+    """Standard error of the mean from the sample variance; None if n < 2."""
     if len(scores) < 2:
         return None
     return float(np.std(scores, ddof=1) / math.sqrt(len(scores)))
 
 
 def mean(scores: Sequence[float]) -> float:
-    """Mean of at least one score, summed without rounding so that order plays no part."""
+    """Mean of at least one score; its exact sum does not depend on the order."""
     return math.fsum(scores) / len(scores)

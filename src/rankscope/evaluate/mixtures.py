@@ -1,27 +1,26 @@
-"""A joined task is scored part by part, each asked and scored its own way."""
+"""A mixture of tasks is scored part by part, each part with its own prompts and scorer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from rankscope.data.items import Item
 from rankscope.data.tasks import LoadedTask
-from rankscope.evaluate import metrics as scorers
-from rankscope.evaluate.metrics import mean, standard_error
+from rankscope.evaluate.metrics import mean, primary_metric, standard_error
 from rankscope.records import EvalRecord, ItemResult, Split, WithoutContamination
 
 Evaluation = tuple[EvalRecord, list[ItemResult]]
-Scores = dict[str | None, Evaluation]
+"""One model on one split of one task: its record, and its items in order."""
 
 
-def primary_metric(task: LoadedTask) -> str:
-    """Name of the metric that a task's score is; ``acc`` where parts of a joined one differ."""
-    names = {scorers.primary_metric(part.spec) for part in task.parts or (task,)}
-    return names.pop() if len(names) == 1 else "acc"
+def split_items(task: LoadedTask, split: Split) -> tuple[Item, ...]:
+    """The items that are scored."""
+    return task.validation if split == "validation" else task.test
 
 
 def without_contamination(
     task: LoadedTask, split: Split, results: Sequence[ItemResult]
 ) -> WithoutContamination | None:
-    """The score of test items that no training row holds; None where all are, or none is."""
+    """The score over test items that no training row holds; None if all are, or none is."""
     contaminated = task.contaminated_ids if split == "test" else frozenset[str]()
     clean = [item.score for item in results if item.item_id not in contaminated]
     if not clean or len(clean) == len(results):
@@ -34,61 +33,52 @@ def without_contamination(
     )
 
 
-def restricted(task: LoadedTask) -> list[LoadedTask]:
-    """The parts with those of their items that the joined task has, parts without any left out."""
-    kept = {item.item_id for item in (*task.validation, *task.test)}
-    return [
-        replace(
-            part,
-            validation=tuple(item for item in part.validation if item.item_id in kept),
-            test=tuple(item for item in part.test if item.item_id in kept),
-        )
-        for part in task.parts
-    ]
-
-
-def evaluate_parts(task: LoadedTask, split: Split, score: Callable[[LoadedTask], Scores]) -> Scores:
-    """Score every part by ``score`` and put the items together in the joined task's order."""
-    items = task.validation if split == "validation" else task.test
-    parts = [
-        score(part)
-        for part in restricted(task)
-        if (part.validation if split == "validation" else part.test)
-    ]
+def evaluate_mixture(
+    task: LoadedTask,
+    split: Split,
+    evaluate: Callable[[LoadedTask], dict[str | None, Evaluation]],
+) -> dict[str | None, Evaluation]:
+    """Score every part by ``evaluate``, and merge the items in the mixture's order."""
+    items = split_items(task, split)
+    kept = {item.item_id for item in items}
+    parts = []
+    for part in task.parts:
+        of_part = tuple(item for item in split_items(part, split) if item.item_id in kept)
+        if of_part:
+            is_test = split == "test"
+            parts.append(
+                evaluate(
+                    replace(part, test=of_part) if is_test else replace(part, validation=of_part)
+                )
+            )
     return {
-        adapter_name: merged(task, split, [found[adapter_name] for found in parts], items)
-        for adapter_name in parts[0]
+        name: merged_evaluation(task, split, [part[name] for part in parts]) for name in parts[0]
     }
 
 
-def merged(
-    task: LoadedTask, split: Split, parts: list[Evaluation], items: tuple[object, ...]
-) -> Evaluation:
-    """One record of several: scores are means over all items."""
+def merged_evaluation(task: LoadedTask, split: Split, parts: Sequence[Evaluation]) -> Evaluation:
+    """One evaluation of the parts together; scores are means over all items."""
     by_id = {result.item_id: result for _, results in parts for result in results}
-    ordered = [by_id[item.item_id] for item in items]  # type: ignore[attr-defined]
-    scores = [result.score for result in ordered]
-    name = primary_metric(task)
+    results = [by_id[item.item_id] for item in split_items(task, split)]
+    scores = [result.score for result in results]
+    records = [record for record, _ in parts]
+    metric = primary_metric(task)
+    metrics = {metric: mean(scores)}
+    metrics |= {f"{record.task}.{record.metric}": record.score for record in records}
+    if any(record.metrics.get("not_finite") == 1 for record in records):
+        metrics["not_finite"] = 1.0
     record = EvalRecord(
-        trial_id=parts[0][0].trial_id,
+        trial_id=records[0].trial_id,
         task=task.spec.name,
         split=split,
-        metric=name,
+        metric=metric,
         score=mean(scores),
         standard_error=standard_error(scores),
         n=len(scores),
-        metrics={
-            name: mean(scores),
-            **{f"{part.task}.{part.metric}": part.score for part, _ in parts},
-            **(
-                {"not_finite": 1.0}
-                if any(p.metrics.get("not_finite") == 1 for p, _ in parts)
-                else {}
-            ),
-        },
-        without_contamination=without_contamination(task, split, ordered),
-        truncated=sum(part.truncated for part, _ in parts),
-        seconds=sum(part.seconds for part, _ in parts),
-        num_tokens=sum(part.num_tokens for part, _ in parts),
+        metrics=metrics,
+        without_contamination=without_contamination(task, split, results),
+        truncated=sum(record.truncated for record in records),
+        seconds=sum(record.seconds for record in records),
+        num_tokens=sum(record.num_tokens for record in records),
     )
-    return record, ordered
+    return record, results

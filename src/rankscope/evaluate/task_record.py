@@ -6,8 +6,8 @@ from rankscope.config.study import EvaluateConfig, StudyConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.registry import TaskSpec
 from rankscope.data.tasks import LoadedTask
-from rankscope.evaluate.mixtures import primary_metric
-from rankscope.evaluate.scorers.perplexity import longest_window
+from rankscope.evaluate.metrics import primary_metric
+from rankscope.evaluate.scorers import get_scorer
 from rankscope.provenance import sha256_json
 from rankscope.records import Role, TaskRecord
 
@@ -84,10 +84,7 @@ def scoring_settings(spec: TaskSpec, evaluate: EvaluateConfig, encoder: Encoder)
         "batch_tokens": evaluate.batch_tokens,
         "max_new_tokens": evaluate.max_new_tokens,
     }
-    if spec.scorer == "loss":
-        settings["max_length"] = encoder.max_length
-    elif spec.scorer == "perplexity":
-        settings["max_length"] = longest_window(encoder)
+    settings |= get_scorer(spec.scorer).encoder_settings(encoder)
     if evaluate.too_long != "refuse":
         settings["too_long"] = evaluate.too_long
     own = {"primary_metric": spec.primary_metric, "stop": spec.stop, "extract": spec.extract}

@@ -6,15 +6,15 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rankscope.models.attention import varlen as row_attention
+from rankscope.models.attention import varlen
 from rankscope.models.attention.varlen import AttentionPlan, KVCache
 from rankscope.models.multi_lora import AdapterSpan, MultiLora, linear_layers, unwrap
-from rankscope.models.precision import compute_in
 from rankscope.records import ModelRecord
 
 
@@ -22,10 +22,13 @@ from rankscope.records import ModelRecord
 class Row:
     """One row of token ids and the adapter it belongs to.
 
-    ``keep`` lists the positions in the row whose logits are wanted, ascending; the logits at
-    position t predict token t + 1. ``start`` is the position of the first id: the number of tokens
-    the row's cache already holds. ``branches`` are lengths of continuations at the end of ``ids``:
-    each goes on from the token before the first of them, and sees none of the others.
+    Attributes:
+        keep: positions in the row whose logits are computed, ascending; the logits at position t
+            predict token t + 1.
+        adapter_name: None for the bare base.
+        start: position of the first id: the number of tokens in the row's cache.
+        branches: lengths of continuations at the end of ``ids``; each follows the token before the
+            first branch and sees none of the other branches.
     """
 
     ids: Sequence[int]
@@ -36,7 +39,7 @@ class Row:
 
     @property
     def positions(self) -> Iterator[int]:
-        """Of every id."""
+        """Position of every id."""
         trunk = self.start + len(self.ids) - sum(self.branches)
         spans = [(self.start, trunk), *((trunk, trunk + length) for length in self.branches)]
         return itertools.chain.from_iterable(range(*span) for span in spans)
@@ -55,19 +58,19 @@ class RowBatch:
     keep: Tensor
     """(M,) indices into N at which logits are computed, rows in order."""
     branches: tuple[tuple[int, ...], ...] = ()
-    """Of each row; empty where no row has any."""
+    """By row; empty if no row has any."""
 
     def kept_segments(self) -> tuple[AdapterSpan, ...]:
         """The segments counted in kept positions, M in place of N: what the output layer sees."""
         keep = self.keep.tolist()
         return tuple(
-            AdapterSpan(adapter_name, bisect_left(keep, start), bisect_left(keep, stop))
-            for adapter_name, start, stop in self.segments
+            AdapterSpan(name, bisect_left(keep, start), bisect_left(keep, stop))
+            for name, start, stop in self.segments
         )
 
     @classmethod
     def of(cls, rows: Sequence[Row], device: torch.device) -> "RowBatch":
-        """Concatenate rows; consecutive rows of one adapter_name become one segment."""
+        """Concatenate rows; consecutive rows of one adapter become one segment."""
         ids: list[int] = []
         positions: list[int] = []
         keep: list[int] = []
@@ -78,9 +81,8 @@ class RowBatch:
             positions.extend(row.positions)
             keep.extend(offset + position for position in row.keep)
             if segments and segments[-1].adapter_name == row.adapter_name:
-                segments[-1] = AdapterSpan(row.adapter_name, segments[-1].start, len(ids))
-            else:
-                segments.append(AdapterSpan(row.adapter_name, offset, len(ids)))
+                offset = segments.pop().start
+            segments.append(AdapterSpan(row.adapter_name, offset, len(ids)))
         return cls(
             input_ids=torch.tensor([ids], device=device),
             position_ids=torch.tensor([positions], device=device),
@@ -97,8 +99,9 @@ class RowBatch:
 class Base:
     """A causal language model with its tokenizer, ready for groups of adapters.
 
-    ``model`` uses the row attention; its parameters are frozen unless :meth:`trainable_copy` made
-    it. ``folder`` is where its weights were read from.
+    Attributes:
+        model: uses the varlen attention; frozen unless :meth:`trainable_copy` made it.
+        folder: holds its weights.
     """
 
     model: PreTrainedModel
@@ -109,7 +112,7 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.model.device
 
     def logits(
@@ -122,34 +125,33 @@ class Base:
     ) -> Tensor:
         """Logits at the kept positions, (M, vocabulary), in the base's dtype.
 
-        With ``cache`` each row continues its cached prefix; with ``store`` the pass's keys and
-        values are appended to it. With ``prefix``, a cache of one row, all rows continue that one;
-        ``cache`` is then written alone. ``plan`` is the batch's own, where it was
-        made before.
+        Args:
+            cache: each row continues its own cached prefix.
+            store: append the pass's keys and values to ``cache``.
+            prefix: a cache of one row, which all rows continue; ``cache`` is then only written.
+            plan: the batch's plan, if it was made before.
 
         Raises:
-            KeyError: a row names a adapter_name that no attached adapter has; without this a misspelt adapter_name
-                would score the bare base.
+            KeyError: a row names an adapter that is not attached; scoring the bare base in its
+                place would hide a misspelt name.
             RuntimeError: the model's attention was switched; rows would see each other.
         """
         # The choice lives in the config object, which another model may share and change.
         attention = self.model.config.get_text_config()._attn_implementation
-        if attention != row_attention.NAME:
+        if attention != varlen.NAME:
             raise RuntimeError(
                 f"{self.record.label}: attention implementation is {attention!r}, expected "
-                f"{row_attention.NAME!r}: something called set_attn_implementation on this model's "
+                f"{varlen.NAME!r}: something called set_attn_implementation on this model's "
                 "config; give each model a config of its own"
             )
         for segment in batch.segments:
-            if (
-                segment.adapter_name is not None
-                and segment.adapter_name not in self.multi_lora.adapters
-            ):
-                raise KeyError(f"no adapter is attached under the name {segment.adapter_name!r}")
+            name = segment.adapter_name
+            if name is not None and name not in self.multi_lora.adapters:
+                raise KeyError(f"no adapter is attached under the name {name!r}")
         if plan is None:
             plan = AttentionPlan.of(batch.lengths, self.device, cache, store)
             if batch.branches or prefix is not None:
-                plan = plan.branched(batch.branches, prefix, self.device)
+                plan = plan.with_branches(batch.branches, prefix, self.device)
         self.multi_lora.segments = batch.segments
         self.multi_lora.kept_segments = batch.kept_segments()
         out: Tensor = self.model(
@@ -168,21 +170,32 @@ class Base:
         return linear_layers(self.model)
 
     def trainable_copy(self) -> "Base":
-        """A float32 copy whose every parameter trains: full fine-tuning's own weights.
+        """A float32 copy whose every parameter trains, for full fine-tuning.
 
         Its products run in the base's dtype.
 
         Raises:
-            ValueError: adapters are attached; a copy would carry them along.
+            ValueError: adapters are attached, which a copy would keep.
         """
         if self.multi_lora.adapters:
-            raise ValueError("detach the multi_lora's adapters before copying the base")
+            raise ValueError("detach all adapters before copying the base")
         model = copy.deepcopy(self.model).float()
         unwrap(model)
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         compute_in(model, self.model.dtype)
         return Base(model, self.tokenizer, self.record, self.folder, MultiLora(model))
+
+
+def compute_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Compute a float32 model's matrix products in ``dtype`` (mixed precision, 1710.03740).
+
+    torch's autocast casts a weight when it is used and keeps norms, softmax and sums in float32.
+    Gradients and the optimizer's sums stay float32.
+    """
+    if dtype != model.dtype:
+        forward: Any = torch.autocast(model.device.type, dtype)(model.forward)
+        model.forward = forward
 
 
 def batches_of(rows: Iterable[Row], batch_tokens: int) -> Iterable[list[Row]]:

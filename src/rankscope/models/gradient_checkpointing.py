@@ -1,9 +1,9 @@
-"""Gradient checkpointing (Chen et al., 1604.06174): a layer's activations are computed again in the
-backward pass instead of being kept.
+"""Gradient checkpointing (Chen et al., 1604.06174): the backward pass computes a layer's activations
+again, so that they need not be kept.
 
-What is recomputed are the layers that transformers marks for it. They are wrapped from outside, by
-torch's non-reentrant checkpoint, because transformers' own switch works in training mode alone,
-which would turn the base's dropout on.
+It wraps the layers that transformers marks for it in torch's non-reentrant checkpoint, from
+outside: transformers' own switch works in training mode only, which would turn on the base's
+dropout.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from rankscope.models.multi_lora import MultiLora
 def enable_gradient_checkpointing(model: nn.Module, multi_lora: MultiLora) -> None:
     """Keep only the input of every decoder layer, until :func:`disable_gradient_checkpointing`.
 
-    Losses and gradients are the same numbers: dropout masks are drawn again as they were.
+    Losses and gradients are the same numbers: dropout masks are repeated.
 
     Raises:
         UserError: the architecture marks no layer.
@@ -44,7 +44,7 @@ def enable_gradient_checkpointing(model: nn.Module, multi_lora: MultiLora) -> No
 
 @contextmanager
 def recomputing(multi_lora: MultiLora) -> Iterator[None]:
-    """A pass that runs for the second time."""
+    """Mark a pass that runs for the second time."""
     multi_lora.recomputing = True
     try:
         yield
@@ -53,7 +53,7 @@ def recomputing(multi_lora: MultiLora) -> Iterator[None]:
 
 
 def disable_gradient_checkpointing(model: nn.Module) -> None:
-    """Undo :func:`enable_gradient_checkpointing`; a model without it is left as it is."""
+    """Undo :func:`enable_gradient_checkpointing`; harmless without it."""
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             vars(layer).pop("forward", None)

@@ -17,7 +17,7 @@ from transformers import (
 
 from rankscope.config.study import ModelConfig
 from rankscope.errors import IntegrityError, UserError
-from rankscope.models.attention import varlen as row_attention
+from rankscope.models.attention import varlen
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.multi_lora import MultiLora
 from rankscope.models.output_layer import block_output_layer
@@ -198,12 +198,12 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
         IntegrityError: weights that are missing, left over, unreadable, misshapen or not finite;
             transformers by itself fills what is missing with random numbers and drops the rest.
     """
-    row_attention.register()
+    varlen.register_attention()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
-            attn_implementation=row_attention.NAME,
+            attn_implementation=varlen.NAME,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,

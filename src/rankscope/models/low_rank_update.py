@@ -26,26 +26,20 @@ def to_float64(tensor: Tensor) -> Tensor:
 class StoredFactors(NamedTuple):
     """The tensors that an adapter stores for one module; its scaling is stored elsewhere."""
 
-    A: Tensor
-    """(r, n)."""
-    B: Tensor
-    """(m, r), without the scaling."""
-    magnitude: Tensor | None = None
-    """DoRA's m, (m,)."""
+    A: Tensor  # (r, n)
+    B: Tensor  # (m, r), without the scaling
+    magnitude: Tensor | None = None  # DoRA's m, (m,)
 
 
 @dataclass(frozen=True, slots=True)
 class LowRankUpdate:
     """dW = B A, or with DoRA's gain g (W0 + B A) - W0. B includes the adapter's scaling."""
 
-    A: Tensor
-    """(r, n) float64."""
-    B: Tensor
-    """(m, r) float64."""
+    A: Tensor  # (r, n) float64
+    B: Tensor  # (m, r) float64
     gain: Tensor | None = None
     """DoRA's g = m / |W0 + B A| per row (arXiv 2402.09353, eq. 5), (m,); None for LoRA."""
-    weight: Tensor | None = None
-    """W0, (m, n) float64; required with a gain."""
+    weight: Tensor | None = None  # W0, (m, n) float64; required with a gain
 
     @classmethod
     def from_adapter(

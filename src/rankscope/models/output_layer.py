@@ -1,8 +1,8 @@
-"""The output layer, hidden states to logits, a block of positions at a time.
+"""The output layer, hidden states to logits, computed in blocks of positions.
 
-A vocabulary makes it the widest product of the model by far. On two cores, 2,738 positions of 576
-and 49,152 tokens in bfloat16: forward and backward 1.41 s at once, 0.88 s in blocks of 512; what
-one block reads and writes still fits into the processor's cache, or nearly.
+With a vocabulary it is by far the widest product of the model. On two cores, 2,738 positions of 576
+values and 49,152 tokens in bfloat16 take 1.41 s forward and backward at once, and 0.88 s in blocks
+of 512: a block's operands nearly fit into the processor's cache.
 """
 
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-BLOCK = 512
+LOGITS_BLOCK = 512
 """Most positions of one product; 128 and 1,024 were slower."""
 
 
 def blocks(num_rows: int) -> Iterator[slice]:
-    """Spans of at most ``BLOCK`` rows, of like size."""
-    count = -(-num_rows // BLOCK)
+    """Spans of at most ``LOGITS_BLOCK`` rows, of similar size."""
+    count = -(-num_rows // LOGITS_BLOCK)
     for i in range(count):
         yield slice(num_rows * i // count, num_rows * (i + 1) // count)
 
@@ -40,16 +40,16 @@ class BlockedProduct(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         """Gradient of x."""
         (weight,) = ctx.saved_tensors
-        found = grads[0].new_empty(len(grads[0]), weight.shape[1])
-        for span in blocks(len(found)):
-            torch.mm(grads[0][span], weight, out=found[span])
-        return found, None, None
+        grad_x = grads[0].new_empty(len(grads[0]), weight.shape[1])
+        for span in blocks(len(grad_x)):
+            torch.mm(grads[0][span], weight, out=grad_x[span])
+        return grad_x, None, None
 
 
 class BlockedLinear(nn.Linear):
-    """A linear layer whose frozen product goes block by block; one that trains is an ordinary one.
+    """A linear layer that computes its frozen product in blocks; a trained one is an ordinary one.
 
-    It holds the very parameters of the layer it stands for, which may be tied to the embedding.
+    It shares the parameters of the layer it replaces, which may be tied to the embedding.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -61,14 +61,14 @@ class BlockedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         flat = x.reshape(-1, x.shape[-1])
-        if len(flat) <= BLOCK or self.weight.requires_grad or x.dtype != self.weight.dtype:
+        if len(flat) <= LOGITS_BLOCK or self.weight.requires_grad or x.dtype != self.weight.dtype:
             return F.linear(x, self.weight, self.bias)
         y: Tensor = BlockedProduct.apply(flat, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], -1)
 
 
 def block_output_layer(model: PreTrainedModel) -> None:
-    """Let a model on a processor compute its logits block by block."""
+    """Let a model on a processor compute its logits in blocks."""
     head = model.get_output_embeddings()
     if type(head) is nn.Linear and head.weight.device.type == "cpu":
         model.set_output_embeddings(BlockedLinear(head))

@@ -38,7 +38,7 @@ def depth_factors(first: float, last: float, num_layers: int) -> FactorOf:
         layer = layer_index(name)
         if layer is None:
             layer = 0 if INPUT_EMBEDDING.search(name) else num_layers - 1
-        return first + (last - first) * layer / max(1, num_layers - 1)
+        return first + (last - first) * (layer / max(1, num_layers - 1))
 
     return factor_of
 

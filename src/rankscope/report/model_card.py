@@ -1,13 +1,14 @@
-"""The model card of an exported trial: what it is, what it scores, how it was chosen.
+"""Write model cards: of an adapter as it is saved, of an exported trial, of a changed adapter.
 
-Front matter as the Hugging Face hub reads it; every figure is of the study's records, and what they
-do not hold is said to be unknown.
+The front matter follows the Hugging Face hub. Every number comes from the study's records; a card
+says so if something was not measured.
 """
 
 import json
 import re
-from collections.abc import Mapping
-from pathlib import PurePath
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 from types import MappingProxyType
 
 from rankscope.formatting import (
@@ -22,141 +23,224 @@ from rankscope.formatting import (
 from rankscope.records import (
     ArmSummary,
     Estimate,
+    ModelRecord,
     StudyRecords,
     TaskAdvice,
     TaskRecord,
     TrialRecords,
+    TrialSpec,
 )
-from rankscope.report.charts.figure import Column, table
-from rankscope.report.main_tables import role
 from rankscope.report.study_view import StudyView, change_on
-from rankscope.report.table_formats import markdown
+from rankscope.report.table_formats import Cell, markdown, table_from_rows
+from rankscope.report.tables import role_of_tested
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
-"""What the hub takes as ``base_model``; of a base from elsewhere the card names none."""
+"""What the hub accepts as ``base_model``."""
 
 
-def model_card(
+# --- the three cards ------------------------------------------------------------------------------
+
+
+def adapter_card(trial: TrialSpec, base: ModelRecord) -> str:
+    """The card of an adapter inside a study: how it was trained, and how to load it."""
+    rows: list[tuple[str, object]] = [
+        ("base", f"{folder_name(base.label)} ({base.architecture})"),
+        ("base weights, sha256", base.sha256),
+        ("training task", trial.task),
+        *_trial_rows(trial),
+    ]
+    return "\n".join(
+        [
+            _front_matter(method_name(trial)),
+            _title(trial),
+            f"A {method_name(trial)} adapter trained by Rankscope.\n",
+            _settings_table(rows),
+            _loading_code(is_full=False, base='"BASE"'),
+        ]
+    )
+
+
+def changed_card(folder: Path, note: str) -> str:
+    """The card in ``folder`` with a note of what was changed, or the note alone without a card."""
+    path = folder / "README.md"
+    before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    scores = "\nThe scores above are those of the adapter before this change.\n" if before else ""
+    return f"{before.rstrip()}\n\n## Changed by Rankscope\n\n{note}\n{scores}".lstrip()
+
+
+def study_card(
     view: StudyView,
     trial: TrialRecords,
-    own: ArmSummary,
+    summary: ArmSummary,
     step: int | None = None,
     known_bases: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """The card as Markdown.
+    """The card of an exported trial.
 
     Args:
         view: the study with its recommendation.
-        trial: the trial whose weights stand beside the card.
-        own: its figures, of this one trained model.
-        step: the weights are those after so many optimizer steps, not those that were scored.
-        known_bases: of a base that was fetched, by its name, whose model it is.
+        trial: the trial whose weights are exported.
+        summary: the scores of this one trained model.
+        step: optimizer step of the weights, if they are not the ones that were scored.
+        known_bases: description of each model that ``rankscope fetch`` knows, by name.
     """
-    spec = trial.spec
-    advice = view.advice(spec.task)
-    kind = "fully fine-tuned model" if spec.is_full else f"{method_name(trial)} adapter"
-    parts = [
-        front_matter(view.study, trial),
-        f"# {markdown_text(f'{spec.task}, {spec.arm_label}, seed {spec.seed}')}\n",
-        f"A {kind}, one trial of the Rankscope study {markdown_text(view.study.name)}.\n",
-        "## How it was trained\n",
-        settings_table(view.study, trial, step, known_bases),
-        "## What it scores\n",
-        *scores(view, trial, own, step),
-        "## How it was chosen\n",
-        *chosen(view, trial, advice),
-        "## How to load it\n",
-        loading(view.study, trial),
-        "## Versions\n",
-        versions(view.study),
-        "## License\n",
-        "Not chosen here: whoever publishes this adds `license:` to the front matter. The terms of "
-        "the base model and of the training data apply.\n",
-    ]
-    return "\n".join(parts)
+    spec, study = trial.spec, view.study
+    base = _base_source(study, known_bases)
+    method = None if spec.is_full else method_name(spec)
+    kind = "fully fine-tuned model" if method is None else f"{method} adapter"
+    is_chat = study.model.prompt_format == "chat"
+    prompts = "the tokenizer's chat template" if is_chat else "plain text prompts"
+    sections = {
+        "How it was trained": _settings_table(_study_rows(study, trial, step, base)),
+        "What it scores": "\n".join(_scores(view, trial, summary, step)),
+        "How it was chosen": "\n".join(_recommendation(view, spec)),
+        "How to load it": f"{base.note}{_loading_code(spec.is_full, base.code, base.imports)}\n"
+        f"It was trained and scored with {prompts}.\n",
+        "Versions": _versions(study),
+        "License": "Add `license:` to the front matter before you publish this. The terms of the "
+        "base model and of the training data apply.\n",
+    }
+    return "\n".join(
+        [
+            _front_matter(method, base.hub_name),
+            _title(spec),
+            f"A {kind}, one trial of the Rankscope study {markdown_text(study.name)}.\n",
+            *(f"## {heading}\n\n{text}" for heading, text in sections.items()),
+        ]
+    )
 
 
-def method_name(trial: TrialRecords) -> str:
-    """The method as the front matter's tags name it."""
-    if trial.spec.peft is None:
-        return trial.spec.method
-    return str(json.loads(trial.spec.peft)["peft_type"]).lower()
+# --- parts that cards share -----------------------------------------------------------------------
 
 
-def front_matter(study: StudyRecords, trial: TrialRecords) -> str:
-    """YAML between rules; texts are JSON strings, which YAML reads as they are."""
-    base = hub_name(study)
-    tags = ["rankscope", *([] if trial.spec.is_full else [method_name(trial)])]
+def method_name(trial: TrialSpec) -> str:
+    """The method as hub tags name it."""
+    return trial.method if trial.peft is None else str(json.loads(trial.peft)["peft_type"]).lower()
+
+
+def _front_matter(method: str | None, base_model: str | None = None) -> str:
+    """YAML between rules; texts are JSON strings, which are YAML as well. No method: full model."""
     lines = [
-        *([] if base is None else [f"base_model: {json.dumps(base)}"]),
-        f"library_name: {'transformers' if trial.spec.is_full else 'peft'}",
+        *([] if base_model is None else [f"base_model: {json.dumps(base_model)}"]),
+        f"library_name: {'transformers' if method is None else 'peft'}",
         "pipeline_tag: text-generation",
-        f"tags: {json.dumps(tags)}",
+        f"tags: {json.dumps(['rankscope', *([] if method is None else [method])])}",
     ]
     return "---\n" + "\n".join(lines) + "\n---\n"
 
 
-def base_settings(study: StudyRecords) -> Mapping[str, object]:
-    """What the study file said of the base: where it was taken from."""
-    return study.config.model.model_dump(mode="json")
+def _title(trial: TrialSpec) -> str:
+    return f"# {markdown_text(f'{trial.task}, {trial.arm_label}, seed {trial.seed}')}\n"
 
 
-def hub_name(study: StudyRecords) -> str | None:
-    """The base's name on the hub; None where it was not taken from there."""
-    hub = base_settings(study).get("hub")
-    return hub if isinstance(hub, str) and HUB_NAME.fullmatch(hub) else None
+def _settings_table(rows: Iterable[tuple[str, object]]) -> str:
+    """A table of settings; those that are None are left out."""
+    known = [{"setting": name, "value": str(v)} for name, v in rows if v is not None]
+    return markdown(table_from_rows(known))
 
 
-def hub_revision(study: StudyRecords) -> str | None:
-    """Branch, tag or commit that the study asked the hub for."""
-    revision = base_settings(study).get("revision")
-    return str(revision) if revision is not None else None
+def _trial_rows(trial: TrialSpec) -> list[tuple[str, object]]:
+    return [
+        ("method", method_name(trial)),
+        ("rank", trial.rank),
+        ("alpha", trial.alpha),
+        ("settings", trial.peft),
+        ("learning rate", f"{trial.lr:.12g}"),
+        ("learning rate of B over that of A", trial.lr_ratio),
+        ("dropout", None if trial.is_full else trial.dropout),
+        ("target modules", ", ".join(trial.targets) or None),
+        ("continues the adapter, sha256", trial.init_sha256),
+        *((name.replace("_", " "), value) for name, value in trial.overrides.items()),
+        *trial.mitigations.items(),
+        ("seed", trial.seed),
+        ("trial", trial.trial_id),
+    ]
+
+
+def _loading_code(is_full: bool, base: str, imports: str = "") -> str:
+    """A few lines of Python; ``base`` holds the arguments that load the base."""
+    if is_full:
+        code = [
+            "from transformers import AutoModelForCausalLM",
+            "",
+            'model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")',
+        ]
+    else:
+        code = [
+            "from peft import PeftModel",
+            *([imports] if imports else []),
+            "from transformers import AutoModelForCausalLM",
+            "",
+            f"model = AutoModelForCausalLM.from_pretrained({base})",
+            'model = PeftModel.from_pretrained(model, "THIS FOLDER")',
+        ]
+    return "```python\n" + "\n".join(code) + "\n```\n"
+
+
+# --- the base and the data of a study -------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BaseSource:
+    """Where a study's base came from, for readers who do not have the study."""
+
+    text: str
+    code: str
+    """Arguments of ``from_pretrained``."""
+    hub_name: str | None = None
+    imports: str = ""
+    note: str = ""
+    """What to do before the base can be loaded."""
+
+
+def _base_source(study: StudyRecords, known_bases: Mapping[str, str]) -> BaseSource:
+    model = study.config.model
+    hub, revision, cached = model.hub, model.revision, model.cached
+    if hub is not None and HUB_NAME.fullmatch(hub):
+        version, argument = "", ""
+        if revision is not None:
+            version, argument = f", revision {revision}", f", revision={json.dumps(str(revision))}"
+        return BaseSource(f"{hub} on the hub{version}", json.dumps(hub) + argument, hub)
+    if model.pocket:
+        return BaseSource(
+            "the pocket model, built into Rankscope",
+            "pocket_folder()",
+            imports="from rankscope.models.pocket import pocket_folder",
+        )
+    if cached is not None:
+        description = known_bases.get(str(cached))
+        return BaseSource(
+            f"{cached}, fetched by Rankscope" + (f": {description}" if description else ""),
+            f"cached_model_folder({json.dumps(cached)})",
+            imports="from rankscope.models.fetch import cached_model_folder",
+            note=f"Run `rankscope fetch {cached}` first to get the base.\n\n",
+        )
+    return BaseSource(
+        f"a local folder, {folder_name(study.model.label)}",
+        '"FOLDER OF THE BASE"',
+        note="The base was a local folder: replace its path below, or use its name on the hub.\n\n",
+    )
 
 
 def folder_name(label: str) -> str:
-    """The name alone of a local folder: a card is for strangers."""
+    """The last part of a local path: a published card must not show the rest."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", PurePath(label).name).strip("-.") or "unknown"
 
 
-def origin(study: StudyRecords, known_bases: Mapping[str, str]) -> str:
-    """Where the base came from, in words."""
-    settings, hub, revision = base_settings(study), hub_name(study), hub_revision(study)
-    if hub is not None:
-        return f"{hub} on the hub" + (f", revision {revision}" if revision else "")
-    if settings.get("pocket"):
-        return "the pocket model, built into Rankscope"
-    if (cached := settings.get("cached")) is not None:
-        said = known_bases.get(str(cached))
-        return f"{cached}, fetched by Rankscope" + (f": {said}" if said else "")
-    return f"a local folder, {folder_name(study.model.label)}"
-
-
-def settings_table(
-    study: StudyRecords, trial: TrialRecords, step: int | None, known_bases: Mapping[str, str]
-) -> str:
-    """Base, data, method and protocol."""
+def _study_rows(
+    study: StudyRecords, trial: TrialRecords, step: int | None, base: BaseSource
+) -> list[tuple[str, object]]:
     spec, train, model = trial.spec, trial.train, study.model
     task = next((t for t in study.tasks if t.name == spec.task), None)
     rows: list[tuple[str, object]] = [
-        ("base", f"{origin(study, known_bases)} ({model.architecture})"),
+        ("base", f"{base.text} ({model.architecture})"),
         ("base weights, sha256", model.sha256),
         ("base computed in", model.dtype + (", 4 bit" if model.quantize != "none" else "")),
         ("prompts", "chat template" if model.prompt_format == "chat" else "plain text"),
         ("training task", spec.task),
-        *data_rows(study, task),
-        ("method", method_name(trial)),
-        ("rank", spec.rank),
-        ("alpha", spec.alpha),
-        ("settings", spec.peft),
-        ("learning rate", f"{spec.lr:.12g}"),
-        ("learning rate of B over that of A", spec.lr_ratio),
-        ("dropout", None if spec.is_full else spec.dropout),
-        ("target modules", ", ".join(spec.targets) or None),
-        ("continues the adapter, sha256", spec.init_sha256),
-        *((name.replace("_", " "), value) for name, value in spec.overrides.items()),
-        *((name, value) for name, value in spec.mitigations.items()),
-        ("seed", spec.seed),
-        ("trial", spec.trial_id),
+        ("data", None if task is None else _data_source(study, task)),
+        ("data as read and formatted, sha256", None if task is None else task.sha256),
+        *_trial_rows(spec),
     ]
     if train is not None:
         rows += [
@@ -165,94 +249,83 @@ def settings_table(
             ("trainable parameters", f"{train.trainable_parameters:,}"),
             ("weights, sha256", train.weights_sha256 if step is None else None),
         ]
-    shown = [(name, str(value)) for name, value in rows if value is not None]
-    return markdown(table([Column("setting"), Column("value")], shown))
+    return rows
 
 
-def data_rows(study: StudyRecords, task: TaskRecord | None) -> list[tuple[str, object]]:
-    """Where the rows came from, and their hash."""
-    if task is None:
-        return []
-    settings = task_settings(study, task.name)
-    given = (settings.get(key) for key in ("train", "validation", "test"))
-    # A record's text of several files cannot be parted again: a folder's name may hold ", ".
-    files = [PurePath(path).name for path in given if isinstance(path, str)]
-    source = ", ".join(files) or without_folders(task.source)
-    return [("data", source), ("data as read and asked, sha256", task.sha256)]
+def _data_source(study: StudyRecords, task: TaskRecord) -> str:
+    """File names of the user's own data without their folders; public sources whole."""
+    settings = next((t for t in study.config.tasks if t.name == task.name), None)
+    # The record joins several files by ", ", which a folder's name may hold as well.
+    paths = () if settings is None else (settings.train, settings.validation, settings.test)
+    files = [PurePath(path).name for path in paths if path is not None]
+    is_public = task.source.startswith("hub ") or task.source.endswith(" together")
+    return ", ".join(files) or (task.source if is_public else PurePath(task.source).name)
 
 
-def task_settings(study: StudyRecords, name: str) -> Mapping[str, object]:
-    """What the study file said of a task that is trained on."""
-    task = next((task for task in study.config.tasks if task.name == name), None)
-    return {} if task is None else task.model_dump(mode="json")
+# --- scores and the recommendation ----------------------------------------------------------------
 
 
-def without_folders(source: str) -> str:
-    """A file or folder of one's own by its name: a card is for strangers."""
-    is_public = source.startswith("hub ") or source.endswith(" together")
-    return source if is_public else PurePath(source).name
-
-
-def scores(view: StudyView, trial: TrialRecords, own: ArmSummary, step: int | None) -> list[str]:
-    """This one model against the base on every task, and what its arm came to over seeds."""
+def _scores(
+    view: StudyView, trial: TrialRecords, summary: ArmSummary, step: int | None
+) -> list[str]:
+    """This model against the base on every task, then its arm over all seeds."""
     if step is not None:
         return [
-            f"These are the weights after {count(step, 'optimizer step')}. The study scored those "
-            "of the end of training, so it knows no score of these.\n"
+            f"These are the weights after {count(step, 'optimizer step')}. The study scored the "
+            "weights at the end of training, so these have no scores.\n"
         ]
-    rows = [row for task in view.study.tasks if (row := score_row(view, trial, own, task))]
+    rows = [row for task in view.study.tasks if (row := _score_row(view, trial, summary, task))]
     if not rows:
-        return ["The study has not scored this trial, so nothing is known of it.\n"]
-    columns = ["tested on", "role", "metric", "base", "this model", "change against the base",
-               "95 % interval", "p", "items"]  # fmt: skip
-    found = [
-        "Items of the test split, which nothing was chosen by. Intervals and p are of this one "
-        "trained model, over items.\n",
-        markdown(table([Column(c) for c in columns], rows)),
-        forgetting_sentence(view, own),
+        return ["The study has not scored this trial.\n"]
+    parts = [
+        "Scores on the test split, which was not used to choose anything. Intervals and p values "
+        "are for this one trained model, over items.\n",
+        markdown(table_from_rows(rows)),
+        _forgetting_sentence(view, summary),
     ]
-    arm = next((a for a in view.arms(own.task) if a.label == own.label), None)
+    arm = next((a for a in view.arms(summary.task) if a.label == summary.label), None)
     if arm is not None and arm.seeds > 1:
-        found.append(arm_sentence(view, arm))
-    return found
+        parts.append(_arm_sentence(view, arm))
+    return parts
 
 
-def score_row(
-    view: StudyView, trial: TrialRecords, own: ArmSummary, task: TaskRecord
-) -> tuple[str, ...] | None:
-    """One task; None where this trial was not scored on it."""
+def _score_row(
+    view: StudyView, trial: TrialRecords, summary: ArmSummary, task: TaskRecord
+) -> dict[str, Cell] | None:
+    """One task; None if this trial was not scored on it."""
     record = view.study.evals.get((trial.spec.trial_id, task.name, "test"))
     if record is None:
         return None
-    base, found, unit = view.base(task.name), change_on(own, task.name), view.unit(task.name)
+    base, unit = view.base(task.name), view.unit(task.name)
+    gain = change_on(summary, task.name)
+    return {
+        "tested on": task.name,
+        "role": role_of_tested(view.study, summary.task, task.name),
+        "metric": record.metric,
+        "base": score_text(base.score, unit) if base else "not scored",
+        "this model": score_text(record.score, unit),
+        "change against the base": difference(gain.value, unit) if gain else "unknown",
+        "95 % interval": interval(gain, unit).removeprefix("95 % interval ") if gain else "unknown",
+        "p": "" if gain is None or gain.p is None else number(gain.p),
+        "items": f"{record.n:,}",
+    }
+
+
+def _forgetting_sentence(view: StudyView, summary: ArmSummary) -> str:
+    retained = view.retained(summary.task)
+    if summary.forgetting is None:
+        reason = "were not scored" if retained else "are missing from the study"
+        return f"Forgetting was not measured: retention tasks {reason}.\n"
     return (
-        task.name,
-        role(view.study, own.task, task.name),
-        record.metric,
-        score_text(base.score, unit) if base else "not scored",
-        score_text(record.score, unit),
-        difference(found.value, unit) if found else "unknown",
-        interval(found, unit).removeprefix("95 % interval ") if found else "unknown",
-        "" if found is None or found.p is None else number(found.p),
-        f"{record.n:,}",
+        f"Forgetting, the mean drop on {', '.join(map(markdown_text, retained))}: "
+        f"{_with_interval(summary.forgetting, view.forgetting_unit(summary.task))}. "
+        "A positive number means that the model forgot.\n"
     )
 
 
-def forgetting_sentence(view: StudyView, own: ArmSummary) -> str:
-    """What it forgot, or that nothing measured it."""
-    if own.forgetting is None:
-        why = "no retention task" if not view.retained(own.task) else "no score on them"
-        return f"What it forgot is unknown: the study has {why}.\n"
-    return (
-        f"Forgetting, the mean fall on {', '.join(map(markdown_text, view.retained(own.task)))}: "
-        f"{words(own.forgetting, view.forgetting_unit(own.task))}; positive is forgotten.\n"
-    )
-
-
-def arm_sentence(view: StudyView, arm: ArmSummary) -> str:
-    """The same of all its seeds."""
+def _arm_sentence(view: StudyView, arm: ArmSummary) -> str:
     known = [
-        f"{name} {words(estimate, unit)}"
+        f"{name} {_with_interval(estimate, unit)}"
         for name, estimate, unit in (
             ("gain over the base", arm.gain, view.unit(arm.task)),
             ("forgetting", arm.forgetting, view.forgetting_unit(arm.task)),
@@ -260,88 +333,44 @@ def arm_sentence(view: StudyView, arm: ArmSummary) -> str:
         if estimate is not None
     ]
     failed = f" ({count(arm.failed, 'trial')} failed)" if arm.failed else ""
-    return f"Trained with {count(arm.seeds, 'seed')}{failed}, these settings came to: " + (
-        f"{', '.join(known) or 'nothing that was scored'}.\n"
-    )
+    return f"Mean over {count(arm.seeds, 'seed')}{failed}: {', '.join(known) or 'not scored'}.\n"
 
 
-def words(estimate: Estimate, unit: Unit) -> str:
-    """Value and interval in a sentence."""
+def _with_interval(estimate: Estimate, unit: Unit) -> str:
     return f"{difference(estimate.value, unit)} ({interval(estimate, unit)})"
 
 
-def prose(text: str) -> str:
-    """A sentence or two of the advice."""
-    return markdown_text(text, 4000)
-
-
-def chosen(view: StudyView, trial: TrialRecords, advice: TaskAdvice | None) -> list[str]:
-    """What the study recommends, how sure it is, and whether this is it."""
+def _recommendation(view: StudyView, trial: TrialSpec) -> list[str]:
+    """The study's recommendation, its confidence, and whether this trial is the one."""
+    advice = view.advice(trial.task)
     if advice is None:
         return ["The study has no recommendation for this task.\n"]
-    label = trial.spec.arm_label
     if advice.chosen is None:
-        this = "The study recommends no arm for this task; this one was exported by hand."
-    elif advice.chosen.label == label:
-        this = "These are the settings that the study recommends."
+        this = "The study recommends no arm for this task; this trial was exported by hand."
+    elif advice.chosen.label == trial.arm_label:
+        this = "The study recommends these settings."
     else:
-        this = (
-            f"The study recommends other settings, {markdown_text(advice.chosen.label)}; "
-            "this one was exported by hand."
-        )
-    sure = "undecided" if advice.confidence == "none" else f"confidence {advice.confidence}"
-    findings = [r for r in advice.reasons if r.kind in ("diagnostic", "caveat")]
-    lines = [f"{this} Its answer ({sure}): {prose(advice.headline)}\n"]
+        other = markdown_text(advice.chosen.label)
+        this = f"The study recommends other settings, {other}; this trial was exported by hand."
+    lines = [f"{this} {_confidence(advice)}: {markdown_text(advice.headline)}\n"]
     if view.recommendation.method:
-        lines.append(f"{prose(view.recommendation.method)}\n")
-    if findings:
-        lines.append("Diagnostics and caveats of the study:\n")
-        lines.append("".join(f"- {prose(r.text)}\n" for r in findings))
+        lines.append(f"{markdown_text(view.recommendation.method)}\n")
+    if warnings := [r for r in advice.reasons if r.kind in ("diagnostic", "caveat")]:
+        lines.append("Diagnostics and caveats:\n")
+        lines.append("".join(f"- {markdown_text(r.text)}\n" for r in warnings))
     return lines
 
 
-def loading(study: StudyRecords, trial: TrialRecords) -> str:
-    """A few lines of Python."""
-    asked = "in the tokenizer's chat template" if study.model.prompt_format == "chat" else "as text"
-    imports = "from transformers import AutoModelForCausalLM\n"
-    if trial.spec.is_full:
-        note, code = "", 'model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")'
-    else:
-        note, imported, base = base_in_code(study)
-        imports = f"from peft import PeftModel\n{imported}{imports}"
-        code = (
-            f"model = AutoModelForCausalLM.from_pretrained({base})\n"
-            'model = PeftModel.from_pretrained(model, "THIS FOLDER")'
-        )
-    return (
-        f"{note}```python\n{imports}\n{code}\n```\n\n"
-        f"It was trained and scored with prompts {asked}.\n"
-    )
+def _confidence(advice: TaskAdvice) -> str:
+    if advice.confidence == "none":
+        return "Its answer is undecided"
+    return f"Its answer, with {advice.confidence} confidence"
 
 
-def base_in_code(study: StudyRecords) -> tuple[str, str, str]:
-    """(what to know first, a line of imports, the arguments that load the base)."""
-    settings, hub, revision = base_settings(study), hub_name(study), hub_revision(study)
-    if hub is not None:
-        return "", "", json.dumps(hub) + (f", revision={json.dumps(revision)}" if revision else "")
-    if settings.get("pocket"):
-        return "", "from rankscope.models.pocket import pocket_folder\n", "pocket_folder()"
-    if (cached := settings.get("cached")) is not None:
-        return (
-            f"`rankscope fetch` brings the base, {markdown_text(str(cached))}, first.\n\n",
-            "from rankscope.models.fetch import cached_model_folder\n",
-            f"cached_model_folder({json.dumps(cached)})",
-        )
-    return (
-        "The base was a local folder: put its place, or its name on the hub, there.\n\n",
-        "",
-        '"FOLDER OF THE BASE"',
-    )
-
-
-def versions(study: StudyRecords) -> str:
-    """What the study was run with."""
-    made = study.provenance
-    rows = [("Rankscope", made.rankscope), ("Python", made.python), *made.libraries.items()]
-    text = ", ".join(f"{markdown_text(name)} {markdown_text(version)}" for name, version in rows)
-    return f"{text}; run begun {markdown_text(made.created)} on {study.model.device}.\n"
+def _versions(study: StudyRecords) -> str:
+    provenance = study.provenance
+    versions = {"Rankscope": provenance.rankscope, "Python": provenance.python}
+    versions |= provenance.libraries
+    text = ", ".join(f"{markdown_text(n)} {markdown_text(v)}" for n, v in versions.items())
+    begun = markdown_text(provenance.created)
+    return f"{text}; the run began {begun} on {study.model.device}.\n"

@@ -15,8 +15,9 @@ from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
 from rankscope.formatting import duration, number, safe_text
 from rankscope.records import Provenance, Record
-from rankscope.report.charts.figure import Figure, cells_of
+from rankscope.report.charts.figure import Figure
 from rankscope.report.style import dark_colors
+from rankscope.report.table_formats import html_table
 
 # Plotly reads a few tags inside its texts; the figures write these.
 _FOREIGN_TAG = re.compile(r"<(?!/?(?:b|br|extra)>)")
@@ -127,7 +128,7 @@ def _environment() -> Environment:
         "number": number,
         "duration": duration,
         "facts": _facts,
-        "cells": cells_of,
+        "html_table": html_table,
     }
     return environment
 

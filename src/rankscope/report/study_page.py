@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from rankscope.config.loader import study_values
 from rankscope.formatting import safe_text
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.analyzed_models import arms_analyzed
@@ -15,7 +16,12 @@ from rankscope.report.figures import SECTIONS, draw_section
 from rankscope.report.page import PageSection, render_page, write_page
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import DASHES
-from rankscope.report.tables import failed_trials, tasks_read, training_rows, without_contamination
+from rankscope.report.tables import (
+    contamination_table,
+    failed_trials_table,
+    tasks_table,
+    training_table,
+)
 
 BESIDE_ANSWER = ("plane-0", "in-domain-0")
 """Keys of the figures for the place beside the answer; the first one with a plot is taken."""
@@ -50,11 +56,11 @@ def render_study(view: StudyView) -> str:
         missing=missing(view),
         hero=hero,
         sections=sections,
-        failed=failed_trials(view),
-        tasks=tasks_read(view),
-        without_contamination=without_contamination(view),
-        training=training_rows(view),
-        config=yaml_text(view.study.config.model_dump(mode="json")),
+        failed=failed_trials_table(view),
+        tasks=tasks_table(view),
+        without_contamination=contamination_table(view),
+        training=training_table(view),
+        config=yaml_text(study_values(view.study.config)),
         rank_swatches=[(rank, view.colors[rank]) for rank in view.ranks],
         lines=_line_key(view),
     )

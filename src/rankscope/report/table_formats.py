@@ -1,21 +1,231 @@
-"""Data tables as Markdown, CSV and LaTeX: text of the data is not read as mark-up.
+"""Write a table, a DataFrame, as terminal text, HTML, Markdown, LaTeX, CSV or Parquet.
 
-What a viewer makes of plain words is its own: GitHub links bare addresses, ``www.`` and ``@name``,
-and draws ``:name:`` as an emoji where it knows one.
-
-Markdown and LaTeX show the digits that the page shows, and a value with its interval in one column;
-CSV has every digit, and a column for each.
+``frame.attrs["digits"]`` maps column titles to digits after the point; other numbers show three
+significant digits. A value with its 95 % interval is three columns: ``x``, ``x, low``, ``x, high``.
+Terminal, page, Markdown and LaTeX show rounded numbers; CSV and Parquet keep every digit.
 """
 
-import csv
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
-from rankscope.formatting import MAX_TEXT, MINUS, UNKNOWN, markdown_text, safe_text
-from rankscope.report.charts.figure import Cell, Column, DataTable
+import pandas as pd
+from markupsafe import Markup, escape
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape as escape_markup
+from rich.table import Table
+from rich.text import Text
 
-_DASHES = re.compile("-(?=-)|(?<=-)-")  # two would join into one dash
+from rankscope.formatting import (
+    MAX_TEXT,
+    MINUS,
+    UNKNOWN,
+    markdown_text,
+    number,
+    safe_text,
+    terminal_text,
+)
+
+Cell = str | float | int | None
+
+MAX_PAGE_CELL = 300
+"""Longest text of a cell on a page, in characters; files hold longer ones."""
+
+
+def table_from_rows(
+    rows: Sequence[Mapping[str, Cell]], digits: Mapping[str, int] = MappingProxyType({})
+) -> pd.DataFrame:
+    """A DataFrame from rows, each a mapping of column title to cell; None is unknown.
+
+    digits: digits after the point by column title.
+    """
+    frame = pd.DataFrame(list(rows), dtype=object)
+    for title in frame.columns:
+        known = [cell for cell in frame[title] if cell is not None]
+        is_whole = known and all(isinstance(cell, int) for cell in known)
+        # Integers stay integers beside unknown cells.
+        frame[title] = frame[title].astype("Int64") if is_whole else frame[title].infer_objects()
+    frame.attrs["digits"] = dict(digits)
+    return frame
+
+
+def frame_rows(frame: pd.DataFrame) -> list[tuple[Cell, ...]]:
+    """The rows as Python values; unknown cells are None."""
+    values = frame.astype(object)
+    return list(values.where(values.notna(), None).itertuples(index=False, name=None))
+
+
+def shown_cell(value: Cell, digits: int | None = None, limit: int = MAX_PAGE_CELL) -> str:
+    """One cell as a reader sees it."""
+    return safe_text(value, limit) if isinstance(value, str) else number(value, digits)
+
+
+def is_numeric(column: "pd.Series[object]") -> bool:
+    """Whether a column holds at least one number, and no text."""
+    cells = column.dropna()
+    return len(cells) > 0 and not any(isinstance(cell, str) for cell in cells)
+
+
+def terminal_table(
+    frame: pd.DataFrame,
+    title: str,
+    *,
+    right: Collection[str] = (),
+    whole: Collection[str] = (),
+    sections: Sequence[str] = (),
+    styles: Sequence[str] = (),
+    caption: str | None = None,
+) -> Table:
+    """A table that reads well in eighty columns: numbers never break, words fold.
+
+    Args:
+        frame: the cells.
+        title: above the table.
+        right: further columns to treat like numbers: aligned right, never broken.
+        whole: further columns never to break.
+        sections: leading columns whose repeated values are left blank; a line separates the
+            values of the first one.
+        styles: one style per row, or none at all.
+        caption: below the table.
+    """
+    table = Table(
+        title=escape_markup(terminal_text(title)),
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=0,
+    )
+    for heading in frame.columns:
+        if heading in right or is_numeric(frame[heading]):
+            table.add_column(heading, justify="right", no_wrap=True)
+        else:
+            table.add_column(heading, overflow="fold", no_wrap=heading in whole)
+    shown = _shown(frame, lambda text: terminal_text(text))
+    before: tuple[str, ...] = ()
+    for position, row in enumerate(shown.itertuples(index=False, name=None)):
+        group = row[: len(sections)]
+        if before and group[:1] != before[:1]:
+            table.add_section()
+        cells = ("",) * len(group) + row[len(group) :] if group == before else row
+        table.add_row(*map(Text, cells), style=styles[position] if styles else None)
+        before = group
+    return table
+
+
+def html_table(frame: pd.DataFrame) -> Markup:
+    """A ``<table>``; ``data-v`` holds every digit of a number, for the page's CSV download."""
+    digits = frame.attrs.get("digits", {})
+    heads = [
+        f'<th scope="col" class="n">{escape(title)}</th>'
+        if is_numeric(frame[title])
+        else f'<th scope="col">{escape(title)}</th>'
+        for title in frame.columns
+    ]
+    rows = [
+        [
+            _html_cell(cell, digits.get(title))
+            for cell, title in zip(row, frame.columns, strict=True)
+        ]
+        for row in frame_rows(frame)
+    ]
+    body = "".join(f"<tr>{''.join(cells)}</tr>\n" for cells in rows)
+    return Markup(
+        f"<table>\n<thead><tr>{''.join(heads)}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
+    )
+
+
+def _html_cell(cell: Cell, digits: int | None) -> str:
+    text = escape(shown_cell(cell, digits))
+    if isinstance(cell, str):
+        return f"<td>{text}</td>"
+    value = "" if cell is None else f' data-v="{cell}"'
+    return f'<td class="n"{value}>{text}</td>'
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A table in GitHub's Markdown; numbers flush right."""
+    frame = with_intervals(frame)
+    shown = _shown(frame, markdown_text)
+    rules = ["---:" if is_numeric(frame[title]) else "---" for title in frame.columns]
+    lines = [shown.columns, rules, *shown.itertuples(index=False, name=None)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def latex(frame: pd.DataFrame) -> str:
+    """A ``tabular`` for the booktabs package; numbers flush right."""
+    frame = with_intervals(frame)
+    kinds = "".join("r" if is_numeric(frame[title]) else "l" for title in frame.columns)
+    text = _shown(frame, latex_text).to_latex(index=False, escape=False, column_format=kinds)
+    return f"% \\usepackage{{booktabs}}\n{text}"
+
+
+def comma_separated(frame: pd.DataFrame) -> str:
+    """CSV (RFC 4180): unknown is empty, a number reads back as the same number."""
+    safe = pd.DataFrame(
+        {
+            csv_text(title): [csv_text(c) if isinstance(c, str) else c for c in frame[title]]
+            for title in frame.columns
+        }
+    )
+    return str(safe.to_csv(index=False, lineterminator="\r\n"))
+
+
+def parquet(frame: pd.DataFrame) -> bytes:
+    """A Parquet file with the column titles and types of the frame."""
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+FORMATS: dict[str, Callable[[pd.DataFrame], bytes]] = {
+    "md": lambda frame: markdown(frame).encode(),
+    "csv": lambda frame: comma_separated(frame).encode(),
+    "tex": lambda frame: latex(frame).encode(),
+    "parquet": parquet,
+}
+"""File ending -> function that gives the file's content."""
+
+
+def with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
+    """Columns ``x``, ``x, low`` and ``x, high`` as one, ``x [95 %]``: ``3.1 [1.0, 5.2]``."""
+    digits = frame.attrs.get("digits", {})
+    titles = set(frame.columns)
+    with_ends = {t for t in titles if {f"{t}, low", f"{t}, high"} <= titles}
+    ends = {f"{title}, {end}" for title in with_ends for end in ("low", "high")}
+    merged: dict[str, Iterable[Cell]] = {}
+    for title in frame.columns:
+        if title in with_ends:
+            rows = frame_rows(frame[[title, f"{title}, low", f"{title}, high"]])
+            merged[f"{title} [95 %]"] = [_value_with_ends(row, digits.get(title)) for row in rows]
+        elif title not in ends:
+            merged[title] = frame[title]
+    result = pd.DataFrame(merged)
+    result.attrs["digits"] = digits
+    return result
+
+
+def _value_with_ends(row: tuple[Cell, ...], digits: int | None) -> Cell:
+    value, low, high = (None if cell is None else shown_cell(cell, digits) for cell in row)
+    return value if low is None or high is None else f"{value} [{low}, {high}]"
+
+
+def _shown(frame: pd.DataFrame, escape_text: Callable[[str], str]) -> pd.DataFrame:
+    """Every cell as escaped text, texts whole; titles escaped as well."""
+    digits = frame.attrs.get("digits", {})
+    cells = [
+        [
+            escape_text(shown_cell(cell, digits.get(title), MAX_TEXT))
+            for cell, title in zip(row, frame.columns, strict=True)
+        ]
+        for row in frame_rows(frame)
+    ]
+    return pd.DataFrame(cells, columns=[escape_text(title) for title in frame.columns])
+
+
+_DASHES = re.compile("-(?=-)|(?<=-)-")  # LaTeX joins two hyphens into one dash
 _LATEX = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -43,101 +253,13 @@ _LATEX = {
 
 
 def latex_text(text: str) -> str:
-    """Text for LaTeX: every character that means something to TeX is escaped."""
-    line = " ".join(safe_text(text, MAX_TEXT).split())
+    """Text for LaTeX, with every character escaped that has a meaning in TeX."""
+    line = " ".join(safe_text(text).split())
     escaped = "".join(_LATEX.get(character, character) for character in line)
     return _DASHES.sub("{-}", escaped) if "--" in line else escaped
 
 
 def csv_text(text: str) -> str:
-    """Text for CSV: what a spreadsheet would run as a formula starts with an apostrophe."""
-    shown = safe_text(text, MAX_TEXT)
+    """Text for CSV; an apostrophe before anything that a spreadsheet would run as a formula."""
+    shown = safe_text(text)
     return "'" + shown if shown[:1] in ("=", "+", "-", "@", "\t", "\r") else shown
-
-
-def is_numeric(table: DataTable, column: int) -> bool:
-    """Whether a column holds numbers and unknowns alone, and a number at all."""
-    cells = [row[column] for row in table.rows]
-    return any(cell is not None for cell in cells) and not any(isinstance(c, str) for c in cells)
-
-
-def with_intervals(table: DataTable) -> DataTable:
-    """Columns ``x``, ``x, low`` and ``x, high`` as one, ``x [95 %]``: ``3.1 [1.0, 5.2]``."""
-    titles = [column.title for column in table.columns]
-    starts = {
-        place
-        for place, title in enumerate(titles)
-        if titles[place + 1 : place + 3] == [f"{title}, low", f"{title}, high"]
-    }
-    kept = [p for p in range(len(titles)) if not {p - 1, p - 2} & starts]
-
-    def cell(row: tuple[Cell, ...], place: int) -> Cell:
-        value = row[place]
-        if place not in starts or value is None:
-            return value
-        shown, *ends = (table.shown(row[place + i], table.columns[place + i]) for i in range(3))
-        return f"{shown} [{ends[0]}, {ends[1]}]" if None not in row[place : place + 3] else shown
-
-    return DataTable(
-        tuple(Column(f"{titles[p]} [95 %]") if p in starts else table.columns[p] for p in kept),
-        tuple(tuple(cell(row, place) for place in kept) for row in table.rows),
-    )
-
-
-def markdown(table: DataTable) -> str:
-    """A table in GitHub's Markdown; numbers flush right."""
-    table = with_intervals(table)
-    rules = ["---:" if is_numeric(table, i) else "---" for i in range(len(table.columns))]
-    lines = [
-        [markdown_text(column.title) for column in table.columns],
-        rules,
-        *shown_rows(table, markdown_text),
-    ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def latex(table: DataTable) -> str:
-    """A ``tabular`` for the booktabs package; numbers flush right."""
-    table = with_intervals(table)
-    kinds = "".join("r" if is_numeric(table, i) else "l" for i in range(len(table.columns)))
-    heading = " & ".join(latex_text(column.title) for column in table.columns)
-    body = "".join(" & ".join(row) + r" \\" + "\n" for row in shown_rows(table, latex_text))
-    return (
-        f"% \\usepackage{{booktabs}}\n\\begin{{tabular}}{{{kinds}}}\n\\toprule\n"
-        f"{heading} \\\\\n\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n"
-    )
-
-
-def shown_rows(table: DataTable, escape: Callable[[str], str]) -> list[list[str]]:
-    """Every cell, escaped: numbers as the page shows them, texts whole."""
-    return [
-        [
-            escape(cell if isinstance(cell, str) else table.shown(cell, column))
-            for cell, column in zip(row, table.columns, strict=True)
-        ]
-        for row in table.rows
-    ]
-
-
-def comma_separated(table: DataTable) -> str:
-    """CSV (RFC 4180): text in quotes where it must be, unknown empty, numbers with every digit."""
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow([csv_text(column.title) for column in table.columns])
-    writer.writerows([[csv_cell(cell) for cell in row] for row in table.rows])
-    return out.getvalue()
-
-
-def csv_cell(cell: Cell) -> str:
-    """One cell; a number reads back as the same number."""
-    if cell is None:
-        return ""
-    return csv_text(cell) if isinstance(cell, str) else repr(cell)
-
-
-FORMATS: dict[str, Callable[[DataTable], str]] = {
-    "md": markdown,
-    "csv": comma_separated,
-    "tex": latex,
-}
-"""Ending of the file -> what writes it."""

@@ -1,186 +1,243 @@
-"""Tables of a study: the terminal's summary, and the page's lists of failures and data."""
+"""The tables of a study that go into a paper or a notebook, and onto the page."""
 
 from collections.abc import Callable
 
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
+import pandas as pd
 
-from rankscope.formatting import (
-    MAX_NAME,
-    NATS,
-    UNKNOWN,
-    clock,
-    compact,
-    number,
-    plus_minus,
-    safe_text,
-)
-from rankscope.records import ArmSummary, Recommendation, StudyRecords
-from rankscope.report.charts.figure import Cell, Column, DataTable, table
-from rankscope.report.study_view import StudyView
+from rankscope.formatting import NATS, Unit
+from rankscope.records import ArmSummary, Estimate, StudyRecords
+from rankscope.report.study_view import StudyView, change_on
+from rankscope.report.table_formats import Cell, table_from_rows
+
+P_DIGITS = {"p": 4, "p, Holm": 4}
 
 
-def summary_table(study: StudyRecords, recommendation: Recommendation) -> Table:
-    """The study in the terminal: one row per arm, the base first, the recommended arm marked.
-
-    Scores are of the test split, in per cent (or nats per token); differences in points; ``±`` is
-    half the 95 % interval, ``±?`` where it is unknown; seeds ``2/3``: one of three trials failed.
-    """
-    view = StudyView(study, recommendation)
-    drawn = Table(
-        title=escape(safe_text(study.name, MAX_NAME)),
-        title_justify="left",
-        caption=_caption(view),
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        padding=0,
-    )
-    drawn.add_column("", no_wrap=True)
-    # Eighty columns must hold the table, and an arm's name is the last thing to give way.
-    drawn.add_column("arm", overflow="fold", min_width=15)
-    for heading in ("seeds", "in-domain", "gain", "forgetting", "params", "time"):
-        drawn.add_column(heading, justify="right")
-    for place, task in enumerate(view.training_tasks):
-        if place:
-            drawn.add_section()
-        if len(view.training_tasks) > 1:
-            drawn.add_row("", f"[bold]{escape(safe_text(task, MAX_NAME))}[/bold]")
-        drawn.add_row(*_base_row(view, task))
-        advice = view.advice(task)
-        chosen = advice.chosen.label if advice and advice.chosen else None
-        for arm in view.arms(task):
-            style = "bold green" if arm.label == chosen else ""
-            drawn.add_row(*_arm_row(view, arm, arm.label == chosen), style=style)
-        if not view.arms(task):
-            drawn.add_row("", "no arm has finished")
-    return drawn
-
-
-def _caption(view: StudyView) -> str:
-    units = {view.unit(task) for task in view.training_tasks}
-    scores = "in-domain in %, gain and forgetting in points"
-    if NATS in units:
-        scores = "nats per token" if units == {NATS} else f"{scores}, or nats per token"
-    return f"{scores}; ± half the 95 % interval; time per trial"
-
-
-def _base_row(view: StudyView, task: str) -> list[str]:
-    base, unit = view.base(task), view.unit(task)
-    shown = number(base.score * unit.scale, unit.digits) if base else "not scored"
-    return ["", "base", "", shown, "", "", "", ""]
-
-
-def _arm_row(view: StudyView, arm: ArmSummary, chosen: bool) -> list[str]:
-    unit = view.unit(arm.task)
-    seeds = f"[red]{arm.seeds}/{arm.seeds + arm.failed}[/red]" if arm.failed else str(arm.seeds)
-    return [
-        "\N{BLACK RIGHT-POINTING SMALL TRIANGLE}" if chosen else "",
-        escape(safe_text(arm.label, MAX_NAME)),
-        seeds,
-        plus_minus(arm.score, unit),
-        plus_minus(arm.gain, unit, sign=True),
-        plus_minus(arm.forgetting, view.forgetting_unit(arm.task), sign=True),
-        compact(arm.trainable_parameters) if arm.trainable_parameters else UNKNOWN,
-        clock(arm.seconds),
-    ]
-
-
-def failed_trials(view: StudyView) -> DataTable:
-    """Trials that ended without a result, each with its reason."""
-    columns = [Column("trial"), Column("status"), Column("reason"), Column("last step", 0)]
-    rows = [
-        (
-            t.spec.label,
-            t.status,
-            t.failure or "no reason recorded",
-            t.train.losses[-1].step if t.train and t.train.losses else None,
-        )
-        for t in view.failed()
-    ]
-    return table(columns, rows)
-
-
-def tasks_read(view: StudyView) -> DataTable:
-    """What each task was read from, its rows per split, and what was left out or contaminated."""
-    columns = [
-        *(Column("task"), Column("role"), Column("metric"), Column("chance score")),
-        *(Column("train rows", 0), Column("validation rows", 0), Column("test rows", 0)),
-        *(Column("dropped on reading", 0), Column("contamination, exact", 0)),
-        *(Column("contamination, 13-gram", 0), Column("source"), Column("sha256, first digits")),
-    ]
-    rows = [
-        (
-            task.name,
-            ", ".join(role.replace("_", " ") for role in task.roles),
-            task.metric,
-            task.chance,
-            *(task.rows.get(split) for split in ("train", "validation", "test")),
-            task.dropped,
-            *(task.contamination.get(kind) for kind in ("exact", "ngram13")),
-            task.source,
-            task.sha256[:16],
-        )
-        for task in view.study.tasks
-    ]
-    return table(columns, rows)
-
-
-def without_contamination(view: StudyView) -> DataTable:
-    """Every test score of a task with contaminated rows, with and without them; the same rows for all.
-
-    Scores are of the record: a share of 1, or nats per token.
-    """
-    columns = [
-        *(Column("task"), Column("model"), Column("score"), Column("items", 0)),
-        *(Column("without contaminated rows"), Column("standard error"), Column("items", 0)),
-        Column("contaminated rows", 0),
-    ]
-    labels = {trial.spec.trial_id: trial.spec.label for trial in view.study.trials}
-    rows = [
-        (
-            record.task,
-            labels.get(record.trial_id, record.trial_id),
-            record.score,
-            record.n,
-            record.without_contamination.score,
-            record.without_contamination.standard_error,
-            record.without_contamination.n,
-            record.without_contamination.contaminated,
-        )
-        for record in view.study.evals.values()
-        if record.without_contamination is not None
-    ]
-    return table(columns, rows)
-
-
-def training_rows(view: StudyView) -> DataTable:
-    """Rows and tokens training used per task, the same for every finished trial of the task.
-
-    Where trials differ, the smallest and the largest have a column each.
-    """
-    fields = {
-        "rows": "rows used",
-        "rows_dropped": "dropped",
-        "rows_truncated": "cut",
-        "steps": "optimizer steps",
-        "num_tokens": "tokens",
-        "num_label_tokens": "label tokens",
+def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
+    """File name -> table; a table may be empty. Scores are those of the test split."""
+    return {
+        "arms": arms_table(view),
+        "changes": changes_table(view),
+        "comparisons": comparisons_table(view),
+        "answers": answers_table(view),
+        "tasks": tasks_table(view),
+        "training": training_table(view),
+        "failed": failed_trials_table(view),
+        "without-contamination": contamination_table(view),
     }
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def answers_table(view: StudyView) -> pd.DataFrame:
+    """The decision for every training task."""
+    return table_from_rows(
+        [
+            {
+                "task": advice.task,
+                "decision": advice.decision.replace("_", " "),
+                "confidence": advice.confidence,
+                "arm": advice.chosen.label if advice.chosen else None,
+                "answer": advice.headline,
+            }
+            for advice in view.recommendation.advice
+        ]
+    )
+
+
+def arms_table(view: StudyView) -> pd.DataFrame:
+    """Every arm of every training task: settings, scores with 95 % intervals, cost.
+
+    Accuracies in per cent, differences in points; log probabilities in nats per token.
+    """
+    digits = _digits(view, "score", "gain", "forgetting")
+    rows = [_arm_row(view, arm) for task in view.training_tasks for arm in view.arms(task)]
+    return table_from_rows(rows, digits | {"seconds a trial": 1})
+
+
+def _arm_row(view: StudyView, arm: ArmSummary) -> dict[str, Cell]:
+    unit, forgetting_unit = view.unit(arm.task), view.forgetting_unit(arm.task)
+    advice = view.advice(arm.task)
+    recommended = advice.chosen.label if advice and advice.chosen else None
+    return {
+        "task": arm.task,
+        "arm": arm.label,
+        "method": arm.method,
+        "rank": arm.rank,
+        "alpha": arm.alpha,
+        "learning rate": arm.lr,
+        "seeds": arm.seeds,
+        "failed": arm.failed,
+        **_with_ends("score", arm.score, unit),
+        **_with_ends("gain", arm.gain, unit),
+        "p": arm.gain.p if arm.gain else None,
+        "p, Holm": arm.gain.p_holm if arm.gain else None,
+        **_with_ends("forgetting", arm.forgetting, forgetting_unit),
+        "unit": unit.score,
+        "unit of forgetting": forgetting_unit.difference,
+        "trainable parameters": arm.trainable_parameters or None,
+        "seconds a trial": arm.seconds,
+        "peak memory, bytes": arm.peak_memory_bytes,
+        "recommended": "yes" if arm.label == recommended else "no",
+    }
+
+
+def changes_table(view: StudyView) -> pd.DataFrame:
+    """The change of every arm against the base, on every task it was tested on."""
+    rows: list[dict[str, Cell]] = [
+        {
+            "trained on": task,
+            "arm": arm.label,
+            "tested on": tested.name,
+            "role": role_of_tested(view.study, task, tested.name),
+            **_with_ends("change", estimate, view.unit(tested.name)),
+            "p": estimate.p,
+            "items": estimate.n,
+            "seeds": estimate.seeds,
+            "unit": view.unit(tested.name).difference,
+        }
+        for task in view.training_tasks
+        for arm in view.arms(task)
+        for tested in view.study.tasks
+        if (estimate := change_on(arm, tested.name)) is not None
+    ]
+    return table_from_rows(rows, _digits(view, "change"))
+
+
+def role_of_tested(study: StudyRecords, trained: str, tested: str) -> str:
+    """The role of a tested task for an arm that was trained on another."""
+    if trained == tested:
+        return "in domain"
+    return "retention" if "retention" in study.task(tested).roles else "cross domain"
+
+
+def comparisons_table(view: StudyView) -> pd.DataFrame:
+    """LoRA against full fine-tuning and ranks against each other, on the same items."""
+    rows: list[dict[str, Cell]] = [
+        {
+            "task": advice.task,
+            "first": pair.first_label,
+            "second": pair.second_label,
+            **_with_ends("difference", pair.difference, view.unit(advice.task)),
+            "p": pair.difference.p,
+            "p, Holm": pair.difference.p_holm,
+            "unit": view.unit(advice.task).difference,
+        }
+        for advice in view.recommendation.advice
+        for pair in advice.comparisons
+    ]
+    return table_from_rows(rows, _digits(view, "difference"))
+
+
+def _digits(view: StudyView, *titles: str) -> dict[str, int]:
+    """Digits of estimates with their ends and of p values; more if the study has nats."""
+    digits = 4 if any(view.unit(task.name) == NATS for task in view.study.tasks) else 2
+    ends = {f"{title}{end}": digits for title in titles for end in ("", ", low", ", high")}
+    return ends | P_DIGITS
+
+
+def _with_ends(title: str, estimate: Estimate | None, unit: Unit) -> dict[str, Cell]:
+    """Columns of a value and the ends of its interval, in the task's unit."""
+    ends = {"": "value", ", low": "low", ", high": "high"}
+    values = {end: getattr(estimate, field, None) for end, field in ends.items()}
+    return {f"{title}{end}": None if v is None else v * unit.scale for end, v in values.items()}
+
+
+# --- data and trials ------------------------------------------------------------------------------
+
+
+def failed_trials_table(view: StudyView) -> pd.DataFrame:
+    """Trials that ended without a result, each with its reason."""
+    return table_from_rows(
+        [
+            {
+                "trial": t.spec.label,
+                "status": t.status,
+                "reason": t.failure or "no reason recorded",
+                "last step": t.train.losses[-1].step if t.train and t.train.losses else None,
+            }
+            for t in view.failed()
+        ]
+    )
+
+
+def tasks_table(view: StudyView) -> pd.DataFrame:
+    """The source of each task, its rows per split, and the rows dropped or contaminated."""
+    return table_from_rows(
+        [
+            {
+                "task": task.name,
+                "role": ", ".join(role.replace("_", " ") for role in task.roles),
+                "metric": task.metric,
+                "chance score": task.chance,
+                **{f"{split} rows": task.rows.get(split) for split in SPLITS},
+                "dropped on reading": task.dropped,
+                "contamination, exact": task.contamination.get("exact"),
+                "contamination, 13-gram": task.contamination.get("ngram13"),
+                "source": task.source,
+                "sha256, first digits": task.sha256[:16],
+            }
+            for task in view.study.tasks
+        ]
+    )
+
+
+SPLITS = ("train", "validation", "test")
+
+
+def contamination_table(view: StudyView) -> pd.DataFrame:
+    """Test scores of tasks with contaminated rows, with and without these rows.
+
+    Scores as recorded: a fraction, or nats per token.
+    """
+    labels = {trial.spec.trial_id: trial.spec.label for trial in view.study.trials}
+    return table_from_rows(
+        [
+            {
+                "task": record.task,
+                "model": labels.get(record.trial_id, record.trial_id),
+                "score": record.score,
+                "items": record.n,
+                "without contaminated rows": clean.score,
+                "standard error": clean.standard_error,
+                "items without": clean.n,
+                "contaminated rows": clean.contaminated,
+            }
+            for record in view.study.evals.values()
+            if (clean := record.without_contamination) is not None
+        ]
+    )
+
+
+TRAINING_FIELDS = {
+    "rows": "rows used",
+    "rows_dropped": "dropped",
+    "rows_truncated": "cut",
+    "steps": "optimizer steps",
+    "num_tokens": "tokens",
+    "num_label_tokens": "label tokens",
+}
+
+
+def training_table(view: StudyView) -> pd.DataFrame:
+    """Rows and tokens used in training, by task.
+
+    The finished trials of a task usually agree; if they differ, the smallest and the largest value
+    have a column each.
+    """
     trained = {
         task: [t.train for t in view.study.trials if t.spec.task == task and t.train]
         for task in view.training_tasks
     }
-    columns = [Column("training task"), Column("finished trials", 0)]
-    rows: list[list[Cell]] = [[task, len(records)] for task, records in trained.items()]
-    for field, title in fields.items():
-        found = [[int(getattr(r, field)) for r in records] for records in trained.values()]
-        pick: list[tuple[str, Callable[[list[int]], int]]] = [(title, min)]
-        if any(len(set(values)) > 1 for values in found):
-            pick = [(f"{title}, smallest", min), (f"{title}, largest", max)]
-        for heading, of in pick:
-            columns.append(Column(heading, 0))
-            for row, values in zip(rows, found, strict=True):
-                row.append(of(values) if values else None)
-    return table(columns, rows)
+    rows: list[dict[str, Cell]] = [
+        {"training task": task, "finished trials": len(records)}
+        for task, records in trained.items()
+    ]
+    for field, title in TRAINING_FIELDS.items():
+        values = [[int(getattr(record, field)) for record in t] for t in trained.values()]
+        columns: dict[str, Callable[[list[int]], int]] = {title: min}
+        if any(len(set(of_task)) > 1 for of_task in values):
+            columns = {f"{title}, smallest": min, f"{title}, largest": max}
+        for row, of_task in zip(rows, values, strict=True):
+            row |= {name: pick(of_task) if of_task else None for name, pick in columns.items()}
+    return table_from_rows(rows)

@@ -13,6 +13,7 @@ import torch
 
 from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRows
+from rankscope.evaluate.scorers import get_scorer
 from rankscope.models.methods import get_method
 from rankscope.models.parameters import (
     Architecture,
@@ -200,7 +201,7 @@ def evaluation_tokens(inputs: PreparedStudy) -> dict[tuple[str, str], list[int]]
         }
         for item in task.validation if split == "validation" else task.test:
             tokens = len(inputs.encoder.prompt_ids(item))
-            if scorers.get(item.item_id, task.spec.scorer) in ("number", "exact_match"):
+            if get_scorer(scorers.get(item.item_id, task.spec.scorer)).generates:
                 tokens += inputs.config.evaluate.max_new_tokens
             else:
                 answers = item.choices or (item.completion,)

@@ -17,7 +17,8 @@ from rankscope.data.encode import EncodedRows, Encoder, encode_rows
 from rankscope.data.study_tasks import check_untrainable, read_replay, read_tasks, replay_notes
 from rankscope.data.tasks import LoadedTask
 from rankscope.device import available_memory_bytes, choose_device, choose_dtype
-from rankscope.evaluate.evaluator import context_length, truncation_notes
+from rankscope.evaluate.context_window import context_length
+from rankscope.evaluate.evaluator import truncation_notes
 from rankscope.evaluate.task_record import task_record
 from rankscope.models.adapters.folder import check_other_base
 from rankscope.models.adapters.warm_start import resolve_warm_starts, warm_start_notes

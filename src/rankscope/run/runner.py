@@ -18,7 +18,8 @@ from rankscope.analyze.svd_cache import SvdCache, svd_cache_folder
 from rankscope.analyze.trial_spectra import analyze_trial
 from rankscope.device import out_of_memory_message, reset_peak_memory
 from rankscope.errors import Interrupted, UserError
-from rankscope.evaluate.evaluator import Evaluation, evaluate_task, evaluate_with_failures
+from rankscope.evaluate.evaluator import evaluate_task, evaluate_with_failures
+from rankscope.evaluate.mixtures import Evaluation
 from rankscope.models.base import Base
 from rankscope.progress import ProgressReporter, SpeedMeter
 from rankscope.records import (

@@ -13,7 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rankscope.advise.recommend import recommend
 from rankscope.analyze.checks import check_stored_analyses
-from rankscope.config.loader import dump_study, load_study_file
+from rankscope.config.loader import dump_study, load_study_file, study_values
 from rankscope.config.study import StudyConfig
 from rankscope.device import (
     keep_freed_memory,
@@ -101,7 +101,7 @@ class Study:
                 quantize=inputs.config.quantize,
             )
             release_freed_memory()
-            config = inputs.config.model_dump(mode="json")
+            config = study_values(inputs.config)
             ledger.put_study(inputs.config.name, config, base.record, inputs.records, provenance())
             replace_text(out / "study.resolved.yaml", dump_study(inputs.config))
             ledger.put_notes(inputs.notes)

@@ -8,18 +8,22 @@ from rankscope.models.base import Base
 from rankscope.models.methods import get_method
 from rankscope.provenance import sha256_file, sha256_json
 from rankscope.records import ModelRecord, TrialSpec
+from rankscope.report.model_card import adapter_card
 from rankscope.run.prepare import PreparedStudy
 from rankscope.store import Ledger, TrialFailure, weights_path
 from rankscope.train.trial_state import TrialState
 
 
 def write_weights(trial_state: TrialState, base: Base, record: ModelRecord, folder: Path) -> str:
-    """Write a PEFT adapter, or a whole model, into ``folder``; sha256 of its weights.
+    """Write a PEFT adapter with its card, or a whole model, into ``folder``; sha256 of its weights.
 
     base: holds the weights of full fine-tuning. record: of the frozen base.
     """
     trained = trial_state.adapter or trial_state.tuner or base
     get_method(trial_state.spec.method).save(trained, trial_state.spec, record, folder)
+    if not trial_state.spec.is_full:
+        card = adapter_card(trial_state.spec, record)
+        (folder / "README.md").write_text(card, encoding="utf-8")
     files = sorted(folder.glob("*.safetensors"))
     return sha256_json([sha256_file(path) for path in files])
 

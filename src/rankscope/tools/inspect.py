@@ -39,10 +39,8 @@ OPTIONS = {"top_k": "--top-k", "intruder_k": "--intruder-k", "intruder_epsilon":
 class InspectSettings:
     """How spectra are measured; defaults as in docs/science.md."""
 
-    top_k: int | None = None
-    """Singular vectors compared; by default min(500, d / 4) of each matrix."""
-    intruder_k: int = 10
-    """Leading vectors examined for intruders."""
+    top_k: int | None = None  # Singular vectors compared; by default min(500, d / 4) of each matrix
+    intruder_k: int = 10  # Leading vectors examined for intruders
     intruder_epsilon: float = 0.5
     """A vector whose |cosine| to every base vector is below this is an intruder."""
 

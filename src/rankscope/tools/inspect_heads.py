@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from rankscope.analyze.heads.layout import HeadLayout
+from rankscope.analyze.heads.layout import HeadLayout, HeadModel
 from rankscope.analyze.heads.tasks import HeadTask, head_task
 from rankscope.analyze.heads.trial_heads import HeadAnalysis, measure_heads
 from rankscope.analyze.stored_models import StoredTunedModel, pissa_initial_factors
@@ -21,7 +21,7 @@ from rankscope.config.task import TaskConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import load_task
 from rankscope.device import choose_device, choose_dtype
-from rankscope.evaluate.evaluator import context_length
+from rankscope.evaluate.context_window import context_length
 from rankscope.formatting import count, join_names
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
@@ -109,8 +109,8 @@ def analyze_base(
     name: str, settings: HeadSettings, device: torch.device, reporter: ProgressReporter
 ) -> tuple[HeadAnalysis, Base]:
     """Load the base and measure its heads."""
-    model = ModelConfig(path=str(shapes_folder(name).resolve()))
-    base = load_base(model, device, choose_dtype(settings.dtype, device))
+    config = ModelConfig(path=str(shapes_folder(name).resolve()))
+    base = load_base(config, device, choose_dtype(settings.dtype, device))
     layout = HeadLayout.of(base.model)
     encoder = Encoder(base.tokenizer, base.record.prompt_format, max_length=None)
     context = context_length(base.model.config)
@@ -127,7 +127,8 @@ def analyze_base(
                 f"{settings.task} too"
             )
     reporter.stage("base heads", 1)
-    heads = measure_heads(base, layout, None, task, ablated_on, TOKENS_PER_PASS)
+    model = HeadModel(base, layout, batch_tokens=TOKENS_PER_PASS)
+    heads = measure_heads(model, task, ablated_on)
     reporter.finish()
     return HeadAnalysis(layout, task, ablated_on, settings.items, TOKENS_PER_PASS, heads), base
 

@@ -21,8 +21,9 @@ from rankscope.models.load import shapes_folder
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate, StoredFactors
 from rankscope.models.methods import get_method
-from rankscope.models.scaling import layer_index
+from rankscope.models.scaling import depth_factors, layer_index
 from rankscope.records import AdapterChange, MatrixChange
+from rankscope.report.model_card import changed_card
 from rankscope.tools.inspect import OPTIONS, InspectSettings
 
 MITIGATED, CONTROL = "mitigated", "control"
@@ -82,6 +83,24 @@ class SourceAdapter:
             )
         return weight
 
+    def num_layers(self) -> int:
+        """Layers of the model: the base's, or without a base those up to the adapter's last.
+
+        Raises:
+            UserError: no base, and the adapter leaves out layers, so its last may not be the
+                model's.
+        """
+        if self.base is not None:
+            return self.base.num_layers
+        indices = {layer_index(name) for name in self.adapter.a} - {None}
+        is_partial = read_adapter_config(self.folder, READ_STARTS).layers_to_transform is not None
+        if is_partial or not indices or indices != set(range(len(indices))):
+            raise UserError(
+                f"adapter {self.folder}: it leaves out layers, so the model's depth is unknown: "
+                "give --base"
+            )
+        return len(indices)
+
     def update(self, name: str) -> LowRankUpdate:
         """dW of one module."""
         return self.tuned.update(name, None if self.base is None else self.weight(name))
@@ -109,24 +128,22 @@ def scale(source: SourceAdapter, out: Path, factor: float) -> AdapterChange:
 
 
 def layer_scale(source: SourceAdapter, out: Path, first: float, last: float) -> AdapterChange:
-    """Multiply each layer's update, linearly from ``first`` to ``last`` (LiNeS, 2410.17146).
+    """Multiply each layer's update, linearly in depth from ``first`` to ``last``, as LiNeS does.
 
-    Layers are counted up to the adapter's last; a module outside the layers gets ``last``.
+    The rule is :func:`~rankscope.models.scaling.depth_factors`, the same as of a study's
+    ``layer_scales``.
 
     Raises:
-        UserError: a factor that is negative, infinite or NaN.
+        UserError: a factor that is negative, infinite or NaN, or an unknown number of layers.
     """
     for factor in (first, last):
         if not 0 <= factor < float("inf"):
             raise UserError(f"scale {factor}: expected a number of at least 0")
-    numbers = {name: layer_index(name) for name in source.adapter.a}
-    top = max([n for n in numbers.values() if n is not None], default=0)
+    num_layers = 1 if first == last else source.num_layers()
+    factor_of = depth_factors(first, last, num_layers)
 
     def edit(name: str, update: LowRankUpdate) -> tuple[LowRankUpdate, int | None]:
-        layer = numbers[name]
-        depth = 1.0 if layer is None or not top else layer / top
-        # Weighed so that 1 and 1 give 1, and not what rounding makes of it.
-        factor = first if first == last else (1 - depth) * first + depth * last
+        factor = factor_of(name)
         return (update if factor == 1 else update.scaled(factor)), None
 
     action = f"layers scaled from {first:g} to {last:g}"
@@ -196,9 +213,8 @@ def write_edited(source: SourceAdapter, out: Path, action: str, edit: Edit) -> A
             changed[name] = after.to_stored(settings.scaling_of(name))
             check_fits_float32(name, action, changed[name])
         matrices.append(matrix_change(name, before, after, intruders))
-    if (
-        changed and get_method(source.tuned.kind).init_is_part_of_base
-    ):  # a PiSSA adapter becomes plain LoRA as a whole
+    # An adapter whose initialization is a part of W0 (PiSSA) becomes plain LoRA as a whole.
+    if changed and get_method(source.tuned.kind).init_is_part_of_base:
         for name in set(source.adapter.a) - set(changed):
             changed[name] = source.update(name).to_stored(settings.scaling_of(name))
     change = AdapterChange(
@@ -206,7 +222,7 @@ def write_edited(source: SourceAdapter, out: Path, action: str, edit: Edit) -> A
     )
     share = change.error / change.frobenius if change.frobenius else 0.0
     note = f"From `{source.folder.name}`: {action}. |dW - dW'|_F / |dW|_F = {share:.3g}."
-    rewrite(source.folder, out, changed, note)
+    rewrite(source.folder, out, changed, changed_card(source.folder, note))
     return change
 
 

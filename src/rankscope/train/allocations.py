@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rankscope.models.attention.products import Layout
+from rankscope.models.attention.products import RowLayout
 from rankscope.models.attention.varlen import AttentionPlan
 from rankscope.models.base import Row, RowBatch
 from rankscope.models.multi_lora import MultiLora
@@ -137,7 +137,7 @@ def meta_plan(lengths: Sequence[int], device: torch.device) -> AttentionPlan:
         plan,
         to_rows=plan.to_rows.to(META),
         to_tokens=plan.to_tokens.to(META),
-        layout=None if plan.layout is None else Layout.of(lengths, META),
+        layout=None if plan.layout is None else RowLayout.of(lengths, META),
     )
 
 

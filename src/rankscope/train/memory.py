@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
-from rankscope.models.attention import varlen as row_attention
+from rankscope.models.attention import varlen
 from rankscope.models.gradient_checkpointing import (
     disable_gradient_checkpointing,
     enable_gradient_checkpointing,
@@ -127,10 +127,10 @@ class MemoryModel:
     def __init__(self, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype = dtype
         self.device = device
-        row_attention.register()
+        varlen.register_attention()
         with META:
             self.base: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, attn_implementation=row_attention.NAME, dtype=dtype
+                config, attn_implementation=varlen.NAME, dtype=dtype
             )
         head = self.base.get_output_embeddings()
         self._layers = [n for n, layer in linear_layers(self.base).items() if layer is not head]

@@ -17,14 +17,14 @@ from rankscope.analyze.heads.ablation import (
     single_heads,
     zeroed,
 )
-from rankscope.analyze.heads.layout import HeadLayout
+from rankscope.analyze.heads.layout import HeadLayout, HeadModel
 from rankscope.analyze.heads.tasks import LOGPROB_PER_TOKEN, head_task
 from rankscope.analyze.heads.token_trees import FloatArray, TokenTree, token_trees
 from rankscope.config.study import EvaluateConfig
 from rankscope.errors import UserError
-from rankscope.evaluate.evaluator import EncodedSplit, encode_split
-from rankscope.evaluate.scorers.choice import Question, continuation_logprobs
-from rankscope.evaluate.scorers.loss import score_losses
+from rankscope.evaluate.context_window import EncodedSplit
+from rankscope.evaluate.evaluator import encode_split
+from rankscope.evaluate.likelihood import Question, continuation_logprobs, row_logprobs
 from rankscope.models.base import Base, RowBatch
 
 TOLERANCE = 1e-4
@@ -32,12 +32,12 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def world() -> tuple[Base, HeadLayout, str]:
+def world() -> HeadModel:
     """Three layers: what items begin with has to leave one and enter another before a third."""
     made = base(num_layers=3)
     tuned = adapter(made, 4, seed=0)
     made.multi_lora.attach(tuned)
-    return made, HeadLayout.of(made.model), tuned.name
+    return HeadModel(made, HeadLayout.of(made.model), tuned.name)
 
 
 def split_of(scorer: str) -> EncodedSplit:
@@ -54,15 +54,15 @@ def split_of(scorer: str) -> EncodedSplit:
     return encode_split(encoder(), loaded(items, scorer), "test", 256, EvaluateConfig())
 
 
-def from_scratch(made: Base, split: EncodedSplit, adapter_name: str | None) -> list[FloatArray]:
+def from_scratch(model: HeadModel, split: EncodedSplit) -> list[FloatArray]:
+    base, name = model.base, model.adapter_name
     with torch.inference_mode():
-        if split.rows:
-            scores = score_losses(made, split.items, split.rows, [adapter_name], 4096)[adapter_name]
-            return [np.array([item.gold_logprob]) for item in scores.items]
-        found = continuation_logprobs(made, split.questions, [adapter_name], 4096)[
-            adapter_name
-        ].values
-    return [v[: len(i.choices)] for v, i in zip(found, split.items, strict=True)]
+        if split.scorer.name == "loss":
+            totals, _ = row_logprobs(base, split.encoded, [name], 4096)[name]
+            return [np.array([total]) for total in totals]
+        questions = [question for (question,) in split.encoded]
+        values = continuation_logprobs(base, questions, [name], 4096)[name].values
+    return [v[: len(i.choices)] for v, i in zip(values, split.items, strict=True)]
 
 
 def largest_gap(first: list[FloatArray], second: list[FloatArray]) -> float:
@@ -73,12 +73,12 @@ def largest_gap(first: list[FloatArray], second: list[FloatArray]) -> float:
     "scorer", ["option_text", "option_letter", "loss", "shared", "few-shot", "few-shot loss"]
 )
 @pytest.mark.parametrize("is_tuned", [False, True])
-@pytest.mark.parametrize("batch_tokens", [4096, 150])
 def test_every_ablation_equals_scoring_again_from_scratch(
-    world: tuple[Base, HeadLayout, str], scorer: str, is_tuned: bool, batch_tokens: int
+    world: HeadModel, scorer: str, is_tuned: bool
 ) -> None:
-    made, layout, adapter_name = world[0], world[1], world[2] if is_tuned else None
-    split = split_of(scorer)
+    """In one pass and in several."""
+    model = world if is_tuned else replace(world, adapter_name=None)
+    layout, split = model.layout, split_of(scorer)
     ablations = [
         *single_heads(layout),
         *kv_groups(layout),
@@ -86,21 +86,24 @@ def test_every_ablation_equals_scoring_again_from_scratch(
         layer_group(layout, [0, 1]),
         Ablation(((0, 3), (1, 0), (1, 2))),
     ]
-    found = ablate(made, layout, token_trees(split), ablations, adapter_name, batch_tokens)
-    intact = from_scratch(made, split, adapter_name)
-    assert largest_gap(found.intact, intact) < TOLERANCE
-    for ablation, scores in zip(ablations, found.ablated, strict=True):
-        with zeroed(made, layout, ablation.heads):
-            expected = from_scratch(made, split, adapter_name)
-        assert largest_gap(scores, expected) < TOLERANCE
-        assert [int(v.argmax()) for v in scores] == [int(v.argmax()) for v in expected]
-        assert largest_gap(scores, intact) > 10 * TOLERANCE  # it did remove something
+    intact, expected = from_scratch(model, split), []
+    for ablation in ablations:
+        with zeroed(model, ablation.heads):
+            expected.append(from_scratch(model, split))
+        assert largest_gap(expected[-1], intact) > 10 * TOLERANCE  # it did remove something
+    for batch_tokens in (4096, 150):
+        model = replace(model, batch_tokens=batch_tokens)
+        result = ablate(model, token_trees(split), ablations)
+        assert largest_gap(result.intact, intact) < TOLERANCE
+        for scores, reference in zip(result.ablated, expected, strict=True):
+            assert largest_gap(scores, reference) < TOLERANCE
+            assert [int(v.argmax()) for v in scores] == [int(v.argmax()) for v in reference]
 
 
 def test_a_long_common_beginning_is_computed_once_for_every_ablation(
-    world: tuple[Base, HeadLayout, str], monkeypatch: pytest.MonkeyPatch
+    world: HeadModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, layout, _ = world
+    model = replace(world, adapter_name=None)
     trees = token_trees(split_of("few-shot"))
     columns = zip(*(tree.ids for tree in trees), strict=False)
     beginning = sum(1 for _ in itertools.takewhile(lambda ids: len(set(ids)) == 1, columns))
@@ -113,7 +116,7 @@ def test_a_long_common_beginning_is_computed_once_for_every_ablation(
         return forward(self, batch, **settings)
 
     monkeypatch.setattr(Base, "logits", counted)
-    ablate(made, layout, trees, [Ablation(((0, 1),))], None, 4096)
+    ablate(model, trees, [Ablation(((0, 1),))])
     rest = sum(len(tree.ids) - beginning for tree in trees)
     # Three layers one by one, the ablation from its layer on, and what is left of the untouched
     # one.
@@ -134,34 +137,29 @@ def test_equal_options_are_one_and_tie() -> None:
     assert [token for _, token, _ in row.targets] == [10, 11, 12]
 
 
-def test_removing_no_head_changes_no_bit(world: tuple[Base, HeadLayout, str]) -> None:
-    made, layout, adapter_name = world
-    trees = token_trees(split_of("option_text"))
-    found = ablate(made, layout, trees, [Ablation(((1, 0),))], adapter_name, 4096)
+def test_removing_no_head_changes_no_bit(world: HeadModel) -> None:
     split = split_of("option_text")
-    with zeroed(made, layout, []):
-        again = from_scratch(made, split, adapter_name)
-    assert largest_gap(from_scratch(made, split, adapter_name), again) == 0
-    # Nothing of it stays behind either.
-    assert (
-        largest_gap(found.intact, ablate(made, layout, trees, [], adapter_name, 4096).intact) == 0
-    )
+    trees = token_trees(split)
+    intact = ablate(world, trees, [Ablation(((1, 0),))]).intact
+    before = from_scratch(world, split)
+    with zeroed(world, []):
+        assert largest_gap(before, from_scratch(world, split)) == 0
+    # The ablation leaves nothing behind either.
+    assert largest_gap(intact, ablate(world, trees, []).intact) == 0
 
 
-def test_a_copy_beside_others_is_the_copy_alone(world: tuple[Base, HeadLayout, str]) -> None:
-    made, layout, adapter_name = world
-    trees = token_trees(split_of("option_text"))
-    every = single_heads(layout)
-    together = ablate(made, layout, trees, every, adapter_name, 4096)
+def test_an_ablation_beside_others_is_the_ablation_alone(world: HeadModel) -> None:
+    trees, heads = token_trees(split_of("option_text")), single_heads(world.layout)
+    together = ablate(world, trees, heads)
     for place in (0, 5):
-        alone = ablate(made, layout, trees, [every[place]], adapter_name, 4096)
+        alone = ablate(world, trees, [heads[place]])
         assert largest_gap(alone.ablated[0], together.ablated[place]) < TOLERANCE
 
 
 def test_a_row_of_its_own_for_the_right_answer() -> None:
     """Prompt and gold option, with the same targets at the same positions."""
     split = split_of("option_text")
-    for tree, question, item in zip(token_trees(split), split.questions, split.items, strict=True):
+    for tree, (question,), item in zip(token_trees(split), split.encoded, split.items, strict=True):
         assert item.answer is not None
         gold = list(question.continuations[item.answer])
         row = tree.gold_row()

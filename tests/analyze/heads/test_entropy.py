@@ -8,7 +8,7 @@ from evaluation_worlds import base, choice_items, encoder, loaded
 from tiny_models import tiny_llama
 
 from rankscope.analyze.heads.entropy import attention_entropy, normalized_entropy, row_entropy
-from rankscope.analyze.heads.layout import HeadLayout
+from rankscope.analyze.heads.layout import HeadLayout, HeadModel
 from rankscope.analyze.heads.token_trees import token_trees
 from rankscope.config.study import EvaluateConfig
 from rankscope.evaluate.evaluator import encode_split
@@ -41,7 +41,8 @@ def test_against_the_weights_that_transformers_gives() -> None:
     made = base()
     task = loaded(choice_items(), "option_text")
     trees = token_trees(encode_split(encoder(), task, "test", 256, EvaluateConfig()))
-    found = attention_entropy(made, HeadLayout.of(made.model), trees, None, 100)
+    model = HeadModel(made, HeadLayout.of(made.model), batch_tokens=100)
+    by_layer = attention_entropy(model, trees)
     stock = tiny_llama()
     stock.load_state_dict(made.model.state_dict())
     stock.set_attn_implementation("eager")
@@ -54,6 +55,6 @@ def test_against_the_weights_that_transformers_gives() -> None:
             entropy = -(a[0].double() * a[0].double().clamp(min=1e-300).log()).sum(-1)[:, 1:]
             totals[layer] += (entropy / (steps + 1).double().log()).sum(1)
         positions += len(steps)
-    for layer, values in enumerate(found):
+    for layer, values in enumerate(by_layer):
         assert values == pytest.approx((totals[layer] / positions).tolist(), abs=1e-5)
         assert all(value is not None and 0 < value < 1 for value in values)

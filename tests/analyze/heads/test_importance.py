@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,91 +12,83 @@ from torch import Tensor, nn
 
 from rankscope.analyze.heads.ablation import ablate
 from rankscope.analyze.heads.importance import Importance, head_importance, unit_length
-from rankscope.analyze.heads.layout import AttentionLayer, HeadLayout
-from rankscope.analyze.heads.token_trees import FloatArray, token_trees
+from rankscope.analyze.heads.layout import AttentionLayer, HeadLayout, HeadModel
+from rankscope.analyze.heads.token_trees import FloatArray, TokenTree, token_trees
 from rankscope.config.study import EvaluateConfig
 from rankscope.evaluate.evaluator import encode_split
-from rankscope.models.base import Base
 
 STEP = 1e-2
 
 
 @pytest.fixture(scope="module")
-def world() -> tuple[Base, HeadLayout, str]:
+def world() -> HeadModel:
     made = base()
     made.model.double()  # finite differences need the digits
     tuned = adapter(made, 4, seed=0)
     made.multi_lora.attach(tuned)
-    return made, HeadLayout.of(made.model), tuned.name
+    return HeadModel(made, HeadLayout.of(made.model), tuned.name)
 
 
 @contextmanager
-def scaled(made: Base, layer: AttentionLayer, heads: list[int], factor: float) -> Iterator[None]:
+def scaled(
+    model: HeadModel, layer: AttentionLayer, heads: list[int], factor: float
+) -> Iterator[None]:
     def scale(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
         z = args[0].clone()
         z.view(*z.shape[:-1], layer.num_heads, layer.head_dim)[..., heads, :] *= factor
         return (z,)
 
-    module = made.model.get_submodule(layer.projection("o_proj"))
-    handle = module.register_forward_pre_hook(scale)
+    handle = model.o_proj(layer).register_forward_pre_hook(scale)
     try:
         yield
     finally:
         handle.remove()
 
 
-def losses(made: Base, layout: HeadLayout, adapter_name: str | None) -> FloatArray:
+def items() -> list[TokenTree]:
     task = loaded(choice_items(), "option_text")
-    trees = token_trees(encode_split(encoder(), task, "test", 256, EvaluateConfig()))
-    found = ablate(made, layout, trees, [], adapter_name, 4096).intact
-    return np.array([-v[tree.gold] for v, tree in zip(found, trees, strict=True)])
+    return token_trees(encode_split(encoder(), task, "test", 256, EvaluateConfig()))
 
 
-def importance(
-    made: Base, layout: HeadLayout, adapter_name: str | None, tokens: int = 4096
-) -> Importance:
-    task = loaded(choice_items(), "option_text")
-    trees = token_trees(encode_split(encoder(), task, "test", 256, EvaluateConfig()))
-    return head_importance(made, layout, trees, adapter_name, tokens)
+def losses(model: HeadModel) -> FloatArray:
+    trees = items()
+    scores = ablate(model, trees, []).intact
+    return np.array([-v[tree.gold] for v, tree in zip(scores, trees, strict=True)])
 
 
 @pytest.mark.parametrize("is_tuned", [False, True])
 def test_importance_is_the_slope_of_the_loss_in_the_scale_of_z(
-    world: tuple[Base, HeadLayout, str], is_tuned: bool
+    world: HeadModel, is_tuned: bool
 ) -> None:
-    made, layout, adapter_name = world[0], world[1], world[2] if is_tuned else None
-    found = importance(made, layout, adapter_name)
-    assert found.losses.numpy() == pytest.approx(losses(made, layout, adapter_name), rel=1e-4)
-    for layer in layout:
+    model = world if is_tuned else replace(world, adapter_name=None)
+    importance = head_importance(model, items())
+    assert importance.losses.numpy() == pytest.approx(losses(model), rel=1e-4)
+    for layer in model.layout:
         heads = [[h] for h in range(layer.num_heads)] + [[0, 1]]  # and a key/value group
         for chosen in heads:
             ends = []
             for factor in (1 + STEP, 1 - STEP):
-                with scaled(made, layer, chosen, factor):
-                    ends.append(losses(made, layout, adapter_name))
+                with scaled(model, layer, chosen, factor):
+                    ends.append(losses(model))
             slope = (ends[0] - ends[1]) / (2 * STEP)
-            first_order = found.signed[layer.index][:, chosen].sum(1).numpy()
+            first_order = importance.signed[layer.index][:, chosen].sum(1).numpy()
             assert first_order == pytest.approx(slope, rel=0.02, abs=0.02)
 
 
-def test_one_backward_or_many_the_same_numbers(world: tuple[Base, HeadLayout, str]) -> None:
-    made, layout, adapter_name = world
-    for whole, cut in zip(
-        importance(made, layout, adapter_name).signed,
-        importance(made, layout, adapter_name, tokens=60).signed,
-        strict=True,
-    ):
-        assert whole.numpy() == pytest.approx(cut.numpy(), rel=1e-3, abs=1e-4)
+def test_one_backward_or_many_the_same_numbers(world: HeadModel) -> None:
+    whole = head_importance(world, items()).signed
+    parts = head_importance(replace(world, batch_tokens=60), items()).signed
+    for one, other in zip(whole, parts, strict=True):
+        assert one.numpy() == pytest.approx(other.numpy(), rel=1e-3, abs=1e-4)
 
 
-def test_nothing_is_left_behind(world: tuple[Base, HeadLayout, str]) -> None:
-    made, layout, adapter_name = world
-    before = losses(made, layout, adapter_name)
-    importance(made, layout, adapter_name)
-    assert (losses(made, layout, adapter_name) == before).all()
-    tuned = made.multi_lora.adapters[adapter_name]
+def test_nothing_is_left_behind(world: HeadModel) -> None:
+    before = losses(world)
+    head_importance(world, items())
+    assert (losses(world) == before).all()
+    tuned = world.base.multi_lora.adapters[world.adapter_name or ""]
     assert all(parameter.grad is None for parameter in tuned.parameters())
-    assert all(parameter.grad is None for parameter in made.model.parameters())
+    assert all(parameter.grad is None for parameter in world.base.model.parameters())
 
 
 def test_signs_count_within_an_example_and_a_group_and_not_between_examples() -> None:

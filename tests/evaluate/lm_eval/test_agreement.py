@@ -17,8 +17,8 @@ from agreement import choice_agreement, text_agreement
 from evaluation_race import arc_easy, mmlu, with_fewshot, write_adapters
 from evaluation_sides import STOP, in_batches, parts, score
 from rankscope.config.study import ModelConfig
-from rankscope.evaluate.scorers.choice import Question, continuation_logprobs
-from rankscope.evaluate.scorers.generation import GenerationLimits, generate
+from rankscope.evaluate.continuous_batching import GenerationLimits, generate
+from rankscope.evaluate.likelihood import Question, continuation_logprobs
 from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.base import Base
 from rankscope.models.fetch import cached_model_folder, fetch_model

@@ -5,7 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rankscope.models.attention.products import BLOCK, Layout, alike, row_products
+from rankscope.models.attention.products import (
+    QUERY_BLOCK,
+    RowLayout,
+    causal_products,
+    group_by_length,
+)
 
 CPU = torch.device("cpu")
 
@@ -32,7 +37,13 @@ def one_by_one(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], scale: float
         [7],
         [1, 1, 1],
         [5, 9, 1, 5, 8, 30],
-        [BLOCK, BLOCK + 1, 2 * BLOCK + 3, BLOCK - 1, 12],  # blocks of queries, cut and uncut
+        [
+            QUERY_BLOCK,
+            QUERY_BLOCK + 1,
+            2 * QUERY_BLOCK + 3,
+            QUERY_BLOCK - 1,
+            12,
+        ],  # blocks of queries, cut and uncut
     ],
 )
 def test_values_and_gradients_are_attentions(
@@ -42,7 +53,7 @@ def test_values_and_gradients_are_attentions(
     q = drawn(sum(lengths), num_heads, size, seed=0)
     k, v = (drawn(sum(lengths), num_kv, size, seed=s) for s in (1, 2))
     above = drawn(sum(lengths), num_heads, size, seed=3).detach()
-    found = row_products(q, k, v, Layout.of(lengths, CPU), scale)
+    found = causal_products(q, k, v, RowLayout.of(lengths, CPU), scale)
     expected = one_by_one(q, k, v, lengths, scale)
     assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
     for one, other in zip(
@@ -59,7 +70,7 @@ def test_bfloat16_is_as_near_as_torchs_own() -> None:
     arguments = [drawn(sum(lengths), heads, 64, seed=heads) for heads in (6, 2, 2)]
     truth = one_by_one(*arguments, lengths, 0.125)
     rounded = [x.detach().bfloat16() for x in arguments]
-    found = row_products(*rounded, Layout.of(lengths, CPU), 0.125)
+    found = causal_products(*rounded, RowLayout.of(lengths, CPU), 0.125)
     torchs = one_by_one(*rounded, lengths, 0.125)
     errors = [((x.double() - truth).norm() / truth.norm()).item() for x in (found, torchs)]
     assert errors[0] < 1.5 * errors[1]
@@ -67,7 +78,7 @@ def test_bfloat16_is_as_near_as_torchs_own() -> None:
 
 def test_a_layout_holds_every_token_and_head_once_and_back() -> None:
     lengths = [5, 9, 1, 5, 8, 30]
-    layout = Layout.of(lengths, CPU)
+    layout = RowLayout.of(lengths, CPU)
     places = layout.places(3)
     everything = torch.arange(3 * sum(lengths))
     assert torch.equal(everything[places.spread][places.gather], everything)
@@ -84,7 +95,7 @@ def test_a_row_of_nan_stays_the_only_one() -> None:
         for x in spoilt:
             x.split(lengths)[bad].fill_(float("nan"))
             x.requires_grad_()
-        out = row_products(*spoilt, Layout.of(lengths, CPU), 0.3)
+        out = causal_products(*spoilt, RowLayout.of(lengths, CPU), 0.3)
         grads = torch.autograd.grad(out.sum(), spoilt)
         for x in (out.detach(), *grads):
             finite = [bool(torch.isfinite(row).all()) for row in x.split(lengths)]
@@ -93,5 +104,5 @@ def test_a_row_of_nan_stays_the_only_one() -> None:
 
 def test_rows_of_like_length_share_a_group() -> None:
     # 1.15 x 100 = 115: the group of 115 reaches down to 100.
-    assert alike([100, 115, 99, 30]) == [[1, 0], [2], [3]]
-    assert alike([4, 4, 4]) == [[0, 1, 2]]
+    assert group_by_length([100, 115, 99, 30]) == [[1, 0], [2], [3]]
+    assert group_by_length([4, 4, 4]) == [[0, 1, 2]]

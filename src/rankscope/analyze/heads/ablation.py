@@ -21,16 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from rankscope.analyze.heads.layerwise import Ablation, Head, LayerwiseScorer
-from rankscope.analyze.heads.layout import HeadLayout
-from rankscope.analyze.heads.token_trees import (
-    FloatArray,
-    TokenTree,
-    cut_into_batches,
-    dropout_off,
-    max_kept_positions,
-)
+from rankscope.analyze.heads.layout import HeadLayout, HeadModel
+from rankscope.analyze.heads.token_trees import FloatArray, TokenTree, cut_into_batches
 from rankscope.evaluate.prefix_sharing import find_shared_prefixes
-from rankscope.models.base import Base
 
 
 def single_heads(layout: HeadLayout, layers: Iterable[int] | None = None) -> list[Ablation]:
@@ -65,14 +58,14 @@ def whole_layers(layout: HeadLayout) -> list[Ablation]:
 
 
 @contextmanager
-def zeroed(base: Base, layout: HeadLayout, heads: Sequence[Head]) -> Iterator[None]:
+def zeroed(model: HeadModel, heads: Sequence[Head]) -> Iterator[None]:
     """While inside, these heads contribute nothing: their part of o_proj's input is zero."""
     by_layer: dict[int, list[int]] = {}
     for index, head in heads:
         by_layer.setdefault(index, []).append(head)
     handles = []
     for index, chosen in by_layer.items():
-        layer = layout.layers[index]
+        layer = model.layout.layers[index]
 
         def zero(
             module: nn.Module,
@@ -84,8 +77,7 @@ def zeroed(base: Base, layout: HeadLayout, heads: Sequence[Head]) -> Iterator[No
             z.view(*z.shape[:-1], *shape)[..., heads, :] = 0
             return (z,)
 
-        module = base.model.get_submodule(layer.projection("o_proj"))
-        handles.append(module.register_forward_pre_hook(zero))
+        handles.append(model.o_proj(layer).register_forward_pre_hook(zero))
     try:
         yield
     finally:
@@ -98,46 +90,31 @@ class AblationResult:
     """Summed log p of every continuation, per item."""
 
     intact: list[FloatArray]
-    ablated: list[list[FloatArray]]
-    """By ablation."""
+    ablated: list[list[FloatArray]]  # By ablation
 
 
 def ablate(
-    base: Base,
-    layout: HeadLayout,
-    trees: Sequence[TokenTree],
-    ablations: Sequence[Ablation],
-    adapter_name: str | None,
-    batch_tokens: int,
+    model: HeadModel, trees: Sequence[TokenTree], ablations: Sequence[Ablation]
 ) -> AblationResult:
-    """Score items under every ablation of one model.
-
-    Args:
-        base: the base, with the adapter or PEFT tuner on it.
-        layout: the heads of the base.
-        trees: the items.
-        ablations: any sets of heads; those that begin in the same layer run together.
-        adapter_name: None for the base, or for its PEFT tuner.
-        batch_tokens: most tokens per forward pass, but at least one item under one ablation.
-    """
+    """Score items under every ablation of one model; those that begin in a layer run together."""
     empty = np.zeros(0)
     result = AblationResult([empty] * len(trees), [[empty] * len(trees) for _ in ablations])
     by_first_layer: dict[int, list[int]] = {}
     for i, ablation in enumerate(ablations):
         by_first_layer.setdefault(ablation.first_layer, []).append(i)
     max_together = max(map(len, by_first_layer.values()), default=1)
-    max_kept = max_kept_positions(base.record.vocab_size)
-    with dropout_off(base), torch.inference_mode():
+    with model.dropout_off(), torch.inference_mode():
         for shared in find_shared_prefixes([tree.ids[: tree.keep[0] + 1] for tree in trees]):
             prefix = trees[shared.members[0]].ids[: shared.length]
             rest = [trees[i].without_prefix(shared.length) for i in shared.members]
-            per_pass = max(1, min(max_together, batch_tokens // max(len(t.ids) for t in rest)))
+            longest = max(len(tree.ids) for tree in rest)
+            per_pass = max(1, min(max_together, model.batch_tokens // longest))
             if prefix:  # every ablation needs a prefix of its own
                 per_pass = 1
-            max_tokens = batch_tokens // per_pass
-            for part in cut_into_batches(rest, max_tokens, max(1, max_kept // per_pass)):
+            max_tokens = model.batch_tokens // per_pass
+            for part in cut_into_batches(rest, max_tokens, max(1, model.max_kept // per_pass)):
                 items = [rest[i] for i in part]
-                scorer = LayerwiseScorer(base, layout, items, prefix, adapter_name)
+                scorer = LayerwiseScorer(model, items, prefix)
                 for index, scores in scorer.scores(ablations, by_first_layer, per_pass):
                     into = result.intact if index is None else result.ablated[index]
                     for i, values in zip(part, scores, strict=True):

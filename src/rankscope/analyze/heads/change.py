@@ -18,6 +18,7 @@ from rankscope.analyze.heads.layout import PROJECTIONS, AttentionLayer, HeadLayo
 from rankscope.errors import IntegrityError
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate, to_float64
+from rankscope.models.methods import get_lora_method
 from rankscope.records import HeadChange
 
 Weights = Callable[[str], Tensor]
@@ -54,10 +55,10 @@ def adapter_changes(layout: HeadLayout, base: Weights, adapter: Adapter) -> tupl
 
     def norms(layer: AttentionLayer, module: str) -> Tensor:
         name, heads = layer.projection(module), layer.heads_of(module)
-        weight = base(name) if name in adapter.magnitude else None
-        update = LowRankUpdate.from_adapter(adapter, name, weight)
-        if update.gain is not None:
-            return dense_head_norms(update.dense(), heads, module == "o_proj")
+        if not get_lora_method(adapter.method).delta_is_low_rank:
+            delta = adapter.delta(name, to_float64(base(name)))
+            return dense_head_norms(delta, heads, module == "o_proj")
+        update = LowRankUpdate.from_adapter(adapter, name)
         return low_rank_head_norms(update.A, update.B, heads, module == "o_proj")
 
     return head_changes(layout, adapter.a, base, norms)

@@ -14,15 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rankscope.analyze.heads.layout import HeadLayout
-from rankscope.analyze.heads.token_trees import (
-    TokenTree,
-    TokenTreeBatch,
-    cut_into_batches,
-    dropout_off,
-)
+from rankscope.analyze.heads.layout import HeadModel
+from rankscope.analyze.heads.token_trees import TokenTree, TokenTreeBatch, cut_into_batches
 from rankscope.models.attention.varlen import window_mask
-from rankscope.models.base import Base
 
 QUERIES_AT_ONCE = 256
 """Queries of one row whose weights exist at the same time."""
@@ -64,29 +58,20 @@ def row_entropy(q: Tensor, k: Tensor, scale: float, window: int | None) -> Tenso
 
 
 def attention_entropy(
-    base: Base,
-    layout: HeadLayout,
-    trees: Sequence[TokenTree],
-    adapter_name: str | None,
-    batch_tokens: int,
+    model: HeadModel, trees: Sequence[TokenTree]
 ) -> list[tuple[float | None, ...]]:
     """Mean entropy of every head on the prompts and right answers of some items.
-
-    Args:
-        base: the base, with the adapter or PEFT tuner on it.
-        layout: the heads of the base.
-        trees: the items.
-        adapter_name: None for the base, or for its PEFT tuner.
-        batch_tokens: most tokens per forward pass, but at least one item.
 
     Returns:
         By layer and query head, from 0 to 1.
     """
     rows = [tree.gold_row() for tree in trees]
-    sums = EntropySums([torch.zeros(layer.num_heads, dtype=torch.float64) for layer in layout])
-    with dropout_off(base), torch.inference_mode():
-        for members in cut_into_batches(rows, batch_tokens, batch_tokens):
-            batch = TokenTreeBatch.of([rows[i] for i in members], base.device)
+    sums = EntropySums(
+        [torch.zeros(layer.num_heads, dtype=torch.float64) for layer in model.layout]
+    )
+    with model.dropout_off(), torch.inference_mode():
+        for members in cut_into_batches(rows, model.batch_tokens, model.batch_tokens):
+            batch = TokenTreeBatch.of([rows[i] for i in members], model.base.device)
             lengths = list(batch.batch.lengths)
 
             def add_layer(
@@ -102,6 +87,6 @@ def attention_entropy(
                     sums.total[layer] += row_entropy(queries, keys, scale, window)
 
             sums.positions += sum(lengths) - len(lengths)
-            without_logits = replace(batch.for_adapter(adapter_name), keep=batch.batch.keep[:0])
-            base.logits(without_logits, plan=replace(batch.plan, probe=add_layer))
+            without_logits = replace(batch.batch, keep=batch.batch.keep[:0])
+            model.logits(without_logits, replace(batch.plan, probe=add_layer))
     return sums.mean()

@@ -18,16 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rankscope.analyze.heads.layout import HeadLayout
+from rankscope.analyze.heads.layout import HeadLayout, HeadModel
 from rankscope.analyze.heads.token_trees import (
     TokenTree,
     TokenTreeBatch,
     cut_into_batches,
-    dropout_off,
     logprobs_at,
-    max_kept_positions,
 )
-from rankscope.models.base import Base
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,32 +57,17 @@ def unit_length(values: Tensor) -> Tensor:
     return values / norm if float(norm) > 0 else torch.zeros_like(values)
 
 
-def head_importance(
-    base: Base,
-    layout: HeadLayout,
-    trees: Sequence[TokenTree],
-    adapter_name: str | None,
-    batch_tokens: int,
-) -> Importance:
-    """Importance of every head for the right answers of some items.
-
-    Args:
-        base: the base, with the adapter or PEFT tuner on it; unchanged.
-        layout: the heads of the base.
-        trees: the items.
-        adapter_name: None for the base, or for its PEFT tuner.
-        batch_tokens: most tokens per forward pass, but at least one item.
-    """
+def head_importance(model: HeadModel, trees: Sequence[TokenTree]) -> Importance:
+    """Importance of every head for the right answers of some items; the model stays as it is."""
     rows = [tree.gold_row() for tree in trees]
-    signed = tuple(torch.zeros(len(rows), layer.num_heads) for layer in layout)
+    signed = tuple(torch.zeros(len(rows), layer.num_heads) for layer in model.layout)
     losses = torch.zeros(len(rows))
-    max_kept = max_kept_positions(base.record.vocab_size)
-    with dropout_off(base):
-        for members in cut_into_batches(rows, batch_tokens, max_kept):
-            batch = TokenTreeBatch.of([rows[i] for i in members], base.device)
+    with model.dropout_off():
+        for members in cut_into_batches(rows, model.batch_tokens, model.max_kept):
+            batch = TokenTreeBatch.of([rows[i] for i in members], model.base.device)
             index = torch.tensor(members)
-            with torch.enable_grad(), gradient_hooks(base, layout, batch) as hooks:
-                logits = base.logits(batch.for_adapter(adapter_name), plan=batch.plan)
+            with torch.enable_grad(), gradient_hooks(model, batch) as hooks:
+                logits = model.logits(batch.batch, batch.plan)
                 logprobs = logprobs_at(logits, batch.rows, batch.tokens)
                 # Ask for the gradient of the first layer's z alone: no parameter gets one.
                 torch.autograd.grad(-logprobs.sum(), hooks.first_z)
@@ -109,16 +91,14 @@ class GradientProducts:
 
 
 @contextmanager
-def gradient_hooks(
-    base: Base, layout: HeadLayout, batch: TokenTreeBatch
-) -> Iterator[GradientProducts]:
+def gradient_hooks(model: HeadModel, batch: TokenTreeBatch) -> Iterator[GradientProducts]:
     """While inside, a backward pass collects z_h . dL/dz_h of every row and head."""
-    collected = GradientProducts(len(layout))
+    collected = GradientProducts(len(model.layout))
     num_rows = len(batch.batch.lengths)
     lengths = torch.tensor(batch.batch.lengths)
-    row_of_token = torch.repeat_interleave(torch.arange(num_rows), lengths).to(base.device)
+    row_of_token = torch.repeat_interleave(torch.arange(num_rows), lengths).to(model.base.device)
     handles = []
-    for layer in layout:
+    for layer in model.layout:
 
         def hook(
             module: nn.Module,
@@ -139,8 +119,7 @@ def gradient_hooks(
             z.register_hook(collect)
             return (z,)
 
-        module = base.model.get_submodule(layer.projection("o_proj"))
-        handles.append(module.register_forward_pre_hook(hook))
+        handles.append(model.o_proj(layer).register_forward_pre_hook(hook))
     try:
         yield collected
     finally:

@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankscope.analyze.heads.layout import HeadLayout
+from rankscope.analyze.heads.layout import HeadModel
 from rankscope.analyze.heads.token_trees import FloatArray, TokenTree, TokenTreeBatch
 from rankscope.models.attention.varlen import AttentionPlan, KVCache
-from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.multi_lora import AdapterSpan
+from rankscope.models.base import Row, RowBatch
 
 Head = tuple[int, int]
 """(layer, query head), both from 0."""
@@ -51,7 +50,7 @@ class ForwardPass:
         return replace(self, batch=replace(self.batch, keep=self.batch.keep[:0]))
 
 
-class SharedPrefix:
+class PrefixRow:
     """The tokens that all items begin with: one row, whose keys and values every pass rewrites."""
 
     def __init__(self, ids: Sequence[int], device: torch.device) -> None:
@@ -71,24 +70,15 @@ class SharedPrefix:
 class LayerwiseScorer:
     """Scores some items under one model, intact and under ablations."""
 
-    def __init__(
-        self,
-        base: Base,
-        layout: HeadLayout,
-        trees: Sequence[TokenTree],
-        prefix: Sequence[int],
-        adapter_name: str | None,
-    ) -> None:
-        self.base = base
-        self.layout = layout
+    def __init__(self, model: HeadModel, trees: Sequence[TokenTree], prefix: Sequence[int]) -> None:
+        self.model = model
         self.trees = trees
-        self.adapter_name = adapter_name
-        self.prefix = SharedPrefix(prefix, base.device) if prefix else None
+        self.prefix = PrefixRow(prefix, model.base.device) if prefix else None
         self._batches: dict[int, TokenTreeBatch] = {}
-        modules = dict(base.model.named_modules())
-        self._layers = [modules[layer.layer] for layer in layout]
-        self._attentions = [modules[layer.attention] for layer in layout]
-        self._o_projs = [modules[layer.projection("o_proj")] for layer in layout]
+        modules = dict(model.base.model.named_modules())
+        self._layers = [modules[layer.layer] for layer in model.layout]
+        self._attentions = [modules[layer.attention] for layer in model.layout]
+        self._o_projs = [model.o_proj(layer) for layer in model.layout]
 
     def scores(
         self, ablations: Sequence[Ablation], by_first_layer: dict[int, list[int]], per_pass: int
@@ -104,7 +94,7 @@ class LayerwiseScorer:
         prefix_hidden: Tensor | None = None
         prefix_z = torch.empty(0)
         prefix_pass, prefix_cache = self.prefix.caching_pass() if self.prefix else (None, None)
-        for index in range(len(self.layout)):
+        for index in range(len(self._layers)):
             prefix_entering = prefix_hidden
             if prefix_pass is not None:
                 prefix_hidden, prefix_z = self.run_layer(index, prefix_hidden, prefix_pass)
@@ -122,7 +112,9 @@ class LayerwiseScorer:
                     n = len(self.trees)
                     yield ablation_index, scores[copy * n : (copy + 1) * n]
             hidden = leaving
-        intact = self.run(self.items_pass(1, prefix_cache), self.entering(len(self.layout), hidden))
+        intact = self.run(
+            self.items_pass(1, prefix_cache), self.entering(len(self._layers), hidden)
+        )
         yield None, self.batch(1).scores(intact)
 
     def batch(self, copies: int) -> TokenTreeBatch:
@@ -130,7 +122,7 @@ class LayerwiseScorer:
         if copies not in self._batches:
             num_shared = self.prefix.length if self.prefix else 0
             trees = [*self.trees] * copies
-            self._batches[copies] = TokenTreeBatch.of(trees, self.base.device, num_shared)
+            self._batches[copies] = TokenTreeBatch.of(trees, self.model.base.device, num_shared)
         return self._batches[copies]
 
     def items_pass(self, copies: int, prefix: KVCache | None) -> ForwardPass:
@@ -145,7 +137,7 @@ class LayerwiseScorer:
 
         None without a prefix, or if no layer comes after.
         """
-        if self.prefix is None or index + 1 == len(self.layout):
+        if self.prefix is None or index + 1 == len(self._layers):
             return None
         caching_pass, cache = self.prefix.caching_pass()
         self.run_ablated(index, hidden, z, ablations, caching_pass)
@@ -219,7 +211,7 @@ class LayerwiseScorer:
 
     def zero_heads(self, index: int, z: Tensor, ablations: Sequence[Ablation]) -> Tensor:
         """z (1, C N, H D) with the heads of ablation i zeroed in copy i, in place."""
-        layer = self.layout.layers[index]
+        layer = self.model.layout.layers[index]
         by_copy = z.view(len(ablations), -1, layer.num_heads, layer.head_dim)
         for copy, ablation in enumerate(ablations):
             by_copy[copy][:, [head for at, head in ablation.heads if at == index]] = 0
@@ -234,9 +226,8 @@ class LayerwiseScorer:
 
     def run(self, rows: ForwardPass, forwards: dict[nn.Module, Any]) -> Tensor:
         """Logits of a pass in which some modules have other forwards."""
-        segments = (AdapterSpan(self.adapter_name, 0, rows.batch.input_ids.shape[1]),)
         with replaced_forwards(forwards):
-            return self.base.logits(replace(rows.batch, segments=segments), plan=rows.plan)
+            return self.model.logits(rows.batch, rows.plan)
 
 
 def skip_layer(hidden_states: Tensor, *args: Any, **settings: Any) -> Tensor:

@@ -7,14 +7,18 @@ head k is rows k D to (k + 1) D of k_proj's and v_proj's, and serves query heads
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rankscope.errors import UserError
-from rankscope.models.multi_lora import MultiLoraLinear
+from rankscope.evaluate.likelihood import MAX_LOGITS
+from rankscope.models.attention.varlen import AttentionPlan
+from rankscope.models.base import Base, RowBatch
+from rankscope.models.multi_lora import AdapterSpan, MultiLoraLinear
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 FUSED = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "attn_qkv", "in_proj")
@@ -25,18 +29,12 @@ FUSED = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "attn_qkv", "in_proj")
 class AttentionLayer:
     """The heads of one decoder layer."""
 
-    index: int
-    """Number of the layer, from 0."""
-    layer: str
-    """Module path of the decoder layer."""
-    attention: str
-    """Module path of its attention, such as ``model.layers.3.self_attn``."""
-    num_heads: int
-    """H."""
-    num_kv_heads: int
-    """K."""
-    head_dim: int
-    """D."""
+    index: int  # Number of the layer, from 0
+    layer: str  # Module path of the decoder layer
+    attention: str  # Module path of its attention, such as ``model.layers.3.self_attn``
+    num_heads: int  # H
+    num_kv_heads: int  # K
+    head_dim: int  # D
 
     @property
     def group_size(self) -> int:
@@ -104,6 +102,47 @@ class HeadLayout:
     def num_heads(self) -> int:
         """Query heads of all layers together."""
         return sum(layer.num_heads for layer in self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadModel:
+    """A model whose heads are measured.
+
+    Attributes:
+        base: the base, with the adapter or PEFT tuner on it.
+        layout: the heads of the base.
+        adapter_name: the adapter to compute with; None for the base, or for its PEFT tuner.
+        batch_tokens: most tokens per forward pass, but at least one item.
+    """
+
+    base: Base
+    layout: HeadLayout
+    adapter_name: str | None = None
+    batch_tokens: int = 4096
+
+    @property
+    def max_kept(self) -> int:
+        """Positions whose logits one pass may keep."""
+        return max(1, MAX_LOGITS // self.base.record.vocab_size)
+
+    def o_proj(self, layer: AttentionLayer) -> nn.Module:
+        """The output projection of a layer, with whatever is on it."""
+        return self.base.model.get_submodule(layer.projection("o_proj"))
+
+    def logits(self, batch: RowBatch, plan: AttentionPlan) -> Tensor:
+        """Logits at the kept positions of a batch, every token computed with the adapter."""
+        span = AdapterSpan(self.adapter_name, 0, batch.input_ids.shape[1])
+        return self.base.logits(replace(batch, segments=(span,)), plan=plan)
+
+    @contextmanager
+    def dropout_off(self) -> Iterator[None]:
+        """While inside, adapters compute as in inference."""
+        adapters = self.base.multi_lora
+        was_training, adapters.training = adapters.training, False
+        try:
+            yield
+        finally:
+            adapters.training = was_training
 
 
 def attention_layer(

@@ -9,10 +9,9 @@ from rankscope.analyze.heads.token_trees import FloatArray, TokenTree, token_tre
 from rankscope.config.study import EvaluateConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask
-from rankscope.evaluate.context_window import EncodedSplit, fit_to_context
 from rankscope.evaluate.evaluator import encode_split
-from rankscope.evaluate.metrics import PRIMARY_METRIC, first_best
-from rankscope.evaluate.scorers.loss import encode_losses
+from rankscope.evaluate.metrics import first_best
+from rankscope.evaluate.scorers import get_scorer
 
 LOGPROB_PER_TOKEN = "logprob_per_token"
 """Score of items without options: the gold answer's log-probability per token."""
@@ -61,15 +60,13 @@ def head_task(
     has_contexts = any(item.contexts for item in first.test)
     specs = [part.spec for part in task.parts or (task,)]
     has_one_format = len({(spec.scorer, spec.lists_options) for spec in specs}) == 1
-    has_continuations = task.spec.scorer in ("option_text", "option_letter", "loss")
-    if has_continuations and has_one_format and not has_contexts:
+    scorer = get_scorer(task.spec.scorer)
+    if scorer.scores_one_row and has_one_format and not has_contexts:
         encoded = encode_split(encoder, first, "test", context, settings)
-        metric = PRIMARY_METRIC[task.spec.scorer]
+        metric = scorer.default_metric
     else:
-        encoded = EncodedSplit(first.test, rows=encode_losses(encoder, first.test))
-        if context is not None:
-            where = f"task {task.spec.name!r}, test"
-            encoded = fit_to_context(encoded, context, settings, where, encoder.bos_ids)
+        loss = get_scorer("loss")
+        encoded = encode_split(encoder, first, "test", context, settings, loss)
         metric = LOGPROB_PER_TOKEN
     return HeadTask(task.spec.name, metric, tuple(token_trees(encoded)))
 

@@ -5,8 +5,7 @@ more is a branch that sees the prompt and itself (``models/attention/tree.py``).
 is a trunk without branches.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,10 +15,9 @@ from torch import Tensor
 
 from rankscope.data.encode import EncodedRow
 from rankscope.evaluate.context_window import EncodedSplit
-from rankscope.evaluate.scorers.choice import MAX_LOGITS, Question
+from rankscope.evaluate.likelihood import Question
 from rankscope.models.attention.varlen import AttentionPlan
-from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.multi_lora import AdapterSpan
+from rankscope.models.base import Row, RowBatch
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -28,18 +26,15 @@ FloatArray = npt.NDArray[np.float64]
 class TokenTree:
     """One item's tokens, and which of them predict what."""
 
-    ids: tuple[int, ...]
-    """The trunk, then the branches one after another."""
+    ids: tuple[int, ...]  # The trunk, then the branches one after another
     branches: tuple[int, ...]
     """Tokens of each continuation's branch: all but its last token, which predicts nothing. 0 for
     continuations of one token and for repetitions of an earlier one."""
-    keep: tuple[int, ...]
-    """Indices of tokens whose logits are needed, ascending."""
+    keep: tuple[int, ...]  # Indices of tokens whose logits are needed, ascending
     targets: tuple[tuple[int, int, int], ...]
     """(index into ``keep``, token id, continuation) of every log-probability."""
     num_continuations: int
-    gold: int
-    """The continuation that is the right answer."""
+    gold: int  # The continuation that is the right answer
 
     @classmethod
     def of_question(cls, question: Question, gold: int) -> "TokenTree":
@@ -92,10 +87,10 @@ class TokenTree:
 def token_trees(encoded: EncodedSplit) -> list[TokenTree]:
     """The items of a split: rows of text, or questions with the continuations that the primary
     metric compares."""
-    if encoded.rows:
-        return [TokenTree.of_row(row) for row in encoded.rows]
+    if isinstance(encoded.encoded[0], EncodedRow):
+        return [TokenTree.of_row(row) for row in encoded.encoded]
     trees = []
-    for item, question in zip(encoded.items, encoded.questions, strict=True):
+    for item, (question,) in zip(encoded.items, encoded.encoded, strict=True):
         assert item.answer is not None
         compared = question.continuations[: len(item.choices)]
         trees.append(TokenTree.of_question(Question(question.prompt, compared), item.answer))
@@ -108,14 +103,10 @@ class TokenTreeBatch:
 
     batch: RowBatch
     plan: AttentionPlan
-    rows: Tensor
-    """(P,) index of each wanted log-probability's position among the kept ones."""
-    tokens: Tensor
-    """(P,) token ids."""
-    owners: npt.NDArray[np.int64]
-    """(P,) continuation, counted over the whole batch."""
-    bounds: tuple[int, ...]
-    """Number of continuations before each tree, and in all."""
+    rows: Tensor  # (P,) index of each wanted log-probability's position among the kept ones
+    tokens: Tensor  # (P,) token ids
+    owners: npt.NDArray[np.int64]  # (P,) continuation, counted over the whole batch
+    bounds: tuple[int, ...]  # Number of continuations before each tree, and in all
 
     @classmethod
     def of(
@@ -129,7 +120,7 @@ class TokenTreeBatch:
         plan = AttentionPlan.of(batch.lengths, device)
         if batch.branches or num_shared:
             with torch.no_grad():  # gradients are only taken of rows without branches
-                plan = plan.branched(batch.branches, None, device)
+                plan = plan.with_branches(batch.branches, None, device)
         rows, tokens, owners, bounds = [], [], [], [0]
         num_kept = 0
         for tree in trees:
@@ -146,10 +137,6 @@ class TokenTreeBatch:
             np.array(owners, dtype=np.int64),
             tuple(bounds),
         )
-
-    def for_adapter(self, name: str | None) -> RowBatch:
-        """The rows, with every token assigned to one adapter, or to the bare base."""
-        return replace(self.batch, segments=(AdapterSpan(name, 0, self.batch.input_ids.shape[1]),))
 
     def scores(self, logits: Tensor) -> list[FloatArray]:
         """Summed log p of every continuation, by tree, from the logits at kept positions."""
@@ -183,18 +170,3 @@ def cut_into_batches(trees: Sequence[TokenTree], max_tokens: int, max_kept: int)
         num_tokens += len(tree.ids)
         num_kept += len(tree.keep)
     return batches
-
-
-def max_kept_positions(vocab_size: int) -> int:
-    """Positions whose logits one pass may keep."""
-    return max(1, MAX_LOGITS // vocab_size)
-
-
-@contextmanager
-def dropout_off(base: Base) -> Iterator[None]:
-    """While inside, adapters compute as in inference."""
-    was_training, base.multi_lora.training = base.multi_lora.training, False
-    try:
-        yield
-    finally:
-        base.multi_lora.training = was_training

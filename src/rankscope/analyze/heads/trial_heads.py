@@ -12,7 +12,7 @@ from rankscope.analyze.heads.ablation import AblationResult, ablate, single_head
 from rankscope.analyze.heads.change import Weights, adapter_changes, dense_changes
 from rankscope.analyze.heads.entropy import attention_entropy
 from rankscope.analyze.heads.importance import head_importance, unit_length
-from rankscope.analyze.heads.layout import PROJECTIONS, HeadLayout
+from rankscope.analyze.heads.layout import PROJECTIONS, HeadLayout, HeadModel
 from rankscope.analyze.heads.roles import head_roles
 from rankscope.analyze.heads.tasks import HeadTask
 from rankscope.analyze.heads.token_trees import FloatArray
@@ -26,34 +26,25 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class ModelHeads:
+class HeadMeasurements:
     """The heads of one model."""
 
     layers: tuple[LayerHeads, ...]
-    ablations: Mapping[str, AblationResult]
-    """By task."""
+    ablations: Mapping[str, AblationResult]  # By task
 
 
 def measure_heads(
-    base: Base,
-    layout: HeadLayout,
-    adapter_name: str | None,
-    task: HeadTask,
-    ablated_on: Sequence[HeadTask],
-    batch_tokens: int,
-) -> ModelHeads:
+    model: HeadModel, task: HeadTask, ablated_on: Sequence[HeadTask]
+) -> HeadMeasurements:
     """Measure importance, entropy and ablations of every head.
 
     Args:
-        base: the base, with the adapter or PEFT tuner on it.
-        layout: the heads of the base.
-        adapter_name: None for the base, or for its PEFT tuner.
-        task: whose prompts and right answers give importance and entropy.
+        task: its prompts and right answers give importance and entropy.
         ablated_on: tasks to score again without each head, and without all heads of each layer.
-        batch_tokens: most tokens per forward pass.
     """
-    importance = head_importance(base, layout, task.trees, adapter_name, batch_tokens)
-    entropy = attention_entropy(base, layout, task.trees, adapter_name, batch_tokens)
+    importance = head_importance(model, task.trees)
+    entropy = attention_entropy(model, task.trees)
+    layout = model.layout
     heads, groups = importance.raw(), importance.raw_groups(layout)
     layers = tuple(
         LayerHeads(
@@ -65,11 +56,8 @@ def measure_heads(
         for layer in layout
     )
     ablations = [*single_heads(layout), *whole_layers(layout)]
-    results = {
-        other.name: ablate(base, layout, other.trees, ablations, adapter_name, batch_tokens)
-        for other in ablated_on
-    }
-    return ModelHeads(layers, results)
+    results = {other.name: ablate(model, other.trees, ablations) for other in ablated_on}
+    return HeadMeasurements(layers, results)
 
 
 def ablation_record(
@@ -161,7 +149,7 @@ class HeadAnalysis:
     ablated_on: tuple[HeadTask, ...]
     items_asked: int
     batch_tokens: int
-    base: ModelHeads
+    base: HeadMeasurements
     related: frozenset[str] = frozenset()
 
     def record(
@@ -183,9 +171,8 @@ class HeadAnalysis:
         """
         started = time.perf_counter()
         adapter_name = trial_id if trial_id in tuned.multi_lora.adapters else None
-        heads = measure_heads(
-            tuned, self.layout, adapter_name, self.task, self.ablated_on, self.batch_tokens
-        )
+        model = HeadModel(tuned, self.layout, adapter_name, self.batch_tokens)
+        heads = measure_heads(model, self.task, self.ablated_on)
         ablations = [
             ablation_record(
                 self.layout, task, self.base.ablations[task.name], heads.ablations[task.name]

@@ -1,1 +1,1 @@
-"""What the verbs print: tables and previews for a terminal, a file per kind of verb."""
+"""Tables and previews for a terminal of eighty columns, a file per kind of verb."""

@@ -1,172 +1,137 @@
 """What ``compare`` prints."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rankscope.cli.render.tables import listing, notes_lines
-from rankscope.formatting import terminal_text
+from rankscope.cli.terminal import note_lines
+from rankscope.formatting import (
+    join_names,
+    p_cell,
+    plus_minus,
+    signed,
+    terminal_text,
+    unit_of,
+    with_interval,
+)
 from rankscope.records import ComparedCell, Estimate, StudyComparison, StudyPair
+from rankscope.report.table_formats import Cell, table_from_rows, terminal_table
 
 MAX_NAMES = 8
 """Arms of one study alone that are named; the others are counted."""
 
 
-def comparison_screen(found: StudyComparison) -> RenderableType:
+def comparison_tables(comparison: StudyComparison) -> RenderableType:
     """The answers side by side; then, pair by pair, what is the same and how arms compare."""
+    several = len(comparison.pairs) > 1
     return Group(
-        answers_table(found),
-        *headlines(found),
-        *(part for pair in found.pairs for part in pair_parts(pair, len(found.pairs) > 1)),
+        _answers(comparison),
+        *_headlines(comparison),
+        *(part for pair in comparison.pairs for part in _pair(pair, several)),
     )
 
 
-def answers_table(found: StudyComparison) -> Table:
-    """A row per training task and study: base, trials, decision, arm, confidence."""
-    headings = ("task", "study", "base", "trials", "answer", "arm", "confidence")
-    table = listing("answers", headings, frozenset({"trials"}))
-    for place, task in enumerate(training_tasks(found)):
-        if place:
-            table.add_section()
-        for position, study in enumerate(found.studies):
+def _training_tasks(comparison: StudyComparison) -> list[str]:
+    """Tasks that any of the studies trained on."""
+    return list(dict.fromkeys(a.task for study in comparison.studies for a in study.answers))
+
+
+def _answers(comparison: StudyComparison) -> Table:
+    """A row per training task and study."""
+    rows: list[dict[str, Cell]] = []
+    for task in _training_tasks(comparison):
+        for study in comparison.studies:
             answer = next((a for a in study.answers if a.task == task), None)
-            table.add_row(
-                terminal_text(task) if not position else "",
-                terminal_text(study.label),
-                terminal_text(study.base),
-                f"{study.done}/{study.trials}",
-                answer.decision.replace("_", " ") if answer else "not trained on",
-                terminal_text(answer.chosen_label or "-") if answer else "",
-                answer.confidence if answer else "",
+            rows.append(
+                {
+                    "task": task,
+                    "study": study.label,
+                    "base": study.base,
+                    "trials": f"{study.done}/{study.trials}",
+                    "answer": answer.decision.replace("_", " ") if answer else "not trained on",
+                    "arm": (answer.chosen_label or "-") if answer else "",
+                    "confidence": answer.confidence if answer else "",
+                }
             )
-    return table
+    return terminal_table(table_from_rows(rows), "answers", right=("trials",), sections=("task",))
 
 
-def training_tasks(found: StudyComparison) -> list[str]:
-    """Tasks that any of the studies answers."""
-    return list(dict.fromkeys(a.task for study in found.studies for a in study.answers))
-
-
-def headlines(found: StudyComparison) -> list[RenderableType]:
-    """The answers in words; equal ones once."""
-    lines: list[RenderableType] = []
-    for task in training_tasks(found):
-        said: dict[str, list[str]] = {}
-        for study in found.studies:
+def _headlines(comparison: StudyComparison) -> Iterator[RenderableType]:
+    """The answers in words; studies with the same answer share a line."""
+    for task in _training_tasks(comparison):
+        labels: dict[str, list[str]] = {}
+        for study in comparison.studies:
             for answer in study.answers:
                 if answer.task == task:
-                    said.setdefault(answer.headline, []).append(study.label)
-        lines += [
-            Text(
-                f"{', '.join(map(terminal_text, labels))}: {terminal_text(headline)}",
-                overflow="fold",
-            )
-            for headline, labels in said.items()
-        ]
-    return [*lines, Text()]
+                    labels.setdefault(answer.headline, []).append(study.label)
+        for headline, studies in labels.items():
+            yield Text(terminal_text(f"{', '.join(studies)}: {headline}"), overflow="fold")
+    yield Text()
 
 
-def pair_parts(pair: StudyPair, several: bool) -> list[RenderableType]:
-    """What is the same, then a table per training task, of one pair of studies."""
-    title = f"{pair.second} against {pair.first}" if several else "what they are made of"
-    same = listing(title, ("what", "same", "in words"), frozenset({"same"}))
-    for facet in pair.facets:
-        style = "" if facet.same else "yellow"
-        same.add_row(
-            terminal_text(facet.what),
-            "yes" if facet.same else "no",
-            terminal_text(facet.text),
-            style=style,
-        )
-    groups: dict[str | None, list[ComparedCell]] = {}
-    for cell in pair.cells:
-        groups.setdefault(cell.trained_on, []).append(cell)
-    return [
-        same,
-        *(cells_table(pair, task, cells) for task, cells in groups.items()),
-        *alone("first", pair.first, pair.only_first),
-        *alone("second", pair.second, pair.only_second),
-        *notes_lines([*pair.notes, *meaning(pair)]),
+def _pair(pair: StudyPair, several: bool) -> Iterator[RenderableType]:
+    """What two studies share, then a table per training task."""
+    facets: list[dict[str, Cell]] = [
+        {"what": facet.what, "same": "yes" if facet.same else "no", "in words": facet.text}
+        for facet in pair.facets
     ]
+    yield terminal_table(
+        table_from_rows(facets),
+        f"{pair.second} against {pair.first}" if several else "what they are made of",
+        right=("same",),
+        styles=["" if facet.same else "yellow" for facet in pair.facets],
+    )
+    for task in dict.fromkeys(cell.trained_on for cell in pair.cells):
+        yield _arms(task, [cell for cell in pair.cells if cell.trained_on == task])
+    for label, arms in ((pair.first, pair.only_first), (pair.second, pair.only_second)):
+        if arms:
+            text = f"only in {label}: {join_names(arms, MAX_NAMES)}"
+            yield Text(terminal_text(text), overflow="fold")
+    yield from note_lines([*pair.notes, *meaning(pair)])
 
 
 def meaning(pair: StudyPair) -> list[str]:
-    """How to read the differences."""
+    """How to read the differences, as one note."""
     if not pair.cells:
         return []
-    words = ["accuracies in %, differences in points: second minus first, 95 % intervals"]
+    parts = ["accuracies in %, differences in points: second minus first, 95 % intervals"]
     if any(cell.paired and cell.arm for cell in pair.cells):
-        words.append("p of arms within the family of all paired arms and tasks (Holm)")
+        parts.append("p of arms is adjusted over all paired arms and tasks (Holm)")
     if any(cell.difference.p is not None and cell.arm is None for cell in pair.cells):
-        words.append("p of the bases: not adjusted")
+        parts.append("p of the bases is not adjusted")
     if any(not cell.paired for cell in pair.cells):
-        words.append("* not the same items: unpaired")
-    return ["; ".join(words)]
+        parts.append("* other items, so not paired")
+    return ["; ".join(parts)]
 
 
-def cells_table(pair: StudyPair, task: str | None, cells: Sequence[ComparedCell]) -> Table:
-    """Every arm trained on one task (None: the bases), task by task."""
+def _arms(task: str | None, cells: Sequence[ComparedCell]) -> Table:
+    """Every arm trained on one task, or the untuned bases, by tested task."""
+    rows: list[dict[str, Cell]] = [
+        {
+            "arm": cell.arm or "base",
+            "tested on": cell.tested_on,
+            "first": plus_minus(cell.first, unit_of(cell.score_unit)),
+            "second": plus_minus(cell.second, unit_of(cell.score_unit)),
+            "difference": _difference(cell),
+            "p": p_cell(_adjusted_p(cell.difference)),
+        }
+        for cell in cells
+    ]
     title = "bases, untuned" if task is None else f"trained on {task}"
     numbers = ("first", "second", "difference", "p")
-    table = listing(title, ("arm", "tested on", *numbers), frozenset(numbers))
-    last = ""
-    for cell in cells:
-        arm = cell.arm or "base"
-        if last and arm != last:
-            table.add_section()
-        table.add_row(
-            terminal_text(arm) if arm != last else "",
-            terminal_text(cell.tested_on),
-            level(cell.first, cell),
-            level(cell.second, cell),
-            difference(cell.difference, cell),
-            p_value(cell.difference),
-        )
-        last = arm
-    return table
+    return terminal_table(table_from_rows(rows), title, right=numbers, sections=("arm",))
 
 
-def level(estimate: Estimate, cell: ComparedCell) -> str:
-    """``51.2 ±1.0``: half the 95 % interval, ``±?`` where it is unknown."""
-    scale, digits = scale_of(cell)
-    if estimate.low is None or estimate.high is None:
-        return f"{scale * estimate.value:.{digits}f} ±?"
-    half = scale * (estimate.high - estimate.low) / 2
-    return f"{scale * estimate.value:.{digits}f} ±{half:.{digits}f}"
+def _adjusted_p(estimate: Estimate) -> float | None:
+    return estimate.p if estimate.p_holm is None else estimate.p_holm
 
 
-def difference(estimate: Estimate, cell: ComparedCell) -> str:
+def _difference(cell: ComparedCell) -> str:
     """``+2.5 [-0.5, +5.5]``; ``*`` marks an unpaired one."""
-    scale, digits = scale_of(cell)
-    star = "" if cell.paired else "*"
-    value = f"{round(scale * estimate.value, digits) + 0.0:+.{digits}f}{star}"
-    if cell.same_models and cell.paired:
-        return f"{value} same models"
-    if estimate.low is None or estimate.high is None:
-        return f"{value} [?]"
-    low, high = (round(scale * end, digits) + 0.0 for end in (estimate.low, estimate.high))
-    return f"{value} [{low:+.{digits}f}, {high:+.{digits}f}]"
-
-
-def p_value(estimate: Estimate) -> str:
-    """Within the family where it belongs to one; empty where no test was made."""
-    p = estimate.p if estimate.p_holm is None else estimate.p_holm
-    if p is None:
-        return ""
-    return "<.001" if p < 0.001 else f"{p:.3f}"
-
-
-def scale_of(cell: ComparedCell) -> tuple[int, int]:
-    """Factor and digits after the point: per cent and points, or nats per token."""
-    return (100, 1) if cell.score_unit == "accuracy" else (1, 3)
-
-
-def alone(which: str, label: str, arms: Sequence[str]) -> list[RenderableType]:
-    """Arms that one study alone has."""
-    if not arms:
-        return []
-    more = f" and {len(arms) - MAX_NAMES} more" if len(arms) > MAX_NAMES else ""
-    names = ", ".join(map(terminal_text, arms[:MAX_NAMES]))
-    return [Text(f"in the {which} alone ({terminal_text(label)}): {names}{more}", overflow="fold")]
+    unit = unit_of(cell.score_unit)
+    if cell.paired and cell.same_models:
+        return f"{signed(cell.difference.value, unit)} same models"
+    value, space, ends = with_interval(cell.difference, unit).partition(" ")
+    return f"{value}{'' if cell.paired else '*'}{space}{ends}"

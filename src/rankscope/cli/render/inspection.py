@@ -1,187 +1,188 @@
 """What ``inspect`` and ``shrink`` print."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean as mean
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rankscope.cli.render.tables import listing, notes_lines
-from rankscope.formatting import byte_size, terminal_text
+from rankscope.cli.terminal import note_lines
+from rankscope.formatting import byte_size, number, terminal_text
 from rankscope.records import AdapterChange, HeadsRecord, Inspection, TunedModel
+from rankscope.report.table_formats import Cell, table_from_rows, terminal_table
 from rankscope.tools.inspect_heads import most_moved_heads
 
+RELATIVE = "/|W0|"
+RATIO = "|dW-dW'|/|dW|"
 
-def inspection_screen(found: Inspection) -> RenderableType:
-    """What ``inspect`` prints: one row per tuned model, then one per module type."""
-    parts: list[RenderableType] = [inspected_models(found)]
-    for model in found.tuned:
-        parts.append(inspected_modules(model))
+
+def inspection_tables(inspection: Inspection) -> RenderableType:
+    """A row per tuned model; then each model by module and, if measured, by attention head."""
+    parts: list[RenderableType] = [_models(inspection)]
+    for model in inspection.tuned:
+        parts.append(_modules(model))
         if model.heads is not None:
-            parts.append(inspected_heads(model.name, model.heads))
+            parts.append(_heads(model.name, model.heads))
             if model.heads.ablations:
-                parts.append(inspected_ablations(model.name, model.heads))
-    return Group(*parts, *notes_lines(inspected_notes(found)))
+                parts.append(_ablations(model.name, model.heads))
+    return Group(*parts, *note_lines(list(_notes(inspection))))
 
 
-def inspected_notes(found: Inspection) -> list[str]:
-    """What the tables do not say: what stands out and what it means, growth with rank, uncertain
-    vectors, what is kept on disk."""
-    notes = [stands_out(model) for model in found.tuned if model.spectra.matrices]
-    notes.append(
-        "subspace: how much of the leading singular vectors' span was kept, 1 is all, chance what "
-        "unrelated ones give; intruders: of each matrix's leading vectors those unlike any one of "
-        "the base's, energy their share. Larger updates and intruders may go with forgetting, but "
-        "only scores show it: rankscope eval on a task that was not trained"
+def _notes(inspection: Inspection) -> Iterator[str]:
+    """What stands out, how to read the tables, growth with rank, uncertain vectors, disk."""
+    yield from (_largest_update(model) for model in inspection.tuned if model.spectra.matrices)
+    yield (
+        "subspace: share of the span of the leading singular vectors that was kept (1 is all, "
+        "chance is what unrelated vectors give); intruders: leading vectors unlike any of the "
+        "base's, energy is their share. Larger updates and intruders may come with forgetting; "
+        "to know, score a task that was not trained: rankscope eval"
     )
-    if (growth := found.growth) is not None:
-        notes.append(
+    if (growth := inspection.growth) is not None:
+        yield (
             f"|dW| = {growth.start:.3g} + {growth.slope:.3g} ln r over ranks "
             f"{', '.join(map(str, growth.ranks))}: residual {growth.rms:.2g} (root mean square); "
             f"r^{growth.power:.2g} leaves {growth.power_rms:.2g}"
         )
-    for model in found.tuned:
+    for model in inspection.tuned:
         uncertain = sum(m.ill_conditioned for m in model.spectra.matrices)
         total = sum(m.top_k for m in model.spectra.matrices)
         if uncertain:
-            notes.append(
-                f"{terminal_text(model.name)}: {uncertain} of {total} vectors compared are in clusters "
-                "of close singular values, where single vectors mean little"
+            yield (
+                f"{model.name}: {uncertain} of {total} vectors compared are in clusters of close "
+                "singular values, in which single vectors mean little"
             )
-    if found.cache_bytes:
-        notes.append(f"decompositions of base weights on disk: {byte_size(found.cache_bytes)}")
-    return notes
+    if inspection.cache_bytes:
+        yield f"decompositions of base weights on disk: {byte_size(inspection.cache_bytes)}"
 
 
-def stands_out(model: TunedModel) -> str:
-    """Where the update is largest, and how many of the leading vectors are new."""
+def _largest_update(model: TunedModel) -> str:
     spectra = model.spectra
     largest = max(spectra.matrices, key=lambda m: m.relative)
     examined = sum(len(m.largest_cosines) for m in spectra.matrices)
     return (
-        f"{terminal_text(model.name)}: |dW| is {100 * mean(m.relative for m in spectra.matrices):.2g} "
-        f"of |W0| on average, most in {terminal_text(largest.name)} ({100 * largest.relative:.2g} %); "
+        f"{model.name}: |dW| is {100 * mean(m.relative for m in spectra.matrices):.2g} % of |W0| "
+        f"on average, most in {largest.name} ({100 * largest.relative:.2g} %); "
         f"{spectra.intruders:,} of {examined:,} leading vectors are intruders"
     )
 
 
-def inspected_models(found: Inspection) -> Table:
-    """Each tuned model in one row."""
-    numbers = ("rank", "matrices", "|dW|", "/|W0|", "eff. rank", "intruders")
-    table = listing(
-        f"tuned models of {found.base}", ("model", "kind", *numbers), frozenset(numbers)
-    )
-    for model in found.tuned:
-        matrices = model.spectra.matrices
-        table.add_row(
-            terminal_text(model.name),
-            model.kind,
-            str(model.rank or "-"),
-            str(len(matrices)),
-            f"{model.spectra.frobenius:.3g}",
-            f"{mean(m.relative for m in matrices):.3g}",
-            f"{mean(m.effective_rank for m in matrices):.3g}",
-            str(model.spectra.intruders),
-        )
-    return table
+def _models(inspection: Inspection) -> Table:
+    rows: list[dict[str, Cell]] = [
+        {
+            "model": model.name,
+            "kind": model.kind,
+            "rank": model.rank,
+            "matrices": len(model.spectra.matrices),
+            "|dW|": model.spectra.frobenius,
+            RELATIVE: mean(m.relative for m in model.spectra.matrices),
+            "eff. rank": mean(m.effective_rank for m in model.spectra.matrices),
+            "intruders": model.spectra.intruders,
+        }
+        for model in inspection.tuned
+    ]
+    return terminal_table(table_from_rows(rows), f"tuned models of {inspection.base}")
 
 
-def inspected_modules(model: TunedModel) -> Table:
+def _modules(model: TunedModel) -> Table:
     """One tuned model by type of module: means over its layers."""
-    numbers = ("/|W0|", "eff. rank", "stable rank", "subspace", "chance", "intruders", "energy")
-    table = listing(f"{model.name}, means over layers", ("module", *numbers), frozenset(numbers))
+    rows: list[dict[str, Cell]] = []
     for module in dict.fromkeys(m.module for m in model.spectra.matrices):
-        own = [m for m in model.spectra.matrices if m.module == module]
-        table.add_row(
-            terminal_text(module),
-            f"{mean(m.relative for m in own):.3g}",
-            f"{mean(m.effective_rank for m in own):.3g}",
-            f"{mean(m.stable_rank for m in own):.3g}",
-            f"{mean(mean(m.similarity_subspace) for m in own):.4f}",
-            f"{mean(mean(m.chance_subspace) for m in own):.3f}",
-            str(sum(m.intruders for m in own)),
-            f"{mean(m.intruder_energy for m in own):.3f}",
+        matrices = [m for m in model.spectra.matrices if m.module == module]
+        rows.append(
+            {
+                "module": module,
+                RELATIVE: mean(m.relative for m in matrices),
+                "eff. rank": mean(m.effective_rank for m in matrices),
+                "stable rank": mean(m.stable_rank for m in matrices),
+                "subspace": mean(mean(m.similarity_subspace) for m in matrices),
+                "chance": mean(mean(m.chance_subspace) for m in matrices),
+                "intruders": sum(m.intruders for m in matrices),
+                "energy": mean(m.intruder_energy for m in matrices),
+            }
         )
-    return table
+    digits = {"subspace": 4, "chance": 3, "energy": 3}
+    return terminal_table(table_from_rows(rows, digits), f"{model.name}, means over layers")
 
 
-def inspected_heads(name: str, heads: HeadsRecord) -> Table:
-    """The heads whose q_proj or o_proj slices moved most, as layer.head; importance and entropy
-    before tuning and after."""
-    numbers: tuple[str, ...] = (
-        "head",
-        "|dW_h|/|W0_h|",
-        "importance",
-        "after",
-        "entropy",
-        "after ",
+def _heads(name: str, heads: HeadsRecord) -> Table:
+    """The heads whose q_proj or o_proj slices moved most, as layer.head."""
+    roles = {(role.layer, role.head): role for role in heads.roles}
+    rows: list[dict[str, Cell]] = []
+    for layer, head, moved in most_moved_heads(heads):
+        base, tuned, role = heads.base[layer], heads.tuned[layer], roles.get((layer, head))
+        row: dict[str, Cell] = {
+            "head": f"{layer}.{head}",
+            "|dW_h|/|W0_h|": moved,
+            "importance": base.importance[head],
+            "importance after": tuned.importance[head],
+            "entropy": base.entropy[head],
+            "entropy after": tuned.entropy[head],
+        }
+        rows.append(row | ({"skill": role.skill, "lost": role.lost} if role else {}))
+    digits = dict.fromkeys(
+        ("importance", "importance after", "entropy", "entropy after", "skill", "lost"), 3
     )
-    numbers += ("skill", "lost") if heads.roles else ()
     title = f"{name}, heads that moved most (layer.head); {heads.items} items of {heads.task}"
     title += f", {heads.dtype}" if heads.dtype else ""
-    table = listing(title, numbers, frozenset(numbers))
-    roles = {(role.layer, role.head): role for role in heads.roles}
-    for layer, head, moved in most_moved_heads(heads):
-        base, tuned = heads.base[layer], heads.tuned[layer]
-        values: list[float | None] = [base.importance[head], tuned.importance[head]]
-        values += [base.entropy[head], tuned.entropy[head]]
-        if (role := roles.get((layer, head))) is not None:
-            values += [role.skill, role.lost]
-        cells = ["-" if value is None else f"{value:.3f}" for value in values]
-        table.add_row(f"{layer}.{head}", f"{moved:.3g}", *cells)
-    return table
+    return terminal_table(table_from_rows(rows, digits), title, right=("head",))
 
 
-def inspected_ablations(name: str, heads: HeadsRecord) -> Table:
-    """By task: scores, and the head and the layer of heads whose removal costs most."""
-    numbers = ("items", "before", "after", "head", "nats", "layer", "nats ")
-    title = f"{name}, heads removed: scores; costliest head and layer after tuning, right answer"
-    table = listing(title, ("task", "score", *numbers), frozenset(numbers))
-    for found in heads.ablations:
-        costs = [
+def _ablations(name: str, heads: HeadsRecord) -> Table:
+    """Scores by task, and the head and the layer of heads whose removal costs most."""
+    rows: list[dict[str, Cell]] = []
+    for ablation in heads.ablations:
+        head_costs = [
             (-change, f"{layer}.{head}")
-            for layer, changes in enumerate(found.tuned_gold_change)
+            for layer, changes in enumerate(ablation.tuned_gold_change)
             for head, change in enumerate(changes)
         ]
-        most, head = max(costs)
-        whole = [(-c, str(layer)) for layer, c in enumerate(found.tuned_layer_gold_change)]
-        most_of_all, layer = max(whole) if whole else (None, "-")
-        table.add_row(
-            terminal_text(found.task),
-            found.metric,
-            str(found.items),
-            f"{found.base_score:.3f}",
-            f"{found.tuned_score:.3f}",
-            head,
-            f"{most:.3f}",
-            layer,
-            "-" if most_of_all is None else f"{most_of_all:.3f}",
+        layer_costs = [
+            (-change, str(layer)) for layer, change in enumerate(ablation.tuned_layer_gold_change)
+        ]
+        head_cost, head = max(head_costs)
+        layer_cost, layer = max(layer_costs, default=(None, "-"))
+        rows.append(
+            {
+                "task": ablation.task,
+                "score": ablation.metric,
+                "items": ablation.items,
+                "before": ablation.base_score,
+                "after": ablation.tuned_score,
+                "head, nats": f"{head}: {number(head_cost, 3)}",
+                "layer, nats": f"{layer}: {number(layer_cost, 3)}",
+            }
         )
-    return table
+    title = f"{name}, heads removed: scores; costliest head and layer after tuning, right answer"
+    table = table_from_rows(rows, {"before": 3, "after": 3})
+    return terminal_table(table, title, right=("head, nats", "layer, nats"))
 
 
-def change_screen(changes: Sequence[AdapterChange]) -> RenderableType:
-    """What ``shrink`` prints: per adapter written, each matrix and the whole."""
-    parts = [part for change in changes for part in changed_matrices(change)]
+def changes_tables(changes: Sequence[AdapterChange]) -> RenderableType:
+    """What ``shrink`` changed: per adapter written, each matrix and the whole."""
     last = changes[-1].matrices
     grown = sum(1 for m in last if m.intruders and m.frobenius_after > m.frobenius_before)
     notes = [
-        f"{grown} of {len(last)} matrices are further from the base than before, their controls as "
-        "well: intruders are of the whole weight, and the base's share of them is scaled too"
+        f"{grown} of {len(last)} matrices are further from the base than before, and so are their "
+        "controls: intruders belong to the whole weight, so the base's share is scaled as well"
     ]
-    return Group(*parts, *notes_lines(notes if grown else []))
+    parts = [part for change in changes for part in _change(change)]
+    return Group(*parts, *note_lines(notes if grown else []))
 
 
-def changed_matrices(change: AdapterChange) -> tuple[RenderableType, ...]:
-    """One adapter's matrices, its total and where it is."""
-    numbers = ("rank", "now", "|dW|", "now ", "|dW-dW'|/|dW|", "intruders")
-    table = listing(change.action, ("matrix", *numbers), frozenset(numbers))
-    for m in change.matrices:
-        share = m.error / m.frobenius_before if m.frobenius_before else 0.0
-        found = "-" if m.intruders is None else str(m.intruders)
-        norms = (f"{m.frobenius_before:.3g}", f"{m.frobenius_after:.3g}", f"{share:.2g}")
-        table.add_row(terminal_text(m.name), str(m.rank_before), str(m.rank_after), *norms, found)
+def _change(change: AdapterChange) -> Iterator[RenderableType]:
+    rows: list[dict[str, Cell]] = [
+        {
+            "matrix": m.name,
+            "rank": m.rank_before,
+            "rank now": m.rank_after,
+            "|dW|": m.frobenius_before,
+            "|dW'|": m.frobenius_after,
+            RATIO: m.error / m.frobenius_before if m.frobenius_before else 0.0,
+            "intruders": m.intruders,
+        }
+        for m in change.matrices
+    ]
+    yield terminal_table(table_from_rows(rows), change.action)
     share = change.error / change.frobenius if change.frobenius else 0.0
-    total = f"in all |dW-dW'|/|dW| = {share:.3g}; written to {terminal_text(change.out)}\n"
-    return table, Text(total)
+    yield Text(terminal_text(f"in all {RATIO} = {share:.3g}; written to {change.out}") + "\n")

@@ -5,34 +5,35 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from rankscope.cli.render.tables import listing
 from rankscope.device import choose_device, choose_dtype
 from rankscope.formatting import byte_size
 from rankscope.models.parameters import Architecture, full_cost, largest_useful_rank, lora_cost
+from rankscope.report.table_formats import Cell, table_from_rows, terminal_table
 
 
-def parameters_screen(
+def parameters_table(
     shapes: Architecture, ranks: Sequence[int], targets: Sequence[str]
 ) -> RenderableType:
-    """What ``params`` prints: trainable parameters and the memory they need, rank by rank."""
+    """Trainable parameters and their memory, by rank and for full fine-tuning."""
     dtype = choose_dtype("auto", choose_device("auto"))
-    name = str(dtype).removeprefix("torch.")
-    numbers = ("rank", "trainable", "share", "weights", "gradients", "AdamW", "per token")
-    table = listing(f"LoRA on {', '.join(targets)}", numbers, frozenset(numbers))
-    costs = [(str(r), lora_cost(shapes, r, targets, dtype)) for r in ranks]
-    for label, cost in [*costs, ("full", full_cost(shapes, dtype))]:
-        table.add_row(
-            label,
-            f"{cost.trainable_parameters:,}",
-            f"{cost.trainable_parameters / shapes.num_parameters:.2%}",
-            byte_size(cost.weight_bytes),
-            byte_size(cost.gradient_bytes),
-            byte_size(cost.optimizer_bytes),
-            byte_size(cost.activation_bytes_per_token),
-        )
+    costs = {str(rank): lora_cost(shapes, rank, targets, dtype) for rank in ranks}
+    costs["full"] = full_cost(shapes, dtype)
+    rows: list[dict[str, Cell]] = [
+        {
+            "rank": label,
+            "trainable": f"{cost.trainable_parameters:,}",
+            "share": f"{cost.trainable_parameters / shapes.num_parameters:.2%}",
+            "weights": byte_size(cost.weight_bytes),
+            "gradients": byte_size(cost.gradient_bytes),
+            "AdamW": byte_size(cost.optimizer_bytes),
+            "per token": byte_size(cost.activation_bytes_per_token),
+        }
+        for label, cost in costs.items()
+    ]
+    size = byte_size(shapes.num_parameters * dtype.itemsize)
     lines = [
-        f"{shapes.num_parameters:,} parameters in the base: "
-        f"{byte_size(shapes.num_parameters * dtype.itemsize)} in {name}. "
+        f"{shapes.num_parameters:,} parameters in the base: {size} in "
+        f"{str(dtype).removeprefix('torch.')}. "
         "'per token' estimates the activations kept for the backward pass."
     ]
     cap = largest_useful_rank(shapes, targets)
@@ -40,4 +41,7 @@ def parameters_screen(
         lines.append(
             f"Ranks above {cap}, the smaller dimension of the smallest target, add no directions."
         )
+    table = terminal_table(
+        table_from_rows(rows), f"LoRA on {', '.join(targets)}", right=tuple(rows[0])
+    )
     return Group(table, Text("\n".join(lines)))

@@ -3,46 +3,54 @@
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from rankscope.records import Backtest, TaskPrediction
+from rankscope.formatting import terminal_text
+from rankscope.records import Backtest, BacktestTask, TaskPrediction
+from rankscope.report.table_formats import Cell, table_from_rows, terminal_table
 
 
-def prediction_screen(tasks: Sequence[TaskPrediction]) -> RenderableType:
-    """Per training task, what every predictor says."""
-    tables = []
-    for task in tasks:
-        ranks = ", ".join(map(str, task.ranks))
-        table = Table("predictor", "rank", "because", title=f"{task.task}: of ranks {ranks}")
-        for named in task.predictions:
-            table.add_row(named.predictor.replace("_", " "), str(named.rank), named.why)
-        tables.append(table)
-    return Group(*tables)
+def prediction_tables(tasks: Sequence[TaskPrediction]) -> RenderableType:
+    """The rank that each predictor names, by training task."""
+    return Group(*(_predictions(task) for task in tasks))
 
 
-def backtest_screen(made: Backtest) -> RenderableType:
-    """How often each predictor was right; then the truncation screen beside what was trained."""
-    scores = Table("predictor", "right", "off by, doublings", "score lost", title="Predictors")
-    for row in made.scores:
-        scores.add_row(
-            row.predictor.replace("_", " "),
-            f"{row.right} of {row.tasks}",
-            f"{row.doublings:.2f}",
-            f"{row.regret:.3f}",
-        )
-    tables: list[RenderableType] = [scores]
-    for task in made.tasks:
-        title = f"{task.study}, {task.task}: best rank {task.best_rank}"
-        curve = Table("rank", "trained", f"r = {task.screened_rank} cut to it", title=title)
-        for point in task.curve:
-            curve.add_row(str(point.rank), shown(point.trained), shown(point.truncated))
-        tables.append(curve)
-    for folder in made.skipped:
-        tables.append(Text(f"{folder}: left out, no finished LoRA trials at two ranks of one task"))
-    return Group(*tables)
+def _predictions(task: TaskPrediction) -> RenderableType:
+    rows: list[dict[str, Cell]] = [
+        {"predictor": p.predictor.replace("_", " "), "rank": p.rank, "because": p.why}
+        for p in task.predictions
+    ]
+    ranks = ", ".join(map(str, task.ranks))
+    return terminal_table(table_from_rows(rows), f"{task.task}: ranks {ranks}")
 
 
-def shown(score: float | None) -> str:
-    """A score, or a dash."""
-    return "-" if score is None else f"{score:.3f}"
+def backtest_tables(backtest: Backtest) -> RenderableType:
+    """How often each predictor was right, then trained scores beside truncated adapters."""
+    rows: list[dict[str, Cell]] = [
+        {
+            "predictor": score.predictor.replace("_", " "),
+            "right": f"{score.right} of {score.tasks}",
+            "off by, doublings": score.doublings,
+            "score lost": score.regret,
+        }
+        for score in backtest.scores
+    ]
+    digits = {"off by, doublings": 2, "score lost": 3}
+    return Group(
+        terminal_table(table_from_rows(rows, digits), "predictors", right=("right",)),
+        *(_curve(task) for task in backtest.tasks),
+        *(
+            Text(terminal_text(f"{folder}: skipped, it has no task with finished LoRA trials at "
+                               "two ranks"))
+            for folder in backtest.skipped
+        ),
+    )  # fmt: skip
+
+
+def _curve(task: BacktestTask) -> RenderableType:
+    cut = f"r = {task.screened_rank} truncated to it"
+    rows: list[dict[str, Cell]] = [
+        {"rank": point.rank, "trained": point.trained, cut: point.truncated} for point in task.curve
+    ]
+    title = f"{task.study}, {task.task}: best rank {task.best_rank}"
+    return terminal_table(table_from_rows(rows, {"trained": 3, cut: 3}), title)

@@ -14,8 +14,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
 from rankscope.errors import UserError
-from rankscope.evaluate.scorers.choice import Question, continuation_logprobs
-from rankscope.evaluate.scorers.generation import GenerationLimits, generate
+from rankscope.evaluate.continuous_batching import GenerationLimits, generate
+from rankscope.evaluate.likelihood import Question, continuation_logprobs
 from rankscope.models.base import Base
 
 MAX_NEW_TOKENS = 256

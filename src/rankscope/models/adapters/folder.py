@@ -1,6 +1,6 @@
 """Adapters on disk, in PEFT's format: what training writes any PEFT user can load, and back.
 
-A folder holds ``adapter_config.json``, ``adapter_model.safetensors`` and ``README.md``. The hash of
+A folder holds ``adapter_config.json`` and ``adapter_model.safetensors``. The hash of
 the base stands in the safetensors metadata, where PEFT ignores it and :func:`load_adapter` checks
 it.
 """
@@ -65,7 +65,6 @@ def save_adapter(adapter: Adapter, trial: TrialSpec, base: ModelRecord, folder: 
     settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     settings["target_modules"] = sorted(settings["target_modules"])
     (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
-    (folder / "README.md").write_text(model_card(trial, base), encoding="utf-8")
 
 
 def peft_settings(adapter: Adapter, trial: TrialSpec, base: ModelRecord) -> LoraConfig:
@@ -115,48 +114,6 @@ def with_sorted_metadata(data: bytes) -> bytes:
     padding = -len(text) % 8  # the data starts at a multiple of 8
     size = (len(text) + padding).to_bytes(8, "little")
     return size + text + b" " * padding + data[8 + length :]
-
-
-def model_card(trial: TrialSpec, base: ModelRecord) -> str:
-    """A plain model card: how to load the adapter and how it was trained."""
-    settings: dict[str, object] = {
-        **({"lr_ratio": trial.lr_ratio} if trial.lr_ratio else {}),
-        **({"continues_adapter": trial.init_sha256} if trial.init_sha256 else {}),
-        **trial.overrides,
-    }
-    own = "".join(f"| {name.replace('_', ' ')} | {value} |\n" for name, value in settings.items())
-    return f"""---
-base_model: {json.dumps(base.label)}
-library_name: peft
-tags: [lora, rankscope]
----
-
-# {trial.task}, {trial.arm_label}, seed {trial.seed}
-
-A LoRA adapter trained by Rankscope.
-
-| setting | value |
-|---|---|
-| base | {base.label} ({base.architecture}) |
-| base weights, sha256 | {base.sha256} |
-| training task | {trial.task} |
-| method | {trial.method} |
-| rank | {trial.rank} |
-| alpha | {trial.alpha} |
-| learning rate | {trial.lr} |
-| dropout | {trial.dropout} |
-| target modules | {", ".join(trial.targets)} |
-{own}| seed | {trial.seed} |
-| trial | {trial.trial_id} |
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained("BASE")
-model = PeftModel.from_pretrained(model, "THIS FOLDER")
-```
-"""
 
 
 def load_adapter(

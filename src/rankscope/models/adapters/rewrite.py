@@ -23,7 +23,7 @@ from rankscope.models.adapters.settings import CONFIG, WEIGHTS, AdapterSettings
 from rankscope.models.low_rank_update import StoredFactors
 
 
-def rewrite(source: Path, out: Path, changed: Mapping[str, StoredFactors], note: str) -> None:
+def rewrite(source: Path, out: Path, changed: Mapping[str, StoredFactors], card: str) -> None:
     """Write the adapter of ``source`` to ``out`` with the modules of ``changed`` replaced.
 
     Ranks and alphas that differ from the adapter's own stand in PEFT's ``rank_pattern`` and
@@ -33,7 +33,7 @@ def rewrite(source: Path, out: Path, changed: Mapping[str, StoredFactors], note:
         source: a readable adapter's folder.
         out: comes to be in one step; an empty folder may be there.
         changed: by module path.
-        note: what the model card says was done.
+        card: text of the model card.
 
     Raises:
         UserError: ``out`` holds something already.
@@ -49,7 +49,7 @@ def rewrite(source: Path, out: Path, changed: Mapping[str, StoredFactors], note:
         else:
             for name in (CONFIG, WEIGHTS):
                 shutil.copyfile(source / name, aside / name)
-        (aside / "README.md").write_text(card(source, note), encoding="utf-8")
+        (aside / "README.md").write_text(card, encoding="utf-8")
         os.replace(aside, out)
     except OSError as error:
         if not is_disk_full(error):
@@ -108,11 +108,3 @@ def changed_settings(settings: dict[str, Any], tensors: Mapping[str, Tensor]) ->
         "alpha_pattern": {n: as_whole(alpha) for n, alpha in alphas.items() if alpha != usual},
         "init_lora_weights": True,
     }
-
-
-def card(source: Path, note: str) -> str:
-    """The source's model card with what was done to it, or a short one of its own."""
-    path = source / "README.md"
-    before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    scores = "\nScores that stand above are of the adapter before that.\n" if before else ""
-    return f"{before.rstrip()}\n\n## Changed by Rankscope\n\n{note}\n{scores}".lstrip()

@@ -35,6 +35,7 @@ class AdapterSettings(BaseModel):
     use_rslora: bool = False
     use_dora: bool = False
     target_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
     init_lora_weights: bool | str = True
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
     """Ranks of modules other than ``r``; keys match as in PEFT."""

@@ -1,9 +1,9 @@
-"""One token per row against the keys and values that the row has cached, where they lie.
+"""One new token per row against the row's cached keys and values, read in place.
 
-A step of generation reads every cached key and value once; nothing of it is copied. Query heads
-that share a key/value head go to torch's fused attention as queries of one head: 96 rows of 300
-tokens (9 query and 3 key/value heads of 64) take 3.2 ms on two cores, where ``enable_gqa`` takes
-4.3 in float32 and 14.9 in bfloat16, and plain products 4.0 and 3.6.
+A decoding step reads every cached key and value once and copies none. Query heads that share a
+key/value head go to torch's fused attention as queries of one head: 96 rows of 300 tokens (9 query
+and 3 key/value heads of 64) take 3.2 ms on two cores; ``enable_gqa`` takes 4.3 in float32 and 14.9
+in bfloat16, plain products 4.0 and 3.6.
 
     R rows, S the longest with its new token, C the cache's capacity; H query and K key/value heads,
     G = H / K; D head dim
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class DecodeStep:
     """Where the new token of each row goes, and what it sees."""
 
     columns: Tensor
@@ -27,20 +27,20 @@ class Step:
     _masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, lengths: Tensor, device: torch.device) -> "Step":
+    def of(cls, lengths: Tensor, device: torch.device) -> "DecodeStep":
         """A step of rows with ``lengths`` cached tokens, (R,) int64."""
         return cls(lengths.to(device), int(lengths.max()) + 1)
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """(R, 1, 1, S): 0 where a row has a token it may see, else minus infinity; made once."""
+        """(R, 1, 1, S): 0 for the tokens that a row sees, else minus infinity; computed once."""
         key = (window, dtype)
         if key not in self._masks:
-            own = self.columns[:, None]
-            places = torch.arange(self.width, device=own.device)
-            hidden = places > own
+            newest = self.columns[:, None]
+            places = torch.arange(self.width, device=newest.device)
+            hidden = places > newest
             if window is not None:
-                hidden |= own - places >= window
-            mask = torch.zeros(hidden.shape, dtype=dtype, device=own.device)
+                hidden |= newest - places >= window
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=newest.device)
             mask.masked_fill_(hidden, float("-inf"))
             self._masks[key] = mask[:, None, None]
         return self._masks[key]
@@ -52,13 +52,13 @@ class Step:
         scale: float,
         window: int | None,
     ) -> Tensor:
-        """Write the new keys and values, and attend.
+        """Write the new keys and values into the cache, and attend.
 
         Args:
             qkv: q (1, H, R, D), k and v (1, K, R, D).
-            cached: keys and values, (R, K, C, D); the new ones are written into them.
+            cached: keys and values, (R, K, C, D); changed in place.
             scale: of the products.
-            window: most tokens back that a query sees, itself counted; None for all.
+            window: tokens that a query sees, itself included; None for all.
 
         Returns:
             (1, R, H, D).
@@ -67,8 +67,8 @@ class Step:
         num_rows, num_heads, size = query.shape
         num_kv = cached[0].shape[1]
         row = torch.arange(num_rows, device=query.device)
-        for new, kept in zip(qkv[1:], cached, strict=True):
-            kept[row, :, self.columns] = new.squeeze(0).transpose(0, 1)
+        for new, stored in zip(qkv[1:], cached, strict=True):
+            stored[row, :, self.columns] = new.squeeze(0).transpose(0, 1)
         keys, values = (x[:, :, : self.width] for x in cached)
         out = F.scaled_dot_product_attention(
             query.reshape(num_rows, num_kv, num_heads // num_kv, size),

@@ -1,9 +1,9 @@
-"""Attention of rows that branch, and of rows that all continue one cached prefix; forward alone.
+"""Attention of rows that branch, and of rows that share one cached prefix; forward only.
 
-A prompt with several answers is one row: its trunk, then its branches one after another, each of
-which sees the trunk and itself. So the prompt is computed once, in the pass of its answers. And
-rows that begin with the same tokens, such as the examples before each question, keep those in a
-cache of one row: all their queries meet its keys in one product per head.
+A prompt with several answers is one row: its trunk, then its branches one after another. A branch
+sees the trunk and itself, so the prompt is computed once, in the pass of its answers. Rows that
+begin with the same tokens, such as the examples before each question, keep those in a cache of one
+row: all their queries meet its keys in one product per head.
 
     R rows of a group, T its longest; P tokens of the prefix; N tokens; H query and K key/value
     heads, G = H / K; D head dim
@@ -15,20 +15,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rankscope.models.attention.products import Group, Layout
+from rankscope.models.attention.products import RowGroup, RowLayout
 
 MAX_SCORES = 2**16
-"""Most scores of a group, of one head: what the products and the softmax touch stays in cache."""
+"""Most scores of a group in one head: the products and the softmax stay in the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class TreeMask:
-    """Which tokens of each row may see which."""
+    """Which tokens of each row see which."""
 
     branch: Tensor
     """(R, T) int64: 0 in the trunk, 1 and up in the branches, -1 beyond the row's end."""
     position: Tensor
-    """(R, T) int64, positions counted from the row's first token: branches start alike."""
+    """(R, T) int64, positions counted from the row's first token; all branches start alike."""
     trunks: tuple[int, ...]
     """Tokens before the first branch, by row."""
     _masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
@@ -52,24 +52,24 @@ class TreeMask:
         return cls(branch, position, tuple(trunks))
 
     def visible(self, rows: Sequence[int], first: int, last: int) -> Tensor:
-        """Which keys before ``last`` the queries from ``first`` on may see, (R, queries, keys).
+        """Which keys before ``last`` the queries from ``first`` on see, (R, queries, keys).
 
         Places beyond a row's end see its first token: a softmax over nothing would be NaN.
         """
         branch = self.branch[list(rows), :last]
-        asking = branch[:, first:, None]
+        query_branch = branch[:, first:, None]
         is_past = torch.arange(last) <= torch.arange(first, last)[:, None]
-        seen = is_past & ((branch[:, None] == 0) | (branch[:, None] == asking))
-        seen &= asking >= 0
-        seen[:, :, 0] = True
-        return seen
+        visible = is_past & ((branch[:, None] == 0) | (branch[:, None] == query_branch))
+        visible &= query_branch >= 0
+        visible[:, :, 0] = True
+        return visible
 
     def mask(
-        self, group: Group, span: tuple[int, int], heads: tuple[int, int], dtype: torch.dtype
+        self, group: RowGroup, span: tuple[int, int], heads: tuple[int, int], dtype: torch.dtype
     ) -> Tensor | None:
-        """(K R, queries x G, last): 0 or minus infinity; None where causality says it all.
+        """(K R, queries x G, last): 0 or minus infinity; None if the causal mask is enough.
 
-        Made once for all layers.
+        Computed once for all layers.
         """
         num_kv, per_key = heads
         first, last = span
@@ -85,28 +85,27 @@ class TreeMask:
     def wide_mask(self, num_shared: int, window: int | None, device: torch.device) -> Tensor:
         """What each query sees of P shared keys and its row's T, (R, 1, T, P + T) bool.
 
-        Made once for all layers.
+        Computed once for all layers.
         """
         key = (num_shared, window, device)
         if key in self._masks:
             return self._masks[key]
-        rows = range(len(self.branch))
-        seen = self.visible(rows, 0, self.branch.shape[1])
-        shared = torch.ones(*seen.shape[:2], num_shared, dtype=torch.bool)
+        visible = self.visible(range(len(self.branch)), 0, self.branch.shape[1])
+        shared = torch.ones(*visible.shape[:2], num_shared, dtype=torch.bool)
         if window is not None:
-            seen &= self.position[:, :, None] - self.position[:, None] < window
+            visible &= self.position[:, :, None] - self.position[:, None] < window
             distance = num_shared + self.position[:, :, None] - torch.arange(num_shared)
             shared &= distance < window
-        seen[:, :, 0] |= ~torch.cat([shared, seen], 2).any(2)
-        self._masks[key] = torch.cat([shared, seen], 2)[:, None].to(device)
+        visible[:, :, 0] |= ~torch.cat([shared, visible], 2).any(2)
+        self._masks[key] = torch.cat([shared, visible], 2)[:, None].to(device)
         return self._masks[key]
 
 
 def tree_attention(
     qkv: tuple[Tensor, Tensor, Tensor],
-    layout: Layout,
+    layout: RowLayout,
     scale: float,
-    branches: TreeMask | None,
+    tree: TreeMask,
     prefix: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     """softmax(s q k^T) v over a row's own keys and the prefix's, without a backward pass.
@@ -115,7 +114,7 @@ def tree_attention(
         qkv: q (N, H, D), k and v (N, K, D).
         layout: of the rows.
         scale: s.
-        branches: of the rows; None where there are none.
+        tree: branches of the rows.
         prefix: cached keys and values, (K, P, D) each.
 
     Returns:
@@ -128,30 +127,30 @@ def tree_attention(
     spread = [x.reshape(len(k) * num_kv, -1).index_select(0, places.spread) for x in qkv]
     out = torch.empty_like(spread[0])
     for group in layout.groups:
-        queries, keys, values, result = (group.part(x, num_kv) for x in (*spread, out))
+        queries, keys, values, result = (group.view(x, num_kv) for x in (*spread, out))
         queries, result = (x.view(len(x), -1, size) for x in (queries, result))
         for span in group.spans():
             rows = slice(span[0] * heads[1], span[1] * heads[1])
-            mask = None if branches is None else branches.mask(group, span, heads, q.dtype)
+            mask = tree.mask(group, span, heads, q.dtype)
             scores = torch.baddbmm(
                 layout.mask(span, heads[1], q.dtype) if mask is None else mask,
                 queries[:, rows],
                 keys[:, : span[1]].transpose(1, 2),
                 alpha=scale,
             )
-            seen = values[:, : span[1]]
+            row_values = values[:, : span[1]]
             if prefix is None:
-                result[:, rows] = torch.softmax(scores, -1) @ seen
+                result[:, rows] = torch.softmax(scores, -1) @ row_values
             else:
-                asking = scale * queries[:, rows].reshape(num_kv, -1, size)
-                result[:, rows] = with_prefix(asking, prefix, scores, seen)
+                scaled = scale * queries[:, rows].reshape(num_kv, -1, size)
+                result[:, rows] = attend_with_prefix(scaled, prefix, scores, row_values)
     return out.index_select(0, places.gather).view(q.shape)
 
 
-def with_prefix(
+def attend_with_prefix(
     queries: Tensor, prefix: tuple[Tensor, Tensor], scores: Tensor, values: Tensor
 ) -> Tensor:
-    """Attention over P shared keys and own ones whose scores are known.
+    """Attention over P shared keys and the row's own, given the scores of the own keys.
 
     Args:
         queries: (K, M, D), scaled; M are those of all rows.

@@ -7,12 +7,12 @@ Shape legend, used across ``models``, ``train`` and ``evaluate``:
     H  query heads, K  key/value heads, D  head dim
 
 A model sees one sequence of N tokens, ``(1, N)``, with positions that restart at every row. The
-attention function registered here lays the rows out as ``(R, T)`` just for the attention products,
-so that each row attends to itself (and to its own cached prefix) and to nothing else. Padding sits
-to the right of a row's tokens, where causality hides it.
+attention function registered here lays the rows out as ``(R, T)`` for the attention products only,
+so each row attends to itself and its own cached prefix. Padding follows a row's tokens, where
+causality hides it.
 
-Works for every architecture that goes through transformers' attention interface and passes its
-keyword arguments on; one that does not is refused with a message instead of mixing rows silently.
+This works for every architecture that uses transformers' attention interface and passes its keyword
+arguments on. Another architecture gets an error, because its rows would mix silently.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,19 +26,19 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from rankscope.errors import UserError
-from rankscope.models.attention.decode import Step
-from rankscope.models.attention.products import MAX_LENGTH, Layout, row_products
+from rankscope.models.attention.decode import DecodeStep
+from rankscope.models.attention.products import MAX_LENGTH, RowLayout, causal_products
 from rankscope.models.attention.tree import MAX_SCORES, TreeMask, tree_attention
 
-NAME = "rankscope_rows"
+NAME = "rankscope_varlen"
 """Name of the attention implementation, for ``attn_implementation=``."""
 
 Probe = Callable[[int, Tensor, Tensor, float, int | None], None]
-"""Looks at one layer's attention: (layer, queries (H, N, D), keys (K, N, D), scale, window)."""
+"""Reads one layer's attention: (layer, queries (H, N, D), keys (K, N, D), scale, window)."""
 
 
 class KVCache:
-    """Keys and values of the tokens each row has already seen, layer by layer.
+    """Keys and values of the tokens before, by row and layer.
 
     Attributes:
         lengths: cached tokens per row, (R,) int64, on the CPU.
@@ -51,13 +51,8 @@ class KVCache:
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
 
-    @property
-    def stored(self) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """Keys and values."""
-        return self.keys, self.values
-
     def select(self, rows: Tensor, capacity: int) -> "KVCache":
-        """A new cache holding the given rows, (R',) int64, in that order; rows may repeat."""
+        """A new cache of the given rows, (R',) int64, in that order; rows may repeat."""
         chosen = KVCache(len(rows), capacity)
         chosen.lengths = self.lengths[rows].clone()
         width = int(chosen.lengths.max()) if len(rows) else 0
@@ -71,9 +66,9 @@ class KVCache:
         return chosen
 
     def append(self, layer: int, keys: Tensor, values: Tensor, lengths: Tensor) -> None:
-        """Store (R, K, T, D) of which row i holds ``lengths[i]`` tokens, after what it has.
+        """Store (R, K, T, D), ``lengths[i]`` tokens of row i, after the row's cached tokens.
 
-        ``lengths`` of the cache itself move only in :meth:`advance`, once every layer has stored.
+        The cache's own ``lengths`` change only in :meth:`advance`, after every layer has stored.
         """
         if layer not in self.keys:
             shape = (keys.shape[0], keys.shape[1], self.capacity, keys.shape[3])
@@ -93,7 +88,7 @@ class KVCache:
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """Where each of the N tokens stands among R rows; made once per forward pass."""
+    """Which of the N tokens belongs to which of R rows; made once per forward pass."""
 
     lengths: Tensor
     """(R,) int64, on the CPU."""
@@ -102,15 +97,16 @@ class AttentionPlan:
     to_tokens: Tensor
     """(N,) index into R * T."""
     is_rectangular: bool
-    """All rows equally long: rows are a plain reshape."""
+    """All rows are equally long, so a plain reshape gives the rows."""
     cache: KVCache | None = None
     store: bool = False
     """Append this pass's keys and values to ``cache``."""
-    layout: Layout | None = None
-    """How ``row_products`` lays the rows out, where it is the faster way."""
-    step: Step | None = None
-    """All rows continue what they have cached by one token."""
-    branches: TreeMask | None = None
+    layout: RowLayout | None = None
+    """Layout for ``causal_products``, if that is the faster way."""
+    step: DecodeStep | None = None
+    """Set if every row continues its cache by one token."""
+    tree: TreeMask | None = None
+    """Set if rows branch or continue ``prefix``."""
     prefix: KVCache | None = None
     """A cache of one row, which every row continues."""
     probe: Probe | None = None
@@ -151,22 +147,22 @@ class AttentionPlan:
             is_rectangular=bool(valid.all()),
             cache=cache,
             store=store,
-            layout=Layout.of(lengths, device) if by_products else None,
-            step=Step.of(cache.lengths, device) if is_step and cache is not None else None,
+            layout=RowLayout.of(lengths, device) if by_products else None,
+            step=DecodeStep.of(cache.lengths, device) if is_step and cache is not None else None,
         )
 
-    def branched(
+    def with_branches(
         self, branches: Sequence[Sequence[int]], prefix: KVCache | None, device: torch.device
     ) -> "AttentionPlan":
-        """The plan for rows that branch, or continue ``prefix``; for passes without gradients.
+        """The plan for rows that branch or continue ``prefix``; for passes without gradients.
 
         Args:
-            branches: lengths of the branches at each row's end; empty where no row has any.
+            branches: lengths of the branches at each row's end; empty if no row has any.
             prefix: see :attr:`prefix`.
             device: of the pass.
 
         Raises:
-            ValueError: a prefix of several rows, or a pass that gradients are wanted of.
+            ValueError: a prefix of several rows, or gradients are enabled.
         """
         if prefix is not None and len(prefix.lengths) != 1:
             raise ValueError(f"a prefix of {len(prefix.lengths)} rows; all rows continue one")
@@ -176,8 +172,8 @@ class AttentionPlan:
         lengths = self.lengths.tolist()
         return replace(
             plan,
-            branches=TreeMask.of(lengths, branches or [()] * len(lengths)),
-            layout=Layout.of(lengths, device, MAX_SCORES, plan.num_shared)
+            tree=TreeMask.of(lengths, branches or [()] * len(lengths)),
+            layout=RowLayout.of(lengths, device, MAX_SCORES, plan.num_shared)
             if device.type == "cpu"
             else None,
         )
@@ -198,26 +194,18 @@ class AttentionPlan:
         return flat[None]
 
 
-def prefix_mask(
+def cached_mask(
     plan: AttentionPlan, width: int, window: int | None, device: torch.device
 ) -> Tensor:
-    """Which of P cached and T own keys each of T queries may see, (R, 1, T, P + T) bool."""
+    """Which of P cached and T own keys each of T queries sees, (R, 1, T, P + T) bool."""
     assert plan.cache is not None
     prefix = plan.cache.lengths
-    num_cached = int(prefix.max())
-    steps = torch.arange(width)
-    cached = torch.arange(num_cached)
-    key_position = torch.cat(
-        [
-            cached[None, :].expand(len(prefix), -1),
-            prefix[:, None] + steps[None, :],
-        ],
-        dim=1,
-    )
+    steps, cached = torch.arange(width), torch.arange(int(prefix.max()))
+    query_position = prefix[:, None] + steps[None, :]
+    key_position = torch.cat([cached[None, :].expand(len(prefix), -1), query_position], dim=1)
     exists = torch.cat(
         [cached[None, :] < prefix[:, None], torch.ones(len(prefix), width, dtype=torch.bool)], dim=1
     )
-    query_position = prefix[:, None] + steps[None, :]
     visible = key_position[:, None, :] <= query_position[:, :, None]
     if window is not None:
         visible &= query_position[:, :, None] - key_position[:, None, :] < window
@@ -231,7 +219,7 @@ def window_mask(width: int, window: int, device: torch.device) -> Tensor:
     return (distance >= 0) & (distance < window)
 
 
-def row_attention(
+def varlen_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -245,10 +233,11 @@ def row_attention(
     """Attend within rows. ``query`` (1, H, N, D), ``key``/``value`` (1, K, N, D) -> (1, N, H, D).
 
     Raises:
-        UserError: the architecture hides the row plan, or uses an attention feature (logit
+        UserError: the architecture drops the plan, or uses an attention feature (logit
             soft-capping, attention sinks) that is not implemented here.
     """
-    if attention_plan is None:
+    plan = attention_plan
+    if plan is None:
         raise UserError(
             f"{type(module).__name__} does not pass keyword arguments on to its attention: "
             "this architecture cannot be used; expected one such as Llama, Qwen, Mistral or Gemma"
@@ -261,36 +250,35 @@ def row_attention(
             )
     # Under autocast rotary positions leave queries and keys in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    width = attention_plan.shape[1]
+    width = plan.shape[1]
     window = kwargs.get("sliding_window")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if attention_plan.probe is not None:
-        attention_plan.probe(int(module.layer_idx), query[0], key[0], scale, window)  # type: ignore[arg-type]
-    if attention_plan.branches is not None:
-        return branched_attention(module, (query, key, value), attention_plan, window, scale), None
-    cache = attention_plan.cache
-    if attention_plan.step is not None and cache is not None:
-        keys, values = (x[int(module.layer_idx)] for x in cache.stored)  # type: ignore[arg-type]
-        return attention_plan.step.attend((query, key, value), (keys, values), scale, window), None
-    if attention_plan.layout is not None and not dropout and (window is None or window >= width):
-        if cache is not None and attention_plan.store:
-            own = (attention_plan.rows(key), attention_plan.rows(value))
-            cache.append(int(module.layer_idx), *own, attention_plan.lengths)  # type: ignore[arg-type]
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    cache = plan.cache
+    if plan.probe is not None:
+        plan.probe(layer, query[0], key[0], scale, window)
+    if plan.tree is not None:
+        return branched_attention(layer, (query, key, value), plan, window, scale), None
+    if plan.step is not None and cache is not None:
+        cached = (cache.keys[layer], cache.values[layer])
+        return plan.step.attend((query, key, value), cached, scale, window), None
+    if plan.layout is not None and not dropout and (window is None or window >= width):
+        if cache is not None and plan.store:
+            cache.append(layer, plan.rows(key), plan.rows(value), plan.lengths)
         q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
-        with no_autocast(query.device.type):  # it chooses its own precision
-            return row_products(q, k, v, attention_plan.layout, scale)[None], None
-    q, k, v = attention_plan.rows(query), attention_plan.rows(key), attention_plan.rows(value)
+        with no_autocast(query.device.type):  # the products keep their own precision
+            return causal_products(q, k, v, plan.layout, scale)[None], None
+    q, k, v = plan.rows(query), plan.rows(key), plan.rows(value)
     mask = None
     if cache is not None:
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
         num_cached = int(cache.lengths.max())
-        own_k, own_v = k, v
+        new_k, new_v = k, v
         if num_cached:
-            mask = prefix_mask(attention_plan, width, window, q.device)
+            mask = cached_mask(plan, width, window, q.device)
             k = torch.cat([cache.keys[layer][:, :, :num_cached], k], dim=2)
             v = torch.cat([cache.values[layer][:, :, :num_cached], v], dim=2)
-        if attention_plan.store:
-            cache.append(layer, own_k, own_v, attention_plan.lengths)
+        if plan.store:
+            cache.append(layer, new_k, new_v, plan.lengths)
     if mask is None and window is not None and window < width:
         mask = window_mask(width, window, q.device)
     out = F.scaled_dot_product_attention(
@@ -303,36 +291,35 @@ def row_attention(
         scale=scaling,
         enable_gqa=q.shape[1] != k.shape[1],
     )
-    return attention_plan.tokens(out.transpose(1, 2)), None
+    return plan.tokens(out.transpose(1, 2)), None
 
 
 def branched_attention(
-    module: nn.Module,
+    layer: int,
     qkv: tuple[Tensor, Tensor, Tensor],
     plan: AttentionPlan,
     window: int | None,
     scale: float,
 ) -> Tensor:
-    """Attend within the branches of rows, and to the prefix of all; shapes as in the caller."""
+    """Attend within the branches of rows and to the shared prefix; shapes as in the caller."""
     _, key, value = qkv
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
-    assert plan.branches is not None
+    assert plan.tree is not None
     prefix = None
     if plan.prefix is not None:
-        keys, values = (x[layer][0, :, : plan.num_shared] for x in plan.prefix.stored)
-        prefix = (keys, values)
+        keys, values = plan.prefix.keys[layer], plan.prefix.values[layer]
+        prefix = (keys[0, :, : plan.num_shared], values[0, :, : plan.num_shared])
     if plan.store and plan.cache is not None:
         plan.cache.append(layer, plan.rows(key), plan.rows(value), plan.lengths)
     if plan.layout is not None and (window is None or window >= plan.num_shared + plan.shape[1]):
         q, k, v = (x.squeeze(0).transpose(0, 1) for x in qkv)
-        return tree_attention((q, k, v), plan.layout, scale, plan.branches, prefix)[None]
+        return tree_attention((q, k, v), plan.layout, scale, plan.tree, prefix)[None]
     q, k, v = (plan.rows(x) for x in qkv)
     if prefix is not None:
         k, v = (
-            torch.cat([shared[None].expand(len(own), -1, -1, -1), own], dim=2)
-            for shared, own in zip(prefix, (k, v), strict=True)
+            torch.cat([shared[None].expand(len(row), -1, -1, -1), row], dim=2)
+            for shared, row in zip(prefix, (k, v), strict=True)
         )
-    mask = plan.branches.wide_mask(plan.num_shared, window, q.device)
+    mask = plan.tree.wide_mask(plan.num_shared, window, q.device)
     is_grouped = q.shape[1] != k.shape[1]
     out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=is_grouped)
     return plan.tokens(out.transpose(1, 2))
@@ -345,6 +332,6 @@ def no_autocast(device_type: str) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def register() -> None:
-    """Make the implementation known to transformers; repeated calls do no harm."""
-    AttentionInterface.register(NAME, row_attention)
+def register_attention() -> None:
+    """Register the implementation with transformers; repeated calls are harmless."""
+    AttentionInterface.register(NAME, varlen_attention)

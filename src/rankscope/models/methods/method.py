@@ -39,6 +39,7 @@ class Method:
         takes_settings: an arm names it by a mapping, ``{name: settings}``.
         accepts_warm_start: can continue training from an adapter on disk.
         delta_needs_base: W - W0 depends on W0, not on A and B alone.
+        delta_is_low_rank: W - W0 is s (B A - B0 A0), so it can be analyzed by its factors.
         init_is_part_of_base: A0 and B0 are a part of W0, which the adapter subtracts.
     """
 
@@ -54,6 +55,7 @@ class Method:
     takes_settings: ClassVar[bool] = False
     accepts_warm_start: ClassVar[bool] = False
     delta_needs_base: ClassVar[bool] = False
+    delta_is_low_rank: ClassVar[bool] = True
     init_is_part_of_base: ClassVar[bool] = False
 
     @property

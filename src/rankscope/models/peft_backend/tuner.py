@@ -273,7 +273,6 @@ class PeftTuner:
                 settings[key] = sorted(settings[key])
         text = json.dumps(settings, indent=2, sort_keys=True)
         (folder / CONFIG).write_text(text, encoding="utf-8")
-        (folder / "README.md").write_text(card(trial, settings, base), encoding="utf-8")
 
 
 def trial_config(trial: TrialSpec, num_steps: int | None) -> PeftConfig:
@@ -325,35 +324,3 @@ def check_file(path: Path, record: ModelRecord) -> None:
             f"adapter {path.parent}: made for another base (weights {found[:12]}..., this one is "
             f"{record.sha256[:12]}...)"
         )
-
-
-def card(trial: TrialSpec, settings: Mapping[str, Any], base: ModelRecord) -> str:
-    """A plain model card: how to load the adapter and how it was trained."""
-    kind = settings["peft_type"]
-    return f"""---
-base_model: {json.dumps(base.label)}
-library_name: peft
-tags: [{kind.lower()}, rankscope]
----
-
-# {trial.task}, {trial.arm_label}, seed {trial.seed}
-
-A {kind} adapter trained by Rankscope; its settings stand in `{CONFIG}`.
-
-| setting | value |
-|---|---|
-| base | {base.label} ({base.architecture}) |
-| base weights, sha256 | {base.sha256} |
-| training task | {trial.task} |
-| learning rate | {trial.lr} |
-| seed | {trial.seed} |
-| trial | {trial.trial_id} |
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained("BASE")
-model = PeftModel.from_pretrained(model, "THIS FOLDER")
-```
-"""

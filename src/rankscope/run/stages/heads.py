@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-from rankscope.analyze.heads.layout import HeadLayout
+from rankscope.analyze.heads.layout import HeadLayout, HeadModel
 from rankscope.analyze.heads.tasks import head_task, related_tasks
 from rankscope.analyze.heads.trial_heads import HeadAnalysis, measure_heads
-from rankscope.evaluate.evaluator import context_length
+from rankscope.evaluate.context_window import context_length
 from rankscope.models.base import Base
 from rankscope.progress import ProgressReporter
 from rankscope.records import TrialSpec
@@ -68,9 +68,8 @@ class HeadStage:
             self.check_stop()
             self.reporter.advance(done, name)
             task = head_task(context, encoder, loaded[name], most, evaluate)
-            measured = measure_heads(
-                self.base, layout, None, task, ablated_on, evaluate.batch_tokens
-            )
+            model = HeadModel(self.base, layout, batch_tokens=evaluate.batch_tokens)
+            measured = measure_heads(model, task, ablated_on)
             self._studies[trained_on] = HeadAnalysis(
                 layout,
                 task,

@@ -8,7 +8,7 @@ import numpy as np
 
 from rankscope.data.tasks import LoadedTask
 from rankscope.errors import UserError
-from rankscope.evaluate.evaluator import NO_LIKELIHOOD
+from rankscope.evaluate.evaluator import NOT_FINITE
 from rankscope.evaluate.lm_eval.bridge import (
     Evaluation,
     LmEvalSettings,
@@ -111,5 +111,5 @@ def without_dead(
             if finite.all():
                 alive[adapter_name].append((record, items))
             else:
-                reasons[adapter_name, record.task] = NO_LIKELIHOOD
+                reasons[adapter_name, record.task] = NOT_FINITE
     return alive, reasons

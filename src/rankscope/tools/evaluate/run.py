@@ -17,7 +17,8 @@ from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask
 from rankscope.device import choose_device, choose_dtype, out_of_memory_message
 from rankscope.errors import IntegrityError, UserError
-from rankscope.evaluate.evaluator import context_length, evaluate_with_failures, truncation_notes
+from rankscope.evaluate.context_window import context_length
+from rankscope.evaluate.evaluator import evaluate_with_failures, truncation_notes
 from rankscope.evaluate.lm_eval.bridge import (
     LmEvalTask,
     is_lm_eval_task,

@@ -1,0 +1,108 @@
+"""What ``run`` and ``report`` print: one row per arm, and the answer in words."""
+
+from collections.abc import Iterator
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from rankscope.formatting import (
+    MAX_NAME,
+    NATS,
+    UNKNOWN,
+    clock,
+    compact,
+    number,
+    plus_minus,
+    safe_text,
+    terminal_text,
+)
+from rankscope.records import ArmSummary, Recommendation, StudyRecords
+from rankscope.report.answer import NEXT_STEPS_TITLES
+from rankscope.report.study_view import StudyView
+
+CHOSEN = "\N{BLACK RIGHT-POINTING SMALL TRIANGLE}"
+
+
+def summary_table(study: StudyRecords, recommendation: Recommendation) -> Table:
+    """One row per arm, the base first, the recommended arm marked.
+
+    Scores are of the test split, in per cent or nats per token; differences in points; ``±`` is
+    half the 95 % interval, ``±?`` an unknown one; seeds ``2/3``: one of three trials failed.
+    """
+    view = StudyView(study, recommendation)
+    table = Table(
+        title=escape(safe_text(study.name, MAX_NAME)),
+        title_justify="left",
+        caption=_caption(view),
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=0,
+    )
+    table.add_column("", no_wrap=True)
+    # In eighty columns, an arm's name is the last thing to be cut.
+    table.add_column("arm", overflow="fold", min_width=15)
+    for heading in ("seeds", "in-domain", "gain", "forgetting", "params", "time"):
+        table.add_column(heading, justify="right")
+    for position, task in enumerate(view.training_tasks):
+        if position:
+            table.add_section()
+        if len(view.training_tasks) > 1:
+            table.add_row("", f"[bold]{escape(safe_text(task, MAX_NAME))}[/bold]")
+        table.add_row(*_base_row(view, task))
+        advice = view.advice(task)
+        chosen = advice.chosen.label if advice and advice.chosen else None
+        for arm in view.arms(task):
+            style = "bold green" if arm.label == chosen else ""
+            table.add_row(*_arm_row(view, arm, arm.label == chosen), style=style)
+        if not view.arms(task):
+            table.add_row("", "no arm has finished")
+    return table
+
+
+def _caption(view: StudyView) -> str:
+    units = {view.unit(task) for task in view.training_tasks}
+    scores = "in-domain in %, gain and forgetting in points"
+    if NATS in units:
+        scores = "nats per token" if units == {NATS} else f"{scores}, or nats per token"
+    return f"{scores}; ± half the 95 % interval; time per trial"
+
+
+def _base_row(view: StudyView, task: str) -> list[str]:
+    base, unit = view.base(task), view.unit(task)
+    score = number(base.score * unit.scale, unit.digits) if base else "not scored"
+    return ["", "base", "", score, "", "", "", ""]
+
+
+def _arm_row(view: StudyView, arm: ArmSummary, chosen: bool) -> list[str]:
+    unit = view.unit(arm.task)
+    seeds = f"[red]{arm.seeds}/{arm.seeds + arm.failed}[/red]" if arm.failed else str(arm.seeds)
+    return [
+        CHOSEN if chosen else "",
+        escape(safe_text(arm.label, MAX_NAME)),
+        seeds,
+        plus_minus(arm.score, unit),
+        plus_minus(arm.gain, unit, sign=True),
+        plus_minus(arm.forgetting, view.forgetting_unit(arm.task), sign=True),
+        compact(arm.trainable_parameters) if arm.trainable_parameters else UNKNOWN,
+        clock(arm.seconds),
+    ]
+
+
+def answer_text(recommendation: Recommendation, *, with_reasons: bool) -> RenderableType:
+    """The answer for each training task; with its reasons and next steps if asked for."""
+    return Group(*_answer_lines(recommendation, with_reasons))
+
+
+def _answer_lines(recommendation: Recommendation, with_reasons: bool) -> Iterator[Text]:
+    for advice in recommendation.advice:
+        yield Text(terminal_text(f"{advice.task}: {advice.headline}"), style="bold")
+        if not with_reasons:
+            continue
+        yield from (Text(terminal_text(f"  - {reason.text}")) for reason in advice.reasons)
+        if advice.next_steps:
+            yield Text(f"  {NEXT_STEPS_TITLES[advice.confidence]}:")
+        yield from (Text(terminal_text(f"  - {step.text}")) for step in advice.next_steps)

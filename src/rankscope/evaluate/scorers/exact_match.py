@@ -1,0 +1,29 @@
+"""Generated answers whose text is compared."""
+
+import re
+from typing import TYPE_CHECKING
+
+from rankscope.evaluate.scorers.generation import GenerationScorer, first_match
+
+if TYPE_CHECKING:
+    from rankscope.data.items import Item
+
+
+def normalized_answer(text: str) -> str:
+    """Case folded, one space between words, no full stop at the end."""
+    return " ".join(text.casefold().split()).rstrip(".").rstrip()
+
+
+class ExactMatchScorer(GenerationScorer):
+    """The whole answer, or the part that the task's ``extract`` matches, equals the gold answer."""
+
+    name = "exact_match"
+    summary = "greedy generation; equal texts (case, spacing, final full stop aside)"
+    metrics = {"exact_match": "", "stopped": ""}
+
+    def comparable(self, text: str) -> str:
+        return normalized_answer(text)
+
+    def gold(self, item: "Item", pattern: re.Pattern[str] | None) -> str:
+        part = first_match(pattern, item.completion) if pattern else None
+        return normalized_answer(item.reference or item.completion if part is None else part)

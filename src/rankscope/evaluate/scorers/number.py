@@ -1,0 +1,49 @@
+"""Generated answers that end in a number."""
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rankscope.data.numbers import ANSWER_MARK, extract_number, gold_number
+from rankscope.errors import UserError
+from rankscope.evaluate.scorers.generation import GenerationScorer
+from rankscope.evaluate.scorers.scorer import UnscorableAnswer
+
+if TYPE_CHECKING:
+    from rankscope.data.items import Item
+    from rankscope.data.rows import RowContent
+
+
+class NumberScorer(GenerationScorer):
+    """The final number of the answer is compared with the gold number."""
+
+    name = "number"
+    summary = "greedy generation; its final number equals the gold's"
+    metrics = {"exact_match": "", "answered": "", "stopped": ""}
+
+    def adapt_row(self, content: "RowContent", where: str) -> "RowContent":
+        content = super().adapt_row(content, where)
+        written = content.completion if ANSWER_MARK in content.completion else content.reference
+        gold = gold_number(written)
+        if gold is None:
+            raise UnscorableAnswer(
+                f"{where}: scorer 'number' found no single number in the answer "
+                f"{content.reference[:60]!r}; expected one in digits 0 to 9, as in '#### 18': no "
+                "fraction, power, time or list"
+            )
+        # Only the mark tells a sign from a dash, so the number may not be readable without it.
+        is_readable = extract_number(content.reference) == gold
+        return content if is_readable else replace(content, reference=gold)
+
+    def comparable(self, text: str) -> str | None:
+        return extract_number(text)
+
+    def gold(self, item: "Item", pattern: re.Pattern[str] | None) -> str:
+        answer = item.reference or item.completion
+        number = extract_number(answer)
+        if number is None:
+            raise UserError(
+                f"{item.location}: no number in the gold answer {answer[:60]!r}; expected one, "
+                "such as '#### 18'"
+            )
+        return number

@@ -1,0 +1,26 @@
+"""Multiple choice by the letters of the options."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rankscope.data.items import LETTERS
+from rankscope.evaluate.scorers.choice import ChoiceScorer
+
+if TYPE_CHECKING:
+    from rankscope.data.rows import RowContent
+
+
+class OptionLetterScorer(ChoiceScorer):
+    """The likeliest letter is the answer."""
+
+    name = "option_letter"
+    summary = "log p of every letter"
+    metrics = {"letter": ""}
+    metric_choices = ("letter",)
+    needs_listed_options = True
+    scores_texts = False
+
+    def adapt_row(self, content: "RowContent", where: str) -> "RowContent":
+        content = super().adapt_row(content, where)
+        assert content.answer is not None
+        return replace(content, completion=LETTERS[content.answer])

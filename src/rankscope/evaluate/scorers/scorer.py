@@ -1,0 +1,143 @@
+"""What a scorer is: how items become tokens, how models are run on them, what is measured."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from rankscope.errors import UserError
+
+if TYPE_CHECKING:
+    from rankscope.config.study import EvaluateConfig
+    from rankscope.data.encode import Encoder
+    from rankscope.data.items import Item
+    from rankscope.data.registry import TaskSpec
+    from rankscope.data.rows import RowContent
+    from rankscope.evaluate.context_window import ContextWindow, EncodedSplit
+    from rankscope.evaluate.metrics import ModelScores
+    from rankscope.models.base import Base
+
+ScoreUnit = Literal["accuracy", "log_probability"]
+Encoded = TypeVar("Encoded")
+"""One item as token ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringJob:
+    """One split of one task, encoded, and the models to score on it."""
+
+    base: "Base"
+    """With the adapters attached."""
+    encoder: "Encoder"
+    spec: "TaskSpec"
+    split: "EncodedSplit"
+    adapter_names: Sequence[str | None]
+    """None is the bare base."""
+    settings: "EvaluateConfig"
+
+
+class UnscorableAnswer(UserError):
+    """The gold answer of a row has no form that the scorer can compare."""
+
+
+class Scorer(ABC, Generic[Encoded]):
+    """One way to score the items of a task under many models at once.
+
+    A subclass sets the attributes and implements :meth:`encode` and :meth:`run`. Its module imports
+    torch and transformers inside methods only, since the configuration imports every scorer.
+    """
+
+    name: str
+    """Value of a task's ``scorer``."""
+    summary: str
+    """What is computed, for the documentation."""
+    metrics: Mapping[str, str]
+    """Metric -> what it measures ("" if the name says it); the first is the default primary
+    metric."""
+    unit: ScoreUnit = "accuracy"
+    """Of the primary metric: a share of 1, or nats per token."""
+    version: int = 1
+    """Version of user tasks with this scorer; raise it when a change of the code moves scores."""
+    generates: bool = False
+    """Models write answers, so ``stop``, ``extract`` and ``max_new_tokens`` apply."""
+    needs_choices: bool = False
+    """Rows must have choices and the index of the right one."""
+    needs_listed_options: bool = False
+    """The prompt must show the lettered options."""
+    metric_choices: tuple[str, ...] = ()
+    """Metrics that a task may name as its primary metric."""
+    scores_one_row: bool = False
+    """Every item is one row with fixed target tokens, which the analysis of heads needs."""
+
+    @property
+    def default_metric(self) -> str:
+        """The primary metric of tasks that name no other."""
+        return next(iter(self.metrics))
+
+    def primary_metrics(self, spec: "TaskSpec") -> tuple[str, ...]:
+        """Those of ``metric_choices`` that are measured for a task."""
+        return self.metric_choices
+
+    def check_task(self, spec: "TaskSpec") -> None:
+        """Raise UserError for settings of a task that this scorer cannot use."""
+        where = f"task {spec.name!r}, scorer {self.name!r}"
+        if self.needs_listed_options and not spec.lists_options:
+            raise UserError(
+                f"{where}: the prompt needs {{options}}, so that the model sees which letter is "
+                "which"
+            )
+        for key, value in (("stop", spec.stop), ("extract", spec.extract)):
+            if value and not self.generates:
+                raise UserError(
+                    f"{where}: {key!r} applies to generated answers; remove it, or choose a scorer "
+                    "that generates, such as 'number' or 'exact_match'"
+                )
+        known = self.primary_metrics(spec)
+        if spec.primary_metric is not None and spec.primary_metric not in known:
+            raise UserError(
+                f"{where}: 'primary_metric' is {spec.primary_metric!r}, which is not measured; "
+                f"expected {' or '.join(map(repr, known)) or 'none'}"
+            )
+        if spec.num_fewshot and self.unit == "log_probability":
+            raise UserError(f"{where}: 'num_fewshot' applies to questions with answers; remove it")
+
+    def adapt_row(self, content: "RowContent", where: str) -> "RowContent":
+        """A row with the completion and gold answer that this scorer compares.
+
+        Raises:
+            UnscorableAnswer: a few such rows of a published data set are dropped and counted.
+            UserError: the row cannot be scored for another reason.
+        """
+        if self.needs_choices and content.answer is None:
+            raise UserError(f"{where}: scorer {self.name!r} needs rows with choices and an answer")
+        return replace(content, contexts=())
+
+    @abstractmethod
+    def encode(
+        self, encoder: "Encoder", items: "Sequence[Item]", spec: "TaskSpec", context: int | None
+    ) -> list[Encoded]:
+        """Every item as token ids. ``context``: most tokens of the model; None is no bound.
+
+        Raises:
+            UserError: an item that cannot be scored.
+        """
+
+    def num_tokens(self, encoded: Encoded) -> int:
+        """Tokens of context that an item needs; 0 if items fit by construction."""
+        return 0
+
+    def truncate_left(self, encoded: Encoded, window: "ContextWindow", where: str) -> Encoded:
+        """An item cut at its beginning to fit the context; ``where`` names it in errors."""
+        raise NotImplementedError
+
+    def is_cut_right(self, encoded: Encoded) -> bool:
+        """Only the first tokens of the item are scored."""
+        return False
+
+    def encoder_settings(self, encoder: "Encoder") -> dict[str, Any]:
+        """Settings of the encoder that scores depend on; part of the task's hash."""
+        return {}
+
+    @abstractmethod
+    def run(self, job: "ScoringJob") -> "dict[str | None, ModelScores]":
+        """Scores of every model of the job, items in order."""

@@ -1,0 +1,89 @@
+"""A method from one file is configured, labelled, estimated, trained, stored and loaded."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from tiny_models import base_of, tiny_llama
+from torch import Tensor
+from toy_training import protocol, toy_rows, trial
+
+from rankscope.config.arm import ArmConfig
+from rankscope.config.loader import study_json_schema
+from rankscope.models import methods
+from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.methods import get_method, method_names, register_method
+from rankscope.train.loop import train_group
+from rankscope.train.memory import MemoryModel, RowCounts
+
+IDS = [5, 9, 31, 7, 250, 3, 77, 12]
+ROWS = toy_rows()
+
+
+@pytest.fixture(autouse=True)
+def olora(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The method of the file beside this one, registered while a test runs."""
+    place = Path(__file__).with_name("method.py")
+    spec = importlib.util.spec_from_file_location("olora_method", place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
+    register_method(module.OloraMethod())
+
+
+def logits(base: Base, adapter_name: str | None) -> Tensor:
+    with torch.inference_mode():
+        batch = RowBatch.of([Row(IDS, range(len(IDS)), adapter_name)], base.device)
+        return base.logits(batch)
+
+
+def test_a_study_file_may_name_it() -> None:
+    assert "olora" in method_names()
+    arm = ArmConfig.model_validate({"method": ["lora", "olora"], "rank": 4, "lr": 1e-3})
+    assert [grid["method"] for grid in arm.grids()] == [["lora"], ["olora"]]
+    assert '"olora"' in str(study_json_schema()).replace("'", '"')
+    with pytest.raises(ValueError, match=r"'olorra': expected one of .*olora.* mean 'olora'"):
+        ArmConfig.model_validate({"method": "olorra", "rank": 4, "lr": 1e-3})
+    with pytest.raises(ValueError, match="'init_from' continues a LoRA or DoRA adapter"):
+        ArmConfig.model_validate({"method": "olora", "lr": 1e-3, "init_from": "x"})
+
+
+def test_its_label_and_its_memory_come_from_the_same_object() -> None:
+    spec = trial("o", method="olora")
+    assert spec.arm_label.startswith("olora r=4")
+    assert get_method("olora").label == "OLoRA"
+    model = MemoryModel(tiny_llama().config, torch.float32, torch.device("cpu"))
+    counts = RowCounts.of(ROWS)
+    needed = [
+        model.of_group([trial("a", method=name)], counts, protocol()).total_bytes
+        for name in ("lora", "olora")
+    ]
+    assert needed[0] < needed[1]  # A0 and B0 besides A and B
+
+
+def test_it_starts_as_the_base_trains_and_is_stored_as_peft_reads_it(tmp_path: Path) -> None:
+    base, specs = base_of(tiny_llama()), [trial("o", method="olora"), trial("l")]
+    bare = logits(base, None)
+    fresh = base_of(tiny_llama())
+    _, adapter = get_method("olora").prepare(fresh, specs[0], None, 1)  # type: ignore[arg-type]
+    assert float((logits(fresh, "o") - bare).norm()) < 1e-5 * float(bare.norm())
+    assert adapter.parameters()
+
+    result = train_group(base, specs, ROWS, protocol(max_steps=4))
+    trained = result.trial_states[0].adapter
+    assert trained is not None
+    tuned = logits(base, "o")
+    assert float((tuned - bare).norm()) > 1e-3 * float(bare.norm())
+
+    get_method("olora").save(trained, specs[0], base.record, tmp_path)
+    loaded = base_of(tiny_llama())
+    get_method("olora").load(loaded, specs[0], tmp_path)
+    assert float((logits(loaded, "o") - tuned).norm()) < 1e-5 * float(tuned.norm())
+    theirs = PeftModel.from_pretrained(tiny_llama(), str(tmp_path)).eval()
+    with torch.inference_mode():
+        expected = theirs(input_ids=torch.tensor([IDS])).logits[0]
+    assert float((expected - tuned).norm()) < 1e-5 * float(tuned.norm())
