@@ -226,7 +226,7 @@ def test_what_is_there_already_is_not_asked_for() -> None:
     idle = Truth(
         ranks=(8,), full_lrs=(), num_items=4000, seed_spread=0.0, accuracy=lambda r, lr: 0.3
     )
-    study = synthetic_study(idle, 2)
+    study = synthetic_study(idle, 0)
     (advice,) = recommend(study).advice
     (arm,) = summarize(study)["med"]
     gain = arm.summary.gain
