@@ -244,7 +244,7 @@ def test_what_is_there_already_is_not_asked_for() -> None:
     (arm,) = summarize(few)["med"]
     results = dataclasses.replace(results, study=few, arms=(arm,))
     assert arm.summary.gain is not None
-    more, _ = next_steps(results, undecided(arm))
+    (more,) = next_steps(results, undecided(arm))
     assert more.values["items"] > arm.summary.gain.n == 100
 
 
