@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from synthetic_study import Truth, synthetic_study
 
-from rankscope.advise.arms import Arm, pareto_front, summarize
+from rankscope.advise.arms import Arm, pareto_front, summarize_arms
 from rankscope.advise.comparisons import arm_difference, net_difference
 from rankscope.advise.next_steps import next_steps
 from rankscope.advise.recommend import _choose, recommend
 from rankscope.advise.select import choose
-from rankscope.advise.statistics.estimates import standard_error
+from rankscope.advise.statistics.estimates import clustered_standard_error
 from rankscope.advise.statistics.matching import cluster_labels
 from rankscope.advise.statistics.power import data_needed
 from rankscope.advise.statistics.significance import holm
@@ -24,7 +24,7 @@ TRUTH = Truth(ranks=(2, 8, 32), num_items=120, tasks=("med", "law"), retention=(
 
 
 def by_label(study: StudyRecords) -> dict[str, Arm]:
-    return {a.summary.label: a for a in summarize(study)["med"]}
+    return {a.summary.label: a for a in summarize_arms(study)["med"]}
 
 
 def mean(study: StudyRecords, arm: Arm, task: str) -> float:
@@ -101,7 +101,7 @@ def test_small_losses_that_add_up_are_clearly_worse_than_full() -> None:
 
 def test_the_declared_family_is_all_arms_on_all_training_tasks() -> None:
     study = synthetic_study(TRUTH)
-    gains = [a.summary.gain for arms in summarize(study).values() for a in arms]
+    gains = [a.summary.gain for arms in summarize_arms(study).values() for a in arms]
     found = [g for g in gains if g is not None and g.p is not None]
     assert len(found) == 8
     assert [g.p_holm for g in found] == pytest.approx(holm([g.p or 0.0 for g in found]))
@@ -144,10 +144,12 @@ def test_cells_have_clustered_errors() -> None:
     base = recommend(study).base
     own = study.items[BASE, "med", "test"]
     assert base["med"].value == pytest.approx(own.scores.mean())
-    assert base["med"].standard_error == pytest.approx(standard_error(own.scores, own.subjects))
+    assert base["med"].standard_error == pytest.approx(
+        clustered_standard_error(own.scores, own.subjects)
+    )
     by_themselves = recommend(synthetic_study(TRUTH)).base["med"]
     assert by_themselves.clusters is None
-    assert by_themselves.standard_error == pytest.approx(standard_error(own.scores))
+    assert by_themselves.standard_error == pytest.approx(clustered_standard_error(own.scores))
 
 
 def test_forgetting_of_text_stands_beside_forgetting_of_answers() -> None:
@@ -157,7 +159,7 @@ def test_forgetting_of_text_stands_beside_forgetting_of_answers() -> None:
         for t in study.tasks
     )
     mixed = dataclasses.replace(study, tasks=nats)
-    arms = summarize(mixed)["med"]
+    arms = summarize_arms(mixed)["med"]
     for arm in arms:
         summary = arm.summary
         assert summary.forgetting is not None
@@ -211,7 +213,7 @@ def test_an_arm_is_chosen_by_its_gain_on_items_that_the_base_has_too() -> None:
     altered = dataclasses.replace(study, items=items)
     kept = right & (np.arange(len(right)) != first)
     tuned = [items[t.spec.trial_id, "med", "validation"].scores[kept].mean() for t in study.trials]
-    (arm,) = summarize(altered)["med"]
+    (arm,) = summarize_arms(altered)["med"]
     assert arm.summary.validation_gain == pytest.approx(np.mean(tuned) - 1)
     objective = study.config.objective
     chosen = _choose(altered, "med", (arm,), objective).best
@@ -228,7 +230,7 @@ def test_what_is_there_already_is_not_asked_for() -> None:
     )
     study = synthetic_study(idle, 0)
     (advice,) = recommend(study).advice
-    (arm,) = summarize(study)["med"]
+    (arm,) = summarize_arms(study)["med"]
     gain = arm.summary.gain
     assert gain is not None
     needed = data_needed(gain, 0.02).items
@@ -241,7 +243,7 @@ def test_what_is_there_already_is_not_asked_for() -> None:
     assert (enough.values, rate.kind) == ({"effect": 0.02}, "learning_rate")
     assert not any({"items", "seeds"} & step.values.keys() for step in advice.next_steps)
     few = synthetic_study(dataclasses.replace(idle, num_items=100), 2)
-    (arm,) = summarize(few)["med"]
+    (arm,) = summarize_arms(few)["med"]
     results = dataclasses.replace(results, study=few, arms=(arm,))
     assert arm.summary.gain is not None
     (more,) = next_steps(results, undecided(arm))
@@ -307,7 +309,7 @@ def test_what_items_alone_cannot_show_is_put_down_to_what_hides_it() -> None:
     """Two seeds 5 points apart would show a gain of 30 to anyone who knew that they vary so."""
     truth = Truth(ranks=(8,), full_lrs=(), accuracy=lambda r, lr: 0.6, seeds=(0, 1))
     study = synthetic_study(truth)
-    (arm,) = summarize(study)["med"]
+    (arm,) = summarize_arms(study)["med"]
     objective = study.config.objective
 
     def told(seed_error: float) -> str:

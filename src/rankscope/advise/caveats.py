@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from rankscope.advise.arms import Arm, retention_tasks
 from rankscope.advise.comparisons import arm_difference
 from rankscope.advise.messages import Counted, Measured, arm_name, message
-from rankscope.advise.statistics.estimates import standard_error
+from rankscope.advise.statistics.estimates import clustered_standard_error
 from rankscope.advise.statistics.power import detectable
 from rankscope.advise.task_results import FIRM_SEEDS, TaskResults
 from rankscope.formatting import POINTS, amount
@@ -102,7 +102,7 @@ def _retention(results: TaskResults, subject: Arm | None) -> Iterator[AdviceMess
         return
     for task in tasks:
         scores = results.base_scores(task.name)
-        error = standard_error(scores) if scores.size else None
+        error = clustered_standard_error(scores) if scores.size else None
         if task.chance is None or error is None:
             continue
         base = float(scores.mean())

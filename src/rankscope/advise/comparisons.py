@@ -5,9 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from rankscope.advise.arms import Arm, adjusted_within_family, retention_tasks
-from rankscope.advise.select import Choice
+from rankscope.advise.select import ArmChoice
 from rankscope.advise.statistics.estimates import weighted_estimate
-from rankscope.advise.statistics.matching import compared, paired_scores, scores_of, with_all
+from rankscope.advise.statistics.matching import (
+    align_scores,
+    paired_scores,
+    stored_scores,
+    trials_with_all_scores,
+)
 from rankscope.records import BASE, ArmComparison, Estimate, StudyRecords
 
 
@@ -18,8 +23,8 @@ def arm_difference(
     if second is None:
         pair = paired_scores(study, first.finished, task, "test")
     else:
-        rows, others = (scores_of(study, arm.finished, task, "test") for arm in (first, second))
-        pair = compared(rows, others, trained=True)
+        rows, others = (stored_scores(study, arm.finished, task, "test") for arm in (first, second))
+        pair = align_scores(rows, others, trained=True)
     return None if pair is None else weighted_estimate([pair])
 
 
@@ -42,15 +47,19 @@ def net_difference(
     if weights[1] and retention:
         names += retention
         shares += [weights[1] / len(retention)] * len(retention)
-    complete = with_all(study, first.finished, names, "test")
-    other = None if second is None else with_all(study, second.finished, names, "test")
+    complete = trials_with_all_scores(study, first.finished, names, "test")
+    other = (
+        None if second is None else trials_with_all_scores(study, second.finished, names, "test")
+    )
     pairs = []
     for name in names:
         if other is None:
             pairs.append(paired_scores(study, complete, name, "test"))
         else:
-            rows, others = (scores_of(study, trials, name, "test") for trials in (complete, other))
-            pairs.append(compared(rows, others, trained=True))
+            rows, others = (
+                stored_scores(study, trials, name, "test") for trials in (complete, other)
+            )
+            pairs.append(align_scores(rows, others, trained=True))
     known = [pair for pair in pairs if pair is not None]
     return weighted_estimate(known, shares) if len(known) == len(names) else None
 
@@ -62,7 +71,7 @@ def forgetting_difference(study: StudyRecords, first: Arm, second: Arm) -> float
 
 
 def compare_candidates(
-    study: StudyRecords, choices: Mapping[str, Choice]
+    study: StudyRecords, choices: Mapping[str, ArmChoice]
 ) -> dict[str, tuple[ArmComparison, ...]]:
     """Each LoRA candidate against full fine-tuning, and each rank against the next, by task.
 
@@ -78,7 +87,7 @@ def compare_candidates(
     }
 
 
-def _compare_task(study: StudyRecords, task: str, choice: Choice) -> list[ArmComparison]:
+def _compare_task(study: StudyRecords, task: str, choice: ArmChoice) -> list[ArmComparison]:
     pairs: list[tuple[Literal["full", "ranks"], Arm, Arm]] = []
     series: dict[tuple[object, ...], dict[int, Arm]] = {}
     for candidate in sorted(choice.candidates, key=lambda c: c.utility):

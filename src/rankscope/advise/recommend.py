@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rankscope.advise.arms import Arm, base_estimates, summarize
+from rankscope.advise.arms import Arm, base_estimates, summarize_arms
 from rankscope.advise.comparisons import compare_candidates
 from rankscope.advise.decide import decide
 from rankscope.advise.mitigation import compare_mitigations
 from rankscope.advise.next_steps import next_steps
 from rankscope.advise.reasons import reasons_for
-from rankscope.advise.select import Candidate, Choice, choose, task_objective
+from rankscope.advise.select import ArmChoice, Candidate, choose, task_objective
 from rankscope.advise.statistics.significance import ALPHA, holm
 from rankscope.advise.subjects import subject_changes
 from rankscope.advise.task_results import TaskResults
-from rankscope.config.study import ObjectiveConfig
+from rankscope.config.objective import ObjectiveConfig
 from rankscope.records import BASE, Recommendation, StudyRecords, TaskAdvice
 
 
@@ -31,7 +31,7 @@ def recommend(study: StudyRecords) -> Recommendation:
     shown to beat the base and no arm gains the margin, or more is forgotten than gained.
     ``not_decided``: nothing finished, too little data, or the intervals are too wide.
     """
-    arms = summarize(study)
+    arms = summarize_arms(study)
     objectives = {task: task_objective(study, task) for task in arms}
     choices = {task: _choose(study, task, arms[task], objectives[task]) for task in arms}
     comparisons = compare_candidates(study, choices)
@@ -87,14 +87,14 @@ def method_text(objective: ObjectiveConfig, task_objectives: Sequence[ObjectiveC
 
 def _choose(
     study: StudyRecords, task: str, arms: tuple[Arm, ...], objective: ObjectiveConfig
-) -> Choice:
+) -> ArmChoice:
     base = study.items.get((BASE, task, "validation"))
     scores = np.empty(0) if base is None else base.scores
     finite = scores[np.isfinite(scores)]
     return choose(arms, float(finite.mean()) if finite.size else None, objective)
 
 
-def _candidate_p(choices: Mapping[str, Choice]) -> dict[str, dict[str, float]]:
+def _candidate_p(choices: Mapping[str, ArmChoice]) -> dict[str, dict[str, float]]:
     """p of the gain of every arm that may be recommended, by task and label.
 
     They are one family over all tasks for Holm's correction; an untested gain counts as p = 1.

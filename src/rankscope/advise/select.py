@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import log
 
 from rankscope.advise.arms import Arm, retention_tasks
-from rankscope.config.study import ObjectiveConfig
+from rankscope.config.objective import ObjectiveConfig
 from rankscope.records import StudyRecords
 
 
@@ -29,7 +29,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ArmChoice:
     """How the validation split ranks the arms of one task."""
 
     candidates: tuple[Candidate, ...]
@@ -62,7 +62,7 @@ def task_objective(study: StudyRecords, task: str) -> ObjectiveConfig:
     return objective
 
 
-def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveConfig) -> Choice:
+def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveConfig) -> ArmChoice:
     """Choose an arm of one task; the learning rate is chosen first, per configuration.
 
     Args:
@@ -97,7 +97,7 @@ def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveCo
         and arm is not best_lora.arm
         and utility(arm, 1.0) > best_lora.utility
     ]
-    return Choice(
+    return ArmChoice(
         candidates=tuple(candidates),
         best=best,
         chosen=None if best is None else (_smallest_rank(lora, best, objective) or best),

@@ -8,9 +8,9 @@ import numpy.typing as npt
 
 from rankscope.advise.arms import Arm, retention_tasks
 from rankscope.advise.comparisons import net_difference
-from rankscope.advise.select import Choice
+from rankscope.advise.select import ArmChoice
 from rankscope.advise.statistics.significance import ALPHA
-from rankscope.config.study import ObjectiveConfig
+from rankscope.config.objective import ObjectiveConfig
 from rankscope.formatting import POINTS, Unit, unit_of
 from rankscope.records import (
     BASE,
@@ -36,7 +36,7 @@ class TaskResults:
     study: StudyRecords
     task: str
     arms: tuple[Arm, ...]
-    choice: Choice
+    choice: ArmChoice
     objective: ObjectiveConfig
     """Of this task: forgetting in another unit than the gain has weight 0."""
     comparisons: tuple[ArmComparison, ...] = ()

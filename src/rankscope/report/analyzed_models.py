@@ -1,4 +1,4 @@
-"""Models whose weights and heads were analyzed: arms of a study, or the models of an inspection."""
+"""Models with analyzed weights and heads: arms of a study, or the models of an inspection."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,13 @@ from typing import Any
 
 import pandas as pd
 
+from rankscope.formatting import number
 from rankscope.records import HeadsRecord, Inspection, MatrixSpectrum, NormGrowth, SpectraRecord
-from rankscope.report.charts.figure import range_columns, tidy
+from rankscope.report.charts.figure import range_cells
 from rankscope.report.charts.rank_lines import RankAxis, RankLine, RankPoint
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import DASHES, FULL, SYMBOLS, Color, rank_colors
+from rankscope.report.table_formats import table_from_rows
 
 Measure = Callable[[SpectraRecord], float | None]
 
@@ -26,11 +28,11 @@ MATRIX_COLUMNS: Mapping[str, Callable[[MatrixSpectrum], float]] = {
     "chance, index-matched": lambda m: fmean(m.chance_index),
     "chance, max-matched": lambda m: fmean(m.chance_max),
     "chance, subspace": lambda m: fmean(m.chance_subspace),
-    "chance, subspace, left": lambda m: m.chance_subspace[0],
-    "chance, subspace, right": lambda m: m.chance_subspace[1],
     "intruders": lambda m: m.intruders,
     "energy share": lambda m: m.intruder_energy,
     "k": lambda m: m.top_k,
+    "chance of the left subspace": lambda m: m.chance_subspace[0],
+    "chance of the right subspace": lambda m: m.chance_subspace[1],
     "ill-conditioned vectors": lambda m: m.ill_conditioned,
 }
 """What is shown of one matrix; similarities are means of left and right vectors."""
@@ -98,22 +100,21 @@ class AnalyzedModels:
 
     def over_seeds(self, measures: Mapping[str, Measure]) -> pd.DataFrame:
         """One row per model: mean, smallest and largest of each measure over seeds."""
-        models = [model for model in self.models if model.spectra]
-        columns: dict[str, Sequence[object]] = {
-            "arm": [model.label for model in models],
-            "rank": [model.rank for model in models],
-        }
-        for title, measure in measures.items():
-            samples = [[measure(spectra) for spectra in model.spectra] for model in models]
-            columns |= range_columns(title, samples)
-        return tidy(columns, {"rank": 0})
+        rows = []
+        for model in self.models:
+            cells: dict[str, Any] = {"arm": model.label, "rank": model.rank}
+            for title, measure in measures.items():
+                cells |= range_cells(title, map(measure, model.spectra))
+            if model.spectra:
+                rows.append(cells)
+        return table_from_rows(rows)
 
-    def by_rank(self, measure: Measure) -> list[tuple[str, float]]:
-        """("r=8", mean over seeds) for the models on the focus line, by rising rank."""
-        line = self.rank_axis.focus_line
+    def by_rank(self, measure: Measure, digits: int | None = None, preposition: str = "at") -> str:
+        """``0.9 at r=8, 0.8 at r=32``: means over seeds on the focus line; empty if unknown."""
         models = {model.label: model for model in self.models}
-        points = [(f"r={p.rank}", models.get(p.arm)) for p in (line.points if line else ())]
-        return [(text, v) for text, m in points if m and (v := m.mean(measure)) is not None]
+        points = [(p.rank, models[p.arm].mean(measure)) for p in self.rank_axis.focus_points]
+        known = [(rank, value) for rank, value in points if value is not None]
+        return ", ".join(f"{number(v, digits)} {preposition} r={rank}" for rank, v in known[:8])
 
     def full(self, measure: Measure) -> float | None:
         """The mean over seeds for full fine-tuning."""
@@ -163,7 +164,7 @@ def arms_analyzed(view: StudyView, task: str) -> AnalyzedModels:
     )
     focus = tuple(arm.label for arm in view.focus_arms(task))
     rank_axis = view.rank_axis(task)
-    on_line = {p.arm: p.rank for p in (rank_axis.focus_line.points if rank_axis.focus_line else ())}
+    on_line = {point.arm: point.rank for point in rank_axis.focus_points}
     norms = [
         (on_line[m.label], norm)
         for m in models

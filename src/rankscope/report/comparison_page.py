@@ -4,25 +4,23 @@ from pathlib import Path, PurePath
 
 import pandas as pd
 
-from rankscope.formatting import NATS, POINTS, Unit, count, difference, number, safe_text
+from rankscope.formatting import count, difference, safe_text, unit_of
 from rankscope.records import ComparedCell, Provenance, StudyComparison, StudyPair
-from rankscope.report.charts.figure import Figure, make_table, plot_text
-from rankscope.report.charts.interval_rows import IntervalRow, interval_rows
+from rankscope.report.charts.figure import Figure, interval_cells, interval_digits
+from rankscope.report.charts.interval_rows import interval_rows
+from rankscope.report.figures.transfer import excludes_zero
 from rankscope.report.page import render_page, write_page
 from rankscope.report.style import FULL, MUTED, Color, rank_colors
+from rankscope.report.table_formats import table_from_rows
 
 MAX_ARMS = 80
 """Arms drawn; all of them are in the table."""
-ESTIMATES = ("first", "second", "difference")
-COLUMNS = {
-    **dict.fromkeys(("arm", "tested on")),
-    **{f"{name}{end}": 2 for name in ESTIMATES for end in ("", ", low", ", high")},
+DIGITS = {
+    **interval_digits("first", 2),
+    **interval_digits("second", 2),
+    **interval_digits("difference", 2),
     "p": 4,
     "p, Holm": 4,
-    "paired": None,
-    "same models": None,
-    "items": 0,
-    "seeds": 0,
 }
 CAPTION = """Right of zero, the second study scored higher. Lines are 95 % intervals. A hollow \
 mark is unpaired: the studies did not score the same items in the same way."""
@@ -65,8 +63,12 @@ def compared_ranks(comparison: StudyComparison) -> tuple[int, ...]:
 
 def facets_table(pair: StudyPair) -> pd.DataFrame:
     """What the studies were made of."""
-    rows = [(f.what, "yes" if f.same else "no", f.text) for f in pair.facets]
-    return make_table({"what": None, "same": None, "details": None}, rows)
+    return table_from_rows(
+        [
+            {"what": f.what, "same": "yes" if f.same else "no", "details": f.text}
+            for f in pair.facets
+        ]
+    )
 
 
 def comparison_figures(pair: StudyPair, place: int, ranks: tuple[int, ...]) -> list[Figure]:
@@ -83,21 +85,29 @@ def draw_pair(
 ) -> Figure:
     """One training task of a pair of studies; ``trained_on`` None: the untuned bases."""
     cells = [cell for cell in pair.cells if cell.trained_on == trained_on]
-    tests = sorted(dict.fromkeys(c.tested_on for c in cells), key=lambda test: test != trained_on)
-    arms = list(dict.fromkeys(cell.arm or "base" for cell in cells))[:MAX_ARMS]
-    layers = {
-        test: [mark(c, colors) for c in cells if c.tested_on == test and (c.arm or "base") in arms]
-        for test in tests
-    }
-    units = {unit_of(cell).difference for cell in cells}
-    unit = "points or nats" if len(units) > 1 else units.pop()
-    plot, choices = interval_rows(layers, arms, f"difference, {unit}")
+    # The drop-down opens on the training task.
+    cells.sort(key=lambda cell: cell.tested_on != trained_on)
+    frame = table_from_rows([row(cell) for cell in cells], DIGITS)
+    arms = list(dict.fromkeys(frame["arm"]))[:MAX_ARMS]
+    is_drawn = frame["arm"].isin(arms)
+    drawn = [cell for cell, shown in zip(cells, is_drawn, strict=True) if shown]
+    units = {unit_of(cell.score_unit).difference for cell in cells}
+    plot, choices = interval_rows(
+        frame[is_drawn],
+        "arm",
+        "difference",
+        colors=[(FULL if c.full else colors.get(c.rank or 0, MUTED)).light for c in drawn],
+        hollow=[not cell.paired for cell in drawn],
+        words=["tested on", "paired", "same models"],
+        x_title=f"difference, {'points or nats' if len(units) > 1 else units.pop()}",
+        layer="tested on",
+    )
     about = "untuned bases" if trained_on is None else f"arms trained on {trained_on}"
     return Figure(
         key=key,
         title=f"{safe_text(pair.second, 60)} minus {safe_text(pair.first, 60)}, {about}",
         finding=finding(cells),
-        data=make_table(COLUMNS, [row(cell) for cell in cells]),
+        data=frame,
         plot=None if trained_on is None else plot,
         caption=CAPTION,
         choices=choices,
@@ -105,54 +115,28 @@ def draw_pair(
     )
 
 
-def unit_of(cell: ComparedCell) -> Unit:
-    """The unit of the scores of a task."""
-    return POINTS if cell.score_unit == "accuracy" else NATS
-
-
-def row(cell: ComparedCell) -> tuple[object, ...]:
+def row(cell: ComparedCell) -> dict[str, object]:
     """A cell in its unit."""
-    scale, change = unit_of(cell).scale, cell.difference
-    values = [
-        None if value is None else value * scale
-        for estimate in (cell.first, cell.second, change)
-        for value in (estimate.value, estimate.low, estimate.high)
-    ]
-    flags = ["yes" if flag else "no" for flag in (cell.paired, cell.same_models)]
-    arm = cell.arm or "base"
-    return (
-        arm, cell.tested_on, *values, change.p, change.p_holm, *flags, change.n, change.seeds
-    )  # fmt: skip
-
-
-def mark(cell: ComparedCell, colors: dict[int, Color]) -> IntervalRow:
-    """A mark of the plot."""
-    scale, arm = unit_of(cell).scale, cell.arm or "base"
-    value, low, high = (
-        None if v is None else v * scale
-        for v in (cell.difference.value, cell.difference.low, cell.difference.high)
-    )
-    ends = "the same models" if cell.same_models else "interval unknown"
-    if low is None or high is None:
-        low = high = None
-    else:
-        ends = f"{number(low, 2)} to {number(high, 2)}"
-    hover = f"<b>{plot_text(arm)}</b><br>{plot_text(cell.tested_on)}: {number(value, 2)} ({ends})"
-    hover += f"<br>{'paired' if cell.paired else 'unpaired'}"
-    color = FULL if cell.full else colors.get(cell.rank or 0, MUTED)
-    return IntervalRow(arm, value or 0.0, low, high, color.light, hover, hollow=not cell.paired)
+    unit, change = unit_of(cell.score_unit), cell.difference
+    return {
+        "arm": cell.arm or "base",
+        "tested on": cell.tested_on,
+        **interval_cells("first", cell.first, unit),
+        **interval_cells("second", cell.second, unit),
+        **interval_cells("difference", change, unit),
+        "p": change.p,
+        "p, Holm": change.p_holm,
+        "paired": "yes" if cell.paired else "no",
+        "same models": "yes" if cell.same_models else "no",
+        "items": change.n,
+        "seeds": change.seeds,
+    }
 
 
 def finding(cells: list[ComparedCell]) -> str:
     """How many differences exclude zero, and the largest."""
     arms = len({cell.arm for cell in cells})
-    clear = [
-        c
-        for c in cells
-        if c.difference.low is not None
-        and c.difference.high is not None
-        and (c.difference.low > 0 or c.difference.high < 0)
-    ]
+    clear = [cell for cell in cells if excludes_zero(cell.difference)]
     compared = "The bases" if cells[0].arm is None else f"{count(arms, 'arm')} in both studies"
     same, left_out = sum(cell.same_models for cell in cells), arms - MAX_ARMS
     paired = sum(cell.paired for cell in cells)
@@ -163,7 +147,7 @@ def finding(cells: list[ComparedCell]) -> str:
     if clear:
         most = max(clear, key=lambda cell: abs(cell.difference.value))
         arm = "" if most.arm is None else f"{most.arm} "
-        text += f"; the largest is {difference(most.difference.value, unit_of(most))} "
+        text += f"; the largest is {difference(most.difference.value, unit_of(most.score_unit))} "
         text += f"({arm}on {most.tested_on})"
     text += "."
     if left_out > 0:

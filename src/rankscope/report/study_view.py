@@ -15,6 +15,7 @@ from rankscope.records import (
     Recommendation,
     StudyRecords,
     TaskAdvice,
+    TaskMitigation,
     TrialRecords,
     trained_parts,
 )
@@ -109,6 +110,15 @@ class StudyView:
     def unit(self, task: str) -> Unit:
         """Unit of the scores of a task and of their differences."""
         return NATS if self.study.task(task).score_unit == "log_probability" else POINTS
+
+    def plane_titles(self, task: str) -> tuple[str, str]:
+        """Column titles of gain and forgetting, with their units."""
+        lost = self.forgetting_unit(task)
+        return f"gain over base, {self.unit(task).difference}", f"forgetting, {lost.difference}"
+
+    def mitigation(self, task: str) -> TaskMitigation | None:
+        """Scaled variants and mitigations of one training task."""
+        return next((m for m in self.recommendation.mitigation if m.task == task), None)
 
     @cached_property
     def retention_tasks(self) -> tuple[str, ...]:

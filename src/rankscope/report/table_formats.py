@@ -34,7 +34,7 @@ MAX_PAGE_CELL = 300
 
 
 def table_from_rows(
-    rows: Sequence[Mapping[str, Cell]], digits: Mapping[str, int] = MappingProxyType({})
+    rows: Sequence[Mapping[str, object]], digits: Mapping[str, int] = MappingProxyType({})
 ) -> pd.DataFrame:
     """A DataFrame from rows, each a mapping of column title to cell; None is unknown.
 

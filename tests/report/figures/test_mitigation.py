@@ -50,12 +50,12 @@ def test_a_study_without_scales_has_no_such_figure() -> None:
         # The largest difference is of one seed: it is not called the best, nor shown.
         (
             [comparison("lucky", -0.5, None), comparison("steady", -0.1, 0.01)],
-            "1 are better and 0 worse. The largest significant improvement: steady",
+            "significantly better: 1, worse: 0. The largest improvement: steady",
             "lucky",
         ),
         ([comparison("a", -0.3, 0.4), comparison("b", 0.1, 1.0)], "none of these", "largest"),
-        ([comparison("a", 0.2, 0.01)], "0 are better and 1 worse", "largest"),
-        ([comparison("a", -0.2, None)], "over fewer than three seeds", "are better"),
+        ([comparison("a", 0.2, 0.01)], "significantly better: 0, worse: 1", "largest"),
+        ([comparison("a", -0.2, None)], "over fewer than three seeds", "better:"),
     ],
 )
 def test_nothing_is_called_better_that_is_not_shown(

@@ -18,7 +18,7 @@ def test_plane_front_equals_the_definition(view: StudyView) -> None:
         for a in view.arms("med")
         if a.gain and a.forgetting
     }
-    front = [arm.label for arm in plane.pareto_front(view.arms("med"))]
+    front = [arm.label for arm in plane.plane_front(view.arms("med"))]
     for label, (gain, fall) in points.items():
         beaten = any(g >= gain and f <= fall and (g, f) != (gain, fall) for g, f in points.values())
         assert (label in front) != beaten

@@ -1,7 +1,7 @@
 """A figure: a title, a finding in one sentence, one data frame, and a plot drawn from it."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from rankscope.formatting import MAX_NAME, Unit, number, safe_text
 from rankscope.records import Estimate
 from rankscope.report.style import GRID, INK, MUTED, NEUTRAL, SURFACE
+from rankscope.report.table_formats import frame_rows
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
@@ -37,7 +38,7 @@ class Figure:
     finding: str
     """What to see, computed from the data; without a plot, what is missing."""
     data: pd.DataFrame
-    """Made by ``tidy``. The plot, its hover texts, the table and the CSV file all come from it."""
+    """From ``table_from_rows``. The plot, its hover texts, the table and the CSV file show it."""
     plot: go.Figure | None = None
     caption: str = ""
     """How to read the plot."""
@@ -48,104 +49,65 @@ class Figure:
     """Pixels below which the plot scrolls sideways instead of shrinking."""
 
 
-def tidy(
-    columns: Mapping[str, Sequence[object]], digits: Mapping[str, int] | None = None
-) -> pd.DataFrame:
-    """A frame that keeps values exactly as they are: whole numbers stay whole, unknown is None.
-
-    Args:
-        columns: values by column title; the titles are those of the table.
-        digits: digits after the point by column title; other columns show three significant ones.
-    """
-    frame = pd.DataFrame(
-        {title: pd.Series(values, dtype=object) for title, values in columns.items()}
-    )
-    frame.attrs["digits"] = dict(digits or {})
-    return frame
+def interval_cells(title: str, estimate: Estimate | None, unit: Unit) -> dict[str, float | None]:
+    """An estimate in its unit as three cells: ``x``, ``x, low`` and ``x, high``."""
+    ends = (None,) * 3 if estimate is None else (estimate.value, estimate.low, estimate.high)
+    value, low, high = (None if end is None else end * unit.scale for end in ends)
+    return {title: value, f"{title}, low": low, f"{title}, high": high}
 
 
-def make_table(columns: Mapping[str, int | None], rows: Sequence[Sequence[object]]) -> pd.DataFrame:
-    return tidy(
-        {title: [row[i] for row in rows] for i, title in enumerate(columns)},
-        {title: digits for title, digits in columns.items() if digits is not None},
-    )
-
-
-def interval_columns(
-    title: str, estimates: Sequence[Estimate | None], unit: Unit
-) -> dict[str, list[Any]]:
-    """Value, lower and upper end of estimates in their unit: ``x``, ``x, low`` and ``x, high``."""
-
-    def scaled(value: float | None) -> float | None:
-        return None if value is None else value * unit.scale
-
-    return {
-        title: [scaled(e.value) if e else None for e in estimates],
-        f"{title}, low": [scaled(e.low) if e else None for e in estimates],
-        f"{title}, high": [scaled(e.high) if e else None for e in estimates],
-    }
-
-
-def range_columns(title: str, samples: Sequence[Sequence[float | None]]) -> dict[str, list[Any]]:
-    """Mean, smallest and largest of the known values of each row, titled as an interval."""
-    known = [[v for v in row if v is not None and math.isfinite(v)] for row in samples]
-    return {
-        title: [fmean(row) if row else None for row in known],
-        f"{title}, low": [min(row) if len(row) > 1 else None for row in known],
-        f"{title}, high": [max(row) if len(row) > 1 else None for row in known],
-    }
+def range_cells(title: str, values: Iterable[float | None]) -> dict[str, float | None]:
+    """The mean of the known values, the smallest and the largest, titled as an interval."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    ends = (min(known), max(known)) if len(known) > 1 else (None, None)
+    mean = fmean(known) if known else None
+    return {title: mean, f"{title}, low": ends[0], f"{title}, high": ends[1]}
 
 
 def interval_digits(title: str, digits: int) -> dict[str, int]:
-    """Digits of the three columns of ``interval_columns``."""
+    """Digits of the three cells of a value with its interval."""
     return {title: digits, f"{title}, low": digits, f"{title}, high": digits}
 
 
-def is_known(value: object) -> bool:
-    """Whether a cell holds a value."""
-    return value is not None and not (isinstance(value, float) and math.isnan(value))
-
-
-def records(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows of a frame as dictionaries; unknown is None."""
-    for row in frame.itertuples(index=False, name=None):
-        yield {
-            title: value if is_known(value) else None
-            for title, value in zip(frame.columns, row, strict=True)
-        }
+    return [dict(zip(frame.columns, row, strict=True)) for row in frame_rows(frame)]
 
 
 def hover_texts(frame: pd.DataFrame, name: str, values: Mapping[str, str]) -> list[str]:
-    """A hover text for each row: its name in bold, then each value with its interval.
+    """A hover text for each row: its name in bold, then each known value with its interval.
 
     Args:
-        frame: made by ``tidy``.
+        frame: from ``table_from_rows``.
         name: column of the name.
         values: column by the word in front of the value.
     """
     digits: Mapping[str, int] = frame.attrs.get("digits", {})
 
     def line(row: Mapping[str, Any], word: str, title: str) -> str:
-        value = row[title]
-        shown = plot_text(value) if isinstance(value, str) else number(value, digits.get(title))
-        text = f"{word} {shown}".strip()
-        if f"{title}, low" not in row:
-            return text
-        ends = [row[f"{title}, {end}"] for end in ("low", "high")]
-        if None in ends:
-            return f"{text} (interval unknown)"
-        low, high = (number(end, digits.get(title)) for end in ends)
-        return f"{text} ({low} to {high})"
+        value, places = row[title], digits.get(title)
+        shown = plot_text(value) if isinstance(value, str) else number(value, places)
+        if f"{title}, low" in row:
+            shown = value_text(value, row[f"{title}, low"], row[f"{title}, high"], places)
+        return f"{word} {shown}".strip()
 
     return [
         "<br>".join(
-            [
-                f"<b>{plot_text(row[name])}</b>",
-                *(line(row, w, t) for w, t in values.items() if row[t] is not None),
-            ]
+            [f"<b>{plot_text(row[name])}</b>"]
+            + [line(row, word, t) for word, t in values.items() if row[t] is not None]
         )
         for row in records(frame)
     ]
+
+
+def value_text(
+    value: float, low: float | None, high: float | None, digits: int | None = None
+) -> str:
+    """A value with its interval, such as ``3.1 (1.0 to 5.2)``."""
+    ends = "interval unknown"
+    if low is not None and high is not None:
+        ends = f"{number(low, digits)} to {number(high, digits)}"
+    return f"{number(value, digits)} ({ends})"
 
 
 def plot_text(text: object) -> str:

@@ -15,7 +15,6 @@ from rankscope.report.charts.figure import (
     Choice,
     axis,
     hover_texts,
-    is_known,
     layout,
     panel_heading,
     plot_text,
@@ -23,9 +22,10 @@ from rankscope.report.charts.figure import (
 )
 from rankscope.report.style import BETTER, INK, MANY, NEUTRAL, NONE_YET, WORSE
 
-SIGNED = [[0, WORSE.light], [0.5, NEUTRAL.light], [1, BETTER.light]]
-"""Orange below zero, blue above."""
-AMOUNT = [[0, NONE_YET.light], [1, MANY.light]]
+CELL = 16
+"""Size of a cell of a panel, pixels."""
+NARROWEST = 110
+"""Least width of a panel, pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,31 +35,52 @@ class Grid:
     values: pd.DataFrame
     """Unknown cells are NaN and stay empty."""
     signed: bool = False
-    """The color scale is centered at zero."""
+    """Orange below zero, blue above; else pale to violet from zero."""
     reach: float | None = None
     """The end of the color scale; the largest value of this grid if None."""
     texts: pd.DataFrame | None = None
     """Written in the cells."""
     hover: pd.DataFrame | None = None
-    framed: tuple[tuple[int, int], ...] = ()
+    framed: Sequence[tuple[str, str]] = ()
     """(row, column) of the cells with a frame; only for plots of one panel."""
 
     @property
     def largest(self) -> float:
         """The largest known absolute value; 0 if none is known."""
-        values = np.abs(self.values.to_numpy(dtype=float))
-        return 0.0 if np.isnan(values).all() else float(np.nanmax(values))
+        return float(np.nan_to_num(np.abs(self.values.to_numpy(dtype=float))).max(initial=0.0))
+
+    def trace(self, gap: int, reach: float | None = None) -> dict[str, Any]:
+        """Settings of the trace."""
+        end = (self.reach or self.largest if reach is None else reach) or 1.0
+        middle = [[0.5, NEUTRAL.light]] if self.signed else []
+        low, high = (WORSE, BETTER) if self.signed else (NONE_YET, MANY)
+        values = self.values.to_numpy(dtype=float)
+        return {
+            "x": [plot_text(column) for column in self.values.columns],
+            "y": [plot_text(row) for row in self.values.index],
+            "z": [[None if np.isnan(value) else float(value) for value in row] for row in values],
+            "text": None if self.texts is None else self.texts.to_numpy().tolist(),
+            "hoverinfo": "text",
+            "hovertext": None if self.hover is None else self.hover.to_numpy().tolist(),
+            "hovertemplate": "%{y}, %{x}: %{z:.3~g}<extra></extra>" if self.hover is None else None,
+            "colorscale": [[0, low.light], *middle, [1, high.light]],
+            "zmin": -end if self.signed else 0,
+            "zmax": end,
+            "xgap": gap,
+            "ygap": gap,
+            "showscale": False,
+        }
 
 
 def pivot(
-    frame: pd.DataFrame, rows: str, columns: str, value: str, fill: object = np.nan
+    frame: pd.DataFrame,
+    axes: tuple[str, str],
+    value: str,
+    order: tuple[Sequence[object], Sequence[object]] | None = None,
 ) -> pd.DataFrame:
-    """A grid from a tidy frame, rows and columns in the order of their first appearance."""
-    ordered = [list(dict.fromkeys(frame[title])) for title in (rows, columns)]
-    wide = frame.pivot(index=rows, columns=columns, values=value)
-    return wide.reindex(index=ordered[0], columns=ordered[1]).map(
-        lambda cell: cell if is_known(cell) else fill
-    )
+    """A grid from a tidy frame; rows and columns appear in the order of the frame by default."""
+    rows, columns = order or tuple(list(dict.fromkeys(frame[title])) for title in axes)
+    return frame.pivot(index=axes[0], columns=axes[1], values=value).reindex(rows, columns=columns)
 
 
 def change_grid(
@@ -72,7 +93,7 @@ def change_grid(
     sign: int = 1,
     absent: Callable[[str, str], str] = lambda row, column: "not scored",
     reach: float = 0.0,
-    framed: tuple[tuple[int, int], ...] = (),
+    framed: Sequence[tuple[str, str]] = (),
 ) -> Grid:
     """Changes against the base: in brackets if the interval includes zero or is unknown.
 
@@ -87,37 +108,31 @@ def change_grid(
         reach: the largest value of other grids that share the color scale.
         framed: cells with a frame.
     """
-    rows, columns = order
-    ends = [f"{value}, low", f"{value}, high"]
     words = {title: title for title in axes if title not in ("arm", "row", "column")}
     texts = []
     for cell in records(frame):
-        low, high = (cell.get(end) for end in ends)
+        low, high = (cell.get(f"{value}, {end}") for end in ("low", "high"))
         clear = low is not None and high is not None and (low > 0 or high < 0)
         text = signed(cell[value] / unit.scale, unit)
-        texts.append(text if clear or ends[0] not in cell else f"({text})")
+        texts.append(text if clear or f"{value}, low" not in cell else f"({text})")
     cells = frame.assign(text=texts, hover=hover_texts(frame, "arm", words | {value: value}))
-
-    def wide(title: str) -> pd.DataFrame:
-        return cells.pivot(index=axes[0], columns=axes[1], values=title).reindex(
-            index=rows, columns=columns
-        )
-
-    hover = wide("hover").astype(object)
-    for row in rows:
-        for column in columns:
-            if not is_known(hover.loc[row, column]):
-                hover.loc[row, column] = absent(row, column)
-    values = wide(value).astype(float)
-    reach = max(reach, Grid(values).largest, 1.0 if unit.scale == 100 else 0.01)
-    return Grid(sign * values, True, reach, wide("text").fillna(""), hover, framed)
+    values = pivot(cells, axes, value, order).astype(float)
+    hover = pivot(cells, axes, "hover", order).astype(object)
+    for row, column in zip(*np.where(hover.isna()), strict=True):
+        hover.iloc[row, column] = absent(order[0][row], order[1][column])
+    end = max(reach, Grid(values).largest, 1.0 if unit.scale == 100 else 0.01)
+    shown = pivot(cells, axes, "text", order).fillna("")
+    return Grid(sign * values, True, end, shown, hover, framed)
 
 
 def heat_map(
-    grids: Mapping[str, Grid], *, row_height: int = 24, x_title: str = "", y_title: str = "",
+    grids: Mapping[str, Grid],
+    *,
+    row_height: int = 24,
+    x_title: str = "",
+    y_title: str = "",
     cell_format: str = "",
-    margin: Mapping[str, int] | None = None,
-) -> tuple[go.Figure, tuple[Choice, ...]]:  # fmt: skip
+) -> tuple[go.Figure, tuple[Choice, ...]]:
     """One panel with one grid for each entry of the drop-down.
 
     Args:
@@ -126,49 +141,24 @@ def heat_map(
         x_title: of the horizontal axis.
         y_title: of the vertical axis.
         cell_format: writes the values in the cells, such as ``%{z:.2~g}``, if a grid has no texts.
-        margin: margins that differ from the usual ones.
     """
     tallest = max(len(grid.values) for grid in grids.values())
-    margins = {"l": 56, "r": 20, "t": 16, "b": 56} | dict(margin or {})
-    height = row_height * tallest + margins["t"] + margins["b"] + 38
-    figure = go.Figure(layout=layout(height, margin=margins))
+    margin = {"l": 56, "r": 20, "t": 16, "b": 56}
+    figure = go.Figure(layout=layout(110 + row_height * tallest, margin=margin))
     figure.update_xaxes(axis(x_title, **FLAT))
     figure.update_yaxes(axis(y_title, **FLAT, autorange="reversed"))
-    traces: dict[str, list[int]] = {}
-    for place, (label, grid) in enumerate(grids.items()):
-        traces[label] = [len(figure.data)]
-        template = "%{text}" if grid.texts is not None else cell_format
+    choices = []
+    for label, grid in grids.items():
+        first = len(figure.data)
+        shown = {"visible": first == 0}
+        template = cell_format if grid.texts is None else "%{text}"
         figure.add_heatmap(
-            **_settings(grid, gap=2),
-            texttemplate=template,
-            textfont={"size": 12},
-            visible=place == 0,
+            **grid.trace(gap=2), texttemplate=template, textfont={"size": 12}, **shown
         )
         if grid.framed:
-            traces[label].append(len(figure.data))
-            _add_frames(figure, grid, visible=place == 0)
-    return figure, tuple(Choice(label, tuple(places)) for label, places in traces.items())
-
-
-def _settings(grid: Grid, gap: int) -> dict[str, Any]:
-    reach = (grid.largest if grid.reach is None else grid.reach) or 1.0
-    values = grid.values
-    hover: dict[str, Any] = {"hovertemplate": "%{y}, %{x}: %{z:.3~g}<extra></extra>"}
-    if grid.hover is not None:
-        hover = {"hoverinfo": "text", "hovertext": grid.hover.to_numpy().tolist()}
-    return {
-        "x": [plot_text(column) for column in values.columns],
-        "y": [plot_text(row) for row in values.index],
-        "z": [[float(v) if is_known(v) else None for v in row] for row in values.to_numpy()],
-        "text": None if grid.texts is None else grid.texts.to_numpy().tolist(),
-        "colorscale": SIGNED if grid.signed else AMOUNT,
-        "zmin": -reach if grid.signed else 0,
-        "zmax": reach,
-        "xgap": gap,
-        "ygap": gap,
-        "showscale": False,
-        **hover,
-    }
+            _add_frames(figure, grid, **shown)
+        choices.append(Choice(label, tuple(range(first, len(figure.data)))))
+    return figure, tuple(choices)
 
 
 def _add_frames(figure: go.Figure, grid: Grid, visible: bool) -> None:
@@ -182,24 +172,12 @@ def _add_frames(figure: go.Figure, grid: Grid, visible: bool) -> None:
     x: list[float | None] = []
     y: list[float | None] = []
     for row, column in grid.framed:
-        x += [column + side * 0.48 for side in (-1, 1, 1, -1, -1)] + [None]
-        y += [row + side * 0.46 for side in (-1, -1, 1, 1, -1)] + [None]
-    figure.add_scatter(
-        x=x,
-        y=y,
-        xaxis="x2",
-        yaxis="y2",
-        mode="lines",
-        line={"color": INK.light, "width": 2},
-        hoverinfo="skip",
-        visible=visible,
-    )
-
-
-CELL = 16
-"""Size of a cell of a panel, pixels."""
-NARROWEST = 110
-"""Least width of a panel, pixels."""
+        at = grid.values.index.get_loc(row), grid.values.columns.get_loc(column)
+        x += [at[1] + side * 0.48 for side in (-1, 1, 1, -1, -1)] + [None]
+        y += [at[0] + side * 0.46 for side in (-1, -1, 1, 1, -1)] + [None]
+    line = {"color": INK.light, "width": 2}
+    over = {"xaxis": "x2", "yaxis": "y2", "hoverinfo": "skip"}
+    figure.add_scatter(x=x, y=y, mode="lines", line=line, visible=visible, **over)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,47 +208,34 @@ def panels_width(panels: Sequence[MapPanel]) -> int:
 
 
 def map_panels(
-    panels: Sequence[MapPanel],
-    entries: Sequence[str],
-    x_title: str = "head",
-    y_title: str = "layer",
+    panels: Sequence[MapPanel], entries: Sequence[str]
 ) -> tuple[go.Figure, tuple[Choice, ...]]:
-    """Panels in a row, with a drop-down over ``entries`` that changes all of them."""
+    """Maps of heads by layer in a row, with a drop-down over ``entries`` that changes all."""
+    widths = [panel.width for panel in panels]
     figure = make_subplots(
-        rows=1,
-        cols=len(panels),
-        shared_yaxes=True,
-        column_widths=[panel.width for panel in panels],
-        horizontal_spacing=0.03,
+        1, len(panels), shared_yaxes=True, column_widths=widths, horizontal_spacing=0.03
     )
-    tallest = max(len(grid.values) for panel in panels for grid in panel.grids.values())
-    height = 130 + max(120, CELL * tallest)
+    every = [(panel, entry, grid) for panel in panels for entry, grid in panel.grids.items()]
+    height = 130 + max(120, CELL * max(len(grid.values) for *_, grid in every))
     figure.update_layout(layout(height, margin={"l": 48, "r": 16, "t": 40, "b": 52}))
     reaches: dict[tuple[str, str], float] = {}
-    for panel in panels:
-        for entry, grid in panel.grids.items():
-            scale = panel.scale_of(entry)
-            reaches[scale] = max(reaches.get(scale, 0.0), grid.largest)
-    choices = []
-    for place, entry in enumerate(entries):
+    for panel, entry, grid in every:
+        scale = panel.scale_of(entry)
+        reaches[scale] = max(reaches.get(scale, 0.0), grid.largest)
+    choices: list[Choice] = []
+    hover = {"hovertemplate": "layer %{y}, head %{x}: %{z:.3~g}<extra></extra>"}
+    for entry in entries:
         first = len(figure.data)
         for column, panel in enumerate(panels, start=1):
             if entry in panel.grids:
-                grid = panel.grids[entry]
-                settings = _settings(grid, gap=1)
-                reach = reaches[panel.scale_of(entry)] or 1.0
-                settings |= {"zmin": -reach if grid.signed else 0, "zmax": reach}
-                settings["hovertemplate"] = (
-                    f"{y_title} %{{y}}, {x_title} %{{x}}: %{{z:.3~g}}<extra></extra>"
-                )
-                figure.add_heatmap(**settings, visible=place == 0, row=1, col=column)
+                trace = panel.grids[entry].trace(gap=1, reach=reaches[panel.scale_of(entry)])
+                figure.add_heatmap(**trace | hover, visible=not choices, row=1, col=column)
         choices.append(Choice(entry, tuple(range(first, len(figure.data)))))
     for column, panel in enumerate(panels, start=1):
         at = {"row": 1, "col": column}
-        figure.update_xaxes(axis(x_title, **FLAT), **at)
-        figure.update_yaxes(
-            axis(y_title if column == 1 else "", **FLAT, autorange="reversed"), **at
-        )
+        y_title = "layer" if column == 1 else ""
+        figure.update_xaxes(axis("head", **FLAT), **at)
+        figure.update_yaxes(axis(y_title, **FLAT, autorange="reversed"), **at)
         domain = figure.layout["xaxis" if column == 1 else f"xaxis{column}"].domain
         figure.add_annotation(panel_heading(panel.title, domain[0], 1))
     return figure, tuple(choices)

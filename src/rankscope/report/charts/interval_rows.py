@@ -1,64 +1,84 @@
 """Values with their intervals, one row per name: for comparisons with zero."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 
-from rankscope.report.charts.figure import FLAT, Choice, axis, layout, plot_text
+from rankscope.report.charts.figure import (
+    FLAT,
+    Choice,
+    axis,
+    hover_texts,
+    layout,
+    plot_text,
+    records,
+)
 from rankscope.report.style import MUTED
 
 ROW = 26
 """Height of a row, pixels."""
 
 
-class IntervalRow(NamedTuple):
-    """One mark."""
-
-    name: str
-    value: float
-    low: float | None
-    high: float | None
-    color: str
-    hover: str
-    hollow: bool = False
-
-
 def interval_rows(
-    layers: Mapping[str, Sequence[IntervalRow]], names: Sequence[str], x_title: str
+    frame: pd.DataFrame,
+    name: str,
+    value: str,
+    *,
+    colors: Sequence[str],
+    hollow: Sequence[bool],
+    words: Sequence[str],
+    x_title: str,
+    layer: str | None = None,
 ) -> tuple[go.Figure, tuple[Choice, ...]]:
-    """Marks with error bars, with a drop-down over ``layers``; ``names`` from top to bottom."""
-    figure = go.Figure(
-        layout=layout(110 + ROW * len(names), margin={"l": 56, "r": 20, "t": 16, "b": 52})
-    )
-    for place, rows in enumerate(layers.values()):
+    """Marks with error bars.
+
+    Args:
+        frame: one row per mark, with the three columns of its interval.
+        name: column of the names; they are drawn from top to bottom.
+        value: column of the values.
+        colors: of the marks.
+        hollow: marks that are not filled.
+        words: further columns of the hover texts.
+        x_title: of the axis.
+        layer: column whose values are the entries of the drop-down.
+    """
+    names = list(dict.fromkeys(map(plot_text, frame[name])))
+    height = 110 + ROW * len(names)
+    figure = go.Figure(layout=layout(height, margin={"l": 56, "r": 20, "t": 16, "b": 52}))
+    hover = hover_texts(frame, name, {word: word for word in (value, *words)})
+    rows = list(zip(records(frame), colors, hollow, hover, strict=True))
+    entries = [""] if layer is None else list(dict.fromkeys(frame[layer]))
+    for place, entry in enumerate(entries):
+        shown = [row for row in rows if layer is None or row[0][layer] == entry]
+        values = [
+            tuple(row[title] for title in (value, f"{value}, low", f"{value}, high"))
+            for row, *_ in shown
+        ]
         figure.add_scatter(
-            x=[row.value for row in rows],
-            y=[plot_text(row.name) for row in rows],
+            x=[middle for middle, _, _ in values],
+            y=[plot_text(row[name]) for row, *_ in shown],
             mode="markers",
             marker={
-                "color": [row.color for row in rows],
+                "color": [color for _, color, _, _ in shown],
                 "size": 10,
-                "symbol": ["circle-open" if row.hollow else "circle" for row in rows],
+                "symbol": ["circle-open" if is_hollow else "circle" for *_, is_hollow, _ in shown],
             },
             error_x={
                 "type": "data",
                 "symmetric": False,
-                "array": [0.0 if row.high is None else row.high - row.value for row in rows],
-                "arrayminus": [0.0 if row.low is None else row.value - row.low for row in rows],
+                "array": [0.0 if high is None else high - at for at, _, high in values],
+                "arrayminus": [0.0 if low is None else at - low for at, low, _ in values],
                 "color": MUTED.light,
                 "thickness": 1.5,
                 "width": 0,
             },
             hoverinfo="text",
-            hovertext=[row.hover for row in rows],
+            hovertext=[text for *_, text in shown],
             visible=place == 0,
         )
-    order: dict[str, Any] = FLAT | {
-        "categoryorder": "array",
-        "categoryarray": [plot_text(name) for name in names],
-        "range": [len(names) - 0.3, -0.7],
-    }
+    order: dict[str, Any] = {"categoryorder": "array", "categoryarray": names}
     figure.update_xaxes(axis(x_title))
-    figure.update_yaxes(axis("", **order))
-    return figure, tuple(Choice(label, (place,)) for place, label in enumerate(layers))
+    figure.update_yaxes(axis("", **FLAT, **order, range=[len(names) - 0.3, -0.7]))
+    return figure, tuple(Choice(entry, (place,)) for place, entry in enumerate(entries))

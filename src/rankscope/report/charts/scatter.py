@@ -1,14 +1,18 @@
-"""Points in two dimensions with their intervals, joined to paths."""
+"""Points in two dimensions, joined to paths; their intervals are crosses."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from rankscope.report.charts.figure import Choice, axis, hover_texts, layout
+from rankscope.report.charts.figure import Choice, axis, hover_texts, layout, records
 from rankscope.report.charts.labels import PointLabel, add_labels, place_labels
-from rankscope.report.style import BASE, INK, MUTED, SURFACE, faded
+from rankscope.report.style import BASE_COLOR, INK, MUTED, SURFACE, faded
+
+ORIGIN = (0.0, 0.0)
+"""The base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,119 +21,18 @@ class Path:
 
     frame: pd.DataFrame
     """One row per point, with the columns of the two axes and ``arm``."""
-    colors: tuple[str, ...]
+    words: Mapping[str, str]
+    """Values of the hover text: column by word."""
+    colors: Sequence[str]
     """Of the markers: one for each point, or a single one."""
-    symbol: str = "circle"
-    dash: str = "solid"
+    style: tuple[str, str] = ("solid", "circle")
+    """Dash and symbol."""
     line_color: str = ""
     """The color of the markers if empty."""
-    sizes: tuple[float, ...] = (11.0,)
-    from_base: bool = False
-    """The line starts at the base, the origin."""
+    sizes: Sequence[float] = (11.0,)
+    """Of the markers: one for each point, or a single one."""
     end_name: str = ""
     """Written beside the last point if there is room."""
-    words: Mapping[str, str] = field(default_factory=dict)
-    """Values of the hover text: column by word."""
-
-
-def _add_path(figure: go.Figure, path: Path, x: str, y: str) -> int:
-    """Draw a path; returns the index of its trace."""
-    start: list[float] = [0.0] if path.from_base else []
-    points = len(start) + len(path.frame)
-    colors, sizes = (
-        values[0] if len(values) == 1 else [*values[:1] * len(start), *values]
-        for values in (path.colors, path.sizes)
-    )
-    if start and not isinstance(sizes, float):
-        sizes = [0.0, *path.sizes]  # The base has a mark of its own.
-    figure.add_scatter(
-        x=[*start, *path.frame[x]],
-        y=[*start, *path.frame[y]],
-        mode="lines+markers",
-        line={
-            "color": path.line_color or path.colors[0],
-            "width": 1.5 if path.from_base else 1,
-            "dash": path.dash,
-        },
-        marker={
-            "color": colors,
-            "symbol": path.symbol,
-            "size": sizes,
-            "opacity": 1,
-            "line": {"color": SURFACE.light, "width": 1},
-        },
-        hoverinfo="text",
-        hovertext=[""] * (points - len(path.frame)) + hover_texts(path.frame, "arm", path.words),
-        cliponaxis=False,
-    )
-    return len(figure.data) - 1
-
-
-def _add_base(figure: go.Figure) -> int:
-    """Mark the base at the origin; returns the index of its trace."""
-    figure.add_scatter(
-        x=[0],
-        y=[0],
-        mode="markers",
-        marker={"color": BASE.light, "symbol": "x", "size": 11},
-        hoverinfo="text",
-        hovertext="<b>base</b><br>untuned: the origin",
-        cliponaxis=False,
-    )
-    return len(figure.data) - 1
-
-
-def _add_ring(figure: go.Figure, x: float, y: float) -> None:
-    figure.add_scatter(
-        x=[x],
-        y=[y],
-        mode="markers",
-        marker={
-            "symbol": "circle-open",
-            "size": 22,
-            "color": INK.light,
-            "line": {"width": 2, "color": INK.light},
-        },
-        hoverinfo="skip",
-        cliponaxis=False,
-    )
-
-
-def _add_crosses(figure: go.Figure, frame: pd.DataFrame, x: str, y: str, color: str) -> None:
-    across: list[float | None] = []
-    up: list[float | None] = []
-    for row in frame.to_dict("records"):
-        if row[f"{x}, low"] is not None:
-            across += [row[f"{x}, low"], row[f"{x}, high"], None]
-            up += [row[y], row[y], None]
-        if row[f"{y}, low"] is not None:
-            across += [row[x], row[x], None]
-            up += [row[f"{y}, low"], row[f"{y}, high"], None]
-    figure.add_scatter(
-        x=across,
-        y=up,
-        mode="lines",
-        line={"color": color, "width": 1},
-        opacity=0.55,
-        hoverinfo="skip",
-    )
-
-
-def _add_names(
-    figure: go.Figure,
-    labels: Sequence[PointLabel],
-    points: Sequence[tuple[float, float]],
-    reversed_y: bool,
-    reach: Sequence[tuple[float, float]] = (),
-) -> int:
-    """Write the names for which there is room, most important first; returns the trace's index.
-
-    ``reach`` are further points that the axes show, such as ends of intervals.
-    """
-    x, y = zip(*points, *reach, strict=True)
-    upwards = (max(y), min(y)) if reversed_y else (min(y), max(y))
-    add_labels(figure, place_labels(labels, points, (min(x), max(x)), upwards))
-    return len(figure.data) - 1
 
 
 def plane_plot(
@@ -155,40 +58,29 @@ def plane_plot(
     """
     x, y = axes
     figure = go.Figure(layout=layout(400))
-    figure.add_scatter(
-        x=list(placed.loc[front, x]),
-        y=list(placed.loc[front, y]),
-        mode="lines",
-        line={"color": faded(MUTED.light), "width": 14},
-        hoverinfo="skip",
-    )
+    at = {arm: (placed.loc[arm, x], placed.loc[arm, y]) for arm in placed.index}
+    pale = {"color": faded(MUTED.light), "width": 14}
+    _add_line(figure, [at[arm] for arm in front], line=pale)
+    rows = dict(zip(placed.index, records(placed), strict=True))
     for color in dict.fromkeys(crosses.values()):
-        arms = [arm for arm, of_arm in crosses.items() if of_arm == color]
-        _add_crosses(figure, placed.loc[arms], x, y, color)
+        ends = [p for arm in crosses if crosses[arm] == color for p in _cross(rows[arm], x, y)]
+        _add_line(figure, ends, line={"color": color, "width": 1}, opacity=0.55)
     for path in paths:
         _add_path(figure, path, x, y)
     _add_base(figure)
     if ring is not None:
-        _add_ring(figure, placed.loc[ring, x], placed.loc[ring, y])
-    labels = [PointLabel(placed.loc[a, x], placed.loc[a, y], text) for a, text in names.items()]
-    labels.insert(1, PointLabel(0.0, 0.0, "base"))
-    points = [(0.0, 0.0), *zip(placed[x], placed[y], strict=True)]
-    reach = [
-        (row[f"{x}, {end}"], row[f"{y}, {end}"])
-        for row in placed.to_dict("records")
-        for end in ("low", "high")
-        if row[f"{x}, {end}"] is not None and row[f"{y}, {end}"] is not None
+        line = {"width": 2, "color": INK.light}
+        marker = {"symbol": "circle-open", "size": 22, "color": INK.light, "line": line}
+        _add_line(figure, [at[ring]], mode="markers", marker=marker, cliponaxis=False)
+    labels = [PointLabel(*at[arm], text) for arm, text in names.items()]
+    labels.insert(1, PointLabel(*ORIGIN, "base"))
+    corners = [
+        [(r[f"{x}, {end}"], r[f"{y}, {end}"]) for end in ("low", "high")] for r in rows.values()
     ]
-    _add_names(figure, labels, points, True, reach)
+    reach = [corner for pair in corners for corner in pair if None not in corner]
+    _add_names(figure, labels, [ORIGIN, *at.values()], True, reach)
     _name_axes(figure, x, y, True)
     return figure
-
-
-def _name_axes(figure: go.Figure, x_title: str, y_title: str, reversed_y: bool) -> None:
-    """Set the axes of a plane; a reversed axis shows small values at the top."""
-    figure.update_xaxes(axis(x_title))
-    title = f"{y_title} (up: less)" if reversed_y else y_title
-    figure.update_yaxes(axis(title, autorange="reversed" if reversed_y else True))
 
 
 def paths_from_base(
@@ -204,7 +96,9 @@ def paths_from_base(
         reversed_y: the vertical axis shows large values at the bottom.
     """
     figure = go.Figure(layout=layout(440))
-    traces = {arm: [_add_path(figure, p, x, y) for p in of_arm] for arm, of_arm in paths.items()}
+    traces = {
+        arm: [_add_path(figure, p, x, y, True) for p in of_arm] for arm, of_arm in paths.items()
+    }
     base = _add_base(figure)
     near = [arm for arm in paths if arm in focus]
     groups = {"all arms": [*near, *(arm for arm in paths if arm not in focus)]}
@@ -213,16 +107,88 @@ def paths_from_base(
     choices = []
     for label, arms in groups.items():
         shown = [path for arm in arms for path in paths[arm]]
-        points = [(0.0, 0.0)]
-        points += [at for p in shown for at in zip(p.frame[x], p.frame[y], strict=True)]
-        ends = [
-            PointLabel(p.frame[x].iloc[-1], p.frame[y].iloc[-1], p.end_name)
-            for p in shown
-            if p.end_name
-        ]
-        labels = [*ends[:1], PointLabel(0.0, 0.0, "base"), *ends[1:]]
-        names = _add_names(figure, labels, points, reversed_y)
+        points = [list(zip(p.frame[x], p.frame[y], strict=True)) for p in shown]
+        pairs = zip(shown, points, strict=True)
+        labels = [PointLabel(*at[-1], path.end_name) for path, at in pairs if path.end_name]
+        labels.insert(1, PointLabel(*ORIGIN, "base"))
+        every = [ORIGIN, *(point for of_path in points for point in of_path)]
+        names = _add_names(figure, labels, every, reversed_y)
         of_arms = [trace for arm in arms for trace in traces[arm]]
         choices.append(Choice(label, (*of_arms, base, names)))
     _name_axes(figure, x, y, reversed_y)
-    return figure, tuple(choices)
+    return figure, tuple(choices) if len(choices) > 1 else ()
+
+
+def _add_path(figure: go.Figure, path: Path, x: str, y: str, from_base: bool = False) -> int:
+    """Draw a path; returns the index of its trace."""
+    dash, symbol = path.style
+    start = [0.0] * from_base
+    sizes = path.sizes[0] if len(path.sizes) == 1 else [*start, *path.sizes]
+    figure.add_scatter(
+        x=[*start, *path.frame[x]],
+        y=[*start, *path.frame[y]],
+        mode="lines+markers",
+        line={
+            "color": path.line_color or path.colors[0],
+            "width": 1.5 if from_base else 1,
+            "dash": dash,
+        },
+        marker={
+            "color": path.colors[0] if len(path.colors) == 1 else list(path.colors),
+            "symbol": symbol,
+            # The base has a mark of its own.
+            "size": sizes,
+            "opacity": 1,
+            "line": {"color": SURFACE.light, "width": 1},
+        },
+        hoverinfo="text",
+        hovertext=[""] * from_base + hover_texts(path.frame, "arm", path.words),
+        cliponaxis=False,
+    )
+    return len(figure.data) - 1
+
+
+def _add_base(figure: go.Figure) -> int:
+    """Mark the base at the origin; returns the index of its trace."""
+    marker = {"color": BASE_COLOR.light, "symbol": "x", "size": 11}
+    text = {"hoverinfo": "text", "hovertext": "<b>base</b><br>untuned: the origin"}
+    figure.add_scatter(x=[0], y=[0], mode="markers", marker=marker, cliponaxis=False, **text)
+    return len(figure.data) - 1
+
+
+def _add_line(figure: go.Figure, points: Sequence[tuple[Any, Any]], **style: Any) -> None:
+    x, y = ([point[i] for point in points] for i in (0, 1))
+    figure.add_scatter(x=x, y=y, hoverinfo="skip", **({"mode": "lines"} | style))
+
+
+def _cross(row: Mapping[str, Any], x: str, y: str) -> list[tuple[Any, Any]]:
+    """The intervals of both coordinates, with a gap after each."""
+    ends: list[tuple[Any, Any]] = []
+    if row[f"{x}, low"] is not None:
+        ends += [(row[f"{x}, low"], row[y]), (row[f"{x}, high"], row[y]), (None, None)]
+    if row[f"{y}, low"] is not None:
+        ends += [(row[x], row[f"{y}, low"]), (row[x], row[f"{y}, high"]), (None, None)]
+    return ends
+
+
+def _add_names(
+    figure: go.Figure,
+    labels: Sequence[PointLabel],
+    points: Sequence[tuple[float, float]],
+    reversed_y: bool,
+    reach: Sequence[tuple[float, float]] = (),
+) -> int:
+    """Write the names for which there is room, most important first; returns the trace's index.
+
+    ``reach`` are further points that the axes show, such as ends of intervals.
+    """
+    x, y = zip(*points, *reach, strict=True)
+    upwards = (max(y), min(y)) if reversed_y else (min(y), max(y))
+    add_labels(figure, place_labels(labels, points, (min(x), max(x)), upwards))
+    return len(figure.data) - 1
+
+
+def _name_axes(figure: go.Figure, x_title: str, y_title: str, reversed_y: bool) -> None:
+    figure.update_xaxes(axis(x_title))
+    title = f"{y_title} (up: less)" if reversed_y else y_title
+    figure.update_yaxes(axis(title, autorange="reversed" if reversed_y else True))

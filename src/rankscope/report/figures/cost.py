@@ -1,10 +1,11 @@
 """Cost against rank: trainable parameters, training time, peak memory."""
 
 from rankscope.formatting import duration, number
-from rankscope.report.charts.figure import Figure, range_columns, tidy
+from rankscope.report.charts.figure import Figure, range_cells
 from rankscope.report.charts.rank_lines import Panel, rank_plot
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView
+from rankscope.report.table_formats import table_from_rows
 
 PARAMETERS = "trainable parameters"
 SECONDS = "training time of one trial, s"
@@ -14,19 +15,14 @@ MEMORY = "peak memory while its group trained, GiB"
 @register("training", 20)
 def draw(view: StudyView, task: str) -> Figure:
     """A panel per quantity."""
-    arms, rank_axis = view.arms(task), view.rank_axis(task)
-    records = [[t.train for t in view.trials(arm) if t.train] for arm in arms]
-    seconds = [[train.seconds for train in of_arm] for of_arm in records]
-    memory = [[train.peak_memory_bytes / 2**30 for train in of_arm] for of_arm in records]
-    frame = tidy(
-        {
-            "arm": [arm.label for arm in arms],
-            PARAMETERS: [arm.trainable_parameters for arm in arms],
-            **range_columns(SECONDS, seconds),
-            **range_columns(MEMORY, memory),
-        },
-        {PARAMETERS: 0},
-    )
+    rank_axis = view.rank_axis(task)
+    rows = []
+    for arm in view.arms(task):
+        records = [trial.train for trial in view.trials(arm) if trial.train]
+        row = {"arm": arm.label, PARAMETERS: arm.trainable_parameters}
+        row |= range_cells(SECONDS, [train.seconds for train in records])
+        rows.append(row | range_cells(MEMORY, [r.peak_memory_bytes / 2**30 for r in records]))
+    frame = table_from_rows(rows)
     panels = [
         Panel(title, frame, title, log=title == PARAMETERS, from_zero=title != PARAMETERS)
         for title in (PARAMETERS, SECONDS, MEMORY)
@@ -36,7 +32,7 @@ def draw(view: StudyView, task: str) -> Figure:
         title=f"Cost {rank_axis.against}, {task}",
         finding=finding(view, task),
         data=frame,
-        plot=rank_plot(rank_axis, panels),
+        plot=rank_plot(rank_axis, panels) if rows else None,
         caption=f"{rank_axis.bands_note('the range over seeds')} The time of a trial is its share "
         "of the time of its group, by tokens. Memory is that of the whole process: the trials of a "
         "group share it.",

@@ -19,16 +19,14 @@ LoRA, 2r for PiSSA, the smaller side of the matrix for DoRA and full fine-tuning
 def draw(models: AnalyzedModels) -> Figure | None:
     """A panel for each definition; None without analyzed matrices."""
     effective = next(iter(MEASURES.values()))
-    values = models.by_rank(effective)
+    values, full = models.by_rank(effective, preposition="of"), models.full(effective)
     if not values:
         return None
     frame = models.over_seeds(MEASURES)
-    each = ", ".join(f"{number(value)} of {rank}" for rank, value in values[:8])
-    full = models.full(effective)
     return Figure(
         key=models.key("effective-rank"),
         title=models.title("Directions the update uses"),
-        finding=f"Effective rank at {models.rank_axis.focus}: {each}."
+        finding=f"Effective rank at {models.rank_axis.focus}: {values}."
         + (f" Full fine-tuning: {number(full)}." if full else ""),
         data=frame,
         plot=rank_plot(models.rank_axis, [Panel(title, frame, title) for title in MEASURES]),

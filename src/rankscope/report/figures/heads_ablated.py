@@ -1,29 +1,24 @@
 """What removing each head costs on the right answer, before and after, by task."""
 
-import numpy as np
-
 from rankscope.formatting import join_names, number
 from rankscope.records import HeadAblation
 from rankscope.report.analyzed_models import AnalyzedModels
-from rankscope.report.charts.figure import Figure, make_table
+from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.heat_map import MapPanel, map_panels, panels_width
 from rankscope.report.figures import register
-from rankscope.report.head_values import cost_increase, costs, grids, largest, precision_note
+from rankscope.report.head_values import (
+    cost_increase,
+    costs,
+    grids,
+    head_text,
+    most,
+    precision_note,
+)
+from rankscope.report.table_formats import table_from_rows
 
-COLUMNS = {
-    "model": None,
-    "layer": 0,
-    "head": 0,
-    "task": None,
-    "cost before, nats per item": None,
-    "cost after, nats per item": None,
-    "standard error of the difference": None,
-    "score lost before": None,
-    "score lost after": None,
-}
 CAPTION = """Exact up to rounding: the output of the head is set to zero and the items are scored \
 again. Blue heads help, orange ones hurt; costs do not add up over heads. The table ends with \
-whole layers, which have no head number."""
+whole layers, which have no head number. {}"""
 
 
 @register("heads", 50, per="models")
@@ -47,9 +42,7 @@ def draw(models: AnalyzedModels) -> Figure | None:
     plot, choices = map_panels(panels, list(ablations))
     parts = []
     for entry, (_, ablation) in ablations.items():
-        layer, head = largest(after[entry])
-        most = number(float(np.nanmax(after[entry])))
-        text = f"{entry} layer {layer} head {head}, {most} nats"
+        text = f"{entry} {head_text(after[entry])}, {most(after[entry])} nats"
         if whole := ablation.tuned_layer_gold_change:
             costliest = min(range(len(whole)), key=whole.__getitem__)
             text += f" (all of layer {costliest}, {number(-whole[costliest])})"
@@ -59,34 +52,35 @@ def draw(models: AnalyzedModels) -> Figure | None:
         key=models.key("heads-ablated"),
         title=models.title("What removing each head costs"),
         finding=f"Largest cost after tuning: {join_names(parts)} of the right answer.",
-        data=make_table(COLUMNS, [r for model, a in ablations.values() for r in rows(model, a)]),
+        data=table_from_rows([row for model, a in ablations.values() for row in rows(model, a)]),
         plot=plot,
-        caption=f"{CAPTION} {precision_note(dtype)}".rstrip(),
+        caption=CAPTION.format(precision_note(dtype)).rstrip(),
         choices=choices,
         choice_name="Model and task",
         min_width=panels_width(panels),
     )
 
 
-def rows(model: str, ablation: HeadAblation) -> list[tuple[object, ...]]:
+def rows(model: str, ablation: HeadAblation) -> list[dict[str, object]]:
     """A row per head, then one per layer with all its heads removed."""
+    titles = (
+        *("model", "layer", "head", "task", "cost before, nats per item"),
+        *("cost after, nats per item", "standard error of the difference"),
+        *("score lost before", "score lost after"),
+    )
     heads: list[tuple[object, ...]] = [
         (
-            model,
-            layer,
-            head,
-            ablation.task,
-            -ablation.base_gold_change[layer][head],
-            -ablation.tuned_gold_change[layer][head],
+            *(model, layer, head, ablation.task),
+            *(-before, -ablation.tuned_gold_change[layer][head]),
             ablation.gold_difference_error[layer][head],
-            -ablation.base_change[layer][head],
-            -ablation.tuned_change[layer][head],
+            *(-ablation.base_change[layer][head], -ablation.tuned_change[layer][head]),
         )
         for layer, values in enumerate(ablation.base_gold_change)
-        for head in range(len(values))
+        for head, before in enumerate(values)
     ]
     layers = zip(ablation.base_layer_gold_change, ablation.tuned_layer_gold_change, strict=True)
-    return heads + [
+    heads += [
         (model, layer, None, ablation.task, -before, -after, None, None, None)
         for layer, (before, after) in enumerate(layers)
     ]
+    return [dict(zip(titles, cells, strict=True)) for cells in heads]

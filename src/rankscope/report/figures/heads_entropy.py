@@ -7,13 +7,7 @@ from rankscope.report.analyzed_models import AnalyzedModels
 from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.heat_map import map_panels, panels_width
 from rankscope.report.figures import register
-from rankscope.report.head_values import (
-    HeadValues,
-    before_and_after,
-    difference_panels,
-    most_changed,
-    pairs_frame,
-)
+from rankscope.report.head_values import BeforeAndAfter, HeadValues
 
 CAPTION = """0 attends to one token, 1 to all alike; the mean over the positions of prompts with \
 their right answers. In the difference, orange is narrower than before and blue wider."""
@@ -24,19 +18,19 @@ def draw(models: AnalyzedModels) -> Figure | None:
     """Query heads before, after and their difference."""
     if not models.with_heads:
         return None
-    before, after = before_and_after(models.with_heads, lambda layer: layer.entropy)
-    panels = difference_panels(before, after)
-    plot, choices = map_panels(panels, list(before))
+    values = BeforeAndAfter(models.with_heads, lambda layer: layer.entropy)
+    panels = values.panels()
+    plot, choices = map_panels(panels, list(values.before))
     parts = join_names(
-        f"{model} {mean(before[model])} before and {mean(after[model])} after; "
-        f"{most_changed(before[model], after[model])}"
-        for model in before
+        f"{model} {mean(before)} before and {mean(values.after[model])} after; "
+        f"{values.most_changed(model)}"
+        for model, before in values.before.items()
     )
     return Figure(
         key=models.key("heads-entropy"),
         title=models.title("Where each head looks"),
         finding=f"Attention entropy, mean over heads: {parts}.",
-        data=pairs_frame(before, after),
+        data=values.table(),
         plot=plot,
         caption=CAPTION,
         choices=choices,

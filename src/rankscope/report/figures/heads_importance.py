@@ -5,13 +5,7 @@ from rankscope.report.analyzed_models import AnalyzedModels
 from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.heat_map import MapPanel, map_panels, panels_width
 from rankscope.report.figures import register
-from rankscope.report.head_values import (
-    before_and_after,
-    difference_panels,
-    grids,
-    most_changed,
-    pairs_frame,
-)
+from rankscope.report.head_values import BeforeAndAfter, grids, of_layers
 
 CAPTION = """|z . dL/dz| of the right answer, with an l2 norm of 1 in each layer, so heads of one \
 layer can be compared. It is a first-order estimate: if heads can replace each other it says \
@@ -23,19 +17,19 @@ def draw(models: AnalyzedModels) -> Figure | None:
     """Query heads before, after and their difference, and key/value heads after."""
     if not models.with_heads:
         return None
-    before, after = before_and_after(models.with_heads, lambda layer: layer.importance)
-    _, groups = before_and_after(models.with_heads, lambda layer: layer.group_importance)
-    panels = [*difference_panels(before, after), MapPanel("key/value heads, after", grids(groups))]
-    plot, choices = map_panels(panels, list(before))
+    values = BeforeAndAfter(models.with_heads, lambda layer: layer.importance)
+    groups = {
+        m: of_layers(r.tuned, lambda layer: layer.group_importance) for m, r in models.with_heads
+    }
+    panels = [*values.panels(), MapPanel("key/value heads, after", grids(groups))]
+    plot, choices = map_panels(panels, list(groups))
     _, record = models.with_heads[0]
-    parts = join_names(
-        f"in {model}, {most_changed(before[model], after[model])}" for model in before
-    )
+    parts = join_names(f"in {model}, {values.most_changed(model)}" for model in groups)
     return Figure(
         key=models.key("heads-importance"),
         title=models.title("What each head is worth, by gradient"),
         finding=f"Importance on {count(record.items, 'item')} of {record.task}: {parts}.",
-        data=pairs_frame(before, after),
+        data=values.table(),
         plot=plot,
         caption=CAPTION,
         choices=choices,

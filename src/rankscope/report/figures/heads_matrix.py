@@ -9,14 +9,17 @@ from scipy.stats import t as student
 from rankscope.formatting import join_names, number
 from rankscope.records import HeadAblation
 from rankscope.report.analyzed_models import AnalyzedModels
-from rankscope.report.charts.figure import Figure, make_table
+from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.heat_map import Grid, heat_map
 from rankscope.report.figures import register
 from rankscope.report.head_values import HeadValues, cost_increase
+from rankscope.report.table_formats import table_from_rows
 
 MOST_ROWS = 16
 """Heads drawn."""
-COLUMNS = {"model": None, "layer": 0, "head": 0, "skill, nats": None, "lost, nats": None}
+CAPTION = """How much more removing a head costs after tuning than before, nats per item, for the \
+{} heads that differ most. Blue on the trained task: the head carries what was learned. Orange on \
+another task: it carried what was lost there. The table has every head."""
 
 
 @register("heads", 60, per="models")
@@ -37,9 +40,12 @@ def draw(models: AnalyzedModels) -> Figure | None:
         model: Grid(wide(by_task, tasks).set_axis(titles, axis=1), True, reach)
         for model, by_task in increases.items()
     }
-    plot, choices = heat_map(
-        grids, row_height=20, cell_format="%{z:.2~g}", margin={"l": 110, "r": 16, "t": 36}
-    )
+    plot, choices = heat_map(grids, row_height=20, cell_format="%{z:.2~g}")
+    rows = [
+        {"model": m, "layer": r.layer, "head": r.head, "skill, nats": r.skill, "lost, nats": r.lost}
+        for m, record in ablated
+        for r in record.roles
+    ]
     parts = [beyond_noise(model, a) for model, record in ablated for a in record.ablations]
     noise = noise_text([a for _, record in ablated for a in record.ablations])
     return Figure(
@@ -47,15 +53,9 @@ def draw(models: AnalyzedModels) -> Figure | None:
         title=models.title("Which heads carry the tuned skill, which carried what was lost"),
         finding=f"Heads whose cost changed by more than two standard errors: {join_names(parts)}. "
         f"{noise}",
-        data=make_table(
-            COLUMNS,
-            [(m, r.layer, r.head, r.skill, r.lost) for m, record in ablated for r in record.roles],
-        ),
+        data=table_from_rows(rows),
         plot=plot,
-        caption="How much more removing a head costs after tuning than before, nats per item, for "
-        f"the {MOST_ROWS} heads that differ most. Blue on the trained task: the head carries what "
-        "was learned. Orange on another task: it carried what was lost there. The table has every "
-        "head.",
+        caption=CAPTION.format(MOST_ROWS),
         choices=choices,
         choice_name="Model",
         min_width=160 + 90 * len(tasks),

@@ -1,20 +1,20 @@
 """Learning rate and rank: whether every rank had a learning rate that suits it."""
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from rankscope.formatting import join_names
 from rankscope.records import ArmSummary
-from rankscope.report.charts.figure import Figure, interval_columns, interval_digits, tidy
+from rankscope.report.charts.figure import Figure, interval_cells, interval_digits
 from rankscope.report.charts.heat_map import change_grid, heat_map
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView
+from rankscope.report.table_formats import table_from_rows
 
 CAPTION = """Each cell is one arm, the mean over its seeds. Blue is better than the base, orange \
-worse; an empty cell was not trained. Brackets: the 95 % interval includes zero or is unknown. \
-The frame marks the recommended arm. If the best rate of a rank is at the edge of its grid, a \
-better one may be beyond it."""
+worse; an empty cell was not trained. Brackets: the 95 % interval includes zero or is unknown. The \
+frame marks the recommended arm. If the best rate of a rank is at the edge of its grid, a better \
+one may be beyond it."""
 
 
 @register("ranks", 30)
@@ -28,51 +28,53 @@ def draw(view: StudyView, task: str) -> Figure:
         if rates:
             text = f"Every rank was trained at one learning rate, {min(rates):g}, so it is unknown "
             text += "how much of the difference between ranks is due to the rate."
-        return Figure(key, title, text, tidy({}))
+        return Figure(key, title, text, table_from_rows([]))
     unit, lost = view.unit(task), view.forgetting_unit(task)
-    full = [arm for arm in view.arms(task) if arm.is_full]
-    arms = [*(arm for group in variants.values() for arm in group), *full]
-    gain, validation, forgetting = (
-        f"gain over base, {unit.difference}",
-        f"gain on the validation split, {unit.difference}",
-        f"forgetting, {lost.difference}",
-    )
-    columns: dict[str, list[Any]] = {
-        "arm": [arm.label for arm in arms],
-        "rank": [arm.rank for arm in arms],
-        "learning rate": [arm.lr for arm in arms],
-        **interval_columns(gain, [arm.gain for arm in arms], unit),
-        validation: [
-            None if a.validation_gain is None else a.validation_gain * unit.scale for a in arms
-        ],
-    }
-    digits = {"rank": 0, validation: unit.digits + 1} | interval_digits(gain, unit.digits + 1)
-    quantities = {gain: (unit, 1), validation: (unit, 1)}
-    if view.retained(task):
-        columns |= interval_columns(forgetting, [arm.forgetting for arm in arms], lost)
-        digits |= interval_digits(forgetting, lost.digits + 1)
-        quantities[forgetting] = (lost, -1)
-    frame = tidy(columns, digits)
+    gain, forgetting = view.plane_titles(task)
+    validation = f"gain on the validation split, {unit.difference}"
+    arms = [arm for group in variants.values() for arm in group]
+    arms += [arm for arm in view.arms(task) if arm.is_full]
+    rows = [
+        {
+            "arm": arm.label,
+            "rank": arm.rank,
+            "learning rate": arm.lr,
+            **interval_cells(gain, arm.gain, unit),
+            validation: None if (g := arm.validation_gain) is None else g * unit.scale,
+            **(interval_cells(forgetting, arm.forgetting, lost) if view.retained(task) else {}),
+        }
+        for arm in arms
+    ]
+    digits = interval_digits(gain, unit.digits + 1) | {validation: unit.digits + 1}
+    frame = table_from_rows(rows, digits | interval_digits(forgetting, lost.digits + 1))
     places = frame.assign(
         row=["full" if arm.is_full else f"r={arm.rank}" for arm in arms],
         column=[f"{arm.lr:g}" for arm in arms],
     )
-    rows = [f"r={rank}" for rank in sorted({arm.rank for arm in arms if arm.rank is not None})]
-    order = [*rows, *(["full"] if full else [])], [f"{lr:g}" for lr in sorted({a.lr for a in arms})]
+    ranks = sorted({arm.rank for arm in arms if arm.rank is not None})
+    order = (
+        [*(f"r={rank}" for rank in ranks), *(["full"] if arms[-1].is_full else [])],
+        [f"{lr:g}" for lr in sorted({arm.lr for arm in arms})],
+    )
+    quantities = {gain: (unit, 1), validation: (unit, 1), forgetting: (lost, -1)}
     grids = {}
     for variant, group in variants.items():
         cells = places[[arm in group or arm.is_full for arm in arms]]
         framed = cells[cells["arm"] == (chosen.label if chosen else None)]
-        boxes = [
-            (order[0].index(row), order[1].index(column))
-            for row, column in zip(framed["row"], framed["column"], strict=True)
-        ]
         for name, (of_name, sign) in quantities.items():
-            label = name.rpartition(",")[0]
-            grids[f"{variant}: {label}" if len(variants) > 1 and variant else label] = change_grid(
-                cells[cells[name].notna()], ("row", "column"), name, of_name, order,
-                sign=sign, absent=lambda *_: "not trained, or not finished", framed=tuple(boxes),
-            )  # fmt: skip
+            if name in frame:
+                label = name.rpartition(",")[0]
+                label = f"{variant}: {label}" if len(variants) > 1 and variant else label
+                grids[label] = change_grid(
+                    cells[cells[name].notna()],
+                    ("row", "column"),
+                    name,
+                    of_name,
+                    order,
+                    sign=sign,
+                    absent=lambda *_: "not trained, or not finished",
+                    framed=list(zip(framed["row"], framed["column"], strict=True)),
+                )
     plot, choices = heat_map(grids, row_height=38, x_title="learning rate")
     width = 110 + 60 * len(order[1])
     return Figure(key, title, finding(variants), frame, plot, CAPTION, choices, "Shown", width)
@@ -87,31 +89,24 @@ def variants_of(view: StudyView, task: str) -> dict[str, list[ArmSummary]]:
     return dict(groups)
 
 
-def finding(variants: dict[str, list[ArmSummary]]) -> str:
+def finding(variants: Mapping[str, Sequence[ArmSummary]]) -> str:
     """The rate of the largest validation gain for each rank of the first variant."""
-    arms = next(iter(variants.values()))
-    best = best_rates(arms)
-    if not best and any(arm.validation_gain is not None for arm in arms):
-        return "No rank was trained and scored at two rates, so no rate can be called the best."
-    if not best:
-        return "No arm was scored on the validation split, so no rate can be called the best."
-    by_rate: dict[float, list[str]] = defaultdict(list)
-    for rank, (rate, _) in best.items():
-        by_rate[rate].append(f"r={rank}")
-    parts = "; ".join(f"{rate:g} at {join_names(by_rate[rate])}" for rate in sorted(by_rate))
-    text = f"On the validation split the gain is largest with the rate {parts}."
-    edge = [f"r={rank}" for rank, (rate, rates) in best.items() if rate in (rates[0], rates[-1])]
-    return text + (f" That is the edge of the grid for {join_names(edge)}." if edge else "")
-
-
-def best_rates(arms: Sequence[ArmSummary]) -> dict[int, tuple[float, list[float]]]:
-    """Rank -> (rate of the largest validation gain, rates tried), for ranks with two rates."""
     gains: dict[int, dict[float, float]] = defaultdict(dict)
-    for arm in arms:
+    for arm in next(iter(variants.values())):
         if arm.rank is not None and arm.validation_gain is not None:
             gains[arm.rank][arm.lr] = arm.validation_gain
-    return {
-        rank: (max(rates, key=rates.__getitem__), sorted(rates))
-        for rank, rates in sorted(gains.items())
-        if len(rates) > 1
-    }
+    if not gains:
+        return "No arm was scored on the validation split, so no rate can be called the best."
+    by_rate: dict[float, list[str]] = defaultdict(list)
+    edge = []
+    for rank, rates in sorted(gains.items()):
+        if len(rates) > 1:
+            best = max(rates, key=rates.__getitem__)
+            by_rate[best].append(f"r={rank}")
+            if best in (min(rates), max(rates)):
+                edge.append(f"r={rank}")
+    if not by_rate:
+        return "No rank was trained and scored at two rates, so no rate can be called the best."
+    parts = "; ".join(f"{rate:g} at {join_names(by_rate[rate])}" for rate in sorted(by_rate))
+    text = f"On the validation split the gain is largest with the rate {parts}."
+    return text + (f" That is the edge of the grid for {join_names(edge)}." if edge else "")

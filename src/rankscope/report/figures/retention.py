@@ -1,10 +1,11 @@
 """Change on each retention task against rank."""
 
 from rankscope.formatting import difference, join_names
-from rankscope.report.charts.figure import Figure, interval_columns, interval_digits, tidy
+from rankscope.report.charts.figure import Figure, interval_cells, interval_digits
 from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView
+from rankscope.report.table_formats import table_from_rows
 
 MAX_PANELS = 6
 CHANGE = "change against base"
@@ -14,32 +15,26 @@ CHANGE = "change against base"
 def draw(view: StudyView, task: str) -> Figure:
     """A panel per retention task, with full fine-tuning and no change as references."""
     names, rank_axis = view.retained(task), view.rank_axis(task)
-    measured = [
-        (arm.label, name, arm.retention[name], view.unit(name))
+    rows = [
+        {
+            "arm": arm.label,
+            "retention task": name,
+            **interval_cells(CHANGE, arm.retention[name], view.unit(name)),
+        }
         for arm in view.arms(task)
         for name in names
         if name in arm.retention
     ]
-    columns = [interval_columns(CHANGE, [change], unit) for _, _, change, unit in measured]
-    frame = tidy(
-        {
-            "arm": [arm for arm, *_ in measured],
-            "retention task": [name for _, name, *_ in measured],
-            **{
-                title: [cell[title][0] for cell in columns]
-                for title in interval_columns(CHANGE, [], view.forgetting_unit(task))
-            },
-        },
-        interval_digits(CHANGE, 3),
-    )
+    frame = table_from_rows(rows, interval_digits(CHANGE, 3))
     panels = [
         Panel(
             f"{name}, change in {view.unit(name).difference}",
             frame[frame["retention task"] == name],
             CHANGE,
-            (Reference("base", 0.0),),
+            [Reference("base", 0.0)],
         )
         for name in names[:MAX_PANELS]
+        if rows
     ]
     return Figure(
         key=view.key("retention", task),

@@ -1,88 +1,64 @@
 """Scaled variants: every arm with its update scaled down, from the base to what was trained."""
 
 from rankscope.formatting import count, difference
-from rankscope.records import ScalingCurve, TaskMitigation
-from rankscope.report.charts.figure import Figure, tidy
+from rankscope.records import TaskMitigation
+from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.scatter import Path, paths_from_base
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView, forgetting_text
+from rankscope.report.table_formats import table_from_rows
 
-DASHES = {"scale": "solid", "layers": "dot", "intruders": "dash", "control": "dashdot"}
 KINDS = {
-    "scale": "the whole update",
-    "layers": "by layer",
-    "intruders": "its intruder dimensions",
-    "control": "the whole update, to their norm",
+    "scale": ("the whole update", "solid"),
+    "layers": ("by layer", "dot"),
+    "intruders": ("its intruder dimensions", "dash"),
+    "control": ("the whole update, to their norm", "dashdot"),
 }
+"""What is scaled, and the dash of its line."""
 CAPTION = """Each line is one arm, the mean over its seeds, from the untuned base to the trained \
 model (the large mark): its whole update times 0 to 1, without further training. Right is learned \
 more, up is forgot less. A mitigation is worth its trouble if its mark is above the line of the \
 arm without it."""
 
 
-def mitigation_of(view: StudyView, task: str) -> TaskMitigation | None:
-    """Scaled variants and mitigations of one training task."""
-    return next((m for m in view.recommendation.mitigation if m.task == task), None)
-
-
 @register("mitigation", 10)
 def draw(view: StudyView, task: str) -> Figure | None:
     """The scaling curves of one training task; None if the study has none."""
-    mitigation = mitigation_of(view, task)
+    mitigation = view.mitigation(task)
     if mitigation is None:
         return None
     unit, lost = view.unit(task), view.forgetting_unit(task)
-    gain, forgetting = f"gain over base, {unit.difference}", f"forgetting, {lost.difference}"
-    points = [(curve, point) for curve in mitigation.curves for point in curve.points]
-    frame = tidy(
+    gain, forgetting = view.plane_titles(task)
+    rows = [
         {
-            "arm": [curve.label for curve, _ in points],
-            "scaled": [KINDS[curve.kind] for curve, _ in points],
-            "strength": [p.strength for _, p in points],
-            gain: [p.gain * unit.scale for _, p in points],
-            forgetting: [p.forgetting * lost.scale for _, p in points],
-            "validation split: gain": [p.validation_gain * unit.scale for _, p in points],
-            "validation split: forgetting": [
-                p.validation_forgetting * lost.scale for _, p in points
-            ],
-            "seeds": [p.seeds for _, p in points],
-        },
-        {
-            gain: unit.digits + 1,
-            forgetting: lost.digits + 1,
-            "validation split: gain": unit.digits + 1,
-            "validation split: forgetting": lost.digits + 1,
-            "seeds": 0,
-        },
-    )
+            "arm": curve.label,
+            "scaled": KINDS[curve.kind][0],
+            "strength": point.strength,
+            gain: point.gain * unit.scale,
+            forgetting: point.forgetting * lost.scale,
+            f"validation split: {gain}": point.validation_gain * unit.scale,
+            f"validation split: {forgetting}": point.validation_forgetting * lost.scale,
+            "seeds": point.seeds,
+        }
+        for curve in mitigation.curves
+        for point in curve.points
+    ]
+    digits = {gain: unit.digits + 1, forgetting: lost.digits + 1}
+    digits |= {f"validation split: {title}": places for title, places in digits.items()}
+    frame = table_from_rows(rows, digits)
+    words = {"scaled:": "scaled", "strength": "strength", "gain": gain, "forgetting": forgetting}
     paths: dict[str, list[Path]] = {}
     for curve in mitigation.curves:
-        arm = view.arm(task, curve.label)
-        rows = frame[(frame["arm"] == curve.label) & (frame["scaled"] == KINDS[curve.kind])]
+        (scaled, dash), arm = KINDS[curve.kind], view.arm(task, curve.label)
+        points = frame[(frame["arm"] == curve.label) & (frame["scaled"] == scaled)]
+        sizes = [6.0] * (len(points) - 1) + [12.0]
+        # Every curve of an arm ends in the same point.
         name = (arm.short_label if arm else curve.label) if curve.kind == "scale" else ""
-        words = {
-            "scaled:": "scaled",
-            "strength": "strength",
-            "gain": gain,
-            "forgetting": forgetting,
-        }
-        sizes = (*[6.0] * (len(rows) - 1), 12.0)
-        path = Path(
-            rows,
-            (view.color(arm).light,),
-            "circle",
-            DASHES[curve.kind],
-            "",
-            sizes,
-            False,
-            name,
-            words,
-        )
+        path = Path(points, words, [view.color(arm).light], (dash, "circle"), "", sizes, name)
         paths.setdefault(curve.label, []).append(path)
     focus = [arm.label for arm in view.focus_arms(task)]
     plot, choices = paths_from_base(paths, focus, gain, forgetting, reversed_y=True)
     key, title = view.key("scaling", task), f"Scaled down without training, {task}"
-    choices = choices if len(choices) > 1 else ()
     return Figure(key, title, finding(view, mitigation), frame, plot, CAPTION, choices)
 
 
@@ -90,7 +66,7 @@ def finding(view: StudyView, mitigation: TaskMitigation) -> str:
     """The focus arm as trained, and at the strength chosen on the validation split."""
     task, focus = mitigation.task, view.focus(mitigation.task)
     whole = [curve for curve in mitigation.curves if curve.kind == "scale"] or mitigation.curves
-    curve: ScalingCurve = next((c for c in whole if focus and c.label == focus.label), whole[0])
+    curve = next((c for c in whole if focus and c.label == focus.label), whole[0])
     trained = curve.points[-1]
     chosen = next(p for p in curve.points if p.strength == curve.chosen_strength)
 

@@ -23,21 +23,19 @@ def draw(models: AnalyzedModels) -> Figure | None:
     """A panel for each definition with its chance level; None without analyzed matrices."""
     measures = {title: mean_over_matrices(column) for title, (column, _) in DEFINITIONS.items()}
     subspace = next(iter(measures.values()))
-    values = models.by_rank(subspace)
+    values, full = models.by_rank(subspace, digits=3), models.full(subspace)
     if not values:
         return None
     frame = models.over_seeds(measures)
     chances = {title: chance_of(models, column) for title, (_, column) in DEFINITIONS.items()}
     panels = [
-        Panel(title, frame, title, (Reference("unrelated", chance, color=MUTED),))
+        Panel(title, frame, title, [Reference("unrelated", chance, color=MUTED)])
         for title, chance in chances.items()
     ]
-    each = ", ".join(f"{number(value, 3)} at {rank}" for rank, value in values[:8])
-    full = models.full(subspace)
     return Figure(
         key=models.key("similarity"),
         title=models.title("Singular vectors before and after"),
-        finding=f"Subspace similarity at {models.rank_axis.focus}: {each}"
+        finding=f"Subspace similarity at {models.rank_axis.focus}: {values}"
         + (f"; full fine-tuning {number(full, 3)}" if full else "")
         + f". Unrelated vectors would have {number(next(iter(chances.values())), 3)}.",
         data=frame,

@@ -2,14 +2,15 @@
 
 from rankscope.formatting import count, difference
 from rankscope.records import SubjectChange
-from rankscope.report.charts.figure import Figure, interval_columns, interval_digits, tidy
+from rankscope.report.charts.figure import Figure, interval_cells, interval_digits
 from rankscope.report.charts.heat_map import change_grid, heat_map
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView
+from rankscope.report.table_formats import table_from_rows
 
 MAX_SUBJECTS = 60
 """Subjects drawn, those that fell most; all of them are in the table."""
-CHANGE = "change against base"
+TITLE = "change against base"
 CAPTION = """Tuned minus base on the test items of each subject; orange was forgotten. Brackets: \
 the 95 % interval includes zero or is unknown; with few items per subject, intervals are wide. \
 Each arm has the learning rate chosen for it. Subjects are ordered by the mean over arms, largest \
@@ -22,30 +23,28 @@ def draw(view: StudyView, task: str) -> Figure | None:
     changes = [c for c in view.recommendation.subjects if c.task == task]
     if not changes:
         return None
-    scaled = [interval_columns(CHANGE, [c.change], view.unit(c.tested_on)) for c in changes]
-    frame = tidy(
+    rows = [
         {
-            "arm": [c.label for c in changes],
-            "retention task": [c.tested_on for c in changes],
-            "subject": [c.subject for c in changes],
-            **{title: [cell[title][0] for cell in scaled] for title in scaled[0]},
-            "p, Holm": [c.change.p_holm for c in changes],
-            "items": [c.change.n for c in changes],
-            "unit": [view.unit(c.tested_on).difference for c in changes],
-        },
-        interval_digits(CHANGE, 2) | {"p, Holm": 4, "items": 0},
-    )
+            "arm": c.label,
+            "retention task": c.tested_on,
+            "subject": c.subject,
+            **interval_cells(TITLE, c.change, view.unit(c.tested_on)),
+            "p, Holm": c.change.p_holm,
+            "items": c.change.n,
+            "unit": view.unit(c.tested_on).difference,
+        }
+        for c in changes
+    ]
+    frame = table_from_rows(rows, interval_digits(TITLE, 2) | {"p, Holm": 4})
     arms = list(dict.fromkeys(frame["arm"]))
     grids = {}
     for test in dict.fromkeys(frame["retention task"]):
         layer = frame[frame["retention task"] == test]
-        means = layer.groupby("subject", sort=False)[CHANGE].mean().sort_values()
-        rows = list(means.index[:MAX_SUBJECTS])
-        grids[test] = change_grid(
-            layer, ("subject", "arm"), CHANGE, view.unit(test), (rows, arms),
-            reach=layer[layer["subject"].isin(rows)][CHANGE].abs().max(),
-        )  # fmt: skip
-    plot, choices = heat_map(grids, x_title="arm", margin={"b": 72})
+        means = layer.groupby("subject", sort=False)[TITLE].mean().sort_values(kind="stable")
+        order = list(means.index[:MAX_SUBJECTS]), arms
+        layer = layer[layer["subject"].isin(order[0])]
+        grids[test] = change_grid(layer, ("subject", "arm"), TITLE, view.unit(test), order)
+    plot, choices = heat_map(grids, x_title="arm")
     return Figure(
         key=view.key("subjects", task),
         title=f"Retention by subject, trained on {task}",

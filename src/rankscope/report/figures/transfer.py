@@ -1,14 +1,14 @@
 """Train x test map: what training on one task did to every other."""
 
 from rankscope.formatting import Unit, count, difference
-from rankscope.records import ArmSummary, Estimate, trained_parts
-from rankscope.report.charts.figure import Figure, interval_columns, interval_digits, tidy
+from rankscope.records import Estimate, trained_parts
+from rankscope.report.charts.figure import Figure, interval_cells, interval_digits
 from rankscope.report.charts.heat_map import change_grid, heat_map
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView, change_on
+from rankscope.report.table_formats import table_from_rows
 
 MAX_CHOICES = 60
-BEST = "best arm of each task"
 
 
 @register("transfer", 10, per="unit")
@@ -18,40 +18,42 @@ def draw(view: StudyView, unit: Unit) -> Figure | None:
     if not trains:
         return None
     tests = [task.name for task in view.study.tasks if view.unit(task.name) == unit]
-    cells = [
-        (train, arm, test, change)
+    title = f"change, {unit.difference}"
+    rows = [
+        {
+            "trained on": train,
+            "arm": arm.label,
+            "tested on": test,
+            **interval_cells(title, change, unit),
+        }
         for train in trains
         for arm in view.arms(train)
         for test in tests
         if (change := change_on(arm, test))
     ]
-    title = f"change, {unit.difference}"
-    frame = tidy(
-        {
-            "trained on": [train for train, *_ in cells],
-            "arm": [arm.label for _, arm, *_ in cells],
-            "tested on": [test for *_, test, _ in cells],
-            **interval_columns(title, [change for *_, change in cells], unit),
-        },
-        interval_digits(title, unit.digits + 1),
-    )
-    best = {task: arm.label for task in trains if (arm := view.focus(task))}
-    ordered = sorted({(arm.is_full, arm.lr, arm.rank or 0, arm.label) for _, arm, *_ in cells})
-    entries = {BEST: [best.get(train) for train in frame["trained on"]]}
-    entries |= {label: [label] * len(frame) for *_, label in ordered[:MAX_CHOICES]}
+    frame = table_from_rows(rows, interval_digits(title, unit.digits + 1))
+    arms = {a.label: (a.is_full, a.lr, a.rank or 0) for train in trains for a in view.arms(train)}
+    labels = sorted(arms, key=arms.__getitem__)[:MAX_CHOICES]
+    best = {train: arm.label for train in trains if (arm := view.focus(train))}
+    entries = {"best arm of each task": best} | {
+        label: dict.fromkeys(trains, label) for label in labels
+    }
     grids = {}
     for entry, shown in entries.items():
-        layer = frame[frame["arm"] == shown]
+        layer = frame[frame["arm"] == frame["trained on"].map(shown)] if rows else frame
         if len(layer):
             grids[entry] = change_grid(
-                layer, ("trained on", "tested on"), title, unit,
-                (trains, tests), absent=lambda train, test: absent(view, train, test),
+                layer,
+                ("trained on", "tested on"),
+                title,
+                unit,
+                (trains, tests),
+                absent=lambda train, test: absent(view, train, test),
                 reach=frame[title].abs().max(),
-                framed=tuple((trains.index(t), tests.index(t)) for t in trains if t in tests),
-            )  # fmt: skip
-    plot, choices = heat_map(
-        grids, row_height=52, x_title="tested on", y_title="trained on", margin={"b": 72}
-    ) if grids else (None, ())  # fmt: skip
+                framed=[(train, train) for train in trains if train in tests],
+            )
+    titles = {"x_title": "tested on", "y_title": "trained on"}
+    plot, choices = heat_map(grids, row_height=52, **titles) if grids else (None, ())
     return Figure(
         key=f"transfer-{unit.score.split()[0].strip('%') or 'accuracy'}",
         title=f"Train x test map, change against the base in {unit.difference}",
@@ -73,8 +75,8 @@ def absent(view: StudyView, train: str, test: str) -> str:
 
 def finding(view: StudyView, tests: list[str], unit: Unit) -> str:
     """The largest fall and rise elsewhere for the focus arms."""
-    changes: list[tuple[Estimate, str, ArmSummary]] = [
-        (change, test, arm)
+    changes = [
+        (change, f"{difference(change.value, unit)} on {test} after training on {train}")
         for train in view.training_tasks
         if (arm := view.focus(train))
         for test in tests
@@ -82,20 +84,13 @@ def finding(view: StudyView, tests: list[str], unit: Unit) -> str:
     ]
     if not changes:
         return "No trained arm has been scored on another task, so transfer is unknown."
-    low, high = (pick(changes, key=lambda c: c[0].value) for pick in (min, max))
-    text = "With the best arm of each task, nothing else fell"
-    if low[0].value < 0:
-        text = (
-            f"With the best arm of each task, the largest fall elsewhere is "
-            f"{difference(low[0].value, unit)} on {low[1]} after training on {low[2].task}"
-        )
-    if high[0].value > 0:
-        text += f"; the largest rise is {difference(high[0].value, unit)} on {high[1]} after "
-        text += f"training on {high[2].task}"
-    clear = sum(excludes_zero(change) for change, *_ in changes)
+    (low, fall), (high, rise) = (pick(changes, key=lambda c: c[0].value) for pick in (min, max))
+    text = f"the largest fall elsewhere is {fall}" if low.value < 0 else "nothing else fell"
+    text += f"; the largest rise is {rise}" if high.value > 0 else ""
+    clear = sum(excludes_zero(change) for change, _ in changes)
     return (
-        f"{text}. {count(clear, 'change')} of {len(changes)} on other tasks "
-        f"{'has' if clear == 1 else 'have'} an interval that excludes zero."
+        f"With the best arm of each task, {text}. {count(clear, 'change')} of {len(changes)} on "
+        f"other tasks {'has' if clear == 1 else 'have'} an interval that excludes zero."
     )
 
 

@@ -6,15 +6,16 @@ import plotly.graph_objects as go
 
 from rankscope.formatting import MINUS, number
 from rankscope.records import NormGrowth
-from rankscope.report.analyzed_models import AnalyzedModels, mean_over_matrices
+from rankscope.report.analyzed_models import AnalyzedModels, Measure, mean_over_matrices
 from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.rank_lines import Panel, rank_plot
 from rankscope.report.figures import register
 from rankscope.report.style import MUTED
 
-MEASURES = {
-    "|dW|_F over all matrices": lambda spectra: spectra.frobenius if spectra.matrices else None,
-    "mean of |dW|_F / |W0|_F": mean_over_matrices("|dW|_F / |W0|_F"),
+NORM, RELATIVE = "|dW|_F over all matrices", "mean of |dW|_F / |W0|_F"
+MEASURES: dict[str, Measure] = {
+    NORM: lambda spectra: spectra.frobenius if spectra.matrices else None,
+    RELATIVE: mean_over_matrices("|dW|_F / |W0|_F"),
 }
 
 
@@ -57,14 +58,12 @@ def add_fit(plot: go.Figure, growth: NormGrowth) -> None:
 
 def finding(models: AnalyzedModels) -> str:
     """The fit with its residual beside that of a power law, or the values."""
-    norm, growth = MEASURES["|dW|_F over all matrices"], models.growth
-    values = models.by_rank(norm)
+    values, growth = models.by_rank(MEASURES[NORM]), models.growth
     if not values:
         return "No trial has a spectra record, so there is nothing to show here."
     text = f"At {models.rank_axis.focus}, |dW|_F "
     if growth is None:
-        each = ", ".join(f"{number(value)} at {rank}" for rank, value in values)
-        text += f"is {each}. A fit needs three ranks."
+        text += f"is {values}. A fit needs three ranks."
     else:
         slope, mean = growth.slope * math.log(2), sum(growth.norms) / len(growth.norms)
         closer = "a power law" if growth.power_rms < growth.rms else "the logarithm"
@@ -74,5 +73,5 @@ def finding(models: AnalyzedModels) -> str:
             f"the mean norm); a power law r^{number(growth.power)} leaves "
             f"{number(growth.power_rms)}, so {closer} is closer."
         )
-    full = models.full(norm)
+    full = models.full(MEASURES[NORM])
     return text + (f" Full fine-tuning moves the weights by {number(full)}." if full else "")

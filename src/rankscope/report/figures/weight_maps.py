@@ -3,34 +3,34 @@
 from functools import partial
 
 from rankscope.formatting import join_names, number
-from rankscope.report.analyzed_models import AnalyzedModels
-from rankscope.report.charts.figure import Figure, plot_text, tidy
-from rankscope.report.charts.heat_map import Grid, heat_map
+from rankscope.report.analyzed_models import MATRIX_COLUMNS, AnalyzedModels
+from rankscope.report.charts.figure import Figure, hover_texts
+from rankscope.report.charts.heat_map import Grid, heat_map, pivot
 from rankscope.report.figures import Page, register
+from rankscope.report.table_formats import table_from_rows
 
-EVERY_PAGE: tuple[Page, ...] = ("study", "inspection")
 MEASURES: dict[str, tuple[str, str, str, tuple[Page, ...]]] = {
     "relative": (
-        "Size of the update by layer and module",
+        "Size of the update",
         "|dW|_F / |W0|_F",
         "The Frobenius norm of the update over that of the base weight.",
-        EVERY_PAGE,
+        ("study", "inspection"),
     ),
     "effective": (
-        "Directions the update uses by layer and module",
+        "Directions the update uses",
         "effective rank",
         "exp of the entropy of the shares of dW's singular values; at most its rank.",
         ("inspection",),
     ),
     "kept": (
-        "Leading singular vectors kept by layer and module",
+        "Leading singular vectors kept",
         "subspace similarity",
         "|C|_F² / k of the top k vectors of W0 and W, mean of left and right. 1 is unchanged; "
         "chance is k/d, and the table shows it.",
         ("inspection",),
     ),
     "intruders": (
-        "Intruder dimensions by layer and module",
+        "Intruder dimensions",
         "intruders",
         "Leading left vectors of W that resemble no single vector of W0 (Shuttleworth et al., "
         "2410.21228). They show that a change is spread out; they are not a verdict.",
@@ -38,7 +38,6 @@ MEASURES: dict[str, tuple[str, str, str, tuple[Page, ...]]] = {
     ),
 }
 """Title, column, caption and pages, by key."""
-CHANCES = ["k", "chance, subspace, left", "chance, subspace, right", "ill-conditioned vectors"]
 
 
 def draw(models: AnalyzedModels, key: str) -> Figure | None:
@@ -48,27 +47,25 @@ def draw(models: AnalyzedModels, key: str) -> Figure | None:
     if matrices.empty:
         return None
     layers, modules = sorted(set(matrices["layer"])), list(dict.fromkeys(matrices["module"]))
-    names = ["other" if layer < 0 else str(layer) for layer in layers]
+    cells = matrices.groupby(["model", "layer", "module"], as_index=False)[column].mean()
+    names = {layer: "other" if layer < 0 else str(layer) for layer in layers}
+    cells["layer"] = cells["layer"].map(names)
+    words = {"layer": "layer", "": "module", column: column}
+    cells["hover"] = hover_texts(cells, "model", words)
+    axes, order = ("module", "layer"), (modules, list(names.values()))
     grids = {}
     for model in models.shown:
-        wide = matrices[matrices["model"] == model.label].pivot_table(
-            index="module", columns="layer", values=column, aggfunc="mean"
-        )
-        wide = wide.reindex(index=modules, columns=layers).set_axis(names, axis=1)
-        hover = wide.apply(
-            lambda line: [
-                f"layer {line.name}, {plot_text(module)}: {number(value)} {column}"
-                for module, value in line.items()
-            ]
-        )
-        grids[model.label] = Grid(wide, reach=matrices[column].max() or 1.0, hover=hover)
-    plot, choices = heat_map(grids, row_height=22, x_title="layer", margin={"l": 80})
-    data = matrices[["model", "matrix", column, *CHANCES]]
+        of_model = cells[cells["model"] == model.label]
+        values, hover = (pivot(of_model, axes, value, order) for value in (column, "hover"))
+        grids[model.label] = Grid(values, reach=cells[column].max(), hover=hover.fillna(""))
+    plot, choices = heat_map(grids, x_title="layer")
+    # The last columns are what to read similarities against.
+    shown = matrices[["model", "matrix", column, *list(MATRIX_COLUMNS)[-4:]]]
     return Figure(
         key=models.key(f"map-{key}"),
-        title=models.title(title),
+        title=models.title(f"{title} by layer and module"),
         finding=finding(models, column),
-        data=tidy(data.to_dict("list")),
+        data=table_from_rows(shown.to_dict("records")),
         plot=plot,
         caption=caption,
         choices=choices,
