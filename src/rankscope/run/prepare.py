@@ -18,7 +18,7 @@ from rankscope.data.study_tasks import check_untrainable, read_replay, read_task
 from rankscope.data.tasks import LoadedTask
 from rankscope.device import available_memory_bytes, choose_device, choose_dtype
 from rankscope.evaluate.context_window import context_length
-from rankscope.evaluate.evaluator import truncation_notes
+from rankscope.evaluate.evaluator import context_notes
 from rankscope.evaluate.task_record import task_record
 from rankscope.models.adapters.folder import check_other_base
 from rankscope.models.adapters.warm_start import resolve_warm_starts, warm_start_notes
@@ -191,13 +191,7 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
     replay, replayed = read_replay(config, read, encoder)
     tasks, contamination_notes = with_contamination(config, read, replayed)
     context = context_length(model_config)
-    scoring = [
-        note
-        for task in tasks.values()
-        for part in task.parts or (task,)
-        for split in SPLITS
-        for note in truncation_notes(encoder, part, split, context, config.evaluate)
-    ]
+    scoring = context_notes(encoder, tasks.values(), context, config.evaluate)
     rows = {
         task.name: encode_rows(encoder, tasks[task.name].train, config.train.labels)
         for task in config.tasks
