@@ -262,7 +262,7 @@ def other_tokenizer(folder: Path) -> Path:
         (changed("evaluate", max_items=15), "task 'pocket_med'"),
         ({"dtype": "bfloat16"}, "dtype"),
         ({"analyze": {"spectra": {"intruder_k": 9}}}, "intruder_k"),
-        ({"analyze": {"spectra": {"top_k": 64}}}, "compare 32 singular vectors"),
+        ({"analyze": {"spectra": {"top_k": 64}}}, "top_k of 128 x 128 matrices 32"),
         ({"model": "other"}, "base model"),
         ({"model": "same weights, other tokenizer"}, "task 'pocket_med'"),
     ],

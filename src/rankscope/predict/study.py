@@ -44,9 +44,10 @@ from rankscope.records import (
     TrialRecords,
     TrialSpec,
 )
-from rankscope.run.prepare import PreparedStudy, prepare_study
+from rankscope.run.prepare import prepare_study
+from rankscope.run.prepared import PreparedStudy
 from rankscope.store import Ledger, adapter_path
-from rankscope.store.history import check_other_model, check_other_tasks
+from rankscope.store.history import check_same_model, check_same_tasks
 from rankscope.train.loss import mean_losses
 from rankscope.train.regularizers import label_positions
 
@@ -307,9 +308,9 @@ def backtest_study(folder: Path) -> list[BacktestTask]:
         if not any(len(chosen_by_rank(study, task.name)) > 1 for task in study.tasks):
             return []
         inputs = prepare_study(load_study_file(folder / "study.resolved.yaml"))
-        check_other_tasks(folder, {task.name: task for task in study.tasks}, inputs.records)
+        check_same_tasks(folder, {task.name: task for task in study.tasks}, inputs.records)
         base = open_base(inputs)
-        check_other_model(folder, study.model, base.record)
+        check_same_model(folder, study.model, base.record)
         margin = study.config.objective.margin
         found = []
         for made in predictions(inputs, base):
