@@ -21,7 +21,11 @@ from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.load import load_base
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate, to_float64
-from rankscope.models.methods.eva_directions import new_inputs, run, shared_inputs
+from rankscope.models.methods.eva_directions import (
+    InputDirections,
+    shared_inputs,
+    update_directions,
+)
 from rankscope.models.multi_lora import target_linears
 from rankscope.models.parameters import lora_parameters
 from rankscope.predict.predictors import (
@@ -201,9 +205,11 @@ def input_variance(
     seen = {}
     for leader in dict.fromkeys(leaders.values()):
         most = min(max(ranks), targets[leader].in_features, sum(passes[0].lengths))
-        seen[leader] = new_inputs(targets[leader], most)
+        seen[leader] = InputDirections.of(targets[leader], most)
     for batch in passes:
-        run(base, batch, {leader: (targets[leader], inputs) for leader, inputs in seen.items()})
+        update_directions(
+            base, batch, {leader: (targets[leader], inputs) for leader, inputs in seen.items()}
+        )
     shares = {leader: inputs.pca.explained_variance_ratio_ for leader, inputs in seen.items()}
     return {
         rank: sum(float(shares[leader][:rank].sum()) for leader in leaders.values()) / len(leaders)
