@@ -30,7 +30,7 @@ from rankscope.analyze.heads.ablation import Ablation, AblationResult, ablate, s
 from rankscope.analyze.heads.importance import head_importance
 from rankscope.analyze.heads.layout import HeadLayout, HeadModel
 from rankscope.analyze.heads.tasks import HeadTask
-from rankscope.analyze.heads.token_trees import FloatArray, TokenTree, token_trees
+from rankscope.analyze.heads.token_trees import TokenTree, token_trees
 from rankscope.config.study import EvaluateConfig, ModelConfig
 from rankscope.config.task import TaskConfig
 from rankscope.data.encode import Encoder
@@ -38,7 +38,7 @@ from rankscope.data.tasks import load_task
 from rankscope.device import choose_device, choose_dtype, keep_freed_memory, use_deterministic
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.evaluator import encode_split
-from rankscope.evaluate.likelihood import Question, continuation_logprobs
+from rankscope.evaluate.likelihood import Floats, Question, continuation_logprobs
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.models.base import Row, RowBatch, batches_of
 from rankscope.models.load import load_base
@@ -86,7 +86,7 @@ def world(options: argparse.Namespace) -> World:
     return World(heads, head_task, questions)
 
 
-def scratch(w: World, ablation: Ablation) -> list[FloatArray]:
+def scratch(w: World, ablation: Ablation) -> list[Floats]:
     """Score again with the product's own scorer."""
     with torch.inference_mode(), zeroed(w.heads, ablation.heads):
         return continuation_logprobs(w.heads.base, w.questions, [None], w.heads.batch_tokens)[
@@ -94,7 +94,7 @@ def scratch(w: World, ablation: Ablation) -> list[FloatArray]:
         ].values
 
 
-def plain(w: World, ablation: Ablation) -> list[FloatArray]:
+def plain(w: World, ablation: Ablation) -> list[Floats]:
     """Score again, every option with its prompt as a row of its own."""
     rows, targets = [], []
     for question in w.questions:
@@ -117,14 +117,14 @@ def plain(w: World, ablation: Ablation) -> list[FloatArray]:
     return np.split(np.array(sums), bounds)
 
 
-def timed(side: object, *arguments: object) -> tuple[list[FloatArray], float]:
+def timed(side: object, *arguments: object) -> tuple[list[Floats], float]:
     """What a side gives, and its seconds."""
     assert callable(side)
     begun = time.perf_counter()
     return side(*arguments), time.perf_counter() - begun
 
 
-def gap(first: list[FloatArray], second: list[FloatArray]) -> tuple[float, int]:
+def gap(first: list[Floats], second: list[Floats]) -> tuple[float, int]:
     """Largest difference, nats, and items whose most likely option is another."""
     pairs = list(zip(first, second, strict=True))
     return (
@@ -187,7 +187,7 @@ def race(w: World, layers: list[int], num_scratch: int, num_plain: int) -> dict[
     }
 
 
-def closest(first: list[FloatArray], second: list[FloatArray]) -> list[float]:
+def closest(first: list[Floats], second: list[Floats]) -> list[float]:
     """Of items whose most likely option differs, how far its rival is behind, nats."""
     return [
         float(a.max() - a[b.argmax()])
@@ -257,7 +257,7 @@ SPLITS = 200
 """Random halvings of the items."""
 
 
-def reliability(per_item: FloatArray) -> float:
+def reliability(per_item: Floats) -> float:
     """How far another draw of items would order the heads alike, by their means over items.
 
     Spearman and Brown's 2 r / (1 + r), r the mean rank correlation between random halves of the

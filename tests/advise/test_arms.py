@@ -10,12 +10,12 @@ from rankscope.advise.arms import (
     Arm,
     pareto_front,
     retention_tasks,
-    summarize,
+    summarize_arms,
     training_tasks,
     transfer_tasks,
 )
 from rankscope.advise.comparisons import arm_difference
-from rankscope.advise.mitigation import spot
+from rankscope.advise.mitigation import gain_and_forgetting
 from rankscope.records import (
     BASE,
     ArmSummary,
@@ -30,7 +30,7 @@ TRUTH = Truth(ranks=(2, 8), full_lrs=(), num_items=60, tasks=("med", "law"))
 
 
 def arms_by_label(study: StudyRecords, task: str = "med") -> dict[str, Arm]:
-    return {arm.summary.label: arm for arm in summarize(study)[task]}
+    return {arm.summary.label: arm for arm in summarize_arms(study)[task]}
 
 
 def changed(study: StudyRecords, split: Split, change: float) -> StudyRecords:
@@ -235,12 +235,12 @@ def test_what_shares_training_rows_is_neither_forgetting_nor_transfer() -> None:
     assert trained_parts(study, "both") == {"both", "med", "general"}
     assert trained_parts(study, "med") == {"med", "both"}
     assert trained_parts(study, "law") == {"law"}
-    of = {task: arms[0].summary for task, arms in summarize(study).items()}
+    of = {task: arms[0].summary for task, arms in summarize_arms(study).items()}
     assert set(of["both"].transfer) == {"law", "math"}
     assert (of["both"].retention, of["both"].forgetting) == ({}, None)
     assert set(of["med"].transfer) == {"law", "math"}
     assert set(of["med"].retention) == {"general"}
     assert set(of["law"].transfer) == {"med", "math", "both"}
     trials = {trial.spec.task: trial.spec.trial_id for trial in study.trials}
-    assert spot(study, "both", trials["both"], "test") is None
-    assert spot(study, "med", trials["med"], "test") is not None
+    assert gain_and_forgetting(study, "both", trials["both"], "test") is None
+    assert gain_and_forgetting(study, "med", trials["med"], "test") is not None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from synthetic_study import Truth, synthetic_study
 
-from rankscope.advise.arms import Arm, pareto_front, summarize
+from rankscope.advise.arms import Arm, pareto_front, summarize_arms
 from rankscope.advise.case import Case
 from rankscope.advise.comparisons import arm_difference, net_difference
 from rankscope.advise.next_steps import enough_text, needs_of
@@ -23,7 +23,7 @@ TRUTH = Truth(ranks=(2, 8, 32), num_items=120, tasks=("med", "law"), retention=(
 
 
 def by_label(study: StudyRecords) -> dict[str, Arm]:
-    return {a.summary.label: a for a in summarize(study)["med"]}
+    return {a.summary.label: a for a in summarize_arms(study)["med"]}
 
 
 def mean(study: StudyRecords, arm: Arm, task: str) -> float:
@@ -100,7 +100,7 @@ def test_small_losses_that_add_up_are_clearly_worse_than_full() -> None:
 
 def test_the_declared_family_is_all_arms_on_all_training_tasks() -> None:
     study = synthetic_study(TRUTH)
-    gains = [a.summary.gain for arms in summarize(study).values() for a in arms]
+    gains = [a.summary.gain for arms in summarize_arms(study).values() for a in arms]
     found = [g for g in gains if g is not None and g.p is not None]
     assert len(found) == 8
     assert [g.p_holm for g in found] == pytest.approx(holm([g.p or 0.0 for g in found]))
@@ -156,7 +156,7 @@ def test_forgetting_of_text_stands_beside_forgetting_of_answers() -> None:
         for t in study.tasks
     )
     mixed = dataclasses.replace(study, tasks=nats)
-    arms = summarize(mixed)["med"]
+    arms = summarize_arms(mixed)["med"]
     for arm in arms:
         summary = arm.summary
         assert summary.forgetting is not None
@@ -206,7 +206,7 @@ def test_an_arm_is_chosen_by_its_gain_on_items_that_the_base_has_too() -> None:
     altered = dataclasses.replace(study, items=items)
     kept = right & (np.arange(len(right)) != first)
     tuned = [items[t.spec.trial_id, "med", "validation"].scores[kept].mean() for t in study.trials]
-    (arm,) = summarize(altered)["med"]
+    (arm,) = summarize_arms(altered)["med"]
     assert arm.summary.validation_gain == pytest.approx(np.mean(tuned) - 1)
     objective = study.config.objective
     chosen = _chosen(altered, "med", (arm,), objective).best
@@ -223,7 +223,7 @@ def test_what_is_there_already_is_not_asked_for() -> None:
     )
     study = synthetic_study(idle, 2)
     (advice,) = recommend(study).advice
-    (arm,) = summarize(study)["med"]
+    (arm,) = summarize_arms(study)["med"]
     gain = arm.summary.gain
     assert gain is not None
     needed = enough(gain, 0.02).items
@@ -235,7 +235,7 @@ def test_what_is_there_already_is_not_asked_for() -> None:
     assert "not what is missing" in enough_text(case, arm)
     assert not any(n.kind in ("items", "seeds") for n in advice.needs)
     few = synthetic_study(dataclasses.replace(idle, num_items=100), 2)
-    (arm,) = summarize(few)["med"]
+    (arm,) = summarize_arms(few)["med"]
     case = dataclasses.replace(case, study=few, arms=(arm,))
     assert arm.summary.gain is not None
     asked = {k: v for n in needs_of(case, arm, gain_is_shown=False) for k, v in n.values.items()}
@@ -302,7 +302,7 @@ def test_what_items_alone_cannot_show_is_put_down_to_what_hides_it() -> None:
     """Two seeds 5 points apart would show a gain of 30 to anyone who knew that they vary so."""
     truth = Truth(ranks=(8,), full_lrs=(), accuracy=lambda r, lr: 0.6, seeds=(0, 1))
     study = synthetic_study(truth)
-    (arm,) = summarize(study)["med"]
+    (arm,) = summarize_arms(study)["med"]
     objective = study.config.objective
 
     def told(seed_error: float) -> str:

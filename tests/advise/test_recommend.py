@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from synthetic_study import Truth, synthetic_study
 
-from rankscope.advise.arms import summarize
+from rankscope.advise.arms import summarize_arms
 from rankscope.advise.recommend import recommend
-from rankscope.advise.select import Choice, choose
+from rankscope.advise.select import ArmChoice, choose
 from rankscope.advise.statistics.estimates import paired_estimate
 from rankscope.advise.statistics.power import detectable, minimum_detectable_effect
 from rankscope.advise.wording import settings
@@ -301,8 +301,8 @@ def test_choosing_does_not_look_at_the_report_split() -> None:
         for key, found in study.items.items()
     }
 
-    def chosen(of: StudyRecords) -> Choice:
-        (arms,) = summarize(of).values()
+    def chosen(of: StudyRecords) -> ArmChoice:
+        (arms,) = summarize_arms(of).values()
         base = float(of.items[BASE, "med", "validation"].scores.mean())
         return choose(arms, base, of.config.objective)
 

@@ -9,7 +9,7 @@ from synthetic_study import Truth, synthetic_study
 from rankscope.advise.recommend import recommend
 from rankscope.advise.statistics.estimates import paired_estimate
 from rankscope.advise.statistics.significance import holm
-from rankscope.advise.subjects import MOST_ARMS, labels_of, subject_changes
+from rankscope.advise.subjects import MOST_ARMS, compared_arm_labels, subject_changes
 from rankscope.records import BASE, StudyRecords
 
 TRUTH = Truth(num_items=60, lrs=(1e-3, 2e-3), retention=("general", "text"))
@@ -53,7 +53,7 @@ def test_one_arm_is_one_family_and_only_compared_arms_are_looked_at(study: Study
     advice = recommend(study)
     found = subject_changes(study, advice)
     labels = list(dict.fromkeys(c.label for c in found))
-    assert set(labels) == labels_of(advice.advice[0])
+    assert set(labels) == compared_arm_labels(advice.advice[0])
     assert 4 <= len(labels) < 7  # of six LoRA arms one rate for each rank, and full fine-tuning
     for label in labels:
         own = [c.change for c in found if c.label == label]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from synthetic_study import Truth, synthetic_study
 
-from rankscope.advise.arms import summarize
+from rankscope.advise.arms import summarize_arms
 from rankscope.advise.recommend import recommend
 from rankscope.advise.wording import settings
 from rankscope.records import Need, Reason, StudyRecords, TaskAdvice
@@ -21,7 +21,7 @@ def test_arms_that_differ_in_a_mitigation_alone_have_different_names() -> None:
     names = [
         [settings(arm.summary) for arm in arms]
         for found in (study, replace(study, trials=trials))
-        for arms in summarize(found).values()
+        for arms in summarize_arms(found).values()
     ]
     assert names == [
         ["LoRA r=8 (alpha 16, lr 0.001)", "full fine-tuning (lr 0.0005)"],

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from rankscope.data.pocket_world import pocket_rows
 from rankscope.errors import UserError
 from rankscope.models.adapters.folder import load_adapter
-from rankscope.models.pocket import pocket_folder
+from rankscope.models.load import pocket_folder
 from rankscope.store import Ledger
 
 STUDY = """\
@@ -141,10 +141,10 @@ def test_repeated_grid_points(place: Path) -> None:
     ("changes", "parts"),
     [
         (["arms.0.method=lroa"], ["arms.0.method", "'lroa'", "pissa", "did you mean 'lora'?"]),
-        (["arms.0.method=[lora, full]"], ["arms.0", "method 'full' has no rank"]),
+        (["arms.0.method=[lora, full]"], ["arms.0", "method 'full' trains every weight"]),
         (["arms.0.lr=0"], ["arms.0.lr", "found 0", "greater than 0"]),
         (["arms.0.lr=[1e-3, .nan]"], ["arms.0.lr.1", "found nan", "finite number"]),
-        (["arms.0.lr_ratio=8"], ["arms.0", "'lr_ratio'", "'lora+'", "'lora'"]),
+        (["arms.0.lr_ratio=8"], ["arms.0", "method 'lora' has no lr_ratio", "use lora+"]),
         (["arms.0.schedule=[linear, cubic]"], ["arms.0.schedule.1", "'cubic'", "'cosine'"]),
         (["arms.0.batch_size=0"], ["arms.0.batch_size", "found 0"]),
         (["train.tokens=1000"], ["train", "'tokens' and 'max_steps'", "give one"]),

@@ -392,13 +392,13 @@ def test_full_fine_tuning_has_no_adapter_settings(write: Write) -> None:
         ),
         (
             "{method: {peft: {peft_type: VERA}}, rank: 8, alpha: 16, lr: 1e-3}",
-            "arms.0: method 'peft' takes its settings from PEFT's configuration, under PEFT's names: "
-            "remove alpha, rank",
+            "arms.0: method 'peft' takes its settings from PEFT's configuration, under PEFT's "
+            "names: remove alpha, rank",
         ),
         (
             "{method: [lora, {peft: {peft_type: VERA}}], rank: 8, lr: 1e-3}",
-            "arms.0: method 'peft' takes its settings from PEFT's configuration, under PEFT's names: "
-            "give it an arm of its own",
+            "arms.0: method 'peft' takes its settings from PEFT's configuration, under PEFT's "
+            "names: give it an arm of its own",
         ),
         (
             "{method: {peft: {peft_type: VERA}, lora: 1}, lr: 1e-3}",
@@ -412,8 +412,7 @@ def test_full_fine_tuning_has_no_adapter_settings(write: Write) -> None:
         ),
         (
             "{method: [dora, pissa], rank: 8, lr: 1e-3, lr_ratio: 4}",
-            "arms.0: method 'dora' has no lr_ratio: remove it, or use "
-            "lora+",
+            "arms.0: method 'dora' has no lr_ratio: remove it, or use lora+",
         ),
         (
             "{method: [lora, pissa], lr: 1e-3, init_from: x}",

@@ -104,5 +104,5 @@ def test_plain_shots_are_a_block_and_chat_shots_are_turns(tmp_path: Path) -> Non
 
 def test_conversations_and_texts_take_no_shots(tmp_path: Path) -> None:
     folder = rows(tmp_path, train=[{"text": f"t{n}"} for n in range(30)])
-    with pytest.raises(UserError, match=r"'num_fewshot' applies to questions|'num_fewshot' need rows"):
+    with pytest.raises(UserError, match="'num_fewshot' (applies|needs)"):
         own(folder, num_fewshot=1)

@@ -104,7 +104,7 @@ def test_training_on_law_takes_the_law_subjects_out_of_mmlu(load: Load, data_dir
     assert set(subjects) == {"professional_law", "jurisprudence", "international_law"}
     assert overlapping_subjects("mmlu", ["arc_easy"]) == ()
     assert overlapping_subjects("legal_mcq", ["legal_mcq"]) == ()
-    task = load_task(TaskConfig(name="mmlu"), data_dir, 0, exclude_subjects=subjects)
+    task = load_task(TaskConfig(name="mmlu"), data_dir, 0, trained_on=["legal_mcq"])
     # 14042 less 1534, 108 and 121 rows of the three subjects, less the ill-posed of the others.
     assert 14042 - 1534 - 108 - 121 - task.dropped <= len(task.test) <= 14042 - 1763
     assert not set(subjects) & {item.subject for item in task.test + task.validation}
@@ -113,18 +113,18 @@ def test_training_on_law_takes_the_law_subjects_out_of_mmlu(load: Load, data_dir
 
 
 def test_the_scorer_brings_its_prompt(load: Load) -> None:
-    text = load("mmlu", scorer="option_text").test[0]
-    assert text.prompt.endswith("sqrt(18)) over Q.\nAnswer:")
-    assert text.completion == "4"
+    lettered, text = load("casehold").test[0], load("casehold", scorer="option_text").test[0]
+    assert text.prompt == f"Question: {lettered.question}\nAnswer:"
+    assert (lettered.completion, text.completion) == ("ABCDE"[lettered.answer], text.reference)
     letters = load("arc_easy", scorer="option_letter")
     assert "\nA. safety goggles\nB. breathing mask\n" in letters.test[1].prompt
     assert letters.test[1].completion == "B"
     assert letters.spec.lists_options
     assert not load("arc_easy").spec.lists_options
     with pytest.raises(UserError, match=r"'option_letter': the prompt needs \{options\}"):
-        load("mmlu", prompt="{question} ?")
+        load("casehold", prompt="{question} ?")
     with pytest.raises(UserError, match="'option_text' needs rows with choices"):
-        load("gsm8k", scorer="option_text")
+        load("gsm8k", scorer="option_text", max_train_rows=1)
 
 
 def test_limits_give_subsets_and_another_hash(load: Load, data_dir: Path) -> None:
@@ -267,7 +267,7 @@ def test_mmlus_training_rows_are_read_where_it_is_trained_on(
 ) -> None:
     paper_hub(tmp_path, monkeypatch)
     scored = load_task(TaskConfig(name="mmlu"), None, 0)
-    trained = load_task(TaskConfig(name="mmlu"), None, 0, trained=True)
+    trained = load_task(TaskConfig(name="mmlu"), None, 0, trained_on=["mmlu"])
     assert (len(scored.train), len(trained.train)) == (0, 90)
     assert scored.test == trained.test
     assert scored.test_sha256 == trained.test_sha256

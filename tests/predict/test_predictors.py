@@ -8,7 +8,7 @@ from synthetic_study import Truth, synthetic_study
 from rankscope.predict.predictors import (
     best_rank,
     chosen_by_rank,
-    predict,
+    predict_ranks,
     score_predictors,
     screened,
 )
@@ -42,7 +42,7 @@ def features(**changes: Any) -> PredictorFeatures:
 
 
 def named(**changes: Any) -> dict[str, int]:
-    return {p.predictor: p.rank for p in predict(features(**changes), RANKS)}
+    return {p.predictor: p.rank for p in predict_ranks(features(**changes), RANKS)}
 
 
 def test_every_rule_by_hand() -> None:

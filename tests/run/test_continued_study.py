@@ -65,7 +65,7 @@ def test_the_study_as_it_stands_is_fine(place: Path) -> None:
     """A path in the file starts at the file, and one in ``--set`` at the working directory."""
     outcome = rankscope("check", place / "small.yaml")
     assert outcome.code == 0, outcome
-    assert "does not say which weights it was made for" in outcome.told
+    assert "does not record the weights it was made for" in outcome.told
     again = settings("arms.1.init_from=../stored")
     assert rankscope("check", place / "small.yaml", *again).code == 0
 
@@ -159,7 +159,7 @@ def test_what_a_study_trained_goes_on_in_another(place: Path) -> None:
     second = study_file(place, arms=arms, **ONE)
     outcome = rankscope("run", second, "--out", place / "two")
     assert outcome.code == 0, outcome
-    assert "does not say which weights" not in outcome.told
+    assert "does not record the weights" not in outcome.told
     with Ledger.open(place / "two", write=False) as ledger:
         fresh, after = ledger.load().trials
         assert not ledger.verify()

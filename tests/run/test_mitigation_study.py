@@ -1,19 +1,18 @@
 """Studies with replay, KL, early stops, joined tasks and scales: run, continued, identified."""
 
-from dataclasses import replace
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pocket_study import SETTINGS, changed, results, small_study, study_file
 
-from rankscope.analyze.checks import check_stored_analyses
 from rankscope.config.loader import load_study_file
-from rankscope.data.study_tasks import replay_notes
+from rankscope.data.study_data import replay_notes
 from rankscope.errors import Interrupted, UserError
 from rankscope.provenance import sha256_folder
 from rankscope.records import BASE, StudyRecords, TrialRecords, trial_of, variant_of
-from rankscope.run.study import Study, write_outputs
+from rankscope.run.study import Study, check_record_settings, write_outputs
 from rankscope.run.trials import make_trials
 from rankscope.store import Ledger
 from rankscope.tools.export import export_trial
@@ -202,7 +201,7 @@ def test_what_an_option_says_is_part_of_the_id(tmp_path: Path) -> None:
                 "tasks": [{"name": "both", "mixture": ["pocket_med", "pocket_gsm"]}],
                 "arms": [{**LORA, "replay": {**REPLAY, "task": "pocket_gsm"}}],
             },
-            "training task 'both'; replay those of a task that is not trained on",
+            "training task 'both'; replay a task that is not trained on",
         ),
         ({"arms": [{**LORA, "kl_to_base": -1}]}, "greater than or equal to 0"),
         (
@@ -220,10 +219,10 @@ def test_what_an_option_says_is_part_of_the_id(tmp_path: Path) -> None:
                 ],
                 **changed("train", evaluate_every=2),
             },
-            "ADALORA is more than its parameters",
+            "ADALORA has more state than its parameters",
         ),
         ({"tasks": [{"name": "b", "mixture": ["pocket_med"]}]}, "at least two tasks"),
-        ({"tasks": [{"name": "b", "mixture": ["b", "pocket_med"]}]}, "joins itself"),
+        ({"tasks": [{"name": "b", "mixture": ["b", "pocket_med"]}]}, "contains itself"),
         ({"tasks": [{"name": "b", "mixture": ["x", "y"], "scorer": "loss"}]}, "remove 'scorer'"),
         (
             {
@@ -232,12 +231,12 @@ def test_what_an_option_says_is_part_of_the_id(tmp_path: Path) -> None:
                     {"name": "b", "mixture": ["a", "y"]},
                 ]
             },
-            "joined itself",
+            "itself a mixture",
         ),
         (changed("evaluate", retention=[{"name": "b", "mixture": ["x", "y"]}]), "training tasks"),
         (
             {"tasks": ["med", {"name": "both", "mixture": ["pocket_gsm", "pocket_cloze"]}]},
-            "'pocket_cloze' is a part of the training task 'both'",
+            "'pocket_cloze' is part of the training task 'both'",
         ),
         (
             {
@@ -261,8 +260,8 @@ def test_replay_of_what_transfer_is_measured_on_is_told(tmp_path: Path) -> None:
     arms = [{**LORA, "replay": {**REPLAY, "task": "pocket_gsm"}}]
     config = load_study_file(study_file(tmp_path, arms=arms))
     (note,) = replay_notes(config)
-    assert note.startswith("pocket_gsm: training rows of this task are replayed")
-    assert note.endswith("no transfer: they are trained on it")
+    assert note.startswith("pocket_gsm: some arms replay training rows of this task")
+    assert note.endswith("not transfer: they are trained on it")
 
 
 def test_replay_of_what_has_no_rows_or_no_name_is_refused(tmp_path: Path) -> None:
@@ -291,12 +290,14 @@ def test_replay_of_what_has_no_rows_or_no_name_is_refused(tmp_path: Path) -> Non
 def test_scores_without_other_intruders_are_not_mixed(
     finished: Path, change: dict[str, Any]
 ) -> None:
-    """Spectra are put aside, so that the stored scores alone stand against it."""
-    with Ledger.open(finished, write=False) as ledger:
-        stored = ledger.load()
-    bare = replace(stored, trials=tuple(replace(t, spectra=None) for t in stored.trials))
     same = small_study(finished.parent, **CHANGES).check()
-    check_stored_analyses(bare, same.config.analyze, same.trials)
     other = small_study(finished.parent, **{**CHANGES, **change}).check()
-    with pytest.raises(UserError, match="stored scores of scaled intruders use"):
-        check_stored_analyses(bare, other.config.analyze, other.trials)
+    with Ledger.open(finished, write=False) as ledger:
+        check_record_settings(ledger, same)
+        with pytest.raises(UserError, match="use another --out"):
+            check_record_settings(ledger, other)
+        stored = [
+            (m, json.loads(text)) for kind, m, text in ledger.record_settings() if kind == "eval"
+        ]
+    # The spectra are refused first; the scores of scaled intruders would be, too.
+    assert any(other.record_settings("eval", model) != settings for model, settings in stored)

@@ -11,10 +11,10 @@ from rich.console import Console
 
 from rankscope.cli.render.study import plan_table
 from rankscope.config.presets import study_template
-from rankscope.data.study_tasks import check_untrainable, read_tasks
+from rankscope.data.study_data import check_trainable, load_tasks
 from rankscope.errors import UserError
+from rankscope.models.load import pocket_folder
 from rankscope.models.parameters import architecture
-from rankscope.models.pocket import pocket_folder
 from rankscope.run.groups import Group
 from rankscope.run.plan import Plan
 from rankscope.run.study import Study
@@ -111,22 +111,22 @@ def test_a_task_without_training_rows_says_what_to_do(tmp_path: Path, data_dir: 
     text = study_template("paper", "./model", None, str(data_dir))
     study.write_text(text.replace("model: ./model", "model: pocket"), encoding="utf-8")
     config = Study.load(study, ["evaluate.max_items=5"]).config
-    tasks = read_tasks(config)
+    tasks = load_tasks(config)
     with pytest.raises(UserError) as error:
-        check_untrainable(config, tasks)
+        check_trainable(config, tasks)
     told = str(error.value)
     assert f"put train.jsonl or train.parquet into {data_dir}/mmlu" in told
     assert "split 'auxiliary_train' of hub cais/mmlu (all)" in told
     way_out = told.split("--set ")[1]
     assert way_out == "tasks=[gsm8k,medmcqa,mathqa,legal_mcq]"
     alone = Study.load(study, [way_out]).config
-    check_untrainable(alone, tasks)
+    check_trainable(alone, tasks)
     assert "mmlu" in alone.evaluation_tasks()
     sets = ["tasks=[gsm8k,mmlu]", "evaluate.retention=[medmcqa]", "evaluate.cross_domain=[mathqa]"]
     unscored = Study.load(study, sets).config
     with pytest.raises(UserError, match=r"--set evaluate.cross_domain=\[mathqa,mmlu\]$"):
-        check_untrainable(unscored, tasks)
+        check_trainable(unscored, tasks)
     # Names alone would drop what is said of a task.
     sets[0] = "tasks=[{name: gsm8k, num_fewshot: 2},mmlu]"
     with pytest.raises(UserError, match=r"file, move it from 'tasks' to 'evaluate.cross_domain'$"):
-        check_untrainable(Study.load(study, sets).config, tasks)
+        check_trainable(Study.load(study, sets).config, tasks)

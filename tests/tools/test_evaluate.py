@@ -18,9 +18,9 @@ from rankscope.data.registry import NAMED_TASKS
 from rankscope.errors import UserError
 from rankscope.models.adapters.folder import BASE_HASH
 from rankscope.models.adapters.settings import WEIGHTS
-from rankscope.models.pocket import pocket_folder
-from rankscope.tools.evaluate.request import task_config
-from rankscope.tools.evaluate.run import Run
+from rankscope.models.load import pocket_folder
+from rankscope.tools.evaluate.run import Scoring
+from rankscope.tools.evaluate.tasks import task_config
 
 TASKS = "pocket_med,pocket_gsm"
 
@@ -161,7 +161,7 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_scored(
     def scored(*_: object) -> None:
         raise AssertionError("scored")
 
-    monkeypatch.setattr(Run, "score_missing", scored)
+    monkeypatch.setattr(Scoring, "run", scored)
     (tmp_path / "file").write_text("")
     for out, told in (
         (tmp_path / "file", "is a file; expected a folder"),
@@ -265,11 +265,20 @@ def test_long_answers_are_scored_whole(tmp_path: Path) -> None:
     [
         (("--tasks", "pocket_mad"), "did you mean 'pocket_med'?"),
         (("--tasks", ""), "no tasks were given"),
-        (("--tasks", "pocket_med,pocket_med"), "stands twice"),
-        (("--tasks", "pocket_med", "--split", "valid"), "did you mean 'validation'?"),
+        (("--tasks", "pocket_med,pocket_med"), "is given twice"),
+        (
+            ("--tasks", "pocket_med", "--split", "valid"),
+            "--split: found 'valid', expected 'validation' or 'test'",
+        ),
         (("--tasks", "pocket_med", "--adapter", "nowhere"), "no such folder"),
-        (("--tasks", "pocket_med", "--dtype", "float16"), "Expected one of: auto, float32"),
-        (("--tasks", "pocket_med", "--too-long", "cut"), "Expected one of: refuse"),
+        (
+            ("--tasks", "pocket_med", "--dtype", "float16"),
+            "expected 'auto', 'float32' or 'bfloat16'",
+        ),
+        (
+            ("--tasks", "pocket_med", "--too-long", "cut"),
+            "--too-long: found 'cut', expected 'refuse' or",
+        ),
         (("--tasks", "nowhere.yaml"), "nowhere.yaml: no such file"),
         (("--tasks", "./nowhere"), "no such file or folder"),
         (("--tasks", "perplexity"), "its rows are your own texts"),
@@ -330,9 +339,7 @@ def test_a_task_file_that_joins_others_is_refused(tmp_path: Path) -> None:
     """Not scored as the task whose name it has."""
     path = tmp_path / "both.yaml"
     path.write_text("name: pocket_med\nmixture: [pocket_law, pocket_gsm]\n")
-    with pytest.raises(
-        UserError, match="give the tasks it joins to --tasks: pocket_law, pocket_gs"
-    ):
+    with pytest.raises(UserError, match="give its tasks to --tasks: pocket_law, pocket_gs"):
         task_config(str(path), None)
 
 

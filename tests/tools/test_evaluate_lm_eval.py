@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from rankscope.config.loader import load_study_file
 from rankscope.errors import UserError
-from rankscope.models.pocket import pocket_folder
+from rankscope.models.load import pocket_folder
 
 from ..evaluate.lm_eval.test_bridge import CHOICE, FUNCTION, HELPER, ROWS, TEXT, task_file
 
@@ -103,7 +103,7 @@ def test_code_runs_only_by_leave(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (("--tasks", "lm_eval:./nowhere.yaml"), "no such file; expected a harness task's YAML"),
-        (("--tasks", "lm_eval:{0},lm_eval:{0}"), "'lm_eval:toy_choice' stands twice"),
+        (("--tasks", "lm_eval:{0},lm_eval:{0}"), "'lm_eval:toy_choice' is given twice"),
         (("--tasks", "lm_eval:{0}", "--split", "validation"), "expected --split test"),
     ],
 )

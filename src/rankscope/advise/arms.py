@@ -12,7 +12,12 @@ from typing import Literal
 import numpy as np
 
 from rankscope.advise.statistics.estimates import negated, weighted_estimate
-from rankscope.advise.statistics.matching import compared, paired_scores, scores_of, with_all
+from rankscope.advise.statistics.matching import (
+    align_scores,
+    paired_scores,
+    stored_scores,
+    trials_with_all_scores,
+)
 from rankscope.advise.statistics.significance import holm
 from rankscope.records import (
     FAILED,
@@ -50,7 +55,7 @@ def training_tasks(study: StudyRecords) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def summarize(study: StudyRecords) -> dict[str, tuple[Arm, ...]]:
+def summarize_arms(study: StudyRecords) -> dict[str, tuple[Arm, ...]]:
     """Every arm of every training task, in the order of the trials; Pareto fronts marked.
 
     The gains of all arms on all training tasks are one family (Holm).
@@ -103,7 +108,9 @@ def base_estimates(study: StudyRecords) -> dict[str, Estimate]:
     """The base's mean on the test split of every task, with its interval over items."""
     found = {}
     for task in study.tasks:
-        own = compared(scores_of(study, (), task.name, "test", base=True), None, trained=False)
+        own = align_scores(
+            stored_scores(study, (), task.name, "test", base=True), None, trained=False
+        )
         if own is not None:
             found[task.name] = weighted_estimate([own], tested=False)
     return found
@@ -118,7 +125,7 @@ def adjusted_within_family(family: Sequence[Estimate]) -> list[Estimate]:
     ]
 
 
-def replicates(study: StudyRecords) -> dict[tuple[object, ...], list[TrialRecords]]:
+def trials_by_arm(study: StudyRecords) -> dict[tuple[object, ...], list[TrialRecords]]:
     """Trials by their arm: everything that was asked of them but the seed; in their order."""
     groups: dict[tuple[object, ...], list[TrialRecords]] = {}
     for trial in study.trials:
@@ -129,7 +136,7 @@ def replicates(study: StudyRecords) -> dict[tuple[object, ...], list[TrialRecord
 def _arms_of(study: StudyRecords, task: str) -> list[Arm]:
     return [
         Arm(task, tuple(trials), _summary(study, trials))
-        for trials in replicates(study).values()
+        for trials in trials_by_arm(study).values()
         if trials[0].spec.task == task
     ]
 
@@ -150,7 +157,7 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
     spec = trials[0].spec
     done = [t for t in trials if t.status == "done"]
     trained = [t.train for t in trials if t.train is not None]
-    own = compared(scores_of(study, done, spec.task, "test"), None, trained=False)
+    own = align_scores(stored_scores(study, done, spec.task, "test"), None, trained=False)
     others = [t.name for t in transfer_tasks(study, spec.task)]
     transfer = {n: e for n in others if (e := _change(study, done, n)) is not None}
     family = adjusted_within_family(list(transfer.values()))
@@ -198,13 +205,16 @@ def _fall(study: StudyRecords, done: list[TrialRecords], tasks: Sequence[str]) -
     The trials' seeds are shared by the tasks, so one trained model has to be one row of each.
     """
     known = [n for n in tasks if paired_scores(study, done, n, "test") is not None]
-    pairs = [paired_scores(study, with_all(study, done, known, "test"), n, "test") for n in known]
+    pairs = [
+        paired_scores(study, trials_with_all_scores(study, done, known, "test"), n, "test")
+        for n in known
+    ]
     found = [p for p in pairs if p is not None]
     return negated(weighted_estimate(found)) if found and len(found) == len(known) else None
 
 
 def _validation_score(study: StudyRecords, done: list[TrialRecords], task: str) -> float | None:
-    own = compared(scores_of(study, done, task, "validation"), None, trained=False)
+    own = align_scores(stored_scores(study, done, task, "validation"), None, trained=False)
     return None if own is None else float(own.tuned.mean())
 
 

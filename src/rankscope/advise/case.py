@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from rankscope.advise.arms import Arm, retention_tasks
-from rankscope.advise.select import Choice
+from rankscope.advise.select import ArmChoice
+from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.advise.statistics.significance import ALPHA
-from rankscope.config.study import ObjectiveConfig
+from rankscope.config.objective import ObjectiveConfig
 from rankscope.formatting import POINTS, Unit, unit_of
 from rankscope.records import (
     BASE,
@@ -21,8 +21,6 @@ from rankscope.records import (
     TrialRecords,
 )
 
-Array = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -31,7 +29,7 @@ class Case:
     study: StudyRecords
     task: str
     arms: tuple[Arm, ...]
-    choice: Choice
+    choice: ArmChoice
     objective: ObjectiveConfig
     """Of this task: forgetting that cannot be added to the gain has no weight."""
     comparisons: tuple[ArmComparison, ...] = ()
@@ -86,7 +84,7 @@ class Case:
         p = self.tested.get(arm.label)
         return arm.gain is not None and arm.gain.value > 0 and p is not None and p < ALPHA
 
-    def base_scores(self, task: str) -> Array:
+    def base_scores(self, task: str) -> ScoreArray:
         """The base's finite scores on the test split of ``task``, (N,); empty if not scored."""
         base = self.study.items.get((BASE, task, "test"))
         return np.empty(0) if base is None else base.scores[np.isfinite(base.scores)]

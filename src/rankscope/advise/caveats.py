@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from rankscope.advise.arms import Arm, retention_tasks
 from rankscope.advise.case import Case
 from rankscope.advise.comparisons import arm_difference
-from rankscope.advise.statistics.estimates import negated, standard_error
+from rankscope.advise.statistics.estimates import clustered_standard_error, negated
 from rankscope.advise.statistics.power import detectable
 from rankscope.advise.wording import settings, values_of
 from rankscope.formatting import POINTS, amount, count, difference, evidence, score_text
@@ -175,7 +175,7 @@ def _retention(case: Case, subject: Arm | None) -> list[Reason]:
         scores = case.base_scores(task.name)
         if task.chance is None or not scores.size:
             continue
-        mean, error = float(scores.mean()), standard_error(scores)
+        mean, error = float(scores.mean()), clustered_standard_error(scores)
         if error is not None and mean - 2 * error <= task.chance:
             reasons.append(
                 _limit(

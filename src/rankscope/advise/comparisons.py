@@ -4,9 +4,14 @@ import itertools
 from typing import Literal
 
 from rankscope.advise.arms import Arm, adjusted_within_family, retention_tasks
-from rankscope.advise.select import Choice
+from rankscope.advise.select import ArmChoice
 from rankscope.advise.statistics.estimates import weighted_estimate
-from rankscope.advise.statistics.matching import compared, paired_scores, scores_of, with_all
+from rankscope.advise.statistics.matching import (
+    align_scores,
+    paired_scores,
+    stored_scores,
+    trials_with_all_scores,
+)
 from rankscope.records import BASE, ArmComparison, Estimate, StudyRecords
 
 
@@ -17,8 +22,8 @@ def arm_difference(
     if second is None:
         found = paired_scores(study, first.finished, task, "test")
     else:
-        one, other = (scores_of(study, arm.finished, task, "test") for arm in (first, second))
-        found = compared(one, other, trained=True)
+        one, other = (stored_scores(study, arm.finished, task, "test") for arm in (first, second))
+        found = align_scores(one, other, trained=True)
     return None if found is None else weighted_estimate([found])
 
 
@@ -39,15 +44,17 @@ def net_difference(
     if weights[1] and retention:
         names += retention
         shares += [weights[1] / len(retention)] * len(retention)
-    one = with_all(study, first.finished, names, "test")
-    other = None if second is None else with_all(study, second.finished, names, "test")
+    one = trials_with_all_scores(study, first.finished, names, "test")
+    other = (
+        None if second is None else trials_with_all_scores(study, second.finished, names, "test")
+    )
     pairs = []
     for name in names:
         if other is None:
             pairs.append(paired_scores(study, one, name, "test"))
         else:
-            rows, others = (scores_of(study, trials, name, "test") for trials in (one, other))
-            pairs.append(compared(rows, others, trained=True))
+            rows, others = (stored_scores(study, trials, name, "test") for trials in (one, other))
+            pairs.append(align_scores(rows, others, trained=True))
     found = [c for c in pairs if c is not None]
     return weighted_estimate(found, shares) if len(found) == len(names) else None
 
@@ -58,7 +65,7 @@ def forgetting_difference(study: StudyRecords, first: Arm, second: Arm) -> float
     return None if a is None or b is None else a.value - b.value
 
 
-def compare_candidates(study: StudyRecords, task: str, choice: Choice) -> list[ArmComparison]:
+def compare_candidates(study: StudyRecords, task: str, choice: ArmChoice) -> list[ArmComparison]:
     """Every LoRA candidate against full fine-tuning, and each rank against the next.
 
     Each at the learning rate chosen for it; ranks that differ in nothing else. Beside neighbours

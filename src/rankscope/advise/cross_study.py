@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from rankscope.advise.arms import adjusted_within_family, replicates
+from rankscope.advise.arms import adjusted_within_family, trials_by_arm
 from rankscope.advise.statistics.estimates import unpaired_difference, weighted_estimate
-from rankscope.advise.statistics.matching import compared, scores_of
+from rankscope.advise.statistics.matching import align_scores, stored_scores
 from rankscope.records import (
     ComparedCell,
     Estimate,
@@ -14,7 +14,7 @@ from rankscope.records import (
     TrialRecords,
 )
 
-Arm = Sequence[TrialRecords]
+_Trials = Sequence[TrialRecords]
 
 
 def compare_cells(first: StudyRecords, second: StudyRecords) -> tuple[ComparedCell, ...]:
@@ -27,10 +27,10 @@ def compare_cells(first: StudyRecords, second: StudyRecords) -> tuple[ComparedCe
     """
     shared = [t.name for t in first.tasks if any(t.name == o.name for o in second.tasks)]
     cells = [c for name in shared if (c := _cell(first, second, (), (), name)) is not None]
-    others = replicates(second)
+    others = trials_by_arm(second)
     trained = [
         c
-        for point, arm in replicates(first).items()
+        for point, arm in trials_by_arm(first).items()
         if point in others
         for name in shared
         if (c := _cell(first, second, arm, others[point], name)) is not None
@@ -72,7 +72,7 @@ def incomparable(one: TaskRecord, two: TaskRecord, paired: bool, same_base: bool
 
 
 def _cell(
-    first: StudyRecords, second: StudyRecords, arm: Arm, other: Arm, task: str
+    first: StudyRecords, second: StudyRecords, arm: _Trials, other: _Trials, task: str
 ) -> ComparedCell | None:
     """One arm (no trials: the base) on one task.
 
@@ -88,7 +88,7 @@ def _cell(
         return None
     same = _ids(arm) == _ids(other) if arm else first.model == second.model
     # A base is one model and no sample of seeds.
-    items = compared(two, one, trained=bool(arm)) if paired else None
+    items = align_scores(two, one, trained=bool(arm)) if paired else None
     difference = (
         unpaired_difference(means[1], means[0]) if items is None else weighted_estimate([items])
     )
@@ -112,15 +112,15 @@ def _without_interval(estimate: Estimate) -> Estimate:
     return Estimate(value=estimate.value, low=None, high=None, n=estimate.n, seeds=estimate.seeds)
 
 
-def _scores(study: StudyRecords, arm: Arm, task: str) -> list[ItemScores]:
+def _scores(study: StudyRecords, arm: _Trials, task: str) -> list[ItemScores]:
     finished = [trial for trial in arm if trial.status == "done"]
-    return scores_of(study, finished, task, "test", base=not arm)
+    return stored_scores(study, finished, task, "test", base=not arm)
 
 
 def _mean(models: Sequence[ItemScores]) -> Estimate | None:
-    found = compared(models, None, trained=False)
+    found = align_scores(models, None, trained=False)
     return None if found is None else weighted_estimate([found], tested=False)
 
 
-def _ids(arm: Arm) -> set[str]:
+def _ids(arm: _Trials) -> set[str]:
     return {t.spec.trial_id for t in arm if t.status == "done"}

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
-from rankscope.advise.statistics.matching import compared
+from rankscope.advise.statistics.matching import align_scores
 from rankscope.records import SeedMean, StudyRecords
 
-Spot = tuple[float, float]
+GainAndForgetting = tuple[float, float]
 """(gain, forgetting) of one trained trial at one strength."""
 
 FEWEST_SEEDS = 3
@@ -49,7 +49,7 @@ class Match:
     """Forgetting of the model minus that of the mixture."""
 
 
-def passage_at(curve: Sequence[Spot], gain: float) -> Passage:
+def passage_at(curve: Sequence[GainAndForgetting], gain: float) -> Passage:
     """Where a piecewise linear curve has ``gain`` and forgets least.
 
     Beyond its largest gain, there; below its smallest likewise.
@@ -90,7 +90,7 @@ def _part(
     """Mixture minus model, (seeds, items); times the slopes, and of mean zero, where given."""
     names = [m.model for m in matches] + [m.first for m in matches] + [m.second for m in matches]
     scores = [s for name in names if (s := study.items.get((name, task, "test"))) is not None]
-    aligned = compared(scores, None, trained=False) if len(scores) == len(names) else None
+    aligned = align_scores(scores, None, trained=False) if len(scores) == len(names) else None
     if aligned is None:
         return None
     model, first, second = np.split(aligned.tuned, 3)

@@ -17,7 +17,12 @@ from typing import get_args
 import numpy as np
 
 from rankscope.advise.arms import retention_tasks
-from rankscope.advise.matched_score import Match, Spot, difference_over_seeds, passage_at
+from rankscope.advise.matched_score import (
+    GainAndForgetting,
+    Match,
+    difference_over_seeds,
+    passage_at,
+)
 from rankscope.advise.objective import task_objective
 from rankscope.advise.statistics.significance import holm
 from rankscope.records import (
@@ -53,13 +58,13 @@ def compare_mitigations(study: StudyRecords) -> tuple[TaskMitigation, ...]:
                 TaskMitigation(
                     task=task,
                     curves=tuple(curve for of_arm in curves for curve in of_arm),
-                    comparisons=with_holm(_comparisons(scored, trials)),
+                    comparisons=_holm_adjusted(_comparisons(scored, trials)),
                 )
             )
     return tuple(found)
 
 
-def forgetting_at(curve: Sequence[Spot], gain: float) -> float:
+def forgetting_at(curve: Sequence[GainAndForgetting], gain: float) -> float:
     """Least forgetting at which a piecewise linear curve of (gain, forgetting) has ``gain``.
 
     Beyond its largest gain, what it forgets there; below its smallest likewise.
@@ -75,7 +80,9 @@ def by_arm(trials: Sequence[TrialRecords]) -> list[list[TrialRecords]]:
     return list(groups.values())
 
 
-def spot(study: StudyRecords, task: str, model: str, split: Split) -> Spot | None:
+def gain_and_forgetting(
+    study: StudyRecords, task: str, model: str, split: Split
+) -> GainAndForgetting | None:
     """What one model gained on ``task`` and forgot on the retention tasks; None where unknown."""
     gain = _change(study, model, task, split)
     falls = [_change(study, model, t.name, split) for t in retention_tasks(study, task)]
@@ -125,7 +132,7 @@ class Scored:
 
 def scaling_spots(
     scored: Scored, trial: TrialRecords, kind: VariantKind, split: Split
-) -> dict[float, Spot] | None:
+) -> dict[float, GainAndForgetting] | None:
     """A trial's curve by strength, base and the trial itself included; None where it has none.
 
     Scaled by layer, or in its intruders, strength 0 leaves a part as trained, so the base is no
@@ -136,7 +143,8 @@ def scaling_spots(
     if not models:
         return None
     spots = {
-        s: spot(scored.study, task, model, split) for s, model in (models | {1.0: trial_id}).items()
+        s: gain_and_forgetting(scored.study, task, model, split)
+        for s, model in (models | {1.0: trial_id}).items()
     }
     known = {s: found for s, found in spots.items() if found is not None}
     if len(known) < 2:
@@ -172,8 +180,8 @@ def _curves(scored: Scored, arm: Sequence[TrialRecords]) -> list[ScalingCurve]:
 
 def _mean_point(
     strength: float,
-    test: Sequence[Mapping[float, Spot]],
-    validation: Sequence[Mapping[float, Spot]],
+    test: Sequence[Mapping[float, GainAndForgetting]],
+    validation: Sequence[Mapping[float, GainAndForgetting]],
 ) -> ScaledPoint:
     gain, forgetting = np.mean([curve[strength] for curve in test], axis=0)
     chosen = np.mean([curve[strength] for curve in validation], axis=0)
@@ -243,7 +251,7 @@ def _compared(
     spots, matches, beyond = [], [], 0
     for model, trial in pairs:
         curve = scaling_spots(scored, trial, "scale", "test")
-        found = spot(study, task, model, "test")
+        found = gain_and_forgetting(study, task, model, "test")
         if curve is not None and found is not None:
             spots.append(found)
             matches.append(_matched(model, trial.spec.trial_id, curve, found))
@@ -265,7 +273,9 @@ def _compared(
     ]
 
 
-def _matched(model: str, trial_id: str, curve: Mapping[float, Spot], found: Spot) -> Match:
+def _matched(
+    model: str, trial_id: str, curve: Mapping[float, GainAndForgetting], found: GainAndForgetting
+) -> Match:
     """A model beside the plain trial's curve where that has the model's gain."""
     rising = sorted(curve)
     names = [
@@ -275,7 +285,7 @@ def _matched(model: str, trial_id: str, curve: Mapping[float, Spot], found: Spot
     return Match(model, names[at.first], names[at.second], at, found[1] - at.forgetting)
 
 
-def with_holm(found: Sequence[MitigationComparison]) -> tuple[MitigationComparison, ...]:
+def _holm_adjusted(found: Sequence[MitigationComparison]) -> tuple[MitigationComparison, ...]:
     """The comparisons of one training task, each p also within all of them; unknown ones count."""
     adjusted = holm([1.0 if c.difference.p is None else c.difference.p for c in found])
     return tuple(

@@ -9,16 +9,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rankscope.advise.arms import Arm, base_estimates, summarize
+from rankscope.advise.arms import Arm, base_estimates, summarize_arms
 from rankscope.advise.case import Case
 from rankscope.advise.comparisons import compare_candidates, with_holm
 from rankscope.advise.decide import decide
 from rankscope.advise.next_steps import needs_of
 from rankscope.advise.objective import task_objective
 from rankscope.advise.reasons import reasons_for
-from rankscope.advise.select import Candidate, Choice, choose
+from rankscope.advise.select import ArmChoice, Candidate, choose
 from rankscope.advise.statistics.significance import ALPHA, holm
-from rankscope.config.study import ObjectiveConfig
+from rankscope.config.objective import ObjectiveConfig
 from rankscope.records import BASE, Recommendation, StudyRecords, TaskAdvice
 
 
@@ -30,7 +30,7 @@ def recommend(study: StudyRecords) -> Recommendation:
     tested are not shown to beat the base and no arm gains the margin, or more is forgotten than
     gained. ``not_decided``: nothing finished, too little data, or the intervals cannot tell.
     """
-    arms = summarize(study)
+    arms = summarize_arms(study)
     objectives = {task: task_objective(study, task) for task in arms}
     choices = {task: _chosen(study, task, arms[task], objectives[task]) for task in arms}
     comparisons = with_holm(
@@ -86,14 +86,14 @@ def method_text(objective: ObjectiveConfig, of_tasks: Sequence[ObjectiveConfig])
 
 def _chosen(
     study: StudyRecords, task: str, arms: tuple[Arm, ...], objective: ObjectiveConfig
-) -> Choice:
+) -> ArmChoice:
     base = study.items.get((BASE, task, "validation"))
     scores = np.empty(0) if base is None else base.scores
     finite = scores[np.isfinite(scores)]
     return choose(arms, float(finite.mean()) if finite.size else None, objective)
 
 
-def _tested(choices: dict[str, Choice]) -> dict[str, dict[str, float]]:
+def _tested(choices: dict[str, ArmChoice]) -> dict[str, dict[str, float]]:
     """Of the arms that may be recommended, p of their gains, Holm over all of them together."""
     named = []
     for task, choice in choices.items():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import log
 
 from rankscope.advise.arms import Arm
-from rankscope.config.study import ObjectiveConfig
+from rankscope.config.objective import ObjectiveConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ArmChoice:
     """What the validation split says."""
 
     candidates: tuple[Candidate, ...]
@@ -47,7 +47,7 @@ class Choice:
     """LoRA arms that but for their failed trials would have a higher utility than ``best_lora``."""
 
 
-def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveConfig) -> Choice:
+def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveConfig) -> ArmChoice:
     """Choose an arm of one task.
 
     An arm's gain is on the validation items that it shares with the base. ``base_score`` is the
@@ -69,7 +69,7 @@ def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveCo
     lora = [c for c in candidates if c.arm.summary.is_lora]
     full = [c for c in candidates if c.arm.summary.is_full]
     best, best_lora = _highest(candidates), _highest(lora)
-    return Choice(
+    return ArmChoice(
         candidates=tuple(candidates),
         best=best,
         chosen=None if best is None else (_smallest_rank(lora, best, objective) or best),

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rankscope.advise.arms import adjusted_within_family, replicates, retention_by_unit
+from rankscope.advise.arms import adjusted_within_family, retention_by_unit, trials_by_arm
 from rankscope.advise.statistics.estimates import weighted_estimate
-from rankscope.advise.statistics.matching import compared, scores_of
+from rankscope.advise.statistics.matching import align_scores, stored_scores
 from rankscope.records import (
     BASE,
     ItemScores,
@@ -30,17 +30,17 @@ def subject_changes(
     Of the arms that the advice names or compares, each at the learning rate chosen for it. Tasks
     with fewer than two subjects have nothing to tell apart; items without a subject are left out.
     """
-    arms = list(replicates(study).values())
+    arms = list(trials_by_arm(study).values())
     found: list[SubjectChange] = []
     for advice in recommendation.advice:
-        named = labels_of(advice)
+        named = compared_arm_labels(advice)
         own = [arm for arm in arms if arm[0].spec.task == advice.task]
         for arm in [arm for arm in own if arm[0].spec.arm_label in named][:MOST_ARMS]:
             found += changes_of(study, arm)
     return tuple(found)
 
 
-def labels_of(advice: TaskAdvice) -> set[str]:
+def compared_arm_labels(advice: TaskAdvice) -> set[str]:
     """Arms that the advice of one task compares, chose or speaks of."""
     named = [label for c in advice.comparisons for label in (c.first_label, c.second_label)]
     named += [advice.chosen.label] if advice.chosen else []
@@ -57,11 +57,11 @@ def changes_of(study: StudyRecords, arm: Sequence[TrialRecords]) -> list[Subject
         subjects = [] if base is None else subjects_of(base)
         if base is None or len(subjects) < 2:
             continue
-        tuned = scores_of(study, finished, task.name, "test")
+        tuned = stored_scores(study, finished, task.name, "test")
         models = [(scores, places_of(scores)) for scores in (base, *tuned)]
         for subject in subjects:
             reference, *own = [only(scores, places, subject) for scores, places in models]
-            pair = compared(own, [reference], trained=False)
+            pair = align_scores(own, [reference], trained=False)
             if pair is not None:
                 found.append((task.name, subject, weighted_estimate([pair])))
     adjusted = adjusted_within_family([estimate for _, _, estimate in found])

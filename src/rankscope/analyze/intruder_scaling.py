@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from rankscope.analyze.intruders import Intruders, intruders_among
-from rankscope.analyze.leading_vectors import TOLERANCE, DenseMatrix
+from rankscope.analyze.leading_vectors import iterate_dense
 from rankscope.analyze.spectra import SpectraSettings
-from rankscope.analyze.subspace_iteration import NotConvergedError, leading_triples
+from rankscope.analyze.subspace_iteration import Triples
 from rankscope.analyze.svd_cache import SVD
 from rankscope.models.low_rank_update import to_float64
 
-SPARE = 16
-"""Vectors that the iteration keeps beyond those wanted."""
+SPARE_VECTORS = 16
+"""Vectors that an iteration keeps beyond those wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,13 @@ def scale_intruders(
     delta = to_float64(delta)
     tuned = to_float64(weight) + delta
     k = min(settings.intruder_k, *weight.shape)
-    u, s, v = leading_svd(tuned, base, k)
+    triples = None
+    if 4 * (k + SPARE_VECTORS) < min(weight.shape):
+        triples = iterate_dense(base, tuned, k, SPARE_VECTORS)
+    if triples is None:
+        U, S, Vh = torch.linalg.svd(tuned, full_matrices=False)
+        triples = Triples.from_svd(U, S, Vh.mT, k)
+    u, s, v = triples.U, triples.S, triples.V
     intruders = intruders_among(to_float64(base.U).mT @ u, s, settings.intruder_epsilon)
     chosen = list(intruders.positions)
     left, right = (factor - 1) * u[:, chosen] * s[chosen], v[:, chosen].mT
@@ -58,16 +64,3 @@ def scale_intruders(
     if norm and intruders.count:
         control_factor = float(torch.linalg.matrix_norm(delta + left @ right)) / norm
     return IntruderScaling(left, right, intruders, control_factor)
-
-
-def leading_svd(tuned: Tensor, base: SVD, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The k leading U (m, k), S (k,) and V (n, k) of a dense float64 matrix."""
-    if 4 * (k + SPARE) < min(tuned.shape):
-        start = DenseMatrix.start(base.V, k + SPARE)
-        try:
-            triples = leading_triples(DenseMatrix(tuned), start, k, TOLERANCE, min_sweeps=1)
-            return triples.U, triples.S, triples.V
-        except NotConvergedError:
-            pass
-    u, s, vh = torch.linalg.svd(tuned, full_matrices=False)
-    return u[:, :k], s[:k], vh[:k].mT

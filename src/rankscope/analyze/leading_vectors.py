@@ -7,7 +7,6 @@ decomposing W.
 Shapes: m = out, n = in, d = min(m, n), k = leading vectors wanted.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -108,9 +107,11 @@ def countable(triples: Triples) -> tuple[int, float]:
 
 @dataclass(frozen=True, slots=True)
 class DenseMatrix:
-    """A dense W (m, n) for :func:`leading_triples`."""
+    """A dense W (m, n) as an operator, and W^T W (never formed), less deflated vectors."""
 
     W: Tensor
+    vectors: Tensor | None = None  # deflated, (n, e)
+    values: Tensor | None = None  # of the deflated vectors, (e,)
 
     def apply(self, x: Tensor) -> Tensor:
         """W x."""
@@ -120,44 +121,42 @@ class DenseMatrix:
         """W^T y."""
         return self.W.mT @ y
 
-    def gram(self) -> "DenseGram":
-        """W^T W, never formed."""
-        return DenseGram(lambda x: self.adjoint(self.apply(x)))
-
-    @staticmethod
-    def start(V: Tensor, count: int) -> Tensor:
-        """Orthonormal: W0's ``count`` leading right vectors, and random ones that share a part with
-        any direction, new ones too."""
-        leading = to_float64(V[:, :count])
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(len(V), NUM_RANDOM, generator=generator, dtype=torch.float64)
-        return orthonormal(torch.cat([leading, noise.to(leading.device)], dim=1))
-
-
-@dataclass(frozen=True, slots=True)
-class DenseGram:
-    """W^T (W x), less deflated vectors."""
-
-    multiply: Callable[[Tensor], Tensor]  # x (n, b) -> W^T W x
-    vectors: Tensor | None = None  # Deflated, (n, e)
-    values: Tensor | None = None  # Of the deflated vectors, (e,)
+    def gram(self) -> "DenseMatrix":
+        """W^T W."""
+        return self
 
     def step(
         self, x: Tensor, before: Tensor, factor: float, shift: float, weight: float = 0.0
     ) -> Tensor:
         """factor (G - shift) x - weight before; (n, b) each."""
-        out = self.multiply(x).sub_(x, alpha=shift)
+        out = self.adjoint(self.apply(x)).sub_(x, alpha=shift)
         if self.vectors is not None and self.values is not None:
             out -= self.vectors @ (self.values[:, None] * (self.vectors.mT @ x))
         out.mul_(factor)
         return out.sub_(before, alpha=weight) if weight else out
 
-    def deflate(self, vectors: Tensor, values: Tensor) -> "DenseGram":
+    def deflate(self, vectors: Tensor, values: Tensor) -> "DenseMatrix":
         """G - sum of values_i v_i v_i^T."""
         if self.vectors is not None and self.values is not None:
             vectors = torch.cat([self.vectors, vectors], dim=1)
             values = torch.cat([self.values, values])
-        return DenseGram(self.multiply, vectors, values)
+        return DenseMatrix(self.W, vectors, values)
+
+
+def iterate_dense(base: SVD, tuned: Tensor, k: int, spare: int) -> Triples | None:
+    """The leading triples of a dense matrix, from a block of ``spare`` more; None if that fails.
+
+    It starts from W0's leading right vectors, and from random ones, which share a part with any
+    direction, new ones too.
+    """
+    leading = to_float64(base.V[:, : k + spare])
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(len(base.V), NUM_RANDOM, generator=generator, dtype=torch.float64)
+    start = orthonormal(torch.cat([leading, noise.to(leading.device)], dim=1))
+    try:
+        return leading_triples(DenseMatrix(to_float64(tuned)), start, k, TOLERANCE, min_sweeps=1)
+    except NotConvergedError:
+        return None
 
 
 def dense_leading_vectors(base: SVD, tuned: Tensor, k: int) -> LeadingVectors:
@@ -165,13 +164,7 @@ def dense_leading_vectors(base: SVD, tuned: Tensor, k: int) -> LeadingVectors:
     triples = None
     smallest, share = DENSE_ITERATE_IF
     if len(base.S) >= smallest and share * k <= len(base.S):
-        start = DenseMatrix.start(base.V, k + max(16, k // 5))
-        try:
-            triples = leading_triples(
-                DenseMatrix(to_float64(tuned)), start, k, TOLERANCE, min_sweeps=1
-            )
-        except NotConvergedError:
-            triples = None
+        triples = iterate_dense(base, tuned, k, max(16, k // 5))
     if triples is None:
         triples = Triples.from_svd(*svd(tuned), k)
     u, v = triples.U.to(base.U), triples.V.to(base.V)

@@ -1,28 +1,22 @@
 """Tuned models on disk, adapters and full checkpoints: open them and analyze single matrices."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rankscope.analyze.spectra import (
-    SpectraSettings,
-    adapter_spectrum,
-    dense_delta,
-    dense_spectrum,
-)
+from rankscope.analyze.spectra import SpectraSettings, adapter_spectrum, full_spectrum
 from rankscope.analyze.svd_cache import SvdCache, svd
 from rankscope.errors import UserError
 from rankscope.models.adapters.folder import (
+    base_weight_copies,
     check_other_base,
-    copies,
     load_adapter,
     recorded_base,
 )
-from rankscope.models.adapters.settings import CONFIG, READ_STARTS, read_adapter_config
+from rankscope.models.adapters.settings import CONFIG, READABLE_INITS, read_adapter_config
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate
@@ -64,7 +58,7 @@ class StoredTunedModel:
             raise UserError(f"{folder}: no such folder; expected a PEFT adapter or a model")
         if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
             return cls(name, folder, FullMethod.name, model=CheckpointReader.open(folder))
-        settings = read_adapter_config(folder, READ_STARTS)
+        settings = read_adapter_config(folder, READABLE_INITS)
         is_pissa = settings.init_lora_weights == "pissa"
         if settings.use_dora and is_pissa:
             raise UserError(
@@ -73,7 +67,7 @@ class StoredTunedModel:
                 "one or the other"
             )
         # PiSSA subtracts its start from the output head too, so PEFT's copy is not the base's.
-        adapter = load_adapter(folder, name, starts=READ_STARTS, has_copies=not is_pissa)
+        adapter = load_adapter(folder, name, inits=READABLE_INITS, has_copies=not is_pissa)
         return cls(name, folder, adapter.method, adapter=adapter)
 
     @property
@@ -82,18 +76,14 @@ class StoredTunedModel:
         return self.adapter is not None and len({len(a) for a in self.adapter.a.values()}) == 1
 
     def check_base(self, base: CheckpointReader) -> None:
-        """Check that an adapter was trained on ``base``, as far as its folder records that.
-
-        Raises:
-            UserError: another base is recorded, or the copy of the output head differs.
-        """
+        """Check that an adapter was trained on ``base``, as far as its folder records that."""
         if self.adapter is None:
             return
         recorded = recorded_base(self.folder)
         try:
             if recorded is not None:
                 check_other_base(self.folder, recorded, weights_sha256(base.folder))
-            for name, copy in copies(self.folder).items():
+            for name, copy in base_weight_copies(self.folder).items():
                 if not torch.equal(copy, base.weight(name).to(copy.dtype)):
                     raise UserError(
                         f"adapter {self.folder}: its copy of {name} differs from the base's: it "
@@ -105,36 +95,31 @@ class StoredTunedModel:
                 "this one"
             ) from error
 
+    def subtract_initial_factors(self, name: str, weight: Tensor | None) -> None:
+        """Give an adapter that was initialized as a part of W0 (PiSSA) the part to subtract."""
+        adapter = self.adapter
+        if adapter is None or not get_method(self.kind).init_is_part_of_base:
+            return
+        assert weight is not None
+        if name not in adapter.initial_factors:
+            adapter.initial_factors[name] = pissa_initial_factors(weight, adapter, name)
+
     def spectrum(
         self, name: str, weight: Tensor, settings: SpectraSettings, svds: SvdCache
     ) -> MatrixSpectrum:
         """Spectra of one matrix against the base's ``weight``, (out, in)."""
         if self.model is not None:
-            delta = dense_delta(name, weight, self.model.weight(name, weight.device))
-            return dense_spectrum(name, weight, delta, settings, svds)
+            tuned = self.model.weight(name, weight.device)
+            return full_spectrum(name, weight, tuned, settings, svds)
         assert self.adapter is not None
-        with self.pissa_start(name, weight):
-            return adapter_spectrum(name, weight, self.adapter, settings, svds)
+        self.subtract_initial_factors(name, weight)
+        return adapter_spectrum(name, weight, self.adapter, settings, svds)
 
     def update(self, name: str, weight: Tensor | None) -> LowRankUpdate:
         """An adapter's update of one module; DoRA and PiSSA need the base's ``weight``."""
         assert self.adapter is not None
-        with self.pissa_start(name, weight):
-            return LowRankUpdate.from_adapter(self.adapter, name, weight)
-
-    @contextmanager
-    def pissa_start(self, name: str, weight: Tensor | None) -> Iterator[None]:
-        """While inside, one module's PiSSA start is subtracted; it is as large as the factors."""
-        if not get_method(self.kind).init_is_part_of_base:
-            yield
-            return
-        assert self.adapter is not None
-        assert weight is not None
-        self.adapter.initial_factors[name] = pissa_initial_factors(weight, self.adapter, name)
-        try:
-            yield
-        finally:
-            del self.adapter.initial_factors[name]
+        self.subtract_initial_factors(name, weight)
+        return LowRankUpdate.from_adapter(self.adapter, name, weight)
 
 
 def pissa_initial_factors(weight: Tensor, adapter: Adapter, name: str) -> tuple[Tensor, Tensor]:
@@ -155,9 +140,6 @@ def matrices_to_compare(
 
     Adapters are analyzed on the matrices they change, full checkpoints on those that any adapter
     changes, or without an adapter on all linear layers but the output head.
-
-    Raises:
-        UserError: an adapter changes a layer that the base does not have.
     """
     changed: dict[str, list[StoredTunedModel]] = {}
     full = []
@@ -166,7 +148,7 @@ def matrices_to_compare(
             full.append(model)
             continue
         for name in model.adapter.a:
-            base.layer(name)
+            base.layer(name)  # raises UserError for a layer that the base does not have
             changed.setdefault(name, []).append(model)
     names = list(changed) or list(base.layers)
     order = {name: place for place, name in enumerate(base.layers)}

@@ -79,14 +79,15 @@ def round_as_stored(decomposition: SVD) -> SVD:
 
 
 def to_int16(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns in 16-bit fixed point: int16 numbers (rows, d), and a scale per block of rows.
+    """Columns in 16-bit fixed point: int16 numbers (rows, d), and a scale per block of 64 rows.
 
-    A vector moves by about 3e-5 of its length, and by at most 1.3e-4 however few entries hold it:
-    half a step is 1 / 65534 of the largest number in a block of 64 rows. float16 takes the same
-    space and moves every vector by 2e-4, too much for singular values to 1e-5.
+    A vector moves by about 3e-5 of its length, at most by 1.3e-4. float16 takes the same space and
+    moves every vector by 2e-4, too much for singular values to 1e-5.
     """
     rows, count = vectors.shape
-    blocks = torch.nn.functional.pad(vectors, (0, 0, 0, -rows % ROWS_PER_SCALE)).view(-1, ROWS_PER_SCALE, count)
+    blocks = torch.nn.functional.pad(vectors, (0, 0, 0, -rows % ROWS_PER_SCALE)).view(
+        -1, ROWS_PER_SCALE, count
+    )
     scale = blocks.abs().amax(dim=1) / INT16_STEPS
     steps = blocks / scale.clamp_min(torch.finfo(scale.dtype).tiny)[:, None]
     return steps.round().to(torch.int16).view(-1, count)[:rows], scale

@@ -83,10 +83,9 @@ def exit_code_of(call: Callable[[], Any]) -> int:
             raise
         print_message(f"error: {error.filename}: {error.strerror}; give another path", "red")
         return BAD_INPUT
-    except KeyboardInterrupt:
-        print_message("interrupted; give the same command again to continue")
-        return INTERRUPTED
     except SystemExit as ending:
+        if ending.code == INTERRUPTED:  # typer's code for Ctrl-C
+            print_message("interrupted; give the same command again to continue")
         return ending.code if isinstance(ending.code, int) else 1
     return 0
 

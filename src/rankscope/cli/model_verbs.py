@@ -1,12 +1,252 @@
 """Verbs for models and adapters, without a study."""
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rankscope.cli.application import AsJson, app
-from rankscope.cli.terminal import print_json, print_message, print_result
+from rankscope.cli.application import SOME_FAILED, AsJson, app
+from rankscope.cli.terminal import (
+    err_console,
+    print_json,
+    print_line,
+    print_message,
+    print_record,
+    print_result,
+)
+from rankscope.errors import UserError
+
+IntruderK = Annotated[int, typer.Option(help="Leading vectors examined for intruders.")]
+Epsilon = Annotated[float, typer.Option(help="Cosine below which a vector is an intruder.")]
+AnyBase = Annotated[bool, typer.Option("--force", help="Accept adapters of another base.")]
+
+
+def check_no_effect(ctx: typer.Context, names: Sequence[str], required: str) -> None:
+    """Raise UserError for a given option that has no effect without another one."""
+    for name in names:
+        if (source := ctx.get_parameter_source(name)) is not None and source.name != "DEFAULT":
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{ctx.info_name}: {option} does nothing without {required}")
+
+
+@app.command("eval")
+def eval_command(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder, hub id, fetched model or 'pocket'.")
+    ],
+    tasks: Annotated[
+        str,
+        typer.Option(
+            help="Task names, task files (.yaml), data files or folders, lm_eval:NAME; by commas."
+        ),
+    ],
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="Folder of a PEFT adapter; may be repeated."),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with the data of named tasks; default: the hub.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="test or validation.")] = "test",
+    max_items: Annotated[int | None, typer.Option(min=1, help="Limit of items per task.")] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, max=5, help="Solved examples before each question.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for scores and per-item tables.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:0.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    prompt_format: Annotated[str, typer.Option(help="auto, chat or plain.")] = "auto",
+    too_long: Annotated[
+        str, typer.Option(help="Items longer than the context: refuse or truncate_left.")
+    ] = "refuse",
+    batch_tokens: Annotated[int, typer.Option(min=64, help="Tokens per forward pass.")] = 4096,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest generated answer.")] = 256,
+    force: Annotated[
+        bool, typer.Option("--force", help="Accept adapters of another base.")
+    ] = False,
+    trust_task_code: Annotated[
+        bool, typer.Option("--trust-task-code", help="Run Python code of lm_eval: tasks.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score a model and its adapters on tasks.
+
+    The base is always scored as well. Scores that --out already holds are not computed again.
+
+    Example: rankscope eval pocket --tasks pocket_med --max-items 20
+    """
+    from rankscope.cli.render.scores import scores_table
+    from rankscope.progress import ConsoleReporter
+    from rankscope.tools.evaluate import score
+    from rankscope.tools.evaluate.request import checked_request
+
+    request = checked_request(
+        model=model,
+        adapters=tuple(adapter or ()),
+        tasks=tuple(part.strip() for part in tasks.split(",") if part.strip()),
+        data_dir=data_dir,
+        split=split,
+        num_fewshot=num_fewshot,
+        device=device,
+        dtype=dtype,
+        prompt_format=prompt_format,
+        force=force,
+        trust_task_code=trust_task_code,
+        settings={
+            "max_items": max_items,
+            "batch_tokens": batch_tokens,
+            "max_new_tokens": max_new_tokens,
+            "too_long": too_long,
+        },
+    )
+    with ConsoleReporter(err_console) as reporter:
+        result = score(request, out, reporter)
+    for note in result.notes:
+        print_message(f"note: {note}")
+    if as_json:
+        print_json(result.as_json())
+    else:
+        print_result(scores_table(result.scores))
+        if out is not None:
+            print_line(result.summary(out))
+    for failure in result.failed:
+        print_message(failure, "red")
+    if result.failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command("inspect")
+def inspect_command(
+    ctx: typer.Context,
+    base: Annotated[
+        str, typer.Argument(metavar="BASE", help="Model folder, hub id, 'pocket' or fetched name.")
+    ],
+    tuned: Annotated[
+        list[Path], typer.Argument(metavar="TUNED...", help="PEFT adapters or full checkpoints.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for tables, JSON and the HTML page.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Singular vectors to compare; default: min(500, d/4).")
+    ] = None,
+    intruder_k: IntruderK = 10,
+    epsilon: Epsilon = 0.5,
+    force: AnyBase = False,
+    heads: Annotated[
+        str | None, typer.Option(metavar="TASK", help="Also analyze attention heads on this task.")
+    ] = None,
+    ablate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK", help="With --heads: remove each head, then each layer's, and score."
+        ),
+    ] = None,
+    items: Annotated[int, typer.Option(min=1, help="With --heads: limit of items.")] = 64,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="With --heads: folder with the data of named tasks.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="With --heads: float32, bfloat16 or auto.")
+    ] = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """Analyze adapters and checkpoints, without training.
+
+    Shows the size, spectrum and new directions of each matrix's update against the base.
+
+    Example: rankscope inspect ./base ./adapter-r8 --out inspection
+    """
+    from rankscope.cli.render.inspection import inspection_tables
+    from rankscope.filesystem import output_folder
+    from rankscope.progress import ConsoleReporter
+    from rankscope.tools import inspect, inspect_heads
+
+    if heads is None:
+        unused = ("ablate", "items", "data_dir", "dtype")
+        check_no_effect(ctx, unused, "--heads TASK, the task that was trained on")
+    settings = inspect.InspectSettings(top_k, intruder_k, epsilon)
+    with output_folder(out), ConsoleReporter(err_console) as reporter:
+        if heads is not None:
+            head_settings = inspect_heads.HeadSettings(
+                heads, tuple(ablate or ()), items, data_dir, dtype
+            )
+            inspect_heads.check_heads(base, head_settings)
+        result = inspect.inspect(base, tuned, settings, any_base=force, reporter=reporter)
+        if heads is not None:
+            result = inspect_heads.inspect_heads(result, head_settings, reporter=reporter)
+    if out is not None:
+        inspect.write_inspection_folder(result, out)
+        print_message(f"written to {out}")
+    print_record(result, inspection_tables, as_json=as_json)
+
+
+@app.command("shrink")
+def shrink_command(
+    ctx: typer.Context,
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Folder of a PEFT adapter.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new adapter.")],
+    rank: Annotated[int | None, typer.Option(help="Truncate to this rank, optimally.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Multiply the whole update.")] = None,
+    layer_scale: Annotated[
+        str | None, typer.Option(metavar="FIRST:LAST", help="Multiply it linearly over layers.")
+    ] = None,
+    mitigate: Annotated[
+        str | None, typer.Option(metavar="intruders", help="Scale intruder dimensions by --lambda.")
+    ] = None,
+    factor: Annotated[
+        float | None, typer.Option("--lambda", help="1 changes nothing, 0 removes intruders.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="The base model; for --mitigate, DoRA and PiSSA.")
+    ] = None,
+    intruder_k: IntruderK = 10,
+    epsilon: Epsilon = 0.5,
+    force: AnyBase = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make an adapter smaller, or its update weaker.
+
+    Writes an ordinary PEFT adapter. A mitigation writes two: the second is its norm-matched
+    control.
+
+    Example: rankscope shrink ./adapter-r64 --rank 16 --out adapter-r16
+    """
+    from rankscope.cli.render.inspection import changes_tables
+    from rankscope.filesystem import check_taken, output_folder
+    from rankscope.tools import shrink
+    from rankscope.tools.inspect import InspectSettings
+
+    options = {
+        "--rank": rank,
+        "--scale": scale,
+        "--layer-scale": layer_scale,
+        "--mitigate": mitigate,
+    }
+    action = shrink.the_one_action(options)
+    if (mitigate is None) != (factor is None) or mitigate not in (None, "intruders"):
+        raise UserError("shrink: expected '--mitigate intruders' together with '--lambda L'")
+    if mitigate is None:
+        check_no_effect(ctx, ("intruder_k", "epsilon"), "--mitigate intruders")
+    with output_folder(out):
+        if mitigate is None:
+            check_taken(out)  # before the base is read; a mitigation writes two folders in it
+        source = shrink.SourceAdapter.open(adapter, base, any_base=force)
+        if action == "--rank" and rank is not None:
+            changes = [shrink.truncate(source, out, rank)]
+        elif action == "--scale" and scale is not None:
+            changes = [shrink.scale(source, out, scale)]
+        elif action == "--layer-scale" and layer_scale is not None:
+            changes = [shrink.layer_scale(source, out, *shrink.parse_layer_factors(layer_scale))]
+        else:
+            settings = InspectSettings(None, intruder_k, epsilon)
+            changes = [*shrink.mitigate(source, out, factor or 0.0, settings)]
+    if as_json:
+        print_json([change.model_dump(mode="json") for change in changes])
+    else:
+        print_result(changes_tables(changes))
 
 
 @app.command("params")
@@ -55,4 +295,4 @@ def fetch_command(
     """
     from rankscope.models.fetch import fetch_model
 
-    sys.stdout.write(f"{fetch_model(name, say=print_message)}\n")
+    sys.stdout.write(f"{fetch_model(name, report=print_message)}\n")

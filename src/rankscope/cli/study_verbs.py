@@ -20,10 +20,16 @@ from rankscope.cli.terminal import (
     print_json,
     print_line,
     print_message,
+    print_record,
     print_result,
 )
 from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
+
+HYPOTHESES = (
+    "These are hypotheses: no predictor of the best rank is established. "
+    "'rankscope predict --backtest DIR...' shows how often each was right on your own studies."
+)
 
 
 @app.command("quickstart")
@@ -117,11 +123,7 @@ def plan_command(file: StudyFile, overrides: Overrides = None, as_json: AsJson =
     from rankscope.cli.render.study import plan_table
     from rankscope.run.study import Study
 
-    plan = Study.load(file, overrides or []).plan()
-    if as_json:
-        print_json(plan.model_dump(mode="json"))
-    else:
-        print_result(plan_table(plan))
+    print_record(Study.load(file, overrides or []).plan(), plan_table, as_json=as_json)
 
 
 @app.command("run")
@@ -164,8 +166,8 @@ def _run_and_print(
         study.check()  # an invalid study file must not reset failed trials
         _reset_failed_trials(folder)
     with ConsoleReporter(err_console) as reporter:
-        study.run(folder, reporter)
-    records, recommendation = write_outputs(folder)
+        records = study.run(folder, reporter)
+    _, recommendation = write_outputs(folder, records)
     if as_json:
         print_json(recommendation.model_dump(mode="json"))
     else:
@@ -275,3 +277,72 @@ def export_command(
 
     spec = export_trial(folder, trial, out, step)
     print_line(f"{spec.label}: {'model' if spec.is_full else 'adapter'} written to {out}")
+
+
+@app.command("compare")
+def compare_command(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR DIR...", help="Folders of finished studies.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Also write an HTML page.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two or more studies.
+
+    Shows what they share, the arms that both have on the same items, and their answers. Every
+    further study is compared with the first one.
+
+    Example: rankscope compare studies/pocket studies/mine --out compared.html
+    """
+    from rankscope.cli.render.comparison import comparison_tables
+    from rankscope.tools.compare import check_inside, compare
+
+    if out is not None:
+        check_inside(out, folders)
+    comparison = compare(folders)
+    if out is not None:
+        from rankscope.provenance import provenance
+        from rankscope.report.comparison_page import write_comparison_page
+
+        write_comparison_page(comparison, provenance(), out)
+        print_message(f"written to {out}")
+    print_record(comparison, comparison_tables, as_json=as_json)
+
+
+@app.command("predict")
+def predict_command(
+    places: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE.yaml | DIR...", help="A study file, or folders of studies."),
+    ],
+    backtest: Annotated[
+        bool, typer.Option("--backtest", help="Compare with finished studies in DIR...")
+    ] = False,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict the best rank before training.
+
+    From the data and the base, as hypotheses. --backtest shows how often each was right on
+    finished studies.
+
+    Example: rankscope predict study.yaml --set data_dir=../data
+    """
+    from rankscope.cli.render.prediction import backtest_tables, prediction_tables
+    from rankscope.config.loader import load_study_file
+    from rankscope.predict import study as prediction
+
+    if backtest:
+        if overrides:
+            raise UserError("predict --backtest: --set has no effect on finished studies")
+        print_record(prediction.backtest(places), backtest_tables, as_json=as_json)
+        return
+    if len(places) != 1:
+        raise UserError(f"predict: found {len(places)} study files, expected one, or --backtest")
+    tasks = prediction.predict_study(load_study_file(places[0], overrides or []))
+    if as_json:
+        print_json({"note": HYPOTHESES, "tasks": [t.model_dump(mode="json") for t in tasks]})
+    else:
+        print_result(prediction_tables(tasks, HYPOTHESES))

@@ -2,8 +2,10 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from pydantic import BaseModel
 from rich.console import Console, RenderableType
 from rich.text import Text
 
@@ -23,6 +25,16 @@ def print_json(value: object) -> None:
 def print_result(result: RenderableType) -> None:
     """Print a table or another rich renderable."""
     out_console.print(result)
+
+
+def print_record(
+    record: BaseModel, render: Callable[[Any], RenderableType], *, as_json: bool
+) -> None:
+    """Print a record as JSON, or as what ``render`` makes of it."""
+    if as_json:
+        print_json(record.model_dump(mode="json"))
+    else:
+        print_result(render(record))
 
 
 def print_line(text: str, style: str | None = None) -> None:

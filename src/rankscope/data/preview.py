@@ -1,4 +1,4 @@
-"""A training row as ``rankscope check`` prints it: every token, and which ones carry loss."""
+"""A training row as ``rankscope check`` prints it: every token, and the labels among them."""
 
 from rich.text import Text
 
@@ -6,7 +6,7 @@ from rankscope.data.encode import EncodedRow, Encoder
 from rankscope.formatting import terminal_text
 
 LABEL_OPEN, LABEL_CLOSE = "\u27e6", "\u27e7"
-"""Stand around labelled tokens, so that the marks survive without colour."""
+"""Marks around labels, which also show without colour."""
 PROMPT_STYLES = ("dim", "dim underline")
 LABEL_STYLES = ("black on green", "black on bright_green")
 SPECIAL_STYLE = "bold magenta"
@@ -15,9 +15,9 @@ MAX_TOKENS = 2000
 
 
 def token_text(encoder: Encoder, token_id: int, before: int | None) -> str:
-    """One token's text as it continues the token before it, spaces of word-level tokens included.
+    """One token's text after the token before it, with the space of a word-level token.
 
-    Where a token is part of a character, its name in the vocabulary.
+    A token that is part of a character is shown by its name in the vocabulary.
     """
     decode = encoder.tokenizer.decode
     text = str(decode([token_id]))
@@ -36,27 +36,27 @@ def _marked_lines(text: str) -> str:
 
 
 def highlight_row(encoder: Encoder, row: EncodedRow) -> Text:
-    """The row's tokens in alternating shades, labelled ones green and between marks.
+    """The row's tokens in alternating shades, labels green and between marks.
 
-    Special tokens are shown by name. Rows over 2,000 tokens are cut, which is said.
+    Special tokens are shown by name; only the first ``MAX_TOKENS`` are highlighted.
     """
-    shown = Text()
+    highlighted = Text()
     inside = False
     pairs = list(zip(row.input_ids, row.is_label, strict=True))
-    for position, (token_id, labelled) in enumerate(pairs[:MAX_TOKENS]):
-        if labelled != inside:
-            shown.append(LABEL_OPEN if labelled else LABEL_CLOSE, style="bold green")
-            inside = labelled
+    for position, (token_id, is_label) in enumerate(pairs[:MAX_TOKENS]):
+        if is_label != inside:
+            highlighted.append(LABEL_OPEN if is_label else LABEL_CLOSE, style="bold green")
+            inside = is_label
         if token_id in encoder.special_ids:
-            style = LABELLED_SPECIAL_STYLE if labelled else SPECIAL_STYLE
+            style = LABELLED_SPECIAL_STYLE if is_label else SPECIAL_STYLE
         else:
-            style = (LABEL_STYLES if labelled else PROMPT_STYLES)[position % 2]
+            style = (LABEL_STYLES if is_label else PROMPT_STYLES)[position % 2]
         before = pairs[position - 1][0] if position else None
-        shown.append(_marked_lines(token_text(encoder, token_id, before)), style=style)
+        highlighted.append(_marked_lines(token_text(encoder, token_id, before)), style=style)
     if inside:
-        shown.append(LABEL_CLOSE, style="bold green")
+        highlighted.append(LABEL_CLOSE, style="bold green")
     if len(pairs) > MAX_TOKENS:
-        shown.append(f"\n... {len(pairs) - MAX_TOKENS} more tokens", style="italic")
+        highlighted.append(f"\n... {len(pairs) - MAX_TOKENS} more tokens", style="italic")
     if row.truncated:
-        shown.append("\n(the answer is cut at max_length)", style="bold red")
-    return shown
+        highlighted.append("\n(the answer is cut at max_length)", style="bold red")
+    return highlighted

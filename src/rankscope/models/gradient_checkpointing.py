@@ -1,5 +1,4 @@
-"""Gradient checkpointing (Chen et al., 1604.06174): the backward pass computes a layer's activations
-again, so that they need not be kept.
+"""Gradient checkpointing (Chen et al., 1604.06174): compute activations again in the backward pass.
 
 It wraps the layers that transformers marks for it in torch's non-reentrant checkpoint, from
 outside: transformers' own switch works in training mode only, which would turn on the base's

@@ -26,7 +26,7 @@ VARIANCE = 0.9
 USUAL_RANK = 32
 
 
-def predict(features: PredictorFeatures, ranks: Sequence[int]) -> tuple[RankPrediction, ...]:
+def predict_ranks(features: PredictorFeatures, ranks: Sequence[int]) -> tuple[RankPrediction, ...]:
     """Every predictor's rank among ``ranks``; one whose figures are missing is left out."""
     ranks = sorted(set(ranks))
     found = [_capacity(features, ranks)]

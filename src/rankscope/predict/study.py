@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rankscope.advise.arms import retention_tasks
-from rankscope.advise.mitigation import spot
+from rankscope.advise.mitigation import gain_and_forgetting
 from rankscope.config.loader import load_study_file
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import EncodedRow
@@ -21,14 +21,18 @@ from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.load import load_base
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate, to_float64
-from rankscope.models.methods.eva_directions import new_inputs, run, shared_inputs
+from rankscope.models.methods.eva_directions import (
+    InputDirections,
+    shared_inputs,
+    update_directions,
+)
 from rankscope.models.multi_lora import target_linears
 from rankscope.models.parameters import lora_parameters
 from rankscope.predict.predictors import (
     best_rank,
     chosen_by_rank,
     mean_score,
-    predict,
+    predict_ranks,
     score_predictors,
     screened,
 )
@@ -44,9 +48,10 @@ from rankscope.records import (
     TrialRecords,
     TrialSpec,
 )
-from rankscope.run.prepare import PreparedStudy, prepare_study
+from rankscope.run.prepare import prepare_study
+from rankscope.run.prepared import PreparedStudy
 from rankscope.store import Ledger, adapter_path
-from rankscope.store.history import check_other_model, check_other_tasks
+from rankscope.store.history import check_same_model, check_same_tasks
 from rankscope.train.loss import mean_losses
 from rankscope.train.regularizers import label_positions
 
@@ -86,7 +91,7 @@ def predictions(inputs: PreparedStudy, base: Base) -> tuple[TaskPrediction, ...]
                 task=task.name,
                 ranks=ranks,
                 features=features,
-                predictions=predict(features, ranks),
+                predictions=predict_ranks(features, ranks),
             )
         )
     return tuple(found)
@@ -200,9 +205,11 @@ def input_variance(
     seen = {}
     for leader in dict.fromkeys(leaders.values()):
         most = min(max(ranks), targets[leader].in_features, sum(passes[0].lengths))
-        seen[leader] = new_inputs(targets[leader], most)
+        seen[leader] = InputDirections.of(targets[leader], most)
     for batch in passes:
-        run(base, batch, {leader: (targets[leader], inputs) for leader, inputs in seen.items()})
+        update_directions(
+            base, batch, {leader: (targets[leader], inputs) for leader, inputs in seen.items()}
+        )
     shares = {leader: inputs.pca.explained_variance_ratio_ for leader, inputs in seen.items()}
     return {
         rank: sum(float(shares[leader][:rank].sum()) for leader in leaders.values()) / len(leaders)
@@ -307,9 +314,9 @@ def backtest_study(folder: Path) -> list[BacktestTask]:
         if not any(len(chosen_by_rank(study, task.name)) > 1 for task in study.tasks):
             return []
         inputs = prepare_study(load_study_file(folder / "study.resolved.yaml"))
-        check_other_tasks(folder, {task.name: task for task in study.tasks}, inputs.records)
+        check_same_tasks(folder, {task.name: task for task in study.tasks}, inputs.records)
         base = open_base(inputs)
-        check_other_model(folder, study.model, base.record)
+        check_same_model(folder, study.model, base.record)
         margin = study.config.objective.margin
         found = []
         for made in predictions(inputs, base):
@@ -321,7 +328,7 @@ def backtest_study(folder: Path) -> list[BacktestTask]:
             if len(known) < 2:
                 continue
             ranks = tuple(sorted(known))
-            named = predict(made.features, ranks)
+            named = predict_ranks(made.features, ranks)
             whole = max(ranks)
             scores = screen(inputs, ledger, base, chosen[whole], ranks)
             curve = tuple(
@@ -366,7 +373,7 @@ def rank_score(
         for t in of_unit
         if (base := study.evals.get((BASE, t.name, "test"))) is not None
     ]
-    spots = [spot(study, task, t.spec.trial_id, "test") for t in trials]
+    spots = [gain_and_forgetting(study, task, t.spec.trial_id, "test") for t in trials]
     forgotten = [found[1] for found in spots if found is not None]
     return RankScore(
         rank=rank,

@@ -1,9 +1,8 @@
-"""Versioned, typed results: the only thing that passes from one stage to the next.
+"""Versioned, typed results: everything that passes from one stage to the next.
 
-A stage writes records, the ledger stores them, and ``advise`` and ``report`` read nothing else.
-Scores are shares of 1 (higher is better) unless a field says otherwise; times are seconds, sizes
-bytes, losses nats per token.
-"""
+Stages write records, the ledger stores them, and ``advise`` and ``report`` read only them. Scores
+are shares of 1 (higher is better) unless a field says otherwise; times are seconds, sizes bytes,
+losses nats per token."""
 
 from rankscope.records.advice import (
     ArmComparison,
@@ -69,76 +68,3 @@ from rankscope.records.study import (
 )
 from rankscope.records.trials import LossPoint, PenaltyPoint, TrainRecord, TrialSpec
 from rankscope.records.variants import Variant, VariantKind, trial_of, variant_of
-
-__all__ = [
-    "BASE",
-    "FAILED",
-    "ITEM_SCHEMA",
-    "SCHEMA_VERSION",
-    "AdapterChange",
-    "ArmComparison",
-    "ArmSummary",
-    "Backtest",
-    "BacktestTask",
-    "ComparedCell",
-    "ComparedStudy",
-    "CurvePoint",
-    "Decision",
-    "Estimate",
-    "EvalKey",
-    "EvalRecord",
-    "Facet",
-    "HeadAblation",
-    "HeadChange",
-    "HeadRole",
-    "HeadsRecord",
-    "Inspection",
-    "ItemResult",
-    "ItemScores",
-    "LayerHeads",
-    "LossPoint",
-    "MatrixChange",
-    "MatrixSpectrum",
-    "MitigationComparison",
-    "ModelRecord",
-    "Need",
-    "NormGrowth",
-    "PenaltyPoint",
-    "Predictor",
-    "PredictorFeatures",
-    "PredictorScore",
-    "Provenance",
-    "RankPrediction",
-    "RankScore",
-    "Reason",
-    "Recommendation",
-    "Record",
-    "Role",
-    "ScaledPoint",
-    "ScalingCurve",
-    "SeedMean",
-    "SpectraRecord",
-    "Split",
-    "Status",
-    "StudyAnswer",
-    "StudyComparison",
-    "StudyPair",
-    "StudyRecords",
-    "SubjectChange",
-    "TaskAdvice",
-    "TaskMitigation",
-    "TaskPrediction",
-    "TaskRecord",
-    "TrainRecord",
-    "TrialRecords",
-    "TrialSpec",
-    "TunedModel",
-    "Variant",
-    "VariantKind",
-    "WithoutContamination",
-    "read_items",
-    "trained_parts",
-    "trial_of",
-    "variant_of",
-    "write_items",
-]

@@ -1,4 +1,4 @@
-"""The recommendation: what ``advise`` decides and ``report`` shows."""
+"""The recommendation."""
 
 import math
 from typing import Literal
@@ -13,35 +13,34 @@ class Estimate(Record):
 
     value: float
     low: float | None
-    """Lower end of the 95 % interval; None where it cannot be known."""
+    """Lower end of the 95 % interval; None if it cannot be estimated."""
     high: float | None
     p: float | None = None
-    """Two-sided p value where a test was made."""
+    """Two-sided p value; None without a test."""
     p_holm: float | None = None
-    """The same within its family (Holm), where it belongs to one: gains of all arms on all training
-    tasks; changes of one arm on all other tasks; comparisons of arms on all training tasks."""
+    """Holm-adjusted p within its family: the gains of all arms on all training tasks; the changes
+    of one arm on all other tasks; the comparisons of arms on all training tasks."""
     n: int
     """Items."""
     seeds: int
     clusters: int | None = None
-    """Clusters of items (subjects, passages) that were resampled whole; None: items by
-    themselves."""
+    """Clusters of items (subjects, passages) that are resampled whole; None: single items."""
     item_error: float | None = None
-    """Standard error from which items were drawn; None where it cannot be known."""
+    """Standard error due to the choice of items; None if it cannot be estimated."""
     seed_error: float | None = None
-    """Standard error from which seeds were trained; None with one seed. Of two seeds too large
-    where seeds are alike: part of the answers' noise is left in it, see ``advise.statistics``."""
+    """Standard error due to the choice of seeds; None with one seed. With two similar seeds it is
+    too large, because part of the answers' noise stays in it (``advise.statistics``)."""
 
     @property
     def standard_error(self) -> float | None:
-        """Of items and seeds together; with one seed, of items alone."""
+        """Due to items and seeds together; with one seed, to items alone."""
         if self.item_error is None:
             return None
         return math.hypot(self.item_error, self.seed_error or 0.0)
 
 
 class ArmSummary(Record):
-    """One arm point over its seeds, as the advice sees it (test split unless said)."""
+    """One arm point over its seeds; scores of the test split unless the name says otherwise."""
 
     label: str
     task: str
@@ -50,34 +49,34 @@ class ArmSummary(Record):
     alpha: float | None
     lr: float
     special_settings: tuple[str, ...] = ()
-    """As the label ends: what else differs from the default."""
+    """Further settings that are not the default; the end of the label."""
     seeds: int
     failed: int
-    """Trials that did not finish."""
+    """Number of trials that did not finish."""
     validation_score: float | None
-    """In-domain, validation split."""
+    """In-domain score on the validation split."""
     validation_gain: float | None = None
-    """The same minus the base's on the items that both have: what choosing looks at."""
+    """The same minus the base's on their common items; arms are chosen by it."""
     validation_forgetting: float | None
-    """Mean fall over retention tasks against the base, validation split; positive = forgot."""
+    """Mean loss over retention tasks on the validation split; positive = forgot."""
     score: Estimate | None
-    """In-domain."""
+    """In-domain score."""
     gain: Estimate | None
-    """In-domain minus base."""
+    """In-domain score minus the base's."""
     forgetting: Estimate | None
     """Base minus tuned, mean over retention tasks; positive = forgot."""
     text_forgetting: Estimate | None = None
-    """Rise of the cross-entropy of held-out text against the base, nats per token, mean over the
-    retention tasks scored so; positive = forgot."""
+    """Increase of the cross-entropy of held-out text, nats per token, mean over the retention tasks
+    scored by it; positive = forgot."""
     transfer: dict[str, Estimate]
-    """Other tasks: tuned minus base."""
+    """By other task: tuned minus base."""
     retention: dict[str, Estimate]
-    """Retention tasks one by one: tuned minus base."""
+    """By retention task: tuned minus base."""
     trainable_parameters: int
     seconds: float | None
     """Mean training time of one trial."""
     peak_memory_bytes: int | None = None
-    """Largest of its trials' groups: adapters trained together share it."""
+    """Largest peak of its trials' groups; adapters trained together share it."""
     on_pareto_front: bool = False
     """No other arm is better in score, ``forgetting`` and trainable parameters together."""
     on_text_front: bool = False
@@ -90,7 +89,7 @@ class ArmSummary(Record):
 
     @property
     def is_lora(self) -> bool:
-        """LoRA or its kin, which a rank sweep compares; no other method of PEFT's."""
+        """Whether it is one of the low-rank methods that a rank sweep compares."""
         return get_method(self.method).has_rank
 
     @property
@@ -176,6 +175,6 @@ class Recommendation(Record):
     base: dict[str, Estimate] = {}
     """The base's score on every task, test split."""
     mitigation: tuple[TaskMitigation, ...] = ()
-    """Trials made milder at inference, and mitigations beside them, where the study has any."""
+    """Trials scaled down at inference compared with mitigations, if the study has any."""
     subjects: tuple[SubjectChange, ...] = ()
-    """Retention subject by subject, of the arms that the advice compares."""
+    """Retention by subject for the arms that the advice compares."""

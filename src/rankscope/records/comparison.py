@@ -1,4 +1,4 @@
-"""Two or more studies side by side: what they share, and how the arms that both have compare."""
+"""Studies side by side: what they share, and how the arms they have in common compare."""
 
 from typing import Literal
 
@@ -14,14 +14,14 @@ class StudyAnswer(Record):
     confidence: Literal["firm", "tentative", "none"]
     headline: str
     chosen_label: str | None
-    """Of the recommended arm; None where none is."""
+    """Label of the recommended arm; None if no arm is recommended."""
 
 
 class ComparedStudy(Record):
-    """One of the studies that are compared."""
+    """One of the compared studies."""
 
     label: str
-    """Its name; its folder where two of the studies share a name."""
+    """Its name, or its folder if two studies share a name."""
     folder: str
     base: str
     trials: int
@@ -31,16 +31,16 @@ class ComparedStudy(Record):
 
 
 class Facet(Record):
-    """One thing that two studies were made of, and whether it is the same in both."""
+    """One ingredient of two studies, and whether it is the same in both."""
 
     what: str
     same: bool
     text: str
-    """In words: what it is, or what differs."""
+    """What it is, or what differs."""
 
 
 class ComparedCell(Record):
-    """One arm that both studies have, or the base of each, scored on one task: test split."""
+    """One arm in both studies, or the base of each, scored on the test split of one task."""
 
     trained_on: str | None
     """None: the untuned bases."""
@@ -52,34 +52,36 @@ class ComparedCell(Record):
     tested_on: str
     score_unit: Literal["accuracy", "log_probability"]
     paired: bool
-    """The same items, asked and scored in the same way: compared item by item."""
+    """Whether the items, prompts and scoring are the same, so that items are compared one by
+    one."""
     same_models: bool
-    """Both studies scored the very same trials, or the same base. Paired, no more than rounding can
-    differ, so the difference has no interval; unpaired, the items differ, and it has one."""
+    """Whether both studies scored the same trials, or the same base. If paired, they can differ
+    only by rounding and the difference has no interval; if unpaired, the items differ and it has
+    one."""
     first: Estimate
     """Mean score in the first study."""
     second: Estimate
     difference: Estimate
-    """Second minus first. Unpaired: the interval counts two samples of items, and has no p."""
+    """Second minus first. Unpaired: the interval is that of two samples, without a p value."""
 
 
 class StudyPair(Record):
-    """One study against the first one that was named."""
+    """One study compared with the first."""
 
     first: str
     """Label of the first study."""
     second: str
     facets: tuple[Facet, ...]
     only_first: tuple[str, ...]
-    """Arms that the first study alone has, with their training task."""
+    """Arms only in the first study, with their training task."""
     only_second: tuple[str, ...]
     cells: tuple[ComparedCell, ...]
     notes: tuple[str, ...]
-    """What a reader must know, a sentence each."""
+    """What a reader has to know, one sentence each."""
 
 
 class StudyComparison(Record):
-    """What ``rankscope compare`` says; every further study is compared with the first."""
+    """The result of ``rankscope compare``: every further study is compared with the first."""
 
     studies: tuple[ComparedStudy, ...]
     pairs: tuple[StudyPair, ...]

@@ -1,4 +1,4 @@
-"""What ``inspect`` found in adapters and fine-tuned checkpoints."""
+"""What ``inspect`` measures in adapters and fine-tuned checkpoints."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class NormGrowth(Record):
     rms: float
     """Root mean square of the residual, in the norm's unit."""
     power: float
-    """Exponent p of c r^p, fitted in logarithms: the rival."""
+    """Exponent p of c r^p, the alternative, fitted in logarithms."""
     power_rms: float
 
     @classmethod
@@ -61,7 +61,7 @@ class NormGrowth(Record):
 
 
 class TunedModel(Record):
-    """One adapter or checkpoint that was looked into."""
+    """One inspected adapter or checkpoint."""
 
     name: str
     """Folder's name, made unique within the inspection."""
@@ -73,11 +73,11 @@ class TunedModel(Record):
     """s in W0 + s B A; None for a full checkpoint."""
     spectra: SpectraRecord
     heads: HeadsRecord | None = None
-    """Where they were asked for."""
+    """Only if heads were requested."""
 
 
 class Inspection(Record):
-    """Everything that one ``inspect`` found."""
+    """The result of one ``inspect``."""
 
     base: str
     base_path: str
@@ -85,15 +85,15 @@ class Inspection(Record):
     quantized: str | None
     tuned: tuple[TunedModel, ...]
     growth: NormGrowth | None
-    """Over the adapters of one kind, where there are three ranks."""
+    """Over adapters of one kind, if there are three ranks."""
     cache_bytes: int
-    """Size of the base's decompositions on disk; 0 where none are kept."""
+    """Size of the base's decompositions on disk."""
     provenance: Provenance
     seconds: float
 
 
 class MatrixChange(Record):
-    """What was done to one matrix of an adapter."""
+    """How one matrix of an adapter was changed."""
 
     name: str
     rank_before: int
@@ -104,11 +104,11 @@ class MatrixChange(Record):
     error: float
     """|dW - dW'|_F."""
     intruders: int | None = None
-    """Intruder dimensions scaled down; None where none were looked for."""
+    """Intruder dimensions scaled down; None if the action does not look for them."""
 
 
 class AdapterChange(Record):
-    """An adapter that was made smaller or milder."""
+    """An adapter that was truncated or scaled."""
 
     source: str
     out: str

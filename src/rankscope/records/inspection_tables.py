@@ -95,7 +95,7 @@ def summed(
 
 def head_rows(model: Mapping[str, object], heads: HeadsRecord) -> Iterator[dict[str, object]]:
     """A row per query head: how far its slices moved, importance, entropy, what it carries."""
-    moved = changes(heads, ("q_proj", "o_proj"))
+    moved = head_change_columns(heads, ("q_proj", "o_proj"))
     roles = {(role.layer, role.head): role for role in heads.roles}
     for before, after in zip(heads.base, heads.tuned, strict=True):
         for head in range(len(after.importance)):
@@ -117,7 +117,7 @@ def head_rows(model: Mapping[str, object], heads: HeadsRecord) -> Iterator[dict[
 
 def kv_head_rows(model: Mapping[str, object], heads: HeadsRecord) -> Iterator[dict[str, object]]:
     """A row per key/value head."""
-    moved = changes(heads, ("k_proj", "v_proj"))
+    moved = head_change_columns(heads, ("k_proj", "v_proj"))
     for before, after in zip(heads.base, heads.tuned, strict=True):
         for head in range(len(after.group_importance)):
             yield {
@@ -130,7 +130,7 @@ def kv_head_rows(model: Mapping[str, object], heads: HeadsRecord) -> Iterator[di
             }
 
 
-def changes(
+def head_change_columns(
     heads: HeadsRecord, modules: Sequence[str]
 ) -> Callable[[tuple[int, int]], dict[str, object]]:
     """Columns of |dW_h|_F and |dW_h|_F / |W0_h|_F by (layer, head), None where nothing changed."""

@@ -30,7 +30,7 @@ class ItemResult:
     item_id: str
     subject: str | None
     score: float
-    """Headline metric of this item: 1 right, 0 wrong (or log p per token)."""
+    """Primary metric of this item: 1 right, 0 wrong (or log p per token)."""
     gold: str
     prediction: str
     gold_logprob: float | None = None
@@ -49,7 +49,7 @@ def write_items(path: Path, items: list[ItemResult]) -> None:
 
 
 def read_items(path: Path) -> list[ItemResult]:
-    """Read what ``write_items`` wrote; further columns are left aside."""
+    """Read what ``write_items`` wrote; other columns are ignored."""
     table = pq.read_table(path, columns=ITEM_SCHEMA.names).cast(ITEM_SCHEMA)
     rows: list[dict[str, Any]] = table.to_pylist()
     for row in rows:

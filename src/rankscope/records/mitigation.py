@@ -1,11 +1,11 @@
-"""What trained arms learn and forget when they are made milder, and mitigations beside that."""
+"""What arms learn and forget when their update is scaled down, and mitigations against that."""
 
 from rankscope.records.record import Record
 from rankscope.records.variants import VariantKind
 
 
 class ScaledPoint(Record):
-    """An arm at one strength of its update, means over its seeds; shares of 1 or nats."""
+    """An arm with its update scaled to one strength; means over seeds, shares of 1 or nats."""
 
     strength: float
     """0 is the base and 1 the arm as trained."""
@@ -19,10 +19,10 @@ class ScaledPoint(Record):
 
 
 class ScalingCurve(Record):
-    """One arm from the base to what was trained, by rising strength."""
+    """One arm from the base to the trained model, by increasing strength."""
 
     label: str
-    """Of the arm."""
+    """Label of the arm."""
     kind: VariantKind
     points: tuple[ScaledPoint, ...]
     chosen_strength: float
@@ -34,36 +34,36 @@ class SeedMean(Record):
 
     value: float
     low: float | None
-    """None below three seeds, whose spread is not known well enough."""
+    """None below three seeds: too few to know their spread."""
     high: float | None
     p: float | None
-    """Two-sided, that it is zero."""
+    """Two-sided p value of the mean being zero."""
     p_holm: float | None = None
-    """The same among all comparisons of the training task (Holm)."""
+    """Holm-adjusted over all comparisons of the training task."""
     seeds: int
 
 
 class MitigationComparison(Record):
-    """A way of forgetting less beside scaling the plain arm down to the same in-domain score."""
+    """A mitigation compared with the plain arm scaled down to the same in-domain score."""
 
     label: str
-    """The arm, or the arm and how its update is scaled."""
+    """The mitigated arm, or the arm and how its update is scaled."""
     plain: str
-    """Label of the arm whose scaling curve it is compared with."""
+    """Label of the arm whose scaling curve is the baseline."""
     gain: float
-    """In-domain, mean over the seeds compared."""
+    """In-domain gain, mean over the compared seeds."""
     forgetting: float
     baseline: float
-    """What the plain arm forgets when it is scaled to the same gain, interpolated."""
+    """Forgetting of the plain arm scaled to the same gain, interpolated."""
     difference: SeedMean
-    """Forgetting minus baseline. Below 0: better than scaling."""
+    """Forgetting minus baseline; negative is better than scaling."""
     beyond: int
-    """Seeds whose gain the plain arm does not reach at any strength: its baseline is then what it
-    forgets at the most it learned, which grants it the rest for nothing."""
+    """Seeds whose gain the plain arm reaches at no strength. Their baseline is its forgetting at
+    its largest gain, which favours the plain arm."""
 
 
 class TaskMitigation(Record):
-    """Of one training task."""
+    """Scaling curves and comparisons of one training task."""
 
     task: str
     curves: tuple[ScalingCurve, ...]

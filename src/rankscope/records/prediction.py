@@ -1,4 +1,4 @@
-"""What the data and the base say about the rank before training, and how often that was right."""
+"""Ranks predicted from the data and the base before training, and how often they were right."""
 
 from typing import Literal
 
@@ -16,7 +16,7 @@ Predictor = Literal[
 
 
 class PredictorFeatures(Record):
-    """Of one training task and the base, on some of its rows; nothing was trained."""
+    """Measurements on the base and some rows of one training task, without training."""
 
     task: str
     num_rows: int
@@ -25,7 +25,7 @@ class PredictorFeatures(Record):
     lora_parameters: dict[int, int]
     """Rank -> trainable parameters."""
     rows_seen: int
-    """Rows that the gradient and the inputs were taken from."""
+    """Rows used for the gradient and the inputs."""
     base_loss: float
     """Mean over their label tokens, nats."""
     base_score: float
@@ -33,17 +33,17 @@ class PredictorFeatures(Record):
     base_items: int
     chance: float | None
     gradient_effective_rank: float | None
-    """Of the loss gradient of the target matrices, exp of the entropy of sigma / sum(sigma), mean
-    over matrices; None where the base is held in 4 bits."""
+    """exp of the entropy of sigma / sum(sigma) of the loss gradient, mean over target matrices;
+    None for a base in 4 bits."""
     gradient_stable_rank: float | None
     """|G|_F^2 / sigma_1^2, mean over matrices."""
     input_variance: dict[int, float]
-    """Rank -> share of the variance of a target's inputs in as many directions, mean over targets
-    (what EVA starts from)."""
+    """Rank -> share of the variance of a target's inputs in its leading directions, mean over
+    targets (the quantity behind EVA)."""
 
 
 class RankPrediction(Record):
-    """One predictor's rank among those asked about, and the figures it comes from."""
+    """The rank one predictor names, and why."""
 
     predictor: Predictor
     rank: int
@@ -52,7 +52,7 @@ class RankPrediction(Record):
 
 
 class TaskPrediction(Record):
-    """Of one training task."""
+    """All predictions for one training task."""
 
     task: str
     ranks: tuple[int, ...]
@@ -65,10 +65,10 @@ class RankScore(Record):
 
     rank: int
     trained: float | None
-    """In-domain score of what was trained at it, test split, mean over seeds, at the learning
-    rate chosen on the validation split."""
+    """In-domain test score of the arm trained at this rank, mean over seeds, at the learning rate
+    chosen on the validation split."""
     truncated: float | None = None
-    """The highest rank's adapter truncated to it, test split, the same seeds' mean."""
+    """Test score of the highest rank's adapter truncated to this rank, mean over the same seeds."""
     truncated_validation: float | None = None
     """The same on the validation split."""
     truncated_forgetting: float | None = None
@@ -77,16 +77,16 @@ class RankScore(Record):
 
 
 class BacktestTask(Record):
-    """What was predicted for one training task of a finished study, and what came out."""
+    """Prediction and outcome for one training task of a finished study."""
 
     study: str
     task: str
     prediction: TaskPrediction
     curve: tuple[RankScore, ...]
     best_rank: int
-    """The smallest whose trained score is within the study's margin of the best."""
+    """The smallest rank whose trained score is within the study's margin of the best."""
     screened_rank: int | None = None
-    """The highest rank, whose adapter the truncation screen cut; None where there is none."""
+    """The highest rank, whose adapter the truncation screen cuts; None if there is no such arm."""
 
 
 class PredictorScore(Record):
@@ -95,11 +95,11 @@ class PredictorScore(Record):
     predictor: Predictor
     tasks: int
     right: int
-    """It named the best rank."""
+    """Tasks on which it named the best rank."""
     doublings: float
     """Mean |log2(named / best)|."""
     regret: float
-    """Mean of the best rank's score minus the named rank's, floored at 0, shares of 1 or nats."""
+    """Mean loss in score against the best rank, at least 0, shares of 1 or nats."""
 
 
 class Backtest(Record):

@@ -1,4 +1,4 @@
-"""What every stored result shares, and the words that results are told apart by."""
+"""The base of every stored result, and the words they share."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from rankscope.models.methods import get_method
 
 SCHEMA_VERSION = 1
 BASE = "base"
-"""Stands in place of a trial id for the untuned base model."""
+"""Used in place of a trial id for the untuned base model."""
 
 Split = Literal["validation", "test"]
 Role = Literal["in_domain", "cross_domain", "retention"]
@@ -18,7 +18,7 @@ FAILED: frozenset[Status] = frozenset({"diverged", "oom", "failed"})
 
 
 class Record(BaseModel):
-    """Base of every stored result: frozen, no unknown fields, with its version."""
+    """Base class of stored results: frozen, versioned, without unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

@@ -1,4 +1,4 @@
-"""What evaluation gave: a model's score on a split, and its results item by item."""
+"""Scores of a model on one split of a task, with the per-item scores."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,10 @@ from rankscope.records.record import Record, Split
 
 
 class WithoutContamination(Record):
-    """The primary score over test items that no training row holds."""
+    """The primary score over the test items that are not in the training rows."""
 
     contaminated: int
-    """Items left out: they, or 13 of their words in a row, stand in training rows."""
+    """Items left out: they, or 13 consecutive words of them, are in the training rows."""
     score: float
     standard_error: float | None
     """None where n < 2."""
@@ -27,7 +27,7 @@ class EvalRecord(Record):
     task: str
     split: Split
     metric: str
-    """Headline metric: one of the keys of ``metrics``."""
+    """Primary metric: one of the keys of ``metrics``."""
     score: float
     """Value of the primary metric: mean over items."""
     standard_error: float | None
@@ -36,18 +36,18 @@ class EvalRecord(Record):
     metrics: dict[str, float]
     """Every metric recorded, such as ``acc``, ``acc_norm``, ``letter``, ``exact_match``."""
     without_contamination: WithoutContamination | None = None
-    """Of the test split, where some of its items contaminated into training rows."""
+    """Only for a test split with contaminated items."""
     truncated: int = 0
-    """Items not scored whole: cut at their beginning, since they did not fit the model's context,
-    or, by their likelihood, scored up to ``max_length`` tokens."""
+    """Items not scored whole: cut at the start to fit the model's context, or scored up to
+    ``max_length`` tokens."""
     seconds: float
     num_tokens: int
 
 
 class CurvePoint(Record):
-    """One trial scored while it trained, on the first items of a task's validation split.
+    """One trial scored during training, on the first items of a task's validation split.
 
-    Its points over steps are the learning-forgetting curve (Biderman et al., arXiv 2405.09673).
+    Its points over steps form the learning-forgetting curve (Biderman et al., arXiv 2405.09673).
     Nothing is chosen by them.
     """
 
@@ -56,7 +56,7 @@ class CurvePoint(Record):
     step: int
     """Optimizer steps done."""
     metric: str
-    """Headline metric of the task."""
+    """Primary metric of the task."""
     score: float
     """Mean over the items scored."""
     standard_error: float | None
@@ -73,7 +73,7 @@ EvalKey = tuple[str, str, Split]
 
 @dataclass(frozen=True, slots=True)
 class ItemScores:
-    """Per-item primary scores of one model on one split: the material of every statistic."""
+    """Per-item primary scores of one model on one split."""
 
     item_ids: tuple[str, ...]
     scores: npt.NDArray[np.float64]

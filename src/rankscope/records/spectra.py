@@ -1,4 +1,4 @@
-"""What the weights became."""
+"""How training changed the weight matrices."""
 
 import math
 from functools import cache
@@ -22,7 +22,7 @@ def expected_largest(count: int) -> float:
 
 
 class MatrixSpectrum(Record):
-    """What one weight matrix became: science.md section 1."""
+    """The change of one weight matrix (docs/science.md, "Spectra")."""
 
     name: str
     """Module path in the base, such as ``model.layers.3.self_attn.q_proj``."""
@@ -42,7 +42,7 @@ class MatrixSpectrum(Record):
     stable_rank: float
     """|dW|_F^2 / sigma_1^2."""
     top_k: int
-    """Vectors compared by the similarities below."""
+    """Number of vectors that the similarities below compare."""
     similarity_index: tuple[float, float]
     """Index-matched mean |C_ii| of left and right vectors."""
     similarity_max: tuple[float, float]
@@ -54,9 +54,9 @@ class MatrixSpectrum(Record):
     intruders: int
     """Leading left vectors of W whose largest |cosine| to a base vector is below epsilon."""
     intruder_energy: float
-    """Their share of the squared singular values of the leading vectors examined."""
+    """Share of the intruders in the squared singular values of the examined vectors."""
     intruder_positions: tuple[int, ...] = ()
-    """Which of the leading vectors, from 0."""
+    """Their positions among the leading vectors, from 0."""
     tuned_singular_values: tuple[float, ...] = ()
     """Leading singular values of W, as many as were examined for intruders."""
     largest_cosines: tuple[float, ...] = ()
@@ -64,13 +64,13 @@ class MatrixSpectrum(Record):
     residual: float = 0.0
     """Largest |W^T u - sigma v| of the leading vectors over sigma_1."""
     ill_conditioned: int = 0
-    """Of the vectors compared, those in a cluster of singular values so close that rounding to
-    float32 may turn them by more than a sine of .01."""
+    """Compared vectors whose singular values are so close that rounding to float32 may rotate them
+    by more than a sine of .01."""
 
     @model_validator(mode="before")
     @classmethod
     def without_computed(cls, values: Any) -> Any:
-        """A stored record, which names what is computed too, is read like one that does not."""
+        """Drop the computed fields of a stored record; they are computed again."""
         if not isinstance(values, dict):
             return values
         return {name: v for name, v in values.items() if name not in cls.model_computed_fields}

@@ -19,32 +19,31 @@ class TaskRecord(Record):
     roles: tuple[Role, ...]
     trained_on: bool
     parts: tuple[str, ...] = ()
-    """Of a joined task: names of the tasks whose rows it is trained on."""
+    """Of a mixture: the tasks whose rows it is trained on."""
     metric: str
-    """Headline metric."""
+    """Primary metric."""
     score_unit: Literal["accuracy", "log_probability"]
     """``accuracy``: share of 1; ``log_probability``: mean log p per token, nats."""
     chance: float | None
-    """Score of guessing, where it is known."""
+    """Score of guessing; None if unknown."""
     rows: dict[str, int]
-    """Rows per split: train, validation, report."""
+    """Rows per split: train, validation, test."""
     dropped: int
-    """Rows left out on reading, counted."""
+    """Rows dropped while reading."""
     contamination: dict[str, int]
-    """Test rows also found in train, by kind: exact, ngram13."""
+    """Test rows that are also in the training rows, by kind: exact, ngram13."""
     num_fewshot: int = 0
     """Answered questions shown before each one."""
     fewshot_source: str = ""
-    """Which rows those are, for people."""
+    """Where those rows come from, in words."""
     prompt_format: Literal["chat", "plain", ""] = ""
-    """Whether prompts stand in the chat template; empty in records of earlier versions."""
+    """Whether prompts use the chat template."""
     source: str
-    """Where the rows came from, for people."""
+    """Where the rows come from, in words."""
     sha256: str
     """Of the rows used."""
     test_sha256: str = ""
-    """Of the test items and how they are asked and scored, whatever is trained on; empty in
-    records of earlier versions."""
+    """Of the test items and how they are prompted and scored; the training rows do not enter."""
 
 
 class ModelRecord(Record):
@@ -60,13 +59,13 @@ class ModelRecord(Record):
     vocab_size: int
     dtype: str
     quantize: Literal["none", "4bit"] = "none"
-    """How the weights are held; adapters and scores belong to the base so held."""
+    """How the weights are stored in memory; adapters and scores belong to this form of the base."""
     device: str
     prompt_format: Literal["chat", "plain"]
 
 
 class Provenance(Record):
-    """What ran where."""
+    """Versions and machine of one run."""
 
     created: str
     """ISO 8601, UTC."""
@@ -85,12 +84,12 @@ class TrialRecords:
     spec: TrialSpec
     status: Status
     failure: str | None = None
-    """Why it did not finish, one sentence."""
+    """Why it did not finish, in one sentence."""
     train: TrainRecord | None = None
     spectra: SpectraRecord | None = None
     heads: HeadsRecord | None = None
     curve: tuple[CurvePoint, ...] = ()
-    """Scores while it trained, by step; empty where the study asked for none."""
+    """Scores during training, by step; empty if the study asks for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +108,10 @@ class StudyRecords:
     total_seconds: float
     """Wall time spent on the study so far."""
     notes: tuple[str, ...] = field(default=())
-    """What a reader of the results must know, such as rows dropped."""
+    """What a reader of the results has to know, such as dropped rows."""
 
     def task(self, name: str) -> TaskRecord:
-        """The task called ``name``; KeyError where there is none."""
+        """The task called ``name``. Raises KeyError."""
         for task in self.tasks:
             if task.name == name:
                 return task
@@ -120,10 +119,10 @@ class StudyRecords:
 
 
 def trained_parts(study: StudyRecords, task: str) -> frozenset[str]:
-    """Names of the tasks that are no other tasks to a model trained on ``task``.
+    """Tasks whose items a model trained on ``task`` has seen in training.
 
-    Itself, the parts it joins, and every joined task that has one of these as a part: what such a
-    model scores there is neither forgetting nor transfer.
+    The task itself, the parts of its mixture, and every mixture that shares a part with it. Scores
+    on them are neither forgetting nor transfer.
     """
     seen = {task, *(part for t in study.tasks if t.name == task for part in t.parts)}
     return frozenset(seen | {t.name for t in study.tasks if seen & set(t.parts)})

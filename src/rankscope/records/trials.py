@@ -1,4 +1,4 @@
-"""A trial as it was asked for, and what training it gave."""
+"""The settings of a trial, and what training it produced."""
 
 import json
 from pathlib import PurePath
@@ -13,54 +13,56 @@ class TrialSpec(Record):
     """One method, one point of the grid, one seed, one training task."""
 
     trial_id: str
-    """Content id: canonical settings + base weights + data + code version."""
+    """Content hash of settings, base weights, data and code version."""
     task: str
     """Training task."""
     method: MethodName
     """Registered name, see ``models/methods``."""
     peft: str | None = None
-    """``peft`` alone: its settings as canonical JSON, ``peft_type`` among them."""
+    """Only for ``peft``: its settings as canonical JSON, including ``peft_type``."""
     rank: int | None
-    """None for full fine-tuning, and for a method of PEFT's that names no ``r``."""
+    """None for full fine-tuning and for PEFT methods without ``r``."""
     alpha: float | None
     lr: float
-    """Peak learning rate; for ``lora+`` that of A."""
+    """Peak learning rate; for ``lora+`` the rate of A."""
     lr_ratio: float | None = None
-    """``lora+`` alone: the learning rate of B over that of A."""
+    """Only for ``lora+``: learning rate of B over that of A."""
     targets: tuple[str, ...]
     dropout: float
     seed: int
     init_from: str | None = None
-    """Folder of the adapter that training goes on from; None for the method's own start."""
+    """Folder of the adapter that training continues; None for the method's own initialization."""
     init_sha256: str | None = None
     """Hash of that adapter's configuration and weights."""
     batch_size: int | None = None
-    """Here and below: what the trial's arm sets itself, where the study's protocol says other."""
+    """This field and the four below: the arm's own values if they differ from the study's
+    training protocol."""
     gradient_accumulation: int | None = None
     schedule: Literal["linear", "cosine", "constant"] | None = None
     warmup_fraction: float | None = None
     weight_decay: float | None = None
     replay: str | None = None
-    """Here and below: what holds the trial back from forgetting. Task whose rows are mixed in."""
+    """This field and those below: mitigations of forgetting. Here: the task whose rows are mixed
+    in."""
     replay_share: float | None = None
-    """Their share of all rows seen, and of the loss."""
+    """Share of the replayed rows among all rows, and in the loss."""
     replay_sha256: str | None = None
-    """Hash of those rows as encoded."""
+    """Hash of the encoded replayed rows."""
     kl_to_base: float | None = None
     """Weight of KL(base || tuned), nats per label token, in the loss."""
     early_stop: int | None = None
-    """Points without a better in-domain score after which training stops."""
+    """Number of points without a better in-domain score after which training stops."""
     validation_sha256: str | None = None
-    """Early stopping alone: hash of what it is scored on then."""
+    """Only with early stopping: hash of the items that decide when to stop."""
 
     @property
     def is_full(self) -> bool:
-        """Full fine-tuning: every weight of the base trains."""
+        """Whether every weight of the base is trained."""
         return get_method(self.method).trains_base
 
     @property
     def trains_alone(self) -> bool:
-        """Shares the base with no other trial."""
+        """Whether it cannot share the base with other trials."""
         return get_method(self.method).trains_alone
 
     @property
@@ -72,7 +74,7 @@ class TrialSpec(Record):
 
     @property
     def overrides(self) -> dict[str, int | float | str]:
-        """What the trial's arm sets of the training protocol, by the protocol's names."""
+        """The arm's own values of the training protocol, by field name."""
         own: dict[str, int | float | str | None] = {
             "batch_size": self.batch_size,
             "gradient_accumulation": self.gradient_accumulation,
@@ -84,7 +86,7 @@ class TrialSpec(Record):
 
     @property
     def mitigations(self) -> dict[str, object]:
-        """What holds the trial back from forgetting, as labels name it; empty for a plain one."""
+        """Mitigations of forgetting, as labels name them; empty for a plain trial."""
         share = "" if self.replay_share is None else f"{self.replay_share:.12g}"
         own: dict[str, object] = {
             "replay": None if self.replay is None else f"{share}x{self.replay}",
@@ -95,17 +97,17 @@ class TrialSpec(Record):
 
     @property
     def arm(self) -> tuple[object, ...]:
-        """Everything but the seed: trials of one arm point are replicates."""
+        """Every setting except the seed: trials with equal values are replicates."""
         return (*self.arm_without_lr, self.lr)
 
     @property
     def arm_without_lr(self) -> tuple[object, ...]:
-        """Everything but the seed and the learning rate, which is chosen for each arm."""
+        """Every setting except the seed and the learning rate, which is chosen per arm."""
         return (*self.arm_without_rank, self.rank, self.alpha)
 
     @property
     def arm_without_rank(self) -> tuple[object, ...]:
-        """Everything but seed, learning rate, rank and alpha, which mostly follows the rank."""
+        """Every setting except seed, learning rate, rank and alpha (usually tied to the rank)."""
         return (
             self.task,
             self.method,
@@ -120,9 +122,10 @@ class TrialSpec(Record):
 
     @property
     def arm_label(self) -> str:
-        """Short name for tables, such as ``r=32 lr=0.0002``; the task is not part of it.
+        """Short name for tables, such as ``r=32 lr=0.0002``, without the task.
 
-        Two arms of one task never share a label: what differs from the default is spelled out.
+        Every setting that is not the default is spelled out, so two arms of a task never share a
+        label.
         """
         if self.peft is not None:
             parts = peft_label(self.peft)
@@ -136,7 +139,7 @@ class TrialSpec(Record):
 
     @property
     def special_settings(self) -> tuple[str, ...]:
-        """What else differs from the default, such as ``dropout=0.1``, as labels name it."""
+        """Further settings that are not the default, such as ``dropout=0.1``."""
         parts = []
         if self.lr_ratio is not None:
             parts.append(f"ratio={self.lr_ratio:.12g}")
@@ -172,7 +175,7 @@ OVERRIDE_LABELS = {
 
 
 def peft_label(settings: str) -> list[str]:
-    """``adalora``, ``init_r=12``: type and settings of a method of PEFT's, from their JSON."""
+    """Type and settings of a PEFT method from their JSON: ``adalora``, ``init_r=12``."""
     fields: dict[str, object] = json.loads(settings)
     kind = str(fields.pop("peft_type")).lower()
     return [kind, *(f"{name}={json.dumps(value)}" for name, value in fields.items())]
@@ -190,31 +193,31 @@ class LossPoint(Record):
 
 
 class PenaltyPoint(Record):
-    """What a step of a trial with replay or KL had in its loss besides the task's own rows."""
+    """Loss terms of a step besides the task's own rows: replay and KL to the base."""
 
     step: int
     replay_loss: float | None = None
-    """Mean over the replayed rows' labelled tokens, nats; None in a step without such rows."""
+    """Mean over the labelled tokens of replayed rows, nats; None in a step without such rows."""
     divergence: float | None = None
-    """KL(base || tuned), mean over the labelled tokens it is taken at, nats; not weighted."""
+    """Unweighted KL(base || tuned), mean over labelled tokens, nats."""
 
 
 class TrainRecord(Record):
-    """What training one trial gave."""
+    """What training one trial produced."""
 
     trial_id: str
     group_id: str
-    """Trials trained together share it."""
+    """Equal for trials trained together."""
     group_size: int
     trainable_parameters: int
     steps: int
     num_tokens: int
-    """Valid input tokens seen, padding not counted."""
+    """Input tokens seen; there is no padding."""
     num_label_tokens: int
     rows: int
     """Training rows used."""
     rows_dropped: int
-    """Rows left out: no completion, or prompt longer than max_length."""
+    """Rows dropped: no completion, or a prompt longer than max_length."""
     rows_truncated: int
     """Rows whose completion was cut at max_length."""
     seconds: float
@@ -225,8 +228,8 @@ class TrainRecord(Record):
     weights_sha256: str
     """Of the stored adapter or full model weights."""
     penalties: tuple[PenaltyPoint, ...] = ()
-    """Of a trial with replay or KL to the base, by step."""
+    """By step, for a trial with replay or KL to the base."""
     num_replay_tokens: int = 0
-    """Of ``num_tokens``, those of replayed rows."""
+    """The part of ``num_tokens`` in replayed rows."""
     best_step: int | None = None
-    """Early stopping alone: the step whose weights were kept."""
+    """Only with early stopping: the step whose weights were kept."""

@@ -1,15 +1,19 @@
 """Write model cards: of an adapter as it is saved, of an exported trial, of a changed adapter.
 
-The front matter follows the Hugging Face hub. Every number comes from the study's records; a card
-says so if something was not measured.
+The text is in ``templates/model_card.md.j2``. The front matter follows the Hugging Face hub. Every
+number comes from the study's records; a card says so if something was not measured.
 """
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from types import MappingProxyType
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from rankscope.formatting import (
     Unit,
@@ -25,7 +29,6 @@ from rankscope.records import (
     Estimate,
     ModelRecord,
     StudyRecords,
-    TaskAdvice,
     TaskRecord,
     TrialRecords,
     TrialSpec,
@@ -43,21 +46,13 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?
 
 def adapter_card(trial: TrialSpec, base: ModelRecord) -> str:
     """The card of an adapter inside a study: how it was trained, and how to load it."""
-    rows: list[tuple[str, object]] = [
-        ("base", f"{folder_name(base.label)} ({base.architecture})"),
-        ("base weights, sha256", base.sha256),
-        ("training task", trial.task),
-        *_trial_rows(trial),
-    ]
-    return "\n".join(
-        [
-            _front_matter(method_name(trial)),
-            _title(trial),
-            f"A {method_name(trial)} adapter trained by Rankscope.\n",
-            _settings_table(rows),
-            _loading_code(is_full=False, base='"BASE"'),
-        ]
-    )
+    settings: dict[str, object] = {
+        "base": f"{folder_name(base.label)} ({base.architecture})",
+        "base weights, sha256": base.sha256,
+        "training task": trial.task,
+        **_trial_settings(trial),
+    }
+    return _render(trial, settings, load_arguments=Markup('"BASE"'))
 
 
 def changed_card(folder: Path, note: str) -> str:
@@ -84,33 +79,65 @@ def study_card(
         step: optimizer step of the weights, if they are not the ones that were scored.
         known_bases: description of each model that ``rankscope fetch`` knows, by name.
     """
-    spec, study = trial.spec, view.study
+    study, advice = view.study, view.advice(trial.spec.task)
     base = _base_source(study, known_bases)
-    method = None if spec.is_full else method_name(spec)
-    kind = "fully fine-tuned model" if method is None else f"{method} adapter"
-    is_chat = study.model.prompt_format == "chat"
-    prompts = "the tokenizer's chat template" if is_chat else "plain text prompts"
-    sections = {
-        "How it was trained": _settings_table(_study_rows(study, trial, step, base)),
-        "What it scores": "\n".join(_scores(view, trial, summary, step)),
-        "How it was chosen": "\n".join(_recommendation(view, spec)),
-        "How to load it": f"{base.note}{_loading_code(spec.is_full, base.code, base.imports)}\n"
-        f"It was trained and scored with {prompts}.\n",
-        "Versions": _versions(study),
-        "License": "Add `license:` to the front matter before you publish this. The terms of the "
-        "base model and of the training data apply.\n",
-    }
-    return "\n".join(
-        [
-            _front_matter(method, base.hub_name),
-            _title(spec),
-            f"A {kind}, one trial of the Rankscope study {markdown_text(study.name)}.\n",
-            *(f"## {heading}\n\n{text}" for heading, text in sections.items()),
-        ]
+    arm = next((a for a in view.arms(summary.task) if a.label == summary.label), None)
+    versions = {"Rankscope": study.provenance.rankscope, "Python": study.provenance.python}
+    forgetting = summary.forgetting
+    return _render(
+        trial.spec,
+        _study_settings(study, trial, step, base),
+        base_model=base.hub_name,
+        load_arguments=Markup(base.code),
+        load_import=Markup(base.imports),
+        load_note=Markup(base.note.strip()),
+        study=study,
+        step=count(step, "optimizer step") if step is not None else "",
+        scores=[row for task in study.tasks if (row := _score_row(view, trial, summary, task))],
+        retained=view.retained(summary.task),
+        forgetting=_text(forgetting, view.forgetting_unit(summary.task)) if forgetting else "",
+        arm=arm,
+        arm_changes=_arm_changes(view, arm) if arm else [],
+        advice=advice,
+        recommendation=view.recommendation,
+        warnings=[r for r in advice.reasons if r.kind in ("sign", "limit")] if advice else [],
+        versions=versions | dict(study.provenance.libraries),
     )
 
 
-# --- parts that cards share -----------------------------------------------------------------------
+def _render(spec: TrialSpec, settings: Mapping[str, object], **values: Any) -> str:
+    method = None if spec.is_full else method_name(spec)
+    known = [{"setting": name, "value": str(v)} for name, v in settings.items() if v is not None]
+    defaults: dict[str, Any] = {
+        "base_model": None,
+        "study": None,
+        "load_import": "",
+        "load_note": "",
+    }
+    tags = ["rankscope", *([method] if method else [])]
+    template = _environment().get_template("model_card.md.j2")
+    values = defaults | values | {"spec": spec, "method": method, "tags": tags, "settings": known}
+    return template.render(values)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("rankscope.report"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        # Every printed value passes here first, so that no text is read as Markdown.
+        finalize=lambda value: value if isinstance(value, Markup) else markdown_text(str(value)),
+    )
+    environment.filters |= {
+        # JSON strings are YAML as well.
+        "json": lambda value: Markup(json.dumps(value)),
+        "table": lambda rows: Markup(markdown(table_from_rows(rows))),
+    }
+    return environment
+
+
+# --- values of a card -----------------------------------------------------------------------------
 
 
 def method_name(trial: TrialSpec) -> str:
@@ -118,63 +145,82 @@ def method_name(trial: TrialSpec) -> str:
     return trial.method if trial.peft is None else str(json.loads(trial.peft)["peft_type"]).lower()
 
 
-def _front_matter(method: str | None, base_model: str | None = None) -> str:
-    """YAML between rules; texts are JSON strings, which are YAML as well. No method: full model."""
-    lines = [
-        *([] if base_model is None else [f"base_model: {json.dumps(base_model)}"]),
-        f"library_name: {'transformers' if method is None else 'peft'}",
-        "pipeline_tag: text-generation",
-        f"tags: {json.dumps(['rankscope', *([] if method is None else [method])])}",
-    ]
-    return "---\n" + "\n".join(lines) + "\n---\n"
+def _trial_settings(trial: TrialSpec) -> dict[str, object]:
+    return {
+        "method": method_name(trial),
+        "rank": trial.rank,
+        "alpha": trial.alpha,
+        "settings": trial.peft,
+        "learning rate": f"{trial.lr:.12g}",
+        "learning rate of B over that of A": trial.lr_ratio,
+        "dropout": None if trial.is_full else trial.dropout,
+        "target modules": ", ".join(trial.targets) or None,
+        "continues the adapter, sha256": trial.init_sha256,
+        **{name.replace("_", " "): value for name, value in trial.overrides.items()},
+        **trial.mitigations,
+        "seed": trial.seed,
+        "trial": trial.trial_id,
+    }
 
 
-def _title(trial: TrialSpec) -> str:
-    return f"# {markdown_text(f'{trial.task}, {trial.arm_label}, seed {trial.seed}')}\n"
+def _study_settings(
+    study: StudyRecords, trial: TrialRecords, step: int | None, base: "BaseSource"
+) -> dict[str, object]:
+    spec, train, model = trial.spec, trial.train, study.model
+    task = next((t for t in study.tasks if t.name == spec.task), None)
+    settings: dict[str, object] = {
+        "base": f"{base.text} ({model.architecture})",
+        "base weights, sha256": model.sha256,
+        "base computed in": model.dtype + (", 4 bit" if model.quantize != "none" else ""),
+        "prompts": "chat template" if model.prompt_format == "chat" else "plain text",
+        "training task": spec.task,
+        "data": None if task is None else _data_source(study, task),
+        "data as read and formatted, sha256": None if task is None else task.sha256,
+        **_trial_settings(spec),
+    }
+    if train is not None:
+        settings |= {
+            "training rows": f"{train.rows:,}",
+            "optimizer steps": step or train.best_step or train.steps,
+            "trainable parameters": f"{train.trainable_parameters:,}",
+            "weights, sha256": train.weights_sha256 if step is None else None,
+        }
+    return settings
 
 
-def _settings_table(rows: Iterable[tuple[str, object]]) -> str:
-    """A table of settings; those that are None are left out."""
-    known = [{"setting": name, "value": str(v)} for name, v in rows if v is not None]
-    return markdown(table_from_rows(known))
+def _score_row(
+    view: StudyView, trial: TrialRecords, summary: ArmSummary, task: TaskRecord
+) -> dict[str, Cell] | None:
+    """This model against the base on one task; None if it was not scored on it."""
+    record = view.study.evals.get((trial.spec.trial_id, task.name, "test"))
+    if record is None:
+        return None
+    base, unit = view.base(task.name), view.unit(task.name)
+    gain = change_on(summary, task.name)
+    return {
+        "tested on": task.name,
+        "role": role_of_tested(view.study, summary.task, task.name),
+        "metric": record.metric,
+        "base": score_text(base.score, unit) if base else "not scored",
+        "this model": score_text(record.score, unit),
+        "change against the base": difference(gain.value, unit) if gain else "unknown",
+        "95 % interval": interval(gain, unit).removeprefix("95 % interval ") if gain else "unknown",
+        "p": "" if gain is None or gain.p is None else number(gain.p),
+        "items": f"{record.n:,}",
+    }
 
 
-def _trial_rows(trial: TrialSpec) -> list[tuple[str, object]]:
-    return [
-        ("method", method_name(trial)),
-        ("rank", trial.rank),
-        ("alpha", trial.alpha),
-        ("settings", trial.peft),
-        ("learning rate", f"{trial.lr:.12g}"),
-        ("learning rate of B over that of A", trial.lr_ratio),
-        ("dropout", None if trial.is_full else trial.dropout),
-        ("target modules", ", ".join(trial.targets) or None),
-        ("continues the adapter, sha256", trial.init_sha256),
-        *((name.replace("_", " "), value) for name, value in trial.overrides.items()),
-        *trial.mitigations.items(),
-        ("seed", trial.seed),
-        ("trial", trial.trial_id),
-    ]
+def _arm_changes(view: StudyView, arm: ArmSummary) -> list[str]:
+    """Gain and forgetting over all seeds, if measured."""
+    changes = {
+        "gain over the base": (arm.gain, view.unit(arm.task)),
+        "forgetting": (arm.forgetting, view.forgetting_unit(arm.task)),
+    }
+    return [f"{name} {_text(e, unit)}" for name, (e, unit) in changes.items() if e is not None]
 
 
-def _loading_code(is_full: bool, base: str, imports: str = "") -> str:
-    """A few lines of Python; ``base`` holds the arguments that load the base."""
-    if is_full:
-        code = [
-            "from transformers import AutoModelForCausalLM",
-            "",
-            'model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")',
-        ]
-    else:
-        code = [
-            "from peft import PeftModel",
-            *([imports] if imports else []),
-            "from transformers import AutoModelForCausalLM",
-            "",
-            f"model = AutoModelForCausalLM.from_pretrained({base})",
-            'model = PeftModel.from_pretrained(model, "THIS FOLDER")',
-        ]
-    return "```python\n" + "\n".join(code) + "\n```\n"
+def _text(estimate: Estimate, unit: Unit) -> str:
+    return f"{difference(estimate.value, unit)} ({interval(estimate, unit)})"
 
 
 # --- the base and the data of a study -------------------------------------------------------------
@@ -205,7 +251,7 @@ def _base_source(study: StudyRecords, known_bases: Mapping[str, str]) -> BaseSou
         return BaseSource(
             "the pocket model, built into Rankscope",
             "pocket_folder()",
-            imports="from rankscope.models.pocket import pocket_folder",
+            imports="from rankscope.models.load import pocket_folder",
         )
     if cached is not None:
         description = known_bases.get(str(cached))
@@ -227,31 +273,6 @@ def folder_name(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", PurePath(label).name).strip("-.") or "unknown"
 
 
-def _study_rows(
-    study: StudyRecords, trial: TrialRecords, step: int | None, base: BaseSource
-) -> list[tuple[str, object]]:
-    spec, train, model = trial.spec, trial.train, study.model
-    task = next((t for t in study.tasks if t.name == spec.task), None)
-    rows: list[tuple[str, object]] = [
-        ("base", f"{base.text} ({model.architecture})"),
-        ("base weights, sha256", model.sha256),
-        ("base computed in", model.dtype + (", 4 bit" if model.quantize != "none" else "")),
-        ("prompts", "chat template" if model.prompt_format == "chat" else "plain text"),
-        ("training task", spec.task),
-        ("data", None if task is None else _data_source(study, task)),
-        ("data as read and formatted, sha256", None if task is None else task.sha256),
-        *_trial_rows(spec),
-    ]
-    if train is not None:
-        rows += [
-            ("training rows", f"{train.rows:,}"),
-            ("optimizer steps", step or train.best_step or train.steps),
-            ("trainable parameters", f"{train.trainable_parameters:,}"),
-            ("weights, sha256", train.weights_sha256 if step is None else None),
-        ]
-    return rows
-
-
 def _data_source(study: StudyRecords, task: TaskRecord) -> str:
     """File names of the user's own data without their folders; public sources whole."""
     settings = next((t for t in study.config.tasks if t.name == task.name), None)
@@ -260,117 +281,3 @@ def _data_source(study: StudyRecords, task: TaskRecord) -> str:
     files = [PurePath(path).name for path in paths if path is not None]
     is_public = task.source.startswith("hub ") or task.source.endswith(" together")
     return ", ".join(files) or (task.source if is_public else PurePath(task.source).name)
-
-
-# --- scores and the recommendation ----------------------------------------------------------------
-
-
-def _scores(
-    view: StudyView, trial: TrialRecords, summary: ArmSummary, step: int | None
-) -> list[str]:
-    """This model against the base on every task, then its arm over all seeds."""
-    if step is not None:
-        return [
-            f"These are the weights after {count(step, 'optimizer step')}. The study scored the "
-            "weights at the end of training, so these have no scores.\n"
-        ]
-    rows = [row for task in view.study.tasks if (row := _score_row(view, trial, summary, task))]
-    if not rows:
-        return ["The study has not scored this trial.\n"]
-    parts = [
-        "Scores on the test split, which was not used to choose anything. Intervals and p values "
-        "are for this one trained model, over items.\n",
-        markdown(table_from_rows(rows)),
-        _forgetting_sentence(view, summary),
-    ]
-    arm = next((a for a in view.arms(summary.task) if a.label == summary.label), None)
-    if arm is not None and arm.seeds > 1:
-        parts.append(_arm_sentence(view, arm))
-    return parts
-
-
-def _score_row(
-    view: StudyView, trial: TrialRecords, summary: ArmSummary, task: TaskRecord
-) -> dict[str, Cell] | None:
-    """One task; None if this trial was not scored on it."""
-    record = view.study.evals.get((trial.spec.trial_id, task.name, "test"))
-    if record is None:
-        return None
-    base, unit = view.base(task.name), view.unit(task.name)
-    gain = change_on(summary, task.name)
-    return {
-        "tested on": task.name,
-        "role": role_of_tested(view.study, summary.task, task.name),
-        "metric": record.metric,
-        "base": score_text(base.score, unit) if base else "not scored",
-        "this model": score_text(record.score, unit),
-        "change against the base": difference(gain.value, unit) if gain else "unknown",
-        "95 % interval": interval(gain, unit).removeprefix("95 % interval ") if gain else "unknown",
-        "p": "" if gain is None or gain.p is None else number(gain.p),
-        "items": f"{record.n:,}",
-    }
-
-
-def _forgetting_sentence(view: StudyView, summary: ArmSummary) -> str:
-    retained = view.retained(summary.task)
-    if summary.forgetting is None:
-        reason = "were not scored" if retained else "are missing from the study"
-        return f"Forgetting was not measured: retention tasks {reason}.\n"
-    return (
-        f"Forgetting, the mean drop on {', '.join(map(markdown_text, retained))}: "
-        f"{_with_interval(summary.forgetting, view.forgetting_unit(summary.task))}. "
-        "A positive number means that the model forgot.\n"
-    )
-
-
-def _arm_sentence(view: StudyView, arm: ArmSummary) -> str:
-    known = [
-        f"{name} {_with_interval(estimate, unit)}"
-        for name, estimate, unit in (
-            ("gain over the base", arm.gain, view.unit(arm.task)),
-            ("forgetting", arm.forgetting, view.forgetting_unit(arm.task)),
-        )
-        if estimate is not None
-    ]
-    failed = f" ({count(arm.failed, 'trial')} failed)" if arm.failed else ""
-    return f"Mean over {count(arm.seeds, 'seed')}{failed}: {', '.join(known) or 'not scored'}.\n"
-
-
-def _with_interval(estimate: Estimate, unit: Unit) -> str:
-    return f"{difference(estimate.value, unit)} ({interval(estimate, unit)})"
-
-
-def _recommendation(view: StudyView, trial: TrialSpec) -> list[str]:
-    """The study's recommendation, its confidence, and whether this trial is the one."""
-    advice = view.advice(trial.task)
-    if advice is None:
-        return ["The study has no recommendation for this task.\n"]
-    if advice.chosen is None:
-        this = "The study recommends no arm for this task; this trial was exported by hand."
-    elif advice.chosen.label == trial.arm_label:
-        this = "The study recommends these settings."
-    else:
-        other = markdown_text(advice.chosen.label)
-        this = f"The study recommends other settings, {other}; this trial was exported by hand."
-    lines = [f"{this} {_confidence(advice)}: {markdown_text(advice.headline)}\n"]
-    if view.recommendation.method:
-        lines.append(f"{markdown_text(view.recommendation.method)}\n")
-    if warnings := [r for r in advice.reasons if r.kind in ("sign", "limit")]:
-        lines.append("Diagnostics and caveats:\n")
-        lines.append("".join(f"- {markdown_text(r.text)}\n" for r in warnings))
-    return lines
-
-
-def _confidence(advice: TaskAdvice) -> str:
-    if advice.confidence == "none":
-        return "Its answer is undecided"
-    return f"Its answer, with {advice.confidence} confidence"
-
-
-def _versions(study: StudyRecords) -> str:
-    provenance = study.provenance
-    versions = {"Rankscope": provenance.rankscope, "Python": provenance.python}
-    versions |= provenance.libraries
-    text = ", ".join(f"{markdown_text(n)} {markdown_text(v)}" for n, v in versions.items())
-    begun = markdown_text(provenance.created)
-    return f"{text}; the run began {begun} on {study.model.device}.\n"

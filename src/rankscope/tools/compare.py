@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rankscope.advise.arms import replicates
+from rankscope.advise.arms import trials_by_arm
 from rankscope.advise.cross_study import compare_cells, incomparable, paired_in
 from rankscope.advise.recommend import recommend
 from rankscope.errors import UserError
@@ -38,8 +38,8 @@ def compare(folders: Sequence[Path]) -> StudyComparison:
         IntegrityError: a stored record or table was altered.
     """
     check_folders(folders)
-    studies = [read(folder) for folder in folders]
-    labels = labels_of(folders, studies)
+    studies = [load_finished_study(folder) for folder in folders]
+    labels = study_labels(folders, studies)
     sides = [
         compared_study(label, folder, study)
         for label, folder, study in zip(labels, folders, studies, strict=True)
@@ -72,7 +72,7 @@ def check_inside(out: Path, folders: Sequence[Path]) -> None:
             raise UserError(f"{out}: lies inside the study {folder}; give --out another place")
 
 
-def read(folder: Path) -> StudyRecords:
+def load_finished_study(folder: Path) -> StudyRecords:
     """The records of a study with at least one finished trial. Raises UserError, IntegrityError."""
     with Ledger.open(folder, write=False) as ledger:
         study = ledger.load()
@@ -84,7 +84,7 @@ def read(folder: Path) -> StudyRecords:
     return study
 
 
-def labels_of(folders: Sequence[Path], studies: Sequence[StudyRecords]) -> list[str]:
+def study_labels(folders: Sequence[Path], studies: Sequence[StudyRecords]) -> list[str]:
     """The studies' names; their folders' where a name stands twice, as a path if need be."""
     for names in ([study.name for study in studies], [path.resolve().name for path in folders]):
         if len(set(names)) == len(names):
@@ -119,7 +119,7 @@ def compare_pair(
     first_label: str, first: StudyRecords, second_label: str, second: StudyRecords
 ) -> StudyPair:
     """One study against the first."""
-    arms = replicates(first), replicates(second)
+    arms = trials_by_arm(first), trials_by_arm(second)
     only = [
         tuple(
             f"{arm[0].spec.task} {arm[0].spec.arm_label}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from rankscope.analyze.checks import check_spectra_settings
+from rankscope.analyze.spectra import spectra_record
 from rankscope.analyze.stored_models import (
     StoredTunedModel,
     matrices_to_compare,
@@ -132,24 +133,15 @@ def inspect_spectra(
             seconds[model.name] += time.perf_counter() - started
     reporter.finish()
     return {
-        name: SpectraRecord(
-            trial_id=name,
-            intruder_k=settings.intruder_k,
-            intruder_epsilon=settings.intruder_epsilon,
-            matrices=tuple(spectra),
-            seconds=seconds[name],
-        )
+        name: spectra_record(name, settings, spectra, seconds[name])
         for name, spectra in matrices.items()
     }
 
 
 def norm_growth(models: Sequence[TunedModel]) -> NormGrowth | None:
-    """Fit |dW|_F over ranks, on the largest comparable set of adapters.
+    """Fit |dW|_F over ranks, on the largest comparable set of adapters of one rank each.
 
     Comparable adapters are of one kind, on the same matrices, with the same scaling or alpha.
-
-    Args:
-        models: each with one rank in all its modules.
     """
     groups: dict[tuple[object, ...], list[TunedModel]] = {}
     for model in models:

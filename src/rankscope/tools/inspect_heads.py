@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 from rankscope.analyze.heads.layout import HeadLayout, HeadModel
 from rankscope.analyze.heads.tasks import HeadTask, head_task
 from rankscope.analyze.heads.trial_heads import HeadAnalysis, measure_heads
-from rankscope.analyze.stored_models import StoredTunedModel, pissa_initial_factors
+from rankscope.analyze.stored_models import StoredTunedModel
 from rankscope.analyze.svd_cache import decomposition_device
 from rankscope.config.study import EvaluateConfig, ModelConfig
 from rankscope.config.task import TaskConfig
@@ -26,8 +26,6 @@ from rankscope.formatting import count, join_names
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.load import load_base, load_tokenizer, shapes_folder
-from rankscope.models.lora import Adapter
-from rankscope.models.methods import get_method
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.records import HeadsRecord, Inspection, TunedModel
 
@@ -154,24 +152,15 @@ def tuned_heads(
         # Use the base's tokenizer: its items are encoded, and many checkpoints have none.
         tuned = load_base(config, base.device, base.model.dtype, tokenizer=base.tokenizer)
         return analysis.record(model.name, trained_on, base, tuned, stored_base.weight)
-    device = decomposition_device(base.device)
-    adapter = with_pissa_start(stored.adapter, stored, stored_base, device)
+    adapter = stored.adapter
+    for name in adapter.a:
+        weight = stored_base.weight(name, decomposition_device(base.device))
+        stored.subtract_initial_factors(name, weight)
     base.multi_lora.attach(adapter.to(base.device))
     try:
         return analysis.record(adapter.name, trained_on, base, base, stored_base.weight)
     finally:
         base.multi_lora.clear()
-
-
-def with_pissa_start(
-    adapter: Adapter, stored: StoredTunedModel, base: CheckpointReader, device: torch.device
-) -> Adapter:
-    """The adapter; PiSSA's start, computed on ``device``, is subtracted from every module."""
-    if get_method(stored.kind).init_is_part_of_base:
-        for name in adapter.a:
-            weight = base.weight(name, device)
-            adapter.initial_factors[name] = pissa_initial_factors(weight, adapter, name)
-    return adapter
 
 
 def most_moved_heads(record: HeadsRecord, most: int = 8) -> Sequence[tuple[int, int, float]]:

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from rankscope.analyze.checks import check_spectra_settings
 from rankscope.analyze.intruder_scaling import scale_intruders
+from rankscope.analyze.spectra import check_factors
 from rankscope.analyze.stored_models import StoredTunedModel
 from rankscope.analyze.svd_cache import SvdCache, svd_cache_folder
 from rankscope.errors import UserError
 from rankscope.filesystem import check_taken
-from rankscope.models.adapters.folder import copies
+from rankscope.models.adapters.folder import base_weight_copies
 from rankscope.models.adapters.rewrite import rewrite
-from rankscope.models.adapters.settings import READ_STARTS, read_adapter_config
+from rankscope.models.adapters.settings import READABLE_INITS, read_adapter_config
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.load import shapes_folder
 from rankscope.models.lora import Adapter
@@ -56,7 +57,7 @@ class SourceAdapter:
             raise UserError(
                 f"adapter {folder}: the update of {tuned.kind} depends on the base: give --base"
             )
-        if base is None and copies(folder):
+        if base is None and base_weight_copies(folder):
             raise UserError(
                 f"adapter {folder}: it holds a copy of the output head, which has to equal the "
                 "base's: give --base"
@@ -67,33 +68,20 @@ class SourceAdapter:
         return cls(folder, tuned, tuned.adapter, reader)
 
     def weight(self, name: str) -> Tensor:
-        """W0 of a module.
-
-        Raises:
-            UserError: the adapter's shapes differ from the base's.
-        """
+        """W0 of a module, after checking that the adapter fits it."""
         assert self.base is not None
         weight = self.base.weight(name)
-        a, b = self.adapter.a[name], self.adapter.b[name]
-        if (b.shape[0], a.shape[1]) != tuple(weight.shape):
-            raise UserError(
-                f"adapter {self.folder}: {name} has A {tuple(a.shape)} and B {tuple(b.shape)}, "
-                f"expected A (r, {weight.shape[1]}) and B ({weight.shape[0]}, r) for the base "
-                f"{self.base.folder}: it was made for another model"
-            )
+        check_factors(name, weight, self.adapter)
         return weight
 
     def num_layers(self) -> int:
-        """Layers of the model: the base's, or without a base those up to the adapter's last.
-
-        Raises:
-            UserError: no base, and the adapter leaves out layers, so its last may not be the
-                model's.
-        """
+        """Layers of the model: the base's, or without a base those of an adapter on every layer."""
         if self.base is not None:
             return self.base.num_layers
         indices = {layer_index(name) for name in self.adapter.a} - {None}
-        is_partial = read_adapter_config(self.folder, READ_STARTS).layers_to_transform is not None
+        is_partial = (
+            read_adapter_config(self.folder, READABLE_INITS).layers_to_transform is not None
+        )
         if is_partial or not indices or indices != set(range(len(indices))):
             raise UserError(
                 f"adapter {self.folder}: it leaves out layers, so the model's depth is unknown: "
@@ -111,11 +99,7 @@ Edit = Callable[[str, LowRankUpdate], tuple[LowRankUpdate, int | None]]
 
 
 def truncate(source: SourceAdapter, out: Path, rank: int) -> AdapterChange:
-    """Truncate every module to ``rank`` at the least possible error.
-
-    Raises:
-        UserError: a rank below 1, or ``out`` is not free.
-    """
+    """Truncate every module to ``rank`` at the least possible error."""
     if rank < 1:
         raise UserError(f"--rank {rank}: expected at least 1")
     action = f"truncated to rank {rank}"
@@ -130,11 +114,7 @@ def scale(source: SourceAdapter, out: Path, factor: float) -> AdapterChange:
 def layer_scale(source: SourceAdapter, out: Path, first: float, last: float) -> AdapterChange:
     """Multiply each layer's update, linearly in depth from ``first`` to ``last``, as LiNeS does.
 
-    The rule is :func:`~rankscope.models.scaling.depth_factors`, the same as of a study's
-    ``layer_scales``.
-
-    Raises:
-        UserError: a factor that is negative, infinite or NaN, or an unknown number of layers.
+    The rule is :func:`~rankscope.models.scaling.depth_factors`, as for a study's ``layer_scales``.
     """
     for factor in (first, last):
         if not 0 <= factor < float("inf"):
@@ -161,9 +141,6 @@ def mitigate(
             ``control``, the whole update of each matrix scaled to the mitigated one's norm.
         factor: lambda; 1 changes no bit, 0 removes the intruders.
         settings: which vectors are intruders.
-
-    Raises:
-        UserError: no base, a factor outside 0 to 1, unusable settings, or a folder is not free.
     """
     if source.base is None:
         raise UserError("--mitigate intruders: intruders are found by the base: give --base")
@@ -197,13 +174,9 @@ def mitigate(
 
 
 def write_edited(source: SourceAdapter, out: Path, action: str, edit: Edit) -> AdapterChange:
-    """Write the adapter that ``edit`` makes; modules that it leaves alone keep their bytes.
-
-    Raises:
-        UserError: a number beyond float32, or ``out`` is not free.
-    """
+    """Write the adapter that ``edit`` makes; modules that it leaves alone keep their bytes."""
     check_taken(out)
-    settings = read_adapter_config(source.folder, READ_STARTS)
+    settings = read_adapter_config(source.folder, READABLE_INITS)
     changed: dict[str, StoredFactors] = {}
     matrices = []
     for name in source.adapter.a:

@@ -8,11 +8,11 @@ from scipy import stats
 
 from rankscope.advise.statistics.estimates import (
     Comparison,
+    clustered_standard_error,
     negated,
     non_inferior,
     paired_estimate,
     score_estimate,
-    standard_error,
     weighted_estimate,
 )
 from rankscope.advise.statistics.power import items_needed, minimum_detectable_effect
@@ -28,7 +28,7 @@ def test_mcnemar_of_the_founding_notes() -> None:
     assert found.p is not None
     assert round(found.p, 4) == 0.0357
     assert round(100 * found.value, 3) == 1.137
-    assert round(100 * (standard_error(first - second) or 0), 3) == 0.508
+    assert round(100 * (clustered_standard_error(first - second) or 0), 3) == 0.508
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (3, 9), (9, 3), (50, 50), (200, 120)])
@@ -39,14 +39,14 @@ def test_mcnemar_is_the_binomial_test(b: int, c: int) -> None:
 
 def test_standard_errors() -> None:
     scores = np.array([0.0, 1.0, 1.0, 0.0, 1.0])
-    assert standard_error(scores) == pytest.approx(stats.sem(scores))
-    assert standard_error(scores[:1]) is None
+    assert clustered_standard_error(scores) == pytest.approx(stats.sem(scores))
+    assert clustered_standard_error(scores[:1]) is None
     # Items that are copies of each other carry the information of one.
     copied = np.repeat(scores, 10)
     clusters = [i // 10 for i in range(50)]
-    assert standard_error(copied, clusters) == pytest.approx(stats.sem(scores))
-    assert standard_error(copied) == pytest.approx(stats.sem(copied))
-    assert standard_error(scores, ["one"] * 5) is None
+    assert clustered_standard_error(copied, clusters) == pytest.approx(stats.sem(scores))
+    assert clustered_standard_error(copied) == pytest.approx(stats.sem(copied))
+    assert clustered_standard_error(scores, ["one"] * 5) is None
 
 
 def test_holm_by_hand_and_in_order() -> None:

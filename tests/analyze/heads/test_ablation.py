@@ -19,12 +19,12 @@ from rankscope.analyze.heads.ablation import (
 )
 from rankscope.analyze.heads.layout import HeadLayout, HeadModel
 from rankscope.analyze.heads.tasks import LOGPROB_PER_TOKEN, head_task
-from rankscope.analyze.heads.token_trees import FloatArray, TokenTree, token_trees
+from rankscope.analyze.heads.token_trees import TokenTree, token_trees
 from rankscope.config.study import EvaluateConfig
 from rankscope.errors import UserError
 from rankscope.evaluate.context_window import EncodedSplit
 from rankscope.evaluate.evaluator import encode_split
-from rankscope.evaluate.likelihood import Question, continuation_logprobs, row_logprobs
+from rankscope.evaluate.likelihood import Floats, Question, continuation_logprobs, row_logprobs
 from rankscope.models.base import Base, RowBatch
 
 TOLERANCE = 1e-4
@@ -54,7 +54,7 @@ def split_of(scorer: str) -> EncodedSplit:
     return encode_split(encoder(), loaded(items, scorer), "test", 256, EvaluateConfig())
 
 
-def from_scratch(model: HeadModel, split: EncodedSplit) -> list[FloatArray]:
+def from_scratch(model: HeadModel, split: EncodedSplit) -> list[Floats]:
     base, name = model.base, model.adapter_name
     with torch.inference_mode():
         if split.scorer.name == "loss":
@@ -65,7 +65,7 @@ def from_scratch(model: HeadModel, split: EncodedSplit) -> list[FloatArray]:
     return [v[: len(i.choices)] for v, i in zip(values, split.items, strict=True)]
 
 
-def largest_gap(first: list[FloatArray], second: list[FloatArray]) -> float:
+def largest_gap(first: list[Floats], second: list[Floats]) -> float:
     return max(float(np.abs(a - b).max()) for a, b in zip(first, second, strict=True))
 
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from rankscope.analyze.heads.ablation import ablate
 from rankscope.analyze.heads.importance import Importance, head_importance, unit_length
 from rankscope.analyze.heads.layout import AttentionLayer, HeadLayout, HeadModel
-from rankscope.analyze.heads.token_trees import FloatArray, TokenTree, token_trees
+from rankscope.analyze.heads.token_trees import TokenTree, token_trees
 from rankscope.config.study import EvaluateConfig
 from rankscope.evaluate.evaluator import encode_split
+from rankscope.evaluate.likelihood import Floats
 
 STEP = 1e-2
 
@@ -50,7 +51,7 @@ def items() -> list[TokenTree]:
     return token_trees(encode_split(encoder(), task, "test", 256, EvaluateConfig()))
 
 
-def losses(model: HeadModel) -> FloatArray:
+def losses(model: HeadModel) -> Floats:
     trees = items()
     scores = ablate(model, trees, []).intact
     return np.array([-v[tree.gold] for v, tree in zip(scores, trees, strict=True)])

@@ -16,11 +16,12 @@ from lm_eval.tasks import TaskManager
 from rankscope.errors import UserError
 from rankscope.evaluate.lm_eval.bridge import (
     LmEvalSettings,
-    evaluate_lm_eval,
     evaluation_of,
-    is_lm_eval_task,
+    read_lm_eval_task,
+    score_lm_eval_task,
 )
 from rankscope.evaluate.lm_eval.model import LmEvalModel
+from rankscope.evaluate.mixtures import Evaluation
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
 from rankscope.records import BASE
@@ -73,6 +74,12 @@ def task_file(folder: Path, config: dict[str, object], extra: str = "") -> Path:
     text = yaml.safe_dump({**data, **config}, allow_unicode=True) + extra
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def evaluate_lm_eval(
+    engine: Base, source: str, models: dict[str | None, str], settings: LmEvalSettings
+) -> dict[str | None, list[Evaluation]]:
+    return score_lm_eval_task(engine, read_lm_eval_task(source, settings), models)
 
 
 @pytest.fixture(scope="module")
@@ -241,8 +248,6 @@ def test_members_written_inside_a_group_are_refused_alike(
 def test_names_that_lead_nowhere(tmp_path: Path, packed: tuple[Base, Adapter]) -> None:
     with pytest.raises(UserError, match="no such file"):
         evaluate_lm_eval(packed[0], f"lm_eval:{tmp_path}/none.yaml", {None: BASE}, SETTINGS)
-    assert is_lm_eval_task("lm_eval:hellaswag")
-    assert not is_lm_eval_task("hellaswag")
 
 
 def test_tasks_of_a_group_share_its_seconds_by_items() -> None:
@@ -261,6 +266,6 @@ def test_tasks_of_a_group_share_its_seconds_by_items() -> None:
     }
     lm = LmEvalModel(base(), None, 256, 512)
     lm.seconds, lm.num_tokens = 8.0, 100
-    parts = [evaluation_of(name, results, lm, "trial", "test")[0] for name in ("long", "short")]
+    parts = [evaluation_of(name, results, lm, "trial")[0] for name in ("long", "short")]
     assert [part.seconds for part in parts] == [6.0, 2.0]
     assert [part.num_tokens for part in parts] == [75, 25]

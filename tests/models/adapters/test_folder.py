@@ -447,7 +447,7 @@ def test_an_adapter_not_in_plain_pairs_is_refused(tmp_path: Path) -> None:
     """An embedding's adapter has other tensors than a linear layer's."""
     with pytest.warns(UserWarning, match="save_embedding_layers"):
         _, folder = peft_folder(tmp_path, target_modules=["embed_tokens"])
-    with pytest.raises(UserError, match="is of an adapted embedding"):
+    with pytest.raises(UserError, match="adapts an embedding"):
         load_adapter(folder, "a")
 
 

@@ -140,7 +140,7 @@ def test_only_an_adapter_that_does_not_name_its_base_is_noted(
     start = read_warm_start(tmp_path, shapes)
     (note,) = warm_start_notes([start])
     assert str(tmp_path) in note
-    assert "does not say which weights" in note
+    assert "does not record the weights" in note
     save_file(load_file(tmp_path / WEIGHTS), tmp_path / WEIGHTS, {BASE_HASH: "b" * 64})
     named = read_warm_start(tmp_path, shapes)
     assert named.base_sha256 == "b" * 64

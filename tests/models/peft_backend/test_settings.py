@@ -96,7 +96,7 @@ def test_stored_and_loaded_it_gives_the_same_logits(
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
-        tuner.save(peft_trial("p", **settings), base.record, folder)
+        tuner.save(base.record, folder)
     for file in (CONFIG, WEIGHTS):
         assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes()
     base.multi_lora.clear()
@@ -108,7 +108,7 @@ def test_stored_and_loaded_it_gives_the_same_logits(
 def test_bare_peft_loads_what_is_stored(tmp_path: Path) -> None:
     base = base_of(tiny_llama())
     tuner = trained(base, METHODS[0])
-    tuner.save(peft_trial("p", **METHODS[0]), base.record, tmp_path)
+    tuner.save(base.record, tmp_path)
     model = PeftModel.from_pretrained(tiny_llama(), str(tmp_path)).eval()
     with torch.no_grad():
         found = model(input_ids=torch.tensor([ROWS[0].ids])).logits[0, list(ROWS[0].keep)]
@@ -233,7 +233,7 @@ def test_a_type_in_small_letters_is_the_same() -> None:
 def test_a_stored_method_of_another_base_or_with_a_hole_is_refused(tmp_path: Path) -> None:
     base = base_of(tiny_llama())
     tuner = trained(base, METHODS[0])
-    tuner.save(peft_trial("p", **METHODS[0]), base.record, tmp_path)
+    tuner.save(base.record, tmp_path)
     base.multi_lora.clear()
     before = logits(base)
     other = Base(

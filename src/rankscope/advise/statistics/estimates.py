@@ -19,15 +19,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize, special
 
-from rankscope.advise.statistics.resampling import quantiles, resampled_means
+from rankscope.advise.statistics.resampling import ScoreArray, quantiles, resampled_means
 from rankscope.advise.statistics.significance import mcnemar_exact, sign_flip
 from rankscope.errors import UserError
 from rankscope.records import Estimate
 
-Array = npt.NDArray[np.float64]
-Labels = Sequence[Hashable] | npt.NDArray[np.intp]
+ClusterLabels = Sequence[Hashable] | npt.NDArray[np.intp]
 
-CONFIDENCE = 0.95
+INTERVAL_LEVEL = 0.95
 TINY = 1e-12
 TAKEN_OFF_TWO = 0.6
 """Part of the answers' noise that is taken off the spread of two seeds, by simulation: two that lie
@@ -38,7 +37,9 @@ SMALLEST_P = 1e-20
 """Below it p of an interval is not told apart."""
 
 
-def standard_error(scores: Array, clusters: Labels | None = None) -> float | None:
+def clustered_standard_error(
+    scores: ScoreArray, clusters: ClusterLabels | None = None
+) -> float | None:
     """Standard error of the mean of ``scores`` (N,); None where it cannot be known.
 
     With ``clusters`` (one label an item), items of a cluster may hang together: the squared sums of
@@ -57,15 +58,17 @@ def non_inferior(difference: Estimate, margin: float) -> bool:
     return difference.low is not None and difference.low > -margin
 
 
-def score_estimate(scores: Array, clusters: Labels | None = None, seed: int = 0) -> Estimate:
+def score_estimate(
+    scores: ScoreArray, clusters: ClusterLabels | None = None, seed: int = 0
+) -> Estimate:
     """Mean of ``scores`` (S, N) with a 95 % interval over seeds and items; no test."""
     return weighted_estimate([Comparison(scores, None, clusters)], seed=seed, tested=False)
 
 
 def paired_estimate(
-    tuned: Array,
-    reference: Array,
-    clusters: Labels | None = None,
+    tuned: ScoreArray,
+    reference: ScoreArray,
+    clusters: ClusterLabels | None = None,
     seed: int = 0,
 ) -> Estimate:
     """``tuned`` (S, N) minus ``reference``: (N,) for the base, (T, N) for another trained arm.
@@ -118,9 +121,9 @@ def negated(estimate: Estimate) -> Estimate:
 class Comparison:
     """One task's scores: tuned (S, N), against a reference (N,) or (T, N) or nothing."""
 
-    tuned: Array
-    reference: Array | None
-    clusters: Labels | None = None
+    tuned: ScoreArray
+    reference: ScoreArray | None
+    clusters: ClusterLabels | None = None
     """One label an item; items that share one are drawn together."""
 
     def __post_init__(self) -> None:
@@ -132,15 +135,15 @@ class Comparison:
             )
 
     @property
-    def arms(self) -> tuple[Array, ...]:
+    def arms(self) -> tuple[ScoreArray, ...]:
         """Scores of what was trained: (S, N), and (T, N) where the reference was trained too."""
         trained = self.reference is not None and self.reference.ndim == 2
         return (self.tuned, self.reference) if trained else (self.tuned,)  # type: ignore[return-value]
 
     @property
-    def item_means(self) -> Array:
+    def item_means(self) -> ScoreArray:
         """Difference of every item, mean over seeds: (N,)."""
-        means: Array = self.tuned.mean(axis=0)
+        means: ScoreArray = self.tuned.mean(axis=0)
         if self.reference is None:
             return means
         others = np.atleast_2d(self.reference)
@@ -184,9 +187,9 @@ class _Weighed:
     """Of the items' differences."""
     labels: npt.NDArray[np.intp] | None
     """Cluster of every item, 0 .. C - 1; None where items stand by themselves."""
-    sums: Array
+    sums: ScoreArray
     """Differences summed by item or cluster, (C,)."""
-    sizes: Array
+    sizes: ScoreArray
     """Items in each, (C,)."""
 
     @classmethod
@@ -206,7 +209,7 @@ class _Weighed:
         """From which items were drawn, weighed."""
         return self.weight**2 * _variance_of_mean(self.sums - self.sizes * self.mean, self.n)
 
-    def answer_noise(self, rows: Array, by_seed: Array) -> float:
+    def answer_noise(self, rows: ScoreArray, by_seed: ScoreArray) -> float:
         """Variance of the seeds' means, (S,), from what each answered beside the others, weighed.
 
         rows: one trained arm's scores, (S, N).
@@ -259,7 +262,9 @@ def weighted_estimate(
     )
 
 
-def _units(values: Array, labels: npt.NDArray[np.intp] | None) -> tuple[Array, Array]:
+def _units(
+    values: ScoreArray, labels: npt.NDArray[np.intp] | None
+) -> tuple[ScoreArray, ScoreArray]:
     """Sums and sizes of what is drawn as one: every item, or every cluster; (C,) each."""
     if labels is None:
         return values, np.ones(len(values))
@@ -267,7 +272,7 @@ def _units(values: Array, labels: npt.NDArray[np.intp] | None) -> tuple[Array, A
     return sums.astype(np.float64), np.bincount(labels).astype(np.float64)
 
 
-def _variance_of_mean(residual_sums: Array, n: int) -> float:
+def _variance_of_mean(residual_sums: ScoreArray, n: int) -> float:
     """Of a mean of n items, from the residual sums (..., C) of its C >= 2 units; rows add up."""
     c = int(residual_sums.shape[-1])
     return float((residual_sums**2).sum()) * c / (c - 1) / n**2
@@ -310,7 +315,7 @@ def _seed_shares(tasks: Sequence[_Weighed]) -> list[_Share]:
 def _interval(
     tasks: Sequence[_Weighed], items: _Share, between: list[_Share], value: float, seed: int
 ) -> tuple[float | None, float | None]:
-    alpha = 1 - CONFIDENCE
+    alpha = 1 - INTERVAL_LEVEL
     accuracy = all(t.comparison.is_right_or_wrong for t in tasks)
     widest = sum(abs(t.weight) for t in tasks)
     if items.variance > 0:
@@ -367,7 +372,7 @@ def _p_of_interval(shares: tuple[_Share, ...], value: float) -> float:
     return exp(float(optimize.brentq(beyond, log(SMALLEST_P), 0.0, xtol=1e-4)))
 
 
-def _cluster_index(clusters: Labels, n: int) -> npt.NDArray[np.intp]:
+def _cluster_index(clusters: ClusterLabels, n: int) -> npt.NDArray[np.intp]:
     """Cluster labels as 0 .. C - 1, (N,)."""
     if len(clusters) != n:
         raise UserError(f"clusters: found {len(clusters)} labels for {n} items, expected one each")

@@ -7,9 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rankscope.advise.statistics.estimates import Comparison
+from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.records import BASE, ItemScores, Split, StudyRecords, TrialRecords
-
-Array = npt.NDArray[np.float64]
 
 FEWEST_CLUSTERS = 10
 """Subjects or passages below which they are the task itself, not a sample of them."""
@@ -24,8 +23,8 @@ def paired_scores(
     finite for one of the models are left out for all.
     """
     base = study.items.get((BASE, task, split))
-    tuned = scores_of(study, trials, task, split)
-    return None if base is None else compared(tuned, [base], trained=False)
+    tuned = stored_scores(study, trials, task, split)
+    return None if base is None else align_scores(tuned, [base], trained=False)
 
 
 @lru_cache(maxsize=256)
@@ -49,7 +48,7 @@ def cluster_labels(subjects: tuple[str | None, ...]) -> npt.NDArray[np.intp] | N
     return labels
 
 
-def scores_of(
+def stored_scores(
     study: StudyRecords,
     trials: Sequence[TrialRecords],
     task: str,
@@ -61,7 +60,7 @@ def scores_of(
     return [s for name in names if (s := study.items.get((name, task, split)))]
 
 
-def with_all(
+def trials_with_all_scores(
     study: StudyRecords, trials: Sequence[TrialRecords], tasks: Sequence[str], split: Split
 ) -> list[TrialRecords]:
     """The trials that have a score on each of the tasks."""
@@ -70,7 +69,7 @@ def with_all(
     ]
 
 
-def compared(
+def align_scores(
     tuned: Sequence[ItemScores], reference: Sequence[ItemScores] | None, trained: bool
 ) -> Comparison | None:
     """Scores of the items that every model has; None where there is no model or no such item."""
@@ -84,7 +83,7 @@ def compared(
     return Comparison(rows[:split], others, cluster_labels(subjects))
 
 
-def _aligned(models: Sequence[ItemScores]) -> tuple[Array, tuple[str | None, ...]]:
+def _aligned(models: Sequence[ItemScores]) -> tuple[ScoreArray, tuple[str | None, ...]]:
     """(models, N) scores of the items that every model has, in the first's order; their subjects.
 
     Items whose score is not finite for one of the models are left out.

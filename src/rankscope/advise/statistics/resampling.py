@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+ScoreArray = npt.NDArray[np.float64]
 
 NUM_DRAWS = 2000
 CHUNK_CELLS = 4_000_000
@@ -18,7 +18,7 @@ MOST_KEPT = 2000
 """Units up to which a table of resampling weights is kept for the next call."""
 
 
-def resampled_means(sums: Array, sizes: Array, seed: int) -> Array:
+def resampled_means(sums: ScoreArray, sizes: ScoreArray, seed: int) -> ScoreArray:
     """D bootstrap means, (D,), of units with ``sums`` (N,) of scores over ``sizes`` (N,) items.
 
     A unit is drawn whole. Equal arguments give equal draws; up to ``MOST_KEPT`` units, two calls
@@ -70,7 +70,7 @@ def _table_of_signs(units: int, seed: int) -> npt.NDArray[np.float32]:
     return signs.astype(np.float32)
 
 
-def quantiles(draws: Array, shares: Sequence[float]) -> list[float]:
+def quantiles(draws: ScoreArray, shares: Sequence[float]) -> list[float]:
     """Quantiles of ``draws`` (D,), linear between neighbours: NumPy's default, without its cost."""
     ordered, last = np.sort(draws), len(draws) - 1
     found = []

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from math import exp, floor, log2
 
 import numpy as np
-import numpy.typing as npt
 from scipy import stats
 
-from rankscope.advise.statistics.resampling import CHUNK_CELLS, MOST_KEPT, NUM_DRAWS, kept_signs
-
-Array = npt.NDArray[np.float64]
+from rankscope.advise.statistics.resampling import (
+    CHUNK_CELLS,
+    MOST_KEPT,
+    NUM_DRAWS,
+    ScoreArray,
+    kept_signs,
+)
 
 ALPHA = 0.05
 """Level of every test that a decision rests on."""
@@ -29,7 +32,7 @@ def mcnemar_exact(b: int, c: int) -> float:
     return min(1.0, 2 * float(stats.binom.cdf(min(b, c), b + c, 0.5)))
 
 
-def sign_flip(parts: Array, seed: int = 0) -> float:
+def sign_flip(parts: ScoreArray, seed: int = 0) -> float:
     """Two-sided p that the sum of ``parts`` (units,) is zero, by flipping signs (Fisher 1935).
 
     If the two models were alike, either sign of a unit's difference would be as likely. Exact for
@@ -60,7 +63,7 @@ def sign_flip(parts: Array, seed: int = 0) -> float:
     return min(bound, (further + 1) / (NUM_DRAWS + 1))
 
 
-def _further_of_many(sizes: Array, found: float, seed: int) -> int:
+def _further_of_many(sizes: ScoreArray, found: float, seed: int) -> int:
     """Of D drawn flips, how many have a sum at least ``found`` from zero."""
     # Equal sizes share a binomial draw: right-or-wrong items have few of them.
     sizes, counts = np.unique(sizes.round(12), return_counts=True)

@@ -13,7 +13,7 @@ The first saves little in the first layers and nearly everything in the last: ha
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from rankscope.analyze.heads.layerwise import Ablation, Head, LayerwiseScorer
 from rankscope.analyze.heads.layout import HeadLayout, HeadModel
-from rankscope.analyze.heads.token_trees import FloatArray, TokenTree, cut_into_batches
+from rankscope.analyze.heads.token_trees import TokenTree, cut_trees
+from rankscope.evaluate.likelihood import Floats
 from rankscope.evaluate.prefix_sharing import find_shared_prefixes
 
 
@@ -63,34 +64,30 @@ def zeroed(model: HeadModel, heads: Sequence[Head]) -> Iterator[None]:
     by_layer: dict[int, list[int]] = {}
     for index, head in heads:
         by_layer.setdefault(index, []).append(head)
-    handles = []
-    for index, chosen in by_layer.items():
-        layer = model.layout.layers[index]
+    with ExitStack() as hooks:
+        for index, chosen in by_layer.items():
+            layer = model.layout.layers[index]
 
-        def zero(
-            module: nn.Module,
-            args: tuple[Tensor],
-            heads: list[int] = chosen,
-            shape: tuple[int, int] = (layer.num_heads, layer.head_dim),
-        ) -> tuple[Tensor]:
-            z = args[0].clone()
-            z.view(*z.shape[:-1], *shape)[..., heads, :] = 0
-            return (z,)
+            def zero(
+                module: nn.Module,
+                args: tuple[Tensor],
+                heads: list[int] = chosen,
+                shape: tuple[int, int] = (layer.num_heads, layer.head_dim),
+            ) -> tuple[Tensor]:
+                z = args[0].clone()
+                z.view(*z.shape[:-1], *shape)[..., heads, :] = 0
+                return (z,)
 
-        handles.append(model.o_proj(layer).register_forward_pre_hook(zero))
-    try:
+            hooks.callback(model.o_proj(layer).register_forward_pre_hook(zero).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass(frozen=True, slots=True)
 class AblationResult:
     """Summed log p of every continuation, per item."""
 
-    intact: list[FloatArray]
-    ablated: list[list[FloatArray]]  # By ablation
+    intact: list[Floats]
+    ablated: list[list[Floats]]  # By ablation
 
 
 def ablate(
@@ -111,8 +108,8 @@ def ablate(
             per_pass = max(1, min(max_together, model.batch_tokens // longest))
             if prefix:  # every ablation needs a prefix of its own
                 per_pass = 1
-            max_tokens = model.batch_tokens // per_pass
-            for part in cut_into_batches(rest, max_tokens, max(1, model.max_kept // per_pass)):
+            limits = (model.batch_tokens // per_pass, per_pass * model.base.record.vocab_size)
+            for part in cut_trees(rest, *limits):
                 items = [rest[i] for i in part]
                 scorer = LayerwiseScorer(model, items, prefix)
                 for index, scores in scorer.scores(ablations, by_first_layer, per_pass):

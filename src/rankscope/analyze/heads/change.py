@@ -26,13 +26,9 @@ Weights = Callable[[str], Tensor]
 
 
 def low_rank_head_norms(A: Tensor, B: Tensor, num_heads: int, by_columns: bool) -> Tensor:
-    """|(B A)_h|_F of every head, without forming B A; (heads,) float64.
+    """|(B A)_h|_F of every head, without forming B A: A (r, in), B (out, r) -> (heads,) float64.
 
-    Args:
-        A: (r, in).
-        B: (out, r).
-        num_heads: heads side by side in the rows of B, or in the columns of A.
-        by_columns: heads are columns (o_proj).
+    Heads are side by side in the rows of B, or ``by_columns`` (o_proj) in the columns of A.
     """
     a, b = to_float64(A), to_float64(B)
     # tr[(B_h^T B_h) M] with M = A A^T is the sum of (B_h M) * B_h: row by row, then head by head.
@@ -47,11 +43,7 @@ def dense_head_norms(weight: Tensor, num_heads: int, by_columns: bool) -> Tensor
 
 
 def adapter_changes(layout: HeadLayout, base: Weights, adapter: Adapter) -> tuple[HeadChange, ...]:
-    """Changes of the attention matrices that a LoRA-like adapter is on, layer by layer.
-
-    Raises:
-        IntegrityError: numbers that are not finite.
-    """
+    """Changes of the attention matrices that a LoRA-like adapter is on, layer by layer."""
 
     def norms(layer: AttentionLayer, module: str) -> Tensor:
         name, heads = layer.projection(module), layer.heads_of(module)
@@ -67,11 +59,7 @@ def adapter_changes(layout: HeadLayout, base: Weights, adapter: Adapter) -> tupl
 def dense_changes(
     layout: HeadLayout, base: Weights, tuned: Weights, names: Iterable[str]
 ) -> tuple[HeadChange, ...]:
-    """Changes of the attention matrices among ``names``, from two full sets of weights.
-
-    Raises:
-        IntegrityError: numbers that are not finite.
-    """
+    """Changes of the attention matrices among ``names``, from two full sets of weights."""
 
     def norms(layer: AttentionLayer, module: str) -> Tensor:
         name = layer.projection(module)

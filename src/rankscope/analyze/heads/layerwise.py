@@ -10,7 +10,7 @@ for all items.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from rankscope.analyze.heads.layout import HeadModel
-from rankscope.analyze.heads.token_trees import FloatArray, TokenTree, TokenTreeBatch
+from rankscope.analyze.heads.token_trees import TokenTree, TokenTreeBatch
+from rankscope.evaluate.likelihood import Floats
 from rankscope.models.attention.varlen import AttentionPlan, KVCache
 from rankscope.models.base import Row, RowBatch
 
@@ -82,7 +83,7 @@ class LayerwiseScorer:
 
     def scores(
         self, ablations: Sequence[Ablation], by_first_layer: dict[int, list[int]], per_pass: int
-    ) -> Iterator[tuple[int | None, list[FloatArray]]]:
+    ) -> Iterator[tuple[int | None, list[Floats]]]:
         """Yield (index of an ablation, scores by item); index None is the intact model.
 
         Args:
@@ -163,11 +164,9 @@ class LayerwiseScorer:
             seen["z"] = args[0]
 
         forwards = {other: skip_layer for other in self._layers if other is not layer}
-        handle = self._o_projs[index].register_forward_pre_hook(keep_z)
-        try:
+        with ExitStack() as hooks:
+            hooks.callback(self._o_projs[index].register_forward_pre_hook(keep_z).remove)
             self.run(rows, {**forwards, layer: run_once})
-        finally:
-            handle.remove()
         return seen["leaving"], seen["z"]
 
     def run_ablated(
@@ -195,19 +194,14 @@ class LayerwiseScorer:
 
         forwards = self.entering(index, None if hidden is None else hidden.repeat(1, copies, 1))
         forwards[self._attentions[index]] = attend
-        later = {at for ablation in ablations for at, _ in ablation.heads if at > index}
-        handles = []
-        for other in later:
+        with ExitStack() as hooks:
+            for later in {at for ablation in ablations for at, _ in ablation.heads if at > index}:
 
-            def zero(module: nn.Module, args: tuple[Tensor], layer: int = other) -> tuple[Tensor]:
-                return (self.zero_heads(layer, args[0].clone(), ablations),)
+                def zero(module: nn.Module, args: tuple[Tensor], at: int = later) -> tuple[Tensor]:
+                    return (self.zero_heads(at, args[0].clone(), ablations),)
 
-            handles.append(self._o_projs[other].register_forward_pre_hook(zero))
-        try:
+                hooks.callback(self._o_projs[later].register_forward_pre_hook(zero).remove)
             return self.run(rows, forwards)
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def zero_heads(self, index: int, z: Tensor, ablations: Sequence[Ablation]) -> Tensor:
         """z (1, C N, H D) with the heads of ablation i zeroed in copy i, in place."""

@@ -8,17 +8,17 @@ head k is rows k D to (k + 1) D of k_proj's and v_proj's, and serves query heads
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rankscope.errors import UserError
-from rankscope.evaluate.likelihood import MAX_LOGITS
+from rankscope.evaluate.likelihood import for_adapter
 from rankscope.models.attention.varlen import AttentionPlan
 from rankscope.models.base import Base, RowBatch
-from rankscope.models.multi_lora import AdapterSpan, MultiLoraLinear
+from rankscope.models.multi_lora import MultiLoraLinear
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 FUSED = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "attn_qkv", "in_proj")
@@ -60,9 +60,7 @@ class HeadLayout:
     def of(cls, model: PreTrainedModel) -> "HeadLayout":
         """Find the heads of a model, with or without adapters or a PEFT tuner on it.
 
-        Raises:
-            UserError: a layer without attention, one fused matrix for queries, keys and values, or
-                matrices that are not a whole number of heads.
+        Raises UserError for an architecture whose heads have no matrices of their own.
         """
         config = model.config.get_text_config()
         modules = dict(model.named_modules())
@@ -120,19 +118,13 @@ class HeadModel:
     adapter_name: str | None = None
     batch_tokens: int = 4096
 
-    @property
-    def max_kept(self) -> int:
-        """Positions whose logits one pass may keep."""
-        return max(1, MAX_LOGITS // self.base.record.vocab_size)
-
     def o_proj(self, layer: AttentionLayer) -> nn.Module:
         """The output projection of a layer, with whatever is on it."""
         return self.base.model.get_submodule(layer.projection("o_proj"))
 
     def logits(self, batch: RowBatch, plan: AttentionPlan) -> Tensor:
         """Logits at the kept positions of a batch, every token computed with the adapter."""
-        span = AdapterSpan(self.adapter_name, 0, batch.input_ids.shape[1])
-        return self.base.logits(replace(batch, segments=(span,)), plan=plan)
+        return self.base.logits(for_adapter(batch, self.adapter_name), plan=plan)
 
     @contextmanager
     def dropout_off(self) -> Iterator[None]:

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rankscope.analyze.heads.token_trees import FloatArray, TokenTree, token_trees
+from rankscope.analyze.heads.token_trees import TokenTree, token_trees
 from rankscope.config.study import EvaluateConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask
 from rankscope.evaluate.evaluator import encode_split
+from rankscope.evaluate.likelihood import Floats
 from rankscope.evaluate.metrics import first_best
 from rankscope.evaluate.scorers import get_scorer
 
@@ -25,7 +26,7 @@ class HeadTask:
     metric: str
     trees: tuple[TokenTree, ...]
 
-    def scores(self, values: Sequence[FloatArray]) -> FloatArray:
+    def scores(self, values: Sequence[Floats]) -> Floats:
         """Primary score of every item, from the log-probabilities of its continuations."""
         if self.metric == LOGPROB_PER_TOKEN:
             counts = [len(tree.targets) for tree in self.trees]
@@ -35,7 +36,7 @@ class HeadTask:
         ]
         return np.array(hits, dtype=np.float64)
 
-    def gold(self, values: Sequence[FloatArray]) -> FloatArray:
+    def gold(self, values: Sequence[Floats]) -> Floats:
         """Log-probability of every item's right answer, nats."""
         return np.array([v[tree.gold] for v, tree in zip(values, self.trees, strict=True)])
 
@@ -50,11 +51,7 @@ def head_task(
     """The first test items of a task, for a model with a context of ``context`` tokens.
 
     Tasks answered by generating are scored by the likelihood of the gold answer, and so are
-    mixtures whose parts have different scorers.
-
-    Raises:
-        UserError: items that cannot be scored, or are longer than ``context`` if the study refuses
-            those.
+    mixtures whose parts have different scorers. Raises UserError for items that cannot be scored.
     """
     first = replace(task, test=task.test[:max_items])
     has_contexts = any(item.contexts for item in first.test)

@@ -5,7 +5,7 @@ more is a branch that sees the prompt and itself (``models/attention/tree.py``).
 is a trunk without branches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,11 +15,9 @@ from torch import Tensor
 
 from rankscope.data.encode import EncodedRow
 from rankscope.evaluate.context_window import EncodedSplit
-from rankscope.evaluate.likelihood import Question
+from rankscope.evaluate.likelihood import Floats, Question, cut_batches
 from rankscope.models.attention.varlen import AttentionPlan
 from rankscope.models.base import Row, RowBatch
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +136,7 @@ class TokenTreeBatch:
             tuple(bounds),
         )
 
-    def scores(self, logits: Tensor) -> list[FloatArray]:
+    def scores(self, logits: Tensor) -> list[Floats]:
         """Summed log p of every continuation, by tree, from the logits at kept positions."""
         logprobs = logprobs_at(logits, self.rows, self.tokens).cpu().double().numpy()
         sums = np.bincount(self.owners, weights=logprobs, minlength=self.bounds[-1])
@@ -156,17 +154,9 @@ def logprobs_at(logits: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
     return logits[rows, tokens].float() - norms[rows]
 
 
-def cut_into_batches(trees: Sequence[TokenTree], max_tokens: int, max_kept: int) -> list[list[int]]:
-    """Indices of trees, longest first, in batches bounded by tokens and by kept positions."""
-    batches: list[list[int]] = []
-    num_tokens = num_kept = 0
-    for index in sorted(range(len(trees)), key=lambda i: -len(trees[i].ids)):
-        tree = trees[index]
-        fits = num_tokens + len(tree.ids) <= max_tokens and num_kept + len(tree.keep) <= max_kept
-        if not batches or not fits:
-            batches.append([])
-            num_tokens = num_kept = 0
-        batches[-1].append(index)
-        num_tokens += len(tree.ids)
-        num_kept += len(tree.keep)
-    return batches
+def cut_trees(
+    trees: Sequence[TokenTree], batch_tokens: int, vocab_size: int
+) -> Iterator[list[int]]:
+    """Indices of trees, longest first, in batches of limited tokens and logits."""
+    sizes = {i: (len(tree.ids), len(tree.keep)) for i, tree in enumerate(trees)}
+    return cut_batches(sizes, batch_tokens, vocab_size)

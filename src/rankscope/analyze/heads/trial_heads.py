@@ -15,7 +15,7 @@ from rankscope.analyze.heads.importance import head_importance, unit_length
 from rankscope.analyze.heads.layout import PROJECTIONS, HeadLayout, HeadModel
 from rankscope.analyze.heads.roles import head_roles
 from rankscope.analyze.heads.tasks import HeadTask
-from rankscope.analyze.heads.token_trees import FloatArray
+from rankscope.evaluate.likelihood import Floats
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.peft_backend.tuner import PeftTuner
@@ -73,7 +73,7 @@ def ablation_record(
         starts = [0, *ends[:-1]]
         return tuple(tuple(values[a:b]) for a, b in zip(starts, ends, strict=True))
 
-    def changes(result: AblationResult) -> tuple[list[float], list[FloatArray]]:
+    def changes(result: AblationResult) -> tuple[list[float], list[Floats]]:
         score, gold = task.scores(result.intact), task.gold(result.intact)
         return (
             [float((task.scores(v) - score).mean()) for v in result.ablated],

@@ -10,9 +10,9 @@ from rankscope.records import Backtest, BacktestTask, TaskPrediction
 from rankscope.report.table_formats import Cell, table_from_rows, terminal_table
 
 
-def prediction_tables(tasks: Sequence[TaskPrediction]) -> RenderableType:
-    """The rank that each predictor names, by training task."""
-    return Group(*(_predictions(task) for task in tasks))
+def prediction_tables(tasks: Sequence[TaskPrediction], note: str) -> RenderableType:
+    """The rank that each predictor names, by training task, and a note below."""
+    return Group(*(_predictions(task) for task in tasks), Text(note))
 
 
 def _predictions(task: TaskPrediction) -> RenderableType:
@@ -39,6 +39,7 @@ def backtest_tables(backtest: Backtest) -> RenderableType:
     return Group(
         terminal_table(table_from_rows(rows, digits), "predictors", right=("right",)),
         *(_curve(task) for task in backtest.tasks),
+        Text("Right: it named the smallest rank within the study's margin of the best."),
         *(
             Text(terminal_text(f"{folder}: skipped, it has no task with finished LoRA trials at "
                                "two ranks"))

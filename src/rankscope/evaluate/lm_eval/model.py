@@ -1,7 +1,7 @@
-"""One model of the multi_lora as lm-evaluation-harness sees it. Needs the package ``lm-eval``.
+"""One model as lm-evaluation-harness sees it. Needs the package ``lm-eval``.
 
-The harness renders prompts and judges answers; tokens are made as its own ``HFLM`` makes them, and
-scored or continued by Rankscope's engine.
+The harness renders prompts and judges answers. Text becomes tokens as in the harness's ``HFLM``;
+Rankscope's engine scores or continues them.
 """
 
 from collections import defaultdict
@@ -19,7 +19,7 @@ from rankscope.evaluate.likelihood import Question, continuation_logprobs
 from rankscope.models.base import Base
 
 MAX_NEW_TOKENS = 256
-"""Of a generated answer where the task does not say, as in the harness."""
+"""Longest generated answer of a task that sets no limit, as in the harness."""
 
 
 class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
@@ -27,7 +27,7 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
 
     Args:
         base: carries the adapter.
-        adapter_name: which; None is the bare base.
+        adapter_name: None is the bare base.
         context: most tokens of prompt and answer together.
         batch_tokens: most tokens of a pass.
     """
@@ -51,7 +51,7 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without a prompt."""
+        """The token before a text without a prompt."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else int(bos)
 
@@ -63,7 +63,7 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Token ids; a text that begins with the BOS token written out gets no second one."""
+        """Token ids; a text that begins with the BOS token in writing gets no second one."""
         options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         bos = self.tokenizer.decode([self.prefix_token_id])
         if add_special_tokens is None and bos and string.startswith(str(bos)):
@@ -87,43 +87,43 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = True
     ) -> list[tuple[float, bool]]:
-        """(log p, is what greedy decoding writes) of each continuation; no progress bars."""
-        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
-        return found
+        """As :meth:`_loglikelihood_tokens`, without progress bars."""
+        values: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        return values
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """(summed log p, is what greedy decoding writes) of each continuation.
+        """(summed log p, whether greedy decoding writes it) of each continuation.
 
         Raises:
-            UserError: a prompt with its continuation that is longer than the context.
+            UserError: a prompt with its continuation is longer than the context.
         """
-        continuations: dict[tuple[int, ...], list[list[int]]] = defaultdict(list)
-        places: list[tuple[tuple[int, ...], int]] = []
-        for _, prompt, continuation in requests:
-            own = continuations[tuple(prompt)]
-            places.append((tuple(prompt), len(own)))
-            own.append(continuation)
-        questions = [Question(prompt, answers) for prompt, answers in continuations.items()]
+        by_prompt: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for number, (_, prompt, _) in enumerate(requests):
+            by_prompt[tuple(prompt)].append(number)
+        questions = [
+            Question(prompt, [requests[number][2] for number in numbers])
+            for prompt, numbers in by_prompt.items()
+        ]
         # The last token is predicted, not read.
         self.check_lengths([question.num_tokens - 1 for question in questions])
-        found = continuation_logprobs(
+        logprobs = continuation_logprobs(
             self.base, questions, [self.adapter_name], self.batch_tokens, greedy=True
         )[self.adapter_name]
-        self.num_tokens += found.num_tokens
-        self.seconds += found.seconds
-        of_prompt = {prompt: number for number, prompt in enumerate(continuations)}
-        return [
-            (
-                float(found.values[of_prompt[prompt]][index]),
-                not found.missed[of_prompt[prompt]][index],
+        self.num_tokens += logprobs.num_tokens
+        self.seconds += logprobs.seconds
+        pairs = {
+            number: (float(value), not missed)
+            for numbers, values, misses in zip(
+                by_prompt.values(), logprobs.values, logprobs.missed, strict=True
             )
-            for prompt, index in places
-        ]
+            for number, value, missed in zip(numbers, values, misses, strict=True)
+        }
+        return [pairs[number] for number in range(len(requests))]
 
     def check_lengths(self, lengths: Sequence[int]) -> None:
-        """Raise UserError where rows are longer than the context: cut, they would be others."""
+        """Raise UserError for rows longer than the context: cut, they would be other rows."""
         too_long = [length for length in lengths if length > self.context]
         if too_long:
             raise UserError(
@@ -135,16 +135,17 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """log p of each whole text, in windows of the context where it is longer."""
+        """log p of each whole text, in windows of the context if it is longer."""
         windows: list[tuple[Any, list[int], list[int]]] = []
         counts = []
         for request in requests:
-            cut = get_rolling_token_windows(
-                self.tok_encode(request.args[0]), self.prefix_token_id, self.context, 1
-            )
-            own = [make_disjoint_window(window) for window in cut]
-            windows += [(None, list(prompt), list(rest)) for prompt, rest in own]
-            counts.append(len(own))
+            ids = self.tok_encode(request.args[0])
+            of_text = [
+                make_disjoint_window(window)
+                for window in get_rolling_token_windows(ids, self.prefix_token_id, self.context, 1)
+            ]
+            windows += [(None, list(prompt), list(rest)) for prompt, rest in of_text]
+            counts.append(len(of_text))
         values = iter(self._loglikelihood_tokens(windows) if windows else [])
         return [sum(next(values)[0] for _ in range(count)) for count in counts]
 
@@ -152,14 +153,14 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
         """Greedy text after each prompt, up to the first stop string.
 
         Raises:
-            UserError: a task that samples, or a prompt that fills the context.
+            UserError: the task samples, or a prompt fills the context.
         """
         texts = [""] * len(requests)
-        alike: dict[tuple[tuple[str, ...], int], list[int]] = defaultdict(list)
+        by_settings: dict[tuple[tuple[str, ...], int], list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
-            alike[generation_limits(request.args[1])].append(number)
-        for (stops, max_new_tokens), members in alike.items():
-            prompts = [self.tok_encode(requests[i].args[0]) for i in members]
+            by_settings[read_generation_settings(request.args[1])].append(number)
+        for (stops, max_new_tokens), numbers in by_settings.items():
+            prompts = [self.tok_encode(requests[i].args[0]) for i in numbers]
             self.check_lengths([len(prompt) + 1 for prompt in prompts])
             limits = GenerationLimits(
                 max_new_tokens=max_new_tokens,
@@ -168,18 +169,18 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
                 stop_ids=frozenset({self.eot_token_id}),
                 stop_strings=stops,
             )
-            found = generate(self.base, prompts, [self.adapter_name], limits)[self.adapter_name]
-            for member, generation in zip(members, found, strict=True):
-                texts[member] = generation.text
+            by_model = generate(self.base, prompts, [self.adapter_name], limits)
+            for number, generation in zip(numbers, by_model[self.adapter_name], strict=True):
+                texts[number] = generation.text
                 self.num_tokens += len(generation.prompt) + len(generation.ids)
         return texts
 
 
-def generation_limits(settings: dict[str, Any]) -> tuple[tuple[str, ...], int]:
+def read_generation_settings(settings: dict[str, Any]) -> tuple[tuple[str, ...], int]:
     """(stop strings, most new tokens) of a task's ``generation_kwargs``.
 
     Raises:
-        UserError: they ask for sampling, or for something unknown here.
+        UserError: they request sampling, or contain an unknown key.
     """
     given = dict(settings)
     until = given.pop("until", None) or []
@@ -187,10 +188,10 @@ def generation_limits(settings: dict[str, Any]) -> tuple[tuple[str, ...], int]:
     limit = MAX_NEW_TOKENS
     for name in ("max_gen_toks", "max_new_tokens"):
         limit = int(given.pop(name, limit))
-    sampled = bool(given.pop("do_sample", False)) and float(given.get("temperature", 1.0)) > 0
+    samples = bool(given.pop("do_sample", False)) and float(given.get("temperature", 1.0)) > 0
     given.pop("temperature", None)
     given.pop("top_p", None)
-    if sampled or given:
+    if samples or given:
         raise UserError(
             f"the task's generation_kwargs ask for {', '.join(sorted(given)) or 'sampling'}; "
             "answers are generated greedily here: expected until, max_gen_toks and "

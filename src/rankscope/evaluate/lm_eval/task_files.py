@@ -1,7 +1,7 @@
 """Task files of lm-evaluation-harness, checked before anything in them can run.
 
-A YAML file is read as data. Functions that it names, metrics fetched from elsewhere, data sets that
-need code of their own and tasks that run what a model writes are refused.
+A YAML file is read as data. Functions that it names, metrics fetched from elsewhere, data sets with
+their own code and tasks that run what a model writes are refused.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,8 +17,6 @@ from rankscope.errors import UserError
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
-PREFIX = LM_EVAL_PREFIX
-"""Before a harness task's name."""
 FUNCTION = "!function"
 PLAIN_TAG = "tag:yaml.org,2002:"
 PLAIN_TYPES = frozenset(
@@ -26,14 +24,14 @@ PLAIN_TYPES = frozenset(
 )
 
 
-def is_file(name: str) -> bool:
-    """A task's name that is the path of a YAML file."""
+def is_yaml(name: str) -> bool:
+    """Whether a task's name is the path of a YAML file."""
     return name.endswith((".yaml", ".yml"))
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedTask:
-    """What to load, and every file that says what it is, included ones too."""
+    """What to load, and every file that describes it, included ones too."""
 
     names: list[str]
     files: tuple[Path, ...]
@@ -43,68 +41,70 @@ def check_task(manager: "TaskManager", name: str, allow_functions: bool) -> Chec
     """What to load for a name, once every file behind it is known to be harmless.
 
     Raises:
-        UserError: no such task, or one that is refused.
+        UserError: there is no such task, or it is refused.
     """
-    if is_file(name):
+    if is_yaml(name):
         path = Path(name).expanduser().resolve()
         if not path.is_file():
-            raise UserError(f"task {PREFIX}{name}: no such file; expected a harness task's YAML")
-        files = [path]
+            raise UserError(
+                f"task {LM_EVAL_PREFIX}{name}: no such file; expected a harness task's YAML"
+            )
+        files, name = [path], str(path)
     else:
-        files = files_of(manager, name)
-    read: dict[Path, None] = {}
+        files = registered_files(manager, name)
+    included: dict[Path, None] = {}
     for file in files:
-        read |= dict.fromkeys(check_code(file, allow_functions))
-        check_remote(file, allow_functions)
-    return CheckedTask([str(files[0]) if is_file(name) else name], tuple(read))
+        included |= dict.fromkeys(check_tags(file, allow_functions))
+        check_configs(file, allow_functions)
+    return CheckedTask([name], tuple(included))
 
 
-def files_of(manager: "TaskManager", name: str) -> list[Path]:
+def registered_files(manager: "TaskManager", name: str) -> list[Path]:
     """YAML files of a registered task, or of all members of a group or tag."""
-    found: list[Path] = []
+    if manager.task_index.get(name) is None:
+        raise UserError(
+            f"task {LM_EVAL_PREFIX}{name}: lm-evaluation-harness has no task, group or tag of this "
+            "name; 'lm-eval ls tasks' lists them, and a path that ends in .yaml names a file"
+        )
+    files: list[Path] = []
     waiting, seen = [name], set()
     while waiting:
         current = waiting.pop()
         entry = manager.task_index.get(current)
-        if entry is None and current == name:
-            raise UserError(
-                f"task {PREFIX}{name}: lm-evaluation-harness has no task, group or tag of this "
-                "name; 'lm-eval ls tasks' lists them, and a path that ends in .yaml names a file"
-            )
         if entry is None or current in seen:
             continue
         seen.add(current)
         if entry.yaml_path is not None:
-            found.append(Path(entry.yaml_path))
+            files.append(Path(entry.yaml_path))
         waiting += sorted(entry.tags) if entry.kind.name == "TAG" else []
         members = (entry.cfg or {}).get("task")
-        waiting += names_in(members) if isinstance(members, list) else []
-    return found
+        waiting += member_names(members) if isinstance(members, list) else []
+    return files
 
 
-def names_in(members: Sequence[Any]) -> list[str]:
-    """Names of a group's members, inner groups' too."""
+def member_names(members: Sequence[Any]) -> list[str]:
+    """Names of a group's members, of inner groups too."""
     names: list[str] = []
     for member in members:
         if isinstance(member, dict):
             inner = member.get("task")
-            names += names_in(inner) if isinstance(inner, list) else [str(inner)]
+            names += member_names(inner) if isinstance(inner, list) else [str(inner)]
             names += [str(member["group"])] if "group" in member else []
         else:
             names.append(str(member))
     return names
 
 
-def check_code(
+def check_tags(
     path: Path, allow_functions: bool, seen: frozenset[Path] = frozenset()
 ) -> list[Path]:
-    """Read a YAML file and what it includes as a tree of tagged nodes; nothing is constructed.
+    """Read a YAML file and its includes as trees of tagged nodes; construct nothing.
 
     Returns:
         The files read, this one first.
 
     Raises:
-        UserError: it names a function without leave to, or an object of Python's in any case.
+        UserError: a file names a function without permission, or any object of Python.
     """
     if path in seen:
         return []
@@ -114,88 +114,71 @@ def check_code(
         raise UserError(f"task file {path}: cannot be read: {error}") from error
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"task file {path}: expected a mapping with 'task', 'dataset_path', ...")
-    for node in nodes_of(root):
+    for node in walk(root):
         where = f"task file {path}, line {node.start_mark.line + 1}"
         if node.tag == FUNCTION:
             if not allow_functions:
                 raise UserError(
-                    f"{where}: {FUNCTION} {node.value} would run Python from beside this file. "
+                    f"{where}: {FUNCTION} {node.value} would run Python from this file's folder. "
                     "Read that code first; then allow it with --trust-task-code"
                 )
         elif node.tag.removeprefix(PLAIN_TAG) not in PLAIN_TYPES:
             raise UserError(f"{where}: tag {node.tag!r}; expected plain YAML")
-    read = [path]
+    files = [path]
     for key, value in root.value:
         if key.value == "include":
-            names = value.value if isinstance(value, yaml.SequenceNode) else [value]
-            for name in names:
-                place = (path.parent / name.value).resolve()
-                read += check_code(place, allow_functions, seen | {path})
-    return read
+            for name in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                included = (path.parent / name.value).resolve()
+                files += check_tags(included, allow_functions, seen | {path})
+    return files
 
 
-def nodes_of(root: yaml.Node) -> Iterator[yaml.Node]:
-    """Every node of a tree, each once: an alias may lead back to where it stands."""
-    waiting, seen = [root], set()
-    while waiting:
-        node = waiting.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        yield node
-        if isinstance(node, yaml.MappingNode):
-            waiting += [part for pair in node.value for part in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            waiting += node.value
-
-
-def check_remote(path: Path, allow_functions: bool) -> None:
-    """Refuse what would fetch code from elsewhere, or run what a model writes.
-
-    A group's members may be written out inside it, so every mapping of the file is checked.
-
-    Raises:
-        UserError: such a data set, metric or task.
-    """
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    where = f"task file {path}"
-    for config in mappings_of(load_yaml(path, resolve_func=False)):
-        check_data_code(config, where)
-        if config.get("unsafe_code") and not allow_functions:
-            raise UserError(f"{where}: it runs what the model writes (unsafe_code); refused")
-        if not allow_functions:
-            check_fetched_metrics(config, where)
-
-
-def mappings_of(root: Any) -> Iterator[dict[Any, Any]]:
-    """Every mapping in what a YAML file holds, each once."""
+def walk(root: Any) -> Iterator[Any]:
+    """Every YAML node, mapping and list below a root, each once: an alias may form a cycle."""
     waiting, seen = [root], set()
     while waiting:
         part = waiting.pop()
         if id(part) in seen:
             continue
         seen.add(id(part))
-        if isinstance(part, dict):
-            yield part
+        yield part
+        if isinstance(part, yaml.MappingNode):
+            waiting += [node for pair in part.value for node in pair]
+        elif isinstance(part, yaml.SequenceNode):
+            waiting += part.value
+        elif isinstance(part, dict):
             waiting += part.values()
         elif isinstance(part, list):
             waiting += part
 
 
-def check_data_code(config: dict[Any, Any], where: str) -> None:
-    """Raises UserError where a task's data set is a script, or asks to run one."""
-    options = config.get("dataset_kwargs")
-    script = str(config.get("dataset_path") or "").endswith(".py")
-    if script or (isinstance(options, dict) and options.get("trust_remote_code")):
-        raise UserError(
-            f"{where}: its data set {config.get('dataset_path')!r} needs code of its own; expected "
-            "files of data: convert it to JSONL or Parquet and name those in dataset_kwargs"
-        )
+def check_configs(path: Path, allow_functions: bool) -> None:
+    """Raise UserError for a task that fetches code, or runs what a model writes.
+
+    A group's file may contain its members, so every mapping of the file is checked.
+    """
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    where = f"task file {path}"
+    for config in walk(load_yaml(path, resolve_func=False)):
+        if not isinstance(config, dict):
+            continue
+        options = config.get("dataset_kwargs")
+        is_script = str(config.get("dataset_path") or "").endswith(".py")
+        if is_script or (isinstance(options, dict) and options.get("trust_remote_code")):
+            raise UserError(
+                f"{where}: its data set {config.get('dataset_path')!r} needs code of its own; "
+                "expected files of data: convert it to JSONL or Parquet and name those in "
+                "dataset_kwargs"
+            )
+        if config.get("unsafe_code") and not allow_functions:
+            raise UserError(f"{where}: it runs what the model writes (unsafe_code); refused")
+        if not allow_functions:
+            check_metrics(config, where)
 
 
-def check_fetched_metrics(config: dict[Any, Any], where: str) -> None:
-    """Raises UserError where a task names a metric that is not the harness's own."""
+def check_metrics(config: dict[Any, Any], where: str) -> None:
+    """Raise UserError for a metric that is not the harness's own."""
     import lm_eval.api.metrics  # noqa: F401  (fills the registry)
     from lm_eval.api.registry import metric_registry
 

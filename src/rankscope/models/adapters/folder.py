@@ -1,13 +1,12 @@
-"""Adapters on disk, in PEFT's format: what training writes any PEFT user can load, and back.
+"""Adapters on disk in PEFT's format: PEFT loads what training writes, and the reverse.
 
-A folder holds ``adapter_config.json`` and ``adapter_model.safetensors``. The hash of
-the base stands in the safetensors metadata, where PEFT ignores it and :func:`load_adapter` checks
-it.
+A folder holds ``adapter_config.json`` and ``adapter_model.safetensors``. The safetensors metadata
+holds the hash of the base, which PEFT ignores and :func:`load_adapter` checks.
 """
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from rankscope.errors import IntegrityError, UserError
 from rankscope.models.adapters.settings import (
     CONFIG,
-    PLAIN_STARTS,
+    PLAIN_INITS,
     WEIGHTS,
     AdapterSettings,
     read_adapter_config,
@@ -31,20 +30,21 @@ from rankscope.provenance import sha256_file, sha256_json
 from rankscope.records import ModelRecord, TrialSpec
 
 BASE_HASH = "rankscope_base_sha256"
-PREFIX = "base_model.model."
+MODULE_PREFIX = "base_model.model."
 MAGNITUDE = ".lora_magnitude_vector"
 """Ends the name of DoRA's m."""
-
-
 COPY = ".base_layer.weight"
-"""Ends the name of a base weight that PEFT wrote along."""
+"""Ends the name of a base weight that PEFT wrote into the adapter."""
+
+
+# --- writing
 
 
 def save_adapter(adapter: Adapter, trial: TrialSpec, base: ModelRecord, folder: Path) -> None:
     """Write one trained adapter into an existing, empty folder.
 
     Raises:
-        ValueError: the trial says another scaling than the adapter was trained with.
+        ValueError: the adapter was trained with another scaling than the trial's.
     """
     if trial.scaling != adapter.scaling:
         raise ValueError(
@@ -52,35 +52,38 @@ def save_adapter(adapter: Adapter, trial: TrialSpec, base: ModelRecord, folder: 
         )
     tensors = {}
     for name in adapter.a:
-        factors = dict(zip("AB", adapter.factors(name), strict=True))
-        for side, tensor in factors.items():
-            tensors[f"{PREFIX}{name}.lora_{side}.weight"] = tensor.cpu().contiguous()
+        for side, factor in zip("AB", adapter.factors(name), strict=True):
+            tensors[f"{MODULE_PREFIX}{name}.lora_{side}.weight"] = factor
         if name in adapter.magnitude:
-            magnitude = adapter.magnitude[name].detach()
-            tensors[f"{PREFIX}{name}{MAGNITUDE}"] = magnitude.cpu().contiguous()
-    data = save(tensors, metadata={"format": "pt", BASE_HASH: base.sha256})
+            tensors[f"{MODULE_PREFIX}{name}{MAGNITUDE}"] = adapter.magnitude[name].detach()
+    lora_config(adapter, base).save_pretrained(str(folder))
+    write_adapter_files(folder, tensors, base)
+
+
+def write_adapter_files(folder: Path, tensors: Mapping[str, Tensor], base: ModelRecord) -> None:
+    """Write an adapter's tensors, and sort its configuration: equal adapters give equal bytes."""
+    stored = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+    data = save(stored, metadata={"format": "pt", BASE_HASH: base.sha256})
     (folder / WEIGHTS).write_bytes(with_sorted_metadata(data))
-    peft_settings(adapter, trial, base).save_pretrained(str(folder))
-    # PEFT writes a set, whose order changes from process to process; the bytes must not.
     settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    settings["target_modules"] = sorted(settings["target_modules"])
+    for key in ("target_modules", "feedforward_modules", "exclude_modules"):
+        if isinstance(settings.get(key), list):  # PEFT writes a set in the order of its hashes
+            settings[key] = sorted(settings[key])
     (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def peft_settings(adapter: Adapter, trial: TrialSpec, base: ModelRecord) -> LoraConfig:
-    """What PEFT needs to know of an adapter, so that it finds the same scaling in every module.
+def lora_config(adapter: Adapter, base: ModelRecord) -> LoraConfig:
+    """PEFT's configuration of an adapter, which gives every module the adapter's scaling.
 
-    Ranks differ between modules for EVA, and where an adapter whose ranks do is trained further;
-    every module keeps the adapter's scaling. An adapter that started as a part of the base (PiSSA)
-    is stored as B A - B0 A0: plain LoRA of twice the rank, which fits the whole base.
+    Ranks differ between modules with EVA, and if a continued adapter had different ranks. An
+    adapter that subtracts its initialization (PiSSA) is stored as B A - B0 A0: plain LoRA of twice
+    the rank on the whole base.
     """
+    method = get_lora_method(adapter.method)
     double = 2 if adapter.initial_factors else 1
     ranks = {name: len(a) for name, a in adapter.a.items() if len(a) != adapter.rank}
-    method = get_lora_method(adapter.method)
     per_rank = adapter.alpha / method.rank_scale(adapter.rank)
     alphas = {name: per_rank * method.rank_scale(rank) for name, rank in ranks.items()}
-    # A module that got no rank at all must not be a target: PEFT would give it one.
-    targets = list(adapter.targets) if method.fills_targets else sorted(adapter.a)
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         base_model_name_or_path=base.label,
@@ -89,7 +92,8 @@ def peft_settings(adapter: Adapter, trial: TrialSpec, base: ModelRecord) -> Lora
         rank_pattern=ranks,
         alpha_pattern={name: as_whole(alpha) for name, alpha in alphas.items()},
         lora_dropout=adapter.dropout,
-        target_modules=targets,
+        # PEFT would give an adapter to a target without one.
+        target_modules=list(adapter.targets) if method.fills_targets else sorted(adapter.a),
         bias="none",
         inference_mode=True,
         **method.peft_fields,
@@ -97,15 +101,15 @@ def peft_settings(adapter: Adapter, trial: TrialSpec, base: ModelRecord) -> Lora
 
 
 def as_whole(alpha: float) -> Any:
-    """Alpha as PEFT knows it, an integer, where it is one; PEFT divides by it like a number."""
+    """Alpha as an integer, PEFT's type, if it is whole; PEFT accepts any number."""
     return int(alpha) if alpha == int(alpha) else alpha
 
 
 def with_sorted_metadata(data: bytes) -> bytes:
-    """A safetensors file's bytes with its metadata in the order of keys.
+    """A safetensors file's bytes with its metadata sorted by key.
 
-    safetensors writes them in an order that changes from call to call; equal adapters must have
-    equal bytes. The file is the header's length (8 bytes, little-endian), the header and the data.
+    safetensors writes metadata in an order that changes from call to call. The file is the header's
+    length (8 bytes, little-endian), the header and the data.
     """
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
@@ -116,66 +120,49 @@ def with_sorted_metadata(data: bytes) -> bytes:
     return size + text + b" " * padding + data[8 + length :]
 
 
+# --- reading
+
+
 def load_adapter(
     folder: Path,
-    adapter_name: str,
+    name: str,
     base: ModelRecord | None = None,
-    starts: Collection[object] = PLAIN_STARTS,
+    inits: Collection[object] = PLAIN_INITS,
     *,
     has_copies: bool = False,
 ) -> Adapter:
     """Read a LoRA or DoRA adapter that PEFT or Rankscope wrote, strictly.
 
-    Where PEFT's ``alpha_pattern`` gives a module another scaling than the rest, its B takes the
-    difference, so that one scaling holds for the adapter.
+    If PEFT's ``alpha_pattern`` gives a module another scaling, its B absorbs the difference, so
+    that one scaling holds for the adapter.
 
     Args:
         folder: holds ``adapter_config.json`` and ``adapter_model.safetensors``.
-        adapter_name: the name it gets in a multi_lora.
-        base: refuse an adapter whose recorded base hash differs; one without a hash is accepted.
-        starts: values of PEFT's ``init_lora_weights`` that the caller knows how to read.
-        has_copies: leave out PEFT's copy of an output head, which the caller compares with the
-            base's; refused otherwise.
+        name: of the adapter.
+        base: reject an adapter whose recorded base hash differs; one without a hash is accepted.
+        inits: accepted values of PEFT's ``init_lora_weights``.
+        has_copies: skip PEFT's copy of an output head, which the caller compares with the base's;
+            an error otherwise.
 
     Raises:
         UserError: no such files, a pickle, a PEFT type other than LoRA, or another base.
-        IntegrityError: an A without its B or the reverse, extra, misshapen or non-finite tensors. A
-            module that lacks both is not noticed here: the ledger's hash of the file does that.
+        IntegrityError: an A without its B or the reverse; extra, misshapen or non-finite tensors. A
+            module without both is not noticed here; the ledger's hash of the file covers it.
     """
-    settings = read_adapter_config(folder, starts)
-    parts: dict[str, dict[str, nn.Parameter]] = {"A": {}, "B": {}, "m": {}}
+    settings = read_adapter_config(folder, inits)
     path = folder / WEIGHTS
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            keys = list(file.keys())
-            for key in keys:
-                if is_copy(key, keys):
-                    if has_copies:
-                        continue
-                    raise UserError(
-                        f"{path}: {key!r} is a copy of the output head, which is read from the "
-                        "base alone; expected A and B: load the adapter with PEFT and write it by "
-                        "save_pretrained(FOLDER, save_embedding_layers=False)"
-                    )
-                name, part = module_and_part(key, path)
-                tensor = file.get_tensor(key).float()
-                if not torch.isfinite(tensor).all():
-                    raise IntegrityError(f"{path}: tensor {key!r} holds values that are not finite")
-                parts[part][name] = nn.Parameter(tensor, requires_grad=False)
-    except (SafetensorError, OSError) as error:
-        raise IntegrityError(f"{path}: not a readable safetensors file: {error}") from error
+    parts, recorded = read_tensors(path, has_copies)
     if base is not None:
-        check_other_base(folder, metadata.get(BASE_HASH), base.sha256)
+        check_other_base(folder, recorded, base.sha256)
     a, b, magnitude = parts["A"], parts["B"], parts["m"]
     check_pairs(a, b, settings, path)
     check_magnitudes(magnitude, b, settings, path)
-    for name, own in b.items():
-        ratio = settings.scaling_of(name) / settings.scaling
+    for module, factor in b.items():
+        ratio = settings.scaling_of(module) / settings.scaling
         if not math.isclose(ratio, 1, rel_tol=1e-9):  # beyond the rounding of alpha itself
-            own.mul_(ratio)
+            factor.mul_(ratio)
     return Adapter(
-        name=adapter_name,
+        name=name,
         rank=settings.r,
         alpha=settings.lora_alpha,
         scaling=settings.scaling,
@@ -187,8 +174,36 @@ def load_adapter(
     )
 
 
+def read_tensors(
+    path: Path, has_copies: bool
+) -> tuple[dict[str, dict[str, nn.Parameter]], str | None]:
+    """A, B and m by module path, float32; and the recorded hash of the base."""
+    parts: dict[str, dict[str, nn.Parameter]] = {"A": {}, "B": {}, "m": {}}
+    try:
+        with safe_open(path, framework="pt") as file:
+            recorded: str | None = (file.metadata() or {}).get(BASE_HASH)
+            keys = list(file.keys())
+            for key in keys:
+                if is_copy(key, keys):
+                    if has_copies:
+                        continue
+                    raise UserError(
+                        f"{path}: {key!r} is a copy of the output head, which only the base may "
+                        "hold; expected A and B: load the adapter with PEFT and write it by "
+                        "save_pretrained(FOLDER, save_embedding_layers=False)"
+                    )
+                module, part = module_and_part(key, path)
+                tensor = file.get_tensor(key).float()
+                if not torch.isfinite(tensor).all():
+                    raise IntegrityError(f"{path}: tensor {key!r} holds values that are not finite")
+                parts[part][module] = nn.Parameter(tensor, requires_grad=False)
+    except (SafetensorError, OSError) as error:
+        raise IntegrityError(f"{path}: not a readable safetensors file: {error}") from error
+    return parts, recorded
+
+
 def check_other_base(folder: Path, recorded: str | None, base_sha256: str) -> None:
-    """Raise UserError where an adapter says that it was made for other weights."""
+    """Raise UserError for an adapter whose recorded base has other weights."""
     if recorded is not None and recorded != base_sha256:
         raise UserError(
             f"adapter {folder}: made for another base (weights {recorded[:12]}..., "
@@ -197,17 +212,17 @@ def check_other_base(folder: Path, recorded: str | None, base_sha256: str) -> No
 
 
 def recorded_base(folder: Path) -> str | None:
-    """Hash of the base that a readable adapter was made for; None where PEFT alone wrote it."""
+    """Recorded hash of a readable adapter's base; PEFT itself records none."""
     with safe_open(folder / WEIGHTS, framework="pt") as file:
-        found: str | None = (file.metadata() or {}).get(BASE_HASH)
-    return found
+        recorded: str | None = (file.metadata() or {}).get(BASE_HASH)
+    return recorded
 
 
 def adapter_sha256(folder: Path) -> str:
     """Hex sha256 over an adapter's configuration and weights.
 
     Raises:
-        UserError: they are not there.
+        UserError: a file is missing.
     """
     try:
         return sha256_json([sha256_file(folder / name) for name in (CONFIG, WEIGHTS)])
@@ -218,17 +233,17 @@ def adapter_sha256(folder: Path) -> str:
 def is_copy(key: str, keys: Collection[str]) -> bool:
     """Whether a tensor is an output head's own weight, which PEFT writes beside its A and B.
 
-    PEFT loads it in place of the base's. They are equal unless somebody trained it.
+    PEFT loads it in place of the base's. The two are equal unless somebody trained it.
     """
     return key.endswith(COPY) and f"{key.removesuffix(COPY)}.lora_A.weight" in keys
 
 
-def copies(folder: Path) -> dict[str, Tensor]:
+def base_weight_copies(folder: Path) -> dict[str, Tensor]:
     """PEFT's copies of base weights in a readable adapter, by module path."""
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         keys = list(file.keys())
         return {
-            key.removeprefix(PREFIX).removesuffix(COPY): file.get_tensor(key)
+            key.removeprefix(MODULE_PREFIX).removesuffix(COPY): file.get_tensor(key)
             for key in keys
             if is_copy(key, keys)
         }
@@ -238,30 +253,30 @@ def module_and_part(key: str, path: Path) -> tuple[str, str]:
     """``base_model.model.x.lora_A.weight`` -> (``x``, ``A``); m is the magnitude."""
     endings = {"A": ".lora_A.weight", "B": ".lora_B.weight", "m": MAGNITUDE}
     for part, ending in endings.items():
-        if key.startswith(PREFIX) and key.endswith(ending):
-            return key[len(PREFIX) : -len(ending)], part
+        if key.startswith(MODULE_PREFIX) and key.endswith(ending):
+            return key[len(MODULE_PREFIX) : -len(ending)], part
     if ".lora_embedding_" in key or key.endswith(".base_layer.weight"):
-        raise UserError(f"{path}: {key!r} is of an adapted embedding; expected linear layers")
+        raise UserError(f"{path}: {key!r} adapts an embedding; expected linear layers")
     raise IntegrityError(f"{path}: unexpected tensor {key!r}; expected lora_A and lora_B weights")
 
 
 def check_pairs(
     a: dict[str, nn.Parameter], b: dict[str, nn.Parameter], settings: AdapterSettings, path: Path
 ) -> None:
-    """Every module has both halves, matrices of the configured rank."""
+    """Check that every module has both factors, matrices of the configured rank."""
     if not a or set(a) != set(b):
-        lonely = sorted(set(a) ^ set(b))
-        raise IntegrityError(f"{path}: modules without both lora_A and lora_B: {lonely[:3]}")
+        single = sorted(set(a) ^ set(b))
+        raise IntegrityError(f"{path}: modules without both lora_A and lora_B: {single[:3]}")
     for name in a:
         if a[name].ndim != 2 or b[name].ndim != 2:
             raise IntegrityError(
                 f"{path}: {name!r} has lora_A of shape {tuple(a[name].shape)} and lora_B of shape "
                 f"{tuple(b[name].shape)}; expected matrices"
             )
-        found, rank = (a[name].shape[0], b[name].shape[1]), settings.rank_of(name)
-        if found != (rank, rank):
+        ranks, expected = (a[name].shape[0], b[name].shape[1]), settings.rank_of(name)
+        if ranks != (expected, expected):
             raise IntegrityError(
-                f"{path}: {name!r} has rank {found}, adapter_config.json says {rank}"
+                f"{path}: {name!r} has rank {ranks}, adapter_config.json says {expected}"
             )
 
 
@@ -271,13 +286,13 @@ def check_magnitudes(
     settings: AdapterSettings,
     path: Path,
 ) -> None:
-    """With ``use_dora`` every module has its m, (out,), and without it none."""
+    """Check that every module has its m, (out,), with ``use_dora``, and none without."""
     expected = set(b) if settings.use_dora else set()
     if set(magnitude) != expected:
         odd = sorted(set(magnitude) ^ expected)
-        says = str(settings.use_dora).lower()
         raise IntegrityError(
-            f"{path}: use_dora is {says}, which does not fit the magnitudes of {odd[:3]}"
+            f"{path}: use_dora is {str(settings.use_dora).lower()}, which does not fit the "
+            f"magnitudes of {odd[:3]}"
         )
     for name, m in magnitude.items():
         if m.shape != b[name].shape[:1]:

@@ -1,6 +1,6 @@
-"""An adapter's folder taken apart and written again, with some of its modules changed.
+"""Write a copy of an adapter's folder with some of its modules changed.
 
-What does not change keeps its bytes: tensors in their own dtype, alphas as they were written.
+Everything else keeps its bytes: tensors their dtype, alphas their spelling.
 """
 
 import json
@@ -18,7 +18,12 @@ from torch import Tensor
 
 from rankscope.errors import DiskFull
 from rankscope.filesystem import check_taken, is_disk_full
-from rankscope.models.adapters.folder import MAGNITUDE, PREFIX, as_whole, with_sorted_metadata
+from rankscope.models.adapters.folder import (
+    MAGNITUDE,
+    MODULE_PREFIX,
+    as_whole,
+    with_sorted_metadata,
+)
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS, AdapterSettings
 from rankscope.models.low_rank_update import StoredFactors
 
@@ -26,85 +31,80 @@ from rankscope.models.low_rank_update import StoredFactors
 def rewrite(source: Path, out: Path, changed: Mapping[str, StoredFactors], card: str) -> None:
     """Write the adapter of ``source`` to ``out`` with the modules of ``changed`` replaced.
 
-    Ranks and alphas that differ from the adapter's own stand in PEFT's ``rank_pattern`` and
+    Ranks and alphas that differ from the adapter's own go into PEFT's ``rank_pattern`` and
     ``alpha_pattern``. With nothing changed, both files are copies, byte for byte.
 
     Args:
         source: a readable adapter's folder.
-        out: comes to be in one step; an empty folder may be there.
+        out: appears in one step; may be an empty folder.
         changed: by module path.
         card: text of the model card.
 
     Raises:
-        UserError: ``out`` holds something already.
+        UserError: ``out`` is not empty.
         DiskFull: ``out`` is left as it was.
     """
     out = out.resolve()  # "x/.." has no name to put a copy beside
     check_taken(out)
-    aside = out.with_name(f".{out.name}.{os.getpid()}.part")
+    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        aside.mkdir(parents=True)
+        partial.mkdir(parents=True)
         if changed:
-            write_changed(source, aside, changed)
+            write_changed(source, partial, changed)
         else:
             for name in (CONFIG, WEIGHTS):
-                shutil.copyfile(source / name, aside / name)
-        (aside / "README.md").write_text(card, encoding="utf-8")
-        os.replace(aside, out)
+                shutil.copyfile(source / name, partial / name)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        os.replace(partial, out)
     except OSError as error:
         if not is_disk_full(error):
             raise
-        raise DiskFull(f"{out}: the disk is full; nothing was left there. Make room.") from error
+        raise DiskFull(f"{out}: the disk is full and nothing was written; free some space") from (
+            error
+        )
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_changed(source: Path, folder: Path, changed: Mapping[str, StoredFactors]) -> None:
-    """Both files of an adapter, the modules of ``changed`` replaced."""
+    """Write both files of an adapter with the modules of ``changed`` replaced."""
     with safe_open(source / WEIGHTS, framework="pt") as file:
         metadata = {"format": "pt", **(file.metadata() or {})}
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    for name, module in changed.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = module.A
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = module.B
-        if module.magnitude is not None:
-            tensors[f"{PREFIX}{name}{MAGNITUDE}"] = module.magnitude
+    for name, factors in changed.items():
+        key = f"{MODULE_PREFIX}{name}"
+        tensors[f"{key}.lora_A.weight"] = factors.A.detach().to("cpu", torch.float32)
+        tensors[f"{key}.lora_B.weight"] = factors.B.detach().to("cpu", torch.float32)
+        if factors.magnitude is not None:
+            tensors[f"{key}{MAGNITUDE}"] = factors.magnitude.detach().to("cpu", torch.float32)
     settings = json.loads((source / CONFIG).read_text(encoding="utf-8"))
-    settings = changed_settings(settings, tensors)
-    single = {key: as_single(t) if named(key) in changed else t for key, t in tensors.items()}
-    data = save({k: t.contiguous() for k, t in single.items()}, metadata=metadata)
+    text = json.dumps(changed_settings(settings, tensors), indent=2, sort_keys=True)
+    data = save({key: t.contiguous() for key, t in tensors.items()}, metadata=metadata)
     (folder / WEIGHTS).write_bytes(with_sorted_metadata(data))
-    text = json.dumps(settings, indent=2, sort_keys=True)
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
-def named(key: str) -> str:
-    """Module path of a stored tensor's key."""
-    return key.removeprefix(PREFIX).rpartition(".lora_")[0]
-
-
-def as_single(tensor: Tensor) -> Tensor:
-    """On the CPU in float32."""
-    return tensor.detach().to("cpu", torch.float32)
-
-
 def changed_settings(settings: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """``adapter_config.json`` for the ranks that ``tensors`` now have, every scaling as it was."""
+    """``adapter_config.json`` for the ranks of ``tensors``; every scaling stays."""
     before = AdapterSettings.model_validate(settings)
-    ranks = {named(k): len(t) for k, t in tensors.items() if k.endswith(".lora_A.weight")}
+    ranks = {
+        key.removeprefix(MODULE_PREFIX).removesuffix(".lora_A.weight"): len(tensor)
+        for key, tensor in tensors.items()
+        if key.endswith(".lora_A.weight")
+    }
     rank = Counter(ranks.values()).most_common(1)[0][0]
 
-    def alpha_of(name: str, own: int) -> float:
-        if own == before.rank_of(name):  # nothing is computed that was written before
+    def alpha_at(name: str, rank: int) -> float:
+        if rank == before.rank_of(name):  # keeps the written number
             return before.alpha_of(name)
-        return before.scaling_of(name) * (own**0.5 if before.use_rslora else own)
+        return before.scaling_of(name) * before.rank_scale(rank)
 
-    alphas = {name: alpha_of(name, own) for name, own in ranks.items()}
-    usual = Counter(alphas[n] for n, own in ranks.items() if own == rank).most_common(1)[0][0]
+    alphas = {name: alpha_at(name, module_rank) for name, module_rank in ranks.items()}
+    alpha = Counter(alphas[name] for name, r in ranks.items() if r == rank).most_common(1)[0][0]
     return settings | {
         "r": rank,
-        "lora_alpha": as_whole(usual),
-        "rank_pattern": {name: own for name, own in ranks.items() if own != rank},
-        "alpha_pattern": {n: as_whole(alpha) for n, alpha in alphas.items() if alpha != usual},
+        "lora_alpha": as_whole(alpha),
+        "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
+        "alpha_pattern": {n: as_whole(other) for n, other in alphas.items() if other != alpha},
         "init_lora_weights": True,
     }

@@ -1,4 +1,4 @@
-"""What ``adapter_config.json`` says about a LoRA adapter's A and B, and which adapters are readable."""
+"""What ``adapter_config.json`` says about A and B, and which adapters are readable."""
 
 import json
 from collections.abc import Collection
@@ -19,9 +19,9 @@ from rankscope.models.methods.rslora import RsLoraMethod
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
-PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
+PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")
 """Initializations that leave the base as it is; PiSSA, OLoRA, CorDA and LoftQ change it."""
-READ_STARTS = (*PLAIN_STARTS, "pissa")
+READABLE_INITS = (*PLAIN_INITS, "pissa")
 """Initializations with a known W - W0: PiSSA's is a function of the base."""
 
 
@@ -103,11 +103,11 @@ def method_fields() -> set[str]:
     return {name for method in lora_methods() for name in method.peft_fields}
 
 
-def read_adapter_config(folder: Path, starts: Collection[object] = PLAIN_STARTS) -> AdapterSettings:
+def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -> AdapterSettings:
     """``adapter_config.json`` of a LoRA adapter.
 
     Args:
-        starts: accepted values of ``init_lora_weights``.
+        inits: accepted values of ``init_lora_weights``.
 
     Raises:
         UserError: it is missing, unreadable, or sets something that gives A and B another meaning.
@@ -134,7 +134,7 @@ def read_adapter_config(folder: Path, starts: Collection[object] = PLAIN_STARTS)
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise UserError(f"adapter {folder}: {CONFIG} cannot be used: {faults}") from error
     init = config.get("init_lora_weights", True)
-    if init not in starts:
+    if init not in inits:
         raise UserError(
             f"adapter {folder}: init_lora_weights {init!r} changes the base weights, so these A "
             "and B do not fit the plain base; convert it with PEFT's "

@@ -1,4 +1,4 @@
-"""Adapters on disk that an arm goes on from (``init_from``), read before anything runs."""
+"""Adapters on disk that an arm continues (``init_from``), read before anything runs."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -9,27 +9,26 @@ from rankscope.config.arm import ArmConfig, resolved_alpha
 from rankscope.config.study import StudyConfig
 from rankscope.errors import IntegrityError, UserError
 from rankscope.models.adapters.folder import adapter_sha256, load_adapter, recorded_base
-from rankscope.models.adapters.settings import AdapterSettings, method_fields, read_adapter_config
+from rankscope.models.adapters.settings import AdapterSettings, read_adapter_config
 from rankscope.models.lora import Adapter
 from rankscope.models.parameters import Architecture, target_shapes
 
-MAX_NAMES = 4
+MAX_SHOWN_TARGETS = 4
 """Module names shown in a message."""
 
 
 @dataclass(frozen=True, slots=True)
 class WarmStart:
-    """An adapter on disk that training goes on from.
+    """An adapter on disk that training continues.
 
     Attributes:
-        folder: where it lies.
         sha256: of its configuration and weights.
-        base_sha256: of the base it was made for; None where it does not say.
-        rank, alpha: as its configuration names them; single modules may have ranks of their own.
-        methods: those that train such an adapter, first the one an arm has that names none.
-        kind: the settings which say so.
+        base_sha256: recorded hash of its base; None without one.
+        rank, alpha: as in its configuration; single modules may have other ranks.
+        methods: names of the methods that train such an adapter; the first is an arm's default.
+        flags: its settings that decide the methods.
         modules: paths of the layers it changes.
-        targets: the shortest names that match these and no others.
+        targets: the shortest names that match these layers and no others.
     """
 
     folder: Path
@@ -38,7 +37,7 @@ class WarmStart:
     rank: int
     alpha: float
     methods: tuple[str, ...]
-    kind: str
+    flags: str
     modules: frozenset[str]
     targets: tuple[str, ...]
 
@@ -46,54 +45,60 @@ class WarmStart:
 def resolve_warm_starts(
     config: StudyConfig, shapes: Architecture
 ) -> tuple[StudyConfig, Mapping[str, WarmStart]]:
-    """The study with method, rank, alpha and targets of every adapter that an arm goes on from.
+    """Fill method, rank, alpha and targets of arms with ``init_from`` from their adapters.
 
-    Also what was read, by folder as the study names it.
+    Returns:
+        The filled configuration, and the adapters by folder as the study names it.
 
     Raises:
-        UserError: there is no such adapter, it does not fit the model ``shapes``, or the arm says
-            something else than it.
+        UserError: there is no such adapter, it does not fit the model ``shapes``, or the arm
+            contradicts it.
     """
-    starts: dict[str, WarmStart] = {}
+    warm_starts: dict[str, WarmStart] = {}
     arms = []
     for index, arm in enumerate(config.arms):
         if arm.init_from is not None:
             try:
-                if arm.init_from not in starts:
-                    starts[arm.init_from] = read_warm_start(Path(arm.init_from), shapes)
-                arm = with_start(arm, starts[arm.init_from], shapes)
+                if arm.init_from not in warm_starts:
+                    warm_starts[arm.init_from] = read_warm_start(Path(arm.init_from), shapes)
+                arm = filled_arm(arm, warm_starts[arm.init_from], shapes)
             except UserError as error:
                 raise UserError(f"arms.{index}.init_from: {error}") from error
         arms.append(arm)
-    return (config.model_copy(update={"arms": arms}) if starts else config), starts
+    return (config.model_copy(update={"arms": arms}) if warm_starts else config), warm_starts
 
 
 def read_warm_start(folder: Path, shapes: Architecture) -> WarmStart:
-    """Read an adapter folder that PEFT or Rankscope wrote, and hold it against the model.
+    """Read an adapter folder that PEFT or Rankscope wrote, and compare it with the model.
 
     Raises:
-        UserError: it is missing, damaged or a pickle; no plain LoRA or DoRA adapter; has a module
-            that the model lacks or that has another shape there; or a scaling of its own for some
-            modules.
+        UserError: it is missing, damaged or a pickle; not a plain LoRA or DoRA adapter; has a
+            module that the model lacks or that has another shape there; or modules differ in
+            scaling.
     """
     if not folder.is_dir():
-        raise UserError(
-            f"adapter {folder}: there is no such folder; expected a PEFT adapter folder"
-        )
+        raise UserError(f"adapter {folder}: no such folder; expected a PEFT adapter folder")
     settings = read_adapter_config(folder)
     try:
         adapter = load_adapter(folder, "start")
     except IntegrityError as error:
         raise UserError(f"adapter {folder}: damaged: {error}") from error
-    check_other_shapes(folder, adapter, shapes)
+    check_adapter_shapes(folder, adapter, shapes)
     for name in adapter.a:
-        own = settings.scaling_of(name)
-        if not math.isclose(own, settings.scaling, rel_tol=1e-9):
+        scaling = settings.scaling_of(name)
+        if not math.isclose(scaling, settings.scaling, rel_tol=1e-9):
             raise UserError(
-                f"adapter {folder}: {name!r} has scaling {own:g}, the others {settings.scaling:g} "
-                "(rank_pattern, alpha_pattern); expected one scaling, as every trial has"
+                f"adapter {folder}: {name!r} has scaling {scaling:g}, the others "
+                f"{settings.scaling:g} (rank_pattern, alpha_pattern); expected one scaling for the "
+                "whole adapter"
             )
-    methods, kind = methods_of(folder, settings)
+    methods = tuple(method.name for method in settings.methods if method.accepts_warm_start)
+    flags = [f"use_{name}" for name in ("dora", "rslora") if getattr(settings, f"use_{name}")]
+    if not methods:
+        raise UserError(
+            f"adapter {folder}: has {' and '.join(flags)}, and no method trains both together; "
+            "expected one of them, or neither"
+        )
     return WarmStart(
         folder=folder,
         sha256=adapter_sha256(folder),
@@ -101,16 +106,16 @@ def read_warm_start(folder: Path, shapes: Architecture) -> WarmStart:
         rank=settings.r,
         alpha=settings.lora_alpha,
         methods=methods,
-        kind=kind,
+        flags=f"{flags[0]}: true" if flags else "neither use_dora nor use_rslora",
         modules=frozenset(adapter.a),
-        targets=exact_targets(settings, frozenset(adapter.a), shapes),
+        targets=shortest_targets(settings, frozenset(adapter.a), shapes),
     )
 
 
-def check_other_shapes(folder: Path, adapter: Adapter, shapes: Architecture) -> None:
+def check_adapter_shapes(folder: Path, adapter: Adapter, shapes: Architecture) -> None:
     """Raise UserError for a module that the model lacks, or that has another shape there."""
     for name in adapter.a:
-        found = (len(adapter.b[name]), adapter.a[name].shape[1])
+        shape = (len(adapter.b[name]), adapter.a[name].shape[1])
         expected = shapes.linear_shapes.get(name)
         if expected is None:
             leaves = {other.rsplit(".", 1)[-1] for other in shapes.linear_shapes}
@@ -118,100 +123,87 @@ def check_other_shapes(folder: Path, adapter: Adapter, shapes: Architecture) -> 
                 f"adapter {folder}: it changes {name!r}, but this model has no such linear layer; "
                 f"expected an adapter of this model, on some of: {', '.join(sorted(leaves))}"
             )
-        if found != expected:
+        if shape != expected:
             raise UserError(
-                f"adapter {folder}: {name!r} has (out, in) = {found}, in this model {expected}; "
+                f"adapter {folder}: {name!r} has (out, in) = {shape}, in this model {expected}; "
                 "expected an adapter of this model"
             )
 
 
-def methods_of(folder: Path, settings: AdapterSettings) -> tuple[tuple[str, ...], str]:
-    """The methods that continue such an adapter, and the settings that decide them."""
-    flags = sorted(name for name in method_fields() if getattr(settings, name, False))
-    methods = tuple(method.name for method in settings.methods if method.accepts_warm_start)
-    if not methods:
-        raise UserError(
-            f"adapter {folder}: has {' and '.join(flags)}, and no method trains both together; "
-            "expected one of them, or neither"
-        )
-    return methods, f"{flags[0]}: true" if flags else "neither use_dora nor use_rslora"
-
-
-def exact_targets(
+def shortest_targets(
     settings: AdapterSettings, modules: frozenset[str], shapes: Architecture
 ) -> tuple[str, ...]:
-    """Names that match the adapter's modules alone: last parts of paths, PEFT's own, or paths."""
+    """Names that match exactly the adapter's modules: last parts of paths, PEFT's own, or paths."""
     leaves = {name.rsplit(".", 1)[-1] for name in modules}
-    asked = settings.target_modules if isinstance(settings.target_modules, list) else []
-    for names in (tuple(sorted(leaves)), tuple(sorted(set(asked)))):
-        every = {other for name in names for other in matched(name, shapes)}
-        if names and all(matched(name, shapes) for name in names) and every == modules:
-            return names
+    listed = settings.target_modules if isinstance(settings.target_modules, list) else []
+    for names in (tuple(sorted(leaves)), tuple(sorted(set(listed)))):
+        try:
+            if names and set(target_shapes(shapes, names)) == modules:
+                return names
+        except UserError:  # a name that matches nothing
+            continue
     return tuple(sorted(modules))
 
 
-def matched(target: str, shapes: Architecture) -> set[str]:
-    """Layers that a target names, none where it names none."""
-    try:
-        return set(target_shapes(shapes, [target]))
-    except UserError:
-        return set()
-
-
-def with_start(arm: ArmConfig, start: WarmStart, shapes: Architecture) -> ArmConfig:
-    """The arm with what it leaves out taken from the adapter.
+def filled_arm(arm: ArmConfig, warm_start: WarmStart, shapes: Architecture) -> ArmConfig:
+    """The arm with its omitted settings taken from the adapter.
 
     Raises:
-        UserError: the arm says something else than the adapter.
+        UserError: the arm contradicts the adapter.
     """
     for method in arm.method:
-        if method not in start.methods:
+        if method not in warm_start.methods:
             raise UserError(
-                f"method {method!r} does not fit the adapter {start.folder}, which has "
-                f"{start.kind}; expected {' or '.join(map(repr, start.methods))}"
+                f"method {method!r} does not fit the adapter {warm_start.folder}, which has "
+                f"{warm_start.flags}; expected {' or '.join(map(repr, warm_start.methods))}"
             )
     for rank in arm.rank:
-        if rank != start.rank:
-            raise UserError(differs("rank", rank, start.rank, start))
+        if rank != warm_start.rank:
+            raise contradiction("rank", rank, warm_start.rank, warm_start)
     if "alpha" in arm.model_fields_set:
         for alpha in arm.alpha:
-            number = resolved_alpha(alpha, start.rank)
-            if number != start.alpha:
-                raise UserError(differs("alpha", f"{number:g}", f"{start.alpha:g}", start))
+            number = resolved_alpha(alpha, warm_start.rank)
+            if number != warm_start.alpha:
+                raise contradiction("alpha", f"{number:g}", f"{warm_start.alpha:g}", warm_start)
     if "targets" in arm.model_fields_set:
         for targets in arm.target_sets():
-            if set(target_shapes(shapes, targets)) != start.modules:
-                raise UserError(differs("targets", few(targets), few(start.targets), start))
-    taken = {
-        "method": [start.methods[0]],
-        "rank": [start.rank],
-        "alpha": [start.alpha],
-        "targets": [list(start.targets)],
+            if set(target_shapes(shapes, targets)) != warm_start.modules:
+                expected = short_list(warm_start.targets)
+                raise contradiction("targets", short_list(targets), expected, warm_start)
+    adapter_settings = {
+        "method": [warm_start.methods[0]],
+        "rank": [warm_start.rank],
+        "alpha": [warm_start.alpha],
+        "targets": [list(warm_start.targets)],
     }
-    given = {name for name in taken if name in arm.model_fields_set and getattr(arm, name)}
-    return arm.model_copy(update={k: value for k, value in taken.items() if k not in given})
+    update = {
+        name: value
+        for name, value in adapter_settings.items()
+        if name not in arm.model_fields_set or not getattr(arm, name)
+    }
+    return arm.model_copy(update=update)
 
 
-def differs(name: str, found: object, expected: object, start: WarmStart) -> str:
-    """A message that an arm and its adapter disagree."""
-    return (
-        f"the arm has {name} {found}, the adapter {start.folder} has {expected}; "
-        f"remove {name!r} from the arm, or write what the adapter has"
+def contradiction(name: str, given: object, expected: object, warm_start: WarmStart) -> UserError:
+    """The error of an arm that contradicts its adapter."""
+    return UserError(
+        f"the arm has {name} {given}, the adapter {warm_start.folder} has {expected}; "
+        f"remove {name!r} from the arm, or write the adapter's value"
     )
 
 
-def few(names: tuple[str, ...]) -> str:
-    """Names for a message, the first of many."""
-    more = len(names) - MAX_NAMES
-    shown = ", ".join(names[:MAX_NAMES])
+def short_list(names: tuple[str, ...]) -> str:
+    """Names for a message, at most ``MAX_SHOWN_TARGETS`` of them."""
+    more = len(names) - MAX_SHOWN_TARGETS
+    shown = ", ".join(names[:MAX_SHOWN_TARGETS])
     return f"[{shown}, ... and {more} more]" if more > 0 else f"[{shown}]"
 
 
-def warm_start_notes(starts: Iterable[WarmStart]) -> list[str]:
-    """One sentence per adapter that does not say which base it was made for."""
+def warm_start_notes(warm_starts: Iterable[WarmStart]) -> list[str]:
+    """One sentence per adapter without a recorded base."""
     return [
-        f"adapter {start.folder}: it does not say which weights it was made for; its modules fit "
-        "this model, and it is taken to be made for it"
-        for start in starts
+        f"adapter {start.folder}: it does not record the weights it was made for; its modules fit "
+        "this model, so this model is taken to be its base"
+        for start in warm_starts
         if start.base_sha256 is None
     ]

@@ -18,7 +18,7 @@ from torch import Tensor
 from rankscope.models.attention.products import RowGroup, RowLayout
 
 MAX_SCORES = 2**16
-"""Most scores of a group in one head: the products and the softmax stay in the processor's cache."""
+"""Most scores of a group in one head: the products and the softmax stay in the CPU cache."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""EVA (Paischer et al., 2410.07170): LoRA whose A holds the main directions of a module's inputs."""
+"""EVA (Paischer et al., 2410.07170): LoRA whose A holds a module's main input directions."""
 
 from __future__ import annotations
 

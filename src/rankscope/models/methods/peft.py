@@ -69,7 +69,7 @@ class PeftMethod(Method):
 
     def save(self, trained: Any, trial: TrialSpec, record: ModelRecord, folder: Path) -> None:
         """Write what PEFT's ``save_pretrained`` writes."""
-        trained.save(trial, record, folder)
+        trained.save(record, folder)
 
     def load(self, base: Base, trial: TrialSpec, folder: Path) -> Base:
         """Inject the stored method into the base."""

@@ -1,4 +1,4 @@
-"""One PEFT method on the shared frozen base: put on, trained, stored, taken off without a trace."""
+"""One PEFT method injected into the shared frozen base: train, store and remove it."""
 
 import copy
 import json
@@ -11,13 +11,17 @@ import torch
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rankscope.errors import IntegrityError, UserError
-from rankscope.models.adapters.folder import BASE_HASH, with_sorted_metadata
-from rankscope.models.adapters.settings import CONFIG, WEIGHTS
+from rankscope.models.adapters.folder import (
+    BASE_HASH,
+    check_other_base,
+    write_adapter_files,
+)
+from rankscope.models.adapters.settings import WEIGHTS
 from rankscope.models.base import Base
 from rankscope.models.load import check_rows_apart
 from rankscope.models.lora import derive_seed
@@ -41,12 +45,12 @@ ADAPTER = "default"
 
 
 class PeftTuner:
-    """A PEFT method while it is on the base; there is one at a time.
+    """A PEFT method while it is on the base; a base carries one at a time.
 
     Attributes:
         model: PEFT's model around the base's, which it changed in place: running the base's own
             model runs the method.
-        seed: what its start and its dropout depend on.
+        seed: decides its initialization and its dropout.
     """
 
     def __init__(self, base: PreTrainedModel, seed: int = 0) -> None:
@@ -57,38 +61,38 @@ class PeftTuner:
 
     @classmethod
     def new(cls, base: PreTrainedModel, config: PeftConfig, seed: int) -> "PeftTuner":
-        """Put a fresh method on a frozen base; what it draws depends on ``seed`` alone.
+        """Inject a fresh method into a frozen base; its random numbers depend on ``seed`` alone.
 
         Raises:
-            UserError: it does not fit this model, or trains nothing; the base is as it was.
+            UserError: it does not fit this model, or trains nothing; the base is restored.
         """
         tuner = cls(base, seed)
         try:
             with torch.random.fork_rng():
                 torch.manual_seed(derive_seed("init", seed, "peft"))
                 tuner.inject(config, lambda: inject_peft(base, config))
-            found = trainable_parameters(tuner.model)
-            if not found:
+            trained = trainable_parameters(tuner.model)
+            if not trained:
                 raise UserError(
                     f"method peft, {type_name(type(config))}: trains no parameter of this model; "
                     "check its settings and the arm's targets"
                 )
-            tuner.snapshot.copy_for_training(found)
+            tuner.snapshot.copy_for_training(trained)
         except BaseException:
             tuner.snapshot.restore()
             raise
-        tuner.model.eval()  # PEFT leaves its dropout on; every step switches it on for itself
+        tuner.model.eval()  # PEFT leaves its dropout on; each step switches it on for itself
         return tuner
 
     @classmethod
     def load(cls, base: PreTrainedModel, folder: Path, record: ModelRecord) -> "PeftTuner":
-        """Put a stored method on a frozen base, to be scored.
+        """Inject a stored method into a frozen base, for scoring.
 
         Raises:
             UserError: it was made for another base.
-            IntegrityError: what is stored cannot be read or does not fit.
+            IntegrityError: the stored files cannot be read or do not fit.
         """
-        check_file(folder / WEIGHTS, record)
+        check_weights_file(folder / WEIGHTS, record)
         tuner = cls(base)
         try:
             with warnings.catch_warnings():
@@ -104,14 +108,14 @@ class PeftTuner:
         return tuner
 
     def inject(self, config: PeftConfig, make: Callable[[], PeftModel]) -> None:
-        """Set :attr:`model`, the base's own values kept from a start that writes into weights."""
+        """Set :attr:`model`; the base keeps its values even if the initialization changes them."""
         if initializes_in_place(config):
             self.snapshot.copy_for_training(dict(self.snapshot.model.named_parameters()))
         self.model = make()
         self.snapshot.drop_unchanged_copies()
 
     def remove(self) -> None:
-        """Take the method off: the base is bit for bit what it was."""
+        """Remove the method: the base is bit for bit what it was."""
         self.snapshot.restore()
 
     # --- training
@@ -121,7 +125,7 @@ class PeftTuner:
         return list(trainable_parameters(self.model).values())
 
     def layers(self) -> dict[str, BaseTunerLayer]:
-        """The layers the method put in, by the name that theirs has in the base."""
+        """The injected layers, by the base's module names."""
         return {
             name: module
             for name, module in self.snapshot.model.named_modules()
@@ -129,7 +133,7 @@ class PeftTuner:
         }
 
     def train(self, training: bool) -> None:
-        """Switch the method's own dropout; the base's stays off, as in every other method."""
+        """Switch the method's own dropout; the base's stays off, as with every method."""
         for layer in self.layers().values():
             assert isinstance(layer, nn.Module)
             layer.train(training)
@@ -137,11 +141,11 @@ class PeftTuner:
 
     @property
     def draws(self) -> bool:
-        """Whether its passes in training draw from the generator, as many numbers as they do."""
+        """Whether passes in training draw random numbers, whose count depends on the pass."""
         return draws_in_training(self.model.peft_config[ADAPTER])
 
     def begin_step(self, step: int) -> None:
-        """Switch dropout on; what the step draws depends on seed and step alone."""
+        """Switch dropout on; the step's random numbers depend on seed and step alone."""
         self.train(True)
         torch.manual_seed(derive_seed("dropout", self.seed, "peft", step))
 
@@ -153,11 +157,11 @@ class PeftTuner:
 
     @property
     def has_state(self) -> bool:
-        """Whether the method is more than its parameters."""
+        """Whether the method has state besides its parameters."""
         return self._adalora is not None
 
     def penalty(self) -> Tensor | None:
-        """What the method adds to a step's loss: AdaLoRA's orthogonality, nats; None for others.
+        """The method's addition to a step's loss, nats: AdaLoRA's orthogonality; else None.
 
         orth_reg_weight times the mean of |P^T P - I| and |Q Q^T - I|, Frobenius norms over all
         matrices: equation 4 of 2303.10512 as PEFT has it, unsquared.
@@ -180,8 +184,10 @@ class PeftTuner:
             penalty.backward()
 
     def after_update(self, step: int) -> None:
-        """Switch dropout off, and move AdaLoRA's budget after optimizer step ``step`` (from 0), its
-        gradients still there."""
+        """Switch dropout off and move AdaLoRA's budget after optimizer step ``step`` (from 0).
+
+        Call it while the step's gradients are still there.
+        """
         self.train(False)
         if self._adalora is not None:
             self._adalora.update_and_allocate(step + 1)
@@ -204,7 +210,7 @@ class PeftTuner:
         return {"rank_pattern": getattr(self.model.peft_config[ADAPTER], "rank_pattern", None)}
 
     def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
-        """Set to what :meth:`tensors` and :meth:`counters` gave."""
+        """Set the state that :meth:`tensors` and :meth:`counters` returned."""
         if self._adalora is None:
             return
         for key, tensor in tensors.items():
@@ -216,7 +222,7 @@ class PeftTuner:
     # --- weights
 
     def base_weight(self, name: str) -> Tensor:
-        """W0 of a layer the method changes, (out, in), whatever its start made of it."""
+        """W0 of a layer that the method changes, (out, in), whatever its initialization did."""
         layer: Any = self.layers()[name].get_base_layer()
         now = layer.weight.data
         layer.weight.data = self.snapshot.values.get(layer.weight, now)
@@ -226,7 +232,7 @@ class PeftTuner:
             layer.weight.data = now
 
     def mergeable(self) -> list[str]:
-        """Names of the linear layers whose change is a change of their matrix."""
+        """Names of the linear layers into which the method can be merged."""
         return [name for name in self.layers() if self._merged(name) is not None]
 
     def merged_weight(self, name: str) -> Tensor:
@@ -240,17 +246,17 @@ class PeftTuner:
         layer = self.layers()[name]
         if not isinstance(layer.get_base_layer(), nn.Linear):
             return None
-        alone: Any = copy.deepcopy(layer)
-        alone.float()
+        single: Any = copy.deepcopy(layer)
+        single.float()
         try:
-            alone.merge(safe_merge=True)
+            single.merge(safe_merge=True)
         except PEFT_FAILURES:
             return None
-        weight: Tensor = dense_weight(alone.get_base_layer())
+        weight: Tensor = dense_weight(single.get_base_layer())
         return weight
 
-    def save(self, trial: TrialSpec, base: ModelRecord, folder: Path) -> None:
-        """Write the method into an existing, empty folder, as PEFT stores it.
+    def save(self, base: ModelRecord, folder: Path) -> None:
+        """Write the method into an existing, empty folder, in PEFT's format.
 
         Equal methods give equal bytes. The hash of the base goes into the metadata.
         """
@@ -258,41 +264,24 @@ class PeftTuner:
         config.base_model_name_or_path = base.label
         pattern = self.counters()["rank_pattern"]  # PEFT renames its keys for the file
         with warnings.catch_warnings():
-            # AdaLoRA may prune every rank of a matrix, which PEFT takes for a shard that is absent.
+            # AdaLoRA may prune every rank of a matrix; PEFT takes that for a missing shard.
             warnings.filterwarnings("ignore", "Adapter .* invalid shape")
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
         if pattern is not None:
             config.rank_pattern = pattern
-        tensors = load((folder / WEIGHTS).read_bytes())
-        data = save(tensors, metadata={"format": "pt", BASE_HASH: base.sha256})
-        (folder / WEIGHTS).write_bytes(with_sorted_metadata(data))
-        # PEFT writes a set, whose order changes from process to process; the bytes must not.
-        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        for key in ("target_modules", "feedforward_modules", "exclude_modules"):
-            if isinstance(settings.get(key), list):
-                settings[key] = sorted(settings[key])
-        text = json.dumps(settings, indent=2, sort_keys=True)
-        (folder / CONFIG).write_text(text, encoding="utf-8")
-
-
-def trial_config(trial: TrialSpec, num_steps: int | None) -> PeftConfig:
-    """PEFT's configuration of a trial of ``num_steps`` optimizer steps.
-
-    Raises:
-        UserError: settings that cannot be used, see ``peft_methods.peft_config``.
-    """
-    if trial.peft is None:
-        raise ValueError(f"{trial.label}: not a trial of a PEFT method")
-    return peft_config(json.loads(trial.peft), trial.targets, num_steps)
+        write_adapter_files(folder, load((folder / WEIGHTS).read_bytes()), base)
 
 
 def new_tuner(base: Base, trial: TrialSpec, num_steps: int) -> PeftTuner:
-    """Put a trial's method on the base, fresh, as the injected_tuner of its multi_lora.
+    """Inject a trial's method, untrained, into the base.
 
     Raises:
-        UserError: it does not fit this model, or lets rows see each other; the base is as it was.
+        UserError: it does not fit this model, or lets rows see each other; the base is restored.
     """
-    tuner = PeftTuner.new(base.model, trial_config(trial, num_steps), trial.seed)
+    if trial.peft is None:
+        raise ValueError(f"{trial.label}: not a trial of a PEFT method")
+    config = peft_config(json.loads(trial.peft), trial.targets, num_steps)
+    tuner = PeftTuner.new(base.model, config, trial.seed)
     base.multi_lora.injected_tuner = tuner
     try:
         check_rows_apart(base)
@@ -303,24 +292,20 @@ def new_tuner(base: Base, trial: TrialSpec, num_steps: int) -> PeftTuner:
 
 
 def load_tuner(base: Base, folder: Path) -> PeftTuner:
-    """Put a stored method on the base, as the injected_tuner of its multi_lora; raises as ``PeftTuner.load``."""
+    """Inject a stored method into the base; raises as ``PeftTuner.load``."""
     tuner = PeftTuner.load(base.model, folder, base.record)
     base.multi_lora.injected_tuner = tuner
     return tuner
 
 
-def check_file(path: Path, record: ModelRecord) -> None:
-    """Raise for a file of weights that is not readable, not finite, or another base's."""
+def check_weights_file(path: Path, record: ModelRecord) -> None:
+    """Raise for a weights file that is not readable, not finite, or another base's."""
     try:
         with safe_open(path, framework="pt") as file:
-            found = (file.metadata() or {}).get(BASE_HASH)
+            recorded = (file.metadata() or {}).get(BASE_HASH)
             for key in file.keys():  # noqa: SIM118 - not a mapping
                 if not torch.isfinite(file.get_tensor(key)).all():
                     raise IntegrityError(f"{path}: tensor {key!r} holds values that are not finite")
     except (SafetensorError, OSError) as error:
         raise IntegrityError(f"{path}: not a readable safetensors file: {error}") from error
-    if found is not None and found != record.sha256:
-        raise UserError(
-            f"adapter {path.parent}: made for another base (weights {found[:12]}..., this one is "
-            f"{record.sha256[:12]}...)"
-        )
+    check_other_base(path.parent, recorded, record.sha256)

@@ -1,4 +1,4 @@
-"""The evaluation engine alone, without a study."""
+"""``rankscope eval``: score a model and its adapters on tasks, without a study."""
 
 from rankscope.tools.evaluate.request import EvalRequest
 from rankscope.tools.evaluate.results_folder import Score

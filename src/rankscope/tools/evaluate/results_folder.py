@@ -1,11 +1,11 @@
-"""Scores on disk: per-item tables and ``scores.json``, by key, so that nothing is scored twice.
+"""Scores on disk, found by key, so that nothing is scored twice.
 
-    DIR/scores.json                what was asked for last, in order, with every metric
-    DIR/results/<key>.json         one model on one task: its record
+    DIR/scores.json                          the scores of the last request, in order
+    DIR/results/<key>.json                   one model on one task: its record
     DIR/items/<task>.<split>/<key>.parquet   its items
 
-A result is whole once its ``results/<key>.json`` is there: that is written last, and holds the hash
-of its table.
+``results/<key>.json`` is written last, and holds the hash of the table: a result is complete once
+it exists.
 """
 
 import os
@@ -19,37 +19,43 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from rankscope.errors import DiskFull, IntegrityError
+from rankscope.evaluate.mixtures import Evaluation
+from rankscope.evaluate.scorers.scorer import ScoreUnit
 from rankscope.filesystem import fsync, is_disk_full, replace_text
 from rankscope.provenance import sha256_file
 from rankscope.records import ITEM_SCHEMA, Estimate, EvalRecord, ItemResult, Record, read_items
 
-SCORES = "scores.json"
 
+class TaskInfo(Record):
+    """What a score records of its task."""
 
-class Score(Record):
-    """One model on one task, and how it compares with the base on the same items."""
-
-    key: str
-    """Of weights, dtype, task and split."""
-    model: str
-    """``base``, or the adapter's short name."""
-    record: EvalRecord
-    change: Estimate | None
-    """Adapter minus base, paired, with a 95 % interval; None for the base."""
-    chance: float | None
-    """Score of guessing, where it is known."""
-    score_unit: Literal["accuracy", "log_probability"] | None
-    """What a higher score is; None where the metric is in a unit of its own."""
-    weights_sha256: str
     task_sha256: str
-    dtype: str
-    prompt_format: Literal["chat", "plain"]
+    """Of everything that scores depend on, the model excepted."""
+    chance: float | None
+    """Score of guessing, if it is known."""
+    score_unit: ScoreUnit | None
+    """None for a metric in another unit."""
     num_fewshot: int
     scorer: str
     source: str
     """Where the rows came from, for people."""
+
+
+class Score(TaskInfo):
+    """One model on one task, compared with the base on the same items."""
+
+    key: str
+    """Of weights, dtype, task and split."""
+    model: str
+    """``base``, or the adapter's label."""
+    record: EvalRecord
+    change: Estimate | None
+    """Adapter minus base, paired, with a 95 % interval; None for the base."""
+    weights_sha256: str
+    dtype: str
+    prompt_format: Literal["chat", "plain"]
     other_base_forced: bool = False
-    """The adapter says that it was made for other weights."""
+    """The adapter records another base."""
 
 
 class AllScores(Record):
@@ -63,104 +69,90 @@ class StoredResult(Record):
 
     key: str
     table: str
-    """Place of the items, relative to the folder."""
+    """Path of the items, relative to the folder."""
     table_sha256: str
     record: EvalRecord
 
 
-class ScoresFolder:
-    """The results of one folder; without one they are kept in memory alone.
-
-    Args:
-        out: a folder, new or old; None keeps results in memory.
-    """
+class ResultsFolder:
+    """The results of a folder, or of this process alone if ``out`` is None."""
 
     def __init__(self, out: Path | None) -> None:
         self.out = out
-        self._kept: dict[str, tuple[EvalRecord, list[ItemResult]]] = {}
+        self._loaded: dict[str, Evaluation] = {}
 
-    def holds(self, key: str) -> bool:
-        """Whether a result was stored, whole.
+    def get(self, key: str) -> Evaluation | None:
+        """A stored result, None if there is none.
 
         Raises:
-            IntegrityError: it was, and is not any more what was written.
+            IntegrityError: it differs from what was written.
         """
-        if key in self._kept:
-            return True
-        if self.out is None or not (place := self._place(key)).is_file():
-            return False
+        if key in self._loaded or self.out is None or not (path := self._path(key)).is_file():
+            return self._loaded.get(key)
         try:
-            stored = StoredResult.model_validate_json(place.read_bytes())
+            stored = StoredResult.model_validate_json(path.read_bytes())
         except ValidationError as error:
             raise IntegrityError(
-                f"{place}: is not what was written; remove it, and the result is scored again"
+                f"{path}: is not what was written; remove it to score the result again"
             ) from error
         table = self.out / stored.table
         if stored.key != key or not table.is_file() or sha256_file(table) != stored.table_sha256:
             raise IntegrityError(
-                f"{table}: missing, or not what was written; remove {place}, and the result is "
-                "scored again"
+                f"{table}: missing, or not what was written; remove {path} to score the result "
+                "again"
             )
-        self._kept[key] = (stored.record, read_items(table))
-        return True
+        self._loaded[key] = (stored.record, read_items(table))
+        return self._loaded[key]
 
-    def record(self, key: str) -> EvalRecord | None:
-        """The record of a result, None where there is none."""
-        return self._kept[key][0] if self.holds(key) else None
-
-    def items(self, key: str) -> list[ItemResult] | None:
-        """The items of a result, None where there is none."""
-        return self._kept[key][1] if self.holds(key) else None
-
-    def keep(self, key: str, model: str, record: EvalRecord, items: list[ItemResult]) -> None:
+    def put(self, key: str, model: str, evaluation: Evaluation) -> None:
         """Store one result: its table, then its record.
 
         Raises:
-            DiskFull: no space; nothing of this result is left.
+            DiskFull: no space is left; nothing of this result is kept.
         """
-        self._kept[key] = (record, items)
+        self._loaded[key] = evaluation
         if self.out is None:
             return
-        # A harness task's name is whatever its file says.
+        record, items = evaluation
+        # An lm_eval task's name is any text of its file.
         name = re.sub(r"[^\w.+-]", "_", record.task)
-        place = f"items/{name}.{record.split}/{key}.parquet"
-        table = self.out / place
+        relative = f"items/{name}.{record.split}/{key}.parquet"
+        table = self.out / relative
         table.parent.mkdir(parents=True, exist_ok=True)
         (self.out / "results").mkdir(exist_ok=True)
-        aside = table.with_name(f".{table.name}.{os.getpid()}.part")
+        partial = table.with_name(f".{table.name}.{os.getpid()}.part")
         try:
-            write_table(aside, model, record, items)
-            fsync(aside)
-            os.replace(aside, table)
+            pq.write_table(item_table(model, record, items), partial)
+            fsync(partial)
+            os.replace(partial, table)
         except OSError as error:
-            aside.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             if not is_disk_full(error):
                 raise
-            raise DiskFull(f"{table}: the disk is full; make room, then ask again") from error
+            raise DiskFull(f"{table}: the disk is full; free space, then run again") from error
         digest = sha256_file(table)
-        stored = StoredResult(key=key, table=place, table_sha256=digest, record=record)
-        replace_text(self._place(key), stored.model_dump_json(indent=2) + "\n")
+        stored = StoredResult(key=key, table=relative, table_sha256=digest, record=record)
+        replace_text(self._path(key), stored.model_dump_json(indent=2) + "\n")
 
-    def write(self, scores: Sequence[Score]) -> None:
+    def write_scores(self, scores: Sequence[Score]) -> None:
         """Write ``scores.json``, in one step."""
         if self.out is not None and scores:
             text = AllScores(scores=tuple(scores)).model_dump_json(indent=2)
-            replace_text(self.out / SCORES, text + "\n")
+            replace_text(self.out / "scores.json", text + "\n")
 
-    def _place(self, key: str) -> Path:
+    def _path(self, key: str) -> Path:
         assert self.out is not None
         return self.out / "results" / f"{key}.json"
 
 
-def write_table(path: Path, model: str, record: EvalRecord, items: Sequence[ItemResult]) -> None:
-    """Per-item results of one model: ``ITEM_SCHEMA``'s columns, ``adapter`` and ``correct``.
+def item_table(model: str, record: EvalRecord, items: Sequence[ItemResult]) -> pa.Table:
+    """``ITEM_SCHEMA``'s columns, ``adapter`` and ``correct``.
 
-    ``correct`` is null where an item has a likelihood, or a score in another unit, and nothing to
-    be right about.
+    ``correct`` is null for likelihoods and other scores that are neither right nor wrong.
     """
     columns = {name: [getattr(item, name) for item in items] for name in ITEM_SCHEMA.names}
     table = pa.table(columns, schema=ITEM_SCHEMA)
     table = table.append_column("adapter", pa.array([model] * len(items), pa.string()))
     has_answers = record.metric != "logprob_per_token" and all(0 <= i.score <= 1 for i in items)
     correct = [item.score == 1 if has_answers else None for item in items]
-    pq.write_table(table.append_column("correct", pa.array(correct, pa.bool_())), path)
+    return table.append_column("correct", pa.array(correct, pa.bool_()))

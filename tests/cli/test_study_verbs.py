@@ -1,35 +1,24 @@
-"""Every verb as a user meets it: help with an example, the own-data walk, JSON, exit codes."""
+"""The verbs of a study as a user meets them: the walk on own data, JSON, exit codes, export."""
 
 import csv
 import json
 import re
-import shlex
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import typer
 from command_line import Outcome, files_below, settings, write_rows
 from command_line import rankscope as command
-from large_shapes import LLAMA_8B, QWEN_7B
 from rich.console import Console
 
-import rankscope.cli
 from rankscope.cli import terminal
 from rankscope.config.loader import load_study_file, published_schema
 from rankscope.data.pocket_world import pocket_rows
 from rankscope.models.adapters.folder import load_adapter
-from rankscope.models.load import load_model
-from rankscope.models.pocket import pocket_folder
+from rankscope.models.load import load_model, pocket_folder
 from rankscope.records import Recommendation
 from rankscope.store import Ledger, TrialFailure
-
-VERBS = sorted(typer.main.get_command(rankscope.cli.app).commands)  # type: ignore[attr-defined]
-PROMISED = {"quickstart", "init", "check", "plan", "run", "status", "report", "export", "verify"}
 
 CHANGES = settings(
     "arms=[{method: lora, rank: [2, 4], lr: 2e-3}, {method: full, lr: 5e-4}]",
@@ -75,103 +64,6 @@ def copied(walk: Walk, tmp_path: Path) -> Path:
     """A copy of the finished study, to be damaged."""
     shutil.copytree(walk.out, tmp_path / "copy")
     return tmp_path / "copy"
-
-
-# --- help, version, usage -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_has_an_example_that_parses(verb: str) -> None:
-    """The example uses this verb, as many arguments as it has, and options that it knows."""
-    shown = command(verb, "--help")
-    assert shown.code == 0
-    example = re.search(r"Example: rankscope (.*)", shown.out)
-    assert example is not None, shown.out
-    first, *words = shlex.split(example[1])
-    assert first == verb
-    known = typer.main.get_command(rankscope.cli.app).commands[verb]  # type: ignore[attr-defined]
-    with known.make_context(verb, words) as context:
-        assert {p.name for p in known.params if p.required} <= {
-            name for name, value in context.params.items() if value is not None
-        }
-
-
-def test_the_verbs_there_are() -> None:
-    others = {"compare", "eval", "fetch", "inspect", "params", "predict", "shrink"}
-    assert set(VERBS) == PROMISED | others
-    shown = command("--help").out
-    assert "Example: rankscope quickstart" in shown
-    assert all(f"  {verb} " in shown for verb in VERBS)
-    assert "..." not in shown.partition("Commands:")[2]  # each verb's sentence fits its line
-    assert command().told.startswith("Usage: rankscope")
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("guess",),
-        ("--guess",),
-        ("check",),
-        ("check", "a.yaml", "b.yaml"),
-        ("check", "a.yaml", "--guess"),
-        ("check", "a.yaml", "--rows", "many"),
-        ("check", "a.yaml", "--rows", "-1"),
-        ("run", "a.yaml", "--out"),
-        ("export", "out", "trial"),
-        ("params", "pocket", "--rank", "eight"),
-    ],
-    ids=" ".join,
-)
-def test_usage_errors(words: tuple[str, ...]) -> None:
-    outcome = command(*words)
-    assert outcome.code == 2
-    assert outcome.out == ""
-    assert "Error: " in outcome.err
-    assert "Traceback" not in outcome.err
-
-
-def test_version() -> None:
-    outcome = command("--version")
-    assert (outcome.code, outcome.out) == (0, f"rankscope {version('rankscope')}\n")
-
-
-SABOTAGE = """
-import sys
-from rankscope import cli
-from rankscope.config import presets
-
-def study_template(*arguments):
-    raise {error}
-
-presets.study_template = study_template
-sys.argv = ["rankscope", "init", "study.yaml"]
-cli.main()
-"""
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "said"),
-    [
-        ("ZeroDivisionError('a bug')", 1, "Traceback (most recent call last)"),
-        ("FileNotFoundError(2, 'No such file', 'inside')", 1, "Traceback"),
-        ("KeyboardInterrupt", 130, ""),
-    ],
-)
-def test_a_bug_shows_its_traceback(tmp_path: Path, error: str, code: int, said: str) -> None:
-    """In a process of its own, whose exit code is what a shell sees."""
-    ended = subprocess.run(
-        [sys.executable, "-c", SABOTAGE.format(error=error)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
-    assert ended.returncode == code
-    assert said in ended.stderr
-    if code == 1:
-        assert error.partition("(")[0] in ended.stderr.splitlines()[-1]
-    else:
-        assert "Traceback" not in ended.stderr
 
 
 # --- init ---------------------------------------------------------------------------------------
@@ -388,9 +280,6 @@ def test_tables_are_written_beside_the_study(walk: Walk, tmp_path: Path) -> None
         heading, *rows = csv.reader(file)
     assert [row[heading.index("rank")] for row in rows] == ["2", "4", ""]
     assert "failed" not in names
-    (target / "failed.md").write_text("of another day")
-    assert command("report", walk.out, "--tables", target).code == 0
-    assert {path.stem for path in target.iterdir()} == names
 
 
 def test_tables_are_refused_before_the_report_is_written(copied: Path, tmp_path: Path) -> None:
@@ -447,40 +336,6 @@ def test_export_compares_hashes_first(copied: Path, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"copy"}
 
 
-# --- params -------------------------------------------------------------------------------------
-
-
-# Per unit of rank by hand: see tests/models/test_parameters.py.
-@pytest.mark.parametrize(
-    ("config", "per_rank_attention", "per_rank_all"),
-    [(LLAMA_8B, 851_968, 2_621_440), (QWEN_7B, 630_784, 2_523_136)],
-    ids=["Llama-3.1-8B", "Qwen2.5-7B"],
-)
-def test_parameter_counts(
-    tmp_path: Path, config: object, per_rank_attention: int, per_rank_all: int
-) -> None:
-    config.save_pretrained(tmp_path)  # type: ignore[attr-defined]
-    ranks = (8, 32, 64, 128)
-    asked = [word for rank in ranks for word in ("--rank", rank)]
-    counts = json.loads(command("params", tmp_path, *asked, "--json").out)["trainable"]
-    assert counts == {str(rank): rank * per_rank_attention for rank in ranks}
-    shown = command("params", tmp_path, *asked, "--targets", "all-linear")
-    assert shown.code == 0
-    assert all(f"{rank * per_rank_all:,}" in shown.out for rank in ranks)
-    spaced = command(
-        "params", tmp_path, *asked, "--json", "--targets", "q_proj, k_proj ,v_proj,o_proj"
-    )
-    assert json.loads(spaced.out)["trainable"] == counts
-
-
-def test_the_published_counts_of_llama(tmp_path: Path) -> None:
-    """The figures that arXiv 2512.15634's setting implies, as a reader would look them up."""
-    LLAMA_8B.save_pretrained(tmp_path)
-    shown = command("params", tmp_path).out
-    for count in ("6,815,744", "27,262,976", "54,525,952", "109,051,904", "8,030,261,248"):
-        assert count in shown
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [("num_attention_heads", 0), ("hidden_size", "abc"), ("hidden_size", -8)],
@@ -501,14 +356,6 @@ def test_a_configuration_that_builds_no_model(
 # --- how it looks -------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[80, 120])
-def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """A terminal of so many columns."""
-    columns = int(request.param)
-    monkeypatch.setattr(terminal, "out_console", Console(width=columns))
-    return columns
-
-
 def table_lines(text: str) -> list[str]:
     """The rows of the first table: what stands between its rule and the next blank line."""
     lines = [line.rstrip() for line in text.splitlines()]
@@ -516,7 +363,10 @@ def table_lines(text: str) -> list[str]:
     return lines[rule + 1 : lines.index("", rule)]
 
 
-def test_tables_fit_and_nothing_in_them_breaks(tmp_path: Path, width: int, walk: Walk) -> None:
+def test_tables_fit_eighty_columns_and_nothing_in_them_breaks(
+    tmp_path: Path, walk: Walk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "out_console", Console(width=80))
     file = tmp_path / "pocket.yaml"
     assert command("init", file, "--preset", "pocket").code == 0
     checked = command("check", file, "--rows", "1").out
@@ -533,4 +383,4 @@ def test_tables_fit_and_nothing_in_them_breaks(tmp_path: Path, width: int, walk:
     status = command("status", walk.out).out
     assert [line.split()[0] for line in table_lines(status)] == list(trial_ids(walk.out).values())
     for text in (checked, *planned, status):
-        assert max(map(len, text.splitlines())) <= width
+        assert max(map(len, text.splitlines())) <= 80

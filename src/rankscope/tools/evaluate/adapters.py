@@ -1,0 +1,120 @@
+"""Adapter folders on the command line: checked before anything is loaded, then put on the base."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rankscope.errors import IntegrityError, UserError
+from rankscope.models.adapters.folder import (
+    adapter_sha256,
+    check_other_base,
+    load_adapter,
+    recorded_base,
+)
+from rankscope.models.adapters.settings import CONFIG, WEIGHTS, read_adapter_config
+from rankscope.models.adapters.warm_start import check_adapter_shapes
+from rankscope.models.base import Base
+from rankscope.models.parameters import Architecture
+from rankscope.models.peft_backend.tuner import PeftTuner
+from rankscope.records import BASE
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFolder:
+    """An adapter on disk that fits the model."""
+
+    label: str
+    folder: Path
+    sha256: str
+    is_lora: bool
+    """Scored together with the base and other LoRA adapters; other PEFT methods run one by one."""
+    recorded_base: str | None
+    is_forced: bool
+    """It records another base, and is scored all the same."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of its scores must know."""
+        if not self.is_forced:
+            return []
+        return [
+            f"adapter {self.label}: records another base ({(self.recorded_base or '')[:12]}...) "
+            "and is scored on this model because of --force"
+        ]
+
+    def attach(self, base: Base) -> None:
+        """Attach a LoRA adapter under its label, or inject another PEFT method into the base.
+
+        Raises:
+            UserError: it is damaged, or does not fit the model.
+        """
+        if self.is_lora:
+            base.multi_lora.attach(load_adapter(self.folder, self.label).to(base.device))
+            return
+        record = base.record
+        if self.is_forced and self.recorded_base is not None:
+            record = record.model_copy(update={"sha256": self.recorded_base})
+        try:
+            base.multi_lora.injected_tuner = PeftTuner.load(base.model, self.folder, record)
+        except IntegrityError as error:
+            raise UserError(f"{error}; expected an undamaged adapter of this model") from error
+
+
+def read_adapters(
+    paths: Sequence[str], shapes: Architecture, base_sha256: str, *, force: bool
+) -> list[AdapterFolder]:
+    """Check every adapter against the model, before any weights are loaded.
+
+    Raises:
+        UserError: an adapter is missing, damaged, of other shapes or, without ``force``, made for
+            another base.
+    """
+    adapters = []
+    for text, label in zip(paths, adapter_labels(paths), strict=True):
+        folder = Path(text).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"adapter {text}: no such folder; expected a PEFT adapter folder")
+        is_lora = peft_type(folder) == "LORA"
+        if is_lora:
+            read_adapter_config(folder)
+            try:
+                check_adapter_shapes(folder, load_adapter(folder, label), shapes)
+            except IntegrityError as error:
+                raise UserError(f"adapter {folder}: damaged: {error}") from error
+        recorded = recorded_base(folder)
+        if not force:
+            try:
+                check_other_base(folder, recorded, base_sha256)
+            except UserError as error:
+                raise UserError(
+                    f"{error}; give the base that it was made for, or --force to score it on this "
+                    "one and record that in the result"
+                ) from error
+        is_forced = recorded is not None and recorded != base_sha256
+        sha256 = adapter_sha256(folder)
+        adapters.append(AdapterFolder(label, folder, sha256, is_lora, recorded, is_forced))
+    return adapters
+
+
+def adapter_labels(paths: Sequence[str]) -> list[str]:
+    """The folders' own names, with as many parent folders as make them unique."""
+    folders = [Path(path).expanduser().resolve() for path in paths]
+    repeated = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if repeated is not None:
+        raise UserError(f"adapter {repeated}: is given twice; give it once")
+    depth = 1
+    while True:
+        labels = ["/".join(folder.parts[-depth:]) for folder in folders]
+        if len(set(labels)) == len(labels) and BASE not in labels:
+            return labels
+        depth += 1
+
+
+def peft_type(folder: Path) -> str:
+    if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
+        read_adapter_config(folder)  # raises, naming the missing file or the pickle
+    try:
+        return str(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["peft_type"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"adapter {folder}: {CONFIG} names no peft_type ({error})") from error

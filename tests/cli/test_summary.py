@@ -1,0 +1,76 @@
+"""The summary that ``run`` and ``report`` print."""
+
+import io
+import re
+
+from report_studies import hostile_study, ordinary_study, study_and_advice
+from rich.console import Console
+from rich.table import Table
+from synthetic_study import Truth
+
+from rankscope.cli.render.summary import summary_table
+
+
+def printed(table: Table, width: int = 140) -> list[str]:
+    output = io.StringIO()
+    Console(file=output, width=width, color_system=None).print(table)
+    return output.getvalue().splitlines()
+
+
+def test_summary_has_the_base_first_every_arm_and_one_mark_per_task() -> None:
+    study, advice = ordinary_study()
+    lines = printed(summary_table(study, advice))
+    text = "\n".join(lines)
+    arms = [arm for task in advice.advice for arm in task.arms]
+    rows = [line for line in lines if "lr=" in line]
+    assert len(rows) == len(arms)
+    assert text.index("base") < text.index("r=2 lr=")
+    marked = [line for line in rows if "▸" in line]
+    assert len(marked) == len([a for a in advice.advice if a.chosen])
+    assert all(
+        a.chosen.label in line for a, line in zip(advice.advice, marked, strict=True) if a.chosen
+    )
+    failed = [line for line in rows if "2/3" in line]
+    assert len(failed) == 2
+    assert all("r=32 lr=0.003" in line for line in failed)
+
+
+def test_summary_writes_points_and_half_widths() -> None:
+    study, advice = ordinary_study()
+    arm = next(a for a in advice.advice[0].arms if a.seeds == 3)
+    assert arm.gain is not None
+    assert arm.gain.low is not None
+    assert arm.gain.high is not None
+    row = next(line for line in printed(summary_table(study, advice)) if arm.label in line)
+    assert f"{100 * arm.gain.value:+.1f} ±{50 * (arm.gain.high - arm.gain.low):.1f}" in row
+    assert f"{arm.trainable_parameters:,}" in row
+
+
+def test_summary_fits_eighty_columns_with_whole_arm_names() -> None:
+    study, advice = ordinary_study()
+    lines = printed(summary_table(study, advice), width=80)
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    for task in advice.advice:
+        for arm in task.arms:
+            assert arm.label in text
+    assert "…" not in text
+    heading = next(line for line in lines if "arm" in line)
+    assert heading.split() == ["arm", *"seeds in-domain gain forgetting params time".split()]
+    rows = [line for line in lines if "lr=" in line]
+    assert all(re.search(r"\d:\d\d\s*$", line) for line in rows)
+
+
+def test_summary_of_a_study_without_results_says_so() -> None:
+    every = {(rank, 1e-3, 0): "oom" for rank in (2, 8, 32)} | {(None, 5e-4, 0): "failed"}
+    study, advice = study_and_advice(Truth(num_items=20, seeds=(0,), failed=every))  # type: ignore[arg-type]
+    text = "\n".join(printed(summary_table(study, advice)))
+    assert text.count(" 0/1 ") == 4
+    assert "▸" not in text
+
+
+def test_hostile_names_do_not_style_or_reverse_the_terminal() -> None:
+    text = "\n".join(printed(summary_table(*hostile_study())))
+    assert "\u202e" not in text
+    assert "\x1b" not in text
+    assert "<img" in text
