@@ -6,12 +6,13 @@ losses nats per token.
 """
 
 from rankscope.records.advice import (
+    AdviceKind,
+    AdviceMessage,
     ArmComparison,
     ArmSummary,
+    Confidence,
     Decision,
     Estimate,
-    Need,
-    Reason,
     Recommendation,
     SubjectChange,
     TaskAdvice,

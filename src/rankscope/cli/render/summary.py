@@ -103,6 +103,6 @@ def _answer_lines(recommendation: Recommendation, with_reasons: bool) -> Iterato
         if not with_reasons:
             continue
         yield from (Text(terminal_text(f"  - {reason.text}")) for reason in advice.reasons)
-        if advice.needs:
+        if advice.next_steps:
             yield Text(f"  {NEXT_STEPS_TITLES[advice.confidence]}:")
-        yield from (Text(terminal_text(f"  - {need.text}")) for need in advice.needs)
+        yield from (Text(terminal_text(f"  - {step.text}")) for step in advice.next_steps)
