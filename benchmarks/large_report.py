@@ -41,10 +41,10 @@ def store(study: StudyRecords, out: Path) -> None:
         )
         ledger.put_trials([trial.spec for trial in study.trials])
         ledger.commit_training([trial.train for trial in study.trials if trial.train is not None])
-        ledger.commit_spectra(
+        ledger.commit(
             [trial.spectra for trial in study.trials if trial.spectra is not None]
         )
-        ledger.commit_curve([point for trial in study.trials for point in trial.curve])
+        ledger.commit([point for trial in study.trials for point in trial.curve])
         artifacts: list[Artifact] = []
         for key, scores in study.items.items():
             rows = zip(scores.item_ids, scores.subjects, scores.scores, strict=True)
@@ -64,7 +64,7 @@ def store(study: StudyRecords, out: Path) -> None:
                     ],
                 )
                 artifacts += ledger.publish(folder / "items.parquet", items_path(*key))
-        ledger.commit_evals(list(study.evals.values()), artifacts)
+        ledger.commit(list(study.evals.values()), artifacts)
         ledger.finish_trials([t.spec.trial_id for t in study.trials if t.train is not None])
 
 

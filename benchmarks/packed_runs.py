@@ -50,11 +50,11 @@ def train(
     """Train one group and add what it measured."""
     clock = StepClock(base.device)
     result = train_group(base, group, rows.encoded, protocol, progress=lambda *_: clock.step_done())
-    for trial_state in result.trial_states:
-        if trial_state.failure is not None:
-            raise RuntimeError(f"{trial_state.spec.trial_id}: {trial_state.failure}")
-        times.losses[trial_state.spec.trial_id] = [point.loss for point in trial_state.losses]
-        times.tokens += sum(len(row.input_ids) for row in rows.timed(trial_state.spec))
+    for state in result.states:
+        if state.failure is not None:
+            raise RuntimeError(f"{state.spec.trial_id}: {state.failure}")
+        times.losses[state.spec.trial_id] = [point.loss for point in state.losses]
+        times.tokens += sum(len(row.input_ids) for row in rows.timed(state.spec))
     times.seconds += clock.seconds_after(rows.setting.warmup_steps)
     base.multi_lora.clear()
 

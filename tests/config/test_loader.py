@@ -412,8 +412,7 @@ def test_full_fine_tuning_has_no_adapter_settings(write: Write) -> None:
         ),
         (
             "{method: [dora, pissa], rank: 8, lr: 1e-3, lr_ratio: 4}",
-            "arms.0: method 'dora' has no lr_ratio: remove it, or use "
-            "lora+",
+            "arms.0: method 'dora' has no lr_ratio: remove it, or use lora+",
         ),
         (
             "{method: [lora, pissa], lr: 1e-3, init_from: x}",

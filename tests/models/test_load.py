@@ -103,7 +103,7 @@ def test_lora_training_leaves_every_weight_as_it_was(whole: Path) -> None:
     )
     row = EncodedRow(tuple(IDS), (False,) + (True,) * (len(IDS) - 1), False)
     result = train_group(base, [spec], [row], TrainConfig(max_steps=5, warmup_fraction=0))
-    assert result.trial_states[0].losses[-1].loss < result.trial_states[0].losses[0].loss
+    assert result.states[0].losses[-1].loss < result.states[0].losses[0].loss
     base.multi_lora.clear()
     after = {
         name.replace(".linear.weight", ".weight"): p for name, p in base.model.named_parameters()

@@ -1,4 +1,4 @@
-"""LearningCurve: what a trial scores while it trains is what its weights score, and costs it nothing."""
+"""A curve point is what a trial's weights score, and scoring does not change its training."""
 
 import signal
 from pathlib import Path

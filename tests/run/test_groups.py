@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from rankscope.errors import Interrupted
 from rankscope.progress import NullReporter
-from rankscope.run.group_ledger import budget_of, halve, hand_down, settled, shrink
-from rankscope.run.prepare import PreparedStudy
+from rankscope.run.group_ledger import GroupLedger, resolve_groups
+from rankscope.run.prepared import PreparedStudy
 from rankscope.store import Ledger, adapter_path
 from rankscope.train.checkpoint import GroupCheckpoint, GroupState
 
@@ -42,8 +42,8 @@ def test_groups_stay_when_another_amount_of_memory_is_free(tmp_path: Path) -> No
     assert (sizes(tight), sizes(wide)) == ([1] * 4, [4])
     for first, second in ((tight, wide), (wide, tight)):
         with Ledger.open(tmp_path / str(sizes(first)), write=True) as ledger:
-            assert settled(ledger, first).groups == first.groups
-            assert settled(ledger, second).groups == first.groups
+            assert resolve_groups(ledger, first) == first.groups
+            assert resolve_groups(ledger, second) == first.groups
 
 
 def test_new_trials_are_packed_among_themselves_and_changed_settings_cut_anew(
@@ -52,30 +52,30 @@ def test_new_trials_are_packed_among_themselves_and_changed_settings_cut_anew(
     before = inputs_with(tmp_path, 2**40, seeds=[0, 1])
     after = inputs_with(tmp_path, 2**40, seeds=[0, 1, 2, 3])
     with Ledger.open(tmp_path / "out", write=True) as ledger:
-        settled(ledger, before)
-        grown = settled(ledger, after)
-        assert sizes(grown) == [2, 2]
-        assert grown.groups[0] == before.groups[0]
-        assert sizes(settled(ledger, before)) == [2]  # seeds taken away again
+        resolve_groups(ledger, before)
+        grown = resolve_groups(ledger, after)
+        assert [len(group) for group in grown] == [2, 2]
+        assert grown[0] == before.groups[0]
+        assert [len(g) for g in resolve_groups(ledger, before)] == [2]  # seeds taken away again
         other = inputs_with(tmp_path, 2**40, max_group_size=1)
-        assert sizes(settled(ledger, other)) == [1] * 4
+        assert [len(group) for group in resolve_groups(ledger, other)] == [1] * 4
 
 
 def test_halves_take_the_place_of_a_group_and_its_state(tmp_path: Path) -> None:
     inputs = inputs_with(tmp_path, 2**40)
     (group,) = inputs.groups
     with Ledger.open(tmp_path / "out", write=True) as ledger:
-        settled(ledger, inputs)
-        halves = halve(ledger, inputs, group)
-        assert settled(ledger, inputs).groups == halves
+        resolve_groups(ledger, inputs)
+        halves = GroupLedger(ledger, inputs).split(group)
+        assert resolve_groups(ledger, inputs) == halves
         assert halves[0] + halves[1] == group
     whole, half = GroupCheckpoint(tmp_path / "whole"), GroupCheckpoint(tmp_path / "half")
-    hand_down(whole, halves[0], half)
+    whole.extract([t.trial_id for t in halves[0]], half)
     assert half.load() is None
     tensors = {f"{t.trial_id}/parameter/0": torch.full((2,), float(i)) for i, t in enumerate(group)}
     counted = {t.trial_id: {"num_tokens": 10 * (i + 1)} for i, t in enumerate(group)}
     whole.save(GroupState(5, tensors, {**counted, "seconds": 10}))
-    hand_down(whole, halves[1], half)
+    whole.extract([t.trial_id for t in halves[1]], half)
     state = half.load()
     assert state is not None
     assert state.step == 5
@@ -92,12 +92,14 @@ def test_a_study_that_asks_for_smaller_passes_gets_them(tmp_path: Path) -> None:
     inputs = inputs_with(tmp_path, 2**40)
     (group,) = inputs.groups
     with Ledger.open(tmp_path / "out", write=True) as ledger:
-        settled(ledger, inputs)
-        shrink(ledger, inputs, group, 512)
+        resolve_groups(ledger, inputs)
+        stored = GroupLedger(ledger, inputs).stored()
+        budgets = {trial.trial_id: 512 for trial in group}
+        ledger.put_groups(stored.model_copy(update={"batch_tokens": budgets}))
         for asked, expected in ((4096, 512), (256, 256)):
             train = {**SETTINGS["train"], "batch_tokens": asked}
             now = small_study(tmp_path, arms=[LORA], seeds=[0, 1, 2, 3], train=train).check()
-            assert budget_of(ledger, now, group) == expected
+            assert GroupLedger(ledger, now).batch_tokens(group) == expected
 
 
 LIMITED = """
@@ -156,7 +158,7 @@ def test_a_real_shortage_cuts_passes_and_the_study_goes_on(tmp_path: Path) -> No
     file = study_file(tmp_path, **settings)
     statuses, notes = limited_run(file, tmp_path / "out", "train", plan.memory_bytes // 2)
     assert statuses == ["done", "done"]
-    assert any("forward passes are cut" in note for note in notes)
+    assert any("forward passes get fewer tokens" in note for note in notes)
 
 
 WIDE = {**LORA, "rank": 1024}
@@ -190,8 +192,8 @@ def test_a_group_that_does_not_fit_is_halved_and_every_trial_trained(tmp_path: P
     file = study_file(tmp_path, **settings)
     statuses, notes = limited_run(file, tmp_path / "out", "train", state_bytes // 2)
     assert statuses == ["done"] * 4
-    assert [note for note in notes if "fit into memory" in note] == [
-        "4 trials do not fit into memory together: halved"
+    assert [note for note in notes if "split in two" in note] == [
+        "not enough memory to train 4 trials together: the group is split in two"
     ]
     with Ledger.open(tmp_path / "out", write=False) as ledger:
         stored = ledger.groups()
@@ -219,7 +221,7 @@ def test_a_trial_that_does_not_fit_alone_is_out_of_memory_and_the_others_end(
     )
     statuses, notes = limited_run(file, tmp_path / "out", "train", 80 * 10**6)
     assert statuses == ["done", "done", "oom", "oom"]
-    assert any("forward passes are cut" in note for note in notes)  # before it is given up
+    assert any("forward passes get fewer tokens" in note for note in notes)  # before it is given up
     with Ledger.open(tmp_path / "out", write=False) as ledger:
         failures = [t.failure for t in ledger.load().trials]
     assert failures[:2] == [None, None]
@@ -251,11 +253,11 @@ def test_a_trial_whose_scoring_does_not_fit_is_out_of_memory_and_the_others_end(
     file = study_file(tmp_path, **settings)
     statuses, notes = limited_run(file, tmp_path / "out", "evaluate", 40 * 10**6)
     assert statuses == ["done", "oom"]
-    assert any("cannot be scored together" in note for note in notes)
+    assert any("not enough memory to score 2 trials" in note for note in notes)
     with Ledger.open(tmp_path / "out", write=False) as ledger:
         records = ledger.load()
     small, wide = records.trials
-    assert str(wide.failure).startswith("scoring it ran out of memory: ")
+    assert str(wide.failure).startswith("scoring ran out of memory: ")
     scored = {key[1:] for key in records.evals if key[0] == small.spec.trial_id}
     assert len(scored) == 4
     assert not [key for key in records.evals if key[0] == wide.spec.trial_id]

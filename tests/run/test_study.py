@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from rankscope.cli import main
 from rankscope.device import is_out_of_memory
 from rankscope.errors import Interrupted
-from rankscope.models.pocket import pocket_folder
+from rankscope.models.load import pocket_folder
 from rankscope.progress import NullReporter
 from rankscope.records import StudyRecords, TrialRecords
 from rankscope.run.study import Study, write_outputs
@@ -262,7 +262,7 @@ def other_tokenizer(folder: Path) -> Path:
         (changed("evaluate", max_items=15), "task 'pocket_med'"),
         ({"dtype": "bfloat16"}, "dtype"),
         ({"analyze": {"spectra": {"intruder_k": 9}}}, "intruder_k"),
-        ({"analyze": {"spectra": {"top_k": 64}}}, "compare 32 singular vectors"),
+        ({"analyze": {"spectra": {"top_k": 64}}}, "top_k of 128 x 128 matrices 32"),
         ({"model": "other"}, "base model"),
         ({"model": "same weights, other tokenizer"}, "task 'pocket_med'"),
     ],

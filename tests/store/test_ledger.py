@@ -26,7 +26,7 @@ from rankscope.records import (
     TrialSpec,
     write_items,
 )
-from rankscope.run.runner import CHECKPOINTS
+from rankscope.run.stages.train import CHECKPOINTS
 from rankscope.store import Ledger, TrialFailure, adapter_path, items_path
 
 FIXTURES = os.pathsep.join(
@@ -171,7 +171,7 @@ def store_eval(ledger: Ledger, trial_id: str) -> None:
         write_items(folder / "items.parquet", item_results(trial_id))
         place = items_path(trial_id, "med", "test")
         artifacts = ledger.publish(folder / "items.parquet", place)
-        ledger.commit_evals([eval_record(trial_id)], artifacts)
+        ledger.commit([eval_record(trial_id)], artifacts)
 
 
 def run_everything(out: Path) -> None:
@@ -183,8 +183,8 @@ def run_everything(out: Path) -> None:
             store_training(ledger, missing)
         for trial_id, _, _ in ledger.missing_evals((i, "med", "test") for i in [BASE, *IDS]):
             store_eval(ledger, trial_id)
-        for spec in ledger.missing_spectra():
-            ledger.commit_spectra(
+        for spec in ledger.without_record("spectra", SPECS):
+            ledger.commit(
                 [
                     SpectraRecord(
                         trial_id=spec.trial_id,
@@ -258,11 +258,11 @@ def test_missing_work_is_what_no_record_tells_of(tmp_path: Path) -> None:
     with Ledger.open(tmp_path, write=True) as ledger:
         begin(ledger)
         assert planned(ledger) == SPECS
-        assert ledger.missing_spectra() == []
+        assert ledger.without_record("spectra", SPECS) == []
         store_training(ledger, IDS[:1])
         ledger.commit_training([], [TrialFailure(IDS[1], "diverged", "loss is NaN at step 3")])
         assert planned(ledger) == SPECS[2:]
-        assert ledger.missing_spectra() == SPECS[:1]
+        assert ledger.without_record("spectra", SPECS) == SPECS[:1]
         wanted = [(i, "med", "test") for i in (BASE, IDS[0])]
         assert ledger.missing_evals(wanted) == wanted
         store_eval(ledger, BASE)
@@ -294,20 +294,21 @@ def test_a_curve_has_each_point_once_and_outlives_its_trials_failure(tmp_path: P
     first, second = IDS[0], IDS[1]
     with Ledger.open(tmp_path, write=True) as ledger:
         begin(ledger)
-        wanted = [(i, "med", step) for step in (2, 4) for i in (first, second)]
-        assert ledger.missing_points(wanted) == wanted
-        ledger.commit_curve([curve_point(first, 4), curve_point(second, 4)])
-        ledger.commit_curve([curve_point(first, 4, score=0.9), curve_point(first, 2)])
-        assert ledger.missing_points(wanted) == [(second, "med", 2)]
+        assert ledger.curve_points(SPECS) == {}
+        ledger.commit([curve_point(first, 4), curve_point(second, 4)])
+        ledger.commit([curve_point(first, 4, score=0.9), curve_point(first, 2)])
+        stored = {(first, "med", 2), (first, "med", 4), (second, "med", 4)}
+        assert set(ledger.curve_points(SPECS)) == stored
+        assert set(ledger.curve_points(SPECS[:1])) == stored - {(second, "med", 4)}
         ledger.commit_training([], [TrialFailure(first, "diverged", "loss is NaN at step 5")])
-        ledger.commit_curve([curve_point(first, 2, task="no longer in the study")])
+        ledger.commit([curve_point(first, 2, task="no longer in the study")])
         found = {trial.spec.trial_id: trial for trial in ledger.load().trials}
         assert found[first].status == "diverged"
         assert found[first].curve == (curve_point(first, 2), curve_point(first, 4))
         assert found[second].curve == (curve_point(second, 4),)
         assert found[IDS[2]].curve == ()
         with pytest.raises(KeyError, match="stranger"):
-            ledger.commit_curve([curve_point("stranger", 2)])
+            ledger.commit([curve_point("stranger", 2)])
 
 
 def test_a_group_enters_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -322,7 +323,7 @@ def test_a_group_enters_whole_or_not_at_all(tmp_path: Path) -> None:
         assert planned(ledger) == SPECS
         assert [trial.train for trial in ledger.load().trials] == [None] * 3
         with pytest.raises(KeyError, match="together with its items"):
-            ledger.commit_evals([eval_record(BASE)])
+            ledger.commit([eval_record(BASE)])
         assert ledger.load().evals == {}
 
 

@@ -44,8 +44,7 @@ def train(trials: list[TrialSpec], folder: Path | None = None, stop_at: int = 0)
 def everything(result: GroupResult) -> list[object]:
     """Weights by hash, optimizer, generator and every counter."""
     return [
-        (trial_state.spec, sha256_tensors(trial_state.tensors()), trial_state.counters())
-        for trial_state in result.trial_states
+        (state.spec, sha256_tensors(state.tensors()), state.counters()) for state in result.states
     ]
 
 
@@ -72,9 +71,9 @@ def test_a_trial_that_left_stays_out_after_resuming(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         train(trials, tmp_path, 6)
     resumed = train(trials, tmp_path)
-    assert resumed.trial_states[0].failure is not None
+    assert resumed.states[0].failure is not None
     assert everything(resumed)[1] == everything(train(trials))[1]
-    assert resumed.trial_states[0].failure == train(trials).trial_states[0].failure
+    assert resumed.states[0].failure == train(trials).states[0].failure
 
 
 # --- the files ---

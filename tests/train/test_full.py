@@ -73,7 +73,7 @@ def test_bfloat16_products_follow_the_float32_losses() -> None:
             for point in train_group(
                 base_of(tiny_llama().to(dtype)), [full_trial(lr=3e-3)], ROWS[:4], train
             )
-            .trial_states[0]
+            .states[0]
             .losses
         ]
         for dtype in (torch.float32, torch.bfloat16)
@@ -91,13 +91,13 @@ def test_eight_bit_moments_are_kept_and_train_alike() -> None:
     # bitsandbytes keeps the moments of parameters below 4096 values in float32.
     plain = trained([full_trial()], protocol())
     eight = trained([full_trial()], protocol(optimizer="adamw8bit"))
-    state = eight.trial_states[0].optimizer.state
-    large = [p for p in eight.trial_states[0].parameters if p.numel() >= 4096]
+    state = eight.states[0].optimizer.state
+    large = [p for p in eight.states[0].parameters if p.numel() >= 4096]
     assert large
     assert all(state[p]["state1"].dtype == torch.uint8 for p in large)
-    for a, b in zip(plain.trial_states[0].losses, eight.trial_states[0].losses, strict=True):
+    for a, b in zip(plain.states[0].losses, eight.states[0].losses, strict=True):
         assert b.loss == pytest.approx(a.loss, rel=2e-2)
-    assert plain.trial_states[0].losses[-1] != eight.trial_states[0].losses[-1]
+    assert plain.states[0].losses[-1] != eight.states[0].losses[-1]
     start = tiny_llama().state_dict()
     trained_alike = [
         torch.cat([(p - start[n]).flatten() for n, p in r.base.model.state_dict().items()])
@@ -125,7 +125,7 @@ def test_eight_bit_moments_resume_bit_for_bit(tmp_path: Path) -> None:
             progress=progress,
             should_stop=lambda: done[0] == stop,
         )
-        return [(sha256_tensors(t.tensors()), t.counters()) for t in result.trial_states]
+        return [(sha256_tensors(t.tensors()), t.counters()) for t in result.states]
 
     with pytest.raises(Interrupted):
         run(3)
@@ -136,7 +136,7 @@ def test_eight_bit_moments_resume_bit_for_bit(tmp_path: Path) -> None:
 
 def test_adapters_have_adamw_whatever_the_option() -> None:
     result = trained([trial()], protocol(optimizer="adamw8bit"))
-    assert type(result.trial_states[0].optimizer) is torch.optim.AdamW
+    assert type(result.states[0].optimizer) is torch.optim.AdamW
 
 
 def test_without_the_package_the_option_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,7 @@ def test_recomputed_activations_give_the_same_bits(trials: list[TrialSpec]) -> N
         trained(trials, protocol(batch_tokens=64, gradient_checkpointing=on))
         for on in (False, True)
     )
-    for a, b in zip(kept.trial_states, again.trial_states, strict=True):
+    for a, b in zip(kept.states, again.states, strict=True):
         assert a.losses == b.losses
         for first, second in zip(a.parameters, b.parameters, strict=True):
             assert torch.equal(first, second)
@@ -171,7 +171,7 @@ def test_recomputed_activations_give_the_same_bits(trials: list[TrialSpec]) -> N
 def test_recomputed_layers_keep_little_and_are_as_before_afterwards() -> None:
     base = base_of(tiny_llama())
     result = train_group(base, GROUP, ROWS, protocol(max_steps=1, warmup_fraction=0))
-    adapter_names = [trial_state.adapter_name for trial_state in result.trial_states]
+    adapter_names = [state.adapter_name for state in result.states]
     batch = RowBatch.of(
         [Row(ROWS[0].input_ids, [1], adapter_name) for adapter_name in adapter_names], base.device
     )

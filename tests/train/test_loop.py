@@ -23,8 +23,9 @@ from rankscope.models.load import load_base
 from rankscope.models.methods.init_context import new_adapter
 from rankscope.provenance import sha256_tensors
 from rankscope.records import TrialSpec
-from rankscope.train.loop import forward_passes, train_group
+from rankscope.train.loop import train_group
 from rankscope.train.loss import mean_losses
+from rankscope.train.step import forward_passes
 from rankscope.train.trial_state import TrialState
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
@@ -34,11 +35,11 @@ ROWS = toy_rows()
 def trained(
     trials: list[TrialSpec], settings: TrainConfig, rows: list[EncodedRow] = ROWS
 ) -> list[TrialState]:
-    return list(train_group(base_of(tiny_llama()), trials, rows, settings).trial_states)
+    return list(train_group(base_of(tiny_llama()), trials, rows, settings).states)
 
 
-def losses(trial_state: TrialState) -> list[float]:
-    return [point.loss for point in trial_state.losses]
+def losses(state: TrialState) -> list[float]:
+    return [point.loss for point in state.losses]
 
 
 def assert_same_weights(found: TrialState, expected: TrialState, relative: float = 1e-5) -> None:
@@ -223,9 +224,9 @@ def test_a_neighbour_that_diverges_leaves_and_the_others_do_not_notice(place: in
 def test_a_group_whose_every_member_diverged_ends() -> None:
     wild = [trial("x", lr=1e30), trial("y", lr=1e30, seed=1)]
     found = trained(wild, protocol(epochs=50))
-    for trial_state in found:
-        assert trial_state.failure is not None
-        assert len(trial_state.losses) < trial_state.num_steps / 2
+    for state in found:
+        assert state.failure is not None
+        assert len(state.losses) < state.num_steps / 2
 
 
 # --- seeds ---
@@ -298,7 +299,7 @@ def golden_run() -> dict[str, list[float]]:
     specs = [trial("r2", rank=2, alpha=4.0), trial("r16", rank=16, alpha=32.0, seed=1, dropout=0.1)]
     settings = protocol(batch_size=4, gradient_accumulation=2, max_steps=10)
     result = train_group(base, specs, rows, settings)
-    return {t.spec.trial_id: losses(t) for t in result.trial_states}
+    return {t.spec.trial_id: losses(t) for t in result.states}
 
 
 def test_losses_stay_on_the_golden_curve() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from rankscope.train.state import TrialState
 from recipe import minimal
 from tiny_models import VOCABULARY, base_of, tiny_llama
 from torch import Tensor, nn
@@ -28,7 +29,6 @@ from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import train_group
 from rankscope.train.step_schedule import trial_protocol
-from rankscope.train.trial_state import TrialState
 
 STEPS = 50
 PROTOCOL = TrainConfig(max_steps=STEPS, batch_size=2, gradient_accumulation=3)
@@ -54,7 +54,7 @@ GROUP = (
 def packed(dtype: torch.dtype = torch.float32) -> dict[str, TrialState]:
     """The group, trained together once."""
     result = train_group(base_of(tiny_llama().to(dtype)), GROUP, ROWS, PROTOCOL)
-    return {trial_state.spec.trial_id: trial_state for trial_state in result.trial_states}
+    return {state.spec.trial_id: state for state in result.states}
 
 
 def started(spec: TrialSpec, dtype: torch.dtype = torch.float32) -> Adapter:
@@ -108,7 +108,7 @@ PLAIN = [spec for spec in GROUP if spec.method != "dora" and not spec.dropout]
 
 @pytest.mark.parametrize("spec", PLAIN, ids=lambda spec: spec.trial_id)
 def test_group_equals_the_minimal_reference(spec: TrialSpec) -> None:
-    trial_state = packed()[spec.trial_id]
+    state = packed()[spec.trial_id]
     model = tiny_llama()
     start = started(spec)
     without_start(model, start)
@@ -117,11 +117,11 @@ def test_group_equals_the_minimal_reference(spec: TrialSpec) -> None:
     a, b = [layer.a for layer in layers.values()], [layer.b for layer in layers.values()]
     losses = trained_plainly(spec, model, rates_of(spec, a, b))
     assert len(losses) == STEPS
-    assert [p.loss for p in trial_state.losses] == pytest.approx(losses, rel=RELATIVE)
-    assert trial_state.adapter is not None
+    assert [p.loss for p in state.losses] == pytest.approx(losses, rel=RELATIVE)
+    assert state.adapter is not None
     for name, layer in layers.items():
-        assert_same(trial_state.adapter.a[name], layer.a)
-        assert_same(trial_state.adapter.b[name], layer.b)
+        assert_same(state.adapter.a[name], layer.a)
+        assert_same(state.adapter.b[name], layer.b)
         assert not torch.equal(layer.b, start.b[name])
 
 
@@ -196,16 +196,16 @@ def peft_parameters(model: nn.Module, adapter: Adapter) -> dict[str, list[nn.Par
 
 @pytest.mark.parametrize("spec", GROUP, ids=lambda spec: spec.trial_id)
 def test_group_equals_peft_with_plain_pytorch(spec: TrialSpec) -> None:
-    trial_state = packed()[spec.trial_id]
+    state = packed()[spec.trial_id]
     start = started(spec)
     model = peft_model(spec, start, tiny_llama())
     found = peft_parameters(model, start)
     slow = [p for a, _, *m in found.values() for p in (a, *m)]
     losses = trained_plainly(spec, model, rates_of(spec, slow, [b for _, b, *_ in found.values()]))
-    assert [p.loss for p in trial_state.losses] == pytest.approx(losses, rel=RELATIVE)
-    assert trial_state.adapter is not None
+    assert [p.loss for p in state.losses] == pytest.approx(losses, rel=RELATIVE)
+    assert state.adapter is not None
     for name, expected in found.items():
-        for ours, theirs in zip(trial_state.adapter.module_parameters(name), expected, strict=True):
+        for ours, theirs in zip(state.adapter.module_parameters(name), expected, strict=True):
             assert_same(ours, theirs)
         assert not torch.equal(expected[1], start.b[name])
 
@@ -220,19 +220,19 @@ BF16_WEIGHTS = 0.05
 def test_in_bfloat16_a_group_stays_near_peft(spec: TrialSpec) -> None:
     """The base rounds to 8 bits on both sides; PEFT multiplies A and B in float32, the group in the
     base's dtype."""
-    trial_state = packed(torch.bfloat16)[spec.trial_id]
+    state = packed(torch.bfloat16)[spec.trial_id]
     start = started(spec, torch.bfloat16)
     model = peft_model(spec, start, tiny_llama().bfloat16())
     found = peft_parameters(model, start)
     slow = [p for a, _, *m in found.values() for p in (a, *m)]
     losses = trained_plainly(spec, model, rates_of(spec, slow, [b for _, b, *_ in found.values()]))
-    gaps = [abs(p.loss - loss) / loss for p, loss in zip(trial_state.losses, losses, strict=True)]
-    assert trial_state.adapter is not None
+    gaps = [abs(p.loss - loss) / loss for p, loss in zip(state.losses, losses, strict=True)]
+    assert state.adapter is not None
     fresh = started(spec, torch.bfloat16)
     moved = apart = 0.0
     for name, expected in found.items():
         triples = zip(
-            trial_state.adapter.module_parameters(name),
+            state.adapter.module_parameters(name),
             expected,
             fresh.module_parameters(name),
             strict=True,
@@ -250,7 +250,7 @@ def test_full_fine_tuning_equals_plain_pytorch() -> None:
     result = train_group(base, [spec], ROWS, PROTOCOL)
     model = tiny_llama()
     losses = trained_plainly(spec, model, dict.fromkeys(model.parameters(), spec.lr))
-    assert [p.loss for p in result.trial_states[0].losses] == pytest.approx(losses, rel=RELATIVE)
+    assert [p.loss for p in result.states[0].losses] == pytest.approx(losses, rel=RELATIVE)
     tuned = dict(result.base.model.named_parameters())
     for name, parameter in model.named_parameters():
         assert_same(tuned[name], parameter)
@@ -262,9 +262,9 @@ def test_full_fine_tuning_equals_plain_pytorch() -> None:
 # --- neighbours, and a stop ---
 
 
-def weights(trial_state: TrialState) -> list[Tensor]:
-    assert trial_state.adapter is not None
-    return [parameter.detach() for parameter in trial_state.adapter.parameters()]
+def weights(state: TrialState) -> list[Tensor]:
+    assert state.adapter is not None
+    return [parameter.detach() for parameter in state.adapter.parameters()]
 
 
 @pytest.mark.parametrize("lr", [1e6, 1e30])
@@ -272,19 +272,19 @@ def test_a_neighbour_that_diverges_changes_nobody(lr: float) -> None:
     """At 1e6 it guesses ever after, at 1e30 its weights are no numbers after a step."""
     wild = trial("wild", method="pissa", lr=lr, warmup_fraction=0.0)
     result = train_group(base_of(tiny_llama()), [*GROUP[:4], wild, *GROUP[4:]], ROWS, PROTOCOL)
-    for trial_state in result.trial_states:
-        if trial_state.spec is wild:
+    for state in result.states:
+        if state.spec is wild:
             if lr == 1e30:
-                assert trial_state.failure is not None
+                assert state.failure is not None
             else:
-                assert trial_state.losses[-1].loss == pytest.approx(math.log(VOCABULARY), abs=0.01)
+                assert state.losses[-1].loss == pytest.approx(math.log(VOCABULARY), abs=0.01)
             continue
-        alone = packed()[trial_state.spec.trial_id]
-        assert trial_state.failure is None
-        assert [p.loss for p in trial_state.losses] == pytest.approx(
+        alone = packed()[state.spec.trial_id]
+        assert state.failure is None
+        assert [p.loss for p in state.losses] == pytest.approx(
             [p.loss for p in alone.losses], rel=RELATIVE
         )
-        for found, expected in zip(weights(trial_state), weights(alone), strict=True):
+        for found, expected in zip(weights(state), weights(alone), strict=True):
             assert_same(found, expected)
 
 
@@ -306,11 +306,11 @@ def test_a_group_stopped_within_an_epoch_goes_on_bit_for_bit(tmp_path: Path, sto
             should_stop=stopping_after(stop),
         )
     result = train_group(base_of(tiny_llama()), GROUP, ROWS, PROTOCOL, checkpoint=checkpoint)
-    for trial_state in result.trial_states:
-        whole = packed()[trial_state.spec.trial_id]
-        assert trial_state.losses == whole.losses
-        assert (trial_state.num_tokens, trial_state.num_label_tokens) == (
+    for state in result.states:
+        whole = packed()[state.spec.trial_id]
+        assert state.losses == whole.losses
+        assert (state.num_tokens, state.num_label_tokens) == (
             whole.num_tokens,
             whole.num_label_tokens,
         )
-        assert all(map(torch.equal, weights(trial_state), weights(whole)))
+        assert all(map(torch.equal, weights(state), weights(whole)))

@@ -74,7 +74,7 @@ def steps_of(spec: TrialSpec) -> list[list[list[tuple[list[int], list[bool]]]]]:
 
 
 def assert_same_weights(result: GroupResult, expected: list[torch.nn.Parameter]) -> None:
-    found = result.trial_states[0].parameters
+    found = result.states[0].parameters
     for ours, theirs in zip(found, expected, strict=True):
         assert (
             float((ours - theirs).detach().norm())
@@ -98,7 +98,7 @@ def test_it_equals_peft_in_plain_pytorch(settings: dict[str, Any], lr: float) ->
     model = reference(spec, settings)
     parameters = [p for p in model.parameters() if p.requires_grad]
     losses = recipe().train(model, dict.fromkeys(parameters, lr), steps_of(spec))
-    assert [p.loss for p in result.trial_states[0].losses] == pytest.approx(losses, rel=RELATIVE)
+    assert [p.loss for p in result.states[0].losses] == pytest.approx(losses, rel=RELATIVE)
     assert_same_weights(result, parameters)
     start = [p for p in reference(spec, settings).parameters() if p.requires_grad]
     assert not any(torch.equal(a, b) for a, b in zip(start, parameters, strict=True))
@@ -129,9 +129,9 @@ def test_adalora_equals_its_own_loop_in_plain_pytorch() -> None:
         model.base_model.update_and_allocate(step + 1)
         optimizer.zero_grad()
         losses.append(total)
-    assert [p.loss for p in result.trial_states[0].losses] == pytest.approx(losses, rel=RELATIVE)
+    assert [p.loss for p in result.states[0].losses] == pytest.approx(losses, rel=RELATIVE)
     assert_same_weights(result, parameters)
-    tuner = result.trial_states[0].tuner
+    tuner = result.states[0].tuner
     assert tuner is not None
     pattern = tuner.counters()["rank_pattern"]
     assert pattern == model.peft_config["default"].rank_pattern
@@ -167,10 +167,7 @@ def test_stopped_at_any_step_it_ends_with_the_same_bits(
             progress=progress,
             should_stop=lambda: done[0] == stop,
         )
-        return [
-            (sha256_tensors(trial_state.tensors()), trial_state.counters())
-            for trial_state in result.trial_states
-        ]
+        return [(sha256_tensors(state.tensors()), state.counters()) for state in result.states]
 
     with pytest.raises(Interrupted):
         train(stop_at)
@@ -187,28 +184,26 @@ def test_dropout_acts_in_training_and_not_between_steps() -> None:
     base = base_of(tiny_llama())
     training: list[bool] = []
 
-    def after_step(step: int, base: Any, trial_states: Any) -> None:
+    def after_step(step: int, base: Any, states: Any) -> None:
         training.append(any(module.training for module in base.model.modules()))
 
-    second = train_group(base, [spec], ROWS, PROTOCOL, after_step=after_step)
+    second = train_group(base, [spec], ROWS, PROTOCOL, callbacks=[after_step])
     assert training == [False] * NUM_STEPS
-    assert first.trial_states[0].losses[-1].loss != second.trial_states[0].losses[-1].loss
+    assert first.states[0].losses[-1].loss != second.states[0].losses[-1].loss
 
 
 def test_what_is_stored_between_two_steps_changes_nothing(tmp_path: Path) -> None:
     spec = peft_trial(**WITH_DROPOUT[0])
     plain = train_group(base_of(tiny_llama()), [spec], ROWS, PROTOCOL)
 
-    def after_step(step: int, base: Any, trial_states: Any) -> None:
+    def after_step(step: int, base: Any, states: Any) -> None:
         folder = tmp_path / str(step)
         folder.mkdir()
-        trial_states[0].tuner.save(spec, base.record, folder)
+        states[0].tuner.save(spec, base.record, folder)
 
-    stored = train_group(base_of(tiny_llama()), [spec], ROWS, PROTOCOL, after_step=after_step)
-    assert sha256_tensors(stored.trial_states[0].tensors()) == sha256_tensors(
-        plain.trial_states[0].tensors()
-    )
-    assert stored.trial_states[0].counters() == plain.trial_states[0].counters()
+    stored = train_group(base_of(tiny_llama()), [spec], ROWS, PROTOCOL, callbacks=[after_step])
+    assert sha256_tensors(stored.states[0].tensors()) == sha256_tensors(plain.states[0].tensors())
+    assert stored.states[0].counters() == plain.states[0].counters()
 
 
 @pytest.mark.parametrize(
@@ -222,10 +217,8 @@ def test_what_it_draws_does_not_depend_on_the_size_of_a_pass(settings: dict[str,
         train_group(base_of(tiny_llama()), [spec], ROWS, protocol(batch_tokens=tokens))
         for tokens in (64, 4096)
     )
-    assert small.trial_states[0].losses == large.trial_states[0].losses
-    assert sha256_tensors(small.trial_states[0].tensors()) == sha256_tensors(
-        large.trial_states[0].tensors()
-    )
+    assert small.states[0].losses == large.states[0].losses
+    assert sha256_tensors(small.states[0].tensors()) == sha256_tensors(large.states[0].tensors())
 
 
 def test_a_method_of_pefts_is_in_no_pack() -> None:
@@ -240,6 +233,6 @@ def test_recomputed_layers_give_the_same_bits() -> None:
         train_group(base_of(tiny_llama()), [spec], ROWS, protocol(gradient_checkpointing=on))
         for on in (False, True)
     )
-    assert kept.trial_states[0].losses == again.trial_states[0].losses
-    for a, b in zip(kept.trial_states[0].parameters, again.trial_states[0].parameters, strict=True):
+    assert kept.states[0].losses == again.states[0].losses
+    for a, b in zip(kept.states[0].parameters, again.states[0].parameters, strict=True):
         assert torch.equal(a, b)

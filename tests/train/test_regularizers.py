@@ -18,7 +18,7 @@ from rankscope.models.lora import delta_weight
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import StepCallback, train_group
-from rankscope.train.regularizers import EarlyStop, divergences
+from rankscope.train.regularizers import EarlyStop, kl_divergences
 from rankscope.train.trial_state import TrialState
 
 ROWS = toy_rows()
@@ -36,9 +36,9 @@ def trained(
         ROWS,
         SETTINGS.model_copy(update={"epochs": epochs}),
         replay={"general": GENERAL},
-        after_step=after_step,
+        callbacks=[] if after_step is None else [after_step],
     )
-    return list(result.trial_states)
+    return list(result.states)
 
 
 def assert_same_weights(found: TrialState, expected: TrialState) -> None:
@@ -95,7 +95,7 @@ def test_each_kind_of_row_counts_by_its_rows() -> None:
             rows,
             settings,
             replay={"general": GENERAL[:1]},
-        ).trial_states
+        ).states
         point = found.losses[0]
         return point.grad_norm, point.loss
 
@@ -141,7 +141,7 @@ def test_divergences_and_their_gradient_are_kl_divs() -> None:
     base = 3 * torch.randn(64, 70_000, generator=generator)
     weights = torch.rand(64, generator=generator)
     fast = logits.clone().requires_grad_()
-    found = divergences(fast, base)
+    found = kl_divergences(fast, base)
     (found * weights).sum().backward()
     slow = logits.double().requires_grad_()
     expected = F.kl_div(
@@ -160,8 +160,8 @@ def test_the_recorded_divergence_is_that_of_the_merged_model(replay: dict[str, o
     spec = trial("a", kl_to_base=0.5, lr=1e-2, **replay)
     weights: dict[str, torch.Tensor] = {}
 
-    def look(step: int, base: Base, trial_states: Sequence[TrialState]) -> None:
-        adapter = trial_states[0].adapter
+    def look(step: int, base: Base, states: Sequence[TrialState]) -> None:
+        adapter = states[0].adapter
         assert adapter is not None
         if step == 2:
             weights.update({name: delta_weight(adapter, name).clone() for name in adapter.a})
@@ -170,7 +170,7 @@ def test_the_recorded_divergence_is_that_of_the_merged_model(replay: dict[str, o
     base, tuned = tiny_llama(), tiny_llama()
     for name, delta in weights.items():
         tuned.get_submodule(name).weight.data += delta
-    loss_terms = found.loss_terms(2, 0, ROWS)
+    loss_terms = found.loss_terms(2, ROWS)
     rows = loss_terms[-1].rows if replay else loss_terms[0].rows
     assert loss_terms[-1].is_replay == bool(replay)
     apart = []
@@ -234,7 +234,7 @@ def test_small_passes_and_recomputed_layers_give_the_same() -> None:
             ROWS,
             SETTINGS.model_copy(update=settings),
             replay={"general": GENERAL},
-        ).trial_states
+        ).states
         for one, other in zip(found, whole, strict=True):
             assert_same_weights(one, other)
 
@@ -247,11 +247,11 @@ def test_the_first_of_equal_scores_is_kept_and_patience_counts_points() -> None:
     parameter = torch.nn.Parameter(torch.zeros(2))
     for step, score in ((5, 0.3), (10, 0.5), (15, 0.5)):
         parameter.data.fill_(step)
-        stop.hear(step, score, [parameter])
-        stop.hear(step, 9.0, [parameter])  # the same point again changes nothing
+        stop.observe(step, score, [parameter])
+        stop.observe(step, 9.0, [parameter])  # the same point again changes nothing
         assert stop.stopped_after is None
     parameter.data.fill_(20)
-    stop.hear(20, 0.4, [parameter])
+    stop.observe(20, 0.4, [parameter])
     assert (stop.best_step, stop.best_score, stop.stopped_after) == (10, 0.5, 20)
     stop.restore_best([parameter])
     assert parameter.tolist() == [10, 10]
@@ -261,15 +261,11 @@ SCORES = {2: 0.4, 3: 0.6, 4: 0.5, 5: 0.55, 6: 0.9}
 """Made up; the trial must not come to see the last."""
 
 
-def told(step: int, base: Base, trial_states: Sequence[TrialState]) -> None:
+def told(step: int, base: Base, states: Sequence[TrialState]) -> None:
     """Tells every trial with an early stop a made-up score."""
-    for trial_state in trial_states:
-        if (
-            trial_state.early_stop is not None
-            and step in SCORES
-            and trial_state.is_active(step - 1)
-        ):
-            trial_state.early_stop.hear(step, SCORES[step], trial_state.parameters)
+    for state in states:
+        if state.early_stop is not None and step in SCORES and state.is_active(step - 1):
+            state.early_stop.observe(step, SCORES[step], state.parameters)
 
 
 @pytest.mark.parametrize("kind", [trial, full_trial])
@@ -278,9 +274,9 @@ def test_a_trial_stops_and_has_the_weights_of_its_best_point(
 ) -> None:
     at: dict[int, list[torch.Tensor]] = {}
 
-    def look(step: int, base: Base, trial_states: Sequence[TrialState]) -> None:
-        at[step] = [p.detach().clone() for p in trial_states[0].parameters]
-        told(step, base, trial_states)
+    def look(step: int, base: Base, states: Sequence[TrialState]) -> None:
+        at[step] = [p.detach().clone() for p in states[0].parameters]
+        told(step, base, states)
 
     (found,) = trained([kind("a", early_stop=2)], look)
     assert found.failure is None
@@ -293,15 +289,15 @@ def test_a_trial_stops_and_has_the_weights_of_its_best_point(
 def test_weights_that_no_step_has_moved_are_no_best_ones(kind: Callable[..., TrialSpec]) -> None:
     """Warm-up begins at rate 0, so the first point is the base's, whatever its score."""
 
-    def look(step: int, base: Base, trial_states: Sequence[TrialState]) -> None:
-        if trial_states[0].is_active(step - 1):
-            trial_states[0].hear(step, 1 / step)
+    def look(step: int, base: Base, states: Sequence[TrialState]) -> None:
+        if states[0].is_active(step - 1):
+            states[0].observe_score(step, 1 / step)
 
     settings = SETTINGS.model_copy(update={"warmup_fraction": 0.5})
     result = train_group(
-        base_of(tiny_llama()), [kind("a", early_stop=2)], ROWS, settings, after_step=look
+        base_of(tiny_llama()), [kind("a", early_stop=2)], ROWS, settings, callbacks=[look]
     )
-    (found,) = result.trial_states
+    (found,) = result.states
     assert found.failure is None
     assert found.early_stop is not None
     assert found.losses[0].lr == 0
@@ -328,13 +324,13 @@ def test_stopped_over_and_over_it_comes_to_the_same_end(tmp_path: Path) -> None:
                 SETTINGS,
                 replay={"general": GENERAL},
                 checkpoint=GroupCheckpoint(tmp_path),
-                after_step=told,
+                callbacks=[told],
                 should_stop=lambda: True,
             )
         except Interrupted:
             continue
         break
-    for one, other in zip(result.trial_states, whole, strict=True):
+    for one, other in zip(result.states, whole, strict=True):
         assert all(torch.equal(p, q) for p, q in zip(one.parameters, other.parameters, strict=True))
         assert one.counters() == other.counters()
     assert math.isfinite(result.seconds)

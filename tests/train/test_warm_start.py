@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from rankscope.train.state import TrialState
 from recipe import minimal
 from tiny_models import base_of, tiny_llama
 from torch import Tensor, nn
@@ -21,7 +22,6 @@ from rankscope.models.methods.init_context import new_adapter
 from rankscope.report.model_card import adapter_card
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import train_group
-from rankscope.train.trial_state import TrialState
 
 IDS = [5, 9, 31, 7, 250, 3, 77, 12]
 LEFT = "model.layers.0.self_attn.q_proj"
@@ -61,13 +61,10 @@ def their_logits(model: nn.Module) -> Tensor:
     return found
 
 
-def parts(trial_state: TrialState) -> dict[str, list[Tensor]]:
+def parts(state: TrialState) -> dict[str, list[Tensor]]:
     """Module -> A, B and, for DoRA, m, as they are now."""
-    assert trial_state.adapter is not None
-    return {
-        n: [p.detach() for p in trial_state.adapter.module_parameters(n)]
-        for n in trial_state.adapter.a
-    }
+    assert state.adapter is not None
+    return {n: [p.detach() for p in state.adapter.module_parameters(n)] for n in state.adapter.a}
 
 
 def their_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -100,10 +97,10 @@ def test_a_rate_near_zero_leaves_it_as_it_was(tmp_path: Path, kind: str) -> None
     theirs, ours = KINDS[kind]
     model = peft_adapter(tmp_path, **theirs)
     spec = continued(tmp_path, lr=1e-12, **ours)
-    (trial_state,) = train_group(base_of(tiny_llama()), [spec], ROWS, PROTOCOL).trial_states
-    assert trial_state.failure is None
+    (state,) = train_group(base_of(tiny_llama()), [spec], ROWS, PROTOCOL).states
+    assert state.failure is None
     for name, expected in their_parts(model).items():
-        for found, part in zip(parts(trial_state)[name], expected, strict=True):
+        for found, part in zip(parts(state)[name], expected, strict=True):
             assert relative(found, part) < 1e-9
 
 
@@ -115,7 +112,7 @@ def test_it_goes_where_plain_peft_goes(tmp_path: Path, kind: str) -> None:
     peft_adapter(tmp_path, **theirs)
     spec = continued(tmp_path, lr=1e-3, seed=3, **ours)
     group = [trial("fresh"), spec, trial("wide", rank=16, seed=1)]
-    trial_state = train_group(base_of(tiny_llama()), group, ROWS, PROTOCOL).trial_states[1]
+    state = train_group(base_of(tiny_llama()), group, ROWS, PROTOCOL).states[1]
 
     model = PeftModel.from_pretrained(tiny_llama(), tmp_path, is_trainable=True).train()
     before = {n: [p.detach().clone() for p in own] for n, own in their_parts(model).items()}
@@ -131,8 +128,8 @@ def test_it_goes_where_plain_peft_goes(tmp_path: Path, kind: str) -> None:
         for step in range(STEPS)
     ]
     losses = minimal().train(model, rates, steps, "constant", 0.0)
-    assert [point.loss for point in trial_state.losses] == pytest.approx(losses, rel=RELATIVE)
-    found = parts(trial_state)
+    assert [point.loss for point in state.losses] == pytest.approx(losses, rel=RELATIVE)
+    found = parts(state)
     assert found.keys() == before.keys()
     for name, expected in their_parts(model).items():
         for ours_now, theirs_now, at_first in zip(found[name], expected, before[name], strict=True):
@@ -144,8 +141,8 @@ def test_fresh_neighbours_do_not_notice_it(tmp_path: Path) -> None:
     peft_adapter(tmp_path, use_dora=True)
     fresh = [trial("one"), trial("two", rank=8, method="dora", seed=1)]
     mixed = [fresh[0], continued(tmp_path, "stored", method="dora"), fresh[1]]
-    apart = train_group(base_of(tiny_llama()), fresh, ROWS, PROTOCOL).trial_states
-    together = train_group(base_of(tiny_llama()), mixed, ROWS, PROTOCOL).trial_states
+    apart = train_group(base_of(tiny_llama()), fresh, ROWS, PROTOCOL).states
+    together = train_group(base_of(tiny_llama()), mixed, ROWS, PROTOCOL).states
     for alone, packed in zip(apart, together[::2], strict=True):
         losses = [point.loss for point in alone.losses]
         assert [point.loss for point in packed.losses] == pytest.approx(losses, rel=RELATIVE)
@@ -161,10 +158,10 @@ def test_what_it_became_is_stored_as_what_peft_loads(tmp_path: Path, kind: str) 
     peft_adapter(tmp_path / "before", **theirs)
     spec = continued(tmp_path / "before", **ours)
     base = base_of(tiny_llama())
-    (trial_state,) = train_group(base, [spec], ROWS, PROTOCOL).trial_states
-    assert trial_state.adapter is not None
+    (state,) = train_group(base, [spec], ROWS, PROTOCOL).states
+    assert state.adapter is not None
     (tmp_path / "after").mkdir()
-    save_adapter(trial_state.adapter, spec, base.record, tmp_path / "after")
+    save_adapter(state.adapter, spec, base.record, tmp_path / "after")
     model = PeftModel.from_pretrained(tiny_llama(), tmp_path / "after").eval()
     expected = logits(base, "a")
     assert relative(their_logits(model), expected) < RELATIVE
@@ -193,7 +190,7 @@ def test_stopped_and_resumed_it_is_the_same_bit_for_bit(tmp_path: Path) -> None:
     """The folder is read again and what was trained since is put in its place."""
     peft_adapter(tmp_path / "stored", use_dora=True)
     group = [trial("fresh"), continued(tmp_path / "stored", method="dora", dropout=0.1)]
-    whole = train_group(base_of(tiny_llama()), group, ROWS, PROTOCOL).trial_states
+    whole = train_group(base_of(tiny_llama()), group, ROWS, PROTOCOL).states
     checkpoint = GroupCheckpoint(tmp_path / "checkpoint")
     asked = iter(range(STEPS))
     with pytest.raises(Interrupted):
@@ -206,7 +203,7 @@ def test_stopped_and_resumed_it_is_the_same_bit_for_bit(tmp_path: Path) -> None:
             should_stop=lambda: next(asked) == 6,
         )
     resumed = train_group(base_of(tiny_llama()), group, ROWS, PROTOCOL, checkpoint=checkpoint)
-    for found, expected in zip(resumed.trial_states, whole, strict=True):
+    for found, expected in zip(resumed.states, whole, strict=True):
         assert found.losses == expected.losses
         for name, own in parts(expected).items():
             assert all(map(torch.equal, parts(found)[name], own))

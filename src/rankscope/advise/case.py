@@ -9,7 +9,7 @@ from rankscope.advise.arms import Arm, retention_tasks
 from rankscope.advise.select import ArmChoice
 from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.advise.statistics.significance import ALPHA
-from rankscope.config.study import ObjectiveConfig
+from rankscope.config.objective import ObjectiveConfig
 from rankscope.formatting import POINTS, Unit, unit_of
 from rankscope.records import (
     BASE,

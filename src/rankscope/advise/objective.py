@@ -1,7 +1,7 @@
 """What one training task is judged by."""
 
 from rankscope.advise.arms import retention_tasks
-from rankscope.config.study import ObjectiveConfig
+from rankscope.config.objective import ObjectiveConfig
 from rankscope.records import StudyRecords
 
 

@@ -18,7 +18,7 @@ from rankscope.advise.objective import task_objective
 from rankscope.advise.reasons import reasons_for
 from rankscope.advise.select import ArmChoice, Candidate, choose
 from rankscope.advise.statistics.significance import ALPHA, holm
-from rankscope.config.study import ObjectiveConfig
+from rankscope.config.objective import ObjectiveConfig
 from rankscope.records import BASE, Recommendation, StudyRecords, TaskAdvice
 
 

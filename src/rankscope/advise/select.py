@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import log
 
 from rankscope.advise.arms import Arm
-from rankscope.config.study import ObjectiveConfig
+from rankscope.config.objective import ObjectiveConfig
 
 
 @dataclass(frozen=True, slots=True)

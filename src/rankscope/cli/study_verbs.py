@@ -166,8 +166,8 @@ def _run_and_print(
         study.check()  # an invalid study file must not reset failed trials
         _reset_failed_trials(folder)
     with ConsoleReporter(err_console) as reporter:
-        study.run(folder, reporter)
-    records, recommendation = write_outputs(folder)
+        records = study.run(folder, reporter)
+    _, recommendation = write_outputs(folder, records)
     if as_json:
         print_json(recommendation.model_dump(mode="json"))
     else:

@@ -21,7 +21,11 @@ from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.load import load_base
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate, to_float64
-from rankscope.models.methods.eva_directions import new_inputs, run, shared_inputs
+from rankscope.models.methods.eva_directions import (
+    InputDirections,
+    shared_inputs,
+    update_directions,
+)
 from rankscope.models.multi_lora import target_linears
 from rankscope.models.parameters import lora_parameters
 from rankscope.predict.predictors import (
@@ -44,9 +48,10 @@ from rankscope.records import (
     TrialRecords,
     TrialSpec,
 )
-from rankscope.run.prepare import PreparedStudy, prepare_study
+from rankscope.run.prepare import prepare_study
+from rankscope.run.prepared import PreparedStudy
 from rankscope.store import Ledger, adapter_path
-from rankscope.store.history import check_other_model, check_other_tasks
+from rankscope.store.history import check_same_model, check_same_tasks
 from rankscope.train.loss import mean_losses
 from rankscope.train.regularizers import label_positions
 
@@ -200,9 +205,11 @@ def input_variance(
     seen = {}
     for leader in dict.fromkeys(leaders.values()):
         most = min(max(ranks), targets[leader].in_features, sum(passes[0].lengths))
-        seen[leader] = new_inputs(targets[leader], most)
+        seen[leader] = InputDirections.of(targets[leader], most)
     for batch in passes:
-        run(base, batch, {leader: (targets[leader], inputs) for leader, inputs in seen.items()})
+        update_directions(
+            base, batch, {leader: (targets[leader], inputs) for leader, inputs in seen.items()}
+        )
     shares = {leader: inputs.pca.explained_variance_ratio_ for leader, inputs in seen.items()}
     return {
         rank: sum(float(shares[leader][:rank].sum()) for leader in leaders.values()) / len(leaders)
@@ -307,9 +314,9 @@ def backtest_study(folder: Path) -> list[BacktestTask]:
         if not any(len(chosen_by_rank(study, task.name)) > 1 for task in study.tasks):
             return []
         inputs = prepare_study(load_study_file(folder / "study.resolved.yaml"))
-        check_other_tasks(folder, {task.name: task for task in study.tasks}, inputs.records)
+        check_same_tasks(folder, {task.name: task for task in study.tasks}, inputs.records)
         base = open_base(inputs)
-        check_other_model(folder, study.model, base.record)
+        check_same_model(folder, study.model, base.record)
         margin = study.config.objective.margin
         found = []
         for made in predictions(inputs, base):

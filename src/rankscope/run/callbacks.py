@@ -1,15 +1,14 @@
-"""Scores while training: the points of each trial's learning-forgetting curve.
+"""What happens between two optimizer steps: scores, early stopping and weight snapshots.
 
-A point is what :func:`~.evaluate_task` gives for the weights of that step,
-on the first items of the validation split. The group that is looked at is left as it was: no random
-number is drawn, no gradient, mask or mode changed, so a trial trains the same with and without.
+A curve point is a trial's score on the first items of a validation split. Scoring draws no random
+number and leaves gradients, masks and modes as they were, so a trial trains the same with and
+without it.
 """
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 
@@ -17,173 +16,150 @@ from rankscope.evaluate.evaluator import evaluate_with_failures
 from rankscope.models.base import Base
 from rankscope.models.multi_lora import MultiLora, unwrap
 from rankscope.progress import SpeedMeter
-from rankscope.records import CurvePoint, EvalRecord
-from rankscope.run.prepare import PreparedStudy
-from rankscope.store import Artifact, Ledger, snapshot_path
-from rankscope.train.loop import StepCallback
+from rankscope.records import CurvePoint, EvalRecord, ModelRecord
+from rankscope.run.prepared import PreparedStudy
+from rankscope.run.trial_weights import write_weights
+from rankscope.store import Artifact, Ledger, PointKey, snapshot_path
 from rankscope.train.trial_state import TrialState
 
 
 @dataclass(slots=True)
 class WeightSnapshot:
-    """Stores the weights that trials have after the steps that the study asks for."""
+    """Stores trials' weights after the steps that ``train.checkpoint_every`` names."""
 
+    study: PreparedStudy
     ledger: Ledger
-    inputs: PreparedStudy
-    write: Callable[[TrialState, Base, Path], str]
-    """Writes a trial's weights into a folder."""
+    base_record: ModelRecord
 
-    def __call__(self, step: int, base: Base, trial_states: Sequence[TrialState]) -> None:
-        """Store what is due and not stored; part of the study once all of it is written."""
+    def __call__(self, step: int, model: Base, states: Sequence[TrialState]) -> None:
+        """Store the snapshots due after ``step`` that are not stored yet, in one transaction."""
         artifacts: list[Artifact] = []
-        for trial_state in trial_states:
-            if step not in self.inputs.snapshot_steps(trial_state.spec) or not takes_part(
-                trial_state, step
-            ):
-                continue
-            place = snapshot_path(trial_state.spec, step)
-            if not self.ledger.artifacts(place):
+        for state in states:
+            place = snapshot_path(state.spec, step)
+            is_due = step in self.study.snapshot_steps(state.spec) and can_score(state, step)
+            if is_due and not self.ledger.artifacts(place):
                 with self.ledger.stage() as folder:
-                    self.write(trial_state, base, folder)
+                    write_weights(state, model, self.base_record, folder)
                     artifacts += self.ledger.publish(folder, place)
         if artifacts:
-            self.ledger.commit_files(artifacts)
+            self.ledger.commit(artifacts=artifacts)
 
 
 @dataclass(slots=True)
 class LearningCurve:
-    """Scores the trials of a group after the steps that the study asks for.
+    """Scores trials after the steps that ``train.evaluate_every`` names.
 
-    What the loop calls after a step (:class:`~rankscope.train.loop.StepCallback`). Each task's points
-    are stored as soon as they are known, and a stored point is not computed again.
+    The points of each task are stored as soon as they are known; a stored point is not computed
+    again.
     """
 
-    ledger: Ledger
-    inputs: PreparedStudy
-    frozen: Base
-    """The untuned base, whose dtype every model is scored in."""
+    study: PreparedStudy
+    base: Base
+    """The untuned base; every model is scored in its dtype."""
     meter: SpeedMeter
     should_stop: Callable[[], bool]
+    points: dict[PointKey, CurvePoint]
+    """The points known so far."""
+    sink: Callable[[Sequence[CurvePoint]], None]
+    """Stores new points."""
     _steps: dict[str, frozenset[int]] = field(default_factory=dict)
 
-    def __call__(self, step: int, base: Base, trial_states: Sequence[TrialState]) -> None:
-        """Score whom it is time for; ends early, between two tasks, where the run is to stop."""
-        due = {t.spec.trial_id: t for t in trial_states if step in self.steps(t)}
-        due = {trial_id: t for trial_id, t in due.items() if takes_part(t, step)}
-        wanted = [
-            (trial_id, task, step)
-            for trial_id, trial_state in due.items()
-            for task in self.inputs.curve_tasks(trial_state.spec.task)
-        ]
-        missing = self.ledger.missing_points(wanted) if wanted else []
-        if not missing:
+    def __call__(self, step: int, model: Base, states: Sequence[TrialState]) -> None:
+        """Score the trials due after ``step``. Return early, between tasks, if a stop was
+        requested."""
+        due = [s for s in states if step in self.steps(s) and can_score(s, step)]
+        models_of: dict[str, dict[str | None, str]] = {}
+        for state in due:
+            for task in self.study.curve_tasks(state.spec.task):
+                if (state.spec.trial_id, task, step) not in self.points:
+                    models_of.setdefault(task, {})[state.adapter_name] = state.spec.trial_id
+        if not models_of:
             return
-        with self.meter.paused(), untouched(base, trial_states):
-            scored = in_dtype_of(self.frozen, base)
-            for task in dict.fromkeys(task for _, task, _ in missing):
+        with self.meter.paused(), evaluation_mode(model, states):
+            scored = in_dtype_of(self.base, model)
+            for task, models in models_of.items():
                 if self.should_stop():
                     break
                 self.meter.reporter.advance(step, f"scoring {task}")
-                models = {
-                    due[trial_id].adapter_name: trial_id
-                    for trial_id, name, _ in missing
-                    if name == task
-                }
-                self.score(scored, models, task, step)
+                new = [curve_point(record, step) for record in self.score(scored, models, task)]
+                self.sink(new)
+                self.points.update(((p.trial_id, p.task, p.step), p) for p in new)
 
-    def steps(self, trial_state: TrialState) -> frozenset[int]:
-        """After which steps a trial is scored."""
-        spec = trial_state.spec
+    def steps(self, state: TrialState) -> frozenset[int]:
+        """Steps after which a trial is scored."""
+        spec = state.spec
         if spec.trial_id not in self._steps:
-            self._steps[spec.trial_id] = frozenset(self.inputs.curve_steps(spec))
+            self._steps[spec.trial_id] = frozenset(self.study.curve_steps(spec))
         return self._steps[spec.trial_id]
 
-    def score(self, base: Base, models: Mapping[str | None, str], task: str, step: int) -> None:
-        """Score some models on one task and store their points."""
-        loaded = self.inputs.tasks[task]
-        few = replace(
-            loaded, validation=loaded.validation[: self.inputs.config.train.evaluate_items]
+    def score(
+        self, model: Base, models: Mapping[str | None, str], task_name: str
+    ) -> Iterator[EvalRecord]:
+        """Score models on the first validation items of one task."""
+        config, task = self.study.config, self.study.tasks[task_name]
+        first = replace(task, validation=task.validation[: config.train.evaluate_items])
+        evaluations, _ = evaluate_with_failures(
+            model, self.study.encoder, first, "validation", models, config.evaluate
         )
-        settings = self.inputs.config.evaluate
-        found, _ = evaluate_with_failures(
-            base, self.inputs.encoder, few, "validation", models, settings
-        )
-        self.ledger.commit_curve([point_of(record, step) for record, _ in found.values()])
+        return (record for record, _ in evaluations.values())
 
 
 @dataclass(slots=True)
 class EarlyStopping:
-    """Tells trials with an early stop the in-domain scores that :class:`LearningCurve` stored."""
+    """Passes trials' in-domain scores to their early stop.
 
-    ledger: Ledger
-    inputs: PreparedStudy
+    If a stop request kept :class:`LearningCurve` from scoring a point, the trial observes it when
+    the run continues.
+    """
 
-    def __call__(self, step: int, base: Base, trial_states: Sequence[TrialState]) -> None:
-        """A point that is not there, because the run is to stop, is told when it goes on."""
-        for trial_state in trial_states:
-            spec = trial_state.spec
-            if trial_state.early_stop is None or step not in self.inputs.curve_steps(spec):
-                continue
-            point = self.ledger.curve_point((spec.trial_id, spec.task, step))
-            if point is not None and takes_part(trial_state, step):
-                trial_state.hear(step, point.score)
+    points: Mapping[PointKey, CurvePoint]
 
-
-def takes_part(trial_state: TrialState, step: int) -> bool:
-    """Whether a trial made the last of the ``step`` optimizer steps done, and can be scored."""
-    return trial_state.is_active(step - 1) and is_alive(trial_state)
+    def __call__(self, step: int, model: Base, states: Sequence[TrialState]) -> None:
+        for state in states:
+            point = self.points.get((state.spec.trial_id, state.spec.task, step))
+            if state.early_stop is not None and point is not None and can_score(state, step):
+                state.observe_score(step, point.score)
 
 
-def in_turn(*looks: StepCallback) -> StepCallback:
-    """Looks at a group one after another."""
-
-    def look(step: int, base: Base, trial_states: Sequence[TrialState]) -> None:
-        for each in looks:
-            each(step, base, trial_states)
-
-    return look
-
-
-def is_alive(trial_state: TrialState) -> bool:
-    """Whether a trial has weights that can be scored."""
-    return trial_state.failure is None and all(
-        bool(torch.isfinite(parameter).all()) for parameter in trial_state.parameters
+def can_score(state: TrialState, step: int) -> bool:
+    """Whether a trial made the last of ``step`` optimizer steps and has finite weights."""
+    return state.is_active(step - 1) and all(
+        bool(torch.isfinite(parameter).all()) for parameter in state.parameters
     )
 
 
 @contextmanager
-def untouched(base: Base, trial_states: Sequence[TrialState]) -> Iterator[None]:
-    """Layers evaluate inside, and are afterwards as they were."""
-    training = [module for module in base.model.modules() if module.training]
-    base.model.eval()
+def evaluation_mode(model: Base, states: Sequence[TrialState]) -> Iterator[None]:
+    """Put all layers into evaluation mode, and back afterwards."""
+    training = [module for module in model.model.modules() if module.training]
+    model.model.eval()
     try:
         yield
     finally:
         for module in training:
             module.training = True
-        for trial_state in trial_states:
-            if trial_state.adapter is not None:
-                trial_state.adapter.weights_changed()  # tensors made in inference mode take no gradient
+        for state in states:
+            if state.adapter is not None:
+                state.adapter.weights_changed()  # tensors made in inference mode take no gradient
 
 
-def in_dtype_of(frozen: Base, base: Base) -> Base:
-    """A fully fine-tuned float32 model as it is scored after training: in the study's dtype.
+def in_dtype_of(base: Base, model: Base) -> Base:
+    """A model in the dtype of the study, in which it is also scored after training.
 
-    Where that is the dtype it trains in, ``base`` itself; else a copy, which lives as long as one
-    step's scoring.
+    Full fine-tuning trains in float32; in another dtype the result is a copy.
     """
-    if base.model.dtype == frozen.model.dtype:
-        return base
-    model = copy.deepcopy(frozen.model)
-    unwrap(model)
-    trained = dict(base.model.named_parameters())
+    if model.model.dtype == base.model.dtype:
+        return model
+    copied = copy.deepcopy(base.model)
+    unwrap(copied)
+    trained = dict(model.model.named_parameters())
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in copied.named_parameters():
             parameter.copy_(trained[name])
-    return Base(model, base.tokenizer, base.record, base.folder, MultiLora(model))
+    return Base(copied, model.tokenizer, model.record, model.folder, MultiLora(copied))
 
 
-def point_of(record: EvalRecord, step: int) -> CurvePoint:
-    """What a curve keeps of an evaluation."""
-    kept = ("trial_id", "task", "metric", "score", "standard_error", "n", "seconds", "num_tokens")
-    return CurvePoint(step=step, **record.model_dump(include=set(kept)))
+def curve_point(record: EvalRecord, step: int) -> CurvePoint:
+    """The part of an evaluation that a curve keeps."""
+    fields = {"trial_id", "task", "metric", "score", "standard_error", "n", "seconds", "num_tokens"}
+    return CurvePoint(step=step, **record.model_dump(include=fields))

@@ -2,14 +2,16 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
-from rankscope.config.study import TrainConfig
+from rankscope.config.study import StudyConfig, TrainConfig
 from rankscope.errors import UserError
 from rankscope.provenance import sha256_json
 from rankscope.records import TrialSpec
 from rankscope.run.trials import ID_LENGTH, unique
+from rankscope.train.memory import GroupMemory, MemoryModel, RowCounts
 from rankscope.train.step_schedule import planned_steps, trial_protocol
 
 DEFAULT_MAX_GROUP_SIZE = 16
@@ -30,10 +32,10 @@ def make_groups(
     """Trials that are trained together: per task its LoRA groups, then each other trial alone.
 
     The LoRA trials of a task are cut, in trial order, into as few groups as ``max_group_size`` (by
-    default ``DEFAULT_MAX_GROUP_SIZE``) and the memory (``fits``) allow; a trial that does not fit alone
-    is a group all the same. Sizes differ by at most one where ``max_group_size`` alone limits. Give all
-    trials of a study, done or not: groups, and with them the arithmetic, then do not depend on where
-    a run was stopped.
+    default ``DEFAULT_MAX_GROUP_SIZE``) and the memory (``fits``) allow; a trial that does not fit
+    alone is still a group. Sizes differ by at most one if only ``max_group_size`` limits. Pass all
+    trials of a study, done or not: groups, and with them the arithmetic, then do not depend on
+    where a run was stopped.
     """
     limit = DEFAULT_MAX_GROUP_SIZE if max_group_size is None else max_group_size
     if limit < 1:
@@ -51,12 +53,18 @@ def group_id(group: Sequence[TrialSpec]) -> str:
     return sha256_json([trial.trial_id for trial in group])[:ID_LENGTH]
 
 
-def described(group: Group) -> str:
+def group_label(group: Group) -> str:
     """A group for one line of the screen: ``12 adapters r 2-128``, or ``full lr=0.0005``."""
     if len(group) == 1:
         return group[0].arm_label
     ranks = [trial.rank for trial in group if trial.rank is not None]
     return f"{len(group)} adapters r {min(ranks)}-{max(ranks)}"
+
+
+def halves_of(group: Group) -> tuple[Group, Group]:
+    """A group of at least two trials cut in two; the first half is never the smaller one."""
+    middle = (len(group) + 1) // 2
+    return group[:middle], group[middle:]
 
 
 def group_steps(group: Group, num_rows: int, num_tokens: int, train: TrainConfig) -> int:
@@ -116,3 +124,31 @@ def what_limits(
         return "all trials of the task"
     fewest = math.ceil(sum(map(len, alike)) / (max_group_size or DEFAULT_MAX_GROUP_SIZE))
     return "size limit" if len(alike) <= fewest else "memory"
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """How trials become groups that fit into ``room_bytes``."""
+
+    model: MemoryModel
+    counts: Mapping[str, RowCounts]
+    """By training task, and by task whose rows are replayed."""
+    room_bytes: int
+
+    def counts_of(self, group: Group) -> RowCounts:
+        """Of a group's rows; with replay every row is taken to be of the longer kind."""
+        counts = [self.counts[group[0].task]]
+        counts += [self.counts[trial.replay] for trial in group if trial.replay is not None]
+        return RowCounts.longer(counts)
+
+    def memory(self, group: Group, train: TrainConfig) -> GroupMemory:
+        """What training a group takes."""
+        return self.model.of_group(group, self.counts_of(group), train)
+
+    def groups(self, trials: Sequence[TrialSpec], config: StudyConfig) -> list[Group]:
+        """Trials cut into groups as ``max_group_size`` and the memory allow."""
+
+        def fits(group: Group) -> bool:
+            return self.memory(group, config.train).total_bytes <= self.room_bytes
+
+        return make_groups(trials, config.max_group_size, fits)

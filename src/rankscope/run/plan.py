@@ -21,7 +21,7 @@ from rankscope.models.parameters import (
 )
 from rankscope.records import Record, TrialSpec
 from rankscope.run.groups import Group, GroupLimit, group_steps, what_limits
-from rankscope.run.prepare import PreparedStudy
+from rankscope.run.prepared import PreparedStudy
 from rankscope.train.step_schedule import planned_steps, trial_protocol
 
 SHARE_OF_PEAK = 0.25
@@ -163,7 +163,7 @@ def replayed_tokens(inputs: PreparedStudy, trial: TrialSpec, own_tokens: int) ->
     """General tokens beside ``own_tokens`` of a trial's own, every row taken to have its mean."""
     if trial.replay is None or not trial.replay_share:
         return 0
-    own, general = inputs.rows[trial.task], inputs.replay[trial.replay]
+    own, general = inputs.rows[trial.task], inputs.replay_rows[trial.replay]
     num_rows = own_tokens * len(own.rows) / own.num_tokens
     beside = num_rows * trial.replay_share / (1 - trial.replay_share)
     return round(beside * general.num_tokens / len(general.rows))

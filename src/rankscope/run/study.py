@@ -1,5 +1,7 @@
 """The conductor: a study file in, records, a recommendation and a report out."""
 
+import dataclasses
+import json
 import signal
 import threading
 import time
@@ -14,7 +16,6 @@ from transformers.utils.logging import disable_progress_bar
 from rankscope.advise.mitigation import compare_mitigations
 from rankscope.advise.recommend import recommend
 from rankscope.advise.subjects import subject_changes
-from rankscope.analyze.checks import check_stored_analyses
 from rankscope.config.loader import dump_study, load_study_file, study_values
 from rankscope.config.study import StudyConfig
 from rankscope.device import (
@@ -23,17 +24,19 @@ from rankscope.device import (
     release_freed_memory,
     use_deterministic,
 )
-from rankscope.errors import Interrupted
+from rankscope.errors import Interrupted, UserError
 from rankscope.filesystem import replace_text
 from rankscope.models.load import load_base
 from rankscope.progress import JsonlReporter, NullReporter, ProgressReporter
 from rankscope.provenance import provenance
-from rankscope.records import Recommendation, StudyRecords
+from rankscope.records import Recommendation, StudyRecords, trial_of
 from rankscope.report.study_page import write_study_page
-from rankscope.run.group_ledger import settled
+from rankscope.run.conductor import Conductor
+from rankscope.run.context import RunContext
+from rankscope.run.group_ledger import GroupLedger, resolve_groups
 from rankscope.run.plan import Plan, make_plan
-from rankscope.run.prepare import PreparedStudy, prepare_study
-from rankscope.run.runner import Runner
+from rankscope.run.prepare import prepare_study
+from rankscope.run.prepared import PreparedStudy
 from rankscope.store import Ledger
 
 
@@ -84,53 +87,92 @@ class Study:
         Raises:
             UserError, StudyLocked, IntegrityError, DiskFull, Interrupted.
         """
-        keep_freed_memory()
-        limit_kernel_cache()
-        use_deterministic(0)
-        disable_progress_bar()  # transformers' own bars for reading and writing weights
+        prepare_process()
         out = Path(out)
         begun = time.monotonic()
-        inputs = prepare_study(self.config)  # before the folder: a refused study leaves nothing
+        study = prepare_study(self.config)  # before the folder: a refused study leaves nothing
         with Ledger.open(out, write=True) as ledger, interruptible() as should_stop:
             reporter = JsonlReporter(reporter or NullReporter(), out / "log.jsonl")
-            if ledger.trials():
-                stored = ledger.load()
-                check_stored_analyses(stored, inputs.config.analyze, inputs.trials)
-            base = load_base(
-                inputs.config.model,
-                inputs.device,
-                inputs.dtype,
-                quantize=inputs.config.quantize,
-            )
-            release_freed_memory()
-            config = study_values(inputs.config)
-            ledger.put_study(inputs.config.name, config, base.record, inputs.records, provenance())
-            replace_text(out / "study.resolved.yaml", dump_study(inputs.config))
-            ledger.put_notes(inputs.notes)
-            ledger.put_trials(inputs.trials)
-            for note in inputs.notes:
-                reporter.note(note)
-            inputs = settled(ledger, inputs)
-            runner = Runner(ledger, inputs, base, reporter, should_stop)
+            context = begin_run(study, ledger, reporter, should_stop)
+            conductor = Conductor(context)
             try:
-                runner.run()
+                conductor.run_base()
+                conductor.run_groups()
             finally:
-                if runner.did_something:  # a run that finds all done costs the study nothing
+                if context.did_work:  # a run that finds nothing to do costs the study nothing
                     ledger.add_seconds(time.monotonic() - begun)
             return ledger.load()
 
 
-def write_outputs(out: Path) -> tuple[StudyRecords, Recommendation]:
+def prepare_process() -> None:
+    """Set allocator, seeds and deterministic algorithms of this process."""
+    keep_freed_memory()
+    limit_kernel_cache()
+    use_deterministic(0)
+    disable_progress_bar()  # transformers' own bars for reading and writing weights
+
+
+def begin_run(
+    study: PreparedStudy,
+    ledger: Ledger,
+    reporter: ProgressReporter,
+    should_stop: Callable[[], bool],
+) -> RunContext:
+    """Load the base and store what the study is made of.
+
+    Raises:
+        UserError: stored results would not be comparable with new ones.
+    """
+    check_record_settings(ledger, study)
+    config = study.config
+    base = load_base(config.model, study.device, study.dtype, quantize=config.quantize)
+    release_freed_memory()
+    values = study_values(config)
+    ledger.put_study(config.name, values, base.record, study.records, provenance())
+    replace_text(ledger.out / "study.resolved.yaml", dump_study(config))
+    ledger.put_notes(study.notes)
+    ledger.put_trials(study.trials)
+    for note in study.notes:
+        reporter.note(note)
+    study = dataclasses.replace(study, groups=resolve_groups(ledger, study))
+    groups = GroupLedger(ledger, study)
+    return RunContext(study, ledger, base, reporter, should_stop, groups)
+
+
+def check_record_settings(ledger: Ledger, study: PreparedStudy) -> None:
+    """Stored records must have been made with the settings that the study file has now.
+
+    Raises:
+        UserError: results of two definitions would be compared.
+    """
+    trials = {trial.trial_id for trial in study.trials}
+    for kind, model_id, stored in ledger.record_settings():
+        if trial_of(model_id) not in trials:
+            continue
+        before, now = json.loads(stored), study.record_settings(kind, model_id)
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                raise UserError(
+                    f"{study.config.name}: stored {kind} results of {model_id} were made with "
+                    f"{name} {before.get(name)!r}, the study file now gives {now.get(name)!r}; "
+                    "use another --out"
+                )
+
+
+def write_outputs(
+    out: Path, study: StudyRecords | None = None
+) -> tuple[StudyRecords, Recommendation]:
     """Write ``recommendation.json`` and ``report.html`` from the stored records of a study.
 
-    A file that would not change is left alone.
+    ``study`` are its records, if they are loaded already. An unchanged file is not written again.
 
     Raises:
         UserError: no study there.
         IntegrityError: a stored record or table was altered.
     """
-    with Ledger.open(out, write=False) as ledger:
-        study = ledger.load()
+    if study is None:
+        with Ledger.open(out, write=False) as ledger:
+            study = ledger.load()
     recommendation = recommend(study)
     recommendation = recommendation.model_copy(
         update={

@@ -128,6 +128,15 @@ def duplicate_grid_points(config: StudyConfig) -> int:
     return len(points) - len(unique(points)) + len(config.seeds) - len(unique(config.seeds))
 
 
+def duplicate_grid_notes(config: StudyConfig) -> list[str]:
+    """A note if grid points or seeds are repeated."""
+    repeated = duplicate_grid_points(config)
+    if not repeated:
+        return []
+    points = "1 grid point is" if repeated == 1 else f"{repeated} grid points are"
+    return [f"{points} repeated in the study file and merged: each is trained once"]
+
+
 def shared_identity(config: StudyConfig, base_sha256: str, data_sha256: str) -> dict[str, object]:
     """What the trials of one task share of what determines their training."""
     shared: dict[str, object] = {

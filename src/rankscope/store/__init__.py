@@ -2,13 +2,14 @@
 
 from rankscope.store.artifacts import Artifact, Problem
 from rankscope.store.items import adapter_path, items_path, model_path, snapshot_path, weights_path
-from rankscope.store.ledger import Ledger
-from rankscope.store.statuses import TrialFailure
+from rankscope.store.ledger import Ledger, PointKey, StoredGroups, TrialFailure
 
 __all__ = [
     "Artifact",
     "Ledger",
+    "PointKey",
     "Problem",
+    "StoredGroups",
     "TrialFailure",
     "adapter_path",
     "items_path",

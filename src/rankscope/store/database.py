@@ -31,6 +31,7 @@ CREATE TABLE records (
     key TEXT NOT NULL,   -- task/step of a curve's point, task/split of an eval, else empty
     body TEXT NOT NULL,
     sha256 TEXT NOT NULL,
+    settings TEXT NOT NULL,  -- what the record depends on besides its trial, canonical JSON
     PRIMARY KEY (trial_id, kind, key)
 );
 CREATE TABLE artifacts (path TEXT PRIMARY KEY, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL);
@@ -98,7 +99,9 @@ def damaged(out: Path, error: BaseException) -> IntegrityError:
     )
 
 
-def record_row(trial_id: str, kind: str, key: str, record: Record) -> tuple[str, ...]:
+def record_row(
+    trial_id: str, kind: str, key: str, record: Record, settings: str
+) -> tuple[str, ...]:
     """A row of ``records``; IntegrityError where JSON could not give a number back."""
     try:
         body = json.dumps(record.model_dump(), separators=(",", ":"), allow_nan=False)
@@ -107,11 +110,12 @@ def record_row(trial_id: str, kind: str, key: str, record: Record) -> tuple[str,
             f"{kind} record of {trial_id} {key}: holds NaN or an infinity. Expected finite "
             "numbers; mark the trial as 'diverged' instead."
         ) from error
-    return trial_id, kind, key, body, body_sha256(body)
+    return trial_id, kind, key, body, body_sha256(body, settings), settings
 
 
-def body_sha256(body: str) -> str:
-    return hashlib.sha256(body.encode()).hexdigest()
+def body_sha256(body: str, settings: str) -> str:
+    """Hash of a record with its settings."""
+    return hashlib.sha256(f"{body}\n{settings}".encode()).hexdigest()
 
 
 def parse_record(model: type[R], body: str, place: str) -> R:
@@ -156,11 +160,12 @@ def stored_records(db: sqlite3.Connection, kind: str, model: type[R]) -> Iterato
     Raises IntegrityError for a body that was altered.
     """
     rows = db.execute(
-        "SELECT trial_id, key, body, sha256 FROM records WHERE kind = ? ORDER BY rowid", (kind,)
+        "SELECT trial_id, key, body, sha256, settings FROM records WHERE kind = ? ORDER BY rowid",
+        (kind,),
     )
-    for trial_id, key, body, digest in rows:
+    for trial_id, key, body, digest, settings in rows:
         place = f"ledger.sqlite: {kind} record {trial_id} {key}".rstrip()
-        if body_sha256(body) != digest:
+        if body_sha256(body, settings) != digest:
             raise IntegrityError(
                 f"{place}: altered since it was written (sha256 differs). Restore it from a copy, "
                 "or run the study again in another folder."

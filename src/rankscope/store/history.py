@@ -7,7 +7,7 @@ from rankscope.errors import UserError
 from rankscope.records import ModelRecord, Provenance, TaskRecord
 
 
-def check_other_model(out: Path, stored: ModelRecord, model: ModelRecord) -> None:
+def check_same_model(out: Path, stored: ModelRecord, model: ModelRecord) -> None:
     """Raise UserError where the stored results belong to another base model, or to the same one
     computed in another dtype, held in other bits or asked in another prompt format."""
     if stored.sha256 != model.sha256:
@@ -25,7 +25,7 @@ def check_other_model(out: Path, stored: ModelRecord, model: ModelRecord) -> Non
             )
 
 
-def check_other_tasks(
+def check_same_tasks(
     out: Path, stored: Mapping[str, TaskRecord], tasks: Sequence[TaskRecord]
 ) -> None:
     """Raise UserError where a task's name now means other rows or another metric."""

@@ -9,7 +9,7 @@ from rankscope.store.database import body_sha256, is_damaged
 SOUND = "a sound data base"
 
 
-def found_problems(
+def find_problems(
     db: sqlite3.Connection, store: ArtifactStore, artifacts: Callable[[], tuple[Artifact, ...]]
 ) -> list[Problem]:
     """What is not as it was written; empty where all is.
@@ -33,8 +33,8 @@ def _each_problem(
     for (found,) in db.execute("PRAGMA integrity_check"):
         if found != "ok":
             yield Problem("ledger.sqlite", SOUND, found)
-    for trial_id, kind, key, body, digest in db.execute("SELECT * FROM records"):
-        found = body_sha256(body)
+    for trial_id, kind, key, body, digest, settings in db.execute("SELECT * FROM records"):
+        found = body_sha256(body, settings)
         if found != digest:
             place = f"ledger.sqlite: {kind} record {trial_id} {key}".rstrip()
             yield Problem(place, f"sha256 {digest}", f"sha256 {found}")

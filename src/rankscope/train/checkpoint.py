@@ -7,7 +7,7 @@ safetensors and JSON; nothing is pickled.
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +87,22 @@ class GroupCheckpoint:
             except (OSError, ValueError, KeyError, TypeError, SafetensorError):
                 continue  # a state that cannot be read is no state: training starts earlier
         return None
+
+    def extract(self, trial_ids: Collection[str], into: "GroupCheckpoint") -> None:
+        """Copy the state of some trials, if there is any, into another checkpoint.
+
+        They get their share, by tokens, of the seconds spent so far.
+        """
+        state = self.load()
+        if state is None:
+            return
+        tensors = {n: t for n, t in state.tensors.items() if n.split("/")[0] in trial_ids}
+        meta = {name: value for name, value in state.meta.items() if name in trial_ids}
+        tokens = {n: t["num_tokens"] for n, t in state.meta.items() if isinstance(t, dict)}
+        share = sum(tokens.get(i, 0) for i in trial_ids) / max(1, sum(tokens.values()))
+        seconds = state.meta["seconds"]
+        assert isinstance(seconds, float | int)
+        into.save(GroupState(state.step, tensors, {**meta, "seconds": seconds * share}))
 
     def remove(self) -> None:
         """Delete the state: the group's results are stored."""

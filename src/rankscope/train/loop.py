@@ -1,383 +1,138 @@
-"""THE training loop: every group of LoRA trials, and full fine-tuning as a group of one.
+"""THE training loop: a group of adapter trials, or one full fine-tuning trial, on one base.
 
-In every optimizer step each trial that still has steps left contributes the rows of its own step;
-they run through the shared base one after another, joined or cut into forward passes of a size that
-suits the machine. The loss is the sum over trials of (sum of token losses / label tokens of the
-trial's whole optimizer step): parameters of different trials are disjoint, so one backward gives
-each the gradient it would have had alone. What a trial has besides its own rows, replay and KL to
-the base, is a term of its own loss (``mitigation.py``).
+In every optimizer step, each trial that has steps left contributes the rows of its own step. The
+rows of all trials run through the shared base together, in forward passes of a size that suits the
+machine (``step.py``). Replay and KL to the base are terms of a trial's loss (``regularizers.py``).
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-
 from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
-from rankscope.data.sampler import ReplaySampler, RowSampler
 from rankscope.errors import Interrupted, UserError
-from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.gradient_checkpointing import (
-    disable_gradient_checkpointing,
-    enable_gradient_checkpointing,
-)
-from rankscope.models.lora import Adapter
-from rankscope.models.methods import get_method
-from rankscope.models.methods.init_context import InitContext
-from rankscope.models.peft_backend.tuner import PeftTuner
+from rankscope.models.base import Base
+from rankscope.models.gradient_checkpointing import disable_gradient_checkpointing
 from rankscope.records import TrialSpec
-from rankscope.train.checkpoint import GroupCheckpoint, GroupState
-from rankscope.train.loss import mean_losses
-from rankscope.train.optimizer import learning_rate
-from rankscope.train.regularizers import (
-    EarlyStop,
-    LossTerm,
-    Replayed,
-    base_logits_of,
-    divergences,
-    label_positions,
-)
-from rankscope.train.step_schedule import planned_steps, trial_protocol
-from rankscope.train.trial_state import StepLosses, TrialState
-
-NOTHING_TRAINED = "nothing was trained"
-"""Begins the failure of a trial whose weights training left as they were."""
+from rankscope.train.checkpoint import GroupCheckpoint
+from rankscope.train.step import compute_gradients
+from rankscope.train.trial_state import TrialState, restore_states, save_states, start_trials
 
 
-class Progress(Protocol):
-    """Hears of every optimizer step."""
+class StepProgress(Protocol):
+    """Called after every optimizer step."""
 
     def __call__(self, step: int, num_steps: int, num_tokens: int, losses: list[float]) -> None:
-        """Steps done of all, valid tokens of the step, each active trial's loss."""
+        """Steps done of all, tokens of this step, and each active trial's loss."""
 
 
 class StepCallback(Protocol):
-    """Looks at a group between two optimizer steps, and leaves its weights as they are; a trial_state
-    with an early stop may be told a score."""
+    """Called between two optimizer steps; must not change weights or draw random numbers.
 
-    def __call__(self, step: int, base: Base, trial_states: Sequence[TrialState]) -> None:
-        """``step`` optimizer steps are done; for full fine-tuning ``base`` is the copy it trains.
+    Called again for the step at which a run resumes, since the stop may have cut it short.
+    """
 
-        Called again for the step that a run is resumed at, since what stopped the run may have
-        stopped this too.
-        """
+    def __call__(self, step: int, model: Base, states: Sequence[TrialState], /) -> None:
+        """``step`` optimizer steps are done; in full fine-tuning ``model`` is the trained copy."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupResult:
-    """A trained group: the trials in the order given, and the wall time of this and earlier runs.
+    """A trained group."""
 
-    For full fine-tuning ``base`` is the trained copy; for LoRA the adapters hang on the trial_states.
-    """
-
-    trial_states: tuple[TrialState, ...]
-    base: Base
+    states: tuple[TrialState, ...]
+    """In the order of the trials."""
+    model: Base
+    """The base; in full fine-tuning the trained copy."""
     seconds: float
+    """Training time of this and earlier runs, without callbacks."""
 
 
 def train_group(
     base: Base,
     trials: Sequence[TrialSpec],
     rows: Sequence[EncodedRow],
-    protocol: TrainConfig,
+    config: TrainConfig,
     *,
     replay: Mapping[str, Sequence[EncodedRow]] | None = None,
     checkpoint: GroupCheckpoint | None = None,
-    progress: Progress | None = None,
-    after_step: StepCallback | None = None,
+    progress: StepProgress = lambda *_: None,
+    callbacks: Sequence[StepCallback] = (),
     should_stop: Callable[[], bool] = lambda: False,
 ) -> GroupResult:
-    """Train one group to its end, from its checkpoint where there is one.
+    """Train one group to its end, from its checkpoint if there is one.
 
     Args:
         base: the frozen base; full fine-tuning trains a float32 copy of it.
-        trials: LoRA trials of one task, or a single full trial.
+        trials: adapter trials of one task, or a single trial of a method that trains alone.
         rows: the task's encoded training rows; each trial sees them in its own seed's order.
-        protocol: epochs, batch size and the rest; ``trial_protocol`` says what a trial makes of it.
+        config: the training protocol; a trial may override parts of it.
         replay: by task, the encoded rows that trials may replay.
         checkpoint: where the resumable state goes, at most every ``checkpoint_seconds``.
         progress: called after every optimizer step.
-        after_step: called after that; its time is not the training's.
-        should_stop: asked after every step; True writes the state and raises.
+        callbacks: called after that, in order; not counted as training time.
+        should_stop: checked after every step; True saves the state and raises Interrupted.
 
     Raises:
-        UserError: no rows, steps that are all at rate 0, or full fine-tuning packed with others.
-        Interrupted: ``should_stop`` said so.
+        UserError: no rows, a learning rate of 0 at all steps, or trials that cannot train together.
+        Interrupted: a stop was requested.
     """
     if not rows:
         raise UserError("no training rows are left after encoding: there is nothing to train on")
-    frozen = base
-    base, trial_states = prepare(base, trials, rows, protocol)
-    add_mitigations(trial_states, replay or {})
-    start_step, seconds_before = resume(trial_states, checkpoint)
-    num_steps = max(trial_state.num_steps for trial_state in trial_states)
-    begun = saved = time.monotonic()
-    base.multi_lora.training = True
+    model, states = start_trials(base, trials, rows, config, replay or {})
+    first_step, seconds_before = restore_states(checkpoint, states) if checkpoint else (0, 0.0)
+    num_steps = max(state.num_steps for state in states)
+    started = last_saved = time.monotonic()
+    model.multi_lora.training = True
     try:
-        if after_step is not None and start_step:
-            begun += timed(after_step, start_step, base, trial_states)
-        for step in range(start_step, num_steps):
-            active = [trial_state for trial_state in trial_states if trial_state.is_active(step)]
+        if first_step:
+            started += run_callbacks(callbacks, first_step, model, states)
+        for step in range(first_step, num_steps):
+            active = [state for state in states if state.is_active(step)]
             if not active:
                 break
-            for trial_state in active:
-                trial_state.begin_step(step)
-            loss_terms = [p for i, t in enumerate(active) for p in t.loss_terms(step, i, rows)]
-            losses_of = run_step(base, frozen, active, loss_terms, protocol.batch_tokens)
-            for trial_state, losses_found in zip(active, losses_of, strict=True):
-                trial_state.update(step, losses_found)
-            if progress is not None:
-                losses = [t.losses[-1].loss for t in active if t.failure is None]
-                num_tokens = sum(len(row.input_ids) for p in loss_terms for row in p.rows)
-                progress(step + 1, num_steps, num_tokens, losses)
-            if after_step is not None:
-                begun += timed(after_step, step + 1, base, trial_states)
-            now = time.monotonic()
-            stop = should_stop()
-            if checkpoint is not None and (stop or now - saved >= protocol.checkpoint_seconds):
-                save(trial_states, checkpoint, step + 1, seconds_before + now - begun)
-                saved = now
+
+            # Forward and backward. Trials share no trained parameter, so one backward pass over
+            # the sum of their losses gives each trial the gradient that it would have had alone.
+            terms_of = [state.begin_step(step, rows) for state in active]
+            terms = [term for own_terms in terms_of for term in own_terms]
+            has_row_passes = any(state.needs_row_passes for state in active)
+            losses = iter(
+                compute_gradients(model, base, terms, 1 if has_row_passes else config.batch_tokens)
+            )
+
+            # Clip, check and update, each trial by itself.
+            for state, own_terms in zip(active, terms_of, strict=True):
+                state.update(step, [(term, next(losses)) for term in own_terms])
+
+            num_tokens = sum(len(row.input_ids) for term in terms for row in term.rows)
+            shown = [state.losses[-1].loss for state in active if state.failure is None]
+            progress(step + 1, num_steps, num_tokens, shown)
+            started += run_callbacks(callbacks, step + 1, model, states)
+
+            now, stop = time.monotonic(), should_stop()
+            if checkpoint and (stop or now - last_saved >= config.checkpoint_seconds):
+                save_states(checkpoint, states, step + 1, seconds_before + now - started)
+                last_saved = now
             if stop:
                 raise Interrupted(
                     f"stopped after step {step + 1} of {num_steps}; the same command continues"
                 )
     finally:
-        base.multi_lora.training = False
-        disable_gradient_checkpointing(base.model)
-    for trial_state in trial_states:
-        trial_state.keep_best()
-        trial_state.failure = trial_state.failure or fault_at_end(trial_state)
-    return GroupResult(tuple(trial_states), base, seconds_before + time.monotonic() - begun)
+        model.multi_lora.training = False
+        disable_gradient_checkpointing(model.model)
+    for state in states:
+        state.finish()
+    return GroupResult(tuple(states), model, seconds_before + time.monotonic() - started)
 
 
-def timed(
-    after_step: StepCallback, step: int, base: Base, trial_states: Sequence[TrialState]
+def run_callbacks(
+    callbacks: Sequence[StepCallback], step: int, model: Base, states: Sequence[TrialState]
 ) -> float:
-    """Call ``after_step``; the seconds it took."""
-    begun = time.monotonic()
-    after_step(step, base, trial_states)
-    return time.monotonic() - begun
-
-
-def check_zero_rates(num_steps: int, protocol: TrainConfig) -> None:
-    """Raise UserError where the schedule gives every one of ``num_steps`` the rate 0."""
-    schedule, warmup = protocol.schedule, protocol.warmup_fraction
-    if not any(learning_rate(1.0, s, num_steps, schedule, warmup) for s in range(num_steps)):
-        raise UserError(
-            f"train: warm-up starts at rate 0 and the whole training is {num_steps} optimizer "
-            "step, so no weight would change; expected at least 2 steps (max_steps, epochs, or a "
-            "smaller batch_size x gradient_accumulation), or 'warmup_fraction: 0'"
-        )
-
-
-def fault_at_end(trial_state: TrialState) -> str | None:
-    """Why a trial that came to its last step has no weights worth storing; None where it has."""
-    # A step's loss and gradient are looked at before it; after the last one nothing follows.
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in trial_state.parameters):
-        return "weights not finite after the last step"
-    if all(point.lr == 0 for point in trial_state.losses):
-        return f"{NOTHING_TRAINED}: the learning rate was 0 at every step"
-    if trial_state.adapter is not None and not any(b.any() for b in trial_state.adapter.b.values()):
-        return f"{NOTHING_TRAINED}: B of every target module is still zero"
-    if all(point.grad_norm == 0 for point in trial_state.losses):
-        return f"{NOTHING_TRAINED}: the gradient was 0 at every step"
-    return None
-
-
-def prepare(
-    base: Base, trials: Sequence[TrialSpec], rows: Sequence[EncodedRow], protocol: TrainConfig
-) -> tuple[Base, list[TrialState]]:
-    """Fresh trial_states, and the base they train on (a trainable copy for full fine-tuning)."""
-    if len(trials) > 1 and any(trial.trains_alone for trial in trials):
-        raise UserError(
-            "full fine-tuning and PEFT's own methods change the base itself: each such trial "
-            "trains alone, not in a group"
-        )
-    if base.multi_lora.adapters or base.multi_lora.injected_tuner is not None:
-        raise ValueError("the base carries adapters already: detach them before training")
-    num_tokens = sum(len(row.input_ids) for row in rows)
-    own = [trial_protocol(trial, protocol) for trial in trials]
-    steps = [planned_steps(len(rows), num_tokens, each) for each in own]
-    for each, num_steps in zip(own, steps, strict=True):
-        check_zero_rates(num_steps, each)
-    context = InitContext(base, rows, trials)
-    trial_states = []
-    for trial, each, num_steps in zip(trials, own, steps, strict=True):
-        base, trained = get_method(trial.method).prepare(base, trial, context, num_steps)
-        trial_states.append(
-            TrialState(
-                spec=trial,
-                parameters=list(trained.parameters()),
-                adapter=trained if isinstance(trained, Adapter) else None,
-                tuner=trained if isinstance(trained, PeftTuner) else None,
-                protocol=each,
-                order=RowSampler(
-                    len(rows), each.batch_size, each.gradient_accumulation, trial.seed
-                ),
-                num_steps=num_steps,
-            )
-        )
-    if protocol.gradient_checkpointing:
-        enable_gradient_checkpointing(base.model, base.multi_lora)
-    return base, trial_states
-
-
-def add_mitigations(
-    trial_states: Sequence[TrialState], replay: Mapping[str, Sequence[EncodedRow]]
-) -> None:
-    """Give each trial_state its replayed rows and its early stop, where its trial has them."""
-    for trial_state in trial_states:
-        spec = trial_state.spec
-        if spec.kl_to_base and trial_state.tuner is not None:
-            raise UserError(
-                f"{spec.label}: kl_to_base needs the bare base, which PEFT's method is on"
-            )
-        if (
-            spec.early_stop is not None
-            and trial_state.tuner is not None
-            and trial_state.tuner.has_state
-        ):
-            raise UserError(
-                f"{spec.label}: early_stop brings back parameters, which PEFT's method is more than"
-            )
-        if spec.early_stop is not None:
-            trial_state.early_stop = EarlyStop(spec.early_stop)
-        if spec.replay is not None and spec.replay_share:
-            rows = replay[spec.replay]
-            order = ReplaySampler(trial_state.order, len(rows), spec.replay_share)
-            trial_state.replayed = Replayed(rows, order)
-
-
-def run_step(
-    base: Base,
-    frozen: Base,
-    active: Sequence[TrialState],
-    loss_terms: Sequence[LossTerm],
-    batch_tokens: int,
-) -> list[StepLosses]:
-    """Losses and gradients of one optimizer step of every active trial.
-
-    frozen: the untuned base, which KL looks at; ``base`` itself but for full fine-tuning.
-    loss_terms: the rows of the step, those of one trial one after another.
-    """
-    for loss_term in loss_terms:
-        active[loss_term.trial_state].count(loss_term)
-    labels = [loss_term.num_labels for loss_term in loss_terms]
-    if any(trial_state.needs_row_passes for trial_state in active):
-        batch_tokens = 1
-    found = torch.zeros(2, len(loss_terms), device=base.device)  # of the rows; of KL to the base
-    for parts in forward_passes([loss_term.rows for loss_term in loss_terms], batch_tokens):
-        members = [i for i, _ in parts]
-        kept = [i for i in members if loss_terms[i].kl_weight]
-        of_base = base_logits_of(frozen, [own for i, own in parts if i in kept]) if kept else []
-        batch_rows = [
-            Row(row.input_ids, label_positions(row), active[loss_terms[i].trial_state].adapter_name)
-            for i, own in parts
-            for row in own
-        ]
-        counts = [sum(sum(row.is_label) for row in own) for _, own in parts]
-        logits = base.logits(RowBatch.of(batch_rows, base.device))
-        losses = mean_losses(
-            logits,
-            torch.tensor(label_ids(parts), dtype=torch.int64, device=base.device),
-            counts,
-            [labels[i] / loss_terms[i].weight for i in members],
-        )
-        total = losses.sum()
-        if kept:
-            spans = dict(zip(members, logits.split(counts), strict=True))
-            for i, base_logits in zip(kept, of_base, strict=True):
-                apart = divergences(spans[i], base_logits).sum() / labels[i]
-                total = total + loss_terms[i].kl_weight * apart
-                found[1, i] += apart.detach()
-        total.backward()
-        found[0, members] += losses.detach()
-    return step_losses(len(active), loss_terms, found.tolist())
-
-
-def label_ids(parts: Sequence[tuple[int, Sequence[EncodedRow]]]) -> list[int]:
-    """The labelled tokens of a pass, in order."""
-    return [row.input_ids[t + 1] for _, own in parts for row in own for t in label_positions(row)]
-
-
-def step_losses(
-    count: int, loss_terms: Sequence[LossTerm], found: Sequence[Sequence[float]]
-) -> list[StepLosses]:
-    """What each of ``count`` trials had in its loss; ``found``: weighted losses and KL by loss_term.
-
-    A loss_term's loss becomes its mean again; weights are those of ``loss_terms``.
-    """
-    own, replayed, divergence = [0.0] * count, [None] * count, [None] * count
-    for loss_term, loss, apart in zip(loss_terms, *found, strict=True):
-        i = loss_term.trial_state
-        if loss_term.is_replay:
-            replayed[i] = loss / loss_term.weight
-        else:
-            own[i] = loss / loss_term.weight
-        if loss_term.kl_weight:
-            divergence[i] = apart
-    return [StepLosses(*each) for each in zip(own, replayed, divergence, strict=True)]
-
-
-def forward_passes(
-    of_step: Sequence[Sequence[EncodedRow]], batch_tokens: int
-) -> list[list[tuple[int, list[EncodedRow]]]]:
-    """Cut the rows of one optimizer step, by loss_term, into forward passes of like size.
-
-    A pass is as large as the memory allows and a product is fast, whatever the trials' batch sizes
-    and accumulation: the gradient is a sum over the step's rows, however they are cut. Each pass
-    lists (loss_term's place in ``of_step``, rows) and has at most ``batch_tokens`` tokens, or one
-    row.
-    """
-    total = sum(len(row.input_ids) for own in of_step for row in own)
-    share = total / max(1, math.ceil(total / batch_tokens))
-    passes: list[list[tuple[int, list[EncodedRow]]]] = [[]]
-    size = seen = 0
-    for i, own in enumerate(of_step):
-        for row in own:
-            length = len(row.input_ids)
-            # Either the pass is full, or its middle row would fall into the next share.
-            if size and (size + length > batch_tokens or seen + length / 2 > len(passes) * share):
-                passes.append([])
-                size = 0
-            if not passes[-1] or passes[-1][-1][0] != i:
-                passes[-1].append((i, []))
-            passes[-1][-1][1].append(row)
-            size += length
-            seen += length
-    return passes
-
-
-def resume(
-    trial_states: Sequence[TrialState], checkpoint: GroupCheckpoint | None
-) -> tuple[int, float]:
-    """Restore the stored state, if any: the next step, and the seconds already spent."""
-    state = checkpoint.load() if checkpoint is not None else None
-    if state is None:
-        return 0, 0.0
-    for trial_state in trial_states:
-        prefix = f"{trial_state.spec.trial_id}/"
-        tensors = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in state.tensors.items()
-            if name.startswith(prefix)
-        }
-        trial_state.restore(tensors, state.meta[trial_state.spec.trial_id])  # type: ignore[arg-type]
-    return state.step, float(state.meta["seconds"])  # type: ignore[arg-type]
-
-
-def save(
-    trial_states: Sequence[TrialState], checkpoint: GroupCheckpoint, step: int, seconds: float
-) -> None:
-    """Write the state after ``step`` optimizer steps."""
-    tensors = {
-        f"{trial_state.spec.trial_id}/{name}": tensor
-        for trial_state in trial_states
-        for name, tensor in trial_state.tensors().items()
-    }
-    meta: dict[str, object] = {t.spec.trial_id: t.counters() for t in trial_states}
-    checkpoint.save(GroupState(step, tensors, {**meta, "seconds": seconds}))
+    """Call the callbacks in order; the seconds they took."""
+    started = time.monotonic()
+    for callback in callbacks:
+        callback(step, model, states)
+    return time.monotonic() - started

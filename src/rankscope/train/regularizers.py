@@ -1,17 +1,16 @@
-"""What holds a trial back from forgetting while it trains: replayed rows, KL to the base, an early
-stop.
+"""What limits forgetting in training: replayed rows, KL to the base, and early stopping.
 
-**Replay.** In every optimizer step general rows stand beside the trial's own, which keep their
-order and their steps: a share q of all rows seen is replayed, q / (1 - q) of each step's own on
-top. Each kind counts in the loss by its rows, and inside of a kind every labelled token alike, so
-that long general texts do not drown short answers:
+**Replay.** Every optimizer step has general rows beside the trial's own, which keep their order and
+their steps. A share q of all rows is replayed: q / (1 - q) of each step's own rows on top. Each
+kind of row counts in the loss by its number of rows, and within a kind every labelled token counts
+alike, so that long general texts do not outweigh short answers:
 
     loss = (1 - p) mean over own labels + p mean over replayed labels,   p = replayed rows / rows
 
-**KL to the base.** weight x mean over labelled tokens of KL(base || tuned), in nats, added to that.
-It is taken at the labels of the replayed rows where the trial has them, where the base is to be
-kept, and at those of its own rows otherwise. Price: one forward pass of the frozen base, without
-gradient, over the rows concerned; trials that see the same row in the same forward pass share it.
+**KL to the base.** weight x mean over labelled tokens of KL(base || tuned), in nats, is added. It
+is taken at the labels of the replayed rows if the trial has any, and at those of its own rows
+otherwise. It costs one forward pass of the frozen base, without gradient, over these rows; trials
+with the same row in the same forward pass share it.
 """
 
 import math
@@ -30,15 +29,15 @@ from rankscope.train.loss import BLOCK_BYTES
 
 @dataclass(frozen=True, slots=True)
 class LossTerm:
-    """Rows of one trial's optimizer step that are averaged together."""
+    """Rows of one trial's optimizer step whose losses are averaged together."""
 
-    trial_state: int
-    """The trial's place among those of the step."""
+    adapter_name: str | None
+    """The trial's adapter; None trains the model itself."""
     rows: Sequence[EncodedRow]
     weight: float = 1.0
-    """Of their mean in the step's loss."""
+    """Of the mean loss in the step's loss."""
     kl_weight: float = 0.0
-    """Of their KL to the base in the step's loss."""
+    """Of the mean KL to the base in the step's loss."""
     is_replay: bool = False
 
     @property
@@ -47,44 +46,46 @@ class LossTerm:
         return sum(sum(row.is_label) for row in self.rows)
 
 
-@dataclass(slots=True)
-class Replayed:
-    """General rows of one trial, and which of them stand in which step."""
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """General rows of one trial, and which of them each step has."""
 
     rows: Sequence[EncodedRow]
     order: ReplaySampler
 
 
-def loss_terms_of(
-    trial_state: int,
+def loss_terms(
+    adapter_name: str | None,
     own: Sequence[EncodedRow],
-    replayed: Sequence[EncodedRow],
+    replayed: Sequence[EncodedRow] | None,
     kl_weight: float,
-    has_replay: bool,
 ) -> list[LossTerm]:
-    """A step's rows as loss_terms: the trial's own, then those replayed, if any.
+    """A step's rows by how they count: the trial's own, then the replayed ones, if any.
 
-    has_replay: the trial has general rows, though perhaps none in this step.
+    ``replayed`` is None for a trial without replay.
     """
+    if replayed is None:
+        return [LossTerm(adapter_name, own, 1.0, kl_weight)]
+    if not replayed:
+        return [LossTerm(adapter_name, own)]
     share = len(replayed) / (len(own) + len(replayed))
-    own_kl = 0.0 if has_replay else kl_weight
-    loss_terms = [LossTerm(trial_state, own, 1 - share if share else 1.0, own_kl)]
-    if replayed:
-        loss_terms.append(LossTerm(trial_state, replayed, share, kl_weight, is_replay=True))
-    return loss_terms
+    return [
+        LossTerm(adapter_name, own, 1 - share),
+        LossTerm(adapter_name, replayed, share, kl_weight, is_replay=True),
+    ]
 
 
-class Divergences(torch.autograd.Function):
-    """KL(base || tuned) at every position, a block of rows of the logits at a time.
+class KlDivergences(torch.autograd.Function):
+    """KL(base || tuned) at every position, one block of logits at a time.
 
-    As in ``train/loss.py`` the gradient, p_tuned - p_base, is made in the same walk, in the dtype
-    of the logits.
+    As in ``train/loss.py``, the same pass over the logits computes the gradient,
+    p_tuned - p_base, in their dtype.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, base_logits: Tensor) -> Tensor:
         """(M, vocabulary) twice -> (M,) float32."""
-        found = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+        divergences = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
         grads = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         rows = max(1, BLOCK_BYTES // (4 * logits.shape[1]))
         for start in range(0, len(logits), rows):
@@ -92,37 +93,37 @@ class Divergences(torch.autograd.Function):
             tuned = torch.log_softmax(logits[span].float(), 1)
             base = torch.log_softmax(base_logits[span].float(), 1)
             probabilities = base.exp()
-            found[span] = (probabilities * (base - tuned)).sum(1)
+            divergences[span] = (probabilities * (base - tuned)).sum(1)
             if grads is not None:
                 grads[span] = tuned.exp_().sub_(probabilities)
         if grads is not None:
             ctx.save_for_backward(grads)
-        return found
+        return divergences
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         """Gradient of the tuned logits alone: the base is frozen."""
-        (found,) = ctx.saved_tensors
-        return found * grads[0][:, None].to(found.dtype), None
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0][:, None].to(gradient.dtype), None
 
 
-def divergences(logits: Tensor, base_logits: Tensor) -> Tensor:
+def kl_divergences(logits: Tensor, base_logits: Tensor) -> Tensor:
     """KL(base || tuned) of every position, (M,) float32, nats, from logits (M, vocabulary)."""
-    found: Tensor = Divergences.apply(logits, base_logits)  # type: ignore[no-untyped-call]
-    return found
+    divergences: Tensor = KlDivergences.apply(logits, base_logits)  # type: ignore[no-untyped-call]
+    return divergences
 
 
 @torch.no_grad()
-def base_logits_of(frozen: Base, parts: Sequence[Sequence[EncodedRow]]) -> list[Tensor]:
-    """What the bare base says at the labels of each part's rows, (labels, vocabulary).
+def base_logits_of(base: Base, parts: Sequence[Sequence[EncodedRow]]) -> list[Tensor]:
+    """Logits of the bare base at the labels of each part's rows, (labels, vocabulary).
 
-    A row that stands in several parts runs once. Call it before the pass that it belongs to: the
-    group remembers the rows of its last pass, for recomputing.
+    A row of several parts runs once. Call this before the forward pass of the tuned model:
+    gradient checkpointing recomputes from the batch that ran last.
     """
     distinct = {id(row): row for rows in parts for row in rows}
     keeps = {key: label_positions(row) for key, row in distinct.items()}
     batch = [Row(row.input_ids, keeps[key]) for key, row in distinct.items()]
-    logits = frozen.logits(RowBatch.of(batch, frozen.device))
+    logits = base.logits(RowBatch.of(batch, base.device))
     starts, place = {}, 0
     for key, keep in keeps.items():
         starts[key] = place
@@ -135,32 +136,32 @@ def base_logits_of(frozen: Base, parts: Sequence[Sequence[EncodedRow]]) -> list[
 
 
 def label_positions(row: EncodedRow) -> list[int]:
-    """Positions whose logits predict a labelled token: those right before the labels."""
+    """Positions whose logits predict a labelled token: each label's predecessor."""
     return [t - 1 for t, labelled in enumerate(row.is_label) if labelled]
 
 
 @dataclass(slots=True)
 class EarlyStop:
-    """When a trial stops, and the best weights it had until then.
+    """When a trial stops, and its best weights so far.
 
-    A point is better only if its score is higher than every one before; of equal scores the first
-    counts, whose weights moved least.
+    Only a score above all earlier ones is better: of equal scores the first counts, since its
+    weights moved least.
     """
 
     patience: int
     best_score: float = -math.inf
     best_step: int = 0
-    heard_step: int = 0
+    observed_step: int = 0
     """Of the last point."""
     waited: int = 0
     """Points since the best one."""
     weights: list[Tensor] = field(default_factory=list)
 
-    def hear(self, step: int, score: float, parameters: Sequence[nn.Parameter]) -> None:
-        """Take in the in-domain score after ``step`` steps, validation split; each point once."""
-        if step <= self.heard_step:
+    def observe(self, step: int, score: float, parameters: Sequence[nn.Parameter]) -> None:
+        """Observe the in-domain validation score after ``step`` steps; once per step."""
+        if step <= self.observed_step:
             return
-        self.heard_step = step
+        self.observed_step = step
         self.waited += 1
         if score > self.best_score:
             self.best_score, self.best_step, self.waited = score, step, 0
@@ -168,31 +169,31 @@ class EarlyStop:
 
     @property
     def stopped_after(self) -> int | None:
-        """The step after which the trial ended; None while it goes on."""
-        return self.heard_step if self.waited >= self.patience else None
+        """The step after which the trial stopped, or None."""
+        return self.observed_step if self.waited >= self.patience else None
 
     @torch.no_grad()
     def restore_best(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Give the parameters the values they had at the best point, if there was any."""
+        """Set the parameters to their values at the best point, if there is one."""
         for parameter, best in zip(parameters, self.weights, strict=bool(self.weights)):
             parameter.copy_(best)
 
     def counters(self) -> dict[str, float]:
-        """The state but for the weights, JSON-compatible."""
-        if not self.heard_step:
+        """The state without the weights, JSON-compatible."""
+        if not self.observed_step:
             return {}
         return {
             "best_score": self.best_score,
             "best_step": self.best_step,
-            "heard_step": self.heard_step,
+            "observed_step": self.observed_step,
             "waited": self.waited,
         }
 
     def restore(self, counters: dict[str, float], weights: list[Tensor]) -> None:
-        """Set the state to what :meth:`counters` gave."""
+        """Set the state to what :meth:`counters` returned."""
         if counters:
             self.best_score = counters["best_score"]
             self.best_step = int(counters["best_step"])
-            self.heard_step = int(counters["heard_step"])
+            self.observed_step = int(counters["observed_step"])
             self.waited = int(counters["waited"])
             self.weights = weights

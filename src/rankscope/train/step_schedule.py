@@ -6,6 +6,7 @@ from typing import Literal
 from rankscope.config.study import TrainConfig
 from rankscope.errors import UserError
 from rankscope.records import TrialSpec
+from rankscope.train.optimizer import learning_rate
 
 
 def trial_protocol(trial: TrialSpec, train: TrainConfig) -> TrainConfig:
@@ -47,3 +48,19 @@ def due_steps(
     last = planned_steps(num_rows, num_tokens, train)
     stride = epoch_steps(num_rows, train) if every == "epoch" else every
     return (*range(stride, last, stride), last)
+
+
+def check_learning_rates(
+    trial: TrialSpec, num_rows: int, num_tokens: int, train: TrainConfig
+) -> int:
+    """The optimizer steps of a trial. Raise UserError if all of them have the learning rate 0."""
+    protocol = trial_protocol(trial, train)
+    num_steps = planned_steps(num_rows, num_tokens, protocol)
+    schedule, warmup = protocol.schedule, protocol.warmup_fraction
+    if not any(learning_rate(1.0, s, num_steps, schedule, warmup) for s in range(num_steps)):
+        raise UserError(
+            f"train: warm-up starts at rate 0 and the whole training is {num_steps} optimizer "
+            "step, so no weight would change; expected at least 2 steps (max_steps, epochs, or a "
+            "smaller batch_size x gradient_accumulation), or 'warmup_fraction: 0'"
+        )
+    return num_steps

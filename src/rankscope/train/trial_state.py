@@ -1,7 +1,7 @@
 """One trial while it trains: its parameters, optimizer, order of rows and counters."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,10 +10,16 @@ from torch.optim.optimizer import ParamsT
 
 from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
-from rankscope.data.sampler import RowSampler
+from rankscope.data.sampler import ReplaySampler, RowSampler
+from rankscope.errors import UserError
+from rankscope.models.base import Base
+from rankscope.models.gradient_checkpointing import enable_gradient_checkpointing
 from rankscope.models.lora import Adapter
+from rankscope.models.methods import get_method
+from rankscope.models.methods.init_context import InitContext
 from rankscope.models.peft_backend.tuner import PeftTuner
 from rankscope.records import LossPoint, PenaltyPoint, TrialSpec
+from rankscope.train.checkpoint import GroupCheckpoint, GroupState
 from rankscope.train.optimizer import (
     clip_gradients,
     learning_rate,
@@ -21,165 +27,174 @@ from rankscope.train.optimizer import (
     rate_groups,
     set_rate,
 )
-from rankscope.train.regularizers import EarlyStop, LossTerm, Replayed, loss_terms_of
+from rankscope.train.regularizers import EarlyStop, LossTerm, Replay, loss_terms
+from rankscope.train.step import TermLoss
+from rankscope.train.step_schedule import check_learning_rates, trial_protocol
 
+NOTHING_TRAINED = "nothing was trained"
+"""First words of the failure of a trial whose weights did not change."""
 TUNER = "tuner/"
-"""Begins the names of a PEFT method's own tensors in a checkpoint."""
+"""Prefix of the names of a PEFT method's own tensors in a checkpoint."""
 BEST = "best"
 """Key of the weights that early stopping would keep."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepLosses:
-    """What one optimizer step of one trial had in its loss: means over labelled tokens, nats."""
-
-    own: float
-    replayed: float | None = None
-    divergence: float | None = None
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether all of it is a number."""
-        return all(math.isfinite(x or 0.0) for x in (self.own, self.replayed, self.divergence))
-
-
 @dataclass(slots=True)
 class TrialState:
-    """A trial's own state in a group; neighbours share nothing of it.
-
-    ``adapter`` is None for full fine-tuning, whose parameters are the model's, and for a method of
-    PEFT's, which is on the base as ``tuner``. ``failure`` says why the trial left the group.
-    """
+    """The state of one trial in a group; trials share nothing of it."""
 
     spec: TrialSpec
     parameters: list[nn.Parameter]
-    adapter: Adapter | None
     protocol: TrainConfig
     order: RowSampler
     num_steps: int
+    adapter: Adapter | None = None
+    """None for full fine-tuning and for a method of the PEFT library."""
     tuner: PeftTuner | None = None
-    replayed: Replayed | None = None
+    """A method of the PEFT library, injected into the base."""
+    replay: Replay | None = None
     early_stop: EarlyStop | None = None
     optimizer: torch.optim.Optimizer = field(init=False)
     losses: list[LossPoint] = field(default_factory=list)
+    penalties: list[PenaltyPoint] = field(default_factory=list)
     num_tokens: int = 0
     num_label_tokens: int = 0
     num_replay_tokens: int = 0
-    penalties: list[PenaltyPoint] = field(default_factory=list)
     failure: str | None = None
+    """Why the trial left the group."""
 
     def __post_init__(self) -> None:
         parameters: ParamsT = self.parameters
         if self.adapter is not None and self.spec.lr_ratio is not None:
-            parameters = rate_groups(
-                self.parameters, set(self.adapter.b.values()), self.spec.lr_ratio
-            )
+            fast = set(self.adapter.b.values())
+            parameters = rate_groups(self.parameters, fast, self.spec.lr_ratio)
         kind = self.protocol.optimizer if self.spec.is_full else "adamw"
         self.optimizer = new_optimizer(parameters, self.protocol.weight_decay, kind)
 
     @property
     def adapter_name(self) -> str | None:
-        """Its adapter's adapter_name in the group; None trains the model itself."""
+        """Name of its adapter on the base; None trains the model itself."""
         return self.adapter.name if self.adapter is not None else None
-
-    def is_active(self, step: int) -> bool:
-        """Whether it takes part in optimizer step ``step``."""
-        stopped = self.early_stop.stopped_after if self.early_stop is not None else None
-        return self.failure is None and step < (self.num_steps if stopped is None else stopped)
-
-    def loss_terms(self, step: int, place: int, rows: Sequence[EncodedRow]) -> list[LossTerm]:
-        """The rows of optimizer step ``step``; ``place`` is the trial's among those of the step."""
-        own = [rows[i] for micro in self.order.step(step) for i in micro]
-        replayed: list[EncodedRow] = []
-        if self.replayed is not None:
-            replayed = [self.replayed.rows[i] for i in self.replayed.order.step(step)]
-        has_replay = self.replayed is not None
-        return loss_terms_of(place, own, replayed, self.spec.kl_to_base or 0.0, has_replay)
-
-    def count(self, loss_term: LossTerm) -> None:
-        """Count a loss_term's tokens as seen."""
-        num_tokens = sum(len(row.input_ids) for row in loss_term.rows)
-        self.num_tokens += num_tokens
-        self.num_label_tokens += loss_term.num_labels
-        if loss_term.is_replay:
-            self.num_replay_tokens += num_tokens
-
-    @property
-    def needs_row_passes(self) -> bool:
-        """Whether each row needs a forward pass of its own: PEFT draws its dropout pass by pass,
-        and what a row gets must not hang on how many fit into memory beside it."""
-        return self.tuner is not None and self.tuner.draws
-
-    def begin_step(self, step: int) -> None:
-        """Make ready for the forward passes of optimizer step ``step``."""
-        if self.adapter is not None:
-            self.adapter.begin_step(step)
-        if self.tuner is not None:
-            self.tuner.begin_step(step)
-
-    def update(self, step: int, losses: StepLosses) -> None:
-        """Clip, check and apply the gradients of the optimizer step of index ``step``, from 0."""
-        if self.tuner is not None:
-            self.tuner.penalize()
-        norm = clip_gradients(self.parameters, self.protocol.max_grad_norm)
-        rate = learning_rate(
-            self.spec.lr,
-            step,
-            self.num_steps,
-            self.protocol.schedule,
-            self.protocol.warmup_fraction,
-        )
-        if losses.is_finite and math.isfinite(norm):
-            self.losses.append(LossPoint(step=step, loss=losses.own, lr=rate, grad_norm=norm))
-            if losses.replayed is not None or losses.divergence is not None:
-                self.penalties.append(
-                    PenaltyPoint(
-                        step=step, replay_loss=losses.replayed, divergence=losses.divergence
-                    )
-                )
-            set_rate(self.optimizer, rate)
-            self.optimizer.step()
-            if self.adapter is not None:
-                self.adapter.weights_changed()
-            if self.tuner is not None:
-                self.tuner.after_update(step)
-        else:
-            what = "loss" if not losses.is_finite else "gradient norm"
-            self.failure = f"{what} not finite at step {step + 1} of {self.num_steps}"
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def hear(self, step: int, score: float) -> None:
-        """Tell the early stop, where the trial has one, the in-domain score after ``step`` steps.
-
-        Weights that no step has moved yet, all of them at rate 0 as warm-up begins, are the base's:
-        their point is not told, or a trial could come to nothing trained.
-        """
-        if self.early_stop is not None and any(point.lr > 0 for point in self.losses):
-            self.early_stop.hear(step, score, self.parameters)
 
     @property
     def steps_done(self) -> int:
         """Optimizer steps that were made."""
         return len(self.losses)
 
-    def keep_best(self) -> None:
-        """At the end: the weights that early stopping found best, where the trial has it."""
+    @property
+    def needs_row_passes(self) -> bool:
+        """Whether each row needs a forward pass of its own.
+
+        PEFT draws dropout pass by pass, and a row's mask must not depend on how many other rows
+        fit into memory beside it.
+        """
+        return self.tuner is not None and self.tuner.draws
+
+    def is_active(self, step: int) -> bool:
+        """Whether the trial takes part in optimizer step ``step``, from 0."""
+        stopped = self.early_stop.stopped_after if self.early_stop is not None else None
+        return self.failure is None and step < (self.num_steps if stopped is None else stopped)
+
+    def begin_step(self, step: int, rows: Sequence[EncodedRow]) -> list[LossTerm]:
+        """Get ready for the forward passes of a step; its loss terms, whose tokens are counted."""
+        if self.adapter is not None:
+            self.adapter.begin_step(step)
+        if self.tuner is not None:
+            self.tuner.begin_step(step)
+        terms = self.loss_terms(step, rows)
+        for term in terms:
+            num_tokens = sum(len(row.input_ids) for row in term.rows)
+            self.num_tokens += num_tokens
+            self.num_label_tokens += term.num_labels
+            if term.is_replay:
+                self.num_replay_tokens += num_tokens
+        return terms
+
+    def loss_terms(self, step: int, rows: Sequence[EncodedRow]) -> list[LossTerm]:
+        """The rows of a step, by how they count in the loss."""
+        own = [rows[i] for micro in self.order.step(step) for i in micro]
+        replayed = None
+        if self.replay is not None:
+            replayed = [self.replay.rows[i] for i in self.replay.order.step(step)]
+        return loss_terms(self.adapter_name, own, replayed, self.spec.kl_to_base or 0.0)
+
+    def update(self, step: int, losses: Sequence[tuple[LossTerm, TermLoss]]) -> None:
+        """Clip, check and apply the gradients of a step, whose terms had these losses."""
+        own = next(found.loss for term, found in losses if not term.is_replay)
+        replayed = next((found.loss for term, found in losses if term.is_replay), None)
+        kl = next((found.kl for term, found in losses if term.kl_weight), None)
+        if self.tuner is not None:
+            self.tuner.penalize()
+        norm = clip_gradients(self.parameters, self.protocol.max_grad_norm)
+        is_loss_finite = all(math.isfinite(x or 0.0) for x in (own, replayed, kl))
+        if is_loss_finite and math.isfinite(norm):
+            rate = learning_rate(
+                self.spec.lr,
+                step,
+                self.num_steps,
+                self.protocol.schedule,
+                self.protocol.warmup_fraction,
+            )
+            self.losses.append(LossPoint(step=step, loss=own, lr=rate, grad_norm=norm))
+            if replayed is not None or kl is not None:
+                self.penalties.append(PenaltyPoint(step=step, replay_loss=replayed, divergence=kl))
+            set_rate(self.optimizer, rate)
+            self.optimizer.step()
+            self.weights_changed()
+            if self.tuner is not None:
+                self.tuner.after_update(step)
+        else:
+            what = "loss" if not is_loss_finite else "gradient norm"
+            self.failure = f"{what} not finite at step {step + 1} of {self.num_steps}"
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def weights_changed(self) -> None:
+        """Drop what the adapter computed from its old weights."""
+        if self.adapter is not None:
+            self.adapter.weights_changed()
+
+    def observe_score(self, step: int, score: float) -> None:
+        """Pass the in-domain score after ``step`` steps to the early stop, if the trial has one.
+
+        While warm-up has only made steps at rate 0, the weights are the base's: their score does
+        not count, or the best weights could be untrained ones.
+        """
+        if self.early_stop is not None and any(point.lr > 0 for point in self.losses):
+            self.early_stop.observe(step, score, self.parameters)
+
+    def finish(self) -> None:
+        """After the last step: restore the best weights of an early stop, and check the result."""
         if self.early_stop is not None and self.failure is None:
             self.early_stop.restore_best(self.parameters)
-            if self.adapter is not None:
-                self.adapter.weights_changed()
+            self.weights_changed()
+        self.failure = self.failure or self.final_fault()
+
+    def final_fault(self) -> str | None:
+        """Why the trained weights are not worth storing, or None."""
+        # Each step checks the loss and gradient before its update; nothing checks the last update.
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters):
+            return "weights not finite after the last step"
+        if all(point.lr == 0 for point in self.losses):
+            return f"{NOTHING_TRAINED}: the learning rate was 0 at every step"
+        if self.adapter is not None and not any(b.any() for b in self.adapter.b.values()):
+            return f"{NOTHING_TRAINED}: B of every target module is still zero"
+        if all(point.grad_norm == 0 for point in self.losses):
+            return f"{NOTHING_TRAINED}: the gradient was 0 at every step"
+        return None
+
+    # --- checkpoint
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, by name, contiguous on the CPU."""
-        found = {f"parameter/{i}": p.detach() for i, p in enumerate(self.parameters)}
+        tensors = {f"parameter/{i}": p.detach() for i, p in enumerate(self.parameters)}
         for i, parameter in enumerate(self.parameters):
             for key, value in self.optimizer.state.get(parameter, {}).items():
-                found[f"{key}/{i}"] = torch.as_tensor(value)
+                tensors[f"{key}/{i}"] = torch.as_tensor(value)
         if self.early_stop is not None:
-            found |= {f"{BEST}/{i}": best for i, best in enumerate(self.early_stop.weights)}
+            tensors |= {f"{BEST}/{i}": best for i, best in enumerate(self.early_stop.weights)}
         if self.tuner is not None:
-            found |= {f"{TUNER}{name}": tensor for name, tensor in self.tuner.tensors().items()}
-        return {name: t.detach().cpu().clone().contiguous() for name, t in found.items()}
+            tensors |= {f"{TUNER}{name}": tensor for name, tensor in self.tuner.tensors().items()}
+        return {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
 
     def counters(self) -> dict[str, object]:
         """The rest of the state, JSON-compatible."""
@@ -196,8 +211,7 @@ class TrialState:
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, object]) -> None:
-        """Set the state to what :meth:`tensors` and :meth:`counters` gave."""
-        of_tuner = {n.removeprefix(TUNER): t for n, t in tensors.items() if n.startswith(TUNER)}
+        """Set the state to what :meth:`tensors` and :meth:`counters` returned."""
         for name, tensor in tensors.items():
             key, _, index = name.rpartition("/")
             if name.startswith(TUNER) or key == BEST:
@@ -209,8 +223,7 @@ class TrialState:
                 self.optimizer.state[parameter][key] = int(tensor)
             else:  # the step too: AdamW is fused
                 self.optimizer.state[parameter][key] = tensor.to(parameter.device)
-        if self.adapter is not None:
-            self.adapter.weights_changed()
+        self.weights_changed()
         losses: Sequence[dict[str, object]] = counters["losses"]  # type: ignore[assignment]
         self.losses = [LossPoint.model_validate(point) for point in losses]
         self.num_tokens = int(counters["num_tokens"])  # type: ignore[call-overload]
@@ -220,12 +233,110 @@ class TrialState:
         self.penalties = [PenaltyPoint.model_validate(point) for point in penalties]
         self.failure = counters["failure"]  # type: ignore[assignment]
         if self.early_stop is not None:
-            best = {n: t for n, t in tensors.items() if n.startswith(f"{BEST}/")}
+            names = [f"{BEST}/{i}" for i in range(len(self.parameters))]
+            best = [tensors[n] for n in names if n in tensors]
             self.early_stop.restore(
                 counters["early_stop"],  # type: ignore[arg-type]
-                [best[f"{BEST}/{i}"].to(p.device) for i, p in enumerate(self.parameters)]
-                if best
-                else [],
+                [t.to(p.device) for t, p in zip(best, self.parameters, strict=bool(best))],
             )
         if self.tuner is not None:
-            self.tuner.restore(of_tuner, counters["tuner"])  # type: ignore[arg-type]
+            own = {n.removeprefix(TUNER): t for n, t in tensors.items() if n.startswith(TUNER)}
+            self.tuner.restore(own, counters["tuner"])  # type: ignore[arg-type]
+
+
+def start_trials(
+    base: Base,
+    trials: Sequence[TrialSpec],
+    rows: Sequence[EncodedRow],
+    config: TrainConfig,
+    replay: Mapping[str, Sequence[EncodedRow]],
+) -> tuple[Base, list[TrialState]]:
+    """Fresh states of a group's trials, and the model that they train.
+
+    The model is the base with their adapters attached; a copy in full fine-tuning.
+
+    Raises:
+        UserError: trials that cannot train together, or settings that cannot be combined.
+        ValueError: the base carries adapters already.
+    """
+    if len(trials) > 1 and any(trial.trains_alone for trial in trials):
+        raise UserError(
+            "full fine-tuning and PEFT's own methods change the base itself: each such trial "
+            "trains alone, not in a group"
+        )
+    if base.multi_lora.adapters or base.multi_lora.injected_tuner is not None:
+        raise ValueError("the base carries adapters already: detach them before training")
+    model, states = base, []
+    context = InitContext(base, rows, trials)
+    num_tokens = sum(len(row.input_ids) for row in rows)
+    num_steps = [check_learning_rates(trial, len(rows), num_tokens, config) for trial in trials]
+    for trial, steps in zip(trials, num_steps, strict=True):
+        protocol = trial_protocol(trial, config)
+        model, trained = get_method(trial.method).prepare(model, trial, context, steps)
+        order = RowSampler(
+            len(rows), protocol.batch_size, protocol.gradient_accumulation, trial.seed
+        )
+        state = TrialState(
+            trial,
+            list(trained.parameters()),
+            protocol,
+            order,
+            steps,
+            adapter=trained if isinstance(trained, Adapter) else None,
+            tuner=trained if isinstance(trained, PeftTuner) else None,
+            early_stop=None if trial.early_stop is None else EarlyStop(trial.early_stop),
+        )
+        check_combination(state)
+        if trial.replay is not None and trial.replay_share:
+            replay_rows = replay[trial.replay]
+            sampler = ReplaySampler(order, len(replay_rows), trial.replay_share)
+            state.replay = Replay(replay_rows, sampler)
+        states.append(state)
+    if config.gradient_checkpointing:
+        enable_gradient_checkpointing(model.model, model.multi_lora)
+    return model, states
+
+
+def check_combination(state: TrialState) -> None:
+    """Refuse regularizers that a method of the PEFT library cannot be combined with."""
+    if state.tuner is None:
+        return
+    if state.spec.kl_to_base:
+        raise UserError(
+            f"{state.spec.label}: kl_to_base needs the bare base, but PEFT's method is injected "
+            "into it"
+        )
+    if state.early_stop is not None and state.tuner.has_state:
+        raise UserError(
+            f"{state.spec.label}: early_stop restores parameters, but this method of PEFT's has "
+            "other state too"
+        )
+
+
+def save_states(
+    checkpoint: GroupCheckpoint, states: Sequence[TrialState], step: int, seconds: float
+) -> None:
+    """Store the states after ``step`` optimizer steps."""
+    tensors = {
+        f"{state.spec.trial_id}/{name}": tensor
+        for state in states
+        for name, tensor in state.tensors().items()
+    }
+    meta: dict[str, object] = {state.spec.trial_id: state.counters() for state in states}
+    checkpoint.save(GroupState(step, tensors, {**meta, "seconds": seconds}))
+
+
+def restore_states(checkpoint: GroupCheckpoint, states: Sequence[TrialState]) -> tuple[int, float]:
+    """Restore the stored states, if any: the next step, and the seconds already spent."""
+    stored = checkpoint.load()
+    if stored is None:
+        return 0, 0.0
+    for state in states:
+        prefix = f"{state.spec.trial_id}/"
+        tensors = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in stored.tensors.items()
+            if name.startswith(prefix)
+        }
+        state.restore(tensors, stored.meta[state.spec.trial_id])  # type: ignore[arg-type]
+    return stored.step, float(stored.meta["seconds"])  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from rankscope.formatting import byte_size, count, rough_duration, terminal_text
 from rankscope.records import StudyRecords, TaskRecord, TrialRecords
 from rankscope.report.table_formats import Cell, table_from_rows, terminal_table
 from rankscope.run.plan import Plan
-from rankscope.run.prepare import PreparedStudy
+from rankscope.run.prepared import PreparedStudy
 
 CONTAMINATION_KINDS = {"exact": "exact", "ngram13": "13-gram"}
 

@@ -1,0 +1,46 @@
+"""The stages that a group of trials passes through, all behind one protocol.
+
+A stage reads from the ledger what is missing, computes it piece by piece, and commits each piece
+in one transaction. A run that is killed at any moment therefore continues with whole pieces and
+repeats none.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar
+
+from rankscope.models.base import Base
+from rankscope.run.context import RunContext
+from rankscope.run.groups import Group
+
+Work = TypeVar("Work")
+Result = TypeVar("Result")
+
+
+class Stage(Protocol[Work, Result]):
+    """One stage of a study."""
+
+    name: str
+
+    def missing(self, group: Group) -> Sequence[Work]:
+        """The work on ``group`` whose results the ledger lacks."""
+
+    def run(self, model: Base, work: Sequence[Work]) -> Iterator[Result]:
+        """Compute and yield the results one by one.
+
+        ``model`` is the base with the group's adapters attached, or a model of the trial's own.
+        """
+
+    def commit(self, result: Result) -> None:
+        """Store one result."""
+
+
+def run_stage(
+    context: RunContext, stage: Stage[Work, Result], model: Base, work: Sequence[Work]
+) -> None:
+    """Run a stage over ``work`` and commit each result as soon as it is there."""
+    if not work:
+        return
+    for result in stage.run(model, work):
+        stage.commit(result)
+        context.steps_done += 1
+    context.reporter.finish()

@@ -1,105 +1,100 @@
-"""The stage that looks at attention heads: the base's first, then those of every trained trial."""
+"""Measure attention heads: the base's once per training task, then those of every trial."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 from rankscope.analyze.heads.layout import HeadLayout, HeadModel
-from rankscope.analyze.heads.tasks import head_task, related_tasks
+from rankscope.analyze.heads.tasks import HeadTask, head_task, related_tasks
 from rankscope.analyze.heads.trial_heads import HeadAnalysis, measure_heads
+from rankscope.device import out_of_memory_message
+from rankscope.errors import UserError
 from rankscope.evaluate.context_window import context_length
 from rankscope.models.base import Base
-from rankscope.progress import ProgressReporter
-from rankscope.records import TrialSpec
-from rankscope.run.prepare import PreparedStudy
-from rankscope.store import Ledger
+from rankscope.records import HeadsRecord, TrialSpec
+from rankscope.run.context import RunContext
+from rankscope.run.groups import Group
 
 
-class HeadStage:
-    """What is missing of the heads of a study's trials, and how to get it."""
+class HeadsStage:
+    """Importance, entropy, change and ablation of the attention heads of trained trials."""
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        inputs: PreparedStudy,
-        base: Base,
-        reporter: ProgressReporter,
-        check_stop: Callable[[], None],
-    ) -> None:
-        self.ledger = ledger
-        self.inputs = inputs
-        self.base = base
-        self.reporter = reporter
-        self.check_stop = check_stop
-        self.settings = inputs.config.analyze.heads
-        self._studies: dict[str, HeadAnalysis] = {}
+    name = "heads"
 
-    def missing(self) -> set[str]:
-        """Ids of the trained trials whose heads were not looked at; none where not asked for."""
-        if not self.settings.enabled:
-            return set()
-        return {trial.trial_id for trial in self.ledger.missing_heads()}
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+        self.settings = context.study.config.analyze.heads
+        self.analyses: dict[str, HeadAnalysis] = {}
+        """By training task, what its trials are compared with."""
 
-    def measure_base(self) -> bool:
-        """Look at the base's heads, once for each task whose trials will be compared with them, as
-        long as nothing is on it; whether there was anything to do.
+    def missing(self, group: Group) -> list[TrialSpec]:
+        """The group's trials whose heads were not measured; none if the study does not ask."""
+        return self.context.ledger.without_record("heads", group) if self.settings.enabled else []
+
+    def measure_base(self) -> None:
+        """Measure the base's heads for every training task with trials to come.
+
+        Call it while no adapter is attached.
 
         Raises:
-            UserError: an architecture whose heads cannot be told apart.
+            UserError: an unsupported attention layout, or not enough memory.
         """
+        context, study = self.context, self.context.study
         if not self.settings.enabled:
-            return False
-        layout = HeadLayout.of(self.base.model)
-        statuses, missing = self.ledger.statuses(), self.missing()
-        tasks = {
-            trial.task: self.settings.task or trial.task
-            for trial in self.inputs.trials
-            if trial.trial_id in missing or statuses[trial.trial_id] == "planned"
-        }
+            return
+        layout = HeadLayout.of(context.base.model)
+        statuses = context.ledger.statuses()
+        missing = {trial.trial_id for trial in self.missing(study.trials)}
+        missing |= {trial_id for trial_id, status in statuses.items() if status == "planned"}
+        tasks = dict.fromkeys(t.task for t in study.trials if t.trial_id in missing)
         if not tasks:
-            return False
-        encoder, loaded = self.inputs.encoder, self.inputs.tasks
-        most, evaluate = self.settings.items, self.inputs.config.evaluate
-        context = context_length(self.base.model.config)
-        ablated_on = tuple(
-            head_task(context, encoder, loaded[name], most, evaluate)
-            for name in dict.fromkeys(self.settings.ablate)
-        )
-        self.reporter.stage("base heads", len(tasks))
-        for done, (trained_on, name) in enumerate(tasks.items()):
-            self.check_stop()
-            self.reporter.advance(done, name)
-            task = head_task(context, encoder, loaded[name], most, evaluate)
-            model = HeadModel(self.base, layout, batch_tokens=evaluate.batch_tokens)
-            measured = measure_heads(model, task, ablated_on)
-            self._studies[trained_on] = HeadAnalysis(
+            return
+        context.label = "base"
+        context.begin_stage(self.name, len(tasks))
+        batch_tokens = study.config.evaluate.batch_tokens
+        model = HeadModel(context.base, layout, batch_tokens=batch_tokens)
+        ablated_on = tuple(map(self.head_task, dict.fromkeys(self.settings.ablate)))
+        for trained_on in tasks:
+            task = self.head_task(self.settings.task or trained_on)
+            context.begin_step(task.name)
+            try:
+                base = measure_heads(model, task, ablated_on)
+            except (MemoryError, RuntimeError) as error:
+                raise UserError(
+                    "analyze.heads: measuring the heads of the base ran "
+                    f"{out_of_memory_message(error)}; lower evaluate.batch_tokens, or turn heads "
+                    "off ('enabled: false')"
+                ) from error
+            self.analyses[trained_on] = HeadAnalysis(
                 layout,
                 task,
                 ablated_on,
-                most,
-                evaluate.batch_tokens,
-                measured,
-                related_tasks(loaded, trained_on),
+                self.settings.items,
+                batch_tokens,
+                base,
+                related_tasks(study.tasks, trained_on),
             )
-        self.reporter.finish()
-        return True
+            context.steps_done += 1
+        context.reporter.finish()
 
-    def run(self, tuned: Base, trials: Sequence[TrialSpec], name: str) -> bool:
-        """Look at the heads of the trials that lack it; whether there were any.
+    def head_task(self, name: str) -> HeadTask:
+        """The items of one task that heads are measured on."""
+        study = self.context.study
+        return head_task(
+            context_length(self.context.base.model.config),
+            study.encoder,
+            study.tasks[name],
+            self.settings.items,
+            study.config.evaluate,
+        )
 
-        Args:
-            tuned: the base with their weights on it, or a full trial's own model.
-            trials: of one group.
-            name: of the stage.
-        """
-        missing = self.missing()
-        todo = [trial for trial in trials if trial.trial_id in missing]
-        if not todo:
-            return False
-        self.reporter.stage(name, len(todo))
-        for done, trial in enumerate(todo):
-            self.check_stop()
-            self.reporter.advance(done, trial.arm_label)
-            study = self._studies[trial.task]
-            found = study.record(trial.trial_id, trial.task, self.base, tuned)
-            self.ledger.commit_heads([found])
-        self.reporter.finish()
-        return True
+    def run(self, model: Base, work: Sequence[TrialSpec]) -> Iterator[HeadsRecord]:
+        """Measure trial by trial."""
+        self.context.begin_stage(self.name, len(work))
+        for trial in work:
+            self.context.begin_step(trial.arm_label)
+            analysis = self.analyses[trial.task]
+            yield analysis.record(trial.trial_id, trial.task, self.context.base, model)
+
+    def commit(self, result: HeadsRecord) -> None:
+        """Store the heads of one trial."""
+        settings = self.context.study.settings_of("heads", [result.trial_id])
+        self.context.ledger.commit([result], settings=settings)

@@ -1,54 +1,69 @@
-"""Scaled variants of trained trials, to be scored under model ids of their own."""
+"""Score scaled variants of trained trials, each under a model id of its own."""
 
-from collections.abc import Collection, Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
-from rankscope.analyze.svd_cache import SvdCache
 from rankscope.analyze.trial_spectra import compared_matrices
 from rankscope.analyze.variants import adapter_variant, full_model_variant
 from rankscope.models.base import Base
-from rankscope.records import TrialSpec
-from rankscope.run.prepare import PreparedStudy
+from rankscope.records import trial_of, variant_of
+from rankscope.run.context import RunContext
+from rankscope.run.groups import Group
+from rankscope.run.stages.evaluate import EvalBatch, EvalOutcome, EvaluateStage
 
 
-def attach_variants(
-    base: Base,
-    inputs: PreparedStudy,
-    trials: Sequence[TrialSpec],
-    spectra: SvdCache,
-    wanted: Collection[str],
-) -> list[str]:
-    """Attach the wanted variants of the attached adapters; their model ids, which name them."""
-    if trials[0].trains_alone:
-        return []
-    names: list[str] = []
-    settings = inputs.config.analyze.spectra
-    for trial in trials:
-        adapter = base.multi_lora.adapters[trial.trial_id]
-        for variant in inputs.variants(trial):
-            name = variant.of(trial.trial_id)
-            if name in wanted:
-                scaled = adapter_variant(adapter, name, variant, base, settings, spectra)
-                base.multi_lora.attach(scaled)
-                names.append(name)
-    return names
+class VariantsStage:
+    """Trials with all, or some, of their weight update scaled down."""
 
+    name = "variants"
 
-def scaled_models(
-    base: Base,
-    tuned: Base,
-    inputs: PreparedStudy,
-    trials: Sequence[TrialSpec],
-    spectra: SvdCache,
-    wanted: Collection[str],
-) -> Iterator[tuple[str, Base]]:
-    """The wanted variants of a fully fine-tuned model, by model id, one in memory at a time."""
-    settings = inputs.config.analyze.spectra
-    for trial in trials:
-        for variant in inputs.variants(trial) if trial.is_full else []:
-            name = variant.of(trial.trial_id)
-            if name in wanted:
-                matrices = compared_matrices(base, inputs.trials)
-                yield (
-                    name,
-                    full_model_variant(base, tuned, variant, matrices, settings, spectra),
-                )
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+        self.evaluate = EvaluateStage(context)
+        self.commit = self.evaluate.commit
+
+    def missing(self, group: Group) -> list[EvalBatch]:
+        """Batches that score all variants of adapters together, and those of a full model one by
+        one, since each is a copy of the whole model."""
+        study, batches = self.context.study, list[EvalBatch]()
+        wanted = [key for trial in group for key in study.wanted_variants(trial)]
+        ids = list(dict.fromkeys(model_id for model_id, _, _ in wanted))
+        if not group or not group[0].trains_alone:
+            return self.evaluate.missing_batches({i: i for i in ids}, wanted)
+        for model_id in ids:
+            batches += self.evaluate.missing_batches({None: model_id}, wanted)
+        return batches
+
+    def run(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[EvalOutcome]:
+        """Build the variants and score them."""
+        self.context.begin_stage(self.name, len(work))
+        if None not in work[0].models:
+            names = list(dict.fromkeys(name for b in work for name in b.models if name is not None))
+            self.attach(model, names)
+            yield from self.evaluate.score_batches(model, work)
+            for name in names:
+                model.multi_lora.detach(name)
+            return
+        for model_id, batches in itertools.groupby(work, lambda batch: batch.models[None]):
+            scaled = self.scaled_model(model, model_id)
+            yield from self.evaluate.score_batches(scaled, list(batches))
+            del scaled  # before the next copy is made
+
+    def attach(self, model: Base, names: Sequence[str]) -> None:
+        """Attach the variants called ``names`` beside the adapters that they are made of."""
+        settings = self.context.study.config.analyze.spectra
+        for name in names:
+            variant = variant_of(name)
+            assert variant is not None
+            adapter = model.multi_lora.adapters[trial_of(name)]
+            model.multi_lora.attach(
+                adapter_variant(adapter, name, variant, model, settings, self.context.svd_cache)
+            )
+
+    def scaled_model(self, model: Base, model_id: str) -> Base:
+        """A variant of a fully fine-tuned model."""
+        study, base, variant = self.context.study, self.context.base, variant_of(model_id)
+        assert variant is not None
+        matrices = compared_matrices(base, study.trials)
+        settings = study.config.analyze.spectra
+        return full_model_variant(base, model, variant, matrices, settings, self.context.svd_cache)

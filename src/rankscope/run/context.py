@@ -1,0 +1,48 @@
+"""What every stage of one run works with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from rankscope.analyze.svd_cache import SvdCache, svd_cache_folder
+from rankscope.errors import Interrupted
+from rankscope.models.base import Base
+from rankscope.progress import ProgressReporter
+from rankscope.run.group_ledger import GroupLedger
+from rankscope.run.prepared import PreparedStudy
+from rankscope.store import Ledger
+
+
+@dataclass(slots=True)
+class RunContext:
+    """One run of a study."""
+
+    study: PreparedStudy
+    ledger: Ledger
+    base: Base
+    """The frozen base; the adapters of one group at a time are attached to it."""
+    reporter: ProgressReporter
+    should_stop: Callable[[], bool]
+    groups: GroupLedger
+    svd_cache: SvdCache = field(default_factory=lambda: SvdCache(folder=svd_cache_folder()))
+    label: str = ""
+    """What the current stages work on, such as ``group 1/3 gsm8k``."""
+    steps_done: int = 0
+    """Steps of the current stage."""
+    did_work: bool = False
+    """Whether anything was missing in the ledger."""
+
+    def begin_stage(self, name: str, num_steps: int) -> None:
+        """Report a new stage."""
+        self.did_work = True
+        self.steps_done = 0
+        self.reporter.stage(f"{self.label} {name}", num_steps)
+
+    def begin_step(self, detail: str) -> None:
+        """Report the next step of the stage, unless the run should stop.
+
+        Raises:
+            Interrupted: the user asked to stop.
+        """
+        if self.should_stop():
+            raise Interrupted("stopped; everything finished is stored: the same command continues")
+        self.reporter.advance(self.steps_done, detail)

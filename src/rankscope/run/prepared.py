@@ -1,0 +1,162 @@
+"""A study file resolved on one machine: everything that can be known before weights are loaded."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rankscope.analyze.spectra import num_compared_vectors
+from rankscope.config.study import Interval, StudyConfig
+from rankscope.data.encode import EncodedRows, Encoder
+from rankscope.data.study_data import StudyData
+from rankscope.data.tasks import LoadedTask
+from rankscope.models.parameters import Architecture
+from rankscope.provenance import canonical_json
+from rankscope.records import (
+    BASE,
+    EvalKey,
+    Split,
+    TaskRecord,
+    TrialSpec,
+    Variant,
+    trial_of,
+    variant_of,
+)
+from rankscope.run.groups import Group, Grouping
+from rankscope.train.step_schedule import due_steps, trial_protocol
+
+SPLITS: tuple[Split, ...] = ("validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedStudy:
+    """A study file resolved on this machine."""
+
+    config: StudyConfig
+    """The study file with ``auto`` resolved."""
+    folder: Path
+    """Of the base model."""
+    shapes: Architecture
+    base_sha256: str
+    """Hash of the base's weights, if they were read."""
+    device: torch.device
+    dtype: torch.dtype
+    encoder: Encoder
+    data: StudyData
+    records: tuple[TaskRecord, ...]
+    """One per task, as stored."""
+    trials: tuple[TrialSpec, ...]
+    groups: tuple[Group, ...]
+    """Trials that train together, in the order in which they run."""
+    grouping: Grouping
+    notes: tuple[str, ...]
+    """What a reader of the results must know."""
+
+    @property
+    def tasks(self) -> Mapping[str, LoadedTask]:
+        """Every task that is trained on or scored, by name."""
+        return self.data.tasks
+
+    @property
+    def rows(self) -> Mapping[str, EncodedRows]:
+        """The encoded training rows of each training task."""
+        return self.data.rows
+
+    @property
+    def replay_rows(self) -> Mapping[str, EncodedRows]:
+        """The encoded rows that arms replay, by task."""
+        return self.data.replay_rows
+
+    def wanted_evals(self, trial_id: str, trained_on: str | None) -> list[EvalKey]:
+        """What one model is scored on, in order.
+
+        Every task's test split; and the validation split of what choosing looks at: the model's
+        own training task and the retention tasks (for the base, every training task).
+        """
+        keys: list[EvalKey] = []
+        for record in self.records:
+            chooses = "retention" in record.roles or (
+                record.trained_on and trained_on in (None, record.name)
+            )
+            if chooses:
+                keys.append((trial_id, record.name, "validation"))
+            keys.append((trial_id, record.name, "test"))
+        return keys
+
+    def variants(self, trial: TrialSpec) -> list[Variant]:
+        """How a trial is changed at inference and scored again; a method of PEFT's is not."""
+        settings = self.config.evaluate
+        found = [Variant("scale", strength) for strength in settings.scales]
+        found += [Variant("layers", strength) for strength in settings.layer_scales]
+        for strength in settings.intruder_scales:
+            found += [Variant("intruders", strength), Variant("control", strength)]
+        return list(dict.fromkeys(found)) if trial.peft is None else []
+
+    def wanted_variants(self, trial: TrialSpec) -> list[EvalKey]:
+        """What the changed forms of a trial are scored on: in-domain and retention, both splits."""
+        tasks = self.curve_tasks(trial.task)
+        return [
+            (variant.of(trial.trial_id), task, split)
+            for variant in self.variants(trial)
+            for task in tasks
+            for split in SPLITS
+        ]
+
+    def curve_steps(self, trial: TrialSpec) -> tuple[int, ...]:
+        """Optimizer steps after which a trial is scored while it trains."""
+        return self.due_steps(trial, self.config.train.evaluate_every)
+
+    def snapshot_steps(self, trial: TrialSpec) -> tuple[int, ...]:
+        """Optimizer steps after which its weights are kept; the last one's are stored anyway."""
+        return self.due_steps(trial, self.config.train.checkpoint_every)[:-1]
+
+    def due_steps(self, trial: TrialSpec, every: Interval) -> tuple[int, ...]:
+        """The steps of one trial after which something is due; see ``trials.due_steps``."""
+        rows, train = self.rows[trial.task], self.config.train
+        return due_steps(every, len(rows.rows), rows.num_tokens, trial_protocol(trial, train))
+
+    def curve_tasks(self, trained_on: str) -> list[str]:
+        """What it is scored on then: the validation splits that it is scored on in the end."""
+        wanted = self.wanted_evals("", trained_on)
+        return [task for _, task, split in wanted if split == "validation"]
+
+    def record_settings(self, kind: str, model_id: str) -> dict[str, object]:
+        """What a stored record of a kind depends on besides its trial.
+
+        A run refuses to continue if it is different from what was stored.
+        """
+        spectra, heads, variant = (
+            self.config.analyze.spectra,
+            self.config.analyze.heads,
+            variant_of(model_id),
+        )
+        intruders: dict[str, object] = {
+            "intruder_k": spectra.intruder_k,
+            "intruder_epsilon": spectra.intruder_epsilon,
+        }
+        trial = next(t for t in self.trials if t.trial_id == trial_of(model_id))
+        if kind == "spectra":
+            shapes = sorted(set(self.shapes.linear_shapes.values()))
+            return intruders | {
+                f"top_k of {m} x {n} matrices": num_compared_vectors((m, n), spectra)
+                for m, n in shapes
+            }
+        if kind == "heads":
+            ablate = sorted(set(heads.ablate))
+            return {"task": heads.task or trial.task, "items": heads.items, "ablate": ablate}
+        if variant is None or variant.kind not in ("intruders", "control"):
+            return {}
+        if not trial.is_full:
+            return intruders
+        # The matrices compared in a fully fine-tuned model are those that adapters change.
+        return intruders | {"targets": sorted({n for t in self.trials for n in t.targets})}
+
+    def settings_of(self, kind: str, model_ids: Iterable[str]) -> dict[str, str]:
+        """:meth:`record_settings` of several models as canonical JSON, '' for none."""
+        settings = {i: self.record_settings(kind, i) for i in model_ids if i != BASE}
+        return {i: canonical_json(values) if values else "" for i, values in settings.items()}
+
+    def base_evals(self) -> list[EvalKey]:
+        """What the untuned base is scored on."""
+        return self.wanted_evals(BASE, None)

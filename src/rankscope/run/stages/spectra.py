@@ -1,0 +1,50 @@
+"""Compare the singular values and vectors of every trained matrix with the base's."""
+
+from collections.abc import Iterator, Sequence
+
+from rankscope.analyze.trial_spectra import analyze_trial
+from rankscope.models.base import Base
+from rankscope.records import SpectraRecord, TrialSpec
+from rankscope.run.context import RunContext
+from rankscope.run.groups import Group
+
+
+class SpectraStage:
+    """Spectra of trained trials."""
+
+    name = "spectra"
+
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+
+    def missing(self, group: Group) -> list[TrialSpec]:
+        """The group's trials without spectra; none if the study does not analyze them."""
+        if not self.context.study.config.analyze.spectra.enabled:
+            return []
+        return self.context.ledger.without_record("spectra", group)
+
+    def run(self, model: Base, work: Sequence[TrialSpec]) -> Iterator[SpectraRecord]:
+        """Analyze trial by trial."""
+        context, study = self.context, self.context.study
+        context.begin_stage(self.name, len(work))
+        for trial in work:
+            context.begin_step(trial.arm_label)
+            record = analyze_trial(
+                trial,
+                context.base,
+                model,
+                study.trials,
+                study.config.analyze.spectra,
+                context.svd_cache,
+            )
+            if not record.matrices:
+                context.reporter.note(
+                    f"{trial.arm_label}: this method's update cannot be merged into a weight "
+                    "matrix, so the trial has no spectra"
+                )
+            yield record
+
+    def commit(self, result: SpectraRecord) -> None:
+        """Store the spectra of one trial."""
+        settings = self.context.study.settings_of("spectra", [result.trial_id])
+        self.context.ledger.commit([result], settings=settings)

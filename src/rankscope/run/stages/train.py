@@ -1,0 +1,135 @@
+"""Train a group of trials and store weights, records and failures in one transaction."""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from rankscope.device import peak_memory_bytes, reset_peak_memory
+from rankscope.models.base import Base
+from rankscope.progress import SpeedMeter
+from rankscope.records import TrainRecord
+from rankscope.run.callbacks import EarlyStopping, LearningCurve, WeightSnapshot
+from rankscope.run.context import RunContext
+from rankscope.run.groups import Group, group_id, group_label, group_steps
+from rankscope.run.trial_weights import write_weights
+from rankscope.store import Artifact, TrialFailure, weights_path
+from rankscope.train.checkpoint import GroupCheckpoint
+from rankscope.train.loop import GroupResult, train_group
+from rankscope.train.trial_state import NOTHING_TRAINED, TrialState
+
+CHECKPOINTS = "checkpoints"
+
+
+class TrainStage:
+    """Training of the trials that are still planned."""
+
+    name = "train"
+
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+
+    def missing(self, group: Group) -> list[Group]:
+        """The planned trials of a group, as one group.
+
+        All results of a group are committed together, so some trials are trained and others not
+        only if the study file gained trials since; the new ones train by themselves.
+        """
+        statuses = self.context.ledger.statuses()
+        planned = tuple(trial for trial in group if statuses[trial.trial_id] == "planned")
+        return [planned] if planned else []
+
+    def checkpoint(self, group: Group) -> GroupCheckpoint:
+        """Where a group's resumable state goes."""
+        return GroupCheckpoint(self.context.ledger.out / CHECKPOINTS / group_id(group))
+
+    def split(self, group: Group) -> tuple[Group, Group]:
+        """Split a group for good, and its checkpoint with it."""
+        halves = self.context.groups.split(group)
+        for half in halves:
+            self.checkpoint(group).extract([t.trial_id for t in half], self.checkpoint(half))
+        self.checkpoint(group).remove()
+        return halves
+
+    def run(self, model: Base, work: Sequence[Group]) -> Iterator[tuple[Group, GroupResult]]:
+        """Train each group to its end, from its checkpoint if there is one."""
+        context, study = self.context, self.context.study
+        for group in work:
+            train = study.config.train
+            limit = context.groups.batch_tokens(group)
+            train = train.model_copy(update={"batch_tokens": limit})
+            rows = study.rows[group[0].task]
+            num_steps = group_steps(group, len(rows.rows), rows.num_tokens, train)
+            context.begin_stage(f"{self.name} {group_label(group)}", num_steps)
+            meter = SpeedMeter(context.reporter, len(group))
+            points = context.ledger.curve_points(group)
+            reset_peak_memory(context.base.device)
+            yield (
+                group,
+                train_group(
+                    model,
+                    group,
+                    rows.rows,
+                    train,
+                    replay={name: encoded.rows for name, encoded in study.replay_rows.items()},
+                    checkpoint=self.checkpoint(group),
+                    progress=meter,
+                    callbacks=(
+                        WeightSnapshot(study, context.ledger, context.base.record),
+                        LearningCurve(
+                            study,
+                            context.base,
+                            meter,
+                            context.should_stop,
+                            points,
+                            context.ledger.commit,
+                        ),
+                        EarlyStopping(points),
+                    ),
+                    should_stop=context.should_stop,
+                ),
+            )
+
+    def commit(self, result: tuple[Group, GroupResult]) -> None:
+        """Store weights of every trial that ended well, all records and failures."""
+        context, (group, trained) = self.context, result
+        peak = peak_memory_bytes(context.base.device)
+        total_tokens = max(1, sum(state.num_tokens for state in trained.states))
+        artifacts: list[Artifact] = []
+        records, failures = [], []
+        for state in trained.states:
+            if state.failure is not None:
+                nothing = state.failure.startswith(NOTHING_TRAINED)
+                status: Literal["failed", "diverged"] = "failed" if nothing else "diverged"
+                failures.append(TrialFailure(state.spec.trial_id, status, state.failure))
+                continue
+            with context.ledger.stage() as folder:
+                sha256 = write_weights(state, trained.model, context.base.record, folder)
+                artifacts += context.ledger.publish(folder, weights_path(state.spec))
+            seconds = trained.seconds * state.num_tokens / total_tokens
+            records.append(self.record(state, group, seconds, peak, sha256))
+        context.ledger.commit_training(records, failures, artifacts)
+        self.checkpoint(group).remove()
+
+    def record(
+        self, state: TrialState, group: Group, seconds: float, peak: int, sha256: str
+    ) -> TrainRecord:
+        """What training one trial gave."""
+        rows = self.context.study.rows[state.spec.task]
+        return TrainRecord(
+            trial_id=state.spec.trial_id,
+            group_id=group_id(group),
+            group_size=len(group),
+            trainable_parameters=sum(p.numel() for p in state.parameters),
+            steps=state.steps_done,
+            num_tokens=state.num_tokens,
+            num_label_tokens=state.num_label_tokens,
+            rows=len(rows.rows),
+            rows_dropped=rows.dropped,
+            rows_truncated=rows.truncated,
+            seconds=seconds,
+            peak_memory_bytes=peak,
+            losses=tuple(state.losses),
+            weights_sha256=sha256,
+            penalties=tuple(state.penalties),
+            num_replay_tokens=state.num_replay_tokens,
+            best_step=state.early_stop.best_step or None if state.early_stop else None,
+        )

@@ -1,0 +1,105 @@
+"""Forward and backward of one optimizer step, for all active trials of a group."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rankscope.data.encode import EncodedRow
+from rankscope.models.base import Base, Row, RowBatch
+from rankscope.train.loss import mean_losses
+from rankscope.train.regularizers import LossTerm, base_logits_of, kl_divergences, label_positions
+
+
+@dataclass(frozen=True, slots=True)
+class TermLoss:
+    """One term of a trial's loss in one step, nats per labelled token."""
+
+    loss: float
+    """Mean over the term's labelled tokens."""
+    kl: float
+    """Mean KL(base || tuned) there; 0 if it is not computed."""
+
+
+def compute_gradients(
+    model: Base, base: Base, terms: Sequence[LossTerm], batch_tokens: int
+) -> list[TermLoss]:
+    """Accumulate the gradients of one optimizer step in the trained parameters.
+
+    Args:
+        model: the base with the trials' adapters, or the copy that full fine-tuning trains.
+        base: the untuned base, which KL compares with.
+        terms: of all active trials; those of one trial follow one another.
+        batch_tokens: most tokens of one forward pass.
+
+    Returns:
+        The loss of each term.
+    """
+    num_labels = [term.num_labels for term in terms]
+    totals = torch.zeros(2, len(terms), device=model.device)  # weighted losses; KL
+    for parts in forward_passes([term.rows for term in terms], batch_tokens):
+        members = [i for i, _ in parts]
+        with_kl = [i for i in members if terms[i].kl_weight]
+        base_logits = (
+            base_logits_of(base, [rows for i, rows in parts if i in with_kl]) if with_kl else []
+        )
+        batch = [
+            Row(row.input_ids, label_positions(row), terms[i].adapter_name)
+            for i, rows in parts
+            for row in rows
+        ]
+        counts = [sum(sum(row.is_label) for row in rows) for _, rows in parts]
+        logits = model.logits(RowBatch.of(batch, model.device))
+        losses = mean_losses(
+            logits,
+            torch.tensor(label_ids(parts), dtype=torch.int64, device=model.device),
+            counts,
+            [num_labels[i] / terms[i].weight for i in members],
+        )
+        total = losses.sum()
+        if with_kl:
+            logits_of = dict(zip(members, logits.split(counts), strict=True))
+            for i, reference in zip(with_kl, base_logits, strict=True):
+                kl = kl_divergences(logits_of[i], reference).sum() / num_labels[i]
+                total = total + terms[i].kl_weight * kl
+                totals[1, i] += kl.detach()
+        total.backward()
+        totals[0, members] += losses.detach()
+    return [
+        TermLoss(loss / term.weight, kl)
+        for term, loss, kl in zip(terms, *totals.tolist(), strict=True)
+    ]
+
+
+def label_ids(parts: Sequence[tuple[int, Sequence[EncodedRow]]]) -> list[int]:
+    """The labelled tokens of a pass, in order."""
+    return [row.input_ids[t + 1] for _, rows in parts for row in rows for t in label_positions(row)]
+
+
+def forward_passes(
+    rows_of: Sequence[Sequence[EncodedRow]], batch_tokens: int
+) -> list[list[tuple[int, list[EncodedRow]]]]:
+    """Cut the rows of one optimizer step, by term, into forward passes of similar size.
+
+    A pass is as large as memory allows, whatever the trials' batch sizes and accumulation: the
+    gradient is a sum over the step's rows, however they are cut. Each pass lists (index into
+    ``rows_of``, rows) and has at most ``batch_tokens`` tokens, or one row.
+    """
+    total = sum(len(row.input_ids) for rows in rows_of for row in rows)
+    share = total / max(1, math.ceil(total / batch_tokens))
+    passes: list[list[tuple[int, list[EncodedRow]]]] = [[]]
+    size = seen = 0
+    for i, rows in enumerate(rows_of):
+        for row in rows:
+            length = len(row.input_ids)
+            # Either the pass is full, or the middle of this row would fall into the next share.
+            if size and (size + length > batch_tokens or seen + length / 2 > len(passes) * share):
+                passes.append([])
+                size = 0
+            if not passes[-1] or passes[-1][-1][0] != i:
+                passes[-1].append((i, []))
+            passes[-1][-1][1].append(row)
+            size += length
+            seen += length
+    return passes
