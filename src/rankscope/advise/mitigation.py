@@ -23,7 +23,7 @@ from rankscope.advise.matched_score import (
     difference_over_seeds,
     passage_at,
 )
-from rankscope.advise.objective import task_objective
+from rankscope.advise.select import task_objective
 from rankscope.advise.statistics.significance import holm
 from rankscope.records import (
     BASE,

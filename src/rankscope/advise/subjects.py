@@ -11,7 +11,6 @@ from rankscope.advise.statistics.matching import align_scores, stored_scores
 from rankscope.records import (
     BASE,
     ItemScores,
-    Recommendation,
     StudyRecords,
     SubjectChange,
     TaskAdvice,
@@ -23,7 +22,7 @@ MOST_ARMS = 16
 
 
 def subject_changes(
-    study: StudyRecords, recommendation: Recommendation
+    study: StudyRecords, task_advice: Sequence[TaskAdvice]
 ) -> tuple[SubjectChange, ...]:
     """Tuned minus base on each subject of each retention task, test split.
 
@@ -32,7 +31,7 @@ def subject_changes(
     """
     arms = list(trials_by_arm(study).values())
     found: list[SubjectChange] = []
-    for advice in recommendation.advice:
+    for advice in task_advice:
         named = compared_arm_labels(advice)
         own = [arm for arm in arms if arm[0].spec.task == advice.task]
         for arm in [arm for arm in own if arm[0].spec.arm_label in named][:MOST_ARMS]:

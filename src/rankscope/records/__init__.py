@@ -5,12 +5,13 @@ are shares of 1 (higher is better) unless a field says otherwise; times are seco
 losses nats per token."""
 
 from rankscope.records.advice import (
+    AdviceKind,
+    AdviceMessage,
     ArmComparison,
     ArmSummary,
+    Confidence,
     Decision,
     Estimate,
-    Need,
-    Reason,
     Recommendation,
     SubjectChange,
     TaskAdvice,

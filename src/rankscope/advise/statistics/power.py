@@ -54,7 +54,7 @@ def items_needed(effect: float, discordance: float) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Enough:
+class DataNeeded:
     """What would show an effect; None where that alone cannot, or where it is not known."""
 
     items: int | None
@@ -65,19 +65,19 @@ class Enough:
     """Items and seeds together, each taking half of what the effect leaves."""
 
 
-def enough(estimate: Estimate, effect: float) -> Enough:
+def data_needed(estimate: Estimate, effect: float) -> DataNeeded:
     """How much more data would show a difference of ``effect`` as noisy as ``estimate``."""
     if estimate.item_error is None or effect <= 0:
-        return Enough(None, None, None)
+        return DataNeeded(None, None, None)
     at_one_item = (_factor(None) * estimate.item_error) ** 2 * estimate.n
     if estimate.seed_error is None:  # one seed: how they vary is not known
-        return Enough(_ceil(at_one_item / effect**2), None, None)
+        return DataNeeded(_ceil(at_one_item / effect**2), None, None)
     at_one_seed = estimate.seed_error**2 * estimate.seeds
     by_seeds = _factor(estimate.seeds) ** 2 * estimate.seed_error**2
     left_to_items = effect**2 - by_seeds
     left_to_seeds = effect**2 - at_one_item / estimate.n
     both_seeds = _seeds(at_one_seed, effect**2 / 2)
-    return Enough(
+    return DataNeeded(
         items=_ceil(at_one_item / left_to_items) if left_to_items > 0 else None,
         seeds=_seeds(at_one_seed, left_to_seeds) if left_to_seeds > 0 else None,
         both=None if both_seeds is None else (_ceil(2 * at_one_item / effect**2), both_seeds),

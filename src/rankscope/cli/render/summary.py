@@ -94,7 +94,7 @@ def print_answer(recommendation: Recommendation, *, with_reasons: bool) -> None:
         print_line(f"{advice.task}: {advice.headline}", "bold")
         if with_reasons:
             lines = [f"- {reason.text}" for reason in advice.reasons]
-            if advice.needs:
+            if advice.next_steps:
                 lines.append(f"{NEXT_STEPS_TITLES[advice.confidence]}:")
-            lines += [f"- {need.text}" for need in advice.needs]
+            lines += [f"- {step.text}" for step in advice.next_steps]
             print_line("\n".join(f"  {line}" for line in lines))
