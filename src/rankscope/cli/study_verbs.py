@@ -332,16 +332,17 @@ def predict_command(
     """
     from rankscope.cli.render.prediction import backtest_tables, prediction_tables
     from rankscope.config.loader import load_study_file
-    from rankscope.predict import study as prediction
+    from rankscope.predict.backtest import backtest as run_backtest
+    from rankscope.predict.features import predict_study
 
     if backtest:
         if overrides:
             raise UserError("predict --backtest: --set has no effect on finished studies")
-        print_record(prediction.backtest(places), backtest_tables, as_json=as_json)
+        print_record(run_backtest(places), backtest_tables, as_json=as_json)
         return
     if len(places) != 1:
         raise UserError(f"predict: found {len(places)} study files, expected one, or --backtest")
-    tasks = prediction.predict_study(load_study_file(places[0], overrides or []))
+    tasks = predict_study(load_study_file(places[0], overrides or []))
     if as_json:
         print_json({"note": HYPOTHESES, "tasks": [t.model_dump(mode="json") for t in tasks]})
     else:
