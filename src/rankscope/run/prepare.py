@@ -17,6 +17,7 @@ from rankscope.models.adapters.folder import check_other_base
 from rankscope.models.adapters.warm_start import resolve_warm_starts, warm_start_notes
 from rankscope.models.load import load_tokenizer, model_folder
 from rankscope.models.methods import get_method
+from rankscope.models.methods.method import TrialFacts
 from rankscope.models.parameters import (
     Architecture,
     architecture,
@@ -79,7 +80,8 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
     for trial in trials:
         rows = data.rows[trial.task]
         num_steps = check_learning_rates(trial, len(rows.rows), rows.num_tokens, config.train)
-        get_method(trial.method).check_trial(trial, shapes, folder, rows.num_tokens, num_steps)
+        facts = TrialFacts(shapes, folder, rows.num_tokens, num_steps)
+        get_method(trial.method).check_trial(trial, facts)
     check_bitsandbytes(config, trials, device)
     if config.analyze.spectra.enabled:
         check_spectra_settings(config.analyze.spectra, compared_shapes(trials, shapes))

@@ -2,8 +2,8 @@
 
 The right singular vectors of each target's centred inputs are updated batch by batch until they
 converge. Then the ranks are redistributed: the vectors of all modules that explain most of their
-own module's variance are kept, as many as the modules' ranks in sum. Procedure and constants are
-those of PEFT's ``initialize_lora_eva_weights``, over every valid token (PEFT's
+own module's variance are kept, as many as the modules' ranks in sum. Procedure and constants
+follow PEFT's ``initialize_lora_eva_weights``, over every valid token (PEFT's
 ``use_label_mask=False``), since a row may have a single label.
 """
 
