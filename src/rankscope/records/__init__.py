@@ -2,7 +2,8 @@
 
 Stages write records, the ledger stores them, and ``advise`` and ``report`` read only them. Scores
 are shares of 1 (higher is better) unless a field says otherwise; times are seconds, sizes bytes,
-losses nats per token."""
+losses nats per token.
+"""
 
 from rankscope.records.advice import (
     AdviceKind,

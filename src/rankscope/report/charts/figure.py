@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, TypedDict
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -26,6 +26,21 @@ class Choice:
 
     label: str
     traces: tuple[int, ...]
+
+
+class Names(TypedDict):
+    """Key and title of a figure, to be unpacked into it."""
+
+    key: str
+    title: str
+
+
+class Drawn(TypedDict, total=False):
+    """A plot with its drop-down, to be unpacked into a figure."""
+
+    plot: go.Figure
+    choices: Sequence[Choice]
+    min_width: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +125,20 @@ def value_text(
     return f"{number(value, digits)} ({ends})"
 
 
+def error_bars(values: Iterable[Sequence[Any]]) -> dict[str, object]:
+    """Settings of error bars for (value, low, high); unknown ends have no bar."""
+    ends = [(v if low is None else low, v, v if high is None else high) for v, low, high in values]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "arrayminus": [value - low for low, value, _ in ends],
+        "array": [high - value for _, value, high in ends],
+        "color": MUTED.light,
+        "thickness": 1.5,
+        "width": 0,
+    }
+
+
 def plot_text(text: object) -> str:
     """Text from the data for use inside a plot: cut, and without effect as Plotly mark-up."""
     cut = safe_text(text, MAX_NAME)
@@ -143,11 +172,7 @@ def layout(height: int, **settings: object) -> go.Layout:
         "hoverlabel": hover | {"font": {"family": FONT, "size": 13, "color": INK.light}},
         # Dragging scrolls the page on a phone; zooming is in the tool bar.
         "dragmode": False,
-        "modebar": {
-            "bgcolor": "rgba(0,0,0,0)",
-            "color": MUTED.light,
-            "activecolor": INK.light,
-        },
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": MUTED.light, "activecolor": INK.light},
     }
     return go.Layout(**(defaults | settings))
 

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from rankscope.report.charts.figure import Choice, axis, hover_texts, layout, records
+from rankscope.report.charts.figure import Choice, Drawn, axis, hover_texts, layout, records
 from rankscope.report.charts.labels import PointLabel, add_labels, place_labels
 from rankscope.report.style import BASE_COLOR, INK, MUTED, SURFACE, faded
 
@@ -45,16 +45,11 @@ def plane_plot(
     ring: str | None,
     names: Mapping[str, str],
 ) -> go.Figure:
-    """Arms by gain and forgetting with their intervals, the front and the base; good is top right.
+    """Arms by gain and forgetting, with a ring around one; the good corner is top right.
 
-    Args:
-        placed: one row per arm, with the arm as its index.
-        axes: columns of gain and forgetting.
-        paths: the points, joined by lines.
-        crosses: color by arm of the arms whose intervals are drawn.
-        front: arms joined by a broad pale line.
-        ring: the arm with a ring around it.
-        names: text by arm, most important first.
+    ``placed`` has one row per arm, with the arm as its index, and ``axes`` are its columns.
+    ``crosses`` are the colors of the drawn intervals, ``front`` the arms joined by a broad pale
+    line, ``names`` the texts at the points, most important first.
     """
     x, y = axes
     figure = go.Figure(layout=layout(400))
@@ -85,16 +80,8 @@ def plane_plot(
 
 def paths_from_base(
     paths: Mapping[str, Sequence[Path]], focus: Sequence[str], x: str, y: str, reversed_y: bool
-) -> tuple[go.Figure, tuple[Choice, ...]]:
-    """Paths from the base on, with a drop-down between the focus arms and all arms.
-
-    Args:
-        paths: by arm.
-        focus: arms that are shown first.
-        x: column of the horizontal axis.
-        y: column of the vertical axis.
-        reversed_y: the vertical axis shows large values at the bottom.
-    """
+) -> Drawn:
+    """Paths from the base on by arm, with a drop-down between the focus arms and all arms."""
     figure = go.Figure(layout=layout(440))
     traces = {
         arm: [_add_path(figure, p, x, y, True) for p in of_arm] for arm, of_arm in paths.items()
@@ -116,7 +103,7 @@ def paths_from_base(
         of_arms = [trace for arm in arms for trace in traces[arm]]
         choices.append(Choice(label, (*of_arms, base, names)))
     _name_axes(figure, x, y, reversed_y)
-    return figure, tuple(choices) if len(choices) > 1 else ()
+    return Drawn(plot=figure, choices=choices if len(choices) > 1 else ())
 
 
 def _add_path(figure: go.Figure, path: Path, x: str, y: str, from_base: bool = False) -> int:

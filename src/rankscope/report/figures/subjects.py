@@ -44,22 +44,18 @@ def draw(view: StudyView, task: str) -> Figure | None:
         order = list(means.index[:MAX_SUBJECTS]), arms
         layer = layer[layer["subject"].isin(order[0])]
         grids[test] = change_grid(layer, ("subject", "arm"), TITLE, view.unit(test), order)
-    plot, choices = heat_map(grids, x_title="arm")
     return Figure(
         key=view.key("subjects", task),
         title=f"Retention by subject, trained on {task}",
-        finding=finding(view, changes),
+        finding=_finding(view, changes),
         data=frame,
-        plot=plot,
+        **heat_map(grids, x_title="arm"),
         caption=CAPTION,
-        choices=choices,
         choice_name="Retention task",
-        min_width=190 + 68 * len(arms),
     )
 
 
-def finding(view: StudyView, changes: list[SubjectChange]) -> str:
-    """The lowest and the highest change of the focus arm, and the number of clear falls."""
+def _finding(view: StudyView, changes: list[SubjectChange]) -> str:
     focus = view.focus(changes[0].task)
     labels = {c.label for c in changes}
     label = focus.label if focus and focus.label in labels else changes[0].label
