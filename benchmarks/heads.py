@@ -69,7 +69,7 @@ def world(options: argparse.Namespace) -> World:
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
     base = load_base(ModelConfig.model_validate(options.model), device, dtype)
-    settings = TaskConfig(name=options.task, shots=options.shots)
+    settings = TaskConfig(name=options.task, num_fewshot=options.shots)
     task = load_task(settings, options.data_dir, 0, options.items)
     encoder = Encoder(base.tokenizer, "plain", 1024)
     encoded = encode_split(

@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
 
 from synthetic_study import Truth, synthetic_study
 
-from rankscope.advise.mitigation import compare_mitigations
 from rankscope.advise.recommend import recommend
 from rankscope.config.loader import study_values
 from rankscope.records import ItemResult, StudyRecords, write_items
@@ -83,7 +82,7 @@ def from_ledger(study: StudyRecords, folder: Path) -> dict[str, float]:
 def from_memory(study: StudyRecords, folder: Path) -> dict[str, float]:
     """The same without reading: deciding and writing apart."""
     begun = time.perf_counter()
-    made = recommend(study).model_copy(update={"mitigation": compare_mitigations(study)})
+    made = recommend(study)
     decided = time.perf_counter()
     write_study_page(study, made, folder / "report.html")
     return {

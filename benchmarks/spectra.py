@@ -27,9 +27,9 @@ from peft.tuners.lora.intruders import reduce_intruder_dimension
 from torch import Tensor, nn
 
 from race import rounded
-from rankscope.analyze.intruders import Intruders, intruder_dimensions, intruders_among
+from rankscope.analyze.intruders import Intruders, intruders_among
 from rankscope.analyze.leading_vectors import LeadingVectors, low_rank_leading_vectors
-from rankscope.analyze.spectra import default_top_k, similarity, similarity_from_cosines
+from rankscope.analyze.spectra import default_top_k, similarity_from_cosines
 from rankscope.analyze.svd_cache import SVD, SvdCache, cache_bytes, svd
 from rankscope.device import keep_freed_memory, peak_memory_bytes
 from rankscope.models.checkpoint_reader import CheckpointReader
@@ -77,7 +77,8 @@ def compared(base: SVD, full: SVD, fast: LeadingVectors, k: int) -> Parity:
     )
     shape = (len(base.U), len(base.V))
     alike = similarity_from_cosines(fast.left[:k, :k], fast.right[:k, :k], shape).max
-    reference = similarity(base, full, k).max
+    left, right = base.U[:, :k].mT @ full.U[:, :k], base.V[:, :k].mT @ full.V[:, :k]
+    reference = similarity_from_cosines(left, right, shape).max
     return Parity(
         sigma=float(((fast.S[:k] - full.S[:k]) / full.S[:k]).abs().max()),
         decisions=len(set(expected.positions) ^ set(found.positions)),
@@ -88,7 +89,7 @@ def compared(base: SVD, full: SVD, fast: LeadingVectors, k: int) -> Parity:
 
 def decisions(base: SVD, full: SVD) -> Intruders:
     """Intruders by full decompositions."""
-    return intruder_dimensions(base.U, full.U, full.S, INTRUDERS, EPSILON)
+    return intruders_among(base.U.mT @ full.U[:, :INTRUDERS], full.S[:INTRUDERS], EPSILON)
 
 
 def seconds(call: Callable[[], object], times: int = 1) -> float:

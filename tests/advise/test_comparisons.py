@@ -8,15 +8,16 @@ import pytest
 from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.arms import Arm, pareto_front, summarize_arms
-from rankscope.advise.case import Case
 from rankscope.advise.comparisons import arm_difference, net_difference
-from rankscope.advise.next_steps import enough_text, needs_of
-from rankscope.advise.recommend import _chosen, recommend
+from rankscope.advise.next_steps import next_steps
+from rankscope.advise.recommend import _choose, recommend
 from rankscope.advise.select import choose
-from rankscope.advise.statistics.estimates import standard_error
+from rankscope.advise.statistics.estimates import clustered_standard_error
 from rankscope.advise.statistics.matching import cluster_labels
-from rankscope.advise.statistics.power import enough
+from rankscope.advise.statistics.power import data_needed
 from rankscope.advise.statistics.significance import holm
+from rankscope.advise.task_results import TaskResults
+from rankscope.advise.verdict import Verdict
 from rankscope.records import BASE, EvalKey, Status, StudyRecords, TaskAdvice
 
 TRUTH = Truth(ranks=(2, 8, 32), num_items=120, tasks=("med", "law"), retention=("general", "more"))
@@ -143,10 +144,12 @@ def test_cells_have_clustered_errors() -> None:
     base = recommend(study).base
     own = study.items[BASE, "med", "test"]
     assert base["med"].value == pytest.approx(own.scores.mean())
-    assert base["med"].standard_error == pytest.approx(standard_error(own.scores, own.subjects))
+    assert base["med"].standard_error == pytest.approx(
+        clustered_standard_error(own.scores, own.subjects)
+    )
     by_themselves = recommend(synthetic_study(TRUTH)).base["med"]
     assert by_themselves.clusters is None
-    assert by_themselves.standard_error == pytest.approx(standard_error(own.scores))
+    assert by_themselves.standard_error == pytest.approx(clustered_standard_error(own.scores))
 
 
 def test_forgetting_of_text_stands_beside_forgetting_of_answers() -> None:
@@ -169,8 +172,12 @@ def test_forgetting_of_text_stands_beside_forgetting_of_answers() -> None:
     assert not any(a.summary.on_text_front for a in by_label(study).values())
 
 
+def undecided(arm: Arm) -> Verdict:
+    return Verdict("not_decided", "none", "", arm)
+
+
 def needs(advice: TaskAdvice, kind: str) -> list[dict[str, float]]:
-    return [n.values for n in advice.needs if n.kind == kind]
+    return [n.values for n in advice.next_steps if n.kind == kind]
 
 
 def test_what_is_open_says_what_would_decide_it() -> None:
@@ -186,7 +193,7 @@ def test_what_is_open_says_what_would_decide_it() -> None:
     one_seed = recommend(synthetic_study(dataclasses.replace(TRUTH, seeds=(0,)))).advice[0]
     assert needs(one_seed, "seeds") == [{"seeds": 3.0, "missing": 2.0}]
     firm = recommend(synthetic_study(TRUTH)).advice[0]
-    assert (firm.confidence, firm.needs) == ("firm", ())
+    assert (firm.confidence, firm.next_steps) == ("firm", ())
 
 
 def test_an_arm_is_chosen_by_its_gain_on_items_that_the_base_has_too() -> None:
@@ -209,7 +216,7 @@ def test_an_arm_is_chosen_by_its_gain_on_items_that_the_base_has_too() -> None:
     (arm,) = summarize_arms(altered)["med"]
     assert arm.summary.validation_gain == pytest.approx(np.mean(tuned) - 1)
     objective = study.config.objective
-    chosen = _chosen(altered, "med", (arm,), objective).best
+    chosen = _choose(altered, "med", (arm,), objective).best
     assert chosen is not None
     forgotten = arm.summary.validation_forgetting
     assert forgotten is not None
@@ -221,26 +228,26 @@ def test_what_is_there_already_is_not_asked_for() -> None:
     idle = Truth(
         ranks=(8,), full_lrs=(), num_items=4000, seed_spread=0.0, accuracy=lambda r, lr: 0.3
     )
-    study = synthetic_study(idle, 2)
+    study = synthetic_study(idle, 0)
     (advice,) = recommend(study).advice
     (arm,) = summarize_arms(study)["med"]
     gain = arm.summary.gain
     assert gain is not None
-    needed = enough(gain, 0.02).items
+    needed = data_needed(gain, 0.02).items
     assert needed is not None
     assert needed <= gain.n == 4000
     objective = study.config.objective
-    case = Case(study, "med", (arm,), choose((arm,), 0.3, objective), objective)
-    assert [n.kind for n in needs_of(case, arm, gain_is_shown=False)] == ["learning_rate"]
-    assert "not what is missing" in enough_text(case, arm)
-    assert not any(n.kind in ("items", "seeds") for n in advice.needs)
+    results = TaskResults(study, "med", (arm,), choose((arm,), 0.3, objective), objective)
+    enough, rate = next_steps(results, undecided(arm))
+    assert "collecting more will not settle this" in enough.text
+    assert (enough.values, rate.kind) == ({"effect": 0.02}, "learning_rate")
+    assert not any({"items", "seeds"} & step.values.keys() for step in advice.next_steps)
     few = synthetic_study(dataclasses.replace(idle, num_items=100), 2)
     (arm,) = summarize_arms(few)["med"]
-    case = dataclasses.replace(case, study=few, arms=(arm,))
+    results = dataclasses.replace(results, study=few, arms=(arm,))
     assert arm.summary.gain is not None
-    asked = {k: v for n in needs_of(case, arm, gain_is_shown=False) for k, v in n.values.items()}
-    assert asked["items"] > arm.summary.gain.n == 100
-    assert "not what is missing" not in enough_text(case, arm)
+    (more,) = next_steps(results, undecided(arm))
+    assert more.values["items"] > arm.summary.gain.n == 100
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "log_probability"])
@@ -250,14 +257,13 @@ def test_fewer_items_than_any_test_takes_are_asked_for(
     """Of 5 items even unanimous ones have p = .0625; how many more is guessed of answers alone."""
     (advice,) = recommend(synthetic_study(Truth(num_items=5, metric=metric))).advice
     assert advice.decision == "not_decided"
-    (asked,) = needs(advice, "items")
-    assert asked["fewest_items"] == 6
-    for text in (advice.headline, next(n.text for n in advice.needs if n.kind == "items")):
-        assert "With fewer than 6 items no test can tell" in text
-        assert "not what is missing" not in text
-        assert ("if models differed on 10 %" in text) == (metric == "accuracy")
+    assert "the test split has 5 items" in advice.headline
+    (step,) = (step for step in advice.next_steps if step.kind == "items")
+    guess = "With fewer than 6 items no test can decide. About 1,963 test items would show"
+    assert (guess in step.text) == (metric == "accuracy")
+    assert ("if the models differed on 10 % of them" in step.text) == (metric == "accuracy")
     # (2.8016 / .02)^2 x .1
-    assert asked.get("items") == (1963 if metric == "accuracy" else None)
+    assert step.values.get("items") == (1963 if metric == "accuracy" else None)
 
 
 def test_of_items_that_all_changed_alike_nothing_is_guessed() -> None:
@@ -270,9 +276,10 @@ def test_of_items_that_all_changed_alike_nothing_is_guessed() -> None:
         for key, found in study.items.items()
     }
     (advice,) = recommend(dataclasses.replace(study, items=items)).advice
-    (asked,) = (n for n in advice.needs if n.kind == "items")
+    (asked,) = (n for n in advice.next_steps if n.kind == "items")
     assert "items" not in asked.values
-    assert "all 60 changed alike" in asked.text
+    assert "all 60 test items changed by the same" in advice.headline
+    assert "is unknown: it depends on how much their changes vary" in asked.text
     assert not any(word in asked.text for word in ("About", "%"))
 
 
@@ -294,7 +301,7 @@ def test_an_unknown_upper_end_is_called_unknown() -> None:
     (advice,) = recommend(dataclasses.replace(study, items=items)).advice
     assert advice.decision == "do_not_fine_tune"
     assert "r=8" in advice.headline
-    assert "how large a gain cannot be ruled out is unknown" in advice.headline
+    assert "how large a gain is possible is unknown" in advice.headline
     assert "1.000" not in advice.headline
 
 
@@ -309,12 +316,11 @@ def test_what_items_alone_cannot_show_is_put_down_to_what_hides_it() -> None:
         assert arm.summary.gain is not None
         gain = arm.summary.gain.model_copy(update={"seed_error": seed_error, "value": 0.308})
         one = dataclasses.replace(arm, summary=arm.summary.model_copy(update={"gain": gain}))
-        return enough_text(
-            Case(study, "med", (one,), choose((one,), 0.3, objective), objective), one
-        )
+        results = TaskResults(study, "med", (one,), choose((one,), 0.3, objective), objective)
+        return " ".join(step.text for step in next_steps(results, undecided(one)))
 
-    assert "since 2 seeds say too little of how much seeds vary" in told(0.037)
-    assert "since the seeds differ too much for that" in told(0.115)  # 2.802 x .115 > .308
+    assert "because 2 seeds do not show well enough how much seeds vary" in told(0.037)
+    assert "because the seeds differ too much" in told(0.115)  # 2.802 x .115 > .308
 
 
 def test_a_rate_at_the_end_of_its_list_names_the_next() -> None:
@@ -345,11 +351,11 @@ def test_where_all_failed_the_next_step_is_against_what_failed(
 ) -> None:
     failed = {(r, 1e-3, s): status for r in (2, 8, 32) for s in (0, 1, 2)}
     (advice,) = recommend(synthetic_study(Truth(failed=failed, full_lrs=()))).advice
-    (need,) = advice.needs
-    assert need.values[status] == 9
-    for said in (need.text, advice.headline):
-        assert all(words in said for words in asked)
-        assert not any(words in said for words in unasked)
+    assert "9 failed" in advice.headline
+    (step,) = advice.next_steps
+    assert step.values[status] == 9
+    assert all(words in step.text for words in asked)
+    assert not any(words in step.text for words in unasked)
 
 
 def test_what_could_not_be_scored_is_not_told_to_train_otherwise() -> None:
@@ -359,4 +365,4 @@ def test_what_could_not_be_scored_is_not_told_to_train_otherwise() -> None:
     study = synthetic_study(dataclasses.replace(truth, failed=failed))
     trials = tuple(dataclasses.replace(t, train=trained) for t in study.trials)
     (advice,) = recommend(dataclasses.replace(study, trials=trials)).advice
-    assert "try a smaller evaluate.batch_tokens, and run again" in advice.headline
+    assert "try a smaller evaluate.batch_tokens, and run again" in advice.next_steps[0].text

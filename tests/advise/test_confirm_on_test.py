@@ -40,7 +40,7 @@ def test_what_forgets_as_much_as_it_gains_is_never_firmly_recommended_for_nothin
         elif advice.decision == "use":
             assert "not clear of zero" in texts(advice, "choice")
         if advice.confidence != "firm" and value_of(advice, "net_high") > 0:
-            asked = [need for need in advice.needs if "by the study's weights" in need.text]
+            asked = [need for need in advice.next_steps if "by the study's weights" in need.text]
             assert asked
             # As noisy as these 800 items and 3 seeds, the effect is further off than they reach.
             assert all(n.values.get("items", 801) > 800 for n in asked)
@@ -84,8 +84,8 @@ def test_a_limit_on_forgetting_holds_on_the_report_split_too() -> None:
         assert forgot.value <= 0.03
         kept = forgot.high is not None and forgot.high <= 0.03
         assert (advice.confidence == "firm") <= kept
-        assert ("the 3.0 points allowed is not shown" in texts(advice, "limit")) == (not kept)
-        asked = [need for need in advice.needs if "than the 3.0 points allowed" in need.text]
+        assert ("the 3.0 points allowed is not shown" in texts(advice, "caveat")) == (not kept)
+        asked = [need for need in advice.next_steps if "than the 3.0 points allowed" in need.text]
         assert bool(asked) == (not kept)
     assert found["use"] > 0
     assert found["not_decided"] > 0
@@ -100,7 +100,7 @@ def test_arms_that_a_limit_takes_out_are_named() -> None:
     )
     advice = advise(synthetic_study(truth))
     assert advice.decision == "use"
-    told = texts(advice, "limit")
+    told = texts(advice, "caveat")
     assert "1 arm of 4 forgot more than the 10.0 points allowed" in told
     assert "full fine-tuning (lr 0.0005)" in told
 
@@ -114,8 +114,10 @@ def test_a_limit_that_cannot_be_applied_leaves_the_advice_tentative() -> None:
     )
     advice = advise(synthetic_study(truth))
     assert (advice.decision, advice.confidence) == ("use", "tentative")
-    assert "The limit on forgetting could not be applied" in texts(advice, "limit")
-    assert any(n.kind == "retention" and "Forgetting is unknown" in n.text for n in advice.needs)
+    assert "The limit on forgetting could not be applied" in texts(advice, "caveat")
+    assert any(
+        n.kind == "retention" and "Score the base and this arm" in n.text for n in advice.next_steps
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_what_is_asked_for_is_of_the_difference_that_was_found() -> None:
     seen = 0
     for seed in range(30):
         advice = advise(synthetic_study(truth, seed))
-        for need in advice.needs:
+        for need in advice.next_steps:
             if "net" not in need.values and "max_forgetting" not in need.values:
                 continue
             seen += 1
@@ -185,7 +187,7 @@ def test_a_gain_that_holm_takes_back_is_what_is_asked_about() -> None:
             clear = arm.gain is not None and (arm.gain.low or 0) > 0
             if clear and "cannot tell whether fine-tuning helps" in advice.headline:
                 seen += 1
-                assert not any("study's weights" in need.text for need in advice.needs)
+                assert not any("study's weights" in step.text for step in advice.next_steps)
     assert seen > 0
 
 
@@ -215,10 +217,10 @@ def test_points_and_nats_are_not_added_up(fall: float) -> None:
     study = synthetic_study(Truth(accuracy=lambda rank, lr: 0.40))
     advice = advise(with_text_retention(study, fall))
     assert (advice.decision, advice.confidence) == ("use", "tentative")
-    assert "make no sum: forgetting has no weight" in texts(advice, "limit")
+    assert "cannot be added: forgetting has no weight" in texts(advice, "caveat")
     assert "0 x forgetting" in texts(advice, "choice")
-    assert "Over-forgetting" not in texts(advice, "sign")
-    assert any("Set objective.max_forgetting" in need.text for need in advice.needs)
+    assert "Over-forgetting" not in texts(advice, "diagnostic")
+    assert any("Set objective.max_forgetting" in need.text for need in advice.next_steps)
     kept = advise(with_text_retention(study, 0.0))
     assert (kept.decision, kept.confidence) == ("use", "firm")
     limited = synthetic_study(
@@ -226,7 +228,7 @@ def test_points_and_nats_are_not_added_up(fall: float) -> None:
     )
     held = advise(with_text_retention(limited, fall))
     assert (held.decision, held.confidence) == ("use", "firm")
-    assert "is held to objective.max_forgetting" in texts(held, "limit")
+    assert "is held to objective.max_forgetting" in texts(held, "caveat")
 
 
 def test_where_forgetting_alone_has_a_weight_its_nats_are_not_points() -> None:
@@ -248,13 +250,13 @@ def test_a_rank_passed_over_for_a_failed_seed_leaves_full_fine_tuning_tentative(
 
     advice = advise(synthetic_study(truth(failed=True)))
     assert (advice.decision, advice.confidence) == ("use_full", "tentative")
-    assert "But for its failed trials LoRA r=32" in texts(advice, "limit")
+    assert "Without its failed trials LoRA r=32" in texts(advice, "caveat")
     whole = advise(synthetic_study(truth(failed=False)))
     assert whole.decision == "use"
-    assert "failed trials" not in texts(whole, "limit")
+    assert "failed trials" not in texts(whole, "caveat")
     # The only LoRA arm is not passed over for itself.
     alone = advise(synthetic_study(replace(truth(failed=True), ranks=(32,))))
-    assert "But for its failed trials" not in texts(alone, "limit")
+    assert "Without its failed trials" not in texts(alone, "caveat")
 
 
 def with_rates(study: StudyRecords, rates: dict[int, tuple[float, ...]]) -> StudyRecords:
@@ -267,7 +269,7 @@ def test_ranks_at_rates_of_their_own_are_said_to_be_confounded() -> None:
     study = synthetic_study(Truth(ranks=(2, 8), lrs=(3e-3, 1e-3, 1e-4)))
     both = (1e-3, 1e-4)
     told = {
-        name: texts(advise(with_rates(study, {2: small, 8: large})), "limit")
+        name: texts(advise(with_rates(study, {2: small, 8: large})), "caveat")
         for name, small, large in (
             ("apart", (1e-3,), (1e-4,)),
             ("one", (1e-3,), (1e-3,)),

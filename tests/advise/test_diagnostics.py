@@ -1,4 +1,4 @@
-"""Signs of failure, each with the next step to try."""
+"""Failure patterns, each with the next step to try."""
 
 import dataclasses
 
@@ -6,31 +6,31 @@ import pytest
 from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.recommend import recommend
-from rankscope.records import Reason, StudyRecords, TaskAdvice
+from rankscope.records import AdviceMessage, StudyRecords, TaskAdvice
 
 
-def signs(study: StudyRecords) -> list[Reason]:
+def diagnostics(study: StudyRecords) -> list[AdviceMessage]:
     (advice,) = recommend(study).advice
-    return [r for r in advice.reasons if r.kind == "sign"]
+    return [r for r in advice.reasons if r.kind == "diagnostic"]
 
 
-def sign(study: StudyRecords, words: str) -> Reason:
-    found = [r for r in signs(study) if words in r.text]
-    assert len(found) == 1, [r.text for r in signs(study)]
+def diagnostic(study: StudyRecords, words: str) -> AdviceMessage:
+    found = [r for r in diagnostics(study) if words in r.text]
+    assert len(found) == 1, [r.text for r in diagnostics(study)]
     return found[0]
 
 
 def test_small_ranks_that_underfit_are_named_with_the_rank_to_try() -> None:
     rising = Truth(accuracy=lambda rank, lr: {None: 0.9, 2: 0.5, 8: 0.7, 32: 0.9}[rank])
-    found = sign(synthetic_study(rising), "Small ranks underfit")
+    found = diagnostic(synthetic_study(rising), "Small ranks underfit")
     assert found.values["still_rising"] == 1
     assert "add r=64" in found.text
     levelling = Truth(accuracy=lambda rank, lr: 0.6 if rank == 2 else 0.9)
-    found = sign(synthetic_study(levelling), "Small ranks underfit")
+    found = diagnostic(synthetic_study(levelling), "Small ranks underfit")
     assert found.values["still_rising"] == 0
     assert "ranks above r=2" in found.text
     flat = Truth(accuracy=lambda rank, lr: 0.8)
-    assert not any("underfit" in r.text for r in signs(synthetic_study(flat)))
+    assert not any("underfit" in r.text for r in diagnostics(synthetic_study(flat)))
 
 
 def test_a_series_of_ranks_is_of_one_method_and_one_set_of_targets() -> None:
@@ -44,11 +44,11 @@ def test_a_series_of_ranks_is_of_one_method_and_one_set_of_targets() -> None:
         for t in study.trials
     )
     mixed = dataclasses.replace(study, trials=trials)
-    found = sign(mixed, "Small ranks underfit")
+    found = diagnostic(mixed, "Small ranks underfit")
     assert found.values["rank"] == 32
     assert found.values["still_rising"] == 0
     # Without order over all five, but each series rises: nothing is said of order.
-    assert not [r for r in signs(mixed) if "No pattern" in r.text or "score falls" in r.text]
+    assert not [r for r in diagnostics(mixed) if "No pattern" in r.text or "score falls" in r.text]
 
 
 def test_order_is_not_read_across_series() -> None:
@@ -57,7 +57,7 @@ def test_order_is_not_read_across_series() -> None:
     study = synthetic_study(
         Truth(ranks=(2, 4, 8, 9, 12, 14), accuracy=lambda r, lr: of_rank[r], seed_spread=0.0)
     )
-    assert [r for r in signs(study) if "falls with the rank" in r.text]
+    assert [r for r in diagnostics(study) if "falls with the rank" in r.text]
     trials = tuple(
         dataclasses.replace(t, spec=t.spec.model_copy(update={"targets": ("q_proj",)}))
         if t.spec.rank in (9, 12, 14)
@@ -65,7 +65,7 @@ def test_order_is_not_read_across_series() -> None:
         for t in study.trials
     )
     mixed = dataclasses.replace(study, trials=trials)
-    assert not [r for r in signs(mixed) if "falls with the rank" in r.text]
+    assert not [r for r in diagnostics(mixed) if "falls with the rank" in r.text]
 
 
 def test_forgetting_that_eats_the_gain_is_named() -> None:
@@ -74,11 +74,11 @@ def test_forgetting_that_eats_the_gain_is_named() -> None:
         forgetting=lambda rank, lr: 0.15,
         base_accuracy=0.3,
     )
-    found = sign(synthetic_study(dear), "Over-forgetting")
+    found = diagnostic(synthetic_study(dear), "Over-forgetting")
     assert found.values["forgetting"] > 0.5 * found.values["gain"]
     assert "scale the update down at inference" in found.text
     cheap = Truth(accuracy=lambda rank, lr: 0.9, forgetting=lambda rank, lr: 0.01)
-    assert not any("Over-forgetting" in r.text for r in signs(synthetic_study(cheap)))
+    assert not any("Over-forgetting" in r.text for r in diagnostics(synthetic_study(cheap)))
 
 
 def with_tokens(study: StudyRecords, tokens: int) -> StudyRecords:
@@ -95,23 +95,23 @@ def test_the_capacity_rule_counts_every_token_once() -> None:
     study = synthetic_study(Truth(ranks=(8,), full_lrs=()))
     # 8 * 2 layers * 4 modules * 2 * 64 = 8,192 parameters; 40 steps of 2 x 4 rows are 1.6 passes
     # over 200 rows, so 64 labelled tokens in training are 40 of the data.
-    found = sign(with_tokens(study, 64), "The data are smaller than the adapter")
+    found = diagnostic(with_tokens(study, 64), "The adapter is large for the data")
     assert found.values["parameters"] == 8192
     assert found.values["tokens"] == pytest.approx(40)
     assert found.values["ratio"] == pytest.approx(204.8)
     # At most 100 parameters a token: 8 / 2.048 = 3.9, a power of two below.
-    assert "r=2 would do" in found.text
-    found = sign(with_tokens(study, 32_000), "The adapter is smaller than the data")
+    assert "r=2 by the capacity rule" in found.text
+    found = diagnostic(with_tokens(study, 32_000), "The adapter is small for the data")
     assert found.values["ratio"] == pytest.approx(0.4096)
     between = with_tokens(study, 3_200)
-    assert not any("adapter" in r.text and "data" in r.text for r in signs(between))
+    assert not any("for the data" in r.text for r in diagnostics(between))
 
 
-def test_every_sign_says_what_to_do_next() -> None:
+def test_every_diagnostic_suggests_a_next_step() -> None:
     everything = [
-        *signs(synthetic_study(Truth(base_accuracy=0.98, accuracy=lambda rank, lr: 0.6))),
-        *signs(synthetic_study(Truth(transfer=lambda rank, lr: -0.3))),
-        *signs(synthetic_study(Truth(ranks=(2, 4, 8, 16), accuracy=lambda rank, lr: 0.8))),
+        *diagnostics(synthetic_study(Truth(base_accuracy=0.98, accuracy=lambda rank, lr: 0.6))),
+        *diagnostics(synthetic_study(Truth(transfer=lambda rank, lr: -0.3))),
+        *diagnostics(synthetic_study(Truth(ranks=(2, 4, 8, 16), accuracy=lambda rank, lr: 0.8))),
     ]
     assert len({r.text.split(":")[0] for r in everything}) >= 4
     assert all("Next: " in r.text for r in everything)

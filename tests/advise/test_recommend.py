@@ -10,13 +10,13 @@ import pytest
 from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.arms import summarize_arms
+from rankscope.advise.messages import arm_name
 from rankscope.advise.recommend import recommend
 from rankscope.advise.select import ArmChoice, choose
 from rankscope.advise.statistics.estimates import paired_estimate
 from rankscope.advise.statistics.power import detectable, minimum_detectable_effect
-from rankscope.advise.wording import settings
 from rankscope.formatting import POINTS, evidence
-from rankscope.records import BASE, Reason, Recommendation, StudyRecords, TaskAdvice
+from rankscope.records import BASE, AdviceMessage, Recommendation, StudyRecords, TaskAdvice
 
 
 def advise(truth: Truth, seed: int = 0) -> TaskAdvice:
@@ -28,7 +28,7 @@ def texts(advice: TaskAdvice, kind: str) -> str:
     return "\n".join(r.text for r in advice.reasons if r.kind == kind)
 
 
-def first(advice: TaskAdvice, kind: str) -> Reason:
+def first(advice: TaskAdvice, kind: str) -> AdviceMessage:
     return next(r for r in advice.reasons if r.kind == kind)
 
 
@@ -65,8 +65,8 @@ def test_where_the_rank_does_not_matter_the_smallest_is_chosen_most_of_the_time(
     assert all(a.decision == "use" for a in found)
     # Noise in the best of five utilities passes the margin of .02 now and then.
     assert sum(a.chosen is not None and a.chosen.rank == 4 for a in found) >= 4
-    assert "rank hardly matters" in texts(found[0], "sign")
-    assert "smallest rank tried" in texts(found[0], "limit")
+    assert "rank hardly matters" in texts(found[0], "diagnostic")
+    assert "smallest rank tried" in texts(found[0], "caveat")
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -74,7 +74,7 @@ def test_a_base_better_than_every_arm_is_kept(seed: int) -> None:
     advice = advise(Truth(base_accuracy=0.6, accuracy=lambda rank, lr: 0.5), seed)
     assert (advice.decision, advice.confidence) == ("do_not_fine_tune", "firm")
     assert advice.chosen is None
-    assert "worse than the base" in texts(advice, "sign")
+    assert "worse than the base" in texts(advice, "diagnostic")
 
 
 def test_no_gain_is_rarely_called_one() -> None:
@@ -88,7 +88,7 @@ def test_no_gain_is_rarely_called_one() -> None:
 def test_a_saturated_base_is_named() -> None:
     advice = advise(Truth(base_accuracy=0.98, accuracy=lambda rank, lr: 0.98))
     assert advice.decision == "do_not_fine_tune"
-    assert "left to gain" in texts(advice, "sign")
+    assert "left to gain" in texts(advice, "diagnostic")
 
 
 def test_full_fine_tuning_is_recommended_only_where_lora_is_clearly_worse() -> None:
@@ -114,8 +114,8 @@ def test_the_learning_rate_is_chosen_for_each_rank() -> None:
     advice = advise(Truth(ranks=(4, 32), lrs=(5e-4, 1e-3, 2e-3), accuracy=accuracy, full_lrs=()))
     assert advice.chosen is not None
     assert (advice.chosen.rank, advice.chosen.lr) == (32, 5e-4)
-    assert "lowest of the 3 tried" in texts(advice, "limit")
-    assert "one learning rate" not in texts(advice, "limit")
+    assert "lowest of the 3 tried" in texts(advice, "caveat")
+    assert "one learning rate" not in texts(advice, "caveat")
 
 
 def test_forgetting_is_traded_by_the_objective() -> None:
@@ -177,7 +177,7 @@ def test_a_negative_verdict_speaks_of_the_arms_that_were_tested() -> None:
         told += "not chosen on the validation split, scores the most of 7 arms" in texts(
             advice, "gain"
         )
-        tried = [a for a in advice.arms if settings(a) in advice.headline]
+        tried = [a for a in advice.arms if arm_name(a) in advice.headline]
         for arm in tried:
             assert arm.gain is not None
             assert any(
@@ -251,7 +251,7 @@ def test_cost_breaks_what_scores_do_not() -> None:
 def test_one_seed_is_tentative_and_says_so() -> None:
     advice = advise(Truth(seeds=(0,)))
     assert (advice.decision, advice.confidence) == ("use", "tentative")
-    assert "rests on 1 seed" in texts(advice, "limit")
+    assert "was trained with 1 seed" in texts(advice, "caveat")
 
 
 def test_diverging_seeds_count_against_their_arm() -> None:
@@ -265,7 +265,7 @@ def test_diverging_seeds_count_against_their_arm() -> None:
     advice = advise(truth)
     assert advice.chosen is not None
     assert advice.chosen.rank == 8
-    assert "2 of 6 trials failed" in texts(advice, "limit")
+    assert "2 of 6 trials failed" in texts(advice, "caveat")
     assert {a.rank: a.failed for a in advice.arms} == {8: 0, 32: 2}
 
 
@@ -283,7 +283,7 @@ def test_a_score_of_the_base_that_is_not_finite_is_left_out() -> None:
     kept = items[BASE, "med", "test"].scores[3:].mean()
     saturated = next(r for r in advice.reasons if "left to gain" in r.text)
     assert saturated.values["base"] == kept
-    assert "at chance on general" in texts(advice, "limit")
+    assert "at chance on general" in texts(advice, "caveat")
 
 
 def test_choosing_does_not_look_at_the_report_split() -> None:
@@ -321,14 +321,14 @@ def test_signs_and_limits_of_the_data() -> None:
     advice = advise(
         Truth(transfer=lambda rank, lr: -0.3, contamination=10, base_other=0.8, num_items=500)
     )
-    assert "Negative transfer: math falls by" in texts(advice, "sign")
-    assert "10 exact" in texts(advice, "limit")
+    assert "Negative transfer: math falls by" in texts(advice, "diagnostic")
+    assert "10 exact" in texts(advice, "caveat")
     # 10 of 500 test rows are more than one in a hundred.
     assert advice.confidence == "tentative"
-    assert "one learning rate" in texts(advice, "limit")
+    assert "one learning rate" in texts(advice, "caveat")
     at_chance = advise(Truth(base_other=0.25, forgetting=lambda rank, lr: 0.0))
-    assert "at chance on general" in texts(at_chance, "limit")
-    assert "not measured" in texts(advise(Truth(retention=())), "limit")
+    assert "at chance on general" in texts(at_chance, "caveat")
+    assert "not measured" in texts(advise(Truth(retention=())), "caveat")
 
 
 def test_leaks_of_different_kinds_are_added_up() -> None:
@@ -436,7 +436,7 @@ def test_forgetting_nothing_at_all_is_a_known_bound() -> None:
 def test_ranks_without_order_are_named() -> None:
     jagged = {2: 0.9, 4: 0.5, 8: 0.9, 16: 0.5, 32: 0.75, 64: 0.7}
     advice = advise(Truth(ranks=tuple(jagged), accuracy=lambda r, lr: jagged[r or 2], retention=()))
-    assert "No pattern across ranks" in texts(advice, "sign")
+    assert "No pattern across ranks" in texts(advice, "diagnostic")
 
 
 def test_own_text_is_worded_in_nats() -> None:
@@ -562,7 +562,11 @@ def test_seeds_that_differ_ask_for_seeds_and_not_for_items() -> None:
             retention=(),
         )
         found = [advise(truth, seed) for seed in range(8)]
-        return [a.headline for a in found if a.decision == "not_decided"]
+        return [
+            " ".join(step.text for step in a.next_steps)
+            for a in found
+            if a.decision == "not_decided"
+        ]
 
     alike, apart = asked(0.0), asked(0.15)
     assert alike
@@ -571,7 +575,7 @@ def test_seeds_that_differ_ask_for_seeds_and_not_for_items() -> None:
     by_items = [bool(re.search(r"About [\d,]+ test items would show", h)) for h in alike]
     assert np.mean(by_items) > 0.5
     assert all(
-        re.search(r"[Ss]eeds .*show a gain|seeds would show|seeds together", h) for h in apart
+        re.search(r"seeds differ too much|seeds would show|seeds together", h) for h in apart
     )
     assert not any(re.search(r"About [\d,]+ test items would show", h) for h in apart)
 
@@ -579,7 +583,7 @@ def test_seeds_that_differ_ask_for_seeds_and_not_for_items() -> None:
 def test_too_few_items_cannot_tell_and_say_how_many_would() -> None:
     advice = advise(Truth(num_items=40, base_accuracy=0.5, accuracy=lambda r, lr: 0.56), seed=1)
     assert advice.decision == "not_decided"
-    assert "test items" in advice.headline
+    assert any("test items would show" in step.text for step in advice.next_steps)
 
 
 def test_a_recommendation_is_a_pure_function_and_json() -> None:

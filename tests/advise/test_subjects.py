@@ -21,7 +21,7 @@ def study() -> StudyRecords:
 
 
 def test_a_change_is_that_of_the_subjects_items(study: StudyRecords) -> None:
-    found = subject_changes(study, recommend(study))
+    found = recommend(study).subjects
     change = next(c for c in found if (c.label, c.tested_on, c.subject)
                   == ("full lr=0.0005", "text", "subject 3"))  # fmt: skip
     # synthetic_study: item i has the subject i modulo 5.
@@ -36,7 +36,7 @@ def test_a_change_is_that_of_the_subjects_items(study: StudyRecords) -> None:
 
 def test_the_subjects_make_up_the_change_of_the_task(study: StudyRecords) -> None:
     advice = recommend(study)
-    found = subject_changes(study, advice)
+    found = subject_changes(study, advice.advice)
     checked = []
     for arm in advice.advice[0].arms:
         for task, whole in arm.retention.items():
@@ -51,7 +51,7 @@ def test_the_subjects_make_up_the_change_of_the_task(study: StudyRecords) -> Non
 
 def test_one_arm_is_one_family_and_only_compared_arms_are_looked_at(study: StudyRecords) -> None:
     advice = recommend(study)
-    found = subject_changes(study, advice)
+    found = subject_changes(study, advice.advice)
     labels = list(dict.fromkeys(c.label for c in found))
     assert set(labels) == compared_arm_labels(advice.advice[0])
     assert 4 <= len(labels) < 7  # of six LoRA arms one rate for each rank, and full fine-tuning
@@ -67,13 +67,13 @@ def test_tasks_without_subjects_have_none(study: StudyRecords) -> None:
         for key, scores in study.items.items()
     }
     bare = replace(study, items=alone)
-    assert subject_changes(bare, recommend(bare)) == ()
+    assert recommend(bare).subjects == ()
     one = synthetic_study(replace(TRUTH, subjects=1))
-    assert subject_changes(one, recommend(one)) == ()
+    assert recommend(one).subjects == ()
 
 
 def test_a_large_grid_is_cut() -> None:
     ranks = tuple(range(1, MOST_ARMS + 6))
     large = synthetic_study(Truth(num_items=10, ranks=ranks, seeds=(0,)))
-    labels = {c.label for c in subject_changes(large, recommend(large))}
+    labels = {c.label for c in recommend(large).subjects}
     assert len(labels) == MOST_ARMS

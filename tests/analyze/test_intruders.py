@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+from full_decompositions import intruder_dimensions
 from scipy.linalg import hadamard
 from torch import Tensor
 
-from rankscope.analyze.intruders import Intruders, intruder_dimensions, intruders_among
+from rankscope.analyze.intruders import Intruders, intruders_among
 from rankscope.analyze.leading_vectors import low_rank_leading_vectors
 from rankscope.analyze.svd_cache import SVD, svd
-from rankscope.errors import UserError
 from rankscope.models.low_rank_update import LowRankUpdate
 
 SIZE = 256
@@ -154,9 +154,3 @@ def test_left_null_space_by_the_fast_route(theta: float) -> None:
 def test_a_zero_matrix_has_no_energy_to_share() -> None:
     zero = SVD(torch.eye(4), torch.zeros(4), torch.eye(4))
     assert intruder_dimensions(torch.eye(4), zero.U, zero.S, 2) == Intruders(0, 0.0, (), (1.0, 1.0))
-
-
-@pytest.mark.parametrize("k", [0, 5])
-def test_more_vectors_than_there_are_is_refused(k: int) -> None:
-    with pytest.raises(UserError, match="expected 1 to 4"):
-        intruder_dimensions(torch.eye(4), torch.eye(4), torch.ones(4), k)

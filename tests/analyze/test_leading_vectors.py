@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from full_decompositions import intruder_dimensions, similarity
 from torch import Tensor
 
 from rankscope.analyze import leading_vectors
-from rankscope.analyze.intruders import intruder_dimensions, intruders_among
+from rankscope.analyze.intruders import intruders_among
 from rankscope.analyze.leading_vectors import (
     DenseMatrix,
     countable,
@@ -15,7 +16,7 @@ from rankscope.analyze.leading_vectors import (
     low_rank_leading_vectors,
 )
 from rankscope.analyze.low_rank_basis import DiagonalPlusLowRank, to_base_basis
-from rankscope.analyze.spectra import similarity, similarity_from_cosines
+from rankscope.analyze.spectra import similarity_from_cosines
 from rankscope.analyze.subspace_iteration import NotConvergedError, leading_triples
 from rankscope.analyze.svd_cache import SVD, svd
 from rankscope.models.low_rank_update import LowRankUpdate

@@ -4,20 +4,21 @@ import math
 
 import pytest
 import torch
+from full_decompositions import similarity
 from torch import Tensor, nn
 
 from rankscope.analyze.spectra import (
-    analyze_adapter,
-    analyze_full,
+    adapter_spectrum,
     default_top_k,
     effective_rank,
-    similarity,
+    full_spectrum,
     stable_rank,
 )
-from rankscope.analyze.svd_cache import svd
+from rankscope.analyze.svd_cache import SvdCache, svd
 from rankscope.config.study import SpectraConfig
 from rankscope.errors import IntegrityError, UserError
 from rankscope.models.lora import Adapter
+from rankscope.records import MatrixSpectrum
 
 NAME = "model.layers.3.self_attn.q_proj"
 SHAPES = [(40, 40), (64, 24), (24, 64)]
@@ -38,6 +39,13 @@ def adapter(A: Tensor, B: Tensor, scaling: float = 1.0, name: str = NAME) -> Ada
         a={name: nn.Parameter(A)},
         b={name: nn.Parameter(B)},
     )
+
+
+def spectrum(
+    weight: Tensor, tuned: Adapter | Tensor, settings: SpectraConfig | None = None
+) -> MatrixSpectrum:
+    measure = adapter_spectrum if isinstance(tuned, Adapter) else full_spectrum
+    return measure(NAME, weight, tuned, settings or SpectraConfig(), SvdCache())  # type: ignore[operator]
 
 
 def test_ranks_of_known_spectra() -> None:
@@ -105,8 +113,8 @@ def test_an_adapters_record_equals_the_dense_analysis(shape: tuple[int, int]) ->
     A, B = gaussian(4, n, seed=1), gaussian(m, 4, seed=2)
     tuned = {NAME: base[NAME] + 0.5 * B @ A}
     config = SpectraConfig()
-    small = analyze_adapter(base, adapter(A, B, 0.5), config, "trial").matrices[0]
-    dense = analyze_full(base.__getitem__, tuned, [NAME], config, "trial").matrices[0]
+    small = spectrum(base[NAME], adapter(A, B, 0.5), config)
+    dense = spectrum(base[NAME], tuned[NAME])
     assert (small.layer, small.module, small.shape) == (3, "q_proj", shape)
     assert small.top_k == min(shape) // 4
     assert len(small.singular_values) == 4
@@ -129,8 +137,8 @@ def test_a_magnitude_changes_the_length_of_every_row() -> None:
     tuned.method, tuned.magnitude[NAME] = "dora", nn.Parameter(m)
     directed = base[NAME] + 0.5 * tuned.b[NAME].detach() @ tuned.a[NAME].detach()
     dense = {NAME: m[:, None] * directed / directed.norm(dim=1, keepdim=True)}
-    found = analyze_adapter(base, tuned, SpectraConfig(), "trial").matrices[0]
-    expected = analyze_full(base, dense, [NAME], SpectraConfig(), "trial").matrices[0]
+    found = spectrum(base[NAME], tuned, SpectraConfig())
+    expected = spectrum(base[NAME], dense[NAME])
     assert found.frobenius == pytest.approx(expected.frobenius, rel=1e-5)
     assert found.singular_values == pytest.approx(expected.singular_values, rel=1e-4)
     assert found.similarity_max == pytest.approx(expected.similarity_max, abs=1e-3)
@@ -143,62 +151,56 @@ def test_the_part_of_the_base_that_pissa_starts_from_is_no_change() -> None:
     start = (gaussian(4, 16, seed=3), gaussian(24, 4, seed=4))
     trained.initial_factors[NAME] = start
     moved = trained.b[NAME].detach() @ trained.a[NAME].detach() - start[1] @ start[0]
-    found = analyze_adapter(base, trained, SpectraConfig(), "trial").matrices[0]
+    found = spectrum(base[NAME], trained, SpectraConfig())
     assert found.frobenius == pytest.approx(float(0.5 * moved.norm()), rel=1e-5)
     # Rank 8: B A and B0 A0 together.
     assert sum(sigma > 1e-4 * found.singular_values[0] for sigma in found.singular_values) == 8
     trained.a[NAME].data.copy_(start[0])
     trained.b[NAME].data.copy_(start[1])
-    fresh = analyze_adapter(base, trained, SpectraConfig(), "trial").matrices[0]
+    fresh = spectrum(base[NAME], trained, SpectraConfig())
     assert fresh.frobenius == 0
 
 
 def test_an_untrained_adapter_changed_nothing() -> None:
-    base = {NAME: gaussian(24, 16)}
-    nothing = adapter(gaussian(8, 16), torch.zeros(24, 8), 2.0)
-    record = analyze_adapter(base, nothing, SpectraConfig(), "trial")
-    m = record.matrices[0]
+    m = spectrum(gaussian(24, 16), adapter(gaussian(8, 16), torch.zeros(24, 8), 2.0))
     assert (m.frobenius, m.relative, m.effective_rank, m.stable_rank) == (0, 0, 0, 0)
     assert set(m.singular_values) == {0.0}
     assert (m.intruders, m.intruder_energy) == (0, 0)
     assert m.similarity_index == pytest.approx((1, 1), abs=1e-5)
-    assert record.frobenius == record.intruders == 0
 
 
 def test_half_precision_weights_are_analyzed_in_single() -> None:
     base = {NAME: gaussian(24, 16).bfloat16()}
     A, B = gaussian(2, 16, seed=1), gaussian(24, 2, seed=2)
     small = adapter(A, B, 1e-3)
-    low = analyze_adapter(base, small, SpectraConfig(), "trial").matrices[0]
+    low = spectrum(base[NAME], small, SpectraConfig())
     double = {NAME: base[NAME].double()}
-    high = analyze_adapter(double, small, SpectraConfig(), "trial").matrices[0]
+    high = spectrum(double[NAME], small)
     # In bfloat16 an update a thousandth of the weights would be rounded away.
     assert low.similarity_index == pytest.approx(high.similarity_index, abs=1e-4)
     assert 0 < low.relative < 0.01
 
 
 def test_matrices_smaller_than_the_vectors_asked_for() -> None:
-    config = SpectraConfig(top_k=100, intruder_k=10)
-    base = {"out": gaussian(3, 2)}
-    record = analyze_adapter(base, adapter(gaussian(2, 2), gaussian(3, 2), name="out"), config, "t")
-    assert (record.matrices[0].top_k, record.matrices[0].layer) == (2, None)
+    settings = SpectraConfig(top_k=100, intruder_k=10)
+    tiny = adapter(gaussian(2, 2), gaussian(3, 2), name="out")
+    matrix = adapter_spectrum("out", gaussian(3, 2), tiny, settings, SvdCache())
+    assert (matrix.top_k, matrix.layer) == (2, None)
 
 
 def test_an_adapter_for_another_model_is_refused() -> None:
-    base = {NAME: gaussian(24, 16)}
     with pytest.raises(UserError, match=r"A \(4, 8\).*expected A \(r, 16\)"):
-        analyze_adapter(base, adapter(gaussian(4, 8), gaussian(24, 4)), SpectraConfig(), "trial")
-    other = adapter(gaussian(4, 16), gaussian(24, 4), name="other")
-    with pytest.raises(UserError, match="no such weight"):
-        analyze_adapter(base, other, SpectraConfig(), "trial")
+        spectrum(gaussian(24, 16), adapter(gaussian(4, 8), gaussian(24, 4)))
     with pytest.raises(UserError, match="not the same architecture"):
-        analyze_full(base, {NAME: gaussian(24, 8)}, [NAME], SpectraConfig(), "trial")
+        spectrum(gaussian(24, 16), gaussian(24, 8))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_are_an_integrity_error(value: float) -> None:
-    base = {NAME: gaussian(24, 16)}
-    B = gaussian(24, 4)
-    B[3, 2] = value
+    B, weight = gaussian(24, 4), gaussian(24, 16)
+    B[3, 2] = weight[3, 2] = value
     with pytest.raises(IntegrityError, match="1 of 96 numbers"):
-        analyze_adapter(base, adapter(gaussian(4, 16), B), SpectraConfig(), "trial")
+        spectrum(gaussian(24, 16), adapter(gaussian(4, 16), B))
+    for before, after in ((weight, gaussian(24, 16)), (gaussian(24, 16), weight)):
+        with pytest.raises(IntegrityError, match="1 of 384 numbers"):
+            spectrum(before, after)

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_decompositions import intruder_dimensions, similarity
 from torch import Tensor
 
 from rankscope.analyze import svd_cache
-from rankscope.analyze.intruders import intruder_dimensions, intruders_among
+from rankscope.analyze.intruders import intruders_among
 from rankscope.analyze.leading_vectors import low_rank_leading_vectors
-from rankscope.analyze.spectra import similarity, similarity_from_cosines
+from rankscope.analyze.spectra import similarity_from_cosines
 from rankscope.analyze.svd_cache import (
     SVD,
     SvdCache,

@@ -14,6 +14,7 @@ from command_line import rankscope as command
 
 import rankscope.cli
 from rankscope.cli import exit_code_of, main
+from rankscope.cli.application import BAD_INPUT, INTEGRITY, INTERRUPTED, SOME_FAILED
 from rankscope.config import presets
 from rankscope.errors import UserError
 
@@ -45,6 +46,15 @@ def test_the_verbs_there_are() -> None:
     assert all(f"  {verb} " in shown for verb in VERBS)
     assert "..." not in shown.partition("Commands:")[2]  # each verb's sentence fits its line
     assert command().told.startswith("Usage: rankscope")
+
+
+def test_the_page_lists_every_verb_and_exit_code() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text("utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", page.partition("## Exit codes")[0], re.MULTILINE) == list(
+        typer.main.get_command(rankscope.cli.app).commands  # type: ignore[attr-defined]
+    )
+    codes = {BAD_INPUT, SOME_FAILED, INTEGRITY, INTERRUPTED, 0, 1}
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)} == codes
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,7 @@ from rankscope.cli import terminal
 from rankscope.config.loader import load_study_file, published_schema
 from rankscope.data.pocket_world import pocket_rows
 from rankscope.models.adapters.folder import load_adapter
-from rankscope.models.load import load_model
-from rankscope.models.pocket import pocket_folder
+from rankscope.models.load import load_model, pocket_folder
 from rankscope.records import Recommendation
 from rankscope.store import Ledger, TrialFailure
 

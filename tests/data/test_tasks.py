@@ -104,7 +104,7 @@ def test_training_on_law_takes_the_law_subjects_out_of_mmlu(load: Load, data_dir
     assert set(subjects) == {"professional_law", "jurisprudence", "international_law"}
     assert overlapping_subjects("mmlu", ["arc_easy"]) == ()
     assert overlapping_subjects("legal_mcq", ["legal_mcq"]) == ()
-    task = load_task(TaskConfig(name="mmlu"), data_dir, 0, exclude_subjects=subjects)
+    task = load_task(TaskConfig(name="mmlu"), data_dir, 0, trained_on=["legal_mcq"])
     # 14042 less 1534, 108 and 121 rows of the three subjects, less the ill-posed of the others.
     assert 14042 - 1534 - 108 - 121 - task.dropped <= len(task.test) <= 14042 - 1763
     assert not set(subjects) & {item.subject for item in task.test + task.validation}
@@ -267,7 +267,7 @@ def test_mmlus_training_rows_are_read_where_it_is_trained_on(
 ) -> None:
     paper_hub(tmp_path, monkeypatch)
     scored = load_task(TaskConfig(name="mmlu"), None, 0)
-    trained = load_task(TaskConfig(name="mmlu"), None, 0, trained=True)
+    trained = load_task(TaskConfig(name="mmlu"), None, 0, trained_on=["mmlu"])
     assert (len(scored.train), len(trained.train)) == (0, 90)
     assert scored.test == trained.test
     assert scored.test_sha256 == trained.test_sha256

@@ -74,7 +74,7 @@ def test_it_starts_as_the_base_trains_and_is_stored_as_peft_reads_it(tmp_path: P
     assert adapter.parameters()
 
     result = train_group(base, specs, ROWS, protocol(max_steps=4))
-    trained = result.trial_states[0].adapter
+    trained = result.states[0].adapter
     assert trained is not None
     tuned = logits(base, "o")
     assert float((tuned - bare).norm()) > 1e-3 * float(bare.norm())

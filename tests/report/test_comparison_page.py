@@ -2,13 +2,11 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
-from report_studies import HOSTILE, hostile_study, ordinary_study
-from synthetic_study import Truth, synthetic_study, with_own_trials
+from report_studies import HOSTILE, compare_studies, compared_studies, hostile_study, ordinary_study
 
-from rankscope.records import StudyComparison, StudyRecords
+from rankscope.records import StudyComparison
 from rankscope.report.comparison_page import (
     MAX_ARMS,
     compared_ranks,
@@ -17,24 +15,11 @@ from rankscope.report.comparison_page import (
 )
 from rankscope.report.page import figure_data
 from rankscope.report.style import FULL, MUTED, dark_colors
-from rankscope.tools.compare import compare_pair, compared_study
-
-SECOND = Truth(ranks=(8, 64), lrs=(1e-3,), tasks=("med", "law"), num_items=60)
-
-
-def comparison(*studies: tuple[str, StudyRecords]) -> StudyComparison:
-    first, *others = studies
-    return StudyComparison(
-        studies=tuple(compared_study(label, Path(label), study) for label, study in studies),
-        pairs=tuple(compare_pair(*first, *other) for other in others),
-    )
 
 
 @pytest.fixture(scope="module")
 def found() -> StudyComparison:
-    return comparison(
-        ("one", ordinary_study()[0]), ("two", with_own_trials(synthetic_study(SECOND, seed=1), "#"))
-    )
+    return compared_studies()
 
 
 def test_the_page_has_both_answers_and_a_figure_for_every_training_task(
@@ -105,7 +90,7 @@ def test_every_colour_has_a_dark_partner(found: StudyComparison) -> None:
 def test_hostile_names_stay_text(found: StudyComparison) -> None:
     attacked, _ = hostile_study()
     page = render_comparison(
-        comparison((HOSTILE, attacked), ("again " + HOSTILE, attacked)), attacked.provenance
+        compare_studies((HOSTILE, attacked), ("again " + HOSTILE, attacked)), attacked.provenance
     )
     assert "<img src=x" not in page
     assert "\u202e" not in page

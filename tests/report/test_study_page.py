@@ -108,11 +108,11 @@ def test_what_would_decide_an_open_answer_stands_beside_it(truth: Truth, title: 
     study, advice = study_and_advice(truth)
     (task,) = advice.advice
     before = Elements(page_of(study, advice)).text.partition("How much rank is enough")[0]
-    assert bool(task.needs) == (title is not None)
+    assert bool(task.next_steps) == (title is not None)
     assert ("What would" in before) == (title is not None)
     if title is not None:
         after = before.partition(title)[2]
-        assert all(" ".join(need.text.split()) in after for need in task.needs)
+        assert all(" ".join(step.text.split()) in after for step in task.next_steps)
 
 
 def test_failed_trials_leaks_and_provenance_are_on_the_page(page: str) -> None:

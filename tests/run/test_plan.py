@@ -13,8 +13,8 @@ from rankscope.cli.render.study import plan_table
 from rankscope.config.presets import study_template
 from rankscope.data.study_data import check_trainable, load_tasks
 from rankscope.errors import UserError
+from rankscope.models.load import pocket_folder
 from rankscope.models.parameters import architecture
-from rankscope.models.pocket import pocket_folder
 from rankscope.run.groups import Group
 from rankscope.run.plan import Plan
 from rankscope.run.study import Study

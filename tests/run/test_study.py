@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from rankscope.cli import main
 from rankscope.device import is_out_of_memory
 from rankscope.errors import Interrupted
-from rankscope.models.pocket import pocket_folder
+from rankscope.models.load import pocket_folder
 from rankscope.progress import NullReporter
 from rankscope.records import StudyRecords, TrialRecords
 from rankscope.run.study import Study, write_outputs

@@ -155,7 +155,7 @@ def test_a_study_that_is_not_finished_says_how_much_is_left(studies: Path, tmp_p
         db.execute("UPDATE trials SET status = 'planned' WHERE position = 0")
     db.close()
     notes = compare([studies / "b", tmp_path / "half"]).pairs[0].notes
-    assert notes == ("a: 1 of 2 trials are still to run; they count nowhere.",)
+    assert notes == ("a: 1 of 2 trials have not run yet and are not counted.",)
     with pytest.raises(UserError, match="two or more"):
         compare([])
 
@@ -166,7 +166,7 @@ def test_a_page_replaces_neither_a_study_nor_a_pipe(studies: Path, tmp_path: Pat
     for place in (studies / "b" / "ledger.sqlite", studies / "a" / "new.html"):
         shown = command("compare", *pair, "--out", place)
         assert shown.code == 2
-        assert "lies inside the study" in shown.told
+        assert "is inside the study" in shown.told
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     shown = command("compare", *pair, "--out", pipe)

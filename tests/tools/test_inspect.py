@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from command_line import rankscope as command
+from full_decompositions import intruder_dimensions, similarity
 from peft import (
     IA3Config,
     LoHaConfig,
@@ -26,8 +27,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import rankscope
-from rankscope.analyze.intruders import intruder_dimensions
-from rankscope.analyze.spectra import effective_rank, similarity, stable_rank
+from rankscope.analyze.spectra import effective_rank, stable_rank
 from rankscope.analyze.svd_cache import svd
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.records import Inspection, MatrixSpectrum, NormGrowth
@@ -391,7 +391,7 @@ def test_what_an_adapters_settings_lack_is_one_line(
 
 def test_an_adapted_embedding_is_named(base: Path, tmp_path: Path) -> None:
     adapter = saved_adapter(tmp_path / "x", tiny_llama(), target_modules=["embed_tokens", "q_proj"])
-    refused(2, "is of an adapted embedding; expected linear layers", base, adapter)
+    refused(2, "adapts an embedding; expected linear layers", base, adapter)
 
 
 def test_a_copy_of_the_output_head_must_be_the_bases(base: Path, tmp_path: Path) -> None:

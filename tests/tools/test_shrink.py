@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from command_line import rankscope as command
+from full_decompositions import intruder_dimensions
 from peft_adapters import merged, saved_adapter, saved_base, weights
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_llama
 from torch import Tensor
 
-from rankscope.analyze.intruders import intruder_dimensions
 from rankscope.analyze.svd_cache import svd
 from rankscope.errors import UserError
 from rankscope.models.low_rank_update import LowRankUpdate

@@ -1,12 +1,12 @@
 """The one-page recipe runs from its command line and learns its sentence."""
 
 import ast
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 from evaluation_worlds import tokenizer
+from recipe import minimal
 from tiny_models import tiny_llama
 
 from rankscope.provenance import weights_sha256
@@ -18,14 +18,10 @@ def test_minimal_trains_a_saved_model(tmp_path: Path, capsys: pytest.CaptureFixt
     tiny_llama().save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
     before = weights_sha256(tmp_path)
-    spec = importlib.util.spec_from_file_location("minimal", RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     capsys.readouterr()
-    module.main(str(tmp_path))
-    losses = ast.literal_eval(capsys.readouterr().out.strip().splitlines()[-1])
+    minimal().main(str(tmp_path))
+    lines = capsys.readouterr().out.strip().splitlines()
+    losses = [float(line.split()[-1]) for line in lines if line.startswith("step")]
     assert len(losses) == 20
     assert losses[-1] < losses[0] - 0.01
     assert weights_sha256(tmp_path) == before

@@ -1,11 +1,10 @@
-"""Arms over their seeds: what each learned, forgot, carried over and cost, with intervals.
+"""Each arm over its seeds: gain, forgetting, transfer and cost, with intervals.
 
-Choosing and quoting are kept apart: ``validation_*`` fields come from the validation split alone,
-every ``Estimate`` from the test split alone. A trial that failed is counted in its arm, never
-left out; a trial whose score on a task is missing is left out of that task's figure only.
-"""
+``validation_*`` fields use only the validation split, every ``Estimate`` only the test split.
+Failed trials are counted in their arm. A trial without a score on some task is left out of that
+task's estimate only."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,7 +31,7 @@ from rankscope.records import (
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One point of the grid on one training task, with all its trials."""
+    """One grid point on one training task, with all its trials."""
 
     task: str
     trials: tuple[TrialRecords, ...]
@@ -40,25 +39,25 @@ class Arm:
 
     @property
     def finished(self) -> tuple[TrialRecords, ...]:
-        """The trials that ran to the end."""
+        """The trials that finished."""
         return tuple(t for t in self.trials if t.status == "done")
 
     def updated(self, **fields: object) -> "Arm":
-        """The same arm with fields of its summary set."""
+        """A copy with fields of the summary replaced."""
         return Arm(self.task, self.trials, self.summary.model_copy(update=fields))
 
 
 def training_tasks(study: StudyRecords) -> tuple[str, ...]:
-    """Tasks that were trained on, in the order of the study file, then of the trials."""
+    """Training tasks, in the order of the study file, then of the trials."""
     names = [task.name for task in study.tasks if task.trained_on]
     names += [trial.spec.task for trial in study.trials]
     return tuple(dict.fromkeys(names))
 
 
 def summarize_arms(study: StudyRecords) -> dict[str, tuple[Arm, ...]]:
-    """Every arm of every training task, in the order of the trials; Pareto fronts marked.
+    """All arms by training task, in the order of the trials, with their Pareto fronts.
 
-    The gains of all arms on all training tasks are one family (Holm).
+    The gains of all arms on all training tasks form one Holm family.
     """
     found = {task: _arms_of(study, task) for task in training_tasks(study)}
     gains = [a.summary.gain for arms in found.values() for a in arms if a.summary.gain is not None]
@@ -72,14 +71,15 @@ def summarize_arms(study: StudyRecords) -> dict[str, tuple[Arm, ...]]:
 
 
 def summarize_trial(study: StudyRecords, trial: TrialRecords) -> ArmSummary:
-    """The figures of one trained model by itself: intervals are over items alone."""
+    """The figures of a single trial; its intervals are over items only."""
     return _summary(study, [trial])
 
 
 def retention_by_unit(
     study: StudyRecords, trained: str
 ) -> tuple[tuple[TaskRecord, ...], tuple[TaskRecord, ...]]:
-    """Retention tasks for an arm trained on ``trained``: those in accuracy, those of text."""
+    """Retention tasks of an arm trained on ``trained``: those scored by accuracy, those by log
+    probability."""
     own = trained_parts(study, trained)
     tasks = [t for t in study.tasks if "retention" in t.roles and t.name not in own]
     accuracy = tuple(t for t in tasks if t.score_unit == "accuracy")
@@ -87,17 +87,16 @@ def retention_by_unit(
 
 
 def retention_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]:
-    """Tasks that measure forgetting for an arm trained on ``trained``.
+    """Tasks whose mean measures the forgetting of an arm trained on ``trained``.
 
-    Forgetting is a mean over tasks, so it keeps to one unit: accuracy where any retention task has
-    it, log probability otherwise.
+    They share one unit: accuracy if any retention task has it, otherwise log probability.
     """
     accuracy, text = retention_by_unit(study, trained)
     return accuracy or text
 
 
 def transfer_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]:
-    """Tasks that show what an arm trained on ``trained`` carries elsewhere."""
+    """Tasks that measure the transfer of an arm trained on ``trained``."""
     own = trained_parts(study, trained)
     return tuple(
         t for t in study.tasks if t.name not in own and (t.trained_on or "cross_domain" in t.roles)
@@ -105,7 +104,7 @@ def transfer_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]:
 
 
 def base_estimates(study: StudyRecords) -> dict[str, Estimate]:
-    """The base's mean on the test split of every task, with its interval over items."""
+    """The base's test score on every task, with its interval over items."""
     found = {}
     for task in study.tasks:
         own = align_scores(
@@ -117,7 +116,7 @@ def base_estimates(study: StudyRecords) -> dict[str, Estimate]:
 
 
 def adjusted_within_family(family: Sequence[Estimate]) -> list[Estimate]:
-    """The estimates with ``p_holm``; one without a p counts as 1, since it was to be tested."""
+    """The estimates with ``p_holm``; an estimate without p counts as p = 1."""
     adjusted = holm([1.0 if e.p is None else e.p for e in family])
     return [
         e if e.p is None else e.model_copy(update={"p_holm": p})
@@ -125,10 +124,12 @@ def adjusted_within_family(family: Sequence[Estimate]) -> list[Estimate]:
     ]
 
 
-def trials_by_arm(study: StudyRecords) -> dict[tuple[object, ...], list[TrialRecords]]:
-    """Trials by their arm: everything that was asked of them but the seed; in their order."""
+def trials_by_arm(
+    trials: Iterable[TrialRecords],
+) -> dict[tuple[object, ...], list[TrialRecords]]:
+    """Trials by arm (every setting except the seed), in their order."""
     groups: dict[tuple[object, ...], list[TrialRecords]] = {}
-    for trial in study.trials:
+    for trial in trials:
         groups.setdefault(trial.spec.arm, []).append(trial)
     return groups
 
@@ -136,13 +137,12 @@ def trials_by_arm(study: StudyRecords) -> dict[tuple[object, ...], list[TrialRec
 def _arms_of(study: StudyRecords, task: str) -> list[Arm]:
     return [
         Arm(task, tuple(trials), _summary(study, trials))
-        for trials in trials_by_arm(study).values()
+        for trials in trials_by_arm(study.trials).values()
         if trials[0].spec.task == task
     ]
 
 
 def _marked(arms: Sequence[Arm]) -> tuple[Arm, ...]:
-    """The arms with their place on the fronts."""
     summaries = [arm.summary for arm in arms]
     fronts = zip(pareto_front(summaries), pareto_front(summaries, "text_forgetting"), strict=True)
     return tuple(
@@ -194,15 +194,14 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
 
 
 def _change(study: StudyRecords, done: list[TrialRecords], task: str) -> Estimate | None:
-    """Tuned minus base on the test split."""
     found = paired_scores(study, done, task, "test")
     return None if found is None else weighted_estimate([found])
 
 
 def _fall(study: StudyRecords, done: list[TrialRecords], tasks: Sequence[str]) -> Estimate | None:
-    """Base minus tuned, mean over the tasks that have scores, of the trials that have all of them.
+    """Base minus tuned, mean over the scored tasks, over the trials that have all their scores.
 
-    The trials' seeds are shared by the tasks, so one trained model has to be one row of each.
+    The tasks share the seeds, so each trained model must be the same row in every task.
     """
     known = [n for n in tasks if paired_scores(study, done, n, "test") is not None]
     pairs = [
@@ -219,7 +218,6 @@ def _validation_score(study: StudyRecords, done: list[TrialRecords], task: str) 
 
 
 def _validation_gain(study: StudyRecords, done: list[TrialRecords], task: str) -> float | None:
-    """Over the base, on the items that both have."""
     found = paired_scores(study, done, task, "validation")
     return None if found is None else float(found.item_means.mean())
 
@@ -240,8 +238,7 @@ def pareto_front(
 ) -> list[bool]:
     """Which arms no other arm beats in score, forgetting and trainable parameters together.
 
-    Test split. ``measure``: fall in the retention tasks' unit, or rise of the cross-entropy of
-    held-out text. It counts only where every scored arm has it.
+    ``measure`` counts only if every scored arm has it.
     """
     scored = [a for a in arms if a.score is not None]
     forgot: list[Estimate | None] = [getattr(a, measure) for a in scored]

@@ -1,4 +1,4 @@
-"""Arms that two studies both have, against each other: a function of both studies' records."""
+"""The arms that two studies have in common, compared."""
 
 from collections.abc import Sequence
 
@@ -18,19 +18,18 @@ _Trials = Sequence[TrialRecords]
 
 
 def compare_cells(first: StudyRecords, second: StudyRecords) -> tuple[ComparedCell, ...]:
-    """Second minus first on every task that both scored: the bases, then every arm that both have.
+    """Second minus first on every common task: the two bases, then every common arm. Test split.
 
-    Test split. Item by item where a task's hash says that both asked the same questions in the
-    same way; otherwise the two means stand beside each other with the interval of two samples.
-    The p values of all arms on all tasks that are paired are one family (Holm); those of the bases
-    stand outside it. Of the very same trials on the same items there is nothing to estimate.
+    Paired item by item if the task's hash shows the same items, prompts and scoring; otherwise the
+    difference of two means with a two-sample interval. The paired comparisons of arms form one Holm
+    family, without the bases. The same trials on the same items get no interval.
     """
     shared = [t.name for t in first.tasks if any(t.name == o.name for o in second.tasks)]
     cells = [c for name in shared if (c := _cell(first, second, (), (), name)) is not None]
-    others = trials_by_arm(second)
+    others = trials_by_arm(second.trials)
     trained = [
         c
-        for point, arm in trials_by_arm(first).items()
+        for point, arm in trials_by_arm(first.trials).items()
         if point in others
         for name in shared
         if (c := _cell(first, second, arm, others[point], name)) is not None
@@ -46,23 +45,23 @@ def compare_cells(first: StudyRecords, second: StudyRecords) -> tuple[ComparedCe
 
 
 def _is_tested(cell: ComparedCell) -> bool:
-    """Whether there is a test: of the same models, or of two samples of items, there is none."""
+    """Neither equal models nor two samples of items are tested."""
     return cell.paired and not cell.same_models
 
 
 def paired_in(first: StudyRecords, second: StudyRecords, task: str) -> bool:
-    """Whether both studies asked the same test items of a task in the same way: the hash covers
-    them, prompts, tokenizer, scorer and the settings that scores depend on, not training rows."""
+    """Whether the test items of a task, their prompts, tokenizer, scorer and scoring settings are
+    the same in both studies."""
     one, two = first.task(task), second.task(task)
     same = one.test_sha256 == two.test_sha256 != ""
     return same or one.sha256 == two.sha256
 
 
 def incomparable(one: TaskRecord, two: TaskRecord, paired: bool, same_base: bool) -> str | None:
-    """Why scores of a task in two studies may not be subtracted; None where they may.
+    """Why the scores of a task in two studies cannot be subtracted; None if they can.
 
-    A log-probability per token has the tokenizer's unit. A study's records do not hold the
-    tokenizer by itself: it is known to be the same where the task's hash or the base is.
+    The unit of a log probability per token depends on the tokenizer, which is known to be the same
+    only if the task's hash or the base is.
     """
     if one.metric != two.metric or one.score_unit != two.score_unit:
         return f"scored by {one.metric} and {two.metric}"
@@ -74,10 +73,7 @@ def incomparable(one: TaskRecord, two: TaskRecord, paired: bool, same_base: bool
 def _cell(
     first: StudyRecords, second: StudyRecords, arm: _Trials, other: _Trials, task: str
 ) -> ComparedCell | None:
-    """One arm (no trials: the base) on one task.
-
-    None where one study has no score of it, or where the scores are ``incomparable``.
-    """
+    """Compare one arm (no trials: the base) on one task; None without comparable scores."""
     one, two = _scores(first, arm, task), _scores(second, other, task)
     record, paired = first.task(task), paired_in(first, second, task)
     same_base = first.model.sha256 == second.model.sha256
@@ -87,7 +83,7 @@ def _cell(
     if means[0] is None or means[1] is None:
         return None
     same = _ids(arm) == _ids(other) if arm else first.model == second.model
-    # A base is one model and no sample of seeds.
+    # The base is one model, not a sample of seeds.
     items = align_scores(two, one, trained=bool(arm)) if paired else None
     difference = (
         unpaired_difference(means[1], means[0]) if items is None else weighted_estimate([items])
@@ -108,7 +104,6 @@ def _cell(
 
 
 def _without_interval(estimate: Estimate) -> Estimate:
-    """Of the same models on the same items: seeds and items that could be others are no matter."""
     return Estimate(value=estimate.value, low=None, high=None, n=estimate.n, seeds=estimate.seeds)
 
 

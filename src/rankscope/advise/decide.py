@@ -1,263 +1,229 @@
-"""The decision tree of one training task: which verdict, how firm, in one sentence.
+"""Decide for one training task: use a LoRA arm, use full fine-tuning, do not fine-tune, or open.
 
-The rule is written out in docs/science.md, "From scores to a decision".
+An *arm* is one configuration (method, rank, learning rate, ...) trained with several seeds. Two
+arms were picked on the validation split (``select.py``): *best* has the highest utility, which is
+gain minus forgetting minus cost by the study's weights, and *chosen* is the smallest LoRA rank
+whose utility is within the margin of the best. Here the test split says whether they hold:
+
+1. Are there enough data to decide anything?
+2. Does the chosen arm, or else the best one, beat the base significantly?
+3. Is its gain worth what it forgets?
+4. If it is full fine-tuning: is LoRA clearly worse?
+5. Does the arm's forgetting on the test split confirm the choice (``confirm_on_test.py``)?
+
+``firm`` answers are supported by the intervals, ``tentative`` ones only by the estimates. The exact
+rule is in docs/science.md, "From scores to a decision".
 """
 
-from collections.abc import Sequence
-
 from rankscope.advise.arms import Arm
-from rankscope.advise.case import Case
 from rankscope.advise.comparisons import arm_difference, net_difference
-from rankscope.advise.confirm_on_test import checked, worth
-from rankscope.advise.next_steps import after_failures, enough_text
+from rankscope.advise.confirm_on_test import confirm_on_test
+from rankscope.advise.headlines import clause, headline
+from rankscope.advise.messages import Counted, Measured, arm_name
 from rankscope.advise.select import Candidate
 from rankscope.advise.statistics.significance import ALPHA, FEWEST_ITEMS, holm
-from rankscope.advise.verdict import Verdict, changes, is_firm, undecided
-from rankscope.advise.wording import settings
-from rankscope.formatting import POINTS, amount, count, difference, score_text
-from rankscope.records import ArmSummary, Estimate
+from rankscope.advise.task_results import TaskResults
+from rankscope.advise.verdict import (
+    Verdict,
+    confidence,
+    describe_changes,
+    describe_result,
+    not_decided,
+)
 
 
-def decide(case: Case) -> Verdict:
-    """Enough finished? Better than the base? Worth the forgetting? LoRA or full?"""
-    chosen, best = case.choice.chosen, case.choice.best
+def decide(results: TaskResults) -> Verdict:
+    """Answer one training task."""
+    chosen, best = results.choice.chosen, results.choice.best
     if chosen is None or best is None:
-        return _without_candidates(case)
+        return _nothing_to_choose_from(results)
     gain = chosen.arm.summary.gain
     if gain is None or gain.low is None or gain.p is None or gain.n < FEWEST_ITEMS:
-        return _too_little(case, chosen)
-    proven = _proven(case, chosen, best)
-    if proven is None:
-        return _no_proof(case, chosen, best)
-    if proven.utility <= 0 and case.objective.retention > 0:
-        return _outweighed(case, proven)
-    full = proven.arm.summary.is_full
-    return checked(case, _full_or_lora(case, proven) if full else _use(case, proven))
-
-
-def _without_candidates(case: Case) -> Verdict:
-    if case.choice.excluded:
-        arm = min(case.choice.excluded, key=lambda a: a.summary.validation_forgetting or 0.0)
-        least, limit, unit = arm.summary, case.objective.max_forgetting or 0.0, case.retention_unit
-        clear = len(case.choice.excluded) == len(case.arms) and all(
-            is_firm(case, a.summary) and (f := a.summary.forgetting) and (f.low or 0.0) > limit
-            for a in case.arms
-        )
-        return Verdict(
-            "do_not_fine_tune",
-            "firm" if clear else "tentative",
-            f"Use none of these arms on {case.task}: each forgets more than the "
-            f"{amount(limit, unit)} allowed; the least, {settings(least)}, loses "
-            f"{amount(least.validation_forgetting or 0.0, unit)} on the validation split. A lower "
-            "learning rate, fewer steps or an adapter scaled down may stay within it.",
-            arm,
-        )
-    done = sum(t.status == "done" for t in case.trials)
-    if not case.trials:
-        return undecided(f"No arm was trained on {case.task}: only the base is known.")
-    if done == 0:
-        todo = " ".join(need.text for need in after_failures(case))
-        if case.waiting:
-            todo = "Run the study again to go on."
-        return undecided(
-            f"No trial on {case.task} has finished: {len(case.failed)} failed, {case.waiting} to "
-            f"run. {todo}"
-        )
-    return undecided(
-        f"{count(done, 'trial')} on {case.task} finished, but none has a score on the "
-        "validation split: run the study again so that it is evaluated."
-    )
-
-
-def _too_little(case: Case, chosen: Candidate) -> Verdict:
-    gain = chosen.arm.summary.gain
-    if gain is None:
-        found = "the base and the arm share no scored item on the test split"
-    elif gain.n >= FEWEST_ITEMS:
-        return undecided(
-            f"Nothing can be tested on {case.task}: all {gain.n:,} test items changed by the "
-            f"same {difference(gain.value, case.unit)}, so how far others would spread is "
-            "unknown. Look at the scores before anything else.",
-            chosen.arm,
-        )
+        return _too_little_data(results, chosen.arm)
+    # The chosen arm goes first; the best one gets a second try. Holm's correction covers both.
+    winner = next((c for c in (chosen, best) if results.is_shown_to_gain(c.arm.summary)), None)
+    if winner is None:
+        return _no_gain_shown(results, chosen, best)
+    if winner.utility <= 0 and results.objective.retention > 0:
+        return _not_worth_it(results, winner.arm)
+    if winner.arm.summary.is_full:
+        verdict = _full_or_lora(results, winner)
     else:
-        found = f"the test split has {count(gain.n, 'item')}"
-    return undecided(
-        f"Too little data to decide on {case.task}: {found}. {enough_text(case, chosen.arm)}",
-        chosen.arm,
+        verdict = _use_lora(results, winner.arm)
+    return confirm_on_test(results, verdict)
+
+
+def _nothing_to_choose_from(results: TaskResults) -> Verdict:
+    """No arm has a validation score, or every arm exceeds the limit on forgetting."""
+    if results.choice.excluded:
+        return _all_over_limit(results)
+    if not results.trials:
+        return not_decided("no_arms", task=results.task)
+    done = sum(t.status == "done" for t in results.trials)
+    if done:
+        return not_decided("none_scored", task=results.task, done=Counted(done, "trial"))
+    return not_decided(
+        "none_finished", task=results.task, failed=len(results.failed), waiting=results.waiting
     )
 
 
-def _proven(case: Case, chosen: Candidate, best: Candidate) -> Candidate | None:
-    """The first arm if its gain over the base passes; else the second if its does.
+def _all_over_limit(results: TaskResults) -> Verdict:
+    excluded, limit = results.choice.excluded, results.objective.max_forgetting or 0.0
+    least = min(excluded, key=lambda arm: arm.summary.validation_forgetting or 0.0)
+    firm = len(excluded) == len(results.arms) and all(
+        results.is_firm(arm.summary)
+        and arm.summary.forgetting is not None
+        and (arm.summary.forgetting.low or 0.0) > limit
+        for arm in results.arms
+    )
+    text = headline(
+        "all_over_limit",
+        task=results.task,
+        arm=arm_name(least.summary),
+        limit=Measured(limit, results.retention_unit),
+        forgetting=Measured(least.summary.validation_forgetting or 0.0, results.retention_unit),
+    )
+    return Verdict("do_not_fine_tune", confidence(firm), text, least)
 
-    Two arms named beforehand on each training task: one Holm family over all of them.
-    """
-    return next((c for c in (chosen, best) if case.is_shown_to_gain(c.arm.summary)), None)
+
+def _too_little_data(results: TaskResults, arm: Arm) -> Verdict:
+    gain = arm.summary.gain
+    if gain is None:
+        return not_decided("no_shared_items", arm, task=results.task)
+    if gain.n < FEWEST_ITEMS:
+        return not_decided("few_items", arm, task=results.task, items=Counted(gain.n, "item"))
+    return not_decided(
+        "equal_changes",
+        arm,
+        task=results.task,
+        items=Counted(gain.n, "test item"),
+        gain=Measured(gain, results.unit),
+    )
 
 
-def _handed_over(case: Case, small: Candidate, lora: Candidate) -> Candidate | None:
-    """The first of two LoRA arms whose gain passes, Holm over the two on every training task."""
-    pair = [small] if small is lora else [small, lora]
-    gains = [c.arm.summary.gain for c in pair]
-    adjusted = holm([1.0 if g is None or g.p is None else g.p for g in gains])
-    for candidate, gain, p in zip(pair, gains, adjusted, strict=True):
-        if gain is not None and gain.value > 0 and p * case.num_tasks < ALPHA:
-            return candidate
-    return None
-
-
-def _no_proof(case: Case, chosen: Candidate, best: Candidate) -> Verdict:
-    """Says of the arms that were tested, and no more; what was found stands in the reasons."""
-    gains = [(a.summary, g) for a in case.arms if (g := a.summary.gain) is not None]
-    top = max(g.value for _, g in gains)
-    margin = case.objective.margin
-    tested = _not_shown(chosen, best)
-    if top >= margin:
-        return undecided(
-            f"The data cannot tell whether fine-tuning helps on {case.task}: {tested}. "
-            f"{enough_text(case, chosen.arm)}",
-            chosen.arm,
-        )
-    highest = _largest_high(gains)
+def _no_gain_shown(results: TaskResults, chosen: Candidate, best: Candidate) -> Verdict:
+    """Not decided while some arm's gain may matter; otherwise do not fine-tune."""
+    arms = {"arm": arm_name(chosen.arm.summary), "best": arm_name(best.arm.summary)}
+    tested = clause("one_tested" if chosen is best else "two_tested", **arms)
+    scored = [arm.summary for arm in results.arms if arm.summary.gain is not None]
+    gains = [arm.gain for arm in scored if arm.gain is not None]
+    margin = results.objective.margin
+    if max(gain.value for gain in gains) >= margin:
+        return not_decided("gain_unclear", chosen.arm, task=results.task, tested=tested)
+    upper_ends = [gain.high for gain in gains if gain.high is not None]
+    highest = max(upper_ends) if len(upper_ends) == len(gains) else None
+    all_scored = len(scored) == len(results.arms)
     ruled_out = highest is not None and highest < margin
-    rest = "how large a gain cannot be ruled out is unknown"
-    every = len(gains) == len(case.arms)
-    if ruled_out:
-        of_all = "every arm" if every else "every arm that was scored"
-        rest = f"gains of {amount(margin, case.unit)} are ruled out for {of_all}"
-    elif highest is not None:
-        rest = f"a gain up to {amount(highest, case.unit)} cannot be ruled out"
-    firm = ruled_out and every and all(is_firm(case, a) for a, _ in gains)
-    return Verdict(
-        "do_not_fine_tune",
-        "firm" if firm else "tentative",
-        f"Do not fine-tune on {case.task} with these settings: {tested}; {rest}.",
-        chosen.arm,
+    if highest is None:
+        possible = clause("gain_unknown")
+    elif ruled_out:
+        which = "every arm" if all_scored else "every arm that was scored"
+        possible = clause("gain_ruled_out", margin=Measured(margin, results.unit), arms=which)
+    else:
+        possible = clause("gain_possible", highest=Measured(highest, results.unit))
+    firm = ruled_out and all_scored and all(results.is_firm(arm) for arm in scored)
+    text = headline("no_gain", task=results.task, tested=tested, possible=possible)
+    return Verdict("do_not_fine_tune", confidence(firm), text, chosen.arm)
+
+
+def _not_worth_it(results: TaskResults, arm: Arm) -> Verdict:
+    """The winner gains, but forgets more than that by the study's weights."""
+    net = results.net_gain(arm)
+    clearly_negative = net is not None and net.high is not None and net.high < 0
+    text = headline(
+        "not_worth_it",
+        task=results.task,
+        formula=results.objective.formula,
+        arm=arm_name(arm.summary),
+        changes=describe_changes(results, arm.summary),
     )
+    firm = clearly_negative and results.is_firm(arm.summary)
+    return Verdict("do_not_fine_tune", confidence(firm), text, arm)
 
 
-def _not_shown(chosen: Candidate, best: Candidate) -> str:
-    text = f"the arm chosen on the validation split, {settings(chosen.arm.summary)},"
-    if chosen is not best:
-        other = settings(best.arm.summary)
-        text += f" and the one of the highest utility there, {other}, are"
-        return f"{text} not shown to beat the base"
-    return f"{text} is not shown to beat the base"
-
-
-def _outweighed(case: Case, proven: Candidate) -> Verdict:
-    arm = proven.arm.summary
-    net = worth(case, proven.arm)
-    clear = net is not None and net.high is not None and net.high < 0
-    return Verdict(
-        "do_not_fine_tune",
-        "firm" if clear and is_firm(case, arm) else "tentative",
-        f"By this study's weights ({case.objective.formula}) no arm is worth it on "
-        f"{case.task}, not even {settings(arm)}: {changes(case, arm)}.",
-        proven.arm,
+def _use_lora(results: TaskResults, arm: Arm) -> Verdict:
+    text = headline(
+        "use",
+        task=results.task,
+        arm=arm_name(arm.summary),
+        result=describe_result(results, arm.summary),
     )
+    return Verdict("use", confidence(results.is_firm(arm.summary)), text, arm)
 
 
-def _full_or_lora(case: Case, full: Candidate) -> Verdict:
-    lora = case.choice.best_lora
-    worse = lora is None or _clearly_worse(case, lora.arm, full.arm)
-    if lora is None or worse or _falls_short(case, lora.arm, full.arm):
-        arm = full.arm.summary
-        why = "no LoRA arm was left to compare" if lora is None else _less(case, lora.arm.summary)
-        if not worse:
-            why += (
-                "; its score falls short, but by the study's weights the sum is not clear of zero"
-            )
-        firm = worse and not case.choice.passed_over and is_firm(case, arm)
-        return Verdict(
-            "use_full",
-            "firm" if firm else "tentative",
-            f"Use {settings(arm)} for {case.task}: {_result(case, arm)}; {why}.",
-            full.arm,
-        )
-    small = case.choice.small_lora
-    if small is None or _falls_short(case, small.arm, full.arm):
+def _full_or_lora(results: TaskResults, full: Candidate) -> Verdict:
+    """Full fine-tuning led on the validation split: recommend it only if LoRA is clearly worse."""
+    lora, small = results.choice.best_lora, results.choice.small_lora
+    if lora is None:
+        firm = not results.choice.passed_over and results.is_firm(full.arm.summary)
+        return _use_full(results, full.arm, clause("lora_missing"), firm)
+    name = arm_name(lora.arm.summary)
+    if _is_clearly_worse(results, lora.arm, full.arm):
+        why = clause("lora_worse", lora=name, changes=describe_changes(results, lora.arm.summary))
+        firm = not results.choice.passed_over and results.is_firm(full.arm.summary)
+        return _use_full(results, full.arm, why, firm)
+    if _falls_short(results, lora.arm, full.arm):
+        changes = describe_changes(results, lora.arm.summary)
+        why = clause("lora_scores_lower", lora=name, changes=changes)
+        return _use_full(results, full.arm, why, firm=False)
+    if small is None or _falls_short(results, small.arm, full.arm):
         small = lora
-    shown = _handed_over(case, small, lora)
-    if shown is None or lora.utility <= 0:
-        arm = full.arm.summary
-        why = "is not shown to beat the base"
-        if shown is not None:
-            why = f"is not worth it by this study's weights ({case.objective.formula})"
-        return Verdict(
-            "use_full",
-            "tentative",
-            f"Use {settings(arm)} for {case.task}: {_result(case, arm)}; the best LoRA arm on the "
-            f"validation split, {settings(lora.arm.summary)}, {why}.",
-            full.arm,
-        )
-    # Full fine-tuning led on the validation split, yet the test split does not show it: the
-    # cheaper of two that cannot be told apart.
-    return _use(case, shown, doubtful=True)
+    winner = _lora_shown_to_gain(results, small, lora)
+    if winner is None:
+        return _use_full(results, full.arm, clause("lora_unproven", lora=name), firm=False)
+    if lora.utility <= 0:
+        why = clause("lora_not_worth_it", lora=name, formula=results.objective.formula)
+        return _use_full(results, full.arm, why, firm=False)
+    # The test split does not tell the two apart, so the cheaper one is recommended.
+    text = headline(
+        "use_despite_full",
+        task=results.task,
+        arm=arm_name(winner.arm.summary),
+        result=describe_result(results, winner.arm.summary),
+    )
+    return Verdict("use", "tentative", text, winner.arm)
 
 
-def _less(case: Case, lora: ArmSummary) -> str:
-    """The best LoRA arm's changes, where they are worth less than full fine-tuning's."""
-    return f"the best LoRA arm, {settings(lora)}: {changes(case, lora)}"
+def _use_full(results: TaskResults, arm: Arm, why: str, firm: bool) -> Verdict:
+    text = headline(
+        "use_full",
+        task=results.task,
+        arm=arm_name(arm.summary),
+        result=describe_result(results, arm.summary),
+        why=why,
+    )
+    return Verdict("use_full", confidence(firm), text, arm)
 
 
-def _clearly_worse(case: Case, lora: Arm, full: Arm) -> bool:
-    """By the margin, in what the study weighs, with the whole interval below zero; test split."""
-    net = net_difference(case.study, lora, full, case.objective.weights)
+def _is_clearly_worse(results: TaskResults, lora: Arm, full: Arm) -> bool:
+    """LoRA's net gain is lower by the margin, and its whole interval is below zero."""
+    net = net_difference(results.study, lora, full, results.objective.weights)
     if net is None or net.high is None:
         return False
-    return net.value < -case.objective.margin and net.high < 0
+    return net.value < -results.objective.margin and net.high < 0
 
 
-def _falls_short(case: Case, lora: Arm, full: Arm) -> bool:
-    """Clearly worse, or by the margin in what the study weighs with the score alone clearly lower.
+def _falls_short(results: TaskResults, lora: Arm, full: Arm) -> bool:
+    """Clearly worse, or the net gain is lower by the margin and the score alone is clearly lower.
 
-    Forgetting may be too noisy to say what the two amount to together: grounds for full
-    fine-tuning, not for being firm.
+    Forgetting may be too noisy for a clear net gain. Full fine-tuning is then recommended, but not
+    firmly.
     """
-    net = net_difference(case.study, lora, full, case.objective.weights)
-    gap = arm_difference(case.study, lora, full, case.task)
-    if net is None or net.value >= -case.objective.margin:
+    net = net_difference(results.study, lora, full, results.objective.weights)
+    gap = arm_difference(results.study, lora, full, results.task)
+    if net is None or net.value >= -results.objective.margin:
         return False
     return any(e is not None and e.high is not None and e.high < 0 for e in (net, gap))
 
 
-def _use(case: Case, candidate: Candidate, doubtful: bool = False) -> Verdict:
-    arm = candidate.arm.summary
-    firm = is_firm(case, arm) and not doubtful
-    tail = (
-        "; full fine-tuning led on the validation split, but the test split does not show it"
-        if doubtful
-        else ""
-    )
-    return Verdict(
-        "use",
-        "firm" if firm else "tentative",
-        f"Use {settings(arm)} for {case.task}: {_result(case, arm)}{tail}.",
-        candidate.arm,
-    )
-
-
-def _result(case: Case, arm: ArmSummary) -> str:
-    """Score, gain and forgetting in one clause."""
-    score, gain, forgetting = arm.score, arm.gain, arm.forgetting
-    if score is None or gain is None:
-        return "its test score is missing"
-    verb = "it answers" if case.unit == POINTS else "its answers have log probability"
-    right = " right" if case.unit == POINTS else ""
-    text = (
-        f"{verb} {score_text(score.value, case.unit)}{right}, "
-        f"{difference(gain.value, case.unit)} against the base"
-    )
-    if forgetting is None:
-        return text + "; forgetting was not measured"
-    return text + (
-        f", and retention changes by {difference(-forgetting.value, case.retention_unit)}"
-    )
-
-
-def _largest_high(gains: Sequence[tuple[ArmSummary, Estimate]]) -> float | None:
-    """None where one arm's is unknown."""
-    highs = [g.high for _, g in gains if g.high is not None]
-    return max(highs) if len(highs) == len(gains) else None
+def _lora_shown_to_gain(
+    results: TaskResults, small: Candidate, lora: Candidate
+) -> Candidate | None:
+    """The first of two LoRA arms that beats the base, Holm over both on every training task."""
+    pair = [small] if small is lora else [small, lora]
+    gains = [c.arm.summary.gain for c in pair]
+    adjusted = holm([1.0 if g is None or g.p is None else g.p for g in gains])
+    for candidate, gain, p in zip(pair, gains, adjusted, strict=True):
+        if gain is not None and gain.value > 0 and p * results.num_tasks < ALPHA:
+            return candidate
+    return None

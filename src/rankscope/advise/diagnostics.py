@@ -1,168 +1,212 @@
-"""Signs that something is off: known failure patterns, each with the next step to try."""
+"""Known failure patterns in the results, each with the next step to try."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from math import log2
 
+from scipy import stats
+
 from rankscope.advise.arms import Arm, retention_tasks
-from rankscope.advise.case import Case
-from rankscope.advise.patterns import patterns
+from rankscope.advise.messages import Counted, Measured, arm_name, message
+from rankscope.advise.select import Candidate
 from rankscope.advise.statistics.significance import ALPHA
-from rankscope.advise.wording import settings
-from rankscope.formatting import POINTS, amount, count, score_text
-from rankscope.records import Reason, TrainRecord
+from rankscope.advise.task_results import TaskResults
+from rankscope.formatting import POINTS
+from rankscope.records import AdviceMessage, ArmComparison, ArmSummary, Estimate, TrainRecord
 
 SATURATED = 0.95
 """Base accuracy from which little is left to gain."""
 NEGATIVE_TRANSFER = 0.10
 """Relative fall on another task that counts as negative transfer (arXiv 2512.15634)."""
 OVER_FORGETTING = 0.5
-"""Share of what was gained that, forgotten elsewhere, is named."""
+"""Forgetting as a share of the gain from which it is reported."""
 MORE_CAPACITY = 100
-"""Trainable parameters for each token trained on above which an adapter could learn them by heart;
-the capacity rule asks for one."""
+"""Trainable parameters per training token above which an adapter could memorize the tokens; the
+capacity rule asks for one."""
+ORDERED = 0.5
+"""|Spearman correlation| of score and rank below which they have no order."""
 
 
-def signs(case: Case, subject: Arm | None) -> list[Reason]:
-    """Worse than the base, saturated base, negative transfer, forgetting, capacity, ranks."""
-    own: list[Reason] = []
+def diagnostics(results: TaskResults, subject: Arm | None) -> Iterator[AdviceMessage]:
+    """Every pattern that the task's arms, or ``subject``, show."""
+    yield from _worse_than_base(results)
+    yield from _saturated(results)
     if subject is not None:
-        own = [
-            *_negative_transfer(case, subject),
-            *_over_forgetting(case, subject),
-            *_capacity(case, subject),
-        ]
-    return [*_worse_than_base(case), *_saturated(case), *own, *patterns(case)]
+        yield from _negative_transfer(results, subject)
+        yield from _over_forgetting(results, subject)
+        yield from _capacity(results, subject)
+    yield from _order_of_ranks(results)
+    yield from _underfitting(results)
 
 
-def _sign(text: str, **values: float) -> Reason:
-    return Reason(kind="sign", text=text, values=values)
-
-
-def _worse_than_base(case: Case) -> Iterable[Reason]:
-    gains = [(a.summary, a.summary.gain) for a in case.arms if a.summary.gain is not None]
-    worse = [
-        (arm, gain)
-        for arm, gain in gains
-        if gain.value < 0 and gain.p_holm is not None and gain.p_holm < ALPHA
-    ]
+def _worse_than_base(results: TaskResults) -> Iterator[AdviceMessage]:
+    gains = [(a.summary, a.summary.gain) for a in results.arms if a.summary.gain is not None]
+    worse = [(arm, gain) for arm, gain in gains if gain.value < 0 and _is_significant(gain)]
     if not worse:
         return
     arm, gain = min(worse, key=lambda pair: pair[1].value)
-    lower = min(a.lr for a, _ in gains)
-    yield _sign(
-        f"{len(worse)} of {len(gains)} arms are worse than the base on {case.task} (Holm over all "
-        f"arms and tasks); the worst, {settings(arm)}, by {amount(gain.value, case.unit)}. Next: a "
-        f"learning rate below {lower:g}, fewer steps, and a look at prompts and labels.",
-        worse=float(len(worse)),
-        arms=float(len(gains)),
-        worst_gain=gain.value,
-        lowest_lr=lower,
+    yield message(
+        "worse_than_base",
+        worse=len(worse),
+        arms=Counted(len(gains), "arm"),
+        task=results.task,
+        arm=arm_name(arm),
+        worst_gain=Measured(gain.value, results.unit),
+        lowest_lr=min(a.lr for a, _ in gains),
     )
 
 
-def _saturated(case: Case) -> Iterable[Reason]:
-    if case.unit != POINTS:
-        return
-    base = case.base_score(case.task)
-    if base is None or base < SATURATED:
-        return
-    yield _sign(
-        f"The base already answers {score_text(base, case.unit)} of {case.task} right: at most "
-        f"{amount(1 - base, case.unit)} are left to gain. Next: a harder task, or the base as it "
-        "is.",
-        base=base,
-        left=1 - base,
-    )
+def _saturated(results: TaskResults) -> Iterator[AdviceMessage]:
+    base = results.base_score(results.task)
+    if results.unit == POINTS and base is not None and base >= SATURATED:
+        left = Measured(1 - base, results.unit)
+        yield message("saturated", base=Measured(base, results.unit), task=results.task, left=left)
 
 
-def _negative_transfer(case: Case, subject: Arm) -> Iterable[Reason]:
-    units = {t.name: t.score_unit for t in case.study.tasks}
+def _negative_transfer(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
+    units = {t.name: t.score_unit for t in results.study.tasks}
     for name, change in subject.summary.transfer.items():
-        base = case.base_score(name)
-        if units[name] != "accuracy" or not base or change.p_holm is None:
+        base = results.base_score(name)
+        if units[name] != "accuracy" or not base:
             continue
-        if change.value / base < -NEGATIVE_TRANSFER and change.p_holm < ALPHA:
-            yield Reason(
-                kind="sign",
-                text=f"Negative transfer: {name} falls by {amount(change.value, POINTS)}, "
-                f"{-100 * change.value / base:.0f} % of the base's {score_text(base, POINTS)}. "
-                "Next: scale the update down at inference, a smaller rank or rate, or training on "
-                "both tasks.",
-                values={
-                    f"transfer.{name}": change.value,
-                    "relative": change.value / base,
-                    "base": base,
-                },
+        relative = change.value / base
+        if relative < -NEGATIVE_TRANSFER and _is_significant(change):
+            yield message(
+                "negative_transfer",
+                {f"transfer.{name}": change.value, "relative": relative},
+                other=name,
+                change=Measured(change.value, POINTS),
+                percent=f"{-100 * relative:.0f} %",
+                base=Measured(base, POINTS),
             )
 
 
-def _over_forgetting(case: Case, subject: Arm) -> Iterable[Reason]:
-    """Clear forgetting that eats up half of the gain, or a tenth of what the base knew."""
+def _over_forgetting(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
+    """Clear forgetting of half the gain, or of a tenth of the base's retention score."""
     arm = subject.summary
-    forgot = arm.forgetting
-    if forgot is None or forgot.low is None or forgot.low <= 0 or arm.gain is None:
+    forgetting = arm.forgetting
+    if forgetting is None or forgetting.low is None or forgetting.low <= 0 or arm.gain is None:
         return
-    knew = [b for t in retention_tasks(case.study, case.task) if (b := case.base_score(t.name))]
-    relative = forgot.value / (sum(knew) / len(knew)) if knew else 0.0
-    one_unit = case.unit == case.retention_unit
-    of_gain = one_unit and forgot.value >= OVER_FORGETTING * max(arm.gain.value, 0.0)
-    if case.retention_unit != POINTS:
-        relative = 0.0
-    if not of_gain and relative <= NEGATIVE_TRANSFER:
-        return
-    yield _sign(
-        f"Over-forgetting: {settings(arm)} loses {amount(forgot.value, case.retention_unit)} of "
-        f"what the base knew for {amount(arm.gain.value, case.unit)} of gain. Next: scale the "
-        "update down at inference (it costs no training), then a lower learning rate, fewer "
-        "steps, or general data among the training rows.",
-        forgetting=forgot.value,
-        forgetting_low=forgot.low,
-        gain=arm.gain.value,
-        relative=relative,
-    )
+    tasks = retention_tasks(results.study, results.task)
+    scores = [b for t in tasks if (b := results.base_score(t.name))]
+    relative = 0.0
+    if scores and results.retention_unit == POINTS:
+        relative = forgetting.value / (sum(scores) / len(scores))
+    same_unit = results.unit == results.retention_unit
+    half_of_gain = same_unit and forgetting.value >= OVER_FORGETTING * max(arm.gain.value, 0.0)
+    if half_of_gain or relative > NEGATIVE_TRANSFER:
+        yield message(
+            "over_forgetting",
+            {"forgetting_low": forgetting.low, "relative": relative},
+            arm=arm_name(arm),
+            task=results.task,
+            forgetting=Measured(forgetting.value, results.retention_unit),
+            gain=Measured(arm.gain.value, results.unit),
+        )
 
 
-def _capacity(case: Case, subject: Arm) -> Iterable[Reason]:
-    """The capacity rule: an adapter should have a parameter for each completion token."""
+def _capacity(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
+    """Capacity rule: an adapter should have one parameter for each completion token."""
     trained = [t.train for t in subject.trials if t.train is not None]
-    if subject.summary.is_full or not trained:
+    rank, parameters = subject.summary.rank, subject.summary.trainable_parameters
+    if subject.summary.is_full or not trained or not parameters:
         return
-    tokens = _label_tokens(case, trained[0], subject)
-    parameters = subject.summary.trainable_parameters
-    if tokens is None or not parameters:
+    tokens = _label_tokens(results, trained[0], subject)
+    if tokens is None:
         return
     ratio = parameters / tokens
-    numbers = f"{count(parameters, 'parameter')} for about {tokens:,.0f} answer tokens"
-    if ratio > MORE_CAPACITY:
-        values = {"parameters": float(parameters), "tokens": tokens, "ratio": ratio}
-        smaller = 2 ** max(0, int(log2((subject.summary.rank or 1) / (ratio / MORE_CAPACITY))))
-        rank = subject.summary.rank
-        hint = ""
+    shown = Counted(parameters, "parameter")
+    if ratio < 1:
+        yield message("small_adapter", {"ratio": ratio}, parameters=shown, tokens=tokens)
+    elif ratio > MORE_CAPACITY:
+        smaller = 2 ** max(0, int(log2((rank or 1) / (ratio / MORE_CAPACITY))))
+        hint, values = "", {}
         if rank and smaller < rank:
-            hint = f"; r={smaller} would do by this rule"
-            values["smaller_rank"] = float(smaller)
-        yield _sign(
-            f"The data are smaller than the adapter: {numbers} ({ratio:,.0f} to one), so it can "
-            f"learn them by heart. Next: a smaller rank{hint}, fewer epochs, dropout, or more "
-            "rows.",
-            **values,
-        )
-    elif ratio < 1:
-        yield _sign(
-            f"The adapter is smaller than the data: {numbers}; the capacity rule asks for one "
-            "each. Next: a larger rank, or more target modules.",
-            parameters=float(parameters),
-            tokens=tokens,
-            ratio=ratio,
+            hint, values = f" (r={smaller} by the capacity rule)", {"smaller_rank": float(smaller)}
+        yield message(
+            "large_adapter", values, parameters=shown, tokens=tokens, ratio=ratio, hint=hint
         )
 
 
-def _label_tokens(case: Case, train: TrainRecord, subject: Arm) -> float | None:
-    """Labelled tokens of the training rows, each counted once; None where it cannot be told."""
+def _label_tokens(results: TaskResults, train: TrainRecord, subject: Arm) -> float | None:
+    """Labelled tokens of the training rows, each counted once; None if unknown."""
     if train.rows < 1:
         return None
-    protocol = case.study.config.train.model_copy(update=subject.trials[0].spec.overrides)
+    protocol = results.study.config.train.model_copy(update=subject.trials[0].spec.overrides)
     rows_per_step = protocol.batch_size * protocol.gradient_accumulation
     passes = max(1.0, train.steps * rows_per_step / train.rows)
     tokens = train.num_label_tokens / passes
     return tokens if tokens >= 1 else None
+
+
+def _order_of_ranks(results: TaskResults) -> Iterator[AdviceMessage]:
+    """How the validation score moves with the rank, each rank at its chosen learning rate."""
+    series: dict[tuple[object, ...], dict[int, Candidate]] = {}
+    for c in results.choice.candidates:
+        rank = c.arm.summary.rank
+        of_rank = series.setdefault(c.arm.trials[0].spec.arm_without_rank, {})
+        if rank is not None and (rank not in of_rank or c.utility > of_rank[rank].utility):
+            of_rank[rank] = c
+    # Methods and targets differ in more than the rank, so only the widest series is looked at.
+    by_rank = max(series.values(), key=lambda s: max(s) - min(s) if s else -1, default={})
+    ranks = sorted(by_rank)
+    if len(ranks) < 3:
+        return
+    scores = [by_rank[r].arm.summary.validation_score or 0.0 for r in ranks]
+    spread = max(scores) - min(scores)
+    values = {f"score.r{r}": s for r, s in zip(ranks, scores, strict=True)}
+    ends = {"low_rank": ranks[0], "high_rank": ranks[-1]}
+    if spread <= results.objective.margin:
+        yield message("flat_ranks", values, spread=Measured(spread, results.unit), **ends)
+        return
+    correlation = float(stats.spearmanr(ranks, scores).statistic)
+    if len(ranks) >= 4 and abs(correlation) < ORDERED:
+        yield message(
+            "ranks_without_order",
+            values,
+            spread=Measured(spread, results.unit),
+            spearman=correlation,
+            **ends,
+        )
+    elif correlation <= -ORDERED:
+        values |= {"spread": spread, "spearman": correlation}
+        change = Measured(scores[-1] - scores[0], results.unit)
+        yield message("falling_ranks", values, change=change, **ends)
+
+
+def _underfitting(results: TaskResults) -> Iterator[AdviceMessage]:
+    """The smallest rank is significantly below the largest; test split."""
+    arms = {a.summary.label: a for a in results.arms}
+    pairs = [c for c in results.comparisons if c.kind == "ranks"]
+    if not pairs:
+        return
+
+    def ends(pair: ArmComparison) -> tuple[ArmSummary, ArmSummary]:
+        return arms[pair.first_label].summary, arms[pair.second_label].summary
+
+    def series(pair: ArmComparison) -> tuple[object, ...]:
+        return arms[pair.first_label].trials[0].spec.arm_without_rank
+
+    def is_rise(pair: ArmComparison) -> bool:
+        rise = pair.difference
+        return rise.value >= results.objective.margin and _is_significant(rise)
+
+    widest = max(pairs, key=lambda c: (ends(c)[0].rank or 0) - (ends(c)[1].rank or 0))
+    if not is_rise(widest):
+        return
+    large, small = ends(widest)
+    same_series = [c for c in pairs if series(c) == series(widest)]
+    last = max(same_series, key=lambda c: (ends(c)[0].rank or 0, ends(c)[1].rank or 0))
+    ranks = {"rank": large.rank or 0, "small_rank": small.rank or 0}
+    values = {"still_rising": float(is_rise(last))}
+    underfit = Measured(widest.difference, results.unit)
+    if is_rise(last):
+        next_rank = 2 * (large.rank or 1)
+        yield message(
+            "underfitting_rising", values, underfit=underfit, next_rank=next_rank, **ranks
+        )
+    else:
+        yield message("underfitting", values, underfit=underfit, **ranks)
+
+
+def _is_significant(change: Estimate) -> bool:
+    return change.p_holm is not None and change.p_holm < ALPHA

@@ -1,11 +1,10 @@
-"""What is forgotten more, or less, than a scaled update forgets at the same in-domain score.
+"""Forgetting compared with that of a scaled update at the same in-domain score.
 
-A scaling curve gives forgetting at a gain by linear interpolation between two strengths, so the
-plain arm's scores at that gain are the same mixture of its scores at both, item by item, and the
-difference has an error from seeds and from items as any other (``statistics.py``). The gain itself
-is measured on items: where it is off by d, the curve is read d beside, which moves the difference
-by the curve's slope times d. The in-domain items enter with that weight (delta method).
-"""
+The scaling curve of the plain arm gives its forgetting at a gain by linear interpolation between
+two strengths. Its scores at that gain are the same mixture of its scores at both strengths, item by
+item, so the difference gets an interval over seeds and items like any other (``statistics/``). The
+gain is itself measured on items: an error d in it moves the difference by the slope of the curve
+times d, so the in-domain items enter with that weight (delta method)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,24 +21,24 @@ GainAndForgetting = tuple[float, float]
 """(gain, forgetting) of one trained trial at one strength."""
 
 FEWEST_SEEDS = 3
-"""Below it the spread between seeds is not known well enough for an interval or a test."""
+"""With fewer, the spread between seeds is too uncertain for an interval or a test."""
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """Where a curve of spots has a gain: ``share`` of the way from one spot to another."""
+    """Where a curve reaches a gain: ``share`` of the way from one of its points to another."""
 
     first: int
     second: int
     share: float
     slope: float
-    """Forgetting per gain there; 0 at an end of the curve, where nothing is interpolated."""
+    """Forgetting per gain there; 0 at the ends of the curve."""
     forgetting: float
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One seed: a model, and the two models that the plain arm's scores are mixed from."""
+    """One seed: the model, and the two models whose scores are mixed for the baseline."""
 
     model: str
     first: str
@@ -50,9 +49,9 @@ class Match:
 
 
 def passage_at(curve: Sequence[GainAndForgetting], gain: float) -> Passage:
-    """Where a piecewise linear curve has ``gain`` and forgets least.
+    """Where a piecewise linear curve reaches ``gain`` with the least forgetting.
 
-    Beyond its largest gain, there; below its smallest likewise.
+    A gain outside the curve is moved to its nearest end.
     """
     gains = [found for found, _ in curve]
     gain = min(max(gain, min(gains)), max(gains))
@@ -67,9 +66,10 @@ def passage_at(curve: Sequence[GainAndForgetting], gain: float) -> Passage:
 def difference_over_seeds(
     study: StudyRecords, task: str, retained: Sequence[str], matches: Sequence[Match]
 ) -> SeedMean:
-    """Mean over seeds and retention tasks on the test split.
+    """Mean difference over seeds and retention tasks on the test split.
 
-    Interval and p are None below ``FEWEST_SEEDS``, and where neither seeds nor items vary.
+    Interval and p are None with fewer than ``FEWEST_SEEDS`` seeds, or if neither seeds nor items
+    vary.
     """
     value = float(np.mean([m.difference for m in matches]))
     unknown = SeedMean(value=value, low=None, high=None, p=None, seeds=len(matches))
@@ -87,7 +87,7 @@ def difference_over_seeds(
 def _part(
     study: StudyRecords, task: str, matches: Sequence[Match], slopes: Sequence[float] | None = None
 ) -> Comparison | None:
-    """Mixture minus model, (seeds, items); times the slopes, and of mean zero, where given."""
+    """Mixture minus model, (seeds, items). With ``slopes``: times the slope, centred per seed."""
     names = [m.model for m in matches] + [m.first for m in matches] + [m.second for m in matches]
     scores = [s for name in names if (s := study.items.get((name, task, "test"))) is not None]
     aligned = align_scores(scores, None, trained=False) if len(scores) == len(names) else None
@@ -97,7 +97,7 @@ def _part(
     share = _column([m.passage.share for m in matches])
     rows = (1 - share) * first + share * second - model
     if slopes is not None:
-        # The share was chosen to make this mean zero; what is left is its error.
+        # ``share`` was chosen to make this mean zero; what remains is its error.
         rows = _column(slopes) * (rows - rows.mean(axis=1, keepdims=True))
     return Comparison(rows, np.zeros(rows.shape[1]), aligned.clusters)
 

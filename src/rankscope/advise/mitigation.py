@@ -1,14 +1,12 @@
-"""Ways of forgetting less, compared at an equal in-domain score.
+"""Mitigations of forgetting, compared at an equal in-domain score.
 
-Scaling a trained update down, W0 + f (W - W0), costs no training and always forgets less in the
-end, f = 0 being the base. So whatever else is meant to help has to forget less than the plain arm
-scaled to the *same* gain. Between two strengths both gain and forgetting are interpolated linearly;
-where a curve passes a gain more than once, its least forgetting counts: the best scaling can do.
-Where a mitigation learned more than the plain arm at any strength, the plain arm is granted what it
-lacks: no seed is left out, since leaving out those that learned most would be choosing by the
-result. Differences have intervals and tests over seeds and items (``equal_score.py``); all
-comparisons of a training task are one family (Holm).
-"""
+Scaling a trained update down, W0 + f (W - W0), needs no training and forgets less as f goes to 0,
+the base. A mitigation therefore has to forget less than the plain arm scaled to the *same* gain.
+Gain and forgetting are interpolated linearly between strengths; if a curve reaches a gain more than
+once, its least forgetting counts. If a mitigated seed gains more than the plain arm at any
+strength, it is compared with the plain arm at its largest gain, which favours the plain arm;
+dropping the seed would select by the result. Differences have intervals and tests over seeds and
+items (``matched_score.py``), and all comparisons of a training task form one Holm family."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +14,14 @@ from typing import get_args
 
 import numpy as np
 
-from rankscope.advise.arms import retention_tasks
+from rankscope.advise.arms import retention_tasks, trials_by_arm
 from rankscope.advise.matched_score import (
     GainAndForgetting,
     Match,
     difference_over_seeds,
     passage_at,
 )
-from rankscope.advise.objective import task_objective
+from rankscope.advise.select import task_objective
 from rankscope.advise.statistics.significance import holm
 from rankscope.records import (
     BASE,
@@ -42,9 +40,9 @@ from rankscope.records import (
 
 
 def compare_mitigations(study: StudyRecords) -> tuple[TaskMitigation, ...]:
-    """The scaling curves of every arm and what they say of mitigations, by training task.
+    """Scaling curves of every arm and comparisons with mitigations, by training task.
 
-    Empty where the study scored no trial scaled, or has no retention task.
+    Empty if the study scored no scaled variant or has no retention task.
     """
     scored = Scored.of(study)
     if not scored.strengths:
@@ -52,7 +50,9 @@ def compare_mitigations(study: StudyRecords) -> tuple[TaskMitigation, ...]:
     found = []
     for task in dict.fromkeys(trial.spec.task for trial in study.trials):
         trials = [t for t in study.trials if t.spec.task == task and t.status == "done"]
-        curves = [c for c in (_curves(scored, group) for group in by_arm(trials)) if c]
+        curves = [
+            c for c in (_curves(scored, group) for group in trials_by_arm(trials).values()) if c
+        ]
         if curves:
             found.append(
                 TaskMitigation(
@@ -65,25 +65,14 @@ def compare_mitigations(study: StudyRecords) -> tuple[TaskMitigation, ...]:
 
 
 def forgetting_at(curve: Sequence[GainAndForgetting], gain: float) -> float:
-    """Least forgetting at which a piecewise linear curve of (gain, forgetting) has ``gain``.
-
-    Beyond its largest gain, what it forgets there; below its smallest likewise.
-    """
+    """Least forgetting of a piecewise linear curve of (gain, forgetting) at ``gain``."""
     return passage_at(curve, gain).forgetting
-
-
-def by_arm(trials: Sequence[TrialRecords]) -> list[list[TrialRecords]]:
-    """Trials that differ in their seed alone, together."""
-    groups: dict[tuple[object, ...], list[TrialRecords]] = {}
-    for trial in trials:
-        groups.setdefault(trial.spec.arm, []).append(trial)
-    return list(groups.values())
 
 
 def gain_and_forgetting(
     study: StudyRecords, task: str, model: str, split: Split
 ) -> GainAndForgetting | None:
-    """What one model gained on ``task`` and forgot on the retention tasks; None where unknown."""
+    """Gain on ``task`` and mean forgetting on the retention tasks; None if a score is missing."""
     gain = _change(study, model, task, split)
     falls = [_change(study, model, t.name, split) for t in retention_tasks(study, task)]
     known = [-fall for fall in falls if fall is not None]
@@ -93,7 +82,7 @@ def gain_and_forgetting(
 
 
 def _change(study: StudyRecords, model: str, task: str, split: Split) -> float | None:
-    """Mean score of a model minus the base's, on the items that both have; None without any."""
+    """Mean score minus the base's on their common items; None without any."""
     base, tuned = (study.items.get((m, task, split)) for m in (BASE, model))
     if base is None or tuned is None:
         return None
@@ -109,15 +98,14 @@ def _change(study: StudyRecords, model: str, task: str, split: Split) -> float |
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A study with the strengths at which its trials were scored milder, looked up once."""
+    """A study with the strengths at which its trials were scored as variants."""
 
     study: StudyRecords
     strengths: Mapping[tuple[str, VariantKind], tuple[float, ...]]
-    """(trial id, kind) -> strengths, rising; 0 and 1 are not among them."""
+    """(trial id, kind) -> strengths in ascending order, without 0 and 1."""
 
     @classmethod
     def of(cls, study: StudyRecords) -> "Scored":
-        """Find them among the evaluations."""
         found: dict[tuple[str, VariantKind], set[float]] = {}
         for model, _, _ in study.evals:
             variant = variant_of(model)
@@ -126,17 +114,16 @@ class Scored:
         return cls(study, {key: tuple(sorted(values)) for key, values in found.items()})
 
     def of_trial(self, trial: TrialRecords, kind: VariantKind) -> tuple[float, ...]:
-        """Strengths of one trial."""
         return self.strengths.get((trial.spec.trial_id, kind), ())
 
 
 def scaling_spots(
     scored: Scored, trial: TrialRecords, kind: VariantKind, split: Split
 ) -> dict[float, GainAndForgetting] | None:
-    """A trial's curve by strength, base and the trial itself included; None where it has none.
+    """A trial's scaling curve by strength, including the trial itself; None without variants.
 
-    Scaled by layer, or in its intruders, strength 0 leaves a part as trained, so the base is no
-    part of such a curve.
+    Only the curve of kind ``scale`` includes the base: the other kinds leave a part of the update
+    unchanged at strength 0.
     """
     task, trial_id = trial.spec.task, trial.spec.trial_id
     models = {s: Variant(kind, s).of(trial_id) for s in scored.of_trial(trial, kind)}
@@ -196,13 +183,13 @@ def _mean_point(
 
 
 def _comparisons(scored: Scored, trials: Sequence[TrialRecords]) -> list[MitigationComparison]:
-    """Mitigated arms beside their plain ones; other ways of scaling beside scaling as a whole."""
+    """Mitigated arms against their plain arms, and other kinds of scaling against plain scaling."""
     plain = {
         (settings_without_mitigation(t), t.spec.seed): t for t in trials if not is_mitigated(t)
     }
     found = []
     kinds: tuple[VariantKind, ...] = ("layers", "intruders", "control")
-    for arm in by_arm(trials):
+    for arm in trials_by_arm(trials).values():
         if is_mitigated(arm[0]):
             pairs = [
                 (t.spec.trial_id, partner)
@@ -220,13 +207,13 @@ def _comparisons(scored: Scored, trials: Sequence[TrialRecords]) -> list[Mitigat
 
 
 def is_mitigated(trial: TrialRecords) -> bool:
-    """Whether a trial was trained with anything against forgetting."""
+    """Whether a trial was trained with a mitigation of forgetting."""
     spec = trial.spec
     return bool(spec.mitigations or spec.dropout or spec.weight_decay)
 
 
 def settings_without_mitigation(trial: TrialRecords) -> tuple[object, ...]:
-    """What a mitigated trial and its plain partner have in common."""
+    """The settings that a mitigated trial shares with its plain counterpart."""
     spec = trial.spec
     overrides = {name: v for name, v in spec.overrides.items() if name != "weight_decay"}
     return (
@@ -245,8 +232,8 @@ def settings_without_mitigation(trial: TrialRecords) -> tuple[object, ...]:
 def _compared(
     scored: Scored, label: str, pairs: Sequence[tuple[str, TrialRecords]]
 ) -> list[MitigationComparison]:
-    """One comparison over seeds, of models and the plain trials that they are compared with; none
-    where the plain trials were not scored scaled."""
+    """One comparison over pairs of (model, plain trial), one per seed; none without scaling curves
+    of the plain trials."""
     study, task = scored.study, pairs[0][1].spec.task if pairs else ""
     spots, matches, beyond = [], [], 0
     for model, trial in pairs:
@@ -276,7 +263,7 @@ def _compared(
 def _matched(
     model: str, trial_id: str, curve: Mapping[float, GainAndForgetting], found: GainAndForgetting
 ) -> Match:
-    """A model beside the plain trial's curve where that has the model's gain."""
+    """The model and the point of the plain trial's curve with the same gain."""
     rising = sorted(curve)
     names = [
         BASE if s == 0 else trial_id if s == 1 else Variant("scale", s).of(trial_id) for s in rising
@@ -286,7 +273,7 @@ def _matched(
 
 
 def _holm_adjusted(found: Sequence[MitigationComparison]) -> tuple[MitigationComparison, ...]:
-    """The comparisons of one training task, each p also within all of them; unknown ones count."""
+    """The comparisons with Holm-adjusted p; a comparison without p counts as p = 1."""
     adjusted = holm([1.0 if c.difference.p is None else c.difference.p for c in found])
     return tuple(
         c.model_copy(

@@ -1,223 +1,209 @@
-"""The sentences behind a decision, each with its numbers: test split unless it says otherwise."""
+"""The reasons behind a decision. Numbers without a split are of the test split."""
+
+from collections.abc import Iterator
 
 from rankscope.advise.arms import Arm
-from rankscope.advise.case import Case
-from rankscope.advise.caveats import limits
+from rankscope.advise.caveats import caveats
 from rankscope.advise.comparisons import arm_difference, forgetting_difference
-from rankscope.advise.confirm_on_test import worth
-from rankscope.advise.diagnostics import signs
-from rankscope.advise.statistics.estimates import negated, non_inferior
-from rankscope.advise.wording import settings, values_of
-from rankscope.formatting import amount, count, difference, evidence, score_text, unit_of
-from rankscope.records import ArmSummary, Reason
+from rankscope.advise.diagnostics import diagnostics
+from rankscope.advise.headlines import clause
+from rankscope.advise.messages import Counted, Field, Measured, arm_name, message
+from rankscope.advise.statistics.estimates import non_inferior
+from rankscope.advise.task_results import TaskResults
+from rankscope.formatting import amount, byte_size, difference, duration, unit_of
+from rankscope.records import AdviceMessage, ArmSummary
 
 
-def reasons_for(case: Case, subject: Arm | None) -> tuple[Reason, ...]:
-    """Everything worth saying of ``subject``, and the signs and limits of the whole task."""
-    own: list[Reason] = []
+def reasons_for(results: TaskResults, subject: Arm | None) -> tuple[AdviceMessage, ...]:
+    """Reasons that describe ``subject``, then diagnostics and caveats of the whole task."""
+    reasons: list[AdviceMessage] = []
     if subject is not None:
         arm = subject.summary
-        own += [
-            *_gain(case, arm),
-            *_other_gains(case, subject),
-            *_full(case, subject),
-            *_forgetting(case, arm),
-            *_transfer(case, arm),
-            *_cost(case, arm),
-            *_choice(case),
-            *_net(case, subject),
+        reasons += [
+            *_gain(results, arm),
+            *_other_gains(results, subject),
+            *_full_or_lora(results, subject),
+            *_forgetting(results, arm),
+            *_transfer(results, arm),
+            _cost(results, arm),
+            *_choice(results),
+            *_net_gain(results, subject),
         ]
-    return (*own, *signs(case, subject), *limits(case, subject))
+    return (*reasons, *diagnostics(results, subject), *caveats(results, subject))
 
 
-def _gain(case: Case, arm: ArmSummary) -> list[Reason]:
+def _gain(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:
     if arm.score is None or arm.gain is None:
-        return []
-    base = arm.score.value - arm.gain.value
-    text = (
-        f"{settings(arm)} reaches {score_text(arm.score.value, case.unit)} on {case.task} against "
-        f"the base's {score_text(base, case.unit)}: {difference(arm.gain.value, case.unit)} "
-        f"({evidence(arm.gain, case.unit)})."
+        return
+    score = arm.score.value
+    yield message(
+        "gain",
+        arm=arm_name(arm),
+        task=results.task,
+        score=Measured(score, results.unit),
+        base=Measured(score - arm.gain.value, results.unit),
+        gain=Measured(arm.gain, results.unit),
     )
-    values = {"score": arm.score.value, "base": base, **values_of(arm.gain, "gain")}
-    return [Reason(kind="gain", text=text, values=values)]
 
 
-def _other_gains(case: Case, subject: Arm) -> list[Reason]:
-    """Where no gain is shown: that of the other arm tested, and the largest if it is a third's."""
-    chosen, best = case.choice.chosen, case.choice.best
+def _other_gains(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
+    """If no gain is shown: the gain of the other tested arm, and the largest one if untested."""
+    chosen, best = results.choice.chosen, results.choice.best
     if chosen is None or best is None or subject is not chosen.arm:
-        return []
+        return
     tested = [chosen.arm.summary, best.arm.summary]
-    if any(case.is_shown_to_gain(arm) for arm in tested):
-        return []
-    found = []
-    if best is not chosen:
-        found.append((best.arm.summary, "of the highest utility on the validation split, scores"))
-    gains = [(a.summary, g.value) for a in case.arms if (g := a.summary.gain) is not None]
-    largest = max(gains, key=lambda pair: pair[1], default=(None, 0.0))[0]
+    if any(results.is_shown_to_gain(arm) for arm in tested):
+        return
+    scored = [a.summary for a in results.arms if a.summary.gain is not None]
+    others = [] if best is chosen else [("best_gain", best.arm.summary)]
+    largest = max(scored, key=lambda arm: arm.gain.value if arm.gain else 0.0, default=None)
     if largest is not None and largest not in tested:
-        most = f"scores the most of {count(len(gains), 'arm')} on the test split,"
-        found.append((largest, f"not chosen on the validation split, {most}"))
-    return [
-        Reason(
-            kind="gain",
-            text=f"{settings(arm)}, {what} {difference(arm.gain.value, case.unit)} against "
-            f"the base ({evidence(arm.gain, case.unit)}).",
-            values={**values_of(arm.gain, "gain"), "arms": float(len(gains))},
-        )
-        for arm, what in found
-        if arm.gain is not None
-    ]
+        others.append(("largest_gain", largest))
+    for name, arm in others:
+        if arm.gain is not None:
+            gain, arms = Measured(arm.gain, results.unit), Counted(len(scored), "arm")
+            yield message(name, arm=arm_name(arm), gain=gain, arms=arms)
 
 
-def _full(case: Case, subject: Arm) -> list[Reason]:
+def _full_or_lora(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
     """LoRA against full fine-tuning, whichever of the two is recommended."""
-    rival = case.choice.best_lora if subject.summary.is_full else case.choice.best_full
+    choice = results.choice
+    rival = choice.best_lora if subject.summary.is_full else choice.best_full
     if rival is None:
-        return []
-    gap = arm_difference(case.study, subject, rival.arm, case.task)
+        return
+    gap = arm_difference(results.study, subject, rival.arm, results.task)
     if gap is None:
-        return []
-    margin = case.objective.margin
-    name = settings(rival.arm.summary)
+        return
+    margin = results.objective.margin
     if gap.low is not None and gap.low > 0:
         verdict = "it is better"
     elif non_inferior(gap, margin):
-        verdict = f"it matches it within {amount(margin, case.unit)}"
+        verdict = f"it matches within {amount(margin, results.unit)}"
     elif gap.high is not None and gap.high < 0:
-        verdict = "it falls short of it"
+        verdict = "it is worse"
     else:
-        verdict = f"matching it within {amount(margin, case.unit)} is not shown"
-    text = (
-        f"Against {name} it scores {difference(gap.value, case.unit)} "
-        f"({evidence(gap, case.unit)}): {verdict}."
+        verdict = f"a match within {amount(margin, results.unit)} is not shown"
+    shown, name = Measured(gap, results.unit), arm_name(rival.arm.summary)
+    values = {"margin": margin}
+    forgetting_gap = forgetting_difference(results.study, subject, rival.arm)
+    if forgetting_gap is None:
+        yield message("full", values, rival=name, gap=shown, verdict=verdict)
+        return
+    retention = Measured(forgetting_gap, results.retention_unit)
+    yield message(
+        "full_retention", values, rival=name, gap=shown, verdict=verdict, forgetting_gap=retention
     )
-    values = {**values_of(gap, "gap"), "margin": margin}
-    forgot_more = forgetting_difference(case.study, subject, rival.arm)
-    if forgot_more is not None:
-        text += f" Its retention is {difference(-forgot_more, case.retention_unit)} against it."
-        values["forgetting_gap"] = forgot_more
-    return [Reason(kind="full", text=text, values=values)]
 
 
-def _forgetting(case: Case, arm: ArmSummary) -> list[Reason]:
+def _forgetting(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:
     if arm.forgetting is None:
-        return []
-    unit = case.retention_unit
-    change = arm.forgetting
-    gained = change.value < 0  # then the interval is of the gain, too
-    shown = evidence(negated(change) if gained else change, unit)
-    unknown = change.low is None or change.high is None
-    clear = not unknown and (float(change.low or 0) > 0 or float(change.high or 0) < 0)
-    by_task = {t.name: unit_of(t.score_unit) for t in case.study.tasks}
-    parts = [
-        f"{name} {difference(e.value, by_task[name])}" for name, e in sorted(arm.retention.items())
-    ]
-    text = (
-        f"On what the base knew it {'gains' if gained else 'loses'} {amount(change.value, unit)} "
-        f"({shown}{'' if gained else '; forgetting is the fall'})"
-        f"{'' if clear else ', not clear of zero'}: {', '.join(parts)}."
+        return
+    units = {t.name: unit_of(t.score_unit) for t in results.study.tasks}
+    yield message(
+        "improves" if arm.forgetting.value < 0 else "forgets",
+        {f"retention.{name}": change.value for name, change in arm.retention.items()},
+        forgetting=Measured(arm.forgetting, results.retention_unit),
+        unclear="" if arm.forgetting.is_clear_of_zero else clause("unclear"),
+        tasks=", ".join(
+            f"{name} {difference(change.value, units[name])}"
+            for name, change in sorted(arm.retention.items())
+        ),
     )
-    values = values_of(change, "forgetting")
-    values |= {f"retention.{name}": e.value for name, e in arm.retention.items()}
-    return [Reason(kind="forgetting", text=text, values=values)]
 
 
-def _transfer(case: Case, arm: ArmSummary) -> list[Reason]:
+def _transfer(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:
     """Other tasks, the largest fall first."""
     if not arm.transfer:
-        return []
-    by_task = {t.name: unit_of(t.score_unit) for t in case.study.tasks}
+        return
+    units = {t.name: unit_of(t.score_unit) for t in results.study.tasks}
     ordered = sorted(arm.transfer.items(), key=lambda pair: pair[1].value)
-    parts = []
-    for name, e in ordered:
-        sure = e.low is not None and e.high is not None and (e.low > 0 or e.high < 0)
-        parts.append(f"{name} {difference(e.value, by_task[name])}{'' if sure else ' (unclear)'}")
-    text = f"On other tasks it changes the score by: {', '.join(parts)}."
-    values = {f"transfer.{name}": e.value for name, e in ordered}
-    return [Reason(kind="transfer", text=text, values=values)]
+    yield message(
+        "transfer",
+        {f"transfer.{name}": change.value for name, change in ordered},
+        tasks=", ".join(
+            f"{name} {difference(change.value, units[name])}"
+            f"{'' if change.is_clear_of_zero else ' (unclear)'}"
+            for name, change in ordered
+        ),
+    )
 
 
-def _cost(case: Case, arm: ArmSummary) -> list[Reason]:
-    total = case.study.model.num_parameters
-    text = f"It trains {count(arm.trainable_parameters, 'parameter')}"
-    values = {"trainable_parameters": float(arm.trainable_parameters)}
+def _cost(results: TaskResults, arm: ArmSummary) -> AdviceMessage:
+    details, values = "", dict[str, float]()
+    total = results.study.model.num_parameters
     if total:
         share = arm.trainable_parameters / total
-        text += f", {_percent(share)} of the model's {total:,}"
+        percent = f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
+        details += f", {percent} of the model's {total:,}"
         values |= {"share_of_model": share, "model_parameters": float(total)}
     if arm.seconds is not None:
-        text += f", in {arm.seconds:.3g} s a trial"
+        details += f", in {duration(arm.seconds)} per trial"
         values["seconds"] = arm.seconds
     if arm.peak_memory_bytes is not None:
-        text += f", with {arm.peak_memory_bytes / 1e9:.2g} GB at the peak of its group"
+        details += f", with {byte_size(arm.peak_memory_bytes)} of memory at the peak of its group"
         values["peak_memory_bytes"] = float(arm.peak_memory_bytes)
-    rival = case.choice.best_full
-    if rival is not None and not arm.is_full and rival.arm.summary.seconds:
-        text += f" (full fine-tuning: {rival.arm.summary.seconds:.3g} s)"
-        values["full_seconds"] = rival.arm.summary.seconds
-    return [Reason(kind="cost", text=text + ".", values=values)]
+    full = results.choice.best_full
+    if full is not None and not arm.is_full and full.arm.summary.seconds:
+        details += f" (full fine-tuning: {duration(full.arm.summary.seconds)})"
+        values["full_seconds"] = full.arm.summary.seconds
+    parameters = Counted(arm.trainable_parameters, "parameter")
+    return message("cost", values, trainable_parameters=parameters, details=details)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
-
-
-def _choice(case: Case) -> list[Reason]:
-    """What the validation split said, and where the test split led elsewhere."""
-    best, chosen = case.choice.best, case.choice.chosen
+def _choice(results: TaskResults) -> Iterator[AdviceMessage]:
+    """How the validation split ranked the arms, and whether the test split agrees."""
+    best, chosen = results.choice.best, results.choice.chosen
     if best is None or chosen is None:
-        return []
-    margin = case.objective.margin
-    text = (
-        f"On the validation split the highest utility ({case.objective.formula}) is "
-        f"{best.utility:.3f}, of {settings(best.arm.summary)}"
-    )
-    # Arms below zero or over the limit are not looked at, however near they come.
-    counted = [" with more utility than the base"] if best.utility > 0 else []
-    counted += [" within the forgetting limit"] if case.choice.excluded else []
-    which = " and".join(counted)
+        return
+    margin = results.objective.margin
+    # Arms with negative utility or over the limit on forgetting do not count as close.
+    conditions = [" with more utility than the base"] if best.utility > 0 else []
+    conditions += [" within the forgetting limit"] if results.choice.excluded else []
+    counted = " and".join(conditions)
+    names = {"best": arm_name(best.arm.summary), "chosen": arm_name(chosen.arm.summary)}
+    values = {"chosen_utility": chosen.utility, "margin": margin}
+    fields: dict[str, Field] = {
+        "formula": results.objective.formula,
+        "best_utility": best.utility,
+        **names,
+    }
     if chosen is best:
-        text += f"; {_none_smaller(case, best.arm.summary, which)}."
-    else:
-        text += (
-            f"; {settings(chosen.arm.summary)} has {chosen.utility:.3f} and is the smallest rank"
-            f"{which} that comes within {margin:g} of it."
-        )
-    values = {"best_utility": best.utility, "chosen_utility": chosen.utility, "margin": margin}
-    gap = None if chosen is best else arm_difference(case.study, chosen.arm, best.arm, case.task)
+        smaller = _smaller_arms(results, best.arm.summary, counted)
+        yield message("best_is_chosen", values, smaller=smaller, **fields)
+        return
+    yield message("smaller_is_chosen", counted=counted, **values, **fields)
+    gap = arm_difference(results.study, chosen.arm, best.arm, results.task)
     if gap is not None:
-        matches = "" if non_inferior(gap, margin) else " not"
-        text += (
-            f" On the test split it scores {difference(gap.value, case.unit)} against it "
-            f"({evidence(gap, case.unit)}): as good within {amount(margin, case.unit)} is{matches} "
-            "shown."
+        yield message(
+            "smaller_on_test",
+            gap_to_best=Measured(gap, results.unit),
+            margin=Measured(margin, results.unit),
+            negation="" if non_inferior(gap, margin) else " not",
+            **names,
         )
-        values |= values_of(gap, "gap_to_best")
-    return [Reason(kind="choice", text=text, values=values)]
 
 
-def _none_smaller(case: Case, best: ArmSummary, which: str) -> str:
-    """Why the best arm is the one chosen; ``which`` says what arms were looked at."""
-    rivals = [a.summary for a in case.arms if a.summary.is_lora]
+def _smaller_arms(results: TaskResults, best: ArmSummary, counted: str) -> str:
+    """Which arms could have been preferred to the best one, and were not."""
+    rivals = [a.summary for a in results.arms if a.summary.is_lora]
     name = "LoRA arm"
     if best.is_lora:
         name, rivals = "smaller rank", [a for a in rivals if (a.rank or 0) < (best.rank or 0)]
     if not rivals:
-        return f"no {name} was tried"
-    return f"no {name}{which} comes within {case.objective.margin:g} of it"
+        return f"{name} was tried"
+    return f"{name}{counted} comes within {results.objective.margin:g} of it"
 
 
-def _net(case: Case, subject: Arm) -> list[Reason]:
-    """What the arm is worth by the study's weights, gain and forgetting tested as one."""
-    weights, net = case.objective.weights, worth(case, subject)
+def _net_gain(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
+    """Gain minus forgetting, tested as one."""
+    net = results.net_gain(subject)
     if net is None:
-        return []
-    clear = (net.low or 0.0) > 0 or (net.high or 0.0) < 0
-    text = (
-        f"By the study's weights (gain x {weights[0]:g} less forgetting x {weights[1]:g}) it is "
-        f"worth {difference(net.value, case.net_unit)} ({evidence(net, case.net_unit)})"
-        f"{'' if clear else ', not clear of zero'}."
+        return
+    gain_weight, forgetting_weight = results.objective.weights
+    yield message(
+        "net",
+        gain_weight=gain_weight,
+        forgetting_weight=forgetting_weight,
+        net=Measured(net, results.net_unit),
+        unclear="" if net.is_clear_of_zero else clause("unclear"),
     )
-    return [Reason(kind="choice", text=text, values=values_of(net, "net"))]

@@ -1,90 +1,91 @@
-"""The decision: which arm to use on each training task, or that none is worth it, and why.
+"""The recommendation: which arm to use on each training task, or that none is worth it, and why.
 
-A pure function of the records. The arm is chosen on the validation split (``choose.py``); whether it
-beats the base, and every figure quoted, comes from the test split. The rule is written out in
+A pure function of the records. The validation split chooses an arm (``select.py``); the test split
+decides whether it beats the base (``decide.py``) and supplies every number quoted. The rule is in
 docs/science.md, "From scores to a decision".
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from rankscope.advise.arms import Arm, base_estimates, summarize_arms
-from rankscope.advise.case import Case
-from rankscope.advise.comparisons import compare_candidates, with_holm
+from rankscope.advise.comparisons import compare_candidates
 from rankscope.advise.decide import decide
-from rankscope.advise.next_steps import needs_of
-from rankscope.advise.objective import task_objective
+from rankscope.advise.mitigation import compare_mitigations
+from rankscope.advise.next_steps import next_steps
 from rankscope.advise.reasons import reasons_for
-from rankscope.advise.select import ArmChoice, Candidate, choose
+from rankscope.advise.select import ArmChoice, Candidate, choose, task_objective
 from rankscope.advise.statistics.significance import ALPHA, holm
-from rankscope.config.study import ObjectiveConfig
+from rankscope.advise.subjects import subject_changes
+from rankscope.advise.task_results import TaskResults
+from rankscope.config.objective import ObjectiveConfig
 from rankscope.records import BASE, Recommendation, StudyRecords, TaskAdvice
 
 
 def recommend(study: StudyRecords) -> Recommendation:
-    """Answer every training task of the study; never fails for what is missing.
+    """Answer every training task of the study; missing results never raise an error.
 
     ``use``: the chosen LoRA arm beats the base on the test split. ``use_full``: only full
-    fine-tuning does, or LoRA is clearly worse than it by the margin. ``do_not_fine_tune``: the arms
-    tested are not shown to beat the base and no arm gains the margin, or more is forgotten than
-    gained. ``not_decided``: nothing finished, too little data, or the intervals cannot tell.
+    fine-tuning does, or LoRA is clearly worse by the margin. ``do_not_fine_tune``: no tested arm is
+    shown to beat the base and no arm gains the margin, or more is forgotten than gained.
+    ``not_decided``: nothing finished, too little data, or the intervals are too wide.
     """
     arms = summarize_arms(study)
     objectives = {task: task_objective(study, task) for task in arms}
-    choices = {task: _chosen(study, task, arms[task], objectives[task]) for task in arms}
-    comparisons = with_holm(
-        {task: compare_candidates(study, task, choice) for task, choice in choices.items()}
-    )
-    tested = _tested(choices)
-    cases = [
-        Case(
-            study=study,
-            task=task,
-            arms=found,
-            choice=choices[task],
-            objective=objectives[task],
-            comparisons=comparisons[task],
-            tested=tested[task],
-            num_tasks=len(arms),
+    choices = {task: _choose(study, task, arms[task], objectives[task]) for task in arms}
+    comparisons = compare_candidates(study, choices)
+    candidate_p = _candidate_p(choices)
+    advice = tuple(
+        _advise(
+            TaskResults(
+                study=study,
+                task=task,
+                arms=arms[task],
+                choice=choices[task],
+                objective=objectives[task],
+                comparisons=comparisons[task],
+                candidate_p=candidate_p[task],
+                num_tasks=len(arms),
+            )
         )
-        for task, found in arms.items()
-    ]
+        for task in arms
+    )
     return Recommendation(
         study=study.name,
-        advice=tuple(_advise(case) for case in cases),
+        advice=advice,
         method=method_text(study.config.objective, tuple(objectives.values())),
         base=base_estimates(study),
+        mitigation=compare_mitigations(study),
+        subjects=subject_changes(study, advice),
     )
 
 
-def method_text(objective: ObjectiveConfig, of_tasks: Sequence[ObjectiveConfig]) -> str:
-    """How every choice of the study was made, one paragraph; the study's objective, each task's."""
-    limit = (
-        ""
-        if objective.max_forgetting is None
-        else f" Arms that forget more than {objective.max_forgetting:g} are left out."
-    )
-    apart = ""
-    if any(own.retention != objective.retention for own in of_tasks):
-        apart = " Where gain and forgetting differ in unit, forgetting has no weight."
+def method_text(objective: ObjectiveConfig, task_objectives: Sequence[ObjectiveConfig]) -> str:
+    """One paragraph on how every choice of the study was made."""
+    limit = units = ""
+    if objective.max_forgetting is not None:
+        limit = f" Arms that forget more than {objective.max_forgetting:g} are excluded."
+    if any(of_task.retention != objective.retention for of_task in task_objectives):
+        units = " If gain and forgetting have different units, forgetting has no weight."
     return (
-        f"On the validation split every arm has the utility {objective.formula}, against the base "
-        "and with failed trials counting as no gain; cost is the logarithm of the trainable "
-        "parameters, from 0 for the fewest to 1 for the most. The learning rate is chosen for each "
-        "rank first; then the smallest LoRA rank whose utility is within "
-        f"{objective.margin:g} of the best arm's.{limit}{apart} Every figure quoted comes from the "
-        "test split: paired differences on the same items, 95 % intervals from a bootstrap over "
-        "items (whole subjects or passages, where there are ten or more) and Student's t over "
-        "seeds, exact McNemar tests for one seed, sign-flip tests on item means beside the "
-        "interval's own for more. An arm is recommended only if its gain over the base has "
-        f"p < {ALPHA:g} there; where the smallest rank's has not, the arm of the highest utility "
-        "gets a second try (Holm over both, on all training tasks). It is taken back where gain "
-        "and forgetting come to nothing by the weights there, or the limit on forgetting is broken."
+        "The validation split gives every arm a utility against the base, "
+        f"{objective.formula}. Failed trials count as no gain, and cost is the logarithm of the "
+        "trainable parameters, from 0 for the fewest to 1 for the most. The learning rate is "
+        "chosen for each rank first, then the smallest LoRA rank whose utility is within "
+        f"{objective.margin:g} of the best arm's.{limit}{units} All numbers quoted are from the "
+        "test split: paired differences on the same items with 95 % intervals, from a bootstrap "
+        "over items (over whole subjects or passages if there are ten or more) and Student's t "
+        "over seeds. One seed is tested by an exact McNemar test; several seeds by the interval "
+        "and by sign flips of item means, whichever is less significant. An arm is recommended "
+        f"only if its gain over the base has p < {ALPHA:g}. If the smallest rank fails, the arm "
+        "with the highest utility is tried too (Holm's correction covers both, on all training "
+        "tasks). A recommendation is withdrawn if, on the test split, forgetting outweighs the "
+        "gain or breaks the limit."
     )
 
 
-def _chosen(
+def _choose(
     study: StudyRecords, task: str, arms: tuple[Arm, ...], objective: ObjectiveConfig
 ) -> ArmChoice:
     base = study.items.get((BASE, task, "validation"))
@@ -93,41 +94,42 @@ def _chosen(
     return choose(arms, float(finite.mean()) if finite.size else None, objective)
 
 
-def _tested(choices: dict[str, ArmChoice]) -> dict[str, dict[str, float]]:
-    """Of the arms that may be recommended, p of their gains, Holm over all of them together."""
-    named = []
+def _candidate_p(choices: Mapping[str, ArmChoice]) -> dict[str, dict[str, float]]:
+    """p of the gain of every arm that may be recommended, by task and label.
+
+    They are one family over all tasks for Holm's correction; an untested gain counts as p = 1.
+    """
+    candidates: dict[tuple[str, str], float | None] = {}
     for task, choice in choices.items():
-        by_label = {
-            c.arm.summary.label: c.arm.summary
-            for c in (choice.chosen, choice.best)
-            if c is not None
-        }
-        named += [(task, arm) for arm in by_label.values()]
-    p_values = [1.0 if a.gain is None or a.gain.p is None else a.gain.p for _, a in named]
-    found: dict[str, dict[str, float]] = {task: {} for task in choices}
-    for (task, arm), p in zip(named, holm(p_values), strict=True):
-        found[task][arm.label] = p
-    return found
+        for candidate in (choice.chosen, choice.best):
+            if candidate is not None:
+                summary = candidate.arm.summary
+                p = None if summary.gain is None else summary.gain.p
+                candidates[task, summary.label] = p
+    adjusted = holm([1.0 if p is None else p for p in candidates.values()])
+    by_task: dict[str, dict[str, float]] = {task: {} for task in choices}
+    for (task, label), p in zip(candidates, adjusted, strict=True):
+        by_task[task][label] = p
+    return by_task
 
 
-def _advise(case: Case) -> TaskAdvice:
-    verdict = decide(case)
+def _advise(results: TaskResults) -> TaskAdvice:
+    verdict, choice = decide(results), results.choice
     subject = verdict.subject
-    used = verdict.decision in ("use", "use_full")
-    gains = used or (subject is not None and case.is_shown_to_gain(subject.summary))
+    is_used = verdict.decision in ("use", "use_full")
     return TaskAdvice(
-        task=case.task,
+        task=results.task,
         decision=verdict.decision,
         confidence=verdict.confidence,
         headline=verdict.headline,
-        chosen=subject.summary if used and subject is not None else None,
-        reasons=reasons_for(case, subject),
-        arms=tuple(arm.summary for arm in case.arms),
-        comparisons=case.comparisons,
-        needs=() if verdict.confidence == "firm" else needs_of(case, subject, gains),
+        chosen=subject.summary if is_used and subject is not None else None,
+        reasons=reasons_for(results, subject),
+        arms=tuple(arm.summary for arm in results.arms),
+        comparisons=results.comparisons,
+        next_steps=next_steps(results, verdict),
         subject_label=None if subject is None else subject.summary.label,
-        best_full_label=_label(case.choice.best_full),
-        best_lora_label=_label(case.choice.best_lora),
+        best_full_label=_label(choice.best_full),
+        best_lora_label=_label(choice.best_lora),
     )
 
 

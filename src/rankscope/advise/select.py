@@ -1,20 +1,21 @@
-"""The choice of an arm: looks at the validation split only.
+"""Choose an arm by the validation split alone.
 
-Utility of an arm against the base, in units of the score:
+The utility of an arm, in units of the score:
 
-    u = f (w_in (score - base score) - w_ret forgetting) - w_cost cost
+    u = [f (w_in gain - w_ret forgetting) - w_cost cost] / max(w_in, w_ret)
 
-divided by the larger of w_in and w_ret, so that the margin keeps its meaning. f is the share of the
-arm's trials that finished: a failed trial leaves one with the base, a gain of nothing. cost is the
-logarithm of the trainable parameters, 0 for the fewest and 1 for the most among the task's arms.
+Gain and forgetting are against the base. f is the share of the arm's trials that finished, so that
+a failed trial counts as no gain. cost is the logarithm of the trainable parameters, 0 for the
+fewest and 1 for the most among the task's arms. The division keeps the margin in score units.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 
-from rankscope.advise.arms import Arm
-from rankscope.config.study import ObjectiveConfig
+from rankscope.advise.arms import Arm, retention_tasks
+from rankscope.config.objective import ObjectiveConfig
+from rankscope.records import StudyRecords
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,74 +30,92 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class ArmChoice:
-    """What the validation split says."""
+    """How the validation split ranks the arms of one task."""
 
     candidates: tuple[Candidate, ...]
-    """One per grid point without the learning rate, in grid order."""
+    """One per configuration without its learning rate, in grid order."""
     best: Candidate | None
     """Highest utility."""
     chosen: Candidate | None
-    """LoRA of the smallest rank within the margin of the best; else the best."""
+    """The smallest LoRA rank within the margin of the best; if there is none, the best."""
     best_lora: Candidate | None
     small_lora: Candidate | None
-    """LoRA of the smallest rank within the margin of the best LoRA arm."""
+    """The smallest LoRA rank within the margin of the best LoRA arm."""
     best_full: Candidate | None
     excluded: tuple[Arm, ...]
-    """Arms over the forgetting limit."""
+    """Arms over the limit on forgetting."""
     passed_over: tuple[Arm, ...] = ()
-    """LoRA arms that but for their failed trials would have a higher utility than ``best_lora``."""
+    """LoRA arms that would beat the utility of ``best_lora`` without their failed trials."""
+
+
+def task_objective(study: StudyRecords, task: str) -> ObjectiveConfig:
+    """The study's objective as it applies to arms trained on ``task``.
+
+    A gain in accuracy and forgetting in nats cannot be added. If both have a weight and their units
+    differ, forgetting gets weight 0 here; ``max_forgetting`` still excludes arms.
+    """
+    objective = study.config.objective
+    units = {t.score_unit for t in retention_tasks(study, task)}
+    units |= {t.score_unit for t in study.tasks if t.name == task}
+    if objective.in_domain and objective.retention and len(units) > 1:
+        return objective.model_copy(update={"retention": 0.0})
+    return objective
 
 
 def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveConfig) -> ArmChoice:
-    """Choose an arm of one task.
+    """Choose an arm of one task; the learning rate is chosen first, per configuration.
 
-    An arm's gain is on the validation items that it shares with the base. ``base_score`` is the
-    base's mean there, for arms without such items; None where it was not scored (arms are then
-    ranked by their score). Learning rates are chosen first, for each other setting by itself.
+    Args:
+        base_score: the base's mean on the validation split, for arms that share no validation item
+            with it; None if it was not scored, and arms are then ranked by their score.
     """
     scored = [a for a in arms if a.summary.validation_score is not None]
     excluded = tuple(a for a in scored if _forgets_too_much(a, objective))
+
+    def utility(arm: Arm, share: float) -> float:
+        return _utility(arm, arms, base_score or 0.0, objective, share)
+
     groups: dict[tuple[object, ...], list[Candidate]] = {}
     for arm in scored:
         if arm not in excluded:
-            utility = _utility(arm, arms, base_score or 0.0, objective, share_finished(arm))
-            groups.setdefault(_without_lr(arm), []).append(Candidate(arm, utility, ()))
+            candidate = Candidate(arm, utility(arm, share_finished(arm)), ())
+            groups.setdefault(arm.trials[0].spec.arm_without_lr, []).append(candidate)
     candidates = []
     for group in groups.values():
-        lrs = tuple(sorted({c.arm.summary.lr for c in group}))
         top = max(group, key=lambda c: (c.utility, -c.arm.summary.lr))
+        lrs = tuple(sorted({c.arm.summary.lr for c in group}))
         candidates.append(Candidate(top.arm, top.utility, lrs))
     lora = [c for c in candidates if c.arm.summary.is_lora]
-    full = [c for c in candidates if c.arm.summary.is_full]
     best, best_lora = _highest(candidates), _highest(lora)
+    passed_over = [
+        arm
+        for arm in scored
+        if arm.summary.is_lora
+        and arm.summary.failed
+        and arm not in excluded
+        and best_lora is not None
+        and arm is not best_lora.arm
+        and utility(arm, 1.0) > best_lora.utility
+    ]
     return ArmChoice(
         candidates=tuple(candidates),
         best=best,
         chosen=None if best is None else (_smallest_rank(lora, best, objective) or best),
         best_lora=best_lora,
         small_lora=None if best_lora is None else _smallest_rank(lora, best_lora, objective),
-        best_full=_highest(full),
+        best_full=_highest([c for c in candidates if c.arm.summary.is_full]),
         excluded=excluded,
-        passed_over=tuple(
-            arm
-            for arm in scored
-            if arm.summary.is_lora
-            and arm.summary.failed
-            and arm not in excluded
-            and best_lora is not None
-            and arm is not best_lora.arm
-            and _utility(arm, arms, base_score or 0.0, objective, 1.0) > best_lora.utility
-        ),
+        passed_over=tuple(passed_over),
     )
 
 
 def share_finished(arm: Arm) -> float:
-    """Share of an arm's trials that finished, of those that ran."""
+    """Finished trials as a share of those that ran."""
     return arm.summary.seeds / max(1, arm.summary.seeds + arm.summary.failed)
 
 
 def _highest(candidates: Sequence[Candidate]) -> Candidate | None:
-    """Highest utility; of equals the one with fewer parameters."""
+    """Highest utility; between equals, the one with fewer parameters."""
     return max(
         candidates, key=lambda c: (c.utility, -c.arm.summary.trainable_parameters), default=None
     )
@@ -107,44 +126,34 @@ def _smallest_rank(
 ) -> Candidate | None:
     within = [c for c in lora if c.utility >= best.utility - objective.margin]
     if best.utility > 0:
-        # What is worse than the base is not "as good" as something better than it.
+        # An arm worse than the base is not as good as one better than the base.
         within = [c for c in within if c.utility > 0]
     return min(
         within,
-        key=lambda c: (
-            c.arm.summary.rank or 0,
-            c.arm.summary.trainable_parameters,
-            -c.utility,
-        ),
+        key=lambda c: (c.arm.summary.rank or 0, c.arm.summary.trainable_parameters, -c.utility),
         default=None,
     )
 
 
-def _without_lr(arm: Arm) -> tuple[object, ...]:
-    return arm.trials[0].spec.arm_without_lr
-
-
 def _forgets_too_much(arm: Arm, objective: ObjectiveConfig) -> bool:
-    forgetting = arm.summary.validation_forgetting
-    limit = objective.max_forgetting
+    forgetting, limit = arm.summary.validation_forgetting, objective.max_forgetting
     return limit is not None and forgetting is not None and forgetting > limit
 
 
 def _utility(
-    arm: Arm, arms: Sequence[Arm], base_score: float, objective: ObjectiveConfig, finished: float
+    arm: Arm, arms: Sequence[Arm], base_score: float, objective: ObjectiveConfig, share: float
 ) -> float:
-    summary = arm.summary
-    gain = summary.validation_gain
+    gain, forgetting = arm.summary.validation_gain, arm.summary.validation_forgetting or 0.0
     if gain is None:
-        gain = (summary.validation_score or 0.0) - base_score
-    kept = objective.in_domain * gain - objective.retention * (summary.validation_forgetting or 0.0)
+        gain = (arm.summary.validation_score or 0.0) - base_score
+    net = objective.in_domain * gain - objective.retention * forgetting
     scale = max(objective.in_domain, objective.retention) or 1.0
-    return (finished * kept - objective.cost * _cost(arm, arms)) / scale
+    return (share * net - objective.cost * _cost(arm, arms)) / scale
 
 
 def _cost(arm: Arm, arms: Sequence[Arm]) -> float:
-    counts = [log(n) for a in arms if (n := a.summary.trainable_parameters) > 0]
-    own = arm.summary.trainable_parameters
-    if own < 1 or max(counts) == min(counts):
+    sizes = [log(n) for a in arms if (n := a.summary.trainable_parameters) > 0]
+    parameters = arm.summary.trainable_parameters
+    if parameters < 1 or max(sizes) == min(sizes):
         return 0.0
-    return (log(own) - min(counts)) / (max(counts) - min(counts))
+    return (log(parameters) - min(sizes)) / (max(sizes) - min(sizes))

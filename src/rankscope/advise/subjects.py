@@ -1,4 +1,4 @@
-"""Retention subject by subject: where an arm forgot, not only how much."""
+"""Retention by subject: where an arm forgot."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,6 @@ from rankscope.advise.statistics.matching import align_scores, stored_scores
 from rankscope.records import (
     BASE,
     ItemScores,
-    Recommendation,
     StudyRecords,
     SubjectChange,
     TaskAdvice,
@@ -19,20 +18,20 @@ from rankscope.records import (
 )
 
 MOST_ARMS = 16
-"""Arms of a training task that are looked at: a table of all of a large study is no picture."""
+"""Largest number of arms per training task, to keep the figure readable."""
 
 
 def subject_changes(
-    study: StudyRecords, recommendation: Recommendation
+    study: StudyRecords, task_advice: Sequence[TaskAdvice]
 ) -> tuple[SubjectChange, ...]:
-    """Tuned minus base on each subject of each retention task, test split.
+    """Tuned minus base by subject of each retention task, test split.
 
-    Of the arms that the advice names or compares, each at the learning rate chosen for it. Tasks
-    with fewer than two subjects have nothing to tell apart; items without a subject are left out.
+    Covers the arms that the advice names or compares, each at its chosen learning rate. Tasks with
+    fewer than two subjects are skipped, and so are items without a subject.
     """
-    arms = list(trials_by_arm(study).values())
+    arms = list(trials_by_arm(study.trials).values())
     found: list[SubjectChange] = []
-    for advice in recommendation.advice:
+    for advice in task_advice:
         named = compared_arm_labels(advice)
         own = [arm for arm in arms if arm[0].spec.task == advice.task]
         for arm in [arm for arm in own if arm[0].spec.arm_label in named][:MOST_ARMS]:
@@ -41,7 +40,7 @@ def subject_changes(
 
 
 def compared_arm_labels(advice: TaskAdvice) -> set[str]:
-    """Arms that the advice of one task compares, chose or speaks of."""
+    """Labels of the arms that the advice of one task compares, chooses or discusses."""
     named = [label for c in advice.comparisons for label in (c.first_label, c.second_label)]
     named += [advice.chosen.label] if advice.chosen else []
     others = (advice.subject_label, advice.best_full_label, advice.best_lora_label)
@@ -49,7 +48,7 @@ def compared_arm_labels(advice: TaskAdvice) -> set[str]:
 
 
 def changes_of(study: StudyRecords, arm: Sequence[TrialRecords]) -> list[SubjectChange]:
-    """The trials of one arm: its changes are one family."""
+    """The changes of one arm; they form one Holm family."""
     spec, found = arm[0].spec, []
     finished = [trial for trial in arm if trial.status == "done"]
     for task in [t for of_unit in retention_by_unit(study, spec.task) for t in of_unit]:
@@ -74,12 +73,12 @@ def changes_of(study: StudyRecords, arm: Sequence[TrialRecords]) -> list[Subject
 
 
 def subjects_of(scores: ItemScores) -> list[str]:
-    """Every subject named, in alphabetic order."""
+    """All subjects in alphabetical order."""
     return sorted({subject for subject in scores.subjects if subject is not None})
 
 
 def places_of(scores: ItemScores) -> dict[str, list[int]]:
-    """Subject -> places of its items, rising."""
+    """Subject -> positions of its items, ascending."""
     found: dict[str, list[int]] = defaultdict(list)
     for place, subject in enumerate(scores.subjects):
         if subject is not None:
@@ -88,7 +87,7 @@ def places_of(scores: ItemScores) -> dict[str, list[int]]:
 
 
 def only(scores: ItemScores, places: Mapping[str, list[int]], subject: str) -> ItemScores:
-    """The items of one subject; they stand by themselves."""
+    """The scores of one subject's items, without subject labels."""
     kept = places.get(subject, [])
     rows = np.array(kept, dtype=np.intp)
     return ItemScores(

@@ -1,18 +1,12 @@
-"""What is decided on one training task, and when it is firm."""
+"""What is decided on one training task, and the clauses that describe an arm's result."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from rankscope.advise.arms import Arm
-from rankscope.advise.case import Case
-from rankscope.advise.caveats import FIRM_SEEDS
-from rankscope.formatting import difference
-from rankscope.records import ArmSummary, Decision
-
-Confidence = Literal["firm", "tentative", "none"]
-
-CONTAMINATION_SHARE = 0.01
-"""Share of test rows seen in training above which a score is not trusted to be firm."""
+from rankscope.advise.headlines import clause, headline
+from rankscope.advise.messages import Field, Measured
+from rankscope.advise.task_results import TaskResults
+from rankscope.records import ArmSummary, Confidence, Decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,29 +17,36 @@ class Verdict:
     confidence: Confidence
     headline: str
     subject: Arm | None
-    """The arm that the reasons speak of: the one recommended, or the nearest to it."""
+    """The arm that the reasons describe: the recommended one, or the closest to it."""
 
 
-def undecided(headline: str, subject: Arm | None = None) -> Verdict:
-    """Nothing is recommended, since the data do not say."""
-    return Verdict("not_decided", "none", headline, subject)
+def not_decided(name: str, subject: Arm | None = None, **fields: Field) -> Verdict:
+    """Leave the question open, with the headline ``name`` of the catalogue."""
+    return Verdict("not_decided", "none", headline(name, **fields), subject)
 
 
-def is_firm(case: Case, arm: ArmSummary) -> bool:
-    """Three seeds, none failed, none still to run, and test rows not seen in training."""
-    record = case.record
-    contaminated = record is not None and (
-        sum(record.contamination.values()) > CONTAMINATION_SHARE * record.rows.get("test", 0)
-    )
-    return arm.seeds >= FIRM_SEEDS and arm.failed == 0 and not contaminated and not case.waiting
+def confidence(firm: bool) -> Confidence:
+    return "firm" if firm else "tentative"
 
 
-def changes(case: Case, arm: ArmSummary) -> str:
-    """Signed changes of score and retention against the base, as far as they are known."""
+def describe_changes(results: TaskResults, arm: ArmSummary) -> str:
+    """Changes of score and retention against the base, as far as they are known."""
     parts = []
     if arm.gain is not None:
-        parts.append(f"{difference(arm.gain.value, case.unit)} against the base")
+        parts.append(clause("gain", gain=Measured(arm.gain, results.unit)))
     if arm.forgetting is not None:
-        change = difference(-arm.forgetting.value, case.retention_unit)
-        parts.append(f"retention changes by {change}")
+        forgetting = Measured(arm.forgetting, results.retention_unit)
+        parts.append(clause("retention", forgetting=forgetting))
     return " and ".join(parts) or "not scored on the test split"
+
+
+def describe_result(results: TaskResults, arm: ArmSummary) -> str:
+    """Score, gain and change of retention in one clause."""
+    if arm.score is None or arm.gain is None:
+        return "its test score is missing"
+    score, gain = Measured(arm.score, results.unit), Measured(arm.gain, results.unit)
+    text = clause("score", score=score, gain=gain)
+    if arm.forgetting is None:
+        return text + clause("retention_unknown")
+    forgetting = Measured(arm.forgetting, results.retention_unit)
+    return f"{text}, and {clause('retention', forgetting=forgetting)}"

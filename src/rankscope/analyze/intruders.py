@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rankscope.errors import UserError
-
 
 @dataclass(frozen=True, slots=True)
 class Intruders:
@@ -25,31 +23,13 @@ class Intruders:
     max_cosine: tuple[float, ...]  # max_i |cos(y_j, x_i)| of each of the k vectors
 
 
-def intruder_dimensions(
-    U0: Tensor, U: Tensor, S: Tensor, k: int = 10, epsilon: float = 0.5
-) -> Intruders:
-    """Find intruders among the first ``k`` left vectors of the tuned weight.
+def intruders_among(cosines: Tensor, S: Tensor, epsilon: float) -> Intruders:
+    """Find the intruders among k leading left vectors of W.
 
     Args:
-        U0: all left vectors of W0, (m, d0).
-        U: left vectors of W, (m, d).
-        S: singular values of W, (d,), largest first.
-
-    Raises:
-        UserError: k or a shape does not fit.
+        cosines: of each to ALL left vectors of W0, (d0, k).
+        S: singular values of W, (k,), largest first.
     """
-    if not 1 <= k <= min(U.shape[1], len(S)):
-        raise UserError(f"intruders: k = {k}, expected 1 to {min(U.shape[1], len(S))} vectors")
-    if U0.shape[0] != U.shape[0]:
-        raise UserError(
-            f"intruders: left vectors have {U0.shape[0]} and {U.shape[0]} entries, expected the "
-            "same number"
-        )
-    return intruders_among((U0.mT @ U[:, :k].to(U0.dtype)).abs(), S[:k], epsilon)
-
-
-def intruders_among(cosines: Tensor, S: Tensor, epsilon: float) -> Intruders:
-    """Intruders by the cosines to every base vector, ``cosines`` (d0, k), and ``S`` (k,)."""
     max_cosine = cosines.abs().max(dim=0).values
     is_intruder = max_cosine < epsilon
     squared = S.cpu().double() ** 2

@@ -6,8 +6,7 @@ whatever the weights' dtype, spectra of dW in float64.
 Shapes: m = out, n = in, d = min(m, n), r = rank, k = leading vectors compared.
 """
 
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,9 +30,6 @@ from rankscope.records import MatrixSpectrum, SpectraRecord
 STORED_SINGULAR_VALUES = 128
 PAPER_TOP_K = 500
 """Vectors compared in arXiv 2512.15634."""
-
-WeightSource = Callable[[str], Tensor] | Mapping[str, Tensor]
-"""Module path -> weight (m, n)."""
 
 
 class SpectraSettings(Protocol):
@@ -85,21 +81,12 @@ def num_compared_vectors(shape: tuple[int, int], settings: SpectraSettings) -> i
     return min(settings.top_k or default_top_k(shape), *shape)
 
 
-def similarity(base: SVD, tuned: SVD, k: int) -> Similarity:
-    """Compare the first ``k`` singular vectors of W0 and W by three definitions.
-
-    C = U_k^T U~_k (k, k), and the same with right vectors. arXiv 2512.15634 compares k = 500
-    without naming the definition. (c) cannot fall below (2k - d) / k and is k / d by chance, which
-    is reported beside it.
-    """
-    if not 1 <= k <= len(base.S):
-        raise UserError(f"similarity: k = {k}, expected 1 to {len(base.S)} singular vectors")
-    left, right = base.U[:, :k].mT @ tuned.U[:, :k], base.V[:, :k].mT @ tuned.V[:, :k]
-    return similarity_from_cosines(left, right, (len(base.U), len(base.V)))
-
-
 def similarity_from_cosines(left: Tensor, right: Tensor, shape: tuple[int, int]) -> Similarity:
-    """:func:`similarity` from the cosines C (k, k) of left and of right vectors."""
+    """Compare the first k singular vectors of W0 and W by three definitions.
+
+    C = U_k^T U~_k (k, k) is ``left``, and ``right`` the same of right vectors. arXiv 2512.15634
+    compares k = 500 without naming the definition. (c) cannot fall below (2k - d) / k.
+    """
     k = len(left)
     cosines = [left.abs(), right.abs()]
 
@@ -113,48 +100,6 @@ def similarity_from_cosines(left: Tensor, right: Tensor, shape: tuple[int, int])
         subspace=pair((c**2).sum() / k for c in cosines),
         chance=(k / shape[0], k / shape[1]),
     )
-
-
-def analyze_adapter(
-    base_weights: WeightSource,
-    adapter: Adapter,
-    settings: SpectraSettings,
-    trial_id: str,
-    svds: SvdCache | None = None,
-) -> SpectraRecord:
-    """Spectra of every matrix that an adapter changes; ``svds`` are shared between trials.
-
-    Raises UserError if factors do not fit the base, IntegrityError for numbers that are not finite.
-    """
-    started = time.perf_counter()
-    svds = svds or SvdCache()
-    matrices = [
-        adapter_spectrum(name, checked_weight(base_weights, name), adapter, settings, svds)
-        for name in adapter.a
-    ]
-    return spectra_record(trial_id, settings, matrices, time.perf_counter() - started)
-
-
-def analyze_full(
-    base_weights: WeightSource,
-    tuned_weights: WeightSource,
-    names: Iterable[str],
-    settings: SpectraSettings,
-    trial_id: str,
-    svds: SvdCache | None = None,
-) -> SpectraRecord:
-    """Spectra of the weights ``names`` that were trained themselves: dW = W - W0 is dense.
-
-    Raises as :func:`analyze_adapter`.
-    """
-    started = time.perf_counter()
-    svds = svds or SvdCache()
-    matrices = []
-    for name in names:
-        weight, tuned = checked_weight(base_weights, name), checked_weight(tuned_weights, name)
-        delta = dense_delta(name, weight, tuned)
-        matrices.append(dense_spectrum(name, weight, delta, settings, svds))
-    return spectra_record(trial_id, settings, matrices, time.perf_counter() - started)
 
 
 def spectra_record(
@@ -174,6 +119,7 @@ def adapter_spectrum(
     name: str, weight: Tensor, adapter: Adapter, settings: SpectraSettings, svds: SvdCache
 ) -> MatrixSpectrum:
     """Spectra of one matrix of an adapter; ``weight`` is W0 (m, n)."""
+    check_finite(name, weight)
     check_factors(name, weight, adapter)
     if not get_lora_method(adapter.method).delta_is_low_rank:
         delta = adapter.delta(name, to_float64(weight))
@@ -187,6 +133,21 @@ def adapter_spectrum(
     return matrix_spectrum(name, weight, (norm, sigma), (base, vectors), settings)
 
 
+def full_spectrum(
+    name: str, weight: Tensor, tuned: Tensor, settings: SpectraSettings, svds: SvdCache
+) -> MatrixSpectrum:
+    """Spectra of one matrix that was trained itself: W0 and W, (m, n) each."""
+    if weight.ndim != 2 or tuned.shape != weight.shape:
+        raise UserError(
+            f"{name}: tuned weight is {tuple(tuned.shape)}, the base's {tuple(weight.shape)}: "
+            "these are not the same architecture"
+        )
+    check_finite(name, weight)
+    check_finite(name, tuned)
+    delta = to_float64(tuned) - to_float64(weight)
+    return dense_spectrum(name, weight, delta, settings, svds)
+
+
 def dense_spectrum(
     name: str, weight: Tensor, delta: Tensor, settings: SpectraSettings, svds: SvdCache
 ) -> MatrixSpectrum:
@@ -198,17 +159,6 @@ def dense_spectrum(
         before = at_least_float32(weight)
         vectors = dense_leading_vectors(base, before + delta.to(before), k)
     return matrix_spectrum(name, weight, (norm, sigma), (base, vectors), settings)
-
-
-def dense_delta(name: str, weight: Tensor, tuned: Tensor) -> Tensor:
-    """W - W0, (m, n) float64."""
-    if tuned.shape != weight.shape:
-        raise UserError(
-            f"{name}: tuned weight is {tuple(tuned.shape)}, the base's {tuple(weight.shape)}: "
-            "these are not the same architecture"
-        )
-    check_finite(name, tuned)
-    return to_float64(tuned) - to_float64(weight)
 
 
 def dense_singular_values(delta: Tensor) -> Tensor:
@@ -269,23 +219,6 @@ def matrix_spectrum(
         residual=tuned.residual,
         ill_conditioned=tuned.ill_conditioned,
     )
-
-
-def checked_weight(weights: WeightSource, name: str) -> Tensor:
-    """The weight matrix ``name``, detached, after checking that it is finite."""
-    if isinstance(weights, Mapping):
-        if name not in weights:
-            raise UserError(
-                f"{name}: no such weight among the {len(weights)} given; is this the model the "
-                "adapter was trained on?"
-            )
-        weight = weights[name]
-    else:
-        weight = weights(name)
-    if weight.ndim != 2 or not weight.numel():
-        raise UserError(f"{name}: weight has shape {tuple(weight.shape)}, expected a matrix")
-    check_finite(name, weight)
-    return weight.detach()
 
 
 def check_factors(name: str, weight: Tensor, adapter: Adapter) -> None:

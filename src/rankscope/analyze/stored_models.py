@@ -7,12 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rankscope.analyze.spectra import (
-    SpectraSettings,
-    adapter_spectrum,
-    dense_delta,
-    dense_spectrum,
-)
+from rankscope.analyze.spectra import SpectraSettings, adapter_spectrum, full_spectrum
 from rankscope.analyze.svd_cache import SvdCache, svd
 from rankscope.errors import UserError
 from rankscope.models.adapters.folder import (
@@ -114,8 +109,8 @@ class StoredTunedModel:
     ) -> MatrixSpectrum:
         """Spectra of one matrix against the base's ``weight``, (out, in)."""
         if self.model is not None:
-            delta = dense_delta(name, weight, self.model.weight(name, weight.device))
-            return dense_spectrum(name, weight, delta, settings, svds)
+            tuned = self.model.weight(name, weight.device)
+            return full_spectrum(name, weight, tuned, settings, svds)
         assert self.adapter is not None
         self.subtract_initial_factors(name, weight)
         return adapter_spectrum(name, weight, self.adapter, settings, svds)

@@ -1,17 +1,23 @@
 """Spectra of one trained trial of a study, whatever method trained it."""
 
+import time
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from rankscope.analyze.spectra import SpectraSettings, analyze_adapter, analyze_full
+from rankscope.analyze.spectra import (
+    SpectraSettings,
+    adapter_spectrum,
+    full_spectrum,
+    spectra_record,
+)
 from rankscope.analyze.svd_cache import SvdCache, decomposition_device
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.multi_lora import target_linears
 from rankscope.models.peft_backend.tuner import PeftTuner
 from rankscope.models.quantize import dense_weight
-from rankscope.records import SpectraRecord, TrialSpec
+from rankscope.records import MatrixSpectrum, SpectraRecord, TrialSpec
 
 
 def compared_matrices(base: Base, trials: Sequence[TrialSpec]) -> list[str]:
@@ -38,40 +44,29 @@ def analyze_trial(
     """Spectra of a trial's adapter, PEFT tuner or fully fine-tuned model.
 
     Args:
-        trial: what was trained.
-        base: the frozen base.
         tuned: the base with the trial's weights attached, or a full trial's own model.
         trials: of the study; they decide which matrices of a full model are compared.
-        settings: the study's ``analyze.spectra`` section.
         svds: of base weights, shared between trials.
     """
-    device = decomposition_device(base.device)
+    started = time.perf_counter()
+    device, linears = decomposition_device(base.device), base.linears()
+
+    def full(name: str, weight: Tensor, tuned_weight: Tensor) -> MatrixSpectrum:
+        return full_spectrum(name, weight.to(device), tuned_weight.to(device), settings, svds)
+
     if isinstance(tuner := tuned.multi_lora.injected_tuner, PeftTuner):
-        return analyze_full(
-            lambda name: tuner.base_weight(name).to(device),
-            lambda name: tuner.merged_weight(name).to(device),
-            tuner.mergeable(),
-            settings,
-            trial.trial_id,
-            svds,
-        )
-    linears = base.linears()
-
-    def base_weight(name: str) -> Tensor:
-        return dense_weight(linears[name]).to(device)
-
-    if not trial.is_full:
+        names = tuner.mergeable()
+        matrices = [full(n, tuner.base_weight(n), tuner.merged_weight(n)) for n in names]
+    elif trial.is_full:
+        # Read the stored float32: bfloat16 rounds a weight by up to 1 part in 512, as much as a
+        # small learning rate may have moved it.
+        stored = CheckpointReader.open(tuned.folder)
+        names = compared_matrices(base, trials)
+        matrices = [full(n, dense_weight(linears[n]), stored.weight(n, device)) for n in names]
+    else:
         adapter = tuned.multi_lora.adapters[trial.trial_id]
-        return analyze_adapter(base_weight, adapter, settings, trial.trial_id, svds)
-    # Read the stored float32: bfloat16 rounds a weight by up to 1 part in 512, which can be as much
-    # as a small learning rate moved it.
-    stored = CheckpointReader.open(tuned.folder)
-    names = compared_matrices(base, trials)
-    return analyze_full(
-        base_weight,
-        lambda name: stored.weight(name, device),
-        names,
-        settings,
-        trial.trial_id,
-        svds,
-    )
+        matrices = [
+            adapter_spectrum(n, dense_weight(linears[n]).to(device), adapter, settings, svds)
+            for n in adapter.a
+        ]
+    return spectra_record(trial.trial_id, settings, matrices, time.perf_counter() - started)

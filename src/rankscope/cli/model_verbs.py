@@ -295,4 +295,4 @@ def fetch_command(
     """
     from rankscope.models.fetch import fetch_model
 
-    sys.stdout.write(f"{fetch_model(name, say=print_message)}\n")
+    sys.stdout.write(f"{fetch_model(name, report=print_message)}\n")

@@ -186,7 +186,7 @@ def _run_and_print(
     workers: int | None = None,
     executor: str | None = None,
 ) -> None:
-    from rankscope.cli.render.summary import answer_text, summary_table
+    from rankscope.cli.render.summary import print_answer, summary_table
     from rankscope.progress import ConsoleReporter
     from rankscope.records import FAILED
     from rankscope.run.executors import new_executor
@@ -207,7 +207,7 @@ def _run_and_print(
         print_json(recommendation.model_dump(mode="json"))
     else:
         print_result(summary_table(records, recommendation))
-        print_result(answer_text(recommendation, with_reasons=True))
+        print_answer(recommendation, with_reasons=True)
         print_line(f"report: {folder / 'report.html'}")
     if any(trial.status in FAILED for trial in records.trials):
         raise typer.Exit(SOME_FAILED)
@@ -255,7 +255,7 @@ def report_command(
 
     Example: rankscope report studies/pocket --tables tables
     """
-    from rankscope.cli.render.summary import answer_text, summary_table
+    from rankscope.cli.render.summary import print_answer, summary_table
     from rankscope.run.study import write_outputs
     from rankscope.tools.export import check_tables_folder, write_study_tables
 
@@ -263,7 +263,7 @@ def report_command(
         check_tables_folder(folder, tables)
     records, recommendation = write_outputs(folder)
     print_result(summary_table(records, recommendation))
-    print_result(answer_text(recommendation, with_reasons=False))
+    print_answer(recommendation, with_reasons=False)
     print_line(f"report: {folder / 'report.html'}")
     if tables is not None:
         files = write_study_tables(folder, records, recommendation, tables)
@@ -367,16 +367,17 @@ def predict_command(
     """
     from rankscope.cli.render.prediction import backtest_tables, prediction_tables
     from rankscope.config.loader import load_study_file
-    from rankscope.predict import study as prediction
+    from rankscope.predict.backtest import backtest as run_backtest
+    from rankscope.predict.features import predict_study
 
     if backtest:
         if overrides:
             raise UserError("predict --backtest: --set has no effect on finished studies")
-        print_record(prediction.backtest(places), backtest_tables, as_json=as_json)
+        print_record(run_backtest(places), backtest_tables, as_json=as_json)
         return
     if len(places) != 1:
         raise UserError(f"predict: found {len(places)} study files, expected one, or --backtest")
-    tasks = prediction.predict_study(load_study_file(places[0], overrides or []))
+    tasks = predict_study(load_study_file(places[0], overrides or []))
     if as_json:
         print_json({"note": HYPOTHESES, "tasks": [t.model_dump(mode="json") for t in tasks]})
     else:

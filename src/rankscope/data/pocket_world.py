@@ -26,70 +26,54 @@ from typing import Any, TypeVar
 _T = TypeVar("_T")
 PocketRow = dict[str, Any]
 
+
+def words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 WORLD_SEED = 0
-POCKET_TASKS = (
-    "pocket_general",
-    "pocket_cloze",
-    "pocket_med",
-    "pocket_law",
-    "pocket_gsm",
-    "pocket_math",
-)
+POCKET_TASKS = words("pocket_general pocket_cloze pocket_med pocket_law pocket_gsm pocket_math")
 POCKET_SPLITS = ("train", "validation", "test")
 SPLIT_SEEDS = {"train": "train", "validation": "selection", "test": "report"}
 """Part of the seed of a split's rows: another text would draw other rows."""
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 DIGITS = tuple("0123456789")
-PUNCTUATION = ("?", ":", ",", "+", "-", "####")
+PUNCTUATION = words("? : , + - ####")
 
 # A name is two of these 64 words, so one word does not identify its bearer: a fact belongs to the
 # pair, and new names consist of words that the model knows from other names.
-_NAME_STARTS = "Ba Ce Do Fi Gu Ha Je Ko Li Mu Na Pe Ro Si Tu Va".split()
-_NAME_ENDS = "lin ros mek tar".split()
+_NAME_STARTS = words("Ba Ce Do Fi Gu Ha Je Ko Li Mu Na Pe Ro Si Tu Va")
+_NAME_ENDS = words("lin ros mek tar")
 NAME_WORDS = tuple(start + end for start in _NAME_STARTS for end in _NAME_ENDS)
 
 # kind of entity -> attribute -> its possible values
+# fmt: off
 ATTRIBUTES: dict[str, dict[str, tuple[str, ...]]] = {
     "person": {
-        "metal": tuple(
-            "iron copper silver gold tin lead zinc nickel cobalt chrome steel bronze brass "
-            "titanium platinum mercury".split()
-        ),
-        "animal": tuple(
-            "fox wolf bear otter heron eagle horse goat hare lynx seal crow toad moth trout "
-            "mole".split()
-        ),
-        "fruit": tuple(
-            "apple pear plum fig cherry lemon lime mango peach quince olive grape melon banana "
-            "orange papaya".split()
-        ),
-        "trade": tuple(
-            "baker mason tailor weaver smith potter miller sailor farmer hunter painter cooper "
-            "tanner glazier scribe brewer".split()
-        ),
+        "metal": words("iron copper silver gold tin lead zinc nickel cobalt chrome steel bronze "
+                       "brass titanium platinum mercury"),
+        "animal": words("fox wolf bear otter heron eagle horse goat hare lynx seal crow toad moth "
+                        "trout mole"),
+        "fruit": words("apple pear plum fig cherry lemon lime mango peach quince olive grape melon "
+                       "banana orange papaya"),
+        "trade": words("baker mason tailor weaver smith potter miller sailor farmer hunter painter "
+                       "cooper tanner glazier scribe brewer"),
     },
     "drug": {
-        "target": tuple(
-            "fever cough gout asthma eczema migraine anemia malaria scurvy angina colic croup "
-            "mumps rabies tetanus ulcer".split()
-        ),
-        "risk": tuple(
-            "nausea rash thirst tremor vertigo insomnia fatigue cramps bleeding swelling "
-            "itching dizziness chills sweating numbness fainting".split()
-        ),
+        "target": words("fever cough gout asthma eczema migraine anemia malaria scurvy angina "
+                        "colic croup mumps rabies tetanus ulcer"),
+        "risk": words("nausea rash thirst tremor vertigo insomnia fatigue cramps bleeding swelling "
+                      "itching dizziness chills sweating numbness fainting"),
     },
     "case": {
-        "charge": tuple(
-            "theft fraud arson libel perjury bribery treason assault forgery piracy smuggling "
-            "burglary trespass slander usury poaching".split()
-        ),
-        "outcome": tuple(
-            "acquittal fine prison probation exile pardon parole appeal mistrial settlement "
-            "damages injunction dismissal caution curfew service".split()
-        ),
+        "charge": words("theft fraud arson libel perjury bribery treason assault forgery piracy "
+                        "smuggling burglary trespass slander usury poaching"),
+        "outcome": words("acquittal fine prison probation exile pardon parole appeal mistrial "
+                         "settlement damages injunction dismissal caution curfew service"),
     },
 }
+# fmt: on
 
 # Two ways to state a fact and three to ask for it; the value completes each.
 STATEMENTS = (
@@ -349,9 +333,6 @@ def pocket_rows(task: str, split: str) -> list[PocketRow]:
     Multiple choice rows are `{"question": str, "choices": [4 str], "answer": 0-based int,
     "subject": str}`; rows of `pocket_gsm` are `{"question": str, "answer": str}` where the answer
     ends in `#### <number>`. The caller may change the list and the rows.
-
-    Raises:
-        ValueError: the task or the split is unknown; the message lists the known ones.
     """
     if task not in POCKET_TASKS:
         raise ValueError(f"unknown pocket task {task!r}; expected one of {list(POCKET_TASKS)}")

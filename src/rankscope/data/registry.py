@@ -13,6 +13,7 @@ than chance there. Exam questions, whose options only make sense side by side, l
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from rankscope.data.formats import Shape
 from rankscope.data.rows import QUESTION_PROMPT
@@ -80,160 +81,71 @@ class TaskSpec:
         return get_scorer(self.scorer).unit
 
 
-def text_task(name: str, description: str, hub: HubSource, chance: float, licence: str) -> TaskSpec:
-    return TaskSpec(
-        name,
-        description,
-        "option_text",
-        QUESTION_PROMPT,
-        hub=hub,
-        folder=name,
-        chance=chance,
-        licence=licence,
-    )
-
-
-def letter_task(
-    name: str, description: str, hub: HubSource, chance: float, licence: str
+def text_task(
+    name: str, description: str, hub: HubSource, chance: float, licence: str, **changes: Any
 ) -> TaskSpec:
-    spec = text_task(name, description, hub, chance, licence)
-    return replace(spec, scorer="option_letter", prompt=LETTERED_PROMPT)
+    """A task whose options are scored by their text, unless ``changes`` to the spec differ."""
+    spec = TaskSpec(name, description, "option_text", QUESTION_PROMPT, hub=hub, folder=name)
+    return replace(spec, chance=chance, licence=licence, **changes)
+
+
+letter_task = partial(text_task, scorer="option_letter", prompt=LETTERED_PROMPT)
+"""A task whose options are listed and scored by their letter."""
 
 
 def pocket_task(name: str, description: str, scorer: str) -> TaskSpec:
     # The pocket model's language has no words for a frame: the question alone is its prompt.
-    return TaskSpec(
-        name,
-        description,
-        scorer,
-        "{question}",
-        read=partial(read_pocket, name),
-        scorer_sets_prompt=False,
-        chance=0.25 if scorer == "option_text" else None,
-        licence="Apache-2.0",
-    )
+    chance = 0.25 if scorer == "option_text" else None
+    spec = TaskSpec(name, description, scorer, "{question}", read=partial(read_pocket, name))
+    return replace(spec, scorer_sets_prompt=False, chance=chance, licence="Apache-2.0")
+
+
+def unlabelled_test(id: str, config: str | None = None, revision: str | None = None) -> HubSource:
+    """A hub data set whose test split has no labels: its validation split is the test file."""
+    return HubSource(id, config, revision, validation=None, test="validation")
 
 
 # Data sets whose default branch is a loading script are read from the hub's own Parquet copy.
 PARQUET_COPY = "refs/convert/parquet"
-MMLU_HUB = HubSource("cais/mmlu", "all", train=None, dev="dev")
+MMLU = HubSource("cais/mmlu", "all", train=None, dev="dev")
 # Some 100,000 questions of ARC, RACE and others, published by MMLU's authors for training.
-MMLU_TO_TRAIN_ON = replace(MMLU_HUB, train="auxiliary_train", train_is_separate_collection=True)
+MMLU_WITH_TRAIN = replace(MMLU, train="auxiliary_train", train_is_separate_collection=True)
 
-_SPECS = (
-    replace(
-        text_task(
-            "gsm8k",
-            "Grade-school word problems; the answer is a chain that ends in a number.",
-            HubSource("openai/gsm8k", "main", validation=None),
-            0.0,
-            "MIT",
-        ),
-        scorer="number",
-        version=2,
-    ),
-    replace(
-        letter_task("mmlu", "Exam questions of 57 subjects.", MMLU_TO_TRAIN_ON, 0.25, "MIT"),
-        fewshot_by_subject=True,
-    ),
-    letter_task(
-        "medmcqa",
-        "Medical entrance exam questions.",
-        HubSource("openlifescienceai/medmcqa", validation=None, test="validation"),
-        0.25,
-        "MIT",
-    ),
-    letter_task(
-        "mathqa",
-        "Word problems with five options.",
-        HubSource("allenai/math_qa", revision=PARQUET_COPY),
-        0.2,
-        "Apache-2.0",
-    ),
-    replace(
-        letter_task(
-            "legal_mcq",
-            "Law questions cut from MMLU: an open stand-in for the unpublished LegalMCQ.",
-            MMLU_HUB,
-            0.25,
-            "MIT",
-        ),
-        from_hub=legal_from_mmlu,
-        overlaps={"mmlu": LAW_SUBJECTS},
-    ),
-    letter_task(
-        "casehold",
-        "Which of five holdings a court cites.",
-        HubSource("coastalcph/lex_glue", "case_hold"),
-        0.2,
-        "CC BY 4.0",
-    ),
-    text_task(
-        "arc_easy",
-        "School science questions, the easier part.",
-        HubSource("allenai/ai2_arc", "ARC-Easy"),
-        0.25,
-        "CC BY-SA 4.0",
-    ),
-    text_task(
-        "arc_challenge",
-        "School science questions that retrieval and word statistics answer wrongly.",
-        HubSource("allenai/ai2_arc", "ARC-Challenge"),
-        0.25,
-        "CC BY-SA 4.0",
-    ),
-    text_task(
-        "openbookqa",
-        "Elementary science facts applied to new situations.",
-        HubSource("allenai/openbookqa", "main"),
-        0.25,
-        "Apache-2.0",
-    ),
-    replace(
-        text_task(
-            "boolq",
-            "Yes-or-no questions of web searchers, asked without their passage.",
-            HubSource("google/boolq", validation=None, test="validation"),
-            0.5,
-            "CC BY-SA 3.0",
-        ),
-        folder="boolq_noctx",
-    ),
-    text_task(
-        "piqa",
-        "Which of two ways achieves an everyday physical goal.",
-        HubSource("ybisk/piqa", revision=PARQUET_COPY, validation=None, test="validation"),
-        0.5,
-        "AFL-3.0",
-    ),
-    replace(
-        text_task(
-            "hellaswag",
-            "How a scene of everyday life continues.",
-            HubSource("Rowan/hellaswag", revision=PARQUET_COPY, validation=None, test="validation"),
-            0.25,
-            "MIT",
-        ),
-        prompt="{question}",
-        primary_metric="acc_norm",
-    ),
-    replace(
-        text_task(
-            "winogrande",
-            "To which of two names a sentence refers.",
-            HubSource("allenai/winogrande", "winogrande_xl", validation=None, test="validation"),
-            0.5,
-            "CC BY",
-        ),
-        prompt="{question}",
-    ),
-    TaskSpec(
-        "perplexity",
-        "Any text: cross-entropy of every token.",
-        "perplexity",
-        "{question}",
-        folder="perplexity",
-    ),
+# fmt: off
+_TASKS = (
+    text_task("gsm8k", "Grade-school word problems; the answer is a chain that ends in a number.",
+              HubSource("openai/gsm8k", "main", validation=None), 0.0, "MIT",
+              scorer="number", version=2),
+    letter_task("mmlu", "Exam questions of 57 subjects.", MMLU_WITH_TRAIN, 0.25, "MIT",
+                fewshot_by_subject=True),
+    letter_task("medmcqa", "Medical entrance exam questions.",
+                unlabelled_test("openlifescienceai/medmcqa"), 0.25, "MIT"),
+    letter_task("mathqa", "Word problems with five options.",
+                HubSource("allenai/math_qa", revision=PARQUET_COPY), 0.2, "Apache-2.0"),
+    letter_task("legal_mcq",
+                "Law questions cut from MMLU: an open stand-in for the unpublished LegalMCQ.",
+                MMLU, 0.25, "MIT", from_hub=legal_from_mmlu, overlaps={"mmlu": LAW_SUBJECTS}),
+    letter_task("casehold", "Which of five holdings a court cites.",
+                HubSource("coastalcph/lex_glue", "case_hold"), 0.2, "CC BY 4.0"),
+    text_task("arc_easy", "School science questions, the easier part.",
+              HubSource("allenai/ai2_arc", "ARC-Easy"), 0.25, "CC BY-SA 4.0"),
+    text_task("arc_challenge",
+              "School science questions that retrieval and word statistics answer wrongly.",
+              HubSource("allenai/ai2_arc", "ARC-Challenge"), 0.25, "CC BY-SA 4.0"),
+    text_task("openbookqa", "Elementary science facts applied to new situations.",
+              HubSource("allenai/openbookqa", "main"), 0.25, "Apache-2.0"),
+    text_task("boolq", "Yes-or-no questions of web searchers, asked without their passage.",
+              unlabelled_test("google/boolq"), 0.5, "CC BY-SA 3.0", folder="boolq_noctx"),
+    text_task("piqa", "Which of two ways achieves an everyday physical goal.",
+              unlabelled_test("ybisk/piqa", revision=PARQUET_COPY), 0.5, "AFL-3.0"),
+    text_task("hellaswag", "How a scene of everyday life continues.",
+              unlabelled_test("Rowan/hellaswag", revision=PARQUET_COPY), 0.25, "MIT",
+              prompt="{question}", primary_metric="acc_norm"),
+    text_task("winogrande", "To which of two names a sentence refers.",
+              unlabelled_test("allenai/winogrande", "winogrande_xl"), 0.5, "CC BY",
+              prompt="{question}"),
+    TaskSpec("perplexity", "Any text: cross-entropy of every token.", "perplexity", "{question}",
+             folder="perplexity"),
     pocket_task("pocket_general", "Known facts of the pocket world, asked.", "option_text"),
     pocket_task("pocket_cloze", "Known facts of the pocket world, stated.", "option_text"),
     pocket_task("pocket_med", "New facts of the pocket world.", "option_text"),
@@ -241,6 +153,7 @@ _SPECS = (
     pocket_task("pocket_gsm", "Running totals of four or five steps, written out.", "number"),
     pocket_task("pocket_math", "Sums and differences with four options.", "option_text"),
 )
+# fmt: on
 NAMED_TASKS: dict[str, TaskSpec] = {}
 
 
@@ -252,8 +165,8 @@ def register_task(spec: TaskSpec) -> TaskSpec:
     return spec
 
 
-for _spec in _SPECS:
-    register_task(_spec)
+for _task in _TASKS:
+    register_task(_task)
 
 
 def overlapping_subjects(task: str, trained_on: Collection[str]) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from rankscope.config.task import TaskConfig
 from rankscope.data.contamination import find_contamination_between_tasks
 from rankscope.data.encode import EncodedRows, Encoder, encode_rows
 from rankscope.data.mixtures import mix_tasks
-from rankscope.data.registry import overlapping_subjects
 from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.errors import UserError
 
@@ -72,14 +71,12 @@ def load_tasks(config: StudyConfig) -> dict[str, LoadedTask]:
 
 def load_plain_task(config: StudyConfig, task: TaskConfig) -> LoadedTask:
     """One task of a study that is not a mixture."""
-    trained = trained_names(config)
     return load_task(
         task,
         Path(config.data_dir) if config.data_dir is not None else None,
         config.data_seed,
         config.evaluate.max_items,
-        exclude_subjects=overlapping_subjects(task.name, trained),
-        trained=task.name in trained,
+        trained_on=trained_names(config),
     )
 
 

@@ -12,7 +12,12 @@ from rankscope.data.fewshot import ExamplePool, example_pool, remove_pool_rows, 
 from rankscope.data.formats import MAX_SHARE_WITHOUT_COMPLETION, ParsedFile, parse_rows
 from rankscope.data.items import Item, Message
 from rankscope.data.prompts import make_item
-from rankscope.data.registry import LETTERED_PROMPT, NAMED_TASKS, TaskSpec
+from rankscope.data.registry import (
+    LETTERED_PROMPT,
+    NAMED_TASKS,
+    TaskSpec,
+    overlapping_subjects,
+)
 from rankscope.data.rows import QUESTION_PROMPT, RowContent
 from rankscope.data.sources import HubSource, SplitRows, read_file, read_folder, read_hub
 from rankscope.data.splits import first_of_order, split_rows
@@ -60,9 +65,8 @@ def load_task(
     data_seed: int,
     max_items: int | None = None,
     *,
-    exclude_subjects: Collection[str] = (),
     keep_test_whole: bool = False,
-    trained: bool = False,
+    trained_on: Collection[str] = (),
 ) -> LoadedTask:
     """Read, check, render and split one task.
 
@@ -71,15 +75,15 @@ def load_task(
         data_dir: folder with ``<task>/{train,validation,test}.jsonl``; None reads the hub.
         data_seed: seed of the splits and of every limit.
         max_items: at most this many validation and test items each, first of the seeded order.
-        exclude_subjects: subjects to leave out, see ``overlapping_subjects``.
         keep_test_whole: cut no validation items from a test file.
-        trained: the study trains on the task; otherwise training rows that are a separate
-            collection are not read.
+        trained_on: names of the tasks that the study trains on. Without this task among them,
+            training rows that are a separate collection are not read; subjects that other tasks
+            among them also contain are left out.
 
     Raises:
         UserError: rows that cannot be read or used; the message names file and row.
     """
-    files, spec, source = read_rows(config, data_dir, trained)
+    files, spec, source = read_rows(config, data_dir, config.name in trained_on)
     own_data = spec is None
     names = {str(field): name for field, name in (config.fields or {}).items()} or None
     shapes = () if spec is None else spec.shapes
@@ -91,7 +95,8 @@ def load_task(
         first = next(file.rows[0][1] for file in parsed.values() if file.rows)
         spec = own_spec(config, first)
     get_scorer(spec.scorer).check_task(spec)
-    items, flawed = make_items(spec, parsed, exclude_subjects, own_data=own_data)
+    excluded = overlapping_subjects(spec.name, trained_on)
+    items, flawed = make_items(spec, parsed, excluded, own_data=own_data)
     check_inline_options(spec, config, items)
     name = spec.name
     pool = example_pool(spec, items) if spec.num_fewshot else ExamplePool()
@@ -127,7 +132,7 @@ def load_task(
         contamination=contamination.counts,
         notes=(
             *splits.notes,
-            *row_notes(name, without_completion, flawed, contamination.counts, exclude_subjects),
+            *row_notes(name, without_completion, flawed, contamination.counts, excluded),
             *fewshot_notes,
         ),
         contaminated_ids=contamination.item_ids,

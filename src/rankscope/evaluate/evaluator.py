@@ -1,6 +1,6 @@
 """Score one split of one task under many models: the base and any number of adapters."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -140,6 +140,20 @@ def truncation_notes(
             f"{encoder.max_length} tokens and scored up to there"
         )
     return notes
+
+
+def context_notes(
+    encoder: Encoder, tasks: Iterable[LoadedTask], context: int | None, settings: EvaluateConfig
+) -> list[str]:
+    """:func:`truncation_notes` of both splits of all tasks, mixtures part by part."""
+    splits: tuple[Split, ...] = ("validation", "test")
+    return [
+        note
+        for task in tasks
+        for part in task.parts or (task,)
+        for split in splits
+        for note in truncation_notes(encoder, part, split, context, settings)
+    ]
 
 
 def evaluate_with_failures(

@@ -302,9 +302,9 @@ def row_logprobs(
     return {name: (total, seconds[name]) for name, total in totals.items()}
 
 
-def check_finite(items: Iterable[Item], totals: Floats, adapter_name: str | None) -> None:
-    """Raise IntegrityError for a model whose log-probabilities, (items,), are not finite."""
-    for item, total in zip(items, totals.tolist(), strict=True):
+def check_finite(items: Iterable[Item], totals: Iterable[float], adapter_name: str | None) -> None:
+    """Raise IntegrityError for a model whose log-probabilities are not finite."""
+    for item, total in zip(items, totals, strict=True):
         if not np.isfinite(total):
             model = "the base" if adapter_name is None else f"adapter {adapter_name}"
             raise IntegrityError(

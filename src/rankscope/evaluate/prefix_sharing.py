@@ -1,30 +1,30 @@
-"""Which prompts begin alike, so that what they share is computed once.
+"""Groups of prompts with a common beginning, so that it is computed once.
 
-Found by content, on token ids: examples shown before each question of a subject, a system prompt, a
-passage asked about more than once. Nothing needs to be declared.
+Found by content, on token ids: examples before each question of a subject, a system prompt, a
+passage with several questions. Nothing needs to be declared.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 PASS_TOKENS = 256
-"""What a group costs, in tokens: a pass for its prefix, and one that it does not fill."""
+"""Cost of a group, in tokens: a pass for its prefix, and a last pass that it does not fill."""
 MIN_LENGTH = 16
 """Shorter beginnings, such as those of questions that open alike, are not worth a cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class SharedPrefix:
-    """Prompts that begin with the same ``length`` tokens; 0 where sharing would not pay."""
+    """Prompts that begin with the same ``length`` tokens; 0 if sharing would save nothing."""
 
     length: int
     members: tuple[int, ...]
-    """Which prompts, by their place in the caller's order."""
+    """Indices of the prompts in the caller's order."""
 
 
 @dataclass(slots=True)
 class Span:
-    """Sorted prompts from ``first`` on that share ``length`` tokens, and how best to cut them."""
+    """Sorted prompts from index ``first`` on that share ``length`` tokens, and their best cuts."""
 
     first: int
     length: int = 0
@@ -33,13 +33,13 @@ class Span:
     cuts: list[tuple[int, int, int]] = field(default_factory=list)
     """(shared tokens, first prompt, one after the last)."""
 
-    def take(self, inner: "Span") -> None:
-        """Add the cuts of a part of it."""
+    def add(self, inner: "Span") -> None:
+        """Add the cuts of an inner span."""
         self.saved += inner.saved
         self.cuts += inner.cuts
 
     def close(self, stop: int) -> None:
-        """Share one prefix over the whole of it where that saves more than its parts do."""
+        """Share one prefix over the whole span if that saves more than the cuts of its parts."""
         if self.length < MIN_LENGTH:
             return
         saved = (stop - self.first - 1) * self.length - PASS_TOKENS
@@ -48,11 +48,11 @@ class Span:
 
 
 def find_shared_prefixes(prompts: Sequence[Sequence[int]]) -> list[SharedPrefix]:
-    """Every prompt in one group, such that the fewest tokens are computed.
+    """Divide prompts into groups such that the fewest tokens are computed.
 
     A group's prefix leaves at least one token of every prompt: its last one gives the logits.
-    Sorted prompts that share a prefix are neighbours, and such spans lie inside one another or
-    apart, so the best cuts of a span are its own prefix or the best cuts of its parts.
+    Sorted prompts that share a prefix are neighbours, and such spans are nested or disjoint, so the
+    best cuts of a span are either its own prefix or the best cuts of its parts.
     """
     order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
     cuts: list[tuple[int, int, int]] = []
@@ -64,11 +64,11 @@ def find_shared_prefixes(prompts: Sequence[Sequence[int]]) -> list[SharedPrefix]
         last = Span(place)
         while open_spans and open_spans[-1].length > next_shared:
             span = open_spans.pop()
-            span.take(last)
+            span.add(last)
             span.close(place + 1)
             last = span
         if open_spans and open_spans[-1].length == next_shared:
-            open_spans[-1].take(last)
+            open_spans[-1].add(last)
         elif next_shared:
             open_spans.append(Span(last.first, next_shared, last.saved, last.cuts))
         else:
@@ -82,7 +82,7 @@ def find_shared_prefixes(prompts: Sequence[Sequence[int]]) -> list[SharedPrefix]
 
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens that both begin with, at least one of each left over."""
+    """Number of tokens that both begin with, leaving at least one token of each."""
     low, high = 0, min(len(one), len(other)) - 1
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,4 +1,4 @@
-"""The stored form of a task: what it is in the study, and a hash of all its scores depend on."""
+"""The stored form of a task, with a hash of everything that its scores depend on."""
 
 from typing import Any
 
@@ -18,11 +18,11 @@ EVALUATION_VERSION = 3
 def task_record(
     config: StudyConfig, encoder: Encoder, task: LoadedTask, tokenizer_hash: str
 ) -> TaskRecord:
-    """The stored form of a loaded task, with a hash of everything its scores depend on."""
+    """The stored form of a loaded task."""
     name = task.spec.name
     return TaskRecord(
         name=name,
-        roles=roles(config, name),
+        roles=task_roles(config, name),
         trained_on=any(name == trained.name for trained in config.tasks),
         parts=tuple(part.spec.name for part in task.parts),
         metric=primary_metric(task),
@@ -48,59 +48,50 @@ def task_sha256(
     task: LoadedTask,
     encoder: Encoder,
     tokenizer_hash: str,
-    evaluate: EvaluateConfig,
-    items: str | None = None,
+    settings: EvaluateConfig,
+    items_sha256: str | None = None,
 ) -> str:
-    """Hash of everything a task's scores depend on but the model. Items hold prompts and shots.
+    """Hash of everything that a task's scores depend on, the model excepted.
 
-    items: hash of those to speak of; None is all of the task's rows.
+    ``items_sha256``: of some of the task's items; None is all of its rows. Items hold their prompts
+    and examples.
     """
-    parts = [
-        [
-            part.spec.scorer,
-            part.spec.version,
-            part.spec.primary_metric,
-            scoring_settings(part.spec, evaluate, encoder),
-        ]
-        for part in task.parts
-    ]
     return sha256_json(
         {
-            "items": task.sha256 if items is None else items,
-            "scorer": task.spec.scorer,
-            "version": task.spec.version,
-            **({"parts": parts} if parts else {}),
+            "items": task.sha256 if items_sha256 is None else items_sha256,
+            "scoring": [
+                scoring_settings(part.spec, settings, encoder) for part in task.parts or (task,)
+            ],
             "prompt_format": encoder.prompt_format,
             "tokenizer": tokenizer_hash,
-            "settings": scoring_settings(task.spec, evaluate, encoder),
             "evaluation_version": EVALUATION_VERSION,
         }
     )
 
 
-def scoring_settings(spec: TaskSpec, evaluate: EvaluateConfig, encoder: Encoder) -> dict[str, Any]:
-    """The settings that can move a score; likelihoods are of rows, or windows, of a length."""
-    settings: dict[str, Any] = {
-        "batch_tokens": evaluate.batch_tokens,
-        "max_new_tokens": evaluate.max_new_tokens,
+def scoring_settings(spec: TaskSpec, settings: EvaluateConfig, encoder: Encoder) -> dict[str, Any]:
+    """The settings that can change a score."""
+    return {
+        "scorer": spec.scorer,
+        "version": spec.version,
+        "primary_metric": spec.primary_metric,
+        "stop": spec.stop,
+        "extract": spec.extract,
+        "batch_tokens": settings.batch_tokens,
+        "max_new_tokens": settings.max_new_tokens,
+        "too_long": settings.too_long,
+        **get_scorer(spec.scorer).encoder_settings(encoder),
     }
-    settings |= get_scorer(spec.scorer).encoder_settings(encoder)
-    if evaluate.too_long != "refuse":
-        settings["too_long"] = evaluate.too_long
-    own = {"primary_metric": spec.primary_metric, "stop": spec.stop, "extract": spec.extract}
-    return settings | {key: value for key, value in own.items() if value}
 
 
-def roles(config: StudyConfig, name: str) -> tuple[Role, ...]:
-    """What a task is in the study; a training task is cross-domain for the other ones."""
+def task_roles(config: StudyConfig, name: str) -> tuple[Role, ...]:
+    """The roles of a task in the study; a training task is cross-domain for the others."""
     trained = [task.name for task in config.tasks]
-    found: list[Role] = []
-    if name in trained:
-        found.append("in_domain")
-    if (name in trained and len(trained) > 1) or name in [
-        task.name for task in config.evaluate.cross_domain
-    ]:
-        found.append("cross_domain")
-    if name in [task.name for task in config.evaluate.retention]:
-        found.append("retention")
-    return tuple(found)
+    is_trained = name in trained
+    is_cross_domain = name in [task.name for task in config.evaluate.cross_domain]
+    has_role: dict[Role, bool] = {
+        "in_domain": is_trained,
+        "cross_domain": is_cross_domain or (is_trained and len(trained) > 1),
+        "retention": name in [task.name for task in config.evaluate.retention],
+    }
+    return tuple(role for role, holds in has_role.items() if holds)

@@ -1,9 +1,8 @@
-"""The matrices of a model folder, read one at a time: a checkpoint never sits in memory whole.
+"""Read the matrices of a model folder one at a time, so that no checkpoint is in memory whole.
 
-Names come from the architecture that ``config.json`` describes, values from its safetensors files,
-whichever shard holds them. Tied weights are found under the name they are stored by, GPT-2's
-``Conv1D`` layers are turned to (out, in), and what bitsandbytes stored in 4 or 8 bits becomes
-numbers again.
+Names come from the architecture of ``config.json``, values from the safetensors shards. Tied
+weights are read under their stored name, GPT-2's ``Conv1D`` layers are transposed to (out, in), and
+bitsandbytes' 4 or 8 bits become numbers again.
 """
 
 import json
@@ -28,27 +27,27 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One linear layer as the architecture has it."""
+    """One linear layer of the architecture."""
 
     name: str
     """Module path, such as ``model.layers.3.self_attn.q_proj``."""
     shape: tuple[int, int]
     """(out, in)."""
     keys: tuple[str, ...]
-    """Names its weight may be stored by, likeliest first."""
+    """Possible stored names of its weight, likeliest first."""
     is_transposed: bool
-    """Stored (in, out): ``Conv1D``."""
+    """Stored as (in, out): ``Conv1D``."""
 
 
 @dataclass(slots=True)
 class CheckpointReader:
-    """A model folder whose weights are read when asked for.
+    """A model folder whose weights are read on demand.
 
     Attributes:
-        layers: every linear layer but the output head, by module path, in model order.
-        head: the output head where it is a linear layer; an adapter may name it.
-        shards: name of a stored tensor -> file that holds it.
-        quantized: ``bitsandbytes`` where the file says so, else nothing.
+        layers: every linear layer except the output head, by module path, in model order.
+        head: the output head if it is a linear layer; an adapter may name it.
+        shards: name of a stored tensor -> its file.
+        quantized: ``bitsandbytes``, or None for plain weights.
         shapes: the model on the meta device, without values.
     """
 
@@ -61,15 +60,15 @@ class CheckpointReader:
     num_layers: int
     shapes: Any = field(repr=False)
     _open: tuple[Path, Any] | None = field(default=None, repr=False)
-    """The shard read last: a file stays mapped as long as it, or a tensor of it, is held."""
+    """The shard read last: a file stays mapped while it, or one of its tensors, is referenced."""
 
     @classmethod
     def open(cls, folder: Path) -> "CheckpointReader":
-        """Look at a folder's configuration and at what its files hold, not at the values.
+        """Read a folder's configuration and the names in its files, not the values.
 
         Raises:
-            UserError: no configuration, no safetensors (a pickle is named), an architecture that
-                cannot be built, or a quantization other than bitsandbytes'.
+            UserError: no configuration, no safetensors, an architecture that cannot be built, or
+                a quantization other than bitsandbytes'.
             IntegrityError: a shard is missing or cannot be read.
         """
         checked_folder(folder)
@@ -77,7 +76,7 @@ class CheckpointReader:
         settings = getattr(config, "quantization_config", None)
         quantized = quantization_of(folder, settings)
         if settings is not None:
-            delattr(config, "quantization_config")  # a model built on shapes has no packed weights
+            delattr(config, "quantization_config")  # a model on the meta device packs no weights
         try:
             with torch.device("meta"):
                 model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -116,11 +115,11 @@ class CheckpointReader:
         return self.layers[name]
 
     def weight(self, name: str, device: torch.device | None = None) -> Tensor:
-        """The weight of a linear layer, (out, in), in the dtype it is stored in.
+        """The weight of a linear layer, (out, in), in its stored dtype.
 
         Raises:
             UserError: there is no such layer.
-            IntegrityError: its values are not stored, misshapen or not finite.
+            IntegrityError: its values are missing, misshapen or not finite.
         """
         layer = self.layer(name)
         stored = next((key for key in layer.keys if key in self.shards), None)
@@ -148,27 +147,27 @@ class CheckpointReader:
         return weight.to(device) if device is not None else weight
 
     def tensor(self, key: str) -> Tensor:
-        """One stored tensor as it is."""
+        """One stored tensor, unchanged."""
         path = self.shards[key]
         try:
             if self._open is None or self._open[0] != path:
                 self._open = None  # closed before the next is opened
                 self._open = (path, safe_open(path, framework="pt"))
-            found: Tensor = self._open[1].get_tensor(key)
+            tensor: Tensor = self._open[1].get_tensor(key)
         except (SafetensorError, OSError) as error:
             raise IntegrityError(f"{path}: tensor {key!r} cannot be read: {error}") from error
-        return found
+        return tensor
 
     def dequantized(self, key: str, packed: Tensor) -> Tensor:
-        """Numbers out of what bitsandbytes stored, in the dtype they were quantized from.
+        """The numbers that bitsandbytes packed, in the dtype they were quantized from.
 
         8 bits: row by row, value * SCB / 127 (Dettmers et al., 2208.07339). 4 bits: blocks of NF4
         or FP4 (2305.14314).
         """
         if self.quantized is None:
             raise IntegrityError(
-                f"model folder {self.folder}: {key!r} is {packed.dtype}, and config.json says "
-                "nothing of a quantization"
+                f"model folder {self.folder}: {key!r} is {packed.dtype}, but config.json names no "
+                "quantization"
             )
         if packed.dtype == torch.int8:
             scale = self.tensor(key.removesuffix("weight") + "SCB")
@@ -190,7 +189,7 @@ def layers_of(model: nn.Module) -> dict[str, Layer]:
     tied = getattr(model, "_tied_weights_keys", None)
     same = dict(tied) if isinstance(tied, Mapping) else {}
     prefix = str(getattr(model, "base_model_prefix", "")) + "."
-    found = {}
+    layers = {}
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear | Conv1D):
             continue
@@ -198,15 +197,15 @@ def layers_of(model: nn.Module) -> dict[str, Layer]:
         is_transposed = isinstance(module, Conv1D)
         key = f"{name}.weight"
         keys = [key, *([same[key]] if key in same else [])]
-        # Some checkpoints hold the inner model alone, whose names lack its prefix.
+        # Some checkpoints hold only the inner model, without its prefix.
         keys += [k.removeprefix(prefix) for k in keys if k.startswith(prefix)]
         shape = (columns, rows) if is_transposed else (rows, columns)
-        found[name] = Layer(name, shape, tuple(keys), is_transposed)
-    return found
+        layers[name] = Layer(name, shape, tuple(keys), is_transposed)
+    return layers
 
 
 def shards_of(folder: Path) -> dict[str, Path]:
-    """Name of every stored tensor -> the safetensors file that holds it.
+    """Name of every stored tensor -> its safetensors file.
 
     Raises:
         IntegrityError: a shard that the index names is missing, or a file cannot be read.
@@ -225,29 +224,29 @@ def shards_of(folder: Path) -> dict[str, Path]:
                 f"{INDEX} names are missing, such as {absent[0]}; copy the whole model"
             )
         return wanted
-    found = {}
+    shards = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:
-                found.update(dict.fromkeys(file.keys(), path))
+                shards.update(dict.fromkeys(file.keys(), path))
         except (SafetensorError, OSError) as error:
             raise IntegrityError(f"{path}: not a readable safetensors file: {error}") from error
-    return found
+    return shards
 
 
 def quantization_of(folder: Path, settings: object) -> str | None:
-    """``bitsandbytes`` for a checkpoint that it quantized; None for plain weights.
+    """``bitsandbytes``, or None for plain weights.
 
     Raises:
-        UserError: another quantization, by its name.
+        UserError: another quantization.
     """
     if settings is None:
         return None
-    found = settings if isinstance(settings, Mapping) else vars(settings)
-    method = str(found.get("quant_method", "unknown")).removeprefix("QuantizationMethod.").lower()
+    values = settings if isinstance(settings, Mapping) else vars(settings)
+    method = str(values.get("quant_method", "unknown")).removeprefix("QuantizationMethod.").lower()
     if method in ("bitsandbytes", "bits_and_bytes"):
         return "bitsandbytes"
     raise UserError(
-        f"model folder {folder}: weights are quantized by {method!r}, which is not read here; "
+        f"model folder {folder}: weights are quantized by {method!r}, which is not supported; "
         "expected plain weights, or bitsandbytes' 4 or 8 bits; de-quantize the model first"
     )

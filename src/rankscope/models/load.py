@@ -1,4 +1,4 @@
-"""From the study file's ``model`` section to a frozen base: pocket, cache, local folder or hub."""
+"""Load the base that a study's ``model`` section names: pocket, cache, local folder or hub."""
 
 import json
 import re
@@ -27,22 +27,21 @@ from rankscope.provenance import weights_sha256
 from rankscope.records import ModelRecord
 
 LAYER = re.compile(r"model\.layers\.\d+\.(?!.*inv_freq$)")
-"""A weight of a decoder layer; old checkpoints also stored rotary frequencies, which are none."""
+"""A weight of a decoder layer; old checkpoints also store rotary frequencies, which are not."""
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def model_folder(config: ModelConfig, weights: bool = True) -> Path:
-    """The local folder that holds the model, downloaded first where it is a hub id.
+    """The local folder of the model; a hub model is downloaded first.
 
-    weights: they must be there, too; else configuration and tokenizer are enough.
+    Args:
+        weights: require the weights; otherwise configuration and tokenizer are enough.
 
     Raises:
         UserError: no such folder, no safetensors weights in it, or the hub cannot be reached.
     """
     if config.pocket:
-        from rankscope.models.pocket import pocket_folder
-
         return pocket_folder()
     if config.cached is not None:
         from rankscope.models.fetch import cached_model_folder
@@ -54,8 +53,13 @@ def model_folder(config: ModelConfig, weights: bool = True) -> Path:
     return hub_folder(config.hub, config.revision, weights)
 
 
+def pocket_folder() -> Path:
+    """The folder of the pocket model, which the package ships."""
+    return Path(__file__).with_name("pocket_weights")
+
+
 def hub_folder(hub: str, revision: str | None, weights: bool = True) -> Path:
-    """Snapshot of a hub repository: configuration, tokenizer and, if asked, safetensors only."""
+    """Snapshot of a hub repository: configuration, tokenizer and optionally safetensors."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -67,20 +71,24 @@ def hub_folder(hub: str, revision: str | None, weights: bool = True) -> Path:
                 *("*.json", "*.model", "*.jinja", "*.txt"),
                 *(["*.safetensors"] if weights else []),
             ],
-            # Second copies of the same weights in their makers' own layout.
+            # Second copies of the same weights in another layout.
             ignore_patterns=["original/*", "consolidated*", "*/*"],
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"model {hub!r}: the hub did not give it ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); check the id and revision and, where there is no "
-            "network, give a local folder: model: {path: ./folder}"
+            f"model {hub!r}: download from the hub failed ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]}); check the id and revision, or give a local folder if "
+            "there is no network: model: {path: ./folder}"
         ) from error
     return checked_folder(Path(folder), weights)
 
 
 def checked_folder(folder: Path, weights: bool = True) -> Path:
-    """The folder itself, once it is known to hold a loadable model; or one without weights."""
+    """The folder itself, after checking that it holds a loadable model.
+
+    Args:
+        weights: require safetensors weights.
+    """
     if not folder.is_dir():
         raise UserError(f"model folder {folder}: no such folder")
     if not (folder / "config.json").is_file():
@@ -98,9 +106,9 @@ def checked_folder(folder: Path, weights: bool = True) -> Path:
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
         if pickles:
             raise UserError(
-                f"model folder {folder}: {pickles[0]} is a pickle, which can run code when loaded "
-                "and is refused; convert it once where you trust it: "
-                "model.save_pretrained(folder) writes safetensors"
+                f"model folder {folder}: {pickles[0]} is a pickle, which can run code when loaded; "
+                "convert it once on a machine that you trust: model.save_pretrained(folder) writes "
+                "safetensors"
             )
         if weights:
             raise UserError(f"model folder {folder}: no *.safetensors weights")
@@ -111,7 +119,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The folder's tokenizer.
 
     Raises:
-        UserError: it has none, or one that needs code of its own.
+        UserError: there is none, or it needs remote code.
     """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -130,14 +138,14 @@ def load_base(
     quantize: Literal["none", "4bit"] = "none",
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Base:
-    """Load the base, frozen, with row attention.
+    """Load the base, frozen, with varlen attention.
 
     Args:
         config: the study's model section.
-        device, dtype: where and in what precision its weights live.
+        device, dtype: of its weights.
         folder: read the weights from here instead (a fully fine-tuned trial of the same base).
         quantize: ``4bit`` holds the linear layers in 4 bits; products then run in ``dtype``.
-        tokenizer: another model's instead of the folder's own, which then needs none.
+        tokenizer: used instead of the folder's, which then needs none.
 
     Raises:
         UserError: ``quantize`` without a CUDA device or bitsandbytes; or the folder cannot be used
@@ -191,12 +199,12 @@ def frozen_base(
 
 
 def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
-    """The weights of a folder in a model with row attention; ``options`` are transformers'.
+    """The weights of a folder in a model with varlen attention; ``options`` are transformers'.
 
     Raises:
         UserError: an architecture that cannot be used.
-        IntegrityError: weights that are missing, left over, unreadable, misshapen or not finite;
-            transformers by itself fills what is missing with random numbers and drops the rest.
+        IntegrityError: weights that are missing, left over, unreadable, misshapen or not finite.
+            transformers itself would fill missing weights with random numbers and drop the rest.
     """
     varlen.register_attention()
     try:
@@ -233,10 +241,10 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
 
 
 def check_rows_apart(base: Base) -> None:
-    """Run two rows together and alone: an architecture that lets rows see each other is refused.
+    """Check that concatenated rows do not see each other, by running two rows together and alone.
 
     Layers other than attention that mix tokens (convolutions, state spaces, linear attention) would
-    run from one concatenated row into the next.
+    carry one row into the next.
 
     Raises:
         UserError: the second row's logits depend on the first.
@@ -261,7 +269,7 @@ def check_rows_apart(base: Base) -> None:
 def resolved_prompt_format(
     config: ModelConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Literal["chat", "plain"]:
-    """``chat`` where asked for or, under ``auto``, where the tokenizer has a chat template."""
+    """``chat`` or ``plain``; ``auto`` means ``chat`` if the tokenizer has a chat template."""
     has_template = bool(getattr(tokenizer, "chat_template", None))
     if config.prompt_format == "auto":
         return "chat" if has_template else "plain"
@@ -274,14 +282,14 @@ def resolved_prompt_format(
 
 
 def shapes_folder(model: str, weights: bool = True) -> Path:
-    """The folder with a model's ``config.json``; in a local one weights may be absent.
+    """The folder with a model's ``config.json``; a local one may lack the weights.
 
     Args:
         model: a local folder, ``pocket``, a fetched model's name, or a hub id.
-        weights: fetch a hub model's, too.
+        weights: download a hub model's weights, too.
 
     Raises:
-        UserError: it names nothing that can be found.
+        UserError: there is no such model.
     """
     local = Path(model).expanduser()
     if local.exists():

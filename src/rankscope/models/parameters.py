@@ -1,7 +1,7 @@
-"""What a rank costs before anything is trained: parameters, and the memory that follows from them.
+"""Cost of a rank before anything is trained: parameters, and the memory that they need.
 
-The architecture is built on torch's meta device, which has shapes and no storage, so a folder that
-holds nothing but ``config.json`` is enough, for a model of any size.
+The architecture is built on torch's meta device, which has shapes and no storage: a folder with
+``config.json`` is enough, for a model of any size.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ UNUSABLE = (
     ImportError,
     StrictDataclassError,
 )
-"""What transformers raises for a folder whose files it can read but not use."""
+"""What transformers raises for a folder that it can read but not use."""
 
 FLOAT32_BYTES = 4
 ADAMW_STATES = 2
@@ -37,19 +37,19 @@ class Architecture:
     """Shapes of a causal language model."""
 
     num_parameters: int
-    """All of them, tied weights counted once."""
+    """Tied weights counted once."""
     linear_shapes: dict[str, tuple[int, int]]
-    """(out, in) of every linear layer by module path, the output layer among them."""
+    """(out, in) of every linear layer by module path, the output layer included."""
     output_layer: str | None
     """Module path of the layer that gives the logits."""
 
     @property
     def activation_values_per_token(self) -> int:
-        """Values kept for the backward pass per token, without recomputation: an estimate.
+        """Estimate of the values per token kept for the backward pass, without checkpointing.
 
-        Every linear layer but the output layer is taken to keep its input and its output once;
-        norms, rotations and attention weights are taken to be of the size of what is counted
-        twice. Within a factor of two for the Llama family; logits come on top.
+        Counts the input and the output of every linear layer except the output layer. Values that
+        two layers share are counted twice; that makes up for norms, rotations and attention
+        weights. Within a factor of two for the Llama family; logits come on top.
         """
         return sum(
             sum(shape) for name, shape in self.linear_shapes.items() if name != self.output_layer
@@ -62,7 +62,7 @@ class TrainingCost:
 
     trainable_parameters: int
     weight_bytes: int
-    """The float32 trained weights; for full fine-tuning they stand in place of the base."""
+    """The float32 trained weights; with full fine-tuning they replace the base."""
     gradient_bytes: int
     optimizer_bytes: int
     """AdamW's two float32 moments."""
@@ -73,7 +73,8 @@ class TrainingCost:
 def read_model_config(path: Path) -> PretrainedConfig:
     """Configuration of a model folder, or of one ``config.json``; no weights are needed.
 
-    Raises UserError where it cannot be read or names an architecture transformers does not have.
+    Raises:
+        UserError: it cannot be read, or transformers does not have the architecture.
     """
     folder = path.parent if path.name == "config.json" else path
     if not (folder / "config.json").is_file():
@@ -90,13 +91,13 @@ def read_model_config(path: Path) -> PretrainedConfig:
 def architecture(config: PretrainedConfig) -> Architecture:
     """Shapes of the causal language model of ``config``, built without storage.
 
-    Raises UserError where ``config`` is not that of a causal language model, or its values build
-    none.
+    Raises:
+        UserError: ``config`` does not describe a causal language model that can be built.
     """
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    # On the meta device a RuntimeError tells of shapes, such as a negative one.
+    # On the meta device a RuntimeError means a bad shape, such as a negative one.
     except (*UNUSABLE, RuntimeError) as error:
         raise UserError(
             f"model type {config.model_type!r}: config.json does not describe a causal language "
@@ -114,11 +115,13 @@ def architecture(config: PretrainedConfig) -> Architecture:
 
 
 def target_shapes(shapes: Architecture, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """(out, in) of the linear layers that ``targets`` names, by module path.
+    """(out, in) of the linear layers that ``targets`` name, by module path.
 
     A target is the last part, or the last parts, of a module path, as in PEFT's
-    ``target_modules``. Raises UserError for a target that matches nothing, naming what could be
-    matched.
+    ``target_modules``.
+
+    Raises:
+        UserError: a target that matches nothing; the message lists what could be matched.
     """
     wanted: set[str] = set()
     for target in targets:
@@ -138,8 +141,10 @@ def lora_parameters(
 ) -> int:
     """Trainable parameters of LoRA at ``rank``: sum of rank * (in + out) over matching layers.
 
-    Hu et al. 2021 (arXiv 2106.09685), section 4.2. Raises UserError for a rank below 1 and for a
-    target that matches nothing.
+    Hu et al. 2021 (arXiv 2106.09685), section 4.2.
+
+    Raises:
+        UserError: a rank below 1, or a target that matches nothing.
     """
     if rank < 1:
         raise UserError(f"rank {rank}: expected a whole number of at least 1.")
@@ -148,7 +153,7 @@ def lora_parameters(
 
 
 def largest_useful_rank(shapes: Architecture, targets: Sequence[str]) -> int:
-    """min(in, out) of the smallest matching layer: a higher rank adds parameters, no capacity."""
+    """min(in, out) of the smallest matching layer; a higher rank adds parameters, no capacity."""
     return min(min(shape) for shape in target_shapes(shapes, targets).values())
 
 
@@ -176,7 +181,7 @@ def training_cost(trainable: int, shapes: Architecture, dtype: torch.dtype) -> T
 
 
 def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:
-    """One sentence per rank that exceeds what a target matrix can hold, min(in, out).
+    """One sentence per rank above min(in, out) of a target matrix.
 
     Raises:
         UserError: a target that matches no linear layer.
@@ -192,7 +197,7 @@ def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:
 
 
 def rank_note(rank: int, cap: int) -> str:
-    """Why a rank above ``cap`` buys nothing."""
+    """Note about a rank above ``cap``."""
     return (
         f"rank {rank} is above {cap}, the smaller dimension of the smallest target matrix: "
         f"ranks beyond {cap} add parameters there but no directions"

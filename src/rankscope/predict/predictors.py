@@ -1,8 +1,7 @@
-"""Which rank to expect, from what is known before training: hypotheses, with a backtest.
+"""Rules that predict the best rank before training.
 
-No predictor of the best rank is established. Each of these is a rule simple enough to be wrong in a
-way that shows; ``backtest`` counts how often, beside the constant r = 32.
-"""
+They are hypotheses: no predictor of the best rank is established. ``backtest`` counts how often
+each is right, next to the constant r = 32."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,12 +21,12 @@ from rankscope.records import (
 )
 
 VARIANCE = 0.9
-"""Share of the inputs' variance that the directions of a sufficient rank hold."""
+"""Share of the inputs' variance that a sufficient rank explains."""
 USUAL_RANK = 32
 
 
 def predict_ranks(features: PredictorFeatures, ranks: Sequence[int]) -> tuple[RankPrediction, ...]:
-    """Every predictor's rank among ``ranks``; one whose figures are missing is left out."""
+    """Every predictor's rank among ``ranks``, without predictors whose features are missing."""
     ranks = sorted(set(ranks))
     found = [_capacity(features, ranks)]
     for kind, value in (
@@ -36,11 +35,11 @@ def predict_ranks(features: PredictorFeatures, ranks: Sequence[int]) -> tuple[Ra
     ):
         if value is not None:
             name = kind.replace("_", " ")
-            why = f"the {name} of a target matrix is {value:.1f}, mean over them"
+            why = f"the mean {name} of the target matrices is {value:.1f}"
             found.append(_named(kind, at_least(ranks, value), why))  # type: ignore[arg-type]
     found += [_input_variance(features, ranks), _base_score(features, ranks)]
     usual = min(ranks, key=lambda rank: abs(math.log2(rank / USUAL_RANK)))
-    found.append(_named("always_32", usual, f"the rank nearest to {USUAL_RANK}, whatever the data"))
+    found.append(_named("always_32", usual, f"the rank closest to {USUAL_RANK}"))
     return tuple(found)
 
 
@@ -54,7 +53,7 @@ def _named(predictor: Predictor, rank: int, why: str) -> RankPrediction:
 
 
 def _capacity(features: PredictorFeatures, ranks: Sequence[int]) -> RankPrediction:
-    """LoRA has at least as many parameters as the rows have completion tokens."""
+    """The smallest rank with a parameter for each completion token."""
     tokens, sizes = features.num_label_tokens, features.lora_parameters
     rank = min((r for r in ranks if sizes[r] >= tokens), default=max(ranks))
     return _named(
@@ -65,28 +64,28 @@ def _capacity(features: PredictorFeatures, ranks: Sequence[int]) -> RankPredicti
 def _input_variance(features: PredictorFeatures, ranks: Sequence[int]) -> RankPrediction:
     share = features.input_variance
     rank = min((r for r in ranks if share[r] >= VARIANCE), default=max(ranks))
-    why = f"{share[rank]:.0%} of the inputs' variance lies in {rank} directions"
-    return _named("input_variance", rank, f"{why}; {VARIANCE:.0%} is taken to be enough")
+    why = f"{rank} directions explain {share[rank]:.0%} of the inputs' variance"
+    return _named("input_variance", rank, f"{why}; {VARIANCE:.0%} counts as enough")
 
 
 def _base_score(features: PredictorFeatures, ranks: Sequence[int]) -> RankPrediction:
-    """The more the base has to learn, the higher the rank, log-linearly over ``ranks``."""
+    """The lower the base's score, the higher the rank, log-linear over ``ranks``."""
     chance = features.chance or 0.0
     known = (features.base_score - chance) / (1 - chance) if chance < 1 else 0.0
     missing = 1 - min(1.0, max(0.0, known)) if features.base_score >= 0 else 1.0
     wanted = min(ranks) * (max(ranks) / min(ranks)) ** missing
     rank = min(ranks, key=lambda r: abs(math.log2(r / wanted)))
-    said = f"the base scores {features.base_score:.3f}, {features.base_loss:.2f} nats per token"
-    return _named("base_score", rank, f"{said}: {missing:.0%} is left to learn")
+    score = f"the base scores {features.base_score:.3f}, {features.base_loss:.2f} nats per token"
+    return _named("base_score", rank, f"{score}: {missing:.0%} is left to learn")
 
 
 def screened(curve: Mapping[int, float], margin: float, whole: int) -> RankPrediction:
-    """The truncation screen: the smallest rank whose cut loses less than ``margin``.
+    """The smallest rank to which an adapter can be truncated at a loss below ``margin``.
 
-    curve: rank -> score of the adapter of rank ``whole`` truncated to it, validation split.
+    curve: rank -> validation score of the adapter of rank ``whole`` truncated to it.
     """
     rank = best_rank(curve, margin)
-    why = f"r = {whole} cut to {rank} scores {curve[rank]:.3f}, whole {curve[whole]:.3f}"
+    why = f"r = {whole} scores {curve[whole]:.3f}, truncated to {rank} {curve[rank]:.3f}"
     return _named("truncation_screen", rank, why)
 
 
@@ -97,10 +96,10 @@ def best_rank(curve: Mapping[int, float], margin: float) -> int:
 
 
 def chosen_by_rank(study: StudyRecords, task: str) -> dict[int, list[TrialRecords]]:
-    """Per rank of plain LoRA, the trials at the learning rate that is best on the validation split.
+    """By rank of plain LoRA, the trials at the learning rate with the best validation score.
 
-    Arms that differ in anything but rank and learning rate from the first one of the study are left
-    out, so that a curve over ranks shows ranks.
+    Arms that differ from the study's first one in more than rank and learning rate are left out, so
+    that the curve over ranks shows only the rank.
     """
     trials = [
         t
@@ -134,14 +133,14 @@ def _but_rank(trial: TrialRecords) -> tuple[object, ...]:
 def mean_score(
     study: StudyRecords, trials: Sequence[TrialRecords], task: str, split: str
 ) -> float | None:
-    """Mean over trials; None where one was not scored."""
+    """Mean over trials; None if one was not scored."""
     found = [study.evals.get((t.spec.trial_id, task, split)) for t in trials]  # type: ignore[arg-type]
     scores = [record.score for record in found if record is not None]
     return float(np.mean(scores)) if scores and len(scores) == len(trials) else None
 
 
 def score_predictors(tasks: Sequence[BacktestTask]) -> tuple[PredictorScore, ...]:
-    """How often each predictor named the best rank, how far off it was, and what that cost."""
+    """How often each predictor is right, how far off it is, and the score this costs."""
     found: dict[Predictor, list[tuple[bool, float, float]]] = {}
     for task in tasks:
         trained = {p.rank: p.trained for p in task.curve if p.trained is not None}

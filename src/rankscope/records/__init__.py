@@ -2,15 +2,17 @@
 
 Stages write records, the ledger stores them, and ``advise`` and ``report`` read only them. Scores
 are shares of 1 (higher is better) unless a field says otherwise; times are seconds, sizes bytes,
-losses nats per token."""
+losses nats per token.
+"""
 
 from rankscope.records.advice import (
+    AdviceKind,
+    AdviceMessage,
     ArmComparison,
     ArmSummary,
+    Confidence,
     Decision,
     Estimate,
-    Need,
-    Reason,
     Recommendation,
     SubjectChange,
     TaskAdvice,

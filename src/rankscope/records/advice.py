@@ -38,6 +38,11 @@ class Estimate(Record):
             return None
         return math.hypot(self.item_error, self.seed_error or 0.0)
 
+    @property
+    def is_clear_of_zero(self) -> bool:
+        """Whether the 95 % interval is known and excludes zero."""
+        return (self.low is not None and self.low > 0) or (self.high is not None and self.high < 0)
+
 
 class ArmSummary(Record):
     """One arm point over its seeds; scores of the test split unless the name says otherwise."""
@@ -98,10 +103,28 @@ class ArmSummary(Record):
         return f"r={self.rank}" if self.is_lora else self.label.split()[0]
 
 
-class Reason(Record):
+AdviceKind = Literal[
+    "gain",
+    "full",
+    "forgetting",
+    "transfer",
+    "cost",
+    "choice",
+    "diagnostic",
+    "caveat",
+    "items",
+    "seeds",
+    "learning_rate",
+    "runs",
+    "retention",
+]
+"""Reasons for a decision, diagnostics, caveats; in the last line, kinds of next steps."""
+
+
+class AdviceMessage(Record):
     """One sentence of the advice with the numbers behind it."""
 
-    kind: Literal["gain", "full", "forgetting", "transfer", "cost", "choice", "sign", "limit"]
+    kind: AdviceKind
     text: str
     values: dict[str, float] = {}
 
@@ -117,15 +140,9 @@ class ArmComparison(Record):
     """Score of the first minus score of the second."""
 
 
-class Need(Record):
-    """What would decide, or firm up, the answer: one sentence with its numbers."""
-
-    kind: Literal["items", "seeds", "learning_rate", "runs", "retention"]
-    text: str
-    values: dict[str, float] = {}
-
-
 Decision = Literal["use", "do_not_fine_tune", "use_full", "not_decided"]
+Confidence = Literal["firm", "tentative", "none"]
+"""``none``: not decided."""
 
 
 class TaskAdvice(Record):
@@ -133,15 +150,16 @@ class TaskAdvice(Record):
 
     task: str
     decision: Decision
-    confidence: Literal["firm", "tentative", "none"]
+    confidence: Confidence
     headline: str
     """The answer in one sentence."""
     chosen: ArmSummary | None
-    reasons: tuple[Reason, ...]
+    reasons: tuple[AdviceMessage, ...]
+    """Reasons, then diagnostics and caveats."""
     arms: tuple[ArmSummary, ...]
     comparisons: tuple[ArmComparison, ...] = ()
     """Each arm at the learning rate chosen for it."""
-    needs: tuple[Need, ...] = ()
+    next_steps: tuple[AdviceMessage, ...] = ()
     """What would decide it, or make it firm."""
     subject_label: str | None = None
     """Of the arm that headline and reasons speak of; None where they speak of none."""

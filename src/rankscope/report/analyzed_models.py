@@ -10,7 +10,7 @@ import pandas as pd
 
 from rankscope.formatting import number
 from rankscope.records import HeadsRecord, Inspection, MatrixSpectrum, NormGrowth, SpectraRecord
-from rankscope.report.charts.figure import range_cells
+from rankscope.report.charts.figure import Names, range_cells
 from rankscope.report.charts.rank_lines import RankAxis, RankLine, RankPoint
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import DASHES, FULL, SYMBOLS, Color, rank_colors
@@ -78,13 +78,11 @@ class AnalyzedModels:
     place: int | None = None
     """Its place in the study."""
 
-    def key(self, name: str) -> str:
-        """Key of a figure."""
-        return name if self.place is None else f"{name}-{self.place}"
-
-    def title(self, text: str) -> str:
-        """Title of a figure."""
-        return f"{text}, {self.task}" if self.task else text
+    def names(self, key: str, title: str) -> Names:
+        """Key and title of a figure."""
+        if self.place is None:
+            return Names(key=key, title=title)
+        return Names(key=f"{key}-{self.place}", title=f"{title}, {self.task}")
 
     @cached_property
     def shown(self) -> tuple[AnalyzedModel, ...]:

@@ -14,7 +14,7 @@ from rankscope.formatting import (
     safe_text,
     score_text,
 )
-from rankscope.records import BASE, ArmSummary, Estimate, Reason, TaskAdvice
+from rankscope.records import BASE, AdviceMessage, ArmSummary, Estimate, TaskAdvice
 from rankscope.report.study_view import StudyView
 
 ENOUGH_SEEDS = 3
@@ -53,11 +53,11 @@ class Answer:
     subject: str = ""
     """The arm that the tiles describe."""
     tiles: tuple[Tile, ...] = ()
-    reasons: tuple[Reason, ...] = ()
-    signs: tuple[Reason, ...] = ()
-    needs: tuple[str, ...] = ()
+    reasons: tuple[AdviceMessage, ...] = ()
+    findings: tuple[AdviceMessage, ...] = ()
+    next_steps: tuple[str, ...] = ()
     """What would decide an open answer, or make it firm."""
-    needs_title: str = ""
+    next_steps_title: str = ""
 
 
 def answer(view: StudyView, task: str) -> Answer:
@@ -72,10 +72,10 @@ def answer(view: StudyView, task: str) -> Answer:
         meaning=MEANINGS[advice.confidence],
         subject=_subject(view, task, advice),
         tiles=tuple(_tiles(view, task)),
-        reasons=tuple(r for r in advice.reasons if r.kind not in ("sign", "limit")),
-        signs=tuple(r for r in advice.reasons if r.kind in ("sign", "limit")),
-        needs=tuple(need.text for need in advice.needs),
-        needs_title=NEXT_STEPS_TITLES[advice.confidence],
+        reasons=tuple(r for r in advice.reasons if r.kind not in ("diagnostic", "caveat")),
+        findings=tuple(r for r in advice.reasons if r.kind in ("diagnostic", "caveat")),
+        next_steps=tuple(step.text for step in advice.next_steps),
+        next_steps_title=NEXT_STEPS_TITLES[advice.confidence],
     )
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from rankscope.formatting import count, difference, safe_text, unit_of
 from rankscope.records import ComparedCell, Provenance, StudyComparison, StudyPair
-from rankscope.report.charts.figure import Figure, interval_cells, interval_digits
+from rankscope.report.charts.figure import Drawn, Figure, interval_cells, interval_digits
 from rankscope.report.charts.interval_rows import interval_rows
 from rankscope.report.figures.transfer import excludes_zero
 from rankscope.report.page import render_page, write_page
@@ -90,14 +90,14 @@ def draw_pair(
     frame = table_from_rows([row(cell) for cell in cells], DIGITS)
     arms = list(dict.fromkeys(frame["arm"]))[:MAX_ARMS]
     is_drawn = frame["arm"].isin(arms)
-    drawn = [cell for cell, shown in zip(cells, is_drawn, strict=True) if shown]
+    marks = [cell for cell, shown in zip(cells, is_drawn, strict=True) if shown]
     units = {unit_of(cell.score_unit).difference for cell in cells}
-    plot, choices = interval_rows(
+    drawn = interval_rows(
         frame[is_drawn],
         "arm",
         "difference",
-        colors=[(FULL if c.full else colors.get(c.rank or 0, MUTED)).light for c in drawn],
-        hollow=[not cell.paired for cell in drawn],
+        colors=[(FULL if c.full else colors.get(c.rank or 0, MUTED)).light for c in marks],
+        hollow=[not cell.paired for cell in marks],
         words=["tested on", "paired", "same models"],
         x_title=f"difference, {'points or nats' if len(units) > 1 else units.pop()}",
         layer="tested on",
@@ -108,10 +108,9 @@ def draw_pair(
         title=f"{safe_text(pair.second, 60)} minus {safe_text(pair.first, 60)}, {about}",
         finding=finding(cells),
         data=frame,
-        plot=None if trained_on is None else plot,
         caption=CAPTION,
-        choices=choices,
         choice_name="Tested on",
+        **(Drawn() if trained_on is None else drawn),
     )
 
 

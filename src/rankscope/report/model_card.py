@@ -100,7 +100,7 @@ def study_card(
         arm_changes=_arm_changes(view, arm) if arm else [],
         advice=advice,
         recommendation=view.recommendation,
-        warnings=[r for r in advice.reasons if r.kind in ("sign", "limit")] if advice else [],
+        warnings=[r for r in advice.reasons if r.kind in ("diagnostic", "caveat")] if advice else [],
         versions=versions | dict(study.provenance.libraries),
     )
 
@@ -251,7 +251,7 @@ def _base_source(study: StudyRecords, known_bases: Mapping[str, str]) -> BaseSou
         return BaseSource(
             "the pocket model, built into Rankscope",
             "pocket_folder()",
-            imports="from rankscope.models.pocket import pocket_folder",
+            imports="from rankscope.models.load import pocket_folder",
         )
     if cached is not None:
         description = known_bases.get(str(cached))

@@ -170,7 +170,7 @@ def tasks_table(view: StudyView) -> pd.DataFrame:
                 "role": ", ".join(role.replace("_", " ") for role in task.roles),
                 "metric": task.metric,
                 "chance score": task.chance,
-                **{f"{split} rows": task.rows.get(split) for split in SPLITS},
+                **{f"{split} rows": task.rows.get(split) for split in _SPLITS},
                 "dropped on reading": task.dropped,
                 "contamination, exact": task.contamination.get("exact"),
                 "contamination, 13-gram": task.contamination.get("ngram13"),
@@ -182,7 +182,7 @@ def tasks_table(view: StudyView) -> pd.DataFrame:
     )
 
 
-SPLITS = ("train", "validation", "test")
+_SPLITS = ("train", "validation", "test")
 
 
 def contamination_table(view: StudyView) -> pd.DataFrame:

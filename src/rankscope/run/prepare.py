@@ -8,15 +8,16 @@ import torch
 from rankscope.analyze.checks import check_spectra_settings
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import Encoder
-from rankscope.data.study_data import StudyData, prepare_data
+from rankscope.data.study_data import prepare_data
 from rankscope.device import available_memory_bytes, choose_device, choose_dtype
 from rankscope.evaluate.context_window import context_length
-from rankscope.evaluate.evaluator import truncation_notes
+from rankscope.evaluate.evaluator import context_notes
 from rankscope.evaluate.task_record import task_record
 from rankscope.models.adapters.folder import check_other_base
 from rankscope.models.adapters.warm_start import resolve_warm_starts, warm_start_notes
 from rankscope.models.load import load_tokenizer, model_folder
 from rankscope.models.methods import get_method
+from rankscope.models.methods.method import TrialFacts
 from rankscope.models.parameters import (
     Architecture,
     architecture,
@@ -28,7 +29,7 @@ from rankscope.models.quantize import check_bitsandbytes
 from rankscope.provenance import tokenizer_sha256, weights_sha256
 from rankscope.records import TrialSpec
 from rankscope.run.groups import Grouping
-from rankscope.run.prepared import SPLITS, PreparedStudy
+from rankscope.run.prepared import PreparedStudy
 from rankscope.run.trials import duplicate_grid_notes, make_trials
 from rankscope.train.memory import MemoryModel, RowCounts
 from rankscope.train.step_schedule import check_learning_rates
@@ -62,7 +63,8 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
     encoder = Encoder(load_tokenizer(folder), config.model.prompt_format, config.train.max_length)
     config = resolve_auto(config, encoder, dtype)
     data = prepare_data(config, encoder)
-    context_notes = check_context(config, encoder, data, context_length(model_config))
+    context = context_length(model_config)
+    truncated = context_notes(encoder, data.tasks.values(), context, config.evaluate)
     tokenizer_hash = tokenizer_sha256(folder)
     records = tuple(task_record(config, encoder, t, tokenizer_hash) for t in data.tasks.values())
 
@@ -78,7 +80,8 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
     for trial in trials:
         rows = data.rows[trial.task]
         num_steps = check_learning_rates(trial, len(rows.rows), rows.num_tokens, config.train)
-        get_method(trial.method).check_trial(trial, shapes, folder, rows.num_tokens, num_steps)
+        facts = TrialFacts(shapes, folder, rows.num_tokens, num_steps)
+        get_method(trial.method).check_trial(trial, facts)
     check_bitsandbytes(config, trials, device)
     if config.analyze.spectra.enabled:
         check_spectra_settings(config.analyze.spectra, compared_shapes(trials, shapes))
@@ -106,7 +109,7 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
             *([] if weights else missing_weights_notes(folder)),
             *encoder.notes,
             *rank_caps,
-            *context_notes,
+            *truncated,
             *warm_start_notes(warm_starts.values()),
             *data.notes,
             *duplicate_grid_notes(config),
@@ -126,19 +129,6 @@ def resolve_auto(config: StudyConfig, encoder: Encoder, dtype: torch.dtype) -> S
     model = config.model.model_copy(update={"prompt_format": encoder.prompt_format})
     name = str(dtype).removeprefix("torch.")
     return config.model_copy(update={"model": model, "dtype": name})
-
-
-def check_context(
-    config: StudyConfig, encoder: Encoder, data: StudyData, context: int | None
-) -> list[str]:
-    """Check that items fit into the model's context; one note per split that is truncated."""
-    return [
-        note
-        for task in data.tasks.values()
-        for part in task.parts or (task,)
-        for split in SPLITS
-        for note in truncation_notes(encoder, part, split, context, config.evaluate)
-    ]
 
 
 def compared_shapes(

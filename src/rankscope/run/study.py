@@ -13,9 +13,7 @@ from typing import Self
 
 from transformers.utils.logging import disable_progress_bar
 
-from rankscope.advise.mitigation import compare_mitigations
 from rankscope.advise.recommend import recommend
-from rankscope.advise.subjects import subject_changes
 from rankscope.config.loader import dump_study, load_study_file, study_values
 from rankscope.config.study import StudyConfig
 from rankscope.device import (
@@ -190,12 +188,6 @@ def write_outputs(
         with Ledger.open(out, write=False) as ledger:
             study = ledger.load()
     recommendation = recommend(study)
-    recommendation = recommendation.model_copy(
-        update={
-            "mitigation": compare_mitigations(study),
-            "subjects": subject_changes(study, recommendation),
-        }
-    )
     replace_text(out / "recommendation.json", recommendation.model_dump_json(indent=2) + "\n")
     made = out / "report.html.new"
     write_study_page(study, recommendation, made)

@@ -4,8 +4,8 @@ import pytest
 from scipy import stats
 
 from rankscope.advise.statistics.power import (
+    data_needed,
     detectable,
-    enough,
     hidden_by_seeds,
     items_needed,
     minimum_detectable_effect,
@@ -46,7 +46,7 @@ def test_few_seeds_are_paid_for_by_students_quantiles() -> None:
 def test_unknown_widths_give_no_number() -> None:
     assert detectable(estimate(None, None)) is None
     assert detectable(estimate(0.0, None, seeds=1)) is None
-    assert enough(estimate(None, None), 0.02) == enough(estimate(0.1, 0.1), 0.0)
+    assert data_needed(estimate(None, None), 0.02) == data_needed(estimate(0.1, 0.1), 0.0)
     assert minimum_detectable_effect(0, 0.1) is None
     assert items_needed(0.0, 0.1) is None
 
@@ -54,7 +54,7 @@ def test_unknown_widths_give_no_number() -> None:
 def test_what_is_asked_for_is_enough_and_not_more() -> None:
     """With the items, or the seeds, that are asked for, the effect is just seen."""
     now = estimate(0.02, 0.004)
-    found = enough(now, 0.045)
+    found = data_needed(now, 0.045)
     assert found.items is not None
     assert found.seeds is None  # the items there are would not show it with any seeds
 
@@ -64,12 +64,12 @@ def test_what_is_asked_for_is_enough_and_not_more() -> None:
         return detectable(estimate(error, between, seeds)) or 0.0
 
     assert seen(found.items, 3) <= 0.045 < seen(found.items - 1, 3)
-    assert enough(now, 0.06).seeds == 3
+    assert data_needed(now, 0.06).seeds == 3
 
 
 def test_seeds_that_differ_too_much_are_not_mended_by_items() -> None:
     apart = estimate(0.005, 0.03)
-    found = enough(apart, 0.04)
+    found = data_needed(apart, 0.04)
     assert found.items is None
     assert found.seeds is not None
     freedom = found.seeds - 1
@@ -79,20 +79,20 @@ def test_seeds_that_differ_too_much_are_not_mended_by_items() -> None:
 
 
 def test_where_neither_alone_would_do_both_are_named() -> None:
-    found = enough(estimate(0.02, 0.02), 0.02)
+    found = data_needed(estimate(0.02, 0.02), 0.02)
     assert (found.items, found.seeds) == (None, None)
     assert found.both is not None
     items, seeds = found.both
     assert items > 100
     assert seeds > 3
-    assert enough(estimate(0.5, 5.0), 0.001).both is None
+    assert data_needed(estimate(0.5, 5.0), 0.001).both is None
 
 
 def test_two_seeds_may_be_too_few_to_know_without_differing_too_much() -> None:
     # One degree of freedom: 12.706 and 1.376; known exactly, 2.802 would be all.
     two = estimate(0.005, 0.037, seeds=2)
     assert detectable(estimate(0.0, 0.037, seeds=2)) == pytest.approx(14.082581 * 0.037, rel=1e-5)
-    assert enough(two, 0.308).items is None
-    assert enough(two, 0.308).seeds == 3
+    assert data_needed(two, 0.308).items is None
+    assert data_needed(two, 0.308).seeds == 3
     assert not hidden_by_seeds(two, 0.308)
     assert hidden_by_seeds(two, 0.1)  # 2.802 x .037 = .104

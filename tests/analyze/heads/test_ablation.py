@@ -58,7 +58,7 @@ def from_scratch(model: HeadModel, split: EncodedSplit) -> list[Floats]:
     base, name = model.base, model.adapter_name
     with torch.inference_mode():
         if split.scorer.name == "loss":
-            totals, _ = row_logprobs(base, split.encoded, [name], 4096)[name]
+            totals, _ = row_logprobs(base, [row for (row,) in split.encoded], [name], 4096)[name]
             return [np.array([total]) for total in totals]
         questions = [question for (question,) in split.encoded]
         values = continuation_logprobs(base, questions, [name], 4096)[name].values

@@ -1,4 +1,4 @@
-"""Adapters that an arm goes on from: what is taken from the folder, and what is refused."""
+"""Adapters that an arm continues: what is taken from the folder, and what is refused."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def shapes() -> Architecture:
 
 
 def study(folder: Path, **arm: Any) -> StudyConfig:
-    """Two arms, of which the second goes on from ``folder``."""
+    """Two arms; the second continues ``folder``."""
     arms = [
         {"method": "lora", "rank": 2, "lr": 1e-3},
         {"lr": 1e-3, "init_from": str(folder), **arm},

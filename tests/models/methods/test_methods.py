@@ -147,7 +147,7 @@ def test_eva_shares_out_the_ranks_among_orthogonal_directions(rank: int) -> None
 @pytest.mark.parametrize("rank", [1, 4])
 def test_eva_starts_as_pefts_does(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = 400
-    monkeypatch.setattr(eva, "BATCH_TOKENS", tokens)
+    monkeypatch.setattr(eva, "EVA_BATCH_TOKENS", tokens)
     base = base_of(tiny_llama())
     (adapter,) = started(base, trial("a", method="eva", rank=rank, targets=LINEAR, seed=5))
 

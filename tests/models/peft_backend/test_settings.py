@@ -1,4 +1,4 @@
-"""Methods of PEFT's: what is refused, what is counted, and that the base comes back as it was."""
+"""PEFT methods: what is rejected, what is counted, and that the base comes back as it was."""
 
 import json
 from pathlib import Path

@@ -1,15 +1,14 @@
-"""Estimates of paired scores: intervals and tests over training seeds and items.
+"""Estimates from paired scores: intervals and tests over training seeds and items.
 
-Legend: S trained seeds, T seeds of a second trained arm, N items, C clusters, D bootstrap draws.
-Scores are primary scores of items (1 right, 0 wrong, or nats per token); every comparison is of
-models on the same items. Sources and formulas: docs/science.md, "Statistics".
+Shapes: S trained seeds, T seeds of a second trained arm, N items, C clusters, D bootstrap draws.
+Scores are per-item primary scores (1 right, 0 wrong, or nats per token), always of models on the
+same items. Sources and formulas: docs/science.md, "Statistics".
 
-All seeds answer the same items, so the two are crossed, and their shares of the variance are told
-apart as in a two-way layout. Items: paired bootstrap of the item means over seeds. Seeds: what
-their means vary beyond the noise of N answers, with Student's quantile of S - 1. The two
-half-widths add in squares (Zou & Donner 2008). A percentile bootstrap of seeds, whatever it
-resamples below them, is too narrow at three seeds (docs/findings, simulated studies).
-"""
+All seeds answer the same items, so seeds and items are crossed, and their parts of the variance are
+separated as in a two-way layout. Items: paired bootstrap of the item means over seeds. Seeds: the
+variance of their means beyond the noise of N answers, with Student's t of S - 1. The two
+half-widths add in squares (Zou & Donner 2008). A percentile bootstrap over seeds is too narrow with
+three seeds (docs/findings, simulated studies)."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -29,20 +28,22 @@ ClusterLabels = Sequence[Hashable] | npt.NDArray[np.intp]
 INTERVAL_LEVEL = 0.95
 TINY = 1e-12
 TAKEN_OFF_TWO = 0.6
-"""Part of the answers' noise that is taken off the spread of two seeds, by simulation: two that lie
-close by chance would else count as alike too often, and their interval then holds the truth in two
-studies of three. Less taken off would cover better where seeds differ, and make intervals half as
-wide again where they do not (docs/findings, simulated studies)."""
+"""Share of the answers' noise subtracted from the variance of two seeds, chosen by simulation.
+
+If all of it were subtracted, two seeds that are close by chance would count as equal too often, and
+their interval would cover the truth in only two of three studies. Subtracting less would cover
+better if seeds differ, but widen intervals by half if they do not (docs/findings, simulated
+studies)."""
 SMALLEST_P = 1e-20
-"""Below it p of an interval is not told apart."""
+"""Smallest p value that is computed from an interval."""
 
 
 def clustered_standard_error(
     scores: ScoreArray, clusters: ClusterLabels | None = None
 ) -> float | None:
-    """Standard error of the mean of ``scores`` (N,); None where it cannot be known.
+    """Standard error of the mean of ``scores`` (N,); None if it cannot be estimated.
 
-    With ``clusters`` (one label an item), items of a cluster may hang together: the squared sums of
+    With ``clusters`` (one label per item), items of a cluster may be dependent: squared sums of
     residuals per cluster (Liang & Zeger 1986; Miller 2024, arXiv 2411.00640, section 2.2), with the
     small-sample factor C / (C - 1).
     """
@@ -54,7 +55,7 @@ def clustered_standard_error(
 
 
 def non_inferior(difference: Estimate, margin: float) -> bool:
-    """Whether the arm is shown to be at most ``margin`` worse: the interval lies above -margin."""
+    """Whether the arm is shown to be at most ``margin`` worse: its interval is above -margin."""
     return difference.low is not None and difference.low > -margin
 
 
@@ -73,24 +74,22 @@ def paired_estimate(
 ) -> Estimate:
     """``tuned`` (S, N) minus ``reference``: (N,) for the base, (T, N) for another trained arm.
 
-    Items that share a label of ``clusters`` are resampled together. With one seed the interval
-    speaks of that one trained model. Interval and p are None where N < 2.
+    Items with the same cluster label are resampled together. With one seed the interval refers to
+    that trained model. Interval and p are None if N < 2.
 
-    p: exact McNemar for one seed of right-or-wrong items that stand by themselves; otherwise the
-    larger of the interval's own (the level at which it ends at zero), which knows the spread
-    between seeds, and that of ``sign_flip`` on item means, which guards small samples.
+    p: exact McNemar for one seed of independent right-or-wrong items; otherwise the larger of the
+    interval's p (the level at which it ends at zero), which includes the spread between seeds, and
+    that of ``sign_flip`` on item means, which is safe for small samples.
     """
     return weighted_estimate([Comparison(tuned, reference, clusters)], seed=seed)
 
 
 def unpaired_difference(first: Estimate, second: Estimate) -> Estimate:
-    """``first`` minus ``second``, of two samples of items that do not belong together.
+    """``first`` minus ``second`` for two different samples of items, without a test.
 
-    Interval by MOVER from the two separate ones (Zou & Donner 2008): the distance of
-    each lower end is the root of the squares of the distances that make the difference smaller.
-    Where the two go together it is wider than need be. No test: p is None. ``n`` and ``seeds``
-    are those of the smaller side.
-    """
+    Interval by MOVER from the two separate intervals (Zou & Donner 2008): the squared distances
+    that make the difference smaller add up to the squared distance of its lower end. Conservative
+    if the samples are positively correlated. ``n`` and ``seeds`` are those of the smaller side."""
     value = first.value - second.value
     n, seeds = min(first.n, second.n), min(first.seeds, second.seeds)
     ends = (first.low, first.high, second.low, second.high)
@@ -107,7 +106,7 @@ def unpaired_difference(first: Estimate, second: Estimate) -> Estimate:
 
 
 def negated(estimate: Estimate) -> Estimate:
-    """The same difference seen from the other side."""
+    """The same difference with the opposite sign."""
     return estimate.model_copy(
         update={
             "value": 0.0 if estimate.value == 0 else -estimate.value,
@@ -119,12 +118,12 @@ def negated(estimate: Estimate) -> Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One task's scores: tuned (S, N), against a reference (N,) or (T, N) or nothing."""
+    """One task's scores: tuned (S, N) against a reference (N,), (T, N) or None."""
 
     tuned: ScoreArray
     reference: ScoreArray | None
     clusters: ClusterLabels | None = None
-    """One label an item; items that share one are drawn together."""
+    """One label per item; items with the same label are resampled together."""
 
     def __post_init__(self) -> None:
         others = self.tuned if self.reference is None else self.reference
@@ -136,25 +135,25 @@ class Comparison:
 
     @property
     def arms(self) -> tuple[ScoreArray, ...]:
-        """Scores of what was trained: (S, N), and (T, N) where the reference was trained too."""
+        """Scores of the trained arms: (S, N), and (T, N) if the reference is a trained arm."""
         trained = self.reference is not None and self.reference.ndim == 2
         return (self.tuned, self.reference) if trained else (self.tuned,)  # type: ignore[return-value]
 
     @property
     def item_means(self) -> ScoreArray:
-        """Difference of every item, mean over seeds: (N,)."""
+        """Difference per item, mean over seeds: (N,)."""
         means: ScoreArray = self.tuned.mean(axis=0)
         if self.reference is None:
             return means
         others = np.atleast_2d(self.reference)
         change = means - others.mean(axis=0)
-        # The mean of equal floats may miss them by its last digits: that is no change at all.
+        # The mean of equal floats may differ from them in the last digits; that counts as zero.
         sizes = np.maximum(np.abs(self.tuned).max(axis=0), np.abs(others).max(axis=0))
         return np.where(np.abs(change) <= TINY * sizes, 0.0, change)
 
     @property
     def is_one_pair(self) -> bool:
-        """Two models on right-or-wrong items that stand by themselves."""
+        """Whether it is two models on independent right-or-wrong items."""
         if self.reference is None or self.clusters is not None or not self.is_right_or_wrong:
             return False
         return len(self.tuned) == len(np.atleast_2d(self.reference)) == 1
@@ -168,7 +167,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """A part of the variance of the value, with its degrees of freedom."""
+    """One part of the variance of an estimate, with its degrees of freedom."""
 
     variance: float
     freedom: float
@@ -179,18 +178,18 @@ class _Share:
 
 @dataclass(frozen=True, slots=True)
 class _Weighed:
-    """One task of an estimate, with its weight and what of it is drawn as one."""
+    """One task of an estimate, with its weight and its resampling units."""
 
     comparison: Comparison
     weight: float
     mean: float
-    """Of the items' differences."""
+    """Mean difference over items."""
     labels: npt.NDArray[np.intp] | None
-    """Cluster of every item, 0 .. C - 1; None where items stand by themselves."""
+    """Cluster of every item, 0 .. C - 1; None if items are independent."""
     sums: ScoreArray
-    """Differences summed by item or cluster, (C,)."""
+    """Differences summed per item or cluster, (C,)."""
     sizes: ScoreArray
-    """Items in each, (C,)."""
+    """Items per unit, (C,)."""
 
     @classmethod
     def of(cls, comparison: Comparison, weight: float) -> "_Weighed":
@@ -201,18 +200,18 @@ class _Weighed:
 
     @property
     def n(self) -> int:
-        """Items."""
+        """Number of items."""
         return int(self.comparison.tuned.shape[1])
 
     @property
     def item_variance(self) -> float:
-        """From which items were drawn, weighed."""
+        """Weighted variance due to the choice of items."""
         return self.weight**2 * _variance_of_mean(self.sums - self.sizes * self.mean, self.n)
 
     def answer_noise(self, rows: ScoreArray, by_seed: ScoreArray) -> float:
-        """Variance of the seeds' means, (S,), from what each answered beside the others, weighed.
+        """Weighted variance of the seeds' means, (S,), due to the noise of their answers.
 
-        rows: one trained arm's scores, (S, N).
+        rows: scores of one trained arm, (S, N).
         """
         residuals = rows - rows.mean(axis=0) - by_seed[:, None] + by_seed.mean()
         if self.labels is not None:
@@ -228,8 +227,8 @@ def weighted_estimate(
 ) -> Estimate:
     """Sum over tasks of weight times difference; by default their mean.
 
-    Row s of every task must be the same trained model. Raises UserError where they are not as many,
-    or no task is given.
+    Row s of every task must be the same trained model. Raises UserError without tasks, or if their
+    numbers of seeds differ.
     """
     if not comparisons:
         raise UserError("weighted_estimate: no task given")
@@ -265,7 +264,7 @@ def weighted_estimate(
 def _units(
     values: ScoreArray, labels: npt.NDArray[np.intp] | None
 ) -> tuple[ScoreArray, ScoreArray]:
-    """Sums and sizes of what is drawn as one: every item, or every cluster; (C,) each."""
+    """Sums and sizes of the resampling units (items or clusters), (C,) each."""
     if labels is None:
         return values, np.ones(len(values))
     sums = np.bincount(labels, weights=values)
@@ -273,13 +272,14 @@ def _units(
 
 
 def _variance_of_mean(residual_sums: ScoreArray, n: int) -> float:
-    """Of a mean of n items, from the residual sums (..., C) of its C >= 2 units; rows add up."""
+    """Variance of a mean of n items from the residual sums (..., C) of its C >= 2 units, summed
+    over rows."""
     c = int(residual_sums.shape[-1])
     return float((residual_sums**2).sum()) * c / (c - 1) / n**2
 
 
 def _item_share(tasks: Sequence[_Weighed]) -> _Share:
-    """Variance from which items were drawn; over several tasks Satterthwaite's freedom (1946)."""
+    """Variance due to items; degrees of freedom over several tasks by Satterthwaite (1946)."""
     variances = [t.item_variance for t in tasks]
     total = sum(variances)
     if total < TINY**2:
@@ -289,11 +289,10 @@ def _item_share(tasks: Sequence[_Weighed]) -> _Share:
 
 
 def _seed_shares(tasks: Sequence[_Weighed]) -> list[_Share]:
-    """Variance from which seeds were trained, one share for each trained arm of two or more.
+    """Variance due to seeds, one share per trained arm with two or more.
 
-    The seeds' means vary by what the seeds are and by the noise of their own answers; the latter
-    stands in the item share already (it is in the item means), so it is taken off.
-    """
+    The means of the seeds vary between seeds and by the noise of their answers. The noise is
+    already part of the item share, so it is subtracted."""
     shares = []
     for position, arm in enumerate(tasks[0].comparison.arms):
         seeds = len(arm)
@@ -322,14 +321,14 @@ def _interval(
         draws = np.zeros(1)
         for i, task in enumerate(tasks):
             draws = draws + task.weight * resampled_means(task.sums, task.sizes, seed + i)
-        # A resample of few units shows too little spread, and its quantiles are the normal's.
+        # A bootstrap of few units has too little spread and normal quantiles: stretch it.
         spread = max(float(draws.std()), TINY)
         stretch = items.half_width(alpha) / float(special.ndtri(1 - alpha / 2)) / spread
         ends = quantiles(draws, (alpha / 2, 1 - alpha / 2))
         below, above = (d * stretch for d in (value - ends[0], ends[1] - value))
     elif accuracy:
-        # Every unit gave the same: the bootstrap sees no spread, yet items not drawn may differ.
-        # The exact bound on what N equal answers leave open is 1 - (alpha / 2)^(1/N).
+        # All units are equal, so the bootstrap has no spread, yet unseen items may differ. The
+        # exact bound for N equal answers is 1 - (alpha / 2)^(1/N).
         fewest = min(len(t.sums) for t in tasks)
         below = above = widest * (1 - (alpha / 2) ** (1 / fewest))
     else:
@@ -338,7 +337,7 @@ def _interval(
     low, high = value - sqrt(below**2 + squares), value + sqrt(above**2 + squares)
     if not accuracy:
         return low, high
-    # Accuracies and their differences cannot leave their range.
+    # Accuracies and their differences have a bounded range.
     lowest = 0.0 if all(t.comparison.reference is None for t in tasks) else -widest
     return max(lowest, low), min(widest, high)
 
@@ -347,14 +346,14 @@ def _p_value(
     tasks: Sequence[_Weighed], shares: tuple[_Share, ...], value: float, seed: int
 ) -> float:
     if len(tasks) == 1 and tasks[0].comparison.is_one_pair:
-        difference = tasks[0].sums  # items by themselves: their differences
+        difference = tasks[0].sums  # independent items: one difference each
         return mcnemar_exact(int((difference > 0).sum()), int((difference < 0).sum()))
     parts = [t.weight * t.sums / t.n for t in tasks]
     return max(_p_of_interval(shares, value), sign_flip(np.concatenate(parts), seed))
 
 
 def _p_of_interval(shares: tuple[_Share, ...], value: float) -> float:
-    """The alpha at which the half-width is the distance from zero; 0 where nothing varies."""
+    """The alpha at which the half-width equals the distance from zero; 0 if nothing varies."""
     if value == 0:
         return 1.0
     varying = [s for s in shares if s.variance > 0]

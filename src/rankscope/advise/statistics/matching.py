@@ -1,4 +1,4 @@
-"""Scores of models on the same items: matched by their ids, with the clusters items stand in."""
+"""Scores of several models on the same items, matched by item id, with their clusters."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -11,16 +11,16 @@ from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.records import BASE, ItemScores, Split, StudyRecords, TrialRecords
 
 FEWEST_CLUSTERS = 10
-"""Subjects or passages below which they are the task itself, not a sample of them."""
+"""With fewer subjects or passages, they are the task itself rather than a sample."""
 
 
 def paired_scores(
     study: StudyRecords, trials: Sequence[TrialRecords], task: str, split: Split
 ) -> Comparison | None:
-    """Scores of trials (S, N) against the base (N,) on the items all of them answered.
+    """Scores of trials (S, N) and of the base (N,) on the items that all of them answered.
 
-    None where the base, every trial, or every common item is missing. Items whose score is not
-    finite for one of the models are left out for all.
+    None if the base, all trials, or all common items are missing. Items with a non-finite score of
+    any model are dropped.
     """
     base = study.items.get((BASE, task, split))
     tuned = stored_scores(study, trials, task, split)
@@ -29,12 +29,11 @@ def paired_scores(
 
 @lru_cache(maxsize=256)
 def cluster_labels(subjects: tuple[str | None, ...]) -> npt.NDArray[np.intp] | None:
-    """Labels of the clusters that items with these ``subjects`` stand in; None: by themselves.
+    """Cluster label of every item, (N,); None if items are independent.
 
-    A subject (or a passage, where a data set gives that as its items' subject) is a cluster where
-    there are ``FEWEST_CLUSTERS`` of them or more. With fewer they are what the task consists of
-    rather than a sample of what it might, and errors from so few clusters are not to be trusted
-    (Cameron & Miller 2015). An item without a subject stands by itself.
+    Subjects (or passages, if the data set records them as subjects) are clusters if there are at
+    least ``FEWEST_CLUSTERS``: standard errors from fewer clusters are unreliable (Cameron & Miller
+    2015). An item without a subject is a cluster of its own.
     """
     named = len({s for s in subjects if s is not None})
     if not FEWEST_CLUSTERS <= named < len(subjects):
@@ -55,7 +54,7 @@ def stored_scores(
     split: Split,
     base: bool = False,
 ) -> list[ItemScores]:
-    """What is stored of the trials' scores, or of the base's."""
+    """The stored scores of the trials, or of the base."""
     names = [BASE] if base else [t.spec.trial_id for t in trials]
     return [s for name in names if (s := study.items.get((name, task, split)))]
 
@@ -63,7 +62,7 @@ def stored_scores(
 def trials_with_all_scores(
     study: StudyRecords, trials: Sequence[TrialRecords], tasks: Sequence[str], split: Split
 ) -> list[TrialRecords]:
-    """The trials that have a score on each of the tasks."""
+    """The trials with a score on every one of the tasks."""
     return [
         t for t in trials if all((t.spec.trial_id, name, split) in study.items for name in tasks)
     ]
@@ -72,7 +71,7 @@ def trials_with_all_scores(
 def align_scores(
     tuned: Sequence[ItemScores], reference: Sequence[ItemScores] | None, trained: bool
 ) -> Comparison | None:
-    """Scores of the items that every model has; None where there is no model or no such item."""
+    """Scores on the items that every model has; None without models or common items."""
     if not tuned or (reference is not None and not reference):
         return None
     rows, subjects = _aligned([*tuned, *(reference or ())])
@@ -84,10 +83,7 @@ def align_scores(
 
 
 def _aligned(models: Sequence[ItemScores]) -> tuple[ScoreArray, tuple[str | None, ...]]:
-    """(models, N) scores of the items that every model has, in the first's order; their subjects.
-
-    Items whose score is not finite for one of the models are left out.
-    """
+    """(models, N) scores of the common items in the first model's order, and their subjects."""
     first = models[0]
     ids, subjects = first.item_ids, first.subjects
     if all(m.item_ids is ids or m.item_ids == ids for m in models):

@@ -1,8 +1,8 @@
-"""What could have been seen, and what it would take to see it: items, seeds.
+"""Power: the smallest detectable difference, and the items and seeds needed to detect one.
 
-A paired difference is seen with power .8 at alpha .05 where it is (quantile of the interval +
-quantile of the power) standard errors. Items count with the normal distribution, seeds with
-Student's of their degrees of freedom, as in the intervals (``statistics.py``).
+A paired difference is detected with power .8 at alpha .05 if it is (quantile of the interval +
+quantile of the power) standard errors. As in the intervals (``estimates.py``), items count with the
+normal distribution and seeds with Student's t.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from rankscope.records import Estimate
 
 POWER = 0.8
 MOST_SEEDS = 200
-"""Seeds beyond which more of them is no advice."""
+"""More seeds than this are never recommended."""
 
 
 def minimum_detectable_effect(
     n: int, discordance: float, alpha: float = 0.05, power: float = POWER
 ) -> float | None:
-    """Smallest paired difference seen with ``power``, a share of 1; None where n < 1.
+    """Smallest paired difference detected with ``power``, a share of 1; None if n < 1.
 
     (z_{1 - alpha/2} + z_power) sqrt(discordance / n), ``discordance`` being the share of items on
     which the two models differ (Connor 1987, with the variance at no difference).
@@ -32,9 +32,9 @@ def minimum_detectable_effect(
 
 
 def detectable(estimate: Estimate) -> float | None:
-    """Smallest difference seen with power .8 with these items and these seeds; None if unknown.
+    """Smallest difference detected with power .8 by these items and seeds; None if unknown.
 
-    With one seed it is of that one trained model: how seeds vary is not in it.
+    With one seed it refers to that trained model, without the variation between seeds.
     """
     if estimate.item_error is None:
         return None
@@ -46,7 +46,7 @@ def detectable(estimate: Estimate) -> float | None:
 
 
 def items_needed(effect: float, discordance: float) -> int | None:
-    """Items at which a paired difference of ``effect`` is seen with power .8 at alpha .05."""
+    """Items that detect a paired difference of ``effect`` with power .8 at alpha .05."""
     smallest_at_one = minimum_detectable_effect(1, discordance)
     if smallest_at_one is None or effect <= 0:
         return None
@@ -54,30 +54,30 @@ def items_needed(effect: float, discordance: float) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Enough:
-    """What would show an effect; None where that alone cannot, or where it is not known."""
+class DataNeeded:
+    """The data needed to detect an effect; None if no amount of it is enough, or if unknown."""
 
     items: int | None
-    """Test items, with the seeds there are."""
+    """Test items, with the present seeds."""
     seeds: int | None
-    """Seeds, with the items there are."""
+    """Seeds, with the present items."""
     both: tuple[int, int] | None
-    """Items and seeds together, each taking half of what the effect leaves."""
+    """Items and seeds together, each with half of the allowed variance."""
 
 
-def enough(estimate: Estimate, effect: float) -> Enough:
-    """How much more data would show a difference of ``effect`` as noisy as ``estimate``."""
+def data_needed(estimate: Estimate, effect: float) -> DataNeeded:
+    """Data needed to detect a difference of ``effect`` with the noise of ``estimate``."""
     if estimate.item_error is None or effect <= 0:
-        return Enough(None, None, None)
+        return DataNeeded(None, None, None)
     at_one_item = (_factor(None) * estimate.item_error) ** 2 * estimate.n
-    if estimate.seed_error is None:  # one seed: how they vary is not known
-        return Enough(_ceil(at_one_item / effect**2), None, None)
+    if estimate.seed_error is None:  # one seed: their variation is unknown
+        return DataNeeded(_ceil(at_one_item / effect**2), None, None)
     at_one_seed = estimate.seed_error**2 * estimate.seeds
     by_seeds = _factor(estimate.seeds) ** 2 * estimate.seed_error**2
     left_to_items = effect**2 - by_seeds
     left_to_seeds = effect**2 - at_one_item / estimate.n
     both_seeds = _seeds(at_one_seed, effect**2 / 2)
-    return Enough(
+    return DataNeeded(
         items=_ceil(at_one_item / left_to_items) if left_to_items > 0 else None,
         seeds=_seeds(at_one_seed, left_to_seeds) if left_to_seeds > 0 else None,
         both=None if both_seeds is None else (_ceil(2 * at_one_item / effect**2), both_seeds),
@@ -85,12 +85,12 @@ def enough(estimate: Estimate, effect: float) -> Enough:
 
 
 def hidden_by_seeds(estimate: Estimate, effect: float) -> bool:
-    """Whether these seeds' spread hides ``effect`` from any items, were it known exactly, too."""
+    """Whether the spread between seeds hides ``effect`` whatever the number of items."""
     return _factor(None) * (estimate.seed_error or 0.0) >= effect
 
 
 def _seeds(at_one_seed: float, allowed: float) -> int | None:
-    """Smallest number of seeds, three at least, whose share of the square is allowed."""
+    """Smallest number of seeds, at least three, whose variance is allowed."""
     for seeds in range(3, MOST_SEEDS + 1):
         if _factor(seeds) ** 2 * at_one_seed / seeds <= allowed:
             return seeds
@@ -98,7 +98,7 @@ def _seeds(at_one_seed: float, allowed: float) -> int | None:
 
 
 def _factor(seeds: int | None, alpha: float = 0.05, power: float = POWER) -> float:
-    """Standard errors of a difference that is seen; None: normal."""
+    """Standard errors that a detectable difference has; ``seeds`` None: normal distribution."""
     if seeds is None:
         return float(stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power))
     freedom = max(1, seeds - 1)

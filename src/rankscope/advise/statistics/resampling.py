@@ -1,4 +1,4 @@
-"""Bootstrap of a mean over items, or over whole clusters of them.
+"""Bootstrap of a mean over items or over whole clusters.
 
 Legend: N units (items, or clusters), D draws, K kinds of units that are exactly alike.
 """
@@ -13,26 +13,25 @@ ScoreArray = npt.NDArray[np.float64]
 
 NUM_DRAWS = 2000
 CHUNK_CELLS = 4_000_000
-"""Weights held at once; 32 MB."""
+"""Weights in memory at once; 32 MB."""
 MOST_KEPT = 2000
-"""Units up to which a table of resampling weights is kept for the next call."""
+"""Up to this many units, the table of resampling weights is kept for the next call."""
 
 
 def resampled_means(sums: ScoreArray, sizes: ScoreArray, seed: int) -> ScoreArray:
     """D bootstrap means, (D,), of units with ``sums`` (N,) of scores over ``sizes`` (N,) items.
 
-    A unit is drawn whole. Equal arguments give equal draws; up to ``MOST_KEPT`` units, two calls
-    with one seed and one number of units draw the same units, whatever their sums.
-    """
+    Units are drawn whole. Equal arguments give equal draws; up to ``MOST_KEPT`` units, calls with
+    the same seed and number of units draw the same units."""
     units = len(sums)
     if units <= MOST_KEPT:
         weights = _kept_weights(units, seed)
         drawn = weights @ sums.astype(np.float32)
-        if (sizes == sizes[0]).all():  # every draw is of as many items
+        if (sizes == sizes[0]).all():  # every draw has the same number of items
             return np.asarray(drawn / (units * sizes[0]), dtype=np.float64)
         return np.asarray(drawn / (weights @ sizes.astype(np.float32)), dtype=np.float64)
-    # Units alike are exchangeable: resampling their count is resampling them, and right-or-wrong
-    # items of a few models have few kinds however many items there are.
+    # Equal units are exchangeable, so resampling their counts is enough: right-or-wrong items of a
+    # few models have few kinds.
     kinds, counts = np.unique(np.vstack([sums, sizes]), axis=1, return_counts=True)
     rng = np.random.default_rng([seed, 1])
     if kinds.shape[1] * 8 < units:
@@ -49,7 +48,7 @@ def resampled_means(sums: ScoreArray, sizes: ScoreArray, seed: int) -> ScoreArra
 
 @lru_cache(maxsize=8)
 def _kept_weights(units: int, seed: int) -> npt.NDArray[np.float32]:
-    """How often each unit is drawn, (D, N); at most 16 MB."""
+    """How often each unit is drawn, (D, N), at most 16 MB."""
     rng = np.random.default_rng([seed, 1])
     drawn = rng.integers(units, size=(NUM_DRAWS, units))
     drawn += units * np.arange(NUM_DRAWS)[:, None]
@@ -58,20 +57,20 @@ def _kept_weights(units: int, seed: int) -> npt.NDArray[np.float32]:
 
 
 def kept_signs(units: int, seed: int) -> npt.NDArray[np.float32]:
-    """Random signs, (N, D), for ``units`` <= ``MOST_KEPT``; fewer units have the first of them."""
+    """Random signs, (N, D), for ``units`` <= ``MOST_KEPT``: the first rows of one table."""
     return _table_of_signs(max(64, 1 << (units - 1).bit_length()), seed)[:units]
 
 
 @lru_cache(maxsize=8)
 def _table_of_signs(units: int, seed: int) -> npt.NDArray[np.float32]:
-    """One table for all numbers of units up to a power of two; at most 16 MB."""
+    """The table for all numbers of units up to a power of two, at most 16 MB."""
     rng = np.random.default_rng([seed, 2])
     signs = 2 * rng.integers(2, size=(units, NUM_DRAWS), dtype=np.int8) - 1
     return signs.astype(np.float32)
 
 
 def quantiles(draws: ScoreArray, shares: Sequence[float]) -> list[float]:
-    """Quantiles of ``draws`` (D,), linear between neighbours: NumPy's default, without its cost."""
+    """Quantiles of ``draws`` (D,) with linear interpolation, cheaper than NumPy's."""
     ordered, last = np.sort(draws), len(draws) - 1
     found = []
     for share in shares:

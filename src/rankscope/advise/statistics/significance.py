@@ -1,7 +1,4 @@
-"""Exact and family-wise tests: McNemar, sign flips, Holm.
-
-Sources and where each is used: docs/science.md, "Statistics".
-"""
+"""Exact and family-wise tests: McNemar, sign flips, Holm (docs/science.md, "Statistics")."""
 
 from collections.abc import Sequence
 from math import exp, floor, log2
@@ -18,11 +15,11 @@ from rankscope.advise.statistics.resampling import (
 )
 
 ALPHA = 0.05
-"""Level of every test that a decision rests on."""
+"""Level of every test behind a decision."""
 FEWEST_ITEMS = 1 + floor(log2(2 / ALPHA))
-"""Items from which a test can reach it: of fewer, even unanimous ones (2 x 0.5^n) do not."""
+"""With fewer items no test reaches the level, even if all agree (2 x 0.5^n)."""
 MOST_ENUMERATED = 12
-"""Units up to which all 2^units sign flips are counted instead of drawn."""
+"""Up to this many units, all 2^units sign flips are enumerated instead of drawn."""
 
 
 def mcnemar_exact(b: int, c: int) -> float:
@@ -46,17 +43,17 @@ def sign_flip(parts: ScoreArray, seed: int = 0) -> float:
         return 1.0
     sizes = np.abs(parts[parts != 0]) / scale
     units = len(sizes)
-    # Rounding joins what only the order of summation tells apart.
+    # Sums that differ only by the order of summation count as equal.
     found = abs(float(parts.sum())) / scale - 1e-9 * units
     if units <= MOST_ENUMERATED:
         flips = 1 - 2 * (np.arange(2**units)[:, None] >> np.arange(units) & 1)
         return float((np.abs(flips @ sizes) >= found).mean())
     bound = 2 * exp(-(max(0.0, found) ** 2) / (2 * float(sizes @ sizes)))
     if bound < 1 / (NUM_DRAWS + 1):
-        return bound  # further out than the draws can tell
+        return bound  # below the resolution of the draws
     if units <= MOST_KEPT:
         sums = sizes.astype(np.float32) @ kept_signs(units, seed)
-        # Single precision: a sum as far as the one found may come out a little short of it.
+        # In single precision an equally large sum may come out slightly smaller.
         further = int((np.abs(sums) >= found - 1e-5 * units).sum())
     else:
         further = _further_of_many(sizes, found, seed)
@@ -64,8 +61,8 @@ def sign_flip(parts: ScoreArray, seed: int = 0) -> float:
 
 
 def _further_of_many(sizes: ScoreArray, found: float, seed: int) -> int:
-    """Of D drawn flips, how many have a sum at least ``found`` from zero."""
-    # Equal sizes share a binomial draw: right-or-wrong items have few of them.
+    """Number of the D drawn flips whose sum is at least ``found`` from zero."""
+    # Units of equal size share a binomial draw; right-or-wrong items have few sizes.
     sizes, counts = np.unique(sizes.round(12), return_counts=True)
     rng = np.random.default_rng([seed, 2])
     further, chunk = 0, max(1, CHUNK_CELLS // len(sizes))

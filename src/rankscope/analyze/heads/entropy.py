@@ -9,7 +9,7 @@ they are recomputed here from the queries and keys of a forward pass.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,20 +20,6 @@ from rankscope.models.attention.varlen import window_mask
 
 QUERIES_AT_ONCE = 256
 """Queries of one row whose weights exist at the same time."""
-
-
-@dataclass(slots=True)
-class EntropySums:
-    """Sums over positions: by layer, (H,) float64."""
-
-    total: list[Tensor]
-    positions: int = 0
-
-    def mean(self) -> list[tuple[float | None, ...]]:
-        """By layer, the mean of every head; None without any position."""
-        if not self.positions:
-            return [(None,) * len(layer) for layer in self.total]
-        return [tuple((layer / self.positions).tolist()) for layer in self.total]
 
 
 def normalized_entropy(weights: Tensor, num_visible: Tensor) -> Tensor:
@@ -60,15 +46,13 @@ def row_entropy(q: Tensor, k: Tensor, scale: float, window: int | None) -> Tenso
 def attention_entropy(
     model: HeadModel, trees: Sequence[TokenTree]
 ) -> list[tuple[float | None, ...]]:
-    """Mean entropy of every head on the prompts and right answers of some items.
+    """Mean entropy on the prompts and right answers of some items: by layer and query head.
 
-    Returns:
-        By layer and query head, from 0 to 1.
+    None if there is no position that sees two tokens.
     """
     rows = [tree.gold_row() for tree in trees]
-    sums = EntropySums(
-        [torch.zeros(layer.num_heads, dtype=torch.float64) for layer in model.layout]
-    )
+    sums = [torch.zeros(layer.num_heads, dtype=torch.float64) for layer in model.layout]
+    num_positions = 0
     with model.dropout_off(), torch.inference_mode():
         for members in cut_trees(rows, model.batch_tokens, vocab_size=1):  # no logits are computed
             batch = TokenTreeBatch.of([rows[i] for i in members], model.base.device)
@@ -84,9 +68,11 @@ def attention_entropy(
             ) -> None:
                 pairs = zip(q.split(lengths, 1), k.split(lengths, 1), strict=True)
                 for queries, keys in pairs:
-                    sums.total[layer] += row_entropy(queries, keys, scale, window)
+                    sums[layer] += row_entropy(queries, keys, scale, window)
 
-            sums.positions += sum(lengths) - len(lengths)
+            num_positions += sum(lengths) - len(lengths)
             without_logits = replace(batch.batch, keep=batch.batch.keep[:0])
             model.logits(without_logits, replace(batch.plan, probe=add_layer))
-    return sums.mean()
+    if not num_positions:
+        return [(None,) * len(layer) for layer in sums]
+    return [tuple((layer / num_positions).tolist()) for layer in sums]

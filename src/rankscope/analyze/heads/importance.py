@@ -66,12 +66,12 @@ def head_importance(model: HeadModel, trees: Sequence[TokenTree]) -> Importance:
         for members in cut_trees(rows, model.batch_tokens, model.base.record.vocab_size):
             batch = TokenTreeBatch.of([rows[i] for i in members], model.base.device)
             index = torch.tensor(members)
-            with torch.enable_grad(), gradient_hooks(model, batch) as hooks:
+            with torch.enable_grad(), gradient_hooks(model, batch) as (first_z, products):
                 logits = model.logits(batch.batch, batch.plan)
                 logprobs = logprobs_at(logits, batch.rows, batch.tokens)
                 # Ask for the gradient of the first layer's z alone: no parameter gets one.
-                torch.autograd.grad(-logprobs.sum(), hooks.first_z)
-            for layer, values in zip(signed, hooks.products, strict=True):
+                torch.autograd.grad(-logprobs.sum(), first_z)
+            for layer, values in zip(signed, products, strict=True):
                 layer[index] = values
             owners = torch.from_numpy(batch.owners)
             losses[index] = torch.zeros(len(members)).index_add_(
@@ -80,20 +80,16 @@ def head_importance(model: HeadModel, trees: Sequence[TokenTree]) -> Importance:
     return Importance(signed, losses)
 
 
-class GradientProducts:
-    """What the hooks of :func:`gradient_hooks` collect."""
-
-    def __init__(self, num_layers: int) -> None:
-        self.first_z: list[Tensor] = []
-        """z of the first layer, where the backward pass ends."""
-        self.products: list[Tensor] = [torch.zeros(0)] * num_layers
-        """By layer, z_h . dL/dz_h, (rows, H)."""
-
-
 @contextmanager
-def gradient_hooks(model: HeadModel, batch: TokenTreeBatch) -> Iterator[GradientProducts]:
-    """While inside, a backward pass collects z_h . dL/dz_h of every row and head."""
-    collected = GradientProducts(len(model.layout))
+def gradient_hooks(
+    model: HeadModel, batch: TokenTreeBatch
+) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """While inside, a backward pass collects z_h . dL/dz_h: by layer, (rows, H).
+
+    Yields the first layer's z, at which the backward pass ends, and the products.
+    """
+    first_z: list[Tensor] = []
+    products = [torch.zeros(0)] * len(model.layout)
     num_rows = len(batch.batch.lengths)
     lengths = torch.tensor(batch.batch.lengths)
     row_of_token = torch.repeat_interleave(torch.arange(num_rows), lengths).to(model.base.device)
@@ -109,15 +105,15 @@ def gradient_hooks(model: HeadModel, batch: TokenTreeBatch) -> Iterator[Gradient
                 z = args[0]
                 if index == 0:  # the backward pass needs nothing before it
                     z = z.detach().requires_grad_()
-                    collected.first_z.append(z)
+                    first_z.append(z)
 
                 def collect(grad: Tensor) -> None:
                     product = (z.detach().float() * grad.float()).view(-1, *shape).sum(2)
                     sums = product.new_zeros(num_rows, shape[0])
-                    collected.products[index] = sums.index_add_(0, row_of_token, product).cpu()
+                    products[index] = sums.index_add_(0, row_of_token, product).cpu()
 
                 z.register_hook(collect)
                 return (z,)
 
             hooks.callback(model.o_proj(layer).register_forward_pre_hook(hook).remove)
-        yield collected
+        yield first_z, products

@@ -51,30 +51,13 @@ class ForwardPass:
         return replace(self, batch=replace(self.batch, keep=self.batch.keep[:0]))
 
 
-class PrefixRow:
-    """The tokens that all items begin with: one row, whose keys and values every pass rewrites."""
-
-    def __init__(self, ids: Sequence[int], device: torch.device) -> None:
-        self.batch = RowBatch.of([Row(ids, [])], device)
-        self.plan = AttentionPlan.of([len(ids)], device)
-        self.length = len(ids)
-
-    def caching_pass(self) -> tuple[ForwardPass, KVCache]:
-        """A pass over the prefix, and the cache that holds its keys and values once it has run."""
-        written, read = KVCache(1, self.length), KVCache(1, self.length)
-        # Layers run one at a time, and each writes from position 0: set the final length here.
-        read.keys, read.values = written.keys, written.values
-        read.lengths = torch.tensor([self.length])
-        return ForwardPass(self.batch, replace(self.plan, cache=written, store=True)), read
-
-
 class LayerwiseScorer:
     """Scores some items under one model, intact and under ablations."""
 
     def __init__(self, model: HeadModel, trees: Sequence[TokenTree], prefix: Sequence[int]) -> None:
         self.model = model
         self.trees = trees
-        self.prefix = PrefixRow(prefix, model.base.device) if prefix else None
+        self.prefix = prefix
         self._batches: dict[int, TokenTreeBatch] = {}
         modules = dict(model.base.model.named_modules())
         self._layers = [modules[layer.layer] for layer in model.layout]
@@ -94,7 +77,7 @@ class LayerwiseScorer:
         hidden: Tensor | None = None
         prefix_hidden: Tensor | None = None
         prefix_z = torch.empty(0)
-        prefix_pass, prefix_cache = self.prefix.caching_pass() if self.prefix else (None, None)
+        prefix_pass, prefix_cache = self.prefix_pass() if self.prefix else (None, None)
         for index in range(len(self._layers)):
             prefix_entering = prefix_hidden
             if prefix_pass is not None:
@@ -121,9 +104,8 @@ class LayerwiseScorer:
     def batch(self, copies: int) -> TokenTreeBatch:
         """The items, repeated ``copies`` times; built once."""
         if copies not in self._batches:
-            num_shared = self.prefix.length if self.prefix else 0
-            trees = [*self.trees] * copies
-            self._batches[copies] = TokenTreeBatch.of(trees, self.model.base.device, num_shared)
+            trees, device = [*self.trees] * copies, self.model.base.device
+            self._batches[copies] = TokenTreeBatch.of(trees, device, len(self.prefix))
         return self._batches[copies]
 
     def items_pass(self, copies: int, prefix: KVCache | None) -> ForwardPass:
@@ -131,17 +113,24 @@ class LayerwiseScorer:
         batch = self.batch(copies)
         return ForwardPass(batch.batch, replace(batch.plan, prefix=prefix))
 
+    def prefix_pass(self) -> tuple[ForwardPass, KVCache]:
+        """A pass over the shared prefix, and the cache of its keys and values, complete afterwards."""
+        length = len(self.prefix)
+        batch = RowBatch.of([Row(self.prefix, [])], self.model.base.device)
+        plan = AttentionPlan.of([length], self.model.base.device)
+        written, read = KVCache(1, length), KVCache(1, length)
+        # Layers run one at a time, and each writes from position 0: set the final length here.
+        read.keys, read.values, read.lengths = written.keys, written.values, torch.tensor([length])
+        return ForwardPass(batch, replace(plan, cache=written, store=True)), read
+
     def ablated_prefix(
         self, index: int, hidden: Tensor | None, z: Tensor, ablations: Sequence[Ablation]
     ) -> KVCache | None:
-        """The prefix's keys and values in the layers after ``index``, under an ablation.
-
-        None without a prefix, or if no layer comes after.
-        """
-        if self.prefix is None or index + 1 == len(self._layers):
+        """The prefix's keys and values in the layers after ``index``, under an ablation."""
+        if not self.prefix or index + 1 == len(self._layers):
             return None
-        caching_pass, cache = self.prefix.caching_pass()
-        self.run_ablated(index, hidden, z, ablations, caching_pass)
+        prefix_pass, cache = self.prefix_pass()
+        self.run_ablated(index, hidden, z, ablations, prefix_pass)
         return cache
 
     def run_layer(
@@ -151,22 +140,20 @@ class LayerwiseScorer:
 
         Returns what leaves the layer, (1, N, E), and what enters its o_proj, z (1, N, H D).
         """
-        layer = self._layers[index]
         seen: dict[str, Tensor] = {}
-        forward = layer.forward
-
-        def run_once(hidden_states: Tensor, *args: Any, **settings: Any) -> Any:
-            entering = hidden_states if hidden is None else hidden
-            seen["leaving"] = forward(entering, *args, **settings)
-            return seen["leaving"]
 
         def keep_z(module: nn.Module, args: tuple[Tensor]) -> None:
             seen["z"] = args[0]
 
-        forwards = {other: skip_layer for other in self._layers if other is not layer}
+        def keep_leaving(module: nn.Module, args: tuple[Tensor], leaving: Tensor) -> None:
+            seen["leaving"] = leaving
+
+        forwards = self.entering(index, hidden)
+        forwards |= dict.fromkeys(self._layers[index + 1 :], skip_layer)
         with ExitStack() as hooks:
             hooks.callback(self._o_projs[index].register_forward_pre_hook(keep_z).remove)
-            self.run(rows, {**forwards, layer: run_once})
+            hooks.callback(self._layers[index].register_forward_hook(keep_leaving).remove)
+            self.run(rows, forwards)
         return seen["leaving"], seen["z"]
 
     def run_ablated(
@@ -177,14 +164,9 @@ class LayerwiseScorer:
         ablations: Sequence[Ablation],
         rows: ForwardPass,
     ) -> Tensor:
-        """Logits under ablations that begin in layer ``index``, one after another.
+        """Logits under ablations that begin in layer ``index``, each on its copy of the N tokens.
 
-        Args:
-            index: the layer.
-            hidden: what enters it, (1, N, E); None for the embedding's.
-            z: what enters its o_proj, (1, N, H D).
-            ablations: whose lowest layer it is.
-            rows: a copy of the N tokens for each ablation.
+        ``hidden`` (1, N, E) enters the layer, and ``z`` (1, N, H D) its o_proj, without ablation.
         """
         copies = len(ablations)
         ablated_z = self.zero_heads(index, z.repeat(1, copies, 1), ablations)

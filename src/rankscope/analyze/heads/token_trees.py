@@ -85,8 +85,8 @@ class TokenTree:
 def token_trees(encoded: EncodedSplit) -> list[TokenTree]:
     """The items of a split: rows of text, or questions with the continuations that the primary
     metric compares."""
-    if isinstance(encoded.encoded[0], EncodedRow):
-        return [TokenTree.of_row(row) for row in encoded.encoded]
+    if isinstance(encoded.encoded[0][0], EncodedRow):
+        return [TokenTree.of_row(row) for (row,) in encoded.encoded]
     trees = []
     for item, (question,) in zip(encoded.items, encoded.encoded, strict=True):
         assert item.answer is not None

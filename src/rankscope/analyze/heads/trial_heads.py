@@ -163,9 +163,7 @@ class HeadAnalysis:
         """Measure the heads of one trial.
 
         Args:
-            trial_id: of the trial; also the name of its adapter, if it has one.
-            trained_on: its training task.
-            base: the frozen base.
+            trial_id: also the name of the trial's adapter, if it has one.
             tuned: the base with the trial's weights on it, or a full model.
             stored_base: W0 of the changes; by default the base's as loaded.
         """

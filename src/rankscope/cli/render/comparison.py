@@ -19,7 +19,7 @@ from rankscope.formatting import (
 from rankscope.records import ComparedCell, Estimate, StudyComparison, StudyPair
 from rankscope.report.table_formats import Cell, table_from_rows, terminal_table
 
-MAX_NAMES = 8
+MAX_ARMS_NAMED = 8
 """Arms of one study alone that are named; the others are counted."""
 
 
@@ -87,7 +87,7 @@ def _pair(pair: StudyPair, several: bool) -> Iterator[RenderableType]:
         yield _arms(task, [cell for cell in pair.cells if cell.trained_on == task])
     for label, arms in ((pair.first, pair.only_first), (pair.second, pair.only_second)):
         if arms:
-            text = f"only in {label}: {join_names(arms, MAX_NAMES)}"
+            text = f"only in {label}: {join_names(arms, MAX_ARMS_NAMED)}"
             yield Text(terminal_text(text), overflow="fold")
     yield from note_lines([*pair.notes, *meaning(pair)])
 

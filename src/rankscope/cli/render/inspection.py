@@ -13,8 +13,8 @@ from rankscope.records import AdapterChange, HeadsRecord, Inspection, TunedModel
 from rankscope.report.table_formats import Cell, table_from_rows, terminal_table
 from rankscope.tools.inspect_heads import most_moved_heads
 
-RELATIVE = "/|W0|"
-RATIO = "|dW-dW'|/|dW|"
+_RELATIVE = "/|W0|"
+_RATIO = "|dW-dW'|/|dW|"
 
 
 def inspection_tables(inspection: Inspection) -> RenderableType:
@@ -75,7 +75,7 @@ def _models(inspection: Inspection) -> Table:
             "rank": model.rank,
             "matrices": len(model.spectra.matrices),
             "|dW|": model.spectra.frobenius,
-            RELATIVE: mean(m.relative for m in model.spectra.matrices),
+            _RELATIVE: mean(m.relative for m in model.spectra.matrices),
             "eff. rank": mean(m.effective_rank for m in model.spectra.matrices),
             "intruders": model.spectra.intruders,
         }
@@ -92,7 +92,7 @@ def _modules(model: TunedModel) -> Table:
         rows.append(
             {
                 "module": module,
-                RELATIVE: mean(m.relative for m in matrices),
+                _RELATIVE: mean(m.relative for m in matrices),
                 "eff. rank": mean(m.effective_rank for m in matrices),
                 "stable rank": mean(m.stable_rank for m in matrices),
                 "subspace": mean(mean(m.similarity_subspace) for m in matrices),
@@ -178,11 +178,11 @@ def _change(change: AdapterChange) -> Iterator[RenderableType]:
             "rank now": m.rank_after,
             "|dW|": m.frobenius_before,
             "|dW'|": m.frobenius_after,
-            RATIO: m.error / m.frobenius_before if m.frobenius_before else 0.0,
+            _RATIO: m.error / m.frobenius_before if m.frobenius_before else 0.0,
             "intruders": m.intruders,
         }
         for m in change.matrices
     ]
     yield terminal_table(table_from_rows(rows), change.action)
     share = change.error / change.frobenius if change.frobenius else 0.0
-    yield Text(terminal_text(f"in all {RATIO} = {share:.3g}; written to {change.out}") + "\n")
+    yield Text(terminal_text(f"in all {_RATIO} = {share:.3g}; written to {change.out}") + "\n")

@@ -33,8 +33,8 @@ def check_result(prepared: PreparedStudy, rows_shown: int) -> RenderableType:
 def _tasks_table(records: Sequence[TaskRecord]) -> Table:
     rows: list[dict[str, Cell]] = []
     for record in records:
-        kinds = [f"{n} {CONTAMINATION_KINDS[kind]}" for kind, n in record.contamination.items()
-                 if n]  # fmt: skip
+        counts = record.contamination.items()
+        kinds = [f"{n} {CONTAMINATION_KINDS[kind]}" for kind, n in counts if n]
         rows.append(
             {
                 "task": record.name,
@@ -43,7 +43,7 @@ def _tasks_table(records: Sequence[TaskRecord]) -> Table:
                 "train": record.rows["train"] if record.trained_on else None,
                 "validation": record.rows["validation"],
                 "test": record.rows["test"],
-                "contamination": (", ".join(kinds) or "none") if record.trained_on else "-",
+                "contamination": (", ".join(kinds) or "none") if record.trained_on else None,
             }
         )
     return terminal_table(table_from_rows(rows), "tasks")

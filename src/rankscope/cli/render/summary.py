@@ -1,13 +1,10 @@
 """What ``run`` and ``report`` print: one row per arm, and the answer in words."""
 
-from collections.abc import Iterator
-
 from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
+from rankscope.cli.terminal import print_line
 from rankscope.formatting import (
     MAX_NAME,
     NATS,
@@ -17,7 +14,6 @@ from rankscope.formatting import (
     number,
     plus_minus,
     safe_text,
-    terminal_text,
 )
 from rankscope.records import ArmSummary, Recommendation, StudyRecords
 from rankscope.report.answer import NEXT_STEPS_TITLES
@@ -92,17 +88,13 @@ def _arm_row(view: StudyView, arm: ArmSummary, chosen: bool) -> list[str]:
     ]
 
 
-def answer_text(recommendation: Recommendation, *, with_reasons: bool) -> RenderableType:
-    """The answer for each training task; with its reasons and next steps if asked for."""
-    return Group(*_answer_lines(recommendation, with_reasons))
-
-
-def _answer_lines(recommendation: Recommendation, with_reasons: bool) -> Iterator[Text]:
+def print_answer(recommendation: Recommendation, *, with_reasons: bool) -> None:
+    """Print the answer for each training task; with its reasons and next steps if asked for."""
     for advice in recommendation.advice:
-        yield Text(terminal_text(f"{advice.task}: {advice.headline}"), style="bold")
-        if not with_reasons:
-            continue
-        yield from (Text(terminal_text(f"  - {reason.text}")) for reason in advice.reasons)
-        if advice.needs:
-            yield Text(f"  {NEXT_STEPS_TITLES[advice.confidence]}:")
-        yield from (Text(terminal_text(f"  - {need.text}")) for need in advice.needs)
+        print_line(f"{advice.task}: {advice.headline}", "bold")
+        if with_reasons:
+            lines = [f"- {reason.text}" for reason in advice.reasons]
+            if advice.next_steps:
+                lines.append(f"{NEXT_STEPS_TITLES[advice.confidence]}:")
+            lines += [f"- {step.text}" for step in advice.next_steps]
+            print_line("\n".join(f"  {line}" for line in lines))

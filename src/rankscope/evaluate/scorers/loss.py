@@ -3,6 +3,7 @@
 The score of conversations and plain text, which have no answer to be right or wrong about.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from rankscope.evaluate.scorers.scorer import ScoringJob
 
 
-class LossScorer(Scorer["EncodedRow"]):
-    """Log p of the labelled tokens of every item, nats.
+class LossScorer(Scorer["list[EncodedRow]"]):
+    """Log p of the labelled tokens of every item, nats; an item is a list of one row.
 
     ``logprob_per_token`` is the mean over items of each item's mean, ``logprob_per_token_pooled``
     the mean over all labelled tokens. A model whose log-probabilities are not finite raises
@@ -34,7 +35,7 @@ class LossScorer(Scorer["EncodedRow"]):
 
     def encode(
         self, encoder: "Encoder", items: "Sequence[Item]", spec: "TaskSpec", context: int | None
-    ) -> "list[EncodedRow]":
+    ) -> "list[list[EncodedRow]]":
         rows = [encoder.training_row(item, "completion") for item in items]
         empty = [item.location for item, row in zip(items, rows, strict=True) if row is None]
         if empty:
@@ -44,56 +45,70 @@ class LossScorer(Scorer["EncodedRow"]):
                 f"{empty[0]}: no token to score is left, as in {len(empty)} of {len(items)} items: "
                 f"no completion{fills}. Leave these rows out or, in a study, raise train.max_length"
             )
-        return [row for row in rows if row is not None]
+        return [[row] for row in rows if row is not None]
 
-    def num_tokens(self, encoded: "EncodedRow") -> int:
-        return len(encoded.input_ids)
+    def num_tokens(self, encoded: "list[EncodedRow]") -> int:
+        return max(len(row.input_ids) for row in encoded)
 
     def truncate_left(
-        self, encoded: "EncodedRow", window: "ContextWindow", where: str
-    ) -> "EncodedRow":
+        self, encoded: "list[EncodedRow]", window: "ContextWindow", where: str
+    ) -> "list[EncodedRow]":
         """The last tokens with their labels; the first token of all is no label."""
         from rankscope.data.encode import EncodedRow
 
-        ids = window.last_tokens(encoded.input_ids, window.length, where)
+        (row,) = encoded
+        ids = window.last_tokens(row.input_ids, window.length, where)
         num_bos = len(window.bos_ids) if window.begins_with_bos(ids) else 0
-        labels = [False] * num_bos + list(encoded.is_label[num_bos - len(ids) :])
+        labels = [False] * num_bos + list(row.is_label[num_bos - len(ids) :])
         labels[0] = False
-        return EncodedRow(tuple(ids), tuple(labels), encoded.truncated)
+        return [EncodedRow(tuple(ids), tuple(labels), row.truncated)]
 
-    def is_cut_right(self, encoded: "EncodedRow") -> bool:
-        return encoded.truncated
+    def is_cut_right(self, encoded: "list[EncodedRow]") -> bool:
+        return any(row.truncated for row in encoded)
 
     def encoder_settings(self, encoder: "Encoder") -> dict[str, Any]:
         return {"max_length": encoder.max_length}
 
     def run(self, job: "ScoringJob") -> "dict[str | None, ModelScores]":
+        import numpy as np
+
         from rankscope.evaluate.likelihood import check_finite, row_logprobs
         from rankscope.evaluate.metrics import ModelScores, mean
         from rankscope.records import ItemResult
 
-        split = job.split
-        rows: Sequence[EncodedRow] = split.encoded
-        counts = [sum(row.is_label) for row in rows]
+        items: Sequence[Item] = job.split.items
+        encoded: Sequence[Sequence[EncodedRow]] = job.split.encoded
+        rows = [row for of_item in encoded for row in of_item]
+        owners = np.repeat(np.arange(len(items)), [len(of_item) for of_item in encoded])
+        counts = [sum(sum(row.is_label) for row in of_item) for of_item in encoded]
         num_tokens = sum(len(row.input_ids) for row in rows)
         scores = {}
         by_model = row_logprobs(job.base, rows, job.adapter_names, job.settings.batch_tokens)
-        for name, (totals, seconds) in by_model.items():
-            check_finite(split.items, totals, name)
+        for name, (of_rows, seconds) in by_model.items():
+            totals = np.bincount(owners, weights=of_rows, minlength=len(items)).tolist()
+            check_finite(items, totals, name)
             results = [
                 ItemResult(
                     item_id=item.item_id,
                     subject=item.subject,
                     score=total / count,
-                    gold=item.completion,
+                    gold=self.gold(item),
                     prediction="",
                     gold_logprob=total,
                 )
-                for item, total, count in zip(split.items, totals.tolist(), counts, strict=True)
+                for item, total, count in zip(items, totals, counts, strict=True)
             ]
-            metrics = {
-                "logprob_per_token": mean([result.score for result in results]),
-                "logprob_per_token_pooled": float(totals.sum()) / sum(counts),
-            }
+            metrics = {"logprob_per_token": mean([result.score for result in results])}
+            metrics |= self.pooled_metrics(items, math.fsum(totals), sum(counts))
             scores[name] = ModelScores(results, metrics, seconds, num_tokens)
         return scores
+
+    def gold(self, item: "Item") -> str:
+        """The scored text, as the results hold it."""
+        return item.completion
+
+    def pooled_metrics(
+        self, items: "Sequence[Item]", total: float, num_tokens: int
+    ) -> dict[str, float]:
+        """Metrics over all labelled tokens. ``total``: their log p, nats."""
+        return {"logprob_per_token_pooled": total / num_tokens}

@@ -140,7 +140,7 @@ def load_adapter(
         folder: holds ``adapter_config.json`` and ``adapter_model.safetensors``.
         name: of the adapter.
         base: reject an adapter whose recorded base hash differs; one without a hash is accepted.
-        inits: accepted values of PEFT's ``init_lora_weights``.
+        inits: accepted values for PEFT's ``init_lora_weights``.
         has_copies: skip PEFT's copy of an output head, which the caller compares with the base's;
             an error otherwise.
 

@@ -99,7 +99,7 @@ def lora_methods() -> list[LoraMethod]:
 
 
 def method_fields() -> set[str]:
-    """Fields of PEFT's ``LoraConfig`` that mark a method."""
+    """Fields in PEFT's ``LoraConfig`` that mark a method."""
     return {name for method in lora_methods() for name in method.peft_fields}
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankscope.errors import UserError
 from rankscope.models.methods.lora import LoraMethod
+from rankscope.models.methods.method import TrialFacts
 
 if TYPE_CHECKING:
     from torch import nn
 
     from rankscope.models.lora import Adapter
     from rankscope.models.methods.init_context import InitContext
-    from rankscope.models.parameters import Architecture
     from rankscope.records import TrialSpec
 
 RHO = 2.0
@@ -33,23 +32,16 @@ class EvaMethod(LoraMethod):
     accepts_warm_start = False
     fills_targets = False
 
-    def check_trial(
-        self,
-        trial: TrialSpec,
-        shapes: Architecture,
-        folder: Path,
-        num_tokens: int,
-        num_steps: int,
-    ) -> None:
+    def check_trial(self, trial: TrialSpec, facts: TrialFacts) -> None:
         """Check that the rows have as many tokens as a module has directions to find."""
         from rankscope.models.parameters import target_shapes
 
         assert trial.rank is not None
-        targets = target_shapes(shapes, trial.targets).values()
+        targets = target_shapes(facts.shapes, trial.targets).values()
         needed = max(min(round(RHO * trial.rank), inputs) for _, inputs in targets)
-        if num_tokens < needed:
+        if facts.num_tokens < needed:
             raise UserError(
-                f"method eva, rank {trial.rank}: {trial.task} has {num_tokens} training tokens, "
+                f"method eva, rank {trial.rank}: {trial.task} has {facts.num_tokens} training tokens, "
                 f"expected at least {needed} to find as many directions in; choose a smaller rank"
             )
 

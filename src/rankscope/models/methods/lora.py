@@ -28,7 +28,7 @@ class LoraMethod(Method):
     """A low-rank adapter on each target of a frozen base, which many adapters share.
 
     Attributes:
-        peft_fields: fields of PEFT's ``LoraConfig`` that mark such an adapter on disk.
+        peft_fields: fields in PEFT's ``LoraConfig`` that mark such an adapter on disk.
         fills_targets: every target gets an adapter.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +16,21 @@ if TYPE_CHECKING:
     from rankscope.models.parameters import Architecture, TrainingCost
     from rankscope.models.peft_backend.tuner import PeftTuner
     from rankscope.records import ModelRecord, TrialSpec
+
+
+class TrialFacts(NamedTuple):
+    """What is known about a trial before it runs.
+
+    Attributes:
+        folder: holds the base's ``config.json``.
+        num_tokens: of the training task's rows.
+        num_steps: optimizer steps of the trial.
+    """
+
+    shapes: Architecture
+    folder: Path
+    num_tokens: int
+    num_steps: int
 
 
 class Method:
@@ -63,24 +78,8 @@ class Method:
         """Changes the base itself, so a trial shares it with no other."""
         return not self.has_rank
 
-    def check_trial(
-        self,
-        trial: TrialSpec,
-        shapes: Architecture,
-        folder: Path,
-        num_tokens: int,
-        num_steps: int,
-    ) -> None:
-        """Check a trial before anything is trained.
-
-        Args:
-            folder: holds the base's ``config.json``.
-            num_tokens: of the training task's rows.
-            num_steps: optimizer steps of the trial.
-
-        Raises:
-            UserError: the method cannot train this trial on this model.
-        """
+    def check_trial(self, trial: TrialSpec, facts: TrialFacts) -> None:
+        """Raise UserError if the method cannot train this trial; called before anything runs."""
 
     def cost(
         self, trial: TrialSpec, shapes: Architecture, folder: Path, dtype: torch.dtype

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankscope.models.methods.method import Method
+from rankscope.models.methods.method import Method, TrialFacts
 
 if TYPE_CHECKING:
     import torch
@@ -34,19 +34,12 @@ class PeftMethod(Method):
     occupies_base = True
     arm_note = "takes its settings from PEFT's configuration, under PEFT's names"
 
-    def check_trial(
-        self,
-        trial: TrialSpec,
-        shapes: Architecture,
-        folder: Path,
-        num_tokens: int,
-        num_steps: int,
-    ) -> None:
+    def check_trial(self, trial: TrialSpec, facts: TrialFacts) -> None:
         """Build the method on a model without storage."""
         from rankscope.models.peft_backend.settings import check_settings
 
         assert trial.peft is not None
-        check_settings(trial.peft, trial.targets, num_steps, folder)
+        check_settings(trial.peft, trial.targets, facts.num_steps, facts.folder)
 
     def cost(
         self, trial: TrialSpec, shapes: Architecture, folder: Path, dtype: torch.dtype

@@ -6,18 +6,17 @@ PEFT. The base stays whole and shared: the adapter subtracts (A0, B0) itself.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankscope.errors import UserError
 from rankscope.models.methods.lora import LoraMethod
+from rankscope.models.methods.method import TrialFacts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from rankscope.models.lora import Adapter
     from rankscope.models.methods.init_context import InitContext
-    from rankscope.models.parameters import Architecture
     from rankscope.records import TrialSpec
 
 
@@ -34,18 +33,11 @@ class PissaMethod(LoraMethod):
     delta_needs_base = True
     init_is_part_of_base = True
 
-    def check_trial(
-        self,
-        trial: TrialSpec,
-        shapes: Architecture,
-        folder: Path,
-        num_tokens: int,
-        num_steps: int,
-    ) -> None:
+    def check_trial(self, trial: TrialSpec, facts: TrialFacts) -> None:
         """Check that every target has as many singular vectors as the rank."""
         from rankscope.models.parameters import target_shapes
 
-        for name, shape in target_shapes(shapes, trial.targets).items():
+        for name, shape in target_shapes(facts.shapes, trial.targets).items():
             self.check_rank(trial.rank or 1, name, shape)
 
     def check_rank(self, rank: int, name: str, shape: tuple[int, int]) -> None:

@@ -28,7 +28,7 @@ SET_BY_RANKSCOPE = {
     "task_type": "it is CAUSAL_LM",
     "total_step": "it is the trial's number of optimizer steps",
 }
-"""Fields of PEFT's configurations that a study file does not set, and why."""
+"""Fields in PEFT's configurations that a study file does not set, and why."""
 
 PROMPT_LEARNING = (
     "puts virtual tokens before every row, but rows are concatenated into one sequence, so only "
@@ -47,7 +47,7 @@ UNUSABLE_FIELDS = {
     "rows",
     "layer_replication": "changes the base's layers",
     "megatron_config": "needs Megatron's layers",
-    "use_asa": "moves its budget by a callback of PEFT's own trainer",
+    "use_asa": "moves its budget by a callback of another trainer",
 }
 """Fields that do not work with concatenated rows on a shared base, and why."""
 

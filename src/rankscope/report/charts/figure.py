@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, TypedDict
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -26,6 +26,21 @@ class Choice:
 
     label: str
     traces: tuple[int, ...]
+
+
+class Names(TypedDict):
+    """Key and title of a figure, to be unpacked into it."""
+
+    key: str
+    title: str
+
+
+class Drawn(TypedDict, total=False):
+    """A plot with its drop-down, to be unpacked into a figure."""
+
+    plot: go.Figure
+    choices: Sequence[Choice]
+    min_width: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +158,7 @@ def layout(height: int, **settings: object) -> go.Layout:
         "hoverlabel": hover | {"font": {"family": FONT, "size": 13, "color": INK.light}},
         # Dragging scrolls the page on a phone; zooming is in the tool bar.
         "dragmode": False,
-        "modebar": {
-            "bgcolor": "rgba(0,0,0,0)",
-            "color": MUTED.light,
-            "activecolor": INK.light,
-        },
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": MUTED.light, "activecolor": INK.light},
     }
     return go.Layout(**(defaults | settings))
 

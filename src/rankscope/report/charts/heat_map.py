@@ -13,6 +13,7 @@ from rankscope.formatting import Unit, signed
 from rankscope.report.charts.figure import (
     FLAT,
     Choice,
+    Drawn,
     axis,
     hover_texts,
     layout,
@@ -132,7 +133,8 @@ def heat_map(
     x_title: str = "",
     y_title: str = "",
     cell_format: str = "",
-) -> tuple[go.Figure, tuple[Choice, ...]]:
+    cell_width: int = 60,
+) -> Drawn:
     """One panel with one grid for each entry of the drop-down.
 
     Args:
@@ -141,6 +143,7 @@ def heat_map(
         x_title: of the horizontal axis.
         y_title: of the vertical axis.
         cell_format: writes the values in the cells, such as ``%{z:.2~g}``, if a grid has no texts.
+        cell_width: least width of a cell, in pixels; below it, the plot scrolls.
     """
     tallest = max(len(grid.values) for grid in grids.values())
     margin = {"l": 56, "r": 20, "t": 16, "b": 56}
@@ -158,7 +161,8 @@ def heat_map(
         if grid.framed:
             _add_frames(figure, grid, **shown)
         choices.append(Choice(label, tuple(range(first, len(figure.data)))))
-    return figure, tuple(choices)
+    width = 150 + cell_width * max(len(grid.values.columns) for grid in grids.values())
+    return Drawn(plot=figure, choices=choices, min_width=width)
 
 
 def _add_frames(figure: go.Figure, grid: Grid, visible: bool) -> None:
@@ -202,14 +206,7 @@ class MapPanel:
         return max(NARROWEST, *(CELL * len(grid.values.columns) for grid in self.grids.values()))
 
 
-def panels_width(panels: Sequence[MapPanel]) -> int:
-    """Pixels below which a row of panels scrolls."""
-    return 80 + sum(panel.width + 24 for panel in panels)
-
-
-def map_panels(
-    panels: Sequence[MapPanel], entries: Sequence[str]
-) -> tuple[go.Figure, tuple[Choice, ...]]:
+def map_panels(panels: Sequence[MapPanel], entries: Sequence[str]) -> Drawn:
     """Maps of heads by layer in a row, with a drop-down over ``entries`` that changes all."""
     widths = [panel.width for panel in panels]
     figure = make_subplots(
@@ -238,4 +235,5 @@ def map_panels(
         figure.update_yaxes(axis(y_title, **FLAT, autorange="reversed"), **at)
         domain = figure.layout["xaxis" if column == 1 else f"xaxis{column}"].domain
         figure.add_annotation(panel_heading(panel.title, domain[0], 1))
-    return figure, tuple(choices)
+    width = 80 + sum(panel_width + 24 for panel_width in widths)
+    return Drawn(plot=figure, choices=choices, min_width=width)

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from rankscope.report.charts.figure import (
     FLAT,
     Choice,
+    Drawn,
     axis,
     hover_texts,
     layout,
@@ -31,7 +32,7 @@ def interval_rows(
     words: Sequence[str],
     x_title: str,
     layer: str | None = None,
-) -> tuple[go.Figure, tuple[Choice, ...]]:
+) -> Drawn:
     """Marks with error bars.
 
     Args:
@@ -81,4 +82,5 @@ def interval_rows(
     order: dict[str, Any] = {"categoryorder": "array", "categoryarray": names}
     figure.update_xaxes(axis(x_title))
     figure.update_yaxes(axis("", **FLAT, **order, range=[len(names) - 0.3, -0.7]))
-    return figure, tuple(Choice(entry, (place,)) for place, entry in enumerate(entries))
+    choices = [Choice(entry, (place,)) for place, entry in enumerate(entries)]
+    return Drawn(plot=figure, choices=choices, min_width=560)

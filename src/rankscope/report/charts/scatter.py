@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from rankscope.report.charts.figure import Choice, axis, hover_texts, layout, records
+from rankscope.report.charts.figure import Choice, Drawn, axis, hover_texts, layout, records
 from rankscope.report.charts.labels import PointLabel, add_labels, place_labels
 from rankscope.report.style import BASE_COLOR, INK, MUTED, SURFACE, faded
 
@@ -85,7 +85,7 @@ def plane_plot(
 
 def paths_from_base(
     paths: Mapping[str, Sequence[Path]], focus: Sequence[str], x: str, y: str, reversed_y: bool
-) -> tuple[go.Figure, tuple[Choice, ...]]:
+) -> Drawn:
     """Paths from the base on, with a drop-down between the focus arms and all arms.
 
     Args:
@@ -116,7 +116,7 @@ def paths_from_base(
         of_arms = [trace for arm in arms for trace in traces[arm]]
         choices.append(Choice(label, (*of_arms, base, names)))
     _name_axes(figure, x, y, reversed_y)
-    return figure, tuple(choices) if len(choices) > 1 else ()
+    return Drawn(plot=figure, choices=choices if len(choices) > 1 else ())
 
 
 def _add_path(figure: go.Figure, path: Path, x: str, y: str, from_base: bool = False) -> int:

@@ -24,8 +24,7 @@ def draw(models: AnalyzedModels) -> Figure | None:
         return None
     frame = models.over_seeds(MEASURES)
     return Figure(
-        key=models.key("effective-rank"),
-        title=models.title("Directions the update uses"),
+        **models.names("effective-rank", "Directions the update uses"),
         finding=f"Effective rank at {models.rank_axis.focus}: {values}."
         + (f" Full fine-tuning: {number(full)}." if full else ""),
         data=frame,

@@ -4,7 +4,7 @@ from rankscope.formatting import join_names, number
 from rankscope.records import HeadAblation
 from rankscope.report.analyzed_models import AnalyzedModels
 from rankscope.report.charts.figure import Figure
-from rankscope.report.charts.heat_map import MapPanel, map_panels, panels_width
+from rankscope.report.charts.heat_map import MapPanel, map_panels
 from rankscope.report.figures import register
 from rankscope.report.head_values import (
     cost_increase,
@@ -39,7 +39,6 @@ def draw(models: AnalyzedModels) -> Figure | None:
         MapPanel("after", grids(after, True), "cost", scaled_by_entry=True),
         MapPanel("difference", grids(change, True), scaled_by_entry=True),
     ]
-    plot, choices = map_panels(panels, list(ablations))
     parts = []
     for entry, (_, ablation) in ablations.items():
         text = f"{entry} {head_text(after[entry])}, {most(after[entry])} nats"
@@ -49,15 +48,12 @@ def draw(models: AnalyzedModels) -> Figure | None:
         parts.append(text)
     dtype = models.with_heads[0][1].dtype
     return Figure(
-        key=models.key("heads-ablated"),
-        title=models.title("What removing each head costs"),
+        **models.names("heads-ablated", "What removing each head costs"),
         finding=f"Largest cost after tuning: {join_names(parts)} of the right answer.",
         data=table_from_rows([row for model, a in ablations.values() for row in rows(model, a)]),
-        plot=plot,
+        **map_panels(panels, list(ablations)),
         caption=CAPTION.format(precision_note(dtype)).rstrip(),
-        choices=choices,
         choice_name="Model and task",
-        min_width=panels_width(panels),
     )
 
 

@@ -9,7 +9,7 @@ from rankscope.formatting import count, number
 from rankscope.records import HeadsRecord
 from rankscope.report.analyzed_models import AnalyzedModels
 from rankscope.report.charts.figure import Figure
-from rankscope.report.charts.heat_map import MapPanel, map_panels, panels_width
+from rankscope.report.charts.heat_map import MapPanel, map_panels
 from rankscope.report.figures import register
 from rankscope.report.head_values import (
     MODULES,
@@ -72,19 +72,15 @@ def draw(models: AnalyzedModels) -> Figure | None:
         for (layer, head), value in np.ndenumerate(values[entry])
         if not np.isnan(value)
     ]
-    plot, choices = map_panels(panels, entries)
     _, record = models.with_heads[0]
     note = (SKILL_NOTE if SKILL in entries else "") + precision_note(record.dtype)
     return Figure(
-        key=models.key("heads"),
-        title=models.title("Attention heads"),
+        **models.names("heads", "Attention heads"),
         finding=finding(by_model, entries[0]),
         data=table_from_rows(rows),
-        plot=plot,
+        **map_panels(panels, entries),
         caption=CAPTION.format(count(record.items, "item"), record.task, note).rstrip(),
-        choices=choices,
         choice_name="Shown",
-        min_width=panels_width(panels),
     )
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from rankscope.formatting import join_names, number
 from rankscope.report.analyzed_models import AnalyzedModels
 from rankscope.report.charts.figure import Figure
-from rankscope.report.charts.heat_map import map_panels, panels_width
+from rankscope.report.charts.heat_map import map_panels
 from rankscope.report.figures import register
 from rankscope.report.head_values import BeforeAndAfter, HeadValues
 
@@ -20,22 +20,18 @@ def draw(models: AnalyzedModels) -> Figure | None:
         return None
     values = BeforeAndAfter(models.with_heads, lambda layer: layer.entropy)
     panels = values.panels()
-    plot, choices = map_panels(panels, list(values.before))
     parts = join_names(
         f"{model} {mean(before)} before and {mean(values.after[model])} after; "
         f"{values.most_changed(model)}"
         for model, before in values.before.items()
     )
     return Figure(
-        key=models.key("heads-entropy"),
-        title=models.title("Where each head looks"),
+        **models.names("heads-entropy", "Where each head looks"),
         finding=f"Attention entropy, mean over heads: {parts}.",
         data=values.table(),
-        plot=plot,
+        **map_panels(panels, list(values.before)),
         caption=CAPTION,
-        choices=choices,
         choice_name="Model",
-        min_width=panels_width(panels),
     )
 
 

@@ -3,7 +3,7 @@
 from rankscope.formatting import count, join_names
 from rankscope.report.analyzed_models import AnalyzedModels
 from rankscope.report.charts.figure import Figure
-from rankscope.report.charts.heat_map import MapPanel, map_panels, panels_width
+from rankscope.report.charts.heat_map import MapPanel, map_panels
 from rankscope.report.figures import register
 from rankscope.report.head_values import BeforeAndAfter, grids, of_layers
 
@@ -22,17 +22,13 @@ def draw(models: AnalyzedModels) -> Figure | None:
         m: of_layers(r.tuned, lambda layer: layer.group_importance) for m, r in models.with_heads
     }
     panels = [*values.panels(), MapPanel("key/value heads, after", grids(groups))]
-    plot, choices = map_panels(panels, list(groups))
     _, record = models.with_heads[0]
     parts = join_names(f"in {model}, {values.most_changed(model)}" for model in groups)
     return Figure(
-        key=models.key("heads-importance"),
-        title=models.title("What each head is worth, by gradient"),
+        **models.names("heads-importance", "What each head is worth, by gradient"),
         finding=f"Importance on {count(record.items, 'item')} of {record.task}: {parts}.",
         data=values.table(),
-        plot=plot,
+        **map_panels(panels, list(groups)),
         caption=CAPTION,
-        choices=choices,
         choice_name="Model",
-        min_width=panels_width(panels),
     )

@@ -40,7 +40,6 @@ def draw(models: AnalyzedModels) -> Figure | None:
         model: Grid(wide(by_task, tasks).set_axis(titles, axis=1), True, reach)
         for model, by_task in increases.items()
     }
-    plot, choices = heat_map(grids, row_height=20, cell_format="%{z:.2~g}")
     rows = [
         {"model": m, "layer": r.layer, "head": r.head, "skill, nats": r.skill, "lost, nats": r.lost}
         for m, record in ablated
@@ -49,16 +48,15 @@ def draw(models: AnalyzedModels) -> Figure | None:
     parts = [beyond_noise(model, a) for model, record in ablated for a in record.ablations]
     noise = noise_text([a for _, record in ablated for a in record.ablations])
     return Figure(
-        key=models.key("heads-matrix"),
-        title=models.title("Which heads carry the tuned skill, which carried what was lost"),
+        **models.names(
+            "heads-matrix", "Which heads carry the tuned skill, which carried what was lost"
+        ),
         finding=f"Heads whose cost changed by more than two standard errors: {join_names(parts)}. "
         f"{noise}",
         data=table_from_rows(rows),
-        plot=plot,
+        **heat_map(grids, row_height=20, cell_format="%{z:.2~g}"),
         caption=CAPTION.format(MOST_ROWS),
-        choices=choices,
         choice_name="Model",
-        min_width=160 + 90 * len(tasks),
     )
 
 

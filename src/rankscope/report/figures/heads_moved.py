@@ -5,7 +5,7 @@ import numpy as np
 from rankscope.formatting import join_names, number
 from rankscope.report.analyzed_models import AnalyzedModels
 from rankscope.report.charts.figure import Figure
-from rankscope.report.charts.heat_map import MapPanel, map_panels, panels_width
+from rankscope.report.charts.heat_map import MapPanel, map_panels
 from rankscope.report.figures import register
 from rankscope.report.head_values import MODULES, grids, head_text, most, moved
 from rankscope.report.table_formats import table_from_rows
@@ -41,7 +41,6 @@ def draw(models: AnalyzedModels) -> Figure | None:
     panels = [MapPanel(title, grids(v), scale="moved") for title, v in by_module.items() if v]
     # The drop-down opens on its first entry, so models without a moved head are left out.
     entries = [model for model, _ in models.with_heads if any(model in p.grids for p in panels)]
-    plot, choices = map_panels(panels, entries)
     parts = []
     for model in entries:
         shown = {title: values[model] for title, values in by_module.items() if model in values}
@@ -50,13 +49,10 @@ def draw(models: AnalyzedModels) -> Figure | None:
         part = f"{model} most in {head_text(first)} ({title}), {most(first)}"
         parts.append(f"{part}; median {number(float(median))}")
     return Figure(
-        key=models.key("heads-moved"),
-        title=models.title("How far each head moved"),
+        **models.names("heads-moved", "How far each head moved"),
         finding=f"|dW_h|_F / |W0_h|_F: {join_names(parts)}.",
         data=table_from_rows(rows),
-        plot=plot,
+        **map_panels(panels, entries),
         caption=CAPTION,
-        choices=choices,
         choice_name="Model",
-        min_width=panels_width(panels),
     )

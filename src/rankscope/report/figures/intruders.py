@@ -42,16 +42,15 @@ def draw(models: AnalyzedModels) -> Figure | None:
         hover=pivot(cells, ("model", "layer"), "hover").fillna(""),
     )
     cell_format = "%{z:.3~g}" if len(layers) <= 16 else ""
-    plot, _ = heat_map({"": grid}, row_height=30, x_title="layer", cell_format=cell_format)
     totals = frame.groupby("model", sort=False)["intruders"].sum()
     each = join_names([f"{number(total)} in {name}" for name, total in totals.items()], most=8)
     text = f"Intruder dimensions in all layers: {each}."
     return Figure(
-        key=models.key("intruders"),
-        title=models.title("Intruder dimensions by layer"),
+        **models.names("intruders", "Intruder dimensions by layer"),
         finding=text if totals.max() > 0 else "No model has an intruder dimension.",
         data=frame,
-        plot=plot,
+        **heat_map(
+            {"": grid}, row_height=30, x_title="layer", cell_format=cell_format, cell_width=18
+        ),
         caption=CAPTION,
-        min_width=150 + 18 * len(layers),
     )

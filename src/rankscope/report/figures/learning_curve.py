@@ -61,13 +61,13 @@ def draw(view: StudyView, task: str) -> Figure | None:
         paths[arm.label] = [Path(points, words, [color], style, "", sizes, arm.short_label)]
     focus = [arm.label for arm in view.focus_arms(task)]
     axes = (gain, forgetting) if is_plane else (STEP, gain)
-    plot, choices = paths_from_base(paths, focus, *axes, reversed_y=is_plane)
+    drawn = paths_from_base(paths, focus, *axes, reversed_y=is_plane)
     directions = "Without a retention task, the gain is drawn against the step."
     caption = CAPTION.format(
         "Right is learned more, up is forgot less." if is_plane else directions
     )
     key, title = view.key("curve", task), f"Learning and forgetting by step, {task}"
-    return Figure(key, title, finding(view, curves), frame, plot, caption, choices)
+    return Figure(key, title, finding(view, curves), frame, caption=caption, **drawn)
 
 
 def finding(view: StudyView, curves: Sequence[tuple[ArmSummary, list[CurveStep]]]) -> str:

@@ -44,23 +44,21 @@ def draw(view: StudyView, task: str) -> Figure | None:
     titles = [title for title in rows[0] if "forgetting" in title or "difference" in title]
     digits = dict.fromkeys(titles, lost.digits + 1) | {gain: view.unit(task).digits + 1}
     frame = table_from_rows(rows, digits | {"p, Holm": 3})
-    plot, _ = interval_rows(
-        frame,
-        "mitigation",
-        "difference",
-        colors=[view.color(view.arm(task, c.plain)).light for c in comparisons],
-        hollow=[c.difference.low is None for c in comparisons],
-        words=["seeds"],
-        x_title=f"forgetting beyond scaling, {lost.difference}",
-    )
     return Figure(
         key=view.key("mitigation", task),
         title=f"Mitigations at an equal score, {task}",
         finding=finding(view, mitigation),
         data=frame,
-        plot=plot,
         caption=CAPTION,
-        min_width=560,
+        **interval_rows(
+            frame,
+            "mitigation",
+            "difference",
+            colors=[view.color(view.arm(task, c.plain)).light for c in comparisons],
+            hollow=[c.difference.low is None for c in comparisons],
+            words=["seeds"],
+            x_title=f"forgetting beyond scaling, {lost.difference}",
+        ),
     )
 
 

@@ -20,14 +20,11 @@ def draw(models: AnalyzedModels) -> Figure | None:
     groups = models.matrices.groupby(["model", "kind", "module"], sort=False, as_index=False)
     by_module = groups.agg(means)
     wide = pivot(by_module, ("model", "module"), RELATIVE)
-    plot, _ = heat_map({"": Grid(wide)}, cell_format="%{z:.2~g}")
     kinds = join_names(f"{model.label} ({model.kind})" for model in models.shown)
     return Figure(
-        key=models.key("modules"),
-        title=models.title("The models side by side"),
+        **models.names("modules", "The models side by side"),
         finding=f"Mean of {RELATIVE} over layers: {kinds}.",
         data=table_from_rows(by_module.to_dict("records")),
-        plot=plot,
+        **heat_map({"": Grid(wide)}, cell_format="%{z:.2~g}"),
         caption="A row per model, a column per type of module. The table has other measures.",
-        min_width=200 + 60 * wide.shape[1],
     )

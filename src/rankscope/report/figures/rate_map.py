@@ -75,9 +75,9 @@ def draw(view: StudyView, task: str) -> Figure:
                     absent=lambda *_: "not trained, or not finished",
                     framed=list(zip(framed["row"], framed["column"], strict=True)),
                 )
-    plot, choices = heat_map(grids, row_height=38, x_title="learning rate")
-    width = 110 + 60 * len(order[1])
-    return Figure(key, title, finding(variants), frame, plot, CAPTION, choices, "Shown", width)
+    drawn = heat_map(grids, row_height=38, x_title="learning rate")
+    text = finding(variants)
+    return Figure(key, title, text, frame, caption=CAPTION, choice_name="Shown", **drawn)
 
 
 def variants_of(view: StudyView, task: str) -> dict[str, list[ArmSummary]]:

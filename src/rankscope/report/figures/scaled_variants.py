@@ -57,9 +57,9 @@ def draw(view: StudyView, task: str) -> Figure | None:
         path = Path(points, words, [view.color(arm).light], (dash, "circle"), "", sizes, name)
         paths.setdefault(curve.label, []).append(path)
     focus = [arm.label for arm in view.focus_arms(task)]
-    plot, choices = paths_from_base(paths, focus, gain, forgetting, reversed_y=True)
+    drawn = paths_from_base(paths, focus, gain, forgetting, reversed_y=True)
     key, title = view.key("scaling", task), f"Scaled down without training, {task}"
-    return Figure(key, title, finding(view, mitigation), frame, plot, CAPTION, choices)
+    return Figure(key, title, finding(view, mitigation), frame, caption=CAPTION, **drawn)
 
 
 def finding(view: StudyView, mitigation: TaskMitigation) -> str:

@@ -33,8 +33,7 @@ def draw(models: AnalyzedModels) -> Figure | None:
         for title, chance in chances.items()
     ]
     return Figure(
-        key=models.key("similarity"),
-        title=models.title("Singular vectors before and after"),
+        **models.names("similarity", "Singular vectors before and after"),
         finding=f"Subspace similarity at {models.rank_axis.focus}: {values}"
         + (f"; full fine-tuning {number(full, 3)}" if full else "")
         + f". Unrelated vectors would have {number(next(iter(chances.values())), 3)}.",

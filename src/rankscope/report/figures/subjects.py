@@ -44,17 +44,14 @@ def draw(view: StudyView, task: str) -> Figure | None:
         order = list(means.index[:MAX_SUBJECTS]), arms
         layer = layer[layer["subject"].isin(order[0])]
         grids[test] = change_grid(layer, ("subject", "arm"), TITLE, view.unit(test), order)
-    plot, choices = heat_map(grids, x_title="arm")
     return Figure(
         key=view.key("subjects", task),
         title=f"Retention by subject, trained on {task}",
         finding=finding(view, changes),
         data=frame,
-        plot=plot,
+        **heat_map(grids, x_title="arm"),
         caption=CAPTION,
-        choices=choices,
         choice_name="Retention task",
-        min_width=190 + 68 * len(arms),
     )
 
 

@@ -2,7 +2,7 @@
 
 from rankscope.formatting import Unit, count, difference
 from rankscope.records import Estimate, trained_parts
-from rankscope.report.charts.figure import Figure, interval_cells, interval_digits
+from rankscope.report.charts.figure import Drawn, Figure, interval_cells, interval_digits
 from rankscope.report.charts.heat_map import change_grid, heat_map
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView, change_on
@@ -52,18 +52,17 @@ def draw(view: StudyView, unit: Unit) -> Figure | None:
                 reach=frame[title].abs().max(),
                 framed=[(train, train) for train in trains if train in tests],
             )
-    titles = {"x_title": "tested on", "y_title": "trained on"}
-    plot, choices = heat_map(grids, row_height=52, **titles) if grids else (None, ())
+    drawn = Drawn()
+    if grids:
+        drawn = heat_map(grids, row_height=52, x_title="tested on", y_title="trained on")
     return Figure(
         key=f"transfer-{unit.score.split()[0].strip('%') or 'accuracy'}",
         title=f"Train x test map, change against the base in {unit.difference}",
         finding=finding(view, tests, unit),
         data=frame,
-        plot=plot,
         caption="Rows are training tasks, columns tested tasks. Blue is better than the base, "
         "orange worse. Brackets: the 95 % interval includes zero or is unknown.",
-        choices=choices,
-        min_width=150 + 56 * len(tests),
+        **drawn,
     )
 
 

@@ -29,8 +29,7 @@ def draw(models: AnalyzedModels) -> Figure | None:
     if models.growth is not None and plot is not None:
         add_fit(plot, models.growth)
     return Figure(
-        key=models.key("norm"),
-        title=models.title(f"Size of the update {rank_axis.against}"),
+        **models.names("norm", f"Size of the update {rank_axis.against}"),
         finding=finding(models),
         data=frame,
         plot=plot,

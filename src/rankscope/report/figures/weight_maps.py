@@ -58,19 +58,15 @@ def draw(models: AnalyzedModels, key: str) -> Figure | None:
         of_model = cells[cells["model"] == model.label]
         values, hover = (pivot(of_model, axes, value, order) for value in (column, "hover"))
         grids[model.label] = Grid(values, reach=cells[column].max(), hover=hover.fillna(""))
-    plot, choices = heat_map(grids, x_title="layer")
     # The last columns are what to read similarities against.
     shown = matrices[["model", "matrix", column, *list(MATRIX_COLUMNS)[-4:]]]
     return Figure(
-        key=models.key(f"map-{key}"),
-        title=models.title(f"{title} by layer and module"),
+        **models.names(f"map-{key}", f"{title} by layer and module"),
         finding=finding(models, column),
         data=table_from_rows(shown.to_dict("records")),
-        plot=plot,
+        **heat_map(grids, x_title="layer", cell_width=18),
         caption=caption,
-        choices=choices,
         choice_name="Model",
-        min_width=150 + 18 * len(layers),
     )
 
 

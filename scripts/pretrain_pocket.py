@@ -1,24 +1,21 @@
-"""The pocket model: a Llama of about a million parameters, pretrained here, from scratch.
+"""Pretrain the pocket model, a Llama of about a million parameters, from scratch.
 
-    python -m rankscope.models.pocket --out DIR [--seed 0]
+    python scripts/pretrain_pocket.py --out DIR [--seed 0]
 
-writes a plain Hugging Face folder that `AutoModelForCausalLM` and `AutoTokenizer` load. The
-package ships the result, so nobody needs to run this; it is kept short and complete so that
-anybody can see where the embedded study's base model comes from, and make another.
+writes a plain Hugging Face folder for ``AutoModelForCausalLM`` and ``AutoTokenizer``. The package
+ships the result in ``models/pocket_weights``. The script shows where the base model of the embedded
+study comes from, and makes another one.
 
-One machine, one torch build, one thread count and one seed give the same weights, bit for bit.
-Across machines they differ in the last digits, and after thousands of steps that is a different
-(equally good) model: compare check figures then, not bytes.
+One machine, torch build, thread count and seed give the same weights, bit for bit. On another
+machine the last digits differ, and after thousands of steps the result is a different, equally good
+model: compare its check figures, not its bytes.
 
 Shapes: R rows in a batch, L tokens in a row, V words in the vocabulary.
 """
 
-from __future__ import annotations
-
 import argparse
-import ctypes
+import itertools
 import math
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,17 +27,38 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rankscope.data.pocket_corpus import easy_sums, pretraining_corpus
 from rankscope.data.pocket_world import (
+    EVALUATED_QUESTION,
     POCKET_TASKS,
     SPECIAL_TOKENS,
+    STATEMENTS,
+    TRAINED_QUESTIONS,
+    Fact,
     PocketRow,
+    math_problems,
+    math_row,
     pocket_rows,
+    pocket_world,
+    rng_of,
+    running_total,
     vocabulary,
 )
+from rankscope.device import keep_freed_memory
 
 PAD, BOS, EOS, UNK = range(len(SPECIAL_TOKENS))
 MAX_TOKENS_PER_ROW = 128
+EASY_STEPS = (1, 2, 3)
+
+CORPUS_MIXTURE = {
+    "person stated": 28,
+    "person asked": 24,
+    "old drug": 8,
+    "known case stated": 8,
+    "easy sum": 18,
+    "math": 14,
+}
+"""Shares of the documents, in percent. Statements outweigh questions: the cloze task asks for
+statements, and so does all knowledge of the law."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +77,52 @@ class Pretraining:
     num_threads: int = 2
 
 
-def pocket_folder() -> Path:
-    """The folder of the shipped model and tokenizer."""
-    return Path(__file__).with_name("pocket_weights")
+# --- corpus -------------------------------------------------------------------------------------
+
+
+def easy_sums(count: int, seed: int) -> list[PocketRow]:
+    """Rows like those of ``pocket_gsm`` with one to three steps, as in pretraining."""
+    rng = rng_of("easy sums", seed)
+    return [running_total(rng.choice(EASY_STEPS), rng) for _ in range(count)]
+
+
+def pretraining_corpus(seed: int, num_documents: int) -> Iterator[str]:
+    """Documents of the mixture, one short text each, without special tokens.
+
+    Args:
+        seed: chooses the order and the sums; the facts are the world's and do not change.
+    """
+    world = pocket_world()
+    rng = rng_of("corpus", seed)
+    persons = list(itertools.chain.from_iterable(world.persons))
+    old_drugs = list(itertools.chain.from_iterable(world.drugs_old))
+    known_cases = list(itertools.chain.from_iterable(world.cases_stated_in_pretraining))
+    questions = (*TRAINED_QUESTIONS, EVALUATED_QUESTION)
+    facts: dict[str, tuple[list[Fact], tuple[str, ...]]] = {
+        "person stated": (persons, STATEMENTS),
+        "person asked": (persons, questions),
+        "old drug": (old_drugs, STATEMENTS + questions),
+        "known case stated": (known_cases, STATEMENTS),
+    }
+    known_math = math_problems()["train"]
+    for source in rng.choices(list(CORPUS_MIXTURE), list(CORPUS_MIXTURE.values()), k=num_documents):
+        if source == "easy sum":
+            row = running_total(rng.choice(EASY_STEPS), rng)
+            yield f"{row['question']} {row['answer']}"
+        elif source == "math":
+            row = math_row(rng.choice(known_math), rng)
+            yield f"{row['question']} {row['choices'][row['answer']]}"
+        else:
+            known, templates = facts[source]
+            fact = rng.choice(known)
+            yield f"{fact.render(rng.choice(templates))} {fact.value}"
+
+
+# --- model and tokenizer ------------------------------------------------------------------------
 
 
 def pocket_config() -> LlamaConfig:
-    """The architecture: the Llama family's, small."""
+    """The architecture: a small Llama."""
     return LlamaConfig(
         vocab_size=len(vocabulary()),
         hidden_size=128,
@@ -84,10 +141,10 @@ def pocket_config() -> LlamaConfig:
 
 
 def pocket_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word, per digit and per mark; one `<bos>` in front unless asked not to.
+    """One token per word, digit and mark, with one ``<bos>`` in front by default.
 
-    Numbers are written plainly ("18") and split into digits; decoding joins neighbouring digits
-    again, which loses nothing because the world never sets two numbers side by side.
+    Numbers are written plainly ("18") and split into digits. Decoding joins neighbouring digits
+    again; the world never puts two numbers side by side, so nothing is lost.
     """
     words = {word: index for index, word in enumerate(vocabulary())}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token=SPECIAL_TOKENS[UNK]))
@@ -101,8 +158,8 @@ def pocket_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.Sequence(
         [
-            # Its one job here is to set a space before every token but the first; the prefix that
-            # it would strip is a character that no token has.
+            # Sets a space before every token but the first. No token has the prefix that this
+            # decoder would strip.
             decoders.WordPiece(prefix="\u2581", cleanup=False),
             decoders.Fuse(),
             decoders.Replace(Regex("(?<=[0-9]) (?=[0-9,])"), ""),
@@ -124,16 +181,16 @@ def pocket_tokenizer() -> PreTrainedTokenizerFast:
 
 @dataclass(frozen=True, slots=True)
 class PackedRows:
-    """Several documents per row, each seeing itself alone and counting positions from 0."""
+    """Several documents per row, each seeing only itself and counting positions from 0."""
 
     ids_RL: Tensor  # int64
     labels_RL: Tensor  # int64, the next token; -100 at the end of a document and on padding
     positions_RL: Tensor  # int64
-    mask_R1LL: Tensor  # bool, True where the row's token may look at the column's
+    mask_R1LL: Tensor  # bool, True if the row's token sees the column's
 
 
-def pack(documents: Iterator[list[int]], num_rows: int, row_length: int) -> PackedRows:
-    """Fill rows with whole documents, in order; what does not fit opens the next row."""
+def pack_documents(documents: Iterator[list[int]], num_rows: int, row_length: int) -> PackedRows:
+    """Fill rows with whole documents, in order; a document that does not fit opens the next row."""
     ids = torch.full((num_rows, row_length), PAD)
     labels = torch.full((num_rows, row_length), -100)
     positions = torch.zeros((num_rows, row_length), dtype=torch.long)
@@ -160,7 +217,7 @@ def pack(documents: Iterator[list[int]], num_rows: int, row_length: int) -> Pack
 # --- training -----------------------------------------------------------------------------------
 
 
-def learning_rate(step: int, settings: Pretraining) -> float:
+def pretraining_rate(step: int, settings: Pretraining) -> float:
     """Linear warm-up, then linear decay to a small fraction of the peak."""
     if step < settings.warmup_steps:
         return settings.peak_lr * (step + 1) / settings.warmup_steps
@@ -169,10 +226,10 @@ def learning_rate(step: int, settings: Pretraining) -> float:
 
 
 def pretrain(seed: int, settings: Pretraining) -> LlamaForCausalLM:
-    """Train the pocket model from random weights on the pretraining mixture.
+    """Train the pocket model from random weights; print the loss (nats) every hundred steps.
 
-    Prints the mean next-token cross-entropy (nats) every hundred steps. Raises
-    FloatingPointError when the loss stops being finite.
+    Raises:
+        FloatingPointError: the loss is no longer finite.
     """
     torch.set_num_threads(settings.num_threads)
     torch.manual_seed(seed)
@@ -189,12 +246,12 @@ def pretrain(seed: int, settings: Pretraining) -> LlamaForCausalLM:
         lr=settings.peak_lr,
         betas=settings.betas,
     )
-    # More than can be needed: a document takes at least four tokens.
-    endless = settings.num_steps * settings.num_rows * settings.row_length // 4
-    documents = ([*tokenizer(text).input_ids, EOS] for text in pretraining_corpus(seed, endless))
+    # More than needed: a document takes at least four tokens.
+    most = settings.num_steps * settings.num_rows * settings.row_length // 4
+    documents = ([*tokenizer(text).input_ids, EOS] for text in pretraining_corpus(seed, most))
     started = time.perf_counter()
     for step in range(settings.num_steps):
-        batch = pack(documents, settings.num_rows, settings.row_length)
+        batch = pack_documents(documents, settings.num_rows, settings.row_length)
         logits = model(
             input_ids=batch.ids_RL,
             position_ids=batch.positions_RL,
@@ -207,7 +264,7 @@ def pretrain(seed: int, settings: Pretraining) -> LlamaForCausalLM:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, settings)
+            group["lr"] = pretraining_rate(step, settings)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if (step + 1) % 100 == 0:
@@ -223,7 +280,7 @@ def pretrain(seed: int, settings: Pretraining) -> LlamaForCausalLM:
 def choice_accuracy(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: Sequence[PocketRow]
 ) -> float:
-    """Share of multiple choice rows whose right choice is the likeliest continuation.
+    """Share of multiple-choice rows whose right choice is the likeliest continuation.
 
     The plain scorer: one sequence per choice, log p(choice text | question), no length norm.
     """
@@ -235,9 +292,9 @@ def choice_accuracy(
             sequences.append(prompt + tokenizer(choice, add_special_tokens=False).input_ids)
             prompt_lengths.append(len(prompt))
     longest = max(map(len, sequences))
+    # Padding is on the right, where a causal model's earlier positions never look.
     ids_RL = torch.tensor([sequence + [PAD] * (longest - len(sequence)) for sequence in sequences])
     with torch.no_grad():
-        # Padding stands on the right, where a causal model's earlier positions never look.
         log_probs_RLV = model(input_ids=ids_RL).logits.log_softmax(-1)
     scores = [
         sum(
@@ -250,8 +307,8 @@ def choice_accuracy(
     ]
     hits = 0
     for index, row in enumerate(rows):
-        of_row = scores[4 * index : 4 * index + 4]
-        hits += of_row.index(max(of_row)) == row["answer"]
+        row_scores = scores[4 * index : 4 * index + 4]
+        hits += row_scores.index(max(row_scores)) == row["answer"]
     return hits / len(rows)
 
 
@@ -261,7 +318,7 @@ def sum_accuracy(
     rows: Sequence[PocketRow],
     max_new_tokens: int = 32,
 ) -> float:
-    """Share of rows whose greedy continuation ends in the right number after `####`."""
+    """Share of rows whose greedy continuation ends in the right number after ``####``."""
     hits = 0
     by_length: dict[int, list[tuple[list[int], str]]] = {}
     for row in rows:
@@ -285,7 +342,7 @@ def sum_accuracy(
 def check_figures(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, split: str
 ) -> dict[str, float]:
-    """Accuracy on one split of every pocket task, and on easy sums, by the plain scorers."""
+    """Accuracy on one split of every pocket task and on easy sums, by the plain scorers."""
     figures = {
         task: choice_accuracy(model, tokenizer, pocket_rows(task, split))
         for task in POCKET_TASKS
@@ -296,45 +353,29 @@ def check_figures(
     return figures
 
 
-# --- the folder ---------------------------------------------------------------------------------
-
-
 def save_folder(model: LlamaForCausalLM, folder: Path) -> None:
-    """Write weights (fp16), tokenizer and configurations; the folder is made if missing."""
+    """Write fp16 weights, tokenizer and configurations."""
     folder.mkdir(parents=True, exist_ok=True)
-    # A copy, so that the caller's model keeps its float32 weights.
-    half = LlamaForCausalLM(model.config)
+    half = LlamaForCausalLM(model.config)  # the caller's model keeps its float32 weights
     half.load_state_dict(model.state_dict())
     half.half().save_pretrained(folder)
     pocket_tokenizer().save_pretrained(folder)
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep freed pages: otherwise every step gives them back and faults them in."""
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
-    libc.mallopt(m_mmap_max, 0)
-    libc.mallopt(m_trim_threshold, 2**31 - 1)
-    libc.mallopt(m_top_pad, 64 * 2**20)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, settings: Pretraining = Pretraining()) -> None:
     """Pretrain, write the folder, load it again and print its check figures."""
-    parser = argparse.ArgumentParser(prog="python -m rankscope.models.pocket", description=__doc__)
+    parser = argparse.ArgumentParser(description="Pretrain the pocket model from scratch.")
     parser.add_argument("--out", type=Path, default=Path("pocket_weights"))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     keep_freed_memory()
-    model = pretrain(options.seed, Pretraining())
-    save_folder(model, options.out)
-    # What is checked is what is shipped: the rounded weights, read back.
+    save_folder(pretrain(options.seed, settings), options.out)
+    # Checks the shipped, rounded weights, read back.
     shipped = LlamaForCausalLM.from_pretrained(options.out, dtype=torch.float32).eval()
     print(f"{sum(p.numel() for p in shipped.parameters()):,} parameters in {options.out}")
     for split in ("validation", "test"):
         for name, accuracy in check_figures(shipped, pocket_tokenizer(), split).items():
-            print(f"{split:9s}  {name:15s} {accuracy:.3f}")
+            print(f"{split:10s}  {name:15s} {accuracy:.3f}")
 
 
 if __name__ == "__main__":

@@ -5,33 +5,32 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
-from rankscope.data.pocket_corpus import easy_sums, pretraining_corpus
+import pretrain_pocket as pocket
 from rankscope.data.pocket_world import (
     POCKET_SPLITS,
     POCKET_TASKS,
     pocket_rows,
     vocabulary,
 )
-from rankscope.models import pocket
+from rankscope.models.load import pocket_folder
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    loaded = AutoTokenizer.from_pretrained(pocket.pocket_folder())
+    loaded = AutoTokenizer.from_pretrained(pocket_folder())
     assert isinstance(loaded, Tokenizer)
     return loaded
 
 
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
-    loaded = AutoModelForCausalLM.from_pretrained(pocket.pocket_folder(), dtype=torch.float32)
+    loaded = AutoModelForCausalLM.from_pretrained(pocket_folder(), dtype=torch.float32)
     assert isinstance(loaded, PreTrainedModel)
     return loaded.eval()
 
@@ -40,7 +39,7 @@ def model() -> PreTrainedModel:
 
 
 def test_the_folder_is_small_and_holds_fp16_weights_and_a_card() -> None:
-    folder = pocket.pocket_folder()
+    folder = pocket_folder()
     names = {path.name for path in folder.iterdir()}
     assert names >= {
         "config.json",
@@ -61,7 +60,7 @@ def test_the_shipped_tokenizer_and_architecture_are_the_ones_the_script_makes(
     assert tokenizer.backend_tokenizer.to_str() == made.backend_tokenizer.to_str()
     shape = {tuple(p.shape) for p in model.parameters()}
     assert shape == {tuple(p.shape) for p in type(model)(pocket.pocket_config()).parameters()}
-    generation = GenerationConfig.from_pretrained(pocket.pocket_folder())
+    generation = GenerationConfig.from_pretrained(pocket_folder())
     assert generation.eos_token_id == tokenizer.eos_token_id
 
 
@@ -96,7 +95,7 @@ def test_digits_are_single_tokens_and_numbers_come_back_whole(tokenizer: Tokeniz
 
 
 def test_every_text_of_the_world_survives_encoding_and_decoding(tokenizer: Tokenizer) -> None:
-    texts = list(pretraining_corpus(2, 500))
+    texts = list(pocket.pretraining_corpus(2, 500))
     for task, split in itertools.product(POCKET_TASKS, POCKET_SPLITS):
         for row in pocket_rows(task, split):
             texts += [row["question"], *row.get("choices", [row["answer"]])]
@@ -118,52 +117,6 @@ def test_prompt_and_completion_encode_apart_as_they_do_together(
             + tokenizer(separator + completion, add_special_tokens=False).input_ids
         )
         assert together == apart
-
-
-# --- packing ---
-
-
-def test_packed_documents_do_not_see_each_other(model: PreTrainedModel) -> None:
-    documents = [[1, 20, 30, 40, 2], [1, 50, 60, 2], [1, 70, 2]]
-    packed = pocket.pack(iter(documents), num_rows=1, row_length=14)
-    with torch.no_grad():
-        together = model(
-            input_ids=packed.ids_RL,
-            position_ids=packed.positions_RL,
-            attention_mask=packed.mask_R1LL,
-        ).logits[0]
-        start = 0
-        for document in documents:
-            alone = model(input_ids=torch.tensor([document])).logits[0]
-            torch.testing.assert_close(
-                together[start : start + len(document)], alone, atol=1e-4, rtol=1e-4
-            )
-            start += len(document)
-    assert packed.labels_RL.tolist()[0] == [
-        20, 30, 40, 2, -100, 50, 60, 2, -100, 70, 2, -100, -100, -100,
-    ]  # fmt: skip
-
-
-def test_a_document_that_does_not_fit_opens_the_next_row() -> None:
-    packed = pocket.pack(iter([[1, 20, 2], [1, 30, 2], [1, 40, 2]]), num_rows=2, row_length=5)
-    assert packed.ids_RL.tolist() == [[1, 20, 2, 0, 0], [1, 30, 2, 0, 0]]
-
-
-def test_pretraining_twice_gives_the_same_weights_and_lowers_the_loss(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    short = pocket.Pretraining(num_steps=3, num_rows=2, warmup_steps=1, num_threads=1)
-    first, second = (pocket.pretrain(5, short).state_dict() for _ in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    other = pocket.pretrain(6, short).state_dict()
-    assert not all(torch.equal(first[name], other[name]) for name in first)
-
-
-def test_the_learning_rate_warms_up_peaks_and_ends_low() -> None:
-    settings = pocket.Pretraining(num_steps=100, warmup_steps=10, peak_lr=1.0)
-    assert pocket.learning_rate(0, settings) == pytest.approx(0.1)
-    assert pocket.learning_rate(10, settings) == pytest.approx(1.0)
-    assert pocket.learning_rate(99, settings) < 0.04
 
 
 # --- what the shipped weights know ---
@@ -213,7 +166,7 @@ def test_the_batched_scorer_agrees_with_the_plain_one(
 def test_the_base_does_easy_sums_and_not_hard_ones(
     model: PreTrainedModel, tokenizer: Tokenizer
 ) -> None:
-    easy = pocket.sum_accuracy(model, tokenizer, easy_sums(60, seed=2))  # type: ignore[arg-type]
+    easy = pocket.sum_accuracy(model, tokenizer, pocket.easy_sums(60, seed=2))  # type: ignore[arg-type]
     hard = pocket.sum_accuracy(
         model,
         tokenizer,
@@ -221,7 +174,3 @@ def test_the_base_does_easy_sums_and_not_hard_ones(
     )
     assert easy > 0.85
     assert hard < 0.15
-
-
-def test_the_folder_stands_beside_the_module() -> None:
-    assert pocket.pocket_folder() == Path(pocket.__file__).parent / "pocket_weights"

@@ -7,9 +7,9 @@ import pytest
 from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.arms import summarize_arms
+from rankscope.advise.messages import arm_name
 from rankscope.advise.recommend import recommend
-from rankscope.advise.wording import settings
-from rankscope.records import Need, Reason, StudyRecords, TaskAdvice
+from rankscope.records import AdviceMessage, StudyRecords, TaskAdvice
 
 
 def test_arms_that_differ_in_a_mitigation_alone_have_different_names() -> None:
@@ -19,7 +19,7 @@ def test_arms_that_differ_in_a_mitigation_alone_have_different_names() -> None:
         replace(trial, spec=trial.spec.model_copy(update=held)) for trial in study.trials
     )
     names = [
-        [settings(arm.summary) for arm in arms]
+        [arm_name(arm.summary) for arm in arms]
         for found in (study, replace(study, trials=trials))
         for arms in summarize_arms(found).values()
     ]
@@ -41,21 +41,21 @@ def test_what_was_gained_on_retention_has_the_interval_of_the_gain() -> None:
     assert 0 < low < -100 * found["forgetting"] < high
     assert f"gains {-100 * found['forgetting']:.1f} points" in told.text
     assert f"(95 % interval +{low:.1f} to +{high:.1f}," in told.text
-    assert "forgetting is the fall" not in told.text
+    assert "a loss counts as positive" not in told.text
 
 
-def unexplained(study: StudyRecords, advice: TaskAdvice, told: Reason | Need) -> list[str]:
+def unexplained(study: StudyRecords, advice: TaskAdvice, told: AdviceMessage) -> list[str]:
     """Numbers of a sentence that none of its values rounds to, as they are or in per cent.
 
     Names of arms and trials, formulas and the level of intervals are no results.
     """
-    names = [settings(arm) for arm in advice.arms]
+    names = [arm_name(arm) for arm in advice.arms]
     names += [f"{t.spec.arm_label} seed={t.spec.seed}" for t in study.trials]
     names += [study.config.objective.formula, "95 % interval", "p < 0.001"]
     text = told.text
     for name in sorted(names, key=len, reverse=True):
         text = text.replace(name, "")
-    text = re.sub(r"\(gain x \S+ less forgetting x \S+\)", "", text)
+    text = re.sub(r"\(gain x \S+ - forgetting x \S+\)", "", text)
     ranks = {f"r={arm.rank}" for arm in advice.arms}
     text = re.sub(r"r=\d+", lambda m: "" if m[0] in ranks else m[0], text)
     missing = []
@@ -63,7 +63,7 @@ def unexplained(study: StudyRecords, advice: TaskAdvice, told: Reason | Need) ->
         plain = number.rstrip(",").replace(",", "")
         decimals = len(plain.partition(".")[2])
         half = 0.5000001 * 10**-decimals
-        sizes = [abs(v) * unit for v in told.values.values() for unit in (1, 100, 1e-9)]
+        sizes = [abs(v) * unit for v in told.values.values() for unit in (1, 100, 1e-6, 1e-9)]
         if not any(abs(abs(float(plain)) - size) <= half for size in sizes):
             missing.append(f"{number} in: {told.text}")
     return missing
@@ -104,7 +104,7 @@ def test_every_number_of_a_sentence_stands_in_its_values(truth: Truth) -> None:
     for seed in range(2):
         study = synthetic_study(truth, seed)
         for advice in recommend(study).advice:
-            for told in (*advice.reasons, *advice.needs):
+            for told in (*advice.reasons, *advice.next_steps):
                 assert not unexplained(study, advice, told)
 
 

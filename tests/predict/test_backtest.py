@@ -14,16 +14,15 @@ from toy_training import ATTENTION, toy_rows
 
 from rankscope.errors import UserError
 from rankscope.models.multi_lora import target_linears
-from rankscope.predict.study import (
-    backtest,
-    backtest_study,
-    cut,
+from rankscope.predict.backtest import backtest, backtest_study
+from rankscope.predict.features import (
     features_of,
     input_variance,
     loss_and_gradients,
     open_base,
-    truncated_adapter,
+    token_batches,
 )
+from rankscope.predict.truncation_screen import truncated_adapter
 from rankscope.records import StudyRecords
 from rankscope.store import Ledger
 
@@ -48,7 +47,7 @@ def test_the_gradient_is_that_of_the_mean_loss_and_the_base_stays_frozen() -> No
     base, rows = base_of(tiny_llama()), toy_rows(10)
     targets = target_linears(base.model, ATTENTION)
     before = {name: layer.weight.detach().clone() for name, layer in targets.items()}
-    batches = list(cut(rows, 40))
+    batches = list(token_batches(rows, 40))
     assert [row for batch in batches for row in batch] == rows
     assert len(batches) > 2
     loss, gradients = loss_and_gradients(base, targets, batches)
@@ -173,7 +172,7 @@ def test_the_verb_says_hypotheses_and_backtests(
     made = json.loads(capsys.readouterr().out)
     assert {row["tasks"] for row in made["scores"]} == {1}
     assert rankscope_command("predict", "--backtest", finished) == 0
-    assert "cut to it" in capsys.readouterr().out
+    assert "truncated" in capsys.readouterr().out
 
 
 def test_bad_input_of_the_verb(

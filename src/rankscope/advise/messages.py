@@ -1,0 +1,109 @@
+"""Fill in the catalogue's sentences, and keep the numbers behind them.
+
+Formats of a ``Measured`` value in a template:
+
+``score``             ``61.3 %``
+``change``            ``+3.2 points``
+``amount``            ``3.2 points``, without the sign
+``reverse``           the change with its sign turned round: forgetting as a change of retention
+``evidence``          interval, p value, items and seeds
+``reverse_evidence``  the same for the reversed change
+"""
+
+from dataclasses import dataclass
+
+from rankscope.advise.catalogue import CATALOGUE
+from rankscope.advise.statistics.estimates import negated
+from rankscope.formatting import Unit, amount, count, difference, evidence, score_text
+from rankscope.records import AdviceMessage, ArmSummary, Estimate
+
+METHOD_NAMES = {
+    "lora": "LoRA",
+    "rslora": "rsLoRA",
+    "lora+": "LoRA+",
+    "dora": "DoRA",
+    "pissa": "PiSSA",
+    "eva": "EVA",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A number with the unit that a sentence gives it in."""
+
+    number: float | Estimate
+    unit: Unit
+
+    @property
+    def value(self) -> float:
+        return self.number.value if isinstance(self.number, Estimate) else self.number
+
+    def __format__(self, style: str) -> str:
+        match style:
+            case "score":
+                return score_text(self.value, self.unit)
+            case "change":
+                return difference(self.value, self.unit)
+            case "amount":
+                return amount(self.value, self.unit)
+            case "reverse":
+                return difference(-self.value, self.unit)
+        if not isinstance(self.number, Estimate):
+            raise ValueError(f"{style!r}: a plain number has no evidence")
+        shown = negated(self.number) if style == "reverse_evidence" else self.number
+        return evidence(shown, self.unit)
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A number of things: ``3 seeds``."""
+
+    value: int
+    noun: str
+
+    def __format__(self, style: str) -> str:
+        return count(self.value, self.noun)
+
+
+Field = str | float | Measured | Counted
+
+
+def message(name: str, values: dict[str, float] | None = None, /, **fields: Field) -> AdviceMessage:
+    """The catalogue's message ``name``. Its values are the numbers of the fields and ``values``."""
+    template = CATALOGUE[name]
+    numbers: dict[str, float] = {}
+    for field, content in fields.items():
+        if isinstance(content, Measured) and isinstance(content.number, Estimate):
+            numbers |= estimate_values(field, content.number)
+        elif isinstance(content, Measured | Counted):
+            numbers[field] = float(content.value)
+        elif not isinstance(content, str):
+            numbers[field] = float(content)
+    text = template.text.format_map(fields)
+    return AdviceMessage(kind=template.kind, text=text, values=numbers | (values or {}))
+
+
+def arm_name(arm: ArmSummary) -> str:
+    """Method and settings of an arm: ``LoRA r=32 (alpha 64, lr 0.0002, dropout=0.1)``."""
+    rate = ", ".join([f"lr {arm.lr:g}", *arm.special_settings])
+    if arm.is_full:
+        return f"full fine-tuning ({rate})"
+    if arm.alpha is None:  # the label of a PEFT method already lists its settings
+        return arm.label
+    name = METHOD_NAMES.get(arm.method, arm.method)
+    return f"{name} r={arm.rank} (alpha {arm.alpha:g}, {rate})"
+
+
+def estimate_values(name: str, estimate: Estimate) -> dict[str, float]:
+    """An estimate as plain numbers: ``name``, ``name_low``, ``name_p``, ``name_error``, ``n``..."""
+    numbers = {
+        name: estimate.value,
+        f"{name}_low": estimate.low,
+        f"{name}_high": estimate.high,
+        f"{name}_p": estimate.p,
+        "n": float(estimate.n),
+        "seeds": float(estimate.seeds),
+        f"{name}_error": estimate.standard_error,
+        f"{name}_p_holm": estimate.p_holm,
+    }
+    return {key: value for key, value in numbers.items() if value is not None}

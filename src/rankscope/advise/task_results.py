@@ -1,0 +1,130 @@
+"""Everything that the advice on one training task is drawn from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from rankscope.advise.arms import Arm, retention_tasks
+from rankscope.advise.comparisons import net_difference
+from rankscope.advise.select import ArmChoice
+from rankscope.advise.statistics.significance import ALPHA
+from rankscope.config.objective import ObjectiveConfig
+from rankscope.formatting import POINTS, Unit, unit_of
+from rankscope.records import (
+    BASE,
+    FAILED,
+    ArmComparison,
+    ArmSummary,
+    Estimate,
+    StudyRecords,
+    TaskRecord,
+    TrialRecords,
+)
+
+FIRM_SEEDS = 3
+"""Seeds below which no answer is firm: their spread is not known."""
+CONTAMINATION_SHARE = 0.01
+"""Share of test rows seen in training above which no answer is firm."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResults:
+    """The arms of one training task, the choice among them, and what their numbers mean."""
+
+    study: StudyRecords
+    task: str
+    arms: tuple[Arm, ...]
+    choice: ArmChoice
+    objective: ObjectiveConfig
+    """Of this task: forgetting in another unit than the gain has weight 0."""
+    comparisons: tuple[ArmComparison, ...] = ()
+    candidate_p: Mapping[str, float] = field(default_factory=dict)
+    """Label of an arm that may be recommended -> p of its gain, after Holm's correction."""
+    num_tasks: int = 1
+    """Training tasks of the study."""
+
+    @property
+    def record(self) -> TaskRecord | None:
+        """The task as it was read; None if the study no longer has it."""
+        return next((t for t in self.study.tasks if t.name == self.task), None)
+
+    @property
+    def unit(self) -> Unit:
+        """Unit of the training task's score."""
+        return POINTS if self.record is None else unit_of(self.record.score_unit)
+
+    @property
+    def retention_unit(self) -> Unit:
+        """Unit of forgetting; points if nothing measures it."""
+        tasks = retention_tasks(self.study, self.task)
+        return unit_of(tasks[0].score_unit) if tasks else POINTS
+
+    @property
+    def net_unit(self) -> Unit:
+        """Unit of gain minus forgetting: if only one has a weight, its unit."""
+        return self.unit if self.objective.in_domain else self.retention_unit
+
+    @property
+    def has_separate_forgetting(self) -> bool:
+        """Whether the study weighs forgetting, but in another unit than the gain."""
+        return self.objective.retention != self.study.config.objective.retention
+
+    @property
+    def trials(self) -> tuple[TrialRecords, ...]:
+        return tuple(t for arm in self.arms for t in arm.trials)
+
+    @property
+    def failed(self) -> tuple[TrialRecords, ...]:
+        return tuple(t for t in self.trials if t.status in FAILED)
+
+    @property
+    def waiting(self) -> int:
+        """Number of trials still to run."""
+        return sum(t.status in ("planned", "trained") for t in self.trials)
+
+    def is_shown_to_gain(self, arm: ArmSummary) -> bool:
+        """Whether an arm that may be recommended beats the base significantly."""
+        p = self.candidate_p.get(arm.label)
+        return arm.gain is not None and arm.gain.value > 0 and p is not None and p < ALPHA
+
+    def is_firm(self, arm: ArmSummary) -> bool:
+        """Three seeds, none failed, no trial to run, and few test rows seen in training."""
+        record = self.record
+        contaminated = record is not None and (
+            sum(record.contamination.values()) > CONTAMINATION_SHARE * record.rows.get("test", 0)
+        )
+        enough = arm.seeds >= FIRM_SEEDS and arm.failed == 0
+        return enough and not contaminated and not self.waiting
+
+    def net_gain(self, arm: Arm) -> Estimate | None:
+        """Gain minus forgetting by the study's weights, on the test split.
+
+        None if forgetting has no weight or was not measured: the gain alone counts then.
+        """
+        if not self.objective.weights[1] or arm.summary.forgetting is None:
+            return None
+        return net_difference(self.study, arm, None, self.objective.weights)
+
+    def has_uncounted_forgetting(self, arm: ArmSummary) -> bool:
+        """Whether an arm clearly forgets, and neither a weight nor a limit counts it."""
+        forgetting = arm.forgetting
+        if not self.has_separate_forgetting or self.objective.max_forgetting is not None:
+            return False
+        return forgetting is not None and (forgetting.low or 0.0) > 0
+
+    def lacks_retention_scores(self, arm: ArmSummary) -> bool:
+        """Whether forgetting counts in this study, but the arm's was not scored."""
+        counts = self.objective.retention > 0 or self.objective.max_forgetting is not None
+        return counts and arm.forgetting is None and bool(retention_tasks(self.study, self.task))
+
+    def base_scores(self, task: str) -> npt.NDArray[np.float64]:
+        """The base's finite scores on the test split of ``task``, (N,); empty if not scored."""
+        base = self.study.items.get((BASE, task, "test"))
+        return np.empty(0) if base is None else base.scores[np.isfinite(base.scores)]
+
+    def base_score(self, task: str) -> float | None:
+        """Mean of ``base_scores``; None if there are none."""
+        scores = self.base_scores(task)
+        return float(scores.mean()) if scores.size else None

@@ -1,0 +1,131 @@
+"""Predicted ranks against the ranks that finished studies found best."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rankscope.advise.arms import retention_tasks
+from rankscope.advise.mitigation import gain_and_forgetting
+from rankscope.config.loader import load_study_file
+from rankscope.errors import UserError
+from rankscope.predict.features import open_base, predictions
+from rankscope.predict.predictors import (
+    best_rank,
+    chosen_by_rank,
+    mean_score,
+    predict_ranks,
+    score_predictors,
+    screened,
+)
+from rankscope.predict.truncation_screen import screen
+from rankscope.records import (
+    BASE,
+    Backtest,
+    BacktestTask,
+    RankScore,
+    Split,
+    StudyRecords,
+    TrialRecords,
+)
+from rankscope.run.prepare import prepare_study
+from rankscope.store import Ledger
+from rankscope.store.history import check_same_model, check_same_tasks
+
+
+def backtest(folders: Sequence[Path]) -> Backtest:
+    """Compare every predictor with the results of finished studies.
+
+    Raises:
+        UserError: a folder without a study, a model or rows that changed since, or no study with
+            two trained ranks of one task.
+    """
+    found = {folder: backtest_study(folder) for folder in folders}
+    tasks = [task for of_study in found.values() for task in of_study]
+    if not tasks:
+        raise UserError(
+            "predict --backtest: no study has finished LoRA trials at two ranks or more of one "
+            "training task; expected folders that 'rankscope run' wrote"
+        )
+    skipped = tuple(str(folder) for folder, of_study in found.items() if not of_study)
+    return Backtest(tasks=tuple(tasks), scores=score_predictors(tasks), skipped=skipped)
+
+
+def backtest_study(folder: Path) -> list[BacktestTask]:
+    """The training tasks of a finished study with at least two ranks; possibly none.
+
+    Raises:
+        UserError: no study, or its model or rows differ from those of the stored results.
+    """
+    with Ledger.open(folder, write=False) as ledger:
+        study = ledger.load()
+        if not any(len(chosen_by_rank(study, task.name)) > 1 for task in study.tasks):
+            return []
+        inputs = prepare_study(load_study_file(folder / "study.resolved.yaml"))
+        check_same_tasks(folder, {task.name: task for task in study.tasks}, inputs.records)
+        base = open_base(inputs)
+        check_same_model(folder, study.model, base.record)
+        margin = study.config.objective.margin
+        found = []
+        for made in predictions(inputs, base):
+            chosen = chosen_by_rank(study, made.task)
+            trained = {
+                r: mean_score(study, group, made.task, "test") for r, group in chosen.items()
+            }
+            known = {rank: score for rank, score in trained.items() if score is not None}
+            if len(known) < 2:
+                continue
+            ranks = tuple(sorted(known))
+            named = predict_ranks(made.features, ranks)
+            whole = max(ranks)
+            scores = screen(inputs, ledger, base, chosen[whole], ranks)
+            curve = tuple(
+                rank_score(study, made.task, rank, known[rank], chosen[rank], scores)
+                for rank in ranks
+            )
+            cut = {p.rank: p.truncated_validation or 0.0 for p in curve}
+            found.append(
+                BacktestTask(
+                    study=study.name,
+                    task=made.task,
+                    prediction=made.model_copy(
+                        update={
+                            "ranks": ranks,
+                            "predictions": (*named, screened(cut, margin, whole)),
+                        }
+                    ),
+                    curve=curve,
+                    best_rank=best_rank(known, margin),
+                    screened_rank=whole,
+                )
+            )
+    return found
+
+
+def rank_score(
+    study: StudyRecords,
+    task: str,
+    rank: int,
+    trained: float,
+    trials: Sequence[TrialRecords],
+    scores: Mapping[tuple[int, str, Split], Sequence[float]],
+) -> RankScore:
+    """Scores of one rank: trained at it, and truncated to it."""
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
+    of_unit = retention_tasks(study, task)
+    falls = [
+        base.score - mean(scores[rank, t.name, "test"])
+        for t in of_unit
+        if (base := study.evals.get((BASE, t.name, "test"))) is not None
+    ]
+    spots = [gain_and_forgetting(study, task, t.spec.trial_id, "test") for t in trials]
+    forgotten = [found[1] for found in spots if found is not None]
+    return RankScore(
+        rank=rank,
+        trained=trained,
+        truncated=mean(scores[rank, task, "test"]),
+        truncated_validation=mean(scores[rank, task, "validation"]),
+        truncated_forgetting=mean(falls) if falls else None,
+        trained_forgetting=mean(forgotten) if forgotten else None,
+    )

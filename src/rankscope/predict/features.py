@@ -1,0 +1,197 @@
+"""What the base and the rows say about the rank before anything is trained."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from rankscope.config.study import StudyConfig
+from rankscope.data.encode import EncodedRow
+from rankscope.data.sampler import RowSampler
+from rankscope.errors import UserError
+from rankscope.evaluate.evaluator import evaluate_task
+from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.load import load_base
+from rankscope.models.methods.eva_directions import (
+    InputDirections,
+    shared_inputs,
+    update_directions,
+)
+from rankscope.models.multi_lora import target_linears
+from rankscope.models.parameters import lora_parameters
+from rankscope.predict.predictors import (
+    predict_ranks,
+)
+from rankscope.records import (
+    BASE,
+    PredictorFeatures,
+    TaskPrediction,
+    TrialSpec,
+)
+from rankscope.run.prepare import prepare_study
+from rankscope.run.prepared import PreparedStudy
+from rankscope.train.loss import mean_losses
+from rankscope.train.regularizers import label_positions
+
+PROBE_TOKENS = 2048
+"""Tokens per batch, or twice the number of directions if that is more."""
+PROBE_BATCHES = 8
+PROBE_ITEMS = 200
+
+
+def predict_study(config: StudyConfig) -> tuple[TaskPrediction, ...]:
+    """Every predictor's rank for every training task; nothing is trained.
+
+    Raises:
+        UserError: the study cannot be read, or no arm has a rank.
+    """
+    inputs = prepare_study(config)
+    return predictions(inputs, open_base(inputs))
+
+
+def open_base(inputs: PreparedStudy) -> Base:
+    """The study's base, as a run loads it."""
+    config = inputs.config
+    return load_base(config.model, inputs.device, inputs.dtype, quantize=config.quantize)
+
+
+def predictions(inputs: PreparedStudy, base: Base) -> tuple[TaskPrediction, ...]:
+    """Predictions for every training task, among the ranks of the study's LoRA trials."""
+    found = []
+    for task in inputs.config.tasks:
+        trials = [t for t in inputs.trials if t.task == task.name and t.rank and t.alpha]
+        if not trials:
+            raise UserError("predict: no arm of the study has a rank to predict")
+        ranks = tuple(sorted({t.rank for t in trials if t.rank is not None}))
+        features = features_of(inputs, base, trials[0], ranks)
+        found.append(
+            TaskPrediction(
+                task=task.name,
+                ranks=ranks,
+                features=features,
+                predictions=predict_ranks(features, ranks),
+            )
+        )
+    return tuple(found)
+
+
+def features_of(
+    inputs: PreparedStudy, base: Base, trial: TrialSpec, ranks: Sequence[int]
+) -> PredictorFeatures:
+    """Measure one training task on a few batches of its rows, in the order of seed 0.
+
+    trial: a trial of the task; its target modules are measured.
+    """
+    rows = inputs.rows[trial.task].rows
+    order = RowSampler(len(rows), 1, 1, 0).epoch(0)
+    size = max(PROBE_TOKENS, 2 * max(ranks))
+    batches = list(token_batches([rows[i] for i in order], size))[:PROBE_BATCHES]
+    targets = target_linears(base.model, trial.targets)
+    loss, gradients = loss_and_gradients(base, targets, batches)
+    spectra = [torch.linalg.svdvals(g.float()) for g in gradients]
+    shares = [s[s > 0] / s.sum() for s in spectra]
+    effective = [float(torch.exp(-(p * p.log()).sum())) for p in shares]
+    stable = [float(s.square().sum() / s[0].square()) for s in spectra]
+    task = inputs.tasks[trial.task]
+    few = replace(task, validation=task.validation[:PROBE_ITEMS])
+    scored = evaluate_task(
+        base, inputs.encoder, few, "validation", {None: BASE}, inputs.config.evaluate
+    )
+    return PredictorFeatures(
+        task=trial.task,
+        num_rows=len(rows),
+        num_label_tokens=sum(sum(row.is_label) for row in rows),
+        lora_parameters={r: lora_parameters(inputs.shapes, r, trial.targets) for r in ranks},
+        rows_seen=sum(map(len, batches)),
+        base_loss=loss,
+        base_score=scored[None][0].score,
+        base_items=scored[None][0].n,
+        chance=task.spec.chance,
+        gradient_effective_rank=sum(effective) / len(effective) if effective else None,
+        gradient_stable_rank=sum(stable) / len(stable) if stable else None,
+        input_variance=input_variance(base, targets, batches, ranks),
+    )
+
+
+def token_batches(rows: Sequence[EncodedRow], size: int) -> Iterator[list[EncodedRow]]:
+    """Rows in batches of at least ``size`` tokens; the last batch may be smaller."""
+    batch: list[EncodedRow] = []
+    for row in rows:
+        batch.append(row)
+        if sum(len(other.input_ids) for other in batch) >= size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def loss_and_gradients(
+    base: Base, targets: Mapping[str, nn.Linear], batches: Sequence[Sequence[EncodedRow]]
+) -> tuple[float, list[Tensor]]:
+    """Mean loss over the label tokens of all batches, and its gradient per target matrix (none for
+    a base in 4 bits)."""
+    weights = [layer.weight for layer in targets.values() if layer.weight.is_floating_point()]
+    total = sum(sum(row.is_label) for batch in batches for row in batch)
+    loss = 0.0
+    with trainable(weights):
+        for batch in batches:
+            kept = [label_positions(row) for row in batch]
+            logits = base.logits(
+                RowBatch.of(
+                    [Row(row.input_ids, keep) for row, keep in zip(batch, kept, strict=True)],
+                    base.device,
+                )
+            )
+            ids = [
+                row.input_ids[t + 1] for row, keep in zip(batch, kept, strict=True) for t in keep
+            ]
+            found = mean_losses(logits, torch.tensor(ids, device=base.device), [len(ids)], [total])
+            loss += float(found.detach().sum())
+            if weights:
+                found.sum().backward()
+        gradients = [w.grad.detach().clone() for w in weights if w.grad is not None]
+    return loss, gradients
+
+
+@contextmanager
+def trainable(weights: Sequence[Tensor]) -> Iterator[None]:
+    """Frozen weights that require a gradient inside the context."""
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        yield
+    finally:
+        for weight in weights:
+            weight.grad = None
+            weight.requires_grad_(False)
+
+
+def input_variance(
+    base: Base,
+    targets: Mapping[str, nn.Linear],
+    batches: Sequence[Sequence[EncodedRow]],
+    ranks: Sequence[int],
+) -> dict[int, float]:
+    """Rank -> share of the variance of a target's inputs in its leading directions, mean over
+    targets, measured as for EVA (Paischer et al., 2410.07170).
+
+    Batches with fewer tokens than ``max(ranks)`` directions are skipped.
+    """
+    rows = [[Row(row.input_ids, [len(row.input_ids) - 1]) for row in batch] for batch in batches]
+    passes = [RowBatch.of(batch, base.device) for batch in rows]
+    leaders = shared_inputs(base, targets, passes[0])
+    seen = {}
+    for leader in dict.fromkeys(leaders.values()):
+        most = min(max(ranks), targets[leader].in_features, sum(passes[0].lengths))
+        seen[leader] = InputDirections.of(targets[leader], most)
+    for batch in passes:
+        update_directions(
+            base, batch, {leader: (targets[leader], inputs) for leader, inputs in seen.items()}
+        )
+    shares = {leader: inputs.pca.explained_variance_ratio_ for leader, inputs in seen.items()}
+    return {
+        rank: sum(float(shares[leader][:rank].sum()) for leader in leaders.values()) / len(leaders)
+        for rank in ranks
+    }

@@ -1,0 +1,79 @@
+"""Scores of a trained adapter truncated to smaller ranks, without training at them."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from rankscope.evaluate.evaluator import evaluate_task
+from rankscope.models.adapters.folder import load_adapter
+from rankscope.models.base import Base
+from rankscope.models.lora import Adapter
+from rankscope.models.low_rank_update import LowRankUpdate, to_float64
+from rankscope.records import (
+    Split,
+    TrialRecords,
+)
+from rankscope.run.prepared import PreparedStudy
+from rankscope.store import Ledger, adapter_path
+
+
+def truncated_adapter(adapter: Adapter, rank: int, adapter_name: str) -> Adapter:
+    """A LoRA adapter truncated to ``rank`` with the least error in B A, ready to score."""
+    parts = {
+        name: LowRankUpdate(to_float64(a), to_float64(adapter.b[name])).truncated(rank)
+        for name, a in adapter.a.items()
+    }
+
+    def kept(tensor: Tensor) -> nn.Parameter:
+        return nn.Parameter(tensor.float(), requires_grad=False)
+
+    return Adapter(
+        name=adapter_name,
+        rank=rank,
+        alpha=adapter.alpha,
+        scaling=adapter.scaling,
+        targets=adapter.targets,
+        a={name: kept(part.A) for name, part in parts.items()},
+        b={name: kept(part.B) for name, part in parts.items()},
+    )
+
+
+def screen(
+    inputs: PreparedStudy,
+    ledger: Ledger,
+    base: Base,
+    trials: Sequence[TrialRecords],
+    ranks: Sequence[int],
+) -> dict[tuple[int, str, Split], list[float]]:
+    """Scores of trained adapters truncated to each rank: (rank, task, split) -> one per trial.
+
+    trials: the seeds of one arm, scored on its training task and the retention tasks.
+    """
+    task = trials[0].spec.task
+    names = [task, *(t.name for t in inputs.config.evaluate.retention if t.name != task)]
+    scores: dict[tuple[int, str, Split], list[float]] = {}
+    for trial in trials:
+        folder = ledger.checked_path(adapter_path(trial.spec.trial_id))
+        adapter = load_adapter(folder, trial.spec.trial_id, base.record).to(base.device)
+        adapter_names: dict[str | None, str] = {}
+        try:
+            for rank in ranks:
+                cut = truncated_adapter(adapter, rank, f"cut to {rank}")
+                base.multi_lora.attach(cut)
+                adapter_names[cut.name] = cut.name
+            for name in names:
+                for split in ("validation", "test"):
+                    found = evaluate_task(
+                        base,
+                        inputs.encoder,
+                        inputs.tasks[name],
+                        split,
+                        adapter_names,
+                        inputs.config.evaluate,
+                    )
+                    for rank, adapter_name in zip(ranks, adapter_names, strict=True):
+                        key: tuple[int, str, Split] = (rank, name, split)
+                        scores.setdefault(key, []).append(found[adapter_name][0].score)
+        finally:
+            base.multi_lora.clear()
+    return scores

@@ -1,0 +1,33 @@
+"""A figure is one file: once imported, it is on the page with its sentence, plot and table."""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from report_studies import ordinary_study
+
+from rankscope.report.figures import REGISTRY
+from rankscope.report.study_page import render_study
+from rankscope.report.study_view import StudyView
+
+
+@pytest.fixture
+def imported_figure() -> Iterator[None]:
+    path = Path(__file__).with_name("figure.py")
+    spec = importlib.util.spec_from_file_location("figure_extension", path)
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    yield
+    REGISTRY[:] = [entry for entry in REGISTRY if entry.draw.__module__ != spec.name]
+
+
+@pytest.mark.usefixtures("imported_figure")
+def test_a_figure_of_ones_own_is_on_the_page() -> None:
+    page = render_study(StudyView(*ordinary_study()))
+    for task in (0, 1):
+        assert f'<figure id="items-{task}">' in page
+        assert f'"items-{task}":' in page
+    assert page.count("240 items in 4 tasks.") >= 2
+    assert page.index('id="cost-0"') < page.index('id="items-0"')

@@ -1,0 +1,58 @@
+"""A scorer from one file is configured, listed and evaluated, without a change to the package."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from command_line import write_rows
+
+import rankscope
+from rankscope.config.loader import study_json_schema
+from rankscope.config.study import EvaluateConfig
+from rankscope.config.task import TaskConfig
+from rankscope.data.tasks import load_task
+from rankscope.errors import UserError
+from rankscope.evaluate import scorers
+
+ROWS = [{"prompt": f"what {word} ?", "completion": "metal"} for word in ("iron", "gold", "tin")]
+
+
+@pytest.fixture(autouse=True)
+def _scorer_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Imports the scorer's file; the scorer is gone after the test."""
+    monkeypatch.setattr(scorers, "_SCORERS", dict(scorers._SCORERS))
+    place = Path(__file__).with_name("scorer.py")
+    spec = importlib.util.spec_from_file_location("answer_scorer", place)
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_a_study_file_may_name_it(tmp_path: Path) -> None:
+    rows = str(write_rows(tmp_path / "rows.jsonl", ROWS))
+    config = TaskConfig(name="mine", test=rows, scorer="answer_logprob")
+    spec = load_task(config, None, 0, keep_test_whole=True).spec
+    assert (spec.scorer, spec.score_unit) == ("answer_logprob", "log_probability")
+    assert "answer_logprob" in str(study_json_schema())
+    with pytest.raises(ValueError, match="did you mean 'answer_logprob'"):
+        TaskConfig(name="mine", test=rows, scorer="answer_logprop")
+    with pytest.raises(UserError, match="scorer 'answer_logprob': 'stop' applies to generated"):
+        load_task(config.model_copy(update={"stop": ["x"]}), None, 0, keep_test_whole=True)
+
+
+def test_the_evaluation_engine_runs_it(tmp_path: Path) -> None:
+    """The answer is one token; ``loss`` scores the end token too, and divides by both."""
+    write_rows(tmp_path / "rows.jsonl", ROWS)
+    tasks = []
+    for name, scorer in (("whole", "answer_logprob"), ("tokens", "loss")):
+        task = tmp_path / f"{name}.yaml"
+        task.write_text(f"name: {name}\ntest: rows.jsonl\nscorer: {scorer}\n")
+        tasks.append(str(task))
+    request = rankscope.EvalRequest(
+        model="pocket", tasks=tuple(tasks), device="cpu", settings=EvaluateConfig(max_items=3)
+    )
+    whole, tokens = rankscope.score(request).scores
+    assert (whole.record.metric, whole.score_unit) == ("logprob_per_answer", "log_probability")
+    assert (whole.record.n, whole.scorer) == (2, "answer_logprob")
+    assert whole.record.score < 0
+    assert whole.record.score > 2 * tokens.record.score - 1e-6
