@@ -106,7 +106,7 @@ def draw_pair(
     return Figure(
         key=key,
         title=f"{safe_text(pair.second, 60)} minus {safe_text(pair.first, 60)}, {about}",
-        finding=finding(cells),
+        finding=_finding(cells),
         data=frame,
         caption=CAPTION,
         choice_name="Tested on",
@@ -132,8 +132,7 @@ def row(cell: ComparedCell) -> dict[str, object]:
     }
 
 
-def finding(cells: list[ComparedCell]) -> str:
-    """How many differences exclude zero, and the largest."""
+def _finding(cells: list[ComparedCell]) -> str:
     arms = len({cell.arm for cell in cells})
     clear = [cell for cell in cells if excludes_zero(cell.difference)]
     compared = "The bases" if cells[0].arm is None else f"{count(arms, 'arm')} in both studies"

@@ -76,7 +76,7 @@ def draw(models: AnalyzedModels) -> Figure | None:
     note = (SKILL_NOTE if SKILL in entries else "") + precision_note(record.dtype)
     return Figure(
         **models.names("heads", "Attention heads"),
-        finding=finding(by_model, entries[0]),
+        finding=_finding(by_model, entries[0]),
         data=table_from_rows(rows),
         **map_panels(panels, entries),
         caption=CAPTION.format(count(record.items, "item"), record.task, note).rstrip(),
@@ -84,8 +84,7 @@ def draw(models: AnalyzedModels) -> Figure | None:
     )
 
 
-def finding(by_model: Mapping[str, Mapping[str, HeadValues]], first: str) -> str:
-    """The first head of each model, whether both order heads alike, and which has the skill."""
+def _finding(by_model: Mapping[str, Mapping[str, HeadValues]], first: str) -> str:
     drawn = {label: values[first] for label, values in by_model.items() if first in values}
     parts = "; ".join(
         f"{head_text(v)} in {label}, {most(v)} (median head {number(float(np.nanmedian(v)))})"

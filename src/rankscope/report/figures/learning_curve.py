@@ -67,11 +67,10 @@ def draw(view: StudyView, task: str) -> Figure | None:
         "Right is learned more, up is forgot less." if is_plane else directions
     )
     key, title = view.key("curve", task), f"Learning and forgetting by step, {task}"
-    return Figure(key, title, finding(view, curves), frame, caption=caption, **drawn)
+    return Figure(key, title, _finding(view, curves), frame, caption=caption, **drawn)
 
 
-def finding(view: StudyView, curves: Sequence[tuple[ArmSummary, list[CurveStep]]]) -> str:
-    """When the focus arm had half its gain, and where it ended; trials without a curve."""
+def _finding(view: StudyView, curves: Sequence[tuple[ArmSummary, list[CurveStep]]]) -> str:
     task = curves[0][0].task
     focus = view.focus(task)
     of_focus = (pair for pair in curves if focus is not None and pair[0].label == focus.label)

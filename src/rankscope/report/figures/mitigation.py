@@ -47,7 +47,7 @@ def draw(view: StudyView, task: str) -> Figure | None:
     return Figure(
         key=view.key("mitigation", task),
         title=f"Mitigations at an equal score, {task}",
-        finding=finding(view, mitigation),
+        finding=_finding(view, mitigation),
         data=frame,
         caption=CAPTION,
         **interval_rows(
@@ -58,12 +58,12 @@ def draw(view: StudyView, task: str) -> Figure | None:
             hollow=[c.difference.low is None for c in comparisons],
             words=["seeds"],
             x_title=f"forgetting beyond scaling, {lost.difference}",
+            min_width=560,
         ),
     )
 
 
-def finding(view: StudyView, mitigation: TaskMitigation) -> str:
-    """How many mitigations are shown to be better or worse than scaling."""
+def _finding(view: StudyView, mitigation: TaskMitigation) -> str:
     tested = [c for c in mitigation.comparisons if c.difference.p_holm is not None]
     if not tested:
         return (

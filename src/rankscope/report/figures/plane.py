@@ -46,7 +46,7 @@ def draw(view: StudyView, task: str) -> Figure:
         placed = frame[frame[gain].notna() & frame[forgetting].notna()]
         plot = plot_plane(view, task, placed.set_index("arm", drop=False), front)
     key, title = view.key("plane", task), f"Learning and forgetting, {task}"
-    return Figure(key, title, finding(view, task, front), frame, plot, CAPTION)
+    return Figure(key, title, _finding(view, task, front), frame, plot, CAPTION)
 
 
 def plane_front(arms: Sequence[ArmSummary]) -> list[ArmSummary]:
@@ -64,8 +64,7 @@ def plane_front(arms: Sequence[ArmSummary]) -> list[ArmSummary]:
     return front[::-1]
 
 
-def finding(view: StudyView, task: str, front: list[str]) -> str:
-    """The arm that learned most, the one that forgot least, and the size of the front."""
+def _finding(view: StudyView, task: str, front: list[str]) -> str:
     arms = view.arms(task)
     points = [(a.gain.value, a.forgetting.value, a) for a in arms if a.gain and a.forgetting]
     if not points and not view.retention_tasks:

@@ -59,11 +59,10 @@ def draw(view: StudyView, task: str) -> Figure | None:
     focus = [arm.label for arm in view.focus_arms(task)]
     drawn = paths_from_base(paths, focus, gain, forgetting, reversed_y=True)
     key, title = view.key("scaling", task), f"Scaled down without training, {task}"
-    return Figure(key, title, finding(view, mitigation), frame, caption=CAPTION, **drawn)
+    return Figure(key, title, _finding(view, mitigation), frame, caption=CAPTION, **drawn)
 
 
-def finding(view: StudyView, mitigation: TaskMitigation) -> str:
-    """The focus arm as trained, and at the strength chosen on the validation split."""
+def _finding(view: StudyView, mitigation: TaskMitigation) -> str:
     task, focus = mitigation.task, view.focus(mitigation.task)
     whole = [curve for curve in mitigation.curves if curve.kind == "scale"] or mitigation.curves
     curve = next((c for c in whole if focus and c.label == focus.label), whole[0])

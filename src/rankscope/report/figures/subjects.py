@@ -47,7 +47,7 @@ def draw(view: StudyView, task: str) -> Figure | None:
     return Figure(
         key=view.key("subjects", task),
         title=f"Retention by subject, trained on {task}",
-        finding=finding(view, changes),
+        finding=_finding(view, changes),
         data=frame,
         **heat_map(grids, x_title="arm"),
         caption=CAPTION,
@@ -55,8 +55,7 @@ def draw(view: StudyView, task: str) -> Figure | None:
     )
 
 
-def finding(view: StudyView, changes: list[SubjectChange]) -> str:
-    """The lowest and the highest change of the focus arm, and the number of clear falls."""
+def _finding(view: StudyView, changes: list[SubjectChange]) -> str:
     focus = view.focus(changes[0].task)
     labels = {c.label for c in changes}
     label = focus.label if focus and focus.label in labels else changes[0].label

@@ -62,7 +62,7 @@ def draw(models: AnalyzedModels, key: str) -> Figure | None:
     shown = matrices[["model", "matrix", column, *list(MATRIX_COLUMNS)[-4:]]]
     return Figure(
         **models.names(f"map-{key}", f"{title} by layer and module"),
-        finding=finding(models, column),
+        finding=_finding(models, column),
         data=table_from_rows(shown.to_dict("records")),
         **heat_map(grids, x_title="layer", cell_width=18),
         caption=caption,
@@ -70,8 +70,7 @@ def draw(models: AnalyzedModels, key: str) -> Figure | None:
     )
 
 
-def finding(models: AnalyzedModels, column: str) -> str:
-    """Mean and extreme of each model, or the number of intruders."""
+def _finding(models: AnalyzedModels, column: str) -> str:
     parts = []
     for name, of_model in models.matrices.groupby("model", sort=False):
         values = of_model[column]
