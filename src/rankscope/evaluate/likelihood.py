@@ -1,10 +1,10 @@
 """log p of continuations and of rows, under many models.
 
-A question is one row that branches: its prompt, then its continuations side by side, each of which
-attends to the prompt and to itself. The logits at the prompt's last token score the first token of
-every continuation, so letters and one-token options cost nothing more. What prompts have in common
-at their beginning (the examples before every question of a subject) is computed once per model and
-kept as keys and values, see ``prefix_sharing.py``.
+A question is one row that branches: its prompt, then its continuations side by side, each with
+attention to the prompt and itself. The logits at the prompt's last token score the first token of
+every continuation, so letters and one-token options cost nothing more. A common beginning of
+prompts (the examples before every question of a subject) is computed once per model and kept as
+keys and values, see ``prefix_sharing.py``.
 
 Batches are cut once, and every model runs through the same ones, one model per pass. So a model's
 scores do not depend on the other models, an adapter with B = 0 gives the base's scores bit for bit,

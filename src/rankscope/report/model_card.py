@@ -100,7 +100,9 @@ def study_card(
         arm_changes=_arm_changes(view, arm) if arm else [],
         advice=advice,
         recommendation=view.recommendation,
-        warnings=[r for r in advice.reasons if r.kind in ("diagnostic", "caveat")] if advice else [],
+        warnings=[r for r in advice.reasons if r.kind in ("diagnostic", "caveat")]
+        if advice
+        else [],
         versions=versions | dict(study.provenance.libraries),
     )
 
