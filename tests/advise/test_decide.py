@@ -112,7 +112,7 @@ def test_a_negative_verdict_speaks_of_the_arms_that_were_tested() -> None:
         seed_spread=0.006,
         agreement=0.95,
     )
-    found = [a for seed in range(8) if (a := advise(truth, seed)).decision == "do_not_fine_tune"]
+    found = [a for seed in range(12) if (a := advise(truth, seed)).decision == "do_not_fine_tune"]
     told = two = 0
     for advice in found:
         assert "no arm is shown" not in advice.headline
