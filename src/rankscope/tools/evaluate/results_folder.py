@@ -22,7 +22,7 @@ from rankscope.errors import DiskFull, IntegrityError
 from rankscope.evaluate.mixtures import Evaluation
 from rankscope.evaluate.scorers.scorer import ScoreUnit
 from rankscope.filesystem import fsync, is_disk_full, replace_text
-from rankscope.provenance import sha256_file
+from rankscope.hashing import sha256_file
 from rankscope.records import ITEM_SCHEMA, Estimate, EvalRecord, ItemResult, Record, read_items
 
 
