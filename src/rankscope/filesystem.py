@@ -59,7 +59,7 @@ def output_folder(out: Path | None) -> Iterator[None]:
         yield
         return
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: this is a file; expected a folder, or a name that does not exist")
+        raise UserError(f"--out {out}: is a file; expected a folder, or a name that is not taken")
     place = out.resolve()  # "x/.." would make x
     new = [folder for folder in (place, *place.parents) if not folder.exists()]
     try:
@@ -94,10 +94,9 @@ def replace_text(path: Path, text: str) -> bool:
 
 
 def replace_bytes(path: Path, content: bytes) -> bool:
-    """Make ``content`` the content of ``path`` in one step; whether it was not so before.
+    """Replace the content of ``path`` in one step; False if it was ``content`` already.
 
-    A reader, or a run that begins after a crash, finds the old content or the new one, never a
-    part.
+    A reader, or a run after a crash, finds the old content or the new one, never a part.
 
     Raises:
         DiskFull: no space; the old content stays.
