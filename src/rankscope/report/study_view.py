@@ -20,7 +20,7 @@ from rankscope.records import (
     trained_parts,
 )
 from rankscope.report.charts.rank_lines import RankAxis, RankLine, RankPoint
-from rankscope.report.style import DASHES, FULL, MUTED, SYMBOLS, Color, rank_colors
+from rankscope.report.style import DASHES, FULL_COLOR, MUTED, SYMBOLS, Color, rank_colors
 
 
 def change_on(arm: ArmSummary, task: str) -> Estimate | None:
@@ -161,7 +161,7 @@ class StudyView:
     def color(self, arm: ArmSummary | None) -> Color:
         """The color of an arm, the same in every figure."""
         if arm is not None and arm.is_full:
-            return FULL
+            return FULL_COLOR
         return self.colors.get((arm and arm.rank) or 0, MUTED)
 
     @cached_property

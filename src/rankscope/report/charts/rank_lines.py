@@ -24,7 +24,7 @@ from rankscope.report.charts.figure import (
     records,
     value_text,
 )
-from rankscope.report.style import BASE_COLOR, FULL, INK, MUTED, Color, faded
+from rankscope.report.style import BASE_COLOR, FULL_COLOR, INK, MUTED, Color, faded
 
 MAX_BANDS = 3
 """With more lines than this, only the focus line keeps its band."""
@@ -166,7 +166,7 @@ class _PanelDrawing:
         self.references = list(panel.references)
         if rank_axis.full in self.values:
             value, low, high, _ = self.values[rank_axis.full]
-            self.references.insert(0, Reference("full", value, low, high, FULL, "solid"))
+            self.references.insert(0, Reference("full", value, low, high, FULL_COLOR, "solid"))
 
     @property
     def has_points(self) -> bool:

@@ -13,7 +13,7 @@ MEMORY = "peak memory while its group trained, GiB"
 
 
 @register("training", 20)
-def draw(view: StudyView, task: str) -> Figure:
+def draw_cost(view: StudyView, task: str) -> Figure:
     """A panel per quantity."""
     rank_axis = view.rank_axis(task)
     rows = []

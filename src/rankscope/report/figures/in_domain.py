@@ -12,7 +12,7 @@ Z95 = 1.959964
 
 
 @register("ranks", 10)
-def draw(view: StudyView, task: str) -> Figure:
+def draw_in_domain(view: StudyView, task: str) -> Figure:
     """The scores of all arms, with full fine-tuning and the base as references."""
     unit, base, rank_axis = view.unit(task), view.base(task), view.rank_axis(task)
     column = f"score, {unit.score}"

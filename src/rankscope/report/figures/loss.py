@@ -17,7 +17,7 @@ LOSS = "loss, nats per label token"
 
 
 @register("training", 10)
-def draw(view: StudyView, task: str) -> Figure:
+def draw_loss(view: StudyView, task: str) -> Figure:
     """The arms of the focus line and full fine-tuning, named at their ends."""
     curves = [(arm, c) for arm in view.focus_arms(task) if (c := binned_losses(view.trials(arm)))]
     rows = [

@@ -12,7 +12,7 @@ CHANGE = "change against base"
 
 
 @register("ranks", 20)
-def draw(view: StudyView, task: str) -> Figure:
+def draw_retention(view: StudyView, task: str) -> Figure:
     """A panel per retention task, with full fine-tuning and no change as references."""
     names, rank_axis = view.retained(task), view.rank_axis(task)
     rows = [

@@ -12,7 +12,7 @@ MAX_CHOICES = 60
 
 
 @register("transfer", 10, per="unit")
-def draw(view: StudyView, unit: Unit) -> Figure | None:
+def draw_transfer(view: StudyView, unit: Unit) -> Figure | None:
     """The map over the tasks measured in ``unit``; the drop-down selects an arm."""
     trains = view.training_tasks
     if not trains:

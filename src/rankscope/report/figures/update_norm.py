@@ -13,19 +13,19 @@ from rankscope.report.figures import register
 from rankscope.report.style import MUTED
 
 NORM, RELATIVE = "|dW|_F over all matrices", "mean of |dW|_F / |W0|_F"
-MEASURES: dict[str, Measure] = {
+_MEASURES: dict[str, Measure] = {
     NORM: total_norm,
     RELATIVE: mean_over_matrices("|dW|_F / |W0|_F"),
 }
 
 
 @register("weights", 10, per="models")
-def draw(models: AnalyzedModels) -> Figure | None:
+def draw_update_norm(models: AnalyzedModels) -> Figure | None:
     """A panel for the norm and one for the norm relative to the base."""
-    frame, rank_axis = models.over_seeds(MEASURES), models.rank_axis
+    frame, rank_axis = models.over_seeds(_MEASURES), models.rank_axis
     if not rank_axis.lines and len(frame):
         return None
-    plot = rank_plot(rank_axis, [Panel(title, frame, title) for title in MEASURES])
+    plot = rank_plot(rank_axis, [Panel(title, frame, title) for title in _MEASURES])
     if models.growth is not None and plot is not None:
         add_fit(plot, models.growth)
     return Figure(

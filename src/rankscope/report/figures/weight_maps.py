@@ -9,7 +9,7 @@ from rankscope.report.charts.heat_map import Grid, heat_map, pivot
 from rankscope.report.figures import Page, register
 from rankscope.report.table_formats import table_from_rows
 
-MEASURES: dict[str, tuple[str, str, str, tuple[Page, ...]]] = {
+_MEASURES: dict[str, tuple[str, str, str, tuple[Page, ...]]] = {
     "relative": (
         "Size of the update",
         "|dW|_F / |W0|_F",
@@ -40,9 +40,9 @@ MEASURES: dict[str, tuple[str, str, str, tuple[Page, ...]]] = {
 """Title, column, caption and pages, by key."""
 
 
-def draw(models: AnalyzedModels, key: str) -> Figure | None:
+def draw_weight_maps(models: AnalyzedModels, key: str) -> Figure | None:
     """One measure, with a drop-down over the models; None without analyzed matrices."""
-    title, column, caption, _ = MEASURES[key]
+    title, column, caption, _ = _MEASURES[key]
     matrices = models.matrices
     if matrices.empty:
         return None
@@ -86,5 +86,5 @@ def _finding(models: AnalyzedModels, column: str) -> str:
     return f"{column}: {join_names(parts)}."
 
 
-for place, (name, (_, _, _, pages)) in enumerate(MEASURES.items(), start=60):
-    register("weights", place, per="models", pages=pages)(partial(draw, key=name))
+for place, (name, (_, _, _, pages)) in enumerate(_MEASURES.items(), start=60):
+    register("weights", place, per="models", pages=pages)(partial(draw_weight_maps, key=name))
