@@ -76,7 +76,7 @@ def test_a_folder_that_is_not_there(place: Path, verb: str) -> None:
     before = files_below(place)
     refused(
         rankscope(verb, place / "small.yaml"),
-        f"arms.1.init_from: adapter {place / 'stored'}: there is no such folder",
+        f"arms.1.init_from: adapter {place / 'stored'}: no such folder",
         "expected a PEFT adapter folder",
     )
     assert files_below(place) == before
