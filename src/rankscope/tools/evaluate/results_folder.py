@@ -21,7 +21,7 @@ from rankscope.errors import IntegrityError
 from rankscope.evaluate.mixtures import Evaluation
 from rankscope.evaluate.scorers.scorer import ScoreUnit
 from rankscope.filesystem import replace_bytes, replace_text
-from rankscope.provenance import sha256_file
+from rankscope.hashing import sha256_file
 from rankscope.records import ITEM_SCHEMA, Estimate, EvalRecord, ItemResult, Record, read_items
 
 
