@@ -134,8 +134,9 @@ def heat_map(
     Below ``cell_width`` pixels the plot scrolls.
     """
     tallest = max(len(grid.values) for grid in grids.values())
-    margin = {"l": 56, "r": 20, "t": 16, "b": 56}
-    figure = go.Figure(layout=layout(110 + row_height * tallest, margin=margin))
+    margin = {"l": 56, "r": 20, "t": 16, "b": 56 if x_title else 32}
+    height = row_height * tallest + margin["b"] + 54
+    figure = go.Figure(layout=layout(height, margin=margin))
     figure.update_xaxes(axis(x_title, **FLAT))
     figure.update_yaxes(axis(y_title, **FLAT, autorange="reversed"))
     choices = []
