@@ -1,4 +1,4 @@
-"""The study file at the door: every fault with its line, YAML's traps, paths, overrides."""
+"""Loading a study file: every fault with its line, YAML's traps, paths, overrides."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -92,7 +92,7 @@ def test_an_unknown_key_without_a_value_is_still_unknown(write: Write) -> None:
     ]
 
 
-def test_a_key_that_stands_twice(write: Write) -> None:
+def test_a_key_that_is_repeated(write: Write) -> None:
     assert faults(write(GOOD + "seeds: 3\n")) == [
         "study.yaml:16: key 'seeds' is repeated, first on line 13"
     ]
@@ -453,7 +453,7 @@ def test_lora_needs_a_rank(write: Write) -> None:
     assert fault == "study.yaml:8: arms.0: method 'lora' needs 'rank'"
 
 
-def test_a_training_task_that_stands_twice(write: Write) -> None:
+def test_a_training_task_that_is_repeated(write: Write) -> None:
     (fault,) = faults(write(replaced("name: mine", "name: arc_easy")))
     assert "training task 'arc_easy' is listed twice" in fault
 
@@ -618,6 +618,7 @@ model: {hub: '010', revision: '1e10'}
 tasks:
   - {name: 'no', train: "a b: c #d.jsonl", prompt: "Q: {question}\\n# A:\\t", scorer: number}
   - {name: 'null', max_train_rows: 10}
+  - {name: both, mixture: ['no', 'null']}
 arms:
   - {method: rslora, rank: [8, 8], alpha: [r, 3], lr: [1e-7, 0.1], targets: [b, a.b], dropout: 0.1}
   - {method: full, lr: 123456.789, batch_size: 3}

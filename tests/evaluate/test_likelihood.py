@@ -27,15 +27,15 @@ def test_passes_keep_their_bounds_and_lose_nothing(monkeypatch: pytest.MonkeyPat
         for _ in range(20)
     ]
     engine = base()
-    (group,) = prefix_groups(questions, 64, 300, engine.device)
+    (group,) = prefix_groups(questions, range(0, 60, 3), 64, engine)
     assert group.prefix is None
     batches = group.batches
-    assert sorted(index for batch in batches for index in batch.indices) == list(range(20))
+    assert sorted({owner for batch in batches for owner in batch.owners}) == list(range(60))
     for batch in batches:
-        alone = len(batch.indices) == 1
+        alone = len(batch.rows.lengths) == 1
         assert alone or sum(batch.rows.lengths) <= 64
         assert alone or len(batch.rows.keep) <= 20
-    assert max(len(batch.indices) for batch in batches) > 1
+    assert max(len(batch.rows.lengths) for batch in batches) > 1
     with torch.inference_mode():
         found = continuation_logprobs(engine, questions, [None], 64)[None]
     model = plain_model(engine)
@@ -76,7 +76,8 @@ def test_shared_prefixes_change_no_score(
     member = adapter(engine, 4, seed=4)
     engine.multi_lora.attach(member)
     questions = few_shot_questions()
-    groups = list(prefix_groups(questions, batch_tokens, 300, engine.device))
+    starts = [4 * n for n in range(len(questions))]
+    groups = list(prefix_groups(questions, starts, batch_tokens, engine))
     assert [group.prefix and group.prefix.lengths for group in groups].count(None) == 1
     shared = {group.prefix.lengths[0]: group for group in groups if group.prefix is not None}
     # The question that is nothing but its examples keeps its last token.

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rankscope.data.items import LETTERS
 from rankscope.errors import UserError
+from rankscope.evaluate.metrics import ModelScores, choice_predictions, exact_mean, first_best
 from rankscope.evaluate.scorers.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -14,7 +17,6 @@ if TYPE_CHECKING:
     from rankscope.data.registry import TaskSpec
     from rankscope.evaluate.context_window import ContextWindow, EncodedSplit
     from rankscope.evaluate.likelihood import Floats, Question
-    from rankscope.evaluate.metrics import ModelScores
     from rankscope.evaluate.scorers.scorer import ScoringJob
 
 
@@ -87,23 +89,19 @@ class ChoiceScorer(Scorer["list[Question]"]):
             cut.append(Question(prompt, question.continuations))
         return cut
 
-    def run(self, job: "ScoringJob") -> "dict[str | None, ModelScores]":
-        import numpy as np
-
+    def run(self, job: "ScoringJob") -> dict[str | None, ModelScores]:
         from rankscope.evaluate.likelihood import continuation_logprobs
 
         split = job.split
         questions = [question for of_item in split.encoded for question in of_item]
-        ends = np.cumsum([len(of_item) for of_item in split.encoded]).tolist()
-        starts = [0, *ends[:-1]]
         scores = {}
         by_model = continuation_logprobs(
             job.base, questions, job.adapter_names, job.settings.batch_tokens
         )
         for name, logprobs in by_model.items():
+            of_questions = iter(logprobs.values)
             values = [
-                np.concatenate(logprobs.values[start:end])
-                for start, end in zip(starts, ends, strict=True)
+                np.concatenate([next(of_questions) for _ in of_item]) for of_item in split.encoded
             ]
             scores[name] = replace(
                 self.summarize(split, job.spec, values),
@@ -114,11 +112,9 @@ class ChoiceScorer(Scorer["list[Question]"]):
 
     def summarize(
         self, split: "EncodedSplit", spec: "TaskSpec", values: "Sequence[Floats]"
-    ) -> "ModelScores":
+    ) -> ModelScores:
         """Scores of one model from every item's log-probabilities, (texts and letters,)."""
-        import numpy as np
 
-        from rankscope.evaluate.metrics import ModelScores, choice_predictions, first_best, mean
         from rankscope.records import ItemResult
 
         primary = spec.primary_metric or self.default_metric
@@ -162,7 +158,7 @@ class ChoiceScorer(Scorer["list[Question]"]):
                     letter_logprobs=letters,
                 )
             )
-        metrics = {metric: mean(scores) for metric, scores in hits.items()}
+        metrics = {metric: exact_mean(scores) for metric, scores in hits.items()}
         if not_finite:
             metrics["not_finite"] = not_finite / len(split.items)
         return ModelScores(results, metrics)

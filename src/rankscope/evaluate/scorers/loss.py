@@ -7,7 +7,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rankscope.errors import UserError
+from rankscope.evaluate.metrics import ModelScores, exact_mean
 from rankscope.evaluate.scorers.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -15,7 +18,6 @@ if TYPE_CHECKING:
     from rankscope.data.items import Item
     from rankscope.data.registry import TaskSpec
     from rankscope.evaluate.context_window import ContextWindow
-    from rankscope.evaluate.metrics import ModelScores
     from rankscope.evaluate.scorers.scorer import ScoringJob
 
 
@@ -69,11 +71,8 @@ class LossScorer(Scorer["list[EncodedRow]"]):
     def encoder_settings(self, encoder: "Encoder") -> dict[str, Any]:
         return {"max_length": encoder.max_length}
 
-    def run(self, job: "ScoringJob") -> "dict[str | None, ModelScores]":
-        import numpy as np
-
-        from rankscope.evaluate.likelihood import check_finite, row_logprobs
-        from rankscope.evaluate.metrics import ModelScores, mean
+    def run(self, job: "ScoringJob") -> dict[str | None, ModelScores]:
+        from rankscope.evaluate.likelihood import check_finite_logprobs, row_logprobs
         from rankscope.records import ItemResult
 
         items: Sequence[Item] = job.split.items
@@ -81,12 +80,11 @@ class LossScorer(Scorer["list[EncodedRow]"]):
         rows = [row for of_item in encoded for row in of_item]
         owners = np.repeat(np.arange(len(items)), [len(of_item) for of_item in encoded])
         counts = [sum(sum(row.is_label) for row in of_item) for of_item in encoded]
-        num_tokens = sum(len(row.input_ids) for row in rows)
         scores = {}
         by_model = row_logprobs(job.base, rows, job.adapter_names, job.settings.batch_tokens)
-        for name, (of_rows, seconds) in by_model.items():
-            totals = np.bincount(owners, weights=of_rows, minlength=len(items)).tolist()
-            check_finite(items, totals, name)
+        for name, logprobs in by_model.items():
+            totals = np.bincount(owners, weights=logprobs.totals, minlength=len(items)).tolist()
+            check_finite_logprobs(items, totals, name)
             results = [
                 ItemResult(
                     item_id=item.item_id,
@@ -98,9 +96,9 @@ class LossScorer(Scorer["list[EncodedRow]"]):
                 )
                 for item, total, count in zip(items, totals, counts, strict=True)
             ]
-            metrics = {"logprob_per_token": mean([result.score for result in results])}
+            metrics = {"logprob_per_token": exact_mean([result.score for result in results])}
             metrics |= self.pooled_metrics(items, math.fsum(totals), sum(counts))
-            scores[name] = ModelScores(results, metrics, seconds, num_tokens)
+            scores[name] = ModelScores(results, metrics, logprobs.seconds, logprobs.num_tokens)
         return scores
 
     def gold(self, item: "Item") -> str:
