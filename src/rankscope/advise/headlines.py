@@ -79,11 +79,6 @@ CLAUSES = {
 """Parts of headlines and of longer messages."""
 
 
-def headline(name: str, **fields: Field) -> str:
-    """The headline ``name`` with its fields filled in."""
-    return HEADLINES[name].format_map(fields)
-
-
 def clause(name: str, **fields: Field) -> str:
     """The clause ``name`` with its fields filled in."""
     return CLAUSES[name].format_map(fields)
