@@ -88,7 +88,7 @@ class RowCounts:
         beyond = DEVIATIONS * self.tokens_deviation * math.sqrt(num_rows)
         most = min(num_rows * self.mean_tokens + beyond, num_rows * self.longest)
         fewest = num_rows * self.mean_tokens - beyond
-        # A step is cut into passes of similar size: just below a multiple of the budget they are full.
+        # Passes of a step are of similar size: just below a multiple of the budget they are full.
         full_passes = int(most // batch_tokens)
         is_full = full_passes > 0 and full_passes * batch_tokens >= fewest
         tokens = batch_tokens if is_full else most / max(1, math.ceil(most / batch_tokens))
@@ -181,7 +181,7 @@ class MemoryModel:
         return 3 * shape.num_labels * int(vocabulary) * self.dtype.itemsize
 
     def stand_in(self, trial: TrialSpec) -> TrialSpec:
-        """LoRA on every linear layer in place of a method of the PEFT library, whose parts are unknown."""
+        """LoRA on every linear layer in place of a method of the PEFT library."""
         if trial.peft is None:
             return trial
         leaves = {name.rsplit(".", 1)[-1] for name in self._layers}
