@@ -120,9 +120,9 @@ class TrialState:
 
     def update(self, step: int, losses: Sequence[tuple[LossTerm, TermLoss]]) -> None:
         """Clip, check and apply the gradients of a step, whose terms had these losses."""
-        own = next(found.loss for term, found in losses if not term.is_replay)
-        replayed = next((found.loss for term, found in losses if term.is_replay), None)
-        kl = next((found.kl for term, found in losses if term.kl_weight), None)
+        own = next(x.loss for term, x in losses if not term.is_replay)
+        replayed = next((x.loss for term, x in losses if term.is_replay), None)
+        kl = next((x.kl for term, x in losses if term.kl_weight), None)
         if self.tuner is not None:
             self.tuner.penalize()
         norm = clip_gradients(self.parameters, self.protocol.max_grad_norm)
