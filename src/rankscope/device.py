@@ -101,8 +101,8 @@ def choose_device(text: str = "auto") -> torch.device:
     }[device.type]
     if (device.index or 0) >= num_devices:
         raise UserError(
-            f"device {text!r}: this machine has {num_devices} {device.type} device(s) that this torch "
-            f"({torch.__version__}) can use. Use 'device: auto', or install a torch built for it."
+            f"device {text!r}: this machine has {num_devices} {device.type} device(s) that torch "
+            f"{torch.__version__} can use. Use 'device: auto', or install a torch built for it."
         )
     return device
 

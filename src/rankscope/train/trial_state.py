@@ -298,7 +298,7 @@ def start_trials(
 
 
 def check_combination(state: TrialState) -> None:
-    """Refuse regularizers that a method of the PEFT library cannot be combined with."""
+    """Refuse regularizers that cannot be combined with a PEFT method."""
     if state.tuner is None:
         return
     if state.spec.kl_to_base:
@@ -308,7 +308,7 @@ def check_combination(state: TrialState) -> None:
         )
     if state.early_stop is not None and state.tuner.has_state:
         raise UserError(
-            f"{state.spec.label}: early_stop restores parameters, but this method of PEFT's has "
+            f"{state.spec.label}: early_stop restores parameters, but this PEFT method has "
             "other state too"
         )
 
