@@ -81,7 +81,9 @@ def pivot(
 ) -> pd.DataFrame:
     """A grid from a tidy frame; rows and columns appear in the order of the frame by default."""
     rows, columns = order or tuple(list(dict.fromkeys(frame[title])) for title in axes)
-    return frame.pivot(index=axes[0], columns=axes[1], values=value).reindex(rows, columns=columns)
+    cells = dict(zip(zip(frame[axes[0]], frame[axes[1]], strict=True), frame[value], strict=True))
+    wide = [[cells.get((row, column)) for column in columns] for row in rows]
+    return pd.DataFrame(wide, index=rows, columns=columns, dtype=object)
 
 
 def change_grid(
@@ -111,7 +113,7 @@ def change_grid(
         texts.append(text if clear or f"{value}, low" not in cell else f"({text})")
     cells = frame.assign(text=texts, hover=hover_texts(frame, "arm", words | {value: value}))
     values = pivot(cells, axes, value, order).astype(float)
-    hover = pivot(cells, axes, "hover", order).astype(object)
+    hover = pivot(cells, axes, "hover", order)
     for row, column in zip(*np.where(hover.isna()), strict=True):
         hover.iloc[row, column] = absent(order[0][row], order[1][column])
     end = max(reach, Grid(values).largest, 1.0 if unit.scale == 100 else 0.01)
@@ -134,8 +136,12 @@ def heat_map(
     Below ``cell_width`` pixels the plot scrolls.
     """
     tallest = max(len(grid.values) for grid in grids.values())
-    margin = {"l": 56, "r": 20, "t": 16, "b": 56}
-    figure = go.Figure(layout=layout(110 + row_height * tallest, margin=margin))
+    columns = [str(column) for grid in grids.values() for column in grid.values.columns]
+    # On a narrow screen Plotly turns long names and takes the room from the cells.
+    names = 40 if max(map(len, columns)) > 8 else 0
+    margin = {"l": 56, "r": 20, "t": 16, "b": 56 if x_title else 32}
+    height = row_height * tallest + margin["b"] + names + 54
+    figure = go.Figure(layout=layout(height, margin=margin))
     figure.update_xaxes(axis(x_title, **FLAT))
     figure.update_yaxes(axis(y_title, **FLAT, autorange="reversed"))
     choices = []
@@ -149,7 +155,7 @@ def heat_map(
         if grid.framed:
             _add_frames(figure, grid, **shown)
         choices.append(Choice(label, tuple(range(first, len(figure.data)))))
-    width = 150 + cell_width * max(len(grid.values.columns) for grid in grids.values())
+    width = 110 + cell_width * max(len(grid.values.columns) for grid in grids.values())
     return Drawn(plot=figure, choices=choices, min_width=width)
 
 
