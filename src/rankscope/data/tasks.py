@@ -83,7 +83,7 @@ def load_task(
     Raises:
         UserError: rows that cannot be read or used; the message names file and row.
     """
-    read = read_items(config, data_dir, trained_on)
+    read = read_task_items(config, data_dir, trained_on)
     spec, name = read.spec, read.spec.name
     pool = example_pool(spec, read.items) if spec.num_fewshot else ExamplePool()
     splits = split_rows(
@@ -140,7 +140,9 @@ class TaskItems:
     excluded_subjects: tuple[str, ...]
 
 
-def read_items(config: TaskConfig, data_dir: Path | None, trained_on: Collection[str]) -> TaskItems:
+def read_task_items(
+    config: TaskConfig, data_dir: Path | None, trained_on: Collection[str]
+) -> TaskItems:
     """Read, parse and render the rows of a task."""
     files, spec, source = read_rows(config, data_dir, config.name in trained_on)
     own_data = spec is None
