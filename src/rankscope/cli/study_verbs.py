@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from rankscope.cli.application import (
     INTEGRITY,
@@ -34,7 +35,7 @@ HYPOTHESES = (
 
 @app.command("quickstart")
 def quickstart_command(
-    out: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("studies/pocket"),
+    out: Annotated[Path, Option(help="Folder of the study.")] = Path("studies/pocket"),
     as_json: AsJson = False,
 ) -> None:
     """Run the built-in study, offline, in minutes.
@@ -54,17 +55,15 @@ def quickstart_command(
 @app.command("init")
 def init_command(
     file: Annotated[
-        Path | None, typer.Argument(metavar="FILE.yaml", help="The study file to write.")
+        Path | None, Argument(metavar="FILE.yaml", help="The study file to write.")
     ] = None,
-    preset: Annotated[str, typer.Option(help="Name of a ready-made study.")] = "default",
-    model: Annotated[str | None, typer.Option(help="Model folder, hub id or 'pocket'.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Your training rows (JSONL, Parquet).")] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with the data of named tasks.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    preset: Annotated[str, Option(help="Name of a ready-made study.")] = "default",
+    model: Annotated[str | None, Option(help="Model folder, hub id or 'pocket'.")] = None,
+    data: Annotated[Path | None, Option(help="Your training rows (JSONL, Parquet).")] = None,
+    data_dir: Annotated[Path | None, Option(help="Folder with the data of named tasks.")] = None,
+    force: Annotated[bool, Option("--force", help="Overwrite an existing file.")] = False,
     schema: Annotated[
-        bool, typer.Option("--schema", help="Print the study file's JSON schema instead.")
+        bool, Option("--schema", help="Print the study file's JSON schema instead.")
     ] = False,
 ) -> None:
     """Write a commented study file.
@@ -97,7 +96,7 @@ def init_command(
 def check_command(
     file: StudyFile,
     overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(min=0, help="Training rows to show per task.")] = 3,
+    rows: Annotated[int, Option(min=0, help="Training rows to show per task.")] = 3,
 ) -> None:
     """Validate a study file and show its rows.
 
@@ -130,11 +129,11 @@ def plan_command(file: StudyFile, overrides: Overrides = None, as_json: AsJson =
 def run_command(
     file: StudyFile,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the study; default: studies/<name>.")
+        Path | None, Option(help="Folder of the study; default: studies/<name>.")
     ] = None,
     overrides: Overrides = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Run trials that failed before again.")
+        bool, Option("--retry-failed", help="Run trials that failed before again.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -211,7 +210,7 @@ def report_command(
     folder: StudyFolder,
     tables: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Also write tables: Markdown, CSV, LaTeX, Parquet."),
+        Option(metavar="FOLDER", help="Also write tables: Markdown, CSV, LaTeX, Parquet."),
     ] = None,
 ) -> None:
     """Write the report again from the records.
@@ -259,11 +258,11 @@ def verify_command(folder: StudyFolder) -> None:
 def export_command(
     folder: StudyFolder,
     trial: Annotated[
-        str, typer.Argument(metavar="TRIAL", help="Id of a trial, or a unique prefix of it.")
+        str, Argument(metavar="TRIAL", help="Id of a trial, or a unique prefix of it.")
     ],
-    out: Annotated[Path, typer.Option(help="A new or empty folder for the weights.")],
+    out: Annotated[Path, Option(help="A new or empty folder for the weights.")],
     step: Annotated[
-        int | None, typer.Option(help="Weights kept at this step instead of the final ones.")
+        int | None, Option(help="Weights kept at this step instead of the final ones.")
     ] = None,
 ) -> None:
     """Export a trial's weights from a study.
@@ -282,10 +281,10 @@ def export_command(
 @app.command("compare")
 def compare_command(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR DIR...", help="Folders of finished studies.")
+        list[Path], Argument(metavar="DIR DIR...", help="Folders of finished studies.")
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="Also write an HTML page.")
+        Path | None, Option(metavar="FILE.html", help="Also write an HTML page.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -315,10 +314,10 @@ def compare_command(
 def predict_command(
     places: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE.yaml | DIR...", help="A study file, or folders of studies."),
+        Argument(metavar="FILE.yaml | DIR...", help="A study file, or folders of studies."),
     ],
     backtest: Annotated[
-        bool, typer.Option("--backtest", help="Compare with finished studies in DIR...")
+        bool, Option("--backtest", help="Compare with finished studies in DIR...")
     ] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,

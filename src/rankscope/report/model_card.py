@@ -83,7 +83,7 @@ def study_card(
     base = _base_source(study, known_bases)
     arm = next((a for a in view.arms(summary.task) if a.label == summary.label), None)
     versions = {"Rankscope": study.provenance.rankscope, "Python": study.provenance.python}
-    forgetting = summary.forgetting
+    forgetting, reasons = summary.forgetting, advice.reasons if advice else ()
     return _render(
         trial.spec,
         _study_settings(study, trial, step, base),
@@ -100,7 +100,7 @@ def study_card(
         arm_changes=_arm_changes(view, arm) if arm else [],
         advice=advice,
         recommendation=view.recommendation,
-        warnings=[r for r in advice.reasons if r.kind in ("diagnostic", "caveat")] if advice else [],
+        warnings=[r for r in reasons if r.kind in ("diagnostic", "caveat")],
         versions=versions | dict(study.provenance.libraries),
     )
 
