@@ -1,4 +1,4 @@
-"""How the repository reads: one meaning for a name, plain sentences, pages that name real things."""
+"""How the repository reads: one meaning per name, plain sentences, pages that name real things."""
 
 import ast
 import re
@@ -102,22 +102,25 @@ WORDS = set(
     )
 )
 """Every word of the code: what a page may call by name."""
+PATHS = [
+    "/" + path.relative_to(REPOSITORY).as_posix()
+    for folder in ("src", "tests", "benchmarks", "examples", "recipes", "scripts", "docs")
+    for path in (REPOSITORY / folder, *(REPOSITORY / folder).rglob("*"))
+]
+"""Files and folders that a page may name, by the end of their path."""
 
 
 def unknown_names(text: str) -> list[str]:
     """Code spans of a page that name no file and nothing in the code.
 
-    A span with a slash or a suffix of ours is a path, from the repository, the package or the
-    tests; every word of a dotted name must stand somewhere in the code.
+    A span that looks like a path must be the end of the path of some file or folder; every word of
+    a dotted name must occur in the code.
     """
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     unknown = []
     for span in re.findall(r"`([^`\n]+)`", prose):
-        if re.fullmatch(
-            r"[a-z_/]*[a-z_]+\.py|(src|tests|docs|benchmarks|examples|recipes)/\S*", span
-        ):
-            roots = (REPOSITORY, SOURCE, REPOSITORY / "tests")
-            if not any((root / span).exists() for root in roots) and "<" not in span:
+        if re.fullmatch(r"[a-z_/]*[a-z_]+\.py|[a-z_]+(/[a-z_]+)*/|(src|tests|docs)/[\w./]+", span):
+            if not any(path.endswith("/" + span.rstrip("/")) for path in PATHS):
                 unknown.append(span)
         elif re.fullmatch(r"[A-Za-z_][\w.]*(\(\))?", span):
             words = re.findall(r"[A-Za-z_][A-Za-z0-9_]*", span)

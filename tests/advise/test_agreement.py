@@ -9,8 +9,8 @@ from statsmodels.stats.multitest import multipletests
 
 from rankscope.advise.statistics.estimates import (
     Comparison,
+    clustered_standard_error,
     paired_estimate,
-    standard_error,
     weighted_estimate,
 )
 from rankscope.advise.statistics.significance import holm, mcnemar_exact
@@ -38,7 +38,7 @@ def test_clustered_standard_errors(clusters: int) -> None:
     fitted = sm.OLS(scores, np.ones(300)).fit(
         cov_type="cluster", cov_kwds={"groups": labels, "use_correction": True}
     )
-    assert standard_error(scores, list(labels)) == pytest.approx(float(fitted.bse[0]))
+    assert clustered_standard_error(scores, list(labels)) == pytest.approx(float(fitted.bse[0]))
 
 
 def test_seeds_alone_give_students_interval() -> None:

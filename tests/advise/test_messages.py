@@ -2,10 +2,12 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from synthetic_study import Truth, synthetic_study
 
+from rankscope.advise import catalogue, headlines
 from rankscope.advise.arms import summarize_arms
 from rankscope.advise.messages import arm_name
 from rankscope.advise.recommend import recommend
@@ -113,3 +115,16 @@ def test_numbers_that_only_words_once_held_have_names() -> None:
     values = {name: value for reason in advice.reasons for name, value in reason.values.items()}
     named = {name: values[name] for name in ("model_parameters", "smaller_rank", "rates_tried")}
     assert named == {"model_parameters": 54016, "smaller_rank": 16, "rates_tried": 2}
+
+
+def test_every_sentence_of_the_catalogue_is_used() -> None:
+    code = "\n".join(
+        path.read_text("utf-8")
+        for path in Path(catalogue.__file__).parent.glob("*.py")
+        if path.name not in ("catalogue.py", "headlines.py")
+    )
+    names = [*catalogue.CATALOGUE, *headlines.HEADLINES, *headlines.CLAUSES]
+    assert [name for name in names if f'"{name}"' not in code] == []
+    assert all(
+        template.text.endswith((".", "{limit}")) for template in catalogue.CATALOGUE.values()
+    )

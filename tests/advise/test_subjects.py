@@ -12,7 +12,7 @@ from rankscope.advise.statistics.significance import holm
 from rankscope.advise.subjects import MOST_ARMS, compared_arm_labels, subject_changes
 from rankscope.records import BASE, StudyRecords
 
-TRUTH = Truth(num_items=60, lrs=(1e-3, 2e-3), retention=("general", "text"))
+TRUTH = Truth(subjects=5, num_items=60, lrs=(1e-3, 2e-3), retention=("general", "text"))
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,6 @@ def test_tasks_without_subjects_have_none(study: StudyRecords) -> None:
 
 def test_a_large_grid_is_cut() -> None:
     ranks = tuple(range(1, MOST_ARMS + 6))
-    large = synthetic_study(Truth(num_items=10, ranks=ranks, seeds=(0,)))
+    large = synthetic_study(Truth(subjects=5, num_items=10, ranks=ranks, seeds=(0,)))
     labels = {c.label for c in recommend(large).subjects}
     assert len(labels) == MOST_ARMS

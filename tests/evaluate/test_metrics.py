@@ -1,21 +1,10 @@
-"""Pure scoring against hand-made cases."""
+"""Metrics against hand-made cases."""
 
 import math
 
 import pytest
 
-from rankscope.evaluate.metrics import (
-    choice_predictions,
-    first_best,
-    standard_error,
-)
-from rankscope.evaluate.scorers.exact_match import normalized_answer
-
-
-def test_normalized_answer_keeps_what_matters() -> None:
-    assert normalized_answer("  The\n CAT. ") == normalized_answer("the cat")
-    assert normalized_answer("x+y") != normalized_answer("x-y")
-    assert normalized_answer("STRASSE") == normalized_answer("straße")
+from rankscope.evaluate.metrics import choice_predictions, first_best, standard_error
 
 
 def test_first_option_wins_ties_and_nan_wins_nothing() -> None:

@@ -37,7 +37,7 @@ class AnswerScorer(Scorer["Question"]):
 
     def run(self, job: ScoringJob) -> "dict[str | None, ModelScores]":
         from rankscope.evaluate.likelihood import continuation_logprobs
-        from rankscope.evaluate.metrics import ModelScores, mean
+        from rankscope.evaluate.metrics import ModelScores, exact_mean
         from rankscope.records import ItemResult
 
         split = job.split
@@ -50,7 +50,7 @@ class AnswerScorer(Scorer["Question"]):
                 ItemResult(item.item_id, item.subject, float(value), item.completion, "")
                 for item, (value,) in zip(split.items, logprobs.values, strict=True)
             ]
-            metrics = {"logprob_per_answer": mean([result.score for result in results])}
+            metrics = {"logprob_per_answer": exact_mean([result.score for result in results])}
             scores[name] = ModelScores(results, metrics, logprobs.seconds, logprobs.num_tokens)
         return scores
 

@@ -121,11 +121,13 @@ def test_prompt_and_completion_encode_apart_as_they_do_together(
 
 # --- what the shipped weights know ---
 
+NUM_ROWS = 40  # scored one forward pass per choice
+
 
 def _plain_choice_score(model: PreTrainedModel, tokenizer: Tokenizer, task: str) -> list[bool]:
     """One forward pass per choice, unbatched: slow and obvious on purpose."""
     hits = []
-    for row in pocket_rows(task, "test")[:64]:
+    for row in pocket_rows(task, "test")[:NUM_ROWS]:
         prompt = tokenizer(row["question"]).input_ids
         scores = []
         for choice in row["choices"]:
@@ -158,7 +160,7 @@ def test_the_batched_scorer_agrees_with_the_plain_one(
     model: PreTrainedModel, tokenizer: Tokenizer
 ) -> None:
     hits = _plain_choice_score(model, tokenizer, "pocket_law")
-    rows = pocket_rows("pocket_law", "test")[:64]
+    rows = pocket_rows("pocket_law", "test")[:NUM_ROWS]
     batched = pocket.choice_accuracy(model, tokenizer, rows)  # type: ignore[arg-type]
     assert batched == sum(hits) / len(hits)
 

@@ -14,7 +14,7 @@ from rankscope.report.comparison_page import (
     render_comparison,
 )
 from rankscope.report.page import figure_data
-from rankscope.report.style import FULL, MUTED, dark_colors
+from rankscope.report.style import FULL_COLOR, MUTED, dark_colors
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_method_without_a_rank_has_not_full_fine_tunings_colour(found: StudyCo
     assert made[1].plot is not None
     drawn = made[1].plot.data[0]
     color = dict(zip(drawn.y, drawn.marker.color, strict=True))
-    assert (color[full], color["ia3"]) == (FULL.light, MUTED.light)
+    assert (color[full], color["ia3"]) == (FULL_COLOR.light, MUTED.light)
 
 
 def test_how_many_arms_are_not_drawn_is_said(found: StudyComparison) -> None:

@@ -58,9 +58,3 @@ def test_the_view_looks_at_the_arms_that_the_advice_speaks_of() -> None:
     assert focus.gain is not None
     assert gain.values["gain"] == focus.gain.value
     assert answer(view, "med").subject.endswith(f"is about, {focus.label}")
-    # A recommendation written before the labels were: by validation score, as it was then.
-    unnamed = advice.model_copy(
-        update={"subject_label": None, "best_full_label": None, "best_lora_label": None}
-    )
-    older = StudyView(view.study, view.recommendation.model_copy(update={"advice": (unnamed,)}))
-    assert (older.best_full("med") or pytest.fail("no arm")).lr == 1e-3

@@ -119,7 +119,7 @@ def adapter_spectrum(
     name: str, weight: Tensor, adapter: Adapter, settings: SpectraSettings, svds: SvdCache
 ) -> MatrixSpectrum:
     """Spectra of one matrix of an adapter; ``weight`` is W0 (m, n)."""
-    check_finite(name, weight)
+    check_finite_tensor(name, weight)
     check_factors(name, weight, adapter)
     if not get_lora_method(adapter.method).delta_is_low_rank:
         delta = adapter.delta(name, to_float64(weight))
@@ -142,8 +142,8 @@ def full_spectrum(
             f"{name}: tuned weight is {tuple(tuned.shape)}, the base's {tuple(weight.shape)}: "
             "these are not the same architecture"
         )
-    check_finite(name, weight)
-    check_finite(name, tuned)
+    check_finite_tensor(name, weight)
+    check_finite_tensor(name, tuned)
     delta = to_float64(tuned) - to_float64(weight)
     return dense_spectrum(name, weight, delta, settings, svds)
 
@@ -231,13 +231,13 @@ def check_factors(name: str, weight: Tensor, adapter: Adapter) -> None:
             f"{name}: adapter has A {tuple(A.shape)} and B {tuple(B.shape)}, expected A (r, {n}) "
             f"and B ({m}, r) for this base weight: it was made for another model"
         )
-    check_finite(f"{name}: A", A)
-    check_finite(f"{name}: B", B)
+    check_finite_tensor(f"{name}: A", A)
+    check_finite_tensor(f"{name}: B", B)
     if name in adapter.magnitude:
-        check_finite(f"{name}: magnitude", adapter.magnitude[name])
+        check_finite_tensor(f"{name}: magnitude", adapter.magnitude[name])
 
 
-def check_finite(name: str, tensor: Tensor) -> None:
+def check_finite_tensor(name: str, tensor: Tensor) -> None:
     """Raise IntegrityError if ``tensor`` has NaN or infinite numbers."""
     if not bool(torch.isfinite(tensor).all()):
         count = int((~torch.isfinite(tensor)).sum())

@@ -49,10 +49,7 @@ class StoredTunedModel:
     def open(cls, folder: Path, name: str) -> "StoredTunedModel":
         """Read an adapter's factors, or list the weights of a checkpoint.
 
-        Raises:
-            UserError: neither an adapter nor a checkpoint, pickled weights, or an adapter of an
-                unsupported type or initialization.
-            IntegrityError: tensors or shards are missing, misshapen or not finite.
+        Raises UserError for anything else, IntegrityError for missing or damaged weights.
         """
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; expected a PEFT adapter or a model")

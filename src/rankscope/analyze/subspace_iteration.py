@@ -27,9 +27,8 @@ SAFETY = 2.0
 class Gram(Protocol):
     """G = K^T K, (n, n).
 
-    Filtering is nearly all the work, and for blocks this thin memory traffic costs as much as the
-    products. So the whole recurrence step is one method, which touches the block as rarely as it
-    can.
+    Filtering is nearly all the work, and for thin blocks memory traffic costs as much as products:
+    so a whole recurrence step is one method.
     """
 
     def step(

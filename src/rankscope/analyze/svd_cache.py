@@ -44,7 +44,6 @@ class SVD(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the three tensors."""
         return sum(t.numel() * t.element_size() for t in self)
 
 
@@ -66,10 +65,7 @@ def decomposition_device(device: torch.device) -> torch.device:
 
 
 def round_as_stored(decomposition: SVD) -> SVD:
-    """What a file would give back: float32, and 16-bit vectors if d is large.
-
-    Applied in memory too, so that a result does not depend on whether a file existed.
-    """
+    """What a file would give back, so that a result does not depend on whether a file existed."""
     if len(decomposition.S) >= SMALLEST_STORED:
         decomposition = SVD(*(part.float() for part in decomposition))
     if len(decomposition.S) < ROUNDED_FROM:
@@ -184,10 +180,7 @@ def read_svd(path: Path, weight: Tensor) -> SVD | None:
 
 
 def write_svd(path: Path, decomposition: SVD) -> None:
-    """Write a cache file under a temporary name, then rename it.
-
-    A full disk or a read-only folder is no error: the cache only saves time.
-    """
+    """Write a cache file under a temporary name, then rename it; a failure only costs time."""
     u, s, v = (part.float() for part in decomposition)
     tensors = {"U": u, "S": s, "V": v}
     if len(s) >= ROUNDED_FROM:
@@ -219,10 +212,7 @@ def cache_files(folder: Path) -> list[tuple[Path, os.stat_result]]:
 
 
 def evict_least_recent(folder: Path, max_bytes: int = MAX_CACHE_BYTES) -> None:
-    """Remove the least recently used files until the cache is within ``max_bytes``.
-
-    Files that cannot be removed stay.
-    """
+    """Remove the least recently used files until the cache is within ``max_bytes``."""
     files = sorted(cache_files(folder), key=lambda file: file[1].st_mtime)
     total = sum(stat.st_size for _, stat in files)
     for path, stat in files:

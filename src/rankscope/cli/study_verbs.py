@@ -135,6 +135,13 @@ def run_command(
     retry_failed: Annotated[
         bool, Option("--retry-failed", help="Run trials that failed before again.")
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Run groups in N processes; by default in this one."),
+    ] = None,
+    executor: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Where the processes run: local.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a study, or continue where it stopped.
@@ -143,7 +150,29 @@ def run_command(
 
     Example: rankscope run study.yaml --out studies/mine --set train.epochs=1
     """
-    _run_and_print(file, overrides or [], out, as_json, retry_failed=retry_failed)
+    _run_and_print(
+        file,
+        overrides or [],
+        out,
+        as_json,
+        retry_failed=retry_failed,
+        workers=workers,
+        executor=executor,
+    )
+
+
+@app.command("work")
+def work_command(
+    folder: StudyFolder,
+    unit: Annotated[str, typer.Argument(metavar="UNIT", help="A folder below DIR/units.")],
+) -> None:
+    """Run one unit of a study; 'rankscope run --workers N' starts this.
+
+    Example: rankscope work studies/mine 0123456789abcdef
+    """
+    from rankscope.run.worker import work
+
+    work(folder, unit)
 
 
 def _run_and_print(
@@ -153,19 +182,25 @@ def _run_and_print(
     as_json: bool,
     *,
     retry_failed: bool = False,
+    workers: int | None = None,
+    executor: str | None = None,
 ) -> None:
     from rankscope.cli.render.summary import print_answer, summary_table
     from rankscope.progress import ConsoleReporter
     from rankscope.records import FAILED
+    from rankscope.run.executors import new_executor
     from rankscope.run.study import Study, write_outputs
 
     study = Study.load(file, overrides)
+    place = None
+    if workers is not None or executor is not None:
+        place = new_executor(executor or "local", 1 if workers is None else workers)
     folder = out or Path("studies") / study.config.name
     if retry_failed:
         study.check()  # an invalid study file must not reset failed trials
         _reset_failed_trials(folder)
     with ConsoleReporter(err_console) as reporter:
-        records = study.run(folder, reporter)
+        records = study.run(folder, reporter, place)
     _, recommendation = write_outputs(folder, records)
     if as_json:
         print_json(recommendation.model_dump(mode="json"))

@@ -62,11 +62,7 @@ def load_study_file(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
 
 
 def load_task_file(path: Path) -> TaskConfig:
-    """Read a task file; relative paths in it start at its folder.
-
-    Raises:
-        UserError: every fault of the file, one per line, each with its line number.
-    """
+    """Read a task file; relative paths in it start at its folder."""
     document = read_yaml(path, TASK_FILE)
     config, faults = validate(document, TaskConfig)
     if config is not None and is_task_file(config.path):

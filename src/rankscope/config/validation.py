@@ -49,11 +49,7 @@ class FileKind:
 
 
 def read_yaml(path: Path, kind: FileKind) -> Document:
-    """The values of a file.
-
-    Raises:
-        UserError: the file is not a YAML mapping in UTF-8.
-    """
+    """The values of a file."""
     text = read_text(path, kind)
     try:
         root = compose(text, str(path))

@@ -52,11 +52,7 @@ class StudyDumper(yaml.SafeDumper):
 
 
 def compose(text: str, name: str) -> yaml.Node | None:
-    """Parse ``text`` into nodes whose marks carry ``name``; None if the text has no value.
-
-    Raises:
-        yaml.YAMLError: the text is not YAML.
-    """
+    """Parse ``text`` into nodes whose marks carry ``name``; None if the text has no value."""
     loader = StudyLoader(text)
     try:
         loader.name = name
@@ -81,11 +77,7 @@ def dump_text(value: str) -> str:
 
 
 def read_scalar(node: yaml.Node) -> Any:
-    """The plain value of a scalar.
-
-    Raises:
-        ValueError: the node has a tag other than those of plain values.
-    """
+    """The plain value of a scalar."""
     text: str = node.value
     match node.tag.removeprefix(TAG):
         case "str":

@@ -61,9 +61,6 @@ class ChatTemplate:
     Args:
         tokenizer: a tokenizer that has a chat template.
         special_texts: its special tokens as text.
-
-    Raises:
-        UserError: an answered conversation does not start with the prompt for its answer.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", special_texts: Sequence[str]) -> None:
@@ -76,11 +73,7 @@ class ChatTemplate:
     def render(
         self, turns: Sequence[Message], location: str, *, with_generation_prompt: bool = False
     ) -> str:
-        """The template's text; with the generation prompt, up to the assistant's next answer.
-
-        Raises:
-            UserError: the template refuses the turns.
-        """
+        """The template's text; with the generation prompt, up to the assistant's next answer."""
         try:
             text = self._apply(
                 [{"role": turn.role, "content": turn.content} for turn in turns],
@@ -104,10 +97,6 @@ class ChatTemplate:
         Templates may open only the last answer (an empty thinking block), so each answer is
         searched with and without its opening. A last assistant turn without text gives an empty
         answer.
-
-        Raises:
-            UserError: the template renders earlier turns or answers differently if later turns
-                follow.
         """
         full = self.render(turns, location)
         segments: list[TextSegment] = []

@@ -291,11 +291,7 @@ def is_plain_text(item: Item) -> bool:
 
 
 def encode_rows(encoder: Encoder, items: Sequence[Item], labels: LabelMode) -> EncodedRows:
-    """Every item of a training split as a row.
-
-    Raises:
-        UserError: no items, or more than 1 % of them without a label.
-    """
+    """Every item of a training split as a row."""
     if not items:
         raise UserError("the task has no training rows; give a train file, or only evaluate on it")
     rows: list[EncodedRow] = []

@@ -46,11 +46,7 @@ class ExamplePool:
 
 
 def example_pool(spec: TaskSpec, items: Mapping[str, Sequence[Item]]) -> ExamplePool:
-    """The pool of a task's examples; an empty pool stands for training rows.
-
-    Raises:
-        UserError: rows that cannot be examples, or no rows to draw from.
-    """
+    """The pool of a task's examples; an empty pool stands for training rows."""
     sample = next(item for rows in items.values() for item in rows)
     if sample.messages or not sample.prompt:
         raise UserError(
@@ -91,11 +87,7 @@ def remove_pool_rows(
 def with_fewshot(
     spec: TaskSpec, pool: ExamplePool, items: Sequence[Item], data_seed: int
 ) -> tuple[Item, ...]:
-    """The items with their few-shot examples.
-
-    Raises:
-        UserError: the pool (of an item's subject, for examples by subject) is too small.
-    """
+    """The items with their few-shot examples."""
     by_subject: dict[str | None, tuple[Example, ...]] = {}
     prepared = []
     for item in items:

@@ -132,11 +132,7 @@ SHAPES: tuple[Shape, ...] = (
 
 
 def shape_of(row: RawRow, custom: Sequence[Shape] = ()) -> Shape:
-    """The shape of one row; ``custom`` shapes take precedence over the built-in ones.
-
-    Raises:
-        UserError: the fields fit no shape; the message lists the shapes.
-    """
+    """The shape of one row; ``custom`` shapes take precedence over the built-in ones."""
     for shape in (*custom, *SHAPES):
         if shape.marks <= row.fields.keys() and shape.fits(row.fields):
             return shape

@@ -18,9 +18,6 @@ def mix_tasks(config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int) -
 
     Items alternate between the parts, so that a limit on items covers all parts.
     ``max_train_rows`` limits the rows of all parts together.
-
-    Raises:
-        UserError: a part without training rows, or parts whose scores have different units.
     """
     for part in parts:
         if not part.train:

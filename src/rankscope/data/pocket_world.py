@@ -333,9 +333,6 @@ def pocket_rows(task: str, split: str) -> list[PocketRow]:
     Multiple choice rows are `{"question": str, "choices": [4 str], "answer": 0-based int,
     "subject": str}`; rows of `pocket_gsm` are `{"question": str, "answer": str}` where the answer
     ends in `#### <number>`. The caller may change the list and the rows.
-
-    Raises:
-        ValueError: the task or the split is unknown; the message lists the known ones.
     """
     if task not in POCKET_TASKS:
         raise ValueError(f"unknown pocket task {task!r}; expected one of {list(POCKET_TASKS)}")

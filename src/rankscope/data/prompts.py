@@ -11,11 +11,7 @@ from rankscope.evaluate.scorers import get_scorer
 
 
 def fill_template(template: str, content: RowContent, location: str) -> str:
-    """Replace each plain ``{name}`` in a prompt template by a field; evaluate nothing.
-
-    Raises:
-        UserError: the template names a field that the row does not have.
-    """
+    """Replace each plain ``{name}`` in a prompt template by a field; evaluate nothing."""
     values: dict[str, Any] = {**content.fields, "question": content.question}
     values["options"] = "\n".join(
         f"{letter}. {choice}" for letter, choice in zip(LETTERS, content.choices, strict=False)

@@ -48,11 +48,7 @@ def numbered(rows: Sequence[Mapping[str, Any]], place: str) -> list[RawRow]:
 
 
 def read_file(path: Path) -> list[RawRow]:
-    """All rows of one JSONL, Parquet or text file; the rows of a text file are its paragraphs.
-
-    Raises:
-        UserError: the file is missing, of another kind, empty or broken; with the row number.
-    """
+    """All rows of one JSONL, Parquet or text file; the rows of a text file are its paragraphs."""
     suffix = path.suffix.lower()
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
@@ -150,11 +146,7 @@ def read_parquet(path: Path) -> list[RawRow]:
 
 
 def read_folder(folder: Path) -> SplitRows:
-    """The split files of one task folder, as far as they exist.
-
-    Raises:
-        UserError: the folder has no split file but ``dev``, or two files for one split.
-    """
+    """The split files of one task folder, as far as they exist."""
     if not folder.is_dir():
         siblings = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
         raise UserError(
@@ -218,9 +210,6 @@ def read_hub(source: HubSource) -> tuple[SplitRows, str]:
 
     Returns:
         The rows, and the source's label with the commit that was read, if it is known.
-
-    Raises:
-        UserError: the hub or the data set cannot be reached, or has none of the splits.
     """
     import datasets
 

@@ -75,9 +75,6 @@ def split_rows(
         file without the validation rows cut from it; if there is none, min(500, 10 %) of the
         distinct train rows. Copies go with their original. Validation rows that repeat a test row,
         and training rows that repeat a validation row, are removed.
-
-    Raises:
-        UserError: too few rows for a validation and a test split.
     """
     train = list(files.get("train", ()))
     validation = list(files.get("validation", ()))

@@ -67,6 +67,6 @@ def standard_error(scores: Sequence[float]) -> float | None:
     return float(np.std(scores, ddof=1) / math.sqrt(len(scores)))
 
 
-def mean(scores: Sequence[float]) -> float:
+def exact_mean(scores: Sequence[float]) -> float:
     """Mean of at least one score; its exact sum does not depend on the order."""
     return math.fsum(scores) / len(scores)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from rankscope.data.items import Item
 from rankscope.data.tasks import LoadedTask
-from rankscope.evaluate.metrics import mean, primary_metric, standard_error
+from rankscope.evaluate.metrics import exact_mean, primary_metric, standard_error
 from rankscope.records import EvalRecord, ItemResult, Split, WithoutContamination
 
 Evaluation = tuple[EvalRecord, list[ItemResult]]
@@ -27,7 +27,7 @@ def without_contamination(
         return None
     return WithoutContamination(
         contaminated=len(results) - len(clean),
-        score=mean(clean),
+        score=exact_mean(clean),
         standard_error=standard_error(clean),
         n=len(clean),
     )
@@ -63,7 +63,7 @@ def merged_evaluation(task: LoadedTask, split: Split, parts: Sequence[Evaluation
     scores = [result.score for result in results]
     records = [record for record, _ in parts]
     metric = primary_metric(task)
-    metrics = {metric: mean(scores)}
+    metrics = {metric: exact_mean(scores)}
     metrics |= {f"{record.task}.{record.metric}": record.score for record in records}
     if any(record.metrics.get("not_finite") == 1 for record in records):
         metrics["not_finite"] = 1.0
@@ -72,7 +72,7 @@ def merged_evaluation(task: LoadedTask, split: Split, parts: Sequence[Evaluation
         task=task.spec.name,
         split=split,
         metric=metric,
-        score=mean(scores),
+        score=exact_mean(scores),
         standard_error=standard_error(scores),
         n=len(scores),
         metrics=metrics,

@@ -13,7 +13,7 @@ from rankscope.records import HeadsRecord, Inspection, MatrixSpectrum, NormGrowt
 from rankscope.report.charts.figure import Names, range_cells
 from rankscope.report.charts.rank_lines import RankAxis, RankLine, RankPoint
 from rankscope.report.study_view import StudyView
-from rankscope.report.style import DASHES, FULL, SYMBOLS, Color, rank_colors
+from rankscope.report.style import DASHES, SYMBOLS, rank_colors
 from rankscope.report.table_formats import table_from_rows
 
 Measure = Callable[[SpectraRecord], float | None]
@@ -38,6 +38,11 @@ MATRIX_COLUMNS: Mapping[str, Callable[[MatrixSpectrum], float]] = {
 """What is shown of one matrix; similarities are means of left and right vectors."""
 
 
+def total_norm(spectra: SpectraRecord) -> float | None:
+    """|dW|_F over all matrices."""
+    return spectra.frobenius if spectra.matrices else None
+
+
 def mean_over_matrices(column: str) -> Measure:
     """The mean of one of ``MATRIX_COLUMNS`` over the matrices of a trial."""
     value = MATRIX_COLUMNS[column]
@@ -51,7 +56,6 @@ class AnalyzedModel:
     label: str
     kind: str
     rank: int | None
-    color: Color
     spectra: tuple[SpectraRecord, ...]
     """One per seed."""
     heads: HeadsRecord | None
@@ -141,70 +145,52 @@ class AnalyzedModels:
 
 
 def arms_analyzed(view: StudyView, task: str) -> AnalyzedModels:
-    """The arms of one training task."""
-    heads = [arm for arm in (view.best_lora(task), view.best_full(task)) if arm is not None]
-    records = {
-        arm.label: [t.heads for t in view.trials(arm) if t.heads is not None]
+    """The arms of one training task; heads are those of the best LoRA and the best full arm."""
+    heads = {
+        arm.label: mean_heads([t.heads for t in view.trials(arm) if t.heads is not None])
         for arm in view.arms(task)
     }
-    with_heads = [arm.label for arm in heads if records[arm.label]]
-    with_heads = with_heads or [label for label, found in records.items() if found][:1]
+    best = [arm.label for arm in (view.best_lora(task), view.best_full(task)) if arm]
+    known = [label for label, record in heads.items() if record is not None]
+    shown = [label for label in best if label in known] or known[:1]
     models = tuple(
         AnalyzedModel(
             label=arm.label,
             kind=arm.method,
             rank=arm.rank,
-            color=view.color(arm),
             spectra=tuple(t.spectra for t in view.trials(arm) if t.spectra is not None),
-            heads=mean_heads(records[arm.label]) if arm.label in with_heads else None,
+            heads=heads[arm.label] if arm.label in shown else None,
         )
         for arm in view.arms(task)
     )
-    focus = tuple(arm.label for arm in view.focus_arms(task))
     rank_axis = view.rank_axis(task)
-    on_line = {point.arm: point.rank for point in rank_axis.focus_points}
-    norms = [
-        (on_line[m.label], norm)
-        for m in models
-        if m.label in on_line and (norm := m.mean(lambda s: s.frobenius if s.matrices else None))
-    ]
-    growth = NormGrowth.fit(*zip(*sorted(norms), strict=True)) if norms else None
-    place = view.training_tasks.index(task)
-    return AnalyzedModels(models, rank_axis, growth, focus, task, place)
+    ranks = {point.arm: point.rank for point in rank_axis.focus_points}
+    norms = {ranks[m.label]: m.mean(total_norm) for m in models if m.label in ranks}
+    fitted = [(rank, norm) for rank, norm in norms.items() if norm is not None]
+    growth = NormGrowth.fit(*zip(*fitted, strict=True)) if fitted else None
+    focus = tuple(arm.label for arm in view.focus_arms(task))
+    return AnalyzedModels(models, rank_axis, growth, focus, task, view.training_tasks.index(task))
 
 
 def models_inspected(inspection: Inspection) -> AnalyzedModels:
     """The models of an inspection; adapters of one kind form a line over rank."""
-    tuned = inspection.tuned
-    colors = rank_colors(model.rank for model in tuned if model.rank is not None)
     models = tuple(
-        AnalyzedModel(
-            label=m.name,
-            kind=m.kind,
-            rank=m.rank,
-            color=FULL if m.rank is None else colors[m.rank],
-            spectra=(m.spectra,),
-            heads=m.heads,
-        )
-        for m in tuned
+        AnalyzedModel(label=m.name, kind=m.kind, rank=m.rank, spectra=(m.spectra,), heads=m.heads)
+        for m in inspection.tuned
     )
+    ranked = [(m.kind, m.rank, m.label) for m in models if m.rank is not None]
+    colors = rank_colors(rank for _, rank, _ in ranked)
     lines = []
-    for place, kind in enumerate(dict.fromkeys(m.kind for m in models if m.rank is not None)):
-        points = sorted((m.rank, m.label) for m in models if m.kind == kind and m.rank is not None)
-        lines.append(
-            RankLine(
-                kind,
-                DASHES[place % len(DASHES)],
-                SYMBOLS[place % len(SYMBOLS)],
-                tuple(RankPoint(label, rank, colors[rank]) for rank, label in points),
-            )
-        )
-    if sum(len(line.points) for line in lines) < 2:
+    for place, kind in enumerate(dict.fromkeys(kind for kind, _, _ in ranked)):
+        of_kind = sorted((rank, label) for other, rank, label in ranked if other == kind)
+        points = tuple(RankPoint(label, rank, colors[rank]) for rank, label in of_kind)
+        lines.append(RankLine(kind, DASHES[place % 5], SYMBOLS[place % 5], points))
+    if len(ranked) < 2:  # One adapter is no line over rank.
         lines = []
-    longest = max(lines, key=lambda line: len(line.points), default=None)
+    longest = max(lines, key=lambda line: len(line.points)).label if lines else None
     full = next((m.label for m in models if m.rank is None), None)
-    rank_axis = RankAxis(tuple(lines), focus=longest.label if longest else None, full=full)
-    return AnalyzedModels(models, rank_axis, inspection.growth, tuple(m.label for m in models))
+    labels = tuple(model.label for model in models)
+    return AnalyzedModels(models, RankAxis(tuple(lines), longest, full), inspection.growth, labels)
 
 
 def mean_heads(records: Sequence[HeadsRecord]) -> HeadsRecord | None:

@@ -10,19 +10,19 @@ from rankscope.report.charts.figure import Drawn, Figure, interval_cells, interv
 from rankscope.report.charts.interval_rows import interval_rows
 from rankscope.report.figures.transfer import excludes_zero
 from rankscope.report.page import render_page, write_page
-from rankscope.report.style import FULL, MUTED, Color, rank_colors
+from rankscope.report.style import FULL_COLOR, MUTED, Color, rank_colors
 from rankscope.report.table_formats import table_from_rows
 
 MAX_ARMS = 80
 """Arms drawn; all of them are in the table."""
-DIGITS = {
+_DIGITS = {
     **interval_digits("first", 2),
     **interval_digits("second", 2),
     **interval_digits("difference", 2),
     "p": 4,
     "p, Holm": 4,
 }
-CAPTION = """Right of zero, the second study scored higher. Lines are 95 % intervals. A hollow \
+_CAPTION = """Right of zero, the second study scored higher. Lines are 95 % intervals. A hollow \
 mark is unpaired: the studies did not score the same items in the same way."""
 
 
@@ -87,7 +87,7 @@ def draw_pair(
     cells = [cell for cell in pair.cells if cell.trained_on == trained_on]
     # The drop-down opens on the training task.
     cells.sort(key=lambda cell: cell.tested_on != trained_on)
-    frame = table_from_rows([row(cell) for cell in cells], DIGITS)
+    frame = table_from_rows([row(cell) for cell in cells], _DIGITS)
     arms = list(dict.fromkeys(frame["arm"]))[:MAX_ARMS]
     is_drawn = frame["arm"].isin(arms)
     marks = [cell for cell, shown in zip(cells, is_drawn, strict=True) if shown]
@@ -96,7 +96,7 @@ def draw_pair(
         frame[is_drawn],
         "arm",
         "difference",
-        colors=[(FULL if c.full else colors.get(c.rank or 0, MUTED)).light for c in marks],
+        colors=[(FULL_COLOR if c.full else colors.get(c.rank or 0, MUTED)).light for c in marks],
         hollow=[not cell.paired for cell in marks],
         words=["tested on", "paired", "same models"],
         x_title=f"difference, {'points or nats' if len(units) > 1 else units.pop()}",
@@ -106,9 +106,9 @@ def draw_pair(
     return Figure(
         key=key,
         title=f"{safe_text(pair.second, 60)} minus {safe_text(pair.first, 60)}, {about}",
-        finding=finding(cells),
+        finding=_finding(cells),
         data=frame,
-        caption=CAPTION,
+        caption=_CAPTION,
         choice_name="Tested on",
         **(Drawn() if trained_on is None else drawn),
     )
@@ -132,8 +132,7 @@ def row(cell: ComparedCell) -> dict[str, object]:
     }
 
 
-def finding(cells: list[ComparedCell]) -> str:
-    """How many differences exclude zero, and the largest."""
+def _finding(cells: list[ComparedCell]) -> str:
     arms = len({cell.arm for cell in cells})
     clear = [cell for cell in cells if excludes_zero(cell.difference)]
     compared = "The bases" if cells[0].arm is None else f"{count(arms, 'arm')} in both studies"

@@ -60,13 +60,6 @@ def render_page(
     The content security policy of the page forbids every request. Text from data reaches the page
     through one filter (``safe_text``, then the escaping of Jinja) or as JSON that cannot end its
     script element.
-
-    Args:
-        template: name of the file.
-        figures: every figure of the page.
-        ranks: ranks whose colors the figures use.
-        provenance: of the records.
-        values: further values of the template.
     """
     environment = _environment()
     return environment.get_template(template).render(

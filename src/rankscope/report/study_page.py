@@ -30,11 +30,6 @@ BESIDE_ANSWER = ("plane-0", "in-domain-0")
 def write_study_page(study: StudyRecords, recommendation: Recommendation, path: Path) -> None:
     """Write the study as one offline HTML page, replacing ``path`` in one step.
 
-    Args:
-        study: everything that was measured.
-        recommendation: the result of ``advise.recommend``.
-        path: the file to write; its folder must exist.
-
     Raises:
         UserError: ``path`` is a folder, or its folder does not exist.
     """

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from rankscope.formatting import MAX_NAME, NATS, POINTS, Unit, number, safe_text
+from rankscope.formatting import MAX_NAME, NATS, POINTS, Unit, amount, safe_text
 from rankscope.records import (
     BASE,
     FAILED,
@@ -20,7 +20,7 @@ from rankscope.records import (
     trained_parts,
 )
 from rankscope.report.charts.rank_lines import RankAxis, RankLine, RankPoint
-from rankscope.report.style import DASHES, FULL, MUTED, SYMBOLS, Color, rank_colors
+from rankscope.report.style import DASHES, FULL_COLOR, MUTED, SYMBOLS, Color, rank_colors
 
 
 def change_on(arm: ArmSummary, task: str) -> Estimate | None:
@@ -139,36 +139,30 @@ class StudyView:
         """The base model on the test split of ``task``."""
         return self.study.evals.get((BASE, task, "test"))
 
-    def _best(self, task: str, accept: Callable[[ArmSummary], bool]) -> ArmSummary | None:
-        """By validation score, for recommendations that do not name their best arms."""
-        arms = [a for a in self.arms(task) if accept(a) and a.validation_score is not None]
-        return max(arms, key=lambda a: a.validation_score or 0.0, default=None)
-
     def best_full(self, task: str) -> ArmSummary | None:
         """The full fine-tuning arm of the recommendation, chosen on the validation split."""
         advice = self.advice(task)
-        named = self.arm(task, advice.best_full_label) if advice else None
-        return named or self._best(task, lambda arm: arm.is_full)
+        return self.arm(task, advice.best_full_label) if advice else None
 
     def best_lora(self, task: str) -> ArmSummary | None:
         """The LoRA arm of the highest utility on the validation split."""
         advice = self.advice(task)
-        named = self.arm(task, advice.best_lora_label) if advice else None
-        return named or self._best(task, lambda arm: arm.is_lora)
+        return self.arm(task, advice.best_lora_label) if advice else None
 
     def focus(self, task: str) -> ArmSummary | None:
-        """The arm that the answer is about: the recommended one, else the subject of the answer."""
+        """The arm of the answer: the recommended one, its subject, or the best on validation."""
         advice = self.advice(task)
         if advice is None:
             return None
-        named = self.arm(task, advice.subject_label)
-        return advice.chosen or named or self._best(task, lambda arm: True)
+        scored = [arm for arm in advice.arms if arm.validation_score is not None]
+        best = max(scored, key=lambda arm: arm.validation_score or 0.0, default=None)
+        return advice.chosen or self.arm(task, advice.subject_label) or best
 
     def color(self, arm: ArmSummary | None) -> Color:
         """The color of an arm, the same in every figure."""
-        if arm is None:
-            return MUTED
-        return FULL if arm.is_full else self.colors.get(arm.rank or 0, MUTED)
+        if arm is not None and arm.is_full:
+            return FULL_COLOR
+        return self.colors.get((arm and arm.rank) or 0, MUTED)
 
     @cached_property
     def _variants(self) -> dict[tuple[str, str], str]:
@@ -221,25 +215,17 @@ class StudyView:
 
     def rank_axis(self, task: str) -> RankAxis:
         """The horizontal axis of figures over rank."""
-
-        def line(label: str, arms: list[ArmSummary]) -> RankLine:
-            points = (RankPoint(arm.label, arm.rank or 1, self.color(arm)) for arm in arms)
-            return RankLine(safe_text(label, MAX_NAME), *self.line_style(label), tuple(points))
-
+        lines = []
+        for label, arms in self.lines(task).items():
+            points = tuple(RankPoint(a.label, a.rank or 1, self.color(a)) for a in arms)
+            lines.append(RankLine(safe_text(label, MAX_NAME), *self.line_style(label), points))
         full, focus = self.best_full(task), self.focus_line(task)
-        return RankAxis(
-            tuple(line(label, arms) for label, arms in self.lines(task).items()),
-            focus=None if focus is None else safe_text(focus, MAX_NAME),
-            full=full.label if full else None,
-        )
+        focus = None if focus is None else safe_text(focus, MAX_NAME)
+        return RankAxis(tuple(lines), focus, full.label if full else None)
 
 
 def forgetting_text(value: float, unit: Unit) -> str:
     """Forgetting in words, such as ``3.2 points forgotten``."""
-    amount = abs(value) * unit.scale
-    if round(amount, unit.digits) == 0:
+    if round(abs(value) * unit.scale, unit.digits) == 0:
         return "no forgetting"
-    return (
-        f"{number(amount, unit.digits)} {unit.difference} "
-        f"{'forgotten' if value > 0 else 'gained on retention'}"
-    )
+    return f"{amount(abs(value), unit)} {'forgotten' if value > 0 else 'gained on retention'}"

@@ -53,6 +53,11 @@ class Conductor:
         for index, group in enumerate(groups, start=1):
             self.run_group(group, f"group {index}/{len(groups)} {group[0].task}")
 
+    def unfinished_groups(self) -> list[Group]:
+        """The groups with something left to do."""
+        groups = self.context.study.groups
+        return [group for group in groups if self.train.missing(group) or self.unfinished(group)]
+
     def run_group(self, group: Group, label: str) -> None:
         """Train, evaluate and analyze one group, as far as that is not done.
 

@@ -1,13 +1,13 @@
 """What every stage of one run works with."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rankscope.analyze.svd_cache import SvdCache, svd_cache_folder
 from rankscope.errors import Interrupted
 from rankscope.models.base import Base
 from rankscope.progress import ProgressReporter
-from rankscope.run.group_ledger import GroupLedger
+from rankscope.run.group_ledger import GroupLedger, resolve_groups
 from rankscope.run.prepared import PreparedStudy
 from rankscope.store import Ledger
 
@@ -31,6 +31,11 @@ class RunContext:
     did_work: bool = False
     """Whether anything was missing in the ledger."""
 
+    def use_stored_groups(self) -> None:
+        """Continue with the groups of the study's first run; store them if this is the first."""
+        self.study = replace(self.study, groups=resolve_groups(self.ledger, self.study))
+        self.groups = GroupLedger(self.ledger, self.study)
+
     def begin_stage(self, name: str, num_steps: int) -> None:
         """Report a new stage."""
         self.did_work = True
@@ -43,6 +48,10 @@ class RunContext:
         Raises:
             Interrupted: the user asked to stop.
         """
+        self.check_stop()
+        self.reporter.advance(self.steps_done, detail)
+
+    def check_stop(self) -> None:
+        """Raise Interrupted if the user asked to stop."""
         if self.should_stop():
             raise Interrupted("stopped; everything finished is stored: the same command continues")
-        self.reporter.advance(self.steps_done, detail)

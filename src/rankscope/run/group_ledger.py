@@ -100,3 +100,15 @@ class GroupLedger:
                 groups += [tuple(trial.trial_id for trial in half) for half in halves]
         self.ledger.put_groups(stored.model_copy(update={"groups": tuple(groups)}))
         return halves
+
+    def replace(self, trial_ids: Sequence[str], unit: StoredGroups) -> None:
+        """Take over the groups and budgets that a unit ended with."""
+        stored, gone = self.stored(), set(trial_ids)
+        groups: list[tuple[str, ...]] = []
+        for ids in stored.groups:
+            groups += list(unit.groups) if gone & set(ids) else [ids]
+        changes = {
+            "groups": tuple(dict.fromkeys(groups)),
+            "batch_tokens": stored.batch_tokens | unit.batch_tokens,
+        }
+        self.ledger.put_groups(stored.model_copy(update=changes))

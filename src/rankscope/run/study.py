@@ -1,7 +1,7 @@
 """The conductor: a study file in, records, a recommendation and a report out."""
 
-import dataclasses
 import json
+import shutil
 import signal
 import threading
 import time
@@ -31,11 +31,13 @@ from rankscope.records import Recommendation, StudyRecords, trial_of
 from rankscope.report.study_page import write_study_page
 from rankscope.run.conductor import Conductor
 from rankscope.run.context import RunContext
-from rankscope.run.group_ledger import GroupLedger, resolve_groups
+from rankscope.run.executors import Executor, run_units
+from rankscope.run.group_ledger import GroupLedger
 from rankscope.run.plan import Plan, make_plan
 from rankscope.run.prepare import prepare_study
 from rankscope.run.prepared import PreparedStudy
-from rankscope.store import Ledger
+from rankscope.run.units import adopt_sealed_units
+from rankscope.store import UNITS, Ledger
 
 
 class Study:
@@ -72,7 +74,12 @@ class Study:
         """
         return make_plan(prepare_study(self.config, weights=False))
 
-    def run(self, out: str | Path, reporter: ProgressReporter | None = None) -> StudyRecords:
+    def run(
+        self,
+        out: str | Path,
+        reporter: ProgressReporter | None = None,
+        executor: Executor | None = None,
+    ) -> StudyRecords:
         """Run the study into ``out``, or continue it there; always safe to repeat.
 
         Changes the process: the allocator keeps freed memory, Python's, NumPy's and torch's
@@ -80,7 +87,8 @@ class Study:
 
         Args:
             out: the study's folder; made where there is none.
-            reporter: hears of progress; silent by default.
+            reporter: of progress; silent by default.
+            executor: where groups run, see ``run/executors``; by default in this process.
 
         Raises:
             UserError, StudyLocked, IntegrityError, DiskFull, Interrupted.
@@ -92,10 +100,19 @@ class Study:
         with Ledger.open(out, write=True) as ledger, interruptible() as should_stop:
             reporter = JsonlReporter(reporter or NullReporter(), out / "log.jsonl")
             context = begin_run(study, ledger, reporter, should_stop)
+            context.use_stored_groups()
             conductor = Conductor(context)
             try:
                 conductor.run_base()
-                conductor.run_groups()
+                adopt_sealed_units(context)
+                if executor is None:
+                    shutil.rmtree(out / UNITS, ignore_errors=True)
+                    conductor.run_groups()
+                else:
+                    groups = conductor.unfinished_groups()
+                    context.base.model.to("meta")  # type: ignore[arg-type]  # frees its memory
+                    run_units(context, self.config, groups, executor)
+                    shutil.rmtree(out / UNITS, ignore_errors=True)
             finally:
                 if context.did_work:  # a run that finds nothing to do costs the study nothing
                     ledger.add_seconds(time.monotonic() - begun)
@@ -116,7 +133,7 @@ def begin_run(
     reporter: ProgressReporter,
     should_stop: Callable[[], bool],
 ) -> RunContext:
-    """Load the base and store what the study is made of.
+    """Load the base and store what the study is made of, without its groups.
 
     Raises:
         UserError: stored results would not be comparable with new ones.
@@ -132,7 +149,6 @@ def begin_run(
     ledger.put_trials(study.trials)
     for note in study.notes:
         reporter.note(note)
-    study = dataclasses.replace(study, groups=resolve_groups(ledger, study))
     groups = GroupLedger(ledger, study)
     return RunContext(study, ledger, base, reporter, should_stop, groups)
 

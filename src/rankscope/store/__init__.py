@@ -1,10 +1,12 @@
 """The only memory of a study: SQLite state, hashed artifacts and a lock against two runners."""
 
-from rankscope.store.artifacts import Artifact, Problem
+from rankscope.store.artifacts import UNITS, Artifact, Problem
 from rankscope.store.items import adapter_path, items_path, model_path, snapshot_path, weights_path
 from rankscope.store.ledger import Ledger, PointKey, StoredGroups, TrialFailure
+from rankscope.store.transfer import transfer
 
 __all__ = [
+    "UNITS",
     "Artifact",
     "Ledger",
     "PointKey",
@@ -15,5 +17,6 @@ __all__ = [
     "items_path",
     "model_path",
     "snapshot_path",
+    "transfer",
     "weights_path",
 ]

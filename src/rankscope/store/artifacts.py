@@ -22,7 +22,9 @@ from rankscope.provenance import sha256_file
 ARTIFACTS = "artifacts"
 STAGING = "tmp"
 CHECKPOINTS = "checkpoints"
-"""Where a run keeps the states of groups it has begun, and removes those of others."""
+"""States of groups in training."""
+UNITS = "units"
+"""Folders of units that workers run."""
 
 
 @dataclass(frozen=True, slots=True)

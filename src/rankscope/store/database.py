@@ -13,7 +13,13 @@ from pydantic import BaseModel, ValidationError
 
 from rankscope.errors import IntegrityError, UserError
 from rankscope.records import Record
-from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, STAGING, reporting_disk_full
+from rankscope.store.artifacts import (
+    ARTIFACTS,
+    CHECKPOINTS,
+    STAGING,
+    UNITS,
+    reporting_disk_full,
+)
 
 LEDGER_VERSION = 1
 SCHEMA = """
@@ -74,7 +80,7 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
 
 def _check_foreign_folders(out: Path) -> None:
     """A new ledger names nothing, so a run would remove what lies in these folders."""
-    for name in (ARTIFACTS, STAGING, CHECKPOINTS):
+    for name in (ARTIFACTS, STAGING, CHECKPOINTS, UNITS):
         if (out / name).exists():
             raise UserError(
                 f"{out}: holds a folder {name!r} but no ledger that tells what is in it. Expected "

@@ -297,6 +297,19 @@ class Ledger:
             for trial_id in trial_ids:
                 self._set_status(trial_id, "done", expected=("trained",))
 
+    def insert_results(
+        self,
+        records: Sequence[tuple[str, ...]],
+        artifacts: Iterable[Artifact],
+        trials: Iterable[tuple[str, Status, str | None]],
+    ) -> None:
+        """Store rows of another ledger in one transaction; see ``transfer``."""
+        with transaction(self._db, self.out):
+            self._insert_rows(records, artifacts)
+            for trial_id, status, reason in trials:
+                self._set_status(trial_id, status, reason)
+        self._record_keys().update((row[1], row[0], row[2]) for row in records)
+
     def _set_status(
         self,
         trial_id: str,
@@ -321,13 +334,18 @@ class Ledger:
         artifacts: Iterable[Artifact],
         settings: Mapping[str, str],
     ) -> None:
+        rows = [
+            record_row(r.trial_id, kind_of(r), key_of(r), r, settings.get(r.trial_id, ""))
+            for r in records
+        ]
+        self._insert_rows(rows, artifacts)
+
+    def _insert_rows(self, rows: Sequence[tuple[str, ...]], artifacts: Iterable[Artifact]) -> None:
         known = {BASE, *(row[0] for row in self._db.execute("SELECT trial_id FROM trials"))}
-        for record in records:
-            if trial_of(record.trial_id) not in known:
-                raise KeyError(f"trial {record.trial_id!r} is not in the ledger")
-            kind, key = kind_of(record), key_of(record)
-            row = record_row(record.trial_id, kind, key, record, settings.get(record.trial_id, ""))
-            self._db.execute("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?, ?, ?)", row)
+        for row in rows:
+            if trial_of(row[0]) not in known:
+                raise KeyError(f"trial {row[0]!r} is not in the ledger")
+        self._db.executemany("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?, ?, ?)", rows)
         self._db.executemany(
             "INSERT OR IGNORE INTO artifacts VALUES (?, ?, ?)",
             [(a.path, a.sha256, a.num_bytes) for a in artifacts],
@@ -379,6 +397,16 @@ class Ledger:
         """(kind, trial id, settings) of all records that depend on settings."""
         yield from self._db.execute(
             "SELECT DISTINCT kind, trial_id, settings FROM records WHERE settings != ''"
+        )
+
+    def record_rows(self) -> Iterator[tuple[str, ...]]:
+        """Every record as stored: trial id, kind, key, body, sha256 and settings."""
+        yield from self._db.execute("SELECT * FROM records ORDER BY rowid")
+
+    def trial_rows(self) -> Iterator[tuple[str, Status, str | None]]:
+        """(trial id, status, failure) of every trial of the study as it is now."""
+        yield from self._db.execute(
+            "SELECT trial_id, status, failure FROM trials WHERE position IS NOT NULL"
         )
 
     def curve_points(self, trials: Sequence[TrialSpec]) -> dict[PointKey, CurvePoint]:

@@ -29,8 +29,8 @@ from rankscope.models.methods import get_lora_method
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.provenance import provenance
 from rankscope.records import Inspection, MatrixSpectrum, NormGrowth, SpectraRecord, TunedModel
-from rankscope.records.inspection_tables import write_tables
 from rankscope.report.inspection_page import write_inspection_page
+from rankscope.tools.inspection_tables import write_tables
 
 OPTIONS = {"top_k": "--top-k", "intruder_k": "--intruder-k", "intruder_epsilon": "--epsilon"}
 """Names of the settings on the command line."""

@@ -62,12 +62,7 @@ def load_head_task(
 
 
 def check_heads(base: str, settings: HeadSettings) -> None:
-    """Check everything that needs no weights before spectra, which may take minutes.
-
-    Raises:
-        UserError: an architecture whose heads have no matrices of their own, an unknown or
-            unreadable task, items longer than the base's context, or an unknown dtype.
-    """
+    """Check architecture, tasks and items before spectra, which may take minutes."""
     choose_dtype(settings.dtype, torch.device("cpu"))
     folder = shapes_folder(base)
     shapes = CheckpointReader.open(folder).shapes
@@ -84,12 +79,7 @@ def inspect_heads(
     device: str = "auto",
     reporter: ProgressReporter | None = None,
 ) -> Inspection:
-    """Add the heads of every tuned model to an inspection.
-
-    Raises:
-        UserError: as :func:`check_heads`.
-        IntegrityError: weights are missing, misshapen or not finite.
-    """
+    """Add the heads of every tuned model to an inspection."""
     reporter = reporter or NullReporter()
     disable_progress_bar()  # transformers' own, for reading weights
     analysis, base = analyze_base(inspection.base, settings, choose_device(device), reporter)
@@ -132,7 +122,6 @@ def analyze_base(
 
 
 def ablation_size(layout: HeadLayout, ablated_on: Sequence[HeadTask]) -> str:
-    """A note on how much is ablated."""
     tasks = join_names(f"{count(len(task.trees), 'item')} of {task.name}" for task in ablated_on)
     return (
         f"ablation: {count(layout.num_heads, 'head')} and {count(len(layout), 'layer')} are "

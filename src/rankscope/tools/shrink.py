@@ -44,12 +44,7 @@ class SourceAdapter:
     def open(
         cls, folder: Path, base: str | Path | None, *, any_base: bool = False
     ) -> "SourceAdapter":
-        """Read an adapter.
-
-        Raises:
-            UserError: a full checkpoint, an unreadable adapter, one that records another base
-                (unless ``any_base``), or one whose update depends on the base if none is given.
-        """
+        """Read an adapter; ``any_base`` accepts one that records another base."""
         tuned = StoredTunedModel.open(folder, folder.name)
         if tuned.adapter is None:
             raise UserError(f"{folder}: a full checkpoint; expected the folder of a PEFT adapter")
@@ -212,7 +207,6 @@ def check_fits_float32(name: str, action: str, factors: StoredFactors) -> None:
 def matrix_change(
     name: str, before: LowRankUpdate, after: LowRankUpdate, intruders: int | None
 ) -> MatrixChange:
-    """The norms and ranks of one matrix's update before and after."""
     old, new = before.dense(), after.dense()
     return MatrixChange(
         name=name,

@@ -58,8 +58,8 @@ def from_scratch(model: HeadModel, split: EncodedSplit) -> list[Floats]:
     base, name = model.base, model.adapter_name
     with torch.inference_mode():
         if split.scorer.name == "loss":
-            totals, _ = row_logprobs(base, [row for (row,) in split.encoded], [name], 4096)[name]
-            return [np.array([total]) for total in totals]
+            logprobs = row_logprobs(base, [row for (row,) in split.encoded], [name], 4096)[name]
+            return [np.array([total]) for total in logprobs.totals]
         questions = [question for (question,) in split.encoded]
         values = continuation_logprobs(base, questions, [name], 4096)[name].values
     return [v[: len(i.choices)] for v, i in zip(values, split.items, strict=True)]

@@ -14,7 +14,7 @@ from rankscope.report.inspection_page import inspection_sections
 from rankscope.report.page import figure_data
 from rankscope.report.study_page import study_sections
 from rankscope.report.study_view import StudyView
-from rankscope.report.style import FULL, MUTED, dark_colors
+from rankscope.report.style import FULL_COLOR, MUTED, dark_colors
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_every_color_of_a_figure_has_a_dark_partner(
         if re.fullmatch(r"#[0-9a-f]{6}|rgba?\([^)]*\)", text)
     }
     assert found <= known
-    assert {FULL.light, MUTED.light} <= found
+    assert {FULL_COLOR.light, MUTED.light} <= found
 
 
 def test_an_arm_has_one_color_in_every_figure(figures: list[Figure]) -> None:

@@ -12,7 +12,7 @@ from rankscope.records import HeadAblation, Inspection
 from rankscope.report.analyzed_models import arms_analyzed, models_inspected
 from rankscope.report.charts.figure import Figure
 from rankscope.report.figures import draw_section
-from rankscope.report.figures.heads_compared import draw, rank_correlation
+from rankscope.report.figures.heads_compared import draw_heads_compared, rank_correlation
 from rankscope.report.head_values import stacked
 from rankscope.report.page import figure_data
 from rankscope.report.study_view import StudyView
@@ -25,11 +25,11 @@ def view() -> StudyView:
 
 
 def test_without_records_there_is_no_figure() -> None:
-    assert draw(arms_analyzed(StudyView(*ordinary_study()), "med")) is None
+    assert draw_heads_compared(arms_analyzed(StudyView(*ordinary_study()), "med")) is None
 
 
 def test_maps_are_means_over_seeds_of_lora_and_full(view: StudyView) -> None:
-    figure = draw(arms_analyzed(view, "med"))
+    figure = draw_heads_compared(arms_analyzed(view, "med"))
     assert figure is not None
     assert figure.plot is not None
     arms = [view.best_lora("med"), view.best_full("med")]
@@ -57,7 +57,7 @@ def test_maps_are_means_over_seeds_of_lora_and_full(view: StudyView) -> None:
 
 
 def test_the_sentence_names_the_head_that_moved_most(view: StudyView) -> None:
-    figure = draw(arms_analyzed(view, "med"))
+    figure = draw_heads_compared(arms_analyzed(view, "med"))
     assert figure is not None
     assert f"layer 2 head {HEADS - 1} in " in figure.finding
     assert "over 12 heads is 1.00: 1 means the same heads" in figure.finding

@@ -18,7 +18,7 @@ def view() -> StudyView:
 
 
 def test_a_study_without_curves_has_no_such_figure() -> None:
-    assert learning_curve.draw(StudyView(*ordinary_study()), "med") is None
+    assert learning_curve.draw_learning_curve(StudyView(*ordinary_study()), "med") is None
 
 
 def test_a_curve_is_gain_and_forgetting_against_the_base_on_the_same_items(view: StudyView) -> None:
@@ -33,7 +33,7 @@ def test_a_curve_is_gain_and_forgetting_against_the_base_on_the_same_items(view:
 
 
 def test_every_arm_is_a_line_from_the_base_on_in_its_own_color(view: StudyView) -> None:
-    figure = learning_curve.draw(view, "med")
+    figure = learning_curve.draw_learning_curve(view, "med")
     assert figure is not None
     lines = {
         trace.hovertext[1].split("<b>")[1].split("</b>")[0]: trace
@@ -56,7 +56,7 @@ def test_every_arm_is_a_line_from_the_base_on_in_its_own_color(view: StudyView) 
 
 
 def test_choices_show_whole_lines_with_the_base_and_their_names(view: StudyView) -> None:
-    figure = learning_curve.draw(view, "med")
+    figure = learning_curve.draw_learning_curve(view, "med")
     assert figure is not None
     near, everything = figure.choices
     names = [i for i, trace in enumerate(figure.plot.data) if trace.mode == "markers+text"]
@@ -81,7 +81,9 @@ def test_a_failed_trial_counts_as_far_as_it_came(view: StudyView) -> None:
 def test_trials_without_a_curve_are_told_of() -> None:
     study, advice = study_and_advice(CURVES)
     trials = tuple(replace(t, curve=()) if t.spec.seed == 2 else t for t in study.trials)
-    figure = learning_curve.draw(StudyView(replace(study, trials=trials), advice), "med")
+    figure = learning_curve.draw_learning_curve(
+        StudyView(replace(study, trials=trials), advice), "med"
+    )
     assert figure is not None
     per_task = len(ORDINARY.ranks) * len(ORDINARY.lrs) + 1
     assert f"{per_task} trials of {3 * per_task} have no curve" in figure.finding
@@ -90,7 +92,7 @@ def test_trials_without_a_curve_are_told_of() -> None:
 def test_without_a_retention_task_the_gain_is_drawn_against_the_step() -> None:
     truth = Truth(retention=(), curve_steps=(20, 40), num_items=40)
     view = StudyView(*study_and_advice(truth))
-    figure = learning_curve.draw(view, "med")
+    figure = learning_curve.draw_learning_curve(view, "med")
     assert figure is not None
     lines = [trace for trace in figure.plot.data if trace.mode == "lines+markers"]
     assert [list(line.x) for line in lines] == [[0, 20, 40]] * len(view.arms("med"))
@@ -99,7 +101,7 @@ def test_without_a_retention_task_the_gain_is_drawn_against_the_step() -> None:
 
 def test_points_on_more_items_than_the_base_has_are_left_out() -> None:
     truth = Truth(num_items=10, curve_steps=(40,), curve_items=20)
-    assert learning_curve.draw(StudyView(*study_and_advice(truth)), "med") is None
+    assert learning_curve.draw_learning_curve(StudyView(*study_and_advice(truth)), "med") is None
 
 
 def test_forgetting_is_the_mean_over_tasks_of_one_unit() -> None:

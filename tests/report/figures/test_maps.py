@@ -18,7 +18,7 @@ def view() -> StudyView:
 
 
 def test_map_cells_are_gains_on_the_diagonal_and_transfer_beside_it(view: StudyView) -> None:
-    figure = transfer.draw(view, POINTS)
+    figure = transfer.draw_transfer(view, POINTS)
     assert figure.choices[0].label == "best arm of each task"
     grid = figure.plot.data[0]
     cells = {(y, x): grid.z[j][i] for j, y in enumerate(grid.y) for i, x in enumerate(grid.x)}
@@ -36,7 +36,7 @@ def test_map_cells_are_gains_on_the_diagonal_and_transfer_beside_it(view: StudyV
 
 def test_every_arm_has_its_cell_and_the_frame_is_around_the_recommended_one() -> None:
     view = StudyView(*ordinary_study())
-    figure = rate_map.draw(view, "med")
+    figure = rate_map.draw_rate_map(view, "med")
     assert figure.plot is not None
     arms = {arm.label: arm for arm in view.arms("med")}
     assert {row[0] for row in cells(figure)} == set(arms)
@@ -85,7 +85,7 @@ def test_the_frame_is_drawn_in_the_recommended_arms_variant_alone() -> None:
     advice = view.advice("med")
     assert advice is not None
     assert advice.chosen is not None
-    figure = rate_map.draw(view, "med")
+    figure = rate_map.draw_rate_map(view, "med")
     assert figure.plot is not None
     assert len(figure.choices) == 6
     assert len(figure.plot.data) == 9
@@ -109,7 +109,7 @@ def test_the_best_rate_of_every_rank_is_named_and_the_edge_said() -> None:
         return 0.9 if lr == {2: 4e-3, 8: 2e-3}.get(rank or 0) else 0.4
 
     truth = Truth(ranks=(2, 8), lrs=(1e-3, 2e-3, 4e-3), accuracy=accuracy)
-    finding = rate_map.draw(StudyView(*study_and_advice(truth)), "med").finding
+    finding = rate_map.draw_rate_map(StudyView(*study_and_advice(truth)), "med").finding
     assert finding == (
         "On the validation split the gain is largest with the rate 0.002 at r=8; 0.004 at r=2. "
         "That is the edge of the grid for r=2."
@@ -117,14 +117,14 @@ def test_the_best_rate_of_every_rank_is_named_and_the_edge_said() -> None:
 
 
 def test_a_study_of_one_rate_is_told_so() -> None:
-    figure = rate_map.draw(StudyView(*study_and_advice(Truth(num_items=20))), "med")
+    figure = rate_map.draw_rate_map(StudyView(*study_and_advice(Truth(num_items=20))), "med")
     assert figure.plot is None
     assert "at one learning rate, 0.001" in figure.finding
 
 
 def test_subjects_that_fell_most_stand_on_top() -> None:
     view = StudyView(*ordinary_study())
-    figure = subjects.draw(view, "law")
+    figure = subjects.draw_subjects(view, "law")
     assert figure is not None
     assert figure.plot is not None
     (drawn,) = figure.plot.data
@@ -142,4 +142,4 @@ def test_subjects_that_fell_most_stand_on_top() -> None:
 
 def test_without_subjects_there_is_no_map() -> None:
     view = StudyView(*study_and_advice(Truth(num_items=20, retention=())))
-    assert subjects.draw(view, "med") is None
+    assert subjects.draw_subjects(view, "med") is None

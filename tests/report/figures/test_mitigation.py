@@ -31,7 +31,7 @@ def view_with(*comparisons: MitigationComparison) -> StudyView:
 
 def compared(*comparisons: MitigationComparison) -> Figure:
     view = view_with(*comparisons)
-    figure = mitigation.draw(view, view.training_tasks[0])
+    figure = mitigation.draw_mitigation(view, view.training_tasks[0])
     assert figure is not None
     return figure
 
@@ -39,9 +39,12 @@ def compared(*comparisons: MitigationComparison) -> Figure:
 def test_a_study_without_scales_has_no_such_figure() -> None:
     plain, scaled = StudyView(*ordinary_study()), view_with()
     task = plain.training_tasks[0]
-    assert (scaled_variants.draw(plain, task), mitigation.draw(plain, task)) == (None, None)
-    assert scaled_variants.draw(scaled, task) is not None
-    assert mitigation.draw(scaled, task) is None
+    assert (
+        scaled_variants.draw_scaled_variants(plain, task),
+        mitigation.draw_mitigation(plain, task),
+    ) == (None, None)
+    assert scaled_variants.draw_scaled_variants(scaled, task) is not None
+    assert mitigation.draw_mitigation(scaled, task) is None
 
 
 @pytest.mark.parametrize(

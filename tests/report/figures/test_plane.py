@@ -27,7 +27,7 @@ def test_plane_front_equals_the_definition(view: StudyView) -> None:
 
 
 def test_the_good_corner_of_the_plane_is_top_right(view: StudyView) -> None:
-    figure = plane.draw(view, "med")
+    figure = plane.draw_plane(view, "med")
     assert figure.plot.layout.yaxis.autorange == "reversed"
     ring = [t for t in figure.plot.data if t.marker.symbol == "circle-open"]
     advice = view.advice("med")

@@ -32,4 +32,4 @@ def test_cost_names_the_share_of_full_fine_tuning(view: StudyView) -> None:
     assert arm is not None
     assert full is not None
     share = 100 * arm.trainable_parameters / full.trainable_parameters
-    assert f"{share:.3g} % of full" in cost.draw(view, "med").finding
+    assert f"{share:.3g} % of full" in cost.draw_cost(view, "med").finding

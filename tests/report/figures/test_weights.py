@@ -20,7 +20,7 @@ def view() -> StudyView:
 
 
 def test_the_norms_sentence_is_the_fit_in_doublings(view: StudyView) -> None:
-    figure = update_norm.draw(arms_analyzed(view, "med"))
+    figure = update_norm.draw_update_norm(arms_analyzed(view, "med"))
     series = view.lines("med")[view.focus_line("med") or ""]
     norms = [
         np.mean([t.spectra.frobenius for t in view.trials(arm) if t.spectra]) for arm in series
@@ -30,7 +30,7 @@ def test_the_norms_sentence_is_the_fit_in_doublings(view: StudyView) -> None:
 
 
 def test_intruders_of_a_layer_are_summed_over_its_matrices(view: StudyView) -> None:
-    figure = intruders.draw(arms_analyzed(view, "med"))
+    figure = intruders.draw_intruders(arms_analyzed(view, "med"))
     grid = figure.plot.data[0]
     for row, arm in enumerate(view.focus_arms("med")):
         records = [t.spectra for t in view.trials(arm) if t.spectra]
@@ -42,7 +42,7 @@ def test_intruders_of_a_layer_are_summed_over_its_matrices(view: StudyView) -> N
 
 
 def test_every_similarity_has_its_chance_level(view: StudyView) -> None:
-    figure = similarity.draw(arms_analyzed(view, "med"))
+    figure = similarity.draw_similarity(arms_analyzed(view, "med"))
     assert figure.plot is not None
     record = next(t.spectra for t in view.study.trials if t.spectra)
     (matrix, *_) = record.matrices  # all are of one shape
@@ -53,8 +53,8 @@ def test_every_similarity_has_its_chance_level(view: StudyView) -> None:
 
 def test_heat_maps_have_every_matrix_in_its_place() -> None:
     models = models_inspected(inspection("r4"))
-    relative = weight_maps.draw(models, "relative")
-    side = modules.draw(models)
+    relative = weight_maps.draw_weight_maps(models, "relative")
+    side = modules.draw_modules(models)
     assert relative is not None
     assert side is not None
     data = json.loads(json.dumps(figure_data(relative)))
@@ -74,11 +74,11 @@ def test_adapters_of_one_kind_form_a_line_with_the_fit_of_their_norms() -> None:
     first, full = found.tuned
     adapters = [first.model_copy(update={"name": f"r{r}", "rank": r}) for r in (2, 4, 8)]
     models = models_inspected(found.model_copy(update={"tuned": (*adapters, full)}))
-    figure = update_norm.draw(models)
+    figure = update_norm.draw_update_norm(models)
     assert figure is not None
     assert figure.title == "Size of the update against rank"
     assert "At lora, |dW|_F = 0 + 0.97 log2 r leaves a residual of 0.1 (5 % of" in figure.finding
     assert "r^0.5 leaves 0.2, so the logarithm is closer" in figure.finding
     assert "Full fine-tuning moves the weights by 1.2" in figure.finding
     # One adapter has no line over rank.
-    assert update_norm.draw(models_inspected(found)) is None
+    assert update_norm.draw_update_norm(models_inspected(found)) is None

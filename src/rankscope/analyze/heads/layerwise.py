@@ -114,7 +114,7 @@ class LayerwiseScorer:
         return ForwardPass(batch.batch, replace(batch.plan, prefix=prefix))
 
     def prefix_pass(self) -> tuple[ForwardPass, KVCache]:
-        """A pass over the shared prefix, and the cache of its keys and values, complete afterwards."""
+        """A pass over the shared prefix, and the cache of its keys and values."""
         length = len(self.prefix)
         batch = RowBatch.of([Row(self.prefix, [])], self.model.base.device)
         plan = AttentionPlan.of([length], self.model.base.device)

@@ -133,22 +133,15 @@ def trial_changes(
 class HeadAnalysis:
     """What the trials of one training task share: the items, and the heads of the base.
 
-    Attributes:
-        layout: the heads of the base.
-        task: gives importance and entropy.
-        ablated_on: tasks to score again without each head.
-        items_asked: most items of each task.
-        batch_tokens: most tokens per forward pass.
-        base: measured on the untouched base.
-        related: tasks that share items with the training task; they say nothing about what heads
-            lost on *other* tasks.
+    Tasks ``related`` to the training task share items with it, so they show nothing of what heads
+    lost on *other* tasks.
     """
 
     layout: HeadLayout
-    task: HeadTask
+    task: HeadTask  # gives importance and entropy
     ablated_on: tuple[HeadTask, ...]
-    items_asked: int
-    batch_tokens: int
+    items_asked: int  # most items of each task
+    batch_tokens: int  # most tokens per forward pass
     base: HeadMeasurements
     related: frozenset[str] = frozenset()
 

@@ -91,7 +91,7 @@ def plan_table(plan: Plan) -> RenderableType:
             "tokens": group.num_tokens,
             "memory": byte_size(group.memory_bytes),
             "time": rough_duration(group.seconds),
-            "limited by": group.limited_by.removesuffix(" of the task"),
+            "limit": group.limited_by.split()[0],
         }
         for number, group in enumerate(plan.groups, 1)
     ]

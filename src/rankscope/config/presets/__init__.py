@@ -111,11 +111,7 @@ def path_for_study_file(path: Path, study_file: Path) -> str:
 
 
 def parse_model(model: str) -> ModelConfig:
-    """The model of a short form.
-
-    Raises:
-        UserError: the text is not a short form of a model.
-    """
+    """The model of a short form."""
     try:
         return ModelConfig.model_validate(model)
     except ValidationError as error:

@@ -94,16 +94,14 @@ class ChoiceScorer(Scorer["list[Question]"]):
 
         split = job.split
         questions = [question for of_item in split.encoded for question in of_item]
-        ends = np.cumsum([len(of_item) for of_item in split.encoded]).tolist()
-        starts = [0, *ends[:-1]]
         scores = {}
         by_model = continuation_logprobs(
             job.base, questions, job.adapter_names, job.settings.batch_tokens
         )
         for name, logprobs in by_model.items():
+            of_questions = iter(logprobs.values)
             values = [
-                np.concatenate(logprobs.values[start:end])
-                for start, end in zip(starts, ends, strict=True)
+                np.concatenate([next(of_questions) for _ in of_item]) for of_item in split.encoded
             ]
             scores[name] = replace(
                 self.summarize(split, job.spec, values),
@@ -118,7 +116,12 @@ class ChoiceScorer(Scorer["list[Question]"]):
         """Scores of one model from every item's log-probabilities, (texts and letters,)."""
         import numpy as np
 
-        from rankscope.evaluate.metrics import ModelScores, choice_predictions, first_best, mean
+        from rankscope.evaluate.metrics import (
+            ModelScores,
+            choice_predictions,
+            exact_mean,
+            first_best,
+        )
         from rankscope.records import ItemResult
 
         primary = spec.primary_metric or self.default_metric
@@ -162,7 +165,7 @@ class ChoiceScorer(Scorer["list[Question]"]):
                     letter_logprobs=letters,
                 )
             )
-        metrics = {metric: mean(scores) for metric, scores in hits.items()}
+        metrics = {metric: exact_mean(scores) for metric, scores in hits.items()}
         if not_finite:
             metrics["not_finite"] = not_finite / len(split.items)
         return ModelScores(results, metrics)

@@ -98,7 +98,7 @@ class GenerationScorer(Scorer[list[int]]):
         num_tokens: int = 0,
     ) -> "ModelScores":
         """Scores of one model from its answers, in item order."""
-        from rankscope.evaluate.metrics import ModelScores, mean
+        from rankscope.evaluate.metrics import ModelScores, exact_mean
         from rankscope.records import ItemResult
 
         pattern = None if spec.extract is None else re.compile(spec.extract)
@@ -120,11 +120,11 @@ class GenerationScorer(Scorer[list[int]]):
                 )
             )
         metrics = {
-            "exact_match": mean([result.score for result in results]),
-            "stopped": mean([float(generation.stopped) for generation in generations]),
+            "exact_match": exact_mean([result.score for result in results]),
+            "stopped": exact_mean([float(generation.stopped) for generation in generations]),
         }
         if pattern or "answered" in self.metrics:
-            metrics["answered"] = mean(answered)
+            metrics["answered"] = exact_mean(answered)
         return ModelScores(results, metrics, seconds, num_tokens)
 
 

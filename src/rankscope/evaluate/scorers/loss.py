@@ -72,8 +72,8 @@ class LossScorer(Scorer["list[EncodedRow]"]):
     def run(self, job: "ScoringJob") -> "dict[str | None, ModelScores]":
         import numpy as np
 
-        from rankscope.evaluate.likelihood import check_finite, row_logprobs
-        from rankscope.evaluate.metrics import ModelScores, mean
+        from rankscope.evaluate.likelihood import check_finite_logprobs, row_logprobs
+        from rankscope.evaluate.metrics import ModelScores, exact_mean
         from rankscope.records import ItemResult
 
         items: Sequence[Item] = job.split.items
@@ -81,12 +81,11 @@ class LossScorer(Scorer["list[EncodedRow]"]):
         rows = [row for of_item in encoded for row in of_item]
         owners = np.repeat(np.arange(len(items)), [len(of_item) for of_item in encoded])
         counts = [sum(sum(row.is_label) for row in of_item) for of_item in encoded]
-        num_tokens = sum(len(row.input_ids) for row in rows)
         scores = {}
         by_model = row_logprobs(job.base, rows, job.adapter_names, job.settings.batch_tokens)
-        for name, (of_rows, seconds) in by_model.items():
-            totals = np.bincount(owners, weights=of_rows, minlength=len(items)).tolist()
-            check_finite(items, totals, name)
+        for name, logprobs in by_model.items():
+            totals = np.bincount(owners, weights=logprobs.totals, minlength=len(items)).tolist()
+            check_finite_logprobs(items, totals, name)
             results = [
                 ItemResult(
                     item_id=item.item_id,
@@ -98,9 +97,9 @@ class LossScorer(Scorer["list[EncodedRow]"]):
                 )
                 for item, total, count in zip(items, totals, counts, strict=True)
             ]
-            metrics = {"logprob_per_token": mean([result.score for result in results])}
+            metrics = {"logprob_per_token": exact_mean([result.score for result in results])}
             metrics |= self.pooled_metrics(items, math.fsum(totals), sum(counts))
-            scores[name] = ModelScores(results, metrics, seconds, num_tokens)
+            scores[name] = ModelScores(results, metrics, logprobs.seconds, logprobs.num_tokens)
         return scores
 
     def gold(self, item: "Item") -> str:

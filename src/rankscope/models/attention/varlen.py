@@ -268,8 +268,23 @@ def varlen_attention(
         q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
         with no_autocast(query.device.type):  # the products keep their own precision
             return causal_products(q, k, v, plan.layout, scale)[None], None
-    q, k, v = plan.rows(query), plan.rows(key), plan.rows(value)
-    mask = None
+    return padded_attention(layer, (query, key, value), plan, (scaling, window, dropout)), None
+
+
+def padded_attention(
+    layer: int,
+    qkv: tuple[Tensor, Tensor, Tensor],
+    plan: AttentionPlan,
+    settings: tuple[float | None, int | None, float],
+) -> Tensor:
+    """Attend by torch's fused attention over padded rows; shapes as in the caller.
+
+    Args:
+        settings: scale, window and dropout.
+    """
+    scale, window, dropout = settings
+    q, k, v = (plan.rows(x) for x in qkv)
+    cache, mask, width = plan.cache, None, plan.shape[1]
     if cache is not None:
         num_cached = int(cache.lengths.max())
         new_k, new_v = k, v
@@ -288,10 +303,10 @@ def varlen_attention(
         attn_mask=mask,
         dropout_p=dropout,
         is_causal=mask is None,
-        scale=scaling,
+        scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
-    return plan.tokens(out.transpose(1, 2)), None
+    return plan.tokens(out.transpose(1, 2))
 
 
 def branched_attention(

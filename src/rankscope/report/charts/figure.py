@@ -125,6 +125,20 @@ def value_text(
     return f"{number(value, digits)} ({ends})"
 
 
+def error_bars(values: Iterable[Sequence[Any]]) -> dict[str, object]:
+    """Settings of error bars for (value, low, high); unknown ends have no bar."""
+    ends = [(v if low is None else low, v, v if high is None else high) for v, low, high in values]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "arrayminus": [value - low for low, value, _ in ends],
+        "array": [high - value for _, value, high in ends],
+        "color": MUTED.light,
+        "thickness": 1.5,
+        "width": 0,
+    }
+
+
 def plot_text(text: object) -> str:
     """Text from the data for use inside a plot: cut, and without effect as Plotly mark-up."""
     cut = safe_text(text, MAX_NAME)

@@ -98,16 +98,9 @@ def change_grid(
 ) -> Grid:
     """Changes against the base: in brackets if the interval includes zero or is unknown.
 
-    Args:
-        frame: one row per cell, with its column ``arm`` and the columns of the change.
-        axes: columns of the rows and of the columns of the grid.
-        value: title of the change, in its unit.
-        unit: of the change.
-        order: rows and columns as drawn.
-        sign: -1 if more is worse.
-        absent: hover text of an empty cell.
-        reach: the largest value of other grids that share the color scale.
-        framed: cells with a frame.
+    ``frame`` has one row per cell, with the columns ``arm``, ``axes`` and those of the change;
+    ``sign`` is -1 if more is worse; ``absent`` gives the hover text of an empty cell; ``reach`` is
+    the largest value of other grids that share the color scale.
     """
     words = {title: title for title in axes if title not in ("arm", "row", "column")}
     texts = []
@@ -137,13 +130,8 @@ def heat_map(
 ) -> Drawn:
     """One panel with one grid for each entry of the drop-down.
 
-    Args:
-        grids: by label of the entry.
-        row_height: in pixels.
-        x_title: of the horizontal axis.
-        y_title: of the vertical axis.
-        cell_format: writes the values in the cells, such as ``%{z:.2~g}``, if a grid has no texts.
-        cell_width: least width of a cell, in pixels; below it, the plot scrolls.
+    ``cell_format`` writes the values in the cells, such as ``%{z:.2~g}``, if a grid has no texts.
+    Below ``cell_width`` pixels the plot scrolls.
     """
     tallest = max(len(grid.values) for grid in grids.values())
     margin = {"l": 56, "r": 20, "t": 16, "b": 56}

@@ -11,12 +11,12 @@ from rankscope.report.charts.figure import (
     Choice,
     Drawn,
     axis,
+    error_bars,
     hover_texts,
     layout,
     plot_text,
     records,
 )
-from rankscope.report.style import MUTED
 
 ROW = 26
 """Height of a row, pixels."""
@@ -32,18 +32,12 @@ def interval_rows(
     words: Sequence[str],
     x_title: str,
     layer: str | None = None,
+    min_width: int = 0,
 ) -> Drawn:
-    """Marks with error bars.
+    """A mark with its interval for each row of a frame, from top to bottom.
 
-    Args:
-        frame: one row per mark, with the three columns of its interval.
-        name: column of the names; they are drawn from top to bottom.
-        value: column of the values.
-        colors: of the marks.
-        hollow: marks that are not filled.
-        words: further columns of the hover texts.
-        x_title: of the axis.
-        layer: column whose values are the entries of the drop-down.
+    ``words`` are further columns of the hover texts; the values of the column ``layer`` are the
+    entries of the drop-down.
     """
     names = list(dict.fromkeys(map(plot_text, frame[name])))
     height = 110 + ROW * len(names)
@@ -53,12 +47,9 @@ def interval_rows(
     entries = [""] if layer is None else list(dict.fromkeys(frame[layer]))
     for place, entry in enumerate(entries):
         shown = [row for row in rows if layer is None or row[0][layer] == entry]
-        values = [
-            tuple(row[title] for title in (value, f"{value}, low", f"{value}, high"))
-            for row, *_ in shown
-        ]
+        values = [[row[f"{value}{end}"] for end in ("", ", low", ", high")] for row, *_ in shown]
         figure.add_scatter(
-            x=[middle for middle, _, _ in values],
+            x=[middle for middle, *_ in values],
             y=[plot_text(row[name]) for row, *_ in shown],
             mode="markers",
             marker={
@@ -66,15 +57,7 @@ def interval_rows(
                 "size": 10,
                 "symbol": ["circle-open" if is_hollow else "circle" for *_, is_hollow, _ in shown],
             },
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": [0.0 if high is None else high - at for at, _, high in values],
-                "arrayminus": [0.0 if low is None else at - low for at, low, _ in values],
-                "color": MUTED.light,
-                "thickness": 1.5,
-                "width": 0,
-            },
+            error_x=error_bars(values),
             hoverinfo="text",
             hovertext=[text for *_, text in shown],
             visible=place == 0,
@@ -83,4 +66,4 @@ def interval_rows(
     figure.update_xaxes(axis(x_title))
     figure.update_yaxes(axis("", **FLAT, **order, range=[len(names) - 0.3, -0.7]))
     choices = [Choice(entry, (place,)) for place, entry in enumerate(entries)]
-    return Drawn(plot=figure, choices=choices, min_width=560)
+    return Drawn(plot=figure, choices=choices, min_width=min_width)

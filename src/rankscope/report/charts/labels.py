@@ -8,11 +8,9 @@ import plotly.graph_objects as go
 from rankscope.report.style import INK
 
 # Nominal size of the plot in pixels: that of the plot beside the answer, the narrowest on a wide
-# screen.
-WIDTH, HEIGHT = 460.0, 350.0
+# screen. Plotly pads its axes beyond the outermost point by about MARGIN.
+WIDTH, HEIGHT, MARGIN = 460.0, 350.0, 20.0
 CHARACTER, LINE, MARKER = 7.0, 15.0, 8.0
-# Plotly pads its axes beyond the outermost point.
-MARGIN = 20.0
 
 
 class PointLabel(NamedTuple):
@@ -31,14 +29,18 @@ class Box(NamedTuple):
     low: float
     high: float
 
+    @classmethod
+    def around(cls, x: float, y: float, width: float, height: float) -> "Box":
+        """The rectangle with its center at (x, y)."""
+        return cls(x - width / 2, x + width / 2, y - height / 2, y + height / 2)
+
     def overlaps(self, other: "Box") -> bool:
         """Whether two rectangles share any area."""
-        return (
-            self.right > other.left
-            and other.right > self.left
-            and self.high > other.low
-            and other.high > self.low
-        )
+        beside = self.right <= other.left or other.right <= self.left
+        return not (beside or self.high <= other.low or other.high <= self.low)
+
+
+PLOT = Box(-MARGIN, WIDTH + MARGIN, -MARGIN, HEIGHT + MARGIN)
 
 
 def place_labels(
@@ -47,46 +49,37 @@ def place_labels(
     x_range: tuple[float, float],
     y_range: tuple[float, float],
 ) -> list[tuple[PointLabel, str]]:
-    """Choose Plotly text positions for as many labels as fit.
+    """Choose Plotly text positions for as many labels as fit, most important first.
 
-    Args:
-        labels: names with their points, most important first.
-        points: every marker of the plot; no name covers one.
-        x_range: the axis from left to right.
-        y_range: the axis from bottom to top; for a reversed axis the larger number comes first.
-
-    Returns:
-        (label, ``textposition``) of the labels that fit.
+    No label covers one of ``points``. The ranges are from left to right and from bottom to top; for
+    a reversed axis the larger number comes first. Returns (label, ``textposition``).
     """
 
     def pixels(x: float, y: float) -> tuple[float, float]:
         width, height = x_range[1] - x_range[0] or 1.0, y_range[1] - y_range[0] or 1.0
         return (x - x_range[0]) / width * WIDTH, (y - y_range[0]) / height * HEIGHT
 
-    taken = [
-        Box(px - MARKER / 2, px + MARKER / 2, py - MARKER / 2, py + MARKER / 2)
-        for px, py in (pixels(*point) for point in points)
-    ]
+    taken = [Box.around(*pixels(*point), MARKER, MARKER) for point in points]
     placed = []
     for label in labels:
-        for position, box in _sides(*pixels(label.x, label.y), len(label.text) * CHARACTER):
-            inside = box.left >= -MARGIN and box.right <= WIDTH + MARGIN
-            inside = inside and box.low >= -MARGIN and box.high <= HEIGHT + MARGIN
+        x, y = pixels(label.x, label.y)
+        width = len(label.text) * CHARACTER
+        across, up = MARKER + width / 2, MARKER + LINE / 2
+        sides = {
+            "top center": (x, y + up),
+            "middle right": (x + across, y),
+            "bottom center": (x, y - up),
+            "middle left": (x - across, y),
+        }
+        for position, center in sides.items():
+            box = Box.around(*center, width, LINE)
+            inside = box.left >= PLOT.left and box.right <= PLOT.right
+            inside = inside and box.low >= PLOT.low and box.high <= PLOT.high
             if inside and not any(box.overlaps(other) for other in taken):
                 taken.append(box)
                 placed.append((label, position))
                 break
     return placed
-
-
-def _sides(px: float, py: float, width: float) -> list[tuple[str, Box]]:
-    half, gap = width / 2, MARKER
-    return [
-        ("top center", Box(px - half, px + half, py + gap, py + gap + LINE)),
-        ("middle right", Box(px + gap, px + gap + width, py - LINE / 2, py + LINE / 2)),
-        ("bottom center", Box(px - half, px + half, py - gap - LINE, py - gap)),
-        ("middle left", Box(px - gap - width, px - gap, py - LINE / 2, py + LINE / 2)),
-    ]
 
 
 def add_labels(figure: go.Figure, placed: Sequence[tuple[PointLabel, str]]) -> None:

@@ -16,6 +16,7 @@ from plotly.subplots import make_subplots
 from rankscope.formatting import number
 from rankscope.report.charts.figure import (
     axis,
+    error_bars,
     hover_texts,
     layout,
     panel_heading,
@@ -23,7 +24,7 @@ from rankscope.report.charts.figure import (
     records,
     value_text,
 )
-from rankscope.report.style import BASE_COLOR, FULL, INK, MUTED, Color, faded
+from rankscope.report.style import BASE_COLOR, FULL_COLOR, INK, MUTED, Color, faded
 
 MAX_BANDS = 3
 """With more lines than this, only the focus line keeps its band."""
@@ -141,15 +142,9 @@ def rank_plot(rank_axis: RankAxis, panels: Sequence[Panel]) -> go.Figure | None:
     figure.update_layout(layout(height, margin={"l": 48, "r": 20, "t": 36, "b": 48}))
     for row, drawing in enumerate(drawings, start=1):
         drawing.add_to(figure, row)
-    figure.update_xaxes(
-        axis(
-            range=list(rank_axis.ends()),
-            zeroline=False,
-            tickvals=[place for _, place in sorted(ticks, key=lambda tick: tick[1])],
-            ticktext=[text for text, _ in sorted(ticks, key=lambda tick: tick[1])],
-            tickangle=90 if by_arm else None,
-        )
-    )
+    texts, values = zip(*sorted(ticks, key=lambda tick: tick[1]), strict=True)
+    shared = axis(tickvals=list(values), ticktext=list(texts), tickangle=90 if by_arm else None)
+    figure.update_xaxes(shared | {"range": list(rank_axis.ends()), "zeroline": False})
     figure.update_xaxes(title_text="" if by_arm else "LoRA rank r (log scale)", row=rows, col=1)
     return figure
 
@@ -171,7 +166,7 @@ class _PanelDrawing:
         self.references = list(panel.references)
         if rank_axis.full in self.values:
             value, low, high, _ = self.values[rank_axis.full]
-            self.references.insert(0, Reference("full", value, low, high, FULL, "solid"))
+            self.references.insert(0, Reference("full", value, low, high, FULL_COLOR, "solid"))
 
     @property
     def has_points(self) -> bool:
@@ -211,26 +206,14 @@ class _PanelDrawing:
         self, figure: go.Figure, at: dict[str, int], line: RankLine, drawn: Sequence[RankPoint]
     ) -> None:
         values = [self.values[point.arm] for point in drawn]
-        bars = {
-            "type": "data",
-            "symmetric": False,
-            "arrayminus": [0.0 if low is None else value - low for value, low, _, _ in values],
-            "array": [0.0 if high is None else high - value for value, _, high, _ in values],
-            "color": MUTED.light,
-            "thickness": 1.5,
-            "width": 0,
-        }
+        colors = [point.color.light for point in drawn]
         figure.add_scatter(
             x=[self.places[point.arm] for point in drawn],
             y=[value for value, *_ in values],
-            error_y=bars if self.axis.is_by_arm else None,
+            error_y=error_bars(v[:3] for v in values) if self.axis.is_by_arm else None,
             mode="lines+markers",
             line={"color": MUTED.light, "dash": line.dash, "width": 1.5},
-            marker={
-                "color": [point.color.light for point in drawn],
-                "symbol": line.symbol,
-                "size": 10,
-            },
+            marker={"color": colors, "symbol": line.symbol, "size": 10},
             hoverinfo="text",
             hovertext=[text for *_, text in values],
             **at,

@@ -45,16 +45,11 @@ def plane_plot(
     ring: str | None,
     names: Mapping[str, str],
 ) -> go.Figure:
-    """Arms by gain and forgetting with their intervals, the front and the base; good is top right.
+    """Arms by gain and forgetting, with a ring around one; the good corner is top right.
 
-    Args:
-        placed: one row per arm, with the arm as its index.
-        axes: columns of gain and forgetting.
-        paths: the points, joined by lines.
-        crosses: color by arm of the arms whose intervals are drawn.
-        front: arms joined by a broad pale line.
-        ring: the arm with a ring around it.
-        names: text by arm, most important first.
+    ``placed`` has one row per arm, with the arm as its index, and ``axes`` are its columns.
+    ``crosses`` are the colors of the drawn intervals, ``front`` the arms joined by a broad pale
+    line, ``names`` the texts at the points, most important first.
     """
     x, y = axes
     figure = go.Figure(layout=layout(400))
@@ -86,15 +81,7 @@ def plane_plot(
 def paths_from_base(
     paths: Mapping[str, Sequence[Path]], focus: Sequence[str], x: str, y: str, reversed_y: bool
 ) -> Drawn:
-    """Paths from the base on, with a drop-down between the focus arms and all arms.
-
-    Args:
-        paths: by arm.
-        focus: arms that are shown first.
-        x: column of the horizontal axis.
-        y: column of the vertical axis.
-        reversed_y: the vertical axis shows large values at the bottom.
-    """
+    """Paths from the base on by arm, with a drop-down between the focus arms and all arms."""
     figure = go.Figure(layout=layout(440))
     traces = {
         arm: [_add_path(figure, p, x, y, True) for p in of_arm] for arm, of_arm in paths.items()

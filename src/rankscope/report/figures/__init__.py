@@ -60,17 +60,12 @@ def register(
     per: Scope = "task",
     pages: tuple[Page, ...] = ("study", "inspection"),
 ) -> Callable[[Draw], Draw]:
-    """Put a figure on the pages; for use as a decorator.
+    """Put a figure into a section of the pages, ordered by ``place``; for use as a decorator.
 
-    Args:
-        section: a key of ``SECTIONS``.
-        place: figures of a section are ordered by it.
-        per: what is drawn. ``task``: one figure per training task of a study, ``draw(view, task)``.
-            ``unit``: one per unit of scores, ``draw(view, unit)``. ``models``: one for the analyzed
-            models of a training task or of an inspection, ``draw(models)``.
-        pages: the pages that show a figure of analyzed models; others belong to the study page.
-
-    ``draw`` returns None if there is nothing to show or to explain.
+    The function is called as ``draw(view, task)`` per training task of a study, as ``draw(view,
+    unit)`` per unit of scores, or as ``draw(models)`` for the analyzed models of a training task
+    or of an inspection; of the last kind, ``pages`` names where it is shown. It returns None if
+    there is nothing to show or to explain.
     """
 
     def add(draw: Draw) -> Draw:

@@ -13,7 +13,7 @@ MEMORY = "peak memory while its group trained, GiB"
 
 
 @register("training", 20)
-def draw(view: StudyView, task: str) -> Figure:
+def draw_cost(view: StudyView, task: str) -> Figure:
     """A panel per quantity."""
     rank_axis = view.rank_axis(task)
     rows = []
@@ -30,7 +30,7 @@ def draw(view: StudyView, task: str) -> Figure:
     return Figure(
         key=view.key("cost", task),
         title=f"Cost {rank_axis.against}, {task}",
-        finding=finding(view, task),
+        finding=_finding(view, task),
         data=frame,
         plot=rank_plot(rank_axis, panels) if rows else None,
         caption=f"{rank_axis.bands_note('the range over seeds')} The time of a trial is its share "
@@ -39,8 +39,7 @@ def draw(view: StudyView, task: str) -> Figure:
     )
 
 
-def finding(view: StudyView, task: str) -> str:
-    """The cost of the focus arm beside that of full fine-tuning."""
+def _finding(view: StudyView, task: str) -> str:
     arm, full = view.focus(task), view.best_full(task)
     if arm is None:
         return "No arm has finished, so there is no cost to show."

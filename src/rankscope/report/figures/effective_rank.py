@@ -6,28 +6,28 @@ from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.rank_lines import Panel, rank_plot
 from rankscope.report.figures import register
 
-MEASURES = {
+_MEASURES = {
     "effective rank of dW, mean over matrices": mean_over_matrices("effective rank"),
     "stable rank of dW, mean over matrices": mean_over_matrices("stable rank"),
 }
-CAPTION = """Effective rank: exp of the entropy of the shares of the singular values. Stable \
+_CAPTION = """Effective rank: exp of the entropy of the shares of the singular values. Stable \
 rank: |dW|_F² over the largest singular value squared. Both are at most the rank of dW: r for \
 LoRA, 2r for PiSSA, the smaller side of the matrix for DoRA and full fine-tuning."""
 
 
 @register("weights", 20, per="models")
-def draw(models: AnalyzedModels) -> Figure | None:
+def draw_effective_rank(models: AnalyzedModels) -> Figure | None:
     """A panel for each definition; None without analyzed matrices."""
-    effective = next(iter(MEASURES.values()))
+    effective = next(iter(_MEASURES.values()))
     values, full = models.by_rank(effective, preposition="of"), models.full(effective)
     if not values:
         return None
-    frame = models.over_seeds(MEASURES)
+    frame = models.over_seeds(_MEASURES)
     return Figure(
         **models.names("effective-rank", "Directions the update uses"),
         finding=f"Effective rank at {models.rank_axis.focus}: {values}."
         + (f" Full fine-tuning: {number(full)}." if full else ""),
         data=frame,
-        plot=rank_plot(models.rank_axis, [Panel(title, frame, title) for title in MEASURES]),
-        caption=CAPTION,
+        plot=rank_plot(models.rank_axis, [Panel(title, frame, title) for title in _MEASURES]),
+        caption=_CAPTION,
     )

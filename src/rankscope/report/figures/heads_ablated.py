@@ -16,13 +16,13 @@ from rankscope.report.head_values import (
 )
 from rankscope.report.table_formats import table_from_rows
 
-CAPTION = """Exact up to rounding: the output of the head is set to zero and the items are scored \
-again. Blue heads help, orange ones hurt; costs do not add up over heads. The table ends with \
-whole layers, which have no head number. {}"""
+_CAPTION = """Exact up to rounding: the output of the head is set to zero and the items are \
+scored again. Blue heads help, orange ones hurt; costs do not add up over heads. The table ends \
+with whole layers, which have no head number. {}"""
 
 
 @register("heads", 50, per="models")
-def draw(models: AnalyzedModels) -> Figure | None:
+def draw_heads_ablated(models: AnalyzedModels) -> Figure | None:
     """Costs before, after and their difference, with a drop-down over models and tasks."""
     ablations = {
         f"{model}: {ablation.task}": (model, ablation)
@@ -52,7 +52,7 @@ def draw(models: AnalyzedModels) -> Figure | None:
         finding=f"Largest cost after tuning: {join_names(parts)} of the right answer.",
         data=table_from_rows([row for model, a in ablations.values() for row in rows(model, a)]),
         **map_panels(panels, list(ablations)),
-        caption=CAPTION.format(precision_note(dtype)).rstrip(),
+        caption=_CAPTION.format(precision_note(dtype)).rstrip(),
         choice_name="Model and task",
     )
 

@@ -25,7 +25,7 @@ from rankscope.report.head_values import (
 from rankscope.report.table_formats import table_from_rows
 
 SKILL, LOST = "carries the trained skill, nats", "carried what was lost, nats"
-CAPTION = """Rows are layers, columns heads (key/value heads for k_proj and v_proj), means over \
+_CAPTION = """Rows are layers, columns heads (key/value heads for k_proj and v_proj), means over \
 seeds. Importance is |z . dL/dz| of the right answer, with an l2 norm of 1 in each layer. Entropy \
 1 attends to all tokens alike. Both use {} of {}. Orange is below the base, blue above it. {}"""
 SKILL_NOTE = """A head carries the skill if removing it costs the tuned model more of the right \
@@ -52,7 +52,7 @@ def quantities(label: str, record: HeadsRecord) -> dict[str, HeadValues]:
 
 
 @register("heads", 10, per="models")
-def draw(models: AnalyzedModels) -> Figure | None:
+def draw_heads_compared(models: AnalyzedModels) -> Figure | None:
     """A panel for each model, with a drop-down over quantities; None without records of heads."""
     if not models.with_heads:
         return None
@@ -76,16 +76,15 @@ def draw(models: AnalyzedModels) -> Figure | None:
     note = (SKILL_NOTE if SKILL in entries else "") + precision_note(record.dtype)
     return Figure(
         **models.names("heads", "Attention heads"),
-        finding=finding(by_model, entries[0]),
+        finding=_finding(by_model, entries[0]),
         data=table_from_rows(rows),
         **map_panels(panels, entries),
-        caption=CAPTION.format(count(record.items, "item"), record.task, note).rstrip(),
+        caption=_CAPTION.format(count(record.items, "item"), record.task, note).rstrip(),
         choice_name="Shown",
     )
 
 
-def finding(by_model: Mapping[str, Mapping[str, HeadValues]], first: str) -> str:
-    """The first head of each model, whether both order heads alike, and which has the skill."""
+def _finding(by_model: Mapping[str, Mapping[str, HeadValues]], first: str) -> str:
     drawn = {label: values[first] for label, values in by_model.items() if first in values}
     parts = "; ".join(
         f"{head_text(v)} in {label}, {most(v)} (median head {number(float(np.nanmedian(v)))})"

@@ -9,19 +9,19 @@ from rankscope.report.charts.heat_map import map_panels
 from rankscope.report.figures import register
 from rankscope.report.head_values import BeforeAndAfter, HeadValues
 
-CAPTION = """0 attends to one token, 1 to all alike; the mean over the positions of prompts with \
+_CAPTION = """0 attends to one token, 1 to all alike; the mean over the positions of prompts with \
 their right answers. In the difference, orange is narrower than before and blue wider."""
 
 
 @register("heads", 40, per="models")
-def draw(models: AnalyzedModels) -> Figure | None:
+def draw_heads_entropy(models: AnalyzedModels) -> Figure | None:
     """Query heads before, after and their difference."""
     if not models.with_heads:
         return None
     values = BeforeAndAfter(models.with_heads, lambda layer: layer.entropy)
     panels = values.panels()
     parts = join_names(
-        f"{model} {mean(before)} before and {mean(values.after[model])} after; "
+        f"{model} {known_mean(before)} before and {known_mean(values.after[model])} after; "
         f"{values.most_changed(model)}"
         for model, before in values.before.items()
     )
@@ -30,12 +30,12 @@ def draw(models: AnalyzedModels) -> Figure | None:
         finding=f"Attention entropy, mean over heads: {parts}.",
         data=values.table(),
         **map_panels(panels, list(values.before)),
-        caption=CAPTION,
+        caption=_CAPTION,
         choice_name="Model",
     )
 
 
-def mean(values: HeadValues) -> str:
+def known_mean(values: HeadValues) -> str:
     """The mean over the heads with a known value."""
     known = values[~np.isnan(values)]
     return number(float(known.mean()) if known.size else None)

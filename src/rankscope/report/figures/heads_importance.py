@@ -7,13 +7,13 @@ from rankscope.report.charts.heat_map import MapPanel, map_panels
 from rankscope.report.figures import register
 from rankscope.report.head_values import BeforeAndAfter, grids, of_layers
 
-CAPTION = """|z . dL/dz| of the right answer, with an l2 norm of 1 in each layer, so heads of one \
-layer can be compared. It is a first-order estimate: if heads can replace each other it says \
+_CAPTION = """|z . dL/dz| of the right answer, with an l2 norm of 1 in each layer, so heads of \
+one layer can be compared. It is a first-order estimate: if heads can replace each other it says \
 little, and ablation is exact. In the difference, orange is less than before and blue more."""
 
 
 @register("heads", 30, per="models")
-def draw(models: AnalyzedModels) -> Figure | None:
+def draw_heads_importance(models: AnalyzedModels) -> Figure | None:
     """Query heads before, after and their difference, and key/value heads after."""
     if not models.with_heads:
         return None
@@ -29,6 +29,6 @@ def draw(models: AnalyzedModels) -> Figure | None:
         finding=f"Importance on {count(record.items, 'item')} of {record.task}: {parts}.",
         data=values.table(),
         **map_panels(panels, list(groups)),
-        caption=CAPTION,
+        caption=_CAPTION,
         choice_name="Model",
     )

@@ -17,13 +17,13 @@ from rankscope.report.table_formats import table_from_rows
 
 MOST_ROWS = 16
 """Heads drawn."""
-CAPTION = """How much more removing a head costs after tuning than before, nats per item, for the \
-{} heads that differ most. Blue on the trained task: the head carries what was learned. Orange on \
-another task: it carried what was lost there. The table has every head."""
+_CAPTION = """How much more removing a head costs after tuning than before, nats per item, for \
+the {} heads that differ most. Blue on the trained task: the head carries what was learned. \
+Orange on another task: it carried what was lost there. The table has every head."""
 
 
 @register("heads", 60, per="models")
-def draw(models: AnalyzedModels) -> Figure | None:
+def draw_heads_matrix(models: AnalyzedModels) -> Figure | None:
     """The heads that differ most on any task; None without ablations."""
     ablated = [(model, record) for model, record in models.with_heads if record.ablations]
     if not ablated:
@@ -55,7 +55,7 @@ def draw(models: AnalyzedModels) -> Figure | None:
         f"{noise}",
         data=table_from_rows(rows),
         **heat_map(grids, row_height=20, cell_format="%{z:.2~g}"),
-        caption=CAPTION.format(MOST_ROWS),
+        caption=_CAPTION.format(MOST_ROWS),
         choice_name="Model",
     )
 

@@ -10,12 +10,12 @@ from rankscope.report.figures import register
 from rankscope.report.head_values import MODULES, grids, head_text, most, moved
 from rankscope.report.table_formats import table_from_rows
 
-CAPTION = """Rows are layers. A head is its rows of q_proj, k_proj or v_proj, or its columns of \
+_CAPTION = """Rows are layers. A head is its rows of q_proj, k_proj or v_proj, or its columns of \
 o_proj; a key/value head serves several query heads."""
 
 
 @register("heads", 20, per="models")
-def draw(models: AnalyzedModels) -> Figure | None:
+def draw_heads_moved(models: AnalyzedModels) -> Figure | None:
     """A panel for each changed matrix; None if training changed no attention matrix."""
     rows = [
         {
@@ -53,6 +53,6 @@ def draw(models: AnalyzedModels) -> Figure | None:
         finding=f"|dW_h|_F / |W0_h|_F: {join_names(parts)}.",
         data=table_from_rows(rows),
         **map_panels(panels, entries),
-        caption=CAPTION,
+        caption=_CAPTION,
         choice_name="Model",
     )

@@ -12,7 +12,7 @@ Z95 = 1.959964
 
 
 @register("ranks", 10)
-def draw(view: StudyView, task: str) -> Figure:
+def draw_in_domain(view: StudyView, task: str) -> Figure:
     """The scores of all arms, with full fine-tuning and the base as references."""
     unit, base, rank_axis = view.unit(task), view.base(task), view.rank_axis(task)
     column = f"score, {unit.score}"
@@ -42,7 +42,7 @@ def draw(view: StudyView, task: str) -> Figure:
     return Figure(
         key=view.key("in-domain", task),
         title=f"In-domain score {rank_axis.against}, {task}",
-        finding=finding(view, task),
+        finding=_finding(view, task),
         data=frame,
         plot=rank_plot(rank_axis, [panel]),
         caption=f"Test split. {rank_axis.bands_note()} The interval of the base covers the choice "
@@ -50,8 +50,7 @@ def draw(view: StudyView, task: str) -> Figure:
     )
 
 
-def finding(view: StudyView, task: str) -> str:
-    """The scores on the focus line, or the best and the worst arm; full fine-tuning; the base."""
+def _finding(view: StudyView, task: str) -> str:
     unit, focus, lines = view.unit(task), view.focus_line(task), view.lines(task)
     by_arm = view.rank_axis(task).is_by_arm
     arms = (

@@ -7,13 +7,13 @@ from rankscope.report.charts.heat_map import Grid, heat_map, pivot
 from rankscope.report.figures import register
 from rankscope.report.table_formats import table_from_rows
 
-CAPTION = """Leading left singular vectors of the tuned matrix that resemble no base vector, \
+_CAPTION = """Leading left singular vectors of the tuned matrix that resemble no base vector, \
 summed over the matrices of a layer, mean over seeds. They show that a change is spread out; they \
 are not a verdict."""
 
 
 @register("weights", 40, per="models")
-def draw(models: AnalyzedModels) -> Figure | None:
+def draw_intruders(models: AnalyzedModels) -> Figure | None:
     """Models by layer; None without analyzed matrices."""
     matrices = models.matrices
     if matrices.empty:
@@ -52,5 +52,5 @@ def draw(models: AnalyzedModels) -> Figure | None:
         **heat_map(
             {"": grid}, row_height=30, x_title="layer", cell_format=cell_format, cell_width=18
         ),
-        caption=CAPTION,
+        caption=_CAPTION,
     )

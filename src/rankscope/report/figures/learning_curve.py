@@ -18,13 +18,13 @@ from rankscope.report.table_formats import table_from_rows
 SMALLEST, LARGEST = 5.0, 11.0
 """Size of the first and the last marker of a line, pixels."""
 STEP = "optimizer step"
-CAPTION = """One line per arm, the mean over its seeds, from the untuned base on. Each marker is a \
-moment of training, larger the later it is. {} Scores are of the first items of the validation \
+_CAPTION = """One line per arm, the mean over its seeds, from the untuned base on. Each marker is \
+a moment of training, larger the later it is. {} Scores are of the first items of the validation \
 split and chose nothing; quote the other figures, which use all items."""
 
 
 @register("planes", 20)
-def draw(view: StudyView, task: str) -> Figure | None:
+def draw_learning_curve(view: StudyView, task: str) -> Figure | None:
     """The curves of one training task; None if no trial was scored while it trained."""
     curves = [(arm, curve) for arm in view.arms(task) if (curve := curve_of(view, arm))]
     if not curves:
@@ -63,15 +63,14 @@ def draw(view: StudyView, task: str) -> Figure | None:
     axes = (gain, forgetting) if is_plane else (STEP, gain)
     drawn = paths_from_base(paths, focus, *axes, reversed_y=is_plane)
     directions = "Without a retention task, the gain is drawn against the step."
-    caption = CAPTION.format(
+    caption = _CAPTION.format(
         "Right is learned more, up is forgot less." if is_plane else directions
     )
     key, title = view.key("curve", task), f"Learning and forgetting by step, {task}"
-    return Figure(key, title, finding(view, curves), frame, caption=caption, **drawn)
+    return Figure(key, title, _finding(view, curves), frame, caption=caption, **drawn)
 
 
-def finding(view: StudyView, curves: Sequence[tuple[ArmSummary, list[CurveStep]]]) -> str:
-    """When the focus arm had half its gain, and where it ended; trials without a curve."""
+def _finding(view: StudyView, curves: Sequence[tuple[ArmSummary, list[CurveStep]]]) -> str:
     task = curves[0][0].task
     focus = view.focus(task)
     of_focus = (pair for pair in curves if focus is not None and pair[0].label == focus.label)

@@ -17,7 +17,7 @@ LOSS = "loss, nats per label token"
 
 
 @register("training", 10)
-def draw(view: StudyView, task: str) -> Figure:
+def draw_loss(view: StudyView, task: str) -> Figure:
     """The arms of the focus line and full fine-tuning, named at their ends."""
     curves = [(arm, c) for arm in view.focus_arms(task) if (c := binned_losses(view.trials(arm)))]
     rows = [
@@ -47,8 +47,10 @@ def draw(view: StudyView, task: str) -> Figure:
         figure.add_annotation(text=arm.short_label, font=font, showarrow=False, **at)
     figure.update_xaxes(axis("optimizer step", zeroline=False))
     figure.update_yaxes(axis("loss, nats per token", rangemode="tozero"))
-    caption = f"Mean over seeds, in at most {MAX_POINTS} bins of steps. A low training loss is not "
-    return Figure(key, title, finding(view, task, curves), frame, figure, caption + "yet a result.")
+    caption = (
+        f"Mean over seeds, in at most {MAX_POINTS} bins of steps. A low loss is no result yet."
+    )
+    return Figure(key, title, _finding(view, task, curves), frame, figure, caption)
 
 
 def binned_losses(
@@ -67,10 +69,9 @@ def binned_losses(
     return [(float(at), float(loss)) for at, loss in means]
 
 
-def finding(
+def _finding(
     view: StudyView, task: str, curves: Sequence[tuple[ArmSummary, list[tuple[float, float]]]]
 ) -> str:
-    """The lowest and the highest loss at the end, and diverged trials."""
     ends = [(curve[-1][1], arm.label) for arm, curve in curves]
     (low, lowest), (high, highest) = min(ends), max(ends)
     text = f"Loss at the end: lowest {number(low)} ({lowest})"

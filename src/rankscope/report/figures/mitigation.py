@@ -9,15 +9,15 @@ from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import table_from_rows
 
 LEVEL = 0.05
-CAPTION = """How much more each mitigation forgets than the same arm without it, scaled down until \
-both have the same in-domain score. Left of zero it keeps more than scaling, which is free. Bars \
-are 95 % intervals over seeds and items, each on its own; a hollow mark has no interval. If a \
-mitigation learned more than the plain arm does at any scale, the plain arm is credited with the \
-difference."""
+_CAPTION = """How much more each mitigation forgets than the same arm without it, scaled down \
+until both have the same in-domain score. Left of zero it keeps more than scaling, which is free. \
+Bars are 95 % intervals over seeds and items, each on its own; a hollow mark has no interval. If \
+a mitigation learned more than the plain arm does at any scale, the plain arm is credited with \
+the difference."""
 
 
 @register("mitigation", 20)
-def draw(view: StudyView, task: str) -> Figure | None:
+def draw_mitigation(view: StudyView, task: str) -> Figure | None:
     """The comparisons of one training task; None if there are none."""
     mitigation = view.mitigation(task)
     if mitigation is None or not mitigation.comparisons:
@@ -47,9 +47,9 @@ def draw(view: StudyView, task: str) -> Figure | None:
     return Figure(
         key=view.key("mitigation", task),
         title=f"Mitigations at an equal score, {task}",
-        finding=finding(view, mitigation),
+        finding=_finding(view, mitigation),
         data=frame,
-        caption=CAPTION,
+        caption=_CAPTION,
         **interval_rows(
             frame,
             "mitigation",
@@ -58,12 +58,12 @@ def draw(view: StudyView, task: str) -> Figure | None:
             hollow=[c.difference.low is None for c in comparisons],
             words=["seeds"],
             x_title=f"forgetting beyond scaling, {lost.difference}",
+            min_width=560,
         ),
     )
 
 
-def finding(view: StudyView, mitigation: TaskMitigation) -> str:
-    """How many mitigations are shown to be better or worse than scaling."""
+def _finding(view: StudyView, mitigation: TaskMitigation) -> str:
     tested = [c for c in mitigation.comparisons if c.difference.p_holm is not None]
     if not tested:
         return (

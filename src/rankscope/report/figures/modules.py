@@ -11,7 +11,7 @@ RELATIVE = "|dW|_F / |W0|_F"
 
 
 @register("weights", 50, per="models")
-def draw(models: AnalyzedModels) -> Figure | None:
+def draw_modules(models: AnalyzedModels) -> Figure | None:
     """The relative size of the update; the table has the other measures."""
     if models.matrices.empty:
         return None

@@ -11,19 +11,19 @@ from rankscope.report.charts.figure import Figure, interval_cells, interval_digi
 from rankscope.report.charts.scatter import Path, plane_plot
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView, forgetting_text
-from rankscope.report.style import FULL, MUTED
+from rankscope.report.style import FULL_COLOR, MUTED
 from rankscope.report.table_formats import table_from_rows
 
 MAX_CROSSES = 60
 """With more arms than this, only those on the front have crosses."""
-CAPTION = """Each point is one arm, the mean over its seeds. Right is learned more, up is forgot \
+_CAPTION = """Each point is one arm, the mean over its seeds. Right is learned more, up is forgot \
 less, so the good corner is top right. Crosses are 95 % intervals. Lines join the ranks of one \
-learning rate. The broad grey line is the Pareto front: no other arm learned more and forgot less. \
-The ring marks the recommended arm."""
+learning rate. The broad grey line is the Pareto front: no other arm learned more and forgot \
+less. The ring marks the recommended arm."""
 
 
 @register("planes", 10)
-def draw(view: StudyView, task: str) -> Figure:
+def draw_plane(view: StudyView, task: str) -> Figure:
     """The plane of one training task."""
     unit, lost = view.unit(task), view.forgetting_unit(task)
     gain, forgetting = view.plane_titles(task)
@@ -46,7 +46,7 @@ def draw(view: StudyView, task: str) -> Figure:
         placed = frame[frame[gain].notna() & frame[forgetting].notna()]
         plot = plot_plane(view, task, placed.set_index("arm", drop=False), front)
     key, title = view.key("plane", task), f"Learning and forgetting, {task}"
-    return Figure(key, title, finding(view, task, front), frame, plot, CAPTION)
+    return Figure(key, title, _finding(view, task, front), frame, plot, _CAPTION)
 
 
 def plane_front(arms: Sequence[ArmSummary]) -> list[ArmSummary]:
@@ -64,8 +64,7 @@ def plane_front(arms: Sequence[ArmSummary]) -> list[ArmSummary]:
     return front[::-1]
 
 
-def finding(view: StudyView, task: str, front: list[str]) -> str:
-    """The arm that learned most, the one that forgot least, and the size of the front."""
+def _finding(view: StudyView, task: str, front: list[str]) -> str:
     arms = view.arms(task)
     points = [(a.gain.value, a.forgetting.value, a) for a in arms if a.gain and a.forgetting]
     if not points and not view.retention_tasks:
@@ -90,7 +89,7 @@ def plot_plane(view: StudyView, task: str, placed: pd.DataFrame, front: list[str
     full = sorted((arm for arm in arms.values() if arm.is_full), key=lambda arm: arm.lr)
     lines = [(line, MUTED.light) for line in view.lines(task).values()]
     paths = []
-    for line, color in (*lines, (full, FULL.light)):
+    for line, color in (*lines, (full, FULL_COLOR.light)):
         if drawn := [arm for arm in line if arm.label in arms]:
             colors = [view.color(arm).light for arm in drawn]
             words = {"gain": axes[0], "forgetting": axes[1]}

@@ -11,14 +11,14 @@ from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import table_from_rows
 
-CAPTION = """Each cell is one arm, the mean over its seeds. Blue is better than the base, orange \
-worse; an empty cell was not trained. Brackets: the 95 % interval includes zero or is unknown. The \
-frame marks the recommended arm. If the best rate of a rank is at the edge of its grid, a better \
-one may be beyond it."""
+_CAPTION = """Each cell is one arm, the mean over its seeds. Blue is better than the base, orange \
+worse; an empty cell was not trained. Brackets: the 95 % interval includes zero or is unknown. \
+The frame marks the recommended arm. If the best rate of a rank is at the edge of its grid, a \
+better one may be beyond it."""
 
 
 @register("ranks", 30)
-def draw(view: StudyView, task: str) -> Figure:
+def draw_rate_map(view: StudyView, task: str) -> Figure:
     """A map for each variant (method, targets, alpha) and quantity."""
     key, title = view.key("rates", task), f"Learning rate and rank, {task}"
     variants, chosen = variants_of(view, task), view.chosen(task)
@@ -77,7 +77,7 @@ def draw(view: StudyView, task: str) -> Figure:
                 )
     drawn = heat_map(grids, row_height=38, x_title="learning rate")
     text = finding(variants)
-    return Figure(key, title, text, frame, caption=CAPTION, choice_name="Shown", **drawn)
+    return Figure(key, title, text, frame, caption=_CAPTION, choice_name="Shown", **drawn)
 
 
 def variants_of(view: StudyView, task: str) -> dict[str, list[ArmSummary]]:

@@ -12,7 +12,7 @@ CHANGE = "change against base"
 
 
 @register("ranks", 20)
-def draw(view: StudyView, task: str) -> Figure:
+def draw_retention(view: StudyView, task: str) -> Figure:
     """A panel per retention task, with full fine-tuning and no change as references."""
     names, rank_axis = view.retained(task), view.rank_axis(task)
     rows = [
@@ -39,7 +39,7 @@ def draw(view: StudyView, task: str) -> Figure:
     return Figure(
         key=view.key("retention", task),
         title=f"Retention {rank_axis.against}, trained on {task}",
-        finding=finding(view, task, names),
+        finding=_finding(view, task, names),
         data=frame,
         plot=rank_plot(rank_axis, panels) if panels else None,
         caption="Tuned minus base on the test split: below zero is forgotten. "
@@ -47,8 +47,7 @@ def draw(view: StudyView, task: str) -> Figure:
     )
 
 
-def finding(view: StudyView, task: str, names: list[str]) -> str:
-    """The largest fall and the best change."""
+def _finding(view: StudyView, task: str, names: list[str]) -> str:
     if not names:
         return "The study has no retention task, so forgetting cannot be drawn."
     changes = [

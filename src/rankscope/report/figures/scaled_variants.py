@@ -15,14 +15,14 @@ KINDS = {
     "control": ("the whole update, to their norm", "dashdot"),
 }
 """What is scaled, and the dash of its line."""
-CAPTION = """Each line is one arm, the mean over its seeds, from the untuned base to the trained \
+_CAPTION = """Each line is one arm, the mean over its seeds, from the untuned base to the trained \
 model (the large mark): its whole update times 0 to 1, without further training. Right is learned \
 more, up is forgot less. A mitigation is worth its trouble if its mark is above the line of the \
 arm without it."""
 
 
 @register("mitigation", 10)
-def draw(view: StudyView, task: str) -> Figure | None:
+def draw_scaled_variants(view: StudyView, task: str) -> Figure | None:
     """The scaling curves of one training task; None if the study has none."""
     mitigation = view.mitigation(task)
     if mitigation is None:
@@ -59,11 +59,10 @@ def draw(view: StudyView, task: str) -> Figure | None:
     focus = [arm.label for arm in view.focus_arms(task)]
     drawn = paths_from_base(paths, focus, gain, forgetting, reversed_y=True)
     key, title = view.key("scaling", task), f"Scaled down without training, {task}"
-    return Figure(key, title, finding(view, mitigation), frame, caption=CAPTION, **drawn)
+    return Figure(key, title, _finding(view, mitigation), frame, caption=_CAPTION, **drawn)
 
 
-def finding(view: StudyView, mitigation: TaskMitigation) -> str:
-    """The focus arm as trained, and at the strength chosen on the validation split."""
+def _finding(view: StudyView, mitigation: TaskMitigation) -> str:
     task, focus = mitigation.task, view.focus(mitigation.task)
     whole = [curve for curve in mitigation.curves if curve.kind == "scale"] or mitigation.curves
     curve = next((c for c in whole if focus and c.label == focus.label), whole[0])

@@ -13,13 +13,13 @@ DEFINITIONS = {
     "same index, mean of |C_ii|": ("index-matched similarity", "chance, index-matched"),
 }
 """Similarity, and that of unrelated vectors, by the title of a panel."""
-CAPTION = """1 is unchanged. Means over matrices, left and right vectors; C holds the cosines \
+_CAPTION = """1 is unchanged. Means over matrices, left and right vectors; C holds the cosines \
 between the leading singular vectors of W0 and of W. Dotted: the value of unrelated vectors; for \
 subspaces that is k/d."""
 
 
 @register("weights", 30, per="models")
-def draw(models: AnalyzedModels) -> Figure | None:
+def draw_similarity(models: AnalyzedModels) -> Figure | None:
     """A panel for each definition with its chance level; None without analyzed matrices."""
     measures = {title: mean_over_matrices(column) for title, (column, _) in DEFINITIONS.items()}
     subspace = next(iter(measures.values()))
@@ -39,7 +39,7 @@ def draw(models: AnalyzedModels) -> Figure | None:
         + f". Unrelated vectors would have {number(next(iter(chances.values())), 3)}.",
         data=frame,
         plot=rank_plot(models.rank_axis, panels),
-        caption=CAPTION,
+        caption=_CAPTION,
     )
 
 

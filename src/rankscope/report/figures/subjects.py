@@ -11,14 +11,14 @@ from rankscope.report.table_formats import table_from_rows
 MAX_SUBJECTS = 60
 """Subjects drawn, those that fell most; all of them are in the table."""
 TITLE = "change against base"
-CAPTION = """Tuned minus base on the test items of each subject; orange was forgotten. Brackets: \
+_CAPTION = """Tuned minus base on the test items of each subject; orange was forgotten. Brackets: \
 the 95 % interval includes zero or is unknown; with few items per subject, intervals are wide. \
 Each arm has the learning rate chosen for it. Subjects are ordered by the mean over arms, largest \
 fall on top."""
 
 
 @register("transfer", 20)
-def draw(view: StudyView, task: str) -> Figure | None:
+def draw_subjects(view: StudyView, task: str) -> Figure | None:
     """Subjects of the retention tasks of arms trained on ``task``; None if there are none."""
     changes = [c for c in view.recommendation.subjects if c.task == task]
     if not changes:
@@ -47,16 +47,15 @@ def draw(view: StudyView, task: str) -> Figure | None:
     return Figure(
         key=view.key("subjects", task),
         title=f"Retention by subject, trained on {task}",
-        finding=finding(view, changes),
+        finding=_finding(view, changes),
         data=frame,
         **heat_map(grids, x_title="arm"),
-        caption=CAPTION,
+        caption=_CAPTION,
         choice_name="Retention task",
     )
 
 
-def finding(view: StudyView, changes: list[SubjectChange]) -> str:
-    """The lowest and the highest change of the focus arm, and the number of clear falls."""
+def _finding(view: StudyView, changes: list[SubjectChange]) -> str:
     focus = view.focus(changes[0].task)
     labels = {c.label for c in changes}
     label = focus.label if focus and focus.label in labels else changes[0].label

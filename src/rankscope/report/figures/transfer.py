@@ -12,7 +12,7 @@ MAX_CHOICES = 60
 
 
 @register("transfer", 10, per="unit")
-def draw(view: StudyView, unit: Unit) -> Figure | None:
+def draw_transfer(view: StudyView, unit: Unit) -> Figure | None:
     """The map over the tasks measured in ``unit``; the drop-down selects an arm."""
     trains = view.training_tasks
     if not trains:
@@ -58,7 +58,7 @@ def draw(view: StudyView, unit: Unit) -> Figure | None:
     return Figure(
         key=f"transfer-{unit.score.split()[0].strip('%') or 'accuracy'}",
         title=f"Train x test map, change against the base in {unit.difference}",
-        finding=finding(view, tests, unit),
+        finding=_finding(view, tests, unit),
         data=frame,
         caption="Rows are training tasks, columns tested tasks. Blue is better than the base, "
         "orange worse. Brackets: the 95 % interval includes zero or is unknown.",
@@ -72,8 +72,7 @@ def absent(view: StudyView, train: str, test: str) -> str:
     return "shares its training rows" if shares else "not scored"
 
 
-def finding(view: StudyView, tests: list[str], unit: Unit) -> str:
-    """The largest fall and rise elsewhere for the focus arms."""
+def _finding(view: StudyView, tests: list[str], unit: Unit) -> str:
     changes = [
         (change, f"{difference(change.value, unit)} on {test} after training on {train}")
         for train in view.training_tasks

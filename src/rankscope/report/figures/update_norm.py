@@ -6,31 +6,31 @@ import plotly.graph_objects as go
 
 from rankscope.formatting import MINUS, number
 from rankscope.records import NormGrowth
-from rankscope.report.analyzed_models import AnalyzedModels, Measure, mean_over_matrices
+from rankscope.report.analyzed_models import AnalyzedModels, Measure, mean_over_matrices, total_norm
 from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.rank_lines import Panel, rank_plot
 from rankscope.report.figures import register
 from rankscope.report.style import MUTED
 
 NORM, RELATIVE = "|dW|_F over all matrices", "mean of |dW|_F / |W0|_F"
-MEASURES: dict[str, Measure] = {
-    NORM: lambda spectra: spectra.frobenius if spectra.matrices else None,
+_MEASURES: dict[str, Measure] = {
+    NORM: total_norm,
     RELATIVE: mean_over_matrices("|dW|_F / |W0|_F"),
 }
 
 
 @register("weights", 10, per="models")
-def draw(models: AnalyzedModels) -> Figure | None:
+def draw_update_norm(models: AnalyzedModels) -> Figure | None:
     """A panel for the norm and one for the norm relative to the base."""
-    frame, rank_axis = models.over_seeds(MEASURES), models.rank_axis
+    frame, rank_axis = models.over_seeds(_MEASURES), models.rank_axis
     if not rank_axis.lines and len(frame):
         return None
-    plot = rank_plot(rank_axis, [Panel(title, frame, title) for title in MEASURES])
+    plot = rank_plot(rank_axis, [Panel(title, frame, title) for title in _MEASURES])
     if models.growth is not None and plot is not None:
         add_fit(plot, models.growth)
     return Figure(
         **models.names("norm", f"Size of the update {rank_axis.against}"),
-        finding=finding(models),
+        finding=_finding(models),
         data=frame,
         plot=plot,
         caption=f"Points are means over seeds. {rank_axis.bands_note('the range over seeds')} The "
@@ -55,9 +55,8 @@ def add_fit(plot: go.Figure, growth: NormGrowth) -> None:
     )
 
 
-def finding(models: AnalyzedModels) -> str:
-    """The fit with its residual beside that of a power law, or the values."""
-    values, growth = models.by_rank(MEASURES[NORM]), models.growth
+def _finding(models: AnalyzedModels) -> str:
+    values, growth = models.by_rank(total_norm), models.growth
     if not values:
         return "No trial has a spectra record, so there is nothing to show here."
     text = f"At {models.rank_axis.focus}, |dW|_F "
@@ -72,5 +71,5 @@ def finding(models: AnalyzedModels) -> str:
             f"the mean norm); a power law r^{number(growth.power)} leaves "
             f"{number(growth.power_rms)}, so {closer} is closer."
         )
-    full = models.full(MEASURES[NORM])
+    full = models.full(total_norm)
     return text + (f" Full fine-tuning moves the weights by {number(full)}." if full else "")

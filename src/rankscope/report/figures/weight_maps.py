@@ -9,7 +9,7 @@ from rankscope.report.charts.heat_map import Grid, heat_map, pivot
 from rankscope.report.figures import Page, register
 from rankscope.report.table_formats import table_from_rows
 
-MEASURES: dict[str, tuple[str, str, str, tuple[Page, ...]]] = {
+_MEASURES: dict[str, tuple[str, str, str, tuple[Page, ...]]] = {
     "relative": (
         "Size of the update",
         "|dW|_F / |W0|_F",
@@ -40,9 +40,9 @@ MEASURES: dict[str, tuple[str, str, str, tuple[Page, ...]]] = {
 """Title, column, caption and pages, by key."""
 
 
-def draw(models: AnalyzedModels, key: str) -> Figure | None:
+def draw_weight_maps(models: AnalyzedModels, key: str) -> Figure | None:
     """One measure, with a drop-down over the models; None without analyzed matrices."""
-    title, column, caption, _ = MEASURES[key]
+    title, column, caption, _ = _MEASURES[key]
     matrices = models.matrices
     if matrices.empty:
         return None
@@ -62,7 +62,7 @@ def draw(models: AnalyzedModels, key: str) -> Figure | None:
     shown = matrices[["model", "matrix", column, *list(MATRIX_COLUMNS)[-4:]]]
     return Figure(
         **models.names(f"map-{key}", f"{title} by layer and module"),
-        finding=finding(models, column),
+        finding=_finding(models, column),
         data=table_from_rows(shown.to_dict("records")),
         **heat_map(grids, x_title="layer", cell_width=18),
         caption=caption,
@@ -70,8 +70,7 @@ def draw(models: AnalyzedModels, key: str) -> Figure | None:
     )
 
 
-def finding(models: AnalyzedModels, column: str) -> str:
-    """Mean and extreme of each model, or the number of intruders."""
+def _finding(models: AnalyzedModels, column: str) -> str:
     parts = []
     for name, of_model in models.matrices.groupby("model", sort=False):
         values = of_model[column]
@@ -87,5 +86,5 @@ def finding(models: AnalyzedModels, column: str) -> str:
     return f"{column}: {join_names(parts)}."
 
 
-for place, (name, (_, _, _, pages)) in enumerate(MEASURES.items(), start=60):
-    register("weights", place, per="models", pages=pages)(partial(draw, key=name))
+for place, (name, (_, _, _, pages)) in enumerate(_MEASURES.items(), start=60):
+    register("weights", place, per="models", pages=pages)(partial(draw_weight_maps, key=name))

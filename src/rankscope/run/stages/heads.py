@@ -42,9 +42,10 @@ class HeadsStage:
             return
         layout = HeadLayout.of(context.base.model)
         statuses = context.ledger.statuses()
-        missing = {trial.trial_id for trial in self.missing(study.trials)}
+        trials = tuple(trial for group in study.groups for trial in group)
+        missing = {trial.trial_id for trial in self.missing(trials)}
         missing |= {trial_id for trial_id, status in statuses.items() if status == "planned"}
-        tasks = dict.fromkeys(t.task for t in study.trials if t.trial_id in missing)
+        tasks = dict.fromkeys(t.task for t in trials if t.trial_id in missing)
         if not tasks:
             return
         context.label = "base"

@@ -1,22 +1,20 @@
-"""The running batch writes, token for token, what transformers' own generation writes."""
+"""Continuous batching writes, token for token, what transformers' own generation writes."""
 
 import pytest
 import torch
-from evaluation_worlds import adapter, base, encoder, loaded, merged, tokenizer
+from evaluation_worlds import (
+    adapter,
+    base,
+    merged,
+    tokenizer,
+)
 from tiny_models import base_of
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from rankscope.config.study import EvaluateConfig
-from rankscope.data.items import Item, Message
-from rankscope.errors import UserError
 from rankscope.evaluate import prefix_sharing as prefixes
 from rankscope.evaluate.continuous_batching import GenerationLimits, generate
-from rankscope.evaluate.evaluator import evaluate_task
-from rankscope.evaluate.scorers import get_scorer
-from rankscope.evaluate.scorers.generation import stop_strings
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
-from rankscope.records import BASE
 
 NEW_TOKENS = 40
 
@@ -157,63 +155,3 @@ def test_finished_rows_stay_inside_learned_positions() -> None:
     bounds = limits(context=32, max_new_tokens=20, stop_ids=frozenset())
     found = generate(engine, rows, [None], bounds)[None]
     assert [len(g.ids) for g in found] == [12] + [20] * 20
-
-
-@pytest.mark.parametrize(
-    ("prompt", "stops"),
-    [
-        ("Question: {question}\nAnswer:", ("\nQuestion:",)),
-        ("{question}", ()),
-        ("{passage}\nQ: {question}\nA:", ("\nQ:",)),
-        ("Read, then answer.\n{passage}\nQ: {question}\nA:", ("\nQ:",)),
-        ("{question}\n\n", ()),
-        ("{question}\nContext: {passage}\nA:", ("\nContext:",)),
-        ("# {question}\n", ()),
-        ("#### {question}\n", ()),
-        ("A {question}", ()),
-        ("Problem {n}. {question}", ("\nProblem",)),
-        ("### Question: {question}\n### Answer:", ("\n### Question:",)),
-    ],
-)
-def test_stop_strings_begin_a_next_question(prompt: str, stops: tuple[str, ...]) -> None:
-    item = Item("toy/test/1", "1", "1", reference="1")
-    assert stop_strings(encoder(), loaded((item,), "number", prompt).spec, (item,)) == stops
-    answer = "9*2=18, 18+4=22\n#### 18"
-    for stop in stops:
-        assert answer.partition(stop)[0] == answer
-
-
-def test_conversations_in_plain_text_stop_at_the_next_turn() -> None:
-    turns = (Message("user", "1"), Message("assistant", "2"))
-    item = Item("toy/test/1", "1", "2", messages=turns, reference="2")
-    made = encoder()
-    assert stop_strings(made, loaded((item,), "number").spec, (item,)) == ("\n\nUser:",)
-    # As the format renders it: a second turn of the user begins so.
-    longer = Item("toy/test/2", "1", "2", messages=turns * 2, reference="2")
-    rendered = made.tokenizer.decode(made.prompt_ids(longer))
-    assert rendered.count("\n\nUser:") == 1
-
-
-def test_an_item_without_gold_answer_is_refused() -> None:
-    item = Item("toy/test/1", "a", " ")
-    with pytest.raises(UserError, match="toy/test/1: no gold answer"):
-        get_scorer("number").encode(encoder(), [item], loaded((item,), "number").spec, None)
-
-
-def test_scores_follow_from_what_was_written() -> None:
-    """Gold answers taken from the model's own text are right, others are wrong."""
-    engine = base()
-    plain = [Item(f"toy/test/{n}", word, "1", reference="1") for n, word in enumerate("abcdefgh")]
-    settings = EvaluateConfig(max_new_tokens=12)
-    task = loaded(tuple(plain), "exact_match")
-    first = evaluate_task(engine, encoder(), task, "test", {None: BASE}, settings)[None][1]
-    items = tuple(
-        Item(item.item_id, item.prompt, "x", reference=result.generated if n % 2 else "nothing")
-        for n, (item, result) in enumerate(zip(plain, first, strict=True))
-    )
-    record, results = evaluate_task(
-        engine, encoder(), loaded(items, "exact_match"), "test", {None: BASE}, settings
-    )[None]
-    assert [result.score for result in results] == [0.0, 1.0] * 4
-    assert (record.metric, record.score) == ("exact_match", 0.5)
-    assert record.num_tokens >= sum(len(encoder().prompt_ids(item)) for item in items)

@@ -1,6 +1,7 @@
-"""Options scored from cached prompts equal a plain model reading one whole option at a time."""
+"""Multiple choice equals a plain model that reads one whole option at a time."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from evaluation_worlds import (
     encoder,
     lettered,
     loaded,
-    merged,
+    one_at_a_time,
     plain_model,
 )
 from peft import PeftModel
@@ -23,21 +24,13 @@ from transformers import LlamaForCausalLM
 from rankscope.config.study import EvaluateConfig
 from rankscope.data.items import LETTERS, Item
 from rankscope.errors import UserError
-from rankscope.evaluate import likelihood
-from rankscope.evaluate import prefix_sharing as prefixes
 from rankscope.evaluate.evaluator import evaluate_task
-from rankscope.evaluate.likelihood import Question, continuation_logprobs, prefix_groups
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.models.adapters.folder import save_adapter
 from rankscope.models.base import Base
 from rankscope.records import BASE, ItemResult, TrialSpec
 
-
-@torch.no_grad()
-def one_at_a_time(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> float:
-    """log p(answer | prompt): one row, one forward pass, no cache."""
-    logprobs = model(torch.tensor([[*prompt, *answer]])).logits[0].double().log_softmax(-1)
-    return sum(float(logprobs[len(prompt) + step - 1, token]) for step, token in enumerate(answer))
+SETTINGS = EvaluateConfig(batch_tokens=64, max_new_tokens=12)
 
 
 def reference(model: torch.nn.Module, item: Item, answers: tuple[str, ...]) -> list[float]:
@@ -172,97 +165,43 @@ def test_more_choices_than_letters_are_refused() -> None:
         get_scorer("option_letter").encode(encoder(), [item], spec, None)
 
 
-def test_passes_keep_their_bounds_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(likelihood, "MAX_LOGITS", 300 * 20)  # twenty kept positions per pass
-    rng = np.random.default_rng(0)
-    questions = [
-        Question(
-            rng.integers(3, 300, rng.integers(1, 30)).tolist(),
-            [rng.integers(3, 300, rng.integers(1, 5)).tolist() for _ in range(3)],
-        )
-        for _ in range(20)
-    ]
-    engine = base()
-    (group,) = prefix_groups(questions, 64, 300, engine.device)
-    assert group.prefix is None
-    batches = group.batches
-    assert sorted(index for batch in batches for index in batch.indices) == list(range(20))
-    for batch in batches:
-        alone = len(batch.indices) == 1
-        assert alone or sum(batch.rows.lengths) <= 64
-        assert alone or len(batch.rows.keep) <= 20
-    assert max(len(batch.indices) for batch in batches) > 1
-    with torch.inference_mode():
-        found = continuation_logprobs(engine, questions, [None], 64)[None]
-    model = plain_model(engine)
-    for question, values in zip(questions, found.values, strict=True):
-        expected = [
-            one_at_a_time(model, list(question.prompt), list(ids)) for ids in question.continuations
-        ]
-        assert values == pytest.approx(expected, rel=1e-5)
-    assert found.num_tokens == sum(
-        len(q.prompt) + sum(len(ids) - 1 for ids in q.continuations) for q in questions
+def test_what_follows_is_scored_after_either_option() -> None:
+    item = Item(
+        "toy/test/1",
+        "the cat sat on 1",
+        "and the other cat sat there.",
+        ("18", "1"),
+        1,
+        contexts=("the cat sat on 18", "the cat sat on 1"),
     )
+    engine, coder = base(), encoder()
+    other = adapter(engine, 4, seed=1)
+    engine.multi_lora.attach(other)
+    items = (item, dataclasses.replace(item, item_id="toy/test/2", answer=0))
+    task = loaded(items, "option_text")
+    models = {None: BASE, other.name: "other"}
+    results = evaluate_task(engine, coder, task, "test", models, SETTINGS)
+    record, found = results[None]
+    model = plain_model(engine)
+    wanted = [
+        one_at_a_time(
+            model,
+            coder.prompt_ids(dataclasses.replace(item, prompt=context)),
+            coder.answer_ids(item.completion, item),
+        )
+        for context in item.contexts
+    ]
+    assert found[0].option_logprobs == pytest.approx(wanted, abs=1e-3)
+    assert [result.score for result in found] in ([1.0, 0.0], [0.0, 1.0])
+    assert set(record.metrics) == {"acc"}
+    assert results[other.name][1][0].option_logprobs != found[0].option_logprobs
 
 
-def few_shot_questions() -> list[Question]:
-    """Two subjects of six questions after 40 and 70 tokens each, and three that stand alone."""
-    rng = np.random.default_rng(1)
-
-    def drawn(length: int) -> list[int]:
-        return rng.integers(3, 300, length).tolist()
-
-    def question(head: list[int]) -> Question:
-        options = [drawn(length) for length in (1, 3, 2)]
-        return Question([*head, *drawn(int(rng.integers(1, 12)))], [*options, options[1][:2]])
-
-    heads = [drawn(40), drawn(70)]
-    questions = [question(head) for head in heads for _ in range(6)]
-    # One that ends where the shared tokens do, and one that repeats another.
-    questions += [Question(heads[1], [[5], [6, 7]]), questions[2]]
-    return [*questions, *(question(drawn(n)) for n in (1, 9, 30))]
-
-
-@pytest.mark.parametrize("batch_tokens", [64, 4096])
-def test_shared_prefixes_change_no_score(
-    monkeypatch: pytest.MonkeyPatch, batch_tokens: int
-) -> None:
-    monkeypatch.setattr(prefixes, "PASS_TOKENS", 10)
-    engine = base()
-    member = adapter(engine, 4, seed=4)
-    engine.multi_lora.attach(member)
-    questions = few_shot_questions()
-    groups = list(prefix_groups(questions, batch_tokens, 300, engine.device))
-    assert [group.prefix and group.prefix.lengths for group in groups].count(None) == 1
-    shared = {group.prefix.lengths[0]: group for group in groups if group.prefix is not None}
-    # The question that is nothing but its examples keeps its last token.
-    assert sorted(shared) == [40, 69]
-    with torch.inference_mode():
-        found = continuation_logprobs(engine, questions, [None, member.name], batch_tokens)
-    for adapter_name, of in ((None, None), (member.name, member)):
-        model = merged(engine, of)
-        for question, values in zip(questions, found[adapter_name].values, strict=True):
-            expected = [
-                one_at_a_time(model, list(question.prompt), list(ids))
-                for ids in question.continuations
-            ]
-            assert values == pytest.approx(expected, rel=1e-5)
-    # Of seven questions the first 40 tokens are computed once, of seven the first 69.
-    alone = sum(len(q.prompt) + sum(len(i) - 1 for i in q.continuations) for q in questions)
-    assert found[None].num_tokens == alone - 6 * 40 - 6 * 69
-
-
-def test_an_adapter_that_changes_nothing_gives_the_bases_scores_bit_for_bit() -> None:
-    engine = base()
-    member = adapter(engine, 8, seed=1, size=0)
-    other = adapter(engine, 2, seed=2)
-    for one in (member, other):
-        engine.multi_lora.attach(one)
-    questions = few_shot_questions()
-    with torch.inference_mode():
-        mixed = continuation_logprobs(engine, questions, [None, other.name, member.name], 64)
-        alone = continuation_logprobs(engine, questions, [other.name], 64)
-    for adapter_name, same in ((member.name, mixed[None]), (other.name, alone[other.name])):
-        for one, two in zip(mixed[adapter_name].values, same.values, strict=True):
-            assert one.tolist() == two.tolist()
-    assert mixed[None].values[0].tolist() != mixed[other.name].values[0].tolist()
+@pytest.mark.parametrize("metric", ["acc_norm", "acc_bytes", "acc_token", "letter"])
+def test_the_primary_metric_is_the_metric_of_the_same_name(metric: str) -> None:
+    task = loaded(lettered(choice_items()), "option_text", "{question}\n{options}")
+    task = dataclasses.replace(task, spec=dataclasses.replace(task.spec, primary_metric=metric))
+    record, found = evaluate_task(base(), encoder(), task, "test", {None: BASE}, SETTINGS)[None]
+    assert record.metric == metric
+    assert record.score == record.metrics[metric]
+    assert record.score == pytest.approx(sum(item.score for item in found) / len(found))

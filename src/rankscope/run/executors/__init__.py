@@ -1,0 +1,124 @@
+"""Where the units of a study run: one executor per file.
+
+An executor takes the folder of a unit and sees to it that ``rankscope work OUT UNIT`` runs there,
+again if the worker dies, until the folder is sealed. It never opens the ledger of the study: the
+driver verifies sealed results and commits them. So results do not depend on the executor.
+
+To add one, write a module with a class like :class:`Executor` and register it::
+
+    register_executor("mine", MyExecutor)
+"""
+
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+from rankscope.config.study import StudyConfig
+from rankscope.errors import UserError
+from rankscope.run.context import RunContext
+from rankscope.run.groups import Group, group_label
+from rankscope.run.units import adopt_unit, open_unit, remove_unit
+from rankscope.store import TrialFailure
+
+POLL_SECONDS = 0.2
+
+
+class WorkerFailed(Exception):
+    """A unit did not come to its end however often it was tried."""
+
+
+class Executor(Protocol):
+    """Runs units."""
+
+    def submit(self, folder: Path) -> Future[None]:
+        """Run the unit in ``folder``; the future ends once the folder is sealed.
+
+        It ends with a RankscopeError that concerns the whole study, or with WorkerFailed.
+        """
+
+    def stop(self) -> None:
+        """Ask all workers to save their state and end, and start no more of them."""
+
+    def close(self) -> None:
+        """Return once all workers ended."""
+
+
+_EXECUTORS: dict[str, Callable[[int], Executor]] = {}
+
+
+def register_executor(name: str, factory: Callable[[int], Executor]) -> None:
+    """Make an executor known; ``factory`` gets the number of workers."""
+    _EXECUTORS[name] = factory
+
+
+def executor_names() -> list[str]:
+    """Names of all executors."""
+    import_module("rankscope.run.executors.local")
+    return sorted(_EXECUTORS)
+
+
+def new_executor(name: str, num_workers: int) -> Executor:
+    """An executor by its name.
+
+    Raises:
+        UserError: there is none of that name, or no worker.
+    """
+    if name not in executor_names():
+        raise UserError(f"executor {name!r}: expected one of {', '.join(executor_names())}")
+    if num_workers < 1:
+        raise UserError(f"--workers {num_workers}: expected at least 1")
+    return _EXECUTORS[name](num_workers)
+
+
+def run_units(
+    context: RunContext, config: StudyConfig, groups: list[Group], executor: Executor
+) -> None:
+    """Run each group as a unit, and commit its results as soon as it is sealed.
+
+    Args:
+        context: of the driver.
+        config: the study file as read.
+        groups: those with something left to do.
+        executor: where they run.
+
+    Raises:
+        Interrupted: the user asked to stop; workers have saved their state.
+        RankscopeError: a worker met an error that concerns the whole study.
+    """
+    if not groups:
+        return
+    context.label = "all groups"
+    context.begin_stage("units", len(groups))
+    pending: dict[Future[None], tuple[Path, Group]] = {}
+    try:
+        for group in groups:
+            folder = open_unit(context, config, group)
+            pending[executor.submit(folder)] = (folder, group)
+        while pending:
+            context.check_stop()
+            for future in wait(pending, POLL_SECONDS, FIRST_COMPLETED).done:
+                folder, group = pending.pop(future)
+                finish_unit(context, future, folder, group)
+    except BaseException:
+        executor.stop()
+        raise
+    finally:
+        executor.close()
+    context.reporter.finish()
+
+
+def finish_unit(context: RunContext, future: Future[None], folder: Path, group: Group) -> None:
+    """Commit the results of a unit, or mark its trials as failed."""
+    try:
+        future.result()
+    except WorkerFailed as error:
+        failures = [TrialFailure(trial.trial_id, "failed", str(error)) for trial in group]
+        context.ledger.fail_trials(failures)
+        context.reporter.note(f"{group[0].task} {group_label(group)}: {error}")
+        remove_unit(folder)
+    else:
+        adopt_unit(context, folder)
+    context.steps_done += 1
+    context.reporter.advance(context.steps_done, f"{group[0].task} {group_label(group)}")

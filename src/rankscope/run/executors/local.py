@@ -1,0 +1,109 @@
+"""Worker processes on this machine, one per unit."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from rankscope import errors
+from rankscope.errors import Interrupted, RankscopeError
+from rankscope.run.executors import WorkerFailed, register_executor
+from rankscope.run.units import DRIVER, SEAL
+
+MAX_ATTEMPTS = 5
+"""A unit whose worker died that often is given up."""
+MESSAGES = "worker.log"
+
+
+class LocalExecutor:
+    """Up to ``num_workers`` processes at a time.
+
+    Threads are split among them unless OMP_NUM_THREADS is set; with equal thread counts, results
+    are equal for any number of workers. A process that ended has returned all its memory, so no
+    unit takes the blame for an earlier one.
+    """
+
+    def __init__(self, num_workers: int) -> None:
+        self.threads = max(1, torch.get_num_threads() // num_workers)
+        self.pool = ThreadPoolExecutor(num_workers)
+        self.lock = threading.Lock()
+        self.running: set[subprocess.Popen[bytes]] = set()
+        self.stopped = False
+
+    def submit(self, folder: Path) -> Future[None]:
+        """Run a unit as soon as a worker is free."""
+        return self.pool.submit(self.run, folder)
+
+    def run(self, folder: Path) -> None:
+        """Run worker processes one after another until the unit is sealed."""
+        code = 0
+        for _ in range(MAX_ATTEMPTS):
+            process = self.start(folder)
+            code = process.wait()
+            with self.lock:
+                self.running.discard(process)
+            if code == 0 and (folder / SEAL).is_file():
+                return
+            if error := error_of(code, folder):
+                raise error
+            if code > 0:  # a bug, not a death: it would happen again
+                break
+        how = f"exit code {code}" if code > 0 else f"signal {-code}, {MAX_ATTEMPTS} times"
+        raise WorkerFailed(f"its worker ended with {how}: {last_line(folder) or 'no message'}")
+
+    def start(self, folder: Path) -> subprocess.Popen[bytes]:
+        """Start one worker process.
+
+        Raises:
+            Interrupted: :meth:`stop` was called.
+        """
+        command = [sys.executable, "-c", "from rankscope.cli import main; main()"]
+        command += ["work", str(folder.parents[1]), folder.name]
+        environment = {"OMP_NUM_THREADS": str(self.threads), **os.environ, DRIVER: str(os.getpid())}
+        with self.lock, (folder / MESSAGES).open("wb") as messages:
+            if self.stopped:
+                raise Interrupted("stopped before the unit began")
+            # A session of its own: Ctrl-C in the terminal reaches workers through stop() alone.
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=messages,
+                stderr=messages,
+                env=environment,
+                start_new_session=True,
+            )
+            self.running.add(process)
+        return process
+
+    def stop(self) -> None:
+        """Interrupt all workers: they write a checkpoint and end."""
+        with self.lock:
+            self.stopped = True
+            for process in self.running:
+                process.send_signal(signal.SIGINT)
+
+    def close(self) -> None:
+        """Wait for all workers."""
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def error_of(code: int, folder: Path) -> RankscopeError | None:
+    """The error that a worker's exit code stands for, if another attempt cannot help."""
+    for kind in (errors.UserError, errors.IntegrityError, errors.DiskFull, errors.Interrupted):
+        if code == kind.exit_code:
+            return kind(last_line(folder).removeprefix("error: ") or f"worker of {folder} stopped")
+    return None
+
+
+def last_line(folder: Path) -> str:
+    """The last thing that a worker printed."""
+    text = (folder / MESSAGES).read_text(encoding="utf-8", errors="replace").strip()
+    return " ".join(text[text.rfind("error: ") :].split()) if "error: " in text else text[-200:]
+
+
+register_executor("local", LocalExecutor)

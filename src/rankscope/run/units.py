@@ -1,0 +1,176 @@
+"""Units of work: groups that worker processes bring to their end, each in a folder of its own.
+
+    OUT/units/<group id>/
+        unit.json      what to do; written last by the driver, once the folder is ready
+        ledger.sqlite, artifacts/, checkpoints/    a ledger of the unit's own
+        sealed.json    sha256 of that ledger; written last by the worker
+
+Only the driver, the process of ``rankscope run``, writes the ledger of the study. It copies what
+the study has of a group's trials into the unit; the worker continues from there and seals the
+result; the driver verifies it and copies it back in one transaction. A worker that dies leaves
+checkpoints and finished results in its folder, so running the unit again continues.
+"""
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from rankscope.config.loader import study_values
+from rankscope.config.study import StudyConfig
+from rankscope.errors import IntegrityError, StudyLocked, UserError
+from rankscope.filesystem import replace_text
+from rankscope.provenance import sha256_file, sha256_json
+from rankscope.records import Record
+from rankscope.run.context import RunContext
+from rankscope.run.group_ledger import known_groups, store_groups
+from rankscope.run.groups import Group, group_id
+from rankscope.run.prepared import PreparedStudy
+from rankscope.store import UNITS, Ledger, StoredGroups, transfer
+
+UNIT = "unit.json"
+SEAL = "sealed.json"
+DRIVER = "RANKSCOPE_DRIVER"
+"""Environment variable with the process id of a worker's driver, if both run on one machine."""
+
+
+class UnitOrder(Record):
+    """What a worker is to do."""
+
+    config: dict[str, Any]
+    """The study file."""
+    study_sha256: str
+    """Of the study as the driver prepared it; a worker that prepares another one refuses."""
+    trial_ids: tuple[str, ...]
+
+
+class Seal(Record):
+    """Says that a unit came to its end."""
+
+    ledger_sha256: str
+    """Of the closed ledger, which holds the hashes of all artifacts."""
+
+
+def prepared_sha256(study: PreparedStudy) -> str:
+    """Hash of all that results depend on: trials, tasks and the settings of records."""
+    ids = [trial.trial_id for trial in study.trials]
+    tasks = [record.sha256 for record in study.records]
+    return sha256_json([ids, tasks, study.base_sha256, study.config.model_dump(mode="json")])
+
+
+def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
+    """The folder of a group's unit, made ready for a worker; kept as it is if it is there already.
+
+    Args:
+        context: of the driver.
+        config: the study file as read, before ``auto`` was resolved.
+        group: trials of the unit.
+    """
+    folder = context.ledger.out / UNITS / group_id(group)
+    ids = tuple(trial.trial_id for trial in group)
+    order = UnitOrder(
+        config=study_values(config), study_sha256=prepared_sha256(context.study), trial_ids=ids
+    )
+    text = order.model_dump_json()
+    if (folder / UNIT).is_file() and (folder / UNIT).read_text(encoding="utf-8") == text:
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    with Ledger.open(folder, write=True) as unit:
+        unit.put_trials(context.study.trials)
+        transfer(context.ledger, unit, ids)
+        limit = context.groups.batch_tokens(group)
+        store_groups(unit, context.study, [group], dict.fromkeys(ids, limit))
+    replace_text(folder / UNIT, text)
+    return folder
+
+
+def read_unit(folder: Path) -> UnitOrder:
+    """What the worker of a unit is to do.
+
+    Raises:
+        UserError: no unit there.
+    """
+    try:
+        return UnitOrder.model_validate_json((folder / UNIT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder}: there is no unit of work here ({error}); units are made by 'rankscope run "
+            "--workers N'"
+        ) from error
+
+
+def unit_study(order: UnitOrder, study: PreparedStudy, stored: StoredGroups) -> PreparedStudy:
+    """The study with the groups of a unit alone.
+
+    Raises:
+        UserError: this machine prepares another study than the driver.
+    """
+    if prepared_sha256(study) != order.study_sha256:
+        raise UserError(
+            "the study prepared here differs from the driver's: expected the same model, data, "
+            "device and versions of libraries"
+        )
+    return dataclasses.replace(study, groups=tuple(known_groups(stored, study)))
+
+
+def seal_unit(folder: Path) -> None:
+    """Mark the results of a unit, whose ledger is closed, as complete."""
+    seal = Seal(ledger_sha256=sha256_file(folder / "ledger.sqlite"))
+    replace_text(folder / SEAL, seal.model_dump_json())
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether a unit came to its end."""
+    return (folder / SEAL).is_file()
+
+
+def adopt_unit(context: RunContext, folder: Path) -> None:
+    """Copy the results of a sealed unit into the study, and remove its folder.
+
+    Raises:
+        IntegrityError: they are not what the worker wrote.
+    """
+    order = read_unit(folder)
+    seal = Seal.model_validate_json((folder / SEAL).read_text(encoding="utf-8"))
+    found = sha256_file(folder / "ledger.sqlite")
+    if found != seal.ledger_sha256:
+        raise IntegrityError(
+            f"{folder}: the ledger was changed after it was sealed; remove this folder to compute "
+            "the unit again"
+        )
+    with Ledger.open(folder, write=False) as unit:
+        transfer(unit, context.ledger, order.trial_ids)
+        stored = unit.groups()
+        assert stored is not None
+        context.groups.replace(order.trial_ids, stored)
+    remove_unit(folder)
+
+
+def remove_unit(folder: Path) -> None:
+    """Remove a unit's folder, the order first: what is left after a crash is garbage."""
+    (folder / UNIT).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def adopt_sealed_units(context: RunContext) -> None:
+    """Adopt the results that earlier workers left; remove units of another form of the study."""
+    for folder in sorted((context.ledger.out / UNITS).glob("*")):
+        wait_for_worker(context, folder)
+        is_ready = (folder / UNIT).is_file()
+        if not is_ready or read_unit(folder).study_sha256 != prepared_sha256(context.study):
+            shutil.rmtree(folder, ignore_errors=True)
+        elif is_sealed(folder):
+            context.did_work = True
+            adopt_unit(context, folder)
+
+
+def wait_for_worker(context: RunContext, folder: Path) -> None:
+    """Return once no worker of a driver that died holds a unit; such workers stop by themselves."""
+    while (folder / "ledger.sqlite").is_file() and not is_sealed(folder):
+        try:
+            Ledger.open(folder, write=True).close()
+            return
+        except StudyLocked:
+            context.check_stop()
+            time.sleep(0.2)

@@ -1,0 +1,41 @@
+"""What ``rankscope work OUT UNIT`` runs: one unit, from its folder to its seal."""
+
+import os
+from pathlib import Path
+
+from rankscope.config.study import StudyConfig
+from rankscope.progress import JsonlReporter, NullReporter
+from rankscope.run.conductor import Conductor
+from rankscope.run.prepare import prepare_study
+from rankscope.run.study import begin_run, interruptible, prepare_process
+from rankscope.run.units import DRIVER, is_sealed, read_unit, seal_unit, unit_study
+from rankscope.store import UNITS, Ledger
+
+
+def work(out: Path, unit: str) -> None:
+    """Bring a unit to its end, from where an earlier worker stopped; always safe to repeat.
+
+    Raises:
+        UserError: no such unit, or this machine prepares another study than the driver.
+        Interrupted: a stop was requested, or the driver is gone.
+    """
+    folder = out / UNITS / unit
+    order = read_unit(folder)
+    if is_sealed(folder):
+        return
+    prepare_process()
+    study = prepare_study(StudyConfig.model_validate(order.config))
+    driver = os.environ.get(DRIVER)
+    with Ledger.open(folder, write=True) as ledger, interruptible() as is_stop_requested:
+
+        def should_stop() -> bool:
+            # Nobody waits for the results of a worker whose driver died; the next one continues.
+            is_orphan = driver is not None and str(os.getppid()) != driver
+            return is_stop_requested() or is_orphan
+
+        stored = ledger.groups()
+        assert stored is not None
+        study = unit_study(order, study, stored)
+        reporter = JsonlReporter(NullReporter(), folder / "log.jsonl")
+        Conductor(begin_run(study, ledger, reporter, should_stop)).run_groups()
+    seal_unit(folder)

@@ -1,0 +1,76 @@
+"""Likelihood of rows and of whole texts equals a plain model, one row at a time."""
+
+import math
+
+import pytest
+import torch
+from evaluation_worlds import (
+    base,
+    encoder,
+    loaded,
+    one_at_a_time,
+    plain_model,
+    text_items,
+    tokenizer,
+)
+
+from rankscope.config.study import EvaluateConfig
+from rankscope.data.items import Item
+from rankscope.errors import UserError
+from rankscope.evaluate.evaluator import evaluate_task
+from rankscope.records import BASE
+
+SETTINGS = EvaluateConfig(batch_tokens=64, max_new_tokens=12)
+
+
+def test_loss_equals_one_row_at_a_time() -> None:
+    engine = base()
+    record, items = evaluate_task(
+        engine, encoder(), loaded(text_items(), "loss"), "test", {None: BASE}, SETTINGS
+    )[None]
+    engine.model.set_attn_implementation("sdpa")
+    sums, counts = [], []
+    for item, result in zip(text_items(), items, strict=True):
+        row = encoder().training_row(item, "completion")
+        assert row is not None
+        ids = torch.tensor([row.input_ids])
+        logprobs = engine.model(ids).logits[0].double().log_softmax(-1)
+        chosen = [
+            float(logprobs[t - 1, row.input_ids[t]]) for t, kept in enumerate(row.is_label) if kept
+        ]
+        sums.append(sum(chosen))
+        counts.append(len(chosen))
+        assert result.gold_logprob == pytest.approx(sums[-1], rel=1e-5)
+        assert result.score == pytest.approx(sums[-1] / counts[-1], rel=1e-5)
+    assert record.metrics["logprob_per_token_pooled"] == pytest.approx(
+        sum(sums) / sum(counts), rel=1e-5
+    )
+    # The end token is part of what is scored: the model must know when to stop.
+    assert row.input_ids[-1] == tokenizer().eos_token_id
+    assert row.is_label[-1]
+
+
+def test_perplexity_scores_every_token_once_whatever_the_window() -> None:
+    texts = ("the cat sat on the mat", "日本語", "1 2 3 " * 30)
+    items = tuple(Item(f"toy/test/{n}", "", text) for n, text in enumerate(texts))
+    engine, coder = base(), encoder(max_length=16)
+    task, model = loaded(items, "perplexity"), plain_model(engine)
+    record, found = evaluate_task(engine, coder, task, "test", {None: BASE}, SETTINGS)[None]
+    total, count = 0.0, 0
+    for text, result in zip(texts, found, strict=True):
+        ids = coder.text_ids(text)
+        whole = [coder.start_id, *ids]
+        # 15 new tokens a window, after one token of the window before.
+        wanted = sum(
+            one_at_a_time(model, whole[at : at + 1], whole[at + 1 : at + 16])
+            for at in range(0, len(ids), 15)
+        )
+        assert result.gold_logprob == pytest.approx(wanted, abs=1e-3)
+        total, count = total + wanted, count + len(ids)
+    num_bytes = sum(len(text.encode()) for text in texts)
+    assert record.metrics["logprob_per_token_pooled"] == pytest.approx(total / count, abs=1e-5)
+    assert record.metrics["bits_per_byte"] == pytest.approx(-total / num_bytes / math.log(2))
+    assert record.metrics["perplexity"] == pytest.approx(math.exp(-total / count), rel=1e-4)
+    asked = loaded((Item("toy/test/1", "q", "a"),), "perplexity")
+    with pytest.raises(UserError, match="scores whole texts"):
+        evaluate_task(engine, coder, asked, "test", {None: BASE}, SETTINGS)

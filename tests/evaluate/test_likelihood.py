@@ -1,0 +1,113 @@
+"""Continuations in trees after shared prefixes have the log p of a plain model, one at a time."""
+
+import numpy as np
+import pytest
+import torch
+from evaluation_worlds import (
+    adapter,
+    base,
+    merged,
+    one_at_a_time,
+    plain_model,
+)
+
+from rankscope.evaluate import likelihood
+from rankscope.evaluate import prefix_sharing as prefixes
+from rankscope.evaluate.likelihood import Question, continuation_logprobs, prefix_groups
+
+
+def test_passes_keep_their_bounds_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(likelihood, "MAX_LOGITS", 300 * 20)  # twenty kept positions per pass
+    rng = np.random.default_rng(0)
+    questions = [
+        Question(
+            rng.integers(3, 300, rng.integers(1, 30)).tolist(),
+            [rng.integers(3, 300, rng.integers(1, 5)).tolist() for _ in range(3)],
+        )
+        for _ in range(20)
+    ]
+    engine = base()
+    (group,) = prefix_groups(questions, range(0, 60, 3), 64, engine)
+    assert group.prefix is None
+    batches = group.batches
+    assert sorted({owner for batch in batches for owner in batch.owners}) == list(range(60))
+    for batch in batches:
+        alone = len(batch.rows.lengths) == 1
+        assert alone or sum(batch.rows.lengths) <= 64
+        assert alone or len(batch.rows.keep) <= 20
+    assert max(len(batch.rows.lengths) for batch in batches) > 1
+    with torch.inference_mode():
+        found = continuation_logprobs(engine, questions, [None], 64)[None]
+    model = plain_model(engine)
+    for question, values in zip(questions, found.values, strict=True):
+        expected = [
+            one_at_a_time(model, list(question.prompt), list(ids)) for ids in question.continuations
+        ]
+        assert values == pytest.approx(expected, rel=1e-5)
+    assert found.num_tokens == sum(
+        len(q.prompt) + sum(len(ids) - 1 for ids in q.continuations) for q in questions
+    )
+
+
+def few_shot_questions() -> list[Question]:
+    """Two subjects of six questions after 40 and 70 tokens each, and three that stand alone."""
+    rng = np.random.default_rng(1)
+
+    def drawn(length: int) -> list[int]:
+        return rng.integers(3, 300, length).tolist()
+
+    def question(head: list[int]) -> Question:
+        options = [drawn(length) for length in (1, 3, 2)]
+        return Question([*head, *drawn(int(rng.integers(1, 12)))], [*options, options[1][:2]])
+
+    heads = [drawn(40), drawn(70)]
+    questions = [question(head) for head in heads for _ in range(6)]
+    # One that ends where the shared tokens do, and one that repeats another.
+    questions += [Question(heads[1], [[5], [6, 7]]), questions[2]]
+    return [*questions, *(question(drawn(n)) for n in (1, 9, 30))]
+
+
+@pytest.mark.parametrize("batch_tokens", [64, 4096])
+def test_shared_prefixes_change_no_score(
+    monkeypatch: pytest.MonkeyPatch, batch_tokens: int
+) -> None:
+    monkeypatch.setattr(prefixes, "PASS_TOKENS", 10)
+    engine = base()
+    member = adapter(engine, 4, seed=4)
+    engine.multi_lora.attach(member)
+    questions = few_shot_questions()
+    starts = [4 * n for n in range(len(questions))]
+    groups = list(prefix_groups(questions, starts, batch_tokens, engine))
+    assert [group.prefix and group.prefix.lengths for group in groups].count(None) == 1
+    shared = {group.prefix.lengths[0]: group for group in groups if group.prefix is not None}
+    # The question that is nothing but its examples keeps its last token.
+    assert sorted(shared) == [40, 69]
+    with torch.inference_mode():
+        found = continuation_logprobs(engine, questions, [None, member.name], batch_tokens)
+    for adapter_name, of in ((None, None), (member.name, member)):
+        model = merged(engine, of)
+        for question, values in zip(questions, found[adapter_name].values, strict=True):
+            expected = [
+                one_at_a_time(model, list(question.prompt), list(ids))
+                for ids in question.continuations
+            ]
+            assert values == pytest.approx(expected, rel=1e-5)
+    # Of seven questions the first 40 tokens are computed once, of seven the first 69.
+    alone = sum(len(q.prompt) + sum(len(i) - 1 for i in q.continuations) for q in questions)
+    assert found[None].num_tokens == alone - 6 * 40 - 6 * 69
+
+
+def test_an_adapter_that_changes_nothing_gives_the_bases_scores_bit_for_bit() -> None:
+    engine = base()
+    member = adapter(engine, 8, seed=1, size=0)
+    other = adapter(engine, 2, seed=2)
+    for one in (member, other):
+        engine.multi_lora.attach(one)
+    questions = few_shot_questions()
+    with torch.inference_mode():
+        mixed = continuation_logprobs(engine, questions, [None, other.name, member.name], 64)
+        alone = continuation_logprobs(engine, questions, [other.name], 64)
+    for adapter_name, same in ((member.name, mixed[None]), (other.name, alone[other.name])):
+        for one, two in zip(mixed[adapter_name].values, same.values, strict=True):
+            assert one.tolist() == two.tolist()
+    assert mixed[None].values[0].tolist() != mixed[other.name].values[0].tolist()

@@ -1,0 +1,124 @@
+"""Worker processes: whichever dies, whatever its driver does, the study comes out the same."""
+
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pocket_study import SETTINGS, leftovers, results, small_study
+
+from rankscope.errors import IntegrityError, Interrupted, UserError
+from rankscope.progress import NullReporter
+from rankscope.run.executors.local import LocalExecutor
+from rankscope.run.worker import work
+
+STUDY: dict[str, Any] = {
+    "arms": SETTINGS["arms"][:2],
+    "seeds": [0, 1],
+    "evaluate": {"max_items": 8, "retention": ["pocket_cloze"]},
+}
+"""Two groups of two adapters; those of the second have dropout."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Results of a run in one process."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    small_study(folder, **STUDY).run(folder / "out")
+    return results(folder / "out")
+
+
+class Killer(LocalExecutor):
+    """Kills the worker of the first unit once it trains."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.killed = False
+
+    def submit(self, folder: Path) -> Any:
+        if not self.running and not self.killed:
+            threading.Thread(target=self.kill, args=(folder,), daemon=True).start()
+        return super().submit(folder)
+
+    def kill(self, folder: Path) -> None:
+        while " train " not in read(folder / "log.jsonl"):
+            time.sleep(0.02)
+        for process in list(self.running):
+            if folder.name in process.args:  # type: ignore[operator]
+                process.send_signal(signal.SIGKILL)
+                self.killed = True
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_worker_is_started_again(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    killer = Killer()
+    small_study(tmp_path, **STUDY).run(tmp_path / "out", executor=killer)
+    assert killer.killed
+    assert results(tmp_path / "out") == undisturbed
+    assert leftovers(tmp_path / "out") == []
+
+
+class Recorder(LocalExecutor):
+    """Runs units in this process, or leaves them unfinished."""
+
+    def __init__(self, *, finish: bool) -> None:
+        super().__init__(1)
+        self.finish = finish
+
+    def run(self, folder: Path) -> None:
+        if self.finish:
+            work(folder.parents[1], folder.name)
+        raise Interrupted("the driver goes away")
+
+
+class Stages(NullReporter):
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def stage(self, name: str, total: int) -> None:
+        self.names.append(name)
+
+
+def abandoned(folder: Path, *, finish: bool) -> Path:
+    """A study whose driver went away when its first unit was sealed, or before."""
+    with pytest.raises(Interrupted):
+        small_study(folder, **STUDY).run(folder / "out", executor=Recorder(finish=finish))
+    return folder / "out"
+
+
+def test_a_new_driver_adopts_what_was_sealed(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    out = abandoned(tmp_path, finish=True)
+    assert len(list(out.glob("units/*/sealed.json"))) >= 1
+    sealed = len(list(out.glob("units/*/sealed.json")))
+    stages = Stages()
+    small_study(tmp_path, **STUDY).run(out, stages)
+    assert len([name for name in stages.names if " train " in name]) == 2 - sealed
+    assert results(out) == undisturbed
+    assert not (out / "units").exists()
+
+
+def test_a_sealed_result_that_was_altered_is_refused(tmp_path: Path) -> None:
+    out = abandoned(tmp_path, finish=True)
+    seal = next(out.glob("units/*/sealed.json"))
+    weights = next(seal.parent.rglob("adapter_model.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"adapter_model.safetensors: expected sha256"):
+        small_study(tmp_path, **STUDY).run(out)
+
+
+def test_a_worker_refuses_what_is_no_unit_or_another_study(tmp_path: Path) -> None:
+    out = abandoned(tmp_path, finish=False)
+    with pytest.raises(UserError, match="no unit of work here"):
+        work(out, "0123456789abcdef")
+    unit = next(out.glob("units/*/unit.json"))
+    unit.write_text(unit.read_text().replace('"max_items":8', '"max_items":7'))
+    with pytest.raises(UserError, match="differs from the driver's"):
+        work(out, unit.parent.name)
