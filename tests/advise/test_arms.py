@@ -172,7 +172,7 @@ def test_tasks_by_what_they_show() -> None:
     assert [t.name for t in transfer_tasks(study, "law")] == ["med", "math"]
 
 
-def test_two_arms_are_compared_on_the_report_split() -> None:
+def test_two_arms_are_compared_on_the_test_split() -> None:
     study = synthetic_study(TRUTH)
     arms = arms_by_label(study)
     two, eight = arms["r=2 lr=0.001"], arms["r=8 lr=0.001"]

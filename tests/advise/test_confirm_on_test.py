@@ -5,20 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from advice import advice_on, texts
 from synthetic_study import Truth, synthetic_study, with_objective
 
-from rankscope.advise.recommend import recommend
-from rankscope.formatting import POINTS, difference
 from rankscope.records import BASE, StudyRecords, TaskAdvice
-
-
-def advise(study: StudyRecords) -> TaskAdvice:
-    (advice,) = recommend(study).advice
-    return advice
-
-
-def texts(advice: TaskAdvice, kind: str) -> str:
-    return " ".join(reason.text for reason in advice.reasons if reason.kind == kind)
 
 
 def value_of(advice: TaskAdvice, name: str) -> float:
@@ -31,7 +21,7 @@ def test_what_forgets_as_much_as_it_gains_is_never_firmly_recommended_for_nothin
     truth = Truth(accuracy=lambda rank, lr: 0.42, forgetting=lambda rank, lr: 0.12, full_lrs=())
     found: Counter[str] = Counter()
     for seed in range(30):
-        advice = advise(synthetic_study(truth, seed))
+        advice = advice_on(synthetic_study(truth, seed))
         found[f"{advice.decision}, {advice.confidence}"] += 1
         if advice.decision == "use":
             assert value_of(advice, "net") > 0
@@ -50,7 +40,7 @@ def test_what_forgets_as_much_as_it_gains_is_never_firmly_recommended_for_nothin
     assert found["use, firm"] <= 3  # 2.5 % in truth
 
 
-def test_what_the_report_split_shows_to_be_worth_less_than_nothing_is_not_recommended() -> None:
+def test_what_the_test_split_shows_to_be_worth_less_than_nothing_is_not_recommended() -> None:
     """The validation split sees no forgetting at all, the test split 30 points of it."""
     study = synthetic_study(Truth(full_lrs=(), base_other=0.8, forgetting=lambda rank, lr: 0.0))
     items = {
@@ -60,14 +50,14 @@ def test_what_the_report_split_shows_to_be_worth_less_than_nothing_is_not_recomm
         for key, found in study.items.items()
     }
     weak = replace(study, items=items)
-    assert advise(study).decision == "use"
-    advice = advise(with_objective(weak, retention=3.0))
+    assert advice_on(study).decision == "use"
+    advice = advice_on(with_objective(weak, retention=3.0))
     assert (advice.decision, advice.confidence) == ("do_not_fine_tune", "tentative")
     assert "is not worth it on med" in advice.headline
     assert value_of(advice, "net_high") < 0
 
 
-def test_a_limit_on_forgetting_holds_on_the_report_split_too() -> None:
+def test_a_limit_on_forgetting_holds_on_the_test_split_too() -> None:
     truth = Truth(
         accuracy=lambda rank, lr: 0.45,
         forgetting=lambda rank, lr: 0.03,
@@ -76,7 +66,7 @@ def test_a_limit_on_forgetting_holds_on_the_report_split_too() -> None:
     )
     found: Counter[str] = Counter()
     for seed in range(30):
-        advice = advise(synthetic_study(truth, seed))
+        advice = advice_on(synthetic_study(truth, seed))
         found[advice.decision] += 1
         if advice.chosen is None or advice.chosen.forgetting is None:
             continue
@@ -89,20 +79,8 @@ def test_a_limit_on_forgetting_holds_on_the_report_split_too() -> None:
         assert bool(asked) == (not kept)
     assert found["use"] > 0
     assert found["not_decided"] > 0
-    roomy = advise(synthetic_study(replace(truth, objective={"max_forgetting": 0.2})))
+    roomy = advice_on(synthetic_study(replace(truth, objective={"max_forgetting": 0.2})))
     assert (roomy.decision, roomy.confidence) == ("use", "firm")
-
-
-def test_arms_that_a_limit_takes_out_are_named() -> None:
-    truth = Truth(
-        forgetting=lambda rank, lr: 0.3 if rank is None else 0.0,
-        objective={"max_forgetting": 0.1},
-    )
-    advice = advise(synthetic_study(truth))
-    assert advice.decision == "use"
-    told = texts(advice, "caveat")
-    assert "1 arm of 4 forgot more than the 10.0 points allowed" in told
-    assert "full fine-tuning (lr 0.0005)" in told
 
 
 def test_a_limit_that_cannot_be_applied_leaves_the_advice_tentative() -> None:
@@ -112,83 +90,12 @@ def test_a_limit_that_cannot_be_applied_leaves_the_advice_tentative() -> None:
         missing=frozenset((label, "general") for label in labels),
         objective={"max_forgetting": 0.1},
     )
-    advice = advise(synthetic_study(truth))
+    advice = advice_on(synthetic_study(truth))
     assert (advice.decision, advice.confidence) == ("use", "tentative")
     assert "The limit on forgetting could not be applied" in texts(advice, "caveat")
     assert any(
         n.kind == "retention" and "Score the base and this arm" in n.text for n in advice.next_steps
     )
-
-
-@pytest.mark.parametrize(
-    ("forgets", "limit", "headline"),
-    [(0.3, 0.1, "each forgets more than the 10.0 points allowed"), (0.0, 0.5, "are ruled out for")],
-)
-def test_an_arm_that_never_finished_is_not_firmly_ruled_out(
-    forgets: float, limit: float, headline: str
-) -> None:
-    def truth(failed: bool) -> Truth:
-        return Truth(
-            ranks=(2, 8),
-            full_lrs=(),
-            num_items=3000,
-            seed_spread=0.0,
-            base_accuracy=0.3,
-            accuracy=lambda rank, lr: 0.3,
-            forgetting=lambda rank, lr: forgets,
-            failed={(2, 1e-3, seed): "diverged" for seed in (0, 1, 2)} if failed else {},
-            objective={"max_forgetting": limit, "margin": 0.05},
-        )
-
-    for failed, confidence in ((False, "firm"), (True, "tentative")):
-        advice = advise(synthetic_study(truth(failed)))
-        assert (advice.decision, advice.confidence) == ("do_not_fine_tune", confidence)
-        assert headline in advice.headline
-
-
-def test_what_is_asked_for_is_of_the_difference_that_was_found() -> None:
-    """A wide margin asks for nothing: how near the net, or the limit, lies is what counts."""
-    truth = Truth(
-        accuracy=lambda rank, lr: 0.42,
-        forgetting=lambda rank, lr: 0.12,
-        full_lrs=(),
-        objective={"margin": 0.1, "max_forgetting": 0.125},
-    )
-    seen = 0
-    for seed in range(30):
-        advice = advise(synthetic_study(truth, seed))
-        for need in advice.next_steps:
-            if "net" not in need.values and "max_forgetting" not in need.values:
-                continue
-            seen += 1
-            assert need.values.get("items", 401) > 400
-            assert need.values.get("seeds", 4) > 3
-            if "net" in need.values:
-                assert (
-                    f"{difference(need.values['net'], POINTS)} by the study's weights" in need.text
-                )
-    assert seen > 10
-
-
-def test_a_gain_that_holm_takes_back_is_what_is_asked_about() -> None:
-    """Three tasks: an interval clear of zero may still be no shown gain."""
-    truth = Truth(
-        tasks=("med", "law", "art"),
-        ranks=(8,),
-        full_lrs=(),
-        accuracy=lambda rank, lr: 0.345,
-        forgetting=lambda rank, lr: 0.03,
-        seed_spread=0.0,
-    )
-    seen = 0
-    for seed in range(20):
-        for advice in recommend(synthetic_study(truth, seed)).advice:
-            arm = advice.arms[0]
-            clear = arm.gain is not None and (arm.gain.low or 0) > 0
-            if clear and "cannot tell whether fine-tuning helps" in advice.headline:
-                seen += 1
-                assert not any("study's weights" in step.text for step in advice.next_steps)
-    assert seen > 0
 
 
 def with_text_retention(study: StudyRecords, fall: float) -> StudyRecords:
@@ -215,71 +122,25 @@ def with_text_retention(study: StudyRecords, fall: float) -> StudyRecords:
 def test_points_and_nats_are_not_added_up(fall: float) -> None:
     """0.15 nats are not 15 points: they cannot outweigh a gain of 10, nor be half of it."""
     study = synthetic_study(Truth(accuracy=lambda rank, lr: 0.40))
-    advice = advise(with_text_retention(study, fall))
+    advice = advice_on(with_text_retention(study, fall))
     assert (advice.decision, advice.confidence) == ("use", "tentative")
     assert "cannot be added: forgetting has no weight" in texts(advice, "caveat")
     assert "0 x forgetting" in texts(advice, "choice")
     assert "Over-forgetting" not in texts(advice, "diagnostic")
     assert any("Set objective.max_forgetting" in need.text for need in advice.next_steps)
-    kept = advise(with_text_retention(study, 0.0))
+    kept = advice_on(with_text_retention(study, 0.0))
     assert (kept.decision, kept.confidence) == ("use", "firm")
     limited = synthetic_study(
         Truth(accuracy=lambda rank, lr: 0.40, objective={"max_forgetting": 0.2})
     )
-    held = advise(with_text_retention(limited, fall))
+    held = advice_on(with_text_retention(limited, fall))
     assert (held.decision, held.confidence) == ("use", "firm")
     assert "is held to objective.max_forgetting" in texts(held, "caveat")
 
 
 def test_where_forgetting_alone_has_a_weight_its_nats_are_not_points() -> None:
     study = synthetic_study(Truth(objective={"in_domain": 0.0}))
-    advice = advise(with_text_retention(study, 0.15))
+    advice = advice_on(with_text_retention(study, 0.15))
     assert advice.decision == "do_not_fine_tune"
     assert "\N{MINUS SIGN}0.150 nats" in texts(advice, "choice")
     assert "\N{MINUS SIGN}15.0 points" not in texts(advice, "choice")
-
-
-def test_a_rank_passed_over_for_a_failed_seed_leaves_full_fine_tuning_tentative() -> None:
-    def truth(failed: bool) -> Truth:
-        return Truth(
-            ranks=(8, 32),
-            accuracy=lambda rank, lr: 0.7 if rank == 8 else 0.8,
-            forgetting=lambda rank, lr: 0.0,
-            failed={(32, 1e-3, 0): "diverged"} if failed else {},
-        )
-
-    advice = advise(synthetic_study(truth(failed=True)))
-    assert (advice.decision, advice.confidence) == ("use_full", "tentative")
-    assert "Without its failed trials LoRA r=32" in texts(advice, "caveat")
-    whole = advise(synthetic_study(truth(failed=False)))
-    assert whole.decision == "use"
-    assert "failed trials" not in texts(whole, "caveat")
-    # The only LoRA arm is not passed over for itself.
-    alone = advise(synthetic_study(replace(truth(failed=True), ranks=(32,))))
-    assert "Without its failed trials" not in texts(alone, "caveat")
-
-
-def with_rates(study: StudyRecords, rates: dict[int, tuple[float, ...]]) -> StudyRecords:
-    """Of every rank only the trials at the rates given."""
-    kept = [t for t in study.trials if t.spec.rank is None or t.spec.lr in rates[t.spec.rank]]
-    return replace(study, trials=tuple(kept))
-
-
-def test_ranks_at_rates_of_their_own_are_said_to_be_confounded() -> None:
-    study = synthetic_study(Truth(ranks=(2, 8), lrs=(3e-3, 1e-3, 1e-4)))
-    both = (1e-3, 1e-4)
-    told = {
-        name: texts(advise(with_rates(study, {2: small, 8: large})), "caveat")
-        for name, small, large in (
-            ("apart", (1e-3,), (1e-4,)),
-            ("one", (1e-3,), (1e-3,)),
-            ("part", both, (1e-4,)),
-            ("shifted", (3e-3, 1e-3), both),
-            ("whole", both, both),
-        )
-    }
-    assert "(r=2 at 0.001; r=8 at 0.0001)" in told["apart"]
-    assert "Both ranks were trained at one learning rate (0.001)" in told["one"]
-    assert "(r=2 at 0.0001, 0.001; r=8 at 0.0001)" in told["part"]
-    assert "(r=2 at 0.001, 0.003; r=8 at 0.0001, 0.001)" in told["shifted"]
-    assert "between learning rates" not in told["whole"]

@@ -3,10 +3,15 @@
 import dataclasses
 
 import pytest
+from advice import advise, texts
 from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.recommend import recommend
-from rankscope.records import AdviceMessage, StudyRecords, TaskAdvice
+from rankscope.records import (
+    AdviceMessage,
+    StudyRecords,
+    TaskAdvice,
+)
 
 
 def diagnostics(study: StudyRecords) -> list[AdviceMessage]:
@@ -128,3 +133,15 @@ def test_negative_transfer_needs_a_tenth_and_a_test() -> None:
     assert named(found(0.2, 400))
     assert not named(found(0.04, 4000))  # clear, but a twentieth
     assert not named(found(0.12, 15))  # large, but 15 items do not show it
+
+
+def test_a_saturated_base_is_named() -> None:
+    advice = advise(Truth(base_accuracy=0.98, accuracy=lambda rank, lr: 0.98))
+    assert advice.decision == "do_not_fine_tune"
+    assert "left to gain" in texts(advice, "diagnostic")
+
+
+def test_ranks_without_order_are_named() -> None:
+    jagged = {2: 0.9, 4: 0.5, 8: 0.9, 16: 0.5, 32: 0.75, 64: 0.7}
+    advice = advise(Truth(ranks=tuple(jagged), accuracy=lambda r, lr: jagged[r or 2], retention=()))
+    assert "No pattern across ranks" in texts(advice, "diagnostic")

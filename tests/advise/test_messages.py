@@ -1,10 +1,11 @@
-"""Names of arms in sentences."""
+"""Sentences of the advice: names of arms, numbers and their values."""
 
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from advice import advise
 from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise import catalogue, headlines
@@ -128,3 +129,21 @@ def test_every_sentence_of_the_catalogue_is_used() -> None:
     assert all(
         template.text.endswith((".", "{limit}")) for template in catalogue.CATALOGUE.values()
     )
+
+
+def test_own_text_is_worded_in_nats() -> None:
+    advice = advise(
+        Truth(
+            metric="log_probability",
+            num_items=60,
+            base_accuracy=0.0,
+            base_other=0.0,
+            accuracy=lambda rank, lr: 0.5,
+            forgetting=lambda rank, lr: 0.0,
+        )
+    )
+    assert advice.decision == "use"
+    everything = advice.headline + "".join(r.text for r in advice.reasons)
+    assert "nats per token" in everything
+    assert "points" not in everything
+    assert "%" not in everything.replace("95 % interval", "").replace("% of the model", "")

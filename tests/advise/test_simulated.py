@@ -109,7 +109,7 @@ CLOSE = ("forgotten as much as gained", "forgetting 1 point over the limit")
 
 @pytest.mark.parametrize("name", TRUTHS)
 def test_the_advice_on_a_known_truth_is_right_or_open(name: str) -> None:
-    draws = 12
+    draws = 8
     found = judged(name, draws)
     assert found["wrong"] <= 1
     if name not in CLOSE:

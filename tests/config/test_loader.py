@@ -618,6 +618,7 @@ model: {hub: '010', revision: '1e10'}
 tasks:
   - {name: 'no', train: "a b: c #d.jsonl", prompt: "Q: {question}\\n# A:\\t", scorer: number}
   - {name: 'null', max_train_rows: 10}
+  - {name: both, mixture: ['no', 'null']}
 arms:
   - {method: rslora, rank: [8, 8], alpha: [r, 3], lr: [1e-7, 0.1], targets: [b, a.b], dropout: 0.1}
   - {method: full, lr: 123456.789, batch_size: 3}

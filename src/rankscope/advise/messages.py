@@ -15,17 +15,8 @@ from dataclasses import dataclass
 from rankscope.advise.catalogue import CATALOGUE
 from rankscope.advise.statistics.estimates import negated
 from rankscope.formatting import Unit, amount, count, difference, evidence, score_text
+from rankscope.models.methods import get_method
 from rankscope.records import AdviceMessage, ArmSummary, Estimate
-
-METHOD_NAMES = {
-    "lora": "LoRA",
-    "rslora": "rsLoRA",
-    "lora+": "LoRA+",
-    "dora": "DoRA",
-    "pissa": "PiSSA",
-    "eva": "EVA",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -90,8 +81,7 @@ def arm_name(arm: ArmSummary) -> str:
         return f"full fine-tuning ({rate})"
     if arm.alpha is None:  # the label of a PEFT method already lists its settings
         return arm.label
-    name = METHOD_NAMES.get(arm.method, arm.method)
-    return f"{name} r={arm.rank} (alpha {arm.alpha:g}, {rate})"
+    return f"{get_method(arm.method).label} r={arm.rank} (alpha {arm.alpha:g}, {rate})"
 
 
 def estimate_values(name: str, estimate: Estimate) -> dict[str, float]:

@@ -129,8 +129,10 @@ class TaskConfig(ConfigSection):
     def check_mixture(self) -> Self:
         if not self.mixture:
             return self
-        given = sorted(self.model_fields_set - {"name", "mixture", "max_train_rows"})
-        if given:
+        # Values, not keys: a dumped study states every default.
+        others = {name: f.default for name, f in type(self).model_fields.items() if name != "name"}
+        del others["mixture"], others["max_train_rows"]
+        if given := [name for name, default in others.items() if getattr(self, name) != default]:
             raise ValueError(
                 f"'mixture' takes rows and prompts from its tasks: remove {given[0]!r}"
             )

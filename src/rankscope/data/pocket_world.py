@@ -38,7 +38,7 @@ SPLIT_SEEDS = {"train": "train", "validation": "selection", "test": "report"}
 """Part of the seed of a split's rows: another text would draw other rows."""
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
-DIGITS = tuple("0123456789")
+_DIGITS = tuple("0123456789")
 PUNCTUATION = words("? : , + - ####")
 
 # A name is two of these 64 words, so one word does not identify its bearer: a fact belongs to the
@@ -176,7 +176,7 @@ def vocabulary() -> tuple[str, ...]:
     """Every token of the world, special tokens first; the index is the token id."""
     words = itertools.chain(
         SPECIAL_TOKENS,
-        DIGITS,
+        _DIGITS,
         PUNCTUATION,
         ATTRIBUTES,
         *ATTRIBUTES.values(),

@@ -1,0 +1,130 @@
+"""Limits of the evidence, on studies that have them."""
+
+import dataclasses
+from dataclasses import replace
+
+import numpy as np
+from advice import advice_on, advise, texts
+from synthetic_study import Truth, synthetic_study
+
+from rankscope.advise.recommend import recommend
+from rankscope.advise.statistics.estimates import paired_estimate
+from rankscope.advise.statistics.power import detectable, minimum_detectable_effect
+from rankscope.records import (
+    BASE,
+    StudyRecords,
+    TaskAdvice,
+)
+
+
+def test_signs_and_limits_of_the_data() -> None:
+    advice = advise(
+        Truth(transfer=lambda rank, lr: -0.3, contamination=10, base_other=0.8, num_items=500)
+    )
+    assert "Negative transfer: math falls by" in texts(advice, "diagnostic")
+    assert "10 exact" in texts(advice, "caveat")
+    # 10 of 500 test rows are more than one in a hundred.
+    assert advice.confidence == "tentative"
+    assert "one learning rate" in texts(advice, "caveat")
+    at_chance = advise(Truth(base_other=0.25, forgetting=lambda rank, lr: 0.0))
+    assert "at chance on general" in texts(at_chance, "caveat")
+    assert "not measured" in texts(advise(Truth(retention=())), "caveat")
+
+
+def test_contamination_of_different_kinds_are_added_up() -> None:
+    study = synthetic_study(Truth(num_items=1000))
+
+    def leaking(exact: int, ngram: int) -> TaskAdvice:
+        tasks = tuple(
+            t.model_copy(
+                update={"contamination": {"exact": exact, "ngram13": ngram}} if t.trained_on else {}
+            )
+            for t in study.tasks
+        )
+        return recommend(dataclasses.replace(study, tasks=tasks)).advice[0]
+
+    # One in a hundred of 1000 rows is 10.
+    assert leaking(9, 0).confidence == "firm"
+    assert leaking(9, 9).confidence == "tentative"
+
+
+def test_what_could_be_seen_is_said_of_the_arm_it_is_compared_with() -> None:
+    """Full fine-tuning is measured by the best LoRA arm, not by the first of the grid."""
+    steep = Truth(accuracy=lambda rank, lr: {None: 0.9, 2: 0.4, 8: 0.5, 32: 0.7}[rank])
+    study = synthetic_study(steep)
+    advice = recommend(study).advice[0]
+    assert advice.decision == "use_full"
+    seen = next(r for r in advice.reasons if "detectable" in r.values)
+    assert "full fine-tuning (lr 0.0005) and LoRA r=32" in seen.text
+
+    def rows(method: str) -> np.ndarray:
+        return np.stack(
+            [
+                study.items[t.spec.trial_id, "med", "test"].scores
+                for t in study.trials
+                if f"-{method}-" in t.spec.trial_id
+            ]
+        )
+
+    gap = paired_estimate(rows("full"), rows("32"))
+    assert seen.values["detectable"] == detectable(gap)
+    # Not less than what the items alone would let be seen, by the formula of the paired design.
+    spread = float(np.var(rows("full").mean(axis=0) - rows("32").mean(axis=0)))
+    items_alone = minimum_detectable_effect(400, spread)
+    assert items_alone is not None
+    assert seen.values["detectable"] >= 0.99 * items_alone
+
+
+def test_a_score_of_the_base_that_is_not_finite_is_left_out() -> None:
+    study = synthetic_study(
+        Truth(base_accuracy=0.98, base_other=0.25, forgetting=lambda rank, lr: 0.0)
+    )
+    items = dict(study.items)
+    for key, found in study.items.items():
+        if key[0] == BASE:
+            scores = found.scores.copy()
+            scores[:3] = np.nan
+            items[key] = dataclasses.replace(found, scores=scores)
+    (advice,) = recommend(dataclasses.replace(study, items=items)).advice
+    kept = items[BASE, "med", "test"].scores[3:].mean()
+    saturated = next(r for r in advice.reasons if "left to gain" in r.text)
+    assert saturated.values["base"] == kept
+    assert "at chance on general" in texts(advice, "caveat")
+
+
+def test_arms_that_a_limit_takes_out_are_named() -> None:
+    truth = Truth(
+        forgetting=lambda rank, lr: 0.3 if rank is None else 0.0,
+        objective={"max_forgetting": 0.1},
+    )
+    advice = advice_on(synthetic_study(truth))
+    assert advice.decision == "use"
+    told = texts(advice, "caveat")
+    assert "1 arm of 4 forgot more than the 10.0 points allowed" in told
+    assert "full fine-tuning (lr 0.0005)" in told
+
+
+def with_rates(study: StudyRecords, rates: dict[int, tuple[float, ...]]) -> StudyRecords:
+    """Of every rank only the trials at the rates given."""
+    kept = [t for t in study.trials if t.spec.rank is None or t.spec.lr in rates[t.spec.rank]]
+    return replace(study, trials=tuple(kept))
+
+
+def test_ranks_at_rates_of_their_own_are_said_to_be_confounded() -> None:
+    study = synthetic_study(Truth(ranks=(2, 8), lrs=(3e-3, 1e-3, 1e-4)))
+    both = (1e-3, 1e-4)
+    told = {
+        name: texts(advice_on(with_rates(study, {2: small, 8: large})), "caveat")
+        for name, small, large in (
+            ("apart", (1e-3,), (1e-4,)),
+            ("one", (1e-3,), (1e-3,)),
+            ("part", both, (1e-4,)),
+            ("shifted", (3e-3, 1e-3), both),
+            ("whole", both, both),
+        )
+    }
+    assert "(r=2 at 0.001; r=8 at 0.0001)" in told["apart"]
+    assert "Both ranks were trained at one learning rate (0.001)" in told["one"]
+    assert "(r=2 at 0.0001, 0.001; r=8 at 0.0001)" in told["part"]
+    assert "(r=2 at 0.001, 0.003; r=8 at 0.0001, 0.001)" in told["shifted"]
+    assert "between learning rates" not in told["whole"]

@@ -1,0 +1,319 @@
+"""Decisions on studies whose truth is known."""
+
+import dataclasses
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from advice import advice_on, advise, texts
+from synthetic_study import Truth, synthetic_study
+
+from rankscope.advise.messages import arm_name
+from rankscope.advise.recommend import recommend
+from rankscope.formatting import POINTS, evidence
+from rankscope.records import BASE
+
+
+def step_at_16(rank: int | None, lr: float) -> float:
+    return 0.9 if rank is None or rank >= 16 else 0.6
+
+
+STEP = Truth(ranks=(4, 8, 16, 32), accuracy=step_at_16, forgetting=lambda rank, lr: 0.03)
+
+
+def test_a_step_at_16_is_found() -> None:
+    answers = [advise(STEP, seed) for seed in range(12)]
+    assert {(a.decision, a.confidence) for a in answers[:8]} == {("use", "firm")}
+    # 32 is as good as 16; noise on the validation split may put 16 beyond the margin.
+    ranks = [a.chosen.rank for a in answers if a.chosen is not None]
+    assert set(ranks[:8]) <= {16, 32}
+    assert ranks.count(16) >= 9
+
+
+def test_where_the_rank_does_not_matter_the_smallest_is_chosen_most_of_the_time() -> None:
+    flat = Truth(
+        ranks=(4, 8, 16, 32),
+        accuracy=lambda rank, lr: 0.7,
+        forgetting=lambda rank, lr: 0.0,
+        num_items=3000,
+        seed_spread=0.003,
+    )
+    found = [advise(flat, seed) for seed in range(4)]
+    assert all(a.decision == "use" for a in found)
+    # Noise in the best of five utilities passes the margin of .02 now and then.
+    assert sum(a.chosen is not None and a.chosen.rank == 4 for a in found) >= 3
+    assert "rank hardly matters" in texts(found[0], "diagnostic")
+    assert "smallest rank tried" in texts(found[0], "caveat")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_base_better_than_every_arm_is_kept(seed: int) -> None:
+    advice = advise(Truth(base_accuracy=0.6, accuracy=lambda rank, lr: 0.5), seed)
+    assert (advice.decision, advice.confidence) == ("do_not_fine_tune", "firm")
+    assert advice.chosen is None
+    assert "worse than the base" in texts(advice, "diagnostic")
+
+
+def test_no_gain_is_rarely_called_one() -> None:
+    nothing = Truth(base_accuracy=0.6, accuracy=lambda rank, lr: 0.6, num_items=200)
+    decisions = [advise(nothing, seed).decision for seed in range(20)]
+    # The test errs one time in twenty; two arms may be tried.
+    assert sum(d in ("use", "use_full") for d in decisions) <= 3
+    assert "do_not_fine_tune" in decisions
+
+
+def test_full_fine_tuning_is_recommended_only_where_lora_is_clearly_worse() -> None:
+    worse = advise(Truth(accuracy=lambda rank, lr: 0.9 if rank is None else 0.5))
+    assert worse.decision == "use_full"
+    assert worse.chosen is not None
+    assert worse.chosen.rank is None
+    alike = advise(Truth(accuracy=lambda rank, lr: 0.9, forgetting=lambda rank, lr: 0.0))
+    assert alike.decision == "use"
+    assert "full fine-tuning" in texts(alike, "full")
+    lora_failed = advise(
+        Truth(failed={(r, 1e-3, s): "diverged" for r in (2, 8, 32) for s in (0, 1, 2)})
+    )
+    assert lora_failed.decision == "use_full"
+
+
+def test_more_forgotten_than_gained_is_not_worth_it() -> None:
+    advice = advise(Truth(forgetting=lambda rank, lr: 0.75))
+    assert (advice.decision, advice.confidence) == ("do_not_fine_tune", "firm")
+    assert "no arm is worth it" in advice.headline
+
+
+def test_a_rise_in_retention_is_not_called_forgetting() -> None:
+    improved = advise(
+        Truth(
+            accuracy=lambda rank, lr: 0.9 if rank is None else 0.5,
+            forgetting=lambda rank, lr: -0.08,
+        )
+    )
+    assert improved.decision == "use_full"
+    lora = next(a for a in improved.arms if a.rank == 2)
+    assert lora.forgetting is not None
+    assert lora.forgetting.value < -0.05
+    assert "retention changes by +" in improved.headline.partition("the best LoRA arm")[2]
+    everything = improved.headline + "".join(r.text for r in improved.reasons)
+    assert "forgets" not in everything
+    unmeasured = advise(Truth(accuracy=lambda rank, lr: 0.9 if rank is None else 0.5, retention=()))
+    assert unmeasured.decision == "use_full"
+    assert "retention" not in unmeasured.headline.partition("the best LoRA arm")[2]
+
+
+def test_a_negative_verdict_speaks_of_the_arms_that_were_tested() -> None:
+    """Arms that gain a point of 4000 items: some p is small, and some arm was never tested."""
+    truth = Truth(
+        ranks=(2, 4, 8, 16, 32, 64),
+        accuracy=lambda rank, lr: 0.612,
+        forgetting=lambda rank, lr: 0.0,
+        base_accuracy=0.6,
+        num_items=1500,
+        seed_spread=0.006,
+        agreement=0.95,
+    )
+    found = [a for seed in range(12) if (a := advise(truth, seed)).decision == "do_not_fine_tune"]
+    told = two = 0
+    for advice in found:
+        assert "no arm is shown" not in advice.headline
+        assert "chosen on the validation split" in advice.headline
+        assert "not shown to beat the base" in advice.headline
+        assert "interval" not in advice.headline
+        told += "not chosen on the validation split, scores the most of 7 arms" in texts(
+            advice, "gain"
+        )
+        tried = [a for a in advice.arms if arm_name(a) in advice.headline]
+        for arm in tried:
+            assert arm.gain is not None
+            assert any(
+                r.values["gain"] == arm.gain.value and evidence(arm.gain, POINTS) in r.text
+                for r in advice.reasons
+                if r.kind == "gain"
+            )
+        two += len(tried) == 2
+    assert told > 0
+    assert two > 0
+
+
+def test_equal_changes_in_nats_are_not_called_too_little_data() -> None:
+    study = synthetic_study(Truth(metric="log_probability", num_items=60, retention=()))
+    level = {
+        key: dataclasses.replace(found, scores=found.scores * 0 - 1.0 - 0.5 * (key[0] == BASE))
+        for key, found in study.items.items()
+    }
+    advice = recommend(dataclasses.replace(study, items=level)).advice[0]
+    assert advice.decision == "not_decided"
+    assert "Too little" not in advice.headline
+    assert "all 60 test items changed by the same +0.500 nats" in advice.headline
+
+
+def test_a_limit_no_arm_keeps_is_said() -> None:
+    advice = advise(Truth(forgetting=lambda rank, lr: 0.2, objective={"max_forgetting": 0.02}))
+    assert advice.decision == "do_not_fine_tune"
+    assert "2.0 points allowed" in advice.headline
+
+
+def test_one_seed_is_tentative_and_says_so() -> None:
+    advice = advise(Truth(seeds=(0,)))
+    assert (advice.decision, advice.confidence) == ("use", "tentative")
+    assert "was trained with 1 seed" in texts(advice, "caveat")
+
+
+def test_full_fine_tuning_hands_over_to_lora_only_where_lora_is_worth_it() -> None:
+    """LoRA forgets about what it gains: now and then its utility on the validation split is < 0."""
+    truth = Truth(
+        ranks=(8,),
+        accuracy=lambda rank, lr: 0.45,
+        forgetting=lambda rank, lr: 0.13 if rank is None else 0.17,
+        num_items=150,
+        seed_spread=0.03,
+    )
+    below = 0
+    for seed in range(25):
+        study = synthetic_study(truth, seed)
+        advice = recommend(study).advice[0]
+        base = float(study.items[BASE, "med", "validation"].scores.mean())
+        lora = next(a for a in advice.arms if a.rank is not None)
+        utility = (lora.validation_score or 0) - base - (lora.validation_forgetting or 0)
+        below += utility <= 0 and advice.decision == "use_full"
+        if utility <= 0:
+            assert advice.decision != "use", seed
+    assert below > 0
+
+
+def with_one_more_right(scores: np.ndarray) -> np.ndarray:
+    changed = scores.copy()
+    changed[np.argmin(changed)] = 1.0
+    return changed
+
+
+def test_the_hand_over_takes_the_smallest_rank_within_the_margin() -> None:
+    """Full fine-tuning leads on the validation split by luck; ranks 4 and 32 are alike."""
+    study = synthetic_study(
+        Truth(
+            ranks=(4, 32),
+            accuracy=lambda rank, lr: 0.8,
+            retention=(),
+            num_items=600,
+            seed_spread=0.0,
+            agreement=0.99,
+        )
+    )
+    lead = dict(study.items)
+    for trial, task, split in study.items:
+        if (task, split) != ("med", "validation"):
+            continue
+        own = study.items[trial, task, split]
+        if "-full-" in trial:
+            lead[trial, task, split] = dataclasses.replace(own, scores=np.ones_like(own.scores))
+        if "-32-" in trial:
+            # One item of 600 better than rank 4: within the margin of .02.
+            scores = study.items[trial.replace("-32-", "-4-"), task, split].scores
+            better = dataclasses.replace(own, scores=with_one_more_right(scores))
+            lead[trial, task, split] = better
+    advice = recommend(dataclasses.replace(study, items=lead)).advice[0]
+    assert advice.decision == "use"
+    assert "full fine-tuning led" in advice.headline
+    assert (advice.chosen or pytest.fail("no arm")).rank == 4
+
+
+def test_forgetting_nothing_at_all_is_a_known_bound() -> None:
+    """Retention of full fine-tuning is equal to the base's; LoRA forgets much for the same gain."""
+    alike = Truth(
+        ranks=(8,),
+        accuracy=lambda rank, lr: 0.9,
+        forgetting=lambda rank, lr: 0.0 if rank is None else 0.3,
+        seed_spread=0.0,
+    )
+    study = synthetic_study(alike)
+    base = {s: study.items[BASE, "general", s].scores for s in ("validation", "test")}
+    items = {
+        # One right answer is added: the interval of forgetting ends near 0.
+        key: dataclasses.replace(found, scores=with_one_more_right(base[key[2]]))
+        if key[1] == "general" and "-full-" in key[0]
+        else found
+        for key, found in study.items.items()
+    }
+    (advice,) = recommend(dataclasses.replace(study, items=items)).advice
+    full = next(a for a in advice.arms if a.rank is None)
+    assert full.forgetting is not None
+    assert full.forgetting.high == pytest.approx(0, abs=0.001)
+    assert advice.decision == "use_full"
+    assert (
+        "retention changes by \N{MINUS SIGN}" in advice.headline.partition("the best LoRA arm")[2]
+    )
+
+
+def test_every_trial_failed() -> None:
+    failed = {(r, 1e-3, s): "oom" for r in (2, 8, 32) for s in (0, 1, 2)}
+    advice = advise(Truth(failed=failed, full_lrs=()))
+    assert advice.decision == "not_decided"
+    assert "9 failed" in advice.headline
+
+
+def test_an_unknown_upper_end_is_called_unknown() -> None:
+    """Rank 2 changes no item, so its interval is unknown; rank 8 loses a little."""
+    study = synthetic_study(
+        Truth(ranks=(2, 8), full_lrs=(), metric="log_probability", seed_spread=0.0, retention=())
+    )
+    noise = np.random.default_rng(0).normal(-0.001, 0.01, 400)
+    items = {}
+    for key, found in study.items.items():
+        scores = study.items[BASE, *key[1:]].scores
+        if "-8-" in key[0]:
+            lead = 0.01 if key[2] == "validation" else 0.0
+            scores = scores + noise + lead
+        if "-2-" in key[0] and key[2] == "validation":
+            scores = scores - 0.05
+        items[key] = dataclasses.replace(found, scores=scores)
+    (advice,) = recommend(dataclasses.replace(study, items=items)).advice
+    assert advice.decision == "do_not_fine_tune"
+    assert "r=8" in advice.headline
+    assert "how large a gain is possible is unknown" in advice.headline
+    assert "1.000" not in advice.headline
+
+
+@pytest.mark.parametrize(
+    ("forgets", "limit", "headline"),
+    [(0.3, 0.1, "each forgets more than the 10.0 points allowed"), (0.0, 0.5, "are ruled out for")],
+)
+def test_an_arm_that_never_finished_is_not_firmly_ruled_out(
+    forgets: float, limit: float, headline: str
+) -> None:
+    def truth(failed: bool) -> Truth:
+        return Truth(
+            ranks=(2, 8),
+            full_lrs=(),
+            num_items=3000,
+            seed_spread=0.0,
+            base_accuracy=0.3,
+            accuracy=lambda rank, lr: 0.3,
+            forgetting=lambda rank, lr: forgets,
+            failed={(2, 1e-3, seed): "diverged" for seed in (0, 1, 2)} if failed else {},
+            objective={"max_forgetting": limit, "margin": 0.05},
+        )
+
+    for failed, confidence in ((False, "firm"), (True, "tentative")):
+        advice = advice_on(synthetic_study(truth(failed)))
+        assert (advice.decision, advice.confidence) == ("do_not_fine_tune", confidence)
+        assert headline in advice.headline
+
+
+def test_a_rank_passed_over_for_a_failed_seed_leaves_full_fine_tuning_tentative() -> None:
+    def truth(failed: bool) -> Truth:
+        return Truth(
+            ranks=(8, 32),
+            accuracy=lambda rank, lr: 0.7 if rank == 8 else 0.8,
+            forgetting=lambda rank, lr: 0.0,
+            failed={(32, 1e-3, 0): "diverged"} if failed else {},
+        )
+
+    advice = advice_on(synthetic_study(truth(failed=True)))
+    assert (advice.decision, advice.confidence) == ("use_full", "tentative")
+    assert "Without its failed trials LoRA r=32" in texts(advice, "caveat")
+    whole = advice_on(synthetic_study(truth(failed=False)))
+    assert whole.decision == "use"
+    assert "failed trials" not in texts(whole, "caveat")
+    # The only LoRA arm is not passed over for itself.
+    alone = advice_on(synthetic_study(replace(truth(failed=True), ranks=(32,))))
+    assert "Without its failed trials" not in texts(alone, "caveat")
