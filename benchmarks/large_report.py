@@ -40,9 +40,7 @@ def store(study: StudyRecords, out: Path) -> None:
         )
         ledger.put_trials([trial.spec for trial in study.trials])
         ledger.commit_training([trial.train for trial in study.trials if trial.train is not None])
-        ledger.commit(
-            [trial.spectra for trial in study.trials if trial.spectra is not None]
-        )
+        ledger.commit([trial.spectra for trial in study.trials if trial.spectra is not None])
         ledger.commit([point for trial in study.trials for point in trial.curve])
         artifacts: list[Artifact] = []
         for key, scores in study.items.items():

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-from rankscope.cli.application import WAITING_LOOPS, wait_briefly
+from rankscope.cli.application import WAITING_LOOPS, limit_busy_waiting
 from rankscope.device import (
     available_memory_bytes,
     choose_device,
@@ -145,16 +145,16 @@ def test_freed_memory_can_be_handed_back() -> None:
         assert psutil.Process().memory_info().rss < before - 128 * MIB
 
 
-def test_the_command_lets_threads_wait_briefly_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_lets_threads_limit_busy_waiting_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         monkeypatch.setenv(name, "")  # so that it is as before in the end
         monkeypatch.delenv(name)
-    wait_briefly()
+    limit_busy_waiting()
     assert os.environ["GOMP_SPINCOUNT"] == str(WAITING_LOOPS)
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    wait_briefly()
+    limit_busy_waiting()
     assert os.environ["GOMP_SPINCOUNT"] == "7"
     monkeypatch.delenv("GOMP_SPINCOUNT")
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    wait_briefly()
+    limit_busy_waiting()
     assert "GOMP_SPINCOUNT" not in os.environ

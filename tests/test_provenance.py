@@ -12,9 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from rankscope.errors import UserError
-from rankscope.provenance import (
-    LIBRARIES,
-    provenance,
+from rankscope.hashing import (
     sha256_file,
     sha256_folder,
     sha256_json,
@@ -22,6 +20,7 @@ from rankscope.provenance import (
     tokenizer_sha256,
     weights_sha256,
 )
+from rankscope.provenance import LIBRARIES, provenance
 
 # FIPS 180-2, appendix B.1: the digest of the message "abc".
 SHA256_ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -1,4 +1,4 @@
-"""The machine a study runs on: allocator, device, dtype, threads and peak memory."""
+"""The machine that a study runs on: allocator, device, dtype, memory and determinism."""
 
 import ctypes
 import os
@@ -30,16 +30,16 @@ CPU_OUT_OF_MEMORY = (
     "can't allocate memory",
     "Cannot allocate memory",
 )
-"""What torch says in a plain RuntimeError: its CPU allocator on Windows and elsewhere, and where it
-maps a file of weights."""
+"""Messages of torch's plain RuntimeError: from its CPU allocator on Windows and elsewhere, and from
+mapping a file of weights."""
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc's allocator keep freed memory instead of handing it back to the kernel.
+    """Let glibc's allocator keep freed memory instead of returning it to the kernel.
 
-    A training step frees and asks for the same large blocks again and again; on virtual machines
-    the page faults can cost more than the arithmetic. Returns whether it was done: False where the
-    C library is not glibc. Affects this process for good and costs memory only after the peak.
+    A training step frees and requests the same large blocks again and again; on virtual machines
+    the page faults can cost more than the arithmetic. Affects this process for good. Returns False
+    if the C library is not glibc.
     """
     if not _is_glibc():
         return False
@@ -55,18 +55,18 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> bool:
-    """Hand back what is free now, such as what loading a model needed for a moment.
+    """Return free memory to the kernel, such as what loading a model needed for a moment.
 
-    Returns whether it was done: False where the C library is not glibc.
+    Returns False if the C library is not glibc.
     """
     return _is_glibc() and ctypes.CDLL(None).malloc_trim(0) in (0, 1)
 
 
 def limit_kernel_cache() -> None:
-    """Let oneDNN keep few of the products it compiles, unless the environment says how many.
+    """Let oneDNN keep few of the products that it compiles, unless the environment sets a number.
 
-    It keeps 1,024, and every pass of training has another number of tokens, so hardly one is used
-    again once its pass is over. Call it before the first product.
+    By default it keeps 1,024, but every training pass has another number of tokens, so few are used
+    again. Call this before the first product.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_KERNELS))
 
@@ -82,7 +82,7 @@ def choose_device(text: str = "auto") -> torch.device:
     """The device to compute on; ``auto`` takes CUDA, then MPS, then CPU.
 
     ``text`` is ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:1``. Raises UserError for anything
-    else and for a device this machine does not have.
+    else and for a device that this machine does not have.
     """
     if text == "auto":
         if torch.cuda.is_available():
@@ -108,10 +108,10 @@ def choose_device(text: str = "auto") -> torch.device:
 
 
 def choose_dtype(text: str, device: torch.device) -> torch.dtype:
-    """The base's dtype; ``auto`` is bfloat16 where ``device`` computes in it natively.
+    """The base's dtype; ``auto`` is bfloat16 if ``device`` computes in it natively, else float32.
 
-    That is CUDA from compute capability 8.0 on, and processors with AVX512-BF16 or AMX; float32
-    elsewhere. Raises UserError for a name that is neither ``auto``, ``float32`` nor ``bfloat16``.
+    Native are CUDA from compute capability 8.0 on, and processors with AVX512-BF16 or AMX. Raises
+    UserError for a name other than ``auto``, ``float32`` and ``bfloat16``.
     """
     if text == "float32":
         return torch.float32
@@ -127,7 +127,7 @@ def choose_dtype(text: str, device: torch.device) -> torch.dtype:
 
 
 def processor_flags() -> frozenset[str]:
-    """Instruction set flags of the processor as Linux names them; empty elsewhere."""
+    """Instruction set flags of the processor in Linux's names; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
@@ -142,8 +142,8 @@ def processor_flags() -> frozenset[str]:
 def peak_memory_bytes(device: torch.device) -> int:
     """Most memory in use at once since the last reset, bytes.
 
-    On CUDA what torch's allocator handed out on ``device``; elsewhere the resident set of the
-    whole process, libraries included.
+    On CUDA the memory that torch's allocator gave out on ``device``; otherwise the resident set of
+    the whole process, libraries included.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
@@ -160,7 +160,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def reset_peak_memory(device: torch.device) -> bool:
-    """Start ``peak_memory_bytes`` anew; returns whether this system can."""
+    """Reset ``peak_memory_bytes``; False if this system cannot."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
@@ -172,7 +172,7 @@ def reset_peak_memory(device: torch.device) -> bool:
 
 
 def available_memory_bytes(device: torch.device) -> int:
-    """Memory that can still be taken on ``device``, bytes; a container's limit counts."""
+    """Free memory of ``device``, bytes, within the limit of a container."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     available = int(psutil.virtual_memory().available)
@@ -185,29 +185,29 @@ def available_memory_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; torch's CPU allocator has no type for it."""
+    """Whether an error means that memory ran out; torch's CPU allocator has no type for it."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(p in str(error) for p in CPU_OUT_OF_MEMORY)
 
 
 def out_of_memory_message(error: BaseException) -> str:
-    """``out of memory: `` and the error's first line; an error that says other is raised again."""
+    """``out of memory: `` and the error's first line; any other error is raised again."""
     if not is_out_of_memory(error):
         raise error
     return f"out of memory: {(str(error).splitlines() or ['no details'])[0]}"
 
 
 def use_deterministic(seed: int) -> None:
-    """Seed every generator and choose deterministic kernels where torch has them.
+    """Seed every generator and choose deterministic kernels if torch has them.
 
-    Two runs of the same program on the same machine and libraries are then bitwise equal on a CPU;
-    a CUDA kernel without a deterministic form warns.
+    On a CPU, two runs of the same program with the same libraries are then bitwise equal; a CUDA
+    kernel without a deterministic form warns.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    # cuBLAS reads it when its first handle is made.
+    # cuBLAS reads this when it makes its first handle.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     # The default fills every torch.empty with NaN, which finds bugs and costs a pass over memory.

@@ -1,7 +1,7 @@
-"""Errors a user can act on, each with the exit code of the command line.
+"""Errors that a user can act on, each with the exit code of the command line.
 
-A message says where, what was found, what was expected and what to do. Anything that is not one of
-these is a bug in Rankscope (exit code 1).
+A message names the place, what was found, what was expected and what to do. Any other exception is
+a bug in Rankscope (exit code 1).
 """
 
 
@@ -28,12 +28,12 @@ class StudyLocked(UserError):
 
 
 class DiskFull(RankscopeError):
-    """An artifact could not be written for want of space; the previous state is kept."""
+    """No space to write; the previous state is kept (exit code 3)."""
 
     exit_code = 3
 
 
 class Interrupted(RankscopeError):
-    """The user asked to stop; the same command continues (exit code 130)."""
+    """A stop was requested; the same command continues (exit code 130)."""
 
     exit_code = 130

@@ -1,4 +1,4 @@
-"""The disk: full or not, a place free or not, writes that last and take effect at once."""
+"""Full disks, output folders, and writes that are durable and take effect at once."""
 
 import errno
 import os
@@ -17,22 +17,22 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error of the system, SQLite or safetensors means that the disk took no more."""
+    """Whether an error of the system, SQLite or safetensors means a full disk."""
     if isinstance(error, OSError):
         return error.errno in FULL
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-    # safetensors passes the operating system's error on as text only.
+    # safetensors reports the operating system's error as text only.
     return isinstance(error, SafetensorError) and any(
         f"os error {number})" in str(error) for number in FULL
     )
 
 
 def check_taken(out: Path) -> None:
-    """Raise UserError for a folder to be written in one step, by renaming, whose place is not free.
+    """Refuse a place that a finished folder could not be renamed to.
 
-    An empty folder is, but the current one: it would go, and leave the shell in a folder that is no
-    more.
+    An empty folder is free, except the current one: replacing it would leave the shell in a deleted
+    folder.
     """
     if out.is_dir() and not any(out.iterdir()):
         if out.resolve() == Path.cwd():
@@ -48,12 +48,12 @@ def check_taken(out: Path) -> None:
 
 @contextmanager
 def output_folder(out: Path | None) -> Iterator[None]:
-    """Make ``out`` before minutes of work that could not be written there; None is no folder.
+    """Create ``out`` before minutes of work whose result goes there; None is no folder.
 
-    Where the work fails, what was made goes again, unless something was written into it.
+    If the work fails, created folders are removed again, unless they have content.
 
     Raises:
-        UserError: no folder can be there, or none that can be written to.
+        UserError: the folder cannot be created or written to.
     """
     if out is None:
         yield
@@ -68,19 +68,19 @@ def output_folder(out: Path | None) -> Iterator[None]:
             tempfile.TemporaryFile(dir=place).close()
         except OSError as error:
             raise UserError(
-                f"--out {out}: the folder cannot be made, or not be written to ({error.strerror}); "
-                "expected a place that can be written to"
+                f"--out {out}: the folder cannot be made or written to ({error.strerror}); "
+                "expected a writable place"
             ) from error
         yield
     except BaseException:
         for folder in new:
-            with suppress(OSError):  # not there, or somebody put something into it
+            with suppress(OSError):  # does not exist, or has content
                 folder.rmdir()
         raise
 
 
 def fsync(path: Path) -> None:
-    """Return once a file, or a folder's list of names, is on the disk."""
+    """Flush a file, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -94,10 +94,9 @@ def replace_text(path: Path, text: str) -> bool:
 
 
 def replace_bytes(path: Path, content: bytes) -> bool:
-    """Make ``content`` the content of ``path`` in one step; whether it was not so before.
+    """Replace the content of ``path`` in one step; False if it was ``content`` already.
 
-    A reader, or a run that begins after a crash, finds the old content or the new one, never a
-    part.
+    A reader, or a run after a crash, finds the old content or the new one, never a part.
 
     Raises:
         DiskFull: no space; the old content stays.

@@ -1,4 +1,4 @@
-"""How a run tells what it is doing: one protocol, shown as bars or lines, or written down."""
+"""Progress of a run: one protocol; reporters for a terminal, a log, or none."""
 
 import contextlib
 import json
@@ -26,23 +26,23 @@ from rankscope.formatting import rough_duration
 
 
 class ProgressReporter(Protocol):
-    """Hears of a run's stages; every method must be cheap and must not raise."""
+    """Receives the progress of a run; every method must be cheap and must not raise."""
 
     def stage(self, name: str, total: int) -> None:
-        """A stage begins; ``total`` steps of it are to come."""
+        """A stage of ``total`` steps begins."""
 
     def advance(self, done: int, detail: str = "") -> None:
-        """The stage has done ``done`` of its steps."""
+        """``done`` steps of the stage are done."""
 
     def finish(self, detail: str = "") -> None:
-        """The stage is over."""
+        """The stage ends."""
 
     def note(self, text: str) -> None:
-        """Something a reader of the results must know."""
+        """Something that a reader of the results must know."""
 
 
 class NullReporter:
-    """A reporter that says nothing: the default of the Python API."""
+    """Reports nothing: the default of the Python API."""
 
     def stage(self, name: str, total: int) -> None: ...
 
@@ -54,7 +54,7 @@ class NullReporter:
 
 
 class ConsoleReporter:
-    """Bars on a terminal, and one plain line per stage (at most every 10 s within it) elsewhere."""
+    """Bars on a terminal; otherwise one plain line per stage, and one every 10 s within it."""
 
     LINE_SECONDS = 10.0
 
@@ -115,14 +115,14 @@ class ConsoleReporter:
         self.console.print(f"note: {text}", markup=False, highlight=False, style="yellow")
 
     def line(self, text: str, detail: str) -> None:
-        """One plain line, for logs."""
+        """Print one plain line."""
         self.console.print(
             f"{text}  {detail}".rstrip(), markup=False, highlight=False, soft_wrap=True
         )
 
 
 class JsonlReporter:
-    """Passes everything on to another reporter and writes it down as JSON lines."""
+    """Writes JSON lines, and forwards everything to another reporter."""
 
     LINE_SECONDS = 1.0
 
@@ -133,7 +133,7 @@ class JsonlReporter:
         self.last_line = 0.0
 
     def write(self, event: str, **values: object) -> None:
-        """Append one event with its time; a log that cannot be written does not end a study."""
+        """Append one event with its time; a log that cannot be written does not stop a study."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, "event": event, **values}, ensure_ascii=False)
         with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
@@ -161,10 +161,10 @@ class JsonlReporter:
 
 
 class SpeedMeter:
-    """Passes a group's steps on to the reporter: range of the losses, tokens per second, time left.
+    """Reports a group's steps: range of the losses, tokens per second, time left.
 
-    Speed is that of the last ``WINDOW`` steps: the first ones are slow, and a group grows faster or
-    slower as trials leave it.
+    The speed is of the last ``WINDOW`` steps: the first ones are slow, and it changes as trials
+    leave the group.
     """
 
     WINDOW = 20
@@ -179,7 +179,7 @@ class SpeedMeter:
         self.num_trials = num_trials
         self.clock = clock
         self.paused_seconds = 0.0
-        # Moments at which steps ended, pauses left out, and the tokens seen until then.
+        # Times at which steps ended, without pauses, and the tokens seen until then.
         self.recent = deque([(clock(), 0)], maxlen=self.WINDOW + 1)
 
     def __call__(self, step: int, num_steps: int, num_tokens: int, losses: list[float]) -> None:
@@ -195,7 +195,7 @@ class SpeedMeter:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Something else than training goes on: its time does not slow the tokens."""
+        """Leave out the time of something other than training."""
         begun = self.clock()
         try:
             yield

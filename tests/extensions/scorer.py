@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rankscope.evaluate.metrics import ModelScores, exact_mean
 from rankscope.evaluate.scorers import register_scorer
 from rankscope.evaluate.scorers.scorer import Scorer, ScoringJob
 
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
     from rankscope.data.items import Item
     from rankscope.data.registry import TaskSpec
     from rankscope.evaluate.likelihood import Question
-    from rankscope.evaluate.metrics import ModelScores
 
 
 class AnswerScorer(Scorer["Question"]):
@@ -35,9 +35,8 @@ class AnswerScorer(Scorer["Question"]):
     def num_tokens(self, encoded: "Question") -> int:
         return encoded.num_tokens
 
-    def run(self, job: ScoringJob) -> "dict[str | None, ModelScores]":
+    def run(self, job: ScoringJob) -> dict[str | None, ModelScores]:
         from rankscope.evaluate.likelihood import continuation_logprobs
-        from rankscope.evaluate.metrics import ModelScores, exact_mean
         from rankscope.records import ItemResult
 
         split = job.split

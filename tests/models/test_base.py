@@ -5,11 +5,11 @@ import torch
 from tiny_models import base_of, tiny_llama
 from toy_training import trial
 
+from rankscope.hashing import sha256_tensors
 from rankscope.models.attention import varlen
 from rankscope.models.base import Row, RowBatch, batches_of
 from rankscope.models.methods.init_context import new_adapter
 from rankscope.models.multi_lora import AdapterSpan, MultiLoraLinear
-from rankscope.provenance import sha256_tensors
 
 CPU = torch.device("cpu")
 

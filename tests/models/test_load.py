@@ -17,9 +17,9 @@ from transformers import LlamaForCausalLM
 from rankscope.config.study import ModelConfig, TrainConfig
 from rankscope.data.encode import EncodedRow
 from rankscope.errors import IntegrityError, UserError
+from rankscope.hashing import sha256_tensors, weights_sha256
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.load import load_base, model_folder
-from rankscope.provenance import sha256_tensors, weights_sha256
 from rankscope.records import TrialSpec
 from rankscope.train.loop import train_group
 

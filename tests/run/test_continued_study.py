@@ -14,9 +14,9 @@ from pocket_study import study_file
 from safetensors.torch import load_file, save_file
 
 from rankscope.config.loader import load_study_file
+from rankscope.hashing import sha256_folder
 from rankscope.models.adapters.folder import BASE_HASH
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
-from rankscope.provenance import sha256_folder
 from rankscope.run.prepare import prepare_study
 from rankscope.store import Ledger
 
@@ -76,7 +76,7 @@ def test_a_folder_that_is_not_there(place: Path, verb: str) -> None:
     before = files_below(place)
     refused(
         rankscope(verb, place / "small.yaml"),
-        f"arms.1.init_from: adapter {place / 'stored'}: there is no such folder",
+        f"arms.1.init_from: adapter {place / 'stored'}: no such folder",
         "expected a PEFT adapter folder",
     )
     assert files_below(place) == before
@@ -128,13 +128,13 @@ def test_an_adapter_of_another_architecture(
         ("arms.1.method=pissa", ["'init_from'", "lora, rslora, lora+, dora", "found 'pissa'"]),
         ("arms.1.method=[lora, eva]", ["found 'eva'"]),
         ("arms.1.method=full", ["found 'full'"]),
-        ("arms.1.method={peft: {peft_type: VERA}}", ["found {'peft': {'peft_type': 'VERA'}}"]),
+        ("arms.1.method={peft: {peft_type: VERA}}", ["found 'peft'"]),
         ("arms.1.method=dora", ["method 'dora' does not fit", "expected 'lora' or 'lora+'"]),
         ("arms.1.rank=8", ["the arm has rank 8", "has 2"]),
         ("arms.1.alpha=r", ["the arm has alpha 2", "has 4"]),
         ("arms.1.targets=mlp", ["targets [down_proj, gate_proj, up_proj]", f"has [{MODULE}]"]),
         ("arms.1.init_from=7", ["arms.1.init_from", "put it in quotes"]),
-        ("arms.1.init_from=~nobody-of-that-name/x", ["no such home directory"]),
+        ("arms.1.init_from=~nobody-of-that-name/x", ["this home folder does not exist"]),
     ],
     ids=str,
 )

@@ -10,7 +10,7 @@ from pocket_study import SETTINGS, changed, results, small_study, study_file
 from rankscope.config.loader import load_study_file
 from rankscope.data.study_data import replay_notes
 from rankscope.errors import Interrupted, UserError
-from rankscope.provenance import sha256_folder
+from rankscope.hashing import sha256_folder
 from rankscope.records import BASE, StudyRecords, TrialRecords, trial_of, variant_of
 from rankscope.run.study import Study, check_record_settings, write_outputs
 from rankscope.run.trials import make_trials

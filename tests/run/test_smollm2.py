@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from rankscope.config.study import ModelConfig
 from rankscope.errors import UserError
+from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.fetch import cached_model_folder, fetch_model
 from rankscope.models.load import load_base
-from rankscope.provenance import weights_sha256
 from rankscope.records import BASE, StudyRecords
 from rankscope.run.study import Study
 from rankscope.store import adapter_path

@@ -413,7 +413,7 @@ def test_a_second_runner_is_told_who_holds_the_study(tmp_path: Path) -> None:
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(StudyLocked, match=rf"run by process {holder.pid} ") as caught:
+        with pytest.raises(StudyLocked, match=rf"process {holder.pid} on .* is running") as caught:
             Ledger.open(tmp_path, write=True)
         assert caught.value.exit_code == 2
         Ledger.open(tmp_path, write=False).close()
@@ -569,7 +569,7 @@ def test_places_that_hold_no_study_are_named(tmp_path: Path) -> None:
         Ledger.open(tmp_path, write=False)
     with (
         Ledger.open(tmp_path / "new", write=True) as ledger,
-        pytest.raises(UserError, match="not begun yet"),
+        pytest.raises(UserError, match="no run has stored a study yet"),
     ):
         ledger.load()
     (tmp_path / "file").write_text("")

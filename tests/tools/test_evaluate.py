@@ -50,9 +50,9 @@ def ask(*words: object) -> Outcome:
     return command("eval", "pocket", "--max-items", 12, "--dtype", "float32", *words)
 
 
-def by_model(said: Outcome) -> dict[tuple[str, str], dict[str, Any]]:
-    assert said.code == 0, said.told
-    found = json.loads(said.out)["scores"]
+def by_model(outcome: Outcome) -> dict[tuple[str, str], dict[str, Any]]:
+    assert outcome.code == 0, outcome.told
+    found = json.loads(outcome.out)["scores"]
     return {(score["model"], score["record"]["task"]): score for score in found}
 
 
@@ -85,7 +85,7 @@ def test_base_and_adapters_are_scored_and_kept(adapters: Path, tmp_path: Path) -
     assert (more["scored_now"], more["scored_before"]) == (4, 8)
     shots = json.loads(ask("--tasks", TASKS, "--num-fewshot", 1, "--out", out, "--json").out)
     assert shots["scored_now"] == 2
-    # What was altered is told.
+    # An altered table is an error.
     key = scores["base", "pocket_med"][
         "key"
     ]  # not one of those with shots, which are not asked for
@@ -155,7 +155,7 @@ def test_another_method_of_other_shapes_is_refused_before_anything_is_scored(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_place_that_cannot_be_written_is_told_before_anything_is_scored(
+def test_a_place_that_cannot_be_written_is_an_error_before_anything_is_scored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def scored(*_: object) -> None:
@@ -163,22 +163,22 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_scored(
 
     monkeypatch.setattr(Scoring, "run", scored)
     (tmp_path / "file").write_text("")
-    for out, told in (
+    for out, message in (
         (tmp_path / "file", "is a file; expected a folder"),
         (tmp_path / "file" / "out", "the folder cannot be made"),
         (Path("/proc/nope"), "cannot be made"),
         (Path("/proc"), "or not be written to"),
     ):
-        said = ask("--tasks", "pocket_med", "--out", out)
-        assert (said.code, told in said.told) == (2, True), said.told
-        assert said.err.count("error: ") == 1
+        outcome = ask("--tasks", "pocket_med", "--out", out)
+        assert (outcome.code, message in outcome.told) == (2, True), outcome.told
+        assert outcome.err.count("error: ") == 1
 
 
 MCQ = {"question": "q", "choices": ["a", "b"], "answer": 1}
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         (MCQ | {"answer": 2}, "rows.jsonl, row 7: answer 2 is not one of the 2 choices"),
         (MCQ | {"choices": ["a", "a "]}, "rows.jsonl, row 7: the choice 'a' is repeated"),
@@ -189,54 +189,56 @@ MCQ = {"question": "q", "choices": ["a", "b"], "answer": 1}
         (MCQ | {"question": "word " * 900}, "rows.jsonl, row 7, needs"),
     ],
 )
-def test_bad_rows_are_named_and_nothing_is_written(tmp_path: Path, row: object, told: str) -> None:
+def test_bad_rows_are_named_and_nothing_is_written(
+    tmp_path: Path, row: object, message: str
+) -> None:
     good = [MCQ | {"question": f"q{n}"} for n in range(12)]
     path = write_rows(tmp_path / "rows.jsonl", [*good[:6], row, *good[6:]])
     before = files_below(tmp_path)
-    said = command("eval", "pocket", "--tasks", path, "--out", tmp_path / "out")
-    assert said.code == 2
-    assert told in said.told
+    outcome = command("eval", "pocket", "--tasks", path, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert message in outcome.told
     assert files_below(tmp_path) == before
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ('prompt: "{nofield}"', "rows.jsonl, row 1: the prompt template names {nofield}"),
         ("scorer: number", "rows.jsonl, row 1: scorer 'number' found no single number"),
     ],
 )
 def test_rows_that_a_task_file_cannot_use_are_named(
-    tmp_path: Path, settings: str, told: str
+    tmp_path: Path, settings: str, message: str
 ) -> None:
     rows = [{"question": f"q{n}", "answer": "none"} for n in range(10)]
     write_rows(tmp_path / "rows.jsonl", rows)
     (tmp_path / "mine.yaml").write_text(f"name: mine\ntest: rows.jsonl\n{settings}\n")
-    said = ask("--tasks", tmp_path / "mine.yaml")
-    assert (said.code, told in said.told) == (2, True), said.told
+    outcome = ask("--tasks", tmp_path / "mine.yaml")
+    assert (outcome.code, message in outcome.told) == (2, True), outcome.told
 
 
-def test_where_rows_lie_is_no_part_of_what_they_are(tmp_path: Path) -> None:
+def test_the_folder_of_rows_is_no_part_of_the_key(tmp_path: Path) -> None:
     """The same rows elsewhere were scored already."""
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
     elsewhere.mkdir()
     for folder in (tmp_path, elsewhere):
         write_rows(folder / "rows.jsonl", [MCQ | {"question": f"q{n}"} for n in range(4)])
-        said = ask("--tasks", folder / "rows.jsonl", "--out", out)
-    assert "nothing was scored again" in said.told
+        outcome = ask("--tasks", folder / "rows.jsonl", "--out", out)
+    assert "nothing was scored again" in outcome.told
 
 
-def test_long_rows_are_cut_by_choice_and_told(tmp_path: Path) -> None:
+def test_long_rows_are_cut_by_choice_and_noted(tmp_path: Path) -> None:
     rows = [MCQ | {"question": f"q{n} " + "word " * (900 if n < 3 else 1)} for n in range(12)]
     path = write_rows(tmp_path / "rows.jsonl", rows)
     words = ("eval", "pocket", "--tasks", path)
     refused = command(*words)
     assert (refused.code, "--too-long truncate_left'" in refused.told) == (2, True)
-    said = command(*words, "--too-long", "truncate_left", "--json")
-    assert json.loads(said.out)["scores"][0]["record"]["truncated"] == 3
+    outcome = command(*words, "--too-long", "truncate_left", "--json")
+    assert json.loads(outcome.out)["scores"][0]["record"]["truncated"] == 3
     note = "rows: 3 of 12 test items do not fit the context of 128 tokens and are cut at their be"
-    assert f"note: {note}" in said.err
-    assert json.loads(said.out)["notes"][-1].startswith(note)
+    assert f"note: {note}" in outcome.err
+    assert json.loads(outcome.out)["notes"][-1].startswith(note)
 
 
 def test_long_answers_are_scored_whole(tmp_path: Path) -> None:
@@ -261,7 +263,7 @@ def test_long_answers_are_scored_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("--tasks", "pocket_mad"), "did you mean 'pocket_med'?"),
         (("--tasks", ""), "no tasks were given"),
@@ -284,10 +286,10 @@ def test_long_answers_are_scored_whole(tmp_path: Path) -> None:
         (("--tasks", "perplexity"), "its rows are your own texts"),
     ],
 )
-def test_what_does_not_exist_is_told(words: tuple[str, ...], told: str) -> None:
-    said = ask(*words)
-    assert said.code == 2
-    assert told in said.told
+def test_what_does_not_exist_is_an_error(words: tuple[str, ...], message: str) -> None:
+    outcome = ask(*words)
+    assert outcome.code == 2
+    assert message in outcome.told
 
 
 def test_a_task_file_and_texts(tmp_path: Path) -> None:
@@ -310,9 +312,9 @@ def test_a_file_of_rows_is_scored_whole(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [MCQ | {"question": f"q{n}"} for n in range(11)])
     asked = ("--tasks", tmp_path / "rows.jsonl")
     assert by_model(ask(*asked, "--json"))["base", "rows"]["record"]["n"] == 11
-    said = ask(*asked, "--split", "validation")
-    assert said.code == 2
-    assert "has no validation split" in said.told
+    outcome = ask(*asked, "--split", "validation")
+    assert outcome.code == 2
+    assert "has no validation split" in outcome.told
 
 
 def test_a_path_is_known_by_its_slash_or_dot(
@@ -326,16 +328,16 @@ def test_a_path_is_known_by_its_slash_or_dot(
     write_rows(tmp_path / "rows.csv", ["question,answer"])
     monkeypatch.chdir(tmp_path)
     assert by_model(ask("--tasks", "d/sub", "--json"))["base", "sub"]["record"]["n"] == 12
-    for task, told in (
+    for task, message in (
         ("rows.csv", "rows.csv: found suffix '.csv', expected .jsonl"),
         ("rows.json", "task rows.json: no such file or folder"),
         ("owner/name", "'hub: owner/name'"),
     ):
-        said = ask("--tasks", task)
-        assert (said.code, told in said.told) == (2, True), said.told
+        outcome = ask("--tasks", task)
+        assert (outcome.code, message in outcome.told) == (2, True), outcome.told
 
 
-def test_a_task_file_that_joins_others_is_refused(tmp_path: Path) -> None:
+def test_a_task_file_of_a_mixture_is_an_error(tmp_path: Path) -> None:
     """Not scored as the task whose name it has."""
     path = tmp_path / "both.yaml"
     path.write_text("name: pocket_med\nmixture: [pocket_law, pocket_gsm]\n")

@@ -40,15 +40,15 @@ def ask(*words: object) -> Outcome:
     return command("eval", "pocket", "--dtype", "float32", "--max-items", 5, *words)
 
 
-def told(said: Outcome) -> Any:
-    assert said.code == 0, said.told
-    return json.loads(said.out)
+def json_of(outcome: Outcome) -> Any:
+    assert outcome.code == 0, outcome.told
+    return json.loads(outcome.out)
 
 
 def test_a_harness_task_stands_beside_the_others(adapter: Path, tmp_path: Path) -> None:
     path, out = task_file(tmp_path, CHOICE), tmp_path / "scores"
     words = ("--tasks", f"lm_eval:{path},pocket_med", "--adapter", adapter, "--out", out)
-    found = told(ask(*words, "--json"))
+    found = json_of(ask(*words, "--json"))
     assert (found["scored_now"], found["scored_before"]) == (4, 0)
     scores = {(s["model"], s["record"]["task"]): s for s in found["scores"]}
     base, lora = scores["base", "lm_eval:toy_choice"], scores["lora", "lm_eval:toy_choice"]
@@ -71,14 +71,16 @@ def test_a_harness_task_stands_beside_the_others(adapter: Path, tmp_path: Path) 
     # Another document, another task: the harness's are scored again, the other is not.
     rows = tmp_path / "rows.jsonl"
     rows.write_text(rows.read_text().replace("the cat sat on", "the cat is on"))
-    again = told(ask(*words, "--json"))
+    again = json_of(ask(*words, "--json"))
     assert (again["scored_now"], again["scored_before"]) == (2, 2)
 
 
-def test_what_is_no_mean_of_items_is_not_compared_by_items(adapter: Path, tmp_path: Path) -> None:
+def test_a_score_that_is_no_mean_of_items_has_no_paired_change(
+    adapter: Path, tmp_path: Path
+) -> None:
     path, out = task_file(tmp_path, TEXT), tmp_path / "scores"
     words = ("--tasks", f"lm_eval:{path}", "--adapter", adapter, "--out", out)
-    base, lora = told(ask(*words, "--json"))["scores"]
+    base, lora = json_of(ask(*words, "--json"))["scores"]
     assert base["record"]["metric"] == "word_perplexity"
     assert base["record"]["score"] != lora["record"]["score"]
     assert (base["record"]["standard_error"], lora["change"], lora["score_unit"]) == (None,) * 3
@@ -87,7 +89,7 @@ def test_what_is_no_mean_of_items_is_not_compared_by_items(adapter: Path, tmp_pa
     assert "word_perplexity" in ask(*words).told
 
 
-def test_code_runs_only_by_leave(tmp_path: Path) -> None:
+def test_code_runs_only_with_permission(tmp_path: Path) -> None:
     mark = tmp_path / "it ran"
     (tmp_path / "helper.py").write_text(HELPER.format(str(mark)))
     words = ("--tasks", f"lm_eval:{task_file(tmp_path, CHOICE, FUNCTION)}", "--json")
@@ -95,7 +97,7 @@ def test_code_runs_only_by_leave(tmp_path: Path) -> None:
     refused = ask(*words, "--out", tmp_path / "out")
     assert (refused.code, "--trust-task-code" in refused.told) == (2, True)
     assert files_below(tmp_path) == before
-    assert told(ask(*words, "--trust-task-code"))["scored_now"] == 1
+    assert json_of(ask(*words, "--trust-task-code"))["scored_now"] == 1
     assert mark.exists()
 
 
@@ -107,10 +109,12 @@ def test_code_runs_only_by_leave(tmp_path: Path) -> None:
         (("--tasks", "lm_eval:{0}", "--split", "validation"), "expected --split test"),
     ],
 )
-def test_what_cannot_be_had_is_told(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+def test_what_cannot_be_used_is_an_error(
+    tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
     path = task_file(tmp_path, CHOICE)
-    said = ask(*(word.format(path) for word in words), "--out", tmp_path / "out")
-    assert (said.code, message in said.told) == (2, True), said.told
+    outcome = ask(*(word.format(path) for word in words), "--out", tmp_path / "out")
+    assert (outcome.code, message in outcome.told) == (2, True), outcome.told
     assert not (tmp_path / "out").exists()
 
 
@@ -119,8 +123,8 @@ def test_the_package_that_is_missing_is_named(
 ) -> None:
     path = task_file(tmp_path, CHOICE)
     monkeypatch.setitem(sys.modules, "lm_eval.evaluator", None)
-    said = ask("--tasks", f"lm_eval:{path}")
-    assert (said.code, "pip install 'rankscope[lm-eval]'" in said.told) == (2, True)
+    outcome = ask("--tasks", f"lm_eval:{path}")
+    assert (outcome.code, "pip install 'rankscope[lm-eval]'" in outcome.told) == (2, True)
 
 
 @pytest.mark.parametrize("task", ["lm_eval:hellaswag", "lm_eval:./own.yaml"])

@@ -8,7 +8,7 @@ from tiny_models import base_of, tiny_llama
 from toy_training import full_trial, protocol, toy_rows, trial
 
 from rankscope.errors import DiskFull, Interrupted
-from rankscope.provenance import sha256_tensors
+from rankscope.hashing import sha256_tensors
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import META, STATE, GroupCheckpoint, GroupState
 from rankscope.train.loop import GroupResult, train_group

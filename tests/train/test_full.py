@@ -11,12 +11,12 @@ from toy_training import full_trial, protocol, toy_rows, trial
 
 from rankscope.config.study import TrainConfig
 from rankscope.errors import Interrupted, UserError
+from rankscope.hashing import sha256_tensors
 from rankscope.models.base import Row, RowBatch
 from rankscope.models.gradient_checkpointing import (
     disable_gradient_checkpointing,
     enable_gradient_checkpointing,
 )
-from rankscope.provenance import sha256_tensors
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import GroupResult, train_group

@@ -18,10 +18,10 @@ from rankscope.data.items import Item
 from rankscope.data.pocket_world import pocket_rows
 from rankscope.errors import UserError
 from rankscope.evaluate.continuous_batching import GenerationLimits, generate
+from rankscope.hashing import sha256_tensors
 from rankscope.models.base import Base
 from rankscope.models.load import load_base
 from rankscope.models.methods.init_context import new_adapter
-from rankscope.provenance import sha256_tensors
 from rankscope.records import TrialSpec
 from rankscope.train.loop import train_group
 from rankscope.train.loss import mean_losses

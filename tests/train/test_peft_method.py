@@ -14,8 +14,8 @@ from toy_training import ATTENTION, peft_trial, protocol, toy_rows, trial
 
 from rankscope.data.sampler import RowSampler
 from rankscope.errors import Interrupted, UserError
+from rankscope.hashing import sha256_tensors
 from rankscope.models.lora import derive_seed
-from rankscope.provenance import sha256_tensors
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import GroupResult, train_group

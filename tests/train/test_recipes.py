@@ -9,7 +9,7 @@ from evaluation_worlds import tokenizer
 from recipe import minimal
 from tiny_models import tiny_llama
 
-from rankscope.provenance import weights_sha256
+from rankscope.hashing import weights_sha256
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "minimal.py"
 

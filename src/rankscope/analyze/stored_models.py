@@ -10,6 +10,7 @@ from torch import Tensor
 from rankscope.analyze.spectra import SpectraSettings, adapter_spectrum, full_spectrum
 from rankscope.analyze.svd_cache import SvdCache, svd
 from rankscope.errors import UserError
+from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.folder import (
     base_weight_copies,
     check_other_base,
@@ -22,7 +23,6 @@ from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.methods import get_method
 from rankscope.models.methods.full import FullMethod
-from rankscope.provenance import weights_sha256
 from rankscope.records import MatrixSpectrum
 
 GENERIC_NAMES = frozenset({"adapter", "model", "final", "checkpoint"})

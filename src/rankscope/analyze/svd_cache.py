@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rankscope.hashing import sha256_tensors
 from rankscope.models.fetch import cache_folder
-from rankscope.provenance import sha256_tensors
 
 SMALLEST_STORED = 256
 """Smallest d that is written to disk; below it, decomposing takes milliseconds."""

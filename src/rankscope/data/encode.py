@@ -24,7 +24,7 @@ from rankscope.data.chat import (
 )
 from rankscope.data.items import Item, Message
 from rankscope.errors import UserError
-from rankscope.provenance import sha256_json
+from rankscope.hashing import sha256_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ from rankscope.data.items import Item
 from rankscope.data.splits import first_of_order
 from rankscope.data.tasks import LoadedTask
 from rankscope.errors import UserError
-from rankscope.provenance import sha256_json
+from rankscope.hashing import sha256_json
 
 
 def mix_tasks(config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int) -> LoadedTask:

@@ -24,7 +24,7 @@ from rankscope.data.splits import first_of_order, split_rows
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.evaluate.scorers.scorer import UnscorableAnswer
-from rankscope.provenance import sha256_json
+from rankscope.hashing import sha256_json
 
 # Purposes of the draws. They are part of the seed: another text would draw other items.
 VALIDATION_ITEMS_DRAW = "selection items"

@@ -15,10 +15,11 @@ from rankscope.evaluate.context_window import (
     context_length,
     fit_to_context,
 )
-from rankscope.evaluate.metrics import ModelScores, primary_metric, standard_error
+from rankscope.evaluate.metrics import ModelScores, standard_error
 from rankscope.evaluate.mixtures import (
     Evaluation,
     evaluate_mixture,
+    primary_metric,
     split_items,
     without_contamination,
 )

@@ -3,32 +3,23 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rankscope.data.tasks import LoadedTask
-from rankscope.evaluate.scorers import get_scorer
-from rankscope.records import ItemResult
+if TYPE_CHECKING:
+    from rankscope.records import ItemResult
 
 
 @dataclass(frozen=True, slots=True)
 class ModelScores:
     """One model scored on one split: per-item results in item order, and their summary."""
 
-    items: list[ItemResult]
+    items: "list[ItemResult]"
     metrics: dict[str, float]
     seconds: float = 0.0
     num_tokens: int = 0
     """Tokens computed, padding not counted."""
-
-
-def primary_metric(task: LoadedTask) -> str:
-    """The metric that a task's score is; ``acc`` if the parts of a mixture differ."""
-    names = {
-        part.spec.primary_metric or get_scorer(part.spec.scorer).default_metric
-        for part in task.parts or (task,)
-    }
-    return names.pop() if len(names) == 1 else "acc"
 
 
 def first_best(values: Sequence[float]) -> int | None:

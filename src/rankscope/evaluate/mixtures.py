@@ -5,11 +5,21 @@ from dataclasses import replace
 
 from rankscope.data.items import Item
 from rankscope.data.tasks import LoadedTask
-from rankscope.evaluate.metrics import exact_mean, primary_metric, standard_error
+from rankscope.evaluate.metrics import exact_mean, standard_error
+from rankscope.evaluate.scorers import get_scorer
 from rankscope.records import EvalRecord, ItemResult, Split, WithoutContamination
 
 Evaluation = tuple[EvalRecord, list[ItemResult]]
 """One model on one split of one task: its record, and its items in order."""
+
+
+def primary_metric(task: LoadedTask) -> str:
+    """The metric that a task's score is; ``acc`` if the parts of a mixture differ."""
+    names = {
+        part.spec.primary_metric or get_scorer(part.spec.scorer).default_metric
+        for part in task.parts or (task,)
+    }
+    return names.pop() if len(names) == 1 else "acc"
 
 
 def split_items(task: LoadedTask, split: Split) -> tuple[Item, ...]:

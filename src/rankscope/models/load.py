@@ -17,13 +17,13 @@ from transformers import (
 
 from rankscope.config.study import ModelConfig
 from rankscope.errors import IntegrityError, UserError
+from rankscope.hashing import weights_sha256
 from rankscope.models.attention import varlen
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.multi_lora import MultiLora
 from rankscope.models.output_layer import block_output_layer
 from rankscope.models.parameters import UNUSABLE
 from rankscope.models.quantize import check_quantize, quantization
-from rankscope.provenance import weights_sha256
 from rankscope.records import ModelRecord
 
 LAYER = re.compile(r"model\.layers\.\d+\.(?!.*inv_freq$)")

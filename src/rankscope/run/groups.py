@@ -8,7 +8,7 @@ from typing import Literal
 
 from rankscope.config.study import StudyConfig, TrainConfig
 from rankscope.errors import UserError
-from rankscope.provenance import sha256_json
+from rankscope.hashing import sha256_json
 from rankscope.records import TrialSpec
 from rankscope.run.trials import ID_LENGTH, unique
 from rankscope.train.memory import GroupMemory, MemoryModel, RowCounts

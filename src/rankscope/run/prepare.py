@@ -13,6 +13,7 @@ from rankscope.device import available_memory_bytes, choose_device, choose_dtype
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.evaluator import context_notes
 from rankscope.evaluate.task_record import task_record
+from rankscope.hashing import tokenizer_sha256, weights_sha256
 from rankscope.models.adapters.folder import check_other_base
 from rankscope.models.adapters.warm_start import resolve_warm_starts, warm_start_notes
 from rankscope.models.load import load_tokenizer, model_folder
@@ -26,7 +27,6 @@ from rankscope.models.parameters import (
     target_shapes,
 )
 from rankscope.models.quantize import check_bitsandbytes
-from rankscope.provenance import tokenizer_sha256, weights_sha256
 from rankscope.records import TrialSpec
 from rankscope.run.groups import Grouping
 from rankscope.run.prepared import PreparedStudy

@@ -11,8 +11,8 @@ from rankscope.config.study import Interval, StudyConfig
 from rankscope.data.encode import EncodedRows, Encoder
 from rankscope.data.study_data import StudyData
 from rankscope.data.tasks import LoadedTask
+from rankscope.hashing import canonical_json
 from rankscope.models.parameters import Architecture
-from rankscope.provenance import canonical_json
 from rankscope.records import (
     BASE,
     EvalKey,

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from rankscope.errors import UserError
+from rankscope.hashing import sha256_file, sha256_json
 from rankscope.models.base import Base
 from rankscope.models.methods import get_method
-from rankscope.provenance import sha256_file, sha256_json
 from rankscope.records import ModelRecord
 from rankscope.report.model_card import adapter_card
 from rankscope.run.context import RunContext

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from rankscope.config.arm import TRAIN_OVERRIDES, ArmConfig, resolved_alpha
 from rankscope.config.study import StudyConfig, TrainConfig
 from rankscope.errors import UserError
-from rankscope.provenance import canonical_json, sha256_json
+from rankscope.hashing import canonical_json, sha256_json
 from rankscope.records import TrialSpec
 from rankscope.train.step_schedule import trial_protocol
 

@@ -21,7 +21,7 @@ from rankscope.config.loader import study_values
 from rankscope.config.study import StudyConfig
 from rankscope.errors import IntegrityError, StudyLocked, UserError
 from rankscope.filesystem import replace_text
-from rankscope.provenance import sha256_file, sha256_json
+from rankscope.hashing import sha256_file, sha256_json
 from rankscope.records import Record
 from rankscope.run.context import RunContext
 from rankscope.run.group_ledger import known_groups, store_groups

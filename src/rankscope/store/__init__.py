@@ -2,7 +2,8 @@
 
 from rankscope.store.artifacts import UNITS, Artifact, Problem
 from rankscope.store.items import adapter_path, items_path, model_path, snapshot_path, weights_path
-from rankscope.store.ledger import Ledger, PointKey, StoredGroups, TrialFailure
+from rankscope.store.ledger import Ledger
+from rankscope.store.results import PointKey, StoredGroups, TrialFailure
 from rankscope.store.transfer import transfer
 
 __all__ = [

@@ -1,7 +1,7 @@
-"""Files of a study: written aside, made durable, hashed, renamed, and only then named.
+"""Files of a study: staged, flushed to disk, hashed, renamed, and only then named in the ledger.
 
-What the ledger does not name is garbage, so a process may die at any moment between two of these
-steps and leave nothing behind that could be taken for a result.
+A file that the ledger does not name is garbage. So a process may die between any two of these steps
+without leaving anything that could be mistaken for a result.
 """
 
 import os
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from rankscope.errors import DiskFull, IntegrityError, UserError
 from rankscope.filesystem import fsync, is_disk_full
-from rankscope.provenance import sha256_file
+from rankscope.hashing import sha256_file
 
 ARTIFACTS = "artifacts"
 STAGING = "tmp"
@@ -39,7 +39,7 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing in a study that is not what was written."""
+    """A difference between a study and what was written."""
 
     path: str
     expected: str
@@ -56,9 +56,9 @@ class ArtifactStore:
         self.out = out
 
     def resolve(self, relative: str) -> Path:
-        """The absolute place of an artifact.
+        """The absolute path of an artifact.
 
-        Raises UserError for a name that is not below ``artifacts/`` or leaves the study.
+        Raises UserError for a name outside ``artifacts/``.
         """
         parts = PurePosixPath(relative).parts
         unsafe = (
@@ -80,10 +80,9 @@ class ArtifactStore:
 
     @contextmanager
     def stage(self, expected_bytes: int | None = None) -> Iterator[Path]:
-        """A fresh folder to write artifacts into; removed at the end with what is left in it.
+        """A fresh folder to write artifacts into, removed at the end.
 
-        ``expected_bytes`` is what the caller is about to write, where it knows. Raises DiskFull
-        when the disk cannot take it, before or while writing.
+        Raises DiskFull, before anything is written if ``expected_bytes`` do not fit.
         """
         folder = self.out / STAGING / uuid.uuid4().hex
         if expected_bytes is not None:
@@ -106,9 +105,8 @@ class ArtifactStore:
     def publish(self, staged: Path, relative: str) -> tuple[Artifact, ...]:
         """Move a staged file or folder to its place, durably; one Artifact per file.
 
-        The files are on disk when this returns, and become part of the study when the ledger
-        names them. What lies at ``relative`` already is replaced: the caller has made sure that
-        the ledger does not name it. Raises DiskFull.
+        The files become part of the study once the ledger names them. Anything at ``relative`` is
+        replaced, so the ledger must not name it yet. Raises DiskFull.
         """
         target = self.resolve(relative)
         files = _regular_files(staged)
@@ -139,7 +137,7 @@ class ArtifactStore:
             fsync(path.parent)
 
     def remove_unnamed(self, named: Container[str]) -> int:
-        """Remove staged leftovers and every artifact not in ``named``; returns how many files."""
+        """Remove staged files and every artifact not in ``named``; the number of artifacts."""
         shutil.rmtree(self.out / STAGING, ignore_errors=True)
         removed = 0
         root = self.out / ARTIFACTS
@@ -172,9 +170,9 @@ class ArtifactStore:
         return None
 
     def checked_path(self, relative: str, artifacts: Sequence[Artifact]) -> Path:
-        """The place of a stored file or folder, after checking the ``artifacts`` it consists of.
+        """The path of a stored file or folder, after checking its ``artifacts``.
 
-        Raises IntegrityError where something is missing or altered.
+        Raises IntegrityError if something is missing or altered.
         """
         path = self.resolve(relative)
         problems = [problem for problem in map(self.check, artifacts) if problem is not None]
@@ -190,9 +188,9 @@ class ArtifactStore:
 
 @contextmanager
 def reporting_disk_full(out: Path, needed: Callable[[], str]) -> Iterator[None]:
-    """Turn every library's way of saying that the disk is full into DiskFull.
+    """Raise DiskFull for every library's own error that means a full disk.
 
-    ``needed()`` gives the bytes wanted, as text; it is asked only where the disk is full.
+    ``needed()`` returns the bytes to be written, as text; called only if the disk is full.
     """
     try:
         yield
@@ -205,8 +203,8 @@ def reporting_disk_full(out: Path, needed: Callable[[], str]) -> Iterator[None]:
 
 def _disk_full_message(out: Path, needed: str, free: int) -> str:
     return (
-        f"{out}: the disk is full. Writing needs {needed} bytes, {free:,} are free. What was "
-        "finished is kept; make room, then give the same command again."
+        f"{out}: the disk is full. Writing needs {needed} bytes, {free:,} are free. Finished "
+        "results are kept; free some space, then give the same command again."
     )
 
 

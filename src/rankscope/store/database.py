@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -43,14 +43,15 @@ CREATE TABLE records (
 CREATE TABLE artifacts (path TEXT PRIMARY KEY, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL);
 """
 SMALL_WRITE = "some ten thousand"
-"""Bytes a transaction needs, for a message; SQLite does not say."""
+"""Bytes that a transaction needs, for messages; SQLite does not report them."""
 
 R = TypeVar("R", bound=BaseModel)
 
 
 def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     """A connection in autocommit mode to a ledger of this version; a writer creates it."""
-    # Reading a WAL data base needs a writable folder; one on a read-only disk is opened as is.
+    # SQLite can read a WAL database only in a writable folder; on a read-only disk it needs
+    # "immutable".
     mode = "rwc" if write else ("ro" if os.access(path.parent, os.W_OK) else "ro&immutable=1")
     uri = f"{path.resolve().as_uri()}?mode={mode}"
     db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30.0)
@@ -79,26 +80,25 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
 
 
 def _check_foreign_folders(out: Path) -> None:
-    """A new ledger names nothing, so a run would remove what lies in these folders."""
+    """Refuse folders that a run would clear, since a new ledger names none of their files."""
     for name in (ARTIFACTS, STAGING, CHECKPOINTS, UNITS):
         if (out / name).exists():
             raise UserError(
-                f"{out}: holds a folder {name!r} but no ledger that tells what is in it. Expected "
-                "an empty or new folder, or a study: give another --out folder, or move it away."
+                f"{out}: contains a folder {name!r} but no ledger. Expected an empty or new "
+                "folder, or a study: give another --out folder, or move it away."
             )
 
 
 def is_damaged(error: BaseException | None) -> bool:
     """Whether SQLite read bytes that it cannot have written; a full or busy disk is no damage."""
-    # Its subclasses tell of statements that are wrong, or of a disk; but text that is not UTF-8
-    # comes as one of them.
+    # Subclasses mean wrong statements or a disk error, except for text that is not UTF-8.
     return type(error) is sqlite3.DatabaseError or (
         isinstance(error, sqlite3.OperationalError) and "Could not decode" in str(error)
     )
 
 
 def damaged(out: Path, error: BaseException) -> IntegrityError:
-    """What is said of a ledger whose file was damaged."""
+    """The error for a damaged ledger file."""
     return IntegrityError(
         f"{out / 'ledger.sqlite'}: damaged since it was written ({error}). Restore it from a copy, "
         "or run the study again in another folder."
@@ -108,7 +108,7 @@ def damaged(out: Path, error: BaseException) -> IntegrityError:
 def record_row(
     trial_id: str, kind: str, key: str, record: Record, settings: str
 ) -> tuple[str, ...]:
-    """A row of ``records``; IntegrityError where JSON could not give a number back."""
+    """A row of ``records``. Raises IntegrityError for numbers that JSON does not have."""
     try:
         body = json.dumps(record.model_dump(), separators=(",", ":"), allow_nan=False)
     except ValueError as error:
@@ -146,13 +146,13 @@ def transaction(db: sqlite3.Connection, out: Path) -> Iterator[None]:
 
 
 def study_body(db: sqlite3.Connection, key: str) -> str | None:
-    """One entry of the ``study`` table, JSON text; None where it was never stored."""
+    """One entry of the ``study`` table, JSON text; None if it was never stored."""
     row = db.execute("SELECT body FROM study WHERE key = ?", (key,)).fetchone()
     return None if row is None else str(row[0])
 
 
 def stored_list(db: sqlite3.Connection, key: str, model: type[R]) -> list[R]:
-    """A list of records kept as one entry of the ``study`` table; empty where never stored."""
+    """A list of records stored as one entry of the ``study`` table; empty if never stored."""
     try:
         entries = json.loads(study_body(db, key) or "[]")
     except ValueError as error:
@@ -161,9 +161,9 @@ def stored_list(db: sqlite3.Connection, key: str, model: type[R]) -> list[R]:
 
 
 def stored_records(db: sqlite3.Connection, kind: str, model: type[R]) -> Iterator[tuple[str, R]]:
-    """Every record of one kind with its trial id, in the order they were stored.
+    """Every record of one kind with its trial id, in the order of storing.
 
-    Raises IntegrityError for a body that was altered.
+    Raises IntegrityError for an altered record.
     """
     rows = db.execute(
         "SELECT trial_id, key, body, sha256, settings FROM records WHERE kind = ? ORDER BY rowid",
@@ -173,7 +173,12 @@ def stored_records(db: sqlite3.Connection, kind: str, model: type[R]) -> Iterato
         place = f"ledger.sqlite: {kind} record {trial_id} {key}".rstrip()
         if body_sha256(body, settings) != digest:
             raise IntegrityError(
-                f"{place}: altered since it was written (sha256 differs). Restore it from a copy, "
-                "or run the study again in another folder."
+                f"{place}: altered since it was written (its sha256 differs). Restore it from a "
+                "copy, or run the study again in another folder."
             )
         yield trial_id, parse_record(model, body, place)
+
+
+def json_list(records: Iterable[Record]) -> str:
+    """Records as one JSON list, for the ``study`` table."""
+    return json.dumps([record.model_dump(mode="json") for record in records])

@@ -1,4 +1,4 @@
-"""What may change in a study between two runs, and what a reader must be told of it."""
+"""What may change in a study between two runs, and the notes that a change leads to."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,11 +8,10 @@ from rankscope.records import ModelRecord, Provenance, TaskRecord
 
 
 def check_same_model(out: Path, stored: ModelRecord, model: ModelRecord) -> None:
-    """Raise UserError where the stored results belong to another base model, or to the same one
-    computed in another dtype, held in other bits or asked in another prompt format."""
+    """Refuse another base model, dtype, quantization or prompt format than the stored results'."""
     if stored.sha256 != model.sha256:
         raise UserError(
-            f"{out}: holds results of the base model {stored.label} "
+            f"{out}: contains results of the base model {stored.label} "
             f"(sha256 {stored.sha256[:12]}), but the study now names {model.label} "
             f"(sha256 {model.sha256[:12]}). Give the new study its own --out folder."
         )
@@ -20,7 +19,7 @@ def check_same_model(out: Path, stored: ModelRecord, model: ModelRecord) -> None
         before, now = getattr(stored, field), getattr(model, field)
         if before != now:
             raise UserError(
-                f"{out}: holds results with {field} {before!r}, but the study now uses {now!r}. "
+                f"{out}: contains results with {field} {before!r}, but the study now uses {now!r}. "
                 f"Set '{field}: {before}' to continue, or give the new study its own --out folder."
             )
 
@@ -28,7 +27,7 @@ def check_same_model(out: Path, stored: ModelRecord, model: ModelRecord) -> None
 def check_same_tasks(
     out: Path, stored: Mapping[str, TaskRecord], tasks: Sequence[TaskRecord]
 ) -> None:
-    """Raise UserError where a task's name now means other rows or another metric."""
+    """Refuse a task whose name now means other rows or another metric."""
     for task in tasks:
         before = stored.get(task.name, task)
         changed = [
@@ -38,18 +37,18 @@ def check_same_tasks(
         ]
         if changed:
             raise UserError(
-                f"{out}: holds results on task {task.name!r} as it was before "
+                f"{out}: contains results on task {task.name!r} as it was before "
                 f"({'; '.join(changed)}). Give the changed study its own --out folder."
             )
 
 
 def same_machine(first: Provenance, second: Provenance) -> bool:
-    """Whether two runs differ in nothing but their time."""
+    """Whether two runs differ only in time."""
     return first.model_copy(update={"created": second.created}) == second
 
 
 def mixed_versions_notes(history: Sequence[Provenance]) -> Iterator[str]:
-    """A note where the runs of one study used different versions of a library."""
+    """A note if the runs of one study used different versions of a library."""
     versions: dict[str, list[str]] = {}
     for entry in history:
         for library, version in {"rankscope": entry.rankscope, **entry.libraries}.items():

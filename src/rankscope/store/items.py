@@ -1,4 +1,4 @@
-"""Per-item scores read on demand: a thousand trials must open in seconds."""
+"""Paths of artifacts, and per-item scores read on demand: a thousand trials open in seconds."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -15,37 +15,37 @@ COLUMNS = ["item_id", "subject", "score", "gold_logprob"]
 
 
 def adapter_path(trial_id: str) -> str:
-    """Where a trial's PEFT adapter lies, relative to the study."""
+    """Path of a trial's PEFT adapter, relative to the study."""
     return f"artifacts/{trial_id}/adapter"
 
 
 def model_path(trial_id: str) -> str:
-    """Where a fully fine-tuned trial's model folder lies, relative to the study."""
+    """Path of a fully fine-tuned trial's model folder, relative to the study."""
     return f"artifacts/{trial_id}/model"
 
 
 def weights_path(spec: TrialSpec) -> str:
-    """Where a trial's weights lie, relative to the study: an adapter, or a whole model."""
+    """Path of a trial's weights, relative to the study: an adapter, or a whole model."""
     return model_path(spec.trial_id) if spec.is_full else adapter_path(spec.trial_id)
 
 
 def snapshot_path(spec: TrialSpec, step: int) -> str:
-    """Where the weights lie that a trial had after ``step`` optimizer steps."""
+    """Path of the weights that a trial had after ``step`` optimizer steps."""
     kind = "model" if spec.is_full else "adapter"
     return f"artifacts/{spec.trial_id}/steps/{step}/{kind}"
 
 
 def items_path(trial_id: str, task: str, split: str) -> str:
-    """Where the per-item Parquet table of one evaluation lies, relative to the study."""
-    folder = trial_id.replace("@", "/")  # a changed trial's below the trial's own
+    """Path of the per-item Parquet table of one evaluation, relative to the study."""
+    folder = trial_id.replace("@", "/")  # a variant's items go below its trial's
     return f"artifacts/{folder}/items/{task}.{split}.parquet"
 
 
 class StoredItems(Mapping[EvalKey, ItemScores]):
-    """Per-item scores of a study by evaluation; a table is read when first asked for and kept.
+    """Per-item scores of a study by evaluation; a table is read on first use and kept.
 
-    Models scored on the same items share one tuple of names, which is most of the memory.
-    Each file is compared with its hash in ``artifacts`` first. The ledger itself may be closed.
+    Models scored on the same items share one tuple of names, which saves most of the memory.
+    Each file is first compared with its hash in ``artifacts``. The ledger itself may be closed.
     """
 
     def __init__(

@@ -4,10 +4,9 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 from rankscope.errors import UserError
 from rankscope.records import (
@@ -16,11 +15,8 @@ from rankscope.records import (
     CurvePoint,
     EvalKey,
     EvalRecord,
-    HeadsRecord,
     ModelRecord,
     Provenance,
-    Record,
-    SpectraRecord,
     Status,
     StudyRecords,
     TaskRecord,
@@ -34,6 +30,7 @@ from rankscope.store.database import (
     connect,
     damaged,
     is_damaged,
+    json_list,
     parse_record,
     record_row,
     stored_list,
@@ -45,36 +42,18 @@ from rankscope.store.history import check_same_model, check_same_tasks, same_mac
 from rankscope.store.items import items_path
 from rankscope.store.loading import load_study
 from rankscope.store.lock import StudyLock
+from rankscope.store.results import (
+    UNTRAINED,
+    PointKey,
+    RecordKind,
+    StoredGroups,
+    StoredRecord,
+    TrialFailure,
+    key_of,
+    kind_of,
+    set_status,
+)
 from rankscope.store.verify import find_problems
-
-PointKey = tuple[str, str, int]
-"""Of a learning curve: (trial id, task, optimizer steps done)."""
-RecordKind = Literal["train", "curve", "eval", "spectra", "heads"]
-StoredRecord = TrainRecord | CurvePoint | EvalRecord | SpectraRecord | HeadsRecord
-
-UNTRAINED: tuple[Status, ...] = ("planned", *sorted(FAILED))
-"""Statuses from which training can end, well or not."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrialFailure:
-    """Why a trial did not finish; stored and shown like any result."""
-
-    trial_id: str
-    status: Literal["diverged", "oom", "failed"]
-    reason: str
-    """One sentence."""
-
-
-class StoredGroups(Record):
-    """Groups, and the limits they were cut by; a later run keeps them, whatever memory is free."""
-
-    max_group_size: int | None
-    memory_limit: int | None
-    groups: tuple[tuple[str, ...], ...]
-    """Trial ids."""
-    batch_tokens: dict[str, int] = {}
-    """By trial id, most tokens of a forward pass, if the study's were too many."""
 
 
 class Ledger:
@@ -179,9 +158,9 @@ class Ledger:
             name=json.dumps(name),
             config=json.dumps(config, allow_nan=False),
             model=model.model_dump_json(),
-            tasks=_json_list(tasks),
-            known_tasks=_json_list(known.values()),
-            provenance=_json_list(history),
+            tasks=json_list(tasks),
+            known_tasks=json_list(known.values()),
+            provenance=json_list(history),
         )
 
     def put_notes(self, notes: Sequence[str]) -> None:
@@ -191,17 +170,18 @@ class Ledger:
     def put_trials(self, specs: Sequence[TrialSpec]) -> int:
         """Make ``specs``, in this order, the trials of the study; returns how many are new.
 
-        Trials that the study does not have any more keep their results, but ``load`` omits them.
+        Trials that are no longer in the study keep their results, but ``load`` omits them.
         """
         with transaction(self._db, self.out):
-            before = self._count_trials()
+            count = "SELECT COUNT(*) FROM trials"
+            before = int(self._db.execute(count).fetchone()[0])
             self._db.execute("UPDATE trials SET position = NULL")
             self._db.executemany(
                 "INSERT INTO trials VALUES (?, ?, ?, 'planned', NULL) "
                 "ON CONFLICT (trial_id) DO UPDATE SET position = excluded.position",
                 [(spec.trial_id, i, spec.model_dump_json()) for i, spec in enumerate(specs)],
             )
-            return self._count_trials() - before
+            return int(self._db.execute(count).fetchone()[0]) - before
 
     def put_groups(self, groups: StoredGroups) -> None:
         """Replace which trials train together."""
@@ -223,7 +203,7 @@ class Ledger:
     # --- results
 
     def stage(self, expected_bytes: int | None = None) -> AbstractContextManager[Path]:
-        """A fresh folder inside the study to write artifacts into; see ``ArtifactStore.stage``."""
+        """A fresh folder to write artifacts into; see ``ArtifactStore.stage``."""
         return self._store.stage(expected_bytes)
 
     def publish(self, staged: Path, relative: str) -> tuple[Artifact, ...]:
@@ -272,16 +252,16 @@ class Ledger:
         with transaction(self._db, self.out):
             self._insert(records, artifacts, {})
             for record in records:
-                self._set_status(record.trial_id, "trained", expected=UNTRAINED)
+                set_status(self._db, record.trial_id, "trained", expected=UNTRAINED)
             for failure in failures:
-                self._set_status(failure.trial_id, failure.status, failure.reason, UNTRAINED)
+                set_status(self._db, failure.trial_id, failure.status, failure.reason, UNTRAINED)
         self._remember(records)
 
     def fail_trials(self, failures: Sequence[TrialFailure]) -> None:
         """Mark trials that cannot go on, whatever stage they are in."""
         with transaction(self._db, self.out):
             for failure in failures:
-                self._set_status(failure.trial_id, failure.status, failure.reason)
+                set_status(self._db, failure.trial_id, failure.status, failure.reason)
 
     def retry_trials(self, trial_ids: Sequence[str]) -> None:
         """Plan failed trials again; a trial that was trained becomes ``trained`` again."""
@@ -289,13 +269,13 @@ class Ledger:
             for trial_id in trial_ids:
                 is_trained = ("train", trial_id, "") in self._record_keys()
                 status: Status = "trained" if is_trained else "planned"
-                self._set_status(trial_id, status, expected=tuple(FAILED))
+                set_status(self._db, trial_id, status, expected=tuple(FAILED))
 
     def finish_trials(self, trial_ids: Sequence[str]) -> None:
         """Mark trained trials as ``done``."""
         with transaction(self._db, self.out):
             for trial_id in trial_ids:
-                self._set_status(trial_id, "done", expected=("trained",))
+                set_status(self._db, trial_id, "done", expected=("trained",))
 
     def insert_results(
         self,
@@ -307,26 +287,8 @@ class Ledger:
         with transaction(self._db, self.out):
             self._insert_rows(records, artifacts)
             for trial_id, status, reason in trials:
-                self._set_status(trial_id, status, reason)
+                set_status(self._db, trial_id, status, reason)
         self._record_keys().update((row[1], row[0], row[2]) for row in records)
-
-    def _set_status(
-        self,
-        trial_id: str,
-        status: Status,
-        reason: str | None = None,
-        expected: Sequence[Status] | None = None,
-    ) -> None:
-        """Change the status of a trial that has one of the ``expected`` ones."""
-        row = self._db.execute("SELECT status FROM trials WHERE trial_id = ?", (trial_id,))
-        found = row.fetchone()
-        if found is None:
-            raise KeyError(f"trial {trial_id!r} is not in the ledger")
-        if expected is None or found[0] in expected:
-            self._db.execute(
-                "UPDATE trials SET status = ?, failure = ? WHERE trial_id = ?",
-                (status, reason, trial_id),
-            )
 
     def _insert(
         self,
@@ -362,10 +324,7 @@ class Ledger:
 
     def statuses(self) -> dict[str, Status]:
         """Status by trial id, for the trials of the study as it is now, in order."""
-        rows = self._db.execute(
-            "SELECT trial_id, status FROM trials WHERE position IS NOT NULL ORDER BY position"
-        )
-        return dict(rows)
+        return {trial_id: status for trial_id, status, _ in self.trial_rows()}
 
     def missing_evals(self, wanted: Iterable[EvalKey]) -> list[EvalKey]:
         """The evaluations of ``wanted`` that are not stored, in its order; failed trials' too."""
@@ -404,9 +363,10 @@ class Ledger:
         yield from self._db.execute("SELECT * FROM records ORDER BY rowid")
 
     def trial_rows(self) -> Iterator[tuple[str, Status, str | None]]:
-        """(trial id, status, failure) of every trial of the study as it is now."""
+        """(trial id, status, failure) of every trial of the study as it is now, in order."""
         yield from self._db.execute(
-            "SELECT trial_id, status, failure FROM trials WHERE position IS NOT NULL"
+            "SELECT trial_id, status, failure FROM trials WHERE position IS NOT NULL "
+            "ORDER BY position"
         )
 
     def curve_points(self, trials: Sequence[TrialSpec]) -> dict[PointKey, CurvePoint]:
@@ -450,32 +410,3 @@ class Ledger:
     def verify(self) -> list[Problem]:
         """Re-hash every record and artifact; an empty list means all is as it was written."""
         return find_problems(self._db, self._store, self.artifacts)
-
-    def _count_trials(self) -> int:
-        return int(self._db.execute("SELECT COUNT(*) FROM trials").fetchone()[0])
-
-
-def kind_of(record: StoredRecord) -> RecordKind:
-    """The kind under which a record is stored."""
-    kinds: dict[type[Record], RecordKind] = {
-        TrainRecord: "train",
-        CurvePoint: "curve",
-        EvalRecord: "eval",
-        SpectraRecord: "spectra",
-        HeadsRecord: "heads",
-    }
-    return kinds[type(record)]
-
-
-def key_of(record: StoredRecord) -> str:
-    """What tells a trial's records of one kind apart: task/split, or task/step of a curve."""
-    match record:
-        case EvalRecord():
-            return f"{record.task}/{record.split}"
-        case CurvePoint():
-            return f"{record.task}/{record.step}"
-    return ""
-
-
-def _json_list(records: Iterable[Record]) -> str:
-    return json.dumps([record.model_dump(mode="json") for record in records])

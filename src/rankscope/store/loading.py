@@ -1,4 +1,4 @@
-"""A whole study out of its ledger."""
+"""Load all records of a study from its ledger."""
 
 import json
 import sqlite3
@@ -33,7 +33,7 @@ def load_study(
     """Records of the trials and tasks the study has now; see ``Ledger.load``."""
     model, name = study_body(db, "model"), study_body(db, "name")
     if model is None or name is None:
-        raise UserError(f"{store.out}: the study has not begun yet; run it first.")
+        raise UserError(f"{store.out}: no run has stored a study yet; run it first.")
     tasks = tuple(stored_list(db, "tasks", TaskRecord))
     task_names = {task.name for task in tasks}
     trials = tuple(_trial_records(db, task_names))
@@ -84,7 +84,7 @@ def _trial_records(db: sqlite3.Connection, tasks: Container[str]) -> Iterator[Tr
 
 
 def _curves(db: sqlite3.Connection, tasks: Container[str]) -> dict[str, list[CurvePoint]]:
-    """By trial, the points of its curve on the study's tasks, by rising step."""
+    """By trial, its learning curve on the study's tasks, in order of steps."""
     curves: dict[str, list[CurvePoint]] = {}
     for trial_id, point in stored_records(db, "curve", CurvePoint):
         if point.task in tasks:
@@ -97,5 +97,5 @@ def _earlier_trials_notes(db: sqlite3.Connection) -> Iterator[str]:
     if count:
         yield (
             f"{count} trial(s) of an earlier form of this study are kept in the ledger "
-            "and left out here."
+            "and not shown here."
         )

@@ -1,4 +1,4 @@
-"""One runner per study: an advisory lock that ends with the process that holds it."""
+"""One writer per study: an advisory lock that ends with its process."""
 
 import fcntl
 import os
@@ -10,10 +10,10 @@ from rankscope.errors import StudyLocked
 
 
 class StudyLock:
-    """Exclusive ``flock`` on ``OUT/ledger.lock``; the file says which process holds it.
+    """Exclusive ``flock`` on ``OUT/ledger.lock``; the file names the process that holds it.
 
-    The kernel drops the lock when its process ends, however it ends, so a file left behind by a
-    killed runner locks nobody out.
+    The kernel releases the lock when the process ends, however it ends, so the file of a killed
+    process locks nobody out.
     """
 
     def __init__(self, path: Path) -> None:
@@ -21,7 +21,7 @@ class StudyLock:
         self._fd: int | None = None
 
     def acquire(self) -> Self:
-        """Take the lock, or raise StudyLocked naming the process that has it."""
+        """Take the lock, or raise StudyLocked with the name of the process that has it."""
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -29,8 +29,8 @@ class StudyLock:
             holder = os.read(fd, 256).decode(errors="replace").strip() or "unknown"
             os.close(fd)
             raise StudyLocked(
-                f"{self.path.parent}: this study is being run by process {holder}. Expected no "
-                "other runner; wait for it or stop it, then give the same command again."
+                f"{self.path.parent}: process {holder} is running this study. Wait for it or stop "
+                "it, then give the same command again."
             ) from None
         os.ftruncate(fd, 0)
         os.write(fd, f"{os.getpid()} on {socket.gethostname()}\n".encode())
@@ -38,10 +38,10 @@ class StudyLock:
         return self
 
     def release(self) -> None:
-        """Give the lock back; a second call does nothing."""
+        """Release the lock; a second call does nothing."""
         if self._fd is not None:
-            # The file stays: removing it would let a third runner lock a new file of that name
-            # while a second still waits on this one.
+            # The file stays: if it were removed, a third process could lock a new file of that name
+            # while a second one waits for this one.
             os.ftruncate(self._fd, 0)
             os.close(self._fd)
             self._fd = None

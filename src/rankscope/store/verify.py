@@ -1,4 +1,4 @@
-"""Everything a study stored, compared with what was written."""
+"""Compare everything that a study stored with its hashes."""
 
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -12,14 +12,14 @@ SOUND = "a sound data base"
 def find_problems(
     db: sqlite3.Connection, store: ArtifactStore, artifacts: Callable[[], tuple[Artifact, ...]]
 ) -> list[Problem]:
-    """What is not as it was written; empty where all is.
+    """Differences from what was written.
 
-    ``artifacts()`` gives what the ledger names, which a damaged one cannot.
+    ``artifacts()`` returns what the ledger names; it fails for a damaged one.
     """
     problems: list[Problem] = []
     try:
         for problem in _each_problem(db, store, artifacts):
-            problems.append(problem)  # one by one: those before a damaged page count
+            problems.append(problem)  # one by one: those found before a damaged page count
     except sqlite3.DatabaseError as error:
         if not is_damaged(error):
             raise

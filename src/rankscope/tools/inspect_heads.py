@@ -13,7 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rankscope.analyze.heads.layout import HeadLayout, HeadModel
 from rankscope.analyze.heads.tasks import HeadTask, head_task
-from rankscope.analyze.heads.trial_heads import HeadAnalysis, measure_heads
+from rankscope.analyze.heads.trial_heads import HeadAnalysis
 from rankscope.analyze.stored_models import StoredTunedModel
 from rankscope.analyze.svd_cache import decomposition_device
 from rankscope.config.study import EvaluateConfig, ModelConfig
@@ -23,7 +23,6 @@ from rankscope.data.tasks import load_task
 from rankscope.device import choose_device, choose_dtype
 from rankscope.evaluate.context_window import context_length
 from rankscope.formatting import count, join_names
-from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.load import load_base, load_tokenizer, shapes_folder
 from rankscope.progress import NullReporter, ProgressReporter
@@ -82,12 +81,12 @@ def inspect_heads(
     """Add the heads of every tuned model to an inspection."""
     reporter = reporter or NullReporter()
     disable_progress_bar()  # transformers' own, for reading weights
-    analysis, base = analyze_base(inspection.base, settings, choose_device(device), reporter)
+    analysis = analyze_base(inspection.base, settings, choose_device(device), reporter)
     tuned = []
     reporter.stage("heads", len(inspection.tuned))
     for done, model in enumerate(inspection.tuned):
         reporter.advance(done, model.name)
-        heads = tuned_heads(model, analysis, base, settings.task)
+        heads = tuned_heads(model, analysis, settings.task)
         tuned.append(model.model_copy(update={"heads": heads}))
     reporter.finish()
     return inspection.model_copy(update={"tuned": tuple(tuned)})
@@ -95,7 +94,7 @@ def inspect_heads(
 
 def analyze_base(
     name: str, settings: HeadSettings, device: torch.device, reporter: ProgressReporter
-) -> tuple[HeadAnalysis, Base]:
+) -> HeadAnalysis:
     """Load the base and measure its heads."""
     config = ModelConfig(path=str(shapes_folder(name).resolve()))
     base = load_base(config, device, choose_dtype(settings.dtype, device))
@@ -116,9 +115,9 @@ def analyze_base(
             )
     reporter.stage("base heads", 1)
     model = HeadModel(base, layout, batch_tokens=TOKENS_PER_PASS)
-    heads = measure_heads(model, task, ablated_on)
+    analysis = HeadAnalysis.of_base(model, task, ablated_on, settings.items)
     reporter.finish()
-    return HeadAnalysis(layout, task, ablated_on, settings.items, TOKENS_PER_PASS, heads), base
+    return analysis
 
 
 def ablation_size(layout: HeadLayout, ablated_on: Sequence[HeadTask]) -> str:
@@ -130,24 +129,23 @@ def ablation_size(layout: HeadLayout, ablated_on: Sequence[HeadTask]) -> str:
     )
 
 
-def tuned_heads(
-    model: TunedModel, analysis: HeadAnalysis, base: Base, trained_on: str
-) -> HeadsRecord:
+def tuned_heads(model: TunedModel, analysis: HeadAnalysis, trained_on: str) -> HeadsRecord:
     """Measure the heads of one adapter or checkpoint."""
+    base = analysis.model.base
     stored = StoredTunedModel.open(Path(model.path), model.name)
     stored_base = CheckpointReader.open(base.folder)
     if stored.adapter is None:
         config = ModelConfig(path=str(Path(model.path).resolve()))
         # Use the base's tokenizer: its items are encoded, and many checkpoints have none.
         tuned = load_base(config, base.device, base.model.dtype, tokenizer=base.tokenizer)
-        return analysis.record(model.name, trained_on, base, tuned, stored_base.weight)
+        return analysis.record(model.name, trained_on, tuned, stored_base.weight)
     adapter = stored.adapter
     for name in adapter.a:
         weight = stored_base.weight(name, decomposition_device(base.device))
         stored.subtract_initial_factors(name, weight)
     base.multi_lora.attach(adapter.to(base.device))
     try:
-        return analysis.record(adapter.name, trained_on, base, base, stored_base.weight)
+        return analysis.record(adapter.name, trained_on, base, stored_base.weight)
     finally:
         base.multi_lora.clear()
 

@@ -220,7 +220,6 @@ def matrix_change(
 
 
 def parse_layer_factors(text: str) -> tuple[float, float]:
-    """Parse ``FIRST:LAST`` of ``--layer-scale``."""
     try:
         first, last = (float(part) for part in text.split(":"))
     except ValueError as error:

@@ -18,12 +18,12 @@ from toy_training import toy_rows
 
 import rankscope
 from rankscope.errors import IntegrityError, UserError
+from rankscope.hashing import sha256_folder
 from rankscope.models.adapters.folder import load_adapter, save_adapter
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.lora import Adapter
 from rankscope.models.methods.init_context import InitContext, new_adapter
-from rankscope.provenance import sha256_folder
 from rankscope.records import TrialSpec
 
 IDS = [5, 9, 31, 7, 250, 3, 77, 12]

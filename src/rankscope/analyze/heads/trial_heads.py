@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -103,16 +103,13 @@ def ablation_record(
 
 
 def trial_changes(
-    layout: HeadLayout,
-    adapter_name: str | None,
-    base: Base,
-    tuned: Base,
-    stored_base: Weights | None = None,
+    model: HeadModel, base: Base, stored_base: Weights | None = None
 ) -> tuple[HeadChange, ...]:
     """How far training moved each head of an adapter, a PEFT tuner or a full model.
 
     ``stored_base`` gives W0; by default it is the base's as loaded.
     """
+    layout, tuned = model.layout, model.base
     if isinstance(tuner := tuned.multi_lora.injected_tuner, PeftTuner):
         return dense_changes(layout, tuner.base_weight, tuner.merged_weight, tuner.mergeable())
     linears = base.linears()
@@ -121,8 +118,8 @@ def trial_changes(
         return dense_weight(linears[name])
 
     before = stored_base or loaded_base
-    if adapter_name is not None:
-        return adapter_changes(layout, before, tuned.multi_lora.adapters[adapter_name])
+    if model.adapter_name is not None:
+        return adapter_changes(layout, before, tuned.multi_lora.adapters[model.adapter_name])
     # Read a full model from its file: in memory it may be bfloat16, which rounds by up to 1 part in
     # 512, as much as training may have changed.
     names = [layer.projection(module) for layer in layout for module in PROJECTIONS]
@@ -137,19 +134,30 @@ class HeadAnalysis:
     lost on *other* tasks.
     """
 
-    layout: HeadLayout
+    model: HeadModel  # the untouched base
     task: HeadTask  # gives importance and entropy
     ablated_on: tuple[HeadTask, ...]
     items_asked: int  # most items of each task
-    batch_tokens: int  # most tokens per forward pass
     base: HeadMeasurements
     related: frozenset[str] = frozenset()
+
+    @classmethod
+    def of_base(
+        cls,
+        model: HeadModel,
+        task: HeadTask,
+        ablated_on: tuple[HeadTask, ...],
+        items_asked: int,
+        related: frozenset[str] = frozenset(),
+    ) -> "HeadAnalysis":
+        """Measure the heads of the base, while nothing is attached to it."""
+        base = measure_heads(model, task, ablated_on)
+        return cls(model, task, ablated_on, items_asked, base, related)
 
     def record(
         self,
         trial_id: str,
         trained_on: str,
-        base: Base,
         tuned: Base,
         stored_base: Weights | None = None,
     ) -> HeadsRecord:
@@ -162,11 +170,11 @@ class HeadAnalysis:
         """
         started = time.perf_counter()
         adapter_name = trial_id if trial_id in tuned.multi_lora.adapters else None
-        model = HeadModel(tuned, self.layout, adapter_name, self.batch_tokens)
+        model = replace(self.model, base=tuned, adapter_name=adapter_name)
         heads = measure_heads(model, self.task, self.ablated_on)
         ablations = [
             ablation_record(
-                self.layout, task, self.base.ablations[task.name], heads.ablations[task.name]
+                model.layout, task, self.base.ablations[task.name], heads.ablations[task.name]
             )
             for task in self.ablated_on
         ]
@@ -180,8 +188,8 @@ class HeadAnalysis:
             task=self.task.name,
             items=len(self.task.trees),
             items_asked=self.items_asked,
-            dtype=base.record.dtype,
-            changes=trial_changes(self.layout, adapter_name, base, tuned, stored_base),
+            dtype=self.model.base.record.dtype,
+            changes=trial_changes(model, self.model.base, stored_base),
             base=self.base.layers,
             tuned=heads.layers,
             ablations=tuple(ablations),

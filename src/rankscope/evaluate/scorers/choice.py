@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rankscope.data.items import LETTERS
 from rankscope.errors import UserError
+from rankscope.evaluate.metrics import ModelScores, choice_predictions, exact_mean, first_best
 from rankscope.evaluate.scorers.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -14,7 +17,6 @@ if TYPE_CHECKING:
     from rankscope.data.registry import TaskSpec
     from rankscope.evaluate.context_window import ContextWindow, EncodedSplit
     from rankscope.evaluate.likelihood import Floats, Question
-    from rankscope.evaluate.metrics import ModelScores
     from rankscope.evaluate.scorers.scorer import ScoringJob
 
 
@@ -87,9 +89,7 @@ class ChoiceScorer(Scorer["list[Question]"]):
             cut.append(Question(prompt, question.continuations))
         return cut
 
-    def run(self, job: "ScoringJob") -> "dict[str | None, ModelScores]":
-        import numpy as np
-
+    def run(self, job: "ScoringJob") -> dict[str | None, ModelScores]:
         from rankscope.evaluate.likelihood import continuation_logprobs
 
         split = job.split
@@ -112,16 +112,9 @@ class ChoiceScorer(Scorer["list[Question]"]):
 
     def summarize(
         self, split: "EncodedSplit", spec: "TaskSpec", values: "Sequence[Floats]"
-    ) -> "ModelScores":
+    ) -> ModelScores:
         """Scores of one model from every item's log-probabilities, (texts and letters,)."""
-        import numpy as np
 
-        from rankscope.evaluate.metrics import (
-            ModelScores,
-            choice_predictions,
-            exact_mean,
-            first_best,
-        )
         from rankscope.records import ItemResult
 
         primary = spec.primary_metric or self.default_metric

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rankscope.data.numbers import ANSWER_MARK
 from rankscope.errors import UserError
+from rankscope.evaluate.metrics import ModelScores, exact_mean
 from rankscope.evaluate.scorers.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from rankscope.data.registry import TaskSpec
     from rankscope.evaluate.context_window import ContextWindow
     from rankscope.evaluate.continuous_batching import Generation
-    from rankscope.evaluate.metrics import ModelScores
     from rankscope.evaluate.scorers.scorer import ScoringJob
 
 
@@ -60,7 +60,7 @@ class GenerationScorer(Scorer[list[int]]):
         room = max(window.length // 2, window.length - window.max_new_tokens)
         return window.last_tokens(encoded, room, where)
 
-    def run(self, job: "ScoringJob") -> "dict[str | None, ModelScores]":
+    def run(self, job: "ScoringJob") -> dict[str | None, ModelScores]:
         """A model's seconds are its share, by tokens, of the batch that all models run in."""
         from rankscope.evaluate.context_window import context_length
         from rankscope.evaluate.continuous_batching import GenerationLimits, generate
@@ -96,9 +96,9 @@ class GenerationScorer(Scorer[list[int]]):
         spec: "TaskSpec",
         seconds: float = 0.0,
         num_tokens: int = 0,
-    ) -> "ModelScores":
+    ) -> ModelScores:
         """Scores of one model from its answers, in item order."""
-        from rankscope.evaluate.metrics import ModelScores, exact_mean
+
         from rankscope.records import ItemResult
 
         pattern = None if spec.extract is None else re.compile(spec.extract)

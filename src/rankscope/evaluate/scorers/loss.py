@@ -7,7 +7,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rankscope.errors import UserError
+from rankscope.evaluate.metrics import ModelScores, exact_mean
 from rankscope.evaluate.scorers.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -15,7 +18,6 @@ if TYPE_CHECKING:
     from rankscope.data.items import Item
     from rankscope.data.registry import TaskSpec
     from rankscope.evaluate.context_window import ContextWindow
-    from rankscope.evaluate.metrics import ModelScores
     from rankscope.evaluate.scorers.scorer import ScoringJob
 
 
@@ -69,11 +71,8 @@ class LossScorer(Scorer["list[EncodedRow]"]):
     def encoder_settings(self, encoder: "Encoder") -> dict[str, Any]:
         return {"max_length": encoder.max_length}
 
-    def run(self, job: "ScoringJob") -> "dict[str | None, ModelScores]":
-        import numpy as np
-
+    def run(self, job: "ScoringJob") -> dict[str | None, ModelScores]:
         from rankscope.evaluate.likelihood import check_finite_logprobs, row_logprobs
-        from rankscope.evaluate.metrics import ModelScores, exact_mean
         from rankscope.records import ItemResult
 
         items: Sequence[Item] = job.split.items

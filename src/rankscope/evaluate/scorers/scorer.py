@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from rankscope.errors import UserError
+from rankscope.evaluate.metrics import ModelScores
 
 if TYPE_CHECKING:
     from rankscope.config.study import EvaluateConfig
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from rankscope.data.registry import TaskSpec
     from rankscope.data.rows import RowContent
     from rankscope.evaluate.context_window import ContextWindow, EncodedSplit
-    from rankscope.evaluate.metrics import ModelScores
     from rankscope.models.base import Base
 
 ScoreUnit = Literal["accuracy", "log_probability"]
@@ -139,5 +139,5 @@ class Scorer(ABC, Generic[Encoded]):
         return {}
 
     @abstractmethod
-    def run(self, job: "ScoringJob") -> "dict[str | None, ModelScores]":
+    def run(self, job: "ScoringJob") -> dict[str | None, ModelScores]:
         """Scores of every model of the job, items in order."""

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from rankscope.errors import IntegrityError, UserError
+from rankscope.hashing import sha256_file, sha256_json
 from rankscope.models.adapters.settings import (
     CONFIG,
     PLAIN_INITS,
@@ -26,7 +27,6 @@ from rankscope.models.adapters.settings import (
 )
 from rankscope.models.lora import Adapter
 from rankscope.models.methods import get_lora_method
-from rankscope.provenance import sha256_file, sha256_json
 from rankscope.records import ModelRecord, TrialSpec
 
 BASE_HASH = "rankscope_base_sha256"

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from rankscope.analyze.heads.layout import HeadLayout, HeadModel
 from rankscope.analyze.heads.tasks import HeadTask, head_task, related_tasks
-from rankscope.analyze.heads.trial_heads import HeadAnalysis, measure_heads
+from rankscope.analyze.heads.trial_heads import HeadAnalysis
 from rankscope.device import out_of_memory_message
 from rankscope.errors import UserError
 from rankscope.evaluate.context_window import context_length
@@ -57,22 +57,19 @@ class HeadsStage:
             task = self.head_task(self.settings.task or trained_on)
             context.begin_step(task.name)
             try:
-                base = measure_heads(model, task, ablated_on)
+                self.analyses[trained_on] = HeadAnalysis.of_base(
+                    model,
+                    task,
+                    ablated_on,
+                    self.settings.items,
+                    related_tasks(study.tasks, trained_on),
+                )
             except (MemoryError, RuntimeError) as error:
                 raise UserError(
                     "analyze.heads: measuring the heads of the base ran "
                     f"{out_of_memory_message(error)}; lower evaluate.batch_tokens, or turn heads "
                     "off ('enabled: false')"
                 ) from error
-            self.analyses[trained_on] = HeadAnalysis(
-                layout,
-                task,
-                ablated_on,
-                self.settings.items,
-                batch_tokens,
-                base,
-                related_tasks(study.tasks, trained_on),
-            )
             context.steps_done += 1
         context.reporter.finish()
 
@@ -93,7 +90,7 @@ class HeadsStage:
         for trial in work:
             self.context.begin_step(trial.arm_label)
             analysis = self.analyses[trial.task]
-            yield analysis.record(trial.trial_id, trial.task, self.context.base, model)
+            yield analysis.record(trial.trial_id, trial.task, model)
 
     def commit(self, result: HeadsRecord) -> None:
         """Store the heads of one trial."""

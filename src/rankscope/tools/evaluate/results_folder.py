@@ -8,7 +8,6 @@
 it exists.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from rankscope.errors import DiskFull, IntegrityError
+from rankscope.errors import IntegrityError
 from rankscope.evaluate.mixtures import Evaluation
 from rankscope.evaluate.scorers.scorer import ScoreUnit
-from rankscope.filesystem import fsync, is_disk_full, replace_text
-from rankscope.provenance import sha256_file
+from rankscope.filesystem import replace_bytes, replace_text
+from rankscope.hashing import sha256_file
 from rankscope.records import ITEM_SCHEMA, Estimate, EvalRecord, ItemResult, Record, read_items
 
 
@@ -120,18 +119,12 @@ class ResultsFolder:
         table = self.out / relative
         table.parent.mkdir(parents=True, exist_ok=True)
         (self.out / "results").mkdir(exist_ok=True)
-        partial = table.with_name(f".{table.name}.{os.getpid()}.part")
-        try:
-            pq.write_table(item_table(model, record, items), partial)
-            fsync(partial)
-            os.replace(partial, table)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            if not is_disk_full(error):
-                raise
-            raise DiskFull(f"{table}: the disk is full; free space, then run again") from error
-        digest = sha256_file(table)
-        stored = StoredResult(key=key, table=relative, table_sha256=digest, record=record)
+        parquet = pa.BufferOutputStream()
+        pq.write_table(item_table(model, record, items), parquet)
+        replace_bytes(table, parquet.getvalue().to_pybytes())
+        stored = StoredResult(
+            key=key, table=relative, table_sha256=sha256_file(table), record=record
+        )
         replace_text(self._path(key), stored.model_dump_json(indent=2) + "\n")
 
     def write_scores(self, scores: Sequence[Score]) -> None:

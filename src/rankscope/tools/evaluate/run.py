@@ -21,11 +21,11 @@ from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.lm_eval.bridge import is_mean
 from rankscope.evaluate.mixtures import Evaluation
 from rankscope.filesystem import output_folder
+from rankscope.hashing import sha256_json, tokenizer_sha256, weights_sha256
 from rankscope.models.base import Base
 from rankscope.models.load import load_base, load_tokenizer, model_folder
 from rankscope.models.parameters import architecture, read_model_config
 from rankscope.progress import NullReporter, ProgressReporter
-from rankscope.provenance import sha256_json, tokenizer_sha256, weights_sha256
 from rankscope.records import BASE, Estimate, EvalRecord
 from rankscope.tools.evaluate.adapters import AdapterFolder, read_adapters
 from rankscope.tools.evaluate.request import EvalRequest

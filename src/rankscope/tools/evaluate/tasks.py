@@ -24,8 +24,8 @@ from rankscope.evaluate.lm_eval.bridge import (
 )
 from rankscope.evaluate.mixtures import Evaluation
 from rankscope.evaluate.task_record import EVALUATION_VERSION, task_sha256
+from rankscope.hashing import sha256_json
 from rankscope.models.base import Base
-from rankscope.provenance import sha256_json
 from rankscope.tools.evaluate.request import EvalRequest
 from rankscope.tools.evaluate.results_folder import TaskInfo
 

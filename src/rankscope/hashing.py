@@ -1,0 +1,129 @@
+"""Hashes of what a study is made of: files, folders, JSON, tensors, models and tokenizers."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+from rankscope.errors import UserError
+
+VOLATILE_CONFIG_KEYS = frozenset(
+    {
+        "_attn_implementation",
+        "_name_or_path",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
+"""Keys of ``config.json`` that change on saving or repeat what the weights determine."""
+
+TOKENIZER_FILES = (
+    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template*", "additional_chat_templates/*", "*.model", "*.tiktoken"),
+    *("vocab.json", "vocab.txt", "merges.txt"),
+)
+"""What transformers builds a tokenizer and its chat templates from."""
+
+PICKLE_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes. Raises OSError if it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_folder(folder: Path) -> str:
+    """Hex sha256 over the relative names and contents of all files under ``folder``.
+
+    Independent of the folder's place and of the order of listing.
+    """
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return _sha256_named(folder, paths)
+
+
+def sha256_json(value: object) -> str:
+    """Hex sha256 of ``value`` in canonical JSON: sorted keys, no white space, no NaN.
+
+    Raises ValueError for NaN and infinities, TypeError for values that JSON does not have.
+    """
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def canonical_json(value: object) -> str:
+    """``value`` as JSON text; equal values give equal text."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
+
+
+def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hex sha256 over names, dtypes, shapes and bits of ``tensors``, in the order of names.
+
+    Equal bits give equal hashes on any device; used to show that a frozen base stayed frozen.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(canonical_json([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def weights_sha256(folder: Path) -> str:
+    """Hex sha256 of a model folder: ``config.json`` and every safetensors file.
+
+    Keys of the configuration that change on saving are left out. Raises UserError if there is no
+    configuration or no safetensors file.
+    """
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise UserError(
+            f"{folder}: no config.json. Expected a Hugging Face model folder with "
+            "config.json and safetensors weights."
+        )
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"found a {type(config).__name__}, expected an object")
+    except ValueError as error:
+        raise UserError(f"{config_path}: not a JSON object ({error}).") from error
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise UserError(_no_safetensors(folder))
+    settings = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG_KEYS}
+    digest = hashlib.sha256(canonical_json(settings).encode())
+    digest.update(_sha256_named(folder, weights).encode())
+    return digest.hexdigest()
+
+
+def tokenizer_sha256(folder: Path) -> str:
+    """Hex sha256 over names and contents of the files of a model folder's tokenizer."""
+    found = {path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)}
+    return _sha256_named(folder, (path for path in found if path.is_file()))
+
+
+def _sha256_named(folder: Path, paths: Iterable[Path]) -> str:
+    named = sorted((path.relative_to(folder).as_posix(), path) for path in paths)
+    digest = hashlib.sha256()
+    for name, path in named:
+        # JSON marks the end of a name, so a character moved from a name into the contents changes
+        # the hash.
+        digest.update(canonical_json([name, sha256_file(path)]).encode())
+    return digest.hexdigest()
+
+
+def _no_safetensors(folder: Path) -> str:
+    pickles = sorted(path.name for pattern in PICKLE_WEIGHTS for path in folder.glob(pattern))
+    if pickles:
+        return (
+            f"{folder}: found pickle weights ({pickles[0]}), expected *.safetensors. Pickle files "
+            "can run code on loading and are not read; convert them once, if you trust them, with "
+            "model.save_pretrained(folder)."
+        )
+    return f"{folder}: no *.safetensors file found. Expected the weights of a model there."

@@ -1,0 +1,89 @@
+"""What the ledger keeps of a trial: its status, and records by kind and key."""
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rankscope.records import (
+    FAILED,
+    CurvePoint,
+    EvalRecord,
+    HeadsRecord,
+    Record,
+    SpectraRecord,
+    Status,
+    TrainRecord,
+)
+
+PointKey = tuple[str, str, int]
+"""Of a learning curve: (trial id, task, optimizer steps done)."""
+RecordKind = Literal["train", "curve", "eval", "spectra", "heads"]
+StoredRecord = TrainRecord | CurvePoint | EvalRecord | SpectraRecord | HeadsRecord
+
+UNTRAINED: tuple[Status, ...] = ("planned", *sorted(FAILED))
+"""Statuses from which training can end, well or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialFailure:
+    """Why a trial did not finish; stored and shown like any result."""
+
+    trial_id: str
+    status: Literal["diverged", "oom", "failed"]
+    reason: str
+    """One sentence."""
+
+
+class StoredGroups(Record):
+    """Groups, and the limits they were cut by; a later run keeps them, whatever memory is free."""
+
+    max_group_size: int | None
+    memory_limit: int | None
+    groups: tuple[tuple[str, ...], ...]
+    """Trial ids."""
+    batch_tokens: dict[str, int] = {}
+    """By trial id, most tokens of a forward pass, if the study's were too many."""
+
+
+def kind_of(record: StoredRecord) -> RecordKind:
+    """The kind under which a record is stored."""
+    kinds: dict[type[Record], RecordKind] = {
+        TrainRecord: "train",
+        CurvePoint: "curve",
+        EvalRecord: "eval",
+        SpectraRecord: "spectra",
+        HeadsRecord: "heads",
+    }
+    return kinds[type(record)]
+
+
+def key_of(record: StoredRecord) -> str:
+    """What tells a trial's records of one kind apart: task/split, or task/step of a curve."""
+    match record:
+        case EvalRecord():
+            return f"{record.task}/{record.split}"
+        case CurvePoint():
+            return f"{record.task}/{record.step}"
+    return ""
+
+
+def set_status(
+    db: sqlite3.Connection,
+    trial_id: str,
+    status: Status,
+    reason: str | None = None,
+    expected: Sequence[Status] | None = None,
+) -> None:
+    """Change the status of a trial, if it is one of ``expected``; within a transaction.
+
+    Raises KeyError for a trial that is not in the ledger.
+    """
+    row = db.execute("SELECT status FROM trials WHERE trial_id = ?", (trial_id,)).fetchone()
+    if row is None:
+        raise KeyError(f"trial {trial_id!r} is not in the ledger")
+    if expected is None or row[0] in expected:
+        db.execute(
+            "UPDATE trials SET status = ?, failure = ? WHERE trial_id = ?",
+            (status, reason, trial_id),
+        )
