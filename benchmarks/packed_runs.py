@@ -23,7 +23,7 @@ from rankscope.models.base import Base, RowBatch
 from rankscope.models.load import load_base
 from rankscope.models.multi_lora import AdapterSlice, AdapterSpan, MultiLoraProduct
 from rankscope.records import TrialSpec
-from rankscope.train import loop
+from rankscope.train import step
 from rankscope.train.loop import train_group
 
 STEPS_PER_PART = 1
@@ -115,9 +115,9 @@ def parts(rows: Rows) -> dict[str, AbstractContextManager[object]]:
     return {
         "padding-free": seen_as(padding),
         "logits at labels": logits_everywhere(),
-        "row attention": with_stock_attention(),
+        "varlen attention": with_stock_attention(),
         "written-out adapters": patch.object(MultiLoraProduct, "apply", by_autograd),
-        "loss in blocks": patch.object(loop, "mean_losses", stock_losses),
+        "loss in blocks": patch.object(step, "mean_losses", stock_losses),
     }
 
 

@@ -18,6 +18,7 @@ from rankscope.formatting import Unit, amount, count, difference, evidence, scor
 from rankscope.models.methods import get_method
 from rankscope.records import AdviceMessage, ArmSummary, Estimate
 
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """A number with the unit that a sentence gives it in."""

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from rankscope.errors import IntegrityError, UserError
 from rankscope.models.load import checked_folder
-from rankscope.models.parameters import UNUSABLE, read_model_config
+from rankscope.models.parameters import model_on_meta, read_model_config
 from rankscope.models.quantize import require_bitsandbytes
 
 INDEX = "model.safetensors.index.json"
@@ -78,13 +77,9 @@ class CheckpointReader:
         if settings is not None:
             delattr(config, "quantization_config")  # a model on the meta device packs no weights
         try:
-            with torch.device("meta"):
-                model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        except (*UNUSABLE, RuntimeError) as error:
-            raise UserError(
-                f"model folder {folder}: config.json does not describe a causal language model "
-                f"that can be built: {type(error).__name__}: {error}"
-            ) from error
+            model: Any = model_on_meta(config)
+        except UserError as error:
+            raise UserError(f"model folder {folder}: {error}") from error
         layers = layers_of(model)
         head = model.get_output_embeddings()
         name = next((n for n, m in model.named_modules() if m is head), None)

@@ -22,6 +22,7 @@ from rankscope.errors import UserError
 from rankscope.models.lora import Adapter
 from rankscope.models.methods import get_lora_method
 from rankscope.models.methods.lora import LoraMethod
+from rankscope.models.parameters import matching_names
 from rankscope.models.quantize import dense_weight
 
 if TYPE_CHECKING:
@@ -257,16 +258,7 @@ def target_linears(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Lin
         UserError: a target that matches no linear layer.
     """
     linears = linear_layers(model)
-    chosen: set[str] = set()
-    for target in targets:
-        matched = {n for n in linears if n == target or n.endswith("." + target)}
-        if not matched:
-            candidates = ", ".join(sorted({n.rsplit(".", 1)[-1] for n in linears}))
-            raise UserError(
-                f"target module {target!r} matches no linear layer of this model; "
-                f"expected one of: {candidates}"
-            )
-        chosen |= matched
+    chosen = matching_names(linears, targets, linears)
     return {name: layer for name, layer in linears.items() if name in chosen}
 
 

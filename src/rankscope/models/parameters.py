@@ -4,13 +4,13 @@ The architecture is built on torch's meta device, which has shapes and no storag
 ``config.json`` is enough, for a model of any size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
@@ -88,21 +88,29 @@ def read_model_config(path: Path) -> PretrainedConfig:
     return config
 
 
-def architecture(config: PretrainedConfig) -> Architecture:
-    """Shapes of the causal language model of ``config``, built without storage.
+def model_on_meta(config: PretrainedConfig) -> PreTrainedModel:
+    """The causal language model of ``config`` with shapes and without storage.
 
     Raises:
         UserError: ``config`` does not describe a causal language model that can be built.
     """
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=False
+            )
     # On the meta device a RuntimeError means a bad shape, such as a negative one.
     except (*UNUSABLE, RuntimeError) as error:
         raise UserError(
             f"model type {config.model_type!r}: config.json does not describe a causal language "
             f"model that can be built: {type(error).__name__}: {error}"
         ) from error
+    return model
+
+
+def architecture(config: PretrainedConfig) -> Architecture:
+    """Shapes of the causal language model of ``config``; raises as :func:`model_on_meta`."""
+    model = model_on_meta(config)
     output = model.get_output_embeddings()
     linear = {
         name: module for name, module in model.named_modules() if type(module) is torch.nn.Linear
@@ -123,17 +131,33 @@ def target_shapes(shapes: Architecture, targets: Sequence[str]) -> dict[str, tup
     Raises:
         UserError: a target that matches nothing; the message lists what could be matched.
     """
-    wanted: set[str] = set()
+    names = [name for name in shapes.linear_shapes if name != shapes.output_layer]
+    wanted = matching_names(shapes.linear_shapes, targets, names)
+    return {name: shape for name, shape in shapes.linear_shapes.items() if name in wanted}
+
+
+def matching_names(
+    names: Iterable[str], targets: Sequence[str], candidates: Iterable[str]
+) -> set[str]:
+    """The module paths that any of ``targets`` names.
+
+    Args:
+        candidates: paths whose last parts an error message lists.
+
+    Raises:
+        UserError: a target that matches nothing.
+    """
+    paths, wanted = list(names), set[str]()
     for target in targets:
-        matched = {n for n in shapes.linear_shapes if n == target or n.endswith("." + target)}
+        matched = {path for path in paths if path == target or path.endswith("." + target)}
         if not matched:
-            known = {n.rsplit(".", 1)[-1] for n in shapes.linear_shapes if n != shapes.output_layer}
+            known = sorted({path.rsplit(".", 1)[-1] for path in candidates})
             raise UserError(
                 f"target module {target!r} matches no linear layer of this model. "
-                f"Expected some of: {', '.join(sorted(known))}."
+                f"Expected some of: {', '.join(known)}."
             )
         wanted |= matched
-    return {name: shape for name, shape in shapes.linear_shapes.items() if name in wanted}
+    return wanted
 
 
 def lora_parameters(

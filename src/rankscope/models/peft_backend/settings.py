@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from rankscope.errors import UserError
-from rankscope.models.parameters import read_model_config
+from rankscope.models.parameters import model_on_meta, read_model_config
 
 SET_BY_RANKSCOPE = {
     "base_model_name_or_path": "it is the study's model",
@@ -234,8 +234,7 @@ def count_parameters(model: PretrainedConfig, config: PeftConfig) -> int | None:
     Raises:
         UserError: the method does not fit this model.
     """
-    with torch.device("meta"):
-        shapes = AutoModelForCausalLM.from_config(model, trust_remote_code=False)
+    shapes = model_on_meta(model)
     shapes.requires_grad_(False)
     try:
         tuned = get_peft_model(shapes, config)
