@@ -1,4 +1,4 @@
-"""The study file at the door: every fault with its line, YAML's traps, paths, overrides."""
+"""Loading a study file: every fault with its line, YAML's traps, paths, overrides."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -92,7 +92,7 @@ def test_an_unknown_key_without_a_value_is_still_unknown(write: Write) -> None:
     ]
 
 
-def test_a_key_that_stands_twice(write: Write) -> None:
+def test_a_key_that_is_repeated(write: Write) -> None:
     assert faults(write(GOOD + "seeds: 3\n")) == [
         "study.yaml:16: key 'seeds' is repeated, first on line 13"
     ]
@@ -453,7 +453,7 @@ def test_lora_needs_a_rank(write: Write) -> None:
     assert fault == "study.yaml:8: arms.0: method 'lora' needs 'rank'"
 
 
-def test_a_training_task_that_stands_twice(write: Write) -> None:
+def test_a_training_task_that_is_repeated(write: Write) -> None:
     (fault,) = faults(write(replaced("name: mine", "name: arc_easy")))
     assert "training task 'arc_easy' is listed twice" in fault
 

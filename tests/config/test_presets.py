@@ -1,4 +1,4 @@
-"""Presets, examples and the published schema: every shipped study loads and is what it says."""
+"""Presets, examples and the published schema: every shipped study loads as documented."""
 
 import json
 import re

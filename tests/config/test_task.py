@@ -39,7 +39,7 @@ def test_a_study_holds_what_the_file_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("name: mine\nscorr: loss\n", r"bad.yaml:2: scorr: unknown key; did you mean 'scorer'"),
         ("name: mine\nnum_fewshot: 6\n", r"bad.yaml:2: num_fewshot: found 6"),
@@ -52,11 +52,11 @@ def test_a_study_holds_what_the_file_says(tmp_path: Path) -> None:
         ("", r"bad.yaml: the file is empty; write one with 'name:'"),
     ],
 )
-def test_faults_are_told_with_their_line(tmp_path: Path, text: str, told: str) -> None:
+def test_faults_are_reported_with_their_line(tmp_path: Path, text: str, expected: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         load_task_file(tmp_path / "bad.yaml")
     study = tmp_path / "study.yaml"
     study.write_text(STUDY.format(task="./bad.yaml"))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         load_study_file(study)

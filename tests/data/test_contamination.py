@@ -1,4 +1,4 @@
-"""Contamination that were planted, found by kind; and against a slow reference on real data."""
+"""Planted contamination is found by kind; a slow reference agrees on real data."""
 
 import random
 from pathlib import Path
@@ -21,7 +21,7 @@ def item(name: str, words: list[str], answer: str = "yes") -> Item:
     )
 
 
-def test_five_planted_leaks_are_found_and_nothing_else() -> None:
+def test_five_planted_test_rows_are_found_and_nothing_else() -> None:
     rng = random.Random(0)
     train = [item(f"t/train/{n}", sentence(rng, 30)) for n in range(200)]
     report = [item(f"t/test/{n}", sentence(rng, 30)) for n in range(100)]
@@ -44,7 +44,7 @@ def test_five_planted_leaks_are_found_and_nothing_else() -> None:
     assert contamination.item_ids == {f"t/test/{n}" for n in (3, 20, 40, 41, 42)}
 
 
-def test_nothing_leaks_from_nothing() -> None:
+def test_nothing_is_contaminated_without_training_rows() -> None:
     assert find_contamination([], [item("t/test/1", ["a"])]).counts == {"exact": 0, "ngram13": 0}
 
 
@@ -68,7 +68,7 @@ def test_leaks_of_a_real_task_are_those_of_the_slow_way(data_dir: Path) -> None:
     assert any("13 consecutive words" in note for note in task.notes)
 
 
-def test_report_rows_that_another_task_trains_on_are_told() -> None:
+def test_test_rows_that_another_task_trains_on_are_reported() -> None:
     one = [Item(f"one/{n}", f"q {n}", f"a {n}") for n in range(4)]
     two = [Item("two/1", "Q 1?", "A 1."), Item("two/2", "q 2", "another answer")]
     notes, contaminated = find_contamination_between_tasks(

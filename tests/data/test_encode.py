@@ -1,4 +1,4 @@
-"""Laws of encoding: what carries loss, what precedes an answer, and that both agree."""
+"""Laws of encoding: which tokens carry loss, which precede an answer, and that both agree."""
 
 import dataclasses
 

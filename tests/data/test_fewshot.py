@@ -1,4 +1,4 @@
-"""Shots: where they come from, that none is scored, and how they are rendered."""
+"""Few-shot examples: their source, that none is scored, and how they are rendered."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def own(folder: Path, **options: object) -> LoadedTask:
     return load_task(TaskConfig(name="mine", path=str(folder), **options), None, 0)
 
 
-def test_training_rows_give_the_shots_and_no_shot_is_scored(tmp_path: Path) -> None:
+def test_training_rows_give_the_examples_and_none_is_scored(tmp_path: Path) -> None:
     test = [question(n) for n in range(100, 110)]
     # Nine training rows of ten stand in test too: only q0 and q1 can be shots.
     train = [question(0), question(1), *test[:9]]
@@ -47,7 +47,7 @@ def test_training_rows_give_the_shots_and_no_shot_is_scored(tmp_path: Path) -> N
         own(folder, num_fewshot=3)
 
 
-def test_dev_rows_are_shots_alone(tmp_path: Path) -> None:
+def test_dev_rows_are_only_examples(tmp_path: Path) -> None:
     dev, test = [question(n) for n in range(5)], [question(n) for n in range(4, 24)]
     task = own(rows(tmp_path, dev=dev, test=test), num_fewshot=5)
     scored = {item.question for item in task.validation + task.test}
@@ -79,12 +79,14 @@ def test_mmlu_takes_the_dev_rows_of_the_same_subject(data_dir: Path) -> None:
         assert [asked.split("\nA. ")[0] for asked, _ in item.fewshot] == [
             f"Question: {row['question']}" for row in of_subject
         ]
-        assert [told for _, told in item.fewshot] == ["ABCD"[row["answer"]] for row in of_subject]
+        assert [answer for _, answer in item.fewshot] == [
+            "ABCD"[row["answer"]] for row in of_subject
+        ]
     questions = {row["question"] for row in dev}
     assert not questions & {item.question for item in task.test + task.validation}
 
 
-def test_plain_shots_are_a_block_and_chat_shots_are_turns(tmp_path: Path) -> None:
+def test_plain_examples_are_a_block_and_chat_examples_are_turns(tmp_path: Path) -> None:
     test = [question(n) for n in range(9, 14)]
     folder = rows(tmp_path, dev=[question(1), question(2)], test=test)
     item = own(folder, num_fewshot=2).test[0]
@@ -95,14 +97,14 @@ def test_plain_shots_are_a_block_and_chat_shots_are_turns(tmp_path: Path) -> Non
     text = plain.tokenizer.decode(plain.prompt_ids(item))
     assert text == f"{first} yes\n\n{second} yes\n\n{item.prompt}"
     chat = Encoder(byte_tokenizer(CHATML), "chat", 400)
-    told = chat.tokenizer.decode(chat.prompt_ids(item))
-    places = [told.index(part) for part in (first, second, item.prompt)]
+    text = chat.tokenizer.decode(chat.prompt_ids(item))
+    places = [text.index(part) for part in (first, second, item.prompt)]
     assert places == sorted(places)
-    assert told.count("yes") == 2
-    assert told.count("user") == 3
+    assert text.count("yes") == 2
+    assert text.count("user") == 3
 
 
-def test_conversations_and_texts_take_no_shots(tmp_path: Path) -> None:
+def test_conversations_and_texts_take_no_examples(tmp_path: Path) -> None:
     folder = rows(tmp_path, train=[{"text": f"t{n}"} for n in range(30)])
-    with pytest.raises(UserError, match="'num_fewshot' (applies|needs)"):
+    with pytest.raises(UserError, match=r"'num_fewshot' (applies|needs)"):
         own(folder, num_fewshot=1)

@@ -1,4 +1,4 @@
-"""Every shape a row may have, and what must be refused."""
+"""Every shape of a row, and the rows that are refused."""
 
 import pytest
 
@@ -184,7 +184,7 @@ def test_every_shape_can_lack_its_completion(
         parse_rows(raw(full, empty), strict=True)
 
 
-def test_a_missing_answer_is_told_by_the_rows_own_name_for_it() -> None:
+def test_a_missing_answer_is_reported_by_the_rows_own_name_for_it() -> None:
     rows = [{"question": "q", "choices": ["a", "b"], "key": key} for key in (0, None)]
     names: FieldNames = {"question": "question", "choices": "choices", "answer": "key"}
     with pytest.raises(UserError, match="row 2: no completion in field 'key'"):

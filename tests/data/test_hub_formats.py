@@ -1,4 +1,4 @@
-"""Rows of HellaSwag and WinoGrande in their published layout, and own fields by a mapping."""
+"""Rows of HellaSwag and WinoGrande in their published layout, and fields with other names."""
 
 import json
 from pathlib import Path
@@ -65,16 +65,16 @@ def test_winogrande_is_asked_by_what_follows_either_option(tmp_path: Path) -> No
     letters = load_task(TaskConfig(name="winogrande", scorer="option_letter"), tmp_path, 0)
     assert letters.test[0].contexts == ()
     assert letters.test[0].prompt.endswith("A. Ian\nB. Dennis\nAnswer:")
-    for options, told in (
+    for options, expected in (
         ({"prompt": "{question}"}, "prompt"),
         ({"primary_metric": "acc_norm"}, "acc"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=expected):
             load_task(TaskConfig(name="winogrande", **options), tmp_path, 0)
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "expected"),
     [
         (WINOGRANDE | {"answer": "3"}, "expected '1' or '2'"),
         (WINOGRANDE | {"sentence": "no blank"}, "no '_' with text after it"),
@@ -83,8 +83,8 @@ def test_winogrande_is_asked_by_what_follows_either_option(tmp_path: Path) -> No
         (HELLASWAG | {"endings": "x"}, "endings must be a list"),
     ],
 )
-def test_wrong_published_rows_are_named(row: dict[str, object], told: str) -> None:
-    with pytest.raises(UserError, match=told) as error:
+def test_wrong_published_rows_are_named(row: dict[str, object], expected: str) -> None:
+    with pytest.raises(UserError, match=expected) as error:
         parse_rows([RawRow("f.jsonl, row 7", 7, row)], strict=True)
     assert "f.jsonl, row 7" in str(error.value)
 

@@ -1,4 +1,4 @@
-"""The pocket world: the same every time, its splits apart, its words all known."""
+"""The pocket world: reproducible, with disjoint splits and a complete vocabulary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of row order: what one seed sees, in which step."""
+"""Laws of the order of rows: the rows of a seed in every step."""
 
 import math
 from itertools import chain

@@ -1,4 +1,4 @@
-"""Files as users have them: broken in every way that was seen."""
+"""Files of users, broken in every way that was seen."""
 
 import json
 import random
@@ -133,8 +133,10 @@ def test_the_hub_route_reads_a_local_copy(tmp_path: Path, monkeypatch: pytest.Mo
         read_hub(HubSource(str(folder), train=None, validation="dev", test=None))
 
 
-def test_the_commit_that_was_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of what the library keeps of a hub data set, which it reads where the hub is out of reach."""
+def test_the_commit_that_was_read_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's cache of a hub data set, which it reads if the hub is unreachable."""
     cache = tmp_path / "cache"
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -150,12 +152,12 @@ def test_the_commit_that_was_read_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     files, source = read_hub(HubSource("owner/mine"))
     assert [row.fields for row in files["train"]] == [{"text": "t"}]
     assert source == f"hub owner/mine, commit {commit}"
-    for revision, told in (("v1", f"v1, commit {commit}"), (commit, commit)):
+    for revision, expected in (("v1", f"v1, commit {commit}"), (commit, commit)):
         _, source = read_hub(HubSource("owner/mine", revision=revision))
-        assert source == f"hub owner/mine @ {told}"
+        assert source == f"hub owner/mine @ {expected}"
 
 
-def test_an_unreachable_hub_is_told_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"hub nobody/nothing: cannot be loaded .*data_dir"):

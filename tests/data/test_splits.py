@@ -1,4 +1,4 @@
-"""Laws of the splits: apart, complete, seeded, and of the sizes that are promised."""
+"""Laws of the splits: disjoint, complete, seeded, and of the documented sizes."""
 
 from collections.abc import Sequence
 
@@ -76,11 +76,11 @@ def test_train_rows_that_repeat_a_validation_row_are_taken_out() -> None:
     )
     assert ids(splits.train) == [i for i in ids(train) if i != "t/train/5"]
     assert any("1 train rows repeat a validation row" in note for note in splits.notes)
-    # Test rows that stand in train are contamination: told, not mended.
+    # Test rows that are train rows are contamination: reported, not removed.
     assert ids(splits.test) == ["t/train/1", "t/train/2"]
 
 
-def test_copies_inside_a_split_are_kept_and_told() -> None:
+def test_copies_inside_a_split_are_kept_and_reported() -> None:
     test = [*rows("test", 20), Item("t/test/21", "test 3", "answer 3")]
     splits = split_rows(
         "t", {"validation": rows("validation", 60), "test": test}, 0, own_data=False

@@ -1,4 +1,4 @@
-"""Named tasks on real rows, and one's own data from file to items."""
+"""Named tasks on real rows, and the user's own data from file to items."""
 
 import json
 from collections.abc import Callable
@@ -165,7 +165,7 @@ def test_the_documented_table_is_true(load: Load) -> None:
         assert float(chance) == pytest.approx(task.spec.chance, abs=5e-5)
 
 
-def test_unknown_and_missing_tasks_are_told_with_a_way_out(tmp_path: Path, load: Load) -> None:
+def test_unknown_and_missing_tasks_are_reported_with_a_way_out(tmp_path: Path, load: Load) -> None:
     with pytest.raises(UserError, match=r"'arc_esay' is not a named task; did you mean 'arc_easy'"):
         load("arc_esay")
     with pytest.raises(UserError, match="For your own data give 'train:'"):

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from rankscope.cli.render.study import plan_table
 from rankscope.config.presets import study_template
-from rankscope.data.study_data import check_trainable, load_tasks
 from rankscope.errors import UserError
 from rankscope.models.load import pocket_folder
 from rankscope.models.parameters import architecture
@@ -103,30 +102,3 @@ def test_the_paper_preset_plans_as_it_is_written(
     assert "holds no weights: planned from config.json" in plan.notes[0]
     with pytest.raises(UserError, match=r"no \*\.safetensors weights"):
         Study.load(study, sets).check()
-
-
-def test_a_task_without_training_rows_says_what_to_do(tmp_path: Path, data_dir: Path) -> None:
-    """MMLU's local rows hold no train file; the way out that is printed is taken."""
-    study = tmp_path / "paper.yaml"
-    text = study_template("paper", "./model", None, str(data_dir))
-    study.write_text(text.replace("model: ./model", "model: pocket"), encoding="utf-8")
-    config = Study.load(study, ["evaluate.max_items=5"]).config
-    tasks = load_tasks(config)
-    with pytest.raises(UserError) as error:
-        check_trainable(config, tasks)
-    told = str(error.value)
-    assert f"put train.jsonl or train.parquet into {data_dir}/mmlu" in told
-    assert "split 'auxiliary_train' of hub cais/mmlu (all)" in told
-    way_out = told.split("--set ")[1]
-    assert way_out == "tasks=[gsm8k,medmcqa,mathqa,legal_mcq]"
-    alone = Study.load(study, [way_out]).config
-    check_trainable(alone, tasks)
-    assert "mmlu" in alone.evaluation_tasks()
-    sets = ["tasks=[gsm8k,mmlu]", "evaluate.retention=[medmcqa]", "evaluate.cross_domain=[mathqa]"]
-    unscored = Study.load(study, sets).config
-    with pytest.raises(UserError, match=r"--set evaluate.cross_domain=\[mathqa,mmlu\]$"):
-        check_trainable(unscored, tasks)
-    # Names alone would drop what is said of a task.
-    sets[0] = "tasks=[{name: gsm8k, num_fewshot: 2},mmlu]"
-    with pytest.raises(UserError, match=r"file, move it from 'tasks' to 'evaluate.cross_domain'$"):
-        check_trainable(Study.load(study, sets).config, tasks)

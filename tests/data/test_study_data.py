@@ -1,0 +1,86 @@
+"""The data of a study: tasks and rows, refusals with a way out, notes."""
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from rankscope.config.loader import load_study_file
+from rankscope.config.presets import study_template
+from rankscope.config.study import StudyConfig
+from rankscope.data.encode import Encoder
+from rankscope.data.study_data import check_trainable, load_tasks, prepare_data
+from rankscope.errors import UserError
+from rankscope.models.load import load_tokenizer, model_folder
+
+
+@pytest.fixture(scope="module")
+def beginnings(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first rows of every file of the real data sets."""
+    folder = tmp_path_factory.mktemp("data")
+    for path in data_dir.glob("*/*.jsonl"):
+        copy = folder / path.relative_to(data_dir)
+        copy.parent.mkdir(exist_ok=True)
+        with path.open("rb") as file:
+            copy.write_bytes(b"".join(islice(file, 60)))
+    return folder
+
+
+def test_a_training_task_without_rows_is_refused_with_a_way_out(
+    tmp_path: Path, beginnings: Path
+) -> None:
+    """MMLU's local rows have no train file; the suggested --set is then applied."""
+    study = tmp_path / "paper.yaml"
+    text = study_template("paper", "./model", None, str(beginnings))
+    study.write_text(text.replace("model: ./model", "model: pocket"), encoding="utf-8")
+    config = load_study_file(study)
+    tasks = load_tasks(config)
+    with pytest.raises(UserError) as error:
+        check_trainable(config, tasks)
+    message = str(error.value)
+    assert f"put train.jsonl or train.parquet into {beginnings}/mmlu" in message
+    assert "split 'auxiliary_train' of hub cais/mmlu (all)" in message
+    way_out = message.split("--set ")[1]
+    assert way_out == "tasks=[gsm8k,medmcqa,mathqa,legal_mcq]"
+    alone = load_study_file(study, [way_out])
+    check_trainable(alone, tasks)
+    assert "mmlu" in alone.evaluation_tasks()
+    sets = ["tasks=[gsm8k,mmlu]", "evaluate.retention=[medmcqa]", "evaluate.cross_domain=[mathqa]"]
+    with pytest.raises(UserError, match=r"--set evaluate.cross_domain=\[mathqa,mmlu\]$"):
+        check_trainable(load_study_file(study, sets), tasks)
+    # A list of names alone would lose a task's own settings.
+    sets[0] = "tasks=[{name: gsm8k, num_fewshot: 2},mmlu]"
+    with pytest.raises(UserError, match=r"file, move it from 'tasks' to 'evaluate.cross_domain'$"):
+        check_trainable(load_study_file(study, sets), tasks)
+
+
+def test_training_rows_of_one_task_contaminate_another(tmp_path: Path) -> None:
+    """``a`` and ``c`` are evaluated on rows of ``b``; the training rows of ``c`` do not count."""
+    rows = [f'{{"question": "q{n}", "choices": ["x", "y"], "answer": {n % 2}}}' for n in range(40)]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows[:20]))
+    (tmp_path / "b.jsonl").write_text("\n".join(rows[10:]))
+    (tmp_path / "c.jsonl").write_text("\n".join(rows))
+    config = StudyConfig.model_validate(
+        {
+            "name": "s",
+            "model": "pocket",
+            "tasks": [{"name": "b", "train": str(tmp_path / "b.jsonl")}],
+            "arms": [{"method": "full", "lr": 1e-3}],
+            "evaluate": {
+                "cross_domain": [
+                    {"name": "a", "test": str(tmp_path / "a.jsonl")},
+                    {"name": "c", "train": str(tmp_path / "c.jsonl")},
+                ]
+            },
+        }
+    )
+    data = prepare_data(config, Encoder(load_tokenizer(model_folder(config.model)), "auto", 64))
+    trained = {item.content for item in data.tasks["b"].train}
+    for name in ("a", "c"):
+        shared = {i.item_id for i in data.tasks[name].test if i.content in trained}
+        assert shared
+        assert data.tasks[name].contaminated_ids == shared
+        count = f"{len(shared)} of {len(data.tasks[name].test)} test rows of {name}"
+        assert f"{count} are also training rows of b" in data.notes
+    assert list(data.rows) == ["b"]
+    assert not data.replay_rows
