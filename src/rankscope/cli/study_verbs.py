@@ -49,7 +49,7 @@ def quickstart_command(
     out.mkdir(parents=True, exist_ok=True)
     file = out / "quickstart.yaml"
     replace_text(file, study_template("pocket"))
-    _run_and_print(file, [], out, as_json)
+    run_command(file, out, as_json=as_json)
 
 
 @app.command("init")
@@ -137,10 +137,10 @@ def run_command(
     ] = False,
     workers: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Run groups in N processes; by default in this one."),
+        Option(metavar="N", help="Run groups in N processes; by default in this one."),
     ] = None,
     executor: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Where the processes run: local.")
+        str | None, Option(metavar="NAME", help="Where the processes run: local.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -150,49 +150,14 @@ def run_command(
 
     Example: rankscope run study.yaml --out studies/mine --set train.epochs=1
     """
-    _run_and_print(
-        file,
-        overrides or [],
-        out,
-        as_json,
-        retry_failed=retry_failed,
-        workers=workers,
-        executor=executor,
-    )
-
-
-@app.command("work")
-def work_command(
-    folder: StudyFolder,
-    unit: Annotated[str, typer.Argument(metavar="UNIT", help="A folder below DIR/units.")],
-) -> None:
-    """Run one unit of a study; 'rankscope run --workers N' starts this.
-
-    Example: rankscope work studies/mine 0123456789abcdef
-    """
-    from rankscope.run.worker import work
-
-    work(folder, unit)
-
-
-def _run_and_print(
-    file: Path,
-    overrides: list[str],
-    out: Path | None,
-    as_json: bool,
-    *,
-    retry_failed: bool = False,
-    workers: int | None = None,
-    executor: str | None = None,
-) -> None:
     from rankscope.cli.render.summary import print_answer, summary_table
     from rankscope.progress import ConsoleReporter
     from rankscope.records import FAILED
     from rankscope.run.executors import new_executor
     from rankscope.run.study import Study, write_outputs
 
-    study = Study.load(file, overrides)
-    place = None
+    study = Study.load(file, overrides or [])
+    place = None  # in this process
     if workers is not None or executor is not None:
         place = new_executor(executor or "local", 1 if workers is None else workers)
     folder = out or Path("studies") / study.config.name
@@ -221,6 +186,20 @@ def _reset_failed_trials(folder: Path) -> None:
         with Ledger.open(folder, write=True) as ledger:
             statuses = ledger.statuses()
             ledger.retry_trials([trial for trial in statuses if statuses[trial] in FAILED])
+
+
+@app.command("work")
+def work_command(
+    folder: StudyFolder,
+    unit: Annotated[str, Argument(metavar="UNIT", help="A folder below DIR/units.")],
+) -> None:
+    """Run one unit of a study; executors start this.
+
+    Example: rankscope work studies/mine 0123456789abcdef
+    """
+    from rankscope.run.worker import work
+
+    work(folder, unit)
 
 
 @app.command("status")

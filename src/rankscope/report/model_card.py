@@ -70,14 +70,10 @@ def study_card(
     step: int | None = None,
     known_bases: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """The card of an exported trial.
+    """The card of an exported trial, with the scores of this one trained model in ``summary``.
 
-    Args:
-        view: the study with its recommendation.
-        trial: the trial whose weights are exported.
-        summary: the scores of this one trained model.
-        step: optimizer step of the weights, if they are not the ones that were scored.
-        known_bases: description of each model that ``rankscope fetch`` knows, by name.
+    ``step`` is given for weights that were not scored; ``known_bases`` describes the models that
+    ``rankscope fetch`` knows.
     """
     study, advice = view.study, view.advice(trial.spec.task)
     base = _base_source(study, known_bases)
