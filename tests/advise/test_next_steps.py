@@ -84,7 +84,7 @@ def test_fewer_items_than_any_test_takes_are_asked_for(
     """Of 5 items even unanimous ones have p = .0625; how many more is guessed of answers alone."""
     (advice,) = recommend(synthetic_study(Truth(num_items=5, metric=metric))).advice
     assert advice.decision == "not_decided"
-    assert "the test split has 5 items" in advice.headline
+    assert "only 5 test items" in advice.headline
     (step,) = (step for step in advice.next_steps if step.kind == "items")
     guess = "With fewer than 6 items no test can decide. About 1,963 test items would show"
     assert (guess in step.text) == (metric == "accuracy")

@@ -151,7 +151,7 @@ def test_an_iteration_begins_with_the_bases_vectors_and_the_new_directions(
 def test_what_the_iteration_missed_is_noticed_and_computed_directly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Begun without the update's directions, it may converge to other vectors: the count tells."""
+    """Begun without the update's directions, it may miss some vectors: the count shows it."""
     weight = base_weight((300, 300), 0.5)
     base = svd(weight)
     A, B = base.V[:, 279:280].mT, base.U[:, 249:250]
@@ -201,7 +201,7 @@ def test_a_base_of_zeros_or_of_low_rank_is_decomposed_directly() -> None:
         torch.testing.assert_close(found.S, sigma[:20], rtol=1e-6, atol=1e-6)
 
 
-def test_a_start_that_cannot_converge_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_that_cannot_converge_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rankscope.analyze.subspace_iteration.MAX_SWEEPS", 1)
     weight = gaussian(300, 300)
     core = to_base_basis(svd(weight), random_update(300, 300, 4, 0.5))

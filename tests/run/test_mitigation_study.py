@@ -83,7 +83,7 @@ def test_the_weights_of_a_stopped_trial_are_those_of_its_best_step(
     export_trial(finished, trial.spec.trial_id, tmp_path / "best", best)
     export_trial(finished, trial.spec.trial_id, tmp_path / "own")
     assert sha256_folder(tmp_path / "best") == sha256_folder(tmp_path / "own")
-    with pytest.raises(UserError, match=f"no weights of step {last}; expected one of {best},"):
+    with pytest.raises(UserError, match=rf"no weights of step {last}; expected one of {best}\b"):
         export_trial(finished, trial.spec.trial_id, tmp_path / "last", last)
 
 

@@ -66,15 +66,6 @@ class Interrupter(NullReporter):
             signal.raise_signal(signal.SIGINT)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small study, run and concluded; tests copy it before they change it."""
-    folder = tmp_path_factory.mktemp("finished")
-    small_study(folder).run(folder / "out")
-    write_outputs(folder / "out")
-    return folder / "out"
-
-
 @pytest.fixture
 def copy(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished study with the times of its files."""

@@ -26,8 +26,7 @@ from rankscope.records import (
     TrialSpec,
     write_items,
 )
-from rankscope.run.stages.train import CHECKPOINTS
-from rankscope.store import Ledger, TrialFailure, adapter_path, items_path
+from rankscope.store import CHECKPOINTS, Ledger, TrialFailure, adapter_path, items_path
 
 FIXTURES = os.pathsep.join(
     [str(Path(__file__).parent), str(Path(__file__).parents[1] / "fixtures")]

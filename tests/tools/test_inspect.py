@@ -241,7 +241,7 @@ def test_the_python_api_and_the_command_agree(base: Path, plain: Path, tmp_path:
 
 
 def test_only_adapters_alike_but_for_the_rank_are_fitted(base: Path, tmp_path: Path) -> None:
-    """A rank of its own in some modules, or neither scaling nor alpha in common, tells of more."""
+    """Not adapters with several ranks, or with neither scaling nor alpha in common."""
 
     def growth(**more: dict[str, Any]) -> tuple[int, ...] | None:
         settings = {f"r{r}": {"r": r, "lora_alpha": 2 * r} for r in (2, 4)} | more

@@ -1,4 +1,4 @@
-"""Smaller and milder adapters: what PEFT makes of the files is what was promised."""
+"""Shrunk adapters: what PEFT merges from the written files is what was promised."""
 
 import json
 from pathlib import Path
@@ -192,10 +192,10 @@ def test_mitigation_is_the_formula_and_its_control_has_the_same_norm(
         count += len(chosen)
     assert count > 0
     assert sum(m.intruders or 0 for m in found.matrices) == count
-    milder = deltas(tmp_path / "m" / "mitigated", before)
+    mitigated = deltas(tmp_path / "m" / "mitigated", before)
     shrunk = deltas(tmp_path / "m" / "control", before)
     for name, delta in expected.items():
-        torch.testing.assert_close(milder[name], delta, rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(mitigated[name], delta, rtol=1e-4, atol=2e-5)
         norm = float(delta.norm())
         assert float(shrunk[name].norm()) == pytest.approx(norm, rel=1e-3, abs=1e-6)
         if norm:
@@ -215,16 +215,16 @@ def test_from_the_command_line(base: Path, tmp_path: Path) -> None:
     assert "truncated to rank 2" in cut.out
     assert "written to" in cut.out
     options = ("--mitigate", "intruders", "--lambda", 0.5, "--base", base)
-    milder = command("shrink", adapter, *options, "--out", tmp_path / "m", "--json")
-    assert milder.code == 0, milder
-    assert [Path(change["out"]).name for change in json.loads(milder.out)] == [
+    mitigated = command("shrink", adapter, *options, "--out", tmp_path / "m", "--json")
+    assert mitigated.code == 0, mitigated
+    assert [Path(change["out"]).name for change in json.loads(mitigated.out)] == [
         "mitigated",
         "control",
     ]
     assert {p.name for p in (tmp_path / "m" / "control").iterdir()} == {*FILES, "README.md"}
 
 
-def test_a_mitigation_that_moves_further_from_the_base_says_so(base: Path, tmp_path: Path) -> None:
+def test_a_mitigation_further_from_the_base_is_reported(base: Path, tmp_path: Path) -> None:
     """Of a small update an intruder is mostly W0's: removing it takes more than the update was."""
     for size, grown in ((0.02, True), (0.3, False)):
         adapter = saved_adapter(tmp_path / f"{size}", tiny_llama(), size=size)

@@ -93,7 +93,6 @@ def _contamination(results: TaskResults) -> Iterator[AdviceMessage]:
 
 
 def _retention(results: TaskResults, subject: Arm | None) -> Iterator[AdviceMessage]:
-    """Forgetting that was not measured, or cannot show."""
     tasks = retention_tasks(results.study, results.task)
     if not tasks or (subject is not None and subject.summary.forgetting is None):
         has_limit = results.objective.max_forgetting is not None
@@ -116,7 +115,6 @@ def _retention(results: TaskResults, subject: Arm | None) -> Iterator[AdviceMess
 
 
 def _over_limit(results: TaskResults) -> Iterator[AdviceMessage]:
-    """Arms that the limit on forgetting excluded."""
     limit, excluded = results.objective.max_forgetting, results.choice.excluded
     if limit is None or not excluded:
         return
@@ -140,7 +138,6 @@ def _over_limit(results: TaskResults) -> Iterator[AdviceMessage]:
 
 
 def _limit_not_shown(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
-    """The interval of forgetting on the test split reaches over the limit."""
     limit, forgetting = results.objective.max_forgetting, subject.summary.forgetting
     if limit is None or forgetting is None:
         return
@@ -148,13 +145,12 @@ def _limit_not_shown(results: TaskResults, subject: Arm) -> Iterator[AdviceMessa
         yield message(
             "limit_not_shown",
             arm=arm_name(subject.summary),
-            max_forgetting=Measured(limit, results.retention_unit),
-            forgetting=Measured(forgetting, results.retention_unit),
+            max_forgetting=results.retained(limit),
+            forgetting=results.retained(forgetting),
         )
 
 
 def _units(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
-    """Forgetting that the study weighs, but that cannot be added to the gain."""
     if not results.has_separate_forgetting or subject.summary.forgetting is None:
         return
     role = "has no weight in this advice. Compare the two yourself, or set a limit on forgetting"
@@ -171,7 +167,6 @@ def _few_seeds(subject: Arm) -> Iterator[AdviceMessage]:
 
 
 def _edges(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
-    """The best value of a list is its first or last, so the list may be too short."""
     candidate = next((c for c in results.choice.candidates if c.arm is subject), None)
     lr, rank = subject.summary.lr, subject.summary.rank
     if candidate is not None and len(candidate.lrs) > 1:
@@ -192,7 +187,6 @@ def _edges(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
 
 
 def _detectable(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
-    """The smallest difference that these test items and seeds could have shown."""
     rival = _rival(results, subject)
     gap = arm_difference(results.study, subject, rival, results.task)
     effect = None if gap is None else detectable(gap)
@@ -203,7 +197,7 @@ def _detectable(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
         {"seeds": float(gap.seeds)},
         n=Counted(gap.n, "test item"),
         seeds=f"{gap.seeds} seeds" if gap.seeds > 1 else "these trained models",
-        detectable=Measured(effect, results.unit),
+        detectable=results.score(effect),
         arm=arm_name(subject.summary),
         rival="the base" if rival is None else arm_name(rival.summary),
     )

@@ -7,10 +7,9 @@ test split favors would overrate that arm.
 
 from dataclasses import replace
 
-from rankscope.advise.headlines import headline
-from rankscope.advise.messages import Measured, arm_name
+from rankscope.advise.messages import Measured
 from rankscope.advise.task_results import TaskResults
-from rankscope.advise.verdict import Verdict, describe_changes, not_decided
+from rankscope.advise.verdict import Verdict, conclude
 
 
 def confirm_on_test(results: TaskResults, verdict: Verdict) -> Verdict:
@@ -20,28 +19,19 @@ def confirm_on_test(results: TaskResults, verdict: Verdict) -> Verdict:
         return verdict
     arm, net = subject.summary, results.net_gain(subject)
     limit, forgetting = results.objective.max_forgetting, arm.forgetting
-    fields = {
-        "task": results.task,
-        "arm": arm_name(arm),
-        "changes": describe_changes(results, arm),
-        "formula": results.objective.formula,
-    }
     if limit is not None and forgetting is not None and forgetting.value > limit:
-        unit = results.retention_unit
-        over = {"forgetting": Measured(forgetting, unit), "limit": Measured(limit, unit)}
-        return not_decided("over_limit_on_test", subject, **fields, **over)
+        fields = {"forgetting": results.retained(forgetting), "limit": results.retained(limit)}
+        return conclude(results, "not_decided", "none", "over_limit_on_test", subject, **fields)
     if net is not None and net.value <= 0:
         if net.high is not None and net.high < 0:
-            text = headline("not_worth_it_on_test", **fields)
-            return Verdict("do_not_fine_tune", "tentative", text, subject)
+            name = "not_worth_it_on_test"
+            return conclude(results, "do_not_fine_tune", "tentative", name, subject)
         shown = Measured(net, results.net_unit)
-        return not_decided("worth_unclear", subject, **fields, net=shown)
+        return conclude(results, "not_decided", "none", "worth_unclear", subject, net=shown)
     high = None if forgetting is None else forgetting.high
     keeps_limit = limit is None or (high is not None and high <= limit)
     is_worth_it = net is None or (net.low or 0.0) > 0
-    is_counted = not results.lacks_retention_scores(arm) and not results.has_uncounted_forgetting(
-        arm
-    )
+    is_counted = not (results.lacks_retention_scores(arm) or results.has_uncounted_forgetting(arm))
     if keeps_limit and is_worth_it and is_counted:
         return verdict
     return replace(verdict, confidence="tentative")

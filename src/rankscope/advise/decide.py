@@ -18,18 +18,13 @@ rule is in docs/science.md, "From scores to a decision".
 from rankscope.advise.arms import Arm
 from rankscope.advise.comparisons import arm_difference, net_difference
 from rankscope.advise.confirm_on_test import confirm_on_test
-from rankscope.advise.headlines import clause, headline
-from rankscope.advise.messages import Counted, Measured, arm_name
+from rankscope.advise.headlines import clause
+from rankscope.advise.messages import Counted, Field, arm_name
 from rankscope.advise.select import Candidate
 from rankscope.advise.statistics.significance import ALPHA, FEWEST_ITEMS, holm
 from rankscope.advise.task_results import TaskResults
-from rankscope.advise.verdict import (
-    Verdict,
-    confidence,
-    describe_changes,
-    describe_result,
-    not_decided,
-)
+from rankscope.advise.verdict import Verdict, conclude, describe_changes, firm_if
+from rankscope.records import Confidence
 
 
 def decide(results: TaskResults) -> Verdict:
@@ -49,7 +44,8 @@ def decide(results: TaskResults) -> Verdict:
     if winner.arm.summary.is_full:
         verdict = _full_or_lora(results, winner)
     else:
-        verdict = _use_lora(results, winner.arm)
+        confidence = firm_if(results.is_firm(winner.arm.summary))
+        verdict = conclude(results, "use", confidence, "use", winner.arm)
     return confirm_on_test(results, verdict)
 
 
@@ -57,142 +53,106 @@ def _nothing_to_choose_from(results: TaskResults) -> Verdict:
     """No arm has a validation score, or every arm exceeds the limit on forgetting."""
     if results.choice.excluded:
         return _all_over_limit(results)
-    if not results.trials:
-        return not_decided("no_arms", task=results.task)
     done = sum(t.status == "done" for t in results.trials)
-    if done:
-        return not_decided("none_scored", task=results.task, done=Counted(done, "trial"))
-    return not_decided(
-        "none_finished", task=results.task, failed=len(results.failed), waiting=results.waiting
+    name = "none_scored" if done else "none_finished" if results.trials else "no_arms"
+    counts = {"failed": len(results.failed), "waiting": results.waiting}
+    return conclude(
+        results, "not_decided", "none", name, None, done=Counted(done, "trial"), **counts
     )
 
 
 def _all_over_limit(results: TaskResults) -> Verdict:
     excluded, limit = results.choice.excluded, results.objective.max_forgetting or 0.0
     least = min(excluded, key=lambda arm: arm.summary.validation_forgetting or 0.0)
-    firm = len(excluded) == len(results.arms) and all(
+    is_clear = len(excluded) == len(results.arms) and all(
         results.is_firm(arm.summary)
         and arm.summary.forgetting is not None
         and (arm.summary.forgetting.low or 0.0) > limit
         for arm in results.arms
     )
-    text = headline(
-        "all_over_limit",
-        task=results.task,
-        arm=arm_name(least.summary),
-        limit=Measured(limit, results.retention_unit),
-        forgetting=Measured(least.summary.validation_forgetting or 0.0, results.retention_unit),
+    fields = {
+        "limit": results.retained(limit),
+        "forgetting": results.retained(least.summary.validation_forgetting or 0.0),
+    }
+    return conclude(
+        results, "do_not_fine_tune", firm_if(is_clear), "all_over_limit", least, **fields
     )
-    return Verdict("do_not_fine_tune", confidence(firm), text, least)
 
 
 def _too_little_data(results: TaskResults, arm: Arm) -> Verdict:
     gain = arm.summary.gain
     if gain is None:
-        return not_decided("no_shared_items", arm, task=results.task)
-    if gain.n < FEWEST_ITEMS:
-        return not_decided("few_items", arm, task=results.task, items=Counted(gain.n, "item"))
-    return not_decided(
-        "equal_changes",
-        arm,
-        task=results.task,
-        items=Counted(gain.n, "test item"),
-        gain=Measured(gain, results.unit),
-    )
+        return conclude(results, "not_decided", "none", "no_shared_items", arm)
+    name = "few_items" if gain.n < FEWEST_ITEMS else "equal_changes"
+    items, gained = Counted(gain.n, "test item"), results.score(gain)
+    return conclude(results, "not_decided", "none", name, arm, items=items, gain=gained)
 
 
 def _no_gain_shown(results: TaskResults, chosen: Candidate, best: Candidate) -> Verdict:
     """Not decided while some arm's gain may matter; otherwise do not fine-tune."""
-    arms = {"arm": arm_name(chosen.arm.summary), "best": arm_name(best.arm.summary)}
-    tested = clause("one_tested" if chosen is best else "two_tested", **arms)
+    names = {"arm": arm_name(chosen.arm.summary), "best": arm_name(best.arm.summary)}
+    tested = clause("one_tested" if chosen is best else "two_tested", **names)
     scored = [arm.summary for arm in results.arms if arm.summary.gain is not None]
     gains = [arm.gain for arm in scored if arm.gain is not None]
     margin = results.objective.margin
     if max(gain.value for gain in gains) >= margin:
-        return not_decided("gain_unclear", chosen.arm, task=results.task, tested=tested)
+        return conclude(results, "not_decided", "none", "gain_unclear", chosen.arm, tested=tested)
     upper_ends = [gain.high for gain in gains if gain.high is not None]
     highest = max(upper_ends) if len(upper_ends) == len(gains) else None
     all_scored = len(scored) == len(results.arms)
-    ruled_out = highest is not None and highest < margin
+    is_ruled_out = highest is not None and highest < margin
     if highest is None:
         possible = clause("gain_unknown")
-    elif ruled_out:
+    elif is_ruled_out:
         which = "every arm" if all_scored else "every arm that was scored"
-        possible = clause("gain_ruled_out", margin=Measured(margin, results.unit), arms=which)
+        possible = clause("gain_ruled_out", margin=results.score(margin), arms=which)
     else:
-        possible = clause("gain_possible", highest=Measured(highest, results.unit))
-    firm = ruled_out and all_scored and all(results.is_firm(arm) for arm in scored)
-    text = headline("no_gain", task=results.task, tested=tested, possible=possible)
-    return Verdict("do_not_fine_tune", confidence(firm), text, chosen.arm)
+        possible = clause("gain_possible", highest=results.score(highest))
+    confidence = firm_if(is_ruled_out and all_scored and all(map(results.is_firm, scored)))
+    fields = {"tested": tested, "possible": possible}
+    return conclude(results, "do_not_fine_tune", confidence, "no_gain", chosen.arm, **fields)
 
 
 def _not_worth_it(results: TaskResults, arm: Arm) -> Verdict:
     """The winner gains, but forgets more than that by the study's weights."""
     net = results.net_gain(arm)
-    clearly_negative = net is not None and net.high is not None and net.high < 0
-    text = headline(
-        "not_worth_it",
-        task=results.task,
-        formula=results.objective.formula,
-        arm=arm_name(arm.summary),
-        changes=describe_changes(results, arm.summary),
-    )
-    firm = clearly_negative and results.is_firm(arm.summary)
-    return Verdict("do_not_fine_tune", confidence(firm), text, arm)
-
-
-def _use_lora(results: TaskResults, arm: Arm) -> Verdict:
-    text = headline(
-        "use",
-        task=results.task,
-        arm=arm_name(arm.summary),
-        result=describe_result(results, arm.summary),
-    )
-    return Verdict("use", confidence(results.is_firm(arm.summary)), text, arm)
+    is_clear = net is not None and net.high is not None and net.high < 0
+    confidence = firm_if(is_clear and results.is_firm(arm.summary))
+    return conclude(results, "do_not_fine_tune", confidence, "not_worth_it", arm)
 
 
 def _full_or_lora(results: TaskResults, full: Candidate) -> Verdict:
     """Full fine-tuning led on the validation split: recommend it only if LoRA is clearly worse."""
     lora, small = results.choice.best_lora, results.choice.small_lora
+    confidence = firm_if(not results.choice.passed_over and results.is_firm(full.arm.summary))
     if lora is None:
-        firm = not results.choice.passed_over and results.is_firm(full.arm.summary)
-        return _use_full(results, full.arm, clause("lora_missing"), firm)
-    name = arm_name(lora.arm.summary)
+        return _use_full(results, full.arm, confidence, "lora_missing")
     if _is_clearly_worse(results, lora.arm, full.arm):
-        why = clause("lora_worse", lora=name, changes=describe_changes(results, lora.arm.summary))
-        firm = not results.choice.passed_over and results.is_firm(full.arm.summary)
-        return _use_full(results, full.arm, why, firm)
+        return _use_full(results, full.arm, confidence, "lora_worse", lora.arm)
     if _falls_short(results, lora.arm, full.arm):
-        changes = describe_changes(results, lora.arm.summary)
-        why = clause("lora_scores_lower", lora=name, changes=changes)
-        return _use_full(results, full.arm, why, firm=False)
+        return _use_full(results, full.arm, "tentative", "lora_scores_lower", lora.arm)
     if small is None or _falls_short(results, small.arm, full.arm):
         small = lora
     winner = _lora_shown_to_gain(results, small, lora)
     if winner is None:
-        return _use_full(results, full.arm, clause("lora_unproven", lora=name), firm=False)
+        return _use_full(results, full.arm, "tentative", "lora_unproven", lora.arm)
     if lora.utility <= 0:
-        why = clause("lora_not_worth_it", lora=name, formula=results.objective.formula)
-        return _use_full(results, full.arm, why, firm=False)
+        return _use_full(results, full.arm, "tentative", "lora_not_worth_it", lora.arm)
     # The test split does not tell the two apart, so the cheaper one is recommended.
-    text = headline(
-        "use_despite_full",
-        task=results.task,
-        arm=arm_name(winner.arm.summary),
-        result=describe_result(results, winner.arm.summary),
-    )
-    return Verdict("use", "tentative", text, winner.arm)
+    return conclude(results, "use", "tentative", "use_despite_full", winner.arm)
 
 
-def _use_full(results: TaskResults, arm: Arm, why: str, firm: bool) -> Verdict:
-    text = headline(
-        "use_full",
-        task=results.task,
-        arm=arm_name(arm.summary),
-        result=describe_result(results, arm.summary),
-        why=why,
-    )
-    return Verdict("use_full", confidence(firm), text, arm)
+def _use_full(
+    results: TaskResults, full: Arm, confidence: Confidence, why: str, lora: Arm | None = None
+) -> Verdict:
+    fields: dict[str, Field] = {"formula": results.objective.formula}
+    if lora is not None:
+        fields |= {
+            "lora": arm_name(lora.summary),
+            "changes": describe_changes(results, lora.summary),
+        }
+    reason = clause(why, **fields)
+    return conclude(results, "use_full", confidence, "use_full", full, why=reason)
 
 
 def _is_clearly_worse(results: TaskResults, lora: Arm, full: Arm) -> bool:

@@ -50,7 +50,7 @@ def _worse_than_base(results: TaskResults) -> Iterator[AdviceMessage]:
         arms=Counted(len(gains), "arm"),
         task=results.task,
         arm=arm_name(arm),
-        worst_gain=Measured(gain.value, results.unit),
+        worst_gain=results.score(gain.value),
         lowest_lr=min(a.lr for a, _ in gains),
     )
 
@@ -58,8 +58,8 @@ def _worse_than_base(results: TaskResults) -> Iterator[AdviceMessage]:
 def _saturated(results: TaskResults) -> Iterator[AdviceMessage]:
     base = results.base_score(results.task)
     if results.unit == POINTS and base is not None and base >= SATURATED:
-        left = Measured(1 - base, results.unit)
-        yield message("saturated", base=Measured(base, results.unit), task=results.task, left=left)
+        left = results.score(1 - base)
+        yield message("saturated", base=results.score(base), task=results.task, left=left)
 
 
 def _negative_transfer(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
@@ -81,7 +81,6 @@ def _negative_transfer(results: TaskResults, subject: Arm) -> Iterator[AdviceMes
 
 
 def _over_forgetting(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
-    """Clear forgetting of half the gain, or of a tenth of the base's retention score."""
     arm = subject.summary
     forgetting = arm.forgetting
     if forgetting is None or forgetting.low is None or forgetting.low <= 0 or arm.gain is None:
@@ -99,13 +98,12 @@ def _over_forgetting(results: TaskResults, subject: Arm) -> Iterator[AdviceMessa
             {"forgetting_low": forgetting.low, "relative": relative},
             arm=arm_name(arm),
             task=results.task,
-            forgetting=Measured(forgetting.value, results.retention_unit),
-            gain=Measured(arm.gain.value, results.unit),
+            forgetting=results.retained(forgetting.value),
+            gain=results.score(arm.gain.value),
         )
 
 
 def _capacity(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
-    """Capacity rule: an adapter should have one parameter for each completion token."""
     trained = [t.train for t in subject.trials if t.train is not None]
     rank, parameters = subject.summary.rank, subject.summary.trainable_parameters
     if subject.summary.is_full or not trained or not parameters:
@@ -156,25 +154,24 @@ def _order_of_ranks(results: TaskResults) -> Iterator[AdviceMessage]:
     values = {f"score.r{r}": s for r, s in zip(ranks, scores, strict=True)}
     ends = {"low_rank": ranks[0], "high_rank": ranks[-1]}
     if spread <= results.objective.margin:
-        yield message("flat_ranks", values, spread=Measured(spread, results.unit), **ends)
+        yield message("flat_ranks", values, spread=results.score(spread), **ends)
         return
     correlation = float(stats.spearmanr(ranks, scores).statistic)
     if len(ranks) >= 4 and abs(correlation) < ORDERED:
         yield message(
             "ranks_without_order",
             values,
-            spread=Measured(spread, results.unit),
+            spread=results.score(spread),
             spearman=correlation,
             **ends,
         )
     elif correlation <= -ORDERED:
         values |= {"spread": spread, "spearman": correlation}
-        change = Measured(scores[-1] - scores[0], results.unit)
+        change = results.score(scores[-1] - scores[0])
         yield message("falling_ranks", values, change=change, **ends)
 
 
 def _underfitting(results: TaskResults) -> Iterator[AdviceMessage]:
-    """The smallest rank is significantly below the largest; test split."""
     arms = {a.summary.label: a for a in results.arms}
     pairs = [c for c in results.comparisons if c.kind == "ranks"]
     if not pairs:
@@ -198,7 +195,7 @@ def _underfitting(results: TaskResults) -> Iterator[AdviceMessage]:
     last = max(same_series, key=lambda c: (ends(c)[0].rank or 0, ends(c)[1].rank or 0))
     ranks = {"rank": large.rank or 0, "small_rank": small.rank or 0}
     values = {"still_rising": float(is_rise(last))}
-    underfit = Measured(widest.difference, results.unit)
+    underfit = results.score(widest.difference)
     if is_rise(last):
         next_rank = 2 * (large.rank or 1)
         yield message(

@@ -17,7 +17,7 @@ HEADLINES = {
     "no_shared_items": (
         "Too little data to decide on {task}: the base and the arm share no scored test item."
     ),
-    "few_items": "Too little data to decide on {task}: the test split has {items}.",
+    "few_items": "Too little data to decide on {task}: only {items}.",
     "equal_changes": (
         "Nothing can be tested on {task}: all {items} changed by the same {gain:change}, so the "
         "spread over other items is unknown. Check the scores first."
@@ -77,11 +77,6 @@ CLAUSES = {
     "unclear": ", not clear of zero",
 }
 """Parts of headlines and of longer messages."""
-
-
-def headline(name: str, **fields: Field) -> str:
-    """The headline ``name`` with its fields filled in."""
-    return HEADLINES[name].format_map(fields)
 
 
 def clause(name: str, **fields: Field) -> str:

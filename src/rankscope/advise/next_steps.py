@@ -4,12 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from rankscope.advise.arms import Arm, retention_tasks
 from rankscope.advise.messages import Counted, message
-from rankscope.advise.statistics.power import (
-    DataNeeded,
-    data_needed,
-    hidden_by_seeds,
-    items_needed,
-)
+from rankscope.advise.statistics.power import DataNeeded, data_needed, hidden_by_seeds, items_needed
 from rankscope.advise.statistics.significance import FEWEST_ITEMS
 from rankscope.advise.task_results import FIRM_SEEDS, TaskResults
 from rankscope.advise.verdict import Verdict
@@ -31,8 +26,7 @@ def next_steps(results: TaskResults, verdict: Verdict) -> tuple[AdviceMessage, .
     subject = verdict.subject
     steps = [*_runs(results), *_seeds(subject)]
     if subject is not None:
-        is_used = verdict.decision in ("use", "use_full")
-        if is_used or results.is_shown_to_gain(subject.summary):
+        if verdict.recommends_subject or results.is_shown_to_gain(subject.summary):
             steps += _for_forgetting(results, subject)
         else:
             steps += _for_gain(results, subject, is_open=verdict.decision == "not_decided")
@@ -50,7 +44,6 @@ def _runs(results: TaskResults) -> Iterator[AdviceMessage]:
 
 
 def _after_failures(results: TaskResults) -> Iterator[AdviceMessage]:
-    """All trials failed: one step for each way in which they did."""
     diverged, oom, failed = (
         [t for t in results.failed if t.status == status]
         for status in ("diverged", "oom", "failed")
@@ -201,7 +194,6 @@ def _retention(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
 
 
 def _learning_rates(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
-    """The next learning rate beyond the end of a list."""
     candidate = next((c for c in results.choice.candidates if c.arm is subject), None)
     if candidate is None:
         return

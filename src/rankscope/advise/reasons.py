@@ -11,7 +11,7 @@ from rankscope.advise.messages import Counted, Field, Measured, arm_name, messag
 from rankscope.advise.statistics.estimates import non_inferior
 from rankscope.advise.task_results import TaskResults
 from rankscope.formatting import amount, byte_size, difference, duration, unit_of
-from rankscope.records import AdviceMessage, ArmSummary
+from rankscope.records import AdviceMessage, ArmSummary, Estimate
 
 
 def reasons_for(results: TaskResults, subject: Arm | None) -> tuple[AdviceMessage, ...]:
@@ -40,14 +40,13 @@ def _gain(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:
         "gain",
         arm=arm_name(arm),
         task=results.task,
-        score=Measured(score, results.unit),
-        base=Measured(score - arm.gain.value, results.unit),
-        gain=Measured(arm.gain, results.unit),
+        score=results.score(score),
+        base=results.score(score - arm.gain.value),
+        gain=results.score(arm.gain),
     )
 
 
 def _other_gains(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
-    """If no gain is shown: the gain of the other tested arm, and the largest one if untested."""
     chosen, best = results.choice.chosen, results.choice.best
     if chosen is None or best is None or subject is not chosen.arm:
         return
@@ -61,12 +60,11 @@ def _other_gains(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
         others.append(("largest_gain", largest))
     for name, arm in others:
         if arm.gain is not None:
-            gain, arms = Measured(arm.gain, results.unit), Counted(len(scored), "arm")
+            gain, arms = results.score(arm.gain), Counted(len(scored), "arm")
             yield message(name, arm=arm_name(arm), gain=gain, arms=arms)
 
 
 def _full_or_lora(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
-    """LoRA against full fine-tuning, whichever of the two is recommended."""
     choice = results.choice
     rival = choice.best_lora if subject.summary.is_full else choice.best_full
     if rival is None:
@@ -83,54 +81,44 @@ def _full_or_lora(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]
         verdict = "it is worse"
     else:
         verdict = f"a match within {amount(margin, results.unit)} is not shown"
-    shown, name = Measured(gap, results.unit), arm_name(rival.arm.summary)
-    values = {"margin": margin}
+    fields: dict[str, Field] = {"rival": arm_name(rival.arm.summary), "verdict": verdict}
     forgetting_gap = forgetting_difference(results.study, subject, rival.arm)
-    if forgetting_gap is None:
-        yield message("full", values, rival=name, gap=shown, verdict=verdict)
-        return
-    retention = Measured(forgetting_gap, results.retention_unit)
-    yield message(
-        "full_retention", values, rival=name, gap=shown, verdict=verdict, forgetting_gap=retention
-    )
+    if forgetting_gap is not None:
+        fields["forgetting_gap"] = results.retained(forgetting_gap)
+    name = "full" if forgetting_gap is None else "full_retention"
+    yield message(name, {"margin": margin}, gap=results.score(gap), **fields)
 
 
 def _forgetting(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:
     if arm.forgetting is None:
         return
-    units = {t.name: unit_of(t.score_unit) for t in results.study.tasks}
     yield message(
         "improves" if arm.forgetting.value < 0 else "forgets",
         {f"retention.{name}": change.value for name, change in arm.retention.items()},
-        forgetting=Measured(arm.forgetting, results.retention_unit),
+        forgetting=results.retained(arm.forgetting),
         unclear="" if arm.forgetting.is_clear_of_zero else clause("unclear"),
-        tasks=", ".join(
-            f"{name} {difference(change.value, units[name])}"
-            for name, change in sorted(arm.retention.items())
-        ),
+        tasks=", ".join(_change(results, name, e) for name, e in sorted(arm.retention.items())),
     )
 
 
 def _transfer(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:
-    """Other tasks, the largest fall first."""
     if not arm.transfer:
         return
-    units = {t.name: unit_of(t.score_unit) for t in results.study.tasks}
-    ordered = sorted(arm.transfer.items(), key=lambda pair: pair[1].value)
-    yield message(
-        "transfer",
-        {f"transfer.{name}": change.value for name, change in ordered},
-        tasks=", ".join(
-            f"{name} {difference(change.value, units[name])}"
-            f"{'' if change.is_clear_of_zero else ' (unclear)'}"
-            for name, change in ordered
-        ),
-    )
+    falls_first = sorted(arm.transfer.items(), key=lambda pair: pair[1].value)
+    values = {f"transfer.{name}": change.value for name, change in falls_first}
+    unclear = {True: "", False: " (unclear)"}
+    changes = [_change(results, name, e) + unclear[e.is_clear_of_zero] for name, e in falls_first]
+    yield message("transfer", values, tasks=", ".join(changes))
+
+
+def _change(results: TaskResults, task: str, change: Estimate) -> str:
+    unit = unit_of(results.study.task(task).score_unit)
+    return f"{task} {difference(change.value, unit)}"
 
 
 def _cost(results: TaskResults, arm: ArmSummary) -> AdviceMessage:
     details, values = "", dict[str, float]()
-    total = results.study.model.num_parameters
+    total, full = results.study.model.num_parameters, results.choice.best_full
     if total:
         share = arm.trainable_parameters / total
         percent = f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
@@ -142,7 +130,6 @@ def _cost(results: TaskResults, arm: ArmSummary) -> AdviceMessage:
     if arm.peak_memory_bytes is not None:
         details += f", with {byte_size(arm.peak_memory_bytes)} of memory at the peak of its group"
         values["peak_memory_bytes"] = float(arm.peak_memory_bytes)
-    full = results.choice.best_full
     if full is not None and not arm.is_full and full.arm.summary.seconds:
         details += f" (full fine-tuning: {duration(full.arm.summary.seconds)})"
         values["full_seconds"] = full.arm.summary.seconds
@@ -151,7 +138,6 @@ def _cost(results: TaskResults, arm: ArmSummary) -> AdviceMessage:
 
 
 def _choice(results: TaskResults) -> Iterator[AdviceMessage]:
-    """How the validation split ranked the arms, and whether the test split agrees."""
     best, chosen = results.choice.best, results.choice.chosen
     if best is None or chosen is None:
         return
@@ -176,8 +162,8 @@ def _choice(results: TaskResults) -> Iterator[AdviceMessage]:
     if gap is not None:
         yield message(
             "smaller_on_test",
-            gap_to_best=Measured(gap, results.unit),
-            margin=Measured(margin, results.unit),
+            gap_to_best=results.score(gap),
+            margin=results.score(margin),
             negation="" if non_inferior(gap, margin) else " not",
             **names,
         )
@@ -195,7 +181,6 @@ def _smaller_arms(results: TaskResults, best: ArmSummary, counted: str) -> str:
 
 
 def _net_gain(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
-    """Gain minus forgetting, tested as one."""
     net = results.net_gain(subject)
     if net is None:
         return

@@ -116,13 +116,12 @@ def _candidate_p(choices: Mapping[str, ArmChoice]) -> dict[str, dict[str, float]
 def _advise(results: TaskResults) -> TaskAdvice:
     verdict, choice = decide(results), results.choice
     subject = verdict.subject
-    is_used = verdict.decision in ("use", "use_full")
     return TaskAdvice(
         task=results.task,
         decision=verdict.decision,
         confidence=verdict.confidence,
         headline=verdict.headline,
-        chosen=subject.summary if is_used and subject is not None else None,
+        chosen=subject.summary if subject is not None and verdict.recommends_subject else None,
         reasons=reasons_for(results, subject),
         arms=tuple(arm.summary for arm in results.arms),
         comparisons=results.comparisons,

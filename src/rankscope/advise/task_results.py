@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from rankscope.advise.arms import Arm, retention_tasks
 from rankscope.advise.comparisons import net_difference
+from rankscope.advise.messages import Measured
 from rankscope.advise.select import ArmChoice
 from rankscope.advise.statistics.significance import ALPHA
 from rankscope.config.objective import ObjectiveConfig
@@ -65,6 +66,14 @@ class TaskResults:
     def net_unit(self) -> Unit:
         """Unit of gain minus forgetting: if only one has a weight, its unit."""
         return self.unit if self.objective.in_domain else self.retention_unit
+
+    def score(self, number: float | Estimate) -> Measured:
+        """A score of the training task, or a difference of scores, with its unit."""
+        return Measured(number, self.unit)
+
+    def retained(self, number: float | Estimate) -> Measured:
+        """Forgetting, with its unit."""
+        return Measured(number, self.retention_unit)
 
     @property
     def has_separate_forgetting(self) -> bool:

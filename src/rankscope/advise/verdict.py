@@ -1,10 +1,10 @@
-"""What is decided on one training task, and the clauses that describe an arm's result."""
+"""What is decided on one training task, and how its headline describes an arm."""
 
 from dataclasses import dataclass
 
 from rankscope.advise.arms import Arm
-from rankscope.advise.headlines import clause, headline
-from rankscope.advise.messages import Field, Measured
+from rankscope.advise.headlines import HEADLINES, clause
+from rankscope.advise.messages import Field, arm_name
 from rankscope.advise.task_results import TaskResults
 from rankscope.records import ArmSummary, Confidence, Decision
 
@@ -19,24 +19,40 @@ class Verdict:
     subject: Arm | None
     """The arm that the reasons describe: the recommended one, or the closest to it."""
 
+    @property
+    def recommends_subject(self) -> bool:
+        return self.decision in ("use", "use_full")
 
-def not_decided(name: str, subject: Arm | None = None, **fields: Field) -> Verdict:
-    """Leave the question open, with the headline ``name`` of the catalogue."""
-    return Verdict("not_decided", "none", headline(name, **fields), subject)
+
+def conclude(
+    results: TaskResults,
+    decision: Decision,
+    confidence: Confidence,
+    headline: str,
+    subject: Arm | None = None,
+    /,
+    **fields: Field,
+) -> Verdict:
+    """A verdict with a headline of the catalogue; task, formula and arm are filled in here."""
+    fields |= {"task": results.task, "formula": results.objective.formula}
+    if subject is not None:
+        arm = subject.summary
+        fields |= {"arm": arm_name(arm), "changes": describe_changes(results, arm)}
+        fields |= {"result": describe_result(results, arm)}
+    return Verdict(decision, confidence, HEADLINES[headline].format_map(fields), subject)
 
 
-def confidence(firm: bool) -> Confidence:
-    return "firm" if firm else "tentative"
+def firm_if(condition: bool) -> Confidence:
+    return "firm" if condition else "tentative"
 
 
 def describe_changes(results: TaskResults, arm: ArmSummary) -> str:
     """Changes of score and retention against the base, as far as they are known."""
     parts = []
     if arm.gain is not None:
-        parts.append(clause("gain", gain=Measured(arm.gain, results.unit)))
+        parts.append(clause("gain", gain=results.score(arm.gain)))
     if arm.forgetting is not None:
-        forgetting = Measured(arm.forgetting, results.retention_unit)
-        parts.append(clause("retention", forgetting=forgetting))
+        parts.append(clause("retention", forgetting=results.retained(arm.forgetting)))
     return " and ".join(parts) or "not scored on the test split"
 
 
@@ -44,9 +60,7 @@ def describe_result(results: TaskResults, arm: ArmSummary) -> str:
     """Score, gain and change of retention in one clause."""
     if arm.score is None or arm.gain is None:
         return "its test score is missing"
-    score, gain = Measured(arm.score, results.unit), Measured(arm.gain, results.unit)
-    text = clause("score", score=score, gain=gain)
+    text = clause("score", score=results.score(arm.score), gain=results.score(arm.gain))
     if arm.forgetting is None:
         return text + clause("retention_unknown")
-    forgetting = Measured(arm.forgetting, results.retention_unit)
-    return f"{text}, and {clause('retention', forgetting=forgetting)}"
+    return f"{text}, and {clause('retention', forgetting=results.retained(arm.forgetting))}"

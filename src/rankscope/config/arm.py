@@ -327,8 +327,10 @@ class ArmConfig(ConfigSection):
                 axes["dropout"] = self.dropout
             if self.init_from is not None:
                 axes["init_from"] = [self.init_from]
-            own = {name: getattr(self, name) for name in (*TRAIN_OVERRIDES, *MITIGATIONS)}
-            yield axes | {name: values for name, values in own.items() if values is not None}
+            for optional in (*TRAIN_OVERRIDES, *MITIGATIONS):
+                if (values := getattr(self, optional)) is not None:
+                    axes[optional] = values
+            yield axes
 
     def num_points(self) -> int:
         """Points of the grid as written, repeated values counted each time."""

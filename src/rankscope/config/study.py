@@ -335,9 +335,9 @@ class StudyConfig(ConfigSection):
         if self.objective.max_forgetting is None:
             return self
         parts = {task.name: {task.name, *task.mixture} for task in self.tasks}
-        for name, own in parts.items():
+        for name, trained in parts.items():
             retention = [parts.get(t.name, {t.name}) for t in self.evaluate.retention]
-            if not any(own.isdisjoint(measured) for measured in retention):
+            if not any(trained.isdisjoint(measured) for measured in retention):
                 raise ValueError(
                     f"objective.max_forgetting {self.objective.max_forgetting:g}: no retention "
                     f"task measures what training on {name!r} forgets. Add one under "

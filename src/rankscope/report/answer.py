@@ -126,30 +126,20 @@ def missing(view: StudyView) -> list[str]:
     """What a reader might look for and will not find, one sentence each."""
     study = view.study
     statuses = Counter(trial.status for trial in study.trials)
-    total, done = len(study.trials), statuses["done"]
-    sentences = []
-    if not total:
-        sentences.append("The study has no trials: only the base model is shown.")
-    elif not done:
-        sentences.append(
-            f"None of the {count(total, 'trial')} has finished: only the base is shown."
-        )
-    elif done < total:
-        rest = ", ".join(f"{statuses[status]} {status}" for status in statuses if status != "done")
-        sentences.append(f"{done} of {count(total, 'trial')} finished; the others: {rest}.")
+    total, done = len(study.trials), statuses.pop("done", 0)
+    rest = ", ".join(f"{number} {status}" for status, number in statuses.items())
     unscored = [t.name for t in study.tasks if (BASE, t.name, "test") not in study.evals]
-    if unscored:
-        sentences.append(
-            f"The base has no score on {join_names(unscored)}: changes there are unknown."
-        )
-    if not view.retention_tasks:
-        sentences.append("There is no retention task, so forgetting is unknown.")
     few = sum(0 < a.seeds < ENOUGH_SEEDS for task in view.training_tasks for a in view.arms(task))
-    if few:
-        sentences.append(
-            f"{count(few, 'arm')} {'has' if few == 1 else 'have'} fewer than {ENOUGH_SEEDS} "
-            "finished seeds: the spread between training runs is not known well."
-        )
-    if done and not any(trial.spectra for trial in study.trials):
-        sentences.append("No trial has a spectra record: the weights were not analyzed.")
-    return [safe_text(text, 500) for text in sentences]
+    sentences = {
+        "The study has no trials: only the base model is shown.": not total,
+        f"None of the {count(total, 'trial')} has finished: only the base is shown.": total
+        and not done,
+        f"{done} of {count(total, 'trial')} finished; the others: {rest}.": 0 < done < total,
+        f"The base has no score on {join_names(unscored)}: changes there are unknown.": unscored,
+        "There is no retention task, so forgetting is unknown.": not view.retention_tasks,
+        f"{count(few, 'arm')} {'has' if few == 1 else 'have'} fewer than {ENOUGH_SEEDS} finished "
+        "seeds: the spread between training runs is not known well.": few,
+        "No trial has a spectra record: the weights were not analyzed.": done
+        and not any(trial.spectra for trial in study.trials),
+    }
+    return [safe_text(text, 500) for text, applies in sentences.items() if applies]

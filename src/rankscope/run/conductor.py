@@ -12,10 +12,10 @@ from rankscope.run.stages import run_stage
 from rankscope.run.stages.evaluate import EvaluateStage
 from rankscope.run.stages.heads import HeadsStage
 from rankscope.run.stages.spectra import SpectraStage
-from rankscope.run.stages.train import CHECKPOINTS, TrainStage
+from rankscope.run.stages.train import TrainStage
 from rankscope.run.stages.variants import VariantsStage
 from rankscope.run.trial_weights import model_with_weights
-from rankscope.store import TrialFailure
+from rankscope.store import CHECKPOINTS, TrialFailure
 
 GROUP_ID = re.compile(r"[0-9a-f]{16}")
 """Only folders with such a name are ours to remove."""

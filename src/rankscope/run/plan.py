@@ -1,9 +1,9 @@
-"""What a study will cost, before anything runs: counted where it can be, estimated where not.
+"""What a study will cost, counted or estimated before anything runs.
 
-Trials, groups, steps and tokens are counted. Arithmetic follows from them (2 operations per weight
-and token forward, the same backward for activations, and the same again for trained weights); time
-is that arithmetic over the rate of a matrix product measured here and now, times the share of it
-that real steps reach.
+Trials, groups, steps and tokens are counted. They give the number of operations: 2 per weight and
+token forward, the same backward for activations, and the same again for trained weights. Time is
+that number divided by the measured rate of a matrix product and by the share of it that real steps
+reach.
 """
 
 import time
@@ -25,7 +25,7 @@ from rankscope.run.prepared import PreparedStudy
 from rankscope.train.step_schedule import planned_steps, trial_protocol
 
 SHARE_OF_PEAK = 0.25
-"""Part of the measured matrix-product rate that a step reaches. LOG.md, "a group on a CPU is
+"""Share of the measured matrix-product rate that a step reaches. LOG.md, "a group on a CPU is
 correct, not yet fast": a group of the pocket study did 47 GFLOP/s on two cores that can do 200,
 float32. Small models reach less."""
 
@@ -75,7 +75,7 @@ class Plan(Record):
 
 
 def make_plan(inputs: PreparedStudy) -> Plan:
-    """Count and estimate; the only thing measured is one matrix product."""
+    """Count and estimate; only the rate of one matrix product is measured."""
     shapes = inputs.shapes
     rate = product_rate(inputs.device, inputs.dtype) * SHARE_OF_PEAK
     item_tokens = evaluation_tokens(inputs)
@@ -153,14 +153,14 @@ def plan_group(
 
 
 def trained_tokens(rows: EncodedRows, protocol: TrainConfig) -> int:
-    """Tokens one trial is trained on, every row taken to have the mean length."""
+    """Tokens that one trial trains on, if every row has the mean length."""
     steps = planned_steps(len(rows.rows), rows.num_tokens, protocol)
     rows_per_step = min(len(rows.rows), protocol.batch_size * protocol.gradient_accumulation)
     return round(steps * rows_per_step * rows.num_tokens / len(rows.rows))
 
 
 def replayed_tokens(inputs: PreparedStudy, trial: TrialSpec, own_tokens: int) -> int:
-    """General tokens beside ``own_tokens`` of a trial's own, every row taken to have its mean."""
+    """Replayed tokens beside ``own_tokens``, if every row has the mean length."""
     if trial.replay is None or not trial.replay_share:
         return 0
     own, general = inputs.rows[trial.task], inputs.replay_rows[trial.replay]
@@ -172,7 +172,7 @@ def replayed_tokens(inputs: PreparedStudy, trial: TrialSpec, own_tokens: int) ->
 def trial_tokens(
     inputs: PreparedStudy, item_tokens: Mapping[tuple[str, str], Sequence[int]]
 ) -> dict[str, int]:
-    """By trial, the tokens that scoring it takes, while it trains and after."""
+    """By trial, the tokens of scoring it, during training and after."""
     few = inputs.config.train.evaluate_items
     counts = {}
     for trial in inputs.trials:
@@ -189,7 +189,7 @@ def trial_tokens(
 def evaluation_tokens(inputs: PreparedStudy) -> dict[tuple[str, str], list[int]]:
     """Tokens one model reads (and writes) on each item of a split of a task.
 
-    Generated answers count at their longest, so generation is estimated from above.
+    Generated answers count at their maximum length.
     """
     counts: dict[tuple[str, str], list[int]] = {}
     for _, name, split in inputs.base_evals():
@@ -218,7 +218,7 @@ def trial_cost(inputs: PreparedStudy, trial: TrialSpec) -> TrainingCost:
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a square matrix product, measured for a moment."""
+    """Operations per second of a square matrix product, measured for 0.3 s."""
     a = torch.randn(PROBE_SIZE, PROBE_SIZE, device=device).to(dtype)
     b = a.clone()
 

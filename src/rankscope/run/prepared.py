@@ -71,8 +71,8 @@ class PreparedStudy:
     def wanted_evals(self, trial_id: str, trained_on: str | None) -> list[EvalKey]:
         """What one model is scored on, in order.
 
-        Every task's test split; and the validation split of what choosing looks at: the model's
-        own training task and the retention tasks (for the base, every training task).
+        The test split of every task, and the validation split of the tasks that arms are chosen by:
+        the model's own training task and the retention tasks (for the base, every training task).
         """
         keys: list[EvalKey] = []
         for record in self.records:
@@ -85,7 +85,7 @@ class PreparedStudy:
         return keys
 
     def variants(self, trial: TrialSpec) -> list[Variant]:
-        """How a trial is changed at inference and scored again; a method of PEFT's is not."""
+        """The scaled variants of a trial to score; none for a method of the PEFT library."""
         settings = self.config.evaluate
         found = [Variant("scale", strength) for strength in settings.scales]
         found += [Variant("layers", strength) for strength in settings.layer_scales]
@@ -94,7 +94,7 @@ class PreparedStudy:
         return list(dict.fromkeys(found)) if trial.peft is None else []
 
     def wanted_variants(self, trial: TrialSpec) -> list[EvalKey]:
-        """What the changed forms of a trial are scored on: in-domain and retention, both splits."""
+        """What a trial's variants are scored on: in-domain and retention, both splits."""
         tasks = self.curve_tasks(trial.task)
         return [
             (variant.of(trial.trial_id), task, split)
@@ -104,20 +104,20 @@ class PreparedStudy:
         ]
 
     def curve_steps(self, trial: TrialSpec) -> tuple[int, ...]:
-        """Optimizer steps after which a trial is scored while it trains."""
+        """Optimizer steps after which a trial is scored during training."""
         return self.due_steps(trial, self.config.train.evaluate_every)
 
     def snapshot_steps(self, trial: TrialSpec) -> tuple[int, ...]:
-        """Optimizer steps after which its weights are kept; the last one's are stored anyway."""
+        """Optimizer steps after which its weights are stored, besides the last step."""
         return self.due_steps(trial, self.config.train.checkpoint_every)[:-1]
 
     def due_steps(self, trial: TrialSpec, every: Interval) -> tuple[int, ...]:
-        """The steps of one trial after which something is due; see ``trials.due_steps``."""
+        """Steps of a trial at an interval, see ``step_schedule.due_steps``."""
         rows, train = self.rows[trial.task], self.config.train
         return due_steps(every, len(rows.rows), rows.num_tokens, trial_protocol(trial, train))
 
     def curve_tasks(self, trained_on: str) -> list[str]:
-        """What it is scored on then: the validation splits that it is scored on in the end."""
+        """Tasks of its learning curve: those whose validation split it is scored on in the end."""
         wanted = self.wanted_evals("", trained_on)
         return [task for _, task, split in wanted if split == "validation"]
 

@@ -1,9 +1,9 @@
-"""Arms x seeds x tasks become trials with content ids, and trials become groups.
+"""Arms x seeds x tasks become trials with content ids.
 
-Order of trials: training task, then arm, then grid point (method, targets, rank, alpha, learning
-rate, its ratio, dropout, the arm's own protocol, then replay, KL and early stopping, each in the
-order of the study file), then seed. Seeds of one point are neighbours, so a study that is stopped
-early has whole arms rather than many arms with one seed each.
+Trials are ordered by training task, then arm, then grid point (method, targets, rank, alpha,
+learning rate, its ratio, dropout, the arm's own protocol, then replay, KL and early stopping, each
+in the order of the study file), then seed. Seeds of one point are neighbours, so a study that is
+stopped early has whole arms rather than many arms with one seed each.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from rankscope.records import TrialSpec
 from rankscope.train.step_schedule import trial_protocol
 
 RESULTS_VERSION = 2
-"""Part of every trial id: raise it when a change of the code changes what training gives."""
+"""Part of every trial id: raise it when a change of the code changes training results."""
 
 
 ID_LENGTH = 16
@@ -35,22 +35,10 @@ NOT_TRAINING = frozenset(
         "gradient_checkpointing",
     }
 )
-"""Fields of ``train`` that change when and how something is computed, and no result."""
+"""Fields of ``train`` that change when and how something is computed, but no result."""
 
 STOPPING = frozenset({"evaluate_every", "evaluate_items"})
-"""Of these, what decides when a trial with early stopping ends."""
-
-WHERE_GIVEN = (
-    "peft",
-    "lr_ratio",
-    "init_sha256",
-    "replay_share",
-    "replay_sha256",
-    "kl_to_base",
-    "early_stop",
-    "validation_sha256",
-)
-"""Settings of a trial that are in its id only where it has them: ids older than they stay."""
+"""The exceptions for early stopping: these decide when such a trial ends."""
 
 Value = TypeVar("Value")
 
@@ -65,16 +53,15 @@ def make_trials(
 ) -> list[TrialSpec]:
     """Every trial of the study, equal ones once, in the order this module documents.
 
-    config: its ``dtype`` enters the ids as it stands, so put the dtype that ``auto`` resolved to
-    there first if a machine with another one must not continue the study.
+    config: with ``auto`` resolved.
     base_sha256: hash of the base model's weights and configuration.
-    data_sha256: by training task, hash of its training rows as split, rendered and encoded, in
-    order. Prompt template, scorer (letter or text), row limits and ``data_seed`` act through it;
-    validation and test items must not enter it, or a change of evaluation would train again.
-    adapter_sha256: by folder, hash of each adapter that an arm goes on from (``init_from``); such
-    an arm has the rank, alpha and targets of its adapter by now.
-    replay_sha256: by task, hash of the rows that an arm replays, as encoded.
+    data_sha256: by training task, hash of its encoded training rows, in order. Prompt template,
+    scorer, row limits and ``data_seed`` act through it; validation and test items must not, or a
+    change of evaluation would train again.
+    adapter_sha256: by folder, hash of each adapter of a warm start (``init_from``).
+    replay_sha256: by task, hash of the encoded rows that an arm replays.
     validation_sha256: by training task, hash of what early stopping scores.
+
     Raises UserError where a training task, such a folder or such rows have no hash.
     """
     known = adapter_sha256 or {}
@@ -89,7 +76,7 @@ def make_trials(
                 raise UserError(f"init_from {arm.init_from!r}: no adapter was read there")
             start = {} if arm.init_from is None else {"init_sha256": known[arm.init_from]}
             for point, seed in itertools.product(arm_points(arm, config.train), config.seeds):
-                seen = seen_besides(point, task.name, looked_at)
+                seen = other_data_hashes(point, task.name, looked_at)
                 spec = TrialSpec.model_validate(
                     {"trial_id": "", "task": task.name, **point, **start, **seen, "seed": seed}
                 )
@@ -98,13 +85,10 @@ def make_trials(
     return list(trials.values())
 
 
-def seen_besides(
+def other_data_hashes(
     point: Mapping[str, Any], task: str, hashes: Mapping[str, Mapping[str, str]]
 ) -> dict[str, str]:
-    """Hashes of what a trial sees besides its own rows: replayed ones, early stopping's items.
-
-    Raises UserError where there is none.
-    """
+    """Hashes of other data that a trial depends on: replayed rows, items of early stopping."""
     wanted = {
         "replay_sha256": point.get("replay"),
         "validation_sha256": task if point.get("early_stop") is not None else None,
@@ -138,46 +122,39 @@ def duplicate_grid_notes(config: StudyConfig) -> list[str]:
 
 
 def shared_identity(config: StudyConfig, base_sha256: str, data_sha256: str) -> dict[str, object]:
-    """What the trials of one task share of what determines their training."""
-    shared: dict[str, object] = {
+    """What determines the training of all trials of one task."""
+    return {
         "results_version": RESULTS_VERSION,
         "base": base_sha256,
         "data": data_sha256,
         "prompt_format": config.model.prompt_format,
         "dtype": config.dtype,
+        "quantize": config.quantize,
     }
-    return shared if config.quantize == "none" else {**shared, "quantize": config.quantize}
 
 
 def own_identity(trial: TrialSpec, train: TrainConfig) -> dict[str, object]:
     """A trial's own settings and protocol as they enter its id; nothing about evaluation.
 
-    An adapter to go on from counts by its content, wherever it lies, and so do replayed rows,
-    whatever their task is called.
-    What an arm sets of the protocol stands in the protocol alone, so that a setting that moves
-    from ``train`` into the arms, or back, leaves the id as it was.
+    A warm start's adapter counts by content, not by folder, and replayed rows by content, not by
+    the name of their task. Protocol settings of the arm count as part of the protocol, so moving
+    one from ``train`` into the arms, or back, does not change the id.
     """
     nowhere = {"trial_id", "schema_version", "init_from", "replay", *TRAIN_OVERRIDES}
     settings = trial.model_dump(mode="json", exclude=nowhere)
-    for name in WHERE_GIVEN:
-        if settings[name] is None:
-            del settings[name]
     aside = NOT_TRAINING if trial.early_stop is None else NOT_TRAINING - STOPPING
     protocol = trial_protocol(trial, train).model_dump(exclude=set(aside))
     if train.max_steps is not None or train.tokens is not None:
         del protocol["epochs"]  # these win, so epochs change nothing
-    if train.tokens is None:
-        del protocol["tokens"]
-    if train.optimizer == "adamw" or not trial.is_full:
-        del protocol["optimizer"]
+    if not trial.is_full:
+        del protocol["optimizer"]  # of full fine-tuning alone
     return {**settings, "train": protocol}
 
 
 def arm_points(arm: ArmConfig, train: TrainConfig) -> Iterator[dict[str, Any]]:
     """An arm's grid points as fields of TrialSpec, repeated ones included.
 
-    What an arm sets of the protocol is left out where the study's ``train`` says the same, and so
-    is what it sets against forgetting at weight 0.
+    Protocol settings equal to those of ``train`` are left out, and so are regularizers of weight 0.
     """
     nothing = {"rank": None, "alpha": None, "targets": (), "dropout": 0.0}
     for grid in arm.grids():
@@ -197,7 +174,7 @@ def arm_points(arm: ArmConfig, train: TrainConfig) -> Iterator[dict[str, Any]]:
 
 
 def mitigation_fields(point: Mapping[str, Any]) -> dict[str, Any]:
-    """What a grid point does against forgetting, as fields of TrialSpec; nothing of weight 0."""
+    """Regularizers of a grid point as fields of TrialSpec, None for weight 0."""
     replay, stop = point.get("replay"), point.get("early_stop")
     fields: dict[str, Any] = {}
     if replay is not None:

@@ -1,12 +1,13 @@
 """The only memory of a study: SQLite state, hashed artifacts and a lock against two runners."""
 
-from rankscope.store.artifacts import UNITS, Artifact, Problem
+from rankscope.store.artifacts import CHECKPOINTS, UNITS, Artifact, Problem
 from rankscope.store.items import adapter_path, items_path, model_path, snapshot_path, weights_path
 from rankscope.store.ledger import Ledger
 from rankscope.store.results import PointKey, StoredGroups, TrialFailure
 from rankscope.store.transfer import transfer
 
 __all__ = [
+    "CHECKPOINTS",
     "UNITS",
     "Artifact",
     "Ledger",

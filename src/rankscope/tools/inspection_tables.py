@@ -21,7 +21,7 @@ AVERAGED = (
     *(f"{name}_{side}" for name in SIDED for side in ("left", "right")),
 )
 MODEL = ["model", "kind", "rank", "scaling"]
-Row = dict[str, object]
+TableRow = dict[str, object]
 
 
 def write_tables(inspection: Inspection, folder: Path) -> None:
@@ -47,12 +47,12 @@ def write_tables(inspection: Inspection, folder: Path) -> None:
             table.astype(integers).to_parquet(folder / f"{name}.parquet", index=False)
 
 
-def _identity(model: TunedModel) -> Row:
+def _identity(model: TunedModel) -> TableRow:
     return {"model": model.name, "kind": model.kind, "rank": model.rank, "scaling": model.scaling}
 
 
-def _matrix_row(matrix: MatrixSpectrum) -> Row:
-    row: Row = {"out": matrix.shape[0], "in": matrix.shape[1]}
+def _matrix_row(matrix: MatrixSpectrum) -> TableRow:
+    row: TableRow = {"out": matrix.shape[0], "in": matrix.shape[1]}
     row |= matrix.model_dump(exclude={"schema_version", "shape", *SIDED})
     for name in SIDED:
         row[f"{name}_left"], row[f"{name}_right"] = getattr(matrix, name)
@@ -68,7 +68,7 @@ def _summed(matrices: pd.DataFrame, key: str) -> pd.DataFrame:
     return table.assign(frobenius=table["frobenius"] ** 0.5)
 
 
-def _head_rows(model: Row, heads: HeadsRecord) -> Iterator[Row]:
+def _head_rows(model: TableRow, heads: HeadsRecord) -> Iterator[TableRow]:
     """One row per query head: change of its slices, importance, entropy, role."""
     roles = {(role.layer, role.head): role for role in heads.roles}
     changes = _changes(heads)
@@ -89,7 +89,7 @@ def _head_rows(model: Row, heads: HeadsRecord) -> Iterator[Row]:
             }
 
 
-def _kv_head_rows(model: Row, heads: HeadsRecord) -> Iterator[Row]:
+def _kv_head_rows(model: TableRow, heads: HeadsRecord) -> Iterator[TableRow]:
     """One row per key/value head."""
     changes = _changes(heads)
     for before, after in zip(heads.base, heads.tuned, strict=True):
@@ -118,15 +118,15 @@ def _change_columns(
     modules: tuple[str, ...],
     layer: int,
     head: int,
-) -> Row:
-    row: Row = {}
+) -> TableRow:
+    row: TableRow = {}
     for module in modules:
         pair = changes.get((module, layer, head), (None, None))
         row[f"{module}_frobenius"], row[f"{module}_relative"] = pair
     return row
 
 
-def _ablation_rows(model: Row, heads: HeadsRecord) -> Iterator[Row]:
+def _ablation_rows(model: TableRow, heads: HeadsRecord) -> Iterator[TableRow]:
     """One row per task and removed query head: changes of score and gold log-probability before and
     after training, with the standard error of the difference. Rows without head: whole layers."""
     for ablation in heads.ablations:

@@ -234,6 +234,6 @@ def the_one_action(options: Mapping[str, object]) -> str:
     """The name of the only option that is given."""
     given = [name for name, value in options.items() if value is not None]
     if len(given) != 1:
-        found = " and ".join(given) or "none"
-        raise UserError(f"shrink: expected exactly one of {', '.join(options)}; found {found}")
+        names = " and ".join(given) or "none"
+        raise UserError(f"shrink: expected exactly one of {', '.join(options)}; found {names}")
     return given[0]

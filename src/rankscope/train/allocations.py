@@ -1,8 +1,7 @@
 """What one pass of the training loop allocates, counted on shapes alone.
 
-The pass runs on torch's meta device, whose tensors have shapes and no storage, and every tensor
-that it would allocate is counted from its birth to its end. So what is counted is what the code
-does, on any architecture, and it follows the code where that changes.
+The pass runs on torch's meta device, whose tensors have shapes and no storage. Each tensor that it
+would allocate is counted as long as it lives, so the count follows the code on any architecture.
 """
 
 import weakref
@@ -27,7 +26,7 @@ META = torch.device("meta")
 class AllocationCounter(TorchDispatchMode):
     """Counts the bytes of the tensors made inside it, as long as they live.
 
-    Storage that existed before does not count, and a view of some other tensor is none of its own.
+    Storage that existed before does not count, and views share the storage of their tensor.
 
     >>> with AllocationCounter() as counter:
     ...     x = torch.zeros(1000, device="meta")
@@ -40,7 +39,7 @@ class AllocationCounter(TorchDispatchMode):
         self.live_bytes = 0
         self.peak_bytes: int = 0
         self._living: dict[int, weakref.ref[Any]] = {}
-        self._foreign: dict[int, Any] = {}  # held, so that no new storage takes their address
+        self._foreign: dict[int, Any] = {}  # kept, so that no new storage gets their address
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -73,7 +72,7 @@ def storages(values: object) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class PassShape:
-    """A forward pass as memory sees it: tokens of each row, and positions with a label."""
+    """The size of a forward pass: tokens of each row, and positions with a label."""
 
     lengths: tuple[int, ...]
     num_labels: int
@@ -84,12 +83,12 @@ def counted_pass(
 ) -> int:
     """Most bytes that one forward and backward pass of the training loop holds at once.
 
-    Gradients are there from an earlier pass of the step and not counted.
+    Gradients exist from an earlier pass of the step and are not counted.
 
     Args:
         group: on the meta device; its adapters share the rows by ``weights``. Without adapters the
             model itself trains.
-        device: that which the pass is meant for; the layout of rows depends on it.
+        device: on which the pass will run; the layout of rows depends on it.
     """
     adapter_names = [
         adapter_name

@@ -1,7 +1,7 @@
 """The resumable state of a group in training: weights, optimizer, dropout generators, step.
 
-One folder per checkpoint, written aside and renamed, so that what is there is whole. Everything is
-safetensors and JSON; nothing is pickled.
+One folder per checkpoint, staged and renamed, so it is always complete. Everything is safetensors
+and JSON; nothing is pickled.
 """
 
 import json
@@ -19,12 +19,12 @@ from rankscope.errors import DiskFull
 from rankscope.filesystem import fsync, is_disk_full
 
 STATE = "state.safetensors"
-META = "meta.json"
+COUNTERS = "meta.json"
 
 
 @dataclass(frozen=True, slots=True)
 class GroupState:
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Attributes:
         step: optimizer steps done.
@@ -44,7 +44,7 @@ class GroupCheckpoint:
         self.folder = folder
 
     def save(self, state: GroupState) -> None:
-        """Replace the stored state; after a crash either the old or the new one is there.
+        """Replace the stored state; a crash leaves either the old or the new one.
 
         Raises:
             DiskFull: no space; the previous state is kept.
@@ -56,10 +56,10 @@ class GroupCheckpoint:
         try:
             aside.mkdir(parents=True)
             save_file(dict(state.tensors), aside / STATE)
-            (aside / META).write_text(
+            (aside / COUNTERS).write_text(
                 json.dumps({"step": state.step, "trials": state.meta}), encoding="utf-8"
             )
-            for path in (aside / STATE, aside / META, aside):
+            for path in (aside / STATE, aside / COUNTERS, aside):
                 fsync(path)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(aside, target)
@@ -79,13 +79,13 @@ class GroupCheckpoint:
                 shutil.rmtree(old, ignore_errors=True)
 
     def load(self) -> GroupState | None:
-        """The newest whole state, or None."""
+        """The newest complete state, or None."""
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
             try:
-                meta = json.loads((folder / META).read_text(encoding="utf-8"))
+                meta = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
                 return GroupState(meta["step"], load_file(folder / STATE), meta["trials"])
             except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-                continue  # a state that cannot be read is no state: training starts earlier
+                continue  # training starts from an earlier state, or anew
         return None
 
     def extract(self, trial_ids: Collection[str], into: "GroupCheckpoint") -> None:
@@ -105,5 +105,5 @@ class GroupCheckpoint:
         into.save(GroupState(state.step, tensors, {**meta, "seconds": seconds * share}))
 
     def remove(self) -> None:
-        """Delete the state: the group's results are stored."""
+        """Delete the state."""
         shutil.rmtree(self.folder, ignore_errors=True)

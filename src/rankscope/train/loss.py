@@ -1,4 +1,4 @@
-"""Token losses of a group: one forward's logits, split by adapter."""
+"""Token losses of a group: the logits of one forward pass, split by adapter."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ BLOCK_BYTES = 8 * 2**20
 class MeanLosses(torch.autograd.Function):
     """Cross-entropy by adapter, a block of rows of the logits at a time.
 
-    The gradient is made in the same walk over the logits, in their dtype. Autograd would keep the
+    The same pass over the logits computes their gradient, in their dtype. Autograd would keep the
     logits and their logarithms in float32: with a vocabulary of 128,000 that is a gigabyte for a
     thousand labelled tokens, the largest tensors of the whole step.
     """
@@ -48,12 +48,12 @@ class MeanLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        """Gradient of the logits; may be asked for once."""
+        """Gradient of the logits; can be computed once."""
         (found,) = ctx.saved_tensors
-        if found.is_meta:  # shapes alone: there is no number to read
+        if found.is_meta:  # shapes alone, no numbers
             return found, None, None, None
         for part, scale in zip(found.split(ctx.counts), grads[0].tolist(), strict=True):
-            if scale != 1:  # a sum over adapters asks for each as it is
+            if scale != 1:  # 1 for a plain sum over adapters
                 part.mul_(scale)
         return found, None, None, None
 

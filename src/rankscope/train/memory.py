@@ -1,8 +1,8 @@
-"""Peak memory of training a group, known before any weight is loaded.
+"""Peak memory of training a group, estimated before any weight is loaded.
 
-The base once; of each adapter its weights, gradients and optimizer state; and what one forward and
-backward pass allocates, which ``allocations.py`` counts on shapes alone. What a device's kernels
-allocate inside of one operation cannot be seen there: ``KERNEL_SHARE`` stands for it.
+The sum of the base, each adapter's weights, gradients and optimizer state, and what one forward and
+backward pass allocates, which ``allocations.py`` counts on shapes alone. Memory that a device's
+kernels allocate inside one operation is not visible there; ``KERNEL_SHARE`` accounts for it.
 """
 
 import math
@@ -32,20 +32,20 @@ from rankscope.train.allocations import META, PassShape, counted_pass, spread
 from rankscope.train.step_schedule import trial_protocol
 
 KERNEL_SHARE = 1.0
-"""Measured over counted bytes of a pass."""
+"""Measured bytes of a pass over counted ones."""
 
 HELD_SHARE = 0.5
-"""Freed memory that a processor's heap holds between blocks in use, over the bytes of all states.
+"""Freed memory that a CPU heap keeps between blocks in use, as a share of all states' bytes.
 
-Moments come to lie where the first passes had been, and later passes find no room there. Fitted to
-16 adapters on SmolLM2-135M, see LOG.md; a GPU's allocator is not known to do this.
+Optimizer moments take the place of the first passes' tensors, and later passes no longer fit there.
+Fitted to 16 adapters on SmolLM2-135M, see LOG.md; a GPU's allocator is not known to do this.
 """
 
 DEVIATIONS = 3.0
-"""The fullest of some thousand steps lies about so many standard deviations above the mean."""
+"""Standard deviations of the fullest of some thousand steps above the mean."""
 
 STAND_IN_RANK = 8
-"""Of a method of PEFT's that names no rank."""
+"""For a method of the PEFT library without a rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class RowCounts:
 
     @classmethod
     def of(cls, rows: Sequence[EncodedRow]) -> "RowCounts":
-        """Count rows, of which there is at least one."""
+        """Count rows; at least one."""
         tokens = [len(row.input_ids) for row in rows]
         labels = [sum(row.is_label) for row in rows]
         return cls(
@@ -77,18 +77,18 @@ class RowCounts:
 
     @classmethod
     def longer(cls, counts: Sequence["RowCounts"]) -> "RowCounts":
-        """Of rows that stand together, each figure the largest, so that none is underestimated."""
+        """Of rows mixed together: the largest of each figure, so that none is underestimated."""
         return cls(*(max(values) for values in zip(*map(astuple, counts), strict=True)))
 
     def fullest_pass(self, num_rows: int, batch_tokens: int) -> PassShape:
-        """About the largest of the passes that steps of ``num_rows`` rows are cut into.
+        """About the largest pass that steps of ``num_rows`` rows are cut into.
 
-        It holds the longest row, which attention costs most, and others of mean length beside it.
+        It has the longest row, whose attention costs most, and rows of mean length.
         """
         beyond = DEVIATIONS * self.tokens_deviation * math.sqrt(num_rows)
         most = min(num_rows * self.mean_tokens + beyond, num_rows * self.longest)
         fewest = num_rows * self.mean_tokens - beyond
-        # A step is cut into passes of like size: just below a multiple of the budget they are full.
+        # Passes of a step are of similar size: just below a multiple of the budget they are full.
         full_passes = int(most // batch_tokens)
         is_full = full_passes > 0 and full_passes * batch_tokens >= fewest
         tokens = batch_tokens if is_full else most / max(1, math.ceil(most / batch_tokens))
@@ -122,7 +122,7 @@ class GroupMemory:
 
 
 class MemoryModel:
-    """Memory of training groups on one base, of which nothing but the configuration is needed."""
+    """Memory of training groups on one base, from its configuration alone."""
 
     def __init__(self, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype = dtype
@@ -173,15 +173,15 @@ class MemoryModel:
         )
 
     def _kl_bytes(self, group: Sequence[TrialSpec], shape: PassShape) -> int:
-        """What KL to the base keeps beside a pass: the base's logits, once as they come and once by
-        trial, and a second gradient of the tuned ones."""
+        """What KL to the base adds to a pass: the base's logits, as computed and by trial, and a
+        second gradient of the tuned ones."""
         if not any(trial.kl_to_base for trial in group):
             return 0
         vocabulary = self.base.config.get_text_config().vocab_size
         return 3 * shape.num_labels * int(vocabulary) * self.dtype.itemsize
 
     def stand_in(self, trial: TrialSpec) -> TrialSpec:
-        """LoRA on every linear layer in place of a method of PEFT's, whose parts are not known."""
+        """LoRA on every linear layer in place of a method of the PEFT library."""
         if trial.peft is None:
             return trial
         leaves = {name.rsplit(".", 1)[-1] for name in self._layers}
@@ -191,15 +191,15 @@ class MemoryModel:
         return trial.model_copy(update=settings)
 
     def state_bytes(self, trial: TrialSpec) -> int:
-        """What one LoRA trial keeps in float32: weights, gradients, AdamW's moments, and the best
-        weights where it has an early stop."""
+        """Bytes of one trial's float32 state: weights, gradients, AdamW's moments, and the best
+        weights if it has an early stop."""
         adapter = self._adapter(trial)
         values = sum(parameter.numel() for parameter in adapter.parameters())
         fixed = sum(part.numel() for pair in adapter.initial_factors.values() for part in pair)
         return (values * (2 + ADAMW_STATES + copies(trial)) + fixed) * FLOAT32_BYTES
 
     def _cast_bytes(self, trial: TrialSpec) -> int:
-        """A and B in the base's dtype, kept while a pass runs, where that is not their own."""
+        """Copies of A and B in the base's dtype during a pass, if it is not float32."""
         if self.dtype == torch.float32:
             return 0
         values = sum(parameter.numel() for parameter in self._adapter(trial).parameters())
@@ -213,9 +213,10 @@ class MemoryModel:
         return adapter
 
     def _counted_pass(self, group: Sequence[TrialSpec], shape: PassShape, recomputes: bool) -> int:
-        """What a pass allocates but for the casts of A and B; without trials the base trains.
+        """Bytes of a pass without the casts of A and B; without trials the base trains.
 
-        Adapters of one kind share the tokens alike, so one of their mean rank stands for them.
+        Adapters of one kind get equal shares of the tokens, so one of their mean rank represents
+        them.
         """
         kinds: dict[tuple[object, ...], list[TrialSpec]] = {}
         for trial in group:
@@ -248,7 +249,7 @@ class MemoryModel:
 
 
 def copies(trial: TrialSpec) -> int:
-    """Copies of its weights that a trial keeps: those of its best point."""
+    """Further copies of its weights that a trial keeps: those of its best point."""
     return 1 if trial.early_stop is not None else 0
 
 

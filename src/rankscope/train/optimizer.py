@@ -20,7 +20,7 @@ Kind = Literal["adamw", "adamw8bit"]
 def new_optimizer(
     parameters: ParamsT, weight_decay: float, kind: Kind = "adamw"
 ) -> torch.optim.Optimizer:
-    """AdamW (betas .9, .999, eps 1e-8, decoupled decay), fused; the loop sets the rate.
+    """AdamW (betas .9, .999, eps 1e-8, decoupled decay), fused; each step sets the rate.
 
     ``adamw8bit`` keeps the moments of all but small parameters in 8 bits, with a scale for every
     256 of them (Dettmers et al., 2110.02861): a quarter of the optimizer's memory.

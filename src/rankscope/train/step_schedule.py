@@ -1,4 +1,4 @@
-"""How many optimizer steps a trial takes, and after which of them something is due."""
+"""How many optimizer steps a trial takes, and the steps at an interval."""
 
 import math
 from typing import Literal
@@ -10,7 +10,7 @@ from rankscope.train.optimizer import learning_rate
 
 
 def trial_protocol(trial: TrialSpec, train: TrainConfig) -> TrainConfig:
-    """The protocol a trial is trained by: the study's, with what the trial's arm sets itself."""
+    """The training protocol of a trial: the study's, with the overrides of its arm."""
     return train.model_copy(update=trial.overrides)
 
 
@@ -18,8 +18,8 @@ def planned_steps(num_rows: int, num_tokens: int, train: TrainConfig) -> int:
     """Optimizer steps of one trial on ``num_rows`` rows of ``num_tokens`` tokens together.
 
     As in transformers' Trainer, an epoch is ceil(ceil(rows / batch) / accumulation) steps, its last
-    step being smaller where rows run out, and a fraction of an epoch is rounded up to a whole step.
-    ``tokens`` asks for tokens / ``num_tokens`` epochs: every row is taken to have the mean length.
+    step is smaller if rows run out, and a fraction of an epoch is rounded up to a whole step.
+    ``tokens`` means tokens / ``num_tokens`` epochs, as if every row had the mean length.
     ``max_steps`` wins over both. Raises UserError for no rows.
     """
     if num_rows < 1:
@@ -32,16 +32,16 @@ def planned_steps(num_rows: int, num_tokens: int, train: TrainConfig) -> int:
 
 
 def epoch_steps(num_rows: int, train: TrainConfig) -> int:
-    """Optimizer steps in which every row is seen once, the last step smaller where rows run out."""
+    """Optimizer steps in which every row is seen once."""
     return math.ceil(num_rows / (train.batch_size * train.gradient_accumulation))
 
 
 def due_steps(
     every: int | Literal["epoch"] | None, num_rows: int, num_tokens: int, train: TrainConfig
 ) -> tuple[int, ...]:
-    """Optimizer steps after which something is due that happens ``every`` so many of them.
+    """Every ``every``-th optimizer step and the last one; none for None.
 
-    After the last step it is due in any case; None is never. Arguments as of ``planned_steps``.
+    Other arguments as of :func:`planned_steps`.
     """
     if every is None:
         return ()

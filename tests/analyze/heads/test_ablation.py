@@ -184,7 +184,7 @@ def test_a_joined_task_whose_parts_are_asked_differently_is_scored_by_likelihood
     assert metrics == ["acc", LOGPROB_PER_TOKEN, LOGPROB_PER_TOKEN]
 
 
-def test_items_beyond_the_context_are_cut_where_the_study_says_so() -> None:
+def test_items_beyond_the_context_are_cut_if_the_study_allows_it() -> None:
     items = list(choice_items())
     items[3] = replace(items[3], prompt="the " * 300)
     task = loaded(tuple(items), "option_text")

@@ -1,4 +1,4 @@
-"""Where a model's attention heads are: which rows or columns of which matrix.
+"""A model's attention heads: the rows or columns of each matrix that belong to each head.
 
     H  query heads, K  key/value heads, G = H / K query heads per key/value head, D  head dim
 

@@ -78,7 +78,7 @@ class TokenTree:
         )
 
     def without_prefix(self, length: int) -> "TokenTree":
-        """The same item without its first ``length`` tokens, none of which may be in ``keep``."""
+        """The same item without its first ``length`` tokens, which may not be in ``keep``."""
         return replace(self, ids=self.ids[length:], keep=tuple(at - length for at in self.keep))
 
 

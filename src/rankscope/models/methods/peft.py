@@ -36,10 +36,10 @@ class PeftMethod(Method):
 
     def check_trial(self, trial: TrialSpec, facts: TrialFacts) -> None:
         """Build the method on a model without storage."""
-        from rankscope.models.peft_backend.settings import check_settings
+        from rankscope.models.peft_backend.settings import count_in_folder
 
         assert trial.peft is not None
-        check_settings(trial.peft, trial.targets, facts.num_steps, facts.folder)
+        count_in_folder(facts.folder, trial.peft, trial.targets, facts.num_steps)
 
     def cost(
         self, trial: TrialSpec, shapes: Architecture, folder: Path, dtype: torch.dtype

@@ -248,18 +248,17 @@ def count_parameters(model: PretrainedConfig, config: PeftConfig) -> int | None:
 
 
 @functools.cache
-def count_in_folder(folder: Path, settings: str, targets: tuple[str, ...]) -> int:
+def count_in_folder(
+    folder: Path, settings: str, targets: tuple[str, ...], num_steps: int | None = None
+) -> int:
     """Parameters that a method trains in the model of a folder; 0 if unknown.
 
     Args:
         settings: of the method, as JSON.
+        num_steps: see :func:`peft_config`.
+
+    Raises:
+        UserError: the settings cannot be used, or do not fit the model.
     """
-    config = peft_config(json.loads(settings), targets)
-    return count_parameters(read_model_config(folder), config) or 0
-
-
-@functools.cache
-def check_settings(settings: str, targets: tuple[str, ...], num_steps: int, folder: Path) -> None:
-    """Check that a method can be built on the model of a folder; raises UserError."""
     config = peft_config(json.loads(settings), targets, num_steps)
-    count_parameters(read_model_config(folder), config)
+    return count_parameters(read_model_config(folder), config) or 0

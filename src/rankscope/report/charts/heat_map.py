@@ -134,8 +134,12 @@ def heat_map(
     Below ``cell_width`` pixels the plot scrolls.
     """
     tallest = max(len(grid.values) for grid in grids.values())
-    margin = {"l": 56, "r": 20, "t": 16, "b": 56}
-    figure = go.Figure(layout=layout(110 + row_height * tallest, margin=margin))
+    columns = [str(column) for grid in grids.values() for column in grid.values.columns]
+    # On a narrow screen Plotly turns long names and takes the room from the cells.
+    names = 40 if max(map(len, columns)) > 8 else 0
+    margin = {"l": 56, "r": 20, "t": 16, "b": 56 if x_title else 32}
+    height = row_height * tallest + margin["b"] + names + 54
+    figure = go.Figure(layout=layout(height, margin=margin))
     figure.update_xaxes(axis(x_title, **FLAT))
     figure.update_yaxes(axis(y_title, **FLAT, autorange="reversed"))
     choices = []
@@ -149,7 +153,7 @@ def heat_map(
         if grid.framed:
             _add_frames(figure, grid, **shown)
         choices.append(Choice(label, tuple(range(first, len(figure.data)))))
-    width = 150 + cell_width * max(len(grid.values.columns) for grid in grids.values())
+    width = 110 + cell_width * max(len(grid.values.columns) for grid in grids.values())
     return Drawn(plot=figure, choices=choices, min_width=width)
 
 

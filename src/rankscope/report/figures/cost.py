@@ -9,7 +9,7 @@ from rankscope.report.table_formats import table_from_rows
 
 PARAMETERS = "trainable parameters"
 SECONDS = "training time of one trial, s"
-MEMORY = "peak memory while its group trained, GiB"
+MEMORY = "peak memory of its group, GiB"
 
 
 @register("training", 20)

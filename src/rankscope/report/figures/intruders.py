@@ -12,7 +12,7 @@ summed over the matrices of a layer, mean over seeds. They show that a change is
 are not a verdict."""
 
 
-@register("weights", 40, per="models")
+@register("weights", 55, per="models")
 def draw_intruders(models: AnalyzedModels) -> Figure | None:
     """Models by layer; None without analyzed matrices."""
     matrices = models.matrices

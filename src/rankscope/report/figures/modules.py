@@ -1,8 +1,8 @@
 """The models side by side, by type of module: low-rank adapters beside full fine-tuning."""
 
-from rankscope.formatting import join_names
+from rankscope.formatting import number
 from rankscope.report.analyzed_models import MATRIX_COLUMNS, AnalyzedModels
-from rankscope.report.charts.figure import Figure
+from rankscope.report.charts.figure import Figure, records
 from rankscope.report.charts.heat_map import Grid, heat_map, pivot
 from rankscope.report.figures import register
 from rankscope.report.table_formats import table_from_rows
@@ -20,10 +20,13 @@ def draw_modules(models: AnalyzedModels) -> Figure | None:
     groups = models.matrices.groupby(["model", "kind", "module"], sort=False, as_index=False)
     by_module = groups.agg(means)
     wide = pivot(by_module, ("model", "module"), RELATIVE)
-    kinds = join_names(f"{model.label} ({model.kind})" for model in models.shown)
+    most, least = (
+        f"{number(row[RELATIVE])} in {row['module']} of {row['model']}"
+        for row in (pick(records(by_module), key=lambda r: r[RELATIVE]) for pick in (max, min))
+    )
     return Figure(
         **models.names("modules", "The models side by side"),
-        finding=f"Mean of {RELATIVE} over layers: {kinds}.",
+        finding=f"Mean of {RELATIVE} over layers: largest {most}, smallest {least}.",
         data=table_from_rows(by_module.to_dict("records")),
         **heat_map({"": Grid(wide)}, cell_format="%{z:.2~g}"),
         caption="A row per model, a column per type of module. The table has other measures.",

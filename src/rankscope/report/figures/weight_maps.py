@@ -83,7 +83,7 @@ def _finding(models: AnalyzedModels, column: str) -> str:
             f"{name} {number(values.mean())} on average, {'least' if low else 'most'} "
             f"{number(values[at])} in {of_model['matrix'][at]}"
         )
-    return f"{column}: {join_names(parts)}."
+    return f"{column[0].upper()}{column[1:]}: {join_names(parts)}."
 
 
 for place, (name, (_, _, _, pages)) in enumerate(_MEASURES.items(), start=60):

@@ -11,12 +11,10 @@ from rankscope.run.callbacks import EarlyStopping, LearningCurve, WeightSnapshot
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group, group_id, group_label, group_steps
 from rankscope.run.trial_weights import write_weights
-from rankscope.store import Artifact, TrialFailure, weights_path
+from rankscope.store import CHECKPOINTS, Artifact, TrialFailure, weights_path
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import GroupResult, train_group
 from rankscope.train.trial_state import NOTHING_TRAINED, TrialState
-
-CHECKPOINTS = "checkpoints"
 
 
 class TrainStage:
