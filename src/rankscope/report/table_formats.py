@@ -51,8 +51,11 @@ def table_from_rows(
 
 def frame_rows(frame: pd.DataFrame) -> list[tuple[Cell, ...]]:
     """The rows as Python values; unknown cells are None."""
-    values = frame.astype(object)
-    return list(values.where(values.notna(), None).itertuples(index=False, name=None))
+    columns = [
+        [None if unknown else cell for cell, unknown in zip(column.tolist(), mask, strict=True)]
+        for (_, column), (_, mask) in zip(frame.items(), frame.isna().items(), strict=True)
+    ]
+    return list(zip(*columns, strict=True))
 
 
 def shown_cell(value: Cell, digits: int | None = None, limit: int = MAX_PAGE_CELL) -> str:

@@ -81,7 +81,9 @@ def pivot(
 ) -> pd.DataFrame:
     """A grid from a tidy frame; rows and columns appear in the order of the frame by default."""
     rows, columns = order or tuple(list(dict.fromkeys(frame[title])) for title in axes)
-    return frame.pivot(index=axes[0], columns=axes[1], values=value).reindex(rows, columns=columns)
+    cells = dict(zip(zip(frame[axes[0]], frame[axes[1]], strict=True), frame[value], strict=True))
+    wide = [[cells.get((row, column)) for column in columns] for row in rows]
+    return pd.DataFrame(wide, index=rows, columns=columns, dtype=object)
 
 
 def change_grid(
@@ -111,7 +113,7 @@ def change_grid(
         texts.append(text if clear or f"{value}, low" not in cell else f"({text})")
     cells = frame.assign(text=texts, hover=hover_texts(frame, "arm", words | {value: value}))
     values = pivot(cells, axes, value, order).astype(float)
-    hover = pivot(cells, axes, "hover", order).astype(object)
+    hover = pivot(cells, axes, "hover", order)
     for row, column in zip(*np.where(hover.isna()), strict=True):
         hover.iloc[row, column] = absent(order[0][row], order[1][column])
     end = max(reach, Grid(values).largest, 1.0 if unit.scale == 100 else 0.01)
