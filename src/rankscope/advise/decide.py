@@ -1,4 +1,4 @@
-"""Decide for one training task: use a LoRA arm, use full fine-tuning, do not fine-tune, or open.
+"""Decide one training task: a LoRA arm, full fine-tuning, no fine-tuning, or not decided.
 
 An *arm* is one configuration (method, rank, learning rate, ...) trained with several seeds. Two
 arms were picked on the validation split (``select.py``): *best* has the highest utility, which is
@@ -11,8 +11,8 @@ whose utility is within the margin of the best. Here the test split says whether
 4. If it is full fine-tuning: is LoRA clearly worse?
 5. Does the arm's forgetting on the test split confirm the choice (``confirm_on_test.py``)?
 
-``firm`` answers are supported by the intervals, ``tentative`` ones only by the estimates. The exact
-rule is in docs/science.md, "From scores to a decision".
+A ``firm`` answer is clear by its intervals and rests on three complete seeds or more; any other is
+``tentative``. The exact rule is in docs/science.md, "From scores to a decision".
 """
 
 from rankscope.advise.arms import Arm

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.matching import align_scores
-from rankscope.records import SeedMean, StudyRecords
+from rankscope.records import Estimate, StudyRecords
 
 GainAndForgetting = tuple[float, float]
 """(gain, forgetting) of one trained trial at one strength."""
@@ -65,23 +65,26 @@ def passage_at(curve: Sequence[GainAndForgetting], gain: float) -> Passage:
 
 def difference_over_seeds(
     study: StudyRecords, task: str, retained: Sequence[str], matches: Sequence[Match]
-) -> SeedMean:
+) -> Estimate:
     """Mean difference over seeds and retention tasks on the test split.
 
     Interval and p are None with fewer than ``FEWEST_SEEDS`` seeds, or if neither seeds nor items
     vary.
     """
-    value = float(np.mean([m.difference for m in matches]))
-    unknown = SeedMean(value=value, low=None, high=None, p=None, seeds=len(matches))
     parts = [_part(study, name, matches) for name in retained]
-    own = _part(study, task, matches, [m.passage.slope for m in matches])
-    found = [p for p in (*parts, own) if p is not None]
-    if len(matches) < FEWEST_SEEDS or len(found) <= len(retained):
-        return unknown
-    made = weighted_estimate(found, [*(1 / len(retained) for _ in retained), 1.0])
-    if made.low is None:
-        return unknown
-    return SeedMean(value=made.value, low=made.low, high=made.high, p=made.p, seeds=len(matches))
+    parts.append(_part(study, task, matches, [m.passage.slope for m in matches]))
+    known = [part for part in parts if part is not None]
+    if len(matches) >= FEWEST_SEEDS and len(known) == len(parts):
+        estimate = weighted_estimate(known, [*(1 / len(retained) for _ in retained), 1.0])
+        if estimate.low is not None:
+            return estimate
+    return Estimate(
+        value=float(np.mean([m.difference for m in matches])),
+        low=None,
+        high=None,
+        n=sum(part.tuned.shape[1] for part in known),
+        seeds=len(matches),
+    )
 
 
 def _part(

@@ -14,7 +14,7 @@ from typing import get_args
 
 import numpy as np
 
-from rankscope.advise.arms import retention_tasks, trials_by_arm
+from rankscope.advise.arms import adjusted_within_family, retention_tasks, trials_by_arm
 from rankscope.advise.matched_score import (
     GainAndForgetting,
     Match,
@@ -22,7 +22,6 @@ from rankscope.advise.matched_score import (
     passage_at,
 )
 from rankscope.advise.select import task_objective
-from rankscope.advise.statistics.significance import holm
 from rankscope.records import (
     BASE,
     MitigationComparison,
@@ -47,26 +46,14 @@ def compare_mitigations(study: StudyRecords) -> tuple[TaskMitigation, ...]:
     scored = Scored.of(study)
     if not scored.strengths:
         return ()
-    found = []
+    tasks = []
     for task in dict.fromkeys(trial.spec.task for trial in study.trials):
         trials = [t for t in study.trials if t.spec.task == task and t.status == "done"]
-        curves = [
-            c for c in (_curves(scored, group) for group in trials_by_arm(trials).values()) if c
-        ]
+        curves = [c for arm in trials_by_arm(trials).values() for c in _curves(scored, arm)]
         if curves:
-            found.append(
-                TaskMitigation(
-                    task=task,
-                    curves=tuple(curve for of_arm in curves for curve in of_arm),
-                    comparisons=_holm_adjusted(_comparisons(scored, trials)),
-                )
-            )
-    return tuple(found)
-
-
-def forgetting_at(curve: Sequence[GainAndForgetting], gain: float) -> float:
-    """Least forgetting of a piecewise linear curve of (gain, forgetting) at ``gain``."""
-    return passage_at(curve, gain).forgetting
+            comparisons = _holm_adjusted(_comparisons(scored, trials))
+            tasks.append(TaskMitigation(task=task, curves=tuple(curves), comparisons=comparisons))
+    return tuple(tasks)
 
 
 def gain_and_forgetting(
@@ -272,16 +259,7 @@ def _matched(
     return Match(model, names[at.first], names[at.second], at, found[1] - at.forgetting)
 
 
-def _holm_adjusted(found: Sequence[MitigationComparison]) -> tuple[MitigationComparison, ...]:
-    """The comparisons with Holm-adjusted p; a comparison without p counts as p = 1."""
-    adjusted = holm([1.0 if c.difference.p is None else c.difference.p for c in found])
-    return tuple(
-        c.model_copy(
-            update={
-                "difference": c.difference.model_copy(
-                    update={"p_holm": None if c.difference.p is None else p}
-                )
-            }
-        )
-        for c, p in zip(found, adjusted, strict=True)
-    )
+def _holm_adjusted(comparisons: Sequence[MitigationComparison]) -> tuple[MitigationComparison, ...]:
+    adjusted = adjusted_within_family([c.difference for c in comparisons])
+    pairs = zip(comparisons, adjusted, strict=True)
+    return tuple(c.model_copy(update={"difference": difference}) for c, difference in pairs)

@@ -6,7 +6,7 @@ whatever the weights' dtype, spectra of dW in float64.
 Shapes: m = out, n = in, d = min(m, n), r = rank, k = leading vectors compared.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from rankscope.analyze.leading_vectors import (
     low_rank_leading_vectors,
 )
 from rankscope.analyze.svd_cache import SVD, SvdCache, at_least_float32
+from rankscope.config.study import SpectraConfig
 from rankscope.errors import IntegrityError, UserError
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate, to_float64
@@ -219,6 +220,36 @@ def matrix_spectrum(
         residual=tuned.residual,
         ill_conditioned=tuned.ill_conditioned,
     )
+
+
+def check_spectra_settings(
+    settings: SpectraSettings, shapes: Mapping[str, tuple[int, int]], *, is_command: bool = False
+) -> None:
+    """Refuse more vectors than a matrix has, and an epsilon that is not a cosine.
+
+    All singular vectors of a matrix together span the same space whatever training did, so they
+    would compare as equal. The default of ``intruder_k`` is cut to what each matrix has.
+
+    Args:
+        shapes: module path -> (out, in) of the matrices to analyze.
+        is_command: the settings are command-line options, not keys of a study file.
+    """
+    if not 0 < settings.intruder_epsilon < 1:
+        raise UserError(
+            f"--epsilon {settings.intruder_epsilon}: expected a number between 0 and 1, a cosine"
+        )
+    has_default = settings.intruder_k == SpectraConfig().intruder_k
+    counts = {"top_k": settings.top_k, "intruder_k": None if has_default else settings.intruder_k}
+    for name, shape in shapes.items():
+        for field, k in counts.items():
+            if k is not None and not 1 <= k <= min(shape):
+                option = (
+                    f"--{field.replace('_', '-')}" if is_command else f"analyze.spectra.{field}"
+                )
+                raise UserError(
+                    f"{option} {k}: {name} {shape} has {min(shape)} singular vectors; expected 1 "
+                    f"to {min(shape)}"
+                )
 
 
 def check_factors(name: str, weight: Tensor, adapter: Adapter) -> None:

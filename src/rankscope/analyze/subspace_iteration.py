@@ -131,13 +131,8 @@ def chebyshev_filter(
     not drown the others in rounding error. Values far above the rest are deflated first.
 
     Args:
-        gram: G.
         block: singular values (b,) and right vectors (n, b) of the last sweep.
-        k: vectors wanted.
         log_reduction: logarithm of the factor by which the largest residual has to fall.
-
-    Raises:
-        NotConvergedError: the smallest value of the block is 0, which no polynomial damps.
     """
     sigma, v = block
     values = sigma.cpu().double() ** 2

@@ -113,15 +113,15 @@ class SvdCache:
             decomposition = self._load_or_compute(weight)
             if decomposition.num_bytes > self.max_bytes:
                 return decomposition
-            self.keep(name, decomposition)
+            self._in_memory[name] = decomposition
             while self.num_bytes > self.max_bytes:
                 self._in_memory.popitem(last=False)
         self._in_memory.move_to_end(name)
         return self._in_memory[name]
 
-    def keep(self, name: str, decomposition: SVD) -> None:
-        """Hold a decomposition that is already computed."""
-        self._in_memory[name] = decomposition
+    def clear(self) -> None:
+        """Free the memory; files stay."""
+        self._in_memory.clear()
 
     @property
     def num_bytes(self) -> int:

@@ -12,7 +12,6 @@ from rankscope.records.advice import (
     ArmSummary,
     Confidence,
     Decision,
-    Estimate,
     Recommendation,
     SubjectChange,
     TaskAdvice,
@@ -25,6 +24,7 @@ from rankscope.records.comparison import (
     StudyComparison,
     StudyPair,
 )
+from rankscope.records.estimate import Estimate
 from rankscope.records.heads import HeadAblation, HeadChange, HeadRole, HeadsRecord, LayerHeads
 from rankscope.records.inspection import (
     AdapterChange,
@@ -38,7 +38,6 @@ from rankscope.records.mitigation import (
     MitigationComparison,
     ScaledPoint,
     ScalingCurve,
-    SeedMean,
     TaskMitigation,
 )
 from rankscope.records.prediction import (

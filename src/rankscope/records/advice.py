@@ -1,47 +1,11 @@
 """The recommendation."""
 
-import math
 from typing import Literal
 
 from rankscope.models.methods import get_method
+from rankscope.records.estimate import Estimate
 from rankscope.records.mitigation import TaskMitigation
 from rankscope.records.record import Record
-
-
-class Estimate(Record):
-    """A difference or a mean with its uncertainty."""
-
-    value: float
-    low: float | None
-    """Lower end of the 95 % interval; None if it cannot be estimated."""
-    high: float | None
-    p: float | None = None
-    """Two-sided p value; None without a test."""
-    p_holm: float | None = None
-    """Holm-adjusted p within its family: the gains of all arms on all training tasks; the changes
-    of one arm on all other tasks; the comparisons of arms on all training tasks."""
-    n: int
-    """Items."""
-    seeds: int
-    clusters: int | None = None
-    """Clusters of items (subjects, passages) that are resampled whole; None: single items."""
-    item_error: float | None = None
-    """Standard error due to the choice of items; None if it cannot be estimated."""
-    seed_error: float | None = None
-    """Standard error due to the choice of seeds; None with one seed. With two similar seeds it is
-    too large, because part of the answers' noise stays in it (``advise.statistics``)."""
-
-    @property
-    def standard_error(self) -> float | None:
-        """Due to items and seeds together; with one seed, to items alone."""
-        if self.item_error is None:
-            return None
-        return math.hypot(self.item_error, self.seed_error or 0.0)
-
-    @property
-    def is_clear_of_zero(self) -> bool:
-        """Whether the 95 % interval is known and excludes zero."""
-        return (self.low is not None and self.low > 0) or (self.high is not None and self.high < 0)
 
 
 class ArmSummary(Record):

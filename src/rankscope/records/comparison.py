@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from rankscope.records.advice import Decision, Estimate
+from rankscope.records.advice import Confidence, Decision
+from rankscope.records.estimate import Estimate
 from rankscope.records.record import Record
 
 
@@ -11,7 +12,7 @@ class StudyAnswer(Record):
 
     task: str
     decision: Decision
-    confidence: Literal["firm", "tentative", "none"]
+    confidence: Confidence
     headline: str
     chosen_label: str | None
     """Label of the recommended arm; None if no arm is recommended."""

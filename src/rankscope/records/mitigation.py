@@ -1,5 +1,6 @@
 """What arms learn and forget when their update is scaled down, and mitigations against that."""
 
+from rankscope.records.estimate import Estimate
 from rankscope.records.record import Record
 from rankscope.records.variants import VariantKind
 
@@ -29,20 +30,6 @@ class ScalingCurve(Record):
     """The strength of the highest utility on the validation split."""
 
 
-class SeedMean(Record):
-    """A mean over seeds with an interval over seeds and items."""
-
-    value: float
-    low: float | None
-    """None below three seeds: too few to know their spread."""
-    high: float | None
-    p: float | None
-    """Two-sided p value of the mean being zero."""
-    p_holm: float | None = None
-    """Holm-adjusted over all comparisons of the training task."""
-    seeds: int
-
-
 class MitigationComparison(Record):
     """A mitigation compared with the plain arm scaled down to the same in-domain score."""
 
@@ -55,8 +42,9 @@ class MitigationComparison(Record):
     forgetting: float
     baseline: float
     """Forgetting of the plain arm scaled to the same gain, interpolated."""
-    difference: SeedMean
-    """Forgetting minus baseline; negative is better than scaling."""
+    difference: Estimate
+    """Forgetting minus baseline; negative is better than scaling. No interval and p below three
+    seeds; ``p_holm`` over all comparisons of the training task."""
     beyond: int
     """Seeds whose gain the plain arm reaches at no strength. Their baseline is its forgetting at
     its largest gain, which favours the plain arm."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from rankscope.analyze.checks import check_spectra_settings
+from rankscope.analyze.spectra import check_spectra_settings
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.study_data import prepare_data

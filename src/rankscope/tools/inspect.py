@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from rankscope.analyze.checks import check_spectra_settings
-from rankscope.analyze.spectra import spectra_record
+from rankscope.analyze.spectra import check_spectra_settings, spectra_record
 from rankscope.analyze.stored_models import (
     StoredTunedModel,
     matrices_to_compare,
@@ -31,9 +30,6 @@ from rankscope.provenance import provenance
 from rankscope.records import Inspection, MatrixSpectrum, NormGrowth, SpectraRecord, TunedModel
 from rankscope.report.inspection_page import write_inspection_page
 from rankscope.tools.inspection_tables import write_tables
-
-OPTIONS = {"top_k": "--top-k", "intruder_k": "--intruder-k", "intruder_epsilon": "--epsilon"}
-"""Names of the settings on the command line."""
 
 
 @dataclass(frozen=True)
@@ -117,19 +113,20 @@ def inspect_spectra(
 ) -> dict[str, SpectraRecord]:
     """Spectra of every tuned model by name, computed matrix by matrix for all models together."""
     compared = matrices_to_compare(base, models)
-    check_spectra_settings(settings, {name: base.layer(name).shape for name in compared}, OPTIONS)
-    svds = SvdCache(max_bytes=0, folder=svd_cache_folder())
+    shapes = {name: base.layer(name).shape for name in compared}
+    check_spectra_settings(settings, shapes, is_command=True)
+    svds = SvdCache(max_bytes=2**62, folder=svd_cache_folder())
     matrices: dict[str, list[MatrixSpectrum]] = {model.name: [] for model in models}
     seconds = dict.fromkeys(matrices, 0.0)
     reporter.stage("spectra", len(compared))
     for done, (name, models_here) in enumerate(compared.items()):
         reporter.advance(done, name)
         weight = base.weight(name, decomposition_device(device))
-        one_svd = SvdCache(max_bytes=2**62)  # memory holds one decomposition at a time
-        one_svd.keep(name, svds.of(name, weight))
+        svds.clear()  # memory holds one decomposition at a time
+        svds.of(name, weight)
         for model in models_here:
             started = time.perf_counter()
-            matrices[model.name].append(model.spectrum(name, weight, settings, one_svd))
+            matrices[model.name].append(model.spectrum(name, weight, settings, svds))
             seconds[model.name] += time.perf_counter() - started
     reporter.finish()
     return {

@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rankscope.analyze.checks import check_spectra_settings
 from rankscope.analyze.intruder_scaling import scale_intruders
-from rankscope.analyze.spectra import check_factors
+from rankscope.analyze.spectra import check_factors, check_spectra_settings
 from rankscope.analyze.stored_models import StoredTunedModel
 from rankscope.analyze.svd_cache import SvdCache, svd_cache_folder
 from rankscope.errors import UserError
@@ -25,7 +24,7 @@ from rankscope.models.methods import get_method
 from rankscope.models.scaling import depth_factors, layer_index
 from rankscope.records import AdapterChange, MatrixChange
 from rankscope.report.model_card import changed_card
-from rankscope.tools.inspect import OPTIONS, InspectSettings
+from rankscope.tools.inspect import InspectSettings
 
 MITIGATED, CONTROL = "mitigated", "control"
 """Folders that :func:`mitigate` writes."""
@@ -143,7 +142,7 @@ def mitigate(
         raise UserError(f"--lambda {factor}: expected 0 (remove intruders) to 1 (change nothing)")
     base = source.base
     shapes = {name: base.layer(name).shape for name in source.adapter.a}
-    check_spectra_settings(settings, shapes, OPTIONS)
+    check_spectra_settings(settings, shapes, is_command=True)
     for name in (MITIGATED, CONTROL):
         check_taken(out / name)
     svds = SvdCache(max_bytes=0, folder=svd_cache_folder())

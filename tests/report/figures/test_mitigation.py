@@ -3,7 +3,7 @@
 import pytest
 from report_studies import cells, ordinary_study, with_mitigation
 
-from rankscope.records import MitigationComparison, SeedMean
+from rankscope.records import Estimate, MitigationComparison
 from rankscope.report.charts.figure import Figure
 from rankscope.report.figures import mitigation, scaled_variants
 from rankscope.report.study_view import StudyView
@@ -17,8 +17,8 @@ def comparison(label: str, value: float, p_holm: float | None) -> MitigationComp
         gain=0.3,
         forgetting=0.1,
         baseline=0.1 - value,
-        difference=SeedMean(
-            value=value, low=ends[0], high=ends[1], p=p_holm, p_holm=p_holm, seeds=3
+        difference=Estimate(
+            value=value, low=ends[0], high=ends[1], p=p_holm, p_holm=p_holm, n=100, seeds=3
         ),
         beyond=0,
     )

@@ -1,15 +1,7 @@
 """Exact ablation: set a head's output to zero and score the items again.
 
-The slow, obvious way is :func:`zeroed`, a context in which anything may be scored. The fast way,
-:func:`ablate`, gives the same numbers to rounding and saves four things:
-
-- the hidden states that enter layer l and its attention are the same for every head of layer l:
-  they are computed once, and each ablation continues from layer l's o_proj (``layerwise.py``);
-- several ablations go through the later layers in one pass, as rows of their own;
-- a prompt and its options are one token tree, so they take one pass;
-- a prefix that all prompts share goes through the later layers once for all of them.
-
-The first saves little in the first layers and nearly everything in the last: half on average.
+:func:`zeroed` is the slow, obvious way: a context in which anything may be scored. :func:`ablate`
+gives the same numbers to rounding, layer by layer (``layerwise.py``); docs/heads.md explains why.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

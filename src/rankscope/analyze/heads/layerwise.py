@@ -1,12 +1,9 @@
 """Run items through a model one layer at a time, and branch off ablations at every layer.
 
-What enters a layer, and its attention, do not depend on which of its heads is removed afterwards.
-So the intact model advances layer by layer, and at each layer the ablations that begin there
-continue from o_proj to the end, several in one pass as copies of the items.
-
-If all prompts share a prefix, it is a row of its own that advances first; the items then attend to
-its keys and values. An ablation changes those, so the prefix is run again under each ablation, once
-for all items.
+What enters a layer, and its attention, do not depend on which of its heads is removed. So the
+intact model advances layer by layer, and at each layer the ablations that begin there continue from
+o_proj to the end, several in one pass as copies of the items. A prefix that all prompts share is a
+row of its own, which advances first, and again under each ablation.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,12 +1,8 @@
 """Which heads carry what training taught, and which carried what training cost.
 
-Removing a head costs a model c = -(change of the gold answer's log-probability). On the task that
-was trained, c_tuned - c_base is what training added to the head's part: its *skill*. On another
-task, c_base - c_tuned is what training took from the head's part: what was *lost*. These are pure
-functions of per-head costs; no model runs.
-
-Costs do not add up over heads, since heads can stand in for each other. A cost of a few hundredths
-of a nat on a few dozen items is noise; compare it with ``HeadAblation.gold_difference_error``.
+Removing a head costs a model c = -(change of the gold answer's log-probability). On the trained
+task c_tuned - c_base is the head's *skill*, on another task c_base - c_tuned what it *lost*. Costs
+do not add up over heads, and small ones are noise: see ``HeadAblation.gold_difference_error``.
 """
 
 from collections.abc import Sequence

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -69,9 +70,8 @@ def ablation_record(
     """
 
     def by_layer(values: Sequence[_T]) -> tuple[tuple[_T, ...], ...]:
-        ends = np.cumsum([layer.num_heads for layer in layout]).tolist()
-        starts = [0, *ends[:-1]]
-        return tuple(tuple(values[a:b]) for a, b in zip(starts, ends, strict=True))
+        remaining = iter(values)
+        return tuple(tuple(islice(remaining, layer.num_heads)) for layer in layout)
 
     def changes(result: AblationResult) -> tuple[list[float], list[Floats]]:
         score, gold = task.scores(result.intact), task.gold(result.intact)
