@@ -16,7 +16,7 @@ from rankscope.evaluate.continuous_batching import GenerationLimits, generate
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
 
-NEW_TOKENS = 40
+NEW_TOKENS = 24
 
 
 def prompts() -> list[list[int]]:

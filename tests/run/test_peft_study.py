@@ -50,7 +50,7 @@ def test_methods_of_pefts_run_like_any_other(tmp_path: Path) -> None:
     assert norms.spectra is not None
     assert all(matrix.frobenius > 0 for matrix in vera.spectra.matrices)
     assert norms.spectra.matrices == ()
-    assert "changes no matrix that it can be merged into" in notes
+    assert "cannot be merged into a weight" in notes
     # What is exported is what plain PEFT loads.
     export_trial(tmp_path / "out", vera.spec.trial_id, tmp_path / "vera")
     base = AutoModelForCausalLM.from_pretrained(pocket_folder(), dtype=torch.float32)

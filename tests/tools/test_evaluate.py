@@ -167,7 +167,7 @@ def test_a_place_that_cannot_be_written_is_an_error_before_anything_is_scored(
         (tmp_path / "file", "is a file; expected a folder"),
         (tmp_path / "file" / "out", "the folder cannot be made"),
         (Path("/proc/nope"), "cannot be made"),
-        (Path("/proc"), "or not be written to"),
+        (Path("/proc"), "cannot be made or written to"),
     ):
         outcome = ask("--tasks", "pocket_med", "--out", out)
         assert (outcome.code, message in outcome.told) == (2, True), outcome.told

@@ -10,16 +10,14 @@ import pytest
 import torch
 from evaluation_worlds import adapter, base, merged, tokenizer
 from lm_eval.models.huggingface import HFLM
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from agreement import choice_agreement, text_agreement
-from evaluation_race import arc_easy, mmlu, with_fewshot, write_adapters
+from evaluation_race import arc_easy, mmlu, with_fewshot
 from evaluation_sides import STOP, in_batches, parts, score
 from rankscope.config.study import ModelConfig
 from rankscope.evaluate.continuous_batching import GenerationLimits, generate
 from rankscope.evaluate.likelihood import Question, continuation_logprobs
-from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.base import Base
 from rankscope.models.fetch import cached_model_folder, fetch_model
 from rankscope.models.load import load_base
@@ -106,23 +104,20 @@ def smollm2(folder: Path) -> Base:
     return load_base(ModelConfig(path=str(folder)), torch.device("cpu"), torch.float32)
 
 
-def test_real_questions_and_answers_on_smollm2(
-    folder: Path, smollm2: Base, data_dir: Path, tmp_path: Path
-) -> None:
+def test_real_questions_and_answers_on_smollm2(smollm2: Base, data_dir: Path) -> None:
     """ARC-easy by text, MMLU by letter after an example, GSM8K written; under an adapter."""
-    (place,) = write_adapters(str(folder), tmp_path, [8])
-    smollm2.multi_lora.attach(load_adapter(Path(place), "adapter", smollm2.record))
+    member = adapter(smollm2, 8, seed=0, size=0.003)
+    smollm2.multi_lora.attach(member)
     questions = [*arc_easy(data_dir, 3), *mmlu(data_dir, 1, 2, 1)]
     prompt = "Question: Tom has 3 apples and buys 4 more. How many apples has he?\nAnswer:"
     ids = smollm2.tokenizer.encode(prompt)
     limits = GenerationLimits(10, 2048, 4096, frozenset({smollm2.tokenizer.eos_token_id}), (STOP,))
     tokens = smollm2.tokenizer
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model = PeftModel.from_pretrained(model, place).merge_and_unload()
+    model = merged(smollm2, member)
     theirs = harness_side(harness_model(model, tokens), questions, 4)
-    agree(questions, our_side(smollm2, "adapter", questions), theirs)
+    agree(questions, our_side(smollm2, member.name, questions), theirs)
     with torch.inference_mode():
-        generations = generate(smollm2, [ids], ["adapter"], limits)["adapter"]
+        generations = generate(smollm2, [ids], [member.name], limits)[member.name]
         texts = in_batches(model.eval(), tokens, 10, 1, [prompt])
     stock = {"texts": [[text.partition(STOP)[0] for text in texts]]}
     assert text_agreement({"texts": [[g.text for g in generations]]}, stock) == 1
