@@ -94,15 +94,15 @@ def choose_device(text: str = "auto") -> torch.device:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda", "mps"):
         raise UserError(f"device {text!r}: expected 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'.")
-    found = {
+    num_devices = {
         "cpu": 1,
         "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
         "mps": int(torch.backends.mps.is_available()),
     }[device.type]
-    if (device.index or 0) >= found:
+    if (device.index or 0) >= num_devices:
         raise UserError(
-            f"device {text!r}: this machine has {found} {device.type} device(s) that this torch "
-            f"({torch.__version__}) can use. Use 'device: auto', or install a torch built for it."
+            f"device {text!r}: this machine has {num_devices} {device.type} device(s) that torch "
+            f"{torch.__version__} can use. Use 'device: auto', or install a torch built for it."
         )
     return device
 

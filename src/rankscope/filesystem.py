@@ -42,8 +42,10 @@ def check_taken(out: Path) -> None:
             )
         return
     if out.exists() or out.is_symlink():
-        found = "a folder with files in it" if out.is_dir() else "a file"
-        raise UserError(f"{out}: found {found}, expected nothing or an empty folder; give another")
+        content = "a folder with files in it" if out.is_dir() else "a file"
+        raise UserError(
+            f"{out}: found {content}, expected nothing or an empty folder; give another"
+        )
 
 
 @contextmanager

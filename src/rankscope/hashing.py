@@ -104,8 +104,8 @@ def weights_sha256(folder: Path) -> str:
 
 def tokenizer_sha256(folder: Path) -> str:
     """Hex sha256 over names and contents of the files of a model folder's tokenizer."""
-    found = {path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)}
-    return _sha256_named(folder, (path for path in found if path.is_file()))
+    paths = {path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)}
+    return _sha256_named(folder, (path for path in paths if path.is_file()))
 
 
 def _sha256_named(folder: Path, paths: Iterable[Path]) -> str:

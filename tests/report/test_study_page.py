@@ -66,6 +66,11 @@ def page() -> str:
     return page_of(*ordinary_study())
 
 
+@pytest.fixture(scope="module")
+def attacked() -> str:
+    return page_of(*hostile_study())
+
+
 def test_the_page_names_no_address_and_carries_plotly_once(page: str) -> None:
     elements = Elements(page)
     asked = [
@@ -126,22 +131,21 @@ def test_failed_trials_leaks_and_provenance_are_on_the_page(page: str) -> None:
     assert "gradient_accumulation: 4" in text
 
 
-def test_hostile_text_adds_no_element_and_no_attribute(page: str) -> None:
-    harmless, attacked = Elements(page), Elements(page_of(*hostile_study()))
-    tags = Counter(tag for tag, _ in attacked.tags)
+def test_hostile_text_adds_no_element_and_no_attribute(page: str, attacked: str) -> None:
+    harmless, hostile = Elements(page), Elements(attacked)
+    tags = Counter(tag for tag, _ in hostile.tags)
     # The notes of the hostile study are two list items and their list.
     assert tags - Counter(tag for tag, _ in harmless.tags) <= Counter(ul=1, li=2, h3=1)
-    keys = {key for _, attributes in attacked.tags for key in attributes}
+    keys = {key for _, attributes in hostile.tags for key in attributes}
     assert keys <= {key for _, attributes in harmless.tags for key in attributes}
-    assert "<img src=x" in attacked.text
-    assert "\u202e" not in attacked.text
-    assert "[U+202E]" in attacked.text
-    assert "{{ 7 * 7 }}" in attacked.text
+    assert "<img src=x" in hostile.text
+    assert "\u202e" not in hostile.text
+    assert "[U+202E]" in hostile.text
+    assert "{{ 7 * 7 }}" in hostile.text
 
 
-def test_hostile_text_cannot_leave_its_script_element() -> None:
-    page = page_of(*hostile_study())
-    own = page.replace(get_plotlyjs(), "")
+def test_hostile_text_cannot_leave_its_script_element(attacked: str) -> None:
+    own = attacked.replace(get_plotlyjs(), "")
     blocks = re.findall(r'<script type="application/json" id="([\w-]+)">(.*?)</script>', own, re.S)
     assert [key for key, _ in blocks] == ["figures", "dark-colors"]
     for _, text in blocks:
@@ -151,16 +155,14 @@ def test_hostile_text_cannot_leave_its_script_element() -> None:
     assert "\x00" not in own
 
 
-def test_a_megabyte_in_a_cell_is_cut_and_its_length_said(page: str) -> None:
-    attacked = page_of(*hostile_study())
+def test_a_megabyte_in_a_cell_is_cut_and_its_length_said(page: str, attacked: str) -> None:
     assert MEGABYTE[:50_000] not in attacked
     assert f"({len(MEGABYTE):,} characters)" in attacked
     assert len(attacked) < len(page) + 1_500_000
 
 
-def test_markup_in_names_is_inert_inside_the_plots() -> None:
-    page = page_of(*hostile_study())
-    block = re.search(r'id="figures">(.*?)</script>', page, re.S)
+def test_markup_in_names_is_inert_inside_the_plots(attacked: str) -> None:
+    block = re.search(r'id="figures">(.*?)</script>', attacked, re.S)
     assert block is not None
 
     def texts(value: object) -> list[str]:
@@ -250,8 +252,8 @@ def test_a_study_of_a_thousand_trials_stays_small() -> None:
     truth = Truth(
         ranks=(2, 4, 8, 16, 32, 64, 128, 256),
         lrs=tuple(1e-5 * 2**i for i in range(8)),
-        tasks=("a", "b", "c", "d"),
-        seeds=(0, 1, 2, 3),
+        tasks=("a", "b"),
+        seeds=tuple(range(8)),
         num_items=8,
     )
     study = synthetic_study(truth)

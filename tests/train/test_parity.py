@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from rankscope.train.state import TrialState
 from recipe import minimal
 from tiny_models import VOCABULARY, base_of, tiny_llama
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import train_group
 from rankscope.train.step_schedule import trial_protocol
+from rankscope.train.trial_state import TrialState
 
 STEPS = 50
 PROTOCOL = TrainConfig(max_steps=STEPS, batch_size=2, gradient_accumulation=3)

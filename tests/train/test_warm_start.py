@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from rankscope.train.state import TrialState
 from recipe import minimal
 from tiny_models import base_of, tiny_llama
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from rankscope.models.methods.init_context import new_adapter
 from rankscope.report.model_card import adapter_card
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import train_group
+from rankscope.train.trial_state import TrialState
 
 IDS = [5, 9, 31, 7, 250, 3, 77, 12]
 LEFT = "model.layers.0.self_attn.q_proj"

@@ -13,6 +13,7 @@ import numpy as np
 from rankscope.advise.statistics.estimates import negated, weighted_estimate
 from rankscope.advise.statistics.matching import (
     align_scores,
+    mean_estimate,
     paired_scores,
     stored_scores,
     trials_with_all_scores,
@@ -59,14 +60,16 @@ def summarize_arms(study: StudyRecords) -> dict[str, tuple[Arm, ...]]:
 
     The gains of all arms on all training tasks form one Holm family.
     """
-    found = {task: _arms_of(study, task) for task in training_tasks(study)}
-    gains = [a.summary.gain for arms in found.values() for a in arms if a.summary.gain is not None]
+    by_task = {task: _arms_of(study, task) for task in training_tasks(study)}
+    gains = [
+        a.summary.gain for arms in by_task.values() for a in arms if a.summary.gain is not None
+    ]
     adjusted = iter(adjusted_within_family(gains))
     return {
         task: _marked(
             [a if a.summary.gain is None else a.updated(gain=next(adjusted)) for a in arms]
         )
-        for task, arms in found.items()
+        for task, arms in by_task.items()
     }
 
 
@@ -105,14 +108,8 @@ def transfer_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]:
 
 def base_estimates(study: StudyRecords) -> dict[str, Estimate]:
     """The base's test score on every task, with its interval over items."""
-    found = {}
-    for task in study.tasks:
-        own = align_scores(
-            stored_scores(study, (), task.name, "test", base=True), None, trained=False
-        )
-        if own is not None:
-            found[task.name] = weighted_estimate([own], tested=False)
-    return found
+    by_task = {t.name: stored_scores(study, (), t.name, "test", base=True) for t in study.tasks}
+    return {name: e for name, models in by_task.items() if (e := mean_estimate(models)) is not None}
 
 
 def adjusted_within_family(family: Sequence[Estimate]) -> list[Estimate]:
@@ -124,9 +121,7 @@ def adjusted_within_family(family: Sequence[Estimate]) -> list[Estimate]:
     ]
 
 
-def trials_by_arm(
-    trials: Iterable[TrialRecords],
-) -> dict[tuple[object, ...], list[TrialRecords]]:
+def trials_by_arm(trials: Iterable[TrialRecords]) -> dict[tuple[object, ...], list[TrialRecords]]:
     """Trials by arm (every setting except the seed), in their order."""
     groups: dict[tuple[object, ...], list[TrialRecords]] = {}
     for trial in trials:
@@ -157,7 +152,11 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
     spec = trials[0].spec
     done = [t for t in trials if t.status == "done"]
     trained = [t.train for t in trials if t.train is not None]
-    own = align_scores(stored_scores(study, done, spec.task, "test"), None, trained=False)
+    forgetting = [
+        -change
+        for task in retention_tasks(study, spec.task)
+        if (change := _validation_change(study, done, task.name)) is not None
+    ]
     others = [t.name for t in transfer_tasks(study, spec.task)]
     transfer = {n: e for n in others if (e := _change(study, done, n)) is not None}
     family = adjusted_within_family(list(transfer.values()))
@@ -175,9 +174,9 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
         seeds=len(done),
         failed=sum(t.status in FAILED for t in trials),
         validation_score=_validation_score(study, done, spec.task),
-        validation_gain=_validation_gain(study, done, spec.task),
-        validation_forgetting=_validation_forgetting(study, done, spec.task),
-        score=None if own is None else weighted_estimate([own], tested=False),
+        validation_gain=_validation_change(study, done, spec.task),
+        validation_forgetting=float(np.mean(forgetting)) if forgetting else None,
+        score=mean_estimate(stored_scores(study, done, spec.task, "test")),
         gain=_change(study, done, spec.task),
         forgetting=_fall(study, done, counted),
         text_forgetting=_fall(study, done, [t.name for t in text]),
@@ -194,8 +193,8 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
 
 
 def _change(study: StudyRecords, done: list[TrialRecords], task: str) -> Estimate | None:
-    found = paired_scores(study, done, task, "test")
-    return None if found is None else weighted_estimate([found])
+    pair = paired_scores(study, done, task, "test")
+    return None if pair is None else weighted_estimate([pair])
 
 
 def _fall(study: StudyRecords, done: list[TrialRecords], tasks: Sequence[str]) -> Estimate | None:
@@ -204,33 +203,19 @@ def _fall(study: StudyRecords, done: list[TrialRecords], tasks: Sequence[str]) -
     The tasks share the seeds, so each trained model must be the same row in every task.
     """
     known = [n for n in tasks if paired_scores(study, done, n, "test") is not None]
-    pairs = [
-        paired_scores(study, trials_with_all_scores(study, done, known, "test"), n, "test")
-        for n in known
-    ]
-    found = [p for p in pairs if p is not None]
-    return negated(weighted_estimate(found)) if found and len(found) == len(known) else None
+    complete = trials_with_all_scores(study, done, known, "test")
+    pairs = [p for n in known if (p := paired_scores(study, complete, n, "test")) is not None]
+    return negated(weighted_estimate(pairs)) if pairs and len(pairs) == len(known) else None
 
 
 def _validation_score(study: StudyRecords, done: list[TrialRecords], task: str) -> float | None:
-    own = align_scores(stored_scores(study, done, task, "validation"), None, trained=False)
-    return None if own is None else float(own.tuned.mean())
+    scores = align_scores(stored_scores(study, done, task, "validation"), None, trained=False)
+    return None if scores is None else float(scores.tuned.mean())
 
 
-def _validation_gain(study: StudyRecords, done: list[TrialRecords], task: str) -> float | None:
-    found = paired_scores(study, done, task, "validation")
-    return None if found is None else float(found.item_means.mean())
-
-
-def _validation_forgetting(
-    study: StudyRecords, done: list[TrialRecords], task: str
-) -> float | None:
-    falls = []
-    for other in retention_tasks(study, task):
-        found = paired_scores(study, done, other.name, "validation")
-        if found is not None:
-            falls.append(-float(found.item_means.mean()))
-    return float(np.mean(falls)) if falls else None
+def _validation_change(study: StudyRecords, done: list[TrialRecords], task: str) -> float | None:
+    pair = paired_scores(study, done, task, "validation")
+    return None if pair is None else float(pair.item_means.mean())
 
 
 def pareto_front(
@@ -241,18 +226,17 @@ def pareto_front(
     ``measure`` counts only if every scored arm has it.
     """
     scored = [a for a in arms if a.score is not None]
-    forgot: list[Estimate | None] = [getattr(a, measure) for a in scored]
-    counts = all(f is not None for f in forgot)
-    points = np.array(
-        [
-            (
-                0.0 if a.score is None else -a.score.value,
-                f.value if counts and f is not None else 0.0,
-                a.trainable_parameters,
-            )
-            for a, f in zip(scored, forgot, strict=True)
-        ]
-    ).reshape(len(scored), 3)
+    forgetting: list[Estimate | None] = [getattr(a, measure) for a in scored]
+    counts = all(f is not None for f in forgetting)
+    rows = [
+        (
+            -a.score.value if a.score else 0.0,
+            f.value if counts and f else 0.0,
+            a.trainable_parameters,
+        )
+        for a, f in zip(scored, forgetting, strict=True)
+    ]
+    points = np.array(rows).reshape(len(rows), 3)
     beaten = [bool(((points <= p).all(axis=1) & (points < p).any(axis=1)).any()) for p in points]
     on = iter(not b for b in beaten)
     return [a.score is not None and next(on) for a in arms]

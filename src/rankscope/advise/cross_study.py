@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rankscope.advise.arms import adjusted_within_family, trials_by_arm
 from rankscope.advise.statistics.estimates import unpaired_difference, weighted_estimate
-from rankscope.advise.statistics.matching import align_scores, stored_scores
+from rankscope.advise.statistics.matching import align_scores, mean_estimate, stored_scores
 from rankscope.records import (
     ComparedCell,
     Estimate,
@@ -79,7 +79,7 @@ def _cell(
     same_base = first.model.sha256 == second.model.sha256
     if not one or not two or incomparable(record, second.task(task), paired, same_base):
         return None
-    means = [_mean(one), _mean(two)]
+    means = [mean_estimate(one), mean_estimate(two)]
     if means[0] is None or means[1] is None:
         return None
     same = _ids(arm) == _ids(other) if arm else first.model == second.model
@@ -110,11 +110,6 @@ def _without_interval(estimate: Estimate) -> Estimate:
 def _scores(study: StudyRecords, arm: _Trials, task: str) -> list[ItemScores]:
     finished = [trial for trial in arm if trial.status == "done"]
     return stored_scores(study, finished, task, "test", base=not arm)
-
-
-def _mean(models: Sequence[ItemScores]) -> Estimate | None:
-    found = align_scores(models, None, trained=False)
-    return None if found is None else weighted_estimate([found], tested=False)
 
 
 def _ids(arm: _Trials) -> set[str]:

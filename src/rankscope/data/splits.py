@@ -6,7 +6,7 @@ changes no other draw.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -115,12 +115,15 @@ def split_rows(
         notes.append(f"{task}: {in_test} validation rows repeat a test row and were removed")
     if in_validation:
         notes.append(f"{task}: {in_validation} train rows repeat a validation row and were removed")
-    for name, rows in (("train", train), ("validation", validation), ("test", test)):
-        distinct = {(row.prompt, row.question, row.choices, row.completion) for row in rows}
-        copies = len(rows) - len(distinct)
-        if copies:
-            notes.append(f"{task}: {copies} {name} rows are copies of others and were kept")
+    notes += copy_notes(task, train=train, validation=validation, test=test)
     return Splits(tuple(train), tuple(validation), tuple(test), tuple(notes))
+
+
+def copy_notes(task: str, **splits: Sequence[Item]) -> Iterator[str]:
+    for name, rows in splits.items():
+        distinct = {(row.prompt, row.question, row.choices, row.completion) for row in rows}
+        if copies := len(rows) - len(distinct):
+            yield f"{task}: {copies} {name} rows are copies of others and were kept"
 
 
 def distinct_positions(rows: Sequence[Item]) -> list[int]:

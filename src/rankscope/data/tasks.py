@@ -83,6 +83,67 @@ def load_task(
     Raises:
         UserError: rows that cannot be read or used; the message names file and row.
     """
+    read = read_task_items(config, data_dir, trained_on)
+    spec, name = read.spec, read.spec.name
+    pool = example_pool(spec, read.items) if spec.num_fewshot else ExamplePool()
+    splits = split_rows(
+        name,
+        pool.remaining_files(read.items),
+        data_seed,
+        own_data=read.own_data,
+        keep_test_whole=keep_test_whole,
+    )
+    train = first_of_order(splits.train, config.max_train_rows, data_seed, name, "train")
+    validation = first_of_order(
+        splits.validation, max_items, data_seed, name, VALIDATION_ITEMS_DRAW
+    )
+    test = first_of_order(splits.test, max_items, data_seed, name, TEST_ITEMS_DRAW)
+    notes = splits.notes
+    if spec.num_fewshot:
+        pool = pool.or_train(splits.train, splits.validation + splits.test)
+        validation, test, fewshot_notes = remove_pool_rows(spec, pool, validation, test)
+        validation = with_fewshot(spec, pool, validation, data_seed)
+        test = with_fewshot(spec, pool, test, data_seed)
+        notes += fewshot_notes
+    contamination = find_contamination(train, test)
+    return LoadedTask(
+        spec=replace(spec, chance=chance_score(spec, test)),
+        train=train,
+        validation=validation,
+        test=test,
+        sha256=items_sha256(train, validation, test),
+        dropped=read.flawed + read.without_completion,
+        source=read.source,
+        contamination=contamination.counts,
+        notes=(*notes, *row_notes(read, contamination.counts)),
+        contaminated_ids=contamination.item_ids,
+        fewshot_source=pool.source,
+        test_sha256=items_sha256(test),
+    )
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TaskItems:
+    """The rows of a task as items by file, before they are split."""
+
+    spec: TaskSpec
+    items: Mapping[str, Sequence[Item]]
+    source: str
+    own_data: bool
+    without_completion: int
+    """Rows dropped for it."""
+    flawed: int
+    """Published rows dropped because they are unusable."""
+    excluded_subjects: tuple[str, ...]
+
+
+def read_task_items(
+    config: TaskConfig, data_dir: Path | None, trained_on: Collection[str]
+) -> TaskItems:
+    """Read, parse and render the rows of a task."""
     files, spec, source = read_rows(config, data_dir, config.name in trained_on)
     own_data = spec is None
     names = {str(field): name for field, name in (config.fields or {}).items()} or None
@@ -98,50 +159,8 @@ def load_task(
     excluded = overlapping_subjects(spec.name, trained_on)
     items, flawed = make_items(spec, parsed, excluded, own_data=own_data)
     check_inline_options(spec, config, items)
-    name = spec.name
-    pool = example_pool(spec, items) if spec.num_fewshot else ExamplePool()
-    splits = split_rows(
-        name,
-        pool.remaining_files(items),
-        data_seed,
-        own_data=own_data,
-        keep_test_whole=keep_test_whole,
-    )
-    train = first_of_order(splits.train, config.max_train_rows, data_seed, name, "train")
-    validation = first_of_order(
-        splits.validation, max_items, data_seed, name, VALIDATION_ITEMS_DRAW
-    )
-    test = first_of_order(splits.test, max_items, data_seed, name, TEST_ITEMS_DRAW)
-    fewshot_notes: tuple[str, ...] = ()
-    if spec.num_fewshot:
-        pool = pool.or_train(splits.train, splits.validation + splits.test)
-        validation, test, fewshot_notes = remove_pool_rows(spec, pool, validation, test)
-    contamination = find_contamination(train, test)
-    if spec.num_fewshot:
-        validation = with_fewshot(spec, pool, validation, data_seed)
-        test = with_fewshot(spec, pool, test, data_seed)
     without_completion = sum(file.without_completion for file in parsed.values())
-    return LoadedTask(
-        spec=replace(spec, chance=chance_score(spec, test)),
-        train=train,
-        validation=validation,
-        test=test,
-        sha256=items_sha256(train, validation, test),
-        dropped=flawed + without_completion,
-        source=source,
-        contamination=contamination.counts,
-        notes=(
-            *splits.notes,
-            *row_notes(name, without_completion, flawed, contamination.counts, excluded),
-            *fewshot_notes,
-        ),
-        contaminated_ids=contamination.item_ids,
-        fewshot_source=pool.source,
-        test_sha256=items_sha256(test),
-    )
-
-
-# --- reading ------------------------------------------------------------------------------------
+    return TaskItems(spec, items, source, own_data, without_completion, flawed, excluded)
 
 
 def read_rows(
@@ -341,18 +360,13 @@ def as_json(value: object) -> object:
     return value
 
 
-def row_notes(
-    name: str,
-    without_completion: int,
-    flawed: int,
-    contamination: Mapping[str, int],
-    excluded: Collection[str],
-) -> Iterator[str]:
-    if without_completion:
-        yield f"{name}: {without_completion} rows have no completion and were dropped"
-    if flawed:
+def row_notes(read: TaskItems, contamination: Mapping[str, int]) -> Iterator[str]:
+    name = read.spec.name
+    if read.without_completion:
+        yield f"{name}: {read.without_completion} rows have no completion and were dropped"
+    if read.flawed:
         yield (
-            f"{name}: {flawed} published rows are unusable (right choice repeated, unreadable "
+            f"{name}: {read.flawed} published rows are unusable (right choice repeated, unreadable "
             "options, or an answer that is not one number) and were dropped"
         )
     if any(contamination.values()):
@@ -360,8 +374,8 @@ def row_notes(
             f"{name}: {contamination['exact']} test rows are also train rows, and "
             f"{contamination['ngram13']} more share 13 consecutive words with one"
         )
-    if excluded:
+    if read.excluded_subjects:
         yield (
             f"{name}: subjects left out because the study trains on them: "
-            f"{', '.join(sorted(excluded))}"
+            f"{', '.join(sorted(read.excluded_subjects))}"
         )

@@ -15,7 +15,7 @@ from rankscope.train.memory import GroupMemory, MemoryModel, RowCounts
 from rankscope.train.step_schedule import planned_steps, trial_protocol
 
 DEFAULT_MAX_GROUP_SIZE = 16
-"""Most LoRA trials in a group where the study file names no ``max_group_size``."""
+"""Most adapters in a group, unless the study file sets ``max_group_size``."""
 
 
 Group = tuple[TrialSpec, ...]
@@ -49,12 +49,12 @@ def make_groups(
 
 
 def group_id(group: Sequence[TrialSpec]) -> str:
-    """Content id of a group: hash of its trial ids in their order."""
+    """Id of a group: hash of its trial ids in their order."""
     return sha256_json([trial.trial_id for trial in group])[:ID_LENGTH]
 
 
 def group_label(group: Group) -> str:
-    """A group for one line of the screen: ``12 adapters r 2-128``, or ``full lr=0.0005``."""
+    """A short name, such as ``12 adapters r 2-128`` or ``full lr=0.0005``."""
     if len(group) == 1:
         return group[0].arm_label
     ranks = [trial.rank for trial in group if trial.rank is not None]
@@ -75,11 +75,11 @@ def group_steps(group: Group, num_rows: int, num_tokens: int, train: TrainConfig
 def cut_to_fit(
     trials: Sequence[TrialSpec], limit: int, fits: Callable[[Group], bool] = lambda group: True
 ) -> list[Group]:
-    """Cut into runs of at most ``limit`` that fit, in order.
+    """Cut trials, in order, into groups of at most ``limit`` that fit.
 
-    Sizes differ by at most one where the memory does not matter. Where it does, each run takes all
-    that it can, so that a large trial costs its neighbours nothing. A run that fits is taken to fit
-    with fewer trials too: ``fits`` costs a pass on shapes, and is asked a logarithm of times a run.
+    If memory does not limit them, sizes differ by at most one. Otherwise each group takes all that
+    it can, so that a large trial does not shrink the groups of others. If a group fits, so do fewer
+    trials of it: ``fits`` counts a pass on shapes, so it is called a logarithmic number of times.
     """
     if not trials:
         return []
@@ -95,7 +95,7 @@ def cut_to_fit(
 
 
 def most_that_fit(trials: Group, fits: Callable[[Group], bool]) -> int:
-    """How many of the first trials fit together; one is taken in any case."""
+    """How many of the first trials fit together, at least one."""
     fewest, most = 1, len(trials)
     size = most
     while fewest < most:
@@ -108,7 +108,7 @@ def most_that_fit(trials: Group, fits: Callable[[Group], bool]) -> int:
 
 
 def cut_into(trials: Sequence[TrialSpec], count: int) -> list[Group]:
-    """``count`` runs whose sizes differ by at most one."""
+    """``count`` groups whose sizes differ by at most one."""
     cuts = [len(trials) * i // count for i in range(count + 1)]
     return [tuple(trials[start:end]) for start, end in itertools.pairwise(cuts)]
 
@@ -116,7 +116,7 @@ def cut_into(trials: Sequence[TrialSpec], count: int) -> list[Group]:
 def what_limits(
     group: Group, groups: Sequence[Group], max_group_size: int | None = None
 ) -> GroupLimit:
-    """What keeps a group from holding more trials."""
+    """What keeps a group from having more trials."""
     if group[0].trains_alone:
         return "method"
     alike = [p for p in groups if p[0].task == group[0].task and not p[0].trains_alone]
@@ -128,25 +128,25 @@ def what_limits(
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """How trials become groups that fit into ``room_bytes``."""
+    """Cuts trials into groups that fit into ``room_bytes``."""
 
     model: MemoryModel
     counts: Mapping[str, RowCounts]
-    """By training task, and by task whose rows are replayed."""
+    """By training task, and by replayed task."""
     room_bytes: int
 
     def counts_of(self, group: Group) -> RowCounts:
-        """Of a group's rows; with replay every row is taken to be of the longer kind."""
+        """Of a group's rows; with replay, the larger counts of both kinds."""
         counts = [self.counts[group[0].task]]
         counts += [self.counts[trial.replay] for trial in group if trial.replay is not None]
         return RowCounts.longer(counts)
 
     def memory(self, group: Group, train: TrainConfig) -> GroupMemory:
-        """What training a group takes."""
+        """Memory of training a group."""
         return self.model.of_group(group, self.counts_of(group), train)
 
     def groups(self, trials: Sequence[TrialSpec], config: StudyConfig) -> list[Group]:
-        """Trials cut into groups as ``max_group_size`` and the memory allow."""
+        """Trials cut into groups, limited by ``max_group_size`` and memory."""
 
         def fits(group: Group) -> bool:
             return self.memory(group, config.train).total_bytes <= self.room_bytes

@@ -193,7 +193,7 @@ def evaluation_tokens(inputs: PreparedStudy) -> dict[tuple[str, str], list[int]]
     """
     counts: dict[tuple[str, str], list[int]] = {}
     for _, name, split in inputs.base_evals():
-        task, found = inputs.tasks[name], []
+        task, item_tokens = inputs.tasks[name], []
         scorers = {
             item.item_id: part.spec.scorer
             for part in task.parts
@@ -206,8 +206,8 @@ def evaluation_tokens(inputs: PreparedStudy) -> dict[tuple[str, str], list[int]]
             else:
                 answers = item.choices or (item.completion,)
                 tokens += sum(len(inputs.encoder.answer_ids(text, item)) for text in answers)
-            found.append(tokens)
-        counts[name, split] = found
+            item_tokens.append(tokens)
+        counts[name, split] = item_tokens
     return counts
 
 

@@ -87,11 +87,11 @@ class PreparedStudy:
     def variants(self, trial: TrialSpec) -> list[Variant]:
         """The scaled variants of a trial to score; none for a method of the PEFT library."""
         settings = self.config.evaluate
-        found = [Variant("scale", strength) for strength in settings.scales]
-        found += [Variant("layers", strength) for strength in settings.layer_scales]
+        variants = [Variant("scale", strength) for strength in settings.scales]
+        variants += [Variant("layers", strength) for strength in settings.layer_scales]
         for strength in settings.intruder_scales:
-            found += [Variant("intruders", strength), Variant("control", strength)]
-        return list(dict.fromkeys(found)) if trial.peft is None else []
+            variants += [Variant("intruders", strength), Variant("control", strength)]
+        return list(dict.fromkeys(variants)) if trial.peft is None else []
 
     def wanted_variants(self, trial: TrialSpec) -> list[EvalKey]:
         """What a trial's variants are scored on: in-domain and retention, both splits."""

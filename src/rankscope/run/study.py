@@ -1,4 +1,4 @@
-"""The conductor: a study file in, records, a recommendation and a report out."""
+"""A study: from its file to records, a recommendation and a report."""
 
 import json
 import shutil
@@ -60,17 +60,17 @@ class Study:
         return cls(load_study_file(Path(path), overrides))
 
     def check(self) -> PreparedStudy:
-        """Everything that can be wrong before a run: model, data, tokens, labels, contamination.
+        """Check model, data, tokens, labels and contamination, without loading weights.
 
         Raises:
-            UserError: it would not run.
+            UserError: the study would not run.
         """
         return prepare_study(self.config)
 
     def plan(self) -> Plan:
         """Trials, groups, steps, tokens, memory, disk and time, before anything runs.
 
-        Of the model its configuration and tokenizer are enough.
+        The model's configuration and tokenizer are enough.
         """
         return make_plan(prepare_study(self.config, weights=False))
 
@@ -82,11 +82,11 @@ class Study:
     ) -> StudyRecords:
         """Run the study into ``out``, or continue it there; always safe to repeat.
 
-        Changes the process: the allocator keeps freed memory, Python's, NumPy's and torch's
-        generators are seeded, and torch uses deterministic algorithms.
+        Changes the process: the allocator keeps freed memory, the generators of Python, NumPy and
+        torch are seeded, and torch uses deterministic algorithms.
 
         Args:
-            out: the study's folder; made where there is none.
+            out: the study's folder, created if needed.
             reporter: of progress; silent by default.
             executor: where groups run, see ``run/executors``; by default in this process.
 
@@ -198,9 +198,9 @@ def write_outputs(
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C asks the run to stop at the next safe point; the second aborts.
+    """The first Ctrl-C requests a stop at the next safe point; the second aborts.
 
-    Outside the main thread signals belong to somebody else and nothing is changed.
+    Signals are left alone outside the main thread.
 
     Raises:
         Interrupted: the second Ctrl-C came.
@@ -219,7 +219,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     try:
         yield asked.is_set
     except KeyboardInterrupt as abort:
-        raise Interrupted("aborted; what was finished is stored: the same command continues") from (
+        raise Interrupted("aborted; finished results are stored: the same command continues") from (
             abort
         )
     finally:

@@ -93,13 +93,13 @@ def other_data_hashes(
         "replay_sha256": point.get("replay"),
         "validation_sha256": task if point.get("early_stop") is not None else None,
     }
-    found = {}
+    other = {}
     for field, name in wanted.items():
         if name is not None:
             if name not in hashes[field]:
                 raise UserError(f"task {name!r}: no data was loaded for it")
-            found[field] = hashes[field][name]
-    return found
+            other[field] = hashes[field][name]
+    return other
 
 
 def duplicate_grid_points(config: StudyConfig) -> int:

@@ -133,8 +133,7 @@ def adopt_unit(context: RunContext, folder: Path) -> None:
     """
     order = read_unit(folder)
     seal = Seal.model_validate_json((folder / SEAL).read_text(encoding="utf-8"))
-    found = sha256_file(folder / "ledger.sqlite")
-    if found != seal.ledger_sha256:
+    if sha256_file(folder / "ledger.sqlite") != seal.ledger_sha256:
         raise IntegrityError(
             f"{folder}: the ledger was changed after it was sealed; remove this folder to compute "
             "the unit again"

@@ -30,12 +30,12 @@ def find_problems(
 def _each_problem(
     db: sqlite3.Connection, store: ArtifactStore, artifacts: Callable[[], tuple[Artifact, ...]]
 ) -> Iterator[Problem]:
-    for (found,) in db.execute("PRAGMA integrity_check"):
-        if found != "ok":
-            yield Problem("ledger.sqlite", SOUND, found)
+    for (message,) in db.execute("PRAGMA integrity_check"):
+        if message != "ok":
+            yield Problem("ledger.sqlite", SOUND, message)
     for trial_id, kind, key, body, digest, settings in db.execute("SELECT * FROM records"):
-        found = body_sha256(body, settings)
-        if found != digest:
+        now = body_sha256(body, settings)
+        if now != digest:
             place = f"ledger.sqlite: {kind} record {trial_id} {key}".rstrip()
-            yield Problem(place, f"sha256 {digest}", f"sha256 {found}")
+            yield Problem(place, f"sha256 {digest}", f"sha256 {now}")
     yield from filter(None, map(store.check, artifacts()))

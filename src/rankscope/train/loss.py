@@ -49,13 +49,13 @@ class MeanLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         """Gradient of the logits; can be computed once."""
-        (found,) = ctx.saved_tensors
-        if found.is_meta:  # shapes alone, no numbers
-            return found, None, None, None
-        for part, scale in zip(found.split(ctx.counts), grads[0].tolist(), strict=True):
+        (gradient,) = ctx.saved_tensors
+        if gradient.is_meta:  # shapes alone, no numbers
+            return gradient, None, None, None
+        for part, scale in zip(gradient.split(ctx.counts), grads[0].tolist(), strict=True):
             if scale != 1:  # 1 for a plain sum over adapters
                 part.mul_(scale)
-        return found, None, None, None
+        return gradient, None, None, None
 
 
 def mean_losses(
@@ -74,5 +74,5 @@ def mean_losses(
     Returns:
         (len(counts),) float32, nats.
     """
-    found: Tensor = MeanLosses.apply(logits, targets, counts, divisors)  # type: ignore[no-untyped-call]
-    return found
+    losses: Tensor = MeanLosses.apply(logits, targets, counts, divisors)  # type: ignore[no-untyped-call]
+    return losses

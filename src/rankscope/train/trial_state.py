@@ -120,9 +120,9 @@ class TrialState:
 
     def update(self, step: int, losses: Sequence[tuple[LossTerm, TermLoss]]) -> None:
         """Clip, check and apply the gradients of a step, whose terms had these losses."""
-        own = next(found.loss for term, found in losses if not term.is_replay)
-        replayed = next((found.loss for term, found in losses if term.is_replay), None)
-        kl = next((found.kl for term, found in losses if term.kl_weight), None)
+        own = next(x.loss for term, x in losses if not term.is_replay)
+        replayed = next((x.loss for term, x in losses if term.is_replay), None)
+        kl = next((x.kl for term, x in losses if term.kl_weight), None)
         if self.tuner is not None:
             self.tuner.penalize()
         norm = clip_gradients(self.parameters, self.protocol.max_grad_norm)
@@ -298,7 +298,7 @@ def start_trials(
 
 
 def check_combination(state: TrialState) -> None:
-    """Refuse regularizers that a method of the PEFT library cannot be combined with."""
+    """Refuse regularizers that cannot be combined with a PEFT method."""
     if state.tuner is None:
         return
     if state.spec.kl_to_base:
@@ -308,7 +308,7 @@ def check_combination(state: TrialState) -> None:
         )
     if state.early_stop is not None and state.tuner.has_state:
         raise UserError(
-            f"{state.spec.label}: early_stop restores parameters, but this method of PEFT's has "
+            f"{state.spec.label}: early_stop restores parameters, but this PEFT method has "
             "other state too"
         )
 

@@ -6,9 +6,9 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from rankscope.advise.statistics.estimates import Comparison
+from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.resampling import ScoreArray
-from rankscope.records import BASE, ItemScores, Split, StudyRecords, TrialRecords
+from rankscope.records import BASE, Estimate, ItemScores, Split, StudyRecords, TrialRecords
 
 FEWEST_CLUSTERS = 10
 """With fewer subjects or passages, they are the task itself rather than a sample."""
@@ -80,6 +80,12 @@ def align_scores(
     split = len(tuned)
     others = None if reference is None else rows[split:] if trained else rows[split]
     return Comparison(rows[:split], others, cluster_labels(subjects))
+
+
+def mean_estimate(models: Sequence[ItemScores]) -> Estimate | None:
+    """Mean score over models and items; None without common items."""
+    scores = align_scores(models, None, trained=False)
+    return None if scores is None else weighted_estimate([scores], tested=False)
 
 
 def _aligned(models: Sequence[ItemScores]) -> tuple[ScoreArray, tuple[str | None, ...]]:
