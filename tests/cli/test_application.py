@@ -133,3 +133,12 @@ def test_messages_cannot_steer_the_terminal_and_are_cut(
     message = capsys.readouterr().err
     assert message.startswith("error: a[U+001B][2Jb xxx")
     assert len(message) < 30_000
+
+
+def test_help_needs_no_heavy_import() -> None:
+    """In a process of its own: here everything is imported already."""
+    code = (
+        "import sys, rankscope.cli\n"
+        "assert not {'torch', 'numpy', 'pandas', 'pydantic'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
