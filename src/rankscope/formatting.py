@@ -19,9 +19,6 @@ MAX_NAME = 60
 """Longest name shown in a figure or a table, in characters."""
 
 
-# --- scores and differences -----------------------------------------------------------------------
-
-
 class Unit(NamedTuple):
     """How to write a task's scores and their differences."""
 
@@ -96,22 +93,17 @@ def plus_minus(estimate: Estimate | None, unit: Unit, *, sign: bool = False) -> 
 
 def evidence(estimate: Estimate, unit: Unit) -> str:
     """Interval, p value, items and seeds behind a difference, to put in brackets."""
-    p = [] if estimate.p is None else [p_value(estimate.p)]
-    sizes = [count(estimate.n, "item"), count(estimate.seeds, "seed")]
-    return ", ".join([interval(estimate, unit), *p, *sizes])
-
-
-def p_value(p: float) -> str:
-    """``p < 0.001`` or ``p = 0.036``."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    parts = [interval(estimate, unit)]
+    if estimate.p is not None:
+        parts.append("p < 0.001" if estimate.p < 0.001 else f"p = {estimate.p:.3f}")
+    return ", ".join([*parts, count(estimate.n, "item"), count(estimate.seeds, "seed")])
 
 
 def p_cell(p: float | None) -> str:
-    """A p value for a table, such as ``0.036``; empty if no test was made."""
-    return "" if p is None else p_value(p).removeprefix("p ").removeprefix("= ").replace("< ", "<")
-
-
-# --- numbers, counts, times, sizes ----------------------------------------------------------------
+    """A p value for a table: ``0.036``, ``<0.001``, or empty if no test was made."""
+    if p is None:
+        return ""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def number(value: float | None, digits: int | None = None) -> str:
@@ -179,8 +171,6 @@ def clock(seconds: float | None) -> str:
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
-
-# --- text -----------------------------------------------------------------------------------------
 
 _BIDIRECTIONAL = frozenset(
     "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"

@@ -39,7 +39,7 @@ def test_help_has_an_example_that_parses(verb: str) -> None:
 
 
 def test_the_verbs_there_are() -> None:
-    others = {"compare", "eval", "fetch", "inspect", "params", "predict", "shrink"}
+    others = {"compare", "eval", "fetch", "inspect", "params", "predict", "shrink", "work"}
     assert set(VERBS) == PROMISED | others
     shown = command("--help").out
     assert "Example: rankscope quickstart" in shown
@@ -133,3 +133,12 @@ def test_messages_cannot_steer_the_terminal_and_are_cut(
     message = capsys.readouterr().err
     assert message.startswith("error: a[U+001B][2Jb xxx")
     assert len(message) < 30_000
+
+
+def test_help_needs_no_heavy_import() -> None:
+    """In a process of its own: here everything is imported already."""
+    code = (
+        "import sys, rankscope.cli\n"
+        "assert not {'torch', 'numpy', 'pandas', 'pydantic'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

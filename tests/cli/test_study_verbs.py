@@ -13,11 +13,13 @@ from command_line import rankscope as command
 from rich.console import Console
 
 from rankscope.cli import terminal
+from rankscope.cli.render.study import plan_table
 from rankscope.config.loader import load_study_file, published_schema
 from rankscope.data.pocket_world import pocket_rows
 from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.load import load_model, pocket_folder
 from rankscope.records import Recommendation
+from rankscope.run.plan import Plan
 from rankscope.store import Ledger, TrialFailure
 
 CHANGES = settings(
@@ -375,11 +377,18 @@ def test_tables_fit_eighty_columns_and_nothing_in_them_breaks(
                      "pocket_math"]  # fmt: skip
     assert "cross-domain" in checked
     assert "validation" in checked
-    several = settings("tasks=[pocket_med, pocket_law]", "seeds=[0]", "max_group_size=1")
-    planned = [command("plan", file).out, command("plan", file, *several).out]
-    # 24 LoRA trials in groups of at most 16, and 6 full ones; 2 x (8 LoRA + 2 full).
-    assert [len(table_lines(text)) for text in planned] == [8, 20]
+    plan = Plan.model_validate_json(command("plan", file, "--json").out)
+    # With a column for the task, which a study of one task leaves out.
+    two_tasks = (plan.groups[0].model_copy(update={"task": "pocket_law"}), *plan.groups[1:])
+    planned = []
+    for groups in (plan.groups, two_tasks):
+        with terminal.out_console.capture() as capture:
+            terminal.print_result(plan_table(plan.model_copy(update={"groups": groups})))
+        planned.append(capture.get())
+    # 24 LoRA trials in groups of at most 16, and 6 full ones.
+    assert [len(table_lines(text)) for text in planned] == [8, 8]
     assert "full lr=0.00025 seed=0" in planned[0]
+    assert "pocket_law" in planned[1]
     status = command("status", walk.out).out
     assert [line.split()[0] for line in table_lines(status)] == list(trial_ids(walk.out).values())
     for text in (checked, *planned, status):

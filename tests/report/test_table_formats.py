@@ -12,13 +12,13 @@ from rich.console import Console
 from rankscope.formatting import markdown_text
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import (
+    FORMATS,
     comma_separated,
     frame_rows,
     html_table,
     latex,
     latex_text,
     markdown,
-    parquet,
     table_from_rows,
     terminal_table,
 )
@@ -67,7 +67,7 @@ def test_a_small_table_as_it_was_written_by_hand() -> None:
     assert comma_separated(SMALL) == CSV
     assert latex(SMALL) == LATEX
     assert html_table(SMALL) == HTML
-    frame = pd.read_parquet(io.BytesIO(parquet(SMALL)))
+    frame = pd.read_parquet(io.BytesIO(FORMATS["parquet"](SMALL)))
     assert frame_rows(frame) == frame_rows(SMALL)
 
 
@@ -190,8 +190,8 @@ def test_main_tables_of_a_hostile_study_stay_text() -> None:
 def test_a_terminal_table_blanks_repeated_names_and_keeps_numbers_whole() -> None:
     rows = [("a", "x", 1234.5, "1 MB"), ("a", "y", None, "22 MB"), ("b", "[red]z", 0.12345, "")]
     titles = ("task", "arm", "value", "size")
-    frame = table_from_rows([dict(zip(titles, row, strict=True)) for row in rows])
-    table = terminal_table(frame, "[b]t", right=("size",), sections=("task",))
+    cells = [dict(zip(titles, row, strict=True)) for row in rows]
+    table = terminal_table(cells, "[b]t", right=("size",), sections=("task",))
     output = io.StringIO()
     Console(file=output, width=40, color_system=None).print(table)
     lines = [line.rstrip() for line in output.getvalue().splitlines()]

@@ -20,13 +20,13 @@ from rankscope.run.study import Study
 
 
 def printed_limits(plan: Plan) -> list[str]:
-    """The column "limited by" of what ``rankscope plan`` prints in eighty columns."""
+    """The last column of what ``rankscope plan`` prints in eighty columns."""
     console = Console(width=80)
     with console.capture() as capture:
         console.print(plan_table(plan))
     lines = [line.rstrip() for line in capture.get().splitlines()]
-    heading = next(line for line in lines if line.endswith("limited by"))
-    column = heading.index("limited by")
+    heading = next(line for line in lines if line.endswith(" limit"))
+    column = heading.rindex("limit")
     rows = lines[lines.index(heading) + 2 :]  # below the rule
     return [line[column:] for line in rows[: rows.index("")]]
 
@@ -34,10 +34,10 @@ def printed_limits(plan: Plan) -> list[str]:
 def test_a_group_says_what_keeps_it_from_being_larger(tmp_path: Path) -> None:
     plan = small_study(tmp_path).plan()
     assert [p.limited_by for p in plan.groups] == ["size limit"] * 2 + ["method"] * 2
-    assert printed_limits(plan) == ["size limit"] * 2 + ["method"] * 2
+    assert printed_limits(plan) == ["size"] * 2 + ["method"] * 2
     whole = small_study(tmp_path, max_group_size=None).plan()
     assert [p.limited_by for p in whole.groups] == ["all trials of the task"] + ["method"] * 2
-    assert printed_limits(whole) == ["all trials"] + ["method"] * 2
+    assert printed_limits(whole) == ["all"] + ["method"] * 2
     assert len(whole.groups[0].labels) == NUM_LORA
 
 

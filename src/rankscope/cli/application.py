@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer import Argument, Option
 
 from rankscope.cli.terminal import print_message
 from rankscope.errors import RankscopeError
@@ -21,13 +22,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-StudyFile = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The study file.")]
-StudyFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a study.")]
+StudyFile = Annotated[Path, Argument(metavar="FILE.yaml", help="The study file.")]
+StudyFolder = Annotated[Path, Argument(metavar="DIR", help="The folder of a study.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a value, such as train.epochs=1."),
+    Option("--set", metavar="KEY=VALUE", help="Override a value, such as train.epochs=1."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+AsJson = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]
 
 BAD_INPUT = 2
 SOME_FAILED = 3
@@ -56,7 +57,7 @@ def print_version(requested: bool) -> None:
 def rankscope(
     show_version: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--version", callback=print_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from rankscope.cli.application import SOME_FAILED, AsJson, app
 from rankscope.cli.terminal import (
@@ -18,9 +19,9 @@ from rankscope.cli.terminal import (
 )
 from rankscope.errors import UserError
 
-IntruderK = Annotated[int, typer.Option(help="Leading vectors examined for intruders.")]
-Epsilon = Annotated[float, typer.Option(help="Cosine below which a vector is an intruder.")]
-AnyBase = Annotated[bool, typer.Option("--force", help="Accept adapters of another base.")]
+IntruderK = Annotated[int, Option(help="Leading vectors examined for intruders.")]
+Epsilon = Annotated[float, Option(help="Cosine below which a vector is an intruder.")]
+AnyBase = Annotated[bool, Option("--force", help="Accept adapters of another base.")]
 
 
 def check_no_effect(ctx: typer.Context, names: Sequence[str], required: str) -> None:
@@ -34,40 +35,38 @@ def check_no_effect(ctx: typer.Context, names: Sequence[str], required: str) -> 
 @app.command("eval")
 def eval_command(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Folder, hub id, fetched model or 'pocket'.")
+        str, Argument(metavar="MODEL", help="Folder, hub id, fetched model or 'pocket'.")
     ],
     tasks: Annotated[
         str,
-        typer.Option(
+        Option(
             help="Task names, task files (.yaml), data files or folders, lm_eval:NAME; by commas."
         ),
     ],
     adapter: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATH", help="Folder of a PEFT adapter; may be repeated."),
+        Option(metavar="PATH", help="Folder of a PEFT adapter; may be repeated."),
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with the data of named tasks; default: the hub.")
+        Path | None, Option(help="Folder with the data of named tasks; default: the hub.")
     ] = None,
-    split: Annotated[str, typer.Option(help="test or validation.")] = "test",
-    max_items: Annotated[int | None, typer.Option(min=1, help="Limit of items per task.")] = None,
+    split: Annotated[str, Option(help="test or validation.")] = "test",
+    max_items: Annotated[int | None, Option(min=1, help="Limit of items per task.")] = None,
     num_fewshot: Annotated[
-        int | None, typer.Option(min=0, max=5, help="Solved examples before each question.")
+        int | None, Option(min=0, max=5, help="Solved examples before each question.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for scores and per-item tables.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:0.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    prompt_format: Annotated[str, typer.Option(help="auto, chat or plain.")] = "auto",
+    out: Annotated[Path | None, Option(help="Folder for scores and per-item tables.")] = None,
+    device: Annotated[str, Option(help="auto, cpu, mps, cuda or cuda:0.")] = "auto",
+    dtype: Annotated[str, Option(help="auto, float32 or bfloat16.")] = "auto",
+    prompt_format: Annotated[str, Option(help="auto, chat or plain.")] = "auto",
     too_long: Annotated[
-        str, typer.Option(help="Items longer than the context: refuse or truncate_left.")
+        str, Option(help="Items longer than the context: refuse or truncate_left.")
     ] = "refuse",
-    batch_tokens: Annotated[int, typer.Option(min=64, help="Tokens per forward pass.")] = 4096,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest generated answer.")] = 256,
-    force: Annotated[
-        bool, typer.Option("--force", help="Accept adapters of another base.")
-    ] = False,
+    batch_tokens: Annotated[int, Option(min=64, help="Tokens per forward pass.")] = 4096,
+    max_new_tokens: Annotated[int, Option(min=1, help="Longest generated answer.")] = 256,
+    force: AnyBase = False,
     trust_task_code: Annotated[
-        bool, typer.Option("--trust-task-code", help="Run Python code of lm_eval: tasks.")
+        bool, Option("--trust-task-code", help="Run Python code of lm_eval: tasks.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -121,36 +120,32 @@ def eval_command(
 def inspect_command(
     ctx: typer.Context,
     base: Annotated[
-        str, typer.Argument(metavar="BASE", help="Model folder, hub id, 'pocket' or fetched name.")
+        str, Argument(metavar="BASE", help="Model folder, hub id, 'pocket' or fetched name.")
     ],
     tuned: Annotated[
-        list[Path], typer.Argument(metavar="TUNED...", help="PEFT adapters or full checkpoints.")
+        list[Path], Argument(metavar="TUNED...", help="PEFT adapters or full checkpoints.")
     ],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for tables, JSON and the HTML page.")
-    ] = None,
+    out: Annotated[Path | None, Option(help="Folder for tables, JSON and the HTML page.")] = None,
     top_k: Annotated[
-        int | None, typer.Option(help="Singular vectors to compare; default: min(500, d/4).")
+        int | None, Option(help="Singular vectors to compare; default: min(500, d/4).")
     ] = None,
     intruder_k: IntruderK = 10,
     epsilon: Epsilon = 0.5,
     force: AnyBase = False,
     heads: Annotated[
-        str | None, typer.Option(metavar="TASK", help="Also analyze attention heads on this task.")
+        str | None, Option(metavar="TASK", help="Also analyze attention heads on this task.")
     ] = None,
     ablate: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             metavar="TASK", help="With --heads: remove each head, then each layer's, and score."
         ),
     ] = None,
-    items: Annotated[int, typer.Option(min=1, help="With --heads: limit of items.")] = 64,
+    items: Annotated[int, Option(min=1, help="With --heads: limit of items.")] = 64,
     data_dir: Annotated[
-        Path | None, typer.Option(help="With --heads: folder with the data of named tasks.")
+        Path | None, Option(help="With --heads: folder with the data of named tasks.")
     ] = None,
-    dtype: Annotated[
-        str, typer.Option(help="With --heads: float32, bfloat16 or auto.")
-    ] = "float32",
+    dtype: Annotated[str, Option(help="With --heads: float32, bfloat16 or auto.")] = "float32",
     as_json: AsJson = False,
 ) -> None:
     """Analyze adapters and checkpoints, without training.
@@ -186,21 +181,21 @@ def inspect_command(
 @app.command("shrink")
 def shrink_command(
     ctx: typer.Context,
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Folder of a PEFT adapter.")],
-    out: Annotated[Path, typer.Option(help="Folder of the new adapter.")],
-    rank: Annotated[int | None, typer.Option(help="Truncate to this rank, optimally.")] = None,
-    scale: Annotated[float | None, typer.Option(help="Multiply the whole update.")] = None,
+    adapter: Annotated[Path, Argument(metavar="ADAPTER", help="Folder of a PEFT adapter.")],
+    out: Annotated[Path, Option(help="Folder of the new adapter.")],
+    rank: Annotated[int | None, Option(help="Truncate to this rank, optimally.")] = None,
+    scale: Annotated[float | None, Option(help="Multiply the whole update.")] = None,
     layer_scale: Annotated[
-        str | None, typer.Option(metavar="FIRST:LAST", help="Multiply it linearly over layers.")
+        str | None, Option(metavar="FIRST:LAST", help="Multiply it linearly over layers.")
     ] = None,
     mitigate: Annotated[
-        str | None, typer.Option(metavar="intruders", help="Scale intruder dimensions by --lambda.")
+        str | None, Option(metavar="intruders", help="Scale intruder dimensions by --lambda.")
     ] = None,
     factor: Annotated[
-        float | None, typer.Option("--lambda", help="1 changes nothing, 0 removes intruders.")
+        float | None, Option("--lambda", help="1 changes nothing, 0 removes intruders.")
     ] = None,
     base: Annotated[
-        str | None, typer.Option(help="The base model; for --mitigate, DoRA and PiSSA.")
+        str | None, Option(help="The base model; for --mitigate, DoRA and PiSSA.")
     ] = None,
     intruder_k: IntruderK = 10,
     epsilon: Epsilon = 0.5,
@@ -252,13 +247,11 @@ def shrink_command(
 @app.command("params")
 def params_command(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Folder with config.json, hub id or 'pocket'.")
+        str, Argument(metavar="MODEL", help="Folder with config.json, hub id or 'pocket'.")
     ],
-    rank: Annotated[
-        list[int] | None, typer.Option(min=1, help="LoRA rank; may be repeated.")
-    ] = None,
+    rank: Annotated[list[int] | None, Option(min=1, help="LoRA rank; may be repeated.")] = None,
     targets: Annotated[
-        str, typer.Option(help="attention, mlp, all-linear, or names separated by commas.")
+        str, Option(help="attention, mlp, all-linear, or names separated by commas.")
     ] = "attention",
     as_json: AsJson = False,
 ) -> None:
@@ -285,7 +278,7 @@ def params_command(
 
 @app.command("fetch")
 def fetch_command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A model such as smollm2-135m.")],
+    name: Annotated[str, Argument(metavar="NAME", help="A model such as smollm2-135m.")],
 ) -> None:
     """Download a small real model into the cache.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from rankscope.cli.application import (
     INTEGRITY,
@@ -34,7 +35,7 @@ HYPOTHESES = (
 
 @app.command("quickstart")
 def quickstart_command(
-    out: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("studies/pocket"),
+    out: Annotated[Path, Option(help="Folder of the study.")] = Path("studies/pocket"),
     as_json: AsJson = False,
 ) -> None:
     """Run the built-in study, offline, in minutes.
@@ -48,23 +49,21 @@ def quickstart_command(
     out.mkdir(parents=True, exist_ok=True)
     file = out / "quickstart.yaml"
     replace_text(file, study_template("pocket"))
-    _run_and_print(file, [], out, as_json)
+    run_command(file, out, as_json=as_json)
 
 
 @app.command("init")
 def init_command(
     file: Annotated[
-        Path | None, typer.Argument(metavar="FILE.yaml", help="The study file to write.")
+        Path | None, Argument(metavar="FILE.yaml", help="The study file to write.")
     ] = None,
-    preset: Annotated[str, typer.Option(help="Name of a ready-made study.")] = "default",
-    model: Annotated[str | None, typer.Option(help="Model folder, hub id or 'pocket'.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Your training rows (JSONL, Parquet).")] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with the data of named tasks.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    preset: Annotated[str, Option(help="Name of a ready-made study.")] = "default",
+    model: Annotated[str | None, Option(help="Model folder, hub id or 'pocket'.")] = None,
+    data: Annotated[Path | None, Option(help="Your training rows (JSONL, Parquet).")] = None,
+    data_dir: Annotated[Path | None, Option(help="Folder with the data of named tasks.")] = None,
+    force: Annotated[bool, Option("--force", help="Overwrite an existing file.")] = False,
     schema: Annotated[
-        bool, typer.Option("--schema", help="Print the study file's JSON schema instead.")
+        bool, Option("--schema", help="Print the study file's JSON schema instead.")
     ] = False,
 ) -> None:
     """Write a commented study file.
@@ -97,7 +96,7 @@ def init_command(
 def check_command(
     file: StudyFile,
     overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(min=0, help="Training rows to show per task.")] = 3,
+    rows: Annotated[int, Option(min=0, help="Training rows to show per task.")] = 3,
 ) -> None:
     """Validate a study file and show its rows.
 
@@ -130,18 +129,18 @@ def plan_command(file: StudyFile, overrides: Overrides = None, as_json: AsJson =
 def run_command(
     file: StudyFile,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the study; default: studies/<name>.")
+        Path | None, Option(help="Folder of the study; default: studies/<name>.")
     ] = None,
     overrides: Overrides = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Run trials that failed before again.")
+        bool, Option("--retry-failed", help="Run trials that failed before again.")
     ] = False,
     workers: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Run groups in N processes; by default in this one."),
+        Option(metavar="N", help="Run groups in N processes; by default in this one."),
     ] = None,
     executor: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Where the processes run: local.")
+        str | None, Option(metavar="NAME", help="Where the processes run: local.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -151,49 +150,14 @@ def run_command(
 
     Example: rankscope run study.yaml --out studies/mine --set train.epochs=1
     """
-    _run_and_print(
-        file,
-        overrides or [],
-        out,
-        as_json,
-        retry_failed=retry_failed,
-        workers=workers,
-        executor=executor,
-    )
-
-
-@app.command("work")
-def work_command(
-    folder: StudyFolder,
-    unit: Annotated[str, typer.Argument(metavar="UNIT", help="A folder below DIR/units.")],
-) -> None:
-    """Run one unit of a study; 'rankscope run --workers N' starts this.
-
-    Example: rankscope work studies/mine 0123456789abcdef
-    """
-    from rankscope.run.worker import work
-
-    work(folder, unit)
-
-
-def _run_and_print(
-    file: Path,
-    overrides: list[str],
-    out: Path | None,
-    as_json: bool,
-    *,
-    retry_failed: bool = False,
-    workers: int | None = None,
-    executor: str | None = None,
-) -> None:
     from rankscope.cli.render.summary import print_answer, summary_table
     from rankscope.progress import ConsoleReporter
     from rankscope.records import FAILED
     from rankscope.run.executors import new_executor
     from rankscope.run.study import Study, write_outputs
 
-    study = Study.load(file, overrides)
-    place = None
+    study = Study.load(file, overrides or [])
+    place = None  # in this process
     if workers is not None or executor is not None:
         place = new_executor(executor or "local", 1 if workers is None else workers)
     folder = out or Path("studies") / study.config.name
@@ -224,6 +188,20 @@ def _reset_failed_trials(folder: Path) -> None:
             ledger.retry_trials([trial for trial in statuses if statuses[trial] in FAILED])
 
 
+@app.command("work")
+def work_command(
+    folder: StudyFolder,
+    unit: Annotated[str, Argument(metavar="UNIT", help="A folder below DIR/units.")],
+) -> None:
+    """Run one unit of a study; executors start this.
+
+    Example: rankscope work studies/mine 0123456789abcdef
+    """
+    from rankscope.run.worker import work
+
+    work(folder, unit)
+
+
 @app.command("status")
 def status_command(folder: StudyFolder, as_json: AsJson = False) -> None:
     """Show the status of every trial.
@@ -246,7 +224,7 @@ def report_command(
     folder: StudyFolder,
     tables: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Also write tables: Markdown, CSV, LaTeX, Parquet."),
+        Option(metavar="FOLDER", help="Also write tables: Markdown, CSV, LaTeX, Parquet."),
     ] = None,
 ) -> None:
     """Write the report again from the records.
@@ -294,11 +272,11 @@ def verify_command(folder: StudyFolder) -> None:
 def export_command(
     folder: StudyFolder,
     trial: Annotated[
-        str, typer.Argument(metavar="TRIAL", help="Id of a trial, or a unique prefix of it.")
+        str, Argument(metavar="TRIAL", help="Id of a trial, or a unique prefix of it.")
     ],
-    out: Annotated[Path, typer.Option(help="A new or empty folder for the weights.")],
+    out: Annotated[Path, Option(help="A new or empty folder for the weights.")],
     step: Annotated[
-        int | None, typer.Option(help="Weights kept at this step instead of the final ones.")
+        int | None, Option(help="Weights kept at this step instead of the final ones.")
     ] = None,
 ) -> None:
     """Export a trial's weights from a study.
@@ -317,10 +295,10 @@ def export_command(
 @app.command("compare")
 def compare_command(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR DIR...", help="Folders of finished studies.")
+        list[Path], Argument(metavar="DIR DIR...", help="Folders of finished studies.")
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="Also write an HTML page.")
+        Path | None, Option(metavar="FILE.html", help="Also write an HTML page.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -350,10 +328,10 @@ def compare_command(
 def predict_command(
     places: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE.yaml | DIR...", help="A study file, or folders of studies."),
+        Argument(metavar="FILE.yaml | DIR...", help="A study file, or folders of studies."),
     ],
     backtest: Annotated[
-        bool, typer.Option("--backtest", help="Compare with finished studies in DIR...")
+        bool, Option("--backtest", help="Compare with finished studies in DIR...")
     ] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,

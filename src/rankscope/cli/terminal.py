@@ -1,15 +1,19 @@
 """Print results to standard output, and everything else to standard error."""
 
+from __future__ import annotations
+
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
 from rich.console import Console, RenderableType
 from rich.text import Text
 
 from rankscope.formatting import safe_text, terminal_text
+
+if TYPE_CHECKING:  # pydantic would slow down ``--help``
+    from pydantic import BaseModel
 
 out_console = Console()
 err_console = Console(stderr=True)

@@ -70,20 +70,16 @@ def study_card(
     step: int | None = None,
     known_bases: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """The card of an exported trial.
+    """The card of an exported trial, with the scores of this one trained model in ``summary``.
 
-    Args:
-        view: the study with its recommendation.
-        trial: the trial whose weights are exported.
-        summary: the scores of this one trained model.
-        step: optimizer step of the weights, if they are not the ones that were scored.
-        known_bases: description of each model that ``rankscope fetch`` knows, by name.
+    ``step`` is given for weights that were not scored; ``known_bases`` describes the models that
+    ``rankscope fetch`` knows.
     """
     study, advice = view.study, view.advice(trial.spec.task)
     base = _base_source(study, known_bases)
     arm = next((a for a in view.arms(summary.task) if a.label == summary.label), None)
     versions = {"Rankscope": study.provenance.rankscope, "Python": study.provenance.python}
-    forgetting = summary.forgetting
+    forgetting, reasons = summary.forgetting, advice.reasons if advice else ()
     return _render(
         trial.spec,
         _study_settings(study, trial, step, base),
@@ -100,9 +96,7 @@ def study_card(
         arm_changes=_arm_changes(view, arm) if arm else [],
         advice=advice,
         recommendation=view.recommendation,
-        warnings=[r for r in advice.reasons if r.kind in ("diagnostic", "caveat")]
-        if advice
-        else [],
+        warnings=[r for r in reasons if r.kind in ("diagnostic", "caveat")],
         versions=versions | dict(study.provenance.libraries),
     )
 

@@ -5,7 +5,6 @@ significant digits. A value with its 95 % interval is three columns: ``x``, ``x,
 Terminal, page, Markdown and LaTeX show rounded numbers; CSV and Parquet keep every digit.
 """
 
-import io
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -71,32 +70,23 @@ def is_numeric(column: "pd.Series[object]") -> bool:
 
 
 def terminal_table(
-    frame: pd.DataFrame,
+    rows: Sequence[Mapping[str, object]],
     title: str,
+    digits: Mapping[str, int] = MappingProxyType({}),
     *,
     right: Collection[str] = (),
-    whole: Collection[str] = (),
     sections: Sequence[str] = (),
     styles: Sequence[str] = (),
-    caption: str | None = None,
 ) -> Table:
     """A table that reads well in eighty columns: numbers never break, words fold.
 
-    Args:
-        frame: the cells.
-        title: above the table.
-        right: further columns to treat like numbers: aligned right, never broken.
-        whole: further columns never to break.
-        sections: leading columns whose repeated values are left blank; a line separates the
-            values of the first one.
-        styles: one style per row, or none at all.
-        caption: below the table.
+    ``right`` names further columns to treat like numbers; ``sections`` names leading columns whose
+    repeated values are left blank; ``styles`` has one style per row, or none at all.
     """
+    frame = table_from_rows(rows, digits)
     table = Table(
         title=escape_markup(terminal_text(title)),
         title_justify="left",
-        caption=caption,
-        caption_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
         padding=0,
@@ -105,8 +95,8 @@ def terminal_table(
         if heading in right or is_numeric(frame[heading]):
             table.add_column(heading, justify="right", no_wrap=True)
         else:
-            table.add_column(heading, overflow="fold", no_wrap=heading in whole)
-    shown = _shown(frame, lambda text: terminal_text(text))
+            table.add_column(heading, overflow="fold")
+    shown = _shown(frame, terminal_text)
     before: tuple[str, ...] = ()
     for position, row in enumerate(shown.itertuples(index=False, name=None)):
         group = row[: len(sections)]
@@ -176,18 +166,11 @@ def comma_separated(frame: pd.DataFrame) -> str:
     return str(safe.to_csv(index=False, lineterminator="\r\n"))
 
 
-def parquet(frame: pd.DataFrame) -> bytes:
-    """A Parquet file with the column titles and types of the frame."""
-    buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False)
-    return buffer.getvalue()
-
-
 FORMATS: dict[str, Callable[[pd.DataFrame], bytes]] = {
     "md": lambda frame: markdown(frame).encode(),
     "csv": lambda frame: comma_separated(frame).encode(),
     "tex": lambda frame: latex(frame).encode(),
-    "parquet": parquet,
+    "parquet": lambda frame: bytes(frame.to_parquet(index=False)),
 }
 """File ending -> function that gives the file's content."""
 

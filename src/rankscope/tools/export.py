@@ -21,13 +21,8 @@ from rankscope.store import Ledger, snapshot_path, weights_path
 def export_trial(folder: Path, trial: str, out: Path, step: int | None = None) -> TrialSpec:
     """Copy the weights of one trial to ``out`` with a model card, and return the trial.
 
-    All hashes are compared before anything is copied, and ``out`` appears in one step.
-
-    Args:
-        folder: a study's folder.
-        trial: the id of a trial, or a prefix that only this trial has.
-        out: an empty or new folder outside the study.
-        step: export the weights kept at this optimizer step instead of the final ones.
+    ``trial`` is an id or a unique prefix of one; ``step`` selects weights kept during training. All
+    hashes are compared first, and ``out``, a new or empty folder, appears in one step.
 
     Raises:
         UserError: the study, the trial or its weights are not there, or ``out`` cannot be used.
@@ -116,15 +111,6 @@ def write_study_tables(
     """Write the main tables as ``arms.md``, ``arms.csv``, ``arms.tex``, ``arms.parquet`` and so on.
 
     A table without rows is not written, and its files of an earlier call are removed.
-
-    Args:
-        folder: the study's folder.
-        study: its records.
-        recommendation: the advice on these records.
-        out: a folder outside the study; it is created if needed.
-
-    Returns:
-        The files written.
 
     Raises:
         UserError: ``out`` is inside the study, or not a folder.

@@ -17,7 +17,7 @@ from rankscope.formatting import (
     with_interval,
 )
 from rankscope.records import ComparedCell, Estimate, StudyComparison, StudyPair
-from rankscope.report.table_formats import Cell, table_from_rows, terminal_table
+from rankscope.report.table_formats import terminal_table
 
 MAX_ARMS_NAMED = 8
 """Arms of one study alone that are named; the others are counted."""
@@ -40,7 +40,7 @@ def _training_tasks(comparison: StudyComparison) -> list[str]:
 
 def _answers(comparison: StudyComparison) -> Table:
     """A row per training task and study."""
-    rows: list[dict[str, Cell]] = []
+    rows = []
     for task in _training_tasks(comparison):
         for study in comparison.studies:
             answer = next((a for a in study.answers if a.task == task), None)
@@ -55,7 +55,7 @@ def _answers(comparison: StudyComparison) -> Table:
                     "confidence": answer.confidence if answer else "",
                 }
             )
-    return terminal_table(table_from_rows(rows), "answers", right=("trials",), sections=("task",))
+    return terminal_table(rows, "answers", right=("trials",), sections=("task",))
 
 
 def _headlines(comparison: StudyComparison) -> Iterator[RenderableType]:
@@ -73,12 +73,12 @@ def _headlines(comparison: StudyComparison) -> Iterator[RenderableType]:
 
 def _pair(pair: StudyPair, several: bool) -> Iterator[RenderableType]:
     """What two studies share, then a table per training task."""
-    facets: list[dict[str, Cell]] = [
+    facets = [
         {"what": facet.what, "same": "yes" if facet.same else "no", "in words": facet.text}
         for facet in pair.facets
     ]
     yield terminal_table(
-        table_from_rows(facets),
+        facets,
         f"{pair.second} against {pair.first}" if several else "what they are made of",
         right=("same",),
         styles=["" if facet.same else "yellow" for facet in pair.facets],
@@ -108,7 +108,7 @@ def meaning(pair: StudyPair) -> list[str]:
 
 def _arms(task: str | None, cells: Sequence[ComparedCell]) -> Table:
     """Every arm trained on one task, or the untuned bases, by tested task."""
-    rows: list[dict[str, Cell]] = [
+    rows = [
         {
             "arm": cell.arm or "base",
             "tested on": cell.tested_on,
@@ -121,7 +121,7 @@ def _arms(task: str | None, cells: Sequence[ComparedCell]) -> Table:
     ]
     title = "bases, untuned" if task is None else f"trained on {task}"
     numbers = ("first", "second", "difference", "p")
-    return terminal_table(table_from_rows(rows), title, right=numbers, sections=("arm",))
+    return terminal_table(rows, title, right=numbers, sections=("arm",))
 
 
 def _adjusted_p(estimate: Estimate) -> float | None:

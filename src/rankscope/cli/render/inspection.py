@@ -10,7 +10,7 @@ from rich.text import Text
 from rankscope.cli.terminal import note_lines
 from rankscope.formatting import byte_size, number, terminal_text
 from rankscope.records import AdapterChange, HeadsRecord, Inspection, TunedModel
-from rankscope.report.table_formats import Cell, table_from_rows, terminal_table
+from rankscope.report.table_formats import terminal_table
 from rankscope.tools.inspect_heads import most_moved_heads
 
 _RELATIVE = "/|W0|"
@@ -68,7 +68,7 @@ def _largest_update(model: TunedModel) -> str:
 
 
 def _models(inspection: Inspection) -> Table:
-    rows: list[dict[str, Cell]] = [
+    rows = [
         {
             "model": model.name,
             "kind": model.kind,
@@ -81,12 +81,12 @@ def _models(inspection: Inspection) -> Table:
         }
         for model in inspection.tuned
     ]
-    return terminal_table(table_from_rows(rows), f"tuned models of {inspection.base}")
+    return terminal_table(rows, f"tuned models of {inspection.base}")
 
 
 def _modules(model: TunedModel) -> Table:
     """One tuned model by type of module: means over its layers."""
-    rows: list[dict[str, Cell]] = []
+    rows = []
     for module in dict.fromkeys(m.module for m in model.spectra.matrices):
         matrices = [m for m in model.spectra.matrices if m.module == module]
         rows.append(
@@ -102,16 +102,16 @@ def _modules(model: TunedModel) -> Table:
             }
         )
     digits = {"subspace": 4, "chance": 3, "energy": 3}
-    return terminal_table(table_from_rows(rows, digits), f"{model.name}, means over layers")
+    return terminal_table(rows, f"{model.name}, means over layers", digits)
 
 
 def _heads(name: str, heads: HeadsRecord) -> Table:
     """The heads whose q_proj or o_proj slices moved most, as layer.head."""
     roles = {(role.layer, role.head): role for role in heads.roles}
-    rows: list[dict[str, Cell]] = []
+    rows = []
     for layer, head, moved in most_moved_heads(heads):
         base, tuned, role = heads.base[layer], heads.tuned[layer], roles.get((layer, head))
-        row: dict[str, Cell] = {
+        row: dict[str, object] = {
             "head": f"{layer}.{head}",
             "|dW_h|/|W0_h|": moved,
             "importance": base.importance[head],
@@ -125,12 +125,12 @@ def _heads(name: str, heads: HeadsRecord) -> Table:
     )
     title = f"{name}, heads that moved most (layer.head); {heads.items} items of {heads.task}"
     title += f", {heads.dtype}" if heads.dtype else ""
-    return terminal_table(table_from_rows(rows, digits), title, right=("head",))
+    return terminal_table(rows, title, digits, right=("head",))
 
 
 def _ablations(name: str, heads: HeadsRecord) -> Table:
     """Scores by task, and the head and the layer of heads whose removal costs most."""
-    rows: list[dict[str, Cell]] = []
+    rows = []
     for ablation in heads.ablations:
         head_costs = [
             (-change, f"{layer}.{head}")
@@ -154,8 +154,8 @@ def _ablations(name: str, heads: HeadsRecord) -> Table:
             }
         )
     title = f"{name}, heads removed: scores; costliest head and layer after tuning, right answer"
-    table = table_from_rows(rows, {"before": 3, "after": 3})
-    return terminal_table(table, title, right=("head, nats", "layer, nats"))
+    digits = {"before": 3, "after": 3}
+    return terminal_table(rows, title, digits, right=("head, nats", "layer, nats"))
 
 
 def changes_tables(changes: Sequence[AdapterChange]) -> RenderableType:
@@ -171,7 +171,7 @@ def changes_tables(changes: Sequence[AdapterChange]) -> RenderableType:
 
 
 def _change(change: AdapterChange) -> Iterator[RenderableType]:
-    rows: list[dict[str, Cell]] = [
+    rows = [
         {
             "matrix": m.name,
             "rank": m.rank_before,
@@ -183,6 +183,6 @@ def _change(change: AdapterChange) -> Iterator[RenderableType]:
         }
         for m in change.matrices
     ]
-    yield terminal_table(table_from_rows(rows), change.action)
+    yield terminal_table(rows, change.action)
     share = change.error / change.frobenius if change.frobenius else 0.0
     yield Text(terminal_text(f"in all {_RATIO} = {share:.3g}; written to {change.out}") + "\n")

@@ -8,7 +8,7 @@ from rich.text import Text
 from rankscope.device import choose_device, choose_dtype
 from rankscope.formatting import byte_size
 from rankscope.models.parameters import Architecture, full_cost, largest_useful_rank, lora_cost
-from rankscope.report.table_formats import Cell, table_from_rows, terminal_table
+from rankscope.report.table_formats import terminal_table
 
 
 def parameters_table(
@@ -18,7 +18,7 @@ def parameters_table(
     dtype = choose_dtype("auto", choose_device("auto"))
     costs = {str(rank): lora_cost(shapes, rank, targets, dtype) for rank in ranks}
     costs["full"] = full_cost(shapes, dtype)
-    rows: list[dict[str, Cell]] = [
+    rows = [
         {
             "rank": label,
             "trainable": f"{cost.trainable_parameters:,}",
@@ -41,7 +41,5 @@ def parameters_table(
         lines.append(
             f"Ranks above {cap}, the smaller dimension of the smallest target, add no directions."
         )
-    table = terminal_table(
-        table_from_rows(rows), f"LoRA on {', '.join(targets)}", right=tuple(rows[0])
-    )
+    table = terminal_table(rows, f"LoRA on {', '.join(targets)}", right=tuple(rows[0]))
     return Group(table, Text("\n".join(lines)))

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from rankscope.formatting import terminal_text
 from rankscope.records import Backtest, BacktestTask, TaskPrediction
-from rankscope.report.table_formats import Cell, table_from_rows, terminal_table
+from rankscope.report.table_formats import terminal_table
 
 
 def prediction_tables(tasks: Sequence[TaskPrediction], note: str) -> RenderableType:
@@ -16,17 +16,16 @@ def prediction_tables(tasks: Sequence[TaskPrediction], note: str) -> RenderableT
 
 
 def _predictions(task: TaskPrediction) -> RenderableType:
-    rows: list[dict[str, Cell]] = [
+    rows = [
         {"predictor": p.predictor.replace("_", " "), "rank": p.rank, "because": p.why}
         for p in task.predictions
     ]
-    ranks = ", ".join(map(str, task.ranks))
-    return terminal_table(table_from_rows(rows), f"{task.task}: ranks {ranks}")
+    return terminal_table(rows, f"{task.task}: ranks {', '.join(map(str, task.ranks))}")
 
 
 def backtest_tables(backtest: Backtest) -> RenderableType:
     """How often each predictor was right, then trained scores beside truncated adapters."""
-    rows: list[dict[str, Cell]] = [
+    rows = [
         {
             "predictor": score.predictor.replace("_", " "),
             "right": f"{score.right} of {score.tasks}",
@@ -36,22 +35,17 @@ def backtest_tables(backtest: Backtest) -> RenderableType:
         for score in backtest.scores
     ]
     digits = {"off by, doublings": 2, "score lost": 3}
+    skipped = "{}: skipped, it has no task with finished LoRA trials at two ranks"
     return Group(
-        terminal_table(table_from_rows(rows, digits), "predictors", right=("right",)),
+        terminal_table(rows, "predictors", digits, right=("right",)),
         *(_curve(task) for task in backtest.tasks),
         Text("Right: it named the smallest rank within the study's margin of the best."),
-        *(
-            Text(terminal_text(f"{folder}: skipped, it has no task with finished LoRA trials at "
-                               "two ranks"))
-            for folder in backtest.skipped
-        ),
-    )  # fmt: skip
+        *(Text(terminal_text(skipped.format(folder))) for folder in backtest.skipped),
+    )
 
 
 def _curve(task: BacktestTask) -> RenderableType:
     cut = f"r = {task.screened_rank} truncated to it"
-    rows: list[dict[str, Cell]] = [
-        {"rank": point.rank, "trained": point.trained, cut: point.truncated} for point in task.curve
-    ]
+    rows = [{"rank": p.rank, "trained": p.trained, cut: p.truncated} for p in task.curve]
     title = f"{task.study}, {task.task}: best rank {task.best_rank}"
-    return terminal_table(table_from_rows(rows, {"trained": 3, cut: 3}), title)
+    return terminal_table(rows, title, {"trained": 3, cut: 3})

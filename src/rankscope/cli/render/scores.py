@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from rankscope.formatting import number, p_cell, unit_of, with_interval
-from rankscope.report.table_formats import Cell, table_from_rows, terminal_table
+from rankscope.report.table_formats import terminal_table
 from rankscope.tools.evaluate import Score
 
 NUMBERS = ("score", "n", "without contamination", "change", "p", "chance")
@@ -17,13 +17,12 @@ def scores_table(scores: Sequence[Score]) -> Table:
     Accuracies in per cent, changes in points, likelihoods in nats per token; ``±`` is one standard
     error, brackets are a paired 95 % interval.
     """
-    frame = table_from_rows([_score_row(score) for score in scores])
-    if not any(score.record.without_contamination for score in scores):
-        frame = frame.drop(columns="without contamination")
-    return terminal_table(frame, "scores", right=NUMBERS, sections=("task", "metric"))
+    with_clean = any(score.record.without_contamination for score in scores)
+    rows = [_score_row(score, with_clean) for score in scores]
+    return terminal_table(rows, "scores", right=NUMBERS, sections=("task", "metric"))
 
 
-def _score_row(score: Score) -> dict[str, Cell]:
+def _score_row(score: Score, with_clean: bool) -> dict[str, object]:
     record, unit = score.record, unit_of(score.score_unit)
     clean, change, chance = record.without_contamination, score.change, score.chance
 
@@ -31,13 +30,14 @@ def _score_row(score: Score) -> dict[str, Cell]:
         half = "?" if error is None else number(unit.scale * error, unit.digits)
         return f"{number(unit.scale * value, unit.digits)} ± {half}"
 
+    clean_score = with_error(clean.score, clean.standard_error) if clean else ""
     return {
         "task": record.task,
         "metric": record.metric,
         "model": score.model + (" (forced)" if score.other_base_forced else ""),
         "score": with_error(record.score, record.standard_error),
         "n": record.n,
-        "without contamination": with_error(clean.score, clean.standard_error) if clean else "",
+        **({"without contamination": clean_score} if with_clean else {}),
         "change": with_interval(change, unit) if change else "",
         "p": p_cell(change.p if change else None),
         "chance": "" if chance is None else number(unit.scale * chance, unit.digits),

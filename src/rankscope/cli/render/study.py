@@ -12,7 +12,7 @@ from rankscope.cli.terminal import note_lines
 from rankscope.data.preview import highlight_row
 from rankscope.formatting import byte_size, count, rough_duration, terminal_text
 from rankscope.records import StudyRecords, TaskRecord, TrialRecords
-from rankscope.report.table_formats import Cell, table_from_rows, terminal_table
+from rankscope.report.table_formats import terminal_table
 from rankscope.run.plan import Plan
 from rankscope.run.prepared import PreparedStudy
 
@@ -31,7 +31,7 @@ def check_result(prepared: PreparedStudy, rows_shown: int) -> RenderableType:
 
 
 def _tasks_table(records: Sequence[TaskRecord]) -> Table:
-    rows: list[dict[str, Cell]] = []
+    rows: list[dict[str, object]] = []
     for record in records:
         counts = record.contamination.items()
         kinds = [f"{n} {CONTAMINATION_KINDS[kind]}" for kind, n in counts if n]
@@ -46,7 +46,7 @@ def _tasks_table(records: Sequence[TaskRecord]) -> Table:
                 "contamination": (", ".join(kinds) or "none") if record.trained_on else None,
             }
         )
-    return terminal_table(table_from_rows(rows), "tasks")
+    return terminal_table(rows, "tasks")
 
 
 def _sources(records: Sequence[TaskRecord]) -> Iterator[RenderableType]:
@@ -82,22 +82,20 @@ def _trial_names(labels: Sequence[str]) -> str:
 
 def plan_table(plan: Plan) -> RenderableType:
     """A row per group of trials, then totals."""
-    rows: list[dict[str, Cell]] = [
+    several = len({group.task for group in plan.groups}) > 1
+    rows = [
         {
             "group": number,
-            "task": group.task,
+            **({"task": group.task} if several else {}),
             "trials": _trial_names(group.labels),
             "steps": group.steps,
             "tokens": group.num_tokens,
             "memory": byte_size(group.memory_bytes),
             "time": rough_duration(group.seconds),
-            "limited by": group.limited_by.removesuffix(" of the task"),
+            "limit": group.limited_by.split()[0],
         }
         for number, group in enumerate(plan.groups, 1)
     ]
-    frame = table_from_rows(rows)
-    if frame["task"].nunique() == 1:
-        frame = frame.drop(columns="task")
     title = f"{plan.study} on {plan.model} ({plan.device}, {plan.dtype})"
     curve = f" and {plan.curve_evaluations:,} while training" if plan.curve_evaluations else ""
     totals = (
@@ -106,16 +104,17 @@ def plan_table(plan: Plan) -> RenderableType:
         f"about {byte_size(plan.disk_bytes)} on disk and {rough_duration(plan.seconds)} "
         f"(estimated from {plan.measured_gflops:,.0f} GFLOP/s measured here)."
     )
-    table = terminal_table(frame, title, right=("memory", "time"))
+    table = terminal_table(rows, title, right=("memory", "time"))
     return Group(table, Text(totals), *note_lines(plan.notes))
 
 
 def status_table(study: StudyRecords) -> RenderableType:
     """A row per trial, then the reasons of those that failed, then counts."""
-    rows: list[dict[str, Cell]] = [
+    several = len({trial.spec.task for trial in study.trials}) > 1
+    rows = [
         {
             "trial": trial.spec.trial_id,
-            "task": trial.spec.task,
+            **({"task": trial.spec.task} if several else {}),
             "arm": trial.spec.arm_label,
             "seed": trial.spec.seed,
             "status": trial.status,
@@ -123,9 +122,6 @@ def status_table(study: StudyRecords) -> RenderableType:
         }
         for trial in study.trials
     ]
-    frame = table_from_rows(rows)
-    if rows and frame["task"].nunique() == 1:
-        frame = frame.drop(columns="task")
     reasons = [
         Text(
             terminal_text(f"{t.spec.trial_id}: {t.status}: {t.failure}"),
@@ -138,7 +134,7 @@ def status_table(study: StudyRecords) -> RenderableType:
     statuses = Counter(trial.status for trial in study.trials)
     summary = ", ".join(f"{n} {status}" for status, n in statuses.items()) or "none yet"
     return Group(
-        terminal_table(frame, study.name, whole=("trial",)),
+        terminal_table(rows, study.name),
         *reasons,
         Text(f"{count(len(study.trials), 'trial')}: {summary}"),
     )
