@@ -21,15 +21,8 @@ from rankscope.models.methods.eva_directions import (
 )
 from rankscope.models.multi_lora import target_linears
 from rankscope.models.parameters import lora_parameters
-from rankscope.predict.predictors import (
-    predict_ranks,
-)
-from rankscope.records import (
-    BASE,
-    PredictorFeatures,
-    TaskPrediction,
-    TrialSpec,
-)
+from rankscope.predict.predictors import predict_ranks
+from rankscope.records import BASE, PredictorFeatures, TaskPrediction, TrialSpec
 from rankscope.run.prepare import prepare_study
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.loss import mean_losses

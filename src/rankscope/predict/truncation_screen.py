@@ -9,10 +9,7 @@ from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate, to_float64
-from rankscope.records import (
-    Split,
-    TrialRecords,
-)
+from rankscope.records import Split, TrialRecords
 from rankscope.run.prepared import PreparedStudy
 from rankscope.store import Ledger, adapter_path
 

@@ -67,10 +67,7 @@ def score_estimate(
 
 
 def paired_estimate(
-    tuned: ScoreArray,
-    reference: ScoreArray,
-    clusters: ClusterLabels | None = None,
-    seed: int = 0,
+    tuned: ScoreArray, reference: ScoreArray, clusters: ClusterLabels | None = None, seed: int = 0
 ) -> Estimate:
     """``tuned`` (S, N) minus ``reference``: (N,) for the base, (T, N) for another trained arm.
 
