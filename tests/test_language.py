@@ -69,7 +69,7 @@ def banned_turns(text: str) -> list[tuple[int, str]]:
     hits = []
     for turn, pattern in BANNED.items():
         for match in re.finditer(pattern.replace(" ", r"\s+"), flat):
-            hits.append((text.count("\n", 0, match.start()) + 1, turn))
+            hits.append((text.count("\n", 0, match.end()) + 1, turn))
     return sorted(hits)
 
 
@@ -81,7 +81,7 @@ def test_sentences_are_plain(path: Path) -> None:
 def test_banned_turns_are_found() -> None:
     text = "# A trial of\n# which nothing is left.\n\nWhere it fits, the user is told."
     assert banned_turns(text) == [
-        (1, "of which"),
+        (2, "of which"),
         (4, "'where' for 'if' at the head of a clause"),
         (4, "is told, are told"),
     ]

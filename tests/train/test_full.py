@@ -55,7 +55,7 @@ def test_steps_too_small_for_bfloat16_are_not_lost() -> None:
     start = tiny_llama().bfloat16()
     result = trained([full_trial(lr=1e-6)], protocol(), torch.bfloat16)
     moved = unseen = total = 0
-    for before, after in zip(start.parameters(), result.base.model.parameters(), strict=True):
+    for before, after in zip(start.parameters(), result.model.model.parameters(), strict=True):
         change = after.detach() != before.float()
         moved += int(change.sum())
         unseen += int((change & (after.detach().bfloat16() == before)).sum())

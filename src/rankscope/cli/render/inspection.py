@@ -14,7 +14,6 @@ from rankscope.report.table_formats import terminal_table
 from rankscope.tools.inspect_heads import most_moved_heads
 
 _RELATIVE = "/|W0|"
-_RATIO = "|dW-dW'|/|dW|"
 
 
 def inspection_tables(inspection: Inspection) -> RenderableType:
@@ -171,18 +170,18 @@ def changes_tables(changes: Sequence[AdapterChange]) -> RenderableType:
 
 
 def _change(change: AdapterChange) -> Iterator[RenderableType]:
+    ratio, with_intruders = "|dW-dW'|/|dW|", any(m.intruders is not None for m in change.matrices)
     rows = [
         {
             "matrix": m.name,
-            "rank": m.rank_before,
-            "rank now": m.rank_after,
+            "rank": f"{m.rank_before} to {m.rank_after}",
             "|dW|": m.frobenius_before,
             "|dW'|": m.frobenius_after,
-            _RATIO: m.error / m.frobenius_before if m.frobenius_before else 0.0,
-            "intruders": m.intruders,
+            "change": m.error / m.frobenius_before if m.frobenius_before else 0.0,
+            **({"intruders": m.intruders} if with_intruders else {}),
         }
         for m in change.matrices
     ]
-    yield terminal_table(rows, change.action)
+    yield terminal_table(rows, f"{change.action}; change is {ratio}", right=("rank",))
     share = change.error / change.frobenius if change.frobenius else 0.0
-    yield Text(terminal_text(f"in all {_RATIO} = {share:.3g}; written to {change.out}") + "\n")
+    yield Text(terminal_text(f"in all {ratio} = {share:.3g}; written to {change.out}") + "\n")
