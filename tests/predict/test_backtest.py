@@ -185,7 +185,7 @@ def test_bad_input_of_the_verb(
         ((file,), "no arm of the study has a rank"),
         ((file, file), "expected one"),
         (("--backtest", tmp_path), "no study here"),
-        (("--backtest", tmp_path, "--set", "seeds=0"), "no --set"),
+        (("--backtest", tmp_path, "--set", "seeds=0"), "--set has no effect"),
         ((tmp_path / "none.yaml",), "no such file"),
     ):
         assert rankscope_command("predict", *words) == 2
