@@ -100,7 +100,7 @@ def test_eight_bit_moments_are_kept_and_train_alike() -> None:
     assert plain.states[0].losses[-1] != eight.states[0].losses[-1]
     start = tiny_llama().state_dict()
     trained_alike = [
-        torch.cat([(p - start[n]).flatten() for n, p in r.base.model.state_dict().items()])
+        torch.cat([(p - start[n]).flatten() for n, p in r.model.model.state_dict().items()])
         for r in (plain, eight)
     ]
     # A moment's 8 bits are off by at most 1/127 of its block's largest at its place on the scale.
