@@ -13,6 +13,7 @@ template writes its own.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from rankscope.data.chat import (
@@ -46,7 +47,7 @@ class EncodedRow:
     """The completion was cut at ``max_length``."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EncodedRows:
     """The training rows of one task."""
 
@@ -56,7 +57,7 @@ class EncodedRows:
     truncated: int
     """Rows whose completion was cut at ``max_length``."""
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
         """Input tokens of one epoch."""
         return sum(len(row.input_ids) for row in self.rows)

@@ -29,7 +29,7 @@ from rankscope.train.optimizer import (
 )
 from rankscope.train.regularizers import EarlyStop, LossTerm, Replay, loss_terms
 from rankscope.train.step import TermLoss
-from rankscope.train.step_schedule import check_learning_rates, trial_protocol
+from rankscope.train.step_schedule import check_learning_rates, trial_protocol, trial_steps
 
 NOTHING_TRAINED = "nothing was trained"
 """First words of the failure of a trial whose weights did not change."""
@@ -269,8 +269,9 @@ def start_trials(
     model, states = base, []
     context = InitContext(base, rows, trials)
     num_tokens = sum(len(row.input_ids) for row in rows)
-    num_steps = [check_learning_rates(trial, len(rows), num_tokens, config) for trial in trials]
+    num_steps = [trial_steps(trial, len(rows), num_tokens, config) for trial in trials]
     for trial, steps in zip(trials, num_steps, strict=True):
+        check_learning_rates(trial, steps, config)
         protocol = trial_protocol(trial, config)
         model, trained = get_method(trial.method).prepare(model, trial, context, steps)
         order = RowSampler(

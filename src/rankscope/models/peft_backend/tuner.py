@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from rankscope.errors import IntegrityError, UserError
 from rankscope.models.adapters.folder import (
     BASE_HASH,
-    check_other_base,
+    check_same_base,
     write_adapter_files,
 )
 from rankscope.models.adapters.settings import WEIGHTS
@@ -308,4 +308,4 @@ def check_weights_file(path: Path, record: ModelRecord) -> None:
                     raise IntegrityError(f"{path}: tensor {key!r} holds values that are not finite")
     except (SafetensorError, OSError) as error:
         raise IntegrityError(f"{path}: not a readable safetensors file: {error}") from error
-    check_other_base(path.parent, recorded, record.sha256)
+    check_same_base(path.parent, recorded, record.sha256)
