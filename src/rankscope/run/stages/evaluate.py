@@ -77,7 +77,7 @@ class EvaluateStage:
         """Score batch by batch; a trial that failed is left out of the later ones."""
         failed: set[str] = set()
         for batch in work:
-            self.context.begin_step(f"{batch.task} {batch.split}")
+            self.context.begin_piece(f"{batch.task} {batch.split}")
             alive = {n: i for n, i in batch.model_ids.items() if trial_of(i) not in failed}
             batch = replace(batch, model_ids=alive)
             is_base = BASE in alive.values()

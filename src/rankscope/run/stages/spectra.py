@@ -31,7 +31,7 @@ class SpectraStage:
         context, study = self.context, self.context.study
         context.begin_stage(self.name, len(work))
         for trial in work:
-            context.begin_step(trial.arm_label)
+            context.begin_piece(trial.arm_label)
             record = analyze_trial(
                 trial,
                 context.base,
