@@ -68,12 +68,8 @@ def evaluate_task(
     context = context_length(base.model.config)
     encoded = encode_split(encoder, task, split, context, settings)
     job = ScoringJob(base, encoder, task.spec, encoded, list(models), settings)
-    was_training, base.multi_lora.training = base.multi_lora.training, False
-    try:
-        with torch.inference_mode():
-            scores = encoded.scorer.run(job)
-    finally:
-        base.multi_lora.training = was_training
+    with base.multi_lora.dropout_off(), torch.inference_mode():
+        scores = encoded.scorer.run(job)
     return {
         name: (
             make_record(of_model, task, split, models[name], encoded.truncated),
