@@ -7,9 +7,9 @@ from rankscope.advise.comparisons import arm_difference
 from rankscope.advise.messages import Counted, Measured, arm_name, message
 from rankscope.advise.statistics.estimates import clustered_standard_error
 from rankscope.advise.statistics.power import detectable
-from rankscope.advise.task_results import FIRM_SEEDS, TaskResults
+from rankscope.advise.task_results import TaskResults
 from rankscope.formatting import POINTS, amount
-from rankscope.records import AdviceMessage
+from rankscope.records import FEWEST_SEEDS, AdviceMessage
 
 MOST_NAMED = 4
 """Arms or trials that one sentence names."""
@@ -161,9 +161,11 @@ def _units(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
 
 def _few_seeds(subject: Arm) -> Iterator[AdviceMessage]:
     seeds = subject.summary.seeds
-    if seeds < FIRM_SEEDS:
+    if seeds < FEWEST_SEEDS:
         name = arm_name(subject.summary)
-        yield message("few_seeds", arm=name, seeds=Counted(seeds, "seed"), firm_seeds=FIRM_SEEDS)
+        yield message(
+            "few_seeds", arm=name, seeds=Counted(seeds, "seed"), fewest_seeds=FEWEST_SEEDS
+        )
 
 
 def _edges(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:

@@ -26,9 +26,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from rankscope.advise.arms import Arm
+from rankscope.advise.catalogue import HEADLINES
 from rankscope.advise.comparisons import arm_difference, net_difference
-from rankscope.advise.headlines import HEADLINES, clause
-from rankscope.advise.messages import Counted, Field, Measured, arm_name
+from rankscope.advise.messages import Counted, Field, Measured, arm_name, clause
 from rankscope.advise.select import Candidate
 from rankscope.advise.statistics.significance import ALPHA, FEWEST_ITEMS, holm
 from rankscope.advise.task_results import TaskResults

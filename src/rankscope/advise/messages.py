@@ -12,7 +12,7 @@ Formats of a ``Measured`` value in a template:
 
 from dataclasses import dataclass
 
-from rankscope.advise.catalogue import CATALOGUE
+from rankscope.advise.catalogue import CATALOGUE, CLAUSES
 from rankscope.advise.statistics.estimates import negated
 from rankscope.formatting import Unit, amount, count, difference, evidence, score_text
 from rankscope.models.methods import get_method
@@ -62,7 +62,7 @@ Field = str | float | Measured | Counted
 
 def message(name: str, values: dict[str, float] | None = None, /, **fields: Field) -> AdviceMessage:
     """The catalogue's message ``name``. Its values are the numbers of the fields and ``values``."""
-    template = CATALOGUE[name]
+    kind, template = CATALOGUE[name]
     numbers: dict[str, float] = {}
     for field, content in fields.items():
         if isinstance(content, Measured) and isinstance(content.number, Estimate):
@@ -71,8 +71,12 @@ def message(name: str, values: dict[str, float] | None = None, /, **fields: Fiel
             numbers[field] = float(content.value)
         elif not isinstance(content, str):
             numbers[field] = float(content)
-    text = template.text.format_map(fields)
-    return AdviceMessage(kind=template.kind, text=text, values=numbers | (values or {}))
+    text = template.format_map(fields)
+    return AdviceMessage(kind=kind, text=text, values=numbers | (values or {}))
+
+
+def clause(name: str, **fields: Field) -> str:
+    return CLAUSES[name].format_map(fields)
 
 
 def arm_name(arm: ArmSummary) -> str:

@@ -7,9 +7,9 @@ from rankscope.advise.decide import Verdict
 from rankscope.advise.messages import Counted, message
 from rankscope.advise.statistics.power import DataNeeded, data_needed, hidden_by_seeds, items_needed
 from rankscope.advise.statistics.significance import FEWEST_ITEMS
-from rankscope.advise.task_results import FIRM_SEEDS, TaskResults
+from rankscope.advise.task_results import TaskResults
 from rankscope.formatting import POINTS, amount, count, difference
-from rankscope.records import AdviceMessage, Estimate, TrialRecords
+from rankscope.records import FEWEST_SEEDS, AdviceMessage, Estimate, TrialRecords
 
 NEXT_RATE = 10**0.5
 """Factor to the next learning rate beyond the end of a list: half a power of ten."""
@@ -83,9 +83,9 @@ def _less_memory(results: TaskResults, oom: Sequence[TrialRecords]) -> str:
 
 
 def _seeds(subject: Arm | None) -> Iterator[AdviceMessage]:
-    if subject is not None and subject.summary.seeds < FIRM_SEEDS:
-        missing = FIRM_SEEDS - subject.summary.seeds
-        values = {"seeds": float(FIRM_SEEDS)}
+    if subject is not None and subject.summary.seeds < FEWEST_SEEDS:
+        missing = FEWEST_SEEDS - subject.summary.seeds
+        values = {"seeds": float(FEWEST_SEEDS)}
         yield message("more_seeds", values, missing=Counted(missing, "more seed"))
 
 

@@ -6,8 +6,7 @@ from rankscope.advise.arms import Arm
 from rankscope.advise.caveats import caveats
 from rankscope.advise.comparisons import arm_difference, forgetting_difference
 from rankscope.advise.diagnostics import diagnostics
-from rankscope.advise.headlines import clause
-from rankscope.advise.messages import Counted, Field, Measured, arm_name, message
+from rankscope.advise.messages import Counted, Field, Measured, arm_name, clause, message
 from rankscope.advise.statistics.estimates import non_inferior
 from rankscope.advise.task_results import TaskResults
 from rankscope.formatting import amount, byte_size, difference, duration, unit_of

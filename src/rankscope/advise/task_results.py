@@ -16,6 +16,7 @@ from rankscope.formatting import POINTS, Unit, unit_of
 from rankscope.records import (
     BASE,
     FAILED,
+    FEWEST_SEEDS,
     ArmComparison,
     ArmSummary,
     Estimate,
@@ -24,8 +25,6 @@ from rankscope.records import (
     TrialRecords,
 )
 
-FIRM_SEEDS = 3
-"""Seeds below which no answer is firm: their spread is not known."""
 CONTAMINATION_SHARE = 0.01
 """Share of test rows seen in training above which no answer is firm."""
 
@@ -104,7 +103,7 @@ class TaskResults:
         contaminated = record is not None and (
             sum(record.contamination.values()) > CONTAMINATION_SHARE * record.rows.get("test", 0)
         )
-        enough = arm.seeds >= FIRM_SEEDS and arm.failed == 0
+        enough = arm.seeds >= FEWEST_SEEDS and arm.failed == 0
         return enough and not contaminated and not self.waiting
 
     def net_gain(self, arm: Arm) -> Estimate | None:
