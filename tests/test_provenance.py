@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from rankscope.errors import UserError
 from rankscope.hashing import (
     sha256_file,
-    sha256_folder,
     sha256_json,
     sha256_tensors,
     tokenizer_sha256,
@@ -52,20 +51,20 @@ def make_folder(folder: Path, files: dict[str, str]) -> Path:
     return folder
 
 
-def test_folder_digest_depends_on_names_and_contents_only(tmp_path: Path) -> None:
-    files = {"a.txt": "one", "sub/b.txt": "two"}
-    first = sha256_folder(make_folder(tmp_path / "x", files))
-    again = sha256_folder(make_folder(tmp_path / "y", dict(reversed(files.items()))))
+def test_tokenizer_digest_depends_on_names_and_contents_only(tmp_path: Path) -> None:
+    files = {"merges.txt": "one", "additional_chat_templates/b": "two"}
+    first = tokenizer_sha256(make_folder(tmp_path / "x", files))
+    again = tokenizer_sha256(make_folder(tmp_path / "y", dict(reversed(files.items()))))
     assert first == again
     others = [
-        {"a.txt": "two", "sub/b.txt": "one"},
-        {"a.txt": "one", "sub/c.txt": "two"},
-        {"a.txt": "one", "b.txt": "two"},
-        {"a.txt": "one"},
-        {"a.txt": "one", "sub/b.txt": "two", "c": ""},
+        {"merges.txt": "two", "additional_chat_templates/b": "one"},
+        {"merges.txt": "one", "additional_chat_templates/c": "two"},
+        {"merges.txt": "one", "vocab.txt": "two"},
+        {"merges.txt": "one"},
+        {"merges.txt": "one", "additional_chat_templates/b": "two", "vocab.json": ""},
     ]
     digests = {
-        sha256_folder(make_folder(tmp_path / str(i), other)) for i, other in enumerate(others)
+        tokenizer_sha256(make_folder(tmp_path / str(i), other)) for i, other in enumerate(others)
     }
     assert len(digests) == len(others)
     assert first not in digests

@@ -37,15 +37,6 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_folder(folder: Path) -> str:
-    """Hex sha256 over the relative names and contents of all files under ``folder``.
-
-    Independent of the folder's place and of the order of listing.
-    """
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return _sha256_named(folder, paths)
-
-
 def sha256_json(value: object) -> str:
     """Hex sha256 of ``value`` in canonical JSON: sorted keys, no white space, no NaN.
 
@@ -104,8 +95,8 @@ def weights_sha256(folder: Path) -> str:
 
 def tokenizer_sha256(folder: Path) -> str:
     """Hex sha256 over names and contents of the files of a model folder's tokenizer."""
-    paths = {path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)}
-    return _sha256_named(folder, (path for path in paths if path.is_file()))
+    paths = {path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}
+    return _sha256_named(folder, paths)
 
 
 def _sha256_named(folder: Path, paths: Iterable[Path]) -> str:

@@ -9,9 +9,10 @@ from synthetic_study import Truth, synthetic_study, with_own_trials
 
 from rankscope.advise.cross_study import compare_cells, paired_in
 from rankscope.advise.statistics.estimates import (
+    Comparison,
     paired_estimate,
-    score_estimate,
     unpaired_difference,
+    weighted_estimate,
 )
 from rankscope.advise.statistics.significance import holm
 from rankscope.records import BASE, Estimate, StudyRecords
@@ -69,7 +70,7 @@ def test_on_the_same_items_arms_in_both_are_compared_item_by_item() -> None:
     expected = paired_estimate(rows[1], rows[0])
     assert cell.paired
     assert cell.difference.model_copy(update={"p_holm": None}) == expected
-    assert cell.first == score_estimate(rows[0])
+    assert cell.first == weighted_estimate([Comparison(rows[0], None)], tested=False)
     other_base = second.model.model_copy(update={"sha256": "1" * 64})
     cells = compare_cells(first, replace(second, model=other_base))
     base = next(c for c in cells if c.arm is None and c.tested_on == "med")

@@ -10,11 +10,11 @@ import pytest
 import torch
 import yaml
 from command_line import Outcome, files_below, rankscope, settings
+from folder_contents import folder_contents
 from pocket_study import study_file
 from safetensors.torch import load_file, save_file
 
 from rankscope.config.loader import load_study_file
-from rankscope.hashing import sha256_folder
 from rankscope.models.adapters.folder import BASE_HASH
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
 from rankscope.run.prepare import prepare_study
@@ -150,7 +150,7 @@ def test_what_a_study_trained_goes_on_in_another(place: Path) -> None:
         (before,) = ledger.load().trials
     assert before.train is not None
     source = place / "one" / "artifacts" / before.spec.trial_id / "adapter"
-    content = sha256_folder(source)
+    content = folder_contents(source)
 
     arms = [
         {"method": "dora", "rank": 2, "lr": 2e-3},
@@ -172,7 +172,7 @@ def test_what_a_study_trained_goes_on_in_another(place: Path) -> None:
     assert after.spec.arm_label in (place / "two" / "report.html").read_text("utf-8")
     # Both see the same rows: eight steps before, the one is where the other got to.
     assert after.train.losses[0].loss < fresh.train.losses[0].loss
-    assert sha256_folder(source) == content
+    assert folder_contents(source) == content
 
     # Another place, written out in the resolved study: the same trial, and nothing is done again.
     resolved = yaml.safe_load((place / "two" / "study.resolved.yaml").read_text("utf-8"))

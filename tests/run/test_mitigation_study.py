@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from folder_contents import folder_contents
 from pocket_study import SETTINGS, changed, results, small_study, study_file
 
 from rankscope.config.loader import load_study_file
 from rankscope.data.study_data import replay_notes
 from rankscope.errors import Interrupted, UserError
-from rankscope.hashing import sha256_folder
 from rankscope.records import BASE, StudyRecords, TrialRecords, trial_of, variant_of
 from rankscope.run.study import Study, check_record_settings, write_outputs
 from rankscope.run.trials import make_trials
@@ -82,7 +82,7 @@ def test_the_weights_of_a_stopped_trial_are_those_of_its_best_step(
     assert best < last
     export_trial(finished, trial.spec.trial_id, tmp_path / "best", best)
     export_trial(finished, trial.spec.trial_id, tmp_path / "own")
-    assert sha256_folder(tmp_path / "best") == sha256_folder(tmp_path / "own")
+    assert folder_contents(tmp_path / "best") == folder_contents(tmp_path / "own")
     with pytest.raises(UserError, match=rf"no weights of step {last}; expected one of {best}\b"):
         export_trial(finished, trial.spec.trial_id, tmp_path / "last", last)
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 
 from rankscope.advise.arms import Arm, retention_tasks
+from rankscope.advise.decide import Verdict
 from rankscope.advise.messages import Counted, message
 from rankscope.advise.statistics.power import DataNeeded, data_needed, hidden_by_seeds, items_needed
 from rankscope.advise.statistics.significance import FEWEST_ITEMS
 from rankscope.advise.task_results import FIRM_SEEDS, TaskResults
-from rankscope.advise.verdict import Verdict
 from rankscope.formatting import POINTS, amount, count, difference
 from rankscope.records import AdviceMessage, Estimate, TrialRecords
 

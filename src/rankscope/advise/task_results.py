@@ -41,7 +41,7 @@ class TaskResults:
     objective: ObjectiveConfig
     """Of this task: forgetting in another unit than the gain has weight 0."""
     comparisons: tuple[ArmComparison, ...] = ()
-    candidate_p: Mapping[str, float] = field(default_factory=dict)
+    gain_p_by_label: Mapping[str, float] = field(default_factory=dict)
     """Label of an arm that may be recommended -> p of its gain, after Holm's correction."""
     num_tasks: int = 1
     """Training tasks of the study."""
@@ -95,7 +95,7 @@ class TaskResults:
 
     def is_shown_to_gain(self, arm: ArmSummary) -> bool:
         """Whether an arm that may be recommended beats the base significantly."""
-        p = self.candidate_p.get(arm.label)
+        p = self.gain_p_by_label.get(arm.label)
         return arm.gain is not None and arm.gain.value > 0 and p is not None and p < ALPHA
 
     def is_firm(self, arm: ArmSummary) -> bool:

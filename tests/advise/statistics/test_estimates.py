@@ -12,7 +12,6 @@ from rankscope.advise.statistics.estimates import (
     negated,
     non_inferior,
     paired_estimate,
-    score_estimate,
     weighted_estimate,
 )
 from rankscope.advise.statistics.power import items_needed, minimum_detectable_effect
@@ -267,7 +266,7 @@ def test_equal_answers_leave_open_what_items_not_drawn_would_say() -> None:
     bound = 1 - 0.025 ** (1 / 400)
     assert (found.value, found.low, found.high) == pytest.approx((0, -bound, bound))
     assert found.p == 1.0
-    perfect = score_estimate(same)
+    perfect = weighted_estimate([Comparison(same, None)], tested=False)
     assert (perfect.low, perfect.high) == pytest.approx((1 - bound, 1.0))
     # Three items that all improved are not proof: sign flips say 2 x .5^3.
     assert paired_estimate(np.ones((2, 3)), np.zeros(3)).p == 0.25
@@ -321,4 +320,4 @@ def test_scores_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(UserError, match="same items"):
         paired_estimate(np.ones((2, 5)), np.ones(4))
     with pytest.raises(UserError, match="none empty"):
-        score_estimate(np.ones((0, 5)))
+        paired_estimate(np.ones((0, 5)), np.ones(5))

@@ -12,9 +12,8 @@ from evaluation_worlds import adapter, base, choice_items, encoder, joined_of, l
 from rankscope.analyze.heads.ablation import (
     Ablation,
     ablate,
-    kv_groups,
-    layer_group,
     single_heads,
+    whole_layers,
     zeroed,
 )
 from rankscope.analyze.heads.layout import HeadLayout, HeadModel
@@ -81,9 +80,9 @@ def test_every_ablation_equals_scoring_again_from_scratch(
     layout, split = model.layout, split_of(scorer)
     ablations = [
         *single_heads(layout),
-        *kv_groups(layout),
-        layer_group(layout, [1]),
-        layer_group(layout, [0, 1]),
+        *whole_layers(layout),
+        Ablation(whole_layers(layout)[0].heads + whole_layers(layout)[1].heads),
+        Ablation(((0, 0), (0, 1))),
         Ablation(((0, 3), (1, 0), (1, 2))),
     ]
     intact, expected = from_scratch(model, split), []

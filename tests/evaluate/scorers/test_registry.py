@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rankscope.evaluate.scorers import all_scorers, get_scorer
+from rankscope.evaluate.scorers import get_scorer, scorer_names
 
 PAGE = Path(__file__).parents[3] / "docs" / "tasks.md"
 
@@ -14,7 +14,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "tasks.md"
 def scorer_table() -> str:
     """The table of docs/tasks.md."""
     rows = ["| scorer | what runs | metrics; the first is the primary one |", "|---|---|---|"]
-    for scorer in all_scorers():
+    for scorer in map(get_scorer, scorer_names()):
         metrics = [
             f"`{name}`" + (f" ({meaning})" if meaning else "")
             for name, meaning in scorer.metrics.items()

@@ -59,13 +59,6 @@ def non_inferior(difference: Estimate, margin: float) -> bool:
     return difference.low is not None and difference.low > -margin
 
 
-def score_estimate(
-    scores: ScoreArray, clusters: ClusterLabels | None = None, seed: int = 0
-) -> Estimate:
-    """Mean of ``scores`` (S, N) with a 95 % interval over seeds and items; no test."""
-    return weighted_estimate([Comparison(scores, None, clusters)], seed=seed, tested=False)
-
-
 def paired_estimate(
     tuned: ScoreArray, reference: ScoreArray, clusters: ClusterLabels | None = None, seed: int = 0
 ) -> Estimate:

@@ -29,25 +29,8 @@ def single_heads(layout: HeadLayout, layers: Iterable[int] | None = None) -> lis
     ]
 
 
-def kv_groups(layout: HeadLayout) -> list[Ablation]:
-    """The query heads of every key/value head together."""
-    return [
-        Ablation(tuple((layer.index, kv * layer.group_size + i) for i in range(layer.group_size)))
-        for layer in layout
-        for kv in range(layer.num_kv_heads)
-    ]
-
-
-def layer_group(layout: HeadLayout, layers: Iterable[int]) -> Ablation:
-    """All heads of some layers together."""
-    return Ablation(
-        tuple((index, head) for index in layers for head in range(layout.layers[index].num_heads))
-    )
-
-
 def whole_layers(layout: HeadLayout) -> list[Ablation]:
-    """All heads of each layer together, layer by layer."""
-    return [layer_group(layout, [index]) for index in range(len(layout))]
+    return [Ablation(tuple((i, h) for h in range(x.num_heads))) for i, x in enumerate(layout)]
 
 
 @contextmanager

@@ -47,11 +47,6 @@ def primary_metric_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for names in choices for name in names))
 
 
-def all_scorers() -> tuple[Scorer[Any], ...]:
-    """Every registered scorer, in the order of registration."""
-    return tuple(_SCORERS.values())
-
-
 for _scorer in (
     OptionTextScorer(),
     OptionLetterScorer(),

@@ -49,11 +49,6 @@ def get_lora_method(name: str) -> LoraMethod:
     return method
 
 
-def method_names() -> tuple[str, ...]:
-    """Every registered name, in the order of registration."""
-    return tuple(_METHODS)
-
-
 def all_methods() -> tuple[Method, ...]:
     """Every registered method, in the order of registration."""
     return tuple(_METHODS.values())
