@@ -217,7 +217,7 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
         ),
         "waiting_trials": "{waiting} of {trials} have not run yet.",
         "one_rate": (
-            "{ranks} were trained at one learning rate ({lr:g}), so a difference between ranks "
+            "{all_ranks} were trained at one learning rate ({lr:g}), so a difference between ranks "
             "may be one between learning rates. Give lr a list."
         ),
         "unequal_rates": (
@@ -256,47 +256,47 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
             "forgetting {role}."
         ),
         "detectable": (
-            "With {n} and {seeds} a difference of about {detectable:amount} between {arm} and "
+            "With {n} and {sample} a difference of about {detectable:amount} between {arm} and "
             "{rival} would be seen four times out of five; a smaller one may go unseen."
         ),
     },
     # Next steps.
     "items": {
         "enough_data": (
-            "These items and seeds would already show {effect} four times out of five; collecting "
+            "These items and seeds would already show {claim} four times out of five; collecting "
             "more will not settle this."
         ),
         "items_or_seeds": (
-            "About {items} would show {effect} with the current seeds; {seeds} would with the "
+            "About {items} would show {claim} with the current seeds; {seeds} would with the "
             "current items."
         ),
         "items": (
-            "About {items} would show {effect} with the current seeds; more seeds alone would not."
+            "About {items} would show {claim} with the current seeds; more seeds alone would not."
         ),
         "items_one_model": (
-            "About {items} would show {effect} for this one trained model; one seed does not show "
+            "About {items} would show {claim} for this one trained model; one seed does not show "
             "how much seeds vary."
         ),
-        "items_too_many": "No practical number of test items would show {effect}.",
+        "items_too_many": "No practical number of test items would show {claim}.",
         "items_and_seeds": (
-            "About {items} and {seeds} together would show {effect}; neither alone would."
+            "About {items} and {seeds} together would show {claim}; neither alone would."
         ),
         "never": (
-            "The seeds differ too much: no practical number of items and seeds would show {effect}."
+            "The seeds differ too much: no practical number of items and seeds would show {claim}."
         ),
         "items_guessed": (
             "With fewer than {fewest_items} items no test can decide. About {items} would show "
-            "{effect}, if the models differed on {discordance} of them."
+            "{claim}, if the models differed on {percent} of them."
         ),
         "items_unknown": (
-            "How many test items would show {effect} is unknown: it depends on how much their "
+            "How many test items would show {claim} is unknown: it depends on how much their "
             "changes vary."
         ),
     },
     "seeds": {
         "more_seeds": "Train {missing}.",
         "seeds": (
-            "{seeds} would show {effect} with the current items; more items alone would not, "
+            "{seeds} would show {claim} with the current items; more items alone would not, "
             "because {why}."
         ),
     },
