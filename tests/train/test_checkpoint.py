@@ -10,7 +10,7 @@ from toy_training import full_trial, protocol, toy_rows, trial
 from rankscope.errors import DiskFull, Interrupted
 from rankscope.hashing import sha256_tensors
 from rankscope.records import TrialSpec
-from rankscope.train.checkpoint import META, STATE, GroupCheckpoint, GroupState
+from rankscope.train.checkpoint import COUNTERS, STATE, GroupCheckpoint, GroupState
 from rankscope.train.loop import GroupResult, train_group
 
 LORA = [
@@ -109,7 +109,7 @@ def test_a_crash_between_writing_and_removing_leaves_the_newer(tmp_path: Path) -
     assert found.step == 9
 
 
-@pytest.mark.parametrize("name", [STATE, META])
+@pytest.mark.parametrize("name", [STATE, COUNTERS])
 def test_a_state_that_cannot_be_read_falls_back_to_the_one_before(
     tmp_path: Path, name: str
 ) -> None:
