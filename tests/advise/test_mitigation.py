@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from synthetic_study import Truth, synthetic_study
 
-from rankscope.advise.matched_score import passage_at
 from rankscope.advise.mitigation import (
     compare_mitigations,
+    crossing_at,
 )
 from rankscope.records import (
     BASE,
@@ -32,16 +32,16 @@ STUDIES = 12
 )
 def test_forgetting_between_two_strengths_is_interpolated(gain: float, forgotten: float) -> None:
     """From (.2, .02) to (.4, .1): at .3 it is .06; beyond either end what it is there."""
-    found = passage_at([(0.0, 0.0), (0.2, 0.02), (0.4, 0.1)], gain).forgetting
+    found = crossing_at([(0.0, 0.0), (0.2, 0.02), (0.4, 0.1)], gain).forgetting
     assert found == pytest.approx(forgotten)
 
 
 def test_of_several_passages_the_least_forgetting_counts() -> None:
     """The gain rises to .4 and falls to .2 again, where much more is forgotten."""
     curve = [(0.0, 0.0), (0.4, 0.1), (0.2, 0.5)]
-    assert passage_at(curve, 0.3).forgetting == pytest.approx(0.075)
-    assert passage_at(curve, 0.4).forgetting == pytest.approx(0.1)
-    assert passage_at([(0.2, 0.3), (0.2, 0.1)], 0.2).forgetting == pytest.approx(0.1)
+    assert crossing_at(curve, 0.3).forgetting == pytest.approx(0.075)
+    assert crossing_at(curve, 0.4).forgetting == pytest.approx(0.1)
+    assert crossing_at([(0.2, 0.3), (0.2, 0.1)], 0.2).forgetting == pytest.approx(0.1)
 
 
 def exact(right: float) -> ItemScores:

@@ -10,12 +10,12 @@ from advice import advice_on, advise
 from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.arms import Arm, summarize_arms
+from rankscope.advise.decide import Verdict
 from rankscope.advise.next_steps import next_steps
 from rankscope.advise.recommend import recommend
 from rankscope.advise.select import choose
 from rankscope.advise.statistics.power import data_needed
 from rankscope.advise.task_results import TaskResults
-from rankscope.advise.verdict import Verdict
 from rankscope.formatting import POINTS, difference
 from rankscope.records import (
     BASE,

@@ -112,7 +112,7 @@ class Listener:
     def __init__(self): self.limit, self.notes = None, []
     def stage(self, name, total):
         # One kind of stage is short of memory: the limit holds while such a stage runs.
-        if f" {sys.argv[3]}" in name:
+        if name.startswith("group") and f" {sys.argv[3]}" in name:
             self.limit = self.limit or psutil.Process().memory_info().vms + int(sys.argv[4])
             resource.setrlimit(resource.RLIMIT_AS, (self.limit, resource.RLIM_INFINITY))
     def advance(self, done, detail=""): pass
@@ -233,7 +233,7 @@ class StopsBeforeScoring(NullReporter):
     """Presses Ctrl-C twice when a group is trained."""
 
     def stage(self, name: str, total: int) -> None:
-        if name.endswith(" evaluate"):
+        if name.startswith("group") and name.endswith(" evaluate"):
             raise KeyboardInterrupt
 
 

@@ -50,7 +50,7 @@ def reference(spec: TrialSpec, settings: dict[str, Any], **more: Any) -> PeftMod
 
 def test_an_early_stop_of_what_is_more_than_its_parameters_is_refused() -> None:
     spec = peft_trial(**ADALORA).model_copy(update={"early_stop": 1})
-    with pytest.raises(UserError, match="early_stop brings back parameters"):
+    with pytest.raises(UserError, match="early_stop restores parameters"):
         train_group(base_of(tiny_llama()), [spec], ROWS, PROTOCOL)
 
 

@@ -83,8 +83,8 @@ def retention_by_unit(
 ) -> tuple[tuple[TaskRecord, ...], tuple[TaskRecord, ...]]:
     """Retention tasks of an arm trained on ``trained``: those scored by accuracy, those by log
     probability."""
-    own = trained_parts(study, trained)
-    tasks = [t for t in study.tasks if "retention" in t.roles and t.name not in own]
+    trained_names = trained_parts(study, trained)
+    tasks = [t for t in study.tasks if "retention" in t.roles and t.name not in trained_names]
     accuracy = tuple(t for t in tasks if t.score_unit == "accuracy")
     return accuracy, tuple(t for t in tasks if t.score_unit != "accuracy")
 
@@ -100,9 +100,11 @@ def retention_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]
 
 def transfer_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]:
     """Tasks that measure the transfer of an arm trained on ``trained``."""
-    own = trained_parts(study, trained)
+    trained_names = trained_parts(study, trained)
     return tuple(
-        t for t in study.tasks if t.name not in own and (t.trained_on or "cross_domain" in t.roles)
+        t
+        for t in study.tasks
+        if t.name not in trained_names and (t.trained_on or "cross_domain" in t.roles)
     )
 
 
@@ -203,7 +205,7 @@ def _fall(study: StudyRecords, done: list[TrialRecords], tasks: Sequence[str]) -
     The tasks share the seeds, so each trained model must be the same row in every task.
     """
     known = [n for n in tasks if paired_scores(study, done, n, "test") is not None]
-    complete = trials_with_all_scores(study, done, known, "test")
+    complete = trials_with_all_scores(study, done, known)
     pairs = [p for n in known if (p := paired_scores(study, complete, n, "test")) is not None]
     return negated(weighted_estimate(pairs)) if pairs and len(pairs) == len(known) else None
 

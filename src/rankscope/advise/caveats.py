@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from rankscope.advise.arms import Arm, retention_tasks
 from rankscope.advise.comparisons import arm_difference
-from rankscope.advise.messages import Counted, Measured, arm_name, message
+from rankscope.advise.messages import Counted, Field, Measured, arm_name, message
 from rankscope.advise.statistics.estimates import clustered_standard_error
 from rankscope.advise.statistics.power import detectable
-from rankscope.advise.task_results import FIRM_SEEDS, TaskResults
+from rankscope.advise.task_results import TaskResults
 from rankscope.formatting import POINTS, amount
-from rankscope.records import AdviceMessage
+from rankscope.records import FEWEST_SEEDS, AdviceMessage
 
 MOST_NAMED = 4
 """Arms or trials that one sentence names."""
@@ -34,20 +34,20 @@ def _trials(results: TaskResults) -> Iterator[AdviceMessage]:
     trials = Counted(len(results.trials), "trial")
     if results.failed:
         names = [f"{t.spec.arm_label} seed={t.spec.seed}: {t.status}" for t in results.failed]
-        named, values = _first_names(names)
-        yield message("failed_trials", values, failed=len(names), trials=trials, named=named)
+        yield message("failed_trials", failed=len(names), trials=trials, **_first_names(names))
     for arm in results.choice.passed_over[:1]:
         yield message("passed_over", arm=arm_name(arm.summary))
     if results.waiting:
         yield message("waiting_trials", waiting=results.waiting, trials=trials)
 
 
-def _first_names(names: Sequence[str]) -> tuple[str, dict[str, float]]:
+def _first_names(names: Sequence[str]) -> dict[str, Field]:
     """The first few names, and the number of others."""
-    unnamed = len(names) - MOST_NAMED
-    text = "; ".join(names[:MOST_NAMED])
+    unnamed, text = len(names) - MOST_NAMED, "; ".join(names[:MOST_NAMED])
     return (
-        (f"{text} and {unnamed} more", {"unnamed": float(unnamed)}) if unnamed > 0 else (text, {})
+        {"named": f"{text} and {unnamed} more", "unnamed": unnamed}
+        if unnamed > 0
+        else {"named": text}
     )
 
 
@@ -65,18 +65,17 @@ def _learning_rates(results: TaskResults) -> Iterator[AdviceMessage]:
 def _confounded(by_rank: Mapping[int, set[float]]) -> AdviceMessage | None:
     shared = set.intersection(*by_rank.values())
     tried = sorted(set.union(*by_rank.values()))
-    values = {"ranks": float(len(by_rank))}
     if tried != sorted(shared):
         named = "; ".join(
             f"r={rank} at {', '.join(f'{lr:g}' for lr in sorted(by_rank[rank]))}"
             for rank in sorted(by_rank)
         )
-        values |= {f"lr.{place}": lr for place, lr in enumerate(tried)}
-        return message("unequal_rates", values, named=named)
+        rates = {f"lr.{place}": lr for place, lr in enumerate(tried)}
+        return message("unequal_rates", named=named, ranks=len(by_rank), **rates)
     if len(tried) > 1:
         return None
-    ranks = "Both ranks" if len(by_rank) == 2 else f"All {len(by_rank)} ranks"
-    return message("one_rate", values, ranks=ranks, lr=tried[0])
+    all_ranks = "Both ranks" if len(by_rank) == 2 else f"All {len(by_rank)} ranks"
+    return message("one_rate", all_ranks=all_ranks, ranks=len(by_rank), lr=tried[0])
 
 
 def _contamination(results: TaskResults) -> Iterator[AdviceMessage]:
@@ -85,10 +84,10 @@ def _contamination(results: TaskResults) -> Iterator[AdviceMessage]:
     if record is not None and kinds:
         yield message(
             "contamination",
-            {f"contamination_{kind}": float(rows) for kind, rows in kinds.items()},
             rows=Counted(record.rows.get("test", 0), "test row"),
             task=results.task,
             named=", ".join(f"{rows} {kind}" for kind, rows in kinds.items()),
+            **{f"contamination_{kind}": rows for kind, rows in kinds.items()},
         )
 
 
@@ -119,21 +118,16 @@ def _over_limit(results: TaskResults) -> Iterator[AdviceMessage]:
     if limit is None or not excluded:
         return
     unit = results.retention_unit
-    lost = {a.summary.label: a.summary.validation_forgetting or 0.0 for a in excluded[:MOST_NAMED]}
-    named, unnamed = _first_names(
-        [
-            f"{arm_name(a.summary)}, {amount(a.summary.validation_forgetting or 0.0, unit)}"
-            for a in excluded
-        ]
-    )
+    lost = [(a.summary, a.summary.validation_forgetting or 0.0) for a in excluded]
+    named = [f"{arm_name(arm)}, {amount(forgetting, unit)}" for arm, forgetting in lost]
     yield message(
         "over_limit",
-        {**unnamed, **{f"validation_forgetting.{label}": value for label, value in lost.items()}},
         excluded=Counted(len(excluded), "arm"),
         arms=len(results.arms),
         max_forgetting=Measured(limit, unit),
         were="was" if len(excluded) == 1 else "were",
-        named=named,
+        **_first_names(named),
+        **{f"validation_forgetting.{arm.label}": value for arm, value in lost[:MOST_NAMED]},
     )
 
 
@@ -161,9 +155,11 @@ def _units(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
 
 def _few_seeds(subject: Arm) -> Iterator[AdviceMessage]:
     seeds = subject.summary.seeds
-    if seeds < FIRM_SEEDS:
+    if seeds < FEWEST_SEEDS:
         name = arm_name(subject.summary)
-        yield message("few_seeds", arm=name, seeds=Counted(seeds, "seed"), firm_seeds=FIRM_SEEDS)
+        yield message(
+            "few_seeds", arm=name, seeds=Counted(seeds, "seed"), fewest_seeds=FEWEST_SEEDS
+        )
 
 
 def _edges(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
@@ -175,7 +171,7 @@ def _edges(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
             side, better = edges[lr]
             yield message(
                 "rate_at_edge",
-                {"lr": lr},
+                lr=lr,
                 arm=arm_name(subject.summary),
                 side=side,
                 better=better,
@@ -194,9 +190,9 @@ def _detectable(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
         return
     yield message(
         "detectable",
-        {"seeds": float(gap.seeds)},
+        seeds=gap.seeds,
         n=Counted(gap.n, "test item"),
-        seeds=f"{gap.seeds} seeds" if gap.seeds > 1 else "these trained models",
+        sample=f"{gap.seeds} seeds" if gap.seeds > 1 else "these trained models",
         detectable=results.score(effect),
         arm=arm_name(subject.summary),
         rival="the base" if rival is None else arm_name(rival.summary),

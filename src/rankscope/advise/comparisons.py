@@ -47,10 +47,8 @@ def net_difference(
     if weights[1] and retention:
         names += retention
         shares += [weights[1] / len(retention)] * len(retention)
-    complete = trials_with_all_scores(study, first.finished, names, "test")
-    other = (
-        None if second is None else trials_with_all_scores(study, second.finished, names, "test")
-    )
+    complete = trials_with_all_scores(study, first.finished, names)
+    other = None if second is None else trials_with_all_scores(study, second.finished, names)
     pairs = []
     for name in names:
         if other is None:

@@ -1,30 +1,53 @@
 """Decide one training task: a LoRA arm, full fine-tuning, no fine-tuning, or not decided.
 
-An *arm* is one configuration (method, rank, learning rate, ...) trained with several seeds. Two
-arms were picked on the validation split (``select.py``): *best* has the highest utility, which is
-gain minus forgetting minus cost by the study's weights, and *chosen* is the smallest LoRA rank
-whose utility is within the margin of the best. Here the test split says whether they hold:
+An *arm* is one configuration (method, rank, learning rate, ...) trained with several seeds.
+``select.py`` names two arms by their *utility* on the validation split: gain minus forgetting minus
+cost, by the study's weights.
 
-1. Are there enough data to decide anything?
-2. Does the chosen arm, or else the best one, beat the base significantly?
-3. Is its gain worth what it forgets?
-4. If it is full fine-tuning: is LoRA clearly worse?
-5. Does the arm's forgetting on the test split confirm the choice (``confirm_on_test.py``)?
+- *best* has the highest utility.
+- *chosen* is the smallest LoRA rank whose utility is within the margin of the best, and above 0 if
+  the best's is. Without such a rank, chosen is the best arm, which may be full fine-tuning.
 
-A ``firm`` answer is clear by its intervals and rests on three complete seeds or more; any other is
-``tentative``. The exact rule is in docs/science.md, "From scores to a decision".
+Arms over the limit on forgetting are excluded before, on the validation split too. Everything else
+is decided on the test split:
+
+1. Are there enough test items to decide anything?
+2. Does the chosen arm beat the base significantly, or else the best arm? It is the *winner*.
+3. If forgetting has a weight: is the winner's utility, of the validation split, above 0?
+4. If the winner is full fine-tuning, is the best LoRA arm clearly worse?
+5. Is the recommended arm's gain worth its forgetting, and is the limit kept?
+
+An answer is ``firm`` if its intervals are clear and it rests on three complete seeds or more,
+otherwise ``tentative``; ``not_decided`` has the confidence ``none``. The exact rule is in
+docs/science.md, "From scores to a decision".
 """
 
+from dataclasses import dataclass, replace
+from typing import Literal
+
 from rankscope.advise.arms import Arm
+from rankscope.advise.catalogue import HEADLINES
 from rankscope.advise.comparisons import arm_difference, net_difference
-from rankscope.advise.confirm_on_test import confirm_on_test
-from rankscope.advise.headlines import clause
-from rankscope.advise.messages import Counted, Field, arm_name
+from rankscope.advise.messages import Counted, Field, Measured, arm_name, clause
 from rankscope.advise.select import Candidate
 from rankscope.advise.statistics.significance import ALPHA, FEWEST_ITEMS, holm
 from rankscope.advise.task_results import TaskResults
-from rankscope.advise.verdict import Verdict, conclude, describe_changes, firm_if
-from rankscope.records import Confidence
+from rankscope.records import ArmSummary, Confidence, Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A decision before its reasons are written."""
+
+    decision: Decision
+    confidence: Confidence
+    headline: str
+    subject: Arm | None
+    """The arm that the reasons describe: the recommended one, or the closest to it."""
+
+    @property
+    def recommends_subject(self) -> bool:
+        return self.decision in ("use", "use_full")
 
 
 def decide(results: TaskResults) -> Verdict:
@@ -35,29 +58,79 @@ def decide(results: TaskResults) -> Verdict:
     gain = chosen.arm.summary.gain
     if gain is None or gain.low is None or gain.p is None or gain.n < FEWEST_ITEMS:
         return _too_little_data(results, chosen.arm)
-    # The chosen arm goes first; the best one gets a second try. Holm's correction covers both.
+    # The best arm gets a second try; Holm's correction covers both.
     winner = next((c for c in (chosen, best) if results.is_shown_to_gain(c.arm.summary)), None)
     if winner is None:
         return _no_gain_shown(results, chosen, best)
+    # Without a weight on forgetting, the gain shown on the test split is reason enough.
     if winner.utility <= 0 and results.objective.retention > 0:
         return _not_worth_it(results, winner.arm)
     if winner.arm.summary.is_full:
         verdict = _full_or_lora(results, winner)
     else:
-        confidence = firm_if(results.is_firm(winner.arm.summary))
-        verdict = conclude(results, "use", confidence, "use", winner.arm)
-    return confirm_on_test(results, verdict)
+        confidence = _firm_if(results.is_firm(winner.arm.summary))
+        verdict = _conclude(results, "use", confidence, winner.arm, headline="use")
+    return _confirm_on_test(results, verdict)
+
+
+def _conclude(
+    results: TaskResults,
+    decision: Decision,
+    confidence: Confidence,
+    subject: Arm | None,
+    *,
+    headline: str,
+    **fields: Field,
+) -> Verdict:
+    """A verdict with a headline of the catalogue; task, formula and arm are filled in here."""
+    fields |= {"task": results.task, "formula": results.objective.formula}
+    if subject is not None:
+        arm = subject.summary
+        fields |= {"arm": arm_name(arm), "changes": _changes(results, arm)}
+        fields["result"] = _result(results, arm)
+    return Verdict(decision, confidence, HEADLINES[headline].format_map(fields), subject)
+
+
+def _not_decided(
+    results: TaskResults, subject: Arm | None, *, headline: str, **fields: Field
+) -> Verdict:
+    return _conclude(results, "not_decided", "none", subject, headline=headline, **fields)
+
+
+def _firm_if(condition: bool) -> Confidence:
+    return "firm" if condition else "tentative"
+
+
+def _changes(results: TaskResults, arm: ArmSummary) -> str:
+    parts = []
+    if arm.gain is not None:
+        parts.append(clause("gain", gain=results.score(arm.gain)))
+    if arm.forgetting is not None:
+        parts.append(clause("retention", forgetting=results.retained(arm.forgetting)))
+    return " and ".join(parts) or "not scored on the test split"
+
+
+def _result(results: TaskResults, arm: ArmSummary) -> str:
+    if arm.score is None or arm.gain is None:
+        return "its test score is missing"
+    text = clause("score", score=results.score(arm.score), gain=results.score(arm.gain))
+    if arm.forgetting is None:
+        return text + clause("retention_unknown")
+    return f"{text}, and {clause('retention', forgetting=results.retained(arm.forgetting))}"
 
 
 def _nothing_to_choose_from(results: TaskResults) -> Verdict:
-    """No arm has a validation score, or every arm exceeds the limit on forgetting."""
+    """No arm has a validation score, or every arm that has one exceeds the limit on forgetting."""
     if results.choice.excluded:
         return _all_over_limit(results)
     done = sum(t.status == "done" for t in results.trials)
-    name = "none_scored" if done else "none_finished" if results.trials else "no_arms"
-    counts = {"failed": len(results.failed), "waiting": results.waiting}
-    return conclude(
-        results, "not_decided", "none", name, None, done=Counted(done, "trial"), **counts
+    return _not_decided(
+        results,
+        None,
+        headline="none_scored" if done else "none_finished" if results.trials else "no_arms",
+        done=Counted(done, "trial"),
+        failed=len(results.failed),
+        waiting=results.waiting,
     )
 
 
@@ -70,33 +143,35 @@ def _all_over_limit(results: TaskResults) -> Verdict:
         and (arm.summary.forgetting.low or 0.0) > limit
         for arm in results.arms
     )
-    fields = {
-        "limit": results.retained(limit),
-        "forgetting": results.retained(least.summary.validation_forgetting or 0.0),
-    }
-    return conclude(
-        results, "do_not_fine_tune", firm_if(is_clear), "all_over_limit", least, **fields
+    return _conclude(
+        results,
+        "do_not_fine_tune",
+        _firm_if(is_clear),
+        least,
+        headline="all_over_limit",
+        limit=results.retained(limit),
+        forgetting=results.retained(least.summary.validation_forgetting or 0.0),
     )
 
 
 def _too_little_data(results: TaskResults, arm: Arm) -> Verdict:
     gain = arm.summary.gain
     if gain is None:
-        return conclude(results, "not_decided", "none", "no_shared_items", arm)
-    name = "few_items" if gain.n < FEWEST_ITEMS else "equal_changes"
-    items, gained = Counted(gain.n, "test item"), results.score(gain)
-    return conclude(results, "not_decided", "none", name, arm, items=items, gain=gained)
+        return _not_decided(results, arm, headline="no_shared_items")
+    headline = "few_items" if gain.n < FEWEST_ITEMS else "equal_changes"
+    items = Counted(gain.n, "test item")
+    return _not_decided(results, arm, headline=headline, items=items, gain=results.score(gain))
 
 
 def _no_gain_shown(results: TaskResults, chosen: Candidate, best: Candidate) -> Verdict:
-    """Not decided while some arm's gain may matter; otherwise do not fine-tune."""
+    """Not decided if some arm's measured gain reaches the margin; otherwise do not fine-tune."""
     names = {"arm": arm_name(chosen.arm.summary), "best": arm_name(best.arm.summary)}
     tested = clause("one_tested" if chosen is best else "two_tested", **names)
     scored = [arm.summary for arm in results.arms if arm.summary.gain is not None]
     gains = [arm.gain for arm in scored if arm.gain is not None]
     margin = results.objective.margin
     if max(gain.value for gain in gains) >= margin:
-        return conclude(results, "not_decided", "none", "gain_unclear", chosen.arm, tested=tested)
+        return _not_decided(results, chosen.arm, headline="gain_unclear", tested=tested)
     upper_ends = [gain.high for gain in gains if gain.high is not None]
     highest = max(upper_ends) if len(upper_ends) == len(gains) else None
     all_scored = len(scored) == len(results.arms)
@@ -108,78 +183,89 @@ def _no_gain_shown(results: TaskResults, chosen: Candidate, best: Candidate) -> 
         possible = clause("gain_ruled_out", margin=results.score(margin), arms=which)
     else:
         possible = clause("gain_possible", highest=results.score(highest))
-    confidence = firm_if(is_ruled_out and all_scored and all(map(results.is_firm, scored)))
-    fields = {"tested": tested, "possible": possible}
-    return conclude(results, "do_not_fine_tune", confidence, "no_gain", chosen.arm, **fields)
+    confidence = _firm_if(is_ruled_out and all_scored and all(map(results.is_firm, scored)))
+    return _conclude(
+        results,
+        "do_not_fine_tune",
+        confidence,
+        chosen.arm,
+        headline="no_gain",
+        tested=tested,
+        possible=possible,
+    )
 
 
 def _not_worth_it(results: TaskResults, arm: Arm) -> Verdict:
-    """The winner gains, but forgets more than that by the study's weights."""
+    """The winner gains, but forgetting and cost outweigh its gain on the validation split."""
     net = results.net_gain(arm)
     is_clear = net is not None and net.high is not None and net.high < 0
-    confidence = firm_if(is_clear and results.is_firm(arm.summary))
-    return conclude(results, "do_not_fine_tune", confidence, "not_worth_it", arm)
+    confidence = _firm_if(is_clear and results.is_firm(arm.summary))
+    return _conclude(results, "do_not_fine_tune", confidence, arm, headline="not_worth_it")
 
 
 def _full_or_lora(results: TaskResults, full: Candidate) -> Verdict:
-    """Full fine-tuning led on the validation split: recommend it only if LoRA is clearly worse."""
+    """Full fine-tuning led on the validation split: recommend it only if LoRA is clearly worse.
+
+    LoRA needs a utility above 0 whatever the weights, because it did not lead.
+    """
     lora, small = results.choice.best_lora, results.choice.small_lora
-    confidence = firm_if(not results.choice.passed_over and results.is_firm(full.arm.summary))
-    if lora is None:
-        return _use_full(results, full.arm, confidence, "lora_missing")
-    if _is_clearly_worse(results, lora.arm, full.arm):
-        return _use_full(results, full.arm, confidence, "lora_worse", lora.arm)
-    if _falls_short(results, lora.arm, full.arm):
-        return _use_full(results, full.arm, "tentative", "lora_scores_lower", lora.arm)
-    if small is None or _falls_short(results, small.arm, full.arm):
+    if lora is None or (shortfall := _shortfall(results, lora, full)) == "net":
+        is_firm = not results.choice.passed_over and results.is_firm(full.arm.summary)
+        reason = "lora_missing" if lora is None else "lora_worse"
+        return _use_full(results, full, _firm_if(is_firm), reason, lora)
+    if shortfall == "score":
+        return _use_full(results, full, "tentative", "lora_scores_lower", lora)
+    if small is None or (small is not lora and _shortfall(results, small, full)):
         small = lora
     winner = _lora_shown_to_gain(results, small, lora)
     if winner is None:
-        return _use_full(results, full.arm, "tentative", "lora_unproven", lora.arm)
+        return _use_full(results, full, "tentative", "lora_unproven", lora)
     if lora.utility <= 0:
-        return _use_full(results, full.arm, "tentative", "lora_not_worth_it", lora.arm)
-    # The test split does not tell the two apart, so the cheaper one is recommended.
-    return conclude(results, "use", "tentative", "use_despite_full", winner.arm)
+        return _use_full(results, full, "tentative", "lora_not_worth_it", lora)
+    # The test split shows no clear difference, so the arm with fewer parameters is recommended.
+    return _conclude(results, "use", "tentative", winner.arm, headline="use_despite_full")
 
 
 def _use_full(
-    results: TaskResults, full: Arm, confidence: Confidence, why: str, lora: Arm | None = None
+    results: TaskResults,
+    full: Candidate,
+    confidence: Confidence,
+    reason: str,
+    lora: Candidate | None,
 ) -> Verdict:
     fields: dict[str, Field] = {"formula": results.objective.formula}
     if lora is not None:
-        fields |= {
-            "lora": arm_name(lora.summary),
-            "changes": describe_changes(results, lora.summary),
-        }
-    reason = clause(why, **fields)
-    return conclude(results, "use_full", confidence, "use_full", full, why=reason)
+        arm = lora.arm.summary
+        fields |= {"lora": arm_name(arm), "changes": _changes(results, arm)}
+    why = clause(reason, **fields)
+    return _conclude(results, "use_full", confidence, full.arm, headline="use_full", why=why)
 
 
-def _is_clearly_worse(results: TaskResults, lora: Arm, full: Arm) -> bool:
-    """LoRA's net gain is lower by the margin, and its whole interval is below zero."""
-    net = net_difference(results.study, lora, full, results.objective.weights)
-    if net is None or net.high is None:
-        return False
-    return net.value < -results.objective.margin and net.high < 0
+def _shortfall(
+    results: TaskResults, lora: Candidate, full: Candidate
+) -> Literal["net", "score"] | None:
+    """What shows on the test split that LoRA is worse; None unless its net gain is lower by more
+    than the margin.
 
-
-def _falls_short(results: TaskResults, lora: Arm, full: Arm) -> bool:
-    """Clearly worse, or the net gain is lower by the margin and the score alone is clearly lower.
-
-    Forgetting may be too noisy for a clear net gain. Full fine-tuning is then recommended, but not
-    firmly.
+    ``net``: the whole interval of the net difference is below 0. ``score``: only that of the score
+    difference is, because forgetting may be too noisy for a clear net gain.
     """
-    net = net_difference(results.study, lora, full, results.objective.weights)
-    gap = arm_difference(results.study, lora, full, results.task)
+    net = net_difference(results.study, lora.arm, full.arm, results.objective.weights)
     if net is None or net.value >= -results.objective.margin:
-        return False
-    return any(e is not None and e.high is not None and e.high < 0 for e in (net, gap))
+        return None
+    if net.high is not None and net.high < 0:
+        return "net"
+    gap = arm_difference(results.study, lora.arm, full.arm, results.task)
+    return "score" if gap is not None and gap.high is not None and gap.high < 0 else None
 
 
 def _lora_shown_to_gain(
     results: TaskResults, small: Candidate, lora: Candidate
 ) -> Candidate | None:
-    """The first of two LoRA arms that beats the base, Holm over both on every training task."""
+    """The first of the two LoRA arms that beats the base.
+
+    Holm's correction covers the two, and Bonferroni's the training tasks.
+    """
     pair = [small] if small is lora else [small, lora]
     gains = [c.arm.summary.gain for c in pair]
     adjusted = holm([1.0 if g is None or g.p is None else g.p for g in gains])
@@ -187,3 +273,33 @@ def _lora_shown_to_gain(
         if gain is not None and gain.value > 0 and p * results.num_tasks < ALPHA:
             return candidate
     return None
+
+
+def _confirm_on_test(results: TaskResults, verdict: Verdict) -> Verdict:
+    """Keep the recommendation, make it tentative, or withdraw it, by forgetting on the test split.
+
+    The validation split, which chose the arm, may have seen too little forgetting by chance. Only
+    the recommended arm is examined: replacing it by another one that the test split favors would
+    overrate that arm.
+    """
+    subject = verdict.subject
+    if subject is None:
+        return verdict
+    arm, net = subject.summary, results.net_gain(subject)
+    limit, forgetting = results.objective.max_forgetting, arm.forgetting
+    if limit is not None and forgetting is not None and forgetting.value > limit:
+        fields = {"forgetting": results.retained(forgetting), "limit": results.retained(limit)}
+        return _not_decided(results, subject, headline="over_limit_on_test", **fields)
+    if net is not None and net.value <= 0:
+        if net.high is not None and net.high < 0:
+            headline = "not_worth_it_on_test"
+            return _conclude(results, "do_not_fine_tune", "tentative", subject, headline=headline)
+        net_text = Measured(net, results.net_unit)
+        return _not_decided(results, subject, headline="worth_unclear", net=net_text)
+    high = None if forgetting is None else forgetting.high
+    keeps_limit = limit is None or (high is not None and high <= limit)
+    is_worth_it = net is None or (net.low or 0.0) > 0
+    is_counted = not (results.lacks_retention_scores(arm) or results.has_uncounted_forgetting(arm))
+    if keeps_limit and is_worth_it and is_counted:
+        return verdict
+    return replace(verdict, confidence="tentative")

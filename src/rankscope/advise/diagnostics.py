@@ -6,7 +6,7 @@ from math import log2
 from scipy import stats
 
 from rankscope.advise.arms import Arm, retention_tasks
-from rankscope.advise.messages import Counted, Measured, arm_name, message
+from rankscope.advise.messages import Counted, Field, Measured, arm_name, message
 from rankscope.advise.select import Candidate
 from rankscope.advise.statistics.significance import ALPHA
 from rankscope.advise.task_results import TaskResults
@@ -72,11 +72,12 @@ def _negative_transfer(results: TaskResults, subject: Arm) -> Iterator[AdviceMes
         if relative < -NEGATIVE_TRANSFER and _is_significant(change):
             yield message(
                 "negative_transfer",
-                {f"transfer.{name}": change.value, "relative": relative},
+                relative=relative,
                 other=name,
                 change=Measured(change.value, POINTS),
                 percent=f"{-100 * relative:.0f} %",
                 base=Measured(base, POINTS),
+                **{f"transfer.{name}": change.value},
             )
 
 
@@ -95,7 +96,8 @@ def _over_forgetting(results: TaskResults, subject: Arm) -> Iterator[AdviceMessa
     if half_of_gain or relative > NEGATIVE_TRANSFER:
         yield message(
             "over_forgetting",
-            {"forgetting_low": forgetting.low, "relative": relative},
+            forgetting_low=forgetting.low,
+            relative=relative,
             arm=arm_name(arm),
             task=results.task,
             forgetting=results.retained(forgetting.value),
@@ -114,15 +116,13 @@ def _capacity(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
     ratio = parameters / tokens
     shown = Counted(parameters, "parameter")
     if ratio < 1:
-        yield message("small_adapter", {"ratio": ratio}, parameters=shown, tokens=tokens)
+        yield message("small_adapter", ratio=ratio, parameters=shown, tokens=tokens)
     elif ratio > MORE_CAPACITY:
         smaller = 2 ** max(0, int(log2((rank or 1) / (ratio / MORE_CAPACITY))))
-        hint, values = "", {}
+        fields: dict[str, Field] = {"hint": ""}
         if rank and smaller < rank:
-            hint, values = f" (r={smaller} by the capacity rule)", {"smaller_rank": float(smaller)}
-        yield message(
-            "large_adapter", values, parameters=shown, tokens=tokens, ratio=ratio, hint=hint
-        )
+            fields = {"hint": f" (r={smaller} by the capacity rule)", "smaller_rank": smaller}
+        yield message("large_adapter", parameters=shown, tokens=tokens, ratio=ratio, **fields)
 
 
 def _label_tokens(results: TaskResults, train: TrainRecord, subject: Arm) -> float | None:
@@ -151,24 +151,17 @@ def _order_of_ranks(results: TaskResults) -> Iterator[AdviceMessage]:
         return
     scores = [by_rank[r].arm.summary.validation_score or 0.0 for r in ranks]
     spread = max(scores) - min(scores)
-    values = {f"score.r{r}": s for r, s in zip(ranks, scores, strict=True)}
-    ends = {"low_rank": ranks[0], "high_rank": ranks[-1]}
+    fields: dict[str, Field] = {f"score.r{r}": s for r, s in zip(ranks, scores, strict=True)}
+    fields |= {"low_rank": ranks[0], "high_rank": ranks[-1], "spread": results.score(spread)}
     if spread <= results.objective.margin:
-        yield message("flat_ranks", values, spread=results.score(spread), **ends)
+        yield message("flat_ranks", **fields)
         return
     correlation = float(stats.spearmanr(ranks, scores).statistic)
     if len(ranks) >= 4 and abs(correlation) < ORDERED:
-        yield message(
-            "ranks_without_order",
-            values,
-            spread=results.score(spread),
-            spearman=correlation,
-            **ends,
-        )
+        yield message("ranks_without_order", spearman=correlation, **fields)
     elif correlation <= -ORDERED:
-        values |= {"spread": spread, "spearman": correlation}
         change = results.score(scores[-1] - scores[0])
-        yield message("falling_ranks", values, change=change, **ends)
+        yield message("falling_ranks", spearman=correlation, change=change, **fields)
 
 
 def _underfitting(results: TaskResults) -> Iterator[AdviceMessage]:
@@ -193,16 +186,16 @@ def _underfitting(results: TaskResults) -> Iterator[AdviceMessage]:
     large, small = ends(widest)
     same_series = [c for c in pairs if series(c) == series(widest)]
     last = max(same_series, key=lambda c: (ends(c)[0].rank or 0, ends(c)[1].rank or 0))
-    ranks = {"rank": large.rank or 0, "small_rank": small.rank or 0}
-    values = {"still_rising": float(is_rise(last))}
-    underfit = results.score(widest.difference)
+    fields: dict[str, Field] = {
+        "rank": large.rank or 0,
+        "small_rank": small.rank or 0,
+        "underfit": results.score(widest.difference),
+        "still_rising": is_rise(last),
+    }
     if is_rise(last):
-        next_rank = 2 * (large.rank or 1)
-        yield message(
-            "underfitting_rising", values, underfit=underfit, next_rank=next_rank, **ranks
-        )
+        yield message("underfitting_rising", next_rank=2 * (large.rank or 1), **fields)
     else:
-        yield message("underfitting", values, underfit=underfit, **ranks)
+        yield message("underfitting", **fields)
 
 
 def _is_significant(change: Estimate) -> bool:

@@ -12,7 +12,7 @@ Formats of a ``Measured`` value in a template:
 
 from dataclasses import dataclass
 
-from rankscope.advise.catalogue import CATALOGUE
+from rankscope.advise.catalogue import CATALOGUE, CLAUSES
 from rankscope.advise.statistics.estimates import negated
 from rankscope.formatting import Unit, amount, count, difference, evidence, score_text
 from rankscope.models.methods import get_method
@@ -60,19 +60,23 @@ class Counted:
 Field = str | float | Measured | Counted
 
 
-def message(name: str, values: dict[str, float] | None = None, /, **fields: Field) -> AdviceMessage:
-    """The catalogue's message ``name``. Its values are the numbers of the fields and ``values``."""
-    template = CATALOGUE[name]
-    numbers: dict[str, float] = {}
+def message(name: str, /, **fields: Field) -> AdviceMessage:
+    """The catalogue's message ``name``. The numbers of all fields are its values, whether the text
+    uses them or not."""
+    kind, template = CATALOGUE[name]
+    values: dict[str, float] = {}
     for field, content in fields.items():
         if isinstance(content, Measured) and isinstance(content.number, Estimate):
-            numbers |= estimate_values(field, content.number)
+            values |= estimate_values(field, content.number)
         elif isinstance(content, Measured | Counted):
-            numbers[field] = float(content.value)
+            values[field] = float(content.value)
         elif not isinstance(content, str):
-            numbers[field] = float(content)
-    text = template.text.format_map(fields)
-    return AdviceMessage(kind=template.kind, text=text, values=numbers | (values or {}))
+            values[field] = float(content)
+    return AdviceMessage(kind=kind, text=template.format_map(fields), values=values)
+
+
+def clause(name: str, **fields: Field) -> str:
+    return CLAUSES[name].format_map(fields)
 
 
 def arm_name(arm: ArmSummary) -> str:

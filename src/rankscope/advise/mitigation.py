@@ -5,25 +5,30 @@ the base. A mitigation therefore has to forget less than the plain arm scaled to
 Gain and forgetting are interpolated linearly between strengths; if a curve reaches a gain more than
 once, its least forgetting counts. If a mitigated seed gains more than the plain arm at any
 strength, it is compared with the plain arm at its largest gain, which favours the plain arm;
-dropping the seed would select by the result. Differences have intervals and tests over seeds and
-items (``matched_score.py``), and all comparisons of a training task form one Holm family."""
+dropping the seed would select by the result.
+
+The baseline's scores are the same mixture of the scores at two strengths, item by item, so a
+difference gets an interval over seeds and items like any other (``statistics/``). The gain is
+itself measured on items: an error d in it moves the difference by the slope of the curve times d,
+so the in-domain items enter with that weight (delta method). All comparisons of a training task
+form one Holm family."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from rankscope.advise.arms import adjusted_within_family, retention_tasks, trials_by_arm
-from rankscope.advise.matched_score import (
-    GainAndForgetting,
-    Match,
-    difference_over_seeds,
-    passage_at,
-)
 from rankscope.advise.select import task_objective
+from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
+from rankscope.advise.statistics.matching import align_scores
 from rankscope.records import (
     BASE,
+    FEWEST_SEEDS,
+    Estimate,
     MitigationComparison,
     ScaledPoint,
     ScalingCurve,
@@ -37,22 +42,35 @@ from rankscope.records import (
     variant_of,
 )
 
+GainAndForgetting = tuple[float, float]
+"""(gain, forgetting) of one trained trial at one strength."""
+
 
 def compare_mitigations(study: StudyRecords) -> tuple[TaskMitigation, ...]:
     """Scaling curves of every arm and comparisons with mitigations, by training task.
 
     Empty if the study scored no scaled variant or has no retention task.
     """
-    scored = Scored.of(study)
-    if not scored.strengths:
+    variants = ScoredVariants.of(study)
+    if not variants.strengths:
         return ()
     tasks = []
     for task in dict.fromkeys(trial.spec.task for trial in study.trials):
         trials = [t for t in study.trials if t.spec.task == task and t.status == "done"]
-        curves = [c for arm in trials_by_arm(trials).values() for c in _curves(scored, arm)]
+        curves = [c for arm in trials_by_arm(trials).values() for c in _curves(variants, arm)]
         if curves:
-            comparisons = _holm_adjusted(_comparisons(scored, trials))
-            tasks.append(TaskMitigation(task=task, curves=tuple(curves), comparisons=comparisons))
+            comparisons = _comparisons(variants, trials)
+            adjusted = adjusted_within_family([c.difference for c in comparisons])
+            tasks.append(
+                TaskMitigation(
+                    task=task,
+                    curves=tuple(curves),
+                    comparisons=tuple(
+                        c.model_copy(update={"difference": difference})
+                        for c, difference in zip(comparisons, adjusted, strict=True)
+                    ),
+                )
+            )
     return tuple(tasks)
 
 
@@ -84,7 +102,7 @@ def _change(study: StudyRecords, model: str, task: str, split: Split) -> float |
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredVariants:
     """A study with the strengths at which its trials were scored as variants."""
 
     study: StudyRecords
@@ -92,46 +110,43 @@ class Scored:
     """(trial id, kind) -> strengths in ascending order, without 0 and 1."""
 
     @classmethod
-    def of(cls, study: StudyRecords) -> "Scored":
-        found: dict[tuple[str, VariantKind], set[float]] = {}
+    def of(cls, study: StudyRecords) -> "ScoredVariants":
+        strengths: dict[tuple[str, VariantKind], set[float]] = {}
         for model, _, _ in study.evals:
             variant = variant_of(model)
             if variant is not None:
-                found.setdefault((trial_of(model), variant.kind), set()).add(variant.strength)
-        return cls(study, {key: tuple(sorted(values)) for key, values in found.items()})
+                strengths.setdefault((trial_of(model), variant.kind), set()).add(variant.strength)
+        return cls(study, {key: tuple(sorted(values)) for key, values in strengths.items()})
 
-    def of_trial(self, trial: TrialRecords, kind: VariantKind) -> tuple[float, ...]:
-        return self.strengths.get((trial.spec.trial_id, kind), ())
+    def curve(
+        self, trial: TrialRecords, kind: VariantKind, split: Split
+    ) -> dict[float, GainAndForgetting] | None:
+        """A trial's scaling curve by strength, with the trial itself at 1; None without variants.
 
-
-def scaling_spots(
-    scored: Scored, trial: TrialRecords, kind: VariantKind, split: Split
-) -> dict[float, GainAndForgetting] | None:
-    """A trial's scaling curve by strength, including the trial itself; None without variants.
-
-    Only the curve of kind ``scale`` includes the base: the other kinds leave a part of the update
-    unchanged at strength 0.
-    """
-    task, trial_id = trial.spec.task, trial.spec.trial_id
-    models = {s: Variant(kind, s).of(trial_id) for s in scored.of_trial(trial, kind)}
-    if not models:
-        return None
-    spots = {
-        s: gain_and_forgetting(scored.study, task, model, split)
-        for s, model in (models | {1.0: trial_id}).items()
-    }
-    known = {s: found for s, found in spots.items() if found is not None}
-    if len(known) < 2:
-        return None
-    return {0.0: (0.0, 0.0), **known} if kind == "scale" else known
+        Only the curve of kind ``scale`` includes the base: the other kinds leave a part of the
+        update unchanged at strength 0.
+        """
+        trial_id = trial.spec.trial_id
+        strengths = self.strengths.get((trial_id, kind), ())
+        if not strengths:
+            return None
+        models = {s: Variant(kind, s).of(trial_id) for s in strengths} | {1.0: trial_id}
+        points = {
+            s: point
+            for s, model in models.items()
+            if (point := gain_and_forgetting(self.study, trial.spec.task, model, split)) is not None
+        }
+        if len(points) < 2:
+            return None
+        return {0.0: (0.0, 0.0), **points} if kind == "scale" else points
 
 
-def _curves(scored: Scored, arm: Sequence[TrialRecords]) -> list[ScalingCurve]:
-    objective = task_objective(scored.study, arm[0].spec.task)
-    found = []
+def _curves(variants: ScoredVariants, arm: Sequence[TrialRecords]) -> list[ScalingCurve]:
+    objective = task_objective(variants.study, arm[0].spec.task)
+    curves = []
     for kind in get_args(VariantKind):
-        test = [c for t in arm if (c := scaling_spots(scored, t, kind, "test"))]
-        validation = [c for t in arm if (c := scaling_spots(scored, t, kind, "validation"))]
+        test = [c for t in arm if (c := variants.curve(t, kind, "test"))]
+        validation = [c for t in arm if (c := variants.curve(t, kind, "validation"))]
         if not test or len(test) != len(validation):
             continue
         shared = sorted(set.intersection(*(set(c) for c in (*test, *validation))))
@@ -146,10 +161,10 @@ def _curves(scored: Scored, arm: Sequence[TrialRecords]) -> list[ScalingCurve]:
             ),
         )
         label = arm[0].spec.arm_label
-        found.append(
+        curves.append(
             ScalingCurve(label=label, kind=kind, points=points, chosen_strength=best.strength)
         )
-    return found
+    return curves
 
 
 def _mean_point(
@@ -169,38 +184,40 @@ def _mean_point(
     )
 
 
-def _comparisons(scored: Scored, trials: Sequence[TrialRecords]) -> list[MitigationComparison]:
+def _comparisons(
+    variants: ScoredVariants, trials: Sequence[TrialRecords]
+) -> list[MitigationComparison]:
     """Mitigated arms against their plain arms, and other kinds of scaling against plain scaling."""
     plain = {
-        (settings_without_mitigation(t), t.spec.seed): t for t in trials if not is_mitigated(t)
+        (_settings_without_mitigation(t), t.spec.seed): t for t in trials if not _is_mitigated(t)
     }
-    found = []
     kinds: tuple[VariantKind, ...] = ("layers", "intruders", "control")
+    by_label: list[tuple[str, list[tuple[str, TrialRecords]]]] = []
     for arm in trials_by_arm(trials).values():
-        if is_mitigated(arm[0]):
+        label = arm[0].spec.arm_label
+        if _is_mitigated(arm[0]):
             pairs = [
                 (t.spec.trial_id, partner)
                 for t in arm
-                if (partner := plain.get((settings_without_mitigation(t), t.spec.seed)))
+                if (partner := plain.get((_settings_without_mitigation(t), t.spec.seed)))
             ]
-            found += _compared(scored, arm[0].spec.arm_label, pairs)
+            by_label.append((label, pairs))
             continue
         for kind in kinds:
-            for strength in scored.of_trial(arm[0], kind):
+            for strength in variants.strengths.get((arm[0].spec.trial_id, kind), ()):
                 variant = Variant(kind, strength)
-                label = variant.of(f"{arm[0].spec.arm_label} ").replace("@", "")
-                found += _compared(scored, label, [(variant.of(t.spec.trial_id), t) for t in arm])
-    return found
+                pairs = [(variant.of(t.spec.trial_id), t) for t in arm]
+                by_label.append((variant.of(f"{label} ").replace("@", ""), pairs))
+    compared = [_comparison(variants, label, pairs) for label, pairs in by_label]
+    return [c for c in compared if c is not None]
 
 
-def is_mitigated(trial: TrialRecords) -> bool:
-    """Whether a trial was trained with a mitigation of forgetting."""
+def _is_mitigated(trial: TrialRecords) -> bool:
     spec = trial.spec
     return bool(spec.mitigations or spec.dropout or spec.weight_decay)
 
 
-def settings_without_mitigation(trial: TrialRecords) -> tuple[object, ...]:
-    """The settings that a mitigated trial shares with its plain counterpart."""
+def _settings_without_mitigation(trial: TrialRecords) -> tuple[object, ...]:
     spec = trial.spec
     overrides = {name: v for name, v in spec.overrides.items() if name != "weight_decay"}
     return (
@@ -216,50 +233,115 @@ def settings_without_mitigation(trial: TrialRecords) -> tuple[object, ...]:
     )
 
 
-def _compared(
-    scored: Scored, label: str, pairs: Sequence[tuple[str, TrialRecords]]
-) -> list[MitigationComparison]:
-    """One comparison over pairs of (model, plain trial), one per seed; none without scaling curves
-    of the plain trials."""
-    study, task = scored.study, pairs[0][1].spec.task if pairs else ""
-    spots, matches, beyond = [], [], 0
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """Where a curve reaches a gain: ``share`` of the way from one of its points to another."""
+
+    first: int
+    second: int
+    share: float
+    slope: float
+    """Forgetting per gain there; 0 at the ends of the curve."""
+    forgetting: float
+
+
+def crossing_at(curve: Sequence[GainAndForgetting], gain: float) -> Crossing:
+    """Where a piecewise linear curve reaches ``gain`` with the least forgetting.
+
+    A gain outside the curve is moved to its nearest end.
+    """
+    gains = [g for g, _ in curve]
+    gain = min(max(gain, min(gains)), max(gains))
+    reached = [Crossing(i, i, 0.0, 0.0, f) for i, (g, f) in enumerate(curve) if g == gain]
+    for i, ((g0, f0), (g1, f1)) in enumerate(pairwise(curve)):
+        if min(g0, g1) <= gain <= max(g0, g1) and g0 != g1:
+            share, slope = (gain - g0) / (g1 - g0), (f1 - f0) / (g1 - g0)
+            reached.append(Crossing(i, i + 1, share, slope, f0 + (f1 - f0) * share))
+    return min(reached, key=lambda c: c.forgetting)
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """One seed: the model, and the two models whose scores are mixed for the baseline."""
+
+    model: str
+    first: str
+    second: str
+    crossing: Crossing
+    difference: float
+    """Forgetting of the model minus that of the mixture."""
+
+
+def _comparison(
+    variants: ScoredVariants, label: str, pairs: Sequence[tuple[str, TrialRecords]]
+) -> MitigationComparison | None:
+    """Compare (model, plain trial) of every seed; None without scaling curves of the plain
+    trials."""
+    study, task = variants.study, pairs[0][1].spec.task if pairs else ""
+    points, matches, beyond = [], [], 0
     for model, trial in pairs:
-        curve = scaling_spots(scored, trial, "scale", "test")
-        found = gain_and_forgetting(study, task, model, "test")
-        if curve is not None and found is not None:
-            spots.append(found)
-            matches.append(_matched(model, trial.spec.trial_id, curve, found))
-            beyond += found[0] > max(gain for gain, _ in curve.values())
-    if not spots:
-        return []
-    gain, forgetting = np.mean(spots, axis=0)
+        curve = variants.curve(trial, "scale", "test")
+        point = gain_and_forgetting(study, task, model, "test")
+        if curve is None or point is None:
+            continue
+        trial_id, rising = trial.spec.trial_id, sorted(curve)
+        scaled = {s: Variant("scale", s).of(trial_id) for s in rising if s not in (0, 1)}
+        names = {0.0: BASE, **scaled, 1.0: trial_id}
+        crossing = crossing_at([curve[s] for s in rising], point[0])
+        first, second = names[rising[crossing.first]], names[rising[crossing.second]]
+        matches.append(_Match(model, first, second, crossing, point[1] - crossing.forgetting))
+        points.append(point)
+        beyond += point[0] > max(gain for gain, _ in curve.values())
+    if not points:
+        return None
+    gain, forgetting = np.mean(points, axis=0)
+    return MitigationComparison(
+        label=label,
+        plain=pairs[0][1].spec.arm_label,
+        gain=float(gain),
+        forgetting=float(forgetting),
+        baseline=float(np.mean([m.crossing.forgetting for m in matches])),
+        difference=_difference_over_seeds(study, task, matches),
+        beyond=beyond,
+    )
+
+
+def _difference_over_seeds(study: StudyRecords, task: str, matches: Sequence[_Match]) -> Estimate:
+    """Mean difference over seeds and retention tasks on the test split.
+
+    Interval and p are None with fewer than ``FEWEST_SEEDS`` seeds, or if neither seeds nor items
+    vary.
+    """
     retained = [t.name for t in retention_tasks(study, task)]
-    return [
-        MitigationComparison(
-            label=label,
-            plain=pairs[0][1].spec.arm_label,
-            gain=float(gain),
-            forgetting=float(forgetting),
-            baseline=float(np.mean([m.passage.forgetting for m in matches])),
-            difference=difference_over_seeds(study, task, retained, matches),
-            beyond=beyond,
-        )
-    ]
+    parts = [_task_difference(study, name, matches) for name in retained]
+    parts.append(_task_difference(study, task, matches, [m.crossing.slope for m in matches]))
+    known = [part for part in parts if part is not None]
+    if len(matches) >= FEWEST_SEEDS and len(known) == len(parts):
+        estimate = weighted_estimate(known, [*(1 / len(retained) for _ in retained), 1.0])
+        if estimate.low is not None:
+            return estimate
+    return Estimate(
+        value=float(np.mean([m.difference for m in matches])),
+        low=None,
+        high=None,
+        n=sum(part.tuned.shape[1] for part in known),
+        seeds=len(matches),
+    )
 
 
-def _matched(
-    model: str, trial_id: str, curve: Mapping[float, GainAndForgetting], found: GainAndForgetting
-) -> Match:
-    """The model and the point of the plain trial's curve with the same gain."""
-    rising = sorted(curve)
-    names = [
-        BASE if s == 0 else trial_id if s == 1 else Variant("scale", s).of(trial_id) for s in rising
-    ]
-    at = passage_at([curve[s] for s in rising], found[0])
-    return Match(model, names[at.first], names[at.second], at, found[1] - at.forgetting)
-
-
-def _holm_adjusted(comparisons: Sequence[MitigationComparison]) -> tuple[MitigationComparison, ...]:
-    adjusted = adjusted_within_family([c.difference for c in comparisons])
-    pairs = zip(comparisons, adjusted, strict=True)
-    return tuple(c.model_copy(update={"difference": difference}) for c, difference in pairs)
+def _task_difference(
+    study: StudyRecords, task: str, matches: Sequence[_Match], slopes: Sequence[float] | None = None
+) -> Comparison | None:
+    """Mixture minus model, (seeds, items). With ``slopes``: times the slope, centred per seed."""
+    names = [m.model for m in matches] + [m.first for m in matches] + [m.second for m in matches]
+    scores = [s for name in names if (s := study.items.get((name, task, "test"))) is not None]
+    aligned = align_scores(scores, None, trained=False) if len(scores) == len(names) else None
+    if aligned is None:
+        return None
+    model, first, second = np.split(aligned.tuned, 3)
+    share: npt.NDArray[np.float64] = np.array([[m.crossing.share] for m in matches])
+    rows = (1 - share) * first + share * second - model
+    if slopes is not None:
+        # ``share`` was chosen to make this mean zero; what remains is its error.
+        rows = np.array(slopes)[:, None] * (rows - rows.mean(axis=1, keepdims=True))
+    return Comparison(rows, np.zeros(rows.shape[1]), aligned.clusters)

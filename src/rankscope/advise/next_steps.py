@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 
 from rankscope.advise.arms import Arm, retention_tasks
-from rankscope.advise.messages import Counted, message
-from rankscope.advise.statistics.power import DataNeeded, data_needed, hidden_by_seeds, items_needed
+from rankscope.advise.decide import Verdict
+from rankscope.advise.messages import Counted, Field, message
+from rankscope.advise.statistics.power import data_needed, hidden_by_seeds, items_needed
 from rankscope.advise.statistics.significance import FEWEST_ITEMS
-from rankscope.advise.task_results import FIRM_SEEDS, TaskResults
-from rankscope.advise.verdict import Verdict
+from rankscope.advise.task_results import TaskResults
 from rankscope.formatting import POINTS, amount, count, difference
-from rankscope.records import AdviceMessage, Estimate, TrialRecords
+from rankscope.records import FEWEST_SEEDS, AdviceMessage, Estimate, TrialRecords
 
 NEXT_RATE = 10**0.5
 """Factor to the next learning rate beyond the end of a list: half a power of ten."""
@@ -83,10 +83,9 @@ def _less_memory(results: TaskResults, oom: Sequence[TrialRecords]) -> str:
 
 
 def _seeds(subject: Arm | None) -> Iterator[AdviceMessage]:
-    if subject is not None and subject.summary.seeds < FIRM_SEEDS:
-        missing = FIRM_SEEDS - subject.summary.seeds
-        values = {"seeds": float(FIRM_SEEDS)}
-        yield message("more_seeds", values, missing=Counted(missing, "more seed"))
+    if subject is not None and subject.summary.seeds < FEWEST_SEEDS:
+        missing = FEWEST_SEEDS - subject.summary.seeds
+        yield message("more_seeds", seeds=FEWEST_SEEDS, missing=Counted(missing, "more seed"))
 
 
 def _for_gain(results: TaskResults, subject: Arm, is_open: bool) -> list[AdviceMessage]:
@@ -103,8 +102,7 @@ def _for_gain(results: TaskResults, subject: Arm, is_open: bool) -> list[AdviceM
     if gain.high is not None and gain.high < 0:
         return []
     effect = max(margin, gain.value)
-    text = f"a gain of {amount(effect, results.unit)}"
-    step = _more_data(gain, effect, text, {"effect": effect})
+    step = _more_data(gain, effect, f"a gain of {amount(effect, results.unit)}", effect=effect)
     return [step] if is_open or {"items", "seeds"} & step.values.keys() else []
 
 
@@ -117,18 +115,19 @@ def _is_spread_unknown(gain: Estimate) -> bool:
 
 def _without_known_spread(results: TaskResults, gain: Estimate | None) -> AdviceMessage:
     margin = results.objective.margin
-    effect, values = f"a gain of {amount(margin, results.unit)}", {"effect": margin}
+    claim = f"a gain of {amount(margin, results.unit)}"
     few_items = gain is None or gain.n < FEWEST_ITEMS
     items = items_needed(margin, TYPICAL_DISCORDANCE)
     if results.unit != POINTS or not few_items or items is None:
-        return message("items_unknown", values, effect=effect)
+        return message("items_unknown", claim=claim, effect=margin)
     return message(
         "items_guessed",
-        values | {"discordance": TYPICAL_DISCORDANCE},
-        effect=effect,
+        claim=claim,
+        effect=margin,
         items=Counted(items, "test item"),
         fewest_items=FEWEST_ITEMS,
-        discordance=f"{100 * TYPICAL_DISCORDANCE:.0f} %",
+        discordance=TYPICAL_DISCORDANCE,
+        percent=f"{100 * TYPICAL_DISCORDANCE:.0f} %",
     )
 
 
@@ -138,52 +137,49 @@ def _for_forgetting(results: TaskResults, subject: Arm) -> list[AdviceMessage]:
     net = results.net_gain(subject)
     if net is not None and not net.is_clear_of_zero:
         worth = difference(net.value, results.net_unit)
-        text = f"that it is worth {worth} by the study's weights"
-        steps.append(_more_data(net, abs(net.value), text, {"net": net.value}))
+        claim = f"that it is worth {worth} by the study's weights"
+        steps.append(_more_data(net, abs(net.value), claim, net=net.value))
     limit, forgetting = results.objective.max_forgetting, subject.summary.forgetting
     if limit is None or forgetting is None or forgetting.low is None or forgetting.high is None:
         return steps
     if forgetting.low <= limit < forgetting.high:
         side = "more" if forgetting.value > limit else "less"
-        text = f"that it forgets {side} than the {amount(limit, results.retention_unit)} allowed"
+        claim = f"that it forgets {side} than the {amount(limit, results.retention_unit)} allowed"
         values = {"max_forgetting": limit, "forgetting": forgetting.value}
-        steps.append(_more_data(forgetting, abs(limit - forgetting.value), text, values))
+        steps.append(_more_data(forgetting, abs(limit - forgetting.value), claim, **values))
     return steps
 
 
-def _more_data(
-    estimate: Estimate, size: float, effect: str, values: dict[str, float]
-) -> AdviceMessage:
-    """Items, seeds or both that would show a difference of ``size``, described by ``effect``."""
+def _more_data(estimate: Estimate, size: float, claim: str, **values: float) -> AdviceMessage:
+    """Items, seeds or both that would show a difference of ``size``, and with it the ``claim``."""
     needed = data_needed(estimate, size)
+    items, seeds = needed.items, needed.seeds
+    fields: dict[str, Field] = {"claim": claim, **values}
     if estimate.item_error is None:
-        return message("items_unknown", values, effect=effect)
-    if _is_met(needed, estimate):
-        return message("enough_data", values, effect=effect)
-    items, seeds = Counted(needed.items or 0, "test item"), Counted(needed.seeds or 0, "seed")
-    if needed.items is not None and needed.seeds is not None:
-        return message("items_or_seeds", values, effect=effect, items=items, seeds=seeds)
-    if needed.items is not None:
+        return message("items_unknown", **fields)
+    if (items and items <= estimate.n) or (seeds and seeds <= estimate.seeds):
+        return message("enough_data", **fields)
+    if items is None and seeds is None:
+        if needed.both is None:
+            return message("never", **fields)
+        items, seeds = needed.both
+        name = "items_and_seeds"
+    elif items is None:
+        name = "seeds"
+        fields |= {"seeds_measured": estimate.seeds, "why": "the seeds differ too much"}
+        if not hidden_by_seeds(estimate, size):
+            measured = count(estimate.seeds, "seed")
+            fields["why"] = f"{measured} do not show well enough how much seeds vary"
+    elif seeds is not None:
+        name = "items_or_seeds"
+    else:
         name = "items_one_model" if estimate.seeds == 1 else "items"
-        if needed.items > MOST_ITEMS:
-            name = "items_too_many"
-        return message(name, values, effect=effect, items=items)
-    if needed.seeds is not None:
-        why = f"{count(estimate.seeds, 'seed')} do not show well enough how much seeds vary"
-        if hidden_by_seeds(estimate, size):
-            why = "the seeds differ too much"
-        measured = {"seeds_measured": float(estimate.seeds)}
-        return message("seeds", values | measured, effect=effect, seeds=seeds, why=why)
-    if needed.both is not None:
-        items, seeds = Counted(needed.both[0], "test item"), Counted(needed.both[1], "seed")
-        return message("items_and_seeds", values, effect=effect, items=items, seeds=seeds)
-    return message("never", values, effect=effect)
-
-
-def _is_met(needed: DataNeeded, estimate: Estimate) -> bool:
-    return (needed.items is not None and needed.items <= estimate.n) or (
-        needed.seeds is not None and needed.seeds <= estimate.seeds
-    )
+        name = "items_too_many" if items > MOST_ITEMS else name
+    if items is not None:
+        fields["items"] = Counted(items, "test item")
+    if seeds is not None:
+        fields["seeds"] = Counted(seeds, "seed")
+    return message(name, **fields)
 
 
 def _retention(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
@@ -202,4 +198,4 @@ def _learning_rates(results: TaskResults, subject: Arm) -> Iterator[AdviceMessag
         yield message("add_rates", lr=lr, lower=lr / NEXT_RATE, higher=lr * NEXT_RATE)
     elif lr in (lrs[0], lrs[-1]):
         further = lr / NEXT_RATE if lr == lrs[0] else lr * NEXT_RATE
-        yield message("extend_rates", {"lr": lr}, next=further)
+        yield message("extend_rates", lr=lr, next=further)

@@ -6,8 +6,7 @@ from rankscope.advise.arms import Arm
 from rankscope.advise.caveats import caveats
 from rankscope.advise.comparisons import arm_difference, forgetting_difference
 from rankscope.advise.diagnostics import diagnostics
-from rankscope.advise.headlines import clause
-from rankscope.advise.messages import Counted, Field, Measured, arm_name, message
+from rankscope.advise.messages import Counted, Field, Measured, arm_name, clause, message
 from rankscope.advise.statistics.estimates import non_inferior
 from rankscope.advise.task_results import TaskResults
 from rankscope.formatting import amount, byte_size, difference, duration, unit_of
@@ -86,7 +85,7 @@ def _full_or_lora(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]
     if forgetting_gap is not None:
         fields["forgetting_gap"] = results.retained(forgetting_gap)
     name = "full" if forgetting_gap is None else "full_retention"
-    yield message(name, {"margin": margin}, gap=results.score(gap), **fields)
+    yield message(name, margin=margin, gap=results.score(gap), **fields)
 
 
 def _forgetting(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:
@@ -94,10 +93,10 @@ def _forgetting(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage
         return
     yield message(
         "improves" if arm.forgetting.value < 0 else "forgets",
-        {f"retention.{name}": change.value for name, change in arm.retention.items()},
         forgetting=results.retained(arm.forgetting),
         unclear="" if arm.forgetting.is_clear_of_zero else clause("unclear"),
         tasks=", ".join(_change(results, name, e) for name, e in sorted(arm.retention.items())),
+        **{f"retention.{name}": change.value for name, change in arm.retention.items()},
     )
 
 
@@ -108,7 +107,7 @@ def _transfer(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:
     values = {f"transfer.{name}": change.value for name, change in falls_first}
     unclear = {True: "", False: " (unclear)"}
     changes = [_change(results, name, e) + unclear[e.is_clear_of_zero] for name, e in falls_first]
-    yield message("transfer", values, tasks=", ".join(changes))
+    yield message("transfer", tasks=", ".join(changes), **values)
 
 
 def _change(results: TaskResults, task: str, change: Estimate) -> str:
@@ -134,7 +133,7 @@ def _cost(results: TaskResults, arm: ArmSummary) -> AdviceMessage:
         details += f" (full fine-tuning: {duration(full.arm.summary.seconds)})"
         values["full_seconds"] = full.arm.summary.seconds
     parameters = Counted(arm.trainable_parameters, "parameter")
-    return message("cost", values, trainable_parameters=parameters, details=details)
+    return message("cost", trainable_parameters=parameters, details=details, **values)
 
 
 def _choice(results: TaskResults) -> Iterator[AdviceMessage]:
@@ -147,17 +146,18 @@ def _choice(results: TaskResults) -> Iterator[AdviceMessage]:
     conditions += [" within the forgetting limit"] if results.choice.excluded else []
     counted = " and".join(conditions)
     names = {"best": arm_name(best.arm.summary), "chosen": arm_name(chosen.arm.summary)}
-    values = {"chosen_utility": chosen.utility, "margin": margin}
     fields: dict[str, Field] = {
         "formula": results.objective.formula,
         "best_utility": best.utility,
+        "chosen_utility": chosen.utility,
+        "margin": margin,
         **names,
     }
     if chosen is best:
         smaller = _smaller_arms(results, best.arm.summary, counted)
-        yield message("best_is_chosen", values, smaller=smaller, **fields)
+        yield message("best_is_chosen", smaller=smaller, **fields)
         return
-    yield message("smaller_is_chosen", counted=counted, **values, **fields)
+    yield message("smaller_is_chosen", counted=counted, **fields)
     gap = arm_difference(results.study, chosen.arm, best.arm, results.task)
     if gap is not None:
         yield message(

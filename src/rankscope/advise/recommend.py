@@ -26,16 +26,17 @@ from rankscope.records import BASE, Recommendation, StudyRecords, TaskAdvice
 def recommend(study: StudyRecords) -> Recommendation:
     """Answer every training task of the study; missing results never raise an error.
 
-    ``use``: the chosen LoRA arm beats the base on the test split. ``use_full``: only full
-    fine-tuning does, or LoRA is clearly worse by the margin. ``do_not_fine_tune``: no tested arm is
-    shown to beat the base and no arm gains the margin, or more is forgotten than gained.
-    ``not_decided``: nothing finished, too little data, or the intervals are too wide.
+    ``use``: a LoRA arm beats the base on the test split. ``use_full``: only full fine-tuning does,
+    or LoRA is clearly worse by the margin. ``do_not_fine_tune``: no tested arm is shown to beat the
+    base and no arm's measured gain reaches the margin; or the gain is not worth what it costs by
+    the study's weights; or every arm exceeds the limit on forgetting. ``not_decided``: nothing
+    finished, too little data, intervals too wide, or a test split that contradicts the choice.
     """
     arms = summarize_arms(study)
     objectives = {task: task_objective(study, task) for task in arms}
     choices = {task: _choose(study, task, arms[task], objectives[task]) for task in arms}
     comparisons = compare_candidates(study, choices)
-    candidate_p = _candidate_p(choices)
+    gain_p_by_label = _gain_p_by_label(choices)
     advice = tuple(
         _advise(
             TaskResults(
@@ -45,7 +46,7 @@ def recommend(study: StudyRecords) -> Recommendation:
                 choice=choices[task],
                 objective=objectives[task],
                 comparisons=comparisons[task],
-                candidate_p=candidate_p[task],
+                gain_p_by_label=gain_p_by_label[task],
                 num_tasks=len(arms),
             )
         )
@@ -94,7 +95,7 @@ def _choose(
     return choose(arms, float(finite.mean()) if finite.size else None, objective)
 
 
-def _candidate_p(choices: Mapping[str, ArmChoice]) -> dict[str, dict[str, float]]:
+def _gain_p_by_label(choices: Mapping[str, ArmChoice]) -> dict[str, dict[str, float]]:
     """p of the gain of every arm that may be recommended, by task and label.
 
     They are one family over all tasks for Holm's correction; an untested gain counts as p = 1.

@@ -1,7 +1,6 @@
 """Retention by subject: where an arm forgot."""
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -30,69 +29,66 @@ def subject_changes(
     fewer than two subjects are skipped, and so are items without a subject.
     """
     arms = list(trials_by_arm(study.trials).values())
-    found: list[SubjectChange] = []
+    changes: list[SubjectChange] = []
     for advice in task_advice:
-        named = compared_arm_labels(advice)
-        own = [arm for arm in arms if arm[0].spec.task == advice.task]
-        for arm in [arm for arm in own if arm[0].spec.arm_label in named][:MOST_ARMS]:
-            found += changes_of(study, arm)
-    return tuple(found)
+        labels = compared_arm_labels(advice)
+        named = [
+            arm
+            for arm in arms
+            if arm[0].spec.task == advice.task and arm[0].spec.arm_label in labels
+        ]
+        for arm in named[:MOST_ARMS]:
+            changes += _changes_of_arm(study, arm)
+    return tuple(changes)
 
 
 def compared_arm_labels(advice: TaskAdvice) -> set[str]:
     """Labels of the arms that the advice of one task compares, chooses or discusses."""
-    named = [label for c in advice.comparisons for label in (c.first_label, c.second_label)]
-    named += [advice.chosen.label] if advice.chosen else []
+    labels = [label for c in advice.comparisons for label in (c.first_label, c.second_label)]
+    labels += [advice.chosen.label] if advice.chosen else []
     others = (advice.subject_label, advice.best_full_label, advice.best_lora_label)
-    return {*named, *(label for label in others if label is not None)}
+    return {*labels, *(label for label in others if label is not None)}
 
 
-def changes_of(study: StudyRecords, arm: Sequence[TrialRecords]) -> list[SubjectChange]:
+def _changes_of_arm(study: StudyRecords, arm: Sequence[TrialRecords]) -> list[SubjectChange]:
     """The changes of one arm; they form one Holm family."""
-    spec, found = arm[0].spec, []
+    spec, changes = arm[0].spec, []
     finished = [trial for trial in arm if trial.status == "done"]
     for task in [t for of_unit in retention_by_unit(study, spec.task) for t in of_unit]:
         base = study.items.get((BASE, task.name, "test"))
-        subjects = [] if base is None else subjects_of(base)
+        subjects = set() if base is None else {s for s in base.subjects if s is not None}
         if base is None or len(subjects) < 2:
             continue
-        tuned = stored_scores(study, finished, task.name, "test")
-        models = [(scores, places_of(scores)) for scores in (base, *tuned)]
-        for subject in subjects:
-            reference, *own = [only(scores, places, subject) for scores, places in models]
-            pair = align_scores(own, [reference], trained=False)
+        base_parts = _by_subject(base)
+        tuned_parts = [_by_subject(s) for s in stored_scores(study, finished, task.name, "test")]
+        for subject in sorted(subjects):
+            tuned = [parts[subject] for parts in tuned_parts if subject in parts]
+            if len(tuned) < len(tuned_parts):
+                continue
+            pair = align_scores(tuned, [base_parts[subject]], trained=False)
             if pair is not None:
-                found.append((task.name, subject, weighted_estimate([pair])))
-    adjusted = adjusted_within_family([estimate for _, _, estimate in found])
+                changes.append((task.name, subject, weighted_estimate([pair])))
+    adjusted = adjusted_within_family([estimate for _, _, estimate in changes])
     return [
         SubjectChange(
             task=spec.task, label=spec.arm_label, tested_on=name, subject=subject, change=estimate
         )
-        for (name, subject, _), estimate in zip(found, adjusted, strict=True)
+        for (name, subject, _), estimate in zip(changes, adjusted, strict=True)
     ]
 
 
-def subjects_of(scores: ItemScores) -> list[str]:
-    """All subjects in alphabetical order."""
-    return sorted({subject for subject in scores.subjects if subject is not None})
-
-
-def places_of(scores: ItemScores) -> dict[str, list[int]]:
-    """Subject -> positions of its items, ascending."""
-    found: dict[str, list[int]] = defaultdict(list)
+def _by_subject(scores: ItemScores) -> dict[str, ItemScores]:
+    """Subject -> the scores of its items, without subject labels."""
+    places: dict[str, list[int]] = {}
     for place, subject in enumerate(scores.subjects):
         if subject is not None:
-            found[subject].append(place)
-    return dict(found)
-
-
-def only(scores: ItemScores, places: Mapping[str, list[int]], subject: str) -> ItemScores:
-    """The scores of one subject's items, without subject labels."""
-    kept = places.get(subject, [])
-    rows = np.array(kept, dtype=np.intp)
-    return ItemScores(
-        item_ids=tuple(scores.item_ids[i] for i in kept),
-        scores=scores.scores[rows],
-        gold_logprobs=scores.gold_logprobs[rows],
-        subjects=(None,) * len(kept),
-    )
+            places.setdefault(subject, []).append(place)
+    return {
+        subject: ItemScores(
+            item_ids=tuple(scores.item_ids[i] for i in kept),
+            scores=scores.scores[np.array(kept)],
+            gold_logprobs=scores.gold_logprobs[np.array(kept)],
+            subjects=(None,) * len(kept),
+        )
+        for subject, kept in places.items()
+    }

@@ -16,6 +16,7 @@ from rankscope.formatting import POINTS, Unit, unit_of
 from rankscope.records import (
     BASE,
     FAILED,
+    FEWEST_SEEDS,
     ArmComparison,
     ArmSummary,
     Estimate,
@@ -24,8 +25,6 @@ from rankscope.records import (
     TrialRecords,
 )
 
-FIRM_SEEDS = 3
-"""Seeds below which no answer is firm: their spread is not known."""
 CONTAMINATION_SHARE = 0.01
 """Share of test rows seen in training above which no answer is firm."""
 
@@ -41,7 +40,7 @@ class TaskResults:
     objective: ObjectiveConfig
     """Of this task: forgetting in another unit than the gain has weight 0."""
     comparisons: tuple[ArmComparison, ...] = ()
-    candidate_p: Mapping[str, float] = field(default_factory=dict)
+    gain_p_by_label: Mapping[str, float] = field(default_factory=dict)
     """Label of an arm that may be recommended -> p of its gain, after Holm's correction."""
     num_tasks: int = 1
     """Training tasks of the study."""
@@ -95,7 +94,7 @@ class TaskResults:
 
     def is_shown_to_gain(self, arm: ArmSummary) -> bool:
         """Whether an arm that may be recommended beats the base significantly."""
-        p = self.candidate_p.get(arm.label)
+        p = self.gain_p_by_label.get(arm.label)
         return arm.gain is not None and arm.gain.value > 0 and p is not None and p < ALPHA
 
     def is_firm(self, arm: ArmSummary) -> bool:
@@ -104,7 +103,7 @@ class TaskResults:
         contaminated = record is not None and (
             sum(record.contamination.values()) > CONTAMINATION_SHARE * record.rows.get("test", 0)
         )
-        enough = arm.seeds >= FIRM_SEEDS and arm.failed == 0
+        enough = arm.seeds >= FEWEST_SEEDS and arm.failed == 0
         return enough and not contaminated and not self.waiting
 
     def net_gain(self, arm: Arm) -> Estimate | None:

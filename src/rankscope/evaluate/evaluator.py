@@ -69,12 +69,8 @@ def evaluate_task(
     max_tokens = context_length(base.model.config)
     encoded = encode_split(encoder, task, split, max_tokens, settings)
     job = ScoringJob(base, encoder, task.spec, encoded, list(models), settings)
-    was_training, base.multi_lora.training = base.multi_lora.training, False
-    try:
-        with torch.inference_mode():
-            scores = encoded.scorer.run(job)
-    finally:
-        base.multi_lora.training = was_training
+    with base.multi_lora.dropout_off(), torch.inference_mode():
+        scores = encoded.scorer.run(job)
     if any(of_model.metrics.get("not_finite") == 1 for of_model in scores.values()):
         raise NotFiniteError(NOT_FINITE)
     return {

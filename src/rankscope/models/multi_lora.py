@@ -10,7 +10,8 @@ Products run in the base's dtype; A, B and their gradients are float32.
     n  tokens of one adapter        r  its rank (twice that for PiSSA, see ``Adapter.factors``)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -219,6 +220,15 @@ class MultiLora:
     def detach(self, adapter_name: str) -> None:
         """Remove an adapter."""
         del self.adapters[adapter_name]
+
+    @contextmanager
+    def dropout_off(self) -> Iterator[None]:
+        """While inside, adapters compute as in inference."""
+        was_training, self.training = self.training, False
+        try:
+            yield
+        finally:
+            self.training = was_training
 
     def clear(self) -> None:
         """Remove every adapter, and the injected PEFT method."""

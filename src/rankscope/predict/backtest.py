@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from rankscope.advise.arms import retention_tasks
 from rankscope.advise.mitigation import gain_and_forgetting
@@ -38,14 +39,14 @@ def backtest(folders: Sequence[Path]) -> Backtest:
         UserError: a folder without a study, a model or rows that changed since, or no study with
             two trained ranks of one task.
     """
-    found = {folder: backtest_study(folder) for folder in folders}
-    tasks = [task for of_study in found.values() for task in of_study]
+    by_folder = {folder: backtest_study(folder) for folder in folders}
+    tasks = [task for of_study in by_folder.values() for task in of_study]
     if not tasks:
         raise UserError(
             "predict --backtest: no study has finished LoRA trials at two ranks or more of one "
             "training task; expected folders that 'rankscope run' wrote"
         )
-    skipped = tuple(str(folder) for folder, of_study in found.items() if not of_study)
+    skipped = tuple(str(folder) for folder, of_study in by_folder.items() if not of_study)
     return Backtest(tasks=tuple(tasks), scores=score_predictors(tasks), skipped=skipped)
 
 
@@ -64,40 +65,36 @@ def backtest_study(folder: Path) -> list[BacktestTask]:
         base = open_base(inputs)
         check_same_model(folder, study.model, base.record)
         margin = study.config.objective.margin
-        found = []
-        for made in predictions(inputs, base):
-            chosen = chosen_by_rank(study, made.task)
-            trained = {
-                r: mean_score(study, group, made.task, "test") for r, group in chosen.items()
-            }
+        tasks = []
+        for prediction in predictions(inputs, base):
+            task = prediction.task
+            chosen = chosen_by_rank(study, task)
+            trained = {r: mean_score(study, group, task, "test") for r, group in chosen.items()}
             known = {rank: score for rank, score in trained.items() if score is not None}
             if len(known) < 2:
                 continue
             ranks = tuple(sorted(known))
-            named = predict_ranks(made.features, ranks)
-            whole = max(ranks)
-            scores = screen(inputs, ledger, base, chosen[whole], ranks)
+            largest = max(ranks)
+            scores = screen(inputs, ledger, base, chosen[largest], ranks)
             curve = tuple(
-                rank_score(study, made.task, rank, known[rank], chosen[rank], scores)
-                for rank in ranks
+                rank_score(study, task, rank, known[rank], chosen[rank], scores) for rank in ranks
             )
-            cut = {p.rank: p.truncated_validation or 0.0 for p in curve}
-            found.append(
+            truncated = {p.rank: p.truncated_validation or 0.0 for p in curve}
+            predicted = predict_ranks(prediction.features, ranks)
+            predicted += (screened(truncated, margin, largest),)
+            tasks.append(
                 BacktestTask(
                     study=study.name,
-                    task=made.task,
-                    prediction=made.model_copy(
-                        update={
-                            "ranks": ranks,
-                            "predictions": (*named, screened(cut, margin, whole)),
-                        }
+                    task=task,
+                    prediction=prediction.model_copy(
+                        update={"ranks": ranks, "predictions": predicted}
                     ),
                     curve=curve,
                     best_rank=best_rank(known, margin),
-                    screened_rank=whole,
+                    screened_rank=largest,
                 )
             )
-    return found
+    return tasks
 
 
 def rank_score(
@@ -110,22 +107,18 @@ def rank_score(
 ) -> RankScore:
     """Scores of one rank: trained at it, and truncated to it."""
 
-    def mean(values: Sequence[float]) -> float:
-        return sum(values) / len(values)
-
-    of_unit = retention_tasks(study, task)
     falls = [
-        base.score - mean(scores[rank, t.name, "test"])
-        for t in of_unit
+        base.score - fmean(scores[rank, t.name, "test"])
+        for t in retention_tasks(study, task)
         if (base := study.evals.get((BASE, t.name, "test"))) is not None
     ]
-    spots = [gain_and_forgetting(study, task, t.spec.trial_id, "test") for t in trials]
-    forgotten = [found[1] for found in spots if found is not None]
+    points = [gain_and_forgetting(study, task, t.spec.trial_id, "test") for t in trials]
+    forgetting = [point[1] for point in points if point is not None]
     return RankScore(
         rank=rank,
         trained=trained,
-        truncated=mean(scores[rank, task, "test"]),
-        truncated_validation=mean(scores[rank, task, "validation"]),
-        truncated_forgetting=mean(falls) if falls else None,
-        trained_forgetting=mean(forgotten) if forgotten else None,
+        truncated=fmean(scores[rank, task, "test"]),
+        truncated_validation=fmean(scores[rank, task, "validation"]),
+        truncated_forgetting=fmean(falls) if falls else None,
+        trained_forgetting=fmean(forgetting) if forgetting else None,
     )

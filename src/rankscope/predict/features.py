@@ -26,7 +26,6 @@ from rankscope.records import BASE, PredictorFeatures, TaskPrediction, TrialSpec
 from rankscope.run.prepare import prepare_study
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.loss import mean_losses
-from rankscope.train.regularizers import label_positions
 
 PROBE_TOKENS = 2048
 """Tokens per batch, or twice the number of directions if that is more."""
@@ -52,14 +51,14 @@ def open_base(inputs: PreparedStudy) -> Base:
 
 def predictions(inputs: PreparedStudy, base: Base) -> tuple[TaskPrediction, ...]:
     """Predictions for every training task, among the ranks of the study's LoRA trials."""
-    found = []
+    predicted = []
     for task in inputs.config.tasks:
         trials = [t for t in inputs.trials if t.task == task.name and t.rank and t.alpha]
         if not trials:
             raise UserError("predict: no arm of the study has a rank to predict")
         ranks = tuple(sorted({t.rank for t in trials if t.rank is not None}))
         features = features_of(inputs, base, trials[0], ranks)
-        found.append(
+        predicted.append(
             TaskPrediction(
                 task=task.name,
                 ranks=ranks,
@@ -67,7 +66,7 @@ def predictions(inputs: PreparedStudy, base: Base) -> tuple[TaskPrediction, ...]
                 predictions=predict_ranks(features, ranks),
             )
         )
-    return tuple(found)
+    return tuple(predicted)
 
 
 def features_of(
@@ -89,7 +88,7 @@ def features_of(
     stable = [float(s.square().sum() / s[0].square()) for s in spectra]
     task = inputs.tasks[trial.task]
     few = replace(task, validation=task.validation[:PROBE_ITEMS])
-    scored = evaluate_task(
+    records = evaluate_task(
         base, inputs.encoder, few, "validation", {None: BASE}, inputs.config.evaluate
     )
     return PredictorFeatures(
@@ -99,8 +98,8 @@ def features_of(
         lora_parameters={r: lora_parameters(inputs.shapes, r, trial.targets) for r in ranks},
         rows_seen=sum(map(len, batches)),
         base_loss=loss,
-        base_score=scored[None][0].score,
-        base_items=scored[None][0].n,
+        base_score=records[None][0].score,
+        base_items=records[None][0].n,
         chance=task.spec.chance,
         gradient_effective_rank=sum(effective) / len(effective) if effective else None,
         gradient_stable_rank=sum(stable) / len(stable) if stable else None,
@@ -130,7 +129,7 @@ def loss_and_gradients(
     loss = 0.0
     with trainable(weights):
         for batch in batches:
-            kept = [label_positions(row) for row in batch]
+            kept = [row.label_positions for row in batch]
             logits = base.logits(
                 RowBatch.of(
                     [Row(row.input_ids, keep) for row, keep in zip(batch, kept, strict=True)],
@@ -140,10 +139,10 @@ def loss_and_gradients(
             ids = [
                 row.input_ids[t + 1] for row, keep in zip(batch, kept, strict=True) for t in keep
             ]
-            found = mean_losses(logits, torch.tensor(ids, device=base.device), [len(ids)], [total])
-            loss += float(found.detach().sum())
+            losses = mean_losses(logits, torch.tensor(ids, device=base.device), [len(ids)], [total])
+            loss += float(losses.detach().sum())
             if weights:
-                found.sum().backward()
+                losses.sum().backward()
         gradients = [w.grad.detach().clone() for w in weights if w.grad is not None]
     return loss, gradients
 

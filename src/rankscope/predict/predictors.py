@@ -16,6 +16,7 @@ from rankscope.records import (
     PredictorFeatures,
     PredictorScore,
     RankPrediction,
+    Split,
     StudyRecords,
     TrialRecords,
 )
@@ -28,7 +29,7 @@ USUAL_RANK = 32
 def predict_ranks(features: PredictorFeatures, ranks: Sequence[int]) -> tuple[RankPrediction, ...]:
     """Every predictor's rank among ``ranks``, without predictors whose features are missing."""
     ranks = sorted(set(ranks))
-    found = [_capacity(features, ranks)]
+    ranked = [_capacity(features, ranks)]
     for kind, value in (
         ("gradient_effective_rank", features.gradient_effective_rank),
         ("gradient_stable_rank", features.gradient_stable_rank),
@@ -36,11 +37,11 @@ def predict_ranks(features: PredictorFeatures, ranks: Sequence[int]) -> tuple[Ra
         if value is not None:
             name = kind.replace("_", " ")
             why = f"the mean {name} of the target matrices is {value:.1f}"
-            found.append(_named(kind, at_least(ranks, value), why))  # type: ignore[arg-type]
-    found += [_input_variance(features, ranks), _base_score(features, ranks)]
+            ranked.append(_named(kind, at_least(ranks, value), why))  # type: ignore[arg-type]
+    ranked += [_input_variance(features, ranks), _base_score(features, ranks)]
     usual = min(ranks, key=lambda rank: abs(math.log2(rank / USUAL_RANK)))
-    found.append(_named("always_32", usual, f"the rank closest to {USUAL_RANK}"))
-    return tuple(found)
+    ranked.append(_named("always_32", usual, f"the rank closest to {USUAL_RANK}"))
+    return tuple(ranked)
 
 
 def at_least(ranks: Sequence[int], wanted: float) -> int:
@@ -111,7 +112,7 @@ def chosen_by_rank(study: StudyRecords, task: str) -> dict[int, list[TrialRecord
     ]
     if not trials:
         return {}
-    alike = [t for t in trials if _but_rank(t) == _but_rank(trials[0])]
+    alike = [t for t in trials if _curve_settings(t) == _curve_settings(trials[0])]
     groups: dict[tuple[int, float], list[TrialRecords]] = {}
     for trial in alike:
         assert trial.spec.rank is not None
@@ -124,31 +125,31 @@ def chosen_by_rank(study: StudyRecords, task: str) -> dict[int, list[TrialRecord
     return {rank: chosen[rank][1] for rank in sorted(chosen)}
 
 
-def _but_rank(trial: TrialRecords) -> tuple[object, ...]:
+def _curve_settings(trial: TrialRecords) -> tuple[object, ...]:
     spec = trial.spec
     ratio = None if not (spec.alpha and spec.rank) else spec.alpha / spec.rank
     return spec.method, ratio, spec.targets, spec.dropout, *spec.overrides.items()
 
 
 def mean_score(
-    study: StudyRecords, trials: Sequence[TrialRecords], task: str, split: str
+    study: StudyRecords, trials: Sequence[TrialRecords], task: str, split: Split
 ) -> float | None:
     """Mean over trials; None if one was not scored."""
-    found = [study.evals.get((t.spec.trial_id, task, split)) for t in trials]  # type: ignore[arg-type]
-    scores = [record.score for record in found if record is not None]
+    records = [study.evals.get((t.spec.trial_id, task, split)) for t in trials]
+    scores = [record.score for record in records if record is not None]
     return float(np.mean(scores)) if scores and len(scores) == len(trials) else None
 
 
 def score_predictors(tasks: Sequence[BacktestTask]) -> tuple[PredictorScore, ...]:
     """How often each predictor is right, how far off it is, and the score this costs."""
-    found: dict[Predictor, list[tuple[bool, float, float]]] = {}
+    outcomes: dict[Predictor, list[tuple[bool, float, float]]] = {}
     for task in tasks:
         trained = {p.rank: p.trained for p in task.curve if p.trained is not None}
         best = trained[task.best_rank]
         for named in task.prediction.predictions:
             if named.rank not in trained:
                 continue
-            found.setdefault(named.predictor, []).append(
+            outcomes.setdefault(named.predictor, []).append(
                 (
                     named.rank == task.best_rank,
                     abs(math.log2(named.rank / task.best_rank)),
@@ -163,5 +164,5 @@ def score_predictors(tasks: Sequence[BacktestTask]) -> tuple[PredictorScore, ...
             doublings=float(np.mean([off for _, off, _ in rows])),
             regret=float(np.mean([cost for _, _, cost in rows])),
         )
-        for predictor, rows in found.items()
+        for predictor, rows in outcomes.items()
     )

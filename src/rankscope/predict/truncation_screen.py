@@ -55,12 +55,12 @@ def screen(
         adapter_names: dict[str | None, str] = {}
         try:
             for rank in ranks:
-                cut = truncated_adapter(adapter, rank, f"cut to {rank}")
-                base.multi_lora.attach(cut)
-                adapter_names[cut.name] = cut.name
+                truncated = truncated_adapter(adapter, rank, f"truncated to {rank}")
+                base.multi_lora.attach(truncated)
+                adapter_names[truncated.name] = truncated.name
             for name in names:
                 for split in ("validation", "test"):
-                    found = evaluate_task(
+                    records = evaluate_task(
                         base,
                         inputs.encoder,
                         inputs.tasks[name],
@@ -70,7 +70,7 @@ def screen(
                     )
                     for rank, adapter_name in zip(ranks, adapter_names, strict=True):
                         key: tuple[int, str, Split] = (rank, name, split)
-                        scores.setdefault(key, []).append(found[adapter_name][0].score)
+                        scores.setdefault(key, []).append(records[adapter_name][0].score)
         finally:
             base.multi_lora.clear()
     return scores

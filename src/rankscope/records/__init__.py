@@ -6,6 +6,7 @@ losses nats per token.
 """
 
 from rankscope.records.advice import (
+    FEWEST_SEEDS,
     AdviceKind,
     AdviceMessage,
     ArmComparison,

@@ -7,6 +7,9 @@ from rankscope.records.estimate import Estimate
 from rankscope.records.mitigation import TaskMitigation
 from rankscope.records.record import Record
 
+FEWEST_SEEDS = 3
+"""With fewer, the spread between seeds is too uncertain for a firm answer."""
+
 
 class ArmSummary(Record):
     """One arm point over its seeds; scores of the test split unless the name says otherwise."""

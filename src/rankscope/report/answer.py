@@ -14,11 +14,8 @@ from rankscope.formatting import (
     safe_text,
     score_text,
 )
-from rankscope.records import BASE, AdviceMessage, ArmSummary, Estimate, TaskAdvice
+from rankscope.records import BASE, FEWEST_SEEDS, AdviceMessage, ArmSummary, Estimate, TaskAdvice
 from rankscope.report.study_view import StudyView
-
-ENOUGH_SEEDS = 3
-"""With fewer, the spread between training runs is unknown (science.md section 5)."""
 
 NEXT_STEPS_TITLES = {
     "firm": "",
@@ -129,7 +126,7 @@ def missing(view: StudyView) -> list[str]:
     total, done = len(study.trials), statuses.pop("done", 0)
     rest = ", ".join(f"{number} {status}" for status, number in statuses.items())
     unscored = [t.name for t in study.tasks if (BASE, t.name, "test") not in study.evals]
-    few = sum(0 < a.seeds < ENOUGH_SEEDS for task in view.training_tasks for a in view.arms(task))
+    few = sum(0 < a.seeds < FEWEST_SEEDS for task in view.training_tasks for a in view.arms(task))
     sentences = {
         "The study has no trials: only the base model is shown.": not total,
         f"None of the {count(total, 'trial')} has finished: only the base is shown.": total
@@ -137,7 +134,7 @@ def missing(view: StudyView) -> list[str]:
         f"{done} of {count(total, 'trial')} finished; the others: {rest}.": 0 < done < total,
         f"The base has no score on {join_names(unscored)}: changes there are unknown.": unscored,
         "There is no retention task, so forgetting is unknown.": not view.retention_tasks,
-        f"{count(few, 'arm')} {'has' if few == 1 else 'have'} fewer than {ENOUGH_SEEDS} finished "
+        f"{count(few, 'arm')} {'has' if few == 1 else 'have'} fewer than {FEWEST_SEEDS} finished "
         "seeds: the spread between training runs is not known well.": few,
         "No trial has a spectra record: the weights were not analyzed.": done
         and not any(trial.spectra for trial in study.trials),

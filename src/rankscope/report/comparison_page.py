@@ -8,7 +8,6 @@ from rankscope.formatting import count, difference, safe_text, unit_of
 from rankscope.records import ComparedCell, Provenance, StudyComparison, StudyPair
 from rankscope.report.charts.figure import Drawn, Figure, interval_cells, interval_digits
 from rankscope.report.charts.interval_rows import interval_rows
-from rankscope.report.figures.transfer import excludes_zero
 from rankscope.report.page import render_page, write_page
 from rankscope.report.style import FULL_COLOR, MUTED, Color, rank_colors
 from rankscope.report.table_formats import table_from_rows
@@ -134,7 +133,7 @@ def row(cell: ComparedCell) -> dict[str, object]:
 
 def _finding(cells: list[ComparedCell]) -> str:
     arms = len({cell.arm for cell in cells})
-    clear = [cell for cell in cells if excludes_zero(cell.difference)]
+    clear = [cell for cell in cells if cell.difference.is_clear_of_zero]
     compared = "The bases" if cells[0].arm is None else f"{count(arms, 'arm')} in both studies"
     same, left_out = sum(cell.same_models for cell in cells), arms - MAX_ARMS
     paired = sum(cell.paired for cell in cells)

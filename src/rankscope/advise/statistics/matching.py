@@ -56,11 +56,11 @@ def stored_scores(
 
 
 def trials_with_all_scores(
-    study: StudyRecords, trials: Sequence[TrialRecords], tasks: Sequence[str], split: Split
+    study: StudyRecords, trials: Sequence[TrialRecords], tasks: Sequence[str]
 ) -> list[TrialRecords]:
-    """The trials with a score on every one of the tasks."""
+    """The trials with a test score on every one of the tasks."""
     return [
-        t for t in trials if all((t.spec.trial_id, name, split) in study.items for name in tasks)
+        t for t in trials if all((t.spec.trial_id, name, "test") in study.items for name in tasks)
     ]
 
 

@@ -72,10 +72,10 @@ def _table_of_signs(units: int, seed: int) -> npt.NDArray[np.float32]:
 def quantiles(draws: ScoreArray, shares: Sequence[float]) -> list[float]:
     """Quantiles of ``draws`` (D,) with linear interpolation, cheaper than NumPy's."""
     ordered, last = np.sort(draws), len(draws) - 1
-    found = []
+    values = []
     for share in shares:
         place = share * last
         low = int(place)
         high = min(low + 1, last)
-        found.append(float(ordered[low] + (place - low) * (ordered[high] - ordered[low])))
-    return found
+        values.append(float(ordered[low] + (place - low) * (ordered[high] - ordered[low])))
+    return values

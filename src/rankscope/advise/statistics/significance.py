@@ -44,24 +44,24 @@ def sign_flip(parts: ScoreArray, seed: int = 0) -> float:
     sizes = np.abs(parts[parts != 0]) / scale
     units = len(sizes)
     # Sums that differ only by the order of summation count as equal.
-    found = abs(float(parts.sum())) / scale - 1e-9 * units
+    observed = abs(float(parts.sum())) / scale - 1e-9 * units
     if units <= MOST_ENUMERATED:
         flips = 1 - 2 * (np.arange(2**units)[:, None] >> np.arange(units) & 1)
-        return float((np.abs(flips @ sizes) >= found).mean())
-    bound = 2 * exp(-(max(0.0, found) ** 2) / (2 * float(sizes @ sizes)))
+        return float((np.abs(flips @ sizes) >= observed).mean())
+    bound = 2 * exp(-(max(0.0, observed) ** 2) / (2 * float(sizes @ sizes)))
     if bound < 1 / (NUM_DRAWS + 1):
         return bound  # below the resolution of the draws
     if units <= MOST_KEPT:
         sums = sizes.astype(np.float32) @ kept_signs(units, seed)
         # In single precision an equally large sum may come out slightly smaller.
-        further = int((np.abs(sums) >= found - 1e-5 * units).sum())
+        further = int((np.abs(sums) >= observed - 1e-5 * units).sum())
     else:
-        further = _further_of_many(sizes, found, seed)
+        further = _further_of_many(sizes, observed, seed)
     return min(bound, (further + 1) / (NUM_DRAWS + 1))
 
 
-def _further_of_many(sizes: ScoreArray, found: float, seed: int) -> int:
-    """Number of the D drawn flips whose sum is at least ``found`` from zero."""
+def _further_of_many(sizes: ScoreArray, observed: float, seed: int) -> int:
+    """Number of the D drawn flips whose sum is at least ``observed`` from zero."""
     # Units of equal size share a binomial draw; right-or-wrong items have few sizes.
     sizes, counts = np.unique(sizes.round(12), return_counts=True)
     rng = np.random.default_rng([seed, 2])
@@ -69,7 +69,7 @@ def _further_of_many(sizes: ScoreArray, found: float, seed: int) -> int:
     for start in range(0, NUM_DRAWS, chunk):
         shape = (min(chunk, NUM_DRAWS - start), len(sizes))
         sums = (2 * rng.binomial(counts, 0.5, size=shape) - counts) @ sizes
-        further += int((np.abs(sums) >= found).sum())
+        further += int((np.abs(sums) >= observed).sum())
     return further
 
 

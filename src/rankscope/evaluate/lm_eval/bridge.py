@@ -133,17 +133,14 @@ def score_lm_eval_task(
         UserError: a prompt longer than the context, or a task that samples.
     """
     evaluate, _ = import_harness(task.source)
-    was_training, base.multi_lora.training = base.multi_lora.training, False
     evaluations: dict[str | None, list[Evaluation]] = {}
-    try:
-        with harness_seeds(), sandboxed_templates(), torch.inference_mode():
-            for adapter_name, trial_id in models.items():
-                results, lm = run_harness(evaluate, base, adapter_name, task)
-                evaluations[adapter_name] = [
-                    evaluation_of(name, results, lm, trial_id) for name in task.loaded["tasks"]
-                ]
-    finally:
-        base.multi_lora.training = was_training
+    dropout_off = base.multi_lora.dropout_off()
+    with harness_seeds(), sandboxed_templates(), dropout_off, torch.inference_mode():
+        for adapter_name, trial_id in models.items():
+            results, lm = run_harness(evaluate, base, adapter_name, task)
+            evaluations[adapter_name] = [
+                evaluation_of(name, results, lm, trial_id) for name in task.loaded["tasks"]
+            ]
     return evaluations
 
 

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import difflib
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from peft import PeftConfig, PeftModel, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import PretrainedConfig
 
-from rankscope.errors import UserError
+from rankscope.errors import UserError, did_you_mean
 from rankscope.models.parameters import model_on_meta, read_model_config
 
 SET_BY_RANKSCOPE = {
@@ -119,9 +118,8 @@ def config_class(peft_type: object) -> Any:
         if kind not in UNUSABLE_TYPES and not is_prompt_learning(config)
     )
     if name not in classes:
-        close = difflib.get_close_matches(name, usable, n=1, cutoff=0.55)
-        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(usable)}"
-        raise UserError(f"method peft: PEFT has no peft_type {peft_type!r}; {hint}")
+        hint = did_you_mean(name, usable) or f"; expected one of {', '.join(usable)}"
+        raise UserError(f"method peft: PEFT has no peft_type {peft_type!r}{hint}")
     reason = PROMPT_LEARNING if is_prompt_learning(classes[name]) else UNUSABLE_TYPES.get(name)
     if reason is not None:
         raise UserError(
@@ -149,9 +147,8 @@ def check_field(name: str, key: str, value: Any, fields: set[str]) -> None:
         raise UserError(f"method peft, {name}: remove {key!r}: {SET_BY_RANKSCOPE[key]}")
     if key not in fields:
         known = sorted(fields - set(SET_BY_RANKSCOPE) - set(UNUSABLE_FIELDS))
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.55)
-        hint = f"did you mean {close[0]!r}?" if close else f"expected some of {', '.join(known)}"
-        raise UserError(f"method peft, {name}: unknown field {key!r}; {hint}")
+        hint = did_you_mean(key, known) or f"; expected some of {', '.join(known)}"
+        raise UserError(f"method peft, {name}: unknown field {key!r}{hint}")
     if key in UNUSABLE_FIELDS and value:
         raise UserError(f"method peft, {name}: {key!r} {UNUSABLE_FIELDS[key]}: remove it")
     if key == "init_lora_weights" and value in INIT_FROM_DATA:
