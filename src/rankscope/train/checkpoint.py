@@ -1,7 +1,7 @@
 """The resumable state of a group in training: weights, optimizer, loss points, step.
 
-Row order and dropout follow from seed and step. One folder per checkpoint, staged and renamed, so it
-is always complete. Everything is safetensors and JSON; nothing is pickled.
+Row order and dropout follow from seed and step. One folder per checkpoint, staged and renamed, so
+it is always complete. Everything is safetensors and JSON; nothing is pickled.
 """
 
 import json
