@@ -40,7 +40,6 @@ class Arm:
 
     @property
     def finished(self) -> tuple[TrialRecords, ...]:
-        """The trials that finished."""
         return tuple(t for t in self.trials if t.status == "done")
 
     def updated(self, **fields: object) -> "Arm":

@@ -110,7 +110,6 @@ def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveCo
 
 
 def share_finished(arm: Arm) -> float:
-    """Finished trials as a share of those that ran."""
     return arm.summary.seeds / max(1, arm.summary.seeds + arm.summary.failed)
 
 
