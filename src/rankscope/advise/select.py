@@ -78,7 +78,8 @@ def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveCo
     groups: dict[tuple[object, ...], list[Candidate]] = {}
     for arm in scored:
         if arm not in excluded:
-            candidate = Candidate(arm, utility(arm, share_finished(arm)), ())
+            finished = arm.summary.seeds / max(1, arm.summary.seeds + arm.summary.failed)
+            candidate = Candidate(arm, utility(arm, finished), ())
             groups.setdefault(arm.trials[0].spec.arm_without_lr, []).append(candidate)
     candidates = []
     for group in groups.values():
@@ -107,11 +108,6 @@ def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveCo
         excluded=excluded,
         passed_over=tuple(passed_over),
     )
-
-
-def share_finished(arm: Arm) -> float:
-    """Finished trials as a share of those that ran."""
-    return arm.summary.seeds / max(1, arm.summary.seeds + arm.summary.failed)
 
 
 def _highest(candidates: Sequence[Candidate]) -> Candidate | None:
