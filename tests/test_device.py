@@ -145,7 +145,9 @@ def test_freed_memory_can_be_handed_back() -> None:
         assert psutil.Process().memory_info().rss < before - 128 * MIB
 
 
-def test_the_command_lets_threads_limit_busy_waiting_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_lets_threads_limit_busy_waiting_unless_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         monkeypatch.setenv(name, "")  # so that it is as before in the end
         monkeypatch.delenv(name)

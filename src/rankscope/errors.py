@@ -4,6 +4,9 @@ A message names the place, what was found, what was expected and what to do. Any
 a bug in Rankscope (exit code 1).
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class RankscopeError(Exception):
     """Base of every error Rankscope raises on purpose."""
@@ -37,3 +40,9 @@ class Interrupted(RankscopeError):
     """A stop was requested; the same command continues (exit code 130)."""
 
     exit_code = 130
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """``; did you mean 'rank'?`` if a known word is similar, else empty."""
+    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.55)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -53,9 +54,6 @@ def output_folder(out: Path | None) -> Iterator[None]:
     """Create ``out`` before minutes of work whose result goes there; None is no folder.
 
     If the work fails, created folders are removed again, unless they have content.
-
-    Raises:
-        UserError: the folder cannot be created or written to.
     """
     if out is None:
         yield
@@ -79,6 +77,27 @@ def output_folder(out: Path | None) -> Iterator[None]:
             with suppress(OSError):  # does not exist, or has content
                 folder.rmdir()
         raise
+
+
+@contextmanager
+def folder_in_one_step(out: Path) -> Iterator[Path]:
+    """A new folder beside ``out`` that takes its place at the end, unless something fails.
+
+    Raises:
+        DiskFull: ``out`` is left as it was.
+    """
+    out = out.resolve()  # "x/.." has no name to put a copy beside
+    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        os.replace(partial, out)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise DiskFull(f"{out}: the disk is full; nothing was written. Make room.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def fsync(path: Path) -> None:

@@ -55,9 +55,7 @@ def test_the_order_of_a_seed_never_changes() -> None:
 
 
 def test_number_of_steps() -> None:
-    order = RowSampler(17, 2, 4, seed=0)  # 3 steps an epoch
-    assert order.num_steps(3) == 9
-    assert order.num_steps(0.5) == 2
-    assert order.num_steps(3, max_steps=4) == 4
+    order = RowSampler(17, 2, 4, seed=0)
+    assert order.steps_per_epoch == 3
     with pytest.raises(ValueError, match="num_rows 0"):
         RowSampler(0, 2, 4, seed=0)

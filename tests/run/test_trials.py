@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from typing import Any
 
 import pytest
@@ -481,7 +482,7 @@ def test_the_plan_counts_the_steps_that_training_takes(
 ) -> None:
     train = TrainConfig(epochs=epochs, batch_size=batch, gradient_accumulation=accumulation)
     order = RowSampler(rows, batch, accumulation, seed=0)
-    assert planned_steps(rows, 10 * rows, train) == order.num_steps(epochs)
+    assert planned_steps(rows, 10 * rows, train) == math.ceil(epochs * order.steps_per_epoch)
 
 
 def test_no_rows_cannot_be_planned() -> None:

@@ -199,7 +199,7 @@ def _fall(study: StudyRecords, done: list[TrialRecords], tasks: Sequence[str]) -
     The tasks share the seeds, so each trained model must be the same row in every task.
     """
     known = [n for n in tasks if paired_scores(study, done, n, "test") is not None]
-    complete = trials_with_all_scores(study, done, known, "test")
+    complete = trials_with_all_scores(study, done, known)
     pairs = [p for n in known if (p := paired_scores(study, complete, n, "test")) is not None]
     return negated(weighted_estimate(pairs)) if pairs and len(pairs) == len(known) else None
 

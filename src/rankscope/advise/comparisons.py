@@ -55,7 +55,7 @@ def net_difference(
         names += retention
         shares += [weights[1] / len(retention)] * len(retention)
     complete, others = (
-        None if arm is None else trials_with_all_scores(study, arm.finished, names, "test")
+        None if arm is None else trials_with_all_scores(study, arm.finished, names)
         for arm in (first, second)
     )
     pairs = [_pair(study, complete or (), others, name) for name in names]

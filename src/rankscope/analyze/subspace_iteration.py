@@ -64,7 +64,6 @@ class Triples:
     """|K^T u - sigma v|, (k,). K has a singular value within this distance of sigma (Weyl), since
     K v = sigma u holds to rounding."""
     next_value: float  # Estimate of singular value k + 1
-    num_sweeps: int = 0
 
     @classmethod
     def from_svd(cls, u: Tensor, s: Tensor, v: Tensor, k: int) -> "Triples":
@@ -99,7 +98,7 @@ def leading_triples(
         residuals = torch.linalg.vector_norm(operator.adjoint(u[:, :k]) - v[:, :k] * s[:k], dim=0)
         if sweep >= min_sweeps and bool((residuals <= tolerance * s[0]).all()):
             next_value = float(s[k]) if len(s) > k else 0.0
-            return Triples(u[:, :k], s[:k], v[:, :k], residuals, next_value, sweep)
+            return Triples(u[:, :k], s[:k], v[:, :k], residuals, next_value)
         excess = float(residuals.max() / (tolerance * s[0]))
         log_reduction = math.log(max(excess, 1e-300)) + SAFETY
         basis = orthonormal(chebyshev_filter(gram, (s, v), k, log_reduction))

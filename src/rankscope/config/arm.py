@@ -1,6 +1,5 @@
 """An arm of the study file: methods and hyper-parameters, each a value or a list of a grid."""
 
-import difflib
 import json
 import math
 import re
@@ -24,6 +23,7 @@ from rankscope.config.section import (
     ZeroOrMore,
     short_repr,
 )
+from rankscope.errors import did_you_mean
 from rankscope.models.methods import all_methods, get_method
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.methods.method import Method
@@ -63,7 +63,6 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 def named_methods() -> tuple[str, ...]:
-    """Methods that an arm gives by name alone."""
     return tuple(method.name for method in all_methods() if not method.takes_settings)
 
 
@@ -78,11 +77,9 @@ def parse_method(value: Any) -> Any:
         return parse_peft_choice(value)
     names = named_methods()
     if value not in names:
-        close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.55)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(
             f"method {short_repr(value)}: expected one of {', '.join(names)}, or another PEFT "
-            f"method as {{peft: {{peft_type: ADALORA, ...}}}}{hint}"
+            f"method as {{peft: {{peft_type: ADALORA, ...}}}}{did_you_mean(value, names)}"
         )
     return value
 
@@ -290,7 +287,6 @@ class ArmConfig(ConfigSection):
 
     @property
     def is_full(self) -> bool:
-        """Full fine-tuning."""
         return any(method.trains_base for method in self.methods)
 
     def unused_fields(self) -> frozenset[str]:

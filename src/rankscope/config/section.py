@@ -1,6 +1,5 @@
 """Base class of every section of a study file, and the types of its fields."""
 
-import difflib
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
+
+from rankscope.errors import did_you_mean
 
 # A name becomes a path component and a label in reports: it must not leave the study's folder or
 # confuse a terminal.
@@ -110,9 +111,8 @@ class RegisteredName:
         names = self.names()
         if name in names:
             return name
-        close = difflib.get_close_matches(name, names, n=1, cutoff=0.55)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"found {short_repr(name)}; {hint}expected one of {', '.join(names)}")
+        hint = did_you_mean(name, names)
+        raise ValueError(f"found {short_repr(name)}; expected one of {', '.join(names)}{hint}")
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler

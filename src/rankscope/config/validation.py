@@ -1,6 +1,5 @@
 """Reading a YAML file into a section, with every fault described by its place."""
 
-import difflib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from rankscope.config.section import (
     short_repr,
 )
 from rankscope.config.yaml_lines import Document, Mark, compose
-from rankscope.errors import UserError
+from rankscope.errors import UserError, did_you_mean
 
 MAX_BYTES = 2**20
 MAX_FAULTS_SHOWN = 20
@@ -141,7 +140,7 @@ def describe_error(document: Document, details: ErrorDetails, model: type[Config
     location, error_type = details["loc"], details["type"]
     place = written_place(document, location) or model.__name__.removesuffix("Config").lower()
     if error_type == "extra_forbidden":
-        return f"{place}: unknown key; {suggest_key(location, model)}"
+        return f"{place}: unknown key{suggest_key(location, model)}"
     if error_type == "missing":
         section = section_at(location[:-1], model)
         field = section.model_fields.get(str(location[-1])) if section else None
@@ -169,11 +168,10 @@ def written_place(document: Document, location: Location) -> str:
 
 
 def suggest_key(location: Location, model: type[ConfigSection]) -> str:
-    """``did you mean 'rank'?``, or the keys of the section."""
+    """``; did you mean 'rank'?``, or the keys of the section."""
     section = section_at(location[:-1], model)
     known = list(section.model_fields) if section is not None else []
-    close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.55)
-    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+    return did_you_mean(location[-1], known) or f"; expected one of {', '.join(known)}"
 
 
 def in_yaml_words(value: Any) -> str:

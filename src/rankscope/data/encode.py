@@ -45,6 +45,11 @@ class EncodedRow:
     truncated: bool
     """The completion was cut at ``max_length``."""
 
+    @property
+    def label_positions(self) -> list[int]:
+        """Positions whose logits predict a labelled token: each label's predecessor."""
+        return [t - 1 for t, is_label in enumerate(self.is_label) if is_label]
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedRows:

@@ -6,7 +6,6 @@ All rows of a file have the shape of its first row. Recognized shapes: chat (``m
 answer, and the shapes of published data sets (``hub_formats.py``).
 """
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from rankscope.data.rows import (
     text_field,
 )
 from rankscope.data.sources import RawRow
-from rankscope.errors import UserError
+from rankscope.errors import UserError, did_you_mean
 
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 MAX_SHARE_WITHOUT_COMPLETION = 0.01
@@ -161,8 +160,7 @@ def rename_fields(row: RawRow, names: FieldNames) -> RawRow:
 
     def value(name: str) -> Any:
         if name not in row.fields:
-            close = difflib.get_close_matches(name, list(row.fields), n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(name, row.fields)
             raise UserError(
                 f"{row.location}: field {name!r}, named in 'fields:', is missing{hint}; the row "
                 f"has {', '.join(row.fields) or 'no fields'}"
@@ -191,10 +189,6 @@ def parse_rows(
             data (right choice repeated, unreadable options) are counted and dropped.
         names: the rows' names for the fields of their shape; prompt templates may use both.
         shapes: further shapes, tried before the built-in ones.
-
-    Raises:
-        UserError: a row of another shape, a wrong value, or more than 1 % of the user's own rows
-            without a completion; the message names the row.
     """
     renamed = rows if names is None else [rename_fields(row, names) for row in rows]
     expected = shape_of(renamed[0], shapes)

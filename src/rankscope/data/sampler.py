@@ -55,10 +55,6 @@ class RowSampler:
         self.steps_per_epoch = math.ceil(num_rows / self.rows_per_step)
         self._epochs = SeededPermutations(num_rows, str(seed))
 
-    def num_steps(self, epochs: float, max_steps: int | None = None) -> int:
-        """Optimizer steps of the whole training; ``max_steps`` takes precedence."""
-        return max_steps if max_steps is not None else math.ceil(epochs * self.steps_per_epoch)
-
     def epoch(self, index: int) -> list[int]:
         """The permutation of the rows in epoch ``index``, from 0."""
         return self._epochs[index]

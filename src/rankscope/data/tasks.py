@@ -1,6 +1,5 @@
 """``load_task``: reads, checks, renders and splits one task."""
 
-import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from rankscope.data.registry import (
 from rankscope.data.rows import QUESTION_PROMPT, RowContent
 from rankscope.data.sources import HubSource, SplitRows, read_file, read_folder, read_hub
 from rankscope.data.splits import first_of_order, split_rows
-from rankscope.errors import UserError
+from rankscope.errors import UserError, did_you_mean
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.evaluate.scorers.scorer import UnscorableAnswer
 from rankscope.hashing import sha256_json
@@ -79,9 +78,6 @@ def load_task(
         trained_on: names of the tasks that the study trains on. Without this task among them,
             training rows that are a separate collection are not read; subjects that other tasks
             among them also contain are left out.
-
-    Raises:
-        UserError: rows that cannot be read or used; the message names file and row.
     """
     read = read_task_items(config, data_dir, trained_on)
     spec, name = read.spec, read.spec.name
@@ -254,8 +250,7 @@ def make_items(
 def named_spec(config: TaskConfig) -> TaskSpec:
     """A named task with the changes of the study file; another scorer brings its own prompt."""
     if config.name not in NAMED_TASKS:
-        close = difflib.get_close_matches(config.name, NAMED_TASKS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
+        hint = did_you_mean(config.name, NAMED_TASKS) or "."
         raise UserError(
             f"task {config.name!r} is not a named task{hint} Named tasks: {', '.join(NAMED_TASKS)}."
             " For your own data give 'train:' (a JSONL or Parquet file) or 'hub:'"

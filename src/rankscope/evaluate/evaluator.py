@@ -68,12 +68,8 @@ def evaluate_task(
     context = context_length(base.model.config)
     encoded = encode_split(encoder, task, split, context, settings)
     job = ScoringJob(base, encoder, task.spec, encoded, list(models), settings)
-    was_training, base.multi_lora.training = base.multi_lora.training, False
-    try:
-        with torch.inference_mode():
-            scores = encoded.scorer.run(job)
-    finally:
-        base.multi_lora.training = was_training
+    with base.multi_lora.dropout_off(), torch.inference_mode():
+        scores = encoded.scorer.run(job)
     return {
         name: (
             make_record(of_model, task, split, models[name], encoded.truncated),
@@ -100,9 +96,6 @@ def encode_split(
         context: most tokens that the model accepts, :func:`context_length`; None is no limit.
         settings: ``too_long`` decides about longer items.
         scorer: in place of the task's own.
-
-    Raises:
-        UserError: no items, items that cannot be scored, or items longer than ``context``.
     """
     items, spec = split_items(task, split), task.spec
     if not items:
@@ -122,11 +115,7 @@ def truncation_notes(
     context: int | None,
     settings: EvaluateConfig,
 ) -> list[str]:
-    """One sentence per reason why items of a split are not scored whole.
-
-    Raises:
-        UserError: items that could not be scored, as in :func:`encode_split`.
-    """
+    """One sentence per reason why items of a split are not scored whole."""
     encoded = encode_split(encoder, task, split, context, settings)
     total = f"of {len(encoded.items)} {split} items"
     notes = []
@@ -196,7 +185,6 @@ def evaluate_with_failures(
 def make_record(
     scores: ModelScores, task: LoadedTask, split: Split, trial_id: str, truncated: int
 ) -> EvalRecord:
-    """The record of one model on one split."""
     metric = primary_metric(task)
     return EvalRecord(
         trial_id=trial_id,

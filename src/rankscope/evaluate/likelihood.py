@@ -104,10 +104,7 @@ class TargetBatch:
         cls, rows: Sequence[EncodedRow], owners: Sequence[int], device: torch.device
     ) -> "TargetBatch":
         """The labelled tokens of rows; row i belongs to sum ``owners[i]``."""
-        kept_rows = [
-            Row(row.input_ids, [t - 1 for t, is_label in enumerate(row.is_label) if is_label])
-            for row in rows
-        ]
+        kept_rows = [Row(row.input_ids, row.label_positions) for row in rows]
         targets = [row.ids[t + 1] for row in kept_rows for t in row.keep]
         return cls(
             rows=RowBatch.of(kept_rows, device),

@@ -26,7 +26,6 @@ from rankscope.records import BASE, PredictorFeatures, TaskPrediction, TrialSpec
 from rankscope.run.prepare import prepare_study
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.loss import mean_losses
-from rankscope.train.regularizers import label_positions
 
 PROBE_TOKENS = 2048
 """Tokens per batch, or twice the number of directions if that is more."""
@@ -35,11 +34,7 @@ PROBE_ITEMS = 200
 
 
 def predict_study(config: StudyConfig) -> tuple[TaskPrediction, ...]:
-    """Every predictor's rank for every training task; nothing is trained.
-
-    Raises:
-        UserError: the study cannot be read, or no arm has a rank.
-    """
+    """Every predictor's rank for every training task; nothing is trained."""
     inputs = prepare_study(config)
     return predictions(inputs, open_base(inputs))
 
@@ -130,7 +125,7 @@ def loss_and_gradients(
     loss = 0.0
     with trainable(weights):
         for batch in batches:
-            kept = [label_positions(row) for row in batch]
+            kept = [row.label_positions for row in batch]
             logits = base.logits(
                 RowBatch.of(
                     [Row(row.input_ids, keep) for row, keep in zip(batch, kept, strict=True)],

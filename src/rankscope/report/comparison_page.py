@@ -8,7 +8,6 @@ from rankscope.formatting import count, difference, safe_text, unit_of
 from rankscope.records import ComparedCell, Provenance, StudyComparison, StudyPair
 from rankscope.report.charts.figure import Drawn, Figure, interval_cells, interval_digits
 from rankscope.report.charts.interval_rows import interval_rows
-from rankscope.report.figures.transfer import excludes_zero
 from rankscope.report.page import render_page, write_page
 from rankscope.report.style import FULL_COLOR, MUTED, Color, rank_colors
 from rankscope.report.table_formats import table_from_rows
@@ -27,16 +26,11 @@ mark is unpaired: the studies did not score the same items in the same way."""
 
 
 def write_comparison_page(comparison: StudyComparison, provenance: Provenance, path: Path) -> None:
-    """Write a comparison as one offline HTML page, replacing ``path`` in one step.
-
-    Raises:
-        UserError: ``path`` is a folder, or its folder does not exist.
-    """
+    """Write a comparison as one offline HTML page, replacing ``path`` in one step."""
     write_page(path, lambda: render_comparison(comparison, provenance))
 
 
 def render_comparison(comparison: StudyComparison, provenance: Provenance) -> str:
-    """The whole page as text."""
     ranks = compared_ranks(comparison)
     parts = [
         (pair, facets_table(pair), comparison_figures(pair, place, ranks))
@@ -56,7 +50,6 @@ def render_comparison(comparison: StudyComparison, provenance: Provenance) -> st
 
 
 def compared_ranks(comparison: StudyComparison) -> tuple[int, ...]:
-    """Every rank that is compared, rising."""
     cells = [cell for pair in comparison.pairs for cell in pair.cells]
     return tuple(sorted({cell.rank for cell in cells if cell.rank is not None}))
 
@@ -134,7 +127,7 @@ def row(cell: ComparedCell) -> dict[str, object]:
 
 def _finding(cells: list[ComparedCell]) -> str:
     arms = len({cell.arm for cell in cells})
-    clear = [cell for cell in cells if excludes_zero(cell.difference)]
+    clear = [cell for cell in cells if cell.difference.is_clear_of_zero]
     compared = "The bases" if cells[0].arm is None else f"{count(arms, 'arm')} in both studies"
     same, left_out = sum(cell.same_models for cell in cells), arms - MAX_ARMS
     paired = sum(cell.paired for cell in cells)

@@ -40,13 +40,11 @@ class Conductor:
         self.heads = HeadsStage(self.context)
 
     def run_base(self) -> None:
-        """Score the untuned base."""
         self.context.label = "base"
         work = self.evaluate.missing_of_base()
         run_stage(self.context, self.evaluate, self.context.base, work)
 
     def run_groups(self) -> None:
-        """Run all groups one after another."""
         self.remove_orphans()
         self.heads.measure_base()
         groups = self.context.study.groups
@@ -93,7 +91,6 @@ class Conductor:
         ledger.finish_trials([trial.trial_id for trial in scored])
 
     def train_together(self, group: Group) -> None:
-        """Train trials in one group."""
         run_stage(self.context, self.train, self.context.base, [group])
 
     def score(self, group: Group) -> None:
@@ -103,7 +100,6 @@ class Conductor:
             run_stage(self.context, self.evaluate, model, self.evaluate.missing(group))
 
     def analyze(self, group: Group) -> None:
-        """Score variants of trials and analyze their weights and heads."""
         model = model_with_weights(self.context, group)
         if model is not None:
             run_stage(self.context, self.variants, model, self.variants.missing(group))

@@ -16,7 +16,6 @@ from rankscope.data.encode import EncodedRows
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.models.methods import get_method
 from rankscope.models.parameters import (
-    Architecture,
     TrainingCost,
 )
 from rankscope.records import Record, TrialSpec
@@ -80,9 +79,7 @@ def make_plan(inputs: PreparedStudy) -> Plan:
     rate = product_rate(inputs.device, inputs.dtype) * SHARE_OF_PEAK
     item_tokens = evaluation_tokens(inputs)
     scored_tokens = trial_tokens(inputs, item_tokens)
-    groups = tuple(
-        plan_group(inputs, shapes, group, scored_tokens, rate) for group in inputs.groups
-    )
+    groups = tuple(plan_group(inputs, group, scored_tokens, rate) for group in inputs.groups)
     base_tokens = sum(sum(item_tokens[task, split]) for _, task, split in inputs.base_evals())
     evaluations = len(inputs.base_evals()) + sum(
         len(inputs.wanted_evals(t.trial_id, t.task)) + len(inputs.wanted_variants(t))
@@ -113,13 +110,12 @@ def make_plan(inputs: PreparedStudy) -> Plan:
 
 def plan_group(
     inputs: PreparedStudy,
-    shapes: Architecture,
     group: Group,
     scored_tokens: Mapping[str, int],
     rate: float,
 ) -> GroupPlan:
     """Count one group's steps and tokens and estimate its memory and time."""
-    config = inputs.config.train
+    config, shapes = inputs.config.train, inputs.shapes
     rows = inputs.rows[group[0].task]
     protocols = [trial_protocol(trial, config) for trial in group]
     own = [trained_tokens(rows, protocol) for protocol in protocols]

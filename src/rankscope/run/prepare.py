@@ -43,9 +43,6 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
 
     weights: the base's files must be there and are hashed. Without, its configuration and
     tokenizer are enough, and the trials' ids are not those of a run.
-
-    Raises:
-        UserError: the model, a target module, a task or a row cannot be used.
     """
     # The base model
     folder = model_folder(config.model, weights)

@@ -1,6 +1,5 @@
 """Export from a study: the weights of one trial with a model card, and tables as files."""
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -8,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from rankscope.advise.arms import summarize_trial
 from rankscope.advise.recommend import recommend
 from rankscope.errors import DiskFull, UserError
-from rankscope.filesystem import check_taken, is_disk_full, replace_bytes
+from rankscope.filesystem import check_taken, folder_in_one_step, is_disk_full, replace_bytes
 from rankscope.models.fetch import KNOWN_MODELS
 from rankscope.records import Recommendation, StudyRecords, TrialSpec
 from rankscope.report.model_card import study_card
@@ -32,7 +31,6 @@ def export_trial(folder: Path, trial: str, out: Path, step: int | None = None) -
     if out.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{out}: is inside the study {folder}; choose another --out")
     check_taken(out)
-    out = out.resolve()  # "x/.." has no name to put a copy beside
     with Ledger.open(folder, write=False) as ledger:
         spec = _find_trial(ledger.trials(), trial, folder)
         weights = weights_path(spec) if step is None else _path_of_step(ledger, spec, step)
@@ -88,21 +86,9 @@ def _card(study: StudyRecords, spec: TrialSpec, step: int | None) -> str:
 
 
 def _copy_with_card(source: Path, out: Path, card: str) -> None:
-    """Copy to a sibling of ``out``, then rename: an interrupted copy never looks complete."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        for file in sorted(path for path in source.rglob("*") if path.is_file()):
-            target = partial / file.relative_to(source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
-        (partial / "README.md").write_text(card, encoding="utf-8")
-        os.replace(partial, out)
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise DiskFull(f"{out}: the disk is full; nothing was left there. Make room.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with folder_in_one_step(out) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_study_tables(

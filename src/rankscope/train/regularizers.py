@@ -121,7 +121,7 @@ def base_logits_of(base: Base, parts: Sequence[Sequence[EncodedRow]]) -> list[Te
     gradient checkpointing recomputes from the batch that ran last.
     """
     distinct = {id(row): row for rows in parts for row in rows}
-    keeps = {key: label_positions(row) for key, row in distinct.items()}
+    keeps = {key: row.label_positions for key, row in distinct.items()}
     batch = [Row(row.input_ids, keeps[key]) for key, row in distinct.items()]
     logits = base.logits(RowBatch.of(batch, base.device))
     starts, place = {}, 0
@@ -133,11 +133,6 @@ def base_logits_of(base: Base, parts: Sequence[Sequence[EncodedRow]]) -> list[Te
         for rows in parts
     ]
     return [torch.cat([logits[span] for span in of_part]) for of_part in spans]
-
-
-def label_positions(row: EncodedRow) -> list[int]:
-    """Positions whose logits predict a labelled token: each label's predecessor."""
-    return [t - 1 for t, labelled in enumerate(row.is_label) if labelled]
 
 
 @dataclass(slots=True)

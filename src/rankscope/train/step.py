@@ -9,7 +9,7 @@ import torch
 from rankscope.data.encode import EncodedRow
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.train.loss import mean_losses
-from rankscope.train.regularizers import LossTerm, base_logits_of, kl_divergences, label_positions
+from rankscope.train.regularizers import LossTerm, base_logits_of, kl_divergences
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def compute_gradients(
             base_logits_of(base, [rows for i, rows in parts if i in with_kl]) if with_kl else []
         )
         batch = [
-            Row(row.input_ids, label_positions(row), terms[i].adapter_name)
+            Row(row.input_ids, row.label_positions, terms[i].adapter_name)
             for i, rows in parts
             for row in rows
         ]
@@ -74,7 +74,7 @@ def compute_gradients(
 
 def label_ids(parts: Sequence[tuple[int, Sequence[EncodedRow]]]) -> list[int]:
     """The labelled tokens of a pass, in order."""
-    return [row.input_ids[t + 1] for _, rows in parts for row in rows for t in label_positions(row)]
+    return [row.input_ids[t + 1] for _, rows in parts for row in rows for t in row.label_positions]
 
 
 def forward_passes(

@@ -119,7 +119,7 @@ def test_a_blown_up_head_is_told() -> None:
 def test_grouped_queries_are_found() -> None:
     assert len(LAYOUT) == 2
     layer = LAYOUT.layers[1]
-    assert (layer.num_heads, layer.num_kv_heads, layer.head_dim, layer.group_size) == (4, 2, 16, 2)
+    assert (layer.num_heads, layer.num_kv_heads, layer.head_dim) == (4, 2, 16)
     assert layer.projection("o_proj") == "model.layers.1.self_attn.o_proj"
     assert LAYOUT.num_heads == 8
 

@@ -245,7 +245,7 @@ def test_gradients_are_those_of_the_padded_stock_model(architecture: str) -> Non
         assert parameter.grad is not None
         gradient = found[name].grad
         assert gradient is not None
-        # A key bias moves all scores of a query group_by_length: its gradient is zero but for rounding.
+        # A key bias moves all scores of a query group: its gradient is zero but for rounding.
         noise = 1e-4 if name.endswith("k_proj.bias") else 0.0
         assert float((gradient - parameter.grad).norm()) <= max(
             1e-5 * float(parameter.grad.norm()), noise

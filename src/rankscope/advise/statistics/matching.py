@@ -50,17 +50,16 @@ def cluster_labels(subjects: tuple[str | None, ...]) -> npt.NDArray[np.intp] | N
 def stored_scores(
     study: StudyRecords, trials: Sequence[TrialRecords], task: str, split: Split, base: bool = False
 ) -> list[ItemScores]:
-    """The stored scores of the trials, or of the base."""
     names = [BASE] if base else [t.spec.trial_id for t in trials]
     return [s for name in names if (s := study.items.get((name, task, split)))]
 
 
 def trials_with_all_scores(
-    study: StudyRecords, trials: Sequence[TrialRecords], tasks: Sequence[str], split: Split
+    study: StudyRecords, trials: Sequence[TrialRecords], tasks: Sequence[str]
 ) -> list[TrialRecords]:
-    """The trials with a score on every one of the tasks."""
+    """The trials with a test score on every one of the tasks."""
     return [
-        t for t in trials if all((t.spec.trial_id, name, split) in study.items for name in tasks)
+        t for t in trials if all((t.spec.trial_id, name, "test") in study.items for name in tasks)
     ]
 
 

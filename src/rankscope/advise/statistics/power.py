@@ -11,6 +11,7 @@ from math import sqrt
 import numpy as np
 from scipy import stats
 
+from rankscope.advise.statistics.significance import ALPHA
 from rankscope.records import Estimate
 
 POWER = 0.8
@@ -18,17 +19,15 @@ MOST_SEEDS = 200
 """More seeds than this are never recommended."""
 
 
-def minimum_detectable_effect(
-    n: int, discordance: float, alpha: float = 0.05, power: float = POWER
-) -> float | None:
-    """Smallest paired difference detected with ``power``, a share of 1; None if n < 1.
+def minimum_detectable_effect(n: int, discordance: float) -> float | None:
+    """Smallest paired difference detected with power .8, a share of 1; None if n < 1.
 
     (z_{1 - alpha/2} + z_power) sqrt(discordance / n), ``discordance`` being the share of items on
     which the two models differ (Connor 1987, with the variance at no difference).
     """
     if n < 1:
         return None
-    return _factor(None, alpha, power) * sqrt(discordance / n)
+    return _factor(None) * sqrt(discordance / n)
 
 
 def detectable(estimate: Estimate) -> float | None:
@@ -97,12 +96,12 @@ def _seeds(at_one_seed: float, allowed: float) -> int | None:
     return None
 
 
-def _factor(seeds: int | None, alpha: float = 0.05, power: float = POWER) -> float:
+def _factor(seeds: int | None) -> float:
     """Standard errors that a detectable difference has; ``seeds`` None: normal distribution."""
     if seeds is None:
-        return float(stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power))
+        return float(stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(POWER))
     freedom = max(1, seeds - 1)
-    return float(stats.t.ppf(1 - alpha / 2, freedom) + stats.t.ppf(power, freedom))
+    return float(stats.t.ppf(1 - ALPHA / 2, freedom) + stats.t.ppf(POWER, freedom))
 
 
 def _ceil(items: float) -> int:

@@ -75,7 +75,7 @@ def ablate(
     for i, ablation in enumerate(ablations):
         by_first_layer.setdefault(ablation.first_layer, []).append(i)
     max_together = max(map(len, by_first_layer.values()), default=1)
-    with model.dropout_off(), torch.inference_mode():
+    with model.base.multi_lora.dropout_off(), torch.inference_mode():
         for shared in find_shared_prefixes([tree.ids[: tree.keep[0] + 1] for tree in trees]):
             prefix = trees[shared.members[0]].ids[: shared.length]
             rest = [trees[i].without_prefix(shared.length) for i in shared.members]

@@ -53,7 +53,7 @@ def attention_entropy(
     rows = [tree.gold_row() for tree in trees]
     sums = [torch.zeros(layer.num_heads, dtype=torch.float64) for layer in model.layout]
     num_positions = 0
-    with model.dropout_off(), torch.inference_mode():
+    with model.base.multi_lora.dropout_off(), torch.inference_mode():
         for members in cut_trees(rows, model.batch_tokens, vocab_size=1):  # no logits are computed
             batch = TokenTreeBatch.of([rows[i] for i in members], model.base.device)
             lengths = list(batch.batch.lengths)

@@ -62,7 +62,7 @@ def head_importance(model: HeadModel, trees: Sequence[TokenTree]) -> Importance:
     rows = [tree.gold_row() for tree in trees]
     signed = tuple(torch.zeros(len(rows), layer.num_heads) for layer in model.layout)
     losses = torch.zeros(len(rows))
-    with model.dropout_off():
+    with model.base.multi_lora.dropout_off():
         for members in cut_trees(rows, model.batch_tokens, model.base.record.vocab_size):
             batch = TokenTreeBatch.of([rows[i] for i in members], model.base.device)
             index = torch.tensor(members)

@@ -7,7 +7,6 @@ head k is rows k D to (k + 1) D of k_proj's and v_proj's, and serves query heads
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,11 +34,6 @@ class AttentionLayer:
     num_heads: int  # H
     num_kv_heads: int  # K
     head_dim: int  # D
-
-    @property
-    def group_size(self) -> int:
-        """G."""
-        return self.num_heads // self.num_kv_heads
 
     def projection(self, module: str) -> str:
         """Module path of one of :data:`PROJECTIONS`."""
@@ -126,21 +120,10 @@ class HeadModel:
         """Logits at the kept positions of a batch, every token computed with the adapter."""
         return self.base.logits(for_adapter(batch, self.adapter_name), plan=plan)
 
-    @contextmanager
-    def dropout_off(self) -> Iterator[None]:
-        """While inside, adapters compute as in inference."""
-        adapters = self.base.multi_lora
-        was_training, adapters.training = adapters.training, False
-        try:
-            yield
-        finally:
-            adapters.training = was_training
-
 
 def attention_layer(
     index: int, attention: str, modules: dict[str, nn.Module], head_dim: int
 ) -> AttentionLayer:
-    """The heads of one attention module, from the sizes of its matrices."""
     sizes: dict[str, tuple[int, int]] = {}
     for module in PROJECTIONS:
         path = f"{attention}.{module}"

@@ -56,8 +56,8 @@ class TokenTree:
     @classmethod
     def of_row(cls, row: EncodedRow) -> "TokenTree":
         """A row of text whose labelled tokens are the only continuation."""
-        labels = [t for t, is_label in enumerate(row.is_label) if is_label]
-        return cls.of_text(row.input_ids, [(t - 1, row.input_ids[t]) for t in labels])
+        predictions = [(t, row.input_ids[t + 1]) for t in row.label_positions]
+        return cls.of_text(row.input_ids, predictions)
 
     @classmethod
     def of_text(cls, ids: Sequence[int], predictions: Sequence[tuple[int, int]]) -> "TokenTree":

@@ -4,7 +4,6 @@ Each preset is one commented YAML file in this folder, so that the text that is 
 tested is the same.
 """
 
-import difflib
 import os
 from importlib import resources
 from pathlib import Path
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 from rankscope.config.section import short_repr
 from rankscope.config.study import ModelConfig
 from rankscope.config.yaml_lines import dump_text
-from rankscope.errors import UserError
+from rankscope.errors import UserError, did_you_mean
 
 PRESETS: dict[str, str] = {
     "default": "your own rows: five LoRA ranks and full fine-tuning, retention on MMLU",
@@ -60,9 +59,8 @@ def study_template(
             the pocket preset, or ``data`` for a preset of named tasks.
     """
     if preset not in PRESETS:
-        close = difflib.get_close_matches(preset, PRESETS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(PRESETS)}"
-        raise UserError(f"no preset is called {short_repr(preset)}; {hint}")
+        hint = did_you_mean(preset, PRESETS) or f"; expected one of {', '.join(PRESETS)}"
+        raise UserError(f"no preset is called {short_repr(preset)}{hint}")
     is_pocket = model is not None and parse_model(model).pocket
     if model is not None and preset == "pocket" and not is_pocket:
         raise UserError("the pocket preset only fits the pocket model: choose another preset")

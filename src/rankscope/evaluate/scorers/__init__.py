@@ -4,9 +4,9 @@ Study files, tasks, error messages and the documentation all use this registry. 
 neither torch nor transformers.
 """
 
-import difflib
 from typing import Any
 
+from rankscope.errors import did_you_mean
 from rankscope.evaluate.scorers.exact_match import ExactMatchScorer
 from rankscope.evaluate.scorers.loss import LossScorer
 from rankscope.evaluate.scorers.number import NumberScorer
@@ -31,13 +31,11 @@ def get_scorer(name: str) -> Scorer[Any]:
     """
     if name in _SCORERS:
         return _SCORERS[name]
-    close = difflib.get_close_matches(name, _SCORERS, n=1, cutoff=0.55)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = did_you_mean(name, _SCORERS)
     raise ValueError(f"scorer {name!r}: expected one of {', '.join(_SCORERS)}{hint}")
 
 
 def scorer_names() -> tuple[str, ...]:
-    """Every registered name, in the order of registration."""
     return tuple(_SCORERS)
 
 

@@ -4,7 +4,6 @@ Everything else keeps its bytes: tensors their dtype, alphas their spelling.
 """
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -16,8 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from rankscope.errors import DiskFull
-from rankscope.filesystem import check_taken, is_disk_full
+from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.models.adapters.folder import (
     MAGNITUDE,
     MODULE_PREFIX,
@@ -44,26 +42,14 @@ def rewrite(source: Path, out: Path, changed: Mapping[str, StoredFactors], card:
         UserError: ``out`` is not empty.
         DiskFull: ``out`` is left as it was.
     """
-    out = out.resolve()  # "x/.." has no name to put a copy beside
     check_taken(out)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        partial.mkdir(parents=True)
+    with folder_in_one_step(out) as folder:
         if changed:
-            write_changed(source, partial, changed)
+            write_changed(source, folder, changed)
         else:
             for name in (CONFIG, WEIGHTS):
-                shutil.copyfile(source / name, partial / name)
-        (partial / "README.md").write_text(card, encoding="utf-8")
-        os.replace(partial, out)
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise DiskFull(f"{out}: the disk is full and nothing was written; free some space") from (
-            error
-        )
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+                shutil.copyfile(source / name, folder / name)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_changed(source: Path, folder: Path, changed: Mapping[str, StoredFactors]) -> None:

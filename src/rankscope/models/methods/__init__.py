@@ -4,8 +4,7 @@ Study files, records, labels, memory estimates and the documentation all ask thi
 it freely: it loads neither torch nor transformers nor PEFT.
 """
 
-import difflib
-
+from rankscope.errors import did_you_mean
 from rankscope.models.methods.dora import DoraMethod
 from rankscope.models.methods.eva import EvaMethod
 from rankscope.models.methods.full import FullMethod
@@ -32,8 +31,7 @@ def get_method(name: str) -> Method:
     """
     if name in _METHODS:
         return _METHODS[name]
-    close = difflib.get_close_matches(name, _METHODS, n=1, cutoff=0.55)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = did_you_mean(name, _METHODS)
     raise ValueError(f"method {name!r}: expected one of {', '.join(_METHODS)}{hint}")
 
 
@@ -50,7 +48,6 @@ def get_lora_method(name: str) -> LoraMethod:
 
 
 def all_methods() -> tuple[Method, ...]:
-    """Every registered method, in the order of registration."""
     return tuple(_METHODS.values())
 
 

@@ -2,7 +2,7 @@
 
 from rankscope.formatting import amount, count
 from rankscope.records import TaskMitigation
-from rankscope.report.charts.figure import Figure
+from rankscope.report.charts.figure import Figure, interval_cells
 from rankscope.report.charts.interval_rows import interval_rows
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView
@@ -32,9 +32,7 @@ def draw_mitigation(view: StudyView, task: str) -> Figure | None:
             gain: c.gain * view.unit(task).scale,
             forgetting: c.forgetting * scale,
             "forgetting of the plain arm at that gain": c.baseline * scale,
-            "difference": c.difference.value * scale,
-            "difference, low": None if (low := c.difference.low) is None else low * scale,
-            "difference, high": None if (high := c.difference.high) is None else high * scale,
+            **interval_cells("difference", c.difference, lost),
             "p, Holm": c.difference.p_holm,
             "seeds": c.difference.seeds,
             "seeds that learned more than the plain arm": c.beyond,

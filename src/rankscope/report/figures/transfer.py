@@ -1,7 +1,7 @@
 """Train x test map: what training on one task did to every other."""
 
 from rankscope.formatting import Unit, count, difference
-from rankscope.records import Estimate, trained_parts
+from rankscope.records import trained_parts
 from rankscope.report.charts.figure import Drawn, Figure, interval_cells, interval_digits
 from rankscope.report.charts.heat_map import change_grid, heat_map
 from rankscope.report.figures import register
@@ -85,14 +85,8 @@ def _finding(view: StudyView, tests: list[str], unit: Unit) -> str:
     (low, fall), (high, rise) = (pick(changes, key=lambda c: c[0].value) for pick in (min, max))
     text = f"the largest fall elsewhere is {fall}" if low.value < 0 else "nothing else fell"
     text += f"; the largest rise is {rise}" if high.value > 0 else ""
-    clear = sum(excludes_zero(change) for change, _ in changes)
+    clear = sum(change.is_clear_of_zero for change, _ in changes)
     return (
         f"With the best arm of each task, {text}. {count(clear, 'change')} of {len(changes)} on "
         f"other tasks {'has' if clear == 1 else 'have'} an interval that excludes zero."
     )
-
-
-def excludes_zero(estimate: Estimate) -> bool:
-    """Whether the interval is known and excludes zero."""
-    low, high = estimate.low, estimate.high
-    return low is not None and high is not None and (low > 0 or high < 0)

@@ -35,7 +35,6 @@ class VariantsStage:
         return batches
 
     def run(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[EvalOutcome]:
-        """Build the variants and score them."""
         self.context.begin_stage(self.name, len(work))
         if None not in work[0].models:
             names = list(dict.fromkeys(name for b in work for name in b.models if name is not None))
