@@ -54,9 +54,6 @@ def output_folder(out: Path | None) -> Iterator[None]:
     """Create ``out`` before minutes of work whose result goes there; None is no folder.
 
     If the work fails, created folders are removed again, unless they have content.
-
-    Raises:
-        UserError: the folder cannot be created or written to.
     """
     if out is None:
         yield

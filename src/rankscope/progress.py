@@ -115,7 +115,6 @@ class ConsoleReporter:
         self.console.print(f"note: {text}", markup=False, highlight=False, style="yellow")
 
     def line(self, text: str, detail: str) -> None:
-        """Print one plain line."""
         self.console.print(
             f"{text}  {detail}".rstrip(), markup=False, highlight=False, soft_wrap=True
         )

@@ -317,3 +317,18 @@ def test_a_rank_passed_over_for_a_failed_seed_leaves_full_fine_tuning_tentative(
     # The only LoRA arm is not passed over for itself.
     alone = advice_on(synthetic_study(replace(truth(failed=True), ranks=(32,))))
     assert "Without its failed trials" not in texts(alone, "caveat")
+
+
+def test_cost_counts_against_a_gain_only_if_forgetting_has_a_weight() -> None:
+    """Full fine-tuning gains 10 points, forgets nothing and costs 20; LoRA falls by 15."""
+    truth = Truth(
+        ranks=(8,),
+        base_accuracy=0.3,
+        accuracy=lambda rank, lr: 0.15 if rank == 8 else 0.4,
+        forgetting=lambda rank, lr: 0.0,
+    )
+    for retention, decision in ((1.0, "do_not_fine_tune"), (0.0, "use_full")):
+        weights = {"cost": 0.2, "retention": retention}
+        advice = advise(replace(truth, objective=weights))
+        assert advice.decision == decision
+        assert ("no arm is worth it" in advice.headline) == (retention > 0)

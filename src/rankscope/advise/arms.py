@@ -40,7 +40,6 @@ class Arm:
 
     @property
     def finished(self) -> tuple[TrialRecords, ...]:
-        """The trials that finished."""
         return tuple(t for t in self.trials if t.status == "done")
 
     def updated(self, **fields: object) -> "Arm":
@@ -60,13 +59,16 @@ def summarize_arms(study: StudyRecords) -> dict[str, tuple[Arm, ...]]:
 
     The gains of all arms on all training tasks form one Holm family.
     """
-    by_task = {task: _arms_of(study, task) for task in training_tasks(study)}
+    by_task: dict[str, list[Arm]] = {task: [] for task in training_tasks(study)}
+    for trials in trials_by_arm(study.trials).values():
+        arm = Arm(trials[0].spec.task, tuple(trials), _summary(study, trials))
+        by_task[arm.task].append(arm)
     gains = [
         a.summary.gain for arms in by_task.values() for a in arms if a.summary.gain is not None
     ]
     adjusted = iter(adjusted_within_family(gains))
     return {
-        task: _marked(
+        task: _with_fronts(
             [a if a.summary.gain is None else a.updated(gain=next(adjusted)) for a in arms]
         )
         for task, arms in by_task.items()
@@ -131,15 +133,7 @@ def trials_by_arm(trials: Iterable[TrialRecords]) -> dict[tuple[object, ...], li
     return groups
 
 
-def _arms_of(study: StudyRecords, task: str) -> list[Arm]:
-    return [
-        Arm(task, tuple(trials), _summary(study, trials))
-        for trials in trials_by_arm(study.trials).values()
-        if trials[0].spec.task == task
-    ]
-
-
-def _marked(arms: Sequence[Arm]) -> tuple[Arm, ...]:
+def _with_fronts(arms: Sequence[Arm]) -> tuple[Arm, ...]:
     summaries = [arm.summary for arm in arms]
     fronts = zip(pareto_front(summaries), pareto_front(summaries, "text_forgetting"), strict=True)
     return tuple(

@@ -6,26 +6,33 @@ from typing import Literal
 
 from rankscope.advise.arms import Arm, adjusted_within_family, retention_tasks
 from rankscope.advise.select import ArmChoice
-from rankscope.advise.statistics.estimates import weighted_estimate
+from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.matching import (
     align_scores,
     paired_scores,
     stored_scores,
     trials_with_all_scores,
 )
-from rankscope.records import BASE, ArmComparison, Estimate, StudyRecords
+from rankscope.records import BASE, ArmComparison, Estimate, StudyRecords, TrialRecords
+
+_Trials = Sequence[TrialRecords]
 
 
 def arm_difference(
     study: StudyRecords, first: Arm, second: Arm | None, task: str
 ) -> Estimate | None:
     """First arm minus second arm, or minus the base; None if either has no scores."""
-    if second is None:
-        pair = paired_scores(study, first.finished, task, "test")
-    else:
-        rows, others = (stored_scores(study, arm.finished, task, "test") for arm in (first, second))
-        pair = align_scores(rows, others, trained=True)
+    pair = _pair(study, first.finished, None if second is None else second.finished, task)
     return None if pair is None else weighted_estimate([pair])
+
+
+def _pair(
+    study: StudyRecords, first: _Trials, second: _Trials | None, task: str
+) -> Comparison | None:
+    if second is None:
+        return paired_scores(study, first, task, "test")
+    rows, others = (stored_scores(study, trials, task, "test") for trials in (first, second))
+    return align_scores(rows, others, trained=True)
 
 
 def net_difference(
@@ -47,25 +54,13 @@ def net_difference(
     if weights[1] and retention:
         names += retention
         shares += [weights[1] / len(retention)] * len(retention)
-    complete = trials_with_all_scores(study, first.finished, names)
-    other = None if second is None else trials_with_all_scores(study, second.finished, names)
-    pairs = []
-    for name in names:
-        if other is None:
-            pairs.append(paired_scores(study, complete, name, "test"))
-        else:
-            rows, others = (
-                stored_scores(study, trials, name, "test") for trials in (complete, other)
-            )
-            pairs.append(align_scores(rows, others, trained=True))
+    complete, others = (
+        None if arm is None else trials_with_all_scores(study, arm.finished, names)
+        for arm in (first, second)
+    )
+    pairs = [_pair(study, complete or (), others, name) for name in names]
     known = [pair for pair in pairs if pair is not None]
     return weighted_estimate(known, shares) if len(known) == len(names) else None
-
-
-def forgetting_difference(study: StudyRecords, first: Arm, second: Arm) -> float | None:
-    """Forgetting of the first arm minus that of the second; None if either is unknown."""
-    a, b = first.summary.forgetting, second.summary.forgetting
-    return None if a is None or b is None else a.value - b.value
 
 
 def compare_candidates(
@@ -97,9 +92,11 @@ def _compare_task(study: StudyRecords, task: str, choice: ArmChoice) -> list[Arm
             of_rank = series.setdefault(arm.trials[0].spec.arm_without_rank, {})
             of_rank[arm.summary.rank] = arm
     for of_rank in series.values():
-        pairs += [
-            ("ranks", large, small) for large, small in _neighbors([*sorted(of_rank.items())])
-        ]
+        # Neighboring ranks, then the largest and the smallest one.
+        ranked = [of_rank[rank] for rank in sorted(of_rank)]
+        pairs += [("ranks", large, small) for small, large in itertools.pairwise(ranked)]
+        if len(ranked) > 2:
+            pairs.append(("ranks", ranked[-1], ranked[0]))
     return [
         ArmComparison(
             kind=kind,
@@ -110,10 +107,3 @@ def _compare_task(study: StudyRecords, task: str, choice: ArmChoice) -> list[Arm
         for kind, first, second in pairs
         if (difference := arm_difference(study, first, second, task)) is not None
     ]
-
-
-def _neighbors(ranked: Sequence[tuple[int, Arm]]) -> list[tuple[Arm, Arm]]:
-    """(larger, smaller) of neighboring ranks, then of the largest and the smallest rank."""
-    arms = [arm for _, arm in ranked]
-    pairs = [(large, small) for small, large in itertools.pairwise(arms)]
-    return [*pairs, (arms[-1], arms[0])] if len(arms) > 2 else pairs

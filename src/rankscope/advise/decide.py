@@ -51,7 +51,6 @@ class Verdict:
 
 
 def decide(results: TaskResults) -> Verdict:
-    """Answer one training task."""
     chosen, best = results.choice.chosen, results.choice.best
     if chosen is None or best is None:
         return _nothing_to_choose_from(results)

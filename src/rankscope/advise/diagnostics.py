@@ -96,7 +96,6 @@ def _over_forgetting(results: TaskResults, subject: Arm) -> Iterator[AdviceMessa
     if half_of_gain or relative > NEGATIVE_TRANSFER:
         yield message(
             "over_forgetting",
-            forgetting_low=forgetting.low,
             relative=relative,
             arm=arm_name(arm),
             task=results.task,

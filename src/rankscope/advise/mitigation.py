@@ -150,7 +150,20 @@ def _curves(variants: ScoredVariants, arm: Sequence[TrialRecords]) -> list[Scali
         if not test or len(test) != len(validation):
             continue
         shared = sorted(set.intersection(*(set(c) for c in (*test, *validation))))
-        points = tuple(_mean_point(s, test, validation) for s in shared)
+        points = []
+        for strength in shared:
+            gain, forgetting = np.mean([curve[strength] for curve in test], axis=0)
+            validated = np.mean([curve[strength] for curve in validation], axis=0)
+            points.append(
+                ScaledPoint(
+                    strength=strength,
+                    gain=float(gain),
+                    forgetting=float(forgetting),
+                    validation_gain=float(validated[0]),
+                    validation_forgetting=float(validated[1]),
+                    seeds=len(test),
+                )
+            )
         if len(points) < 2:
             continue
         best = max(
@@ -160,28 +173,15 @@ def _curves(variants: ScoredVariants, arm: Sequence[TrialRecords]) -> list[Scali
                 - objective.retention * p.validation_forgetting
             ),
         )
-        label = arm[0].spec.arm_label
         curves.append(
-            ScalingCurve(label=label, kind=kind, points=points, chosen_strength=best.strength)
+            ScalingCurve(
+                label=arm[0].spec.arm_label,
+                kind=kind,
+                points=tuple(points),
+                chosen_strength=best.strength,
+            )
         )
     return curves
-
-
-def _mean_point(
-    strength: float,
-    test: Sequence[Mapping[float, GainAndForgetting]],
-    validation: Sequence[Mapping[float, GainAndForgetting]],
-) -> ScaledPoint:
-    gain, forgetting = np.mean([curve[strength] for curve in test], axis=0)
-    chosen = np.mean([curve[strength] for curve in validation], axis=0)
-    return ScaledPoint(
-        strength=strength,
-        gain=float(gain),
-        forgetting=float(forgetting),
-        validation_gain=float(chosen[0]),
-        validation_forgetting=float(chosen[1]),
-        seeds=len(test),
-    )
 
 
 def _comparisons(

@@ -94,31 +94,26 @@ def _for_gain(results: TaskResults, subject: Arm, is_open: bool) -> list[AdviceM
     That no data would help is reported only for an open question.
     """
     gain, margin = subject.summary.gain, results.objective.margin
-    if gain is None or _is_spread_unknown(gain):
-        ruled_out = gain is not None and gain.high is not None and gain.high < margin
-        if gain is not None and gain.n >= FEWEST_ITEMS and ruled_out:
-            return []
-        return [_without_known_spread(results, gain)]
+    if gain is None or gain.n < FEWEST_ITEMS:
+        return [_for_few_items(results)]
     if gain.high is not None and gain.high < 0:
         return []
+    if gain.item_error is None or not (gain.item_error or gain.seed_error):
+        # The items all changed alike, so their spread is unknown.
+        if gain.high is not None and gain.high < margin:
+            return []
+        claim = f"a gain of {amount(margin, results.unit)}"
+        return [message("items_unknown", claim=claim, effect=margin)]
     effect = max(margin, gain.value)
     step = _more_data(gain, effect, f"a gain of {amount(effect, results.unit)}", effect=effect)
     return [step] if is_open or {"items", "seeds"} & step.values.keys() else []
 
 
-def _is_spread_unknown(gain: Estimate) -> bool:
-    """Whether the items are too few, or all changed alike, so that their spread is unknown."""
-    if gain.n < FEWEST_ITEMS or gain.item_error is None:
-        return True
-    return not (gain.item_error or gain.seed_error)
-
-
-def _without_known_spread(results: TaskResults, gain: Estimate | None) -> AdviceMessage:
+def _for_few_items(results: TaskResults) -> AdviceMessage:
     margin = results.objective.margin
     claim = f"a gain of {amount(margin, results.unit)}"
-    few_items = gain is None or gain.n < FEWEST_ITEMS
     items = items_needed(margin, TYPICAL_DISCORDANCE)
-    if results.unit != POINTS or not few_items or items is None:
+    if results.unit != POINTS or items is None:
         return message("items_unknown", claim=claim, effect=margin)
     return message(
         "items_guessed",

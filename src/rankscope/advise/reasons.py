@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from rankscope.advise.arms import Arm
 from rankscope.advise.caveats import caveats
-from rankscope.advise.comparisons import arm_difference, forgetting_difference
+from rankscope.advise.comparisons import arm_difference
 from rankscope.advise.diagnostics import diagnostics
 from rankscope.advise.messages import Counted, Field, Measured, arm_name, clause, message
 from rankscope.advise.statistics.estimates import non_inferior
@@ -81,11 +81,13 @@ def _full_or_lora(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]
     else:
         verdict = f"a match within {amount(margin, results.unit)} is not shown"
     fields: dict[str, Field] = {"rival": arm_name(rival.arm.summary), "verdict": verdict}
-    forgetting_gap = forgetting_difference(results.study, subject, rival.arm)
-    if forgetting_gap is not None:
-        fields["forgetting_gap"] = results.retained(forgetting_gap)
-    name = "full" if forgetting_gap is None else "full_retention"
-    yield message(name, margin=margin, gap=results.score(gap), **fields)
+    fields |= {"margin": margin, "gap": results.score(gap)}
+    forgetting, rivals = subject.summary.forgetting, rival.arm.summary.forgetting
+    if forgetting is None or rivals is None:
+        yield message("full", **fields)
+    else:
+        forgetting_gap = results.retained(forgetting.value - rivals.value)
+        yield message("full_retention", forgetting_gap=forgetting_gap, **fields)
 
 
 def _forgetting(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:

@@ -15,7 +15,7 @@ from rankscope.advise.decide import decide
 from rankscope.advise.mitigation import compare_mitigations
 from rankscope.advise.next_steps import next_steps
 from rankscope.advise.reasons import reasons_for
-from rankscope.advise.select import ArmChoice, Candidate, choose, task_objective
+from rankscope.advise.select import ArmChoice, choose, task_objective
 from rankscope.advise.statistics.significance import ALPHA, holm
 from rankscope.advise.subjects import subject_changes
 from rankscope.advise.task_results import TaskResults
@@ -100,14 +100,14 @@ def _gain_p_by_label(choices: Mapping[str, ArmChoice]) -> dict[str, dict[str, fl
 
     They are one family over all tasks for Holm's correction; an untested gain counts as p = 1.
     """
-    candidates: dict[tuple[str, str], float | None] = {}
-    for task, choice in choices.items():
-        for candidate in (choice.chosen, choice.best):
-            if candidate is not None:
-                summary = candidate.arm.summary
-                p = None if summary.gain is None else summary.gain.p
-                candidates[task, summary.label] = p
-    adjusted = holm([1.0 if p is None else p for p in candidates.values()])
+    candidates = {
+        (task, candidate.arm.summary.label): candidate.arm.summary.gain
+        for task, choice in choices.items()
+        for candidate in (choice.chosen, choice.best)
+        if candidate is not None
+    }
+    gains = candidates.values()
+    adjusted = holm([1.0 if gain is None or gain.p is None else gain.p for gain in gains])
     by_task: dict[str, dict[str, float]] = {task: {} for task in choices}
     for (task, label), p in zip(candidates, adjusted, strict=True):
         by_task[task][label] = p
@@ -115,8 +115,8 @@ def _gain_p_by_label(choices: Mapping[str, ArmChoice]) -> dict[str, dict[str, fl
 
 
 def _advise(results: TaskResults) -> TaskAdvice:
-    verdict, choice = decide(results), results.choice
-    subject = verdict.subject
+    verdict = decide(results)
+    subject, full, lora = verdict.subject, results.choice.best_full, results.choice.best_lora
     return TaskAdvice(
         task=results.task,
         decision=verdict.decision,
@@ -128,10 +128,6 @@ def _advise(results: TaskResults) -> TaskAdvice:
         comparisons=results.comparisons,
         next_steps=next_steps(results, verdict),
         subject_label=None if subject is None else subject.summary.label,
-        best_full_label=_label(choice.best_full),
-        best_lora_label=_label(choice.best_lora),
+        best_full_label=full.arm.summary.label if full else None,
+        best_lora_label=lora.arm.summary.label if lora else None,
     )
-
-
-def _label(candidate: Candidate | None) -> str | None:
-    return None if candidate is None else candidate.arm.summary.label

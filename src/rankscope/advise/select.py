@@ -71,14 +71,25 @@ def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveCo
     """
     scored = [a for a in arms if a.summary.validation_score is not None]
     excluded = tuple(a for a in scored if _forgets_too_much(a, objective))
+    sizes = [log(n) for a in arms if (n := a.summary.trainable_parameters) > 0]
 
-    def utility(arm: Arm, share: float) -> float:
-        return _utility(arm, arms, base_score or 0.0, objective, share)
+    def utility(arm: Arm, share_finished: float) -> float:
+        summary, cost = arm.summary, 0.0
+        gain, forgetting = summary.validation_gain, summary.validation_forgetting or 0.0
+        if gain is None:
+            gain = (summary.validation_score or 0.0) - (base_score or 0.0)
+        if summary.trainable_parameters > 0 and max(sizes) > min(sizes):
+            size = log(summary.trainable_parameters)
+            cost = (size - min(sizes)) / (max(sizes) - min(sizes))
+        net = objective.in_domain * gain - objective.retention * forgetting
+        scale = max(objective.in_domain, objective.retention) or 1.0
+        return (share_finished * net - objective.cost * cost) / scale
 
     groups: dict[tuple[object, ...], list[Candidate]] = {}
     for arm in scored:
         if arm not in excluded:
-            candidate = Candidate(arm, utility(arm, share_finished(arm)), ())
+            finished = arm.summary.seeds / max(1, arm.summary.seeds + arm.summary.failed)
+            candidate = Candidate(arm, utility(arm, finished), ())
             groups.setdefault(arm.trials[0].spec.arm_without_lr, []).append(candidate)
     candidates = []
     for group in groups.values():
@@ -109,11 +120,6 @@ def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveCo
     )
 
 
-def share_finished(arm: Arm) -> float:
-    """Finished trials as a share of those that ran."""
-    return arm.summary.seeds / max(1, arm.summary.seeds + arm.summary.failed)
-
-
 def _highest(candidates: Sequence[Candidate]) -> Candidate | None:
     """Highest utility; between equals, the one with fewer parameters."""
     return max(
@@ -138,22 +144,3 @@ def _smallest_rank(
 def _forgets_too_much(arm: Arm, objective: ObjectiveConfig) -> bool:
     forgetting, limit = arm.summary.validation_forgetting, objective.max_forgetting
     return limit is not None and forgetting is not None and forgetting > limit
-
-
-def _utility(
-    arm: Arm, arms: Sequence[Arm], base_score: float, objective: ObjectiveConfig, share: float
-) -> float:
-    gain, forgetting = arm.summary.validation_gain, arm.summary.validation_forgetting or 0.0
-    if gain is None:
-        gain = (arm.summary.validation_score or 0.0) - base_score
-    net = objective.in_domain * gain - objective.retention * forgetting
-    scale = max(objective.in_domain, objective.retention) or 1.0
-    return (share * net - objective.cost * _cost(arm, arms)) / scale
-
-
-def _cost(arm: Arm, arms: Sequence[Arm]) -> float:
-    sizes = [log(n) for a in arms if (n := a.summary.trainable_parameters) > 0]
-    parameters = arm.summary.trainable_parameters
-    if parameters < 1 or max(sizes) == min(sizes):
-        return 0.0
-    return (log(parameters) - min(sizes)) / (max(sizes) - min(sizes))

@@ -133,6 +133,5 @@ class TaskResults:
         return np.empty(0) if base is None else base.scores[np.isfinite(base.scores)]
 
     def base_score(self, task: str) -> float | None:
-        """Mean of ``base_scores``; None if there are none."""
         scores = self.base_scores(task)
         return float(scores.mean()) if scores.size else None

@@ -114,21 +114,17 @@ class DenseMatrix:
     values: Tensor | None = None  # of the deflated vectors, (e,)
 
     def apply(self, x: Tensor) -> Tensor:
-        """W x."""
         return self.W @ x
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """W^T y."""
         return self.W.mT @ y
 
     def gram(self) -> "DenseMatrix":
-        """W^T W."""
         return self
 
     def step(
         self, x: Tensor, before: Tensor, factor: float, shift: float, weight: float = 0.0
     ) -> Tensor:
-        """factor (G - shift) x - weight before; (n, b) each."""
         out = self.adjoint(self.apply(x)).sub_(x, alpha=shift)
         if self.vectors is not None and self.values is not None:
             out -= self.vectors @ (self.values[:, None] * (self.vectors.mT @ x))
@@ -136,7 +132,6 @@ class DenseMatrix:
         return out.sub_(before, alpha=weight) if weight else out
 
     def deflate(self, vectors: Tensor, values: Tensor) -> "DenseMatrix":
-        """G - sum of values_i v_i v_i^T."""
         if self.vectors is not None and self.values is not None:
             vectors = torch.cat([self.vectors, vectors], dim=1)
             values = torch.cat([self.values, values])

@@ -106,7 +106,6 @@ def similarity_from_cosines(left: Tensor, right: Tensor, shape: tuple[int, int])
 def spectra_record(
     trial_id: str, settings: SpectraSettings, matrices: list[MatrixSpectrum], seconds: float
 ) -> SpectraRecord:
-    """The record of one tuned model."""
     return SpectraRecord(
         trial_id=trial_id,
         intruder_k=settings.intruder_k,
@@ -269,7 +268,6 @@ def check_factors(name: str, weight: Tensor, adapter: Adapter) -> None:
 
 
 def check_finite_tensor(name: str, tensor: Tensor) -> None:
-    """Raise IntegrityError if ``tensor`` has NaN or infinite numbers."""
     if not bool(torch.isfinite(tensor).all()):
         count = int((~torch.isfinite(tensor)).sum())
         raise IntegrityError(f"{name}: {count} of {tensor.numel()} numbers are NaN or infinite")

@@ -125,7 +125,6 @@ class SvdCache:
 
     @property
     def num_bytes(self) -> int:
-        """Memory held."""
         return sum(kept.num_bytes for kept in self._in_memory.values())
 
     def _load_or_compute(self, weight: Tensor) -> SVD:
@@ -197,7 +196,6 @@ def write_svd(path: Path, decomposition: SVD) -> None:
 
 
 def cache_bytes(folder: Path) -> int:
-    """Size of the cache on disk."""
     return sum(stat.st_size for _, stat in cache_files(folder))
 
 
@@ -212,7 +210,6 @@ def cache_files(folder: Path) -> list[tuple[Path, os.stat_result]]:
 
 
 def evict_least_recent(folder: Path, max_bytes: int = MAX_CACHE_BYTES) -> None:
-    """Remove the least recently used files until the cache is within ``max_bytes``."""
     files = sorted(cache_files(folder), key=lambda file: file[1].st_mtime)
     total = sum(stat.st_size for _, stat in files)
     for path, stat in files:

@@ -47,7 +47,6 @@ UNUSABLE_PATH = frozenset(
 
 
 def print_version(requested: bool) -> None:
-    """Print the version and exit, for ``--version``."""
     if requested:
         sys.stdout.write(f"rankscope {version('rankscope')}\n")
         raise typer.Exit

@@ -22,7 +22,6 @@ MAX_LINE = 20_000
 
 
 def print_json(value: object) -> None:
-    """Print one JSON document."""
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 

@@ -63,7 +63,6 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 def named_methods() -> tuple[str, ...]:
-    """Methods that an arm gives by name alone."""
     return tuple(method.name for method in all_methods() if not method.takes_settings)
 
 
@@ -288,7 +287,6 @@ class ArmConfig(ConfigSection):
 
     @property
     def is_full(self) -> bool:
-        """Full fine-tuning."""
         return any(method.trains_base for method in self.methods)
 
     def unused_fields(self) -> frozenset[str]:

@@ -19,9 +19,6 @@ def apply_override(document: Document, override: str) -> None:
     Creates sections that the file leaves out, and expands a short form (``model: pocket``) if the
     override reaches into it. Does not check keys: the validation of the whole study does, and can
     suggest what was meant.
-
-    Raises:
-        UserError: no ``=``, a value that is not YAML, or a place that the file does not have.
     """
     source = OVERRIDE + (override if override.isprintable() else short_repr(override))
     key, equals, text = override.partition("=")

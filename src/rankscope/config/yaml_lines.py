@@ -47,7 +47,6 @@ class StudyDumper(yaml.SafeDumper):
     yaml_implicit_resolvers = RESOLVERS
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write repeated values out."""
         return True
 
 

@@ -101,7 +101,6 @@ def with_fewshot(
 def choose_examples(
     spec: TaskSpec, pool: ExamplePool, subject: str | None, data_seed: int
 ) -> tuple[Example, ...]:
-    """The examples of one subject, or of all items."""
     rows = list(pool.rows)
     if spec.fewshot_by_subject:
         rows = [row for row in rows if row.subject == subject]

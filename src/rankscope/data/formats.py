@@ -189,10 +189,6 @@ def parse_rows(
             data (right choice repeated, unreadable options) are counted and dropped.
         names: the rows' names for the fields of their shape; prompt templates may use both.
         shapes: further shapes, tried before the built-in ones.
-
-    Raises:
-        UserError: a row of another shape, a wrong value, or more than 1 % of the user's own rows
-            without a completion; the message names the row.
     """
     renamed = rows if names is None else [rename_fields(row, names) for row in rows]
     expected = shape_of(renamed[0], shapes)

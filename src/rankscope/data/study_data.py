@@ -28,12 +28,7 @@ class StudyData:
 
 
 def prepare_data(config: StudyConfig, encoder: Encoder) -> StudyData:
-    """Read, check, split and encode the rows of a study.
-
-    Raises:
-        UserError: rows that cannot be read or used, or a training or replayed task without
-            training rows.
-    """
+    """Read, check, split and encode the rows of a study."""
     tasks = load_tasks(config)
     check_trainable(config, tasks)
     replayed = load_replayed_tasks(config, tasks)
@@ -70,7 +65,6 @@ def load_tasks(config: StudyConfig) -> dict[str, LoadedTask]:
 
 
 def load_plain_task(config: StudyConfig, task: TaskConfig) -> LoadedTask:
-    """One task of a study that is not a mixture."""
     return load_task(
         task,
         Path(config.data_dir) if config.data_dir is not None else None,

@@ -78,9 +78,6 @@ def load_task(
         trained_on: names of the tasks that the study trains on. Without this task among them,
             training rows that are a separate collection are not read; subjects that other tasks
             among them also contain are left out.
-
-    Raises:
-        UserError: rows that cannot be read or used; the message names file and row.
     """
     read = read_task_items(config, data_dir, trained_on)
     spec, name = read.spec, read.spec.name

@@ -64,12 +64,10 @@ class Generation:
 
     @property
     def is_finished(self) -> bool:
-        """Whether it takes no further token."""
         return self.stopped or len(self.ids) >= self.max_new_tokens
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens that it may reach."""
         return len(self.prompt) + self.max_new_tokens
 
     @property

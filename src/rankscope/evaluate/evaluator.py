@@ -99,9 +99,6 @@ def encode_split(
         max_tokens: most tokens that the model accepts, :func:`context_length`; None is no limit.
         settings: ``too_long`` decides about longer items.
         scorer: in place of the task's own.
-
-    Raises:
-        UserError: no items, items that cannot be scored, or items longer than ``max_tokens``.
     """
     items, spec = split_items(task, split), task.spec
     if not items:
@@ -121,11 +118,7 @@ def truncation_notes(
     max_tokens: int | None,
     settings: EvaluateConfig,
 ) -> list[str]:
-    """Notes on items that are cut before scoring: by the context, by ``max_length``.
-
-    Raises:
-        UserError: items that could not be scored, as in :func:`encode_split`.
-    """
+    """Notes on items that are cut before scoring: by the context, by ``max_length``."""
     encoded = encode_split(encoder, task, split, max_tokens, settings)
     total = f"of {len(encoded.items)} {split} items"
     notes = []
@@ -186,7 +179,6 @@ def evaluate_with_failures(
 def make_record(
     scores: ModelScores, task: LoadedTask, split: Split, trial_id: str, truncated: int
 ) -> EvalRecord:
-    """The record of one model on one split."""
     metric = primary_metric(task)
     return EvalRecord(
         trial_id=trial_id,

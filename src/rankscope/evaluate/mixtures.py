@@ -23,7 +23,6 @@ def primary_metric(task: LoadedTask) -> str:
 
 
 def split_items(task: LoadedTask, split: Split) -> tuple[Item, ...]:
-    """The items that are scored."""
     return task.validation if split == "validation" else task.test
 
 

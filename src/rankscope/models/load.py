@@ -37,9 +37,6 @@ def model_folder(config: ModelConfig, weights: bool = True) -> Path:
 
     Args:
         weights: require the weights; otherwise configuration and tokenizer are enough.
-
-    Raises:
-        UserError: no such folder, no safetensors weights in it, or the hub cannot be reached.
     """
     if config.pocket:
         return pocket_folder()
@@ -116,11 +113,7 @@ def checked_folder(folder: Path, weights: bool = True) -> Path:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer.
-
-    Raises:
-        UserError: there is none, or it needs remote code.
-    """
+    """The folder's tokenizer."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -146,10 +139,6 @@ def load_base(
         folder: read the weights from here instead (a fully fine-tuned trial of the same base).
         quantize: ``4bit`` holds the linear layers in 4 bits; products then run in ``dtype``.
         tokenizer: used instead of the folder's, which then needs none.
-
-    Raises:
-        UserError: ``quantize`` without a CUDA device or bitsandbytes; or the folder cannot be used
-            (see :func:`model_folder`), or needs remote code.
     """
     source = folder if folder is not None else model_folder(config)
     tokenizer = tokenizer or load_tokenizer(source)
@@ -245,9 +234,6 @@ def check_rows_apart(base: Base) -> None:
 
     Layers other than attention that mix tokens (convolutions, state spaces, linear attention) would
     carry one row into the next.
-
-    Raises:
-        UserError: the second row's logits depend on the first.
     """
     vocabulary = base.record.vocab_size
     first = [(7 * i + 3) % vocabulary for i in range(9)]
@@ -287,9 +273,6 @@ def shapes_folder(model: str, weights: bool = True) -> Path:
     Args:
         model: a local folder, ``pocket``, a fetched model's name, or a hub id.
         weights: download a hub model's weights, too.
-
-    Raises:
-        UserError: there is no such model.
     """
     local = Path(model).expanduser()
     if local.exists():

@@ -61,7 +61,6 @@ class Adapter:
         return [parameter for module in self.a for parameter in self.module_parameters(module)]
 
     def module_parameters(self, module: str) -> list[nn.Parameter]:
-        """What trains in one module: A, B and, for DoRA, m."""
         magnitude = self.magnitude.get(module)
         return [self.a[module], self.b[module], *([] if magnitude is None else [magnitude])]
 

@@ -59,7 +59,6 @@ class LowRankUpdate:
 
     @property
     def rank(self) -> int:
-        """Rows of A."""
         return len(self.A)
 
     def dense(self) -> Tensor:
@@ -94,9 +93,6 @@ class LowRankUpdate:
 
         With a gain: W0 + f (g (W0 + B A) - W0) = g' (W0 + B' A), g' = 1 + f (g - 1) and
         B' = f (g / g') B.
-
-        Raises:
-            UserError: some g' is 0, so the row cannot be written as g' (W0 + B' A).
         """
         if self.gain is None:
             return replace(self, B=factor * self.B)

@@ -191,11 +191,7 @@ class MultiLora:
         self.injected_tuner: PeftTuner | None = None
 
     def attach(self, adapter: Adapter) -> None:
-        """Make an adapter available under its name. An error leaves everything as it was.
-
-        Raises:
-            UserError: it changes a module this model does not have, or of another shape.
-        """
+        """Make an adapter available under its name. An error leaves everything as it was."""
         modules = dict(self.model.named_modules())
         unwrapped: dict[str, nn.Linear] = {}
         for name, a in adapter.a.items():
@@ -218,7 +214,6 @@ class MultiLora:
         self.adapters[adapter.name] = adapter
 
     def detach(self, adapter_name: str) -> None:
-        """Remove an adapter."""
         del self.adapters[adapter_name]
 
     @contextmanager
@@ -263,9 +258,6 @@ def target_linears(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Lin
 
     A target is the last part of a module's name, or a whole dotted name. The output head is a
     target only by name.
-
-    Raises:
-        UserError: a target that matches no linear layer.
     """
     linears = linear_layers(model)
     chosen = matching_names(linears, targets, linears)

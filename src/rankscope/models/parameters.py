@@ -71,11 +71,7 @@ class TrainingCost:
 
 
 def read_model_config(path: Path) -> PretrainedConfig:
-    """Configuration of a model folder, or of one ``config.json``; no weights are needed.
-
-    Raises:
-        UserError: it cannot be read, or transformers does not have the architecture.
-    """
+    """Configuration of a model folder, or of one ``config.json``; no weights are needed."""
     folder = path.parent if path.name == "config.json" else path
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: there is no config.json. Expected a Hugging Face model folder.")
@@ -89,11 +85,7 @@ def read_model_config(path: Path) -> PretrainedConfig:
 
 
 def model_on_meta(config: PretrainedConfig) -> PreTrainedModel:
-    """The causal language model of ``config`` with shapes and without storage.
-
-    Raises:
-        UserError: ``config`` does not describe a causal language model that can be built.
-    """
+    """The causal language model of ``config`` with shapes and without storage."""
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -127,9 +119,6 @@ def target_shapes(shapes: Architecture, targets: Sequence[str]) -> dict[str, tup
 
     A target is the last part, or the last parts, of a module path, as in PEFT's
     ``target_modules``.
-
-    Raises:
-        UserError: a target that matches nothing; the message lists what could be matched.
     """
     names = [name for name in shapes.linear_shapes if name != shapes.output_layer]
     wanted = matching_names(shapes.linear_shapes, targets, names)
@@ -143,9 +132,6 @@ def matching_names(
 
     Args:
         candidates: paths whose last parts an error message lists.
-
-    Raises:
-        UserError: a target that matches nothing.
     """
     paths, wanted = list(names), set[str]()
     for target in targets:
@@ -166,9 +152,6 @@ def lora_parameters(
     """Trainable parameters of LoRA at ``rank``: sum of rank * (in + out) over matching layers.
 
     Hu et al. 2021 (arXiv 2106.09685), section 4.2.
-
-    Raises:
-        UserError: a rank below 1, or a target that matches nothing.
     """
     if rank < 1:
         raise UserError(f"rank {rank}: expected a whole number of at least 1.")
@@ -219,13 +202,10 @@ def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:
             continue
         for targets in arm.target_sets():
             cap = largest_useful_rank(shapes, targets)
-            notes += [rank_note(rank, cap) for rank in arm.rank if rank > cap]
+            notes += [
+                f"rank {rank} is above {cap}, the smaller dimension of the smallest target matrix: "
+                f"ranks beyond {cap} add parameters there but no directions"
+                for rank in arm.rank
+                if rank > cap
+            ]
     return list(dict.fromkeys(notes))
-
-
-def rank_note(rank: int, cap: int) -> str:
-    """Note about a rank above ``cap``."""
-    return (
-        f"rank {rank} is above {cap}, the smaller dimension of the smallest target matrix: "
-        f"ranks beyond {cap} add parameters there but no directions"
-    )

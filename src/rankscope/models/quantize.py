@@ -64,7 +64,6 @@ def quantization(dtype: torch.dtype) -> Any:
 
 
 def is_quantized(layer: nn.Module) -> bool:
-    """Whether a linear layer holds packed 4-bit weights."""
     return getattr(layer.weight, "quant_state", None) is not None
 
 

@@ -33,12 +33,7 @@ from rankscope.store.history import check_same_model, check_same_tasks
 
 
 def backtest(folders: Sequence[Path]) -> Backtest:
-    """Compare every predictor with the results of finished studies.
-
-    Raises:
-        UserError: a folder without a study, a model or rows that changed since, or no study with
-            two trained ranks of one task.
-    """
+    """Compare every predictor with the results of finished studies."""
     by_folder = {folder: backtest_study(folder) for folder in folders}
     tasks = [task for of_study in by_folder.values() for task in of_study]
     if not tasks:
@@ -51,11 +46,7 @@ def backtest(folders: Sequence[Path]) -> Backtest:
 
 
 def backtest_study(folder: Path) -> list[BacktestTask]:
-    """The training tasks of a finished study with at least two ranks; possibly none.
-
-    Raises:
-        UserError: no study, or its model or rows differ from those of the stored results.
-    """
+    """The training tasks of a finished study with at least two ranks; possibly none."""
     with Ledger.open(folder, write=False) as ledger:
         study = ledger.load()
         if not any(len(chosen_by_rank(study, task.name)) > 1 for task in study.tasks):

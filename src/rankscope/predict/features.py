@@ -34,11 +34,7 @@ PROBE_ITEMS = 200
 
 
 def predict_study(config: StudyConfig) -> tuple[TaskPrediction, ...]:
-    """Every predictor's rank for every training task; nothing is trained.
-
-    Raises:
-        UserError: the study cannot be read, or no arm has a rank.
-    """
+    """Every predictor's rank for every training task; nothing is trained."""
     inputs = prepare_study(config)
     return predictions(inputs, open_base(inputs))
 

@@ -56,7 +56,6 @@ class ArmSummary(Record):
 
     @property
     def is_full(self) -> bool:
-        """Full fine-tuning."""
         return get_method(self.method).trains_base
 
     @property

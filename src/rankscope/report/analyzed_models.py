@@ -62,7 +62,6 @@ class AnalyzedModel:
     """The mean over seeds."""
 
     def mean(self, measure: Measure) -> float | None:
-        """The mean of a measure over seeds."""
         values = [v for spectra in self.spectra if (v := measure(spectra)) is not None]
         return fmean(values) if values else None
 

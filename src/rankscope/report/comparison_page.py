@@ -26,16 +26,11 @@ mark is unpaired: the studies did not score the same items in the same way."""
 
 
 def write_comparison_page(comparison: StudyComparison, provenance: Provenance, path: Path) -> None:
-    """Write a comparison as one offline HTML page, replacing ``path`` in one step.
-
-    Raises:
-        UserError: ``path`` is a folder, or its folder does not exist.
-    """
+    """Write a comparison as one offline HTML page, replacing ``path`` in one step."""
     write_page(path, lambda: render_comparison(comparison, provenance))
 
 
 def render_comparison(comparison: StudyComparison, provenance: Provenance) -> str:
-    """The whole page as text."""
     ranks = compared_ranks(comparison)
     parts = [
         (pair, facets_table(pair), comparison_figures(pair, place, ranks))
@@ -55,7 +50,6 @@ def render_comparison(comparison: StudyComparison, provenance: Provenance) -> st
 
 
 def compared_ranks(comparison: StudyComparison) -> tuple[int, ...]:
-    """Every rank that is compared, rising."""
     cells = [cell for pair in comparison.pairs for cell in pair.cells]
     return tuple(sorted({cell.rank for cell in cells if cell.rank is not None}))
 

@@ -10,16 +10,11 @@ from rankscope.report.page import PageSection, render_page, write_page
 
 
 def write_inspection_page(inspection: Inspection, path: Path) -> None:
-    """Write an inspection as one offline HTML page, replacing ``path`` in one step.
-
-    Raises:
-        UserError: ``path`` is a folder, or its folder does not exist.
-    """
+    """Write an inspection as one offline HTML page, replacing ``path`` in one step."""
     write_page(path, lambda: render_inspection(inspection))
 
 
 def render_inspection(inspection: Inspection) -> str:
-    """The whole page as text."""
     sections = inspection_sections(inspection)
     return render_page(
         "inspection.html.j2",

@@ -28,16 +28,11 @@ BESIDE_ANSWER = ("plane-0", "in-domain-0")
 
 
 def write_study_page(study: StudyRecords, recommendation: Recommendation, path: Path) -> None:
-    """Write the study as one offline HTML page, replacing ``path`` in one step.
-
-    Raises:
-        UserError: ``path`` is a folder, or its folder does not exist.
-    """
+    """Write the study as one offline HTML page, replacing ``path`` in one step."""
     write_page(path, lambda: render_study(StudyView(study, recommendation)))
 
 
 def render_study(view: StudyView) -> str:
-    """The whole page as text."""
     hero, sections = study_sections(view)
     figures = [*([hero] if hero else []), *(f for section in sections for f in section.figures)]
     return render_page(

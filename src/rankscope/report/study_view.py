@@ -67,7 +67,6 @@ class StudyView:
 
     @cached_property
     def colors(self) -> dict[int, Color]:
-        """Color by rank."""
         return rank_colors(self.ranks)
 
     @cached_property
@@ -78,11 +77,9 @@ class StudyView:
         return trials
 
     def key(self, name: str, task: str) -> str:
-        """Key of a figure of one training task."""
         return f"{name}-{self.training_tasks.index(task)}"
 
     def advice(self, task: str) -> TaskAdvice | None:
-        """The recommendation for one training task."""
         return self._advice.get(task)
 
     def arms(self, task: str) -> tuple[ArmSummary, ...]:
@@ -91,11 +88,9 @@ class StudyView:
         return advice.arms if advice else ()
 
     def arm(self, task: str, label: str | None) -> ArmSummary | None:
-        """The arm with this label."""
         return next((arm for arm in self.arms(task) if arm.label == label), None)
 
     def chosen(self, task: str) -> ArmSummary | None:
-        """The recommended arm."""
         advice = self.advice(task)
         return advice.chosen if advice else None
 
@@ -108,7 +103,6 @@ class StudyView:
         return [trial for trial in self.study.trials if trial.status in FAILED]
 
     def unit(self, task: str) -> Unit:
-        """Unit of the scores of a task and of their differences."""
         return NATS if self.study.task(task).score_unit == "log_probability" else POINTS
 
     def plane_titles(self, task: str) -> tuple[str, str]:
@@ -117,7 +111,6 @@ class StudyView:
         return f"gain over base, {self.unit(task).difference}", f"forgetting, {lost.difference}"
 
     def mitigation(self, task: str) -> TaskMitigation | None:
-        """Scaled variants and mitigations of one training task."""
         return next((m for m in self.recommendation.mitigation if m.task == task), None)
 
     @cached_property
@@ -195,7 +188,6 @@ class StudyView:
         return DASHES[place % len(DASHES)], SYMBOLS[place % len(SYMBOLS)]
 
     def arm_style(self, arm: ArmSummary) -> tuple[str, str]:
-        """Dash and symbol of an arm."""
         label = self._variants.get((arm.task, arm.label))
         return self.line_style(label) if label is not None else ("solid", "square")
 

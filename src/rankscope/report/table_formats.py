@@ -59,7 +59,6 @@ def frame_rows(frame: pd.DataFrame) -> list[tuple[Cell, ...]]:
 
 
 def shown_cell(value: Cell, digits: int | None = None, limit: int = MAX_PAGE_CELL) -> str:
-    """One cell as a reader sees it."""
     return safe_text(value, limit) if isinstance(value, str) else number(value, digits)
 
 

@@ -33,13 +33,11 @@ class Conductor:
         self.heads_stage = HeadsStage(context)
 
     def run_base(self) -> None:
-        """Score the untuned base."""
         self.context.label = "base"
         work = self.evaluate_stage.missing_of_base()
         run_stage(self.context, self.evaluate_stage, self.context.base, work)
 
     def run_groups(self) -> None:
-        """Run all groups one after another."""
         self.remove_orphans()
         self.heads_stage.measure_base()
         groups = self.context.study.groups
@@ -85,7 +83,6 @@ class Conductor:
         ledger.finish_trials([trial.trial_id for trial in scored])
 
     def train(self, group: Group) -> None:
-        """Train these trials together, as one group."""
         run_stage(self.context, self.train_stage, self.context.base, [group])
 
     def score(self, group: Group) -> None:
@@ -96,7 +93,6 @@ class Conductor:
             run_stage(self.context, stage, model, stage.missing(group))
 
     def analyze(self, group: Group) -> None:
-        """Score variants of trials and analyze their weights and heads."""
         model = model_with_weights(self.context, group)
         if model is not None:
             variants, spectra, heads = self.variants_stage, self.spectra_stage, self.heads_stage

@@ -37,7 +37,6 @@ class RunContext:
         self.groups = GroupLedger(self.ledger, self.study)
 
     def begin_stage(self, name: str, num_steps: int) -> None:
-        """Report a new stage."""
         self.did_work = True
         self.pieces_done = 0
         self.reporter.stage(f"{self.label} {name}", num_steps)

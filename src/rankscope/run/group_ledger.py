@@ -89,7 +89,6 @@ class GroupLedger:
         return True
 
     def split(self, group: Group) -> tuple[Group, Group]:
-        """Replace a group by its halves."""
         halves, stored = halves_of(group), self.stored()
         gone = {trial.trial_id for trial in group}
         groups: list[tuple[str, ...]] = []

@@ -142,7 +142,6 @@ class Grouping:
         return RowCounts.longer(counts)
 
     def memory(self, group: Group, train: TrainConfig) -> GroupMemory:
-        """Memory of training a group."""
         return self.model.of_group(group, self.counts_of(group), train)
 
     def groups(self, trials: Sequence[TrialSpec], config: StudyConfig) -> list[Group]:

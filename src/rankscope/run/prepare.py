@@ -39,13 +39,8 @@ USABLE_SHARE = 0.9
 def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
     """Resolve, download, read, check, split and encode; of weights, only hashes are computed.
 
-    Args:
-        config: the study file as read.
-        weights: the base's weights must be there and are hashed. False plans from its
-            configuration and tokenizer; the trials' ids are then not those of a run.
-
-    Raises:
-        UserError: the model, a target module, a task or a row cannot be used.
+    weights: the base's weights must be there and are hashed. False plans from its configuration
+    and tokenizer; the trials' ids are then not those of a run.
     """
     # The base model
     folder = model_folder(config.model, weights)

@@ -86,11 +86,7 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
 
 
 def read_unit(folder: Path) -> UnitOrder:
-    """What the worker of a unit is to do.
-
-    Raises:
-        UserError: no unit there.
-    """
+    """What the worker of a unit is to do."""
     try:
         return UnitOrder.model_validate_json((folder / UNIT).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -101,11 +97,7 @@ def read_unit(folder: Path) -> UnitOrder:
 
 
 def unit_study(order: UnitOrder, study: PreparedStudy, stored: StoredGroups) -> PreparedStudy:
-    """The study with the groups of a unit alone.
-
-    Raises:
-        UserError: this machine prepares another study than the driver.
-    """
+    """The study with the groups of a unit alone."""
     if prepared_sha256(study) != order.study_sha256:
         raise UserError(
             "the study prepared here differs from the driver's: expected the same model, data, "
@@ -121,7 +113,6 @@ def seal_unit(folder: Path) -> None:
 
 
 def is_sealed(folder: Path) -> bool:
-    """Whether a unit came to its end."""
     return (folder / SEAL).is_file()
 
 

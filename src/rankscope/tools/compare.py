@@ -115,7 +115,6 @@ def compared_study(label: str, folder: Path, study: StudyRecords) -> ComparedStu
 def compare_pair(
     first_label: str, first: StudyRecords, second_label: str, second: StudyRecords
 ) -> StudyPair:
-    """Compare one study with the first."""
     arms = trials_by_arm(first.trials), trials_by_arm(second.trials)
     only_first, only_second = (
         tuple(

@@ -130,7 +130,6 @@ def ablation_size(layout: HeadLayout, ablated_on: Sequence[HeadTask]) -> str:
 
 
 def tuned_heads(model: TunedModel, analysis: HeadAnalysis, trained_on: str) -> HeadsRecord:
-    """Measure the heads of one adapter or checkpoint."""
     base = analysis.model.base
     stored = StoredTunedModel.open(Path(model.path), model.name)
     stored_base = CheckpointReader.open(base.folder)

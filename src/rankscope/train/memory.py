@@ -117,7 +117,6 @@ class GroupMemory:
 
     @property
     def total_bytes(self) -> int:
-        """All of it."""
         return self.base_bytes + self.state_bytes + self.pass_bytes + self.held_bytes
 
 

@@ -24,9 +24,6 @@ def new_optimizer(
 
     ``adamw8bit`` keeps the moments of all but small parameters in 8 bits, with a scale for every
     256 of them (Dettmers et al., 2110.02861): a quarter of the optimizer's memory.
-
-    Raises:
-        UserError: ``adamw8bit`` without the package bitsandbytes.
     """
     if kind == "adamw8bit":
         require_bitsandbytes("optimizer: adamw8bit")

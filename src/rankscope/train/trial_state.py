@@ -78,7 +78,6 @@ class TrialState:
 
     @property
     def steps_done(self) -> int:
-        """Optimizer steps that were made."""
         return len(self.losses)
 
     @property

@@ -96,7 +96,6 @@ def unpaired_difference(first: Estimate, second: Estimate) -> Estimate:
 
 
 def negated(estimate: Estimate) -> Estimate:
-    """The same difference with the opposite sign."""
     return estimate.model_copy(
         update={
             "value": 0.0 if estimate.value == 0 else -estimate.value,
@@ -150,7 +149,6 @@ class Comparison:
 
     @property
     def is_right_or_wrong(self) -> bool:
-        """Whether every score is 0 or 1."""
         rows = [self.tuned] if self.reference is None else [self.tuned, self.reference]
         return all(bool(((r == 0) | (r == 1)).all()) for r in rows)
 

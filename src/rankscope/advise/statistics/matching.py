@@ -50,7 +50,6 @@ def cluster_labels(subjects: tuple[str | None, ...]) -> npt.NDArray[np.intp] | N
 def stored_scores(
     study: StudyRecords, trials: Sequence[TrialRecords], task: str, split: Split, base: bool = False
 ) -> list[ItemScores]:
-    """The stored scores of the trials, or of the base."""
     names = [BASE] if base else [t.spec.trial_id for t in trials]
     return [s for name in names if (s := study.items.get((name, task, split)))]
 

@@ -44,7 +44,6 @@ class ForwardPass:
     plan: AttentionPlan
 
     def without_logits(self) -> "ForwardPass":
-        """The same rows, none of whose logits are computed."""
         return replace(self, batch=replace(self.batch, keep=self.batch.keep[:0]))
 
 
@@ -204,13 +203,11 @@ class LayerwiseScorer:
 
 
 def skip_layer(hidden_states: Tensor, *args: Any, **settings: Any) -> Tensor:
-    """The forward of a decoder layer that does nothing."""
     return hidden_states
 
 
 @contextmanager
 def replaced_forwards(forwards: dict[nn.Module, Any]) -> Iterator[None]:
-    """While inside, modules have other forwards."""
     before = {module: vars(module).get("forward") for module in forwards}
     try:
         for module, forward in forwards.items():

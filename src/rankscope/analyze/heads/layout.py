@@ -124,7 +124,6 @@ class HeadModel:
 def attention_layer(
     index: int, attention: str, modules: dict[str, nn.Module], head_dim: int
 ) -> AttentionLayer:
-    """The heads of one attention module, from the sizes of its matrices."""
     sizes: dict[str, tuple[int, int]] = {}
     for module in PROJECTIONS:
         path = f"{attention}.{module}"

@@ -34,12 +34,10 @@ def comparison_tables(comparison: StudyComparison) -> RenderableType:
 
 
 def _training_tasks(comparison: StudyComparison) -> list[str]:
-    """Tasks that any of the studies trained on."""
     return list(dict.fromkeys(a.task for study in comparison.studies for a in study.answers))
 
 
 def _answers(comparison: StudyComparison) -> Table:
-    """A row per training task and study."""
     rows = []
     for task in _training_tasks(comparison):
         for study in comparison.studies:

@@ -84,7 +84,6 @@ def _models(inspection: Inspection) -> Table:
 
 
 def _modules(model: TunedModel) -> Table:
-    """One tuned model by type of module: means over its layers."""
     rows = []
     for module in dict.fromkeys(m.module for m in model.spectra.matrices):
         matrices = [m for m in model.spectra.matrices if m.module == module]

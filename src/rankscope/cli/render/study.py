@@ -141,7 +141,6 @@ def status_table(study: StudyRecords) -> RenderableType:
 
 
 def trial_status(trial: TrialRecords) -> dict[str, object]:
-    """One trial for ``status --json``."""
     return {
         **trial.spec.model_dump(mode="json"),
         "status": trial.status,

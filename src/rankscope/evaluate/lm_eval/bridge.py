@@ -79,11 +79,7 @@ class LmEvalTask:
 
 
 def read_lm_eval_task(source: str, settings: LmEvalSettings) -> LmEvalTask:
-    """Read ``lm_eval:NAME``, or the same with a YAML file, and its documents; needs no model.
-
-    Raises:
-        UserError: the package is missing, there is no such task, or it is refused or unreadable.
-    """
+    """Read ``lm_eval:NAME``, or the same with a YAML file, and its documents; needs no model."""
     _, manager = import_harness(source)
     checked = check_task(manager, source.removeprefix(LM_EVAL_PREFIX), settings.allow_functions)
     with harness_seeds(), sandboxed_templates():
@@ -128,9 +124,6 @@ def score_lm_eval_task(
     Returns:
         Per adapter name the record and items of each task, in the harness's order. Records call the
         split ``test``: the harness scores a task's test split, or its validation split without one.
-
-    Raises:
-        UserError: a prompt longer than the context, or a task that samples.
     """
     evaluate, _ = import_harness(task.source)
     evaluations: dict[str | None, list[Evaluation]] = {}
@@ -148,11 +141,7 @@ def score_lm_eval_task(
 
 
 def import_harness(source: str) -> tuple[Any, "TaskManager"]:
-    """The harness's ``evaluate``, and its index of tasks (empty for a file).
-
-    Raises:
-        UserError: the package is not installed.
-    """
+    """The harness's ``evaluate``, and its index of tasks (empty for a file)."""
     try:
         from lm_eval.evaluator import evaluate
         from lm_eval.tasks import TaskManager
@@ -200,11 +189,7 @@ def sandboxed_templates() -> Iterator[None]:
 
 
 def load_documents(manager: "TaskManager", names: list[str]) -> dict[str, Any]:
-    """The tasks with their documents.
-
-    Raises:
-        UserError: the harness or the data sets library cannot load them.
-    """
+    """The tasks with their documents."""
     try:
         return dict(manager.load(names))
     except UserError:

@@ -46,18 +46,15 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
 
     @property
     def eot_token_id(self) -> int:
-        """The end token."""
         return int(self.tokenizer.eos_token_id)
 
     @property
     def prefix_token_id(self) -> int:
-        """The token before a text without a prompt."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else int(bos)
 
     @property
     def tokenizer_name(self) -> str:
-        """For the harness's names of rendered requests."""
         return self.base.record.label
 
     def tok_encode(
@@ -94,11 +91,7 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """(summed log p, whether greedy decoding writes it) of each continuation.
-
-        Raises:
-            UserError: a prompt with its continuation is longer than the context.
-        """
+        """(summed log p, whether greedy decoding writes it) of each continuation."""
         by_prompt: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for number, (_, prompt, _) in enumerate(requests):
             by_prompt[tuple(prompt)].append(number)
@@ -150,11 +143,7 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
         return [sum(next(values)[0] for _ in range(count)) for count in counts]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy text after each prompt, up to the first stop string.
-
-        Raises:
-            UserError: the task samples, or a prompt fills the context.
-        """
+        """Greedy text after each prompt, up to the first stop string."""
         texts = [""] * len(requests)
         by_settings: dict[tuple[tuple[str, ...], int], list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
@@ -177,11 +166,7 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
 
 
 def read_generation_settings(settings: dict[str, Any]) -> tuple[tuple[str, ...], int]:
-    """(stop strings, most new tokens) of a task's ``generation_kwargs``.
-
-    Raises:
-        UserError: they request sampling, or contain an unknown key.
-    """
+    """(stop strings, most new tokens) of a task's ``generation_kwargs``."""
     given = dict(settings)
     until = given.pop("until", None) or []
     stops = tuple(text for text in ([until] if isinstance(until, str) else until) if text)

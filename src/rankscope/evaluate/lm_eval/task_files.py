@@ -25,7 +25,6 @@ PLAIN_TYPES = frozenset(
 
 
 def is_yaml(name: str) -> bool:
-    """Whether a task's name is the path of a YAML file."""
     return name.endswith((".yaml", ".yml"))
 
 
@@ -38,11 +37,7 @@ class CheckedTask:
 
 
 def check_task(manager: "TaskManager", name: str, allow_functions: bool) -> CheckedTask:
-    """What to load for a name, once every file behind it is known to be harmless.
-
-    Raises:
-        UserError: there is no such task, or it is refused.
-    """
+    """What to load for a name, once every file behind it is known to be harmless."""
     if is_yaml(name):
         path = Path(name).expanduser().resolve()
         if not path.is_file():
@@ -83,7 +78,6 @@ def registered_files(manager: "TaskManager", name: str) -> list[Path]:
 
 
 def member_names(members: Sequence[Any]) -> list[str]:
-    """Names of a group's members, of inner groups too."""
     names: list[str] = []
     for member in members:
         if isinstance(member, dict):
@@ -102,9 +96,6 @@ def check_tags(
 
     Returns:
         The files read, this one first.
-
-    Raises:
-        UserError: a file names a function without permission, or any object of Python.
     """
     if path in seen:
         return []

@@ -36,7 +36,6 @@ def get_scorer(name: str) -> Scorer[Any]:
 
 
 def scorer_names() -> tuple[str, ...]:
-    """Every registered name, in the order of registration."""
     return tuple(_SCORERS)
 
 

@@ -219,11 +219,7 @@ def recorded_base(folder: Path) -> str | None:
 
 
 def adapter_sha256(folder: Path) -> str:
-    """Hex sha256 over an adapter's configuration and weights.
-
-    Raises:
-        UserError: a file is missing.
-    """
+    """Hex sha256 over an adapter's configuration and weights."""
     try:
         return sha256_json([sha256_file(folder / name) for name in (CONFIG, WEIGHTS)])
     except OSError as error:

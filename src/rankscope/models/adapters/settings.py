@@ -68,16 +68,13 @@ class AdapterSettings(BaseModel):
         return DoraMethod.name if self.use_dora else LoraMethod.name
 
     def rank_of(self, name: str) -> int:
-        """A module's own rank."""
         return self.rank_pattern.get(get_pattern_key(list(self.rank_pattern), name), self.r)
 
     def alpha_of(self, name: str) -> float:
-        """A module's own alpha."""
         key = get_pattern_key(list(self.alpha_pattern), name)
         return self.alpha_pattern.get(key, self.lora_alpha)
 
     def scaling_of(self, name: str) -> float:
-        """A module's own s."""
         return self.alpha_of(name) / self.rank_scale(self.rank_of(name))
 
 
@@ -94,7 +91,6 @@ HARMLESS = frozenset(
 
 
 def lora_methods() -> list[LoraMethod]:
-    """The registered low-rank methods."""
     return [method for method in all_methods() if isinstance(method, LoraMethod)]
 
 
@@ -108,9 +104,6 @@ def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -
 
     Args:
         inits: accepted values of ``init_lora_weights``.
-
-    Raises:
-        UserError: it is missing, unreadable, or sets something that gives A and B another meaning.
     """
     if not (folder / WEIGHTS).is_file():
         if (folder / "adapter_model.bin").is_file():

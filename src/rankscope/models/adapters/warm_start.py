@@ -49,10 +49,6 @@ def resolve_warm_starts(
 
     Returns:
         The filled configuration, and the adapters by folder as the study names it.
-
-    Raises:
-        UserError: there is no such adapter, it does not fit the model ``shapes``, or the arm
-            contradicts it.
     """
     warm_starts: dict[str, WarmStart] = {}
     arms = []
@@ -69,21 +65,11 @@ def resolve_warm_starts(
 
 
 def read_warm_start(folder: Path, shapes: Architecture) -> WarmStart:
-    """Read an adapter folder that PEFT or Rankscope wrote, and compare it with the model.
-
-    Raises:
-        UserError: it is missing, damaged or a pickle; not a plain LoRA or DoRA adapter; has a
-            module that the model lacks or that has another shape there; or modules differ in
-            scaling.
-    """
+    """Read an adapter folder that PEFT or Rankscope wrote, and compare it with the model."""
     if not folder.is_dir():
         raise UserError(f"adapter {folder}: no such folder; expected a PEFT adapter folder")
     settings = read_adapter_config(folder)
-    try:
-        adapter = load_adapter(folder, "start")
-    except IntegrityError as error:
-        raise UserError(f"adapter {folder}: damaged: {error}") from error
-    check_adapter_shapes(folder, adapter, shapes)
+    adapter = load_adapter_for(shapes, folder)
     for name in adapter.a:
         scaling = settings.scaling_of(name)
         if not math.isclose(scaling, settings.scaling, rel_tol=1e-9):
@@ -112,8 +98,12 @@ def read_warm_start(folder: Path, shapes: Architecture) -> WarmStart:
     )
 
 
-def check_adapter_shapes(folder: Path, adapter: Adapter, shapes: Architecture) -> None:
-    """Raise UserError for a module that the model lacks, or that has another shape there."""
+def load_adapter_for(shapes: Architecture, folder: Path) -> Adapter:
+    """A user's adapter, all modules of which the model has, in the same shapes."""
+    try:
+        adapter = load_adapter(folder, "start")
+    except IntegrityError as error:
+        raise UserError(f"adapter {folder}: damaged: {error}") from error
     for name in adapter.a:
         shape = (len(adapter.b[name]), adapter.a[name].shape[1])
         expected = shapes.linear_shapes.get(name)
@@ -128,6 +118,7 @@ def check_adapter_shapes(folder: Path, adapter: Adapter, shapes: Architecture) -
                 f"adapter {folder}: {name!r} has (out, in) = {shape}, in this model {expected}; "
                 "expected an adapter of this model"
             )
+    return adapter
 
 
 def shortest_targets(
@@ -146,11 +137,7 @@ def shortest_targets(
 
 
 def filled_arm(arm: ArmConfig, warm_start: WarmStart, shapes: Architecture) -> ArmConfig:
-    """The arm with its omitted settings taken from the adapter.
-
-    Raises:
-        UserError: the arm contradicts the adapter.
-    """
+    """The arm with its omitted settings taken from the adapter."""
     for method in arm.method:
         if method not in warm_start.methods:
             raise UserError(
@@ -185,7 +172,6 @@ def filled_arm(arm: ArmConfig, warm_start: WarmStart, shapes: Architecture) -> A
 
 
 def contradiction(name: str, given: object, expected: object, warm_start: WarmStart) -> UserError:
-    """The error of an arm that contradicts its adapter."""
     return UserError(
         f"the arm has {name} {given}, the adapter {warm_start.folder} has {expected}; "
         f"remove {name!r} from the arm, or write the adapter's value"
@@ -193,7 +179,6 @@ def contradiction(name: str, given: object, expected: object, warm_start: WarmSt
 
 
 def short_list(names: tuple[str, ...]) -> str:
-    """Names for a message, at most ``MAX_SHOWN_TARGETS`` of them."""
     more = len(names) - MAX_SHOWN_TARGETS
     shown = ", ".join(names[:MAX_SHOWN_TARGETS])
     return f"[{shown}, ... and {more} more]" if more > 0 else f"[{shown}]"

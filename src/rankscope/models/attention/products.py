@@ -39,7 +39,6 @@ class RowGroup:
 
     @property
     def num_rows(self) -> int:
-        """R."""
         return len(self.rows)
 
     @property

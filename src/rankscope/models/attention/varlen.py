@@ -230,12 +230,7 @@ def varlen_attention(
     attention_plan: AttentionPlan | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend within rows. ``query`` (1, H, N, D), ``key``/``value`` (1, K, N, D) -> (1, N, H, D).
-
-    Raises:
-        UserError: the architecture drops the plan, or uses an attention feature (logit
-            soft-capping, attention sinks) that is not implemented here.
-    """
+    """Attend: ``query`` (1, H, N, D), ``key``/``value`` (1, K, N, D) to (1, N, H, D)."""
     plan = attention_plan
     if plan is None:
         raise UserError(

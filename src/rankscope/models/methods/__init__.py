@@ -48,7 +48,6 @@ def get_lora_method(name: str) -> LoraMethod:
 
 
 def all_methods() -> tuple[Method, ...]:
-    """Every registered method, in the order of registration."""
     return tuple(_METHODS.values())
 
 

@@ -39,7 +39,6 @@ class DoraMethod(LoraMethod):
         adapter.magnitude[name] = nn.Parameter(dense_weight(linear).float().norm(dim=1))
 
     def allocate_module(self, adapter: Adapter, name: str, linear: nn.Linear) -> None:
-        """A, B and m."""
         import torch
         from torch import nn
 

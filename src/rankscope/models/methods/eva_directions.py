@@ -79,9 +79,6 @@ def input_directions(
     Args:
         targets: the modules, in model order; the sum of their ranks is ``rank`` times their number.
         rows: training rows, in the order in which they are read.
-
-    Raises:
-        UserError: the rows have fewer tokens than a module has directions.
     """
     ranks = {name: min(round(RHO * rank), linear.in_features) for name, linear in targets.items()}
     most = max(ranks.values())

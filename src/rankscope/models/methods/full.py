@@ -29,7 +29,6 @@ class FullMethod(Method):
     def cost(
         self, trial: TrialSpec, shapes: Architecture, folder: Path, dtype: torch.dtype
     ) -> TrainingCost:
-        """Of every weight."""
         from rankscope.models.parameters import full_cost
 
         return full_cost(shapes, dtype)
@@ -37,7 +36,6 @@ class FullMethod(Method):
     def prepare(
         self, base: Base, trial: TrialSpec, context: InitContext, num_steps: int
     ) -> tuple[Base, nn.Module]:
-        """Copy the base."""
         copied = base.trainable_copy()
         return copied, copied.model
 
@@ -47,7 +45,6 @@ class FullMethod(Method):
         trained.tokenizer.save_pretrained(folder)
 
     def load(self, base: Base, trial: TrialSpec, folder: Path) -> Base:
-        """Load the trained model as a base of its own."""
         from rankscope.models.load import load_trained_model
 
         return load_trained_model(base, folder)

@@ -58,10 +58,6 @@ def new_adapter(model: nn.Module, trial: TrialSpec, context: InitContext | None 
     Args:
         context: shared by the trials of a group; without it nothing is shared, and a method that
             needs training rows cannot start.
-
-    Raises:
-        UserError: a target that matches nothing; PiSSA at a rank that a matrix does not have; EVA
-            on too few rows; an adapter on disk that changed since the study was read.
     """
     adapter = empty_adapter(trial)
     linears = target_linears(model, trial.targets)

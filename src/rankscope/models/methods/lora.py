@@ -138,7 +138,6 @@ class LoraMethod(Method):
     def cost(
         self, trial: TrialSpec, shapes: Architecture, folder: Path, dtype: torch.dtype
     ) -> TrainingCost:
-        """Of A and B alone."""
         from rankscope.models.parameters import lora_cost
 
         assert trial.rank is not None
@@ -147,7 +146,6 @@ class LoraMethod(Method):
     def prepare(
         self, base: Base, trial: TrialSpec, context: InitContext, num_steps: int
     ) -> tuple[Base, Adapter]:
-        """Attach a new adapter to the base."""
         from rankscope.models.methods.init_context import new_adapter
 
         adapter = new_adapter(base.model, trial, context)
@@ -155,13 +153,11 @@ class LoraMethod(Method):
         return base, adapter
 
     def save(self, trained: Any, trial: TrialSpec, record: ModelRecord, folder: Path) -> None:
-        """Write an adapter in PEFT's format."""
         from rankscope.models.adapters.folder import save_adapter
 
         save_adapter(trained, trial, record, folder)
 
     def load(self, base: Base, trial: TrialSpec, folder: Path) -> Base:
-        """Attach a stored adapter to the base."""
         from rankscope.models.adapters.folder import load_adapter
 
         adapter = load_adapter(folder, trial.trial_id, base.record)

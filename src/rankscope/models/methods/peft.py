@@ -55,7 +55,6 @@ class PeftMethod(Method):
     def prepare(
         self, base: Base, trial: TrialSpec, context: InitContext, num_steps: int
     ) -> tuple[Base, PeftTuner]:
-        """Inject PEFT's layers into the base."""
         from rankscope.models.peft_backend.tuner import new_tuner
 
         return base, new_tuner(base, trial, num_steps)
@@ -65,7 +64,6 @@ class PeftMethod(Method):
         trained.save(record, folder)
 
     def load(self, base: Base, trial: TrialSpec, folder: Path) -> Base:
-        """Inject the stored method into the base."""
         from rankscope.models.peft_backend.tuner import load_tuner
 
         load_tuner(base, folder)

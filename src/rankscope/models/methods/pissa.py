@@ -64,7 +64,6 @@ class PissaMethod(LoraMethod):
         adapter.set_factors(name, a.clone(), b.clone())
 
     def allocate_module(self, adapter: Adapter, name: str, linear: nn.Linear) -> None:
-        """A and B, and their initial values."""
         super().allocate_module(adapter, name, linear)
         adapter.initial_factors[name] = (adapter.a[name].data, adapter.b[name].data)
 

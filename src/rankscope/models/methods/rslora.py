@@ -14,5 +14,4 @@ class RsLoraMethod(LoraMethod):
     peft_fields = {"use_rslora": True}
 
     def rank_scale(self, rank: int) -> float:
-        """The root of the rank."""
         return math.sqrt(rank)

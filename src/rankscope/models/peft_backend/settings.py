@@ -81,10 +81,6 @@ def peft_config(
         settings: ``peft_type`` and fields of that type's configuration.
         targets: module names that the method changes, for types that have targets.
         num_steps: optimizer steps of the trial, for AdaLoRA's budget.
-
-    Raises:
-        UserError: a type or field that PEFT does not have or that cannot be used here, or a value
-            that the type rejects.
     """
     config_type = config_class(settings.get("peft_type"))
     name = type_name(config_type)
@@ -105,11 +101,7 @@ def peft_config(
 
 
 def config_class(peft_type: object) -> Any:
-    """The configuration class of a ``peft_type``.
-
-    Raises:
-        UserError: no such type, or one that cannot be used here.
-    """
+    """The configuration class of a ``peft_type``."""
     classes = {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     name = str(peft_type).upper()
     usable = sorted(
@@ -159,11 +151,7 @@ def check_field(name: str, key: str, value: Any, fields: set[str]) -> None:
 
 
 def checked_budget(given: Mapping[str, Any], num_steps: int | None) -> int:
-    """AdaLoRA's number of steps, in which its rank budget falls (2303.10512, eq. 12).
-
-    Raises:
-        UserError: the budget does not fall, or has no step to fall in.
-    """
+    """AdaLoRA's number of steps, in which its rank budget falls (2303.10512, eq. 12)."""
     first, last = given.get("init_r", 12), given.get("target_r", 8)
     if isinstance(first, int) and isinstance(last, int) and first <= last:
         raise UserError(
@@ -182,11 +170,7 @@ def checked_budget(given: Mapping[str, Any], num_steps: int | None) -> int:
 
 
 def inject_peft(model: Any, config: PeftConfig) -> PeftModel:
-    """PEFT's model around ``model``, whose layers are replaced in place.
-
-    Raises:
-        UserError: the method does not fit this model.
-    """
+    """PEFT's model around ``model``, whose layers are replaced in place."""
     try:
         return get_peft_model(model, config)
     except PEFT_FAILURES as error:
@@ -227,9 +211,6 @@ def count_parameters(model: PretrainedConfig, config: PeftConfig) -> int | None:
     """Parameters that a method trains, counted on a model without storage.
 
     None for a method whose initialization needs the values of the weights.
-
-    Raises:
-        UserError: the method does not fit this model.
     """
     shapes = model_on_meta(model)
     shapes.requires_grad_(False)
@@ -253,9 +234,6 @@ def count_in_folder(
     Args:
         settings: of the method, as JSON.
         num_steps: see :func:`peft_config`.
-
-    Raises:
-        UserError: the settings cannot be used, or do not fit the model.
     """
     config = peft_config(json.loads(settings), targets, num_steps)
     return count_parameters(read_model_config(folder), config) or 0

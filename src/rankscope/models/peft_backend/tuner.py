@@ -61,11 +61,7 @@ class PeftTuner:
 
     @classmethod
     def new(cls, base: PreTrainedModel, config: PeftConfig, seed: int) -> "PeftTuner":
-        """Inject a fresh method into a frozen base; its random numbers depend on ``seed`` alone.
-
-        Raises:
-            UserError: it does not fit this model, or trains nothing; the base is restored.
-        """
+        """Inject a fresh method into a frozen base; its random numbers depend on ``seed`` alone."""
         tuner = cls(base, seed)
         try:
             with torch.random.fork_rng():
@@ -178,7 +174,6 @@ class PeftTuner:
         return weight * torch.stack(norms).mean()
 
     def penalize(self) -> None:
-        """Add the penalty's gradient to that of the step's loss."""
         penalty = self.penalty()
         if penalty is not None:
             penalty.backward()
@@ -273,11 +268,7 @@ class PeftTuner:
 
 
 def new_tuner(base: Base, trial: TrialSpec, num_steps: int) -> PeftTuner:
-    """Inject a trial's method, untrained, into the base.
-
-    Raises:
-        UserError: it does not fit this model, or lets rows see each other; the base is restored.
-    """
+    """Inject a trial's method, untrained, into the base."""
     if trial.peft is None:
         raise ValueError(f"{trial.label}: not a trial of a PEFT method")
     config = peft_config(json.loads(trial.peft), trial.targets, num_steps)

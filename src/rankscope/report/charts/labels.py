@@ -35,7 +35,6 @@ class Box(NamedTuple):
         return cls(x - width / 2, x + width / 2, y - height / 2, y + height / 2)
 
     def overlaps(self, other: "Box") -> bool:
-        """Whether two rectangles share any area."""
         beside = self.right <= other.left or other.right <= self.left
         return not (beside or self.high <= other.low or other.high <= self.low)
 

@@ -170,11 +170,9 @@ class _PanelDrawing:
 
     @property
     def has_points(self) -> bool:
-        """Whether an arm on a line has a value."""
         return bool(self.places.keys() & self.values)
 
     def add_to(self, figure: go.Figure, row: int) -> None:
-        """Draw the panel."""
         at, by_arm = {"row": row, "col": 1}, self.axis.is_by_arm
         span = self._span()
         for reference, side in zip(self.references, self._sides(span), strict=True):

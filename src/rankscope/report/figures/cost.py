@@ -14,7 +14,6 @@ MEMORY = "peak memory of its group, GiB"
 
 @register("training", 20)
 def draw_cost(view: StudyView, task: str) -> Figure:
-    """A panel per quantity."""
     rank_axis = view.rank_axis(task)
     rows = []
     for arm in view.arms(task):

@@ -36,6 +36,5 @@ def draw_heads_entropy(models: AnalyzedModels) -> Figure | None:
 
 
 def known_mean(values: HeadValues) -> str:
-    """The mean over the heads with a known value."""
     known = values[~np.isnan(values)]
     return number(float(known.mean()) if known.size else None)

@@ -24,7 +24,6 @@ less. The ring marks the recommended arm."""
 
 @register("planes", 10)
 def draw_plane(view: StudyView, task: str) -> Figure:
-    """The plane of one training task."""
     unit, lost = view.unit(task), view.forgetting_unit(task)
     gain, forgetting = view.plane_titles(task)
     front = [arm.label for arm in plane_front(view.arms(task))]

@@ -40,7 +40,6 @@ def draw_update_norm(models: AnalyzedModels) -> Figure | None:
 
 
 def add_fit(plot: go.Figure, growth: NormGrowth) -> None:
-    """Draw the fit of the logarithm."""
     slope = growth.slope * math.log(2)
     ends = [math.log2(min(growth.ranks)), math.log2(max(growth.ranks))]
     plot.add_scatter(

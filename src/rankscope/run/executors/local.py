@@ -88,7 +88,6 @@ class LocalExecutor:
                 process.send_signal(signal.SIGINT)
 
     def close(self) -> None:
-        """Wait for all workers."""
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -44,14 +44,12 @@ class EvaluateStage:
         self.context = context
 
     def missing(self, group: Group) -> list[EvalBatch]:
-        """Batches of the group's trials."""
         study = self.context.study
         wanted = [key for t in group for key in study.wanted_evals(t.trial_id, t.task)]
         model_ids = {(None if t.trains_alone else t.trial_id): t.trial_id for t in group}
         return self.missing_batches(model_ids, wanted)
 
     def missing_of_base(self) -> list[EvalBatch]:
-        """Batches of the untuned base."""
         return self.missing_batches({None: BASE}, self.context.study.base_evals())
 
     def missing_batches(
@@ -69,7 +67,6 @@ class EvaluateStage:
         ]
 
     def run(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[EvalOutcome]:
-        """Score batch by batch."""
         self.context.begin_stage(self.name, len(work))
         yield from self.score_batches(model, work)
 

@@ -33,9 +33,6 @@ class HeadsStage:
         """Measure the base's heads for every training task with trials to come.
 
         Call it while no adapter is attached.
-
-        Raises:
-            UserError: an unsupported attention layout, or not enough memory.
         """
         context, study = self.context, self.context.study
         if not self.settings.enabled:
@@ -87,7 +84,6 @@ class HeadsStage:
         )
 
     def run(self, model: Base, work: Sequence[TrialSpec]) -> Iterator[HeadsRecord]:
-        """Measure trial by trial."""
         self.context.begin_stage(self.name, len(work))
         for trial in work:
             self.context.begin_piece(trial.arm_label)
@@ -95,6 +91,5 @@ class HeadsStage:
             yield analysis.record(trial.trial_id, trial.task, model)
 
     def commit(self, result: HeadsRecord) -> None:
-        """Store the heads of one trial."""
         settings = self.context.study.settings_of("heads", [result.trial_id])
         self.context.ledger.commit([result], settings=settings)

@@ -27,7 +27,6 @@ class SpectraStage:
         return self.context.ledger.without_record("spectra", group)
 
     def run(self, model: Base, work: Sequence[TrialSpec]) -> Iterator[SpectraRecord]:
-        """Analyze trial by trial."""
         context, study = self.context, self.context.study
         context.begin_stage(self.name, len(work))
         for trial in work:
@@ -48,6 +47,5 @@ class SpectraStage:
             yield record
 
     def commit(self, result: SpectraRecord) -> None:
-        """Store the spectra of one trial."""
         settings = self.context.study.settings_of("spectra", [result.trial_id])
         self.context.ledger.commit([result], settings=settings)

@@ -116,7 +116,6 @@ class TrainStage:
     def record(
         self, state: TrialState, group: Group, seconds: float, peak: int, sha256: str
     ) -> TrainRecord:
-        """What training one trial gave."""
         rows = self.context.study.rows[state.spec.task]
         return TrainRecord(
             trial_id=state.spec.trial_id,

@@ -37,7 +37,6 @@ class VariantsStage:
         return batches
 
     def run(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[EvalOutcome]:
-        """Build the variants and score them."""
         self.context.begin_stage(self.name, len(work))
         names = list(dict.fromkeys(name for batch in work for name in batch.model_ids if name))
         if names:

@@ -49,7 +49,6 @@ class EvalResult:
     notes: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """JSON-compatible."""
         return {
             "scores": [score.model_dump(mode="json") for score in self.scores],
             "failed": list(self.failed),
