@@ -195,12 +195,10 @@ def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:
             continue
         for targets in arm.target_sets():
             cap = largest_useful_rank(shapes, targets)
-            notes += [rank_note(rank, cap) for rank in arm.rank if rank > cap]
+            notes += [
+                f"rank {rank} is above {cap}, the smaller dimension of the smallest target matrix: "
+                f"ranks beyond {cap} add parameters there but no directions"
+                for rank in arm.rank
+                if rank > cap
+            ]
     return list(dict.fromkeys(notes))
-
-
-def rank_note(rank: int, cap: int) -> str:
-    return (
-        f"rank {rank} is above {cap}, the smaller dimension of the smallest target matrix: "
-        f"ranks beyond {cap} add parameters there but no directions"
-    )

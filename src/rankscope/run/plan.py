@@ -15,9 +15,7 @@ from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRows
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.models.methods import get_method
-from rankscope.models.parameters import (
-    TrainingCost,
-)
+from rankscope.models.parameters import TrainingCost
 from rankscope.records import Record, TrialSpec
 from rankscope.run.groups import Group, GroupLimit, group_steps, what_limits
 from rankscope.run.prepared import PreparedStudy

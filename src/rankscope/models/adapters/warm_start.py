@@ -69,11 +69,7 @@ def read_warm_start(folder: Path, shapes: Architecture) -> WarmStart:
     if not folder.is_dir():
         raise UserError(f"adapter {folder}: no such folder; expected a PEFT adapter folder")
     settings = read_adapter_config(folder)
-    try:
-        adapter = load_adapter(folder, "start")
-    except IntegrityError as error:
-        raise UserError(f"adapter {folder}: damaged: {error}") from error
-    check_adapter_shapes(folder, adapter, shapes)
+    adapter = load_adapter_for(shapes, folder)
     for name in adapter.a:
         scaling = settings.scaling_of(name)
         if not math.isclose(scaling, settings.scaling, rel_tol=1e-9):
@@ -102,8 +98,12 @@ def read_warm_start(folder: Path, shapes: Architecture) -> WarmStart:
     )
 
 
-def check_adapter_shapes(folder: Path, adapter: Adapter, shapes: Architecture) -> None:
-    """Raise UserError for a module that the model lacks, or that has another shape there."""
+def load_adapter_for(shapes: Architecture, folder: Path) -> Adapter:
+    """A user's adapter, all modules of which the model has, in the same shapes."""
+    try:
+        adapter = load_adapter(folder, "start")
+    except IntegrityError as error:
+        raise UserError(f"adapter {folder}: damaged: {error}") from error
     for name in adapter.a:
         shape = (len(adapter.b[name]), adapter.a[name].shape[1])
         expected = shapes.linear_shapes.get(name)
@@ -118,6 +118,7 @@ def check_adapter_shapes(folder: Path, adapter: Adapter, shapes: Architecture) -
                 f"adapter {folder}: {name!r} has (out, in) = {shape}, in this model {expected}; "
                 "expected an adapter of this model"
             )
+    return adapter
 
 
 def shortest_targets(

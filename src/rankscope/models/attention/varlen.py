@@ -230,7 +230,7 @@ def varlen_attention(
     attention_plan: AttentionPlan | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend within rows: ``query`` (1, H, N, D), ``key``/``value`` (1, K, N, D) to (1, N, H, D)."""
+    """Attend: ``query`` (1, H, N, D), ``key``/``value`` (1, K, N, D) to (1, N, H, D)."""
     plan = attention_plan
     if plan is None:
         raise UserError(

@@ -13,7 +13,7 @@ from rankscope.models.adapters.folder import (
     recorded_base,
 )
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS, read_adapter_config
-from rankscope.models.adapters.warm_start import check_adapter_shapes
+from rankscope.models.adapters.warm_start import load_adapter_for
 from rankscope.models.base import Base
 from rankscope.models.parameters import Architecture
 from rankscope.models.peft_backend.tuner import PeftTuner
@@ -78,10 +78,7 @@ def read_adapters(
         is_lora = peft_type(folder) == "LORA"
         if is_lora:
             read_adapter_config(folder)
-            try:
-                check_adapter_shapes(folder, load_adapter(folder, label), shapes)
-            except IntegrityError as error:
-                raise UserError(f"adapter {folder}: damaged: {error}") from error
+            load_adapter_for(shapes, folder)
         recorded = recorded_base(folder)
         if not force:
             try:
