@@ -210,11 +210,7 @@ def read_named_rows(spec: TaskSpec, data_dir: Path | None) -> tuple[SplitRows, s
 
 
 def make_items(
-    spec: TaskSpec,
-    parsed: Mapping[str, ParsedFile],
-    excluded: Collection[str],
-    *,
-    own_data: bool,
+    spec: TaskSpec, parsed: Mapping[str, ParsedFile], excluded: Collection[str], *, own_data: bool
 ) -> tuple[dict[str, list[Item]], int]:
     """(items by file, number of flawed published rows).
 

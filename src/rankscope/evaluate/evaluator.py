@@ -71,10 +71,7 @@ def evaluate_task(
     with base.multi_lora.dropout_off(), torch.inference_mode():
         scores = encoded.scorer.run(job)
     return {
-        name: (
-            make_record(of_model, task, split, models[name], encoded.truncated),
-            of_model.items,
-        )
+        name: (make_record(of_model, task, split, models[name], encoded.truncated), of_model.items)
         for name, of_model in scores.items()
     }
 
@@ -109,11 +106,7 @@ def encode_split(
 
 
 def truncation_notes(
-    encoder: Encoder,
-    task: LoadedTask,
-    split: Split,
-    context: int | None,
-    settings: EvaluateConfig,
+    encoder: Encoder, task: LoadedTask, split: Split, context: int | None, settings: EvaluateConfig
 ) -> list[str]:
     """One sentence per reason why items of a split are not scored whole."""
     encoded = encode_split(encoder, task, split, context, settings)

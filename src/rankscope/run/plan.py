@@ -107,10 +107,7 @@ def make_plan(inputs: PreparedStudy) -> Plan:
 
 
 def plan_group(
-    inputs: PreparedStudy,
-    group: Group,
-    scored_tokens: Mapping[str, int],
-    rate: float,
+    inputs: PreparedStudy, group: Group, scored_tokens: Mapping[str, int], rate: float
 ) -> GroupPlan:
     """Count one group's steps and tokens and estimate its memory and time."""
     config, shapes = inputs.config.train, inputs.shapes

@@ -97,9 +97,7 @@ class EvaluateStage:
             )
             failures = [
                 TrialFailure(
-                    trial_of(batch.models[name]),
-                    "failed",
-                    f"{batch.task} {batch.split}: {reason}",
+                    trial_of(batch.models[name]), "failed", f"{batch.task} {batch.split}: {reason}"
                 )
                 for name, reason in reasons.items()
             ]
