@@ -46,11 +46,7 @@ def keep_freed_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     mallopt.argtypes = (ctypes.c_int, ctypes.c_int)
     mallopt.restype = ctypes.c_int
-    settings = (
-        (M_MMAP_MAX, 0),
-        (M_TRIM_THRESHOLD, NEVER_TRIM),
-        (M_TOP_PAD, TOP_PAD_BYTES),
-    )
+    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER_TRIM), (M_TOP_PAD, TOP_PAD_BYTES))
     return all(mallopt(parameter, value) == 1 for parameter, value in settings)
 
 

@@ -90,8 +90,8 @@ def test_failed_trials_are_counted_and_the_rest_is_unmoved() -> None:
         assert unmoved[0] == unmoved[1]
     gains = [arms["r=2 lr=0.001"].summary.gain for arms in (broken, whole)]
     # Its own figures stay; what Holm makes of its p depends on the other arms.
-    own = [g.model_copy(update={"p_holm": None}) for g in gains if g is not None]
-    assert own[0] == own[1]
+    unadjusted = [g.model_copy(update={"p_holm": None}) for g in gains if g is not None]
+    assert unadjusted[0] == unadjusted[1]
 
 
 def test_an_arm_with_no_finished_trial_stays_in_the_list() -> None:

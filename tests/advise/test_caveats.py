@@ -99,9 +99,9 @@ def test_arms_that_a_limit_takes_out_are_named() -> None:
     )
     advice = advice_on(synthetic_study(truth))
     assert advice.decision == "use"
-    told = texts(advice, "caveat")
-    assert "1 arm of 4 forgot more than the 10.0 points allowed" in told
-    assert "full fine-tuning (lr 0.0005)" in told
+    caveat_text = texts(advice, "caveat")
+    assert "1 arm of 4 forgot more than the 10.0 points allowed" in caveat_text
+    assert "full fine-tuning (lr 0.0005)" in caveat_text
 
 
 def with_rates(study: StudyRecords, rates: dict[int, tuple[float, ...]]) -> StudyRecords:
@@ -113,7 +113,7 @@ def with_rates(study: StudyRecords, rates: dict[int, tuple[float, ...]]) -> Stud
 def test_ranks_at_rates_of_their_own_are_said_to_be_confounded() -> None:
     study = synthetic_study(Truth(ranks=(2, 8), lrs=(3e-3, 1e-3, 1e-4)))
     both = (1e-3, 1e-4)
-    told = {
+    by_case = {
         name: texts(advice_on(with_rates(study, {2: small, 8: large})), "caveat")
         for name, small, large in (
             ("apart", (1e-3,), (1e-4,)),
@@ -123,8 +123,8 @@ def test_ranks_at_rates_of_their_own_are_said_to_be_confounded() -> None:
             ("whole", both, both),
         )
     }
-    assert "(r=2 at 0.001; r=8 at 0.0001)" in told["apart"]
-    assert "Both ranks were trained at one learning rate (0.001)" in told["one"]
-    assert "(r=2 at 0.0001, 0.001; r=8 at 0.0001)" in told["part"]
-    assert "(r=2 at 0.001, 0.003; r=8 at 0.0001, 0.001)" in told["shifted"]
-    assert "between learning rates" not in told["whole"]
+    assert "(r=2 at 0.001; r=8 at 0.0001)" in by_case["apart"]
+    assert "Both ranks were trained at one learning rate (0.001)" in by_case["one"]
+    assert "(r=2 at 0.0001, 0.001; r=8 at 0.0001)" in by_case["part"]
+    assert "(r=2 at 0.001, 0.003; r=8 at 0.0001, 0.001)" in by_case["shifted"]
+    assert "between learning rates" not in by_case["whole"]

@@ -128,9 +128,9 @@ def test_subjects_are_clusters_where_there_are_enough() -> None:
     labels = cluster_labels(many)
     assert labels is not None
     assert [len(set(labels)), labels[0] == labels[10], labels[0] == labels[1]] == [10, True, False]
-    apart = cluster_labels((*many, None, None))
-    assert apart is not None
-    assert len(set(apart)) == 12
+    labels = cluster_labels((*many, None, None))
+    assert labels is not None
+    assert len(set(labels)) == 12
 
 
 def test_cells_have_clustered_errors() -> None:
@@ -139,14 +139,16 @@ def test_cells_have_clustered_errors() -> None:
     assert arm.score is not None
     assert arm.score.clusters == 12
     base = recommend(study).base
-    own = study.items[BASE, "med", "test"]
-    assert base["med"].value == pytest.approx(own.scores.mean())
+    base_scores = study.items[BASE, "med", "test"]
+    assert base["med"].value == pytest.approx(base_scores.scores.mean())
     assert base["med"].standard_error == pytest.approx(
-        clustered_standard_error(own.scores, own.subjects)
+        clustered_standard_error(base_scores.scores, base_scores.subjects)
     )
     by_themselves = recommend(synthetic_study(TRUTH)).base["med"]
     assert by_themselves.clusters is None
-    assert by_themselves.standard_error == pytest.approx(clustered_standard_error(own.scores))
+    assert by_themselves.standard_error == pytest.approx(
+        clustered_standard_error(base_scores.scores)
+    )
 
 
 def test_forgetting_of_text_stands_beside_forgetting_of_answers() -> None:

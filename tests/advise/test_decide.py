@@ -113,13 +113,13 @@ def test_a_negative_verdict_speaks_of_the_arms_that_were_tested() -> None:
         agreement=0.95,
     )
     found = [a for seed in range(12) if (a := advise(truth, seed)).decision == "do_not_fine_tune"]
-    told = two = 0
+    named_largest = two = 0
     for advice in found:
         assert "no arm is shown" not in advice.headline
         assert "chosen on the validation split" in advice.headline
         assert "not shown to beat the base" in advice.headline
         assert "interval" not in advice.headline
-        told += "not chosen on the validation split, scores the most of 7 arms" in texts(
+        named_largest += "not chosen on the validation split, scores the most of 7 arms" in texts(
             advice, "gain"
         )
         tried = [a for a in advice.arms if arm_name(a) in advice.headline]
@@ -131,7 +131,7 @@ def test_a_negative_verdict_speaks_of_the_arms_that_were_tested() -> None:
                 if r.kind == "gain"
             )
         two += len(tried) == 2
-    assert told > 0
+    assert named_largest > 0
     assert two > 0
 
 
@@ -203,13 +203,15 @@ def test_the_hand_over_takes_the_smallest_rank_within_the_margin() -> None:
     for trial, task, split in study.items:
         if (task, split) != ("med", "validation"):
             continue
-        own = study.items[trial, task, split]
+        original = study.items[trial, task, split]
         if "-full-" in trial:
-            lead[trial, task, split] = dataclasses.replace(own, scores=np.ones_like(own.scores))
+            lead[trial, task, split] = dataclasses.replace(
+                original, scores=np.ones_like(original.scores)
+            )
         if "-32-" in trial:
             # One item of 600 better than rank 4: within the margin of .02.
             scores = study.items[trial.replace("-32-", "-4-"), task, split].scores
-            better = dataclasses.replace(own, scores=with_one_more_right(scores))
+            better = dataclasses.replace(original, scores=with_one_more_right(scores))
             lead[trial, task, split] = better
     advice = recommend(dataclasses.replace(study, items=lead)).advice[0]
     assert advice.decision == "use"

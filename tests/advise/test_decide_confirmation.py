@@ -30,11 +30,11 @@ def test_what_forgets_as_much_as_it_gains_is_never_firmly_recommended_for_nothin
         elif advice.decision == "use":
             assert "not clear of zero" in texts(advice, "choice")
         if advice.confidence != "firm" and value_of(advice, "net_high") > 0:
-            asked = [need for need in advice.next_steps if "by the study's weights" in need.text]
-            assert asked
+            steps = [need for need in advice.next_steps if "by the study's weights" in need.text]
+            assert steps
             # As noisy as these 800 items and 3 seeds, the effect is further off than they reach.
-            assert all(n.values.get("items", 801) > 800 for n in asked)
-            assert all(n.values.get("seeds", 4) > 3 for n in asked)
+            assert all(n.values.get("items", 801) > 800 for n in steps)
+            assert all(n.values.get("seeds", 4) > 3 for n in steps)
     assert found["use, tentative"] > 0
     assert found["not_decided, none"] > 0
     assert found["use, firm"] <= 3  # 2.5 % in truth
@@ -75,8 +75,8 @@ def test_a_limit_on_forgetting_holds_on_the_test_split_too() -> None:
         kept = forgot.high is not None and forgot.high <= 0.03
         assert (advice.confidence == "firm") <= kept
         assert ("the 3.0 points allowed is not shown" in texts(advice, "caveat")) == (not kept)
-        asked = [need for need in advice.next_steps if "than the 3.0 points allowed" in need.text]
-        assert bool(asked) == (not kept)
+        steps = [need for need in advice.next_steps if "than the 3.0 points allowed" in need.text]
+        assert bool(steps) == (not kept)
     assert found["use"] > 0
     assert found["not_decided"] > 0
     roomy = advice_on(synthetic_study(replace(truth, objective={"max_forgetting": 0.2})))
@@ -106,8 +106,8 @@ def with_text_retention(study: StudyRecords, fall: float) -> StudyRecords:
     for key, found in study.items.items():
         if key[1] == "general":
             shared = level.setdefault(key[2], noise.normal(-3, 0.5, len(found.scores)))
-            own = shared - (0 if key[0] == BASE else fall)
-            found = replace(found, scores=own + noise.normal(0, 0.02, len(shared)))
+            shifted = shared - (0 if key[0] == BASE else fall)
+            found = replace(found, scores=shifted + noise.normal(0, 0.02, len(shared)))
         items[key] = found
     tasks = tuple(
         t.model_copy(update={"score_unit": "log_probability", "chance": None})

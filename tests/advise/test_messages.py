@@ -38,16 +38,18 @@ def test_arms_that_differ_in_a_mitigation_alone_have_different_names() -> None:
 def test_what_was_gained_on_retention_has_the_interval_of_the_gain() -> None:
     truth = Truth(ranks=(8,), base_other=0.5, forgetting=lambda rank, lr: -0.2)
     (advice,) = recommend(synthetic_study(truth)).advice
-    (told,) = [r for r in advice.reasons if r.kind == "forgetting"]
-    found = told.values
+    (advice_message,) = [r for r in advice.reasons if r.kind == "forgetting"]
+    found = advice_message.values
     low, high = (-100 * found[f"forgetting_{end}"] for end in ("high", "low"))
     assert 0 < low < -100 * found["forgetting"] < high
-    assert f"gains {-100 * found['forgetting']:.1f} points" in told.text
-    assert f"(95 % interval +{low:.1f} to +{high:.1f}," in told.text
-    assert "a loss counts as positive" not in told.text
+    assert f"gains {-100 * found['forgetting']:.1f} points" in advice_message.text
+    assert f"(95 % interval +{low:.1f} to +{high:.1f}," in advice_message.text
+    assert "a loss counts as positive" not in advice_message.text
 
 
-def unexplained(study: StudyRecords, advice: TaskAdvice, told: AdviceMessage) -> list[str]:
+def unexplained(
+    study: StudyRecords, advice: TaskAdvice, advice_message: AdviceMessage
+) -> list[str]:
     """Numbers of a sentence that none of its values rounds to, as they are or in per cent.
 
     Names of arms and trials, formulas and the level of intervals are no results.
@@ -55,7 +57,7 @@ def unexplained(study: StudyRecords, advice: TaskAdvice, told: AdviceMessage) ->
     names = [arm_name(arm) for arm in advice.arms]
     names += [f"{t.spec.arm_label} seed={t.spec.seed}" for t in study.trials]
     names += [study.config.objective.formula, "95 % interval", "p < 0.001"]
-    text = told.text
+    text = advice_message.text
     for name in sorted(names, key=len, reverse=True):
         text = text.replace(name, "")
     text = re.sub(r"\(gain x \S+ - forgetting x \S+\)", "", text)
@@ -66,9 +68,11 @@ def unexplained(study: StudyRecords, advice: TaskAdvice, told: AdviceMessage) ->
         plain = number.rstrip(",").replace(",", "")
         decimals = len(plain.partition(".")[2])
         half = 0.5000001 * 10**-decimals
-        sizes = [abs(v) * unit for v in told.values.values() for unit in (1, 100, 1e-6, 1e-9)]
+        sizes = [
+            abs(v) * unit for v in advice_message.values.values() for unit in (1, 100, 1e-6, 1e-9)
+        ]
         if not any(abs(abs(float(plain)) - size) <= half for size in sizes):
-            missing.append(f"{number} in: {told.text}")
+            missing.append(f"{number} in: {advice_message.text}")
     return missing
 
 
@@ -107,8 +111,8 @@ def test_every_number_of_a_sentence_stands_in_its_values(truth: Truth) -> None:
     for seed in range(2):
         study = synthetic_study(truth, seed)
         for advice in recommend(study).advice:
-            for told in (*advice.reasons, *advice.next_steps):
-                assert not unexplained(study, advice, told)
+            for advice_message in (*advice.reasons, *advice.next_steps):
+                assert not unexplained(study, advice, advice_message)
 
 
 def test_numbers_that_only_words_once_held_have_names() -> None:

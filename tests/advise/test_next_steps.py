@@ -103,11 +103,11 @@ def test_of_items_that_all_changed_alike_nothing_is_guessed() -> None:
         for key, found in study.items.items()
     }
     (advice,) = recommend(dataclasses.replace(study, items=items)).advice
-    (asked,) = (n for n in advice.next_steps if n.kind == "items")
-    assert "items" not in asked.values
+    (step,) = (n for n in advice.next_steps if n.kind == "items")
+    assert "items" not in step.values
     assert "all 60 test items changed by the same" in advice.headline
-    assert "is unknown: it depends on how much their changes vary" in asked.text
-    assert not any(word in asked.text for word in ("About", "%"))
+    assert "is unknown: it depends on how much their changes vary" in step.text
+    assert not any(word in step.text for word in ("About", "%"))
 
 
 def test_what_items_alone_cannot_show_is_put_down_to_what_hides_it() -> None:
@@ -117,15 +117,15 @@ def test_what_items_alone_cannot_show_is_put_down_to_what_hides_it() -> None:
     (arm,) = summarize_arms(study)["med"]
     objective = study.config.objective
 
-    def told(seed_error: float) -> str:
+    def step_text(seed_error: float) -> str:
         assert arm.summary.gain is not None
         gain = arm.summary.gain.model_copy(update={"seed_error": seed_error, "value": 0.308})
         one = dataclasses.replace(arm, summary=arm.summary.model_copy(update={"gain": gain}))
         results = TaskResults(study, "med", (one,), choose((one,), 0.3, objective), objective)
         return " ".join(step.text for step in next_steps(results, undecided(one)))
 
-    assert "because 2 seeds do not show well enough how much seeds vary" in told(0.037)
-    assert "because the seeds differ too much" in told(0.115)  # 2.802 x .115 > .308
+    assert "because 2 seeds do not show well enough how much seeds vary" in step_text(0.037)
+    assert "because the seeds differ too much" in step_text(0.115)  # 2.802 x .115 > .308
 
 
 def test_a_rate_at_the_end_of_its_list_names_the_next() -> None:
@@ -140,7 +140,7 @@ def test_a_rate_at_the_end_of_its_list_names_the_next() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "asked", "unasked"),
+    ("status", "expected", "unexpected"),
     [
         ("diverged", ["learning rate of 0.0001 or less"], ["memory", "--retry-failed"]),
         (
@@ -152,15 +152,15 @@ def test_a_rate_at_the_end_of_its_list_names_the_next() -> None:
     ],
 )
 def test_where_all_failed_the_next_step_is_against_what_failed(
-    status: Status, asked: list[str], unasked: list[str]
+    status: Status, expected: list[str], unexpected: list[str]
 ) -> None:
     failed = {(r, 1e-3, s): status for r in (2, 8, 32) for s in (0, 1, 2)}
     (advice,) = recommend(synthetic_study(Truth(failed=failed, full_lrs=()))).advice
     assert "9 failed" in advice.headline
     (step,) = advice.next_steps
     assert step.values[status] == 9
-    assert all(words in step.text for words in asked)
-    assert not any(words in step.text for words in unasked)
+    assert all(words in step.text for words in expected)
+    assert not any(words in step.text for words in unexpected)
 
 
 def test_what_could_not_be_scored_is_not_told_to_train_otherwise() -> None:
@@ -176,7 +176,7 @@ def test_what_could_not_be_scored_is_not_told_to_train_otherwise() -> None:
 def test_seeds_that_differ_ask_for_seeds_and_not_for_items() -> None:
     """Items cannot make seeds alike."""
 
-    def asked(spread: float) -> list[str]:
+    def hints(spread: float) -> list[str]:
         truth = Truth(
             num_items=100,
             base_accuracy=0.5,
@@ -191,16 +191,16 @@ def test_seeds_that_differ_ask_for_seeds_and_not_for_items() -> None:
             if a.decision == "not_decided"
         ]
 
-    alike, apart = asked(0.0), asked(0.15)
+    alike, spread_out = hints(0.0), hints(0.15)
     assert alike
-    assert apart
+    assert spread_out
     # Three seeds that are alike may look as if they were not.
     by_items = [bool(re.search(r"About [\d,]+ test items would show", h)) for h in alike]
     assert np.mean(by_items) > 0.5
     assert all(
-        re.search(r"seeds differ too much|seeds would show|seeds together", h) for h in apart
+        re.search(r"seeds differ too much|seeds would show|seeds together", h) for h in spread_out
     )
-    assert not any(re.search(r"About [\d,]+ test items would show", h) for h in apart)
+    assert not any(re.search(r"About [\d,]+ test items would show", h) for h in spread_out)
 
 
 def test_too_few_items_cannot_tell_and_say_how_many_would() -> None:

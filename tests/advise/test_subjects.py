@@ -56,9 +56,9 @@ def test_one_arm_is_one_family_and_only_compared_arms_are_looked_at(study: Study
     assert set(labels) == compared_arm_labels(advice.advice[0])
     assert 4 <= len(labels) < 7  # of six LoRA arms one rate for each rank, and full fine-tuning
     for label in labels:
-        own = [c.change for c in found if c.label == label]
-        assert len(own) == 10
-        assert [e.p_holm for e in own] == pytest.approx(holm([e.p or 0.0 for e in own]))
+        changes = [c.change for c in found if c.label == label]
+        assert len(changes) == 10
+        assert [e.p_holm for e in changes] == pytest.approx(holm([e.p or 0.0 for e in changes]))
 
 
 def test_tasks_without_subjects_have_none(study: StudyRecords) -> None:

@@ -113,9 +113,9 @@ def test_the_whole_adapter_is_the_end_of_the_truncation_screen(finished: Path) -
 def test_a_study_that_has_no_ranks_is_left_out_by_name(finished: Path, tmp_path: Path) -> None:
     full = [{"method": "full", "lr": 5e-4}]
     small_study(tmp_path, arms=full, seeds=[0]).run(tmp_path / "out")
-    made = backtest([tmp_path / "out", finished])
-    assert made.skipped == (str(tmp_path / "out"),)
-    assert [task.task for task in made.tasks] == ["pocket_med"]
+    result = backtest([tmp_path / "out", finished])
+    assert result.skipped == (str(tmp_path / "out"),)
+    assert [task.task for task in result.tasks] == ["pocket_med"]
 
 
 @pytest.mark.parametrize(
@@ -166,11 +166,11 @@ def test_the_verb_says_hypotheses_and_backtests(
     assert "hypotheses" in said
     assert "capacity" in said
     assert rankscope_command("predict", file, "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["tasks"][0]["ranks"] == [2, 8]
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["tasks"][0]["ranks"] == [2, 8]
     assert rankscope_command("predict", "--backtest", finished, "--json") == 0
-    made = json.loads(capsys.readouterr().out)
-    assert {row["tasks"] for row in made["scores"]} == {1}
+    printed = json.loads(capsys.readouterr().out)
+    assert {row["tasks"] for row in printed["scores"]} == {1}
     assert rankscope_command("predict", "--backtest", finished) == 0
     assert "truncated" in capsys.readouterr().out
 

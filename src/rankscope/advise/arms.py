@@ -221,18 +221,11 @@ def pareto_front(
 
     ``measure`` counts only if every scored arm has it.
     """
-    scored = [a for a in arms if a.score is not None]
-    forgetting: list[Estimate | None] = [getattr(a, measure) for a in scored]
-    counts = all(f is not None for f in forgetting)
-    rows = [
-        (
-            -a.score.value if a.score else 0.0,
-            f.value if counts and f else 0.0,
-            a.trainable_parameters,
-        )
-        for a, f in zip(scored, forgetting, strict=True)
-    ]
-    points = np.array(rows).reshape(len(rows), 3)
+    measured = all(getattr(a, measure) is not None for a in arms if a.score is not None)
+    points = np.full((len(arms), 3), np.inf)  # an arm without a score beats no other
+    for point, arm in zip(points, arms, strict=True):
+        if arm.score is not None:
+            forgetting = getattr(arm, measure).value if measured else 0.0
+            point[:] = -arm.score.value, forgetting, arm.trainable_parameters
     beaten = [bool(((points <= p).all(axis=1) & (points < p).any(axis=1)).any()) for p in points]
-    on = iter(not b for b in beaten)
-    return [a.score is not None and next(on) for a in arms]
+    return [arm.score is not None and not b for arm, b in zip(arms, beaten, strict=True)]

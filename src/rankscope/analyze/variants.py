@@ -10,12 +10,7 @@ from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.quantize import dense_weight
-from rankscope.models.scaling import (
-    replaced_updates,
-    scaled_adapter,
-    scaled_model,
-    variant_factors,
-)
+from rankscope.models.scaling import replaced_updates, scaled_adapter, scaled_model, variant_factors
 from rankscope.records import Variant
 
 

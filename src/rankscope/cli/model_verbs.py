@@ -44,8 +44,7 @@ def eval_command(
         ),
     ],
     adapter: Annotated[
-        list[str] | None,
-        Option(metavar="PATH", help="Folder of a PEFT adapter; may be repeated."),
+        list[str] | None, Option(metavar="PATH", help="Folder of a PEFT adapter; may be repeated.")
     ] = None,
     data_dir: Annotated[
         Path | None, Option(help="Folder with the data of named tasks; default: the hub.")

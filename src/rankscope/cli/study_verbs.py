@@ -136,8 +136,7 @@ def run_command(
         bool, Option("--retry-failed", help="Run trials that failed before again.")
     ] = False,
     workers: Annotated[
-        int | None,
-        Option(metavar="N", help="Run groups in N processes; by default in this one."),
+        int | None, Option(metavar="N", help="Run groups in N processes; by default in this one.")
     ] = None,
     executor: Annotated[
         str | None, Option(metavar="NAME", help="Where the processes run: local.")

@@ -86,8 +86,7 @@ def check_interval(value: Any) -> Any:
 Interval = Annotated[
     int | Literal["epoch"] | None,
     BeforeValidator(
-        check_interval,
-        json_schema_input_type=Annotated[int, Field(ge=1)] | Literal["epoch"] | None,
+        check_interval, json_schema_input_type=Annotated[int, Field(ge=1)] | Literal["epoch"] | None
     ),
 ]
 

@@ -17,13 +17,7 @@ from typing import Any
 
 from rankscope.data.formats import Shape
 from rankscope.data.rows import QUESTION_PROMPT
-from rankscope.data.sources import (
-    LAW_SUBJECTS,
-    HubSource,
-    SplitRows,
-    legal_from_mmlu,
-    read_pocket,
-)
+from rankscope.data.sources import LAW_SUBJECTS, HubSource, SplitRows, legal_from_mmlu, read_pocket
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.evaluate.scorers.scorer import ScoreUnit

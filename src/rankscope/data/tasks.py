@@ -11,12 +11,7 @@ from rankscope.data.fewshot import ExamplePool, example_pool, remove_pool_rows, 
 from rankscope.data.formats import MAX_SHARE_WITHOUT_COMPLETION, ParsedFile, parse_rows
 from rankscope.data.items import Item, Message
 from rankscope.data.prompts import make_item
-from rankscope.data.registry import (
-    LETTERED_PROMPT,
-    NAMED_TASKS,
-    TaskSpec,
-    overlapping_subjects,
-)
+from rankscope.data.registry import LETTERED_PROMPT, NAMED_TASKS, TaskSpec, overlapping_subjects
 from rankscope.data.rows import QUESTION_PROMPT, RowContent
 from rankscope.data.sources import HubSource, SplitRows, read_file, read_folder, read_hub
 from rankscope.data.splits import first_of_order, split_rows
@@ -215,11 +210,7 @@ def read_named_rows(spec: TaskSpec, data_dir: Path | None) -> tuple[SplitRows, s
 
 
 def make_items(
-    spec: TaskSpec,
-    parsed: Mapping[str, ParsedFile],
-    excluded: Collection[str],
-    *,
-    own_data: bool,
+    spec: TaskSpec, parsed: Mapping[str, ParsedFile], excluded: Collection[str], *, own_data: bool
 ) -> tuple[dict[str, list[Item]], int]:
     """(items by file, number of flawed published rows).
 

@@ -74,10 +74,7 @@ def evaluate_task(
     if any(of_model.metrics.get("not_finite") == 1 for of_model in scores.values()):
         raise NotFiniteError(NOT_FINITE)
     return {
-        name: (
-            make_record(of_model, task, split, models[name], encoded.truncated),
-            of_model.items,
-        )
+        name: (make_record(of_model, task, split, models[name], encoded.truncated), of_model.items)
         for name, of_model in scores.items()
     }
 

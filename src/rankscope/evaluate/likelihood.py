@@ -285,10 +285,7 @@ def prefix_groups(
 
 
 def row_logprobs(
-    base: Base,
-    rows: Sequence[EncodedRow],
-    adapter_names: Sequence[str | None],
-    batch_tokens: int,
+    base: Base, rows: Sequence[EncodedRow], adapter_names: Sequence[str | None], batch_tokens: int
 ) -> dict[str | None, SummedLogprobs]:
     """Summed log p of every row's labelled tokens under every model."""
     sizes = {i: (len(row.input_ids), sum(row.is_label)) for i, row in enumerate(rows)}

@@ -43,9 +43,7 @@ def without_contamination(
 
 
 def evaluate_mixture(
-    task: LoadedTask,
-    split: Split,
-    evaluate: Callable[[LoadedTask], dict[str | None, Evaluation]],
+    task: LoadedTask, split: Split, evaluate: Callable[[LoadedTask], dict[str | None, Evaluation]]
 ) -> dict[str | None, Evaluation]:
     """Score every part by ``evaluate``, and merge the items in the mixture's order."""
     items = split_items(task, split)

@@ -28,11 +28,7 @@ def task_record(
         metric=primary_metric(task),
         score_unit=task.spec.score_unit,
         chance=task.spec.chance,
-        rows={
-            "train": len(task.train),
-            "validation": len(task.validation),
-            "test": len(task.test),
-        },
+        rows={"train": len(task.train), "validation": len(task.validation), "test": len(task.test)},
         dropped=task.dropped,
         contamination=task.contamination,
         num_fewshot=task.spec.num_fewshot,

@@ -84,10 +84,7 @@ class AdapterSlice:
             first, second = back.chunk(2, dim=1)
             back, hidden = first + second, hidden.chunk(2, dim=1)[0]
         scaling = self.adapter.scaling
-        return [
-            (back.T @ inputs).float().mul_(scaling),
-            (grad.T @ hidden).float().mul_(scaling),
-        ]
+        return [(back.T @ inputs).float().mul_(scaling), (grad.T @ hidden).float().mul_(scaling)]
 
 
 class MultiLoraProduct(torch.autograd.Function):

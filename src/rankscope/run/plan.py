@@ -15,9 +15,7 @@ from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRows
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.models.methods import get_method
-from rankscope.models.parameters import (
-    TrainingCost,
-)
+from rankscope.models.parameters import TrainingCost
 from rankscope.records import Record, TrialSpec
 from rankscope.run.groups import Group, GroupLimit, group_steps, what_limits
 from rankscope.run.prepared import PreparedStudy
@@ -109,10 +107,7 @@ def make_plan(inputs: PreparedStudy) -> Plan:
 
 
 def plan_group(
-    inputs: PreparedStudy,
-    group: Group,
-    scored_tokens: Mapping[str, int],
-    rate: float,
+    inputs: PreparedStudy, group: Group, scored_tokens: Mapping[str, int], rate: float
 ) -> GroupPlan:
     """Count one group's steps and tokens and estimate its memory and time."""
     config, shapes = inputs.config.train, inputs.shapes

@@ -19,12 +19,7 @@ from rankscope.models.adapters.warm_start import resolve_warm_starts, warm_start
 from rankscope.models.load import load_tokenizer, model_folder
 from rankscope.models.methods import get_method
 from rankscope.models.methods.method import TrialFacts
-from rankscope.models.parameters import (
-    architecture,
-    check_targets,
-    rank_notes,
-    read_model_config,
-)
+from rankscope.models.parameters import architecture, check_targets, rank_notes, read_model_config
 from rankscope.models.quantize import check_bitsandbytes
 from rankscope.run.groups import Grouping
 from rankscope.run.prepared import PreparedStudy

@@ -13,13 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from rankscope.errors import IntegrityError, UserError
 from rankscope.records import Record
-from rankscope.store.artifacts import (
-    ARTIFACTS,
-    CHECKPOINTS,
-    STAGING,
-    UNITS,
-    reporting_disk_full,
-)
+from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, STAGING, UNITS, reporting_disk_full
 
 LEDGER_VERSION = 1
 SCHEMA = """

@@ -8,11 +8,7 @@ from pathlib import Path
 import torch
 
 from rankscope.analyze.spectra import check_spectra_settings, spectra_record
-from rankscope.analyze.stored_models import (
-    StoredTunedModel,
-    matrices_to_compare,
-    short_names,
-)
+from rankscope.analyze.stored_models import StoredTunedModel, matrices_to_compare, short_names
 from rankscope.analyze.svd_cache import (
     SvdCache,
     cache_bytes,

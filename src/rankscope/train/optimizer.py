@@ -33,12 +33,7 @@ def new_optimizer(
         )
         return eight_bit
     return torch.optim.AdamW(
-        parameters,
-        lr=0.0,
-        weight_decay=weight_decay,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        fused=True,
+        parameters, lr=0.0, weight_decay=weight_decay, betas=(0.9, 0.999), eps=1e-8, fused=True
     )
 
 

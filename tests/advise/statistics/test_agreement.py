@@ -80,13 +80,13 @@ def test_a_sum_over_tasks_adds_item_variances_and_joins_seeds() -> None:
         for n in (60, 90)
     ]
     together = weighted_estimate(pairs, (1.0, -1.0))
-    apart = [weighted_estimate([p]) for p in pairs]
+    separate = [weighted_estimate([p]) for p in pairs]
     assert together.item_error is not None
     assert together.seed_error is not None
-    assert together.item_error**2 == pytest.approx(sum((a.item_error or 0) ** 2 for a in apart))
+    assert together.item_error**2 == pytest.approx(sum((a.item_error or 0) ** 2 for a in separate))
     # What the two tasks share of a seed cancels in their difference.
-    assert together.seed_error < 0.2 * (apart[0].seed_error or 0)
-    assert together.value == pytest.approx(apart[0].value - apart[1].value)
+    assert together.seed_error < 0.2 * (separate[0].seed_error or 0)
+    assert together.value == pytest.approx(separate[0].value - separate[1].value)
 
 
 def test_the_level_at_which_the_interval_ends_at_zero_is_p() -> None:

@@ -82,8 +82,8 @@ def test_detectable_effect_is_detected_four_times_out_of_five() -> None:
 def scores(rng: np.random.Generator, accuracies: list[float], n: int) -> np.ndarray:
     """(models, n) right or wrong, one shared difficulty an item for four answers of five."""
     shared = rng.uniform(size=n)
-    own = rng.uniform(size=(len(accuracies), n))
-    latent = np.where(rng.uniform(size=own.shape) < 0.8, shared, own)
+    independent = rng.uniform(size=(len(accuracies), n))
+    latent = np.where(rng.uniform(size=independent.shape) < 0.8, shared, independent)
     return (latent < np.array(accuracies)[:, None]).astype(float)
 
 
@@ -230,13 +230,13 @@ def test_seeds_that_differ_widen_the_interval() -> None:
     rng = np.random.default_rng(6)
     base = (rng.uniform(size=300) < 0.5).astype(float)
     alike = np.tile(scores(rng, [0.6], 300), (3, 1))
-    apart = scores(rng, [0.4, 0.6, 0.8], 300)
+    varied = scores(rng, [0.4, 0.6, 0.8], 300)
 
     def width(tuned: np.ndarray) -> float:
         found = paired_estimate(tuned, base)
         return (found.high or 0) - (found.low or 0)
 
-    assert width(apart) > 2 * width(alike)
+    assert width(varied) > 2 * width(alike)
 
 
 def test_clusters_widen_the_interval() -> None:

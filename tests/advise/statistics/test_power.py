@@ -68,8 +68,8 @@ def test_what_is_asked_for_is_enough_and_not_more() -> None:
 
 
 def test_seeds_that_differ_too_much_are_not_mended_by_items() -> None:
-    apart = estimate(0.005, 0.03)
-    found = data_needed(apart, 0.04)
+    varied = estimate(0.005, 0.03)
+    found = data_needed(varied, 0.04)
     assert found.items is None
     assert found.seeds is not None
     freedom = found.seeds - 1

@@ -19,12 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rankscope.analyze.heads.layout import HeadLayout, HeadModel
-from rankscope.analyze.heads.token_trees import (
-    TokenTree,
-    TokenTreeBatch,
-    cut_trees,
-    logprobs_at,
-)
+from rankscope.analyze.heads.token_trees import TokenTree, TokenTreeBatch, cut_trees, logprobs_at
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,8 +73,7 @@ class TokenTree:
         branch = [at for at, _ in predictions if at >= trunk] if self.branches else []
         position = {at: i for i, at in enumerate([*range(trunk), *branch])}
         return TokenTree.of_text(
-            [self.ids[at] for at in position],
-            [(position[at], token) for at, token in predictions],
+            [self.ids[at] for at in position], [(position[at], token) for at, token in predictions]
         )
 
     def without_prefix(self, length: int) -> "TokenTree":

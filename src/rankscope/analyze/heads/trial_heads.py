@@ -155,11 +155,7 @@ class HeadAnalysis:
         return cls(model, task, ablated_on, items_asked, base, related)
 
     def record(
-        self,
-        trial_id: str,
-        trained_on: str,
-        tuned: Base,
-        stored_base: Weights | None = None,
+        self, trial_id: str, trained_on: str, tuned: Base, stored_base: Weights | None = None
     ) -> HeadsRecord:
         """Measure the heads of one trial.
 

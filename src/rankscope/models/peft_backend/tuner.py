@@ -16,11 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rankscope.errors import IntegrityError, UserError
-from rankscope.models.adapters.folder import (
-    BASE_HASH,
-    check_same_base,
-    write_adapter_files,
-)
+from rankscope.models.adapters.folder import BASE_HASH, check_same_base, write_adapter_files
 from rankscope.models.adapters.settings import WEIGHTS
 from rankscope.models.base import Base
 from rankscope.models.load import check_rows_apart

@@ -84,16 +84,11 @@ class EvaluateStage:
 
     def score_trials(self, model: Base, batch: EvalBatch) -> EvalOutcome:
         """Score one batch of trials or variants."""
-        study = self.context.study
+        study, where = self.context.study, f"{batch.task} {batch.split}"
+        settings, task = study.config.evaluate, study.tasks[batch.task]
         evaluations, reasons = evaluate_with_failures(
-            model,
-            study.encoder,
-            study.tasks[batch.task],
-            batch.split,
-            batch.model_ids,
-            study.config.evaluate,
+            model, study.encoder, task, batch.split, batch.model_ids, settings
         )
-        where = f"{batch.task} {batch.split}"
         failures = [
             TrialFailure(trial_of(batch.model_ids[name]), "failed", f"{where}: {reason}")
             for name, reason in reasons.items()
@@ -101,12 +96,7 @@ class EvaluateStage:
         return EvalOutcome(evaluations, failures)
 
     def score_base(self, batch: EvalBatch) -> EvalOutcome:
-        """Score the untuned base on one batch; no adapter is attached.
-
-        Raises:
-            UserError: not enough memory.
-            NotFiniteError: it has no finite likelihoods, so no gain over it can be measured.
-        """
+        """Score the untuned base; an error if it cannot be, since no gain could be measured."""
         study, where = self.context.study, f"{batch.task} {batch.split}"
         settings, task = study.config.evaluate, study.tasks[batch.task]
         try:
