@@ -12,15 +12,11 @@ from rankscope.models.base import Base, Row, RowBatch
 from rankscope.train.loss import mean_losses
 from rankscope.train.regularizers import LossTerm, base_logits_of, kl_divergences
 
-ONE_ROW = 1
-"""As ``batch_tokens``: each row gets a forward pass of its own."""
-
 
 class PassPart(NamedTuple):
-    """The rows of one term in one forward pass."""
+    """Rows of one term, by its index, in one forward pass."""
 
     term: int
-    """Index of the term."""
     rows: list[EncodedRow]
 
 

@@ -25,9 +25,7 @@ class TrainStage:
         self.context = context
 
     def missing(self, group: Group) -> list[Group]:
-        """The untrained trials of a group, as one group; [] if there are none."""
-        untrained = self.untrained(group)
-        return [untrained] if untrained else []
+        return [untrained] if (untrained := self.untrained(group)) else []
 
     def untrained(self, group: Group) -> Group:
         """The planned trials of a group.
