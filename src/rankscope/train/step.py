@@ -88,7 +88,7 @@ def label_ids(parts: Sequence[PassPart]) -> list[int]:
 def forward_passes(
     rows_of: Sequence[Sequence[EncodedRow]], batch_tokens: int
 ) -> list[list[PassPart]]:
-    """Cut the rows of one optimizer step, by term, into the fewest forward passes of similar size.
+    """Cut the rows of one optimizer step, by term, into few forward passes of similar size.
 
     A pass has at most ``batch_tokens`` tokens, or one row, whatever the trials' batch sizes and
     accumulation: the gradient is a sum over the step's rows, however they are cut.
