@@ -188,9 +188,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory_message(error: BaseException) -> str:
-    """``out of memory: `` and the error's first line; any other error is raised again."""
-    if not is_out_of_memory(error):
-        raise error
+    """``out of memory: `` and the error's first line."""
     return f"out of memory: {(str(error).splitlines() or ['no details'])[0]}"
 
 

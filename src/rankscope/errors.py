@@ -26,6 +26,10 @@ class IntegrityError(RankscopeError):
     exit_code = 4
 
 
+class NotFiniteError(IntegrityError):
+    """A model's log-probabilities are not finite, so it cannot be scored (exit code 4)."""
+
+
 class StudyLocked(UserError):
     """Another process is running this study (exit code 2)."""
 

@@ -1,4 +1,4 @@
-"""What the test split says of forgetting can take a recommendation back, or its firmness."""
+"""Forgetting on the test split can withdraw a recommendation or make it tentative."""
 
 from collections import Counter
 from dataclasses import replace

@@ -42,7 +42,7 @@ def test_rows_scored_up_to_max_length_are_counted_and_noted() -> None:
     note = "1 of 4 test items are longer than max_length = 64 tokens and scored up to there"
     assert note in truncation_notes(short, task, "test", 256, SETTINGS)[0]
     both = encode_split(short, task, "test", 32, cut)
-    assert (both.cut_left, both.cut_right, both.truncated) == ({0, 3}, {0}, 2)
+    assert (both.cut_at_start, both.cut_at_end, both.truncated) == ({0, 3}, {0}, 2)
     assert len(truncation_notes(short, task, "test", 32, cut)) == 2
     with pytest.raises(UserError, match="context of 256 tokens"):
         truncation_notes(encoder(None), task, "test", 256, SETTINGS)

@@ -17,8 +17,8 @@ from evaluation_worlds import (
 )
 
 from rankscope.config.study import EvaluateConfig
-from rankscope.errors import IntegrityError, UserError
-from rankscope.evaluate.evaluator import evaluate_task
+from rankscope.errors import NotFiniteError, UserError
+from rankscope.evaluate.evaluator import evaluate_task, evaluate_with_failures
 from rankscope.records import BASE, read_items, write_items
 
 SETTINGS = EvaluateConfig(batch_tokens=64, max_new_tokens=12)
@@ -123,16 +123,11 @@ def test_log_probabilities_that_are_not_finite_never_count_as_right(scorer: str)
     next(iter(broken.b.values())).data.fill_(math.nan)
     engine.multi_lora.attach(broken)
     models = {broken.name: "t", None: BASE}
-    if scorer == "loss":
-        with pytest.raises(IntegrityError, match=f"adapter {broken.name}.*not finite"):
-            evaluate_task(engine, encoder(), TASKS[scorer], "test", models, SETTINGS)
-        return
-    record, items = evaluate_task(engine, encoder(), TASKS[scorer], "test", models, SETTINGS)[
-        broken.name
-    ]
-    assert (record.score, record.metrics["not_finite"]) == (0.0, 1.0)
-    assert {item.prediction for item in items} == {""}
-    assert record.model_validate_json(record.model_dump_json()) == record
+    arguments = (engine, encoder(), TASKS[scorer], "test", models, SETTINGS)
+    with pytest.raises(NotFiniteError, match="finite"):
+        evaluate_task(*arguments)
+    evaluations, failures = evaluate_with_failures(*arguments)
+    assert (set(evaluations), set(failures)) == ({None}, {broken.name})
 
 
 def test_scores_without_contaminated_rows() -> None:

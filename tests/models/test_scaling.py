@@ -29,7 +29,7 @@ def moved(base: Base, method: str) -> Adapter:
     with torch.no_grad():
         for part in (*adapter.b.values(), *adapter.magnitude.values()):
             part.add_(0.05 * torch.randn(part.shape, generator=generator))
-    adapter.weights_changed()
+    adapter.drop_cached_weights()
     base.multi_lora.attach(adapter)
     return adapter
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from rankscope.config.loader import load_study_file
 from rankscope.models.adapters.folder import BASE_HASH
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
+from rankscope.models.load import pocket_folder
 from rankscope.run.prepare import prepare_study
 from rankscope.store import Ledger
 
@@ -68,6 +69,13 @@ def test_the_study_as_it_stands_is_fine(place: Path) -> None:
     assert "does not record the weights it was made for" in outcome.told
     again = settings("arms.1.init_from=../stored")
     assert rankscope("check", place / "small.yaml", *again).code == 0
+
+
+def test_a_plan_needs_no_weights_of_the_base(place: Path) -> None:
+    shutil.copytree(pocket_folder(), place / "bare", ignore=lambda *_: ["model.safetensors"])
+    outcome = rankscope("plan", place / "small.yaml", *settings("model=../bare"))
+    assert outcome.code == 0, outcome
+    assert "holds no weights" in outcome.told
 
 
 @pytest.mark.parametrize("verb", ["check", "plan", "run"])

@@ -182,6 +182,23 @@ def test_what_an_option_says_is_part_of_the_id(tmp_path: Path) -> None:
     assert ids(tmp_path, LORA, **curve) == found[0]  # without an early stop curves only look
 
 
+def test_test_items_are_no_part_of_the_id(tmp_path: Path) -> None:
+    """Only the validation items decide when an early stop ends training."""
+    task = {"name": "texts"} | {s: f"{s}.jsonl" for s in ("train", "validation", "test")}
+    arms = [{**LORA, "early_stop": {"patience": 1}}]
+    changes = {"tasks": [task], "arms": arms, "seeds": [0], **changed("train", evaluate_every=2)}
+    for split in ("train", "validation", "test"):
+        rows = [json.dumps({"text": f"{split} text number {i}"}) for i in range(20)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
+    found = []
+    for changed_split in (None, "test", "validation"):
+        if changed_split is not None:
+            file = tmp_path / f"{changed_split}.jsonl"
+            file.write_text(file.read_text().replace("number 3", "number three"))
+        found.append(small_study(tmp_path, **changes).check().trials[0].trial_id)
+    assert found[0] == found[1] != found[2]
+
+
 # --- what is refused
 
 

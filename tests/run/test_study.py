@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 
 from rankscope.cli import main
 from rankscope.device import is_out_of_memory
-from rankscope.errors import Interrupted
+from rankscope.errors import Interrupted, NotFiniteError
+from rankscope.models import load
 from rankscope.models.load import pocket_folder
 from rankscope.progress import NullReporter
 from rankscope.records import StudyRecords, TrialRecords
@@ -224,13 +225,12 @@ def test_an_added_task_is_scored_and_nothing_trained(copy: Path, tmp_path: Path)
     assert {key: after["evals"][key] for key in before["evals"]} == before["evals"]
 
 
-def other_base(folder: Path) -> Path:
-    """The pocket model with one weight changed by one part in a thousand."""
+def other_base(folder: Path, name: str = "model.norm.weight", factor: float = 1.001) -> Path:
+    """The pocket model with some weights multiplied, by default one by 1.001."""
     shutil.copytree(pocket_folder(), folder)
     (file,) = folder.glob("*.safetensors")
     tensors = load_file(file)
-    name = sorted(tensors)[0]
-    tensors[name] = tensors[name] * 1.001
+    tensors |= {key: tensor.float() * factor for key, tensor in tensors.items() if name in key}
     save_file(tensors, file, metadata={"format": "pt"})
     return folder
 
@@ -341,6 +341,24 @@ def test_a_model_without_likelihoods_fails_and_the_others_go_on(
     }
     _, recommendation = write_outputs(tmp_path / "out")
     assert sum(arm.failed for arm in recommendation.advice[0].arms) == 1
+
+
+@pytest.mark.parametrize("task", ["pocket_med", "texts"])
+def test_a_base_without_likelihoods_is_refused(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise its score would be 0, and every arm would gain."""
+    monkeypatch.setattr(load, "check_rows_apart", lambda base: None)  # on few tokens, it finds this
+    study = small_study(
+        tmp_path,
+        model=str(other_base(tmp_path / "base", "k_proj.weight", 1e37)),
+        tasks=[own_texts(tmp_path) if task == "texts" else task],
+        arms=[LORA],
+    )
+    with pytest.raises(NotFiniteError, match=f"{task} validation: the base cannot be scored"):
+        study.run(tmp_path / "out")
+    with Ledger.open(tmp_path / "out", write=False) as ledger:
+        assert not ledger.load().evals
 
 
 def test_a_full_model_that_cannot_run_any_more_fails_alone(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_steps_too_small_for_bfloat16_are_not_lost() -> None:
     start = tiny_llama().bfloat16()
     result = trained([full_trial(lr=1e-6)], protocol(), torch.bfloat16)
     moved = unseen = total = 0
-    for before, after in zip(start.parameters(), result.model.model.parameters(), strict=True):
+    for before, after in zip(start.parameters(), result.tuned.model.parameters(), strict=True):
         change = after.detach() != before.float()
         moved += int(change.sum())
         unseen += int((change & (after.detach().bfloat16() == before)).sum())
@@ -100,7 +100,7 @@ def test_eight_bit_moments_are_kept_and_train_alike() -> None:
     assert plain.states[0].losses[-1] != eight.states[0].losses[-1]
     start = tiny_llama().state_dict()
     trained_alike = [
-        torch.cat([(p - start[n]).flatten() for n, p in r.model.model.state_dict().items()])
+        torch.cat([(p - start[n]).flatten() for n, p in r.tuned.model.state_dict().items()])
         for r in (plain, eight)
     ]
     # A moment's 8 bits are off by at most 1/127 of its block's largest at its place on the scale.

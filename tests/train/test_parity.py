@@ -251,7 +251,7 @@ def test_full_fine_tuning_equals_plain_pytorch() -> None:
     model = tiny_llama()
     losses = trained_plainly(spec, model, dict.fromkeys(model.parameters(), spec.lr))
     assert [p.loss for p in result.states[0].losses] == pytest.approx(losses, rel=RELATIVE)
-    tuned = dict(result.model.model.named_parameters())
+    tuned = dict(result.tuned.model.named_parameters())
     for name, parameter in model.named_parameters():
         assert_same(tuned[name], parameter)
     # The base itself is as it was.

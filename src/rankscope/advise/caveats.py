@@ -43,12 +43,10 @@ def _trials(results: TaskResults) -> Iterator[AdviceMessage]:
 
 def _first_names(names: Sequence[str]) -> dict[str, Field]:
     """The first few names, and the number of others."""
-    unnamed, text = len(names) - MOST_NAMED, "; ".join(names[:MOST_NAMED])
-    return (
-        {"named": f"{text} and {unnamed} more", "unnamed": unnamed}
-        if unnamed > 0
-        else {"named": text}
-    )
+    named, unnamed = "; ".join(names[:MOST_NAMED]), len(names) - MOST_NAMED
+    if unnamed <= 0:
+        return {"named": named}
+    return {"named": f"{named} and {unnamed} more", "unnamed": unnamed}
 
 
 def _learning_rates(results: TaskResults) -> Iterator[AdviceMessage]:

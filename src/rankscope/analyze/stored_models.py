@@ -13,7 +13,7 @@ from rankscope.errors import UserError
 from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.folder import (
     base_weight_copies,
-    check_other_base,
+    check_same_base,
     load_adapter,
     recorded_base,
 )
@@ -79,7 +79,7 @@ class StoredTunedModel:
         recorded = recorded_base(self.folder)
         try:
             if recorded is not None:
-                check_other_base(self.folder, recorded, weights_sha256(base.folder))
+                check_same_base(self.folder, recorded, weights_sha256(base.folder))
             for name, copy in base_weight_copies(self.folder).items():
                 if not torch.equal(copy, base.weight(name).to(copy.dtype)):
                     raise UserError(

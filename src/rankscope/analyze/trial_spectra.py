@@ -1,7 +1,7 @@
 """Spectra of one trained trial of a study, whatever method trained it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
@@ -14,30 +14,30 @@ from rankscope.analyze.spectra import (
 from rankscope.analyze.svd_cache import SvdCache, decomposition_device
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.multi_lora import target_linears
+from rankscope.models.parameters import Architecture, target_shapes
 from rankscope.models.peft_backend.tuner import PeftTuner
 from rankscope.models.quantize import dense_weight
 from rankscope.records import MatrixSpectrum, SpectraRecord, TrialSpec
 
 
-def compared_matrices(base: Base, trials: Sequence[TrialSpec]) -> list[str]:
-    """Module paths of the matrices to compare between the arms of a study.
+def compared_matrices(
+    shapes: Architecture, trials: Sequence[TrialSpec]
+) -> dict[str, tuple[int, int]]:
+    """The matrices to compare between the arms of a study: module path -> (out, in).
 
     Those that some adapter of the study changes, so that full fine-tuning and LoRA are measured on
     the same matrices; without adapters, all linear layers but the output head.
     """
-    targets = sorted({name for trial in trials for name in trial.targets})
-    if targets:
-        return list(target_linears(base.model, targets))
-    head = base.model.get_output_embeddings()
-    return [name for name, layer in base.linears().items() if layer is not head]
+    targets = {target for trial in trials for target in trial.targets}
+    targets = targets or set(shapes.linear_shapes) - {shapes.output_layer or ""}
+    return target_shapes(shapes, sorted(targets))
 
 
 def analyze_trial(
     trial: TrialSpec,
     base: Base,
     tuned: Base,
-    trials: Sequence[TrialSpec],
+    matrix_names: Iterable[str],
     settings: SpectraSettings,
     svds: SvdCache,
 ) -> SpectraRecord:
@@ -45,7 +45,7 @@ def analyze_trial(
 
     Args:
         tuned: the base with the trial's weights attached, or a full trial's own model.
-        trials: of the study; they decide which matrices of a full model are compared.
+        matrix_names: matrices of a full model to compare, see :func:`compared_matrices`.
         svds: of base weights, shared between trials.
     """
     started = time.perf_counter()
@@ -61,8 +61,9 @@ def analyze_trial(
         # Read the stored float32: bfloat16 rounds a weight by up to 1 part in 512, as much as a
         # small learning rate may have moved it.
         stored = CheckpointReader.open(tuned.folder)
-        names = compared_matrices(base, trials)
-        matrices = [full(n, dense_weight(linears[n]), stored.weight(n, device)) for n in names]
+        matrices = [
+            full(n, dense_weight(linears[n]), stored.weight(n, device)) for n in matrix_names
+        ]
     else:
         adapter = tuned.multi_lora.adapters[trial.trial_id]
         matrices = [

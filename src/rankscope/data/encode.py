@@ -13,6 +13,7 @@ template writes its own.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from rankscope.data.chat import (
@@ -51,7 +52,7 @@ class EncodedRow:
         return [t - 1 for t, is_label in enumerate(self.is_label) if is_label]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EncodedRows:
     """The training rows of one task."""
 
@@ -61,7 +62,7 @@ class EncodedRows:
     truncated: int
     """Rows whose completion was cut at ``max_length``."""
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
         """Input tokens of one epoch."""
         return sum(len(row.input_ids) for row in self.rows)

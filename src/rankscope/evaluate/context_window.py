@@ -19,20 +19,20 @@ class EncodedSplit:
     items: tuple[Item, ...]
     encoded: Sequence[Any]
     """One per item, as the scorer encodes it."""
-    cut_left: frozenset[int] = frozenset()
+    cut_at_start: frozenset[int] = frozenset()
     """Indices of items cut at their beginning to fit the context."""
 
     @property
-    def cut_right(self) -> frozenset[int]:
+    def cut_at_end(self) -> frozenset[int]:
         """Indices of items scored up to the encoder's ``max_length`` only."""
         return frozenset(
-            index for index, item in enumerate(self.encoded) if self.scorer.is_cut_right(item)
+            index for index, item in enumerate(self.encoded) if self.scorer.is_cut_at_end(item)
         )
 
     @property
     def truncated(self) -> int:
         """Items that are not scored whole."""
-        return len(self.cut_left | self.cut_right)
+        return len(self.cut_at_start | self.cut_at_end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,4 +98,4 @@ def fit_to_context(
     for index in too_long_items:
         place = f"{where}: {split.items[index].location}"
         encoded[index] = split.scorer.truncate_left(encoded[index], window, place)
-    return replace(split, encoded=encoded, cut_left=frozenset(too_long_items))
+    return replace(split, encoded=encoded, cut_at_start=frozenset(too_long_items))

@@ -8,7 +8,7 @@ import torch
 from rankscope.config.study import EvaluateConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask
-from rankscope.errors import IntegrityError, UserError
+from rankscope.errors import NotFiniteError, UserError
 from rankscope.evaluate.context_window import (
     ContextWindow,
     EncodedSplit,
@@ -42,11 +42,11 @@ def evaluate_task(
     """Score one split of one task under the base and any number of adapters.
 
     Args:
-        base: with the adapters attached; a fully fine-tuned model is a base of its own.
+        base: with the adapters attached, or a fully fine-tuned model.
         encoder: made for the base's tokenizer.
         task: with its scorer and items.
         split: which items.
-        models: adapter name -> trial id for the records; the name None is the bare base.
+        models: adapter name -> model id for the records; None is ``base`` without an adapter.
         settings: ``batch_tokens``, ``max_new_tokens`` and ``too_long``; loading the task applied
             ``max_items``.
 
@@ -55,7 +55,8 @@ def evaluate_task(
 
     Raises:
         UserError: items that cannot be scored.
-        IntegrityError: a model without finite likelihoods, for scorers of likelihood.
+        NotFiniteError: a model gives no item a finite likelihood; for the scorers loss and
+            perplexity, gives any item none.
         ValueError: a name that no attached adapter has.
     """
     missing = [name for name in models if name is not None and name not in base.multi_lora.adapters]
@@ -65,11 +66,13 @@ def evaluate_task(
         return evaluate_mixture(
             task, split, lambda part: evaluate_task(base, encoder, part, split, models, settings)
         )
-    context = context_length(base.model.config)
-    encoded = encode_split(encoder, task, split, context, settings)
+    max_tokens = context_length(base.model.config)
+    encoded = encode_split(encoder, task, split, max_tokens, settings)
     job = ScoringJob(base, encoder, task.spec, encoded, list(models), settings)
     with base.multi_lora.dropout_off(), torch.inference_mode():
         scores = encoded.scorer.run(job)
+    if any(of_model.metrics.get("not_finite") == 1 for of_model in scores.values()):
+        raise NotFiniteError(NOT_FINITE)
     return {
         name: (make_record(of_model, task, split, models[name], encoded.truncated), of_model.items)
         for name, of_model in scores.items()
@@ -80,7 +83,7 @@ def encode_split(
     encoder: Encoder,
     task: LoadedTask,
     split: Split,
-    context: int | None,
+    max_tokens: int | None,
     settings: EvaluateConfig,
     scorer: Scorer[Any] | None = None,
 ) -> EncodedSplit:
@@ -90,7 +93,7 @@ def encode_split(
         encoder: of the model that will be scored.
         task: with its scorer and items.
         split: which items.
-        context: most tokens that the model accepts, :func:`context_length`; None is no limit.
+        max_tokens: most tokens that the model accepts, :func:`context_length`; None is no limit.
         settings: ``too_long`` decides about longer items.
         scorer: in place of the task's own.
     """
@@ -98,35 +101,39 @@ def encode_split(
     if not items:
         raise UserError(f"task {spec.name!r}: no {split} items to score")
     scorer = scorer or get_scorer(spec.scorer)
-    encoded = EncodedSplit(scorer, items, scorer.encode(encoder, items, spec, context))
-    if context is None:
+    encoded = EncodedSplit(scorer, items, scorer.encode(encoder, items, spec, max_tokens))
+    if max_tokens is None:
         return encoded
-    window = ContextWindow(context, encoder.bos_ids, settings.max_new_tokens)
+    window = ContextWindow(max_tokens, encoder.bos_ids, settings.max_new_tokens)
     return fit_to_context(encoded, window, settings.too_long, f"task {spec.name!r}, {split}")
 
 
 def truncation_notes(
-    encoder: Encoder, task: LoadedTask, split: Split, context: int | None, settings: EvaluateConfig
+    encoder: Encoder,
+    task: LoadedTask,
+    split: Split,
+    max_tokens: int | None,
+    settings: EvaluateConfig,
 ) -> list[str]:
-    """One sentence per reason why items of a split are not scored whole."""
-    encoded = encode_split(encoder, task, split, context, settings)
+    """Notes on items that are cut before scoring: by the context, by ``max_length``."""
+    encoded = encode_split(encoder, task, split, max_tokens, settings)
     total = f"of {len(encoded.items)} {split} items"
     notes = []
-    if encoded.cut_left:
+    if encoded.cut_at_start:
         notes.append(
-            f"{task.spec.name}: {len(encoded.cut_left)} {total} do not fit the context of "
-            f"{context} tokens and are cut at their beginning"
+            f"{task.spec.name}: {len(encoded.cut_at_start)} {total} do not fit the context of "
+            f"{max_tokens} tokens and are cut at their beginning"
         )
-    if encoded.cut_right:
+    if encoded.cut_at_end:
         notes.append(
-            f"{task.spec.name}: {len(encoded.cut_right)} {total} are longer than max_length = "
+            f"{task.spec.name}: {len(encoded.cut_at_end)} {total} are longer than max_length = "
             f"{encoder.max_length} tokens and scored up to there"
         )
     return notes
 
 
-def context_notes(
-    encoder: Encoder, tasks: Iterable[LoadedTask], context: int | None, settings: EvaluateConfig
+def study_truncation_notes(
+    encoder: Encoder, tasks: Iterable[LoadedTask], max_tokens: int | None, settings: EvaluateConfig
 ) -> list[str]:
     """:func:`truncation_notes` of both splits of all tasks, mixtures part by part."""
     splits: tuple[Split, ...] = ("validation", "test")
@@ -135,7 +142,7 @@ def context_notes(
         for task in tasks
         for part in task.parts or (task,)
         for split in splits
-        for note in truncation_notes(encoder, part, split, context, settings)
+        for note in truncation_notes(encoder, part, split, max_tokens, settings)
     ]
 
 
@@ -152,26 +159,17 @@ def evaluate_with_failures(
     Returns:
         Per adapter name its evaluation, or one sentence why it could not be scored.
     """
-    if not models:
-        return {}, {}
     try:
-        evaluations = evaluate_task(base, encoder, task, split, models, settings)
-    except IntegrityError as error:
-        if len(models) == 1:
-            return {}, dict.fromkeys(models, str(error).splitlines()[0])
-    else:
-        failures = {
-            name: NOT_FINITE
-            for name, (record, _) in evaluations.items()
-            if record.metrics.get("not_finite") == 1
-        }
-        return {n: value for n, value in evaluations.items() if n not in failures}, failures
-    # At least one of several failed: score each by itself to find out which.
-    evaluations, failures = {}, {}
-    for name, trial_id in models.items():
-        alone = evaluate_with_failures(base, encoder, task, split, {name: trial_id}, settings)
-        evaluations |= alone[0]
-        failures |= alone[1]
+        return (evaluate_task(base, encoder, task, split, models, settings) if models else {}), {}
+    except NotFiniteError:
+        pass  # score each model by itself to find out which ones fail
+    evaluations: dict[str | None, Evaluation] = {}
+    failures: dict[str | None, str] = {}
+    for name, model_id in models.items():
+        try:
+            evaluations |= evaluate_task(base, encoder, task, split, {name: model_id}, settings)
+        except NotFiniteError as error:
+            failures[name] = str(error)
     return evaluations, failures
 
 

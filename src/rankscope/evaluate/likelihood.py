@@ -24,7 +24,7 @@ from torch import Tensor
 
 from rankscope.data.encode import EncodedRow
 from rankscope.data.items import Item
-from rankscope.errors import IntegrityError
+from rankscope.errors import NotFiniteError
 from rankscope.evaluate.prefix_sharing import find_shared_prefixes
 from rankscope.models.attention.varlen import KVCache
 from rankscope.models.base import Base, Row, RowBatch
@@ -299,11 +299,11 @@ def row_logprobs(
 def check_finite_logprobs(
     items: Iterable[Item], totals: Iterable[float], adapter_name: str | None
 ) -> None:
-    """Raise IntegrityError for a model whose log-probabilities are not finite."""
+    """Raise NotFiniteError for a model whose log-probabilities are not finite."""
     for item, total in zip(items, totals, strict=True):
         if not np.isfinite(total):
-            model = "the base" if adapter_name is None else f"adapter {adapter_name}"
-            raise IntegrityError(
-                f"{model}: log-probabilities of {item.item_id} are not finite; its weights have "
-                "diverged, so it cannot be scored"
+            model = "the model" if adapter_name is None else f"adapter {adapter_name}"
+            raise NotFiniteError(
+                f"{model}: log-probabilities of {item.item_id} are not finite, so it cannot be "
+                "scored; its weights diverged, or 'dtype' is too narrow for it"
             )

@@ -72,8 +72,6 @@ def merged_evaluation(task: LoadedTask, split: Split, parts: Sequence[Evaluation
     metric = primary_metric(task)
     metrics = {metric: exact_mean(scores)}
     metrics |= {f"{record.task}.{record.metric}": record.score for record in records}
-    if any(record.metrics.get("not_finite") == 1 for record in records):
-        metrics["not_finite"] = 1.0
     record = EvalRecord(
         trial_id=records[0].trial_id,
         task=task.spec.name,

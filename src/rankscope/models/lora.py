@@ -71,7 +71,7 @@ class Adapter:
         self.initial_factors = {
             module: (a.to(device), b.to(device)) for module, (a, b) in self.initial_factors.items()
         }
-        self.weights_changed()
+        self.drop_cached_weights()
         return self
 
     def begin_step(self, step: int) -> None:
@@ -80,7 +80,7 @@ class Adapter:
         self._masks.clear()
         self._mask_states.clear()
 
-    def weights_changed(self) -> None:
+    def drop_cached_weights(self) -> None:
         """Forget what was derived from A and B."""
         self._cache.clear()
 

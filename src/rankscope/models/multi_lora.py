@@ -207,7 +207,7 @@ class MultiLora:
         head = output_layer(self.model)
         for name, linear in unwrapped.items():
             replace_module(modules, name, MultiLoraLinear(linear, name, self, linear is head))
-        adapter.weights_changed()  # drops what it derived from another base's weights
+        adapter.drop_cached_weights()  # drops what it derived from another base's weights
         self.adapters[adapter.name] = adapter
 
     def detach(self, adapter_name: str) -> None:

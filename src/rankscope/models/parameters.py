@@ -187,6 +187,13 @@ def training_cost(trainable: int, shapes: Architecture, dtype: torch.dtype) -> T
     )
 
 
+def check_targets(config: StudyConfig, shapes: Architecture) -> None:
+    """Raise UserError for a target of an arm that matches no linear layer."""
+    for arm in config.arms:
+        for targets in () if arm.is_full else arm.target_sets():
+            target_shapes(shapes, targets)
+
+
 def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:
     """One sentence per rank above min(in, out) of a target matrix."""
     notes: list[str] = []

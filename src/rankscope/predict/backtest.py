@@ -52,7 +52,7 @@ def backtest_study(folder: Path) -> list[BacktestTask]:
         if not any(len(chosen_by_rank(study, task.name)) > 1 for task in study.tasks):
             return []
         inputs = prepare_study(load_study_file(folder / "study.resolved.yaml"))
-        check_same_tasks(folder, {task.name: task for task in study.tasks}, inputs.records)
+        check_same_tasks(folder, {task.name: task for task in study.tasks}, inputs.task_records)
         base = open_base(inputs)
         check_same_model(folder, study.model, base.record)
         margin = study.config.objective.margin

@@ -140,7 +140,7 @@ def evaluation_mode(model: Base, states: Sequence[TrialState]) -> Iterator[None]
             module.training = True
         for state in states:
             if state.adapter is not None:
-                state.adapter.weights_changed()  # tensors made in inference mode take no gradient
+                state.adapter.drop_cached_weights()  # made in inference mode: without gradient
 
 
 def in_dtype_of(base: Base, model: Base) -> Base:

@@ -26,8 +26,8 @@ class RunContext:
     svd_cache: SvdCache = field(default_factory=lambda: SvdCache(folder=svd_cache_folder()))
     label: str = ""
     """What the current stages work on, such as ``group 1/3 gsm8k``."""
-    steps_done: int = 0
-    """Steps of the current stage."""
+    pieces_done: int = 0
+    """Pieces of work done in the current stage; training reports optimizer steps instead."""
     did_work: bool = False
     """Whether anything was missing in the ledger."""
 
@@ -38,17 +38,17 @@ class RunContext:
 
     def begin_stage(self, name: str, num_steps: int) -> None:
         self.did_work = True
-        self.steps_done = 0
+        self.pieces_done = 0
         self.reporter.stage(f"{self.label} {name}", num_steps)
 
-    def begin_step(self, detail: str) -> None:
-        """Report the next step of the stage, unless the run should stop.
+    def begin_piece(self, detail: str) -> None:
+        """Report the next piece of the stage, unless the run should stop.
 
         Raises:
             Interrupted: the user asked to stop.
         """
         self.check_stop()
-        self.reporter.advance(self.steps_done, detail)
+        self.reporter.advance(self.pieces_done, detail)
 
     def check_stop(self) -> None:
         """Raise Interrupted if the user asked to stop."""

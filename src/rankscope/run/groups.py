@@ -12,7 +12,7 @@ from rankscope.hashing import sha256_json
 from rankscope.records import TrialSpec
 from rankscope.run.trials import ID_LENGTH, unique
 from rankscope.train.memory import GroupMemory, MemoryModel, RowCounts
-from rankscope.train.step_schedule import planned_steps, trial_protocol
+from rankscope.train.step_schedule import trial_steps
 
 DEFAULT_MAX_GROUP_SIZE = 16
 """Most adapters in a group, unless the study file sets ``max_group_size``."""
@@ -69,7 +69,7 @@ def halves_of(group: Group) -> tuple[Group, Group]:
 
 def group_steps(group: Group, num_rows: int, num_tokens: int, train: TrainConfig) -> int:
     """Optimizer steps of the group's longest trial; arguments as of ``planned_steps``."""
-    return max(planned_steps(num_rows, num_tokens, trial_protocol(t, train)) for t in group)
+    return max(trial_steps(trial, num_rows, num_tokens, train) for trial in group)
 
 
 def cut_to_fit(

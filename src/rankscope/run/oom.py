@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from rankscope.device import out_of_memory_message
+from rankscope.device import is_out_of_memory, out_of_memory_message
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group, halves_of
 
@@ -60,6 +60,8 @@ def attempt(context: RunContext, group: Group, work: Callable[[Group], None]) ->
     try:
         work(group)
     except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         return out_of_memory_message(error)
     finally:
         context.base.multi_lora.clear()

@@ -1,87 +1,86 @@
 """From a study file to everything that can be known before weights are loaded."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from rankscope.analyze.spectra import check_spectra_settings
+from rankscope.analyze.trial_spectra import compared_matrices
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.study_data import prepare_data
 from rankscope.device import available_memory_bytes, choose_device, choose_dtype
 from rankscope.evaluate.context_window import context_length
-from rankscope.evaluate.evaluator import context_notes
-from rankscope.evaluate.task_record import task_record
+from rankscope.evaluate.evaluator import study_truncation_notes
+from rankscope.evaluate.task_record import task_record, validation_sha256
 from rankscope.hashing import tokenizer_sha256, weights_sha256
-from rankscope.models.adapters.folder import check_other_base
+from rankscope.models.adapters.folder import check_same_base
 from rankscope.models.adapters.warm_start import resolve_warm_starts, warm_start_notes
 from rankscope.models.load import load_tokenizer, model_folder
 from rankscope.models.methods import get_method
 from rankscope.models.methods.method import TrialFacts
-from rankscope.models.parameters import (
-    Architecture,
-    architecture,
-    rank_notes,
-    read_model_config,
-    target_shapes,
-)
+from rankscope.models.parameters import architecture, check_targets, rank_notes, read_model_config
 from rankscope.models.quantize import check_bitsandbytes
-from rankscope.records import TrialSpec
 from rankscope.run.groups import Grouping
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.trials import duplicate_grid_notes, make_trials
 from rankscope.train.memory import MemoryModel, RowCounts
-from rankscope.train.step_schedule import check_learning_rates
+from rankscope.train.step_schedule import check_learning_rates, trial_steps
 
 USABLE_SHARE = 0.9
-"""Share of the free memory that groups are planned to take; estimates err by less."""
+"""Plan groups to use 90 % of the free memory; estimates are off by less than the other 10 %."""
 
 
 def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
-    """Resolve, read, check, split and encode; nothing is trained and no weights are loaded.
+    """Resolve, download, read, check, split and encode; of weights, only hashes are computed.
 
-    weights: the base's files must be there and are hashed. Without, its configuration and
-    tokenizer are enough, and the trials' ids are not those of a run.
+    weights: the base's weights must be there and are hashed. False plans from its configuration
+    and tokenizer; the trials' ids are then not those of a run.
     """
     # The base model
     folder = model_folder(config.model, weights)
     model_config = read_model_config(folder)
     shapes = architecture(model_config)
     config, warm_starts = resolve_warm_starts(config, shapes)
-    rank_caps = rank_notes(config, shapes)  # checks the targets before rows are read
+    check_targets(config, shapes)  # before rows are read, which can take long
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    base_sha256 = weights_sha256(folder) if weights or warm_starts else "not read"
-    for start in warm_starts.values():
-        check_other_base(start.folder, start.base_sha256, base_sha256)
+    missing_weights = [] if weights else missing_weights_notes(folder)
+    is_hashed = weights or (bool(warm_starts) and not missing_weights)
+    base_sha256 = weights_sha256(folder) if is_hashed else "not read"
+    for start in warm_starts.values() if is_hashed else ():
+        check_same_base(start.folder, start.base_sha256, base_sha256)
 
     # The data
     encoder = Encoder(load_tokenizer(folder), config.model.prompt_format, config.train.max_length)
     config = resolve_auto(config, encoder, dtype)
     data = prepare_data(config, encoder)
-    context = context_length(model_config)
-    truncated = context_notes(encoder, data.tasks.values(), context, config.evaluate)
+    truncated = study_truncation_notes(
+        encoder, data.tasks.values(), context_length(model_config), config.evaluate
+    )
     tokenizer_hash = tokenizer_sha256(folder)
-    records = tuple(task_record(config, encoder, t, tokenizer_hash) for t in data.tasks.values())
 
     # The trials
     trials = make_trials(
         config,
         base_sha256,
-        {name: rows.sha256 for name, rows in data.rows.items()},
-        {name: start.sha256 for name, start in warm_starts.items()},
-        {name: rows.sha256 for name, rows in data.replay_rows.items()},
-        {record.name: record.sha256 for record in records},
+        data_sha256={name: rows.sha256 for name, rows in data.rows.items()},
+        adapter_sha256={name: start.sha256 for name, start in warm_starts.items()},
+        replay_sha256={name: rows.sha256 for name, rows in data.replay_rows.items()},
+        validation_sha256={
+            name: validation_sha256(data.tasks[name], encoder, tokenizer_hash, config.evaluate)
+            for name in data.rows
+        },
     )
     for trial in trials:
         rows = data.rows[trial.task]
-        num_steps = check_learning_rates(trial, len(rows.rows), rows.num_tokens, config.train)
+        num_steps = trial_steps(trial, len(rows.rows), rows.num_tokens, config.train)
+        check_learning_rates(trial, num_steps, config.train)
         facts = TrialFacts(shapes, folder, rows.num_tokens, num_steps)
         get_method(trial.method).check_trial(trial, facts)
     check_bitsandbytes(config, trials, device)
     if config.analyze.spectra.enabled:
-        check_spectra_settings(config.analyze.spectra, compared_shapes(trials, shapes))
+        check_spectra_settings(config.analyze.spectra, compared_matrices(shapes, trials))
 
     # The groups
     grouping = Grouping(
@@ -98,14 +97,16 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
         dtype=dtype,
         encoder=encoder,
         data=data,
-        records=records,
+        task_records=tuple(
+            task_record(config, encoder, task, tokenizer_hash) for task in data.tasks.values()
+        ),
         trials=tuple(trials),
         groups=tuple(grouping.groups(trials, config)),
         grouping=grouping,
         notes=(
-            *([] if weights else missing_weights_notes(folder)),
+            *missing_weights,
             *encoder.notes,
-            *rank_caps,
+            *rank_notes(config, shapes),
             *truncated,
             *warm_start_notes(warm_starts.values()),
             *data.notes,
@@ -126,12 +127,3 @@ def resolve_auto(config: StudyConfig, encoder: Encoder, dtype: torch.dtype) -> S
     model = config.model.model_copy(update={"prompt_format": encoder.prompt_format})
     name = str(dtype).removeprefix("torch.")
     return config.model_copy(update={"model": model, "dtype": name})
-
-
-def compared_shapes(
-    trials: Sequence[TrialSpec], shapes: Architecture
-) -> dict[str, tuple[int, int]]:
-    """Shapes of the matrices whose spectra are compared: those that some adapter changes."""
-    targets = {target for trial in trials for target in trial.targets}
-    targets = targets or set(shapes.linear_shapes) - {shapes.output_layer or ""}
-    return target_shapes(shapes, sorted(targets))

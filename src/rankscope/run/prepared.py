@@ -44,7 +44,7 @@ class PreparedStudy:
     dtype: torch.dtype
     encoder: Encoder
     data: StudyData
-    records: tuple[TaskRecord, ...]
+    task_records: tuple[TaskRecord, ...]
     """One per task, as stored."""
     trials: tuple[TrialSpec, ...]
     groups: tuple[Group, ...]
@@ -75,7 +75,7 @@ class PreparedStudy:
         the model's own training task and the retention tasks (for the base, every training task).
         """
         keys: list[EvalKey] = []
-        for record in self.records:
+        for record in self.task_records:
             chooses = "retention" in record.roles or (
                 record.trained_on and trained_on in (None, record.name)
             )
@@ -113,6 +113,8 @@ class PreparedStudy:
 
     def due_steps(self, trial: TrialSpec, every: Interval) -> tuple[int, ...]:
         """Steps of a trial at an interval, see ``step_schedule.due_steps``."""
+        if every is None:
+            return ()
         rows, train = self.rows[trial.task], self.config.train
         return due_steps(every, len(rows.rows), rows.num_tokens, trial_protocol(trial, train))
 

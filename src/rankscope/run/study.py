@@ -143,7 +143,7 @@ def begin_run(
     base = load_base(config.model, study.device, study.dtype, quantize=config.quantize)
     release_freed_memory()
     values = study_values(config)
-    ledger.put_study(config.name, values, base.record, study.records, provenance())
+    ledger.put_study(config.name, values, base.record, study.task_records, provenance())
     replace_text(ledger.out / "study.resolved.yaml", dump_study(config))
     ledger.put_notes(study.notes)
     ledger.put_trials(study.trials)

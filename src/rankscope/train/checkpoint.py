@@ -1,7 +1,7 @@
-"""The resumable state of a group in training: weights, optimizer, dropout generators, step.
+"""The resumable state of a group in training: weights, optimizer, loss points, step.
 
-One folder per checkpoint, staged and renamed, so it is always complete. Everything is safetensors
-and JSON; nothing is pickled.
+Row order and dropout follow from seed and step. One folder per checkpoint, staged and renamed, so
+it is always complete. Everything is safetensors and JSON; nothing is pickled.
 """
 
 import json
@@ -29,7 +29,7 @@ class GroupState:
     Attributes:
         step: optimizer steps done.
         tensors: ``<trial>/<what>/<index>`` -> tensor.
-        meta: ``<trial>`` -> counters and loss points, JSON-compatible.
+        meta: ``<trial>`` -> counters and loss points; ``seconds`` -> training time.
     """
 
     step: int

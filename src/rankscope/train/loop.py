@@ -17,7 +17,7 @@ from rankscope.models.base import Base
 from rankscope.models.gradient_checkpointing import disable_gradient_checkpointing
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint
-from rankscope.train.step import compute_gradients
+from rankscope.train.step import ONE_ROW, compute_gradients
 from rankscope.train.trial_state import TrialState, restore_states, save_states, start_trials
 
 
@@ -25,7 +25,8 @@ class StepProgress(Protocol):
     """Called after every optimizer step."""
 
     def __call__(self, step: int, num_steps: int, num_tokens: int, losses: list[float]) -> None:
-        """Steps done of all, tokens of this step, and each active trial's loss."""
+        """``step`` of ``num_steps`` steps are done, the last one with ``num_tokens`` tokens;
+        ``losses`` are those of the active trials."""
 
 
 class StepCallback(Protocol):
@@ -44,8 +45,8 @@ class GroupResult:
 
     states: tuple[TrialState, ...]
     """In the order of the trials."""
-    model: Base
-    """The base; in full fine-tuning the trained copy."""
+    tuned: Base
+    """The base with the adapters attached; in full fine-tuning the trained copy."""
     seconds: float
     """Training time of this and earlier runs, without callbacks."""
 
@@ -75,9 +76,13 @@ def train_group(
         callbacks: called after that, in order; not counted as training time.
         should_stop: checked after every step; True saves the state and raises Interrupted.
 
+    Adapters stay attached to ``base``, also after an error; the caller detaches them.
+
     Raises:
         UserError: no rows, a learning rate of 0 at all steps, or trials that cannot train together.
+        ValueError: the base carries adapters already.
         Interrupted: a stop was requested.
+        DiskFull: a checkpoint could not be written.
     """
     if not rows:
         raise UserError("no training rows are left after encoding: there is nothing to train on")
@@ -85,36 +90,38 @@ def train_group(
     first_step, seconds_before = restore_states(checkpoint, states) if checkpoint else (0, 0.0)
     num_steps = max(state.num_steps for state in states)
     started = last_saved = time.monotonic()
+    callback_seconds = 0.0
     model.multi_lora.training = True
     try:
         if first_step:
-            started += run_callbacks(callbacks, first_step, model, states)
+            callback_seconds += run_callbacks(callbacks, first_step, model, states)
         for step in range(first_step, num_steps):
             active = [state for state in states if state.is_active(step)]
             if not active:
                 break
 
-            # Forward and backward. Trials share no trained parameter, so one backward pass over
-            # the sum of their losses gives each trial the gradient that it would have had alone.
+            # Forward and backward. Gradients add up over the passes of a step. Trials share no
+            # trained parameter, so each gets the gradient that it would have had alone.
             terms_of = [state.begin_step(step, rows) for state in active]
             terms = [term for own_terms in terms_of for term in own_terms]
-            has_row_passes = any(state.needs_row_passes for state in active)
-            losses = iter(
-                compute_gradients(model, base, terms, 1 if has_row_passes else config.batch_tokens)
-            )
+            is_row_by_row = any(state.needs_row_passes for state in active)
+            batch_tokens = ONE_ROW if is_row_by_row else config.batch_tokens
+            losses = compute_gradients(model, base, terms, batch_tokens)
 
             # Clip, check and update, each trial by itself.
             for state, own_terms in zip(active, terms_of, strict=True):
-                state.update(step, [(term, next(losses)) for term in own_terms])
+                own_losses, losses = losses[: len(own_terms)], losses[len(own_terms) :]
+                state.update(step, list(zip(own_terms, own_losses, strict=True)))
 
             num_tokens = sum(len(row.input_ids) for term in terms for row in term.rows)
             shown = [state.losses[-1].loss for state in active if state.failure is None]
             progress(step + 1, num_steps, num_tokens, shown)
-            started += run_callbacks(callbacks, step + 1, model, states)
+            callback_seconds += run_callbacks(callbacks, step + 1, model, states)
 
             now, stop = time.monotonic(), should_stop()
             if checkpoint and (stop or now - last_saved >= config.checkpoint_seconds):
-                save_states(checkpoint, states, step + 1, seconds_before + now - started)
+                seconds = seconds_before + now - started - callback_seconds
+                save_states(checkpoint, states, step + 1, seconds)
                 last_saved = now
             if stop:
                 raise Interrupted(
@@ -125,7 +132,8 @@ def train_group(
         disable_gradient_checkpointing(model.model)
     for state in states:
         state.finish()
-    return GroupResult(tuple(states), model, seconds_before + time.monotonic() - started)
+    seconds = seconds_before + time.monotonic() - started - callback_seconds
+    return GroupResult(tuple(states), model, seconds)
 
 
 def run_callbacks(

@@ -51,7 +51,7 @@ class Replay:
     """General rows of one trial, and which of them each step has."""
 
     rows: Sequence[EncodedRow]
-    order: ReplaySampler
+    sampler: ReplaySampler
 
 
 def loss_terms(

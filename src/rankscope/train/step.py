@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -10,6 +11,17 @@ from rankscope.data.encode import EncodedRow
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.train.loss import mean_losses
 from rankscope.train.regularizers import LossTerm, base_logits_of, kl_divergences
+
+ONE_ROW = 1
+"""As ``batch_tokens``: each row gets a forward pass of its own."""
+
+
+class PassPart(NamedTuple):
+    """The rows of one term in one forward pass."""
+
+    term: int
+    """Index of the term."""
+    rows: list[EncodedRow]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +51,7 @@ def compute_gradients(
     num_labels = [term.num_labels for term in terms]
     totals = torch.zeros(2, len(terms), device=model.device)  # weighted losses; KL
     for parts in forward_passes([term.rows for term in terms], batch_tokens):
-        members = [i for i, _ in parts]
+        members = [part.term for part in parts]
         with_kl = [i for i in members if terms[i].kl_weight]
         base_logits = (
             base_logits_of(base, [rows for i, rows in parts if i in with_kl]) if with_kl else []
@@ -72,23 +84,22 @@ def compute_gradients(
     ]
 
 
-def label_ids(parts: Sequence[tuple[int, Sequence[EncodedRow]]]) -> list[int]:
+def label_ids(parts: Sequence[PassPart]) -> list[int]:
     """The labelled tokens of a pass, in order."""
     return [row.input_ids[t + 1] for _, rows in parts for row in rows for t in row.label_positions]
 
 
 def forward_passes(
     rows_of: Sequence[Sequence[EncodedRow]], batch_tokens: int
-) -> list[list[tuple[int, list[EncodedRow]]]]:
-    """Cut the rows of one optimizer step, by term, into forward passes of similar size.
+) -> list[list[PassPart]]:
+    """Cut the rows of one optimizer step, by term, into the fewest forward passes of similar size.
 
-    A pass is as large as memory allows, whatever the trials' batch sizes and accumulation: the
-    gradient is a sum over the step's rows, however they are cut. Each pass lists (index into
-    ``rows_of``, rows) and has at most ``batch_tokens`` tokens, or one row.
+    A pass has at most ``batch_tokens`` tokens, or one row, whatever the trials' batch sizes and
+    accumulation: the gradient is a sum over the step's rows, however they are cut.
     """
     total = sum(len(row.input_ids) for rows in rows_of for row in rows)
     share = total / max(1, math.ceil(total / batch_tokens))
-    passes: list[list[tuple[int, list[EncodedRow]]]] = [[]]
+    passes: list[list[PassPart]] = [[]]
     size = seen = 0
     for i, rows in enumerate(rows_of):
         for row in rows:
@@ -97,9 +108,9 @@ def forward_passes(
             if size and (size + length > batch_tokens or seen + length / 2 > len(passes) * share):
                 passes.append([])
                 size = 0
-            if not passes[-1] or passes[-1][-1][0] != i:
-                passes[-1].append((i, []))
-            passes[-1][-1][1].append(row)
+            if not passes[-1] or passes[-1][-1].term != i:
+                passes[-1].append(PassPart(i, []))
+            passes[-1][-1].rows.append(row)
             size += length
             seen += length
     return passes

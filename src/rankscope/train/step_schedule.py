@@ -37,25 +37,22 @@ def epoch_steps(num_rows: int, train: TrainConfig) -> int:
 
 
 def due_steps(
-    every: int | Literal["epoch"] | None, num_rows: int, num_tokens: int, train: TrainConfig
+    every: int | Literal["epoch"], num_rows: int, num_tokens: int, train: TrainConfig
 ) -> tuple[int, ...]:
-    """Every ``every``-th optimizer step and the last one; none for None.
-
-    Other arguments as of :func:`planned_steps`.
-    """
-    if every is None:
-        return ()
+    """Every ``every``-th optimizer step and the last one; arguments as of :func:`planned_steps`."""
     last = planned_steps(num_rows, num_tokens, train)
     stride = epoch_steps(num_rows, train) if every == "epoch" else every
     return (*range(stride, last, stride), last)
 
 
-def check_learning_rates(
-    trial: TrialSpec, num_rows: int, num_tokens: int, train: TrainConfig
-) -> int:
-    """The optimizer steps of a trial. Raise UserError if all of them have the learning rate 0."""
+def trial_steps(trial: TrialSpec, num_rows: int, num_tokens: int, train: TrainConfig) -> int:
+    """Optimizer steps of a trial; arguments as of :func:`planned_steps`."""
+    return planned_steps(num_rows, num_tokens, trial_protocol(trial, train))
+
+
+def check_learning_rates(trial: TrialSpec, num_steps: int, train: TrainConfig) -> None:
+    """Raise UserError if all optimizer steps of a trial have the learning rate 0."""
     protocol = trial_protocol(trial, train)
-    num_steps = planned_steps(num_rows, num_tokens, protocol)
     schedule, warmup = protocol.schedule, protocol.warmup_fraction
     if not any(learning_rate(1.0, s, num_steps, schedule, warmup) for s in range(num_steps)):
         raise UserError(
@@ -63,4 +60,3 @@ def check_learning_rates(
             "step, so no weight would change; expected at least 2 steps (max_steps, epochs, or a "
             "smaller batch_size x gradient_accumulation), or 'warmup_fraction: 0'"
         )
-    return num_steps

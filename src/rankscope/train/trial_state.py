@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +30,12 @@ from rankscope.train.optimizer import (
 )
 from rankscope.train.regularizers import EarlyStop, LossTerm, Replay, loss_terms
 from rankscope.train.step import TermLoss
-from rankscope.train.step_schedule import check_learning_rates, trial_protocol
+from rankscope.train.step_schedule import check_learning_rates, trial_protocol, trial_steps
 
-NOTHING_TRAINED = "nothing was trained"
-"""First words of the failure of a trial whose weights did not change."""
 TUNER = "tuner/"
 """Prefix of the names of a PEFT method's own tensors in a checkpoint."""
-BEST = "best"
-"""Key of the weights that early stopping would keep."""
+BEST = "best/"
+"""Prefix of the names of the weights that early stopping would keep."""
 
 
 @dataclass(slots=True)
@@ -46,7 +45,7 @@ class TrialState:
     spec: TrialSpec
     parameters: list[nn.Parameter]
     protocol: TrainConfig
-    order: RowSampler
+    sampler: RowSampler
     num_steps: int
     adapter: Adapter | None = None
     """None for full fine-tuning and for a method of the PEFT library."""
@@ -62,6 +61,7 @@ class TrialState:
     num_replay_tokens: int = 0
     failure: str | None = None
     """Why the trial left the group."""
+    failure_status: Literal["failed", "diverged"] = "diverged"
 
     def __post_init__(self) -> None:
         parameters: ParamsT = self.parameters
@@ -95,7 +95,7 @@ class TrialState:
         return self.failure is None and step < (self.num_steps if stopped is None else stopped)
 
     def begin_step(self, step: int, rows: Sequence[EncodedRow]) -> list[LossTerm]:
-        """Get ready for the forward passes of a step; its loss terms, whose tokens are counted."""
+        """Prepare dropout for the step, count its tokens, and return its loss terms."""
         if self.adapter is not None:
             self.adapter.begin_step(step)
         if self.tuner is not None:
@@ -111,10 +111,10 @@ class TrialState:
 
     def loss_terms(self, step: int, rows: Sequence[EncodedRow]) -> list[LossTerm]:
         """The rows of a step, by how they count in the loss."""
-        own = [rows[i] for micro in self.order.step(step) for i in micro]
+        own = [rows[i] for micro in self.sampler.step(step) for i in micro]
         replayed = None
         if self.replay is not None:
-            replayed = [self.replay.rows[i] for i in self.replay.order.step(step)]
+            replayed = [self.replay.rows[i] for i in self.replay.sampler.step(step)]
         return loss_terms(self.adapter_name, own, replayed, self.spec.kl_to_base or 0.0)
 
     def update(self, step: int, losses: Sequence[tuple[LossTerm, TermLoss]]) -> None:
@@ -139,7 +139,7 @@ class TrialState:
                 self.penalties.append(PenaltyPoint(step=step, replay_loss=replayed, divergence=kl))
             set_rate(self.optimizer, rate)
             self.optimizer.step()
-            self.weights_changed()
+            self.drop_cached_weights()
             if self.tuner is not None:
                 self.tuner.after_update(step)
         else:
@@ -147,10 +147,10 @@ class TrialState:
             self.failure = f"{what} not finite at step {step + 1} of {self.num_steps}"
         self.optimizer.zero_grad(set_to_none=True)
 
-    def weights_changed(self) -> None:
+    def drop_cached_weights(self) -> None:
         """Drop what the adapter computed from its old weights."""
         if self.adapter is not None:
-            self.adapter.weights_changed()
+            self.adapter.drop_cached_weights()
 
     def observe_score(self, step: int, score: float) -> None:
         """Pass the in-domain score after ``step`` steps to the early stop, if the trial has one.
@@ -163,40 +163,44 @@ class TrialState:
 
     def finish(self) -> None:
         """After the last step: restore the best weights of an early stop, and check the result."""
-        if self.early_stop is not None and self.failure is None:
+        if self.failure is not None:
+            return
+        if self.early_stop is not None:
             self.early_stop.restore_best(self.parameters)
-            self.weights_changed()
-        self.failure = self.failure or self.final_fault()
-
-    def final_fault(self) -> str | None:
-        """Why the trained weights are not worth storing, or None."""
+            self.drop_cached_weights()
         # Each step checks the loss and gradient before its update; nothing checks the last update.
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters):
-            return "weights not finite after the last step"
+            self.failure = "weights not finite after the last step"
+        elif reason := self.why_nothing_trained():
+            self.failure_status = "failed"
+            self.failure = f"nothing was trained: {reason}"
+
+    def why_nothing_trained(self) -> str:
+        """Why the weights are still those of the start; '' if they are not."""
         if all(point.lr == 0 for point in self.losses):
-            return f"{NOTHING_TRAINED}: the learning rate was 0 at every step"
+            return "the learning rate was 0 at every step"
         if self.adapter is not None and not any(b.any() for b in self.adapter.b.values()):
-            return f"{NOTHING_TRAINED}: B of every target module is still zero"
+            return "B of every target module is still zero"
         if all(point.grad_norm == 0 for point in self.losses):
-            return f"{NOTHING_TRAINED}: the gradient was 0 at every step"
-        return None
+            return "the gradient was 0 at every step"
+        return ""
 
     # --- checkpoint
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything a resumed run needs, by name, contiguous on the CPU."""
+        """The tensors that a resumed run needs, by name, contiguous on the CPU."""
         tensors = {f"parameter/{i}": p.detach() for i, p in enumerate(self.parameters)}
         for i, parameter in enumerate(self.parameters):
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}/{i}"] = torch.as_tensor(value)
         if self.early_stop is not None:
-            tensors |= {f"{BEST}/{i}": best for i, best in enumerate(self.early_stop.weights)}
+            tensors |= {f"{BEST}{i}": best for i, best in enumerate(self.early_stop.weights)}
         if self.tuner is not None:
             tensors |= {f"{TUNER}{name}": tensor for name, tensor in self.tuner.tensors().items()}
         return {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
 
     def counters(self) -> dict[str, object]:
-        """The rest of the state, JSON-compatible."""
+        """What else a resumed run needs, JSON-compatible; dropout follows from seed and step."""
         return {
             "losses": [point.model_dump() for point in self.losses],
             "num_tokens": self.num_tokens,
@@ -212,9 +216,9 @@ class TrialState:
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, object]) -> None:
         """Set the state to what :meth:`tensors` and :meth:`counters` returned."""
         for name, tensor in tensors.items():
-            key, _, index = name.rpartition("/")
-            if name.startswith(TUNER) or key == BEST:
+            if name.startswith((TUNER, BEST)):
                 continue
+            key, _, index = name.rpartition("/")
             parameter = self.parameters[int(index)]
             if key == "parameter":
                 parameter.copy_(tensor)
@@ -222,7 +226,7 @@ class TrialState:
                 self.optimizer.state[parameter][key] = int(tensor)
             else:  # the step too: AdamW is fused
                 self.optimizer.state[parameter][key] = tensor.to(parameter.device)
-        self.weights_changed()
+        self.drop_cached_weights()
         losses: Sequence[dict[str, object]] = counters["losses"]  # type: ignore[assignment]
         self.losses = [LossPoint.model_validate(point) for point in losses]
         self.num_tokens = int(counters["num_tokens"])  # type: ignore[call-overload]
@@ -232,7 +236,7 @@ class TrialState:
         self.penalties = [PenaltyPoint.model_validate(point) for point in penalties]
         self.failure = counters["failure"]  # type: ignore[assignment]
         if self.early_stop is not None:
-            names = [f"{BEST}/{i}" for i in range(len(self.parameters))]
+            names = [f"{BEST}{i}" for i in range(len(self.parameters))]
             best = [tensors[n] for n in names if n in tensors]
             self.early_stop.restore(
                 counters["early_stop"],  # type: ignore[arg-type]
@@ -268,18 +272,19 @@ def start_trials(
     model, states = base, []
     context = InitContext(base, rows, trials)
     num_tokens = sum(len(row.input_ids) for row in rows)
-    num_steps = [check_learning_rates(trial, len(rows), num_tokens, config) for trial in trials]
+    num_steps = [trial_steps(trial, len(rows), num_tokens, config) for trial in trials]
     for trial, steps in zip(trials, num_steps, strict=True):
+        check_learning_rates(trial, steps, config)
         protocol = trial_protocol(trial, config)
         model, trained = get_method(trial.method).prepare(model, trial, context, steps)
-        order = RowSampler(
+        sampler = RowSampler(
             len(rows), protocol.batch_size, protocol.gradient_accumulation, trial.seed
         )
         state = TrialState(
             trial,
             list(trained.parameters()),
             protocol,
-            order,
+            sampler,
             steps,
             adapter=trained if isinstance(trained, Adapter) else None,
             tuner=trained if isinstance(trained, PeftTuner) else None,
@@ -288,8 +293,9 @@ def start_trials(
         check_combination(state)
         if trial.replay is not None and trial.replay_share:
             replay_rows = replay[trial.replay]
-            sampler = ReplaySampler(order, len(replay_rows), trial.replay_share)
-            state.replay = Replay(replay_rows, sampler)
+            state.replay = Replay(
+                replay_rows, ReplaySampler(sampler, len(replay_rows), trial.replay_share)
+            )
         states.append(state)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model.model, model.multi_lora)

@@ -22,8 +22,8 @@ CONTAMINATION_KINDS = {"exact": "exact", "ngram13": "13-gram"}
 def check_result(prepared: PreparedStudy, rows_shown: int) -> RenderableType:
     """Tasks, splits, contamination, notes, and the first training rows as coloured tokens."""
     return Group(
-        _tasks_table(prepared.records),
-        *_sources(prepared.records),
+        _tasks_table(prepared.task_records),
+        *_sources(prepared.task_records),
         *(part for name in prepared.rows for part in _rows_as_tokens(prepared, name, rows_shown)),
         *note_lines(prepared.notes),
         Text(f"\n{_counts(len(prepared.trials), len(prepared.groups))}: the study can run."),

@@ -26,7 +26,7 @@ class LossScorer(Scorer["list[EncodedRow]"]):
 
     ``logprob_per_token`` is the mean over items of each item's mean, ``logprob_per_token_pooled``
     the mean over all labelled tokens. A model whose log-probabilities are not finite raises
-    IntegrityError.
+    NotFiniteError.
     """
 
     name = "loss"
@@ -65,7 +65,7 @@ class LossScorer(Scorer["list[EncodedRow]"]):
         labels[0] = False
         return [EncodedRow(tuple(ids), tuple(labels), row.truncated)]
 
-    def is_cut_right(self, encoded: "list[EncodedRow]") -> bool:
+    def is_cut_at_end(self, encoded: "list[EncodedRow]") -> bool:
         return any(row.truncated for row in encoded)
 
     def encoder_settings(self, encoder: "Encoder") -> dict[str, Any]:

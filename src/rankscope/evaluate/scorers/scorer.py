@@ -130,7 +130,7 @@ class Scorer(ABC, Generic[Encoded]):
         """An item cut at its beginning to fit the context; ``where`` names it in errors."""
         raise NotImplementedError
 
-    def is_cut_right(self, encoded: Encoded) -> bool:
+    def is_cut_at_end(self, encoded: Encoded) -> bool:
         """Only the first tokens of the item are scored."""
         return False
 

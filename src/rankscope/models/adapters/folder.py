@@ -153,7 +153,7 @@ def load_adapter(
     path = folder / WEIGHTS
     parts, recorded = read_tensors(path, has_copies)
     if base is not None:
-        check_other_base(folder, recorded, base.sha256)
+        check_same_base(folder, recorded, base.sha256)
     a, b, magnitude = parts["A"], parts["B"], parts["m"]
     check_pairs(a, b, settings, path)
     check_magnitudes(magnitude, b, settings, path)
@@ -202,7 +202,7 @@ def read_tensors(
     return parts, recorded
 
 
-def check_other_base(folder: Path, recorded: str | None, base_sha256: str) -> None:
+def check_same_base(folder: Path, recorded: str | None, base_sha256: str) -> None:
     """Raise UserError for an adapter whose recorded base has other weights."""
     if recorded is not None and recorded != base_sha256:
         raise UserError(

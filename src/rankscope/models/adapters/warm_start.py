@@ -99,7 +99,7 @@ def read_warm_start(folder: Path, shapes: Architecture) -> WarmStart:
 
 
 def load_adapter_for(shapes: Architecture, folder: Path) -> Adapter:
-    """A user's adapter, all modules of which the model has, in the same shapes."""
+    """A user's adapter, checked to change only modules of the model, in the same shapes."""
     try:
         adapter = load_adapter(folder, "start")
     except IntegrityError as error:

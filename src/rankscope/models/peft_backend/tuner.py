@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rankscope.errors import IntegrityError, UserError
-from rankscope.models.adapters.folder import BASE_HASH, check_other_base, write_adapter_files
+from rankscope.models.adapters.folder import BASE_HASH, check_same_base, write_adapter_files
 from rankscope.models.adapters.settings import WEIGHTS
 from rankscope.models.base import Base
 from rankscope.models.load import check_rows_apart
@@ -295,4 +295,4 @@ def check_weights_file(path: Path, record: ModelRecord) -> None:
                     raise IntegrityError(f"{path}: tensor {key!r} holds values that are not finite")
     except (SafetensorError, OSError) as error:
         raise IntegrityError(f"{path}: not a readable safetensors file: {error}") from error
-    check_other_base(path.parent, recorded, record.sha256)
+    check_same_base(path.parent, recorded, record.sha256)

@@ -120,5 +120,5 @@ def finish_unit(context: RunContext, future: Future[None], folder: Path, group: 
         remove_unit(folder)
     else:
         adopt_unit(context, folder)
-    context.steps_done += 1
-    context.reporter.advance(context.steps_done, f"{group[0].task} {group_label(group)}")
+    context.pieces_done += 1
+    context.reporter.advance(context.pieces_done, f"{group[0].task} {group_label(group)}")

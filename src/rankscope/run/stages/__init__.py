@@ -1,8 +1,8 @@
 """The stages that a group of trials passes through, all behind one protocol.
 
 A stage reads from the ledger what is missing, computes it piece by piece, and commits each piece
-in one transaction. A run that is killed at any moment therefore continues with whole pieces and
-repeats none.
+before the next. A run that is killed at any moment repeats at most the piece it was in, and the
+base's heads, which are not stored.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,8 @@ class Stage(Protocol[Work, Result]):
     def run(self, model: Base, work: Sequence[Work]) -> Iterator[Result]:
         """Compute and yield the results one by one.
 
-        ``model`` is the base with the group's adapters attached, or a model of the trial's own.
+        ``model`` is the base with the group's adapters attached, or a trial's own model; for
+        training and for scores of the base, the bare base.
         """
 
     def commit(self, result: Result) -> None:
@@ -42,5 +43,5 @@ def run_stage(
         return
     for result in stage.run(model, work):
         stage.commit(result)
-        context.steps_done += 1
+        context.pieces_done += 1
     context.reporter.finish()

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rankscope.device import out_of_memory_message
-from rankscope.errors import UserError
+from rankscope.device import is_out_of_memory, out_of_memory_message
+from rankscope.errors import NotFiniteError, UserError
 from rankscope.evaluate.evaluator import evaluate_task, evaluate_with_failures
 from rankscope.evaluate.mixtures import Evaluation
 from rankscope.models.base import Base
@@ -20,15 +20,15 @@ class EvalBatch:
 
     task: str
     split: Split
-    models: Mapping[str | None, str]
-    """Adapter name -> model id; the name None is the model without an adapter."""
+    model_ids: Mapping[str | None, str]
+    """Adapter name -> id of the trial, of its scaled variant, or ``base``; the name None is the
+    model without an adapter."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvalOutcome:
-    """What scoring one batch gave."""
+    """Scores of one batch."""
 
-    batch: EvalBatch
     evaluations: Mapping[str | None, Evaluation]
     """By adapter name."""
     failures: Sequence[TrialFailure] = ()
@@ -46,24 +46,22 @@ class EvaluateStage:
     def missing(self, group: Group) -> list[EvalBatch]:
         study = self.context.study
         wanted = [key for t in group for key in study.wanted_evals(t.trial_id, t.task)]
-        names = {(None if t.trains_alone else t.trial_id): t.trial_id for t in group}
-        return self.missing_batches(names, wanted)
+        model_ids = {(None if t.trains_alone else t.trial_id): t.trial_id for t in group}
+        return self.missing_batches(model_ids, wanted)
 
     def missing_of_base(self) -> list[EvalBatch]:
         return self.missing_batches({None: BASE}, self.context.study.base_evals())
 
     def missing_batches(
-        self, models: Mapping[str | None, str], wanted: Sequence[EvalKey]
+        self, model_ids: Mapping[str | None, str], wanted: Sequence[EvalKey]
     ) -> list[EvalBatch]:
-        """The missing ones of ``wanted`` that belong to ``models``, in the order of ``wanted``."""
+        """The missing ones of ``wanted`` that are of ``model_ids``, in the order of ``wanted``."""
         missing = dict.fromkeys(self.context.ledger.missing_evals(wanted))
-        ids = set(models.values())
-        splits = dict.fromkeys((task, split) for model, task, split in missing if model in ids)
+        ids = set(model_ids.values())
+        splits = dict.fromkeys((task, split) for i, task, split in missing if i in ids)
         return [
             EvalBatch(
-                task,
-                split,
-                {name: model for name, model in models.items() if (model, task, split) in missing},
+                task, split, {n: i for n, i in model_ids.items() if (i, task, split) in missing}
             )
             for task, split in splits
         ]
@@ -76,52 +74,59 @@ class EvaluateStage:
         """Score batch by batch; a trial that failed is left out of the later ones."""
         failed: set[str] = set()
         for batch in work:
-            self.context.begin_step(f"{batch.task} {batch.split}")
-            alive = {n: i for n, i in batch.models.items() if trial_of(i) not in failed}
-            outcome = self.score(model, replace(batch, models=alive))
+            self.context.begin_piece(f"{batch.task} {batch.split}")
+            alive = {n: i for n, i in batch.model_ids.items() if trial_of(i) not in failed}
+            batch = replace(batch, model_ids=alive)
+            is_base = BASE in alive.values()
+            outcome = self.score_base(batch) if is_base else self.score_trials(model, batch)
             failed |= {failure.trial_id for failure in outcome.failures}
             yield outcome
 
-    def score(self, model: Base, batch: EvalBatch) -> EvalOutcome:
-        """Score one batch.
+    def score_trials(self, model: Base, batch: EvalBatch) -> EvalOutcome:
+        """Score one batch of trials or variants."""
+        study, where = self.context.study, f"{batch.task} {batch.split}"
+        settings, task = study.config.evaluate, study.tasks[batch.task]
+        evaluations, reasons = evaluate_with_failures(
+            model, study.encoder, task, batch.split, batch.model_ids, settings
+        )
+        failures = [
+            TrialFailure(trial_of(batch.model_ids[name]), "failed", f"{where}: {reason}")
+            for name, reason in reasons.items()
+        ]
+        return EvalOutcome(evaluations, failures)
 
-        Raises:
-            UserError: not enough memory for the base.
-            IntegrityError: the untuned base has no finite likelihoods.
-        """
-        study = self.context.study
-        encoder, settings, task = study.encoder, study.config.evaluate, study.tasks[batch.task]
-        if BASE not in batch.models.values():
-            evaluations, reasons = evaluate_with_failures(
-                model, encoder, task, batch.split, batch.models, settings
-            )
-            failures = [
-                TrialFailure(
-                    trial_of(batch.models[name]), "failed", f"{batch.task} {batch.split}: {reason}"
-                )
-                for name, reason in reasons.items()
-            ]
-            return EvalOutcome(batch, evaluations, failures)
+    def score_base(self, batch: EvalBatch) -> EvalOutcome:
+        """Score the untuned base; an error if it cannot be, since no gain could be measured."""
+        study, where = self.context.study, f"{batch.task} {batch.split}"
+        settings, task = study.config.evaluate, study.tasks[batch.task]
         try:
-            return EvalOutcome(
-                batch, evaluate_task(model, encoder, task, batch.split, batch.models, settings)
+            evaluations = evaluate_task(
+                self.context.base, study.encoder, task, batch.split, batch.model_ids, settings
             )
-        except (MemoryError, RuntimeError) as error:
-            raise UserError(
-                f"{batch.task} {batch.split}: scoring the base ran {out_of_memory_message(error)}; "
-                f"lower evaluate.batch_tokens (now {settings.batch_tokens}) in a study with an "
-                "--out folder of its own"
+        except NotFiniteError as error:
+            raise NotFiniteError(
+                f"{where}: the base cannot be scored: {error}; expected a model that runs in "
+                f"{study.config.dtype}: try 'dtype: float32', or another model"
             ) from error
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"{where}: scoring the base ran {out_of_memory_message(error)}; lower "
+                f"evaluate.batch_tokens (now {settings.batch_tokens}) in a study with an --out "
+                "folder of its own"
+            ) from error
+        return EvalOutcome(evaluations)
 
     def commit(self, result: EvalOutcome) -> None:
         """Store records with their item tables, and failures."""
-        ledger, batch = self.context.ledger, result.batch
+        ledger = self.context.ledger
         artifacts: list[Artifact] = []
         with ledger.stage() as folder:
-            for name, (_, items) in result.evaluations.items():
-                file = folder / f"{batch.models[name]}.parquet"
+            for record, items in result.evaluations.values():
+                file = folder / f"{record.trial_id}.parquet"
                 write_items(file, items)
-                place = items_path(batch.models[name], batch.task, batch.split)
+                place = items_path(record.trial_id, record.task, record.split)
                 artifacts += ledger.publish(file, place)
         records = [record for record, _ in result.evaluations.values()]
         settings = self.context.study.settings_of("eval", [r.trial_id for r in records])

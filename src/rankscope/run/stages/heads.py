@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from rankscope.analyze.heads.layout import HeadLayout, HeadModel
 from rankscope.analyze.heads.tasks import HeadTask, head_task, related_tasks
 from rankscope.analyze.heads.trial_heads import HeadAnalysis
-from rankscope.device import out_of_memory_message
+from rankscope.device import is_out_of_memory, out_of_memory_message
 from rankscope.errors import UserError
 from rankscope.evaluate.context_window import context_length
 from rankscope.models.base import Base
@@ -23,7 +23,7 @@ class HeadsStage:
         self.context = context
         self.settings = context.study.config.analyze.heads
         self.analyses: dict[str, HeadAnalysis] = {}
-        """By training task, what its trials are compared with."""
+        """By training task, what its trials are compared with; filled by :meth:`measure_base`."""
 
     def missing(self, group: Group) -> list[TrialSpec]:
         """The group's trials whose heads were not measured; none if the study does not ask."""
@@ -52,7 +52,7 @@ class HeadsStage:
         ablated_on = tuple(map(self.head_task, dict.fromkeys(self.settings.ablate)))
         for trained_on in tasks:
             task = self.head_task(self.settings.task or trained_on)
-            context.begin_step(task.name)
+            context.begin_piece(task.name)
             try:
                 self.analyses[trained_on] = HeadAnalysis.of_base(
                     model,
@@ -62,12 +62,14 @@ class HeadsStage:
                     related_tasks(study.tasks, trained_on),
                 )
             except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 raise UserError(
                     "analyze.heads: measuring the heads of the base ran "
                     f"{out_of_memory_message(error)}; lower evaluate.batch_tokens, or turn heads "
                     "off ('enabled: false')"
                 ) from error
-            context.steps_done += 1
+            context.pieces_done += 1
         context.reporter.finish()
 
     def head_task(self, name: str) -> HeadTask:
@@ -84,7 +86,7 @@ class HeadsStage:
     def run(self, model: Base, work: Sequence[TrialSpec]) -> Iterator[HeadsRecord]:
         self.context.begin_stage(self.name, len(work))
         for trial in work:
-            self.context.begin_step(trial.arm_label)
+            self.context.begin_piece(trial.arm_label)
             analysis = self.analyses[trial.task]
             yield analysis.record(trial.trial_id, trial.task, model)
 

@@ -1,8 +1,11 @@
-"""Compare the singular values and vectors of every trained matrix with the base's."""
+"""Compare the singular values and vectors of trained matrices with the base's.
+
+In a fully fine-tuned model these are the matrices that the study's adapters change.
+"""
 
 from collections.abc import Iterator, Sequence
 
-from rankscope.analyze.trial_spectra import analyze_trial
+from rankscope.analyze.trial_spectra import analyze_trial, compared_matrices
 from rankscope.models.base import Base
 from rankscope.records import SpectraRecord, TrialSpec
 from rankscope.run.context import RunContext
@@ -27,12 +30,12 @@ class SpectraStage:
         context, study = self.context, self.context.study
         context.begin_stage(self.name, len(work))
         for trial in work:
-            context.begin_step(trial.arm_label)
+            context.begin_piece(trial.arm_label)
             record = analyze_trial(
                 trial,
                 context.base,
                 model,
-                study.trials,
+                compared_matrices(study.shapes, study.trials),
                 study.config.analyze.spectra,
                 context.svd_cache,
             )

@@ -1,7 +1,6 @@
 """Train a group of trials and store weights, records and failures in one transaction."""
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 from rankscope.device import peak_memory_bytes, reset_peak_memory
 from rankscope.models.base import Base
@@ -14,7 +13,7 @@ from rankscope.run.trial_weights import write_weights
 from rankscope.store import CHECKPOINTS, Artifact, TrialFailure, weights_path
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import GroupResult, train_group
-from rankscope.train.trial_state import NOTHING_TRAINED, TrialState
+from rankscope.train.trial_state import TrialState
 
 
 class TrainStage:
@@ -26,14 +25,19 @@ class TrainStage:
         self.context = context
 
     def missing(self, group: Group) -> list[Group]:
-        """The planned trials of a group, as one group.
+        """The untrained trials of a group, as one group; [] if there are none."""
+        untrained = self.untrained(group)
+        return [untrained] if untrained else []
 
-        All results of a group are committed together, so some trials are trained and others not
-        only if the study file gained trials since; the new ones train by themselves.
+    def untrained(self, group: Group) -> Group:
+        """The planned trials of a group.
+
+        All results of a group are committed together. Only some of its trials are planned if the
+        study file gained trials since, failed trials are tried again, or a changed
+        ``memory_limit`` or ``max_group_size`` cut the groups anew; these train without the others.
         """
         statuses = self.context.ledger.statuses()
-        planned = tuple(trial for trial in group if statuses[trial.trial_id] == "planned")
-        return [planned] if planned else []
+        return tuple(trial for trial in group if statuses[trial.trial_id] == "planned")
 
     def checkpoint(self, group: Group) -> GroupCheckpoint:
         """Where a group's resumable state goes."""
@@ -48,7 +52,10 @@ class TrainStage:
         return halves
 
     def run(self, model: Base, work: Sequence[Group]) -> Iterator[tuple[Group, GroupResult]]:
-        """Train each group to its end, from its checkpoint if there is one."""
+        """Train each group to its end, from its checkpoint if there is one.
+
+        ``model`` is the frozen base without adapters.
+        """
         context, study = self.context, self.context.study
         for group in work:
             train = study.config.train
@@ -95,12 +102,11 @@ class TrainStage:
         records, failures = [], []
         for state in trained.states:
             if state.failure is not None:
-                nothing = state.failure.startswith(NOTHING_TRAINED)
-                status: Literal["failed", "diverged"] = "failed" if nothing else "diverged"
+                status = state.failure_status
                 failures.append(TrialFailure(state.spec.trial_id, status, state.failure))
                 continue
             with context.ledger.stage() as folder:
-                sha256 = write_weights(state, trained.model, context.base.record, folder)
+                sha256 = write_weights(state, trained.tuned, context.base.record, folder)
                 artifacts += context.ledger.publish(folder, weights_path(state.spec))
             seconds = trained.seconds * state.num_tokens / total_tokens
             records.append(self.record(state, group, seconds, peak, sha256))

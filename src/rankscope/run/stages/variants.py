@@ -20,15 +20,17 @@ class VariantsStage:
     def __init__(self, context: RunContext) -> None:
         self.context = context
         self.evaluate = EvaluateStage(context)
-        self.commit = self.evaluate.commit
 
     def missing(self, group: Group) -> list[EvalBatch]:
-        """Batches that score all variants of adapters together, and those of a full model one by
-        one, since each is a copy of the whole model."""
+        """Batches of the group's variants.
+
+        Adapter variants are scored together. A variant of a full model is a copy of the whole
+        model, so each gets batches of its own.
+        """
         study, batches = self.context.study, list[EvalBatch]()
         wanted = [key for trial in group for key in study.wanted_variants(trial)]
         ids = list(dict.fromkeys(model_id for model_id, _, _ in wanted))
-        if not group or not group[0].trains_alone:
+        if not any(trial.is_full for trial in group):
             return self.evaluate.missing_batches({i: i for i in ids}, wanted)
         for model_id in ids:
             batches += self.evaluate.missing_batches({None: model_id}, wanted)
@@ -36,20 +38,24 @@ class VariantsStage:
 
     def run(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[EvalOutcome]:
         self.context.begin_stage(self.name, len(work))
-        if None not in work[0].models:
-            names = list(dict.fromkeys(name for b in work for name in b.models if name is not None))
+        names = list(dict.fromkeys(name for batch in work for name in batch.model_ids if name))
+        if names:
             self.attach(model, names)
             yield from self.evaluate.score_batches(model, work)
             for name in names:
                 model.multi_lora.detach(name)
             return
-        for model_id, batches in itertools.groupby(work, lambda batch: batch.models[None]):
+        for model_id, batches in itertools.groupby(work, lambda batch: batch.model_ids[None]):
             scaled = self.scaled_model(model, model_id)
             yield from self.evaluate.score_batches(scaled, list(batches))
             del scaled  # before the next copy is made
 
+    def commit(self, result: EvalOutcome) -> None:
+        """Store the scores of one batch."""
+        self.evaluate.commit(result)
+
     def attach(self, model: Base, names: Sequence[str]) -> None:
-        """Attach the variants called ``names`` beside the adapters that they are made of."""
+        """Attach the variants called ``names`` next to the adapters that they scale."""
         settings = self.context.study.config.analyze.spectra
         for name in names:
             variant = variant_of(name)
@@ -63,6 +69,6 @@ class VariantsStage:
         """A variant of a fully fine-tuned model."""
         study, base, variant = self.context.study, self.context.base, variant_of(model_id)
         assert variant is not None
-        matrices = compared_matrices(base, study.trials)
+        matrices = list(compared_matrices(study.shapes, study.trials))
         settings = study.config.analyze.spectra
         return full_model_variant(base, model, variant, matrices, settings, self.context.svd_cache)

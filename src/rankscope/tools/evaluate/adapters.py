@@ -8,7 +8,7 @@ from pathlib import Path
 from rankscope.errors import IntegrityError, UserError
 from rankscope.models.adapters.folder import (
     adapter_sha256,
-    check_other_base,
+    check_same_base,
     load_adapter,
     recorded_base,
 )
@@ -82,7 +82,7 @@ def read_adapters(
         recorded = recorded_base(folder)
         if not force:
             try:
-                check_other_base(folder, recorded, base_sha256)
+                check_same_base(folder, recorded, base_sha256)
             except UserError as error:
                 raise UserError(
                     f"{error}; give the base that it was made for, or --force to score it on this "

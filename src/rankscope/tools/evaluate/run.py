@@ -15,7 +15,7 @@ import numpy as np
 from rankscope.advise.statistics.estimates import paired_estimate
 from rankscope.config.task import LM_EVAL_PREFIX
 from rankscope.data.encode import Encoder
-from rankscope.device import choose_device, choose_dtype, out_of_memory_message
+from rankscope.device import choose_device, choose_dtype, is_out_of_memory, out_of_memory_message
 from rankscope.errors import UserError
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.lm_eval.bridge import is_mean
@@ -233,6 +233,8 @@ class Scoring:
         try:
             yield
         except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise UserError(
                 f"{task}: scoring ran {out_of_memory_message(error)}; give fewer adapters at once, "
                 f"or a smaller --batch-tokens (now {self.request.settings.batch_tokens})"
