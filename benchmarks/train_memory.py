@@ -202,7 +202,7 @@ def main() -> None:
                 ratios[key] = round(count * single["peak"] / group["peak"], 3)
                 errors[key] = round(estimate / own - 1, 3)
                 print(
-                    f"{key}: group {group['peak'] / 1e6:,.0f} MB, {own / 1e6:,.0f} of them its own; "
+                    f"{key}: group {group['peak'] / 1e6:,.0f} MB, {own / 1e6:,.0f} its own; "
                     f"estimated {estimate / 1e6:,.0f}; {ratios[key]:.2f} times less than PEFT",
                     flush=True,
                 )

@@ -1,7 +1,7 @@
 """The whole idea on one page: train one LoRA adapter, padded and slow, without any abstraction.
 
 Tests compare Rankscope's padding-free training of many adapters with this reference. It uses
-transformers' stock attention and mask, computes every logit, and loops over modules in plain Python.
+transformers' stock attention and mask, computes every logit, and loops over modules in Python.
 
     python recipes/minimal.py MODEL_FOLDER
 """
@@ -36,7 +36,7 @@ class LoraLinear(nn.Module):
 def add_lora(
     model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]], scaling: float
 ) -> dict[str, LoraLinear]:
-    """Freeze the model and wrap each linear layer named in ``factors``, given its initial (A, B)."""
+    """Freeze the model and wrap every linear layer in ``factors``, given its initial (A, B)."""
     model.requires_grad_(False)
     modules = dict(model.named_modules())
     layers = {}

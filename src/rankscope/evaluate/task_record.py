@@ -5,7 +5,7 @@ from typing import Any
 from rankscope.config.study import EvaluateConfig, StudyConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.registry import TaskSpec
-from rankscope.data.tasks import LoadedTask, items_sha256
+from rankscope.data.tasks import LoadedTask
 from rankscope.evaluate.mixtures import primary_metric
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.hashing import sha256_json
@@ -38,13 +38,6 @@ def task_record(
         sha256=task_sha256(task, encoder, tokenizer_hash, config.evaluate),
         test_sha256=task_sha256(task, encoder, tokenizer_hash, config.evaluate, task.test_sha256),
     )
-
-
-def validation_sha256(
-    task: LoadedTask, encoder: Encoder, tokenizer_hash: str, settings: EvaluateConfig
-) -> str:
-    """Hash of everything that scores of the validation items depend on, the model excepted."""
-    return task_sha256(task, encoder, tokenizer_hash, settings, items_sha256(task.validation))
 
 
 def task_sha256(

@@ -2,12 +2,13 @@
 
 import re
 import shutil
+from typing import Any
 
 from rankscope.records import TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group, group_id
 from rankscope.run.oom import with_oom_backoff
-from rankscope.run.stages import run_stage
+from rankscope.run.stages import Stage, run_stage
 from rankscope.run.stages.evaluate import EvaluateStage
 from rankscope.run.stages.heads import HeadsStage
 from rankscope.run.stages.spectra import SpectraStage
@@ -28,9 +29,12 @@ class Conductor:
         self.context = context
         self.train_stage = TrainStage(context)
         self.evaluate_stage = EvaluateStage(context)
-        self.variants_stage = VariantsStage(context)
-        self.spectra_stage = SpectraStage(context)
         self.heads_stage = HeadsStage(context)
+        self.analysis_stages: tuple[Stage[Any, Any], ...] = (
+            VariantsStage(context),
+            SpectraStage(context),
+            self.heads_stage,
+        )
 
     def run_base(self) -> None:
         self.context.label = "base"
@@ -86,19 +90,16 @@ class Conductor:
         run_stage(self.context, self.train_stage, self.context.base, [group])
 
     def score(self, group: Group) -> None:
-        """Score trials with their stored weights."""
         model = model_with_weights(self.context, group)
         if model is not None:
-            stage = self.evaluate_stage
-            run_stage(self.context, stage, model, stage.missing(group))
+            work = self.evaluate_stage.missing(group)
+            run_stage(self.context, self.evaluate_stage, model, work)
 
     def analyze(self, group: Group) -> None:
         model = model_with_weights(self.context, group)
         if model is not None:
-            variants, spectra, heads = self.variants_stage, self.spectra_stage, self.heads_stage
-            run_stage(self.context, variants, model, variants.missing(group))
-            run_stage(self.context, spectra, model, spectra.missing(group))
-            run_stage(self.context, heads, model, heads.missing(group))
+            for stage in self.analysis_stages:
+                run_stage(self.context, stage, model, stage.missing(group))
 
     def unfinished(self, group: Group) -> Group:
         """Trials that were trained but not marked ``done``, and done trials that lack a score or an
@@ -116,8 +117,7 @@ class Conductor:
 
     def lacks_analysis(self, trial: TrialSpec) -> bool:
         """Whether variants, spectra or heads are missing."""
-        stages = (self.variants_stage, self.spectra_stage, self.heads_stage)
-        return any(stage.missing((trial,)) for stage in stages)
+        return any(stage.missing((trial,)) for stage in self.analysis_stages)
 
     def remove_orphans(self) -> None:
         """Remove checkpoints that no remaining training would read."""

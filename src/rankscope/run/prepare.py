@@ -9,10 +9,11 @@ from rankscope.analyze.trial_spectra import compared_matrices
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.study_data import prepare_data
+from rankscope.data.tasks import items_sha256
 from rankscope.device import available_memory_bytes, choose_device, choose_dtype
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.evaluator import study_truncation_notes
-from rankscope.evaluate.task_record import task_record, validation_sha256
+from rankscope.evaluate.task_record import task_record, task_sha256
 from rankscope.hashing import tokenizer_sha256, weights_sha256
 from rankscope.models.adapters.folder import check_same_base
 from rankscope.models.adapters.warm_start import resolve_warm_starts, warm_start_notes
@@ -59,6 +60,7 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
         encoder, data.tasks.values(), context_length(model_config), config.evaluate
     )
     tokenizer_hash = tokenizer_sha256(folder)
+    scored_by = (encoder, tokenizer_hash, config.evaluate)
 
     # The trials
     trials = make_trials(
@@ -68,8 +70,8 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
         adapter_sha256={name: start.sha256 for name, start in warm_starts.items()},
         replay_sha256={name: rows.sha256 for name, rows in data.replay_rows.items()},
         validation_sha256={
-            name: validation_sha256(data.tasks[name], encoder, tokenizer_hash, config.evaluate)
-            for name in data.rows
+            name: task_sha256(task, *scored_by, items_sha256(task.validation))
+            for name, task in data.tasks.items()
         },
     )
     for trial in trials:

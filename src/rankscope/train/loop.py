@@ -17,7 +17,7 @@ from rankscope.models.base import Base
 from rankscope.models.gradient_checkpointing import disable_gradient_checkpointing
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint
-from rankscope.train.step import ONE_ROW, compute_gradients
+from rankscope.train.step import compute_gradients
 from rankscope.train.trial_state import TrialState, restore_states, save_states, start_trials
 
 
@@ -104,8 +104,8 @@ def train_group(
             # trained parameter, so each gets the gradient that it would have had alone.
             terms_of = [state.begin_step(step, rows) for state in active]
             terms = [term for own_terms in terms_of for term in own_terms]
-            is_row_by_row = any(state.needs_row_passes for state in active)
-            batch_tokens = ONE_ROW if is_row_by_row else config.batch_tokens
+            one_row_each = any(state.needs_row_passes for state in active)
+            batch_tokens = 1 if one_row_each else config.batch_tokens  # a pass has at least one row
             losses = compute_gradients(model, base, terms, batch_tokens)
 
             # Clip, check and update, each trial by itself.

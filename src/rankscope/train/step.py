@@ -12,15 +12,11 @@ from rankscope.models.base import Base, Row, RowBatch
 from rankscope.train.loss import mean_losses
 from rankscope.train.regularizers import LossTerm, base_logits_of, kl_divergences
 
-ONE_ROW = 1
-"""As ``batch_tokens``: each row gets a forward pass of its own."""
-
 
 class PassPart(NamedTuple):
-    """The rows of one term in one forward pass."""
+    """Rows of one term, by its index, in one forward pass."""
 
     term: int
-    """Index of the term."""
     rows: list[EncodedRow]
 
 
@@ -92,7 +88,7 @@ def label_ids(parts: Sequence[PassPart]) -> list[int]:
 def forward_passes(
     rows_of: Sequence[Sequence[EncodedRow]], batch_tokens: int
 ) -> list[list[PassPart]]:
-    """Cut the rows of one optimizer step, by term, into the fewest forward passes of similar size.
+    """Cut the rows of one optimizer step, by term, into few forward passes of similar size.
 
     A pass has at most ``batch_tokens`` tokens, or one row, whatever the trials' batch sizes and
     accumulation: the gradient is a sum over the step's rows, however they are cut.

@@ -21,8 +21,7 @@ class EvalBatch:
     task: str
     split: Split
     model_ids: Mapping[str | None, str]
-    """Adapter name -> id of the trial, of its scaled variant, or ``base``; the name None is the
-    model without an adapter."""
+    """Adapter name, None without an adapter -> id of a trial or scaled variant, or ``base``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,17 +25,11 @@ class TrainStage:
         self.context = context
 
     def missing(self, group: Group) -> list[Group]:
-        """The untrained trials of a group, as one group; [] if there are none."""
-        untrained = self.untrained(group)
-        return [untrained] if untrained else []
+        return [untrained] if (untrained := self.untrained(group)) else []
 
     def untrained(self, group: Group) -> Group:
-        """The planned trials of a group.
-
-        All results of a group are committed together. Only some of its trials are planned if the
-        study file gained trials since, failed trials are tried again, or a changed
-        ``memory_limit`` or ``max_group_size`` cut the groups anew; these train without the others.
-        """
+        """The planned trials of a group. These are only some if the study file gained trials,
+        failed trials are tried again, or changed limits cut the groups anew."""
         statuses = self.context.ledger.statuses()
         return tuple(trial for trial in group if statuses[trial.trial_id] == "planned")
 
@@ -52,10 +46,7 @@ class TrainStage:
         return halves
 
     def run(self, model: Base, work: Sequence[Group]) -> Iterator[tuple[Group, GroupResult]]:
-        """Train each group to its end, from its checkpoint if there is one.
-
-        ``model`` is the frozen base without adapters.
-        """
+        """Train each group to its end on the bare base, from its checkpoint if there is one."""
         context, study = self.context, self.context.study
         for group in work:
             train = study.config.train

@@ -22,11 +22,8 @@ class VariantsStage:
         self.evaluate = EvaluateStage(context)
 
     def missing(self, group: Group) -> list[EvalBatch]:
-        """Batches of the group's variants.
-
-        Adapter variants are scored together. A variant of a full model is a copy of the whole
-        model, so each gets batches of its own.
-        """
+        """Adapter variants are scored together. A variant of a full model is a copy of the whole
+        model, so each gets batches of its own."""
         study, batches = self.context.study, list[EvalBatch]()
         wanted = [key for trial in group for key in study.wanted_variants(trial)]
         ids = list(dict.fromkeys(model_id for model_id, _, _ in wanted))
@@ -51,7 +48,6 @@ class VariantsStage:
             del scaled  # before the next copy is made
 
     def commit(self, result: EvalOutcome) -> None:
-        """Store the scores of one batch."""
         self.evaluate.commit(result)
 
     def attach(self, model: Base, names: Sequence[str]) -> None:
