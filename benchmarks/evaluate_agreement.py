@@ -35,7 +35,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--items", type=int, default=200, help="of each case of choice; 0: none")
     parser.add_argument("--written", type=int, default=200, help="answers to GSM8K; 0 for none")
     parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument("--shots", type=int, nargs="*", default=[0, 5], help="of each case")
+    parser.add_argument("--num-fewshot", type=int, nargs="*", default=[0, 5], help="of each case")
     return parser.parse_args(arguments)
 
 
@@ -52,7 +52,7 @@ def main() -> int:
     options = parse()
     folder = str((options.model or cached_model_folder("smollm2-135m")).resolve())
     cases = {}
-    for shots in options.shots if options.items else ():
+    for shots in options.num_fewshot if options.items else ():
         cases[f"arc_easy {shots} shots"] = arc_easy(options.data_dir, options.items, shots)
         per_subject = max(1, options.items // 4)
         cases[f"mmlu {shots} shots"] = mmlu(options.data_dir, 4, per_subject, shots)

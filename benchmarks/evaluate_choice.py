@@ -36,7 +36,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--items", type=int, default=300, help="of ARC-easy")
     parser.add_argument("--subjects", type=int, default=2, help="of MMLU")
     parser.add_argument("--per-subject", type=int, default=60, help="items of each")
-    parser.add_argument("--shots", type=int, help="default: 0 for ARC-easy, 5 for MMLU")
+    parser.add_argument("--num-fewshot", type=int, help="default: 0 for ARC-easy, 5 for MMLU")
     parser.add_argument("--ranks", default="", help="of adapters besides the base, such as 8,32")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--dtype", default="float32", choices=["auto", "bfloat16", "float32"])
@@ -47,9 +47,9 @@ def main() -> int:
     """Race, print, and exit with 1 where the sides did not compute the same."""
     options = parse()
     if options.task == "arc_easy":
-        questions = arc_easy(options.data_dir, options.items, options.shots or 0)
+        questions = arc_easy(options.data_dir, options.items, options.num_fewshot or 0)
     else:
-        shots = 5 if options.shots is None else options.shots
+        shots = 5 if options.num_fewshot is None else options.num_fewshot
         questions = mmlu(options.data_dir, options.subjects, options.per_subject, shots)
     dtype = dtype_of(options.dtype)
     model = str((options.model or cached_model_folder("smollm2-135m")).resolve())

@@ -69,7 +69,7 @@ def world(options: argparse.Namespace) -> World:
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
     base = load_base(ModelConfig.model_validate(options.model), device, dtype)
-    settings = TaskConfig(name=options.task, num_fewshot=options.shots)
+    settings = TaskConfig(name=options.task, num_fewshot=options.num_fewshot)
     task = load_task(settings, options.data_dir, 0, options.items)
     encoder = Encoder(base.tokenizer, "plain", 1024)
     encoded = encode_split(
@@ -286,7 +286,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--task", default="arc_easy")
     parser.add_argument("--data-dir", type=Path, default=None)
     parser.add_argument("--items", type=int, default=200)
-    parser.add_argument("--shots", type=int, default=0, help="answered questions before each")
+    parser.add_argument("--num-fewshot", type=int, default=0, help="answered questions before each")
     parser.add_argument("--layers", default="", help="such as 2,7,12; by default six, or all")
     parser.add_argument("--scratch-heads", type=int, default=6)
     parser.add_argument("--plain-heads", type=int, default=2)

@@ -93,7 +93,7 @@ def contributions(rows: Rows) -> Times:
             without[name] = run([specs], protocol)
     micro_batches = {"batch_tokens": micro_batch_tokens(rows)}
     without["joined micro-batches"] = run([specs], protocol.model_copy(update=micro_batches))
-    without["packing"] = run([[spec] for spec in specs], protocol)
+    without["grouping"] = run([[spec] for spec in specs], protocol)
     whole.append(run([specs], protocol))
     parity = parity_of(whole[0], without.values())
     if not parity <= TOLERANCE[base.model.dtype]:
