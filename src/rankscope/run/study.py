@@ -36,7 +36,7 @@ from rankscope.run.group_ledger import GroupLedger
 from rankscope.run.plan import Plan, make_plan
 from rankscope.run.prepare import prepare_study
 from rankscope.run.prepared import PreparedStudy
-from rankscope.run.units import adopt_sealed_units
+from rankscope.run.units import adopt_units
 from rankscope.store import UNITS, Ledger
 
 
@@ -104,15 +104,17 @@ class Study:
             conductor = Conductor(context)
             try:
                 conductor.run_base()
-                adopt_sealed_units(context)
+                adopt_units(context, keep_unsealed=executor is not None)
                 if executor is None:
-                    shutil.rmtree(out / UNITS, ignore_errors=True)
                     conductor.run_groups()
                 else:
                     groups = conductor.unfinished_groups()
-                    context.base.model.to("meta")  # type: ignore[arg-type]  # frees its memory
+                    # Workers load the base themselves.
+                    context.base.model.to("meta")  # type: ignore[arg-type]
+                    release_freed_memory()
                     run_units(context, self.config, groups, executor)
-                    shutil.rmtree(out / UNITS, ignore_errors=True)
+                    conductor.remove_orphans()
+                shutil.rmtree(out / UNITS, ignore_errors=True)
             finally:
                 if context.did_work:  # a run that finds nothing to do costs the study nothing
                     ledger.add_seconds(time.monotonic() - begun)

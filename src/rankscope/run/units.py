@@ -27,7 +27,7 @@ from rankscope.run.context import RunContext
 from rankscope.run.group_ledger import known_groups, store_groups
 from rankscope.run.groups import Group, group_id
 from rankscope.run.prepared import PreparedStudy
-from rankscope.store import UNITS, Ledger, StoredGroups, transfer
+from rankscope.store import CHECKPOINTS, UNITS, Ledger, StoredGroups, transfer
 
 UNIT = "unit.json"
 SEAL = "sealed.json"
@@ -78,9 +78,12 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     with Ledger.open(folder, write=True) as unit:
         unit.put_trials(context.study.trials)
-        transfer(context.ledger, unit, ids)
+        transfer(context.ledger, unit, ids, verified=False)
         limit = context.groups.batch_tokens(group)
         store_groups(unit, context.study, [group], dict.fromkeys(ids, limit))
+    statuses = context.ledger.statuses()
+    untrained = [trial for trial in group if statuses[trial.trial_id] == "planned"]
+    move_checkpoint(context.ledger.out, folder, group_id(untrained))
     replace_text(folder / UNIT, text)
     return folder
 
@@ -137,14 +140,38 @@ def adopt_unit(context: RunContext, folder: Path) -> None:
     remove_unit(folder)
 
 
+def rescue_unit(context: RunContext, folder: Path) -> None:
+    """Copy what an unsealed unit of this study has finished, its checkpoints too; remove it."""
+    order = read_unit(folder)
+    with Ledger.open(folder, write=False) as unit:
+        transfer(unit, context.ledger, order.trial_ids)
+        stored = unit.groups()
+    assert stored is not None
+    context.groups.replace(order.trial_ids, stored)
+    for checkpoint in (folder / CHECKPOINTS).glob("*"):
+        move_checkpoint(folder, context.ledger.out, checkpoint.name)
+    remove_unit(folder)
+
+
+def move_checkpoint(source: Path, target: Path, name: str) -> None:
+    """Move the checkpoint of a group between the folders of two ledgers, if there is one."""
+    place = target / CHECKPOINTS / name
+    if (source / CHECKPOINTS / name).is_dir() and not place.exists():
+        place.parent.mkdir(exist_ok=True)
+        (source / CHECKPOINTS / name).rename(place)
+
+
 def remove_unit(folder: Path) -> None:
     """Remove a unit's folder, the order first: what is left after a crash is garbage."""
     (folder / UNIT).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def adopt_sealed_units(context: RunContext) -> None:
-    """Adopt the results that earlier workers left; remove units of another form of the study."""
+def adopt_units(context: RunContext, *, keep_unsealed: bool) -> None:
+    """Adopt what earlier workers finished; remove units of another form of the study.
+
+    ``keep_unsealed``: leave unfinished units to the workers of this run.
+    """
     for folder in sorted((context.ledger.out / UNITS).glob("*")):
         wait_for_worker(context, folder)
         is_ready = (folder / UNIT).is_file()
@@ -153,6 +180,9 @@ def adopt_sealed_units(context: RunContext) -> None:
         elif is_sealed(folder):
             context.did_work = True
             adopt_unit(context, folder)
+        elif not keep_unsealed:
+            context.did_work = True
+            rescue_unit(context, folder)
 
 
 def wait_for_worker(context: RunContext, folder: Path) -> None:

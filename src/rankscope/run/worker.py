@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from rankscope.config.study import StudyConfig
+from rankscope.errors import UserError
 from rankscope.progress import JsonlReporter, NullReporter
 from rankscope.run.conductor import Conductor
 from rankscope.run.prepare import prepare_study
@@ -24,7 +27,15 @@ def work(out: Path, unit: str) -> None:
     if is_sealed(folder):
         return
     prepare_process()
-    study = prepare_study(StudyConfig.model_validate(order.config))
+    try:
+        config = StudyConfig.model_validate(order.config)
+    except ValidationError as error:
+        raise UserError(
+            f"unit {unit}: this process cannot read the study file of its driver ({error}). "
+            "Methods, scorers and tasks registered only in the driver's process are unknown to "
+            "workers: run without --workers"
+        ) from error
+    study = prepare_study(config)
     driver = os.environ.get(DRIVER)
     with Ledger.open(folder, write=True) as ledger, interruptible() as is_stop_requested:
 

@@ -12,16 +12,18 @@ from rankscope.store.artifacts import ARTIFACTS
 from rankscope.store.ledger import Ledger
 
 
-def transfer(source: Ledger, target: Ledger, trial_ids: Collection[str]) -> None:
+def transfer(
+    source: Ledger, target: Ledger, trial_ids: Collection[str], *, verified: bool = True
+) -> None:
     """Copy statuses, records and artifacts of some trials of ``source`` into ``target``.
 
     All of it takes effect in one transaction. Results that ``target`` has already must be equal.
+    ``verified``: hash everything in ``source`` first.
 
     Raises:
         IntegrityError: a result is altered in ``source``, or differs from that of ``target``.
     """
-    problems = source.verify()
-    if problems:
+    if verified and (problems := source.verify()):
         raise IntegrityError(f"{source.out}: {problems[0]}; remove this folder to compute it again")
     rows = [row for row in source.record_rows() if trial_of(row[0]) in trial_ids]
     stored = {row[:3]: row for row in target.record_rows()}

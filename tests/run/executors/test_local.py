@@ -11,6 +11,7 @@ from pocket_study import SETTINGS, leftovers, results, small_study
 
 from rankscope.errors import IntegrityError, Interrupted, UserError
 from rankscope.progress import NullReporter
+from rankscope.run.executors import WorkerFailed
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.worker import work
 
@@ -90,6 +91,37 @@ def abandoned(folder: Path, *, finish: bool) -> Path:
     with pytest.raises(Interrupted):
         small_study(folder, **STUDY).run(folder / "out", executor=Recorder(finish=finish))
     return folder / "out"
+
+
+def test_what_an_unsealed_unit_finished_is_kept_without_workers(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    out = abandoned(tmp_path, finish=True)
+    units = [path.parent for path in out.glob("units/*/sealed.json")]
+    for unit in units:
+        (unit / "sealed.json").unlink()
+    stages = Stages()
+    small_study(tmp_path, **STUDY).run(out, stages)
+    assert len([name for name in stages.names if " train " in name]) == 2 - len(units)
+    assert results(out) == undisturbed
+    assert not (out / "units").exists()
+
+
+class Doomed(LocalExecutor):
+    """Its workers train and then die, however often they are started."""
+
+    def run(self, folder: Path) -> None:
+        work(folder.parents[1], folder.name)
+        raise WorkerFailed("killed")
+
+
+def test_a_unit_that_is_given_up_leaves_its_results(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    study = small_study(tmp_path, **STUDY)
+    records = study.run(tmp_path / "out", executor=Doomed(1))
+    assert {trial.status for trial in records.trials} == {"done"}
+    assert results(tmp_path / "out") == undisturbed
 
 
 def test_a_new_driver_adopts_what_was_sealed(undisturbed: dict[str, Any], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group, group_label
-from rankscope.run.units import adopt_unit, open_unit, remove_unit
+from rankscope.run.units import adopt_unit, open_unit, rescue_unit
 from rankscope.store import TrialFailure
 
 POLL_SECONDS = 0.2
@@ -110,14 +110,16 @@ def run_units(
 
 
 def finish_unit(context: RunContext, future: Future[None], folder: Path, group: Group) -> None:
-    """Commit the results of a unit, or mark its trials as failed."""
+    """Commit the results of a unit. If its workers kept dying, commit what they finished and mark
+    the trials without weights as failed."""
     try:
         future.result()
     except WorkerFailed as error:
-        failures = [TrialFailure(trial.trial_id, "failed", str(error)) for trial in group]
-        context.ledger.fail_trials(failures)
+        rescue_unit(context, folder)
+        statuses = context.ledger.statuses()
+        untrained = [t.trial_id for t in group if statuses[t.trial_id] == "planned"]
+        context.ledger.fail_trials([TrialFailure(i, "failed", str(error)) for i in untrained])
         context.reporter.note(f"{group[0].task} {group_label(group)}: {error}")
-        remove_unit(folder)
     else:
         adopt_unit(context, folder)
     context.pieces_done += 1

@@ -49,12 +49,12 @@ class LocalExecutor:
                 self.running.discard(process)
             if code == 0 and (folder / SEAL).is_file():
                 return
-            if error := error_of(code, folder):
-                raise error
-            if code > 0:  # a bug, not a death: it would happen again
-                break
-        how = f"exit code {code}" if code > 0 else f"signal {-code}, {MAX_ATTEMPTS} times"
-        raise WorkerFailed(f"its worker ended with {how}: {last_line(folder) or 'no message'}")
+            if code >= 0:
+                raise error_of(code, folder)
+        raise WorkerFailed(
+            f"its worker was killed by signal {-code}, {MAX_ATTEMPTS} times: "
+            f"{last_line(folder) or 'no message'}"
+        )
 
     def start(self, folder: Path) -> subprocess.Popen[bytes]:
         """Start one worker process.
@@ -62,7 +62,8 @@ class LocalExecutor:
         Raises:
             Interrupted: :meth:`stop` was called.
         """
-        command = [sys.executable, "-c", "from rankscope.cli import main; main()"]
+        # -P: a file in the current folder must not hide a module of the standard library.
+        command = [sys.executable, "-P", "-c", "from rankscope.cli import main; main()"]
         command += ["work", str(folder.parents[1]), folder.name]
         environment = {"OMP_NUM_THREADS": str(self.threads), **os.environ, DRIVER: str(os.getpid())}
         with self.lock, (folder / MESSAGES).open("wb") as messages:
@@ -88,15 +89,25 @@ class LocalExecutor:
                 process.send_signal(signal.SIGINT)
 
     def close(self) -> None:
-        self.pool.shutdown(wait=True, cancel_futures=True)
+        """Wait for all workers; a second Ctrl-C kills them, which costs no finished result."""
+        try:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+        except KeyboardInterrupt:
+            with self.lock:
+                for process in self.running:
+                    process.kill()
+            raise
 
 
-def error_of(code: int, folder: Path) -> RankscopeError | None:
-    """The error that a worker's exit code stands for, if another attempt cannot help."""
+def error_of(code: int, folder: Path) -> RankscopeError:
+    """The error behind a worker's exit code; another attempt would meet it again."""
     for kind in (errors.UserError, errors.IntegrityError, errors.DiskFull, errors.Interrupted):
         if code == kind.exit_code:
             return kind(last_line(folder).removeprefix("error: ") or f"worker of {folder} stopped")
-    return None
+    return RankscopeError(
+        f"a worker ended with exit code {code}: {last_line(folder) or 'no message'}. Its output is "
+        f"in {folder / MESSAGES}; finished results are kept, and the same command continues"
+    )
 
 
 def last_line(folder: Path) -> str:
