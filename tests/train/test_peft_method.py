@@ -199,7 +199,7 @@ def test_what_is_stored_between_two_steps_changes_nothing(tmp_path: Path) -> Non
     def after_step(step: int, base: Any, states: Any) -> None:
         folder = tmp_path / str(step)
         folder.mkdir()
-        states[0].tuner.save(spec, base.record, folder)
+        states[0].tuner.save(base.record, folder)
 
     stored = train_group(base_of(tiny_llama()), [spec], ROWS, PROTOCOL, callbacks=[after_step])
     assert sha256_tensors(stored.states[0].tensors()) == sha256_tensors(plain.states[0].tensors())
