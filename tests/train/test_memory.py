@@ -111,7 +111,7 @@ def test_recomputation_dropout_and_more_targets_move_the_pass_as_they_should() -
 def test_the_fullest_pass_is_about_the_fullest_there_is() -> None:
     """Against the cut of the loop itself, over every step of some trials."""
     from rankscope.data.sampler import RowSampler
-    from rankscope.train.loop import forward_passes
+    from rankscope.train.step import forward_passes
 
     rows = toy_rows(300)
     counts = RowCounts.of(rows)
