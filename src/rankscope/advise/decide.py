@@ -1,4 +1,4 @@
-"""Decide one training task: a LoRA arm, full fine-tuning, no fine-tuning, or not decided.
+"""Decide for one training task: an adapter, full fine-tuning, no fine-tuning, or not decided.
 
 An *arm* is one configuration (method, rank, learning rate, ...) trained with several seeds.
 ``select.py`` names two arms by their *utility* on the validation split: gain minus forgetting minus
@@ -8,16 +8,19 @@ cost, by the study's weights.
 - *chosen* is the smallest LoRA rank whose utility is within the margin of the best, and above 0 if
   the best's is. Without such a rank, chosen is the best arm, which may be full fine-tuning.
 
-Arms over the limit on forgetting are excluded before, on the validation split too. Everything else
-is decided on the test split:
+Arms over the limit on forgetting on the validation split are excluded first. The rest is
+decided on the test split, except where a step names the validation split:
 
 1. Are there enough test items to decide anything?
-2. Does the chosen arm beat the base significantly, or else the best arm? It is the *winner*.
+2. Does the chosen arm beat the base significantly? If not, does the best arm? The first
+   that does is the *winner*.
 3. If forgetting has a weight: is the winner's utility, of the validation split, above 0?
-4. If the winner is full fine-tuning, is the best LoRA arm clearly worse?
+4. If the winner is full fine-tuning: is LoRA missing, clearly worse, not shown to beat the base,
+   or without a utility above 0 on the validation split? If none of these, LoRA is recommended.
 5. Is the recommended arm's gain worth its forgetting, and is the limit kept?
 
-An answer is ``firm`` if its intervals are clear and it rests on three complete seeds or more,
+An answer is ``firm`` if its intervals are clear, it rests on three complete seeds or more,
+no trial of the task is still to run, and training saw at most 1 % of the test rows;
 otherwise ``tentative``; ``not_decided`` has the confidence ``none``. The exact rule is in
 docs/science.md, "From scores to a decision".
 """
@@ -203,9 +206,10 @@ def _not_worth_it(results: TaskResults, arm: Arm) -> Verdict:
 
 
 def _full_or_lora(results: TaskResults, full: Candidate) -> Verdict:
-    """Full fine-tuning led on the validation split: recommend it only if LoRA is clearly worse.
+    """Full fine-tuning led on the validation split: recommend it unless LoRA can replace it.
 
-    LoRA needs a utility above 0 whatever the weights, because it did not lead.
+    To replace it, LoRA must not be clearly worse, must beat the base, and needs a utility above 0,
+    even if forgetting has no weight.
     """
     lora, small = results.choice.best_lora, results.choice.small_lora
     if lora is None or (shortfall := _shortfall(results, lora, full)) == "net":

@@ -55,8 +55,8 @@ def evaluate_task(
 
     Raises:
         UserError: items that cannot be scored.
-        NotFiniteError: a model gives no item a finite likelihood; for the scorers loss and
-            perplexity, gives any item none.
+        NotFiniteError: a model gives no item a finite likelihood; with the scorers loss and
+            perplexity, one item without a finite likelihood is enough.
         ValueError: a name that no attached adapter has.
     """
     missing = [name for name in models if name is not None and name not in base.multi_lora.adapters]
@@ -115,7 +115,10 @@ def truncation_notes(
     max_tokens: int | None,
     settings: EvaluateConfig,
 ) -> list[str]:
-    """Notes on items that are cut before scoring: by the context, by ``max_length``."""
+    """Notes on items that are cut before scoring, by the context or by ``max_length``.
+
+    Raises UserError for items too long for the context, unless ``too_long`` says to cut them.
+    """
     encoded = encode_split(encoder, task, split, max_tokens, settings)
     total = f"of {len(encoded.items)} {split} items"
     notes = []
@@ -157,7 +160,8 @@ def evaluate_with_failures(
     """As :func:`evaluate_task`, but models without finite likelihoods do not stop the others.
 
     Returns:
-        Per adapter name its evaluation, or one sentence why it could not be scored.
+        The evaluations, and for each model that could not be scored one sentence why; both by
+        adapter name.
     """
     try:
         return (evaluate_task(base, encoder, task, split, models, settings) if models else {}), {}

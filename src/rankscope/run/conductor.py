@@ -78,7 +78,7 @@ class Conductor:
         ledger.fail_trials(
             [TrialFailure(i, "oom", f"scoring ran {why}") for i, why in shortages.items()]
         )
-        scored = self.unfinished(group)  # those that failed are none of them
+        scored = self.unfinished(group)  # without those that failed
         analyzable = tuple(trial for trial in scored if self.lacks_analysis(trial))
         shortages = with_oom_backoff(context, analyzable, self.analyze, "analyze")
         for trial in analyzable:
@@ -103,7 +103,7 @@ class Conductor:
 
     def unfinished(self, group: Group) -> Group:
         """Trials that were trained but not marked ``done``, and done trials that lack a score or an
-        analysis, because the study file asks for more since."""
+        analysis: the study file now asks for more, or an analysis ran out of memory."""
         statuses = self.context.ledger.statuses()
         return tuple(
             trial

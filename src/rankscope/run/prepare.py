@@ -33,10 +33,11 @@ USABLE_SHARE = 0.9
 
 
 def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
-    """Resolve, download, read, check, split and encode; of weights, only hashes are computed.
+    """Fetch the model, encode the data, check it all and plan the groups; weights are only hashed.
 
     weights: the base's weights must be there and are hashed. False plans from its configuration
-    and tokenizer; the trials' ids are then not those of a run.
+    and tokenizer, and the trials' ids are then not those of a run, unless an arm has ``init_from``
+    and the weights are there: they are then hashed all the same.
     """
     # The base model
     folder = model_folder(config.model, weights)
@@ -125,7 +126,7 @@ def missing_weights_notes(folder: Path) -> list[str]:
 
 
 def resolve_auto(config: StudyConfig, encoder: Encoder, dtype: torch.dtype) -> StudyConfig:
-    """Replace ``auto`` by what it means here, so that trial ids name what was done."""
+    """Resolve ``auto`` of prompt format and dtype, so that trial ids name what was done."""
     model = config.model.model_copy(update={"prompt_format": encoder.prompt_format})
     name = str(dtype).removeprefix("torch.")
     return config.model_copy(update={"model": model, "dtype": name})

@@ -26,13 +26,14 @@ class StepProgress(Protocol):
 
     def __call__(self, step: int, num_steps: int, num_tokens: int, losses: list[float]) -> None:
         """``step`` of ``num_steps`` steps are done, the last one with ``num_tokens`` tokens;
-        ``losses`` are those of the active trials."""
+        ``losses`` are of the trials that took it, on their own rows (no replay)."""
 
 
 class StepCallback(Protocol):
     """Called between two optimizer steps; must not change weights or draw random numbers.
 
-    Called again for the step at which a run resumes, since the stop may have cut it short.
+    When a run resumes, it is called again for the last stored step: a stop may have cut its
+        first call short.
     """
 
     def __call__(self, step: int, model: Base, states: Sequence[TrialState], /) -> None:
@@ -71,7 +72,7 @@ def train_group(
         rows: the task's encoded training rows; each trial sees them in its own seed's order.
         config: the training protocol; a trial may override parts of it.
         replay: by task, the encoded rows that trials may replay.
-        checkpoint: where the resumable state goes, at most every ``checkpoint_seconds``.
+        checkpoint: stores the resumable state, at most every ``checkpoint_seconds`` and at a stop.
         progress: called after every optimizer step.
         callbacks: called after that, in order; not counted as training time.
         should_stop: checked after every step; True saves the state and raises Interrupted.

@@ -39,7 +39,7 @@ def compute_gradients(
         model: the base with the trials' adapters, or the copy that full fine-tuning trains.
         base: the untuned base, which KL compares with.
         terms: of all active trials; those of one trial follow one another.
-        batch_tokens: most tokens of one forward pass.
+        batch_tokens: most tokens of one forward pass; a longer row gets a pass of its own.
 
     Returns:
         The loss of each term.

@@ -21,7 +21,7 @@ class EvalBatch:
     task: str
     split: Split
     model_ids: Mapping[str | None, str]
-    """Adapter name, None without an adapter -> id of a trial or scaled variant, or ``base``."""
+    """By adapter name (None: no adapter), the id of a trial or scaled variant, or ``base``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class EvalOutcome:
     evaluations: Mapping[str | None, Evaluation]
     """By adapter name."""
     failures: Sequence[TrialFailure] = ()
-    """Trials whose likelihoods are not finite."""
+    """Trials whose likelihoods, or a scaled variant's, are not finite."""
 
 
 class EvaluateStage:
@@ -54,7 +54,7 @@ class EvaluateStage:
     def missing_batches(
         self, model_ids: Mapping[str | None, str], wanted: Sequence[EvalKey]
     ) -> list[EvalBatch]:
-        """The missing ones of ``wanted`` that are of ``model_ids``, in the order of ``wanted``."""
+        """Batches of the ``wanted`` scores of these models that the ledger lacks, in order."""
         missing = dict.fromkeys(self.context.ledger.missing_evals(wanted))
         ids = set(model_ids.values())
         splits = dict.fromkeys((task, split) for i, task, split in missing if i in ids)
@@ -95,7 +95,7 @@ class EvaluateStage:
         return EvalOutcome(evaluations, failures)
 
     def score_base(self, batch: EvalBatch) -> EvalOutcome:
-        """Score the untuned base; an error if it cannot be, since no gain could be measured."""
+        """Score the untuned base. Failing to is an error: without it no gain can be measured."""
         study, where = self.context.study, f"{batch.task} {batch.split}"
         settings, task = study.config.evaluate, study.tasks[batch.task]
         try:

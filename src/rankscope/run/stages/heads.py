@@ -30,7 +30,7 @@ class HeadsStage:
         return self.context.ledger.without_record("heads", group) if self.settings.enabled else []
 
     def measure_base(self) -> None:
-        """Measure the base's heads for every training task with trials to come.
+        """Measure the base's heads for every training task that still has trials to measure.
 
         Call it while no adapter is attached.
         """

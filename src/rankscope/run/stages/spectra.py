@@ -1,6 +1,7 @@
 """Compare the singular values and vectors of trained matrices with the base's.
 
-In a fully fine-tuned model these are the matrices that the study's adapters change.
+For a fully fine-tuned model, the matrices are those that the study's adapters change or, if the
+study has no adapters, all linear layers but the output head.
 """
 
 from collections.abc import Iterator, Sequence
