@@ -35,15 +35,16 @@ def check_taken(out: Path) -> None:
     An empty folder is free, except the current one: replacing it would leave the shell in a deleted
     folder.
     """
-    if out.is_dir() and not any(out.iterdir()):
-        if out.resolve() == Path.cwd():
+    place = out.resolve()  # "x/.." is a folder even if there is no x
+    if place.is_dir() and not any(place.iterdir()):
+        if place == Path.cwd():
             raise UserError(
                 f"{out}: the folder this command runs in, which would be replaced; expected a name "
                 "in it or elsewhere"
             )
         return
-    if out.exists() or out.is_symlink():
-        content = "a folder with files in it" if out.is_dir() else "a file"
+    if place.exists() or out.is_symlink():
+        content = "a folder with files in it" if place.is_dir() else "a file"
         raise UserError(
             f"{out}: found {content}, expected nothing or an empty folder; give another"
         )
