@@ -1,14 +1,13 @@
 """A method of PEFT's in the loop equals it in plain PyTorch, and resumes bit for bit."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel, get_peft_model
+from recipe import minimal
 from tiny_models import base_of, tiny_llama
 from toy_training import ATTENTION, peft_trial, protocol, toy_rows, trial
 
@@ -54,16 +53,6 @@ def test_an_early_stop_of_what_is_more_than_its_parameters_is_refused() -> None:
         train_group(base_of(tiny_llama()), [spec], ROWS, PROTOCOL)
 
 
-def recipe() -> ModuleType:
-    path = Path(__file__).parents[2] / "recipes" / "minimal.py"
-    spec = importlib.util.spec_from_file_location("minimal", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def steps_of(spec: TrialSpec) -> list[list[list[tuple[list[int], list[bool]]]]]:
     """Per optimizer step the micro-batches of (ids, labelled)."""
     order = RowSampler(len(ROWS), PROTOCOL.batch_size, PROTOCOL.gradient_accumulation, spec.seed)
@@ -97,7 +86,7 @@ def test_it_equals_peft_in_plain_pytorch(settings: dict[str, Any], lr: float) ->
     result = train_group(base_of(tiny_llama()), [spec], ROWS, PROTOCOL)
     model = reference(spec, settings)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    losses = recipe().train(model, dict.fromkeys(parameters, lr), steps_of(spec))
+    losses = minimal().train(model, dict.fromkeys(parameters, lr), steps_of(spec))
     assert [p.loss for p in result.states[0].losses] == pytest.approx(losses, rel=RELATIVE)
     assert_same_weights(result, parameters)
     start = [p for p in reference(spec, settings).parameters() if p.requires_grad]
@@ -113,7 +102,7 @@ def test_adalora_equals_its_own_loop_in_plain_pytorch() -> None:
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
     losses = []
     for step, micro_batches in enumerate(steps_of(spec)):
-        batches = [recipe().padded(rows) for rows in micro_batches]
+        batches = [minimal().padded(rows) for rows in micro_batches]
         num_labels = sum(int((labels[:, 1:] != -100).sum()) for _, _, labels in batches)
         total = 0.0
         for ids, mask, labels in batches:

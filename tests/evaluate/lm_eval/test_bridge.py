@@ -207,7 +207,7 @@ def test_functions_run_only_where_they_are_allowed(
         ({"metric_list": [{"metric": "no_such_metric"}]}, "", "fetched as code from the hub"),
         ({"metric_list": [{"metric": "acc", "hf_evaluate": True}]}, "", "fetched as code"),
         ({"unsafe_code": True}, "", "runs what the model writes"),
-        ({"dataset_kwargs": {"data_files": "none.jsonl"}}, "", "data set is at hand"),
+        ({"dataset_kwargs": {"data_files": "none.jsonl"}}, "", "data set can be read"),
         ({"no_such_key": 1}, "", r"unexpected keyword.*Expected a task that lm-evaluation-harness"),
         ({"doc_to_text": "{{ ''.__class__.__mro__ }}"}, "", "cannot be loaded.*unsafe"),
         (

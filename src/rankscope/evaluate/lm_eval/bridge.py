@@ -200,7 +200,7 @@ def load_documents(manager: "TaskManager", names: list[str]) -> dict[str, Any]:
         frames = traceback.walk_tb(error.__traceback__)
         if any(frame.f_globals.get("__name__") == "datasets.load" for frame, _ in frames):
             expected = (
-                "a harness task whose data set is at hand (local files in dataset_kwargs: "
+                "a harness task whose data set can be read (local files in dataset_kwargs: "
                 "data_files, or a reachable hub)"
             )
         raise UserError(
