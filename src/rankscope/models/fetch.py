@@ -26,10 +26,8 @@ CACHE_VARIABLE = "RANKSCOPE_CACHE"
 class KnownModel:
     """A model that a package on the index carries."""
 
-    requirement: str
-    """The package, for pip."""
-    card: str
-    """The model's origin, in words."""
+    requirement: str  # The package, for pip
+    card: str  # The model's origin, in words
 
 
 KNOWN_MODELS: dict[str, KnownModel] = {

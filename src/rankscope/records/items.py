@@ -30,14 +30,11 @@ class ItemResult:
 
     item_id: str
     subject: str | None
-    score: float
-    """Primary metric of this item: 1 right, 0 wrong (or log p per token)."""
+    score: float  # Primary metric of this item: 1 right, 0 wrong (or log p per token)
     gold: str
     prediction: str
-    gold_logprob: float | None = None
-    """Summed over the gold answer's tokens, nats."""
-    option_logprobs: tuple[float, ...] | None = None
-    """Summed log p of each option's text."""
+    gold_logprob: float | None = None  # Summed over the gold answer's tokens, nats
+    option_logprobs: tuple[float, ...] | None = None  # Summed log p of each option's text
     option_tokens: tuple[int, ...] | None = None
     letter_logprobs: tuple[float, ...] | None = None
     generated: str | None = None
