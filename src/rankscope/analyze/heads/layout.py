@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -109,6 +110,14 @@ class HeadModel:
     def o_proj(self, layer: AttentionLayer) -> nn.Module:
         """The output projection of a layer, with whatever is on it."""
         return self.base.model.get_submodule(layer.projection("o_proj"))
+
+    def plan(self, batch: RowBatch, num_shared: int = 0) -> AttentionPlan:
+        """The attention plan of a batch whose rows continue ``num_shared`` tokens."""
+        plan = AttentionPlan.of(batch.lengths, self.base.device)
+        if batch.branches or num_shared:
+            with torch.no_grad():  # gradients are only taken of rows without branches
+                plan = plan.with_branches(batch.branches, None, self.base.device)
+        return plan
 
     def logits(self, batch: RowBatch, plan: AttentionPlan) -> Tensor:
         """Logits at the kept positions of a batch, every token computed with the adapter."""

@@ -16,7 +16,7 @@ from rankscope.analyze.heads.importance import head_importance, unit_length
 from rankscope.analyze.heads.layout import PROJECTIONS, HeadLayout, HeadModel
 from rankscope.analyze.heads.roles import head_roles
 from rankscope.analyze.heads.tasks import HeadTask
-from rankscope.evaluate.likelihood import Floats
+from rankscope.evaluate.token_trees import Floats
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.peft_backend.tuner import PeftTuner
