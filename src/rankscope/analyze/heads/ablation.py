@@ -19,7 +19,6 @@ from rankscope.evaluate.token_trees import Floats, TokenTree, cut_batches
 
 
 def single_heads(layout: HeadLayout, layers: Iterable[int] | None = None) -> list[Ablation]:
-    """Every query head by itself, of all layers or of some."""
     chosen = range(len(layout)) if layers is None else layers
     return [
         Ablation(((index, head),))
@@ -58,8 +57,6 @@ def zeroed(model: HeadModel, heads: Sequence[Head]) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class AblationResult:
-    """Summed log p of every continuation, per item."""
-
     intact: list[Floats]
     ablated: list[list[Floats]]  # By ablation
 

@@ -45,10 +45,8 @@ def row_entropy(q: Tensor, k: Tensor, scale: float, window: int | None) -> Tenso
 def attention_entropy(
     model: HeadModel, trees: Sequence[TokenTree]
 ) -> list[tuple[float | None, ...]]:
-    """Mean entropy on the prompts and right answers of some items: by layer and query head.
-
-    None if there is no position that sees two tokens.
-    """
+    """Mean entropy on the prompts and right answers of some items: by layer and query head; None if
+    no position sees two tokens."""
     rows = [tree.gold_row() for tree in trees]
     sums = [torch.zeros(layer.num_heads, dtype=torch.float64) for layer in model.layout]
     num_positions = 0

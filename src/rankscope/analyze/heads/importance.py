@@ -49,7 +49,6 @@ def unit_length(values: Tensor) -> Tensor:
 
 
 def head_importance(model: HeadModel, trees: Sequence[TokenTree]) -> Importance:
-    """Importance of every head for the right answers of some items; the model stays as it is."""
     rows = [tree.gold_row() for tree in trees]
     signed = tuple(torch.zeros(len(rows), layer.num_heads) for layer in model.layout)
     losses = torch.zeros(len(rows))

@@ -55,10 +55,8 @@ class LayerwiseScorer:
     ) -> Iterator[tuple[int | None, list[Floats]]]:
         """Yield (index of an ablation, scores by item); index None is the intact model.
 
-        Args:
-            ablations: all of them.
-            by_first_layer: layer -> indices of the ablations that begin there.
-            per_pass: most ablations in one pass; 1 if there is a shared prefix.
+        ``by_first_layer`` lists the indices of the ablations that begin in each layer; ``per_pass``
+        of them run together, one if there is a shared prefix.
         """
         hidden: Tensor | None = None
         prefix_hidden: Tensor | None = None
@@ -101,12 +99,10 @@ class LayerwiseScorer:
         return batch.sums(logprobs_at(logits, batch.sources, batch.targets))
 
     def items_pass(self, copies: int, prefix: KVCache | None) -> ForwardPass:
-        """A pass over copies of the items, which attend to the prefix in the cache."""
         batch, plan = self.batch(copies)
         return batch.rows, replace(plan, prefix=prefix)
 
     def prefix_pass(self) -> tuple[ForwardPass, KVCache]:
-        """A pass over the shared prefix, and the cache of its keys and values."""
         length = len(self.prefix)
         batch = RowBatch.of([Row(self.prefix, [])], self.model.base.device)
         plan = AttentionPlan.of([length], self.model.base.device)
@@ -128,10 +124,8 @@ class LayerwiseScorer:
     def run_layer(
         self, index: int, hidden: Tensor | None, rows: ForwardPass
     ) -> tuple[Tensor, Tensor]:
-        """Run one layer on the hidden states (1, N, E) that enter it; None takes the embedding's.
-
-        Returns what leaves the layer, (1, N, E), and what enters its o_proj, z (1, N, H D).
-        """
+        """Run one layer on the hidden states (1, N, E) that enter it, or on the embedding's: what
+        leaves it, (1, N, E), and what enters its o_proj, z (1, N, H D)."""
         seen: dict[str, Tensor] = {}
 
         def keep_z(module: nn.Module, args: tuple[Tensor]) -> None:
@@ -193,7 +187,6 @@ class LayerwiseScorer:
         return forwards
 
     def run(self, rows: ForwardPass, forwards: dict[nn.Module, Any]) -> Tensor:
-        """Logits of a pass in which some modules have other forwards."""
         with replaced_forwards(forwards):
             return self.model.logits(*rows)
 

@@ -53,10 +53,7 @@ class HeadLayout:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "HeadLayout":
-        """Find the heads of a model, with or without adapters or a PEFT tuner on it.
-
-        Raises UserError for an architecture whose heads have no matrices of their own.
-        """
+        """Find the heads of a model, with or without adapters or a PEFT tuner on it."""
         config = model.config.get_text_config()
         modules = dict(model.named_modules())
         attentions = [n.removesuffix(".o_proj") for n in modules if n.endswith(".o_proj")]
@@ -93,7 +90,6 @@ class HeadLayout:
 
     @property
     def num_heads(self) -> int:
-        """Query heads of all layers together."""
         return sum(layer.num_heads for layer in self.layers)
 
 
@@ -108,7 +104,6 @@ class HeadModel:
     batch_tokens: int = 4096  # Most tokens per forward pass, but at least one item
 
     def o_proj(self, layer: AttentionLayer) -> nn.Module:
-        """The output projection of a layer, with whatever is on it."""
         return self.base.model.get_submodule(layer.projection("o_proj"))
 
     def plan(self, batch: RowBatch, num_shared: int = 0) -> AttentionPlan:

@@ -20,8 +20,6 @@ LOGPROB_PER_TOKEN = "logprob_per_token"
 
 @dataclass(frozen=True, slots=True)
 class HeadTask:
-    """One task's items."""
-
     name: str
     metric: str
     trees: tuple[TokenTree, ...]
@@ -51,7 +49,7 @@ def head_task(
     """The first test items of a task, for a model with a context of ``context`` tokens.
 
     Tasks answered by generating are scored by the likelihood of the gold answer, and so are
-    mixtures whose parts have different scorers. Raises UserError for items that cannot be scored.
+    mixtures whose parts have different scorers.
     """
     first = replace(task, test=task.test[:max_items])
     has_contexts = any(item.contexts for item in first.test)
