@@ -103,8 +103,8 @@ class StopStrings:
         """Whether a token can hold the last character of a stop string.
 
         Most tokens cannot, and decoding one costs as much as decoding the tail, so each is decoded
-        once. Decoding may strip white space from a single token, and characters beyond ASCII may
-        spread over several tokens: for those the answer is yes.
+        once. Decoding may strip white space, and characters beyond ASCII may spread over several
+        tokens: for those the answer is yes.
         """
         if token not in self._can_end:
             text = decode(self.tokenizer, [token])
@@ -130,13 +130,8 @@ def generate(
 ) -> dict[str | None, list[Generation]]:
     """Continue every prompt greedily under every model; results in prompt order.
 
-    Args:
-        base: carries the adapters of ``adapter_names``; None among them is the bare base.
-        prompts: token ids, each at least one and fewer than ``limits.context``.
-        adapter_names: distinct.
-
-    Raises:
-        ValueError: a prompt of another length.
+    Prompts are token ids, at least one and fewer than ``limits.context``. The adapters of
+    ``adapter_names``, distinct, are attached to ``base``; None is the bare base.
     """
     for prompt in prompts:
         if not 0 < len(prompt) < limits.context:
@@ -191,7 +186,6 @@ class RunningBatch:
         """The ``prefix_key`` of the shared prefix computed last, and its keys and values."""
 
     def run(self, waiting: deque[Generation]) -> None:
-        """Generate until no sequence waits or runs."""
         while waiting or self.sequences:
             num_finished = sum(sequence.is_finished for sequence in self.sequences)
             is_sparse = num_finished * SPARE >= len(self.sequences)
@@ -252,8 +246,7 @@ class RunningBatch:
         return self.last_prefix[1]
 
     def accept_likeliest(self, logits: Tensor, sequences: Sequence[Generation]) -> Tensor:
-        """Append the likeliest token of its logits row to each sequence; the tokens, (R,) on the
-        CPU."""
+        """Append the likeliest token to each sequence; the tokens, (R,) on the CPU."""
         tokens = logits.argmax(dim=-1).cpu()
         for sequence, token in zip(sequences, tokens.tolist(), strict=True):
             if not sequence.is_finished:
@@ -281,7 +274,6 @@ class RunningBatch:
         self.spans = one_token_spans([sequence.adapter_name for sequence in sequences])
 
     def step(self) -> None:
-        """Generate one more token of every running sequence."""
         num_rows = len(self.sequences)
         device = self.base.device
         batch = RowBatch(

@@ -166,7 +166,6 @@ def row_logprobs(
 def check_finite_logprobs(
     items: Iterable[Item], totals: Iterable[float], adapter_name: str | None
 ) -> None:
-    """Raise NotFiniteError for a model whose log-probabilities are not finite."""
     for item, total in zip(items, totals, strict=True):
         if not np.isfinite(total):
             model = "the model" if adapter_name is None else f"adapter {adapter_name}"

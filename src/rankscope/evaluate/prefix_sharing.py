@@ -32,7 +32,6 @@ class Span:
     """(shared tokens, first prompt, one after the last)."""
 
     def add(self, inner: "Span") -> None:
-        """Add the cuts of an inner span."""
         self.saved += inner.saved
         self.cuts += inner.cuts
 

@@ -27,7 +27,6 @@ def adapter_path(trial_id: str) -> str:
 
 
 def model_path(trial_id: str) -> str:
-    """Path of a fully fine-tuned trial's model folder, relative to the study."""
     return f"artifacts/{trial_id}/model"
 
 
@@ -43,7 +42,6 @@ def snapshot_path(spec: TrialSpec, step: int) -> str:
 
 
 def items_path(trial_id: str, task: str, split: str) -> str:
-    """Path of the per-item Parquet table of one evaluation, relative to the study."""
     folder = trial_id.replace("@", "/")  # a variant's items go below its trial's
     return f"artifacts/{folder}/items/{task}.{split}.parquet"
 

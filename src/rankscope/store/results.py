@@ -44,7 +44,6 @@ class StoredGroups(Record):
 
 
 def kind_of(record: StoredRecord) -> RecordKind:
-    """The kind under which a record is stored."""
     kinds: dict[type[Record], RecordKind] = {
         TrainRecord: "train",
         CurvePoint: "curve",
@@ -56,7 +55,7 @@ def kind_of(record: StoredRecord) -> RecordKind:
 
 
 def key_of(record: StoredRecord) -> str:
-    """What tells a trial's records of one kind apart: task/split, or task/step of a curve."""
+    """What tells a trial's records of one kind apart."""
     match record:
         case EvalRecord():
             return f"{record.task}/{record.split}"
@@ -72,10 +71,7 @@ def set_status(
     reason: str | None = None,
     expected: Sequence[Status] | None = None,
 ) -> None:
-    """Change the status of a trial, if it is one of ``expected``; within a transaction.
-
-    Raises KeyError for a trial that is not in the ledger.
-    """
+    """Change the status of a trial, if it is one of ``expected``; within a transaction."""
     row = db.execute("SELECT status FROM trials WHERE trial_id = ?", (trial_id,)).fetchone()
     if row is None:
         raise KeyError(f"trial {trial_id!r} is not in the ledger")

@@ -39,11 +39,7 @@ class GroupCheckpoint:
         self.folder = folder
 
     def save(self, state: GroupState) -> None:
-        """Replace the stored state; a crash leaves either the old or the new one.
-
-        Raises:
-            DiskFull: no space; the previous state is kept.
-            OSError: the folder cannot be written for another reason.
+        """Replace the stored state; a crash, or a full disk, leaves either the old or the new one.
         """
         aside = self.folder / "aside"
         shutil.rmtree(aside, ignore_errors=True)
@@ -74,7 +70,6 @@ class GroupCheckpoint:
                 shutil.rmtree(old, ignore_errors=True)
 
     def load(self) -> GroupState | None:
-        """The newest complete state, or None."""
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
             try:
                 meta = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
@@ -84,10 +79,8 @@ class GroupCheckpoint:
         return None
 
     def extract(self, trial_ids: Collection[str], into: "GroupCheckpoint") -> None:
-        """Copy the state of some trials, if there is any, into another checkpoint.
-
-        They get their share, by tokens, of the seconds spent so far.
-        """
+        """Copy the state of some trials, with their share of the seconds by tokens, into another
+        checkpoint."""
         state = self.load()
         if state is None:
             return
@@ -100,5 +93,4 @@ class GroupCheckpoint:
         into.save(GroupState(state.step, tensors, {**meta, "seconds": seconds * share}))
 
     def remove(self) -> None:
-        """Delete the state."""
         shutil.rmtree(self.folder, ignore_errors=True)
