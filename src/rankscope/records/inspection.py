@@ -25,15 +25,8 @@ class NormGrowth(Record):
 
     @classmethod
     def fit(cls, ranks: Sequence[int], norms: Sequence[float]) -> "NormGrowth | None":
-        """Fit both, with the residual of each.
-
-        Args:
-            ranks: of adapters trained alike but for the rank.
-            norms: |dW|_F of each over the same matrices.
-
-        Returns:
-            None with fewer than three different ranks, or where an update is zero.
-        """
+        """Fit both, with the residual of each, to |dW|_F of adapters trained alike but for the
+        rank; None with fewer than three different ranks, or if an update is zero."""
         if len(set(ranks)) < FEWEST_RANKS or min(norms) <= 0:
             return None
         x = [math.log(rank) for rank in ranks]

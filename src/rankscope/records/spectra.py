@@ -11,10 +11,8 @@ from rankscope.records.record import Record
 
 @cache
 def expected_largest(count: int) -> float:
-    """Expected largest of ``count`` independent |standard normal| values, by the trapezoid rule.
-
-    E max = integral over x > 0 of 1 - P(|z| < x)^count.
-    """
+    """Expected largest of ``count`` independent |standard normal| values, by the trapezoid rule:
+    the integral over x > 0 of 1 - P(|z| < x)^count."""
     step = 0.01
     return step * (
         0.5 + sum(1 - math.erf(i * step / math.sqrt(2)) ** count for i in range(1, 1000))
@@ -64,10 +62,8 @@ class MatrixSpectrum(Record):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def chance_index(self) -> tuple[float, float]:
-        """Expected index-matched similarity of unrelated vectors, left and right.
-
-        Mean |cosine| of random directions in m dimensions: sqrt(2 / (pi m)) for large m.
-        """
+        """Expected index-matched similarity of unrelated vectors, left and right: mean |cosine| of
+        random directions in m dimensions, sqrt(2 / (pi m)) for large m."""
         left, right = (math.sqrt(2 / (math.pi * size)) for size in self.shape)
         return left, right
 
@@ -95,5 +91,4 @@ class SpectraRecord(Record):
 
     @property
     def intruders(self) -> int:
-        """Summed over matrices."""
         return sum(m.intruders for m in self.matrices)

@@ -109,7 +109,6 @@ class StudyRecords:
     """The whole item tables behind ``items``, with prompts and answers; read on demand."""
 
     def task(self, name: str) -> TaskRecord:
-        """The task called ``name``. Raises KeyError."""
         for task in self.tasks:
             if task.name == name:
                 return task

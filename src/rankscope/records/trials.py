@@ -48,17 +48,14 @@ class TrialSpec(Record):
 
     @property
     def is_full(self) -> bool:
-        """Whether every weight of the base is trained."""
         return get_method(self.method).trains_base
 
     @property
     def trains_alone(self) -> bool:
-        """Whether it cannot share the base with other trials."""
         return get_method(self.method).trains_alone
 
     @property
     def scaling(self) -> float:
-        """s in W = W0 + s B A."""
         if self.rank is None or self.alpha is None:
             return 1.0
         return self.alpha / get_lora_method(self.method).rank_scale(self.rank)

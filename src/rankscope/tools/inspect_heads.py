@@ -50,7 +50,6 @@ class HeadSettings:
 def load_head_task(
     name: str, settings: HeadSettings, encoder: Encoder, context: int | None
 ) -> HeadTask:
-    """Read and encode the items of one named task."""
     task = load_task(TaskConfig(name=name), settings.data_dir, 0, settings.items)
     return head_task(context, encoder, task, settings.items, EvaluateConfig())
 
@@ -90,7 +89,6 @@ def inspect_heads(
 def analyze_base(
     name: str, settings: HeadSettings, device: torch.device, reporter: ProgressReporter
 ) -> HeadAnalysis:
-    """Load the base and measure its heads."""
     config = ModelConfig(path=str(shapes_folder(name).resolve()))
     base = load_base(config, device, choose_dtype(settings.dtype, device))
     layout = HeadLayout.of(base.model)

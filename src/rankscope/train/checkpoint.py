@@ -39,8 +39,7 @@ class GroupCheckpoint:
         self.folder = folder
 
     def save(self, state: GroupState) -> None:
-        """Replace the stored state; a crash, or a full disk, leaves either the old or the new one.
-        """
+        """Replace the stored state; a crash or a full disk leaves the old one."""
         aside = self.folder / "aside"
         shutil.rmtree(aside, ignore_errors=True)
         target = self.folder / f"step-{state.step:09d}"

@@ -68,7 +68,6 @@ class TrialState:
 
     @property
     def adapter_name(self) -> str | None:
-        """Name of its adapter on the base; None trains the model itself."""
         return self.adapter.name if self.adapter is not None else None
 
     @property
@@ -79,8 +78,8 @@ class TrialState:
     def needs_row_passes(self) -> bool:
         """Whether each row needs a forward pass of its own.
 
-        PEFT draws dropout pass by pass, and a row's mask must not depend on how many other rows
-        fit into memory beside it.
+        PEFT draws dropout pass by pass, and a row's mask must not depend on how many other rows fit
+        into memory beside it.
         """
         return self.tuner is not None and self.tuner.draws
 
@@ -105,7 +104,6 @@ class TrialState:
         return terms
 
     def loss_terms(self, step: int, rows: Sequence[EncodedRow]) -> list[LossTerm]:
-        """The rows of a step, by how they count in the loss."""
         own = [rows[i] for micro in self.sampler.step(step) for i in micro]
         replayed = None
         if self.replay is not None:
@@ -143,15 +141,14 @@ class TrialState:
         self.optimizer.zero_grad(set_to_none=True)
 
     def drop_cached_weights(self) -> None:
-        """Drop what the adapter computed from its old weights."""
         if self.adapter is not None:
             self.adapter.drop_cached_weights()
 
     def observe_score(self, step: int, score: float) -> None:
         """Pass the in-domain score after ``step`` steps to the early stop, if the trial has one.
 
-        While warm-up has only made steps at rate 0, the weights are the base's: their score does
-        not count, or the best weights could be untrained ones.
+        After warm-up steps at rate 0 alone the weights are the base's: their score does not count,
+        or the best weights could be untrained ones.
         """
         if self.early_stop is not None and any(point.lr > 0 for point in self.losses):
             self.early_stop.observe(step, score, self.parameters)
@@ -209,7 +206,6 @@ class TrialState:
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, object]) -> None:
-        """Set the state to what :meth:`tensors` and :meth:`counters` returned."""
         for name, tensor in tensors.items():
             if name.startswith((TUNER, BEST)):
                 continue
@@ -249,14 +245,8 @@ def start_trials(
     config: TrainConfig,
     replay: Mapping[str, Sequence[EncodedRow]],
 ) -> tuple[Base, list[TrialState]]:
-    """Fresh states of a group's trials, and the model that they train.
-
-    The model is the base with their adapters attached; a copy in full fine-tuning.
-
-    Raises:
-        UserError: trials that cannot train together, or settings that cannot be combined.
-        ValueError: the base carries adapters already.
-    """
+    """Fresh states of a group's trials, and the model that they train: the base with their adapters
+    attached, or a copy in full fine-tuning."""
     if len(trials) > 1 and any(trial.trains_alone for trial in trials):
         raise UserError(
             "full fine-tuning and PEFT's own methods change the base itself: each such trial "
@@ -298,7 +288,6 @@ def start_trials(
 
 
 def check_combination(state: TrialState) -> None:
-    """Refuse regularizers that cannot be combined with a PEFT method."""
     if state.tuner is None:
         return
     if state.spec.kl_to_base:
@@ -316,7 +305,6 @@ def check_combination(state: TrialState) -> None:
 def save_states(
     checkpoint: GroupCheckpoint, states: Sequence[TrialState], step: int, seconds: float
 ) -> None:
-    """Store the states after ``step`` optimizer steps."""
     tensors = {
         f"{state.spec.trial_id}/{name}": tensor
         for state in states
