@@ -40,10 +40,10 @@ def inspect(
     """Compare adapters and checkpoints with their base, one matrix in memory at a time.
 
     Args:
-      base: a model folder, ``pocket``, a fetched model's name, or a hub id.
-      tuned: folders of PEFT adapters or full checkpoints; they share the base's decompositions.
-      device: where decompositions run, as a study's ``device``.
-      any_base: accept adapters that record another base.
+        base: a model folder, ``pocket``, a fetched model's name, or a hub id.
+        tuned: folders of PEFT adapters or full checkpoints; they share the base's decompositions.
+        device: where decompositions run, as a study's ``device``.
+        any_base: accept adapters that record another base.
 
     Raises UserError for what cannot be used, IntegrityError for damaged weights.
     """

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -28,7 +29,7 @@ class GroupState:
 
     step: int  # Optimizer steps done
     tensors: Mapping[str, Tensor]  # ``<trial>/<what>/<index>`` -> tensor
-    meta: Mapping[str, object]
+    meta: Mapping[str, Any]
     """``<trial>`` -> counters and loss points; ``seconds`` -> training time."""
 
 
@@ -87,9 +88,8 @@ class GroupCheckpoint:
         meta = {name: value for name, value in state.meta.items() if name in trial_ids}
         tokens = {n: t["num_tokens"] for n, t in state.meta.items() if isinstance(t, dict)}
         share = sum(tokens.get(i, 0) for i in trial_ids) / max(1, sum(tokens.values()))
-        seconds = state.meta["seconds"]
-        assert isinstance(seconds, float | int)
-        into.save(GroupState(state.step, tensors, {**meta, "seconds": seconds * share}))
+        meta["seconds"] = state.meta["seconds"] * share
+        into.save(GroupState(state.step, tensors, meta))
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

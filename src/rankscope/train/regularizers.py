@@ -164,19 +164,11 @@ class EarlyStop:
 
     def counters(self) -> dict[str, float]:
         """The state without the weights, JSON-compatible."""
-        if not self.observed_step:
-            return {}
-        return {
-            "best_score": self.best_score,
-            "best_step": self.best_step,
-            "observed_step": self.observed_step,
-            "waited": self.waited,
-        }
+        names = ("best_score", "best_step", "observed_step", "waited")
+        return {name: getattr(self, name) for name in names} if self.observed_step else {}
 
     def restore(self, counters: dict[str, float], weights: list[Tensor]) -> None:
         if counters:
-            self.best_score = counters["best_score"]
-            self.best_step = int(counters["best_step"])
-            self.observed_step = int(counters["observed_step"])
-            self.waited = int(counters["waited"])
+            for name, value in counters.items():
+                setattr(self, name, value)
             self.weights = weights

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ from rankscope.train.step_schedule import check_learning_rates, trial_protocol, 
 
 TUNER = "tuner/"  # Prefix of the names of a PEFT method's own tensors in a checkpoint
 BEST = "best/"  # Prefix of the names of the weights that early stopping would keep
+COUNTERS = ("num_tokens", "num_label_tokens", "num_replay_tokens", "failure")
+"""Fields of a trial that a checkpoint holds as they are."""
 
 
 @dataclass(slots=True)
@@ -194,18 +196,15 @@ class TrialState:
     def counters(self) -> dict[str, object]:
         """What else a resumed run needs, JSON-compatible; dropout follows from seed and step."""
         return {
+            **{name: getattr(self, name) for name in COUNTERS},
             "losses": [point.model_dump() for point in self.losses],
-            "num_tokens": self.num_tokens,
-            "num_label_tokens": self.num_label_tokens,
-            "failure": self.failure,
-            "tuner": self.tuner.counters() if self.tuner is not None else {},
-            "num_replay_tokens": self.num_replay_tokens,
             "penalties": [point.model_dump() for point in self.penalties],
+            "tuner": self.tuner.counters() if self.tuner is not None else {},
             "early_stop": self.early_stop.counters() if self.early_stop is not None else {},
         }
 
     @torch.no_grad()
-    def restore(self, tensors: dict[str, Tensor], counters: dict[str, object]) -> None:
+    def restore(self, tensors: dict[str, Tensor], counters: Mapping[str, Any]) -> None:
         for name, tensor in tensors.items():
             if name.startswith((TUNER, BEST)):
                 continue
@@ -218,24 +217,18 @@ class TrialState:
             else:  # the step too: AdamW is fused
                 self.optimizer.state[parameter][key] = tensor.to(parameter.device)
         self.drop_cached_weights()
-        losses: Sequence[dict[str, object]] = counters["losses"]  # type: ignore[assignment]
-        self.losses = [LossPoint.model_validate(point) for point in losses]
-        self.num_tokens = int(counters["num_tokens"])  # type: ignore[call-overload]
-        self.num_label_tokens = int(counters["num_label_tokens"])  # type: ignore[call-overload]
-        self.num_replay_tokens = int(counters["num_replay_tokens"])  # type: ignore[call-overload]
-        penalties: Sequence[dict[str, object]] = counters["penalties"]  # type: ignore[assignment]
-        self.penalties = [PenaltyPoint.model_validate(point) for point in penalties]
-        self.failure = counters["failure"]  # type: ignore[assignment]
+        for name in COUNTERS:
+            setattr(self, name, counters[name])
+        self.losses = [LossPoint.model_validate(point) for point in counters["losses"]]
+        self.penalties = [PenaltyPoint.model_validate(point) for point in counters["penalties"]]
         if self.early_stop is not None:
             names = [f"{BEST}{i}" for i in range(len(self.parameters))]
             best = [tensors[n] for n in names if n in tensors]
-            self.early_stop.restore(
-                counters["early_stop"],  # type: ignore[arg-type]
-                [t.to(p.device) for t, p in zip(best, self.parameters, strict=bool(best))],
-            )
+            weights = [t.to(p.device) for t, p in zip(best, self.parameters, strict=bool(best))]
+            self.early_stop.restore(counters["early_stop"], weights)
         if self.tuner is not None:
             own = {n.removeprefix(TUNER): t for n, t in tensors.items() if n.startswith(TUNER)}
-            self.tuner.restore(own, counters["tuner"])  # type: ignore[arg-type]
+            self.tuner.restore(own, counters["tuner"])
 
 
 def start_trials(
@@ -321,10 +314,6 @@ def restore_states(checkpoint: GroupCheckpoint, states: Sequence[TrialState]) ->
         return 0, 0.0
     for state in states:
         prefix = f"{state.spec.trial_id}/"
-        tensors = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in stored.tensors.items()
-            if name.startswith(prefix)
-        }
-        state.restore(tensors, stored.meta[state.spec.trial_id])  # type: ignore[arg-type]
-    return stored.step, float(stored.meta["seconds"])  # type: ignore[arg-type]
+        own = {n.removeprefix(prefix): t for n, t in stored.tensors.items() if n.startswith(prefix)}
+        state.restore(own, stored.meta[state.spec.trial_id])
+    return stored.step, float(stored.meta["seconds"])
