@@ -28,14 +28,11 @@ class EncodedSplit:
 
     @property
     def truncated(self) -> int:
-        """Items that are not scored whole."""
         return len(self.cut_at_start | self.cut_at_end)
 
 
 @dataclass(frozen=True, slots=True)
 class ContextWindow:
-    """What an item must fit in."""
-
     length: int
     bos_ids: Sequence[int]  # Tokens that begin every prompt; a cut keeps them
     max_new_tokens: int

@@ -28,8 +28,6 @@ SPARE = 8  # The cache is rebuilt once one in so many of its rows has finished
 
 @dataclass(frozen=True, slots=True)
 class GenerationLimits:
-    """When generation ends."""
-
     max_new_tokens: int
     context: int  # Most tokens of prompt and answer together
     batch_tokens: int
@@ -44,8 +42,6 @@ class GenerationLimits:
 
 @dataclass(slots=True)
 class Generation:
-    """One prompt continued by one model."""
-
     adapter_name: str | None
     position: int  # Index of the prompt in the caller's order
     prompt: Sequence[int]
@@ -70,7 +66,6 @@ class Generation:
         return None if self.shared is None else (self.adapter_name, self.shared.members)
 
     def accept(self, token: int, stops: "StopStrings") -> None:
-        """Append the next token, or stop."""
         if token in stops.limits.stop_ids:
             self.stopped = True
             return
@@ -78,7 +73,6 @@ class Generation:
         self.stopped = stops.end(self.ids)
 
     def finish(self, limits: GenerationLimits, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Decode, and cut at the first stop string."""
         self.text = decode(tokenizer, self.ids)
         for stop in limits.stop_strings:
             self.text = self.text.partition(stop)[0]
@@ -86,8 +80,6 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class StopStrings:
-    """Finds stop strings as they are completed."""
-
     limits: GenerationLimits
     tokenizer: PreTrainedTokenizerBase
     _can_end: dict[int, bool] = field(default_factory=dict)

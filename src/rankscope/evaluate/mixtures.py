@@ -64,7 +64,6 @@ def evaluate_mixture(
 
 
 def merged_evaluation(task: LoadedTask, split: Split, parts: Sequence[Evaluation]) -> Evaluation:
-    """One evaluation of the parts together; scores are means over all items."""
     by_id = {result.item_id: result for _, results in parts for result in results}
     results = [by_id[item.item_id] for item in split_items(task, split)]
     scores = [result.score for result in results]

@@ -59,7 +59,6 @@ class TokenTree:
 
     @classmethod
     def of_row(cls, row: EncodedRow) -> "TokenTree":
-        """A row of text whose labelled tokens are the only continuation."""
         predictions = [(t, row.input_ids[t + 1]) for t in row.label_positions]
         return cls.of_text(row.input_ids, predictions)
 

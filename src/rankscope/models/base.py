@@ -41,8 +41,6 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class RowBatch:
-    """Rows concatenated for one forward pass."""
-
     input_ids: Tensor  # (1, N) int64
     position_ids: Tensor  # (1, N) int64
     lengths: tuple[int, ...]
@@ -63,7 +61,6 @@ class RowBatch:
 
     @classmethod
     def of(cls, rows: Sequence[Row], device: torch.device) -> "RowBatch":
-        """Concatenate rows; consecutive rows of one adapter become one segment."""
         ids: list[int] = []
         positions: list[int] = []
         keep: list[int] = []

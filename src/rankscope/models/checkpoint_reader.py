@@ -26,8 +26,6 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One linear layer of the architecture."""
-
     name: str  # Module path, such as ``model.layers.3.self_attn.q_proj``
     shape: tuple[int, int]  # (out, in)
     keys: tuple[str, ...]  # Possible stored names of its weight, likeliest first

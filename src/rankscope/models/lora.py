@@ -44,7 +44,6 @@ class Adapter:
     _cache: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def set_factors(self, module: str, a: Tensor, b: Tensor) -> None:
-        """Give a module its trainable A (r, in) and B (out, r)."""
         self.a[module] = nn.Parameter(a.contiguous())
         self.b[module] = nn.Parameter(b.contiguous())
 
@@ -113,7 +112,7 @@ class Adapter:
         return torch.cat([a, a - a0]), torch.cat([b - b0, b0], dim=1)
 
     def delta(self, module: str, weight: Tensor) -> Tensor:
-        """W - W0 of one module, (out, in), in the dtype of W0, ``weight``: the merged change."""
+        """W - W0 of one module, (out, in), in the dtype of W0, ``weight``."""
         return get_lora_method(self.method).delta(self, module, weight)
 
 

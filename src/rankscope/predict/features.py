@@ -33,7 +33,6 @@ PROBE_ITEMS = 200
 
 
 def predict_study(config: StudyConfig) -> tuple[TaskPrediction, ...]:
-    """Every predictor's rank for every training task; nothing is trained."""
     inputs = prepare_study(config)
     return predictions(inputs, open_base(inputs))
 
@@ -44,7 +43,6 @@ def open_base(inputs: PreparedStudy) -> Base:
 
 
 def predictions(inputs: PreparedStudy, base: Base) -> tuple[TaskPrediction, ...]:
-    """Predictions for every training task, among the ranks of the study's LoRA trials."""
     predicted = []
     for task in inputs.config.tasks:
         trials = [t for t in inputs.trials if t.task == task.name and t.rank and t.alpha]

@@ -89,7 +89,6 @@ def screened(curve: Mapping[int, float], margin: float, whole: int) -> RankPredi
 
 
 def best_rank(curve: Mapping[int, float], margin: float) -> int:
-    """The smallest rank within ``margin`` of the best score."""
     best = max(curve.values())
     return min(rank for rank, score in curve.items() if score >= best - margin)
 

@@ -8,8 +8,6 @@ from rankscope.records.record import Record
 
 
 class StudyAnswer(Record):
-    """What one study answered for one training task."""
-
     task: str
     decision: Decision
     confidence: Confidence
@@ -18,8 +16,6 @@ class StudyAnswer(Record):
 
 
 class ComparedStudy(Record):
-    """One of the compared studies."""
-
     label: str  # Its name, or its folder if two studies share a name
     folder: str
     base: str
@@ -60,8 +56,6 @@ class ComparedCell(Record):
 
 
 class StudyPair(Record):
-    """One study compared with the first."""
-
     first: str  # Label of the first study
     second: str
     facets: tuple[Facet, ...]

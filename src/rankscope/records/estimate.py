@@ -6,8 +6,6 @@ from rankscope.records.record import Record
 
 
 class Estimate(Record):
-    """A difference or a mean with its uncertainty."""
-
     value: float
     low: float | None  # Lower end of the 95 % interval; None if it cannot be estimated
     high: float | None

@@ -63,8 +63,6 @@ class HeadRole(Record):
 
 
 class HeadsRecord(Record):
-    """The heads of one trial and of its base."""
-
     trial_id: str
     task: str  # Task whose items give importance and entropy
     items: int

@@ -48,8 +48,6 @@ class NormGrowth(Record):
 
 
 class TunedModel(Record):
-    """One inspected adapter or checkpoint."""
-
     name: str  # Folder's name, made unique within the inspection
     path: str
     kind: MethodName
@@ -60,8 +58,6 @@ class TunedModel(Record):
 
 
 class Inspection(Record):
-    """The result of one ``inspect``."""
-
     base: str
     base_path: str
     architecture: str
@@ -74,8 +70,6 @@ class Inspection(Record):
 
 
 class MatrixChange(Record):
-    """How one matrix of an adapter was changed."""
-
     name: str
     rank_before: int
     rank_after: int
@@ -87,8 +81,6 @@ class MatrixChange(Record):
 
 
 class AdapterChange(Record):
-    """An adapter that was truncated or scaled."""
-
     source: str
     out: str
     action: str

@@ -37,16 +37,12 @@ class PredictorFeatures(Record):
 
 
 class RankPrediction(Record):
-    """The rank one predictor names, and why."""
-
     predictor: Predictor
     rank: int
     why: str  # One sentence
 
 
 class TaskPrediction(Record):
-    """All predictions for one training task."""
-
     task: str
     ranks: tuple[int, ...]
     features: PredictorFeatures
@@ -54,8 +50,6 @@ class TaskPrediction(Record):
 
 
 class RankScore(Record):
-    """One rank in a curve over ranks."""
-
     rank: int
     trained: float | None
     """In-domain test score of the arm trained at this rank, mean over seeds, at the learning rate
@@ -81,8 +75,6 @@ class BacktestTask(Record):
 
 
 class PredictorScore(Record):
-    """One predictor over all tasks of a backtest."""
-
     predictor: Predictor
     tasks: int
     right: int  # Tasks on which it named the best rank
@@ -91,8 +83,6 @@ class PredictorScore(Record):
 
 
 class Backtest(Record):
-    """Predictors against finished studies."""
-
     tasks: tuple[BacktestTask, ...]
     scores: tuple[PredictorScore, ...]
     skipped: tuple[str, ...] = ()

@@ -76,8 +76,6 @@ class MatrixSpectrum(Record):
 
 
 class SpectraRecord(Record):
-    """Spectra of one trial."""
-
     trial_id: str
     intruder_k: int
     intruder_epsilon: float

@@ -48,8 +48,6 @@ class TaskRecord(Record):
 
 
 class ModelRecord(Record):
-    """The base model."""
-
     label: str
     sha256: str  # Of its weights and configuration
     architecture: str
@@ -65,8 +63,6 @@ class ModelRecord(Record):
 
 
 class Provenance(Record):
-    """Versions and machine of one run."""
-
     created: str  # ISO 8601, UTC
     rankscope: str
     python: str
@@ -78,8 +74,6 @@ class Provenance(Record):
 
 @dataclass(frozen=True, slots=True)
 class TrialRecords:
-    """Everything known of one trial."""
-
     spec: TrialSpec
     status: Status
     failure: str | None = None  # Why it did not finish, in one sentence

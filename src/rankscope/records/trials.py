@@ -169,8 +169,6 @@ def peft_label(settings: str) -> list[str]:
 
 
 class LossPoint(Record):
-    """One optimizer step of one trial."""
-
     step: int
     loss: float  # Mean over the labelled tokens of the step's own rows, nats
     lr: float
@@ -187,8 +185,6 @@ class PenaltyPoint(Record):
 
 
 class TrainRecord(Record):
-    """What training one trial produced."""
-
     trial_id: str
     group_id: str  # Equal for trials trained together
     group_size: int

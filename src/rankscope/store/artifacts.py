@@ -27,8 +27,6 @@ UNITS = "units"  # Folders of units that workers run
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """One stored file."""
-
     path: str
     """Relative to the study, with forward slashes, such as ``artifacts/base/items/x.parquet``."""
     sha256: str
@@ -37,8 +35,6 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A difference between a study and what was written."""
-
     path: str
     expected: str
     found: str
@@ -151,7 +147,6 @@ class ArtifactStore:
         return removed
 
     def check(self, artifact: Artifact) -> Problem | None:
-        """Compare one stored file with what was written."""
         path = self.resolve(artifact.path)
         if not path.is_file():
             return Problem(artifact.path, f"{artifact.num_bytes:,} bytes", "no file")

@@ -22,7 +22,6 @@ COLUMNS = ["item_id", "subject", "score", "gold_logprob"]
 
 
 def adapter_path(trial_id: str) -> str:
-    """Path of a trial's PEFT adapter, relative to the study."""
     return f"artifacts/{trial_id}/adapter"
 
 
@@ -31,7 +30,6 @@ def model_path(trial_id: str) -> str:
 
 
 def weights_path(spec: TrialSpec) -> str:
-    """Path of a trial's weights, relative to the study: an adapter, or a whole model."""
     return model_path(spec.trial_id) if spec.is_full else adapter_path(spec.trial_id)
 
 

@@ -157,7 +157,6 @@ class Ledger:
         )
 
     def put_notes(self, notes: Sequence[str]) -> None:
-        """Replace what a reader of the results must know."""
         self._put(notes=json.dumps(list(notes)))
 
     def put_trials(self, specs: Sequence[TrialSpec]) -> int:
@@ -177,11 +176,9 @@ class Ledger:
             return int(self._db.execute(count).fetchone()[0]) - before
 
     def put_groups(self, groups: StoredGroups) -> None:
-        """Replace which trials train together."""
         self._put(groups=groups.model_dump_json())
 
     def groups(self) -> StoredGroups | None:
-        """Which trials train together; None before the first run."""
         body = study_body(self._db, "groups")
         return None if body is None else parse_record(StoredGroups, body, "study: groups")
 
@@ -196,7 +193,6 @@ class Ledger:
     # --- results
 
     def stage(self, expected_bytes: int | None = None) -> AbstractContextManager[Path]:
-        """A fresh folder to write artifacts into; see ``ArtifactStore.stage``."""
         return self._store.stage(expected_bytes)
 
     def publish(self, staged: Path, relative: str) -> tuple[Artifact, ...]:
@@ -268,7 +264,6 @@ class Ledger:
         artifacts: Iterable[Artifact],
         trials: Iterable[tuple[str, Status, str | None]],
     ) -> None:
-        """Store rows of another ledger in one transaction; see ``transfer``."""
         with transaction(self._db, self.out):
             self._insert_rows(records, artifacts)
             for trial_id, status, reason in trials:

@@ -33,8 +33,6 @@ TOKENS_PER_PASS = 4096
 
 @dataclass(frozen=True, slots=True)
 class HeadSettings:
-    """Which items heads are measured on."""
-
     task: str
     """a named task; its test items give importance and entropy. It counts as the task that was
     trained."""
@@ -72,7 +70,6 @@ def inspect_heads(
     device: str = "auto",
     reporter: ProgressReporter | None = None,
 ) -> Inspection:
-    """Add the heads of every tuned model to an inspection."""
     reporter = reporter or NullReporter()
     disable_progress_bar()  # transformers' own, for reading weights
     analysis = analyze_base(inspection.base, settings, choose_device(device), reporter)

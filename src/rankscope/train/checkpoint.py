@@ -25,8 +25,6 @@ COUNTERS = "meta.json"
 
 @dataclass(frozen=True, slots=True)
 class GroupState:
-    """The content of a checkpoint."""
-
     step: int  # Optimizer steps done
     tensors: Mapping[str, Tensor]  # ``<trial>/<what>/<index>`` -> tensor
     meta: Mapping[str, Any]

@@ -22,8 +22,6 @@ from rankscope.train.trial_state import TrialState, restore_states, save_states,
 
 
 class StepProgress(Protocol):
-    """Called after every optimizer step."""
-
     def __call__(self, step: int, num_steps: int, num_tokens: int, losses: list[float]) -> None:
         """``step`` of ``num_steps`` steps are done, the last one with ``num_tokens`` tokens;
         ``losses`` are of the trials that took it, on their own rows (no replay)."""
@@ -42,8 +40,6 @@ class StepCallback(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GroupResult:
-    """A trained group."""
-
     states: tuple[TrialState, ...]  # In the order of the trials
     tuned: Base  # The base with the adapters attached; in full fine-tuning the trained copy
     seconds: float  # Training time of this and earlier runs, without callbacks

@@ -39,7 +39,6 @@ class LossTerm:
 
     @property
     def num_labels(self) -> int:
-        """Labelled tokens, over which losses are averaged."""
         return sum(sum(row.is_label) for row in self.rows)
 
 

@@ -40,8 +40,6 @@ SEEDS = (0, 1234)
 
 @dataclass(frozen=True, slots=True)
 class LmEvalSettings:
-    """How tasks of the harness are run."""
-
     batch_tokens: int = 4096
     context: int = 2048  # Most tokens that the model accepts
     num_fewshot: int | None = None

@@ -30,8 +30,6 @@ def is_yaml(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class CheckedTask:
-    """What to load, and every file that describes it, included ones too."""
-
     names: list[str]
     files: tuple[Path, ...]
 

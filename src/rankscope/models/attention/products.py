@@ -42,7 +42,6 @@ class RowGroup:
 
     @property
     def stop(self) -> int:
-        """One after its last place."""
         return self.start + self.num_rows * self.width
 
     def view(self, x: Tensor, num_kv: int) -> Tensor:
@@ -197,7 +196,6 @@ class CausalProducts(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: RowLayout, scale: float
     ) -> Tensor:
-        """q (N, H, D), k and v (N, K, D) -> (N, H, D)."""
         saved: list[Tensor] = []
 
         def attend(scores: Tensor, queries: Tensor, values: Tensor) -> Tensor:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 
 class TrialFacts(NamedTuple):
-    """What is known about a trial before it runs."""
-
     shapes: Architecture
     folder: Path  # Holds the base's ``config.json``
     num_tokens: int  # Of the training task's rows

@@ -173,7 +173,7 @@ def misfit(config: PeftConfig, error: BaseException) -> UserError:
 
 
 def initializes_in_place(config: PeftConfig) -> bool:
-    """Whether injecting the method changes the values of the base's own weights."""
+    """Whether injecting the method changes the base's own weights."""
     return str(getattr(config, "init_lora_weights", None)).lower() in INIT_IN_PLACE
 
 
