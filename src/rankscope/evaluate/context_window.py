@@ -16,8 +16,7 @@ class EncodedSplit:
     scorer: Scorer[Any]
     items: tuple[Item, ...]
     encoded: Sequence[Any]  # One per item, as the scorer encodes it
-    cut_at_start: frozenset[int] = frozenset()
-    """Indices of items cut at their beginning to fit the context."""
+    cut_at_start: frozenset[int] = frozenset()  # Items cut to fit the context
 
     @property
     def cut_at_end(self) -> frozenset[int]:

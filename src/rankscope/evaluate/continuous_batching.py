@@ -20,8 +20,7 @@ from rankscope.models.attention.varlen import KVCache
 from rankscope.models.base import Base, Row, RowBatch, batches_of
 from rankscope.models.multi_lora import AdapterSpan
 
-CACHED_PER_BATCH_TOKEN = 16
-"""Most tokens that running sequences may reach together, as a multiple of ``batch_tokens``."""
+CACHED_PER_BATCH_TOKEN = 16  # Most tokens of running sequences over ``batch_tokens``
 GROWTH = 32  # Steps of room in a newly allocated cache
 SPARE = 8  # The cache is rebuilt once one in so many of its rows has finished
 
@@ -46,8 +45,7 @@ class Generation:
     position: int  # Index of the prompt in the caller's order
     prompt: Sequence[int]
     max_new_tokens: int
-    shared: SharedPrefix | None = None
-    """The prompts with the same beginning, if it is computed once for all of them."""
+    shared: SharedPrefix | None = None  # Prompts with the same beginning, computed once
     ids: list[int] = field(default_factory=list)  # Generated tokens without the stop token
     stopped: bool = False  # Ended by a stop token or stop string, not by a limit
     text: str = ""
@@ -154,8 +152,7 @@ def generate(
     return by_model
 
 
-CachePart = tuple[KVCache, Sequence[Generation], Tensor]
-"""A cache, the sequences of its rows, and the last token of each, (R,) on the CPU."""
+CachePart = tuple[KVCache, Sequence[Generation], Tensor]  # Tensor: last token by row
 
 
 class RunningBatch:

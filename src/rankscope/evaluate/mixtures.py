@@ -9,8 +9,7 @@ from rankscope.evaluate.metrics import exact_mean, standard_error
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.records import EvalRecord, ItemResult, Split, WithoutContamination
 
-Evaluation = tuple[EvalRecord, list[ItemResult]]
-"""One model on one split of one task: its record, and its items in order."""
+Evaluation = tuple[EvalRecord, list[ItemResult]]  # One model on one split: record, items
 
 
 def primary_metric(task: LoadedTask) -> str:

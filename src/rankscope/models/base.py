@@ -89,8 +89,7 @@ class RowBatch:
 class Base:
     """A causal language model with its tokenizer, ready for groups of adapters."""
 
-    model: PreTrainedModel
-    """Uses the varlen attention; frozen unless :meth:`trainable_copy` made it."""
+    model: PreTrainedModel  # Uses the varlen attention; frozen unless :meth:`trainable_copy`'s
     tokenizer: PreTrainedTokenizerBase
     record: ModelRecord
     folder: Path  # Holds its weights

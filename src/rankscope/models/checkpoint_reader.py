@@ -38,8 +38,7 @@ class CheckpointReader:
 
     folder: Path
     architecture: str
-    layers: dict[str, Layer]
-    """Every linear layer except the output head, by module path, in model order."""
+    layers: dict[str, Layer]  # Every linear layer but the output head, in model order
     head: Layer | None  # The output head if it is a linear layer; an adapter may name it
     shards: dict[str, Path]  # Name of a stored tensor -> its file
     quantized: str | None  # ``bitsandbytes``, or None for plain weights

@@ -28,11 +28,9 @@ class Adapter:
     scaling: float  # s
     targets: tuple[str, ...]
     method: str = LoraMethod.name  # Registered name of the method that trains it
-    a: dict[str, nn.Parameter] = field(default_factory=dict)
-    """Module name -> (r, in); b: module name -> (out, r)."""
+    a: dict[str, nn.Parameter] = field(default_factory=dict)  # Module -> (r, in)
     b: dict[str, nn.Parameter] = field(default_factory=dict)
-    magnitude: dict[str, nn.Parameter] = field(default_factory=dict)
-    """Module name -> m, (out,), of DoRA."""
+    magnitude: dict[str, nn.Parameter] = field(default_factory=dict)  # Module -> m, DoRA's
     initial_factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Module name -> (A0, B0) of a method whose initialization is a part of W0 (PiSSA): the base
     stays whole and shared, so the adapter subtracts that part."""

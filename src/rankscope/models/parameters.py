@@ -34,8 +34,7 @@ ADAMW_STATES = 2  # First and second moment, float32 each
 @dataclass(frozen=True, slots=True)
 class Architecture:
     num_parameters: int  # Tied weights counted once
-    linear_shapes: dict[str, tuple[int, int]]
-    """(out, in) of every linear layer by module path, the output layer included."""
+    linear_shapes: dict[str, tuple[int, int]]  # By module path, (out, in), the output layer too
     output_layer: str | None  # Module path of the layer that gives the logits
 
     @property

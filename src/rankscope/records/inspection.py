@@ -76,8 +76,7 @@ class MatrixChange(Record):
     frobenius_before: float  # |dW|_F
     frobenius_after: float
     error: float  # |dW - dW'|_F
-    intruders: int | None = None
-    """Intruder dimensions scaled down; None if the action does not look for them."""
+    intruders: int | None = None  # Scaled down; None if the action does not look for them
 
 
 class AdapterChange(Record):

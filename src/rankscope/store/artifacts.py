@@ -27,8 +27,7 @@ UNITS = "units"  # Folders of units that workers run
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    path: str
-    """Relative to the study, with forward slashes, such as ``artifacts/base/items/x.parquet``."""
+    path: str  # Relative to the study, such as ``artifacts/base/items/x.parquet``
     sha256: str
     num_bytes: int
 

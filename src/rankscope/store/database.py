@@ -36,8 +36,7 @@ CREATE TABLE records (
 );
 CREATE TABLE artifacts (path TEXT PRIMARY KEY, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL);
 """
-SMALL_WRITE = "some ten thousand"
-"""Bytes that a transaction needs, for messages; SQLite does not report them."""
+SMALL_WRITE = "some ten thousand"  # Bytes of a transaction, which SQLite does not report
 
 R = TypeVar("R", bound=BaseModel)
 

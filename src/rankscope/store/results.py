@@ -20,8 +20,7 @@ PointKey = tuple[str, str, int]  # Of a learning curve: (trial id, task, optimiz
 RecordKind = Literal["train", "curve", "eval", "spectra", "heads"]
 StoredRecord = TrainRecord | CurvePoint | EvalRecord | SpectraRecord | HeadsRecord
 
-UNTRAINED: tuple[Status, ...] = ("planned", *sorted(FAILED))
-"""Statuses from which training can end, well or not."""
+UNTRAINED: tuple[Status, ...] = ("planned", *sorted(FAILED))  # From which training can end
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +38,7 @@ class StoredGroups(Record):
     max_group_size: int | None
     memory_limit: int | None
     groups: tuple[tuple[str, ...], ...]  # Trial ids
-    batch_tokens: dict[str, int] = {}
-    """By trial id, most tokens of a forward pass, if the study's were too many."""
+    batch_tokens: dict[str, int] = {}  # By trial id, if the study's were too many
 
 
 def kind_of(record: StoredRecord) -> RecordKind:

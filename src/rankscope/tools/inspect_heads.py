@@ -38,8 +38,7 @@ class HeadSettings:
     trained."""
     ablate: tuple[str, ...] = ()  # Tasks on which every head is removed by itself
     items: int = 64  # Most items of each task
-    data_dir: Path | None = None
-    """Folder of the named tasks' files; by default they are fetched from the hub."""
+    data_dir: Path | None = None  # Of the named tasks' files; by default from the hub
     dtype: str = "float32"
     """That the models run in. ``auto`` is the machine's fast one, whose rounding may be as large as
     a head's contribution. Changes are always computed from stored weights."""

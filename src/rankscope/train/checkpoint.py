@@ -27,8 +27,7 @@ COUNTERS = "meta.json"
 class GroupState:
     step: int  # Optimizer steps done
     tensors: Mapping[str, Tensor]  # ``<trial>/<what>/<index>`` -> tensor
-    meta: Mapping[str, Any]
-    """``<trial>`` -> counters and loss points; ``seconds`` -> training time."""
+    meta: Mapping[str, Any]  # ``<trial>`` -> counters and losses; ``seconds`` -> training time
 
 
 class GroupCheckpoint:

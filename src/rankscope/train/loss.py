@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 8 * 2**20
-"""Float32 logits worked on at a time; such a block stays in a processor's cache."""
+BLOCK_BYTES = 8 * 2**20  # Float32 logits at a time; they stay in a processor's cache
 
 
 class MeanLosses(torch.autograd.Function):

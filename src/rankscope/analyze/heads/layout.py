@@ -91,8 +91,7 @@ class HeadLayout:
 class HeadModel:
     base: Base  # The base, with the adapter or PEFT tuner on it
     layout: HeadLayout  # The heads of the base
-    adapter_name: str | None = None
-    """The adapter to compute with; None for the base, or for its PEFT tuner."""
+    adapter_name: str | None = None  # None for the base, or for its PEFT tuner
     batch_tokens: int = 4096  # Most tokens per forward pass, but at least one item
 
     def o_proj(self, layer: AttentionLayer) -> nn.Module:

@@ -34,16 +34,14 @@ if TYPE_CHECKING:
 
     from rankscope.evaluate.lm_eval.model import LmEvalModel
 
-SEEDS = (0, 1234)
-"""The harness's own: of Python's generator, and of all others, few-shot samplers included."""
+SEEDS = (0, 1234)  # The harness's: of Python's generator, and of all others
 
 
 @dataclass(frozen=True, slots=True)
 class LmEvalSettings:
     batch_tokens: int = 4096
     context: int = 2048  # Most tokens that the model accepts
-    num_fewshot: int | None = None
-    """Examples before each question; None keeps the task's own number."""
+    num_fewshot: int | None = None  # None keeps the task's own number
     max_items: int | None = None  # At most this many items of each task, its first ones
     chat: bool = False  # Prompts in the tokenizer's chat template, examples as turns
     allow_functions: bool = False  # Let the task's files run the Python functions that they name

@@ -22,8 +22,7 @@ MAX_LENGTH = 1024
 """Longer rows use the fused attention: the T x T probabilities kept for the backward pass would
 outweigh everything else."""
 
-PADDING_PERCENT = 15
-"""Rows share a group if the longest has at most so much more tokens than the shortest."""
+PADDING_PERCENT = 15  # A group's longest row has at most so much more tokens than its shortest
 
 QUERY_BLOCK = 128  # Queries of one product; its keys end at the block's last query
 
