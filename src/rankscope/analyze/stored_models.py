@@ -23,6 +23,7 @@ from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.methods import get_method
 from rankscope.models.methods.full import FullMethod
+from rankscope.models.model_folder import check_tuned_folder
 from rankscope.records import MatrixSpectrum
 
 GENERIC_NAMES = frozenset({"adapter", "model", "final", "checkpoint"})
@@ -51,8 +52,7 @@ class StoredTunedModel:
 
         Raises UserError for anything else, IntegrityError for missing or damaged weights.
         """
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; expected a PEFT adapter or a model")
+        check_tuned_folder(folder)
         if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
             return cls(name, folder, FullMethod.name, model=CheckpointReader.open(folder))
         settings = read_adapter_config(folder, READABLE_INITS)

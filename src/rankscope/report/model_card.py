@@ -247,7 +247,7 @@ def _base_source(study: StudyRecords, known_bases: Mapping[str, str]) -> BaseSou
         return BaseSource(
             "the pocket model, built into Rankscope",
             "pocket_folder()",
-            imports="from rankscope.models.load import pocket_folder",
+            imports="from rankscope.models.model_folder import pocket_folder",
         )
     if cached is not None:
         description = known_bases.get(str(cached))
