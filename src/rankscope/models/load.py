@@ -30,7 +30,6 @@ LAYER = re.compile(r"model\.layers\.\d+\.(?!.*inv_freq$)")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -48,14 +47,11 @@ def load_base(
     quantize: Literal["none", "4bit"] = "none",
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Base:
-    """Load the base, frozen, with varlen attention.
+    """Load the base of a study's model section, frozen, with varlen attention.
 
-    Args:
-        config: the study's model section.
-        device, dtype: of its weights.
-        folder: read the weights from here instead (a fully fine-tuned trial of the same base).
-        quantize: ``4bit`` holds the linear layers in 4 bits; products then run in ``dtype``.
-        tokenizer: used instead of the folder's, which then needs none.
+    ``folder`` holds the weights of a fully fine-tuned trial of the same base, to load in their
+    place. ``4bit`` holds the linear layers in 4 bits; products then run in ``dtype``. A
+    ``tokenizer`` is used instead of the folder's, which then needs none.
     """
     source = folder if folder is not None else model_folder(config)
     tokenizer = tokenizer or load_tokenizer(source)
@@ -85,7 +81,7 @@ def load_base(
 
 
 def load_trained_model(base: Base, folder: Path) -> Base:
-    """A fully fine-tuned copy of ``base`` as a base of its own; raises as :func:`load_base`."""
+    """A fully fine-tuned copy of ``base`` as a base of its own."""
     model = load_model(folder, base.model.dtype)
     model.to(base.device)  # type: ignore[arg-type]  # a wrapper without its own types
     record = base.record.model_copy(update={"sha256": weights_sha256(folder)})
@@ -107,10 +103,9 @@ def frozen_base(
 def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
     """The weights of a folder in a model with varlen attention; ``options`` are transformers'.
 
-    Raises:
-        UserError: an architecture that cannot be used.
-        IntegrityError: weights that are missing, left over, unreadable, misshapen or not finite.
-            transformers itself would fill missing weights with random numbers and drop the rest.
+    Raises UserError for an architecture that cannot be used, and IntegrityError for weights that
+    are missing, left over or not finite: transformers would fill in random numbers, or drop the
+    rest.
     """
     varlen.register_attention()
     try:

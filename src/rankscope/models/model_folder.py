@@ -12,11 +12,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def model_folder(config: ModelConfig, weights: bool = True) -> Path:
-    """The local folder of the model; a hub model is downloaded first.
-
-    Args:
-        weights: require the weights; otherwise configuration and tokenizer are enough.
-    """
+    """The local folder of the model, with ``weights`` or without; a hub model is downloaded."""
     if config.pocket:
         return pocket_folder()
     if config.cached is not None:
@@ -30,12 +26,10 @@ def model_folder(config: ModelConfig, weights: bool = True) -> Path:
 
 
 def pocket_folder() -> Path:
-    """The folder of the pocket model, which the package ships."""
     return Path(__file__).with_name("pocket_weights")
 
 
 def hub_folder(hub: str, revision: str | None, weights: bool = True) -> Path:
-    """Snapshot of a hub repository: configuration, tokenizer and optionally safetensors."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -60,11 +54,7 @@ def hub_folder(hub: str, revision: str | None, weights: bool = True) -> Path:
 
 
 def checked_folder(folder: Path, weights: bool = True) -> Path:
-    """The folder itself, after checking that it holds a loadable model.
-
-    Args:
-        weights: require safetensors weights.
-    """
+    """The folder itself, after checking that it holds a model that can be loaded."""
     if not folder.is_dir():
         raise UserError(f"model folder {folder}: no such folder")
     if not (folder / "config.json").is_file():
@@ -92,11 +82,10 @@ def checked_folder(folder: Path, weights: bool = True) -> Path:
 
 
 def shapes_folder(model: str, weights: bool = True) -> Path:
-    """The folder with a model's ``config.json``; a local one may lack the weights.
+    """The folder with the ``config.json`` of a local folder, ``pocket``, a fetched model or a hub
+    id.
 
-    Args:
-        model: a local folder, ``pocket``, a fetched model's name, or a hub id.
-        weights: download a hub model's weights, too.
+    A local folder may lack the weights; a hub model is downloaded, with ``weights`` or without.
     """
     local = Path(model).expanduser()
     if local.exists():
