@@ -19,8 +19,7 @@ from rankscope.analyze.subspace_iteration import Triples
 from rankscope.analyze.svd_cache import SVD
 from rankscope.models.low_rank_update import to_float64
 
-SPARE_VECTORS = 16
-"""Vectors that an iteration keeps beyond those wanted."""
+SPARE_VECTORS = 16  # Vectors that an iteration keeps beyond those wanted
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,14 +24,10 @@ from rankscope.models.low_rank_update import LowRankUpdate, to_float64
 
 ITERATE_IF = ((256, 12), (1024, 3))
 """(d, share): from this d on, iterating for at most d / share vectors beats decomposing."""
-DENSE_ITERATE_IF = (1024, 40)
-"""The same for a dense matrix, whose products cost more."""
-TOLERANCE = 1e-8
-"""Largest residual of a triple over the largest singular value, in float64."""
-CLUSTER = 1e-6
-"""Gap over the largest singular value up to which two values count as one cluster."""
-NUM_RANDOM = 16
-"""Random vectors added to the start of an iteration on a dense matrix."""
+DENSE_ITERATE_IF = (1024, 40)  # The same for a dense matrix, whose products cost more
+TOLERANCE = 1e-8  # Largest residual of a triple over the largest singular value, in float64
+CLUSTER = 1e-6  # Gap over the largest singular value up to which two values count as one cluster
+NUM_RANDOM = 16  # Random vectors added to the start of an iteration on a dense matrix
 ROTATION = 0.01
 """Sine of the angle by which rounding may turn a vector before it counts as ill-conditioned."""
 

@@ -29,8 +29,7 @@ from rankscope.models.scaling import layer_index
 from rankscope.records import MatrixSpectrum, SpectraRecord
 
 STORED_SINGULAR_VALUES = 128
-PAPER_TOP_K = 500
-"""Vectors compared in arXiv 2512.15634."""
+PAPER_TOP_K = 500  # Vectors compared in arXiv 2512.15634
 
 
 class SpectraSettings(Protocol):

@@ -31,19 +31,13 @@ GENERIC_NAMES = frozenset({"adapter", "model", "final", "checkpoint"})
 
 @dataclass(slots=True)
 class StoredTunedModel:
-    """A tuned model on disk: a low-rank adapter, or a full checkpoint.
+    """A tuned model on disk: a low-rank adapter, or a full checkpoint."""
 
-    Attributes:
-        name: unique within an inspection.
-        adapter: of a PEFT adapter; its factors are small and stay in memory.
-        model: of a full checkpoint; weights are read one at a time.
-    """
-
-    name: str
+    name: str  # Unique within an inspection
     folder: Path
     kind: str
-    adapter: Adapter | None = None
-    model: CheckpointReader | None = None
+    adapter: Adapter | None = None  # Of a PEFT adapter; its factors are small and stay in memory
+    model: CheckpointReader | None = None  # Of a full checkpoint; weights are read one at a time
 
     @classmethod
     def open(cls, folder: Path, name: str) -> "StoredTunedModel":

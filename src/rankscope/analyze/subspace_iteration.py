@@ -20,8 +20,7 @@ from rankscope.models.low_rank_update import to_float64
 
 MAX_SWEEPS = 40
 MAX_DEGREE = 60
-SAFETY = 2.0
-"""Natural logarithm of how far below the tolerance a sweep aims."""
+SAFETY = 2.0  # Natural logarithm of how far below the tolerance a sweep aims
 
 
 class Gram(Protocol):

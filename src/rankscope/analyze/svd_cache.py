@@ -23,12 +23,9 @@ from rankscope.models.fetch import cache_folder
 
 SMALLEST_STORED = 256
 """Smallest d that is written to disk; below it, decomposing takes milliseconds."""
-ROUNDED_FROM = 1024
-"""Smallest d whose vectors are rounded to 16 bits."""
-ROWS_PER_SCALE = 64
-"""Rows of a vector that share a scale when rounded."""
-INT16_STEPS = 32767
-"""Steps from 0 to a block's largest number in int16."""
+ROUNDED_FROM = 1024  # Smallest d whose vectors are rounded to 16 bits
+ROWS_PER_SCALE = 64  # Rows of a vector that share a scale when rounded
+INT16_STEPS = 32767  # Steps from 0 to a block's largest number in int16
 MAX_CACHE_BYTES = 20 * 1024**3
 """Size of the cache on disk; the least recently used files are removed first."""
 PROBE_TOLERANCE = 5e-3

@@ -17,8 +17,7 @@ class EncodedSplit:
 
     scorer: Scorer[Any]
     items: tuple[Item, ...]
-    encoded: Sequence[Any]
-    """One per item, as the scorer encodes it."""
+    encoded: Sequence[Any]  # One per item, as the scorer encodes it
     cut_at_start: frozenset[int] = frozenset()
     """Indices of items cut at their beginning to fit the context."""
 
@@ -40,8 +39,7 @@ class ContextWindow:
     """What an item must fit in."""
 
     length: int
-    bos_ids: Sequence[int]
-    """Tokens that begin every prompt; a cut keeps them."""
+    bos_ids: Sequence[int]  # Tokens that begin every prompt; a cut keeps them
     max_new_tokens: int
 
     def begins_with_bos(self, ids: Sequence[int]) -> bool:

@@ -22,10 +22,8 @@ from rankscope.models.multi_lora import AdapterSpan
 
 CACHED_PER_BATCH_TOKEN = 16
 """Most tokens that running sequences may reach together, as a multiple of ``batch_tokens``."""
-GROWTH = 32
-"""Steps of room in a newly allocated cache."""
-SPARE = 8
-"""The cache is rebuilt once one in so many of its rows has finished."""
+GROWTH = 32  # Steps of room in a newly allocated cache
+SPARE = 8  # The cache is rebuilt once one in so many of its rows has finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +31,7 @@ class GenerationLimits:
     """When generation ends."""
 
     max_new_tokens: int
-    context: int
-    """Most tokens of prompt and answer together."""
+    context: int  # Most tokens of prompt and answer together
     batch_tokens: int
     stop_ids: frozenset[int]
     stop_strings: tuple[str, ...] = ()
@@ -50,16 +47,13 @@ class Generation:
     """One prompt continued by one model."""
 
     adapter_name: str | None
-    position: int
-    """Index of the prompt in the caller's order."""
+    position: int  # Index of the prompt in the caller's order
     prompt: Sequence[int]
     max_new_tokens: int
     shared: SharedPrefix | None = None
     """The prompts with the same beginning, if it is computed once for all of them."""
-    ids: list[int] = field(default_factory=list)
-    """Generated tokens without the stop token."""
-    stopped: bool = False
-    """Ended by a stop token or stop string, not by a limit."""
+    ids: list[int] = field(default_factory=list)  # Generated tokens without the stop token
+    stopped: bool = False  # Ended by a stop token or stop string, not by a limit
     text: str = ""
 
     @property

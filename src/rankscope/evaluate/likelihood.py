@@ -56,10 +56,8 @@ class TargetBatch:
     rows: RowBatch
     sources: Tensor | None
     """(T,) which row of the logits predicts each target; None: row i predicts target i."""
-    targets: Tensor
-    """(T,) token ids."""
-    owners: npt.NDArray[np.int64]
-    """(T,) which sum each target's log p belongs to."""
+    targets: Tensor  # (T,) token ids
+    owners: npt.NDArray[np.int64]  # (T,) which sum each target's log p belongs to
 
     @classmethod
     def of_questions(
@@ -118,8 +116,7 @@ class TargetBatch:
 class PrefixGroup:
     """Batches of rows that begin with the same tokens."""
 
-    prefix: RowBatch | None
-    """These tokens, one row; None if every row is computed whole."""
+    prefix: RowBatch | None  # These tokens, one row; None if every row is computed whole
     batches: Iterable[TargetBatch]
 
 
@@ -127,13 +124,11 @@ class PrefixGroup:
 class SummedLogprobs:
     """What one model gives."""
 
-    totals: Floats
-    """Sums of log p, nats."""
+    totals: Floats  # Sums of log p, nats
     missed: Floats
     """Per sum, its tokens that greedy decoding would not write; zeros unless requested."""
     seconds: float = 0.0
-    num_tokens: int = 0
-    """Tokens computed, padding not counted."""
+    num_tokens: int = 0  # Tokens computed, padding not counted
 
     def add(self, base: Base, name: str | None, group: PrefixGroup, *, greedy: bool) -> None:
         """Run the batches of a group under the adapter of this name."""
@@ -213,8 +208,7 @@ def cut_batches(
 class ContinuationLogprobs:
     """Summed log p of every continuation of every question under one model."""
 
-    values: list[Floats]
-    """Per question, (continuations,)."""
+    values: list[Floats]  # Per question, (continuations,)
     missed: list[Floats]
     """Per question, (continuations,): tokens that greedy decoding would not write; zeros unless
     requested."""

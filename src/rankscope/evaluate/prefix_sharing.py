@@ -18,8 +18,7 @@ class SharedPrefix:
     """Prompts that begin with the same ``length`` tokens; 0 if sharing would save nothing."""
 
     length: int
-    members: tuple[int, ...]
-    """Indices of the prompts in the caller's order."""
+    members: tuple[int, ...]  # Indices of the prompts in the caller's order
 
 
 @dataclass(slots=True)
@@ -28,8 +27,7 @@ class Span:
 
     first: int
     length: int = 0
-    saved: int = 0
-    """Tokens saved by ``cuts``."""
+    saved: int = 0  # Tokens saved by ``cuts``
     cuts: list[tuple[int, int, int]] = field(default_factory=list)
     """(shared tokens, first prompt, one after the last)."""
 

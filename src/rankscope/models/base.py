@@ -20,22 +20,17 @@ from rankscope.records import ModelRecord
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of token ids and the adapter it belongs to.
-
-    Attributes:
-        keep: positions in the row whose logits are computed, ascending; the logits at position t
-            predict token t + 1.
-        adapter_name: None for the bare base.
-        start: position of the first id: the number of tokens in the row's cache.
-        branches: lengths of continuations at the end of ``ids``; each follows the token before the
-            first branch and sees none of the other branches.
-    """
+    """One row of token ids and the adapter it belongs to."""
 
     ids: Sequence[int]
     keep: Sequence[int]
-    adapter_name: str | None = None
-    start: int = 0
+    """Positions in the row whose logits are computed, ascending; the logits at position t predict
+    token t + 1."""
+    adapter_name: str | None = None  # None for the bare base
+    start: int = 0  # Position of the first id: the number of tokens in the row's cache
     branches: Sequence[int] = ()
+    """Lengths of continuations at the end of ``ids``; each follows the token before the first
+    branch and sees none of the other branches."""
 
     @property
     def positions(self) -> Iterator[int]:
@@ -48,16 +43,12 @@ class Row:
 class RowBatch:
     """Rows concatenated for one forward pass."""
 
-    input_ids: Tensor
-    """(1, N) int64."""
-    position_ids: Tensor
-    """(1, N) int64."""
+    input_ids: Tensor  # (1, N) int64
+    position_ids: Tensor  # (1, N) int64
     lengths: tuple[int, ...]
     segments: tuple[AdapterSpan, ...]
-    keep: Tensor
-    """(M,) indices into N at which logits are computed, rows in order."""
-    branches: tuple[tuple[int, ...], ...] = ()
-    """By row; empty if no row has any."""
+    keep: Tensor  # (M,) indices into N at which logits are computed, rows in order
+    branches: tuple[tuple[int, ...], ...] = ()  # By row; empty if no row has any
 
     def kept_segments(self) -> tuple[AdapterSpan, ...]:
         """The segments counted in kept positions, M in place of N: what the output layer sees."""
@@ -96,17 +87,13 @@ class RowBatch:
 
 @dataclass(slots=True)
 class Base:
-    """A causal language model with its tokenizer, ready for groups of adapters.
-
-    Attributes:
-        model: uses the varlen attention; frozen unless :meth:`trainable_copy` made it.
-        folder: holds its weights.
-    """
+    """A causal language model with its tokenizer, ready for groups of adapters."""
 
     model: PreTrainedModel
+    """Uses the varlen attention; frozen unless :meth:`trainable_copy` made it."""
     tokenizer: PreTrainedTokenizerBase
     record: ModelRecord
-    folder: Path
+    folder: Path  # Holds its weights
     multi_lora: MultiLora
 
     @property

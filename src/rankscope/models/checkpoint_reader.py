@@ -28,36 +28,25 @@ INDEX = "model.safetensors.index.json"
 class Layer:
     """One linear layer of the architecture."""
 
-    name: str
-    """Module path, such as ``model.layers.3.self_attn.q_proj``."""
-    shape: tuple[int, int]
-    """(out, in)."""
-    keys: tuple[str, ...]
-    """Possible stored names of its weight, likeliest first."""
-    is_transposed: bool
-    """Stored as (in, out): ``Conv1D``."""
+    name: str  # Module path, such as ``model.layers.3.self_attn.q_proj``
+    shape: tuple[int, int]  # (out, in)
+    keys: tuple[str, ...]  # Possible stored names of its weight, likeliest first
+    is_transposed: bool  # Stored as (in, out): ``Conv1D``
 
 
 @dataclass(slots=True)
 class CheckpointReader:
-    """A model folder whose weights are read on demand.
-
-    Attributes:
-        layers: every linear layer except the output head, by module path, in model order.
-        head: the output head if it is a linear layer; an adapter may name it.
-        shards: name of a stored tensor -> its file.
-        quantized: ``bitsandbytes``, or None for plain weights.
-        shapes: the model on the meta device, without values.
-    """
+    """A model folder whose weights are read on demand."""
 
     folder: Path
     architecture: str
     layers: dict[str, Layer]
-    head: Layer | None
-    shards: dict[str, Path]
-    quantized: str | None
+    """Every linear layer except the output head, by module path, in model order."""
+    head: Layer | None  # The output head if it is a linear layer; an adapter may name it
+    shards: dict[str, Path]  # Name of a stored tensor -> its file
+    quantized: str | None  # ``bitsandbytes``, or None for plain weights
     num_layers: int
-    shapes: Any = field(repr=False)
+    shapes: Any = field(repr=False)  # The model on the meta device, without values
     _open: tuple[Path, Any] | None = field(default=None, repr=False)
     """The shard read last: a file stays mapped while it, or one of its tensors, is referenced."""
 

@@ -26,12 +26,9 @@ CACHE_VARIABLE = "RANKSCOPE_CACHE"
 class KnownModel:
     """A model that a package on the index carries."""
 
-    requirement: str
-    """The package, for pip."""
-    card: str
-    """The model's origin, in words."""
-    hub: str
-    """Its id on the hub, whose weights are not rounded."""
+    requirement: str  # The package, for pip
+    card: str  # The model's origin, in words
+    hub: str  # Its id on the hub, whose weights are not rounded
 
 
 KNOWN_MODELS: dict[str, KnownModel] = {

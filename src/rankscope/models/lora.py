@@ -20,32 +20,24 @@ class Adapter:
 
     The tuned layer computes y = g * (W0 + s (B A - B0 A0)) x + bias. Plain LoRA has neither g nor
     (A0, B0).
-
-    Attributes:
-        name: which tokens are its own; the trial id.
-        rank: the trial's; a module's own rank is the number of rows of its A.
-        scaling: s.
-        method: registered name of the method that trains it.
-        a: module name -> (r, in); b: module name -> (out, r).
-        magnitude: module name -> m, (out,), of DoRA.
-        initial_factors: module name -> (A0, B0) of a method whose initialization is a part of W0
-            (PiSSA): the base stays whole and shared, so the adapter subtracts that part.
-        dropout: probability on the adapter's input while training.
-        dropout_seed: decides the masks, together with module, step and order of the rows.
     """
 
-    name: str
-    rank: int
+    name: str  # Which tokens are its own; the trial id
+    rank: int  # The trial's; a module's own rank is the number of rows of its A
     alpha: float
-    scaling: float
+    scaling: float  # s
     targets: tuple[str, ...]
-    method: str = LoraMethod.name
+    method: str = LoraMethod.name  # Registered name of the method that trains it
     a: dict[str, nn.Parameter] = field(default_factory=dict)
+    """Module name -> (r, in); b: module name -> (out, r)."""
     b: dict[str, nn.Parameter] = field(default_factory=dict)
     magnitude: dict[str, nn.Parameter] = field(default_factory=dict)
+    """Module name -> m, (out,), of DoRA."""
     initial_factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    dropout: float = 0.0
-    dropout_seed: int = 0
+    """Module name -> (A0, B0) of a method whose initialization is a part of W0 (PiSSA): the base
+    stays whole and shared, so the adapter subtracts that part."""
+    dropout: float = 0.0  # Probability on the adapter's input while training
+    dropout_seed: int = 0  # Decides the masks, together with module, step and order of the rows
     step: int = 0
     _masks: dict[str, torch.Generator] = field(default_factory=dict, repr=False)
     _mask_states: dict[str, Tensor] = field(default_factory=dict, repr=False)

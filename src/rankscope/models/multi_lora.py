@@ -40,22 +40,16 @@ class AdapterSpan(NamedTuple):
 
 @dataclass(slots=True)
 class AdapterSlice:
-    """One adapter's tokens in one pass of one layer.
-
-    Attributes:
-        module: path of the layer.
-        a: A', (r, in); b: B', (out, r), in the base's dtype.
-        mask: inputs that dropout keeps, (n, in) bool; None without dropout.
-    """
+    """One adapter's tokens in one pass of one layer."""
 
     adapter: Adapter
     method: LoraMethod
-    module: str
+    module: str  # Path of the layer
     start: int
     stop: int
-    a: Tensor
-    b: Tensor
-    mask: Tensor | None = None
+    a: Tensor  # A', (r, in), in the base's dtype
+    b: Tensor  # B', (out, r), likewise
+    mask: Tensor | None = None  # Inputs that dropout keeps, (n, in) bool; None without dropout
 
     def rows(self, x: Tensor) -> Tensor:
         """The adapter's tokens of (N, ...), a view."""

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-LOGITS_BLOCK = 512
-"""Most positions of one product; 128 and 1,024 were slower."""
+LOGITS_BLOCK = 512  # Most positions of one product; 128 and 1,024 were slower
 
 
 def blocks(num_rows: int) -> Iterator[slice]:

@@ -28,20 +28,17 @@ UNUSABLE = (
 """What transformers raises for a folder that it can read but not use."""
 
 FLOAT32_BYTES = 4
-ADAMW_STATES = 2
-"""First and second moment, float32 each."""
+ADAMW_STATES = 2  # First and second moment, float32 each
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """Shapes of a causal language model."""
 
-    num_parameters: int
-    """Tied weights counted once."""
+    num_parameters: int  # Tied weights counted once
     linear_shapes: dict[str, tuple[int, int]]
     """(out, in) of every linear layer by module path, the output layer included."""
-    output_layer: str | None
-    """Module path of the layer that gives the logits."""
+    output_layer: str | None  # Module path of the layer that gives the logits
 
     @property
     def activation_values_per_token(self) -> int:
@@ -61,13 +58,10 @@ class TrainingCost:
     """Trainable parameters of one arm and the memory they need besides the base, bytes."""
 
     trainable_parameters: int
-    weight_bytes: int
-    """The float32 trained weights; with full fine-tuning they replace the base."""
+    weight_bytes: int  # The float32 trained weights; with full fine-tuning they replace the base
     gradient_bytes: int
-    optimizer_bytes: int
-    """AdamW's two float32 moments."""
-    activation_bytes_per_token: int
-    """An estimate, see ``Architecture.activation_values_per_token``."""
+    optimizer_bytes: int  # AdamW's two float32 moments
+    activation_bytes_per_token: int  # An estimate, see ``Architecture.activation_values_per_token``
 
 
 def read_model_config(path: Path) -> PretrainedConfig:

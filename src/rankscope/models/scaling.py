@@ -16,8 +16,7 @@ from rankscope.records import Variant
 
 INPUT_EMBEDDING = re.compile(r"embed(?!_out)|(?:^|\.)w[tp]e(?:\.|$)")
 """Input embeddings by name: GPT-2 uses wte and wpe; GPT-NeoX's output layer is embed_out."""
-FactorOf = Callable[[str], float]
-"""Name of a module or parameter -> its factor f."""
+FactorOf = Callable[[str], float]  # Name of a module or parameter -> its factor f
 
 
 def layer_index(name: str) -> int | None:

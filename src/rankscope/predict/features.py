@@ -27,8 +27,7 @@ from rankscope.run.prepare import prepare_study
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.loss import mean_losses
 
-PROBE_TOKENS = 2048
-"""Tokens per batch, or twice the number of directions if that is more."""
+PROBE_TOKENS = 2048  # Tokens per batch, or twice the number of directions if that is more
 PROBE_BATCHES = 8
 PROBE_ITEMS = 200
 

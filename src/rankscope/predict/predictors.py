@@ -21,8 +21,7 @@ from rankscope.records import (
     TrialRecords,
 )
 
-VARIANCE = 0.9
-"""Share of the inputs' variance that a sufficient rank explains."""
+VARIANCE = 0.9  # Share of the inputs' variance that a sufficient rank explains
 USUAL_RANK = 32
 
 

@@ -14,15 +14,13 @@ class StudyAnswer(Record):
     decision: Decision
     confidence: Confidence
     headline: str
-    chosen_label: str | None
-    """Label of the recommended arm; None if no arm is recommended."""
+    chosen_label: str | None  # Label of the recommended arm; None if no arm is recommended
 
 
 class ComparedStudy(Record):
     """One of the compared studies."""
 
-    label: str
-    """Its name, or its folder if two studies share a name."""
+    label: str  # Its name, or its folder if two studies share a name
     folder: str
     base: str
     trials: int
@@ -36,20 +34,16 @@ class Facet(Record):
 
     what: str
     same: bool
-    text: str
-    """What it is, or what differs."""
+    text: str  # What it is, or what differs
 
 
 class ComparedCell(Record):
     """One arm in both studies, or the base of each, scored on the test split of one task."""
 
-    trained_on: str | None
-    """None: the untuned bases."""
-    arm: str | None
-    """Label of the arm; None: the untuned bases."""
+    trained_on: str | None  # None: the untuned bases
+    arm: str | None  # Label of the arm; None: the untuned bases
     rank: int | None
-    full: bool
-    """Full fine-tuning; False for the bases."""
+    full: bool  # Full fine-tuning; False for the bases
     tested_on: str
     score_unit: Literal["accuracy", "log_probability"]
     paired: bool
@@ -59,8 +53,7 @@ class ComparedCell(Record):
     """Whether both studies scored the same trials, or the same base. If paired, they can differ
     only by rounding and the difference has no interval; if unpaired, the items differ and it has
     one."""
-    first: Estimate
-    """Mean score in the first study."""
+    first: Estimate  # Mean score in the first study
     second: Estimate
     difference: Estimate
     """Second minus first. Unpaired: the interval is that of two samples, without a p value."""
@@ -69,16 +62,13 @@ class ComparedCell(Record):
 class StudyPair(Record):
     """One study compared with the first."""
 
-    first: str
-    """Label of the first study."""
+    first: str  # Label of the first study
     second: str
     facets: tuple[Facet, ...]
-    only_first: tuple[str, ...]
-    """Arms only in the first study, with their training task."""
+    only_first: tuple[str, ...]  # Arms only in the first study, with their training task
     only_second: tuple[str, ...]
     cells: tuple[ComparedCell, ...]
-    notes: tuple[str, ...]
-    """What a reader has to know, one sentence each."""
+    notes: tuple[str, ...]  # What a reader has to know, one sentence each
 
 
 class StudyComparison(Record):

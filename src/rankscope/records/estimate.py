@@ -9,16 +9,13 @@ class Estimate(Record):
     """A difference or a mean with its uncertainty."""
 
     value: float
-    low: float | None
-    """Lower end of the 95 % interval; None if it cannot be estimated."""
+    low: float | None  # Lower end of the 95 % interval; None if it cannot be estimated
     high: float | None
-    p: float | None = None
-    """Two-sided p value; None without a test."""
+    p: float | None = None  # Two-sided p value; None without a test
     p_holm: float | None = None
     """Holm-adjusted p within its family: the gains of all arms on all training tasks; the changes
     of one arm on all other tasks; the comparisons of arms on all training tasks."""
-    n: int
-    """Items."""
+    n: int  # Items
     seeds: int
     clusters: int | None = None
     """Clusters of items (subjects, passages) that are resampled whole; None: single items."""

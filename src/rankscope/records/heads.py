@@ -9,10 +9,8 @@ class HeadChange(Record):
     layer: int
     module: str
     """``q_proj`` or ``o_proj``, by query head; ``k_proj`` or ``v_proj``, by key/value head."""
-    frobenius: tuple[float, ...]
-    """|dW_h|_F of each head's rows (columns for o_proj)."""
-    relative: tuple[float, ...]
-    """|dW_h|_F / |W0_h|_F."""
+    frobenius: tuple[float, ...]  # |dW_h|_F of each head's rows (columns for o_proj)
+    relative: tuple[float, ...]  # |dW_h|_F / |W0_h|_F
 
 
 class LayerHeads(Record):
@@ -37,22 +35,17 @@ class HeadAblation(Record):
 
     task: str
     items: int
-    metric: str
-    """Primary metric of the task."""
-    base_score: float
-    """Score of the intact base."""
-    tuned_score: float
-    """Score of the intact tuned model."""
-    base_change: tuple[tuple[float, ...], ...]
-    """Change of the primary score."""
+    metric: str  # Primary metric of the task
+    base_score: float  # Score of the intact base
+    tuned_score: float  # Score of the intact tuned model
+    base_change: tuple[tuple[float, ...], ...]  # Change of the primary score
     tuned_change: tuple[tuple[float, ...], ...]
     base_gold_change: tuple[tuple[float, ...], ...]
     """Change of the gold answer's log-probability, nats per item."""
     tuned_gold_change: tuple[tuple[float, ...], ...]
     gold_difference_error: tuple[tuple[float | None, ...], ...]
     """Standard error of tuned_gold_change minus base_gold_change over the items."""
-    base_layer_gold_change: tuple[float, ...] = ()
-    """By layer, all of its heads removed together."""
+    base_layer_gold_change: tuple[float, ...] = ()  # By layer, all of its heads removed together
     tuned_layer_gold_change: tuple[float, ...] = ()
 
 
@@ -73,21 +66,15 @@ class HeadsRecord(Record):
     """The heads of one trial and of its base."""
 
     trial_id: str
-    task: str
-    """Task whose items give importance and entropy."""
+    task: str  # Task whose items give importance and entropy
     items: int
-    items_asked: int
-    """Limit on the items of each task."""
+    items_asked: int  # Limit on the items of each task
     dtype: str | None = None
     """Dtype of the models, such as ``float32``; in ``bfloat16``, rounding alone moves a head's cost
     by hundredths of a nat."""
-    changes: tuple[HeadChange, ...]
-    """One entry per attention matrix that training changed."""
-    base: tuple[LayerHeads, ...]
-    """By layer."""
+    changes: tuple[HeadChange, ...]  # One entry per attention matrix that training changed
+    base: tuple[LayerHeads, ...]  # By layer
     tuned: tuple[LayerHeads, ...]
-    ablations: tuple[HeadAblation, ...] = ()
-    """By task, the training task first."""
-    roles: tuple[HeadRole, ...] = ()
-    """From the ablations, if they include the training task."""
+    ablations: tuple[HeadAblation, ...] = ()  # By task, the training task first
+    roles: tuple[HeadRole, ...] = ()  # From the ablations, if they include the training task
     seconds: float

@@ -20,23 +20,17 @@ class PredictorFeatures(Record):
 
     task: str
     num_rows: int
-    num_label_tokens: int
-    """Label tokens of all training rows."""
-    lora_parameters: dict[int, int]
-    """Rank -> trainable parameters."""
-    rows_seen: int
-    """Rows used for the gradient and the inputs."""
-    base_loss: float
-    """Mean over their label tokens, nats."""
-    base_score: float
-    """On the first items of the validation split."""
+    num_label_tokens: int  # Label tokens of all training rows
+    lora_parameters: dict[int, int]  # Rank -> trainable parameters
+    rows_seen: int  # Rows used for the gradient and the inputs
+    base_loss: float  # Mean over their label tokens, nats
+    base_score: float  # On the first items of the validation split
     base_items: int
     chance: float | None
     gradient_effective_rank: float | None
     """exp of the entropy of sigma / sum(sigma) of the loss gradient, mean over target matrices;
     None for a base in 4 bits."""
-    gradient_stable_rank: float | None
-    """|G|_F^2 / sigma_1^2, mean over matrices."""
+    gradient_stable_rank: float | None  # |G|_F^2 / sigma_1^2, mean over matrices
     input_variance: dict[int, float]
     """Rank -> share of the variance of a target's inputs in its leading directions, mean over
     targets (the quantity behind EVA)."""
@@ -47,8 +41,7 @@ class RankPrediction(Record):
 
     predictor: Predictor
     rank: int
-    why: str
-    """One sentence."""
+    why: str  # One sentence
 
 
 class TaskPrediction(Record):
@@ -69,8 +62,7 @@ class RankScore(Record):
     chosen on the validation split."""
     truncated: float | None = None
     """Test score of the highest rank's adapter truncated to this rank, mean over the same seeds."""
-    truncated_validation: float | None = None
-    """The same on the validation split."""
+    truncated_validation: float | None = None  # The same on the validation split
     truncated_forgetting: float | None = None
     """Base minus truncated, mean over retention tasks, test split."""
     trained_forgetting: float | None = None
@@ -83,8 +75,7 @@ class BacktestTask(Record):
     task: str
     prediction: TaskPrediction
     curve: tuple[RankScore, ...]
-    best_rank: int
-    """The smallest rank whose trained score is within the study's margin of the best."""
+    best_rank: int  # The smallest rank whose trained score is within the study's margin of the best
     screened_rank: int | None = None
     """The highest rank, whose adapter the truncation screen cuts; None if there is no such arm."""
 
@@ -94,12 +85,9 @@ class PredictorScore(Record):
 
     predictor: Predictor
     tasks: int
-    right: int
-    """Tasks on which it named the best rank."""
-    doublings: float
-    """Mean |log2(named / best)|."""
-    regret: float
-    """Mean loss in score against the best rank, at least 0, shares of 1 or nats."""
+    right: int  # Tasks on which it named the best rank
+    doublings: float  # Mean |log2(named / best)|
+    regret: float  # Mean loss in score against the best rank, at least 0, shares of 1 or nats
 
 
 class Backtest(Record):

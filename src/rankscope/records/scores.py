@@ -14,24 +14,19 @@ class WithoutContamination(Record):
     contaminated: int
     """Items left out: they, or 13 consecutive words of them, are in the training rows."""
     score: float
-    standard_error: float | None
-    """None where n < 2."""
+    standard_error: float | None  # None where n < 2
     n: int
 
 
 class EvalRecord(Record):
     """One model (the base or a trial) scored on one split of one task."""
 
-    trial_id: str
-    """``base`` for the untuned model."""
+    trial_id: str  # ``base`` for the untuned model
     task: str
     split: Split
-    metric: str
-    """Primary metric: one of the keys of ``metrics``."""
-    score: float
-    """Value of the primary metric: mean over items."""
-    standard_error: float | None
-    """Of the score, over items; None where n < 2."""
+    metric: str  # Primary metric: one of the keys of ``metrics``
+    score: float  # Value of the primary metric: mean over items
+    standard_error: float | None  # Of the score, over items; None where n < 2
     n: int
     metrics: dict[str, float]
     """Every metric recorded, such as ``acc``, ``acc_norm``, ``letter``, ``exact_match``."""
@@ -53,22 +48,16 @@ class CurvePoint(Record):
 
     trial_id: str
     task: str
-    step: int
-    """Optimizer steps done."""
-    metric: str
-    """Primary metric of the task."""
-    score: float
-    """Mean over the items scored."""
-    standard_error: float | None
-    """Of the score, over items; None where n < 2."""
-    n: int
-    """Items scored: the first of the validation split."""
+    step: int  # Optimizer steps done
+    metric: str  # Primary metric of the task
+    score: float  # Mean over the items scored
+    standard_error: float | None  # Of the score, over items; None where n < 2
+    n: int  # Items scored: the first of the validation split
     seconds: float
     num_tokens: int
 
 
-EvalKey = tuple[str, str, Split]
-"""(trial id or ``base``, task, split)."""
+EvalKey = tuple[str, str, Split]  # (trial id or ``base``, task, split)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +65,6 @@ class ItemScores:
     """Per-item primary scores of one model on one split."""
 
     item_ids: tuple[str, ...]
-    scores: npt.NDArray[np.float64]
-    """Shape (items,)."""
-    gold_logprobs: npt.NDArray[np.float64]
-    """Shape (items,); NaN where unknown."""
+    scores: npt.NDArray[np.float64]  # Shape (items,)
+    gold_logprobs: npt.NDArray[np.float64]  # Shape (items,); NaN where unknown
     subjects: tuple[str | None, ...]

@@ -12,28 +12,21 @@ from rankscope.records.record import MethodName, Record
 class TrialSpec(Record):
     """One method, one point of the grid, one seed, one training task."""
 
-    trial_id: str
-    """Content hash of settings, base weights, data and code version."""
-    task: str
-    """Training task."""
-    method: MethodName
-    """Registered name, see ``models/methods``."""
+    trial_id: str  # Content hash of settings, base weights, data and code version
+    task: str  # Training task
+    method: MethodName  # Registered name, see ``models/methods``
     peft: str | None = None
     """Only for ``peft``: its settings as canonical JSON, including ``peft_type``."""
-    rank: int | None
-    """None for full fine-tuning and for PEFT methods without ``r``."""
+    rank: int | None  # None for full fine-tuning and for PEFT methods without ``r``
     alpha: float | None
-    lr: float
-    """Peak learning rate; for ``lora+`` the rate of A."""
-    lr_ratio: float | None = None
-    """Only for ``lora+``: learning rate of B over that of A."""
+    lr: float  # Peak learning rate; for ``lora+`` the rate of A
+    lr_ratio: float | None = None  # Only for ``lora+``: learning rate of B over that of A
     targets: tuple[str, ...]
     dropout: float
     seed: int
     init_from: str | None = None
     """Folder of the adapter that training continues; None for the method's own initialization."""
-    init_sha256: str | None = None
-    """Hash of that adapter's configuration and weights."""
+    init_sha256: str | None = None  # Hash of that adapter's configuration and weights
     batch_size: int | None = None
     """This field and the four below: the arm's own values if they differ from the study's
     training protocol."""
@@ -44,10 +37,8 @@ class TrialSpec(Record):
     replay: str | None = None
     """This field and those below: mitigations of forgetting. Here: the task whose rows are mixed
     in."""
-    replay_share: float | None = None
-    """Share of the replayed rows among all rows, and in the loss."""
-    replay_sha256: str | None = None
-    """Hash of the encoded replayed rows."""
+    replay_share: float | None = None  # Share of the replayed rows among all rows, and in the loss
+    replay_sha256: str | None = None  # Hash of the encoded replayed rows
     kl_to_base: float | None = None
     """Weight of KL(base || tuned), nats per label token, in the loss."""
     early_stop: int | None = None
@@ -162,8 +153,7 @@ class TrialSpec(Record):
         return f"{self.task} {self.arm_label} seed={self.seed}"
 
 
-MAX_FOLDER_NAME = 40
-"""Characters of a folder's name in a label."""
+MAX_FOLDER_NAME = 40  # Characters of a folder's name in a label
 
 OVERRIDE_LABELS = {
     "batch_size": "batch",
@@ -185,11 +175,9 @@ class LossPoint(Record):
     """One optimizer step of one trial."""
 
     step: int
-    loss: float
-    """Mean over the labelled tokens of the step's own rows, nats."""
+    loss: float  # Mean over the labelled tokens of the step's own rows, nats
     lr: float
-    grad_norm: float
-    """Before clipping."""
+    grad_norm: float  # Before clipping
 
 
 class PenaltyPoint(Record):
@@ -198,38 +186,26 @@ class PenaltyPoint(Record):
     step: int
     replay_loss: float | None = None
     """Mean over the labelled tokens of replayed rows, nats; None in a step without such rows."""
-    divergence: float | None = None
-    """Unweighted KL(base || tuned), mean over labelled tokens, nats."""
+    divergence: float | None = None  # Unweighted KL(base || tuned), mean over labelled tokens, nats
 
 
 class TrainRecord(Record):
     """What training one trial produced."""
 
     trial_id: str
-    group_id: str
-    """Equal for trials trained together."""
+    group_id: str  # Equal for trials trained together
     group_size: int
     trainable_parameters: int
     steps: int
-    num_tokens: int
-    """Input tokens seen; there is no padding."""
+    num_tokens: int  # Input tokens seen; there is no padding
     num_label_tokens: int
-    rows: int
-    """Training rows used."""
-    rows_dropped: int
-    """Rows dropped: no completion, or a prompt longer than max_length."""
-    rows_truncated: int
-    """Rows whose completion was cut at max_length."""
-    seconds: float
-    """This trial's share of its group's wall time, by tokens."""
-    peak_memory_bytes: int
-    """Peak of the process while the group trained."""
+    rows: int  # Training rows used
+    rows_dropped: int  # Rows dropped: no completion, or a prompt longer than max_length
+    rows_truncated: int  # Rows whose completion was cut at max_length
+    seconds: float  # This trial's share of its group's wall time, by tokens
+    peak_memory_bytes: int  # Peak of the process while the group trained
     losses: tuple[LossPoint, ...]
-    weights_sha256: str
-    """Of the stored adapter or full model weights."""
-    penalties: tuple[PenaltyPoint, ...] = ()
-    """By step, for a trial with replay or KL to the base."""
-    num_replay_tokens: int = 0
-    """The part of ``num_tokens`` in replayed rows."""
-    best_step: int | None = None
-    """Only with early stopping: the step whose weights were kept."""
+    weights_sha256: str  # Of the stored adapter or full model weights
+    penalties: tuple[PenaltyPoint, ...] = ()  # By step, for a trial with replay or KL to the base
+    num_replay_tokens: int = 0  # The part of ``num_tokens`` in replayed rows
+    best_step: int | None = None  # Only with early stopping: the step whose weights were kept

@@ -21,10 +21,8 @@ from rankscope.hashing import sha256_file
 
 ARTIFACTS = "artifacts"
 STAGING = "tmp"
-CHECKPOINTS = "checkpoints"
-"""States of groups in training."""
-UNITS = "units"
-"""Folders of units that workers run."""
+CHECKPOINTS = "checkpoints"  # States of groups in training
+UNITS = "units"  # Folders of units that workers run
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,7 @@ from rankscope.records import (
     TrainRecord,
 )
 
-PointKey = tuple[str, str, int]
-"""Of a learning curve: (trial id, task, optimizer steps done)."""
+PointKey = tuple[str, str, int]  # Of a learning curve: (trial id, task, optimizer steps done)
 RecordKind = Literal["train", "curve", "eval", "spectra", "heads"]
 StoredRecord = TrainRecord | CurvePoint | EvalRecord | SpectraRecord | HeadsRecord
 
@@ -31,8 +30,7 @@ class TrialFailure:
 
     trial_id: str
     status: Literal["diverged", "oom", "failed"]
-    reason: str
-    """One sentence."""
+    reason: str  # One sentence
 
 
 class StoredGroups(Record):
@@ -40,8 +38,7 @@ class StoredGroups(Record):
 
     max_group_size: int | None
     memory_limit: int | None
-    groups: tuple[tuple[str, ...], ...]
-    """Trial ids."""
+    groups: tuple[tuple[str, ...], ...]  # Trial ids
     batch_tokens: dict[str, int] = {}
     """By trial id, most tokens of a forward pass, if the study's were too many."""
 

@@ -33,23 +33,18 @@ TOKENS_PER_PASS = 4096
 
 @dataclass(frozen=True, slots=True)
 class HeadSettings:
-    """Which items heads are measured on.
-
-    Attributes:
-        task: a named task; its test items give importance and entropy. It counts as the task that
-            was trained.
-        ablate: tasks on which every head is removed by itself.
-        items: most items of each task.
-        data_dir: folder of the named tasks' files; by default they are fetched from the hub.
-        dtype: that the models run in. ``auto`` is the machine's fast one, whose rounding may be as
-            large as a head's contribution. Changes are always computed from stored weights.
-    """
+    """Which items heads are measured on."""
 
     task: str
-    ablate: tuple[str, ...] = ()
-    items: int = 64
+    """a named task; its test items give importance and entropy. It counts as the task that was
+    trained."""
+    ablate: tuple[str, ...] = ()  # Tasks on which every head is removed by itself
+    items: int = 64  # Most items of each task
     data_dir: Path | None = None
+    """Folder of the named tasks' files; by default they are fetched from the hub."""
     dtype: str = "float32"
+    """That the models run in. ``auto`` is the machine's fast one, whose rounding may be as large as
+    a head's contribution. Changes are always computed from stored weights."""
 
 
 def load_head_task(

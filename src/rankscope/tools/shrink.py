@@ -26,8 +26,7 @@ from rankscope.records import AdapterChange, MatrixChange
 from rankscope.report.model_card import changed_card
 from rankscope.tools.inspect import InspectSettings
 
-MITIGATED, CONTROL = "mitigated", "control"
-"""Folders that :func:`mitigate` writes."""
+MITIGATED, CONTROL = "mitigated", "control"  # Folders that :func:`mitigate` writes
 
 
 @dataclass(slots=True)

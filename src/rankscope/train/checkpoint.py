@@ -24,17 +24,12 @@ COUNTERS = "meta.json"
 
 @dataclass(frozen=True, slots=True)
 class GroupState:
-    """The content of a checkpoint.
+    """The content of a checkpoint."""
 
-    Attributes:
-        step: optimizer steps done.
-        tensors: ``<trial>/<what>/<index>`` -> tensor.
-        meta: ``<trial>`` -> counters and loss points; ``seconds`` -> training time.
-    """
-
-    step: int
-    tensors: Mapping[str, Tensor]
+    step: int  # Optimizer steps done
+    tensors: Mapping[str, Tensor]  # ``<trial>/<what>/<index>`` -> tensor
     meta: Mapping[str, object]
+    """``<trial>`` -> counters and loss points; ``seconds`` -> training time."""
 
 
 class GroupCheckpoint:

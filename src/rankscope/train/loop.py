@@ -44,12 +44,9 @@ class StepCallback(Protocol):
 class GroupResult:
     """A trained group."""
 
-    states: tuple[TrialState, ...]
-    """In the order of the trials."""
-    tuned: Base
-    """The base with the adapters attached; in full fine-tuning the trained copy."""
-    seconds: float
-    """Training time of this and earlier runs, without callbacks."""
+    states: tuple[TrialState, ...]  # In the order of the trials
+    tuned: Base  # The base with the adapters attached; in full fine-tuning the trained copy
+    seconds: float  # Training time of this and earlier runs, without callbacks
 
 
 def train_group(

@@ -37,8 +37,7 @@ def new_optimizer(
     )
 
 
-RATIO = "lr_ratio"
-"""Key of a parameter group: its learning rate over the trial's."""
+RATIO = "lr_ratio"  # Key of a parameter group: its learning rate over the trial's
 
 
 def rate_groups(

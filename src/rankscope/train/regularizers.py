@@ -31,13 +31,10 @@ from rankscope.train.loss import BLOCK_BYTES
 class LossTerm:
     """Rows of one trial's optimizer step whose losses are averaged together."""
 
-    adapter_name: str | None
-    """The trial's adapter; None trains the model itself."""
+    adapter_name: str | None  # The trial's adapter; None trains the model itself
     rows: Sequence[EncodedRow]
-    weight: float = 1.0
-    """Of the mean loss in the step's loss."""
-    kl_weight: float = 0.0
-    """Of the mean KL to the base in the step's loss."""
+    weight: float = 1.0  # Of the mean loss in the step's loss
+    kl_weight: float = 0.0  # Of the mean KL to the base in the step's loss
     is_replay: bool = False
 
     @property
@@ -146,10 +143,8 @@ class EarlyStop:
     patience: int
     best_score: float = -math.inf
     best_step: int = 0
-    observed_step: int = 0
-    """Of the last point."""
-    waited: int = 0
-    """Points since the best one."""
+    observed_step: int = 0  # Of the last point
+    waited: int = 0  # Points since the best one
     weights: list[Tensor] = field(default_factory=list)
 
     def observe(self, step: int, score: float, parameters: Sequence[nn.Parameter]) -> None:

@@ -24,10 +24,8 @@ class PassPart(NamedTuple):
 class TermLoss:
     """One term of a trial's loss in one step, nats per labelled token."""
 
-    loss: float
-    """Mean over the term's labelled tokens."""
-    kl: float
-    """Mean KL(base || tuned) there; 0 if it is not computed."""
+    loss: float  # Mean over the term's labelled tokens
+    kl: float  # Mean KL(base || tuned) there; 0 if it is not computed
 
 
 def compute_gradients(

@@ -32,10 +32,8 @@ from rankscope.train.regularizers import EarlyStop, LossTerm, Replay, loss_terms
 from rankscope.train.step import TermLoss
 from rankscope.train.step_schedule import check_learning_rates, trial_protocol, trial_steps
 
-TUNER = "tuner/"
-"""Prefix of the names of a PEFT method's own tensors in a checkpoint."""
-BEST = "best/"
-"""Prefix of the names of the weights that early stopping would keep."""
+TUNER = "tuner/"  # Prefix of the names of a PEFT method's own tensors in a checkpoint
+BEST = "best/"  # Prefix of the names of the weights that early stopping would keep
 
 
 @dataclass(slots=True)
@@ -47,10 +45,8 @@ class TrialState:
     protocol: TrainConfig
     sampler: RowSampler
     num_steps: int
-    adapter: Adapter | None = None
-    """None for full fine-tuning and for a method of the PEFT library."""
-    tuner: PeftTuner | None = None
-    """A method of the PEFT library, injected into the base."""
+    adapter: Adapter | None = None  # None for full fine-tuning and for a method of the PEFT library
+    tuner: PeftTuner | None = None  # A method of the PEFT library, injected into the base
     replay: Replay | None = None
     early_stop: EarlyStop | None = None
     optimizer: torch.optim.Optimizer = field(init=False)
@@ -59,8 +55,7 @@ class TrialState:
     num_tokens: int = 0
     num_label_tokens: int = 0
     num_replay_tokens: int = 0
-    failure: str | None = None
-    """Why the trial left the group."""
+    failure: str | None = None  # Why the trial left the group
     failure_status: Literal["failed", "diverged"] = "diverged"
 
     def __post_init__(self) -> None:

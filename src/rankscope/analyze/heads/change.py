@@ -21,8 +21,7 @@ from rankscope.models.low_rank_update import LowRankUpdate, to_float64
 from rankscope.models.methods import get_lora_method
 from rankscope.records import HeadChange
 
-Weights = Callable[[str], Tensor]
-"""Module path -> weight, (out, in)."""
+Weights = Callable[[str], Tensor]  # Module path -> weight, (out, in)
 
 
 def low_rank_head_norms(A: Tensor, B: Tensor, num_heads: int, by_columns: bool) -> Tensor:

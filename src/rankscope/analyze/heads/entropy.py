@@ -18,8 +18,7 @@ from rankscope.analyze.heads.layout import HeadModel
 from rankscope.analyze.heads.token_trees import TokenTree, TokenTreeBatch, cut_trees
 from rankscope.models.attention.varlen import window_mask
 
-QUERIES_AT_ONCE = 256
-"""Queries of one row whose weights exist at the same time."""
+QUERIES_AT_ONCE = 256  # Queries of one row whose weights exist at the same time
 
 
 def normalized_entropy(weights: Tensor, num_visible: Tensor) -> Tensor:

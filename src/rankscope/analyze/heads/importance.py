@@ -24,15 +24,10 @@ from rankscope.analyze.heads.token_trees import TokenTree, TokenTreeBatch, cut_t
 
 @dataclass(frozen=True, slots=True)
 class Importance:
-    """Signed first-order values of every example and head.
+    """Signed first-order values of every example and head."""
 
-    Attributes:
-        signed: by layer, (X examples, H), z_h . dL/dz_h in nats.
-        losses: (X,), L in nats.
-    """
-
-    signed: tuple[Tensor, ...]
-    losses: Tensor
+    signed: tuple[Tensor, ...]  # By layer, (X examples, H), z_h . dL/dz_h in nats
+    losses: Tensor  # (X,), L in nats
 
     def raw(self) -> list[Tensor]:
         """By layer, E_x |.| of every query head, (H,), nats."""

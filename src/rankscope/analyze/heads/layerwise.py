@@ -20,8 +20,7 @@ from rankscope.evaluate.likelihood import Floats
 from rankscope.models.attention.varlen import AttentionPlan, KVCache
 from rankscope.models.base import Row, RowBatch
 
-Head = tuple[int, int]
-"""(layer, query head), both from 0."""
+Head = tuple[int, int]  # (layer, query head), both from 0
 
 
 @dataclass(frozen=True, slots=True)

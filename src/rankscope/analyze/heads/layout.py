@@ -98,19 +98,13 @@ class HeadLayout:
 
 @dataclass(frozen=True, slots=True)
 class HeadModel:
-    """A model whose heads are measured.
+    """A model whose heads are measured."""
 
-    Attributes:
-        base: the base, with the adapter or PEFT tuner on it.
-        layout: the heads of the base.
-        adapter_name: the adapter to compute with; None for the base, or for its PEFT tuner.
-        batch_tokens: most tokens per forward pass, but at least one item.
-    """
-
-    base: Base
-    layout: HeadLayout
+    base: Base  # The base, with the adapter or PEFT tuner on it
+    layout: HeadLayout  # The heads of the base
     adapter_name: str | None = None
-    batch_tokens: int = 4096
+    """The adapter to compute with; None for the base, or for its PEFT tuner."""
+    batch_tokens: int = 4096  # Most tokens per forward pass, but at least one item
 
     def o_proj(self, layer: AttentionLayer) -> nn.Module:
         """The output projection of a layer, with whatever is on it."""

@@ -43,26 +43,20 @@ class LmEvalSettings:
     """How tasks of the harness are run."""
 
     batch_tokens: int = 4096
-    context: int = 2048
-    """Most tokens that the model accepts."""
+    context: int = 2048  # Most tokens that the model accepts
     num_fewshot: int | None = None
     """Examples before each question; None keeps the task's own number."""
-    max_items: int | None = None
-    """At most this many items of each task, its first ones."""
-    chat: bool = False
-    """Prompts in the tokenizer's chat template, examples as turns."""
-    allow_functions: bool = False
-    """Let the task's files run the Python functions that they name."""
+    max_items: int | None = None  # At most this many items of each task, its first ones
+    chat: bool = False  # Prompts in the tokenizer's chat template, examples as turns
+    allow_functions: bool = False  # Let the task's files run the Python functions that they name
 
 
 @dataclass(frozen=True, slots=True)
 class LmEvalTask:
     """A task of the harness, or every task of a group or tag, with its documents."""
 
-    source: str
-    """``lm_eval:NAME``, or the same with the path of a YAML file."""
-    loaded: dict[str, Any]
-    """As the harness's index returns it."""
+    source: str  # ``lm_eval:NAME``, or the same with the path of a YAML file
+    loaded: dict[str, Any]  # As the harness's index returns it
     settings: LmEvalSettings
     sha256: str
     """Of files, documents and settings: everything that scores depend on, model and tokenizer

@@ -18,8 +18,7 @@ from rankscope.evaluate.continuous_batching import GenerationLimits, generate
 from rankscope.evaluate.likelihood import Question, continuation_logprobs
 from rankscope.models.base import Base
 
-MAX_NEW_TOKENS = 256
-"""Longest generated answer of a task that sets no limit, as in the harness."""
+MAX_NEW_TOKENS = 256  # Longest generated answer of a task that sets no limit, as in the harness
 
 
 class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types

@@ -31,10 +31,8 @@ from rankscope.records import ModelRecord, TrialSpec
 
 BASE_HASH = "rankscope_base_sha256"
 MODULE_PREFIX = "base_model.model."
-MAGNITUDE = ".lora_magnitude_vector"
-"""Ends the name of DoRA's m."""
-COPY = ".base_layer.weight"
-"""Ends the name of a base weight that PEFT wrote into the adapter."""
+MAGNITUDE = ".lora_magnitude_vector"  # Ends the name of DoRA's m
+COPY = ".base_layer.weight"  # Ends the name of a base weight that PEFT wrote into the adapter
 
 
 # --- writing

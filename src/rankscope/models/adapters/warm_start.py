@@ -13,8 +13,7 @@ from rankscope.models.adapters.settings import AdapterSettings, read_adapter_con
 from rankscope.models.lora import Adapter
 from rankscope.models.parameters import Architecture, target_shapes
 
-MAX_SHOWN_TARGETS = 4
-"""Module names shown in a message."""
+MAX_SHOWN_TARGETS = 4  # Module names shown in a message
 
 
 @dataclass(frozen=True, slots=True)

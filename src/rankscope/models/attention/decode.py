@@ -20,10 +20,8 @@ from torch import Tensor
 class DecodeStep:
     """Where the new token of each row goes, and what it sees."""
 
-    columns: Tensor
-    """(R,) int64: the row's cached tokens so far, so its new token's place."""
-    width: int
-    """S."""
+    columns: Tensor  # (R,) int64: the row's cached tokens so far, so its new token's place
+    width: int  # S
     _masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
 
     @classmethod

@@ -23,19 +23,16 @@ outweigh everything else."""
 PADDING_PERCENT = 15
 """Rows share a group if the longest has at most so much more tokens than the shortest."""
 
-QUERY_BLOCK = 128
-"""Queries of one product; its keys end at the block's last query."""
+QUERY_BLOCK = 128  # Queries of one product; its keys end at the block's last query
 
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
     """Rows of similar length, laid out together as (K, R, T)."""
 
-    rows: tuple[int, ...]
-    """Their indices in the batch."""
+    rows: tuple[int, ...]  # Their indices in the batch
     width: int
-    start: int
-    """First of its R x T places; the groups follow each other."""
+    start: int  # First of its R x T places; the groups follow each other
 
     @property
     def num_rows(self) -> int:
@@ -65,12 +62,9 @@ class RowPlaces:
     out as the products need them.
     """
 
-    spread: Tensor
-    """(L K,) index into N K; padding points at its row's first token."""
-    gather: Tensor
-    """(N K,) index into L K."""
-    padding: Tensor
-    """Places that hold padding."""
+    spread: Tensor  # (L K,) index into N K; padding points at its row's first token
+    gather: Tensor  # (N K,) index into L K
+    padding: Tensor  # Places that hold padding
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,8 +29,7 @@ class TreeMask:
     """(R, T) int64: 0 in the trunk, 1 and up in the branches, -1 beyond the row's end."""
     position: Tensor
     """(R, T) int64, positions counted from the row's first token; all branches start alike."""
-    trunks: tuple[int, ...]
-    """Tokens before the first branch, by row."""
+    trunks: tuple[int, ...]  # Tokens before the first branch, by row
     _masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
 
     @classmethod

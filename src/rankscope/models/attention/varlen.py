@@ -30,8 +30,7 @@ from rankscope.models.attention.decode import DecodeStep
 from rankscope.models.attention.products import MAX_LENGTH, RowLayout, causal_products
 from rankscope.models.attention.tree import MAX_SCORES, TreeMask, tree_attention
 
-NAME = "rankscope_varlen"
-"""Name of the attention implementation, for ``attn_implementation=``."""
+NAME = "rankscope_varlen"  # Name of the attention implementation, for ``attn_implementation=``
 
 Probe = Callable[[int, Tensor, Tensor, float, int | None], None]
 """Reads one layer's attention: (layer, queries (H, N, D), keys (K, N, D), scale, window)."""
@@ -90,27 +89,17 @@ class KVCache:
 class AttentionPlan:
     """Which of the N tokens belongs to which of R rows; made once per forward pass."""
 
-    lengths: Tensor
-    """(R,) int64, on the CPU."""
-    to_rows: Tensor
-    """(R * T,) index into the N tokens; padding points at its row's first token."""
-    to_tokens: Tensor
-    """(N,) index into R * T."""
-    is_rectangular: bool
-    """All rows are equally long, so a plain reshape gives the rows."""
+    lengths: Tensor  # (R,) int64, on the CPU
+    to_rows: Tensor  # (R * T,) index into the N tokens; padding points at its row's first token
+    to_tokens: Tensor  # (N,) index into R * T
+    is_rectangular: bool  # All rows are equally long, so a plain reshape gives the rows
     cache: KVCache | None = None
-    store: bool = False
-    """Append this pass's keys and values to ``cache``."""
-    layout: RowLayout | None = None
-    """Layout for ``causal_products``, if that is the faster way."""
-    step: DecodeStep | None = None
-    """Set if every row continues its cache by one token."""
-    tree: TreeMask | None = None
-    """Set if rows branch or continue ``prefix``."""
-    prefix: KVCache | None = None
-    """A cache of one row, which every row continues."""
-    probe: Probe | None = None
-    """Called in every layer, before its attention is computed."""
+    store: bool = False  # Append this pass's keys and values to ``cache``
+    layout: RowLayout | None = None  # Layout for ``causal_products``, if that is the faster way
+    step: DecodeStep | None = None  # Set if every row continues its cache by one token
+    tree: TreeMask | None = None  # Set if rows branch or continue ``prefix``
+    prefix: KVCache | None = None  # A cache of one row, which every row continues
+    probe: Probe | None = None  # Called in every layer, before its attention is computed
 
     @property
     def shape(self) -> tuple[int, int]:

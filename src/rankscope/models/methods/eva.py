@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from rankscope.models.methods.init_context import InitContext
     from rankscope.records import TrialSpec
 
-RHO = 2.0
-"""A module's rank after redistribution is at most so many times the arm's rank."""
+RHO = 2.0  # A module's rank after redistribution is at most so many times the arm's rank
 
 
 class EvaMethod(LoraMethod):

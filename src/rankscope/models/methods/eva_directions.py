@@ -24,12 +24,9 @@ from rankscope.models.methods.eva import RHO
 
 CONVERGED = 0.99
 """Cosine between a vector before and after a batch, above which it counts as converged."""
-EVA_BATCH_TOKENS = 2048
-"""Tokens of a batch, or twice the number of vectors if that is more."""
-MAX_BATCHES = 100
-"""Stops the updates; the rows are repeated as often as needed."""
-PCA_SEED = 42
-"""Seed of the randomized decomposition, PEFT's."""
+EVA_BATCH_TOKENS = 2048  # Tokens of a batch, or twice the number of vectors if that is more
+MAX_BATCHES = 100  # Stops the updates; the rows are repeated as often as needed
+PCA_SEED = 42  # Seed of the randomized decomposition, PEFT's
 
 
 @dataclass(slots=True)

@@ -25,16 +25,11 @@ class InitContext:
     """What initialization uses besides a seed, computed once for the trials of a group.
 
     A trial's values do not depend on the other trials of its group.
-
-    Attributes:
-        base: None without training rows.
-        rows: of the training task.
-        trials: of the group.
     """
 
-    base: Base | None
-    rows: Sequence[EncodedRow]
-    trials: Sequence[TrialSpec]
+    base: Base | None  # None without training rows
+    rows: Sequence[EncodedRow]  # Of the training task
+    trials: Sequence[TrialSpec]  # Of the group
     _shared: dict[tuple[object, ...], Any] = field(default_factory=dict)
 
     def shared(self, key: tuple[object, ...], compute: Callable[[], T]) -> T:

@@ -25,12 +25,7 @@ if TYPE_CHECKING:
 
 
 class LoraMethod(Method):
-    """A low-rank adapter on each target of a frozen base, which many adapters share.
-
-    Attributes:
-        peft_fields: fields in PEFT's ``LoraConfig`` that mark such an adapter on disk.
-        fills_targets: every target gets an adapter.
-    """
+    """A low-rank adapter on each target of a frozen base, which many adapters share."""
 
     name = "lora"
     label = "LoRA"
@@ -39,7 +34,8 @@ class LoraMethod(Method):
     has_rank = True
     accepts_warm_start = True
     peft_fields: ClassVar[Mapping[str, Any]] = {}
-    fills_targets: ClassVar[bool] = True
+    """Fields in PEFT's ``LoraConfig`` that mark such an adapter on disk."""
+    fills_targets: ClassVar[bool] = True  # Every target gets an adapter
 
     def rank_scale(self, rank: int) -> float:
         """The number that alpha is divided by: s = alpha / rank_scale(r)."""

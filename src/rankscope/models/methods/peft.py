@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from rankscope.records import ModelRecord, TrialSpec
 
 
-STATEFUL_TYPES = frozenset({"ADALORA"})
-"""PEFT types with more state than their parameters."""
+STATEFUL_TYPES = frozenset({"ADALORA"})  # PEFT types with more state than their parameters
 
 
 class PeftMethod(Method):

@@ -36,8 +36,7 @@ from rankscope.models.peft_backend.settings import (
 from rankscope.models.quantize import dense_weight
 from rankscope.records import ModelRecord, TrialSpec
 
-ADAPTER = "default"
-"""PEFT's name for the only adapter of a model."""
+ADAPTER = "default"  # PEFT's name for the only adapter of a model
 
 
 class PeftTuner:
