@@ -34,7 +34,7 @@ from rankscope.records import (
 from rankscope.report.study_view import StudyView, change_on
 from rankscope.report.table_formats import Cell, markdown, table_from_rows
 from rankscope.report.tables import role_of_tested
-from rankscope.report.use_it import BaseSource, adapter_settings, folder_name, use_steps
+from rankscope.report.use_it import BaseSource, folder_name, use_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def changed_card(folder: Path, note: str) -> str:
 def study_card(
     view: StudyView, trial: TrialRecords, summary: ArmSummary, weights: ExportedWeights
 ) -> str:
-    """The card of exported ``weights``, with the scores of this one trained model in ``summary``."""
+    """The card of exported weights; ``summary`` holds the scores of this one trained model."""
     study, advice, spec = view.study, view.advice(trial.spec.task), trial.spec
     arm = next((a for a in view.arms(summary.task) if a.label == summary.label), None)
     versions = {"Rankscope": study.provenance.rankscope, "Python": study.provenance.python}

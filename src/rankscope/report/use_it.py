@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Literal
 
-from rankscope.models.methods import get_lora_method, get_method
+from rankscope.models.methods import get_lora_method
 from rankscope.records import ArmSummary, StudyRecords, TrialSpec
 from rankscope.report.study_view import StudyView
 
@@ -69,7 +69,7 @@ def base_source(study: StudyRecords, known_bases: Mapping[str, str], name: str =
         return BaseSource(
             "the pocket model, built into Rankscope",
             "pocket_folder()",
-            f'"$(python -c \'{imports}; print(pocket_folder())\')"',
+            f"\"$(python -c '{imports}; print(pocket_folder())')\"",
             dtype,
             imports=imports,
         )
