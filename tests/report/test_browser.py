@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, NONE_FOUND, Opened, chromium, opened
+from browser import Opened, opened
 from inspections import HOSTILE, ablation, inspect_heads, inspection
 from playwright.sync_api import Browser, Page
 from pocket_study import changed, small_study
@@ -22,8 +22,6 @@ from rankscope.report.study_view import StudyView
 from rankscope.report.style import SURFACE
 from rankscope.run.study import write_outputs
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NONE_FOUND)
-
 PHONE = {"width": 400, "height": 800}
 NO_OVERFLOW = "() => document.documentElement.scrollWidth <= innerWidth"
 OPEN_ALL = "(all) => all.forEach((one) => { one.open = true; })"
@@ -32,12 +30,6 @@ CAPTURE = """() => {
   URL.createObjectURL = (blob) => { window.captured.push(blob); return "#"; };
 }"""
 """Keep the files that the page makes: Chromium asks before the eleventh download of a page."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,20 @@
 """What a study was made of, and everything known of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from rankscope.config.study import StudyConfig
 from rankscope.records.heads import HeadsRecord
+from rankscope.records.items import ItemResult
 from rankscope.records.record import Record, Role, Status
 from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores
 from rankscope.records.spectra import SpectraRecord
 from rankscope.records.trials import TrainRecord, TrialSpec
+
+CONTAMINATION_LIMIT = 0.01
+"""Share of test rows that training may have seen: it moves an accuracy by at most 1 point, half the
+margin within which two arms count as equal."""
 
 
 class TaskRecord(Record):
@@ -24,6 +29,7 @@ class TaskRecord(Record):
     """``accuracy``: share of 1; ``log_probability``: mean log p per token, nats."""
     chance: float | None  # Score of guessing; None if unknown
     rows: dict[str, int]  # Rows per split: train, validation, test
+    row_shape: str = ""  # Such as ``alpaca``
     dropped: int  # Rows dropped while reading
     contamination: dict[str, int]
     """Test rows that are also in the training rows, by kind: exact, ngram13."""
@@ -34,6 +40,11 @@ class TaskRecord(Record):
     sha256: str  # Of the rows used
     test_sha256: str = ""
     """Of the test items and how they are prompted and scored; the training rows do not enter."""
+
+    @property
+    def is_contaminated(self) -> bool:
+        """So many test rows are in the training rows that a score cannot be trusted."""
+        return sum(self.contamination.values()) > CONTAMINATION_LIMIT * self.rows.get("test", 0)
 
 
 class ModelRecord(Record):
@@ -94,6 +105,8 @@ class StudyRecords:
     total_seconds: float  # Wall time spent on the study so far
     notes: tuple[str, ...] = field(default=())
     """What a reader of the results has to know, such as dropped rows."""
+    results: Mapping[EvalKey, Sequence[ItemResult]] = field(default_factory=dict)
+    """The whole item tables behind ``items``, with prompts and answers; read on demand."""
 
     def task(self, name: str) -> TaskRecord:
         """The task called ``name``. Raises KeyError."""
