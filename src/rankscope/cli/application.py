@@ -81,6 +81,13 @@ def verb(name: str, first_line: str = "") -> Callable[[Callable[..., Reply]], An
     return register
 
 
+def check_study(folder: Path) -> None:
+    """Refuse a folder without a study before anything heavy is imported."""
+    from rankscope.store import Ledger
+
+    Ledger.open(folder, write=False).close()
+
+
 def print_version(requested: bool) -> None:
     if requested:
         sys.stdout.write(f"rankscope {version('rankscope')}\n")

@@ -156,6 +156,7 @@ def inspect_command(
 
     Example: rankscope inspect ./base ./adapter-r8 --out inspection
     """
+    from rankscope.config.study import SpectraConfig
     from rankscope.filesystem import output_folder
     from rankscope.models.model_folder import check_tuned_folder, shapes_folder
 
@@ -169,7 +170,10 @@ def inspect_command(
     from rankscope.progress import ConsoleReporter
     from rankscope.tools import inspect, inspect_heads
 
-    settings = inspect.InspectSettings(top_k, intruder_k, epsilon)
+    # Unchecked here: inspect's own messages name the options.
+    settings = SpectraConfig.model_construct(
+        top_k=top_k, intruder_k=intruder_k, intruder_epsilon=epsilon
+    )
     with output_folder(out), ConsoleReporter(err_console) as reporter:
         if heads is not None:
             head_settings = inspect_heads.HeadSettings(
@@ -215,6 +219,7 @@ def shrink_command(
 
     Example: rankscope shrink ./adapter-r64 --rank 16 --out adapter-r16
     """
+    from rankscope.config.study import SpectraConfig
     from rankscope.filesystem import check_taken, output_folder
     from rankscope.models.model_folder import check_tuned_folder, shapes_folder
 
@@ -237,7 +242,6 @@ def shrink_command(
             shapes_folder(base)
         from rankscope.cli.render.inspection import changes_tables
         from rankscope.tools import shrink
-        from rankscope.tools.inspect import InspectSettings
 
         source = shrink.SourceAdapter.open(adapter, base, any_base=force)
         if action == "--rank" and rank is not None:
@@ -247,7 +251,9 @@ def shrink_command(
         elif action == "--layer-scale" and layer_scale is not None:
             changes = [shrink.layer_scale(source, out, *shrink.parse_layer_factors(layer_scale))]
         else:
-            settings = InspectSettings(None, intruder_k, epsilon)
+            settings = SpectraConfig.model_construct(
+                intruder_k=intruder_k, intruder_epsilon=epsilon
+            )
             changes = [*shrink.mitigate(source, out, factor or 0.0, settings)]
     return Reply(changes, lambda: print_result(changes_tables(changes)))
 

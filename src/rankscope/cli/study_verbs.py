@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from rankscope.cli.application import Overrides, StudyFile, StudyFolder, verb
+from rankscope.cli.application import Overrides, StudyFile, StudyFolder, check_study, verb
 from rankscope.cli.terminal import (
     Reply,
     err_console,
@@ -233,13 +233,6 @@ def status_command(folder: StudyFolder) -> Reply:
     return Reply(status_data(records, folder), lambda: print_result(status_table(records, folder)))
 
 
-def _check_study(folder: Path) -> None:
-    """Refuse a folder without a study before anything heavy is imported."""
-    from rankscope.store import Ledger
-
-    Ledger.open(folder, write=False).close()
-
-
 def _load_records(folder: Path) -> "StudyRecords":
     from rankscope.store import Ledger
 
@@ -263,10 +256,10 @@ def report_command(
     """
     records = _load_records(folder)
     from rankscope.run.outputs import write_outputs
-    from rankscope.tools.export import check_tables_folder, write_study_tables
+    from rankscope.tools.study_tables import check_outside_study, write_study_tables
 
     if tables is not None:
-        check_tables_folder(folder, tables)
+        check_outside_study(folder, tables, "--tables")
     _, recommendation = write_outputs(folder, records)
     files = write_study_tables(folder, records, recommendation, tables) if tables else []
 
@@ -308,35 +301,6 @@ def verify_command(
     return Reply(data, show, INTEGRITY if problems else OK)
 
 
-@verb("export", "Reading {folder} ...")
-def export_command(
-    folder: StudyFolder,
-    trial: Annotated[
-        str, Argument(metavar="TRIAL", help="Id of a trial, or a unique prefix of it.")
-    ],
-    out: Annotated[Path, Option(help="A new or empty folder for the weights.")],
-    step: Annotated[
-        int | None, Option(help="Weights kept at this step instead of the final ones.")
-    ] = None,
-) -> Reply:
-    """Export a trial's weights from a study.
-
-    Writes a plain PEFT adapter, or a plain model folder for full fine-tuning, after comparing all
-    hashes.
-
-    Example: rankscope export studies/pocket 3f2a --out ./adapter
-    """
-    _check_study(folder)
-    from rankscope.tools.export import export_trial
-
-    spec = export_trial(folder, trial, out, step)
-    kind = "model" if spec.is_full else "adapter"
-    return Reply(
-        {"trial": spec.trial_id, "label": spec.label, "kind": kind, "out": out},
-        lambda: print_line(f"{spec.label}: {kind} written to {out}"),
-    )
-
-
 @verb("compare")
 def compare_command(
     folders: Annotated[
@@ -354,7 +318,7 @@ def compare_command(
     Example: rankscope compare studies/pocket studies/mine --out compared.html
     """
     for folder in folders:
-        _check_study(folder)
+        check_study(folder)
     from rankscope.cli.render.comparison import comparison_tables
     from rankscope.tools.compare import check_inside, compare
 
@@ -395,7 +359,7 @@ def predict_command(
         if overrides:
             raise UserError("predict --backtest: --set has no effect on finished studies")
         for folder in places:
-            _check_study(folder)
+            check_study(folder)
         from rankscope.predict.backtest import backtest as run_backtest
 
         result = run_backtest(places)
