@@ -34,8 +34,8 @@ from rankscope.train.step_schedule import check_learning_rates, trial_protocol, 
 
 TUNER = "tuner/"  # Prefix of the names of a PEFT method's own tensors in a checkpoint
 BEST = "best/"  # Prefix of the names of the weights that early stopping would keep
-COUNTERS = ("num_tokens", "num_label_tokens", "num_replay_tokens", "failure")
-"""Fields of a trial that a checkpoint holds as they are."""
+STORED_FIELDS = ("num_tokens", "num_label_tokens", "num_replay_tokens", "failure")
+"""Of a trial, as they are in a checkpoint."""
 
 
 @dataclass(slots=True)
@@ -196,7 +196,7 @@ class TrialState:
     def counters(self) -> dict[str, object]:
         """What else a resumed run needs, JSON-compatible; dropout follows from seed and step."""
         return {
-            **{name: getattr(self, name) for name in COUNTERS},
+            **{name: getattr(self, name) for name in STORED_FIELDS},
             "losses": [point.model_dump() for point in self.losses],
             "penalties": [point.model_dump() for point in self.penalties],
             "tuner": self.tuner.counters() if self.tuner is not None else {},
@@ -217,7 +217,7 @@ class TrialState:
             else:  # the step too: AdamW is fused
                 self.optimizer.state[parameter][key] = tensor.to(parameter.device)
         self.drop_cached_weights()
-        for name in COUNTERS:
+        for name in STORED_FIELDS:
             setattr(self, name, counters[name])
         self.losses = [LossPoint.model_validate(point) for point in counters["losses"]]
         self.penalties = [PenaltyPoint.model_validate(point) for point in counters["penalties"]]
