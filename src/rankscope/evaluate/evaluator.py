@@ -1,6 +1,7 @@
 """Score one split of one task under many models: the base and any number of adapters."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from rankscope.evaluate.mixtures import (
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.evaluate.scorers.scorer import Scorer, ScoringJob
 from rankscope.models.base import Base
-from rankscope.records import EvalRecord, Split
+from rankscope.records import BASE, EvalRecord, Split
 
 NOT_FINITE = "the model gives no item a finite likelihood"
 
@@ -73,10 +74,15 @@ def evaluate_task(
         scores = encoded.scorer.run(job)
     if any(of_model.metrics.get("not_finite") == 1 for of_model in scores.values()):
         raise NotFiniteError(NOT_FINITE)
-    return {
-        name: (make_record(of_model, task, split, models[name], encoded.truncated), of_model.items)
-        for name, of_model in scores.items()
-    }
+    prompts = [item.prompt or item.question for item in encoded.items]
+    evaluations: dict[str | None, Evaluation] = {}
+    for name, of_model in scores.items():
+        items = of_model.items
+        if models[name] == BASE:
+            items = [replace(i, prompt=p) for i, p in zip(items, prompts, strict=True)]
+        record = make_record(of_model, task, split, models[name], encoded.truncated)
+        evaluations[name] = record, items
+    return evaluations
 
 
 def encode_split(

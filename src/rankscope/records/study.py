@@ -1,11 +1,12 @@
 """What a study was made of, and everything known of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from rankscope.config.study import StudyConfig
 from rankscope.records.heads import HeadsRecord
+from rankscope.records.items import ItemResult
 from rankscope.records.record import Record, Role, Status
 from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores
 from rankscope.records.spectra import SpectraRecord
@@ -94,6 +95,8 @@ class StudyRecords:
     total_seconds: float  # Wall time spent on the study so far
     notes: tuple[str, ...] = field(default=())
     """What a reader of the results has to know, such as dropped rows."""
+    results: Mapping[EvalKey, Sequence[ItemResult]] = field(default_factory=dict)
+    """The whole item tables behind ``items``, with prompts and answers; read on demand."""
 
     def task(self, name: str) -> TaskRecord:
         """The task called ``name``. Raises KeyError."""

@@ -24,7 +24,7 @@ from rankscope.records import (
 from rankscope.store.artifacts import Artifact, ArtifactStore
 from rankscope.store.database import parse_record, stored_list, stored_records, study_body
 from rankscope.store.history import mixed_versions_notes
-from rankscope.store.items import StoredItems
+from rankscope.store.items import ItemTables, StoredItems, StoredResults
 
 
 def load_study(
@@ -44,6 +44,7 @@ def load_study(
         if trial_of(trial_id) in shown and record.task in task_names
     }
     history = stored_list(db, "provenance", Provenance)
+    tables = ItemTables(store, artifacts)
     return StudyRecords(
         name=json.loads(name),
         config=parse_record(StudyConfig, study_body(db, "config") or "{}", "study"),
@@ -51,7 +52,8 @@ def load_study(
         tasks=tasks,
         trials=trials,
         evals=evals,
-        items=StoredItems(evals, store, artifacts),
+        items=StoredItems(evals, tables),
+        results=StoredResults(evals, tables),
         provenance=history[-1],
         total_seconds=float(study_body(db, "seconds") or 0.0),
         notes=(
