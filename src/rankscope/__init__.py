@@ -12,27 +12,29 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rankscope.run.study import Study
-    from rankscope.tools.evaluate import EvalRequest, score
+    from rankscope.tools.evaluate.request import EvalRequest
+    from rankscope.tools.evaluate.run import score
     from rankscope.tools.frames import load
     from rankscope.tools.inspect import inspect
 
     __version__: str
 
-__all__ = ["EvalRequest", "Study", "__version__", "inspect", "load", "score"]
-
 _MODULES = {
-    "EvalRequest": "rankscope.tools.evaluate",
+    "EvalRequest": "rankscope.tools.evaluate.request",
     "Study": "rankscope.run.study",
     "inspect": "rankscope.tools.inspect",
     "load": "rankscope.tools.frames",
-    "score": "rankscope.tools.evaluate",
+    "score": "rankscope.tools.evaluate.run",
 }
+"""Public names are read when asked for: most of these modules import torch."""
+
+__all__ = ["EvalRequest", "Study", "__version__", "inspect", "load", "score"]
 
 
 def __getattr__(name: str) -> object:
-    """The public names, read when asked for: what is behind them imports torch or pandas."""
+    value: object
     if name == "__version__":
-        value: object = version("rankscope")
+        value = version("rankscope")
     elif name in _MODULES:
         value = getattr(import_module(_MODULES[name]), name)
     else:

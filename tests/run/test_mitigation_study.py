@@ -12,7 +12,9 @@ from rankscope.config.loader import load_study_file
 from rankscope.data.study_data import replay_notes
 from rankscope.errors import Interrupted, UserError
 from rankscope.records import BASE, StudyRecords, TrialRecords, trial_of, variant_of
-from rankscope.run.study import Study, check_record_settings, write_outputs
+from rankscope.run.begin import check_record_settings
+from rankscope.run.outputs import write_outputs
+from rankscope.run.study import Study
 from rankscope.run.trials import make_trials
 from rankscope.store import Ledger
 from rankscope.tools.export import ExportRequest, export_trial

@@ -24,6 +24,7 @@ from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.methods import get_method
 from rankscope.models.methods.full import FullMethod
+from rankscope.models.model_folder import check_tuned_folder
 from rankscope.records import MatrixSpectrum
 
 GENERIC_NAMES = frozenset({"adapter", "model", "final", "checkpoint"})
@@ -43,8 +44,7 @@ class StoredTunedModel:
     @classmethod
     def open(cls, folder: Path, name: str) -> "StoredTunedModel":
         """Read an adapter's factors, or list the weights of a checkpoint."""
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; expected a PEFT adapter or a model")
+        check_tuned_folder(folder)
         if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
             return cls(name, folder, FullMethod.name, model=CheckpointReader.open(folder))
         settings = read_adapter_config(folder, READABLE_INITS)

@@ -9,6 +9,7 @@ from rankscope.advise.recommend import recommend
 from rankscope.errors import UserError
 from rankscope.records import (
     FAILED,
+    WAITING,
     ComparedCell,
     ComparedStudy,
     Facet,
@@ -20,8 +21,6 @@ from rankscope.records import (
 )
 from rankscope.run.trials import NOT_TRAINING
 from rankscope.store import Ledger
-
-WAITING = ("planned", "trained")
 
 
 def compare(folders: Sequence[Path]) -> StudyComparison:

@@ -21,9 +21,7 @@ from rankscope.records import (
 from rankscope.report.study_view import StudyView
 from rankscope.report.tables import arms_table
 from rankscope.store import Ledger
-from rankscope.tools.inspection_tables import matrix_row
-
-Row = dict[str, object]
+from rankscope.tools.inspection_tables import TableRow, matrix_row
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class StudyFrames:
         ``change`` is the score minus the base's. ``standard_error`` is over items.
         """
         evals = self.records.evals
-        rows: list[Row] = []
+        rows: list[TableRow] = []
         for (model_id, task, split), record in evals.items():
             base = evals.get((BASE, task, split))
             rows.append(
@@ -132,7 +130,7 @@ class StudyFrames:
         ]
         return _frame(rows, "rank", "seed")
 
-    def _model_row(self, model_id: str) -> Row:
+    def _model_row(self, model_id: str) -> TableRow:
         """What tells models apart; ``variant`` is the change of a trial scaled at inference."""
         spec = self._specs.get(trial_of(model_id))
         return {
@@ -196,7 +194,7 @@ TRAINING_COLUMNS = (
 """Fields of a training record that are columns of ``trials``."""
 
 
-def trial_row(trial: TrialRecords) -> Row:
+def trial_row(trial: TrialRecords) -> TableRow:
     """A trial's settings, its status, and what training it took; unknown is None."""
     spec, train = trial.spec, trial.train
     return {
@@ -215,7 +213,7 @@ def trial_row(trial: TrialRecords) -> Row:
     }
 
 
-def _frame(rows: list[Row], *integers: str) -> pd.DataFrame:
+def _frame(rows: list[TableRow], *integers: str) -> pd.DataFrame:
     """A frame whose ``integers`` stay integers beside unknown cells."""
     frame = pd.DataFrame(rows)
     return frame.astype({name: "Int64" for name in integers if name in frame})

@@ -19,8 +19,8 @@ from rankscope.device import choose_device, keep_freed_memory
 from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.load import shapes_folder
 from rankscope.models.methods import get_lora_method
+from rankscope.models.model_folder import shapes_folder
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.provenance import provenance
 from rankscope.records import Inspection, MatrixSpectrum, NormGrowth, SpectraRecord, TunedModel

@@ -1,6 +1,6 @@
 """``shrink``: write a smaller or weaker version of an adapter as an ordinary PEFT adapter."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from rankscope.models.adapters.folder import base_weight_copies
 from rankscope.models.adapters.rewrite import rewrite
 from rankscope.models.adapters.settings import READABLE_INITS, read_adapter_config
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.load import shapes_folder
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate, StoredFactors
 from rankscope.models.methods import get_method
+from rankscope.models.model_folder import shapes_folder
 from rankscope.models.scaling import depth_factors, layer_index
 from rankscope.records import AdapterChange, MatrixChange
 from rankscope.report.model_card import changed_card
@@ -226,12 +226,3 @@ def parse_layer_factors(text: str) -> tuple[float, float]:
             "last layer"
         ) from error
     return first, last
-
-
-def the_one_action(options: Mapping[str, object]) -> str:
-    """The name of the only option that is given."""
-    given = [name for name, value in options.items() if value is not None]
-    if len(given) != 1:
-        names = " and ".join(given) or "none"
-        raise UserError(f"shrink: expected exactly one of {', '.join(options)}; found {names}")
-    return given[0]
