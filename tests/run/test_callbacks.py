@@ -10,8 +10,8 @@ from tiny_models import base_of, tiny_llama
 
 from rankscope.records import StudyRecords, TrialRecords
 from rankscope.run.callbacks import in_dtype_of
+from rankscope.run.outputs import write_outputs
 from rankscope.run.plan import evaluation_tokens, make_plan
-from rankscope.run.study import write_outputs
 from rankscope.store import Ledger
 
 TASKS = ("pocket_cloze", "pocket_med")
