@@ -27,7 +27,7 @@ TableRow = dict[str, object]
 def write_tables(inspection: Inspection, folder: Path) -> None:
     """Write a Parquet file per table; those of heads only with heads."""
     matrices = pd.DataFrame(
-        [_identity(m) | _matrix_row(x) for m in inspection.tuned for x in m.spectra.matrices]
+        [_identity(m) | matrix_row(x) for m in inspection.tuned for x in m.spectra.matrices]
     )
     heads = [(_identity(m), m.heads) for m in inspection.tuned if m.heads is not None]
     tables = {
@@ -50,7 +50,8 @@ def _identity(model: TunedModel) -> TableRow:
     return {"model": model.name, "kind": model.kind, "rank": model.rank, "scaling": model.scaling}
 
 
-def _matrix_row(matrix: MatrixSpectrum) -> TableRow:
+def matrix_row(matrix: MatrixSpectrum) -> TableRow:
+    """The fields of a matrix; each pair (left, right) as two columns."""
     row: TableRow = {"out": matrix.shape[0], "in": matrix.shape[1]}
     row |= matrix.model_dump(exclude={"schema_version", "shape", *SIDED})
     for name in SIDED:
