@@ -8,8 +8,9 @@ quickstart: .venv/installed
 	$(BIN)/rankscope quickstart --out $(OUT)
 
 # One process per core, one thread each: most tests are too small for more.
+# Some of them, or other options of pytest: make test TESTS="tests/run -k kill".
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(TESTS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

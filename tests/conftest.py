@@ -1,12 +1,22 @@
-"""What every test shares: the allocator setting of the product, and the real data."""
+"""What every test shares: the allocator setting of the product, and what lies outside the checkout.
 
-import os
+Tests that request ``data_dir``, ``model_folder`` or ``browser`` are deselected where the machine
+has none; see ``fixtures/external_resources.py``.
+"""
+
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import external_resources
 import pytest
 import torch
 
 from rankscope.device import keep_freed_memory
+from rankscope.models.fetch import cached_model_folder
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # Without it training steps cost many times more on virtual machines; see docs/footguns.md.
 keep_freed_memory()
@@ -14,14 +24,33 @@ keep_freed_memory()
 torch.set_num_threads(1)
 
 
+pytest_plugins = ["pytester"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    external_resources.add_option(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    external_resources.register(config)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Folder of the real data sets, ``<task>/{train,validation,test}.jsonl``."""
-    given = os.environ.get("RANKSCOPE_DATA")
-    folder = Path(given) if given else Path(__file__).parents[2] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.fail(
-            f"real data not found at {folder}: set RANKSCOPE_DATA to a folder with "
-            "<task>/{train,validation,test}.jsonl"
-        )
-    return folder
+    return external_resources.data_folder()
+
+
+@pytest.fixture(scope="session")
+def model_folder() -> Path:
+    """A real small model, fetched before."""
+    return cached_model_folder(external_resources.MODEL)
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """The machine's own Chromium, headless."""
+    from browser import chromium
+
+    with chromium() as found:
+        yield found

@@ -11,7 +11,8 @@ from rankscope.config.study import StudyConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.study_data import check_trainable, load_tasks, prepare_data
 from rankscope.errors import UserError
-from rankscope.models.load import load_tokenizer, model_folder
+from rankscope.models.load import load_tokenizer
+from rankscope.models.model_folder import model_folder
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,6 @@ def test_training_rows_of_one_task_contaminate_another(tmp_path: Path) -> None:
         assert shared
         assert data.tasks[name].contaminated_ids == shared
         count = f"{len(shared)} of {len(data.tasks[name].test)} test rows of {name}"
-        assert f"{count} are also training rows of b" in data.notes
+        assert f"{count} are copies of training rows of b" in data.notes
     assert list(data.rows) == ["b"]
     assert not data.replay_rows

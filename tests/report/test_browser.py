@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, NONE_FOUND, Opened, chromium, opened
+from browser import Opened, opened
 from inspections import HOSTILE, ablation, inspect_heads, inspection
 from playwright.sync_api import Browser, Page
 from pocket_study import changed, small_study
@@ -20,9 +20,7 @@ from rankscope.report.inspection_page import render_inspection
 from rankscope.report.study_page import render_study, study_sections
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import SURFACE
-from rankscope.run.study import write_outputs
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NONE_FOUND)
+from rankscope.run.outputs import write_outputs
 
 PHONE = {"width": 400, "height": 800}
 NO_OVERFLOW = "() => document.documentElement.scrollWidth <= innerWidth"
@@ -32,12 +30,6 @@ CAPTURE = """() => {
   URL.createObjectURL = (blob) => { window.captured.push(blob); return "#"; };
 }"""
 """Keep the files that the page makes: Chromium asks before the eleventh download of a page."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,4 @@
-"""A whole small study on a real model and real questions, and its adapter in plain PEFT.
-
-The model comes from the cache, and is fetched once where it is not there yet.
-"""
+"""A whole small study on a real model and real questions, and its adapter in plain PEFT."""
 
 from pathlib import Path
 
@@ -11,11 +8,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from rankscope.config.study import ModelConfig
-from rankscope.errors import UserError
 from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.fetch import cached_model_folder, fetch_model
 from rankscope.models.load import load_base
 from rankscope.records import BASE, StudyRecords
 from rankscope.run.study import Study
@@ -25,20 +20,12 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "smollm2-arc.yaml"
 
 
 @pytest.fixture(scope="module")
-def folder() -> Path:
-    try:
-        return cached_model_folder("smollm2-135m")
-    except UserError:
-        return fetch_model("smollm2-135m")
-
-
-@pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("smollm2")
 
 
 @pytest.fixture(scope="module")
-def study(folder: Path, data_dir: Path, out: Path) -> StudyRecords:
+def study(model_folder: Path, data_dir: Path, out: Path) -> StudyRecords:
     """The example, small: ranks 2 and 32 on q and v, 64 rows, 8 items per task, float32."""
     overrides = [
         f"data_dir={data_dir}",
@@ -54,12 +41,14 @@ def study(folder: Path, data_dir: Path, out: Path) -> StudyRecords:
 
 
 @pytest.fixture(scope="module")
-def base(folder: Path) -> Base:
-    return load_base(ModelConfig(path=str(folder)), torch.device("cpu"), torch.float32)
+def base(model_folder: Path) -> Base:
+    return load_base(ModelConfig(path=str(model_folder)), torch.device("cpu"), torch.float32)
 
 
-def test_every_trial_is_trained_scored_and_analyzed(study: StudyRecords, folder: Path) -> None:
-    assert study.model.sha256 == weights_sha256(folder)
+def test_every_trial_is_trained_scored_and_analyzed(
+    study: StudyRecords, model_folder: Path
+) -> None:
+    assert study.model.sha256 == weights_sha256(model_folder)
     assert [(t.spec.rank, t.status) for t in study.trials] == [(2, "done"), (32, "done")]
     for trial in study.trials:
         assert trial.train is not None
@@ -83,7 +72,7 @@ def test_every_trial_is_trained_scored_and_analyzed(study: StudyRecords, folder:
 
 
 def test_its_adapter_gives_the_same_logits_in_plain_peft(
-    study: StudyRecords, folder: Path, out: Path, base: Base
+    study: StudyRecords, model_folder: Path, out: Path, base: Base
 ) -> None:
     trial = study.trials[-1].spec
     path = out / adapter_path(trial.trial_id)
@@ -91,7 +80,7 @@ def test_its_adapter_gives_the_same_logits_in_plain_peft(
     text = "Question: Which of these is a source of light?\nAnswer: the Sun"
     ids = base.tokenizer(text).input_ids
     keep = range(len(ids))
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     with torch.inference_mode():
         ours = base.logits(RowBatch.of([Row(ids, keep, trial.trial_id)], base.device))
         bare = base.logits(RowBatch.of([Row(ids, keep)], base.device))

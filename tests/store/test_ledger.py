@@ -136,6 +136,7 @@ def item_results(trial_id: str) -> list[ItemResult]:
             gold="A",
             prediction="B",
             gold_logprob=None if i == 3 else -float(draw),
+            prompt=None if i else "asked",
         )
         for i, draw in enumerate(draws)
     ]
@@ -237,8 +238,11 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     assert scores.gold_logprobs[:3].tolist() == [item.gold_logprob for item in expected[:3]]
     assert np.isnan(scores.gold_logprobs[3])
     assert scores.item_ids is records.items[BASE, "med", "test"].item_ids
-    with pytest.raises(KeyError):
-        records.items[IDS[0], "med", "validation"]
+    assert records.results[IDS[1], "med", "test"] == expected
+    assert [item.prompt for item in records.results[IDS[1], "med", "test"]] == ["asked"] + [None] * 3
+    for stored in (records.items, records.results):
+        with pytest.raises(KeyError):
+            stored[IDS[0], "med", "validation"]
 
 
 def test_repeating_a_run_changes_nothing(tmp_path: Path) -> None:

@@ -17,18 +17,15 @@ class Intruders:
     """The intruders among the k leading vectors of one matrix."""
 
     count: int
-    energy: float
-    """sum sigma^2 of the intruders / sum sigma^2 of the k vectors; 0 for a zero matrix."""
+    energy: float  # sum sigma^2 of the intruders over that of all k vectors
     positions: tuple[int, ...]  # Indices among the k vectors, from 0, largest singular value first
     max_cosine: tuple[float, ...]  # max_i |cos(y_j, x_i)| of each of the k vectors
 
 
 def intruders_among(cosines: Tensor, S: Tensor, epsilon: float) -> Intruders:
-    """Find the intruders among k leading left vectors of W.
+    """The intruders among k leading left vectors of W.
 
-    Args:
-        cosines: of each to ALL left vectors of W0, (d0, k).
-        S: singular values of W, (k,), largest first.
+    ``cosines`` (d0, k) are to ALL left vectors of W0; ``S`` (k,) are singular values of W.
     """
     max_cosine = cosines.abs().max(dim=0).values
     is_intruder = max_cosine < epsilon

@@ -22,18 +22,12 @@ from rankscope.analyze.subspace_iteration import (
 from rankscope.analyze.svd_cache import SVD, svd
 from rankscope.models.low_rank_update import LowRankUpdate, to_float64
 
-ITERATE_IF = ((256, 12), (1024, 3))
-"""(d, share): from this d on, iterating for at most d / share vectors beats decomposing."""
-DENSE_ITERATE_IF = (1024, 40)
-"""The same for a dense matrix, whose products cost more."""
-TOLERANCE = 1e-8
-"""Largest residual of a triple over the largest singular value, in float64."""
-CLUSTER = 1e-6
-"""Gap over the largest singular value up to which two values count as one cluster."""
-NUM_RANDOM = 16
-"""Random vectors added to the start of an iteration on a dense matrix."""
-ROTATION = 0.01
-"""Sine of the angle by which rounding may turn a vector before it counts as ill-conditioned."""
+ITERATE_IF = ((256, 12), (1024, 3))  # (d, share): iterate from d on, for up to d / share vectors
+DENSE_ITERATE_IF = (1024, 40)  # The same for a dense matrix, whose products cost more
+TOLERANCE = 1e-8  # Largest residual of a triple over the largest singular value, in float64
+CLUSTER = 1e-6  # Gap over the largest singular value up to which two values count as one cluster
+NUM_RANDOM = 16  # Random vectors added to the start of an iteration on a dense matrix
+ROTATION = 0.01  # Sine of the angle of rounding from which a vector is ill-conditioned
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +38,10 @@ class LeadingVectors:
     right: Tensor  # Cosines to every right vector of W0, (d, k)
     S: Tensor  # Singular values of W, (k,)
     residual: float  # Largest |W^T u - sigma v| over sigma_1; 0 for a full decomposition
-    ill_conditioned: int
-    """Vectors of clusters so close that rounding turns them: single ones mean little."""
+    ill_conditioned: int  # Vectors in clusters so close that rounding turns them
 
     @classmethod
     def from_triples(cls, left: Tensor, right: Tensor, triples: Triples) -> "LeadingVectors":
-        """With the error bounds of ``triples``."""
         top = float(triples.S[0]) if len(triples.S) else 0.0
         residual = float(triples.residuals.max()) / top if top else 0.0
         return cls(left, right, triples.S, residual, num_ill_conditioned(triples))
@@ -91,9 +83,8 @@ def iterate_and_count(matrix: DiagonalPlusLowRank, k: int) -> Triples | None:
 def countable(triples: Triples) -> tuple[int, float]:
     """How many triples can be counted, and a value that so many singular values exceed.
 
-    All k, if values k and k + 1 are separate. If both are in one cluster (gaps of at most
-    :data:`CLUSTER`), rounding may split it anywhere: then only the triples above the cluster, which
-    may be none.
+    All k, if values k and k + 1 are separate. If both are in one cluster, rounding may split it
+    anywhere: then only the triples above the cluster, which may be none.
     """
     values = [*triples.S.tolist(), triples.next_value]
     max_gap = CLUSTER * values[0]
@@ -169,8 +160,8 @@ def dense_leading_vectors(base: SVD, tuned: Tensor, k: int) -> LeadingVectors:
 def num_ill_conditioned(triples: Triples) -> int:
     """Vectors that rounding W to float32 may turn by more than a sine of :data:`ROTATION`.
 
-    Davis & Kahan 1970: the sine is at most the perturbation over the distance to the nearest other
-    singular value. The perturbation is 2^-23 of the largest value plus the triple's residual.
+    Davis & Kahan 1970: the sine is at most the perturbation, here 2^-23 of the largest value plus
+    the triple's residual, over the distance to the nearest other singular value.
     """
     s = to_float64(triples.S)
     below = torch.cat([s[1:], torch.tensor([triples.next_value], dtype=s.dtype, device=s.device)])

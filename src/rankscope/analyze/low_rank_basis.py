@@ -43,7 +43,6 @@ class DiagonalPlusLowRank:
         return torch.addmm(self.S * y[:d], self.Q, low)
 
     def dense(self) -> Tensor:
-        """K, (d + e, d)."""
         inside = torch.diag(self.S[:, 0]) + self.P @ self.Q.mT
         return torch.cat([inside, self.R @ self.Q.mT])
 
@@ -59,8 +58,8 @@ class DiagonalPlusLowRank:
     def start(self, count: int) -> Tensor:
         """Orthonormal vectors to start an iteration from, (d, b).
 
-        e_1 .. e_count (the base's own leading vectors), then the part of Q that they do not span:
-        starting from the base's vectors alone may miss a direction that the update adds.
+        e_1 .. e_count, the base's own leading vectors, then the part of Q that they do not span:
+        without it a direction that the update adds may be missed.
         """
         d = len(self.S)
         count = min(count, d)
@@ -75,8 +74,8 @@ class DiagonalPlusLowRank:
         """How many singular values of K exceed ``value``, exactly, by inertia.
 
         With t = value^2, K^T K - t I = (S^2 - t) + Z M Z^T, see :meth:`gram`. By Haynsworth's
-        additivity of inertia it has as many positive eigenvalues as S^2 - t, plus those of
-        -M^-1 - Z^T (S^2 - t)^-1 Z, less those of -M^-1, which are r.
+        additivity of inertia it has as many positive eigenvalues as S^2 - t, plus those of -M^-1 -
+        Z^T (S^2 - t)^-1 Z, less those of -M^-1, which are r.
         """
         s, p, q, r = (to_float64(t) for t in (self.S, self.P, self.Q, self.R))
         shifted = s**2 - value**2
@@ -112,7 +111,6 @@ class DiagonalPlusLowRankGram:
         return out.addmm_(self.Z, self.M @ (self.Z.mT @ x), alpha=factor)
 
     def deflate(self, vectors: Tensor, values: Tensor) -> "DiagonalPlusLowRankGram":
-        """G - sum of values_i v_i v_i^T."""
         z = torch.cat([self.Z, vectors], dim=1)
         return DiagonalPlusLowRankGram(self.D, z, torch.block_diag(self.M, torch.diag(-values)))
 

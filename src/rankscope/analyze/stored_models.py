@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rankscope.analyze.spectra import SpectraSettings, adapter_spectrum, full_spectrum
+from rankscope.analyze.spectra import adapter_spectrum, full_spectrum
 from rankscope.analyze.svd_cache import SvdCache, svd
+from rankscope.config.study import SpectraConfig
 from rankscope.errors import UserError
 from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.folder import (
@@ -23,6 +24,7 @@ from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.methods import get_method
 from rankscope.models.methods.full import FullMethod
+from rankscope.models.model_folder import check_tuned_folder
 from rankscope.records import MatrixSpectrum
 
 GENERIC_NAMES = frozenset({"adapter", "model", "final", "checkpoint"})
@@ -31,28 +33,16 @@ GENERIC_NAMES = frozenset({"adapter", "model", "final", "checkpoint"})
 
 @dataclass(slots=True)
 class StoredTunedModel:
-    """A tuned model on disk: a low-rank adapter, or a full checkpoint.
-
-    Attributes:
-        name: unique within an inspection.
-        adapter: of a PEFT adapter; its factors are small and stay in memory.
-        model: of a full checkpoint; weights are read one at a time.
-    """
-
-    name: str
+    name: str  # Unique within an inspection
     folder: Path
     kind: str
-    adapter: Adapter | None = None
-    model: CheckpointReader | None = None
+    adapter: Adapter | None = None  # Of a PEFT adapter; its factors are small and stay in memory
+    model: CheckpointReader | None = None  # Of a full checkpoint; weights are read one at a time
 
     @classmethod
     def open(cls, folder: Path, name: str) -> "StoredTunedModel":
-        """Read an adapter's factors, or list the weights of a checkpoint.
-
-        Raises UserError for anything else, IntegrityError for missing or damaged weights.
-        """
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; expected a PEFT adapter or a model")
+        """Read an adapter's factors, or list the weights of a checkpoint."""
+        check_tuned_folder(folder)
         if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
             return cls(name, folder, FullMethod.name, model=CheckpointReader.open(folder))
         settings = read_adapter_config(folder, READABLE_INITS)
@@ -69,7 +59,6 @@ class StoredTunedModel:
 
     @property
     def has_one_rank(self) -> bool:
-        """An adapter whose modules all have the same rank."""
         return self.adapter is not None and len({len(a) for a in self.adapter.a.values()}) == 1
 
     def check_base(self, base: CheckpointReader) -> None:
@@ -102,9 +91,8 @@ class StoredTunedModel:
             adapter.initial_factors[name] = pissa_initial_factors(weight, adapter, name)
 
     def spectrum(
-        self, name: str, weight: Tensor, settings: SpectraSettings, svds: SvdCache
+        self, name: str, weight: Tensor, settings: SpectraConfig, svds: SvdCache
     ) -> MatrixSpectrum:
-        """Spectra of one matrix against the base's ``weight``, (out, in)."""
         if self.model is not None:
             tuned = self.model.weight(name, weight.device)
             return full_spectrum(name, weight, tuned, settings, svds)
@@ -120,10 +108,8 @@ class StoredTunedModel:
 
 
 def pissa_initial_factors(weight: Tensor, adapter: Adapter, name: str) -> tuple[Tensor, Tensor]:
-    """(A0, B0) that PEFT's PiSSA took out of the base: s B0 A0 = U_r S_r V_r^T of W0 (2404.02948).
-
-    The signs of singular vectors do not matter to the product.
-    """
+    """(A0, B0) that PEFT's PiSSA took out of the base: s B0 A0 = U_r S_r V_r^T of W0 (2404.02948),
+    whatever the signs of singular vectors."""
     rank = len(adapter.a[name])
     u, s, v = (part.cpu() for part in svd(weight))
     root = (s[:rank] / adapter.scaling).sqrt()
@@ -154,7 +140,6 @@ def matrices_to_compare(
 
 
 def short_names(folders: list[Path]) -> list[str]:
-    """A short unique name for each folder."""
     short = []
     for folder in map(Path.resolve, folders):
         is_generic = folder.name in GENERIC_NAMES

@@ -21,18 +21,12 @@ from torch import Tensor
 from rankscope.hashing import sha256_tensors
 from rankscope.models.fetch import cache_folder
 
-SMALLEST_STORED = 256
-"""Smallest d that is written to disk; below it, decomposing takes milliseconds."""
-ROUNDED_FROM = 1024
-"""Smallest d whose vectors are rounded to 16 bits."""
-ROWS_PER_SCALE = 64
-"""Rows of a vector that share a scale when rounded."""
-INT16_STEPS = 32767
-"""Steps from 0 to a block's largest number in int16."""
-MAX_CACHE_BYTES = 20 * 1024**3
-"""Size of the cache on disk; the least recently used files are removed first."""
-PROBE_TOLERANCE = 5e-3
-"""Largest |W x - U S V^T x| / |W x| of a file that is accepted as the SVD of W."""
+SMALLEST_STORED = 256  # Smallest d that is kept on disk: others take milliseconds
+ROUNDED_FROM = 1024  # Smallest d whose vectors are rounded to 16 bits
+ROWS_PER_SCALE = 64  # Rows of a vector that share a scale when rounded
+INT16_STEPS = 32767  # Steps from 0 to a block's largest number in int16
+MAX_CACHE_BYTES = 20 * 1024**3  # On disk; the least recently used files go first
+PROBE_TOLERANCE = 5e-3  # Largest |W x - U S V^T x| / |W x| of an SVD of W on disk
 
 
 class SVD(NamedTuple):
@@ -54,7 +48,6 @@ def svd(weight: Tensor) -> SVD:
 
 
 def at_least_float32(weight: Tensor) -> Tensor:
-    """``weight`` detached, in float64 if it is float64, else in float32."""
     weight = weight.detach()
     return weight if weight.dtype == torch.float64 else weight.float()
 
@@ -90,7 +83,6 @@ def to_int16(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def from_int16(steps: Tensor, scale: Tensor) -> Tensor:
-    """The float32 vectors of :func:`to_int16`."""
     return steps.float() * scale.repeat_interleave(ROWS_PER_SCALE, dim=0)[: len(steps)]
 
 
@@ -98,9 +90,8 @@ def from_int16(steps: Tensor, scale: Tensor) -> Tensor:
 class SvdCache:
     """SVDs of base weights, shared by all trials of a study.
 
-    Memory holds up to ``max_bytes``; the least recently used matrix is dropped first, and a matrix
-    larger than the bound is not kept. With a ``folder``, matrices of d >= 256 are also kept on disk
-    for other studies and inspections.
+    Memory holds up to ``max_bytes``, least recently used first to go. With a ``folder``, matrices
+    of d >= 256 are also kept on disk for other studies and inspections.
     """
 
     max_bytes: int = 2 * 1024**3
@@ -141,12 +132,10 @@ class SvdCache:
 
 
 def svd_cache_folder() -> Path:
-    """Where SVDs of base weights are kept on disk."""
     return cache_folder() / "spectra"
 
 
 def svd_path(folder: Path, weight: Tensor) -> Path:
-    """The cache file of a matrix, named by its bits, shape and dtype."""
     return folder / f"{sha256_tensors({'W': weight})}.safetensors"
 
 

@@ -4,7 +4,7 @@ import copy
 import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,17 @@ from rankscope.records import ModelRecord
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of token ids and the adapter it belongs to.
-
-    Attributes:
-        keep: positions in the row whose logits are computed, ascending; the logits at position t
-            predict token t + 1.
-        adapter_name: None for the bare base.
-        start: position of the first id: the number of tokens in the row's cache.
-        branches: lengths of continuations at the end of ``ids``; each follows the token before the
-            first branch and sees none of the other branches.
-    """
+    """One row of token ids and the adapter it belongs to."""
 
     ids: Sequence[int]
     keep: Sequence[int]
-    adapter_name: str | None = None
-    start: int = 0
+    """Positions in the row whose logits are computed, ascending; the logits at position t predict
+    token t + 1."""
+    adapter_name: str | None = None  # None for the bare base
+    start: int = 0  # Position of the first id: the number of tokens in the row's cache
     branches: Sequence[int] = ()
+    """Lengths of continuations at the end of ``ids``; each follows the token before the first
+    branch and sees none of the other branches."""
 
     @property
     def positions(self) -> Iterator[int]:
@@ -46,18 +41,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class RowBatch:
-    """Rows concatenated for one forward pass."""
-
-    input_ids: Tensor
-    """(1, N) int64."""
-    position_ids: Tensor
-    """(1, N) int64."""
+    input_ids: Tensor  # (1, N) int64
+    position_ids: Tensor  # (1, N) int64
     lengths: tuple[int, ...]
     segments: tuple[AdapterSpan, ...]
-    keep: Tensor
-    """(M,) indices into N at which logits are computed, rows in order."""
-    branches: tuple[tuple[int, ...], ...] = ()
-    """By row; empty if no row has any."""
+    keep: Tensor  # (M,) indices into N at which logits are computed, rows in order
+    branches: tuple[tuple[int, ...], ...] = ()  # By row; empty if no row has any
+
+    def without_logits(self) -> "RowBatch":
+        return replace(self, keep=self.keep[:0])
 
     def kept_segments(self) -> tuple[AdapterSpan, ...]:
         """The segments counted in kept positions, M in place of N: what the output layer sees."""
@@ -69,7 +61,6 @@ class RowBatch:
 
     @classmethod
     def of(cls, rows: Sequence[Row], device: torch.device) -> "RowBatch":
-        """Concatenate rows; consecutive rows of one adapter become one segment."""
         ids: list[int] = []
         positions: list[int] = []
         keep: list[int] = []
@@ -96,17 +87,12 @@ class RowBatch:
 
 @dataclass(slots=True)
 class Base:
-    """A causal language model with its tokenizer, ready for groups of adapters.
+    """A causal language model with its tokenizer, ready for groups of adapters."""
 
-    Attributes:
-        model: uses the varlen attention; frozen unless :meth:`trainable_copy` made it.
-        folder: holds its weights.
-    """
-
-    model: PreTrainedModel
+    model: PreTrainedModel  # Uses the varlen attention; frozen unless :meth:`trainable_copy`'s
     tokenizer: PreTrainedTokenizerBase
     record: ModelRecord
-    folder: Path
+    folder: Path  # Holds its weights
     multi_lora: MultiLora
 
     @property
@@ -123,16 +109,9 @@ class Base:
     ) -> Tensor:
         """Logits at the kept positions, (M, vocabulary), in the base's dtype.
 
-        Args:
-            cache: each row continues its own cached prefix.
-            store: append the pass's keys and values to ``cache``.
-            prefix: a cache of one row, which all rows continue; ``cache`` is then only written.
-            plan: the batch's plan, if it was made before.
-
-        Raises:
-            KeyError: a row names an adapter that is not attached; scoring the bare base in its
-                place would hide a misspelt name.
-            RuntimeError: the model's attention was switched; rows would see each other.
+        Each row continues its own prefix in ``cache``, and with ``store`` the pass's keys and
+        values are appended to it. ``prefix`` is a cache of one row, which all rows continue;
+        ``cache`` is then only written. ``plan`` is the batch's plan, if it was made before.
         """
         # The choice lives in the config object, which another model may share and change.
         attention = self.model.config.get_text_config()._attn_implementation
@@ -144,6 +123,7 @@ class Base:
             )
         for segment in batch.segments:
             name = segment.adapter_name
+            # Scoring the bare base in its place would hide a misspelt name.
             if name is not None and name not in self.multi_lora.adapters:
                 raise KeyError(f"no adapter is attached under the name {name!r}")
         if plan is None:
@@ -168,13 +148,8 @@ class Base:
         return linear_layers(self.model)
 
     def trainable_copy(self) -> "Base":
-        """A float32 copy whose every parameter trains, for full fine-tuning.
-
-        Its products run in the base's dtype.
-
-        Raises:
-            ValueError: adapters are attached, which a copy would keep.
-        """
+        """A float32 copy whose every parameter trains, for full fine-tuning; its products run in
+        the base's dtype."""
         if self.multi_lora.adapters:
             raise ValueError("detach all adapters before copying the base")
         model = copy.deepcopy(self.model).float()
@@ -188,8 +163,7 @@ class Base:
 def compute_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Compute a float32 model's matrix products in ``dtype`` (mixed precision, 1710.03740).
 
-    torch's autocast casts a weight when it is used and keeps norms, softmax and sums in float32.
-    Gradients and the optimizer's sums stay float32.
+    autocast keeps norms, softmax and sums in float32, as gradients and the optimizer's sums are.
     """
     if dtype != model.dtype:
         forward: Any = torch.autocast(model.device.type, dtype)(model.forward)

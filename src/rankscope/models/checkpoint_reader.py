@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rankscope.errors import IntegrityError, UserError
-from rankscope.models.load import checked_folder
+from rankscope.models.model_folder import checked_folder
 from rankscope.models.parameters import model_on_meta, read_model_config
 from rankscope.models.quantize import require_bitsandbytes
 
@@ -26,49 +26,30 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One linear layer of the architecture."""
-
-    name: str
-    """Module path, such as ``model.layers.3.self_attn.q_proj``."""
-    shape: tuple[int, int]
-    """(out, in)."""
-    keys: tuple[str, ...]
-    """Possible stored names of its weight, likeliest first."""
-    is_transposed: bool
-    """Stored as (in, out): ``Conv1D``."""
+    name: str  # Module path, such as ``model.layers.3.self_attn.q_proj``
+    shape: tuple[int, int]  # (out, in)
+    keys: tuple[str, ...]  # Possible stored names of its weight, likeliest first
+    is_transposed: bool  # Stored as (in, out): ``Conv1D``
 
 
 @dataclass(slots=True)
 class CheckpointReader:
-    """A model folder whose weights are read on demand.
-
-    Attributes:
-        layers: every linear layer except the output head, by module path, in model order.
-        head: the output head if it is a linear layer; an adapter may name it.
-        shards: name of a stored tensor -> its file.
-        quantized: ``bitsandbytes``, or None for plain weights.
-        shapes: the model on the meta device, without values.
-    """
+    """A model folder whose weights are read on demand."""
 
     folder: Path
     architecture: str
-    layers: dict[str, Layer]
-    head: Layer | None
-    shards: dict[str, Path]
-    quantized: str | None
+    layers: dict[str, Layer]  # Every linear layer but the output head, in model order
+    head: Layer | None  # The output head if it is a linear layer; an adapter may name it
+    shards: dict[str, Path]  # Name of a stored tensor -> its file
+    quantized: str | None  # ``bitsandbytes``, or None for plain weights
     num_layers: int
-    shapes: Any = field(repr=False)
-    _open: tuple[Path, Any] | None = field(default=None, repr=False)
-    """The shard read last: a file stays mapped while it, or one of its tensors, is referenced."""
+    shapes: Any = field(repr=False)  # The model on the meta device, without values
 
     @classmethod
     def open(cls, folder: Path) -> "CheckpointReader":
         """Read a folder's configuration and the names in its files, not the values.
 
-        Raises:
-            UserError: no configuration, no safetensors, an architecture that cannot be built, or
-                a quantization other than bitsandbytes'.
-            IntegrityError: a shard is missing or cannot be read.
+        Raises UserError for a model that cannot be used, IntegrityError for a missing shard.
         """
         checked_folder(folder)
         config = read_model_config(folder)
@@ -95,7 +76,6 @@ class CheckpointReader:
         )
 
     def layer(self, name: str) -> Layer:
-        """The linear layer of a module path."""
         if self.head is not None and name == self.head.name:
             return self.head
         if name not in self.layers:
@@ -108,9 +88,7 @@ class CheckpointReader:
     def weight(self, name: str, device: torch.device | None = None) -> Tensor:
         """The weight of a linear layer, (out, in), in its stored dtype.
 
-        Raises:
-            UserError: there is no such layer.
-            IntegrityError: its values are missing, misshapen or not finite.
+        Raises UserError for an unknown layer, IntegrityError for missing, misshapen or NaN values.
         """
         layer = self.layer(name)
         stored = next((key for key in layer.keys if key in self.shards), None)
@@ -138,13 +116,10 @@ class CheckpointReader:
         return weight.to(device) if device is not None else weight
 
     def tensor(self, key: str) -> Tensor:
-        """One stored tensor, unchanged."""
         path = self.shards[key]
         try:
-            if self._open is None or self._open[0] != path:
-                self._open = None  # closed before the next is opened
-                self._open = (path, safe_open(path, framework="pt"))
-            tensor: Tensor = self._open[1].get_tensor(key)
+            with safe_open(path, framework="pt") as file:
+                tensor: Tensor = file.get_tensor(key)
         except (SafetensorError, OSError) as error:
             raise IntegrityError(f"{path}: tensor {key!r} cannot be read: {error}") from error
         return tensor
@@ -196,11 +171,7 @@ def layers_of(model: nn.Module) -> dict[str, Layer]:
 
 
 def shards_of(folder: Path) -> dict[str, Path]:
-    """Name of every stored tensor -> its safetensors file.
-
-    Raises:
-        IntegrityError: a shard that the index names is missing, or a file cannot be read.
-    """
+    """Name of every stored tensor -> its safetensors file, which exists."""
     index = folder / INDEX
     if index.is_file():
         try:
@@ -226,7 +197,6 @@ def shards_of(folder: Path) -> dict[str, Path]:
 
 
 def quantization_of(folder: Path, settings: object) -> str | None:
-    """``bitsandbytes``, or None for plain weights."""
     if settings is None:
         return None
     values = settings if isinstance(settings, Mapping) else vars(settings)

@@ -1,12 +1,10 @@
 """Load the base that a study's ``model`` section names: pocket, cache, local folder or hub."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -20,6 +18,7 @@ from rankscope.errors import IntegrityError, UserError
 from rankscope.hashing import weights_sha256
 from rankscope.models.attention import varlen
 from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.model_folder import model_folder
 from rankscope.models.multi_lora import MultiLora
 from rankscope.models.output_layer import block_output_layer
 from rankscope.models.parameters import UNUSABLE
@@ -29,91 +28,8 @@ from rankscope.records import ModelRecord
 LAYER = re.compile(r"model\.layers\.\d+\.(?!.*inv_freq$)")
 """A weight of a decoder layer; old checkpoints also store rotary frequencies, which are not."""
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
-
-def model_folder(config: ModelConfig, weights: bool = True) -> Path:
-    """The local folder of the model; a hub model is downloaded first.
-
-    Args:
-        weights: require the weights; otherwise configuration and tokenizer are enough.
-    """
-    if config.pocket:
-        return pocket_folder()
-    if config.cached is not None:
-        from rankscope.models.fetch import cached_model_folder
-
-        return cached_model_folder(config.cached)
-    if config.path is not None:
-        return checked_folder(Path(config.path).expanduser(), weights)
-    assert config.hub is not None
-    return hub_folder(config.hub, config.revision, weights)
-
-
-def pocket_folder() -> Path:
-    """The folder of the pocket model, which the package ships."""
-    return Path(__file__).with_name("pocket_weights")
-
-
-def hub_folder(hub: str, revision: str | None, weights: bool = True) -> Path:
-    """Snapshot of a hub repository: configuration, tokenizer and optionally safetensors."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = snapshot_download(
-            hub,
-            revision=revision,
-            allow_patterns=[
-                *("*.json", "*.model", "*.jinja", "*.txt"),
-                *(["*.safetensors"] if weights else []),
-            ],
-            # Second copies of the same weights in another layout.
-            ignore_patterns=["original/*", "consolidated*", "*/*"],
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"model {hub!r}: download from the hub failed ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); check the id and revision, or give a local folder if "
-            "there is no network: model: {path: ./folder}"
-        ) from error
-    return checked_folder(Path(folder), weights)
-
-
-def checked_folder(folder: Path, weights: bool = True) -> Path:
-    """The folder itself, after checking that it holds a loadable model.
-
-    Args:
-        weights: require safetensors weights.
-    """
-    if not folder.is_dir():
-        raise UserError(f"model folder {folder}: no such folder")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"model folder {folder}: no config.json; expected a Hugging Face folder")
-    try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"model folder {folder}: config.json cannot be read: {error}") from error
-    if not isinstance(settings, dict):
-        raise UserError(
-            f"model folder {folder}: config.json holds a {type(settings).__name__}; expected a "
-            "Hugging Face model's configuration, an object"
-        )
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
-        if pickles:
-            raise UserError(
-                f"model folder {folder}: {pickles[0]} is a pickle, which can run code when loaded; "
-                "convert it once on a machine that you trust: model.save_pretrained(folder) writes "
-                "safetensors"
-            )
-        if weights:
-            raise UserError(f"model folder {folder}: no *.safetensors weights")
-    return folder
-
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -131,14 +47,11 @@ def load_base(
     quantize: Literal["none", "4bit"] = "none",
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Base:
-    """Load the base, frozen, with varlen attention.
+    """Load the base of a study's model section, frozen, with varlen attention.
 
-    Args:
-        config: the study's model section.
-        device, dtype: of its weights.
-        folder: read the weights from here instead (a fully fine-tuned trial of the same base).
-        quantize: ``4bit`` holds the linear layers in 4 bits; products then run in ``dtype``.
-        tokenizer: used instead of the folder's, which then needs none.
+    ``folder`` holds the weights of a fully fine-tuned trial of the same base, to load in their
+    place. ``4bit`` holds the linear layers in 4 bits; products then run in ``dtype``. A
+    ``tokenizer`` is used instead of the folder's, which then needs none.
     """
     source = folder if folder is not None else model_folder(config)
     tokenizer = tokenizer or load_tokenizer(source)
@@ -168,7 +81,6 @@ def load_base(
 
 
 def load_trained_model(base: Base, folder: Path) -> Base:
-    """A fully fine-tuned copy of ``base`` as a base of its own; raises as :func:`load_base`."""
     model = load_model(folder, base.model.dtype)
     model.to(base.device)  # type: ignore[arg-type]  # a wrapper without its own types
     record = base.record.model_copy(update={"sha256": weights_sha256(folder)})
@@ -190,10 +102,9 @@ def frozen_base(
 def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
     """The weights of a folder in a model with varlen attention; ``options`` are transformers'.
 
-    Raises:
-        UserError: an architecture that cannot be used.
-        IntegrityError: weights that are missing, left over, unreadable, misshapen or not finite.
-            transformers itself would fill missing weights with random numbers and drop the rest.
+    Raises UserError for an architecture that cannot be used, and IntegrityError for weights that
+    are missing, left over or not finite: transformers would fill in random numbers, or drop the
+    rest.
     """
     varlen.register_attention()
     try:
@@ -265,19 +176,3 @@ def resolved_prompt_format(
             "template; expected 'plain' or 'auto'"
         )
     return config.prompt_format
-
-
-def shapes_folder(model: str, weights: bool = True) -> Path:
-    """The folder with a model's ``config.json``; a local one may lack the weights.
-
-    Args:
-        model: a local folder, ``pocket``, a fetched model's name, or a hub id.
-        weights: download a hub model's weights, too.
-    """
-    local = Path(model).expanduser()
-    if local.exists():
-        return local
-    try:
-        return model_folder(ModelConfig.model_validate(model), weights)
-    except ValidationError as error:
-        raise UserError(f"model {model!r}: no such folder, and not a model's name") from error

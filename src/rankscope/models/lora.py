@@ -20,39 +20,28 @@ class Adapter:
 
     The tuned layer computes y = g * (W0 + s (B A - B0 A0)) x + bias. Plain LoRA has neither g nor
     (A0, B0).
-
-    Attributes:
-        name: which tokens are its own; the trial id.
-        rank: the trial's; a module's own rank is the number of rows of its A.
-        scaling: s.
-        method: registered name of the method that trains it.
-        a: module name -> (r, in); b: module name -> (out, r).
-        magnitude: module name -> m, (out,), of DoRA.
-        initial_factors: module name -> (A0, B0) of a method whose initialization is a part of W0
-            (PiSSA): the base stays whole and shared, so the adapter subtracts that part.
-        dropout: probability on the adapter's input while training.
-        dropout_seed: decides the masks, together with module, step and order of the rows.
     """
 
-    name: str
-    rank: int
+    name: str  # Which tokens are its own; the trial id
+    rank: int  # The trial's; a module's own rank is the number of rows of its A
     alpha: float
-    scaling: float
+    scaling: float  # s
     targets: tuple[str, ...]
-    method: str = LoraMethod.name
-    a: dict[str, nn.Parameter] = field(default_factory=dict)
+    method: str = LoraMethod.name  # Registered name of the method that trains it
+    a: dict[str, nn.Parameter] = field(default_factory=dict)  # Module -> (r, in)
     b: dict[str, nn.Parameter] = field(default_factory=dict)
-    magnitude: dict[str, nn.Parameter] = field(default_factory=dict)
+    magnitude: dict[str, nn.Parameter] = field(default_factory=dict)  # Module -> m, DoRA's
     initial_factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    dropout: float = 0.0
-    dropout_seed: int = 0
+    """Module name -> (A0, B0) of a method whose initialization is a part of W0 (PiSSA): the base
+    stays whole and shared, so the adapter subtracts that part."""
+    dropout: float = 0.0  # Probability on the adapter's input while training
+    dropout_seed: int = 0  # Decides the masks, together with module, step and order of the rows
     step: int = 0
-    _masks: dict[str, torch.Generator] = field(default_factory=dict, repr=False)
-    _mask_states: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    _cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _masks: dict[str, torch.Generator] = field(default_factory=dict, init=False, repr=False)
+    _mask_states: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _cache: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def set_factors(self, module: str, a: Tensor, b: Tensor) -> None:
-        """Give a module its trainable A (r, in) and B (out, r)."""
         self.a[module] = nn.Parameter(a.contiguous())
         self.b[module] = nn.Parameter(b.contiguous())
 
@@ -65,7 +54,6 @@ class Adapter:
         return [self.a[module], self.b[module], *([] if magnitude is None else [magnitude])]
 
     def to(self, device: torch.device) -> "Adapter":
-        """Move everything it holds to ``device``; the adapter itself."""
         for parameter in self.parameters():
             parameter.data = parameter.data.to(device)
         self.initial_factors = {
@@ -81,7 +69,6 @@ class Adapter:
         self._mask_states.clear()
 
     def drop_cached_weights(self) -> None:
-        """Forget what was derived from A and B."""
         self._cache.clear()
 
     def cached(self, module: str, compute: Callable[[], Tensor]) -> Tensor:
@@ -95,9 +82,9 @@ class Adapter:
     ) -> Tensor:
         """The next rows of a module's dropout mask in this step, bool, True = kept.
 
-        A pure function of (dropout_seed, module, step) and of the tokens before these in the step.
-        On a CPU it does not matter how the step's tokens are cut into forward passes. ``again``
-        repeats the rows drawn last, for a pass that gradient checkpointing computes again.
+        A pure function of (dropout_seed, module, step) and of the tokens before these in the step:
+        on a CPU it does not matter how the step is cut into passes. ``again`` repeats the rows
+        drawn last, for a pass that gradient checkpointing computes again.
         """
         generator = self._masks.get(module)
         if generator is None:
@@ -123,7 +110,7 @@ class Adapter:
         return torch.cat([a, a - a0]), torch.cat([b - b0, b0], dim=1)
 
     def delta(self, module: str, weight: Tensor) -> Tensor:
-        """W - W0 of one module, (out, in), in the dtype of W0, ``weight``: the merged change."""
+        """W - W0 of one module, (out, in), in the dtype of W0, ``weight``."""
         return get_lora_method(self.method).delta(self, module, weight)
 
 

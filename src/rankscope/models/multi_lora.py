@@ -40,22 +40,14 @@ class AdapterSpan(NamedTuple):
 
 @dataclass(slots=True)
 class AdapterSlice:
-    """One adapter's tokens in one pass of one layer.
-
-    Attributes:
-        module: path of the layer.
-        a: A', (r, in); b: B', (out, r), in the base's dtype.
-        mask: inputs that dropout keeps, (n, in) bool; None without dropout.
-    """
-
     adapter: Adapter
     method: LoraMethod
-    module: str
+    module: str  # Path of the layer
     start: int
     stop: int
-    a: Tensor
-    b: Tensor
-    mask: Tensor | None = None
+    a: Tensor  # A', (r, in), in the base's dtype
+    b: Tensor  # B', (out, r), likewise
+    mask: Tensor | None = None  # Inputs that dropout keeps, (n, in) bool; None without dropout
 
     def rows(self, x: Tensor) -> Tensor:
         """The adapter's tokens of (N, ...), a view."""
@@ -70,14 +62,9 @@ class AdapterSlice:
     def factor_gradients(
         self, grad: Tensor, back: Tensor, inputs: Tensor, hidden: Tensor
     ) -> list[Tensor]:
-        """Gradients of A, (r, in), and B, (out, r), float32.
-
-        Args:
-            grad: of the adapter's output, (n, out).
-            back: grad B', (n, r).
-            inputs: x after dropout, (n, in).
-            hidden: A' x, (n, r).
-        """
+        """Gradients of A, (r, in), and B, (out, r), float32, from those of the adapter's output,
+        ``grad`` (n, out), and ``back`` = grad B' (n, r), with ``inputs`` after dropout (n, in) and
+        ``hidden`` = A' x (n, r)."""
         if self.module in self.adapter.initial_factors:
             # A' = [A, A - A0] and B' = [B - B0, B0]: grad B is the sum of the halves of grad B',
             # and A x is the first half of A' x.
@@ -107,7 +94,6 @@ class MultiLoraProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        """Gradients of x and of every slice's parameters."""
         (grad,), (x, *saved) = grads, ctx.saved_tensors
         weight = dense_weight(ctx.linear) if ctx.needs_input_grad[0] else None
         grad_x = None if weight is None else grad @ weight
@@ -127,11 +113,8 @@ class MultiLoraProduct(torch.autograd.Function):
 
 
 class MultiLoraLinear(nn.Module):
-    """A frozen linear layer with every adapter that targets it.
-
-    The :class:`MultiLora` that installed the layer holds the adapters and says whose tokens are
-    whose.
-    """
+    """A frozen linear layer with every adapter that targets it; its ``MultiLora`` holds the
+    adapters and knows whose tokens are whose."""
 
     def __init__(
         self, linear: nn.Linear, name: str, multi_lora: "MultiLora", is_head: bool
@@ -168,24 +151,16 @@ class MultiLoraLinear(nn.Module):
 
 
 class MultiLora:
-    """The adapters that share one base; it replaces the linear layers that they change.
-
-    Attributes:
-        segments: whose tokens are whose in the next pass; ``kept_segments`` the same for the output
-            layer, which sees the kept positions alone.
-        training: dropout is on.
-        recomputing: gradient checkpointing runs a pass again, with the masks of the first run.
-        injected_tuner: a PEFT method on the base, in place of adapters.
-    """
+    """The adapters that share one base; it replaces the linear layers that they change."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.adapters: dict[str, Adapter] = {}
-        self.segments: tuple[AdapterSpan, ...] = ()
-        self.kept_segments: tuple[AdapterSpan, ...] = ()
-        self.training = False
-        self.recomputing = False
-        self.injected_tuner: PeftTuner | None = None
+        self.segments: tuple[AdapterSpan, ...] = ()  # Whose tokens are whose in the next pass
+        self.kept_segments: tuple[AdapterSpan, ...] = ()  # The same among the kept positions
+        self.training = False  # Dropout is on
+        self.recomputing = False  # Gradient checkpointing repeats a pass, with its masks
+        self.injected_tuner: PeftTuner | None = None  # A PEFT method, in place of adapters
 
     def attach(self, adapter: Adapter) -> None:
         """Make an adapter available under its name. An error leaves everything as it was."""
@@ -223,7 +198,6 @@ class MultiLora:
             self.training = was_training
 
     def clear(self) -> None:
-        """Remove every adapter, and the injected PEFT method."""
         self.adapters.clear()
         if self.injected_tuner is not None:
             self.injected_tuner.remove()
@@ -244,7 +218,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def output_layer(model: nn.Module) -> nn.Linear | None:
-    """The base's linear layer that gives the logits; None if there is none."""
+    """The base's linear layer that gives the logits, if there is one."""
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     head = head.linear if isinstance(head, MultiLoraLinear) else head
     return head if isinstance(head, nn.Linear) else None
@@ -253,8 +227,7 @@ def output_layer(model: nn.Module) -> nn.Linear | None:
 def target_linears(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Linear]:
     """The linear layers that ``targets`` name: module name -> layer, in model order.
 
-    A target is the last part of a module's name, or a whole dotted name. The output head is a
-    target only by name.
+    A target is the last part of a module's name, or a whole name; the output head only by name.
     """
     linears = linear_layers(model)
     chosen = matching_names(linears, targets, linears)
@@ -262,7 +235,6 @@ def target_linears(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Lin
 
 
 def unwrap(model: nn.Module) -> None:
-    """Put the base's linear layers back in place."""
     modules = dict(model.named_modules())
     for name, layer in modules.items():
         if isinstance(layer, MultiLoraLinear):
@@ -270,6 +242,5 @@ def unwrap(model: nn.Module) -> None:
 
 
 def replace_module(modules: dict[str, nn.Module], name: str, module: nn.Module) -> None:
-    """Put ``module`` in the place of a name, given all modules of the model."""
     parent, _, leaf = name.rpartition(".")
     setattr(modules[parent], leaf, module)

@@ -28,28 +28,22 @@ UNUSABLE = (
 """What transformers raises for a folder that it can read but not use."""
 
 FLOAT32_BYTES = 4
-ADAMW_STATES = 2
-"""First and second moment, float32 each."""
+ADAMW_STATES = 2  # First and second moment, float32 each
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """Shapes of a causal language model."""
-
-    num_parameters: int
-    """Tied weights counted once."""
-    linear_shapes: dict[str, tuple[int, int]]
-    """(out, in) of every linear layer by module path, the output layer included."""
-    output_layer: str | None
-    """Module path of the layer that gives the logits."""
+    num_parameters: int  # Tied weights counted once
+    linear_shapes: dict[str, tuple[int, int]]  # By module path, (out, in), the output layer too
+    output_layer: str | None  # Module path of the layer that gives the logits
 
     @property
     def activation_values_per_token(self) -> int:
         """Estimate of the values per token kept for the backward pass, without checkpointing.
 
-        Counts the input and the output of every linear layer except the output layer. Values that
-        two layers share are counted twice; that makes up for norms, rotations and attention
-        weights. Within a factor of two for the Llama family; logits come on top.
+        The input and output of every linear layer but the head. Values that two layers share are
+        counted twice, which makes up for norms, rotations and attention weights: within a factor of
+        two for the Llama family; logits come on top.
         """
         return sum(
             sum(shape) for name, shape in self.linear_shapes.items() if name != self.output_layer
@@ -61,13 +55,10 @@ class TrainingCost:
     """Trainable parameters of one arm and the memory they need besides the base, bytes."""
 
     trainable_parameters: int
-    weight_bytes: int
-    """The float32 trained weights; with full fine-tuning they replace the base."""
+    weight_bytes: int  # The float32 trained weights; with full fine-tuning they replace the base
     gradient_bytes: int
-    optimizer_bytes: int
-    """AdamW's two float32 moments."""
-    activation_bytes_per_token: int
-    """An estimate, see ``Architecture.activation_values_per_token``."""
+    optimizer_bytes: int  # AdamW's two float32 moments
+    activation_bytes_per_token: int  # An estimate, see ``Architecture.activation_values_per_token``
 
 
 def read_model_config(path: Path) -> PretrainedConfig:
@@ -85,7 +76,6 @@ def read_model_config(path: Path) -> PretrainedConfig:
 
 
 def model_on_meta(config: PretrainedConfig) -> PreTrainedModel:
-    """The causal language model of ``config`` with shapes and without storage."""
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -101,7 +91,7 @@ def model_on_meta(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def architecture(config: PretrainedConfig) -> Architecture:
-    """Shapes of the causal language model of ``config``; raises as :func:`model_on_meta`."""
+    """Shapes of the causal language model of ``config``."""
     model = model_on_meta(config)
     output = model.get_output_embeddings()
     linear = {
@@ -117,8 +107,7 @@ def architecture(config: PretrainedConfig) -> Architecture:
 def target_shapes(shapes: Architecture, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
     """(out, in) of the linear layers that ``targets`` name, by module path.
 
-    A target is the last part, or the last parts, of a module path, as in PEFT's
-    ``target_modules``.
+    A target is the last part, or parts, of a module path, as in PEFT's ``target_modules``.
     """
     names = [name for name in shapes.linear_shapes if name != shapes.output_layer]
     wanted = matching_names(shapes.linear_shapes, targets, names)
@@ -128,11 +117,7 @@ def target_shapes(shapes: Architecture, targets: Sequence[str]) -> dict[str, tup
 def matching_names(
     names: Iterable[str], targets: Sequence[str], candidates: Iterable[str]
 ) -> set[str]:
-    """The module paths that any of ``targets`` names.
-
-    Args:
-        candidates: paths whose last parts an error message lists.
-    """
+    """The module paths that ``targets`` name; a message lists the ends of ``candidates``."""
     paths, wanted = list(names), set[str]()
     for target in targets:
         matched = {path for path in paths if path == target or path.endswith("." + target)}
@@ -149,10 +134,8 @@ def matching_names(
 def lora_parameters(
     config: PretrainedConfig | Architecture, rank: int, targets: Sequence[str]
 ) -> int:
-    """Trainable parameters of LoRA at ``rank``: sum of rank * (in + out) over matching layers.
-
-    Hu et al. 2021 (arXiv 2106.09685), section 4.2.
-    """
+    """Trainable parameters of LoRA: sum of rank * (in + out) over matching layers (2106.09685,
+    section 4.2)."""
     if rank < 1:
         raise UserError(f"rank {rank}: expected a whole number of at least 1.")
     shapes = config if isinstance(config, Architecture) else architecture(config)
@@ -164,20 +147,7 @@ def largest_useful_rank(shapes: Architecture, targets: Sequence[str]) -> int:
     return min(min(shape) for shape in target_shapes(shapes, targets).values())
 
 
-def lora_cost(
-    shapes: Architecture, rank: int, targets: Sequence[str], dtype: torch.dtype
-) -> TrainingCost:
-    """Cost of one LoRA trial on a frozen base computed in ``dtype``."""
-    return training_cost(lora_parameters(shapes, rank, targets), shapes, dtype)
-
-
-def full_cost(shapes: Architecture, dtype: torch.dtype) -> TrainingCost:
-    """Cost of full fine-tuning with float32 weights, computed in ``dtype``."""
-    return training_cost(shapes.num_parameters, shapes, dtype)
-
-
 def training_cost(trainable: int, shapes: Architecture, dtype: torch.dtype) -> TrainingCost:
-    """Cost of training ``trainable`` float32 parameters in a model computed in ``dtype``."""
     return TrainingCost(
         trainable_parameters=trainable,
         weight_bytes=trainable * FLOAT32_BYTES,
@@ -188,7 +158,6 @@ def training_cost(trainable: int, shapes: Architecture, dtype: torch.dtype) -> T
 
 
 def check_targets(config: StudyConfig, shapes: Architecture) -> None:
-    """Raise UserError for a target of an arm that matches no linear layer."""
     for arm in config.arms:
         for targets in () if arm.is_full else arm.target_sets():
             target_shapes(shapes, targets)

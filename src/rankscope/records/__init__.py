@@ -9,13 +9,20 @@ from rankscope.records.advice import (
     FEWEST_SEEDS,
     AdviceKind,
     AdviceMessage,
+    AnswerRow,
     ArmComparison,
     ArmSummary,
+    CheckName,
+    CheckStatus,
+    Claim,
     Confidence,
     Decision,
+    ForgettingScale,
     Recommendation,
+    RowRole,
     SubjectChange,
     TaskAdvice,
+    TrustCheck,
 )
 from rankscope.records.comparison import (
     ComparedCell,
@@ -34,7 +41,13 @@ from rankscope.records.inspection import (
     NormGrowth,
     TunedModel,
 )
-from rankscope.records.items import ITEM_SCHEMA, ItemResult, read_items, write_items
+from rankscope.records.items import (
+    ITEM_SCHEMA,
+    ItemResult,
+    read_items,
+    results_of,
+    write_items,
+)
 from rankscope.records.mitigation import (
     MitigationComparison,
     ScaledPoint,
@@ -51,7 +64,16 @@ from rankscope.records.prediction import (
     RankScore,
     TaskPrediction,
 )
-from rankscope.records.record import BASE, FAILED, SCHEMA_VERSION, Record, Role, Split, Status
+from rankscope.records.record import (
+    BASE,
+    FAILED,
+    SCHEMA_VERSION,
+    WAITING,
+    Record,
+    Role,
+    Split,
+    Status,
+)
 from rankscope.records.scores import (
     CurvePoint,
     EvalKey,

@@ -8,21 +8,15 @@ from rankscope.records.record import Record
 
 
 class StudyAnswer(Record):
-    """What one study answered for one training task."""
-
     task: str
     decision: Decision
     confidence: Confidence
-    headline: str
-    chosen_label: str | None
-    """Label of the recommended arm; None if no arm is recommended."""
+    verdict: str
+    chosen_label: str | None  # Label of the recommended arm; None if no arm is recommended
 
 
 class ComparedStudy(Record):
-    """One of the compared studies."""
-
-    label: str
-    """Its name, or its folder if two studies share a name."""
+    label: str  # Its name, or its folder if two studies share a name
     folder: str
     base: str
     trials: int
@@ -36,49 +30,36 @@ class Facet(Record):
 
     what: str
     same: bool
-    text: str
-    """What it is, or what differs."""
+    text: str  # What it is, or what differs
 
 
 class ComparedCell(Record):
     """One arm in both studies, or the base of each, scored on the test split of one task."""
 
-    trained_on: str | None
-    """None: the untuned bases."""
-    arm: str | None
-    """Label of the arm; None: the untuned bases."""
+    trained_on: str | None  # None: the untuned bases
+    arm: str | None  # Label of the arm; None: the untuned bases
     rank: int | None
-    full: bool
-    """Full fine-tuning; False for the bases."""
+    full: bool  # Full fine-tuning; False for the bases
     tested_on: str
     score_unit: Literal["accuracy", "log_probability"]
-    paired: bool
-    """Whether the items, prompts and scoring are the same, so that items are compared one by
-    one."""
+    paired: bool  # Same items, prompts and scoring: items are compared one by one
     same_models: bool
     """Whether both studies scored the same trials, or the same base. If paired, they can differ
     only by rounding and the difference has no interval; if unpaired, the items differ and it has
     one."""
-    first: Estimate
-    """Mean score in the first study."""
+    first: Estimate  # Mean score in the first study
     second: Estimate
-    difference: Estimate
-    """Second minus first. Unpaired: the interval is that of two samples, without a p value."""
+    difference: Estimate  # Second minus first; unpaired, of two samples without p
 
 
 class StudyPair(Record):
-    """One study compared with the first."""
-
-    first: str
-    """Label of the first study."""
+    first: str  # Label of the first study
     second: str
     facets: tuple[Facet, ...]
-    only_first: tuple[str, ...]
-    """Arms only in the first study, with their training task."""
+    only_first: tuple[str, ...]  # Arms only in the first study, with their training task
     only_second: tuple[str, ...]
     cells: tuple[ComparedCell, ...]
-    notes: tuple[str, ...]
-    """What a reader has to know, one sentence each."""
+    notes: tuple[str, ...]  # What a reader has to know, one sentence each
 
 
 class StudyComparison(Record):

@@ -9,37 +9,24 @@ from rankscope.records.record import MethodName, Record
 from rankscope.records.spectra import SpectraRecord
 from rankscope.records.study import Provenance
 
-FEWEST_RANKS = 3
-"""A line through two points always fits."""
+FEWEST_RANKS = 3  # A line through two points always fits
 
 
 class NormGrowth(Record):
     """Least-squares fit of |dW|_F against rank: a + b ln r (claimed by arXiv 2512.15634)."""
 
     ranks: tuple[int, ...]
-    norms: tuple[float, ...]
-    """|dW|_F over all matrices, same order."""
-    start: float
-    """a."""
-    slope: float
-    """b, per unit of ln r."""
-    rms: float
-    """Root mean square of the residual, in the norm's unit."""
-    power: float
-    """Exponent p of c r^p, the alternative, fitted in logarithms."""
+    norms: tuple[float, ...]  # |dW|_F over all matrices, same order
+    start: float  # a
+    slope: float  # b, per unit of ln r
+    rms: float  # Root mean square of the residual, in the norm's unit
+    power: float  # Exponent p of c r^p, the alternative, fitted in logarithms
     power_rms: float
 
     @classmethod
     def fit(cls, ranks: Sequence[int], norms: Sequence[float]) -> "NormGrowth | None":
-        """Fit both, with the residual of each.
-
-        Args:
-            ranks: of adapters trained alike but for the rank.
-            norms: |dW|_F of each over the same matrices.
-
-        Returns:
-            None with fewer than three different ranks, or where an update is zero.
-        """
+        """Fit both, with the residual of each, to |dW|_F of adapters trained alike but for the
+        rank; None with fewer than three different ranks, or if an update is zero."""
         if len(set(ranks)) < FEWEST_RANKS or min(norms) <= 0:
             return None
         x = [math.log(rank) for rank in ranks]
@@ -61,55 +48,38 @@ class NormGrowth(Record):
 
 
 class TunedModel(Record):
-    """One inspected adapter or checkpoint."""
-
-    name: str
-    """Folder's name, made unique within the inspection."""
+    name: str  # Folder's name, made unique within the inspection
     path: str
     kind: MethodName
-    rank: int | None
-    """None for a full checkpoint."""
-    scaling: float | None
-    """s in W0 + s B A; None for a full checkpoint."""
+    rank: int | None  # None for a full checkpoint
+    scaling: float | None  # s in W0 + s B A; None for a full checkpoint
     spectra: SpectraRecord
-    heads: HeadsRecord | None = None
-    """Only if heads were requested."""
+    heads: HeadsRecord | None = None  # Only if heads were requested
 
 
 class Inspection(Record):
-    """The result of one ``inspect``."""
-
     base: str
     base_path: str
     architecture: str
     quantized: str | None
     tuned: tuple[TunedModel, ...]
-    growth: NormGrowth | None
-    """Over adapters of one kind, if there are three ranks."""
-    cache_bytes: int
-    """Size of the base's decompositions on disk."""
+    growth: NormGrowth | None  # Over adapters of one kind, if there are three ranks
+    cache_bytes: int  # Size of the base's decompositions on disk
     provenance: Provenance
     seconds: float
 
 
 class MatrixChange(Record):
-    """How one matrix of an adapter was changed."""
-
     name: str
     rank_before: int
     rank_after: int
-    frobenius_before: float
-    """|dW|_F."""
+    frobenius_before: float  # |dW|_F
     frobenius_after: float
-    error: float
-    """|dW - dW'|_F."""
-    intruders: int | None = None
-    """Intruder dimensions scaled down; None if the action does not look for them."""
+    error: float  # |dW - dW'|_F
+    intruders: int | None = None  # Scaled down; None if the action does not look for them
 
 
 class AdapterChange(Record):
-    """An adapter that was truncated or scaled."""
-
     source: str
     out: str
     action: str

@@ -1,6 +1,6 @@
 """Per-item results and their Parquet table."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ ITEM_SCHEMA = pa.schema(
         ("option_tokens", pa.list_(pa.int32())),
         ("letter_logprobs", pa.list_(pa.float64())),
         ("generated", pa.string()),
+        ("prompt", pa.string()),
     ]
 )
 
@@ -29,29 +30,31 @@ class ItemResult:
 
     item_id: str
     subject: str | None
-    score: float
-    """Primary metric of this item: 1 right, 0 wrong (or log p per token)."""
+    score: float  # Primary metric of this item: 1 right, 0 wrong (or log p per token)
     gold: str
     prediction: str
-    gold_logprob: float | None = None
-    """Summed over the gold answer's tokens, nats."""
-    option_logprobs: tuple[float, ...] | None = None
-    """Summed log p of each option's text."""
+    gold_logprob: float | None = None  # Summed over the gold answer's tokens, nats
+    option_logprobs: tuple[float, ...] | None = None  # Summed log p of each option's text
     option_tokens: tuple[int, ...] | None = None
     letter_logprobs: tuple[float, ...] | None = None
     generated: str | None = None
+    prompt: str | None = field(default=None, compare=False)
+    """What the model was asked; stored with the base's items only, which every model shares."""
 
 
 def write_items(path: Path, items: list[ItemResult]) -> None:
-    """Write per-item results as one Parquet file; floats are stored as they are."""
     columns = {name: [getattr(item, name) for item in items] for name in ITEM_SCHEMA.names}
     pq.write_table(pa.table(columns, schema=ITEM_SCHEMA), path)
 
 
 def read_items(path: Path) -> list[ItemResult]:
     """Read what ``write_items`` wrote; other columns are ignored."""
-    table = pq.read_table(path, columns=ITEM_SCHEMA.names).cast(ITEM_SCHEMA)
-    rows: list[dict[str, Any]] = table.to_pylist()
+    return results_of(pq.read_table(path, columns=ITEM_SCHEMA.names))
+
+
+def results_of(table: pa.Table) -> list[ItemResult]:
+    """The rows of a table with the columns of ``ITEM_SCHEMA``."""
+    rows: list[dict[str, Any]] = table.cast(ITEM_SCHEMA).to_pylist()
     for row in rows:
         for name in ("option_logprobs", "option_tokens", "letter_logprobs"):
             if row[name] is not None:

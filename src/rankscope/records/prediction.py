@@ -20,40 +20,29 @@ class PredictorFeatures(Record):
 
     task: str
     num_rows: int
-    num_label_tokens: int
-    """Label tokens of all training rows."""
-    lora_parameters: dict[int, int]
-    """Rank -> trainable parameters."""
-    rows_seen: int
-    """Rows used for the gradient and the inputs."""
-    base_loss: float
-    """Mean over their label tokens, nats."""
-    base_score: float
-    """On the first items of the validation split."""
+    num_label_tokens: int  # Label tokens of all training rows
+    lora_parameters: dict[int, int]  # Rank -> trainable parameters
+    rows_seen: int  # Rows used for the gradient and the inputs
+    base_loss: float  # Mean over their label tokens, nats
+    base_score: float  # On the first items of the validation split
     base_items: int
     chance: float | None
     gradient_effective_rank: float | None
     """exp of the entropy of sigma / sum(sigma) of the loss gradient, mean over target matrices;
     None for a base in 4 bits."""
-    gradient_stable_rank: float | None
-    """|G|_F^2 / sigma_1^2, mean over matrices."""
+    gradient_stable_rank: float | None  # |G|_F^2 / sigma_1^2, mean over matrices
     input_variance: dict[int, float]
     """Rank -> share of the variance of a target's inputs in its leading directions, mean over
     targets (the quantity behind EVA)."""
 
 
 class RankPrediction(Record):
-    """The rank one predictor names, and why."""
-
     predictor: Predictor
     rank: int
-    why: str
-    """One sentence."""
+    why: str  # One sentence
 
 
 class TaskPrediction(Record):
-    """All predictions for one training task."""
-
     task: str
     ranks: tuple[int, ...]
     features: PredictorFeatures
@@ -61,18 +50,13 @@ class TaskPrediction(Record):
 
 
 class RankScore(Record):
-    """One rank in a curve over ranks."""
-
     rank: int
     trained: float | None
     """In-domain test score of the arm trained at this rank, mean over seeds, at the learning rate
     chosen on the validation split."""
-    truncated: float | None = None
-    """Test score of the highest rank's adapter truncated to this rank, mean over the same seeds."""
-    truncated_validation: float | None = None
-    """The same on the validation split."""
-    truncated_forgetting: float | None = None
-    """Base minus truncated, mean over retention tasks, test split."""
+    truncated: float | None = None  # Of the highest rank's adapter cut to this rank, same seeds
+    truncated_validation: float | None = None  # The same on the validation split
+    truncated_forgetting: float | None = None  # Mean over retention tasks, test split
     trained_forgetting: float | None = None
 
 
@@ -83,29 +67,19 @@ class BacktestTask(Record):
     task: str
     prediction: TaskPrediction
     curve: tuple[RankScore, ...]
-    best_rank: int
-    """The smallest rank whose trained score is within the study's margin of the best."""
-    screened_rank: int | None = None
-    """The highest rank, whose adapter the truncation screen cuts; None if there is no such arm."""
+    best_rank: int  # The smallest rank whose trained score is within the study's margin of the best
+    screened_rank: int | None = None  # The highest, whose adapter the truncation screen cuts
 
 
 class PredictorScore(Record):
-    """One predictor over all tasks of a backtest."""
-
     predictor: Predictor
     tasks: int
-    right: int
-    """Tasks on which it named the best rank."""
-    doublings: float
-    """Mean |log2(named / best)|."""
-    regret: float
-    """Mean loss in score against the best rank, at least 0, shares of 1 or nats."""
+    right: int  # Tasks on which it named the best rank
+    doublings: float  # Mean |log2(named / best)|
+    regret: float  # Mean loss in score against the best rank, at least 0, shares of 1 or nats
 
 
 class Backtest(Record):
-    """Predictors against finished studies."""
-
     tasks: tuple[BacktestTask, ...]
     scores: tuple[PredictorScore, ...]
-    skipped: tuple[str, ...] = ()
-    """Folders of studies without finished LoRA trials at two ranks of one task."""
+    skipped: tuple[str, ...] = ()  # Studies without LoRA trials at two ranks of one task

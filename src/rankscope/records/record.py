@@ -7,13 +7,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from rankscope.models.methods import get_method
 
 SCHEMA_VERSION = 1
-BASE = "base"
-"""Used in place of a trial id for the untuned base model."""
+BASE = "base"  # Used in place of a trial id for the untuned base model
 
 Split = Literal["validation", "test"]
 Role = Literal["in_domain", "cross_domain", "retention"]
 MethodName = Annotated[str, AfterValidator(lambda name: get_method(name).name)]
 Status = Literal["planned", "trained", "done", "diverged", "oom", "failed"]
+WAITING: frozenset[Status] = frozenset({"planned", "trained"})
 FAILED: frozenset[Status] = frozenset({"diverged", "oom", "failed"})
 
 

@@ -11,32 +11,24 @@ from rankscope.records.record import Record, Split
 class WithoutContamination(Record):
     """The primary score over the test items that are not in the training rows."""
 
-    contaminated: int
-    """Items left out: they, or 13 consecutive words of them, are in the training rows."""
+    contaminated: int  # Left out: they, or 13 of their words, are in the training rows
     score: float
-    standard_error: float | None
-    """None where n < 2."""
+    standard_error: float | None  # None where n < 2
     n: int
 
 
 class EvalRecord(Record):
     """One model (the base or a trial) scored on one split of one task."""
 
-    trial_id: str
-    """``base`` for the untuned model."""
+    trial_id: str  # ``base`` for the untuned model
     task: str
     split: Split
-    metric: str
-    """Primary metric: one of the keys of ``metrics``."""
-    score: float
-    """Value of the primary metric: mean over items."""
-    standard_error: float | None
-    """Of the score, over items; None where n < 2."""
+    metric: str  # Primary metric: one of the keys of ``metrics``
+    score: float  # Value of the primary metric: mean over items
+    standard_error: float | None  # Of the score, over items; None where n < 2
     n: int
-    metrics: dict[str, float]
-    """Every metric recorded, such as ``acc``, ``acc_norm``, ``letter``, ``exact_match``."""
-    without_contamination: WithoutContamination | None = None
-    """Only for a test split with contaminated items."""
+    metrics: dict[str, float]  # Every one recorded, such as ``acc`` and ``exact_match``
+    without_contamination: WithoutContamination | None = None  # With contaminated items
     truncated: int = 0
     """Items not scored whole: cut at the start to fit the model's context, or scored up to
     ``max_length`` tokens."""
@@ -53,22 +45,16 @@ class CurvePoint(Record):
 
     trial_id: str
     task: str
-    step: int
-    """Optimizer steps done."""
-    metric: str
-    """Primary metric of the task."""
-    score: float
-    """Mean over the items scored."""
-    standard_error: float | None
-    """Of the score, over items; None where n < 2."""
-    n: int
-    """Items scored: the first of the validation split."""
+    step: int  # Optimizer steps done
+    metric: str  # Primary metric of the task
+    score: float  # Mean over the items scored
+    standard_error: float | None  # Of the score, over items; None where n < 2
+    n: int  # Items scored: the first of the validation split
     seconds: float
     num_tokens: int
 
 
-EvalKey = tuple[str, str, Split]
-"""(trial id or ``base``, task, split)."""
+EvalKey = tuple[str, str, Split]  # (trial id or ``base``, task, split)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +62,6 @@ class ItemScores:
     """Per-item primary scores of one model on one split."""
 
     item_ids: tuple[str, ...]
-    scores: npt.NDArray[np.float64]
-    """Shape (items,)."""
-    gold_logprobs: npt.NDArray[np.float64]
-    """Shape (items,); NaN where unknown."""
+    scores: npt.NDArray[np.float64]  # Shape (items,)
+    gold_logprobs: npt.NDArray[np.float64]  # Shape (items,); NaN where unknown
     subjects: tuple[str | None, ...]

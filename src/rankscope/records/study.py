@@ -1,15 +1,20 @@
 """What a study was made of, and everything known of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from rankscope.config.study import StudyConfig
 from rankscope.records.heads import HeadsRecord
+from rankscope.records.items import ItemResult
 from rankscope.records.record import Record, Role, Status
 from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores
 from rankscope.records.spectra import SpectraRecord
 from rankscope.records.trials import TrainRecord, TrialSpec
+
+CONTAMINATION_LIMIT = 0.01
+"""Share of test rows that training may have seen: it moves an accuracy by at most 1 point, half the
+margin within which two arms count as equal."""
 
 
 class TaskRecord(Record):
@@ -18,57 +23,43 @@ class TaskRecord(Record):
     name: str
     roles: tuple[Role, ...]
     trained_on: bool
-    parts: tuple[str, ...] = ()
-    """Of a mixture: the tasks whose rows it is trained on."""
-    metric: str
-    """Primary metric."""
-    score_unit: Literal["accuracy", "log_probability"]
-    """``accuracy``: share of 1; ``log_probability``: mean log p per token, nats."""
-    chance: float | None
-    """Score of guessing; None if unknown."""
-    rows: dict[str, int]
-    """Rows per split: train, validation, test."""
-    dropped: int
-    """Rows dropped while reading."""
-    contamination: dict[str, int]
-    """Test rows that are also in the training rows, by kind: exact, ngram13."""
-    num_fewshot: int = 0
-    """Answered questions shown before each one."""
-    fewshot_source: str = ""
-    """Where those rows come from, in words."""
-    prompt_format: Literal["chat", "plain", ""] = ""
-    """Whether prompts use the chat template."""
-    source: str
-    """Where the rows come from, in words."""
-    sha256: str
-    """Of the rows used."""
-    test_sha256: str = ""
-    """Of the test items and how they are prompted and scored; the training rows do not enter."""
+    parts: tuple[str, ...] = ()  # Of a mixture: the tasks whose rows it is trained on
+    metric: str  # Primary metric
+    score_unit: Literal["accuracy", "log_probability"]  # Share of 1, or mean nats per token
+    chance: float | None  # Score of guessing; None if unknown
+    rows: dict[str, int]  # Rows per split: train, validation, test
+    row_shape: str = ""  # Such as ``alpaca``
+    dropped: int  # Rows dropped while reading
+    contamination: dict[str, int]  # Test rows in the training rows by kind: exact, ngram13
+    num_fewshot: int = 0  # Answered questions shown before each one
+    fewshot_source: str = ""  # Where those rows come from, in words
+    prompt_format: Literal["chat", "plain", ""] = ""  # Whether prompts use the chat template
+    source: str  # Where the rows come from, in words
+    sha256: str  # Of the rows used
+    test_sha256: str = ""  # Of the test items and their prompts and scoring alone
+
+    @property
+    def is_contaminated(self) -> bool:
+        """So many test rows are in the training rows that a score cannot be trusted."""
+        return sum(self.contamination.values()) > CONTAMINATION_LIMIT * self.rows.get("test", 0)
 
 
 class ModelRecord(Record):
-    """The base model."""
-
     label: str
-    sha256: str
-    """Of its weights and configuration."""
+    sha256: str  # Of its weights and configuration
     architecture: str
     num_parameters: int
     num_layers: int
     hidden_size: int
     vocab_size: int
     dtype: str
-    quantize: Literal["none", "4bit"] = "none"
-    """How the weights are stored in memory; adapters and scores belong to this form of the base."""
+    quantize: Literal["none", "4bit"] = "none"  # Adapters and scores belong to this form of it
     device: str
     prompt_format: Literal["chat", "plain"]
 
 
 class Provenance(Record):
-    """Versions and machine of one run."""
-
-    created: str
-    """ISO 8601, UTC."""
+    created: str  # ISO 8601, UTC
     rankscope: str
     python: str
     platform: str
@@ -79,17 +70,13 @@ class Provenance(Record):
 
 @dataclass(frozen=True, slots=True)
 class TrialRecords:
-    """Everything known of one trial."""
-
     spec: TrialSpec
     status: Status
-    failure: str | None = None
-    """Why it did not finish, in one sentence."""
+    failure: str | None = None  # Why it did not finish, in one sentence
     train: TrainRecord | None = None
     spectra: SpectraRecord | None = None
     heads: HeadsRecord | None = None
-    curve: tuple[CurvePoint, ...] = ()
-    """Scores during training, by step; empty if the study asks for none."""
+    curve: tuple[CurvePoint, ...] = ()  # By step; empty if the study asks for none
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +84,19 @@ class StudyRecords:
     """Everything known of one study: the input of ``advise`` and ``report``."""
 
     name: str
-    config: StudyConfig
-    """The study file with every ``auto`` resolved."""
+    config: StudyConfig  # The study file with every ``auto`` resolved
     model: ModelRecord
     tasks: tuple[TaskRecord, ...]
     trials: tuple[TrialRecords, ...]
     evals: Mapping[EvalKey, EvalRecord]
     items: Mapping[EvalKey, ItemScores]
     provenance: Provenance
-    total_seconds: float
-    """Wall time spent on the study so far."""
-    notes: tuple[str, ...] = field(default=())
-    """What a reader of the results has to know, such as dropped rows."""
+    total_seconds: float  # Wall time spent on the study so far
+    notes: tuple[str, ...] = field(default=())  # What a reader has to know, such as dropped rows
+    results: Mapping[EvalKey, Sequence[ItemResult]] = field(default_factory=dict)
+    """The whole item tables behind ``items``, with prompts and answers; read on demand."""
 
     def task(self, name: str) -> TaskRecord:
-        """The task called ``name``. Raises KeyError."""
         for task in self.tasks:
             if task.name == name:
                 return task

@@ -12,28 +12,19 @@ from rankscope.records.record import MethodName, Record
 class TrialSpec(Record):
     """One method, one point of the grid, one seed, one training task."""
 
-    trial_id: str
-    """Content hash of settings, base weights, data and code version."""
-    task: str
-    """Training task."""
-    method: MethodName
-    """Registered name, see ``models/methods``."""
-    peft: str | None = None
-    """Only for ``peft``: its settings as canonical JSON, including ``peft_type``."""
-    rank: int | None
-    """None for full fine-tuning and for PEFT methods without ``r``."""
+    trial_id: str  # Content hash of settings, base weights, data and code version
+    task: str  # Training task
+    method: MethodName  # Registered name, see ``models/methods``
+    peft: str | None = None  # Only for ``peft``: its settings as JSON, with ``peft_type``
+    rank: int | None  # None for full fine-tuning and for PEFT methods without ``r``
     alpha: float | None
-    lr: float
-    """Peak learning rate; for ``lora+`` the rate of A."""
-    lr_ratio: float | None = None
-    """Only for ``lora+``: learning rate of B over that of A."""
+    lr: float  # Peak learning rate; for ``lora+`` the rate of A
+    lr_ratio: float | None = None  # Only for ``lora+``: learning rate of B over that of A
     targets: tuple[str, ...]
     dropout: float
     seed: int
-    init_from: str | None = None
-    """Folder of the adapter that training continues; None for the method's own initialization."""
-    init_sha256: str | None = None
-    """Hash of that adapter's configuration and weights."""
+    init_from: str | None = None  # Folder of the adapter that training continues
+    init_sha256: str | None = None  # Hash of that adapter's configuration and weights
     batch_size: int | None = None
     """This field and the four below: the arm's own values if they differ from the study's
     training protocol."""
@@ -44,30 +35,22 @@ class TrialSpec(Record):
     replay: str | None = None
     """This field and those below: mitigations of forgetting. Here: the task whose rows are mixed
     in."""
-    replay_share: float | None = None
-    """Share of the replayed rows among all rows, and in the loss."""
-    replay_sha256: str | None = None
-    """Hash of the encoded replayed rows."""
-    kl_to_base: float | None = None
-    """Weight of KL(base || tuned), nats per label token, in the loss."""
-    early_stop: int | None = None
-    """Number of points without a better in-domain score after which training stops."""
-    validation_sha256: str | None = None
-    """Only with early stopping: hash of the items that decide when to stop."""
+    replay_share: float | None = None  # Share of the replayed rows among all rows, and in the loss
+    replay_sha256: str | None = None  # Hash of the encoded replayed rows
+    kl_to_base: float | None = None  # Weight of KL(base || tuned), nats per label token
+    early_stop: int | None = None  # Stops after so many points without a better score
+    validation_sha256: str | None = None  # Of the items that decide when to stop
 
     @property
     def is_full(self) -> bool:
-        """Whether every weight of the base is trained."""
         return get_method(self.method).trains_base
 
     @property
     def trains_alone(self) -> bool:
-        """Whether it cannot share the base with other trials."""
         return get_method(self.method).trains_alone
 
     @property
     def scaling(self) -> float:
-        """s in W = W0 + s B A."""
         if self.rank is None or self.alpha is None:
             return 1.0
         return self.alpha / get_lora_method(self.method).rank_scale(self.rank)
@@ -162,8 +145,7 @@ class TrialSpec(Record):
         return f"{self.task} {self.arm_label} seed={self.seed}"
 
 
-MAX_FOLDER_NAME = 40
-"""Characters of a folder's name in a label."""
+MAX_FOLDER_NAME = 40  # Characters of a folder's name in a label
 
 OVERRIDE_LABELS = {
     "batch_size": "batch",
@@ -182,54 +164,35 @@ def peft_label(settings: str) -> list[str]:
 
 
 class LossPoint(Record):
-    """One optimizer step of one trial."""
-
     step: int
-    loss: float
-    """Mean over the labelled tokens of the step's own rows, nats."""
+    loss: float  # Mean over the labelled tokens of the step's own rows, nats
     lr: float
-    grad_norm: float
-    """Before clipping."""
+    grad_norm: float  # Before clipping
 
 
 class PenaltyPoint(Record):
     """Loss terms of a step besides the task's own rows: replay and KL to the base."""
 
     step: int
-    replay_loss: float | None = None
-    """Mean over the labelled tokens of replayed rows, nats; None in a step without such rows."""
-    divergence: float | None = None
-    """Unweighted KL(base || tuned), mean over labelled tokens, nats."""
+    replay_loss: float | None = None  # Nats per labelled token; None in a step without such rows
+    divergence: float | None = None  # Unweighted KL(base || tuned), mean over labelled tokens, nats
 
 
 class TrainRecord(Record):
-    """What training one trial produced."""
-
     trial_id: str
-    group_id: str
-    """Equal for trials trained together."""
+    group_id: str  # Equal for trials trained together
     group_size: int
     trainable_parameters: int
     steps: int
-    num_tokens: int
-    """Input tokens seen; there is no padding."""
+    num_tokens: int  # Input tokens seen; there is no padding
     num_label_tokens: int
-    rows: int
-    """Training rows used."""
-    rows_dropped: int
-    """Rows dropped: no completion, or a prompt longer than max_length."""
-    rows_truncated: int
-    """Rows whose completion was cut at max_length."""
-    seconds: float
-    """This trial's share of its group's wall time, by tokens."""
-    peak_memory_bytes: int
-    """Peak of the process while the group trained."""
+    rows: int  # Training rows used
+    rows_dropped: int  # Rows dropped: no completion, or a prompt longer than max_length
+    rows_truncated: int  # Rows whose completion was cut at max_length
+    seconds: float  # This trial's share of its group's wall time, by tokens
+    peak_memory_bytes: int  # Peak of the process while the group trained
     losses: tuple[LossPoint, ...]
-    weights_sha256: str
-    """Of the stored adapter or full model weights."""
-    penalties: tuple[PenaltyPoint, ...] = ()
-    """By step, for a trial with replay or KL to the base."""
-    num_replay_tokens: int = 0
-    """The part of ``num_tokens`` in replayed rows."""
-    best_step: int | None = None
-    """Only with early stopping: the step whose weights were kept."""
+    weights_sha256: str  # Of the stored adapter or full model weights
+    penalties: tuple[PenaltyPoint, ...] = ()  # By step, for a trial with replay or KL to the base
+    num_replay_tokens: int = 0  # The part of ``num_tokens`` in replayed rows
+    best_step: int | None = None  # Only with early stopping: the step whose weights were kept

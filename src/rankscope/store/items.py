@@ -1,6 +1,6 @@
 """Paths of artifacts, and per-item scores read on demand: a thousand trials open in seconds."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -8,24 +8,28 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rankscope.errors import IntegrityError
-from rankscope.records import EvalKey, ItemScores, TrialSpec
+from rankscope.records import (
+    ITEM_SCHEMA,
+    EvalKey,
+    ItemResult,
+    ItemScores,
+    TrialSpec,
+    results_of,
+)
 from rankscope.store.artifacts import Artifact, ArtifactStore
 
 COLUMNS = ["item_id", "subject", "score", "gold_logprob"]
 
 
 def adapter_path(trial_id: str) -> str:
-    """Path of a trial's PEFT adapter, relative to the study."""
     return f"artifacts/{trial_id}/adapter"
 
 
 def model_path(trial_id: str) -> str:
-    """Path of a fully fine-tuned trial's model folder, relative to the study."""
     return f"artifacts/{trial_id}/model"
 
 
 def weights_path(spec: TrialSpec) -> str:
-    """Path of a trial's weights, relative to the study: an adapter, or a whole model."""
     return model_path(spec.trial_id) if spec.is_full else adapter_path(spec.trial_id)
 
 
@@ -36,24 +40,38 @@ def snapshot_path(spec: TrialSpec, step: int) -> str:
 
 
 def items_path(trial_id: str, task: str, split: str) -> str:
-    """Path of the per-item Parquet table of one evaluation, relative to the study."""
     folder = trial_id.replace("@", "/")  # a variant's items go below its trial's
     return f"artifacts/{folder}/items/{task}.{split}.parquet"
+
+
+class ItemTables:
+    """The per-item tables of a study; each file is compared with its hash before it is read."""
+
+    def __init__(self, store: ArtifactStore, artifacts: Iterable[Artifact]) -> None:
+        self._store = store
+        self._artifacts = {artifact.path: artifact for artifact in artifacts}
+
+    def read(self, key: EvalKey, columns: Sequence[str]) -> pa.Table:
+        """Columns of the table of one evaluation. Raises IntegrityError for an altered file."""
+        place = items_path(*key)
+        artifact = self._artifacts.get(place)
+        path = self._store.checked_path(place, () if artifact is None else (artifact,))
+        try:
+            return pq.ParquetFile(path).read(columns=list(columns))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise IntegrityError(f"{path}: not a table of item scores ({error}).") from error
 
 
 class StoredItems(Mapping[EvalKey, ItemScores]):
     """Per-item scores of a study by evaluation; a table is read on first use and kept.
 
-    Models scored on the same items share one tuple of names, which saves most of the memory.
-    Each file is first compared with its hash in ``artifacts``. The ledger itself may be closed.
+    Models scored on the same items share one tuple of names, which saves most of the memory. The
+    ledger itself may be closed.
     """
 
-    def __init__(
-        self, keys: Iterable[EvalKey], store: ArtifactStore, artifacts: Iterable[Artifact]
-    ) -> None:
+    def __init__(self, keys: Iterable[EvalKey], tables: ItemTables) -> None:
         self._keys = dict.fromkeys(keys)
-        self._store = store
-        self._artifacts = {artifact.path: artifact for artifact in artifacts}
+        self._tables = tables
         self._loaded: dict[EvalKey, ItemScores] = {}
         self._names: dict[tuple[str, str], _Names] = {}
 
@@ -75,13 +93,7 @@ class StoredItems(Mapping[EvalKey, ItemScores]):
         return self._loaded[key]
 
     def _read(self, key: EvalKey) -> ItemScores:
-        place = items_path(*key)
-        artifact = self._artifacts.get(place)
-        path = self._store.checked_path(place, () if artifact is None else (artifact,))
-        try:
-            table = pq.ParquetFile(path).read(columns=COLUMNS)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise IntegrityError(f"{path}: not a table of item scores ({error}).") from error
+        table = self._tables.read(key, COLUMNS)
         names = self._names.get(key[1:])
         if names is None or not names.same_as(table):
             names = _Names(table)
@@ -93,6 +105,26 @@ class StoredItems(Mapping[EvalKey, ItemScores]):
             gold_logprobs=np.asarray(gold.to_numpy(), dtype=np.float64),
             subjects=names.subjects,
         )
+
+
+class StoredResults(Mapping[EvalKey, list[ItemResult]]):
+    """Whole per-item results by evaluation, read anew each time: texts take much memory."""
+
+    def __init__(self, keys: Iterable[EvalKey], tables: ItemTables) -> None:
+        self._keys = dict.fromkeys(keys)
+        self._tables = tables
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[EvalKey]:
+        return iter(self._keys)
+
+    def __getitem__(self, key: EvalKey) -> list[ItemResult]:
+        """Results of one evaluation. Raises KeyError, or IntegrityError for an altered file."""
+        if key not in self._keys:
+            raise KeyError(key)
+        return results_of(self._tables.read(key, ITEM_SCHEMA.names))
 
 
 class _Names:

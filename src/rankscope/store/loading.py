@@ -24,13 +24,12 @@ from rankscope.records import (
 from rankscope.store.artifacts import Artifact, ArtifactStore
 from rankscope.store.database import parse_record, stored_list, stored_records, study_body
 from rankscope.store.history import mixed_versions_notes
-from rankscope.store.items import StoredItems
+from rankscope.store.items import ItemTables, StoredItems, StoredResults
 
 
 def load_study(
     db: sqlite3.Connection, store: ArtifactStore, artifacts: Sequence[Artifact]
 ) -> StudyRecords:
-    """Records of the trials and tasks the study has now; see ``Ledger.load``."""
     model, name = study_body(db, "model"), study_body(db, "name")
     if model is None or name is None:
         raise UserError(f"{store.out}: no run has stored a study yet; run it first.")
@@ -44,6 +43,7 @@ def load_study(
         if trial_of(trial_id) in shown and record.task in task_names
     }
     history = stored_list(db, "provenance", Provenance)
+    tables = ItemTables(store, artifacts)
     return StudyRecords(
         name=json.loads(name),
         config=parse_record(StudyConfig, study_body(db, "config") or "{}", "study"),
@@ -51,7 +51,8 @@ def load_study(
         tasks=tasks,
         trials=trials,
         evals=evals,
-        items=StoredItems(evals, store, artifacts),
+        items=StoredItems(evals, tables),
+        results=StoredResults(evals, tables),
         provenance=history[-1],
         total_seconds=float(study_body(db, "seconds") or 0.0),
         notes=(

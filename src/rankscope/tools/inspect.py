@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,12 +14,13 @@ from rankscope.analyze.svd_cache import (
     decomposition_device,
     svd_cache_folder,
 )
+from rankscope.config.study import SpectraConfig
 from rankscope.device import choose_device, keep_freed_memory
 from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.load import shapes_folder
 from rankscope.models.methods import get_lora_method
+from rankscope.models.model_folder import shapes_folder
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.provenance import provenance
 from rankscope.records import Inspection, MatrixSpectrum, NormGrowth, SpectraRecord, TunedModel
@@ -28,20 +28,10 @@ from rankscope.report.inspection_page import write_inspection_page
 from rankscope.tools.inspection_tables import write_tables
 
 
-@dataclass(frozen=True)
-class InspectSettings:
-    """How spectra are measured; defaults as in docs/science.md."""
-
-    top_k: int | None = None  # Singular vectors compared; by default min(500, d / 4) of each matrix
-    intruder_k: int = 10  # Leading vectors examined for intruders
-    intruder_epsilon: float = 0.5
-    """A vector whose |cosine| to every base vector is below this is an intruder."""
-
-
 def inspect(
     base: str | Path,
     tuned: str | Path | Sequence[str | Path],
-    settings: InspectSettings | None = None,
+    settings: SpectraConfig | None = None,
     *,
     device: str = "auto",
     any_base: bool = False,
@@ -52,19 +42,14 @@ def inspect(
     Args:
         base: a model folder, ``pocket``, a fetched model's name, or a hub id.
         tuned: folders of PEFT adapters or full checkpoints; they share the base's decompositions.
-        settings: how spectra are measured.
         device: where decompositions run, as a study's ``device``.
         any_base: accept adapters that record another base.
-        reporter: receives progress.
 
-    Raises:
-        UserError: something cannot be used: another base, an unsupported type of adapter, pickled
-            weights, more vectors than a matrix has.
-        IntegrityError: weights are missing, misshapen or not finite.
+    Raises UserError for what cannot be used, IntegrityError for damaged weights.
     """
     started = time.perf_counter()
     keep_freed_memory()
-    settings, reporter = settings or InspectSettings(), reporter or NullReporter()
+    settings, reporter = settings or SpectraConfig(), reporter or NullReporter()
     folders = [Path(one) for one in ([tuned] if isinstance(tuned, str | Path) else tuned)]
     if not folders:
         raise UserError("inspect: no tuned model given; expected one folder or more")
@@ -103,7 +88,7 @@ def inspect(
 def inspect_spectra(
     base: CheckpointReader,
     models: Sequence[StoredTunedModel],
-    settings: InspectSettings,
+    settings: SpectraConfig,
     device: torch.device,
     reporter: ProgressReporter,
 ) -> dict[str, SpectraRecord]:
@@ -132,10 +117,8 @@ def inspect_spectra(
 
 
 def norm_growth(models: Sequence[TunedModel]) -> NormGrowth | None:
-    """Fit |dW|_F over ranks, on the largest comparable set of adapters of one rank each.
-
-    Comparable adapters are of one kind, on the same matrices, with the same scaling or alpha.
-    """
+    """Fit |dW|_F over ranks, on the largest set of adapters of one rank each that are of one kind,
+    on the same matrices, with the same scaling or alpha."""
     groups: dict[tuple[object, ...], list[TunedModel]] = {}
     for model in models:
         if model.rank is None or model.scaling is None:
@@ -153,12 +136,8 @@ def norm_growth(models: Sequence[TunedModel]) -> NormGrowth | None:
 
 
 def write_inspection_folder(inspection: Inspection, out: Path) -> None:
-    """Write all outputs into ``out``, created if missing.
-
-    ``inspection.json`` is the whole record, ``inspection.html`` the page, ``matrices.parquet`` has
-    a row per tuned model and matrix; ``layers.parquet`` and ``modules.parquet`` summarize by layer
-    and by type of module.
-    """
+    """Write the whole record, the page, and tables by matrix, layer and type of module into
+    ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     replace_text(out / "inspection.json", inspection.model_dump_json(indent=2) + "\n")
     write_tables(inspection, out)

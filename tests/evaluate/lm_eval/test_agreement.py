@@ -19,7 +19,6 @@ from rankscope.config.study import ModelConfig
 from rankscope.evaluate.continuous_batching import GenerationLimits, generate
 from rankscope.evaluate.likelihood import Question, continuation_logprobs
 from rankscope.models.base import Base
-from rankscope.models.fetch import cached_model_folder, fetch_model
 from rankscope.models.load import load_base
 
 LOGPROB = 1e-3
@@ -92,16 +91,8 @@ def test_odd_options_on_a_random_model(num_fewshot: int, is_lettered: bool) -> N
 
 
 @pytest.fixture(scope="module")
-def folder() -> Path:
-    try:
-        return cached_model_folder("smollm2-135m")
-    except Exception:
-        return fetch_model("smollm2-135m")
-
-
-@pytest.fixture(scope="module")
-def smollm2(folder: Path) -> Base:
-    return load_base(ModelConfig(path=str(folder)), torch.device("cpu"), torch.float32)
+def smollm2(model_folder: Path) -> Base:
+    return load_base(ModelConfig(path=str(model_folder)), torch.device("cpu"), torch.float32)
 
 
 def test_real_questions_and_answers_on_smollm2(smollm2: Base, data_dir: Path) -> None:

@@ -21,8 +21,7 @@ from rankscope.models.low_rank_update import LowRankUpdate, to_float64
 from rankscope.models.methods import get_lora_method
 from rankscope.records import HeadChange
 
-Weights = Callable[[str], Tensor]
-"""Module path -> weight, (out, in)."""
+Weights = Callable[[str], Tensor]  # Module path -> weight, (out, in)
 
 
 def low_rank_head_norms(A: Tensor, B: Tensor, num_heads: int, by_columns: bool) -> Tensor:
@@ -76,7 +75,6 @@ def head_changes(
     base: Weights,
     norms: Callable[[AttentionLayer, str], Tensor],
 ) -> tuple[HeadChange, ...]:
-    """Records of the attention matrices among ``names``; ``norms`` gives |dW_h|_F of one matrix."""
     chosen, changes = set(names), []
     for layer in layout:
         for module in PROJECTIONS:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -26,8 +27,6 @@ FUSED = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "attn_qkv", "in_proj")
 
 @dataclass(frozen=True, slots=True)
 class AttentionLayer:
-    """The heads of one decoder layer."""
-
     index: int  # Number of the layer, from 0
     layer: str  # Module path of the decoder layer
     attention: str  # Module path of its attention, such as ``model.layers.3.self_attn``
@@ -36,26 +35,19 @@ class AttentionLayer:
     head_dim: int  # D
 
     def projection(self, module: str) -> str:
-        """Module path of one of :data:`PROJECTIONS`."""
         return f"{self.attention}.{module}"
 
     def heads_of(self, module: str) -> int:
-        """Number of heads in one of :data:`PROJECTIONS`."""
         return self.num_heads if module in ("q_proj", "o_proj") else self.num_kv_heads
 
 
 @dataclass(frozen=True, slots=True)
 class HeadLayout:
-    """The heads of a model, layer by layer."""
-
     layers: tuple[AttentionLayer, ...]
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "HeadLayout":
-        """Find the heads of a model, with or without adapters or a PEFT tuner on it.
-
-        Raises UserError for an architecture whose heads have no matrices of their own.
-        """
+        """Find the heads of a model, with or without adapters or a PEFT tuner on it."""
         config = model.config.get_text_config()
         modules = dict(model.named_modules())
         attentions = [n.removesuffix(".o_proj") for n in modules if n.endswith(".o_proj")]
@@ -92,29 +84,26 @@ class HeadLayout:
 
     @property
     def num_heads(self) -> int:
-        """Query heads of all layers together."""
         return sum(layer.num_heads for layer in self.layers)
 
 
 @dataclass(frozen=True, slots=True)
 class HeadModel:
-    """A model whose heads are measured.
-
-    Attributes:
-        base: the base, with the adapter or PEFT tuner on it.
-        layout: the heads of the base.
-        adapter_name: the adapter to compute with; None for the base, or for its PEFT tuner.
-        batch_tokens: most tokens per forward pass, but at least one item.
-    """
-
-    base: Base
-    layout: HeadLayout
-    adapter_name: str | None = None
-    batch_tokens: int = 4096
+    base: Base  # The base, with the adapter or PEFT tuner on it
+    layout: HeadLayout  # The heads of the base
+    adapter_name: str | None = None  # None for the base, or for its PEFT tuner
+    batch_tokens: int = 4096  # Most tokens per forward pass, but at least one item
 
     def o_proj(self, layer: AttentionLayer) -> nn.Module:
-        """The output projection of a layer, with whatever is on it."""
         return self.base.model.get_submodule(layer.projection("o_proj"))
+
+    def plan(self, batch: RowBatch, num_shared: int = 0) -> AttentionPlan:
+        """The attention plan of a batch whose rows continue ``num_shared`` tokens."""
+        plan = AttentionPlan.of(batch.lengths, self.base.device)
+        if batch.branches or num_shared:
+            with torch.no_grad():  # gradients are only taken of rows without branches
+                plan = plan.with_branches(batch.branches, None, self.base.device)
+        return plan
 
     def logits(self, batch: RowBatch, plan: AttentionPlan) -> Tensor:
         """Logits at the kept positions of a batch, every token computed with the adapter."""

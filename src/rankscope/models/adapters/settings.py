@@ -21,8 +21,7 @@ CONFIG = "adapter_config.json"
 
 PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")
 """Initializations that leave the base as it is; PiSSA, OLoRA, CorDA and LoftQ change it."""
-READABLE_INITS = (*PLAIN_INITS, "pissa")
-"""Initializations with a known W - W0: PiSSA's is a function of the base."""
+READABLE_INITS = (*PLAIN_INITS, "pissa")  # PiSSA's W - W0 is a function of the base
 
 
 class AdapterSettings(BaseModel):
@@ -37,19 +36,16 @@ class AdapterSettings(BaseModel):
     target_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
     init_lora_weights: bool | str = True
-    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
-    """Ranks of modules other than ``r``; keys match as in PEFT."""
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}  # Keys match as in PEFT
     alpha_pattern: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
 
     def rank_scale(self, rank: int) -> float:
-        """The number that alpha is divided by."""
         return get_lora_method(
             RsLoraMethod.name if self.use_rslora else LoraMethod.name
         ).rank_scale(rank)
 
     @property
     def scaling(self) -> float:
-        """s in W0 + s B A."""
         return self.lora_alpha / self.rank_scale(self.r)
 
     @property
@@ -95,16 +91,11 @@ def lora_methods() -> list[LoraMethod]:
 
 
 def method_fields() -> set[str]:
-    """Fields in PEFT's ``LoraConfig`` that mark a method."""
     return {name for method in lora_methods() for name in method.peft_fields}
 
 
 def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -> AdapterSettings:
-    """``adapter_config.json`` of a LoRA adapter.
-
-    Args:
-        inits: accepted values of ``init_lora_weights``.
-    """
+    """``adapter_config.json`` of a LoRA adapter with an accepted ``init_lora_weights``."""
     if not (folder / WEIGHTS).is_file():
         if (folder / "adapter_model.bin").is_file():
             raise UserError(

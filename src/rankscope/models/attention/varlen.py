@@ -30,25 +30,19 @@ from rankscope.models.attention.decode import DecodeStep
 from rankscope.models.attention.products import MAX_LENGTH, RowLayout, causal_products
 from rankscope.models.attention.tree import MAX_SCORES, TreeMask, tree_attention
 
-NAME = "rankscope_varlen"
-"""Name of the attention implementation, for ``attn_implementation=``."""
+NAME = "rankscope_varlen"  # Name of the attention implementation, for ``attn_implementation=``
 
 Probe = Callable[[int, Tensor, Tensor, float, int | None], None]
 """Reads one layer's attention: (layer, queries (H, N, D), keys (K, N, D), scale, window)."""
 
 
 class KVCache:
-    """Keys and values of the tokens before, by row and layer.
-
-    Attributes:
-        lengths: cached tokens per row, (R,) int64, on the CPU.
-        keys, values: per layer index, (R, K, capacity, D); columns past a row's length are unused.
-    """
+    """Keys and values of the tokens before, by row and layer."""
 
     def __init__(self, num_rows: int, capacity: int) -> None:
-        self.lengths = torch.zeros(num_rows, dtype=torch.int64)
+        self.lengths = torch.zeros(num_rows, dtype=torch.int64)  # Cached tokens, (R,), on the CPU
         self.capacity = capacity
-        self.keys: dict[int, Tensor] = {}
+        self.keys: dict[int, Tensor] = {}  # Layer -> (R, K, capacity, D); unused beyond the lengths
         self.values: dict[int, Tensor] = {}
 
     def select(self, rows: Tensor, capacity: int) -> "KVCache":
@@ -90,27 +84,17 @@ class KVCache:
 class AttentionPlan:
     """Which of the N tokens belongs to which of R rows; made once per forward pass."""
 
-    lengths: Tensor
-    """(R,) int64, on the CPU."""
-    to_rows: Tensor
-    """(R * T,) index into the N tokens; padding points at its row's first token."""
-    to_tokens: Tensor
-    """(N,) index into R * T."""
-    is_rectangular: bool
-    """All rows are equally long, so a plain reshape gives the rows."""
+    lengths: Tensor  # (R,) int64, on the CPU
+    to_rows: Tensor  # (R * T,) index into the N tokens; padding points at its row's first token
+    to_tokens: Tensor  # (N,) index into R * T
+    is_rectangular: bool  # All rows are equally long, so a plain reshape gives the rows
     cache: KVCache | None = None
-    store: bool = False
-    """Append this pass's keys and values to ``cache``."""
-    layout: RowLayout | None = None
-    """Layout for ``causal_products``, if that is the faster way."""
-    step: DecodeStep | None = None
-    """Set if every row continues its cache by one token."""
-    tree: TreeMask | None = None
-    """Set if rows branch or continue ``prefix``."""
-    prefix: KVCache | None = None
-    """A cache of one row, which every row continues."""
-    probe: Probe | None = None
-    """Called in every layer, before its attention is computed."""
+    store: bool = False  # Append this pass's keys and values to ``cache``
+    layout: RowLayout | None = None  # Layout for ``causal_products``, if that is the faster way
+    step: DecodeStep | None = None  # Set if every row continues its cache by one token
+    tree: TreeMask | None = None  # Set if rows branch or continue ``prefix``
+    prefix: KVCache | None = None  # A cache of one row, which every row continues
+    probe: Probe | None = None  # Called in every layer, before its attention is computed
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -154,16 +138,8 @@ class AttentionPlan:
     def with_branches(
         self, branches: Sequence[Sequence[int]], prefix: KVCache | None, device: torch.device
     ) -> "AttentionPlan":
-        """The plan for rows that branch or continue ``prefix``; for passes without gradients.
-
-        Args:
-            branches: lengths of the branches at each row's end; empty if no row has any.
-            prefix: see :attr:`prefix`.
-            device: of the pass.
-
-        Raises:
-            ValueError: a prefix of several rows, or gradients are enabled.
-        """
+        """The plan for rows that end in branches of the given lengths, if any, or continue
+        ``prefix``; for passes without gradients."""
         if prefix is not None and len(prefix.lengths) != 1:
             raise ValueError(f"a prefix of {len(prefix.lengths)} rows; all rows continue one")
         if torch.is_grad_enabled():
@@ -272,10 +248,9 @@ def padded_attention(
     plan: AttentionPlan,
     settings: tuple[float | None, int | None, float],
 ) -> Tensor:
-    """Attend by torch's fused attention over padded rows; shapes as in the caller.
+    """Attend by torch's fused attention over padded rows.
 
-    Args:
-        settings: scale, window and dropout.
+    ``settings`` are scale, window and dropout.
     """
     scale, window, dropout = settings
     q, k, v = (plan.rows(x) for x in qkv)
@@ -311,7 +286,6 @@ def branched_attention(
     window: int | None,
     scale: float,
 ) -> Tensor:
-    """Attend within the branches of rows and to the shared prefix; shapes as in the caller."""
     _, key, value = qkv
     assert plan.tree is not None
     prefix = None
@@ -336,12 +310,10 @@ def branched_attention(
 
 
 def no_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Autocast off; torch's meta device has none."""
     if torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
 
 def register_attention() -> None:
-    """Register the implementation with transformers; repeated calls are harmless."""
     AttentionInterface.register(NAME, varlen_attention)

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from rankscope.models.methods.init_context import InitContext
     from rankscope.records import TrialSpec
 
-RHO = 2.0
-"""A module's rank after redistribution is at most so many times the arm's rank."""
+RHO = 2.0  # A module's rank after redistribution is at most so many times the arm's rank
 
 
 class EvaMethod(LoraMethod):
@@ -33,7 +32,6 @@ class EvaMethod(LoraMethod):
     fills_targets = False
 
     def check_trial(self, trial: TrialSpec, facts: TrialFacts) -> None:
-        """Check that the rows have as many tokens as a module has directions to find."""
         from rankscope.models.parameters import target_shapes
 
         assert trial.rank is not None

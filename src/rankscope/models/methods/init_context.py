@@ -25,20 +25,14 @@ class InitContext:
     """What initialization uses besides a seed, computed once for the trials of a group.
 
     A trial's values do not depend on the other trials of its group.
-
-    Attributes:
-        base: None without training rows.
-        rows: of the training task.
-        trials: of the group.
     """
 
-    base: Base | None
-    rows: Sequence[EncodedRow]
-    trials: Sequence[TrialSpec]
+    base: Base | None  # None without training rows
+    rows: Sequence[EncodedRow]  # Of the training task
+    trials: Sequence[TrialSpec]  # Of the group
     _shared: dict[tuple[object, ...], Any] = field(default_factory=dict)
 
     def shared(self, key: tuple[object, ...], compute: Callable[[], T]) -> T:
-        """``compute()``, called once for each key."""
         if key not in self._shared:
             self._shared[key] = compute()
         value: T = self._shared[key]
@@ -50,14 +44,10 @@ class InitContext:
 
 
 def new_adapter(model: nn.Module, trial: TrialSpec, context: InitContext | None = None) -> Adapter:
-    """A trial's adapter before its first step.
+    """A trial's adapter before its first step; with ``init_from``, the one on disk.
 
-    A fresh adapter leaves the base's outputs unchanged, up to rounding. With ``init_from`` the
-    adapter on disk is continued.
-
-    Args:
-        context: shared by the trials of a group; without it nothing is shared, and a method that
-            needs training rows cannot start.
+    A fresh one leaves the base's outputs unchanged, up to rounding. Without a ``context`` nothing
+    is shared, and a method that needs training rows cannot start.
     """
     adapter = empty_adapter(trial)
     linears = target_linears(model, trial.targets)
@@ -70,7 +60,6 @@ def new_adapter(model: nn.Module, trial: TrialSpec, context: InitContext | None 
 
 
 def empty_adapter(trial: TrialSpec) -> Adapter:
-    """A trial's adapter without any module."""
     if trial.rank is None or trial.alpha is None:
         raise ValueError(f"{trial.label}: not a LoRA trial")
     return Adapter(

@@ -19,18 +19,10 @@ if TYPE_CHECKING:
 
 
 class TrialFacts(NamedTuple):
-    """What is known about a trial before it runs.
-
-    Attributes:
-        folder: holds the base's ``config.json``.
-        num_tokens: of the training task's rows.
-        num_steps: optimizer steps of the trial.
-    """
-
     shapes: Architecture
-    folder: Path
-    num_tokens: int
-    num_steps: int
+    folder: Path  # Holds the base's ``config.json``
+    num_tokens: int  # Of the training task's rows
+    num_steps: int  # Optimizer steps of the trial
 
 
 class Method:
@@ -39,39 +31,24 @@ class Method:
     To add a LoRA variant, subclass :class:`~rankscope.models.methods.lora.LoraMethod` in a file of
     its own and register an instance. ``config`` and ``records`` import the registry, so a method's
     file imports torch, transformers and PEFT only inside functions.
-
-    Attributes:
-        name: in study files and records.
-        label: in reports.
-        summary: one sentence of Markdown for the table of methods in docs/study-file.md.
-        arm_note: why an arm of it has other settings, as "method NAME ..." continues.
-        arm_fields: fields of a study's arm that the method has besides the learning rate, the
-            training protocol and the mitigations.
-        field_defaults: values of optional ``arm_fields`` that are None in an arm.
-        has_rank: trains A (r, in) and B (out, r) of each target.
-        trains_base: trains every weight of the base.
-        occupies_base: changes the base in place, so the bare base is not available beside it.
-        takes_settings: an arm names it by a mapping, ``{name: settings}``.
-        accepts_warm_start: can continue training from an adapter on disk.
-        delta_needs_base: W - W0 depends on W0, not on A and B alone.
-        delta_is_low_rank: W - W0 is s (B A - B0 A0), so it can be analyzed by its factors.
-        init_is_part_of_base: A0 and B0 are a part of W0, which the adapter subtracts.
     """
 
-    name: ClassVar[str]
-    label: ClassVar[str]
-    summary: ClassVar[str]
-    arm_note: ClassVar[str] = ""
+    name: ClassVar[str]  # In study files and records
+    label: ClassVar[str]  # In reports
+    summary: ClassVar[str]  # A Markdown sentence for the table in docs/study-file.md
+    arm_note: ClassVar[str] = ""  # Why its arms have other settings, after "method NAME"
     arm_fields: ClassVar[tuple[str, ...]] = ()
-    field_defaults: ClassVar[Mapping[str, Any]] = {}
-    has_rank: ClassVar[bool] = False
-    trains_base: ClassVar[bool] = False
-    occupies_base: ClassVar[bool] = False
-    takes_settings: ClassVar[bool] = False
-    accepts_warm_start: ClassVar[bool] = False
-    delta_needs_base: ClassVar[bool] = False
-    delta_is_low_rank: ClassVar[bool] = True
-    init_is_part_of_base: ClassVar[bool] = False
+    """Fields of a study's arm that the method has besides the learning rate, the training protocol
+    and the mitigations."""
+    field_defaults: ClassVar[Mapping[str, Any]] = {}  # Of optional ``arm_fields``
+    has_rank: ClassVar[bool] = False  # Trains A (r, in) and B (out, r) of each target
+    trains_base: ClassVar[bool] = False  # Trains every weight of the base
+    occupies_base: ClassVar[bool] = False  # Changes the base in place: no bare base beside it
+    takes_settings: ClassVar[bool] = False  # An arm names it by a mapping, ``{name: settings}``
+    accepts_warm_start: ClassVar[bool] = False  # Can continue training from an adapter on disk
+    delta_needs_base: ClassVar[bool] = False  # W - W0 depends on W0, not on A and B alone
+    delta_is_low_rank: ClassVar[bool] = True  # W - W0 is s (B A - B0 A0): it has factors
+    init_is_part_of_base: ClassVar[bool] = False  # The adapter subtracts A0 and B0
 
     @property
     def trains_alone(self) -> bool:
@@ -84,21 +61,15 @@ class Method:
     def cost(
         self, trial: TrialSpec, shapes: Architecture, folder: Path, dtype: torch.dtype
     ) -> TrainingCost:
-        """Trainable parameters and the memory that they need besides the base.
-
-        Args:
-            folder: holds the base's ``config.json``.
-        """
+        """Trainable parameters and the memory that they need besides the base, whose
+        ``config.json`` is in ``folder``."""
         raise NotImplementedError
 
     def prepare(
         self, base: Base, trial: TrialSpec, context: InitContext, num_steps: int
     ) -> tuple[Base, Adapter | PeftTuner | nn.Module]:
-        """Put the untrained method on the base.
-
-        Returns:
-            The base that the trial trains on, and the object whose ``parameters()`` train.
-        """
+        """Put the untrained method on the base: the base to train on, and what has its
+        ``parameters()``."""
         raise NotImplementedError
 
     def save(
@@ -108,17 +79,9 @@ class Method:
         record: ModelRecord,
         folder: Path,
     ) -> None:
-        """Write a trained trial into an existing, empty folder.
-
-        Args:
-            record: the frozen base's.
-        """
+        """Write a trained trial into an existing, empty folder; ``record`` is the frozen base's."""
         raise NotImplementedError
 
     def load(self, base: Base, trial: TrialSpec, folder: Path) -> Base:
-        """Put a stored trial on the base, ready for scoring; the base to score.
-
-        Raises:
-            IntegrityError: the stored weights are not what was written.
-        """
+        """Put a stored trial on the base, ready for scoring; the base to score."""
         raise NotImplementedError
