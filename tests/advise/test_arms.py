@@ -9,13 +9,13 @@ from synthetic_study import Truth, synthetic_study
 from rankscope.advise.arms import (
     Arm,
     pareto_front,
-    retention_tasks,
     summarize_arms,
     training_tasks,
     transfer_tasks,
 )
 from rankscope.advise.comparisons import arm_difference
 from rankscope.advise.mitigation import gain_and_forgetting
+from rankscope.advise.retention import retention_tasks
 from rankscope.records import (
     BASE,
     ArmSummary,

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rankscope.advise.arms import adjusted_within_family, retention_by_unit, trials_by_arm
+from rankscope.advise.arms import adjusted_within_family, trials_by_arm
+from rankscope.advise.retention import retention_by_unit
 from rankscope.advise.statistics.estimates import weighted_estimate
 from rankscope.advise.statistics.matching import align_scores, stored_scores
 from rankscope.records import (
