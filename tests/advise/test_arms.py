@@ -232,9 +232,9 @@ def test_what_shares_training_rows_is_neither_forgetting_nor_transfer() -> None:
     joined = study.task("both").model_copy(update={"parts": ("med", "general")})
     tasks = tuple(joined if task.name == "both" else task for task in study.tasks)
     study = dataclasses.replace(study, tasks=tasks)
-    assert trained_parts(study, "both") == {"both", "med", "general"}
-    assert trained_parts(study, "med") == {"med", "both"}
-    assert trained_parts(study, "law") == {"law"}
+    assert trained_parts(study.tasks, "both") == {"both", "med", "general"}
+    assert trained_parts(study.tasks, "med") == {"med", "both"}
+    assert trained_parts(study.tasks, "law") == {"law"}
     of = {task: arms[0].summary for task, arms in summarize_arms(study).items()}
     assert set(of["both"].transfer) == {"law", "math"}
     assert (of["both"].retention, of["both"].forgetting) == ({}, None)

@@ -19,7 +19,7 @@ from rankscope.advise.retention import (
 )
 from rankscope.advise.statistics.estimates import Comparison, negated, weighted_estimate
 from rankscope.advise.statistics.matching import (
-    Measure,
+    ScoreKind,
     align_scores,
     mean_estimate,
     paired_scores,
@@ -128,7 +128,7 @@ def summarize_trial(study: StudyRecords, trial: TrialRecords) -> ArmSummary:
 
 def transfer_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]:
     """Tasks that measure the transfer of an arm trained on ``trained``."""
-    trained_names = trained_parts(study, trained)
+    trained_names = trained_parts(study.tasks, trained)
     return tuple(
         t
         for t in study.tasks
@@ -178,7 +178,7 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
     others = [t.name for t in transfer_tasks(study, spec.task)]
     transfer = {n: e for n in others if (e := _change(study, done, n)) is not None}
     family = adjusted_within_family(list(transfer.values()))
-    accuracy, text = retention_by_unit(study, spec.task)
+    accuracy, text = retention_by_unit(study.tasks, spec.task)
     retained = {t.name for t in (*accuracy, *text)}
     in_nats = tuple(t for t in (*accuracy, *text) if has_gold_logprobs(study, t.name))
     forgetting = _fall(study, done, RetentionScale("points", own))
@@ -221,7 +221,7 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
 
 
 def _change(
-    study: StudyRecords, done: list[TrialRecords], task: str, measure: Measure = "score"
+    study: StudyRecords, done: list[TrialRecords], task: str, measure: ScoreKind = "score"
 ) -> Estimate | None:
     pair = paired_scores(study, done, task, "test", measure)
     return None if pair is None else weighted_estimate([pair])
@@ -264,7 +264,7 @@ def _validation_score(study: StudyRecords, done: list[TrialRecords], task: str) 
 
 
 def _validation_change(
-    study: StudyRecords, done: list[TrialRecords], task: str, measure: Measure = "score"
+    study: StudyRecords, done: list[TrialRecords], task: str, measure: ScoreKind = "score"
 ) -> float | None:
     pair = paired_scores(study, done, task, "validation", measure)
     return None if pair is None else float(pair.item_means.mean())

@@ -7,7 +7,7 @@ from rankscope.advise.comparisons import arm_difference
 from rankscope.advise.messages import Counted, Field, Measured, arm_name, clause, trust_check
 from rankscope.advise.retention import retention_tasks
 from rankscope.advise.statistics.power import detectable
-from rankscope.advise.task_results import CONTAMINATION_SHARE, FEW_ITEMS, TaskResults
+from rankscope.advise.task_results import FEW_ITEMS, TaskResults
 from rankscope.formatting import NATS, POINTS, count, score_text
 from rankscope.records import FEWEST_SEEDS, CheckStatus, TrustCheck
 
@@ -120,7 +120,7 @@ def _contamination(results: TaskResults) -> Iterator[TrustCheck]:
         return
     yield trust_check(
         "contamination.weak",
-        "bad" if overlapping > CONTAMINATION_SHARE * test_rows else "weak",
+        "bad" if record.is_contaminated else "weak",
         f"{overlapping:,} of {count(test_rows, 'test row')}",
         rows=overlapping,
         test_rows=Counted(test_rows, "test row"),

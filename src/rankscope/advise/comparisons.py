@@ -9,7 +9,7 @@ from rankscope.advise.retention import retention_scale
 from rankscope.advise.select import ArmChoice
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.matching import (
-    Measure,
+    ScoreKind,
     align_scores,
     paired_scores,
     stored_scores,
@@ -33,7 +33,7 @@ def _pair(
     first: _Trials,
     second: _Trials | None,
     task: str,
-    measure: Measure = "score",
+    measure: ScoreKind = "score",
 ) -> Comparison | None:
     if second is None:
         return paired_scores(study, first, task, "test", measure)
@@ -58,7 +58,7 @@ def net_difference(
     """
     scale = retention_scale(study, first.task)
     retention = [t.name for t in scale.tasks if (BASE, t.name, "test") in study.items]
-    measures: dict[str, Measure] = {first.task: "score"}
+    measures: dict[str, ScoreKind] = {first.task: "score"}
     shares = [weights[0]]
     if weights[1] and retention:
         measures |= dict.fromkeys(retention, scale.measure)

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from rankscope.advise.arms import adjusted_within_family, trials_by_arm
 from rankscope.advise.retention import RetentionScale, retention_scale, retention_tasks
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
-from rankscope.advise.statistics.matching import Measure, align_scores
+from rankscope.advise.statistics.matching import ScoreKind, align_scores
 from rankscope.records import (
     BASE,
     FEWEST_SEEDS,
@@ -96,7 +96,7 @@ def gain_and_forgetting(
 
 
 def _change(
-    study: StudyRecords, model: str, task: str, split: Split, measure: Measure = "score"
+    study: StudyRecords, model: str, task: str, split: Split, measure: ScoreKind = "score"
 ) -> float | None:
     """Mean score minus the base's on their common items; None without any."""
     base, tuned = (study.items.get((m, task, split)) for m in (BASE, model))

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankscope.advise.statistics.matching import Measure
+from rankscope.advise.statistics.matching import ScoreKind
+from rankscope.config.objective import ObjectiveConfig
 from rankscope.records import (
     BASE,
     ForgettingScale,
@@ -48,7 +49,7 @@ class RetentionScale:
 
     name: ScaleName
     tasks: tuple[TaskRecord, ...] = ()
-    measure: Measure = "score"
+    measure: ScoreKind = "score"
     factors: Mapping[str, float] | None = None
     """Task -> factor of its change; None if every factor is 1."""
 
@@ -74,14 +75,25 @@ def scale_name(gain_unit: str, retention_units: Sequence[str], weighs_gain: bool
 
 
 def retention_by_unit(
-    study: StudyRecords, trained: str
+    tasks: Sequence[TaskRecord], trained: str
 ) -> tuple[tuple[TaskRecord, ...], tuple[TaskRecord, ...]]:
     """Retention tasks of an arm trained on ``trained``: those scored by accuracy, those by log
     probability."""
-    trained_names = trained_parts(study, trained)
-    tasks = [t for t in study.tasks if "retention" in t.roles and t.name not in trained_names]
-    accuracy = tuple(t for t in tasks if t.score_unit == "accuracy")
-    return accuracy, tuple(t for t in tasks if t.score_unit != "accuracy")
+    trained_names = trained_parts(tasks, trained)
+    retained = [t for t in tasks if "retention" in t.roles and t.name not in trained_names]
+    accuracy = tuple(t for t in retained if t.score_unit == "accuracy")
+    return accuracy, tuple(t for t in retained if t.score_unit != "accuracy")
+
+
+def scale_notes(tasks: Sequence[TaskRecord], objective: ObjectiveConfig) -> list[str]:
+    """What ``check`` and ``plan`` say of forgetting that is not in the gain's unit."""
+    notes = []
+    for task in [t for t in tasks if t.trained_on]:
+        retained = [t.score_unit for part in retention_by_unit(tasks, task.name) for t in part]
+        name = scale_name(task.score_unit, retained, objective.in_domain > 0)
+        if objective.retention and name in ("gold_logprob", "relative"):
+            notes.append(f"{task.name}: {RULES[name][0].lower()}{RULES[name][1:-1]}")
+    return notes
 
 
 def retention_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]:
@@ -89,13 +101,13 @@ def retention_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]
 
     They share one unit: accuracy if any retention task has it, otherwise log probability.
     """
-    accuracy, text = retention_by_unit(study, trained)
+    accuracy, text = retention_by_unit(study.tasks, trained)
     return accuracy or text
 
 
 def retention_scale(study: StudyRecords, trained: str) -> RetentionScale:
     """How the forgetting of an arm trained on ``trained`` is weighed."""
-    accuracy, text = retention_by_unit(study, trained)
+    accuracy, text = retention_by_unit(study.tasks, trained)
     own = accuracy or text
     record = next((t for t in study.tasks if t.name == trained), None)
     gain_unit = "accuracy" if record is None else record.score_unit

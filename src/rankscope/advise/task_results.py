@@ -27,10 +27,6 @@ from rankscope.records import (
     TrialRecords,
 )
 
-CONTAMINATION_SHARE = 0.01
-"""Share of test rows seen in training above which no answer is firm."""
-
-
 FEW_ITEMS = 20
 """With fewer test items, an answer needs ``FEWEST_SEEDS`` seeds at least."""
 FEWEST_STEPS = 20
@@ -105,10 +101,7 @@ class TaskResults:
 
     def is_firm(self, arm: ArmSummary) -> bool:
         """Three seeds, none failed, no trial to run, and few test rows seen in training."""
-        record = self.record
-        contaminated = record is not None and (
-            sum(record.contamination.values()) > CONTAMINATION_SHARE * record.rows.get("test", 0)
-        )
+        contaminated = self.record is not None and self.record.is_contaminated
         enough = arm.seeds >= FEWEST_SEEDS and arm.failed == 0
         return enough and not contaminated and not self.waiting
 

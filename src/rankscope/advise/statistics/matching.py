@@ -12,7 +12,7 @@ from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.records import BASE, Estimate, ItemScores, Split, StudyRecords, TrialRecords
 
-Measure = Literal["score", "gold_logprob"]
+ScoreKind = Literal["score", "gold_logprob"]
 """What is compared of an item: its primary score, or the right answer's log p per token."""
 FEWEST_CLUSTERS = 10
 """With fewer subjects or passages, they are the task itself rather than a sample."""
@@ -23,7 +23,7 @@ def paired_scores(
     trials: Sequence[TrialRecords],
     task: str,
     split: Split,
-    measure: Measure = "score",
+    measure: ScoreKind = "score",
 ) -> Comparison | None:
     """Scores of trials (S, N) and of the base (N,) on the items that all of them answered.
 
@@ -59,7 +59,7 @@ def stored_scores(
     trials: Sequence[TrialRecords] | None,
     task: str,
     split: Split,
-    measure: Measure = "score",
+    measure: ScoreKind = "score",
 ) -> list[ItemScores]:
     """Item scores of the trials that have them; of the base if ``trials`` is None."""
     names = [BASE] if trials is None else [t.spec.trial_id for t in trials]
