@@ -244,18 +244,19 @@ def test_export_copies_an_adapter_and_a_model(walk: Walk, tmp_path: Path) -> Non
     target = tmp_path / "new" / "adapter"
     outcome = command("export", walk.out, ids[4][:8], "--out", target)
     assert outcome.code == 0, outcome
-    assert outcome.out.endswith(f"adapter written to {target}\n")
+    assert f"adapter written to {target}\n" in outcome.out
     assert files_below(tmp_path / "new") == {
         "adapter",
         *(
             f"adapter/{n}"
             for n in ("adapter_config.json", "adapter_model.safetensors", "README.md")
         ),
+        *(f"adapter/{n}" for n in ("tokenizer.json", "tokenizer_config.json")),
     }
     assert load_adapter(target, "x").rank == 4
     card = (target / "README.md").read_text("utf-8")
     assert card.startswith("---\nlibrary_name: peft\n")
-    assert "base_model" not in card  # the pocket model is on no hub
+    assert "base_model:" not in card  # the base is on no hub
     assert "| rank | 4 |" in card
     assert re.search(r"\| in domain \| .* %.* points", card)
     model = tmp_path / "model"

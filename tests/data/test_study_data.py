@@ -81,6 +81,6 @@ def test_training_rows_of_one_task_contaminate_another(tmp_path: Path) -> None:
         assert shared
         assert data.tasks[name].contaminated_ids == shared
         count = f"{len(shared)} of {len(data.tasks[name].test)} test rows of {name}"
-        assert f"{count} are also training rows of b" in data.notes
+        assert f"{count} are copies of training rows of b" in data.notes
     assert list(data.rows) == ["b"]
     assert not data.replay_rows

@@ -255,7 +255,8 @@ def test_a_scorer_that_the_rows_do_not_allow_is_refused(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"prompt": "p", "completion": "five"}] * 20
     path = own_file(tmp_path / "d.jsonl", rows)
     with pytest.raises(
-        UserError, match=r"d.jsonl, row 1: scorer 'number' found no single number.*'five'"
+        UserError,
+        match=r"(?s)'mine': 20 of 20 rows.*d.jsonl, row 1: scorer 'number' found no.*'five'",
     ):
         load_task(TaskConfig(name="mine", train=path, scorer="number"), None, 0)
     with pytest.raises(UserError, match="give files or 'hub', not both"):
@@ -296,7 +297,7 @@ def test_golds_that_are_not_one_number_are_refused(tmp_path: Path, gold: str) ->
     rows = [{"question": f"q{n}", "answer": f"so #### {n}"} for n in range(40)]
     rows[2] = {"question": "q2", "answer": f"so #### {gold}"}
     config = TaskConfig(name="mine", train=own_file(tmp_path / "d.jsonl", rows))
-    with pytest.raises(UserError, match=r"d.jsonl, row 3: scorer 'number' found no single number"):
+    with pytest.raises(UserError, match=r"1 of 40 rows .*\n.*row 3: scorer 'number' found no sing"):
         load_task(config, None, 0)
 
 
@@ -311,8 +312,110 @@ def test_published_golds_that_are_not_one_number_are_left_out_and_counted(tmp_pa
     assert task.dropped == 1
     assert [extract_number(item.reference) for item in task.test] == ["-3"]
     assert "gsm8k/train/6" not in {item.item_id for item in task.train + task.validation}
-    assert any("1 published rows" in note and "not one number" in note for note in task.notes)
-    rows[7:10] = [{"question": "q", "answer": "so #### 1e6"}] * 3
+    (note,) = [note for note in task.notes if "dropped" in note]
+    assert note.startswith(
+        f"gsm8k: 1 of 201 rows were dropped: {folder}/train.jsonl, row 6: scorer"
+    )
+    rows[7:30] = [{"question": "q", "answer": "so #### 1e6"}] * 23
     own_file(folder / "train.jsonl", rows)
-    with pytest.raises(UserError, match=r"gsm8k/train.jsonl, row 9: scorer 'number' found no"):
+    with pytest.raises(UserError, match=r"gsm8k/train.jsonl, row 26: scorer 'number' found no"):
         load_task(TaskConfig(name="gsm8k"), tmp_path, 0)
+    assert load_task(TaskConfig(name="gsm8k", on_bad_rows="drop"), tmp_path, 0).dropped == 24
+
+
+def bad_rows_file(path: Path) -> str:
+    """40 rows; of rows 3 to 9 each is bad in another way."""
+    rows: list[dict[str, object]] = [
+        {"question": f"q{n}", "choices": [f"a{n}", "b", "c"], "answer": n % 3} for n in range(40)
+    ]
+    lines = [json.dumps(row) for row in rows]
+    for n, change in {
+        2: {"answer": 7},
+        3: {"answer": float("nan")},
+        4: {"choices": ["b", "b", "c"], "answer": 1},
+        5: {"choices": ["a", "b", "b"], "answer": 0},
+        6: {"choices": ["a"]},
+    }.items():
+        lines[n] = json.dumps(rows[n] | change)
+    lines[7] = '{"question": '
+    lines[8] = '{"text": "another shape"}'
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return str(path)
+
+
+def test_all_bad_rows_are_listed_at_once(tmp_path: Path) -> None:
+    path = bad_rows_file(tmp_path / "d.jsonl")
+    with pytest.raises(UserError) as error:
+        load_task(TaskConfig(name="mine", train=path), None, 0)
+    first, *rows, last = str(error.value).splitlines()
+    assert first == "task 'mine': 7 of 40 rows cannot be used:"
+    for number, (row, reason) in enumerate(
+        zip(
+            rows,
+            [
+                "answer 7 is not one of the 3 choices",
+                "no completion in field 'answer'",
+                "duplicate choice 'b', which is the answer",
+                "duplicate choice 'b', a wrong one",
+                "found 1 usable choices out of 1",
+                "not valid JSON",
+                "found the shape 'text', expected 'multiple choice'",
+            ],
+            strict=True,
+        ),
+        start=3,
+    ):
+        assert row.startswith(f"  {path}, row {number}: {reason}")
+    assert "'on_bad_rows: drop'" in last
+
+
+def test_dropped_rows_are_counted_and_change_the_data(tmp_path: Path) -> None:
+    path = bad_rows_file(tmp_path / "d.jsonl")
+    task = load_task(TaskConfig(name="mine", train=path, on_bad_rows="drop"), None, 0)
+    # The row whose wrong choice is repeated still has one right answer.
+    assert task.dropped == 6
+    assert len(task.train) + len(task.validation) + len(task.test) == 34
+    assert "mine: 1 rows repeat a wrong choice and were kept" in task.notes
+    dropped = next(note for note in task.notes if "were dropped" in note)
+    assert dropped.startswith(f"mine: 6 of 40 rows were dropped: {path}, row 3: answer 7 is")
+    assert dropped.endswith("; and 3 more")
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines[9] = '{"question": '
+    Path(path).write_text("\n".join(lines), encoding="utf-8")
+    again = load_task(TaskConfig(name="mine", train=path, on_bad_rows="drop"), None, 0)
+    assert (again.dropped, again.sha256 == task.sha256) == (7, False)
+    Path(path).write_text("{\n{", encoding="utf-8")
+    with pytest.raises(UserError, match="2 of 2 rows cannot be used"):
+        load_task(TaskConfig(name="mine", train=path, on_bad_rows="drop"), None, 0)
+
+
+@pytest.mark.parametrize(("missing", "refused"), [(1, False), (2, True)])
+def test_one_percent_of_own_rows_may_lack_a_completion(
+    tmp_path: Path, missing: int, refused: bool
+) -> None:
+    rows: list[dict[str, object]] = [{"prompt": f"p{n}", "completion": f"c{n}"} for n in range(100)]
+    rows[-missing:] = [{"prompt": "p", "completion": float("nan")}] * missing
+    config = TaskConfig(name="mine", train=own_file(tmp_path / "d.jsonl", rows))
+    if refused:
+        with pytest.raises(UserError, match="2 of 100 rows cannot be used"):
+            load_task(config, None, 0)
+    else:
+        task = load_task(config, None, 0)
+        assert task.dropped == 1
+        assert "nan" not in {item.completion for item in task.train}
+
+
+@pytest.mark.parametrize(("words", "noted"), [(0, True), (1, True), (4, False)])
+def test_numeric_answers_are_recognized(tmp_path: Path, words: int, noted: bool) -> None:
+    """SVAMP's form: ``41.0``. Up to 5 % of the answers may be words."""
+    rows: list[dict[str, object]] = [
+        {"question": f"q{n}", "answer": f"{n}.0" if n >= words else f"{n} of them"}
+        for n in range(40)
+    ]
+    path = own_file(tmp_path / "d.jsonl", rows)
+    task = load_task(TaskConfig(name="mine", train=path), None, 0)
+    assert task.spec.scorer == "loss"
+    sentence = f"mine: {40 - words} of 40 answers are numbers, but they are scored by log probab"
+    assert any(note.startswith(sentence) for note in task.notes) == noted
+    numeric = load_task(TaskConfig(name="mine", train=path, scorer="number"), None, 0)
+    assert not any("are numbers" in note for note in numeric.notes)

@@ -13,12 +13,11 @@ from rankscope.errors import UserError
 from rankscope.models.multi_lora import target_linears
 from rankscope.models.parameters import (
     architecture,
-    full_cost,
     largest_useful_rank,
-    lora_cost,
     lora_parameters,
     read_model_config,
     target_shapes,
+    training_cost,
 )
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -80,7 +79,7 @@ def test_the_count_is_what_peft_makes_trainable() -> None:
 
 def test_costs_follow_from_the_count() -> None:
     shapes = architecture(TINY)
-    cost = lora_cost(shapes, 8, ATTENTION, torch.bfloat16)
+    cost = training_cost(lora_parameters(shapes, 8, ATTENTION), shapes, torch.bfloat16)
     # q, o: 64 + 64; k, v: 64 + 32; two layers.
     assert cost.trainable_parameters == 8 * 2 * (2 * 128 + 2 * 96)
     assert cost.weight_bytes == cost.gradient_bytes == 4 * cost.trainable_parameters
@@ -90,7 +89,7 @@ def test_costs_follow_from_the_count() -> None:
     optimizer.step()
     states = [s for s in optimizer.state[parameters[0]].values() if s.numel() > 1]
     assert cost.optimizer_bytes == sum(state.numel() * state.itemsize for state in states)
-    full = full_cost(shapes, torch.float32)
+    full = training_cost(shapes.num_parameters, shapes, torch.float32)
     assert full.trainable_parameters == shapes.num_parameters
     assert full.activation_bytes_per_token == 2 * cost.activation_bytes_per_token
     assert largest_useful_rank(shapes, ATTENTION) == 32
@@ -117,7 +116,7 @@ def test_the_activation_estimate_is_within_a_factor_of_two() -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         out = model(input_ids=ids, logits_to_keep=1)
     measured = sum(saved.values()) / num_tokens
-    estimate = lora_cost(architecture(config), 2, ALL_LINEAR, torch.float32)
+    estimate = training_cost(0, architecture(config), torch.float32)
     assert out.logits.requires_grad
     assert 0.5 < measured / estimate.activation_bytes_per_token < 2
 

@@ -154,6 +154,7 @@ def inspect_command(
     Example: rankscope inspect ./base ./adapter-r8 --out inspection
     """
     from rankscope.cli.render.inspection import inspection_tables
+    from rankscope.config.study import SpectraConfig
     from rankscope.filesystem import output_folder
     from rankscope.progress import ConsoleReporter
     from rankscope.tools import inspect, inspect_heads
@@ -161,7 +162,10 @@ def inspect_command(
     if heads is None:
         unused = ("ablate", "items", "data_dir", "dtype")
         check_no_effect(ctx, unused, "--heads TASK, the task that was trained on")
-    settings = inspect.InspectSettings(top_k, intruder_k, epsilon)
+    # Unchecked here: inspect's own messages name the options.
+    settings = SpectraConfig.model_construct(
+        top_k=top_k, intruder_k=intruder_k, intruder_epsilon=epsilon
+    )
     with output_folder(out), ConsoleReporter(err_console) as reporter:
         if heads is not None:
             head_settings = inspect_heads.HeadSettings(
@@ -209,9 +213,9 @@ def shrink_command(
     Example: rankscope shrink ./adapter-r64 --rank 16 --out adapter-r16
     """
     from rankscope.cli.render.inspection import changes_tables
+    from rankscope.config.study import SpectraConfig
     from rankscope.filesystem import check_taken, output_folder
     from rankscope.tools import shrink
-    from rankscope.tools.inspect import InspectSettings
 
     options = {
         "--rank": rank,
@@ -235,7 +239,9 @@ def shrink_command(
         elif action == "--layer-scale" and layer_scale is not None:
             changes = [shrink.layer_scale(source, out, *shrink.parse_layer_factors(layer_scale))]
         else:
-            settings = InspectSettings(None, intruder_k, epsilon)
+            settings = SpectraConfig.model_construct(
+                intruder_k=intruder_k, intruder_epsilon=epsilon
+            )
             changes = [*shrink.mitigate(source, out, factor or 0.0, settings)]
     if as_json:
         print_json([change.model_dump(mode="json") for change in changes])

@@ -234,10 +234,10 @@ def report_command(
     """
     from rankscope.cli.render.summary import print_answer, summary_table
     from rankscope.run.study import write_outputs
-    from rankscope.tools.export import check_tables_folder, write_study_tables
+    from rankscope.tools.study_tables import check_outside_study, write_study_tables
 
     if tables is not None:
-        check_tables_folder(folder, tables)
+        check_outside_study(folder, tables, "--tables")
     records, recommendation = write_outputs(folder)
     print_result(summary_table(records, recommendation))
     print_answer(recommendation, with_reasons=False)
@@ -265,30 +265,6 @@ def verify_command(folder: StudyFolder) -> None:
     if problems:
         raise typer.Exit(INTEGRITY)
     print_line(f"OK: {count} artifacts verified.")
-
-
-@app.command("export")
-def export_command(
-    folder: StudyFolder,
-    trial: Annotated[
-        str, Argument(metavar="TRIAL", help="Id of a trial, or a unique prefix of it.")
-    ],
-    out: Annotated[Path, Option(help="A new or empty folder for the weights.")],
-    step: Annotated[
-        int | None, Option(help="Weights kept at this step instead of the final ones.")
-    ] = None,
-) -> None:
-    """Export a trial's weights from a study.
-
-    Writes a plain PEFT adapter, or a plain model folder for full fine-tuning, after comparing all
-    hashes.
-
-    Example: rankscope export studies/pocket 3f2a --out ./adapter
-    """
-    from rankscope.tools.export import export_trial
-
-    spec = export_trial(folder, trial, out, step)
-    print_line(f"{spec.label}: {'model' if spec.is_full else 'adapter'} written to {out}")
 
 
 @app.command("compare")

@@ -61,9 +61,9 @@ class TaskConfig(ConfigSection):
     name: Name
     """A named task (``gsm8k``, ``arc_easy``, ...) or a new name for your own data."""
     path: PathText = None
-    """Folder with {train,validation,test}.jsonl or .parquet of this task; or a task file (YAML)."""
+    """Folder with {train,validation,test}.jsonl, .csv, ... of this task; or a task file (YAML)."""
     train: PathText = None
-    """JSONL or Parquet file with training rows (own data)."""
+    """File with training rows (own data): JSONL, JSON, CSV, TSV, Parquet or text."""
     validation: PathText = None
     """File with the rows that choose the arm; by default cut from ``train``."""
     test: PathText = None
@@ -86,6 +86,9 @@ class TaskConfig(ConfigSection):
     """Texts that end a generated answer; by default the start of a next question."""
     extract: Pattern | None = None
     """Regular expression of the part of a generated answer to compare: its group, or all."""
+    on_bad_rows: Literal["refuse", "drop"] | None = None
+    """Rows that cannot be used: an error that lists them, or left out and counted. By default own
+    rows are refused and up to 10 % of a named task's are dropped."""
     max_train_rows: int | None = Field(None, ge=1)
     """Use only the first rows of the seeded order."""
     mixture: list[Name] = []

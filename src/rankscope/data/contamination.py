@@ -1,15 +1,26 @@
-"""Test rows that training has seen: the same item, or a long run of the same words.
+"""Test rows that training has seen: copies of whole rows, and rows that share a long run of words.
 
-The run length of 13 words is that of GPT-3's contamination study (Brown et al., 2005.14165,
-appendix C) and many since.
+A row is judged by what the user asks and by its answer; system prompts, prompt templates and wrong
+options are not compared. The run of 13 words is that of GPT-3's contamination study (Brown et al.,
+2005.14165, appendix C) and many since. A run made of phrases that many training rows have belongs to
+the data set (a greeting, a form with other numbers, a stock answer): no evidence of a leak.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rankscope.data.items import Item
 
 RUN_LENGTH = 13
+PHRASE_LENGTH = 3
+MIN_COMMON_ROWS = 5
+COMMON_SHARE = 0.01
+"""A phrase is common if it is in more than 5 different training rows, and in more than 1 %."""
+SAME_QUESTION_SHARE = 0.5
+"""A shared run of the answer counts if the questions share half of their words, too."""
+
+Words = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +30,7 @@ class Contamination:
     exact: tuple[str, ...]
     """Question and gold answer are equal after normalization."""
     ngram13: tuple[str, ...]
-    """Not exact, but one training row shares 13 consecutive words of question or answer."""
+    """Not exact, but one training row shares an uncommon run of 13 words."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -30,40 +41,74 @@ class Contamination:
     def item_ids(self) -> frozenset[str]:
         return frozenset(self.exact + self.ngram13)
 
-
-def word_runs(content: tuple[str, str]) -> Iterator[tuple[str, ...]]:
-    for text in content:
-        words = text.split()
-        for start in range(len(words) - RUN_LENGTH + 1):
-            yield tuple(words[start : start + RUN_LENGTH])
+    def notes(self, task: str, num_test: int) -> Iterator[str]:
+        """One sentence per kind."""
+        if self.exact:
+            yield f"{task}: {len(self.exact)} of {num_test} test rows are copies of training rows"
+        if self.ngram13:
+            yield (
+                f"{task}: {len(self.ngram13)} of {num_test} test rows overlap the training set "
+                "(13-gram match)"
+            )
 
 
 def find_contamination(train: Sequence[Item], test: Sequence[Item]) -> Contamination:
     """Compare every test row with every training row.
 
-    Templates and wrong options are not compared: they repeat without being contamination. The
-    runs of the test rows are held in memory (some 100 bytes a word), training rows are streamed.
+    What is compared of the test rows is held in memory, some 200 bytes a word.
     """
-    if not train:
-        return Contamination(exact=(), ngram13=())
-    contents: dict[tuple[str, str], list[int]] = {}
-    runs: dict[tuple[str, ...], list[int]] = {}
+    contents: dict[tuple[str, str], list[int]] = defaultdict(list)
+    # Run -> (test row, whether it decides alone: it is in the question, or the row has none).
+    runs: dict[Words, list[tuple[int, bool]]] = defaultdict(list)
+    phrases: Counter[Words] = Counter()
     for position, item in enumerate(test):
-        content = item.content
-        contents.setdefault(content, []).append(position)
-        for run in word_runs(content):
-            runs.setdefault(run, []).append(position)
+        question, answer = content = item.content
+        contents[content].append(position)
+        for text, decides in ((question, True), (answer, not question)):
+            phrases.update(dict.fromkeys(word_runs(text, PHRASE_LENGTH), 0))
+            for run in word_runs(text, RUN_LENGTH):
+                runs[run].append((position, decides))
     exact: set[int] = set()
-    overlapping: set[int] = set()
-    for item in train:
-        content = item.content
+    asked_with: dict[Words, list[str]] = defaultdict(list)
+    rows = dict.fromkeys(item.content for item in train)
+    for content in rows:
         exact.update(contents.get(content, ()))
-        for run in word_runs(content):
-            overlapping.update(runs.get(run, ()))
+        phrases.update(word_runs(content, PHRASE_LENGTH) & phrases.keys())
+        for run in word_runs(content, RUN_LENGTH) & runs.keys():
+            asked_with[run].append(content[0])
+    limit = max(MIN_COMMON_ROWS, COMMON_SHARE * len(rows))
+    overlapping = {
+        position
+        for run, questions in asked_with.items()
+        if is_uncommon(run, phrases, limit)
+        for position, decides in runs[run]
+        if decides or any(are_similar(test[position].content[0], asked) for asked in questions)
+    }
     return Contamination(
         exact=tuple(test[position].item_id for position in sorted(exact)),
         ngram13=tuple(test[position].item_id for position in sorted(overlapping - exact)),
     )
+
+
+def word_runs(texts: str | tuple[str, ...], length: int) -> set[Words]:
+    """Every ``length`` consecutive words of a text, or of each of several."""
+    found: set[Words] = set()
+    for text in [texts] if isinstance(texts, str) else texts:
+        words = text.split()
+        found.update(zip(*(words[start:] for start in range(length)), strict=False))
+    return found
+
+
+def is_uncommon(run: Words, rows_with: Mapping[Words, int], limit: float) -> bool:
+    """At least half of the phrases of a run are in few training rows."""
+    phrases = word_runs(" ".join(run), PHRASE_LENGTH)
+    return 2 * sum(rows_with[phrase] <= limit for phrase in phrases) >= len(phrases)
+
+
+def are_similar(question: str, other: str) -> bool:
+    """The longer of two questions has at least half of its words in common with the other."""
+    words, others = set(question.split()), set(other.split())
+    return len(words & others) >= SAME_QUESTION_SHARE * max(len(words), len(others))
 
 
 def find_contamination_between_tasks(
@@ -89,7 +134,7 @@ def find_contamination_between_tasks(
             if shared:
                 item_ids.setdefault(evaluated, set()).update(shared)
                 notes.append(
-                    f"{len(shared)} of {len(test_rows)} test rows of {evaluated} are also training "
-                    f"rows of {trained}"
+                    f"{len(shared)} of {len(test_rows)} test rows of {evaluated} are copies of "
+                    f"training rows of {trained}"
                 )
     return notes, item_ids

@@ -1,9 +1,9 @@
 """The shapes of rows, recognized by their fields, and a reader for each.
 
-All rows of a file have the shape of its first row. Recognized shapes: chat (``messages``),
-``prompt`` + ``completion`` (text or messages), ``text``, alpaca (``instruction``, ``input``,
-``output``), multiple choice (``question``, ``choices``, ``answer``), question with a written
-answer, and the shapes of published data sets (``hub_formats.py``).
+All rows of a file have the shape of its first row. Recognized shapes: chat (``messages``, or the
+``conversations`` of ShareGPT), ``prompt`` + ``completion`` (text or messages), ``text``, alpaca
+(``instruction``, ``input``, ``output``), multiple choice (``question``, ``choices``, ``answer``),
+question with a written answer, and the shapes of published data sets (``hub_formats.py``).
 """
 
 import re
@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rankscope.data import hub_formats
+from rankscope.data.bad_rows import MAX_REASON, RejectedRow
 from rankscope.data.items import Message
 from rankscope.data.rows import (
     QUESTION_PROMPT,
-    FlawedRow,
+    BadRow,
     NoCompletion,
     RowContent,
     completion_field,
     messages_field,
     multiple_choice,
-    repeated_choices,
     subject_field,
     text_field,
 )
@@ -29,18 +29,23 @@ from rankscope.data.sources import RawRow
 from rankscope.errors import UserError, did_you_mean
 
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
-MAX_SHARE_WITHOUT_COMPLETION = 0.01
 
 RowReader = Callable[[RawRow], RowContent]
-"""Reads one row; may raise NoCompletion or FlawedRow. ``parse_rows`` fills in ``fields``."""
+"""Reads one row; may raise BadRow. ``parse_rows`` fills in ``fields``."""
 
 
 def read_chat(row: RawRow) -> RowContent:
-    return conversation(messages_field(row, "messages"), "messages")
+    field = next(
+        name for name in ("messages", "conversations", "conversation") if name in row.fields
+    )
+    messages, system = messages_field(row, field), row.fields.get("system")
+    if isinstance(system, str) and system.strip() and messages and messages[0].role != "system":
+        messages = (Message("system", system), *messages)
+    return conversation(messages, field)
 
 
 def conversation(messages: Sequence[Message], field: str) -> RowContent:
-    """A conversation through its last answered assistant turn."""
+    """A conversation through its last answered assistant turn; its question is the user's turns."""
     answered = [
         position
         for position, message in enumerate(messages)
@@ -50,7 +55,7 @@ def conversation(messages: Sequence[Message], field: str) -> RowContent:
         raise NoCompletion(field)
     *earlier, last = messages[: answered[-1] + 1]
     return RowContent(
-        question="\n".join(turn.content for turn in earlier if turn.role != "assistant"),
+        question="\n".join(turn.content for turn in earlier if turn.role == "user"),
         completion=last.content,
         messages=(*earlier, last),
         reference=last.content.strip(),
@@ -58,13 +63,13 @@ def conversation(messages: Sequence[Message], field: str) -> RowContent:
 
 
 def read_prompt_completion(row: RawRow) -> RowContent:
-    if isinstance(row.fields["prompt"], str):
-        text = completion_field(row, "completion")
-        return RowContent(text_field(row, "prompt"), text, reference=text.strip())
-    if not row.fields.get("completion"):
-        raise NoCompletion("completion")
-    messages = messages_field(row, "prompt") + messages_field(row, "completion")
-    return conversation(messages, "completion")
+    if not isinstance(row.fields["prompt"], str | None):
+        if not row.fields.get("completion"):
+            raise NoCompletion("completion")
+        messages = messages_field(row, "prompt") + messages_field(row, "completion")
+        return conversation(messages, "completion")
+    text = completion_field(row, "completion", "response")
+    return RowContent(text_field(row, "prompt"), text, reference=text.strip())
 
 
 def read_plain_text(row: RawRow) -> RowContent:
@@ -72,9 +77,13 @@ def read_plain_text(row: RawRow) -> RowContent:
 
 
 def read_alpaca(row: RawRow) -> RowContent:
-    parts = [text_field(row, "instruction"), str(row.fields.get("input") or "")]
+    """Alpaca, and Dolly, which calls input and output ``context`` and ``response``."""
+    parts = [
+        text_field(row, "instruction"),
+        str(row.fields.get("input") or row.fields.get("context") or ""),
+    ]
     question = "\n\n".join(part for part in parts if part.strip())
-    output = completion_field(row, "output")
+    output = completion_field(row, "output", "response")
     return RowContent(question, output, reference=output.strip(), template="{question}\n\n")
 
 
@@ -110,6 +119,8 @@ class Shape:
 # The first match is taken, so narrower shapes come before wider ones.
 SHAPES: tuple[Shape, ...] = (
     Shape("messages", frozenset({"messages"}), read_chat),
+    Shape("conversations", frozenset({"conversations"}), read_chat),
+    Shape("conversations", frozenset({"conversation"}), read_chat),
     Shape("prompt and completion", frozenset({"prompt"}), read_prompt_completion,
           lambda fields: "chosen" not in fields),
     Shape("alpaca", frozenset({"instruction"}), read_alpaca),
@@ -121,7 +132,11 @@ SHAPES: tuple[Shape, ...] = (
     Shape("casehold", frozenset({"context", "endings"}), hub_formats.read_casehold),
     Shape("mathqa", frozenset({"Problem", "options"}), hub_formats.read_mathqa),
     Shape("labelled choices", frozenset({"choices"}), hub_formats.read_labelled_choices,
-          lambda fields: isinstance(fields["choices"], Mapping)),
+          lambda fields: isinstance(fields["choices"], Mapping) or "answerKey" in fields),
+    Shape("labelled choices", frozenset({"question"}), hub_formats.read_labelled_choices,
+          lambda fields: isinstance(fields["question"], Mapping)),
+    Shape("lettered columns", frozenset({"question", "A", "B", "answer"}),
+          hub_formats.read_lettered_columns),
     Shape("multiple choice", frozenset({"question", "choices"}), read_multiple_choice),
     Shape("yes or no", frozenset({"question", "answer"}), hub_formats.read_yes_no,
           lambda fields: isinstance(fields["answer"], bool)),
@@ -130,25 +145,22 @@ SHAPES: tuple[Shape, ...] = (
 )  # fmt: skip
 
 
-def shape_of(row: RawRow, custom: Sequence[Shape] = ()) -> Shape:
-    """The shape of one row; ``custom`` shapes take precedence over the built-in ones."""
+def shape_of(row: RawRow, custom: Sequence[Shape] = ()) -> Shape | None:
+    """The shape of a row; ``custom`` shapes take precedence over the built-in ones."""
     for shape in (*custom, *SHAPES):
         if shape.marks <= row.fields.keys() and shape.fits(row.fields):
             return shape
-    raise UserError(
-        f"{row.location}: the fields {', '.join(map(repr, row.fields)) or '(none)'} fit no known "
-        "shape; expected messages | prompt, completion | text | instruction, input, output | "
-        "question, choices, answer | question, answer"
-    )
+    return None
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedFile:
-    """The usable rows of one file with their content, and the number of dropped rows."""
+    """The usable rows of one file with their content, and the others with their reasons."""
 
     rows: tuple[tuple[RawRow, RowContent], ...]
-    without_completion: int
-    flawed: int
+    rejected: tuple[RejectedRow, ...]
+    shape: str
+    """Name of the shape of all rows."""
 
 
 FieldNames = Mapping[str, str | list[str]]
@@ -160,10 +172,9 @@ def rename_fields(row: RawRow, names: FieldNames) -> RawRow:
 
     def value(name: str) -> Any:
         if name not in row.fields:
-            hint = did_you_mean(name, row.fields)
-            raise UserError(
-                f"{row.location}: field {name!r}, named in 'fields:', is missing{hint}; the row "
-                f"has {', '.join(row.fields) or 'no fields'}"
+            raise BadRow(
+                f"field {name!r}, named in 'fields:', is missing{did_you_mean(name, row.fields)}; "
+                f"the row has {', '.join(row.fields) or 'no fields'}"
             )
         return row.fields[name]
 
@@ -175,50 +186,50 @@ def rename_fields(row: RawRow, names: FieldNames) -> RawRow:
 
 
 def parse_rows(
-    rows: Sequence[RawRow],
-    *,
-    strict: bool,
-    names: FieldNames | None = None,
-    shapes: Sequence[Shape] = (),
+    rows: Sequence[RawRow], *, names: FieldNames | None = None, shapes: Sequence[Shape] = ()
 ) -> ParsedFile:
     """Parse every row of one file; all must have the shape of the first.
 
     Args:
         rows: rows of one file, at least one.
-        strict: the user's own data, in which a flawed row is an error; flawed rows of published
-            data (right choice repeated, unreadable options) are counted and dropped.
         names: the rows' names for the fields of their shape; prompt templates may use both.
         shapes: further shapes, tried before the built-in ones.
+
+    Raises:
+        UserError: the first readable row has no known shape.
     """
-    renamed = rows if names is None else [rename_fields(row, names) for row in rows]
-    expected = shape_of(renamed[0], shapes)
     parsed: list[tuple[RawRow, RowContent]] = []
-    missing: list[tuple[RawRow, str]] = []
-    flawed = 0
-    for row, original in zip(renamed, rows, strict=True):
-        shape = shape_of(row, shapes)
-        if shape is not expected:
-            raise UserError(
-                f"{row.location}: found the shape {shape.name!r}, expected {expected.name!r} as in "
-                f"{rows[0].location}; all rows of a file must have one shape"
-            )
+    rejected: list[RejectedRow] = []
+    expected: Shape | None = None
+    for original in rows:
         try:
-            content = shape.read(row)
-            if strict and (repeated := repeated_choices(content.choices)):
-                raise FlawedRow(f"the choice {repeated[0]!r} is repeated; choices must differ")
-            fields = {**original.fields, **row.fields}
-            parsed.append((row, replace(content, fields=fields)))
+            if original.problem:
+                raise BadRow(original.problem)
+            row = rename_fields(original, names) if names else original
+            shape = shape_of(row, shapes)
+            if expected is None:
+                expected, first = shape or unknown_shape(row), row.location
+            if shape is not expected and (shape is None or shape.read != expected.read):
+                found = f"the shape {shape.name!r}" if shape else f"the fields {field_names(row)}"
+                raise BadRow(f"found {found}, expected {expected.name!r} as in {first}")
+            content = expected.read(row)
+            parsed.append((row, replace(content, fields={**original.fields, **row.fields})))
         except NoCompletion as error:
-            missing.append((row, error.field))
-        except FlawedRow as error:
-            if strict:
-                raise UserError(f"{row.location}: {error}") from None
-            flawed += 1
-    if len(missing) > MAX_SHARE_WITHOUT_COMPLETION * len(rows):
-        row, field = missing[0]
-        raise UserError(
-            f"{row.location}: no completion in field {(names or {}).get(field, field)!r}; so are "
-            f"{len(missing)} of {len(rows)} rows. Fill them in or remove them; up to 1 % may be "
-            "missing, and are dropped and counted"
-        )
-    return ParsedFile(tuple(parsed), len(missing), flawed)
+            renamed = NoCompletion(str((names or {}).get(error.field, error.field)))
+            rejected.append(RejectedRow.of(original, renamed))
+        except BadRow as error:
+            rejected.append(RejectedRow.of(original, error))
+    return ParsedFile(tuple(parsed), tuple(rejected), expected.name if expected else "")
+
+
+def field_names(row: RawRow) -> str:
+    return ", ".join(map(repr, row.fields)) or "(none)"
+
+
+def unknown_shape(row: RawRow) -> Shape:
+    raise UserError(
+        f"{row.location}: the fields {field_names(row)[:MAX_REASON]} fit no known shape; expected "
+        "messages | conversations | prompt, completion | text | instruction, input, output | "
+        "question, choices, answer | question, answer. Name the columns with 'fields:', such as "
+        "fields: {question: COLUMN, answer: COLUMN}; a table needs a header"
+    )

@@ -1,20 +1,22 @@
 """Readers of published data sets, one per shape in which the named tasks are on the hub."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from rankscope.config.section import short_repr
+from rankscope.data.items import LETTERS
 from rankscope.data.rows import (
-    FlawedRow,
+    BadRow,
     NoCompletion,
     RowContent,
     completion_field,
     index_field,
+    is_missing,
     multiple_choice,
     text_field,
 )
 from rankscope.data.sources import RawRow
-from rankscope.errors import UserError
 
 OPTION_MARK = re.compile(r"(?:^|,)\s*([a-e])\s*\)\s*")
 BLANK = "_"
@@ -22,17 +24,36 @@ BLANK = "_"
 
 
 def read_labelled_choices(row: RawRow) -> RowContent:
-    """ARC and OpenBookQA: ``choices`` {text, label}, the answer one of the labels."""
-    question = text_field(row, "question_stem" if "question_stem" in row.fields else "question")
-    choices = row.fields["choices"]
-    if not isinstance(choices, Mapping) or not {"text", "label"} <= choices.keys():
-        raise UserError(f"{row.location}: choices must be an object with 'text' and 'label'")
-    key, labels = row.fields.get("answerKey"), list(choices["label"])
-    if key is None or key == "":
+    """ARC, OpenBookQA, CommonsenseQA: choices with a label each, the answer one of the labels.
+
+    Choices are {text, label} with a list in each, or a list of {text, label}; in the sets' own
+    files ``question`` is {stem, choices}.
+    """
+    inner = row.fields.get("question")
+    fields = {**row.fields, **inner} if isinstance(inner, Mapping) else row.fields
+    name = next((key for key in ("stem", "question_stem") if key in fields), "question")
+    question = text_field(RawRow(row.location, row.number, fields), name)
+    choices = fields.get("choices")
+    if isinstance(choices, list) and all(isinstance(choice, Mapping) for choice in choices):
+        choices = {key: [choice.get(key) for choice in choices] for key in ("text", "label")}
+    texts, labels = (
+        (choices.get("text"), choices.get("label")) if isinstance(choices, Mapping) else (0, 0)
+    )
+    if not isinstance(texts, list) or not isinstance(labels, list) or len(texts) != len(labels):
+        raise BadRow("choices must have 'text' and 'label', lists of equal length")
+    key = fields.get("answerKey")
+    if is_missing(key):
         raise NoCompletion("answerKey")
     if key not in labels:
-        raise UserError(f"{row.location}: answerKey {key!r} is not one of the labels {labels}")
-    return multiple_choice(row, question, choices["text"], labels.index(key))
+        raise BadRow(f"answerKey {short_repr(key)} is not one of the labels {short_repr(labels)}")
+    return multiple_choice(row, question, texts, labels.index(key))
+
+
+def read_lettered_columns(row: RawRow) -> RowContent:
+    """A table with the choices in columns A, B, C, ..., as MMLU's own files have them."""
+    names = [letter for letter in LETTERS if letter in row.fields]
+    choices = [row.fields[name] for name in names if not is_missing(row.fields[name])]
+    return multiple_choice(row, text_field(row, "question"), choices, row.fields.get("answer"))
 
 
 def read_yes_no(row: RawRow) -> RowContent:
@@ -41,19 +62,22 @@ def read_yes_no(row: RawRow) -> RowContent:
     return multiple_choice(row, question, ("no", "yes"), int(row.fields["answer"]))
 
 
-def read_medmcqa(row: RawRow) -> RowContent:
-    options = [row.fields[name] for name in ("opa", "opb", "opc", "opd")]
-    return multiple_choice(row, text_field(row, "question"), options, index_field(row, "cop"))
+def indexed_choices(
+    question: str, choices: tuple[str, ...], label: str
+) -> Callable[..., RowContent]:
+    """A reader of rows with the choices in some fields, or all in one, and the answer's index."""
+
+    def read(row: RawRow) -> RowContent:
+        options = [row.fields[name] for name in choices]
+        options = options[0] if len(options) == 1 else options
+        return multiple_choice(row, text_field(row, question), options, index_field(row, label))
+
+    return read
 
 
-def read_piqa(row: RawRow) -> RowContent:
-    options = [row.fields["sol1"], row.fields["sol2"]]
-    return multiple_choice(row, text_field(row, "goal"), options, index_field(row, "label"))
-
-
-def read_casehold(row: RawRow) -> RowContent:
-    label = index_field(row, "label")
-    return multiple_choice(row, text_field(row, "context"), row.fields["endings"], label)
+read_medmcqa = indexed_choices("question", ("opa", "opb", "opc", "opd"), "cop")
+read_piqa = indexed_choices("goal", ("sol1", "sol2"), "label")
+read_casehold = indexed_choices("context", ("endings",), "label")
 
 
 def read_mathqa(row: RawRow) -> RowContent:
@@ -61,10 +85,10 @@ def read_mathqa(row: RawRow) -> RowContent:
     parts = OPTION_MARK.split(text_field(row, "options"))
     letters, options = parts[1::2], [part.strip() for part in parts[2::2]]
     if letters != list("abcde") or not all(options):
-        raise FlawedRow("options do not read as 'a ) .. , b ) .. , .. e ) ..'")
+        raise BadRow("options do not read as 'a ) .. , b ) .. , .. e ) ..'")
     key = completion_field(row, "correct").strip().lower()
     if key not in letters:
-        raise UserError(f"{row.location}: correct is {key!r}, expected a letter from a to e")
+        raise BadRow(f"correct is {short_repr(key)}, expected a letter from a to e")
     return multiple_choice(row, text_field(row, "Problem"), options, letters.index(key))
 
 
@@ -77,7 +101,7 @@ def read_hellaswag(row: RawRow) -> RowContent:
     endings = row.fields["endings"]
     is_list = isinstance(endings, Sequence) and not isinstance(endings, str)
     if not is_list or not all(isinstance(ending, str) for ending in endings):
-        raise UserError(f"{row.location}: endings must be a list of texts")
+        raise BadRow("endings must be a list of texts")
     return multiple_choice(
         row,
         remove_brackets(f"{text_field(row, 'activity_label')}: {scene}"),
@@ -106,12 +130,12 @@ def read_winogrande(row: RawRow) -> RowContent:
     sentence = text_field(row, "sentence")
     before, blank, after = sentence.partition(BLANK)
     if not blank or not after.strip():
-        raise FlawedRow(f"sentence {sentence[:60]!r} has no {BLANK!r} with text after it")
+        raise BadRow(f"sentence {short_repr(sentence)} has no {BLANK!r} with text after it")
     key = row.fields.get("answer")
-    if key is None or key == "":
+    if is_missing(key):
         raise NoCompletion("answer")
     if str(key) not in ("1", "2"):
-        raise UserError(f"{row.location}: answer is {key!r}, expected '1' or '2'")
+        raise BadRow(f"answer is {short_repr(key)}, expected '1' or '2'")
     options = [text_field(row, "option1"), text_field(row, "option2")]
     content = multiple_choice(row, sentence, options, int(key) - 1, template="{question}")
     contexts = tuple(before + option for option in content.choices)

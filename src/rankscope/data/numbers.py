@@ -42,6 +42,11 @@ def gold_number(text: str) -> str | None:
     return numbers[0] if len(numbers) == 1 else None
 
 
+def is_number(text: str) -> bool:
+    """The whole text is one number: ``41.0``, ``$1,234`` or ``60%``, no sentence around it."""
+    return gold_number(text) is not None and not any(c.isalpha() for c in text)
+
+
 def find_numbers(text: str, *, marked: bool) -> list[str]:
     """Every number of a text in plain form; ``marked``: the text follows ``####``."""
     numbers = []

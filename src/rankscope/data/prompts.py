@@ -33,10 +33,10 @@ def make_item(content: RowContent, spec: TaskSpec, item_id: str, location: str) 
     """One row as an item of its task.
 
     Raises:
-        UnscorableAnswer: the scorer cannot compare the gold answer.
-        UserError: the row does not fit the task's scorer or prompt.
+        BadRow: the row does not fit the task's scorer.
+        UserError: it does not fit the task's prompt.
     """
-    content = get_scorer(spec.scorer).adapt_row(content, location)
+    content = get_scorer(spec.scorer).adapt_row(content)
     prompt = content.question
     if content.contexts:
         assert content.answer is not None

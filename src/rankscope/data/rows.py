@@ -1,28 +1,36 @@
 """The content of one row, and how its fields are read: texts, messages, options, the answer."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rankscope.config.section import short_repr
 from rankscope.data.items import LETTERS, Message
 from rankscope.data.sources import RawRow
 from rankscope.errors import UserError
 
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "chatgpt", "bot"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation"), "tool"),
+}
+"""Role as data sets write it -> role of the chat template."""
 QUESTION_PROMPT = "Question: {question}\nAnswer:"
 
 
-class NoCompletion(Exception):
-    """The row has nothing to learn or to score: it is dropped and counted."""
+class BadRow(UserError):
+    """A row that cannot be used. The message is the reason; the caller adds the row's location."""
+
+
+class NoCompletion(BadRow):
+    """The row has nothing to learn or to score."""
 
     def __init__(self, field: str) -> None:
-        super().__init__(field)
+        super().__init__(f"no completion in field {field!r}")
         self.field = field
         """The empty field."""
-
-
-class FlawedRow(Exception):
-    """The row is unusable: dropped and counted in published data, an error in the user's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +61,26 @@ def text_field(row: RawRow, name: str) -> str:
     value = row.fields.get(name)
     if not isinstance(value, str):
         found = "nothing" if value is None else type(value).__name__
-        raise UserError(f"{row.location}: field {name!r} holds {found}, expected text")
+        raise BadRow(f"field {name!r} holds {found}, expected text")
     return value
 
 
-def completion_field(row: RawRow, name: str) -> str:
-    """A text or number; NoCompletion if it is missing or blank."""
+def is_missing(value: object) -> bool:
+    """Nothing, blank text, or a float that is not finite: how tables write an empty cell."""
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def completion_field(row: RawRow, *names: str) -> str:
+    """A text or number, in the first of these fields that the row has.
+
+    Raises:
+        NoCompletion: it is missing, blank, or no finite number.
+    """
+    name = next((name for name in names if name in row.fields), names[0])
     value = row.fields.get(name)
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if is_missing(value):
         raise NoCompletion(name)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
@@ -70,11 +90,13 @@ def completion_field(row: RawRow, name: str) -> str:
 def index_field(row: RawRow, name: str) -> int:
     """An index from 0, as a number or in digits; -1 and empty text mean that it is withheld."""
     value = row.fields.get(name)
-    if value is None or value in (-1, "", "-1"):
+    if is_missing(value) or value in (-1, "-1"):
         raise NoCompletion(name)
-    if isinstance(value, bool) or not str(value).isdecimal():
-        raise UserError(f"{row.location}: field {name!r} is {value!r}, expected an index from 0")
-    return int(value)
+    if isinstance(value, str) and value.isdecimal() and len(value) < 4:
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise BadRow(f"field {name!r} is {short_repr(value)}, expected an index from 0")
+    return value
 
 
 def subject_field(row: RawRow) -> str | None:
@@ -83,39 +105,55 @@ def subject_field(row: RawRow) -> str | None:
 
 
 def messages_field(row: RawRow, name: str) -> tuple[Message, ...]:
+    """A conversation, ``role`` and ``content`` or ``from`` and ``value`` (ShareGPT) per turn."""
     value = row.fields.get(name)
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise UserError(f"{row.location}: field {name!r} must be a list of messages")
+        raise BadRow(f"field {name!r} must be a list of messages")
     messages = []
     for position, message in enumerate(value, start=1):
-        where = f"{row.location}: message {position} of {name!r}"
+        where = f"message {position} of {name!r}"
         if not isinstance(message, Mapping):
-            raise UserError(f"{where} is not an object")
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES or not isinstance(content, str):
-            raise UserError(
-                f"{where} has role {role!r} and content of type {type(content).__name__}; "
-                f"expected text, and one of the roles {', '.join(ROLES)}"
+            raise BadRow(f"{where} is not an object")
+        role = message.get("role", message.get("from"))
+        content = message_text(message.get("content", message.get("value")))
+        if not isinstance(role, str) or role not in ROLES or content is None:
+            raise BadRow(
+                f"{where} has role {short_repr(role)} and "
+                f"{'no text' if content is None else 'text'}; expected text, and one of the roles "
+                f"{', '.join(ROLES)}"
             )
-        messages.append(Message(role, content))
+        messages.append(Message(ROLES[role], content))
     return tuple(messages)
 
 
-def choice_texts(row: RawRow, values: object) -> tuple[str, ...]:
+def message_text(content: object) -> str | None:
+    """The text of a turn, also of a list of text parts; None if there is anything else."""
+    if not isinstance(content, Sequence) or isinstance(content, str):
+        return content if isinstance(content, str) else None
+    parts = [part.get("text") for part in content if isinstance(part, Mapping)]
+    texts = [part for part in parts if isinstance(part, str)]
+    return "".join(texts) if texts and len(texts) == len(content) else None
+
+
+def choice_texts(values: object) -> tuple[str, ...]:
     if not isinstance(values, Sequence) or isinstance(values, str):
-        raise UserError(f"{row.location}: choices must be a list of texts")
-    texts = tuple(str(value) for value in values if isinstance(value, str | int | float))
+        raise BadRow("choices must be a list of texts")
+    texts = tuple(
+        str(value)
+        for value in values
+        if isinstance(value, str | int | float) and not is_missing(value)
+    )
     if len(texts) != len(values) or not 2 <= len(texts) <= len(LETTERS):
-        raise UserError(
-            f"{row.location}: found {len(texts)} usable choices out of {len(values)}; expected 2 "
-            f"to {len(LETTERS)} texts"
+        raise BadRow(
+            f"found {len(texts)} usable choices out of {len(values)}; expected 2 to "
+            f"{len(LETTERS)} texts"
         )
     return texts
 
 
-def answer_index(row: RawRow, answer: object, choices: Sequence[str]) -> int:
+def answer_index(answer: object, choices: Sequence[str]) -> int:
     """Index of the right option, given as an index from 0, a letter or the option's text."""
-    if answer is None or answer == "":
+    if is_missing(answer):
         raise NoCompletion("answer")
     if isinstance(answer, int) and not isinstance(answer, bool):
         if 0 <= answer < len(choices):
@@ -127,26 +165,27 @@ def answer_index(row: RawRow, answer: object, choices: Sequence[str]) -> int:
         letter = answer.strip().upper()
         if len(letter) == 1 and letter in LETTERS[: len(choices)]:
             return LETTERS.index(letter)
-    raise UserError(
-        f"{row.location}: answer {answer!r} is not one of the {len(choices)} choices; expected an "
-        f"index from 0 to {len(choices) - 1}, a letter from A to {LETTERS[len(choices) - 1]} or "
-        "the text of a choice"
+    raise BadRow(
+        f"answer {short_repr(answer)} is not one of the {len(choices)} choices; expected an index "
+        f"from 0 to {len(choices) - 1}, a letter from A to {LETTERS[len(choices) - 1]} or the text "
+        "of a choice"
     )
 
 
-def repeated_choices(choices: Sequence[str]) -> list[str]:
+def duplicate_choice(choices: Sequence[str]) -> str | None:
+    """The first choice that an earlier one repeats."""
     stripped = [choice.strip() for choice in choices]
-    return [choice for choice in stripped if stripped.count(choice) > 1]
+    return next((choice for n, choice in enumerate(stripped) if choice in stripped[:n]), None)
 
 
 def multiple_choice(
     row: RawRow, question: str, values: object, answer: object, template: str = QUESTION_PROMPT
 ) -> RowContent:
-    choices = choice_texts(row, values)
-    index = answer_index(row, answer, choices)
+    choices = choice_texts(values)
+    index = answer_index(answer, choices)
     right = choices[index].strip()
-    if right in repeated_choices(choices):
-        raise FlawedRow(f"the choice {right!r} is repeated; choices must differ")
+    if [choice.strip() for choice in choices].count(right) > 1:
+        raise BadRow(f"duplicate choice {short_repr(right)}, which is the answer")
     return RowContent(
         question=question,
         completion=choices[index],

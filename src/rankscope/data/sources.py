@@ -4,24 +4,25 @@ Knows nothing about the meaning of a row (``formats.py``) or its split (``splits
 whose loading can run code (pickle and its relatives) are refused.
 """
 
+import csv
+import io
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rankscope.errors import UserError
 
-JSON_LINES = (".jsonl", ".ndjson")
-PARQUET = (".parquet",)
-TEXT = (".txt",)
 CAN_RUN_CODE = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".npy", ".npz", ".joblib", ".py")
 SPLIT_FILES = ("train", "validation", "test")
 DEV = "dev"
 """An optional file of rows that serve as few-shot examples only."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,97 +33,193 @@ class RawRow:
     """For messages, such as ``data/train.jsonl, row 3``."""
     number: int
     """Row number from 1; the line number in a JSONL file."""
-    fields: Mapping[str, Any]
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
+    """Why the row could not be read; it then has no fields."""
 
 
 SplitRows = dict[str, list[RawRow]]
 """Rows by split file: ``train``, ``validation``, ``test``, ``dev``, any of them absent."""
 
 
-def numbered(rows: Sequence[Mapping[str, Any]], place: str) -> list[RawRow]:
-    """Rows with their numbers and locations."""
-    return [RawRow(f"{place}, row {n}", n, row) for n, row in enumerate(rows, start=1)]
+def numbered(rows: Sequence[Any], place: str) -> list[RawRow]:
+    """Rows with their numbers and locations; what is no object is a row with a problem."""
+    return [RawRow(f"{place}, row {n}", n, *as_fields(row)) for n, row in enumerate(rows, start=1)]
+
+
+def as_fields(row: Any) -> tuple[Mapping[str, Any], str]:
+    """The fields of a row, or why it has none."""
+    if isinstance(row, Mapping):
+        return row, ""
+    return {}, f"found a JSON {type(row).__name__}, expected an object"
 
 
 # --- files --------------------------------------------------------------------------------------
 
 
-def read_file(path: Path) -> list[RawRow]:
-    """All rows of one JSONL, Parquet or text file; the rows of a text file are its paragraphs."""
+def check_file(path: Path) -> None:
+    """Refuse, unopened, a path that holds no file of rows.
+
+    Raises:
+        UserError: what was found there, and what to do.
+    """
     suffix = path.suffix.lower()
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
-        raise UserError(f"{path}: expected a JSONL, Parquet or text file, found {found}")
+        raise UserError(f"{path}: expected a file of rows ({', '.join(READERS)}), found {found}")
     if suffix in CAN_RUN_CODE:
         raise UserError(
             f"{path}: {suffix} files are refused because loading one can run code; "
             "convert it to JSONL or Parquet"
         )
-    if suffix in JSON_LINES:
-        rows = read_json_lines(path)
-    elif suffix in PARQUET:
-        rows = read_parquet(path)
-    elif suffix in TEXT:
-        rows = read_paragraphs(path)
-    else:
+    if suffix not in READERS:
         raise UserError(
-            f"{path}: found suffix {suffix or '(none)'!r}, expected "
-            f"{', '.join(JSON_LINES + PARQUET + TEXT)}; convert the file"
+            f"{path}: found suffix {suffix or '(none)'!r}, expected {', '.join(READERS)}; convert "
+            "the file, for example to CSV or JSONL"
         )
+
+
+def read_file(path: Path) -> list[RawRow]:
+    """All rows of one file, also those with a problem; the suffix decides how it is read."""
+    check_file(path)
+    rows = READERS[path.suffix.lower()](path)
     if not rows:
         raise UserError(f"{path}: the file has no rows; expected at least one")
     return rows
 
 
-def read_json_lines(path: Path) -> list[RawRow]:
+def read_json(path: Path) -> list[RawRow]:
+    """One object per line, or one array of objects, or an object with one list of them."""
+    content = path.read_bytes().removeprefix(BYTE_ORDER_MARK)
+    is_array = content.lstrip()[:1] == b"["
+    if is_array or path.suffix.lower() == ".json":
+        text = utf8_text(content, path)
+        try:
+            return numbered(list_of_rows(parse_json(text), path), str(path))
+        except ValueError as error:
+            # A second value after the first one: one object per line, whatever the suffix says.
+            if is_array or not str(error).startswith("Extra data"):
+                raise UserError(
+                    f"{path}: not valid JSON ({error}); expected an array of objects, or one "
+                    "object per line"
+                ) from None
     rows = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            location = f"{path}, row {number}"
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if line.strip():
-                rows.append(RawRow(location, number, parse_json_object(line, location)))
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if line.strip():
+            rows.append(RawRow(f"{path}, row {number}", number, *parse_line(line)))
     return rows
 
 
-def parse_json_object(line: bytes, location: str) -> dict[str, Any]:
-    """One line as an object whose strings can be encoded in UTF-8 again."""
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
+def list_of_rows(value: Any, path: Path) -> list[Any]:
+    """The rows of a JSON document: an array, or the only list of objects in an object."""
+    if isinstance(value, list):
+        return value
+    lists = {}
+    if isinstance(value, dict):
+        lists = {k: v for k, v in value.items() if isinstance(v, list) and v and is_objects(v)}
+    if isinstance(value, dict) and lists.keys() & {"messages", "conversations"}:
+        return [value]  # the file is one conversation
+    if len(lists) != 1:
+        found = "an object" if isinstance(value, dict) else f"a {type(value).__name__}"
+        keys = f" with the lists {', '.join(lists)}" if lists else " without a list of rows"
         raise UserError(
-            f"{location}: byte {error.start + 1} of the line is not valid UTF-8; expected UTF-8, "
-            "convert the file (iconv -t utf-8)"
-        ) from None
+            f"{path}: found {found}{keys}; expected an array of objects, or an object with one "
+            "such list (pandas: to_json(orient='records'))"
+        )
+    return next(iter(lists.values()))
+
+
+def is_objects(values: list[Any]) -> bool:
+    return all(isinstance(value, dict) for value in values)
+
+
+def parse_json(text: str) -> Any:
+    """A JSON value whose strings can be encoded in UTF-8 again.
+
+    Raises:
+        ValueError: not valid JSON, or a text that no tokenizer can encode.
+    """
     try:
-        row = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(
-            f"{location}: not valid JSON ({error}); expected one JSON object per line"
-        ) from None
-    if not isinstance(row, dict):
-        raise UserError(f"{location}: found a JSON {type(row).__name__}, expected an object")
-    # A lone surrogate (half of an escaped pair) is valid JSON, but no tokenizer can encode it.
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("too many nested brackets") from None
+    # A lone surrogate (half of an escaped pair) is valid JSON, but not a character.
     if "\\ud" in text.lower():
         try:
-            json.dumps(row, ensure_ascii=False).encode("utf-8")
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
-            raise UserError(
-                f"{location}: a lone surrogate (\\ud800 to \\udfff) is not a character; remove it"
+            raise ValueError(
+                "a lone surrogate (\\ud800 to \\udfff) is not a character; remove it"
             ) from None
-    return row
+    return value
+
+
+def parse_line(line: bytes) -> tuple[Mapping[str, Any], str]:
+    """The fields of one line, or why it has none."""
+    try:
+        return as_fields(parse_json(line.decode("utf-8")))
+    except UnicodeDecodeError as error:
+        return {}, f"byte {error.start + 1} of the line is not valid UTF-8"
+    except ValueError as error:
+        return {}, f"not valid JSON ({error}); expected one JSON object per line"
+
+
+def utf8_text(content: bytes, path: Path) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}, line {line}: byte {error.start + 1} of the file is not valid UTF-8; convert "
+            "the file (iconv -t utf-8)"
+        ) from None
+
+
+def read_table(path: Path, delimiter: str) -> list[RawRow]:
+    """A table with a header; every cell is text."""
+    text = utf8_text(path.read_bytes().removeprefix(BYTE_ORDER_MARK), path)
+    first_line = text.partition("\n")[0]
+    if delimiter == "," and ";" in first_line and "," not in first_line:
+        delimiter = ";"  # how spreadsheets write tables where the comma is the decimal mark
+    csv.field_size_limit(2**31 - 1)
+    records = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows: list[RawRow] = []
+    try:
+        header = [name.strip() for name in next(records, [])]
+        if len(set(header)) < len(header) or "" in header[1:]:
+            raise UserError(
+                f"{path}, line 1: found the header {', '.join(map(repr, header))}; expected a name "
+                "for every column, each once"
+            )
+        for record in records:
+            if record:
+                number = len(rows) + 1
+                location = f"{path}, row {number} (line {records.line_num})"
+                rows.append(RawRow(location, number, *as_record(header, record, delimiter)))
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, line {records.line_num}: not a table with the delimiter {delimiter!r} "
+            f"({error}); expected cells with line breaks, quotes or delimiters in double quotes"
+        ) from None
+    return rows
+
+
+def as_record(
+    header: Sequence[str], record: Sequence[str], delimiter: str
+) -> tuple[Mapping[str, Any], str]:
+    """The cells of a line by column, or why they cannot be assigned."""
+    if len(record) != len(header):
+        return {}, (
+            f"found {len(record)} cells, expected {len(header)} as in the header; put cells that "
+            f"contain {delimiter!r} in double quotes"
+        )
+    # A column without a name is the index that pandas writes.
+    return {name: cell for name, cell in zip(header, record, strict=True) if name}, ""
 
 
 def read_paragraphs(path: Path) -> list[RawRow]:
     """Paragraphs separated by blank lines, each a row ``text`` numbered by its first line."""
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: byte {error.start + 1} is not valid UTF-8; expected UTF-8, convert the file "
-            "(iconv -t utf-8)"
-        ) from None
+    lines = utf8_text(path.read_bytes().removeprefix(BYTE_ORDER_MARK), path).splitlines()
     rows: list[RawRow] = []
     paragraph: list[str] = []
     for number, line in enumerate([*lines, ""], start=1):
@@ -140,13 +237,41 @@ def read_parquet(path: Path) -> list[RawRow]:
     import pyarrow.parquet as pq
 
     try:
-        return numbered(pq.read_table(path).to_pylist(), str(path))
-    except (pa.ArrowException, OSError) as error:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error})") from None
+    unreadable = (pa.ArrowException, ValueError, OverflowError, KeyError)
+    try:
+        return numbered(table.to_pylist(), str(path))
+    except unreadable:  # text that is not UTF-8, a date out of range, an unknown time zone
+        rows = []
+        for n in range(table.num_rows):
+            try:
+                fields, problem = table.slice(n, 1).to_pylist()[0], ""
+            except unreadable as error:
+                fields, problem = {}, f"unreadable cell ({error})"
+            rows.append(RawRow(f"{path}, row {n + 1}", n + 1, fields, problem))
+        return rows
 
 
-def read_folder(folder: Path) -> SplitRows:
-    """The split files of one task folder, as far as they exist."""
+READERS: dict[str, Callable[[Path], list[RawRow]]] = {
+    ".jsonl": read_json,
+    ".ndjson": read_json,
+    ".json": read_json,
+    ".csv": partial(read_table, delimiter=","),
+    ".tsv": partial(read_table, delimiter="\t"),
+    ".parquet": read_parquet,
+    ".txt": read_paragraphs,
+}
+"""Reader of a file, by its suffix."""
+
+
+def split_paths(folder: Path) -> dict[str, Path]:
+    """The split files of a task's folder, as far as they exist, unopened.
+
+    Raises:
+        UserError: no such folder, none of them, or two of one split.
+    """
     if not folder.is_dir():
         siblings = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
         raise UserError(
@@ -154,19 +279,26 @@ def read_folder(folder: Path) -> SplitRows:
             "Put train.jsonl, validation.jsonl or test.jsonl there, or leave data_dir out to use "
             "the hub"
         )
-    files: SplitRows = {}
+    paths = {}
     for split in (*SPLIT_FILES, DEV):
-        paths = [folder / (split + suffix) for suffix in JSON_LINES + PARQUET + TEXT]
-        existing = [path for path in paths if path.is_file()]
+        existing = [path for s in READERS if (path := folder / (split + s)).is_file()]
         if len(existing) > 1:
             raise UserError(
                 f"{existing[0]} and {existing[1].name} are both files of {split}: remove one"
             )
         if existing:
-            files[split] = read_file(existing[0])
-    if not files.keys() - {DEV}:
-        raise UserError(f"{folder}: expected train, validation or test as .jsonl, .parquet or .txt")
-    return files
+            paths[split] = existing[0]
+    if not paths.keys() - {DEV}:
+        raise UserError(
+            f"{folder}: expected train, validation or test with one of the suffixes "
+            f"{', '.join(READERS)}"
+        )
+    return paths
+
+
+def read_folder(folder: Path) -> SplitRows:
+    """The rows of the split files of one task's folder."""
+    return {split: read_file(path) for split, path in split_paths(folder).items()}
 
 
 # --- the hub ------------------------------------------------------------------------------------

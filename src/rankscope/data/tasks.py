@@ -5,20 +5,25 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from rankscope.config.section import short_repr
 from rankscope.config.task import TaskConfig
+from rankscope.data.bad_rows import RejectedRow, RowPolicy
 from rankscope.data.contamination import find_contamination
 from rankscope.data.fewshot import ExamplePool, example_pool, remove_pool_rows, with_fewshot
-from rankscope.data.formats import MAX_SHARE_WITHOUT_COMPLETION, ParsedFile, parse_rows
+from rankscope.data.formats import ParsedFile, parse_rows
 from rankscope.data.items import Item, Message
+from rankscope.data.numbers import is_number
 from rankscope.data.prompts import make_item
 from rankscope.data.registry import LETTERED_PROMPT, NAMED_TASKS, TaskSpec, overlapping_subjects
-from rankscope.data.rows import QUESTION_PROMPT, RowContent
+from rankscope.data.rows import QUESTION_PROMPT, BadRow, RowContent, duplicate_choice
 from rankscope.data.sources import HubSource, SplitRows, read_file, read_folder, read_hub
 from rankscope.data.splits import first_of_order, split_rows
 from rankscope.errors import UserError, did_you_mean
 from rankscope.evaluate.scorers import get_scorer
-from rankscope.evaluate.scorers.scorer import UnscorableAnswer
 from rankscope.hashing import sha256_json
+
+NUMERIC_SHARE = 0.95
+"""If as many answers of the user's own rows are numbers, ``scorer: number`` is recommended."""
 
 # Purposes of the draws. They are part of the seed: another text would draw other items.
 VALIDATION_ITEMS_DRAW = "selection items"
@@ -36,7 +41,7 @@ class LoadedTask:
     sha256: str
     """Hash of the items used, prompts included."""
     dropped: int
-    """Rows dropped on reading: no completion, or a published flaw."""
+    """Rows dropped on reading."""
     source: str
     """Where the rows came from, for people."""
     contamination: dict[str, int]
@@ -49,6 +54,8 @@ class LoadedTask:
     """Which rows serve as few-shot examples, for people; empty if there are none."""
     test_sha256: str = ""
     """Hash of the test items alone, prompts included."""
+    row_shape: str = ""
+    """Name of the rows' shape, such as ``alpaca``."""
     parts: tuple["LoadedTask", ...] = ()
     """The tasks of a mixture, each with its own prompt and scorer."""
 
@@ -103,13 +110,14 @@ def load_task(
         validation=validation,
         test=test,
         sha256=items_sha256(train, validation, test),
-        dropped=read.flawed + read.without_completion,
+        dropped=read.dropped,
         source=read.source,
         contamination=contamination.counts,
-        notes=(*notes, *row_notes(read, contamination.counts)),
+        notes=(*notes, *read.notes, *contamination.notes(name, len(test))),
         contaminated_ids=contamination.item_ids,
         fewshot_source=pool.source,
         test_sha256=items_sha256(test),
+        row_shape=read.row_shape,
     )
 
 
@@ -124,11 +132,9 @@ class TaskItems:
     items: Mapping[str, Sequence[Item]]
     source: str
     own_data: bool
-    without_completion: int
-    """Rows dropped for it."""
-    flawed: int
-    """Published rows dropped because they are unusable."""
-    excluded_subjects: tuple[str, ...]
+    row_shape: str
+    dropped: int
+    notes: tuple[str, ...]
 
 
 def read_task_items(
@@ -139,19 +145,34 @@ def read_task_items(
     own_data = spec is None
     names = {str(field): name for field, name in (config.fields or {}).items()} or None
     shapes = () if spec is None else spec.shapes
-    parsed = {
-        file: parse_rows(rows, strict=own_data, names=names, shapes=shapes)
-        for file, rows in files.items()
-    }
+    parsed = {file: parse_rows(rows, names=names, shapes=shapes) for file, rows in files.items()}
+    policy = RowPolicy(config.name, config.on_bad_rows, own_data)
+    num_rows = sum(map(len, files.values()))
+    contents = [content for file in parsed.values() for _, content in file.rows]
+    if not contents:
+        policy.check([row for file in parsed.values() for row in file.rejected], num_rows)
+    notes: list[str] = []
     if spec is None:
-        first = next(file.rows[0][1] for file in parsed.values() if file.rows)
-        spec = own_spec(config, first)
+        spec = own_spec(config, contents[0])
+        notes += number_notes(config, spec, contents)
     get_scorer(spec.scorer).check_task(spec)
     excluded = overlapping_subjects(spec.name, trained_on)
-    items, flawed = make_items(spec, parsed, excluded, own_data=own_data)
+    items, rejected = make_items(spec, parsed, excluded, policy)
+    policy.check(rejected, num_rows)
     check_inline_options(spec, config, items)
-    without_completion = sum(file.without_completion for file in parsed.values())
-    return TaskItems(spec, items, source, own_data, without_completion, flawed, excluded)
+    if rejected:
+        notes.append(policy.note(rejected, num_rows))
+    if own_data and (
+        ambiguous := sum(duplicate_choice(content.choices) is not None for content in contents)
+    ):
+        notes.append(f"{spec.name}: {ambiguous} rows repeat a wrong choice and were kept")
+    if excluded:
+        notes.append(
+            f"{spec.name}: subjects left out because the study trains on them: "
+            f"{', '.join(sorted(excluded))}"
+        )
+    shape = next(file.shape for file in parsed.values() if file.rows)
+    return TaskItems(spec, items, source, own_data, shape, len(rejected), tuple(notes))
 
 
 def read_rows(
@@ -210,29 +231,27 @@ def read_named_rows(spec: TaskSpec, data_dir: Path | None) -> tuple[SplitRows, s
 
 
 def make_items(
-    spec: TaskSpec, parsed: Mapping[str, ParsedFile], excluded: Collection[str], *, own_data: bool
-) -> tuple[dict[str, list[Item]], int]:
-    """(items by file, number of flawed published rows).
-
-    Up to 1 % of a published file may have a gold answer that is not one number; of own data none.
-    """
+    spec: TaskSpec, parsed: Mapping[str, ParsedFile], excluded: Collection[str], policy: RowPolicy
+) -> tuple[dict[str, list[Item]], list[RejectedRow]]:
+    """(items by file, all rows that cannot be used, in the order of the files)."""
     items: dict[str, list[Item]] = {}
-    flawed = sum(file.flawed for file in parsed.values())
+    rejected: list[RejectedRow] = []
     for file, content in parsed.items():
         items[file] = []
-        not_a_number = 0
+        unusable = list(content.rejected)
         for row, row_content in content.rows:
             if row_content.subject in excluded:
                 continue
             item_id = f"{spec.name}/{file}/{row.number}"
             try:
+                # The right answer is still unique, so a row of a wrong choice can also be kept.
+                if policy.refuses and (choice := duplicate_choice(row_content.choices)):
+                    raise BadRow(f"duplicate choice {short_repr(choice)}, a wrong one")
                 items[file].append(make_item(row_content, spec, item_id, row.location))
-            except UnscorableAnswer:
-                not_a_number += 1
-                if own_data or not_a_number > MAX_SHARE_WITHOUT_COMPLETION * len(content.rows):
-                    raise
-        flawed += not_a_number
-    return items, flawed
+            except BadRow as error:
+                unusable.append(RejectedRow.of(row, error))
+        rejected += sorted(unusable, key=lambda row: row.number)
+    return items, rejected
 
 
 # --- specs --------------------------------------------------------------------------------------
@@ -286,6 +305,19 @@ def own_spec(config: TaskConfig, first: RowContent) -> TaskSpec:
         version=scorer.version,
         **common_settings(config),
     )
+
+
+def number_notes(
+    config: TaskConfig, spec: TaskSpec, contents: Sequence[RowContent]
+) -> Iterator[str]:
+    """Whether answers that are scored by their log probability are numbers."""
+    numbers = sum(is_number(content.reference) for content in contents)
+    if config.scorer is None and spec.scorer == "loss" and numbers >= NUMERIC_SHARE * len(contents):
+        yield (
+            f"{spec.name}: {numbers:,} of {len(contents):,} answers are numbers, but they are "
+            "scored by log probability; 'scorer: number' in the task generates an answer and "
+            "compares its number"
+        )
 
 
 def common_settings(config: TaskConfig) -> dict[str, Any]:
@@ -344,24 +376,3 @@ def as_json(value: object) -> object:
     if isinstance(value, tuple):
         return [[m.role, m.content] if isinstance(m, Message) else m for m in value]
     return value
-
-
-def row_notes(read: TaskItems, contamination: Mapping[str, int]) -> Iterator[str]:
-    name = read.spec.name
-    if read.without_completion:
-        yield f"{name}: {read.without_completion} rows have no completion and were dropped"
-    if read.flawed:
-        yield (
-            f"{name}: {read.flawed} published rows are unusable (right choice repeated, unreadable "
-            "options, or an answer that is not one number) and were dropped"
-        )
-    if any(contamination.values()):
-        yield (
-            f"{name}: {contamination['exact']} test rows are also train rows, and "
-            f"{contamination['ngram13']} more share 13 consecutive words with one"
-        )
-    if read.excluded_subjects:
-        yield (
-            f"{name}: subjects left out because the study trains on them: "
-            f"{', '.join(sorted(read.excluded_subjects))}"
-        )

@@ -4,7 +4,7 @@ import copy
 import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,9 @@ class RowBatch:
     segments: tuple[AdapterSpan, ...]
     keep: Tensor  # (M,) indices into N at which logits are computed, rows in order
     branches: tuple[tuple[int, ...], ...] = ()  # By row; empty if no row has any
+
+    def without_logits(self) -> "RowBatch":
+        return replace(self, keep=self.keep[:0])
 
     def kept_segments(self) -> tuple[AdapterSpan, ...]:
         """The segments counted in kept positions, M in place of N: what the output layer sees."""
@@ -110,16 +113,9 @@ class Base:
     ) -> Tensor:
         """Logits at the kept positions, (M, vocabulary), in the base's dtype.
 
-        Args:
-            cache: each row continues its own cached prefix.
-            store: append the pass's keys and values to ``cache``.
-            prefix: a cache of one row, which all rows continue; ``cache`` is then only written.
-            plan: the batch's plan, if it was made before.
-
-        Raises:
-            KeyError: a row names an adapter that is not attached; scoring the bare base in its
-                place would hide a misspelt name.
-            RuntimeError: the model's attention was switched; rows would see each other.
+        Each row continues its own prefix in ``cache``, and with ``store`` the pass's keys and
+        values are appended to it. ``prefix`` is a cache of one row, which all rows continue;
+        ``cache`` is then only written. ``plan`` is the batch's plan, if it was made before.
         """
         # The choice lives in the config object, which another model may share and change.
         attention = self.model.config.get_text_config()._attn_implementation
@@ -131,6 +127,7 @@ class Base:
             )
         for segment in batch.segments:
             name = segment.adapter_name
+            # Scoring the bare base in its place would hide a misspelt name.
             if name is not None and name not in self.multi_lora.adapters:
                 raise KeyError(f"no adapter is attached under the name {name!r}")
         if plan is None:
@@ -155,13 +152,8 @@ class Base:
         return linear_layers(self.model)
 
     def trainable_copy(self) -> "Base":
-        """A float32 copy whose every parameter trains, for full fine-tuning.
-
-        Its products run in the base's dtype.
-
-        Raises:
-            ValueError: adapters are attached, which a copy would keep.
-        """
+        """A float32 copy whose every parameter trains, for full fine-tuning; its products run in
+        the base's dtype."""
         if self.multi_lora.adapters:
             raise ValueError("detach all adapters before copying the base")
         model = copy.deepcopy(self.model).float()
@@ -175,8 +167,7 @@ class Base:
 def compute_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Compute a float32 model's matrix products in ``dtype`` (mixed precision, 1710.03740).
 
-    torch's autocast casts a weight when it is used and keeps norms, softmax and sums in float32.
-    Gradients and the optimizer's sums stay float32.
+    autocast keeps norms, softmax and sums in float32, as gradients and the optimizer's sums are.
     """
     if dtype != model.dtype:
         forward: Any = torch.autocast(model.device.type, dtype)(model.forward)

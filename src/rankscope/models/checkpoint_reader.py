@@ -47,17 +47,12 @@ class CheckpointReader:
     quantized: str | None  # ``bitsandbytes``, or None for plain weights
     num_layers: int
     shapes: Any = field(repr=False)  # The model on the meta device, without values
-    _open: tuple[Path, Any] | None = field(default=None, repr=False)
-    """The shard read last: a file stays mapped while it, or one of its tensors, is referenced."""
 
     @classmethod
     def open(cls, folder: Path) -> "CheckpointReader":
         """Read a folder's configuration and the names in its files, not the values.
 
-        Raises:
-            UserError: no configuration, no safetensors, an architecture that cannot be built, or
-                a quantization other than bitsandbytes'.
-            IntegrityError: a shard is missing or cannot be read.
+        Raises UserError for a model that cannot be used, IntegrityError for a missing shard.
         """
         checked_folder(folder)
         config = read_model_config(folder)
@@ -84,7 +79,6 @@ class CheckpointReader:
         )
 
     def layer(self, name: str) -> Layer:
-        """The linear layer of a module path."""
         if self.head is not None and name == self.head.name:
             return self.head
         if name not in self.layers:
@@ -97,9 +91,7 @@ class CheckpointReader:
     def weight(self, name: str, device: torch.device | None = None) -> Tensor:
         """The weight of a linear layer, (out, in), in its stored dtype.
 
-        Raises:
-            UserError: there is no such layer.
-            IntegrityError: its values are missing, misshapen or not finite.
+        Raises UserError for an unknown layer, IntegrityError for missing, misshapen or NaN values.
         """
         layer = self.layer(name)
         stored = next((key for key in layer.keys if key in self.shards), None)
@@ -127,13 +119,10 @@ class CheckpointReader:
         return weight.to(device) if device is not None else weight
 
     def tensor(self, key: str) -> Tensor:
-        """One stored tensor, unchanged."""
         path = self.shards[key]
         try:
-            if self._open is None or self._open[0] != path:
-                self._open = None  # closed before the next is opened
-                self._open = (path, safe_open(path, framework="pt"))
-            tensor: Tensor = self._open[1].get_tensor(key)
+            with safe_open(path, framework="pt") as file:
+                tensor: Tensor = file.get_tensor(key)
         except (SafetensorError, OSError) as error:
             raise IntegrityError(f"{path}: tensor {key!r} cannot be read: {error}") from error
         return tensor
@@ -185,11 +174,7 @@ def layers_of(model: nn.Module) -> dict[str, Layer]:
 
 
 def shards_of(folder: Path) -> dict[str, Path]:
-    """Name of every stored tensor -> its safetensors file.
-
-    Raises:
-        IntegrityError: a shard that the index names is missing, or a file cannot be read.
-    """
+    """Name of every stored tensor -> its safetensors file, which exists."""
     index = folder / INDEX
     if index.is_file():
         try:
@@ -215,7 +200,6 @@ def shards_of(folder: Path) -> dict[str, Path]:
 
 
 def quantization_of(folder: Path, settings: object) -> str | None:
-    """``bitsandbytes``, or None for plain weights."""
     if settings is None:
         return None
     values = settings if isinstance(settings, Mapping) else vars(settings)

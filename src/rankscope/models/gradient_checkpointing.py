@@ -19,10 +19,8 @@ from rankscope.models.multi_lora import MultiLora
 
 
 def enable_gradient_checkpointing(model: nn.Module, multi_lora: MultiLora) -> None:
-    """Keep only the input of every decoder layer, until :func:`disable_gradient_checkpointing`.
-
-    Losses and gradients are the same numbers: dropout masks are repeated.
-    """
+    """Keep only the input of every decoder layer. Losses and gradients are the same numbers:
+    dropout masks are repeated."""
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
         raise UserError(
@@ -40,7 +38,6 @@ def enable_gradient_checkpointing(model: nn.Module, multi_lora: MultiLora) -> No
 
 @contextmanager
 def recomputing(multi_lora: MultiLora) -> Iterator[None]:
-    """Mark a pass that runs for the second time."""
     multi_lora.recomputing = True
     try:
         yield
@@ -49,7 +46,6 @@ def recomputing(multi_lora: MultiLora) -> Iterator[None]:
 
 
 def disable_gradient_checkpointing(model: nn.Module) -> None:
-    """Undo :func:`enable_gradient_checkpointing`; harmless without it."""
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             vars(layer).pop("forward", None)

@@ -33,11 +33,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def model_folder(config: ModelConfig, weights: bool = True) -> Path:
-    """The local folder of the model; a hub model is downloaded first.
-
-    Args:
-        weights: require the weights; otherwise configuration and tokenizer are enough.
-    """
+    """The local folder of the model, with ``weights`` or without; a hub model is downloaded."""
     if config.pocket:
         return pocket_folder()
     if config.cached is not None:
@@ -51,12 +47,10 @@ def model_folder(config: ModelConfig, weights: bool = True) -> Path:
 
 
 def pocket_folder() -> Path:
-    """The folder of the pocket model, which the package ships."""
     return Path(__file__).with_name("pocket_weights")
 
 
 def hub_folder(hub: str, revision: str | None, weights: bool = True) -> Path:
-    """Snapshot of a hub repository: configuration, tokenizer and optionally safetensors."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -81,11 +75,7 @@ def hub_folder(hub: str, revision: str | None, weights: bool = True) -> Path:
 
 
 def checked_folder(folder: Path, weights: bool = True) -> Path:
-    """The folder itself, after checking that it holds a loadable model.
-
-    Args:
-        weights: require safetensors weights.
-    """
+    """The folder itself, after checking that it holds a model that can be loaded."""
     if not folder.is_dir():
         raise UserError(f"model folder {folder}: no such folder")
     if not (folder / "config.json").is_file():
@@ -113,7 +103,6 @@ def checked_folder(folder: Path, weights: bool = True) -> Path:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -131,14 +120,11 @@ def load_base(
     quantize: Literal["none", "4bit"] = "none",
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Base:
-    """Load the base, frozen, with varlen attention.
+    """Load the base of a study's model section, frozen, with varlen attention.
 
-    Args:
-        config: the study's model section.
-        device, dtype: of its weights.
-        folder: read the weights from here instead (a fully fine-tuned trial of the same base).
-        quantize: ``4bit`` holds the linear layers in 4 bits; products then run in ``dtype``.
-        tokenizer: used instead of the folder's, which then needs none.
+    ``folder`` holds the weights of a fully fine-tuned trial of the same base, to load in their
+    place. ``4bit`` holds the linear layers in 4 bits; products then run in ``dtype``. A
+    ``tokenizer`` is used instead of the folder's, which then needs none.
     """
     source = folder if folder is not None else model_folder(config)
     tokenizer = tokenizer or load_tokenizer(source)
@@ -168,7 +154,7 @@ def load_base(
 
 
 def load_trained_model(base: Base, folder: Path) -> Base:
-    """A fully fine-tuned copy of ``base`` as a base of its own; raises as :func:`load_base`."""
+    """A fully fine-tuned copy of ``base`` as a base of its own."""
     model = load_model(folder, base.model.dtype)
     model.to(base.device)  # type: ignore[arg-type]  # a wrapper without its own types
     record = base.record.model_copy(update={"sha256": weights_sha256(folder)})
@@ -190,10 +176,9 @@ def frozen_base(
 def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
     """The weights of a folder in a model with varlen attention; ``options`` are transformers'.
 
-    Raises:
-        UserError: an architecture that cannot be used.
-        IntegrityError: weights that are missing, left over, unreadable, misshapen or not finite.
-            transformers itself would fill missing weights with random numbers and drop the rest.
+    Raises UserError for an architecture that cannot be used, and IntegrityError for weights that
+    are missing, left over or not finite: transformers would fill in random numbers, or drop the
+    rest.
     """
     varlen.register_attention()
     try:
@@ -268,11 +253,10 @@ def resolved_prompt_format(
 
 
 def shapes_folder(model: str, weights: bool = True) -> Path:
-    """The folder with a model's ``config.json``; a local one may lack the weights.
+    """The folder with the ``config.json`` of a local folder, ``pocket``, a fetched model or a hub
+    id.
 
-    Args:
-        model: a local folder, ``pocket``, a fetched model's name, or a hub id.
-        weights: download a hub model's weights, too.
+    A local folder may lack the weights; a hub model is downloaded, with ``weights`` or without.
     """
     local = Path(model).expanduser()
     if local.exists():

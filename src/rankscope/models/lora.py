@@ -39,9 +39,9 @@ class Adapter:
     dropout: float = 0.0  # Probability on the adapter's input while training
     dropout_seed: int = 0  # Decides the masks, together with module, step and order of the rows
     step: int = 0
-    _masks: dict[str, torch.Generator] = field(default_factory=dict, repr=False)
-    _mask_states: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    _cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _masks: dict[str, torch.Generator] = field(default_factory=dict, init=False, repr=False)
+    _mask_states: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _cache: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def set_factors(self, module: str, a: Tensor, b: Tensor) -> None:
         """Give a module its trainable A (r, in) and B (out, r)."""
@@ -57,7 +57,6 @@ class Adapter:
         return [self.a[module], self.b[module], *([] if magnitude is None else [magnitude])]
 
     def to(self, device: torch.device) -> "Adapter":
-        """Move everything it holds to ``device``; the adapter itself."""
         for parameter in self.parameters():
             parameter.data = parameter.data.to(device)
         self.initial_factors = {
@@ -73,7 +72,6 @@ class Adapter:
         self._mask_states.clear()
 
     def drop_cached_weights(self) -> None:
-        """Forget what was derived from A and B."""
         self._cache.clear()
 
     def cached(self, module: str, compute: Callable[[], Tensor]) -> Tensor:
@@ -87,9 +85,9 @@ class Adapter:
     ) -> Tensor:
         """The next rows of a module's dropout mask in this step, bool, True = kept.
 
-        A pure function of (dropout_seed, module, step) and of the tokens before these in the step.
-        On a CPU it does not matter how the step's tokens are cut into forward passes. ``again``
-        repeats the rows drawn last, for a pass that gradient checkpointing computes again.
+        A pure function of (dropout_seed, module, step) and of the tokens before these in the step:
+        on a CPU it does not matter how the step is cut into passes. ``again`` repeats the rows
+        drawn last, for a pass that gradient checkpointing computes again.
         """
         generator = self._masks.get(module)
         if generator is None:

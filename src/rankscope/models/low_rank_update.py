@@ -77,10 +77,8 @@ class LowRankUpdate:
         return sqrt(max(0.0, squared))
 
     def singular_values(self) -> Tensor:
-        """Singular values of B A, largest first, (min(r, m, n),).
-
-        With B = Q_B R_B and A^T = Q_A R_A they are those of R_B R_A^T, at most r x r.
-        """
+        """Singular values of B A, largest first, (min(r, m, n),): those of the small R_B R_A^T,
+        where B = Q_B R_B and A^T = Q_A R_A."""
         if self.gain is not None:
             raise ValueError("a DoRA update has full rank: decompose dense() instead")
         r_b = torch.linalg.qr(self.B, mode="r").R
@@ -107,8 +105,8 @@ class LowRankUpdate:
     def truncated(self, rank: int) -> "LowRankUpdate":
         """The nearest B A of rank at most ``rank`` (Eckart & Young 1936); a gain is kept as it is.
 
-        With B = Q_B R_B and A^T = Q_A R_A, the SVD of B A is that of R_B R_A^T multiplied by Q_B
-        and Q_A. Each factor gets the square root of the singular values.
+        The SVD of B A is that of R_B R_A^T multiplied by Q_B and Q_A. Each factor gets the square
+        root of the singular values.
         """
         if self.rank <= rank:
             return self

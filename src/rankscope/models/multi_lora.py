@@ -64,14 +64,9 @@ class AdapterSlice:
     def factor_gradients(
         self, grad: Tensor, back: Tensor, inputs: Tensor, hidden: Tensor
     ) -> list[Tensor]:
-        """Gradients of A, (r, in), and B, (out, r), float32.
-
-        Args:
-            grad: of the adapter's output, (n, out).
-            back: grad B', (n, r).
-            inputs: x after dropout, (n, in).
-            hidden: A' x, (n, r).
-        """
+        """Gradients of A, (r, in), and B, (out, r), float32, from those of the adapter's output,
+        ``grad`` (n, out), and ``back`` = grad B' (n, r), with ``inputs`` after dropout (n, in) and
+        ``hidden`` = A' x (n, r)."""
         if self.module in self.adapter.initial_factors:
             # A' = [A, A - A0] and B' = [B - B0, B0]: grad B is the sum of the halves of grad B',
             # and A x is the first half of A' x.
@@ -121,11 +116,8 @@ class MultiLoraProduct(torch.autograd.Function):
 
 
 class MultiLoraLinear(nn.Module):
-    """A frozen linear layer with every adapter that targets it.
-
-    The :class:`MultiLora` that installed the layer holds the adapters and says whose tokens are
-    whose.
-    """
+    """A frozen linear layer with every adapter that targets it; its ``MultiLora`` holds the
+    adapters and knows whose tokens are whose."""
 
     def __init__(
         self, linear: nn.Linear, name: str, multi_lora: "MultiLora", is_head: bool
@@ -162,24 +154,16 @@ class MultiLoraLinear(nn.Module):
 
 
 class MultiLora:
-    """The adapters that share one base; it replaces the linear layers that they change.
-
-    Attributes:
-        segments: whose tokens are whose in the next pass; ``kept_segments`` the same for the output
-            layer, which sees the kept positions alone.
-        training: dropout is on.
-        recomputing: gradient checkpointing runs a pass again, with the masks of the first run.
-        injected_tuner: a PEFT method on the base, in place of adapters.
-    """
+    """The adapters that share one base; it replaces the linear layers that they change."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.adapters: dict[str, Adapter] = {}
-        self.segments: tuple[AdapterSpan, ...] = ()
-        self.kept_segments: tuple[AdapterSpan, ...] = ()
-        self.training = False
-        self.recomputing = False
-        self.injected_tuner: PeftTuner | None = None
+        self.segments: tuple[AdapterSpan, ...] = ()  # Whose tokens are whose in the next pass
+        self.kept_segments: tuple[AdapterSpan, ...] = ()  # The same among the kept positions
+        self.training = False  # Dropout is on
+        self.recomputing = False  # Gradient checkpointing repeats a pass, with its masks
+        self.injected_tuner: PeftTuner | None = None  # A PEFT method, in place of adapters
 
     def attach(self, adapter: Adapter) -> None:
         """Make an adapter available under its name. An error leaves everything as it was."""
@@ -238,7 +222,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def output_layer(model: nn.Module) -> nn.Linear | None:
-    """The base's linear layer that gives the logits; None if there is none."""
+    """The base's linear layer that gives the logits, if there is one."""
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     head = head.linear if isinstance(head, MultiLoraLinear) else head
     return head if isinstance(head, nn.Linear) else None
@@ -247,8 +231,7 @@ def output_layer(model: nn.Module) -> nn.Linear | None:
 def target_linears(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Linear]:
     """The linear layers that ``targets`` name: module name -> layer, in model order.
 
-    A target is the last part of a module's name, or a whole dotted name. The output head is a
-    target only by name.
+    A target is the last part of a module's name, or a whole name; the output head only by name.
     """
     linears = linear_layers(model)
     chosen = matching_names(linears, targets, linears)
@@ -256,7 +239,6 @@ def target_linears(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Lin
 
 
 def unwrap(model: nn.Module) -> None:
-    """Put the base's linear layers back in place."""
     modules = dict(model.named_modules())
     for name, layer in modules.items():
         if isinstance(layer, MultiLoraLinear):
@@ -264,6 +246,5 @@ def unwrap(model: nn.Module) -> None:
 
 
 def replace_module(modules: dict[str, nn.Module], name: str, module: nn.Module) -> None:
-    """Put ``module`` in the place of a name, given all modules of the model."""
     parent, _, leaf = name.rpartition(".")
     setattr(modules[parent], leaf, module)

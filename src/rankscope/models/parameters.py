@@ -44,9 +44,9 @@ class Architecture:
     def activation_values_per_token(self) -> int:
         """Estimate of the values per token kept for the backward pass, without checkpointing.
 
-        Counts the input and the output of every linear layer except the output layer. Values that
-        two layers share are counted twice; that makes up for norms, rotations and attention
-        weights. Within a factor of two for the Llama family; logits come on top.
+        The input and output of every linear layer but the head. Values that two layers share are
+        counted twice, which makes up for norms, rotations and attention weights: within a factor of
+        two for the Llama family; logits come on top.
         """
         return sum(
             sum(shape) for name, shape in self.linear_shapes.items() if name != self.output_layer
@@ -111,8 +111,7 @@ def architecture(config: PretrainedConfig) -> Architecture:
 def target_shapes(shapes: Architecture, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
     """(out, in) of the linear layers that ``targets`` name, by module path.
 
-    A target is the last part, or the last parts, of a module path, as in PEFT's
-    ``target_modules``.
+    A target is the last part, or parts, of a module path, as in PEFT's ``target_modules``.
     """
     names = [name for name in shapes.linear_shapes if name != shapes.output_layer]
     wanted = matching_names(shapes.linear_shapes, targets, names)
@@ -122,11 +121,7 @@ def target_shapes(shapes: Architecture, targets: Sequence[str]) -> dict[str, tup
 def matching_names(
     names: Iterable[str], targets: Sequence[str], candidates: Iterable[str]
 ) -> set[str]:
-    """The module paths that any of ``targets`` names.
-
-    Args:
-        candidates: paths whose last parts an error message lists.
-    """
+    """The module paths that ``targets`` name; a message lists the ends of ``candidates``."""
     paths, wanted = list(names), set[str]()
     for target in targets:
         matched = {path for path in paths if path == target or path.endswith("." + target)}
@@ -143,10 +138,8 @@ def matching_names(
 def lora_parameters(
     config: PretrainedConfig | Architecture, rank: int, targets: Sequence[str]
 ) -> int:
-    """Trainable parameters of LoRA at ``rank``: sum of rank * (in + out) over matching layers.
-
-    Hu et al. 2021 (arXiv 2106.09685), section 4.2.
-    """
+    """Trainable parameters of LoRA: sum of rank * (in + out) over matching layers (2106.09685,
+    section 4.2)."""
     if rank < 1:
         raise UserError(f"rank {rank}: expected a whole number of at least 1.")
     shapes = config if isinstance(config, Architecture) else architecture(config)
@@ -156,18 +149,6 @@ def lora_parameters(
 def largest_useful_rank(shapes: Architecture, targets: Sequence[str]) -> int:
     """min(in, out) of the smallest matching layer; a higher rank adds parameters, no capacity."""
     return min(min(shape) for shape in target_shapes(shapes, targets).values())
-
-
-def lora_cost(
-    shapes: Architecture, rank: int, targets: Sequence[str], dtype: torch.dtype
-) -> TrainingCost:
-    """Cost of one LoRA trial on a frozen base computed in ``dtype``."""
-    return training_cost(lora_parameters(shapes, rank, targets), shapes, dtype)
-
-
-def full_cost(shapes: Architecture, dtype: torch.dtype) -> TrainingCost:
-    """Cost of full fine-tuning with float32 weights, computed in ``dtype``."""
-    return training_cost(shapes.num_parameters, shapes, dtype)
 
 
 def training_cost(trainable: int, shapes: Architecture, dtype: torch.dtype) -> TrainingCost:
@@ -182,7 +163,6 @@ def training_cost(trainable: int, shapes: Architecture, dtype: torch.dtype) -> T
 
 
 def check_targets(config: StudyConfig, shapes: Architecture) -> None:
-    """Raise UserError for a target of an arm that matches no linear layer."""
     for arm in config.arms:
         for targets in () if arm.is_full else arm.target_sets():
             target_shapes(shapes, targets)

@@ -19,7 +19,7 @@ INSTALL = "pip install 'rankscope[gpu]'"
 
 
 def check_quantize(device: torch.device) -> None:
-    """Raise UserError if a 4-bit base cannot be used: no CUDA device, or no bitsandbytes."""
+    """Raise UserError if a 4-bit base cannot be used here."""
     if device.type != "cuda":
         raise UserError(
             f"quantize: 4bit needs a CUDA device, this study runs on {device.type!r}; remove "
@@ -46,7 +46,6 @@ def check_bitsandbytes(
 
 
 def require_bitsandbytes(feature: str) -> None:
-    """Raise UserError if the optional package that ``feature`` needs is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"{feature} needs the package bitsandbytes: {INSTALL}")
 
@@ -68,10 +67,8 @@ def is_quantized(layer: nn.Module) -> bool:
 
 
 def dense_weight(linear: nn.Linear) -> Tensor:
-    """The weight of a frozen linear layer as numbers, (out, in), detached.
-
-    A quantized weight is unpacked to the dtype it was quantized from; any other is not copied.
-    """
+    """The weight of a frozen linear layer as numbers, (out, in), detached; a quantized one is
+    unpacked."""
     if not is_quantized(linear):
         return linear.weight.detach()
     from bitsandbytes.functional import dequantize_4bit

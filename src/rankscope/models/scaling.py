@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +29,9 @@ def layer_index(name: str) -> int | None:
 def depth_factors(first: float, last: float, num_layers: int) -> FactorOf:
     """Factors linear in depth (LiNeS, Wang et al., arXiv 2410.17146).
 
-    Layer l of L, from 0, gets first + (last - first) l / (L - 1). L counts the layers of the model,
-    whether an adapter changes them or not. Input embeddings count as layer 0; the final norm and
-    the output layer count as the last layer. In a model of one layer everything gets ``first``.
+    Layer l of L, from 0, gets first + (last - first) l / (L - 1), where L counts all layers of the
+    model. Input embeddings count as layer 0, the final norm and the output layer as the last one.
+    In a model of one layer everything gets ``first``.
     """
 
     def factor_of(name: str) -> float:
@@ -43,7 +44,6 @@ def depth_factors(first: float, last: float, num_layers: int) -> FactorOf:
 
 
 def variant_factors(variant: Variant, num_layers: int) -> FactorOf:
-    """The factors of a ``scale`` or ``layers`` variant."""
     last = variant.strength if variant.kind == "scale" else 1.0
     return depth_factors(variant.strength, last, num_layers)
 
@@ -51,26 +51,14 @@ def variant_factors(variant: Variant, num_layers: int) -> FactorOf:
 def scaled_adapter(
     adapter: Adapter, name: str, factor_of: FactorOf, linears: Mapping[str, nn.Linear]
 ) -> Adapter:
-    """A copy of ``adapter`` under another name, the update of each module scaled by its factor.
-
-    Raises:
-        ValueError: an adapter that subtracts its initial factors (PiSSA) and is not stored yet.
-    """
+    """A copy of ``adapter`` under another name, the update of each module scaled by its factor."""
     if adapter.initial_factors:
         raise ValueError(f"{adapter.name}: only stored adapters can be scaled")
     factors = {module: factor_of(module) for module in adapter.a}
     if not adapter.magnitude and len(set(factors.values())) == 1:
         factor = next(iter(factors.values()))
-        return Adapter(  # shares A and B, which may be large
-            name=name,
-            rank=adapter.rank,
-            alpha=adapter.alpha * factor,
-            scaling=adapter.scaling * factor,
-            targets=adapter.targets,
-            method=adapter.method,
-            a=adapter.a,
-            b=adapter.b,
-        )
+        alpha, scaling = adapter.alpha * factor, adapter.scaling * factor
+        return replace(adapter, name=name, alpha=alpha, scaling=scaling)  # shares A and B
 
     def update_of(module: str) -> LowRankUpdate:
         weight = dense_weight(linears[module])
@@ -82,18 +70,9 @@ def scaled_adapter(
 def replaced_updates(
     adapter: Adapter, name: str, update_of: Callable[[str], LowRankUpdate]
 ) -> Adapter:
-    """A copy of ``adapter`` for inference, under another name, with other updates of its modules.
-
-    Modules may get ranks of their own; the scaling stays.
-    """
-    copied = Adapter(
-        name=name,
-        rank=adapter.rank,
-        alpha=adapter.alpha,
-        scaling=adapter.scaling,
-        targets=adapter.targets,
-        method=adapter.method,
-    )
+    """A copy of ``adapter`` for inference, under another name, with other updates of its modules,
+    which may have other ranks; the scaling stays."""
+    copied = replace(adapter, name=name, a={}, b={}, magnitude={}, initial_factors={})
     for module, a in adapter.a.items():
         # One update at a time: DoRA's holds the whole weight in float64.
         factors = update_of(module).to_stored(adapter.scaling)
@@ -105,16 +84,13 @@ def replaced_updates(
 
 
 def frozen_parameter(values: Tensor, device: torch.device) -> nn.Parameter:
-    """``values`` in float32 on ``device``, without gradient."""
     return nn.Parameter(values.detach().float().to(device), requires_grad=False)
 
 
 @torch.no_grad()
 def scaled_model(frozen: Base, tuned: Base, factor_of: FactorOf) -> Base:
-    """A copy of a fully fine-tuned model with every parameter at W0 + f (W - W0).
-
-    The sum is computed in float32 and rounded to the base's dtype once.
-    """
+    """A copy of a fully fine-tuned model with every parameter at W0 + f (W - W0), computed in
+    float32 and rounded to the base's dtype once."""
     model = copy.deepcopy(frozen.model)
     unwrap(model)
     trained = dict(tuned.model.named_parameters())

@@ -1,14 +1,14 @@
 """Scores of a trained adapter truncated to smaller ranks, without training at them."""
 
 from collections.abc import Sequence
-
-from torch import Tensor, nn
+from dataclasses import replace
 
 from rankscope.evaluate.evaluator import evaluate_task
 from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate, to_float64
+from rankscope.models.scaling import frozen_parameter
 from rankscope.records import Split, TrialRecords
 from rankscope.run.prepared import PreparedStudy
 from rankscope.store import Ledger, adapter_path
@@ -20,19 +20,9 @@ def truncated_adapter(adapter: Adapter, rank: int, adapter_name: str) -> Adapter
         name: LowRankUpdate(to_float64(a), to_float64(adapter.b[name])).truncated(rank)
         for name, a in adapter.a.items()
     }
-
-    def kept(tensor: Tensor) -> nn.Parameter:
-        return nn.Parameter(tensor.float(), requires_grad=False)
-
-    return Adapter(
-        name=adapter_name,
-        rank=rank,
-        alpha=adapter.alpha,
-        scaling=adapter.scaling,
-        targets=adapter.targets,
-        a={name: kept(part.A) for name, part in parts.items()},
-        b={name: kept(part.B) for name, part in parts.items()},
-    )
+    a = {name: frozen_parameter(part.A, part.A.device) for name, part in parts.items()}
+    b = {name: frozen_parameter(part.B, part.B.device) for name, part in parts.items()}
+    return replace(adapter, name=adapter_name, rank=rank, a=a, b=b)
 
 
 def screen(

@@ -12,6 +12,10 @@ from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores
 from rankscope.records.spectra import SpectraRecord
 from rankscope.records.trials import TrainRecord, TrialSpec
 
+CONTAMINATION_LIMIT = 0.01
+"""Share of test rows that training may have seen: it moves an accuracy by at most 1 point, half the
+margin within which two arms count as equal."""
+
 
 class TaskRecord(Record):
     """One task as it was read and split."""
@@ -25,6 +29,7 @@ class TaskRecord(Record):
     """``accuracy``: share of 1; ``log_probability``: mean log p per token, nats."""
     chance: float | None  # Score of guessing; None if unknown
     rows: dict[str, int]  # Rows per split: train, validation, test
+    row_shape: str = ""  # Such as ``alpaca``
     dropped: int  # Rows dropped while reading
     contamination: dict[str, int]
     """Test rows that are also in the training rows, by kind: exact, ngram13."""
@@ -35,6 +40,11 @@ class TaskRecord(Record):
     sha256: str  # Of the rows used
     test_sha256: str = ""
     """Of the test items and how they are prompted and scored; the training rows do not enter."""
+
+    @property
+    def is_contaminated(self) -> bool:
+        """So many test rows are in the training rows that a score cannot be trusted."""
+        return sum(self.contamination.values()) > CONTAMINATION_LIMIT * self.rows.get("test", 0)
 
 
 class ModelRecord(Record):

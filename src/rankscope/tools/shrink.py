@@ -11,6 +11,7 @@ from rankscope.analyze.intruder_scaling import scale_intruders
 from rankscope.analyze.spectra import check_factors, check_spectra_settings
 from rankscope.analyze.stored_models import StoredTunedModel
 from rankscope.analyze.svd_cache import SvdCache, svd_cache_folder
+from rankscope.config.study import SpectraConfig
 from rankscope.errors import UserError
 from rankscope.filesystem import check_taken
 from rankscope.models.adapters.folder import base_weight_copies
@@ -24,7 +25,6 @@ from rankscope.models.methods import get_method
 from rankscope.models.scaling import depth_factors, layer_index
 from rankscope.records import AdapterChange, MatrixChange
 from rankscope.report.model_card import changed_card
-from rankscope.tools.inspect import InspectSettings
 
 MITIGATED, CONTROL = "mitigated", "control"  # Folders that :func:`mitigate` writes
 
@@ -124,7 +124,7 @@ def layer_scale(source: SourceAdapter, out: Path, first: float, last: float) -> 
 
 
 def mitigate(
-    source: SourceAdapter, out: Path, factor: float, settings: InspectSettings
+    source: SourceAdapter, out: Path, factor: float, settings: SpectraConfig
 ) -> tuple[AdapterChange, AdapterChange]:
     """Scale the intruder dimensions of every matrix; write the norm-matched control beside it.
 

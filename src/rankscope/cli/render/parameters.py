@@ -7,7 +7,12 @@ from rich.text import Text
 
 from rankscope.device import choose_device, choose_dtype
 from rankscope.formatting import byte_size
-from rankscope.models.parameters import Architecture, full_cost, largest_useful_rank, lora_cost
+from rankscope.models.parameters import (
+    Architecture,
+    largest_useful_rank,
+    lora_parameters,
+    training_cost,
+)
 from rankscope.report.table_formats import terminal_table
 
 
@@ -16,8 +21,9 @@ def parameters_table(
 ) -> RenderableType:
     """Trainable parameters and their memory, by rank and for full fine-tuning."""
     dtype = choose_dtype("auto", choose_device("auto"))
-    costs = {str(rank): lora_cost(shapes, rank, targets, dtype) for rank in ranks}
-    costs["full"] = full_cost(shapes, dtype)
+    counts = {str(rank): lora_parameters(shapes, rank, targets) for rank in ranks}
+    counts["full"] = shapes.num_parameters
+    costs = {name: training_cost(count, shapes, dtype) for name, count in counts.items()}
     rows = [
         {
             "rank": label,

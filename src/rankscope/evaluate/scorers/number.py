@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rankscope.data.numbers import ANSWER_MARK, extract_number, gold_number
+from rankscope.data.rows import BadRow
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers.generation import GenerationScorer
-from rankscope.evaluate.scorers.scorer import UnscorableAnswer
 
 if TYPE_CHECKING:
     from rankscope.data.items import Item
@@ -21,13 +21,13 @@ class NumberScorer(GenerationScorer):
     summary = "greedy generation; its final number equals the gold's"
     metrics = {"exact_match": "", "answered": "", "stopped": ""}
 
-    def adapt_row(self, content: "RowContent", where: str) -> "RowContent":
-        content = super().adapt_row(content, where)
+    def adapt_row(self, content: "RowContent") -> "RowContent":
+        content = super().adapt_row(content)
         written = content.completion if ANSWER_MARK in content.completion else content.reference
         gold = gold_number(written)
         if gold is None:
-            raise UnscorableAnswer(
-                f"{where}: scorer 'number' found no single number in the answer "
+            raise BadRow(
+                f"scorer 'number' found no single number in the answer "
                 f"{content.reference[:60]!r}; expected one in digits 0 to 9, as in '#### 18': no "
                 "fraction, power, time or list"
             )

@@ -20,7 +20,7 @@ class OptionLetterScorer(ChoiceScorer):
     needs_listed_options = True
     scores_texts = False
 
-    def adapt_row(self, content: "RowContent", where: str) -> "RowContent":
-        content = super().adapt_row(content, where)
+    def adapt_row(self, content: "RowContent") -> "RowContent":
+        content = super().adapt_row(content)
         assert content.answer is not None
         return replace(content, completion=LETTERS[content.answer])

@@ -34,8 +34,8 @@ class OptionTextScorer(ChoiceScorer):
     metric_choices = tuple(metrics)
     scores_texts = True
 
-    def adapt_row(self, content: "RowContent", where: str) -> "RowContent":
-        adapted = super().adapt_row(content, where)
+    def adapt_row(self, content: "RowContent") -> "RowContent":
+        adapted = super().adapt_row(content)
         if not content.contexts:
             return adapted
         return replace(content, completion=content.continuation)

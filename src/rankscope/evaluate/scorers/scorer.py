@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
+from rankscope.data.rows import BadRow
 from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores
 
@@ -34,10 +35,6 @@ class ScoringJob:
     adapter_names: Sequence[str | None]
     """None is the bare base."""
     settings: "EvaluateConfig"
-
-
-class UnscorableAnswer(UserError):
-    """The gold answer of a row has no form that the scorer can compare."""
 
 
 class Scorer(ABC, Generic[Encoded]):
@@ -101,15 +98,14 @@ class Scorer(ABC, Generic[Encoded]):
         if spec.num_fewshot and self.unit == "log_probability":
             raise UserError(f"{where}: 'num_fewshot' applies to questions with answers; remove it")
 
-    def adapt_row(self, content: "RowContent", where: str) -> "RowContent":
+    def adapt_row(self, content: "RowContent") -> "RowContent":
         """A row with the completion and gold answer that this scorer compares.
 
         Raises:
-            UnscorableAnswer: a few such rows of a published data set are dropped and counted.
-            UserError: the row cannot be scored for another reason.
+            BadRow: the row cannot be scored.
         """
         if self.needs_choices and content.answer is None:
-            raise UserError(f"{where}: scorer {self.name!r} needs rows with choices and an answer")
+            raise BadRow(f"scorer {self.name!r} needs rows with choices and an answer")
         return replace(content, contexts=())
 
     @abstractmethod

@@ -39,11 +39,7 @@ COPY = ".base_layer.weight"  # Ends the name of a base weight that PEFT wrote in
 
 
 def save_adapter(adapter: Adapter, trial: TrialSpec, base: ModelRecord, folder: Path) -> None:
-    """Write one trained adapter into an existing, empty folder.
-
-    Raises:
-        ValueError: the adapter was trained with another scaling than the trial's.
-    """
+    """Write one trained adapter into an existing, empty folder."""
     if trial.scaling != adapter.scaling:
         raise ValueError(
             f"{trial.label}: scaling {trial.scaling} is not the adapter's, {adapter.scaling}"
@@ -73,7 +69,7 @@ def write_adapter_files(folder: Path, tensors: Mapping[str, Tensor], base: Model
 def lora_config(adapter: Adapter, base: ModelRecord) -> LoraConfig:
     """PEFT's configuration of an adapter, which gives every module the adapter's scaling.
 
-    Ranks differ between modules with EVA, and if a continued adapter had different ranks. An
+    Ranks differ between modules with EVA, and in a continued adapter that had different ones. An
     adapter that subtracts its initialization (PiSSA) is stored as B A - B0 A0: plain LoRA of twice
     the rank on the whole base.
     """
@@ -131,27 +127,20 @@ def load_adapter(
 ) -> Adapter:
     """Read a LoRA or DoRA adapter that PEFT or Rankscope wrote, strictly.
 
-    If PEFT's ``alpha_pattern`` gives a module another scaling, its B absorbs the difference, so
-    that one scaling holds for the adapter.
+    If PEFT's ``alpha_pattern`` gives a module another scaling, its B absorbs the difference. An
+    adapter whose recorded base is not ``base`` is refused. ``inits`` are the accepted values of
+    ``init_lora_weights``. ``has_copies`` skips PEFT's copy of an output head, which the caller
+    compares with the base's.
 
-    Args:
-        folder: holds ``adapter_config.json`` and ``adapter_model.safetensors``.
-        name: of the adapter.
-        base: reject an adapter whose recorded base hash differs; one without a hash is accepted.
-        inits: accepted values for PEFT's ``init_lora_weights``.
-        has_copies: skip PEFT's copy of an output head, which the caller compares with the base's;
-            an error otherwise.
-
-    Raises:
-        UserError: no such files, a pickle, a PEFT type other than LoRA, or another base.
-        IntegrityError: an A without its B or the reverse; extra, misshapen or non-finite tensors. A
-            module without both is not noticed here; the ledger's hash of the file covers it.
+    Raises UserError for an adapter that cannot be used, IntegrityError for a damaged one. A module
+    that lacks both A and B is not noticed here; the ledger's hash of the file covers it.
     """
     settings = read_adapter_config(folder, inits)
     path = folder / WEIGHTS
-    parts, recorded = read_tensors(path, has_copies)
+    tensors, metadata = read_weights(path)
     if base is not None:
-        check_same_base(folder, recorded, base.sha256)
+        check_same_base(folder, metadata.get(BASE_HASH), base.sha256)
+    parts = parts_of(tensors, path, has_copies)
     a, b, magnitude = parts["A"], parts["B"], parts["m"]
     check_pairs(a, b, settings, path)
     check_magnitudes(magnitude, b, settings, path)
@@ -172,36 +161,39 @@ def load_adapter(
     )
 
 
-def read_tensors(
-    path: Path, has_copies: bool
-) -> tuple[dict[str, dict[str, nn.Parameter]], str | None]:
-    """A, B and m by module path, float32; and the recorded hash of the base."""
-    parts: dict[str, dict[str, nn.Parameter]] = {"A": {}, "B": {}, "m": {}}
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, all finite, and its metadata."""
     try:
         with safe_open(path, framework="pt") as file:
-            recorded: str | None = (file.metadata() or {}).get(BASE_HASH)
-            keys = list(file.keys())
-            for key in keys:
-                if is_copy(key, keys):
-                    if has_copies:
-                        continue
-                    raise UserError(
-                        f"{path}: {key!r} is a copy of the output head, which only the base may "
-                        "hold; expected A and B: load the adapter with PEFT and write it by "
-                        "save_pretrained(FOLDER, save_embedding_layers=False)"
-                    )
-                module, part = module_and_part(key, path)
-                tensor = file.get_tensor(key).float()
-                if not torch.isfinite(tensor).all():
-                    raise IntegrityError(f"{path}: tensor {key!r} holds values that are not finite")
-                parts[part][module] = nn.Parameter(tensor, requires_grad=False)
+            metadata = dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise IntegrityError(f"{path}: not a readable safetensors file: {error}") from error
-    return parts, recorded
+    for key, tensor in tensors.items():
+        if not torch.isfinite(tensor.float()).all():
+            raise IntegrityError(f"{path}: tensor {key!r} holds values that are not finite")
+    return tensors, metadata
+
+
+def parts_of(
+    tensors: Mapping[str, Tensor], path: Path, has_copies: bool
+) -> dict[str, dict[str, nn.Parameter]]:
+    """A, B and m by module path, float32."""
+    parts: dict[str, dict[str, nn.Parameter]] = {"A": {}, "B": {}, "m": {}}
+    for key, tensor in tensors.items():
+        if not is_copy(key, tensors):
+            module, part = module_and_part(key, path)
+            parts[part][module] = nn.Parameter(tensor.float(), requires_grad=False)
+        elif not has_copies:
+            raise UserError(
+                f"{path}: {key!r} is a copy of the output head, which only the base may hold; "
+                "expected A and B: load the adapter with PEFT and write it by "
+                "save_pretrained(FOLDER, save_embedding_layers=False)"
+            )
+    return parts
 
 
 def check_same_base(folder: Path, recorded: str | None, base_sha256: str) -> None:
-    """Raise UserError for an adapter whose recorded base has other weights."""
     if recorded is not None and recorded != base_sha256:
         raise UserError(
             f"adapter {folder}: made for another base (weights {recorded[:12]}..., "
@@ -217,7 +209,6 @@ def recorded_base(folder: Path) -> str | None:
 
 
 def adapter_sha256(folder: Path) -> str:
-    """Hex sha256 over an adapter's configuration and weights."""
     try:
         return sha256_json([sha256_file(folder / name) for name in (CONFIG, WEIGHTS)])
     except OSError as error:
@@ -225,22 +216,19 @@ def adapter_sha256(folder: Path) -> str:
 
 
 def is_copy(key: str, keys: Collection[str]) -> bool:
-    """Whether a tensor is an output head's own weight, which PEFT writes beside its A and B.
-
-    PEFT loads it in place of the base's. The two are equal unless somebody trained it.
-    """
+    """Whether a tensor is an output head's own weight, which PEFT writes beside its A and B and
+    loads in place of the base's. The two are equal unless somebody trained it."""
     return key.endswith(COPY) and f"{key.removesuffix(COPY)}.lora_A.weight" in keys
 
 
 def base_weight_copies(folder: Path) -> dict[str, Tensor]:
     """PEFT's copies of base weights in a readable adapter, by module path."""
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        keys = list(file.keys())
-        return {
-            key.removeprefix(MODULE_PREFIX).removesuffix(COPY): file.get_tensor(key)
-            for key in keys
-            if is_copy(key, keys)
-        }
+    tensors, _ = read_weights(folder / WEIGHTS)
+    return {
+        key.removeprefix(MODULE_PREFIX).removesuffix(COPY): tensor
+        for key, tensor in tensors.items()
+        if is_copy(key, tensors)
+    }
 
 
 def module_and_part(key: str, path: Path) -> tuple[str, str]:
@@ -257,7 +245,6 @@ def module_and_part(key: str, path: Path) -> tuple[str, str]:
 def check_pairs(
     a: dict[str, nn.Parameter], b: dict[str, nn.Parameter], settings: AdapterSettings, path: Path
 ) -> None:
-    """Check that every module has both factors, matrices of the configured rank."""
     if not a or set(a) != set(b):
         single = sorted(set(a) ^ set(b))
         raise IntegrityError(f"{path}: modules without both lora_A and lora_B: {single[:3]}")

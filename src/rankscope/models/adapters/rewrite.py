@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from rankscope.models.adapters.folder import (
     MAGNITUDE,
     MODULE_PREFIX,
     as_whole,
+    read_weights,
     with_sorted_metadata,
 )
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS, AdapterSettings
@@ -27,20 +27,11 @@ from rankscope.models.low_rank_update import StoredFactors
 
 
 def rewrite(source: Path, out: Path, changed: Mapping[str, StoredFactors], card: str) -> None:
-    """Write the adapter of ``source`` to ``out`` with the modules of ``changed`` replaced.
+    """Write the adapter of ``source`` to ``out``, in one step, with the modules of ``changed``
+    replaced.
 
     Ranks and alphas that differ from the adapter's own go into PEFT's ``rank_pattern`` and
     ``alpha_pattern``. With nothing changed, both files are copies, byte for byte.
-
-    Args:
-        source: a readable adapter's folder.
-        out: appears in one step; may be an empty folder.
-        changed: by module path.
-        card: text of the model card.
-
-    Raises:
-        UserError: ``out`` is not empty.
-        DiskFull: ``out`` is left as it was.
     """
     check_taken(out)
     with folder_in_one_step(out) as folder:
@@ -53,10 +44,7 @@ def rewrite(source: Path, out: Path, changed: Mapping[str, StoredFactors], card:
 
 
 def write_changed(source: Path, folder: Path, changed: Mapping[str, StoredFactors]) -> None:
-    """Write both files of an adapter with the modules of ``changed`` replaced."""
-    with safe_open(source / WEIGHTS, framework="pt") as file:
-        metadata = {"format": "pt", **(file.metadata() or {})}
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    tensors, metadata = read_weights(source / WEIGHTS)
     for name, factors in changed.items():
         key = f"{MODULE_PREFIX}{name}"
         tensors[f"{key}.lora_A.weight"] = factors.A.detach().to("cpu", torch.float32)
@@ -65,7 +53,9 @@ def write_changed(source: Path, folder: Path, changed: Mapping[str, StoredFactor
             tensors[f"{key}{MAGNITUDE}"] = factors.magnitude.detach().to("cpu", torch.float32)
     settings = json.loads((source / CONFIG).read_text(encoding="utf-8"))
     text = json.dumps(changed_settings(settings, tensors), indent=2, sort_keys=True)
-    data = save({key: t.contiguous() for key, t in tensors.items()}, metadata=metadata)
+    data = save(
+        {key: t.contiguous() for key, t in tensors.items()}, metadata={"format": "pt", **metadata}
+    )
     (folder / WEIGHTS).write_bytes(with_sorted_metadata(data))
     (folder / CONFIG).write_text(text, encoding="utf-8")
 

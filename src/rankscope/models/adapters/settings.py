@@ -42,14 +42,12 @@ class AdapterSettings(BaseModel):
     alpha_pattern: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
 
     def rank_scale(self, rank: int) -> float:
-        """The number that alpha is divided by."""
         return get_lora_method(
             RsLoraMethod.name if self.use_rslora else LoraMethod.name
         ).rank_scale(rank)
 
     @property
     def scaling(self) -> float:
-        """s in W0 + s B A."""
         return self.lora_alpha / self.rank_scale(self.r)
 
     @property
@@ -95,16 +93,11 @@ def lora_methods() -> list[LoraMethod]:
 
 
 def method_fields() -> set[str]:
-    """Fields in PEFT's ``LoraConfig`` that mark a method."""
     return {name for method in lora_methods() for name in method.peft_fields}
 
 
 def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -> AdapterSettings:
-    """``adapter_config.json`` of a LoRA adapter.
-
-    Args:
-        inits: accepted values of ``init_lora_weights``.
-    """
+    """``adapter_config.json`` of a LoRA adapter with an accepted ``init_lora_weights``."""
     if not (folder / WEIGHTS).is_file():
         if (folder / "adapter_model.bin").is_file():
             raise UserError(

@@ -18,27 +18,17 @@ MAX_SHOWN_TARGETS = 4  # Module names shown in a message
 
 @dataclass(frozen=True, slots=True)
 class WarmStart:
-    """An adapter on disk that training continues.
-
-    Attributes:
-        sha256: of its configuration and weights.
-        base_sha256: recorded hash of its base; None without one.
-        rank, alpha: as in its configuration; single modules may have other ranks.
-        methods: names of the methods that train such an adapter; the first is an arm's default.
-        flags: its settings that decide the methods.
-        modules: paths of the layers it changes.
-        targets: the shortest names that match these layers and no others.
-    """
+    """An adapter on disk that training continues."""
 
     folder: Path
-    sha256: str
-    base_sha256: str | None
-    rank: int
+    sha256: str  # Of its configuration and weights
+    base_sha256: str | None  # Recorded hash of its base
+    rank: int  # Rank and alpha as in its configuration; single modules may have others
     alpha: float
-    methods: tuple[str, ...]
-    flags: str
-    modules: frozenset[str]
-    targets: tuple[str, ...]
+    methods: tuple[str, ...]  # That train such an adapter; the first is an arm's default
+    flags: str  # Its settings that decide the methods
+    modules: frozenset[str]  # Paths of the layers it changes
+    targets: tuple[str, ...]  # The shortest names that match these layers and no others
 
 
 def resolve_warm_starts(
@@ -46,8 +36,7 @@ def resolve_warm_starts(
 ) -> tuple[StudyConfig, Mapping[str, WarmStart]]:
     """Fill method, rank, alpha and targets of arms with ``init_from`` from their adapters.
 
-    Returns:
-        The filled configuration, and the adapters by folder as the study names it.
+    Returns the filled configuration, and the adapters by folder as the study names it.
     """
     warm_starts: dict[str, WarmStart] = {}
     arms = []
@@ -64,7 +53,6 @@ def resolve_warm_starts(
 
 
 def read_warm_start(folder: Path, shapes: Architecture) -> WarmStart:
-    """Read an adapter folder that PEFT or Rankscope wrote, and compare it with the model."""
     if not folder.is_dir():
         raise UserError(f"adapter {folder}: no such folder; expected a PEFT adapter folder")
     settings = read_adapter_config(folder)
@@ -136,7 +124,6 @@ def shortest_targets(
 
 
 def filled_arm(arm: ArmConfig, warm_start: WarmStart, shapes: Architecture) -> ArmConfig:
-    """The arm with its omitted settings taken from the adapter."""
     for method in arm.method:
         if method not in warm_start.methods:
             raise UserError(

@@ -16,6 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """Minus infinity at the keys that are ``hidden``, bool, and 0 elsewhere."""
+    zeros = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return zeros.masked_fill_(hidden, float("-inf"))
+
+
 @dataclass(frozen=True, slots=True)
 class DecodeStep:
     """Where the new token of each row goes, and what it sees."""
@@ -38,9 +44,7 @@ class DecodeStep:
             hidden = places > newest
             if window is not None:
                 hidden |= newest - places >= window
-            mask = torch.zeros(hidden.shape, dtype=dtype, device=newest.device)
-            mask.masked_fill_(hidden, float("-inf"))
-            self._masks[key] = mask[:, None, None]
+            self._masks[key] = additive_mask(hidden, dtype)[:, None, None]
         return self._masks[key]
 
     def attend(
@@ -50,16 +54,10 @@ class DecodeStep:
         scale: float,
         window: int | None,
     ) -> Tensor:
-        """Write the new keys and values into the cache, and attend.
+        """Write the new keys and values into the cache, and attend: (1, R, H, D).
 
-        Args:
-            qkv: q (1, H, R, D), k and v (1, K, R, D).
-            cached: keys and values, (R, K, C, D); changed in place.
-            scale: of the products.
-            window: tokens that a query sees, itself included; None for all.
-
-        Returns:
-            (1, R, H, D).
+        Shapes: q (1, H, R, D), k and v (1, K, R, D); the cached keys and values (R, K, C, D) change
+        in place. A query sees ``window`` tokens, itself included; None is all.
         """
         query = qkv[0].squeeze(0).transpose(0, 1)
         num_rows, num_heads, size = query.shape

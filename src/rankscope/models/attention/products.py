@@ -9,12 +9,14 @@ rows are cut into blocks of queries that skip all later keys.
     R rows of a group, T its longest; N tokens; H query and K key/value heads, G = H / K; D head dim
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from rankscope.models.attention.decode import additive_mask
 
 MAX_LENGTH = 1024
 """Longer rows use the fused attention: the T x T probabilities kept for the backward pass would
@@ -89,9 +91,8 @@ class RowLayout:
     ) -> "RowLayout":
         """Lay out consecutive rows of the given lengths (each at least 1).
 
-        Args:
-            max_scores: bound on a group's scores in one head.
-            num_shared: keys that each query sees besides those of its own row.
+        ``max_scores`` bounds a group's scores in one head, and ``num_shared`` counts the keys that
+        each query sees besides those of its own row.
         """
         counts = torch.tensor(lengths, dtype=torch.int64)
         starts = torch.cumsum(counts, 0) - counts
@@ -139,8 +140,7 @@ class RowLayout:
             queries = torch.arange(first, last, device=self.device)
             keys = torch.arange(last, device=self.device)
             hidden = (keys > queries[:, None]).repeat_interleave(per_key, 0)
-            zeros = torch.zeros(hidden.shape, dtype=dtype, device=self.device)
-            self._masks[key] = zeros.masked_fill_(hidden, float("-inf"))
+            self._masks[key] = additive_mask(hidden, dtype)
         return self._masks[key]
 
 
@@ -161,6 +161,35 @@ def group_by_length(
     return groups
 
 
+def attend_in_groups(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    layout: RowLayout,
+    scale: float,
+    mask_of: Callable[[RowGroup, tuple[int, int]], Tensor],
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> tuple[Tensor, list[Tensor]]:
+    """Attention of q (N, H, D), k and v (N, K, D) within rows: (N, H, D), and the laid-out q, k, v.
+
+    ``mask_of`` gives the mask of a block of queries, and ``attend`` its result from scores
+    (K R, queries x G, keys), queries (K R, queries x G, D) and values (K R, keys, D).
+    """
+    q, k, _ = qkv
+    num_kv, size = k.shape[1:]
+    per_key = q.shape[1] // num_kv
+    places = layout.places(num_kv)
+    spread = [x.reshape(len(k) * num_kv, -1).index_select(0, places.spread) for x in qkv]
+    out = torch.empty_like(spread[0])
+    for group in layout.groups:
+        queries, keys, values, result = (group.view(x, num_kv) for x in (*spread, out))
+        queries, result = (x.view(len(x), -1, size) for x in (queries, result))
+        for span in group.spans():
+            rows, last = slice(span[0] * per_key, span[1] * per_key), span[1]
+            transposed = keys[:, :last].transpose(1, 2)
+            scores = torch.baddbmm(mask_of(group, span), queries[:, rows], transposed, alpha=scale)
+            result[:, rows] = attend(scores, queries[:, rows], values[:, :last])
+    return out.index_select(0, places.gather).view(q.shape), spread
+
+
 class CausalProducts(torch.autograd.Function):
     """softmax(s q k^T) v within each row, causal."""
 
@@ -169,33 +198,22 @@ class CausalProducts(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: RowLayout, scale: float
     ) -> Tensor:
         """q (N, H, D), k and v (N, K, D) -> (N, H, D)."""
-        num_kv, size = k.shape[1:]
-        per_key = q.shape[1] // num_kv
-        places = layout.places(num_kv)
-        spread = [x.reshape(len(k) * num_kv, -1).index_select(0, places.spread) for x in (q, k, v)]
-        out = torch.empty_like(spread[0])
         saved: list[Tensor] = []
-        for group in layout.groups:
-            queries, keys, values, result = (group.view(x, num_kv) for x in (*spread, out))
-            queries, result = (x.view(len(x), -1, size) for x in (queries, result))
-            for span in group.spans():
-                rows = slice(span[0] * per_key, span[1] * per_key)
-                scores = torch.baddbmm(
-                    layout.mask(span, per_key, q.dtype),
-                    queries[:, rows],
-                    keys[:, : span[1]].transpose(1, 2),
-                    alpha=scale,
-                )
-                probabilities = torch.softmax(scores, -1)
-                result[:, rows] = probabilities @ values[:, : span[1]]
-                saved.append(probabilities)
+
+        def attend(scores: Tensor, queries: Tensor, values: Tensor) -> Tensor:
+            saved.append(torch.softmax(scores, -1))
+            return saved[-1] @ values
+
+        per_key = q.shape[1] // k.shape[1]
+        out, spread = attend_in_groups(
+            (q, k, v), layout, scale, lambda _, span: layout.mask(span, per_key, q.dtype), attend
+        )
         ctx.save_for_backward(*spread, *saved)
         ctx.layout, ctx.scale = layout, scale
-        return out.index_select(0, places.gather).view(q.shape)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        """Gradients of q, k and v."""
         layout: RowLayout = ctx.layout
         saved = ctx.saved_tensors  # read once: gradient checkpointing does not allow a second time
         spread, saved_probabilities = saved[:3], iter(saved[3:])

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rankscope.models.attention.products import RowGroup, RowLayout
+from rankscope.models.attention.decode import additive_mask
+from rankscope.models.attention.products import RowGroup, RowLayout, attend_in_groups
 
 MAX_SCORES = 2**16
 """Most scores of a group in one head: the products and the softmax stay in the CPU cache."""
@@ -77,15 +78,11 @@ class TreeMask:
         key = (group.start, first, num_kv, per_key, dtype)
         if key not in self._masks:
             hidden = ~self.visible(group.rows, first, last).repeat_interleave(per_key, 1)
-            mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
-            self._masks[key] = mask.repeat(num_kv, 1, 1)
+            self._masks[key] = additive_mask(hidden, dtype).repeat(num_kv, 1, 1)
         return self._masks[key]
 
     def wide_mask(self, num_shared: int, window: int | None, device: torch.device) -> Tensor:
-        """What each query sees of P shared keys and its row's T, (R, 1, T, P + T) bool.
-
-        Computed once for all layers.
-        """
+        """What each query sees of P shared keys and its row's T, (R, 1, T, P + T) bool."""
         key = (num_shared, window, device)
         if key in self._masks:
             return self._masks[key]
@@ -109,56 +106,31 @@ def tree_attention(
 ) -> Tensor:
     """softmax(s q k^T) v over a row's own keys and the prefix's, without a backward pass.
 
-    Args:
-        qkv: q (N, H, D), k and v (N, K, D).
-        layout: of the rows.
-        scale: s.
-        tree: branches of the rows.
-        prefix: cached keys and values, (K, P, D) each.
-
-    Returns:
-        (N, H, D).
+    q (N, H, D), k and v (N, K, D) -> (N, H, D); the prefix's keys and values are (K, P, D) each.
     """
     q, k, _ = qkv
     num_kv, size = k.shape[1:]
     heads = (num_kv, q.shape[1] // num_kv)
-    places = layout.places(num_kv)
-    spread = [x.reshape(len(k) * num_kv, -1).index_select(0, places.spread) for x in qkv]
-    out = torch.empty_like(spread[0])
-    for group in layout.groups:
-        queries, keys, values, result = (group.view(x, num_kv) for x in (*spread, out))
-        queries, result = (x.view(len(x), -1, size) for x in (queries, result))
-        for span in group.spans():
-            rows = slice(span[0] * heads[1], span[1] * heads[1])
-            mask = tree.mask(group, span, heads, q.dtype)
-            scores = torch.baddbmm(
-                layout.mask(span, heads[1], q.dtype) if mask is None else mask,
-                queries[:, rows],
-                keys[:, : span[1]].transpose(1, 2),
-                alpha=scale,
-            )
-            row_values = values[:, : span[1]]
-            if prefix is None:
-                result[:, rows] = torch.softmax(scores, -1) @ row_values
-            else:
-                scaled = scale * queries[:, rows].reshape(num_kv, -1, size)
-                result[:, rows] = attend_with_prefix(scaled, prefix, scores, row_values)
-    return out.index_select(0, places.gather).view(q.shape)
+
+    def mask_of(group: RowGroup, span: tuple[int, int]) -> Tensor:
+        mask = tree.mask(group, span, heads, q.dtype)
+        return layout.mask(span, heads[1], q.dtype) if mask is None else mask
+
+    def attend(scores: Tensor, queries: Tensor, values: Tensor) -> Tensor:
+        if prefix is None:
+            return torch.softmax(scores, -1) @ values
+        return attend_with_prefix(scale * queries.reshape(num_kv, -1, size), prefix, scores, values)
+
+    return attend_in_groups(qkv, layout, scale, mask_of, attend)[0]
 
 
 def attend_with_prefix(
     queries: Tensor, prefix: tuple[Tensor, Tensor], scores: Tensor, values: Tensor
 ) -> Tensor:
-    """Attention over P shared keys and the row's own, given the scores of the own keys.
+    """Attention over P shared keys and the row's own, given the masked scores of the own keys.
 
-    Args:
-        queries: (K, M, D), scaled; M are those of all rows.
-        prefix: (K, P, D) each.
-        scores: (K R, M / R, S) of own keys, masked.
-        values: (K R, S, D).
-
-    Returns:
-        (K R, M / R, D).
+    ``queries`` (K, M, D) are scaled, M those of all rows; ``prefix`` (K, P, D) each; ``scores`` (K
+    R, M / R, S) and ``values`` (K R, S, D) of own keys. Result: (K R, M / R, D).
     """
     keys, shared_values = prefix
     num_kv, num_queries, size = queries.shape

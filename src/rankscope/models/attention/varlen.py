@@ -37,17 +37,12 @@ Probe = Callable[[int, Tensor, Tensor, float, int | None], None]
 
 
 class KVCache:
-    """Keys and values of the tokens before, by row and layer.
-
-    Attributes:
-        lengths: cached tokens per row, (R,) int64, on the CPU.
-        keys, values: per layer index, (R, K, capacity, D); columns past a row's length are unused.
-    """
+    """Keys and values of the tokens before, by row and layer."""
 
     def __init__(self, num_rows: int, capacity: int) -> None:
-        self.lengths = torch.zeros(num_rows, dtype=torch.int64)
+        self.lengths = torch.zeros(num_rows, dtype=torch.int64)  # Cached tokens, (R,), on the CPU
         self.capacity = capacity
-        self.keys: dict[int, Tensor] = {}
+        self.keys: dict[int, Tensor] = {}  # Layer -> (R, K, capacity, D); unused beyond the lengths
         self.values: dict[int, Tensor] = {}
 
     def select(self, rows: Tensor, capacity: int) -> "KVCache":
@@ -143,16 +138,8 @@ class AttentionPlan:
     def with_branches(
         self, branches: Sequence[Sequence[int]], prefix: KVCache | None, device: torch.device
     ) -> "AttentionPlan":
-        """The plan for rows that branch or continue ``prefix``; for passes without gradients.
-
-        Args:
-            branches: lengths of the branches at each row's end; empty if no row has any.
-            prefix: see :attr:`prefix`.
-            device: of the pass.
-
-        Raises:
-            ValueError: a prefix of several rows, or gradients are enabled.
-        """
+        """The plan for rows that end in branches of the given lengths, if any, or continue
+        ``prefix``; for passes without gradients."""
         if prefix is not None and len(prefix.lengths) != 1:
             raise ValueError(f"a prefix of {len(prefix.lengths)} rows; all rows continue one")
         if torch.is_grad_enabled():
@@ -261,10 +248,9 @@ def padded_attention(
     plan: AttentionPlan,
     settings: tuple[float | None, int | None, float],
 ) -> Tensor:
-    """Attend by torch's fused attention over padded rows; shapes as in the caller.
+    """Attend by torch's fused attention over padded rows.
 
-    Args:
-        settings: scale, window and dropout.
+    ``settings`` are scale, window and dropout.
     """
     scale, window, dropout = settings
     q, k, v = (plan.rows(x) for x in qkv)
@@ -300,7 +286,6 @@ def branched_attention(
     window: int | None,
     scale: float,
 ) -> Tensor:
-    """Attend within the branches of rows and to the shared prefix; shapes as in the caller."""
     _, key, value = qkv
     assert plan.tree is not None
     prefix = None
@@ -325,12 +310,10 @@ def branched_attention(
 
 
 def no_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Autocast off; torch's meta device has none."""
     if torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
 
 def register_attention() -> None:
-    """Register the implementation with transformers; repeated calls are harmless."""
     AttentionInterface.register(NAME, varlen_attention)

@@ -24,11 +24,7 @@ def register_method(method: Method) -> None:
 
 
 def get_method(name: str) -> Method:
-    """The method of a name.
-
-    Raises:
-        ValueError: no method has it.
-    """
+    """The method of a name; ValueError without one."""
     if name in _METHODS:
         return _METHODS[name]
     hint = did_you_mean(name, _METHODS)
@@ -36,11 +32,6 @@ def get_method(name: str) -> Method:
 
 
 def get_lora_method(name: str) -> LoraMethod:
-    """The low-rank method of a name.
-
-    Raises:
-        ValueError: no low-rank method has it.
-    """
     method = get_method(name)
     if not isinstance(method, LoraMethod):
         raise ValueError(f"method {name!r} has no low-rank adapter")

@@ -18,7 +18,6 @@ from peft.utils.incremental_pca import IncrementalPCA
 from torch import Tensor, nn
 
 from rankscope.data.encode import EncodedRow
-from rankscope.errors import UserError
 from rankscope.models.base import Base, Row, RowBatch, batches_of
 from rankscope.models.methods.eva import RHO
 
@@ -73,21 +72,14 @@ def input_directions(
 ) -> dict[str, Tensor]:
     """Module -> A, (r, in) float32 with orthonormal rows; a module without a rank is left out.
 
-    Args:
-        targets: the modules, in model order; the sum of their ranks is ``rank`` times their number.
-        rows: training rows, in the order in which they are read.
+    ``targets`` are in model order; the sum of their ranks is ``rank`` times their number. ``rows``
+    are in the order in which they are read.
     """
     ranks = {name: min(round(RHO * rank), linear.in_features) for name, linear in targets.items()}
     most = max(ranks.values())
     all_rows = [Row(row.input_ids, [len(row.input_ids) - 1]) for row in rows]
     parts = batches_of(all_rows, max(EVA_BATCH_TOKENS, 2 * most))
     batches = [RowBatch.of(part, base.device) for part in parts]
-    tokens = max(sum(batch.lengths) for batch in batches)
-    if tokens < most:
-        raise UserError(
-            f"method eva, rank {rank}: the training rows have {tokens} tokens, expected at least "
-            f"{most} to find as many directions in; choose a smaller rank"
-        )
     leaders = shared_inputs(base, targets, batches[0])
     inputs = {
         leader: InputDirections.of(targets[leader], ranks[leader]) for leader in leaders.values()
@@ -146,7 +138,7 @@ def redistributed_ranks(
 ) -> dict[str, int]:
     """Module -> rank: the ``budget`` directions that explain most of their module's variance.
 
-    Of modules with the same inputs, the first gets the highest rank: its directions are the ones
+    Of modules with the same inputs the first gets the highest rank: its directions are the ones
     that are checked for convergence.
     """
     followers = [name for name, leader in leaders.items() if name != leader]

@@ -29,9 +29,9 @@ class FullMethod(Method):
     def cost(
         self, trial: TrialSpec, shapes: Architecture, folder: Path, dtype: torch.dtype
     ) -> TrainingCost:
-        from rankscope.models.parameters import full_cost
+        from rankscope.models.parameters import training_cost
 
-        return full_cost(shapes, dtype)
+        return training_cost(shapes.num_parameters, shapes, dtype)
 
     def prepare(
         self, base: Base, trial: TrialSpec, context: InitContext, num_steps: int

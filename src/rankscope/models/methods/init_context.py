@@ -45,14 +45,10 @@ class InitContext:
 
 
 def new_adapter(model: nn.Module, trial: TrialSpec, context: InitContext | None = None) -> Adapter:
-    """A trial's adapter before its first step.
+    """A trial's adapter before its first step; with ``init_from``, the one on disk.
 
-    A fresh adapter leaves the base's outputs unchanged, up to rounding. With ``init_from`` the
-    adapter on disk is continued.
-
-    Args:
-        context: shared by the trials of a group; without it nothing is shared, and a method that
-            needs training rows cannot start.
+    A fresh one leaves the base's outputs unchanged, up to rounding. Without a ``context`` nothing
+    is shared, and a method that needs training rows cannot start.
     """
     adapter = empty_adapter(trial)
     linears = target_linears(model, trial.targets)

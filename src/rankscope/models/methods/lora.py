@@ -59,8 +59,7 @@ class LoraMethod(Method):
     ) -> None:
         """A uniform in +-1/sqrt(n), PEFT's Kaiming default; B zero.
 
-        Each matrix draws from its own seed, (trial seed, module name), so its values do not depend
-        on which other modules or adapters exist.
+        Each matrix draws from its own seed, (trial seed, module name), whatever else exists.
         """
         import torch
 
@@ -88,11 +87,8 @@ class LoraMethod(Method):
     def forward(
         self, part: AdapterSlice, y: Tensor, inputs: Tensor, linear: nn.Linear
     ) -> tuple[Tensor, ...]:
-        """Add s B A x to y, (n, out), in place; the tensors that the backward pass needs.
-
-        Args:
-            inputs: x after dropout, (n, in).
-        """
+        """Add s B A x to y, (n, out), in place, for ``inputs`` x after dropout, (n, in); the
+        tensors that the backward pass needs."""
         hidden = inputs @ part.a.T
         y.addmm_(hidden, part.b.T, alpha=part.adapter.scaling)
         return (hidden,)
@@ -108,12 +104,9 @@ class LoraMethod(Method):
     ) -> list[Tensor]:
         """Gradients of the adapter's parameters in this module, float32.
 
-        Args:
-            saved: what :meth:`forward` returned.
-            grad: of y, (n, out).
-            inputs: x after dropout, (n, in).
-            grad_x: of x, (n, in), holding the base's share; the adapter's is added in place.
-            weight: W0, (out, in), given with ``grad_x``.
+        ``saved`` is what :meth:`forward` returned, ``grad`` the gradient of y, (n, out). The
+        adapter's share is added in place to ``grad_x``, (n, in), which holds the base's; ``weight``
+        is W0.
         """
         (hidden,) = saved
         back = grad @ part.b
@@ -125,7 +118,7 @@ class LoraMethod(Method):
         return part.factor_gradients(grad, back, inputs, hidden)
 
     def delta(self, adapter: Adapter, name: str, weight: Tensor) -> Tensor:
-        """W - W0 of one module, (out, in), in the dtype of W0, ``weight``: the merged change."""
+        """W - W0 of one module, (out, in), in the dtype of W0, ``weight``."""
         a, b = (factor.to(weight) for factor in adapter.factors(name))
         return adapter.scaling * (b @ a)
 
@@ -134,10 +127,11 @@ class LoraMethod(Method):
     def cost(
         self, trial: TrialSpec, shapes: Architecture, folder: Path, dtype: torch.dtype
     ) -> TrainingCost:
-        from rankscope.models.parameters import lora_cost
+        from rankscope.models.parameters import lora_parameters, training_cost
 
         assert trial.rank is not None
-        return lora_cost(shapes, trial.rank, trial.targets, dtype)
+        trainable = lora_parameters(shapes, trial.rank, trial.targets)
+        return training_cost(trainable, shapes, dtype)
 
     def prepare(
         self, base: Base, trial: TrialSpec, context: InitContext, num_steps: int

@@ -69,21 +69,15 @@ class Method:
     def cost(
         self, trial: TrialSpec, shapes: Architecture, folder: Path, dtype: torch.dtype
     ) -> TrainingCost:
-        """Trainable parameters and the memory that they need besides the base.
-
-        Args:
-            folder: holds the base's ``config.json``.
-        """
+        """Trainable parameters and the memory that they need besides the base, whose
+        ``config.json`` is in ``folder``."""
         raise NotImplementedError
 
     def prepare(
         self, base: Base, trial: TrialSpec, context: InitContext, num_steps: int
     ) -> tuple[Base, Adapter | PeftTuner | nn.Module]:
-        """Put the untrained method on the base.
-
-        Returns:
-            The base that the trial trains on, and the object whose ``parameters()`` train.
-        """
+        """Put the untrained method on the base: the base to train on, and what has its
+        ``parameters()``."""
         raise NotImplementedError
 
     def save(
@@ -93,17 +87,9 @@ class Method:
         record: ModelRecord,
         folder: Path,
     ) -> None:
-        """Write a trained trial into an existing, empty folder.
-
-        Args:
-            record: the frozen base's.
-        """
+        """Write a trained trial into an existing, empty folder; ``record`` is the frozen base's."""
         raise NotImplementedError
 
     def load(self, base: Base, trial: TrialSpec, folder: Path) -> Base:
-        """Put a stored trial on the base, ready for scoring; the base to score.
-
-        Raises:
-            IntegrityError: the stored weights are not what was written.
-        """
+        """Put a stored trial on the base, ready for scoring; the base to score."""
         raise NotImplementedError

@@ -34,14 +34,12 @@ class PissaMethod(LoraMethod):
     init_is_part_of_base = True
 
     def check_trial(self, trial: TrialSpec, facts: TrialFacts) -> None:
-        """Check that every target has as many singular vectors as the rank."""
         from rankscope.models.parameters import target_shapes
 
         for name, shape in target_shapes(facts.shapes, trial.targets).items():
             self.check_rank(trial.rank or 1, name, shape)
 
     def check_rank(self, rank: int, name: str, shape: tuple[int, int]) -> None:
-        """Raise UserError for a rank above the smaller dimension of a matrix."""
         if rank > min(shape):
             raise UserError(
                 f"method pissa: rank {rank} is above {min(shape)}, the smaller dimension of "

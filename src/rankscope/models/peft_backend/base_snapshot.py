@@ -11,8 +11,8 @@ from rankscope.errors import IntegrityError
 class BaseSnapshot:
     """A model's modules, and the storage of its parameters' values; nothing is copied.
 
-    :meth:`restore` removes the modules and values that PEFT put in place. A parameter of the base
-    that the method trains itself gets a copy of its values first (:meth:`copy_for_training`).
+    :meth:`restore` removes what PEFT put in place. A parameter of the base that the method trains
+    itself gets a copy of its values first (:meth:`copy_for_training`).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -36,23 +36,17 @@ class BaseSnapshot:
         )
 
     def copy_for_training(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Give the base's own parameters among ``parameters`` a copy of their values."""
         for parameter in parameters.values():
             if parameter in self.values:
                 parameter.data = parameter.data.clone()
 
     def drop_unchanged_copies(self) -> None:
-        """Take back copies that equal the base's values."""
         for parameter, values in self.values.items():
             if parameter.data is not values and torch.equal(parameter.data, values):
                 parameter.data = values
 
     def restore(self) -> None:
-        """Put everything back.
-
-        Raises:
-            IntegrityError: the weights are not bit for bit what they were.
-        """
+        """Put everything back; IntegrityError if the weights are not bit for bit what they were."""
         for module, children in self.children.items():
             module._modules.clear()
             module._modules.update(children)

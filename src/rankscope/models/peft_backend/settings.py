@@ -75,13 +75,7 @@ PEFT_FAILURES = (
 def peft_config(
     settings: Mapping[str, Any], targets: Sequence[str], num_steps: int | None = None
 ) -> PeftConfig:
-    """PEFT's configuration from an arm's settings.
-
-    Args:
-        settings: ``peft_type`` and fields of that type's configuration.
-        targets: module names that the method changes, for types that have targets.
-        num_steps: optimizer steps of the trial, for AdaLoRA's budget.
-    """
+    """PEFT's configuration from an arm's settings; AdaLoRA's budget needs the number of steps."""
     config_type = config_class(settings.get("peft_type"))
     name = type_name(config_type)
     fields = {field.name for field in dataclasses.fields(config_type) if field.init}
@@ -101,7 +95,6 @@ def peft_config(
 
 
 def config_class(peft_type: object) -> Any:
-    """The configuration class of a ``peft_type``."""
     classes = {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     name = str(peft_type).upper()
     usable = sorted(
@@ -121,7 +114,6 @@ def config_class(peft_type: object) -> Any:
 
 
 def is_prompt_learning(config_type: Any) -> bool:
-    """Whether a configuration class belongs to prompt tuning or a relative."""
     return any(field.name == "num_virtual_tokens" for field in dataclasses.fields(config_type)) or (
         getattr(config_type, "is_prompt_learning", False) is True
     )
@@ -134,7 +126,6 @@ def type_name(config_type: Any) -> str:
 
 
 def check_field(name: str, key: str, value: Any, fields: set[str]) -> None:
-    """Raise UserError for a field that the type does not have or that cannot be used here."""
     if key in SET_BY_RANKSCOPE:
         raise UserError(f"method peft, {name}: remove {key!r}: {SET_BY_RANKSCOPE[key]}")
     if key not in fields:
@@ -170,7 +161,6 @@ def checked_budget(given: Mapping[str, Any], num_steps: int | None) -> int:
 
 
 def inject_peft(model: Any, config: PeftConfig) -> PeftModel:
-    """PEFT's model around ``model``, whose layers are replaced in place."""
     try:
         return get_peft_model(model, config)
     except PEFT_FAILURES as error:
@@ -178,7 +168,6 @@ def inject_peft(model: Any, config: PeftConfig) -> PeftModel:
 
 
 def misfit(config: PeftConfig, error: BaseException) -> UserError:
-    """The error of a method that PEFT cannot put on the model."""
     name = type_name(type(config))
     return UserError(f"method peft, {name}: does not fit this model: {one_line(error)}")
 
@@ -203,7 +192,6 @@ def one_line(error: BaseException) -> str:
 
 
 def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """What the method trains, by name, in the model's order."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -229,11 +217,6 @@ def count_parameters(model: PretrainedConfig, config: PeftConfig) -> int | None:
 def count_in_folder(
     folder: Path, settings: str, targets: tuple[str, ...], num_steps: int | None = None
 ) -> int:
-    """Parameters that a method trains in the model of a folder; 0 if unknown.
-
-    Args:
-        settings: of the method, as JSON.
-        num_steps: see :func:`peft_config`.
-    """
+    """Parameters that a method trains in the model of a folder; 0 if unknown."""
     config = peft_config(json.loads(settings), targets, num_steps)
     return count_parameters(read_model_config(folder), config) or 0

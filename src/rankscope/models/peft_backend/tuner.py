@@ -10,13 +10,17 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rankscope.errors import IntegrityError, UserError
-from rankscope.models.adapters.folder import BASE_HASH, check_same_base, write_adapter_files
+from rankscope.models.adapters.folder import (
+    BASE_HASH,
+    check_same_base,
+    read_weights,
+    write_adapter_files,
+)
 from rankscope.models.adapters.settings import WEIGHTS
 from rankscope.models.base import Base
 from rankscope.models.load import check_rows_apart
@@ -40,19 +44,13 @@ ADAPTER = "default"  # PEFT's name for the only adapter of a model
 
 
 class PeftTuner:
-    """A PEFT method while it is on the base; a base carries one at a time.
-
-    Attributes:
-        model: PEFT's model around the base's, which it changed in place: running the base's own
-            model runs the method.
-        seed: decides its initialization and its dropout.
-    """
+    """A PEFT method while it is on the base; a base carries one at a time."""
 
     def __init__(self, base: PreTrainedModel, seed: int = 0) -> None:
         unwrap(base)
         self.snapshot = BaseSnapshot(base)
-        self.seed = seed
-        self.model: PeftModel
+        self.seed = seed  # Decides its initialization and its dropout
+        self.model: PeftModel  # Around the base's model, which now runs the method itself
 
     @classmethod
     def new(cls, base: PreTrainedModel, config: PeftConfig, seed: int) -> "PeftTuner":
@@ -79,11 +77,10 @@ class PeftTuner:
     def load(cls, base: PreTrainedModel, folder: Path, record: ModelRecord) -> "PeftTuner":
         """Inject a stored method into a frozen base, for scoring.
 
-        Raises:
-            UserError: it was made for another base.
-            IntegrityError: the stored files cannot be read or do not fit.
+        Raises UserError for one of another base, IntegrityError for damaged files.
         """
-        check_weights_file(folder / WEIGHTS, record)
+        _, metadata = read_weights(folder / WEIGHTS)
+        check_same_base(folder, metadata.get(BASE_HASH), record.sha256)
         tuner = cls(base)
         try:
             with warnings.catch_warnings():
@@ -106,13 +103,11 @@ class PeftTuner:
         self.snapshot.drop_unchanged_copies()
 
     def remove(self) -> None:
-        """Remove the method: the base is bit for bit what it was."""
         self.snapshot.restore()
 
     # --- training
 
     def parameters(self) -> list[nn.Parameter]:
-        """What trains, in the model's order."""
         return list(trainable_parameters(self.model).values())
 
     def layers(self) -> dict[str, BaseTunerLayer]:
@@ -142,17 +137,15 @@ class PeftTuner:
 
     @property
     def _adalora(self) -> Any:
-        """PEFT's AdaLoRA model; None for another method."""
         tuner = self.model.base_model
         return tuner if hasattr(tuner, "rankallocator") else None
 
     @property
     def has_state(self) -> bool:
-        """Whether the method has state besides its parameters."""
         return self._adalora is not None
 
     def penalty(self) -> Tensor | None:
-        """The method's addition to a step's loss, nats: AdaLoRA's orthogonality; else None.
+        """AdaLoRA's addition to a step's loss, nats; None for another method.
 
         orth_reg_weight times the mean of |P^T P - I| and |Q Q^T - I|, Frobenius norms over all
         matrices: equation 4 of 2303.10512 as PEFT has it, unsquared.
@@ -174,10 +167,7 @@ class PeftTuner:
             penalty.backward()
 
     def after_update(self, step: int) -> None:
-        """Switch dropout off and move AdaLoRA's budget after optimizer step ``step`` (from 0).
-
-        Call it while the step's gradients are still there.
-        """
+        """Switch dropout off and move AdaLoRA's budget; needs the step's gradients."""
         self.train(False)
         if self._adalora is not None:
             self._adalora.update_and_allocate(step + 1)
@@ -200,7 +190,6 @@ class PeftTuner:
         return {"rank_pattern": getattr(self.model.peft_config[ADAPTER], "rank_pattern", None)}
 
     def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
-        """Set the state that :meth:`tensors` and :meth:`counters` returned."""
         if self._adalora is None:
             return
         for key, tensor in tensors.items():
@@ -246,10 +235,8 @@ class PeftTuner:
         return weight
 
     def save(self, base: ModelRecord, folder: Path) -> None:
-        """Write the method into an existing, empty folder, in PEFT's format.
-
-        Equal methods give equal bytes. The hash of the base goes into the metadata.
-        """
+        """Write the method into an existing, empty folder, in PEFT's format: equal methods give
+        equal bytes."""
         config: Any = self.model.peft_config[ADAPTER]
         config.base_model_name_or_path = base.label
         pattern = self.counters()["rank_pattern"]  # PEFT renames its keys for the file
@@ -263,7 +250,6 @@ class PeftTuner:
 
 
 def new_tuner(base: Base, trial: TrialSpec, num_steps: int) -> PeftTuner:
-    """Inject a trial's method, untrained, into the base."""
     if trial.peft is None:
         raise ValueError(f"{trial.label}: not a trial of a PEFT method")
     config = peft_config(json.loads(trial.peft), trial.targets, num_steps)
@@ -278,20 +264,6 @@ def new_tuner(base: Base, trial: TrialSpec, num_steps: int) -> PeftTuner:
 
 
 def load_tuner(base: Base, folder: Path) -> PeftTuner:
-    """Inject a stored method into the base; raises as ``PeftTuner.load``."""
     tuner = PeftTuner.load(base.model, folder, base.record)
     base.multi_lora.injected_tuner = tuner
     return tuner
-
-
-def check_weights_file(path: Path, record: ModelRecord) -> None:
-    """Raise for a weights file that is not readable, not finite, or another base's."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            recorded = (file.metadata() or {}).get(BASE_HASH)
-            for key in file.keys():  # noqa: SIM118 - not a mapping
-                if not torch.isfinite(file.get_tensor(key)).all():
-                    raise IntegrityError(f"{path}: tensor {key!r} holds values that are not finite")
-    except (SafetensorError, OSError) as error:
-        raise IntegrityError(f"{path}: not a readable safetensors file: {error}") from error
-    check_same_base(path.parent, recorded, record.sha256)

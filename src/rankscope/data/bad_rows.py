@@ -1,0 +1,91 @@
+"""Rows that cannot be used: all of a task at once, refused or dropped, and what is said of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rankscope.data.rows import BadRow, NoCompletion
+from rankscope.data.sources import RawRow
+from rankscope.errors import UserError
+from rankscope.formatting import count
+
+MAX_SHARE_WITHOUT_COMPLETION = 0.01
+"""Of the user's own rows: as many may lack their completion, and are dropped."""
+MAX_PUBLISHED_SHARE = 0.1
+"""Of the rows of a named task: more bad rows are a wrong file, not flaws of the data set."""
+MAX_REASON = 300
+"""Longest reason shown for a bad row, in characters: it can quote a cell."""
+MAX_SHOWN = 20
+MAX_SHOWN_IN_NOTE = 3
+
+Policy = Literal["refuse", "drop"]
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedRow:
+    """A row that cannot be used, and why."""
+
+    location: str
+    number: int
+    reason: str
+    lacks_completion: bool = False
+
+    @classmethod
+    def of(cls, row: RawRow, error: BadRow) -> "RejectedRow":
+        reason = str(error)[:MAX_REASON]
+        return cls(row.location, row.number, reason, isinstance(error, NoCompletion))
+
+    def __str__(self) -> str:
+        return f"{self.location}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class RowPolicy:
+    """What to do with the bad rows of a task."""
+
+    task: str
+    policy: Policy | None
+    """``on_bad_rows`` of the study file; None refuses own rows, and drops published ones."""
+    own_data: bool
+
+    @property
+    def refuses(self) -> bool:
+        return self.policy == "refuse" or (self.policy is None and self.own_data)
+
+    def check(self, rejected: Sequence[RejectedRow], num_rows: int) -> None:
+        """Accept that these rows are dropped.
+
+        Raises:
+            UserError: they may not be; every reason is listed, up to a limit.
+        """
+        if not rejected or (self.policy == "drop" and len(rejected) < num_rows):
+            return
+        if self.refuses:
+            limit = MAX_SHARE_WITHOUT_COMPLETION * num_rows
+            if len(rejected) <= limit and all(row.lacks_completion for row in rejected):
+                return
+        elif self.policy is None and len(rejected) <= MAX_PUBLISHED_SHARE * num_rows:
+            return
+        shown = [f"  {row}" for row in rejected[:MAX_SHOWN]]
+        more = len(rejected) - len(shown)
+        raise UserError(
+            "\n".join(
+                [
+                    f"task {self.task!r}: {len(rejected):,} of {count(num_rows, 'row')} cannot be "
+                    "used:",
+                    *shown,
+                    *([f"  ... and {more:,} more"] if more > 0 else []),
+                    "Correct them, or leave them out with 'on_bad_rows: drop' in the task; dropped "
+                    "rows are counted in every record.",
+                ]
+            )
+        )
+
+    def note(self, rejected: Sequence[RejectedRow], num_rows: int) -> str:
+        """One sentence on the rows that were dropped."""
+        shown = "; ".join(map(str, rejected[:MAX_SHOWN_IN_NOTE]))
+        more = len(rejected) - MAX_SHOWN_IN_NOTE
+        return (
+            f"{self.task}: {len(rejected):,} of {count(num_rows, 'row')} were dropped: {shown}"
+            + (f"; and {more:,} more" if more > 0 else "")
+        )
