@@ -265,6 +265,4 @@ def negated(estimate: Estimate) -> Estimate:
 
 def retention_text(change: float, unit: Unit) -> str:
     """A retention change in words, such as ``retention -3.2 points``."""
-    if round(abs(change) * unit.scale, unit.digits) == 0:
-        return "retention unchanged"
     return f"retention {difference(change, unit)}"
