@@ -76,7 +76,7 @@ def test_the_figures_are_those_of_the_one_trained_model() -> None:
         assert part in text
     advice = view.advice("med")
     assert advice is not None
-    assert advice.headline.split(":")[0] in text.replace("\\", "")
+    assert advice.verdict.split(":")[0] in text.replace("\\", "")
 
 
 def test_whether_these_settings_are_the_recommended_ones_is_said() -> None:

@@ -104,7 +104,7 @@ def compared_study(label: str, folder: Path, study: StudyRecords) -> ComparedStu
                 task=advice.task,
                 decision=advice.decision,
                 confidence=advice.confidence,
-                headline=advice.headline,
+                verdict=advice.verdict,
                 chosen_label=None if advice.chosen is None else advice.chosen.label,
             )
             for advice in recommend(study).advice
