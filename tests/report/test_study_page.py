@@ -117,7 +117,9 @@ def test_an_open_answer_looks_open_and_names_what_would_settle_it(
     (task,) = advice.advice
     page = page_of(study, advice)
     tags = Elements(page).tags
-    (shown,) = (a["class"] for tag, a in tags if tag == "section" and "answer" in (a.get("class") or ""))
+    (shown,) = (
+        a["class"] for tag, a in tags if tag == "section" and "answer" in (a.get("class") or "")
+    )
     assert shown == f"answer {task.confidence}"
     before, title, after = Elements(page).text.partition("How to get a firmer answer")
     assert f"how much rank is enough? {confidence} {task.verdict}" in before
@@ -254,7 +256,10 @@ def no_spectra() -> tuple[StudyRecords, Recommendation]:
 @pytest.mark.parametrize(
     ("make", "sentences"),
     [
-        (nothing_finished, ["None of the 4 trials has finished", "No recommendation for this task yet."]),
+        (
+            nothing_finished,
+            ["None of the 4 trials has finished", "No recommendation for this task yet."],
+        ),
         (nothing_but_the_base, ["The study has no trials", "No recommendation for this task yet."]),
         (one_seed, ["4 arms have fewer than 3 finished seeds"]),
         (

@@ -1,4 +1,4 @@
-"""The answer card: verdict, claims, at most three arms with what they cost, and how far to trust it.
+"""The answer card: verdict, claims, three arms with what they cost, and how far to trust it.
 
 The page of a study opens with it; a notebook shows it by ``answer_html``.
 """
@@ -116,7 +116,9 @@ def _cells(view: StudyView, arm: ArmSummary) -> tuple[CardCell, ...]:
     score, retained, size = arm.score, retention_change(arm), arm.trainable_parameters
     share = number(100 * size / view.study.model.num_parameters)
     return (
-        _cell(score, score and number(score.value * unit.scale, unit.digits), unit.scale, unit.digits),
+        _cell(
+            score, score and number(score.value * unit.scale, unit.digits), unit.scale, unit.digits
+        ),
         _cell(retained, retained and signed(retained.value, kept), kept.scale, kept.digits),
         CardCell(
             byte_size(BYTES_PER_PARAMETER * size),

@@ -74,7 +74,7 @@ def item_pairs(
     return [
         ItemPair(
             outcome=outcome_of(base.score, tuned.score, unit),
-            prompt=safe_text(base.prompt or base.item_id, MAX_PROMPT),
+            prompt=safe_text((base.prompt or base.item_id).strip(), MAX_PROMPT),
             gold=safe_text(base.gold, MAX_ANSWER),
             before=_answer(base, unit),
             after=_answer(tuned, unit),
@@ -105,7 +105,7 @@ def fair_choice(outcomes: Sequence[Outcome], most: int = SHOWN) -> list[int]:
     exact = {outcome: most * len(found) / total for outcome, found in places.items()}
     shares = {outcome: max(1, int(share)) for outcome, share in exact.items()}
     while sum(shares.values()) > most:
-        shares[max(shares, key=lambda o: (shares[o] - exact[o], shares[o]))] -= 1
+        shares[max((o for o in shares if shares[o] > 1), key=lambda o: shares[o] - exact[o])] -= 1
     while sum(shares.values()) < most:
         shares[max(shares, key=lambda o: exact[o] - shares[o])] += 1
     return [

@@ -21,13 +21,13 @@ from rankscope.report.figures import FOLDED, SECTIONS, draw_section
 from rankscope.report.page import PageSection, embedded, render_page, write_page
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import DASHES
-from rankscope.report.use_it import steps_for_task
 from rankscope.report.tables import (
     contamination_table,
     failed_trials_table,
     tasks_table,
     training_table,
 )
+from rankscope.report.use_it import steps_for_task
 
 
 def write_study_page(study: StudyRecords, recommendation: Recommendation, path: Path) -> None:

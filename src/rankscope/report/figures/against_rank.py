@@ -11,8 +11,8 @@ from rankscope.report.table_formats import table_from_rows
 Z95 = 1.959964
 """Normal quantile of a 95 % interval, for the standard error of the base over items."""
 MAX_RETAINED = 5
-_CAPTION = """Test split. {} The interval of the base covers the choice of items only. Retention is \
-tuned minus base: below zero was lost."""
+_CAPTION = """Test split. {} The interval of the base covers the choice of items only. Retention \
+is tuned minus base: below zero was lost."""
 
 
 @register("ranks", 10)

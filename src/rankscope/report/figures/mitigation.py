@@ -10,8 +10,8 @@ from rankscope.report.table_formats import table_from_rows
 
 LEVEL = 0.05
 _CAPTION = """How much more each mitigation retains than the same arm without it, scaled down \
-until both have the same in-domain score. Right of zero it retains more than scaling, which is free. \
-Bars are 95 % intervals over seeds and items, each on its own; a hollow mark has no interval. If \
+until both have the same in-domain score. Right of zero it retains more than scaling, which is \
+free. Bars are 95 % intervals over seeds and items, each on its own; a hollow mark has none. If \
 a mitigation learned more than the plain arm does at any scale, the plain arm is credited with \
 the difference."""
 
@@ -72,8 +72,8 @@ def _finding(view: StudyView, mitigation: TaskMitigation) -> str:
     better = [c for c in significant if c.difference.value < 0]
     fewer = sum(c.difference.value < 0 for c in tested)
     text = (
-        f"Of {count(len(tested), 'comparison')} over seeds and items, {fewer} retained more than the "
-        f"plain arm scaled to the same score, {len(tested) - fewer} did not. "
+        f"Of {count(len(tested), 'comparison')} over seeds and items, {fewer} retained more than "
+        f"the plain arm scaled to the same score, {len(tested) - fewer} did not. "
         "Tested together (Holm, 5 %), "
     )
     if not significant:

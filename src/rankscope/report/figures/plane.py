@@ -10,9 +10,9 @@ from rankscope.report.table_formats import table_from_rows
 
 MAX_CROSSES = 60
 """With more arms than this, only those on the front have crosses."""
-_CAPTION = """Each point is one arm, the mean over its seeds. Right is learned more, up is retained \
-more, so the good corner is top right. Crosses are 95 % intervals. Lines join the ranks of one \
-learning rate. The broad grey line is the Pareto front: no other arm learned more and retained \
+_CAPTION = """Each point is one arm, the mean over its seeds. Right is learned more, up is \
+retained more, so the good corner is top right. Crosses are 95 % intervals. Lines join the ranks \
+of one learning rate. The broad grey line is the Pareto front: no other arm learned more and retained \
 more. The ring marks the recommended arm. The table also has the cost of every arm."""
 
 
@@ -29,7 +29,8 @@ def draw_plane(view: StudyView, task: str) -> Figure:
             "on the front with parameters counted": "yes" if arm.on_pareto_front else "no",
             "trainable parameters": arm.trainable_parameters,
             "training time of one trial, s": arm.seconds,
-            "peak memory of its group, GiB": arm.peak_memory_bytes and arm.peak_memory_bytes / 2**30,
+            "peak memory of its group, GiB": arm.peak_memory_bytes
+            and arm.peak_memory_bytes / 2**30,
         }
         for arm in view.arms(task)
     ]
@@ -66,7 +67,9 @@ def draw_plane(view: StudyView, task: str) -> Figure:
 
 
 def _finding(view: StudyView, task: str) -> str:
-    scored = [(a, a.gain.value, r.value) for a in view.arms(task) if a.gain and (r := retention_change(a))]
+    scored = [
+        (a, a.gain.value, r.value) for a in view.arms(task) if a.gain and (r := retention_change(a))
+    ]
     most, gain, kept = max(scored, key=lambda arm: arm[1])
     least, _, best = max(scored, key=lambda arm: arm[2])
     lost, front = view.forgetting_unit(task), view.front(task)

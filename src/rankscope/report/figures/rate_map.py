@@ -37,7 +37,9 @@ def draw_rate_map(view: StudyView, task: str) -> Figure:
             "learning rate": arm.lr,
             **interval_cells(gain, arm.gain, unit),
             validation: arm.validation_gain and arm.validation_gain * unit.scale,
-            **(interval_cells(retained, retention_change(arm), kept) if view.retained(task) else {}),
+            **(
+                interval_cells(retained, retention_change(arm), kept) if view.retained(task) else {}
+            ),
         }
         for arm in arms
     ]
