@@ -10,7 +10,7 @@ from pocket_study import small_study
 from transformers import AutoModelForCausalLM
 
 from rankscope.errors import UserError
-from rankscope.models.load import pocket_folder
+from rankscope.models.model_folder import pocket_folder
 from rankscope.run.plan import make_plan, trial_cost
 from rankscope.run.prepare import prepare_study
 from rankscope.store import Ledger

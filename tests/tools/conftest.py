@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pocket_study import changed, small_study
 
-from rankscope.models.load import pocket_folder
+from rankscope.models.model_folder import pocket_folder
 from rankscope.records import StudyRecords
 
 TEMPLATE = "{% for m in messages %}{{ m.content }} {% endfor %}"

@@ -24,6 +24,7 @@ from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.methods import get_method
 from rankscope.models.methods.full import FullMethod
+from rankscope.models.model_folder import check_tuned_folder
 from rankscope.records import MatrixSpectrum
 
 GENERIC_NAMES = frozenset({"adapter", "model", "final", "checkpoint"})
@@ -32,8 +33,6 @@ GENERIC_NAMES = frozenset({"adapter", "model", "final", "checkpoint"})
 
 @dataclass(slots=True)
 class StoredTunedModel:
-    """A tuned model on disk: a low-rank adapter, or a full checkpoint."""
-
     name: str  # Unique within an inspection
     folder: Path
     kind: str
@@ -43,8 +42,7 @@ class StoredTunedModel:
     @classmethod
     def open(cls, folder: Path, name: str) -> "StoredTunedModel":
         """Read an adapter's factors, or list the weights of a checkpoint."""
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; expected a PEFT adapter or a model")
+        check_tuned_folder(folder)
         if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
             return cls(name, folder, FullMethod.name, model=CheckpointReader.open(folder))
         settings = read_adapter_config(folder, READABLE_INITS)
@@ -95,7 +93,6 @@ class StoredTunedModel:
     def spectrum(
         self, name: str, weight: Tensor, settings: SpectraConfig, svds: SvdCache
     ) -> MatrixSpectrum:
-        """Spectra of one matrix against the base's ``weight``, (out, in)."""
         if self.model is not None:
             tuned = self.model.weight(name, weight.device)
             return full_spectrum(name, weight, tuned, settings, svds)
@@ -143,7 +140,6 @@ def matrices_to_compare(
 
 
 def short_names(folders: list[Path]) -> list[str]:
-    """A short unique name for each folder."""
     short = []
     for folder in map(Path.resolve, folders):
         is_generic = folder.name in GENERIC_NAMES

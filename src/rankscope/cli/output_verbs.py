@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from rankscope.cli.application import AsJson, StudyFolder, app
-from rankscope.cli.terminal import print_json, print_line, print_message
+from rankscope.cli.application import StudyFolder, check_study, verb
+from rankscope.cli.terminal import Reply, print_line, print_message
 from rankscope.errors import UserError
 
 
-@app.command("export")
+@verb("export", "Reading {folder} ...")
 def export_command(
     folder: StudyFolder,
     out: Annotated[Path, Option(help="A new or empty folder for the weights.")],
@@ -38,8 +38,7 @@ def export_command(
     ] = None,
     public: Annotated[bool, Option("--public", help="With --push: a public one.")] = False,
     yes: Annotated[bool, Option("--yes", help="With --push: do not ask.")] = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Reply:
     """Export an adapter or a model from a study.
 
     Writes the weights, the tokenizer with its chat template, a model card with the commands to
@@ -47,13 +46,14 @@ def export_command(
 
     Example: rankscope export studies/pocket --best-lora --out ./adapter
     """
-    from rankscope.tools.export import ExportRequest, export_trial
-    from rankscope.tools.push import Upload, check_repository
-
     if (label is not None) + best + best_lora > 1:
         raise UserError("export: expected one of LABEL, --best and --best-lora")
     if push is None and (public or yes):
         raise UserError("export: --public and --yes do nothing without --push ID")
+    check_study(folder)
+    from rankscope.tools.export import ExportRequest, export_trial
+    from rankscope.tools.push import Upload, check_repository
+
     if push is not None:
         check_repository(push)
     request = ExportRequest(
@@ -68,19 +68,7 @@ def export_command(
     export = export_trial(folder, out, request)
     for note in export.notes:
         print_message(f"note: {note}")
-    if as_json:
-        print_json(
-            {
-                "trial": export.spec.trial_id,
-                "label": export.spec.label,
-                "kind": export.kind,
-                "out": str(out),
-                "notes": list(export.notes),
-            }
-        )
-    else:
-        print_line(f"{export.spec.label}: {export.kind} written to {out}")
-        print_line(f"how to load and serve it: {out / 'README.md'}")
+    address = None
     if push is not None:
         upload = Upload(out, push, private=not public)
         for line in upload.lines():
@@ -89,6 +77,20 @@ def export_command(
             _ask(f"Send these files to {push}?")
         address = upload.send()
         print_message(f"sent to {address}")
+
+    def show() -> None:
+        print_line(f"{export.spec.label}: {export.kind} written to {out}")
+        print_line(f"how to load and serve it: {out / 'README.md'}")
+
+    data = {
+        "trial": export.spec.trial_id,
+        "label": export.spec.label,
+        "kind": export.kind,
+        "out": out,
+        "sent_to": address,
+        "notes": export.notes,
+    }
+    return Reply(data, show)
 
 
 def _ask(question: str) -> None:

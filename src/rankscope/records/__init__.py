@@ -64,7 +64,16 @@ from rankscope.records.prediction import (
     RankScore,
     TaskPrediction,
 )
-from rankscope.records.record import BASE, FAILED, SCHEMA_VERSION, Record, Role, Split, Status
+from rankscope.records.record import (
+    BASE,
+    FAILED,
+    SCHEMA_VERSION,
+    WAITING,
+    Record,
+    Role,
+    Split,
+    Status,
+)
 from rankscope.records.scores import (
     CurvePoint,
     EvalKey,

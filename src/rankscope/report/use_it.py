@@ -65,7 +65,7 @@ def base_source(study: StudyRecords, known_bases: Mapping[str, str], name: str =
             shell = f"{hub} --revision {shlex.quote(revision)}"
         return BaseSource(f"{hub} on the hub{version}", python, shell, dtype, hub)
     if model.pocket:
-        imports = "from rankscope.models.load import pocket_folder"
+        imports = "from rankscope.models.model_folder import pocket_folder"
         return BaseSource(
             "the pocket model, built into Rankscope",
             "pocket_folder()",

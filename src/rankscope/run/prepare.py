@@ -10,16 +10,17 @@ from rankscope.config.study import StudyConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.study_data import prepare_data
 from rankscope.data.tasks import items_sha256
-from rankscope.device import available_memory_bytes, choose_device, choose_dtype
+from rankscope.device import available_memory_bytes, choose_device, choose_dtype, dtype_notes
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.evaluator import study_truncation_notes
 from rankscope.evaluate.task_record import task_record, task_sha256
 from rankscope.hashing import tokenizer_sha256, weights_sha256
 from rankscope.models.adapters.folder import check_same_base
 from rankscope.models.adapters.warm_start import resolve_warm_starts, warm_start_notes
-from rankscope.models.load import load_tokenizer, model_folder
+from rankscope.models.load import load_tokenizer
 from rankscope.models.methods import get_method
 from rankscope.models.methods.method import TrialFacts
+from rankscope.models.model_folder import model_folder
 from rankscope.models.parameters import architecture, check_targets, rank_notes, read_model_config
 from rankscope.models.quantize import check_bitsandbytes
 from rankscope.run.groups import Grouping
@@ -108,6 +109,7 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
         grouping=grouping,
         notes=(
             *missing_weights,
+            *dtype_notes(dtype, device),
             *encoder.notes,
             *rank_notes(config, shapes),
             *truncated,

@@ -17,7 +17,8 @@ from rankscope.errors import UserError
 from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.models.adapters.settings import CONFIG
 from rankscope.models.fetch import KNOWN_MODELS
-from rankscope.models.load import load_tokenizer, model_folder
+from rankscope.models.load import load_tokenizer
+from rankscope.models.model_folder import model_folder
 from rankscope.records import StudyRecords, TaskRecord, TrialRecords, TrialSpec
 from rankscope.report.model_card import ExportedWeights, study_card
 from rankscope.report.study_view import StudyView

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from rankscope.errors import UserError
 from rankscope.hashing import weights_sha256
-from rankscope.models.load import load_tokenizer, model_folder
+from rankscope.models.load import load_tokenizer
+from rankscope.models.model_folder import model_folder
 from rankscope.records import StudyRecords
 
 

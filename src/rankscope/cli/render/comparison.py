@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rankscope.cli.render.table import terminal_table
 from rankscope.cli.terminal import note_lines
 from rankscope.formatting import (
     join_names,
@@ -17,7 +18,6 @@ from rankscope.formatting import (
     with_interval,
 )
 from rankscope.records import ComparedCell, Estimate, StudyComparison, StudyPair
-from rankscope.report.table_formats import terminal_table
 
 MAX_ARMS_NAMED = 8
 """Arms of one study alone that are named; the others are counted."""
