@@ -54,7 +54,7 @@ def test_every_item_of_the_trained_and_the_retention_task_has_both_answers() -> 
         for b, a in zip(before, after, strict=True)
     ]
     gained = sum(b.score < a.score for b, a in zip(before, after, strict=True))
-    assert f"{gained} wrong before, right after" in trained.note
+    assert f"{gained} gained (wrong before, right after)" in trained.note
     assert f"{arm.label}, seed {trial.spec.seed}" in trained.note
     assert len(trained.shown) == 10
     assert "left out" not in trained.note

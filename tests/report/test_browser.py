@@ -136,7 +136,7 @@ def test_tables_sort_by_mouse_and_by_keyboard(shown: Opened) -> None:
     page.click(f"#{key} th:nth-child(1) button")
     assert column(page, key, 1)[0] == "base"
     assert heading.get_attribute("aria-sort") is None
-    bare = page.query_selector_all("table:has(tbody tr:nth-child(2)) th:not(:has(button))")
+    bare = page.query_selector_all(".scroll table:has(tbody tr:nth-child(2)) th:not(:has(button))")
     assert bare == []
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from rankscope.advise.statistics.estimates import negated, weighted_estimate
+from rankscope.advise.statistics.estimates import weighted_estimate
 from rankscope.advise.statistics.matching import (
     align_scores,
     mean_estimate,
@@ -239,7 +239,7 @@ def _fall(study: StudyRecords, done: list[TrialRecords], tasks: Sequence[str]) -
     known = [n for n in tasks if paired_scores(study, done, n, "test") is not None]
     complete = trials_with_all_scores(study, done, known)
     pairs = [p for n in known if (p := paired_scores(study, complete, n, "test")) is not None]
-    return negated(weighted_estimate(pairs)) if pairs and len(pairs) == len(known) else None
+    return -weighted_estimate(pairs) if pairs and len(pairs) == len(known) else None
 
 
 def _validation_score(study: StudyRecords, done: list[TrialRecords], task: str) -> float | None:

@@ -4,6 +4,7 @@ The page of a study opens with it; a notebook shows it by ``answer_html``.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rankscope.formatting import (
@@ -24,13 +25,14 @@ from rankscope.report.study_view import StudyView, retention_change
 
 NEXT_STEPS_TITLE = "How to get a firmer answer"
 CONFIDENCES = {"firm": "High confidence", "tentative": "Tentative", "none": "Cannot tell yet"}
-ROLES = {
+ROW_ROLES = {
     "recommended": "Recommended",
     "closest": "Best so far",
     "cheapest": "Cheapest within the margin",
     "full": "Best full fine-tuning",
+    "lora": "Best LoRA",
 }
-CHECKS = {
+CHECK_TITLES = {
     "seeds": "Seeds",
     "items": "Test items",
     "retention": "Retention",
@@ -97,18 +99,19 @@ def answer_card(view: StudyView, task: str) -> AnswerCard:
         "Size",
         "Training time",
     )
-    rows = [
-        CardRow(
-            role=", ".join(
-                ROLES[role] if place == 0 else ROLES[role].lower()
-                for place, role in enumerate(row.roles)
-            ),
-            label=row.arm.label,
-            cells=_cells(view, row.arm),
-        )
-        for row in (advice.rows if advice else ())
+    arms: list[tuple[tuple[str, ...], ArmSummary]] = [
+        (row.roles, row.arm) for row in (advice.rows if advice else ())
     ]
+    lora = view.best_lora(task)
+    if arms and lora is not None and not any(arm.is_lora for _, arm in arms):
+        arms.append((("lora",), lora))
+    rows = [CardRow(_role_text(roles), arm.label, _cells(view, arm)) for roles, arm in arms]
     return AnswerCard(task, columns, tuple(rows), advice)
+
+
+def _role_text(roles: Sequence[str]) -> str:
+    first, *others = (ROW_ROLES[role] for role in roles)
+    return ", ".join([first, *(f"{name[0].lower()}{name[1:]}" for name in others)])
 
 
 def _cells(view: StudyView, arm: ArmSummary) -> tuple[CardCell, ...]:
@@ -142,7 +145,7 @@ def card_values(view: StudyView) -> dict[str, object]:
     return {
         "cards": [answer_card(view, task) for task in view.training_tasks],
         "confidences": CONFIDENCES,
-        "checks": CHECKS,
+        "checks": CHECK_TITLES,
         "marks": MARKS,
         "next_steps_title": NEXT_STEPS_TITLE,
     }

@@ -16,11 +16,11 @@ MAX_PROMPT, MAX_ANSWER = 600, 240
 """Longest prompt and answer on the page, in characters."""
 
 Outcome = Literal["gained", "lost", "kept", "missed"]
-OUTCOMES: dict[Outcome, tuple[str, str]] = {
-    "gained": ("wrong before, right after", "better by log probability"),
-    "lost": ("right before, wrong after", "worse by log probability"),
-    "kept": ("right before and after", "unchanged"),
-    "missed": ("wrong before and after", ""),
+ITEM_OUTCOMES: dict[Outcome, tuple[str, str]] = {
+    "gained": ("gained (wrong before, right after)", "more probable after"),
+    "lost": ("lost (right before, wrong after)", "less probable after"),
+    "kept": ("right both times", "unchanged"),
+    "missed": ("wrong both times", ""),
 }
 """In words, for items that are right or wrong and for log probabilities."""
 
@@ -99,7 +99,7 @@ def fair_choice(outcomes: Sequence[Outcome], most: int = SHOWN) -> list[int]:
 
     Within an outcome they are at even steps through the test set, so none is picked by hand.
     """
-    places = {o: [i for i, found in enumerate(outcomes) if found == o] for o in OUTCOMES}
+    places = {o: [i for i, found in enumerate(outcomes) if found == o] for o in ITEM_OUTCOMES}
     places = {outcome: found for outcome, found in places.items() if found}
     total, most = len(outcomes), min(most, len(outcomes))
     exact = {outcome: most * len(found) / total for outcome, found in places.items()}
@@ -127,8 +127,8 @@ def _compared(
     name: str, pairs: Sequence[ItemPair], unit: Unit, who: str, budget: int
 ) -> ComparedItems:
     place = 1 if unit == NATS else 0
-    numbers = {o: sum(pair.outcome == o for pair in pairs) for o in OUTCOMES}
-    parts = [f"{n} {OUTCOMES[o][place]}" for o, n in numbers.items() if n]
+    numbers = {o: sum(pair.outcome == o for pair in pairs) for o in ITEM_OUTCOMES}
+    parts = [f"{n} {ITEM_OUTCOMES[o][place]}" for o, n in numbers.items() if n]
     sizes = [len(p.prompt) + len(p.gold) + len(p.before) + len(p.after) + 20 for p in pairs]
     fits = min(len(pairs), int(len(pairs) * budget / max(1, sum(sizes))))
     kept = [pairs[int((step + 0.5) * len(pairs) / fits)] for step in range(fits)]

@@ -11,8 +11,8 @@ from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.analyzed_models import arms_analyzed
 from rankscope.report.answer import card_values, missing
 from rankscope.report.before_after import (
+    ITEM_OUTCOMES,
     MAX_EMBEDDED,
-    OUTCOMES,
     ComparedItems,
     compared_items,
 )
@@ -51,7 +51,7 @@ def render_study(view: StudyView, folder: str = "DIR") -> str:
         missing=missing(view),
         items={task: compared for task, compared in items.items() if compared},
         items_json=embedded([_item_data(c) for compared in items.values() for c in compared]),
-        outcomes=OUTCOMES,
+        outcomes=ITEM_OUTCOMES,
         steps={task: steps_for_task(view, task, folder) for task in tasks},
         sections=sections,
         failed=failed_trials_table(view),

@@ -255,12 +255,7 @@ class StudyView:
 
 def retention_change(arm: ArmSummary) -> Estimate | None:
     """Forgetting with its sign turned: below zero is lost. Pages show retention this way only."""
-    return None if arm.forgetting is None else negated(arm.forgetting)
-
-
-def negated(estimate: Estimate) -> Estimate:
-    low, high = (None if end is None else 0.0 - end for end in (estimate.high, estimate.low))
-    return estimate.model_copy(update={"value": 0.0 - estimate.value, "low": low, "high": high})
+    return None if arm.forgetting is None else -arm.forgetting
 
 
 def retention_text(change: float, unit: Unit) -> str:

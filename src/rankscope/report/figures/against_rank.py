@@ -1,6 +1,6 @@
 """Score and retention against rank, a panel each."""
 
-from rankscope.formatting import difference, score_text
+from rankscope.formatting import MAX_NAME, difference, safe_text, score_text
 from rankscope.records import EvalRecord
 from rankscope.report.charts.figure import Figure, interval_cells, interval_digits
 from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
@@ -18,9 +18,10 @@ is tuned minus base: below zero was lost."""
 @register("ranks", 10)
 def draw_against_rank(view: StudyView, task: str) -> Figure:
     unit, base, axis = view.unit(task), view.base(task), view.rank_axis(task)
-    score = f"score on {task} ({view.study.task(task).metric}), {unit.score}"
+    metric = safe_text(view.study.task(task).metric, MAX_NAME)
+    score = f"score ({metric}), {unit.score}"
     changes = {
-        name: f"retention change on {name}, {view.unit(name).difference}"
+        name: f"retention change on {safe_text(name, MAX_NAME)}, {view.unit(name).difference}"
         for name in view.retained(task)
     }
     rows = []

@@ -5,7 +5,7 @@ from rankscope.records import TaskMitigation
 from rankscope.report.charts.figure import Figure, interval_cells
 from rankscope.report.charts.interval_rows import interval_rows
 from rankscope.report.figures import register
-from rankscope.report.study_view import StudyView, negated
+from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import table_from_rows
 
 LEVEL = 0.05
@@ -32,7 +32,7 @@ def draw_mitigation(view: StudyView, task: str) -> Figure | None:
             gain: c.gain * view.unit(task).scale,
             retained: -c.forgetting * scale,
             "retention change of the plain arm at that gain": -c.baseline * scale,
-            **interval_cells("difference", negated(c.difference), lost),
+            **interval_cells("difference", -c.difference, lost),
             "p, Holm": c.difference.p_holm,
             "seeds": c.difference.seeds,
             "seeds that learned more than the plain arm": c.beyond,

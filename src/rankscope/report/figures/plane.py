@@ -12,8 +12,8 @@ MAX_CROSSES = 60
 """With more arms than this, only those on the front have crosses."""
 _CAPTION = """Each point is one arm, the mean over its seeds. Right is learned more, up is \
 retained more, so the good corner is top right. Crosses are 95 % intervals. Lines join the ranks \
-of one learning rate. The broad grey line is the Pareto front: no other arm learned more and retained \
-more. The ring marks the recommended arm. The table also has the cost of every arm."""
+of one learning rate. The broad grey line is the Pareto front: no other arm learned more and \
+retained more. The ring marks the recommended arm. The table also has the cost of every arm."""
 
 
 @register("planes", 10)

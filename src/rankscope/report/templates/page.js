@@ -230,7 +230,8 @@
 
   // A link to something in a fold opens the fold.
   addEventListener("hashchange", () => {
-    const inner = document.querySelector(`${location.hash} > details`);
+    const target = document.getElementById(location.hash.slice(1));
+    const inner = target && target.querySelector(":scope > details");
     if (inner) inner.open = true;
   });
 
