@@ -144,9 +144,9 @@ def test_the_search_finds_items_by_word_and_by_outcome(shown: Opened) -> None:
     page = shown.page
     block = page.query_selector(".compared")
     assert block is not None
-    first = [item.text_content() for item in block.query_selector_all(".pairs > li")]
+    first = [prompt.text_content() for prompt in block.query_selector_all(".pairs .prompt")]
     assert len(first) == 10
-    word = (block.query_selector_all(".pairs .prompt")[-1].text_content() or "").split()[-2]
+    word = (first[-1] or "").split()[-2]
     page.fill(".compared input[type=search]", word)
     found = [item.text_content() or "" for item in block.query_selector_all(".pairs > li")]
     assert found
@@ -155,7 +155,7 @@ def test_the_search_finds_items_by_word_and_by_outcome(shown: Opened) -> None:
     assert block.query_selector_all(".pairs > li") == []
     assert (block.query_selector("output") or block).text_content() == "0 found"
     page.fill(".compared input[type=search]", "")
-    assert [item.text_content() for item in block.query_selector_all(".pairs > li")] == first
+    assert [p.text_content() for p in block.query_selector_all(".pairs .prompt")] == first
     page.select_option(".compared .find select", "missed")
     outcomes = {item.get_attribute("class") for item in block.query_selector_all(".pairs > li")}
     assert outcomes <= {"missed"}
