@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from rankscope.advise.retention import scale_notes
 from rankscope.analyze.spectra import check_spectra_settings
 from rankscope.analyze.trial_spectra import compared_matrices
 from rankscope.config.study import StudyConfig
@@ -92,6 +93,9 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
         {n: RowCounts.of(rows.rows) for n, rows in {**data.replay_rows, **data.rows}.items()},
         config.memory_limit or round(USABLE_SHARE * available_memory_bytes(device)),
     )
+    records = tuple(
+        task_record(config, encoder, task, tokenizer_hash) for task in data.tasks.values()
+    )
     return PreparedStudy(
         config=config,
         folder=folder,
@@ -101,9 +105,7 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
         dtype=dtype,
         encoder=encoder,
         data=data,
-        task_records=tuple(
-            task_record(config, encoder, task, tokenizer_hash) for task in data.tasks.values()
-        ),
+        task_records=records,
         trials=tuple(trials),
         groups=tuple(grouping.groups(trials, config)),
         grouping=grouping,
@@ -115,6 +117,7 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
             *truncated,
             *warm_start_notes(warm_starts.values()),
             *data.notes,
+            *scale_notes(records, config.objective),
             *duplicate_grid_notes(config),
         ),
     )
