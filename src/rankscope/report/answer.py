@@ -5,13 +5,16 @@ The page of a study opens with it; a notebook shows it by ``answer_html``.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rankscope.formatting import (
+    NATS,
     UNKNOWN,
+    Unit,
     byte_size,
     compact,
     count,
+    difference,
     duration,
     join_names,
     number,
@@ -115,14 +118,16 @@ def _role_text(roles: Sequence[str]) -> str:
 
 
 def _cells(view: StudyView, arm: ArmSummary) -> tuple[CardCell, ...]:
-    unit, kept = view.unit(arm.task), view.forgetting_unit(arm.task)
-    score, retained, size = arm.score, retention_change(arm), arm.trainable_parameters
+    size, advice = arm.trainable_parameters, view.advice(arm.task)
     share = number(100 * size / view.study.model.num_parameters)
+    retained = _cell(retention_change(arm), view.forgetting_unit(arm.task), sign=True)
+    in_nats = arm.logprob_forgetting
+    if advice and advice.forgetting_scale.name == "gold_logprob" and in_nats:
+        # What is weighed stands beside what is shown.
+        retained = replace(retained, note=f"{retained.note}; {difference(-in_nats.value, NATS)}")
     return (
-        _cell(
-            score, score and number(score.value * unit.scale, unit.digits), unit.scale, unit.digits
-        ),
-        _cell(retained, retained and signed(retained.value, kept), kept.scale, kept.digits),
+        _cell(arm.score, view.unit(arm.task)),
+        retained,
         CardCell(
             byte_size(BYTES_PER_PARAMETER * size),
             f"{compact(size)} parameters, {share} % of the model; float32",
@@ -131,13 +136,16 @@ def _cells(view: StudyView, arm: ArmSummary) -> tuple[CardCell, ...]:
     )
 
 
-def _cell(estimate: Estimate | None, value: str | None, scale: float, digits: int) -> CardCell:
-    if estimate is None or value is None:
+def _cell(estimate: Estimate | None, unit: Unit, *, sign: bool = False) -> CardCell:
+    if estimate is None:
         return CardCell(note="not measured")
+
+    def shown(value: float) -> str:
+        return signed(value, unit) if sign else number(value * unit.scale, unit.digits)
+
     if estimate.low is None or estimate.high is None:
-        return CardCell(value, "interval unknown")
-    low, high = (number(end * scale, digits) for end in (estimate.low, estimate.high))
-    return CardCell(value, f"{low} to {high}")
+        return CardCell(shown(estimate.value), "interval unknown")
+    return CardCell(shown(estimate.value), f"{shown(estimate.low)} to {shown(estimate.high)}")
 
 
 def card_values(view: StudyView) -> dict[str, object]:
