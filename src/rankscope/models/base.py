@@ -162,9 +162,7 @@ class Base:
 
 def compute_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Compute a float32 model's matrix products in ``dtype`` (mixed precision, 1710.03740).
-
-    autocast keeps norms, softmax and sums in float32, as gradients and the optimizer's sums are.
-    """
+    autocast keeps norms, softmax and sums in float32, as gradients and the optimizer's sums are."""
     if dtype != model.dtype:
         forward: Any = torch.autocast(model.device.type, dtype)(model.forward)
         model.forward = forward

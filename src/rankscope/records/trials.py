@@ -105,11 +105,8 @@ class TrialSpec(Record):
 
     @property
     def arm_label(self) -> str:
-        """Short name for tables, such as ``r=32 lr=0.0002``, without the task.
-
-        Every setting that is not the default is spelled out, so two arms of a task never share a
-        label.
-        """
+        """Short name for tables, such as ``r=32 lr=0.0002``, without the task. Every setting that
+        is not the default is spelled out, so two arms of a task never share a label."""
         if self.peft is not None:
             parts = peft_label(self.peft)
         elif self.rank is None:

@@ -152,10 +152,8 @@ class Ledger:
         self._put(notes=json.dumps(list(notes)))
 
     def put_trials(self, specs: Sequence[TrialSpec]) -> int:
-        """Make ``specs``, in this order, the trials of the study; returns how many are new.
-
-        Trials that are no longer in the study keep their results, but ``load`` omits them.
-        """
+        """Make ``specs``, in this order, the trials of the study; returns how many are new. Trials
+        that are no longer in the study keep their results, but ``load`` omits them."""
         with transaction(self._db, self.out):
             count = "SELECT COUNT(*) FROM trials"
             before = int(self._db.execute(count).fetchone()[0])
@@ -188,10 +186,8 @@ class Ledger:
         return self._store.stage(expected_bytes)
 
     def publish(self, staged: Path, relative: str) -> tuple[Artifact, ...]:
-        """Move a staged file or folder to ``relative``; pass the result to a ``commit``.
-
-        If the ledger names that place already, what is stored stays and its rows are returned.
-        """
+        """Move a staged file or folder to ``relative``; pass the result to a ``commit``. If the
+        ledger names that place already, what is stored stays and its rows are returned."""
         self._store.resolve(relative)
         return self.artifacts(relative) or self._store.publish(staged, relative)
 
@@ -346,7 +342,5 @@ class Ledger:
 
     def verify(self, *, quick: bool = False) -> list[Problem]:
         """Re-hash every record and artifact; an empty list means all is as it was written.
-
-        ``quick`` compares the sizes of artifacts instead of their hashes.
-        """
+        ``quick`` compares the sizes of artifacts instead of their hashes."""
         return find_problems(self._db, self._store, self.artifacts, quick=quick)
