@@ -58,13 +58,7 @@ class TrialSpec(Record):
     @property
     def overrides(self) -> dict[str, int | float | str]:
         """The arm's own values of the training protocol, by field name."""
-        own: dict[str, int | float | str | None] = {
-            "batch_size": self.batch_size,
-            "gradient_accumulation": self.gradient_accumulation,
-            "schedule": self.schedule,
-            "warmup_fraction": self.warmup_fraction,
-            "weight_decay": self.weight_decay,
-        }
+        own = {name: getattr(self, name) for name in OVERRIDE_LABELS}
         return {name: value for name, value in own.items() if value is not None}
 
     @property
