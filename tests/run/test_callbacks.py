@@ -87,7 +87,7 @@ class Interrupter(NullReporter):
         self.heard = 0
         self.scored = 0
 
-    def advance(self, done: int, detail: str = "") -> None:
+    def advance(self, done: int, detail: str = "", **values: float | None) -> None:
         self.heard += 1
         self.scored += detail.startswith("scoring")
         if self.heard % 5 == 0:

@@ -61,7 +61,7 @@ class Interrupter(NullReporter):
     def stage(self, name: str, total: int) -> None:
         self.training = " train " in name
 
-    def advance(self, done: int, detail: str = "") -> None:
+    def advance(self, done: int, detail: str = "", **values: float | None) -> None:
         self.steps += self.training
         if self.training and self.steps % 3 == 0:
             self.stops += 1
