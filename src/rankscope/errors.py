@@ -24,7 +24,7 @@ PARTS = {
     "expected": re.compile(r".*?\b[Ee]xpected (.+?)(?:; |\. |\.?$)"),
     "do": re.compile(r".*?; (?!expected)(.+?)\.?$"),
 }
-"""The form of messages: ``where: found X, expected Y; do Z``, of which parts may be left out."""
+"""The form of messages: ``where: found X, expected Y; do Z``; any part may be missing."""
 
 
 class RankscopeError(Exception):

@@ -43,7 +43,6 @@ class ItemResult:
 
 
 def write_items(path: Path, items: list[ItemResult]) -> None:
-    """Write per-item results as one Parquet file; floats are stored as they are."""
     columns = {name: [getattr(item, name) for item in items] for name in ITEM_SCHEMA.names}
     pq.write_table(pa.table(columns, schema=ITEM_SCHEMA), path)
 

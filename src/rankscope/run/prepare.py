@@ -10,7 +10,7 @@ from rankscope.config.study import StudyConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.study_data import prepare_data
 from rankscope.data.tasks import items_sha256
-from rankscope.device import available_memory_bytes, choose_device, choose_dtype
+from rankscope.device import available_memory_bytes, choose_device, choose_dtype, dtype_notes
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.evaluator import study_truncation_notes
 from rankscope.evaluate.task_record import task_record, task_sha256
@@ -119,6 +119,7 @@ def prepare_study(
         grouping=grouping,
         notes=(
             *missing_weights,
+            *dtype_notes(dtype, device),
             *encoder.notes,
             *rank_notes(config, shapes),
             *truncated,

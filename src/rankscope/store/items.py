@@ -22,17 +22,14 @@ COLUMNS = ["item_id", "subject", "score", "gold_logprob"]
 
 
 def adapter_path(trial_id: str) -> str:
-    """Path of a trial's PEFT adapter, relative to the study."""
     return f"artifacts/{trial_id}/adapter"
 
 
 def model_path(trial_id: str) -> str:
-    """Path of a fully fine-tuned trial's model folder, relative to the study."""
     return f"artifacts/{trial_id}/model"
 
 
 def weights_path(spec: TrialSpec) -> str:
-    """Path of a trial's weights, relative to the study: an adapter, or a whole model."""
     return model_path(spec.trial_id) if spec.is_full else adapter_path(spec.trial_id)
 
 
@@ -43,7 +40,6 @@ def snapshot_path(spec: TrialSpec, step: int) -> str:
 
 
 def items_path(trial_id: str, task: str, split: str) -> str:
-    """Path of the per-item Parquet table of one evaluation, relative to the study."""
     folder = trial_id.replace("@", "/")  # a variant's items go below its trial's
     return f"artifacts/{folder}/items/{task}.{split}.parquet"
 
