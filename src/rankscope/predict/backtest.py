@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from rankscope.advise.arms import retention_tasks
 from rankscope.advise.mitigation import gain_and_forgetting
+from rankscope.advise.retention import retention_tasks
 from rankscope.config.loader import load_study_file
 from rankscope.errors import UserError
 from rankscope.predict.features import open_base, predictions

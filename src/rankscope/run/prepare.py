@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from rankscope.advise.retention import scale_notes
 from rankscope.analyze.spectra import check_spectra_settings
 from rankscope.analyze.trial_spectra import compared_matrices
 from rankscope.config.study import StudyConfig
@@ -102,6 +103,9 @@ def prepare_study(
     )
     groups = tuple(grouping.groups(trials, config))
     reporter.finish()
+    records = tuple(
+        task_record(config, encoder, task, tokenizer_hash) for task in data.tasks.values()
+    )
     return PreparedStudy(
         config=config,
         folder=folder,
@@ -111,9 +115,7 @@ def prepare_study(
         dtype=dtype,
         encoder=encoder,
         data=data,
-        task_records=tuple(
-            task_record(config, encoder, task, tokenizer_hash) for task in data.tasks.values()
-        ),
+        task_records=records,
         trials=tuple(trials),
         groups=groups,
         grouping=grouping,
@@ -125,6 +127,7 @@ def prepare_study(
             *truncated,
             *warm_start_notes(warm_starts.values()),
             *data.notes,
+            *scale_notes(records, config.objective),
             *duplicate_grid_notes(config),
         ),
     )
