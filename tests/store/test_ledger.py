@@ -239,10 +239,9 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     assert (2 * scores.gold_logprobs[:3]).tolist() == [item.gold_logprob for item in expected[:3]]
     assert np.isnan(scores.gold_logprobs[3])
     assert scores.item_ids is records.items[BASE, "med", "test"].item_ids
-    assert records.results[IDS[1], "med", "test"] == expected
-    assert [item.prompt for item in records.results[IDS[1], "med", "test"]] == ["asked"] + [
-        None
-    ] * 3
+    whole = records.results[IDS[1], "med", "test"]
+    assert whole == expected
+    assert [item.prompt for item in whole] == ["asked", None, None, None]
     for stored in (records.items, records.results):
         with pytest.raises(KeyError):
             stored[IDS[0], "med", "validation"]

@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 
 from rankscope.advise.retention import scale_notes
-from rankscope.analyze.spectra import check_spectra_settings
-from rankscope.analyze.trial_spectra import compared_matrices
+from rankscope.analyze.spectra import check_spectra_settings, compared_matrices
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.study_data import prepare_data
