@@ -460,6 +460,28 @@ def test_missing_and_shortened_files_are_found(tmp_path: Path) -> None:
         assert [problem.found for problem in ledger.verify()] == ["no file", "7 bytes"]
 
 
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ("DELETE FROM artifacts", "artifacts/"),
+        ("UPDATE study SET body = 'no JSON' WHERE key = 'tasks'", "ledger.sqlite"),
+        ("UPDATE trials SET spec = '{}'", "ledger.sqlite"),
+        ("DELETE FROM records WHERE kind = 'train'", "ledger.sqlite: trial "),
+    ],
+)
+def test_tables_that_contradict_each_other_are_found(
+    tmp_path: Path, change: str, place: str
+) -> None:
+    run_everything(tmp_path)
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as db:
+        db.execute(change)
+    db.close()
+    with Ledger.open(tmp_path, write=False) as ledger:
+        problems = ledger.verify(quick=True)
+    assert problems
+    assert all(problem.path.startswith(place) for problem in problems)
+
+
 def test_an_altered_record_is_found(tmp_path: Path) -> None:
     run_everything(tmp_path)
     with sqlite3.connect(tmp_path / "ledger.sqlite") as db:

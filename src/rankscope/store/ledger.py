@@ -343,4 +343,4 @@ class Ledger:
     def verify(self, *, quick: bool = False) -> list[Problem]:
         """Re-hash every record and artifact; an empty list means all is as it was written.
         ``quick`` compares the sizes of artifacts instead of their hashes."""
-        return find_problems(self._db, self._store, self.artifacts, quick=quick)
+        return find_problems(self._db, self._store, quick=quick)
