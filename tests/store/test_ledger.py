@@ -239,8 +239,9 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     assert (2 * scores.gold_logprobs[:3]).tolist() == [item.gold_logprob for item in expected[:3]]
     assert np.isnan(scores.gold_logprobs[3])
     assert scores.item_ids is records.items[BASE, "med", "test"].item_ids
-    assert records.results[IDS[1], "med", "test"] == expected
-    assert [item.prompt for item in records.results[IDS[1], "med", "test"]] == ["asked"] + [None] * 3
+    whole = records.results[IDS[1], "med", "test"]
+    assert whole == expected
+    assert [item.prompt for item in whole] == ["asked", None, None, None]
     for stored in (records.items, records.results):
         with pytest.raises(KeyError):
             stored[IDS[0], "med", "validation"]
@@ -457,6 +458,28 @@ def test_missing_and_shortened_files_are_found(tmp_path: Path) -> None:
         file.truncate(7)
     with Ledger.open(tmp_path, write=False) as ledger:
         assert [problem.found for problem in ledger.verify()] == ["no file", "7 bytes"]
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ("DELETE FROM artifacts", "artifacts/"),
+        ("UPDATE study SET body = 'no JSON' WHERE key = 'tasks'", "ledger.sqlite"),
+        ("UPDATE trials SET spec = '{}'", "ledger.sqlite"),
+        ("DELETE FROM records WHERE kind = 'train'", "ledger.sqlite: trial "),
+    ],
+)
+def test_tables_that_contradict_each_other_are_found(
+    tmp_path: Path, change: str, place: str
+) -> None:
+    run_everything(tmp_path)
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as db:
+        db.execute(change)
+    db.close()
+    with Ledger.open(tmp_path, write=False) as ledger:
+        problems = ledger.verify(quick=True)
+    assert problems
+    assert all(problem.path.startswith(place) for problem in problems)
 
 
 def test_an_altered_record_is_found(tmp_path: Path) -> None:
