@@ -12,6 +12,7 @@ import torch
 from pocket_study import (
     EVALS_EACH,
     NUM_TRIALS,
+    ROUNDING,
     SETTINGS,
     changed,
     leftovers,
@@ -109,10 +110,10 @@ def adapter(out: Path, study: StudyRecords, label: str) -> dict[str, torch.Tenso
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """Equal to 1e-5 of each tensor's norm."""
+    """Equal but for rounding, relative to each tensor's norm."""
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert float((found[name] - tensor).norm()) <= 1e-5 * float(tensor.norm())
+        assert float((found[name] - tensor).norm()) <= ROUNDING * float(tensor.norm())
         assert float(tensor.norm()) > 0
 
 
