@@ -25,8 +25,7 @@ TableRow = dict[str, object]
 
 
 def write_tables(inspection: Inspection, folder: Path) -> None:
-    """Write ``matrices``, ``layers`` and ``modules.parquet``; with heads also ``heads``,
-    ``kv_heads`` and ``head_ablations.parquet``."""
+    """Write a Parquet file per table; those of heads only with heads."""
     matrices = pd.DataFrame(
         [_identity(m) | matrix_row(x) for m in inspection.tuned for x in m.spectra.matrices]
     )
@@ -70,7 +69,6 @@ def _summed(matrices: pd.DataFrame, key: str) -> pd.DataFrame:
 
 
 def _head_rows(model: TableRow, heads: HeadsRecord) -> Iterator[TableRow]:
-    """One row per query head: change of its slices, importance, entropy, role."""
     roles = {(role.layer, role.head): role for role in heads.roles}
     changes = _changes(heads)
     for before, after in zip(heads.base, heads.tuned, strict=True):
@@ -91,7 +89,6 @@ def _head_rows(model: TableRow, heads: HeadsRecord) -> Iterator[TableRow]:
 
 
 def _kv_head_rows(model: TableRow, heads: HeadsRecord) -> Iterator[TableRow]:
-    """One row per key/value head."""
     changes = _changes(heads)
     for before, after in zip(heads.base, heads.tuned, strict=True):
         for head in range(len(after.group_importance)):
@@ -128,8 +125,7 @@ def _change_columns(
 
 
 def _ablation_rows(model: TableRow, heads: HeadsRecord) -> Iterator[TableRow]:
-    """One row per task and removed query head: changes of score and gold log-probability before and
-    after training, with the standard error of the difference. Rows without head: whole layers."""
+    """Rows by task and removed query head; those without a head are of whole layers."""
     for ablation in heads.ablations:
         identity = {**model, "task": ablation.task, "items": ablation.items}
         for layer, errors in enumerate(ablation.gold_difference_error):
