@@ -121,13 +121,17 @@ class Rows:
     encoded: list[EncodedRow] = field(default_factory=list)
 
     @classmethod
-    def read(cls, setting: Setting) -> "Rows":
-        """The first rows of the task that fit, as many as the steps need or there are."""
+    def read(cls, setting: Setting, max_train_rows: int | None = None) -> "Rows":
+        """The first rows of the task that fit, as many as the steps need or there are.
+
+        max_train_rows: as in a study file, which draws that many.
+        """
         data_dir = None if setting.data_dir is None else Path(setting.data_dir)
         encoder = Encoder(load_tokenizer(Path(setting.model)), "plain", setting.max_length)
         rows = cls(setting)
+        task = TaskConfig(name=setting.task, max_train_rows=max_train_rows)
         wanted = setting.steps * setting.batch_size * setting.gradient_accumulation
-        for item in load_task(TaskConfig(name=setting.task), data_dir, data_seed=0).train:
+        for item in load_task(task, data_dir, data_seed=0).train:
             row = encoder.training_row(item, "completion")
             if row is not None and not row.truncated:
                 rows.prompts.append(item.prompt)

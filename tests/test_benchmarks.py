@@ -100,6 +100,15 @@ def test_train_sweep_prints_its_line(data_dir: Path) -> None:
         assert 0 < value < math.inf
 
 
+def test_a_whole_study_has_the_losses_and_scores_of_the_scripts(data_dir: Path) -> None:
+    options = "--ranks 2 --rows 16 --items 4 --dtype float32".split()
+    places = ["--model", str(pocket_folder()), "--data-dir", str(data_dir)]
+    result = result_of("whole_study.py", *options, *places)  # it exits with 1 if they differ
+    assert result["models"] == 2
+    assert result["items"] == 16
+    assert {"rankscope", "trl", "harness"} == set(result["seconds"])  # type: ignore[call-overload]
+
+
 def test_train_pocket_prints_its_line() -> None:
     result = result_of("train_pocket.py", "--steps", "4", "--batch-size", "4")
     assert result["benchmark"] == "train_pocket"

@@ -63,5 +63,6 @@ class ItemScores:
 
     item_ids: tuple[str, ...]
     scores: npt.NDArray[np.float64]  # Shape (items,)
-    gold_logprobs: npt.NDArray[np.float64]  # Shape (items,); NaN where unknown
+    gold_logprobs: npt.NDArray[np.float64]
+    """Log p of the right answer per token, nats, shape (items,); NaN where unknown."""
     subjects: tuple[str | None, ...]

@@ -103,11 +103,11 @@ class StudyRecords:
         raise KeyError(name)
 
 
-def trained_parts(study: StudyRecords, task: str) -> frozenset[str]:
+def trained_parts(tasks: Sequence[TaskRecord], task: str) -> frozenset[str]:
     """Tasks whose items a model trained on ``task`` has seen in training.
 
     The task itself, the parts of its mixture, and every mixture that shares a part with it. Scores
     on them are neither forgetting nor transfer.
     """
-    seen = {task, *(part for t in study.tasks if t.name == task for part in t.parts)}
-    return frozenset(seen | {t.name for t in study.tasks if seen & set(t.parts)})
+    seen = {task, *(part for t in tasks if t.name == task for part in t.parts)}
+    return frozenset(seen | {t.name for t in tasks if seen & set(t.parts)})

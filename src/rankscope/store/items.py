@@ -18,7 +18,7 @@ from rankscope.records import (
 )
 from rankscope.store.artifacts import Artifact, ArtifactStore
 
-COLUMNS = ["item_id", "subject", "score", "gold_logprob"]
+COLUMNS = ["item_id", "subject", "score", "gold_logprob", "gold_tokens"]
 
 
 def adapter_path(trial_id: str) -> str:
@@ -98,7 +98,7 @@ class StoredItems(Mapping[EvalKey, ItemScores]):
         if names is None or not names.same_as(table):
             names = _Names(table)
             self._names.setdefault(key[1:], names)
-        gold = pc.fill_null(table["gold_logprob"], float("nan"))
+        gold = pc.fill_null(pc.divide(table["gold_logprob"], table["gold_tokens"]), float("nan"))
         return ItemScores(
             item_ids=names.item_ids,
             scores=np.asarray(table["score"].to_numpy(), dtype=np.float64),

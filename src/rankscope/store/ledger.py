@@ -381,4 +381,4 @@ class Ledger:
 
         ``quick`` compares the sizes of artifacts instead of their hashes.
         """
-        return find_problems(self._db, self._store, self.artifacts, quick=quick)
+        return find_problems(self._db, self._store, quick=quick)

@@ -22,9 +22,9 @@ import torch
 
 from rankscope.config.task import LM_EVAL_PREFIX
 from rankscope.errors import UserError
+from rankscope.evaluate.evaluator import Evaluation
 from rankscope.evaluate.lm_eval.task_files import check_task, is_yaml
 from rankscope.evaluate.metrics import standard_error
-from rankscope.evaluate.mixtures import Evaluation
 from rankscope.hashing import sha256_file, sha256_json
 from rankscope.models.base import Base
 from rankscope.records import EvalRecord, ItemResult
