@@ -30,7 +30,9 @@ def test_a_drop_down_shows_its_first_entry_and_lines_have_a_legend(view: StudyVi
     assert len(shown.data) == len(with_choices.choices[0].traces)
     assert all(trace.visible for trace in shown.data)
     plane = next(f for f in figures(view) if f.key == "plane-0")
-    named = [trace.name for trace in static_plot(plane, lines).data if trace.showlegend is not False]
+    named = [
+        trace.name for trace in static_plot(plane, lines).data if trace.showlegend is not False
+    ]
     assert named == list(lines.values())
     assert len(plane.plot.data) == len(static_plot(plane, lines).data) - 2  # type: ignore[union-attr]
 
@@ -71,4 +73,3 @@ def test_what_cannot_be_written_is_refused_first(
     monkeypatch.setitem(__import__("sys").modules, "kaleido", None)
     with pytest.raises(UserError, match=r"pip install 'rankscope\[figures\]'"):
         check_figures(tmp_path / "s", tmp_path / "out", "pdf")
-

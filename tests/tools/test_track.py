@@ -144,7 +144,9 @@ def test_what_is_missing_is_named(finished: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "trackio", None)
     outcome = rankscope("track", finished.out, "--to", "trackio")
     assert outcome.code == 2
-    assert "trackio is not installed; install it with pip install 'rankscope[track]'" in outcome.told
+    assert (
+        "trackio is not installed; install it with pip install 'rankscope[track]'" in outcome.told
+    )
     outcome = rankscope("track", finished.out, "--to", "paper")
     assert outcome.code == 2
     assert "expected one of trackio, wandb, mlflow" in outcome.told

@@ -38,8 +38,7 @@ def write_study_figures(
         UserError: no browser could be started.
     """
     view = StudyView(study, recommendation)
-    hero, sections = study_sections(view)
-    drawn = [*([hero] if hero else []), *(f for section in sections for f in section.figures)]
+    drawn = [figure for section in study_sections(view) for figure in section.figures]
     figures = [figure for figure in drawn if figure.plot is not None]
     out.mkdir(parents=True, exist_ok=True)
     paths = draw_files(figures, out, file_format, line_names(view))

@@ -93,7 +93,9 @@ def tracked_runs(study: StudyRecords) -> Iterator[TrackedRun]:
         hidden = {"trial", "arm", "failure", "final_loss", "status", *TRAINING_COLUMNS}
         own = {name: value for name, value in row.items() if name not in hidden}
         config = common | _scalars(own)
-        yield _run(study, trial.spec.trial_id, trial.spec.label, trial.spec.task, config, costs, trial)
+        yield _run(
+            study, trial.spec.trial_id, trial.spec.label, trial.spec.task, config, costs, trial
+        )
 
 
 def _run(

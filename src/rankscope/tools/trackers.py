@@ -118,7 +118,7 @@ class Wandb:
             return
         api = self.wandb.Api()
         try:
-            runs = [run for run in api.runs(f"{api.default_entity}/{self.project}")]
+            runs = list(api.runs(f"{api.default_entity}/{self.project}"))
         except ValueError:  # no such project yet
             runs = []
         yield from ((run.id, run) for run in runs if run.state in ("finished", "failed"))
