@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from rankscope.cli.application import Overrides, StudyFile, StudyFolder, check_study, verb
+from rankscope.cli.application import (
+    Overrides,
+    StudyFile,
+    StudyFolder,
+    TrustTaskCode,
+    check_study,
+    verb,
+)
 from rankscope.cli.terminal import (
     Reply,
     err_console,
@@ -94,6 +101,7 @@ def check_command(
     file: StudyFile,
     overrides: Overrides = None,
     rows: Annotated[int, Option(min=0, help="Training rows to show per task.")] = 3,
+    trust_task_code: TrustTaskCode = False,
 ) -> Reply:
     """Validate a study file and show its rows.
 
@@ -118,7 +126,9 @@ def check_command(
 
 
 @verb("plan", "Reading {file} ...")
-def plan_command(file: StudyFile, overrides: Overrides = None) -> Reply:
+def plan_command(
+    file: StudyFile, overrides: Overrides = None, trust_task_code: TrustTaskCode = False
+) -> Reply:
     """Estimate what a study will take.
 
     Trials, groups, steps, tokens, memory, disk and time, before anything runs.
@@ -141,6 +151,7 @@ def run_command(
         Path | None, Option(help="Folder of the study; default: studies/<name>.")
     ] = None,
     overrides: Overrides = None,
+    trust_task_code: TrustTaskCode = False,
     retry_failed: Annotated[
         bool, Option("--retry-failed", help="Run trials that failed before again.")
     ] = False,
