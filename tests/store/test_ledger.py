@@ -136,6 +136,7 @@ def item_results(trial_id: str) -> list[ItemResult]:
             gold="A",
             prediction="B",
             gold_logprob=None if i == 3 else -float(draw),
+            gold_tokens=2,
             prompt=None if i else "asked",
         )
         for i, draw in enumerate(draws)
@@ -235,11 +236,12 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     assert scores.item_ids == tuple(item.item_id for item in expected)
     assert scores.subjects == ("anatomy", None, None, None)
     assert scores.scores.tolist() == [item.score for item in expected]
-    assert scores.gold_logprobs[:3].tolist() == [item.gold_logprob for item in expected[:3]]
+    assert (2 * scores.gold_logprobs[:3]).tolist() == [item.gold_logprob for item in expected[:3]]
     assert np.isnan(scores.gold_logprobs[3])
     assert scores.item_ids is records.items[BASE, "med", "test"].item_ids
-    assert records.results[IDS[1], "med", "test"] == expected
-    assert [item.prompt for item in records.results[IDS[1], "med", "test"]] == ["asked"] + [None] * 3
+    whole = records.results[IDS[1], "med", "test"]
+    assert whole == expected
+    assert [item.prompt for item in whole] == ["asked", None, None, None]
     for stored in (records.items, records.results):
         with pytest.raises(KeyError):
             stored[IDS[0], "med", "validation"]
@@ -456,6 +458,28 @@ def test_missing_and_shortened_files_are_found(tmp_path: Path) -> None:
         file.truncate(7)
     with Ledger.open(tmp_path, write=False) as ledger:
         assert [problem.found for problem in ledger.verify()] == ["no file", "7 bytes"]
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ("DELETE FROM artifacts", "artifacts/"),
+        ("UPDATE study SET body = 'no JSON' WHERE key = 'tasks'", "ledger.sqlite"),
+        ("UPDATE trials SET spec = '{}'", "ledger.sqlite"),
+        ("DELETE FROM records WHERE kind = 'train'", "ledger.sqlite: trial "),
+    ],
+)
+def test_tables_that_contradict_each_other_are_found(
+    tmp_path: Path, change: str, place: str
+) -> None:
+    run_everything(tmp_path)
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as db:
+        db.execute(change)
+    db.close()
+    with Ledger.open(tmp_path, write=False) as ledger:
+        problems = ledger.verify(quick=True)
+    assert problems
+    assert all(problem.path.startswith(place) for problem in problems)
 
 
 def test_an_altered_record_is_found(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rankscope.analyze.intruder_scaling import scale_intruders
+from rankscope.analyze.intruders import scale_intruders
 from rankscope.analyze.svd_cache import SvdCache, decomposition_device
 from rankscope.config.study import SpectraConfig
 from rankscope.models.base import Base

@@ -15,10 +15,13 @@ from rankscope.cli.terminal import (
 )
 from rankscope.errors import INTEGRITY, OK, UNFINISHED, UserError
 from rankscope.filesystem import replace_text
+from rankscope.progress import ConsoleReporter
 
 if TYPE_CHECKING:
     from rankscope.records import Recommendation, StudyRecords
 
+MAX_PROBLEMS = 20
+"""Most problems that ``verify`` prints."""
 HYPOTHESES = (
     "These are hypotheses: no predictor of the best rank is established. "
     "'rankscope predict --backtest DIR...' shows how often each was right on your own studies."
@@ -102,7 +105,9 @@ def check_command(
     from rankscope.cli.render.study import check_result
     from rankscope.run.study import Study
 
-    prepared = Study.load(file, overrides or []).check()
+    study = Study.load(file, overrides or [])
+    with ConsoleReporter(err_console) as reporter:
+        prepared = study.check(reporter)
     data = {
         "trials": len(prepared.trials),
         "groups": len(prepared.groups),
@@ -123,7 +128,9 @@ def plan_command(file: StudyFile, overrides: Overrides = None) -> Reply:
     from rankscope.cli.render.study import plan_table
     from rankscope.run.study import Study
 
-    plan = Study.load(file, overrides or []).plan()
+    study = Study.load(file, overrides or [])
+    with ConsoleReporter(err_console) as reporter:
+        plan = study.plan(reporter)
     return Reply(plan, lambda: print_result(plan_table(plan)))
 
 
@@ -154,7 +161,6 @@ def run_command(
     from rankscope.run.study import Study
 
     study = Study.load(file, overrides or [])
-    from rankscope.progress import ConsoleReporter
     from rankscope.records import FAILED
     from rankscope.run.executors import new_executor
     from rankscope.run.outputs import write_outputs
@@ -291,8 +297,10 @@ def verify_command(
         count = 0 if problems else len(ledger.artifacts())
 
     def show() -> None:
-        for problem in problems:
+        for problem in problems[:MAX_PROBLEMS]:
             print_message(str(problem), "red")
+        if len(problems) > MAX_PROBLEMS:
+            print_message(f"and {len(problems) - MAX_PROBLEMS} more; --json lists all")
         if not problems:
             how = "present, with their sizes" if quick else "verified"
             print_line(f"OK: {count} artifacts {how}.")

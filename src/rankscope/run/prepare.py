@@ -4,14 +4,14 @@ from pathlib import Path
 
 import torch
 
-from rankscope.analyze.spectra import check_spectra_settings
-from rankscope.analyze.trial_spectra import compared_matrices
+from rankscope.advise.retention import scale_notes
+from rankscope.analyze.spectra import check_spectra_settings, compared_matrices
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.stand_ins import CachingEncoder
 from rankscope.data.study_data import prepare_data
 from rankscope.data.tasks import items_sha256
-from rankscope.device import available_memory_bytes, choose_device, choose_dtype
+from rankscope.device import available_memory_bytes, choose_device, choose_dtype, dtype_notes
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.evaluator import study_truncation_notes
 from rankscope.evaluate.task_record import task_record, task_sha256
@@ -24,6 +24,7 @@ from rankscope.models.methods.method import TrialFacts
 from rankscope.models.model_folder import model_folder
 from rankscope.models.parameters import architecture, check_targets, rank_notes, read_model_config
 from rankscope.models.quantize import check_bitsandbytes
+from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.run.groups import Grouping
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.trials import duplicate_grid_notes, make_trials
@@ -34,7 +35,9 @@ USABLE_SHARE = 0.9
 """Plan groups to use 90 % of the free memory; estimates are off by less than the other 10 %."""
 
 
-def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
+def prepare_study(
+    config: StudyConfig, weights: bool = True, reporter: ProgressReporter | None = None
+) -> PreparedStudy:
     """Fetch the model, encode the data, check it all and plan the groups; weights are only hashed.
 
     weights: the base's weights must be there and are hashed. False plans from its configuration
@@ -42,6 +45,9 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
     trials' ids are then not those of a run. If an arm has ``init_from`` and the weights are there,
     they are hashed all the same.
     """
+    reporter = reporter or NullReporter()
+    reporter.stage("preparing", 3)
+
     # The base model
     folder = model_folder(config.model, weights)
     model_config = read_model_config(folder)
@@ -57,6 +63,7 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
         check_same_base(start.folder, start.base_sha256, base_sha256)
 
     # The data
+    reporter.advance(1, "rows")
     encoder = (Encoder if weights else CachingEncoder)(
         load_tokenizer(folder), config.model.prompt_format, config.train.max_length
     )
@@ -69,6 +76,7 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
     scored_by = (encoder, tokenizer_hash, config.evaluate)
 
     # The trials
+    reporter.advance(2, "trials and groups")
     trials = make_trials(
         config,
         base_sha256,
@@ -96,6 +104,11 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
         {n: RowCounts.of(rows.rows) for n, rows in {**data.replay_rows, **data.rows}.items()},
         config.memory_limit or round(USABLE_SHARE * available_memory_bytes(device)),
     )
+    groups = tuple(grouping.groups(trials, config))
+    reporter.finish()
+    records = tuple(
+        task_record(config, encoder, task, tokenizer_hash) for task in data.tasks.values()
+    )
     return PreparedStudy(
         config=config,
         folder=folder,
@@ -105,19 +118,19 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
         dtype=dtype,
         encoder=encoder,
         data=data,
-        task_records=tuple(
-            task_record(config, encoder, task, tokenizer_hash) for task in data.tasks.values()
-        ),
+        task_records=records,
         trials=tuple(trials),
-        groups=tuple(grouping.groups(trials, config)),
+        groups=groups,
         grouping=grouping,
         notes=(
             *missing_weights,
+            *dtype_notes(dtype, device),
             *encoder.notes,
             *rank_notes(config, shapes),
             *truncated,
             *warm_start_notes(warm_starts.values()),
             *data.notes,
+            *scale_notes(records, config.objective),
             *duplicate_grid_notes(config),
         ),
     )

@@ -7,15 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rankscope.analyze.intruder_scaling import scale_intruders
+from rankscope.analyze.intruders import scale_intruders
 from rankscope.analyze.spectra import check_factors, check_spectra_settings
 from rankscope.analyze.stored_models import StoredTunedModel
 from rankscope.analyze.svd_cache import SvdCache, svd_cache_folder
 from rankscope.config.study import SpectraConfig
 from rankscope.errors import UserError
 from rankscope.filesystem import check_taken
-from rankscope.models.adapters.folder import base_weight_copies
-from rankscope.models.adapters.rewrite import rewrite
+from rankscope.models.adapters.folder import base_weight_copies, rewrite
 from rankscope.models.adapters.settings import READABLE_INITS, read_adapter_config
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter
@@ -31,8 +30,6 @@ MITIGATED, CONTROL = "mitigated", "control"  # Folders that :func:`mitigate` wri
 
 @dataclass(slots=True)
 class SourceAdapter:
-    """The adapter to change, with its base if one is given."""
-
     folder: Path
     tuned: StoredTunedModel
     adapter: Adapter
@@ -83,7 +80,6 @@ class SourceAdapter:
         return len(indices)
 
     def update(self, name: str) -> LowRankUpdate:
-        """dW of one module."""
         return self.tuned.update(name, None if self.base is None else self.weight(name))
 
 
@@ -105,10 +101,7 @@ def scale(source: SourceAdapter, out: Path, factor: float) -> AdapterChange:
 
 
 def layer_scale(source: SourceAdapter, out: Path, first: float, last: float) -> AdapterChange:
-    """Multiply each layer's update, linearly in depth from ``first`` to ``last``, as LiNeS does.
-
-    The rule is :func:`~rankscope.models.scaling.depth_factors`, as for a study's ``layer_scales``.
-    """
+    """Multiply each layer's update, linearly in depth from ``first`` to ``last``, as LiNeS does."""
     for factor in (first, last):
         if not 0 <= factor < float("inf"):
             raise UserError(f"scale {factor}: expected a number of at least 0")
@@ -128,12 +121,9 @@ def mitigate(
 ) -> tuple[AdapterChange, AdapterChange]:
     """Scale the intruder dimensions of every matrix; write the norm-matched control beside it.
 
-    Args:
-        source: with its base.
-        out: gets two adapters: ``mitigated``, exact, of rank r + number of intruders, and
-            ``control``, the whole update of each matrix scaled to the mitigated one's norm.
-        factor: lambda; 1 changes no bit, 0 removes the intruders.
-        settings: which vectors are intruders.
+    ``out`` gets two adapters: ``mitigated``, exact, of rank r + number of intruders, and
+    ``control``, the whole update of each matrix scaled to the mitigated one's norm. ``factor`` is
+    lambda; 1 changes no bit, 0 removes the intruders.
     """
     if source.base is None:
         raise UserError("--mitigate intruders: intruders are found by the base: give --base")
@@ -193,7 +183,6 @@ def write_edited(source: SourceAdapter, out: Path, action: str, edit: Edit) -> A
 
 
 def check_fits_float32(name: str, action: str, factors: StoredFactors) -> None:
-    """Adapters are written in float32: refuse numbers beyond its range."""
     for tensor in factors:
         if tensor is not None and not bool(torch.isfinite(tensor.float()).all()):
             raise UserError(
