@@ -15,7 +15,7 @@ LLAMA = LlamaConfig(vocab_size=300, num_hidden_layers=7, num_key_value_heads=2, 
 # Every sixth layer sees all tokens, the others a window of 32; a vocabulary that outweighs a layer.
 GEMMA = Gemma3TextConfig(
     vocab_size=3000,
-    num_hidden_layers=14,
+    num_hidden_layers=20,
     num_key_value_heads=1,
     head_dim=16,
     sliding_window=32,
@@ -51,9 +51,7 @@ def whole(counts: PassMemory, group: list[TrialSpec], shape: PassShape, recomput
     [(GROUPS[0], SHAPES[1]), *zip(GROUPS[1:], SHAPES, strict=True)],
     ids=["full", "lora", "dora and lora", "pissa"],
 )
-def test_layers_and_ranks_add_the_same_bytes_each(
-    group: list[TrialSpec], shape: PassShape
-) -> None:
+def test_layers_and_ranks_add_the_same_bytes_each(group: list[TrialSpec], shape: PassShape) -> None:
     """To the byte, except that a layer computed again has its peak among its own gradients if the
     ranks are as large as the layer."""
     counts = passes(LLAMA)
@@ -70,9 +68,7 @@ def test_a_pattern_of_layers_is_repeated_as_a_whole() -> None:
     adapters = [trial("a", rank=2)]
     found = counts.pass_bytes(adapters, SHAPES[1], False)
     assert found == whole(counts, adapters, SHAPES[1], False)
-    # Without adapters the windows' masks and the weights' gradients come and go in another order.
-    found = counts.pass_bytes([], SHAPES[0], False)
-    assert found == pytest.approx(whole(counts, [], SHAPES[0], False), rel=0.01)
+    assert counts.pass_bytes([], SHAPES[0], False) == whole(counts, [], SHAPES[0], False)
 
 
 def test_a_layer_unlike_the_others_is_counted_with_all_of_them() -> None:

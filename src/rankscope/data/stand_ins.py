@@ -14,7 +14,7 @@ from rankscope.data.encode import EncodedRow, Encoder, LabelMode
 from rankscope.data.items import Item
 from rankscope.data.tasks import LoadedTask
 
-T = TypeVar("T")
+Tokenized = TypeVar("Tokenized")
 
 SPANS = 512
 """Most rows of one split that are tokenized."""
@@ -36,11 +36,11 @@ class CachingEncoder(Encoder):
     def training_row(self, item: Item, labels: LabelMode) -> EncodedRow | None:
         return self._once(super().training_row, (labels, id(item)), item, labels)
 
-    def _once(self, encode: Callable[..., T], key: object, *args: Any) -> T:
+    def _once(self, encode: Callable[..., Tokenized], key: object, *args: Any) -> Tokenized:
         place = (encode.__name__, key)
         if place not in self._cache:
             self._cache[place] = encode(*args)
-        value: T = self._cache[place]
+        value: Tokenized = self._cache[place]
         return value
 
 

@@ -84,7 +84,8 @@ class PassMemory:
         """Bytes of a pass through all layers; each trial has its share of the rows."""
         layers = decoder_layers(self.model)
         depth, period = len(layers), self.period(trials, layers)
-        few = FEWEST_LAYERS + (depth - FEWEST_LAYERS) % period if layers else 0
+        least = max(FEWEST_LAYERS, period)  # at least one layer of every kind
+        few = least + (depth - least) % period
         if few + period >= depth:
             return max(self.counted_whole(trials, shares, shape, recomputes))
         counts = []
