@@ -29,8 +29,7 @@ from race import rounded
 from rankscope.analyze.heads.ablation import Ablation, AblationResult, ablate, single_heads, zeroed
 from rankscope.analyze.heads.importance import head_importance
 from rankscope.analyze.heads.layout import HeadLayout, HeadModel
-from rankscope.analyze.heads.tasks import HeadTask
-from rankscope.analyze.heads.token_trees import TokenTree, token_trees
+from rankscope.analyze.heads.tasks import HeadTask, token_trees
 from rankscope.config.study import EvaluateConfig, ModelConfig
 from rankscope.config.task import TaskConfig
 from rankscope.data.encode import Encoder
@@ -38,8 +37,9 @@ from rankscope.data.tasks import load_task
 from rankscope.device import choose_device, choose_dtype, keep_freed_memory, use_deterministic
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.evaluator import encode_split
-from rankscope.evaluate.likelihood import Floats, Question, continuation_logprobs
+from rankscope.evaluate.likelihood import Question, continuation_logprobs
 from rankscope.evaluate.scorers import get_scorer
+from rankscope.evaluate.token_trees import Floats, TokenTree
 from rankscope.models.base import Row, RowBatch, batches_of
 from rankscope.models.load import load_base
 from rankscope.provenance import provenance

@@ -22,7 +22,7 @@ from rankscope.advise.recommend import recommend
 from rankscope.config.loader import study_values
 from rankscope.records import ItemResult, StudyRecords, write_items
 from rankscope.report.study_page import write_study_page
-from rankscope.run.study import write_outputs
+from rankscope.run.outputs import write_outputs
 from rankscope.store import Artifact, Ledger, items_path
 
 RANKS = (2, 4, 8, 16, 32, 64, 128, 256)

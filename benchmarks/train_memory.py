@@ -34,7 +34,8 @@ from rankscope.device import (
     reset_peak_memory,
 )
 from rankscope.models.fetch import cached_model_folder
-from rankscope.models.load import load_base, pocket_folder
+from rankscope.models.load import load_base
+from rankscope.models.model_folder import pocket_folder
 from rankscope.models.parameters import read_model_config
 from rankscope.records import TrialSpec
 from rankscope.train.loop import train_group

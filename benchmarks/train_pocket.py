@@ -14,7 +14,7 @@ import itertools
 import sys
 
 from race import Rows, Setting, announce, heading, parity_of, run_side
-from rankscope.models.load import pocket_folder
+from rankscope.models.model_folder import pocket_folder
 
 RANKS = (2, 8, 32, 128)
 LEARNING_RATES = (1e-3, 2e-3)

@@ -22,7 +22,7 @@ from heads import reliability
 from packed_runs import contributions, packed, parts
 from race import Rows, Setting, Times, announce, parity_of
 from rankscope.data.encode import EncodedRow
-from rankscope.models.load import pocket_folder
+from rankscope.models.model_folder import pocket_folder
 from single_runs import (
     Loop,
     attention_of,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import rankscope
-from rankscope.cli import app, exit_code_of
+from rankscope.cli import run_command_line
 from rankscope.data.pocket_world import pocket_rows
 from rankscope.run.study import Study
 from rankscope.store import Ledger
@@ -52,7 +52,7 @@ OWN_DATA = next(block for block in BLOCKS if block[0][:2] == ["rankscope", "init
 
 def run_verb(words: list[str]) -> int:
     """Exit code of ``rankscope`` with these arguments, in this process."""
-    return exit_code_of(lambda: app(words, prog_name="rankscope"))
+    return run_command_line(words)
 
 
 def make_targets() -> set[str]:

@@ -10,25 +10,29 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rankscope.run.study import Study
-    from rankscope.tools.evaluate import EvalRequest, score
+    from rankscope.tools.evaluate.request import EvalRequest
+    from rankscope.tools.evaluate.run import score
     from rankscope.tools.inspect import inspect
 
     __version__: str
+
+_MODULES = {
+    "EvalRequest": "rankscope.tools.evaluate.request",
+    "Study": "rankscope.run.study",
+    "inspect": "rankscope.tools.inspect",
+    "score": "rankscope.tools.evaluate.run",
+}
+"""Public names are read when asked for: most of these modules import torch."""
 
 __all__ = ["EvalRequest", "Study", "__version__", "inspect", "score"]
 
 
 def __getattr__(name: str) -> object:
-    """The public names, read when asked for: the conductor behind ``Study`` imports torch."""
     value: object
-    if name == "Study":
-        value = import_module("rankscope.run.study").Study
-    elif name == "inspect":
-        value = import_module("rankscope.tools.inspect").inspect
-    elif name in ("EvalRequest", "score"):
-        value = getattr(import_module("rankscope.tools.evaluate"), name)
-    elif name == "__version__":
+    if name == "__version__":
         value = version("rankscope")
+    elif name in _MODULES:
+        value = getattr(import_module(_MODULES[name]), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -1,29 +1,66 @@
 """Errors that a user can act on, each with the exit code of the command line.
 
 A message names the place, what was found, what was expected and what to do. Any other exception is
-a bug in Rankscope (exit code 1).
+a bug in Rankscope. docs/exit-codes.md says what a script can do about each code.
 """
 
 import difflib
 from collections.abc import Iterable
 
+from rankscope.formatting import shortened_lines
+
+OK = 0
+BUG = 1
+BAD_INPUT = 2
+UNFINISHED = 3
+INTEGRITY = 4
+INTERRUPTED = 130
+
 
 class RankscopeError(Exception):
-    """Base of every error Rankscope raises on purpose."""
+    """Base of every error Rankscope raises on purpose.
 
-    exit_code = 1
+    The message is given whole, or made of its parts: ``where: found X, expected Y; do Z``. Beside a
+    whole message, ``where`` and ``found`` only say which of its words they are; what is expected
+    and what to do are appended to it. Long lines are cut in their middle.
+    """
+
+    exit_code = BUG
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        where: object = "",
+        found: str = "",
+        expected: str = "",
+        do: str = "",
+    ) -> None:
+        self.where, self.found, self.expected, self.do = str(where), found, expected, do
+        wanted = f"expected {expected}" if expected else ""
+        if not message:
+            facts = ", ".join(filter(None, [f"found {found}" if found else "", wanted]))
+            message, wanted = ": ".join(filter(None, [self.where, facts])), ""
+        super().__init__(shortened_lines("; ".join(filter(None, [message, wanted, do]))))
+
+    def description(self) -> dict[str, object]:
+        """The error for ``--json``; parts that the error does not know are None."""
+        names = ("where", "found", "expected", "do")
+        parts = {name: shortened_lines(getattr(self, name)) or None for name in names}
+        kind = type(self).__name__
+        return {"kind": kind, "message": str(self), **parts, "exit_code": self.exit_code}
 
 
 class UserError(RankscopeError):
     """A study file, data row, model folder or argument cannot be used as it is (exit code 2)."""
 
-    exit_code = 2
+    exit_code = BAD_INPUT
 
 
 class IntegrityError(RankscopeError):
     """A stored artifact is not what was written: missing, altered or not finite (exit code 4)."""
 
-    exit_code = 4
+    exit_code = INTEGRITY
 
 
 class NotFiniteError(IntegrityError):
@@ -37,13 +74,13 @@ class StudyLocked(UserError):
 class DiskFull(RankscopeError):
     """No space to write; the previous state is kept (exit code 3)."""
 
-    exit_code = 3
+    exit_code = UNFINISHED
 
 
 class Interrupted(RankscopeError):
     """A stop was requested; the same command continues (exit code 130)."""
 
-    exit_code = 130
+    exit_code = INTERRUPTED
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:

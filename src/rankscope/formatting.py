@@ -15,6 +15,8 @@ MINUS = "\N{MINUS SIGN}"
 UNKNOWN = "\N{EN DASH}"
 MAX_TEXT = 4000
 """Longest text shown for one value, in characters."""
+MAX_LINE = 1000
+"""Longest line of a message, in characters: messages quote rows and paths."""
 MAX_NAME = 60
 """Longest name shown in a figure or a table, in characters."""
 
@@ -203,25 +205,34 @@ def safe_text(text: object, limit: int = MAX_TEXT) -> str:
     return f"{shown}\N{HORIZONTAL ELLIPSIS} ({len(whole):,} characters)"
 
 
+def shortened_lines(text: str, limit: int = MAX_LINE) -> str:
+    """Text whose lines have at most about ``limit`` characters; their beginning and end stay."""
+    return "\n".join(
+        line
+        if len(line) <= limit
+        else f"{line[: 2 * limit // 3]} ... ({len(line):,} characters) ... {line[-limit // 3 :]}"
+        for line in text.split("\n")
+    )
+
+
 def _is_control(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t"
 
 
-def terminal_text(text: str, *, keep_lines: bool = False) -> str:
+def terminal_text(text: str, limit: int = MAX_TEXT) -> str:
     r"""Text that cannot move the cursor, reverse direction or hide itself in a terminal.
 
     Control and format characters (direction marks, zero-width characters), unassigned code points
     and letters of right-to-left scripts become ``\uXXXX``, because a terminal would reorder a row
-    that holds them. Line breaks become ``\n`` unless ``keep_lines``.
+    that holds them. Line breaks become ``\n``. Text beyond ``limit`` characters is cut.
     """
-    return "".join(_terminal_character(c, keep_lines) for c in text)
+    shown = "".join(map(_terminal_character, text[:limit]))
+    return shown if len(text) <= limit else f"{shown}... ({len(text):,} characters)"
 
 
-def _terminal_character(character: str, keep_lines: bool) -> str:
-    if character == "\n":
-        return character if keep_lines else "\\n"
-    if character == "\t":
-        return "\\t"
+def _terminal_character(character: str) -> str:
+    if character in "\n\t":
+        return "\\n" if character == "\n" else "\\t"
     hides = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
     if hides or unicodedata.bidirectional(character) in ("R", "AL", "AN"):
         code = ord(character)

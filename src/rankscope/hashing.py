@@ -4,10 +4,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from rankscope.errors import UserError
+
+if TYPE_CHECKING:  # the ledger hashes files without torch
+    import torch
 
 VOLATILE_CONFIG_KEYS = frozenset(
     {
@@ -52,11 +54,13 @@ def canonical_json(value: object) -> str:
     )
 
 
-def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+def sha256_tensors(tensors: Mapping[str, "torch.Tensor"]) -> str:
     """Hex sha256 over names, dtypes, shapes and bits of ``tensors``, in the order of names.
 
     Equal bits give equal hashes on any device; used to show that a frozen base stayed frozen.
     """
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
 from rankscope.records import Provenance
 
 LIBRARIES = (
@@ -27,6 +25,8 @@ LIBRARIES = (
 
 def provenance() -> Provenance:
     """Versions, processor and threads of this process, now."""
+    import torch
+
     return Provenance(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         rankscope=_version("rankscope"),

@@ -22,13 +22,13 @@ def test_signs_and_limits_of_the_data() -> None:
         Truth(transfer=lambda rank, lr: -0.3, contamination=10, base_other=0.8, num_items=500)
     )
     assert "Negative transfer: math falls by" in texts(advice, "diagnostic")
-    assert "10 exact" in texts(advice, "caveat")
+    assert "10 by exact match" in texts(advice, "caveat")
     # 10 of 500 test rows are more than one in a hundred.
     assert advice.confidence == "tentative"
     assert "one learning rate" in texts(advice, "caveat")
     at_chance = advise(Truth(base_other=0.25, forgetting=lambda rank, lr: 0.0))
-    assert "at chance on general" in texts(at_chance, "caveat")
-    assert "not measured" in texts(advise(Truth(retention=())), "caveat")
+    assert "above chance on general" in texts(at_chance, "caveat")
+    assert "no retention task" in texts(advise(Truth(retention=())), "caveat")
 
 
 def test_contamination_of_different_kinds_are_added_up() -> None:
@@ -44,8 +44,8 @@ def test_contamination_of_different_kinds_are_added_up() -> None:
         return recommend(dataclasses.replace(study, tasks=tasks)).advice[0]
 
     # One in a hundred of 1000 rows is 10.
-    assert leaking(9, 0).confidence == "firm"
-    assert leaking(9, 9).confidence == "tentative"
+    assert leaking(9, 0).better_than_base.confidence == "firm"
+    assert leaking(9, 9).better_than_base.confidence == "tentative"
 
 
 def test_what_could_be_seen_is_said_of_the_arm_it_is_compared_with() -> None:
@@ -54,7 +54,7 @@ def test_what_could_be_seen_is_said_of_the_arm_it_is_compared_with() -> None:
     study = synthetic_study(steep)
     advice = recommend(study).advice[0]
     assert advice.decision == "use_full"
-    seen = next(r for r in advice.reasons if "detectable" in r.values)
+    seen = next(c for c in advice.checks if "detectable" in c.values)
     assert "full fine-tuning (lr 0.0005) and LoRA r=32" in seen.text
 
     def rows(method: str) -> np.ndarray:
@@ -89,7 +89,7 @@ def test_a_score_of_the_base_that_is_not_finite_is_left_out() -> None:
     kept = items[BASE, "med", "test"].scores[3:].mean()
     saturated = next(r for r in advice.reasons if "left to gain" in r.text)
     assert saturated.values["base"] == kept
-    assert "at chance on general" in texts(advice, "caveat")
+    assert "above chance on general" in texts(advice, "caveat")
 
 
 def test_arms_that_a_limit_takes_out_are_named() -> None:

@@ -25,11 +25,11 @@ def test_what_forgets_as_much_as_it_gains_is_never_firmly_recommended_for_nothin
         found[f"{advice.decision}, {advice.confidence}"] += 1
         if advice.decision == "use":
             assert value_of(advice, "net") > 0
-        if (advice.decision, advice.confidence) == ("use", "firm"):
+        if (advice.decision, advice.better_than_base.confidence) == ("use", "firm"):
             assert value_of(advice, "net_low") > 0
         elif advice.decision == "use":
             assert "not clear of zero" in texts(advice, "choice")
-        if advice.confidence != "firm" and value_of(advice, "net_high") > 0:
+        if advice.better_than_base.confidence != "firm" and value_of(advice, "net_high") > 0:
             steps = [need for need in advice.next_steps if "by the study's weights" in need.text]
             assert steps
             # As noisy as these 800 items and 3 seeds, the effect is further off than they reach.
@@ -53,7 +53,7 @@ def test_what_the_test_split_shows_to_be_worth_less_than_nothing_is_not_recommen
     assert advice_on(study).decision == "use"
     advice = advice_on(with_objective(weak, retention=3.0))
     assert (advice.decision, advice.confidence) == ("do_not_fine_tune", "tentative")
-    assert "is not worth it on med" in advice.headline
+    assert "is not worth it on med" in advice.explanation
     assert value_of(advice, "net_high") < 0
 
 
@@ -73,14 +73,14 @@ def test_a_limit_on_forgetting_holds_on_the_test_split_too() -> None:
         forgot = advice.chosen.forgetting
         assert forgot.value <= 0.03
         kept = forgot.high is not None and forgot.high <= 0.03
-        assert (advice.confidence == "firm") <= kept
+        assert (advice.better_than_base.confidence == "firm") <= kept
         assert ("the 3.0 points allowed is not shown" in texts(advice, "caveat")) == (not kept)
         steps = [need for need in advice.next_steps if "than the 3.0 points allowed" in need.text]
         assert bool(steps) == (not kept)
     assert found["use"] > 0
     assert found["not_decided"] > 0
     roomy = advice_on(synthetic_study(replace(truth, objective={"max_forgetting": 0.2})))
-    assert (roomy.decision, roomy.confidence) == ("use", "firm")
+    assert (roomy.decision, roomy.better_than_base.confidence) == ("use", "firm")
 
 
 def test_a_limit_that_cannot_be_applied_leaves_the_advice_tentative() -> None:
@@ -129,12 +129,12 @@ def test_points_and_nats_are_not_added_up(fall: float) -> None:
     assert "Over-forgetting" not in texts(advice, "diagnostic")
     assert any("Set objective.max_forgetting" in need.text for need in advice.next_steps)
     kept = advice_on(with_text_retention(study, 0.0))
-    assert (kept.decision, kept.confidence) == ("use", "firm")
+    assert (kept.decision, kept.better_than_base.confidence) == ("use", "firm")
     limited = synthetic_study(
         Truth(accuracy=lambda rank, lr: 0.40, objective={"max_forgetting": 0.2})
     )
     held = advice_on(with_text_retention(limited, fall))
-    assert (held.decision, held.confidence) == ("use", "firm")
+    assert (held.decision, held.better_than_base.confidence) == ("use", "firm")
     assert "is held to objective.max_forgetting" in texts(held, "caveat")
 
 

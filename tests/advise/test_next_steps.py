@@ -27,7 +27,7 @@ TRUTH = Truth(ranks=(2, 8, 32), num_items=120, tasks=("med", "law"), retention=(
 
 
 def undecided(arm: Arm) -> Verdict:
-    return Verdict("not_decided", "none", "", arm)
+    return Verdict("not_decided", "none", "", "", arm)
 
 
 def needs(advice: TaskAdvice, kind: str) -> list[dict[str, float]]:
@@ -46,7 +46,8 @@ def test_what_is_open_says_what_would_decide_it() -> None:
     assert rate["lower"] == pytest.approx(1e-3 / 10**0.5)
     one_seed = recommend(synthetic_study(dataclasses.replace(TRUTH, seeds=(0,)))).advice[0]
     assert needs(one_seed, "seeds") == [{"seeds": 3.0, "missing": 2.0}]
-    firm = recommend(synthetic_study(TRUTH)).advice[0]
+    only_arm = dataclasses.replace(TRUTH, ranks=(8,), full_lrs=())
+    firm = recommend(synthetic_study(only_arm)).advice[0]
     assert (firm.confidence, firm.next_steps) == ("firm", ())
 
 
@@ -84,7 +85,7 @@ def test_fewer_items_than_any_test_takes_are_asked_for(
     """Of 5 items even unanimous ones have p = .0625; how many more is guessed of answers alone."""
     (advice,) = recommend(synthetic_study(Truth(num_items=5, metric=metric))).advice
     assert advice.decision == "not_decided"
-    assert "only 5 test items" in advice.headline
+    assert "only 5 test items" in advice.explanation
     (step,) = (step for step in advice.next_steps if step.kind == "items")
     guess = "With fewer than 6 items no test can decide. About 1,963 test items would show"
     assert (guess in step.text) == (metric == "accuracy")
@@ -105,7 +106,7 @@ def test_of_items_that_all_changed_alike_nothing_is_guessed() -> None:
     (advice,) = recommend(dataclasses.replace(study, items=items)).advice
     (step,) = (n for n in advice.next_steps if n.kind == "items")
     assert "items" not in step.values
-    assert "all 60 test items changed by the same" in advice.headline
+    assert "all 60 test items changed by the same" in advice.explanation
     assert "is unknown: it depends on how much their changes vary" in step.text
     assert not any(word in step.text for word in ("About", "%"))
 
@@ -156,7 +157,7 @@ def test_where_all_failed_the_next_step_is_against_what_failed(
 ) -> None:
     failed = {(r, 1e-3, s): status for r in (2, 8, 32) for s in (0, 1, 2)}
     (advice,) = recommend(synthetic_study(Truth(failed=failed, full_lrs=()))).advice
-    assert "9 failed" in advice.headline
+    assert "9 failed" in advice.explanation
     (step,) = advice.next_steps
     assert step.values[status] == 9
     assert all(words in step.text for words in expected)
@@ -248,7 +249,7 @@ def test_a_gain_that_holm_takes_back_is_what_is_asked_about() -> None:
         for advice in recommend(synthetic_study(truth, seed)).advice:
             arm = advice.arms[0]
             clear = arm.gain is not None and (arm.gain.low or 0) > 0
-            if clear and "cannot tell whether fine-tuning helps" in advice.headline:
+            if clear and "cannot tell whether fine-tuning helps" in advice.explanation:
                 seen += 1
                 assert not any("study's weights" in step.text for step in advice.next_steps)
     assert seen > 0

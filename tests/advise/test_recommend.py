@@ -70,7 +70,7 @@ def test_what_is_missing_never_stops_the_advice(
         decisions = {"not_decided"}
     assert {a.decision for a in found.advice} == decisions
     undecided = [a for a in found.advice if a.decision == "not_decided"]
-    assert all(a.headline and a.confidence == "none" for a in undecided)
+    assert all(a.verdict and a.confidence == "none" for a in undecided)
     assert Recommendation.model_validate_json(found.model_dump_json()) == found
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from rankscope.data.pocket_world import pocket_rows
 from rankscope.errors import UserError
 from rankscope.models.adapters.folder import load_adapter
-from rankscope.models.load import pocket_folder
+from rankscope.models.model_folder import pocket_folder
 from rankscope.store import Ledger
 
 STUDY = """\

@@ -11,7 +11,8 @@ from rankscope.config.study import StudyConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.study_data import check_trainable, load_tasks, prepare_data
 from rankscope.errors import UserError
-from rankscope.models.load import load_tokenizer, model_folder
+from rankscope.models.load import load_tokenizer
+from rankscope.models.model_folder import model_folder
 
 
 @pytest.fixture(scope="module")

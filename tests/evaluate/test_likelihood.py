@@ -11,13 +11,13 @@ from evaluation_worlds import (
     plain_model,
 )
 
-from rankscope.evaluate import likelihood
 from rankscope.evaluate import prefix_sharing as prefixes
+from rankscope.evaluate import token_trees
 from rankscope.evaluate.likelihood import Question, continuation_logprobs, prefix_groups
 
 
 def test_passes_keep_their_bounds_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(likelihood, "MAX_LOGITS", 300 * 20)  # twenty kept positions per pass
+    monkeypatch.setattr(token_trees, "MAX_LOGITS", 300 * 20)  # twenty kept positions per pass
     rng = np.random.default_rng(0)
     questions = [
         Question(
@@ -27,10 +27,10 @@ def test_passes_keep_their_bounds_and_lose_nothing(monkeypatch: pytest.MonkeyPat
         for _ in range(20)
     ]
     engine = base()
-    (group,) = prefix_groups(questions, range(0, 60, 3), 64, engine)
+    (group,) = prefix_groups(questions, 64, engine)
     assert group.prefix is None
-    batches = group.batches
-    assert sorted({owner for batch in batches for owner in batch.owners}) == list(range(60))
+    assert sorted(i for members, _ in group.batches for i in members) == list(range(20))
+    batches = [batch for _, batch in group.batches]
     for batch in batches:
         alone = len(batch.rows.lengths) == 1
         assert alone or sum(batch.rows.lengths) <= 64
@@ -76,8 +76,7 @@ def test_shared_prefixes_change_no_score(
     member = adapter(engine, 4, seed=4)
     engine.multi_lora.attach(member)
     questions = few_shot_questions()
-    starts = [4 * n for n in range(len(questions))]
-    groups = list(prefix_groups(questions, starts, batch_tokens, engine))
+    groups = list(prefix_groups(questions, batch_tokens, engine))
     assert [group.prefix and group.prefix.lengths for group in groups].count(None) == 1
     shared = {group.prefix.lengths[0]: group for group in groups if group.prefix is not None}
     # The question that is nothing but its examples keeps its last token.

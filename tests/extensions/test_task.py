@@ -12,7 +12,8 @@ from rankscope.data.encode import Encoder
 from rankscope.data.registry import NAMED_TASKS, register_task
 from rankscope.data.study_data import prepare_data
 from rankscope.errors import UserError
-from rankscope.models.load import load_tokenizer, model_folder
+from rankscope.models.load import load_tokenizer
+from rankscope.models.model_folder import model_folder
 
 NAME = "kinds_of_words"
 STUDY = StudyConfig.model_validate(

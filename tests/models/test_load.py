@@ -19,7 +19,8 @@ from rankscope.data.encode import EncodedRow
 from rankscope.errors import IntegrityError, UserError
 from rankscope.hashing import sha256_tensors, weights_sha256
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.load import load_base, model_folder
+from rankscope.models.load import load_base
+from rankscope.models.model_folder import model_folder
 from rankscope.records import TrialSpec
 from rankscope.train.loop import train_group
 

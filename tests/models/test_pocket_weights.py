@@ -18,7 +18,7 @@ from rankscope.data.pocket_world import (
     pocket_rows,
     vocabulary,
 )
-from rankscope.models.load import pocket_folder
+from rankscope.models.model_folder import pocket_folder
 
 
 @pytest.fixture(scope="module")

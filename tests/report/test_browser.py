@@ -20,7 +20,7 @@ from rankscope.report.inspection_page import render_inspection
 from rankscope.report.study_page import render_study, study_sections
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import SURFACE
-from rankscope.run.study import write_outputs
+from rankscope.run.outputs import write_outputs
 
 PHONE = {"width": 400, "height": 800}
 NO_OVERFLOW = "() => document.documentElement.scrollWidth <= innerWidth"

@@ -29,7 +29,7 @@ def test_the_page_has_both_answers_and_a_figure_for_every_training_task(
     text = re.sub(r"\s+", " ", page.replace("&amp;", "&").replace("&#39;", "'"))
     for study in found.studies:
         for answer in study.answers:
-            assert answer.headline in text
+            assert answer.verdict in text
     (pair,) = found.pairs
     made = comparison_figures(pair, 0, compared_ranks(found))
     assert [f.title for f in made] == [

@@ -16,12 +16,17 @@ from rankscope.config.study import ModelConfig
 from rankscope.config.task import TaskConfig
 from rankscope.formatting import difference, interval, score_text
 from rankscope.records import BASE, StudyRecords, TrialRecords
-from rankscope.report.model_card import folder_name, study_card
+from rankscope.report.model_card import ExportedWeights, study_card
 from rankscope.report.study_view import StudyView
+from rankscope.report.use_it import adapter_settings, base_source, folder_name
+
+KNOWN = {"smollm2-135m": "SmolLM2-135M-Instruct of somebody"}
 
 
 def card_of(view: StudyView, trial: TrialRecords, step: int | None = None) -> str:
-    return study_card(view, trial, summarize_trial(view.study, trial), step)
+    settings = None if trial.spec.is_full else adapter_settings(trial.spec)
+    weights = ExportedWeights(base_source(view.study, KNOWN), settings, step=step)
+    return study_card(view, trial, summarize_trial(view.study, trial), weights)
 
 
 def trial_of(study: StudyRecords, label: str) -> TrialRecords:
@@ -71,7 +76,7 @@ def test_the_figures_are_those_of_the_one_trained_model() -> None:
         assert part in text
     advice = view.advice("med")
     assert advice is not None
-    assert advice.headline.split(":")[0] in text.replace("\\", "")
+    assert advice.verdict.split(":")[0] in text.replace("\\", "")
 
 
 def test_whether_these_settings_are_the_recommended_ones_is_said() -> None:
@@ -166,10 +171,7 @@ def card_with_base(model: dict[str, object], label: str) -> str:
         model=study.model.model_copy(update={"label": label}),
     )
     trial = trial_of(study, "med r=8 lr=0.001 seed=0")
-    return study_card(
-        StudyView(study, advice), trial, summarize_trial(study, trial),
-        known_bases={"smollm2-135m": "SmolLM2-135M-Instruct of somebody"},
-    )  # fmt: skip
+    return card_of(StudyView(study, advice), trial)
 
 
 @pytest.mark.parametrize(
@@ -177,21 +179,22 @@ def card_with_base(model: dict[str, object], label: str) -> str:
     [
         (
             {"hub": "Qwen/Qwen2.5-7B", "revision": "abc"}, "Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B",
-            'from_pretrained("Qwen/Qwen2.5-7B", revision="abc")', "on the hub, revision abc (",
+            'from_pretrained("Qwen/Qwen2.5-7B", revision="abc", dtype="float32")',
+            "on the hub, revision abc (",
         ),
-        ({"hub": "a/b"}, "a/b", "a/b", 'from_pretrained("a/b")', "| a/b on the hub ("),
+        ({"hub": "a/b"}, "a/b", "a/b", 'from_pretrained("a/b", dtype="float32")', "| a/b on"),
         (
             {"pocket": True}, "pocket", None,
-            "from_pretrained(pocket_folder())", "the pocket model, built into Rankscope (",
+            "from_pretrained(pocket_folder(), ", "the pocket model, built into Rankscope (",
         ),
         (
             {"cached": "smollm2-135m"}, "smollm2-135m", None,
-            'from_pretrained(cached_model_folder("smollm2-135m"))',
+            'from_pretrained(cached_model_folder("smollm2-135m"), ',
             ": SmolLM2-135M-Instruct of somebody (",
         ),
         (
             {"path": "models/x"}, "models/x", None,
-            'from_pretrained("FOLDER OF THE BASE")', "| a local folder, x (",
+            'AutoPeftModelForCausalLM.from_pretrained(".", ', "| a local folder, x (",
         ),
     ],
 )  # fmt: skip
@@ -200,7 +203,7 @@ def test_only_a_base_of_the_hub_is_named_as_one(
 ) -> None:
     text = card_with_base(model, label)
     assert ModelCard(text).data.base_model == base
-    assert ("base_model" in text) == (base is not None)
+    assert ("base_model:" in text) == (base is not None)
     assert code in text
     assert words in text
 

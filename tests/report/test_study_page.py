@@ -93,7 +93,7 @@ def test_the_page_names_no_address_and_carries_plotly_once(page: str) -> None:
 def test_the_answer_stands_before_every_other_section(page: str) -> None:
     _, advice = ordinary_study()
     text = Elements(page).text
-    places = [text.index(a.headline) for a in advice.advice]
+    places = [text.index(a.verdict) for a in advice.advice]
     assert places == sorted(places)
     assert places[-1] < text.index("How much rank is enough")
     for task in advice.advice:
@@ -106,7 +106,7 @@ def test_the_answer_stands_before_every_other_section(page: str) -> None:
     [
         (Truth(seeds=(0,)), "What would make the answer firm"),
         (Truth(num_items=5), "What would decide it"),
-        (Truth(), None),
+        (Truth(ranks=(8,), full_lrs=()), None),
     ],
 )
 def test_what_would_decide_an_open_answer_stands_beside_it(truth: Truth, title: str | None) -> None:

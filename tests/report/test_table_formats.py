@@ -7,7 +7,6 @@ import re
 import pandas as pd
 import pytest
 from report_studies import ATTACKS, HOSTILE, hostile_study, ordinary_study
-from rich.console import Console
 
 from rankscope.formatting import markdown_text
 from rankscope.report.study_view import StudyView
@@ -20,7 +19,6 @@ from rankscope.report.table_formats import (
     latex_text,
     markdown,
     table_from_rows,
-    terminal_table,
 )
 from rankscope.report.tables import study_tables
 
@@ -185,24 +183,3 @@ def test_main_tables_of_a_hostile_study_stay_text() -> None:
             cells = [cell for row in frame_rows(made) for cell in row]
             assert any(isinstance(cell, str) and HOSTILE[:20] in cell for cell in cells)
             assert_inert(made)
-
-
-def test_a_terminal_table_blanks_repeated_names_and_keeps_numbers_whole() -> None:
-    rows = [("a", "x", 1234.5, "1 MB"), ("a", "y", None, "22 MB"), ("b", "[red]z", 0.12345, "")]
-    titles = ("task", "arm", "value", "size")
-    cells = [dict(zip(titles, row, strict=True)) for row in rows]
-    table = terminal_table(cells, "[b]t", right=("size",), sections=("task",))
-    output = io.StringIO()
-    Console(file=output, width=40, color_system=None).print(table)
-    lines = [line.rstrip() for line in output.getvalue().splitlines()]
-    assert lines == [
-        "[b]t",
-        "",
-        " task arm    value  size",
-        " \N{BOX DRAWINGS LIGHT HORIZONTAL}" + "\N{BOX DRAWINGS LIGHT HORIZONTAL}" * 22,
-        " a    x      1,234  1 MB",
-        "      y          \N{EN DASH} 22 MB",
-        "",
-        " b    [red]z 0.123",
-        "",
-    ]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pocket_study import small_study
 
-from rankscope.run.study import write_outputs
+from rankscope.run.outputs import write_outputs
 
 
 @pytest.fixture(scope="session")

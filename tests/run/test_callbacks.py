@@ -13,8 +13,8 @@ from rankscope.errors import Interrupted
 from rankscope.progress import NullReporter
 from rankscope.records import StudyRecords, TrialRecords
 from rankscope.run.callbacks import in_dtype_of
+from rankscope.run.outputs import write_outputs
 from rankscope.run.plan import evaluation_tokens, make_plan
-from rankscope.run.study import write_outputs
 from rankscope.store import Ledger
 
 TASKS = ("pocket_cloze", "pocket_med")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from rankscope.config.loader import load_study_file
 from rankscope.models.adapters.folder import BASE_HASH
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
-from rankscope.models.load import pocket_folder
+from rankscope.models.model_folder import pocket_folder
 from rankscope.run.prepare import prepare_study
 from rankscope.store import Ledger
 

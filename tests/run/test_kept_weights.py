@@ -11,7 +11,7 @@ from rankscope.records import StudyRecords
 from rankscope.run.plan import make_plan
 from rankscope.run.study import Study
 from rankscope.store import Ledger, snapshot_path, weights_path
-from rankscope.tools.export import export_trial
+from rankscope.tools.export import ExportRequest, export_trial
 
 from .test_callbacks import Interrupter
 
@@ -84,11 +84,20 @@ def test_export_copies_those_of_a_step(kept: tuple[Path, StudyRecords], tmp_path
     for i, trial in enumerate((study.trials[0], study.trials[-1])):
         for step, place in ((6, snapshot_path(trial.spec, 6)), (last, weights_path(trial.spec))):
             target = tmp_path / f"{i}-{step}"
-            assert export_trial(out, trial.spec.trial_id, target, step) == trial.spec
-            # The model card is written anew, with the study's figures.
-            assert contents(target) == contents(out / place)
+            assert (
+                export_trial(out, target, ExportRequest(label=trial.spec.trial_id, step=step)).spec
+                == trial.spec
+            )
+            # Card, tokenizer and the base's name are written anew.
+            written = {name: text for name, text in contents(target).items() if "token" not in name}
+            stored = contents(out / place)
+            for files in (written, stored):
+                files.pop("adapter_config.json", None)
+            assert written == {n: text for n, text in stored.items() if "token" not in n}
     with pytest.raises(UserError, match=r"no weights of step 4; expected one of 3, 6, 8"):
-        export_trial(out, study.trials[0].spec.trial_id, tmp_path / "none", 4)
+        export_trial(
+            out, tmp_path / "none", ExportRequest(label=study.trials[0].spec.trial_id, step=4)
+        )
     assert not (tmp_path / "none").exists()
 
 

@@ -12,10 +12,12 @@ from rankscope.config.loader import load_study_file
 from rankscope.data.study_data import replay_notes
 from rankscope.errors import Interrupted, UserError
 from rankscope.records import BASE, StudyRecords, TrialRecords, trial_of, variant_of
-from rankscope.run.study import Study, check_record_settings, write_outputs
+from rankscope.run.begin import check_record_settings
+from rankscope.run.outputs import write_outputs
+from rankscope.run.study import Study
 from rankscope.run.trials import make_trials
 from rankscope.store import Ledger
-from rankscope.tools.export import export_trial
+from rankscope.tools.export import ExportRequest, export_trial
 
 from .test_study import Interrupter
 
@@ -80,11 +82,12 @@ def test_the_weights_of_a_stopped_trial_are_those_of_its_best_step(
     best, last = trial.train.best_step, trial.train.steps
     assert best is not None
     assert best < last
-    export_trial(finished, trial.spec.trial_id, tmp_path / "best", best)
-    export_trial(finished, trial.spec.trial_id, tmp_path / "own")
+    label = trial.spec.trial_id
+    export_trial(finished, tmp_path / "best", ExportRequest(label=label, step=best))
+    export_trial(finished, tmp_path / "own", ExportRequest(label=label))
     assert folder_contents(tmp_path / "best") == folder_contents(tmp_path / "own")
     with pytest.raises(UserError, match=rf"no weights of step {last}; expected one of {best}\b"):
-        export_trial(finished, trial.spec.trial_id, tmp_path / "last", last)
+        export_trial(finished, tmp_path / "last", ExportRequest(label=label, step=last))
 
 
 def test_every_trial_has_milder_forms_on_the_line_from_the_base(finished: Path) -> None:

@@ -10,11 +10,11 @@ from pocket_study import small_study
 from transformers import AutoModelForCausalLM
 
 from rankscope.errors import UserError
-from rankscope.models.load import pocket_folder
+from rankscope.models.model_folder import pocket_folder
 from rankscope.run.plan import make_plan, trial_cost
 from rankscope.run.prepare import prepare_study
 from rankscope.store import Ledger
-from rankscope.tools.export import export_trial
+from rankscope.tools.export import ExportRequest, export_trial
 
 ARMS: list[dict[str, Any]] = [
     {"method": {"peft": {"peft_type": "VERA", "r": 16}}, "lr": 1e-2},
@@ -52,7 +52,7 @@ def test_methods_of_pefts_run_like_any_other(tmp_path: Path) -> None:
     assert norms.spectra.matrices == ()
     assert "cannot be merged into a weight" in notes
     # What is exported is what plain PEFT loads.
-    export_trial(tmp_path / "out", vera.spec.trial_id, tmp_path / "vera")
+    export_trial(tmp_path / "out", tmp_path / "vera", ExportRequest(label=vera.spec.trial_id))
     base = AutoModelForCausalLM.from_pretrained(pocket_folder(), dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(tmp_path / "vera"))
     assert model.peft_config["default"].peft_type.value == "VERA"

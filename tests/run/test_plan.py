@@ -12,7 +12,7 @@ from rich.console import Console
 from rankscope.cli.render.study import plan_table
 from rankscope.config.presets import study_template
 from rankscope.errors import UserError
-from rankscope.models.load import pocket_folder
+from rankscope.models.model_folder import pocket_folder
 from rankscope.models.parameters import architecture
 from rankscope.run.groups import Group
 from rankscope.run.plan import Plan

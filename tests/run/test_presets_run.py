@@ -7,7 +7,8 @@ import pytest
 
 from rankscope.config.presets import PRESETS, study_template
 from rankscope.records import StudyRecords
-from rankscope.run.study import Study, write_outputs
+from rankscope.run.outputs import write_outputs
+from rankscope.run.study import Study
 
 SHORT = [
     "seeds=0",

@@ -27,10 +27,11 @@ from rankscope.cli import main
 from rankscope.device import is_out_of_memory
 from rankscope.errors import Interrupted, NotFiniteError
 from rankscope.models import load
-from rankscope.models.load import pocket_folder
+from rankscope.models.model_folder import pocket_folder
 from rankscope.progress import NullReporter
 from rankscope.records import StudyRecords, TrialRecords
-from rankscope.run.study import Study, write_outputs
+from rankscope.run.outputs import write_outputs
+from rankscope.run.study import Study
 from rankscope.store import Ledger, adapter_path
 
 LORA, _, FULL = SETTINGS["arms"]

@@ -18,7 +18,7 @@ from rankscope.data.registry import NAMED_TASKS
 from rankscope.errors import UserError
 from rankscope.models.adapters.folder import BASE_HASH
 from rankscope.models.adapters.settings import WEIGHTS
-from rankscope.models.load import pocket_folder
+from rankscope.models.model_folder import pocket_folder
 from rankscope.tools.evaluate.run import Scoring
 from rankscope.tools.evaluate.tasks import task_config
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from rankscope.config.loader import load_study_file
 from rankscope.errors import UserError
-from rankscope.models.load import pocket_folder
+from rankscope.models.model_folder import pocket_folder
 
 from ..evaluate.lm_eval.test_bridge import CHOICE, FUNCTION, HELPER, ROWS, TEXT, task_file
 

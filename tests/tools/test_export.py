@@ -1,32 +1,272 @@
-"""Tables of a study as files."""
+"""Exported weights do what their card says, for whoever has the folder and not the study."""
 
+import json
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
 import pytest
+import torch
+import yaml
+from command_line import files_below, rankscope
+from huggingface_hub import parse_eval_result_entries
 from report_studies import ordinary_study
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rankscope.config.study import ModelConfig
+from rankscope.config.task import TaskConfig
 from rankscope.errors import UserError
+from rankscope.records import ArmSummary
 from rankscope.report.study_view import StudyView
-from rankscope.report.table_formats import frame_rows
-from rankscope.report.tables import arms_table
-from rankscope.tools.export import check_tables_folder, write_study_tables
+from rankscope.tools.export import ExportRequest, base_reference, export_trial, write_hub_scores
+from rankscope.tools.trial_choice import choose_trial
+
+PROMPTS = torch.tensor([[1, 20, 30, 40, 50], [1, 60, 21, 99, 7]])
 
 
-def test_a_table_that_has_no_rows_any_more_is_removed(tmp_path: Path) -> None:
+def logits(model: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(PROMPTS).logits.double()
+
+
+def run_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Execute every Python block of a card in its folder, as a reader would."""
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    card = (folder / "README.md").read_text("utf-8")
+    for block in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL):
+        exec(block, names)  # noqa: S102
+    return names
+
+
+@pytest.mark.parametrize("label", ["r=2", "dora", "full"])
+def test_the_card_of_an_export_loads_the_model_that_was_scored(
+    finished: Any, label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export = export_trial(finished.out, tmp_path / "tuned", ExportRequest(label=label))
+    export_trial(finished.out, tmp_path / "whole", ExportRequest(label=label, merge=True))
+    names = run_card(tmp_path / "tuned", monkeypatch)
+    tuned = logits(names["model"])
+    base = logits(AutoModelForCausalLM.from_pretrained(finished.base, dtype="float32"))
+    assert (tuned - base).abs().max() > 1e-3
+    folders = [tmp_path / "whole"]
+    if not export.spec.is_full:
+        # The card's own merge has worked on names["model"] in place.
+        folders.append(tmp_path / "tuned" / "merged")
+    for folder in folders:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+        # Sums of up to 192 float32 products per layer, in another order.
+        torch.testing.assert_close(logits(model), tuned, rtol=1e-4, atol=1e-4)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert tokenizer.chat_template == names["tokenizer"].chat_template
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False) == "x "
+
+
+def test_an_adapter_names_its_base_and_a_merged_model_needs_none(
+    finished: Any, tmp_path: Path
+) -> None:
+    outcome = rankscope(
+        "export", finished.out, "r=2", "--out", tmp_path / "a", "--base-name", "o/n"
+    )
+    assert outcome.code == 0, outcome
+    assert "seed with the highest validation score of 2" in outcome.told
+    settings = json.loads((tmp_path / "a" / "adapter_config.json").read_text("utf-8"))
+    assert settings["base_model_name_or_path"] == "o/n"
+    assert 'AutoModelForCausalLM.from_pretrained("o/n"' in (tmp_path / "a/README.md").read_text()
+    assert {"tokenizer.json", "chat_template.jinja"} <= files_below(tmp_path / "a")
+    outcome = rankscope("export", finished.out, "r=2", "--merge", "--json", "--out", tmp_path / "m")
+    assert json.loads(outcome.out)["kind"] == "merged model"
+    assert not any("adapter" in name for name in files_below(tmp_path / "m"))
+    card = (tmp_path / "m" / "README.md").read_text("utf-8")
+    assert "library_name: transformers" in card
+    assert "model with a merged lora adapter" in card
+
+
+def test_a_changed_base_is_not_merged_into(finished: Any, tmp_path: Path) -> None:
+    config = finished.base / "config.json"
+    before = config.read_text("utf-8")
+    config.write_text(before.replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'), "utf-8")
+    try:
+        with pytest.raises(UserError, match="weights are not those of the study"):
+            export_trial(finished.out, tmp_path / "x", ExportRequest(label="r=2", merge=True))
+    finally:
+        config.write_text(before, "utf-8")
+    assert not (tmp_path / "x").exists()
+
+
+def test_without_the_base_an_adapter_is_exported_with_a_note(finished: Any, tmp_path: Path) -> None:
+    moved = finished.base.with_name("moved")
+    finished.base.rename(moved)
+    try:
+        request = ExportRequest(label="r=2", base_name="o/n")
+        export = export_trial(finished.out, tmp_path / "x", request)
+    finally:
+        moved.rename(finished.base)
+    assert any("no tokenizer was written" in note for note in export.notes)
+    assert "tokenizer.json" not in files_below(tmp_path / "x")
+
+
+# --- which trial ----------------------------------------------------------------------------------
+
+
+def chosen_label(label: str | None = None, task: str | None = None, best_lora: bool = False) -> str:
+    view = StudyView(*ordinary_study())
+    return choose_trial(view, Path("s"), label, task, best_lora=best_lora).spec.label
+
+
+def test_the_recommended_arm_is_the_default_and_its_best_seed_is_taken() -> None:
+    view = StudyView(*ordinary_study())
+    arm = view.chosen("med")
+    assert arm is not None
+    scores = {
+        t.spec.label: view.study.evals[t.spec.trial_id, "med", "validation"].score
+        for t in view.trials(arm)
+    }
+    assert scores[chosen_label(task="med")] == max(scores.values())
+    lora = view.best_lora("law")
+    assert lora is not None
+    assert chosen_label(task="law", best_lora=True).startswith(f"law {lora.label} ")
+
+
+@pytest.mark.parametrize(
+    ("label", "task", "found"),
+    [
+        ("med r=8 lr=0.001 seed=1", None, "med r=8 lr=0.001 seed=1"),
+        ("r=8 lr=0.001", "law", "law r=8 lr=0.001 seed="),
+        ("law full", None, "law full lr=0.0005 seed="),
+        # The trial of seed 1 diverged.
+        ("r=32 lr=0.003", "med", "med r=32 lr=0.003 seed="),
+    ],
+)
+def test_words_of_the_report_name_an_arm(label: str, task: str | None, found: str) -> None:
+    assert chosen_label(label, task).startswith(found)
+    assert chosen_label(label, task) != "med r=32 lr=0.003 seed=1"
+
+
+@pytest.mark.parametrize(
+    ("label", "task", "message"),
+    [
+        (None, None, "2 training tasks, each with an answer of its own; give one with --task"),
+        ("r=8 lr=0.001", None, r"matches 2 arms; .*\n  med r=8 lr=0.001\n  law r=8 lr=0.001"),
+        ("r=8", "med", r"matches 2 arms; .*\n  med r=8 lr=0.001\n  med r=8 lr=0.003"),
+        ("r=5", None, "no trial 'r=5'; expected --best, an arm's label"),
+        ("", None, "there is no trial ''"),
+        (None, "physics", "--task 'physics' is not a training task; expected one of med, law"),
+    ],
+)
+def test_an_unclear_choice_lists_what_it_could_be(
+    label: str | None, task: str | None, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        chosen_label(label, task)
+
+
+def test_an_open_answer_is_not_exported_as_the_best() -> None:
     study, advice = ordinary_study()
-    out = tmp_path / "new" / "tables"
-    out.mkdir(parents=True)
-    for name in ("without-contamination.md", "mine.md"):
-        (out / name).write_text("of another day")
-    written = write_study_tables(tmp_path / "study", study, advice, out)
-    assert {path.name for path in out.iterdir()} == {"mine.md", *(path.name for path in written)}
-    stored = pd.read_parquet(out / "arms.parquet")
-    assert frame_rows(stored) == frame_rows(arms_table(StudyView(study, advice)))
+    first = advice.advice[0].model_copy(update={"chosen": None})
+    view = StudyView(study, advice.model_copy(update={"advice": (first,)}))
+    with pytest.raises(UserError, match=r"the study recommends none .*--best-lora"):
+        choose_trial(view, Path("s"), None, "med", best_lora=False)
 
 
-def test_tables_need_a_folder_outside_the_study(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    for out, part in (("study/tables", "is inside the study"), ("file", "found a file")):
-        with pytest.raises(UserError, match=part):
-            check_tables_folder(tmp_path / "study", tmp_path / out)
+# --- where the base is found ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "request_", "name", "revision"),
+    [
+        ({"hub": "a/b", "revision": "abc"}, {}, "a/b", "abc"),
+        ({"cached": "smollm2-135m"}, {"repository": "me/x"},
+         "HuggingFaceTB/SmolLM2-135M-Instruct", None),
+        ({"path": "/models/x"}, {"base_name": "a/b", "repository": "me/x"}, "a/b", None),
+    ],
+)  # fmt: skip
+def test_others_find_the_base(
+    model: dict[str, Any], request_: dict[str, Any], name: str, revision: str | None
+) -> None:
+    found = base_reference(ModelConfig.model_validate(model), ExportRequest(**request_))
+    assert found == {"base_model_name_or_path": name, "revision": revision}
+
+
+# --- the hub --------------------------------------------------------------------------------------
+
+
+def test_scores_on_hub_data_sets_are_written_as_the_hub_reads_them(tmp_path: Path) -> None:
+    study, _ = ordinary_study()
+    names = {"med": "arc_easy", "law": "law", "general": "legal_mcq", "math": "mmlu"}
+    tasks = tuple(
+        t.model_copy(update={"name": names[t.name], "num_fewshot": 2 * (t.name == "math")})
+        for t in study.tasks
+    )
+    config = study.config.model_copy(
+        update={"tasks": [TaskConfig.model_validate({"name": name}) for name in names.values()]}
+    )
+    evals = {(i, names[t], s): e for (i, t, s), e in study.evals.items()}
+    study = replace(study, tasks=tasks, config=config, evals=evals)
+    trial = next(t for t in study.trials if t.spec.label == "med r=8 lr=0.001 seed=0")
+    write_hub_scores(study, trial, tmp_path / ".eval_results")
+    # Own rows have no id on the hub, and legal_mcq is a part of another data set.
+    assert files_below(tmp_path) == {".eval_results"} | {
+        f".eval_results/{name}.yaml" for name in ("arc_easy", "mmlu")
+    }
+    found = {
+        name: parse_eval_result_entries(
+            yaml.safe_load((tmp_path / ".eval_results" / f"{name}.yaml").read_text())
+        )[0]
+        for name in ("arc_easy", "mmlu")
+    }
+    assert (found["arc_easy"].dataset_id, found["arc_easy"].task_id) == (
+        "allenai/ai2_arc",
+        "ARC-Easy",
+    )
+    score = study.evals[trial.spec.trial_id, "arc_easy", "test"].score
+    assert found["arc_easy"].value == pytest.approx(100 * score, abs=0.005)
+    assert "60 test items, 2-shot, rows from a local copy" in str(found["mmlu"].notes)
+
+
+def test_a_push_shows_what_it_would_send_and_needs_a_token(
+    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    words = ("export", finished.out, "r=2", "--merge", "--push", "me/thing")
+    outcome = rankscope(*words, "--yes", "--out", tmp_path / "a")
+    assert outcome.code == 2
+    size = (tmp_path / "a" / "model.safetensors").stat().st_size / 1e6
+    for part in (
+        f"{size:.1f} MB model.safetensors",
+        "to https://huggingface.co/me/thing (private)",
+        "no token for the hub; log in with 'hf auth login' or set HF_TOKEN",
+    ):
+        assert part in outcome.told
+    assert '"me/thing"' in (tmp_path / "a" / "README.md").read_text("utf-8")
+    outcome = rankscope(*words, "--public", "--out", tmp_path / "b")
+    assert outcome.code == 2
+    assert "(public: everybody can read it)" in outcome.told
+    assert "nobody to ask whether to send this; confirm with --yes" in outcome.told
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("r=2", "--push", "a/b/c"), "expected OWNER/NAME"),
+        (("r=2", "--push", "me/x", "--yes"), "the base is a local folder, which nobody else can"),
+        (("r=2", "--yes"), "--public and --yes do nothing without --push"),
+        (("r=2", "--best"), "expected one of LABEL, --best and --best-lora"),
+    ],
+)
+def test_a_push_is_refused_before_anything_is_written(
+    finished: Any, words: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    outcome = rankscope("export", finished.out, *words, "--out", tmp_path / "x")
+    assert outcome.code == 2
+    assert message in outcome.told
+    assert files_below(tmp_path) == set()
+
+
+def test_arms_are_found_by_what_the_view_lists() -> None:
+    view = StudyView(*ordinary_study())
+    arms: list[ArmSummary] = [arm for task in view.training_tasks for arm in view.arms(task)]
+    for arm in arms:
+        assert chosen_label(f"{arm.task} {arm.label}").startswith(f"{arm.task} {arm.label} seed=")

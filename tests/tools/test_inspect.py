@@ -29,9 +29,10 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 import rankscope
 from rankscope.analyze.spectra import effective_rank, stable_rank
 from rankscope.analyze.svd_cache import svd
+from rankscope.config.study import SpectraConfig
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.records import Inspection, MatrixSpectrum, NormGrowth
-from rankscope.tools.inspect import InspectSettings, inspect
+from rankscope.tools.inspect import inspect
 
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {},
@@ -486,7 +487,7 @@ def test_another_quantization_is_named(base: Path, plain: Path, tmp_path: Path) 
 
 
 def test_settings_reach_the_measures(base: Path, plain: Path) -> None:
-    found = inspect(base, plain, InspectSettings(top_k=7, intruder_k=20, intruder_epsilon=0.99))
+    found = inspect(base, plain, SpectraConfig(top_k=7, intruder_k=20, intruder_epsilon=0.99))
     matrices = found.tuned[0].spectra.matrices
     assert {m.top_k for m in matrices} == {7}
     assert {len(m.largest_cosines) for m in matrices} == {20}

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft_adapters import tiny_gpt2
 from transformers import AutoModelForCausalLM
 
-from rankscope.models.load import pocket_folder
+from rankscope.models.model_folder import pocket_folder
 from rankscope.tools.inspect import inspect
 from rankscope.tools.inspect_heads import HeadSettings, inspect_heads
 

@@ -14,12 +14,12 @@ from tiny_models import tiny_llama
 from torch import Tensor
 
 from rankscope.analyze.svd_cache import svd
+from rankscope.config.study import SpectraConfig
 from rankscope.errors import UserError
 from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.multi_lora import linear_layers
 from rankscope.models.scaling import layer_index, scaled_adapter, variant_factors
 from rankscope.records import Variant
-from rankscope.tools.inspect import InspectSettings
 from rankscope.tools.shrink import SourceAdapter, layer_scale, mitigate, scale, truncate
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -125,7 +125,7 @@ def test_what_changes_nothing_changes_no_bit(base: Path, adapter: Path, tmp_path
     scale(source, tmp_path / "scale", 1)
     layer_scale(source, tmp_path / "layers", 1, 1)
     truncate(source, tmp_path / "rank", 64)
-    mitigate(source, tmp_path / "mitigate", 1, InspectSettings())
+    mitigate(source, tmp_path / "mitigate", 1, SpectraConfig())
     written = ["scale", "layers", "rank", "mitigate/mitigated", "mitigate/control"]
     for name in written:
         for file in FILES:
@@ -177,7 +177,7 @@ def test_mitigation_is_the_formula_and_its_control_has_the_same_norm(
     base: Path, adapter: Path, before: dict[str, Tensor], tmp_path: Path, factor: float
 ) -> None:
     """W' = W + (lambda - 1) sum u sigma v^T by full decompositions, matrix by matrix."""
-    settings = InspectSettings(intruder_epsilon=0.6)
+    settings = SpectraConfig(intruder_epsilon=0.6)
     found, control = mitigate(SourceAdapter.open(adapter, base), tmp_path / "m", factor, settings)
     whole = deltas(adapter, before)
     expected, count = {}, 0

@@ -29,6 +29,24 @@ from rankscope.records import (
     trained_parts,
 )
 
+STILL_FALLING = 0.05
+"""Relative fall of the training loss over the last two thirds of the steps that counts as one."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossTrend:
+    """Mean training loss over the middle third of the steps and over the last third."""
+
+    before: float
+    after: float
+    error: float
+    """Standard error of their difference."""
+
+    @property
+    def is_falling(self) -> bool:
+        fall = self.before - self.after
+        return fall > STILL_FALLING * abs(self.before) and fall > 2 * self.error
+
 
 @dataclass(frozen=True, slots=True)
 class Arm:
@@ -41,6 +59,26 @@ class Arm:
     @property
     def finished(self) -> tuple[TrialRecords, ...]:
         return tuple(t for t in self.trials if t.status == "done")
+
+    @property
+    def steps(self) -> int:
+        """Fewest optimizer steps of its trained trials; 0 without any."""
+        return min((t.train.steps for t in self.trials if t.train is not None), default=0)
+
+    @property
+    def loss_trend(self) -> LossTrend | None:
+        """Of its finished trials together; None with fewer than six recorded steps."""
+        curves = [[p.loss for p in t.train.losses] for t in self.finished if t.train is not None]
+        thirds = [len(losses) // 3 for losses in curves]
+        if not curves or min(thirds) < 2:
+            return None
+        middle, last = (
+            np.concatenate([losses[-k * n : len(losses) - (k - 1) * n] for losses, n in pairs])
+            for k in (2, 1)
+            for pairs in [list(zip(curves, thirds, strict=True))]
+        )
+        error = float(np.hypot(middle.std(ddof=1), last.std(ddof=1)) / np.sqrt(len(last)))
+        return LossTrend(float(middle.mean()), float(last.mean()), error)
 
     def updated(self, **fields: object) -> "Arm":
         """A copy with fields of the summary replaced."""

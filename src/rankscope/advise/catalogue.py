@@ -7,52 +7,75 @@ it, and a diagnostic does both.
 
 from rankscope.records import AdviceKind
 
-HEADLINES = {
-    "no_arms": "No arm was trained on {task}: only the base has scores.",
-    "none_finished": "No trial on {task} has finished: {failed} failed, {waiting} still to run.",
+OUTCOMES = {
+    "no_arms": ("no arm was trained", "Only the base has scores on {task}."),
+    "none_finished": (
+        "no trial has finished",
+        "Of the trials on {task}, {failed} failed and {waiting} are still to run.",
+    ),
     "none_scored": (
-        "{done} on {task} finished, but none has a score on the validation split. Run the study "
-        "again to evaluate."
+        "no arm has validation scores",
+        "{done} on {task} finished without them. Run the study again to evaluate.",
     ),
     "all_over_limit": (
-        "Use none of these arms on {task}: each forgets more than the {limit:amount} allowed. "
-        "{arm} forgets least and loses {forgetting:amount} on the validation split. A lower "
-        "learning rate, fewer steps or a scaled-down adapter may stay within the limit."
+        "every arm forgets too much",
+        "Each arm forgets more than the {limit:amount} allowed. {arm} forgets least and loses "
+        "{forgetting:amount} on the validation split. A lower learning rate, fewer steps or a "
+        "scaled-down adapter may stay within the limit.",
     ),
     "no_shared_items": (
-        "Too little data to decide on {task}: the base and the arm share no scored test item."
+        "no test item has both scores",
+        "The base and {arm} share no scored test item of {task}.",
     ),
-    "few_items": "Too little data to decide on {task}: only {items}.",
+    "few_items": ("only {items}", "No test can decide with only {items} of {task}."),
+    "few_data": (
+        "{items} and {seeds} are too few",
+        "{arm} has {items} and {seeds}: {changes}. Items that few may all be exceptions, and so "
+        "may the seeds.",
+    ),
+    "few_steps": (
+        "{steps}, and the loss still falls",
+        "{arm} was trained for {steps} and its loss still falls, from {loss_before:.3g} to "
+        "{loss_after:.3g}, so the order of the arms can change: {changes}.",
+    ),
     "equal_changes": (
-        "Nothing can be tested on {task}: all {items} changed by the same {gain:change}, so the "
-        "spread over other items is unknown. Check the scores first."
+        "every test item changed alike",
+        "Of {task}, all {items} changed by the same {gain:change}, so the spread over other items "
+        "is unknown. Check the scores first.",
     ),
-    "gain_unclear": "The data cannot tell whether fine-tuning helps on {task}: {tested}.",
-    "no_gain": "Do not fine-tune on {task} with these settings: {tested}; {possible}.",
+    "gain_unclear": (
+        "no arm is shown to beat the base",
+        "The data cannot tell whether fine-tuning helps on {task}: {tested}.",
+    ),
+    "no_gain": ("no arm beats the base", "With these settings {tested}; {possible}."),
     "not_worth_it": (
+        "forgetting outweighs the gain",
         "By this study's weights ({formula}) no arm is worth it on {task}, not even {arm}: "
-        "{changes}."
+        "{changes}.",
     ),
-    "use": "Use {arm} for {task}: {result}.",
+    "use": ("", "{arm}: {result}."),
     "use_despite_full": (
-        "Use {arm} for {task}: {result}; full fine-tuning led on the validation split, but the "
-        "test split does not confirm its lead."
+        "",
+        "{arm}: {result}. Full fine-tuning led on the validation split, but the test split does "
+        "not confirm its lead.",
     ),
-    "use_full": "Use {arm} for {task}: {result}; {why}.",
+    "use_full": ("", "{arm}: {result}; {why}."),
     "over_limit_on_test": (
-        "No arm can be recommended for {task}: {arm}, chosen on the validation split, loses "
-        "{forgetting:amount} on the retention tasks of the test split; {limit:amount} is allowed."
+        "forgetting exceeds the limit on the test split",
+        "{arm}, chosen on the validation split, loses {forgetting:amount} on the retention tasks "
+        "of the test split; {limit:amount} is allowed.",
     ),
     "not_worth_it_on_test": (
+        "forgetting outweighs the gain",
         "By this study's weights ({formula}) {arm}, chosen on the validation split, is not worth "
-        "it on {task}: {changes}."
+        "it on {task}: {changes}.",
     ),
     "worth_unclear": (
-        "The data cannot tell whether {arm} is worth what it forgets on {task}: {changes}; by the "
-        "study's weights that is {net:change} in all."
+        "the gain may not outweigh the forgetting",
+        "{arm}: {changes}; by the study's weights that is {net:change} in all.",
     ),
 }
-"""The answer to one training task in one sentence."""
+"""How one training task ends: the verdict's reason in a few words, and the explanation."""
 
 CLAUSES = {
     "one_tested": "the arm chosen on the validation split, {arm}, is not shown to beat the base",
@@ -79,10 +102,87 @@ CLAUSES = {
     "score": "its score is {score:score}, {gain:change} against the base",
     "gain": "{gain:change} against the base",
     "retention": "retention changes by {forgetting:reverse}",
+    "retention_unsettled": (
+        "retention changes by {forgetting:reverse}, which is not settled ({forgetting:range})"
+    ),
     "retention_unknown": "; forgetting was not measured",
     "unclear": ", not clear of zero",
 }
-"""Parts of headlines and of longer messages."""
+"""Parts of explanations and of longer messages."""
+
+CLAIMS = {
+    "better": "{arm} is better than the base{net}: {difference:change} ({difference:evidence}).",
+    "better_unclear": (
+        "That {arm} is better than the base{net} is likely but not certain: {difference:change} "
+        "({difference:evidence})."
+    ),
+    "no_arm_better": "No arm is shown to be better than the base.",
+    "not_compared": "The arms cannot be compared yet.",
+    "only_arm": "No other arm was tried.",
+    "best": (
+        "No tried arm is better by more than {margin:amount}: the closest rival, {rival}, leads "
+        "by at most {difference:highest}."
+    ),
+    "best_unclear": (
+        "{rival} may be better by more than {margin:amount}: it differs by {difference:change} "
+        "({difference:evidence})."
+    ),
+    "best_unknown": "{unknown} has no score, so it may be better.",
+    "best_contradicted": (
+        "{rival} scores {difference:amount} better by the study's weights on the test split "
+        "({difference:evidence}). The test split does not choose, so train more seeds of both."
+    ),
+    "base_best": "No tried arm is better than the base by {margin:amount}.",
+    "base_best_unclear": "A tried arm may still be better than the base by {margin:amount}.",
+}
+"""The two claims of an answer."""
+
+CHECKS = {
+    "seeds.fine": "Enough to see how much training itself varies.",
+    "seeds.weak": (
+        "Fewer than {fewest_seeds} do not show how much training itself varies, so no answer can "
+        "be firm."
+    ),
+    "items.seen": (
+        "A difference of about {detectable:amount} between {arm} and {rival} would be seen four "
+        "times out of five; a smaller one may go unseen."
+    ),
+    "items.unknown": "How large a difference would be seen is unknown.",
+    "items.bad": "Too few to tell a difference from chance.",
+    "retention.fine": "The base is above chance on the retention tasks.",
+    "retention.text": "Forgetting is measured by the likelihood of text.",
+    "retention.wide": (
+        "Forgetting is only known to lie between {forgetting:range}, so a zero drop tells you "
+        "nothing."
+    ),
+    "retention.chance": (
+        "The base is not shown to be above chance on {named}, so accuracy cannot show forgetting "
+        "there.{carried} Use a retention task that the base knows."
+    ),
+    "retention.none": "The study has no retention task.{limit}",
+    "retention.unscored": "The retention tasks have no scores yet.{limit}",
+    "contamination.fine": "No test row overlaps the training set.",
+    "contamination.weak": (
+        "{rows} of {test_rows} overlap the training set ({named}), so the scores are too high. "
+        "Remove those rows from one of the two splits."
+    ),
+    "learning_rate.fine": "The chosen rate lies inside the {rates_tried} tried.",
+    "learning_rate.edge": (
+        "The chosen rate is the {side} of the {rates_tried} tried: a {better} one may do better."
+    ),
+    "learning_rate.one": "Only one rate was tried, so another one may do better.",
+    "loss.fine": "The training loss has levelled off.",
+    "loss.falling": (
+        "The training loss still falls, from {loss_before:.3g} to {loss_after:.3g} over the last "
+        "two thirds: longer training may change the answer."
+    ),
+    "trials.fine": "Every trial finished.",
+    "trials.failed": (
+        "{failed} of {trials} failed ({named}). Each counts as no gain when arms are compared."
+    ),
+    "trials.waiting": "{waiting} of {trials} have not run yet.",
+}
+"""What a trust check means, by its name and what was found."""
 
 _BY_KIND: dict[AdviceKind, dict[str, str]] = {
     # Reasons for a decision.
@@ -204,18 +304,10 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
     },
     # Limits of the evidence.
     "caveat": {
-        "few_seeds": (
-            "{arm} was trained with {seeds}. Fewer than {fewest_seeds} do not show how much "
-            "training itself varies, so no answer can be firm."
-        ),
-        "failed_trials": (
-            "{failed} of {trials} failed ({named}). Each counts as no gain when arms are compared."
-        ),
         "passed_over": (
             "Without its failed trials {arm} would have a higher utility than the LoRA arms it is "
             "compared with. It may be worth another try."
         ),
-        "waiting_trials": "{waiting} of {trials} have not run yet.",
         "one_rate": (
             "{all_ranks} were trained at one learning rate ({lr:g}), so a difference between ranks "
             "may be one between learning rates. Give lr a list."
@@ -224,24 +316,8 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
             "Ranks were not trained at the same learning rates ({named}), so a difference between "
             "ranks may be one between learning rates. Give all ranks the same list."
         ),
-        "rate_at_edge": (
-            "The learning rate chosen for {arm} is the {side} of the {rates_tried} tried: a "
-            "{better} one may do better."
-        ),
         "smallest_rank": "r={rank} is the smallest rank tried: a smaller one may be enough.",
         "largest_rank": "r={rank} is the largest rank tried: a larger one may gain more.",
-        "contamination": (
-            "Some of the {rows} of {task} are also training rows ({named}), so its scores are too "
-            "high. Remove those rows from one of the two splits."
-        ),
-        "no_retention": "Forgetting was not measured.{limit}",
-        "unscored_retention": (
-            "Forgetting is unknown: the retention tasks have no scores yet.{limit}"
-        ),
-        "retention_at_chance": (
-            "The base is at chance on {other} ({base:score}; guessing gives {chance:score}), so "
-            "forgetting cannot show there. Use a retention task that the base knows."
-        ),
         "over_limit": (
             "{excluded} of {arms} forgot more than the {max_forgetting:amount} allowed on the "
             "validation split and {were} left out: {named}."
@@ -254,10 +330,6 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
         "different_units": (
             "The gain on {task} and the forgetting have different units and cannot be added: "
             "forgetting {role}."
-        ),
-        "detectable": (
-            "With {n} and {sample} a difference of about {detectable:amount} between {arm} and "
-            "{rival} would be seen four times out of five; a smaller one may go unseen."
         ),
     },
     # Next steps.

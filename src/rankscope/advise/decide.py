@@ -19,23 +19,26 @@ decided on the test split, except where a step names the validation split:
    or without a utility above 0 on the validation split? If none of these, LoRA is recommended.
 5. Is the recommended arm's gain worth its forgetting, and is the limit kept?
 
-An answer is ``firm`` if its intervals are clear, it rests on three complete seeds or more,
-no trial of the task is still to run, and training saw at most 1 % of the test rows;
-otherwise ``tentative``; ``not_decided`` has the confidence ``none``. The exact rule is in
-docs/science.md, "From scores to a decision".
+6. Are the items and seeds, or the training steps, too few to say anything yet?
+
+A decision is ``firm`` if its intervals are clear, it rests on three complete seeds or more, no
+trial of the task is still to run, and training saw at most 1 % of the test rows; a recommendation
+also needs that no tried arm can be better by more than the margin (``claims.py``). Otherwise it is
+``tentative``; ``not_decided`` has the confidence ``none``. The exact rule is in docs/science.md,
+"From scores to a decision".
 """
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from rankscope.advise.arms import Arm
-from rankscope.advise.catalogue import HEADLINES
+from rankscope.advise.catalogue import OUTCOMES
 from rankscope.advise.comparisons import arm_difference, net_difference
-from rankscope.advise.messages import Counted, Field, Measured, arm_name, clause
+from rankscope.advise.messages import Counted, Field, Measured, arm_name, clause, verdict_name
 from rankscope.advise.select import Candidate
 from rankscope.advise.statistics.significance import ALPHA, FEWEST_ITEMS, holm
-from rankscope.advise.task_results import TaskResults
-from rankscope.records import ArmSummary, Confidence, Decision
+from rankscope.advise.task_results import FEW_ITEMS, TaskResults
+from rankscope.records import FEWEST_SEEDS, ArmSummary, Confidence, Decision, Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,9 @@ class Verdict:
 
     decision: Decision
     confidence: Confidence
-    headline: str
+    because: str
+    """Why nothing is recommended, in a few words."""
+    explanation: str
     subject: Arm | None
     """The arm that the reasons describe: the recommended one, or the closest to it."""
 
@@ -52,8 +57,37 @@ class Verdict:
     def recommends_subject(self) -> bool:
         return self.decision in ("use", "use_full")
 
+    @property
+    def text(self) -> str:
+        """The answer in at most twelve words; the verb follows the confidence."""
+        if self.decision == "not_decided" or self.subject is None:
+            return f"Cannot tell yet: {self.because}."
+        does, name = "Use", verdict_name(self.subject.summary)
+        if self.decision == "do_not_fine_tune":
+            does, name = "Do not fine-tune:", self.because
+        if self.confidence != "firm":
+            does = f"Probably {does[0].lower()}{does[1:]}"
+        return f"{does} {name}."
+
 
 def decide(results: TaskResults) -> Verdict:
+    verdict = _decide_by_scores(results)
+    subject = verdict.subject
+    if verdict.decision == "not_decided" or subject is None or subject.summary.gain is None:
+        return verdict
+    items, seeds = subject.summary.gain.n, subject.summary.seeds
+    if items < FEW_ITEMS and seeds < FEWEST_SEEDS:
+        counted = {"items": Counted(items, "test item"), "seeds": Counted(seeds, "seed")}
+        return _not_decided(results, subject, outcome="few_data", **counted)
+    trend = subject.loss_trend
+    if trend is not None and results.is_barely_trained(subject):
+        losses = {"loss_before": trend.before, "loss_after": trend.after}
+        steps = Counted(subject.steps, "step")
+        return _not_decided(results, subject, outcome="few_steps", steps=steps, **losses)
+    return verdict
+
+
+def _decide_by_scores(results: TaskResults) -> Verdict:
     chosen, best = results.choice.chosen, results.choice.best
     if chosen is None or best is None:
         return _nothing_to_choose_from(results)
@@ -71,7 +105,7 @@ def decide(results: TaskResults) -> Verdict:
         verdict = _full_or_lora(results, winner)
     else:
         confidence = _firm_if(results.is_firm(winner.arm.summary))
-        verdict = _conclude(results, "use", confidence, winner.arm, headline="use")
+        verdict = _conclude(results, "use", confidence, winner.arm, outcome="use")
     return _confirm_on_test(results, verdict)
 
 
@@ -81,22 +115,23 @@ def _conclude(
     confidence: Confidence,
     subject: Arm | None,
     *,
-    headline: str,
+    outcome: str,
     **fields: Field,
 ) -> Verdict:
-    """A verdict with a headline of the catalogue; task, formula and arm are filled in here."""
+    """A verdict with an outcome of the catalogue; task, formula and arm are filled in here."""
     fields |= {"task": results.task, "formula": results.objective.formula}
     if subject is not None:
         arm = subject.summary
         fields |= {"arm": arm_name(arm), "changes": _changes(results, arm)}
         fields["result"] = _result(results, arm)
-    return Verdict(decision, confidence, HEADLINES[headline].format_map(fields), subject)
+    because, explanation = (text.format_map(fields) for text in OUTCOMES[outcome])
+    return Verdict(decision, confidence, because, explanation[0].upper() + explanation[1:], subject)
 
 
 def _not_decided(
-    results: TaskResults, subject: Arm | None, *, headline: str, **fields: Field
+    results: TaskResults, subject: Arm | None, *, outcome: str, **fields: Field
 ) -> Verdict:
-    return _conclude(results, "not_decided", "none", subject, headline=headline, **fields)
+    return _conclude(results, "not_decided", "none", subject, outcome=outcome, **fields)
 
 
 def _firm_if(condition: bool) -> Confidence:
@@ -108,7 +143,7 @@ def _changes(results: TaskResults, arm: ArmSummary) -> str:
     if arm.gain is not None:
         parts.append(clause("gain", gain=results.score(arm.gain)))
     if arm.forgetting is not None:
-        parts.append(clause("retention", forgetting=results.retained(arm.forgetting)))
+        parts.append(_retention(results, arm.forgetting))
     return " and ".join(parts) or "not scored on the test split"
 
 
@@ -118,7 +153,12 @@ def _result(results: TaskResults, arm: ArmSummary) -> str:
     text = clause("score", score=results.score(arm.score), gain=results.score(arm.gain))
     if arm.forgetting is None:
         return text + clause("retention_unknown")
-    return f"{text}, and {clause('retention', forgetting=results.retained(arm.forgetting))}"
+    return f"{text}, and {_retention(results, arm.forgetting)}"
+
+
+def _retention(results: TaskResults, forgetting: Estimate) -> str:
+    name = "retention" if results.is_settled(forgetting) else "retention_unsettled"
+    return clause(name, forgetting=results.retained(forgetting))
 
 
 def _nothing_to_choose_from(results: TaskResults) -> Verdict:
@@ -129,7 +169,7 @@ def _nothing_to_choose_from(results: TaskResults) -> Verdict:
     return _not_decided(
         results,
         None,
-        headline="none_scored" if done else "none_finished" if results.trials else "no_arms",
+        outcome="none_scored" if done else "none_finished" if results.trials else "no_arms",
         done=Counted(done, "trial"),
         failed=len(results.failed),
         waiting=results.waiting,
@@ -150,7 +190,7 @@ def _all_over_limit(results: TaskResults) -> Verdict:
         "do_not_fine_tune",
         _firm_if(is_clear),
         least,
-        headline="all_over_limit",
+        outcome="all_over_limit",
         limit=results.retained(limit),
         forgetting=results.retained(least.summary.validation_forgetting or 0.0),
     )
@@ -159,10 +199,10 @@ def _all_over_limit(results: TaskResults) -> Verdict:
 def _too_little_data(results: TaskResults, arm: Arm) -> Verdict:
     gain = arm.summary.gain
     if gain is None:
-        return _not_decided(results, arm, headline="no_shared_items")
-    headline = "few_items" if gain.n < FEWEST_ITEMS else "equal_changes"
+        return _not_decided(results, arm, outcome="no_shared_items")
+    outcome = "few_items" if gain.n < FEWEST_ITEMS else "equal_changes"
     items = Counted(gain.n, "test item")
-    return _not_decided(results, arm, headline=headline, items=items, gain=results.score(gain))
+    return _not_decided(results, arm, outcome=outcome, items=items, gain=results.score(gain))
 
 
 def _no_gain_shown(results: TaskResults, chosen: Candidate, best: Candidate) -> Verdict:
@@ -173,7 +213,7 @@ def _no_gain_shown(results: TaskResults, chosen: Candidate, best: Candidate) -> 
     gains = [arm.gain for arm in scored if arm.gain is not None]
     margin = results.objective.margin
     if max(gain.value for gain in gains) >= margin:
-        return _not_decided(results, chosen.arm, headline="gain_unclear", tested=tested)
+        return _not_decided(results, chosen.arm, outcome="gain_unclear", tested=tested)
     upper_ends = [gain.high for gain in gains if gain.high is not None]
     highest = max(upper_ends) if len(upper_ends) == len(gains) else None
     all_scored = len(scored) == len(results.arms)
@@ -191,7 +231,7 @@ def _no_gain_shown(results: TaskResults, chosen: Candidate, best: Candidate) -> 
         "do_not_fine_tune",
         confidence,
         chosen.arm,
-        headline="no_gain",
+        outcome="no_gain",
         tested=tested,
         possible=possible,
     )
@@ -202,7 +242,7 @@ def _not_worth_it(results: TaskResults, arm: Arm) -> Verdict:
     net = results.net_gain(arm)
     is_clear = net is not None and net.high is not None and net.high < 0
     confidence = _firm_if(is_clear and results.is_firm(arm.summary))
-    return _conclude(results, "do_not_fine_tune", confidence, arm, headline="not_worth_it")
+    return _conclude(results, "do_not_fine_tune", confidence, arm, outcome="not_worth_it")
 
 
 def _full_or_lora(results: TaskResults, full: Candidate) -> Verdict:
@@ -226,7 +266,7 @@ def _full_or_lora(results: TaskResults, full: Candidate) -> Verdict:
     if lora.utility <= 0:
         return _use_full(results, full, "tentative", "lora_not_worth_it", lora)
     # The test split shows no clear difference, so the arm with fewer parameters is recommended.
-    return _conclude(results, "use", "tentative", winner.arm, headline="use_despite_full")
+    return _conclude(results, "use", "tentative", winner.arm, outcome="use_despite_full")
 
 
 def _use_full(
@@ -241,7 +281,7 @@ def _use_full(
         arm = lora.arm.summary
         fields |= {"lora": arm_name(arm), "changes": _changes(results, arm)}
     why = clause(reason, **fields)
-    return _conclude(results, "use_full", confidence, full.arm, headline="use_full", why=why)
+    return _conclude(results, "use_full", confidence, full.arm, outcome="use_full", why=why)
 
 
 def _shortfall(
@@ -292,17 +332,24 @@ def _confirm_on_test(results: TaskResults, verdict: Verdict) -> Verdict:
     limit, forgetting = results.objective.max_forgetting, arm.forgetting
     if limit is not None and forgetting is not None and forgetting.value > limit:
         fields = {"forgetting": results.retained(forgetting), "limit": results.retained(limit)}
-        return _not_decided(results, subject, headline="over_limit_on_test", **fields)
+        return _not_decided(results, subject, outcome="over_limit_on_test", **fields)
     if net is not None and net.value <= 0:
         if net.high is not None and net.high < 0:
-            headline = "not_worth_it_on_test"
-            return _conclude(results, "do_not_fine_tune", "tentative", subject, headline=headline)
+            outcome = "not_worth_it_on_test"
+            return _conclude(results, "do_not_fine_tune", "tentative", subject, outcome=outcome)
         net_text = Measured(net, results.net_unit)
-        return _not_decided(results, subject, headline="worth_unclear", net=net_text)
+        return _not_decided(results, subject, outcome="worth_unclear", net=net_text)
+    if is_confirmed(results, subject):
+        return verdict
+    return replace(verdict, confidence="tentative")
+
+
+def is_confirmed(results: TaskResults, subject: Arm) -> bool:
+    """Whether the test split shows that the limit is kept and the gain is worth its forgetting."""
+    arm, net = subject.summary, results.net_gain(subject)
+    limit, forgetting = results.objective.max_forgetting, arm.forgetting
     high = None if forgetting is None else forgetting.high
     keeps_limit = limit is None or (high is not None and high <= limit)
     is_worth_it = net is None or (net.low or 0.0) > 0
     is_counted = not (results.lacks_retention_scores(arm) or results.has_uncounted_forgetting(arm))
-    if keeps_limit and is_worth_it and is_counted:
-        return verdict
-    return replace(verdict, confidence="tentative")
+    return keeps_limit and is_worth_it and is_counted

@@ -8,15 +8,18 @@ Formats of a ``Measured`` value in a template:
 ``reverse``           the change with its sign turned round: forgetting as a change of retention
 ``evidence``          interval, p value, items and seeds
 ``reverse_evidence``  the same for the reversed change
+``highest``           the upper end of the interval, without the sign
+``range``             both ends of the interval of the reversed change
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rankscope.advise.catalogue import CATALOGUE, CLAUSES
+from rankscope.advise.catalogue import CATALOGUE, CHECKS, CLAUSES
 from rankscope.advise.statistics.estimates import negated
-from rankscope.formatting import Unit, amount, count, difference, evidence, score_text
+from rankscope.formatting import Unit, amount, count, difference, evidence, interval, score_text
 from rankscope.models.methods import get_method
-from rankscope.records import AdviceMessage, ArmSummary, Estimate
+from rankscope.records import AdviceMessage, ArmSummary, CheckStatus, Estimate, TrustCheck
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,10 @@ class Measured:
                 return difference(-self.value, self.unit)
         if not isinstance(self.number, Estimate):
             raise ValueError(f"{style!r}: a plain number has no evidence")
+        if style == "highest":
+            return amount(self.number.high or 0.0, self.unit)
+        if style == "range":
+            return interval(negated(self.number), self.unit)
         shown = negated(self.number) if style == "reverse_evidence" else self.number
         return evidence(shown, self.unit)
 
@@ -64,6 +71,21 @@ def message(name: str, /, **fields: Field) -> AdviceMessage:
     """The catalogue's message ``name``. The numbers of all fields are its values, whether the text
     uses them or not."""
     kind, template = CATALOGUE[name]
+    return AdviceMessage(kind=kind, text=template.format_map(fields), values=_values(fields))
+
+
+def trust_check(meaning: str, status: CheckStatus, value: str, /, **fields: Field) -> TrustCheck:
+    """One line of "can I trust this?"; ``meaning`` is a key of the catalogue's checks."""
+    return TrustCheck(
+        name=meaning.partition(".")[0],  # type: ignore[arg-type]
+        status=status,
+        value=value,
+        text=CHECKS[meaning].format_map(fields),
+        values=_values(fields),
+    )
+
+
+def _values(fields: Mapping[str, Field]) -> dict[str, float]:
     values: dict[str, float] = {}
     for field, content in fields.items():
         if isinstance(content, Measured) and isinstance(content.number, Estimate):
@@ -72,7 +94,7 @@ def message(name: str, /, **fields: Field) -> AdviceMessage:
             values[field] = float(content.value)
         elif not isinstance(content, str):
             values[field] = float(content)
-    return AdviceMessage(kind=kind, text=template.format_map(fields), values=values)
+    return values
 
 
 def clause(name: str, **fields: Field) -> str:
@@ -87,6 +109,13 @@ def arm_name(arm: ArmSummary) -> str:
     if arm.alpha is None:  # the label of a PEFT method already lists its settings
         return arm.label
     return f"{get_method(arm.method).label} r={arm.rank} (alpha {arm.alpha:g}, {rate})"
+
+
+def verdict_name(arm: ArmSummary) -> str:
+    """The arm in a few words: ``LoRA r=32``, ``full fine-tuning``, ``vera``."""
+    if arm.is_full:
+        return "full fine-tuning"
+    return arm.short_label if arm.alpha is None else f"{get_method(arm.method).label} r={arm.rank}"
 
 
 def estimate_values(name: str, estimate: Estimate) -> dict[str, float]:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rankscope.advise.arms import Arm, base_estimates, summarize_arms
+from rankscope.advise.checks import trust_checks
+from rankscope.advise.claims import answer_rows, with_claims
 from rankscope.advise.comparisons import compare_candidates
 from rankscope.advise.decide import decide
 from rankscope.advise.mitigation import compare_mitigations
@@ -20,7 +22,8 @@ from rankscope.advise.statistics.significance import ALPHA, holm
 from rankscope.advise.subjects import subject_changes
 from rankscope.advise.task_results import TaskResults
 from rankscope.config.objective import ObjectiveConfig
-from rankscope.records import BASE, Recommendation, StudyRecords, TaskAdvice
+from rankscope.formatting import POINTS
+from rankscope.records import BASE, ForgettingScale, Recommendation, StudyRecords, TaskAdvice
 
 
 def recommend(study: StudyRecords) -> Recommendation:
@@ -115,13 +118,22 @@ def _gain_p_by_label(choices: Mapping[str, ArmChoice]) -> dict[str, dict[str, fl
 
 
 def _advise(results: TaskResults) -> TaskAdvice:
-    verdict = decide(results)
+    verdict, better_than_base, best_choice = with_claims(results, decide(results))
     subject, full, lora = verdict.subject, results.choice.best_full, results.choice.best_lora
     return TaskAdvice(
         task=results.task,
         decision=verdict.decision,
         confidence=verdict.confidence,
-        headline=verdict.headline,
+        verdict=verdict.text,
+        explanation=verdict.explanation,
+        forgetting_scale=ForgettingScale(
+            measure="accuracy" if results.retention_unit == POINTS else "log_probability",
+            text=f"Forgetting is weighed in {results.retention_unit.difference}.",
+        ),
+        better_than_base=better_than_base,
+        best_choice=best_choice,
+        rows=answer_rows(results, verdict),
+        checks=trust_checks(results, subject),
         chosen=subject.summary if subject is not None and verdict.recommends_subject else None,
         reasons=reasons_for(results, subject),
         arms=tuple(arm.summary for arm in results.arms),

@@ -42,6 +42,8 @@ class ArmChoice:
     small_lora: Candidate | None
     """The smallest LoRA rank within the margin of the best LoRA arm."""
     best_full: Candidate | None
+    cheapest: Candidate | None
+    """Fewest trainable parameters within the margin of the best, whatever the method."""
     excluded: tuple[Arm, ...]
     """Arms over the limit on forgetting."""
     passed_over: tuple[Arm, ...] = ()
@@ -115,6 +117,7 @@ def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveCo
         best_lora=best_lora,
         small_lora=None if best_lora is None else _smallest_rank(lora, best_lora, objective),
         best_full=_highest([c for c in candidates if c.arm.summary.is_full]),
+        cheapest=None if best is None else _cheapest(candidates, best, objective),
         excluded=excluded,
         passed_over=tuple(passed_over),
     )
@@ -127,15 +130,26 @@ def _highest(candidates: Sequence[Candidate]) -> Candidate | None:
     )
 
 
+def _within_margin(
+    candidates: Sequence[Candidate], best: Candidate, objective: ObjectiveConfig
+) -> list[Candidate]:
+    within = [c for c in candidates if c.utility >= best.utility - objective.margin]
+    # An arm worse than the base is not as good as one better than the base.
+    return [c for c in within if c.utility > 0] if best.utility > 0 else within
+
+
+def _cheapest(
+    candidates: Sequence[Candidate], best: Candidate, objective: ObjectiveConfig
+) -> Candidate:
+    within = _within_margin(candidates, best, objective)
+    return min(within, key=lambda c: (c.arm.summary.trainable_parameters, -c.utility))
+
+
 def _smallest_rank(
     lora: Sequence[Candidate], best: Candidate, objective: ObjectiveConfig
 ) -> Candidate | None:
-    within = [c for c in lora if c.utility >= best.utility - objective.margin]
-    if best.utility > 0:
-        # An arm worse than the base is not as good as one better than the base.
-        within = [c for c in within if c.utility > 0]
     return min(
-        within,
+        _within_margin(lora, best, objective),
         key=lambda c: (c.arm.summary.rank or 0, c.arm.summary.trainable_parameters, -c.utility),
         default=None,
     )

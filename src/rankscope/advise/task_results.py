@@ -10,6 +10,7 @@ from rankscope.advise.arms import Arm, retention_tasks
 from rankscope.advise.comparisons import net_difference
 from rankscope.advise.messages import Measured
 from rankscope.advise.select import ArmChoice
+from rankscope.advise.statistics.estimates import clustered_standard_error
 from rankscope.advise.statistics.significance import ALPHA
 from rankscope.config.objective import ObjectiveConfig
 from rankscope.formatting import POINTS, Unit, unit_of
@@ -27,6 +28,12 @@ from rankscope.records import (
 
 CONTAMINATION_SHARE = 0.01
 """Share of test rows seen in training above which no answer is firm."""
+
+
+FEW_ITEMS = 20
+"""With fewer test items, an answer needs ``FEWEST_SEEDS`` seeds at least."""
+FEWEST_STEPS = 20
+"""With fewer optimizer steps and a loss that still falls, arms cannot be compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +133,31 @@ class TaskResults:
         """Whether forgetting counts in this study, but the arm's was not scored."""
         counts = self.objective.retention > 0 or self.objective.max_forgetting is not None
         return counts and arm.forgetting is None and bool(retention_tasks(self.study, self.task))
+
+    def is_settled(self, forgetting: Estimate) -> bool:
+        """Whether forgetting is shown, or shown to be within the margin of none."""
+        low, high, margin = forgetting.low, forgetting.high, self.objective.margin
+        if low is None or high is None:
+            return False
+        return forgetting.is_clear_of_zero or (-margin <= low and high <= margin)
+
+    def is_barely_trained(self, arm: Arm) -> bool:
+        trend = arm.loss_trend
+        return 0 < arm.steps < FEWEST_STEPS and trend is not None and trend.is_falling
+
+    @property
+    def retention_at_chance(self) -> dict[str, tuple[float, int, float]]:
+        """Retention tasks on which the base is not shown to be above chance: its score, the number
+        of items, and the score of guessing."""
+        found = {}
+        for task in retention_tasks(self.study, self.task):
+            scores = self.base_scores(task.name)
+            error = clustered_standard_error(scores) if scores.size else None
+            if task.chance is not None and error is not None:
+                base = float(scores.mean())
+                if base - 2 * error <= task.chance:
+                    found[task.name] = (base, scores.size, task.chance)
+        return found
 
     def base_scores(self, task: str) -> npt.NDArray[np.float64]:
         """The base's finite scores on the test split of ``task``, (N,); empty if not scored."""

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from rankscope.analyze.intruders import Intruders, intruders_among
 from rankscope.analyze.leading_vectors import iterate_dense
-from rankscope.analyze.spectra import SpectraSettings
 from rankscope.analyze.subspace_iteration import Triples
 from rankscope.analyze.svd_cache import SVD
+from rankscope.config.study import SpectraConfig
 from rankscope.models.low_rank_update import to_float64
 
 SPARE_VECTORS = 16  # Vectors that an iteration keeps beyond those wanted
@@ -35,16 +35,11 @@ class IntruderScaling:
 
 
 def scale_intruders(
-    weight: Tensor, delta: Tensor, base: SVD, factor: float, settings: SpectraSettings
+    weight: Tensor, delta: Tensor, base: SVD, factor: float, settings: SpectraConfig
 ) -> IntruderScaling:
-    """(factor - 1) times the intruders of W0 + dW.
+    """(lambda - 1) times the intruders of W0 + dW, lambda = ``factor``.
 
-    Args:
-        weight: W0, (m, n).
-        delta: dW, (m, n).
-        base: the SVD of W0; its left vectors decide what is an intruder.
-        factor: lambda.
-        settings: ``intruder_k`` and ``intruder_epsilon``.
+    ``base`` is the SVD of W0, whose left vectors decide what is an intruder.
     """
     delta = to_float64(delta)
     tuned = to_float64(weight) + delta

@@ -24,11 +24,9 @@ class Intruders:
 
 
 def intruders_among(cosines: Tensor, S: Tensor, epsilon: float) -> Intruders:
-    """Find the intruders among k leading left vectors of W.
+    """The intruders among k leading left vectors of W.
 
-    Args:
-        cosines: of each to ALL left vectors of W0, (d0, k).
-        S: singular values of W, (k,), largest first.
+    ``cosines`` (d0, k) are to ALL left vectors of W0; ``S`` (k,) are singular values of W.
     """
     max_cosine = cosines.abs().max(dim=0).values
     is_intruder = max_cosine < epsilon

@@ -45,7 +45,6 @@ class LeadingVectors:
 
     @classmethod
     def from_triples(cls, left: Tensor, right: Tensor, triples: Triples) -> "LeadingVectors":
-        """With the error bounds of ``triples``."""
         top = float(triples.S[0]) if len(triples.S) else 0.0
         residual = float(triples.residuals.max()) / top if top else 0.0
         return cls(left, right, triples.S, residual, num_ill_conditioned(triples))
@@ -87,9 +86,8 @@ def iterate_and_count(matrix: DiagonalPlusLowRank, k: int) -> Triples | None:
 def countable(triples: Triples) -> tuple[int, float]:
     """How many triples can be counted, and a value that so many singular values exceed.
 
-    All k, if values k and k + 1 are separate. If both are in one cluster (gaps of at most
-    :data:`CLUSTER`), rounding may split it anywhere: then only the triples above the cluster, which
-    may be none.
+    All k, if values k and k + 1 are separate. If both are in one cluster, rounding may split it
+    anywhere: then only the triples above the cluster, which may be none.
     """
     values = [*triples.S.tolist(), triples.next_value]
     max_gap = CLUSTER * values[0]
@@ -165,8 +163,8 @@ def dense_leading_vectors(base: SVD, tuned: Tensor, k: int) -> LeadingVectors:
 def num_ill_conditioned(triples: Triples) -> int:
     """Vectors that rounding W to float32 may turn by more than a sine of :data:`ROTATION`.
 
-    Davis & Kahan 1970: the sine is at most the perturbation over the distance to the nearest other
-    singular value. The perturbation is 2^-23 of the largest value plus the triple's residual.
+    Davis & Kahan 1970: the sine is at most the perturbation, here 2^-23 of the largest value plus
+    the triple's residual, over the distance to the nearest other singular value.
     """
     s = to_float64(triples.S)
     below = torch.cat([s[1:], torch.tensor([triples.next_value], dtype=s.dtype, device=s.device)])

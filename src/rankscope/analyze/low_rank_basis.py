@@ -59,8 +59,8 @@ class DiagonalPlusLowRank:
     def start(self, count: int) -> Tensor:
         """Orthonormal vectors to start an iteration from, (d, b).
 
-        e_1 .. e_count (the base's own leading vectors), then the part of Q that they do not span:
-        starting from the base's vectors alone may miss a direction that the update adds.
+        e_1 .. e_count, the base's own leading vectors, then the part of Q that they do not span:
+        without it a direction that the update adds may be missed.
         """
         d = len(self.S)
         count = min(count, d)
@@ -75,8 +75,8 @@ class DiagonalPlusLowRank:
         """How many singular values of K exceed ``value``, exactly, by inertia.
 
         With t = value^2, K^T K - t I = (S^2 - t) + Z M Z^T, see :meth:`gram`. By Haynsworth's
-        additivity of inertia it has as many positive eigenvalues as S^2 - t, plus those of
-        -M^-1 - Z^T (S^2 - t)^-1 Z, less those of -M^-1, which are r.
+        additivity of inertia it has as many positive eigenvalues as S^2 - t, plus those of -M^-1 -
+        Z^T (S^2 - t)^-1 Z, less those of -M^-1, which are r.
         """
         s, p, q, r = (to_float64(t) for t in (self.S, self.P, self.Q, self.R))
         shifted = s**2 - value**2

@@ -8,7 +8,6 @@ Shapes: m = out, n = in, d = min(m, n), r = rank, k = leading vectors compared.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,17 +29,6 @@ from rankscope.records import MatrixSpectrum, SpectraRecord
 
 STORED_SINGULAR_VALUES = 128
 PAPER_TOP_K = 500  # Vectors compared in arXiv 2512.15634
-
-
-class SpectraSettings(Protocol):
-    """The study's ``analyze.spectra`` section, or the options of ``inspect``."""
-
-    @property
-    def top_k(self) -> int | None: ...
-    @property
-    def intruder_k(self) -> int: ...
-    @property
-    def intruder_epsilon(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +64,7 @@ def default_top_k(shape: tuple[int, int]) -> int:
     return max(1, min(PAPER_TOP_K, min(shape) // 4))
 
 
-def num_compared_vectors(shape: tuple[int, int], settings: SpectraSettings) -> int:
+def num_compared_vectors(shape: tuple[int, int], settings: SpectraConfig) -> int:
     """How many leading vectors of a matrix are compared: ``top_k`` or the default, at most d."""
     return min(settings.top_k or default_top_k(shape), *shape)
 
@@ -103,7 +91,7 @@ def similarity_from_cosines(left: Tensor, right: Tensor, shape: tuple[int, int])
 
 
 def spectra_record(
-    trial_id: str, settings: SpectraSettings, matrices: list[MatrixSpectrum], seconds: float
+    trial_id: str, settings: SpectraConfig, matrices: list[MatrixSpectrum], seconds: float
 ) -> SpectraRecord:
     return SpectraRecord(
         trial_id=trial_id,
@@ -115,7 +103,7 @@ def spectra_record(
 
 
 def adapter_spectrum(
-    name: str, weight: Tensor, adapter: Adapter, settings: SpectraSettings, svds: SvdCache
+    name: str, weight: Tensor, adapter: Adapter, settings: SpectraConfig, svds: SvdCache
 ) -> MatrixSpectrum:
     """Spectra of one matrix of an adapter; ``weight`` is W0 (m, n)."""
     check_finite_tensor(name, weight)
@@ -133,7 +121,7 @@ def adapter_spectrum(
 
 
 def full_spectrum(
-    name: str, weight: Tensor, tuned: Tensor, settings: SpectraSettings, svds: SvdCache
+    name: str, weight: Tensor, tuned: Tensor, settings: SpectraConfig, svds: SvdCache
 ) -> MatrixSpectrum:
     """Spectra of one matrix that was trained itself: W0 and W, (m, n) each."""
     if weight.ndim != 2 or tuned.shape != weight.shape:
@@ -148,7 +136,7 @@ def full_spectrum(
 
 
 def dense_spectrum(
-    name: str, weight: Tensor, delta: Tensor, settings: SpectraSettings, svds: SvdCache
+    name: str, weight: Tensor, delta: Tensor, settings: SpectraConfig, svds: SvdCache
 ) -> MatrixSpectrum:
     """Spectra of one matrix whose update ``delta``, (m, n) float64, has full rank."""
     norm, sigma = float(torch.linalg.matrix_norm(delta)), dense_singular_values(delta)
@@ -171,7 +159,7 @@ def dense_singular_values(delta: Tensor) -> Tensor:
     return values
 
 
-def num_examined_vectors(weight: Tensor, settings: SpectraSettings) -> int:
+def num_examined_vectors(weight: Tensor, settings: SpectraConfig) -> int:
     """How many leading vectors of W all measures together need."""
     m, n = weight.shape
     return min(max(num_compared_vectors((m, n), settings), settings.intruder_k), m, n)
@@ -182,7 +170,7 @@ def matrix_spectrum(
     weight: Tensor,
     delta: tuple[float, Tensor],
     vectors: tuple[SVD, LeadingVectors],
-    settings: SpectraSettings,
+    settings: SpectraConfig,
 ) -> MatrixSpectrum:
     """All measures of one matrix W0, from |dW|_F and the singular values of dW, and from the
     vectors of W0 and the leading ones of W."""
@@ -221,16 +209,13 @@ def matrix_spectrum(
 
 
 def check_spectra_settings(
-    settings: SpectraSettings, shapes: Mapping[str, tuple[int, int]], *, is_command: bool = False
+    settings: SpectraConfig, shapes: Mapping[str, tuple[int, int]], *, is_command: bool = False
 ) -> None:
     """Refuse more vectors than a matrix has, and an epsilon that is not a cosine.
 
-    All singular vectors of a matrix together span the same space whatever training did, so they
-    would compare as equal. The default of ``intruder_k`` is cut to what each matrix has.
-
-    Args:
-        shapes: module path -> (out, in) of the matrices to analyze.
-        is_command: the settings are command-line options, not keys of a study file.
+    All singular vectors of a matrix span the same space whatever training did, so they would
+    compare as equal. The default of ``intruder_k`` is cut to what each matrix has. Messages name
+    the options of a command, or the keys of a study file.
     """
     if not 0 < settings.intruder_epsilon < 1:
         raise UserError(
@@ -251,7 +236,6 @@ def check_spectra_settings(
 
 
 def check_factors(name: str, weight: Tensor, adapter: Adapter) -> None:
-    """The adapter's factors of one module must fit W0 and be finite."""
     A, B = adapter.factors(name)
     m, n = weight.shape
     fits = A.ndim == 2 and B.ndim == 2 and A.shape[1] == n and B.shape[0] == m

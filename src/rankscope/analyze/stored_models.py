@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rankscope.analyze.spectra import SpectraSettings, adapter_spectrum, full_spectrum
+from rankscope.analyze.spectra import adapter_spectrum, full_spectrum
 from rankscope.analyze.svd_cache import SvdCache, svd
+from rankscope.config.study import SpectraConfig
 from rankscope.errors import UserError
 from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.folder import (
@@ -23,6 +24,7 @@ from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.methods import get_method
 from rankscope.models.methods.full import FullMethod
+from rankscope.models.model_folder import check_tuned_folder
 from rankscope.records import MatrixSpectrum
 
 GENERIC_NAMES = frozenset({"adapter", "model", "final", "checkpoint"})
@@ -41,12 +43,8 @@ class StoredTunedModel:
 
     @classmethod
     def open(cls, folder: Path, name: str) -> "StoredTunedModel":
-        """Read an adapter's factors, or list the weights of a checkpoint.
-
-        Raises UserError for anything else, IntegrityError for missing or damaged weights.
-        """
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; expected a PEFT adapter or a model")
+        """Read an adapter's factors, or list the weights of a checkpoint."""
+        check_tuned_folder(folder)
         if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
             return cls(name, folder, FullMethod.name, model=CheckpointReader.open(folder))
         settings = read_adapter_config(folder, READABLE_INITS)
@@ -63,7 +61,6 @@ class StoredTunedModel:
 
     @property
     def has_one_rank(self) -> bool:
-        """An adapter whose modules all have the same rank."""
         return self.adapter is not None and len({len(a) for a in self.adapter.a.values()}) == 1
 
     def check_base(self, base: CheckpointReader) -> None:
@@ -96,7 +93,7 @@ class StoredTunedModel:
             adapter.initial_factors[name] = pissa_initial_factors(weight, adapter, name)
 
     def spectrum(
-        self, name: str, weight: Tensor, settings: SpectraSettings, svds: SvdCache
+        self, name: str, weight: Tensor, settings: SpectraConfig, svds: SvdCache
     ) -> MatrixSpectrum:
         """Spectra of one matrix against the base's ``weight``, (out, in)."""
         if self.model is not None:
@@ -114,10 +111,8 @@ class StoredTunedModel:
 
 
 def pissa_initial_factors(weight: Tensor, adapter: Adapter, name: str) -> tuple[Tensor, Tensor]:
-    """(A0, B0) that PEFT's PiSSA took out of the base: s B0 A0 = U_r S_r V_r^T of W0 (2404.02948).
-
-    The signs of singular vectors do not matter to the product.
-    """
+    """(A0, B0) that PEFT's PiSSA took out of the base: s B0 A0 = U_r S_r V_r^T of W0 (2404.02948),
+    whatever the signs of singular vectors."""
     rank = len(adapter.a[name])
     u, s, v = (part.cpu() for part in svd(weight))
     root = (s[:rank] / adapter.scaling).sqrt()

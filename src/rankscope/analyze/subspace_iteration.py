@@ -24,11 +24,8 @@ SAFETY = 2.0  # Natural logarithm of how far below the tolerance a sweep aims
 
 
 class Gram(Protocol):
-    """G = K^T K, (n, n).
-
-    Filtering is nearly all the work, and for thin blocks memory traffic costs as much as products:
-    so a whole recurrence step is one method.
-    """
+    """G = K^T K, (n, n). A whole step of the recurrence is one method: for thin blocks memory
+    traffic costs as much as products."""
 
     def step(
         self, x: Tensor, before: Tensor, factor: float, shift: float, weight: float = 0.0
@@ -78,17 +75,12 @@ class NotConvergedError(Exception):
 def leading_triples(
     operator: Operator, start: Tensor, k: int, tolerance: float, min_sweeps: int = 0
 ) -> Triples:
-    """The ``k`` leading singular triples of K.
+    """The ``k`` leading singular triples of K, with products in the dtype of ``start``.
 
-    Args:
-        operator: K; products in the dtype of ``start``.
-        start: (n, b) orthonormal vectors whose span is close to the leading right vectors, b > k.
-        tolerance: largest residual, as a share of the largest singular value.
-        min_sweeps: sweeps to make in any case. A singular direction that ``start`` hardly contains
-            shows in no residual until a sweep has amplified it.
-
-    Raises:
-        NotConvergedError: not within :data:`MAX_SWEEPS` sweeps.
+    ``start`` (n, b) are orthonormal vectors whose span is close to the leading right vectors, b >
+    k. ``tolerance`` bounds the residual, as a share of the largest singular value. ``min_sweeps``
+    are made in any case: a direction that ``start`` hardly contains shows in no residual until a
+    sweep has amplified it. Raises NotConvergedError after :data:`MAX_SWEEPS` sweeps.
     """
     size = min(start.shape[0], k + max(16, k // 5))
     basis, gram = start, operator.gram()
@@ -125,12 +117,9 @@ def chebyshev_filter(
 ) -> Tensor:
     """Multiply the block by a Chebyshev polynomial in G, small on [0, cut] and growing above.
 
-    The degree is what brings vector k within the tolerance, limited so that the largest values do
-    not drown the others in rounding error. Values far above the rest are deflated first.
-
-    Args:
-        block: singular values (b,) and right vectors (n, b) of the last sweep.
-        log_reduction: logarithm of the factor by which the largest residual has to fall.
+    ``block`` are the singular values (b,) and right vectors (n, b) of the last sweep. The degree
+    brings vector k within the tolerance, ``log_reduction`` below, limited so that the largest
+    values do not drown the others in rounding error. Values far above the rest are deflated first.
     """
     sigma, v = block
     values = sigma.cpu().double() ** 2

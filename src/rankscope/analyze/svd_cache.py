@@ -51,7 +51,6 @@ def svd(weight: Tensor) -> SVD:
 
 
 def at_least_float32(weight: Tensor) -> Tensor:
-    """``weight`` detached, in float64 if it is float64, else in float32."""
     weight = weight.detach()
     return weight if weight.dtype == torch.float64 else weight.float()
 
@@ -87,7 +86,6 @@ def to_int16(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def from_int16(steps: Tensor, scale: Tensor) -> Tensor:
-    """The float32 vectors of :func:`to_int16`."""
     return steps.float() * scale.repeat_interleave(ROWS_PER_SCALE, dim=0)[: len(steps)]
 
 
@@ -95,9 +93,8 @@ def from_int16(steps: Tensor, scale: Tensor) -> Tensor:
 class SvdCache:
     """SVDs of base weights, shared by all trials of a study.
 
-    Memory holds up to ``max_bytes``; the least recently used matrix is dropped first, and a matrix
-    larger than the bound is not kept. With a ``folder``, matrices of d >= 256 are also kept on disk
-    for other studies and inspections.
+    Memory holds up to ``max_bytes``, least recently used first to go. With a ``folder``, matrices
+    of d >= 256 are also kept on disk for other studies and inspections.
     """
 
     max_bytes: int = 2 * 1024**3
@@ -138,12 +135,10 @@ class SvdCache:
 
 
 def svd_cache_folder() -> Path:
-    """Where SVDs of base weights are kept on disk."""
     return cache_folder() / "spectra"
 
 
 def svd_path(folder: Path, weight: Tensor) -> Path:
-    """The cache file of a matrix, named by its bits, shape and dtype."""
     return folder / f"{sha256_tensors({'W': weight})}.safetensors"
 
 

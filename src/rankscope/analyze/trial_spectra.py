@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 
 from rankscope.analyze.spectra import (
-    SpectraSettings,
     adapter_spectrum,
     full_spectrum,
     spectra_record,
 )
 from rankscope.analyze.svd_cache import SvdCache, decomposition_device
+from rankscope.config.study import SpectraConfig
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.parameters import Architecture, target_shapes
@@ -25,8 +25,8 @@ def compared_matrices(
 ) -> dict[str, tuple[int, int]]:
     """The matrices to compare between the arms of a study: module path -> (out, in).
 
-    Those that some adapter of the study changes, so that full fine-tuning and LoRA are measured on
-    the same matrices; without adapters, all linear layers but the output head.
+    Those that some adapter changes, so that full fine-tuning and LoRA are measured on the same
+    ones; without adapters, all linear layers but the output head.
     """
     targets = {target for trial in trials for target in trial.targets}
     targets = targets or set(shapes.linear_shapes) - {shapes.output_layer or ""}
@@ -38,15 +38,12 @@ def analyze_trial(
     base: Base,
     tuned: Base,
     matrix_names: Iterable[str],
-    settings: SpectraSettings,
+    settings: SpectraConfig,
     svds: SvdCache,
 ) -> SpectraRecord:
-    """Spectra of a trial's adapter, PEFT tuner or fully fine-tuned model.
+    """Spectra of a trial's adapter, PEFT tuner or, in ``matrix_names``, fully fine-tuned model.
 
-    Args:
-        tuned: the base with the trial's weights attached, or a full trial's own model.
-        matrix_names: matrices of a full model to compare, see :func:`compared_matrices`.
-        svds: of base weights, shared between trials.
+    ``tuned`` is the base with the trial's weights attached, or a full trial's own model.
     """
     started = time.perf_counter()
     device, linears = decomposition_device(base.device), base.linears()

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from rankscope.analyze.intruder_scaling import scale_intruders
-from rankscope.analyze.spectra import SpectraSettings
 from rankscope.analyze.svd_cache import SvdCache, decomposition_device
+from rankscope.config.study import SpectraConfig
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate
@@ -19,19 +19,11 @@ def adapter_variant(
     name: str,
     variant: Variant,
     base: Base,
-    settings: SpectraSettings,
+    settings: SpectraConfig,
     svds: SvdCache,
 ) -> Adapter:
-    """The variant of an adapter, under another name.
-
-    Args:
-        adapter: of ``base``; unchanged.
-        name: of the result.
-        variant: a factor for the whole update or per layer, scaled intruder dimensions, or the
-            control of those: the update of each matrix scaled to the same Frobenius norm.
-        settings: which singular vectors are intruders.
-        svds: of base weights.
-    """
+    """The variant of an adapter, under another name: a factor for the whole update or per layer,
+    scaled intruder dimensions, or the update of each matrix scaled to the same Frobenius norm."""
     linears, device = base.linears(), decomposition_device(base.device)
     if variant.kind in ("scale", "layers"):
         factor_of = variant_factors(variant, base.record.num_layers)
@@ -54,13 +46,13 @@ def full_model_variant(
     tuned: Base,
     variant: Variant,
     matrices: list[str],
-    settings: SpectraSettings,
+    settings: SpectraConfig,
     svds: SvdCache,
 ) -> Base:
     """The variant of a fully fine-tuned model: a copy.
 
-    Intruder dimensions are scaled in ``matrices`` only, the module paths whose spectra the study
-    compares; the other parameters stay as tuned. The rest as in :func:`adapter_variant`.
+    Intruder dimensions are scaled in ``matrices`` only, whose spectra the study compares; the other
+    parameters stay as tuned.
     """
     if variant.kind in ("scale", "layers"):
         return scaled_model(base, tuned, variant_factors(variant, base.record.num_layers))

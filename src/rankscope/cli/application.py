@@ -1,10 +1,12 @@
-"""The ``rankscope`` command: options that several verbs share, exit codes, entry point."""
+"""The ``rankscope`` command: how verbs are registered, options that several share, exit codes."""
 
 import errno
+import functools
+import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -12,8 +14,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer import Argument, Option
 
-from rankscope.cli.terminal import print_message
-from rankscope.errors import RankscopeError
+from rankscope.cli.terminal import Reply, print_json, print_message
+from rankscope.errors import BAD_INPUT, BUG, INTERRUPTED, RankscopeError, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,12 +30,11 @@ Overrides = Annotated[
     list[str] | None,
     Option("--set", metavar="KEY=VALUE", help="Override a value, such as train.epochs=1."),
 ]
-AsJson = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]
+AsJson = Annotated[bool, Option("--json", help="Print one JSON document instead of text.")]
 
-BAD_INPUT = 2
-SOME_FAILED = 3
-INTEGRITY = 4
-INTERRUPTED = 130
+UsageError: Any = typer.BadParameter.__base__
+"""Wrong words on the command line, as the click inside typer reports them."""
+
 WAITING_LOOPS = 1_000
 """How often a waiting thread polls before it sleeps; LOG.md has the cost of other values."""
 
@@ -44,6 +45,47 @@ UNUSABLE_PATH = frozenset(
     }
 )
 """Errors of the file system that the user can fix with another path; they are not bugs."""
+
+
+def verb(name: str, first_line: str = "") -> Callable[[Callable[..., Reply]], Any]:
+    """Register a verb under ``name``; for use as a decorator.
+
+    Adds ``--json`` to its options, and prints the answer as JSON or as text. ``first_line`` is
+    printed to standard error before anything heavy is imported; ``{option}`` is its value.
+    """
+
+    def register(function: Callable[..., Reply]) -> Callable[..., Reply]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def command(*, as_json: bool, **options: Any) -> None:
+            if first_line:
+                print_message(first_line.format_map(options))
+            answer = function(**options)
+            if as_json:
+                print_json(answer.data)
+            else:
+                answer.show()
+            if answer.exit_code:
+                raise typer.Exit(answer.exit_code)
+
+        as_json = inspect.Parameter(
+            "as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=AsJson
+        )
+        parameters = [*signature.parameters.values(), as_json]
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {**function.__annotations__, "as_json": AsJson}
+        app.command(name)(command)
+        return function
+
+    return register
+
+
+def check_study(folder: Path) -> None:
+    """Refuse a folder without a study before anything heavy is imported."""
+    from rankscope.store import Ledger
+
+    Ledger.open(folder, write=False).close()
 
 
 def print_version(requested: bool) -> None:
@@ -67,27 +109,58 @@ def rankscope(
     """
 
 
-def exit_code_of(call: Callable[[], Any]) -> int:
-    """Run a verb and return its exit code.
+def run_command_line(words: Sequence[str]) -> int:
+    """Run ``rankscope WORDS`` and return its exit code.
 
     Errors that the user can fix print one message. Any other exception is a bug and passes
-    through, which ends the process with code 1.
+    through, which ends the process with code 1. With ``--json`` an error is also a JSON document.
     """
+    as_json = "--json" in words
     try:
-        call()
-    except RankscopeError as error:
-        print_message(f"error: {error}", "red")
-        return error.exit_code
-    except OSError as error:
-        if error.errno not in UNUSABLE_PATH or error.filename is None:
+        code = app(list(words), prog_name="rankscope", standalone_mode=False)
+    except UsageError as error:
+        return usage_error(error, as_json)
+    except Exception as error:
+        known = known_error(error)
+        if as_json:
+            description = known.description() if known else {"message": repr(error)[:1000]}
+            print_json({"error": {"kind": "bug", "exit_code": BUG} | description})
+        if known is None:
             raise
-        print_message(f"error: {error.filename}: {error.strerror}; give another path", "red")
+        print_message(f"error: {known}", "red")
+        return known.exit_code
+    if code == INTERRUPTED:
+        print_message("interrupted; give the same command again to continue")
+    return code or 0
+
+
+def usage_error(error: Any, as_json: bool) -> int:
+    """Print what is wrong with the words of the command line, and how it is used."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
         return BAD_INPUT
-    except SystemExit as ending:
-        if ending.code == INTERRUPTED:  # typer's code for Ctrl-C
-            print_message("interrupted; give the same command again to continue")
-        return ending.code if isinstance(ending.code, int) else 1
-    return 0
+    path = error.ctx.command_path if error.ctx else "rankscope"
+    mistake = UserError(error.format_message(), do=f"see '{path} --help'")
+    if as_json:
+        print_json({"error": mistake.description() | {"kind": "UsageError"}})
+    usage = f"{error.ctx.get_usage()}\n" if error.ctx else ""
+    print_message(f"{usage}error: {mistake}", "red")
+    return BAD_INPUT
+
+
+def known_error(error: Exception) -> RankscopeError | None:
+    """The error that the user can act on; None for a bug."""
+    if isinstance(error, RankscopeError):
+        return error
+    if isinstance(error, OSError) and error.errno in UNUSABLE_PATH and error.filename is not None:
+        found = error.strerror or "an unusable path"
+        return UserError(
+            f"{error.filename}: {found}",
+            where=str(error.filename),
+            found=found,
+            do="give another path",
+        )
+    return None
 
 
 def limit_busy_waiting() -> None:
@@ -107,4 +180,4 @@ def main() -> NoReturn:
     # PEFT imports bitsandbytes if it is installed, which then warns on every command about a
     # kernel that no CPU run needs.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    sys.exit(exit_code_of(app))
+    sys.exit(run_command_line(sys.argv[1:]))

@@ -1,23 +1,15 @@
 """Verbs for models and adapters, without a study."""
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer import Argument, Option
 
-from rankscope.cli.application import SOME_FAILED, AsJson, app
-from rankscope.cli.terminal import (
-    err_console,
-    print_json,
-    print_line,
-    print_message,
-    print_record,
-    print_result,
-)
-from rankscope.errors import UserError
+from rankscope.cli.application import verb
+from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
+from rankscope.errors import OK, UNFINISHED, UserError
 
 IntruderK = Annotated[int, Option(help="Leading vectors examined for intruders.")]
 Epsilon = Annotated[float, Option(help="Cosine below which a vector is an intruder.")]
@@ -32,7 +24,16 @@ def check_no_effect(ctx: typer.Context, names: Sequence[str], required: str) -> 
             raise UserError(f"{ctx.info_name}: {option} does nothing without {required}")
 
 
-@app.command("eval")
+def the_one_action(options: Mapping[str, object]) -> str:
+    """The name of the only option that is given."""
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) != 1:
+        names = " and ".join(given) or "none"
+        raise UserError(f"shrink: expected exactly one of {', '.join(options)}; found {names}")
+    return given[0]
+
+
+@verb("eval", "Reading {model} ...")
 def eval_command(
     model: Annotated[
         str, Argument(metavar="MODEL", help="Folder, hub id, fetched model or 'pocket'.")
@@ -67,17 +68,14 @@ def eval_command(
     trust_task_code: Annotated[
         bool, Option("--trust-task-code", help="Run Python code of lm_eval: tasks.")
     ] = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Reply:
     """Score a model and its adapters on tasks.
 
     The base is always scored as well. Scores that --out already holds are not computed again.
 
     Example: rankscope eval pocket --tasks pocket_med --max-items 20
     """
-    from rankscope.cli.render.scores import scores_table
-    from rankscope.progress import ConsoleReporter
-    from rankscope.tools.evaluate import score
+    from rankscope.models.model_folder import check_tuned_folder, model_folder
     from rankscope.tools.evaluate.request import checked_request
 
     request = checked_request(
@@ -99,23 +97,29 @@ def eval_command(
             "too_long": too_long,
         },
     )
+    model_folder(request.model_source)
+    for folder in request.adapters:
+        check_tuned_folder(Path(folder).expanduser())
+    from rankscope.cli.render.scores import scores_table
+    from rankscope.progress import ConsoleReporter
+    from rankscope.tools.evaluate.run import score
+
     with ConsoleReporter(err_console) as reporter:
         result = score(request, out, reporter)
     for note in result.notes:
         print_message(f"note: {note}")
-    if as_json:
-        print_json(result.as_json())
-    else:
+
+    def show() -> None:
         print_result(scores_table(result.scores))
         if out is not None:
             print_line(result.summary(out))
-    for failure in result.failed:
-        print_message(failure, "red")
-    if result.failed:
-        raise typer.Exit(SOME_FAILED)
+        for failure in result.failed:
+            print_message(failure, "red")
+
+    return Reply(result.as_json(), show, UNFINISHED if result.failed else OK)
 
 
-@app.command("inspect")
+@verb("inspect", "Reading {base} ...")
 def inspect_command(
     ctx: typer.Context,
     base: Annotated[
@@ -145,23 +149,31 @@ def inspect_command(
         Path | None, Option(help="With --heads: folder with the data of named tasks.")
     ] = None,
     dtype: Annotated[str, Option(help="With --heads: float32, bfloat16 or auto.")] = "float32",
-    as_json: AsJson = False,
-) -> None:
+) -> Reply:
     """Analyze adapters and checkpoints, without training.
 
     Shows the size, spectrum and new directions of each matrix's update against the base.
 
     Example: rankscope inspect ./base ./adapter-r8 --out inspection
     """
-    from rankscope.cli.render.inspection import inspection_tables
+    from rankscope.config.study import SpectraConfig
     from rankscope.filesystem import output_folder
-    from rankscope.progress import ConsoleReporter
-    from rankscope.tools import inspect, inspect_heads
+    from rankscope.models.model_folder import check_tuned_folder, shapes_folder
 
     if heads is None:
         unused = ("ablate", "items", "data_dir", "dtype")
         check_no_effect(ctx, unused, "--heads TASK, the task that was trained on")
-    settings = inspect.InspectSettings(top_k, intruder_k, epsilon)
+    shapes_folder(base)
+    for folder in tuned:
+        check_tuned_folder(folder)
+    from rankscope.cli.render.inspection import inspection_tables
+    from rankscope.progress import ConsoleReporter
+    from rankscope.tools import inspect, inspect_heads
+
+    # Unchecked here: inspect's own messages name the options.
+    settings = SpectraConfig.model_construct(
+        top_k=top_k, intruder_k=intruder_k, intruder_epsilon=epsilon
+    )
     with output_folder(out), ConsoleReporter(err_console) as reporter:
         if heads is not None:
             head_settings = inspect_heads.HeadSettings(
@@ -174,10 +186,10 @@ def inspect_command(
     if out is not None:
         inspect.write_inspection_folder(result, out)
         print_message(f"written to {out}")
-    print_record(result, inspection_tables, as_json=as_json)
+    return Reply(result, lambda: print_result(inspection_tables(result)))
 
 
-@app.command("shrink")
+@verb("shrink")
 def shrink_command(
     ctx: typer.Context,
     adapter: Annotated[Path, Argument(metavar="ADAPTER", help="Folder of a PEFT adapter.")],
@@ -199,8 +211,7 @@ def shrink_command(
     intruder_k: IntruderK = 10,
     epsilon: Epsilon = 0.5,
     force: AnyBase = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Reply:
     """Make an adapter smaller, or its update weaker.
 
     Writes an ordinary PEFT adapter. A mitigation writes two: the second is its norm-matched
@@ -208,10 +219,9 @@ def shrink_command(
 
     Example: rankscope shrink ./adapter-r64 --rank 16 --out adapter-r16
     """
-    from rankscope.cli.render.inspection import changes_tables
+    from rankscope.config.study import SpectraConfig
     from rankscope.filesystem import check_taken, output_folder
-    from rankscope.tools import shrink
-    from rankscope.tools.inspect import InspectSettings
+    from rankscope.models.model_folder import check_tuned_folder, shapes_folder
 
     options = {
         "--rank": rank,
@@ -219,7 +229,7 @@ def shrink_command(
         "--layer-scale": layer_scale,
         "--mitigate": mitigate,
     }
-    action = shrink.the_one_action(options)
+    action = the_one_action(options)
     if (mitigate is None) != (factor is None) or mitigate not in (None, "intruders"):
         raise UserError("shrink: expected '--mitigate intruders' together with '--lambda L'")
     if mitigate is None:
@@ -227,6 +237,12 @@ def shrink_command(
     with output_folder(out):
         if mitigate is None:
             check_taken(out)  # before the base is read; a mitigation writes two folders in it
+        check_tuned_folder(adapter)
+        if base is not None:
+            shapes_folder(base)
+        from rankscope.cli.render.inspection import changes_tables
+        from rankscope.tools import shrink
+
         source = shrink.SourceAdapter.open(adapter, base, any_base=force)
         if action == "--rank" and rank is not None:
             changes = [shrink.truncate(source, out, rank)]
@@ -235,15 +251,14 @@ def shrink_command(
         elif action == "--layer-scale" and layer_scale is not None:
             changes = [shrink.layer_scale(source, out, *shrink.parse_layer_factors(layer_scale))]
         else:
-            settings = InspectSettings(None, intruder_k, epsilon)
+            settings = SpectraConfig.model_construct(
+                intruder_k=intruder_k, intruder_epsilon=epsilon
+            )
             changes = [*shrink.mitigate(source, out, factor or 0.0, settings)]
-    if as_json:
-        print_json([change.model_dump(mode="json") for change in changes])
-    else:
-        print_result(changes_tables(changes))
+    return Reply(changes, lambda: print_result(changes_tables(changes)))
 
 
-@app.command("params")
+@verb("params")
 def params_command(
     model: Annotated[
         str, Argument(metavar="MODEL", help="Folder with config.json, hub id or 'pocket'.")
@@ -252,39 +267,49 @@ def params_command(
     targets: Annotated[
         str, Option(help="attention, mlp, all-linear, or names separated by commas.")
     ] = "attention",
-    as_json: AsJson = False,
-) -> None:
+) -> Reply:
     """Count trainable parameters and memory.
 
     For LoRA at each rank and for full fine-tuning. Needs no weights.
 
     Example: rankscope params ./llama-3.1-8b --rank 8 --rank 64
     """
-    from rankscope.cli.render.parameters import parameters_table
     from rankscope.config.arm import TARGET_GROUPS
-    from rankscope.models.load import shapes_folder
+    from rankscope.models.model_folder import shapes_folder
+
+    folder = shapes_folder(model, weights=False)
+    from rankscope.cli.render.parameters import parameters_table
     from rankscope.models.parameters import architecture, lora_parameters, read_model_config
 
     ranks = rank or [8, 16, 32, 64, 128]
     names = TARGET_GROUPS.get(targets) or tuple(part.strip() for part in targets.split(","))
-    shapes = architecture(read_model_config(shapes_folder(model, weights=False)))
-    if as_json:
-        counts = {str(r): lora_parameters(shapes, r, names) for r in ranks}
-        print_json({"parameters": shapes.num_parameters, "trainable": counts})
-    else:
-        print_result(parameters_table(shapes, ranks, names))
+    shapes = architecture(read_model_config(folder))
+    trainable = {str(r): lora_parameters(shapes, r, names) for r in ranks}
+    return Reply(
+        {"parameters": shapes.num_parameters, "trainable": trainable},
+        lambda: print_result(parameters_table(shapes, ranks, names)),
+    )
 
 
-@app.command("fetch")
+@verb("fetch")
 def fetch_command(
-    name: Annotated[str, Argument(metavar="NAME", help="A model such as smollm2-135m.")],
-) -> None:
+    name: Annotated[
+        str | None, Argument(metavar="NAME", help="A model such as smollm2-135m.")
+    ] = None,
+    list_models: Annotated[bool, Option("--list", help="List the models instead.")] = False,
+) -> Reply:
     """Download a small real model into the cache.
 
     Prints the path of a plain Hugging Face folder.
 
     Example: rankscope fetch smollm2-135m
     """
-    from rankscope.models.fetch import fetch_model
+    from rankscope.models.fetch import KNOWN_MODELS, fetch_model
 
-    sys.stdout.write(f"{fetch_model(name, report=print_message)}\n")
+    if list_models:
+        cards = {known: model.card for known, model in KNOWN_MODELS.items()}
+        return Reply(cards, lambda: print_line("\n".join(map(": ".join, cards.items()))))
+    if name is None:
+        raise UserError("fetch: no model given", expected=f"one of {', '.join(KNOWN_MODELS)}")
+    folder = fetch_model(name, report=print_message)
+    return Reply({"model": name, "folder": folder}, lambda: print_line(str(folder)))

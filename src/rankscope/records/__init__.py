@@ -9,13 +9,20 @@ from rankscope.records.advice import (
     FEWEST_SEEDS,
     AdviceKind,
     AdviceMessage,
+    AnswerRow,
     ArmComparison,
     ArmSummary,
+    CheckName,
+    CheckStatus,
+    Claim,
     Confidence,
     Decision,
+    ForgettingScale,
     Recommendation,
+    RowRole,
     SubjectChange,
     TaskAdvice,
+    TrustCheck,
 )
 from rankscope.records.comparison import (
     ComparedCell,
@@ -57,7 +64,16 @@ from rankscope.records.prediction import (
     RankScore,
     TaskPrediction,
 )
-from rankscope.records.record import BASE, FAILED, SCHEMA_VERSION, Record, Role, Split, Status
+from rankscope.records.record import (
+    BASE,
+    FAILED,
+    SCHEMA_VERSION,
+    WAITING,
+    Record,
+    Role,
+    Split,
+    Status,
+)
 from rankscope.records.scores import (
     CurvePoint,
     EvalKey,

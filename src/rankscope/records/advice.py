@@ -40,10 +40,16 @@ class ArmSummary(Record):
     text_forgetting: Estimate | None = None
     """Increase of the cross-entropy of held-out text, nats per token, mean over the retention tasks
     scored by it; positive = forgot."""
+    logprob_forgetting: Estimate | None = None
+    """Fall of the log-probability of the right answer, nats per token, mean over the retention
+    tasks; positive = forgot. Weighed against a gain in nats, and all that is left if the base is
+    at chance."""
     transfer: dict[str, Estimate]
     """By other task: tuned minus base."""
     retention: dict[str, Estimate]
     """By retention task: tuned minus base."""
+    logprob_retention: dict[str, Estimate] = {}
+    """By retention task: the same for the log-probability of the right answer, nats per token."""
     trainable_parameters: int
     seconds: float | None
     """Mean training time of one trial."""
@@ -108,7 +114,62 @@ class ArmComparison(Record):
 
 Decision = Literal["use", "do_not_fine_tune", "use_full", "not_decided"]
 Confidence = Literal["firm", "tentative", "none"]
-"""``none``: not decided."""
+"""``none``: not shown, or not decided."""
+
+
+class Claim(Record):
+    """One of the two things that a recommendation says, with the evidence for it."""
+
+    confidence: Confidence
+    text: str
+    """One sentence."""
+    estimate: Estimate | None = None
+    """The difference that it rests on, test split; None if nothing was measured."""
+    rival: str | None = None
+    """Label of the arm that is compared; None for the base."""
+
+
+RowRole = Literal["recommended", "closest", "cheapest", "full"]
+"""``closest``: the arm that an answer without a recommendation describes. ``cheapest``: fewest
+trainable parameters of the arms whose utility is within the margin of the best. ``full``: the best
+full fine-tuning arm."""
+
+
+class AnswerRow(Record):
+    """One arm of the short table under the verdict."""
+
+    roles: tuple[RowRole, ...]
+    """All that apply: the recommended arm is often the cheapest too."""
+    arm: ArmSummary
+
+
+CheckName = Literal[
+    "seeds", "items", "retention", "contamination", "learning_rate", "loss", "trials"
+]
+CheckStatus = Literal["fine", "weak", "bad"]
+"""``bad``: alone enough to keep the answer from being firm, or to make it worthless."""
+
+
+class TrustCheck(Record):
+    """One line of "can I trust this?"."""
+
+    name: CheckName
+    status: CheckStatus
+    value: str
+    """The fact in a few words, such as ``3 seeds``."""
+    text: str
+    """What it means, one short sentence."""
+    values: dict[str, float] = {}
+    """The numbers of the text."""
+
+
+class ForgettingScale(Record):
+    """How forgetting is weighed against the gain on one training task."""
+
+    measure: Literal["accuracy", "log_probability", "unmeasured"]
+    """``accuracy``: forgetting in points; ``log_probability``: in nats per token."""
+    text: str
+    """The rule that was used, one sentence."""
 
 
 class TaskAdvice(Record):
@@ -117,18 +178,30 @@ class TaskAdvice(Record):
     task: str
     decision: Decision
     confidence: Confidence
-    headline: str
-    """The answer in one sentence."""
+    """Of the decision. A recommendation is firm only if both of its claims are."""
+    verdict: str
+    """The answer in at most twelve words; its verb follows the confidence."""
+    explanation: str
+    """What the verdict rests on, in one or two sentences with numbers."""
+    forgetting_scale: ForgettingScale
+    better_than_base: Claim
+    """The recommended arm is better than the base, net of forgetting."""
+    best_choice: Claim
+    """No tried arm is better by more than the margin."""
+    rows: tuple[AnswerRow, ...] = ()
+    """At most three arms: the recommended one, the cheapest, the best full fine-tuning."""
+    checks: tuple[TrustCheck, ...] = ()
+    """What the answer's trustworthiness depends on, each fact once."""
     chosen: ArmSummary | None
     reasons: tuple[AdviceMessage, ...]
-    """Reasons, then diagnostics and caveats."""
+    """Reasons, then diagnostics and the caveats that no check states."""
     arms: tuple[ArmSummary, ...]
     comparisons: tuple[ArmComparison, ...] = ()
     """Each arm at the learning rate chosen for it."""
     next_steps: tuple[AdviceMessage, ...] = ()
     """What would decide it, or make it firm."""
     subject_label: str | None = None
-    """Of the arm that headline and reasons speak of; None where they speak of none."""
+    """Of the arm that explanation and reasons describe; None if they describe none."""
     best_full_label: str | None = None
     """Of full fine-tuning at the rate of the highest utility on the validation split."""
     best_lora_label: str | None = None

@@ -13,7 +13,7 @@ class StudyAnswer(Record):
     task: str
     decision: Decision
     confidence: Confidence
-    headline: str
+    verdict: str
     chosen_label: str | None  # Label of the recommended arm; None if no arm is recommended
 
 

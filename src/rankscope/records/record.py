@@ -13,6 +13,7 @@ Split = Literal["validation", "test"]
 Role = Literal["in_domain", "cross_domain", "retention"]
 MethodName = Annotated[str, AfterValidator(lambda name: get_method(name).name)]
 Status = Literal["planned", "trained", "done", "diverged", "oom", "failed"]
+WAITING: frozenset[Status] = frozenset({"planned", "trained"})
 FAILED: frozenset[Status] = frozenset({"diverged", "oom", "failed"})
 
 

@@ -64,7 +64,7 @@ def answer(view: StudyView, task: str) -> Answer:
         return Answer(task)
     return Answer(
         task=task,
-        headline=advice.headline,
+        headline=advice.verdict,
         confidence=advice.confidence,
         meaning=MEANINGS[advice.confidence],
         subject=_subject(view, task, advice),

@@ -5,11 +5,9 @@ number comes from the study's records; a card says so if something was not measu
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -21,7 +19,7 @@ from rankscope.formatting import (
     difference,
     interval,
     markdown_text,
-    number,
+    p_cell,
     score_text,
 )
 from rankscope.records import (
@@ -36,23 +34,36 @@ from rankscope.records import (
 from rankscope.report.study_view import StudyView, change_on
 from rankscope.report.table_formats import Cell, markdown, table_from_rows
 from rankscope.report.tables import role_of_tested
+from rankscope.report.use_it import BaseSource, folder_name, use_steps
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
-"""What the hub accepts as ``base_model``."""
+
+@dataclass(frozen=True, slots=True)
+class ExportedWeights:
+    """What an exported folder holds."""
+
+    base: BaseSource
+    settings: Mapping[str, Any] | None
+    """Of ``adapter_config.json``; None for a full model."""
+    place: str = "."
+    """Where readers find it: a hub id, or the folder of the card."""
+    step: int | None = None
+    """For weights kept during training, which were not scored."""
+    seed_note: str = ""
+    """Why this seed was exported."""
 
 
 # --- the three cards ------------------------------------------------------------------------------
 
 
 def adapter_card(trial: TrialSpec, base: ModelRecord) -> str:
-    """The card of an adapter inside a study: how it was trained, and how to load it."""
+    """The card of an adapter inside a study: how it was trained."""
     settings: dict[str, object] = {
         "base": f"{folder_name(base.label)} ({base.architecture})",
         "base weights, sha256": base.sha256,
         "training task": trial.task,
         **_trial_settings(trial),
     }
-    return _render(trial, settings, load_arguments=Markup('"BASE"'))
+    return _render(trial, settings, is_adapter=not trial.is_full)
 
 
 def changed_card(folder: Path, note: str) -> str:
@@ -64,31 +75,28 @@ def changed_card(folder: Path, note: str) -> str:
 
 
 def study_card(
-    view: StudyView,
-    trial: TrialRecords,
-    summary: ArmSummary,
-    step: int | None = None,
-    known_bases: Mapping[str, str] = MappingProxyType({}),
+    view: StudyView, trial: TrialRecords, summary: ArmSummary, weights: ExportedWeights
 ) -> str:
-    """The card of an exported trial, with the scores of this one trained model in ``summary``.
-
-    ``step`` is given for weights that were not scored; ``known_bases`` describes the models that
-    ``rankscope fetch`` knows.
-    """
-    study, advice = view.study, view.advice(trial.spec.task)
-    base = _base_source(study, known_bases)
+    """The card of exported weights; ``summary`` holds the scores of this one trained model."""
+    study, advice, spec = view.study, view.advice(trial.spec.task), trial.spec
     arm = next((a for a in view.arms(summary.task) if a.label == summary.label), None)
     versions = {"Rankscope": study.provenance.rankscope, "Python": study.provenance.python}
     forgetting, reasons = summary.forgetting, advice.reasons if advice else ()
     return _render(
-        trial.spec,
-        _study_settings(study, trial, step, base),
-        base_model=base.hub_name,
-        load_arguments=Markup(base.code),
-        load_import=Markup(base.imports),
-        load_note=Markup(base.note.strip()),
+        spec,
+        _study_settings(study, trial, weights),
+        is_adapter=weights.settings is not None,
+        base_model=weights.base.hub_name,
         study=study,
-        step=count(step, "optimizer step") if step is not None else "",
+        weights=weights,
+        step=count(weights.step, "optimizer step") if weights.step is not None else "",
+        steps=use_steps(
+            weights.base,
+            weights.settings,
+            folder_name(spec.task),
+            weights.place,
+            chat=study.model.prompt_format == "chat",
+        ),
         scores=[row for task in study.tasks if (row := _score_row(view, trial, summary, task))],
         retained=view.retained(summary.task),
         forgetting=_text(forgetting, view.forgetting_unit(summary.task)) if forgetting else "",
@@ -101,19 +109,16 @@ def study_card(
     )
 
 
-def _render(spec: TrialSpec, settings: Mapping[str, object], **values: Any) -> str:
+def _render(
+    spec: TrialSpec, settings: Mapping[str, object], is_adapter: bool, **values: Any
+) -> str:
     method = None if spec.is_full else method_name(spec)
     known = [{"setting": name, "value": str(v)} for name, v in settings.items() if v is not None]
-    defaults: dict[str, Any] = {
-        "base_model": None,
-        "study": None,
-        "load_import": "",
-        "load_note": "",
-    }
+    defaults: dict[str, Any] = {"base_model": None, "study": None}
     tags = ["rankscope", *([method] if method else [])]
     template = _environment().get_template("model_card.md.j2")
-    values = defaults | values | {"spec": spec, "method": method, "tags": tags, "settings": known}
-    return template.render(values)
+    values = defaults | values | {"spec": spec, "method": method, "is_adapter": is_adapter}
+    return template.render(values | {"tags": tags, "settings": known})
 
 
 def _environment() -> Environment:
@@ -129,6 +134,7 @@ def _environment() -> Environment:
         # JSON strings are YAML as well.
         "json": lambda value: Markup(json.dumps(value)),
         "table": lambda rows: Markup(markdown(table_from_rows(rows))),
+        "code": Markup,
     }
     return environment
 
@@ -160,12 +166,12 @@ def _trial_settings(trial: TrialSpec) -> dict[str, object]:
 
 
 def _study_settings(
-    study: StudyRecords, trial: TrialRecords, step: int | None, base: "BaseSource"
+    study: StudyRecords, trial: TrialRecords, weights: ExportedWeights
 ) -> dict[str, object]:
-    spec, train, model = trial.spec, trial.train, study.model
+    spec, train, model, step = trial.spec, trial.train, study.model, weights.step
     task = next((t for t in study.tasks if t.name == spec.task), None)
     settings: dict[str, object] = {
-        "base": f"{base.text} ({model.architecture})",
+        "base": f"{weights.base.text} ({model.architecture})",
         "base weights, sha256": model.sha256,
         "base computed in": model.dtype + (", 4 bit" if model.quantize != "none" else ""),
         "prompts": "chat template" if model.prompt_format == "chat" else "plain text",
@@ -201,7 +207,7 @@ def _score_row(
         "this model": score_text(record.score, unit),
         "change against the base": difference(gain.value, unit) if gain else "unknown",
         "95 % interval": interval(gain, unit).removeprefix("95 % interval ") if gain else "unknown",
-        "p": "" if gain is None or gain.p is None else number(gain.p),
+        "p": p_cell(gain.p if gain else None),
         "items": f"{record.n:,}",
     }
 
@@ -217,56 +223,6 @@ def _arm_changes(view: StudyView, arm: ArmSummary) -> list[str]:
 
 def _text(estimate: Estimate, unit: Unit) -> str:
     return f"{difference(estimate.value, unit)} ({interval(estimate, unit)})"
-
-
-# --- the base and the data of a study -------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class BaseSource:
-    """Where a study's base came from, for readers who do not have the study."""
-
-    text: str
-    code: str
-    """Arguments of ``from_pretrained``."""
-    hub_name: str | None = None
-    imports: str = ""
-    note: str = ""
-    """What to do before the base can be loaded."""
-
-
-def _base_source(study: StudyRecords, known_bases: Mapping[str, str]) -> BaseSource:
-    model = study.config.model
-    hub, revision, cached = model.hub, model.revision, model.cached
-    if hub is not None and HUB_NAME.fullmatch(hub):
-        version, argument = "", ""
-        if revision is not None:
-            version, argument = f", revision {revision}", f", revision={json.dumps(str(revision))}"
-        return BaseSource(f"{hub} on the hub{version}", json.dumps(hub) + argument, hub)
-    if model.pocket:
-        return BaseSource(
-            "the pocket model, built into Rankscope",
-            "pocket_folder()",
-            imports="from rankscope.models.load import pocket_folder",
-        )
-    if cached is not None:
-        description = known_bases.get(str(cached))
-        return BaseSource(
-            f"{cached}, fetched by Rankscope" + (f": {description}" if description else ""),
-            f"cached_model_folder({json.dumps(cached)})",
-            imports="from rankscope.models.fetch import cached_model_folder",
-            note=f"Run `rankscope fetch {cached}` first to get the base.\n\n",
-        )
-    return BaseSource(
-        f"a local folder, {folder_name(study.model.label)}",
-        '"FOLDER OF THE BASE"',
-        note="The base was a local folder: replace its path below, or use its name on the hub.\n\n",
-    )
-
-
-def folder_name(label: str) -> str:
-    """The last part of a local path: a published card must not show the rest."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", PurePath(label).name).strip("-.") or "unknown"
 
 
 def _data_source(study: StudyRecords, task: TaskRecord) -> str:

@@ -1,20 +1,16 @@
-"""Write a table, a DataFrame, as terminal text, HTML, Markdown, LaTeX, CSV or Parquet.
+"""Write a table, a DataFrame, as HTML, Markdown, LaTeX, CSV or Parquet.
 
 ``frame.attrs["digits"]`` maps column titles to digits after the point; other numbers show three
 significant digits. A value with its 95 % interval is three columns: ``x``, ``x, low``, ``x, high``.
-Terminal, page, Markdown and LaTeX show rounded numbers; CSV and Parquet keep every digit.
+Page, Markdown and LaTeX show rounded numbers; CSV and Parquet keep every digit.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import pandas as pd
 from markupsafe import Markup, escape
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape as escape_markup
-from rich.table import Table
-from rich.text import Text
 
 from rankscope.formatting import (
     MAX_TEXT,
@@ -23,7 +19,6 @@ from rankscope.formatting import (
     markdown_text,
     number,
     safe_text,
-    terminal_text,
 )
 
 Cell = str | float | int | None
@@ -66,45 +61,6 @@ def is_numeric(column: "pd.Series[object]") -> bool:
     """Whether a column holds at least one number, and no text."""
     cells = column.dropna()
     return len(cells) > 0 and not any(isinstance(cell, str) for cell in cells)
-
-
-def terminal_table(
-    rows: Sequence[Mapping[str, object]],
-    title: str,
-    digits: Mapping[str, int] = MappingProxyType({}),
-    *,
-    right: Collection[str] = (),
-    sections: Sequence[str] = (),
-    styles: Sequence[str] = (),
-) -> Table:
-    """A table that reads well in eighty columns: numbers never break, words fold.
-
-    ``right`` names further columns to treat like numbers; ``sections`` names leading columns whose
-    repeated values are left blank; ``styles`` has one style per row, or none at all.
-    """
-    frame = table_from_rows(rows, digits)
-    table = Table(
-        title=escape_markup(terminal_text(title)),
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        padding=0,
-    )
-    for heading in frame.columns:
-        if heading in right or is_numeric(frame[heading]):
-            table.add_column(heading, justify="right", no_wrap=True)
-        else:
-            table.add_column(heading, overflow="fold")
-    shown = _shown(frame, terminal_text)
-    before: tuple[str, ...] = ()
-    for position, row in enumerate(shown.itertuples(index=False, name=None)):
-        group = row[: len(sections)]
-        if before and group[:1] != before[:1]:
-            table.add_section()
-        cells = ("",) * len(group) + row[len(group) :] if group == before else row
-        table.add_row(*map(Text, cells), style=styles[position] if styles else None)
-        before = group
-    return table
 
 
 def html_table(frame: pd.DataFrame) -> Markup:

@@ -38,7 +38,7 @@ def answers_table(view: StudyView) -> pd.DataFrame:
                 "decision": advice.decision.replace("_", " "),
                 "confidence": advice.confidence,
                 "arm": advice.chosen.label if advice.chosen else None,
-                "answer": advice.headline,
+                "answer": advice.verdict,
             }
             for advice in view.recommendation.advice
         ]

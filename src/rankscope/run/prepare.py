@@ -17,9 +17,10 @@ from rankscope.evaluate.task_record import task_record, task_sha256
 from rankscope.hashing import tokenizer_sha256, weights_sha256
 from rankscope.models.adapters.folder import check_same_base
 from rankscope.models.adapters.warm_start import resolve_warm_starts, warm_start_notes
-from rankscope.models.load import load_tokenizer, model_folder
+from rankscope.models.load import load_tokenizer
 from rankscope.models.methods import get_method
 from rankscope.models.methods.method import TrialFacts
+from rankscope.models.model_folder import model_folder
 from rankscope.models.parameters import architecture, check_targets, rank_notes, read_model_config
 from rankscope.models.quantize import check_bitsandbytes
 from rankscope.run.groups import Grouping

@@ -8,9 +8,9 @@ from pydantic import ValidationError
 from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
 from rankscope.progress import JsonlReporter, NullReporter
+from rankscope.run.begin import begin_run, interruptible, prepare_process
 from rankscope.run.conductor import Conductor
 from rankscope.run.prepare import prepare_study
-from rankscope.run.study import begin_run, interruptible, prepare_process
 from rankscope.run.units import DRIVER, is_sealed, read_unit, seal_unit, unit_study
 from rankscope.store import UNITS, Ledger
 

@@ -3,6 +3,7 @@
 from rankscope.store.artifacts import CHECKPOINTS, UNITS, Artifact, Problem
 from rankscope.store.items import adapter_path, items_path, model_path, snapshot_path, weights_path
 from rankscope.store.ledger import Ledger
+from rankscope.store.lock import running_process
 from rankscope.store.results import PointKey, StoredGroups, TrialFailure
 from rankscope.store.transfer import transfer
 
@@ -18,6 +19,7 @@ __all__ = [
     "adapter_path",
     "items_path",
     "model_path",
+    "running_process",
     "snapshot_path",
     "transfer",
     "weights_path",

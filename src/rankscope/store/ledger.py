@@ -407,6 +407,9 @@ class Ledger:
         """
         return load_study(self._db, self._store, self.artifacts("artifacts"))
 
-    def verify(self) -> list[Problem]:
-        """Re-hash every record and artifact; an empty list means all is as it was written."""
-        return find_problems(self._db, self._store, self.artifacts)
+    def verify(self, *, quick: bool = False) -> list[Problem]:
+        """Re-hash every record and artifact; an empty list means all is as it was written.
+
+        ``quick`` compares the sizes of artifacts instead of their hashes.
+        """
+        return find_problems(self._db, self._store, self.artifacts, quick=quick)

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Self
 
@@ -23,15 +24,13 @@ class StudyLock:
     def acquire(self) -> Self:
         """Take the lock, or raise StudyLocked with the name of the process that has it."""
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(fd, 256).decode(errors="replace").strip() or "unknown"
+        if not (_locked(fd, fcntl.LOCK_EX) or _locked_later(fd)):
+            holder = _holder(fd)
             os.close(fd)
             raise StudyLocked(
                 f"{self.path.parent}: process {holder} is running this study. Wait for it or stop "
                 "it, then give the same command again."
-            ) from None
+            )
         os.ftruncate(fd, 0)
         os.write(fd, f"{os.getpid()} on {socket.gethostname()}\n".encode())
         self._fd = fd
@@ -45,3 +44,36 @@ class StudyLock:
             os.ftruncate(self._fd, 0)
             os.close(self._fd)
             self._fd = None
+
+
+def running_process(out: Path) -> str | None:
+    """The process that runs the study in ``out``, such as ``4711 on host``; None if there is none.
+
+    Looks by taking the lock for a moment, which a runner that starts just then waits for.
+    """
+    try:
+        fd = os.open(out / "ledger.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return None if _locked(fd, fcntl.LOCK_SH) else _holder(fd)
+    finally:
+        os.close(fd)
+
+
+def _locked(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _locked_later(fd: int) -> bool:
+    """Try again after what ``running_process`` takes."""
+    time.sleep(0.05)
+    return _locked(fd, fcntl.LOCK_EX)
+
+
+def _holder(fd: int) -> str:
+    return os.pread(fd, 256, 0).decode(errors="replace").strip() or "unknown"

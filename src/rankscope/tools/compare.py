@@ -9,6 +9,7 @@ from rankscope.advise.recommend import recommend
 from rankscope.errors import UserError
 from rankscope.records import (
     FAILED,
+    WAITING,
     ComparedCell,
     ComparedStudy,
     Facet,
@@ -20,8 +21,6 @@ from rankscope.records import (
 )
 from rankscope.run.trials import NOT_TRAINING
 from rankscope.store import Ledger
-
-WAITING = ("planned", "trained")
 
 
 def compare(folders: Sequence[Path]) -> StudyComparison:
@@ -104,7 +103,7 @@ def compared_study(label: str, folder: Path, study: StudyRecords) -> ComparedStu
                 task=advice.task,
                 decision=advice.decision,
                 confidence=advice.confidence,
-                headline=advice.headline,
+                verdict=advice.verdict,
                 chosen_label=None if advice.chosen is None else advice.chosen.label,
             )
             for advice in recommend(study).advice

@@ -1,27 +1,67 @@
-"""Export from a study: the weights of one trial with a model card, and tables as files."""
+"""Export the weights of one trial: adapter or model, tokenizer, model card, scores for the hub."""
 
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
 
 from rankscope.advise.arms import summarize_trial
 from rankscope.advise.recommend import recommend
-from rankscope.errors import DiskFull, UserError
-from rankscope.filesystem import check_taken, folder_in_one_step, is_disk_full, replace_bytes
+from rankscope.config.study import ModelConfig
+from rankscope.data.registry import NAMED_TASKS
+from rankscope.errors import UserError
+from rankscope.filesystem import check_taken, folder_in_one_step
+from rankscope.models.adapters.settings import CONFIG
 from rankscope.models.fetch import KNOWN_MODELS
-from rankscope.records import Recommendation, StudyRecords, TrialSpec
-from rankscope.report.model_card import study_card
+from rankscope.models.load import load_tokenizer
+from rankscope.models.model_folder import model_folder
+from rankscope.records import StudyRecords, TaskRecord, TrialRecords, TrialSpec
+from rankscope.report.model_card import ExportedWeights, study_card
 from rankscope.report.study_view import StudyView
-from rankscope.report.table_formats import FORMATS
-from rankscope.report.tables import study_tables
+from rankscope.report.use_it import base_source
 from rankscope.store import Ledger, snapshot_path, weights_path
+from rankscope.tools.merge import merge_adapter
+from rankscope.tools.trial_choice import ChosenTrial, choose_trial
 
 
-def export_trial(folder: Path, trial: str, out: Path, step: int | None = None) -> TrialSpec:
-    """Copy the weights of one trial to ``out`` with a model card, and return the trial.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRequest:
+    """What to export; by default the recommended arm."""
 
-    ``trial`` is an id or a unique prefix of one; ``step`` selects weights kept during training. All
-    hashes are compared first, and ``out``, a new or empty folder, appears in one step.
+    label: str | None = None
+    """Id of a trial, its beginning, or an arm's label from the report."""
+    best_lora: bool = False
+    """The best LoRA arm, even if another one or none is recommended."""
+    task: str | None = None
+    """Training task, for a study with several."""
+    step: int | None = None
+    """Weights kept during training, instead of the final ones."""
+    merge: bool = False
+    """Write a full model with the adapter merged into the base."""
+    base_name: str | None = None
+    """Hub id of a base that the study read from a local folder."""
+    repository: str | None = None
+    """Hub repository that the export goes to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What was exported."""
+
+    spec: TrialSpec
+    kind: str
+    """``adapter``, ``model`` or ``merged model``."""
+    notes: tuple[str, ...]
+
+
+def export_trial(folder: Path, out: Path, request: ExportRequest) -> Export:
+    """Write one trial's weights to ``out``, a new or empty folder, ready to be loaded elsewhere.
+
+    All hashes are compared first, and ``out`` appears in one step.
 
     Raises:
         UserError: the study, the trial or its weights are not there, or ``out`` cannot be used.
@@ -32,41 +72,28 @@ def export_trial(folder: Path, trial: str, out: Path, step: int | None = None) -
         raise UserError(f"{out}: is inside the study {folder}; choose another --out")
     check_taken(out)
     with Ledger.open(folder, write=False) as ledger:
-        spec = _find_trial(ledger.trials(), trial, folder)
-        weights = weights_path(spec) if step is None else _path_of_step(ledger, spec, step)
-        if not ledger.artifacts(weights):
-            status = ledger.statuses()[spec.trial_id]
-            raise UserError(
-                f"{folder}: trial {spec.trial_id} ({spec.label}) has no weights, its status is "
-                f"{status!r}; 'rankscope status {folder}' shows which trials are done"
-            )
-        card = _card(ledger.load(), spec, None if weights == weights_path(spec) else step)
-        _copy_with_card(ledger.checked_path(weights), out, card)
-    return spec
-
-
-def _find_trial(trials: Sequence[TrialSpec], wanted: str, folder: Path) -> TrialSpec:
-    matches = [spec for spec in trials if wanted and spec.trial_id.startswith(wanted)]
-    if len(matches) > 1:
-        raise UserError(
-            f"{folder}: {wanted!r} matches {len(matches)} trials, such as {matches[0].trial_id} "
-            f"and {matches[1].trial_id}; give more characters of the id"
+        study = ledger.load()
+        view = StudyView(study, recommend(study))
+        chosen = choose_trial(
+            view, folder, request.label, request.task, best_lora=request.best_lora
         )
-    if not matches:
-        raise UserError(
-            f"{folder}: there is no trial {wanted!r}; expected the id of one of its {len(trials)} "
-            f"trials, listed by 'rankscope status {folder}'"
-        )
-    return matches[0]
+        source = ledger.checked_path(_weights(ledger, study, chosen.spec, request.step))
+        with folder_in_one_step(out) as partial:
+            return _write(view, chosen, source, partial, request)
 
 
-def _path_of_step(ledger: Ledger, spec: TrialSpec, step: int) -> str:
-    """Path of the weights at one step; raises UserError if they were not kept."""
-    train = next(t.train for t in ledger.load().trials if t.spec == spec)
+def _weights(ledger: Ledger, study: StudyRecords, spec: TrialSpec, step: int | None) -> str:
+    """Path of a trial's final weights, or of those kept at one step."""
+    trial = next(t for t in study.trials if t.spec == spec)
     # With early stopping, the final weights are those of the best step.
-    last = None if train is None else train.best_step or train.steps
-    if step == last:
-        return weights_path(spec)
+    last = None if trial.train is None else trial.train.best_step or trial.train.steps
+    if step is None or step == last:
+        if ledger.artifacts(path := weights_path(spec)):
+            return path
+        raise UserError(
+            f"{ledger.out}: trial {spec.trial_id} ({spec.label}) has no weights, its status is "
+            f"{trial.status!r}; 'rankscope status {ledger.out}' shows which trials are done"
+        )
     if ledger.artifacts(path := snapshot_path(spec, step)):
         return path
     snapshots = ledger.artifacts(f"artifacts/{spec.trial_id}/steps")
@@ -78,52 +105,111 @@ def _path_of_step(ledger: Ledger, spec: TrialSpec, step: int) -> str:
     )
 
 
-def _card(study: StudyRecords, spec: TrialSpec, step: int | None) -> str:
+def _write(
+    view: StudyView, chosen: ChosenTrial, source: Path, out: Path, request: ExportRequest
+) -> Export:
+    study, spec = view.study, chosen.spec
     trial = next(t for t in study.trials if t.spec == spec)
-    view = StudyView(study, recommend(study))
-    known_bases = {name: model.card for name, model in KNOWN_MODELS.items()}
-    return study_card(view, trial, summarize_trial(study, trial), step, known_bases)
+    notes = [f"{spec.label}: {chosen.reason}"] if chosen.reason else []
+    merged = request.merge and not spec.is_full
+    settings: dict[str, Any] | None = None
+    if merged:
+        merge_adapter(study, source, out)
+    else:
+        shutil.copytree(source, out, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    if request.merge and spec.is_full:
+        notes.append("full fine-tuning gives a whole model; there is nothing to merge")
+    if not merged and not spec.is_full:
+        notes += copy_tokenizer(study.config.model, out)
+        settings = json.loads((out / CONFIG).read_text("utf-8"))
+        settings |= base_reference(study.config.model, request)
+        (out / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True), "utf-8")
+    final = None if trial.train is None else trial.train.best_step or trial.train.steps
+    step = None if request.step == final else request.step
+    known_bases = {name: known.card for name, known in KNOWN_MODELS.items()}
+    base = base_source(study, known_bases, request.base_name or "")
+    weights = ExportedWeights(base, settings, request.repository or ".", step)
+    card = study_card(view, trial, summarize_trial(study, trial), weights)
+    (out / "README.md").write_text(card, encoding="utf-8")
+    if step is None:
+        write_hub_scores(study, trial, out / ".eval_results")
+    kind = "merged model" if merged else "model" if spec.is_full else "adapter"
+    return Export(spec, kind, tuple(notes))
 
 
-def _copy_with_card(source: Path, out: Path, card: str) -> None:
-    with folder_in_one_step(out) as folder:
-        shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def write_study_tables(
-    folder: Path, study: StudyRecords, recommendation: Recommendation, out: Path
-) -> list[Path]:
-    """Write the main tables as ``arms.md``, ``arms.csv``, ``arms.tex``, ``arms.parquet`` and so on.
-
-    A table without rows is not written, and its files of an earlier call are removed.
+def base_reference(model: ModelConfig, request: ExportRequest) -> dict[str, str | None]:
+    """Where PEFT finds the base: a hub id, or the folder of this machine.
 
     Raises:
-        UserError: ``out`` is inside the study, or not a folder.
-        DiskFull: no file is cut short.
+        UserError: the adapter goes to the hub, and its base is known by a local folder only.
     """
-    check_tables_folder(folder, out)
-    written = []
+    if request.base_name or model.hub:
+        revision = None if request.base_name else model.revision
+        return {"base_model_name_or_path": request.base_name or model.hub, "revision": revision}
+    if model.cached is not None and (hub := KNOWN_MODELS[model.cached].hub):
+        return {"base_model_name_or_path": hub, "revision": None}
+    if request.repository is not None:
+        raise UserError(
+            f"--push {request.repository}: the base is a local folder, which nobody else can "
+            "load; give its name on the hub with --base-name OWNER/NAME, or export with --merge"
+        )
+    return {"base_model_name_or_path": str(model_folder(model, weights=False)), "revision": None}
+
+
+def copy_tokenizer(model: ModelConfig, out: Path) -> list[str]:
+    """Write the base's tokenizer with its chat template; a note if the base is not at hand."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, table in study_tables(StudyView(study, recommendation)).items():
-            for ending, write in FORMATS.items():
-                path = out / f"{name}.{ending}"
-                if len(table):
-                    replace_bytes(path, write(table))
-                    written.append(path)
-                else:
-                    path.unlink(missing_ok=True)
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise DiskFull(f"{out}: the disk is full; make room.") from error
-    return written
+        load_tokenizer(model_folder(model, weights=False)).save_pretrained(out)
+    except UserError as error:
+        return [f"no tokenizer was written, use the base's ({error})"]
+    return []
 
 
-def check_tables_folder(folder: Path, out: Path) -> None:
-    """Raise UserError unless ``out`` is a folder, new or not, outside the study."""
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{out}: is inside the study {folder}; choose another --tables")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: found a file, expected a folder; choose another --tables")
+# --- scores in the hub's format -------------------------------------------------------------------
+
+
+def write_hub_scores(study: StudyRecords, trial: TrialRecords, folder: Path) -> None:
+    """Write test scores on data sets of the hub as ``TASK.yaml``, which the hub reads.
+
+    The hub knows a score by its data set's id, so tasks on rows of the user's own are left out.
+    """
+    from huggingface_hub import eval_result_entries_to_yaml
+
+    for task in study.tasks:
+        if entries := list(_hub_scores(study, trial, task)):
+            folder.mkdir(exist_ok=True)
+            text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
+            (folder / f"{task.name}.yaml").write_text(text, encoding="utf-8")
+
+
+def _hub_scores(study: StudyRecords, trial: TrialRecords, task: TaskRecord) -> Iterator[Any]:
+    from huggingface_hub import EvalResultEntry
+
+    record = study.evals.get((trial.spec.trial_id, task.name, "test"))
+    place = _hub_data_set(study, task)
+    if record is None or place is None or task.score_unit != "accuracy":
+        return
+    shots = f", {task.num_fewshot}-shot" if task.num_fewshot else ""
+    local = "" if task.source.startswith("hub ") else ", rows from a local copy"
+    yield EvalResultEntry(
+        dataset_id=place[0],
+        task_id=place[1] or "default",
+        value=round(100 * record.score, 2),
+        date=study.provenance.created,
+        notes=f"Rankscope {study.provenance.rankscope}: {record.metric} in %, "
+        f"{record.n} test items{shots}{local}",
+    )
+
+
+def _hub_data_set(study: StudyRecords, task: TaskRecord) -> tuple[str, str | None] | None:
+    """Id and configuration of the hub data set of a task; None for other rows."""
+    evaluate = study.config.evaluate
+    settings = [*study.config.tasks, *evaluate.cross_domain, *evaluate.retention]
+    given = next((t for t in settings if t.name == task.name), None)
+    if given is not None and given.hub is not None:
+        return given.hub, None
+    spec = NAMED_TASKS.get(task.name)
+    own_rows = given is None or given.path or given.train or given.test or given.mixture
+    if own_rows or spec is None or spec.hub is None or spec.from_hub is not None:
+        return None
+    return spec.hub.id, spec.hub.config

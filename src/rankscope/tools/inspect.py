@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,12 +14,13 @@ from rankscope.analyze.svd_cache import (
     decomposition_device,
     svd_cache_folder,
 )
+from rankscope.config.study import SpectraConfig
 from rankscope.device import choose_device, keep_freed_memory
 from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.load import shapes_folder
 from rankscope.models.methods import get_lora_method
+from rankscope.models.model_folder import shapes_folder
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.provenance import provenance
 from rankscope.records import Inspection, MatrixSpectrum, NormGrowth, SpectraRecord, TunedModel
@@ -28,20 +28,10 @@ from rankscope.report.inspection_page import write_inspection_page
 from rankscope.tools.inspection_tables import write_tables
 
 
-@dataclass(frozen=True)
-class InspectSettings:
-    """How spectra are measured; defaults as in docs/science.md."""
-
-    top_k: int | None = None  # Singular vectors compared; by default min(500, d / 4) of each matrix
-    intruder_k: int = 10  # Leading vectors examined for intruders
-    intruder_epsilon: float = 0.5
-    """A vector whose |cosine| to every base vector is below this is an intruder."""
-
-
 def inspect(
     base: str | Path,
     tuned: str | Path | Sequence[str | Path],
-    settings: InspectSettings | None = None,
+    settings: SpectraConfig | None = None,
     *,
     device: str = "auto",
     any_base: bool = False,
@@ -64,7 +54,7 @@ def inspect(
     """
     started = time.perf_counter()
     keep_freed_memory()
-    settings, reporter = settings or InspectSettings(), reporter or NullReporter()
+    settings, reporter = settings or SpectraConfig(), reporter or NullReporter()
     folders = [Path(one) for one in ([tuned] if isinstance(tuned, str | Path) else tuned)]
     if not folders:
         raise UserError("inspect: no tuned model given; expected one folder or more")
@@ -103,7 +93,7 @@ def inspect(
 def inspect_spectra(
     base: CheckpointReader,
     models: Sequence[StoredTunedModel],
-    settings: InspectSettings,
+    settings: SpectraConfig,
     device: torch.device,
     reporter: ProgressReporter,
 ) -> dict[str, SpectraRecord]:

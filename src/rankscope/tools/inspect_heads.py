@@ -24,7 +24,8 @@ from rankscope.device import choose_device, choose_dtype
 from rankscope.evaluate.context_window import context_length
 from rankscope.formatting import count, join_names
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.load import load_base, load_tokenizer, shapes_folder
+from rankscope.models.load import load_base, load_tokenizer
+from rankscope.models.model_folder import shapes_folder
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.records import HeadsRecord, Inspection, TunedModel
 

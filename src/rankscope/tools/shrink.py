@@ -1,6 +1,6 @@
 """``shrink``: write a smaller or weaker version of an adapter as an ordinary PEFT adapter."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,20 +11,20 @@ from rankscope.analyze.intruder_scaling import scale_intruders
 from rankscope.analyze.spectra import check_factors, check_spectra_settings
 from rankscope.analyze.stored_models import StoredTunedModel
 from rankscope.analyze.svd_cache import SvdCache, svd_cache_folder
+from rankscope.config.study import SpectraConfig
 from rankscope.errors import UserError
 from rankscope.filesystem import check_taken
 from rankscope.models.adapters.folder import base_weight_copies
 from rankscope.models.adapters.rewrite import rewrite
 from rankscope.models.adapters.settings import READABLE_INITS, read_adapter_config
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.load import shapes_folder
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate, StoredFactors
 from rankscope.models.methods import get_method
+from rankscope.models.model_folder import shapes_folder
 from rankscope.models.scaling import depth_factors, layer_index
 from rankscope.records import AdapterChange, MatrixChange
 from rankscope.report.model_card import changed_card
-from rankscope.tools.inspect import InspectSettings
 
 MITIGATED, CONTROL = "mitigated", "control"  # Folders that :func:`mitigate` writes
 
@@ -124,7 +124,7 @@ def layer_scale(source: SourceAdapter, out: Path, first: float, last: float) -> 
 
 
 def mitigate(
-    source: SourceAdapter, out: Path, factor: float, settings: InspectSettings
+    source: SourceAdapter, out: Path, factor: float, settings: SpectraConfig
 ) -> tuple[AdapterChange, AdapterChange]:
     """Scale the intruder dimensions of every matrix; write the norm-matched control beside it.
 
@@ -226,12 +226,3 @@ def parse_layer_factors(text: str) -> tuple[float, float]:
             "last layer"
         ) from error
     return first, last
-
-
-def the_one_action(options: Mapping[str, object]) -> str:
-    """The name of the only option that is given."""
-    given = [name for name, value in options.items() if value is not None]
-    if len(given) != 1:
-        names = " and ".join(given) or "none"
-        raise UserError(f"shrink: expected exactly one of {', '.join(options)}; found {names}")
-    return given[0]

@@ -17,13 +17,13 @@ from rankscope.analyze.heads.ablation import (
     zeroed,
 )
 from rankscope.analyze.heads.layout import HeadLayout, HeadModel
-from rankscope.analyze.heads.tasks import LOGPROB_PER_TOKEN, head_task
-from rankscope.analyze.heads.token_trees import TokenTree, token_trees
+from rankscope.analyze.heads.tasks import LOGPROB_PER_TOKEN, head_task, token_trees
 from rankscope.config.study import EvaluateConfig
 from rankscope.errors import UserError
 from rankscope.evaluate.context_window import EncodedSplit
 from rankscope.evaluate.evaluator import encode_split
-from rankscope.evaluate.likelihood import Floats, Question, continuation_logprobs, row_logprobs
+from rankscope.evaluate.likelihood import Question, continuation_logprobs, row_logprobs
+from rankscope.evaluate.token_trees import Floats, TokenTree
 from rankscope.models.base import Base, RowBatch
 
 TOLERANCE = 1e-4
@@ -124,7 +124,7 @@ def test_a_long_common_beginning_is_computed_once_for_every_ablation(
 
 def test_equal_options_are_one_and_tie() -> None:
     question = Question([5, 6, 7], [(8, 9), (10, 11, 12), (8, 9), (13,), (10, 11, 12)])
-    tree = TokenTree.of_question(question, gold=4)
+    tree = TokenTree.of_question(question.prompt, question.continuations, gold=4)
     assert tree.ids == (5, 6, 7, 8, 10, 11)
     assert tree.branches == (1, 2, 0, 0, 0)
     by_option = [[(k, t) for k, t, c in tree.targets if c == option] for option in range(5)]

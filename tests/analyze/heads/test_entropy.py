@@ -9,7 +9,7 @@ from tiny_models import tiny_llama
 
 from rankscope.analyze.heads.entropy import attention_entropy, normalized_entropy, row_entropy
 from rankscope.analyze.heads.layout import HeadLayout, HeadModel
-from rankscope.analyze.heads.token_trees import token_trees
+from rankscope.analyze.heads.tasks import token_trees
 from rankscope.config.study import EvaluateConfig
 from rankscope.evaluate.evaluator import encode_split
 

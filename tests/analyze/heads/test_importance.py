@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from rankscope.analyze.heads.ablation import ablate
 from rankscope.analyze.heads.importance import Importance, head_importance, unit_length
 from rankscope.analyze.heads.layout import AttentionLayer, HeadLayout, HeadModel
-from rankscope.analyze.heads.token_trees import TokenTree, token_trees
+from rankscope.analyze.heads.tasks import token_trees
 from rankscope.config.study import EvaluateConfig
 from rankscope.evaluate.evaluator import encode_split
-from rankscope.evaluate.likelihood import Floats
+from rankscope.evaluate.token_trees import Floats, TokenTree
 
 STEP = 1e-2
 

@@ -14,13 +14,11 @@ from torch import Tensor, nn
 
 from rankscope.analyze.heads.layerwise import Ablation, Head, LayerwiseScorer
 from rankscope.analyze.heads.layout import HeadLayout, HeadModel
-from rankscope.analyze.heads.token_trees import TokenTree, cut_trees
-from rankscope.evaluate.likelihood import Floats
 from rankscope.evaluate.prefix_sharing import find_shared_prefixes
+from rankscope.evaluate.token_trees import Floats, TokenTree, cut_batches
 
 
 def single_heads(layout: HeadLayout, layers: Iterable[int] | None = None) -> list[Ablation]:
-    """Every query head by itself, of all layers or of some."""
     chosen = range(len(layout)) if layers is None else layers
     return [
         Ablation(((index, head),))
@@ -59,8 +57,6 @@ def zeroed(model: HeadModel, heads: Sequence[Head]) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class AblationResult:
-    """Summed log p of every continuation, per item."""
-
     intact: list[Floats]
     ablated: list[list[Floats]]  # By ablation
 
@@ -84,7 +80,7 @@ def ablate(
             if prefix:  # every ablation needs a prefix of its own
                 per_pass = 1
             limits = (model.batch_tokens // per_pass, per_pass * model.base.record.vocab_size)
-            for part in cut_trees(rest, *limits):
+            for part in cut_batches([tree.size for tree in rest], *limits):
                 items = [rest[i] for i in part]
                 scorer = LayerwiseScorer(model, items, prefix)
                 for index, scores in scorer.scores(ablations, by_first_layer, per_pass):

@@ -75,7 +75,6 @@ def head_changes(
     base: Weights,
     norms: Callable[[AttentionLayer, str], Tensor],
 ) -> tuple[HeadChange, ...]:
-    """Records of the attention matrices among ``names``; ``norms`` gives |dW_h|_F of one matrix."""
     chosen, changes = set(names), []
     for layer in layout:
         for module in PROJECTIONS:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rankscope.analyze.heads.layout import HeadModel
-from rankscope.analyze.heads.token_trees import TokenTree, TokenTreeBatch, cut_trees
+from rankscope.evaluate.token_trees import TokenTree, TokenTreeBatch, cut_batches
 from rankscope.models.attention.varlen import window_mask
 
 QUERIES_AT_ONCE = 256  # Queries of one row whose weights exist at the same time
@@ -45,17 +45,19 @@ def row_entropy(q: Tensor, k: Tensor, scale: float, window: int | None) -> Tenso
 def attention_entropy(
     model: HeadModel, trees: Sequence[TokenTree]
 ) -> list[tuple[float | None, ...]]:
-    """Mean entropy on the prompts and right answers of some items: by layer and query head.
-
-    None if there is no position that sees two tokens.
-    """
+    """Mean entropy on the prompts and right answers of some items: by layer and query head; None if
+    no position sees two tokens."""
     rows = [tree.gold_row() for tree in trees]
     sums = [torch.zeros(layer.num_heads, dtype=torch.float64) for layer in model.layout]
     num_positions = 0
     with model.base.multi_lora.dropout_off(), torch.inference_mode():
-        for members in cut_trees(rows, model.batch_tokens, vocab_size=1):  # no logits are computed
-            batch = TokenTreeBatch.of([rows[i] for i in members], model.base.device)
-            lengths = list(batch.batch.lengths)
+        sizes = [row.size for row in rows]
+        for members in cut_batches(
+            sizes, model.batch_tokens, vocab_size=1
+        ):  # logits are not needed
+            trees_here = [rows[i] for i in members]
+            batch = TokenTreeBatch.of(trees_here, model.base.device).rows.without_logits()
+            lengths = list(batch.lengths)
 
             def add_layer(
                 layer: int,
@@ -70,8 +72,7 @@ def attention_entropy(
                     sums[layer] += row_entropy(queries, keys, scale, window)
 
             num_positions += sum(lengths) - len(lengths)
-            without_logits = replace(batch.batch, keep=batch.batch.keep[:0])
-            model.logits(without_logits, replace(batch.plan, probe=add_layer))
+            model.logits(batch, replace(model.plan(batch), probe=add_layer))
     if not num_positions:
         return [(None,) * len(layer) for layer in sums]
     return [tuple((layer / num_positions).tolist()) for layer in sums]

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from rankscope.analyze.heads.layout import HeadLayout, HeadModel
-from rankscope.analyze.heads.token_trees import TokenTree, TokenTreeBatch, cut_trees, logprobs_at
+from rankscope.evaluate.token_trees import TokenTree, TokenTreeBatch, cut_batches, logprobs_at
+from rankscope.models.base import RowBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +49,17 @@ def unit_length(values: Tensor) -> Tensor:
 
 
 def head_importance(model: HeadModel, trees: Sequence[TokenTree]) -> Importance:
-    """Importance of every head for the right answers of some items; the model stays as it is."""
     rows = [tree.gold_row() for tree in trees]
     signed = tuple(torch.zeros(len(rows), layer.num_heads) for layer in model.layout)
     losses = torch.zeros(len(rows))
     with model.base.multi_lora.dropout_off():
-        for members in cut_trees(rows, model.batch_tokens, model.base.record.vocab_size):
+        sizes = [row.size for row in rows]
+        for members in cut_batches(sizes, model.batch_tokens, model.base.record.vocab_size):
             batch = TokenTreeBatch.of([rows[i] for i in members], model.base.device)
             index = torch.tensor(members)
-            with torch.enable_grad(), gradient_hooks(model, batch) as (first_z, products):
-                logits = model.logits(batch.batch, batch.plan)
-                logprobs = logprobs_at(logits, batch.rows, batch.tokens)
+            with torch.enable_grad(), gradient_hooks(model, batch.rows) as (first_z, products):
+                logits = model.logits(batch.rows, model.plan(batch.rows))
+                logprobs = logprobs_at(logits, batch.sources, batch.targets)
                 # Ask for the gradient of the first layer's z alone: no parameter gets one.
                 torch.autograd.grad(-logprobs.sum(), first_z)
             for layer, values in zip(signed, products, strict=True):
@@ -72,7 +73,7 @@ def head_importance(model: HeadModel, trees: Sequence[TokenTree]) -> Importance:
 
 @contextmanager
 def gradient_hooks(
-    model: HeadModel, batch: TokenTreeBatch
+    model: HeadModel, batch: RowBatch
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """While inside, a backward pass collects z_h . dL/dz_h: by layer, (rows, H).
 
@@ -80,8 +81,8 @@ def gradient_hooks(
     """
     first_z: list[Tensor] = []
     products = [torch.zeros(0)] * len(model.layout)
-    num_rows = len(batch.batch.lengths)
-    lengths = torch.tensor(batch.batch.lengths)
+    num_rows = len(batch.lengths)
+    lengths = torch.tensor(batch.lengths)
     row_of_token = torch.repeat_interleave(torch.arange(num_rows), lengths).to(model.base.device)
     with ExitStack() as hooks:
         for layer in model.layout:

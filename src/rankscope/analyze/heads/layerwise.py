@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rankscope.analyze.heads.layout import HeadModel
-from rankscope.analyze.heads.token_trees import TokenTree, TokenTreeBatch
-from rankscope.evaluate.likelihood import Floats
+from rankscope.evaluate.token_trees import Floats, TokenTree, TokenTreeBatch, logprobs_at
 from rankscope.models.attention.varlen import AttentionPlan, KVCache
 from rankscope.models.base import Row, RowBatch
 
@@ -35,15 +34,7 @@ class Ablation:
         return min(layer for layer, _ in self.heads)
 
 
-@dataclass(frozen=True, slots=True)
-class ForwardPass:
-    """The rows of one forward pass."""
-
-    batch: RowBatch
-    plan: AttentionPlan
-
-    def without_logits(self) -> "ForwardPass":
-        return replace(self, batch=replace(self.batch, keep=self.batch.keep[:0]))
+ForwardPass = tuple[RowBatch, AttentionPlan]
 
 
 class LayerwiseScorer:
@@ -53,7 +44,7 @@ class LayerwiseScorer:
         self.model = model
         self.trees = trees
         self.prefix = prefix
-        self._batches: dict[int, TokenTreeBatch] = {}
+        self._batches: dict[int, tuple[TokenTreeBatch, AttentionPlan]] = {}
         modules = dict(model.base.model.named_modules())
         self._layers = [modules[layer.layer] for layer in model.layout]
         self._attentions = [modules[layer.attention] for layer in model.layout]
@@ -64,10 +55,8 @@ class LayerwiseScorer:
     ) -> Iterator[tuple[int | None, list[Floats]]]:
         """Yield (index of an ablation, scores by item); index None is the intact model.
 
-        Args:
-            ablations: all of them.
-            by_first_layer: layer -> indices of the ablations that begin there.
-            per_pass: most ablations in one pass; 1 if there is a shared prefix.
+        ``by_first_layer`` lists the indices of the ablations that begin in each layer; ``per_pass``
+        of them run together, one if there is a shared prefix.
         """
         hidden: Tensor | None = None
         prefix_hidden: Tensor | None = None
@@ -77,8 +66,8 @@ class LayerwiseScorer:
             prefix_entering = prefix_hidden
             if prefix_pass is not None:
                 prefix_hidden, prefix_z = self.run_layer(index, prefix_hidden, prefix_pass)
-            items = self.items_pass(1, prefix_cache)
-            leaving, z = self.run_layer(index, hidden, items.without_logits())
+            items, plan = self.items_pass(1, prefix_cache)
+            leaving, z = self.run_layer(index, hidden, (items.without_logits(), plan))
             waiting = by_first_layer.get(index, [])
             for first in range(0, len(waiting), per_pass):
                 indices = waiting[first : first + per_pass]
@@ -86,7 +75,7 @@ class LayerwiseScorer:
                 cache = self.ablated_prefix(index, prefix_entering, prefix_z, chosen)
                 copies = self.items_pass(len(chosen), cache)
                 logits = self.run_ablated(index, hidden, z, chosen, copies)
-                scores = self.batch(len(chosen)).scores(logits)
+                scores = self.scores_of(logits, len(chosen))
                 for copy, ablation_index in enumerate(indices):
                     n = len(self.trees)
                     yield ablation_index, scores[copy * n : (copy + 1) * n]
@@ -94,29 +83,33 @@ class LayerwiseScorer:
         intact = self.run(
             self.items_pass(1, prefix_cache), self.entering(len(self._layers), hidden)
         )
-        yield None, self.batch(1).scores(intact)
+        yield None, self.scores_of(intact, 1)
 
-    def batch(self, copies: int) -> TokenTreeBatch:
+    def batch(self, copies: int) -> tuple[TokenTreeBatch, AttentionPlan]:
         """The items, repeated ``copies`` times; built once."""
         if copies not in self._batches:
-            trees, device = [*self.trees] * copies, self.model.base.device
-            self._batches[copies] = TokenTreeBatch.of(trees, device, len(self.prefix))
+            trees, num_shared = [*self.trees] * copies, len(self.prefix)
+            batch = TokenTreeBatch.of(trees, self.model.base.device, num_shared)
+            self._batches[copies] = batch, self.model.plan(batch.rows, num_shared)
         return self._batches[copies]
 
+    def scores_of(self, logits: Tensor, copies: int) -> list[Floats]:
+        """Summed log p of every continuation, by item, from the logits at kept positions."""
+        batch, _ = self.batch(copies)
+        return batch.sums(logprobs_at(logits, batch.sources, batch.targets))
+
     def items_pass(self, copies: int, prefix: KVCache | None) -> ForwardPass:
-        """A pass over copies of the items, which attend to the prefix in the cache."""
-        batch = self.batch(copies)
-        return ForwardPass(batch.batch, replace(batch.plan, prefix=prefix))
+        batch, plan = self.batch(copies)
+        return batch.rows, replace(plan, prefix=prefix)
 
     def prefix_pass(self) -> tuple[ForwardPass, KVCache]:
-        """A pass over the shared prefix, and the cache of its keys and values."""
         length = len(self.prefix)
         batch = RowBatch.of([Row(self.prefix, [])], self.model.base.device)
         plan = AttentionPlan.of([length], self.model.base.device)
         written, read = KVCache(1, length), KVCache(1, length)
         # Layers run one at a time, and each writes from position 0: set the final length here.
         read.keys, read.values, read.lengths = written.keys, written.values, torch.tensor([length])
-        return ForwardPass(batch, replace(plan, cache=written, store=True)), read
+        return (batch, replace(plan, cache=written, store=True)), read
 
     def ablated_prefix(
         self, index: int, hidden: Tensor | None, z: Tensor, ablations: Sequence[Ablation]
@@ -131,10 +124,8 @@ class LayerwiseScorer:
     def run_layer(
         self, index: int, hidden: Tensor | None, rows: ForwardPass
     ) -> tuple[Tensor, Tensor]:
-        """Run one layer on the hidden states (1, N, E) that enter it; None takes the embedding's.
-
-        Returns what leaves the layer, (1, N, E), and what enters its o_proj, z (1, N, H D).
-        """
+        """Run one layer on the hidden states (1, N, E) that enter it, or on the embedding's: what
+        leaves it, (1, N, E), and what enters its o_proj, z (1, N, H D)."""
         seen: dict[str, Tensor] = {}
 
         def keep_z(module: nn.Module, args: tuple[Tensor]) -> None:
@@ -196,9 +187,8 @@ class LayerwiseScorer:
         return forwards
 
     def run(self, rows: ForwardPass, forwards: dict[nn.Module, Any]) -> Tensor:
-        """Logits of a pass in which some modules have other forwards."""
         with replaced_forwards(forwards):
-            return self.model.logits(rows.batch, rows.plan)
+            return self.model.logits(*rows)
 
 
 def skip_layer(hidden_states: Tensor, *args: Any, **settings: Any) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -52,10 +53,7 @@ class HeadLayout:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "HeadLayout":
-        """Find the heads of a model, with or without adapters or a PEFT tuner on it.
-
-        Raises UserError for an architecture whose heads have no matrices of their own.
-        """
+        """Find the heads of a model, with or without adapters or a PEFT tuner on it."""
         config = model.config.get_text_config()
         modules = dict(model.named_modules())
         attentions = [n.removesuffix(".o_proj") for n in modules if n.endswith(".o_proj")]
@@ -92,7 +90,6 @@ class HeadLayout:
 
     @property
     def num_heads(self) -> int:
-        """Query heads of all layers together."""
         return sum(layer.num_heads for layer in self.layers)
 
 
@@ -107,8 +104,15 @@ class HeadModel:
     batch_tokens: int = 4096  # Most tokens per forward pass, but at least one item
 
     def o_proj(self, layer: AttentionLayer) -> nn.Module:
-        """The output projection of a layer, with whatever is on it."""
         return self.base.model.get_submodule(layer.projection("o_proj"))
+
+    def plan(self, batch: RowBatch, num_shared: int = 0) -> AttentionPlan:
+        """The attention plan of a batch whose rows continue ``num_shared`` tokens."""
+        plan = AttentionPlan.of(batch.lengths, self.base.device)
+        if batch.branches or num_shared:
+            with torch.no_grad():  # gradients are only taken of rows without branches
+                plan = plan.with_branches(batch.branches, None, self.base.device)
+        return plan
 
     def logits(self, batch: RowBatch, plan: AttentionPlan) -> Tensor:
         """Logits at the kept positions of a batch, every token computed with the adapter."""

@@ -11,8 +11,8 @@ from rankscope.records import HeadAblation, HeadRole
 
 
 def head_roles(trained: HeadAblation, others: Sequence[HeadAblation]) -> tuple[HeadRole, ...]:
-    """Roles of every head, layer by layer, from ablations on the trained task and on others, which
-    are weighted equally."""
+    """Roles of every head, layer by layer, from ablations on the trained task and on others,
+    equally weighted."""
     shape = [len(heads) for heads in trained.base_gold_change]
     for ablation in (trained, *others):
         for changes in (ablation.base_gold_change, ablation.tuned_gold_change):

@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rankscope.analyze.heads.token_trees import TokenTree, token_trees
 from rankscope.config.study import EvaluateConfig
-from rankscope.data.encode import Encoder
+from rankscope.data.encode import EncodedRow, Encoder
 from rankscope.data.tasks import LoadedTask
+from rankscope.evaluate.context_window import EncodedSplit
 from rankscope.evaluate.evaluator import encode_split
-from rankscope.evaluate.likelihood import Floats
 from rankscope.evaluate.metrics import first_best
 from rankscope.evaluate.scorers import get_scorer
+from rankscope.evaluate.token_trees import Floats, TokenTree
 
 LOGPROB_PER_TOKEN = "logprob_per_token"
 """Score of items without options: the gold answer's log-probability per token."""
@@ -20,8 +20,6 @@ LOGPROB_PER_TOKEN = "logprob_per_token"
 
 @dataclass(frozen=True, slots=True)
 class HeadTask:
-    """One task's items."""
-
     name: str
     metric: str
     trees: tuple[TokenTree, ...]
@@ -51,7 +49,7 @@ def head_task(
     """The first test items of a task, for a model with a context of ``context`` tokens.
 
     Tasks answered by generating are scored by the likelihood of the gold answer, and so are
-    mixtures whose parts have different scorers. Raises UserError for items that cannot be scored.
+    mixtures whose parts have different scorers.
     """
     first = replace(task, test=task.test[:max_items])
     has_contexts = any(item.contexts for item in first.test)
@@ -66,6 +64,19 @@ def head_task(
         encoded = encode_split(encoder, first, "test", context, settings, loss)
         metric = LOGPROB_PER_TOKEN
     return HeadTask(task.spec.name, metric, tuple(token_trees(encoded)))
+
+
+def token_trees(encoded: EncodedSplit) -> list[TokenTree]:
+    """The items of a split: rows of text, or questions with the continuations that the primary
+    metric compares."""
+    if isinstance(encoded.encoded[0][0], EncodedRow):
+        return [TokenTree.of_row(row) for (row,) in encoded.encoded]
+    trees = []
+    for item, (question,) in zip(encoded.items, encoded.encoded, strict=True):
+        assert item.answer is not None
+        compared = question.continuations[: len(item.choices)]
+        trees.append(TokenTree.of_question(question.prompt, compared, item.answer))
+    return trees
 
 
 def related_tasks(tasks: Mapping[str, LoadedTask], trained_on: str) -> frozenset[str]:

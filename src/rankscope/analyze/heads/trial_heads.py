@@ -16,7 +16,7 @@ from rankscope.analyze.heads.importance import head_importance, unit_length
 from rankscope.analyze.heads.layout import PROJECTIONS, HeadLayout, HeadModel
 from rankscope.analyze.heads.roles import head_roles
 from rankscope.analyze.heads.tasks import HeadTask
-from rankscope.evaluate.likelihood import Floats
+from rankscope.evaluate.token_trees import Floats
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.peft_backend.tuner import PeftTuner
@@ -28,8 +28,6 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class HeadMeasurements:
-    """The heads of one model."""
-
     layers: tuple[LayerHeads, ...]
     ablations: Mapping[str, AblationResult]  # By task
 
@@ -37,12 +35,8 @@ class HeadMeasurements:
 def measure_heads(
     model: HeadModel, task: HeadTask, ablated_on: Sequence[HeadTask]
 ) -> HeadMeasurements:
-    """Measure importance, entropy and ablations of every head.
-
-    Args:
-        task: its prompts and right answers give importance and entropy.
-        ablated_on: tasks to score again without each head, and without all heads of each layer.
-    """
+    """Importance and entropy of every head on ``task``, and ablations of every head, and of every
+    layer, on the tasks of ``ablated_on``."""
     importance = head_importance(model, task.trees)
     entropy = attention_entropy(model, task.trees)
     layout = model.layout
@@ -64,10 +58,7 @@ def measure_heads(
 def ablation_record(
     layout: HeadLayout, task: HeadTask, base: AblationResult, tuned: AblationResult
 ) -> HeadAblation:
-    """What removing each head, then each layer, does to the base and to a tuned model.
-
-    ``base`` and ``tuned`` are of the ablations of :func:`measure_heads`: single heads first.
-    """
+    """What removing each head, then each layer, does to the base and to a tuned model."""
 
     def by_layer(values: Sequence[_T]) -> tuple[tuple[_T, ...], ...]:
         remaining = iter(values)
@@ -105,10 +96,8 @@ def ablation_record(
 def trial_changes(
     model: HeadModel, base: Base, stored_base: Weights | None = None
 ) -> tuple[HeadChange, ...]:
-    """How far training moved each head of an adapter, a PEFT tuner or a full model.
-
-    ``stored_base`` gives W0; by default it is the base's as loaded.
-    """
+    """How far training moved each head of an adapter, a PEFT tuner or a full model; W0 is from
+    ``stored_base``, or as loaded."""
     layout, tuned = model.layout, model.base
     if isinstance(tuner := tuned.multi_lora.injected_tuner, PeftTuner):
         return dense_changes(layout, tuner.base_weight, tuner.merged_weight, tuner.mergeable())
@@ -157,13 +146,7 @@ class HeadAnalysis:
     def record(
         self, trial_id: str, trained_on: str, tuned: Base, stored_base: Weights | None = None
     ) -> HeadsRecord:
-        """Measure the heads of one trial.
-
-        Args:
-            trial_id: also the name of the trial's adapter, if it has one.
-            tuned: the base with the trial's weights on it, or a full model.
-            stored_base: W0 of the changes; by default the base's as loaded.
-        """
+        """Measure the heads of one trial, whose id is its adapter's name if it has one."""
         started = time.perf_counter()
         adapter_name = trial_id if trial_id in tuned.multi_lora.adapters else None
         model = replace(self.model, base=tuned, adapter_name=adapter_name)

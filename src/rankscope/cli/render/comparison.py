@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rankscope.cli.render.table import terminal_table
 from rankscope.cli.terminal import note_lines
 from rankscope.formatting import (
     join_names,
@@ -17,7 +18,6 @@ from rankscope.formatting import (
     with_interval,
 )
 from rankscope.records import ComparedCell, Estimate, StudyComparison, StudyPair
-from rankscope.report.table_formats import terminal_table
 
 MAX_ARMS_NAMED = 8
 """Arms of one study alone that are named; the others are counted."""
@@ -28,7 +28,7 @@ def comparison_tables(comparison: StudyComparison) -> RenderableType:
     several = len(comparison.pairs) > 1
     return Group(
         _answers(comparison),
-        *_headlines(comparison),
+        *_verdicts(comparison),
         *(part for pair in comparison.pairs for part in _pair(pair, several)),
     )
 
@@ -56,16 +56,16 @@ def _answers(comparison: StudyComparison) -> Table:
     return terminal_table(rows, "answers", right=("trials",), sections=("task",))
 
 
-def _headlines(comparison: StudyComparison) -> Iterator[RenderableType]:
+def _verdicts(comparison: StudyComparison) -> Iterator[RenderableType]:
     """The answers in words; studies with the same answer share a line."""
     for task in _training_tasks(comparison):
         labels: dict[str, list[str]] = {}
         for study in comparison.studies:
             for answer in study.answers:
                 if answer.task == task:
-                    labels.setdefault(answer.headline, []).append(study.label)
-        for headline, studies in labels.items():
-            yield Text(terminal_text(f"{', '.join(studies)}: {headline}"), overflow="fold")
+                    labels.setdefault(answer.verdict, []).append(study.label)
+        for verdict, studies in labels.items():
+            yield Text(terminal_text(f"{', '.join(studies)}: {verdict}"), overflow="fold")
     yield Text()
 
 

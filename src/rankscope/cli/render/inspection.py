@@ -7,10 +7,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rankscope.cli.render.table import terminal_table
 from rankscope.cli.terminal import note_lines
 from rankscope.formatting import byte_size, number, terminal_text
 from rankscope.records import AdapterChange, HeadsRecord, Inspection, TunedModel
-from rankscope.report.table_formats import terminal_table
 from rankscope.tools.inspect_heads import most_moved_heads
 
 _RELATIVE = "/|W0|"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from rankscope.cli.render.table import terminal_table
 from rankscope.device import choose_device, choose_dtype
 from rankscope.formatting import byte_size
 from rankscope.models.parameters import (
@@ -13,7 +14,6 @@ from rankscope.models.parameters import (
     lora_parameters,
     training_cost,
 )
-from rankscope.report.table_formats import terminal_table
 
 
 def parameters_table(

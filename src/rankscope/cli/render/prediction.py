@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from rankscope.cli.render.table import terminal_table
 from rankscope.formatting import terminal_text
 from rankscope.records import Backtest, BacktestTask, TaskPrediction
-from rankscope.report.table_formats import terminal_table
 
 
 def prediction_tables(tasks: Sequence[TaskPrediction], note: str) -> RenderableType:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from rankscope.cli.render.table import terminal_table
 from rankscope.formatting import number, p_cell, unit_of, with_interval
-from rankscope.report.table_formats import terminal_table
-from rankscope.tools.evaluate import Score
+from rankscope.tools.evaluate.results_folder import Score
 
 NUMBERS = ("score", "n", "without contamination", "change", "p", "chance")
 

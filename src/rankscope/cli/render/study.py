@@ -1,20 +1,24 @@
-"""What ``check``, ``plan`` and ``status`` print."""
+"""What ``check`` and ``plan`` print."""
 
-from collections import Counter
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from rankscope.cli.render.table import terminal_table
 from rankscope.cli.terminal import note_lines
 from rankscope.data.preview import highlight_row
 from rankscope.formatting import byte_size, count, rough_duration, terminal_text
-from rankscope.records import StudyRecords, TaskRecord, TrialRecords
-from rankscope.report.table_formats import terminal_table
-from rankscope.run.plan import Plan
-from rankscope.run.prepared import PreparedStudy
+from rankscope.records import TaskRecord
+
+if TYPE_CHECKING:
+    from rankscope.run.plan import Plan
+    from rankscope.run.prepared import PreparedStudy
 
 CONTAMINATION_KINDS = {"exact": "exact", "ngram13": "13-gram"}
 
@@ -106,44 +110,3 @@ def plan_table(plan: Plan) -> RenderableType:
     )
     table = terminal_table(rows, title, right=("memory", "time"))
     return Group(table, Text(totals), *note_lines(plan.notes))
-
-
-def status_table(study: StudyRecords) -> RenderableType:
-    """A row per trial, then the reasons of those that failed, then counts."""
-    several = len({trial.spec.task for trial in study.trials}) > 1
-    rows = [
-        {
-            "trial": trial.spec.trial_id,
-            **({"task": trial.spec.task} if several else {}),
-            "arm": trial.spec.arm_label,
-            "seed": trial.spec.seed,
-            "status": trial.status,
-            "evaluations": sum(1 for key in study.evals if key[0] == trial.spec.trial_id),
-        }
-        for trial in study.trials
-    ]
-    reasons = [
-        Text(
-            terminal_text(f"{t.spec.trial_id}: {t.status}: {t.failure}"),
-            style="red",
-            overflow="fold",
-        )
-        for t in study.trials
-        if t.failure
-    ]
-    statuses = Counter(trial.status for trial in study.trials)
-    summary = ", ".join(f"{n} {status}" for status, n in statuses.items()) or "none yet"
-    return Group(
-        terminal_table(rows, study.name),
-        *reasons,
-        Text(f"{count(len(study.trials), 'trial')}: {summary}"),
-    )
-
-
-def trial_status(trial: TrialRecords) -> dict[str, object]:
-    return {
-        **trial.spec.model_dump(mode="json"),
-        "status": trial.status,
-        "failure": trial.failure,
-        "curve": [point.model_dump(mode="json") for point in trial.curve],
-    }

@@ -89,12 +89,21 @@ def _arm_row(view: StudyView, arm: ArmSummary, chosen: bool) -> list[str]:
 
 
 def print_answer(recommendation: Recommendation, *, with_reasons: bool) -> None:
-    """Print the answer for each training task; with its reasons and next steps if asked for."""
+    """Print the verdict for each training task and what weakens it; if asked for, the claims, the
+    reasons and the next steps too."""
     for advice in recommendation.advice:
-        print_line(f"{advice.task}: {advice.headline}", "bold")
+        print_line(f"{advice.task}: {advice.verdict}", "bold")
+        lines = [advice.explanation]
         if with_reasons:
-            lines = [f"- {reason.text}" for reason in advice.reasons]
-            if advice.next_steps:
-                lines.append(f"{NEXT_STEPS_TITLES[advice.confidence]}:")
+            lines += [f"- {c.text}" for c in (advice.better_than_base, advice.best_choice)]
+            lines += [f"- {reason.text}" for reason in advice.reasons]
+        weak = [check for check in advice.checks if check.status != "fine"]
+        if weak and with_reasons:
+            lines.append("What weakens this answer:")
+            lines += [f"- {check.value}: {check.text}" for check in weak]
+        elif weak:
+            lines.append(f"Weak points: {'; '.join(check.value for check in weak)}.")
+        if with_reasons and advice.next_steps:
+            lines.append(f"{NEXT_STEPS_TITLES[advice.confidence]}:")
             lines += [f"- {step.text}" for step in advice.next_steps]
-            print_line("\n".join(f"  {line}" for line in lines))
+        print_line("\n".join(f"  {line}" for line in lines))

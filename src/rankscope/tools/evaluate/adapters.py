@@ -15,6 +15,7 @@ from rankscope.models.adapters.folder import (
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS, read_adapter_config
 from rankscope.models.adapters.warm_start import load_adapter_for
 from rankscope.models.base import Base
+from rankscope.models.model_folder import check_tuned_folder
 from rankscope.models.parameters import Architecture
 from rankscope.models.peft_backend.tuner import PeftTuner
 from rankscope.records import BASE
@@ -73,8 +74,7 @@ def read_adapters(
     adapters = []
     for text, label in zip(paths, adapter_labels(paths), strict=True):
         folder = Path(text).expanduser()
-        if not folder.is_dir():
-            raise UserError(f"adapter {text}: no such folder; expected a PEFT adapter folder")
+        check_tuned_folder(folder)
         is_lora = peft_type(folder) == "LORA"
         if is_lora:
             read_adapter_config(folder)

@@ -23,7 +23,8 @@ from rankscope.evaluate.mixtures import Evaluation
 from rankscope.filesystem import output_folder
 from rankscope.hashing import sha256_json, tokenizer_sha256, weights_sha256
 from rankscope.models.base import Base
-from rankscope.models.load import load_base, load_tokenizer, model_folder
+from rankscope.models.load import load_base, load_tokenizer
+from rankscope.models.model_folder import model_folder
 from rankscope.models.parameters import architecture, read_model_config
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.records import BASE, Estimate, EvalRecord

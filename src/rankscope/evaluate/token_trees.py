@@ -1,4 +1,4 @@
-"""Items of a task as token trees, ready to be scored by whichever model runs them.
+"""Items as token trees, and trees concatenated for one forward pass.
 
 A multiple-choice question is a tree: the prompt is its trunk, and every option of two tokens or
 more is a branch that sees the prompt and itself (``models/attention/tree.py``). A plain row of text
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from rankscope.data.encode import EncodedRow
-from rankscope.evaluate.context_window import EncodedSplit
-from rankscope.evaluate.likelihood import Floats, Question, cut_batches
-from rankscope.models.attention.varlen import AttentionPlan
 from rankscope.models.base import Row, RowBatch
+
+MAX_LOGITS = 2**26
+"""Most logits of one pass, 256 MB in float32: limits kept positions under large vocabularies."""
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +37,16 @@ class TokenTree:
     gold: int  # The continuation that is the right answer
 
     @classmethod
-    def of_question(cls, question: Question, gold: int) -> "TokenTree":
+    def of_question(
+        cls, prompt: Sequence[int], continuations: Sequence[Sequence[int]], gold: int = 0
+    ) -> "TokenTree":
         """Prompt and options; the prompt's last token predicts every option's first token."""
-        ids = list(question.prompt)
+        ids = list(prompt)
         keep = [len(ids) - 1]
         targets = []
         branches = []
         places: dict[tuple[int, ...], list[int]] = {}  # continuation -> its indices into keep
-        for continuation, tokens in enumerate(question.continuations):
+        for continuation, tokens in enumerate(continuations):
             place = places.get(tuple(tokens))
             branches.append(len(tokens) - 1 if place is None else 0)
             if place is None:  # equal options share a branch, so that their scores tie exactly
@@ -66,6 +70,11 @@ class TokenTree:
         targets = tuple((i, token, 0) for i, (_, token) in enumerate(predictions))
         return cls(tuple(ids), (), keep, targets, 1, 0)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Tokens, and positions whose logits are kept."""
+        return len(self.ids), len(self.keep)
+
     def gold_row(self) -> "TokenTree":
         """The trunk and the right answer alone, as one row of text."""
         trunk = len(self.ids) - sum(self.branches)
@@ -81,28 +90,14 @@ class TokenTree:
         return replace(self, ids=self.ids[length:], keep=tuple(at - length for at in self.keep))
 
 
-def token_trees(encoded: EncodedSplit) -> list[TokenTree]:
-    """The items of a split: rows of text, or questions with the continuations that the primary
-    metric compares."""
-    if isinstance(encoded.encoded[0][0], EncodedRow):
-        return [TokenTree.of_row(row) for (row,) in encoded.encoded]
-    trees = []
-    for item, (question,) in zip(encoded.items, encoded.encoded, strict=True):
-        assert item.answer is not None
-        compared = question.continuations[: len(item.choices)]
-        trees.append(TokenTree.of_question(Question(question.prompt, compared), item.answer))
-    return trees
-
-
 @dataclass(frozen=True, slots=True)
 class TokenTreeBatch:
-    """Trees concatenated for one forward pass; P log-probabilities are wanted."""
+    """Trees concatenated for one forward pass; T log-probabilities are wanted."""
 
-    batch: RowBatch
-    plan: AttentionPlan
-    rows: Tensor  # (P,) index of each wanted log-probability's position among the kept ones
-    tokens: Tensor  # (P,) token ids
-    owners: npt.NDArray[np.int64]  # (P,) continuation, counted over the whole batch
+    rows: RowBatch
+    sources: Tensor  # (T,) which of the kept positions predicts each target
+    targets: Tensor  # (T,) token ids
+    owners: npt.NDArray[np.int64]  # (T,) continuation, counted over the whole batch
     bounds: tuple[int, ...]  # Number of continuations before each tree, and in all
 
     @classmethod
@@ -110,36 +105,28 @@ class TokenTreeBatch:
         cls, trees: Sequence[TokenTree], device: torch.device, num_shared: int = 0
     ) -> "TokenTreeBatch":
         """Concatenate trees that all continue the same ``num_shared`` tokens."""
-        batch = RowBatch.of(
-            [Row(t.ids, t.keep, None, num_shared, tuple(filter(None, t.branches))) for t in trees],
-            device,
-        )
-        plan = AttentionPlan.of(batch.lengths, device)
-        if batch.branches or num_shared:
-            with torch.no_grad():  # gradients are only taken of rows without branches
-                plan = plan.with_branches(batch.branches, None, device)
-        rows, tokens, owners, bounds = [], [], [], [0]
+        rows = [Row(t.ids, t.keep, None, num_shared, [*filter(None, t.branches)]) for t in trees]
+        sources, targets, owners, bounds = [], [], [], [0]
         num_kept = 0
         for tree in trees:
-            rows += [num_kept + at for at, _, _ in tree.targets]
-            tokens += [token for _, token, _ in tree.targets]
+            sources += [num_kept + at for at, _, _ in tree.targets]
+            targets += [token for _, token, _ in tree.targets]
             owners += [bounds[-1] + c for _, _, c in tree.targets]
             num_kept += len(tree.keep)
             bounds.append(bounds[-1] + tree.num_continuations)
         return cls(
-            batch,
-            plan,
-            torch.tensor(rows, device=device),
-            torch.tensor(tokens, device=device),
+            RowBatch.of(rows, device),
+            torch.tensor(sources, dtype=torch.int64, device=device),
+            torch.tensor(targets, dtype=torch.int64, device=device),
             np.array(owners, dtype=np.int64),
             tuple(bounds),
         )
 
-    def scores(self, logits: Tensor) -> list[Floats]:
-        """Summed log p of every continuation, by tree, from the logits at kept positions."""
-        logprobs = logprobs_at(logits, self.rows, self.tokens).cpu().double().numpy()
-        sums = np.bincount(self.owners, weights=logprobs, minlength=self.bounds[-1])
-        return np.split(sums, self.bounds[1:-1])
+    def sums(self, values: Tensor) -> list[Floats]:
+        """Values of the targets, (T,), summed by continuation, for each tree."""
+        weights = values.cpu().double().numpy()
+        sums = np.bincount(self.owners, weights=weights, minlength=self.bounds[-1])
+        return np.split(sums.astype(np.float64), self.bounds[1:-1])
 
 
 NORMALIZED_AT_ONCE = 128
@@ -153,9 +140,21 @@ def logprobs_at(logits: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
     return logits[rows, tokens].float() - norms[rows]
 
 
-def cut_trees(
-    trees: Sequence[TokenTree], batch_tokens: int, vocab_size: int
+def cut_batches(
+    sizes: Sequence[tuple[int, int]], batch_tokens: int, vocab_size: int
 ) -> Iterator[list[int]]:
-    """Indices of trees, longest first, in batches of limited tokens and logits."""
-    sizes = {i: (len(tree.ids), len(tree.keep)) for i, tree in enumerate(trees)}
-    return cut_batches(sizes, batch_tokens, vocab_size)
+    """Indices of items of some (tokens, positions whose logits are kept), longest first, in batches
+    of limited tokens and logits; a longer item is a batch of its own."""
+    max_kept = max(1, MAX_LOGITS // vocab_size)
+    batch: list[int] = []
+    num_tokens = num_kept = 0
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i][0]):
+        tokens, kept = sizes[index]
+        if batch and (num_tokens + tokens > batch_tokens or num_kept + kept > max_kept):
+            yield batch
+            batch, num_tokens, num_kept = [], 0, 0
+        batch.append(index)
+        num_tokens += tokens
+        num_kept += kept
+    if batch:
+        yield batch

@@ -1,0 +1,177 @@
+"""Can this answer be trusted? One line per fact, with a status: fine, weak or bad."""
+
+from collections.abc import Iterator, Sequence
+
+from rankscope.advise.arms import Arm, retention_tasks
+from rankscope.advise.comparisons import arm_difference
+from rankscope.advise.messages import Counted, Field, arm_name, trust_check
+from rankscope.advise.statistics.power import detectable
+from rankscope.advise.task_results import CONTAMINATION_SHARE, FEW_ITEMS, TaskResults
+from rankscope.formatting import POINTS, count, score_text
+from rankscope.records import FEWEST_SEEDS, CheckStatus, TrustCheck
+
+MOST_NAMED = 4
+"""Arms or trials that one sentence names."""
+OVERLAP_KINDS = {"exact": "exact match", "ngram13": "13-gram match"}
+
+
+def trust_checks(results: TaskResults, subject: Arm | None) -> tuple[TrustCheck, ...]:
+    """Every check that applies to the task or to the arm ``subject``."""
+    checks: list[TrustCheck] = []
+    if subject is not None:
+        checks += [_seeds(subject), *_items(results, subject)]
+    checks += [_retention(results, subject), *_contamination(results)]
+    if subject is not None:
+        checks += [*_learning_rate(results, subject), *_loss(results, subject)]
+    return (*checks, *_trials(results))
+
+
+def _seeds(subject: Arm) -> TrustCheck:
+    seeds = subject.summary.seeds
+    status: CheckStatus = "fine" if seeds >= FEWEST_SEEDS else "weak" if seeds == 2 else "bad"
+    meaning = "seeds.fine" if status == "fine" else "seeds.weak"
+    return trust_check(
+        meaning, status, count(seeds, "seed"), seeds=seeds, fewest_seeds=FEWEST_SEEDS
+    )
+
+
+def _items(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
+    gain, rival = subject.summary.gain, _rival(results, subject)
+    if gain is None:
+        return
+    value = count(gain.n, "test item")
+    gap = arm_difference(results.study, subject, rival, results.task)
+    effect = None if gap is None else detectable(gap)
+    if gain.n < FEW_ITEMS:
+        yield trust_check("items.bad", "bad", value, n=gain.n)
+    elif effect is None:
+        yield trust_check("items.unknown", "weak", value, n=gain.n)
+    else:
+        yield trust_check(
+            "items.seen",
+            "fine" if effect <= results.objective.margin else "weak",
+            value,
+            n=gain.n,
+            detectable=results.score(effect),
+            arm=arm_name(subject.summary),
+            rival="the base" if rival is None else arm_name(rival.summary),
+        )
+
+
+def _rival(results: TaskResults, subject: Arm) -> Arm | None:
+    """LoRA's rival is full fine-tuning and the reverse; otherwise the next best arm."""
+    choice = results.choice
+    other = choice.best_lora if subject.summary.is_full else choice.best_full
+    if other is not None:
+        return other.arm
+    rest = [c for c in choice.candidates if c.arm is not subject]
+    return max(rest, key=lambda c: c.utility).arm if rest else None
+
+
+def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
+    tasks = retention_tasks(results.study, results.task)
+    forgetting = None if subject is None else subject.summary.forgetting
+    if not tasks or (subject is not None and forgetting is None):
+        has_limit = results.objective.max_forgetting is not None
+        limit = " The limit on forgetting could not be applied." if has_limit else ""
+        meaning = "retention.unscored" if tasks else "retention.none"
+        return trust_check(meaning, "bad", "forgetting unknown", limit=limit)
+    at_chance = results.retention_at_chance
+    if at_chance:
+        named = [
+            f"{name} ({score_text(base, POINTS)} on {count(n, 'item')}; guessing gives "
+            f"{score_text(chance, POINTS)})"
+            for name, (base, n, chance) in at_chance.items()
+        ]
+        numbers: dict[str, Field] = {}
+        for name, (base, n, chance) in at_chance.items():
+            numbers |= {f"base.{name}": base, f"n.{name}": n, f"chance.{name}": chance}
+        return trust_check(
+            "retention.chance",
+            "bad" if len(at_chance) == len(tasks) else "weak",
+            f"{len(at_chance)} of {len(tasks)} at chance",
+            named="; ".join(named),
+            carried="",
+            **numbers,
+        )
+    if forgetting is not None and not results.is_settled(forgetting):
+        measured = results.retained(forgetting)
+        return trust_check("retention.wide", "weak", f"{measured:range}", forgetting=measured)
+    value = count(len(tasks), "retention task")
+    has_chance = any(task.chance is not None for task in tasks)
+    return trust_check("retention.fine" if has_chance else "retention.text", "fine", value)
+
+
+def _contamination(results: TaskResults) -> Iterator[TrustCheck]:
+    record = results.record
+    if record is None:
+        return
+    kinds = {kind: rows for kind, rows in sorted(record.contamination.items()) if rows}
+    test_rows, overlapping = record.rows.get("test", 0), sum(kinds.values())
+    if not kinds:
+        yield trust_check("contamination.fine", "fine", "no overlap")
+        return
+    yield trust_check(
+        "contamination.weak",
+        "bad" if overlapping > CONTAMINATION_SHARE * test_rows else "weak",
+        f"{overlapping:,} of {count(test_rows, 'test row')}",
+        rows=overlapping,
+        test_rows=Counted(test_rows, "test row"),
+        named=", ".join(
+            f"{rows} by {OVERLAP_KINDS.get(kind, kind)}" for kind, rows in kinds.items()
+        ),
+        **{f"contamination_{kind}": rows for kind, rows in kinds.items()},
+    )
+
+
+def _learning_rate(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
+    candidate = next((c for c in results.choice.candidates if c.arm is subject), None)
+    if candidate is None:
+        return
+    lr, lrs = subject.summary.lr, candidate.lrs
+    fields: dict[str, Field] = {"lr": lr, "rates_tried": len(lrs)}
+    if len(lrs) == 1:
+        yield trust_check("learning_rate.one", "weak", f"{lr:g} alone", **fields)
+    elif lr in (lrs[0], lrs[-1]):
+        side, better = ("lowest", "lower") if lr == lrs[0] else ("highest", "higher")
+        fields |= {"side": side, "better": better}
+        yield trust_check("learning_rate.edge", "weak", f"{lr:g}, the {side}", **fields)
+    else:
+        yield trust_check("learning_rate.fine", "fine", f"{lr:g} of {len(lrs)}", **fields)
+
+
+def _loss(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
+    steps, trend = subject.steps, subject.loss_trend
+    if trend is None:
+        return
+    value = count(steps, "step")
+    before, after = trend.before, trend.after
+    if trend.is_falling:
+        status: CheckStatus = "bad" if results.is_barely_trained(subject) else "weak"
+        yield trust_check(
+            "loss.falling", status, value, steps=steps, loss_before=before, loss_after=after
+        )
+    else:
+        yield trust_check("loss.fine", "fine", value, steps=steps)
+
+
+def _trials(results: TaskResults) -> Iterator[TrustCheck]:
+    trials = Counted(len(results.trials), "trial")
+    if results.failed:
+        names = [f"{t.spec.arm_label} seed={t.spec.seed}: {t.status}" for t in results.failed]
+        value = f"{len(names)} of {trials} failed"
+        fields = {"failed": len(names), "trials": trials, **first_names(names)}
+        yield trust_check("trials.failed", "weak", value, **fields)
+    if results.waiting:
+        value = f"{results.waiting} of {trials} to run"
+        yield trust_check("trials.waiting", "bad", value, waiting=results.waiting, trials=trials)
+    if results.trials and not results.failed and not results.waiting:
+        yield trust_check("trials.fine", "fine", f"{trials}", trials=trials)
+
+
+def first_names(names: Sequence[str]) -> dict[str, Field]:
+    """The first few names, and the number of others."""
+    named, unnamed = "; ".join(names[:MOST_NAMED]), len(names) - MOST_NAMED
+    if unnamed <= 0:
+        return {"named": named}
+    return {"named": f"{named} and {unnamed} more", "unnamed": unnamed}

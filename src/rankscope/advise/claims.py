@@ -1,0 +1,136 @@
+"""The two claims of an answer, each with its own confidence.
+
+*Better than the base*, net of forgetting, and *no tried arm is better by more than the margin*.
+Both compare by the study's weights on the test split. The second claim holds for every rival at
+once, so each is tested at the full level (an intersection-union test needs no correction).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from rankscope.advise.arms import Arm
+from rankscope.advise.catalogue import CLAIMS
+from rankscope.advise.comparisons import net_difference
+from rankscope.advise.decide import Verdict, is_confirmed
+from rankscope.advise.messages import Field, Measured, arm_name, verdict_name
+from rankscope.advise.task_results import TaskResults
+from rankscope.records import AnswerRow, Claim, Confidence, Estimate, RowRole
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """How much better a rival is than the recommended arm, by the study's weights."""
+
+    rival: Arm
+    difference: Estimate
+
+    @property
+    def highest(self) -> float:
+        high = self.difference.high
+        return float("inf") if high is None else high
+
+
+def with_claims(results: TaskResults, verdict: Verdict) -> tuple[Verdict, Claim, Claim]:
+    """The verdict, no firmer than its claims, and the claims."""
+    subject = verdict.subject
+    if subject is None:
+        return verdict, _claim("none", "no_arm_better"), _claim("none", "not_compared")
+    if not verdict.recommends_subject:
+        base_is_best = "base_best" if verdict.confidence == "firm" else "base_best_unclear"
+        if verdict.decision == "not_decided":
+            best = _claim("none", "not_compared")
+        else:
+            margin = results.score(results.objective.margin)
+            best = _claim(verdict.confidence, base_is_best, margin=margin)
+        return verdict, _claim("none", "no_arm_better", estimate=subject.summary.gain), best
+    better, best = _better(results, subject), _best(results, subject)
+    if verdict.confidence == "firm" and (better.confidence, best.confidence) != ("firm", "firm"):
+        verdict = replace(verdict, confidence="tentative")
+    return verdict, better, best
+
+
+def _claim(
+    confidence: Confidence, name: str, estimate: Estimate | None = None, **fields: Field
+) -> Claim:
+    text = CLAIMS[name].format_map(fields)
+    return Claim(confidence=confidence, text=text[0].upper() + text[1:], estimate=estimate)
+
+
+def _better(results: TaskResults, subject: Arm) -> Claim:
+    net = results.net_gain(subject)
+    difference = net or subject.summary.gain
+    if difference is None:
+        return _claim("none", "no_arm_better")
+    is_firm = results.is_firm(subject.summary) and is_confirmed(results, subject)
+    return _claim(
+        "firm" if is_firm else "tentative",
+        "better" if is_firm else "better_unclear",
+        difference,
+        arm=arm_name(subject.summary),
+        net="" if net is None else " net of forgetting",
+        difference=Measured(difference, results.unit if net is None else results.net_unit),
+    )
+
+
+def _best(results: TaskResults, subject: Arm) -> Claim:
+    rivals = [arm for arm in results.arms if arm is not subject and not _is_out(results, arm)]
+    if not rivals:
+        return _claim("firm", "only_arm")
+    found = list(_leads(results, subject, rivals))
+    compared = [lead.rival for lead in found]
+    unknown = [arm for arm in rivals if all(arm is not other for other in compared)]
+    margin = results.objective.margin
+    top = max(found, key=lambda lead: lead.highest, default=None)
+    ahead = max(found, key=lambda lead: lead.difference.value, default=None)
+    if ahead is not None and ahead.difference.value > margin and (ahead.difference.low or 0) > 0:
+        return _claim_about(results, "none", "best_contradicted", ahead)
+    if top is not None and top.highest > margin:
+        return _claim_about(results, "tentative", "best_unclear", top)
+    if unknown:
+        return _claim("tentative", "best_unknown", unknown=verdict_name(unknown[0].summary))
+    assert top is not None
+    is_firm = not results.choice.passed_over and not results.waiting
+    return _claim_about(results, "firm" if is_firm else "tentative", "best", top)
+
+
+def _claim_about(results: TaskResults, confidence: Confidence, name: str, lead: Lead) -> Claim:
+    claim = _claim(
+        confidence,
+        name,
+        lead.difference,
+        rival=arm_name(lead.rival.summary),
+        margin=Measured(results.objective.margin, results.net_unit),
+        difference=Measured(lead.difference, results.net_unit),
+    )
+    return claim.model_copy(update={"rival": lead.rival.summary.label})
+
+
+def _is_out(results: TaskResults, arm: Arm) -> bool:
+    """Arms over the limit, and arms that only diverged, are no rivals."""
+    if any(arm is other for other in results.choice.excluded):
+        return True
+    return not arm.finished and all(t.status == "diverged" for t in arm.trials)
+
+
+def _leads(results: TaskResults, subject: Arm, rivals: Sequence[Arm]) -> Iterator[Lead]:
+    for rival in rivals:
+        lead = net_difference(results.study, rival, subject, results.objective.weights)
+        if lead is not None:
+            yield Lead(rival, lead)
+
+
+def answer_rows(results: TaskResults, verdict: Verdict) -> tuple[AnswerRow, ...]:
+    """The recommended arm, the cheapest within the margin, and the best full fine-tuning."""
+    roles: dict[str, list[RowRole]] = {}
+    cheapest, full = results.choice.cheapest, results.choice.best_full
+    named: list[tuple[RowRole, Arm | None]] = [
+        ("recommended" if verdict.recommends_subject else "closest", verdict.subject),
+        ("cheapest", None if cheapest is None else cheapest.arm),
+        ("full", None if full is None else full.arm),
+    ]
+    arms = {}
+    for role, arm in named:
+        if arm is not None:
+            roles.setdefault(arm.summary.label, []).append(role)
+            arms[arm.summary.label] = arm.summary
+    return tuple(AnswerRow(roles=tuple(roles[label]), arm=arm) for label, arm in arms.items())

@@ -1,0 +1,101 @@
+"""Verbs that take results out of a study: weights, and runs for an experiment tracker."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+from rankscope.cli.application import StudyFolder, check_study, verb
+from rankscope.cli.terminal import Reply, print_line, print_message
+from rankscope.errors import UserError
+
+
+@verb("export", "Reading {folder} ...")
+def export_command(
+    folder: StudyFolder,
+    out: Annotated[Path, Option(help="A new or empty folder for the weights.")],
+    label: Annotated[
+        str | None,
+        Argument(metavar="[LABEL]", help="An arm's label from the report, or a trial's id."),
+    ] = None,
+    best: Annotated[bool, Option("--best", help="The recommended arm; the default.")] = False,
+    best_lora: Annotated[bool, Option("--best-lora", help="The best LoRA arm.")] = False,
+    task: Annotated[str | None, Option(help="Training task, if the study has several.")] = None,
+    merge: Annotated[
+        bool, Option("--merge", help="Write a full model with the adapter merged in.")
+    ] = False,
+    step: Annotated[
+        int | None, Option(help="Weights kept at this step instead of the final ones.")
+    ] = None,
+    base_name: Annotated[
+        str | None,
+        Option(metavar="ID", help="Hub id of the base, if the study read it from a folder."),
+    ] = None,
+    push: Annotated[
+        str | None, Option(metavar="ID", help="Then send it to this repository on the hub.")
+    ] = None,
+    public: Annotated[bool, Option("--public", help="With --push: a public one.")] = False,
+    yes: Annotated[bool, Option("--yes", help="With --push: do not ask.")] = False,
+) -> Reply:
+    """Export an adapter or a model from a study.
+
+    Writes the weights, the tokenizer with its chat template, a model card with the commands to
+    load and serve them, and the scores in the hub's format, after comparing all hashes.
+
+    Example: rankscope export studies/pocket --best-lora --out ./adapter
+    """
+    if (label is not None) + best + best_lora > 1:
+        raise UserError("export: expected one of LABEL, --best and --best-lora")
+    if push is None and (public or yes):
+        raise UserError("export: --public and --yes do nothing without --push ID")
+    check_study(folder)
+    from rankscope.tools.export import ExportRequest, export_trial
+    from rankscope.tools.push import Upload, check_repository
+
+    if push is not None:
+        check_repository(push)
+    request = ExportRequest(
+        label=label,
+        best_lora=best_lora,
+        task=task,
+        step=step,
+        merge=merge,
+        base_name=base_name,
+        repository=push,
+    )
+    export = export_trial(folder, out, request)
+    for note in export.notes:
+        print_message(f"note: {note}")
+    address = None
+    if push is not None:
+        upload = Upload(out, push, private=not public)
+        for line in upload.lines():
+            print_message(line)
+        if not yes:
+            _ask(f"Send these files to {push}?")
+        address = upload.send()
+        print_message(f"sent to {address}")
+
+    def show() -> None:
+        print_line(f"{export.spec.label}: {export.kind} written to {out}")
+        print_line(f"how to load and serve it: {out / 'README.md'}")
+
+    data = {
+        "trial": export.spec.trial_id,
+        "label": export.spec.label,
+        "kind": export.kind,
+        "out": out,
+        "sent_to": address,
+        "notes": export.notes,
+    }
+    return Reply(data, show)
+
+
+def _ask(question: str) -> None:
+    """Go on if the user agrees on the terminal; raise UserError otherwise."""
+    if not sys.stdin.isatty():
+        raise UserError("export: nobody to ask whether to send this; confirm with --yes")
+    if not typer.confirm(question, err=True):
+        raise UserError("export: not confirmed; nothing was sent")

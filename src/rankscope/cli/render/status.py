@@ -1,0 +1,111 @@
+"""What ``status`` prints: a row per trial, what failed and why, and the next command."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from rankscope.cli.render.table import terminal_table
+from rankscope.formatting import clock, count, duration, number, terminal_text
+from rankscope.records import FAILED, WAITING, StudyRecords, TrialRecords
+from rankscope.store import running_process
+
+
+def status_data(study: StudyRecords, folder: Path) -> dict[str, object]:
+    """The state of a study, then of each of its trials; what is not known is left out."""
+    trials = [_trial_data(study, trial) for trial in study.trials]
+    return {
+        "study": study.name,
+        "folder": str(folder),
+        "model": study.model.label,
+        "state": _state(study, folder),
+        "trials_by_status": dict(Counter(trial.status for trial in study.trials)),
+        "evaluations": len(study.evals),
+        "seconds": study.total_seconds,
+        "next": _next_command(study, folder),
+        "trials": trials,
+    }
+
+
+def _state(study: StudyRecords, folder: Path) -> str:
+    if running_process(folder):
+        return "running"
+    if any(trial.status in WAITING for trial in study.trials):
+        return "unfinished"
+    return "failed" if any(trial.status in FAILED for trial in study.trials) else "done"
+
+
+def _next_command(study: StudyRecords, folder: Path) -> str:
+    run = f"rankscope run {folder / 'study.resolved.yaml'} --out {folder}"
+    commands = {
+        "running": f"rankscope status {folder}",
+        "unfinished": run,
+        "failed": f"{run} --retry-failed",
+    }
+    return commands.get(_state(study, folder), f"rankscope report {folder}")
+
+
+def _trial_data(study: StudyRecords, trial: TrialRecords) -> dict[str, Any]:
+    """What is known of a trial: its own settings, without those it does not have."""
+    data: dict[str, Any] = trial.spec.model_dump(mode="json", exclude_none=True)
+    del data["schema_version"]
+    data |= {"arm": trial.spec.arm_label, "status": trial.status}
+    data["evaluations"] = sum(1 for key in study.evals if key[0] == trial.spec.trial_id)
+    if trial.train is not None:
+        data |= {
+            "steps": trial.train.steps,
+            "seconds": trial.train.seconds,
+            "loss": trial.train.losses[-1].loss,
+        }
+    if trial.failure:
+        data["failure"] = trial.failure
+    if trial.curve:
+        data["curve"] = [point.model_dump(mode="json") for point in trial.curve]
+    return data
+
+
+def status_table(study: StudyRecords, folder: Path) -> RenderableType:
+    """A row per trial, then the reasons of those that failed, counts and the next command."""
+    several = len({trial.spec.task for trial in study.trials}) > 1
+    data = [_trial_data(study, trial) for trial in study.trials]
+    rows = [
+        {
+            "trial": trial["trial_id"],
+            **({"task": trial["task"]} if several else {}),
+            "arm": trial["arm"],
+            "seed": str(trial["seed"]),
+            "status": trial["status"],
+            "loss": number(trial.get("loss"), 3),
+            "time": clock(trial.get("seconds")),
+            "scores": str(trial["evaluations"]),
+        }
+        for trial in data
+    ]
+    styles = ["red" if trial.status in FAILED else "" for trial in study.trials]
+    right = ("seed", "loss", "time", "scores")
+    title = f"{study.name} on {study.model.label}"
+    return Group(
+        terminal_table(rows, title, right=right, styles=styles),
+        *_failures(study),
+        Text(terminal_text(_summary(study, folder)), overflow="fold"),
+        Text(terminal_text(f"next: {_next_command(study, folder)}"), overflow="fold"),
+    )
+
+
+def _failures(study: StudyRecords) -> Iterator[Text]:
+    for trial in study.trials:
+        if trial.failure:
+            text = f"{trial.spec.trial_id}: {trial.status}: {trial.failure}"
+            yield Text(terminal_text(text), style="red", overflow="fold")
+
+
+def _summary(study: StudyRecords, folder: Path) -> str:
+    statuses = Counter(trial.status for trial in study.trials)
+    counts = ", ".join(f"{n} {status}" for status, n in statuses.items()) or "none yet"
+    process = running_process(folder)
+    running = f"; process {process} is running it" if process else ""
+    spent = f"{duration(study.total_seconds)} so far" if running else duration(study.total_seconds)
+    return f"{count(len(study.trials), 'trial')}: {counts}; {spent}{running}"

@@ -1,0 +1,60 @@
+"""A table for a terminal of eighty columns, from rows as mappings; needs no pandas."""
+
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from rankscope.formatting import number, terminal_text
+
+MAX_CELL = 300
+"""Longest text of a cell, in characters."""
+
+
+def terminal_table(
+    rows: Sequence[Mapping[str, object]],
+    title: str,
+    digits: Mapping[str, int] = MappingProxyType({}),
+    *,
+    right: Collection[str] = (),
+    sections: Sequence[str] = (),
+    styles: Sequence[str] = (),
+) -> Table:
+    """A table in which numbers never break and words fold; None is unknown.
+
+    ``digits`` has digits after the point by heading; ``right`` names further columns to treat like
+    numbers; ``sections`` names leading columns whose repeated values are left blank; ``styles`` has
+    one style per row, or none at all.
+    """
+    table = Table(
+        title=Text(terminal_text(title)),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=0,
+    )
+    headings = list(dict.fromkeys(heading for row in rows for heading in row))
+    for heading in headings:
+        known = [row[heading] for row in rows if row.get(heading) is not None]
+        if heading in right or (known and not any(isinstance(cell, str) for cell in known)):
+            table.add_column(Text(heading), justify="right", no_wrap=True)
+        else:
+            table.add_column(Text(heading), overflow="fold")
+    before: list[str] = []
+    for position, row in enumerate(rows):
+        cells = [_cell(row.get(heading), digits.get(heading)) for heading in headings]
+        group = cells[: len(sections)]
+        if before and group[:1] != before[:1]:
+            table.add_section()
+        shown = [""] * len(group) + cells[len(group) :] if group == before else cells
+        table.add_row(*map(Text, shown), style=styles[position] if styles else None)
+        before = group
+    return table
+
+
+def _cell(value: object, digits: int | None) -> str:
+    if isinstance(value, float | int | None):
+        return number(value, digits)
+    return terminal_text(str(value), MAX_CELL)

@@ -1,0 +1,106 @@
+"""Where the files of a model are: pocket, cache, local folder or hub. Needs no torch."""
+
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from rankscope.config.study import ModelConfig
+from rankscope.errors import UserError
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def model_folder(config: ModelConfig, weights: bool = True) -> Path:
+    """The local folder of the model, with ``weights`` or without; a hub model is downloaded."""
+    if config.pocket:
+        return pocket_folder()
+    if config.cached is not None:
+        from rankscope.models.fetch import cached_model_folder
+
+        return cached_model_folder(config.cached)
+    if config.path is not None:
+        return checked_folder(Path(config.path).expanduser(), weights)
+    assert config.hub is not None
+    return hub_folder(config.hub, config.revision, weights)
+
+
+def pocket_folder() -> Path:
+    return Path(__file__).with_name("pocket_weights")
+
+
+def hub_folder(hub: str, revision: str | None, weights: bool = True) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(
+            hub,
+            revision=revision,
+            allow_patterns=[
+                *("*.json", "*.model", "*.jinja", "*.txt"),
+                *(["*.safetensors"] if weights else []),
+            ],
+            # Second copies of the same weights in another layout.
+            ignore_patterns=["original/*", "consolidated*", "*/*"],
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"model {hub!r}: download from the hub failed ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]}); check the id and revision, or give a local folder if "
+            "there is no network: model: {path: ./folder}"
+        ) from error
+    return checked_folder(Path(folder), weights)
+
+
+def checked_folder(folder: Path, weights: bool = True) -> Path:
+    """The folder itself, after checking that it holds a model that can be loaded."""
+    if not folder.is_dir():
+        raise UserError(f"model folder {folder}: no such folder")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model folder {folder}: no config.json; expected a Hugging Face folder")
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"model folder {folder}: config.json cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise UserError(
+            f"model folder {folder}: config.json holds a {type(settings).__name__}; expected a "
+            "Hugging Face model's configuration, an object"
+        )
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
+        if pickles:
+            raise UserError(
+                f"model folder {folder}: {pickles[0]} is a pickle, which can run code when loaded; "
+                "convert it once on a machine that you trust: model.save_pretrained(folder) writes "
+                "safetensors"
+            )
+        if weights:
+            raise UserError(f"model folder {folder}: no *.safetensors weights")
+    return folder
+
+
+def shapes_folder(model: str, weights: bool = True) -> Path:
+    """The folder with the ``config.json`` of a local folder, ``pocket``, a fetched model or a hub
+    id.
+
+    A local folder may lack the weights; a hub model is downloaded, with ``weights`` or without.
+    """
+    local = Path(model).expanduser()
+    if local.exists():
+        return local
+    try:
+        return model_folder(ModelConfig.model_validate(model), weights)
+    except ValidationError as error:
+        raise UserError(f"model {model!r}: no such folder, and not a model's name") from error
+
+
+def check_tuned_folder(folder: Path) -> None:
+    """Raise UserError unless there is a folder, of an adapter or of a checkpoint."""
+    if not folder.is_dir():
+        raise UserError(
+            f"adapter {folder}: no such folder",
+            where=folder,
+            expected="the folder of a PEFT adapter or of a model",
+        )

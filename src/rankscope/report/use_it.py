@@ -1,0 +1,251 @@
+"""How to use a trained model: commands and code with every name filled in, for card and page.
+
+What other programs accept was read in their sources: the ranks of vLLM 0.22 (``MaxLoRARanks``),
+what its ``PEFTHelper`` refuses or ignores, and what llama.cpp's ``convert_lora_to_gguf.py`` reads.
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any, Literal
+
+from rankscope.models.methods import get_lora_method
+from rankscope.records import ArmSummary, StudyRecords, TrialSpec
+from rankscope.report.study_view import StudyView
+
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Values of vLLM's ``--max-lora-rank`` from 8 on."""
+HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+"""What the hub accepts as ``base_model``."""
+
+
+@dataclass(frozen=True, slots=True)
+class UseStep:
+    """One thing to do with a trained model."""
+
+    title: str
+    code: str
+    language: Literal["sh", "python"] = "sh"
+    note: str = ""
+    """Sentences to show below the code."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseSource:
+    """Where a study's base came from, for readers who do not have the study."""
+
+    text: str
+    python: str | None
+    """Arguments of ``from_pretrained``; None: the folder in ``adapter_config.json``."""
+    shell: str
+    """For a command line."""
+    dtype: str
+    """In which the study scored its models."""
+    hub_name: str | None = None
+    imports: str = ""
+    note: str = ""
+    """What to do before the base can be loaded."""
+
+
+def base_source(study: StudyRecords, known_bases: Mapping[str, str], name: str = "") -> BaseSource:
+    """The base of a study, or the hub id ``name`` that its user gives for a local folder.
+
+    ``known_bases`` describes the models that ``rankscope fetch`` knows.
+    """
+    model = study.config.model
+    hub, revision, cached = (name or model.hub), (None if name else model.revision), model.cached
+    dtype = study.model.dtype
+    if hub is not None and HUB_NAME.fullmatch(hub):
+        version, python, shell = "", json.dumps(hub), hub
+        if revision is not None:
+            version, python = f", revision {revision}", f"{python}, revision={json.dumps(revision)}"
+            shell = f"{hub} --revision {shlex.quote(revision)}"
+        return BaseSource(f"{hub} on the hub{version}", python, shell, dtype, hub)
+    if model.pocket:
+        imports = "from rankscope.models.model_folder import pocket_folder"
+        return BaseSource(
+            "the pocket model, built into Rankscope",
+            "pocket_folder()",
+            f"\"$(python -c '{imports}; print(pocket_folder())')\"",
+            dtype,
+            imports=imports,
+        )
+    if cached is not None:
+        description = known_bases.get(str(cached))
+        return BaseSource(
+            f"{cached}, fetched by Rankscope" + (f": {description}" if description else ""),
+            f"cached_model_folder({json.dumps(cached)})",
+            f'"$(rankscope fetch {cached})"',
+            dtype,
+            imports="from rankscope.models.fetch import cached_model_folder",
+            note=f"Run `rankscope fetch {cached}` first to get the base.",
+        )
+    return BaseSource(
+        f"a local folder, {folder_name(study.model.label)}",
+        None,
+        "FOLDER_OF_THE_BASE",
+        dtype,
+        note="The base was a local folder: `base_model_name_or_path` in `adapter_config.json` is "
+        "its path on the machine of the study. Change it to a path on yours or a name on the hub.",
+    )
+
+
+def folder_name(label: str) -> str:
+    """The last part of a local path: a published card must not show the rest."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", PurePath(label).name).strip("-.") or "unknown"
+
+
+def adapter_settings(spec: TrialSpec) -> dict[str, Any]:
+    """The fields of the trial's ``adapter_config.json`` that decide who can serve it."""
+    if spec.peft is not None:
+        return {"r": spec.rank, **json.loads(spec.peft)}
+    method = get_lora_method(spec.method)
+    # An adapter that subtracts its initialization is stored with twice the rank.
+    rank = (spec.rank or 1) * (2 if method.init_is_part_of_base else 1)
+    return {"peft_type": "LORA", "r": rank, **method.peft_fields}
+
+
+def obstacle(settings: Mapping[str, Any], program: Literal["vLLM", "llama.cpp"]) -> str:
+    """Why a program cannot serve an adapter unmerged, in one sentence; empty if it can."""
+    kind, ranks = str(settings["peft_type"]), dict(settings.get("rank_pattern") or {})
+    largest = max([int(settings.get("r") or 0), *ranks.values()])
+    if kind != "LORA":
+        return f"{program} reads LoRA adapters, not {kind}."
+    if settings.get("use_dora"):
+        return f"{program} does not read DoRA adapters."
+    if settings.get("alpha_pattern") or (ranks and program == "vLLM"):
+        return f"{program} gives every module the same scaling; this adapter's modules differ."
+    if program == "vLLM" and largest > VLLM_RANKS[-1]:
+        return f"This adapter is stored with rank {largest}, and vLLM takes at most 512."
+    if program == "llama.cpp" and settings.get("use_rslora"):
+        return "llama.cpp scales by alpha / r, and this adapter is scaled by alpha / sqrt(r)."
+    return ""
+
+
+def use_steps(
+    base: BaseSource, settings: Mapping[str, Any] | None, name: str, place: str, *, chat: bool
+) -> list[UseStep]:
+    """Load, merge, serve and convert what was exported.
+
+    Args:
+        settings: of ``adapter_config.json``; None for a full model.
+        name: of the adapter in requests to a server.
+        place: folder or hub id of what was exported.
+        chat: it was trained with the tokenizer's chat template.
+    """
+    quoted = shlex.quote(place)
+    if settings is None:
+        return [
+            UseStep("Load it with transformers", _load_model(base, place, chat), "python"),
+            UseStep("Serve it with vLLM", f"vllm serve {quoted}"),
+            UseStep("Convert it to GGUF", f"python llama.cpp/convert_hf_to_gguf.py {quoted}"),
+        ]
+    merge = (
+        "merged = model.merge_and_unload()\n"
+        'merged.save_pretrained("merged")\ntokenizer.save_pretrained("merged")'
+    )
+    load = UseStep("Load it with PEFT", _load_adapter(base, place, chat), "python", base.note)
+    return [
+        load,
+        _serve(base, settings, name, quoted),
+        UseStep("Merge it into the base", merge, "python", "This continues the code above."),
+        _convert(settings, quoted),
+    ]
+
+
+def _load_adapter(base: BaseSource, place: str, chat: bool) -> str:
+    dtype = f'dtype="{base.dtype}"'
+    if base.python is None:
+        lines = [
+            "from peft import AutoPeftModelForCausalLM",
+            "from transformers import AutoTokenizer\n",
+            f"model = AutoPeftModelForCausalLM.from_pretrained({json.dumps(place)}, {dtype})",
+        ]
+    else:
+        lines = [
+            "from peft import PeftModel",
+            *([base.imports] if base.imports else []),
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n",
+            f"base = AutoModelForCausalLM.from_pretrained({base.python}, {dtype})",
+            f"model = PeftModel.from_pretrained(base, {json.dumps(place)})",
+        ]
+    return "\n".join([*lines, *_generate(place, chat)])
+
+
+def _load_model(base: BaseSource, place: str, chat: bool) -> str:
+    lines = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n",
+        f'model = AutoModelForCausalLM.from_pretrained({json.dumps(place)}, dtype="{base.dtype}")',
+    ]
+    return "\n".join([*lines, *_generate(place, chat)])
+
+
+def _generate(place: str, chat: bool) -> list[str]:
+    prompt = 'inputs = tokenizer("Your prompt", return_tensors="pt")'
+    if chat:
+        prompt = (
+            'messages = [{"role": "user", "content": "Your question"}]\n'
+            "inputs = tokenizer.apply_chat_template(\n    messages, add_generation_prompt=True, "
+            'return_tensors="pt", return_dict=True\n)'
+        )
+    return [
+        f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(place)})\n",
+        prompt,
+        "output = model.generate(**inputs, max_new_tokens=64)",
+        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:]))',
+    ]
+
+
+def _serve(base: BaseSource, settings: Mapping[str, Any], name: str, place: str) -> UseStep:
+    if reason := obstacle(settings, "vLLM"):
+        return UseStep("Serve it with vLLM", "vllm serve merged", note=f"{reason} Merge it first.")
+    ranks = (int(settings["r"]), *dict(settings.get("rank_pattern") or {}).values())
+    limit = next(rank for rank in VLLM_RANKS if rank >= max(ranks))
+    command = (
+        f"vllm serve {base.shell} --enable-lora --max-lora-rank {limit} "
+        f"--lora-modules {name}={place}"
+    )
+    return UseStep("Serve it with vLLM", command, note=f'Requests name it: "model": "{name}".')
+
+
+def _convert(settings: Mapping[str, Any], place: str) -> UseStep:
+    title = "Convert it to GGUF"
+    if reason := obstacle(settings, "llama.cpp"):
+        command = "python llama.cpp/convert_hf_to_gguf.py merged"
+        return UseStep(title, command, note=f"{reason} Merge it first.")
+    return UseStep(title, f"python llama.cpp/convert_lora_to_gguf.py {place} --outfile lora.gguf")
+
+
+def steps_for_task(view: StudyView, task: str, folder: str) -> tuple[UseStep, ...]:
+    """How to export and use the arm that the answer of a task is about; empty without one.
+
+    ``folder`` is the study's, as its user would type it.
+    """
+    arm = view.focus(task)
+    trials = view.trials(arm) if arm is not None else []
+    if arm is None or not trials:
+        return ()
+    spec = trials[0].spec
+    name = folder_name(f"{task}-{arm.short_label.replace('=', '')}")
+    command = f"rankscope export {shlex.quote(folder)} {_selection(view, arm)}"
+    steps = [UseStep("Export it", f"{command} --out {name}")]
+    settings = None if spec.is_full else adapter_settings(spec)
+    if settings is not None:
+        merged = f"{command} --merge --out {name}-merged"
+        steps.append(UseStep("Export it merged into the base", merged))
+    base = base_source(view.study, {})
+    chat = view.study.model.prompt_format == "chat"
+    return (*steps, *use_steps(base, settings, name, name, chat=chat))
+
+
+def _selection(view: StudyView, arm: ArmSummary) -> str:
+    """The option or label by which ``export`` finds an arm."""
+    several = f" --task {shlex.quote(arm.task)}" if len(view.training_tasks) > 1 else ""
+    if arm == view.chosen(arm.task):
+        return f"--best{several}"
+    if arm == view.best_lora(arm.task):
+        return f"--best-lora{several}"
+    return shlex.quote(f"{arm.task} {arm.label}")

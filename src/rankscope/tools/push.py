@@ -1,0 +1,76 @@
+"""Send an exported folder to the Hugging Face hub, after showing what would be sent."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rankscope.errors import UserError
+from rankscope.formatting import byte_size, count
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A folder and the repository that it goes to."""
+
+    folder: Path
+    repository: str
+    private: bool
+
+    @property
+    def files(self) -> list[tuple[str, int]]:
+        """Name and bytes of every file, in the order of names."""
+        paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        return [(p.relative_to(self.folder).as_posix(), p.stat().st_size) for p in paths]
+
+    def lines(self) -> list[str]:
+        """What would be sent, for people."""
+        files = self.files
+        total = byte_size(sum(size for _, size in files))
+        access = "private" if self.private else "public: everybody can read it"
+        return [
+            *(f"  {byte_size(size):>9}  {name}" for name, size in files),
+            f"{count(len(files), 'file')}, {total}, to https://huggingface.co/{self.repository} "
+            f"({access})",
+        ]
+
+    def send(self) -> str:
+        """Create the repository if it does not exist, upload the folder, and return its address.
+
+        An existing repository keeps its visibility.
+
+        Raises:
+            UserError: no token, no connection, or the hub refused.
+        """
+        from huggingface_hub import HfApi, get_token
+        from huggingface_hub.errors import HfHubHTTPError
+
+        if get_token() is None:
+            raise UserError(
+                f"--push {self.repository}: there is no token for the hub; log in with "
+                f"'hf auth login' or set HF_TOKEN. Nothing was sent; the export is in {self.folder}"
+            )
+        api = HfApi()
+        try:
+            api.create_repo(self.repository, private=self.private, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=self.repository,
+                folder_path=self.folder,
+                commit_message="Upload from Rankscope",
+            )
+        except (HfHubHTTPError, OSError) as error:
+            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+            raise UserError(
+                f"--push {self.repository}: the hub did not take it ({reason}); check the "
+                f"connection and the token's rights. The export is in {self.folder}"
+            ) from error
+        return str(commit.repo_url)
+
+
+def check_repository(repository: str) -> None:
+    """Raise UserError unless it is a name that the hub accepts."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise UserError(f"--push {repository!r}: expected OWNER/NAME ({error})") from error

@@ -1,0 +1,48 @@
+"""The tables of a study as files."""
+
+from pathlib import Path
+
+from rankscope.errors import DiskFull, UserError
+from rankscope.filesystem import is_disk_full, replace_bytes
+from rankscope.records import Recommendation, StudyRecords
+from rankscope.report.study_view import StudyView
+from rankscope.report.table_formats import FORMATS
+from rankscope.report.tables import study_tables
+
+
+def write_study_tables(
+    folder: Path, study: StudyRecords, recommendation: Recommendation, out: Path
+) -> list[Path]:
+    """Write the main tables as ``arms.md``, ``arms.csv``, ``arms.tex``, ``arms.parquet`` and so on.
+
+    A table without rows is not written, and its files of an earlier call are removed.
+
+    Raises:
+        UserError: ``out`` is inside the study, or not a folder.
+        DiskFull: no file is cut short.
+    """
+    check_outside_study(folder, out, "--tables")
+    written = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, table in study_tables(StudyView(study, recommendation)).items():
+            for ending, write in FORMATS.items():
+                path = out / f"{name}.{ending}"
+                if len(table):
+                    replace_bytes(path, write(table))
+                    written.append(path)
+                else:
+                    path.unlink(missing_ok=True)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise DiskFull(f"{out}: the disk is full; make room.") from error
+    return written
+
+
+def check_outside_study(folder: Path, out: Path, option: str) -> None:
+    """Raise UserError unless ``out`` is a folder, new or not, outside the study."""
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{out}: is inside the study {folder}; choose another {option}")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: found a file, expected a folder; choose another {option}")

@@ -1,0 +1,108 @@
+"""Which trial of a study a user means: the recommended one, an id, or a label from the report."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rankscope.errors import UserError
+from rankscope.records import TaskAdvice, TrialSpec
+from rankscope.report.study_view import StudyView
+
+MOST_LISTED = 12
+"""Trials named in a message about an ambiguous label."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenTrial:
+    """A trial, and why it is this one of its arm's seeds."""
+
+    spec: TrialSpec
+    reason: str
+
+
+def choose_trial(
+    view: StudyView, folder: Path, label: str | None, task: str | None, *, best_lora: bool
+) -> ChosenTrial:
+    """The trial that a label names; without one, of the recommended arm or the best LoRA arm.
+
+    A label is a trial's id or the beginning of one, or words of its name: ``r=8 lr=0.001`` as the
+    report shows it, ``arc_easy r=8 lr=0.001 seed=1`` in full. Of an arm's seeds, the one with the
+    highest score on the validation split is taken.
+
+    Raises:
+        UserError: no such trial or recommendation, or several; the message lists them.
+    """
+    if task is not None and task not in view.training_tasks:
+        raise UserError(
+            f"{folder}: --task {task!r} is not a training task; expected one of "
+            f"{', '.join(view.training_tasks)}"
+        )
+    if label is not None:
+        trials = _trials_with_label(view, folder, label, task)
+    else:
+        trials = _trials_of_answer(view, folder, task, best_lora=best_lora)
+    if len(trials) == 1:
+        return ChosenTrial(trials[0], "")
+    evals = view.study.evals
+    keys = {spec.trial_id: (spec.trial_id, spec.task, "validation") for spec in trials}
+    scores = {i: evals[key].score for i, key in keys.items() if key in evals}  # type: ignore[index]
+    best = max(trials, key=lambda spec: scores.get(spec.trial_id, float("-inf")))
+    return ChosenTrial(best, f"the seed with the highest validation score of {len(trials)}")
+
+
+def _trials_with_label(
+    view: StudyView, folder: Path, label: str, task: str | None
+) -> list[TrialSpec]:
+    trials = [t.spec for t in view.study.trials if task in (None, t.spec.task)]
+    words = set(label.split())
+    by_id = [spec for spec in trials if label and spec.trial_id.startswith(label)]
+    exact = [spec for spec in trials if label in (spec.label, spec.arm_label)]
+    partial = [spec for spec in trials if words and words <= set(spec.label.split())]
+    matches = by_id or exact or partial
+    if not matches:
+        raise UserError(
+            f"{folder}: there is no trial {label!r}; expected --best, an arm's label from the "
+            f"report such as {trials[0].arm_label!r}, or the id of one of its {len(trials)} "
+            f"trials, listed by 'rankscope status {folder}'"
+        )
+    if len(matches) == 1 or (not by_id and len({spec.arm for spec in matches}) == 1):
+        done = {t.spec.trial_id for t in view.study.trials if t.status == "done"}
+        return [spec for spec in matches if spec.trial_id in done] or matches[:1]
+    arms = dict.fromkeys(f"{spec.task} {spec.arm_label}" for spec in matches)
+    names = [f"{s.trial_id}  {s.label}" for s in matches] if by_id else list(arms)
+    rest = len(names) - MOST_LISTED
+    more = f"\n  and {rest} more" if rest > 0 else ""
+    kind = "trials; give more of the id" if by_id else "arms; give one of these labels"
+    raise UserError(
+        f"{folder}: {label!r} matches {len(names)} {kind}:\n  "
+        + "\n  ".join(names[:MOST_LISTED])
+        + more
+    )
+
+
+def _trials_of_answer(
+    view: StudyView, folder: Path, task: str | None, *, best_lora: bool
+) -> list[TrialSpec]:
+    advice = _one_task(view, folder, task)
+    arm = view.best_lora(advice.task) if best_lora else advice.chosen
+    if arm is None:
+        instead = (
+            "no LoRA arm was scored"
+            if best_lora
+            else f"the study recommends none ({advice.headline})"
+        )
+        raise UserError(
+            f"{folder}: {advice.task}: {instead}; export the best LoRA arm with --best-lora, or "
+            "give an arm's label from the report"
+        )
+    return [t.spec for t in view.trials(arm) if t.status == "done"]
+
+
+def _one_task(view: StudyView, folder: Path, task: str | None) -> TaskAdvice:
+    """The advice for ``task``, or for the only training task."""
+    tasks = view.training_tasks if task is None else (task,)
+    if len(tasks) != 1 or (advice := view.advice(tasks[0])) is None:
+        raise UserError(
+            f"{folder}: the study has {len(tasks)} training tasks, each with an answer of its own; "
+            f"give one with --task: {', '.join(tasks)}"
+        )
+    return advice

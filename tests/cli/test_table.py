@@ -1,0 +1,28 @@
+"""Tables on a terminal."""
+
+import io
+
+from rich.console import Console
+
+from rankscope.cli.render.table import terminal_table
+
+
+def test_a_terminal_table_blanks_repeated_names_and_keeps_numbers_whole() -> None:
+    rows = [("a", "x", 1234.5, "1 MB"), ("a", "y", None, "22 MB"), ("b", "[red]z", 0.12345, "")]
+    titles = ("task", "arm", "value", "size")
+    cells = [dict(zip(titles, row, strict=True)) for row in rows]
+    table = terminal_table(cells, "[b]t", right=("size",), sections=("task",))
+    output = io.StringIO()
+    Console(file=output, width=40, color_system=None).print(table)
+    lines = [line.rstrip() for line in output.getvalue().splitlines()]
+    assert lines == [
+        "[b]t",
+        "",
+        " task arm    value  size",
+        " \N{BOX DRAWINGS LIGHT HORIZONTAL}" + "\N{BOX DRAWINGS LIGHT HORIZONTAL}" * 22,
+        " a    x      1,234  1 MB",
+        "      y          \N{EN DASH} 22 MB",
+        "",
+        " b    [red]z 0.123",
+        "",
+    ]
