@@ -35,81 +35,12 @@ def quickstart_command(
 
     Example: rankscope quickstart --out studies/pocket
     """
-    from rankscope.config.presets import study_template
+    from rankscope.tools.new_study import study_template
 
     out.mkdir(parents=True, exist_ok=True)
     file = out / "quickstart.yaml"
     replace_text(file, study_template("pocket"))
     return run_command(file, out)
-
-
-@verb("init")
-def init_command(
-    file: Annotated[
-        Path | None, Argument(metavar="FILE.yaml", help="The study file to write.")
-    ] = None,
-    preset: Annotated[str, Option(help="Name of a ready-made study.")] = "default",
-    model: Annotated[str | None, Option(help="Model folder, hub id or 'pocket'.")] = None,
-    data: Annotated[Path | None, Option(help="Your training rows (JSONL, Parquet).")] = None,
-    data_dir: Annotated[Path | None, Option(help="Folder with the data of named tasks.")] = None,
-    force: Annotated[bool, Option("--force", help="Overwrite an existing file.")] = False,
-    schema: Annotated[
-        bool, Option("--schema", help="Print the study file's JSON schema instead.")
-    ] = False,
-) -> Reply:
-    """Write a commented study file.
-
-    Example: rankscope init study.yaml --preset rank-sanity --model ./my-model
-    """
-    from rankscope.config.loader import published_schema, study_json_schema
-    from rankscope.config.presets import model_for_study_file, path_for_study_file, study_template
-
-    if schema:
-        return Reply(study_json_schema(), lambda: print(published_schema(), end=""))
-    if file is None:
-        raise UserError("init: no file given; expected a name such as 'rankscope init study.yaml'")
-    text = study_template(
-        preset,
-        model_for_study_file(model, file) if model else None,
-        path_for_study_file(data, file) if data else None,
-        path_for_study_file(data_dir, file) if data_dir else None,
-    )
-    if file.exists() and not (force and file.is_file()):
-        remedy = "give another name" + (", or --force to overwrite it" if file.is_file() else "")
-        raise UserError(f"{file}: exists already; {remedy}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(file, text)
-    next_command = f"rankscope check {file}"
-    return Reply(
-        {"file": file, "next": next_command},
-        lambda: print_line(f"wrote {file}; next: {next_command}"),
-    )
-
-
-@verb("check", "Reading {file} ...")
-def check_command(
-    file: StudyFile,
-    overrides: Overrides = None,
-    rows: Annotated[int, Option(min=0, help="Training rows to show per task.")] = 3,
-) -> Reply:
-    """Validate a study file and show its rows.
-
-    Shows how rows become tokens and labels, test rows that overlap training rows, and every
-    problem that would stop a run. Uses no GPU.
-
-    Example: rankscope check study.yaml --set data_dir=../data --rows 5
-    """
-    from rankscope.cli.render.study import check_result
-    from rankscope.run.study import Study
-
-    prepared = Study.load(file, overrides or []).check()
-    data = {
-        "trials": len(prepared.trials),
-        "groups": len(prepared.groups),
-        "tasks": prepared.task_records,
-        "notes": prepared.notes,
-    }
-    return Reply(data, lambda: print_result(check_result(prepared, rows)))
 
 
 @verb("plan", "Reading {file} ...")

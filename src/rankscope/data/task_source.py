@@ -25,6 +25,8 @@ class RowSource:
     spec: TaskSpec | None = None
     """Of a named task; None for the user's own data."""
     is_hub: bool = False
+    files: frozenset[str] | None = None
+    """Which of train, validation, test and dev there are, if that is known."""
 
 
 def locate_rows(config: TaskConfig, data_dir: str | Path | None, *, trained: bool) -> RowSource:
@@ -49,14 +51,14 @@ def locate_rows(config: TaskConfig, data_dir: str | Path | None, *, trained: boo
                 "test files. For one file give 'train:' or 'test:'"
             )
         spec = named_spec(config) if is_named else None
-        return RowSource(partial(read_paths, checked(split_paths(folder)), str(folder)), spec)
+        return in_files(split_paths(folder), str(folder), spec)
     given = {"train": config.train, "validation": config.validation, "test": config.test}
     paths = {split: Path(path).expanduser() for split, path in given.items() if path is not None}
     if paths and config.hub is not None:
         raise UserError(f"{where}: give files or 'hub', not both")
     if paths:
         label = ", ".join(map(str, paths.values()))
-        return RowSource(partial(read_paths, checked(paths), label))
+        return in_files(paths, label)
     if config.hub is not None:
         own = HubSource(config.hub, revision=config.revision)
         return RowSource(partial(read_hub, own), is_hub=True)
@@ -68,7 +70,7 @@ def locate_named_rows(spec: TaskSpec, data_dir: str | Path | None, trained: bool
         return RowSource(spec.read, spec)
     if data_dir is not None:
         folder = Path(data_dir) / (spec.folder or spec.name)
-        return RowSource(partial(read_paths, checked(split_paths(folder)), str(folder)), spec)
+        return in_files(split_paths(folder), str(folder), spec)
     if spec.hub is None:
         raise UserError(
             f"task {spec.name!r}: its rows are your own texts; name them ('test: texts.jsonl' "
@@ -86,14 +88,14 @@ def locate_named_rows(spec: TaskSpec, data_dir: str | Path | None, trained: bool
     return RowSource(read, replace(spec, hub=hub), is_hub=True)
 
 
-def checked(paths: dict[str, Path]) -> dict[str, Path]:
+def in_files(paths: dict[str, Path], label: str, spec: TaskSpec | None = None) -> RowSource:
     for path in paths.values():
         check_file(path)
-    return paths
-
-
-def read_paths(paths: dict[str, Path], label: str) -> tuple[SplitRows, str]:
-    return {split: read_file(path) for split, path in paths.items()}, label
+    return RowSource(
+        lambda: ({split: read_file(path) for split, path in paths.items()}, label),
+        spec,
+        files=frozenset(paths),
+    )
 
 
 # --- the rows of a study ------------------------------------------------------------------------

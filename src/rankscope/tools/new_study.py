@@ -5,7 +5,7 @@ Nothing here needs torch: rows are read to recognize their shape and scorer, mod
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,13 +19,15 @@ from rankscope.config.task import TaskConfig
 from rankscope.config.yaml_lines import dump_text
 from rankscope.data.registry import NAMED_TASKS
 from rankscope.data.sources import DEV, READERS, SPLIT_FILES, check_file
-from rankscope.data.task_source import missing_rows
+from rankscope.data.task_source import hub_tasks, locate_rows, missing_rows
 from rankscope.data.tasks import read_task_items
 from rankscope.errors import UserError, did_you_mean
+from rankscope.models.fetch import KNOWN_MODELS, cached_model_folder
 from rankscope.models.model_folder import model_folder
 
 OWN_TASK = "my_task"
 """Name of the task in presets that train on the user's rows."""
+DEFAULT_RETENTION = "common_facts"
 OTHER_NAMES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test", "eval")}
 """Split -> names of its file in a folder of rows, the usual one first."""
 MAX_BYTES_READ = 20 * 2**20
@@ -84,11 +86,17 @@ def study_template(
     if retention:
         names = ", ".join(map(dump_text, retention))
         text = replace_line(text, "  retention: [", f"  retention: [{names}]")
+        text = text.replace(f", {DEFAULT_RETENTION}]", f", {names}]")  # heads to remove
     if data_dir is not None:
         text = replace_line(text, "# data_dir: ", None)
         text = replace_line(text, "data_dir: ", None)
         text = text.rstrip("\n") + f"\n\ndata_dir: {dump_text(data_dir)}\n"
     return text
+
+
+def takes_own_rows(preset: str) -> bool:
+    folder = resources.files("rankscope.config.presets")
+    return preset not in PRESETS or f"name: {OWN_TASK}\n" in (folder / f"{preset}.yaml").read_text()
 
 
 def with_own_task(text: str, preset: str, task: Mapping[str, str]) -> str:
@@ -210,10 +218,49 @@ def task_name(data: Path) -> str:
 
 def missing_pieces(config: StudyConfig) -> list[str]:
     """What a study needs and does not find here, a sentence each; the hub is not asked."""
-    problems = list(missing_rows(config))
+    problems = list(missing_rows(config)) or list(untrainable_tasks(config))
     if config.model.hub is None:
         try:
             model_folder(config.model)
         except UserError as error:
             problems.insert(0, str(error))
     return list(dict.fromkeys(problems))
+
+
+def untrainable_tasks(config: StudyConfig) -> Iterator[str]:
+    """Training tasks whose files hold no training rows."""
+    for task in config.tasks:
+        if not task.mixture:
+            files = locate_rows(task, config.data_dir, trained=True).files
+            if files is not None and "train" not in files:
+                yield (
+                    f"task {task.name!r} is trained on, but there is no file of training rows "
+                    f"beside {', '.join(sorted(files))}: add train.jsonl, or remove the task from "
+                    "'tasks'"
+                )
+
+
+def hub_pieces(config: StudyConfig) -> list[str]:
+    """What is read from the hub: the model, and tasks by name."""
+    model = [] if config.model.hub is None else [config.model.hub]
+    return [*model, *hub_tasks(config)]
+
+
+# --- defaults of the questions ------------------------------------------------------------------
+
+
+def default_model() -> str | None:
+    """A model that was fetched before."""
+    for name in KNOWN_MODELS:
+        try:
+            cached_model_folder(name)
+        except UserError:
+            continue
+        return name
+    return None
+
+
+def default_rows() -> str | None:
+    """The only file of training rows at hand."""
+    places = (Path(folder) / f"train{suffix}" for folder in ("data", ".") for suffix in READERS)
+    return next((str(path) for path in places if path.is_file()), None)
