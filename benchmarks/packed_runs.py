@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from race import TOLERANCE, Rows, StepClock, Times, parity_of
+from race import Rows, StepClock, Times, parity_of, tolerance
 from rankscope.config.study import ModelConfig, TrainConfig
 from rankscope.models.attention import varlen
 from rankscope.models.attention.varlen import AttentionPlan
@@ -96,7 +96,7 @@ def contributions(rows: Rows) -> Times:
     without["grouping"] = run([[spec] for spec in specs], protocol)
     whole.append(run([specs], protocol))
     parity = parity_of(whole[0], without.values())
-    if not parity <= TOLERANCE[base.model.dtype]:
+    if not parity <= tolerance(rows.setting.model, base.model.dtype):
         raise ValueError(f"a part changes losses by {parity:.2g}: its time says nothing")
     seconds = sum(times.seconds for times in whole) / 2
     notes: dict[str, object] = {name: times.seconds / seconds for name, times in without.items()}

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from transformers import AutoConfig
 
 from rankscope.config.study import TrainConfig
 from rankscope.config.task import TaskConfig
@@ -31,12 +32,11 @@ from rankscope.device import choose_device, choose_dtype, keep_freed_memory
 from rankscope.models.load import load_tokenizer
 from rankscope.provenance import provenance
 from rankscope.records import TrialSpec
+from rounding import rounding, terms_of_pass
 
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
-"""Largest relative difference of a step's loss between two sides, by the base's dtype.
-
-bfloat16 keeps 8 bits: each product is rounded by up to 2^-9 = 0.2 %, and sums in another order are
-rounded otherwise. Measured over the first steps on SmolLM2-135M: 0.3 %.
+BFLOAT16_TOLERANCE = 1e-2
+"""bfloat16 keeps 8 bits: each product is rounded by up to 2^-9 = 0.2 %, and sums in another order
+are rounded otherwise. Measured over the first steps on SmolLM2-135M: 0.3 %.
 """
 ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")
 
@@ -121,13 +121,17 @@ class Rows:
     encoded: list[EncodedRow] = field(default_factory=list)
 
     @classmethod
-    def read(cls, setting: Setting) -> "Rows":
-        """The first rows of the task that fit, as many as the steps need or there are."""
+    def read(cls, setting: Setting, max_train_rows: int | None = None) -> "Rows":
+        """The first rows of the task that fit, as many as the steps need or there are.
+
+        max_train_rows: as in a study file, which draws that many.
+        """
         data_dir = None if setting.data_dir is None else Path(setting.data_dir)
         encoder = Encoder(load_tokenizer(Path(setting.model)), "plain", setting.max_length)
         rows = cls(setting)
+        task = TaskConfig(name=setting.task, max_train_rows=max_train_rows)
         wanted = setting.steps * setting.batch_size * setting.gradient_accumulation
-        for item in load_task(TaskConfig(name=setting.task), data_dir, data_seed=0).train:
+        for item in load_task(task, data_dir, data_seed=0).train:
             row = encoder.training_row(item, "completion")
             if row is not None and not row.truncated:
                 rows.prompts.append(item.prompt)
@@ -259,6 +263,13 @@ def parity_of(ours: Times, others: Iterable[Times]) -> float:
     return float(torch.tensor(differences, dtype=torch.float64).max())  # NaN stays NaN
 
 
+def tolerance(model: str, dtype: torch.dtype) -> float:
+    """Largest relative difference of a step's loss between two sides that compute the same."""
+    if dtype == torch.bfloat16:
+        return BFLOAT16_TOLERANCE
+    return rounding(terms_of_pass(AutoConfig.from_pretrained(model)))
+
+
 def heading(benchmark: str, setting: Setting) -> dict[str, object]:
     """The first fields of a result: the race, and the machine that its figures belong to."""
     device = setting.torch_device()
@@ -271,19 +282,19 @@ def heading(benchmark: str, setting: Setting) -> dict[str, object]:
         "device": f"{name}, torch {torch.__version__}",
         "dtype": str(setting.torch_dtype()).removeprefix("torch."),
         "steps": setting.steps,
-        "parity_tolerance": TOLERANCE[setting.torch_dtype()],
+        "parity_tolerance": tolerance(setting.model, setting.torch_dtype()),
     }
 
 
 def announce(result: Mapping[str, object]) -> int:
     """Print the result as one JSON line; the exit code, 1 where the sides do not agree."""
     print(json.dumps(rounded(result)))
-    parity, tolerance = result["parity"], result["parity_tolerance"]
+    parity, largest = result["parity"], result["parity_tolerance"]
     assert isinstance(parity, float)
-    assert isinstance(tolerance, float)
-    if parity <= tolerance:  # False for NaN
+    assert isinstance(largest, float)
+    if parity <= largest:  # False for NaN
         return 0
-    print(f"no race: sides differ by {parity:.2g}, more than {tolerance}", file=sys.stderr)
+    print(f"no race: sides differ by {parity:.2g}, more than {largest:.2g}", file=sys.stderr)
     return 1
 
 

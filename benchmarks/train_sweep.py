@@ -1,7 +1,7 @@
 """Race: a sweep over LoRA ranks on a real model, against TRL and a hand-tuned loop.
 
     python benchmarks/train_sweep.py                             bf16 where the machine has it
-    python benchmarks/train_sweep.py --dtype float32 --parity    losses agree to 1e-5, or exit 1
+    python benchmarks/train_sweep.py --dtype float32 --parity    losses agree, or exit 1
 
 SmolLM2-135M-Instruct (``rankscope fetch smollm2-135m``), GSM8K rows, LoRA on attention. Its last
 line is one JSON object; benchmarks/README.md says what the fields mean.

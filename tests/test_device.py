@@ -15,6 +15,7 @@ from rankscope.device import (
     available_memory_bytes,
     choose_device,
     choose_dtype,
+    dtype_notes,
     keep_freed_memory,
     limit_kernel_cache,
     peak_memory_bytes,
@@ -79,13 +80,23 @@ def test_unknown_devices_are_refused(text: str) -> None:
         choose_device(text)
 
 
-def test_dtype_follows_the_name_or_the_machine() -> None:
+def test_dtype_follows_the_name_or_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     assert choose_dtype("float32", CPU) == torch.float32
     assert choose_dtype("bfloat16", CPU) == torch.bfloat16
     native = {"avx512_bf16", "amx_bf16"} & processor_flags()
     assert choose_dtype("auto", CPU) == (torch.bfloat16 if native else torch.float32)
+    assert bool(dtype_notes(torch.bfloat16, CPU)) == (not native)
     with pytest.raises(UserError, match="'float16': expected"):
         choose_dtype("float16", CPU)
+
+
+def test_a_processor_limited_to_avx2_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert choose_dtype("auto", CPU) == torch.float32
+    assert dtype_notes(torch.float32, CPU) == []
+    (note,) = dtype_notes(torch.bfloat16, CPU)
+    assert "'dtype: auto' uses float32 here" in note
 
 
 def test_peak_memory_sees_a_block_that_is_gone_and_can_start_anew() -> None:

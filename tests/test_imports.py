@@ -42,7 +42,9 @@ LAW: dict[str, frozenset[str]] = {
     **{room: GROUND | frozenset(WALK[: i + 1]) for i, room in enumerate(WALK[:8])},
     # The decision and the report are functions of typed records and settings.
     "advise": frozenset({"advise", "config", "records", "methods", "errors", "formatting"}),
-    "report": frozenset({"report", "config", "records", "errors", "formatting", "filesystem"}),
+    "report": frozenset(
+        {"report", "config", "records", "methods", "errors", "formatting", "filesystem"}
+    ),
     # Records and the ledger carry the typed study file.
     "records": GROUND | {"config"},
     "store": GROUND | {"config", "store"},

@@ -1,7 +1,9 @@
 """Rankscope: how much LoRA rank is enough on your model and your data, and what it costs.
 
 >>> import rankscope
->>> records = rankscope.Study.load("study.yaml").run("studies/mine")
+>>> rankscope.Study.load("study.yaml").run("studies/mine")
+>>> study = rankscope.load("studies/mine")
+>>> print(study.answer)
 """
 
 from importlib import import_module
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from rankscope.run.study import Study
     from rankscope.tools.evaluate.request import EvalRequest
     from rankscope.tools.evaluate.run import score
+    from rankscope.tools.frames import load
     from rankscope.tools.inspect import inspect
 
     __version__: str
@@ -20,11 +23,12 @@ _MODULES = {
     "EvalRequest": "rankscope.tools.evaluate.request",
     "Study": "rankscope.run.study",
     "inspect": "rankscope.tools.inspect",
+    "load": "rankscope.tools.frames",
     "score": "rankscope.tools.evaluate.run",
 }
 """Public names are read when asked for: most of these modules import torch."""
 
-__all__ = ["EvalRequest", "Study", "__version__", "inspect", "score"]
+__all__ = ["EvalRequest", "Study", "__version__", "inspect", "load", "score"]
 
 
 def __getattr__(name: str) -> object:

@@ -9,13 +9,13 @@ from synthetic_study import Truth, synthetic_study
 from rankscope.advise.arms import (
     Arm,
     pareto_front,
-    retention_tasks,
     summarize_arms,
     training_tasks,
     transfer_tasks,
 )
 from rankscope.advise.comparisons import arm_difference
 from rankscope.advise.mitigation import gain_and_forgetting
+from rankscope.advise.retention import retention_tasks
 from rankscope.records import (
     BASE,
     ArmSummary,
@@ -232,9 +232,9 @@ def test_what_shares_training_rows_is_neither_forgetting_nor_transfer() -> None:
     joined = study.task("both").model_copy(update={"parts": ("med", "general")})
     tasks = tuple(joined if task.name == "both" else task for task in study.tasks)
     study = dataclasses.replace(study, tasks=tasks)
-    assert trained_parts(study, "both") == {"both", "med", "general"}
-    assert trained_parts(study, "med") == {"med", "both"}
-    assert trained_parts(study, "law") == {"law"}
+    assert trained_parts(study.tasks, "both") == {"both", "med", "general"}
+    assert trained_parts(study.tasks, "med") == {"med", "both"}
+    assert trained_parts(study.tasks, "law") == {"law"}
     of = {task: arms[0].summary for task, arms in summarize_arms(study).items()}
     assert set(of["both"].transfer) == {"law", "math"}
     assert (of["both"].retention, of["both"].forgetting) == ({}, None)

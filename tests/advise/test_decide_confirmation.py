@@ -118,24 +118,21 @@ def with_text_retention(study: StudyRecords, fall: float) -> StudyRecords:
     return replace(study, items=items, tasks=tasks)
 
 
-@pytest.mark.parametrize("fall", [0.06, 0.15])
-def test_points_and_nats_are_not_added_up(fall: float) -> None:
-    """0.15 nats are not 15 points: they cannot outweigh a gain of 10, nor be half of it."""
+@pytest.mark.parametrize("fall", [0.06, 0.15, 0.45])
+def test_nats_count_against_points_relative_to_the_bases_cross_entropy(fall: float) -> None:
+    """The base has about 3 nats per token: 0.15 nats are 5 %, so 5 points against a gain of 10."""
     study = synthetic_study(Truth(accuracy=lambda rank, lr: 0.40))
-    advice = advice_on(with_text_retention(study, fall))
-    assert (advice.decision, advice.confidence) == ("use", "tentative")
-    assert "cannot be added: forgetting has no weight" in texts(advice, "caveat")
-    assert "0 x forgetting" in texts(advice, "choice")
-    assert "Over-forgetting" not in texts(advice, "diagnostic")
-    assert any("Set objective.max_forgetting" in need.text for need in advice.next_steps)
-    kept = advice_on(with_text_retention(study, 0.0))
-    assert (kept.decision, kept.better_than_base.confidence) == ("use", "firm")
-    limited = synthetic_study(
-        Truth(accuracy=lambda rank, lr: 0.40, objective={"max_forgetting": 0.2})
-    )
-    held = advice_on(with_text_retention(limited, fall))
-    assert (held.decision, held.better_than_base.confidence) == ("use", "firm")
-    assert "is held to objective.max_forgetting" in texts(held, "caveat")
+    study = with_text_retention(study, fall)
+    advice = advice_on(study)
+    assert advice.forgetting_scale.name == "relative"
+    entropy = -study.items[BASE, "general", "test"].scores.mean()
+    arm = advice.arms[0]
+    assert arm.forgetting is not None
+    assert arm.weighed_forgetting is not None
+    assert arm.forgetting.value == pytest.approx(fall, abs=0.01)
+    assert arm.weighed_forgetting.value == pytest.approx(arm.forgetting.value / entropy)
+    assert (advice.decision == "use") == (fall < 0.3)
+    assert ("Over-forgetting" in texts(advice, "diagnostic")) == (fall > 0.1)
 
 
 def test_where_forgetting_alone_has_a_weight_its_nats_are_not_points() -> None:

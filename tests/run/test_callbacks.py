@@ -1,6 +1,5 @@
 """A curve point is what a trial's weights score, and scoring does not change its training."""
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,6 @@ import torch
 from pocket_study import SETTINGS, changed, results, small_study
 from tiny_models import base_of, tiny_llama
 
-from rankscope.errors import Interrupted
-from rankscope.progress import NullReporter
 from rankscope.records import StudyRecords, TrialRecords
 from rankscope.run.callbacks import in_dtype_of
 from rankscope.run.outputs import write_outputs
@@ -78,36 +75,6 @@ def test_a_trial_trains_the_same_with_and_without(curves_out: Path, finished: Pa
     assert watched["curves"] != without["curves"]
     for part in ("trials", "evals", "files", "tasks", "notes"):
         assert watched[part] == without[part]
-
-
-class Interrupter(NullReporter):
-    """Presses Ctrl-C at every fifth step of a run, between optimizer steps and scores alike."""
-
-    def __init__(self) -> None:
-        self.heard = 0
-        self.scored = 0
-
-    def advance(self, done: int, detail: str = "") -> None:
-        self.heard += 1
-        self.scored += detail.startswith("scoring")
-        if self.heard % 5 == 0:
-            signal.raise_signal(signal.SIGINT)
-
-
-def test_interrupted_over_and_over_the_curve_is_the_same(
-    curves: StudyRecords, tmp_path: Path
-) -> None:
-    study = small_study(tmp_path, **curved())
-    interrupter = Interrupter()
-    for _ in range(200):
-        try:
-            found = study.run(tmp_path / "out", interrupter)
-        except Interrupted:
-            continue
-        break
-    assert stored(found) == stored(curves)
-    # A group is scored on a task once a point: two LoRA groups and two full trials.
-    assert interrupter.scored == 4 * len(STEPS) * len(TASKS)
 
 
 METHODS = [

@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
-from pocket_study import SETTINGS, leftovers, small_study, study_file
+from pocket_study import SETTINGS, Launcher, leftovers, small_study, study_file
 from safetensors.torch import load_file
 
 from rankscope.errors import Interrupted
@@ -105,7 +104,6 @@ def test_a_study_that_asks_for_smaller_passes_gets_them(tmp_path: Path) -> None:
 LIMITED = """
 import json, resource, sys
 import psutil, torch
-import rankscope.cli.render.study
 from rankscope.run.study import Study
 
 class Listener:
@@ -127,21 +125,24 @@ print(json.dumps([[t.status for t in study.trials], listener.notes]))
 """
 
 
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    with Launcher(tmp_path_factory.mktemp("launcher")) as started:
+        yield started
+
+
 def limited_run(
-    file: Path, out: Path, stage: Literal["train", "evaluate"], more_bytes: int
+    launcher: Launcher,
+    file: Path,
+    out: Path,
+    stage: Literal["train", "evaluate"],
+    more_bytes: int,
 ) -> tuple[list[str], list[str]]:
     """Statuses and notes of a run of which one kind of stage may take so much more address space
     than the process has when the first such stage begins."""
-    words = (str(file), str(out), stage, str(more_bytes))
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", LIMITED, *words],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    statuses, notes = json.loads(done.stdout.splitlines()[-1])
+    launcher.start(file, out, stage, more_bytes, code=LIMITED)
+    assert launcher.ended() == 0, launcher.said()[-2000:]
+    statuses, notes = json.loads(launcher.said().splitlines()[-1])
     return statuses, notes
 
 
@@ -150,13 +151,15 @@ def train_settings(**changes: object) -> dict[str, object]:
     return {**SETTINGS["train"], "max_steps": 2, "checkpoint_seconds": 600, **changes}
 
 
-def test_a_real_shortage_cuts_passes_and_the_study_goes_on(tmp_path: Path) -> None:
+def test_a_real_shortage_cuts_passes_and_the_study_goes_on(
+    launcher: Launcher, tmp_path: Path
+) -> None:
     """The kernel refuses memory: passes of 8 x 64 rows do not fit, smaller ones do."""
     train = train_settings(batch_size=64, gradient_accumulation=8, batch_tokens=65536)
     settings = {"arms": [LORA], "seeds": [0, 1], "train": train}
     plan = small_study(tmp_path, **settings).plan().groups[0]
     file = study_file(tmp_path, **settings)
-    statuses, notes = limited_run(file, tmp_path / "out", "train", plan.memory_bytes // 2)
+    statuses, notes = limited_run(launcher, file, tmp_path / "out", "train", plan.memory_bytes // 2)
     assert statuses == ["done", "done"]
     assert any("forward passes get fewer tokens" in note for note in notes)
 
@@ -175,7 +178,9 @@ def stored_adapters(out: Path) -> dict[str, dict[str, torch.Tensor]]:
     }
 
 
-def test_a_group_that_does_not_fit_is_halved_and_every_trial_trained(tmp_path: Path) -> None:
+def test_a_group_that_does_not_fit_is_halved_and_every_trial_trained(
+    launcher: Launcher, tmp_path: Path
+) -> None:
     """More room for half of what four trials keep: with what the process has free, two fit."""
     settings = {
         "arms": [WIDE],
@@ -190,7 +195,7 @@ def test_a_group_that_does_not_fit_is_halved_and_every_trial_trained(tmp_path: P
     state_bytes = inputs.grouping.memory(group, inputs.config.train).state_bytes
     whole.run(tmp_path / "whole")
     file = study_file(tmp_path, **settings)
-    statuses, notes = limited_run(file, tmp_path / "out", "train", state_bytes // 2)
+    statuses, notes = limited_run(launcher, file, tmp_path / "out", "train", state_bytes // 2)
     assert statuses == ["done"] * 4
     assert [note for note in notes if "split in two" in note] == [
         "not enough memory to train 4 trials together: the group is split in two"
@@ -209,7 +214,7 @@ def test_a_group_that_does_not_fit_is_halved_and_every_trial_trained(tmp_path: P
 
 
 def test_a_trial_that_does_not_fit_alone_is_out_of_memory_and_the_others_end(
-    tmp_path: Path,
+    launcher: Launcher, tmp_path: Path
 ) -> None:
     """Rank 4,096 takes 268 MB, whatever its passes; rank 2 a hundred kB."""
     file = study_file(
@@ -219,7 +224,7 @@ def test_a_trial_that_does_not_fit_alone_is_out_of_memory_and_the_others_end(
         train=train_settings(),
         evaluate={"max_items": 8, "retention": ["pocket_cloze"]},
     )
-    statuses, notes = limited_run(file, tmp_path / "out", "train", 80 * 10**6)
+    statuses, notes = limited_run(launcher, file, tmp_path / "out", "train", 80 * 10**6)
     assert statuses == ["done", "done", "oom", "oom"]
     assert any("forward passes get fewer tokens" in note for note in notes)  # before it is given up
     with Ledger.open(tmp_path / "out", write=False) as ledger:
@@ -238,7 +243,7 @@ class StopsBeforeScoring(NullReporter):
 
 
 def test_a_trial_whose_scoring_does_not_fit_is_out_of_memory_and_the_others_end(
-    tmp_path: Path,
+    launcher: Launcher, tmp_path: Path
 ) -> None:
     """Rank 16,384 takes 64 kB of A x per token while it is scored, rank 2 eight bytes."""
     settings = {
@@ -251,7 +256,7 @@ def test_a_trial_whose_scoring_does_not_fit_is_out_of_memory_and_the_others_end(
     with pytest.raises(Interrupted):
         small_study(tmp_path, **settings).run(tmp_path / "out", StopsBeforeScoring())
     file = study_file(tmp_path, **settings)
-    statuses, notes = limited_run(file, tmp_path / "out", "evaluate", 40 * 10**6)
+    statuses, notes = limited_run(launcher, file, tmp_path / "out", "evaluate", 40 * 10**6)
     assert statuses == ["done", "oom"]
     assert any("not enough memory to score 2 trials" in note for note in notes)
     with Ledger.open(tmp_path / "out", write=False) as ledger:

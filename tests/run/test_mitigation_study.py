@@ -1,16 +1,18 @@
 """Studies with replay, KL, early stops, joined tasks and scales: run, continued, identified."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from folder_contents import folder_contents
-from pocket_study import SETTINGS, changed, results, small_study, study_file
+from pocket_study import SETTINGS, changed, leftovers, results, small_study, study_file
 
 from rankscope.config.loader import load_study_file
 from rankscope.data.study_data import replay_notes
 from rankscope.errors import Interrupted, UserError
+from rankscope.progress import NullReporter
 from rankscope.records import BASE, StudyRecords, TrialRecords, trial_of, variant_of
 from rankscope.run.begin import check_record_settings
 from rankscope.run.outputs import write_outputs
@@ -19,29 +21,52 @@ from rankscope.run.trials import make_trials
 from rankscope.store import Ledger
 from rankscope.tools.export import ExportRequest, export_trial
 
-from .test_study import Interrupter
-
 LORA = {"method": "lora", "rank": 2, "lr": 2e-3}
 REPLAY = {"task": "pocket_cloze", "share": 0.25}
 ARMS: list[dict[str, Any]] = [
     LORA,
     {**LORA, "replay": REPLAY, "kl_to_base": 0.5},
     {**LORA, "early_stop": {"patience": 1}},
+    {**LORA, "rank": 8, "dropout": 0.1},
     {"method": "full", "lr": 5e-4, "kl_to_base": 0.1},
 ]
 CHANGES = {
     "arms": ARMS,
     "seeds": [0],
     "max_group_size": 16,
-    **changed("train", evaluate_every=2, evaluate_items=8),
+    **changed("train", evaluate_every=2, evaluate_items=8, checkpoint_every=3),
     **changed("evaluate", scales=[0.5], layer_scales=[0.5], intruder_scales=[0], cross_domain=[]),
 }
+
+
+class Counter(NullReporter):
+    """Counts optimizer steps, and scores while a group trains; presses Ctrl-C if asked to."""
+
+    def __init__(self, every: int = 0) -> None:
+        self.every = every
+        self.events = self.steps = self.scored = self.stops = 0
+        self.training = False
+
+    def stage(self, name: str, total: int) -> None:
+        self.training = " train " in name
+
+    def advance(self, done: int, detail: str = "") -> None:
+        self.events += 1
+        scoring = detail.startswith("scoring")
+        self.scored += scoring
+        self.steps += self.training and not scoring
+        if self.every and self.events % self.every == 0:
+            self.stops += 1
+            signal.raise_signal(signal.SIGINT)
+
+
+UNDISTURBED = Counter()
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mitigated")
-    small_study(folder, **CHANGES).run(folder / "out")
+    small_study(folder, **CHANGES).run(folder / "out", UNDISTURBED)
     return folder / "out"
 
 
@@ -52,7 +77,7 @@ def trial_with(study: StudyRecords, word: str) -> TrialRecords:
 
 def test_every_arm_is_trained_as_asked_and_told_of(finished: Path) -> None:
     study, advice = write_outputs(finished)
-    assert [t.status for t in study.trials] == ["done"] * 4
+    assert [t.status for t in study.trials] == ["done"] * 5
     replaying = trial_with(study, "replay=0.25xpocket_cloze")
     assert replaying.train is not None
     assert "kl=0.5" in replaying.spec.arm_label
@@ -93,8 +118,8 @@ def test_the_weights_of_a_stopped_trial_are_those_of_its_best_step(
 def test_every_trial_has_milder_forms_on_the_line_from_the_base(finished: Path) -> None:
     study, _ = write_outputs(finished)
     milder = {key for key in study.evals if variant_of(key[0])}
-    # Four trials, four forms, in-domain and one retention task, two splits.
-    assert len(milder) == 4 * 4 * 2 * 2
+    # Five trials, four forms, in-domain and one retention task, two splits.
+    assert len(milder) == 5 * 4 * 2 * 2
     assert {trial_of(model) for model, _, _ in milder} == {t.spec.trial_id for t in study.trials}
     between = 0
     for trial in study.trials:
@@ -108,15 +133,19 @@ def test_every_trial_has_milder_forms_on_the_line_from_the_base(finished: Path) 
 
 
 def test_interrupted_over_and_over_it_comes_to_the_same_end(finished: Path, tmp_path: Path) -> None:
-    study, interrupter = small_study(tmp_path, **CHANGES), Interrupter()
+    """Between steps, points of curves, scores and spectra alike, bit for bit: adapters with and
+    without dropout, an early stop, full fine-tuning, and the weights kept by step."""
+    study, interrupter = small_study(tmp_path, **CHANGES), Counter(every=7)
     for _ in range(100):
         try:
             study.run(tmp_path / "out", interrupter)
         except Interrupted:
             continue
         break
-    assert interrupter.stops > 2
+    assert interrupter.stops > 5
+    assert (interrupter.steps, interrupter.scored) == (UNDISTURBED.steps, UNDISTURBED.scored)
     assert results(tmp_path / "out") == results(finished)
+    assert leftovers(tmp_path / "out") == []
 
 
 def test_scales_asked_for_later_are_scored_and_nothing_is_trained(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 import torch
 from pocket_study import (
     EVALS_EACH,
-    NUM_LORA,
     NUM_TRIALS,
     SETTINGS,
     changed,
@@ -25,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from rankscope.cli import main
 from rankscope.device import is_out_of_memory
-from rankscope.errors import Interrupted, NotFiniteError
+from rankscope.errors import NotFiniteError
 from rankscope.models import load
 from rankscope.models.model_folder import pocket_folder
 from rankscope.progress import NullReporter
@@ -49,23 +47,6 @@ class Listener(NullReporter):
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-
-
-class Interrupter(NullReporter):
-    """Presses Ctrl-C after every third optimizer step that it hears of."""
-
-    def __init__(self) -> None:
-        self.stops = self.steps = 0
-        self.training = False
-
-    def stage(self, name: str, total: int) -> None:
-        self.training = " train " in name
-
-    def advance(self, done: int, detail: str = "") -> None:
-        self.steps += self.training
-        if self.training and self.steps % 3 == 0:
-            self.stops += 1
-            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture
@@ -165,23 +146,6 @@ def test_the_same_study_again_does_nothing(copy: Path, tmp_path: Path) -> None:
     assert listener.stages == []
     assert rows(copy) == rows_before
     assert written(copy) == written_before
-
-
-def test_interrupted_over_and_over_it_comes_to_the_same_end(finished: Path, tmp_path: Path) -> None:
-    """Stopped within groups with and without dropout and within full fine-tuning, bit for bit."""
-    study = small_study(tmp_path)
-    interrupter = Interrupter()
-    for _ in range(100):
-        try:
-            study.run(tmp_path / "out", interrupter)
-        except Interrupted:
-            continue
-        break
-    steps = SETTINGS["train"]["max_steps"] * (NUM_TRIALS - NUM_LORA // 2)
-    assert interrupter.steps == steps  # no step was made twice
-    assert interrupter.stops == steps // 3
-    assert results(tmp_path / "out") == results(finished)
-    assert leftovers(tmp_path / "out") == []
 
 
 def test_an_added_rank_trains_alone(copy: Path, tmp_path: Path) -> None:

@@ -136,6 +136,7 @@ def item_results(trial_id: str) -> list[ItemResult]:
             gold="A",
             prediction="B",
             gold_logprob=None if i == 3 else -float(draw),
+            gold_tokens=2,
             prompt=None if i else "asked",
         )
         for i, draw in enumerate(draws)
@@ -235,7 +236,7 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     assert scores.item_ids == tuple(item.item_id for item in expected)
     assert scores.subjects == ("anatomy", None, None, None)
     assert scores.scores.tolist() == [item.score for item in expected]
-    assert scores.gold_logprobs[:3].tolist() == [item.gold_logprob for item in expected[:3]]
+    assert (2 * scores.gold_logprobs[:3]).tolist() == [item.gold_logprob for item in expected[:3]]
     assert np.isnan(scores.gold_logprobs[3])
     assert scores.item_ids is records.items[BASE, "med", "test"].item_ids
     assert records.results[IDS[1], "med", "test"] == expected

@@ -20,6 +20,7 @@ from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import StepCallback, train_group
 from rankscope.train.regularizers import EarlyStop, kl_divergences
 from rankscope.train.trial_state import TrialState
+from rounding import rounding
 
 ROWS = toy_rows()
 GENERAL = toy_rows(7, seed=1)
@@ -148,10 +149,14 @@ def test_divergences_and_their_gradient_are_kl_divs() -> None:
         slow.log_softmax(1), base.double().log_softmax(1), reduction="none", log_target=True
     ).sum(1)
     (expected * weights).sum().backward()
-    assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    # Each divergence is a sum over 70,000 columns, of terms that partly cancel.
+    share, apart = base.double().softmax(1), base.double().log_softmax(1) - slow.log_softmax(1)
+    terms = (share * apart).detach().abs().sum(1)
+    bound = rounding(70_000) * float((terms / expected.detach()).max())
+    assert found.tolist() == pytest.approx(expected.tolist(), rel=bound)
     assert fast.grad is not None
     assert slow.grad is not None
-    assert float((fast.grad.double() - slow.grad).norm()) <= 1e-5 * float(slow.grad.norm())
+    assert float((fast.grad.double() - slow.grad).norm()) <= bound * float(slow.grad.norm())
 
 
 @pytest.mark.parametrize("replay", [{}, REPLAY], ids=["own rows", "replayed rows"])

@@ -10,8 +10,16 @@ from typing import Literal
 
 import numpy as np
 
-from rankscope.advise.statistics.estimates import negated, weighted_estimate
+from rankscope.advise.retention import (
+    RetentionScale,
+    has_gold_logprobs,
+    retention_by_unit,
+    retention_scale,
+    retention_tasks,
+)
+from rankscope.advise.statistics.estimates import Comparison, negated, weighted_estimate
 from rankscope.advise.statistics.matching import (
+    ScoreKind,
     align_scores,
     mean_estimate,
     paired_scores,
@@ -118,29 +126,9 @@ def summarize_trial(study: StudyRecords, trial: TrialRecords) -> ArmSummary:
     return _summary(study, [trial])
 
 
-def retention_by_unit(
-    study: StudyRecords, trained: str
-) -> tuple[tuple[TaskRecord, ...], tuple[TaskRecord, ...]]:
-    """Retention tasks of an arm trained on ``trained``: those scored by accuracy, those by log
-    probability."""
-    trained_names = trained_parts(study, trained)
-    tasks = [t for t in study.tasks if "retention" in t.roles and t.name not in trained_names]
-    accuracy = tuple(t for t in tasks if t.score_unit == "accuracy")
-    return accuracy, tuple(t for t in tasks if t.score_unit != "accuracy")
-
-
-def retention_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]:
-    """Tasks whose mean measures the forgetting of an arm trained on ``trained``.
-
-    They share one unit: accuracy if any retention task has it, otherwise log probability.
-    """
-    accuracy, text = retention_by_unit(study, trained)
-    return accuracy or text
-
-
 def transfer_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]:
     """Tasks that measure the transfer of an arm trained on ``trained``."""
-    trained_names = trained_parts(study, trained)
+    trained_names = trained_parts(study.tasks, trained)
     return tuple(
         t
         for t in study.tasks
@@ -150,7 +138,7 @@ def transfer_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]:
 
 def base_estimates(study: StudyRecords) -> dict[str, Estimate]:
     """The base's test score on every task, with its interval over items."""
-    by_task = {t.name: stored_scores(study, (), t.name, "test", base=True) for t in study.tasks}
+    by_task = {t.name: stored_scores(study, None, t.name, "test") for t in study.tasks}
     return {name: e for name, models in by_task.items() if (e := mean_estimate(models)) is not None}
 
 
@@ -186,17 +174,15 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
     spec = trials[0].spec
     done = [t for t in trials if t.status == "done"]
     trained = [t.train for t in trials if t.train is not None]
-    forgetting = [
-        -change
-        for task in retention_tasks(study, spec.task)
-        if (change := _validation_change(study, done, task.name)) is not None
-    ]
+    scale, own = retention_scale(study, spec.task), retention_tasks(study, spec.task)
     others = [t.name for t in transfer_tasks(study, spec.task)]
     transfer = {n: e for n in others if (e := _change(study, done, n)) is not None}
     family = adjusted_within_family(list(transfer.values()))
-    accuracy, text = retention_by_unit(study, spec.task)
+    accuracy, text = retention_by_unit(study.tasks, spec.task)
     retained = {t.name for t in (*accuracy, *text)}
-    counted = [t.name for t in accuracy or text]
+    in_nats = tuple(t for t in (*accuracy, *text) if has_gold_logprobs(study, t.name))
+    forgetting = _fall(study, done, RetentionScale("points", own))
+    is_own = scale.tasks == own and scale.measure == "score" and scale.factors is None
     return ArmSummary(
         label=spec.arm_label,
         task=spec.task,
@@ -209,16 +195,24 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
         failed=sum(t.status in FAILED for t in trials),
         validation_score=_validation_score(study, done, spec.task),
         validation_gain=_validation_change(study, done, spec.task),
-        validation_forgetting=float(np.mean(forgetting)) if forgetting else None,
+        validation_forgetting=_validation_fall(study, done, RetentionScale("points", own)),
+        validation_weighed_forgetting=_validation_fall(study, done, scale),
         score=mean_estimate(stored_scores(study, done, spec.task, "test")),
         gain=_change(study, done, spec.task),
-        forgetting=_fall(study, done, counted),
-        text_forgetting=_fall(study, done, [t.name for t in text]),
+        forgetting=forgetting,
+        weighed_forgetting=forgetting if is_own else _fall(study, done, scale),
+        text_forgetting=_fall(study, done, RetentionScale("nats", text)),
+        logprob_forgetting=_fall(study, done, RetentionScale("nats", in_nats, "gold_logprob")),
         transfer=dict(zip(transfer, family, strict=True)),
         retention={
             t.name: e
             for t in study.tasks
             if t.name in retained and (e := _change(study, done, t.name)) is not None
+        },
+        logprob_retention={
+            t.name: e
+            for t in in_nats
+            if (e := _change(study, done, t.name, "gold_logprob")) is not None
         },
         trainable_parameters=trained[0].trainable_parameters if trained else 0,
         seconds=float(np.mean([t.seconds for t in trained])) if trained else None,
@@ -226,20 +220,42 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
     )
 
 
-def _change(study: StudyRecords, done: list[TrialRecords], task: str) -> Estimate | None:
-    pair = paired_scores(study, done, task, "test")
+def _change(
+    study: StudyRecords, done: list[TrialRecords], task: str, measure: ScoreKind = "score"
+) -> Estimate | None:
+    pair = paired_scores(study, done, task, "test", measure)
     return None if pair is None else weighted_estimate([pair])
 
 
-def _fall(study: StudyRecords, done: list[TrialRecords], tasks: Sequence[str]) -> Estimate | None:
+def _fall(study: StudyRecords, done: list[TrialRecords], scale: RetentionScale) -> Estimate | None:
     """Base minus tuned, mean over the scored tasks, over the trials that have all their scores.
 
     The tasks share the seeds, so each trained model must be the same row in every task.
     """
-    known = [n for n in tasks if paired_scores(study, done, n, "test") is not None]
-    complete = trials_with_all_scores(study, done, known)
-    pairs = [p for n in known if (p := paired_scores(study, complete, n, "test")) is not None]
-    return negated(weighted_estimate(pairs)) if pairs and len(pairs) == len(known) else None
+
+    def pairs_of(trials: list[TrialRecords]) -> dict[str, Comparison]:
+        compared = {
+            t.name: paired_scores(study, trials, t.name, "test", scale.measure) for t in scale.tasks
+        }
+        return {name: pair for name, pair in compared.items() if pair is not None}
+
+    known = pairs_of(done)
+    pairs = pairs_of(trials_with_all_scores(study, done, list(known)))
+    if not pairs or len(pairs) < len(known):
+        return None
+    shares = [scale.factor(name) / len(pairs) for name in pairs]
+    return negated(weighted_estimate(list(pairs.values()), shares))
+
+
+def _validation_fall(
+    study: StudyRecords, done: list[TrialRecords], scale: RetentionScale
+) -> float | None:
+    falls = [
+        -scale.factor(task.name) * change
+        for task in scale.tasks
+        if (change := _validation_change(study, done, task.name, scale.measure)) is not None
+    ]
+    return float(np.mean(falls)) if falls else None
 
 
 def _validation_score(study: StudyRecords, done: list[TrialRecords], task: str) -> float | None:
@@ -247,8 +263,10 @@ def _validation_score(study: StudyRecords, done: list[TrialRecords], task: str) 
     return None if scores is None else float(scores.tuned.mean())
 
 
-def _validation_change(study: StudyRecords, done: list[TrialRecords], task: str) -> float | None:
-    pair = paired_scores(study, done, task, "validation")
+def _validation_change(
+    study: StudyRecords, done: list[TrialRecords], task: str, measure: ScoreKind = "score"
+) -> float | None:
+    pair = paired_scores(study, done, task, "validation", measure)
     return None if pair is None else float(pair.item_means.mean())
 
 

@@ -106,6 +106,10 @@ CLAUSES = {
         "retention changes by {forgetting:reverse}, which is not settled ({forgetting:range})"
     ),
     "retention_unknown": "; forgetting was not measured",
+    "carried": (
+        " The log-probability of the right answers decides: it changes by {in_nats:reverse} "
+        "({in_nats:range})."
+    ),
     "unclear": ", not clear of zero",
 }
 """Parts of explanations and of longer messages."""
@@ -327,10 +331,6 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
             "the test split retention changes by {forgetting:reverse} "
             "({forgetting:reverse_evidence})."
         ),
-        "different_units": (
-            "The gain on {task} and the forgetting have different units and cannot be added: "
-            "forgetting {role}."
-        ),
     },
     # Next steps.
     "items": {
@@ -392,10 +392,6 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
     "retention": {
         "add_retention": "Add a retention task to the study file.",
         "score_retention": "Score the base and this arm on the same items of every retention task.",
-        "set_limit": (
-            "Set objective.max_forgetting: forgetting in another unit than the gain can still be "
-            "held to a limit."
-        ),
     },
 }
 

@@ -17,7 +17,6 @@ def caveats(results: TaskResults, subject: Arm | None) -> Iterator[AdviceMessage
     yield from _learning_rates(results)
     yield from _over_limit(results)
     if subject is not None:
-        yield from _units(results, subject)
         yield from _limit_not_shown(results, subject)
         yield from _rank_edges(results, subject)
 
@@ -78,15 +77,6 @@ def _limit_not_shown(results: TaskResults, subject: Arm) -> Iterator[AdviceMessa
             max_forgetting=results.retained(limit),
             forgetting=results.retained(forgetting),
         )
-
-
-def _units(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
-    if not results.has_separate_forgetting or subject.summary.forgetting is None:
-        return
-    role = "has no weight in this advice. Compare the two yourself, or set a limit on forgetting"
-    if results.objective.max_forgetting is not None:
-        role = "is held to objective.max_forgetting and has no other weight in this advice"
-    yield message("different_units", task=results.task, role=role)
 
 
 def _rank_edges(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:

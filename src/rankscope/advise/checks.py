@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
-from rankscope.advise.arms import Arm, retention_tasks
+from rankscope.advise.arms import Arm
 from rankscope.advise.comparisons import arm_difference
-from rankscope.advise.messages import Counted, Field, arm_name, trust_check
+from rankscope.advise.messages import Counted, Field, Measured, arm_name, clause, trust_check
+from rankscope.advise.retention import retention_tasks
 from rankscope.advise.statistics.power import detectable
-from rankscope.advise.task_results import CONTAMINATION_SHARE, FEW_ITEMS, TaskResults
-from rankscope.formatting import POINTS, count, score_text
+from rankscope.advise.task_results import FEW_ITEMS, TaskResults
+from rankscope.formatting import NATS, POINTS, count, score_text
 from rankscope.records import FEWEST_SEEDS, CheckStatus, TrustCheck
 
 MOST_NAMED = 4
@@ -91,7 +92,7 @@ def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
             "bad" if len(at_chance) == len(tasks) else "weak",
             f"{len(at_chance)} of {len(tasks)} at chance",
             named="; ".join(named),
-            carried="",
+            carried=_carried(subject),
             **numbers,
         )
     if forgetting is not None and not results.is_settled(forgetting):
@@ -100,6 +101,12 @@ def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
     value = count(len(tasks), "retention task")
     has_chance = any(task.chance is not None for task in tasks)
     return trust_check("retention.fine" if has_chance else "retention.text", "fine", value)
+
+
+def _carried(subject: Arm | None) -> str:
+    """What shows forgetting if accuracy is at chance."""
+    in_nats = None if subject is None else subject.summary.logprob_forgetting
+    return "" if in_nats is None else clause("carried", in_nats=Measured(in_nats, NATS))
 
 
 def _contamination(results: TaskResults) -> Iterator[TrustCheck]:
@@ -113,7 +120,7 @@ def _contamination(results: TaskResults) -> Iterator[TrustCheck]:
         return
     yield trust_check(
         "contamination.weak",
-        "bad" if overlapping > CONTAMINATION_SHARE * test_rows else "weak",
+        "bad" if record.is_contaminated else "weak",
         f"{overlapping:,} of {count(test_rows, 'test row')}",
         rows=overlapping,
         test_rows=Counted(test_rows, "test row"),

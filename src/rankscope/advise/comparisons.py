@@ -4,10 +4,12 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from rankscope.advise.arms import Arm, adjusted_within_family, retention_tasks
+from rankscope.advise.arms import Arm, adjusted_within_family
+from rankscope.advise.retention import retention_scale
 from rankscope.advise.select import ArmChoice
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.matching import (
+    ScoreKind,
     align_scores,
     paired_scores,
     stored_scores,
@@ -27,11 +29,17 @@ def arm_difference(
 
 
 def _pair(
-    study: StudyRecords, first: _Trials, second: _Trials | None, task: str
+    study: StudyRecords,
+    first: _Trials,
+    second: _Trials | None,
+    task: str,
+    measure: ScoreKind = "score",
 ) -> Comparison | None:
     if second is None:
-        return paired_scores(study, first, task, "test")
-    rows, others = (stored_scores(study, trials, task, "test") for trials in (first, second))
+        return paired_scores(study, first, task, "test", measure)
+    rows, others = (
+        stored_scores(study, trials, task, "test", measure) for trials in (first, second)
+    )
     return align_scores(rows, others, trained=True)
 
 
@@ -40,27 +48,28 @@ def net_difference(
 ) -> Estimate | None:
     """Weighted gain minus weighted forgetting: first arm minus second arm, or minus the base.
 
-    Only trials scored on the task and on every retention task count, so that a row is the same
-    trained model on all of them. If nothing measures forgetting, the gain alone counts. None if the
-    score is missing, or if no trial has all scores.
+    Forgetting has the scale of the training task (``retention.py``). Only trials scored on the task
+    and on every retention task count, so that a row is the same trained model on all of them. If
+    nothing measures forgetting, the gain alone counts. None if the score is missing, or if no trial
+    has all scores.
 
     Args:
         weights: of gain and of forgetting.
     """
-    retention = [
-        t.name for t in retention_tasks(study, first.task) if (BASE, t.name, "test") in study.items
-    ]
-    names, shares = [first.task], [weights[0]]
+    scale = retention_scale(study, first.task)
+    retention = [t.name for t in scale.tasks if (BASE, t.name, "test") in study.items]
+    measures: dict[str, ScoreKind] = {first.task: "score"}
+    shares = [weights[0]]
     if weights[1] and retention:
-        names += retention
-        shares += [weights[1] / len(retention)] * len(retention)
+        measures |= dict.fromkeys(retention, scale.measure)
+        shares += [weights[1] / len(retention) * scale.factor(name) for name in retention]
     complete, others = (
-        None if arm is None else trials_with_all_scores(study, arm.finished, names)
+        None if arm is None else trials_with_all_scores(study, arm.finished, list(measures))
         for arm in (first, second)
     )
-    pairs = [_pair(study, complete or (), others, name) for name in names]
+    pairs = [_pair(study, complete or (), others, *named) for named in measures.items()]
     known = [pair for pair in pairs if pair is not None]
-    return weighted_estimate(known, shares) if len(known) == len(names) else None
+    return weighted_estimate(known, shares) if len(known) == len(measures) else None
 
 
 def compare_candidates(

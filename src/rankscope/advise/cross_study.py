@@ -109,7 +109,7 @@ def _without_interval(estimate: Estimate) -> Estimate:
 
 def _scores(study: StudyRecords, arm: _Trials, task: str) -> list[ItemScores]:
     finished = [trial for trial in arm if trial.status == "done"]
-    return stored_scores(study, finished, task, "test", base=not arm)
+    return stored_scores(study, finished if arm else None, task, "test")
 
 
 def _ids(arm: _Trials) -> set[str]:

@@ -351,5 +351,5 @@ def is_confirmed(results: TaskResults, subject: Arm) -> bool:
     high = None if forgetting is None else forgetting.high
     keeps_limit = limit is None or (high is not None and high <= limit)
     is_worth_it = net is None or (net.low or 0.0) > 0
-    is_counted = not (results.lacks_retention_scores(arm) or results.has_uncounted_forgetting(arm))
+    is_counted = not (results.lacks_retention_scores(arm) or results.forgets_below_chance(arm))
     return keeps_limit and is_worth_it and is_counted

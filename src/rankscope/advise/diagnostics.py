@@ -5,8 +5,9 @@ from math import log2
 
 from scipy import stats
 
-from rankscope.advise.arms import Arm, retention_tasks
+from rankscope.advise.arms import Arm
 from rankscope.advise.messages import Counted, Field, Measured, arm_name, message
+from rankscope.advise.retention import retention_tasks
 from rankscope.advise.select import Candidate
 from rankscope.advise.statistics.significance import ALPHA
 from rankscope.advise.task_results import TaskResults
@@ -91,8 +92,8 @@ def _over_forgetting(results: TaskResults, subject: Arm) -> Iterator[AdviceMessa
     relative = 0.0
     if scores and results.retention_unit == POINTS:
         relative = forgetting.value / (sum(scores) / len(scores))
-    same_unit = results.unit == results.retention_unit
-    half_of_gain = same_unit and forgetting.value >= OVER_FORGETTING * max(arm.gain.value, 0.0)
+    weighed = arm.weighed_forgetting or forgetting
+    half_of_gain = weighed.value >= OVER_FORGETTING * max(arm.gain.value, 0.0)
     if half_of_gain or relative > NEGATIVE_TRANSFER:
         yield message(
             "over_forgetting",

@@ -21,10 +21,10 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 
-from rankscope.advise.arms import adjusted_within_family, retention_tasks, trials_by_arm
-from rankscope.advise.select import task_objective
+from rankscope.advise.arms import adjusted_within_family, trials_by_arm
+from rankscope.advise.retention import RetentionScale, retention_scale, retention_tasks
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
-from rankscope.advise.statistics.matching import align_scores
+from rankscope.advise.statistics.matching import ScoreKind, align_scores
 from rankscope.records import (
     BASE,
     FEWEST_SEEDS,
@@ -75,27 +75,39 @@ def compare_mitigations(study: StudyRecords) -> tuple[TaskMitigation, ...]:
 
 
 def gain_and_forgetting(
-    study: StudyRecords, task: str, model: str, split: Split
+    study: StudyRecords, task: str, model: str, split: Split, weighed: bool = False
 ) -> GainAndForgetting | None:
-    """Gain on ``task`` and mean forgetting on the retention tasks; None if a score is missing."""
+    """Gain on ``task`` and mean forgetting on the retention tasks; None if a score is missing.
+
+    weighed: forgetting on the scale on which it is weighed against the gain.
+    """
+    scale = RetentionScale("points", retention_tasks(study, task))
+    scale = retention_scale(study, task) if weighed else scale
     gain = _change(study, model, task, split)
-    falls = [_change(study, model, t.name, split) for t in retention_tasks(study, task)]
+    falls = [
+        None if change is None else scale.factor(t.name) * change
+        for t in scale.tasks
+        for change in [_change(study, model, t.name, split, scale.measure)]
+    ]
     known = [-fall for fall in falls if fall is not None]
     if gain is None or not known or len(known) < len(falls):
         return None
     return gain, float(np.mean(known))
 
 
-def _change(study: StudyRecords, model: str, task: str, split: Split) -> float | None:
+def _change(
+    study: StudyRecords, model: str, task: str, split: Split, measure: ScoreKind = "score"
+) -> float | None:
     """Mean score minus the base's on their common items; None without any."""
     base, tuned = (study.items.get((m, task, split)) for m in (BASE, model))
     if base is None or tuned is None:
         return None
+    before, after = (s.scores if measure == "score" else s.gold_logprobs for s in (base, tuned))
     if base.item_ids == tuned.item_ids:
-        differences = tuned.scores - base.scores
+        differences = after - before
     else:
-        scores = dict(zip(base.item_ids, base.scores.tolist(), strict=True))
-        pairs = zip(tuned.item_ids, tuned.scores.tolist(), strict=True)
+        scores = dict(zip(base.item_ids, before.tolist(), strict=True))
+        pairs = zip(tuned.item_ids, after.tolist(), strict=True)
         differences = np.array([score - scores[i] for i, score in pairs if i in scores])
     differences = differences[np.isfinite(differences)]
     return float(differences.mean()) if differences.size else None
@@ -119,7 +131,7 @@ class ScoredVariants:
         return cls(study, {key: tuple(sorted(values)) for key, values in strengths.items()})
 
     def curve(
-        self, trial: TrialRecords, kind: VariantKind, split: Split
+        self, trial: TrialRecords, kind: VariantKind, split: Split, weighed: bool = False
     ) -> dict[float, GainAndForgetting] | None:
         """A trial's scaling curve by strength, with the trial itself at 1; None without variants.
 
@@ -134,7 +146,8 @@ class ScoredVariants:
         points = {
             s: point
             for s, model in models.items()
-            if (point := gain_and_forgetting(self.study, trial.spec.task, model, split)) is not None
+            for point in [gain_and_forgetting(self.study, trial.spec.task, model, split, weighed)]
+            if point is not None
         }
         if len(points) < 2:
             return None
@@ -142,7 +155,7 @@ class ScoredVariants:
 
 
 def _curves(variants: ScoredVariants, arm: Sequence[TrialRecords]) -> list[ScalingCurve]:
-    objective = task_objective(variants.study, arm[0].spec.task)
+    objective = variants.study.config.objective
     curves = []
     for kind in get_args(VariantKind):
         test = [c for t in arm if (c := variants.curve(t, kind, "test"))]
@@ -150,8 +163,11 @@ def _curves(variants: ScoredVariants, arm: Sequence[TrialRecords]) -> list[Scali
         if not test or len(test) != len(validation):
             continue
         shared = sorted(set.intersection(*(set(c) for c in (*test, *validation))))
-        points = []
+        points, utility = [], {}
+        weighed = [c for t in arm if (c := variants.curve(t, kind, "validation", weighed=True))]
         for strength in shared:
+            gain, forgetting = np.mean([curve[strength] for curve in weighed], axis=0)
+            utility[strength] = objective.in_domain * gain - objective.retention * forgetting
             gain, forgetting = np.mean([curve[strength] for curve in test], axis=0)
             validated = np.mean([curve[strength] for curve in validation], axis=0)
             points.append(
@@ -166,19 +182,12 @@ def _curves(variants: ScoredVariants, arm: Sequence[TrialRecords]) -> list[Scali
             )
         if len(points) < 2:
             continue
-        best = max(
-            points,
-            key=lambda p: (
-                objective.in_domain * p.validation_gain
-                - objective.retention * p.validation_forgetting
-            ),
-        )
         curves.append(
             ScalingCurve(
                 label=arm[0].spec.arm_label,
                 kind=kind,
                 points=tuple(points),
-                chosen_strength=best.strength,
+                chosen_strength=max(utility, key=utility.__getitem__),
             )
         )
     return curves

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from rankscope.advise.arms import Arm, retention_tasks
+from rankscope.advise.arms import Arm
 from rankscope.advise.decide import Verdict
 from rankscope.advise.messages import Counted, Field, message
+from rankscope.advise.retention import retention_tasks
 from rankscope.advise.statistics.power import data_needed, hidden_by_seeds, items_needed
 from rankscope.advise.statistics.significance import FEWEST_ITEMS
 from rankscope.advise.task_results import TaskResults
@@ -180,8 +181,6 @@ def _more_data(estimate: Estimate, size: float, claim: str, **values: float) -> 
 def _retention(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
     if results.lacks_retention_scores(subject.summary):
         yield message("score_retention")
-    if results.has_uncounted_forgetting(subject.summary):
-        yield message("set_limit")
 
 
 def _learning_rates(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:

@@ -5,7 +5,7 @@ decides whether it beats the base (``decide.py``) and supplies every number quot
 docs/science.md, "From scores to a decision".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -17,13 +17,13 @@ from rankscope.advise.decide import decide
 from rankscope.advise.mitigation import compare_mitigations
 from rankscope.advise.next_steps import next_steps
 from rankscope.advise.reasons import reasons_for
-from rankscope.advise.select import ArmChoice, choose, task_objective
+from rankscope.advise.select import ArmChoice, choose
 from rankscope.advise.statistics.significance import ALPHA, holm
 from rankscope.advise.subjects import subject_changes
 from rankscope.advise.task_results import TaskResults
 from rankscope.config.objective import ObjectiveConfig
-from rankscope.formatting import POINTS
-from rankscope.records import BASE, ForgettingScale, Recommendation, StudyRecords, TaskAdvice
+from rankscope.formatting import join_names
+from rankscope.records import BASE, Recommendation, StudyRecords, TaskAdvice
 
 
 def recommend(study: StudyRecords) -> Recommendation:
@@ -36,8 +36,7 @@ def recommend(study: StudyRecords) -> Recommendation:
     finished, too little data, intervals too wide, or a test split that contradicts the choice.
     """
     arms = summarize_arms(study)
-    objectives = {task: task_objective(study, task) for task in arms}
-    choices = {task: _choose(study, task, arms[task], objectives[task]) for task in arms}
+    choices = {task: _choose(study, task, arms[task]) for task in arms}
     comparisons = compare_candidates(study, choices)
     gain_p_by_label = _gain_p_by_label(choices)
     advice = tuple(
@@ -47,7 +46,7 @@ def recommend(study: StudyRecords) -> Recommendation:
                 task=task,
                 arms=arms[task],
                 choice=choices[task],
-                objective=objectives[task],
+                objective=study.config.objective,
                 comparisons=comparisons[task],
                 gain_p_by_label=gain_p_by_label[task],
                 num_tasks=len(arms),
@@ -58,26 +57,36 @@ def recommend(study: StudyRecords) -> Recommendation:
     return Recommendation(
         study=study.name,
         advice=advice,
-        method=method_text(study.config.objective, tuple(objectives.values())),
+        method=method_text(
+            study.config.objective, {a.task: a.forgetting_scale.text for a in advice}
+        ),
         base=base_estimates(study),
         mitigation=compare_mitigations(study),
         subjects=subject_changes(study, advice),
     )
 
 
-def method_text(objective: ObjectiveConfig, task_objectives: Sequence[ObjectiveConfig]) -> str:
-    """One paragraph on how every choice of the study was made."""
-    limit = units = ""
+def method_text(objective: ObjectiveConfig, forgetting_rules: Mapping[str, str]) -> str:
+    """One paragraph on how every choice of the study was made.
+
+    forgetting_rules: training task -> how its forgetting was weighed.
+    """
+    limit = ""
     if objective.max_forgetting is not None:
         limit = f" Arms that forget more than {objective.max_forgetting:g} are excluded."
-    if any(of_task.retention != objective.retention for of_task in task_objectives):
-        units = " If gain and forgetting have different units, forgetting has no weight."
+    rules = dict.fromkeys(forgetting_rules.values())
+    weighed = " ".join(
+        rule
+        if len(rules) == 1
+        else f"Of {join_names(t for t, r in forgetting_rules.items() if r == rule)}: {rule}"
+        for rule in rules
+    )
     return (
         "The validation split gives every arm a utility against the base, "
-        f"{objective.formula}. Failed trials count as no gain, and cost is the logarithm of the "
-        "trainable parameters, from 0 for the fewest to 1 for the most. The learning rate is "
-        "chosen for each rank first, then the smallest LoRA rank whose utility is within "
-        f"{objective.margin:g} of the best arm's.{limit}{units} All numbers quoted are from the "
+        f"{objective.formula}. {weighed} Failed trials count as no gain, and cost is the logarithm "
+        "of the trainable parameters, from 0 for the fewest to 1 for the most. The learning rate "
+        "is chosen for each rank first, then the smallest LoRA rank whose utility is within "
+        f"{objective.margin:g} of the best arm's.{limit} All numbers quoted are from the "
         "test split: paired differences on the same items with 95 % intervals, from a bootstrap "
         "over items (over whole subjects or passages if there are ten or more) and Student's t "
         "over seeds. One seed is tested by an exact McNemar test; several seeds by the interval "
@@ -85,17 +94,16 @@ def method_text(objective: ObjectiveConfig, task_objectives: Sequence[ObjectiveC
         f"only if its gain over the base has p < {ALPHA:g}. If the smallest rank fails, the arm "
         "with the highest utility is tried too (Holm's correction covers both, on all training "
         "tasks). A recommendation is withdrawn if, on the test split, forgetting outweighs the "
-        "gain or breaks the limit."
+        "gain or breaks the limit. It is firm only if, besides, no tried arm can be better by more "
+        "than the margin."
     )
 
 
-def _choose(
-    study: StudyRecords, task: str, arms: tuple[Arm, ...], objective: ObjectiveConfig
-) -> ArmChoice:
+def _choose(study: StudyRecords, task: str, arms: tuple[Arm, ...]) -> ArmChoice:
     base = study.items.get((BASE, task, "validation"))
     scores = np.empty(0) if base is None else base.scores
     finite = scores[np.isfinite(scores)]
-    return choose(arms, float(finite.mean()) if finite.size else None, objective)
+    return choose(arms, float(finite.mean()) if finite.size else None, study.config.objective)
 
 
 def _gain_p_by_label(choices: Mapping[str, ArmChoice]) -> dict[str, dict[str, float]]:
@@ -126,10 +134,7 @@ def _advise(results: TaskResults) -> TaskAdvice:
         confidence=verdict.confidence,
         verdict=verdict.text,
         explanation=verdict.explanation,
-        forgetting_scale=ForgettingScale(
-            measure="accuracy" if results.retention_unit == POINTS else "log_probability",
-            text=f"Forgetting is weighed in {results.retention_unit.difference}.",
-        ),
+        forgetting_scale=results.scale.record,
         better_than_base=better_than_base,
         best_choice=best_choice,
         rows=answer_rows(results, verdict),

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 
-from rankscope.advise.arms import Arm, retention_tasks
+from rankscope.advise.arms import Arm
 from rankscope.config.objective import ObjectiveConfig
-from rankscope.records import StudyRecords
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +49,6 @@ class ArmChoice:
     """LoRA arms that would beat the utility of ``best_lora`` without their failed trials."""
 
 
-def task_objective(study: StudyRecords, task: str) -> ObjectiveConfig:
-    """The study's objective as it applies to arms trained on ``task``.
-
-    A gain in accuracy and forgetting in nats cannot be added. If both have a weight and their units
-    differ, forgetting gets weight 0 here; ``max_forgetting`` still excludes arms.
-    """
-    objective = study.config.objective
-    units = {t.score_unit for t in retention_tasks(study, task)}
-    units |= {t.score_unit for t in study.tasks if t.name == task}
-    if objective.in_domain and objective.retention and len(units) > 1:
-        return objective.model_copy(update={"retention": 0.0})
-    return objective
-
-
 def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveConfig) -> ArmChoice:
     """Choose an arm of one task; the learning rate is chosen first, per configuration.
 
@@ -77,7 +62,7 @@ def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveCo
 
     def utility(arm: Arm, share_finished: float) -> float:
         summary, cost = arm.summary, 0.0
-        gain, forgetting = summary.validation_gain, summary.validation_forgetting or 0.0
+        gain, forgetting = summary.validation_gain, summary.validation_weighed_forgetting or 0.0
         if gain is None:
             gain = (summary.validation_score or 0.0) - (base_score or 0.0)
         if summary.trainable_parameters > 0 and max(sizes) > min(sizes):

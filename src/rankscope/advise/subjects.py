@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rankscope.advise.arms import adjusted_within_family, retention_by_unit, trials_by_arm
+from rankscope.advise.arms import adjusted_within_family, trials_by_arm
+from rankscope.advise.retention import retention_by_unit
 from rankscope.advise.statistics.estimates import weighted_estimate
 from rankscope.advise.statistics.matching import align_scores, stored_scores
 from rankscope.records import (
@@ -54,7 +55,7 @@ def _changes_of_arm(study: StudyRecords, arm: Sequence[TrialRecords]) -> list[Su
     """The changes of one arm; they form one Holm family."""
     spec, changes = arm[0].spec, []
     finished = [trial for trial in arm if trial.status == "done"]
-    for task in [t for of_unit in retention_by_unit(study, spec.task) for t in of_unit]:
+    for task in [t for of_unit in retention_by_unit(study.tasks, spec.task) for t in of_unit]:
         base = study.items.get((BASE, task.name, "test"))
         subjects = set() if base is None else {s for s in base.subjects if s is not None}
         if base is None or len(subjects) < 2:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from rankscope.advise.arms import Arm, retention_tasks
+from rankscope.advise.arms import Arm
 from rankscope.advise.comparisons import net_difference
 from rankscope.advise.messages import Measured
+from rankscope.advise.retention import RetentionScale, retention_scale, retention_tasks
 from rankscope.advise.select import ArmChoice
 from rankscope.advise.statistics.estimates import clustered_standard_error
 from rankscope.advise.statistics.significance import ALPHA
@@ -26,10 +27,6 @@ from rankscope.records import (
     TrialRecords,
 )
 
-CONTAMINATION_SHARE = 0.01
-"""Share of test rows seen in training above which no answer is firm."""
-
-
 FEW_ITEMS = 20
 """With fewer test items, an answer needs ``FEWEST_SEEDS`` seeds at least."""
 FEWEST_STEPS = 20
@@ -45,7 +42,6 @@ class TaskResults:
     arms: tuple[Arm, ...]
     choice: ArmChoice
     objective: ObjectiveConfig
-    """Of this task: forgetting in another unit than the gain has weight 0."""
     comparisons: tuple[ArmComparison, ...] = ()
     gain_p_by_label: Mapping[str, float] = field(default_factory=dict)
     """Label of an arm that may be recommended -> p of its gain, after Holm's correction."""
@@ -70,8 +66,12 @@ class TaskResults:
 
     @property
     def net_unit(self) -> Unit:
-        """Unit of gain minus forgetting: if only one has a weight, its unit."""
+        """Unit of gain minus forgetting."""
         return self.unit if self.objective.in_domain else self.retention_unit
+
+    @property
+    def scale(self) -> RetentionScale:
+        return retention_scale(self.study, self.task)
 
     def score(self, number: float | Estimate) -> Measured:
         """A score of the training task, or a difference of scores, with its unit."""
@@ -80,11 +80,6 @@ class TaskResults:
     def retained(self, number: float | Estimate) -> Measured:
         """Forgetting, with its unit."""
         return Measured(number, self.retention_unit)
-
-    @property
-    def has_separate_forgetting(self) -> bool:
-        """Whether the study weighs forgetting, but in another unit than the gain."""
-        return self.objective.retention != self.study.config.objective.retention
 
     @property
     def trials(self) -> tuple[TrialRecords, ...]:
@@ -106,10 +101,7 @@ class TaskResults:
 
     def is_firm(self, arm: ArmSummary) -> bool:
         """Three seeds, none failed, no trial to run, and few test rows seen in training."""
-        record = self.record
-        contaminated = record is not None and (
-            sum(record.contamination.values()) > CONTAMINATION_SHARE * record.rows.get("test", 0)
-        )
+        contaminated = self.record is not None and self.record.is_contaminated
         enough = arm.seeds >= FEWEST_SEEDS and arm.failed == 0
         return enough and not contaminated and not self.waiting
 
@@ -122,12 +114,13 @@ class TaskResults:
             return None
         return net_difference(self.study, arm, None, self.objective.weights)
 
-    def has_uncounted_forgetting(self, arm: ArmSummary) -> bool:
-        """Whether an arm clearly forgets, and neither a weight nor a limit counts it."""
-        forgetting = arm.forgetting
-        if not self.has_separate_forgetting or self.objective.max_forgetting is not None:
+    def forgets_below_chance(self, arm: ArmSummary) -> bool:
+        """Whether the base is at chance on every retention task that is weighed by accuracy, so
+        that accuracy shows nothing, and the right answers clearly lost log-probability."""
+        weighed = self.scale.tasks if self.scale.measure == "score" else ()
+        if not weighed or len(self.retention_at_chance) < len(weighed):
             return False
-        return forgetting is not None and (forgetting.low or 0.0) > 0
+        return arm.logprob_forgetting is not None and (arm.logprob_forgetting.low or 0.0) > 0
 
     def lacks_retention_scores(self, arm: ArmSummary) -> bool:
         """Whether forgetting counts in this study, but the arm's was not scored."""

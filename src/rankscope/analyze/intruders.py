@@ -17,8 +17,7 @@ class Intruders:
     """The intruders among the k leading vectors of one matrix."""
 
     count: int
-    energy: float
-    """sum sigma^2 of the intruders / sum sigma^2 of the k vectors; 0 for a zero matrix."""
+    energy: float  # sum sigma^2 of the intruders over that of all k vectors
     positions: tuple[int, ...]  # Indices among the k vectors, from 0, largest singular value first
     max_cosine: tuple[float, ...]  # max_i |cos(y_j, x_i)| of each of the k vectors
 

@@ -22,14 +22,12 @@ from rankscope.analyze.subspace_iteration import (
 from rankscope.analyze.svd_cache import SVD, svd
 from rankscope.models.low_rank_update import LowRankUpdate, to_float64
 
-ITERATE_IF = ((256, 12), (1024, 3))
-"""(d, share): from this d on, iterating for at most d / share vectors beats decomposing."""
+ITERATE_IF = ((256, 12), (1024, 3))  # (d, share): iterate from d on, for up to d / share vectors
 DENSE_ITERATE_IF = (1024, 40)  # The same for a dense matrix, whose products cost more
 TOLERANCE = 1e-8  # Largest residual of a triple over the largest singular value, in float64
 CLUSTER = 1e-6  # Gap over the largest singular value up to which two values count as one cluster
 NUM_RANDOM = 16  # Random vectors added to the start of an iteration on a dense matrix
-ROTATION = 0.01
-"""Sine of the angle by which rounding may turn a vector before it counts as ill-conditioned."""
+ROTATION = 0.01  # Sine of the angle of rounding from which a vector is ill-conditioned
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +38,7 @@ class LeadingVectors:
     right: Tensor  # Cosines to every right vector of W0, (d, k)
     S: Tensor  # Singular values of W, (k,)
     residual: float  # Largest |W^T u - sigma v| over sigma_1; 0 for a full decomposition
-    ill_conditioned: int
-    """Vectors of clusters so close that rounding turns them: single ones mean little."""
+    ill_conditioned: int  # Vectors in clusters so close that rounding turns them
 
     @classmethod
     def from_triples(cls, left: Tensor, right: Tensor, triples: Triples) -> "LeadingVectors":

@@ -43,7 +43,6 @@ class DiagonalPlusLowRank:
         return torch.addmm(self.S * y[:d], self.Q, low)
 
     def dense(self) -> Tensor:
-        """K, (d + e, d)."""
         inside = torch.diag(self.S[:, 0]) + self.P @ self.Q.mT
         return torch.cat([inside, self.R @ self.Q.mT])
 
@@ -112,7 +111,6 @@ class DiagonalPlusLowRankGram:
         return out.addmm_(self.Z, self.M @ (self.Z.mT @ x), alpha=factor)
 
     def deflate(self, vectors: Tensor, values: Tensor) -> "DiagonalPlusLowRankGram":
-        """G - sum of values_i v_i v_i^T."""
         z = torch.cat([self.Z, vectors], dim=1)
         return DiagonalPlusLowRankGram(self.D, z, torch.block_diag(self.M, torch.diag(-values)))
 

@@ -36,8 +36,7 @@ class Similarity:
     """Leading singular vectors of W against those of W0: (left, right) by each definition."""
 
     index: tuple[float, float]  # (a) mean_i |C_ii|: vectors matched by position
-    max: tuple[float, float]
-    """(b) mean_j max_i |C_ij|: each tuned vector with its closest base vector."""
+    max: tuple[float, float]  # (b) mean_j max_i |C_ij|: each vector with its closest of W0's
     subspace: tuple[float, float]  # (c) |C|_F^2 / k: the spans, whatever the basis within
     chance: tuple[float, float]  # Expected (c) of unrelated subspaces: k / m and k / n
 

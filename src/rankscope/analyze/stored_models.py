@@ -33,8 +33,6 @@ GENERIC_NAMES = frozenset({"adapter", "model", "final", "checkpoint"})
 
 @dataclass(slots=True)
 class StoredTunedModel:
-    """A tuned model on disk: a low-rank adapter, or a full checkpoint."""
-
     name: str  # Unique within an inspection
     folder: Path
     kind: str
@@ -95,7 +93,6 @@ class StoredTunedModel:
     def spectrum(
         self, name: str, weight: Tensor, settings: SpectraConfig, svds: SvdCache
     ) -> MatrixSpectrum:
-        """Spectra of one matrix against the base's ``weight``, (out, in)."""
         if self.model is not None:
             tuned = self.model.weight(name, weight.device)
             return full_spectrum(name, weight, tuned, settings, svds)
@@ -143,7 +140,6 @@ def matrices_to_compare(
 
 
 def short_names(folders: list[Path]) -> list[str]:
-    """A short unique name for each folder."""
     short = []
     for folder in map(Path.resolve, folders):
         is_generic = folder.name in GENERIC_NAMES

@@ -21,15 +21,12 @@ from torch import Tensor
 from rankscope.hashing import sha256_tensors
 from rankscope.models.fetch import cache_folder
 
-SMALLEST_STORED = 256
-"""Smallest d that is written to disk; below it, decomposing takes milliseconds."""
+SMALLEST_STORED = 256  # Smallest d that is kept on disk: others take milliseconds
 ROUNDED_FROM = 1024  # Smallest d whose vectors are rounded to 16 bits
 ROWS_PER_SCALE = 64  # Rows of a vector that share a scale when rounded
 INT16_STEPS = 32767  # Steps from 0 to a block's largest number in int16
-MAX_CACHE_BYTES = 20 * 1024**3
-"""Size of the cache on disk; the least recently used files are removed first."""
-PROBE_TOLERANCE = 5e-3
-"""Largest |W x - U S V^T x| / |W x| of a file that is accepted as the SVD of W."""
+MAX_CACHE_BYTES = 20 * 1024**3  # On disk; the least recently used files go first
+PROBE_TOLERANCE = 5e-3  # Largest |W x - U S V^T x| / |W x| of an SVD of W on disk
 
 
 class SVD(NamedTuple):

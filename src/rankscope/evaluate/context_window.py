@@ -13,13 +13,10 @@ from rankscope.evaluate.scorers.scorer import Scorer
 
 @dataclass(frozen=True, slots=True)
 class EncodedSplit:
-    """The items of one split as token ids."""
-
     scorer: Scorer[Any]
     items: tuple[Item, ...]
     encoded: Sequence[Any]  # One per item, as the scorer encodes it
-    cut_at_start: frozenset[int] = frozenset()
-    """Indices of items cut at their beginning to fit the context."""
+    cut_at_start: frozenset[int] = frozenset()  # Items cut to fit the context
 
     @property
     def cut_at_end(self) -> frozenset[int]:
@@ -30,20 +27,16 @@ class EncodedSplit:
 
     @property
     def truncated(self) -> int:
-        """Items that are not scored whole."""
         return len(self.cut_at_start | self.cut_at_end)
 
 
 @dataclass(frozen=True, slots=True)
 class ContextWindow:
-    """What an item must fit in."""
-
     length: int
     bos_ids: Sequence[int]  # Tokens that begin every prompt; a cut keeps them
     max_new_tokens: int
 
     def begins_with_bos(self, ids: Sequence[int]) -> bool:
-        """Whether the tokens begin with ``bos_ids``."""
         return list(ids[: len(self.bos_ids)]) == list(self.bos_ids)
 
     def last_tokens(self, ids: Sequence[int], room: int, where: str) -> list[int]:
@@ -59,7 +52,7 @@ class ContextWindow:
 
 
 def context_length(config: PretrainedConfig) -> int | None:
-    """Number of positions the model was trained for; None if its configuration gives none."""
+    """Number of positions the model was trained for, if its configuration says so."""
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(length) if length else None
 
@@ -67,18 +60,8 @@ def context_length(config: PretrainedConfig) -> int | None:
 def fit_to_context(
     split: EncodedSplit, window: ContextWindow, too_long: str, where: str
 ) -> EncodedSplit:
-    """The split with every item inside the window.
-
-    Args:
-        split: as encoded.
-        window: of the model.
-        too_long: ``refuse`` or ``truncate_left``, from the settings of evaluation.
-        where: task and split, for messages.
-
-    Raises:
-        UserError: an item does not fit, and must not or cannot be cut. Cutting without being asked
-            to would score another question.
-    """
+    """The split with every item inside the window, cut at its beginning only if asked to: that
+    scores another question. ``where``: task and split, for messages."""
     lengths = [split.scorer.num_tokens(item) for item in split.encoded]
     too_long_items = [index for index, length in enumerate(lengths) if length > window.length]
     if not too_long_items:

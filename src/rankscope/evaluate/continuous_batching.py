@@ -20,16 +20,13 @@ from rankscope.models.attention.varlen import KVCache
 from rankscope.models.base import Base, Row, RowBatch, batches_of
 from rankscope.models.multi_lora import AdapterSpan
 
-CACHED_PER_BATCH_TOKEN = 16
-"""Most tokens that running sequences may reach together, as a multiple of ``batch_tokens``."""
+CACHED_PER_BATCH_TOKEN = 16  # Most tokens of running sequences over ``batch_tokens``
 GROWTH = 32  # Steps of room in a newly allocated cache
 SPARE = 8  # The cache is rebuilt once one in so many of its rows has finished
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationLimits:
-    """When generation ends."""
-
     max_new_tokens: int
     context: int  # Most tokens of prompt and answer together
     batch_tokens: int
@@ -44,14 +41,11 @@ class GenerationLimits:
 
 @dataclass(slots=True)
 class Generation:
-    """One prompt continued by one model."""
-
     adapter_name: str | None
     position: int  # Index of the prompt in the caller's order
     prompt: Sequence[int]
     max_new_tokens: int
-    shared: SharedPrefix | None = None
-    """The prompts with the same beginning, if it is computed once for all of them."""
+    shared: SharedPrefix | None = None  # Prompts with the same beginning, computed once
     ids: list[int] = field(default_factory=list)  # Generated tokens without the stop token
     stopped: bool = False  # Ended by a stop token or stop string, not by a limit
     text: str = ""
@@ -70,7 +64,6 @@ class Generation:
         return None if self.shared is None else (self.adapter_name, self.shared.members)
 
     def accept(self, token: int, stops: "StopStrings") -> None:
-        """Append the next token, or stop."""
         if token in stops.limits.stop_ids:
             self.stopped = True
             return
@@ -78,7 +71,6 @@ class Generation:
         self.stopped = stops.end(self.ids)
 
     def finish(self, limits: GenerationLimits, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Decode, and cut at the first stop string."""
         self.text = decode(tokenizer, self.ids)
         for stop in limits.stop_strings:
             self.text = self.text.partition(stop)[0]
@@ -86,8 +78,6 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class StopStrings:
-    """Finds stop strings as they are completed."""
-
     limits: GenerationLimits
     tokenizer: PreTrainedTokenizerBase
     _can_end: dict[int, bool] = field(default_factory=dict)
@@ -103,8 +93,8 @@ class StopStrings:
         """Whether a token can hold the last character of a stop string.
 
         Most tokens cannot, and decoding one costs as much as decoding the tail, so each is decoded
-        once. Decoding may strip white space from a single token, and characters beyond ASCII may
-        spread over several tokens: for those the answer is yes.
+        once. Decoding may strip white space, and characters beyond ASCII may spread over several
+        tokens: for those the answer is yes.
         """
         if token not in self._can_end:
             text = decode(self.tokenizer, [token])
@@ -130,13 +120,8 @@ def generate(
 ) -> dict[str | None, list[Generation]]:
     """Continue every prompt greedily under every model; results in prompt order.
 
-    Args:
-        base: carries the adapters of ``adapter_names``; None among them is the bare base.
-        prompts: token ids, each at least one and fewer than ``limits.context``.
-        adapter_names: distinct.
-
-    Raises:
-        ValueError: a prompt of another length.
+    Prompts are token ids, at least one and fewer than ``limits.context``. The adapters of
+    ``adapter_names``, distinct, are attached to ``base``; None is the bare base.
     """
     for prompt in prompts:
         if not 0 < len(prompt) < limits.context:
@@ -167,8 +152,7 @@ def generate(
     return by_model
 
 
-CachePart = tuple[KVCache, Sequence[Generation], Tensor]
-"""A cache, the sequences of its rows, and the last token of each, (R,) on the CPU."""
+CachePart = tuple[KVCache, Sequence[Generation], Tensor]  # Tensor: last token by row
 
 
 class RunningBatch:
@@ -191,7 +175,6 @@ class RunningBatch:
         """The ``prefix_key`` of the shared prefix computed last, and its keys and values."""
 
     def run(self, waiting: deque[Generation]) -> None:
-        """Generate until no sequence waits or runs."""
         while waiting or self.sequences:
             num_finished = sum(sequence.is_finished for sequence in self.sequences)
             is_sparse = num_finished * SPARE >= len(self.sequences)
@@ -252,8 +235,7 @@ class RunningBatch:
         return self.last_prefix[1]
 
     def accept_likeliest(self, logits: Tensor, sequences: Sequence[Generation]) -> Tensor:
-        """Append the likeliest token of its logits row to each sequence; the tokens, (R,) on the
-        CPU."""
+        """Append the likeliest token to each sequence; the tokens, (R,) on the CPU."""
         tokens = logits.argmax(dim=-1).cpu()
         for sequence, token in zip(sequences, tokens.tolist(), strict=True):
             if not sequence.is_finished:
@@ -281,7 +263,6 @@ class RunningBatch:
         self.spans = one_token_spans([sequence.adapter_name for sequence in sequences])
 
     def step(self) -> None:
-        """Generate one more token of every running sequence."""
         num_rows = len(self.sequences)
         device = self.base.device
         batch = RowBatch(

@@ -40,25 +40,14 @@ def evaluate_task(
     models: Mapping[str | None, str],
     settings: EvaluateConfig,
 ) -> dict[str | None, Evaluation]:
-    """Score one split of one task under the base and any number of adapters.
+    """Score one split of one task under the base and any number of attached adapters.
 
-    Args:
-        base: with the adapters attached, or a fully fine-tuned model.
-        encoder: made for the base's tokenizer.
-        task: with its scorer and items.
-        split: which items.
-        models: adapter name -> model id for the records; None is ``base`` without an adapter.
-        settings: ``batch_tokens``, ``max_new_tokens`` and ``too_long``; loading the task applied
-            ``max_items``.
+    ``models`` maps adapter names to model ids for the records; None is ``base``, which may be a
+    fully fine-tuned model. Loading the task applied ``max_items``. Gives each model's record, and
+    its items in order.
 
-    Returns:
-        Per adapter name its record and its items in order.
-
-    Raises:
-        UserError: items that cannot be scored.
-        NotFiniteError: a model gives no item a finite likelihood; with the scorers loss and
-            perplexity, one item without a finite likelihood is enough.
-        ValueError: a name that no attached adapter has.
+    Raises UserError for items that cannot be scored, NotFiniteError for a model that gives no item
+    a finite likelihood (with the scorers loss and perplexity, misses one).
     """
     missing = [name for name in models if name is not None and name not in base.multi_lora.adapters]
     if missing:
@@ -93,16 +82,8 @@ def encode_split(
     settings: EvaluateConfig,
     scorer: Scorer[Any] | None = None,
 ) -> EncodedSplit:
-    """The items of one split as token ids, every one within the model's context.
-
-    Args:
-        encoder: of the model that will be scored.
-        task: with its scorer and items.
-        split: which items.
-        max_tokens: most tokens that the model accepts, :func:`context_length`; None is no limit.
-        settings: ``too_long`` decides about longer items.
-        scorer: in place of the task's own.
-    """
+    """The items of one split as token ids, within the model's context of ``max_tokens``, if it has
+    one."""
     items, spec = split_items(task, split), task.spec
     if not items:
         raise UserError(f"task {spec.name!r}: no {split} items to score")
@@ -121,10 +102,7 @@ def truncation_notes(
     max_tokens: int | None,
     settings: EvaluateConfig,
 ) -> list[str]:
-    """Notes on items that are cut before scoring, by the context or by ``max_length``.
-
-    Raises UserError for items too long for the context, unless ``too_long`` says to cut them.
-    """
+    """Notes on items that are cut before scoring, by the context or by ``max_length``."""
     encoded = encode_split(encoder, task, split, max_tokens, settings)
     total = f"of {len(encoded.items)} {split} items"
     notes = []
@@ -163,12 +141,8 @@ def evaluate_with_failures(
     models: Mapping[str | None, str],
     settings: EvaluateConfig,
 ) -> tuple[dict[str | None, Evaluation], dict[str | None, str]]:
-    """As :func:`evaluate_task`, but models without finite likelihoods do not stop the others.
-
-    Returns:
-        The evaluations, and for each model that could not be scored one sentence why; both by
-        adapter name.
-    """
+    """As :func:`evaluate_task`, but models without finite likelihoods do not stop the others: the
+    evaluations, and one sentence why for each of those, by adapter name."""
     try:
         return (evaluate_task(base, encoder, task, split, models, settings) if models else {}), {}
     except NotFiniteError:

@@ -31,8 +31,6 @@ from rankscope.models.multi_lora import AdapterSpan
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt and the continuations to score after it, as token ids."""
-
     prompt: Sequence[int]
     continuations: Sequence[Sequence[int]]
 
@@ -65,7 +63,6 @@ class SummedLogprobs:
         return np.concatenate([np.zeros(0), *self.values])
 
     def add(self, base: Base, name: str | None, group: PrefixGroup, *, greedy: bool) -> None:
-        """Run the batches of a group under the adapter of this name."""
         started = time.perf_counter()
         prefix = None
         if group.prefix is not None:
@@ -94,7 +91,6 @@ def sum_logprobs(
     *,
     greedy: bool = False,
 ) -> dict[str | None, SummedLogprobs]:
-    """Run the same batches under every model."""
     empty = [np.zeros(0)] * num_items
     by_model = {name: SummedLogprobs([*empty], [*empty]) for name in adapter_names}
     for group in groups:
@@ -129,7 +125,6 @@ def continuation_logprobs(
 def prefix_groups(
     questions: Sequence[Question], batch_tokens: int, base: Base
 ) -> Iterator[PrefixGroup]:
-    """Questions by common prefix."""
     for shared in find_shared_prefixes([question.prompt for question in questions]):
         length, members = shared.length, shared.members
         prefix = None
@@ -166,7 +161,6 @@ def row_logprobs(
 def check_finite_logprobs(
     items: Iterable[Item], totals: Iterable[float], adapter_name: str | None
 ) -> None:
-    """Raise NotFiniteError for a model whose log-probabilities are not finite."""
     for item, total in zip(items, totals, strict=True):
         if not np.isfinite(total):
             model = "the model" if adapter_name is None else f"adapter {adapter_name}"

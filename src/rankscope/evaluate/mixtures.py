@@ -9,8 +9,7 @@ from rankscope.evaluate.metrics import exact_mean, standard_error
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.records import EvalRecord, ItemResult, Split, WithoutContamination
 
-Evaluation = tuple[EvalRecord, list[ItemResult]]
-"""One model on one split of one task: its record, and its items in order."""
+Evaluation = tuple[EvalRecord, list[ItemResult]]  # One model on one split: record, items
 
 
 def primary_metric(task: LoadedTask) -> str:
@@ -64,7 +63,6 @@ def evaluate_mixture(
 
 
 def merged_evaluation(task: LoadedTask, split: Split, parts: Sequence[Evaluation]) -> Evaluation:
-    """One evaluation of the parts together; scores are means over all items."""
     by_id = {result.item_id: result for _, results in parts for result in results}
     results = [by_id[item.item_id] for item in split_items(task, split)]
     scores = [result.score for result in results]

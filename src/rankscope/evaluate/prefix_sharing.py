@@ -7,10 +7,8 @@ passage with several questions. Nothing needs to be declared.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-PASS_TOKENS = 256
-"""Cost of a group, in tokens: a pass for its prefix, and a last pass that it does not fill."""
-MIN_LENGTH = 16
-"""Shorter beginnings, such as those of questions that open alike, are not worth a cache."""
+PASS_TOKENS = 256  # Cost of a group, in tokens: its prefix's pass and a last, partial one
+MIN_LENGTH = 16  # Shorter beginnings of questions that open alike are not worth a cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +26,9 @@ class Span:
     first: int
     length: int = 0
     saved: int = 0  # Tokens saved by ``cuts``
-    cuts: list[tuple[int, int, int]] = field(default_factory=list)
-    """(shared tokens, first prompt, one after the last)."""
+    cuts: list[tuple[int, int, int]] = field(default_factory=list)  # (shared tokens, first, stop)
 
     def add(self, inner: "Span") -> None:
-        """Add the cuts of an inner span."""
         self.saved += inner.saved
         self.cuts += inner.cuts
 

@@ -11,14 +11,12 @@ from rankscope.evaluate.scorers import get_scorer
 from rankscope.hashing import sha256_json
 from rankscope.records import Role, TaskRecord
 
-EVALUATION_VERSION = 3
-"""Part of every task's hash: raise it when a change of the code changes scores."""
+EVALUATION_VERSION = 3  # In every task's hash: raise it when code changes scores
 
 
 def task_record(
     config: StudyConfig, encoder: Encoder, task: LoadedTask, tokenizer_hash: str
 ) -> TaskRecord:
-    """The stored form of a loaded task."""
     name = task.spec.name
     return TaskRecord(
         name=name,
@@ -48,11 +46,8 @@ def task_sha256(
     settings: EvaluateConfig,
     items_sha256: str | None = None,
 ) -> str:
-    """Hash of everything that a task's scores depend on, the model excepted.
-
-    ``items_sha256``: of some of the task's items; None is all of its rows. Items hold their prompts
-    and examples.
-    """
+    """Hash of everything that the scores of a task, or of some of its items, depend on, the model
+    excepted. Items hold their prompts and examples."""
     return sha256_json(
         {
             "items": task.sha256 if items_sha256 is None else items_sha256,
@@ -67,7 +62,6 @@ def task_sha256(
 
 
 def scoring_settings(spec: TaskSpec, settings: EvaluateConfig, encoder: Encoder) -> dict[str, Any]:
-    """The settings that can change a score."""
     return {
         "scorer": spec.scorer,
         "version": spec.version,

@@ -16,8 +16,7 @@ from torch import Tensor
 from rankscope.data.encode import EncodedRow
 from rankscope.models.base import Row, RowBatch
 
-MAX_LOGITS = 2**26
-"""Most logits of one pass, 256 MB in float32: limits kept positions under large vocabularies."""
+MAX_LOGITS = 2**26  # Most logits of one pass, 256 MB in float32, under large vocabularies
 
 Floats = npt.NDArray[np.float64]
 
@@ -31,8 +30,7 @@ class TokenTree:
     """Tokens of each continuation's branch: all but its last token, which predicts nothing. 0 for
     continuations of one token and for repetitions of an earlier one."""
     keep: tuple[int, ...]  # Indices of tokens whose logits are needed, ascending
-    targets: tuple[tuple[int, int, int], ...]
-    """(index into ``keep``, token id, continuation) of every log-probability."""
+    targets: tuple[tuple[int, int, int], ...]  # (index into keep, token, continuation)
     num_continuations: int
     gold: int  # The continuation that is the right answer
 
@@ -59,7 +57,6 @@ class TokenTree:
 
     @classmethod
     def of_row(cls, row: EncodedRow) -> "TokenTree":
-        """A row of text whose labelled tokens are the only continuation."""
         predictions = [(t, row.input_ids[t + 1]) for t in row.label_positions]
         return cls.of_text(row.input_ids, predictions)
 
@@ -129,8 +126,7 @@ class TokenTreeBatch:
         return np.split(sums.astype(np.float64), self.bounds[1:-1])
 
 
-NORMALIZED_AT_ONCE = 128
-"""Positions whose float32 logits exist at the same time: they stay in a processor's cache."""
+NORMALIZED_AT_ONCE = 128  # Positions in float32 at a time: they stay in a CPU cache
 
 
 def logprobs_at(logits: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:

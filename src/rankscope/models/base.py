@@ -41,8 +41,6 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class RowBatch:
-    """Rows concatenated for one forward pass."""
-
     input_ids: Tensor  # (1, N) int64
     position_ids: Tensor  # (1, N) int64
     lengths: tuple[int, ...]
@@ -63,7 +61,6 @@ class RowBatch:
 
     @classmethod
     def of(cls, rows: Sequence[Row], device: torch.device) -> "RowBatch":
-        """Concatenate rows; consecutive rows of one adapter become one segment."""
         ids: list[int] = []
         positions: list[int] = []
         keep: list[int] = []
@@ -92,8 +89,7 @@ class RowBatch:
 class Base:
     """A causal language model with its tokenizer, ready for groups of adapters."""
 
-    model: PreTrainedModel
-    """Uses the varlen attention; frozen unless :meth:`trainable_copy` made it."""
+    model: PreTrainedModel  # Uses the varlen attention; frozen unless :meth:`trainable_copy`'s
     tokenizer: PreTrainedTokenizerBase
     record: ModelRecord
     folder: Path  # Holds its weights

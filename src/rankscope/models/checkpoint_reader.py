@@ -26,8 +26,6 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One linear layer of the architecture."""
-
     name: str  # Module path, such as ``model.layers.3.self_attn.q_proj``
     shape: tuple[int, int]  # (out, in)
     keys: tuple[str, ...]  # Possible stored names of its weight, likeliest first
@@ -40,8 +38,7 @@ class CheckpointReader:
 
     folder: Path
     architecture: str
-    layers: dict[str, Layer]
-    """Every linear layer except the output head, by module path, in model order."""
+    layers: dict[str, Layer]  # Every linear layer but the output head, in model order
     head: Layer | None  # The output head if it is a linear layer; an adapter may name it
     shards: dict[str, Path]  # Name of a stored tensor -> its file
     quantized: str | None  # ``bitsandbytes``, or None for plain weights

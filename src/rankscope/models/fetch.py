@@ -47,7 +47,6 @@ def cache_folder(cache: Path | None = None) -> Path:
 
 
 def cached_model_folder(name: str, cache: Path | None = None) -> Path:
-    """The folder of a model fetched before; nothing is downloaded."""
     folder = _model_folder(name, cache)
     if not _is_complete(folder):
         raise UserError(

@@ -81,7 +81,6 @@ def load_base(
 
 
 def load_trained_model(base: Base, folder: Path) -> Base:
-    """A fully fine-tuned copy of ``base`` as a base of its own."""
     model = load_model(folder, base.model.dtype)
     model.to(base.device)  # type: ignore[arg-type]  # a wrapper without its own types
     record = base.record.model_copy(update={"sha256": weights_sha256(folder)})

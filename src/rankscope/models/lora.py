@@ -28,11 +28,9 @@ class Adapter:
     scaling: float  # s
     targets: tuple[str, ...]
     method: str = LoraMethod.name  # Registered name of the method that trains it
-    a: dict[str, nn.Parameter] = field(default_factory=dict)
-    """Module name -> (r, in); b: module name -> (out, r)."""
+    a: dict[str, nn.Parameter] = field(default_factory=dict)  # Module -> (r, in)
     b: dict[str, nn.Parameter] = field(default_factory=dict)
-    magnitude: dict[str, nn.Parameter] = field(default_factory=dict)
-    """Module name -> m, (out,), of DoRA."""
+    magnitude: dict[str, nn.Parameter] = field(default_factory=dict)  # Module -> m, DoRA's
     initial_factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Module name -> (A0, B0) of a method whose initialization is a part of W0 (PiSSA): the base
     stays whole and shared, so the adapter subtracts that part."""
@@ -44,7 +42,6 @@ class Adapter:
     _cache: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def set_factors(self, module: str, a: Tensor, b: Tensor) -> None:
-        """Give a module its trainable A (r, in) and B (out, r)."""
         self.a[module] = nn.Parameter(a.contiguous())
         self.b[module] = nn.Parameter(b.contiguous())
 
@@ -113,7 +110,7 @@ class Adapter:
         return torch.cat([a, a - a0]), torch.cat([b - b0, b0], dim=1)
 
     def delta(self, module: str, weight: Tensor) -> Tensor:
-        """W - W0 of one module, (out, in), in the dtype of W0, ``weight``: the merged change."""
+        """W - W0 of one module, (out, in), in the dtype of W0, ``weight``."""
         return get_lora_method(self.method).delta(self, module, weight)
 
 

@@ -37,8 +37,7 @@ class LowRankUpdate:
 
     A: Tensor  # (r, n) float64
     B: Tensor  # (m, r) float64
-    gain: Tensor | None = None
-    """DoRA's g = m / |W0 + B A| per row (arXiv 2402.09353, eq. 5), (m,); None for LoRA."""
+    gain: Tensor | None = None  # DoRA's m / |W0 + B A| per row, (m,) (2402.09353, eq. 5)
     weight: Tensor | None = None  # W0, (m, n) float64; required with a gain
 
     @classmethod

@@ -40,8 +40,6 @@ class AdapterSpan(NamedTuple):
 
 @dataclass(slots=True)
 class AdapterSlice:
-    """One adapter's tokens in one pass of one layer."""
-
     adapter: Adapter
     method: LoraMethod
     module: str  # Path of the layer
@@ -96,7 +94,6 @@ class MultiLoraProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        """Gradients of x and of every slice's parameters."""
         (grad,), (x, *saved) = grads, ctx.saved_tensors
         weight = dense_weight(ctx.linear) if ctx.needs_input_grad[0] else None
         grad_x = None if weight is None else grad @ weight
@@ -201,7 +198,6 @@ class MultiLora:
             self.training = was_training
 
     def clear(self) -> None:
-        """Remove every adapter, and the injected PEFT method."""
         self.adapters.clear()
         if self.injected_tuner is not None:
             self.injected_tuner.remove()

@@ -37,7 +37,6 @@ class BlockedProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        """Gradient of x."""
         (weight,) = ctx.saved_tensors
         grad_x = grads[0].new_empty(len(grads[0]), weight.shape[1])
         for span in blocks(len(grad_x)):
@@ -67,7 +66,6 @@ class BlockedLinear(nn.Linear):
 
 
 def block_output_layer(model: PreTrainedModel) -> None:
-    """Let a model on a processor compute its logits in blocks."""
     head = model.get_output_embeddings()
     if type(head) is nn.Linear and head.weight.device.type == "cpu":
         model.set_output_embeddings(BlockedLinear(head))

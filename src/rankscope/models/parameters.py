@@ -33,11 +33,8 @@ ADAMW_STATES = 2  # First and second moment, float32 each
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """Shapes of a causal language model."""
-
     num_parameters: int  # Tied weights counted once
-    linear_shapes: dict[str, tuple[int, int]]
-    """(out, in) of every linear layer by module path, the output layer included."""
+    linear_shapes: dict[str, tuple[int, int]]  # By module path, (out, in), the output layer too
     output_layer: str | None  # Module path of the layer that gives the logits
 
     @property
@@ -79,7 +76,6 @@ def read_model_config(path: Path) -> PretrainedConfig:
 
 
 def model_on_meta(config: PretrainedConfig) -> PreTrainedModel:
-    """The causal language model of ``config`` with shapes and without storage."""
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -95,7 +91,7 @@ def model_on_meta(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def architecture(config: PretrainedConfig) -> Architecture:
-    """Shapes of the causal language model of ``config``; raises as :func:`model_on_meta`."""
+    """Shapes of the causal language model of ``config``."""
     model = model_on_meta(config)
     output = model.get_output_embeddings()
     linear = {
@@ -152,7 +148,6 @@ def largest_useful_rank(shapes: Architecture, targets: Sequence[str]) -> int:
 
 
 def training_cost(trainable: int, shapes: Architecture, dtype: torch.dtype) -> TrainingCost:
-    """Cost of training ``trainable`` float32 parameters in a model computed in ``dtype``."""
     return TrainingCost(
         trainable_parameters=trainable,
         weight_bytes=trainable * FLOAT32_BYTES,

@@ -19,7 +19,6 @@ INSTALL = "pip install 'rankscope[gpu]'"
 
 
 def check_quantize(device: torch.device) -> None:
-    """Raise UserError if a 4-bit base cannot be used here."""
     if device.type != "cuda":
         raise UserError(
             f"quantize: 4bit needs a CUDA device, this study runs on {device.type!r}; remove "

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from rankscope.advise.arms import retention_tasks
 from rankscope.advise.mitigation import gain_and_forgetting
+from rankscope.advise.retention import retention_tasks
 from rankscope.config.loader import load_study_file
 from rankscope.errors import UserError
 from rankscope.predict.features import open_base, predictions
@@ -33,7 +33,6 @@ from rankscope.store.history import check_same_model, check_same_tasks
 
 
 def backtest(folders: Sequence[Path]) -> Backtest:
-    """Compare every predictor with the results of finished studies."""
     by_folder = {folder: backtest_study(folder) for folder in folders}
     tasks = [task for of_study in by_folder.values() for task in of_study]
     if not tasks:
@@ -96,8 +95,6 @@ def rank_score(
     trials: Sequence[TrialRecords],
     scores: Mapping[tuple[int, str, Split], Sequence[float]],
 ) -> RankScore:
-    """Scores of one rank: trained at it, and truncated to it."""
-
     falls = [
         base.score - fmean(scores[rank, t.name, "test"])
         for t in retention_tasks(study, task)

@@ -33,19 +33,16 @@ PROBE_ITEMS = 200
 
 
 def predict_study(config: StudyConfig) -> tuple[TaskPrediction, ...]:
-    """Every predictor's rank for every training task; nothing is trained."""
     inputs = prepare_study(config)
     return predictions(inputs, open_base(inputs))
 
 
 def open_base(inputs: PreparedStudy) -> Base:
-    """The study's base, as a run loads it."""
     config = inputs.config
     return load_base(config.model, inputs.device, inputs.dtype, quantize=config.quantize)
 
 
 def predictions(inputs: PreparedStudy, base: Base) -> tuple[TaskPrediction, ...]:
-    """Predictions for every training task, among the ranks of the study's LoRA trials."""
     predicted = []
     for task in inputs.config.tasks:
         trials = [t for t in inputs.trials if t.task == task.name and t.rank and t.alpha]
@@ -67,10 +64,8 @@ def predictions(inputs: PreparedStudy, base: Base) -> tuple[TaskPrediction, ...]
 def features_of(
     inputs: PreparedStudy, base: Base, trial: TrialSpec, ranks: Sequence[int]
 ) -> PredictorFeatures:
-    """Measure one training task on a few batches of its rows, in the order of seed 0.
-
-    trial: a trial of the task; its target modules are measured.
-    """
+    """Measure one training task, on the target modules of a trial, by a few batches of its rows in
+    the order of seed 0."""
     rows = inputs.rows[trial.task].rows
     order = RowSampler(len(rows), 1, 1, 0).epoch(0)
     size = max(PROBE_TOKENS, 2 * max(ranks))
@@ -117,8 +112,8 @@ def token_batches(rows: Sequence[EncodedRow], size: int) -> Iterator[list[Encode
 def loss_and_gradients(
     base: Base, targets: Mapping[str, nn.Linear], batches: Sequence[Sequence[EncodedRow]]
 ) -> tuple[float, list[Tensor]]:
-    """Mean loss over the label tokens of all batches, and its gradient per target matrix (none for
-    a base in 4 bits)."""
+    """Mean loss over the label tokens of all batches, and its gradient per target matrix (none in 4
+    bits)."""
     weights = [layer.weight for layer in targets.values() if layer.weight.is_floating_point()]
     total = sum(sum(row.is_label) for batch in batches for row in batch)
     loss = 0.0

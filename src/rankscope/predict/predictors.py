@@ -44,7 +44,6 @@ def predict_ranks(features: PredictorFeatures, ranks: Sequence[int]) -> tuple[Ra
 
 
 def at_least(ranks: Sequence[int], wanted: float) -> int:
-    """The smallest rank of at least ``wanted``, else the largest."""
     return min((rank for rank in ranks if rank >= wanted), default=max(ranks))
 
 
@@ -82,7 +81,7 @@ def _base_score(features: PredictorFeatures, ranks: Sequence[int]) -> RankPredic
 def screened(curve: Mapping[int, float], margin: float, whole: int) -> RankPrediction:
     """The smallest rank to which an adapter can be truncated at a loss below ``margin``.
 
-    curve: rank -> validation score of the adapter of rank ``whole`` truncated to it.
+    ``curve``: rank -> validation score of the adapter of rank ``whole`` truncated to it.
     """
     rank = best_rank(curve, margin)
     why = f"r = {whole} scores {curve[whole]:.3f}, truncated to {rank} {curve[rank]:.3f}"
@@ -90,7 +89,6 @@ def screened(curve: Mapping[int, float], margin: float, whole: int) -> RankPredi
 
 
 def best_rank(curve: Mapping[int, float], margin: float) -> int:
-    """The smallest rank within ``margin`` of the best score."""
     best = max(curve.values())
     return min(rank for rank, score in curve.items() if score >= best - margin)
 

@@ -34,7 +34,7 @@ def screen(
 ) -> dict[tuple[int, str, Split], list[float]]:
     """Scores of trained adapters truncated to each rank: (rank, task, split) -> one per trial.
 
-    trials: the seeds of one arm, scored on its training task and the retention tasks.
+    ``trials`` are the seeds of one arm, scored on its training task and the retention tasks.
     """
     task = trials[0].spec.task
     names = [task, *(t.name for t in inputs.config.evaluate.retention if t.name != task)]

@@ -20,6 +20,7 @@ from rankscope.records.advice import (
     ForgettingScale,
     Recommendation,
     RowRole,
+    ScaleName,
     SubjectChange,
     TaskAdvice,
     TrustCheck,

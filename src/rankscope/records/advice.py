@@ -31,6 +31,8 @@ class ArmSummary(Record):
     """The same minus the base's on their common items; arms are chosen by it."""
     validation_forgetting: float | None
     """Mean loss over retention tasks on the validation split; positive = forgot."""
+    validation_weighed_forgetting: float | None = None
+    """The same on the scale on which it is weighed against the gain; arms are chosen by it."""
     score: Estimate | None
     """In-domain score."""
     gain: Estimate | None
@@ -40,6 +42,8 @@ class ArmSummary(Record):
     text_forgetting: Estimate | None = None
     """Increase of the cross-entropy of held-out text, nats per token, mean over the retention tasks
     scored by it; positive = forgot."""
+    weighed_forgetting: Estimate | None = None
+    """``forgetting`` on the scale on which it is weighed against the gain."""
     logprob_forgetting: Estimate | None = None
     """Fall of the log-probability of the right answer, nats per token, mean over the retention
     tasks; positive = forgot. Weighed against a gain in nats, and all that is left if the base is
@@ -163,11 +167,15 @@ class TrustCheck(Record):
     """The numbers of the text."""
 
 
+ScaleName = Literal["unmeasured", "points", "nats", "gold_logprob", "relative"]
+
+
 class ForgettingScale(Record):
     """How forgetting is weighed against the gain on one training task."""
 
-    measure: Literal["accuracy", "log_probability", "unmeasured"]
-    """``accuracy``: forgetting in points; ``log_probability``: in nats per token."""
+    name: ScaleName
+    """``points`` and ``nats``: as it is shown; ``gold_logprob``: by the right answers'
+    log-probability; ``relative``: relative to the base's cross-entropy."""
     text: str
     """The rule that was used, one sentence."""
 

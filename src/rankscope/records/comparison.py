@@ -8,8 +8,6 @@ from rankscope.records.record import Record
 
 
 class StudyAnswer(Record):
-    """What one study answered for one training task."""
-
     task: str
     decision: Decision
     confidence: Confidence
@@ -18,8 +16,6 @@ class StudyAnswer(Record):
 
 
 class ComparedStudy(Record):
-    """One of the compared studies."""
-
     label: str  # Its name, or its folder if two studies share a name
     folder: str
     base: str
@@ -46,22 +42,17 @@ class ComparedCell(Record):
     full: bool  # Full fine-tuning; False for the bases
     tested_on: str
     score_unit: Literal["accuracy", "log_probability"]
-    paired: bool
-    """Whether the items, prompts and scoring are the same, so that items are compared one by
-    one."""
+    paired: bool  # Same items, prompts and scoring: items are compared one by one
     same_models: bool
     """Whether both studies scored the same trials, or the same base. If paired, they can differ
     only by rounding and the difference has no interval; if unpaired, the items differ and it has
     one."""
     first: Estimate  # Mean score in the first study
     second: Estimate
-    difference: Estimate
-    """Second minus first. Unpaired: the interval is that of two samples, without a p value."""
+    difference: Estimate  # Second minus first; unpaired, of two samples without p
 
 
 class StudyPair(Record):
-    """One study compared with the first."""
-
     first: str  # Label of the first study
     second: str
     facets: tuple[Facet, ...]

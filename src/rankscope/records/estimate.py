@@ -6,8 +6,6 @@ from rankscope.records.record import Record
 
 
 class Estimate(Record):
-    """A difference or a mean with its uncertainty."""
-
     value: float
     low: float | None  # Lower end of the 95 % interval; None if it cannot be estimated
     high: float | None
@@ -17,10 +15,8 @@ class Estimate(Record):
     of one arm on all other tasks; the comparisons of arms on all training tasks."""
     n: int  # Items
     seeds: int
-    clusters: int | None = None
-    """Clusters of items (subjects, passages) that are resampled whole; None: single items."""
-    item_error: float | None = None
-    """Standard error due to the choice of items; None if it cannot be estimated."""
+    clusters: int | None = None  # Subjects or passages, resampled whole; None: single items
+    item_error: float | None = None  # Standard error due to the choice of items
     seed_error: float | None = None
     """Standard error due to the choice of seeds; None with one seed. With two similar seeds it is
     too large, because part of the answers' noise stays in it (``advise.statistics``)."""

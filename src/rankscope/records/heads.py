@@ -7,8 +7,7 @@ class HeadChange(Record):
     """The change of one attention matrix, head by head (docs/science.md, "Heads")."""
 
     layer: int
-    module: str
-    """``q_proj`` or ``o_proj``, by query head; ``k_proj`` or ``v_proj``, by key/value head."""
+    module: str  # ``q_proj``, ``o_proj`` by query head; ``k_proj``, ``v_proj`` by key/value head
     frobenius: tuple[float, ...]  # |dW_h|_F of each head's rows (columns for o_proj)
     relative: tuple[float, ...]  # |dW_h|_F / |W0_h|_F
 
@@ -17,10 +16,8 @@ class LayerHeads(Record):
     """The heads of one layer of one model on the items of one task."""
 
     layer: int
-    importance: tuple[float, ...]
-    """E_x |z_h . dL/dz_h| by query head, divided by the layer's l2 norm."""
-    group_importance: tuple[float, ...]
-    """The same by key/value head: the signed values of its query heads are summed first."""
+    importance: tuple[float, ...]  # E_x |z_h . dL/dz_h| over the layer's l2 norm, by query head
+    group_importance: tuple[float, ...]  # By key/value head, of signed sums over query heads
     entropy: tuple[float | None, ...]
     """Entropy of the attention weights by query head, from 0 (one token) to 1 (uniform); None if no
     position sees more than one token."""
@@ -40,11 +37,9 @@ class HeadAblation(Record):
     tuned_score: float  # Score of the intact tuned model
     base_change: tuple[tuple[float, ...], ...]  # Change of the primary score
     tuned_change: tuple[tuple[float, ...], ...]
-    base_gold_change: tuple[tuple[float, ...], ...]
-    """Change of the gold answer's log-probability, nats per item."""
+    base_gold_change: tuple[tuple[float, ...], ...]  # Of the gold log-probability, nats
     tuned_gold_change: tuple[tuple[float, ...], ...]
-    gold_difference_error: tuple[tuple[float | None, ...], ...]
-    """Standard error of tuned_gold_change minus base_gold_change over the items."""
+    gold_difference_error: tuple[tuple[float | None, ...], ...]  # Of tuned minus base
     base_layer_gold_change: tuple[float, ...] = ()  # By layer, all of its heads removed together
     tuned_layer_gold_change: tuple[float, ...] = ()
 
@@ -63,8 +58,6 @@ class HeadRole(Record):
 
 
 class HeadsRecord(Record):
-    """The heads of one trial and of its base."""
-
     trial_id: str
     task: str  # Task whose items give importance and entropy
     items: int

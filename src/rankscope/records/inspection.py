@@ -25,15 +25,8 @@ class NormGrowth(Record):
 
     @classmethod
     def fit(cls, ranks: Sequence[int], norms: Sequence[float]) -> "NormGrowth | None":
-        """Fit both, with the residual of each.
-
-        Args:
-            ranks: of adapters trained alike but for the rank.
-            norms: |dW|_F of each over the same matrices.
-
-        Returns:
-            None with fewer than three different ranks, or where an update is zero.
-        """
+        """Fit both, with the residual of each, to |dW|_F of adapters trained alike but for the
+        rank; None with fewer than three different ranks, or if an update is zero."""
         if len(set(ranks)) < FEWEST_RANKS or min(norms) <= 0:
             return None
         x = [math.log(rank) for rank in ranks]
@@ -55,8 +48,6 @@ class NormGrowth(Record):
 
 
 class TunedModel(Record):
-    """One inspected adapter or checkpoint."""
-
     name: str  # Folder's name, made unique within the inspection
     path: str
     kind: MethodName
@@ -67,8 +58,6 @@ class TunedModel(Record):
 
 
 class Inspection(Record):
-    """The result of one ``inspect``."""
-
     base: str
     base_path: str
     architecture: str
@@ -81,21 +70,16 @@ class Inspection(Record):
 
 
 class MatrixChange(Record):
-    """How one matrix of an adapter was changed."""
-
     name: str
     rank_before: int
     rank_after: int
     frobenius_before: float  # |dW|_F
     frobenius_after: float
     error: float  # |dW - dW'|_F
-    intruders: int | None = None
-    """Intruder dimensions scaled down; None if the action does not look for them."""
+    intruders: int | None = None  # Scaled down; None if the action does not look for them
 
 
 class AdapterChange(Record):
-    """An adapter that was truncated or scaled."""
-
     source: str
     out: str
     action: str

@@ -15,6 +15,7 @@ ITEM_SCHEMA = pa.schema(
         ("gold", pa.string()),
         ("prediction", pa.string()),
         ("gold_logprob", pa.float64()),
+        ("gold_tokens", pa.int32()),
         ("option_logprobs", pa.list_(pa.float64())),
         ("option_tokens", pa.list_(pa.int32())),
         ("letter_logprobs", pa.list_(pa.float64())),
@@ -34,6 +35,7 @@ class ItemResult:
     gold: str
     prediction: str
     gold_logprob: float | None = None  # Summed over the gold answer's tokens, nats
+    gold_tokens: int | None = None
     option_logprobs: tuple[float, ...] | None = None  # Summed log p of each option's text
     option_tokens: tuple[int, ...] | None = None
     letter_logprobs: tuple[float, ...] | None = None
@@ -43,7 +45,6 @@ class ItemResult:
 
 
 def write_items(path: Path, items: list[ItemResult]) -> None:
-    """Write per-item results as one Parquet file; floats are stored as they are."""
     columns = {name: [getattr(item, name) for item in items] for name in ITEM_SCHEMA.names}
     pq.write_table(pa.table(columns, schema=ITEM_SCHEMA), path)
 

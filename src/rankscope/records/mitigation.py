@@ -42,8 +42,6 @@ class MitigationComparison(Record):
 
 
 class TaskMitigation(Record):
-    """Scaling curves and comparisons of one training task."""
-
     task: str
     curves: tuple[ScalingCurve, ...]
     comparisons: tuple[MitigationComparison, ...]

@@ -37,16 +37,12 @@ class PredictorFeatures(Record):
 
 
 class RankPrediction(Record):
-    """The rank one predictor names, and why."""
-
     predictor: Predictor
     rank: int
     why: str  # One sentence
 
 
 class TaskPrediction(Record):
-    """All predictions for one training task."""
-
     task: str
     ranks: tuple[int, ...]
     features: PredictorFeatures
@@ -54,17 +50,13 @@ class TaskPrediction(Record):
 
 
 class RankScore(Record):
-    """One rank in a curve over ranks."""
-
     rank: int
     trained: float | None
     """In-domain test score of the arm trained at this rank, mean over seeds, at the learning rate
     chosen on the validation split."""
-    truncated: float | None = None
-    """Test score of the highest rank's adapter truncated to this rank, mean over the same seeds."""
+    truncated: float | None = None  # Of the highest rank's adapter cut to this rank, same seeds
     truncated_validation: float | None = None  # The same on the validation split
-    truncated_forgetting: float | None = None
-    """Base minus truncated, mean over retention tasks, test split."""
+    truncated_forgetting: float | None = None  # Mean over retention tasks, test split
     trained_forgetting: float | None = None
 
 
@@ -76,13 +68,10 @@ class BacktestTask(Record):
     prediction: TaskPrediction
     curve: tuple[RankScore, ...]
     best_rank: int  # The smallest rank whose trained score is within the study's margin of the best
-    screened_rank: int | None = None
-    """The highest rank, whose adapter the truncation screen cuts; None if there is no such arm."""
+    screened_rank: int | None = None  # The highest, whose adapter the truncation screen cuts
 
 
 class PredictorScore(Record):
-    """One predictor over all tasks of a backtest."""
-
     predictor: Predictor
     tasks: int
     right: int  # Tasks on which it named the best rank
@@ -91,9 +80,6 @@ class PredictorScore(Record):
 
 
 class Backtest(Record):
-    """Predictors against finished studies."""
-
     tasks: tuple[BacktestTask, ...]
     scores: tuple[PredictorScore, ...]
-    skipped: tuple[str, ...] = ()
-    """Folders of studies without finished LoRA trials at two ranks of one task."""
+    skipped: tuple[str, ...] = ()  # Studies without LoRA trials at two ranks of one task

@@ -11,8 +11,7 @@ from rankscope.records.record import Record, Split
 class WithoutContamination(Record):
     """The primary score over the test items that are not in the training rows."""
 
-    contaminated: int
-    """Items left out: they, or 13 consecutive words of them, are in the training rows."""
+    contaminated: int  # Left out: they, or 13 of their words, are in the training rows
     score: float
     standard_error: float | None  # None where n < 2
     n: int
@@ -28,10 +27,8 @@ class EvalRecord(Record):
     score: float  # Value of the primary metric: mean over items
     standard_error: float | None  # Of the score, over items; None where n < 2
     n: int
-    metrics: dict[str, float]
-    """Every metric recorded, such as ``acc``, ``acc_norm``, ``letter``, ``exact_match``."""
-    without_contamination: WithoutContamination | None = None
-    """Only for a test split with contaminated items."""
+    metrics: dict[str, float]  # Every one recorded, such as ``acc`` and ``exact_match``
+    without_contamination: WithoutContamination | None = None  # With contaminated items
     truncated: int = 0
     """Items not scored whole: cut at the start to fit the model's context, or scored up to
     ``max_length`` tokens."""
@@ -66,5 +63,6 @@ class ItemScores:
 
     item_ids: tuple[str, ...]
     scores: npt.NDArray[np.float64]  # Shape (items,)
-    gold_logprobs: npt.NDArray[np.float64]  # Shape (items,); NaN where unknown
+    gold_logprobs: npt.NDArray[np.float64]
+    """Log p of the right answer per token, nats, shape (items,); NaN where unknown."""
     subjects: tuple[str | None, ...]

@@ -11,10 +11,8 @@ from rankscope.records.record import Record
 
 @cache
 def expected_largest(count: int) -> float:
-    """Expected largest of ``count`` independent |standard normal| values, by the trapezoid rule.
-
-    E max = integral over x > 0 of 1 - P(|z| < x)^count.
-    """
+    """Expected largest of ``count`` independent |standard normal| values, by the trapezoid rule:
+    the integral over x > 0 of 1 - P(|z| < x)^count."""
     step = 0.01
     return step * (
         0.5 + sum(1 - math.erf(i * step / math.sqrt(2)) ** count for i in range(1, 1000))
@@ -37,17 +35,12 @@ class MatrixSpectrum(Record):
     similarity_index: tuple[float, float]  # Index-matched mean |C_ii| of left and right vectors
     similarity_max: tuple[float, float]  # Mean over tuned vectors of max |C_ij|, left and right
     similarity_subspace: tuple[float, float]  # |C|_F^2 / k, left and right
-    chance_subspace: tuple[float, float]
-    """Expected subspace similarity of unrelated vectors, k/d, left and right."""
-    intruders: int
-    """Leading left vectors of W whose largest |cosine| to a base vector is below epsilon."""
-    intruder_energy: float
-    """Share of the intruders in the squared singular values of the examined vectors."""
+    chance_subspace: tuple[float, float]  # Of unrelated vectors, k/d, left and right
+    intruders: int  # Of the leading left vectors of W, largest |cosine| below epsilon
+    intruder_energy: float  # Their share in the squared values of the examined vectors
     intruder_positions: tuple[int, ...] = ()  # Their positions among the leading vectors, from 0
-    tuned_singular_values: tuple[float, ...] = ()
-    """Leading singular values of W, as many as were examined for intruders."""
-    largest_cosines: tuple[float, ...] = ()
-    """Largest |cosine| of each vector examined for intruders to any base vector."""
+    tuned_singular_values: tuple[float, ...] = ()  # Of W, as many as were examined
+    largest_cosines: tuple[float, ...] = ()  # Of each examined vector to any base vector
     residual: float = 0.0  # Largest |W^T u - sigma v| of the leading vectors over sigma_1
     ill_conditioned: int = 0
     """Compared vectors whose singular values are so close that rounding to float32 may rotate them
@@ -64,10 +57,8 @@ class MatrixSpectrum(Record):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def chance_index(self) -> tuple[float, float]:
-        """Expected index-matched similarity of unrelated vectors, left and right.
-
-        Mean |cosine| of random directions in m dimensions: sqrt(2 / (pi m)) for large m.
-        """
+        """Expected index-matched similarity of unrelated vectors, left and right: mean |cosine| of
+        random directions in m dimensions, sqrt(2 / (pi m)) for large m."""
         left, right = (math.sqrt(2 / (math.pi * size)) for size in self.shape)
         return left, right
 
@@ -80,8 +71,6 @@ class MatrixSpectrum(Record):
 
 
 class SpectraRecord(Record):
-    """Spectra of one trial."""
-
     trial_id: str
     intruder_k: int
     intruder_epsilon: float
@@ -95,5 +84,4 @@ class SpectraRecord(Record):
 
     @property
     def intruders(self) -> int:
-        """Summed over matrices."""
         return sum(m.intruders for m in self.matrices)

@@ -25,21 +25,18 @@ class TaskRecord(Record):
     trained_on: bool
     parts: tuple[str, ...] = ()  # Of a mixture: the tasks whose rows it is trained on
     metric: str  # Primary metric
-    score_unit: Literal["accuracy", "log_probability"]
-    """``accuracy``: share of 1; ``log_probability``: mean log p per token, nats."""
+    score_unit: Literal["accuracy", "log_probability"]  # Share of 1, or mean nats per token
     chance: float | None  # Score of guessing; None if unknown
     rows: dict[str, int]  # Rows per split: train, validation, test
     row_shape: str = ""  # Such as ``alpaca``
     dropped: int  # Rows dropped while reading
-    contamination: dict[str, int]
-    """Test rows that are also in the training rows, by kind: exact, ngram13."""
+    contamination: dict[str, int]  # Test rows in the training rows by kind: exact, ngram13
     num_fewshot: int = 0  # Answered questions shown before each one
     fewshot_source: str = ""  # Where those rows come from, in words
     prompt_format: Literal["chat", "plain", ""] = ""  # Whether prompts use the chat template
     source: str  # Where the rows come from, in words
     sha256: str  # Of the rows used
-    test_sha256: str = ""
-    """Of the test items and how they are prompted and scored; the training rows do not enter."""
+    test_sha256: str = ""  # Of the test items and their prompts and scoring alone
 
     @property
     def is_contaminated(self) -> bool:
@@ -48,8 +45,6 @@ class TaskRecord(Record):
 
 
 class ModelRecord(Record):
-    """The base model."""
-
     label: str
     sha256: str  # Of its weights and configuration
     architecture: str
@@ -58,15 +53,12 @@ class ModelRecord(Record):
     hidden_size: int
     vocab_size: int
     dtype: str
-    quantize: Literal["none", "4bit"] = "none"
-    """How the weights are stored in memory; adapters and scores belong to this form of the base."""
+    quantize: Literal["none", "4bit"] = "none"  # Adapters and scores belong to this form of it
     device: str
     prompt_format: Literal["chat", "plain"]
 
 
 class Provenance(Record):
-    """Versions and machine of one run."""
-
     created: str  # ISO 8601, UTC
     rankscope: str
     python: str
@@ -78,16 +70,13 @@ class Provenance(Record):
 
 @dataclass(frozen=True, slots=True)
 class TrialRecords:
-    """Everything known of one trial."""
-
     spec: TrialSpec
     status: Status
     failure: str | None = None  # Why it did not finish, in one sentence
     train: TrainRecord | None = None
     spectra: SpectraRecord | None = None
     heads: HeadsRecord | None = None
-    curve: tuple[CurvePoint, ...] = ()
-    """Scores during training, by step; empty if the study asks for none."""
+    curve: tuple[CurvePoint, ...] = ()  # By step; empty if the study asks for none
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,24 +92,22 @@ class StudyRecords:
     items: Mapping[EvalKey, ItemScores]
     provenance: Provenance
     total_seconds: float  # Wall time spent on the study so far
-    notes: tuple[str, ...] = field(default=())
-    """What a reader of the results has to know, such as dropped rows."""
+    notes: tuple[str, ...] = field(default=())  # What a reader has to know, such as dropped rows
     results: Mapping[EvalKey, Sequence[ItemResult]] = field(default_factory=dict)
     """The whole item tables behind ``items``, with prompts and answers; read on demand."""
 
     def task(self, name: str) -> TaskRecord:
-        """The task called ``name``. Raises KeyError."""
         for task in self.tasks:
             if task.name == name:
                 return task
         raise KeyError(name)
 
 
-def trained_parts(study: StudyRecords, task: str) -> frozenset[str]:
+def trained_parts(tasks: Sequence[TaskRecord], task: str) -> frozenset[str]:
     """Tasks whose items a model trained on ``task`` has seen in training.
 
     The task itself, the parts of its mixture, and every mixture that shares a part with it. Scores
     on them are neither forgetting nor transfer.
     """
-    seen = {task, *(part for t in study.tasks if t.name == task for part in t.parts)}
-    return frozenset(seen | {t.name for t in study.tasks if seen & set(t.parts)})
+    seen = {task, *(part for t in tasks if t.name == task for part in t.parts)}
+    return frozenset(seen | {t.name for t in tasks if seen & set(t.parts)})

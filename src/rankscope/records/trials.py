@@ -15,8 +15,7 @@ class TrialSpec(Record):
     trial_id: str  # Content hash of settings, base weights, data and code version
     task: str  # Training task
     method: MethodName  # Registered name, see ``models/methods``
-    peft: str | None = None
-    """Only for ``peft``: its settings as canonical JSON, including ``peft_type``."""
+    peft: str | None = None  # Only for ``peft``: its settings as JSON, with ``peft_type``
     rank: int | None  # None for full fine-tuning and for PEFT methods without ``r``
     alpha: float | None
     lr: float  # Peak learning rate; for ``lora+`` the rate of A
@@ -24,8 +23,7 @@ class TrialSpec(Record):
     targets: tuple[str, ...]
     dropout: float
     seed: int
-    init_from: str | None = None
-    """Folder of the adapter that training continues; None for the method's own initialization."""
+    init_from: str | None = None  # Folder of the adapter that training continues
     init_sha256: str | None = None  # Hash of that adapter's configuration and weights
     batch_size: int | None = None
     """This field and the four below: the arm's own values if they differ from the study's
@@ -39,26 +37,20 @@ class TrialSpec(Record):
     in."""
     replay_share: float | None = None  # Share of the replayed rows among all rows, and in the loss
     replay_sha256: str | None = None  # Hash of the encoded replayed rows
-    kl_to_base: float | None = None
-    """Weight of KL(base || tuned), nats per label token, in the loss."""
-    early_stop: int | None = None
-    """Number of points without a better in-domain score after which training stops."""
-    validation_sha256: str | None = None
-    """Only with early stopping: hash of the items that decide when to stop."""
+    kl_to_base: float | None = None  # Weight of KL(base || tuned), nats per label token
+    early_stop: int | None = None  # Stops after so many points without a better score
+    validation_sha256: str | None = None  # Of the items that decide when to stop
 
     @property
     def is_full(self) -> bool:
-        """Whether every weight of the base is trained."""
         return get_method(self.method).trains_base
 
     @property
     def trains_alone(self) -> bool:
-        """Whether it cannot share the base with other trials."""
         return get_method(self.method).trains_alone
 
     @property
     def scaling(self) -> float:
-        """s in W = W0 + s B A."""
         if self.rank is None or self.alpha is None:
             return 1.0
         return self.alpha / get_lora_method(self.method).rank_scale(self.rank)
@@ -172,8 +164,6 @@ def peft_label(settings: str) -> list[str]:
 
 
 class LossPoint(Record):
-    """One optimizer step of one trial."""
-
     step: int
     loss: float  # Mean over the labelled tokens of the step's own rows, nats
     lr: float
@@ -184,14 +174,11 @@ class PenaltyPoint(Record):
     """Loss terms of a step besides the task's own rows: replay and KL to the base."""
 
     step: int
-    replay_loss: float | None = None
-    """Mean over the labelled tokens of replayed rows, nats; None in a step without such rows."""
+    replay_loss: float | None = None  # Nats per labelled token; None in a step without such rows
     divergence: float | None = None  # Unweighted KL(base || tuned), mean over labelled tokens, nats
 
 
 class TrainRecord(Record):
-    """What training one trial produced."""
-
     trial_id: str
     group_id: str  # Equal for trials trained together
     group_size: int

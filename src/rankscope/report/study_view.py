@@ -120,7 +120,7 @@ class StudyView:
 
     def retained(self, task: str) -> list[str]:
         """Names of the retention tasks that arms trained on ``task`` were not trained on."""
-        trained = trained_parts(self.study, task)
+        trained = trained_parts(self.study.tasks, task)
         return [name for name in self.retention_tasks if name not in trained]
 
     def forgetting_unit(self, task: str) -> Unit:

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import torch
 
+from rankscope.advise.retention import scale_notes
 from rankscope.analyze.spectra import check_spectra_settings
 from rankscope.analyze.trial_spectra import compared_matrices
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.study_data import prepare_data
 from rankscope.data.tasks import items_sha256
-from rankscope.device import available_memory_bytes, choose_device, choose_dtype
+from rankscope.device import available_memory_bytes, choose_device, choose_dtype, dtype_notes
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.evaluator import study_truncation_notes
 from rankscope.evaluate.task_record import task_record, task_sha256
@@ -92,6 +93,9 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
         {n: RowCounts.of(rows.rows) for n, rows in {**data.replay_rows, **data.rows}.items()},
         config.memory_limit or round(USABLE_SHARE * available_memory_bytes(device)),
     )
+    records = tuple(
+        task_record(config, encoder, task, tokenizer_hash) for task in data.tasks.values()
+    )
     return PreparedStudy(
         config=config,
         folder=folder,
@@ -101,19 +105,19 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
         dtype=dtype,
         encoder=encoder,
         data=data,
-        task_records=tuple(
-            task_record(config, encoder, task, tokenizer_hash) for task in data.tasks.values()
-        ),
+        task_records=records,
         trials=tuple(trials),
         groups=tuple(grouping.groups(trials, config)),
         grouping=grouping,
         notes=(
             *missing_weights,
+            *dtype_notes(dtype, device),
             *encoder.notes,
             *rank_notes(config, shapes),
             *truncated,
             *warm_start_notes(warm_starts.values()),
             *data.notes,
+            *scale_notes(records, config.objective),
             *duplicate_grid_notes(config),
         ),
     )

@@ -27,18 +27,13 @@ UNITS = "units"  # Folders of units that workers run
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """One stored file."""
-
-    path: str
-    """Relative to the study, with forward slashes, such as ``artifacts/base/items/x.parquet``."""
+    path: str  # Relative to the study, such as ``artifacts/base/items/x.parquet``
     sha256: str
     num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A difference between a study and what was written."""
-
     path: str
     expected: str
     found: str
@@ -54,10 +49,7 @@ class ArtifactStore:
         self.out = out
 
     def resolve(self, relative: str) -> Path:
-        """The absolute path of an artifact.
-
-        Raises UserError for a name outside ``artifacts/``.
-        """
+        """The absolute path of an artifact; UserError for a name outside ``artifacts/``."""
         parts = PurePosixPath(relative).parts
         unsafe = (
             len(parts) < 2
@@ -103,8 +95,7 @@ class ArtifactStore:
     def publish(self, staged: Path, relative: str) -> tuple[Artifact, ...]:
         """Move a staged file or folder to its place, durably; one Artifact per file.
 
-        The files become part of the study once the ledger names them. Anything at ``relative`` is
-        replaced, so the ledger must not name it yet. Raises DiskFull.
+        Anything at ``relative`` is replaced, so the ledger must not name it yet. Raises DiskFull.
         """
         target = self.resolve(relative)
         files = _regular_files(staged)
@@ -168,10 +159,8 @@ class ArtifactStore:
         return None
 
     def checked_path(self, relative: str, artifacts: Sequence[Artifact]) -> Path:
-        """The path of a stored file or folder, after checking its ``artifacts``.
-
-        Raises IntegrityError if something is missing or altered.
-        """
+        """The path of a stored file or folder; IntegrityError if one of its ``artifacts`` is
+        altered."""
         path = self.resolve(relative)
         problems = [problem for problem in map(self.check, artifacts) if problem is not None]
         if not artifacts:
@@ -186,10 +175,8 @@ class ArtifactStore:
 
 @contextmanager
 def reporting_disk_full(out: Path, needed: Callable[[], str]) -> Iterator[None]:
-    """Raise DiskFull for every library's own error that means a full disk.
-
-    ``needed()`` returns the bytes to be written, as text; called only if the disk is full.
-    """
+    """Raise DiskFull for every library's own error that means a full disk, with the bytes
+    ``needed()``."""
     try:
         yield
     except (OSError, sqlite3.Error, SafetensorError) as error:
@@ -207,7 +194,6 @@ def _disk_full_message(out: Path, needed: str, free: int) -> str:
 
 
 def _regular_files(staged: Path) -> list[Path]:
-    """Every file of a staged file or folder, sorted; ValueError for links and devices."""
     paths = [staged] if not staged.is_dir() else sorted(staged.rglob("*"))
     for path in paths:
         if path.is_symlink() or not (path.is_file() or path.is_dir()):

@@ -36,8 +36,7 @@ CREATE TABLE records (
 );
 CREATE TABLE artifacts (path TEXT PRIMARY KEY, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL);
 """
-SMALL_WRITE = "some ten thousand"
-"""Bytes that a transaction needs, for messages; SQLite does not report them."""
+SMALL_WRITE = "some ten thousand"  # Bytes of a transaction, which SQLite does not report
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -92,7 +91,6 @@ def is_damaged(error: BaseException | None) -> bool:
 
 
 def damaged(out: Path, error: BaseException) -> IntegrityError:
-    """The error for a damaged ledger file."""
     return IntegrityError(
         f"{out / 'ledger.sqlite'}: damaged since it was written ({error}). Restore it from a copy, "
         "or run the study again in another folder."
@@ -114,7 +112,6 @@ def record_row(
 
 
 def body_sha256(body: str, settings: str) -> str:
-    """Hash of a record with its settings."""
     return hashlib.sha256(f"{body}\n{settings}".encode()).hexdigest()
 
 
@@ -140,13 +137,12 @@ def transaction(db: sqlite3.Connection, out: Path) -> Iterator[None]:
 
 
 def study_body(db: sqlite3.Connection, key: str) -> str | None:
-    """One entry of the ``study`` table, JSON text; None if it was never stored."""
+    """One entry of the ``study`` table, JSON text."""
     row = db.execute("SELECT body FROM study WHERE key = ?", (key,)).fetchone()
     return None if row is None else str(row[0])
 
 
 def stored_list(db: sqlite3.Connection, key: str, model: type[R]) -> list[R]:
-    """A list of records stored as one entry of the ``study`` table; empty if never stored."""
     try:
         entries = json.loads(study_body(db, key) or "[]")
     except ValueError as error:
@@ -155,10 +151,8 @@ def stored_list(db: sqlite3.Connection, key: str, model: type[R]) -> list[R]:
 
 
 def stored_records(db: sqlite3.Connection, kind: str, model: type[R]) -> Iterator[tuple[str, R]]:
-    """Every record of one kind with its trial id, in the order of storing.
-
-    Raises IntegrityError for an altered record.
-    """
+    """Every record of one kind with its trial id, in the order of storing; IntegrityError for an
+    altered one."""
     rows = db.execute(
         "SELECT trial_id, key, body, sha256, settings FROM records WHERE kind = ? ORDER BY rowid",
         (kind,),
@@ -174,5 +168,4 @@ def stored_records(db: sqlite3.Connection, kind: str, model: type[R]) -> Iterato
 
 
 def json_list(records: Iterable[Record]) -> str:
-    """Records as one JSON list, for the ``study`` table."""
     return json.dumps([record.model_dump(mode="json") for record in records])

@@ -43,12 +43,10 @@ def check_same_tasks(
 
 
 def same_machine(first: Provenance, second: Provenance) -> bool:
-    """Whether two runs differ only in time."""
     return first.model_copy(update={"created": second.created}) == second
 
 
 def mixed_versions_notes(history: Sequence[Provenance]) -> Iterator[str]:
-    """A note if the runs of one study used different versions of a library."""
     versions: dict[str, list[str]] = {}
     for entry in history:
         for library, version in {"rankscope": entry.rankscope, **entry.libraries}.items():

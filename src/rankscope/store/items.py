@@ -18,21 +18,18 @@ from rankscope.records import (
 )
 from rankscope.store.artifacts import Artifact, ArtifactStore
 
-COLUMNS = ["item_id", "subject", "score", "gold_logprob"]
+COLUMNS = ["item_id", "subject", "score", "gold_logprob", "gold_tokens"]
 
 
 def adapter_path(trial_id: str) -> str:
-    """Path of a trial's PEFT adapter, relative to the study."""
     return f"artifacts/{trial_id}/adapter"
 
 
 def model_path(trial_id: str) -> str:
-    """Path of a fully fine-tuned trial's model folder, relative to the study."""
     return f"artifacts/{trial_id}/model"
 
 
 def weights_path(spec: TrialSpec) -> str:
-    """Path of a trial's weights, relative to the study: an adapter, or a whole model."""
     return model_path(spec.trial_id) if spec.is_full else adapter_path(spec.trial_id)
 
 
@@ -43,7 +40,6 @@ def snapshot_path(spec: TrialSpec, step: int) -> str:
 
 
 def items_path(trial_id: str, task: str, split: str) -> str:
-    """Path of the per-item Parquet table of one evaluation, relative to the study."""
     folder = trial_id.replace("@", "/")  # a variant's items go below its trial's
     return f"artifacts/{folder}/items/{task}.{split}.parquet"
 
@@ -102,7 +98,7 @@ class StoredItems(Mapping[EvalKey, ItemScores]):
         if names is None or not names.same_as(table):
             names = _Names(table)
             self._names.setdefault(key[1:], names)
-        gold = pc.fill_null(table["gold_logprob"], float("nan"))
+        gold = pc.fill_null(pc.divide(table["gold_logprob"], table["gold_tokens"]), float("nan"))
         return ItemScores(
             item_ids=names.item_ids,
             scores=np.asarray(table["score"].to_numpy(), dtype=np.float64),

@@ -59,9 +59,9 @@ from rankscope.store.verify import find_problems
 class Ledger:
     """State of one study under ``out``; a context manager that closes it.
 
-    A stage stores its results in one transaction: records, statuses and the names of the
-    artifacts, all or nothing. Storing the same thing again changes nothing; a stored result is
-    never replaced. Reading a damaged data base inside ``with`` raises IntegrityError.
+    A stage stores its records, statuses and the names of its artifacts in one transaction. Storing
+    the same thing again changes nothing; a stored result is never replaced. Reading a damaged data
+    base inside ``with`` raises IntegrityError.
     """
 
     def __init__(self, out: Path, db: sqlite3.Connection, lock: StudyLock | None) -> None:
@@ -75,13 +75,9 @@ class Ledger:
     def open(cls, out: Path, *, write: bool) -> Self:
         """Open the study in ``out``; with ``write``, create it if there is none.
 
-        A writer holds the study's lock and first removes what a killed writer left behind.
-
-        Raises:
-            StudyLocked: another process writes this study.
-            UserError: no study there, one of a later Rankscope, or a folder in other use.
-            IntegrityError: not a ledger.
-            DiskFull: no space.
+        A writer holds the study's lock and first removes what a killed writer left behind. Raises
+        StudyLocked, UserError for a folder without a study or in other use, IntegrityError and
+        DiskFull.
         """
         path = out / "ledger.sqlite"
         if not write:
@@ -109,7 +105,6 @@ class Ledger:
         return ledger
 
     def close(self) -> None:
-        """Close the data base and release the lock."""
         self._db.close()
         if self._lock is not None:
             self._lock.release()
@@ -137,13 +132,11 @@ class Ledger:
         tasks: Sequence[TaskRecord],
         provenance: Provenance,
     ) -> None:
-        """Store what the study is made of now.
+        """Store what the study is made of now: it may gain or lose arms, seeds and tasks between
+        runs.
 
-        The study file may gain or lose arms, seeds and tasks between runs.
-
-        Raises:
-            UserError: stored results would not be comparable any more: another base model, dtype
-                or prompt format, or other rows or another metric under a task's name.
+        Raises UserError if stored results would not be comparable any more: another base model,
+        dtype or prompt format, or other rows or another metric under a task's name.
         """
         stored_model = study_body(self._db, "model")
         if stored_model is not None:
@@ -164,7 +157,6 @@ class Ledger:
         )
 
     def put_notes(self, notes: Sequence[str]) -> None:
-        """Replace what a reader of the results must know."""
         self._put(notes=json.dumps(list(notes)))
 
     def put_trials(self, specs: Sequence[TrialSpec]) -> int:
@@ -184,11 +176,9 @@ class Ledger:
             return int(self._db.execute(count).fetchone()[0]) - before
 
     def put_groups(self, groups: StoredGroups) -> None:
-        """Replace which trials train together."""
         self._put(groups=groups.model_dump_json())
 
     def groups(self) -> StoredGroups | None:
-        """Which trials train together; None before the first run."""
         body = study_body(self._db, "groups")
         return None if body is None else parse_record(StoredGroups, body, "study: groups")
 
@@ -203,14 +193,12 @@ class Ledger:
     # --- results
 
     def stage(self, expected_bytes: int | None = None) -> AbstractContextManager[Path]:
-        """A fresh folder to write artifacts into; see ``ArtifactStore.stage``."""
         return self._store.stage(expected_bytes)
 
     def publish(self, staged: Path, relative: str) -> tuple[Artifact, ...]:
         """Move a staged file or folder to ``relative``; pass the result to a ``commit``.
 
         If the ledger names that place already, what is stored stays and its rows are returned.
-        Raises UserError for a name outside ``artifacts/``, DiskFull.
         """
         self._store.resolve(relative)
         return self.artifacts(relative) or self._store.publish(staged, relative)
@@ -221,17 +209,12 @@ class Ledger:
         artifacts: Iterable[Artifact] = (),
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        """Store records and artifacts in one transaction.
+        """Store records, of any kind but ``train``, and artifacts in one transaction.
 
-        Args:
-            records: of any kind but ``train``.
-            artifacts: as published; an evaluation comes with its items, at ``items_path``.
-            settings: by the records' trial id, what they depend on besides the trial; a later run
-                with other settings is refused.
-
-        Raises:
-            IntegrityError: a number is not finite.
-            KeyError: an unknown trial, or an evaluation without items.
+        An evaluation comes with its items, at ``items_path``. ``settings`` is what the records
+        depend on besides the trial, by its id; a later run with other settings is refused. Raises
+        IntegrityError for a number that is not finite, KeyError for an unknown trial or missing
+        items.
         """
         with transaction(self._db, self.out):
             self._insert(records, artifacts, settings or {})
@@ -258,7 +241,6 @@ class Ledger:
         self._remember(records)
 
     def fail_trials(self, failures: Sequence[TrialFailure]) -> None:
-        """Mark trials that cannot go on, whatever stage they are in."""
         with transaction(self._db, self.out):
             for failure in failures:
                 set_status(self._db, failure.trial_id, failure.status, failure.reason)
@@ -272,7 +254,6 @@ class Ledger:
                 set_status(self._db, trial_id, status, expected=tuple(FAILED))
 
     def finish_trials(self, trial_ids: Sequence[str]) -> None:
-        """Mark trained trials as ``done``."""
         with transaction(self._db, self.out):
             for trial_id in trial_ids:
                 set_status(self._db, trial_id, "done", expected=("trained",))
@@ -283,7 +264,6 @@ class Ledger:
         artifacts: Iterable[Artifact],
         trials: Iterable[tuple[str, Status, str | None]],
     ) -> None:
-        """Store rows of another ledger in one transaction; see ``transfer``."""
         with transaction(self._db, self.out):
             self._insert_rows(records, artifacts)
             for trial_id, status, reason in trials:
@@ -316,14 +296,12 @@ class Ledger:
     # --- what is missing
 
     def trials(self) -> list[TrialSpec]:
-        """The trials of the study as it is now, in order."""
         rows = self._db.execute(
             "SELECT spec FROM trials WHERE position IS NOT NULL ORDER BY position"
         )
         return [parse_record(TrialSpec, body, "trials") for (body,) in rows]
 
     def statuses(self) -> dict[str, Status]:
-        """Status by trial id, for the trials of the study as it is now, in order."""
         return {trial_id: status for trial_id, status, _ in self.trial_rows()}
 
     def missing_evals(self, wanted: Iterable[EvalKey]) -> list[EvalKey]:
@@ -370,7 +348,6 @@ class Ledger:
         )
 
     def curve_points(self, trials: Sequence[TrialSpec]) -> dict[PointKey, CurvePoint]:
-        """The stored points of the learning curves of some trials."""
         ids = {trial.trial_id for trial in trials}
         return {
             (point.trial_id, point.task, point.step): point
@@ -391,20 +368,12 @@ class Ledger:
         return tuple(Artifact(*row) for row in rows)
 
     def checked_path(self, relative: str) -> Path:
-        """The place of a stored file or folder, after comparing every hash in it.
-
-        Raises IntegrityError if something is missing or altered.
-        """
+        """The place of a stored file or folder, after comparing every hash in it."""
         return self._store.checked_path(relative, self.artifacts(relative))
 
     def load(self) -> StudyRecords:
-        """All records of the study as it is now. Per-item tables are read on demand, also after
-        the ledger was closed.
-
-        Raises:
-            UserError: no run has stored a study yet.
-            IntegrityError: a stored record was altered.
-        """
+        """All records of the study as it is now. Per-item tables are read on demand, also after the
+        ledger was closed."""
         return load_study(self._db, self._store, self.artifacts("artifacts"))
 
     def verify(self, *, quick: bool = False) -> list[Problem]:

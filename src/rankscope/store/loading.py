@@ -30,7 +30,6 @@ from rankscope.store.items import ItemTables, StoredItems, StoredResults
 def load_study(
     db: sqlite3.Connection, store: ArtifactStore, artifacts: Sequence[Artifact]
 ) -> StudyRecords:
-    """Records of the trials and tasks the study has now; see ``Ledger.load``."""
     model, name = study_body(db, "model"), study_body(db, "name")
     if model is None or name is None:
         raise UserError(f"{store.out}: no run has stored a study yet; run it first.")

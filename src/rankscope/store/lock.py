@@ -37,7 +37,6 @@ class StudyLock:
         return self
 
     def release(self) -> None:
-        """Release the lock; a second call does nothing."""
         if self._fd is not None:
             # The file stays: if it were removed, a third process could lock a new file of that name
             # while a second one waits for this one.

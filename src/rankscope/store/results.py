@@ -20,8 +20,7 @@ PointKey = tuple[str, str, int]  # Of a learning curve: (trial id, task, optimiz
 RecordKind = Literal["train", "curve", "eval", "spectra", "heads"]
 StoredRecord = TrainRecord | CurvePoint | EvalRecord | SpectraRecord | HeadsRecord
 
-UNTRAINED: tuple[Status, ...] = ("planned", *sorted(FAILED))
-"""Statuses from which training can end, well or not."""
+UNTRAINED: tuple[Status, ...] = ("planned", *sorted(FAILED))  # From which training can end
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +38,10 @@ class StoredGroups(Record):
     max_group_size: int | None
     memory_limit: int | None
     groups: tuple[tuple[str, ...], ...]  # Trial ids
-    batch_tokens: dict[str, int] = {}
-    """By trial id, most tokens of a forward pass, if the study's were too many."""
+    batch_tokens: dict[str, int] = {}  # By trial id, if the study's were too many
 
 
 def kind_of(record: StoredRecord) -> RecordKind:
-    """The kind under which a record is stored."""
     kinds: dict[type[Record], RecordKind] = {
         TrainRecord: "train",
         CurvePoint: "curve",
@@ -56,7 +53,7 @@ def kind_of(record: StoredRecord) -> RecordKind:
 
 
 def key_of(record: StoredRecord) -> str:
-    """What tells a trial's records of one kind apart: task/split, or task/step of a curve."""
+    """What tells a trial's records of one kind apart."""
     match record:
         case EvalRecord():
             return f"{record.task}/{record.split}"
@@ -72,10 +69,7 @@ def set_status(
     reason: str | None = None,
     expected: Sequence[Status] | None = None,
 ) -> None:
-    """Change the status of a trial, if it is one of ``expected``; within a transaction.
-
-    Raises KeyError for a trial that is not in the ledger.
-    """
+    """Change the status of a trial, if it is one of ``expected``; within a transaction."""
     row = db.execute("SELECT status FROM trials WHERE trial_id = ?", (trial_id,)).fetchone()
     if row is None:
         raise KeyError(f"trial {trial_id!r} is not in the ledger")

@@ -17,11 +17,8 @@ def transfer(
 ) -> None:
     """Copy statuses, records and artifacts of some trials of ``source`` into ``target``.
 
-    All of it takes effect in one transaction. Results that ``target`` has already must be equal.
-    ``verified``: hash everything in ``source`` first.
-
-    Raises:
-        IntegrityError: a result is altered in ``source``, or differs from that of ``target``.
+    All of it takes effect in one transaction. Raises IntegrityError for a result that is altered in
+    ``source``, of which everything is hashed if ``verified``, or that differs from ``target``'s.
     """
     if verified and (problems := source.verify()):
         raise IntegrityError(f"{source.out}: {problems[0]}; remove this folder to compute it again")

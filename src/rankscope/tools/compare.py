@@ -28,13 +28,6 @@ def compare(folders: Sequence[Path]) -> StudyComparison:
 
     Compares the arms that both have (equal settings except the seed) on every common task, what the
     studies are made of, and their answers, which are computed again from the records.
-
-    Args:
-        folders: two or more study folders.
-
-    Raises:
-        UserError: fewer than two folders, the same folder twice, no study, no finished trial.
-        IntegrityError: a stored record or table was altered.
     """
     check_folders(folders)
     studies = [load_finished_study(folder) for folder in folders]
@@ -47,7 +40,6 @@ def compare(folders: Sequence[Path]) -> StudyComparison:
 
 
 def check_folders(folders: Sequence[Path]) -> None:
-    """Raise UserError unless there are two different folders or more."""
     if len(folders) < 2:
         raise UserError(f"compare: found {len(folders)} study folder, expected two or more")
     seen: dict[Path, Path] = {}
@@ -60,8 +52,7 @@ def check_folders(folders: Sequence[Path]) -> None:
 
 
 def check_inside(out: Path, folders: Sequence[Path]) -> None:
-    """Raise UserError if a page would be written into a study, whose folder the ledger accounts
-    for."""
+    """Refuse a page inside a study, whose folder the ledger accounts for."""
     # Both the link and its target count.
     places = (out.parent.resolve() / out.name, out.resolve())
     for folder in folders:
@@ -70,7 +61,6 @@ def check_inside(out: Path, folders: Sequence[Path]) -> None:
 
 
 def load_finished_study(folder: Path) -> StudyRecords:
-    """Load a study with at least one finished trial. Raises UserError, IntegrityError."""
     with Ledger.open(folder, write=False) as ledger:
         study = ledger.load()
     if not any(trial.status == "done" for trial in study.trials):
@@ -226,11 +216,7 @@ def section_facet(what: str, section: str, first: StudyRecords, second: StudyRec
 
 
 def training_facet(first: StudyRecords, second: StudyRecords) -> Facet:
-    """Whether trials of the same arm and seed are the same trial.
-
-    A trial's id covers the base and how it runs, the encoded rows, protocol, method, seed and the
-    version of the training code.
-    """
+    """Whether trials of the same arm and seed are the same trial, by their ids."""
     what = "trials of common arms"
     ids = [{(*t.spec.arm, t.spec.seed): t.spec.trial_id for t in s.trials} for s in (first, second)]
     both = ids[0].keys() & ids[1].keys()
@@ -248,7 +234,7 @@ def training_facet(first: StudyRecords, second: StudyRecords) -> Facet:
 
 
 def differences(one: Mapping[str, object], two: Mapping[str, object]) -> str:
-    """``epochs 3 and 1; ...`` for every differing field; empty if all are equal."""
+    """``epochs 3 and 1; ...`` for every differing field."""
     return "; ".join(
         f"{name.replace('_', ' ')} {one.get(name)} and {two.get(name)}"
         for name in dict.fromkeys([*one, *two])

@@ -42,15 +42,10 @@ def inspect(
     Args:
         base: a model folder, ``pocket``, a fetched model's name, or a hub id.
         tuned: folders of PEFT adapters or full checkpoints; they share the base's decompositions.
-        settings: how spectra are measured.
         device: where decompositions run, as a study's ``device``.
         any_base: accept adapters that record another base.
-        reporter: receives progress.
 
-    Raises:
-        UserError: something cannot be used: another base, an unsupported type of adapter, pickled
-            weights, more vectors than a matrix has.
-        IntegrityError: weights are missing, misshapen or not finite.
+    Raises UserError for what cannot be used, IntegrityError for damaged weights.
     """
     started = time.perf_counter()
     keep_freed_memory()
@@ -122,10 +117,8 @@ def inspect_spectra(
 
 
 def norm_growth(models: Sequence[TunedModel]) -> NormGrowth | None:
-    """Fit |dW|_F over ranks, on the largest comparable set of adapters of one rank each.
-
-    Comparable adapters are of one kind, on the same matrices, with the same scaling or alpha.
-    """
+    """Fit |dW|_F over ranks, on the largest set of adapters of one rank each that are of one kind,
+    on the same matrices, with the same scaling or alpha."""
     groups: dict[tuple[object, ...], list[TunedModel]] = {}
     for model in models:
         if model.rank is None or model.scaling is None:
@@ -143,12 +136,8 @@ def norm_growth(models: Sequence[TunedModel]) -> NormGrowth | None:
 
 
 def write_inspection_folder(inspection: Inspection, out: Path) -> None:
-    """Write all outputs into ``out``, created if missing.
-
-    ``inspection.json`` is the whole record, ``inspection.html`` the page, ``matrices.parquet`` has
-    a row per tuned model and matrix; ``layers.parquet`` and ``modules.parquet`` summarize by layer
-    and by type of module.
-    """
+    """Write the whole record, the page, and tables by matrix, layer and type of module into
+    ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     replace_text(out / "inspection.json", inspection.model_dump_json(indent=2) + "\n")
     write_tables(inspection, out)

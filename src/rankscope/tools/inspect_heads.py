@@ -34,15 +34,12 @@ TOKENS_PER_PASS = 4096
 
 @dataclass(frozen=True, slots=True)
 class HeadSettings:
-    """Which items heads are measured on."""
-
     task: str
     """a named task; its test items give importance and entropy. It counts as the task that was
     trained."""
     ablate: tuple[str, ...] = ()  # Tasks on which every head is removed by itself
     items: int = 64  # Most items of each task
-    data_dir: Path | None = None
-    """Folder of the named tasks' files; by default they are fetched from the hub."""
+    data_dir: Path | None = None  # Of the named tasks' files; by default from the hub
     dtype: str = "float32"
     """That the models run in. ``auto`` is the machine's fast one, whose rounding may be as large as
     a head's contribution. Changes are always computed from stored weights."""
@@ -51,7 +48,6 @@ class HeadSettings:
 def load_head_task(
     name: str, settings: HeadSettings, encoder: Encoder, context: int | None
 ) -> HeadTask:
-    """Read and encode the items of one named task."""
     task = load_task(TaskConfig(name=name), settings.data_dir, 0, settings.items)
     return head_task(context, encoder, task, settings.items, EvaluateConfig())
 
@@ -74,7 +70,6 @@ def inspect_heads(
     device: str = "auto",
     reporter: ProgressReporter | None = None,
 ) -> Inspection:
-    """Add the heads of every tuned model to an inspection."""
     reporter = reporter or NullReporter()
     disable_progress_bar()  # transformers' own, for reading weights
     analysis = analyze_base(inspection.base, settings, choose_device(device), reporter)
@@ -91,7 +86,6 @@ def inspect_heads(
 def analyze_base(
     name: str, settings: HeadSettings, device: torch.device, reporter: ProgressReporter
 ) -> HeadAnalysis:
-    """Load the base and measure its heads."""
     config = ModelConfig(path=str(shapes_folder(name).resolve()))
     base = load_base(config, device, choose_dtype(settings.dtype, device))
     layout = HeadLayout.of(base.model)

@@ -25,10 +25,9 @@ TableRow = dict[str, object]
 
 
 def write_tables(inspection: Inspection, folder: Path) -> None:
-    """Write ``matrices``, ``layers`` and ``modules.parquet``; with heads also ``heads``,
-    ``kv_heads`` and ``head_ablations.parquet``."""
+    """Write a Parquet file per table; those of heads only with heads."""
     matrices = pd.DataFrame(
-        [_identity(m) | _matrix_row(x) for m in inspection.tuned for x in m.spectra.matrices]
+        [_identity(m) | matrix_row(x) for m in inspection.tuned for x in m.spectra.matrices]
     )
     heads = [(_identity(m), m.heads) for m in inspection.tuned if m.heads is not None]
     tables = {
@@ -51,7 +50,8 @@ def _identity(model: TunedModel) -> TableRow:
     return {"model": model.name, "kind": model.kind, "rank": model.rank, "scaling": model.scaling}
 
 
-def _matrix_row(matrix: MatrixSpectrum) -> TableRow:
+def matrix_row(matrix: MatrixSpectrum) -> TableRow:
+    """The fields of a matrix; each pair (left, right) as two columns."""
     row: TableRow = {"out": matrix.shape[0], "in": matrix.shape[1]}
     row |= matrix.model_dump(exclude={"schema_version", "shape", *SIDED})
     for name in SIDED:
@@ -69,7 +69,6 @@ def _summed(matrices: pd.DataFrame, key: str) -> pd.DataFrame:
 
 
 def _head_rows(model: TableRow, heads: HeadsRecord) -> Iterator[TableRow]:
-    """One row per query head: change of its slices, importance, entropy, role."""
     roles = {(role.layer, role.head): role for role in heads.roles}
     changes = _changes(heads)
     for before, after in zip(heads.base, heads.tuned, strict=True):
@@ -90,7 +89,6 @@ def _head_rows(model: TableRow, heads: HeadsRecord) -> Iterator[TableRow]:
 
 
 def _kv_head_rows(model: TableRow, heads: HeadsRecord) -> Iterator[TableRow]:
-    """One row per key/value head."""
     changes = _changes(heads)
     for before, after in zip(heads.base, heads.tuned, strict=True):
         for head in range(len(after.group_importance)):
@@ -127,8 +125,7 @@ def _change_columns(
 
 
 def _ablation_rows(model: TableRow, heads: HeadsRecord) -> Iterator[TableRow]:
-    """One row per task and removed query head: changes of score and gold log-probability before and
-    after training, with the standard error of the difference. Rows without head: whole layers."""
+    """Rows by task and removed query head; those without a head are of whole layers."""
     for ablation in heads.ablations:
         identity = {**model, "task": ablation.task, "items": ablation.items}
         for layer, errors in enumerate(ablation.gold_difference_error):

@@ -31,8 +31,6 @@ MITIGATED, CONTROL = "mitigated", "control"  # Folders that :func:`mitigate` wri
 
 @dataclass(slots=True)
 class SourceAdapter:
-    """The adapter to change, with its base if one is given."""
-
     folder: Path
     tuned: StoredTunedModel
     adapter: Adapter
@@ -83,7 +81,6 @@ class SourceAdapter:
         return len(indices)
 
     def update(self, name: str) -> LowRankUpdate:
-        """dW of one module."""
         return self.tuned.update(name, None if self.base is None else self.weight(name))
 
 
@@ -105,10 +102,7 @@ def scale(source: SourceAdapter, out: Path, factor: float) -> AdapterChange:
 
 
 def layer_scale(source: SourceAdapter, out: Path, first: float, last: float) -> AdapterChange:
-    """Multiply each layer's update, linearly in depth from ``first`` to ``last``, as LiNeS does.
-
-    The rule is :func:`~rankscope.models.scaling.depth_factors`, as for a study's ``layer_scales``.
-    """
+    """Multiply each layer's update, linearly in depth from ``first`` to ``last``, as LiNeS does."""
     for factor in (first, last):
         if not 0 <= factor < float("inf"):
             raise UserError(f"scale {factor}: expected a number of at least 0")
@@ -128,12 +122,9 @@ def mitigate(
 ) -> tuple[AdapterChange, AdapterChange]:
     """Scale the intruder dimensions of every matrix; write the norm-matched control beside it.
 
-    Args:
-        source: with its base.
-        out: gets two adapters: ``mitigated``, exact, of rank r + number of intruders, and
-            ``control``, the whole update of each matrix scaled to the mitigated one's norm.
-        factor: lambda; 1 changes no bit, 0 removes the intruders.
-        settings: which vectors are intruders.
+    ``out`` gets two adapters: ``mitigated``, exact, of rank r + number of intruders, and
+    ``control``, the whole update of each matrix scaled to the mitigated one's norm. ``factor`` is
+    lambda; 1 changes no bit, 0 removes the intruders.
     """
     if source.base is None:
         raise UserError("--mitigate intruders: intruders are found by the base: give --base")
@@ -193,7 +184,6 @@ def write_edited(source: SourceAdapter, out: Path, action: str, edit: Edit) -> A
 
 
 def check_fits_float32(name: str, action: str, factors: StoredFactors) -> None:
-    """Adapters are written in float32: refuse numbers beyond its range."""
     for tensor in factors:
         if tensor is not None and not bool(torch.isfinite(tensor.float()).all()):
             raise UserError(

@@ -88,7 +88,7 @@ def _trials_of_answer(
         instead = (
             "no LoRA arm was scored"
             if best_lora
-            else f"the study recommends none ({advice.headline})"
+            else f"the study recommends none ({advice.verdict})"
         )
         raise UserError(
             f"{folder}: {advice.task}: {instead}; export the best LoRA arm with --best-lora, or "

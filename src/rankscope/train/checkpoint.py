@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -24,12 +25,9 @@ COUNTERS = "meta.json"
 
 @dataclass(frozen=True, slots=True)
 class GroupState:
-    """The content of a checkpoint."""
-
     step: int  # Optimizer steps done
     tensors: Mapping[str, Tensor]  # ``<trial>/<what>/<index>`` -> tensor
-    meta: Mapping[str, object]
-    """``<trial>`` -> counters and loss points; ``seconds`` -> training time."""
+    meta: Mapping[str, Any]  # ``<trial>`` -> counters and losses; ``seconds`` -> training time
 
 
 class GroupCheckpoint:
@@ -39,12 +37,7 @@ class GroupCheckpoint:
         self.folder = folder
 
     def save(self, state: GroupState) -> None:
-        """Replace the stored state; a crash leaves either the old or the new one.
-
-        Raises:
-            DiskFull: no space; the previous state is kept.
-            OSError: the folder cannot be written for another reason.
-        """
+        """Replace the stored state; a crash or a full disk leaves the old one."""
         aside = self.folder / "aside"
         shutil.rmtree(aside, ignore_errors=True)
         target = self.folder / f"step-{state.step:09d}"
@@ -74,7 +67,6 @@ class GroupCheckpoint:
                 shutil.rmtree(old, ignore_errors=True)
 
     def load(self) -> GroupState | None:
-        """The newest complete state, or None."""
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
             try:
                 meta = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
@@ -84,10 +76,8 @@ class GroupCheckpoint:
         return None
 
     def extract(self, trial_ids: Collection[str], into: "GroupCheckpoint") -> None:
-        """Copy the state of some trials, if there is any, into another checkpoint.
-
-        They get their share, by tokens, of the seconds spent so far.
-        """
+        """Copy the state of some trials, with their share of the seconds by tokens, into another
+        checkpoint."""
         state = self.load()
         if state is None:
             return
@@ -95,10 +85,8 @@ class GroupCheckpoint:
         meta = {name: value for name, value in state.meta.items() if name in trial_ids}
         tokens = {n: t["num_tokens"] for n, t in state.meta.items() if isinstance(t, dict)}
         share = sum(tokens.get(i, 0) for i in trial_ids) / max(1, sum(tokens.values()))
-        seconds = state.meta["seconds"]
-        assert isinstance(seconds, float | int)
-        into.save(GroupState(state.step, tensors, {**meta, "seconds": seconds * share}))
+        meta["seconds"] = state.meta["seconds"] * share
+        into.save(GroupState(state.step, tensors, meta))
 
     def remove(self) -> None:
-        """Delete the state."""
         shutil.rmtree(self.folder, ignore_errors=True)

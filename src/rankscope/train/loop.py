@@ -22,8 +22,6 @@ from rankscope.train.trial_state import TrialState, restore_states, save_states,
 
 
 class StepProgress(Protocol):
-    """Called after every optimizer step."""
-
     def __call__(self, step: int, num_steps: int, num_tokens: int, losses: list[float]) -> None:
         """``step`` of ``num_steps`` steps are done, the last one with ``num_tokens`` tokens;
         ``losses`` are of the trials that took it, on their own rows (no replay)."""
@@ -42,8 +40,6 @@ class StepCallback(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GroupResult:
-    """A trained group."""
-
     states: tuple[TrialState, ...]  # In the order of the trials
     tuned: Base  # The base with the adapters attached; in full fine-tuning the trained copy
     seconds: float  # Training time of this and earlier runs, without callbacks
@@ -63,24 +59,13 @@ def train_group(
 ) -> GroupResult:
     """Train one group to its end, from its checkpoint if there is one.
 
-    Args:
-        base: the frozen base; full fine-tuning trains a float32 copy of it.
-        trials: adapter trials of one task, or a single trial of a method that trains alone.
-        rows: the task's encoded training rows; each trial sees them in its own seed's order.
-        config: the training protocol; a trial may override parts of it.
-        replay: by task, the encoded rows that trials may replay.
-        checkpoint: stores the resumable state, at most every ``checkpoint_seconds`` and at a stop.
-        progress: called after every optimizer step.
-        callbacks: called after that, in order; not counted as training time.
-        should_stop: checked after every step; True saves the state and raises Interrupted.
+    A group is adapter trials of one task on the frozen base, or a single trial of a method that
+    trains alone. Each sees ``rows`` in its own seed's order, and by task the rows of ``replay``. A
+    trial may override parts of ``config``. ``checkpoint`` stores the state at most every
+    ``checkpoint_seconds``, and when ``should_stop``, asked after every step, raises Interrupted.
+    ``callbacks`` are not counted as training time.
 
     Adapters stay attached to ``base``, also after an error; the caller detaches them.
-
-    Raises:
-        UserError: no rows, a learning rate of 0 at all steps, or trials that cannot train together.
-        ValueError: the base carries adapters already.
-        Interrupted: a stop was requested.
-        DiskFull: a checkpoint could not be written.
     """
     if not rows:
         raise UserError("no training rows are left after encoding: there is nothing to train on")
@@ -137,7 +122,6 @@ def train_group(
 def run_callbacks(
     callbacks: Sequence[StepCallback], step: int, model: Base, states: Sequence[TrialState]
 ) -> float:
-    """Call the callbacks in order; the seconds they took."""
     started = time.monotonic()
     for callback in callbacks:
         callback(step, model, states)

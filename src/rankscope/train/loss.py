@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 8 * 2**20
-"""Float32 logits worked on at a time; such a block stays in a processor's cache."""
+BLOCK_BYTES = 8 * 2**20  # Float32 logits at a time; they stay in a processor's cache
 
 
 class MeanLosses(torch.autograd.Function):
@@ -61,18 +60,12 @@ class MeanLosses(torch.autograd.Function):
 def mean_losses(
     logits: Tensor, targets: Tensor, counts: Sequence[int], divisors: Sequence[float]
 ) -> Tensor:
-    """Each adapter's cross-entropy, summed over its labelled tokens here and divided.
+    """Each adapter's cross-entropy, summed over its labelled tokens here and divided:
+    (len(counts),) float32, nats.
 
-    Args:
-        logits: (M, vocabulary); computed in float32 whatever the dtype.
-        targets: (M,) token ids.
-        counts: labelled tokens of each adapter, in the order of the batch, summing to M.
-        divisors: label tokens of each adapter's whole optimizer step, so that uneven passes weigh
-            by tokens, and parts of a step add up to its mean; divided by the weight of a loss_term
-            that is no whole step.
-
-    Returns:
-        (len(counts),) float32, nats.
+    ``counts`` are the labelled tokens of each adapter, in the order of the batch. ``divisors`` are
+    those of its whole optimizer step, so that uneven passes weigh by tokens and add up to the
+    step's mean, over the weight of a term that is no whole step.
     """
     losses: Tensor = MeanLosses.apply(logits, targets, counts, divisors)  # type: ignore[no-untyped-call]
     return losses

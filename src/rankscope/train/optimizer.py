@@ -43,8 +43,8 @@ RATIO = "lr_ratio"  # Key of a parameter group: its learning rate over the trial
 def rate_groups(
     parameters: Sequence[nn.Parameter], faster: Container[nn.Parameter], ratio: float
 ) -> list[dict[str, Any]]:
-    """Parameter groups of LoRA+ (Hayou et al., 2402.12354): those in ``faster`` at ``ratio`` times
-    the rate of the others."""
+    """Parameter groups of LoRA+ (Hayou et al., 2402.12354): ``faster`` ones at ``ratio`` times the
+    rate."""
     return [
         {"params": [p for p in parameters if p not in faster], RATIO: 1.0},
         {"params": [p for p in parameters if p in faster], RATIO: ratio},
@@ -52,7 +52,6 @@ def rate_groups(
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group its rate, where the trial's is ``rate``."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get(RATIO, 1.0)
 
@@ -60,10 +59,10 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def learning_rate(
     peak: float, step: int, num_steps: int, schedule: Schedule, warmup_fraction: float
 ) -> float:
-    """Rate of optimizer step ``step`` (from 0) of ``num_steps``.
+    """Rate of optimizer step ``step`` (from 0) of ``num_steps``, as in transformers' schedules.
 
-    The same numbers as transformers' schedules: warm-up rises linearly over
-    ceil(warmup_fraction x num_steps) steps from 0 at step 0, then falls to 0 at ``num_steps``.
+    Warm-up rises linearly over ceil(warmup_fraction x num_steps) steps from 0 at step 0; the rate
+    falls to 0 at ``num_steps``.
     """
     warmup = math.ceil(warmup_fraction * num_steps)
     if step < warmup:

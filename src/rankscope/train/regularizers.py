@@ -39,14 +39,11 @@ class LossTerm:
 
     @property
     def num_labels(self) -> int:
-        """Labelled tokens, over which losses are averaged."""
         return sum(sum(row.is_label) for row in self.rows)
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """General rows of one trial, and which of them each step has."""
-
     rows: Sequence[EncodedRow]
     sampler: ReplaySampler
 
@@ -57,10 +54,8 @@ def loss_terms(
     replayed: Sequence[EncodedRow] | None,
     kl_weight: float,
 ) -> list[LossTerm]:
-    """A step's rows by how they count: the trial's own, then the replayed ones, if any.
-
-    ``replayed`` is None for a trial without replay.
-    """
+    """A step's rows by how they count: the trial's own, then the replayed ones; None without
+    replay."""
     if replayed is None:
         return [LossTerm(adapter_name, own, 1.0, kl_weight)]
     if not replayed:
@@ -75,8 +70,7 @@ def loss_terms(
 class KlDivergences(torch.autograd.Function):
     """KL(base || tuned) at every position, one block of logits at a time.
 
-    As in ``train/loss.py``, the same pass over the logits computes the gradient,
-    p_tuned - p_base, in their dtype.
+    As in ``train/loss.py``, the same pass computes the gradient, p_tuned - p_base, in their dtype.
     """
 
     @staticmethod
@@ -114,8 +108,8 @@ def kl_divergences(logits: Tensor, base_logits: Tensor) -> Tensor:
 def base_logits_of(base: Base, parts: Sequence[Sequence[EncodedRow]]) -> list[Tensor]:
     """Logits of the bare base at the labels of each part's rows, (labels, vocabulary).
 
-    A row of several parts runs once. Call this before the forward pass of the tuned model:
-    gradient checkpointing recomputes from the batch that ran last.
+    A row of several parts runs once. Call this before the forward pass of the tuned model: gradient
+    checkpointing recomputes from the batch that ran last.
     """
     distinct = {id(row): row for rows in parts for row in rows}
     keeps = {key: row.label_positions for key, row in distinct.items()}
@@ -159,7 +153,6 @@ class EarlyStop:
 
     @property
     def stopped_after(self) -> int | None:
-        """The step after which the trial stopped, or None."""
         return self.observed_step if self.waited >= self.patience else None
 
     @torch.no_grad()
@@ -170,20 +163,11 @@ class EarlyStop:
 
     def counters(self) -> dict[str, float]:
         """The state without the weights, JSON-compatible."""
-        if not self.observed_step:
-            return {}
-        return {
-            "best_score": self.best_score,
-            "best_step": self.best_step,
-            "observed_step": self.observed_step,
-            "waited": self.waited,
-        }
+        names = ("best_score", "best_step", "observed_step", "waited")
+        return {name: getattr(self, name) for name in names} if self.observed_step else {}
 
     def restore(self, counters: dict[str, float], weights: list[Tensor]) -> None:
-        """Set the state to what :meth:`counters` returned."""
         if counters:
-            self.best_score = counters["best_score"]
-            self.best_step = int(counters["best_step"])
-            self.observed_step = int(counters["observed_step"])
-            self.waited = int(counters["waited"])
+            for name, value in counters.items():
+                setattr(self, name, value)
             self.weights = weights

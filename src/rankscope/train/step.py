@@ -31,16 +31,11 @@ class TermLoss:
 def compute_gradients(
     model: Base, base: Base, terms: Sequence[LossTerm], batch_tokens: int
 ) -> list[TermLoss]:
-    """Accumulate the gradients of one optimizer step in the trained parameters.
+    """Accumulate the gradients of one optimizer step in the trained parameters; the loss of each
+    term.
 
-    Args:
-        model: the base with the trials' adapters, or the copy that full fine-tuning trains.
-        base: the untuned base, which KL compares with.
-        terms: of all active trials; those of one trial follow one another.
-        batch_tokens: most tokens of one forward pass; a longer row gets a pass of its own.
-
-    Returns:
-        The loss of each term.
+    ``model`` is the base with the trials' adapters, or the copy that full fine-tuning trains;
+    ``base`` is the untuned one, which KL compares with. Terms of one trial follow one another.
     """
     num_labels = [term.num_labels for term in terms]
     totals = torch.zeros(2, len(terms), device=model.device)  # weighted losses; KL
@@ -79,7 +74,6 @@ def compute_gradients(
 
 
 def label_ids(parts: Sequence[PassPart]) -> list[int]:
-    """The labelled tokens of a pass, in order."""
     return [row.input_ids[t + 1] for _, rows in parts for row in rows for t in row.label_positions]
 
 

@@ -17,10 +17,9 @@ def trial_protocol(trial: TrialSpec, train: TrainConfig) -> TrainConfig:
 def planned_steps(num_rows: int, num_tokens: int, train: TrainConfig) -> int:
     """Optimizer steps of one trial on ``num_rows`` rows of ``num_tokens`` tokens together.
 
-    As in transformers' Trainer, an epoch is ceil(ceil(rows / batch) / accumulation) steps, its last
-    step is smaller if rows run out, and a fraction of an epoch is rounded up to a whole step.
-    ``tokens`` means tokens / ``num_tokens`` epochs, as if every row had the mean length.
-    ``max_steps`` wins over both. Raises UserError for no rows.
+    As in transformers' Trainer, an epoch is ceil(ceil(rows / batch) / accumulation) steps, and a
+    fraction of an epoch is rounded up to a whole step. ``tokens`` means tokens / ``num_tokens``
+    epochs, as if every row had the mean length. ``max_steps`` wins over both.
     """
     if num_rows < 1:
         raise UserError("there are no training rows: expected at least one")
@@ -32,26 +31,23 @@ def planned_steps(num_rows: int, num_tokens: int, train: TrainConfig) -> int:
 
 
 def epoch_steps(num_rows: int, train: TrainConfig) -> int:
-    """Optimizer steps in which every row is seen once."""
     return math.ceil(num_rows / (train.batch_size * train.gradient_accumulation))
 
 
 def due_steps(
     every: int | Literal["epoch"], num_rows: int, num_tokens: int, train: TrainConfig
 ) -> tuple[int, ...]:
-    """Every ``every``-th optimizer step and the last one; arguments as of :func:`planned_steps`."""
+    """Every ``every``-th optimizer step and the last one."""
     last = planned_steps(num_rows, num_tokens, train)
     stride = epoch_steps(num_rows, train) if every == "epoch" else every
     return (*range(stride, last, stride), last)
 
 
 def trial_steps(trial: TrialSpec, num_rows: int, num_tokens: int, train: TrainConfig) -> int:
-    """Optimizer steps of a trial; arguments as of :func:`planned_steps`."""
     return planned_steps(num_rows, num_tokens, trial_protocol(trial, train))
 
 
 def check_learning_rates(trial: TrialSpec, num_steps: int, train: TrainConfig) -> None:
-    """Raise UserError if all optimizer steps of a trial have the learning rate 0."""
     protocol = trial_protocol(trial, train)
     schedule, warmup = protocol.schedule, protocol.warmup_fraction
     if not any(learning_rate(1.0, s, num_steps, schedule, warmup) for s in range(num_steps)):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ from rankscope.train.step_schedule import check_learning_rates, trial_protocol, 
 
 TUNER = "tuner/"  # Prefix of the names of a PEFT method's own tensors in a checkpoint
 BEST = "best/"  # Prefix of the names of the weights that early stopping would keep
+STORED_FIELDS = ("num_tokens", "num_label_tokens", "num_replay_tokens", "failure")
+"""Of a trial, as they are in a checkpoint."""
 
 
 @dataclass(slots=True)
@@ -68,7 +70,6 @@ class TrialState:
 
     @property
     def adapter_name(self) -> str | None:
-        """Name of its adapter on the base; None trains the model itself."""
         return self.adapter.name if self.adapter is not None else None
 
     @property
@@ -79,8 +80,8 @@ class TrialState:
     def needs_row_passes(self) -> bool:
         """Whether each row needs a forward pass of its own.
 
-        PEFT draws dropout pass by pass, and a row's mask must not depend on how many other rows
-        fit into memory beside it.
+        PEFT draws dropout pass by pass, and a row's mask must not depend on how many other rows fit
+        into memory beside it.
         """
         return self.tuner is not None and self.tuner.draws
 
@@ -105,7 +106,6 @@ class TrialState:
         return terms
 
     def loss_terms(self, step: int, rows: Sequence[EncodedRow]) -> list[LossTerm]:
-        """The rows of a step, by how they count in the loss."""
         own = [rows[i] for micro in self.sampler.step(step) for i in micro]
         replayed = None
         if self.replay is not None:
@@ -143,15 +143,14 @@ class TrialState:
         self.optimizer.zero_grad(set_to_none=True)
 
     def drop_cached_weights(self) -> None:
-        """Drop what the adapter computed from its old weights."""
         if self.adapter is not None:
             self.adapter.drop_cached_weights()
 
     def observe_score(self, step: int, score: float) -> None:
         """Pass the in-domain score after ``step`` steps to the early stop, if the trial has one.
 
-        While warm-up has only made steps at rate 0, the weights are the base's: their score does
-        not count, or the best weights could be untrained ones.
+        After warm-up steps at rate 0 alone the weights are the base's: their score does not count,
+        or the best weights could be untrained ones.
         """
         if self.early_stop is not None and any(point.lr > 0 for point in self.losses):
             self.early_stop.observe(step, score, self.parameters)
@@ -197,19 +196,15 @@ class TrialState:
     def counters(self) -> dict[str, object]:
         """What else a resumed run needs, JSON-compatible; dropout follows from seed and step."""
         return {
+            **{name: getattr(self, name) for name in STORED_FIELDS},
             "losses": [point.model_dump() for point in self.losses],
-            "num_tokens": self.num_tokens,
-            "num_label_tokens": self.num_label_tokens,
-            "failure": self.failure,
-            "tuner": self.tuner.counters() if self.tuner is not None else {},
-            "num_replay_tokens": self.num_replay_tokens,
             "penalties": [point.model_dump() for point in self.penalties],
+            "tuner": self.tuner.counters() if self.tuner is not None else {},
             "early_stop": self.early_stop.counters() if self.early_stop is not None else {},
         }
 
     @torch.no_grad()
-    def restore(self, tensors: dict[str, Tensor], counters: dict[str, object]) -> None:
-        """Set the state to what :meth:`tensors` and :meth:`counters` returned."""
+    def restore(self, tensors: dict[str, Tensor], counters: Mapping[str, Any]) -> None:
         for name, tensor in tensors.items():
             if name.startswith((TUNER, BEST)):
                 continue
@@ -222,24 +217,18 @@ class TrialState:
             else:  # the step too: AdamW is fused
                 self.optimizer.state[parameter][key] = tensor.to(parameter.device)
         self.drop_cached_weights()
-        losses: Sequence[dict[str, object]] = counters["losses"]  # type: ignore[assignment]
-        self.losses = [LossPoint.model_validate(point) for point in losses]
-        self.num_tokens = int(counters["num_tokens"])  # type: ignore[call-overload]
-        self.num_label_tokens = int(counters["num_label_tokens"])  # type: ignore[call-overload]
-        self.num_replay_tokens = int(counters["num_replay_tokens"])  # type: ignore[call-overload]
-        penalties: Sequence[dict[str, object]] = counters["penalties"]  # type: ignore[assignment]
-        self.penalties = [PenaltyPoint.model_validate(point) for point in penalties]
-        self.failure = counters["failure"]  # type: ignore[assignment]
+        for name in STORED_FIELDS:
+            setattr(self, name, counters[name])
+        self.losses = [LossPoint.model_validate(point) for point in counters["losses"]]
+        self.penalties = [PenaltyPoint.model_validate(point) for point in counters["penalties"]]
         if self.early_stop is not None:
             names = [f"{BEST}{i}" for i in range(len(self.parameters))]
             best = [tensors[n] for n in names if n in tensors]
-            self.early_stop.restore(
-                counters["early_stop"],  # type: ignore[arg-type]
-                [t.to(p.device) for t, p in zip(best, self.parameters, strict=bool(best))],
-            )
+            weights = [t.to(p.device) for t, p in zip(best, self.parameters, strict=bool(best))]
+            self.early_stop.restore(counters["early_stop"], weights)
         if self.tuner is not None:
             own = {n.removeprefix(TUNER): t for n, t in tensors.items() if n.startswith(TUNER)}
-            self.tuner.restore(own, counters["tuner"])  # type: ignore[arg-type]
+            self.tuner.restore(own, counters["tuner"])
 
 
 def start_trials(
@@ -249,14 +238,8 @@ def start_trials(
     config: TrainConfig,
     replay: Mapping[str, Sequence[EncodedRow]],
 ) -> tuple[Base, list[TrialState]]:
-    """Fresh states of a group's trials, and the model that they train.
-
-    The model is the base with their adapters attached; a copy in full fine-tuning.
-
-    Raises:
-        UserError: trials that cannot train together, or settings that cannot be combined.
-        ValueError: the base carries adapters already.
-    """
+    """Fresh states of a group's trials, and the model that they train: the base with their adapters
+    attached, or a copy in full fine-tuning."""
     if len(trials) > 1 and any(trial.trains_alone for trial in trials):
         raise UserError(
             "full fine-tuning and PEFT's own methods change the base itself: each such trial "
@@ -298,7 +281,6 @@ def start_trials(
 
 
 def check_combination(state: TrialState) -> None:
-    """Refuse regularizers that cannot be combined with a PEFT method."""
     if state.tuner is None:
         return
     if state.spec.kl_to_base:
@@ -316,7 +298,6 @@ def check_combination(state: TrialState) -> None:
 def save_states(
     checkpoint: GroupCheckpoint, states: Sequence[TrialState], step: int, seconds: float
 ) -> None:
-    """Store the states after ``step`` optimizer steps."""
     tensors = {
         f"{state.spec.trial_id}/{name}": tensor
         for state in states
@@ -333,10 +314,6 @@ def restore_states(checkpoint: GroupCheckpoint, states: Sequence[TrialState]) ->
         return 0, 0.0
     for state in states:
         prefix = f"{state.spec.trial_id}/"
-        tensors = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in stored.tensors.items()
-            if name.startswith(prefix)
-        }
-        state.restore(tensors, stored.meta[state.spec.trial_id])  # type: ignore[arg-type]
-    return stored.step, float(stored.meta["seconds"])  # type: ignore[arg-type]
+        own = {n.removeprefix(prefix): t for n, t in stored.tensors.items() if n.startswith(prefix)}
+        state.restore(own, stored.meta[state.spec.trial_id])
+    return stored.step, float(stored.meta["seconds"])

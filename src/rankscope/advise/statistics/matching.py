@@ -1,7 +1,9 @@
 """Scores of several models on the same items, matched by item id, with their clusters."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,21 +12,26 @@ from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.records import BASE, Estimate, ItemScores, Split, StudyRecords, TrialRecords
 
+ScoreKind = Literal["score", "gold_logprob"]
+"""What is compared of an item: its primary score, or the right answer's log p per token."""
 FEWEST_CLUSTERS = 10
 """With fewer subjects or passages, they are the task itself rather than a sample."""
 
 
 def paired_scores(
-    study: StudyRecords, trials: Sequence[TrialRecords], task: str, split: Split
+    study: StudyRecords,
+    trials: Sequence[TrialRecords],
+    task: str,
+    split: Split,
+    measure: ScoreKind = "score",
 ) -> Comparison | None:
     """Scores of trials (S, N) and of the base (N,) on the items that all of them answered.
 
     None if the base, all trials, or all common items are missing. Items with a non-finite score of
     any model are dropped.
     """
-    base = study.items.get((BASE, task, split))
-    tuned = stored_scores(study, trials, task, split)
-    return None if base is None else align_scores(tuned, [base], trained=False)
+    base = stored_scores(study, None, task, split, measure)
+    return align_scores(stored_scores(study, trials, task, split, measure), base, trained=False)
 
 
 @lru_cache(maxsize=256)
@@ -48,10 +55,18 @@ def cluster_labels(subjects: tuple[str | None, ...]) -> npt.NDArray[np.intp] | N
 
 
 def stored_scores(
-    study: StudyRecords, trials: Sequence[TrialRecords], task: str, split: Split, base: bool = False
+    study: StudyRecords,
+    trials: Sequence[TrialRecords] | None,
+    task: str,
+    split: Split,
+    measure: ScoreKind = "score",
 ) -> list[ItemScores]:
-    names = [BASE] if base else [t.spec.trial_id for t in trials]
-    return [s for name in names if (s := study.items.get((name, task, split)))]
+    """Item scores of the trials that have them; of the base if ``trials`` is None."""
+    names = [BASE] if trials is None else [t.spec.trial_id for t in trials]
+    found = [s for name in names if (s := study.items.get((name, task, split)))]
+    if measure == "score":
+        return found
+    return [replace(s, scores=s.gold_logprobs) for s in found]
 
 
 def trials_with_all_scores(

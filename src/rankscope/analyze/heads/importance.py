@@ -25,8 +25,6 @@ from rankscope.models.base import RowBatch
 
 @dataclass(frozen=True, slots=True)
 class Importance:
-    """Signed first-order values of every example and head."""
-
     signed: tuple[Tensor, ...]  # By layer, (X examples, H), z_h . dL/dz_h in nats
     losses: Tensor  # (X,), L in nats
 

@@ -24,13 +24,10 @@ Head = tuple[int, int]  # (layer, query head), both from 0
 
 @dataclass(frozen=True, slots=True)
 class Ablation:
-    """Heads that are removed together."""
-
     heads: tuple[Head, ...]
 
     @property
     def first_layer(self) -> int:
-        """The lowest layer that changes."""
         return min(layer for layer, _ in self.heads)
 
 
@@ -38,8 +35,6 @@ ForwardPass = tuple[RowBatch, AttentionPlan]
 
 
 class LayerwiseScorer:
-    """Scores some items under one model, intact and under ablations."""
-
     def __init__(self, model: HeadModel, trees: Sequence[TokenTree], prefix: Sequence[int]) -> None:
         self.model = model
         self.trees = trees

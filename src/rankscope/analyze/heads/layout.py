@@ -27,8 +27,6 @@ FUSED = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "attn_qkv", "in_proj")
 
 @dataclass(frozen=True, slots=True)
 class AttentionLayer:
-    """The heads of one decoder layer."""
-
     index: int  # Number of the layer, from 0
     layer: str  # Module path of the decoder layer
     attention: str  # Module path of its attention, such as ``model.layers.3.self_attn``
@@ -37,18 +35,14 @@ class AttentionLayer:
     head_dim: int  # D
 
     def projection(self, module: str) -> str:
-        """Module path of one of :data:`PROJECTIONS`."""
         return f"{self.attention}.{module}"
 
     def heads_of(self, module: str) -> int:
-        """Number of heads in one of :data:`PROJECTIONS`."""
         return self.num_heads if module in ("q_proj", "o_proj") else self.num_kv_heads
 
 
 @dataclass(frozen=True, slots=True)
 class HeadLayout:
-    """The heads of a model, layer by layer."""
-
     layers: tuple[AttentionLayer, ...]
 
     @classmethod
@@ -95,12 +89,9 @@ class HeadLayout:
 
 @dataclass(frozen=True, slots=True)
 class HeadModel:
-    """A model whose heads are measured."""
-
     base: Base  # The base, with the adapter or PEFT tuner on it
     layout: HeadLayout  # The heads of the base
-    adapter_name: str | None = None
-    """The adapter to compute with; None for the base, or for its PEFT tuner."""
+    adapter_name: str | None = None  # None for the base, or for its PEFT tuner
     batch_tokens: int = 4096  # Most tokens per forward pass, but at least one item
 
     def o_proj(self, layer: AttentionLayer) -> nn.Module:

@@ -14,8 +14,7 @@ from rankscope.evaluate.metrics import first_best
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.evaluate.token_trees import Floats, TokenTree
 
-LOGPROB_PER_TOKEN = "logprob_per_token"
-"""Score of items without options: the gold answer's log-probability per token."""
+LOGPROB_PER_TOKEN = "logprob_per_token"  # Of the gold answer: score of items without options
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,18 +34,14 @@ if TYPE_CHECKING:
 
     from rankscope.evaluate.lm_eval.model import LmEvalModel
 
-SEEDS = (0, 1234)
-"""The harness's own: of Python's generator, and of all others, few-shot samplers included."""
+SEEDS = (0, 1234)  # The harness's: of Python's generator, and of all others
 
 
 @dataclass(frozen=True, slots=True)
 class LmEvalSettings:
-    """How tasks of the harness are run."""
-
     batch_tokens: int = 4096
     context: int = 2048  # Most tokens that the model accepts
-    num_fewshot: int | None = None
-    """Examples before each question; None keeps the task's own number."""
+    num_fewshot: int | None = None  # None keeps the task's own number
     max_items: int | None = None  # At most this many items of each task, its first ones
     chat: bool = False  # Prompts in the tokenizer's chat template, examples as turns
     allow_functions: bool = False  # Let the task's files run the Python functions that they name
@@ -64,7 +60,6 @@ class LmEvalTask:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Its tasks, as records name them."""
         return tuple(LM_EVAL_PREFIX + name for name in self.loaded["tasks"])
 
     def config(self, name: str, key: str) -> Any:
@@ -110,14 +105,9 @@ def score_lm_eval_task(
 ) -> dict[str | None, list[Evaluation]]:
     """Score a task of the harness, or every task of a group or tag, under the base and adapters.
 
-    Args:
-        base: with the adapters attached.
-        task: with its settings.
-        models: adapter name -> trial id for the records; the name None is the bare base.
-
-    Returns:
-        Per adapter name the record and items of each task, in the harness's order. Records call the
-        split ``test``: the harness scores a task's test split, or its validation split without one.
+    ``models`` maps adapter names to trial ids; None is the bare base. Gives each model's record and
+    items of each task, in the harness's order. Records call the split ``test``: the harness scores
+    a task's test split, or its validation split without one.
     """
     evaluate, _ = import_harness(task.source)
     evaluations: dict[str | None, list[Evaluation]] = {}
@@ -183,7 +173,6 @@ def sandboxed_templates() -> Iterator[None]:
 
 
 def load_documents(manager: "TaskManager", names: list[str]) -> dict[str, Any]:
-    """The tasks with their documents."""
     try:
         return dict(manager.load(names))
     except UserError:
@@ -287,7 +276,6 @@ def read_metrics(numbers: Mapping[str, Any]) -> tuple[dict[str, float], str, str
 
 
 def item_of(name: str, metric: str, sample: Mapping[str, Any]) -> ItemResult:
-    """One document as the harness judged it."""
     answers, target, value = sample["filtered_resps"], sample["target"], sample.get(metric)
     if isinstance(value, tuple | list) and value:
         value = value[0]  # perplexity: (log p of the text, its words or bytes)

@@ -22,14 +22,7 @@ MAX_NEW_TOKENS = 256  # Longest generated answer of a task that sets no limit, a
 
 
 class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
-    """The base with one adapter, or bare.
-
-    Args:
-        base: carries the adapter.
-        adapter_name: None is the bare base.
-        context: most tokens of prompt and answer together.
-        batch_tokens: most tokens of a pass.
-    """
+    """The base with one attached adapter, or bare."""
 
     def __init__(
         self, base: Base, adapter_name: str | None, context: int, batch_tokens: int
@@ -70,7 +63,6 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A conversation as the tokenizer's template renders it."""
         text = self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
@@ -83,7 +75,6 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = True
     ) -> list[tuple[float, bool]]:
-        """As :meth:`_loglikelihood_tokens`, without progress bars."""
         values: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
         return values
 
@@ -115,7 +106,7 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
         return [pairs[number] for number in range(len(requests))]
 
     def check_lengths(self, lengths: Sequence[int]) -> None:
-        """Raise UserError for rows longer than the context: cut, they would be other rows."""
+        """Refuse rows longer than the context: cut, they would be other rows."""
         too_long = [length for length in lengths if length > self.context]
         if too_long:
             raise UserError(

@@ -30,8 +30,6 @@ def is_yaml(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class CheckedTask:
-    """What to load, and every file that describes it, included ones too."""
-
     names: list[str]
     files: tuple[Path, ...]
 
@@ -94,8 +92,7 @@ def check_tags(
 ) -> list[Path]:
     """Read a YAML file and its includes as trees of tagged nodes; construct nothing.
 
-    Returns:
-        The files read, this one first.
+    Returns the files read, this one first.
     """
     if path in seen:
         return []
@@ -144,7 +141,7 @@ def walk(root: Any) -> Iterator[Any]:
 
 
 def check_configs(path: Path, allow_functions: bool) -> None:
-    """Raise UserError for a task that fetches code, or runs what a model writes.
+    """Refuse a task that fetches code, or runs what a model writes.
 
     A group's file may contain its members, so every mapping of the file is checked.
     """
@@ -169,7 +166,6 @@ def check_configs(path: Path, allow_functions: bool) -> None:
 
 
 def check_metrics(config: dict[Any, Any], where: str) -> None:
-    """Raise UserError for a metric that is not the harness's own."""
     import lm_eval.api.metrics  # noqa: F401  (fills the registry)
     from lm_eval.api.registry import metric_registry
 

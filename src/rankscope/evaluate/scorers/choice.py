@@ -128,9 +128,9 @@ class ChoiceScorer(Scorer["list[Question]"]):
             not_finite += not is_finite
             texts = letters = tokens = None
             picks: dict[str, int | None] = {}
+            lengths = [len(ids) for question in questions for ids in question.continuations]
             if self.scores_texts:
                 texts = tuple(logprobs[:count].tolist())
-                lengths = [len(ids) for question in questions for ids in question.continuations]
                 tokens = tuple(lengths[:count])
                 picks = choice_predictions(texts, tokens, item.choices)
             if item.contexts:
@@ -143,7 +143,8 @@ class ChoiceScorer(Scorer["list[Question]"]):
             for metric, pick in picks.items():
                 hits.setdefault(metric, []).append(float(is_finite and pick == item.answer))
             pick = picks[primary]
-            scored = letters if primary == "letter" else texts
+            is_letter = primary == "letter"
+            scored = letters if is_letter else texts
             assert scored is not None
             results.append(
                 ItemResult(
@@ -153,6 +154,7 @@ class ChoiceScorer(Scorer["list[Question]"]):
                     gold=item.choices[item.answer],
                     prediction="" if pick is None else item.choices[pick],
                     gold_logprob=scored[item.answer] if is_finite else None,
+                    gold_tokens=(lengths[-count:] if is_letter else lengths)[item.answer],
                     option_logprobs=texts,
                     option_tokens=tokens,
                     letter_logprobs=letters,

@@ -93,6 +93,7 @@ class LossScorer(Scorer["list[EncodedRow]"]):
                     gold=self.gold(item),
                     prediction="",
                     gold_logprob=total,
+                    gold_tokens=count,
                 )
                 for item, total, count in zip(items, totals, counts, strict=True)
             ]

@@ -39,7 +39,6 @@ COPY = ".base_layer.weight"  # Ends the name of a base weight that PEFT wrote in
 
 
 def save_adapter(adapter: Adapter, trial: TrialSpec, base: ModelRecord, folder: Path) -> None:
-    """Write one trained adapter into an existing, empty folder."""
     if trial.scaling != adapter.scaling:
         raise ValueError(
             f"{trial.label}: scaling {trial.scaling} is not the adapter's, {adapter.scaling}"

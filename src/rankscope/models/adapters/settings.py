@@ -21,8 +21,7 @@ CONFIG = "adapter_config.json"
 
 PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")
 """Initializations that leave the base as it is; PiSSA, OLoRA, CorDA and LoftQ change it."""
-READABLE_INITS = (*PLAIN_INITS, "pissa")
-"""Initializations with a known W - W0: PiSSA's is a function of the base."""
+READABLE_INITS = (*PLAIN_INITS, "pissa")  # PiSSA's W - W0 is a function of the base
 
 
 class AdapterSettings(BaseModel):
@@ -37,8 +36,7 @@ class AdapterSettings(BaseModel):
     target_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
     init_lora_weights: bool | str = True
-    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
-    """Ranks of modules other than ``r``; keys match as in PEFT."""
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}  # Keys match as in PEFT
     alpha_pattern: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
 
     def rank_scale(self, rank: int) -> float:

@@ -171,7 +171,6 @@ def short_list(names: tuple[str, ...]) -> str:
 
 
 def warm_start_notes(warm_starts: Iterable[WarmStart]) -> list[str]:
-    """One sentence per adapter without a recorded base."""
     return [
         f"adapter {start.folder}: it does not record the weights it was made for; its modules fit "
         "this model, so this model is taken to be its base"

@@ -22,8 +22,7 @@ MAX_LENGTH = 1024
 """Longer rows use the fused attention: the T x T probabilities kept for the backward pass would
 outweigh everything else."""
 
-PADDING_PERCENT = 15
-"""Rows share a group if the longest has at most so much more tokens than the shortest."""
+PADDING_PERCENT = 15  # A group's longest row has at most so much more tokens than its shortest
 
 QUERY_BLOCK = 128  # Queries of one product; its keys end at the block's last query
 
@@ -42,7 +41,6 @@ class RowGroup:
 
     @property
     def stop(self) -> int:
-        """One after its last place."""
         return self.start + self.num_rows * self.width
 
     def view(self, x: Tensor, num_kv: int) -> Tensor:
@@ -197,7 +195,6 @@ class CausalProducts(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: RowLayout, scale: float
     ) -> Tensor:
-        """q (N, H, D), k and v (N, K, D) -> (N, H, D)."""
         saved: list[Tensor] = []
 
         def attend(scores: Tensor, queries: Tensor, values: Tensor) -> Tensor:

@@ -18,18 +18,15 @@ from torch import Tensor
 from rankscope.models.attention.decode import additive_mask
 from rankscope.models.attention.products import RowGroup, RowLayout, attend_in_groups
 
-MAX_SCORES = 2**16
-"""Most scores of a group in one head: the products and the softmax stay in the CPU cache."""
+MAX_SCORES = 2**16  # Most scores of a group in one head: its softmax stays in the CPU cache
 
 
 @dataclass(frozen=True, slots=True)
 class TreeMask:
     """Which tokens of each row see which."""
 
-    branch: Tensor
-    """(R, T) int64: 0 in the trunk, 1 and up in the branches, -1 beyond the row's end."""
-    position: Tensor
-    """(R, T) int64, positions counted from the row's first token; all branches start alike."""
+    branch: Tensor  # (R, T) int64: 0 in the trunk, then 1, 2, ..., and -1 beyond the row
+    position: Tensor  # (R, T) int64, from the row's first token; all branches start alike
     trunks: tuple[int, ...]  # Tokens before the first branch, by row
     _masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
 

@@ -30,7 +30,6 @@ class DoraMethod(LoraMethod):
     def init_module(
         self, adapter: Adapter, name: str, linear: nn.Linear, context: InitContext
     ) -> None:
-        """LoRA's A and B, and the length of W0's rows as m."""
         from torch import nn
 
         from rankscope.models.quantize import dense_weight
@@ -84,7 +83,6 @@ class DoraMethod(LoraMethod):
         grad_x: Tensor | None,
         weight: Tensor | None,
     ) -> list[Tensor]:
-        """Gradients of A, B and m."""
         hidden, before_gain, gain, inverse_norm = saved
         gained = grad * gain.to(grad.dtype)
         back = gained @ part.b
@@ -97,7 +95,6 @@ class DoraMethod(LoraMethod):
         return gradients
 
     def delta(self, adapter: Adapter, name: str, weight: Tensor) -> Tensor:
-        """m (W0 + s B A) / |W0 + s B A| - W0."""
         directed = weight + super().delta(adapter, name, weight)
         gain: Tensor = adapter.magnitude[name].detach().to(weight) / directed.norm(dim=1)
         return gain[:, None] * directed - weight

@@ -32,7 +32,6 @@ class EvaMethod(LoraMethod):
     fills_targets = False
 
     def check_trial(self, trial: TrialSpec, facts: TrialFacts) -> None:
-        """Check that the rows have as many tokens as a module has directions to find."""
         from rankscope.models.parameters import target_shapes
 
         assert trial.rank is not None

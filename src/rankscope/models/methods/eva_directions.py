@@ -21,8 +21,7 @@ from rankscope.data.encode import EncodedRow
 from rankscope.models.base import Base, Row, RowBatch, batches_of
 from rankscope.models.methods.eva import RHO
 
-CONVERGED = 0.99
-"""Cosine between a vector before and after a batch, above which it counts as converged."""
+CONVERGED = 0.99  # Cosine between a vector before and after a batch that leaves it in place
 EVA_BATCH_TOKENS = 2048  # Tokens of a batch, or twice the number of vectors if that is more
 MAX_BATCHES = 100  # Stops the updates; the rows are repeated as often as needed
 PCA_SEED = 42  # Seed of the randomized decomposition, PEFT's
@@ -34,8 +33,7 @@ class InputDirections:
 
     pca: IncrementalPCA
     num_components: int
-    converged: Tensor = field(init=False)
-    """(num_components,) bool: directions that the last batch left in place."""
+    converged: Tensor = field(init=False)  # By direction: the last batch left it in place
 
     def __post_init__(self) -> None:
         self.converged = torch.zeros(self.num_components, dtype=torch.bool)

@@ -40,7 +40,6 @@ class FullMethod(Method):
         return copied, copied.model
 
     def save(self, trained: Any, trial: TrialSpec, record: ModelRecord, folder: Path) -> None:
-        """Write a Hugging Face model folder; ``trained`` is the base that holds the weights."""
         trained.model.save_pretrained(folder)
         trained.tokenizer.save_pretrained(folder)
 

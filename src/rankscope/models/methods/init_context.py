@@ -33,7 +33,6 @@ class InitContext:
     _shared: dict[tuple[object, ...], Any] = field(default_factory=dict)
 
     def shared(self, key: tuple[object, ...], compute: Callable[[], T]) -> T:
-        """``compute()``, called once for each key."""
         if key not in self._shared:
             self._shared[key] = compute()
         value: T = self._shared[key]
@@ -61,7 +60,6 @@ def new_adapter(model: nn.Module, trial: TrialSpec, context: InitContext | None 
 
 
 def empty_adapter(trial: TrialSpec) -> Adapter:
-    """A trial's adapter without any module."""
     if trial.rank is None or trial.alpha is None:
         raise ValueError(f"{trial.label}: not a LoRA trial")
     return Adapter(

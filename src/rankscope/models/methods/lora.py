@@ -33,8 +33,7 @@ class LoraMethod(Method):
     arm_fields: ClassVar[tuple[str, ...]] = ("rank", "alpha", "targets", "dropout")
     has_rank = True
     accepts_warm_start = True
-    peft_fields: ClassVar[Mapping[str, Any]] = {}
-    """Fields in PEFT's ``LoraConfig`` that mark such an adapter on disk."""
+    peft_fields: ClassVar[Mapping[str, Any]] = {}  # They mark it in PEFT's ``LoraConfig``
     fills_targets: ClassVar[bool] = True  # Every target gets an adapter
 
     def rank_scale(self, rank: int) -> float:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 
 class TrialFacts(NamedTuple):
-    """What is known about a trial before it runs."""
-
     shapes: Architecture
     folder: Path  # Holds the base's ``config.json``
     num_tokens: int  # Of the training task's rows
@@ -37,26 +35,20 @@ class Method:
 
     name: ClassVar[str]  # In study files and records
     label: ClassVar[str]  # In reports
-    summary: ClassVar[str]
-    """One sentence of Markdown for the table of methods in docs/study-file.md."""
-    arm_note: ClassVar[str] = ""
-    """Why an arm of it has other settings, as "method NAME ..." continues."""
+    summary: ClassVar[str]  # A Markdown sentence for the table in docs/study-file.md
+    arm_note: ClassVar[str] = ""  # Why its arms have other settings, after "method NAME"
     arm_fields: ClassVar[tuple[str, ...]] = ()
     """Fields of a study's arm that the method has besides the learning rate, the training protocol
     and the mitigations."""
-    field_defaults: ClassVar[Mapping[str, Any]] = {}
-    """Values of optional ``arm_fields`` that are None in an arm."""
+    field_defaults: ClassVar[Mapping[str, Any]] = {}  # Of optional ``arm_fields``
     has_rank: ClassVar[bool] = False  # Trains A (r, in) and B (out, r) of each target
     trains_base: ClassVar[bool] = False  # Trains every weight of the base
-    occupies_base: ClassVar[bool] = False
-    """Changes the base in place, so the bare base is not available beside it."""
+    occupies_base: ClassVar[bool] = False  # Changes the base in place: no bare base beside it
     takes_settings: ClassVar[bool] = False  # An arm names it by a mapping, ``{name: settings}``
     accepts_warm_start: ClassVar[bool] = False  # Can continue training from an adapter on disk
     delta_needs_base: ClassVar[bool] = False  # W - W0 depends on W0, not on A and B alone
-    delta_is_low_rank: ClassVar[bool] = True
-    """W - W0 is s (B A - B0 A0), so it can be analyzed by its factors."""
-    init_is_part_of_base: ClassVar[bool] = False
-    """A0 and B0 are a part of W0, which the adapter subtracts."""
+    delta_is_low_rank: ClassVar[bool] = True  # W - W0 is s (B A - B0 A0): it has factors
+    init_is_part_of_base: ClassVar[bool] = False  # The adapter subtracts A0 and B0
 
     @property
     def trains_alone(self) -> bool:

@@ -34,7 +34,6 @@ class PeftMethod(Method):
     arm_note = "takes its settings from PEFT's configuration, under PEFT's names"
 
     def check_trial(self, trial: TrialSpec, facts: TrialFacts) -> None:
-        """Build the method on a model without storage."""
         from rankscope.models.peft_backend.settings import count_in_folder
 
         assert trial.peft is not None
@@ -59,7 +58,6 @@ class PeftMethod(Method):
         return base, new_tuner(base, trial, num_steps)
 
     def save(self, trained: Any, trial: TrialSpec, record: ModelRecord, folder: Path) -> None:
-        """Write what PEFT's ``save_pretrained`` writes."""
         trained.save(record, folder)
 
     def load(self, base: Base, trial: TrialSpec, folder: Path) -> Base:

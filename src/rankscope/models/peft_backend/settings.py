@@ -50,14 +50,11 @@ UNUSABLE_FIELDS = {
 }
 """Fields that do not work with concatenated rows on a shared base, and why."""
 
-FIXED_TARGETS = ("LN_TUNING", "TRAINABLE_TOKENS")
-"""Types that change norms or the embedding, whatever the arm's targets."""
+FIXED_TARGETS = ("LN_TUNING", "TRAINABLE_TOKENS")  # They change norms or the embedding
 
-INIT_FROM_DATA = ("corda", "eva", "lora_ga")
-"""Values of ``init_lora_weights`` that need a pass over data first."""
+INIT_FROM_DATA = ("corda", "eva", "lora_ga")  # ``init_lora_weights`` that need a pass over data
 
-INIT_IN_PLACE = ("olora",)
-"""Values of ``init_lora_weights`` that subtract the initial adapter from the base's weights."""
+INIT_IN_PLACE = ("olora",)  # ``init_lora_weights`` that change the base's own weights
 
 PEFT_FAILURES = (
     ArithmeticError,
@@ -173,7 +170,7 @@ def misfit(config: PeftConfig, error: BaseException) -> UserError:
 
 
 def initializes_in_place(config: PeftConfig) -> bool:
-    """Whether injecting the method changes the values of the base's own weights."""
+    """Whether injecting the method changes the base's own weights."""
     return str(getattr(config, "init_lora_weights", None)).lower() in INIT_IN_PLACE
 
 

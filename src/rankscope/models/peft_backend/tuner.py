@@ -211,7 +211,6 @@ class PeftTuner:
             layer.weight.data = now
 
     def mergeable(self) -> list[str]:
-        """Names of the linear layers into which the method can be merged."""
         return [name for name in self.layers() if self._merged(name) is not None]
 
     def merged_weight(self, name: str) -> Tensor:

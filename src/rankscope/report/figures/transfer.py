@@ -68,7 +68,7 @@ def draw_transfer(view: StudyView, unit: Unit) -> Figure | None:
 
 def absent(view: StudyView, train: str, test: str) -> str:
     """Why a cell is empty."""
-    shares = train != test and test in trained_parts(view.study, train)
+    shares = train != test and test in trained_parts(view.study.tasks, train)
     return "shares its training rows" if shares else "not scored"
 
 

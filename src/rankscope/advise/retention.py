@@ -1,0 +1,138 @@
+"""How forgetting is measured, and weighed against the gain, for arms trained on one task.
+
+Forgetting is shown in the retention tasks' own unit: points, or nats per token if all of them are
+held-out text. A sum with the gain needs one unit:
+
+- Gain and forgetting in the same unit are weighed as they are.
+- A gain in nats per token is weighed against the fall of the right answers' log-probability on the
+  retention items, nats per token. Held-out text is weighed by its own score, which is the same.
+- A gain in points is weighed against the rise of the text's cross-entropy relative to the base's:
+  1 % more counts as 1 point. Right answers without a log-probability count likewise against a gain
+  in nats: 1 point as 1 % of the base's cross-entropy on the training task.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rankscope.advise.statistics.matching import ScoreKind
+from rankscope.config.objective import ObjectiveConfig
+from rankscope.records import (
+    BASE,
+    ForgettingScale,
+    ScaleName,
+    StudyRecords,
+    TaskRecord,
+    trained_parts,
+)
+
+RULES: dict[ScaleName, str] = {
+    "unmeasured": "No retention task measures forgetting, so the gain alone counts.",
+    "points": "Forgetting is the mean fall over the retention tasks, in points like the gain.",
+    "nats": "Forgetting is the mean fall over the retention tasks, in nats per token.",
+    "gold_logprob": (
+        "The gain is in nats per token, so forgetting is weighed in the same unit: the mean fall "
+        "of the right answer's log-probability per token over the retention tasks."
+    ),
+    "relative": (
+        "Gain and forgetting have different units, so nats are weighed relative to the base's "
+        "cross-entropy: 1 % of it counts as 1 point."
+    ),
+}
+"""The rule in one sentence, as ``check``, the report and the model card give it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionScale:
+    """The retention tasks that are weighed against the gain on one training task, and how."""
+
+    name: ScaleName
+    tasks: tuple[TaskRecord, ...] = ()
+    measure: ScoreKind = "score"
+    factors: Mapping[str, float] | None = None
+    """Task -> factor of its change; None if every factor is 1."""
+
+    def factor(self, task: str) -> float:
+        return 1.0 if self.factors is None else self.factors[task]
+
+    @property
+    def record(self) -> ForgettingScale:
+        return ForgettingScale(name=self.name, text=RULES[self.name])
+
+
+def scale_name(gain_unit: str, retention_units: Sequence[str], weighs_gain: bool) -> ScaleName:
+    """The scale by the units of the training task and of its retention tasks alone.
+
+    Log-probabilities of right answers are taken to be known.
+    """
+    if not retention_units:
+        return "unmeasured"
+    in_accuracy = "accuracy" in retention_units
+    if not weighs_gain or in_accuracy == (gain_unit == "accuracy"):
+        return "points" if in_accuracy else "nats"
+    return "gold_logprob" if in_accuracy else "relative"
+
+
+def retention_by_unit(
+    tasks: Sequence[TaskRecord], trained: str
+) -> tuple[tuple[TaskRecord, ...], tuple[TaskRecord, ...]]:
+    """Retention tasks of an arm trained on ``trained``: those scored by accuracy, those by log
+    probability."""
+    trained_names = trained_parts(tasks, trained)
+    retained = [t for t in tasks if "retention" in t.roles and t.name not in trained_names]
+    accuracy = tuple(t for t in retained if t.score_unit == "accuracy")
+    return accuracy, tuple(t for t in retained if t.score_unit != "accuracy")
+
+
+def scale_notes(tasks: Sequence[TaskRecord], objective: ObjectiveConfig) -> list[str]:
+    """What ``check`` and ``plan`` say of forgetting that is not in the gain's unit."""
+    notes = []
+    for task in [t for t in tasks if t.trained_on]:
+        retained = [t.score_unit for part in retention_by_unit(tasks, task.name) for t in part]
+        name = scale_name(task.score_unit, retained, objective.in_domain > 0)
+        if objective.retention and name in ("gold_logprob", "relative"):
+            notes.append(f"{task.name}: {RULES[name][0].lower()}{RULES[name][1:-1]}")
+    return notes
+
+
+def retention_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]:
+    """Tasks whose mean is the forgetting that is shown for an arm trained on ``trained``.
+
+    They share one unit: accuracy if any retention task has it, otherwise log probability.
+    """
+    accuracy, text = retention_by_unit(study.tasks, trained)
+    return accuracy or text
+
+
+def retention_scale(study: StudyRecords, trained: str) -> RetentionScale:
+    """How the forgetting of an arm trained on ``trained`` is weighed."""
+    accuracy, text = retention_by_unit(study.tasks, trained)
+    own = accuracy or text
+    record = next((t for t in study.tasks if t.name == trained), None)
+    gain_unit = "accuracy" if record is None else record.score_unit
+    units = [t.score_unit for t in (*accuracy, *text)]
+    name = scale_name(gain_unit, units, study.config.objective.in_domain > 0)
+    if name == "gold_logprob":
+        known = tuple(t for t in accuracy if has_gold_logprobs(study, t.name))
+        if known or text:
+            return RetentionScale(name, (*known, *text), "gold_logprob")
+        entropy = cross_entropy(study, trained)
+        return RetentionScale("relative", own, factors={t.name: entropy for t in own})
+    if name == "relative":
+        factors = {t.name: 1 / cross_entropy(study, t.name) for t in own}
+        return RetentionScale(name, own, factors=factors)
+    return RetentionScale(name, own)
+
+
+def has_gold_logprobs(study: StudyRecords, task: str) -> bool:
+    """Whether the base's right answers on the test split have log-probabilities."""
+    base = study.items.get((BASE, task, "test"))
+    return base is None or bool(np.isfinite(base.gold_logprobs).any())
+
+
+def cross_entropy(study: StudyRecords, task: str) -> float:
+    """The base's mean cross-entropy on the test split, nats per token; 1 if it is not known."""
+    base = study.items.get((BASE, task, "test"))
+    scores = np.empty(0) if base is None else base.scores[np.isfinite(base.scores)]
+    return abs(float(scores.mean())) or 1.0 if scores.size else 1.0

@@ -1,0 +1,219 @@
+"""A finished study as pandas DataFrames, one row per thing, and its answer for a notebook."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+from markupsafe import Markup
+
+from rankscope.advise.recommend import recommend
+from rankscope.formatting import safe_text
+from rankscope.records import (
+    BASE,
+    Recommendation,
+    StudyRecords,
+    TaskAdvice,
+    TrialRecords,
+    TrialSpec,
+    trial_of,
+)
+from rankscope.report.study_view import StudyView
+from rankscope.report.tables import arms_table
+from rankscope.store import Ledger
+from rankscope.tools.inspection_tables import TableRow, matrix_row
+
+
+@dataclass(frozen=True)
+class StudyFrames:
+    """A study read from its folder; every table is made when it is first used.
+
+    Scores are shares of 1 (or log probabilities in nats), times are seconds, sizes are bytes.
+    """
+
+    folder: Path
+    records: StudyRecords = field(repr=False)
+
+    @cached_property
+    def recommendation(self) -> Recommendation:
+        return recommend(self.records)
+
+    @cached_property
+    def answer(self) -> "AnswerText":
+        """The answers; a notebook shows them as a card, ``print`` as text."""
+        return AnswerText(StudyView(self.records, self.recommendation))
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """One row per trial: its settings, status, and what training it took."""
+        rows = [trial_row(trial) for trial in self.records.trials]
+        return _frame(rows, "rank", *TRAINING_COLUMNS[:-1])
+
+    @cached_property
+    def arms(self) -> pd.DataFrame:
+        """One row per arm: means over seeds with 95 % intervals, as in the report's table."""
+        return arms_table(StudyView(self.records, self.recommendation))
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """One row per model, task and split; ``trial`` is ``base`` for the untuned model.
+
+        ``change`` is the score minus the base's. ``standard_error`` is over items.
+        """
+        evals = self.records.evals
+        rows: list[TableRow] = []
+        for (model_id, task, split), record in evals.items():
+            base = evals.get((BASE, task, split))
+            rows.append(
+                self._model_row(model_id)
+                | {
+                    "task": task,
+                    "split": split,
+                    "metric": record.metric,
+                    "score": record.score,
+                    "standard_error": record.standard_error,
+                    "items": record.n,
+                    "change": None if base is None else record.score - base.score,
+                    "seconds": record.seconds,
+                }
+            )
+        return _frame(rows, "rank", "seed")
+
+    @cached_property
+    def items(self) -> pd.DataFrame:
+        """One row per model and item: score, answers and log probabilities."""
+        prompts = {
+            (task, split, item.item_id): item.prompt
+            for (model_id, task, split) in self.records.results
+            if model_id == BASE
+            for item in self.records.results[model_id, task, split]
+        }
+        rows = [
+            self._model_row(model_id)
+            | {
+                "task": task,
+                "split": split,
+                "item": item.item_id,
+                "subject": item.subject,
+                "score": item.score,
+                "gold": item.gold,
+                "prediction": item.prediction,
+                "gold_logprob": item.gold_logprob,
+                "generated": item.generated,
+                "prompt": prompts.get((task, split, item.item_id)),
+            }
+            for (model_id, task, split) in self.records.results
+            for item in self.records.results[model_id, task, split]
+        ]
+        return _frame(rows, "rank", "seed")
+
+    @cached_property
+    def spectra(self) -> pd.DataFrame:
+        """One row per trial and weight matrix: size, ranks, similarity and intruders."""
+        rows = [
+            self._model_row(trial.spec.trial_id) | matrix_row(matrix)
+            for trial in self.records.trials
+            if trial.spectra is not None
+            for matrix in trial.spectra.matrices
+        ]
+        return _frame(rows, "rank", "seed", "layer")
+
+    @cached_property
+    def losses(self) -> pd.DataFrame:
+        """One row per trial and optimizer step: loss in nats, learning rate, gradient norm."""
+        rows = [
+            self._model_row(trial.spec.trial_id)
+            | {"step": p.step, "loss": p.loss, "lr": p.lr, "grad_norm": p.grad_norm}
+            for trial in self.records.trials
+            if trial.train is not None
+            for p in trial.train.losses
+        ]
+        return _frame(rows, "rank", "seed")
+
+    def _model_row(self, model_id: str) -> TableRow:
+        """What tells models apart; ``variant`` is the change of a trial scaled at inference."""
+        spec = self._specs.get(trial_of(model_id))
+        return {
+            "trial": trial_of(model_id),
+            "variant": model_id.partition("@")[2] or None,
+            "trained_on": spec.task if spec else None,
+            "arm": spec.arm_label if spec else BASE,
+            "rank": spec.rank if spec else None,
+            "seed": spec.seed if spec else None,
+        }
+
+    @cached_property
+    def _specs(self) -> dict[str, TrialSpec]:
+        return {trial.spec.trial_id: trial.spec for trial in self.records.trials}
+
+
+@dataclass(frozen=True)
+class AnswerText:
+    """The answer of every training task."""
+
+    view: StudyView = field(repr=False)
+
+    def __repr__(self) -> str:
+        blocks = [_answer_lines(advice) for advice in self.view.recommendation.advice]
+        text = "\n\n".join("\n".join(lines) for lines in blocks)
+        return safe_text(text or "The study has no training task, so there is no answer.", 20_000)
+
+    def _repr_html_(self) -> str:
+        return str(Markup("<pre>{}</pre>").format(repr(self)))
+
+
+def _answer_lines(advice: TaskAdvice) -> list[str]:
+    """Verdict, claims, weak points and next steps of one training task."""
+    weak = [check for check in advice.checks if check.status != "fine"]
+    return [
+        f"{advice.task}: {advice.verdict}",
+        advice.explanation,
+        f"  better than the base ({advice.better_than_base.confidence}): "
+        f"{advice.better_than_base.text}",
+        f"  best choice ({advice.best_choice.confidence}): {advice.best_choice.text}",
+        *(f"  {check.status}: {check.text}" for check in weak),
+        *(f"  next: {step.text}" for step in advice.next_steps),
+    ]
+
+
+def load(folder: str | Path) -> StudyFrames:
+    """Read the study in ``folder``.
+
+    Raises:
+        UserError: no study there.
+        IntegrityError: a stored record or table was altered.
+    """
+    with Ledger.open(Path(folder), write=False) as ledger:
+        return StudyFrames(Path(folder), ledger.load())
+
+
+TRAINING_COLUMNS = (
+    *("trainable_parameters", "steps", "rows", "num_tokens", "num_label_tokens"),
+    *("peak_memory_bytes", "seconds"),
+)
+"""Fields of a training record that are columns of ``trials``."""
+
+
+def trial_row(trial: TrialRecords) -> TableRow:
+    """A trial's settings, its status, and what training it took; unknown is None."""
+    spec, train = trial.spec, trial.train
+    return {
+        "trial": spec.trial_id,
+        "task": spec.task,
+        "arm": spec.arm_label,
+        **{name: getattr(spec, name) for name in ("method", "rank", "alpha", "lr", "dropout")},
+        "targets": ", ".join(spec.targets) or None,
+        **spec.overrides,
+        **spec.mitigations,
+        "seed": spec.seed,
+        "status": trial.status,
+        "failure": trial.failure,
+        "final_loss": train.losses[-1].loss if train and train.losses else None,
+        **{name: getattr(train, name, None) for name in TRAINING_COLUMNS},
+    }
+
+
+def _frame(rows: list[TableRow], *integers: str) -> pd.DataFrame:
+    """A frame whose ``integers`` stay integers beside unknown cells."""
+    frame = pd.DataFrame(rows)
+    return frame.astype({name: "Int64" for name in integers if name in frame})

@@ -1,0 +1,122 @@
+"""How forgetting is measured and weighed, whatever the units of the tasks."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+from advice import advice_on
+from synthetic_study import Truth, synthetic_study
+
+from rankscope.advise.arms import summarize_arms
+from rankscope.advise.comparisons import net_difference
+from rankscope.advise.recommend import recommend
+from rankscope.advise.retention import retention_scale, scale_name
+from rankscope.records import BASE, StudyRecords
+
+
+def chat_study(gold_fall: float = 0.0, accuracy_fall: float = 0.0) -> StudyRecords:
+    """Trained on chat rows scored in nats: gain 0.3. Retention on right or wrong answers, whose
+    gold log-probability falls by ``gold_fall``."""
+    truth = Truth(ranks=(8,), full_lrs=(), forgetting=lambda rank, lr: accuracy_fall)
+    study = synthetic_study(truth)
+    rng = np.random.default_rng(1)
+    level = {s: rng.normal(-2, 0.5, 400) for s in ("validation", "test")}
+    items = dict(study.items)
+    for key, found in study.items.items():
+        is_base = key[0] == BASE
+        noise = rng.normal(0, 0.05, 400)
+        if key[1] == "med":
+            scores = level[key[2]] + (0.0 if is_base else 0.3) + noise
+            items[key] = replace(found, scores=scores, gold_logprobs=scores)
+        if key[1] == "general":
+            gold = level[key[2]] - (0.0 if is_base else gold_fall) + noise
+            items[key] = replace(found, gold_logprobs=gold)
+    tasks = tuple(
+        t.model_copy(update={"score_unit": "log_probability", "chance": None})
+        if t.name == "med"
+        else t
+        for t in study.tasks
+    )
+    return replace(study, items=items, tasks=tasks)
+
+
+def test_every_pair_of_units_has_a_scale() -> None:
+    units = ("accuracy", "log_probability")
+    retention = [(), ("accuracy",), ("log_probability",), units]
+    found = {(u, r): scale_name(u, r, weighs_gain=True) for u, r in product(units, retention)}
+    assert list(found.values()) == [
+        *("unmeasured", "points", "relative", "points"),
+        *("unmeasured", "gold_logprob", "nats", "gold_logprob"),
+    ]
+    assert scale_name("log_probability", ("accuracy",), weighs_gain=False) == "points"
+
+
+@pytest.mark.parametrize(("gold_fall", "decision"), [(0.0, "use"), (0.5, "do_not_fine_tune")])
+def test_a_gain_in_nats_is_weighed_against_the_right_answers_log_probability(
+    gold_fall: float, decision: str
+) -> None:
+    study = chat_study(gold_fall)
+    advice = advice_on(study)
+    assert advice.decision == decision
+    assert advice.forgetting_scale.name == "gold_logprob"
+    assert advice.forgetting_scale.text in recommend(study).method
+    (arm,) = summarize_arms(study)["med"]
+    weighed, gain = arm.summary.weighed_forgetting, arm.summary.gain
+    assert weighed == arm.summary.logprob_forgetting
+    assert weighed is not None
+    assert gain is not None
+    assert weighed.value == pytest.approx(gold_fall, abs=0.02)
+    net = net_difference(study, arm, None, study.config.objective.weights)
+    assert net is not None
+    assert net.value == pytest.approx(gain.value - weighed.value)
+    # In points, as answers are: forgetting is shown so, and a limit applies to it.
+    assert arm.summary.forgetting is not None
+    assert arm.summary.forgetting.value == pytest.approx(0.0, abs=0.05)
+
+
+def test_answers_without_log_probability_count_by_the_bases_cross_entropy() -> None:
+    study = chat_study(accuracy_fall=0.1)
+    unknown = {
+        key: replace(s, gold_logprobs=s.gold_logprobs * np.nan) if key[1] == "general" else s
+        for key, s in study.items.items()
+    }
+    study = replace(study, items=unknown)
+    scale = retention_scale(study, "med")
+    entropy = -float(study.items[BASE, "med", "test"].scores.mean())
+    assert (scale.name, scale.factor("general")) == ("relative", pytest.approx(entropy))
+    (arm,) = summarize_arms(study)["med"]
+    assert arm.summary.forgetting is not None
+    assert arm.summary.weighed_forgetting is not None
+    expected = arm.summary.forgetting.value * entropy
+    assert arm.summary.weighed_forgetting.value == pytest.approx(expected)
+    assert arm.summary.logprob_forgetting is None
+
+
+def test_at_chance_the_log_probability_of_right_answers_carries_the_verdict() -> None:
+    """Accuracy stays at chance; the right answers become less likely, or do not."""
+    study = synthetic_study(
+        Truth(ranks=(8,), full_lrs=(), base_other=0.25, forgetting=lambda rank, lr: 0.0)
+    )
+
+    def advice_with(fall: float) -> tuple[str, str]:
+        rng = np.random.default_rng(0)
+        level = rng.normal(-2, 0.5, 400)
+        items = {
+            key: replace(
+                s, gold_logprobs=level - fall * (key[0] != BASE) + rng.normal(0, 0.01, 400)
+            )
+            if key[1] == "general"
+            else s
+            for key, s in study.items.items()
+        }
+        advice = advice_on(replace(study, items=items))
+        (check,) = (c for c in advice.checks if c.name == "retention")
+        assert check.status == "bad"
+        return advice.better_than_base.confidence, check.text
+
+    kept, text = advice_with(0.0)
+    assert "The log-probability of the right answers decides" in text
+    lost, text = advice_with(0.3)
+    assert "\N{MINUS SIGN}0.3" in text
+    assert (kept, lost) == ("firm", "tentative")

@@ -1,0 +1,68 @@
+"""A study as DataFrames: one row per thing, the ledger's own numbers."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import rankscope
+from rankscope.errors import UserError
+from rankscope.records import BASE
+from rankscope.tools.frames import StudyFrames
+
+
+@pytest.fixture(scope="module")
+def study(finished: Any) -> StudyFrames:
+    return rankscope.load(finished.out)
+
+
+def test_every_trial_model_and_item_has_one_row(finished: Any, study: StudyFrames) -> None:
+    records = finished.records
+    assert list(study.trials["trial"]) == [t.spec.trial_id for t in records.trials]
+    assert study.trials["rank"].dtype == "Int64"
+    assert set(study.trials["status"]) == {"done"}
+    assert len(study.scores) == len(records.evals)
+    assert not study.scores.duplicated(["trial", "variant", "task", "split"]).any()
+    assert len(study.items) == sum(record.n for record in records.evals.values())
+    assert not study.items.duplicated(["trial", "variant", "task", "split", "item"]).any()
+    matrices = sum(len(t.spectra.matrices) for t in records.trials if t.spectra)
+    assert len(study.spectra) == matrices > 0
+    assert len(study.losses) == sum(len(t.train.losses) for t in records.trials if t.train)
+
+
+def test_tables_agree_with_each_other(study: StudyFrames) -> None:
+    """The mean of a model's items is its score, and its change is that minus the base's."""
+    keys = ["trial", "task", "split"]
+    means = study.items.groupby(keys)["score"].mean()
+    scores = study.scores.set_index(keys)["score"]
+    pd.testing.assert_series_equal(means.sort_index(), scores.sort_index(), rtol=1e-12)
+    base = study.scores[study.scores["trial"] == BASE].set_index(["task", "split"])["score"]
+    expected = study.scores["score"] - [
+        base[key] for key in zip(study.scores["task"], study.scores["split"], strict=True)
+    ]
+    assert list(study.scores["change"]) == list(expected)
+    last = study.losses.groupby("trial")["loss"].last()
+    assert dict(last) == dict(zip(study.trials["trial"], study.trials["final_loss"], strict=True))
+
+
+def test_the_answer_reads_as_text_and_as_a_card(study: StudyFrames) -> None:
+    advice = study.recommendation.advice[0]
+    assert repr(study.answer).startswith(f"pocket_med: {advice.verdict}")
+    assert advice.verdict.split(":")[0] in study.answer._repr_html_()
+    assert list(study.arms["arm"]) == [arm.label for arm in advice.arms]
+
+
+def test_a_folder_without_a_study_is_refused(tmp_path: Any) -> None:
+    with pytest.raises(UserError):
+        rankscope.load(tmp_path)
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, rankscope; dir(rankscope); "
+        "print(sorted({'torch', 'pandas', 'transformers', 'plotly', 'numpy'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
