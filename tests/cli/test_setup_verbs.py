@@ -153,7 +153,7 @@ def test_check_reports_dropped_rows_shape_scorer_and_contamination(place: Path) 
     checked = command("check", "s.yaml", *asked, "--rows", "0")
     assert checked.code == 0, checked.told
     (line,) = [line for line in checked.out.splitlines() if line.lstrip().startswith("choices  ")]
-    assert "multiple" in line
+    assert "choices: rows read as multiple choice, from " in checked.told
     assert "option_text" in line
     assert line.rstrip().endswith("1 3 of 6")
     assert "choices: 1 of 46 rows were dropped: " in checked.told

@@ -352,7 +352,7 @@ def test_tables_fit_eighty_columns_and_nothing_in_them_breaks(
     assert names == ["pocket_med", "pocket_law", "pocket_gsm", "pocket_general", "pocket_cloze",
                      "pocket_math"]  # fmt: skip
     assert "cross-domain" in checked
-    assert "validation" in checked
+    assert "train/val/test" in checked
     plan = Plan.model_validate_json(command("plan", file, "--json").out)
     # With a column for the task, which a study of one task leaves out.
     two_tasks = (plan.groups[0].model_copy(update={"task": "pocket_law"}), *plan.groups[1:])

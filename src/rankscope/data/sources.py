@@ -156,7 +156,7 @@ def parse_line(line: bytes) -> tuple[Mapping[str, Any], str]:
     try:
         return as_fields(parse_json(line.decode("utf-8")))
     except UnicodeDecodeError as error:
-        return {}, f"byte {error.start + 1} of the line is not valid UTF-8"
+        return {}, f"byte {error.start + 1} of the line is not valid UTF-8; convert the file"
     except ValueError as error:
         return {}, f"not valid JSON ({error}); expected one JSON object per line"
 

@@ -44,7 +44,6 @@ def _tasks_table(prepared: PreparedStudy) -> Table:
             {
                 "task": record.name,
                 "used for": ", ".join(role.replace("_", "-") for role in record.roles),
-                "rows": record.row_shape,
                 "scorer": prepared.data.tasks[record.name].spec.scorer,
                 "train/val/test": "/".join(f"{n:,}" for n in splits),
                 "dropped": record.dropped,
@@ -76,12 +75,13 @@ def _advice(records: Sequence[TaskRecord]) -> Iterator[str]:
 
 
 def _sources(records: Sequence[TaskRecord]) -> Iterator[RenderableType]:
-    """Where rows came from, a line per source: ``pocket_med, pocket_law: rows from ...``."""
-    tasks: dict[str, list[str]] = {}
+    """A line per source and shape: ``pocket_med, pocket_law: multiple choice, from ...``."""
+    tasks: dict[tuple[str, str], list[str]] = {}
     for record in records:
-        tasks.setdefault(record.source, []).append(record.name)
-    for source, names in tasks.items():
-        yield Text(terminal_text(f"{', '.join(names)}: rows from {source}"), overflow="fold")
+        tasks.setdefault((record.row_shape, record.source), []).append(record.name)
+    for (shape, source), names in tasks.items():
+        line = f"{', '.join(names)}: rows read as {shape}, from {source}"
+        yield Text(terminal_text(line), overflow="fold")
 
 
 def _rows_as_tokens(
