@@ -14,8 +14,8 @@ import typer
 from command_line import rankscope as command
 
 import rankscope.cli
+from rankscope import errors
 from rankscope.cli import main
-from rankscope.errors import BAD_INPUT, BUG, INTEGRITY, INTERRUPTED, OK, UNFINISHED
 from rankscope.tools import new_study
 
 VERBS = sorted(typer.main.get_command(rankscope.cli.app).commands)  # type: ignore[attr-defined]
@@ -48,13 +48,17 @@ def test_the_verbs_there_are() -> None:
     assert command().told.startswith("Usage: rankscope")
 
 
-def test_the_page_lists_every_verb_and_exit_code() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text("utf-8")
-    assert re.findall(r"^\| `(\w+)` \|", page.partition("## Exit codes")[0], re.MULTILINE) == list(
+def test_the_pages_list_every_verb_and_exit_code() -> None:
+    """Every class of errors ends with a code that the page explains."""
+    docs = Path(__file__).parents[2] / "docs"
+    page = (docs / "command-line.md").read_text("utf-8").partition("## Exit codes")[0]
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(
         typer.main.get_command(rankscope.cli.app).commands  # type: ignore[attr-defined]
     )
-    codes = {OK, BUG, BAD_INPUT, UNFINISHED, INTEGRITY, INTERRUPTED}
-    assert {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)} == codes
+    rows = re.findall(r"^\| (\d+) \|", (docs / "exit-codes.md").read_text("utf-8"), re.MULTILINE)
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    codes = {kind.exit_code for kind in kinds if issubclass(kind, errors.RankscopeError)}
+    assert [int(code) for code in rows] == sorted(codes | {errors.OK})
 
 
 @pytest.mark.parametrize(

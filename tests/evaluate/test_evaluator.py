@@ -43,6 +43,9 @@ def test_zero_adapter_equals_base_bit_for_bit(scorer: str) -> None:
     models = {None: BASE, zero.name: "zero", other.name: "other"}
     found = evaluate_task(engine, encoder(), TASKS[scorer], "test", models, SETTINGS)
     assert found[zero.name][1] == found[None][1]
+    # Prompts are kept once, with the base's items.
+    assert [i.prompt for i in found[None][1]] == [i.prompt for i in TASKS[scorer].test]
+    assert {i.prompt for i in found[zero.name][1]} == {None}
     assert found[zero.name][0].metrics == found[None][0].metrics
     if scorer in ("option_text", "option_letter", "loss"):
         assert [i.gold_logprob for i in found[other.name][1]] != [

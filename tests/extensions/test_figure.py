@@ -30,4 +30,4 @@ def test_a_figure_of_ones_own_is_on_the_page() -> None:
         assert f'<figure id="items-{task}">' in page
         assert f'"items-{task}":' in page
     assert page.count("240 items in 4 tasks.") >= 2
-    assert page.index('id="cost-0"') < page.index('id="items-0"')
+    assert page.index('id="loss-0"') < page.index('id="items-0"')

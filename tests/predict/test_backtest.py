@@ -14,7 +14,7 @@ from toy_training import ATTENTION, toy_rows
 
 from rankscope.errors import UserError
 from rankscope.models.multi_lora import target_linears
-from rankscope.predict.backtest import backtest, backtest_study
+from rankscope.predict.backtest import backtest, backtest_study, truncated_adapter
 from rankscope.predict.features import (
     features_of,
     input_variance,
@@ -22,7 +22,6 @@ from rankscope.predict.features import (
     open_base,
     token_batches,
 )
-from rankscope.predict.truncation_screen import truncated_adapter
 from rankscope.records import StudyRecords
 from rankscope.store import Ledger
 

@@ -24,7 +24,6 @@ from rankscope.run.outputs import write_outputs
 
 PHONE = {"width": 400, "height": 800}
 NO_OVERFLOW = "() => document.documentElement.scrollWidth <= innerWidth"
-OPEN_ALL = "(all) => all.forEach((one) => { one.open = true; })"
 CAPTURE = """() => {
   window.captured = [];
   URL.createObjectURL = (blob) => { window.captured.push(blob); return "#"; };
@@ -55,13 +54,11 @@ def shown(browser: Browser, real: tuple[Path, list[Figure]]) -> Iterator[Opened]
     """That page, drawn, with every table unfolded."""
     with opened(browser, real[0]) as found:
         found.assert_clean(sum(figure.plot is not None for figure in real[1]))
-        found.page.eval_on_selector_all("details", OPEN_ALL)
         yield found
 
 
 def figures_of(study: StudyRecords, advice: Recommendation) -> list[Figure]:
-    hero, parts = study_sections(StudyView(study, advice))
-    return [*([hero] if hero else []), *(f for part in parts for f in part.figures)]
+    return [f for part in study_sections(StudyView(study, advice)) for f in part.figures]
 
 
 def written(page: str, folder: Path) -> Path:
@@ -74,7 +71,7 @@ def test_the_report_of_a_real_study_draws_every_figure(
     shown: Opened, real: tuple[Path, list[Figure]]
 ) -> None:
     drawn = sum(figure.plot is not None for figure in real[1])
-    assert drawn >= 20  # plane, curve, scaling, ranks, maps, weights, heads, loss, cost
+    assert drawn >= 12  # plane, curve, scaling, ranks, maps, weights, heads, loss
     for select in shown.page.query_selector_all("select[data-for]"):
         for choice in range(len(select.query_selector_all("option"))):
             select.select_option(index=choice)
@@ -122,7 +119,7 @@ def column(page: Page, key: str, place: int) -> list[str]:
 
 def test_tables_sort_by_mouse_and_by_keyboard(shown: Opened) -> None:
     page = shown.page
-    key = "in-domain-0"
+    key = "against-rank-0"
     ranks = column(page, key, 2)
     # Two learning rates of two ranks; full fine-tuning and the base have no rank.
     assert sorted(ranks) == ["2", "2", "8", "8", "\N{EN DASH}", "\N{EN DASH}"]
@@ -139,8 +136,45 @@ def test_tables_sort_by_mouse_and_by_keyboard(shown: Opened) -> None:
     page.click(f"#{key} th:nth-child(1) button")
     assert column(page, key, 1)[0] == "base"
     assert heading.get_attribute("aria-sort") is None
-    bare = page.query_selector_all("table:has(tbody tr:nth-child(2)) th:not(:has(button))")
+    bare = page.query_selector_all(".scroll table:has(tbody tr:nth-child(2)) th:not(:has(button))")
     assert bare == []
+
+
+def test_the_search_finds_items_by_word_and_by_outcome(shown: Opened) -> None:
+    page = shown.page
+    block = page.query_selector(".compared")
+    assert block is not None
+    first = [prompt.text_content() for prompt in block.query_selector_all(".pairs .prompt")]
+    assert len(first) == 10
+    word = (first[-1] or "").split()[-2]
+    page.fill(".compared input[type=search]", word)
+    found = [item.text_content() or "" for item in block.query_selector_all(".pairs > li")]
+    assert found
+    assert all(word.lower() in text.lower() for text in found)
+    page.fill(".compared input[type=search]", "no item has these words <b>")
+    assert block.query_selector_all(".pairs > li") == []
+    assert (block.query_selector("output") or block).text_content() == "0 found"
+    page.fill(".compared input[type=search]", "")
+    assert [p.text_content() for p in block.query_selector_all(".pairs .prompt")] == first
+    page.select_option(".compared .find select", "missed")
+    outcomes = {item.get_attribute("class") for item in block.query_selector_all(".pairs > li")}
+    assert outcomes <= {"missed"}
+    page.select_option(".compared .find select", "")
+
+
+def test_a_fold_draws_its_figures_when_it_opens(
+    browser: Browser, real: tuple[Path, list[Figure]]
+) -> None:
+    with opened(browser, real[0], viewport={"width": 1400, "height": 900}) as found:
+        folded = found.page.query_selector_all(".fold [data-figure]")
+        assert len(folded) > 3
+        assert found.page.query_selector_all(".fold .main-svg") == []
+        link = found.page.query_selector("nav.contents a[href='#weights']")
+        assert link is not None
+        assert link.is_visible()
+        link.click()
+        found.unfold()
+        assert len(found.page.query_selector_all(".fold .plot:has(.main-svg)")) == len(folded)
 
 
 def test_a_dark_phone_has_dark_figures_without_sideways_scroll_and_may_turn_light(
@@ -148,10 +182,9 @@ def test_a_dark_phone_has_dark_figures_without_sideways_scroll_and_may_turn_ligh
 ) -> None:
     paper = "() => document.querySelector('[data-figure]')._fullLayout.paper_bgcolor"
     with opened(browser, real[0], color_scheme="dark", viewport=PHONE) as found:
+        assert found.page.evaluate(NO_OVERFLOW)
         found.assert_clean(sum(figure.plot is not None for figure in real[1]))
         assert found.page.evaluate(paper) == SURFACE.dark
-        assert found.page.evaluate(NO_OVERFLOW)
-        found.page.eval_on_selector_all("details", OPEN_ALL)
         assert found.page.evaluate(NO_OVERFLOW)
         found.page.emulate_media(color_scheme="light")
         deadline = time.monotonic() + 60
@@ -165,7 +198,7 @@ def test_hostile_data_do_nothing_in_a_browser(browser: Browser, tmp_path: Path) 
     study, advice = hostile_study()
     path = written(render_study(StudyView(study, advice)), tmp_path)
     with opened(browser, path) as found:
-        found.page.eval_on_selector_all("details", OPEN_ALL)
+        found.unfold()
         found.page.eval_on_selector_all("button.sort", "(all) => all.forEach((one) => one.click())")
         for viewport in ({"width": 1280, "height": 900}, PHONE):
             found.page.set_viewport_size(viewport)

@@ -8,12 +8,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from plotly.offline import get_plotlyjs
 from report_studies import HOSTILE, MEGABYTE, hostile_study, ordinary_study, study_and_advice
 from synthetic_study import Truth, synthetic_study
 
 from rankscope.errors import UserError
 from rankscope.records import BASE, Recommendation, StudyRecords
+from rankscope.report.answer import answer_card, answer_html
+from rankscope.report.page import packed_plotly
 from rankscope.report.study_page import render_study, write_study_page, yaml_text
 from rankscope.report.study_view import StudyView
 
@@ -80,8 +81,8 @@ def test_the_page_names_no_address_and_carries_plotly_once(page: str) -> None:
         if key in ASKING and not (value or "").startswith(("#", "data:,"))
     ]
     assert asked == []
-    assert page.count(get_plotlyjs()) == 1
-    own = page.replace(get_plotlyjs(), "")
+    assert page.count(packed_plotly()) == 1
+    own = page.replace(packed_plotly(), "")
     assert not re.search(r"https?://|url\(|@import", own)
     policy = next(a["content"] for t, a in elements.tags if a.get("http-equiv"))
     assert policy is not None
@@ -95,29 +96,61 @@ def test_the_answer_stands_before_every_other_section(page: str) -> None:
     text = Elements(page).text
     places = [text.index(a.verdict) for a in advice.advice]
     assert places == sorted(places)
-    assert places[-1] < text.index("How much rank is enough")
+    assert places[-1] < text.index("Learning and retention, med")
     for task in advice.advice:
         for reason in task.reasons:
             assert " ".join(reason.text.split()) in text
 
 
 @pytest.mark.parametrize(
-    ("truth", "title"),
+    ("truth", "confidence"),
     [
-        (Truth(seeds=(0,)), "What would make the answer firm"),
-        (Truth(num_items=5), "What would decide it"),
-        (Truth(ranks=(8,), full_lrs=()), None),
+        (Truth(seeds=(0,)), "Tentative"),
+        (Truth(num_items=5), "Cannot tell yet"),
+        (Truth(ranks=(8,), full_lrs=()), "High confidence"),
     ],
 )
-def test_what_would_decide_an_open_answer_stands_beside_it(truth: Truth, title: str | None) -> None:
+def test_an_open_answer_looks_open_and_names_what_would_settle_it(
+    truth: Truth, confidence: str
+) -> None:
     study, advice = study_and_advice(truth)
     (task,) = advice.advice
-    before = Elements(page_of(study, advice)).text.partition("How much rank is enough")[0]
-    assert bool(task.next_steps) == (title is not None)
-    assert ("What would" in before) == (title is not None)
-    if title is not None:
-        after = before.partition(title)[2]
-        assert all(" ".join(step.text.split()) in after for step in task.next_steps)
+    page = page_of(study, advice)
+    tags = Elements(page).tags
+    (shown,) = (
+        a["class"] for tag, a in tags if tag == "section" and "answer" in (a.get("class") or "")
+    )
+    assert shown == f"answer {task.confidence}"
+    before, title, after = Elements(page).text.partition("How to get a firmer answer")
+    assert f"how much rank is enough? {confidence} {task.verdict}" in before
+    assert bool(title) == bool(task.next_steps) == (confidence != "High confidence")
+    assert all(" ".join(step.text.split()) in after for step in task.next_steps)
+
+
+def test_every_check_of_the_answer_is_marked_and_a_weak_one_explained(page: str) -> None:
+    _, advice = ordinary_study()
+    elements = Elements(page)
+    marked = [a["aria-label"] for tag, a in elements.tags if tag == "i" and "aria-label" in a]
+    checks = [check for task in advice.advice for check in task.checks]
+    assert marked == [check.status for check in checks]
+    for check in checks:
+        assert check.value in elements.text
+        assert check.status == "fine" or check.text in elements.text
+
+
+def test_retention_has_one_sign_on_the_whole_page(page: str) -> None:
+    """What was lost is below zero everywhere, figures and their tables included."""
+    assert "orgetting," not in page  # a column or an axis of forgetting
+    assert "up: less" not in page
+    view = StudyView(*ordinary_study())
+    arm = view.focus("med")
+    assert arm is not None
+    assert arm.forgetting is not None
+    card = answer_card(view, "med")
+    row = next(row for row in card.rows if row.label == arm.label)
+    assert card.columns[1] == "Retention change, points"
+    shown = float(row.cells[1].value.replace("\N{MINUS SIGN}", "-"))
+    assert shown == round(-100 * arm.forgetting.value, 1)
 
 
 def test_failed_trials_leaks_and_provenance_are_on_the_page(page: str) -> None:
@@ -145,9 +178,9 @@ def test_hostile_text_adds_no_element_and_no_attribute(page: str, attacked: str)
 
 
 def test_hostile_text_cannot_leave_its_script_element(attacked: str) -> None:
-    own = attacked.replace(get_plotlyjs(), "")
+    own = attacked.replace(packed_plotly(), "")
     blocks = re.findall(r'<script type="application/json" id="([\w-]+)">(.*?)</script>', own, re.S)
-    assert [key for key, _ in blocks] == ["figures", "dark-colors"]
+    assert [key for key, _ in blocks] == ["figures", "dark-colors", "item-data"]
     for _, text in blocks:
         json.loads(text)
         assert not set(text) & set("<>&\u2028\u2029\u202e")
@@ -223,15 +256,17 @@ def no_spectra() -> tuple[StudyRecords, Recommendation]:
 @pytest.mark.parametrize(
     ("make", "sentences"),
     [
-        (nothing_finished, ["None of the 4 trials has finished", "There is no recommendation"]),
-        (nothing_but_the_base, ["The study has no trials", "There is no recommendation"]),
+        (
+            nothing_finished,
+            ["None of the 4 trials has finished", "No recommendation for this task yet."],
+        ),
+        (nothing_but_the_base, ["The study has no trials", "No recommendation for this task yet."]),
         (one_seed, ["4 arms have fewer than 3 finished seeds"]),
         (
             no_retention,
             [
-                "There is no retention task, so forgetting is unknown.",
-                # The score against rank takes the plane's place beside the answer.
-                "In-domain score against rank, med At lr=0.001 the score is",
+                "There is no retention task, so what training lost is unknown.",
+                "Score and retention against rank, med The score at lr=0.001 is",
             ],
         ),
         (log_probabilities, ["nats per token"]),
@@ -246,6 +281,15 @@ def test_what_is_missing_is_said_plainly(make: object, sentences: list[str]) -> 
         assert sentence in text
     for word in ("nan", "None of type", "Undefined", "NoneType"):
         assert not re.search(rf"\b{word}\b", text)
+
+
+def test_the_card_alone_is_a_piece_of_html_with_its_own_styles() -> None:
+    view = StudyView(*ordinary_study())
+    card = answer_html(view)
+    assert ":root" not in card  # a notebook keeps its own colors
+    assert "<script" not in card
+    for task in view.recommendation.advice:
+        assert task.verdict in Elements(card).text
 
 
 def test_a_study_of_a_thousand_trials_stays_small() -> None:

@@ -7,7 +7,7 @@ from report_studies import study_and_advice
 from synthetic_study import Truth
 
 from rankscope.advise.recommend import recommend
-from rankscope.report.answer import answer
+from rankscope.report.answer import answer_card
 from rankscope.report.study_view import StudyView
 
 
@@ -57,4 +57,5 @@ def test_the_view_looks_at_the_arms_that_the_advice_speaks_of() -> None:
     gain = next(r for r in advice.reasons if r.kind == "gain")
     assert focus.gain is not None
     assert gain.values["gain"] == focus.gain.value
-    assert answer(view, "med").subject.endswith(f"is about, {focus.label}")
+    (first, *_) = answer_card(view, "med").rows
+    assert (first.label, first.role.split(",")[0]) == (focus.label, "Best so far")

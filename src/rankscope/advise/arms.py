@@ -17,7 +17,7 @@ from rankscope.advise.retention import (
     retention_scale,
     retention_tasks,
 )
-from rankscope.advise.statistics.estimates import Comparison, negated, weighted_estimate
+from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.matching import (
     ScoreKind,
     align_scores,
@@ -244,7 +244,7 @@ def _fall(study: StudyRecords, done: list[TrialRecords], scale: RetentionScale) 
     if not pairs or len(pairs) < len(known):
         return None
     shares = [scale.factor(name) / len(pairs) for name in pairs]
-    return negated(weighted_estimate(list(pairs.values()), shares))
+    return -weighted_estimate(list(pairs.values()), shares)
 
 
 def _validation_fall(

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rankscope.advise.catalogue import CATALOGUE, CHECKS, CLAUSES
-from rankscope.advise.statistics.estimates import negated
 from rankscope.formatting import Unit, amount, count, difference, evidence, interval, score_text
 from rankscope.models.methods import get_method
 from rankscope.records import AdviceMessage, ArmSummary, CheckStatus, Estimate, TrustCheck
@@ -48,8 +47,8 @@ class Measured:
         if style == "highest":
             return amount(self.number.high or 0.0, self.unit)
         if style == "range":
-            return interval(negated(self.number), self.unit)
-        shown = negated(self.number) if style == "reverse_evidence" else self.number
+            return interval(-self.number, self.unit)
+        shown = -self.number if style == "reverse_evidence" else self.number
         return evidence(shown, self.unit)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rankscope.analyze.intruder_scaling import scale_intruders
+from rankscope.analyze.intruders import scale_intruders
 from rankscope.analyze.svd_cache import SvdCache, decomposition_device
 from rankscope.config.study import SpectraConfig
 from rankscope.models.base import Base
@@ -49,11 +49,8 @@ def full_model_variant(
     settings: SpectraConfig,
     svds: SvdCache,
 ) -> Base:
-    """The variant of a fully fine-tuned model: a copy.
-
-    Intruder dimensions are scaled in ``matrices`` only, whose spectra the study compares; the other
-    parameters stay as tuned.
-    """
+    """The variant of a fully fine-tuned model: a copy. Intruder dimensions are scaled in
+    ``matrices`` only, whose spectra the study compares; the other parameters stay as tuned."""
     if variant.kind in ("scale", "layers"):
         return scaled_model(base, tuned, variant_factors(variant, base.record.num_layers))
     model = scaled_model(base, tuned, lambda name: 1.0)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from rankscope.cli.application import Overrides, StudyFile, verb
-from rankscope.cli.terminal import Reply, print_line, print_message, print_result
+from rankscope.cli.application import Overrides, StudyFile, TrustTaskCode, verb
+from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
 from rankscope.config.presets import PRESETS
 from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
+from rankscope.progress import ConsoleReporter
 
 if TYPE_CHECKING:
     from rankscope.tools.new_study import OwnRows
@@ -149,6 +150,7 @@ def check_command(
     file: StudyFile,
     overrides: Overrides = None,
     rows: Annotated[int, Option(min=0, help="Training rows to show per task.")] = 3,
+    trust_task_code: TrustTaskCode = False,
 ) -> Reply:
     """Validate a study file and show its rows.
 
@@ -162,7 +164,8 @@ def check_command(
     study = Study.load(file, overrides or [])
     names = [task.name for task in study.config.evaluation_tasks().values()]
     print_message(f"Reading the rows of {', '.join(names)} ...")
-    prepared = study.check()
+    with ConsoleReporter(err_console) as reporter:
+        prepared = study.check(reporter)
     data = {
         "trials": len(prepared.trials),
         "groups": len(prepared.groups),

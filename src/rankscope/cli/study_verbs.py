@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from rankscope.cli.application import Overrides, StudyFile, StudyFolder, check_study, verb
+from rankscope.cli.application import (
+    Overrides,
+    StudyFile,
+    StudyFolder,
+    TrustTaskCode,
+    check_study,
+    verb,
+)
 from rankscope.cli.terminal import (
     Reply,
     err_console,
@@ -15,10 +22,13 @@ from rankscope.cli.terminal import (
 )
 from rankscope.errors import INTEGRITY, OK, UNFINISHED, UserError
 from rankscope.filesystem import replace_text
+from rankscope.progress import ConsoleReporter
 
 if TYPE_CHECKING:
     from rankscope.records import Recommendation, StudyRecords
 
+MAX_PROBLEMS = 20
+"""Most problems that ``verify`` prints."""
 HYPOTHESES = (
     "These are hypotheses: no predictor of the best rank is established. "
     "'rankscope predict --backtest DIR...' shows how often each was right on your own studies."
@@ -44,7 +54,9 @@ def quickstart_command(
 
 
 @verb("plan", "Reading {file} ...")
-def plan_command(file: StudyFile, overrides: Overrides = None) -> Reply:
+def plan_command(
+    file: StudyFile, overrides: Overrides = None, trust_task_code: TrustTaskCode = False
+) -> Reply:
     """Estimate what a study will take.
 
     Trials, groups, steps, tokens, memory, disk and time, before anything runs.
@@ -54,7 +66,9 @@ def plan_command(file: StudyFile, overrides: Overrides = None) -> Reply:
     from rankscope.cli.render.study import plan_table
     from rankscope.run.study import Study
 
-    plan = Study.load(file, overrides or []).plan()
+    study = Study.load(file, overrides or [])
+    with ConsoleReporter(err_console) as reporter:
+        plan = study.plan(reporter)
     return Reply(plan, lambda: print_result(plan_table(plan)))
 
 
@@ -65,6 +79,7 @@ def run_command(
         Path | None, Option(help="Folder of the study; default: studies/<name>.")
     ] = None,
     overrides: Overrides = None,
+    trust_task_code: TrustTaskCode = False,
     retry_failed: Annotated[
         bool, Option("--retry-failed", help="Run trials that failed before again.")
     ] = False,
@@ -85,7 +100,6 @@ def run_command(
     from rankscope.run.study import Study
 
     study = Study.load(file, overrides or [])
-    from rankscope.progress import ConsoleReporter
     from rankscope.records import FAILED
     from rankscope.run.executors import new_executor
     from rankscope.run.outputs import write_outputs
@@ -222,8 +236,10 @@ def verify_command(
         count = 0 if problems else len(ledger.artifacts())
 
     def show() -> None:
-        for problem in problems:
+        for problem in problems[:MAX_PROBLEMS]:
             print_message(str(problem), "red")
+        if len(problems) > MAX_PROBLEMS:
+            print_message(f"and {len(problems) - MAX_PROBLEMS} more; --json lists all")
         if not problems:
             how = "present, with their sizes" if quick else "verified"
             print_line(f"OK: {count} artifacts {how}.")

@@ -1,6 +1,9 @@
-"""Score one split of one task under many models: the base and any number of adapters."""
+"""Score one split of one task under many models: the base and any number of adapters.
 
-from collections.abc import Iterable, Mapping
+A mixture of tasks is scored part by part, each part with its own prompts and scorer.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +11,7 @@ import torch
 
 from rankscope.config.study import EvaluateConfig
 from rankscope.data.encode import Encoder
+from rankscope.data.items import Item
 from rankscope.data.tasks import LoadedTask
 from rankscope.errors import NotFiniteError, UserError
 from rankscope.evaluate.context_window import (
@@ -16,19 +20,13 @@ from rankscope.evaluate.context_window import (
     context_length,
     fit_to_context,
 )
-from rankscope.evaluate.metrics import ModelScores, standard_error
-from rankscope.evaluate.mixtures import (
-    Evaluation,
-    evaluate_mixture,
-    primary_metric,
-    split_items,
-    without_contamination,
-)
+from rankscope.evaluate.metrics import ModelScores, exact_mean, standard_error
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.evaluate.scorers.scorer import Scorer, ScoringJob
 from rankscope.models.base import Base
-from rankscope.records import BASE, EvalRecord, Split
+from rankscope.records import BASE, EvalRecord, ItemResult, Split, WithoutContamination
 
+Evaluation = tuple[EvalRecord, list[ItemResult]]  # One model on one split: record, items
 NOT_FINITE = "the model gives no item a finite likelihood"
 
 
@@ -175,3 +173,70 @@ def make_record(
         seconds=scores.seconds,
         num_tokens=scores.num_tokens,
     )
+
+
+def primary_metric(task: LoadedTask) -> str:
+    """The metric that a task's score is; ``acc`` if the parts of a mixture differ."""
+    names = {
+        part.spec.primary_metric or get_scorer(part.spec.scorer).default_metric
+        for part in task.parts or (task,)
+    }
+    return names.pop() if len(names) == 1 else "acc"
+
+
+def split_items(task: LoadedTask, split: Split) -> tuple[Item, ...]:
+    return task.validation if split == "validation" else task.test
+
+
+def without_contamination(
+    task: LoadedTask, split: Split, results: Sequence[ItemResult]
+) -> WithoutContamination | None:
+    """The score over test items that no training row holds; None if all are, or none is."""
+    contaminated = task.contaminated_ids if split == "test" else frozenset[str]()
+    clean = [item.score for item in results if item.item_id not in contaminated]
+    if not clean or len(clean) == len(results):
+        return None
+    return WithoutContamination(
+        contaminated=len(results) - len(clean),
+        score=exact_mean(clean),
+        standard_error=standard_error(clean),
+        n=len(clean),
+    )
+
+
+def evaluate_mixture(
+    task: LoadedTask, split: Split, evaluate: Callable[[LoadedTask], dict[str | None, Evaluation]]
+) -> dict[str | None, Evaluation]:
+    """Score every part by ``evaluate``, and merge the items in the mixture's order."""
+    items = split_items(task, split)
+    kept = {item.item_id for item in items}
+    parts = []
+    for part in task.parts:
+        of_part = tuple(item for item in split_items(part, split) if item.item_id in kept)
+        if of_part:
+            is_test = split == "test"
+            parts.append(
+                evaluate(
+                    replace(part, test=of_part) if is_test else replace(part, validation=of_part)
+                )
+            )
+    return {
+        name: merged_evaluation(task, split, [part[name] for part in parts]) for name in parts[0]
+    }
+
+
+def merged_evaluation(task: LoadedTask, split: Split, parts: Sequence[Evaluation]) -> Evaluation:
+    by_id = {result.item_id: result for _, results in parts for result in results}
+    results = [by_id[item.item_id] for item in split_items(task, split)]
+    records = [record for record, _ in parts]
+    metric = primary_metric(task)
+    metrics = {metric: exact_mean([result.score for result in results])}
+    metrics |= {f"{record.task}.{record.metric}": record.score for record in records}
+    scores = ModelScores(
+        results,
+        metrics,
+        seconds=sum(record.seconds for record in records),
+        num_tokens=sum(record.num_tokens for record in records),
+    )
+    truncated = sum(record.truncated for record in records)
+    return make_record(scores, task, split, records[0].trial_id, truncated), results

@@ -6,7 +6,7 @@ from rankscope.config.study import EvaluateConfig, StudyConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.registry import TaskSpec
 from rankscope.data.tasks import LoadedTask
-from rankscope.evaluate.mixtures import primary_metric
+from rankscope.evaluate.evaluator import primary_metric
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.hashing import sha256_json
 from rankscope.records import Role, TaskRecord

@@ -1,6 +1,7 @@
 """Predicted ranks against the ranks that finished studies found best."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -8,6 +9,12 @@ from rankscope.advise.mitigation import gain_and_forgetting
 from rankscope.advise.retention import retention_tasks
 from rankscope.config.loader import load_study_file
 from rankscope.errors import UserError
+from rankscope.evaluate.evaluator import evaluate_task
+from rankscope.models.adapters.folder import load_adapter
+from rankscope.models.base import Base
+from rankscope.models.lora import Adapter
+from rankscope.models.low_rank_update import LowRankUpdate, to_float64
+from rankscope.models.scaling import frozen_parameter
 from rankscope.predict.features import open_base, predictions
 from rankscope.predict.predictors import (
     best_rank,
@@ -17,7 +24,6 @@ from rankscope.predict.predictors import (
     score_predictors,
     screened,
 )
-from rankscope.predict.truncation_screen import screen
 from rankscope.records import (
     BASE,
     Backtest,
@@ -28,7 +34,8 @@ from rankscope.records import (
     TrialRecords,
 )
 from rankscope.run.prepare import prepare_study
-from rankscope.store import Ledger
+from rankscope.run.prepared import PreparedStudy
+from rankscope.store import Ledger, adapter_path
 from rankscope.store.history import check_same_model, check_same_tasks
 
 
@@ -110,3 +117,53 @@ def rank_score(
         truncated_forgetting=fmean(falls) if falls else None,
         trained_forgetting=fmean(forgetting) if forgetting else None,
     )
+
+
+def truncated_adapter(adapter: Adapter, rank: int, adapter_name: str) -> Adapter:
+    """A LoRA adapter truncated to ``rank`` with the least error in B A, ready to score."""
+    parts = {
+        name: LowRankUpdate(to_float64(a), to_float64(adapter.b[name])).truncated(rank)
+        for name, a in adapter.a.items()
+    }
+    a = {name: frozen_parameter(part.A, part.A.device) for name, part in parts.items()}
+    b = {name: frozen_parameter(part.B, part.B.device) for name, part in parts.items()}
+    return replace(adapter, name=adapter_name, rank=rank, a=a, b=b)
+
+
+def screen(
+    inputs: PreparedStudy,
+    ledger: Ledger,
+    base: Base,
+    trials: Sequence[TrialRecords],
+    ranks: Sequence[int],
+) -> dict[tuple[int, str, Split], list[float]]:
+    """Scores of trained adapters truncated to each rank: (rank, task, split) -> one per trial.
+    ``trials`` are the seeds of one arm, scored on its training task and the retention tasks."""
+    task = trials[0].spec.task
+    names = [task, *(t.name for t in inputs.config.evaluate.retention if t.name != task)]
+    scores: dict[tuple[int, str, Split], list[float]] = {}
+    for trial in trials:
+        folder = ledger.checked_path(adapter_path(trial.spec.trial_id))
+        adapter = load_adapter(folder, trial.spec.trial_id, base.record).to(base.device)
+        adapter_names: dict[str | None, str] = {}
+        try:
+            for rank in ranks:
+                truncated = truncated_adapter(adapter, rank, f"truncated to {rank}")
+                base.multi_lora.attach(truncated)
+                adapter_names[truncated.name] = truncated.name
+            for name in names:
+                for split in ("validation", "test"):
+                    records = evaluate_task(
+                        base,
+                        inputs.encoder,
+                        inputs.tasks[name],
+                        split,
+                        adapter_names,
+                        inputs.config.evaluate,
+                    )
+                    for rank, adapter_name in zip(ranks, adapter_names, strict=True):
+                        key: tuple[int, str, Split] = (rank, name, split)
+                        scores.setdefault(key, []).append(records[adapter_name][0].score)
+        finally:
+            base.multi_lora.clear()
+    return scores

@@ -21,6 +21,10 @@ class Estimate(Record):
     """Standard error due to the choice of seeds; None with one seed. With two similar seeds it is
     too large, because part of the answers' noise stays in it (``advise.statistics``)."""
 
+    def __neg__(self) -> "Estimate":
+        low, high = (None if end is None else 0.0 - end for end in (self.high, self.low))
+        return self.model_copy(update={"value": 0.0 - self.value, "low": low, "high": high})
+
     @property
     def standard_error(self) -> float | None:
         """Due to items and seeds together; with one seed, to items alone."""

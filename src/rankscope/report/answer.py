@@ -1,122 +1,167 @@
-"""The first screen: the answer of each task with the numbers that matter, and what is missing."""
+"""The answer card: verdict, claims, three arms with what they cost, and how far to trust it.
+
+The page of a study opens with it; a notebook shows it by ``answer_html``.
+"""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from rankscope.formatting import (
+    NATS,
+    UNKNOWN,
     Unit,
+    byte_size,
+    compact,
     count,
     difference,
     duration,
-    interval,
     join_names,
     number,
     safe_text,
     score_text,
+    signed,
 )
-from rankscope.records import BASE, FEWEST_SEEDS, AdviceMessage, ArmSummary, Estimate, TaskAdvice
-from rankscope.report.study_view import StudyView
+from rankscope.records import BASE, FEWEST_SEEDS, ArmSummary, Estimate, TaskAdvice
+from rankscope.report.page import render_fragment
+from rankscope.report.study_view import StudyView, retention_change
 
-NEXT_STEPS_TITLES = {
-    "firm": "",
-    "tentative": "What would make the answer firm",
-    "none": "What would decide it",
+NEXT_STEPS_TITLE = "How to get a firmer answer"
+CONFIDENCES = {"firm": "High confidence", "tentative": "Tentative", "none": "Cannot tell yet"}
+ROW_ROLES = {
+    "recommended": "Recommended",
+    "closest": "Best so far",
+    "cheapest": "Cheapest within the margin",
+    "full": "Best full fine-tuning",
+    "lora": "Best LoRA",
 }
-
-MEANINGS = {
-    "firm": "The intervals support this answer.",
-    "tentative": "The data lean this way; see the caveats below.",
-    "none": "The data do not decide it.",
+CHECK_TITLES = {
+    "seeds": "Seeds",
+    "items": "Test items",
+    "retention": "Retention",
+    "contamination": "Contamination",
+    "learning_rate": "Learning rate",
+    "loss": "Training loss",
+    "trials": "Trials",
 }
+MARKS = {"fine": "\N{CHECK MARK}", "weak": "!", "bad": "\N{BALLOT X}"}
+BYTES_PER_PARAMETER = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Tile:
-    """One number that matters."""
+class CardCell:
+    """One number of an arm, with its interval or another note below it."""
 
+    value: str = UNKNOWN
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CardRow:
+    """One arm of the card."""
+
+    role: str
     label: str
-    value: str
-    detail: str
+    cells: tuple[CardCell, ...]
+    """One for each of the columns of the card."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The answer of one training task."""
+class AnswerCard:
+    """What the card of one training task shows."""
 
     task: str
-    headline: str = "There is no recommendation for this task yet."
-    confidence: str = "none"
-    meaning: str = MEANINGS["none"]
-    subject: str = ""
-    """The arm that the tiles describe."""
-    tiles: tuple[Tile, ...] = ()
-    reasons: tuple[AdviceMessage, ...] = ()
-    findings: tuple[AdviceMessage, ...] = ()
-    next_steps: tuple[str, ...] = ()
-    """What would decide an open answer, or make it firm."""
-    next_steps_title: str = ""
+    columns: tuple[str, ...]
+    rows: tuple[CardRow, ...]
+    advice: TaskAdvice | None
+    """None if there is no advice for the task."""
+
+    @property
+    def confidence(self) -> str:
+        return self.advice.confidence if self.advice else "none"
+
+    @property
+    def evidence(self) -> list[str]:
+        """Reasons; diagnostics and caveats have a section of their own."""
+        reasons = self.advice.reasons if self.advice else ()
+        return [r.text for r in reasons if r.kind not in ("diagnostic", "caveat")]
+
+    @property
+    def findings(self) -> list[str]:
+        """Diagnostics and caveats."""
+        reasons = self.advice.reasons if self.advice else ()
+        return [r.text for r in reasons if r.kind in ("diagnostic", "caveat")]
 
 
-def answer(view: StudyView, task: str) -> Answer:
-    """The first screen of one task."""
-    advice = view.advice(task)
-    if advice is None:
-        return Answer(task)
-    return Answer(
-        task=task,
-        headline=advice.verdict,
-        confidence=advice.confidence,
-        meaning=MEANINGS[advice.confidence],
-        subject=_subject(view, task, advice),
-        tiles=tuple(_tiles(view, task)),
-        reasons=tuple(r for r in advice.reasons if r.kind not in ("diagnostic", "caveat")),
-        findings=tuple(r for r in advice.reasons if r.kind in ("diagnostic", "caveat")),
-        next_steps=tuple(step.text for step in advice.next_steps),
-        next_steps_title=NEXT_STEPS_TITLES[advice.confidence],
+def answer_card(view: StudyView, task: str) -> AnswerCard:
+    """The card of one training task."""
+    advice, base, unit = view.advice(task), view.base(task), view.unit(task)
+    columns = (
+        f"Score, {unit.score}" + (f" (base {score_text(base.score, unit)})" if base else ""),
+        f"Retention change, {view.forgetting_unit(task).difference}",
+        "Size",
+        "Training time",
+    )
+    arms: list[tuple[tuple[str, ...], ArmSummary]] = [
+        (row.roles, row.arm) for row in (advice.rows if advice else ())
+    ]
+    lora = view.best_lora(task)
+    if arms and lora is not None and not any(arm.is_lora for _, arm in arms):
+        arms.append((("lora",), lora))
+    rows = [CardRow(_role_text(roles), arm.label, _cells(view, arm)) for roles, arm in arms]
+    return AnswerCard(task, columns, tuple(rows), advice)
+
+
+def _role_text(roles: Sequence[str]) -> str:
+    first, *others = (ROW_ROLES[role] for role in roles)
+    return ", ".join([first, *(f"{name[0].lower()}{name[1:]}" for name in others)])
+
+
+def _cells(view: StudyView, arm: ArmSummary) -> tuple[CardCell, ...]:
+    size, advice = arm.trainable_parameters, view.advice(arm.task)
+    share = number(100 * size / view.study.model.num_parameters)
+    retained = _cell(retention_change(arm), view.forgetting_unit(arm.task), sign=True)
+    in_nats = arm.logprob_forgetting
+    if advice and advice.forgetting_scale.name == "gold_logprob" and in_nats:
+        # What is weighed stands beside what is shown.
+        retained = replace(retained, note=f"{retained.note}; {difference(-in_nats.value, NATS)}")
+    return (
+        _cell(arm.score, view.unit(arm.task)),
+        retained,
+        CardCell(
+            byte_size(BYTES_PER_PARAMETER * size),
+            f"{compact(size)} parameters, {share} % of the model; float32",
+        ),
+        CardCell(duration(arm.seconds), f"per trial, {count(arm.seeds, 'seed')}"),
     )
 
 
-def _subject(view: StudyView, task: str, advice: TaskAdvice) -> str:
-    arm = view.focus(task)
-    if arm is None:
-        return ""
-    if advice.chosen is not None:
-        return f"The recommended arm, {arm.label}"
-    if advice.subject_label == arm.label:
-        return f"The arm this answer is about, {arm.label}"
-    return f"The best arm on the validation split, {arm.label}"
-
-
-def _tiles(view: StudyView, task: str) -> list[Tile]:
-    arm, unit, base = view.focus(task), view.unit(task), view.base(task)
-    if arm is None:
-        return [Tile("base", score_text(base.score, unit), count(base.n, "item"))] if base else []
-    tiles = []
-    if arm.score is not None:
-        against = f"base {score_text(base.score, unit)}" if base else "base not scored"
-        tiles.append(Tile("in-domain score", score_text(arm.score.value, unit), against))
-    tiles.append(_tile("gain over base", arm.gain, unit))
-    tiles.append(_tile("forgetting", arm.forgetting, view.forgetting_unit(task)))
-    full = view.best_full(task)
-    if full is not None and full.label != arm.label:
-        tiles.append(_tile("full fine-tuning's gain", full.gain, unit))
-    tiles.append(_cost_tile(arm, full))
-    return tiles
-
-
-def _tile(label: str, estimate: Estimate | None, unit: Unit) -> Tile:
+def _cell(estimate: Estimate | None, unit: Unit, *, sign: bool = False) -> CardCell:
     if estimate is None:
-        return Tile(label, "unknown", "not measured in this study")
-    sizes = f"{count(estimate.n, 'item')}, {count(estimate.seeds, 'seed')}"
-    return Tile(label, difference(estimate.value, unit), f"{interval(estimate, unit)}; {sizes}")
+        return CardCell(note="not measured")
+
+    def shown(value: float) -> str:
+        return signed(value, unit) if sign else number(value * unit.scale, unit.digits)
+
+    if estimate.low is None or estimate.high is None:
+        return CardCell(shown(estimate.value), "interval unknown")
+    return CardCell(shown(estimate.value), f"{shown(estimate.low)} to {shown(estimate.high)}")
 
 
-def _cost_tile(arm: ArmSummary, full: ArmSummary | None) -> Tile:
-    parts = [f"{duration(arm.seconds)} of training per trial"] if arm.seconds is not None else []
-    if full and full.trainable_parameters and full.label != arm.label:
-        share = 100 * arm.trainable_parameters / full.trainable_parameters
-        parts.append(f"{number(share)} % of full fine-tuning's")
-    return Tile("trainable parameters", number(arm.trainable_parameters), "; ".join(parts))
+def card_values(view: StudyView) -> dict[str, object]:
+    """What the template of the card needs."""
+    return {
+        "cards": [answer_card(view, task) for task in view.training_tasks],
+        "confidences": CONFIDENCES,
+        "checks": CHECK_TITLES,
+        "marks": MARKS,
+        "next_steps_title": NEXT_STEPS_TITLE,
+    }
+
+
+def answer_html(view: StudyView) -> str:
+    """The cards of all training tasks as one piece of HTML with its styles, for a notebook."""
+    return render_fragment("answer.html.j2", **card_values(view))
 
 
 def missing(view: StudyView) -> list[str]:
@@ -133,7 +178,7 @@ def missing(view: StudyView) -> list[str]:
         and not done,
         f"{done} of {count(total, 'trial')} finished; the others: {rest}.": 0 < done < total,
         f"The base has no score on {join_names(unscored)}: changes there are unknown.": unscored,
-        "There is no retention task, so forgetting is unknown.": not view.retention_tasks,
+        "There is no retention task, so what training lost is unknown.": not view.retention_tasks,
         f"{count(few, 'arm')} {'has' if few == 1 else 'have'} fewer than {FEWEST_SEEDS} finished "
         "seeds: the spread between training runs is not known well.": few,
         "No trial has a spectra record: the weights were not analyzed.": done

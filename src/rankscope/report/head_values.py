@@ -5,15 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.stats import rankdata
 
 from rankscope.formatting import number
 from rankscope.records import HeadAblation, HeadsRecord, LayerHeads
-from rankscope.report.charts.heat_map import Grid, MapPanel
-from rankscope.report.table_formats import table_from_rows
+from rankscope.report.charts.heat_map import Grid
 
 HeadValues = npt.NDArray[np.float64]
 OfLayer = Callable[[LayerHeads], Sequence[float | None]]
 
+SKILL, LOST = "carries the trained skill, nats", "carried what was lost, nats"
 MODULES = {
     "q_proj": "query heads",
     "k_proj": "key heads",
@@ -73,45 +74,37 @@ def grids(values: Mapping[str, HeadValues], signed: bool = False) -> dict[str, G
     return {entry: Grid(pd.DataFrame(of_entry), signed) for entry, of_entry in known.items()}
 
 
-class BeforeAndAfter:
-    """One value of every head of the base and of the tuned model, by model."""
+def head_quantities(record: HeadsRecord) -> dict[str, HeadValues]:
+    """What is known of the heads of one model, by its label in a drop-down."""
+    roles: dict[str, dict[int, list[float | None]]] = {SKILL: {}, LOST: {}}
+    for role in record.roles:
+        roles[SKILL].setdefault(role.layer, []).append(role.skill)
+        roles[LOST].setdefault(role.layer, []).append(role.lost)
+    values = {f"{MODULES[m]} moved: |dW_h| / |W0_h| of {m}": moved(record, m) for m in MODULES}
+    measures: dict[str, OfLayer] = {
+        "importance": lambda layer: layer.importance,
+        "attention entropy": lambda layer: layer.entropy,
+    }
+    for name, measure in measures.items():
+        before, after = of_layers(record.base, measure), of_layers(record.tuned, measure)
+        values |= {f"{name}, change": after - before, f"{name} after training": after}
+        values[f"{name} before training"] = before
+    values["importance of key/value heads"] = of_layers(
+        record.tuned, lambda layer: layer.group_importance
+    )
+    values |= {name: stacked(by_layer) for name, by_layer in roles.items()}
+    return {name: v for name, v in values.items() if not np.isnan(v).all()}
 
-    def __init__(self, models: Sequence[tuple[str, HeadsRecord]], value: OfLayer) -> None:
-        self.before = {model: of_layers(record.base, value) for model, record in models}
-        self.after = {model: of_layers(record.tuned, value) for model, record in models}
 
-    def panels(self) -> list[MapPanel]:
-        """Three panels: before, after, and their difference with a color scale of its own."""
-        change = {model: self.after[model] - before for model, before in self.before.items()}
-        return [
-            MapPanel("before", grids(self.before), scale="value"),
-            MapPanel("after", grids(self.after), scale="value"),
-            MapPanel("difference", grids(change, signed=True)),
-        ]
-
-    def table(self) -> pd.DataFrame:
-        """A row per model and head."""
-        return table_from_rows(
-            [
-                {
-                    "model": model,
-                    "layer": layer,
-                    "head": head,
-                    "before": None if np.isnan(value) else float(value),
-                    "after": None if np.isnan(v := self.after[model][layer, head]) else float(v),
-                }
-                for model, before in self.before.items()
-                for (layer, head), value in np.ndenumerate(before)
-            ]
-        )
-
-    def most_changed(self, model: str) -> str:
-        """The head that changed most, in words."""
-        change = self.after[model] - self.before[model]
-        if np.isnan(change).all():
-            return "no head has a known value"
-        at = largest(np.abs(change))
-        return f"{head_text(np.abs(change))} changed most, by {number(float(change[at]))}"
+def rank_correlation(a: HeadValues, b: HeadValues) -> float | None:
+    """Spearman's coefficient over the heads known in both; None if one of them does not vary."""
+    if a.shape != b.shape:
+        return None
+    known = ~(np.isnan(a) | np.isnan(b))
+    a, b = a[known], b[known]
+    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 
 
 def precision_note(dtype: str | None) -> str:

@@ -15,8 +15,8 @@ class CurveStep:
     step: int
     gain: float
     """In-domain: tuned minus base, on the same items."""
-    forgetting: float | None
-    """Base minus tuned, mean over retention tasks; None without one."""
+    retention: float | None
+    """Tuned minus base, mean over retention tasks; None without one."""
     seeds: int
     items: int
     """Of the in-domain task."""
@@ -39,11 +39,11 @@ def curve_of(view: StudyView, arm: ArmSummary) -> list[CurveStep]:
 
 
 def _mean_over_seeds(step: int, seeds: list[CurveStep]) -> CurveStep:
-    falls = [seed.forgetting for seed in seeds if seed.forgetting is not None]
+    kept = [seed.retention for seed in seeds if seed.retention is not None]
     return CurveStep(
         step=step,
         gain=fmean(seed.gain for seed in seeds),
-        forgetting=fmean(falls) if falls else None,
+        retention=fmean(kept) if kept else None,
         seeds=len(seeds),
         items=min(seed.items for seed in seeds),
     )
@@ -65,10 +65,10 @@ def _trial_curve(view: StudyView, arm: ArmSummary, trial: TrialRecords) -> dict[
         learned = points.get(arm.task)
         if learned is None or (kept is not None and step > kept):
             continue
-        gain, falls = _change(view, learned), _falls(view, arm.task, points)
-        if gain is not None and falls is not None:
-            forgetting = fmean(falls) if falls else None
-            curve[step] = CurveStep(step, gain, forgetting, 1, learned.n)
+        gain, changes = _change(view, learned), _retention(view, arm.task, points)
+        if gain is not None and changes is not None:
+            mean = fmean(changes) if changes else None
+            curve[step] = CurveStep(step, gain, mean, 1, learned.n)
     return curve
 
 
@@ -80,9 +80,9 @@ def _change(view: StudyView, point: CurvePoint) -> float | None:
     return point.score - float(base.scores[: point.n].mean())
 
 
-def _falls(view: StudyView, task: str, points: dict[str, CurvePoint]) -> list[float] | None:
-    """Base minus tuned on the retention tasks of the averaged unit; None if one is missing."""
+def _retention(view: StudyView, task: str, points: dict[str, CurvePoint]) -> list[float] | None:
+    """Tuned minus base on the retention tasks of the averaged unit; None if one is missing."""
     unit = view.forgetting_unit(task)
     retained = [name for name in view.retained(task) if view.unit(name) == unit]
     changes = [_change(view, points[name]) if name in points else None for name in retained]
-    return None if None in changes else [-change for change in changes if change is not None]
+    return None if None in changes else [change for change in changes if change is not None]

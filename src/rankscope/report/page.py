@@ -2,14 +2,15 @@
 
 import json
 import re
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
@@ -31,6 +32,7 @@ class PageSection:
     title: str
     lead: str
     figures: tuple[Figure, ...]
+    folded: bool = False
 
 
 def write_page(path: Path, render: Callable[[], str]) -> None:
@@ -55,7 +57,9 @@ def render_page(
     provenance: Provenance,
     **values: object,
 ) -> str:
-    """Render a template with everything inside the page: plotly.js once, styles, script, figures.
+    """Render a template with everything inside the page: plotly.js, styles, script, figures.
+
+    The page has the part of plotly.js that draws its figures, packed; its script unpacks it.
 
     The content security policy of the page forbids every request. Text from data reaches the page
     through one filter (``safe_text``, then the escaping of Jinja) or as JSON that cannot end its
@@ -64,13 +68,27 @@ def render_page(
     environment = _environment()
     return environment.get_template(template).render(
         provenance=provenance,
-        plotly=Markup(get_plotlyjs()),
-        style=Markup(_source(environment, "page.css")),
+        plotly=Markup(packed_plotly()),
+        style=Markup(_source(environment, "answer.css") + _source(environment, "page.css")),
         script=Markup(_source(environment, "page.js")),
         figures_json=embedded({f.key: figure_data(f) for f in figures if f.plot is not None}),
         dark_json=embedded(dark_colors(ranks)),
         **values,
     )
+
+
+def packed_plotly() -> str:
+    """plotly.js, its cartesian bundle, as base64 of gzip."""
+    bundle = files("rankscope.report") / "plotly" / "plotly-cartesian.min.js.gz"
+    return b64encode(bundle.read_bytes()).decode()
+
+
+def render_fragment(template: str, **values: object) -> str:
+    """Render a part of a page for a notebook, with its styles; they reach nothing outside it."""
+    environment = _environment()
+    style = _source(environment, "answer.css").replace(":root", ".rankscope")
+    text = environment.get_template(template).render(**values)
+    return f'<div class="rankscope"><style>\n{style}</style>\n{text}</div>\n'
 
 
 def figure_data(figure: Figure) -> dict[str, object]:

@@ -1,7 +1,6 @@
 """The page of a study: one HTML file that opens offline, answer first."""
 
-from collections.abc import Mapping
-from itertools import chain
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import yaml
@@ -10,10 +9,16 @@ from rankscope.config.loader import study_values
 from rankscope.formatting import safe_text
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.analyzed_models import arms_analyzed
-from rankscope.report.answer import answer, missing
+from rankscope.report.answer import card_values, missing
+from rankscope.report.before_after import (
+    ITEM_OUTCOMES,
+    MAX_EMBEDDED,
+    ComparedItems,
+    compared_items,
+)
 from rankscope.report.charts.figure import Figure
-from rankscope.report.figures import SECTIONS, draw_section
-from rankscope.report.page import PageSection, render_page, write_page
+from rankscope.report.figures import FOLDED, SECTIONS, draw_section
+from rankscope.report.page import PageSection, embedded, render_page, write_page
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import DASHES
 from rankscope.report.tables import (
@@ -22,29 +27,32 @@ from rankscope.report.tables import (
     tasks_table,
     training_table,
 )
-
-BESIDE_ANSWER = ("plane-0", "in-domain-0")
-"""Keys of the figures for the place beside the answer; the first one with a plot is taken."""
+from rankscope.report.use_it import steps_for_task
 
 
 def write_study_page(study: StudyRecords, recommendation: Recommendation, path: Path) -> None:
     """Write the study as one offline HTML page, replacing ``path`` in one step."""
-    write_page(path, lambda: render_study(StudyView(study, recommendation)))
+    view = StudyView(study, recommendation)
+    write_page(path, lambda: render_study(view, str(path.parent)))
 
 
-def render_study(view: StudyView) -> str:
-    hero, sections = study_sections(view)
-    figures = [*([hero] if hero else []), *(f for section in sections for f in section.figures)]
+def render_study(view: StudyView, folder: str = "DIR") -> str:
+    """The page; ``folder`` is the study's, as commands on the page name it."""
+    sections, tasks = study_sections(view), view.training_tasks
+    items = {task: compared_items(view, task, MAX_EMBEDDED // len(tasks)) for task in tasks}
     return render_page(
         "study.html.j2",
-        figures,
+        [figure for section in sections for figure in section.figures],
         view.ranks,
         view.study.provenance,
         view=view,
         study=view.study,
-        answers=[answer(view, task) for task in view.training_tasks],
+        **card_values(view),
         missing=missing(view),
-        hero=hero,
+        items={task: compared for task, compared in items.items() if compared},
+        items_json=embedded([_item_data(c) for compared in items.values() for c in compared]),
+        outcomes=ITEM_OUTCOMES,
+        steps={task: steps_for_task(view, task, folder) for task in tasks},
         sections=sections,
         failed=failed_trials_table(view),
         tasks=tasks_table(view),
@@ -56,26 +64,30 @@ def render_study(view: StudyView) -> str:
     )
 
 
-def study_sections(view: StudyView) -> tuple[Figure | None, list[PageSection]]:
-    """The figure beside the answer, and all others by section in reading order."""
+def study_sections(view: StudyView) -> list[PageSection]:
+    """All figures by section in reading order."""
     tasks = view.training_tasks
     units = dict.fromkeys(view.unit(task.name) for task in view.study.tasks)
     models = [arms_analyzed(view, task) for task in tasks]
-    drawn = {
-        key: [
-            *chain.from_iterable(draw_section(key, "study", "unit", view, unit) for unit in units),
-            *chain.from_iterable(draw_section(key, "study", "task", view, task) for task in tasks),
-            *chain.from_iterable(draw_section(key, "study", "models", m) for m in models),
-        ]
+
+    def of_section(key: str) -> Iterator[Figure]:
+        for unit in units:
+            yield from draw_section(key, "study", "unit", view, unit)
+        for task in tasks:
+            yield from draw_section(key, "study", "task", view, task)
+        for analyzed in models:
+            yield from draw_section(key, "study", "models", analyzed)
+
+    return [
+        PageSection(key, *SECTIONS[key], tuple(of_section(key)), folded=key in FOLDED)
         for key in SECTIONS
-    }
-    every = {figure.key: figure for figures in drawn.values() for figure in figures}
-    beside = [every[key] for key in BESIDE_ANSWER if key in every]
-    hero = next((figure for figure in beside if figure.plot is not None), None)
-    return hero, [
-        PageSection(key, *SECTIONS[key], tuple(f for f in figures if f is not hero))
-        for key, figures in drawn.items()
     ]
+
+
+def _item_data(compared: ComparedItems) -> dict[str, object]:
+    """The items of one test split, as the search of the page reads them."""
+    rows = [(p.outcome, p.prompt, p.gold, p.before, p.after) for p in compared.pairs]
+    return {"rows": rows, "shown": list(compared.shown)}
 
 
 def yaml_text(config: Mapping[str, object]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from rankscope.formatting import MAX_NAME, NATS, POINTS, Unit, amount, safe_text
+from rankscope.formatting import MAX_NAME, NATS, POINTS, Unit, difference, safe_text
 from rankscope.records import (
     BASE,
     FAILED,
@@ -106,9 +106,42 @@ class StudyView:
         return NATS if self.study.task(task).score_unit == "log_probability" else POINTS
 
     def plane_titles(self, task: str) -> tuple[str, str]:
-        """Column titles of gain and forgetting, with their units."""
-        lost = self.forgetting_unit(task)
-        return f"gain over base, {self.unit(task).difference}", f"forgetting, {lost.difference}"
+        """Column titles of gain and retention change, with their units."""
+        kept = self.forgetting_unit(task).difference
+        return f"gain over base, {self.unit(task).difference}", f"retention change, {kept}"
+
+    def plane_digits(self, task: str) -> dict[str, int]:
+        """Digits of the columns of ``plane_titles`` and of their intervals."""
+        units = (self.unit(task), self.forgetting_unit(task))
+        ends = ("", ", low", ", high")
+        pairs = zip(self.plane_titles(task), units, strict=True)
+        return {f"{title}{end}": unit.digits + 1 for title, unit in pairs for end in ends}
+
+    def point_names(self, task: str) -> dict[str, str]:
+        """By arm, the text at its point: ``r=8``; full fine-tuning at two rates shows them."""
+        several = sum(arm.is_full for arm in self.arms(task)) > 1
+        return {
+            arm.label: f"full {arm.lr:g}" if several and arm.is_full else arm.short_label
+            for arm in self.arms(task)
+        }
+
+    def front(self, task: str) -> list[str]:
+        """Arms that no other arm beats in gain and retention together, by rising gain.
+
+        ``ArmSummary.on_pareto_front`` counts parameters too; a plane shows two quantities only.
+        """
+        points = [
+            (a.gain.value, a.forgetting.value, a.label)
+            for a in self.arms(task)
+            if a.gain and a.forgetting
+        ]
+        front: list[str] = []
+        least = float("inf")
+        for _, forgotten, label in sorted(points, key=lambda point: (-point[0], point[1])):
+            if forgotten < least:
+                least = forgotten
+                front.append(label)
+        return front[::-1]
 
     def mitigation(self, task: str) -> TaskMitigation | None:
         return next((m for m in self.recommendation.mitigation if m.task == task), None)
@@ -136,6 +169,10 @@ class StudyView:
         """The full fine-tuning arm of the recommendation, chosen on the validation split."""
         advice = self.advice(task)
         return self.arm(task, advice.best_full_label) if advice else None
+
+    def full(self, task: str) -> list[ArmSummary]:
+        """Arms of full fine-tuning, by rising learning rate."""
+        return sorted((arm for arm in self.arms(task) if arm.is_full), key=lambda arm: arm.lr)
 
     def best_lora(self, task: str) -> ArmSummary | None:
         """The LoRA arm of the highest utility on the validation split."""
@@ -216,8 +253,11 @@ class StudyView:
         return RankAxis(tuple(lines), focus, full.label if full else None)
 
 
-def forgetting_text(value: float, unit: Unit) -> str:
-    """Forgetting in words, such as ``3.2 points forgotten``."""
-    if round(abs(value) * unit.scale, unit.digits) == 0:
-        return "no forgetting"
-    return f"{amount(abs(value), unit)} {'forgotten' if value > 0 else 'gained on retention'}"
+def retention_change(arm: ArmSummary) -> Estimate | None:
+    """Forgetting with its sign turned: below zero is lost. Pages show retention this way only."""
+    return None if arm.forgetting is None else -arm.forgetting
+
+
+def retention_text(change: float, unit: Unit) -> str:
+    """A retention change in words, such as ``retention -3.2 points``."""
+    return f"retention {difference(change, unit)}"

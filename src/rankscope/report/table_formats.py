@@ -40,7 +40,7 @@ def table_from_rows(
         is_whole = known and all(isinstance(cell, int) for cell in known)
         # Integers stay integers beside unknown cells.
         frame[title] = frame[title].astype("Int64") if is_whole else frame[title].infer_objects()
-    frame.attrs["digits"] = dict(digits)
+    frame.attrs["digits"] = {title: digits[title] for title in frame.columns if title in digits}
     return frame
 
 

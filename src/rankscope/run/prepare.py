@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 
 from rankscope.advise.retention import scale_notes
-from rankscope.analyze.spectra import check_spectra_settings
-from rankscope.analyze.trial_spectra import compared_matrices
+from rankscope.analyze.spectra import check_spectra_settings, compared_matrices
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.study_data import prepare_data
@@ -24,6 +23,7 @@ from rankscope.models.methods.method import TrialFacts
 from rankscope.models.model_folder import model_folder
 from rankscope.models.parameters import architecture, check_targets, rank_notes, read_model_config
 from rankscope.models.quantize import check_bitsandbytes
+from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.run.groups import Grouping
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.trials import duplicate_grid_notes, make_trials
@@ -34,13 +34,18 @@ USABLE_SHARE = 0.9
 """Plan groups to use 90 % of the free memory; estimates are off by less than the other 10 %."""
 
 
-def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
+def prepare_study(
+    config: StudyConfig, weights: bool = True, reporter: ProgressReporter | None = None
+) -> PreparedStudy:
     """Fetch the model, encode the data, check it all and plan the groups; weights are only hashed.
 
     weights: the base's weights must be there and are hashed. False plans from its configuration
     and tokenizer, and the trials' ids are then not those of a run, unless an arm has ``init_from``
     and the weights are there: they are then hashed all the same.
     """
+    reporter = reporter or NullReporter()
+    reporter.stage("preparing", 3)
+
     # The base model
     folder = model_folder(config.model, weights)
     model_config = read_model_config(folder)
@@ -56,6 +61,7 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
         check_same_base(start.folder, start.base_sha256, base_sha256)
 
     # The data
+    reporter.advance(1, "rows")
     encoder = Encoder(load_tokenizer(folder), config.model.prompt_format, config.train.max_length)
     config = resolve_auto(config, encoder, dtype)
     data = prepare_data(config, encoder)
@@ -66,6 +72,7 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
     scored_by = (encoder, tokenizer_hash, config.evaluate)
 
     # The trials
+    reporter.advance(2, "trials and groups")
     trials = make_trials(
         config,
         base_sha256,
@@ -93,6 +100,8 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
         {n: RowCounts.of(rows.rows) for n, rows in {**data.replay_rows, **data.rows}.items()},
         config.memory_limit or round(USABLE_SHARE * available_memory_bytes(device)),
     )
+    groups = tuple(grouping.groups(trials, config))
+    reporter.finish()
     records = tuple(
         task_record(config, encoder, task, tokenizer_hash) for task in data.tasks.values()
     )
@@ -107,7 +116,7 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
         data=data,
         task_records=records,
         trials=tuple(trials),
-        groups=tuple(grouping.groups(trials, config)),
+        groups=groups,
         grouping=grouping,
         notes=(
             *missing_weights,

@@ -43,7 +43,7 @@ class Study:
         check_sources(config)
         return cls(config)
 
-    def check(self) -> "PreparedStudy":
+    def check(self, reporter: ProgressReporter | None = None) -> "PreparedStudy":
         """Check model, data, tokens, labels and contamination, without loading weights.
 
         Raises:
@@ -51,9 +51,9 @@ class Study:
         """
         from rankscope.run.prepare import prepare_study
 
-        return prepare_study(self.config)
+        return prepare_study(self.config, reporter=reporter)
 
-    def plan(self) -> "Plan":
+    def plan(self, reporter: ProgressReporter | None = None) -> "Plan":
         """Trials, groups, steps, tokens, memory, disk and time, before anything runs.
 
         The model's configuration and tokenizer are enough.
@@ -61,7 +61,7 @@ class Study:
         from rankscope.run.plan import make_plan
         from rankscope.run.prepare import prepare_study
 
-        return make_plan(prepare_study(self.config, weights=False))
+        return make_plan(prepare_study(self.config, weights=False, reporter=reporter))
 
     def run(
         self,
@@ -92,9 +92,11 @@ class Study:
         prepare_process()
         out = Path(out)
         begun = time.monotonic()
-        study = prepare_study(self.config)  # before the folder: a refused study leaves nothing
+        reporter = reporter or NullReporter()
+        # Before the folder: a refused study leaves nothing.
+        study = prepare_study(self.config, reporter=reporter)
         with Ledger.open(out, write=True) as ledger, interruptible() as should_stop:
-            reporter = JsonlReporter(reporter or NullReporter(), out / "log.jsonl")
+            reporter = JsonlReporter(reporter, out / "log.jsonl")
             context = begin_run(study, ledger, reporter, should_stop)
             context.use_stored_groups()
             conductor = Conductor(context)

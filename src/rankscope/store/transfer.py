@@ -18,7 +18,7 @@ def transfer(
     """Copy statuses, records and artifacts of some trials of ``source`` into ``target``.
 
     All of it takes effect in one transaction. Raises IntegrityError for a result that is altered in
-    ``source``, of which everything is hashed if ``verified``, or that differs from ``target``'s.
+    ``source`` (if ``verified``, everything is hashed), or that differs from ``target``'s.
     """
     if verified and (problems := source.verify()):
         raise IntegrityError(f"{source.out}: {problems[0]}; remove this folder to compute it again")

@@ -7,15 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rankscope.analyze.intruder_scaling import scale_intruders
+from rankscope.analyze.intruders import scale_intruders
 from rankscope.analyze.spectra import check_factors, check_spectra_settings
 from rankscope.analyze.stored_models import StoredTunedModel
 from rankscope.analyze.svd_cache import SvdCache, svd_cache_folder
 from rankscope.config.study import SpectraConfig
 from rankscope.errors import UserError
 from rankscope.filesystem import check_taken
-from rankscope.models.adapters.folder import base_weight_copies
-from rankscope.models.adapters.rewrite import rewrite
+from rankscope.models.adapters.folder import base_weight_copies, rewrite
 from rankscope.models.adapters.settings import READABLE_INITS, read_adapter_config
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter

@@ -14,6 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from rankscope.errors import UserError
+from rankscope.evaluate.evaluator import Evaluation
 from rankscope.evaluate.lm_eval.bridge import (
     LmEvalSettings,
     evaluation_of,
@@ -21,7 +22,6 @@ from rankscope.evaluate.lm_eval.bridge import (
     score_lm_eval_task,
 )
 from rankscope.evaluate.lm_eval.model import LmEvalModel
-from rankscope.evaluate.mixtures import Evaluation
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
 from rankscope.records import BASE

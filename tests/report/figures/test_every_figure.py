@@ -36,9 +36,7 @@ def strings(value: Any) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def figures(view: StudyView) -> list[Figure]:
-    hero, sections = study_sections(view)
-    assert hero is not None
-    return [hero, *(figure for section in sections for figure in section.figures)]
+    return [figure for section in study_sections(view) for figure in section.figures]
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from rankscope.records import HeadAblation, Inspection
 from rankscope.report.analyzed_models import arms_analyzed, models_inspected
 from rankscope.report.charts.figure import Figure
 from rankscope.report.figures import draw_section
-from rankscope.report.figures.heads_compared import draw_heads_compared, rank_correlation
-from rankscope.report.head_values import stacked
+from rankscope.report.figures.heads_compared import draw_heads_compared
+from rankscope.report.head_values import rank_correlation, stacked
 from rankscope.report.page import figure_data
 from rankscope.report.study_view import StudyView
 
@@ -38,9 +38,13 @@ def test_maps_are_means_over_seeds_of_lora_and_full(view: StudyView) -> None:
     assert [label.split(":")[0] for label in labels] == [
         "query heads moved",
         "value heads moved",
-        "importance after training",
         "importance, change",
+        "importance after training",
+        "importance before training",
         "attention entropy, change",
+        "attention entropy after training",
+        "attention entropy before training",
+        "importance of key/value heads",
         "carries the trained skill, nats",
     ]
     for arm, trace in zip(arms, figure.choices[0].traces, strict=True):
@@ -60,12 +64,12 @@ def test_the_sentence_names_the_head_that_moved_most(view: StudyView) -> None:
     figure = draw_heads_compared(arms_analyzed(view, "med"))
     assert figure is not None
     assert f"layer 2 head {HEADS - 1} in " in figure.finding
-    assert "over 12 heads is 1.00: 1 means the same heads" in figure.finding
+    assert "of the two is 1.00: 1 means the same heads" in figure.finding
     assert "ran in bfloat16, whose rounding" in figure.caption
     values = [row for row in cells(figure) if row[1].startswith("query heads moved")]
     assert len(values) == 2 * 3 * HEADS
     # Entropy that is unknown is no zero.
-    entropy = [row for row in cells(figure) if row[1].startswith("attention entropy")]
+    entropy = [row for row in cells(figure) if row[1] == "attention entropy, change"]
     assert len(entropy) == 2 * (3 * HEADS - 1)
 
 
@@ -89,25 +93,22 @@ def heads_of(found: Inspection) -> dict[str, Figure]:
 
 def test_heads_are_maps_of_layers_and_heads() -> None:
     figures = head_figures_of()
-    assert list(figures) == ["heads", "heads-moved", "heads-importance", "heads-entropy"]
-    moved = figure_data(figures["heads-moved"])
-    # No k_proj or o_proj was changed: there is no panel for them.
-    q, v = json.loads(json.dumps(moved["data"]))
-    assert q["z"] == [[0.1, 0.2, 0.3, 0.4], [0.2, 0.3, 0.4, 0.5]]
-    assert v["z"] == [[0.1, 0.2], [0.2, 0.3]]
-    assert q["zmax"] == v["zmax"] == 0.5  # one scale
-    assert "r4 most in layer 1 head 3 (query heads, q_proj), 0.5" in figures["heads-moved"].finding
-    importance = json.loads(json.dumps(figure_data(figures["heads-importance"])["data"]))
-    before, after, difference, groups = importance
+    assert list(figures) == ["heads"]
+    (figure,) = figures.values()
+    data = json.loads(json.dumps(figure_data(figure)["data"]))
+    shown = {c.label.split(":")[0]: data[c.traces[0]] for c in figure.choices}
+    # No k_proj or o_proj was changed: they are not offered.
+    assert "key heads moved" not in shown
+    assert shown["query heads moved"]["z"] == [[0.1, 0.2, 0.3, 0.4], [0.2, 0.3, 0.4, 0.5]]
+    assert shown["value heads moved"]["z"] == [[0.1, 0.2], [0.2, 0.3]]
+    before, after = (shown[f"importance {when} training"] for when in ("before", "after"))
     assert (before["z"][1][3], after["z"][1][3]) == (0.4, 0.8)
-    assert difference["z"][1][3] == pytest.approx(0.4)
-    assert before["zmax"] == after["zmax"] == 0.8
-    assert difference["zmin"] == -difference["zmax"]
-    assert groups["z"] == [[0.2, 0.4], [0.2, 0.4]]
-    entropy = figures["heads-entropy"]
-    assert cells(entropy)[3] == ("r4", 0, 3, None, None)  # unknown is no zero
-    assert json.loads(json.dumps(figure_data(entropy)["data"]))[0]["z"][0][3] is None
-    assert [choice.label for choice in entropy.choices] == ["r4"]
+    change = shown["importance, change"]
+    assert change["z"][1][3] == pytest.approx(0.4)
+    assert change["zmin"] == -change["zmax"]
+    assert shown["importance of key/value heads"]["z"] == [[0.2, 0.4], [0.2, 0.4]]
+    assert shown["attention entropy before training"]["z"][0][3] is None  # unknown is no zero
+    assert "layer 1 head 3 in r4, 0.5" in figure.finding
 
 
 def test_ablation_sets_the_trained_task_against_others() -> None:
@@ -142,16 +143,3 @@ def test_one_item_tests_nothing() -> None:
     assert "0 of 0" in finding
     assert "nothing was tested" in finding
     assert "%" not in finding
-
-
-def test_what_moved_opens_on_a_model_whose_heads_moved() -> None:
-    """The first model's adapter is on no attention matrix."""
-    found = inspect_heads(inspection("r4"))
-    first, second = found.tuned
-    assert first.heads is not None
-    still = first.model_copy(update={"heads": first.heads.model_copy(update={"changes": ()})})
-    second = second.model_copy(update={"heads": first.heads})
-    moved = heads_of(found.model_copy(update={"tuned": (still, second)}))["heads-moved"]
-    assert [(choice.label, choice.traces) for choice in moved.choices] == [("full", (0, 1))]
-    assert moved.plot is not None
-    assert [trace.visible for trace in moved.plot.data] == [True, True]

@@ -1,4 +1,4 @@
-"""Learning and forgetting by step: what the records say, and nothing if they say nothing."""
+"""Learning and retention by step: what the records say, and nothing if they say nothing."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ def test_a_study_without_curves_has_no_such_figure() -> None:
     assert learning_curve.draw_learning_curve(StudyView(*ordinary_study()), "med") is None
 
 
-def test_a_curve_is_gain_and_forgetting_against_the_base_on_the_same_items(view: StudyView) -> None:
+def test_a_curve_is_gain_and_retention_against_the_base_on_the_same_items(view: StudyView) -> None:
     """The simulated curve goes straight from the base to the truth: a quarter of it at step 10."""
     arm = next(a for a in view.arms("med") if a.rank == 8)
     gain = CURVES.accuracy(8, arm.lr) - CURVES.base_accuracy
@@ -29,7 +29,7 @@ def test_a_curve_is_gain_and_forgetting_against_the_base_on_the_same_items(view:
     found = curve_of(view, arm)
     assert [(p.step, p.seeds, p.items) for p in found] == [(s, 3, 20) for s in (5, 10, 20, 40)]
     assert [p.gain for p in found] == pytest.approx([gain * p.step / 40 for p in found])
-    assert [p.forgetting for p in found] == pytest.approx([fall * p.step / 40 for p in found])
+    assert [p.retention for p in found] == pytest.approx([-fall * p.step / 40 for p in found])
 
 
 def test_every_arm_is_a_line_from_the_base_on_in_its_own_color(view: StudyView) -> None:
@@ -45,13 +45,12 @@ def test_every_arm_is_a_line_from_the_base_on_in_its_own_color(view: StudyView) 
         spots = curve_of(view, arm)
         assert list(lines[arm.label].x) == pytest.approx([0, *(100 * p.gain for p in spots)])
         assert list(lines[arm.label].y) == pytest.approx(
-            [0, *(100 * (p.forgetting or 0) for p in spots)]
+            [0, *(100 * (p.retention or 0) for p in spots)]
         )
         assert lines[arm.label].line.color == view.color(arm).light
         assert lines[arm.label].line.color in dark_colors(view.ranks)
         told = lines[arm.label].hovertext[1:]
         assert all(f"step {p.step}<br>" in text for p, text in zip(spots, told, strict=True))
-    assert figure.plot.layout.yaxis.autorange == "reversed"
     assert len(figure.data) == sum(len(curve_of(view, a)) for a in view.arms("med"))
 
 
@@ -96,7 +95,7 @@ def test_without_a_retention_task_the_gain_is_drawn_against_the_step() -> None:
     assert figure is not None
     lines = [trace for trace in figure.plot.data if trace.mode == "lines+markers"]
     assert [list(line.x) for line in lines] == [[0, 20, 40]] * len(view.arms("med"))
-    assert "forgotten" not in figure.finding
+    assert "retention" not in figure.finding
 
 
 def test_points_on_more_items_than_the_base_has_are_left_out() -> None:
@@ -104,7 +103,7 @@ def test_points_on_more_items_than_the_base_has_are_left_out() -> None:
     assert learning_curve.draw_learning_curve(StudyView(*study_and_advice(truth)), "med") is None
 
 
-def test_forgetting_is_the_mean_over_tasks_of_one_unit() -> None:
+def test_retention_is_the_mean_over_tasks_of_one_unit() -> None:
     """As in the advice: where some retention tasks have accuracy, nats are not mixed in."""
     truth = Truth(retention=("general", "text"), curve_steps=(40,), num_items=40)
     study, advice = study_and_advice(truth)
@@ -123,7 +122,7 @@ def test_forgetting_is_the_mean_over_tasks_of_one_unit() -> None:
     view = StudyView(replace(study, tasks=tasks, trials=trials), advice)
     arm = next(a for a in view.arms("med") if a.rank == 8)
     (spot,) = curve_of(view, arm)
-    assert spot.forgetting == pytest.approx(truth.forgetting(8, arm.lr))
+    assert spot.retention == pytest.approx(-truth.forgetting(8, arm.lr))
 
 
 def test_a_trial_that_stopped_early_ends_at_the_weights_it_kept() -> None:

@@ -1,7 +1,8 @@
-"""The plane of gain and forgetting."""
+"""The plane of gain and retention."""
 
 import pytest
-from report_studies import ordinary_study
+from report_studies import ordinary_study, study_and_advice
+from synthetic_study import Truth
 
 from rankscope.report.figures import plane
 from rankscope.report.study_view import StudyView
@@ -18,7 +19,7 @@ def test_plane_front_equals_the_definition(view: StudyView) -> None:
         for a in view.arms("med")
         if a.gain and a.forgetting
     }
-    front = [arm.label for arm in plane.plane_front(view.arms("med"))]
+    front = view.front("med")
     for label, (gain, fall) in points.items():
         beaten = any(g >= gain and f <= fall and (g, f) != (gain, fall) for g, f in points.values())
         assert (label in front) != beaten
@@ -28,10 +29,19 @@ def test_plane_front_equals_the_definition(view: StudyView) -> None:
 
 def test_the_good_corner_of_the_plane_is_top_right(view: StudyView) -> None:
     figure = plane.draw_plane(view, "med")
-    assert figure.plot.layout.yaxis.autorange == "reversed"
+    assert figure.plot.layout.yaxis.autorange != "reversed"
+    assert figure.plot.layout.yaxis.title.text == "retention change, points"
     ring = [t for t in figure.plot.data if t.marker.symbol == "circle-open"]
     advice = view.advice("med")
     assert advice is not None
     assert advice.chosen is not None
     assert advice.chosen.forgetting is not None
-    assert ring[0].y[0] == pytest.approx(100 * advice.chosen.forgetting.value)
+    assert ring[0].y[0] == pytest.approx(-100 * advice.chosen.forgetting.value)
+
+
+def test_every_point_is_named_and_two_full_arms_by_their_rates() -> None:
+    view = StudyView(*study_and_advice(Truth(full_lrs=(2e-4, 5e-4), num_items=60)))
+    figure = plane.draw_plane(view, "med")
+    assert figure.plot is not None
+    texts = [text for trace in figure.plot.data for text in trace.text or ()]
+    assert set(texts) == {"base", "r=2", "r=8", "r=32", "full 0.0002", "full 0.0005"}

@@ -4,7 +4,7 @@ import pytest
 from report_studies import ordinary_study, study_and_advice
 from synthetic_study import Truth
 
-from rankscope.report.figures import in_domain, retention
+from rankscope.report.figures.against_rank import draw_against_rank
 from rankscope.report.study_view import StudyView
 
 
@@ -13,12 +13,12 @@ def view() -> StudyView:
     return StudyView(*ordinary_study())
 
 
-def test_in_domain_points_are_the_arms_scores(view: StudyView) -> None:
-    figure = in_domain.draw_in_domain(view, "med")
+def test_points_of_the_first_panel_are_the_arms_scores(view: StudyView) -> None:
+    figure = draw_against_rank(view, "med")
     drawn = {
         (trace.hovertext[i].split("<b>")[1].split("</b>")[0]): trace.y[i]
         for trace in figure.plot.data
-        if trace.mode == "lines+markers"
+        if trace.mode == "lines+markers" and trace.yaxis == "y"
         for i in range(len(trace.x))
     }
     arms = {a.label: 100 * a.score.value for a in view.arms("med") if a.rank and a.score}
@@ -32,9 +32,9 @@ def test_in_domain_points_are_the_arms_scores(view: StudyView) -> None:
 
 def test_arms_that_no_line_over_rank_joins_stand_side_by_side() -> None:
     """One rank at two rates: each arm has a place and a name, and its interval as a bar."""
-    side = StudyView(*study_and_advice(Truth(ranks=(8,), lrs=(1e-3, 3e-3))))
-    drawn = in_domain.draw_in_domain(side, "med")
-    assert drawn.title == "In-domain score by arm, med"
+    side = StudyView(*study_and_advice(Truth(ranks=(8,), lrs=(1e-3, 3e-3), retention=())))
+    drawn = draw_against_rank(side, "med")
+    assert drawn.title == "Score and retention by arm, med"
     assert "Bars are 95 % intervals." in drawn.caption
     assert drawn.plot is not None
     ticks = drawn.plot.layout.xaxis
@@ -53,14 +53,14 @@ def test_arms_that_no_line_over_rank_joins_stand_side_by_side() -> None:
     renamed = side.recommendation.model_copy(
         update={"advice": (told.model_copy(update={"arms": arms}),)}
     )
-    cut = in_domain.draw_in_domain(StudyView(side.study, renamed), "med").plot
+    cut = draw_against_rank(StudyView(side.study, renamed), "med").plot
     assert cut is not None
     assert len(set(cut.layout.xaxis.ticktext)) == 1
     assert cut.layout.xaxis.tickvals == (0.0, 1.0)
     # A second rank makes a line, and the axis is rank's again.
-    line = StudyView(*study_and_advice(Truth(ranks=(8, 32), lrs=(1e-3,))))
-    over_rank = in_domain.draw_in_domain(line, "med")
-    assert over_rank.title == "In-domain score against rank, med"
+    line = StudyView(*study_and_advice(Truth(ranks=(8, 32), lrs=(1e-3,), retention=())))
+    over_rank = draw_against_rank(line, "med")
+    assert over_rank.title == "Score and retention against rank, med"
     assert over_rank.plot is not None
     assert list(over_rank.plot.layout.xaxis.ticktext) == ["8", "32"]
 
@@ -76,8 +76,9 @@ def test_names_of_lines_that_lie_close_stand_on_two_sides() -> None:
         (lambda rank, lr: 0.3 if rank is None else 0.1, {"top left"}),
     ):
         view = StudyView(*study_and_advice(Truth(forgetting=forgot)))
-        plot = retention.draw_retention(view, "med").plot
+        plot = draw_against_rank(view, "med").plot
         assert plot is not None
-        found = {t.text[1]: t.textposition for t in plot.data if t.text is not None}
+        lines = [t for t in plot.data if t.text is not None and t.yaxis == "y2"]
+        found = {t.text[1]: t.textposition for t in lines}
         assert set(found) == {"full", "base"}
         assert set(found.values()) == sides

@@ -1,10 +1,10 @@
-"""Training loss and cost."""
+"""Training loss."""
 
 import numpy as np
 import pytest
 from report_studies import ordinary_study
 
-from rankscope.report.figures import cost, loss
+from rankscope.report.figures import loss
 from rankscope.report.study_view import StudyView
 
 
@@ -25,11 +25,3 @@ def test_binned_losses_keep_short_curves_and_thin_long_ones(view: StudyView) -> 
     assert len(thin) == 8
     # Forty steps fall into eight bins of five, so the mean of bins is the mean of steps.
     assert np.mean([value for _, value in thin]) == pytest.approx(np.mean(by_step))
-
-
-def test_cost_names_the_share_of_full_fine_tuning(view: StudyView) -> None:
-    arm, full = view.focus("med"), view.best_full("med")
-    assert arm is not None
-    assert full is not None
-    share = 100 * arm.trainable_parameters / full.trainable_parameters
-    assert f"{share:.3g} % of full" in cost.draw_cost(view, "med").finding

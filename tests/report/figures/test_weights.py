@@ -43,12 +43,16 @@ def test_intruders_of_a_layer_are_summed_over_its_matrices(view: StudyView) -> N
 
 def test_every_similarity_has_its_chance_level(view: StudyView) -> None:
     figure = similarity.draw_similarity(arms_analyzed(view, "med"))
+    assert figure is not None
     assert figure.plot is not None
     record = next(t.spectra for t in view.study.trials if t.spectra)
     (matrix, *_) = record.matrices  # all are of one shape
     drawn = [trace.y[0] for trace in figure.plot.data if "unrelated" in (trace.text or ())]
     chances = (matrix.chance_subspace, matrix.chance_max, matrix.chance_index)
-    assert drawn == pytest.approx([sum(pair) / 2 for pair in chances])
+    assert drawn == pytest.approx([sum(chances[0]) / 2])
+    for title, pair in zip(similarity.DEFINITIONS, chances, strict=True):
+        told = figure.data[f"unrelated vectors, {title}"].tolist()
+        assert told == pytest.approx([sum(pair) / 2] * len(told))
 
 
 def test_heat_maps_have_every_matrix_in_its_place() -> None:

@@ -95,16 +95,6 @@ def unpaired_difference(first: Estimate, second: Estimate) -> Estimate:
     )
 
 
-def negated(estimate: Estimate) -> Estimate:
-    return estimate.model_copy(
-        update={
-            "value": 0.0 if estimate.value == 0 else -estimate.value,
-            "low": None if estimate.high is None else -estimate.high,
-            "high": None if estimate.low is None else -estimate.low,
-        }
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """One task's scores: tuned (S, N) against a reference (N,), (T, N) or None."""

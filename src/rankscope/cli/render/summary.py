@@ -16,7 +16,7 @@ from rankscope.formatting import (
     safe_text,
 )
 from rankscope.records import ArmSummary, Recommendation, StudyRecords
-from rankscope.report.answer import NEXT_STEPS_TITLES
+from rankscope.report.answer import NEXT_STEPS_TITLE
 from rankscope.report.study_view import StudyView
 
 CHOSEN = "\N{BLACK RIGHT-POINTING SMALL TRIANGLE}"
@@ -104,6 +104,6 @@ def print_answer(recommendation: Recommendation, *, with_reasons: bool) -> None:
         elif weak:
             lines.append(f"Weak points: {'; '.join(check.value for check in weak)}.")
         if with_reasons and advice.next_steps:
-            lines.append(f"{NEXT_STEPS_TITLES[advice.confidence]}:")
+            lines.append(f"{NEXT_STEPS_TITLE}:")
             lines += [f"- {step.text}" for step in advice.next_steps]
         print_line("\n".join(f"  {line}" for line in lines))

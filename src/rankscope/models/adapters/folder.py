@@ -6,6 +6,8 @@ holds the hash of the base, which PEFT ignores and :func:`load_adapter` checks.
 
 import json
 import math
+import shutil
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from rankscope.errors import IntegrityError, UserError
+from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.hashing import sha256_file, sha256_json
 from rankscope.models.adapters.settings import (
     CONFIG,
@@ -26,6 +29,7 @@ from rankscope.models.adapters.settings import (
     read_adapter_config,
 )
 from rankscope.models.lora import Adapter
+from rankscope.models.low_rank_update import StoredFactors
 from rankscope.models.methods import get_lora_method
 from rankscope.records import ModelRecord, TrialSpec
 
@@ -43,26 +47,36 @@ def save_adapter(adapter: Adapter, trial: TrialSpec, base: ModelRecord, folder: 
         raise ValueError(
             f"{trial.label}: scaling {trial.scaling} is not the adapter's, {adapter.scaling}"
         )
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name in adapter.a:
-        for side, factor in zip("AB", adapter.factors(name), strict=True):
-            tensors[f"{MODULE_PREFIX}{name}.lora_{side}.weight"] = factor
-        if name in adapter.magnitude:
-            tensors[f"{MODULE_PREFIX}{name}{MAGNITUDE}"] = adapter.magnitude[name].detach()
+        tensors |= tensors_of(
+            name, StoredFactors(*adapter.factors(name), adapter.magnitude.get(name))
+        )
     lora_config(adapter, base).save_pretrained(str(folder))
     write_adapter_files(folder, tensors, base)
 
 
 def write_adapter_files(folder: Path, tensors: Mapping[str, Tensor], base: ModelRecord) -> None:
     """Write an adapter's tensors, and sort its configuration: equal adapters give equal bytes."""
-    stored = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
-    data = save(stored, metadata={"format": "pt", BASE_HASH: base.sha256})
-    (folder / WEIGHTS).write_bytes(with_sorted_metadata(data))
+    write_tensors(folder, tensors, {BASE_HASH: base.sha256})
     settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     for key in ("target_modules", "feedforward_modules", "exclude_modules"):
         if isinstance(settings.get(key), list):  # PEFT writes a set in the order of its hashes
             settings[key] = sorted(settings[key])
     (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    data = save(stored, metadata={"format": "pt", **metadata})
+    (folder / WEIGHTS).write_bytes(with_sorted_metadata(data))
+
+
+def tensors_of(module: str, factors: StoredFactors) -> dict[str, Tensor]:
+    """The tensors of one module under PEFT's names."""
+    ends = (".lora_A.weight", ".lora_B.weight", MAGNITUDE)
+    named = zip(ends, factors, strict=True)
+    return {f"{MODULE_PREFIX}{module}{end}": part for end, part in named if part is not None}
 
 
 def lora_config(adapter: Adapter, base: ModelRecord) -> LoraConfig:
@@ -280,3 +294,59 @@ def check_magnitudes(
                 f"{path}: the magnitude of {name!r} has shape {tuple(m.shape)}, expected "
                 f"{tuple(b[name].shape[:1])}"
             )
+
+
+# --- rewriting
+
+
+def rewrite(source: Path, out: Path, changed: Mapping[str, StoredFactors], card: str) -> None:
+    """Write the adapter of ``source`` to ``out``, in one step, with the modules of ``changed``
+    replaced.
+
+    All else keeps its bytes: tensors their dtype, alphas their spelling. Ranks and alphas that
+    differ from the adapter's own go into PEFT's ``rank_pattern`` and ``alpha_pattern``.
+    """
+    check_taken(out)
+    with folder_in_one_step(out) as folder:
+        if changed:
+            write_changed(source, folder, changed)
+        else:
+            for name in (CONFIG, WEIGHTS):
+                shutil.copyfile(source / name, folder / name)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_changed(source: Path, folder: Path, changed: Mapping[str, StoredFactors]) -> None:
+    tensors, metadata = read_weights(source / WEIGHTS)
+    for name, factors in changed.items():
+        tensors |= {key: part.float() for key, part in tensors_of(name, factors).items()}
+    settings = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+    text = json.dumps(changed_settings(settings, tensors), indent=2, sort_keys=True)
+    write_tensors(folder, tensors, metadata)
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+
+
+def changed_settings(settings: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """``adapter_config.json`` for the ranks of ``tensors``; every scaling stays."""
+    before = AdapterSettings.model_validate(settings)
+    ranks = {
+        key.removeprefix(MODULE_PREFIX).removesuffix(".lora_A.weight"): len(tensor)
+        for key, tensor in tensors.items()
+        if key.endswith(".lora_A.weight")
+    }
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+
+    def alpha_at(name: str, rank: int) -> float:
+        if rank == before.rank_of(name):  # keeps the written number
+            return before.alpha_of(name)
+        return before.scaling_of(name) * before.rank_scale(rank)
+
+    alphas = {name: alpha_at(name, module_rank) for name, module_rank in ranks.items()}
+    alpha = Counter(alphas[name] for name, r in ranks.items() if r == rank).most_common(1)[0][0]
+    return settings | {
+        "r": rank,
+        "lora_alpha": as_whole(alpha),
+        "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
+        "alpha_pattern": {n: as_whole(other) for n, other in alphas.items() if other != alpha},
+        "init_lora_weights": True,
+    }

@@ -26,7 +26,6 @@ from rankscope.models.base import Base
 from rankscope.models.load import check_rows_apart
 from rankscope.models.lora import derive_seed
 from rankscope.models.multi_lora import unwrap
-from rankscope.models.peft_backend.base_snapshot import BaseSnapshot
 from rankscope.models.peft_backend.settings import (
     PEFT_FAILURES,
     draws_in_training,
@@ -75,10 +74,8 @@ class PeftTuner:
 
     @classmethod
     def load(cls, base: PreTrainedModel, folder: Path, record: ModelRecord) -> "PeftTuner":
-        """Inject a stored method into a frozen base, for scoring.
-
-        Raises UserError for one of another base, IntegrityError for damaged files.
-        """
+        """Inject a stored method into a frozen base, for scoring. Raises UserError for one of
+        another base, IntegrityError for damaged files."""
         _, metadata = read_weights(folder / WEIGHTS)
         check_same_base(folder, metadata.get(BASE_HASH), record.sha256)
         tuner = cls(base)
@@ -266,3 +263,61 @@ def load_tuner(base: Base, folder: Path) -> PeftTuner:
     tuner = PeftTuner.load(base.model, folder, base.record)
     base.multi_lora.injected_tuner = tuner
     return tuner
+
+
+class BaseSnapshot:
+    """A model's modules, and the storage of its parameters' values; nothing is copied.
+
+    :meth:`restore` removes what PEFT put in place. A parameter of the base that the method trains
+    itself gets a copy of its values first (:meth:`copy_for_training`).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.attributes = set(vars(model))
+        self.children = {module: dict(module._modules) for module in model.modules()}
+        self.values = {parameter: parameter.data for parameter in model.parameters()}
+        self.places = [
+            (module, name, parameter)
+            for module in model.modules()
+            for name, parameter in module._parameters.items()
+        ]
+        self.checksum = self.bit_sum()
+
+    def bit_sum(self) -> int:
+        """Sum of all values' bits, read as whole numbers: changes when a weight changes."""
+        integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+        return sum(
+            int(values.view(integers[values.element_size()]).sum(dtype=torch.int64))
+            for values in self.values.values()
+        )
+
+    def copy_for_training(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        for parameter in parameters.values():
+            if parameter in self.values:
+                parameter.data = parameter.data.clone()
+
+    def drop_unchanged_copies(self) -> None:
+        for parameter, values in self.values.items():
+            if parameter.data is not values and torch.equal(parameter.data, values):
+                parameter.data = values
+
+    def restore(self) -> None:
+        """Put everything back; IntegrityError if the weights are not bit for bit what they were."""
+        for module, children in self.children.items():
+            module._modules.clear()
+            module._modules.update(children)
+        for module, name, parameter in self.places:
+            module._parameters[name] = parameter
+        for parameter, values in self.values.items():
+            parameter.data = values
+            parameter.grad = None
+            parameter.requires_grad_(False)
+        for name in set(vars(self.model)) - self.attributes:
+            delattr(self.model, name)
+        self.model.eval()
+        if self.bit_sum() != self.checksum:
+            raise IntegrityError(
+                "the PEFT method changed the base's own weights, which all trials share, so this "
+                "run cannot continue; run it again without that method"
+            )

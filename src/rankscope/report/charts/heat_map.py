@@ -93,7 +93,6 @@ def change_grid(
     unit: Unit,
     order: tuple[Sequence[str], Sequence[str]],
     *,
-    sign: int = 1,
     absent: Callable[[str, str], str] = lambda row, column: "not scored",
     reach: float = 0.0,
     framed: Sequence[tuple[str, str]] = (),
@@ -101,7 +100,7 @@ def change_grid(
     """Changes against the base: in brackets if the interval includes zero or is unknown.
 
     ``frame`` has one row per cell, with the columns ``arm``, ``axes`` and those of the change;
-    ``sign`` is -1 if more is worse; ``absent`` gives the hover text of an empty cell; ``reach`` is
+    ``absent`` gives the hover text of an empty cell; ``reach`` is
     the largest value of other grids that share the color scale.
     """
     words = {title: title for title in axes if title not in ("arm", "row", "column")}
@@ -118,7 +117,7 @@ def change_grid(
         hover.iloc[row, column] = absent(order[0][row], order[1][column])
     end = max(reach, Grid(values).largest, 1.0 if unit.scale == 100 else 0.01)
     shown = pivot(cells, axes, "text", order).fillna("")
-    return Grid(sign * values, True, end, shown, hover, framed)
+    return Grid(values, True, end, shown, hover, framed)
 
 
 def heat_map(

@@ -50,8 +50,8 @@ def place_labels(
 ) -> list[tuple[PointLabel, str]]:
     """Choose Plotly text positions for as many labels as fit, most important first.
 
-    No label covers one of ``points``. The ranges are from left to right and from bottom to top; for
-    a reversed axis the larger number comes first. Returns (label, ``textposition``).
+    No label covers one of ``points``. The ranges are from left to right and from bottom to top.
+    Returns (label, ``textposition``).
     """
 
     def pixels(x: float, y: float) -> tuple[float, float]:

@@ -45,7 +45,7 @@ def plane_plot(
     ring: str | None,
     names: Mapping[str, str],
 ) -> go.Figure:
-    """Arms by gain and forgetting, with a ring around one; the good corner is top right.
+    """Arms by gain and retention change, with a ring around one; the good corner is top right.
 
     ``placed`` has one row per arm, with the arm as its index, and ``axes`` are its columns.
     ``crosses`` are the colors of the drawn intervals, ``front`` the arms joined by a broad pale
@@ -73,13 +73,13 @@ def plane_plot(
         [(r[f"{x}, {end}"], r[f"{y}, {end}"]) for end in ("low", "high")] for r in rows.values()
     ]
     reach = [corner for pair in corners for corner in pair if None not in corner]
-    _add_names(figure, labels, [ORIGIN, *at.values()], True, reach)
-    _name_axes(figure, x, y, True)
+    _add_names(figure, labels, [ORIGIN, *at.values()], reach)
+    _name_axes(figure, x, y)
     return figure
 
 
 def paths_from_base(
-    paths: Mapping[str, Sequence[Path]], focus: Sequence[str], x: str, y: str, reversed_y: bool
+    paths: Mapping[str, Sequence[Path]], focus: Sequence[str], x: str, y: str
 ) -> Drawn:
     """Paths from the base on by arm, with a drop-down between the focus arms and all arms."""
     figure = go.Figure(layout=layout(440))
@@ -99,10 +99,10 @@ def paths_from_base(
         labels = [PointLabel(*at[-1], path.end_name) for path, at in pairs if path.end_name]
         labels.insert(1, PointLabel(*ORIGIN, "base"))
         every = [ORIGIN, *(point for of_path in points for point in of_path)]
-        names = _add_names(figure, labels, every, reversed_y)
+        names = _add_names(figure, labels, every)
         of_arms = [trace for arm in arms for trace in traces[arm]]
         choices.append(Choice(label, (*of_arms, base, names)))
-    _name_axes(figure, x, y, reversed_y)
+    _name_axes(figure, x, y)
     return Drawn(plot=figure, choices=choices if len(choices) > 1 else ())
 
 
@@ -162,7 +162,6 @@ def _add_names(
     figure: go.Figure,
     labels: Sequence[PointLabel],
     points: Sequence[tuple[float, float]],
-    reversed_y: bool,
     reach: Sequence[tuple[float, float]] = (),
 ) -> int:
     """Write the names for which there is room, most important first; returns the trace's index.
@@ -170,12 +169,10 @@ def _add_names(
     ``reach`` are further points that the axes show, such as ends of intervals.
     """
     x, y = zip(*points, *reach, strict=True)
-    upwards = (max(y), min(y)) if reversed_y else (min(y), max(y))
-    add_labels(figure, place_labels(labels, points, (min(x), max(x)), upwards))
+    add_labels(figure, place_labels(labels, points, (min(x), max(x)), (min(y), max(y))))
     return len(figure.data) - 1
 
 
-def _name_axes(figure: go.Figure, x_title: str, y_title: str, reversed_y: bool) -> None:
+def _name_axes(figure: go.Figure, x_title: str, y_title: str) -> None:
     figure.update_xaxes(axis(x_title))
-    title = f"{y_title} (up: less)" if reversed_y else y_title
-    figure.update_yaxes(axis(title, autorange="reversed" if reversed_y else True))
+    figure.update_yaxes(axis(y_title))

@@ -10,8 +10,8 @@ from rankscope.report.charts.figure import Figure
 
 SECTIONS = {
     "planes": (
-        "Learning against forgetting",
-        "What each arm learned in its domain and what it lost elsewhere.",
+        "Learning against retention",
+        "What each arm learned in its domain and what it kept elsewhere.",
     ),
     "mitigation": (
         "Forgetting less",
@@ -30,9 +30,11 @@ SECTIONS = {
         "Attention heads",
         "What training did to each head of each layer, on the same items before and after.",
     ),
-    "training": ("Training and cost", ""),
+    "training": ("Training", ""),
 }
 """Title and lead of each section, in the order of the pages."""
+FOLDED = ("weights", "heads")
+"""Sections that the page of a study shows folded: few readers need them."""
 
 Scope = Literal["task", "unit", "models"]
 Page = Literal["study", "inspection"]

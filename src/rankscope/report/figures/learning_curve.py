@@ -1,4 +1,4 @@
-"""Learning and forgetting by step: what each arm had learned and forgotten as it trained.
+"""Learning and retention by step: what each arm had learned and lost as it trained.
 
 Biderman et al. (arXiv 2405.09673) draw it over training tokens; here it is drawn over optimizer
 steps, on the first items of the validation split.
@@ -12,7 +12,7 @@ from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.scatter import Path, paths_from_base
 from rankscope.report.figures import register
 from rankscope.report.learning_curves import CurveStep, curve_of
-from rankscope.report.study_view import StudyView, forgetting_text
+from rankscope.report.study_view import StudyView, retention_text
 from rankscope.report.table_formats import table_from_rows
 
 SMALLEST, LARGEST = 5.0, 11.0
@@ -29,44 +29,38 @@ def draw_learning_curve(view: StudyView, task: str) -> Figure | None:
     curves = [(arm, curve) for arm in view.arms(task) if (curve := curve_of(view, arm))]
     if not curves:
         return None
-    unit, lost = view.unit(task), view.forgetting_unit(task)
-    gain, forgetting = view.plane_titles(task)
+    unit, kept = view.unit(task), view.forgetting_unit(task)
+    gain, retained = view.plane_titles(task)
     rows = [
         {
             "arm": arm.label,
             STEP: step.step,
             gain: step.gain * unit.scale,
-            forgetting: None if step.forgetting is None else step.forgetting * lost.scale,
+            retained: None if step.retention is None else step.retention * kept.scale,
             "seeds": step.seeds,
             "items": step.items,
         }
         for arm, curve in curves
         for step in curve
     ]
-    frame = table_from_rows(rows, {gain: unit.digits + 1, forgetting: lost.digits + 1})
-    is_plane = bool(frame[forgetting].notna().all())
-    words = {
-        "step": STEP,
-        "gain": gain,
-        "forgetting": forgetting,
-        "seeds": "seeds",
-        "items": "items",
-    }
-    paths = {}
+    frame = table_from_rows(rows, view.plane_digits(task))
+    is_plane = bool(frame[retained].notna().all())
+    words = {"step": STEP, "gain": gain, "retention": retained, "seeds": "seeds", "items": "items"}
+    paths, names = {}, view.point_names(task)
     for arm, curve in curves:
         points, last = frame[frame["arm"] == arm.label], max(1, len(curve) - 1)
         sizes = [LARGEST - (LARGEST - SMALLEST) * (last - i) / last for i in range(len(curve))]
         sizes[-1] = LARGEST
-        color, style = view.color(arm).light, view.arm_style(arm)
-        paths[arm.label] = [Path(points, words, [color], style, "", sizes, arm.short_label)]
+        color, style, name = view.color(arm).light, view.arm_style(arm), names[arm.label]
+        paths[arm.label] = [Path(points, words, [color], style, "", sizes, name)]
     focus = [arm.label for arm in view.focus_arms(task)]
-    axes = (gain, forgetting) if is_plane else (STEP, gain)
-    drawn = paths_from_base(paths, focus, *axes, reversed_y=is_plane)
+    axes = (gain, retained) if is_plane else (STEP, gain)
+    drawn = paths_from_base(paths, focus, *axes)
     directions = "Without a retention task, the gain is drawn against the step."
     caption = _CAPTION.format(
-        "Right is learned more, up is forgot less." if is_plane else directions
+        "Right is learned more, up is retained more." if is_plane else directions
     )
-    key, title = view.key("curve", task), f"Learning and forgetting by step, {task}"
+    key, title = view.key("curve", task), f"Learning and retention by step, {task}"
     return Figure(key, title, _finding(view, curves), frame, caption=caption, **drawn)
 
 
@@ -79,8 +73,8 @@ def _finding(view: StudyView, curves: Sequence[tuple[ArmSummary, list[CurveStep]
     parts = []
     for step in dict.fromkeys([half, curve[-1]]):
         text = f"after {count(step.step, 'step')} {difference(step.gain, view.unit(task))}"
-        if step.forgetting is not None:
-            text += f", {forgetting_text(step.forgetting, view.forgetting_unit(task))}"
+        if step.retention is not None:
+            text += f", {retention_text(step.retention, view.forgetting_unit(task))}"
         parts.append(text)
     trials = [trial for other in view.arms(task) for trial in view.trials(other)]
     without = sum(not trial.curve for trial in trials)

@@ -9,9 +9,9 @@ from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import table_from_rows
 
 LEVEL = 0.05
-_CAPTION = """How much more each mitigation forgets than the same arm without it, scaled down \
-until both have the same in-domain score. Left of zero it keeps more than scaling, which is free. \
-Bars are 95 % intervals over seeds and items, each on its own; a hollow mark has no interval. If \
+_CAPTION = """How much more each mitigation retains than the same arm without it, scaled down \
+until both have the same in-domain score. Right of zero it retains more than scaling, which is \
+free. Bars are 95 % intervals over seeds and items, each on its own; a hollow mark has none. If \
 a mitigation learned more than the plain arm does at any scale, the plain arm is credited with \
 the difference."""
 
@@ -23,23 +23,23 @@ def draw_mitigation(view: StudyView, task: str) -> Figure | None:
     if mitigation is None or not mitigation.comparisons:
         return None
     lost, scale = view.forgetting_unit(task), view.forgetting_unit(task).scale
-    gain, forgetting = view.plane_titles(task)
+    gain, retained = view.plane_titles(task)
     comparisons = sorted(mitigation.comparisons, key=lambda c: c.difference.value)
     rows = [
         {
             "mitigation": c.label,
             "plain arm": c.plain,
             gain: c.gain * view.unit(task).scale,
-            forgetting: c.forgetting * scale,
-            "forgetting of the plain arm at that gain": c.baseline * scale,
-            **interval_cells("difference", c.difference, lost),
+            retained: -c.forgetting * scale,
+            "retention change of the plain arm at that gain": -c.baseline * scale,
+            **interval_cells("difference", -c.difference, lost),
             "p, Holm": c.difference.p_holm,
             "seeds": c.difference.seeds,
             "seeds that learned more than the plain arm": c.beyond,
         }
         for c in comparisons
     ]
-    titles = [title for title in rows[0] if "forgetting" in title or "difference" in title]
+    titles = [title for title in rows[0] if "retention" in title or "difference" in title]
     digits = dict.fromkeys(titles, lost.digits + 1) | {gain: view.unit(task).digits + 1}
     frame = table_from_rows(rows, digits | {"p, Holm": 3})
     return Figure(
@@ -55,7 +55,7 @@ def draw_mitigation(view: StudyView, task: str) -> Figure | None:
             colors=[view.color(view.arm(task, c.plain)).light for c in comparisons],
             hollow=[c.difference.low is None for c in comparisons],
             words=["seeds"],
-            x_title=f"forgetting beyond scaling, {lost.difference}",
+            x_title=f"retention beyond scaling, {lost.difference}",
             min_width=560,
         ),
     )
@@ -72,8 +72,8 @@ def _finding(view: StudyView, mitigation: TaskMitigation) -> str:
     better = [c for c in significant if c.difference.value < 0]
     fewer = sum(c.difference.value < 0 for c in tested)
     text = (
-        f"Of {count(len(tested), 'comparison')} over seeds and items, {fewer} forgot less than the "
-        f"plain arm scaled to the same score, {len(tested) - fewer} did not. "
+        f"Of {count(len(tested), 'comparison')} over seeds and items, {fewer} retained more than "
+        f"the plain arm scaled to the same score, {len(tested) - fewer} did not. "
         "Tested together (Holm, 5 %), "
     )
     if not significant:
@@ -82,5 +82,5 @@ def _finding(view: StudyView, mitigation: TaskMitigation) -> str:
     if better:
         first = min(better, key=lambda c: c.difference.value)
         less = amount(-first.difference.value, view.forgetting_unit(mitigation.task))
-        text += f" The largest improvement: {first.label}, {less} less forgotten."
+        text += f" The largest improvement: {first.label}, {less} more retained."
     return text

@@ -1,109 +1,81 @@
-"""Learning and forgetting, one point per arm: the plane of Biderman et al. (arXiv 2405.09673)."""
-
-from collections.abc import Sequence
-
-import pandas as pd
-import plotly.graph_objects as go
+"""Learning and retention, one point per arm: the plane of Biderman et al. (arXiv 2405.09673)."""
 
 from rankscope.formatting import count, difference
-from rankscope.records import ArmSummary
-from rankscope.report.charts.figure import Figure, interval_cells, interval_digits
+from rankscope.report.charts.figure import Figure, interval_cells
 from rankscope.report.charts.scatter import Path, plane_plot
 from rankscope.report.figures import register
-from rankscope.report.study_view import StudyView, forgetting_text
+from rankscope.report.study_view import StudyView, retention_change, retention_text
 from rankscope.report.style import FULL_COLOR, MUTED
 from rankscope.report.table_formats import table_from_rows
 
 MAX_CROSSES = 60
 """With more arms than this, only those on the front have crosses."""
-_CAPTION = """Each point is one arm, the mean over its seeds. Right is learned more, up is forgot \
-less, so the good corner is top right. Crosses are 95 % intervals. Lines join the ranks of one \
-learning rate. The broad grey line is the Pareto front: no other arm learned more and forgot \
-less. The ring marks the recommended arm."""
+_CAPTION = """Each point is one arm, the mean over its seeds. Right is learned more, up is \
+retained more, so the good corner is top right. Crosses are 95 % intervals. Lines join the ranks \
+of one learning rate. The broad grey line is the Pareto front: no other arm learned more and \
+retained more. The ring marks the recommended arm. The table also has the cost of every arm."""
 
 
 @register("planes", 10)
 def draw_plane(view: StudyView, task: str) -> Figure:
-    unit, lost = view.unit(task), view.forgetting_unit(task)
-    gain, forgetting = view.plane_titles(task)
-    front = [arm.label for arm in plane_front(view.arms(task))]
+    axes, front = view.plane_titles(task), view.front(task)
     rows = [
         {
             "arm": arm.label,
             "seeds": arm.seeds,
-            **interval_cells(gain, arm.gain, unit),
-            **interval_cells(forgetting, arm.forgetting, lost),
+            **interval_cells(axes[0], arm.gain, view.unit(task)),
+            **interval_cells(axes[1], retention_change(arm), view.forgetting_unit(task)),
             "on the front": "yes" if arm.label in front else "no",
             "on the front with parameters counted": "yes" if arm.on_pareto_front else "no",
+            "trainable parameters": arm.trainable_parameters,
+            "training time of one trial, s": arm.seconds,
+            "peak memory of its group, GiB": arm.peak_memory_bytes
+            and arm.peak_memory_bytes / 2**30,
         }
         for arm in view.arms(task)
     ]
-    digits = interval_digits(gain, unit.digits + 1) | interval_digits(forgetting, lost.digits + 1)
-    frame = table_from_rows(rows, digits)
-    plot = None
-    if front:
-        placed = frame[frame[gain].notna() & frame[forgetting].notna()]
-        plot = plot_plane(view, task, placed.set_index("arm", drop=False), front)
-    key, title = view.key("plane", task), f"Learning and forgetting, {task}"
-    return Figure(key, title, _finding(view, task, front), frame, plot, _CAPTION)
-
-
-def plane_front(arms: Sequence[ArmSummary]) -> list[ArmSummary]:
-    """Arms that no other arm beats in gain and forgetting together, by rising gain.
-
-    ``ArmSummary.on_pareto_front`` counts parameters too; a plane shows two quantities only.
-    """
-    points = [(a.gain.value, a.forgetting.value, a) for a in arms if a.gain and a.forgetting]
-    front: list[ArmSummary] = []
-    least = float("inf")
-    for _, forgotten, arm in sorted(points, key=lambda point: (-point[0], point[1])):
-        if forgotten < least:
-            least = forgotten
-            front.append(arm)
-    return front[::-1]
-
-
-def _finding(view: StudyView, task: str, front: list[str]) -> str:
-    arms = view.arms(task)
-    points = [(a.gain.value, a.forgetting.value, a) for a in arms if a.gain and a.forgetting]
-    if not points and not view.retention_tasks:
-        return "The study has no retention task, so forgetting is unknown."
-    if not points:
-        return "No arm has both a gain and a forgetting score yet."
-    unit, lost = view.unit(task), view.forgetting_unit(task)
-    gain, forgotten, most = max(points, key=lambda point: point[0])
-    _, least_forgotten, least = min(points, key=lambda point: point[1])
-    return (
-        f"The largest gain is {difference(gain, unit)} ({most.label}), with "
-        f"{forgetting_text(forgotten, lost)}; {least.label} forgot least "
-        f"({forgetting_text(least_forgotten, lost)}). {count(len(front), 'arm')} of {len(points)} "
-        f"{'is' if len(front) == 1 else 'are'} on the Pareto front."
-    )
-
-
-def plot_plane(view: StudyView, task: str, placed: pd.DataFrame, front: list[str]) -> go.Figure:
-    """One path per line over rank and one for full fine-tuning."""
-    axes = view.plane_titles(task)
+    frame = table_from_rows(rows, view.plane_digits(task))
+    key, title = view.key("plane", task), f"Learning and retention, {task}"
+    if not front:
+        text = "No arm has both a gain and a retention score yet."
+        without = "The study has no retention task, so what training lost is unknown."
+        return Figure(key, title, text if view.retention_tasks else without, frame)
+    placed = frame[frame[axes[0]].notna() & frame[axes[1]].notna()].set_index("arm", drop=False)
     arms = {arm.label: arm for arm in view.arms(task) if arm.label in placed.index}
-    full = sorted((arm for arm in arms.values() if arm.is_full), key=lambda arm: arm.lr)
-    lines = [(line, MUTED.light) for line in view.lines(task).values()]
+    lines = [(line, MUTED) for line in view.lines(task).values()] + [(view.full(task), FULL_COLOR)]
     paths = []
-    for line, color in (*lines, (full, FULL_COLOR.light)):
+    for line, color in lines:
         if drawn := [arm for arm in line if arm.label in arms]:
             colors = [view.color(arm).light for arm in drawn]
-            words = {"gain": axes[0], "forgetting": axes[1]}
+            words = dict(zip(("gain", "retention"), axes, strict=True))
             points = placed.loc[[arm.label for arm in drawn]]
-            paths.append(Path(points, words, colors, view.arm_style(drawn[0]), color))
-    chosen = view.chosen(task)
+            paths.append(Path(points, words, colors, view.arm_style(drawn[0]), color.light))
+    chosen, names = view.chosen(task), view.point_names(task)
     ring = chosen.label if chosen and chosen.label in arms else None
-    named = dict.fromkeys([*([ring] if ring else []), *(arm.label for arm in full), *front])
+    full = [arm.label for arm in view.full(task) if arm.label in arms]
     crossed = front if len(arms) > MAX_CROSSES else arms
-    return plane_plot(
+    plot = plane_plot(
         placed,
         axes,
         paths,
         crosses={label: view.color(arms[label]).light for label in crossed},
         front=front,
         ring=ring,
-        names={label: arms[label].short_label for label in named},
+        names={n: names[n] for n in dict.fromkeys([ring or front[-1], *full, *front, *arms])},
+    )
+    return Figure(key, title, _finding(view, task), frame, plot, _CAPTION)
+
+
+def _finding(view: StudyView, task: str) -> str:
+    scored = [
+        (a, a.gain.value, r.value) for a in view.arms(task) if a.gain and (r := retention_change(a))
+    ]
+    most, gain, kept = max(scored, key=lambda arm: arm[1])
+    least, _, best = max(scored, key=lambda arm: arm[2])
+    lost, front = view.forgetting_unit(task), view.front(task)
+    return (
+        f"The largest gain is {difference(gain, view.unit(task))} ({most.label}), with "
+        f"{retention_text(kept, lost)}; {least.label} retained most "
+        f"({retention_text(best, lost)}). {count(len(front), 'arm')} of {len(scored)} "
+        f"{'is' if len(front) == 1 else 'are'} on the Pareto front."
     )

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 
 from rankscope.formatting import join_names
 from rankscope.records import ArmSummary
-from rankscope.report.charts.figure import Figure, interval_cells, interval_digits
+from rankscope.report.charts.figure import Figure, interval_cells
 from rankscope.report.charts.heat_map import change_grid, heat_map
 from rankscope.report.figures import register
-from rankscope.report.study_view import StudyView
+from rankscope.report.study_view import StudyView, retention_change
 from rankscope.report.table_formats import table_from_rows
 
 _CAPTION = """Each cell is one arm, the mean over its seeds. Blue is better than the base, orange \
@@ -22,46 +22,42 @@ def draw_rate_map(view: StudyView, task: str) -> Figure:
     """A map for each variant (method, targets, alpha) and quantity."""
     key, title = view.key("rates", task), f"Learning rate and rank, {task}"
     variants, chosen = variants_of(view, task), view.chosen(task)
-    rates = {arm.lr for group in variants.values() for arm in group}
+    of_lora = [arm for group in variants.values() for arm in group]
+    rates = sorted({arm.lr for arm in of_lora})
     if len(rates) < 2:
-        text = "No LoRA arm has finished, so it is unknown which rate suits which rank."
-        if rates:
-            text = f"Every rank was trained at one learning rate, {min(rates):g}, so it is unknown "
-            text += "how much of the difference between ranks is due to the rate."
-        return Figure(key, title, text, table_from_rows([]))
-    unit, lost = view.unit(task), view.forgetting_unit(task)
-    gain, forgetting = view.plane_titles(task)
+        return Figure(key, title, _one_rate(rates), table_from_rows([]))
+    gain, retained = view.plane_titles(task)
+    unit, kept = view.unit(task), view.forgetting_unit(task)
     validation = f"gain on the validation split, {unit.difference}"
-    arms = [arm for group in variants.values() for arm in group]
-    arms += [arm for arm in view.arms(task) if arm.is_full]
+    arms = of_lora + view.full(task)
     rows = [
         {
             "arm": arm.label,
             "rank": arm.rank,
             "learning rate": arm.lr,
             **interval_cells(gain, arm.gain, unit),
-            validation: None if (g := arm.validation_gain) is None else g * unit.scale,
-            **(interval_cells(forgetting, arm.forgetting, lost) if view.retained(task) else {}),
+            validation: arm.validation_gain and arm.validation_gain * unit.scale,
+            **(
+                interval_cells(retained, retention_change(arm), kept) if view.retained(task) else {}
+            ),
         }
         for arm in arms
     ]
-    digits = interval_digits(gain, unit.digits + 1) | {validation: unit.digits + 1}
-    frame = table_from_rows(rows, digits | interval_digits(forgetting, lost.digits + 1))
+    frame = table_from_rows(rows, view.plane_digits(task) | {validation: unit.digits + 1})
+    ranks = [f"r={rank}" for rank in sorted({arm.rank for arm in of_lora if arm.rank})]
     places = frame.assign(
         row=["full" if arm.is_full else f"r={arm.rank}" for arm in arms],
         column=[f"{arm.lr:g}" for arm in arms],
     )
-    ranks = sorted({arm.rank for arm in arms if arm.rank is not None})
     order = (
-        [*(f"r={rank}" for rank in ranks), *(["full"] if arms[-1].is_full else [])],
+        [*ranks, *(["full"] if view.full(task) else [])],
         [f"{lr:g}" for lr in sorted({arm.lr for arm in arms})],
     )
-    quantities = {gain: (unit, 1), validation: (unit, 1), forgetting: (lost, -1)}
     grids = {}
     for variant, group in variants.items():
         cells = places[[arm in group or arm.is_full for arm in arms]]
         framed = cells[cells["arm"] == (chosen.label if chosen else None)]
-        for name, (of_name, sign) in quantities.items():
+        for name, of_name in {gain: unit, validation: unit, retained: kept}.items():
             if name in frame:
                 label = name.rpartition(",")[0]
                 label = f"{variant}: {label}" if len(variants) > 1 and variant else label
@@ -71,13 +67,21 @@ def draw_rate_map(view: StudyView, task: str) -> Figure:
                     name,
                     of_name,
                     order,
-                    sign=sign,
                     absent=lambda *_: "not trained, or not finished",
                     framed=list(zip(framed["row"], framed["column"], strict=True)),
                 )
     drawn = heat_map(grids, row_height=38, x_title="learning rate")
     text = finding(variants)
     return Figure(key, title, text, frame, caption=_CAPTION, choice_name="Shown", **drawn)
+
+
+def _one_rate(rates: Sequence[float]) -> str:
+    if not rates:
+        return "No LoRA arm has finished, so it is unknown which rate suits which rank."
+    return (
+        f"Every rank was trained at one learning rate, {rates[0]:g}, so it is unknown how much of "
+        "the difference between ranks is due to the rate."
+    )
 
 
 def variants_of(view: StudyView, task: str) -> dict[str, list[ArmSummary]]:
@@ -95,18 +99,13 @@ def finding(variants: Mapping[str, Sequence[ArmSummary]]) -> str:
     for arm in next(iter(variants.values())):
         if arm.rank is not None and arm.validation_gain is not None:
             gains[arm.rank][arm.lr] = arm.validation_gain
-    if not gains:
-        return "No arm was scored on the validation split, so no rate can be called the best."
-    by_rate: dict[float, list[str]] = defaultdict(list)
-    edge = []
-    for rank, rates in sorted(gains.items()):
-        if len(rates) > 1:
-            best = max(rates, key=rates.__getitem__)
-            by_rate[best].append(f"r={rank}")
-            if best in (min(rates), max(rates)):
-                edge.append(f"r={rank}")
-    if not by_rate:
+    best = {rank: max(g, key=g.__getitem__) for rank, g in sorted(gains.items()) if len(g) > 1}
+    if not best:
         return "No rank was trained and scored at two rates, so no rate can be called the best."
+    by_rate: dict[float, list[str]] = defaultdict(list)
+    for rank, rate in best.items():
+        by_rate[rate].append(f"r={rank}")
+    edge = [f"r={r}" for r, rate in best.items() if rate in (min(gains[r]), max(gains[r]))]
     parts = "; ".join(f"{rate:g} at {join_names(by_rate[rate])}" for rate in sorted(by_rate))
     text = f"On the validation split the gain is largest with the rate {parts}."
     return text + (f" That is the edge of the grid for {join_names(edge)}." if edge else "")

@@ -5,7 +5,7 @@ from rankscope.records import TaskMitigation
 from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.scatter import Path, paths_from_base
 from rankscope.report.figures import register
-from rankscope.report.study_view import StudyView, forgetting_text
+from rankscope.report.study_view import StudyView, retention_text
 from rankscope.report.table_formats import table_from_rows
 
 KINDS = {
@@ -17,7 +17,7 @@ KINDS = {
 """What is scaled, and the dash of its line."""
 _CAPTION = """Each line is one arm, the mean over its seeds, from the untuned base to the trained \
 model (the large mark): its whole update times 0 to 1, without further training. Right is learned \
-more, up is forgot less. A mitigation is worth its trouble if its mark is above the line of the \
+more, up is retained more. A mitigation is worth its trouble if its mark is above the line of the \
 arm without it."""
 
 
@@ -27,37 +27,38 @@ def draw_scaled_variants(view: StudyView, task: str) -> Figure | None:
     mitigation = view.mitigation(task)
     if mitigation is None:
         return None
-    unit, lost = view.unit(task), view.forgetting_unit(task)
-    gain, forgetting = view.plane_titles(task)
+    unit, kept = view.unit(task), view.forgetting_unit(task)
+    gain, retained = view.plane_titles(task)
     rows = [
         {
             "arm": curve.label,
             "scaled": KINDS[curve.kind][0],
             "strength": point.strength,
             gain: point.gain * unit.scale,
-            forgetting: point.forgetting * lost.scale,
+            retained: -point.forgetting * kept.scale,
             f"validation split: {gain}": point.validation_gain * unit.scale,
-            f"validation split: {forgetting}": point.validation_forgetting * lost.scale,
+            f"validation split: {retained}": -point.validation_forgetting * kept.scale,
             "seeds": point.seeds,
         }
         for curve in mitigation.curves
         for point in curve.points
     ]
-    digits = {gain: unit.digits + 1, forgetting: lost.digits + 1}
+    digits = view.plane_digits(task)
     digits |= {f"validation split: {title}": places for title, places in digits.items()}
     frame = table_from_rows(rows, digits)
-    words = {"scaled:": "scaled", "strength": "strength", "gain": gain, "forgetting": forgetting}
+    words = {"scaled:": "scaled", "strength": "strength", "gain": gain, "retention": retained}
     paths: dict[str, list[Path]] = {}
+    names = view.point_names(task)
     for curve in mitigation.curves:
         (scaled, dash), arm = KINDS[curve.kind], view.arm(task, curve.label)
         points = frame[(frame["arm"] == curve.label) & (frame["scaled"] == scaled)]
         sizes = [6.0] * (len(points) - 1) + [12.0]
         # Every curve of an arm ends in the same point.
-        name = (arm.short_label if arm else curve.label) if curve.kind == "scale" else ""
+        name = names.get(curve.label, curve.label) if curve.kind == "scale" else ""
         path = Path(points, words, [view.color(arm).light], (dash, "circle"), "", sizes, name)
         paths.setdefault(curve.label, []).append(path)
     focus = [arm.label for arm in view.focus_arms(task)]
-    drawn = paths_from_base(paths, focus, gain, forgetting, reversed_y=True)
+    drawn = paths_from_base(paths, focus, gain, retained)
     key, title = view.key("scaling", task), f"Scaled down without training, {task}"
     return Figure(key, title, _finding(view, mitigation), frame, caption=_CAPTION, **drawn)
 
@@ -70,8 +71,8 @@ def _finding(view: StudyView, mitigation: TaskMitigation) -> str:
     chosen = next(p for p in curve.points if p.strength == curve.chosen_strength)
 
     def text(gain: float, forgetting: float) -> str:
-        lost = forgetting_text(forgetting, view.forgetting_unit(task))
-        return f"{difference(gain, view.unit(task))} and {lost}"
+        kept = retention_text(-forgetting, view.forgetting_unit(task))
+        return f"{difference(gain, view.unit(task))} and {kept}"
 
     as_trained = f"{curve.label} as trained: {text(trained.gain, trained.forgetting)}"
     if chosen is trained:

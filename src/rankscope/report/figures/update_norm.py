@@ -21,11 +21,11 @@ _MEASURES: dict[str, Measure] = {
 
 @register("weights", 10, per="models")
 def draw_update_norm(models: AnalyzedModels) -> Figure | None:
-    """A panel for the norm and one for the norm relative to the base."""
+    """The norm with its fit; the table also has it relative to the base."""
     frame, rank_axis = models.over_seeds(_MEASURES), models.rank_axis
     if not rank_axis.lines and len(frame):
         return None
-    plot = rank_plot(rank_axis, [Panel(title, frame, title) for title in _MEASURES])
+    plot = rank_plot(rank_axis, [Panel(NORM, frame, NORM)])
     if models.growth is not None and plot is not None:
         add_fit(plot, models.growth)
     return Figure(

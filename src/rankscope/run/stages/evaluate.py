@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 
 from rankscope.device import is_out_of_memory, out_of_memory_message
 from rankscope.errors import NotFiniteError, UserError
-from rankscope.evaluate.evaluator import evaluate_task, evaluate_with_failures
-from rankscope.evaluate.mixtures import Evaluation
+from rankscope.evaluate.evaluator import Evaluation, evaluate_task, evaluate_with_failures
 from rankscope.models.base import Base
 from rankscope.records import BASE, EvalKey, Split, trial_of, write_items
 from rankscope.run.context import RunContext

@@ -6,7 +6,7 @@ study has no adapters, all linear layers but the output head.
 
 from collections.abc import Iterator, Sequence
 
-from rankscope.analyze.trial_spectra import analyze_trial, compared_matrices
+from rankscope.analyze.spectra import analyze_trial, compared_matrices
 from rankscope.models.base import Base
 from rankscope.records import SpectraRecord, TrialSpec
 from rankscope.run.context import RunContext

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 
-from rankscope.analyze.trial_spectra import compared_matrices
+from rankscope.analyze.spectra import compared_matrices
 from rankscope.analyze.variants import adapter_variant, full_model_variant
 from rankscope.models.base import Base
 from rankscope.records import trial_of, variant_of

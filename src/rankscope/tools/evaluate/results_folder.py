@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from rankscope.errors import IntegrityError
-from rankscope.evaluate.mixtures import Evaluation
+from rankscope.evaluate.evaluator import Evaluation
 from rankscope.evaluate.scorers.scorer import ScoreUnit
 from rankscope.filesystem import replace_bytes, replace_text
 from rankscope.hashing import sha256_file

@@ -18,8 +18,8 @@ from rankscope.data.encode import Encoder
 from rankscope.device import choose_device, choose_dtype, is_out_of_memory, out_of_memory_message
 from rankscope.errors import UserError
 from rankscope.evaluate.context_window import context_length
+from rankscope.evaluate.evaluator import Evaluation
 from rankscope.evaluate.lm_eval.bridge import is_mean
-from rankscope.evaluate.mixtures import Evaluation
 from rankscope.filesystem import output_folder
 from rankscope.hashing import sha256_json, tokenizer_sha256, weights_sha256
 from rankscope.models.base import Base

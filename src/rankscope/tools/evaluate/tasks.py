@@ -15,14 +15,18 @@ from rankscope.config.task import LM_EVAL_PREFIX, TaskConfig, is_task_file
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.errors import UserError
-from rankscope.evaluate.evaluator import NOT_FINITE, evaluate_with_failures, truncation_notes
+from rankscope.evaluate.evaluator import (
+    NOT_FINITE,
+    Evaluation,
+    evaluate_with_failures,
+    truncation_notes,
+)
 from rankscope.evaluate.lm_eval.bridge import (
     LmEvalSettings,
     LmEvalTask,
     read_lm_eval_task,
     score_lm_eval_task,
 )
-from rankscope.evaluate.mixtures import Evaluation
 from rankscope.evaluate.task_record import EVALUATION_VERSION, task_sha256
 from rankscope.hashing import sha256_json
 from rankscope.models.base import Base

@@ -1,0 +1,140 @@
+"""Items before and after training: ten chosen fairly, and as many as fit for the page's search."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rankscope.formatting import NATS, Unit, count, join_names, number, safe_text
+from rankscope.records import BASE, EvalKey, ItemResult
+from rankscope.report.study_view import StudyView
+
+SHOWN = 10
+"""Items shown before any search."""
+MAX_EMBEDDED = 400_000
+"""Most characters of items on one page, over all tasks."""
+MAX_PROMPT, MAX_ANSWER = 600, 240
+"""Longest prompt and answer on the page, in characters."""
+
+Outcome = Literal["gained", "lost", "kept", "missed"]
+ITEM_OUTCOMES: dict[Outcome, tuple[str, str]] = {
+    "gained": ("gained (wrong before, right after)", "more probable after"),
+    "lost": ("lost (right before, wrong after)", "less probable after"),
+    "kept": ("right both times", "unchanged"),
+    "missed": ("wrong both times", ""),
+}
+"""In words, for items that are right or wrong and for log probabilities."""
+
+
+@dataclass(frozen=True, slots=True)
+class ItemPair:
+    """One item as the base and the trained model answered it."""
+
+    outcome: Outcome
+    prompt: str
+    gold: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedItems:
+    """The items of one test split before and after."""
+
+    tested_on: str
+    note: str
+    """What is shown, how it was chosen, and what was left out."""
+    pairs: tuple[ItemPair, ...]
+    shown: tuple[int, ...]
+    """Places in ``pairs`` of the items that are shown first."""
+    unit: Unit
+
+
+def compared_items(view: StudyView, task: str, budget: int) -> list[ComparedItems]:
+    """The test items of a training task, then of its retention tasks, under the base and the arm
+    of the answer; at most ``budget`` characters. Empty if their texts are not stored."""
+    arm = view.focus(task)
+    trial = next((t for t in view.trials(arm) if t.status == "done"), None) if arm else None
+    if arm is None or trial is None:
+        return []
+    found = []
+    for name in (task, *view.retained(task)):
+        keys: list[EvalKey] = [(BASE, name, "test"), (trial.spec.trial_id, name, "test")]
+        if all(key in view.study.results for key in keys):
+            before, after = (view.study.results[key] for key in keys)
+            if [i.item_id for i in before] == [i.item_id for i in after]:
+                found.append((name, item_pairs(before, after, view.unit(name))))
+    who = f"{arm.label}, seed {trial.spec.seed}"
+    each = budget // max(1, len(found))
+    return [_compared(name, pairs, view.unit(name), who, each) for name, pairs in found]
+
+
+def item_pairs(
+    before: Sequence[ItemResult], after: Sequence[ItemResult], unit: Unit
+) -> list[ItemPair]:
+    return [
+        ItemPair(
+            outcome=outcome_of(base.score, tuned.score, unit),
+            prompt=safe_text((base.prompt or base.item_id).strip(), MAX_PROMPT),
+            gold=safe_text(base.gold, MAX_ANSWER),
+            before=_answer(base, unit),
+            after=_answer(tuned, unit),
+        )
+        for base, tuned in zip(before, after, strict=True)
+    ]
+
+
+def outcome_of(before: float, after: float, unit: Unit) -> Outcome:
+    """What happened to one item; a log probability counts as changed from its shown digits on."""
+    if unit == NATS:
+        change = round(after - before, unit.digits)
+        return "gained" if change > 0 else "lost" if change < 0 else "kept"
+    right = before >= 0.5, after >= 0.5
+    if right[0] != right[1]:
+        return "gained" if right[1] else "lost"
+    return "kept" if right[1] else "missed"
+
+
+def fair_choice(outcomes: Sequence[Outcome], most: int = SHOWN) -> list[int]:
+    """Places of at most ``most`` items: every outcome in proportion, at least once; in order.
+
+    Within an outcome they are at even steps through the test set, so none is picked by hand.
+    """
+    places = {o: [i for i, found in enumerate(outcomes) if found == o] for o in ITEM_OUTCOMES}
+    places = {outcome: found for outcome, found in places.items() if found}
+    total, most = len(outcomes), min(most, len(outcomes))
+    exact = {outcome: most * len(found) / total for outcome, found in places.items()}
+    shares = {outcome: max(1, int(share)) for outcome, share in exact.items()}
+    while sum(shares.values()) > most:
+        shares[max((o for o in shares if shares[o] > 1), key=lambda o: shares[o] - exact[o])] -= 1
+    while sum(shares.values()) < most:
+        shares[max(shares, key=lambda o: exact[o] - shares[o])] += 1
+    return [
+        found[int((step + 0.5) * len(found) / shares[outcome])]
+        for outcome, found in places.items()
+        for step in range(shares[outcome])
+    ]
+
+
+def _answer(item: ItemResult, unit: Unit) -> str:
+    """What a model answered; for texts that are only scored, their log probability."""
+    text = item.generated if item.generated is not None else item.prediction
+    if unit == NATS and not text:
+        return f"{number(item.score, unit.digits)} {unit.score}"
+    return safe_text(text.strip() or "(no answer)", MAX_ANSWER)
+
+
+def _compared(
+    name: str, pairs: Sequence[ItemPair], unit: Unit, who: str, budget: int
+) -> ComparedItems:
+    place = 1 if unit == NATS else 0
+    numbers = {o: sum(pair.outcome == o for pair in pairs) for o in ITEM_OUTCOMES}
+    parts = [f"{n} {ITEM_OUTCOMES[o][place]}" for o, n in numbers.items() if n]
+    sizes = [len(p.prompt) + len(p.gold) + len(p.before) + len(p.after) + 20 for p in pairs]
+    fits = min(len(pairs), int(len(pairs) * budget / max(1, sum(sizes))))
+    kept = [pairs[int((step + 0.5) * len(pairs) / fits)] for step in range(fits)]
+    shown = fair_choice([pair.outcome for pair in kept])
+    note = f"Base against {who}, on the {count(len(pairs), 'test item')} of {name}: "
+    note += f"{join_names(parts)}. Shown: {len(shown)}, in these proportions, at even steps."
+    if fits < len(pairs):
+        note += f" The search covers {fits:,} of the items, at even steps; the others are left out."
+    return ComparedItems(name, note, tuple(kept), tuple(shown), unit)

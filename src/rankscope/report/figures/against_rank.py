@@ -1,0 +1,90 @@
+"""Score and retention against rank, a panel each."""
+
+from rankscope.formatting import MAX_NAME, difference, safe_text, score_text
+from rankscope.records import EvalRecord
+from rankscope.report.charts.figure import Figure, interval_cells, interval_digits
+from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
+from rankscope.report.figures import register
+from rankscope.report.study_view import StudyView
+from rankscope.report.table_formats import table_from_rows
+
+Z95 = 1.959964
+"""Normal quantile of a 95 % interval, for the standard error of the base over items."""
+MAX_RETAINED = 5
+_CAPTION = """Test split. {} The interval of the base covers the choice of items only. Retention \
+is tuned minus base: below zero was lost."""
+
+
+@register("ranks", 10)
+def draw_against_rank(view: StudyView, task: str) -> Figure:
+    unit, base, axis = view.unit(task), view.base(task), view.rank_axis(task)
+    metric = safe_text(view.study.task(task).metric, MAX_NAME)
+    score = f"score ({metric}), {unit.score}"
+    changes = {
+        name: f"retention change on {safe_text(name, MAX_NAME)}, {view.unit(name).difference}"
+        for name in view.retained(task)
+    }
+    rows = []
+    for arm in view.arms(task):
+        row = {"arm": arm.label, "rank": arm.rank, "learning rate": arm.lr, "seeds": arm.seeds}
+        row |= interval_cells(score, arm.score, unit)
+        for name, title in changes.items():
+            row |= interval_cells(title, arm.retention.get(name), view.unit(name))
+        rows.append(row)
+    references = []
+    if base and rows:
+        ends = _ends_of_base(base)
+        references = [Reference("base", *(e and e * unit.scale for e in (base.score, *ends)))]
+        cells = interval_digits(score, 0), references[0][1:4]
+        rows.append(dict.fromkeys(rows[0]) | {"arm": "base"} | dict(zip(*cells, strict=True)))
+    digits = interval_digits(score, unit.digits + 1)
+    for name, title in changes.items():
+        digits |= interval_digits(title, view.unit(name).digits + 1)
+    frame = table_from_rows(rows, digits)
+    panels = [Panel(score, frame, score, references)] + [
+        Panel(title, frame, title, [Reference("base", 0.0)])
+        for title in list(changes.values())[:MAX_RETAINED]
+    ]
+    return Figure(
+        key=view.key("against-rank", task),
+        title=f"Score and retention {axis.against}, {task}",
+        finding=_finding(view, task),
+        data=frame,
+        plot=rank_plot(axis, panels) if rows else None,
+        caption=_CAPTION.format(axis.bands_note()),
+    )
+
+
+def _ends_of_base(base: EvalRecord) -> tuple[float | None, float | None]:
+    if base.standard_error is None:
+        return None, None
+    half = Z95 * base.standard_error
+    return base.score - half, base.score + half
+
+
+def _finding(view: StudyView, task: str) -> str:
+    unit, axis = view.unit(task), view.rank_axis(task)
+    drawn = [point.arm for line in axis.lines for point in line.points]
+    focus = drawn if axis.is_by_arm else [point.arm for point in axis.focus_points]
+    scored = [(a.score.value, a) for a in view.arms(task) if a.label in focus and a.score]
+    if not scored:
+        return "No LoRA arm has an in-domain score, so there is nothing to draw against rank."
+    names = {arm.label: arm.label if axis.is_by_arm else arm.short_label for _, arm in scored}
+    at = "" if axis.is_by_arm else f" at {axis.focus}"
+    values = ", ".join(f"{score_text(v, unit)} with {names[a.label]}" for v, a in scored[:10])
+    best = max(scored, key=lambda pair: pair[0])[1]
+    text = f"The score{at} is {values}: highest with {names[best.label]}."
+    full, base = view.best_full(task), view.base(task)
+    if full and full.score:
+        text += f" Full fine-tuning: {score_text(full.score.value, unit)}."
+    text += f" Base: {score_text(base.score, unit)}." if base else ""
+    changes = [
+        (change.value, f"{difference(change.value, view.unit(name))} on {name} ({arm.label})")
+        for arm in view.arms(task)
+        for name, change in arm.retention.items()
+        if name in view.retained(task)
+    ]
+    if changes:
+        worst, where = min(changes)
+        text += f" Largest fall in retention: {where}." if worst < 0 else " No retention task fell."
+    return text
