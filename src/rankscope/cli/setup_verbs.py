@@ -1,4 +1,4 @@
-"""Verbs before a study runs: write its file, check it."""
+"""Verbs to begin with: the built-in study, a study file of your own, and its check."""
 
 import sys
 from pathlib import Path
@@ -18,6 +18,25 @@ if TYPE_CHECKING:
     from rankscope.tools.new_study import OwnRows
 
 PRESET_LINES = "\n".join(f"  {name}: {purpose}" for name, purpose in PRESETS.items())
+
+
+@verb("quickstart", "Writing the study file {out}/quickstart.yaml ...")
+def quickstart_command(
+    out: Annotated[Path, Option(help="Folder of the study.")] = Path("studies/pocket"),
+) -> Reply:
+    """Run the built-in study, offline, in minutes.
+
+    It trains the pocket model, a tiny language model inside the package.
+
+    Example: rankscope quickstart --out studies/pocket
+    """
+    from rankscope.cli.study_verbs import run_command
+    from rankscope.tools.new_study import study_template
+
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "quickstart.yaml"
+    replace_text(file, study_template("pocket"))
+    return run_command(file, out)
 
 
 def init_command(

@@ -21,7 +21,6 @@ from rankscope.cli.terminal import (
     print_result,
 )
 from rankscope.errors import INTEGRITY, OK, UNFINISHED, UserError
-from rankscope.filesystem import replace_text
 from rankscope.progress import ConsoleReporter
 
 if TYPE_CHECKING:
@@ -33,24 +32,6 @@ HYPOTHESES = (
     "These are hypotheses: no predictor of the best rank is established. "
     "'rankscope predict --backtest DIR...' shows how often each was right on your own studies."
 )
-
-
-@verb("quickstart", "Writing the study file {out}/quickstart.yaml ...")
-def quickstart_command(
-    out: Annotated[Path, Option(help="Folder of the study.")] = Path("studies/pocket"),
-) -> Reply:
-    """Run the built-in study, offline, in minutes.
-
-    It trains the pocket model, a tiny language model inside the package.
-
-    Example: rankscope quickstart --out studies/pocket
-    """
-    from rankscope.tools.new_study import study_template
-
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / "quickstart.yaml"
-    replace_text(file, study_template("pocket"))
-    return run_command(file, out)
 
 
 @verb("plan", "Reading {file} ...")
