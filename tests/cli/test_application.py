@@ -39,7 +39,7 @@ def test_help_has_an_example_that_parses(verb: str) -> None:
 
 
 def test_the_verbs_there_are() -> None:
-    others = {"compare", "eval", "fetch", "inspect", "params", "predict", "shrink", "work"}
+    others = {"compare", "eval", "fetch", "inspect", "params", "predict", "shrink", "track", "work"}
     assert set(VERBS) == PROMISED | others
     shown = command("--help").out
     assert "Example: rankscope quickstart" in shown

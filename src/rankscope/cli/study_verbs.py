@@ -173,12 +173,18 @@ def report_command(
         Path | None,
         Option(metavar="FOLDER", help="Also write tables: Markdown, CSV, LaTeX, Parquet."),
     ] = None,
+    figures: Annotated[
+        Path | None, Option(metavar="FOLDER", help="Also write each figure as a file.")
+    ] = None,
+    file_format: Annotated[
+        str, Option("--format", help="With --figures: pdf, svg or png.")
+    ] = "pdf",
 ) -> Reply:
     """Write the report again from the records.
 
     Writes report.html and recommendation.json.
 
-    Example: rankscope report studies/pocket --tables tables
+    Example: rankscope report studies/pocket --tables tables --figures figures
     """
     records = _load_records(folder)
     from rankscope.run.outputs import write_outputs
@@ -186,13 +192,22 @@ def report_command(
 
     if tables is not None:
         check_outside_study(folder, tables, "--tables")
+    if figures is not None:
+        from rankscope.tools.figure_files import check_figures, write_study_figures
+
+        figure_format = check_figures(folder, figures, file_format)
     _, recommendation = write_outputs(folder, records)
     files = write_study_tables(folder, records, recommendation, tables) if tables else []
+    drawn = []
+    if figures is not None:
+        drawn = write_study_figures(records, recommendation, figures, figure_format)
 
     def show() -> None:
         _show_results(folder, records, recommendation, with_reasons=False)
         if files:
             print_line(f"tables: {len(files)} files in {tables}")
+        if drawn:
+            print_line(f"figures: {len(drawn)} files in {figures}")
 
     return Reply(recommendation, show)
 
