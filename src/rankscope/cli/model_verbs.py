@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from rankscope.cli.application import verb
+from rankscope.cli.application import TrustTaskCode, verb
 from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
 from rankscope.errors import OK, UNFINISHED, UserError
 from rankscope.progress import ConsoleReporter
@@ -66,9 +66,7 @@ def eval_command(
     batch_tokens: Annotated[int, Option(min=64, help="Tokens per forward pass.")] = 4096,
     max_new_tokens: Annotated[int, Option(min=1, help="Longest generated answer.")] = 256,
     force: AnyBase = False,
-    trust_task_code: Annotated[
-        bool, Option("--trust-task-code", help="Run Python code of lm_eval: tasks.")
-    ] = False,
+    trust_task_code: TrustTaskCode = False,
 ) -> Reply:
     """Score a model and its adapters on tasks.
 
