@@ -21,7 +21,7 @@ class Lines(NullReporter):
     def __init__(self) -> None:
         self.lines: list[tuple[int, str]] = []
 
-    def advance(self, done: int, detail: str = "") -> None:
+    def advance(self, done: int, detail: str = "", **values: float | None) -> None:
         self.lines.append((done, detail))
 
 
@@ -65,14 +65,32 @@ def test_away_from_a_terminal_there_are_plain_lines_and_a_log(tmp_path: Path) ->
         screen.LINE_SECONDS = 0.0
         reporter = JsonlReporter(screen, tmp_path / "log.jsonl")
         reporter.stage("group 1/2 train", 2)
-        reporter.advance(1, "loss 1.0 to 2.0, 10 tokens/s, 3 s left")
-        reporter.note("[bold]is text")
+        reporter.advance(1, "loss 1.0 to 2.0, 10 tokens/s, 3 s left", loss_low=1.0, trials=2)
+        reporter.note("[bold]is text\x1b[2J")
         reporter.finish("4.0 s")
     said = file.getvalue().splitlines()
     assert said[0] == "group 1/2 train: 1 of 2  loss 1.0 to 2.0, 10 tokens/s, 3 s left"
-    assert said[1] == "note: [bold]is text"
+    assert said[1] == "note: [bold]is text[U+001B][2J"
     assert said[2].startswith("group 1/2 train: done in ")
     assert "\x1b" not in file.getvalue()
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events] == ["stage", "advance", "note", "finish"]
-    assert events[1]["detail"] == "loss 1.0 to 2.0, 10 tokens/s, 3 s left"
+    assert (events[1]["done"], events[1]["loss_low"], events[1]["trials"]) == (1, 1.0, 2)
+    assert "detail" not in events[1]
+    assert isinstance(events[3]["seconds"], float)
+
+
+def test_the_log_of_training_holds_its_numbers(tmp_path: Path) -> None:
+    clock, path = Clock(), tmp_path / "log.jsonl"
+    meter = SpeedMeter(JsonlReporter(NullReporter(), path), 3, clock)
+    clock.now += 2
+    meter(1, 4, 500, [1.0, 2.5])
+    (event,) = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {name: event[name] for name in list(event)[3:]} == {
+        "done": 1,
+        "loss_low": 1.0,
+        "loss_high": 2.5,
+        "trials": 2,
+        "tokens_per_second": 250.0,
+        "seconds_left": 6.0,
+    }

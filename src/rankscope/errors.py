@@ -5,6 +5,7 @@ a bug in Rankscope. docs/exit-codes.md says what a script can do about each code
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from rankscope.formatting import shortened_lines
@@ -15,6 +16,15 @@ BAD_INPUT = 2
 UNFINISHED = 3
 INTEGRITY = 4
 INTERRUPTED = 130
+
+
+PARTS = {
+    "where": re.compile(r"((?:(?!\. )[^\n])+?): "),
+    "found": re.compile(r".*?\bfound (.+?)(?:,? expected\b|; |\. |\.?$)"),
+    "expected": re.compile(r".*?\b[Ee]xpected (.+?)(?:; |\. |\.?$)"),
+    "do": re.compile(r".*?; (?!expected)(.+?)\.?$"),
+}
+"""The form of messages: ``where: found X, expected Y; do Z``; any part may be missing."""
 
 
 class RankscopeError(Exception):
@@ -44,9 +54,12 @@ class RankscopeError(Exception):
         super().__init__(shortened_lines("; ".join(filter(None, [message, wanted, do]))))
 
     def description(self) -> dict[str, object]:
-        """The error for ``--json``; parts that the error does not know are None."""
-        names = ("where", "found", "expected", "do")
-        parts = {name: shortened_lines(getattr(self, name)) or None for name in names}
+        """The error for ``--json``; a part that was not given and does not show is None."""
+        first_line = str(self).partition("\n")[0]
+        parts: dict[str, str | None] = {}
+        for name, form in PARTS.items():
+            match = form.match(first_line)
+            parts[name] = shortened_lines(getattr(self, name)) or (match[1] if match else None)
         kind = type(self).__name__
         return {"kind": kind, "message": str(self), **parts, "exit_code": self.exit_code}
 

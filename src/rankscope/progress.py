@@ -22,7 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from rankscope.formatting import rough_duration
+from rankscope.formatting import rough_duration, safe_text, shortened_lines
 
 
 class ProgressReporter(Protocol):
@@ -31,8 +31,8 @@ class ProgressReporter(Protocol):
     def stage(self, name: str, total: int) -> None:
         """A stage of ``total`` steps begins."""
 
-    def advance(self, done: int, detail: str = "") -> None:
-        """``done`` steps of the stage are done."""
+    def advance(self, done: int, detail: str = "", **values: float | None) -> None:
+        """``done`` steps of the stage are done; ``values`` are the numbers in ``detail``."""
 
     def finish(self, detail: str = "") -> None:
         """The stage ends."""
@@ -46,7 +46,7 @@ class NullReporter:
 
     def stage(self, name: str, total: int) -> None: ...
 
-    def advance(self, done: int, detail: str = "") -> None: ...
+    def advance(self, done: int, detail: str = "", **values: float | None) -> None: ...
 
     def finish(self, detail: str = "") -> None: ...
 
@@ -62,12 +62,12 @@ class ConsoleReporter:
         self.console = console
         self.bars = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", style="dim", markup=False),
             console=console,
             disable=not console.is_terminal,
         )
@@ -89,14 +89,14 @@ class ConsoleReporter:
         self.bars.stop()
 
     def stage(self, name: str, total: int) -> None:
-        self.name, self.total = name, total
+        self.name, self.total = safe_text(name), total
         self.begun = self.last_line = time.monotonic()
-        self.bar = self.bars.add_task(name, total=max(1, total), detail="")
+        self.bar = self.bars.add_task(self.name, total=max(1, total), detail="")
 
-    def advance(self, done: int, detail: str = "") -> None:
+    def advance(self, done: int, detail: str = "", **values: float | None) -> None:
         if self.bar is None:
             return
-        self.bars.update(self.bar, completed=done, detail=detail)
+        self.bars.update(self.bar, completed=done, detail=safe_text(detail))
         now = time.monotonic()
         if not self.console.is_terminal and now - self.last_line >= self.LINE_SECONDS:
             self.last_line = now
@@ -105,23 +105,27 @@ class ConsoleReporter:
     def finish(self, detail: str = "") -> None:
         if self.bar is None:
             return
-        self.bars.update(self.bar, completed=max(1, self.total), detail=detail)
+        self.bars.update(self.bar, completed=max(1, self.total), detail=safe_text(detail))
         self.bars.stop_task(self.bar)
         self.bar = None
         if not self.console.is_terminal:
             self.line(f"{self.name}: done in {time.monotonic() - self.begun:.1f} s", detail)
 
     def note(self, text: str) -> None:
-        self.console.print(f"note: {text}", markup=False, highlight=False, style="yellow")
+        self.line(f"note: {text}", style="yellow")
 
-    def line(self, text: str, detail: str) -> None:
-        self.console.print(
-            f"{text}  {detail}".rstrip(), markup=False, highlight=False, soft_wrap=True
-        )
+    def line(self, text: str, detail: str = "", style: str | None = None) -> None:
+        shown = safe_text(shortened_lines(f"{text}  {detail}".rstrip()))
+        self.console.print(shown, markup=False, highlight=False, soft_wrap=True, style=style)
 
 
 class JsonlReporter:
-    """Writes JSON lines, and forwards everything to another reporter."""
+    """Writes JSON lines, and forwards everything to another reporter.
+
+    Numbers are fields of their own: ``done``, ``seconds``, and in training ``loss_low`` and
+    ``loss_high`` over the group's trials (nats per token), ``trials``, ``tokens_per_second`` and
+    ``seconds_left``.
+    """
 
     LINE_SECONDS = 1.0
 
@@ -129,7 +133,7 @@ class JsonlReporter:
         self.inner = inner
         self.path = path
         self.name = ""
-        self.last_line = 0.0
+        self.begun = self.last_line = 0.0
 
     def write(self, event: str, **values: object) -> None:
         """Append one event with its time; a log that cannot be written does not stop a study."""
@@ -139,19 +143,20 @@ class JsonlReporter:
             file.write(line + "\n")
 
     def stage(self, name: str, total: int) -> None:
-        self.name = name
+        self.name, self.begun = name, time.monotonic()
         self.write("stage", name=name, total=total)
         self.inner.stage(name, total)
 
-    def advance(self, done: int, detail: str = "") -> None:
+    def advance(self, done: int, detail: str = "", **values: float | None) -> None:
         now = time.monotonic()
         if now - self.last_line >= self.LINE_SECONDS:
             self.last_line = now
-            self.write("advance", name=self.name, done=done, detail=detail)
-        self.inner.advance(done, detail)
+            self.write("advance", name=self.name, done=done, **(values or {"detail": detail}))
+        self.inner.advance(done, detail, **values)
 
     def finish(self, detail: str = "") -> None:
-        self.write("finish", name=self.name, detail=detail)
+        seconds = round(time.monotonic() - self.begun, 3)
+        self.write("finish", name=self.name, seconds=seconds, detail=detail)
         self.inner.finish(detail)
 
     def note(self, text: str) -> None:
@@ -190,7 +195,15 @@ class SpeedMeter:
         span = f"loss {min(losses):.3f} to {max(losses):.3f}" if losses else "no finite loss"
         if len(losses) < self.num_trials:
             span += f" ({len(losses)} of {self.num_trials} trials)"
-        self.reporter.advance(step, f"{span}, {speed:,.0f} tokens/s, {rough_duration(left)} left")
+        self.reporter.advance(
+            step,
+            f"{span}, {speed:,.0f} tokens/s, {rough_duration(left)} left",
+            loss_low=min(losses, default=None),
+            loss_high=max(losses, default=None),
+            trials=len(losses),
+            tokens_per_second=round(speed, 1),
+            seconds_left=round(left, 1),
+        )
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

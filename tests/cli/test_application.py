@@ -14,9 +14,9 @@ import typer
 from command_line import rankscope as command
 
 import rankscope.cli
+from rankscope import errors
 from rankscope.cli import main
-from rankscope.config import presets
-from rankscope.errors import BAD_INPUT, BUG, INTEGRITY, INTERRUPTED, OK, UNFINISHED
+from rankscope.tools import new_study
 
 VERBS = sorted(typer.main.get_command(rankscope.cli.app).commands)  # type: ignore[attr-defined]
 PROMISED = {"quickstart", "init", "check", "plan", "run", "status", "report", "export", "verify"}
@@ -39,7 +39,7 @@ def test_help_has_an_example_that_parses(verb: str) -> None:
 
 
 def test_the_verbs_there_are() -> None:
-    others = {"compare", "eval", "fetch", "inspect", "params", "predict", "shrink", "work"}
+    others = {"compare", "eval", "fetch", "inspect", "params", "predict", "shrink", "track", "work"}
     assert set(VERBS) == PROMISED | others
     shown = command("--help").out
     assert "Example: rankscope quickstart" in shown
@@ -48,13 +48,17 @@ def test_the_verbs_there_are() -> None:
     assert command().told.startswith("Usage: rankscope")
 
 
-def test_the_page_lists_every_verb_and_exit_code() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text("utf-8")
-    assert re.findall(r"^\| `(\w+)` \|", page.partition("## Exit codes")[0], re.MULTILINE) == list(
+def test_the_pages_list_every_verb_and_exit_code() -> None:
+    """Every class of errors ends with a code that the page explains."""
+    docs = Path(__file__).parents[2] / "docs"
+    page = (docs / "command-line.md").read_text("utf-8").partition("## Exit codes")[0]
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(
         typer.main.get_command(rankscope.cli.app).commands  # type: ignore[attr-defined]
     )
-    codes = {OK, BUG, BAD_INPUT, UNFINISHED, INTEGRITY, INTERRUPTED}
-    assert {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)} == codes
+    rows = re.findall(r"^\| (\d+) \|", (docs / "exit-codes.md").read_text("utf-8"), re.MULTILINE)
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    codes = {kind.exit_code for kind in kinds if issubclass(kind, errors.RankscopeError)}
+    assert [int(code) for code in rows] == sorted(codes | {errors.OK})
 
 
 @pytest.mark.parametrize(
@@ -90,8 +94,8 @@ def test_version() -> None:
 def test_a_bug_shows_its_traceback_and_ends_in_1(tmp_path: Path) -> None:
     """In a process of its own, whose exit code is what a shell sees."""
     code = (
-        "import sys\nfrom rankscope import cli\nfrom rankscope.config import presets\n"
-        "presets.study_template = lambda *arguments: 1 / 0\n"
+        "import sys\nfrom rankscope import cli\nfrom rankscope.tools import new_study\n"
+        "new_study.study_template = lambda *arguments: 1 / 0\n"
         "sys.argv = ['rankscope', 'init', 'study.yaml']\ncli.main()\n"
     )
     ended = subprocess.run(
@@ -109,7 +113,7 @@ def test_errors_that_are_no_bugs_have_their_exit_code(
         def study_template(*arguments: object) -> str:
             raise error
 
-        monkeypatch.setattr(presets, "study_template", study_template)
+        monkeypatch.setattr(new_study, "study_template", study_template)
         monkeypatch.setattr(sys, "argv", ["rankscope", "init", "study.yaml"])
         with pytest.raises(SystemExit) as ending:
             main()
@@ -184,7 +188,7 @@ def test_errors_are_json_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     misspelt = json.loads(command("status", tmp_path, "--jsno", "--json").out)["error"]
     assert (misspelt["kind"], misspelt["exit_code"]) == ("UsageError", 2)
     assert "--jsno" in misspelt["message"]
-    monkeypatch.setattr(presets, "study_template", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(new_study, "study_template", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         command("init", tmp_path / "study.yaml", "--json")
 

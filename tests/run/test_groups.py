@@ -113,7 +113,7 @@ class Listener:
         if name.startswith("group") and f" {sys.argv[3]}" in name:
             self.limit = self.limit or psutil.Process().memory_info().vms + int(sys.argv[4])
             resource.setrlimit(resource.RLIMIT_AS, (self.limit, resource.RLIM_INFINITY))
-    def advance(self, done, detail=""): pass
+    def advance(self, done, detail="", **values): pass
     def finish(self, detail=""):
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
     def note(self, text): self.notes.append(text)

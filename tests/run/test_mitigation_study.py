@@ -50,7 +50,7 @@ class Counter(NullReporter):
     def stage(self, name: str, total: int) -> None:
         self.training = " train " in name
 
-    def advance(self, done: int, detail: str = "") -> None:
+    def advance(self, done: int, detail: str = "", **values: float | None) -> None:
         self.events += 1
         scoring = detail.startswith("scoring")
         self.scored += scoring

@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from rankscope.cli.application import verb
+from rankscope.cli.application import TrustTaskCode, verb
 from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
 from rankscope.errors import OK, UNFINISHED, UserError
+from rankscope.progress import ConsoleReporter
 
 IntruderK = Annotated[int, Option(help="Leading vectors examined for intruders.")]
 Epsilon = Annotated[float, Option(help="Cosine below which a vector is an intruder.")]
@@ -65,9 +66,7 @@ def eval_command(
     batch_tokens: Annotated[int, Option(min=64, help="Tokens per forward pass.")] = 4096,
     max_new_tokens: Annotated[int, Option(min=1, help="Longest generated answer.")] = 256,
     force: AnyBase = False,
-    trust_task_code: Annotated[
-        bool, Option("--trust-task-code", help="Run Python code of lm_eval: tasks.")
-    ] = False,
+    trust_task_code: TrustTaskCode = False,
 ) -> Reply:
     """Score a model and its adapters on tasks.
 
@@ -101,7 +100,6 @@ def eval_command(
     for folder in request.adapters:
         check_tuned_folder(Path(folder).expanduser())
     from rankscope.cli.render.scores import scores_table
-    from rankscope.progress import ConsoleReporter
     from rankscope.tools.evaluate.run import score
 
     with ConsoleReporter(err_console) as reporter:
@@ -167,7 +165,6 @@ def inspect_command(
     for folder in tuned:
         check_tuned_folder(folder)
     from rankscope.cli.render.inspection import inspection_tables
-    from rankscope.progress import ConsoleReporter
     from rankscope.tools import inspect, inspect_heads
 
     # Unchecked here: inspect's own messages name the options.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 from rich.console import (
@@ -67,6 +67,8 @@ def print_json(value: object) -> None:
 
 
 def _plain(value: Any) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else str(value)
 
 

@@ -8,6 +8,7 @@ from rankscope.advise.retention import scale_notes
 from rankscope.analyze.spectra import check_spectra_settings, compared_matrices
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import Encoder
+from rankscope.data.stand_ins import CachingEncoder
 from rankscope.data.study_data import prepare_data
 from rankscope.data.tasks import items_sha256
 from rankscope.device import available_memory_bytes, choose_device, choose_dtype, dtype_notes
@@ -23,6 +24,7 @@ from rankscope.models.methods.method import TrialFacts
 from rankscope.models.model_folder import model_folder
 from rankscope.models.parameters import architecture, check_targets, rank_notes, read_model_config
 from rankscope.models.quantize import check_bitsandbytes
+from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.run.groups import Grouping
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.trials import duplicate_grid_notes, make_trials
@@ -33,13 +35,19 @@ USABLE_SHARE = 0.9
 """Plan groups to use 90 % of the free memory; estimates are off by less than the other 10 %."""
 
 
-def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
+def prepare_study(
+    config: StudyConfig, weights: bool = True, reporter: ProgressReporter | None = None
+) -> PreparedStudy:
     """Fetch the model, encode the data, check it all and plan the groups; weights are only hashed.
 
     weights: the base's weights must be there and are hashed. False plans from its configuration
-    and tokenizer, and the trials' ids are then not those of a run, unless an arm has ``init_from``
-    and the weights are there: they are then hashed all the same.
+    and tokenizer, with rows that stand for others of their length (``data/stand_ins.py``). The
+    trials' ids are then not those of a run. If an arm has ``init_from`` and the weights are there,
+    they are hashed all the same.
     """
+    reporter = reporter or NullReporter()
+    reporter.stage("preparing", 3)
+
     # The base model
     folder = model_folder(config.model, weights)
     model_config = read_model_config(folder)
@@ -55,9 +63,12 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
         check_same_base(start.folder, start.base_sha256, base_sha256)
 
     # The data
-    encoder = Encoder(load_tokenizer(folder), config.model.prompt_format, config.train.max_length)
+    reporter.advance(1, "rows")
+    encoder = (Encoder if weights else CachingEncoder)(
+        load_tokenizer(folder), config.model.prompt_format, config.train.max_length
+    )
     config = resolve_auto(config, encoder, dtype)
-    data = prepare_data(config, encoder)
+    data = prepare_data(config, encoder, whole=weights)
     truncated = study_truncation_notes(
         encoder, data.tasks.values(), context_length(model_config), config.evaluate
     )
@@ -65,10 +76,11 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
     scored_by = (encoder, tokenizer_hash, config.evaluate)
 
     # The trials
+    reporter.advance(2, "trials and groups")
     trials = make_trials(
         config,
         base_sha256,
-        data_sha256={name: rows.sha256 for name, rows in data.rows.items()},
+        data_sha256={n: rows.sha256 if weights else "" for n, rows in data.rows.items()},
         adapter_sha256={name: start.sha256 for name, start in warm_starts.items()},
         replay_sha256={name: rows.sha256 for name, rows in data.replay_rows.items()},
         validation_sha256={
@@ -92,6 +104,8 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
         {n: RowCounts.of(rows.rows) for n, rows in {**data.replay_rows, **data.rows}.items()},
         config.memory_limit or round(USABLE_SHARE * available_memory_bytes(device)),
     )
+    groups = tuple(grouping.groups(trials, config))
+    reporter.finish()
     records = tuple(
         task_record(config, encoder, task, tokenizer_hash) for task in data.tasks.values()
     )
@@ -106,7 +120,7 @@ def prepare_study(config: StudyConfig, weights: bool = True) -> PreparedStudy:
         data=data,
         task_records=records,
         trials=tuple(trials),
-        groups=tuple(grouping.groups(trials, config)),
+        groups=groups,
         grouping=grouping,
         notes=(
             *missing_weights,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from rankscope.config.loader import load_study_file
 from rankscope.config.study import StudyConfig
+from rankscope.data.task_source import check_sources
 from rankscope.progress import JsonlReporter, NullReporter, ProgressReporter
 from rankscope.records import StudyRecords
 from rankscope.store import UNITS, Ledger
@@ -38,9 +39,11 @@ class Study:
         Raises:
             UserError: the file cannot be read or used; every fault is named with its line.
         """
-        return cls(load_study_file(Path(path), overrides))
+        config = load_study_file(Path(path), overrides)
+        check_sources(config)
+        return cls(config)
 
-    def check(self) -> "PreparedStudy":
+    def check(self, reporter: ProgressReporter | None = None) -> "PreparedStudy":
         """Check model, data, tokens, labels and contamination, without loading weights.
 
         Raises:
@@ -48,9 +51,9 @@ class Study:
         """
         from rankscope.run.prepare import prepare_study
 
-        return prepare_study(self.config)
+        return prepare_study(self.config, reporter=reporter)
 
-    def plan(self) -> "Plan":
+    def plan(self, reporter: ProgressReporter | None = None) -> "Plan":
         """Trials, groups, steps, tokens, memory, disk and time, before anything runs.
 
         The model's configuration and tokenizer are enough.
@@ -58,7 +61,7 @@ class Study:
         from rankscope.run.plan import make_plan
         from rankscope.run.prepare import prepare_study
 
-        return make_plan(prepare_study(self.config, weights=False))
+        return make_plan(prepare_study(self.config, weights=False, reporter=reporter))
 
     def run(
         self,
@@ -89,9 +92,11 @@ class Study:
         prepare_process()
         out = Path(out)
         begun = time.monotonic()
-        study = prepare_study(self.config)  # before the folder: a refused study leaves nothing
+        reporter = reporter or NullReporter()
+        # Before the folder: a refused study leaves nothing.
+        study = prepare_study(self.config, reporter=reporter)
         with Ledger.open(out, write=True) as ledger, interruptible() as should_stop:
-            reporter = JsonlReporter(reporter or NullReporter(), out / "log.jsonl")
+            reporter = JsonlReporter(reporter, out / "log.jsonl")
             context = begin_run(study, ledger, reporter, should_stop)
             context.use_stored_groups()
             conductor = Conductor(context)

@@ -1,29 +1,24 @@
-"""Compare everything that a study stored with its hashes."""
+"""Compare everything that a study stored with its hashes, and the ledger with itself."""
 
+import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
+from rankscope.errors import IntegrityError, UserError
+from rankscope.records import StudyRecords
 from rankscope.store.artifacts import Artifact, ArtifactStore, Problem
 from rankscope.store.database import body_sha256, is_damaged
+from rankscope.store.items import items_path, weights_path
+from rankscope.store.loading import load_study
 
 SOUND = "a sound data base"
 
 
-def find_problems(
-    db: sqlite3.Connection,
-    store: ArtifactStore,
-    artifacts: Callable[[], tuple[Artifact, ...]],
-    *,
-    quick: bool,
-) -> list[Problem]:
-    """Differences from what was written.
-
-    ``artifacts()`` returns what the ledger names; it fails for a damaged one. ``quick`` compares
-    the sizes of artifacts instead of their hashes.
-    """
+def find_problems(db: sqlite3.Connection, store: ArtifactStore, *, quick: bool) -> list[Problem]:
+    """Differences from what was written; ``quick`` compares sizes of artifacts, not hashes."""
     problems: list[Problem] = []
     try:
-        for problem in _each_problem(db, store, artifacts, quick):
+        for problem in _each_problem(db, store, quick):
             problems.append(problem)  # one by one: those found before a damaged page count
     except sqlite3.DatabaseError as error:
         if not is_damaged(error):
@@ -32,18 +27,45 @@ def find_problems(
     return problems
 
 
-def _each_problem(
-    db: sqlite3.Connection,
-    store: ArtifactStore,
-    artifacts: Callable[[], tuple[Artifact, ...]],
-    quick: bool,
-) -> Iterator[Problem]:
+def _each_problem(db: sqlite3.Connection, store: ArtifactStore, quick: bool) -> Iterator[Problem]:
     for (message,) in db.execute("PRAGMA integrity_check"):
         if message != "ok":
             yield Problem("ledger.sqlite", SOUND, message)
+    altered = False
     for trial_id, kind, key, body, digest, settings in db.execute("SELECT * FROM records"):
         now = body_sha256(body, settings)
         if now != digest:
+            altered = True
             place = f"ledger.sqlite: {kind} record {trial_id} {key}".rstrip()
             yield Problem(place, f"sha256 {digest}", f"sha256 {now}")
-    yield from filter(None, (store.check(artifact, quick=quick) for artifact in artifacts()))
+    rows = db.execute("SELECT path, sha256, bytes FROM artifacts ORDER BY path")
+    artifacts = tuple(Artifact(*row) for row in rows)
+    yield from filter(None, (store.check(artifact, quick=quick) for artifact in artifacts))
+    if not altered:  # else the altered records cannot be read
+        yield from _contradictions(db, store, artifacts)
+
+
+def _contradictions(
+    db: sqlite3.Connection, store: ArtifactStore, artifacts: tuple[Artifact, ...]
+) -> Iterator[Problem]:
+    """What the tables of a ledger must agree on: a result has its record and its files."""
+    try:
+        study = load_study(db, store, artifacts)
+    except UserError:  # no run has stored a study yet
+        return
+    except (IntegrityError, json.JSONDecodeError) as error:
+        yield Problem("ledger.sqlite", "readable records", str(error))
+        return
+    named = {artifact.path for artifact in artifacts}
+    for path in _expected_files(study):
+        if not any(name == path or name.startswith(f"{path}/") for name in named):
+            yield Problem(path, "an artifact that the ledger names", "none")
+    for trial in study.trials:
+        if trial.status in ("trained", "done") and trial.train is None:
+            place = f"ledger.sqlite: trial {trial.spec.trial_id}"
+            yield Problem(place, f"a training record, as it is {trial.status!r}", "none")
+
+
+def _expected_files(study: StudyRecords) -> Iterator[str]:
+    yield from (weights_path(trial.spec) for trial in study.trials if trial.train is not None)
+    yield from (items_path(*key) for key in study.evals)

@@ -1,6 +1,7 @@
 """What ``inspect`` and ``shrink`` print."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from math import hypot
 from statistics import fmean as mean
 
 from rich.console import Group, RenderableType
@@ -10,7 +11,8 @@ from rich.text import Text
 from rankscope.cli.render.table import terminal_table
 from rankscope.cli.terminal import note_lines
 from rankscope.formatting import byte_size, number, terminal_text
-from rankscope.records import AdapterChange, HeadsRecord, Inspection, TunedModel
+from rankscope.models.scaling import layer_index
+from rankscope.records import AdapterChange, HeadsRecord, Inspection, MatrixChange, TunedModel
 from rankscope.tools.inspect_heads import most_moved_heads
 
 _RELATIVE = "/|W0|"
@@ -157,7 +159,7 @@ def _ablations(name: str, heads: HeadsRecord) -> Table:
 
 
 def changes_tables(changes: Sequence[AdapterChange]) -> RenderableType:
-    """What ``shrink`` changed: per adapter written, each matrix and the whole."""
+    """What ``shrink`` changed: per adapter written, a row per kind of matrix and the whole."""
     last = changes[-1].matrices
     grown = sum(1 for m in last if m.intruders and m.frobenius_after > m.frobenius_before)
     notes = [
@@ -169,18 +171,39 @@ def changes_tables(changes: Sequence[AdapterChange]) -> RenderableType:
 
 
 def _change(change: AdapterChange) -> Iterator[RenderableType]:
-    ratio, with_intruders = "|dW-dW'|/|dW|", any(m.intruders is not None for m in change.matrices)
-    rows = [
-        {
-            "matrix": m.name,
-            "rank": f"{m.rank_before} to {m.rank_after}",
-            "|dW|": m.frobenius_before,
-            "|dW'|": m.frobenius_after,
-            "change": m.error / m.frobenius_before if m.frobenius_before else 0.0,
-            **({"intruders": m.intruders} if with_intruders else {}),
-        }
-        for m in change.matrices
-    ]
-    yield terminal_table(rows, f"{change.action}; change is {ratio}", right=("rank",))
+    kinds: dict[str, list[MatrixChange]] = {}
+    for matrix in change.matrices:
+        kinds.setdefault(matrix.name.rpartition(".")[2], []).append(matrix)
+    ratio = "|dW-dW'|/|dW|"
+    rows = [_kind_row(kind, matrices) for kind, matrices in kinds.items()]
+    yield terminal_table(rows, f"{change.action}; change is {ratio}", right=("rank", "most in"))
     share = change.error / change.frobenius if change.frobenius else 0.0
-    yield Text(terminal_text(f"in all {ratio} = {share:.3g}; written to {change.out}") + "\n")
+    whole = f"in all {len(change.matrices)} matrices {ratio} = {share:.3g}"
+    yield Text(terminal_text(f"{whole}; written to {change.out}") + "\n")
+
+
+def _kind_row(kind: str, matrices: Sequence[MatrixChange]) -> dict[str, object]:
+    """The matrices of one kind, over all layers; norms are of all of them together."""
+    before, after, error = (
+        hypot(*(getattr(matrix, name) for matrix in matrices))
+        for name in ("frobenius_before", "frobenius_after", "error")
+    )
+    worst = max(matrices, key=lambda m: m.error / m.frobenius_before if m.frobenius_before else 0.0)
+    intruders = [m.intruders for m in matrices if m.intruders is not None]
+    layer = layer_index(worst.name)
+    return {
+        "matrices": kind,
+        "layers": len(matrices),
+        "rank": f"{_span(m.rank_before for m in matrices)} to "
+        f"{_span(m.rank_after for m in matrices)}",
+        "|dW|": before,
+        "|dW'|": after,
+        "change": error / before if before else 0.0,
+        "most in": "-" if layer is None else f"layer {layer}",
+        **({"intruders": sum(intruders)} if intruders else {}),
+    }
+
+
+def _span(ranks: Iterable[int]) -> str:
+    known = set(ranks)
+    return str(*known) if len(known) == 1 else f"{min(known)}-{max(known)}"

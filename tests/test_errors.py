@@ -1,0 +1,62 @@
+"""Messages of errors, and their parts for --json."""
+
+import pytest
+
+from rankscope.errors import IntegrityError, UserError
+
+
+def parts(message: str) -> tuple[object, ...]:
+    described = UserError(message).description()
+    return tuple(described[name] for name in ("where", "found", "expected", "do"))
+
+
+def test_a_message_is_made_of_its_parts() -> None:
+    error = IntegrityError(where="a/b", found="5 bytes", expected="7 bytes", do="restore it")
+    assert str(error) == "a/b: found 5 bytes, expected 7 bytes; restore it"
+    assert error.description() == {
+        "kind": "IntegrityError",
+        "message": str(error),
+        "where": "a/b",
+        "found": "5 bytes",
+        "expected": "7 bytes",
+        "do": "restore it",
+        "exit_code": 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            "x.jsno: found suffix '.jsno', expected .jsonl, .parquet; convert the file",
+            ("x.jsno", "suffix '.jsno'", ".jsonl, .parquet", "convert the file"),
+        ),
+        (
+            "study.yaml:12: arms.0.rnak: unknown key; did you mean 'rank'?",
+            ("study.yaml:12", None, None, "did you mean 'rank'?"),
+        ),
+        ("--rank 0: expected at least 1", ("--rank 0", None, "at least 1", None)),
+        (
+            "model 'x' cannot be fetched. Expected one of: smollm2-135m.",
+            (None, None, "one of: smollm2-135m", None),
+        ),
+        (
+            "out: a file; expected a folder, or a name that is not taken",
+            ("out", None, "a folder, or a name that is not taken", None),
+        ),
+        ("nothing of the kind", (None, None, None, None)),
+    ],
+)
+def test_parts_are_read_off_the_form_of_messages(
+    message: str, expected: tuple[str | None, ...]
+) -> None:
+    assert parts(message) == expected
+
+
+def test_long_lines_are_cut_in_their_middle() -> None:
+    error = UserError("a" * 1_000_000 + "\nb", do="shorten it")
+    first, second = str(error).split("\n")
+    assert len(first) < 1_100
+    assert first.startswith("aaa")
+    assert "(1,000,000 characters)" in first
+    assert second == "b; shorten it"
