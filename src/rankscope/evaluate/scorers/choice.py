@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rankscope.data.registry import TaskSpec
     from rankscope.evaluate.context_window import ContextWindow, EncodedSplit
     from rankscope.evaluate.likelihood import Question
-    from rankscope.evaluate.token_trees import Floats
     from rankscope.evaluate.scorers.scorer import ScoringJob
+    from rankscope.evaluate.token_trees import Floats
 
 
 class ChoiceScorer(Scorer["list[Question]"]):
