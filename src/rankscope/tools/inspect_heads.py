@@ -105,7 +105,7 @@ def analyze_base(
             )
     reporter.stage("base heads", 1)
     model = HeadModel(base, layout, batch_tokens=TOKENS_PER_PASS)
-    analysis = HeadAnalysis.of_base(model, task, ablated_on, settings.items)
+    analysis = HeadAnalysis(model, task, ablated_on, settings.items)
     reporter.finish()
     return analysis
 
