@@ -35,7 +35,6 @@ from rankscope.train.step_schedule import check_learning_rates, trial_protocol, 
 TUNER = "tuner/"  # Prefix of the names of a PEFT method's own tensors in a checkpoint
 BEST = "best/"  # Prefix of the names of the weights that early stopping would keep
 STORED_FIELDS = ("num_tokens", "num_label_tokens", "num_replay_tokens", "failure")
-"""Of a trial, as they are in a checkpoint."""
 
 
 @dataclass(slots=True)
