@@ -346,7 +346,7 @@ def test_a_task_file_of_a_mixture_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_data_set_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
-    from rankscope.data.sources import HubSource, read_hub
+    from rankscope.data.hub import HubSource, read_hub
     from rankscope.errors import UserError
 
     folder = tmp_path / "scripted"

@@ -283,9 +283,7 @@ def analyze_trial(
     svds: SvdCache,
 ) -> SpectraRecord:
     """Spectra of a trial's adapter, PEFT tuner or, in ``matrix_names``, fully fine-tuned model.
-
-    ``tuned`` is the base with the trial's weights attached, or a full trial's own model.
-    """
+    ``tuned`` is the base with the trial's weights attached, or a full trial's own model."""
     started = time.perf_counter()
     device, linears = decomposition_device(base.device), base.linears()
 

@@ -105,10 +105,8 @@ def architecture(config: PretrainedConfig) -> Architecture:
 
 
 def target_shapes(shapes: Architecture, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """(out, in) of the linear layers that ``targets`` name, by module path.
-
-    A target is the last part, or parts, of a module path, as in PEFT's ``target_modules``.
-    """
+    """(out, in) of the linear layers that ``targets`` name, by module path. A target is the last
+    part, or parts, of a module path, as in PEFT's ``target_modules``."""
     names = [name for name in shapes.linear_shapes if name != shapes.output_layer]
     wanted = matching_names(shapes.linear_shapes, targets, names)
     return {name: shape for name, shape in shapes.linear_shapes.items() if name in wanted}

@@ -79,10 +79,8 @@ def _base_score(features: PredictorFeatures, ranks: Sequence[int]) -> RankPredic
 
 
 def screened(curve: Mapping[int, float], margin: float, whole: int) -> RankPrediction:
-    """The smallest rank to which an adapter can be truncated at a loss below ``margin``.
-
-    ``curve``: rank -> validation score of the adapter of rank ``whole`` truncated to it.
-    """
+    """The smallest rank to which an adapter can be truncated at a loss below ``margin``. ``curve``:
+    rank -> validation score of the adapter of rank ``whole`` truncated to it."""
     rank = best_rank(curve, margin)
     why = f"r = {whole} scores {curve[whole]:.3f}, truncated to {rank} {curve[rank]:.3f}"
     return _named("truncation_screen", rank, why)

@@ -58,13 +58,7 @@ class TrialSpec(Record):
     @property
     def overrides(self) -> dict[str, int | float | str]:
         """The arm's own values of the training protocol, by field name."""
-        own: dict[str, int | float | str | None] = {
-            "batch_size": self.batch_size,
-            "gradient_accumulation": self.gradient_accumulation,
-            "schedule": self.schedule,
-            "warmup_fraction": self.warmup_fraction,
-            "weight_decay": self.weight_decay,
-        }
+        own = {name: getattr(self, name) for name in OVERRIDE_LABELS}
         return {name: value for name, value in own.items() if value is not None}
 
     @property
@@ -105,11 +99,8 @@ class TrialSpec(Record):
 
     @property
     def arm_label(self) -> str:
-        """Short name for tables, such as ``r=32 lr=0.0002``, without the task.
-
-        Every setting that is not the default is spelled out, so two arms of a task never share a
-        label.
-        """
+        """Short name for tables, such as ``r=32 lr=0.0002``, without the task. Every setting that
+        is not the default is spelled out, so two arms of a task never share a label."""
         if self.peft is not None:
             parts = peft_label(self.peft)
         elif self.rank is None:

@@ -68,10 +68,8 @@ def loss_terms(
 
 
 class KlDivergences(torch.autograd.Function):
-    """KL(base || tuned) at every position, one block of logits at a time.
-
-    As in ``train/loss.py``, the same pass computes the gradient, p_tuned - p_base, in their dtype.
-    """
+    """KL(base || tuned) at every position, one block of logits at a time. As in ``train/loss.py``,
+    the same pass computes the gradient, p_tuned - p_base, in their dtype."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, base_logits: Tensor) -> Tensor:
@@ -128,11 +126,8 @@ def base_logits_of(base: Base, parts: Sequence[Sequence[EncodedRow]]) -> list[Te
 
 @dataclass(slots=True)
 class EarlyStop:
-    """When a trial stops, and its best weights so far.
-
-    Only a score above all earlier ones is better: of equal scores the first counts, since its
-    weights moved least.
-    """
+    """When a trial stops, and its best weights so far. Only a score above all earlier ones is
+    better: of equal scores the first counts, since its weights moved least."""
 
     patience: int
     best_score: float = -math.inf

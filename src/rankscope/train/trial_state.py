@@ -78,11 +78,8 @@ class TrialState:
 
     @property
     def needs_row_passes(self) -> bool:
-        """Whether each row needs a forward pass of its own.
-
-        PEFT draws dropout pass by pass, and a row's mask must not depend on how many other rows fit
-        into memory beside it.
-        """
+        """Whether each row needs a forward pass of its own. PEFT draws dropout pass by pass, and a
+        row's mask must not depend on how many other rows fit into memory beside it."""
         return self.tuner is not None and self.tuner.draws
 
     def is_active(self, step: int) -> bool:

@@ -222,10 +222,8 @@ def run_harness(
 def evaluation_of(
     name: str, results: Mapping[str, Any], lm: "LmEvalModel", trial_id: str
 ) -> Evaluation:
-    """One task's record and items; the primary metric is its first metric under its first filter.
-
-    A group runs as one; its seconds and tokens are divided by items.
-    """
+    """One task's record and items; the primary metric is its first metric under its first filter. A
+    group runs as one; its seconds and tokens are divided by items."""
     metrics, primary, filter_name = read_metrics(results["results"][name])
     samples = [s for s in results["samples"][name] if s["filter"] == filter_name]
     items = [item_of(name, primary.partition(",")[0], sample) for sample in samples]

@@ -90,10 +90,8 @@ def member_names(members: Sequence[Any]) -> list[str]:
 def check_tags(
     path: Path, allow_functions: bool, seen: frozenset[Path] = frozenset()
 ) -> list[Path]:
-    """Read a YAML file and its includes as trees of tagged nodes; construct nothing.
-
-    Returns the files read, this one first.
-    """
+    """Read a YAML file and its includes as trees of tagged nodes; construct nothing. Returns the
+    files read, this one first."""
     if path in seen:
         return []
     try:
@@ -141,10 +139,8 @@ def walk(root: Any) -> Iterator[Any]:
 
 
 def check_configs(path: Path, allow_functions: bool) -> None:
-    """Refuse a task that fetches code, or runs what a model writes.
-
-    A group's file may contain its members, so every mapping of the file is checked.
-    """
+    """Refuse a task that fetches code, or runs what a model writes. A group's file may contain its
+    members, so every mapping of the file is checked."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     where = f"task file {path}"

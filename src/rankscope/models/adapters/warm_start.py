@@ -34,10 +34,8 @@ class WarmStart:
 def resolve_warm_starts(
     config: StudyConfig, shapes: Architecture
 ) -> tuple[StudyConfig, Mapping[str, WarmStart]]:
-    """Fill method, rank, alpha and targets of arms with ``init_from`` from their adapters.
-
-    Returns the filled configuration, and the adapters by folder as the study names it.
-    """
+    """Fill method, rank, alpha and targets of arms with ``init_from`` from their adapters. Returns
+    the filled configuration, and the adapters by folder as the study names it."""
     warm_starts: dict[str, WarmStart] = {}
     arms = []
     for index, arm in enumerate(config.arms):

@@ -74,10 +74,8 @@ class PeftTuner:
 
     @classmethod
     def load(cls, base: PreTrainedModel, folder: Path, record: ModelRecord) -> "PeftTuner":
-        """Inject a stored method into a frozen base, for scoring.
-
-        Raises UserError for one of another base, IntegrityError for damaged files.
-        """
+        """Inject a stored method into a frozen base, for scoring. Raises UserError for one of
+        another base, IntegrityError for damaged files."""
         _, metadata = read_weights(folder / WEIGHTS)
         check_same_base(folder, metadata.get(BASE_HASH), record.sha256)
         tuner = cls(base)
