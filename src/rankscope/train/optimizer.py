@@ -21,16 +21,13 @@ def new_optimizer(
     ``adamw8bit`` keeps the moments of all but small parameters in 8 bits, with a scale for every
     256 of them (Dettmers et al., 2110.02861): a quarter of the optimizer's memory.
     """
+    options: Any = {"lr": 0.0, "weight_decay": weight_decay, "betas": (0.9, 0.999), "eps": 1e-8}
     if kind == "adamw8bit":
         require_bitsandbytes("optimizer: adamw8bit")
         package: Any = importlib.import_module("bitsandbytes.optim")
-        eight_bit: torch.optim.Optimizer = package.AdamW8bit(
-            parameters, lr=0.0, weight_decay=weight_decay, betas=(0.9, 0.999), eps=1e-8
-        )
+        eight_bit: torch.optim.Optimizer = package.AdamW8bit(parameters, **options)
         return eight_bit
-    return torch.optim.AdamW(
-        parameters, lr=0.0, weight_decay=weight_decay, betas=(0.9, 0.999), eps=1e-8, fused=True
-    )
+    return torch.optim.AdamW(parameters, **options, fused=True)
 
 
 RATIO = "lr_ratio"  # Key of a parameter group: its learning rate over the trial's
